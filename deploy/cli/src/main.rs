@@ -1,0 +1,86 @@
+//! `tidegate`: the operator's command line.
+//!
+//! Each verb is a file. A verb that changes a connection commits to Postgres, writes the directory, and returns when
+//! every ingest has applied it: what it says is in force when it says so.
+
+use clap::{Parser, Subcommand};
+use shared::{
+    config::{self, Nats, Postgres},
+    secrets::KeyRing,
+    store::{Rings, Store},
+};
+use std::process::ExitCode;
+
+mod claims;
+mod connections;
+mod dead;
+mod migrate;
+
+/// Operates Tidegate: migrate, provision, look, repair.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Bring Postgres's schema and NATS's stream and buckets to this release's. Safe to run again.
+    Migrate(migrate::Migrate),
+    /// Link claims.
+    #[command(subcommand)]
+    Claims(claims::Claims),
+    /// Connections.
+    #[command(subcommand)]
+    Connections(connections::Connections),
+    /// Webhooks that were given up on.
+    #[command(subcommand)]
+    Dead(dead::Dead),
+}
+
+/// Where Postgres is, and the keys to what rests in it.
+#[derive(Debug, clap::Args)]
+struct StoreSettings {
+    /// Where Postgres is.
+    #[command(flatten)]
+    postgres: Postgres,
+    /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>.
+    #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    signing_keys: KeyRing,
+    /// Key ring that opens tokens and agents' secrets, in the same form.
+    #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    token_keys: KeyRing,
+}
+
+impl StoreSettings {
+    fn open(&self) -> anyhow::Result<Store> {
+        let rings = Rings { signing: self.signing_keys.clone(), tokens: self.token_keys.clone() };
+        Ok(Store::new(&self.postgres, rings)?)
+    }
+}
+
+async fn jetstream(nats: &Nats) -> anyhow::Result<async_nats::jetstream::Context> {
+    Ok(config::jetstream(nats.connect("operator").await?))
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli: Cli = match config::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let done = match cli.verb {
+        Verb::Migrate(verb) => verb.run().await,
+        Verb::Claims(verb) => verb.run().await,
+        Verb::Connections(verb) => verb.run().await,
+        Verb::Dead(verb) => verb.run().await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

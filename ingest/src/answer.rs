@@ -1,0 +1,148 @@
+//! What Slack is told: one table, in which status, body, log level and label stand together.
+//!
+//! In: a [`Verdict`], how a webhook's way through ingest ended. Out: an [`Answer`]. A new verdict does not compile
+//! until somebody decides all four. The reasons are Slack's: an event that got no 2xx is sent again; a command
+//! never is, so its user is told; above 95 % non-2xx an app is switched off for all its workspaces, so on the
+//! shared route nothing that we could not help is anything but 200.
+
+use crate::{directory::Away, publish::NotStored, publish::Stored, verify::Rejected};
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use shared::types::Kind;
+use tracing::Level;
+
+/// How a webhook's way through ingest ended.
+#[derive(Debug)]
+pub enum Verdict {
+    /// JetStream holds it.
+    Stored(Kind, Stored),
+    /// `url_verification`, verified: the challenge goes back.
+    Challenge(String),
+    /// `ssl_check=1`: nothing else was read.
+    SslCheck,
+    /// Not Slack's, or not of our day.
+    Unverified(Rejected),
+    /// The path names no connection.
+    UnknownConnection,
+    /// Verified, but the connection was switched off.
+    Stopped,
+    /// Verified, but the shared route knows no live connection for it.
+    Unrouted(Kind),
+    /// The shared route has no secrets here.
+    SharedRouteClosed,
+    /// Nobody could say whether there is such a connection.
+    DirectoryAway(Away),
+    /// JetStream did not confirm it in time.
+    NotStored(Kind, NotStored),
+    /// Larger than a webhook may be.
+    TooLarge,
+    /// Neither JSON nor a form.
+    MediaType,
+    /// Slack names the length; a body without one is not Slack's.
+    TransferEncoding,
+    /// The body did not come in time.
+    Slow,
+    /// The body broke off.
+    Broken,
+    /// As many webhooks as we can carry are in flight.
+    Overloaded,
+}
+
+/// What goes back, and what is said of it here.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What Slack gets to read.
+    pub say: Say,
+    /// How loudly it is logged.
+    pub level: Level,
+    /// The word for logs and metrics.
+    pub label: &'static str,
+}
+
+/// The body of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Nothing: a body would be shown to the user of a command.
+    Nothing,
+    /// One word of plain text.
+    Text(String),
+    /// JSON: a message only the user sees, or empty options.
+    Json(&'static str),
+    /// Nothing, and please don't send it again.
+    NoRetry,
+    /// Nothing, and please send it again later.
+    RetryLater,
+}
+
+const NOT_TAKEN: &str = r#"{"response_type":"ephemeral","text":"Sorry, this was not taken. Please try again in a moment."}"#;
+const NOT_CONNECTED: &str =
+    r#"{"response_type":"ephemeral","text":"This app is not connected here."}"#;
+const NO_OPTIONS: &str = r#"{"options":[]}"#;
+
+/// The table.
+pub fn answer(verdict: &Verdict) -> Answer {
+    use Say::{Json, NoRetry, Nothing, RetryLater, Text};
+    let (status, say, level, label) = match verdict {
+        Verdict::Stored(Kind::Options, _) => (200, Json(NO_OPTIONS), Level::INFO, "accepted"),
+        Verdict::Stored(_, stored) if stored.is_duplicate() => {
+            (200, Nothing, Level::INFO, "duplicate")
+        }
+        Verdict::Stored(..) => (200, Nothing, Level::INFO, "accepted"),
+        Verdict::Challenge(challenge) => (200, Text(challenge.clone()), Level::INFO, "challenge"),
+        Verdict::SslCheck => (200, Nothing, Level::INFO, "ssl_check"),
+        // One body for all causes: nothing can be learnt from it.
+        Verdict::Unverified(Rejected::BadSignature) => (401, Nothing, Level::WARN, "bad_signature"),
+        Verdict::Unverified(Rejected::NoSignature) => (401, Nothing, Level::WARN, "no_signature"),
+        Verdict::Unverified(Rejected::NoTimestamp) => (401, Nothing, Level::WARN, "no_timestamp"),
+        Verdict::Unverified(Rejected::Stale { .. }) => (401, Nothing, Level::WARN, "stale"),
+        Verdict::UnknownConnection => (404, Nothing, Level::INFO, "unknown_connection"),
+        Verdict::Stopped => (404, NoRetry, Level::INFO, "stopped"),
+        Verdict::Unrouted(Kind::Command) => (200, Json(NOT_CONNECTED), Level::INFO, "unrouted"),
+        Verdict::Unrouted(Kind::Options) => (200, Json(NO_OPTIONS), Level::INFO, "unrouted"),
+        Verdict::Unrouted(_) => (200, Nothing, Level::INFO, "unrouted"),
+        Verdict::SharedRouteClosed => (404, Nothing, Level::WARN, "shared_route_closed"),
+        Verdict::DirectoryAway(Away) => (503, RetryLater, Level::ERROR, "directory_away"),
+        Verdict::NotStored(Kind::Command, _) => (200, Json(NOT_TAKEN), Level::ERROR, "unavailable"),
+        Verdict::NotStored(Kind::Options, _) => {
+            (200, Json(NO_OPTIONS), Level::ERROR, "unavailable")
+        }
+        Verdict::NotStored(..) => (503, RetryLater, Level::ERROR, "unavailable"),
+        Verdict::TooLarge => (413, Nothing, Level::WARN, "too_large"),
+        Verdict::MediaType => (415, Nothing, Level::WARN, "media_type"),
+        Verdict::TransferEncoding => (400, Nothing, Level::WARN, "transfer_encoding"),
+        Verdict::Slow => (408, Nothing, Level::WARN, "slow"),
+        Verdict::Broken => (400, Nothing, Level::INFO, "broken"),
+        Verdict::Overloaded => (503, RetryLater, Level::ERROR, "overloaded"),
+    };
+    let status = StatusCode::from_u16(status).expect("the table holds statuses only");
+    Answer { status, say, level, label }
+}
+
+impl Answer {
+    /// As HTTP.
+    pub fn into_response(self) -> Response<Body> {
+        let (body, name, value) = match self.say {
+            Say::Nothing => (Body::empty(), None, ""),
+            Say::Text(text) => (Body::from(text), Some(header::CONTENT_TYPE), "text/plain"),
+            Say::Json(json) => (Body::from(json), Some(header::CONTENT_TYPE), "application/json"),
+            Say::NoRetry => {
+                (Body::empty(), Some(header::HeaderName::from_static("x-slack-no-retry")), "1")
+            }
+            Say::RetryLater => (Body::empty(), Some(header::RETRY_AFTER), "1"),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        if let Some(name) = name {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        // The body broke off, or was not read to its end: what is left of it is no next request.
+        if matches!(self.status.as_u16(), 400 | 408 | 413) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

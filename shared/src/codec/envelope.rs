@@ -1,0 +1,331 @@
+//! How a webhook rests in the stream: headers that say what it is, and as the body the exact bytes Slack
+//! signed. Bytes and signature travel together, so a worker can verify again and a replay is the real thing.
+//!
+//! In and out: [`Envelope`] ↔ NATS headers and payload. Written by ingest, read by workers, the command
+//! line and the tests. A value that came from Slack enters a header only as a hash or as a checked word:
+//! async-nats panics on a line break in a header value.
+//!
+//! `Tidegate-Schema` counts what a reader has to understand. A number newer than ours is
+//! [`NotDecoded::Newer`]: the reader waits for a newer release of itself. All else that is wrong is
+//! [`NotDecoded::Undecodable`], and dead.
+
+use super::slack::Media;
+use crate::{
+    partition::{Lane, Partition},
+    stream,
+    types::{ConnectionId, Kind},
+};
+use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use std::fmt;
+
+/// The layout this release writes, and the newest it reads.
+pub const SCHEMA: u16 = 1;
+
+/// Largest body taken, in bytes: 1 MiB. Slack documents no maximum; its own are far smaller.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Room for headers beside the largest body: NATS `max_payload` and the stream's `max_msg_size` are this
+/// much above it.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+const MSG_ID: &str = "Nats-Msg-Id";
+const TIDEGATE_SCHEMA: &str = "Tidegate-Schema";
+const KIND: &str = "Tidegate-Kind";
+const LANE: &str = "Tidegate-Lane";
+const RECEIVED_AT: &str = "Tidegate-Received-At";
+const CONTENT_TYPE: &str = "Tidegate-Content-Type";
+const REPLY_TO: &str = "Tidegate-Reply-To";
+const REPLY_BY: &str = "Tidegate-Reply-By";
+const SIGNATURE: &str = "X-Slack-Signature";
+const TIMESTAMP: &str = "X-Slack-Request-Timestamp";
+const RETRY_NUM: &str = "X-Slack-Retry-Num";
+const RETRY_REASON: &str = "X-Slack-Retry-Reason";
+const TRACEPARENT: &str = "traceparent";
+
+/// One stored webhook.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// Whose it is.
+    pub connection: ConnectionId,
+    /// Its slice of the stream.
+    pub partition: Partition,
+    /// What sort it is.
+    pub kind: Kind,
+    /// Which queue keeps it in order.
+    pub lane: Lane,
+    /// What makes a second copy of it a duplicate.
+    pub dedupe: DedupeKey,
+    /// When ingest had read it, in milliseconds since 1970.
+    pub received_at_ms: u64,
+    /// How to read the body.
+    pub media: Media,
+    /// Slack's signature, as sent.
+    pub signature: Word,
+    /// The second at which Slack signed, as sent.
+    pub timestamp: Word,
+    /// Set when Slack says that this is not its first try.
+    pub retry: Option<Retry>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<Word>,
+    /// Set when Slack wants the answer in the HTTP response.
+    pub reply: Option<ReplyWindow>,
+    /// The exact bytes Slack signed.
+    pub body: Bytes,
+}
+
+/// `X-Slack-Retry-*`. Kept for people; never used to drop anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// 1 to 3, or more with delayed events.
+    pub number: u16,
+    /// Slack's word for why.
+    pub reason: Option<Word>,
+}
+
+/// Where and until when an answer can still go into the HTTP response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyWindow {
+    /// The NATS subject on which ingest listens.
+    pub to: Word,
+    /// Milliseconds since 1970 after which nobody listens.
+    pub by_ms: u64,
+}
+
+/// A word that is safe in a header: 1 to 200 printable ASCII characters without spaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word(String);
+
+impl Word {
+    /// Takes a text when it is safe.
+    pub fn new(text: impl Into<String>) -> Option<Self> {
+        let text = text.into();
+        let safe = (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        safe.then_some(Self(text))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What makes two webhooks one: the connection, and what Slack repeats when it repeats itself.
+///
+/// It is the `Nats-Msg-Id` (JetStream drops a copy within 30 min) and the key of a row in `seen` (the
+/// long memory, 48 h).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DedupeKey(String);
+
+impl DedupeKey {
+    /// From the parts that Slack repeats. `sort` keeps the ways of making a key apart.
+    pub fn new(connection: ConnectionId, sort: &'static str, parts: &[&[u8]]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let hash: [u8; 32] = hash.finalize().into();
+        let hash = u128::from_be_bytes(*hash.first_chunk().expect("SHA-256 has 32 bytes"));
+        Self(format!("{connection}:{sort}:{hash:032x}"))
+    }
+
+    /// From Slack's own id of an event, kept legible when it is a plain word.
+    pub fn event(connection: ConnectionId, event_id: &str) -> Self {
+        let plain = (1..=64).contains(&event_id.len())
+            && event_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if plain {
+            Self(format!("{connection}:event:{event_id}"))
+        } else {
+            Self::new(connection, "event-hash", &[event_id.as_bytes()])
+        }
+    }
+
+    /// From a column or header.
+    pub fn stored(text: String) -> Self {
+        Self(text)
+    }
+
+    /// As stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DedupeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for DedupeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a stored message is no envelope for us.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotDecoded {
+    /// Written by a newer release: hold the partition, a newer worker takes it.
+    #[error("the envelope has schema {0}, newer than {SCHEMA}, the newest this release reads")]
+    Newer(u16),
+    /// Not ours, or damaged: dead, with this reason.
+    #[error("undecodable envelope: {0}")]
+    Undecodable(&'static str),
+}
+
+impl Envelope {
+    /// The subject it is published to.
+    pub fn subject(&self) -> String {
+        stream::subject(self.partition, self.connection)
+    }
+
+    /// The headers; the payload is the body as it is.
+    pub fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(MSG_ID, self.dedupe.as_str());
+        headers.insert(TIDEGATE_SCHEMA, HeaderValue::from(u64::from(SCHEMA)));
+        headers.insert(KIND, self.kind.as_str());
+        headers.insert(LANE, self.lane.to_string());
+        headers.insert(RECEIVED_AT, HeaderValue::from(self.received_at_ms));
+        headers.insert(CONTENT_TYPE, self.media.as_str());
+        headers.insert(SIGNATURE, self.signature.as_str());
+        headers.insert(TIMESTAMP, self.timestamp.as_str());
+        if let Some(retry) = &self.retry {
+            headers.insert(RETRY_NUM, HeaderValue::from(u64::from(retry.number)));
+            if let Some(reason) = &retry.reason {
+                headers.insert(RETRY_REASON, reason.as_str());
+            }
+        }
+        if let Some(traceparent) = &self.traceparent {
+            headers.insert(TRACEPARENT, traceparent.as_str());
+        }
+        if let Some(reply) = &self.reply {
+            headers.insert(REPLY_TO, reply.to.as_str());
+            headers.insert(REPLY_BY, HeaderValue::from(reply.by_ms));
+        }
+        headers
+    }
+
+    /// Reads a message of the stream.
+    pub fn decode(
+        subject: &str,
+        headers: Option<&HeaderMap>,
+        body: Bytes,
+    ) -> Result<Self, NotDecoded> {
+        use NotDecoded::{Newer, Undecodable};
+        let headers = headers.ok_or(Undecodable("it has no headers"))?;
+        let text = |name| headers.get(name).map(|value| value.as_str());
+        let schema: u16 = number(text(TIDEGATE_SCHEMA)).ok_or(Undecodable("it names no schema"))?;
+        if schema > SCHEMA {
+            return Err(Newer(schema));
+        }
+        let (partition, connection) =
+            stream::parse_subject(subject).ok_or(Undecodable("its subject is not ours"))?;
+        let word = |name| text(name).and_then(Word::new);
+        Ok(Self {
+            connection,
+            partition,
+            kind: parsed(text(KIND)).ok_or(Undecodable("its kind is not one of ours"))?,
+            lane: parsed(text(LANE)).ok_or(Undecodable("it names no lane"))?,
+            dedupe: word(MSG_ID)
+                .map(|word| DedupeKey(word.0))
+                .filter(|key| key.0.starts_with(&connection.to_string()))
+                .ok_or(Undecodable("its dedupe key is not its connection's"))?,
+            received_at_ms: number(text(RECEIVED_AT)).ok_or(Undecodable("it has no time"))?,
+            media: text(CONTENT_TYPE)
+                .and_then(Media::from_content_type)
+                .ok_or(Undecodable("its media type is not one of Slack's"))?,
+            signature: word(SIGNATURE).ok_or(Undecodable("it has no signature"))?,
+            timestamp: word(TIMESTAMP).ok_or(Undecodable("it has no signature timestamp"))?,
+            retry: number(text(RETRY_NUM))
+                .map(|number| Retry { number, reason: word(RETRY_REASON) }),
+            traceparent: word(TRACEPARENT),
+            reply: word(REPLY_TO)
+                .zip(number(text(REPLY_BY)))
+                .map(|(to, by_ms)| ReplyWindow { to, by_ms }),
+            body,
+        })
+    }
+}
+
+fn parsed<T: std::str::FromStr>(text: Option<&str>) -> Option<T> {
+    text?.parse().ok()
+}
+
+/// Digits only: `u64::from_str` would take a leading `+`.
+fn number<T: std::str::FromStr>(text: Option<&str>) -> Option<T> {
+    text.filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::Conversation;
+
+    fn envelope() -> Envelope {
+        let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
+        Envelope {
+            connection,
+            partition: Partition::of(connection, Some("C1")),
+            kind: Kind::Event,
+            lane: Lane::of(connection, Conversation::Thread("C1", "1.1")),
+            dedupe: DedupeKey::event(connection, "Ev1"),
+            received_at_ms: 1_700_000_000_123,
+            media: Media::Json,
+            signature: Word::new("v0=00").expect("a word"),
+            timestamp: Word::new("1700000000").expect("a word"),
+            retry: Some(Retry { number: 2, reason: Word::new("http_timeout") }),
+            traceparent: Word::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            reply: Word::new("slack.reply.i1.7").map(|to| ReplyWindow { to, by_ms: 5 }),
+            body: Bytes::from_static(b"{\"type\":\"event_callback\"}\xff"),
+        }
+    }
+
+    #[test]
+    fn an_envelope_comes_back_as_it_went() {
+        let sent = envelope();
+        let back = Envelope::decode(&sent.subject(), Some(&sent.headers()), sent.body.clone());
+        assert_eq!(format!("{:?}", back.expect("decodes")), format!("{sent:?}"));
+    }
+
+    #[test]
+    fn a_newer_schema_is_held_and_anything_else_wrong_is_undecodable() {
+        let sent = envelope();
+        let decode = |subject: &str, headers: &HeaderMap| {
+            Envelope::decode(subject, Some(headers), sent.body.clone()).expect_err("wrong")
+        };
+        let mut newer = sent.headers();
+        newer.insert(TIDEGATE_SCHEMA, HeaderValue::from(SCHEMA + 1));
+        newer.insert(KIND, "what a newer release calls it");
+        assert_eq!(decode(&sent.subject(), &newer), NotDecoded::Newer(SCHEMA + 1));
+        for (name, value) in [
+            (TIDEGATE_SCHEMA, "+1"),
+            (KIND, "surprise"),
+            (LANE, "7"),
+            (RECEIVED_AT, "-1"),
+            (CONTENT_TYPE, "text/html"),
+            (MSG_ID, "another:event:Ev1"),
+        ] {
+            let mut headers = sent.headers();
+            headers.insert(name, value);
+            let error = decode(&sent.subject(), &headers);
+            assert!(matches!(error, NotDecoded::Undecodable(_)), "{name}: {error}");
+        }
+        for subject in
+            ["slack.in.64.00", "slack.in.1", "other.in.1.2", &format!("{}.x", sent.subject())]
+        {
+            assert!(matches!(decode(subject, &sent.headers()), NotDecoded::Undecodable(_)));
+        }
+    }
+
+    #[test]
+    fn parts_of_a_dedupe_key_can_not_run_into_each_other() {
+        let id = envelope().connection;
+        let key = |parts: &[&[u8]]| DedupeKey::new(id, "trigger", parts);
+        assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));
+        assert!(DedupeKey::event(id, "Ev\r\n1").as_str().contains(":event-hash:"));
+    }
+}

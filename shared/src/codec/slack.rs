@@ -1,0 +1,359 @@
+//! What Slack sends, read tolerantly: only the fields somebody uses, every one of them loose, so that an
+//! unknown type, a new field or an odd number never makes a webhook unreadable.
+//!
+//! In: media type and the exact bytes. Out: an [`Inbound`] that borrows from them. Shapes are those of
+//! docs.slack.dev (apis/events-api, interactivity/implementing-slash-commands, reference/interaction-payloads).
+//! Two steps, because an interaction's JSON sits percent-encoded in a form field: [`Parts::split`] undoes the
+//! outer coding, [`Parts::read`] reads what is inside.
+
+use super::loose::{First, Flag, Id, Number, Object, Text};
+use serde::Deserialize;
+use std::borrow::Cow;
+
+/// The two media types Slack uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    /// `application/json`: events.
+    Json,
+    /// `application/x-www-form-urlencoded`: commands and interactions.
+    Form,
+}
+
+impl Media {
+    /// From a Content-Type header: the type counts, parameters such as `charset` don't.
+    pub fn from_content_type(header: &str) -> Option<Self> {
+        let essence = header.split(';').next().unwrap_or_default().trim();
+        [Media::Json, Media::Form].into_iter().find(|m| essence.eq_ignore_ascii_case(m.as_str()))
+    }
+
+    /// As a header value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Media::Json => "application/json",
+            Media::Form => "application/x-www-form-urlencoded",
+        }
+    }
+}
+
+/// A body with its outer coding undone.
+#[derive(Debug)]
+pub enum Parts<'a> {
+    /// `ssl_check=1`: Slack looks whether the certificate is good. Nothing else is read.
+    SslCheck,
+    /// A JSON body.
+    Json(&'a [u8]),
+    /// The JSON of an interaction, out of its form field.
+    Payload(Cow<'a, str>),
+    /// A slash command's fields.
+    Command(Box<Command<'a>>),
+    /// A form that is none of these.
+    OtherForm,
+}
+
+/// A webhook as far as anybody here reads it.
+#[derive(Debug)]
+pub enum Inbound<'a> {
+    /// Events API, `url_verification` and `app_rate_limited` included.
+    Event(Box<EventBody<'a>>),
+    /// A slash command.
+    Command(Box<Command<'a>>),
+    /// Click, shortcut, view or options load.
+    Interaction(Box<Interaction<'a>>),
+    /// Not JSON, or a form of an unknown sort.
+    NotUnderstood,
+}
+
+impl<'a> Parts<'a> {
+    /// Undoes the outer coding. Never fails: what is not understood says so.
+    pub fn split(media: Media, body: &'a [u8]) -> Self {
+        match media {
+            Media::Json => Parts::Json(body),
+            Media::Form => Self::split_form(body),
+        }
+    }
+
+    fn split_form(body: &'a [u8]) -> Self {
+        let mut payload = None;
+        let mut command = Command::default();
+        for (name, value) in form_urlencoded::parse(body) {
+            let field = match &*name {
+                "ssl_check" if value == "1" => return Parts::SslCheck,
+                "payload" => {
+                    payload = Some(value);
+                    continue;
+                }
+                "command" => &mut command.command,
+                "text" => &mut command.text,
+                "trigger_id" => &mut command.trigger_id,
+                "response_url" => &mut command.response_url,
+                "team_id" => &mut command.team_id,
+                "enterprise_id" => &mut command.enterprise_id,
+                "is_enterprise_install" => &mut command.is_enterprise_install,
+                "channel_id" => &mut command.channel_id,
+                "user_id" => &mut command.user_id,
+                "api_app_id" => &mut command.api_app_id,
+                _ => continue,
+            };
+            *field = value;
+        }
+        match payload {
+            Some(json) => Parts::Payload(json),
+            None if !command.command.is_empty() => Parts::Command(Box::new(command)),
+            None => Parts::OtherForm,
+        }
+    }
+
+    /// Reads what is inside.
+    pub fn read(&self) -> Inbound<'_> {
+        match self {
+            // A derived reader takes a list for an object; `Object` takes only an object.
+            Parts::Json(bytes) => match serde_json::from_slice(bytes) {
+                Ok(Object(Some(event))) => Inbound::Event(event),
+                _ => Inbound::NotUnderstood,
+            },
+            Parts::Payload(json) => match serde_json::from_str(json) {
+                Ok(Object(Some(interaction))) => Inbound::Interaction(interaction),
+                _ => Inbound::NotUnderstood,
+            },
+            Parts::Command(command) => Inbound::Command(command.clone()),
+            Parts::SslCheck | Parts::OtherForm => Inbound::NotUnderstood,
+        }
+    }
+}
+
+/// A slash command. Absent fields are empty.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)] // Slack's names: docs.slack.dev/interactivity/implementing-slash-commands
+pub struct Command<'a> {
+    pub command: Cow<'a, str>,
+    pub text: Cow<'a, str>,
+    pub trigger_id: Cow<'a, str>,
+    pub response_url: Cow<'a, str>,
+    pub team_id: Cow<'a, str>,
+    pub enterprise_id: Cow<'a, str>,
+    pub is_enterprise_install: Cow<'a, str>,
+    pub channel_id: Cow<'a, str>,
+    pub user_id: Cow<'a, str>,
+    pub api_app_id: Cow<'a, str>,
+}
+
+/// The outer object of the Events API.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)] // Slack's names: docs.slack.dev/apis/events-api
+pub struct EventBody<'a> {
+    #[serde(borrow, rename = "type")]
+    pub kind: Text<'a>,
+    #[serde(borrow)]
+    pub challenge: Text<'a>,
+    #[serde(borrow)]
+    pub event_id: Text<'a>,
+    #[serde(borrow)]
+    pub api_app_id: Text<'a>,
+    #[serde(borrow)]
+    pub team_id: Text<'a>,
+    #[serde(borrow)]
+    pub enterprise_id: Text<'a>,
+    #[serde(borrow)]
+    pub authorizations: First<Authorization<'a>>,
+    #[serde(borrow)]
+    pub event: Object<Event<'a>>,
+    pub minute_rate_limited: Number,
+}
+
+/// For whose installation an event was sent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Authorization<'a> {
+    #[serde(borrow)]
+    pub team_id: Text<'a>,
+    #[serde(borrow)]
+    pub enterprise_id: Text<'a>,
+    pub is_enterprise_install: Flag,
+}
+
+/// The inner event.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Event<'a> {
+    #[serde(borrow, rename = "type")]
+    pub kind: Text<'a>,
+    #[serde(borrow)]
+    pub subtype: Text<'a>,
+    #[serde(borrow)]
+    pub channel: Id<'a>,
+    #[serde(borrow)]
+    pub channel_type: Text<'a>,
+    #[serde(borrow)]
+    pub user: Id<'a>,
+    #[serde(borrow)]
+    pub bot_id: Text<'a>,
+    #[serde(borrow)]
+    pub text: Text<'a>,
+    #[serde(borrow)]
+    pub ts: Text<'a>,
+    #[serde(borrow)]
+    pub thread_ts: Text<'a>,
+    pub hidden: Flag,
+    /// Where a reaction or a pin keeps its channel and message.
+    #[serde(borrow)]
+    pub item: Object<Item<'a>>,
+    /// Where an edited or deleted message keeps its own `ts`.
+    #[serde(borrow)]
+    pub message: Object<Item<'a>>,
+    /// Where the assistant events keep their ids.
+    #[serde(borrow)]
+    pub assistant_thread: Object<AssistantThread<'a>>,
+}
+
+/// A message that an event is about.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Item<'a> {
+    #[serde(borrow)]
+    pub channel: Id<'a>,
+    #[serde(borrow)]
+    pub ts: Text<'a>,
+    #[serde(borrow)]
+    pub thread_ts: Text<'a>,
+}
+
+/// `event.assistant_thread`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct AssistantThread<'a> {
+    #[serde(borrow)]
+    pub channel_id: Text<'a>,
+    #[serde(borrow)]
+    pub thread_ts: Text<'a>,
+    #[serde(borrow)]
+    pub user_id: Text<'a>,
+}
+
+/// A click, shortcut, view or options load.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)] // Slack's names: docs.slack.dev/reference/interaction-payloads
+pub struct Interaction<'a> {
+    #[serde(borrow, rename = "type")]
+    pub kind: Text<'a>,
+    #[serde(borrow)]
+    pub trigger_id: Text<'a>,
+    #[serde(borrow)]
+    pub api_app_id: Text<'a>,
+    #[serde(borrow)]
+    pub action_ts: Text<'a>,
+    #[serde(borrow)]
+    pub response_url: Text<'a>,
+    #[serde(borrow)]
+    pub team: Object<Team<'a>>,
+    #[serde(borrow)]
+    pub enterprise: Id<'a>,
+    pub is_enterprise_install: Flag,
+    #[serde(borrow)]
+    pub user: Object<User<'a>>,
+    #[serde(borrow)]
+    pub channel: Id<'a>,
+    #[serde(borrow)]
+    pub container: Object<Container<'a>>,
+    #[serde(borrow)]
+    pub view: Object<View<'a>>,
+    #[serde(borrow)]
+    pub actions: First<Action<'a>>,
+}
+
+/// `team` of an interaction; `null` on an organisation-wide install.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Team<'a> {
+    #[serde(borrow)]
+    pub id: Text<'a>,
+    #[serde(borrow)]
+    pub enterprise_id: Text<'a>,
+}
+
+/// `user` of an interaction: who acted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct User<'a> {
+    #[serde(borrow)]
+    pub id: Text<'a>,
+    #[serde(borrow)]
+    pub team_id: Text<'a>,
+}
+
+/// `container` of a click: where the clicked thing is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Container<'a> {
+    #[serde(borrow)]
+    pub channel_id: Text<'a>,
+}
+
+/// `view` of an interaction.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct View<'a> {
+    #[serde(borrow)]
+    pub id: Text<'a>,
+    #[serde(borrow)]
+    pub root_view_id: Text<'a>,
+    #[serde(borrow)]
+    pub team_id: Text<'a>,
+    #[serde(borrow)]
+    pub app_installed_team_id: Text<'a>,
+}
+
+/// The first of `actions`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Action<'a> {
+    #[serde(borrow)]
+    pub action_ts: Text<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_media_type_counts_and_its_parameters_do_not() {
+        let of = Media::from_content_type;
+        assert_eq!(of("application/json; charset=utf-8"), Some(Media::Json));
+        assert_eq!(of("Application/X-WWW-Form-Urlencoded"), Some(Media::Form));
+        assert_eq!(of("application/jsonp"), None);
+        assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn an_ssl_check_is_nothing_else_even_beside_a_payload() {
+        let body = b"payload=%7B%7D&command=%2Flobu&ssl_check=1";
+        assert!(matches!(Parts::split(Media::Form, body), Parts::SslCheck));
+        let body = b"ssl_check=11&command=%2Flobu";
+        assert!(matches!(Parts::split(Media::Form, body), Parts::Command(_)));
+    }
+
+    #[test]
+    fn a_rate_limit_notice_with_an_odd_minute_is_still_an_event() {
+        let body = br#"{"type":"app_rate_limited","minute_rate_limited":1518467820}"#;
+        let parts = Parts::split(Media::Json, body);
+        let Inbound::Event(event) = parts.read() else { panic!("not an event") };
+        assert_eq!(event.minute_rate_limited, Number(Some(1518467820)));
+    }
+
+    #[test]
+    fn what_is_not_json_is_not_understood_and_does_not_fail() {
+        for body in [&b""[..], b"{", b"\xff", b"[1]", &[b'['; 4096]] {
+            assert!(matches!(Parts::split(Media::Json, body).read(), Inbound::NotUnderstood));
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Settings every process reads the same way.
+//!
+//! A setting is a flag and an environment variable. An unset or malformed one ends the process at start
+//! with one sentence that names it (exit code 64, EX_USAGE). Units are in the value: `3s`, `250ms`.
+
+use crate::secrets::{InvalidKeyRing, KeyRing, Secret};
+use async_nats::{ConnectOptions, Event, jetstream};
+use clap::{Parser, error::ContextKind, error::ContextValue, error::ErrorKind};
+use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode, time::Duration};
+use tracing::{info, warn};
+
+/// The exit code of a process whose settings are wrong.
+pub const EX_USAGE: u8 = 64;
+
+/// Where NATS is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Nats {
+    /// NATS servers, comma-separated, as nats://host:4222.
+    #[arg(
+        long = "nats-url",
+        env = "TIDEGATE_NATS_URL",
+        value_name = "URL",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub urls: Vec<async_nats::ServerAddr>,
+    /// File with the nkey seed that proves who we are to NATS.
+    #[arg(long = "nats-nkey-file", env = "TIDEGATE_NATS_NKEY_FILE", value_name = "FILE")]
+    pub nkey_file: Option<PathBuf>,
+}
+
+/// How long JetStream may take to answer anything but a publish.
+const API_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Nats {
+    /// Connects, and goes on trying in the background: a NATS that is away is waited for, not died of.
+    ///
+    /// `role` names the client and its inbox, so that no role can read the answers to another.
+    pub async fn connect(&self, role: &'static str) -> Result<async_nats::Client, NatsError> {
+        let mut options = ConnectOptions::new();
+        if let Some(file) = &self.nkey_file {
+            let seed = std::fs::read_to_string(file)
+                .map_err(|source| NatsError::Seed { file: file.clone(), source })?;
+            options = ConnectOptions::with_nkey(seed.trim().to_owned());
+        }
+        options
+            .name(format!("tidegate-{role}"))
+            .custom_inbox_prefix(format!("_INBOX_{role}"))
+            .connection_timeout(Duration::from_secs(2))
+            // A half-open link is noticed after two missed pings; the default of 60 s never recovered in time.
+            .ping_interval(Duration::from_secs(2))
+            .reconnect_delay_callback(|tries| Duration::from_millis((50 * tries as u64).min(500)))
+            .retry_on_initial_connect()
+            // What NATS forbids shows up as a time-out; only this says why.
+            .event_callback(|event| async move {
+                match event {
+                    Event::Connected => info!("connected to NATS"),
+                    Event::Disconnected => warn!("NATS is away"),
+                    other => warn!(event = %other, "NATS"),
+                }
+            })
+            .connect(&self.urls[..])
+            .await
+            .map_err(NatsError::Connect)
+    }
+}
+
+/// Why there is no NATS client.
+#[derive(Debug, thiserror::Error)]
+pub enum NatsError {
+    /// The nkey file can't be read.
+    #[error("TIDEGATE_NATS_NKEY_FILE: {} can't be read", file.display())]
+    Seed {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Refused, not merely away.
+    #[error("NATS refused the connection")]
+    Connect(#[source] async_nats::ConnectError),
+}
+
+/// JetStream with time-outs that fit a three-second deadline.
+pub fn jetstream(client: async_nats::Client) -> jetstream::Context {
+    jetstream::context::ContextBuilder::new()
+        .timeout(API_TIMEOUT)
+        .ack_timeout(Duration::from_secs(1))
+        .max_ack_inflight(20_000)
+        .build(client)
+}
+
+/// Where Postgres is.
+#[derive(Clone, clap::Args)]
+pub struct Postgres {
+    /// Postgres, as postgres://user:password@host/database.
+    #[arg(
+        long = "postgres-url",
+        env = "TIDEGATE_POSTGRES_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub url: String,
+    /// Connections to Postgres at most.
+    #[arg(
+        long = "postgres-connections",
+        env = "TIDEGATE_POSTGRES_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 16
+    )]
+    pub connections: u32,
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Postgres {{ url: …, connections: {} }}", self.connections)
+    }
+}
+
+/// How the process tells what it does.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Telemetry {
+    /// What is logged, as in `info` or `warn,worker=debug`.
+    #[arg(long = "log", env = "TIDEGATE_LOG", value_name = "FILTER", default_value = "info")]
+    pub filter: String,
+    /// JSON lines instead of text.
+    #[arg(long = "log-json", env = "TIDEGATE_LOG_JSON", value_name = "BOOL", default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
+    pub json: bool,
+}
+
+/// A secret setting: the text itself, or `file:<path>` for the content of a file.
+fn secret_text(setting: &str) -> Result<String, String> {
+    match setting.strip_prefix("file:") {
+        None => Ok(setting.to_owned()),
+        Some(path) => std::fs::read_to_string(path)
+            .map(|text| text.trim_end().to_owned())
+            .map_err(|error| format!("the file it names can't be read: {error}")),
+    }
+}
+
+/// A key ring: `k2:<base64>,k1:<base64>`, or `file:<path>`.
+pub fn key_ring(setting: &str) -> Result<KeyRing, String> {
+    secret_text(setting)?.parse().map_err(|error: InvalidKeyRing| error.to_string())
+}
+
+/// A secret: its text, or `file:<path>`.
+pub fn secret(setting: &str) -> Result<Secret, String> {
+    Secret::new(secret_text(setting)?).map_err(|error| error.to_string())
+}
+
+/// A duration with its unit: `3s`, `250ms`, `1m 30s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "say a number with its unit, as in 3s or 250ms".into())
+}
+
+/// Reads the settings, or says in one sentence which is wrong and ends with [`EX_USAGE`].
+pub fn parse<C: Parser>() -> Result<C, ExitCode> {
+    parse_from(std::env::args_os()).map_err(|stop| match stop {
+        Stop::Help(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Stop::Wrong(sentence) => {
+            eprintln!("{sentence}");
+            ExitCode::from(EX_USAGE)
+        }
+    })
+}
+
+/// Why [`parse_from`] gave no settings.
+#[derive(Debug)]
+pub enum Stop {
+    /// Help or version was asked for.
+    Help(clap::builder::StyledStr),
+    /// A setting is wrong; the sentence names it.
+    Wrong(String),
+}
+
+/// [`parse`] over given arguments.
+pub fn parse_from<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, Stop> {
+    C::try_parse_from(args).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Help(error.render()),
+        _ => Stop::Wrong(sentence(&C::command(), &error)),
+    })
+}
+
+fn sentence(command: &clap::Command, error: &clap::Error) -> String {
+    let context = |kind| error.get(kind).map(ContextValue::to_string).unwrap_or_default();
+    // clap says "--flag <VALUE>"; operators know the environment variable.
+    let named = |arg: &str| {
+        let flag = arg.split_whitespace().next().unwrap_or(arg).trim_start_matches('-').to_owned();
+        let found = command.get_arguments().find(|a| a.get_long() == Some(flag.as_str()));
+        let variable = found.and_then(|a| a.get_env()).map(|v| v.to_string_lossy().into_owned());
+        let help = found.and_then(|a| a.get_help()).map(ToString::to_string).unwrap_or_default();
+        (variable.unwrap_or_else(|| format!("--{flag}")), help)
+    };
+    match error.kind() {
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(args)) => args.first().cloned().unwrap_or_default(),
+                other => other.map(ToString::to_string).unwrap_or_default(),
+            };
+            let (setting, help) = named(&missing);
+            format!("{setting} is not set: {help}")
+        }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let (setting, help) = named(&context(ContextKind::InvalidArg));
+            // The value itself is left out: it may be a secret.
+            let why =
+                std::error::Error::source(error).map(|e| format!(" ({e})")).unwrap_or_default();
+            format!("{setting} is malformed{why}: {help}")
+        }
+        _ => {
+            let text = error.to_string();
+            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Probe {
+        #[command(flatten)]
+        nats: Nats,
+        /// How long a lease lives.
+        #[arg(long, env = "PROBE_TTL", default_value = "3s", value_parser = duration)]
+        ttl: Duration,
+    }
+
+    fn wrong(args: &[&str]) -> String {
+        match parse_from::<Probe>(args.iter().map(OsString::from)) {
+            Err(Stop::Wrong(sentence)) => sentence,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value() {
+        let unset = wrong(&["probe"]);
+        assert!(unset.starts_with("TIDEGATE_NATS_URL is not set: "), "{unset}");
+        let malformed = wrong(&["probe", "--nats-url", "nats://h", "--ttl", "hunter2"]);
+        assert!(
+            malformed.starts_with("PROBE_TTL is malformed (say a number with its unit"),
+            "{malformed}"
+        );
+        assert!(!malformed.contains("hunter2"), "{malformed}");
+        for sentence in [unset, malformed, wrong(&["probe", "--surprise"])] {
+            assert_eq!(sentence.lines().count(), 1, "{sentence}");
+        }
+    }
+}

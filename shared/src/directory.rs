@@ -1,0 +1,242 @@
+//! What ingest knows of connections: a key-value bucket in NATS, projected from Postgres.
+//!
+//! In: a connection's row, as an [`Entry`]. Out: keys of the bucket `connections`, which every ingest follows.
+//! Two sorts of keys: a connection's id, and `team.<app>.<enterprise or _>.<team or _>` for the shared
+//! route. Both are written by compare-and-swap and only with a newer version, so writers may race and repeat
+//! themselves. Signing secrets lie in it sealed; tokens never do. A deleted connection leaves a tombstone, so
+//! that a late writer with an older version can't bring it back.
+//!
+//! Whoever changes a connection commits to Postgres first and projects after; a worker's sweep repairs what was
+//! missed between the two.
+
+use crate::{
+    secrets::Sealed,
+    stream::{DIRECTORY_BUCKET, INGESTS_BUCKET},
+    types::{AppId, ConnectionId, EnterpriseId, Status, TeamId},
+};
+use async_nats::jetstream::{self, kv};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The column that a signing secret is sealed for, here and in Postgres: the directory carries the row's text.
+pub const SIGNING_SECRET_COLUMN: &str = "connections.signing_secret";
+
+/// What the bucket holds under a connection's id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum Entry {
+    /// A connection.
+    Known(Known),
+    /// There was one.
+    Deleted {
+        /// Newer than every version the connection had.
+        version: i64,
+    },
+}
+
+/// A connection, as far as ingest needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// The row's version: rises with every change.
+    pub version: i64,
+    /// Where it is in its life.
+    pub status: Status,
+    /// Its Slack app.
+    pub app: AppId,
+    /// Its Enterprise organisation, if it has one.
+    pub enterprise: Option<EnterpriseId>,
+    /// Its workspace; none on an organisation-wide install or for a preview connection.
+    pub team: Option<TeamId>,
+    /// Takes what the shared route finds no other connection for.
+    pub preview_mode: bool,
+    /// Secrets that Slack may sign with, newest first; two while one is being rotated.
+    pub signing_secrets: Vec<SealedSigningSecret>,
+}
+
+/// A signing secret at rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedSigningSecret {
+    /// Sealed with the signing ring for [`SIGNING_SECRET_COLUMN`] of its connection.
+    pub sealed: Sealed,
+    /// When it stops being good, in milliseconds since 1970; never, if absent.
+    pub until_ms: Option<u64>,
+}
+
+/// What the bucket holds under a team's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeamEntry {
+    /// The version of the connection that wrote it.
+    pub version: i64,
+    /// Who gets this team's webhooks; nobody any more, if absent.
+    pub connection: Option<ConnectionId>,
+}
+
+impl Entry {
+    /// The version, of either.
+    pub fn version(&self) -> i64 {
+        match self {
+            Entry::Known(known) => known.version,
+            Entry::Deleted { version } => *version,
+        }
+    }
+}
+
+/// The key of a team on the shared route. Ids are checked, so the parts can't run into each other.
+pub fn team_key(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
+    let enterprise = enterprise.map_or("_", EnterpriseId::as_str);
+    let team = team.map_or("_", TeamId::as_str);
+    format!("team.{app}.{enterprise}.{team}")
+}
+
+/// The bucket, for those who write it.
+#[derive(Clone)]
+pub struct Directory {
+    bucket: kv::Store,
+    ingests: kv::Store,
+}
+
+/// The bucket could not be read or written, or holds what we can't read.
+#[derive(Debug, thiserror::Error)]
+#[error("directory: {what} failed")]
+pub struct DirectoryError {
+    what: &'static str,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    what: &'static str,
+) -> impl FnOnce(E) -> DirectoryError {
+    move |error| DirectoryError { what, source: error.into() }
+}
+
+/// Compare-and-swap is tried this often against other writers of the same key.
+const SWAPS_MAX: u32 = 16;
+
+impl Directory {
+    /// Opens the buckets, which `tidegate migrate` makes.
+    pub async fn open(js: &jetstream::Context) -> Result<Self, DirectoryError> {
+        let bucket = js
+            .get_key_value(DIRECTORY_BUCKET)
+            .await
+            .map_err(failed("opening bucket connections"))?;
+        let ingests =
+            js.get_key_value(INGESTS_BUCKET).await.map_err(failed("opening bucket ingests"))?;
+        Ok(Self { bucket, ingests })
+    }
+
+    /// Writes a connection's entry and its team's, unless what is there is as new. Gives the bucket's revision
+    /// at which the entry is in force.
+    pub async fn project(&self, id: ConnectionId, entry: &Entry) -> Result<u64, DirectoryError> {
+        let before: Option<Entry> = self.read(&id.to_string()).await?.map(|(entry, _)| entry);
+        let mut revision =
+            self.write(&id.to_string(), entry.version(), entry, Entry::version).await?;
+        let key =
+            |known: &Known| team_key(&known.app, known.enterprise.as_ref(), known.team.as_ref());
+        let new_key = match entry {
+            Entry::Known(known) => Some(key(known)),
+            Entry::Deleted { .. } => None,
+        };
+        let version = entry.version();
+        if let Some(key) = &new_key {
+            let routed = TeamEntry { version, connection: Some(id) };
+            revision = revision.max(self.write(key, version, &routed, |team| team.version).await?);
+        }
+        if let Some(Entry::Known(old)) = before {
+            let old_key = key(&old);
+            let ours = self.read::<TeamEntry>(&old_key).await?;
+            if Some(&old_key) != new_key.as_ref()
+                && ours.is_some_and(|(team, _)| team.connection == Some(id))
+            {
+                let nobody = TeamEntry { version, connection: None };
+                revision = revision
+                    .max(self.write(&old_key, version, &nobody, |team| team.version).await?);
+            }
+        }
+        Ok(revision)
+    }
+
+    /// Waits until every live ingest has applied `revision`, or names those that have not by the deadline.
+    pub async fn applied_everywhere(
+        &self,
+        revision: u64,
+        within: Duration,
+    ) -> Result<(), DirectoryWait> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            let behind = self.behind(revision).await?;
+            if behind.is_empty() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(DirectoryWait::Behind(behind));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn behind(&self, revision: u64) -> Result<Vec<String>, DirectoryError> {
+        use futures_util::TryStreamExt;
+        let keys = self.ingests.keys().await.map_err(failed("listing ingests"))?;
+        let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing ingests"))?;
+        let mut behind = Vec::new();
+        for key in keys {
+            let value = self.ingests.get(&key).await.map_err(failed("reading an ingest"))?;
+            let applied = value.and_then(|v| std::str::from_utf8(&v).ok()?.parse::<u64>().ok());
+            // Expired between listing and reading: gone, so not behind.
+            if applied.is_some_and(|applied| applied < revision) {
+                behind.push(key);
+            }
+        }
+        Ok(behind)
+    }
+
+    async fn read<T: for<'de> Deserialize<'de>>(
+        &self,
+        key: &str,
+    ) -> Result<Option<(T, u64)>, DirectoryError> {
+        let Some(entry) = self.bucket.entry(key).await.map_err(failed("reading a key"))? else {
+            return Ok(None);
+        };
+        let value = serde_json::from_slice(&entry.value).map_err(failed("parsing an entry"))?;
+        Ok(Some((value, entry.revision)))
+    }
+
+    async fn write<T: Serialize + for<'de> Deserialize<'de>>(
+        &self,
+        key: &str,
+        version: i64,
+        value: &T,
+        version_of: impl Fn(&T) -> i64,
+    ) -> Result<u64, DirectoryError> {
+        let bytes: bytes::Bytes =
+            serde_json::to_vec(value).map_err(failed("writing an entry"))?.into();
+        let mut last: Broken = "unreached".into();
+        for _ in 0..SWAPS_MAX {
+            let written = match self.read::<T>(key).await? {
+                Some((there, revision)) if version_of(&there) >= version => return Ok(revision),
+                Some((_, revision)) => {
+                    self.bucket.update(key, bytes.clone(), revision).await.map_err(Broken::from)
+                }
+                None => self.bucket.create(key, bytes.clone()).await.map_err(Broken::from),
+            };
+            match written {
+                Ok(revision) => return Ok(revision),
+                Err(error) => last = error,
+            }
+        }
+        Err(DirectoryError { what: "compare-and-swap", source: last })
+    }
+}
+
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+/// Not every ingest has a change yet, or nobody could say.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryWait {
+    /// These have not.
+    #[error("the change is stored, but these ingests have not applied it yet: {}", .0.join(", "))]
+    Behind(Vec<String>),
+    /// The bucket did not answer.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}

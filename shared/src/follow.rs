@@ -1,0 +1,185 @@
+//! A stream read from a sequence on, in order and without gaps, for as long as the process lives.
+//!
+//! In: stream, subjects, and the first sequence wanted. Out: messages, each once and in order, and word of
+//! having caught up. Used for a partition (worker) and for the directory (ingest).
+//!
+//! The reader is an ack-less pull consumer of our own making, numbered by attempt, so that nobody else can
+//! ever pull from it. JetStream numbers what it delivers; a number left out, a missed heartbeat, a lost
+//! consumer or any error ends it, and a new one starts at the next sequence wanted. When nothing comes for
+//! a while the consumer is asked how far it thinks it is: a delivery that got lost with nothing behind it
+//! shows only there. Not the client's ordered consumer, which stood still for 17 s after a server restart.
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+};
+use futures_util::StreamExt;
+use std::time::Duration;
+use tracing::debug;
+
+/// A server that says nothing for this long is taken for gone. Twice the heartbeat is the client's rule.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long one pull request stays open.
+const PULL_EXPIRES: Duration = Duration::from_secs(2);
+/// Messages per pull request.
+const BATCH: usize = 200;
+/// Without a message for this long, the consumer is asked how far it is.
+const IDLE: Duration = Duration::from_secs(5);
+/// The server forgets a consumer whose process is gone after this long.
+const INACTIVE: Duration = Duration::from_secs(10);
+/// Longest wait before the next try after an error.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A stream being read.
+pub struct Follow {
+    js: jetstream::Context,
+    stream: String,
+    filter: String,
+    name: String,
+    next: u64,
+    attempt: u32,
+    failures: u32,
+    open: Option<Open>,
+}
+
+struct Open {
+    messages: pull::Stream,
+    consumer: PullConsumer,
+    delivered: u64,
+    caught_up: Option<u64>,
+}
+
+/// What following brings.
+pub enum Followed {
+    /// A reader was opened; this is the stream it reads.
+    Opened(StreamState),
+    /// The next message and its sequence in the stream.
+    Message(u64, Box<jetstream::Message>),
+    /// Every message up to this sequence of the stream that is ours has been given out.
+    CaughtUp(u64),
+}
+
+/// The stream as it was when a reader was opened.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamState {
+    /// When it was made, in nanoseconds since 1970: another number is another stream.
+    pub created_ns: i128,
+    /// The oldest sequence it still holds.
+    pub first_sequence: u64,
+    /// The newest sequence it holds.
+    pub last_sequence: u64,
+}
+
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+impl Follow {
+    /// Reads `filter` of `stream` from sequence `next` on. `name` makes the consumer's name unique: say who
+    /// reads, and under which epoch.
+    pub fn new(
+        js: jetstream::Context,
+        stream: &str,
+        filter: String,
+        name: String,
+        next: u64,
+    ) -> Self {
+        let stream = stream.to_owned();
+        Self { js, stream, filter, name, next, attempt: 0, failures: 0, open: None }
+    }
+
+    /// Begins again at another sequence, when the stream is not the one that was read before.
+    pub fn restart_at(&mut self, next: u64) {
+        self.next = next;
+        self.open = None;
+    }
+
+    /// Waits for what comes next, however long the server is away. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Followed {
+        loop {
+            match self.step().await {
+                Ok(followed) => {
+                    self.failures = 0;
+                    return followed;
+                }
+                Err(error) => {
+                    debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
+                    self.open = None;
+                    let wait = Duration::from_millis(20 << self.failures.min(6)).min(BACKOFF_MAX);
+                    self.failures += 1;
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Followed, Broken> {
+        let Some(open) = &mut self.open else {
+            return self.reopen().await.map(Followed::Opened);
+        };
+        if let Some(through) = open.caught_up.take() {
+            return Ok(Followed::CaughtUp(through));
+        }
+        let Ok(next) = tokio::time::timeout(IDLE, open.messages.next()).await else {
+            return self.look_whether_idle().await;
+        };
+        let message = next.ok_or("the pull ended")??;
+        let (sequence, delivered, pending) = {
+            let info = message.info()?;
+            (info.stream_sequence, info.consumer_sequence, info.pending)
+        };
+        open.delivered += 1;
+        if delivered != open.delivered || sequence < self.next {
+            return Err(
+                format!("delivery {delivered} came where {} was due", open.delivered).into()
+            );
+        }
+        if pending == 0 {
+            open.caught_up = Some(sequence);
+        }
+        self.next = sequence + 1;
+        Ok(Followed::Message(sequence, Box::new(message)))
+    }
+
+    async fn reopen(&mut self) -> Result<StreamState, Broken> {
+        self.attempt += 1;
+        let stream = self.js.get_stream(&self.stream).await?;
+        let info = stream.cached_info();
+        let state = StreamState {
+            created_ns: info.created.unix_timestamp_nanos(),
+            first_sequence: info.state.first_sequence,
+            last_sequence: info.state.last_sequence,
+        };
+        let consumer = stream
+            .create_consumer(pull::Config {
+                name: Some(format!("{}-{}", self.name, self.attempt)),
+                filter_subject: self.filter.clone(),
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next.max(1) },
+                ack_policy: AckPolicy::None,
+                memory_storage: true,
+                num_replicas: 1,
+                inactive_threshold: INACTIVE,
+                ..pull::Config::default()
+            })
+            .await?;
+        // The stream was looked at before the consumer counted, so none left means none up to then.
+        let caught_up = (consumer.cached_info().num_pending == 0).then_some(state.last_sequence);
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(BATCH)
+            .expires(PULL_EXPIRES)
+            .heartbeat(HEARTBEAT)
+            .messages()
+            .await?;
+        self.open = Some(Open { messages, consumer, delivered: 0, caught_up });
+        Ok(state)
+    }
+
+    async fn look_whether_idle(&mut self) -> Result<Followed, Broken> {
+        let through = self.js.get_stream(&self.stream).await?.cached_info().state.last_sequence;
+        let open = self.open.as_mut().ok_or("not open")?;
+        let info = open.consumer.info().await?;
+        if info.num_pending > 0 || info.delivered.consumer_sequence != open.delivered {
+            return Err("deliveries were lost".into());
+        }
+        Ok(Followed::CaughtUp(through))
+    }
+}

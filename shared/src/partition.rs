@@ -1,0 +1,195 @@
+//! Which slice of the stream a webhook belongs to, and which lane within it.
+//!
+//! In: a connection and where in Slack the webhook happened. Out: a partition below 64 and a lane. The
+//! partition comes from connection and channel alone, so lanes may become finer or coarser later without any
+//! conversation changing its partition. The hash is written out here because order hangs on it: another
+//! release, another process or another machine must come to the same numbers.
+
+use crate::types::ConnectionId;
+use std::{fmt, str::FromStr};
+
+/// Slices of the stream. Fixed: a change moves conversations between partitions (see the runbook).
+pub const PARTITIONS: u16 = 64;
+
+/// One slice of the stream: a number below [`PARTITIONS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition(u16);
+
+impl Partition {
+    /// Where what happened in this channel goes; `None` for what happens in no channel.
+    pub fn of(connection: ConnectionId, channel: Option<&str>) -> Self {
+        let hash = Fnv::new().add(&connection.to_bytes()).add(channel.unwrap_or("_").as_bytes());
+        Self((hash.mixed() % u64::from(PARTITIONS)) as u16)
+    }
+
+    /// Its number.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..PARTITIONS).map(Self)
+    }
+}
+
+impl TryFrom<u16> for Partition {
+    type Error = NoPartition;
+    fn try_from(number: u16) -> Result<Self, NoPartition> {
+        if number < PARTITIONS { Ok(Self(number)) } else { Err(NoPartition) }
+    }
+}
+
+/// A number of [`PARTITIONS`] or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a partition is a number below 64")]
+pub struct NoPartition;
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The queue in which one conversation stays in order. 64 bits: should two conversations ever share a
+/// lane they wait for each other, nothing worse.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(u64);
+
+/// What makes two webhooks one conversation (within a connection).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conversation<'a> {
+    /// A direct message: one conversation for the whole channel.
+    DirectMessage(&'a str),
+    /// A thread: channel, and the `ts` of the parent, which is the parent's own.
+    Thread(&'a str, &'a str),
+    /// What concerns a channel as a whole: someone joined, it was renamed.
+    Channel(&'a str),
+    /// What a person waits for: commands and clicks, by channel and user.
+    Person(&'a str, &'a str),
+    /// A view: its root.
+    View(&'a str),
+    /// What happens in no channel, by what it is about: a user, the team, else nothing.
+    Elsewhere(&'a str),
+}
+
+impl Lane {
+    /// The lane of a conversation: the same on every process, after every restart.
+    pub fn of(connection: ConnectionId, conversation: Conversation<'_>) -> Self {
+        let hash = Fnv::new().add(&connection.to_bytes());
+        let hash = match conversation {
+            Conversation::DirectMessage(channel) => hash.add(b"dm\0").add(channel.as_bytes()),
+            Conversation::Thread(channel, ts) => {
+                hash.add(b"thread\0").add(channel.as_bytes()).add(b"\0").add(ts.as_bytes())
+            }
+            Conversation::Channel(channel) => hash.add(b"channel\0").add(channel.as_bytes()),
+            Conversation::Person(channel, user) => {
+                hash.add(b"person\0").add(channel.as_bytes()).add(b"\0").add(user.as_bytes())
+            }
+            Conversation::View(root) => hash.add(b"view\0").add(root.as_bytes()),
+            Conversation::Elsewhere(what) => hash.add(b"else\0").add(what.as_bytes()),
+        };
+        Self(hash.mixed())
+    }
+
+    /// As Postgres keeps it; the same bits, signed.
+    pub fn to_bits(self) -> i64 {
+        self.0 as i64
+    }
+
+    /// From a column.
+    pub fn from_bits(bits: i64) -> Self {
+        Self(bits as u64)
+    }
+}
+
+impl FromStr for Lane {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() != 16 || !text.bytes().all(lower_hex) {
+            return Err(());
+        }
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| ())
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// FNV-1a, 64 bit (draft-eastlake-fnv), with MurmurHash3's finalizer: FNV's low bits alone, which the
+/// partition is made of, depend on too little of the input.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(self, bytes: &[u8]) -> Self {
+        Self(bytes.iter().fold(self.0, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
+    }
+
+    fn mixed(self) -> u64 {
+        let mut h = self.0;
+        h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        h ^ (h >> 33)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(n: u8) -> ConnectionId {
+        format!("{n:032x}").parse().expect("an id")
+    }
+
+    /// If this fails, live traffic would change its partition and lane: order breaks at the deploy.
+    #[test]
+    fn known_conversations_keep_their_partition_and_lane() {
+        let known = [(1, "C1"), (1, "C2"), (2, "C1"), (2, "D9")].map(|(n, channel)| {
+            let lane = Lane::of(connection(n), Conversation::Thread(channel, "1700000000.000100"));
+            (Partition::of(connection(n), Some(channel)).number(), lane.to_string())
+        });
+        let expected = KNOWN.map(|(partition, lane)| (partition, lane.to_owned()));
+        assert_eq!(known, expected);
+        assert_eq!(Partition::of(connection(1), None).number(), KNOWN_WITHOUT_CHANNEL);
+    }
+    const KNOWN: [(u16, &str); 4] = [
+        (48, "3b8adb661afc7383"),
+        (26, "4c605b88a7282745"),
+        (16, "1513106d6e073962"),
+        (63, "ef12430aed66ea6e"),
+    ];
+    const KNOWN_WITHOUT_CHANNEL: u16 = 50;
+
+    #[test]
+    fn conversations_spread_evenly_over_the_partitions() {
+        let mut counts = [0_u32; PARTITIONS as usize];
+        for n in 0..64_000 {
+            let channel = format!("C{n:09}");
+            counts[usize::from(Partition::of(connection(7), Some(&channel)).number())] += 1;
+        }
+        let (least, most) = (counts.iter().min(), counts.iter().max());
+        assert!(least > Some(&850) && most < Some(&1150), "{least:?} {most:?}");
+    }
+
+    #[test]
+    fn a_lane_round_trips_through_header_and_column() {
+        let lane = Lane::of(connection(1), Conversation::View("V1"));
+        assert_eq!(lane.to_string().parse(), Ok(lane));
+        assert_eq!(Lane::from_bits(lane.to_bits()), lane);
+        assert_eq!("XYZ".parse::<Lane>(), Err(()));
+    }
+}

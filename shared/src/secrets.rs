@@ -1,0 +1,249 @@
+//! What can't print, and how it rests.
+//!
+//! In: clear secrets from an operator or a row. Out: sealed text for Postgres and the directory, and back.
+//! Sealed with XChaCha20-Poly1305 (a random nonce of 192 bits needs no counter), under a key ring: the first key seals, every
+//! key opens, so keys are rotated online. The place a secret belongs to (connection and column) is bound in
+//! as associated data: a sealed value copied to another row or column does not open there.
+//!
+//! Two rings: signing secrets (ingest and worker), tokens (worker only), so that a taken ingest holds no token.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use chacha20poly1305::{
+    KeyInit, XChaCha20Poly1305, XNonce,
+    aead::{Aead, Payload},
+};
+use secrecy::{ExposeSecret, SecretString};
+use std::{fmt, str::FromStr, sync::Arc};
+use zeroize::Zeroizing;
+
+/// A secret of any sort in clear. Prints as `Secret(…)`; wiped when dropped.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// Takes a clear text. An empty one is refused: an empty signing secret verifies forgeries.
+    pub fn new(clear: String) -> Result<Self, EmptySecret> {
+        if clear.is_empty() { Err(EmptySecret) } else { Ok(Self(clear.into())) }
+    }
+
+    /// The clear text, for the one use it has.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// A secret without content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a secret must not be empty")]
+pub struct EmptySecret;
+
+/// What a sealed value belongs to; it opens nowhere else.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The row: a connection's id, an agent's id.
+    pub owner: &'a str,
+    /// Table and column, as `connections.bot_token`.
+    pub column: &'static str,
+}
+
+/// A sealed value: `<key id>:<base64 of nonce and ciphertext>`. Safe to store, useless without the ring.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Sealed(String);
+
+impl Sealed {
+    /// As stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// From a column or an entry; opening checks it.
+    pub fn stored(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The id of the key that sealed it, for the re-wrap.
+    pub fn key_id(&self) -> &str {
+        self.0.split(':').next().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({}:…)", self.key_id())
+    }
+}
+
+/// Why a sealed value did not open. Holds nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    /// The ring lacks the key.
+    #[error("key {0:?} is not in the key ring")]
+    NoKey(String),
+    /// Not sealed by us, for another place, or damaged.
+    #[error("{0} does not open: damaged, or sealed for another row or column")]
+    Refused(&'static str),
+}
+
+/// Keys by id. The first seals; all open. Written as `k2:<base64 of 32 bytes>,k1:<…>`.
+#[derive(Clone)]
+pub struct KeyRing(Arc<[Key]>);
+
+struct Key {
+    id: String,
+    cipher: XChaCha20Poly1305,
+}
+
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|key| &key.id)).finish()
+    }
+}
+
+/// Why a text is no key ring. Never holds a part of a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKeyRing {
+    /// Not `id:key`.
+    #[error("entry {0} of the key ring is not <id>:<base64 key>")]
+    Shape(usize),
+    /// Not 32 bytes of base64.
+    #[error("key {0:?} of the key ring is not 32 bytes in base64 (try: openssl rand -base64 32)")]
+    Key(String),
+    /// An id that stands twice.
+    #[error("key id {0:?} stands twice in the key ring")]
+    Twice(String),
+}
+
+impl FromStr for KeyRing {
+    type Err = InvalidKeyRing;
+    fn from_str(text: &str) -> Result<Self, InvalidKeyRing> {
+        let mut keys: Vec<Key> = Vec::new();
+        for (n, entry) in text.split(',').enumerate() {
+            let (id, key) = entry.trim().split_once(':').ok_or(InvalidKeyRing::Shape(n + 1))?;
+            if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+                return Err(InvalidKeyRing::Shape(n + 1));
+            }
+            if keys.iter().any(|key| key.id == id) {
+                return Err(InvalidKeyRing::Twice(id.to_owned()));
+            }
+            let bytes = Zeroizing::new(BASE64.decode(key).unwrap_or_default());
+            let cipher = XChaCha20Poly1305::new_from_slice(&bytes)
+                .map_err(|_| InvalidKeyRing::Key(id.to_owned()))?;
+            keys.push(Key { id: id.to_owned(), cipher });
+        }
+        Ok(Self(keys.into()))
+    }
+}
+
+impl KeyRing {
+    /// A ring with one new key, as text: what an operator puts in the setting.
+    pub fn generate(id: &str) -> Result<String, getrandom::Error> {
+        let mut key = Zeroizing::new([0; 32]);
+        getrandom::fill(key.as_mut_slice())?;
+        Ok(format!("{id}:{}", BASE64.encode(key.as_slice())))
+    }
+
+    /// Seals bytes for one place with the first key.
+    pub fn seal(&self, place: Place<'_>, clear: &[u8]) -> Result<Sealed, getrandom::Error> {
+        let key = &self.0[0]; // a ring is parsed from at least one entry
+        let mut nonce = [0; 24];
+        getrandom::fill(&mut nonce)?;
+        let aad = aad(place, &key.id);
+        let sealed = key
+            .cipher
+            .encrypt(&XNonce::from(nonce), Payload { msg: clear, aad: &aad })
+            .expect("XChaCha20-Poly1305 seals anything below 256 GiB");
+        Ok(Sealed(format!("{}:{}", key.id, BASE64.encode([&nonce[..], &sealed].concat()))))
+    }
+
+    /// Opens what was sealed for this place.
+    pub fn open(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Unopened> {
+        let refused = Unopened::Refused(place.column);
+        let (id, text) = sealed.0.split_once(':').ok_or_else(|| refused.clone())?;
+        let key = self.0.iter().find(|key| key.id == id).ok_or(Unopened::NoKey(id.to_owned()))?;
+        let bytes = BASE64.decode(text).map_err(|_| refused.clone())?;
+        let (nonce, cipher) = bytes.split_first_chunk::<24>().ok_or_else(|| refused.clone())?;
+        let payload = Payload { msg: cipher, aad: &aad(place, id) };
+        key.cipher.decrypt(&XNonce::from(*nonce), payload).map(Zeroizing::new).map_err(|_| refused)
+    }
+
+    /// Seals a text secret.
+    pub fn seal_secret(
+        &self,
+        place: Place<'_>,
+        secret: &Secret,
+    ) -> Result<Sealed, getrandom::Error> {
+        self.seal(place, secret.expose().as_bytes())
+    }
+
+    /// Opens a text secret.
+    pub fn open_secret(&self, place: Place<'_>, sealed: &Sealed) -> Result<Secret, Unopened> {
+        let clear = self.open(place, sealed)?;
+        let text = std::str::from_utf8(&clear).map_err(|_| Unopened::Refused(place.column))?;
+        Secret::new(text.to_owned()).map_err(|EmptySecret| Unopened::Refused(place.column))
+    }
+}
+
+fn aad(place: Place<'_>, key_id: &str) -> Vec<u8> {
+    [place.owner, place.column, key_id].join("\0").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring(id: &str) -> String {
+        KeyRing::generate(id).expect("randomness")
+    }
+    const HERE: Place<'static> = Place { owner: "c1", column: "connections.bot_token" };
+
+    #[test]
+    fn the_first_key_seals_and_every_key_opens() {
+        let old = ring("k1");
+        let sealed = old.parse::<KeyRing>().expect("ring").seal(HERE, b"clear").expect("sealed");
+        let both: KeyRing = format!("{},{old}", ring("k2")).parse().expect("ring");
+        assert_eq!(both.open(HERE, &sealed).expect("opens").as_slice(), b"clear");
+        assert_eq!(both.seal(HERE, b"x").expect("sealed").key_id(), "k2");
+        let new: KeyRing = ring("k2").parse().expect("ring");
+        assert_eq!(new.open(HERE, &sealed).err(), Some(Unopened::NoKey("k1".into())));
+    }
+
+    #[test]
+    fn a_sealed_value_opens_only_in_its_place() {
+        let ring: KeyRing = ring("k1").parse().expect("ring");
+        let sealed = ring.seal(HERE, b"clear").expect("sealed");
+        for place in [Place { owner: "c2", ..HERE }, Place { column: "connections.other", ..HERE }]
+        {
+            assert!(matches!(ring.open(place, &sealed), Err(Unopened::Refused(_))));
+        }
+    }
+
+    #[test]
+    fn a_bad_ring_is_named_without_its_keys() {
+        let twice = format!("{},{}", ring("k1"), ring("k1"));
+        for (text, says) in [
+            ("", "entry 1"),
+            ("k1", "entry 1"),
+            ("k1:c2hvcnQ=", "32 bytes"),
+            (twice.as_str(), "stands twice"),
+        ] {
+            let error = text.parse::<KeyRing>().expect_err("bad").to_string();
+            assert!(error.contains(says) && !error.contains("c2hvcnQ"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_prints() {
+        let secret = Secret::new("xoxb-1".into()).expect("not empty");
+        let ring: KeyRing = ring("k1").parse().expect("ring");
+        let sealed = ring.seal_secret(HERE, &secret).expect("sealed");
+        let printed = format!("{secret:?} {ring:?} {sealed:?}");
+        assert_eq!(printed, r#"Secret(…) ["k1"] Sealed(k1:…)"#);
+    }
+}

@@ -1,0 +1,93 @@
+//! Organizations and their agents.
+
+use super::{Store, StoreError, inconsistent};
+use crate::{
+    secrets::{Place, Sealed, Secret},
+    types::{AgentId, OrgId},
+};
+use sqlx::Row;
+
+const SECRET_COLUMN: &str = "agents.secret";
+
+/// An agent to be made, or changed.
+#[derive(Debug)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct NewAgent {
+    pub org: OrgId,
+    pub id: AgentId,
+    pub name: String,
+    pub url: String,
+    pub secret: Secret,
+}
+
+/// An agent as a worker calls it.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct Agent {
+    pub org: OrgId,
+    pub id: AgentId,
+    pub name: String,
+    pub url: String,
+    pub secret: Secret,
+}
+
+impl Store {
+    /// Makes an organization, unless it is there.
+    pub async fn ensure_organization(&self, id: &OrgId, name: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- organizations.ensure
+             insert into organizations (id, name) values ($1, $2) on conflict (id) do nothing",
+        )
+        .bind(id.as_str())
+        .bind(name)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Makes an agent, or changes the one of that id in that organization.
+    pub async fn put_agent(&self, new: &NewAgent) -> Result<(), StoreError> {
+        let owner = owner(&new.org, &new.id);
+        let place = Place { owner: &owner, column: SECRET_COLUMN };
+        let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
+        sqlx::query(
+            "-- agents.put
+             insert into agents (org_id, id, name, url, secret) values ($1, $2, $3, $4, $5)
+             on conflict (org_id, id) do update set name = excluded.name, url = excluded.url, secret = excluded.secret",
+        )
+        .bind(new.org.as_str())
+        .bind(new.id.as_str())
+        .bind(&new.name)
+        .bind(&new.url)
+        .bind(secret.as_str())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// An agent, its secret opened.
+    pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Agent>, StoreError> {
+        let row = sqlx::query(
+            "-- agents.get\n select name, url, secret from agents where org_id = $1 and id = $2",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let owner = owner(org, id);
+        let place = Place { owner: &owner, column: SECRET_COLUMN };
+        let secret = self
+            .rings
+            .tokens
+            .open_secret(place, &Sealed::stored(row.try_get("secret")?))
+            .map_err(|error| inconsistent("agents", "secret", &owner, error))?;
+        let (name, url) = (row.try_get("name")?, row.try_get("url")?);
+        Ok(Some(Agent { org: org.clone(), id: id.clone(), name, url, secret }))
+    }
+}
+
+/// The row's key, as secrets are bound to it. Ids hold no `/`.
+fn owner(org: &OrgId, id: &AgentId) -> String {
+    format!("{org}/{id}")
+}

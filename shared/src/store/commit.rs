@@ -1,0 +1,194 @@
+//! The one transaction of a webhook: ownership, doneness, order and effects, together or not at all.
+//!
+//! In: who commits under which epoch, what position in the stream, and the effects. Out: whether they are in
+//! force. A worker whose lease was taken over holds an old epoch and changes nothing. A webhook that is in
+//! `seen` is done and changes nothing. A sequence at or below its lane's last, and not in `seen`, would break
+//! the order: nothing is changed, and the caller is told.
+//!
+//! An effect whose result decides what is said (a claim) brings the reply for each result; the result is known
+//! only here, so it is picked here.
+
+use super::{ClaimResult, ConsumeClaim, LIVE, Store, StoreError, claims, outbox};
+use crate::{
+    codec::envelope::DedupeKey,
+    partition::{Lane, Partition},
+    types::{ConnectionId, Outgoing},
+};
+use sqlx::{PgConnection, Row};
+
+/// Who commits: a worker, as the owner of a partition under an epoch.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// The worker.
+    pub worker: String,
+    /// The partition.
+    pub partition: Partition,
+    /// Raised by every claim of the partition; an older one is fenced off.
+    pub epoch: i64,
+    /// Raised when the stream is not the one it was; lanes count anew.
+    pub generation: i32,
+}
+
+/// What is committed: a webhook of the stream.
+#[derive(Debug, Clone)]
+pub struct Position {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Its dedupe key.
+    pub dedupe: DedupeKey,
+}
+
+/// What handling a webhook changes.
+#[derive(Default)]
+pub struct Effects {
+    /// A claim to consume, with the reply for each result.
+    pub consume: Option<ConsumeClaim>,
+    /// What is said, whatever else.
+    pub say: Vec<Outgoing>,
+    /// What triggered an agent: a second webhook for the same trigger says nothing.
+    pub trigger: Option<DedupeKey>,
+    /// The word kept in `seen`: `done`, `dropped`, …
+    pub outcome: &'static str,
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// The effects are in force.
+    Applied {
+        /// What became of the claim, if there was one.
+        claim: Option<ClaimResult>,
+    },
+    /// It was done before; nothing changed.
+    AlreadyDone,
+    /// Somebody else owns the partition; nothing changed.
+    Fenced,
+    /// Its lane is past it; nothing changed.
+    OrderSlip,
+}
+
+impl Store {
+    /// Commits one webhook.
+    pub async fn commit(
+        &self,
+        owner: &Owner,
+        at: &Position,
+        effects: &Effects,
+    ) -> Result<Committed, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        match step(&mut tx, owner, at, effects.outcome).await? {
+            Step::Taken => {}
+            Step::Seen => return Ok(Committed::AlreadyDone),
+            Step::Fenced => return Ok(Committed::Fenced),
+            Step::Behind => return Ok(Committed::OrderSlip),
+        }
+        let mut say = Vec::new();
+        if self.first_of_trigger(&mut tx, owner, at, effects).await? {
+            say.extend_from_slice(&effects.say);
+        }
+        let mut result = None;
+        if let Some(claim) = &effects.consume {
+            let became = claims::consume(&mut tx, claim, &at.dedupe).await?;
+            say.extend((claim.reply)(&became));
+            result = Some(became);
+        }
+        for outgoing in &say {
+            outbox::queue(&mut tx, &self.rings.tokens, owner, at, outgoing).await?;
+        }
+        tx.commit().await?;
+        Ok(Committed::Applied { claim: result })
+    }
+
+    /// Whether a webhook (or a trigger) is done, before something outside is called for it.
+    pub async fn is_seen(&self, key: &DedupeKey) -> Result<bool, StoreError> {
+        let row = sqlx::query(
+            "-- seen.get\n select 1 as one from seen where scope = $1 and dedupe_key = $2",
+        )
+        .bind(LIVE)
+        .bind(key.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.is_some())
+    }
+
+    async fn first_of_trigger(
+        &self,
+        tx: &mut PgConnection,
+        owner: &Owner,
+        at: &Position,
+        effects: &Effects,
+    ) -> Result<bool, StoreError> {
+        let Some(trigger) = &effects.trigger else { return Ok(true) };
+        let inserted = sqlx::query(
+            "-- seen.trigger
+             insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+             values ($1, $2, $3, $4, $5, $6, 'trigger', $7) on conflict do nothing",
+        )
+        .bind(LIVE)
+        .bind(trigger.as_str())
+        .bind(owner.generation)
+        .bind(owner.partition.number() as i16)
+        .bind(at.sequence as i64)
+        .bind(at.lane.to_bits())
+        .bind(&owner.worker)
+        .execute(tx)
+        .await?;
+        Ok(inserted.rows_affected() == 1)
+    }
+}
+
+/// What the statement that everything hangs on found.
+pub(super) enum Step {
+    Taken,
+    Seen,
+    Fenced,
+    Behind,
+}
+
+/// Checks ownership, notes the webhook as seen, and moves its lane, in one round trip. Anything but
+/// [`Step::Taken`] has to be rolled back.
+pub(super) async fn step(
+    tx: &mut PgConnection,
+    owner: &Owner,
+    at: &Position,
+    outcome: &str,
+) -> Result<Step, StoreError> {
+    let row = sqlx::query(
+        "-- commit.step
+         with mine as (
+             select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3 for share),
+         noted as (
+             insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+             select $4, $5, $6, $1, $7, $8, $9, $2 from mine on conflict do nothing returning 1),
+         moved as (
+             insert into lanes (scope, generation, lane, partition, last_seq)
+             select $4, $6, $8, $1, $7 from noted
+             on conflict (scope, generation, lane) do update set last_seq = excluded.last_seq
+              where lanes.last_seq < excluded.last_seq returning 1)
+         select exists (select from mine) as mine, exists (select from noted) as noted,
+                exists (select from moved) as moved",
+    )
+    .bind(owner.partition.number() as i16)
+    .bind(&owner.worker)
+    .bind(owner.epoch)
+    .bind(LIVE)
+    .bind(at.dedupe.as_str())
+    .bind(owner.generation)
+    .bind(at.sequence as i64)
+    .bind(at.lane.to_bits())
+    .bind(outcome)
+    .fetch_one(tx)
+    .await?;
+    let found: (bool, bool, bool) =
+        (row.try_get("mine")?, row.try_get("noted")?, row.try_get("moved")?);
+    Ok(match found {
+        (false, _, _) => Step::Fenced,
+        (true, false, _) => Step::Seen,
+        (true, true, false) => Step::Behind,
+        (true, true, true) => Step::Taken,
+    })
+}

@@ -1,0 +1,202 @@
+//! Connections: made, switched, hydrated, projected, watched.
+
+use super::{Store, StoreError, column, inconsistent, nullable};
+use crate::{
+    directory::{Entry, Known, SIGNING_SECRET_COLUMN, SealedSigningSecret},
+    secrets::{Place, Sealed, Secret},
+    types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Status, TeamId},
+};
+use sqlx::{
+    Row,
+    postgres::{PgListener, PgRow},
+};
+use time::OffsetDateTime;
+
+const TABLE: &str = "connections";
+const BOT_TOKEN_COLUMN: &str = "connections.bot_token";
+
+/// A connection to be made.
+#[derive(Debug)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct NewConnection {
+    pub id: ConnectionId,
+    pub org: OrgId,
+    pub agent: Option<AgentId>,
+    pub app: AppId,
+    pub enterprise: Option<EnterpriseId>,
+    pub team: Option<TeamId>,
+    pub preview_mode: bool,
+    pub status: Status,
+    pub signing_secret: Secret,
+    pub bot_token: Option<Secret>,
+    pub bot_user: Option<String>,
+}
+
+/// A connection as a worker needs it.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct Connection {
+    pub id: ConnectionId,
+    pub org: OrgId,
+    pub agent: Option<AgentId>,
+    pub team: Option<TeamId>,
+    pub preview_mode: bool,
+    pub status: Status,
+    pub bot_token: Option<Secret>,
+    pub bot_user: Option<String>,
+    pub version: i64,
+}
+
+impl Store {
+    /// Makes a connection; gives its version.
+    pub async fn create_connection(&self, new: &NewConnection) -> Result<i64, StoreError> {
+        let id = new.id.to_string();
+        let place = Place { owner: &id, column: SIGNING_SECRET_COLUMN };
+        let signing_secret = self.rings.signing.seal_secret(place, &new.signing_secret)?;
+        let place = Place { owner: &id, column: BOT_TOKEN_COLUMN };
+        let token =
+            new.bot_token.as_ref().map(|t| self.rings.tokens.seal_secret(place, t)).transpose()?;
+        let row = sqlx::query(
+            "-- connections.create
+             insert into connections (id, org_id, agent_id, app_id, enterprise_id, team_id, preview_mode, status,
+                                      signing_secret, bot_token, bot_user_id, installed_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, now())
+             returning version",
+        )
+        .bind(&id)
+        .bind(new.org.as_str())
+        .bind(new.agent.as_ref().map(AgentId::as_str))
+        .bind(new.app.as_str())
+        .bind(new.enterprise.as_ref().map(EnterpriseId::as_str))
+        .bind(new.team.as_ref().map(TeamId::as_str))
+        .bind(new.preview_mode)
+        .bind(new.status.as_str())
+        .bind(signing_secret.as_str())
+        .bind(token.as_ref().map(Sealed::as_str))
+        .bind(&new.bot_user)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get("version")?)
+    }
+
+    /// Sets the status. An unknown connection is [`StoreError::Missing`].
+    pub async fn set_connection_status(
+        &self,
+        id: ConnectionId,
+        status: Status,
+    ) -> Result<(), StoreError> {
+        let changed = sqlx::query(
+            "-- connections.set_status
+             update connections set status = $2 where id = $1",
+        )
+        .bind(id.to_string())
+        .bind(status.as_str())
+        .execute(&self.pool)
+        .await?;
+        if changed.rows_affected() == 0 {
+            return Err(StoreError::Missing(format!("connection {id}")));
+        }
+        Ok(())
+    }
+
+    /// The live connection, tokens opened; `None` when there is no such row. Never writes it.
+    pub async fn hydrate_connection(
+        &self,
+        id: ConnectionId,
+    ) -> Result<Option<Connection>, StoreError> {
+        let row = sqlx::query(
+            "-- connections.hydrate
+             select org_id, agent_id, team_id, preview_mode, status, bot_token, bot_user_id, version
+               from connections where id = $1",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| self.connection(id, &row)).transpose()
+    }
+
+    fn connection(&self, id: ConnectionId, row: &PgRow) -> Result<Connection, StoreError> {
+        let key = id.to_string();
+        let token: Option<String> = row.try_get("bot_token")?;
+        let place = Place { owner: &key, column: BOT_TOKEN_COLUMN };
+        let bot_token = token
+            .map(|sealed| self.rings.tokens.open_secret(place, &Sealed::stored(sealed)))
+            .transpose()
+            .map_err(|error| inconsistent(TABLE, "bot_token", &key, error))?;
+        Ok(Connection {
+            id,
+            org: column(row, TABLE, &key, "org_id")?,
+            agent: nullable(row, TABLE, &key, "agent_id")?,
+            team: nullable(row, TABLE, &key, "team_id")?,
+            preview_mode: row.try_get("preview_mode")?,
+            status: column(row, TABLE, &key, "status")?,
+            bot_token,
+            bot_user: row.try_get("bot_user_id")?,
+            version: row.try_get("version")?,
+        })
+    }
+
+    /// What the directory should say of a connection; `None` when there is no such row.
+    pub async fn directory_entry(&self, id: ConnectionId) -> Result<Option<Entry>, StoreError> {
+        let row = sqlx::query(
+            "-- connections.directory_entry
+             select version, status, app_id, enterprise_id, team_id, preview_mode, signing_secret,
+                    signing_secret_previous, signing_secret_previous_until
+               from connections where id = $1",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let key = id.to_string();
+        let sealed =
+            |text: String, until_ms| SealedSigningSecret { sealed: Sealed::stored(text), until_ms };
+        let mut signing_secrets = vec![sealed(row.try_get("signing_secret")?, None)];
+        let previous: Option<String> = row.try_get("signing_secret_previous")?;
+        let until: Option<OffsetDateTime> = row.try_get("signing_secret_previous_until")?;
+        if let Some((previous, until)) = previous.zip(until) {
+            let until_ms = u64::try_from(until.unix_timestamp_nanos() / 1_000_000)
+                .map_err(|e| inconsistent(TABLE, "signing_secret_previous_until", &key, e))?;
+            signing_secrets.push(sealed(previous, Some(until_ms)));
+        }
+        Ok(Some(Entry::Known(Known {
+            version: row.try_get("version")?,
+            status: column(&row, TABLE, &key, "status")?,
+            app: column(&row, TABLE, &key, "app_id")?,
+            enterprise: nullable(&row, TABLE, &key, "enterprise_id")?,
+            team: nullable(&row, TABLE, &key, "team_id")?,
+            preview_mode: row.try_get("preview_mode")?,
+            signing_secrets,
+        })))
+    }
+
+    /// Every connection and its version, for the sweep.
+    pub async fn connection_versions(&self) -> Result<Vec<(ConnectionId, i64)>, StoreError> {
+        let rows = sqlx::query("-- connections.versions\n select id, version from connections")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((column(row, TABLE, row.try_get("id")?, "id")?, row.try_get("version")?)))
+            .collect()
+    }
+
+    /// Hears of every change to a connection, as it commits.
+    pub async fn connection_changes(&self) -> Result<ChangeSubscription, StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen("connections").await?;
+        Ok(ChangeSubscription { listener })
+    }
+}
+
+/// A subscription to changes. Lost words are possible (a lost link): re-read now and then all the same.
+pub struct ChangeSubscription {
+    listener: PgListener,
+}
+
+impl ChangeSubscription {
+    /// The next connection that changed; `None` when the link was lost and words may be missing.
+    pub async fn next(&mut self) -> Result<Option<ConnectionId>, StoreError> {
+        let heard = self.listener.try_recv().await?;
+        Ok(heard.and_then(|notification| notification.payload().parse().ok()))
+    }
+}

@@ -1,0 +1,163 @@
+//! Who owns which partition: claimed, renewed, given back.
+//!
+//! A lease is a row with an end; an epoch counts its owners. All times are Postgres's own, so workers' clocks
+//! don't matter. Claiming skips rows somebody else is claiming.
+
+use super::{Store, StoreError, inconsistent};
+use crate::partition::Partition;
+use sqlx::{Row, postgres::PgRow};
+use std::time::Duration;
+
+/// A partition just claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leased {
+    /// Which.
+    pub partition: Partition,
+    /// The epoch it is held under.
+    pub epoch: i64,
+    /// The generation of the stream its cursor belongs to.
+    pub generation: i32,
+    /// Everything up to this sequence is finished.
+    pub cursor: u64,
+}
+
+/// A partition held, and how far it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    /// Which.
+    pub partition: Partition,
+    /// The epoch it is held under.
+    pub epoch: i64,
+    /// Everything up to this sequence is finished.
+    pub cursor: u64,
+}
+
+impl Store {
+    /// Says that this worker lives. Gives how many do.
+    pub async fn worker_alive(&self, worker: &str, ttl: Duration) -> Result<usize, StoreError> {
+        let row = sqlx::query(
+            "-- workers.alive
+             with me as (
+                 insert into workers (id) values ($1)
+                 on conflict (id) do update set alive_at = clock_timestamp() returning 1)
+             select (select count(*) from me) + (select count(*) from workers
+                     where id <> $1 and alive_at > clock_timestamp() - make_interval(secs => $2)) as alive",
+        )
+        .bind(worker)
+        .bind(ttl.as_secs_f64())
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(usize::try_from(row.try_get::<i64, _>("alive")?).unwrap_or(1))
+    }
+
+    /// Says that this worker takes no more partitions.
+    pub async fn worker_gone(&self, worker: &str) -> Result<(), StoreError> {
+        sqlx::query("-- workers.gone\n delete from workers where id = $1")
+            .bind(worker)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Claims up to `count` partitions that nobody holds, raising their epochs.
+    pub async fn claim_partitions(
+        &self,
+        worker: &str,
+        count: usize,
+        ttl: Duration,
+    ) -> Result<Vec<Leased>, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        // The lock comes first and the cursor is read after, or a cursor saved in between would be missed.
+        let free: Vec<i16> = sqlx::query_scalar(
+            "-- leases.lock_free
+             select partition from partition_leases where lease_until < clock_timestamp()
+              order by random() limit $1 for update skip locked",
+        )
+        .bind(count as i64)
+        .fetch_all(&mut *tx)
+        .await?;
+        let rows = sqlx::query(
+            "-- leases.claim
+             with l as (
+                 update partition_leases set lease_until = clock_timestamp() + make_interval(secs => $3)
+                  where partition = any ($2) returning partition, generation, cursor)
+             update partition_epochs e set owner = $1, epoch = e.epoch + 1 from l where e.partition = l.partition
+             returning e.partition, e.epoch, l.generation, l.cursor",
+        )
+        .bind(worker)
+        .bind(&free)
+        .bind(ttl.as_secs_f64())
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        rows.iter().map(leased).collect()
+    }
+
+    /// Renews what is held and saves its cursors. Gives the partitions still held; the others are lost.
+    pub async fn renew_partitions(
+        &self,
+        worker: &str,
+        held: &[Held],
+        ttl: Duration,
+    ) -> Result<Vec<Partition>, StoreError> {
+        let (partitions, epochs, cursors) = columns(held);
+        let rows = sqlx::query(
+            "-- leases.renew
+             update partition_leases l
+                set lease_until = clock_timestamp() + make_interval(secs => $5), cursor = greatest(l.cursor, u.cursor)
+               from unnest($2::smallint[], $3::bigint[], $4::bigint[]) as u (partition, epoch, cursor)
+               join partition_epochs e on e.partition = u.partition and e.epoch = u.epoch and e.owner = $1
+              where l.partition = u.partition returning l.partition",
+        )
+        .bind(worker)
+        .bind(partitions)
+        .bind(epochs)
+        .bind(cursors)
+        .bind(ttl.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(partition_of).collect()
+    }
+
+    /// Gives partitions back, finished up to their cursors: whoever is next takes them at once.
+    pub async fn release_partitions(&self, worker: &str, held: &[Held]) -> Result<(), StoreError> {
+        let (partitions, epochs, cursors) = columns(held);
+        sqlx::query(
+            "-- leases.release
+             update partition_leases l set lease_until = '-infinity', cursor = greatest(l.cursor, u.cursor)
+               from unnest($2::smallint[], $3::bigint[], $4::bigint[]) as u (partition, epoch, cursor)
+               join partition_epochs e on e.partition = u.partition and e.epoch = u.epoch and e.owner = $1
+              where l.partition = u.partition",
+        )
+        .bind(worker)
+        .bind(partitions)
+        .bind(epochs)
+        .bind(cursors)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
+
+fn columns(held: &[Held]) -> (Vec<i16>, Vec<i64>, Vec<i64>) {
+    let partitions = held.iter().map(|h| h.partition.number() as i16).collect();
+    let epochs = held.iter().map(|h| h.epoch).collect();
+    let cursors = held.iter().map(|h| h.cursor as i64).collect();
+    (partitions, epochs, cursors)
+}
+
+fn leased(row: &PgRow) -> Result<Leased, StoreError> {
+    Ok(Leased {
+        partition: partition_of(row)?,
+        epoch: row.try_get("epoch")?,
+        generation: row.try_get("generation")?,
+        cursor: row.try_get::<i64, _>("cursor")? as u64,
+    })
+}
+
+fn partition_of(row: &PgRow) -> Result<Partition, StoreError> {
+    let number: i16 = row.try_get("partition")?;
+    u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok()).ok_or_else(|| {
+        inconsistent("partition_leases", "partition", &number.to_string(), "not below 64")
+    })
+}

@@ -1,0 +1,162 @@
+//! Postgres, all of it: every statement stands in one of these files, one per aggregate.
+//!
+//! A statement's first line is its name, as Postgres shows it in `pg_stat_activity`. Guards stand inside the
+//! statements, so that running twice and racing change nothing. Transactions never leave this module; what
+//! goes in and out are the words of `types`. A row that makes no sense is an error naming table, column and row.
+//!
+//! No trait: there is one store, and tests use the real one.
+
+mod agents;
+mod bindings;
+mod claims;
+mod commit;
+mod connections;
+mod dead;
+mod leases;
+mod outbox;
+
+pub use agents::{Agent, NewAgent};
+pub use bindings::Bound;
+pub use claims::{ClaimResult, ConsumeClaim, NewClaim, ReplyTo};
+pub use commit::{Committed, Effects, Owner, Position};
+pub use connections::{ChangeSubscription, Connection, NewConnection};
+pub use dead::{DeadWebhook, Dying};
+pub use leases::{Held, Leased};
+pub use outbox::{Queued, SendResult};
+
+use crate::{config, secrets::KeyRing};
+use sqlx::{
+    Row,
+    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow},
+};
+use std::{str::FromStr, time::Duration};
+
+/// The live flow of webhooks; a replay with effects has a scope of its own.
+pub const LIVE: &str = "live";
+
+/// Longest wait for a free connection or a new one.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Postgres ends a statement of ours after this long: a lease must not hang on one.
+const STATEMENT_TIMEOUT: &str = "5s";
+
+/// Postgres, with the rings that open what rests in it.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+    rings: Rings,
+}
+
+/// The two key rings (see [`crate::secrets`]).
+#[derive(Debug, Clone)]
+pub struct Rings {
+    /// Opens signing secrets.
+    pub signing: KeyRing,
+    /// Opens tokens, agents' secrets and copied bodies.
+    pub tokens: KeyRing,
+}
+
+/// What went wrong with Postgres.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Away, refused, or a statement failed.
+    #[error("Postgres failed")]
+    Postgres(#[from] sqlx::Error),
+    /// A migration failed.
+    #[error("migrating Postgres failed")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A row holds what no statement of ours writes.
+    #[error("{table}.{column} of row {row} makes no sense: {why}")]
+    Inconsistent {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// The row's key.
+        row: String,
+        /// What is wrong; never the value of a secret.
+        why: String,
+    },
+    /// The operating system gave no randomness.
+    #[error("no randomness to seal with")]
+    Randomness(#[from] getrandom::Error),
+    /// What was asked for is not there.
+    #[error("there is no {0}")]
+    Missing(String),
+    /// The setting is no address.
+    #[error("TIDEGATE_POSTGRES_URL is malformed: say postgres://user:password@host/database")]
+    Url,
+}
+
+impl Store {
+    /// Prepares a pool. Touches nothing yet: a Postgres that is away is waited for where it is needed.
+    pub fn new(settings: &config::Postgres, rings: Rings) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(&settings.url).map_err(|_| StoreError::Url)?;
+        let options = options
+            .application_name("tidegate")
+            .options([("statement_timeout", STATEMENT_TIMEOUT)]);
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(options);
+        Ok(Self { pool, rings })
+    }
+
+    /// Brings the schema to this release's. Safe to run again, and by several at once.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        Ok(sqlx::migrate!("./migrations").run(&self.pool).await?)
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Reads a column as one of our types, or says which row makes no sense.
+fn column<T>(
+    row: &PgRow,
+    table: &'static str,
+    key: &str,
+    column: &'static str,
+) -> Result<T, StoreError>
+where
+    T: FromStr<Err: ToString>,
+{
+    let text: String = row.try_get(column)?;
+    parse(&text, table, key, column)
+}
+
+/// Like [`column`], for a column that may be null.
+fn nullable<T>(
+    row: &PgRow,
+    table: &'static str,
+    key: &str,
+    column: &'static str,
+) -> Result<Option<T>, StoreError>
+where
+    T: FromStr<Err: ToString>,
+{
+    let text: Option<String> = row.try_get(column)?;
+    text.map(|text| parse(&text, table, key, column)).transpose()
+}
+
+fn parse<T>(
+    text: &str,
+    table: &'static str,
+    key: &str,
+    column: &'static str,
+) -> Result<T, StoreError>
+where
+    T: FromStr<Err: ToString>,
+{
+    text.parse().map_err(|error: T::Err| inconsistent(table, column, key, error))
+}
+
+fn inconsistent(
+    table: &'static str,
+    column: &'static str,
+    row: &str,
+    why: impl ToString,
+) -> StoreError {
+    StoreError::Inconsistent { table, column, row: row.to_owned(), why: why.to_string() }
+}

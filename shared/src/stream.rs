@@ -1,0 +1,136 @@
+//! What every process agrees on about JetStream: names, subjects, limits.
+//!
+//! One stream, `SLACK_IN`, is a log and nothing else: limits retention, so that it can be replayed;
+//! `discard: new`, so that a full stream refuses a webhook instead of dropping an older, accepted one.
+//! Nobody acknowledges anything in it. It is made by an operator's job (`tidegate migrate`), never by
+//! ingest or worker, which only look whether it is there.
+
+use crate::{
+    codec::envelope::{BODY_BYTES_MAX, HEADER_BYTES_MAX},
+    partition::Partition,
+    types::ConnectionId,
+};
+use async_nats::jetstream::{
+    self, kv,
+    stream::{Compression, Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use std::time::Duration;
+
+/// The stream of webhooks.
+pub const STREAM: &str = "SLACK_IN";
+
+/// JetStream drops a second copy of a dedupe key for this long. Covers Slack's quick retries (at once,
+/// 1 min, 5 min); what comes later is caught by `seen`. About 185 bytes of server memory an id.
+pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30 * 60);
+
+/// Webhooks stay this long, handled or not.
+pub const MAX_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// The bucket in which ingest finds every connection.
+pub const DIRECTORY_BUCKET: &str = "connections";
+
+/// The bucket in which every live ingest says how far it has read the directory.
+pub const INGESTS_BUCKET: &str = "ingests";
+
+/// An ingest that said nothing for this long is gone.
+pub const INGEST_TTL: Duration = Duration::from_secs(5);
+
+/// What an operator decides about the stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizing {
+    /// Copies of everything: 3 in production, 1 on one machine.
+    pub replicas: usize,
+    /// Room in bytes. Publishing fails when it is used up.
+    pub max_bytes: i64,
+}
+
+/// `slack.in.<partition>.<connection>`.
+pub fn subject(partition: Partition, connection: ConnectionId) -> String {
+    format!("slack.in.{partition}.{connection}")
+}
+
+/// The subjects of one partition.
+pub fn subjects_of(partition: Partition) -> String {
+    format!("slack.in.{partition}.*")
+}
+
+/// The inverse of [`subject`].
+pub fn parse_subject(subject: &str) -> Option<(Partition, ConnectionId)> {
+    let (partition, connection) = subject.strip_prefix("slack.in.")?.split_once('.')?;
+    let partition: u16 = partition.parse().ok()?;
+    Some((partition.try_into().ok()?, connection.parse().ok()?))
+}
+
+/// The stream as it has to be.
+pub fn config(sizing: Sizing) -> Config {
+    Config {
+        name: STREAM.into(),
+        subjects: vec!["slack.in.*.*".into()],
+        storage: StorageType::File,
+        num_replicas: sizing.replicas,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        max_age: MAX_AGE,
+        max_bytes: sizing.max_bytes,
+        max_message_size: (BODY_BYTES_MAX + HEADER_BYTES_MAX) as i32,
+        duplicate_window: DEDUPE_WINDOW,
+        allow_direct: true,
+        deny_delete: true,
+        compression: Some(Compression::S2),
+        ..Config::default()
+    }
+}
+
+/// Makes the stream and the buckets, or brings what is there to this shape. Safe to run again.
+///
+/// # Errors
+/// What JetStream said, with the thing it said it about.
+pub async fn ensure(js: &jetstream::Context, sizing: Sizing) -> Result<(), NotEnsured> {
+    let failed =
+        |what| move |e: Box<dyn std::error::Error + Send + Sync>| NotEnsured { what, source: e };
+    js.create_or_update_stream(config(sizing))
+        .await
+        .map_err(|e| failed("stream SLACK_IN")(e.into()))?;
+    js.create_or_update_key_value(kv::Config {
+        bucket: DIRECTORY_BUCKET.into(),
+        description: "What ingest knows of every connection".into(),
+        history: 1,
+        num_replicas: sizing.replicas,
+        ..kv::Config::default()
+    })
+    .await
+    .map_err(|e| failed("bucket connections")(e.into()))?;
+    js.create_or_update_key_value(kv::Config {
+        bucket: INGESTS_BUCKET.into(),
+        description: "How far every live ingest has read the directory".into(),
+        history: 1,
+        max_age: INGEST_TTL,
+        storage: StorageType::File,
+        num_replicas: sizing.replicas,
+        ..kv::Config::default()
+    })
+    .await
+    .map_err(|e| failed("bucket ingests")(e.into()))?;
+    Ok(())
+}
+
+/// JetStream did not make something we need.
+#[derive(Debug, thiserror::Error)]
+#[error("JetStream refused the {what}")]
+pub struct NotEnsured {
+    what: &'static str,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_has_one_reading() {
+        let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
+        let partition = Partition::try_from(63).expect("below 64");
+        assert_eq!(parse_subject(&subject(partition, connection)), Some((partition, connection)));
+        assert_eq!(parse_subject(&format!("slack.in.64.{connection}")), None);
+    }
+}

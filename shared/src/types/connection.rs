@@ -1,0 +1,54 @@
+//! The life of a connection: `pending → active → stopped | error | revoked`.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// Where a connection is in its life. The words are those of the column and of the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Known, so that Slack's `url_verification` can be answered; not yet allowed to work.
+    Pending,
+    /// Works.
+    Active,
+    /// Switched off by a person.
+    Stopped,
+    /// Slack refuses us; work goes on being tried.
+    Error,
+    /// The app was uninstalled or its tokens were revoked.
+    Revoked,
+}
+
+/// A word that is no [`Status`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no connection status")]
+pub struct UnknownStatus(String);
+
+impl Status {
+    /// The one word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Active => "active",
+            Status::Stopped => "stopped",
+            Status::Error => "error",
+            Status::Revoked => "revoked",
+        }
+    }
+}
+
+impl FromStr for Status {
+    type Err = UnknownStatus;
+    fn from_str(word: &str) -> Result<Self, UnknownStatus> {
+        [Status::Pending, Status::Active, Status::Stopped, Status::Error, Status::Revoked]
+            .into_iter()
+            .find(|status| status.as_str() == word)
+            .ok_or_else(|| UnknownStatus(word.to_owned()))
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

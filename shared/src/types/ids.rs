@@ -1,0 +1,178 @@
+//! Ids, each a type of its own, so that two can't be swapped in a call.
+//!
+//! Checked is what *we* rely on: every id is 1 to 64 characters of `A–Z a–z 0–9 _ -`, and so is always
+//! safe as one token of a NATS subject, as part of a key and as a header value. Slack's own format
+//! is not checked: its next id format must not become our outage.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Why a text is no id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} must be {rule}")]
+pub struct InvalidId {
+    what: &'static str,
+    rule: &'static str,
+}
+
+/// Longest id taken, in bytes. Slack's are under 20 today.
+const ID_BYTES_MAX: usize = 64;
+
+fn check(what: &'static str, text: &str) -> Result<(), InvalidId> {
+    let safe = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if (1..=ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(safe) {
+        Ok(())
+    } else {
+        Err(InvalidId { what, rule: "1 to 64 letters, digits, '_' or '-'" })
+    }
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as Slack or we wrote it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                check($what, &text).map(|()| Self(text))
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                check($what, text).map(|()| Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id! {
+    /// A Slack workspace (`T…`). On an organisation-wide install Slack may put an `E…` id here.
+    TeamId, "a team id"
+}
+id! {
+    /// A Slack Enterprise organisation (`E…`).
+    EnterpriseId, "an enterprise id"
+}
+id! {
+    /// A Slack app (`A…`).
+    AppId, "an app id"
+}
+id! {
+    /// A Slack conversation: channel (`C…`), private channel (`G…`) or direct message (`D…`).
+    ChannelId, "a channel id"
+}
+id! {
+    /// A Slack user (`U…` or `W…`).
+    UserId, "a user id"
+}
+id! {
+    /// An organisation: who owns connections and agents. Ours, not Slack's.
+    OrgId, "an organization id"
+}
+id! {
+    /// An agent within its organisation.
+    AgentId, "an agent id"
+}
+
+impl ChannelId {
+    /// Whether this is a direct message, of one person with the bot.
+    pub fn is_direct_message(&self) -> bool {
+        self.0.starts_with('D')
+    }
+}
+
+/// A connection: 128 random bits as 32 lower-case hex digits. Whoever knows one may ask for it, so
+/// "unknown" can be said aloud: it can't be guessed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ConnectionId(u128);
+
+impl ConnectionId {
+    /// An id that nobody has yet. Fails only when the operating system has no randomness.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(u128::from_be_bytes(bytes)))
+    }
+
+    /// The 16 bytes that hashes are made of.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+}
+
+impl std::str::FromStr for ConnectionId {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let one_spelling = text.len() == 32 && text.bytes().all(lower_hex);
+        let bits = one_spelling.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        bits.map(Self)
+            .ok_or(InvalidId { what: "a connection id", rule: "32 lower-case hex digits" })
+    }
+}
+
+impl TryFrom<String> for ConnectionId {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl From<ConnectionId> for String {
+    fn from(id: ConnectionId) -> String {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_always_one_token_of_a_subject() {
+        for bad in ["", "a.b", "a b", "a*", ">", "a\r\nb", "ü", &"x".repeat(65)] {
+            assert!(bad.parse::<TeamId>().is_err(), "{bad:?}");
+        }
+        assert!("T024BE7LD".parse::<TeamId>().is_ok());
+    }
+
+    #[test]
+    fn a_connection_id_has_one_spelling() {
+        let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
+        assert_eq!(id.parse::<ConnectionId>().map(|id| id.to_string()).as_deref(), Ok(id));
+        for bad in ["00FF00FF00FF00FF00FF00FF00FF00FF", "+0ff00ff00ff00ff00ff00ff00ff00ff", "0f"] {
+            assert!(bad.parse::<ConnectionId>().is_err(), "{bad:?}");
+        }
+    }
+}

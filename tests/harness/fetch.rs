@@ -1,0 +1,201 @@
+//! In: what this machine has. Out: the paths of a nats-server and of Postgres' programs.
+//!
+//! Looked for in this order: a variable that names it, an installed one that is new enough, and
+//! last a pinned wheel (`wheel.rs`). A variable is an order: what it names is taken or refused, never
+//! passed over.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow, ensure};
+use tokio::sync::Mutex;
+
+use crate::guard::{RunDir, is_root, state_root};
+use crate::wheel::{NATS, POSTGRES};
+
+const NATS_NEEDED: (u32, u32) = (2, 12);
+const POSTGRES_NEEDED: (u32, u32) = (14, 0);
+
+/// Sought once per process; the lock also keeps tests that start together from fetching twice.
+static NATS_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
+static POSTGRES_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
+
+/// The nats-server program of this machine, fetched if need be.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn nats_server(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
+    let mut sought = NATS_SOUGHT.lock().await;
+    if sought.is_none() {
+        let found = Finder::here()?.nats_server(run).await;
+        *sought = Some(found.map_err(|error| format!("{error:#}")));
+    }
+    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+}
+
+/// The directory of this machine's Postgres programs (`initdb`, `postgres`), fetched if need be.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn postgres_bin(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
+    let mut sought = POSTGRES_SOUGHT.lock().await;
+    if sought.is_none() {
+        let found = Finder::here()?.postgres_bin(run).await;
+        *sought = Some(found.map_err(|error| format!("{error:#}")));
+    }
+    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+}
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub struct Finder {
+    /// `PATH`: for `nats-server`, `pg_config`, `uv`, `python3`, `pip3`.
+    pub path: OsString,
+    /// `NATS_SERVER_BIN`: this program and no other.
+    pub nats_server_bin: Option<PathBuf>,
+    /// `PG_BIN_DIR`: this directory and no other.
+    pub pg_bin_dir: Option<PathBuf>,
+    /// Directories under which packagers put one directory per Postgres version.
+    pub postgres_homes: Vec<PathBuf>,
+    /// What was fetched before.
+    pub cache: PathBuf,
+}
+
+impl Finder {
+    /// As this process' environment says.
+    ///
+    /// # Errors
+    /// When there is no place for a cache.
+    pub fn here() -> anyhow::Result<Self> {
+        let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
+        // Absolute, because the servers are started in the run's directory.
+        let set = |key| set(key).and_then(|value| std::path::absolute(value).ok());
+        let homes = ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"];
+        Ok(Self {
+            path: std::env::var_os("PATH").unwrap_or_default(),
+            nats_server_bin: set("NATS_SERVER_BIN"),
+            pg_bin_dir: set("PG_BIN_DIR"),
+            postgres_homes: homes.map(PathBuf::from).into(),
+            cache: state_root()?.join("cache"),
+        })
+    }
+
+    /// The program of a nats-server of at least 2.12.
+    ///
+    /// # Errors
+    /// One line that names what is missing and the remedy.
+    pub async fn nats_server(&self, run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
+        if let Some(named) = &self.nats_server_bin {
+            ensure!(
+                is_new_enough(named, NATS_NEEDED),
+                "NATS_SERVER_BIN is no nats-server ≥ 2.12 that runs here: {}",
+                named.display()
+            );
+            return Ok(named.clone());
+        }
+        if let Some(installed) = on_path(&self.path, "nats-server")
+            && is_new_enough(&installed, NATS_NEEDED)
+        {
+            return Ok(installed);
+        }
+        let remedy = if cfg!(target_os = "macos") {
+            "brew install nats-server, or set NATS_SERVER_BIN"
+        } else {
+            "apt-get install -y python3-pip, or set NATS_SERVER_BIN"
+        };
+        let programs = NATS
+            .programs(&self.path, &self.cache, run)
+            .await
+            .map_err(|why| anyhow!("no nats-server ≥ 2.12 found and {why}: {remedy}"))?;
+        Ok(programs.join("nats-server"))
+    }
+
+    /// The programs of a Postgres of at least 14.
+    ///
+    /// # Errors
+    /// One line that names what is missing and the remedy.
+    pub async fn postgres_bin(&self, run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
+        if let Some(named) = &self.pg_bin_dir {
+            ensure!(
+                postgres_version(named).is_some(),
+                "PG_BIN_DIR holds no initdb and postgres ≥ 14 that {} may run: {}",
+                if is_root() { "an ordinary user" } else { "you" },
+                named.display()
+            );
+            return Ok(named.clone());
+        }
+        if let Some(installed) = self.installed_postgres() {
+            return Ok(installed);
+        }
+        let remedy = if cfg!(target_os = "macos") {
+            "brew install postgresql@17, or set PG_BIN_DIR"
+        } else {
+            "apt-get install -y postgresql (or python3-pip), or set PG_BIN_DIR"
+        };
+        POSTGRES
+            .programs(&self.path, &self.cache, run)
+            .await
+            .map_err(|why| anyhow!("no Postgres ≥ 14 found and {why}: {remedy}"))
+    }
+
+    fn installed_postgres(&self) -> Option<PathBuf> {
+        if let Some(pg_config) = on_path(&self.path, "pg_config")
+            && let Ok(output) = Command::new(pg_config).arg("--bindir").output()
+        {
+            let told = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+            if postgres_version(&told).is_some() {
+                return Some(told);
+            }
+        }
+        let homes = self.postgres_homes.iter().filter_map(|home| fs::read_dir(home).ok());
+        homes
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+            .filter_map(|bin| Some((postgres_version(&bin)?, bin)))
+            .max()
+            .map(|(_, bin)| bin)
+    }
+}
+
+/// The version of the Postgres in `bin`, if it is complete, new enough, and ours to run.
+fn postgres_version(bin: &Path) -> Option<(u32, u32)> {
+    let postgres = bin.join("postgres");
+    if !bin.join("initdb").is_file() || !postgres.is_file() {
+        return None;
+    }
+    // Root runs it as nobody, to whom the way there must be open.
+    if is_root() {
+        let real = postgres.canonicalize().ok()?;
+        let open = |path: &Path| path.metadata().is_ok_and(|found| found.mode() & 1 != 0);
+        if !real.ancestors().all(open) {
+            return None;
+        }
+    }
+    version(&postgres).filter(|found| *found >= POSTGRES_NEEDED)
+}
+
+fn is_new_enough(program: &Path, needed: (u32, u32)) -> bool {
+    version(program).is_some_and(|found| found >= needed)
+}
+
+/// The first two numbers that `program --version` tells.
+pub(crate) fn version(program: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    let number = &text[text.find(|c: char| c.is_ascii_digit())?..];
+    let mut parts = number.split(|c: char| !c.is_ascii_digit());
+    let major = parts.next()?.parse().ok()?;
+    Some((major, parts.next().and_then(|minor| minor.parse().ok()).unwrap_or(0)))
+}
+
+/// The first program of this name along `path`.
+pub(crate) fn on_path(path: &OsStr, program: &str) -> Option<PathBuf> {
+    std::env::split_paths(path).map(|dir| dir.join(program)).find(|candidate| {
+        candidate.is_absolute()
+            && candidate.metadata().is_ok_and(|found| found.is_file() && found.mode() & 1 != 0)
+    })
+}

@@ -1,0 +1,235 @@
+//! In: a run. Out: a private Postgres that keeps its port and data over restarts.
+//!
+//! It need not survive a power cut, so nothing is synced (a killed process loses no write that the
+//! kernel has). It refuses root, so root starts it as nobody. Shared memory is kept inside the data
+//! directory, where removing the run removes it; the one System V segment that Postgres insists on is
+//! freed by ending it with SIGQUIT, or else by the guardian.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+use crate::guard::{RunDir, is_root, make_dir};
+use crate::process::{Ending, Process, runs, stat};
+use crate::until::try_until;
+use crate::{fetch, port};
+
+const NOBODY: u32 = 65_534;
+const READY: Duration = Duration::from_secs(20);
+const FIRST_TRIES: usize = 5;
+const SETTINGS: &[&str] = &[
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "fsync=off",
+    "full_page_writes=off",
+    "max_connections=300",
+    "log_min_messages=warning",
+    "dynamic_shared_memory_type=mmap",
+];
+
+/// A private Postgres.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Process,
+    port: u16,
+    /// Children of a killed postmaster: they end by themselves, and no new one starts before that.
+    orphans: Mutex<Vec<u32>>,
+}
+
+impl Postgres {
+    /// Makes a cluster, starts it, and waits until it answers.
+    ///
+    /// # Errors
+    /// When no Postgres can be had, or it does not start.
+    pub async fn start(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
+        let bin = fetch::postgres_bin(run).await?;
+        let data = make_cluster(run, name, &bin).await?;
+        let mut tries = 1;
+        loop {
+            let postgres = Self::launch(run, name, &bin, &data)?;
+            match postgres.ready().await {
+                Ok(()) => return Ok(postgres),
+                // Somebody else took the port between our look and its bind.
+                Err(_) if tries < FIRST_TRIES && !postgres.process.is_running() => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn launch(run: &Arc<RunDir>, name: &str, bin: &Path, data: &Path) -> anyhow::Result<Self> {
+        let port = port::free()?;
+        let (number, program) = (port.to_string(), bin.join("postgres"));
+        let mut args = vec!["-D".as_ref(), data.as_os_str(), "-p".as_ref(), number.as_ref()];
+        for setting in SETTINGS {
+            args.extend(["-c", setting].map(OsStr::new));
+        }
+        let process =
+            Process::start_ending(run, name, &program, &args, &[], unprivileged(), Ending::Quit)?;
+        Ok(Self { process, port, orphans: Mutex::default() })
+    }
+
+    /// `postgres://…/<database>`, as the superuser.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// Makes an empty database and gives its url. `name`: lower-case letters, digits, underscores.
+    ///
+    /// # Errors
+    /// When the name is not such, or is taken.
+    pub async fn create_database(&self, name: &str) -> anyhow::Result<String> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        ensure!(!name.is_empty() && name.chars().all(plain), "not a plain name: {name:?}");
+        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
+        connection
+            .execute(AssertSqlSafe(format!(r#"CREATE DATABASE "{name}""#)))
+            .await
+            .with_context(|| format!("cannot create the database {name}"))?;
+        connection.close().await?;
+        Ok(self.url(name))
+    }
+
+    /// SIGKILL of the postmaster; its backends notice and end by themselves.
+    pub fn kill(&self) {
+        let children = self.backends();
+        self.process.kill();
+        // A frozen backend would notice nothing.
+        signal_each(&children, Signal::CONT);
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(children);
+    }
+
+    /// Starts it again (after a kill, if it still runs) on the same port and data; waits until it has
+    /// recovered and answers.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        if self.process.is_running() {
+            self.kill();
+        }
+        try_until("the backends of the killed Postgres end", READY, async || {
+            let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
+            orphans.retain(|pid| runs(*pid));
+            orphans.is_empty().then_some(())
+        })
+        .await?;
+        self.process.restart()?;
+        self.ready().await
+    }
+
+    /// SIGSTOP, of the postmaster and then of its backends: connections stay open, nothing answers.
+    pub fn freeze(&self) {
+        self.process.freeze();
+        signal_each(&self.backends(), Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        signal_each(&self.backends(), Signal::CONT);
+        self.process.thaw();
+    }
+
+    /// The process behind it, the postmaster.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    fn backends(&self) -> Vec<u32> {
+        // A reaped postmaster's id may be somebody else's by now.
+        if self.process.is_running() { children(self.process.pid()) } else { Vec::new() }
+    }
+
+    async fn ready(&self) -> anyhow::Result<()> {
+        let url = self.url("postgres");
+        let ready = try_until("Postgres answers", READY, async || {
+            if !self.process.is_running() {
+                return Some(false);
+            }
+            let mut connection = PgConnection::connect(&url).await.ok()?;
+            connection.execute("SELECT 1").await.ok()?;
+            let _it_answered = connection.close().await;
+            // On a port that somebody else took, another Postgres may have answered.
+            self.process.is_running().then_some(true)
+        })
+        .await;
+        match ready {
+            Ok(true) => Ok(()),
+            _ => anyhow::bail!("Postgres did not start: {}", self.process.log_tail()),
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.thaw();
+        self.process.signal(Signal::QUIT);
+        // Postgres gives its backends 5 s; normally this takes some milliseconds.
+        for _ in 0..700 {
+            if !self.process.is_running() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+async fn make_cluster(run: &Arc<RunDir>, name: &str, bin: &Path) -> anyhow::Result<PathBuf> {
+    let home = run.path().join(name);
+    let data = home.join("data");
+    make_dir(&home)?;
+    make_dir(&data)?;
+    if let Some(uid) = unprivileged() {
+        std::os::unix::fs::chown(&data, Some(uid), Some(uid)).context("cannot change owner")?;
+    }
+    let mut args = vec!["-D".as_ref(), data.as_os_str()];
+    let settings = "-A trust --no-locale --no-sync -U postgres -E UTF8";
+    args.extend(settings.split(' ').map(OsStr::new));
+    let log = format!("{name}-initdb");
+    let initdb = Process::start(run, &log, &bin.join("initdb"), &args, &[], unprivileged())?;
+    let status = initdb.wait(Duration::from_secs(60)).await?;
+    ensure!(status.success(), "initdb failed: {}", initdb.log_tail());
+    Ok(data)
+}
+
+fn unprivileged() -> Option<u32> {
+    is_root().then_some(NOBODY)
+}
+
+fn signal_each(pids: &[u32], signal: Signal) {
+    for pid in pids.iter().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
+        let _gone_already = kill_process(pid, signal);
+    }
+}
+
+/// The children of a process: from /proc where there is one, else as `ps` tells.
+fn children(parent: u32) -> Vec<u32> {
+    let ids: Vec<(i32, i32)> = match fs::read_dir("/proc") {
+        Ok(entries) => entries
+            .filter_map(|entry| {
+                let id = entry.ok()?.file_name().to_str()?.parse().ok()?;
+                Some((id, stat(id)?.1))
+            })
+            .collect(),
+        Err(_) => {
+            let listed = std::process::Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output();
+            let text = listed.map(|output| output.stdout).unwrap_or_default();
+            String::from_utf8_lossy(&text)
+                .lines()
+                .filter_map(|line| {
+                    let mut numbers = line.split_whitespace().map(str::parse);
+                    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+                })
+                .collect()
+        }
+    };
+    let of_parent = ids.into_iter().filter(|(_, of)| u32::try_from(*of) == Ok(parent));
+    of_parent.filter_map(|(id, _)| u32::try_from(id).ok()).collect()
+}

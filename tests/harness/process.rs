@@ -1,0 +1,294 @@
+//! In: a program and its arguments. Out: a child that can be killed, frozen, and started again.
+//!
+//! The child records its own id before it becomes the program (`exec` keeps the id), so there is no
+//! moment at which it runs and the guardian does not know it. Its record is removed before it is
+//! reaped: until then the kernel gives its id to nobody else, so nobody else can be ended in its name.
+//! Each child leads its own process group: Ctrl-C reaches only the harness, which then ends the rest
+//! in order.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{self as sys, Pid, Signal, WaitId, WaitIdOptions};
+
+use crate::guard::RunDir;
+use crate::until::try_until;
+
+const RECORD_THEN_BECOME: &str = r#"echo $$ > "$0" && exec "$@""#;
+
+/// What a program may need of our own environment; the rest would make runs differ between machines.
+const INHERITED: &[&str] = &[
+    "HOME",
+    "LANG",
+    "LLVM_PROFILE_FILE",
+    "PATH",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "TMPDIR",
+];
+
+/// How a process is ended once nobody is left to ask it nicely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// SIGKILL.
+    Kill,
+    /// SIGQUIT, then SIGKILL: what Postgres needs to free its shared memory.
+    Quit,
+}
+
+/// One child of the harness. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    envs: Vec<(String, String)>,
+    uid: Option<u32>,
+    ending: Ending,
+    log: PathBuf,
+    life: Mutex<Life>,
+    run: Arc<RunDir>,
+}
+
+#[derive(Debug)]
+struct Life {
+    child: Child,
+    record: PathBuf,
+    over: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts `program`; its output is appended to `<run>/<name>.log`, its working directory is the
+    /// run's. As `uid` (and the group of the same number) when one is given, which only root can.
+    ///
+    /// # Errors
+    /// When the program does not exist or cannot be started.
+    pub fn start<A: AsRef<OsStr>>(
+        run: &Arc<RunDir>,
+        name: &str,
+        program: &Path,
+        args: &[A],
+        envs: &[(String, String)],
+        uid: Option<u32>,
+    ) -> anyhow::Result<Self> {
+        Self::start_ending(run, name, program, args, envs, uid, Ending::Kill)
+    }
+
+    pub(crate) fn start_ending<A: AsRef<OsStr>>(
+        run: &Arc<RunDir>,
+        name: &str,
+        program: &Path,
+        args: &[A],
+        envs: &[(String, String)],
+        uid: Option<u32>,
+        ending: Ending,
+    ) -> anyhow::Result<Self> {
+        let log = run.path().join(format!("{name}.log"));
+        let args: Vec<OsString> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let life = spawn(run, name, program, &args, envs, uid, ending, &log)?;
+        Ok(Self {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            args,
+            envs: envs.to_vec(),
+            uid,
+            ending,
+            log,
+            life: Mutex::new(life),
+            run: Arc::clone(run),
+        })
+    }
+
+    /// Its process id, that of the latest start.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.life().child.id()
+    }
+
+    /// Whether it has not ended yet. A frozen process runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.life().reap_if_over().is_none()
+    }
+
+    /// SIGKILL, to its whole process group, and waits until it is gone.
+    pub fn kill(&self) {
+        let mut life = self.life();
+        if life.reap_if_over().is_none() {
+            let _gone_already = sys::kill_process_group(life.id(), Signal::KILL);
+            life.reap();
+        }
+    }
+
+    /// SIGTERM; [`Process::wait`] waits for the end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When `deadline` passes first.
+    pub async fn wait(&self, deadline: Duration) -> anyhow::Result<ExitStatus> {
+        let what = format!("{} ends", self.name);
+        try_until(&what, deadline, async || self.life().reap_if_over()).await
+    }
+
+    /// SIGSTOP; returns once it stands still. It keeps its connections and answers nothing.
+    pub fn freeze(&self) {
+        let mut life = self.life();
+        if life.reap_if_over().is_none() {
+            let _gone_already = sys::kill_process(life.id(), Signal::STOP);
+            let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            let _stands_still = sys::waitid(WaitId::Pid(life.id()), stopped);
+        }
+    }
+
+    /// SIGCONT: it goes on where it stood.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Starts the same command again, after killing it if it still runs. The log goes on.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn restart(&self) -> anyhow::Result<()> {
+        self.kill();
+        *self.life() = spawn(
+            &self.run,
+            &self.name,
+            &self.program,
+            &self.args,
+            &self.envs,
+            self.uid,
+            self.ending,
+            &self.log,
+        )?;
+        Ok(())
+    }
+
+    /// Where its output goes.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// All its output so far, of every start.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The last lines of its output, for error messages.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.trim_end().lines().collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let mut life = self.life();
+        if life.reap_if_over().is_none() {
+            let _gone_already = sys::kill_process(life.id(), signal);
+        }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Life {
+    fn id(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn reap_if_over(&mut self) -> Option<ExitStatus> {
+        if self.over.is_none() {
+            let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            if let Ok(Some(_)) = sys::waitid(WaitId::Pid(self.id()), look) {
+                self.reap();
+            }
+        }
+        self.over
+    }
+
+    /// Only once it has ended or is being killed: it blocks.
+    fn reap(&mut self) {
+        let _removed_with_the_run = fs::remove_file(&self.record);
+        self.over = self.child.wait().ok();
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one start, described in full, for two callers")]
+fn spawn(
+    run: &RunDir,
+    name: &str,
+    program: &Path,
+    args: &[OsString],
+    envs: &[(String, String)],
+    uid: Option<u32>,
+    ending: Ending,
+    log: &Path,
+) -> anyhow::Result<Life> {
+    ensure!(program.is_file(), "no program at {}", program.display());
+    let out = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
+    let record = run.pid_file(name, ending == Ending::Quit);
+    File::create(&record).with_context(|| format!("cannot write {}", record.display()))?;
+
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", RECORD_THEN_BECOME]).arg(&record).arg(program).args(args);
+    command.env_clear();
+    command.envs(INHERITED.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
+    command.envs(envs.iter().map(|(key, value)| (key, value)));
+    command.current_dir(run.path()).process_group(0);
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    if let Some(uid) = uid {
+        // The record is written by the child, which has this identity by then.
+        std::os::unix::fs::chown(&record, Some(uid), Some(uid)).context("cannot change owner")?;
+        command.uid(uid).gid(uid);
+    }
+    match command.spawn() {
+        Ok(child) => Ok(Life { child, record, over: None }),
+        Err(error) => {
+            let _removed_with_the_run = fs::remove_file(&record);
+            Err(error).with_context(|| format!("cannot start {name}"))
+        }
+    }
+}
+
+/// Whether any process of this id runs. A zombie is over, also where the first process of a container
+/// reaps none.
+#[must_use]
+pub fn runs(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    let zombie = || stat(pid.as_raw_nonzero().get()).is_some_and(|(state, _)| state == 'Z');
+    sys::test_kill_process(pid).is_ok() && !zombie()
+}
+
+/// State and parent of a process, behind its name, which may hold anything, in parentheses.
+pub(crate) fn stat(id: i32) -> Option<(char, i32)> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}

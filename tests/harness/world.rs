@@ -1,0 +1,461 @@
+//! A whole Tidegate: NATS, Postgres, ingests, workers, a fake Slack, an agent; started, provisioned, watched.
+//!
+//! In: how many of each. Out: a [`World`], in which a test states facts. Every world has a NATS and a database of its
+//! own, so tests run at once and may kill what they like.
+
+use crate::{
+    agent::Agent,
+    binaries::Binaries,
+    guard::RunDir,
+    nats::Nats,
+    port,
+    postgres::Postgres,
+    process::Process,
+    slack::{Answer, Slack, webhook::Webhook},
+    until::{try_until, until},
+};
+use anyhow::{Context, ensure};
+use shared::{
+    codec::envelope::DedupeKey,
+    config,
+    directory::Directory,
+    partition::Partition,
+    secrets::{KeyRing, Secret},
+    store::{NewAgent, NewClaim, NewConnection, Rings, Store},
+    types::{AgentId, ConnectionId, OrgId, Status, Surface},
+};
+use sqlx::{PgPool, Row};
+use std::{process::Command, sync::Arc, time::Duration};
+use tokio::sync::OnceCell;
+
+/// Longest any part may take to come up, on a machine that builds at the same time.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Longest anything may take that should be quick.
+pub const SOON: Duration = Duration::from_secs(30);
+/// A lease this long keeps tests of failover short.
+pub const LEASE_TTL: Duration = Duration::from_secs(3);
+
+/// How many of each.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Ingest processes.
+    pub ingests: usize,
+    /// Worker processes.
+    pub workers: usize,
+    /// A Postgres of its own, to be killed; else a database in the one that all tests share.
+    pub own_postgres: bool,
+}
+
+/// One of each.
+pub const SMALL: Size = Size { ingests: 1, workers: 1, own_postgres: false };
+/// Two of each.
+pub const PAIR: Size = Size { ingests: 2, workers: 2, own_postgres: false };
+
+/// A Tidegate.
+pub struct World {
+    /// The fake Slack.
+    pub slack: Slack,
+    /// An agent, to which connections may be linked.
+    pub agent: Agent,
+    /// NATS.
+    pub nats: Nats,
+    /// Postgres.
+    pub postgres: Arc<Postgres>,
+    /// The database, for questions no product code asks.
+    pub pool: PgPool,
+    /// The database, as the product sees it.
+    pub store: Store,
+    /// Ingests.
+    pub ingests: Vec<Ingest>,
+    /// Workers.
+    pub workers: Vec<Worker>,
+    client: async_nats::Client,
+    settings: Vec<(String, String)>,
+    size: Size,
+    // Last: the guardian waits until all of the above is gone.
+    run: Arc<RunDir>,
+}
+
+/// An ingest process.
+pub struct Ingest {
+    /// The process.
+    pub process: Process,
+    address: String,
+    admin: String,
+}
+
+/// A worker process.
+pub struct Worker {
+    /// Its name in Postgres.
+    pub id: String,
+    /// The process.
+    pub process: Process,
+}
+
+/// A Slack app as both sides know it: its connection here, its secrets there.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The organization it belongs to.
+    pub org: OrgId,
+    /// The signing secret.
+    pub secret: String,
+    /// The bot token.
+    pub token: String,
+    /// Slack's id of the app.
+    pub app: String,
+    /// Slack's id of the workspace.
+    pub team: String,
+    /// The bot's own user.
+    pub bot_user: String,
+}
+
+/// How a webhook was handled, as Postgres has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handled {
+    /// Its sequence in the stream.
+    pub sequence: i64,
+    /// Its partition.
+    pub partition: i16,
+    /// Which worker did it.
+    pub worker: String,
+    /// The word for how it ended.
+    pub outcome: String,
+}
+
+static SHARED_POSTGRES: OnceCell<(Arc<RunDir>, Arc<Postgres>)> = OnceCell::const_new();
+
+impl World {
+    /// Starts everything and waits until it works.
+    pub async fn start(size: Size) -> anyhow::Result<Self> {
+        let mut world = Self::without_processes(size).await?;
+        for _ in 0..size.ingests {
+            world.start_ingest().await?;
+        }
+        for _ in 0..size.workers {
+            world.start_worker().await?;
+        }
+        world.settled().await?;
+        Ok(world)
+    }
+
+    /// The servers, migrated; no ingest or worker yet.
+    pub async fn without_processes(size: Size) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
+        let run = Arc::new(RunDir::new("world")?);
+        let binaries = tokio::task::spawn_blocking(Binaries::get).await??;
+        let nats = Nats::start(&run, "nats").await?;
+        let postgres = if size.own_postgres {
+            Arc::new(Postgres::start(&run, "postgres").await?)
+        } else {
+            let start = async {
+                let run = Arc::new(RunDir::new("postgres")?);
+                let postgres = Arc::new(Postgres::start(&run, "postgres").await?);
+                anyhow::Ok((run, postgres))
+            };
+            Arc::clone(&SHARED_POSTGRES.get_or_try_init(|| start).await?.1)
+        };
+        let database = postgres.create_database(&format!("world_{:032x}", unique()?)).await?;
+        let (slack, agent) = (Slack::start().await?, Agent::start().await?);
+        let (signing, tokens) = (KeyRing::generate("k1")?, KeyRing::generate("k1")?);
+        let settings = [
+            ("TIDEGATE_NATS_URL", nats.url()),
+            ("TIDEGATE_POSTGRES_URL", database.clone()),
+            ("TIDEGATE_SIGNING_KEYS", signing.clone()),
+            ("TIDEGATE_TOKEN_KEYS", tokens.clone()),
+            ("TIDEGATE_SLACK_API", slack.api()),
+            ("TIDEGATE_RESPONSE_URL_ORIGINS", slack.response_origin()),
+            ("TIDEGATE_LEASE_TTL", format!("{}ms", LEASE_TTL.as_millis())),
+            ("TIDEGATE_DRAIN_DELAY", "200ms".into()),
+            ("TIDEGATE_LOG", "info".into()),
+        ];
+        let settings: Vec<_> =
+            settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let migrated =
+            Command::new(&binaries.tidegate).arg("migrate").envs(settings.clone()).output()?;
+        ensure!(
+            migrated.status.success(),
+            "tidegate migrate: {}",
+            String::from_utf8_lossy(&migrated.stderr)
+        );
+
+        let rings = Rings { signing: signing.parse()?, tokens: tokens.parse()? };
+        let store = Store::new(&config::Postgres { url: database.clone(), connections: 4 }, rings)?;
+        let pool = PgPool::connect(&database).await?;
+        let client = async_nats::connect(nats.url()).await?;
+        let (ingests, workers) = (Vec::new(), Vec::new());
+        Ok(Self {
+            slack,
+            agent,
+            nats,
+            postgres,
+            pool,
+            store,
+            ingests,
+            workers,
+            client,
+            settings,
+            size,
+            run,
+        })
+    }
+
+    /// Starts one more ingest and waits until it is ready.
+    pub async fn start_ingest(&mut self) -> anyhow::Result<()> {
+        let (listen, admin) =
+            (format!("127.0.0.1:{}", port::free()?), format!("127.0.0.1:{}", port::free()?));
+        let mut settings = self.settings.clone();
+        // Ingest is not even told where Postgres is, and holds no key to tokens.
+        settings.retain(|(name, _)| !name.contains("POSTGRES") && !name.contains("TOKEN"));
+        settings.push(("TIDEGATE_LISTEN".into(), listen.clone()));
+        settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
+        let name = format!("ingest-{}", self.ingests.len() + 1);
+        let process = Process::start(
+            &self.run,
+            &name,
+            &Binaries::get()?.ingest,
+            &[] as &[&str],
+            &settings,
+            None,
+        )?;
+        let ingest = Ingest {
+            process,
+            address: format!("http://{listen}"),
+            admin: format!("http://{admin}"),
+        };
+        ingest.ready().await?;
+        self.ingests.push(ingest);
+        Ok(())
+    }
+
+    /// Starts one more worker.
+    pub async fn start_worker(&mut self) -> anyhow::Result<()> {
+        let id = format!("worker-{}", self.workers.len() + 1);
+        let mut settings = self.settings.clone();
+        settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
+        let process = Process::start(
+            &self.run,
+            &id,
+            &Binaries::get()?.worker,
+            &[] as &[&str],
+            &settings,
+            None,
+        )?;
+        self.workers.push(Worker { id, process });
+        Ok(())
+    }
+
+    /// Waits until every partition is owned, evenly, by the workers that run.
+    pub async fn settled(&self) -> anyhow::Result<()> {
+        let running = self.workers.iter().filter(|worker| worker.process.is_running()).count();
+        if running == 0 {
+            return Ok(());
+        }
+        let even = 64_i64.div_euclid(running as i64)..=64_usize.div_ceil(running) as i64;
+        let settled = async || {
+            let shares: Vec<i64> = sqlx::query_scalar(
+                "select count(*) from partition_leases join partition_epochs using (partition)
+                  where lease_until > now() group by owner order by 1",
+            )
+            .fetch_all(&self.pool)
+            .await
+            .ok()?;
+            let all = shares.iter().sum::<i64>() == 64 && shares.len() == running;
+            (all && shares.iter().all(|share| even.contains(share))).then_some(())
+        };
+        let settled = try_until("every partition is owned, evenly", READY_WITHIN, settled).await;
+        settled.with_context(|| self.logs())
+    }
+
+    /// Runs the operator's command line; gives what it printed.
+    pub fn tidegate(&self, args: &[&str]) -> anyhow::Result<String> {
+        let ran = Command::new(&Binaries::get()?.tidegate)
+            .args(args)
+            .envs(self.settings.clone())
+            .output()?;
+        ensure!(
+            ran.status.success(),
+            "tidegate {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&ran.stderr)
+        );
+        Ok(String::from_utf8(ran.stdout)?)
+    }
+
+    /// A Slack app in a new organization, its connection active and in force on every ingest.
+    pub async fn connect(&self) -> anyhow::Result<App> {
+        let app = self.prepare(Status::Active).await?;
+        self.project(&app).await?;
+        Ok(app)
+    }
+
+    /// A connection in Postgres only: its directory entry is still to be written.
+    pub async fn prepare(&self, status: Status) -> anyhow::Result<App> {
+        let n = self.slack.unique();
+        let app = App {
+            connection: ConnectionId::random()?,
+            org: format!("org-{n}").parse()?,
+            secret: format!("{:032x}", unique()?),
+            token: format!("xoxb-{:032x}", unique()?),
+            app: format!("A{n:08}"),
+            team: format!("T{n:08}"),
+            bot_user: format!("UBOT{n:08}"),
+        };
+        self.store.ensure_organization(&app.org, "Example").await?;
+        self.store
+            .put_agent(&NewAgent {
+                org: app.org.clone(),
+                id: agent_id(),
+                name: "Sample agent".into(),
+                url: self.agent.url(),
+                secret: Secret::new(format!("agent-secret-{:032x}", unique()?))?,
+            })
+            .await?;
+        self.store
+            .create_connection(&NewConnection {
+                id: app.connection,
+                org: app.org.clone(),
+                agent: None,
+                app: app.app.parse()?,
+                enterprise: None,
+                team: Some(app.team.parse()?),
+                preview_mode: false,
+                status,
+                signing_secret: Secret::new(app.secret.clone())?,
+                bot_token: Some(Secret::new(app.token.clone())?),
+                bot_user: Some(app.bot_user.clone()),
+            })
+            .await?;
+        Ok(app)
+    }
+
+    /// Writes a connection's directory entry and waits until every ingest has it.
+    pub async fn project(&self, app: &App) -> anyhow::Result<()> {
+        let directory = Directory::open(&config::jetstream(self.client.clone())).await?;
+        let entry = self.store.directory_entry(app.connection).await?.context("the connection")?;
+        let revision = directory.project(app.connection, &entry).await?;
+        Ok(directory.applied_everywhere(revision, SOON).await?)
+    }
+
+    /// A code that links a conversation of this app to its sample agent.
+    pub async fn mint(&self, app: &App, surfaces: &[Surface]) -> anyhow::Result<String> {
+        let claim = NewClaim {
+            org: app.org.clone(),
+            agent: agent_id(),
+            surfaces: surfaces.to_vec(),
+            connection: Some(app.connection),
+            ttl: Duration::from_secs(900),
+            created_by: "test".into(),
+        };
+        Ok(self.store.mint_claim(&claim).await?.reveal())
+    }
+
+    /// Sends a webhook to an app's own route, at some ingest.
+    pub async fn send(&self, app: &App, webhook: &Webhook) -> anyhow::Result<Answer> {
+        let ingest = &self.ingests[self.slack.unique() as usize % self.ingests.len()];
+        self.slack.send(&ingest.url(app), &app.secret, webhook).await
+    }
+
+    /// How a webhook was handled, once it was.
+    pub async fn handled(&self, dedupe: &DedupeKey) -> Handled {
+        until(&format!("{dedupe} is handled"), SOON, async || self.look(dedupe).await).await
+    }
+
+    /// How a webhook was handled, if it was.
+    pub async fn look(&self, dedupe: &DedupeKey) -> Option<Handled> {
+        let row = sqlx::query(
+            "select sequence, partition, worker, outcome from seen where dedupe_key = $1",
+        )
+        .bind(dedupe.as_str())
+        .fetch_optional(&self.pool)
+        .await
+        .ok()??;
+        Some(Handled {
+            sequence: row.get("sequence"),
+            partition: row.get("partition"),
+            worker: row.get("worker"),
+            outcome: row.get("outcome"),
+        })
+    }
+
+    /// The agent that a conversation is bound to.
+    pub async fn binding(&self, app: &App, channel: &str) -> anyhow::Result<Option<String>> {
+        let (team, channel) = (app.team.parse()?, channel.parse()?);
+        let bound = self.store.binding(app.connection, &team, &channel).await?;
+        Ok(bound.map(|bound| bound.agent.to_string()))
+    }
+
+    /// The worker that owns a conversation's partition.
+    pub async fn owner_of(&self, app: &App, channel: &str) -> anyhow::Result<&Worker> {
+        let partition = Partition::of(app.connection, Some(channel)).number() as i16;
+        let owner: String =
+            sqlx::query_scalar("select owner from partition_epochs where partition = $1")
+                .bind(partition)
+                .fetch_one(&self.pool)
+                .await?;
+        self.workers.iter().find(|worker| worker.id == owner).context("its owner is none of ours")
+    }
+
+    /// Messages in the stream.
+    pub async fn stored(&self) -> anyhow::Result<u64> {
+        let js = async_nats::jetstream::new(self.client.clone());
+        Ok(js.get_stream(shared::stream::STREAM).await?.cached_info().state.messages)
+    }
+
+    /// NATS, for what a test wants to do with it.
+    pub fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    /// How many of each there are.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// What all processes of the product logged.
+    pub fn logs(&self) -> String {
+        let ingests = self.ingests.iter().map(|ingest| ingest.process.log());
+        ingests
+            .chain(self.workers.iter().map(|worker| worker.process.log()))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+impl Ingest {
+    /// The address of an app's own route.
+    pub fn url(&self, app: &App) -> String {
+        format!("{}/api/v1/webhooks/{}", self.address, app.connection)
+    }
+
+    /// The address of a path.
+    pub fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.address)
+    }
+
+    /// Its health's address.
+    pub fn admin(&self, path: &str) -> String {
+        format!("{}{path}", self.admin)
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let ready = async || {
+            let answer = reqwest::get(self.admin("/readyz")).await.ok()?;
+            answer.status().is_success().then_some(())
+        };
+        try_until("ingest is ready", READY_WITHIN, ready).await.with_context(|| self.process.log())
+    }
+}
+
+/// The sample agent's id, in every organization.
+pub fn agent_id() -> AgentId {
+    "sample".parse().expect("a plain word is an id")
+}
+
+fn unique() -> anyhow::Result<u128> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).context("randomness")?;
+    Ok(u128::from_be_bytes(bytes))
+}

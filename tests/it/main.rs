@@ -1,0 +1,3 @@
+//! The specification, as tests. Read the names aloud.
+
+mod harness;

@@ -1,0 +1,142 @@
+//! How a webhook ends, written down: its effects in one fenced transaction, or its grave.
+//!
+//! In: effects, or a reason to give up. Out: true when it is finished for good; false when the partition is somebody
+//! else's, who will come to it again. A Postgres that is away is waited for: the decision is made, only the writing
+//! is missing, and nothing outside is called again for it.
+
+use crate::{Workshop, lane::Job, lease::Part};
+use async_nats::{HeaderMap, jetstream};
+use shared::{
+    store::{Committed, Dying, Effects, Position, StoreError},
+    stream,
+    telemetry::Chain,
+};
+use std::{future::Future, time::Duration};
+use tracing::{error, info, warn};
+
+/// Between two tries of a Postgres that is away.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Puts a webhook's effects into force.
+pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effects) -> bool {
+    let at = Position {
+        sequence: job.sequence,
+        lane: job.envelope.lane,
+        connection: job.envelope.connection,
+        dedupe: job.envelope.dedupe.clone(),
+    };
+    let Some(committed) = insist(part, || workshop.store.commit(&part.owner, &at, effects)).await
+    else {
+        return false;
+    };
+    match committed {
+        Committed::Applied { claim } => {
+            part.outbox.notify_one();
+            let claim = claim.as_ref().map(|result| result.as_str());
+            let (sequence, kind, outcome) = (job.sequence, job.envelope.kind, effects.outcome);
+            info!(sequence, connection = %at.connection, %kind, outcome, claim, "handled");
+            true
+        }
+        Committed::AlreadyDone => true,
+        Committed::Fenced => fenced(part),
+        Committed::OrderSlip => {
+            error!(sequence = job.sequence, lane = %at.lane, "its lane is past it, and it is not done: order slip");
+            bury(workshop, part, job, "its lane was past it (order slip)", "", 1).await
+        }
+    }
+}
+
+/// Gives a webhook up.
+pub async fn bury(
+    workshop: &Workshop,
+    part: &Part,
+    job: &Job,
+    reason: &str,
+    last_error: &str,
+    attempts: i32,
+) -> bool {
+    let envelope = &job.envelope;
+    let dying = Dying {
+        sequence: job.sequence,
+        subject: &envelope.subject(),
+        headers: listed(Some(&envelope.headers())),
+        body: &envelope.body,
+        connection: Some(envelope.connection.to_string()),
+        dedupe: Some(envelope.dedupe.to_string()),
+        reason,
+        last_error,
+        attempts,
+    };
+    write_grave(workshop, part, &dying).await
+}
+
+/// Gives up what is no envelope, and counts it as finished.
+pub async fn bury_undecodable(
+    workshop: &Workshop,
+    part: &Part,
+    sequence: u64,
+    message: &jetstream::Message,
+    reason: &str,
+) {
+    let dying = Dying {
+        sequence,
+        subject: &message.subject,
+        headers: listed(message.headers.as_ref()),
+        body: &message.payload,
+        connection: stream::parse_subject(&message.subject)
+            .map(|(_, connection)| connection.to_string()),
+        dedupe: None,
+        reason,
+        last_error: "",
+        attempts: 0,
+    };
+    if write_grave(workshop, part, &dying).await {
+        part.finish(sequence);
+    }
+}
+
+async fn write_grave(workshop: &Workshop, part: &Part, dying: &Dying<'_>) -> bool {
+    match insist(part, || workshop.store.bury(&part.owner, dying)).await {
+        Some(true) => {
+            error!(
+                sequence = dying.sequence,
+                reason = dying.reason,
+                last_error = dying.last_error,
+                "dead"
+            );
+            true
+        }
+        Some(false) => fenced(part),
+        None => false,
+    }
+}
+
+fn fenced(part: &Part) -> bool {
+    warn!(partition = %part.owner.partition, epoch = part.owner.epoch, "somebody else owns the partition: fenced");
+    part.lost.cancel();
+    false
+}
+
+/// Tries until Postgres takes it. `None`: the partition was lost meanwhile.
+async fn insist<T, F>(part: &Part, write: impl Fn() -> F) -> Option<T>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match write().await {
+            Ok(written) => return Some(written),
+            Err(error) => warn!(error = %Chain(&error), "could not be written; trying again"),
+        }
+        tokio::select! {
+            _ = part.lost.cancelled() => return None,
+            _ = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+fn listed(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
+    let pairs = headers.into_iter().flat_map(|headers| headers.iter());
+    pairs
+        .flat_map(|(name, values)| values.iter().map(move |v| (name.to_string(), v.to_string())))
+        .collect()
+}

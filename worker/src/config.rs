@@ -1,0 +1,79 @@
+//! Every setting of the `worker` binary. Each is a flag and an environment variable.
+
+use clap::Parser;
+use shared::{
+    config::{self, Nats, Postgres, Telemetry},
+    secrets::KeyRing,
+};
+use std::{num::NonZeroUsize, time::Duration};
+
+/// Handles stored webhooks: the back of Tidegate.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version)]
+pub struct Config {
+    /// This worker's name among the others; made up when unset.
+    #[arg(long, env = "TIDEGATE_WORKER_ID", value_name = "NAME")]
+    pub worker_id: Option<String>,
+    /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as the ingests'.
+    #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    pub signing_keys: KeyRing,
+    /// Key ring that opens tokens and agents' secrets, in the same form.
+    #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    pub token_keys: KeyRing,
+    /// How long a partition stays with a worker that went silent.
+    #[arg(long, env = "TIDEGATE_LEASE_TTL", value_name = "DURATION", default_value = "3s", value_parser = config::duration)]
+    pub lease_ttl: Duration,
+    /// Handlers that run at once.
+    #[arg(long, env = "TIDEGATE_HANDLERS", value_name = "N", default_value = "64")]
+    pub handlers: NonZeroUsize,
+    /// How long what runs may take to finish after SIGTERM.
+    #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "8s", value_parser = config::duration)]
+    pub grace: Duration,
+    /// The slash command, with its slash.
+    #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
+    pub command: String,
+    /// Slack's Web API.
+    #[arg(
+        long,
+        env = "TIDEGATE_SLACK_API",
+        value_name = "URL",
+        default_value = "https://slack.com/api/"
+    )]
+    pub slack_api: reqwest::Url,
+    /// Origins a response_url may have, comma-separated.
+    #[arg(
+        long,
+        env = "TIDEGATE_RESPONSE_URL_ORIGINS",
+        value_name = "URLS",
+        value_delimiter = ',',
+        default_value = "https://hooks.slack.com,https://hooks.slack-gov.com"
+    )]
+    pub response_url_origins: Vec<reqwest::Url>,
+    /// Where NATS is.
+    #[command(flatten)]
+    pub nats: Nats,
+    /// Where Postgres is.
+    #[command(flatten)]
+    pub postgres: Postgres,
+    /// How logs look.
+    #[command(flatten)]
+    pub telemetry: Telemetry,
+}
+
+/// A lease shorter than this would be lost to an ordinary pause.
+const LEASE_TTL_MIN: Duration = Duration::from_millis(300);
+
+impl Config {
+    /// Checks what no setting can say of itself alone.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.lease_ttl >= LEASE_TTL_MIN,
+            "TIDEGATE_LEASE_TTL is too short: say 300ms or more"
+        );
+        anyhow::ensure!(
+            self.command.starts_with('/'),
+            "TIDEGATE_COMMAND is malformed: it begins with a slash, as in /lobu"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! One webhook at a time per conversation, many conversations at once.
+//!
+//! In: the jobs of a partition, in the order of the stream. Out: each worked to its end before the next of its lane
+//! begins. A lane exists while it has something to do: its first job starts a task, the last one ends it.
+
+use crate::{
+    Workshop, commit,
+    handle::{self, Outcome},
+    hydrate::{Hydrated, hydrate},
+    lease::Part,
+};
+use shared::{codec::envelope::Envelope, partition::Lane, telemetry::Chain};
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{debug, info, warn};
+
+/// A terminal fault is tried this often before the webhook is dead.
+const ATTEMPTS_MAX: i32 = 6;
+/// A system fault is tried again until the webhook is this old.
+const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Longest wait between two tries.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A webhook on its way through a worker.
+pub struct Job {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// The webhook.
+    pub envelope: Envelope,
+    /// Its place in the partition's window; free again when the job is dropped.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Job {
+    /// A job that holds its place in the window.
+    pub fn new(sequence: u64, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
+        Self { sequence, envelope, _permit: permit }
+    }
+
+    /// How long ago ingest had it.
+    pub fn age(&self) -> Duration {
+        let received = UNIX_EPOCH + Duration::from_millis(self.envelope.received_at_ms);
+        SystemTime::now().duration_since(received).unwrap_or_default()
+    }
+}
+
+/// The lanes of one partition that have something to do.
+pub struct Lanes {
+    workshop: Arc<Workshop>,
+    part: Arc<Part>,
+    waiting: Waiting,
+}
+
+/// Jobs behind the one that runs, per lane. A lane that is not here is idle.
+type Waiting = Arc<Mutex<HashMap<Lane, VecDeque<Job>>>>;
+
+impl Lanes {
+    /// All idle.
+    pub fn new(workshop: Arc<Workshop>, part: Arc<Part>) -> Self {
+        Self { workshop, part, waiting: Waiting::default() }
+    }
+
+    /// Puts a job at the end of its lane.
+    pub fn push(&mut self, job: Job) {
+        let lane = job.envelope.lane;
+        match locked(&self.waiting).entry(lane) {
+            Entry::Occupied(mut busy) => busy.get_mut().push_back(job),
+            Entry::Vacant(idle) => {
+                idle.insert(VecDeque::new());
+                let (workshop, part) = (Arc::clone(&self.workshop), Arc::clone(&self.part));
+                tokio::spawn(run(workshop, part, Arc::clone(&self.waiting), lane, job));
+            }
+        }
+    }
+}
+
+fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<Lane, VecDeque<Job>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn run(workshop: Arc<Workshop>, part: Arc<Part>, waiting: Waiting, lane: Lane, first: Job) {
+    let mut job = first;
+    loop {
+        let finished = tokio::select! {
+            _ = part.lost.cancelled() => false,
+            finished = work(&workshop, &part, &job) => finished,
+        };
+        if !finished {
+            // Nothing behind an unfinished webhook may run: it is read again by whoever is next.
+            locked(&waiting).remove(&lane);
+            return;
+        }
+        part.finish(job.sequence);
+        let mut lanes = locked(&waiting);
+        match lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
+            // What has not begun when we stop is left to the next owner.
+            Some(_) if part.stop.is_cancelled() => {
+                lanes.remove(&lane);
+                return;
+            }
+            Some(next) => job = next,
+            None => {
+                lanes.remove(&lane);
+                return;
+            }
+        }
+    }
+}
+
+/// Works a job to its end. False: it has none here, because the partition is lost or we stop.
+async fn work(workshop: &Workshop, part: &Part, job: &Job) -> bool {
+    let mut attempt = 1;
+    loop {
+        let outcome = try_once(workshop, part, job).await;
+        let label = outcome.as_str();
+        match outcome {
+            Outcome::Done(effects) => return commit::apply(workshop, part, job, &effects).await,
+            Outcome::Dead { reason, error } => {
+                return commit::bury(workshop, part, job, &reason, &error, attempt).await;
+            }
+            Outcome::Fault { error } if attempt >= ATTEMPTS_MAX => {
+                return commit::bury(workshop, part, job, "it failed too often", &error, attempt)
+                    .await;
+            }
+            Outcome::Retry { cause } | Outcome::Park { cause } if job.age() > AGE_MAX => {
+                return commit::bury(
+                    workshop,
+                    part,
+                    job,
+                    "it could not be handled for a day",
+                    &cause,
+                    attempt,
+                )
+                .await;
+            }
+            Outcome::Retry { cause }
+            | Outcome::Park { cause }
+            | Outcome::Fault { error: cause } => {
+                info!(
+                    sequence = job.sequence,
+                    attempt,
+                    outcome = label,
+                    cause,
+                    "to be tried again"
+                );
+            }
+            Outcome::Return => {
+                debug!(sequence = job.sequence, "returned untried");
+                return false;
+            }
+        }
+        tokio::select! {
+            _ = part.stop.cancelled() => return false,
+            _ = tokio::time::sleep(backoff(attempt)) => {}
+        }
+        attempt += 1;
+    }
+}
+
+async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
+    let Ok(_permit) = workshop.handlers.acquire().await else { return Outcome::Return };
+    if part.stop.is_cancelled() {
+        return Outcome::Return;
+    }
+    // Read before anything outside is called: after a crash this webhook may be done already.
+    match workshop.store.is_seen(&job.envelope.dedupe).await {
+        Ok(true) => return Outcome::done("done"),
+        Ok(false) => {}
+        Err(error) => return Outcome::Retry { cause: Chain(&error).to_string() },
+    }
+    match hydrate(&workshop.store, job.envelope.connection).await {
+        Ok(Hydrated::Live(connection)) => handle::handle(workshop, part, &connection, job).await,
+        Ok(Hydrated::Gone(why)) => {
+            warn!(sequence = job.sequence, connection = %job.envelope.connection, why, "dropped");
+            Outcome::done("dropped")
+        }
+        Ok(Hydrated::Pending) => Outcome::Park { cause: "the connection is pending".into() },
+        Err(error) => Outcome::Retry { cause: Chain(&error).to_string() },
+    }
+}
+
+/// 0.2 s, doubling, with up to a quarter more so that lanes that failed together don't return together.
+fn backoff(attempt: i32) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let base = Duration::from_millis(200 << attempt.clamp(1, 12)).min(BACKOFF_MAX);
+    base + base.mul_f64((RandomState::new().hash_one(attempt) % 256) as f64 / 1024.0)
+}

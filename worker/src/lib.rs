@@ -1,0 +1,45 @@
+//! Reads the stream, keeps conversations in order, handles each webhook once, replies to Slack. A webhook
+//! passes the files in this order:
+//!
+//! ```text
+//! lease      owns partitions, each under an epoch
+//! read       a partition's log, from its cursor on
+//! lane       one at a time per conversation
+//! hydrate    the live connection, or why there is none
+//! handle     what to do: an outcome with effects
+//! commit     effects → one fenced transaction
+//! deliver    outbox → Slack
+//! ```
+//!
+//! Beside the way: `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
+//! called.
+
+pub mod lease;
+pub mod read;
+pub mod lane;
+pub mod hydrate;
+pub mod handle;
+pub mod commit;
+pub mod deliver;
+pub mod slack;
+pub mod agent;
+pub mod sweep;
+pub mod config;
+
+use shared::store::Store;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// What every stage of a worker uses. Made once in `main`.
+pub struct Workshop {
+    /// Postgres.
+    pub store: Store,
+    /// Slack's Web API and `response_url`s.
+    pub slack: slack::Slack,
+    /// Agents' endpoints.
+    pub agents: agent::Agents,
+    /// The slash command we answer to, with its slash.
+    pub command: String,
+    /// A permit per handler that runs.
+    pub handlers: Arc<Semaphore>,
+}

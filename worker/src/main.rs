@@ -1,0 +1,62 @@
+//! `worker`: handles stored webhooks.
+
+use anyhow::Context;
+use shared::{
+    config,
+    shutdown::Shutdown,
+    store::{Rings, Store},
+    telemetry,
+};
+use std::{process::ExitCode, sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
+use tracing::info;
+use worker::{Workshop, agent::Agents, config::Config, lease::Leases, slack::Slack};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let config: Config = match config::parse() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if let Err(wrong) = config.check() {
+        eprintln!("{wrong}");
+        return ExitCode::from(config::EX_USAGE);
+    }
+    match run(config).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    telemetry::init(&config.telemetry)?;
+    // reqwest takes whichever TLS provider is installed; there is one in this tree.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let shutdown = Shutdown::on_signal()?;
+    let worker = config.worker_id.clone().unwrap_or_else(made_up_name);
+    info!(worker, version = env!("CARGO_PKG_VERSION"), "worker");
+
+    let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
+    let workshop = Arc::new(Workshop {
+        store: Store::new(&config.postgres, rings)?,
+        slack: Slack::new(config.slack_api, config.response_url_origins)
+            .context("an HTTP client for Slack")?,
+        agents: Agents::new().context("an HTTP client for agents")?,
+        command: config.command,
+        handlers: Arc::new(Semaphore::new(config.handlers.get())),
+    });
+    let js = config::jetstream(config.nats.connect("worker").await?);
+    let leases = Leases::new(workshop, js, worker, config.lease_ttl);
+    shutdown.spawn_vital("leases", leases.run(shutdown.token().clone(), config.grace));
+
+    shutdown.requested().await;
+    Ok(shutdown.drain(config.grace + Duration::from_secs(1)).await)
+}
+
+fn made_up_name() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("worker-{:08x}", RandomState::new().hash_one(0) as u32)
+}

@@ -1,0 +1,104 @@
+//! A partition's log, from its cursor on.
+//!
+//! In: an owned [`Part`]. Out: envelopes into lanes, in the order of the stream, each counted as unfinished before it
+//! is handed on. Acknowledges nothing: what is done is written in Postgres. What can't be decoded is buried with
+//! its reason and the reading goes on; what a newer release wrote holds the partition for a newer worker.
+
+use crate::{
+    Workshop, commit, deliver,
+    lane::{Job, Lanes},
+    lease::Part,
+    sweep,
+};
+use async_nats::jetstream;
+use shared::{
+    codec::envelope::{Envelope, NotDecoded},
+    follow::{Follow, Followed, StreamState},
+    stream::{STREAM, subjects_of},
+};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tracing::{error, warn};
+
+/// Webhooks of one partition in memory, at most. Reading waits when they are as many.
+const WINDOW: u32 = 512;
+
+/// Works a partition until it is to stop or is lost; returns when nothing of it runs any more.
+pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, part: Arc<Part>) {
+    let delivering = tokio::spawn(deliver::run(Arc::clone(&workshop), Arc::clone(&part)));
+    let over = part.lost.child_token();
+    let _sweeping_ends = over.clone().drop_guard();
+    if part.owner.partition.number() == sweep::LOCK {
+        tokio::spawn(sweep::run(workshop.store.clone(), js.clone(), over));
+    }
+    let window = Arc::new(Semaphore::new(WINDOW as usize));
+    tokio::select! {
+        _ = part.lost.cancelled() => {}
+        _ = part.stop.cancelled() => {}
+        _ = read(&workshop, js, &part, &window) => {}
+    }
+    // All permits back: no webhook of this partition is in memory.
+    tokio::select! {
+        _ = part.lost.cancelled() => {}
+        _ = window.acquire_many(WINDOW) => {}
+    }
+    if delivering.await.is_err() {
+        error!(partition = %part.owner.partition, "delivering panicked");
+    }
+}
+
+async fn read(
+    workshop: &Arc<Workshop>,
+    js: jetstream::Context,
+    part: &Arc<Part>,
+    window: &Arc<Semaphore>,
+) {
+    let (partition, epoch) = (part.owner.partition, part.owner.epoch);
+    let name = format!("p{partition}-e{epoch}-{}", part.owner.worker);
+    let next = part.cursor() + 1;
+    let mut follow = Follow::new(js, STREAM, subjects_of(partition), name, next);
+    let mut lanes = Lanes::new(Arc::clone(workshop), Arc::clone(part));
+    loop {
+        match follow.next().await {
+            Followed::Opened(state) => {
+                if let Some(wrong) = is_another_stream(state, part) {
+                    error!(%partition, cursor = part.cursor(), wrong, "the stream is not the one that was read: held");
+                    return std::future::pending().await;
+                }
+            }
+            Followed::CaughtUp(sequence) => part.skip_to(sequence),
+            Followed::Message(sequence, message) => {
+                let Ok(permit) = Arc::clone(window).acquire_owned().await else { return };
+                part.begin(sequence);
+                match Envelope::decode(
+                    &message.subject,
+                    message.headers.as_ref(),
+                    message.payload.clone(),
+                ) {
+                    Ok(envelope) => lanes.push(Job::new(sequence, envelope, permit)),
+                    Err(NotDecoded::Newer(schema)) => {
+                        drop(permit);
+                        warn!(%partition, sequence, schema, "written by a newer release: held for a newer worker");
+                        return std::future::pending().await;
+                    }
+                    Err(undecodable) => {
+                        commit::bury_undecodable(
+                            workshop,
+                            part,
+                            sequence,
+                            &message,
+                            &undecodable.to_string(),
+                        )
+                        .await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A stream that ends below what was read can't be the one that was read: it was made anew, or lost its tail.
+/// Reading on would skip whatever gets the old numbers again.
+fn is_another_stream(state: StreamState, part: &Part) -> Option<&'static str> {
+    (state.last_sequence < part.cursor()).then_some("it ends below the cursor")
+}
