@@ -188,9 +188,9 @@ pub fn parse_from<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result
 fn sentence(command: &clap::Command, error: &clap::Error) -> String {
     let context = |kind| error.get(kind).map(ContextValue::to_string).unwrap_or_default();
     // clap says "--flag <VALUE>"; operators know the environment variable.
-    let named = |arg: &str| {
-        let flag = arg.split_whitespace().next().unwrap_or(arg).trim_start_matches('-').to_owned();
-        let found = command.get_arguments().find(|a| a.get_long() == Some(flag.as_str()));
+    let named = |shown: &str| {
+        let flag = shown.split_whitespace().next().unwrap_or(shown).trim_start_matches('-');
+        let found = find_setting(command, flag);
         let variable = found.and_then(|a| a.get_env()).map(|v| v.to_string_lossy().into_owned());
         let help = found.and_then(|a| a.get_help()).map(ToString::to_string).unwrap_or_default();
         (variable.unwrap_or_else(|| format!("--{flag}")), help)
@@ -216,6 +216,12 @@ fn sentence(command: &clap::Command, error: &clap::Error) -> String {
             text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
         }
     }
+}
+
+/// A setting by its flag, of the command or of any verb below it.
+fn find_setting<'c>(command: &'c clap::Command, flag: &str) -> Option<&'c clap::Arg> {
+    let own = command.get_arguments().find(|setting| setting.get_long() == Some(flag));
+    own.or_else(|| command.get_subcommands().find_map(|verb| find_setting(verb, flag)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,111 @@
+//! Processes die, freeze and go; what was accepted is handled all the same, once.
+
+use shared::types::Surface;
+use std::time::{Duration, Instant};
+use tests::{
+    slack::webhook::Webhook,
+    until::until,
+    world::{LEASE_TTL, PAIR, SMALL, SOON, Size, World},
+};
+
+#[tokio::test]
+async fn a_worker_killed_between_accept_and_handling_loses_nothing() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let code = world.mint(&app, &[Surface::Channel]).await.expect("a code");
+    let webhook =
+        Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
+    let owner = world.owner_of(&app, "C1").await.expect("an owner");
+    owner.process.freeze();
+    assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    owner.process.kill();
+    let said =
+        world.slack.told("the person hears", |r| webhook.response_url.ends_with(&r.to)).await;
+    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert_ne!(world.handled(&webhook.dedupe).await.worker, owner.id);
+}
+
+#[tokio::test]
+async fn a_worker_frozen_past_its_lease_and_woken_changes_nothing() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let owner = world.owner_of(&app, "C1").await.expect("an owner");
+    owner.process.freeze();
+    let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    world.send(&app, &webhook).await.expect("an answer");
+    let handled = world.handled(&webhook.dedupe).await;
+    assert_ne!(handled.worker, owner.id);
+    owner.process.thaw();
+    until("the sleeper finds out", SOON, async || {
+        owner.process.log().contains("lost a partition").then_some(())
+    })
+    .await;
+    world.settled().await.expect("it takes part again");
+    let after = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    world.send(&app, &after).await.expect("an answer");
+    world.slack.told("the one after", |receipt| after.response_url.ends_with(&receipt.to)).await;
+    let receipts = world.slack.receipts();
+    assert_eq!(
+        receipts.iter().filter(|receipt| webhook.response_url.ends_with(&receipt.to)).count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_worker_told_to_stop_gives_its_partitions_back_and_ends_well() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let owner = world.owner_of(&app, "C1").await.expect("an owner");
+    let stopped = Instant::now();
+    owner.process.terminate();
+    let status = owner.process.wait(SOON).await.expect("it ends");
+    assert!(status.success(), "{status}\n{}", owner.process.log());
+    world.settled().await.expect("the other takes all");
+    assert!(stopped.elapsed() < LEASE_TTL, "they were left to run out: {:?}", stopped.elapsed());
+    let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    world.send(&app, &webhook).await.expect("an answer");
+    assert_ne!(world.handled(&webhook.dedupe).await.worker, owner.id);
+}
+
+#[tokio::test]
+async fn while_nats_is_away_slack_is_told_so_in_time_and_afterwards_all_goes_on() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    world.nats.kill();
+    let event = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
+    let answer = world.send(&app, &event).await.expect("an answer");
+    assert_eq!(
+        (answer.status, &answer.headers["retry-after"]),
+        (503, &"1".parse().expect("a value"))
+    );
+    assert!(answer.took < Duration::from_secs(3), "{:?}", answer.took);
+    let command = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    let answer = world.send(&app, &command).await.expect("an answer");
+    assert_eq!(answer.status, 200, "nobody sends a command again, so its user is told");
+    assert!(
+        answer.body.contains("try again") && answer.took < Duration::from_secs(3),
+        "{answer:?}"
+    );
+    world.nats.restart().await.expect("NATS comes back");
+    until("webhooks are taken again", SOON, async || {
+        let answer = world.send(&app, &event).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(world.handled(&event.dedupe).await.outcome, "unbound");
+}
+
+#[tokio::test]
+async fn while_postgres_is_away_webhooks_are_taken_and_afterwards_handled() {
+    let world = World::start(Size { own_postgres: true, ..SMALL }).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    world.postgres.kill();
+    let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    let answer = world.send(&app, &webhook).await.expect("an answer");
+    assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    world.postgres.restart().await.expect("Postgres comes back");
+    world
+        .slack
+        .told("the person hears", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .await;
+}
