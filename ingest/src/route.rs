@@ -21,9 +21,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use shared::{
     codec::{
-        envelope::{BODY_BYTES_MAX, Envelope, Retry, Word},
+        envelope::{Envelope, Retry, Word},
         slack::{Inbound, Media, Parts},
     },
+    stream::BODY_BYTES_MAX,
     telemetry::Chain,
     types::{ConnectionId, Status},
 };

@@ -5,11 +5,7 @@
 //! Nobody acknowledges anything in it. It is made by an operator's job (`tidegate migrate`), never by
 //! ingest or worker, which only look whether it is there.
 
-use crate::{
-    codec::envelope::{BODY_BYTES_MAX, HEADER_BYTES_MAX},
-    partition::Partition,
-    types::ConnectionId,
-};
+use crate::{partition::Partition, types::ConnectionId};
 use async_nats::jetstream::{
     self, kv,
     stream::{Compression, Config, DiscardPolicy, RetentionPolicy, StorageType},
@@ -18,6 +14,13 @@ use std::time::Duration;
 
 /// The stream of webhooks.
 pub const STREAM: &str = "SLACK_IN";
+
+/// Largest body taken, in bytes: 1 MiB. Slack documents no maximum; its own are far smaller.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Room for headers beside the largest body: NATS `max_payload` and the stream's `max_msg_size` are this
+/// much above it.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 
 /// JetStream drops a second copy of a dedupe key for this long. Covers Slack's quick retries (at once,
 /// 1 min, 5 min); what comes later is caught by `seen`. About 185 bytes of server memory an id.

@@ -4,7 +4,7 @@
 //! else's, who will come to it again. A Postgres that is away is waited for: the decision is made, only the writing
 //! is missing, and nothing outside is called again for it.
 
-use crate::{Workshop, lane::Job, lease::Part};
+use crate::{Workshop, job::Job, part::Part};
 use async_nats::{HeaderMap, jetstream};
 use shared::{
     store::{Committed, Dying, Effects, Position, StoreError},

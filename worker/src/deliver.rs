@@ -4,7 +4,7 @@
 //! before it; lanes don't wait for each other. A row is marked before the call; one that was marked by an owner that
 //! did not come back waits out that owner's call, is counted as in doubt, and is said again.
 
-use crate::{Workshop, lease::Part, slack};
+use crate::{Workshop, part::Part, slack};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use shared::{
     store::{Queued, SendResult, StoreError},

@@ -7,15 +7,15 @@ use crate::{
     Workshop, commit,
     handle::{self, Outcome},
     hydrate::{Hydrated, hydrate},
-    lease::Part,
+    job::Job,
+    part::Part,
 };
-use shared::{codec::envelope::Envelope, partition::Lane, telemetry::Chain};
+use shared::{partition::Lane, telemetry::Chain};
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info, warn};
 
 /// A terminal fault is tried this often before the webhook is dead.
@@ -24,29 +24,6 @@ const ATTEMPTS_MAX: i32 = 6;
 const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait between two tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-
-/// A webhook on its way through a worker.
-pub struct Job {
-    /// Its sequence in the stream.
-    pub sequence: u64,
-    /// The webhook.
-    pub envelope: Envelope,
-    /// Its place in the partition's window; free again when the job is dropped.
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Job {
-    /// A job that holds its place in the window.
-    pub fn new(sequence: u64, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
-        Self { sequence, envelope, _permit: permit }
-    }
-
-    /// How long ago ingest had it.
-    pub fn age(&self) -> Duration {
-        let received = UNIX_EPOCH + Duration::from_millis(self.envelope.received_at_ms);
-        SystemTime::now().duration_since(received).unwrap_or_default()
-    }
-}
 
 /// The lanes of one partition that have something to do.
 pub struct Lanes {

@@ -6,102 +6,19 @@
 //! it again, by epoch); our own deadline, counted from before the renewal was asked for, decides when we stop
 //! believing it.
 
-use crate::{Workshop, read};
+use crate::{Workshop, part::Part, read};
 use shared::{
     partition::{PARTITIONS, Partition},
-    store::{Held, Leased, Owner, StoreError},
+    store::{Held, StoreError},
     telemetry::Chain,
 };
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-
-/// A partition this worker owns.
-pub struct Part {
-    /// The right to commit: worker, partition, epoch, generation.
-    pub owner: Owner,
-    /// Read no further; finish what runs.
-    pub stop: CancellationToken,
-    /// Not ours any more: drop everything.
-    pub lost: CancellationToken,
-    /// There may be something in the outbox.
-    pub outbox: Notify,
-    progress: Mutex<Progress>,
-    believed_until: Mutex<Instant>,
-    finished: CancellationToken,
-}
-
-struct Progress {
-    /// Everything up to here was taken from the stream.
-    read: u64,
-    /// What was taken and is not finished.
-    unfinished: BTreeSet<u64>,
-}
-
-impl Part {
-    fn new(worker: &str, leased: Leased, believed_until: Instant) -> Self {
-        let Leased { partition, epoch, generation, cursor } = leased;
-        Self {
-            owner: Owner { worker: worker.to_owned(), partition, epoch, generation },
-            stop: CancellationToken::new(),
-            lost: CancellationToken::new(),
-            outbox: Notify::new(),
-            progress: Mutex::new(Progress { read: cursor, unfinished: BTreeSet::new() }),
-            believed_until: Mutex::new(believed_until),
-            finished: CancellationToken::new(),
-        }
-    }
-
-    /// Everything up to this sequence is finished.
-    pub fn cursor(&self) -> u64 {
-        let progress = self.progress();
-        progress.unfinished.first().map_or(progress.read, |first| first - 1)
-    }
-
-    /// A webhook was taken from the stream.
-    pub fn begin(&self, sequence: u64) {
-        let mut progress = self.progress();
-        progress.read = progress.read.max(sequence);
-        progress.unfinished.insert(sequence);
-    }
-
-    /// Nothing of this partition lies between what was taken and here.
-    pub fn skip_to(&self, sequence: u64) {
-        let mut progress = self.progress();
-        progress.read = progress.read.max(sequence);
-    }
-
-    /// A webhook is done, dead, or otherwise written down in Postgres.
-    pub fn finish(&self, sequence: u64) {
-        self.progress().unfinished.remove(&sequence);
-    }
-
-    /// Whether we may still believe that it is ours. To be asked before every call to the outside.
-    pub fn is_ours(&self) -> bool {
-        let believed_until = *self.believed_until.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.lost.is_cancelled() && Instant::now() < believed_until
-    }
-
-    fn believe_until(&self, until: Instant) {
-        *self.believed_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-    }
-
-    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn held(&self) -> Held {
-        Held { partition: self.owner.partition, epoch: self.owner.epoch, cursor: self.cursor() }
-    }
-}
 
 /// All partitions of this worker.
 pub struct Leases {
@@ -253,41 +170,5 @@ impl Drop for Over {
         self.0.stop.cancel();
         self.0.finished.cancel();
         self.1.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn part(cursor: u64) -> Part {
-        let partition = Partition::try_from(3).expect("below 64");
-        Part::new("w", Leased { partition, epoch: 1, generation: 1, cursor }, Instant::now())
-    }
-
-    #[test]
-    fn the_cursor_stays_below_what_is_unfinished() {
-        let part = part(10);
-        assert_eq!(part.cursor(), 10);
-        for sequence in [12, 15, 19] {
-            part.begin(sequence);
-        }
-        assert_eq!(part.cursor(), 11);
-        part.finish(15);
-        assert_eq!(part.cursor(), 11);
-        part.finish(12);
-        assert_eq!(part.cursor(), 18);
-        part.finish(19);
-        assert_eq!(part.cursor(), 19);
-    }
-
-    #[test]
-    fn an_idle_partition_moves_on_but_not_past_what_is_unfinished() {
-        let part = part(10);
-        part.skip_to(100);
-        assert_eq!(part.cursor(), 100);
-        part.begin(101);
-        part.skip_to(200);
-        assert_eq!(part.cursor(), 100);
     }
 }

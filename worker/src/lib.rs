@@ -11,9 +11,11 @@
 //! deliver    outbox → Slack
 //! ```
 //!
-//! Beside the way: `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
+//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
 //! called.
 
+pub mod part;
+pub mod job;
 pub mod lease;
 pub mod read;
 pub mod lane;

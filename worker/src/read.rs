@@ -4,12 +4,7 @@
 //! is handed on. Acknowledges nothing: what is done is written in Postgres. What can't be decoded is buried with
 //! its reason and the reading goes on; what a newer release wrote holds the partition for a newer worker.
 
-use crate::{
-    Workshop, commit, deliver,
-    lane::{Job, Lanes},
-    lease::Part,
-    sweep,
-};
+use crate::{Workshop, commit, deliver, job::Job, lane::Lanes, part::Part, sweep};
 use async_nats::jetstream;
 use shared::{
     codec::envelope::{Envelope, NotDecoded},

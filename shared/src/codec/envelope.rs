@@ -23,13 +23,6 @@ use std::fmt;
 /// The layout this release writes, and the newest it reads.
 pub const SCHEMA: u16 = 1;
 
-/// Largest body taken, in bytes: 1 MiB. Slack documents no maximum; its own are far smaller.
-pub const BODY_BYTES_MAX: usize = 1024 * 1024;
-
-/// Room for headers beside the largest body: NATS `max_payload` and the stream's `max_msg_size` are this
-/// much above it.
-pub const HEADER_BYTES_MAX: usize = 64 * 1024;
-
 const MSG_ID: &str = "Nats-Msg-Id";
 const TIDEGATE_SCHEMA: &str = "Tidegate-Schema";
 const KIND: &str = "Tidegate-Kind";

@@ -3,10 +3,7 @@
 //! In: a code and where it was typed. Out: one effect that consumes the claim and carries the reply for each result:
 //! only the transaction knows which it is.
 
-use super::{
-    Desk, Outcome,
-    command::{Place, say},
-};
+use super::{Desk, Outcome, place::Place};
 use shared::{
     store::{ClaimResult, ConsumeClaim, Effects},
     types::{ClaimCode, Surface},
@@ -15,10 +12,10 @@ use shared::{
 pub(super) fn handle(desk: &Desk<'_>, place: Place, code: Option<&str>) -> Outcome {
     let name = &desk.workshop.command;
     let Some(code) = code else {
-        return say(&place, &format!("Say `{name} link <code>`, with the code you were given."));
+        return place.say(&format!("Say `{name} link <code>`, with the code you were given."));
     };
     let Ok(code) = code.parse::<ClaimCode>() else {
-        return say(&place, &text(&ClaimResult::NotFound));
+        return place.say(&text(&ClaimResult::NotFound));
     };
     let surface = if place.channel.is_direct_message() { Surface::Dm } else { Surface::Channel };
     let consume = ConsumeClaim {

@@ -7,8 +7,9 @@
 mod command;
 mod link;
 mod message;
+mod place;
 
-use crate::{Workshop, lane::Job, lease::Part};
+use crate::{Workshop, job::Job, part::Part};
 use futures_util::FutureExt;
 use shared::{
     codec::slack::{Inbound, Parts},

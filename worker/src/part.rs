@@ -1,0 +1,132 @@
+//! A partition that this worker owns: the right to commit, how far it is, and whether it is still ours.
+//!
+//! In: a lease just claimed, what is read and what is finished. Out: the cursor, below which all is finished, and two
+//! tokens: *stop* (read no further, finish what runs) and *lost* (drop everything, somebody else has it).
+
+use shared::store::{Held, Leased, Owner};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// A partition this worker owns.
+pub struct Part {
+    /// The right to commit: worker, partition, epoch, generation.
+    pub owner: Owner,
+    /// Read no further; finish what runs.
+    pub stop: CancellationToken,
+    /// Not ours any more: drop everything.
+    pub lost: CancellationToken,
+    /// There may be something in the outbox.
+    pub outbox: Notify,
+    progress: Mutex<Progress>,
+    believed_until: Mutex<Instant>,
+    /// Nothing of it runs any more.
+    pub finished: CancellationToken,
+}
+
+struct Progress {
+    /// Everything up to here was taken from the stream.
+    read: u64,
+    /// What was taken and is not finished.
+    unfinished: BTreeSet<u64>,
+}
+
+impl Part {
+    /// A partition just leased, believed ours until then.
+    pub fn new(worker: &str, leased: Leased, believed_until: Instant) -> Self {
+        let Leased { partition, epoch, generation, cursor } = leased;
+        Self {
+            owner: Owner { worker: worker.to_owned(), partition, epoch, generation },
+            stop: CancellationToken::new(),
+            lost: CancellationToken::new(),
+            outbox: Notify::new(),
+            progress: Mutex::new(Progress { read: cursor, unfinished: BTreeSet::new() }),
+            believed_until: Mutex::new(believed_until),
+            finished: CancellationToken::new(),
+        }
+    }
+
+    /// Everything up to this sequence is finished.
+    pub fn cursor(&self) -> u64 {
+        let progress = self.progress();
+        progress.unfinished.first().map_or(progress.read, |first| first - 1)
+    }
+
+    /// A webhook was taken from the stream.
+    pub fn begin(&self, sequence: u64) {
+        let mut progress = self.progress();
+        progress.read = progress.read.max(sequence);
+        progress.unfinished.insert(sequence);
+    }
+
+    /// Nothing of this partition lies between what was taken and here.
+    pub fn skip_to(&self, sequence: u64) {
+        let mut progress = self.progress();
+        progress.read = progress.read.max(sequence);
+    }
+
+    /// A webhook is done, dead, or otherwise written down in Postgres.
+    pub fn finish(&self, sequence: u64) {
+        self.progress().unfinished.remove(&sequence);
+    }
+
+    /// Whether we may still believe that it is ours. To be asked before every call to the outside.
+    pub fn is_ours(&self) -> bool {
+        let believed_until = *self.believed_until.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.lost.is_cancelled() && Instant::now() < believed_until
+    }
+
+    /// The lease was renewed.
+    pub fn believe_until(&self, until: Instant) {
+        *self.believed_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to renew or give back.
+    pub fn held(&self) -> Held {
+        Held { partition: self.owner.partition, epoch: self.owner.epoch, cursor: self.cursor() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::partition::Partition;
+
+    fn part(cursor: u64) -> Part {
+        let partition = Partition::try_from(3).expect("below 64");
+        Part::new("w", Leased { partition, epoch: 1, generation: 1, cursor }, Instant::now())
+    }
+
+    #[test]
+    fn the_cursor_stays_below_what_is_unfinished() {
+        let part = part(10);
+        assert_eq!(part.cursor(), 10);
+        for sequence in [12, 15, 19] {
+            part.begin(sequence);
+        }
+        assert_eq!(part.cursor(), 11);
+        part.finish(15);
+        assert_eq!(part.cursor(), 11);
+        part.finish(12);
+        assert_eq!(part.cursor(), 18);
+        part.finish(19);
+        assert_eq!(part.cursor(), 19);
+    }
+
+    #[test]
+    fn an_idle_partition_moves_on_but_not_past_what_is_unfinished() {
+        let part = part(10);
+        part.skip_to(100);
+        assert_eq!(part.cursor(), 100);
+        part.begin(101);
+        part.skip_to(200);
+        assert_eq!(part.cursor(), 100);
+    }
+}
