@@ -10,6 +10,7 @@ use axum::{
     body::Body,
     http::{HeaderValue, Response, StatusCode, header},
 };
+use bytes::Bytes;
 use shared::types::Kind;
 use tracing::Level;
 
@@ -18,6 +19,10 @@ use tracing::Level;
 pub enum Verdict {
     /// JetStream holds it.
     Stored(Kind, Stored),
+    /// JetStream holds it, and a worker answered in time.
+    Relayed(Kind, Stored, Bytes),
+    /// JetStream holds it; Slack wants an answer, and none came in time.
+    Unanswered(Kind, Stored),
     /// `url_verification`, verified: the challenge goes back.
     Challenge(String),
     /// `ssl_check=1`: nothing else was read.
@@ -27,7 +32,7 @@ pub enum Verdict {
     /// The path names no connection.
     UnknownConnection,
     /// Verified, but the connection was switched off.
-    Stopped,
+    Stopped(Kind),
     /// Verified, but the shared route knows no live connection for it.
     Unrouted(Kind),
     /// The shared route has no secrets here.
@@ -36,6 +41,8 @@ pub enum Verdict {
     DirectoryAway(Away),
     /// JetStream did not confirm it in time.
     NotStored(Kind, NotStored),
+    /// Neither did it a view's submission; an error can be shown at this input block of the view.
+    SubmissionNotStored(String, NotStored),
     /// Larger than a webhook may be.
     TooLarge,
     /// Neither JSON nor a form.
@@ -48,6 +55,40 @@ pub enum Verdict {
     Broken,
     /// As many webhooks as we can carry are in flight.
     Overloaded,
+}
+
+impl Verdict {
+    /// What sort of webhook it was, if that was found out.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Verdict::Stored(kind, _)
+            | Verdict::Relayed(kind, ..)
+            | Verdict::Unanswered(kind, _)
+            | Verdict::Stopped(kind)
+            | Verdict::Unrouted(kind)
+            | Verdict::NotStored(kind, _) => Some(*kind),
+            Verdict::SubmissionNotStored(..) => Some(Kind::Interaction),
+            _ => None,
+        }
+    }
+
+    /// Where it lies, if it was stored.
+    pub fn stored(&self) -> Option<Stored> {
+        match self {
+            Verdict::Stored(_, stored)
+            | Verdict::Relayed(_, stored, _)
+            | Verdict::Unanswered(_, stored) => Some(*stored),
+            _ => None,
+        }
+    }
+
+    /// Why it was not, if it was to be.
+    pub fn not_stored(&self) -> Option<&NotStored> {
+        match self {
+            Verdict::NotStored(_, error) | Verdict::SubmissionNotStored(_, error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// What goes back, and what is said of it here.
@@ -70,8 +111,8 @@ pub enum Say {
     Nothing,
     /// One word of plain text.
     Text(String),
-    /// JSON: a message only the user sees, or empty options.
-    Json(&'static str),
+    /// JSON: a message only the user sees, options, or what is to become of a view.
+    Json(Bytes),
     /// Nothing, and please don't send it again.
     NoRetry,
     /// Nothing, and please send it again later.
@@ -82,12 +123,20 @@ const NOT_TAKEN: &str = r#"{"response_type":"ephemeral","text":"Sorry, this was 
 const NOT_CONNECTED: &str =
     r#"{"response_type":"ephemeral","text":"This app is not connected here."}"#;
 const NO_OPTIONS: &str = r#"{"options":[]}"#;
+const WORKING_ON_IT: &str = concat!(
+    r#"{"response_action":"update","view":{"type":"modal","title":{"type":"plain_text","text":"One moment"},"#,
+    r#""blocks":[{"type":"section","text":{"type":"plain_text","text":"Working on it …"}}]}}"#
+);
 
 /// The table.
 pub fn answer(verdict: &Verdict) -> Answer {
     use Say::{Json, NoRetry, Nothing, RetryLater, Text};
+    let json = |text: &'static str| Json(Bytes::from_static(text.as_bytes()));
     let (status, say, level, label) = match verdict {
-        Verdict::Stored(Kind::Options, _) => (200, Json(NO_OPTIONS), Level::INFO, "accepted"),
+        Verdict::Relayed(_, _, body) if body.is_empty() => (200, Nothing, Level::INFO, "accepted"),
+        Verdict::Relayed(_, _, body) => (200, Json(body.clone()), Level::INFO, "accepted"),
+        Verdict::Unanswered(Kind::Options, _) => (200, json(NO_OPTIONS), Level::WARN, "accepted"),
+        Verdict::Unanswered(..) => (200, json(WORKING_ON_IT), Level::WARN, "accepted"),
         Verdict::Stored(_, stored) if stored.is_duplicate() => {
             (200, Nothing, Level::INFO, "duplicate")
         }
@@ -100,17 +149,20 @@ pub fn answer(verdict: &Verdict) -> Answer {
         Verdict::Unverified(Rejected::NoTimestamp) => (401, Nothing, Level::WARN, "no_timestamp"),
         Verdict::Unverified(Rejected::Stale { .. }) => (401, Nothing, Level::WARN, "stale"),
         Verdict::UnknownConnection => (404, Nothing, Level::INFO, "unknown_connection"),
-        Verdict::Stopped => (404, NoRetry, Level::INFO, "stopped"),
-        Verdict::Unrouted(Kind::Command) => (200, Json(NOT_CONNECTED), Level::INFO, "unrouted"),
-        Verdict::Unrouted(Kind::Options) => (200, Json(NO_OPTIONS), Level::INFO, "unrouted"),
+        Verdict::Stopped(_) => (404, NoRetry, Level::INFO, "stopped"),
+        Verdict::Unrouted(Kind::Command) => (200, json(NOT_CONNECTED), Level::INFO, "unrouted"),
+        Verdict::Unrouted(Kind::Options) => (200, json(NO_OPTIONS), Level::INFO, "unrouted"),
         Verdict::Unrouted(_) => (200, Nothing, Level::INFO, "unrouted"),
         Verdict::SharedRouteClosed => (404, Nothing, Level::WARN, "shared_route_closed"),
         Verdict::DirectoryAway(Away) => (503, RetryLater, Level::ERROR, "directory_away"),
-        Verdict::NotStored(Kind::Command, _) => (200, Json(NOT_TAKEN), Level::ERROR, "unavailable"),
+        Verdict::NotStored(Kind::Command, _) => (200, json(NOT_TAKEN), Level::ERROR, "unavailable"),
         Verdict::NotStored(Kind::Options, _) => {
-            (200, Json(NO_OPTIONS), Level::ERROR, "unavailable")
+            (200, json(NO_OPTIONS), Level::ERROR, "unavailable")
         }
         Verdict::NotStored(..) => (503, RetryLater, Level::ERROR, "unavailable"),
+        Verdict::SubmissionNotStored(block, _) => {
+            (200, Json(view_error(block)), Level::ERROR, "unavailable")
+        }
         Verdict::TooLarge => (413, Nothing, Level::WARN, "too_large"),
         Verdict::MediaType => (415, Nothing, Level::WARN, "media_type"),
         Verdict::TransferEncoding => (400, Nothing, Level::WARN, "transfer_encoding"),
@@ -120,6 +172,12 @@ pub fn answer(verdict: &Verdict) -> Answer {
     };
     let status = StatusCode::from_u16(status).expect("the table holds statuses only");
     Answer { status, say, level, label }
+}
+
+/// Keeps the view open, with a word at one of its inputs.
+fn view_error(block: &str) -> Bytes {
+    let word = "This was not taken. Please try again in a moment.";
+    serde_json::json!({ "response_action": "errors", "errors": { block: word } }).to_string().into()
 }
 
 impl Answer {

@@ -64,6 +64,12 @@ pub fn kind(inbound: &Inbound<'_>) -> Kind {
     }
 }
 
+/// Whether Slack wants the answer in the HTTP response.
+pub fn wants_answer(inbound: &Inbound<'_>) -> bool {
+    let Inbound::Interaction(interaction) = inbound else { return false };
+    matches!(interaction.kind.get(), Some("view_submission" | "block_suggestion"))
+}
+
 /// Undoes the outer coding of what was verified.
 pub fn split(media: Media, verified: &Verified) -> Parts<'_> {
     Parts::split(media, verified.body())

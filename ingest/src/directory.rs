@@ -78,6 +78,8 @@ enum Slot {
 pub struct Connection {
     /// Its id.
     pub id: ConnectionId,
+    /// Its Slack app.
+    pub app: AppId,
     /// Where it is in its life.
     pub status: Status,
     /// Takes what the shared route finds no other connection for.
@@ -126,7 +128,27 @@ impl Directory {
 
     /// Whether the first pass is complete.
     pub fn is_complete(&self) -> bool {
-        self.0.applied.borrow().is_some()
+        self.applied().is_some()
+    }
+
+    /// How far it was read; `None` before the first pass is complete.
+    pub fn applied(&self) -> Option<u64> {
+        *self.0.applied.borrow()
+    }
+
+    /// Connections in it.
+    pub fn len(&self) -> usize {
+        self.0.memory().connections.values().filter(|slot| matches!(slot, Slot::Here(_))).count()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// This ingest's name among the others.
+    pub fn ingest(&self) -> &str {
+        &self.0.name
     }
 
     /// A connection by id. `None`: there is none, as sure as can be.
@@ -322,10 +344,7 @@ impl Inner {
             return;
         };
         let slot = match serde_json::from_slice::<Entry>(value) {
-            Ok(Entry::Known(known)) => match self.unseal(id, &known) {
-                Some(connection) => Slot::Here(Arc::new(connection)),
-                None => return,
-            },
+            Ok(Entry::Known(known)) => Slot::Here(Arc::new(self.unseal(id, &known))),
             Ok(Entry::Deleted { version }) => Slot::Deleted(version),
             Err(error) => {
                 warn!(connection = %id, %error, "a directory entry can't be read; it is left out");
@@ -340,7 +359,7 @@ impl Inner {
         }
     }
 
-    fn unseal(&self, id: ConnectionId, known: &Known) -> Option<Connection> {
+    fn unseal(&self, id: ConnectionId, known: &Known) -> Connection {
         let owner = id.to_string();
         let place = Place { owner: &owner, column: SIGNING_SECRET_COLUMN };
         let mut keys = Vec::with_capacity(known.signing_secrets.len());
@@ -357,7 +376,7 @@ impl Inner {
             }
         }
         let Known { status, preview_mode, version, .. } = *known;
-        Some(Connection { id, status, preview_mode, version, keys })
+        Connection { id, app: known.app.clone(), status, preview_mode, version, keys }
     }
 
     fn is_another_stream(&self, created_ns: i128) -> bool {

@@ -2,13 +2,17 @@
 
 use anyhow::Context;
 use ingest::{
-    config::Config, directory::Directory, publish::Publisher, route, serve, verify::SigningKey,
+    config::Config, directory::Directory, gate::Gate, metrics::Metrics, publish::Publisher,
+    reply::Replies, route, serve, standing::Standings, verify::SigningKey,
 };
 use shared::{config, shutdown::Shutdown, telemetry};
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Instant};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+/// Prometheus, the orchestrator, and a person.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -37,25 +41,35 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let client = config.nats.connect("ingest").await?;
     let js = config::jetstream(client.clone());
-    let publisher = Publisher::new(client.clone(), js.clone());
-    let directory = Directory::new(js, config.signing_keys);
+    let directory = Directory::new(js.clone(), config.signing_keys);
+    let replies = Replies::new(directory.ingest());
+    let gate = Arc::new(Gate {
+        directory: directory.clone(),
+        publisher: Publisher::new(client.clone(), js),
+        replies: replies.clone(),
+        metrics: Metrics::new(),
+        standings: Standings::new(Instant::now()),
+        shared_keys: config.shared_signing_secrets.iter().map(SigningKey::new).collect(),
+        in_flight: Semaphore::new(config.in_flight_max),
+        in_flight_max: config.in_flight_max,
+    });
     let ready = {
-        let (directory, publisher, stop) =
-            (directory.clone(), publisher.clone(), shutdown.token().clone());
-        move || directory.is_complete() && publisher.is_connected() && !stop.is_cancelled()
+        let (gate, stop) = (Arc::clone(&gate), shutdown.token().clone());
+        move || {
+            gate.directory.is_complete() && gate.publisher.is_connected() && !stop.is_cancelled()
+        }
     };
-    shutdown.spawn_vital("health", serve::serve(admin, serve::health(ready), 64, serving.clone()));
+    let admin_router = route::admin_router(Arc::clone(&gate), ready);
+    shutdown.spawn_vital(
+        "admin",
+        serve::serve(admin, admin_router, ADMIN_CONNECTIONS_MAX, serving.clone()),
+    );
     shutdown.spawn_vital("directory", directory.clone().follow(serving.clone()));
     shutdown.spawn_vital("report", directory.clone().report(serving.clone()));
+    shutdown.spawn_vital("replies", replies.hear(client, serving.clone()));
 
     // Until the directory is complete a connection would look unknown, so nobody is let in.
     tokio::select! { () = directory.completed() => {}, () = shutdown.requested() => {} }
-    let gate = Arc::new(route::Gate {
-        directory,
-        publisher,
-        shared_keys: config.shared_signing_secrets.iter().map(SigningKey::new).collect(),
-        in_flight: Semaphore::new(config.in_flight_max),
-    });
     let front =
         serve::serve(listener, route::router(gate), config.connections_max, serving.clone());
     shutdown.spawn_vital("front", front);

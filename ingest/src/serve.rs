@@ -3,7 +3,7 @@
 //! In: a listener and a router. Out: HTTP/1.1, with a deadline for headers, a cap on connections, and an end
 //! that answers what has begun. Not `axum::serve`: it sets no timer, and slow or silent sockets stay for ever.
 
-use axum::{Router, routing::get};
+use axum::Router;
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -77,12 +77,4 @@ fn serve_one(
         let _ = watched.await; // a peer that goes away is no news
         drop(permit);
     });
-}
-
-/// Health, for the orchestrator: alive while the process turns, ready while `ready` says so.
-pub fn health(ready: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
-    use axum::http::StatusCode;
-    let readyz =
-        async move || if ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Router::new().route("/healthz", get(async || StatusCode::OK)).route("/readyz", get(readyz))
 }

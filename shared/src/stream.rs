@@ -38,6 +38,9 @@ pub const INGESTS_BUCKET: &str = "ingests";
 /// An ingest that said nothing for this long is gone.
 pub const INGEST_TTL: Duration = Duration::from_secs(5);
 
+/// Below it lies a subject per ingest, on which it hears answers: workers publish, only that ingest listens.
+pub const REPLY_SUBJECTS: &str = "slack.reply";
+
 /// What an operator decides about the stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizing {

@@ -65,6 +65,8 @@ pub struct World {
     pub pool: PgPool,
     /// The database, as the product sees it.
     pub store: Store,
+    /// The shared app's signing secret.
+    pub shared_secret: String,
     /// Ingests.
     pub ingests: Vec<Ingest>,
     /// Workers.
@@ -159,6 +161,7 @@ impl World {
         let database = postgres.create_database(&format!("world_{:032x}", unique()?)).await?;
         let (slack, agent) = (Slack::start().await?, Agent::start().await?);
         let (signing, tokens) = (KeyRing::generate("k1")?, KeyRing::generate("k1")?);
+        let shared_secret = format!("{:032x}", unique()?);
         let settings = [
             ("TIDEGATE_NATS_URL", nats.url()),
             ("TIDEGATE_POSTGRES_URL", database.clone()),
@@ -166,6 +169,7 @@ impl World {
             ("TIDEGATE_TOKEN_KEYS", tokens.clone()),
             ("TIDEGATE_SLACK_API", slack.api()),
             ("TIDEGATE_RESPONSE_URL_ORIGINS", slack.response_origin()),
+            ("TIDEGATE_SHARED_SIGNING_SECRETS", shared_secret.clone()),
             ("TIDEGATE_LEASE_TTL", format!("{}ms", LEASE_TTL.as_millis())),
             ("TIDEGATE_DRAIN_DELAY", "200ms".into()),
             ("TIDEGATE_LOG", "info".into()),
@@ -290,10 +294,22 @@ impl World {
         Ok(app)
     }
 
+    /// The same, with what a test wants to be otherwise.
+    pub async fn connect_as(&self, change: impl FnOnce(&mut NewConnection)) -> anyhow::Result<App> {
+        let app = self.prepare_as(change).await?;
+        self.project(&app).await?;
+        Ok(app)
+    }
+
     /// A connection in Postgres only: its directory entry is still to be written.
     pub async fn prepare(&self, status: Status) -> anyhow::Result<App> {
+        self.prepare_as(|new| new.status = status).await
+    }
+
+    /// The same, with what a test wants to be otherwise.
+    pub async fn prepare_as(&self, change: impl FnOnce(&mut NewConnection)) -> anyhow::Result<App> {
         let n = self.slack.unique();
-        let app = App {
+        let mut app = App {
             connection: ConnectionId::random()?,
             org: format!("org-{n}").parse()?,
             secret: format!("{:032x}", unique()?),
@@ -312,22 +328,36 @@ impl World {
                 secret: Secret::new(format!("agent-secret-{:032x}", unique()?))?,
             })
             .await?;
-        self.store
-            .create_connection(&NewConnection {
-                id: app.connection,
-                org: app.org.clone(),
-                agent: None,
-                app: app.app.parse()?,
-                enterprise: None,
-                team: Some(app.team.parse()?),
-                preview_mode: false,
-                status,
-                signing_secret: Secret::new(app.secret.clone())?,
-                bot_token: Some(Secret::new(app.token.clone())?),
-                bot_user: Some(app.bot_user.clone()),
-            })
-            .await?;
+        let mut new = NewConnection {
+            id: app.connection,
+            org: app.org.clone(),
+            agent: None,
+            app: app.app.parse()?,
+            enterprise: None,
+            team: Some(app.team.parse()?),
+            preview_mode: false,
+            status: Status::Active,
+            signing_secret: Secret::new(app.secret.clone())?,
+            bot_token: Some(Secret::new(app.token.clone())?),
+            bot_user: Some(app.bot_user.clone()),
+        };
+        change(&mut new);
+        app.app = new.app.to_string();
+        app.team = new.team.as_ref().map_or_else(|| app.team.clone(), ToString::to_string);
+        self.store.create_connection(&new).await?;
         Ok(app)
+    }
+
+    /// Sends a webhook to the shared app's route, at some ingest.
+    pub async fn send_shared(&self, webhook: &Webhook) -> anyhow::Result<Answer> {
+        let ingest = &self.ingests[self.slack.unique() as usize % self.ingests.len()];
+        self.slack.send(&ingest.path("/slack/events"), &self.shared_secret, webhook).await
+    }
+
+    /// Changes a setting for the processes that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(there, _)| there != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
     }
 
     /// Writes a connection's directory entry and waits until every ingest has it.
@@ -437,6 +467,18 @@ impl Ingest {
     /// Its health's address.
     pub fn admin(&self, path: &str) -> String {
         format!("{}{path}", self.admin)
+    }
+
+    /// The page that Prometheus reads.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        Ok(reqwest::get(self.admin("/metrics")).await?.error_for_status()?.text().await?)
+    }
+
+    /// One figure of that page, by its name and labels as they stand there; 0 if it does not.
+    pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
+        let page = self.metrics().await?;
+        let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
+        Ok(value.unwrap_or_default())
     }
 
     /// Waits until it says that it is ready.

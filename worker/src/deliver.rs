@@ -77,22 +77,23 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Result<(), Store
 }
 
 async fn say(workshop: &Workshop, row: &Queued) -> Result<SendResult, StoreError> {
-    let message = &row.outgoing.message;
+    let (slack, message, tries) = (&workshop.slack, &row.outgoing.message, row.attempts);
+    let token = async || {
+        let connection = workshop.store.hydrate_connection(row.connection).await?;
+        Ok::<_, StoreError>(connection.and_then(|connection| connection.bot_token))
+    };
+    const NO_TOKEN: &str = "the connection has no bot token";
     Ok(match &row.outgoing.to {
-        Destination::ResponseUrl { url } => {
-            workshop.slack.respond(url, message, row.attempts).await
-        }
-        Destination::PostMessage { channel, thread_ts } => {
-            let connection = workshop.store.hydrate_connection(row.connection).await?;
-            match connection.and_then(|connection| connection.bot_token) {
-                Some(token) => {
-                    workshop
-                        .slack
-                        .post_message(&token, channel, thread_ts.as_deref(), message, row.attempts)
-                        .await
-                }
-                None => SendResult::Failed("the connection has no bot token".into()),
+        Destination::ResponseUrl { url } => slack.respond(url, message, tries).await,
+        Destination::PostMessage { channel, thread_ts } => match token().await? {
+            Some(token) => {
+                slack.post_message(&token, channel, thread_ts.as_deref(), message, tries).await
             }
-        }
+            None => SendResult::Failed(NO_TOKEN.into()),
+        },
+        Destination::UpdateView { view_id } => match token().await? {
+            Some(token) => slack.update_view(&token, view_id, message, tries).await,
+            None => SendResult::Failed(NO_TOKEN.into()),
+        },
     })
 }

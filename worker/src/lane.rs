@@ -5,12 +5,13 @@
 
 use crate::{
     Workshop, commit,
-    handle::{self, Outcome},
+    handle::{self, Answer, Outcome},
     hydrate::{Hydrated, hydrate},
     job::Job,
     part::Part,
+    reply,
 };
-use shared::{partition::Lane, telemetry::Chain};
+use shared::{partition::Lane, telemetry::Chain, types::Outgoing};
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -95,7 +96,12 @@ async fn work(workshop: &Workshop, part: &Part, job: &Job) -> bool {
         let outcome = try_once(workshop, part, job).await;
         let label = outcome.as_str();
         match outcome {
-            Outcome::Done(effects) => return commit::apply(workshop, part, job, &effects).await,
+            Outcome::Done(mut done) => {
+                if let Some(answer) = done.answer.take() {
+                    done.effects.say.extend(relayed_or_late(workshop, part, job, answer).await);
+                }
+                return commit::apply(workshop, part, job, &done.effects).await;
+            }
             Outcome::Dead { reason, error } => {
                 return commit::bury(workshop, part, job, &reason, &error, attempt).await;
             }
@@ -157,6 +163,20 @@ async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
         }
         Ok(Hydrated::Pending) => Outcome::Park { cause: "the connection is pending".into() },
         Err(error) => Outcome::Retry { cause: Chain(&error).to_string() },
+    }
+}
+
+/// Gives an answer to the request that waits for it; what is left to say if none does.
+async fn relayed_or_late(
+    workshop: &Workshop,
+    part: &Part,
+    job: &Job,
+    answer: Answer,
+) -> Vec<Outgoing> {
+    let window = job.envelope.reply.as_ref().filter(|_| part.is_ours());
+    match window {
+        Some(window) if reply::relay(&workshop.nats, window, answer.now).await => Vec::new(),
+        _ => answer.late,
     }
 }
 

@@ -7,6 +7,7 @@
 //! lane       one at a time per conversation
 //! hydrate    the live connection, or why there is none
 //! handle     what to do: an outcome with effects
+//! reply      the few answers that go into Slack's own request
 //! commit     effects → one fenced transaction
 //! deliver    outbox → Slack
 //! ```
@@ -21,6 +22,7 @@ pub mod read;
 pub mod lane;
 pub mod hydrate;
 pub mod handle;
+pub mod reply;
 pub mod commit;
 pub mod deliver;
 pub mod slack;
@@ -36,6 +38,8 @@ use tokio::sync::Semaphore;
 pub struct Workshop {
     /// Postgres.
     pub store: Store,
+    /// NATS, for answers that go into an HTTP response.
+    pub nats: async_nats::Client,
     /// Slack's Web API and `response_url`s.
     pub slack: slack::Slack,
     /// Agents' endpoints.

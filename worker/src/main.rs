@@ -39,16 +39,18 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let worker = config.worker_id.clone().unwrap_or_else(made_up_name);
     info!(worker, version = env!("CARGO_PKG_VERSION"), "worker");
 
+    let nats = config.nats.connect("worker").await?;
     let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
     let workshop = Arc::new(Workshop {
         store: Store::new(&config.postgres, rings)?,
+        nats: nats.clone(),
         slack: Slack::new(config.slack_api, config.response_url_origins)
             .context("an HTTP client for Slack")?,
         agents: Agents::new().context("an HTTP client for agents")?,
         command: config.command,
         handlers: Arc::new(Semaphore::new(config.handlers.get())),
     });
-    let js = config::jetstream(config.nats.connect("worker").await?);
+    let js = config::jetstream(nats);
     let leases = Leases::new(workshop, js, worker, config.lease_ttl);
     shutdown.spawn_vital("leases", leases.run(shutdown.token().clone(), config.grace));
 

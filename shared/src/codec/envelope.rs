@@ -23,6 +23,11 @@ use std::fmt;
 /// The layout this release writes, and the newest it reads.
 pub const SCHEMA: u16 = 1;
 
+/// What ingest tells a worker whose answer goes into the HTTP response.
+pub const RELAYED: &str = "relayed";
+/// What ingest tells a worker whose answer came when nobody waited any more.
+pub const LATE: &str = "late";
+
 const MSG_ID: &str = "Nats-Msg-Id";
 const TIDEGATE_SCHEMA: &str = "Tidegate-Schema";
 const KIND: &str = "Tidegate-Kind";

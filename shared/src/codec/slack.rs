@@ -121,6 +121,32 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// The `block_id` of a view's first input block: where an error can be shown to its user. Read only when one has to be.
+pub fn first_input_block(parts: &Parts<'_>) -> Option<String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Block {
+        r#type: String,
+        block_id: String,
+    }
+    #[derive(Deserialize)]
+    struct View {
+        blocks: Vec<Block>,
+    }
+    #[derive(Deserialize)]
+    struct Submission {
+        view: View,
+    }
+    let Parts::Payload(json) = parts else { return None };
+    let submission: Submission = serde_json::from_str(json).ok()?;
+    submission
+        .view
+        .blocks
+        .into_iter()
+        .find(|block| block.r#type == "input")
+        .map(|block| block.block_id)
+}
+
 /// A slash command. Absent fields are empty.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)] // Slack's names: docs.slack.dev/interactivity/implementing-slash-commands

@@ -28,6 +28,11 @@ pub enum Destination {
         /// The thread, if it goes into one.
         thread_ts: Option<String>,
     },
+    /// `views.update`: the message is the view.
+    UpdateView {
+        /// The view.
+        view_id: String,
+    },
 }
 
 impl Destination {
@@ -36,6 +41,7 @@ impl Destination {
         match self {
             Destination::ResponseUrl { .. } => "response_url",
             Destination::PostMessage { .. } => "chat.postMessage",
+            Destination::UpdateView { .. } => "views.update",
         }
     }
 }

@@ -27,11 +27,7 @@ pub(super) fn handle(desk: &Desk<'_>, place: Place, code: Option<&str>) -> Outco
         user: place.user.clone(),
         reply: Box::new(move |result| vec![place.reply(&text(result))]),
     };
-    Outcome::Done(Box::new(Effects {
-        consume: Some(consume),
-        outcome: "done",
-        ..Effects::default()
-    }))
+    Effects { consume: Some(consume), outcome: "done", ..Effects::default() }.into()
 }
 
 fn text(result: &ClaimResult) -> String {

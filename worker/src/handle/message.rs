@@ -37,9 +37,7 @@ pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<
     match desk.workshop.agents.ask(&agent, id, &message.question(desk)).await {
         Ok(answer) => {
             let say = answer.map(|answer| message.reply(answer)).into_iter().collect();
-            let effects =
-                Effects { say, trigger: Some(trigger), outcome: "done", ..Effects::default() };
-            Outcome::Done(Box::new(effects))
+            Effects { say, trigger: Some(trigger), outcome: "done", ..Effects::default() }.into()
         }
         Err(AgentError::Away(cause)) => Outcome::Retry { cause },
         Err(AgentError::Wrong(error)) => Outcome::Fault { error },

@@ -8,12 +8,15 @@ mod command;
 mod link;
 mod message;
 mod place;
+mod view;
 
 use crate::{Workshop, job::Job, part::Part};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use shared::{
     codec::slack::{Inbound, Parts},
     store::{Connection, Effects},
+    types::Outgoing,
 };
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -22,8 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How handling ended. A closed set: there is no other end.
 pub enum Outcome {
-    /// Handled; these are its effects, maybe none.
-    Done(Box<Effects>),
+    /// Handled; what is to change, maybe nothing.
+    Done(Box<Done>),
     /// The world failed (Postgres, Slack or an agent away): it may work later. Tried by age.
     Retry {
         /// What failed.
@@ -53,7 +56,7 @@ pub enum Outcome {
 impl Outcome {
     /// Handled, and nothing changes but that it is known to be.
     pub fn done(outcome: &'static str) -> Self {
-        Outcome::Done(Box::new(Effects { outcome, ..Effects::default() }))
+        Effects { outcome, ..Effects::default() }.into()
     }
 
     /// The word for logs and metrics.
@@ -66,6 +69,28 @@ impl Outcome {
             Outcome::Dead { .. } => "dead",
             Outcome::Return => "return",
         }
+    }
+}
+
+/// What a handled webhook leads to.
+pub struct Done {
+    /// What is to change.
+    pub effects: Effects,
+    /// What Slack waits for in the HTTP response, if it does.
+    pub answer: Option<Answer>,
+}
+
+/// An answer with a deadline.
+pub struct Answer {
+    /// The body of the HTTP response.
+    pub now: Bytes,
+    /// What is said instead when nobody waits any more.
+    pub late: Vec<Outgoing>,
+}
+
+impl From<Effects> for Outcome {
+    fn from(effects: Effects) -> Self {
+        Outcome::Done(Box::new(Done { effects, answer: None }))
     }
 }
 
@@ -103,7 +128,7 @@ async fn dispatch(desk: &Desk<'_>) -> Outcome {
             (kind, _) => not_understood(kind.unwrap_or("no type")),
         },
         Inbound::Interaction(interaction) if interaction.kind.get().is_some() => {
-            Outcome::done("ignored")
+            view::handle(desk, &interaction)
         }
         Inbound::Interaction(_) | Inbound::NotUnderstood => {
             not_understood("neither event, command nor interaction")

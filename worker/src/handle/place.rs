@@ -32,11 +32,7 @@ impl Place {
 
     /// Says something, and changes nothing.
     pub fn say(&self, text: &str) -> Outcome {
-        Outcome::Done(Box::new(Effects {
-            say: vec![self.reply(text)],
-            outcome: "done",
-            ..Effects::default()
-        }))
+        Effects { say: vec![self.reply(text)], outcome: "done", ..Effects::default() }.into()
     }
 
     /// Says something that only the person sees.

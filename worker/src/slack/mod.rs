@@ -1,11 +1,11 @@
-//! Slack, as far as we call it: `chat.postMessage` and `response_url`s.
+//! Slack, as far as we call it: `chat.postMessage`, `views.update` and `response_url`s.
 //!
 //! In: a token or an address, and a message. Out: said, later, or never, with Slack's own word for why. No redirects,
 //! and a `response_url` only where Slack has its own: it came in a webhook's body.
 
 use reqwest::{Response, Url, header::RETRY_AFTER};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared::{secrets::Secret, store::SendResult, types::ChannelId};
 use std::time::Duration;
 
@@ -69,20 +69,41 @@ impl Slack {
         message: &Value,
         tries: i32,
     ) -> SendResult {
-        let Ok(url) = self.api.join("chat.postMessage") else {
-            return SendResult::Failed("TIDEGATE_SLACK_API".into());
-        };
         let mut body = message.clone();
         body["channel"] = channel.as_str().into();
         if let Some(ts) = thread_ts {
             body["thread_ts"] = ts.into();
         }
-        let response =
-            match self.http.post(url).bearer_auth(token.expose()).json(&body).send().await {
-                Ok(response) if response.status().is_success() => response,
-                Ok(response) => return unsuccessful(&response, tries),
-                Err(error) => return again(tries, error.without_url().to_string()),
-            };
+        self.call("chat.postMessage", token, &body, tries).await
+    }
+
+    /// Shows something else in an open view.
+    pub async fn update_view(
+        &self,
+        token: &Secret,
+        view_id: &str,
+        view: &Value,
+        tries: i32,
+    ) -> SendResult {
+        self.call("views.update", token, &json!({ "view_id": view_id, "view": view }), tries).await
+    }
+
+    async fn call(
+        &self,
+        method: &'static str,
+        token: &Secret,
+        body: &Value,
+        tries: i32,
+    ) -> SendResult {
+        let Ok(url) = self.api.join(method) else {
+            return SendResult::Failed("TIDEGATE_SLACK_API is no base of addresses".into());
+        };
+        let response = match self.http.post(url).bearer_auth(token.expose()).json(body).send().await
+        {
+            Ok(response) if response.status().is_success() => response,
+            Ok(response) => return unsuccessful(&response, tries),
+            Err(error) => return again(tries, error.without_url().to_string()),
+        };
         match response.json::<ApiAnswer>().await {
             Ok(ApiAnswer { ok: true, .. }) => SendResult::Sent,
             Ok(ApiAnswer { error, .. }) => match error.as_str() {

@@ -1,0 +1,220 @@
+//! The way of a webhook through the stages, for each of the two routes.
+//!
+//! In: a body, unverified. Out: a [`Verdict`]. Each stage takes what the one before proved: nothing is parsed that was
+//! not verified, nothing is stored without a place, nobody is told yes without a `Stored`. What becomes known on the
+//! way (the connection, the app) is left on the [`Trail`], for the log and the counts.
+
+use crate::{
+    answer::Verdict,
+    classify,
+    directory::{Connection, Directory},
+    metrics::Metrics,
+    publish::Publisher,
+    receive::Incoming,
+    reply::Replies,
+    standing::Standings,
+    verify::{Rejected, SigningKey, Verified, verify},
+};
+use shared::{
+    codec::{
+        envelope::Envelope,
+        slack::{Inbound, Parts, first_input_block},
+    },
+    types::{AppId, ConnectionId, Status},
+};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::{sync::Semaphore, time::Instant};
+
+/// What the stages need.
+pub struct Gate {
+    /// Which connection.
+    pub directory: Directory,
+    /// Into the stream.
+    pub publisher: Publisher,
+    /// Answers that come back.
+    pub replies: Replies,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// How each app stands with Slack.
+    pub standings: Standings,
+    /// The shared app's secrets; none closes the shared route.
+    pub shared_keys: Vec<SigningKey>,
+    /// A permit per webhook in flight.
+    pub in_flight: Semaphore,
+    /// How many permits there are.
+    pub in_flight_max: usize,
+}
+
+/// What became known of a webhook on its way, whatever became of it.
+pub struct Trail {
+    /// When its head had been read.
+    pub arrived: Instant,
+    /// The connection that its path names.
+    pub named: Option<ConnectionId>,
+    /// The connection it is for.
+    pub connection: Option<Arc<Connection>>,
+    /// The app that the body names, on the shared route.
+    pub routed_app: Option<AppId>,
+}
+
+impl Trail {
+    /// The app it is for, as far as that is known.
+    pub fn app(&self) -> Option<&AppId> {
+        self.connection.as_ref().map(|connection| &connection.app).or(self.routed_app.as_ref())
+    }
+}
+
+impl Gate {
+    /// The route of one connection: its own secrets.
+    pub async fn for_connection(
+        &self,
+        trail: &mut Trail,
+        incoming: Incoming,
+    ) -> Result<Verdict, Verdict> {
+        let id = trail.named.ok_or(Verdict::UnknownConnection)?;
+        let found = self.directory.find(id).await.map_err(Verdict::DirectoryAway)?;
+        let mut connection = found.ok_or(Verdict::UnknownConnection)?;
+        trail.connection = Some(Arc::clone(&connection));
+        if matches!(Parts::split(incoming.media, &incoming.body), Parts::SslCheck) {
+            return Ok(Verdict::SslCheck);
+        }
+        let now = SystemTime::now();
+        let verified = match verify(incoming.raw(), connection.keys(now), now) {
+            Err(Rejected::BadSignature) => {
+                // The secret may just have been changed.
+                let newer = self.directory.reread(&connection).await;
+                connection = newer.ok_or(Verdict::Unverified(Rejected::BadSignature))?;
+                verify(incoming.raw(), connection.keys(now), now)
+            }
+            other => other,
+        };
+        let verified = self.counted(verified)?;
+        self.verified(trail, &incoming, &verified, now, async |inbound| {
+            if takes(&connection) {
+                Ok(connection)
+            } else {
+                Err(Verdict::Stopped(classify::kind(inbound)))
+            }
+        })
+        .await
+    }
+
+    /// The route of the shared app: its secrets, and the connection that the body names.
+    pub async fn for_shared_app(
+        &self,
+        trail: &mut Trail,
+        incoming: Incoming,
+    ) -> Result<Verdict, Verdict> {
+        if self.shared_keys.is_empty() {
+            return Err(Verdict::SharedRouteClosed);
+        }
+        if matches!(Parts::split(incoming.media, &incoming.body), Parts::SslCheck) {
+            return Ok(Verdict::SslCheck);
+        }
+        let now = SystemTime::now();
+        let verified = self.counted(verify(incoming.raw(), &self.shared_keys, now))?;
+        let mut app = None;
+        let passed = self
+            .verified(trail, &incoming, &verified, now, async |inbound| {
+                let routing = classify::routing(inbound);
+                app = routing.as_ref().map(|routing| routing.app.clone());
+                let found = match routing {
+                    Some(routing) => {
+                        self.directory.route(&routing).await.map_err(Verdict::DirectoryAway)?
+                    }
+                    None => None,
+                };
+                found
+                    .filter(|connection| takes(connection))
+                    .ok_or(Verdict::Unrouted(classify::kind(inbound)))
+            })
+            .await;
+        trail.routed_app = app;
+        passed
+    }
+
+    /// From verified to stored; `connection` finds whose it is.
+    async fn verified(
+        &self,
+        trail: &mut Trail,
+        incoming: &Incoming,
+        verified: &Verified,
+        now: SystemTime,
+        connection: impl AsyncFnOnce(&Inbound<'_>) -> Result<Arc<Connection>, Verdict>,
+    ) -> Result<Verdict, Verdict> {
+        let parts = classify::split(incoming.media, verified);
+        let inbound = parts.read();
+        if let Some(challenge) = classify::challenge(&inbound) {
+            return Ok(Verdict::Challenge(challenge.to_owned()));
+        }
+        let connection = connection(&inbound).await?;
+        let id = connection.id;
+        trail.connection = Some(connection);
+        let placed = classify::place(id, &inbound, verified, fresh_id);
+        let (window, reply) = match classify::wants_answer(&inbound) {
+            true => {
+                let (window, reply) = self.replies.open(trail.arrived);
+                (Some(window), reply)
+            }
+            false => (None, None),
+        };
+        let envelope = Envelope {
+            connection: id,
+            partition: placed.partition,
+            kind: placed.kind,
+            lane: placed.lane,
+            dedupe: placed.dedupe,
+            received_at_ms: now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64),
+            media: incoming.media,
+            signature: verified.signature().clone(),
+            timestamp: verified.timestamp().clone(),
+            retry: incoming.retry(),
+            traceparent: incoming.traceparent(),
+            reply,
+            body: verified.body().clone(),
+        };
+        let began = Instant::now();
+        let published = self.publisher.publish(&envelope).await;
+        self.metrics.published(began.elapsed());
+        match (published, window) {
+            (Ok(stored), None) => Ok(Verdict::Stored(placed.kind, stored)),
+            (Ok(stored), Some(window)) => Ok(match window.answer().await {
+                Some(answer) => Verdict::Relayed(placed.kind, stored, answer),
+                None => Verdict::Unanswered(placed.kind, stored),
+            }),
+            (Err(error), Some(_)) => Err(match first_input_block(&parts) {
+                Some(block) => Verdict::SubmissionNotStored(block, error),
+                None => Verdict::NotStored(placed.kind, error),
+            }),
+            (Err(error), None) => Err(Verdict::NotStored(placed.kind, error)),
+        }
+    }
+
+    /// Counts which secret matched, or how far the clocks are apart.
+    fn counted(&self, verified: Result<Verified, Rejected>) -> Result<Verified, Verdict> {
+        match &verified {
+            Ok(verified) => self.metrics.matched(verified.key()),
+            Err(Rejected::Stale { skew }) => self.metrics.skewed(*skew),
+            Err(_) => {}
+        }
+        verified.map_err(Verdict::Unverified)
+    }
+}
+
+/// `pending` takes webhooks, too: they wait for it.
+fn takes(connection: &Connection) -> bool {
+    match connection.status {
+        Status::Pending | Status::Active | Status::Error => true,
+        Status::Stopped | Status::Revoked => false,
+    }
+}
+
+fn fresh_id() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    // Random enough not to repeat, and it can't fail: nobody gains by guessing it.
+    let random = |n: u8| u128::from(RandomState::new().hash_one(n));
+    random(0) << 64 | random(1)
+}
