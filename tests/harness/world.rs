@@ -196,6 +196,7 @@ impl World {
             postgres,
             pool,
             store,
+            shared_secret,
             ingests,
             workers,
             client,
