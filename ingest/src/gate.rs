@@ -7,9 +7,9 @@
 use crate::{
     answer::Verdict,
     classify,
-    directory::{Connection, Directory},
+    directory::{Connection, Directory, Found},
     metrics::Metrics,
-    publish::Publisher,
+    publish::{NotStored, Publisher},
     receive::Incoming,
     reply::Replies,
     standing::Standings,
@@ -20,7 +20,7 @@ use shared::{
         envelope::Envelope,
         slack::{Inbound, Parts, first_input_block},
     },
-    types::{AppId, ConnectionId, Status},
+    types::{AppId, ConnectionId, Kind, Status},
 };
 use std::{
     sync::Arc,
@@ -72,12 +72,14 @@ impl Gate {
     pub async fn for_connection(
         &self,
         trail: &mut Trail,
-        incoming: Incoming,
+        incoming: impl Future<Output = Result<Incoming, Verdict>>,
     ) -> Result<Verdict, Verdict> {
         let id = trail.named.ok_or(Verdict::UnknownConnection)?;
         let found = self.directory.find(id).await.map_err(Verdict::DirectoryAway)?;
-        let mut connection = found.ok_or(Verdict::UnknownConnection)?;
+        let Found { mut connection, current } = found.ok_or(Verdict::UnknownConnection)?;
         trail.connection = Some(Arc::clone(&connection));
+        // Only now: what nobody is there for is not read.
+        let incoming = incoming.await?;
         if matches!(Parts::split(incoming.media, &incoming.body), Parts::SslCheck) {
             return Ok(Verdict::SslCheck);
         }
@@ -94,7 +96,7 @@ impl Gate {
         let verified = self.counted(verified)?;
         self.verified(trail, &incoming, &verified, now, async |inbound| {
             if takes(&connection) {
-                Ok(connection)
+                Ok(Found { connection, current })
             } else {
                 Err(Verdict::Stopped(classify::kind(inbound)))
             }
@@ -106,11 +108,12 @@ impl Gate {
     pub async fn for_shared_app(
         &self,
         trail: &mut Trail,
-        incoming: Incoming,
+        incoming: impl Future<Output = Result<Incoming, Verdict>>,
     ) -> Result<Verdict, Verdict> {
         if self.shared_keys.is_empty() {
             return Err(Verdict::SharedRouteClosed);
         }
+        let incoming = incoming.await?;
         if matches!(Parts::split(incoming.media, &incoming.body), Parts::SslCheck) {
             return Ok(Verdict::SslCheck);
         }
@@ -128,7 +131,7 @@ impl Gate {
                     None => None,
                 };
                 found
-                    .filter(|connection| takes(connection))
+                    .filter(|found| takes(&found.connection))
                     .ok_or(Verdict::Unrouted(classify::kind(inbound)))
             })
             .await;
@@ -143,14 +146,14 @@ impl Gate {
         incoming: &Incoming,
         verified: &Verified,
         now: SystemTime,
-        connection: impl AsyncFnOnce(&Inbound<'_>) -> Result<Arc<Connection>, Verdict>,
+        connection: impl AsyncFnOnce(&Inbound<'_>) -> Result<Found, Verdict>,
     ) -> Result<Verdict, Verdict> {
         let parts = classify::split(incoming.media, verified);
         let inbound = parts.read();
         if let Some(challenge) = classify::challenge(&inbound) {
             return Ok(Verdict::Challenge(challenge.to_owned()));
         }
-        let connection = connection(&inbound).await?;
+        let Found { connection, current } = connection(&inbound).await?;
         let id = connection.id;
         trail.connection = Some(connection);
         let placed = classify::place(id, &inbound, verified, fresh_id);
@@ -177,7 +180,10 @@ impl Gate {
             body: verified.body().clone(),
         };
         let began = Instant::now();
-        let published = self.publisher.publish(&envelope).await;
+        let published = match current {
+            true => self.publisher.publish(&envelope, trail.arrived).await,
+            false => Err(NotStored::NotCurrent),
+        };
         self.metrics.published(began.elapsed());
         match (published, window) {
             (Ok(stored), None) => Ok(Verdict::Stored(placed.kind, stored)),
@@ -185,11 +191,10 @@ impl Gate {
                 Some(answer) => Verdict::Relayed(placed.kind, stored, answer),
                 None => Verdict::Unanswered(placed.kind, stored),
             }),
-            (Err(error), Some(_)) => Err(match first_input_block(&parts) {
-                Some(block) => Verdict::SubmissionNotStored(block, error),
-                None => Verdict::NotStored(placed.kind, error),
+            (Err(error), _) => Err(match (placed.kind, first_input_block(&parts)) {
+                (Kind::Interaction, Some(block)) => Verdict::SubmissionNotStored(block, error),
+                (kind, _) => Verdict::NotStored(kind, error),
             }),
-            (Err(error), None) => Err(Verdict::NotStored(placed.kind, error)),
         }
     }
 

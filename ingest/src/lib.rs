@@ -2,7 +2,7 @@
 //! this order:
 //!
 //! ```text
-//! serve      sockets, bounded
+//! serve      sockets, bounded; patience: how long one may be silent
 //! route      HTTP in, HTTP out; every way out is a `Verdict`
 //! receive    a body, within its limits
 //! gate       the stages below, in order, for each route
@@ -19,6 +19,7 @@
 //! taken without its feature `store`.
 
 pub mod serve;
+pub mod patience;
 pub mod route;
 pub mod receive;
 pub mod gate;

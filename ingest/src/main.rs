@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init(&config.telemetry)?;
+    telemetry::init(&config.telemetry);
     let shutdown = Shutdown::on_signal()?;
     // Serving outlives the signal: the load balancer needs a moment to look elsewhere.
     let serving = CancellationToken::new();
@@ -41,7 +41,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let client = config.nats.connect("ingest").await?;
     let js = config::jetstream(client.clone());
-    let directory = Directory::new(js.clone(), config.signing_keys);
+    let directory = Directory::new(client.clone(), js.clone(), config.signing_keys);
     let replies = Replies::new(directory.ingest());
     let gate = Arc::new(Gate {
         directory: directory.clone(),

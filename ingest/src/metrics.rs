@@ -178,7 +178,7 @@ impl Metrics {
         inflight: usize,
     ) -> String {
         self.inflight.set(inflight as i64);
-        self.connections.set(directory.len() as i64);
+        self.connections.set(directory.connections() as i64);
         self.revision.set(directory.applied().unwrap_or_default() as i64);
         self.nats_connected.set(i64::from(publisher.is_connected()));
         let (at_risk, worst) = standings.at_risk(Instant::now());

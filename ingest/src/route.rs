@@ -62,19 +62,17 @@ async fn for_connection(
     request: Request<Body>,
 ) -> Response<Body> {
     let mut trail = trail(connection.parse().ok());
-    let verdict = bounded(&gate, async || {
-        gate.for_connection(&mut trail, Incoming::read(request).await?).await
-    })
-    .await;
+    let verdict =
+        bounded(&gate, async || gate.for_connection(&mut trail, Incoming::read(request)).await)
+            .await;
     finish(&gate, CONNECTION_ROUTE, &trail, verdict)
 }
 
 async fn for_shared_app(State(gate): State<Arc<Gate>>, request: Request<Body>) -> Response<Body> {
     let mut trail = trail(None);
-    let verdict = bounded(&gate, async || {
-        gate.for_shared_app(&mut trail, Incoming::read(request).await?).await
-    })
-    .await;
+    let verdict =
+        bounded(&gate, async || gate.for_shared_app(&mut trail, Incoming::read(request)).await)
+            .await;
     finish(&gate, SHARED_ROUTE, &trail, verdict)
 }
 
@@ -97,7 +95,8 @@ fn finish(gate: &Gate, route: &'static str, trail: &Trail, verdict: Verdict) -> 
     let answer = answer(&verdict);
     let kind = verdict.kind().map_or("none", |kind| kind.as_str());
     gate.metrics.answered(route, kind, &answer, trail.arrived.elapsed());
-    if let Some(app) = trail.app() {
+    // What Slack did not sign says nothing of Slack's view of the app.
+    if let Some(app) = trail.app().filter(|_| !matches!(verdict, Verdict::Unverified(_))) {
         gate.standings.answered(app, answer.status.is_success(), std::time::Instant::now());
     }
     log(trail, &verdict, &answer);

@@ -1,26 +1,21 @@
 //! Sockets: accepted, bounded, ended.
 //!
-//! In: a listener and a router. Out: HTTP/1.1, with a deadline for headers, a cap on connections, and an end
+//! In: a listener and a router. Out: HTTP/1.1, with patience that ends (see `patience`), a cap on connections, and an end
 //! that answers what has begun. Not `axum::serve`: it sets no timer, and slow or silent sockets stay for ever.
 
+use crate::patience::{Patient, Turns};
 use axum::Router;
-use hyper::{body::Incoming, server::conn::http1};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
 
-/// Headers have this long to come; a socket that says nothing, too.
-const HEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// What has begun gets this long when we stop serving: more than any webhook takes.
 pub const FINISH_DEADLINE: Duration = Duration::from_secs(6);
 
@@ -61,17 +56,23 @@ pub async fn serve(
 }
 
 fn serve_one(
-    socket: tokio::net::TcpStream,
+    socket: TcpStream,
     router: Router,
     permit: OwnedSemaphorePermit,
     graceful: &GracefulShutdown,
 ) {
-    let service =
-        router.map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_DEADLINE)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
+    let turns = Turns::default();
+    let socket = Patient::new(socket, turns.clone());
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (turns, router) = (turns.clone(), router.clone());
+        turns.next();
+        async move {
+            let answer = router.oneshot(request.map(axum::body::Body::new)).await;
+            turns.next();
+            answer
+        }
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
     let watched = graceful.watch(connection);
     tokio::spawn(async move {
         let _ = watched.await; // a peer that goes away is no news

@@ -129,7 +129,8 @@ create table seen (
 );
 create index seen_at on seen (at);
 
--- Commits hold the epoch FOR SHARE; renewals write the lease. Two tables, so that they don't fight.
+-- Commits hold the epoch FOR SHARE; renewals write the lease. Two tables, so that they don't fight. The lease
+-- repeats the epoch it belongs to: a renewal that waited for a claim's lock re-checks only the row it writes.
 create table partition_epochs (
     partition   smallint primary key check (partition between 0 and 63),
     owner       text,
@@ -137,8 +138,11 @@ create table partition_epochs (
 );
 create table partition_leases (
     partition   smallint primary key references partition_epochs (partition),
+    epoch       bigint not null default 0,
     lease_until timestamptz not null default '-infinity',
     generation  integer not null default 1,
+    -- Which stream the cursor counts in: when that was made, in ns since 1970.
+    stream_created_ns bigint,
     cursor      bigint not null default 0
 );
 insert into partition_epochs (partition) select generate_series(0, 63);

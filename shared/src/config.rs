@@ -3,7 +3,10 @@
 //! A setting is a flag and an environment variable. An unset or malformed one ends the process at start
 //! with one sentence that names it (exit code 64, EX_USAGE). Units are in the value: `3s`, `250ms`.
 
-use crate::secrets::{InvalidKeyRing, KeyRing, Secret};
+use crate::{
+    secrets::{InvalidKeyRing, KeyRing, Secret},
+    types::AgentId,
+};
 use async_nats::{ConnectOptions, Event, jetstream};
 use clap::{Parser, error::ContextKind, error::ContextValue, error::ErrorKind};
 use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode, time::Duration};
@@ -13,13 +16,14 @@ use tracing::{info, warn};
 pub const EX_USAGE: u8 = 64;
 
 /// Where NATS is.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Nats {
     /// NATS servers, comma-separated, as nats://host:4222.
     #[arg(
         long = "nats-url",
         env = "TIDEGATE_NATS_URL",
         value_name = "URL",
+        hide_env_values = true,
         value_delimiter = ',',
         required = true
     )]
@@ -27,6 +31,12 @@ pub struct Nats {
     /// File with the nkey seed that proves who we are to NATS.
     #[arg(long = "nats-nkey-file", env = "TIDEGATE_NATS_NKEY_FILE", value_name = "FILE")]
     pub nkey_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for Nats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nats {{ urls: …, nkey_file: {:?} }}", self.nkey_file) // an address may hold a password
+    }
 }
 
 /// How long JetStream may take to answer anything but a publish.
@@ -121,7 +131,7 @@ impl fmt::Debug for Postgres {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Telemetry {
     /// What is logged, as in `info` or `warn,worker=debug`.
-    #[arg(long = "log", env = "TIDEGATE_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long = "log", env = "TIDEGATE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub filter: String,
     /// JSON lines instead of text.
     #[arg(long = "log-json", env = "TIDEGATE_LOG_JSON", value_name = "BOOL", default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
@@ -146,6 +156,20 @@ pub fn key_ring(setting: &str) -> Result<KeyRing, String> {
 /// A secret: its text, or `file:<path>`.
 pub fn secret(setting: &str) -> Result<Secret, String> {
     Secret::new(secret_text(setting)?).map_err(|error| error.to_string())
+}
+
+/// A name that is safe in subjects, in names of consumers and in logs: the rule of every id.
+pub fn name(text: &str) -> Result<String, String> {
+    let checked: Result<AgentId, _> = text.parse();
+    checked
+        .map(|name| name.to_string())
+        .map_err(|_| "say 1 to 64 letters, digits, '_' or '-'".into())
+}
+
+/// What is logged: checked at start, used by [`crate::telemetry`].
+fn log_filter(text: &str) -> Result<String, String> {
+    let checked = tracing_subscriber::EnvFilter::try_new(text);
+    checked.map(|_| text.to_owned()).map_err(|_| "say info, or warn,worker=debug".into())
 }
 
 /// A duration with its unit: `3s`, `250ms`, `1m 30s`.

@@ -14,7 +14,12 @@ use crate::{
     stream::{DIRECTORY_BUCKET, INGESTS_BUCKET},
     types::{AppId, ConnectionId, EnterpriseId, Status, TeamId},
 };
-use async_nats::jetstream::{self, kv};
+use async_nats::jetstream::{
+    self, kv,
+    stream::{LastRawMessageError, LastRawMessageErrorKind},
+};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -71,7 +76,22 @@ pub struct TeamEntry {
     pub connection: Option<ConnectionId>,
 }
 
+impl Known {
+    /// The key of its team on the shared route.
+    pub fn team_key(&self) -> String {
+        team_key(&self.app, self.enterprise.as_ref(), self.team.as_ref())
+    }
+}
+
 impl Entry {
+    /// The key of its team on the shared route; a deleted connection has none.
+    pub fn team_key(&self) -> Option<String> {
+        match self {
+            Entry::Known(known) => Some(known.team_key()),
+            Entry::Deleted { .. } => None,
+        }
+    }
+
     /// The version, of either.
     pub fn version(&self) -> i64 {
         match self {
@@ -125,34 +145,46 @@ impl Directory {
     }
 
     /// Writes a connection's entry and its team's, unless what is there is as new. Gives the bucket's revision
-    /// at which the entry is in force.
+    /// at which all of it is in force.
     pub async fn project(&self, id: ConnectionId, entry: &Entry) -> Result<u64, DirectoryError> {
-        let before: Option<Entry> = self.read(&id.to_string()).await?.map(|(entry, _)| entry);
-        let mut revision =
-            self.write(&id.to_string(), entry.version(), entry, Entry::version).await?;
-        let key =
-            |known: &Known| team_key(&known.app, known.enterprise.as_ref(), known.team.as_ref());
-        let new_key = match entry {
-            Entry::Known(known) => Some(key(known)),
-            Entry::Deleted { .. } => None,
-        };
         let version = entry.version();
+        let before = self.entry(id).await?;
+        let (new_key, old_key) = (entry.team_key(), before.as_ref().and_then(Entry::team_key));
+        // The id's own entry comes last: whoever dies before it leaves the old one, and all of this is done again.
+        let mut revision = 0;
         if let Some(key) = &new_key {
             let routed = TeamEntry { version, connection: Some(id) };
-            revision = revision.max(self.write(key, version, &routed, |team| team.version).await?);
+            revision = self.write(key, version, &routed, |team| team.version).await?;
         }
-        if let Some(Entry::Known(old)) = before {
-            let old_key = key(&old);
-            let ours = self.read::<TeamEntry>(&old_key).await?;
-            if Some(&old_key) != new_key.as_ref()
-                && ours.is_some_and(|(team, _)| team.connection == Some(id))
-            {
+        if let Some(old_key) = old_key.filter(|old_key| Some(old_key) != new_key.as_ref()) {
+            let there = self.read::<TeamEntry>(&old_key).await?;
+            if there.is_some_and(|(team, _)| team.connection == Some(id)) {
                 let nobody = TeamEntry { version, connection: None };
-                revision = revision
-                    .max(self.write(&old_key, version, &nobody, |team| team.version).await?);
+                let cleared = self.write(&old_key, version, &nobody, |team| team.version).await?;
+                revision = revision.max(cleared);
             }
         }
-        Ok(revision)
+        let own = self.write(&id.to_string(), version, entry, Entry::version).await?;
+        Ok(revision.max(own))
+    }
+
+    /// A connection's entry, if it has one.
+    pub async fn entry(&self, id: ConnectionId) -> Result<Option<Entry>, DirectoryError> {
+        Ok(self.read(&id.to_string()).await?.map(|(entry, _)| entry))
+    }
+
+    /// Every connection that has an entry.
+    pub async fn connections(&self) -> Result<Vec<ConnectionId>, DirectoryError> {
+        let keys = self.bucket.keys().await.map_err(failed("listing connections"))?;
+        let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing connections"))?;
+        Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
+    }
+
+    /// What tells this bucket from one made anew: when it was made, and how far it goes.
+    pub async fn identity(&self) -> Result<(i64, u64), DirectoryError> {
+        let info = self.bucket.stream.get_info().await;
+        let info = info.map_err(failed("looking at bucket connections"))?;
+        Ok((info.created.unix_timestamp_nanos() as i64, info.state.last_sequence))
     }
 
     /// Waits until every live ingest has applied `revision`, or names those that have not by the deadline.
@@ -175,7 +207,6 @@ impl Directory {
     }
 
     async fn behind(&self, revision: u64) -> Result<Vec<String>, DirectoryError> {
-        use futures_util::TryStreamExt;
         let keys = self.ingests.keys().await.map_err(failed("listing ingests"))?;
         let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing ingests"))?;
         let mut behind = Vec::new();
@@ -194,11 +225,10 @@ impl Directory {
         &self,
         key: &str,
     ) -> Result<Option<(T, u64)>, DirectoryError> {
-        let Some(entry) = self.bucket.entry(key).await.map_err(failed("reading a key"))? else {
-            return Ok(None);
-        };
-        let value = serde_json::from_slice(&entry.value).map_err(failed("parsing an entry"))?;
-        Ok(Some((value, entry.revision)))
+        let read = read_from_leader(&self.bucket, key).await.map_err(failed("reading a key"))?;
+        let Some((value, revision)) = read else { return Ok(None) };
+        let value = serde_json::from_slice(&value).map_err(failed("parsing an entry"))?;
+        Ok(Some((value, revision)))
     }
 
     async fn write<T: Serialize + for<'de> Deserialize<'de>>(
@@ -225,6 +255,22 @@ impl Directory {
             }
         }
         Err(DirectoryError { what: "compare-and-swap", source: last })
+    }
+}
+
+/// A key's value and revision, as the leader has it. The client's own read asks any replica, and one that lags
+/// says that there is no such key a moment after it was written.
+pub async fn read_from_leader(
+    bucket: &kv::Store,
+    key: &str,
+) -> Result<Option<(Bytes, u64)>, LastRawMessageError> {
+    let subject = format!("{}{key}", bucket.prefix);
+    match bucket.stream.get_last_raw_message_by_subject(&subject).await {
+        // An empty value is a deletion's marker.
+        Ok(message) if message.payload.is_empty() => Ok(None),
+        Ok(message) => Ok(Some((message.payload, message.sequence))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

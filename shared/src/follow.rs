@@ -12,10 +12,11 @@
 use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    stream::{LastRawMessageErrorKind, Stream},
 };
 use futures_util::StreamExt;
 use std::time::Duration;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// A server that says nothing for this long is taken for gone. Twice the heartbeat is the client's rule.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -27,6 +28,8 @@ const BATCH: usize = 200;
 const IDLE: Duration = Duration::from_secs(5);
 /// The server forgets a consumer whose process is gone after this long.
 const INACTIVE: Duration = Duration::from_secs(10);
+/// Failures in a row before a warning: a server that restarts causes some.
+const FAILURES_QUIET: u32 = 8;
 /// Longest wait before the next try after an error.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -63,7 +66,7 @@ pub enum Followed {
 #[derive(Debug, Clone, Copy)]
 pub struct StreamState {
     /// When it was made, in nanoseconds since 1970: another number is another stream.
-    pub created_ns: i128,
+    pub created_ns: i64,
     /// The oldest sequence it still holds.
     pub first_sequence: u64,
     /// The newest sequence it holds.
@@ -92,23 +95,39 @@ impl Follow {
         self.open = None;
     }
 
+    /// The sequence from which on nothing was given out yet.
+    pub fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
     /// Waits for what comes next, however long the server is away. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Followed {
         loop {
             match self.step().await {
                 Ok(followed) => {
-                    self.failures = 0;
+                    // To open is no success: what opens and then never reads must not be tried at full speed.
+                    if !matches!(followed, Followed::Opened(_)) {
+                        self.failures = 0;
+                    }
                     return followed;
+                }
+                Err(error) if self.failures == FAILURES_QUIET => {
+                    warn!(reader = %self.name, next = self.next, %error, "reading fails again and again");
+                    self.retreat().await;
                 }
                 Err(error) => {
                     debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
-                    self.open = None;
-                    let wait = Duration::from_millis(20 << self.failures.min(6)).min(BACKOFF_MAX);
-                    self.failures += 1;
-                    tokio::time::sleep(wait).await;
+                    self.retreat().await;
                 }
             }
         }
+    }
+
+    async fn retreat(&mut self) {
+        self.open = None;
+        let wait = Duration::from_millis(20 << self.failures.min(6)).min(BACKOFF_MAX);
+        self.failures += 1;
+        tokio::time::sleep(wait).await;
     }
 
     async fn step(&mut self) -> Result<Followed, Broken> {
@@ -144,7 +163,7 @@ impl Follow {
         let stream = self.js.get_stream(&self.stream).await?;
         let info = stream.cached_info();
         let state = StreamState {
-            created_ns: info.created.unix_timestamp_nanos(),
+            created_ns: info.created.unix_timestamp_nanos() as i64, // good until 2262
             first_sequence: info.state.first_sequence,
             last_sequence: info.state.last_sequence,
         };
@@ -160,8 +179,7 @@ impl Follow {
                 ..pull::Config::default()
             })
             .await?;
-        // The stream was looked at before the consumer counted, so none left means none up to then.
-        let caught_up = (consumer.cached_info().num_pending == 0).then_some(state.last_sequence);
+        let caught_up = self.end_of_idle(&stream).await?;
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -174,12 +192,27 @@ impl Follow {
     }
 
     async fn look_whether_idle(&mut self) -> Result<Followed, Broken> {
-        let through = self.js.get_stream(&self.stream).await?.cached_info().state.last_sequence;
+        let stream = self.js.get_stream(&self.stream).await?;
+        let end = self.end_of_idle(&stream).await?;
         let open = self.open.as_mut().ok_or("not open")?;
         let info = open.consumer.info().await?;
-        if info.num_pending > 0 || info.delivered.consumer_sequence != open.delivered {
-            return Err("deliveries were lost".into());
+        match end {
+            Some(through) if info.delivered.consumer_sequence == open.delivered => {
+                Ok(Followed::CaughtUp(through))
+            }
+            _ => Err("deliveries were lost".into()),
         }
-        Ok(Followed::CaughtUp(through))
+    }
+
+    /// The stream's end, if nothing of ours lies between what was given out and there. Both facts are the leader's,
+    /// and its end is looked at first: the consumer may sit on a replica that lags behind, and would claim too much.
+    async fn end_of_idle(&self, stream: &Stream) -> Result<Option<u64>, Broken> {
+        let end = stream.get_info().await?.state.last_sequence;
+        let ours = match stream.get_last_raw_message_by_subject(&self.filter).await {
+            Ok(message) => message.sequence,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((ours < self.next).then_some(end))
     }
 }

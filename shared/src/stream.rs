@@ -7,7 +7,9 @@
 
 use crate::{partition::Partition, types::ConnectionId};
 use async_nats::jetstream::{
-    self, kv,
+    self, ErrorCode,
+    context::GetStreamErrorKind,
+    kv,
     stream::{Compression, Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use std::time::Duration;
@@ -41,14 +43,19 @@ pub const INGEST_TTL: Duration = Duration::from_secs(5);
 /// Below it lies a subject per ingest, on which it hears answers: workers publish, only that ingest listens.
 pub const REPLY_SUBJECTS: &str = "slack.reply";
 
-/// What an operator decides about the stream.
-#[derive(Debug, Clone, Copy)]
+/// What an operator decides about the stream. What is left open stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Sizing {
     /// Copies of everything: 3 in production, 1 on one machine.
-    pub replicas: usize,
+    pub replicas: Option<usize>,
     /// Room in bytes. Publishing fails when it is used up.
-    pub max_bytes: i64,
+    pub max_bytes: Option<i64>,
 }
+
+/// A new stream's copies, when nobody says otherwise.
+const REPLICAS: usize = 1;
+/// A new stream's room in bytes, when nobody says otherwise.
+const MAX_BYTES: i64 = 1 << 30;
 
 /// `slack.in.<partition>.<connection>`.
 pub fn subject(partition: Partition, connection: ConnectionId) -> String {
@@ -68,16 +75,16 @@ pub fn parse_subject(subject: &str) -> Option<(Partition, ConnectionId)> {
 }
 
 /// The stream as it has to be.
-pub fn config(sizing: Sizing) -> Config {
+fn config(replicas: usize, max_bytes: i64) -> Config {
     Config {
         name: STREAM.into(),
         subjects: vec!["slack.in.*.*".into()],
         storage: StorageType::File,
-        num_replicas: sizing.replicas,
+        num_replicas: replicas,
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::New,
         max_age: MAX_AGE,
-        max_bytes: sizing.max_bytes,
+        max_bytes,
         max_message_size: (BODY_BYTES_MAX + HEADER_BYTES_MAX) as i32,
         duplicate_window: DEDUPE_WINDOW,
         allow_direct: true,
@@ -92,32 +99,47 @@ pub fn config(sizing: Sizing) -> Config {
 /// # Errors
 /// What JetStream said, with the thing it said it about.
 pub async fn ensure(js: &jetstream::Context, sizing: Sizing) -> Result<(), NotEnsured> {
-    let failed =
-        |what| move |e: Box<dyn std::error::Error + Send + Sync>| NotEnsured { what, source: e };
-    js.create_or_update_stream(config(sizing))
-        .await
-        .map_err(|e| failed("stream SLACK_IN")(e.into()))?;
+    let there = match js.get_stream(STREAM).await {
+        Ok(stream) => Some(stream.cached_info().config.clone()),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                None
+            }
+            _ => return Err(failed("question whether there is a stream")(error)),
+        },
+    };
+    let (replicas, max_bytes) =
+        there.map_or((REPLICAS, MAX_BYTES), |c| (c.num_replicas, c.max_bytes));
+    let replicas = sizing.replicas.unwrap_or(replicas);
+    let stream = config(replicas, sizing.max_bytes.unwrap_or(max_bytes));
+    js.create_or_update_stream(stream).await.map_err(failed("stream SLACK_IN"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: DIRECTORY_BUCKET.into(),
         description: "What ingest knows of every connection".into(),
         history: 1,
-        num_replicas: sizing.replicas,
+        num_replicas: replicas,
         ..kv::Config::default()
     })
     .await
-    .map_err(|e| failed("bucket connections")(e.into()))?;
+    .map_err(failed("bucket connections"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: INGESTS_BUCKET.into(),
         description: "How far every live ingest has read the directory".into(),
         history: 1,
         max_age: INGEST_TTL,
-        storage: StorageType::File,
-        num_replicas: sizing.replicas,
+        num_replicas: replicas,
         ..kv::Config::default()
     })
     .await
-    .map_err(|e| failed("bucket ingests")(e.into()))?;
+    .map_err(failed("bucket ingests"))?;
     Ok(())
+}
+
+fn failed<E>(what: &'static str) -> impl FnOnce(E) -> NotEnsured
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |error| NotEnsured { what, source: error.into() }
 }
 
 /// JetStream did not make something we need.

@@ -7,22 +7,16 @@ use crate::config::Telemetry;
 use std::{error::Error, fmt, io::IsTerminal, iter::successors};
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging. A filter that can't be read is an error that names the setting.
-pub fn init(settings: &Telemetry) -> Result<(), InvalidFilter> {
-    let filter = EnvFilter::try_new(&settings.filter).map_err(|_| InvalidFilter)?;
+/// Starts logging.
+pub fn init(settings: &Telemetry) {
+    let filter = EnvFilter::new(&settings.filter);
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stdout);
     if settings.json {
         logs.json().flatten_event(true).init();
     } else {
         logs.with_ansi(std::io::stdout().is_terminal()).init();
     }
-    Ok(())
 }
-
-/// `TIDEGATE_LOG` is no filter.
-#[derive(Debug, thiserror::Error)]
-#[error("TIDEGATE_LOG is malformed: say info, or warn,worker=debug")]
-pub struct InvalidFilter;
 
 /// An error with all its causes on one line, none twice. `%error` would stop at the first.
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));

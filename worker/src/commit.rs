@@ -25,9 +25,12 @@ pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effect
         connection: job.envelope.connection,
         dedupe: job.envelope.dedupe.clone(),
     };
-    let Some(committed) = insist(part, || workshop.store.commit(&part.owner, &at, effects)).await
-    else {
-        return false;
+    let committed = match insist(part, || workshop.store.commit(&part.owner, &at, effects)).await {
+        Insisted::Written(committed) => committed,
+        Insisted::Lost => return false,
+        Insisted::Refused(why) => {
+            return bury(workshop, part, job, "Postgres refuses its effects", &why, 1).await;
+        }
     };
     match committed {
         Committed::Applied { claim } => {
@@ -97,17 +100,19 @@ pub async fn bury_undecodable(
 
 async fn write_grave(workshop: &Workshop, part: &Part, dying: &Dying<'_>) -> bool {
     match insist(part, || workshop.store.bury(&part.owner, dying)).await {
-        Some(true) => {
-            error!(
-                sequence = dying.sequence,
-                reason = dying.reason,
-                last_error = dying.last_error,
-                "dead"
-            );
+        Insisted::Written(true) => {
+            let Dying { sequence, reason, last_error, .. } = dying;
+            error!(sequence, reason, last_error, "dead");
             true
         }
-        Some(false) => fenced(part),
-        None => false,
+        Insisted::Written(false) => fenced(part),
+        Insisted::Lost => false,
+        // Without its grave it must not count as finished; the partition stands, and says so.
+        Insisted::Refused(why) => {
+            error!(sequence = dying.sequence, why, "Postgres refuses to take it among the dead");
+            part.lost.cancel();
+            false
+        }
     }
 }
 
@@ -117,18 +122,29 @@ fn fenced(part: &Part) -> bool {
     false
 }
 
-/// Tries until Postgres takes it. `None`: the partition was lost meanwhile.
-async fn insist<T, F>(part: &Part, write: impl Fn() -> F) -> Option<T>
+enum Insisted<T> {
+    Written(T),
+    /// The partition was lost meanwhile.
+    Lost,
+    /// The values themselves are refused, with this word.
+    Refused(String),
+}
+
+/// Tries until Postgres takes it, or will never.
+async fn insist<T, F>(part: &Part, write: impl Fn() -> F) -> Insisted<T>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     loop {
         match write().await {
-            Ok(written) => return Some(written),
+            Ok(written) => return Insisted::Written(written),
+            Err(error) if error.is_about_the_data() => {
+                return Insisted::Refused(Chain(&error).to_string());
+            }
             Err(error) => warn!(error = %Chain(&error), "could not be written; trying again"),
         }
         tokio::select! {
-            _ = part.lost.cancelled() => return None,
+            _ = part.lost.cancelled() => return Insisted::Lost,
             _ = tokio::time::sleep(PAUSE) => {}
         }
     }

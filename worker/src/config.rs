@@ -12,7 +12,7 @@ use std::{num::NonZeroUsize, time::Duration};
 #[command(name = "worker", version)]
 pub struct Config {
     /// This worker's name among the others; made up when unset.
-    #[arg(long, env = "TIDEGATE_WORKER_ID", value_name = "NAME")]
+    #[arg(long, env = "TIDEGATE_WORKER_ID", value_name = "NAME", value_parser = config::name)]
     pub worker_id: Option<String>,
     /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as the ingests'.
     #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]

@@ -18,6 +18,12 @@ use tracing::{info, warn};
 const BATCH: i64 = 32;
 /// Without a word of a new row, the outbox is looked at this often: for retries, and for what an owner before left.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// One row, whatever it waits for.
+const SEND_DEADLINE: Duration = Duration::from_secs(8);
+/// A row is left alone for this long after it was taken: its sender may still be at it.
+const TAKEN_FOR: Duration = Duration::from_secs(10);
+const _: () = assert!(slack::SEND_TIMEOUT.as_secs() < SEND_DEADLINE.as_secs());
+const _: () = assert!(SEND_DEADLINE.as_secs() < TAKEN_FOR.as_secs());
 /// After a Postgres failure.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -46,26 +52,28 @@ pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
 
 /// Sends the due heads of the lanes; gives how many there were.
 async fn deliver(workshop: &Workshop, part: &Part) -> Result<usize, StoreError> {
-    let due = workshop.store.take_outgoing(&part.owner, BATCH, slack::SEND_TIMEOUT * 2).await?;
+    let due = workshop.store.take_outgoing(&part.owner, BATCH, TAKEN_FOR).await?;
     let count = due.len();
     let mut sending: FuturesUnordered<_> =
         due.into_iter().map(|row| send(workshop, part, row)).collect();
-    while let Some(settled) = sending.next().await {
-        settled?;
-    }
+    while sending.next().await.is_some() {}
     Ok(count)
 }
 
-async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Result<(), StoreError> {
-    if row.in_doubt {
-        warn!(
-            outbox = row.id,
-            to = row.outgoing.to.as_str(),
-            "it may have been said before; saying it again"
-        );
-    }
-    let result = if part.is_ours() { say(workshop, &row).await? } else { return Ok(()) };
+/// Sends a row and writes down how that ended. What can't be written down is found again as in doubt.
+async fn send(workshop: &Workshop, part: &Part, row: Queued) {
     let (outbox, to, connection) = (row.id, row.outgoing.to.as_str(), row.connection);
+    if row.in_doubt {
+        warn!(outbox, to, "it may have been said before; saying it again");
+    }
+    let said = tokio::time::timeout(SEND_DEADLINE, say(workshop, part, &row)).await;
+    let result = match said.unwrap_or_else(|_| SendResult::Later(PAUSE, "it took too long".into()))
+    {
+        SendResult::Later(_, why) if row.age > given_up_after(&row.outgoing.to) => {
+            SendResult::Failed(format!("given up after {:?}: {why}", row.age))
+        }
+        other => other,
+    };
     match &result {
         SendResult::Sent => info!(outbox, to, %connection, "said"),
         SendResult::Later(after, why) => {
@@ -73,27 +81,48 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Result<(), Store
         }
         SendResult::Failed(why) => warn!(outbox, to, %connection, why, "can't be said"),
     }
-    workshop.store.settle_outgoing(&part.owner, row.id, &result).await
+    if let Err(error) = workshop.store.settle_outgoing(&part.owner, row.id, &result).await {
+        warn!(outbox, error = %Chain(&error), "how it ended could not be written down");
+    }
 }
 
-async fn say(workshop: &Workshop, row: &Queued) -> Result<SendResult, StoreError> {
-    let (slack, message, tries) = (&workshop.slack, &row.outgoing.message, row.attempts);
-    let token = async || {
-        let connection = workshop.store.hydrate_connection(row.connection).await?;
-        Ok::<_, StoreError>(connection.and_then(|connection| connection.bot_token))
-    };
+async fn say(workshop: &Workshop, part: &Part, row: &Queued) -> SendResult {
     const NO_TOKEN: &str = "the connection has no bot token";
-    Ok(match &row.outgoing.to {
-        Destination::ResponseUrl { url } => slack.respond(url, message, tries).await,
-        Destination::PostMessage { channel, thread_ts } => match token().await? {
-            Some(token) => {
-                slack.post_message(&token, channel, thread_ts.as_deref(), message, tries).await
+    let (slack, message, tries) = (&workshop.slack, &row.outgoing.message, row.attempts);
+    let token = match &row.outgoing.to {
+        Destination::ResponseUrl { .. } => None,
+        Destination::PostMessage { .. } | Destination::UpdateView { .. } => {
+            match workshop.store.hydrate_connection(row.connection).await {
+                Ok(connection) => match connection.and_then(|connection| connection.bot_token) {
+                    Some(token) => Some(token),
+                    None => return SendResult::Failed(NO_TOKEN.into()),
+                },
+                Err(error) => return SendResult::Later(PAUSE, Chain(&error).to_string()),
             }
-            None => SendResult::Failed(NO_TOKEN.into()),
-        },
-        Destination::UpdateView { view_id } => match token().await? {
-            Some(token) => slack.update_view(&token, view_id, message, tries).await,
-            None => SendResult::Failed(NO_TOKEN.into()),
-        },
-    })
+        }
+    };
+    // Asked last: from here to Slack nothing waits for anything of ours.
+    if !part.is_ours() {
+        return SendResult::Later(Duration::ZERO, "the partition is not ours any more".into());
+    }
+    match (&row.outgoing.to, token) {
+        (Destination::ResponseUrl { url }, _) => slack.respond(url, message, tries).await,
+        (Destination::PostMessage { channel, thread_ts }, Some(token)) => {
+            slack.post_message(&token, channel, thread_ts.as_deref(), message, tries).await
+        }
+        (Destination::UpdateView { view_id }, Some(token)) => {
+            slack.update_view(&token, view_id, message, tries).await
+        }
+        (_, None) => SendResult::Failed(NO_TOKEN.into()),
+    }
+}
+
+/// A `response_url` is good for half an hour; anything else is tried for a day.
+fn given_up_after(to: &Destination) -> Duration {
+    match to {
+        Destination::ResponseUrl { .. } => Duration::from_secs(30 * 60),
+        Destination::PostMessage { .. } | Destination::UpdateView { .. } => {
+            Duration::from_secs(24 * 3600)
+        }
+    }
 }

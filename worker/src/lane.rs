@@ -20,7 +20,7 @@ use std::{
 use tracing::{debug, info, warn};
 
 /// A terminal fault is tried this often before the webhook is dead.
-const ATTEMPTS_MAX: i32 = 6;
+const FAULTS_MAX: i32 = 6;
 /// A system fault is tried again until the webhook is this old.
 const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait between two tries.
@@ -68,7 +68,11 @@ async fn run(workshop: Arc<Workshop>, part: Arc<Part>, waiting: Waiting, lane: L
             finished = work(&workshop, &part, &job) => finished,
         };
         if !finished {
-            // Nothing behind an unfinished webhook may run: it is read again by whoever is next.
+            // Nothing behind an unfinished webhook may run. When we don't stop anyway, the whole partition is let go:
+            // whoever is next reads it again.
+            if !part.stop.is_cancelled() {
+                part.lost.cancel();
+            }
             locked(&waiting).remove(&lane);
             return;
         }
@@ -91,10 +95,11 @@ async fn run(workshop: Arc<Workshop>, part: Arc<Part>, waiting: Waiting, lane: L
 
 /// Works a job to its end. False: it has none here, because the partition is lost or we stop.
 async fn work(workshop: &Workshop, part: &Part, job: &Job) -> bool {
-    let mut attempt = 1;
+    let (mut attempt, mut faults) = (1, 0);
     loop {
         let outcome = try_once(workshop, part, job).await;
         let label = outcome.as_str();
+        faults += i32::from(matches!(outcome, Outcome::Fault { .. }));
         match outcome {
             Outcome::Done(mut done) => {
                 if let Some(answer) = done.answer.take() {
@@ -105,7 +110,7 @@ async fn work(workshop: &Workshop, part: &Part, job: &Job) -> bool {
             Outcome::Dead { reason, error } => {
                 return commit::bury(workshop, part, job, &reason, &error, attempt).await;
             }
-            Outcome::Fault { error } if attempt >= ATTEMPTS_MAX => {
+            Outcome::Fault { error } if faults >= FAULTS_MAX => {
                 return commit::bury(workshop, part, job, "it failed too often", &error, attempt)
                     .await;
             }

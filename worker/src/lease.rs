@@ -53,9 +53,13 @@ impl Leases {
                 _ = self.drained.notified() => {}
                 _ = stop.cancelled(), if give_up.is_none() => give_up = Some(Instant::now() + grace),
             }
-            if let Err(error) = self.turn(give_up.is_some()).await {
-                warn!(error = %Chain(&error), "leases could not be renewed");
+            // A turn that hangs must not keep us believing: what it would have renewed runs out meanwhile.
+            match tokio::time::timeout(self.ttl / 2, self.turn(give_up.is_some())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(error = %Chain(&error), "leases could not be renewed"),
+                Err(_) => warn!("Postgres did not answer in time; leases were not renewed"),
             }
+            self.abandon_stuck(grace);
             self.drop_unbelieved();
             match give_up {
                 Some(_) if self.parts.is_empty() => break,
@@ -73,20 +77,22 @@ impl Leases {
     }
 
     async fn turn(&mut self, stopping: bool) -> Result<(), StoreError> {
-        let live = match stopping {
+        self.renew().await?;
+        self.release_drained().await?;
+        let share = match stopping {
             true => {
                 self.workshop.store.worker_gone(&self.worker).await?;
-                1
+                0
             }
-            false => self.workshop.store.worker_alive(&self.worker, self.ttl).await?,
+            false => {
+                let live = self.workshop.store.worker_alive(&self.worker, self.ttl).await?;
+                usize::from(PARTITIONS).div_ceil(live)
+            }
         };
-        self.release_drained().await?;
-        self.renew().await?;
-        let share = if stopping { 0 } else { usize::from(PARTITIONS).div_ceil(live) };
         let working: Vec<_> =
             self.parts.values().filter(|part| !part.stop.is_cancelled()).collect();
         if working.len() > share {
-            working[share..].iter().for_each(|part| part.stop.cancel());
+            working[share..].iter().for_each(|part| part.drain());
         } else if self.parts.len() < share {
             self.claim(share - self.parts.len()).await?;
         }
@@ -119,7 +125,7 @@ impl Leases {
             return Ok(());
         }
         let believed_until = Instant::now() + self.ttl;
-        let kept = self.workshop.store.renew_partitions(&self.worker, &held, self.ttl).await?;
+        let kept = self.workshop.store.renew_partitions(&held, self.ttl).await?;
         self.parts.retain(|partition, part| {
             let kept = kept.contains(partition) && !part.lost.is_cancelled();
             if kept {
@@ -143,12 +149,20 @@ impl Leases {
         if drained.is_empty() {
             return Ok(());
         }
-        self.workshop.store.release_partitions(&self.worker, &drained).await?;
+        self.workshop.store.release_partitions(&drained).await?;
         for held in drained {
             info!(partition = %held.partition, epoch = held.epoch, cursor = held.cursor, "gave a partition back");
             self.parts.remove(&held.partition);
         }
         Ok(())
+    }
+
+    /// A partition that does not finish draining stands still for everybody: it is dropped, and its lease runs out.
+    fn abandon_stuck(&mut self, grace: Duration) {
+        for part in self.parts.values().filter(|part| part.draining_for() > grace) {
+            warn!(partition = %part.owner.partition, "it did not finish in time; dropped");
+            part.lost.cancel();
+        }
     }
 
     fn drop_unbelieved(&mut self) {

@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init(&config.telemetry)?;
+    telemetry::init(&config.telemetry);
     // reqwest takes whichever TLS provider is installed; there is one in this tree.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let shutdown = Shutdown::on_signal()?;

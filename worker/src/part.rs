@@ -6,7 +6,8 @@
 use shared::store::{Held, Leased, Owner};
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,9 @@ pub struct Part {
     pub lost: CancellationToken,
     /// There may be something in the outbox.
     pub outbox: Notify,
+    /// Which stream the cursor counts in, if that was noted before.
+    pub stream_created_ns: Option<i64>,
+    draining_since: OnceLock<Instant>,
     progress: Mutex<Progress>,
     believed_until: Mutex<Instant>,
     /// Nothing of it runs any more.
@@ -37,12 +41,14 @@ struct Progress {
 impl Part {
     /// A partition just leased, believed ours until then.
     pub fn new(worker: &str, leased: Leased, believed_until: Instant) -> Self {
-        let Leased { partition, epoch, generation, cursor } = leased;
+        let Leased { partition, epoch, generation, cursor, stream_created_ns } = leased;
         Self {
             owner: Owner { worker: worker.to_owned(), partition, epoch, generation },
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             outbox: Notify::new(),
+            stream_created_ns,
+            draining_since: OnceLock::new(),
             progress: Mutex::new(Progress { read: cursor, unfinished: BTreeSet::new() }),
             believed_until: Mutex::new(believed_until),
             finished: CancellationToken::new(),
@@ -73,6 +79,17 @@ impl Part {
         self.progress().unfinished.remove(&sequence);
     }
 
+    /// Reads no further and finishes what runs.
+    pub fn drain(&self) {
+        self.draining_since.get_or_init(Instant::now);
+        self.stop.cancel();
+    }
+
+    /// How long it has been draining.
+    pub fn draining_for(&self) -> Duration {
+        self.draining_since.get().map(Instant::elapsed).unwrap_or_default()
+    }
+
     /// Whether we may still believe that it is ours. To be asked before every call to the outside.
     pub fn is_ours(&self) -> bool {
         let believed_until = *self.believed_until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,7 +118,11 @@ mod tests {
 
     fn part(cursor: u64) -> Part {
         let partition = Partition::try_from(3).expect("below 64");
-        Part::new("w", Leased { partition, epoch: 1, generation: 1, cursor }, Instant::now())
+        Part::new(
+            "w",
+            Leased { partition, epoch: 1, generation: 1, cursor, stream_created_ns: None },
+            Instant::now(),
+        )
     }
 
     #[test]

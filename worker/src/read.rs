@@ -52,13 +52,25 @@ async fn read(
     let name = format!("p{partition}-e{epoch}-{}", part.owner.worker);
     let next = part.cursor() + 1;
     let mut follow = Follow::new(js, STREAM, subjects_of(partition), name, next);
+    let mut created_ns = part.stream_created_ns;
     let mut lanes = Lanes::new(Arc::clone(workshop), Arc::clone(part));
     loop {
         match follow.next().await {
             Followed::Opened(state) => {
-                if let Some(wrong) = is_another_stream(state, part) {
-                    error!(%partition, cursor = part.cursor(), wrong, "the stream is not the one that was read: held");
+                if let Some(wrong) =
+                    is_another_stream(state, part, follow.next_sequence(), created_ns)
+                {
+                    let cursor = part.cursor();
+                    error!(%partition, cursor, wrong, "the stream is not the one that was read: held");
                     return std::future::pending().await;
+                }
+                if created_ns.is_none() {
+                    let noted = workshop.store.note_stream(&part.held(), state.created_ns).await;
+                    created_ns = noted.is_ok().then_some(state.created_ns);
+                }
+                if state.first_sequence > part.cursor() + 1 {
+                    let (cursor, first) = (part.cursor(), state.first_sequence);
+                    warn!(%partition, cursor, first, "what lay between the cursor and the stream's first is gone");
                 }
             }
             Followed::CaughtUp(sequence) => part.skip_to(sequence),
@@ -92,8 +104,17 @@ async fn read(
     }
 }
 
-/// A stream that ends below what was read can't be the one that was read: it was made anew, or lost its tail.
-/// Reading on would skip whatever gets the old numbers again.
-fn is_another_stream(state: StreamState, part: &Part) -> Option<&'static str> {
-    (state.last_sequence < part.cursor()).then_some("it ends below the cursor")
+/// A stream made anew, or one that ends below what was read (it lost its tail): reading on would skip whatever gets the
+/// old numbers again.
+fn is_another_stream(
+    state: StreamState,
+    part: &Part,
+    next: u64,
+    created_ns: Option<i64>,
+) -> Option<&'static str> {
+    if created_ns.is_some_and(|created_ns| created_ns != state.created_ns) {
+        return Some("it was made anew");
+    }
+    let read = part.cursor().max(next.saturating_sub(1));
+    (state.last_sequence < read).then_some("it ends below what was read")
 }

@@ -11,12 +11,12 @@ pub struct Migrate {
     store: StoreSettings,
     #[command(flatten)]
     nats: Nats,
-    /// Copies of everything in NATS: 3 in production, 1 on one machine.
-    #[arg(long, env = "TIDEGATE_STREAM_REPLICAS", value_name = "N", default_value_t = 1)]
-    replicas: usize,
-    /// Room for webhooks in bytes; below the volume's size, or a full disk is found out the hard way.
-    #[arg(long, env = "TIDEGATE_STREAM_MAX_BYTES", value_name = "BYTES", default_value_t = 1 << 30)]
-    max_bytes: i64,
+    /// Copies of everything in NATS: 3 in production. Unset: as it is; 1 for a new stream.
+    #[arg(long, env = "TIDEGATE_STREAM_REPLICAS", value_name = "N")]
+    replicas: Option<usize>,
+    /// Room for webhooks in bytes, below the volume's size. Unset: as it is; 1 GiB for a new stream.
+    #[arg(long, env = "TIDEGATE_STREAM_MAX_BYTES", value_name = "BYTES")]
+    max_bytes: Option<i64>,
 }
 
 impl Migrate {

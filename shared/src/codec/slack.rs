@@ -135,10 +135,14 @@ pub fn first_input_block(parts: &Parts<'_>) -> Option<String> {
     }
     #[derive(Deserialize)]
     struct Submission {
+        r#type: String,
         view: View,
     }
     let Parts::Payload(json) = parts else { return None };
     let submission: Submission = serde_json::from_str(json).ok()?;
+    if submission.r#type != "view_submission" {
+        return None;
+    }
     submission
         .view
         .blocks

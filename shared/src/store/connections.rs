@@ -10,6 +10,7 @@ use sqlx::{
     Row,
     postgres::{PgListener, PgRow},
 };
+use std::time::Duration;
 use time::OffsetDateTime;
 
 const TABLE: &str = "connections";
@@ -99,6 +100,34 @@ impl Store {
         Ok(())
     }
 
+    /// Replaces the signing secret; the one before stays good for `overlap`, since nobody knows when Slack changes over.
+    pub async fn rotate_signing_secret(
+        &self,
+        id: ConnectionId,
+        new: &Secret,
+        overlap: Duration,
+    ) -> Result<(), StoreError> {
+        let owner = id.to_string();
+        let place = Place { owner: &owner, column: SIGNING_SECRET_COLUMN };
+        let sealed = self.rings.signing.seal_secret(place, new)?;
+        let changed = sqlx::query(
+            "-- connections.rotate_signing_secret
+             update connections
+                set signing_secret = $2, signing_secret_previous = signing_secret,
+                    signing_secret_previous_until = now() + make_interval(secs => $3)
+              where id = $1",
+        )
+        .bind(&owner)
+        .bind(sealed.as_str())
+        .bind(overlap.as_secs_f64())
+        .execute(&self.pool)
+        .await?;
+        if changed.rows_affected() == 0 {
+            return Err(StoreError::Missing(format!("connection {id}")));
+        }
+        Ok(())
+    }
+
     /// The live connection, tokens opened; `None` when there is no such row. Never writes it.
     pub async fn hydrate_connection(
         &self,
@@ -168,6 +197,14 @@ impl Store {
             preview_mode: row.try_get("preview_mode")?,
             signing_secrets,
         })))
+    }
+
+    /// A version newer than any that a connection has or had: a tombstone's.
+    pub async fn next_connection_version(&self) -> Result<i64, StoreError> {
+        let next = sqlx::query_scalar(
+            "-- connections.next_version\n select nextval('connection_versions')",
+        );
+        Ok(next.fetch_one(&self.pool).await?)
     }
 
     /// Every connection and its version, for the sweep.

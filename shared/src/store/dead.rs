@@ -5,6 +5,7 @@ use crate::secrets::{Place, Sealed};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
+use std::borrow::Cow;
 
 const TABLE: &str = "dead";
 const COLUMN: &str = "dead.sealed";
@@ -59,7 +60,8 @@ impl Store {
     /// Gives a webhook up: writes it among the dead, under the owner's epoch. False when somebody else owns the
     /// partition; then nothing changed. Running twice leaves one row.
     pub async fn bury(&self, owner: &Owner, dying: &Dying<'_>) -> Result<bool, StoreError> {
-        let place = Place { owner: dying.subject, column: COLUMN };
+        let subject = storable(dying.subject);
+        let place = Place { owner: &subject, column: COLUMN };
         let kept = Kept { headers: dying.headers.clone(), body: BASE64.encode(dying.body) };
         let kept = serde_json::to_vec(&kept)
             .map_err(|e| inconsistent(TABLE, "sealed", dying.subject, e))?;
@@ -84,11 +86,11 @@ impl Store {
         .bind(LIVE)
         .bind(owner.generation)
         .bind(dying.sequence as i64)
-        .bind(dying.subject)
-        .bind(&dying.connection)
-        .bind(&dying.dedupe)
-        .bind(dying.reason)
-        .bind(dying.last_error)
+        .bind(&*subject)
+        .bind(dying.connection.as_deref().map(storable))
+        .bind(dying.dedupe.as_deref().map(storable))
+        .bind(storable(dying.reason))
+        .bind(storable(dying.last_error))
         .bind(dying.attempts)
         .bind(sealed.as_str())
         .fetch_one(&self.pool)
@@ -132,4 +134,9 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// A text that Postgres takes: anyone may send us a NUL, and no column holds one.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

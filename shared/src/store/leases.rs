@@ -19,6 +19,8 @@ pub struct Leased {
     pub generation: i32,
     /// Everything up to this sequence is finished.
     pub cursor: u64,
+    /// Which stream that sequence counts in, by when it was made; `None` before the first reading.
+    pub stream_created_ns: Option<i64>,
 }
 
 /// A partition held, and how far it is.
@@ -45,7 +47,7 @@ impl Store {
         )
         .bind(worker)
         .bind(ttl.as_secs_f64())
-        .fetch_one(&self.pool)
+        .fetch_one(&self.leases)
         .await?;
         Ok(usize::try_from(row.try_get::<i64, _>("alive")?).unwrap_or(1))
     }
@@ -54,7 +56,7 @@ impl Store {
     pub async fn worker_gone(&self, worker: &str) -> Result<(), StoreError> {
         sqlx::query("-- workers.gone\n delete from workers where id = $1")
             .bind(worker)
-            .execute(&self.pool)
+            .execute(&self.leases)
             .await?;
         Ok(())
     }
@@ -66,23 +68,27 @@ impl Store {
         count: usize,
         ttl: Duration,
     ) -> Result<Vec<Leased>, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        // The lock comes first and the cursor is read after, or a cursor saved in between would be missed.
+        let mut tx = self.leases.begin().await?;
+        // The locks come first and the cursor is read after, or a cursor saved in between would be missed. Both
+        // rows: a commit that is stuck holds the epoch, and its partition must not hold up the others.
         let free: Vec<i16> = sqlx::query_scalar(
             "-- leases.lock_free
-             select partition from partition_leases where lease_until < clock_timestamp()
-              order by random() limit $1 for update skip locked",
+             select l.partition from partition_leases l join partition_epochs e using (partition)
+              where l.lease_until < clock_timestamp()
+              order by random() limit $1 for update of l, e skip locked",
         )
         .bind(count as i64)
         .fetch_all(&mut *tx)
         .await?;
         let rows = sqlx::query(
             "-- leases.claim
-             with l as (
-                 update partition_leases set lease_until = clock_timestamp() + make_interval(secs => $3)
-                  where partition = any ($2) returning partition, generation, cursor)
-             update partition_epochs e set owner = $1, epoch = e.epoch + 1 from l where e.partition = l.partition
-             returning e.partition, e.epoch, l.generation, l.cursor",
+             with e as (
+                 update partition_epochs set owner = $1, epoch = epoch + 1
+                  where partition = any ($2) returning partition, epoch)
+             update partition_leases l
+                set lease_until = clock_timestamp() + make_interval(secs => $3), epoch = e.epoch
+               from e where l.partition = e.partition
+             returning l.partition, l.epoch, l.generation, l.cursor, l.stream_created_ns",
         )
         .bind(worker)
         .bind(&free)
@@ -96,7 +102,6 @@ impl Store {
     /// Renews what is held and saves its cursors. Gives the partitions still held; the others are lost.
     pub async fn renew_partitions(
         &self,
-        worker: &str,
         held: &[Held],
         ttl: Duration,
     ) -> Result<Vec<Partition>, StoreError> {
@@ -104,36 +109,49 @@ impl Store {
         let rows = sqlx::query(
             "-- leases.renew
              update partition_leases l
-                set lease_until = clock_timestamp() + make_interval(secs => $5), cursor = greatest(l.cursor, u.cursor)
-               from unnest($2::smallint[], $3::bigint[], $4::bigint[]) as u (partition, epoch, cursor)
-               join partition_epochs e on e.partition = u.partition and e.epoch = u.epoch and e.owner = $1
-              where l.partition = u.partition returning l.partition",
+                set lease_until = clock_timestamp() + make_interval(secs => $4), cursor = greatest(l.cursor, u.cursor)
+               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
+              where l.partition = u.partition and l.epoch = u.epoch returning l.partition",
         )
-        .bind(worker)
         .bind(partitions)
         .bind(epochs)
         .bind(cursors)
         .bind(ttl.as_secs_f64())
-        .fetch_all(&self.pool)
+        .fetch_all(&self.leases)
         .await?;
         rows.iter().map(partition_of).collect()
     }
 
     /// Gives partitions back, finished up to their cursors: whoever is next takes them at once.
-    pub async fn release_partitions(&self, worker: &str, held: &[Held]) -> Result<(), StoreError> {
+    pub async fn release_partitions(&self, held: &[Held]) -> Result<(), StoreError> {
         let (partitions, epochs, cursors) = columns(held);
         sqlx::query(
             "-- leases.release
              update partition_leases l set lease_until = '-infinity', cursor = greatest(l.cursor, u.cursor)
-               from unnest($2::smallint[], $3::bigint[], $4::bigint[]) as u (partition, epoch, cursor)
-               join partition_epochs e on e.partition = u.partition and e.epoch = u.epoch and e.owner = $1
-              where l.partition = u.partition",
+               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
+              where l.partition = u.partition and l.epoch = u.epoch",
         )
-        .bind(worker)
         .bind(partitions)
         .bind(epochs)
         .bind(cursors)
-        .execute(&self.pool)
+        .execute(&self.leases)
+        .await?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Notes which stream a partition's cursor counts in, once and for all of this generation.
+    pub async fn note_stream(&self, held: &Held, created_ns: i64) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- leases.note_stream
+             update partition_leases set stream_created_ns = $3
+              where partition = $1 and epoch = $2 and stream_created_ns is null",
+        )
+        .bind(held.partition.number() as i16)
+        .bind(held.epoch)
+        .bind(created_ns)
+        .execute(&self.leases)
         .await?;
         Ok(())
     }
@@ -152,6 +170,7 @@ fn leased(row: &PgRow) -> Result<Leased, StoreError> {
         epoch: row.try_get("epoch")?,
         generation: row.try_get("generation")?,
         cursor: row.try_get::<i64, _>("cursor")? as u64,
+        stream_created_ns: row.try_get("stream_created_ns")?,
     })
 }
 

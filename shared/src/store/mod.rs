@@ -26,7 +26,7 @@ pub use outbox::{Queued, SendResult};
 
 use crate::{config, secrets::KeyRing};
 use sqlx::{
-    Row,
+    ConnectOptions, Row,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow},
 };
 use std::{str::FromStr, time::Duration};
@@ -38,11 +38,20 @@ pub const LIVE: &str = "live";
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Postgres ends a statement of ours after this long: a lease must not hang on one.
 const STATEMENT_TIMEOUT: &str = "5s";
+/// Postgres ends our session after this long without a word inside a transaction: a worker frozen there must not
+/// hold its locks.
+const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
+/// For leases; two, so that one that hangs on a lost link is not the end.
+const LEASE_CONNECTIONS: u32 = 2;
 
 /// Postgres, with the rings that open what rests in it.
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    /// Leases are renewed beside all other work, never behind it.
+    leases: PgPool,
+    /// Without time-outs, for migrations.
+    plain: PgConnectOptions,
     rings: Rings,
 }
 
@@ -87,28 +96,43 @@ pub enum StoreError {
     Url,
 }
 
+impl StoreError {
+    /// Whether Postgres refuses the values themselves (SQLSTATE class 22 or 23): trying again changes nothing.
+    pub fn is_about_the_data(&self) -> bool {
+        let StoreError::Postgres(sqlx::Error::Database(error)) = self else { return false };
+        error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    }
+}
+
 impl Store {
     /// Prepares a pool. Touches nothing yet: a Postgres that is away is waited for where it is needed.
     pub fn new(settings: &config::Postgres, rings: Rings) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(&settings.url).map_err(|_| StoreError::Url)?;
-        let options = options
-            .application_name("tidegate")
-            .options([("statement_timeout", STATEMENT_TIMEOUT)]);
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options);
-        Ok(Self { pool, rings })
+        let plain = PgConnectOptions::from_str(&settings.url).map_err(|_| StoreError::Url)?;
+        let plain = plain.application_name("tidegate");
+        let timed = plain.clone().options([
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+        ]);
+        let pool = |connections| {
+            let options =
+                PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+            options.connect_lazy_with(timed.clone())
+        };
+        let (pool, leases) = (pool(settings.connections), pool(LEASE_CONNECTIONS));
+        Ok(Self { pool, leases, plain, rings })
     }
 
-    /// Brings the schema to this release's. Safe to run again, and by several at once.
+    /// Brings the schema to this release's. Safe to run again, and by several at once: they wait for each other,
+    /// for as long as it takes.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        Ok(sqlx::migrate!("./migrations").run(&self.pool).await?)
+        let mut connection = self.plain.connect().await?;
+        Ok(sqlx::migrate!("./migrations").run(&mut connection).await?)
     }
 
     /// Closes every connection.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.leases.close().await;
     }
 }
 

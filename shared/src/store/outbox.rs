@@ -1,8 +1,8 @@
 //! The outbox: what Slack is still to be told. Written with the effects it belongs to, sent by the owner of
 //! the partition, in the order of its lane.
 //!
-//! A row is marked `sending` with the epoch before the call. One found `sending` under another epoch may have
-//! been said: its new owner waits out the old one's call before it says it again.
+//! A row is marked `sending` with the epoch before the call, and until when that call may last. One found `sending` after
+//! that was left by somebody who did not come back, ourselves included: it may have been said.
 
 use super::{Owner, Position, Store, StoreError, column, inconsistent};
 use crate::{
@@ -32,6 +32,8 @@ pub struct Queued {
     pub outgoing: Outgoing,
     /// How often it was tried before.
     pub attempts: i32,
+    /// How long ago it was written.
+    pub age: Duration,
     /// Marked `sending` by somebody who did not come back: it may have been said.
     pub in_doubt: bool,
 }
@@ -73,8 +75,8 @@ pub(super) async fn queue(
 }
 
 impl Store {
-    /// Takes the due heads of a partition's lanes, at most `limit`, and marks them `sending`. Rows marked by an
-    /// older epoch are due once `send_timeout` is over: their sender may still be at it.
+    /// Takes the due heads of a partition's lanes, at most `limit`, and marks them `sending` for `send_timeout`. A row
+    /// that can't be read is settled as failed, and holds up neither its lane nor the others.
     pub async fn take_outgoing(
         &self,
         owner: &Owner,
@@ -90,11 +92,11 @@ impl Store {
                   where partition = $1 and state in ('pending', 'sending') order by lane, id),
              due as (
                  select id, state = 'sending' as in_doubt from heads
-                  where next_at <= now() and (state = 'pending' or epoch < $3) order by id limit $4)
+                  where next_at <= now() order by id limit $4)
              update outbox o
                 set state = 'sending', epoch = $3, attempts = o.attempts + 1, next_at = now() + make_interval(secs => $5)
                from due, mine where o.id = due.id
-             returning o.id, o.lane, o.connection_id, o.dedupe_key, o.request, o.attempts - 1 as attempts, due.in_doubt",
+             returning o.id, o.lane, o.connection_id, o.dedupe_key, o.request, o.attempts - 1 as attempts, extract(epoch from now() - o.created_at)::float8 as age, due.in_doubt",
         )
         .bind(owner.partition.number() as i16)
         .bind(&owner.worker)
@@ -103,7 +105,17 @@ impl Store {
         .bind(send_timeout.as_secs_f64())
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(|row| self.queued(row)).collect()
+        let mut queued = Vec::with_capacity(rows.len());
+        for row in &rows {
+            match self.queued(row) {
+                Ok(row) => queued.push(row),
+                Err(error) => {
+                    let failed = SendResult::Failed(error.to_string());
+                    self.settle_outgoing(owner, row.try_get("id")?, &failed).await?;
+                }
+            }
+        }
+        Ok(queued)
     }
 
     /// Writes down how a try ended, unless somebody else has taken the row since.
@@ -151,6 +163,7 @@ impl Store {
             dedupe: DedupeKey::stored(row.try_get("dedupe_key")?),
             outgoing: serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?,
             attempts: row.try_get("attempts")?,
+            age: Duration::from_secs_f64(row.try_get::<f64, _>("age")?.max(0.0)),
             in_doubt: row.try_get("in_doubt")?,
         })
     }

@@ -13,8 +13,6 @@ use std::time::Duration;
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Slack's answer to too much, when it does not say how long.
 const RATE_LIMITED: Duration = Duration::from_secs(30);
-/// What did not work this often won't.
-const TRIES_MAX: i32 = 20;
 /// Longest wait between two tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
@@ -129,9 +127,7 @@ fn unsuccessful(response: &Response, tries: i32) -> SendResult {
     if status.is_server_error() { again(tries, why) } else { SendResult::Failed(why) }
 }
 
+/// Whoever sends decides when it is too old to be tried.
 fn again(tries: i32, why: String) -> SendResult {
-    if tries + 1 >= TRIES_MAX {
-        return SendResult::Failed(why);
-    }
     SendResult::Later(Duration::from_millis(500 << tries.clamp(0, 10)).min(BACKOFF_MAX), why)
 }

@@ -1,0 +1,136 @@
+//! Who does not own a partition any more changes nothing in it, whatever it believes.
+
+use shared::{
+    codec::envelope::DedupeKey,
+    partition::{Conversation, Lane},
+    store::{Committed, Dying, Effects, Held, Leased, Owner, Position},
+    types::{ConnectionId, Destination, Outgoing},
+};
+use std::time::Duration;
+use tests::{
+    until::until,
+    world::{SOON, Size, World},
+};
+
+const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
+const BLINK: Duration = Duration::from_millis(1);
+
+/// One partition, leased by `first` for a moment and then by `second`.
+async fn taken_over(world: &World) -> (Leased, Leased) {
+    let first = world.store.claim_partitions("first", 1, BLINK).await.expect("a claim")[0];
+    let second = until("the lease has run out", SOON, async || {
+        let claimed =
+            world.store.claim_partitions("second", 64, Duration::from_secs(60)).await.ok()?;
+        claimed.into_iter().find(|leased| leased.partition == first.partition)
+    })
+    .await;
+    assert_eq!(second.epoch, first.epoch + 1);
+    (first, second)
+}
+
+fn owner(worker: &str, leased: Leased) -> Owner {
+    let Leased { partition, epoch, generation, .. } = leased;
+    Owner { worker: worker.into(), partition, epoch, generation }
+}
+
+fn position(n: u64) -> Position {
+    let connection = ConnectionId::random().expect("randomness");
+    Position {
+        sequence: n,
+        lane: Lane::of(connection, Conversation::DirectMessage("D1")),
+        connection,
+        dedupe: DedupeKey::event(connection, &format!("Ev{n}")),
+    }
+}
+
+fn saying() -> Effects {
+    let to = Destination::ResponseUrl { url: "http://127.0.0.1:1/".into() };
+    Effects {
+        say: vec![Outgoing { to, message: "x".into() }],
+        outcome: "done",
+        ..Effects::default()
+    }
+}
+
+async fn count(world: &World, table: &'static str) -> i64 {
+    let query = match table {
+        "seen" => "select count(*) from seen",
+        "lanes" => "select count(*) from lanes",
+        "outbox" => "select count(*) from outbox",
+        _ => "select count(*) from dead",
+    };
+    sqlx::query_scalar(query).fetch_one(&world.pool).await.expect("a count")
+}
+
+#[tokio::test]
+async fn a_commit_under_an_old_epoch_changes_nothing() {
+    let world = World::without_processes(SERVERS).await.expect("servers");
+    let (first, second) = taken_over(&world).await;
+    let at = position(1);
+    let commit =
+        async |owner: &Owner| world.store.commit(owner, &at, &saying()).await.expect("an answer");
+    assert_eq!(commit(&owner("first", first)).await, Committed::Fenced);
+    for table in ["seen", "lanes", "outbox"] {
+        assert_eq!(count(&world, table).await, 0, "{table}");
+    }
+    assert_eq!(commit(&owner("second", second)).await, Committed::Applied { claim: None });
+    assert_eq!(commit(&owner("second", second)).await, Committed::AlreadyDone);
+    assert_eq!(count(&world, "outbox").await, 1);
+}
+
+#[tokio::test]
+async fn a_grave_and_a_delivery_under_an_old_epoch_are_refused_too() {
+    let world = World::without_processes(SERVERS).await.expect("servers");
+    let (first, second) = taken_over(&world).await;
+    world.store.commit(&owner("second", second), &position(1), &saying()).await.expect("an answer");
+    let old = owner("first", first);
+    assert!(world.store.take_outgoing(&old, 10, SOON).await.expect("an answer").is_empty());
+    let dying = Dying {
+        sequence: 2,
+        subject: "x",
+        headers: Vec::new(),
+        body: b"",
+        connection: None,
+        dedupe: None,
+        reason: "why\0",
+        last_error: "",
+        attempts: 1,
+    };
+    assert!(!world.store.bury(&old, &dying).await.expect("an answer"));
+    assert_eq!(count(&world, "dead").await, 0);
+    assert!(
+        world.store.bury(&owner("second", second), &dying).await.expect("even with a NUL in it")
+    );
+}
+
+#[tokio::test]
+async fn an_old_owner_neither_renews_nor_gives_back() {
+    let world = World::without_processes(SERVERS).await.expect("servers");
+    let (first, second) = taken_over(&world).await;
+    let held =
+        |leased: Leased, cursor| Held { partition: leased.partition, epoch: leased.epoch, cursor };
+    assert!(
+        world.store.renew_partitions(&[held(first, 99)], SOON).await.expect("an answer").is_empty()
+    );
+    world.store.release_partitions(&[held(first, 99)]).await.expect("an answer");
+    let kept = world.store.renew_partitions(&[held(second, 7)], SOON).await.expect("an answer");
+    assert_eq!(kept, [second.partition]);
+    world.store.release_partitions(&[held(second, 7)]).await.expect("an answer");
+    let third = world.store.claim_partitions("third", 1, SOON).await.expect("a claim")[0];
+    assert_eq!((third.partition, third.cursor), (second.partition, 7));
+}
+
+#[tokio::test]
+async fn a_sequence_below_its_lanes_last_that_is_not_done_is_an_order_slip() {
+    let world = World::without_processes(SERVERS).await.expect("servers");
+    let (_, second) = taken_over(&world).await;
+    let owner = owner("second", second);
+    let (late, early) = (position(9), Position { sequence: 8, ..position(8) });
+    let early = Position { lane: late.lane, ..early };
+    world.store.commit(&owner, &late, &saying()).await.expect("an answer");
+    assert_eq!(
+        world.store.commit(&owner, &early, &saying()).await.expect("an answer"),
+        Committed::OrderSlip
+    );
+    assert!(!world.store.is_seen(&early.dedupe).await.expect("an answer"), "it is not called done");
+}

@@ -1,0 +1,63 @@
+//! What operators see: health, figures and logs; nothing that is nobody's business.
+
+use tests::{
+    slack::webhook::Webhook,
+    world::{SMALL, World},
+};
+
+#[tokio::test]
+async fn health_and_figures_are_told_on_a_port_of_their_own() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
+    for _ in 0..2 {
+        world.send(&app, &webhook).await.expect("an answer");
+    }
+    let ingest = &world.ingests[0];
+    let status = async |url: String| reqwest::get(url).await.expect("an answer").status().as_u16();
+    assert_eq!(status(ingest.admin("/healthz")).await, 200);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(status(ingest.path(path)).await, 404, "{path} is not for the public");
+    }
+    let page = ingest.metrics().await.expect("metrics");
+    for line in [
+        "ingest_webhooks_total{outcome=\"accepted\",kind=\"event\"} 1",
+        "ingest_webhooks_total{outcome=\"duplicate\",kind=\"event\"} 1",
+        "http_server_request_duration_seconds_count{http_route=\"/api/v1/webhooks/{connection}\",status_class=\"2xx\"} 2",
+        "ingest_publish_duration_seconds_count 2",
+        "ingest_connections 1",
+        "ingest_nats_connected 1",
+        "ingest_inflight 0",
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line} is missing in:\n{page}");
+    }
+    assert!(
+        !page.contains(&app.connection.to_string()) && !page.contains(&app.team),
+        "an id is a label"
+    );
+}
+
+#[tokio::test]
+async fn a_webhook_is_one_line_in_the_log_without_its_words_or_secrets() {
+    let mut world = World::start(SMALL).await.expect("a world");
+    world.set("TIDEGATE_LOG", "ingest=trace,shared=trace,info");
+    world.set("TIDEGATE_LOG_JSON", "true");
+    world.start_ingest().await.expect("an ingest that tells everything");
+    let app = world.connect().await.expect("a connection");
+    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "the words of a user");
+    let url = world.ingests[1].url(&app);
+    assert_eq!(world.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status, 200);
+    assert_eq!(world.slack.send(&url, "wrong", &webhook).await.expect("an answer").status, 401);
+    let log = world.ingests[1].process.log();
+    let lines: Vec<serde_json::Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let webhooks: Vec<_> = lines.iter().filter(|line| line["message"] == "webhook").collect();
+    let outcomes: Vec<_> =
+        webhooks.iter().map(|line| line["outcome"].as_str().unwrap_or_default()).collect();
+    assert_eq!(outcomes, ["accepted", "bad_signature"], "{log}");
+    assert_eq!(webhooks[0]["connection_id"], app.connection.to_string());
+    assert!(webhooks[0]["sequence"].is_u64() && webhooks[0]["dur_ms"].is_number());
+    for secret in ["the words of a user", &app.secret, &app.token, "legacy-token", "v0="] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
