@@ -204,3 +204,88 @@ impl Answer {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::jetstream::publish::PublishAck;
+    use std::time::Duration;
+
+    fn row(verdict: &Verdict) -> (u16, &'static str, Level, String) {
+        let Answer { status, say, level, label } = answer(verdict);
+        let says = match say {
+            Say::Nothing => String::new(),
+            Say::Text(text) => text,
+            Say::Json(json) => String::from_utf8_lossy(&json).into_owned(),
+            Say::NoRetry => "no retry".into(),
+            Say::RetryLater => "retry later".into(),
+        };
+        (status.as_u16(), label, level, says)
+    }
+
+    macro_rules! rows {
+        ($($name:ident: $verdict:expr => $status:literal, $label:literal, $level:ident, $says:expr;)*) => {$(
+            #[test]
+            fn $name() {
+                let (status, label, level, says) = row(&$verdict);
+                assert_eq!((status, label, level), ($status, $label, Level::$level));
+                assert_eq!(says, $says);
+            }
+        )*};
+    }
+
+    fn stored(duplicate: bool) -> Stored {
+        let ack = serde_json::json!({ "stream": "SLACK_IN", "seq": 1, "duplicate": duplicate });
+        serde_json::from_value::<PublishAck>(ack).expect("what JetStream answers").into()
+    }
+
+    fn full() -> NotStored {
+        NotStored::Full
+    }
+
+    rows! {
+        a_signature_that_is_wrong_is_401: Verdict::Unverified(Rejected::BadSignature) => 401, "bad_signature", WARN, "";
+        a_signature_that_is_missing_is_401: Verdict::Unverified(Rejected::NoSignature) => 401, "no_signature", WARN, "";
+        a_timestamp_that_is_missing_is_401: Verdict::Unverified(Rejected::NoTimestamp) => 401, "no_timestamp", WARN, "";
+        a_webhook_of_another_time_is_401:
+            Verdict::Unverified(Rejected::Stale { skew: Duration::MAX }) => 401, "stale", WARN, "";
+        an_unknown_connection_is_404: Verdict::UnknownConnection => 404, "unknown_connection", INFO, "";
+        a_stopped_connection_is_404_and_not_to_be_retried:
+            Verdict::Stopped(Kind::Event) => 404, "stopped", INFO, "no retry";
+        an_unrouted_event_is_200: Verdict::Unrouted(Kind::Event) => 200, "unrouted", INFO, "";
+        an_unrouted_commands_user_is_told: Verdict::Unrouted(Kind::Command) => 200, "unrouted", INFO, NOT_CONNECTED;
+        an_unrouted_menu_is_empty: Verdict::Unrouted(Kind::Options) => 200, "unrouted", INFO, NO_OPTIONS;
+        a_shared_route_without_secrets_is_404: Verdict::SharedRouteClosed => 404, "shared_route_closed", WARN, "";
+        a_challenge_is_echoed: Verdict::Challenge("c".into()) => 200, "challenge", INFO, "c";
+        an_ssl_check_is_200: Verdict::SslCheck => 200, "ssl_check", INFO, "";
+        what_is_stored_is_200: Verdict::Stored(Kind::Command, stored(false)) => 200, "accepted", INFO, "";
+        what_is_not_understood_is_stored_and_200:
+            Verdict::Stored(Kind::Unknown, stored(false)) => 200, "accepted", INFO, "";
+        a_duplicate_is_200: Verdict::Stored(Kind::Event, stored(true)) => 200, "duplicate", INFO, "";
+        an_answer_in_time_is_relayed: Verdict::Relayed(Kind::Options, stored(false), Bytes::from_static(b"{}"))
+            => 200, "accepted", INFO, "{}";
+        an_empty_answer_closes_the_view: Verdict::Relayed(Kind::Interaction, stored(false), Bytes::new())
+            => 200, "accepted", INFO, "";
+        a_submission_without_an_answer_shows_that_it_is_worked_on:
+            Verdict::Unanswered(Kind::Interaction, stored(false)) => 200, "accepted", WARN, WORKING_ON_IT;
+        a_menu_without_an_answer_is_empty:
+            Verdict::Unanswered(Kind::Options, stored(false)) => 200, "accepted", WARN, NO_OPTIONS;
+        an_event_that_is_not_stored_is_503: Verdict::NotStored(Kind::Event, full()) => 503, "unavailable", ERROR, "retry later";
+        an_action_that_is_not_stored_is_503:
+            Verdict::NotStored(Kind::Interaction, full()) => 503, "unavailable", ERROR, "retry later";
+        a_command_that_is_not_stored_tells_its_user:
+            Verdict::NotStored(Kind::Command, full()) => 200, "unavailable", ERROR, NOT_TAKEN;
+        a_menu_that_is_not_stored_is_empty:
+            Verdict::NotStored(Kind::Options, full()) => 200, "unavailable", ERROR, NO_OPTIONS;
+        a_submission_that_is_not_stored_says_so_at_its_input: Verdict::SubmissionNotStored("b".into(), full())
+            => 200, "unavailable", ERROR,
+            r#"{"errors":{"b":"This was not taken. Please try again in a moment."},"response_action":"errors"}"#;
+        a_directory_that_is_away_is_503: Verdict::DirectoryAway(Away) => 503, "directory_away", ERROR, "retry later";
+        what_is_too_large_is_413: Verdict::TooLarge => 413, "too_large", WARN, "";
+        another_media_type_is_415: Verdict::MediaType => 415, "media_type", WARN, "";
+        a_transfer_encoding_is_400: Verdict::TransferEncoding => 400, "transfer_encoding", WARN, "";
+        a_body_that_is_slow_is_408: Verdict::Slow => 408, "slow", WARN, "";
+        a_body_that_breaks_off_is_400: Verdict::Broken => 400, "broken", INFO, "";
+        too_many_at_once_are_503: Verdict::Overloaded => 503, "overloaded", ERROR, "retry later";
+    }
+}

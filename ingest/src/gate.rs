@@ -20,6 +20,7 @@ use shared::{
         envelope::Envelope,
         slack::{Inbound, Parts, first_input_block},
     },
+    telemetry::{self, DESTINATION},
     types::{AppId, ConnectionId, Kind, Status},
 };
 use std::{
@@ -27,6 +28,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::Semaphore, time::Instant};
+use tracing::Instrument;
 
 /// What the stages need.
 pub struct Gate {
@@ -164,6 +166,16 @@ impl Gate {
             }
             false => (None, None),
         };
+        let span = tracing::info_span!(
+            target: "tidegate::trace",
+            "send",
+            otel.name = format!("send {DESTINATION}"),
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.operation.type = "send",
+            messaging.destination.template = DESTINATION,
+            messaging.message.id = %placed.dedupe,
+        );
         let envelope = Envelope {
             connection: id,
             partition: placed.partition,
@@ -175,13 +187,13 @@ impl Gate {
             signature: verified.signature().clone(),
             timestamp: verified.timestamp().clone(),
             retry: incoming.retry(),
-            traceparent: incoming.traceparent(),
+            traceparent: telemetry::traceparent(&span).or_else(|| incoming.traceparent()),
             reply,
             body: verified.body().clone(),
         };
         let began = Instant::now();
         let published = match current {
-            true => self.publisher.publish(&envelope, trail.arrived).await,
+            true => self.publisher.publish(&envelope, trail.arrived).instrument(span).await,
             false => Err(NotStored::NotCurrent),
         };
         self.metrics.published(began.elapsed());

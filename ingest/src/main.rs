@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init(&config.telemetry);
+    let _traces = telemetry::init(&config.telemetry, "ingest")?;
     let shutdown = Shutdown::on_signal()?;
     // Serving outlives the signal: the load balancer needs a moment to look elsewhere.
     let serving = CancellationToken::new();

@@ -8,7 +8,7 @@
 
 use async_nats::{
     connection::State,
-    jetstream::{self, ErrorCode, context::PublishErrorKind},
+    jetstream::{self, ErrorCode, context::PublishErrorKind, publish::PublishAck},
 };
 use shared::codec::envelope::Envelope;
 use std::{error::Error, time::Duration};
@@ -37,6 +37,12 @@ pub struct Publisher {
 pub struct Stored {
     sequence: u64,
     duplicate: bool,
+}
+
+impl From<PublishAck> for Stored {
+    fn from(ack: PublishAck) -> Self {
+        Self { sequence: ack.sequence, duplicate: ack.duplicate }
+    }
 }
 
 impl Stored {
@@ -104,7 +110,7 @@ impl Publisher {
         let (subject, headers) = (envelope.subject(), envelope.headers());
         let ack =
             self.js.publish_with_headers(subject, headers, envelope.body.clone()).await?.await?;
-        Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate })
+        Ok(ack.into())
     }
 }
 

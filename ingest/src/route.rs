@@ -18,7 +18,7 @@ use axum::{
 use shared::{telemetry::Chain, types::ConnectionId};
 use std::{future::Future, sync::Arc};
 use tokio::time::Instant;
-use tracing::Level;
+use tracing::{Instrument, Level, Span, field};
 
 const CONNECTION_ROUTE: &str = "/api/v1/webhooks/{connection}";
 const SHARED_ROUTE: &str = "/slack/events";
@@ -62,18 +62,34 @@ async fn for_connection(
     request: Request<Body>,
 ) -> Response<Body> {
     let mut trail = trail(connection.parse().ok());
-    let verdict =
-        bounded(&gate, async || gate.for_connection(&mut trail, Incoming::read(request)).await)
-            .await;
-    finish(&gate, CONNECTION_ROUTE, &trail, verdict)
+    let span = span(CONNECTION_ROUTE);
+    let passing =
+        bounded(&gate, async || gate.for_connection(&mut trail, Incoming::read(request)).await);
+    let verdict = passing.instrument(span.clone()).await;
+    finish(&gate, CONNECTION_ROUTE, &trail, verdict, &span)
 }
 
 async fn for_shared_app(State(gate): State<Arc<Gate>>, request: Request<Body>) -> Response<Body> {
     let mut trail = trail(None);
-    let verdict =
-        bounded(&gate, async || gate.for_shared_app(&mut trail, Incoming::read(request)).await)
-            .await;
-    finish(&gate, SHARED_ROUTE, &trail, verdict)
+    let span = span(SHARED_ROUTE);
+    let passing =
+        bounded(&gate, async || gate.for_shared_app(&mut trail, Incoming::read(request)).await);
+    let verdict = passing.instrument(span.clone()).await;
+    finish(&gate, SHARED_ROUTE, &trail, verdict, &span)
+}
+
+/// The request, as OpenTelemetry's conventions for HTTP servers have it.
+fn span(route: &'static str) -> Span {
+    tracing::info_span!(
+        target: "tidegate::trace",
+        "request",
+        otel.name = format!("POST {route}"),
+        otel.kind = "server",
+        http.request.method = "POST",
+        http.route = route,
+        http.response.status_code = field::Empty,
+        error.type = field::Empty,
+    )
 }
 
 fn trail(named: Option<ConnectionId>) -> Trail {
@@ -91,13 +107,23 @@ where
     }
 }
 
-fn finish(gate: &Gate, route: &'static str, trail: &Trail, verdict: Verdict) -> Response<Body> {
+fn finish(
+    gate: &Gate,
+    route: &'static str,
+    trail: &Trail,
+    verdict: Verdict,
+    span: &Span,
+) -> Response<Body> {
     let answer = answer(&verdict);
     let kind = verdict.kind().map_or("none", |kind| kind.as_str());
     gate.metrics.answered(route, kind, &answer, trail.arrived.elapsed());
     // What Slack did not sign says nothing of Slack's view of the app.
     if let Some(app) = trail.app().filter(|_| !matches!(verdict, Verdict::Unverified(_))) {
         gate.standings.answered(app, answer.status.is_success(), std::time::Instant::now());
+    }
+    span.record("http.response.status_code", answer.status.as_u16());
+    if !answer.status.is_success() {
+        span.record("error.type", answer.label);
     }
     log(trail, &verdict, &answer);
     answer.into_response()

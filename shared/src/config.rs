@@ -133,6 +133,9 @@ pub struct Telemetry {
     /// What is logged, as in `info` or `warn,worker=debug`.
     #[arg(long = "log", env = "TIDEGATE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub filter: String,
+    /// OpenTelemetry collector that takes traces by OTLP over HTTP, as http://collector:4318; without one there are none.
+    #[arg(long = "otlp-endpoint", env = "TIDEGATE_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
+    pub otlp_endpoint: Option<String>,
     /// JSON lines instead of text.
     #[arg(long = "log-json", env = "TIDEGATE_LOG_JSON", value_name = "BOOL", default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
     pub json: bool,
@@ -164,6 +167,12 @@ pub fn name(text: &str) -> Result<String, String> {
     checked
         .map(|name| name.to_string())
         .map_err(|_| "say 1 to 64 letters, digits, '_' or '-'".into())
+}
+
+/// A collector's address.
+fn collector(text: &str) -> Result<String, String> {
+    let plain = text.starts_with("http://") || text.starts_with("https://");
+    plain.then(|| text.to_owned()).ok_or_else(|| "say http://collector:4318".into())
 }
 
 /// What is logged: checked at start, used by [`crate::telemetry`].

@@ -6,6 +6,7 @@ mod signatures;
 mod replies;
 mod standing;
 mod health;
+mod traces;
 mod duplicates;
 mod links;
 mod messages;

@@ -11,13 +11,17 @@ use crate::{
     part::Part,
     reply,
 };
-use shared::{partition::Lane, telemetry::Chain, types::Outgoing};
+use shared::{
+    partition::Lane,
+    telemetry::{self, Chain, DESTINATION},
+    types::Outgoing,
+};
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 /// A terminal fault is tried this often before the webhook is dead.
 const FAULTS_MAX: i32 = 6;
@@ -65,7 +69,7 @@ async fn run(workshop: Arc<Workshop>, part: Arc<Part>, waiting: Waiting, lane: L
     loop {
         let finished = tokio::select! {
             _ = part.lost.cancelled() => false,
-            finished = work(&workshop, &part, &job) => finished,
+            finished = work(&workshop, &part, &job).instrument(span(&job)) => finished,
         };
         if !finished {
             // Nothing behind an unfinished webhook may run. When we don't stop anyway, the whole partition is let go:
@@ -91,6 +95,24 @@ async fn run(workshop: Arc<Workshop>, part: Arc<Part>, waiting: Waiting, lane: L
             }
         }
     }
+}
+
+/// The processing of a webhook: linked to the request that brought it, not part of it.
+fn span(job: &Job) -> Span {
+    let span = tracing::info_span!(
+        target: "tidegate::trace",
+        "process",
+        otel.name = format!("process {DESTINATION}"),
+        otel.kind = "consumer",
+        messaging.system = "nats",
+        messaging.operation.type = "process",
+        messaging.destination.template = DESTINATION,
+        messaging.message.id = %job.envelope.dedupe,
+    );
+    if let Some(traceparent) = &job.envelope.traceparent {
+        telemetry::link(&span, traceparent);
+    }
+    span
 }
 
 /// Works a job to its end. False: it has none here, because the partition is lost or we stop.

@@ -32,9 +32,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init(&config.telemetry);
-    // reqwest takes whichever TLS provider is installed; there is one in this tree.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _traces = telemetry::init(&config.telemetry, "worker")?;
     let shutdown = Shutdown::on_signal()?;
     let worker = config.worker_id.clone().unwrap_or_else(made_up_name);
     info!(worker, version = env!("CARGO_PKG_VERSION"), "worker");
