@@ -28,6 +28,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 /// What the stages need.
@@ -48,6 +49,8 @@ pub struct Gate {
     pub in_flight: Semaphore,
     /// How many permits there are.
     pub in_flight_max: usize,
+    /// Cancelled when we are to stop: whoever keeps a connection is told to leave it.
+    pub stopping: CancellationToken,
 }
 
 /// What became known of a webhook on its way, whatever became of it.

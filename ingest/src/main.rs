@@ -47,16 +47,19 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         directory: directory.clone(),
         publisher: Publisher::new(client.clone(), js),
         replies: replies.clone(),
-        metrics: Metrics::new(),
+        metrics: Metrics::new(&directory),
         standings: Standings::new(Instant::now()),
         shared_keys: config.shared_signing_secrets.iter().map(SigningKey::new).collect(),
         in_flight: Semaphore::new(config.in_flight_max),
         in_flight_max: config.in_flight_max,
+        stopping: shutdown.token().clone(),
     });
     let ready = {
-        let (gate, stop) = (Arc::clone(&gate), shutdown.token().clone());
+        let gate = Arc::clone(&gate);
         move || {
-            gate.directory.is_complete() && gate.publisher.is_connected() && !stop.is_cancelled()
+            gate.directory.is_complete()
+                && gate.publisher.is_connected()
+                && !gate.stopping.is_cancelled()
         }
     };
     let admin_router = route::admin_router(Arc::clone(&gate), ready);

@@ -51,15 +51,9 @@ pub struct Metrics {
     worst_app: Gauge<f64, AtomicU64>,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Metrics {
-    /// All zero.
-    pub fn new() -> Self {
+    /// All zero, but for what the directory counts by itself.
+    pub fn new(directory: &Directory) -> Self {
         let mut registry = Registry::default();
         let requests =
             Family::new_with_constructor((|| Histogram::new(REQUEST_BUCKETS)) as fn() -> Histogram);
@@ -114,6 +108,11 @@ impl Metrics {
             "ingest_directory_revision",
             "How far the directory was read",
             this.revision.clone(),
+        );
+        registry.register(
+            "ingest_directory_reads",
+            "Reads of the bucket, for what memory does not have",
+            directory.reads(),
         );
         registry.register(
             "ingest_nats_connected",

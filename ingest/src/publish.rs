@@ -12,7 +12,7 @@ use async_nats::{
 };
 use shared::codec::envelope::Envelope;
 use std::{error::Error, time::Duration};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// From a webhook's arrival to the end of the last try. Slack waits 3 s, and the way there and back takes some of it.
 pub const BUDGET: Duration = Duration::from_millis(2_500);
@@ -101,7 +101,7 @@ impl Publisher {
                     Err(_) => last = "no answer from JetStream".into(),
                 }
             }
-            sleep(PAUSE).await;
+            sleep_until(deadline.min(Instant::now() + PAUSE)).await;
         }
         Err(NotStored::Unconfirmed(last))
     }

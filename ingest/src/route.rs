@@ -126,7 +126,11 @@ fn finish(
         span.record("error.type", answer.label);
     }
     log(trail, &verdict, &answer);
-    answer.into_response()
+    let mut response = answer.into_response();
+    if gate.stopping.is_cancelled() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn log(trail: &Trail, verdict: &Verdict, answer: &Answer) {

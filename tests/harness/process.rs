@@ -113,6 +113,17 @@ impl Process {
         self.life().child.id()
     }
 
+    /// Bytes of memory that it holds now.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        Ok(kib.with_context(|| format!("{} has ended", self.name))? * 1024)
+    }
+
     /// Whether it has not ended yet. A frozen process runs.
     #[must_use]
     pub fn is_running(&self) -> bool {

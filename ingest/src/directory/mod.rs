@@ -20,6 +20,7 @@ use async_nats::{
 };
 use bounds::{Bounds, MayRead};
 use memory::Memory;
+use prometheus_client::metrics::counter::Counter;
 use shared::{
     directory::{read_from_leader, team_key},
     secrets::KeyRing,
@@ -53,7 +54,8 @@ struct Inner {
     memory: Memory,
     applied: watch::Sender<Option<u64>>,
     trusted_until: watch::Sender<Option<Instant>>,
-    reads: Semaphore,
+    reading: Semaphore,
+    reads: Counter,
     bounds: Mutex<Bounds>,
 }
 
@@ -88,7 +90,8 @@ impl Directory {
             memory: Memory::new(ring),
             applied: watch::Sender::new(None),
             trusted_until: watch::Sender::new(None),
-            reads: Semaphore::new(READS_AT_ONCE),
+            reading: Semaphore::new(READS_AT_ONCE),
+            reads: Counter::default(),
             bounds: Mutex::new(Bounds::new(std::time::Instant::now())),
         }))
     }
@@ -112,6 +115,11 @@ impl Directory {
     /// Connections in it.
     pub fn connections(&self) -> usize {
         self.0.memory.connections()
+    }
+
+    /// How often the bucket was read, for what memory does not have.
+    pub fn reads(&self) -> Counter {
+        self.0.reads.clone()
     }
 
     /// This ingest's name among the others.
@@ -202,7 +210,8 @@ impl Directory {
             MayRead::KnownMiss => return Ok(()),
             MayRead::TooMany => return self.believe(),
         }
-        let Ok(_permit) = self.0.reads.try_acquire() else { return self.believe() };
+        let Ok(_permit) = self.0.reading.try_acquire() else { return self.believe() };
+        self.0.reads.inc();
         let read = async {
             let bucket = &self.0.buckets().await?.connections;
             read_from_leader(bucket, key).await.map_err(|_| Away)

@@ -4,6 +4,7 @@
 //! said by `chat.postMessage` and `response_url`, in the order it came.
 
 pub mod webhook;
+pub mod socket;
 
 use crate::until::until;
 use anyhow::Context;

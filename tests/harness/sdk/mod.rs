@@ -1,0 +1,117 @@
+//! Slack's own SDK for Python: a second opinion on what a signature is, by people who never saw our code.
+//!
+//! In: webhooks. Out: what a gateway answered to them when the SDK had signed them; or whether the SDK takes what the
+//! fake signed. The scripts are ours, the SDK is a pinned wheel (`fetch.rs`).
+
+use crate::{
+    fetch::{SlackSdk, slack_sdk},
+    guard::RunDir,
+    slack::webhook::Webhook,
+};
+use anyhow::{Context, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+/// The SDK, ready to run.
+pub struct Sdk(SlackSdk);
+
+/// What a gateway answered.
+#[derive(Debug, Deserialize)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, as text.
+    pub body: String,
+}
+
+impl Sdk {
+    /// The SDK, fetched if need be.
+    ///
+    /// # Errors
+    /// One line that names what is missing and the remedy.
+    pub async fn get() -> anyhow::Result<Self> {
+        let run = Arc::new(RunDir::new("slack-sdk")?);
+        Ok(Self(slack_sdk(&run).await?))
+    }
+
+    /// Signs webhooks, as Slack does, and sends them all; with `flip`, changes a byte of each in between.
+    ///
+    /// # Errors
+    /// What Python said.
+    pub async fn send<'w>(
+        &self,
+        url: &str,
+        secret: &str,
+        webhooks: impl IntoIterator<Item = &'w Webhook>,
+        flip: bool,
+    ) -> anyhow::Result<Vec<Answer>> {
+        let line = |webhook: &Webhook| {
+            json!({
+                "url": url, "secret": secret, "content_type": webhook.content_type,
+                "body": BASE64.encode(&webhook.body), "flip": flip,
+            })
+        };
+        self.run(include_str!("send.py"), webhooks.into_iter().map(line)).await
+    }
+
+    /// Whether an app that is written with the SDK takes each of these for Slack's: body and headers.
+    ///
+    /// # Errors
+    /// What Python said.
+    pub async fn takes(
+        &self,
+        secret: &str,
+        webhooks: impl IntoIterator<Item = (&[u8], [(&str, &str); 2])>,
+    ) -> anyhow::Result<Vec<bool>> {
+        #[derive(Deserialize)]
+        struct Verdict {
+            valid: bool,
+        }
+        let line = |(body, headers): (&[u8], [(&str, &str); 2])| {
+            let headers: std::collections::BTreeMap<_, _> = headers.into();
+            json!({ "secret": secret, "body": BASE64.encode(body), "headers": headers })
+        };
+        let verdicts: Vec<Verdict> =
+            self.run(include_str!("verify.py"), webhooks.into_iter().map(line)).await?;
+        Ok(verdicts.into_iter().map(|verdict| verdict.valid).collect())
+    }
+
+    async fn run<T: DeserializeOwned + Send + 'static>(
+        &self,
+        script: &'static str,
+        lines: impl Iterator<Item = impl Serialize>,
+    ) -> anyhow::Result<Vec<T>> {
+        let mut input = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut input, &line)?;
+            input.push(b'\n');
+        }
+        let SlackSdk { python, packages } = self.0.clone();
+        let output = tokio::task::spawn_blocking(move || {
+            // -B: what is cached stays as it was fetched.
+            let mut child = Command::new(python)
+                .args(["-B", "-c", script])
+                .env("PYTHONPATH", packages)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .context("python3 does not start")?;
+            let mut stdin = child.stdin.take().context("stdin is a pipe")?;
+            // A thread of its own: a script may answer before it has read everything.
+            let fed = std::thread::spawn(move || stdin.write_all(&input));
+            let output = child.wait_with_output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            fed.join().ok().context("the thread that feeds it")??;
+            Ok(output.stdout)
+        });
+        let text = String::from_utf8(output.await??)?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+}
