@@ -162,10 +162,15 @@ create table lanes (
     partition   smallint not null,
     last_seq    bigint not null,
     parked_at   timestamptz,
+    -- A parked lane: how often its head was tried in vain, when it is tried again, and what was wrong.
     attempts    integer not null default 0,
+    faults      integer not null default 0,
     next_at     timestamptz,
+    last_error  text not null default '',
     primary key (scope, generation, lane)
 ) with (fillfactor = 70);
+create index lanes_parked on lanes (partition) where parked_at is not null;
+create index lanes_by_partition on lanes (partition, last_seq);
 
 -- Webhooks set aside with their lane: pointers into the stream; old ones keep their bytes, sealed.
 create table lane_backlog (
@@ -174,6 +179,8 @@ create table lane_backlog (
     lane        bigint not null,
     sequence    bigint not null,
     partition   smallint not null,
+    connection_id text not null,
+    dedupe_key  text not null,
     sealed      text,
     parked_at   timestamptz not null default now(),
     primary key (scope, generation, lane, sequence)
@@ -193,9 +200,12 @@ create table dead (
     last_error      text not null default '',
     attempts        integer not null,
     sealed          text not null,
+    -- When a person asked for one more try; the partition's owner takes it from there.
+    redrive_at      timestamptz,
     at              timestamptz not null default now(),
     unique (scope, generation, sequence)
 );
+create index dead_to_redrive on dead (partition) where redrive_at is not null;
 
 -- What Slack is still to be told, written with the effects it belongs to. `request` is sealed: it holds
 -- words of users, and a response_url is a secret.
