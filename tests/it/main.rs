@@ -12,6 +12,8 @@ mod duplicates;
 mod replies;
 mod links;
 mod messages;
+mod lanes;
+mod hydration;
 mod budget;
 mod failover;
 mod fencing;

@@ -5,9 +5,9 @@
 //! is missing, and nothing outside is called again for it.
 
 use crate::{Workshop, job::Job, part::Part};
-use async_nats::{HeaderMap, jetstream};
+use async_nats::HeaderMap;
 use shared::{
-    store::{Committed, Dying, Effects, Position, StoreError},
+    store::{Committed, Dying, Effects, Position, Spilled, StoreError},
     stream,
     telemetry::Chain,
 };
@@ -73,28 +73,55 @@ pub async fn bury(
     write_grave(workshop, part, &dying).await
 }
 
-/// Gives up what is no envelope, and counts it as finished.
+/// Gives up what is no envelope.
 pub async fn bury_undecodable(
     workshop: &Workshop,
     part: &Part,
     sequence: u64,
-    message: &jetstream::Message,
+    (subject, headers, body): (&str, Option<&HeaderMap>, &[u8]),
     reason: &str,
-) {
+) -> bool {
     let dying = Dying {
         sequence,
-        subject: &message.subject,
-        headers: listed(message.headers.as_ref()),
-        body: &message.payload,
-        connection: stream::parse_subject(&message.subject)
-            .map(|(_, connection)| connection.to_string()),
+        subject,
+        headers: listed(headers),
+        body,
+        connection: stream::parse_subject(subject).map(|(_, connection)| connection.to_string()),
         dedupe: None,
         reason,
         last_error: "",
         attempts: 0,
     };
-    if write_grave(workshop, part, &dying).await {
-        part.finish(sequence);
+    write_grave(workshop, part, &dying).await
+}
+
+/// Gives up a parked webhook that the stream does not have any more.
+pub async fn bury_gone(workshop: &Workshop, part: &Part, row: &Spilled) -> bool {
+    let dying = Dying {
+        sequence: row.sequence,
+        subject: &stream::subject(part.owner.partition, row.connection),
+        headers: Vec::new(),
+        body: b"",
+        connection: Some(row.connection.to_string()),
+        dedupe: Some(row.dedupe.to_string()),
+        reason: "the stream did not have it any more when its turn came",
+        last_error: "",
+        attempts: 0,
+    };
+    write_grave(workshop, part, &dying).await
+}
+
+/// Sets webhooks aside; false when the partition is not ours any more.
+pub async fn spill(workshop: &Workshop, part: &Part, rows: &[Spilled]) -> bool {
+    match insist(part, || workshop.store.spill(&part.owner, rows)).await {
+        Insisted::Written(true) => true,
+        Insisted::Written(false) => fenced(part),
+        Insisted::Lost => false,
+        Insisted::Refused(why) => {
+            error!(why, "Postgres refuses to set webhooks aside");
+            part.lost.cancel();
+            false
+        }
     }
 }
 

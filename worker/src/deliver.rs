@@ -92,11 +92,13 @@ async fn say(workshop: &Workshop, part: &Part, row: &Queued) -> SendResult {
     let token = match &row.outgoing.to {
         Destination::ResponseUrl { .. } => None,
         Destination::PostMessage { .. } | Destination::UpdateView { .. } => {
-            match workshop.store.hydrate_connection(row.connection).await {
-                Ok(connection) => match connection.and_then(|connection| connection.bot_token) {
-                    Some(token) => Some(token),
-                    None => return SendResult::Failed(NO_TOKEN.into()),
-                },
+            match workshop.hydrator.connection(row.connection).await {
+                Ok(connection) => {
+                    match connection.and_then(|connection| connection.bot_token.clone()) {
+                        Some(token) => Some(token),
+                        None => return SendResult::Failed(NO_TOKEN.into()),
+                    }
+                }
                 Err(error) => return SendResult::Later(PAUSE, Chain(&error).to_string()),
             }
         }

@@ -1,28 +1,42 @@
 //! A webhook on its way through a worker.
 
-use shared::codec::envelope::Envelope;
+use crate::slots::Urgency;
+use shared::{codec::envelope::Envelope, types::Kind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::OwnedSemaphorePermit;
 
-/// A webhook on its way through a worker.
+/// A webhook in a worker's hands.
 pub struct Job {
     /// Its sequence in the stream.
     pub sequence: u64,
     /// The webhook.
     pub envelope: Envelope,
-    /// Its place in the partition's window; free again when the job is dropped.
-    _permit: OwnedSemaphorePermit,
+    /// Its place in the partition's window; free again when the job is dropped. What comes out of Postgres has none.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
-    /// A job that holds its place in the window.
-    pub fn new(sequence: u64, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
-        Self { sequence, envelope, _permit: permit }
+    /// A job out of the stream, with its place in the window.
+    pub fn read(sequence: u64, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
+        Self { sequence, envelope, _permit: Some(permit) }
+    }
+
+    /// A job that was set aside, or is redriven.
+    pub fn set_aside(sequence: u64, envelope: Envelope) -> Self {
+        Self { sequence, envelope, _permit: None }
     }
 
     /// How long ago ingest had it.
     pub fn age(&self) -> Duration {
         let received = UNIX_EPOCH + Duration::from_millis(self.envelope.received_at_ms);
         SystemTime::now().duration_since(received).unwrap_or_default()
+    }
+
+    /// Whether a person waits for it.
+    pub fn urgency(&self) -> Urgency {
+        match self.envelope.kind {
+            Kind::Command | Kind::Interaction | Kind::Options => Urgency::Person,
+            Kind::Event | Kind::Unknown => Urgency::Nobody,
+        }
     }
 }

@@ -1,215 +1,292 @@
-//! One webhook at a time per conversation, many conversations at once.
+//! One webhook at a time per conversation, many conversations at once, and no conversation holds up another.
 //!
 //! In: the jobs of a partition, in the order of the stream. Out: each worked to its end before the next of its lane
-//! begins. A lane exists while it has something to do: its first job starts a task, the last one ends it.
+//! begins. A lane with something to do has a task. A lane that gets too deep, or whose head failed twice, is *parked*: its
+//! jobs are set aside in Postgres (see `park`), and the cursor passes them. The order stays: what is in memory comes
+//! before what was set aside, and while anything is set aside whatever comes is set aside behind it.
 
 use crate::{
-    Workshop, commit,
-    handle::{self, Answer, Outcome},
-    hydrate::{Hydrated, hydrate},
+    Workshop,
     job::Job,
+    park,
     part::Part,
-    reply,
+    work::{self, Worked, work},
 };
+use async_nats::jetstream;
 use shared::{
     partition::Lane,
-    telemetry::{self, Chain, DESTINATION},
-    types::Outgoing,
+    store::{ParkedLane, Spilled, Trouble},
 };
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tracing::{Instrument, Span, debug, info, warn};
+use tokio::sync::Notify;
+use tracing::{Instrument, info};
 
-/// A terminal fault is tried this often before the webhook is dead.
-const FAULTS_MAX: i32 = 6;
-/// A system fault is tried again until the webhook is this old.
-const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Longest wait between two tries.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Jobs that wait in memory behind the one that runs, at most.
+const DEPTH_MAX: usize = 32;
+/// A head is tried so often in place before its lane is parked.
+const TRIES_IN_PLACE: i32 = 2;
+/// Between two looks at a Postgres that is away.
+const PAUSE: Duration = Duration::from_millis(500);
 
-/// The lanes of one partition that have something to do.
-pub struct Lanes {
-    workshop: Arc<Workshop>,
-    part: Arc<Part>,
-    waiting: Waiting,
+/// The lanes of one partition. Cheap to clone.
+#[derive(Clone)]
+pub struct Lanes(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub workshop: Arc<Workshop>,
+    pub part: Arc<Part>,
+    pub js: jetstream::Context,
+    table: Mutex<Table>,
+    /// Something is to be set aside.
+    pub spilled: Notify,
+    /// Something was set aside.
+    pub flushed: Notify,
 }
 
-/// Jobs behind the one that runs, per lane. A lane that is not here is idle.
-type Waiting = Arc<Mutex<HashMap<Lane, VecDeque<Job>>>>;
+#[derive(Default)]
+struct Table {
+    lanes: HashMap<Lane, State>,
+    /// Everything up to here has been put into its lane.
+    position: u64,
+    /// To be set aside, in order.
+    buffer: Vec<Job>,
+    /// Set aside in memory, not yet in Postgres.
+    unflushed: BTreeSet<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    /// A task works it, from memory.
+    running: bool,
+    /// Waiting behind the one that runs.
+    queue: VecDeque<Job>,
+    /// Whatever comes is set aside.
+    parked: bool,
+    /// Of the buffer and what is being written.
+    unflushed: usize,
+    /// How often something was set aside: tells a drainer whether anything came while it looked.
+    spills: u64,
+}
 
 impl Lanes {
-    /// All idle.
-    pub fn new(workshop: Arc<Workshop>, part: Arc<Part>) -> Self {
-        Self { workshop, part, waiting: Waiting::default() }
+    /// The lanes of a partition; those that were parked by an owner before us stay so.
+    pub fn new(
+        workshop: Arc<Workshop>,
+        part: Arc<Part>,
+        js: jetstream::Context,
+        parked: &[ParkedLane],
+    ) -> Self {
+        let mut table = Table { position: part.cursor(), ..Table::default() };
+        for lane in parked {
+            table.lanes.insert(lane.lane, State { parked: true, ..State::default() });
+        }
+        let (spilled, flushed) = (Notify::new(), Notify::new());
+        let lanes = Self(Arc::new(Inner {
+            workshop,
+            part,
+            js,
+            table: Mutex::new(table),
+            spilled,
+            flushed,
+        }));
+        tokio::spawn(park::flush(lanes.clone()));
+        for lane in parked {
+            tokio::spawn(park::drain(lanes.clone(), lane.lane, lane.trouble));
+        }
+        lanes
     }
 
     /// Puts a job at the end of its lane.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&self, job: Job) {
         let lane = job.envelope.lane;
-        match locked(&self.waiting).entry(lane) {
-            Entry::Occupied(mut busy) => busy.get_mut().push_back(job),
-            Entry::Vacant(idle) => {
-                idle.insert(VecDeque::new());
-                let (workshop, part) = (Arc::clone(&self.workshop), Arc::clone(&self.part));
-                tokio::spawn(run(workshop, part, Arc::clone(&self.waiting), lane, job));
+        let mut table = self.table();
+        table.position = table.position.max(job.sequence);
+        let state = table.lanes.entry(lane).or_default();
+        state.parked |= state.running && state.queue.len() >= DEPTH_MAX;
+        if state.parked {
+            table.spill(job);
+            self.0.spilled.notify_one();
+        } else if state.running {
+            state.queue.push_back(job);
+        } else {
+            state.running = true;
+            tokio::spawn(run(self.clone(), lane, job));
+        }
+    }
+
+    /// Nothing of this partition lies between what was pushed and here.
+    pub fn skip_to(&self, sequence: u64) {
+        let mut table = self.table();
+        table.position = table.position.max(sequence);
+    }
+
+    /// Everything up to here is in memory's lanes or in Postgres: what was set aside beyond it may still be overtaken
+    /// by something older that is not read yet.
+    pub(crate) fn flushed_up_to(&self) -> u64 {
+        let table = self.table();
+        table.unflushed.first().map_or(table.position, |first| first - 1)
+    }
+
+    /// Takes what is to be set aside.
+    pub(crate) fn take_buffer(&self) -> Vec<Job> {
+        std::mem::take(&mut self.table().buffer)
+    }
+
+    /// These are in Postgres now, and finished as far as the cursor is concerned.
+    pub(crate) fn set_aside(&self, jobs: Vec<Job>) {
+        let mut table = self.table();
+        for job in &jobs {
+            self.0.part.finish(job.sequence);
+            table.unflushed.remove(&job.sequence);
+            if let Some(state) = table.lanes.get_mut(&job.envelope.lane) {
+                state.unflushed -= 1;
             }
         }
+        drop(table);
+        self.0.flushed.notify_waiters();
+    }
+
+    /// How often something was set aside of a lane, if all of that is in Postgres.
+    pub(crate) fn spills(&self, lane: Lane) -> Option<u64> {
+        let table = self.table();
+        table.lanes.get(&lane).filter(|state| state.unflushed == 0).map(|state| state.spills)
+    }
+
+    /// Makes a parked lane an ordinary one again, if nothing came while Postgres was seen to be empty.
+    pub(crate) fn unpark(&self, lane: Lane, spills: u64) -> bool {
+        let mut table = self.table();
+        match table.lanes.entry(lane) {
+            Entry::Occupied(state)
+                if state.get().unflushed == 0 && state.get().spills == spills =>
+            {
+                state.remove();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What comes after a job that is finished, if anything of it is in memory.
+    fn next(&self, lane: Lane) -> Option<Job> {
+        let mut table = self.table();
+        let state = table.lanes.get_mut(&lane)?;
+        // What has not begun when we stop is left to the next owner.
+        let next = state.queue.pop_front().filter(|_| !self.0.part.stop.is_cancelled());
+        if next.is_none() {
+            state.running = false;
+            let parked = state.parked;
+            if parked {
+                tokio::spawn(park::drain(self.clone(), lane, Trouble::default()));
+            } else {
+                table.lanes.remove(&lane);
+            }
+        }
+        next
+    }
+
+    /// Sets a lane aside, from its head on.
+    fn park(&self, lane: Lane, head: Job, trouble: Trouble, why: &str) {
+        info!(%lane, sequence = head.sequence, why, "parked");
+        let mut table = self.table();
+        let state = table.lanes.entry(lane).or_default();
+        (state.parked, state.running) = (true, false);
+        let queue = std::mem::take(&mut state.queue);
+        for job in std::iter::once(head).chain(queue) {
+            table.spill(job);
+        }
+        drop(table);
+        self.0.spilled.notify_one();
+        tokio::spawn(park::drain(self.clone(), lane, trouble));
     }
 }
 
-fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<Lane, VecDeque<Job>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Table {
+    fn spill(&mut self, job: Job) {
+        let state = self.lanes.entry(job.envelope.lane).or_default();
+        state.unflushed += 1;
+        state.spills += 1;
+        self.unflushed.insert(job.sequence);
+        self.buffer.push(job);
+    }
 }
 
-async fn run(workshop: Arc<Workshop>, part: Arc<Part>, waiting: Waiting, lane: Lane, first: Job) {
-    let mut job = first;
-    loop {
-        let finished = tokio::select! {
-            _ = part.lost.cancelled() => false,
-            finished = work(&workshop, &part, &job).instrument(span(&job)) => finished,
+/// The row that a job becomes.
+pub(crate) fn spilled(job: &Job) -> Spilled {
+    let envelope = &job.envelope;
+    Spilled {
+        lane: envelope.lane,
+        sequence: job.sequence,
+        connection: envelope.connection,
+        dedupe: envelope.dedupe.clone(),
+    }
+}
+
+/// Works a lane from memory, until it has nothing to do, is parked, or is left.
+async fn run(lanes: Lanes, lane: Lane, first: Job) {
+    let part = Arc::clone(&lanes.0.part);
+    let mut next = Some(first);
+    while let Some(job) = next {
+        let worked = tokio::select! {
+            _ = part.lost.cancelled() => InPlace::Left,
+            worked = in_place(&lanes, &job).instrument(work::span(&job)) => worked,
         };
-        if !finished {
-            // Nothing behind an unfinished webhook may run. When we don't stop anyway, the whole partition is let go:
-            // whoever is next reads it again.
-            if !part.stop.is_cancelled() {
-                part.lost.cancel();
+        match worked {
+            InPlace::Finished => {
+                part.finish(job.sequence);
+                next = lanes.next(lane);
             }
-            locked(&waiting).remove(&lane);
-            return;
-        }
-        part.finish(job.sequence);
-        let mut lanes = locked(&waiting);
-        match lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
-            // What has not begun when we stop is left to the next owner.
-            Some(_) if part.stop.is_cancelled() => {
-                lanes.remove(&lane);
+            InPlace::Park(trouble, why) => {
+                lanes.park(lane, job, trouble, &why);
                 return;
             }
-            Some(next) => job = next,
-            None => {
-                lanes.remove(&lane);
-                return;
-            }
-        }
-    }
-}
-
-/// The processing of a webhook: linked to the request that brought it, not part of it.
-fn span(job: &Job) -> Span {
-    let span = tracing::info_span!(
-        target: "tidegate::trace",
-        "process",
-        otel.name = format!("process {DESTINATION}"),
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.type = "process",
-        messaging.destination.template = DESTINATION,
-        messaging.message.id = %job.envelope.dedupe,
-    );
-    if let Some(traceparent) = &job.envelope.traceparent {
-        telemetry::link(&span, traceparent);
-    }
-    span
-}
-
-/// Works a job to its end. False: it has none here, because the partition is lost or we stop.
-async fn work(workshop: &Workshop, part: &Part, job: &Job) -> bool {
-    let (mut attempt, mut faults) = (1, 0);
-    loop {
-        let outcome = try_once(workshop, part, job).await;
-        let label = outcome.as_str();
-        faults += i32::from(matches!(outcome, Outcome::Fault { .. }));
-        match outcome {
-            Outcome::Done(mut done) => {
-                if let Some(answer) = done.answer.take() {
-                    done.effects.say.extend(relayed_or_late(workshop, part, job, answer).await);
+            InPlace::Left => {
+                // Nothing behind an unfinished webhook may run. When we don't stop anyway, the whole partition is let
+                // go: whoever is next reads it again.
+                if !part.stop.is_cancelled() {
+                    part.lost.cancel();
                 }
-                return commit::apply(workshop, part, job, &done.effects).await;
-            }
-            Outcome::Dead { reason, error } => {
-                return commit::bury(workshop, part, job, &reason, &error, attempt).await;
-            }
-            Outcome::Fault { error } if faults >= FAULTS_MAX => {
-                return commit::bury(workshop, part, job, "it failed too often", &error, attempt)
-                    .await;
-            }
-            Outcome::Retry { cause } | Outcome::Park { cause } if job.age() > AGE_MAX => {
-                return commit::bury(
-                    workshop,
-                    part,
-                    job,
-                    "it could not be handled for a day",
-                    &cause,
-                    attempt,
-                )
-                .await;
-            }
-            Outcome::Retry { cause }
-            | Outcome::Park { cause }
-            | Outcome::Fault { error: cause } => {
-                info!(
-                    sequence = job.sequence,
-                    attempt,
-                    outcome = label,
-                    cause,
-                    "to be tried again"
-                );
-            }
-            Outcome::Return => {
-                debug!(sequence = job.sequence, "returned untried");
-                return false;
+                lanes.table().lanes.remove(&lane);
+                return;
             }
         }
+    }
+}
+
+enum InPlace {
+    Finished,
+    Park(Trouble, String),
+    Left,
+}
+
+/// Tries a head where it is: once more after a moment, then its lane is parked.
+async fn in_place(lanes: &Lanes, job: &Job) -> InPlace {
+    let (workshop, part) = (&lanes.0.workshop, &lanes.0.part);
+    let mut trouble = Trouble::default();
+    loop {
+        let wait = match work(workshop, part, job, &mut trouble).await {
+            Worked::Finished => return InPlace::Finished,
+            Worked::Left => return InPlace::Left,
+            Worked::Again(why) if trouble.attempts >= TRIES_IN_PLACE => {
+                return InPlace::Park(trouble, why);
+            }
+            Worked::Again(_) => trouble.wait,
+            Worked::Paused(_) => PAUSE,
+        };
         tokio::select! {
-            _ = part.stop.cancelled() => return false,
-            _ = tokio::time::sleep(backoff(attempt)) => {}
+            _ = part.stop.cancelled() => return InPlace::Left,
+            _ = tokio::time::sleep(wait) => {}
         }
-        attempt += 1;
     }
-}
-
-async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
-    let Ok(_permit) = workshop.handlers.acquire().await else { return Outcome::Return };
-    if part.stop.is_cancelled() {
-        return Outcome::Return;
-    }
-    // Read before anything outside is called: after a crash this webhook may be done already.
-    match workshop.store.is_seen(&job.envelope.dedupe).await {
-        Ok(true) => return Outcome::done("done"),
-        Ok(false) => {}
-        Err(error) => return Outcome::Retry { cause: Chain(&error).to_string() },
-    }
-    match hydrate(&workshop.store, job.envelope.connection).await {
-        Ok(Hydrated::Live(connection)) => handle::handle(workshop, part, &connection, job).await,
-        Ok(Hydrated::Gone(why)) => {
-            warn!(sequence = job.sequence, connection = %job.envelope.connection, why, "dropped");
-            Outcome::done("dropped")
-        }
-        Ok(Hydrated::Pending) => Outcome::Park { cause: "the connection is pending".into() },
-        Err(error) => Outcome::Retry { cause: Chain(&error).to_string() },
-    }
-}
-
-/// Gives an answer to the request that waits for it; what is left to say if none does.
-async fn relayed_or_late(
-    workshop: &Workshop,
-    part: &Part,
-    job: &Job,
-    answer: Answer,
-) -> Vec<Outgoing> {
-    let window = job.envelope.reply.as_ref().filter(|_| part.is_ours());
-    match window {
-        Some(window) if reply::relay(&workshop.nats, window, answer.now).await => Vec::new(),
-        _ => answer.late,
-    }
-}
-
-/// 0.2 s, doubling, with up to a quarter more so that lanes that failed together don't return together.
-fn backoff(attempt: i32) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let base = Duration::from_millis(200 << attempt.clamp(1, 12)).min(BACKOFF_MAX);
-    base + base.mul_f64((RandomState::new().hash_one(attempt) % 256) as f64 / 1024.0)
 }

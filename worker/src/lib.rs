@@ -4,7 +4,8 @@
 //! ```text
 //! lease      owns partitions, each under an epoch
 //! read       a partition's log, from its cursor on
-//! lane       one at a time per conversation
+//! lane       one at a time per conversation; park: those that are set aside
+//! work       one try of a webhook, and what follows; slots: who may run now
 //! hydrate    the live connection, or why there is none
 //! handle     what to do: an outcome with effects
 //! reply      the few answers that go into Slack's own request
@@ -20,6 +21,10 @@ pub mod job;
 pub mod lease;
 pub mod read;
 pub mod lane;
+pub mod park;
+pub mod work;
+pub mod slots;
+pub mod breaker;
 pub mod hydrate;
 pub mod handle;
 pub mod reply;
@@ -32,7 +37,6 @@ pub mod config;
 
 use shared::store::Store;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
 /// What every stage of a worker uses. Made once in `main`.
 pub struct Workshop {
@@ -46,6 +50,10 @@ pub struct Workshop {
     pub agents: agent::Agents,
     /// The slash command we answer to, with its slash.
     pub command: String,
-    /// A permit per handler that runs.
-    pub handlers: Arc<Semaphore>,
+    /// Who may run now.
+    pub slots: slots::Slots,
+    /// Connections that were needed lately.
+    pub hydrator: Arc<hydrate::Hydrator>,
+    /// Whether it is the webhooks that are broken.
+    pub breaker: breaker::Breaker,
 }

@@ -8,9 +8,11 @@ use shared::{
     telemetry,
 };
 use std::{process::ExitCode, sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
 use tracing::info;
-use worker::{Workshop, agent::Agents, config::Config, lease::Leases, slack::Slack};
+use worker::{
+    Workshop, agent::Agents, breaker::Breaker, config::Config, hydrate::Hydrator, lease::Leases,
+    slack::Slack, slots::Slots,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -39,16 +41,21 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let nats = config.nats.connect("worker").await?;
     let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
+    let store = Store::new(&config.postgres, rings)?;
+    let hydrator = Arc::new(Hydrator::new(store.clone()));
     let workshop = Arc::new(Workshop {
-        store: Store::new(&config.postgres, rings)?,
+        store,
         nats: nats.clone(),
         slack: Slack::new(config.slack_api, config.response_url_origins)
             .context("an HTTP client for Slack")?,
         agents: Agents::new().context("an HTTP client for agents")?,
         command: config.command,
-        handlers: Arc::new(Semaphore::new(config.handlers.get())),
+        slots: Slots::new(config.handlers.get()),
+        hydrator: Arc::clone(&hydrator),
+        breaker: Breaker::default(),
     });
     let js = config::jetstream(nats);
+    shutdown.spawn_vital("changes", hydrator.listen(shutdown.token().clone()));
     let leases = Leases::new(workshop, js, worker, config.lease_ttl);
     shutdown.spawn_vital("leases", leases.run(shutdown.token().clone(), config.grace));
 

@@ -10,11 +10,14 @@ use shared::{
     codec::envelope::{Envelope, NotDecoded},
     follow::{Follow, Followed, StreamState},
     stream::{STREAM, subjects_of},
+    telemetry::Chain,
 };
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tracing::{error, warn};
 
+/// Between two tries to look up what is parked.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
 /// Webhooks of one partition in memory, at most. Reading waits when they are as many.
 const WINDOW: u32 = 512;
 
@@ -51,9 +54,19 @@ async fn read(
     let (partition, epoch) = (part.owner.partition, part.owner.epoch);
     let name = format!("p{partition}-e{epoch}-{}", part.owner.worker);
     let next = part.cursor() + 1;
-    let mut follow = Follow::new(js, STREAM, subjects_of(partition), name, next);
+    let mut follow = Follow::new(js.clone(), STREAM, subjects_of(partition), name, next);
     let mut created_ns = part.stream_created_ns;
-    let mut lanes = Lanes::new(Arc::clone(workshop), Arc::clone(part));
+    // Before anything is read: what is parked comes before what is read of its lane.
+    let parked = loop {
+        match workshop.store.parked_lanes(&part.owner).await {
+            Ok(parked) => break parked,
+            Err(error) => {
+                warn!(%partition, error = %Chain(&error), "parked lanes could not be looked up")
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    let lanes = Lanes::new(Arc::clone(workshop), Arc::clone(part), js, &parked);
     loop {
         match follow.next().await {
             Followed::Opened(state) => {
@@ -73,7 +86,10 @@ async fn read(
                     warn!(%partition, cursor, first, "what lay between the cursor and the stream's first is gone");
                 }
             }
-            Followed::CaughtUp(sequence) => part.skip_to(sequence),
+            Followed::CaughtUp(sequence) => {
+                part.skip_to(sequence);
+                lanes.skip_to(sequence);
+            }
             Followed::Message(sequence, message) => {
                 let Ok(permit) = Arc::clone(window).acquire_owned().await else { return };
                 part.begin(sequence);
@@ -82,21 +98,19 @@ async fn read(
                     message.headers.as_ref(),
                     message.payload.clone(),
                 ) {
-                    Ok(envelope) => lanes.push(Job::new(sequence, envelope, permit)),
+                    Ok(envelope) => lanes.push(Job::read(sequence, envelope, permit)),
                     Err(NotDecoded::Newer(schema)) => {
                         drop(permit);
                         warn!(%partition, sequence, schema, "written by a newer release: held for a newer worker");
                         return std::future::pending().await;
                     }
                     Err(undecodable) => {
-                        commit::bury_undecodable(
-                            workshop,
-                            part,
-                            sequence,
-                            &message,
-                            &undecodable.to_string(),
-                        )
-                        .await;
+                        let raw = (&*message.subject, message.headers.as_ref(), &*message.payload);
+                        let why = undecodable.to_string();
+                        if commit::bury_undecodable(workshop, part, sequence, raw, &why).await {
+                            part.finish(sequence);
+                        }
+                        lanes.skip_to(sequence);
                     }
                 }
             }

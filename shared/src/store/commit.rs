@@ -82,7 +82,10 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         match step(&mut tx, owner, at, effects.outcome).await? {
             Step::Taken => {}
-            Step::Seen => return Ok(Committed::AlreadyDone),
+            Step::Seen => {
+                tx.commit().await?; // it may have been set aside, and is not any more
+                return Ok(Committed::AlreadyDone);
+            }
             Step::Fenced => return Ok(Committed::Fenced),
             Step::Behind => return Ok(Committed::OrderSlip),
         }
@@ -149,8 +152,8 @@ pub(super) enum Step {
     Behind,
 }
 
-/// Checks ownership, notes the webhook as seen, and moves its lane, in one round trip. Anything but
-/// [`Step::Taken`] has to be rolled back.
+/// Checks ownership, notes the webhook as seen, moves its lane, and takes it off what is set aside, in one round trip.
+/// [`Step::Fenced`] and [`Step::Behind`] have to be rolled back.
 pub(super) async fn step(
     tx: &mut PgConnection,
     owner: &Owner,
@@ -168,7 +171,10 @@ pub(super) async fn step(
              insert into lanes (scope, generation, lane, partition, last_seq)
              select $4, $6, $8, $1, $7 from noted
              on conflict (scope, generation, lane) do update set last_seq = excluded.last_seq
-              where lanes.last_seq < excluded.last_seq returning 1)
+              where lanes.last_seq < excluded.last_seq returning 1),
+         worked_off as (
+             delete from lane_backlog using mine
+              where scope = $4 and generation = $6 and lane = $8 and sequence = $7)
          select exists (select from mine) as mine, exists (select from noted) as noted,
                 exists (select from moved) as moved",
     )

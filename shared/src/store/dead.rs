@@ -77,7 +77,10 @@ impl Store {
              -- What is dead is done: a copy of it that comes later is not tried again.
              noted as (
                  insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
-                 select $4, $9, $5, $1, $6, 0, 'dead', $2 from buried where $9::text is not null on conflict do nothing)
+                 select $4, $9, $5, $1, $6, 0, 'dead', $2 from buried where $9::text is not null on conflict do nothing),
+             worked_off as (
+                 delete from lane_backlog using mine
+                  where scope = $4 and generation = $5 and partition = $1 and sequence = $6)
              select exists (select from mine) as mine",
         )
         .bind(owner.partition.number() as i16)

@@ -12,6 +12,7 @@ mod claims;
 mod commit;
 mod connections;
 mod dead;
+mod lanes;
 mod leases;
 mod outbox;
 
@@ -21,6 +22,7 @@ pub use claims::{ClaimResult, ConsumeClaim, NewClaim, ReplyTo};
 pub use commit::{Committed, Effects, Owner, Position};
 pub use connections::{ChangeSubscription, Connection, NewConnection};
 pub use dead::{DeadWebhook, Dying};
+pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use outbox::{Queued, SendResult};
 

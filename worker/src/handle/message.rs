@@ -21,14 +21,14 @@ pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<
     let agent = match find_agent(desk, &message).await {
         Ok(Some(agent)) => agent,
         Ok(None) => return Outcome::done("unbound"),
-        Err(error) => return Outcome::Retry { cause: Chain(&error).to_string() },
+        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
     };
     let parts = [message.channel.as_str().as_bytes(), message.ts.as_bytes()];
     let trigger = DedupeKey::new(desk.connection.id, "trigger-of-agent", &parts);
     match desk.workshop.store.is_seen(&trigger).await {
         Ok(true) => return Outcome::done("same_trigger"),
         Ok(false) => {}
-        Err(error) => return Outcome::Retry { cause: Chain(&error).to_string() },
+        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
     }
     if !desk.part.is_ours() {
         return Outcome::Return;

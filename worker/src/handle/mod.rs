@@ -32,6 +32,11 @@ pub enum Outcome {
         /// What failed.
         cause: String,
     },
+    /// Postgres is away: everything waits for it, and nothing counts meanwhile.
+    Pause {
+        /// What it said.
+        cause: String,
+    },
     /// Something has to happen first. Tried by age.
     Park {
         /// What it waits for.
@@ -64,6 +69,7 @@ impl Outcome {
         match self {
             Outcome::Done(_) => "done",
             Outcome::Retry { .. } => "retry",
+            Outcome::Pause { .. } => "pause",
             Outcome::Park { .. } => "park",
             Outcome::Fault { .. } => "fault",
             Outcome::Dead { .. } => "dead",

@@ -1,0 +1,179 @@
+//! A conversation keeps its order whatever happens to it, and holds up nobody else.
+
+use std::time::{Duration, Instant};
+use tests::{
+    slack::webhook::Webhook,
+    until::until,
+    world::{App, PAIR, SMALL, SOON, World, agent_id},
+};
+
+/// Trying again takes its time.
+const PATIENTLY: Duration = Duration::from_secs(90);
+
+/// A connection whose every conversation belongs to the sample agent.
+async fn answered(world: &World) -> App {
+    world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection")
+}
+
+async fn say(world: &World, app: &App, channel: &str, text: &str) -> Webhook {
+    let webhook = Webhook::message(&world.slack, app, channel, "U1", text);
+    assert_eq!(world.send(app, &webhook).await.expect("an answer").status, 200);
+    webhook
+}
+
+/// What Slack was told in a conversation, once there is so much of it.
+async fn heard(world: &World, channel: &str, count: usize) -> Vec<String> {
+    until(&format!("{count} answers in {channel}"), PATIENTLY, async || {
+        let receipts = world.slack.receipts();
+        let said = receipts.iter().filter(|receipt| receipt.to == channel);
+        let said: Vec<String> =
+            said.filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned)).collect();
+        (said.len() >= count).then_some(said)
+    })
+    .await
+}
+
+async fn count(world: &World, what: &'static str) -> i64 {
+    let query = match what {
+        "set aside" => "select count(*) from lane_backlog",
+        "parked" => "select count(*) from lanes where parked_at is not null",
+        _ => "select count(*) from dead",
+    };
+    sqlx::query_scalar(query).fetch_one(&world.pool).await.expect("a count")
+}
+
+#[tokio::test]
+async fn a_conversation_that_gets_too_deep_is_set_aside_keeps_its_order_and_holds_up_nobody() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    let mut said = vec!["slow:4000 first".to_owned()];
+    said.extend((0..60).map(|n| format!("number {n}")));
+    for text in &said {
+        say(&world, &app, "D1", text).await;
+    }
+    until("some of it is set aside", SOON, async || {
+        (count(&world, "set aside").await > 0).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    say(&world, &app, "D2", "somebody else").await;
+    heard(&world, "D2", 1).await;
+    let first = heard(&world, "D1", 0).await;
+    assert!(first.is_empty(), "the first was still being answered after {:?}", began.elapsed());
+    assert_eq!(heard(&world, "D1", said.len()).await, said);
+    until("it is an ordinary lane again", SOON, async || {
+        (count(&world, "parked").await == 0 && count(&world, "set aside").await == 0).then_some(())
+    })
+    .await;
+    say(&world, &app, "D1", "and goes on").await;
+    assert_eq!(
+        heard(&world, "D1", said.len() + 1).await.last().map(String::as_str),
+        Some("and goes on")
+    );
+}
+
+#[tokio::test]
+async fn what_follows_a_message_that_fails_waits_for_it() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    let said = ["fail:4 first", "second", "third"];
+    for text in said {
+        say(&world, &app, "D1", text).await;
+    }
+    until("its lane is parked", SOON, async || (count(&world, "parked").await == 1).then_some(()))
+        .await;
+    say(&world, &app, "D1", "fourth").await;
+    assert_eq!(heard(&world, "D1", 4).await, ["fail:4 first", "second", "third", "fourth"]);
+    assert_eq!(
+        count(&world, "dead").await,
+        0,
+        "the agent was away: that is no fault of the message"
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_can_not_be_handled_is_dead_after_six_tries_and_what_follows_goes_on() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    let poison = say(&world, &app, "D1", "poison").await;
+    say(&world, &app, "D1", "after it").await;
+    assert_eq!(heard(&world, "D1", 1).await, ["after it"]);
+    let dead = world.store.dead(10).await.expect("a list");
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("it failed too often", 6));
+    assert!(dead[0].last_error.contains("404"), "{}", dead[0].last_error);
+    assert_eq!(dead[0].body, poison.body, "its bytes are kept");
+    assert_eq!(
+        world.agent.asked().iter().filter(|asked| asked.id == poison.dedupe.as_str()).count(),
+        6
+    );
+}
+
+#[tokio::test]
+async fn a_parked_conversation_keeps_its_order_when_its_worker_is_killed() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = answered(&world).await;
+    let said = ["fail:6 first", "second", "third", "fourth"];
+    for text in &said[..2] {
+        say(&world, &app, "D1", text).await;
+    }
+    until("its lane is parked", SOON, async || {
+        (count(&world, "set aside").await >= 2).then_some(())
+    })
+    .await;
+    say(&world, &app, "D1", said[2]).await;
+    let owner = world.owner_of(&app, "D1").await.expect("an owner");
+    owner.process.kill();
+    say(&world, &app, "D1", said[3]).await;
+    let heard = heard(&world, "D1", said.len()).await;
+    let mut once = heard.clone();
+    once.dedup();
+    assert_eq!(
+        once, said,
+        "one that was being said when it was killed may be said twice: {heard:?}"
+    );
+}
+
+#[tokio::test]
+async fn while_most_handling_fails_nothing_is_given_up_and_afterwards_all_is_handled() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    world.agent.break_down(true);
+    for n in 0..12 {
+        say(&world, &app, &format!("D{n}"), "hello").await;
+    }
+    until(
+        "each was tried more often than a message of its own fault would be",
+        PATIENTLY,
+        async || (world.agent.asked().len() > 12 * 7).then_some(()),
+    )
+    .await;
+    assert_eq!(count(&world, "dead").await, 0);
+    world.agent.break_down(false);
+    for n in 0..12 {
+        assert_eq!(heard(&world, &format!("D{n}"), 1).await, ["hello"]);
+    }
+}
+
+/// Commands have slots of their own: a person looks at a screen.
+#[tokio::test]
+async fn a_command_is_answered_while_slow_agents_hold_every_other_slot() {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    world.set("TIDEGATE_HANDLERS", "4");
+    world.start_ingest().await.expect("an ingest");
+    world.start_worker().await.expect("a worker");
+    let app = answered(&world).await;
+    for n in 0..8 {
+        say(&world, &app, &format!("D{n}"), "slow:6000").await;
+    }
+    until("four are asked", SOON, async || (world.agent.asked().len() == 4).then_some(())).await;
+    let command = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    let began = Instant::now();
+    world.send(&app, &command).await.expect("an answer");
+    world
+        .slack
+        .told("the person hears", |receipt| command.response_url.ends_with(&receipt.to))
+        .await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(world.agent.asked().len(), 4, "they were still held");
+}

@@ -1,0 +1,180 @@
+//! Lanes that were set aside: written to Postgres, and worked from there, in order, with patience.
+//!
+//! In: jobs that a lane has no room or no luck for. Out: the same, worked in the order of their sequences, until the lane
+//! is empty and an ordinary one again. Only what lies at or below the point up to which everything read has been put in
+//! its place is worked: after a change of owner an older webhook of the lane may still be on its way out of the stream.
+
+use crate::{
+    commit,
+    job::Job,
+    lane::{Lanes, spilled},
+    work::{self, Worked, work},
+};
+use async_nats::jetstream::{self, ErrorCode, message::StreamMessage, stream::RawMessageErrorKind};
+use shared::{
+    codec::envelope::Envelope,
+    partition::Lane,
+    store::{Spilled, StoreError, Trouble},
+    stream::STREAM,
+    telemetry::Chain,
+};
+use std::time::Duration;
+use tracing::{Instrument, error, warn};
+
+/// Rows looked at together.
+const BATCH: i64 = 16;
+/// One look at the stream.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at Postgres or the stream when they are away, or nothing has come.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Writes what is to be set aside, until the partition is to stop or is lost.
+pub async fn flush(lanes: Lanes) {
+    let part = &lanes.inner().part;
+    loop {
+        tokio::select! {
+            _ = part.stop.cancelled() => break,
+            _ = part.lost.cancelled() => break,
+            _ = lanes.inner().spilled.notified() => {}
+        }
+        let jobs = lanes.take_buffer();
+        if jobs.is_empty() {
+            continue;
+        }
+        let rows: Vec<Spilled> = jobs.iter().map(spilled).collect();
+        if !commit::spill(&lanes.inner().workshop, part, &rows).await {
+            break;
+        }
+        lanes.set_aside(jobs);
+    }
+    // What was not written is not finished: whoever is next reads it again. Their places in the window are free.
+    drop(lanes.take_buffer());
+}
+
+/// Works a parked lane until it is empty, or the partition is to stop or is lost.
+pub async fn drain(lanes: Lanes, lane: Lane, trouble: Trouble) {
+    let part = &lanes.inner().part;
+    tokio::select! {
+        _ = part.stop.cancelled() => {}
+        _ = part.lost.cancelled() => {}
+        () = drain_patiently(&lanes, lane, trouble) => {}
+    }
+}
+
+async fn drain_patiently(lanes: &Lanes, lane: Lane, mut trouble: Trouble) {
+    let inner = lanes.inner();
+    let (store, owner) = (&inner.workshop.store, &inner.part.owner);
+    loop {
+        match drain_some(lanes, lane, &mut trouble).await {
+            Ok(Drained::Some) => {}
+            Ok(Drained::Nothing) => {
+                // Nothing may be worked now: something is on its way to Postgres, or out of the stream.
+                let _ = tokio::time::timeout(PAUSE, inner.flushed.notified()).await;
+            }
+            Ok(Drained::Empty) => {
+                if let Err(error) = store.unpark(owner, lane).await {
+                    warn!(%lane, error = %Chain(&error), "an empty lane stays marked as parked");
+                }
+                return;
+            }
+            Err(error) => {
+                warn!(%lane, error = %Chain(&error), "a parked lane could not be worked");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+enum Drained {
+    Some,
+    Nothing,
+    Empty,
+}
+
+async fn drain_some(
+    lanes: &Lanes,
+    lane: Lane,
+    trouble: &mut Trouble,
+) -> Result<Drained, StoreError> {
+    let inner = lanes.inner();
+    let (store, owner) = (&inner.workshop.store, &inner.part.owner);
+    let spills = lanes.spills(lane);
+    let rows = store.backlog(owner, lane, lanes.flushed_up_to(), BATCH).await?;
+    if rows.is_empty() {
+        let Some(spills) = spills else { return Ok(Drained::Nothing) };
+        let none = store.backlog(owner, lane, u64::MAX, 1).await?.is_empty();
+        return Ok(if none && lanes.unpark(lane, spills) {
+            Drained::Empty
+        } else {
+            Drained::Nothing
+        });
+    }
+    for row in rows {
+        tokio::time::sleep(trouble.wait).await;
+        let Some(job) = fetch(lanes, &row).await else { return Ok(Drained::Nothing) };
+        loop {
+            let span = work::span(&job);
+            match work(&inner.workshop, &inner.part, &job, trouble).instrument(span).await {
+                Worked::Finished => break,
+                Worked::Left => {
+                    // As in a lane: nothing behind an unfinished webhook may run.
+                    if !inner.part.stop.is_cancelled() {
+                        inner.part.lost.cancel();
+                    }
+                    return std::future::pending().await;
+                }
+                Worked::Paused(_) => tokio::time::sleep(PAUSE).await,
+                Worked::Again(error) => {
+                    store.note_trouble(owner, lane, *trouble, &error).await?;
+                    tokio::time::sleep(trouble.wait).await;
+                }
+            }
+        }
+        if std::mem::take(trouble) != Trouble::default() {
+            store.note_trouble(owner, lane, *trouble, "").await?;
+        }
+    }
+    Ok(Drained::Some)
+}
+
+/// A webhook out of the stream. What is not there any more, or can't be read, is buried: nothing may stop its lane.
+async fn fetch(lanes: &Lanes, row: &Spilled) -> Option<Job> {
+    let inner = lanes.inner();
+    let (workshop, part) = (&inner.workshop, &inner.part);
+    match tokio::time::timeout(FETCH_TIMEOUT, read(&inner.js, row.sequence)).await {
+        Ok(Ok(Some(message))) => {
+            let (subject, headers) = (&*message.subject, Some(&message.headers));
+            match Envelope::decode(subject, headers, message.payload.clone()) {
+                Ok(envelope) => return Some(Job::set_aside(row.sequence, envelope)),
+                Err(why) => {
+                    let raw = (subject, headers, &*message.payload);
+                    commit::bury_undecodable(workshop, part, row.sequence, raw, &why.to_string())
+                        .await;
+                }
+            }
+        }
+        Ok(Ok(None)) => {
+            error!(sequence = row.sequence, "a parked webhook is not in the stream any more");
+            commit::bury_gone(workshop, part, row).await;
+        }
+        Ok(Err(_)) | Err(_) => tokio::time::sleep(PAUSE).await, // NATS is away
+    }
+    None
+}
+
+async fn read(
+    js: &jetstream::Context,
+    sequence: u64,
+) -> Result<Option<StreamMessage>, async_nats::Error> {
+    let stream = js.get_stream(STREAM).await?;
+    match stream.get_raw_message(sequence).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) => match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok(None),
+            RawMessageErrorKind::JetStream(e) if e.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                Ok(None)
+            }
+            _ => Err(error.into()),
+        },
+    }
+}
