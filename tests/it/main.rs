@@ -14,6 +14,7 @@ mod links;
 mod messages;
 mod lanes;
 mod hydration;
+mod room;
 mod budget;
 mod failover;
 mod fencing;

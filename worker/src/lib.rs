@@ -13,7 +13,7 @@
 //! deliver    outbox → Slack
 //! ```
 //!
-//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
+//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
 //! called.
 
 pub mod part;
@@ -33,6 +33,7 @@ pub mod deliver;
 pub mod slack;
 pub mod agent;
 pub mod sweep;
+pub mod tidy;
 pub mod config;
 
 use shared::store::Store;

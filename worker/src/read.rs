@@ -4,7 +4,7 @@
 //! is handed on. Acknowledges nothing: what is done is written in Postgres. What can't be decoded is buried with
 //! its reason and the reading goes on; what a newer release wrote holds the partition for a newer worker.
 
-use crate::{Workshop, commit, deliver, job::Job, lane::Lanes, part::Part, sweep};
+use crate::{Workshop, commit, deliver, job::Job, lane::Lanes, part::Part, sweep, tidy};
 use async_nats::jetstream;
 use shared::{
     codec::envelope::{Envelope, NotDecoded},
@@ -27,7 +27,8 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, part: Arc<Part
     let over = part.lost.child_token();
     let _sweeping_ends = over.clone().drop_guard();
     if part.owner.partition.number() == sweep::LOCK {
-        tokio::spawn(sweep::run(workshop.store.clone(), js.clone(), over));
+        tokio::spawn(sweep::run(workshop.store.clone(), js.clone(), over.clone()));
+        tokio::spawn(tidy::run(workshop.store.clone(), js.clone(), over));
     }
     let window = Arc::new(Semaphore::new(WINDOW as usize));
     tokio::select! {

@@ -15,6 +15,7 @@ mod dead;
 mod lanes;
 mod leases;
 mod outbox;
+mod retention;
 
 pub use agents::{Agent, NewAgent};
 pub use bindings::Bound;
@@ -25,6 +26,7 @@ pub use dead::{DeadWebhook, Dying};
 pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use outbox::{Queued, SendResult};
+pub use retention::Forgotten;
 
 use crate::{config, secrets::KeyRing};
 use sqlx::{

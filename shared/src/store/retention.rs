@@ -1,0 +1,66 @@
+//! What nobody needs any more, deleted in bounded steps, so that no statement holds anything for long.
+
+use super::{Store, StoreError};
+use sqlx::Row;
+
+/// Rows of one table that one step deletes at most.
+const STEP: i64 = 10_000;
+
+/// How many rows of each a step deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the tables' names
+pub struct Forgotten {
+    pub seen: u64,
+    pub lanes: u64,
+    pub outbox: u64,
+    pub dead: u64,
+    pub workers: u64,
+}
+
+impl Store {
+    /// Deletes a step's worth: `seen` after 48 h (Slack sends an event again for a day), lanes whose last webhook lies
+    /// below their partition's cursor, settled outbox rows and the dead after 30 days, workers silent for an hour.
+    pub async fn forget(&self) -> Result<Forgotten, StoreError> {
+        let run = async |sql: &'static str| -> Result<u64, StoreError> {
+            Ok(sqlx::query(sql).bind(STEP).execute(&self.pool).await?.rows_affected())
+        };
+        Ok(Forgotten {
+            seen: run("-- retention.seen
+                delete from seen where ctid = any (array (
+                    select ctid from seen where at < now() - interval '48 hours' limit $1))")
+            .await?,
+            lanes: run("-- retention.lanes
+                delete from lanes where ctid = any (array (
+                    select l.ctid from lanes l join partition_leases p using (partition)
+                     where l.parked_at is null and (l.generation < p.generation or l.last_seq <= p.cursor) limit $1
+                       for update of l skip locked))")
+            .await?,
+            outbox: run("-- retention.outbox
+                delete from outbox where ctid = any (array (
+                    select ctid from outbox
+                     where state in ('sent', 'failed') and settled_at < now() - interval '30 days' limit $1))")
+            .await?,
+            dead: run("-- retention.dead
+                delete from dead where ctid = any (array (
+                    select ctid from dead where at < now() - interval '30 days' limit $1))")
+            .await?,
+            workers: run("-- retention.workers
+                delete from workers where ctid = any (array (
+                    select ctid from workers where alive_at < now() - interval '1 hour' limit $1))")
+            .await?,
+        })
+    }
+
+    /// The sequence below which nothing of the stream is needed: below every partition's cursor and every parked webhook.
+    pub async fn needed_from(&self) -> Result<u64, StoreError> {
+        let row = sqlx::query(
+            "-- retention.needed_from
+             select least((select min(cursor) + 1 from partition_leases),
+                          (select min(b.sequence) from lane_backlog b join partition_leases p using (partition)
+                            where b.generation = p.generation)) as needed_from",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get::<i64, _>("needed_from")?.max(0) as u64)
+    }
+}

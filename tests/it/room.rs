@@ -1,0 +1,108 @@
+//! History yields to live traffic, and nothing that is still needed goes with it.
+
+use shared::stream::STREAM;
+use std::time::Duration;
+use tests::{
+    slack::webhook::Webhook,
+    until::until,
+    world::{App, SMALL, SOON, World, agent_id},
+};
+
+const PATIENTLY: Duration = Duration::from_secs(60);
+
+async fn first_sequence(world: &World) -> u64 {
+    let js = async_nats::jetstream::new(world.client().clone());
+    js.get_stream(STREAM).await.expect("the stream").cached_info().state.first_sequence
+}
+
+async fn fill(world: &World, app: &App) {
+    let js = async_nats::jetstream::new(world.client().clone());
+    let mut config = js.get_stream(STREAM).await.expect("the stream").cached_info().config.clone();
+    config.max_bytes = 400_000;
+    js.update_stream(config).await.expect("little room");
+    // Random, or it would be stored compressed.
+    for n in 0..10 {
+        let noise: String = (0..8_000)
+            .map(|_| format!("{:04x}", getrandom::u32().expect("randomness") as u16))
+            .collect();
+        let webhook = Webhook::message(&world.slack, app, &format!("C{n}"), "U1", &noise);
+        assert_eq!(world.send(app, &webhook).await.expect("an answer").status, 200);
+    }
+}
+
+#[tokio::test]
+async fn finished_history_makes_room_when_the_stream_fills_up() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    fill(&world, &app).await;
+    until("history is purged", PATIENTLY, async || {
+        (first_sequence(&world).await > 1).then_some(())
+    })
+    .await;
+    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "there is room");
+    assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    world.handled(&webhook.dedupe).await;
+}
+
+/// A parked webhook lies in the stream, far below the cursor.
+#[tokio::test]
+async fn what_is_parked_is_not_purged() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    world.agent.break_down(true);
+    let parked = Webhook::message(&world.slack, &app, "D1", "U1", "fail:99 parked");
+    world.send(&app, &parked).await.expect("an answer");
+    until("it is parked", SOON, async || {
+        let rows: i64 = sqlx::query_scalar("select count(*) from lane_backlog")
+            .fetch_one(&world.pool)
+            .await
+            .ok()?;
+        (rows == 1).then_some(())
+    })
+    .await;
+    world.agent.break_down(false);
+    let other = world.connect().await.expect("another connection");
+    fill(&world, &other).await;
+    until("room was looked for", PATIENTLY, async || {
+        world.logs().contains("nothing in it is finished").then_some(())
+    })
+    .await;
+    assert_eq!(first_sequence(&world).await, 1);
+}
+
+#[tokio::test]
+async fn rows_past_their_time_go_and_the_others_stay() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let (old, young) = (
+        Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help"),
+        Webhook::command(&world.slack, &app, "C1", "U2", "/lobu", "help"),
+    );
+    for webhook in [&old, &young] {
+        world.send(&app, webhook).await.expect("an answer");
+        world.handled(&webhook.dedupe).await;
+        world.slack.told("it is said", |receipt| webhook.response_url.ends_with(&receipt.to)).await;
+    }
+    for sql in [
+        "update seen set at = now() - interval '49 hours' where dedupe_key = $1",
+        "update outbox set settled_at = now() - interval '31 days' where dedupe_key = $1",
+    ] {
+        sqlx::query(sql).bind(old.dedupe.as_str()).execute(&world.pool).await.expect("aged");
+    }
+    until("the old one is forgotten", PATIENTLY, async || {
+        world.look(&old.dedupe).await.is_none().then_some(())
+    })
+    .await;
+    assert!(world.look(&young.dedupe).await.is_some());
+    let left: Vec<String> = sqlx::query_scalar("select dedupe_key from outbox")
+        .fetch_all(&world.pool)
+        .await
+        .expect("rows");
+    assert_eq!(left, [young.dedupe.as_str()]);
+    until("lanes below their cursors are gone", PATIENTLY, async || {
+        let lanes: i64 =
+            sqlx::query_scalar("select count(*) from lanes").fetch_one(&world.pool).await.ok()?;
+        (lanes == 0).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,62 @@
+//! Makes room: in Postgres, and in the stream when it gets full.
+//!
+//! In: what is past its time. Out: nothing of it. The stream is a log and keeps history for replays; but above 70 % of its
+//! bytes what lies below every cursor and every parked webhook goes: finished history yields to live traffic, which a
+//! full stream would refuse. Done by one worker at a time, the one that sweeps.
+
+use async_nats::jetstream;
+use shared::{
+    store::{Forgotten, Store},
+    stream::STREAM,
+    telemetry::Chain,
+};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(10);
+/// The stream may be full to this share, in percent, before history goes.
+const FULL_PERCENT: u64 = 70;
+
+/// Tidies for as long as the partition that is the lock is ours.
+pub async fn run(store: Store, js: jetstream::Context, until: CancellationToken) {
+    let tidying = async {
+        loop {
+            forget(&store).await;
+            if let Err(error) = purge(&store, &js).await {
+                warn!(error = %error, "the stream could not be looked at for room");
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    tokio::select! { _ = until.cancelled() => {}, () = tidying => {} }
+}
+
+async fn forget(store: &Store) {
+    match store.forget().await {
+        Ok(nothing) if nothing == Forgotten::default() => {}
+        Ok(Forgotten { seen, lanes, outbox, dead, workers }) => {
+            info!(seen, lanes, outbox, dead, workers, "deleted what is past its time");
+        }
+        Err(error) => warn!(error = %Chain(&error), "what is past its time could not be deleted"),
+    }
+}
+
+async fn purge(store: &Store, js: &jetstream::Context) -> Result<(), async_nats::Error> {
+    let stream = js.get_stream(STREAM).await?;
+    let info = stream.cached_info();
+    let (bytes, room) =
+        (info.state.bytes, u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX));
+    if bytes <= room / 100 * FULL_PERCENT {
+        return Ok(());
+    }
+    let needed_from = store.needed_from().await?;
+    if needed_from <= info.state.first_sequence {
+        warn!(bytes, room, needed_from, "the stream is filling up, and nothing in it is finished");
+        return Ok(());
+    }
+    let purged = stream.purge().sequence(needed_from).await?.purged;
+    info!(bytes, room, needed_from, purged, "finished history made room for live traffic");
+    Ok(())
+}
