@@ -5,6 +5,8 @@
 //! world       a whole Tidegate, started and provisioned
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
+//! load        conversations, sent until they are taken
+//! checker     what must be true of a run, whatever was done to it
 //! fixtures    a webhook of every sort
 //! sdk         Slack's own SDK, as another signer and verifier
 //! nats, postgres, process, binaries   the real parts
@@ -16,6 +18,8 @@
 pub mod world;
 pub mod slack;
 pub mod agent;
+pub mod load;
+pub mod checker;
 pub mod fixtures;
 pub mod sdk;
 pub mod nats;

@@ -257,7 +257,7 @@ impl World {
         if running == 0 {
             return Ok(());
         }
-        let even = 64_i64.div_euclid(running as i64)..=64_usize.div_ceil(running) as i64;
+        let share = 64_usize.div_ceil(running) as i64;
         let settled = async || {
             let shares: Vec<i64> = sqlx::query_scalar(
                 "select count(*) from partition_leases join partition_epochs using (partition)
@@ -267,7 +267,7 @@ impl World {
             .await
             .ok()?;
             let all = shares.iter().sum::<i64>() == 64 && shares.len() == running;
-            (all && shares.iter().all(|share| even.contains(share))).then_some(())
+            (all && shares.iter().all(|held| *held <= share)).then_some(())
         };
         let settled = try_until("every partition is owned, evenly", READY_WITHIN, settled).await;
         settled.with_context(|| self.logs())

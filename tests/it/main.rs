@@ -18,6 +18,8 @@ mod room;
 mod budget;
 mod failover;
 mod fencing;
+mod checker;
+mod chaos;
 mod drain;
 mod dead;
 mod standing;

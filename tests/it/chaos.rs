@@ -1,0 +1,176 @@
+//! Under load, whatever is killed, frozen, told to go or comes: nothing accepted is lost, and every conversation keeps its order.
+//!
+//! Each fault alone, and then for a while one after the other at random, by a seed (`TIDEGATE_CHAOS_SEED`, printed) for so
+//! long (`TIDEGATE_CHAOS_SECONDS`, 15 by default). The checker's line is printed with `--nocapture`.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+use tests::{
+    checker::{Verdict, check},
+    load,
+    world::{LEASE_TTL, Size, World, agent_id},
+};
+
+const SIZE: Size = Size { ingests: 2, workers: 3, own_postgres: true };
+const CONVERSATIONS: u32 = 12;
+/// Load before a fault and after it.
+const CALM: Duration = Duration::from_secs(2);
+/// Everything has to be done and said this long after the load.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What is done to a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    KillWorker,
+    FreezeWorker,
+    StopWorker,
+    KillIngest,
+    KillNats,
+    KillPostgres,
+    FreezePostgres,
+}
+
+const FAULTS: [Fault; 7] = [
+    Fault::KillWorker,
+    Fault::FreezeWorker,
+    Fault::StopWorker,
+    Fault::KillIngest,
+    Fault::KillNats,
+    Fault::KillPostgres,
+    Fault::FreezePostgres,
+];
+
+impl Fault {
+    /// Does it, and brings back what it took away.
+    async fn strike(self, world: &World, which: usize) {
+        let worker = &world.workers[which % world.workers.len()].process;
+        let ingest = &world.ingests[which % world.ingests.len()];
+        match self {
+            Fault::KillWorker => {
+                worker.kill();
+                tokio::time::sleep(CALM).await;
+                worker.restart().expect("a worker starts");
+            }
+            Fault::FreezeWorker => {
+                worker.freeze();
+                tokio::time::sleep(LEASE_TTL + CALM).await;
+                worker.thaw();
+            }
+            Fault::StopWorker => {
+                worker.terminate();
+                worker.wait(Duration::from_secs(20)).await.expect("it ends");
+                worker.restart().expect("a worker starts");
+            }
+            Fault::KillIngest => {
+                ingest.process.kill();
+                ingest.process.restart().expect("an ingest starts");
+                ingest.ready().await.expect("it is ready");
+            }
+            Fault::KillNats => {
+                world.nats.kill();
+                tokio::time::sleep(CALM).await;
+                world.nats.restart().await.expect("NATS starts");
+            }
+            Fault::KillPostgres => {
+                world.postgres.kill();
+                tokio::time::sleep(CALM).await;
+                world.postgres.restart().await.expect("Postgres starts");
+            }
+            Fault::FreezePostgres => {
+                world.postgres.freeze();
+                tokio::time::sleep(LEASE_TTL + CALM).await;
+                world.postgres.thaw();
+            }
+        }
+    }
+}
+
+/// Runs load while something is done, and judges it.
+async fn under_load(what: &str, strike: impl AsyncFnOnce(&World)) -> Verdict {
+    let world = World::start(SIZE).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let over = AtomicBool::new(false);
+    let striking = async {
+        tokio::time::sleep(CALM).await;
+        strike(&world).await;
+        tokio::time::sleep(CALM).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let (sent, ()) = tokio::join!(load::run(&world, &app, CONVERSATIONS, &over), striking);
+    let history = sent.history(&world, DRAINED_WITHIN).await;
+    let history = history.unwrap_or_else(|late| panic!("{what}: {late:#}\n{}", world.logs()));
+    let verdict = check(&history);
+    println!("{what}: {verdict}");
+    assert!(verdict.holds(true), "{what}: {verdict:?}\n{}", world.logs());
+    verdict
+}
+
+async fn alone(fault: Fault) -> Verdict {
+    under_load(&format!("{fault:?}"), async |world: &World| fault.strike(world, 0).await).await
+}
+
+#[tokio::test]
+async fn without_a_fault_nothing_is_said_twice() {
+    let verdict = under_load("calm", async |_: &World| tokio::time::sleep(CALM).await).await;
+    assert!(verdict.holds(false), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_worker_is_killed() {
+    alone(Fault::KillWorker).await;
+}
+
+#[tokio::test]
+async fn a_worker_is_frozen_past_its_lease_and_wakes() {
+    alone(Fault::FreezeWorker).await;
+}
+
+#[tokio::test]
+async fn a_worker_is_told_to_stop_and_another_comes() {
+    let verdict = alone(Fault::StopWorker).await;
+    assert!(verdict.holds(false), "who is told to stop finishes what it says: {verdict:?}");
+}
+
+#[tokio::test]
+async fn an_ingest_is_killed() {
+    alone(Fault::KillIngest).await;
+}
+
+#[tokio::test]
+async fn nats_is_killed_and_comes_back() {
+    alone(Fault::KillNats).await;
+}
+
+#[tokio::test]
+async fn postgres_is_killed_and_comes_back() {
+    alone(Fault::KillPostgres).await;
+}
+
+#[tokio::test]
+async fn postgres_hangs_and_goes_on() {
+    alone(Fault::FreezePostgres).await;
+}
+
+#[tokio::test]
+async fn one_fault_after_the_other_at_random() {
+    let set = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seed = set("TIDEGATE_CHAOS_SEED").unwrap_or_else(|| getrandom::u64().expect("randomness"));
+    let lasting = Duration::from_secs(set("TIDEGATE_CHAOS_SECONDS").unwrap_or(15));
+    println!("TIDEGATE_CHAOS_SEED={seed}");
+    under_load(&format!("chaos, seed {seed}"), async |world: &World| {
+        let (began, mut random) = (Instant::now(), seed);
+        while began.elapsed() < lasting {
+            // SplitMix64: a few lines, and the same everywhere.
+            random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^= mixed >> 31;
+            let fault = FAULTS[(mixed % FAULTS.len() as u64) as usize];
+            println!("{:5.1} s {fault:?}", began.elapsed().as_secs_f64());
+            fault.strike(world, (mixed >> 32) as usize).await;
+        }
+    })
+    .await;
+}
