@@ -18,6 +18,12 @@ async fn ready() -> (World, App, Arc<Hydrator>) {
     (world, app, hydrator)
 }
 
+/// The session in Postgres that hears of changes.
+async fn listener(world: &World) -> Option<i32> {
+    let listens = "select pid from pg_stat_activity where datname = current_database() and query ilike 'listen%'";
+    sqlx::query_scalar(listens).fetch_optional(&world.pool).await.ok()?
+}
+
 async fn is_live(hydrator: &Hydrator, app: &App) -> bool {
     matches!(hydrator.hydrate(app.connection).await, Ok(Hydrated::Live(_)))
 }
@@ -58,11 +64,11 @@ async fn a_change_is_seen_within_a_second() {
     let (world, app, hydrator) = ready().await;
     let stop = CancellationToken::new();
     let listening = tokio::spawn(Arc::clone(&hydrator).listen(stop.clone()));
+    until("it listens", SOON, async || listener(&world).await).await;
     assert!(is_live(&hydrator, &app).await);
     for (status, live) in
         [(Status::Stopped, false), (Status::Active, true), (Status::Revoked, false)]
     {
-        // It may not listen yet: what was read before is kept until it does.
         world.store.set_connection_status(app.connection, status).await.expect("changed");
         until("the change is seen", Duration::from_secs(1), async || {
             (is_live(&hydrator, &app).await == live).then_some(())
@@ -79,15 +85,7 @@ async fn a_change_made_while_nobody_could_be_told_is_seen_when_the_link_is_back(
     let (world, app, hydrator) = ready().await;
     let stop = CancellationToken::new();
     let listening = tokio::spawn(Arc::clone(&hydrator).listen(stop.clone()));
-    let listener = async || -> Option<i32> {
-        sqlx::query_scalar(
-            "select pid from pg_stat_activity where datname = current_database() and query ilike 'listen%'",
-        )
-        .fetch_optional(&world.pool)
-        .await
-        .ok()?
-    };
-    let pid = until("it listens", SOON, listener).await;
+    let pid = until("it listens", SOON, async || listener(&world).await).await;
     assert!(is_live(&hydrator, &app).await);
     let mut change = world.pool.begin().await.expect("a transaction");
     sqlx::query("alter table connections disable trigger connections_notify")
