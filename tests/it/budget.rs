@@ -110,6 +110,13 @@ async fn a_full_stream_is_told_at_once_in_the_words_of_each_kind_and_room_is_not
             AT_ONCE,
         );
 
+        // Nothing in the answer to a click, or to a view's end, reaches its user: a 200 would be a lie.
+        for kind in ["block_actions", "view_closed"] {
+            let other =
+                interaction(&world, &app, SUBMISSION, |payload| payload["type"] = kind.into());
+            is_retry_later(&send(&other).await, AT_ONCE);
+        }
+
         for change in [|_: &mut Value| (), without_inputs] {
             let answer = send(&interaction(&world, &app, SUGGESTION, change)).await;
             assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"options":[]}"#));
