@@ -25,7 +25,11 @@ use shared::{
     types::{AgentId, ConnectionId, OrgId, Status, Surface},
 };
 use sqlx::{PgPool, Row};
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{
+    process::{Command, Output},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::OnceCell;
 
 /// Longest any part may take to come up, on a machine that builds at the same time.
@@ -275,10 +279,7 @@ impl World {
 
     /// Runs the operator's command line; gives what it printed.
     pub fn tidegate(&self, args: &[&str]) -> anyhow::Result<String> {
-        let ran = Command::new(&Binaries::get()?.tidegate)
-            .args(args)
-            .envs(self.settings.clone())
-            .output()?;
+        let ran = self.try_tidegate(args)?;
         ensure!(
             ran.status.success(),
             "tidegate {}: {}",
@@ -286,6 +287,12 @@ impl World {
             String::from_utf8_lossy(&ran.stderr)
         );
         Ok(String::from_utf8(ran.stdout)?)
+    }
+
+    /// Runs the operator's command line, which may fail.
+    pub fn try_tidegate(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(&Binaries::get()?.tidegate);
+        Ok(command.args(args).envs(self.settings.clone()).output()?)
     }
 
     /// A Slack app in a new organization, its connection active and in force on every ingest.

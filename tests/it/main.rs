@@ -22,6 +22,7 @@ mod checker;
 mod chaos;
 mod drain;
 mod dead;
+mod operator;
 mod standing;
 mod health;
 mod traces;

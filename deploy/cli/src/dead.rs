@@ -1,12 +1,43 @@
-//! `tidegate dead`: webhooks that were given up on, and why.
+//! `tidegate dead`: webhooks that were given up on, why, and what is to become of them.
 
-use crate::StoreSettings;
+use crate::{StoreSettings, print};
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+use shared::{
+    config,
+    store::{DeadChoice, DeadWebhook, Redrive, Store},
+    types::ConnectionId,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+/// Between two looks at how far the redrives are.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// So many ids are named in a message.
+const NAMED_MAX: usize = 20;
+
+const COLUMNS: [print::Column; 6] = [
+    ("id", true),
+    ("sequence", true),
+    ("connection", false),
+    ("tries", true),
+    ("given up at", false),
+    ("reason", false),
+];
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 pub enum Dead {
     /// The newest first.
     List(List),
+    /// All about one of them; its body only when asked for.
+    Show(Show),
+    /// Have them tried once more by the owners of their partitions, and wait for how that ends.
+    Redrive(RedriveArgs),
+    /// Delete them for good. Nothing revives them.
+    Discard(Discard),
 }
 
 /// Settings of `tidegate dead list`.
@@ -14,38 +45,248 @@ pub enum Dead {
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
+    /// Only those of this connection.
+    #[arg(long)]
+    connection: Option<ConnectionId>,
     /// How many at most.
     #[arg(long, default_value_t = 50)]
-    limit: i64,
+    limit: u32,
     /// Print JSON, a line each.
     #[arg(long)]
     json: bool,
 }
 
+/// Settings of `tidegate dead show`.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    #[command(flatten)]
+    store: StoreSettings,
+    /// Which.
+    id: i64,
+    /// Print the body, too: users' words.
+    #[arg(long)]
+    body: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which of the dead are meant.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// These, by their ids.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<i64>,
+    /// All of them.
+    #[arg(long)]
+    all: bool,
+    /// Of all, those of this connection.
+    #[arg(long, requires = "all")]
+    connection: Option<ConnectionId>,
+    /// Of all, those whose reason holds this text.
+    #[arg(long, requires = "all")]
+    reason: Option<String>,
+}
+
+/// Settings of `tidegate dead redrive`.
+#[derive(Debug, clap::Args)]
+pub struct RedriveArgs {
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    which: Which,
+    /// How long to wait for how it ends.
+    #[arg(long, default_value = "30s", value_parser = config::duration)]
+    within: Duration,
+}
+
+/// Settings of `tidegate dead discard`.
+#[derive(Debug, clap::Args)]
+pub struct Discard {
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    which: Which,
+    /// Do it; without this it is only said how many there are.
+    #[arg(long)]
+    yes: bool,
+}
+
 impl Dead {
     /// Runs the verb.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Dead::List(list) = self;
-        let dead = list.store.open()?.dead(list.limit).await?;
-        if list.json {
-            for one in &dead {
-                println!("{}", serde_json::to_string(one)?);
-            }
-            return Ok(());
+        match self {
+            Dead::List(list) => list.run().await,
+            Dead::Show(show) => show.run().await,
+            Dead::Redrive(redrive) => redrive.run().await,
+            Dead::Discard(discard) => discard.run().await,
         }
-        println!("{:>6}  {:>10}  {:<32}  {:>5}  reason", "id", "sequence", "connection", "tries");
-        for one in &dead {
-            let connection = one.connection.as_deref().unwrap_or("-");
-            let error = if one.last_error.is_empty() {
-                String::new()
-            } else {
-                format!(": {}", one.last_error)
-            };
-            println!(
-                "{:>6}  {:>10}  {connection:<32}  {:>5}  {}{error}",
-                one.id, one.sequence, one.attempts, one.reason
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let choice = DeadChoice { connection: self.connection, ..DeadChoice::default() };
+        let dead = self.store.open()?.dead_among(&choice, i64::from(self.limit)).await?;
+        if self.json {
+            return dead.iter().try_for_each(print::json);
+        }
+        let rows: Vec<_> = dead.iter().map(row).collect();
+        Ok(print::table(&COLUMNS, &rows)?)
+    }
+}
+
+fn row(one: &DeadWebhook) -> Vec<String> {
+    let error = if one.last_error.is_empty() { "" } else { ": " };
+    vec![
+        one.id.to_string(),
+        one.sequence.to_string(),
+        print::or_dash(one.connection.as_deref()),
+        one.attempts.to_string(),
+        print::or_dash(one.at.as_deref()),
+        print::plain(&format!("{}{error}{}", one.reason, one.last_error)),
+    ]
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    dead: &'a DeadWebhook,
+    /// As text; what is no UTF-8 in it is replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+}
+
+impl Show {
+    async fn run(self) -> anyhow::Result<()> {
+        let choice = DeadChoice { ids: Some(vec![self.id]), ..DeadChoice::default() };
+        let found = self.store.open()?.dead_among(&choice, 1).await?;
+        let dead = found.first().with_context(|| nobody(&[self.id]))?;
+        let body = self.body.then(|| String::from_utf8_lossy(&dead.body).into_owned());
+        if self.json {
+            return print::json(&Shown { dead, body });
+        }
+        let facts = [
+            ("id", dead.id.to_string()),
+            ("reason", print::plain(&dead.reason)),
+            ("last error", print::or_dash(Some(&dead.last_error))),
+            ("attempts", dead.attempts.to_string()),
+            ("given up at", print::or_dash(dead.at.as_deref())),
+            ("redrive asked", print::or_dash(dead.redrive_at.as_deref())),
+            ("connection", print::or_dash(dead.connection.as_deref())),
+            ("partition", dead.partition.to_string()),
+            ("sequence", dead.sequence.to_string()),
+            ("subject", print::plain(&dead.subject)),
+            ("dedupe key", print::or_dash(dead.dedupe.as_deref())),
+            ("bytes", dead.body.len().to_string()),
+        ];
+        for (name, fact) in facts {
+            print::line(&format!("{name:<13}  {fact}"))?;
+        }
+        for (name, value) in &dead.headers {
+            print::line(&format!(
+                "{:<13}  {}: {}",
+                "header",
+                print::plain(name),
+                print::plain(value)
+            ))?;
+        }
+        match body {
+            Some(body) => Ok(print::line(&format!("\n{}", print::plain(&body)))?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Which {
+    fn choice(&self) -> DeadChoice {
+        let ids = (!self.all).then(|| self.ids.clone());
+        DeadChoice { ids, connection: self.connection, reason: self.reason.clone() }
+    }
+
+    /// The ids that were named and are not among these.
+    fn without(&self, there: &BTreeSet<i64>) -> Vec<i64> {
+        self.ids.iter().copied().filter(|id| !there.contains(id)).collect()
+    }
+}
+
+impl RedriveArgs {
+    async fn run(self) -> anyhow::Result<()> {
+        let store = self.store.open()?;
+        let asked = store.request_redrive(&self.which.choice()).await?;
+        let tries: BTreeMap<i64, i32> = asked.iter().map(|one| (one.id, one.attempts)).collect();
+        let unknown = self.which.without(&tries.keys().copied().collect());
+        let (failed, waiting) = self.wait(&store, &tries).await?;
+        let done = tries.len() - failed.len() - waiting.len();
+        print::line(&format!("redriven: {done}, given up again: {}", failed.len()))?;
+        for one in &failed {
+            let why = print::or_dash(Some(&one.last_error));
+            print::line(&format!(
+                "{:>6}  given up again after {} tries: {why}",
+                one.id, one.attempts
+            ))?;
+        }
+        if !waiting.is_empty() {
+            let ids: Vec<i64> = waiting.iter().map(|one| one.id).collect();
+            let partitions: BTreeSet<i16> = waiting.iter().map(|one| one.partition).collect();
+            let partitions: Vec<String> = partitions.iter().map(ToString::to_string).collect();
+            bail!(
+                "not tried within {}: {}. The request stands; see with tidegate partitions whether a worker holds partition {}",
+                humantime::format_duration(self.within),
+                named(&ids),
+                partitions.join(", ")
             );
         }
+        ensure!(unknown.is_empty(), nobody(&unknown));
+        ensure!(failed.is_empty(), "given up again: {}; tidegate dead show says why", failed.len());
         Ok(())
     }
+
+    /// Waits until none of them is requested any more, or the time is over. Gives those given up again and those still
+    /// requested; the others are not among the dead any more.
+    async fn wait(
+        &self,
+        store: &Store,
+        tries: &BTreeMap<i64, i32>,
+    ) -> anyhow::Result<(Vec<Redrive>, Vec<Redrive>)> {
+        let (began, ids): (_, Vec<i64>) = (Instant::now(), tries.keys().copied().collect());
+        loop {
+            let left = store.redrives(&ids).await?;
+            let waiting = left.iter().filter(|one| one.requested).count();
+            if waiting == 0 || began.elapsed() >= self.within {
+                print::progress_over();
+                let (waiting, failed) = left.into_iter().partition(|one| one.requested);
+                return Ok((failed, waiting));
+            }
+            print::progress(&format!("{} of {} tried", ids.len() - waiting, ids.len()));
+            tokio::time::sleep(LOOK_EVERY.min(self.within)).await;
+        }
+    }
+}
+
+impl Discard {
+    async fn run(self) -> anyhow::Result<()> {
+        let (store, choice) = (self.store.open()?, self.which.choice());
+        if !self.yes {
+            let count = store.count_dead(&choice).await?;
+            bail!("would discard, for good: {count}. Say --yes to do it");
+        }
+        let gone: BTreeSet<i64> = store.discard_dead(&choice).await?.into_iter().collect();
+        print::line(&format!("discarded: {}", gone.len()))?;
+        let unknown = self.which.without(&gone);
+        ensure!(unknown.is_empty(), nobody(&unknown));
+        Ok(())
+    }
+}
+
+fn nobody(ids: &[i64]) -> String {
+    format!("not among the dead: {}; tidegate dead list says who is", named(ids))
+}
+
+fn named(ids: &[i64]) -> String {
+    let mut names: Vec<String> = ids.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    if ids.len() > NAMED_MAX {
+        names.push(format!("and {} more", ids.len() - NAMED_MAX));
+    }
+    names.join(", ")
 }

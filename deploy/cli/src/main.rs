@@ -11,10 +11,15 @@ use shared::{
 };
 use std::process::ExitCode;
 
+mod audit;
 mod claims;
 mod connections;
 mod dead;
+mod lanes;
 mod migrate;
+mod partitions;
+mod print;
+mod tail;
 
 /// Operates Tidegate: migrate, provision, look, repair.
 #[derive(Debug, Parser)]
@@ -37,6 +42,14 @@ enum Verb {
     /// Webhooks that were given up on.
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Who owns which partition, and how far each is.
+    Partitions(partitions::Partitions),
+    /// Lanes that are set aside, and why, longest first.
+    Lanes(lanes::Lanes),
+    /// Account for every stored webhook. Fails when one is nowhere.
+    Audit(audit::Audit),
+    /// Print webhooks as they are stored, never their bodies, until Ctrl-C.
+    Tail(tail::Tail),
 }
 
 /// Where Postgres is, and the keys to what rests in it.
@@ -75,9 +88,15 @@ async fn main() -> ExitCode {
         Verb::Claims(verb) => verb.run().await,
         Verb::Connections(verb) => verb.run().await,
         Verb::Dead(verb) => verb.run().await,
+        Verb::Partitions(verb) => verb.run().await,
+        Verb::Lanes(verb) => verb.run().await,
+        Verb::Audit(verb) => verb.run().await,
+        Verb::Tail(verb) => verb.run().await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read what we print has enough.
+        Err(error) if print::nobody_reads(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE

@@ -1,10 +1,13 @@
 //! The dead: webhooks given up on, with why, and with their bytes, until a person decides.
 
-use super::{LIVE, Owner, Store, StoreError, inconsistent};
-use crate::secrets::{Place, Sealed};
+use super::{LIVE, Owner, Store, StoreError, inconsistent, moment};
+use crate::{
+    secrets::{Place, Sealed},
+    types::ConnectionId,
+};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
+use sqlx::{Row, postgres::PgRow};
 use std::borrow::Cow;
 
 const TABLE: &str = "dead";
@@ -42,12 +45,41 @@ pub struct DeadWebhook {
     pub sequence: i64,
     pub subject: String,
     pub connection: Option<String>,
+    pub dedupe: Option<String>,
     pub reason: String,
     pub last_error: String,
     pub attempts: i32,
+    pub at: Option<String>,
+    pub redrive_at: Option<String>,
     pub headers: Vec<(String, String)>,
     #[serde(skip)]
     pub body: Vec<u8>,
+}
+
+/// Which of the dead are meant. What is left open restricts nothing.
+#[derive(Debug, Clone, Default)]
+pub struct DeadChoice {
+    /// These rows.
+    pub ids: Option<Vec<i64>>,
+    /// Those of this connection.
+    pub connection: Option<ConnectionId>,
+    /// Those whose reason holds this text.
+    pub reason: Option<String>,
+}
+
+/// How far a row is that a person asked to redrive.
+#[derive(Debug, Clone, Serialize)]
+pub struct Redrive {
+    /// The row.
+    pub id: i64,
+    /// Its partition, whose owner redrives it.
+    pub partition: i16,
+    /// Nobody has tried it yet.
+    pub requested: bool,
+    /// How often it was tried, redrives included.
+    pub attempts: i32,
+    /// What the last try said.
+    pub last_error: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,40 +135,139 @@ impl Store {
 
     /// The dead, newest first, at most `limit`.
     pub async fn dead(&self, limit: i64) -> Result<Vec<DeadWebhook>, StoreError> {
+        self.dead_among(&DeadChoice::default(), limit).await
+    }
+
+    /// The dead that are meant, newest first, at most `limit`.
+    pub async fn dead_among(
+        &self,
+        choice: &DeadChoice,
+        limit: i64,
+    ) -> Result<Vec<DeadWebhook>, StoreError> {
         let rows = sqlx::query(
             "-- dead.list
-             select id, partition, sequence, subject, connection_id, reason, last_error, attempts, sealed
-               from dead order by id desc limit $1",
+             select id, partition, sequence, subject, connection_id, dedupe_key, reason, last_error, attempts, sealed,
+                    at, redrive_at
+               from dead
+              where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
+                and ($3::text is null or position($3 in reason) > 0)
+              order by id desc limit $4",
         )
+        .bind(&choice.ids)
+        .bind(choice.connection.map(|id| id.to_string()))
+        .bind(&choice.reason)
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let (id, subject): (i64, String) = (row.try_get("id")?, row.try_get("subject")?);
-                let place = Place { owner: &subject, column: COLUMN };
-                let wrong = |why: String| inconsistent(TABLE, "sealed", &id.to_string(), why);
-                let sealed = Sealed::stored(row.try_get("sealed")?);
-                let clear =
-                    self.rings.tokens.open(place, &sealed).map_err(|e| wrong(e.to_string()))?;
-                let kept: Kept =
-                    serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?;
-                let body = BASE64.decode(kept.body).map_err(|e| wrong(e.to_string()))?;
-                Ok(DeadWebhook {
-                    id,
-                    partition: row.try_get("partition")?,
-                    sequence: row.try_get("sequence")?,
-                    connection: row.try_get("connection_id")?,
-                    reason: row.try_get("reason")?,
-                    last_error: row.try_get("last_error")?,
-                    attempts: row.try_get("attempts")?,
-                    headers: kept.headers,
-                    body,
-                    subject,
-                })
-            })
-            .collect()
+        rows.iter().map(|row| self.dead_webhook(row)).collect()
     }
+
+    /// Asks the owners of their partitions to try the dead that are meant once more. Gives which those are; asking
+    /// again for one that was not tried yet changes nothing.
+    pub async fn request_redrive(&self, choice: &DeadChoice) -> Result<Vec<Redrive>, StoreError> {
+        let rows = sqlx::query(
+            "-- dead.request_redrive
+             update dead set redrive_at = coalesce(redrive_at, now())
+              where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
+                and ($3::text is null or position($3 in reason) > 0)
+             returning id, partition, attempts, last_error, true as requested",
+        )
+        .bind(&choice.ids)
+        .bind(choice.connection.map(|id| id.to_string()))
+        .bind(&choice.reason)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(redrive).collect()
+    }
+
+    /// How far these rows are. One that is missing was redriven, or discarded.
+    pub async fn redrives(&self, ids: &[i64]) -> Result<Vec<Redrive>, StoreError> {
+        let rows = sqlx::query(
+            "-- dead.redrives
+             select id, partition, attempts, last_error, redrive_at is not null as requested
+               from dead where id = any ($1) order by id",
+        )
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(redrive).collect()
+    }
+
+    /// How many of the dead are meant.
+    pub async fn count_dead(&self, choice: &DeadChoice) -> Result<i64, StoreError> {
+        let row = sqlx::query(
+            "-- dead.count
+             select count(*) as count from dead
+              where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
+                and ($3::text is null or position($3 in reason) > 0)",
+        )
+        .bind(&choice.ids)
+        .bind(choice.connection.map(|id| id.to_string()))
+        .bind(&choice.reason)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get("count")?)
+    }
+
+    /// Discards the dead that are meant, for good; gives their ids. Their rows in `seen` stay, so that no copy revives
+    /// them; what had no dedupe key gets a row there by its place in the stream, so that it counts as accounted for.
+    pub async fn discard_dead(&self, choice: &DeadChoice) -> Result<Vec<i64>, StoreError> {
+        let ids = sqlx::query_scalar(
+            "-- dead.discard
+             with gone as (
+                 delete from dead
+                  where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
+                    and ($3::text is null or position($3 in reason) > 0)
+                 returning id, scope, generation, partition, sequence, dedupe_key),
+             noted as (
+                 insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+                 select scope, 'discarded:' || generation || ':' || sequence, generation, partition, sequence, 0,
+                        'discarded', 'tidegate'
+                   from gone where dedupe_key is null on conflict do nothing)
+             select id from gone order by id",
+        )
+        .bind(&choice.ids)
+        .bind(choice.connection.map(|id| id.to_string()))
+        .bind(&choice.reason)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(ids)
+    }
+
+    fn dead_webhook(&self, row: &PgRow) -> Result<DeadWebhook, StoreError> {
+        let (id, subject): (i64, String) = (row.try_get("id")?, row.try_get("subject")?);
+        let place = Place { owner: &subject, column: COLUMN };
+        let wrong = |why: String| inconsistent(TABLE, "sealed", &id.to_string(), why);
+        let sealed = Sealed::stored(row.try_get("sealed")?);
+        let clear = self.rings.tokens.open(place, &sealed).map_err(|e| wrong(e.to_string()))?;
+        let kept: Kept = serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?;
+        let body = BASE64.decode(kept.body).map_err(|e| wrong(e.to_string()))?;
+        Ok(DeadWebhook {
+            id,
+            partition: row.try_get("partition")?,
+            sequence: row.try_get("sequence")?,
+            connection: row.try_get("connection_id")?,
+            dedupe: row.try_get("dedupe_key")?,
+            reason: row.try_get("reason")?,
+            last_error: row.try_get("last_error")?,
+            attempts: row.try_get("attempts")?,
+            at: moment(row, TABLE, &id.to_string(), "at")?,
+            redrive_at: moment(row, TABLE, &id.to_string(), "redrive_at")?,
+            headers: kept.headers,
+            body,
+            subject,
+        })
+    }
+}
+
+fn redrive(row: &PgRow) -> Result<Redrive, StoreError> {
+    Ok(Redrive {
+        id: row.try_get("id")?,
+        partition: row.try_get("partition")?,
+        requested: row.try_get("requested")?,
+        attempts: row.try_get("attempts")?,
+        last_error: row.try_get("last_error")?,
+    })
 }
 
 /// A text that Postgres takes: anyone may send us a NUL, and no column holds one.

@@ -7,6 +7,7 @@
 //! No trait: there is one store, and tests use the real one.
 
 mod agents;
+mod audit;
 mod bindings;
 mod claims;
 mod commit;
@@ -15,17 +16,20 @@ mod dead;
 mod lanes;
 mod leases;
 mod outbox;
+mod partitions;
 mod retention;
 
 pub use agents::{Agent, NewAgent};
+pub use audit::{DONE_KEPT, Fate, Stored};
 pub use bindings::Bound;
 pub use claims::{ClaimResult, ConsumeClaim, NewClaim, ReplyTo};
 pub use commit::{Committed, Effects, Owner, Position};
 pub use connections::{ChangeSubscription, Connection, NewConnection};
-pub use dead::{DeadWebhook, Dying};
+pub use dead::{DeadChoice, DeadWebhook, Dying, Redrive};
 pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use outbox::{Queued, SendResult};
+pub use partitions::{LaneState, PartitionState};
 pub use retention::Forgotten;
 
 use crate::{config, secrets::KeyRing};
@@ -166,6 +170,18 @@ where
 {
     let text: Option<String> = row.try_get(column)?;
     text.map(|text| parse(&text, table, key, column)).transpose()
+}
+
+/// Reads a moment that may be null, as RFC 3339 in UTC.
+fn moment(
+    row: &PgRow,
+    table: &'static str,
+    key: &str,
+    column: &'static str,
+) -> Result<Option<String>, StoreError> {
+    let at: Option<time::OffsetDateTime> = row.try_get(column)?;
+    let text = at.map(|at| at.format(&time::format_description::well_known::Rfc3339)).transpose();
+    text.map_err(|error| inconsistent(table, column, key, error))
 }
 
 fn parse<T>(

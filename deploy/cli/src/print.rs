@@ -1,0 +1,67 @@
+//! What the verbs print: lines, JSON lines, tables with aligned columns. Text that came from outside can't steer the
+//! terminal.
+
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+
+/// A column's name, and whether it is numbers.
+pub type Column = (&'static str, bool);
+
+/// Prints a line.
+pub fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
+
+/// Prints a thing as one line of JSON.
+pub fn json(thing: &impl Serialize) -> anyhow::Result<()> {
+    Ok(line(&serde_json::to_string(thing)?)?)
+}
+
+/// Prints a table. Numbers stand to the right of their column; the last column is not padded.
+pub fn table(columns: &[Column], rows: &[Vec<String>]) -> io::Result<()> {
+    let widths: Vec<usize> = columns
+        .iter()
+        .enumerate()
+        .map(|(n, (name, _))| {
+            let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count());
+            cells.max().unwrap_or(0).max(name.chars().count())
+        })
+        .collect();
+    let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+    for row in std::iter::once(&names).chain(rows) {
+        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, (_, number)), &width)| {
+            if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// The text on one line, without control characters.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The text, or a dash.
+pub fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).map_or_else(|| "-".into(), plain)
+}
+
+/// Says how far a long run is, when a person watches. Each line takes the place of the one before.
+pub fn progress(text: &str) {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+    }
+}
+
+/// Clears the line of [`progress`].
+pub fn progress_over() {
+    progress("");
+}
+
+/// Whether this is the error of printing to somebody who stopped reading, as in `tidegate tail | head`.
+pub fn nobody_reads(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}

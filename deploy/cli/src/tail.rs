@@ -1,0 +1,124 @@
+//! `tidegate tail`: webhooks as they are stored; never their bodies.
+
+use crate::{jetstream, print};
+use anyhow::Context;
+use async_nats::jetstream;
+use serde::Serialize;
+use shared::{
+    codec::envelope::Envelope,
+    config::Nats,
+    follow::{Follow, Followed},
+    stream::{self, STREAM},
+    types::ConnectionId,
+};
+use time::format_description::well_known::Rfc3339;
+
+/// Every webhook of every connection.
+pub const EVERY: &str = "slack.in.*.*";
+
+/// Settings of `tidegate tail`.
+#[derive(Debug, clap::Args)]
+pub struct Tail {
+    #[command(flatten)]
+    nats: Nats,
+    /// Only those of this connection.
+    #[arg(long)]
+    connection: Option<ConnectionId>,
+    /// End after so many.
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Print JSON, a line each.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Line {
+    time: String,
+    sequence: u64,
+    partition: Option<u16>,
+    kind: Option<&'static str>,
+    connection: Option<ConnectionId>,
+    lane: Option<String>,
+    dedupe: Option<String>,
+}
+
+impl Tail {
+    /// Runs it.
+    pub async fn run(self) -> anyhow::Result<()> {
+        tokio::select! {
+            done = self.follow() => done,
+            interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        }
+    }
+
+    async fn follow(&self) -> anyhow::Result<()> {
+        let js = jetstream(&self.nats).await?;
+        let there = js.get_stream(STREAM).await.context(
+            "NATS has no stream of webhooks for us: is it up, and did tidegate migrate run?",
+        )?;
+        let next = there.cached_info().state.last_sequence + 1;
+        let filter = self.connection.map_or_else(|| EVERY.into(), |id| format!("slack.in.*.{id}"));
+        let mut follow = Follow::new(js, STREAM, filter, reader("tail")?, next);
+        let mut left = self.count.unwrap_or(u64::MAX);
+        while left > 0 {
+            match follow.next().await {
+                Followed::Message(sequence, message) => {
+                    self.print(&Line::of(sequence, &message)?)?;
+                    left -= 1;
+                }
+                Followed::Opened(state) if state.last_sequence + 1 < follow.next_sequence() => {
+                    // A stream made anew counts from one.
+                    eprintln!("the stream was made anew; going on with it from its beginning");
+                    follow.restart_at(1);
+                }
+                Followed::Opened(_) | Followed::CaughtUp(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&self, line: &Line) -> anyhow::Result<()> {
+        if self.json {
+            return print::json(line);
+        }
+        let Line { time, sequence, partition, kind, connection, lane, dedupe } = line;
+        let partition = partition.map_or_else(|| "-".into(), |partition| partition.to_string());
+        let connection = connection.map_or_else(|| "-".into(), |id| id.to_string());
+        Ok(print::line(&format!(
+            "{time}  {sequence:>10}  {partition:>2}  {:<11}  {connection:<32}  {:<16}  {}",
+            kind.unwrap_or("-"),
+            print::or_dash(lane.as_deref()),
+            print::or_dash(dedupe.as_deref()),
+        ))?)
+    }
+}
+
+impl Line {
+    fn of(sequence: u64, message: &jetstream::Message) -> anyhow::Result<Self> {
+        let published = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
+        let place = stream::parse_subject(&message.subject);
+        let envelope = envelope(message);
+        let dedupe = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
+        Ok(Self {
+            time: published.format(&Rfc3339)?,
+            sequence,
+            partition: place.map(|(partition, _)| partition.number()),
+            kind: envelope.as_ref().map(|envelope| envelope.kind.as_str()),
+            connection: place.map(|(_, connection)| connection),
+            lane: envelope.as_ref().map(|envelope| envelope.lane.to_string()),
+            dedupe: dedupe.map(|key| key.as_str().to_owned()),
+        })
+    }
+}
+
+/// A message of the stream as an envelope, if this release can read it.
+pub fn envelope(message: &jetstream::Message) -> Option<Envelope> {
+    let body = message.payload.clone();
+    Envelope::decode(&message.subject, message.headers.as_ref(), body).ok()
+}
+
+/// A name that no other reader has.
+pub fn reader(verb: &str) -> anyhow::Result<String> {
+    Ok(format!("operator-{verb}-{}", ConnectionId::random()?))
+}
