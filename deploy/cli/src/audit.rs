@@ -13,6 +13,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
     stream::Stream,
 };
+use futures_util::StreamExt;
 use serde::Serialize;
 use shared::{
     config::Nats,
@@ -29,6 +30,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Webhooks that Postgres is asked about at once.
 const BATCH: usize = 500;
+/// Longest that the first of them may take to come.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
 
 /// Settings of `tidegate audit`.
 #[derive(Debug, clap::Args)]
@@ -62,8 +65,10 @@ struct Found {
 impl Audit {
     /// Runs it.
     pub async fn run(self) -> anyhow::Result<()> {
+        let back = OffsetDateTime::now_utc() - self.since;
+        ensure!(!back.is_negative(), "--since lies in the future: say a time that is over");
         ensure!(
-            OffsetDateTime::now_utc() - self.since < DONE_KEPT,
+            back < DONE_KEPT,
             "--since lies too far back: what is done is remembered for 48h, and what is older can't be told from what was lost"
         );
         let (js, store) = (jetstream(&self.nats).await?, self.store.open()?);
@@ -71,8 +76,10 @@ impl Audit {
             "NATS has no stream of webhooks for us: is it up, and did tidegate migrate run?",
         )?;
         let last = stream.cached_info().state.last_sequence;
-        let first = start(&stream, self.since).await?;
-        let found = reconcile(js, &store, first, last).await?;
+        let found = match start(&stream, self.since).await? {
+            Some(first) => reconcile(js, &store, first, last).await?,
+            None => Found::default(),
+        };
         let lost = found.lost.len();
         self.print(&found)?;
         ensure!(
@@ -180,8 +187,8 @@ fn stored(sequence: u64, message: &jetstream::Message) -> (Stored, Option<Connec
     (stored, place.map(|(_, connection)| connection))
 }
 
-/// The first sequence stored at or after a time: a consumer that begins there says what lies just before it.
-async fn start(stream: &Stream, since: OffsetDateTime) -> anyhow::Result<u64> {
+/// The first sequence stored at or after a time; absent when nothing was. Read by a consumer that begins there.
+async fn start(stream: &Stream, since: OffsetDateTime) -> anyhow::Result<Option<u64>> {
     let mut consumer = stream
         .create_consumer(pull::Config {
             name: Some(reader("since")?),
@@ -194,11 +201,16 @@ async fn start(stream: &Stream, since: OffsetDateTime) -> anyhow::Result<u64> {
         })
         .await
         .context("NATS refused a reader of the stream")?;
-    let info = consumer.info().await.context("NATS refused to say where the stream begins")?;
-    let first = info.delivered.stream_sequence + 1;
-    // It goes by itself, too, when nobody uses it.
-    let _ = stream.delete_consumer(&info.name.clone()).await;
-    Ok(first)
+    let unclear = "NATS did not say where the stream begins at that time: try again";
+    if consumer.info().await.context(unclear)?.num_pending == 0 {
+        return Ok(None);
+    }
+    let batch = consumer.batch().max_messages(1).expires(FIRST_WITHIN);
+    let message = batch.messages().await.context(unclear)?.next().await.context(unclear)?;
+    let message = message.map_err(|error| anyhow::anyhow!(error)).context(unclear)?;
+    let info = message.info().map_err(|error| anyhow::anyhow!(error)).context(unclear)?;
+    // The consumer goes by itself.
+    Ok(Some(info.stream_sequence))
 }
 
 /// A duration back, or a time.
