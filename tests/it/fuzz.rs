@@ -1,9 +1,7 @@
 //! Nothing that comes from outside makes us panic.
 //!
 //! In: the kept corpus below `__fuzz__` (one webhook of every sort, from `fixtures/slack`), and bytes made up by
-//! `bolero`. Out: nothing. Under `cargo test` each target runs its corpus and then for two seconds, on the stable
-//! toolchain. With `cargo bolero test --package tests fuzz::…` (the subcommand of crate cargo-bolero, which needs a nightly
-//! toolchain for coverage) it runs for as long as one likes, guided by coverage, and adds to the corpus.
+//! `bolero`. Out: nothing. Under `cargo test`, on the stable toolchain, each target runs its corpus and then for two seconds.
 
 use bytes::Bytes;
 use ingest::{

@@ -220,29 +220,6 @@ async fn discarding_says_how_many_and_does_it_only_when_told_so() {
 }
 
 #[tokio::test]
-async fn a_redrive_that_nobody_tries_is_named_at_the_deadline_and_stays_requested() {
-    let world = World::start(SMALL).await.expect("a world");
-    let app = world.connect().await.expect("a connection");
-    let id = die(&world, &app, 1).await[0];
-    world.workers[0].process.kill();
-    let ran = world
-        .try_tidegate(&["dead", "redrive", &id.to_string(), "--within", "300ms"])
-        .expect("it runs");
-    let (out, error) = printed(&ran);
-    let partition = Partition::of(app.connection, Some("C1"));
-    assert_eq!(out, "redriven: 0, given up again: 0\n");
-    assert!(
-        error.starts_with(&format!("not tried within 300ms: {id}. The request stands")),
-        "{error}"
-    );
-    assert!(error.ends_with(&format!("holds partition {partition}\n")), "{error}");
-    assert_eq!(ran.status.code(), Some(1));
-    assert!(world.store.redrives(&[id]).await.expect("an answer")[0].requested);
-    let ran = world.try_tidegate(&["dead", "redrive", "99", "--within", "300ms"]).expect("it runs");
-    assert!(printed(&ran).1.starts_with("not among the dead: 99"));
-}
-
-#[tokio::test]
 async fn tail_prints_what_is_stored_and_nothing_of_another_connection_or_of_bodies() {
     let world = World::start(SMALL).await.expect("a world");
     let (app, other) = (world.connect().await, world.connect().await);

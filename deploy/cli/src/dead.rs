@@ -4,17 +4,11 @@ use crate::{StoreSettings, print};
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use shared::{
-    config,
-    store::{DeadChoice, DeadWebhook, Redrive, Store},
+    store::{DeadChoice, DeadWebhook},
     types::ConnectionId,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
+use std::collections::BTreeSet;
 
-/// Between two looks at how far the redrives are.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// So many ids are named in a message.
 const NAMED_MAX: usize = 20;
 
@@ -34,8 +28,6 @@ pub enum Dead {
     List(List),
     /// All about one of them; its body only when asked for.
     Show(Show),
-    /// Have them tried once more by the owners of their partitions, and wait for how that ends.
-    Redrive(RedriveArgs),
     /// Delete them for good. Nothing revives them.
     Discard(Discard),
 }
@@ -88,18 +80,6 @@ pub struct Which {
     reason: Option<String>,
 }
 
-/// Settings of `tidegate dead redrive`.
-#[derive(Debug, clap::Args)]
-pub struct RedriveArgs {
-    #[command(flatten)]
-    store: StoreSettings,
-    #[command(flatten)]
-    which: Which,
-    /// How long to wait for how it ends.
-    #[arg(long, default_value = "30s", value_parser = config::duration)]
-    within: Duration,
-}
-
 /// Settings of `tidegate dead discard`.
 #[derive(Debug, clap::Args)]
 pub struct Discard {
@@ -118,7 +98,6 @@ impl Dead {
         match self {
             Dead::List(list) => list.run().await,
             Dead::Show(show) => show.run().await,
-            Dead::Redrive(redrive) => redrive.run().await,
             Dead::Discard(discard) => discard.run().await,
         }
     }
@@ -172,7 +151,6 @@ impl Show {
             ("last error", print::or_dash(Some(&dead.last_error))),
             ("attempts", dead.attempts.to_string()),
             ("given up at", print::or_dash(dead.at.as_deref())),
-            ("redrive asked", print::or_dash(dead.redrive_at.as_deref())),
             ("connection", print::or_dash(dead.connection.as_deref())),
             ("partition", dead.partition.to_string()),
             ("sequence", dead.sequence.to_string()),
@@ -207,60 +185,6 @@ impl Which {
     /// The ids that were named and are not among these.
     fn without(&self, there: &BTreeSet<i64>) -> Vec<i64> {
         self.ids.iter().copied().filter(|id| !there.contains(id)).collect()
-    }
-}
-
-impl RedriveArgs {
-    async fn run(self) -> anyhow::Result<()> {
-        let store = self.store.open()?;
-        let asked = store.request_redrive(&self.which.choice()).await?;
-        let tries: BTreeMap<i64, i32> = asked.iter().map(|one| (one.id, one.attempts)).collect();
-        let unknown = self.which.without(&tries.keys().copied().collect());
-        let (failed, waiting) = self.wait(&store, &tries).await?;
-        let done = tries.len() - failed.len() - waiting.len();
-        print::line(&format!("redriven: {done}, given up again: {}", failed.len()))?;
-        for one in &failed {
-            let why = print::or_dash(Some(&one.last_error));
-            print::line(&format!(
-                "{:>6}  given up again after {} tries: {why}",
-                one.id, one.attempts
-            ))?;
-        }
-        if !waiting.is_empty() {
-            let ids: Vec<i64> = waiting.iter().map(|one| one.id).collect();
-            let partitions: BTreeSet<i16> = waiting.iter().map(|one| one.partition).collect();
-            let partitions: Vec<String> = partitions.iter().map(ToString::to_string).collect();
-            bail!(
-                "not tried within {}: {}. The request stands; see with tidegate partitions whether a worker holds partition {}",
-                humantime::format_duration(self.within),
-                named(&ids),
-                partitions.join(", ")
-            );
-        }
-        ensure!(unknown.is_empty(), nobody(&unknown));
-        ensure!(failed.is_empty(), "given up again: {}; tidegate dead show says why", failed.len());
-        Ok(())
-    }
-
-    /// Waits until none of them is requested any more, or the time is over. Gives those given up again and those still
-    /// requested; the others are not among the dead any more.
-    async fn wait(
-        &self,
-        store: &Store,
-        tries: &BTreeMap<i64, i32>,
-    ) -> anyhow::Result<(Vec<Redrive>, Vec<Redrive>)> {
-        let (began, ids): (_, Vec<i64>) = (Instant::now(), tries.keys().copied().collect());
-        loop {
-            let left = store.redrives(&ids).await?;
-            let waiting = left.iter().filter(|one| one.requested).count();
-            if waiting == 0 || began.elapsed() >= self.within {
-                print::progress_over();
-                let (waiting, failed) = left.into_iter().partition(|one| one.requested);
-                return Ok((failed, waiting));
-            }
-            print::progress(&format!("{} of {} tried", ids.len() - waiting, ids.len()));
-            tokio::time::sleep(LOOK_EVERY.min(self.within)).await;
-        }
     }
 }
 

@@ -67,21 +67,6 @@ pub struct DeadChoice {
     pub reason: Option<String>,
 }
 
-/// How far a row is that a person asked to redrive.
-#[derive(Debug, Clone, Serialize)]
-pub struct Redrive {
-    /// The row.
-    pub id: i64,
-    /// Its partition, whose owner redrives it.
-    pub partition: i16,
-    /// Nobody has tried it yet.
-    pub requested: bool,
-    /// How often it was tried, redrives included.
-    pub attempts: i32,
-    /// What the last try said.
-    pub last_error: String,
-}
-
 #[derive(Serialize, Deserialize)]
 struct Kept {
     headers: Vec<(String, String)>,
@@ -162,37 +147,6 @@ impl Store {
         rows.iter().map(|row| self.dead_webhook(row)).collect()
     }
 
-    /// Asks the owners of their partitions to try the dead that are meant once more. Gives which those are; asking
-    /// again for one that was not tried yet changes nothing.
-    pub async fn request_redrive(&self, choice: &DeadChoice) -> Result<Vec<Redrive>, StoreError> {
-        let rows = sqlx::query(
-            "-- dead.request_redrive
-             update dead set redrive_at = coalesce(redrive_at, now())
-              where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
-                and ($3::text is null or position($3 in reason) > 0)
-             returning id, partition, attempts, last_error, true as requested",
-        )
-        .bind(&choice.ids)
-        .bind(choice.connection.map(|id| id.to_string()))
-        .bind(&choice.reason)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(redrive).collect()
-    }
-
-    /// How far these rows are. One that is missing was redriven, or discarded.
-    pub async fn redrives(&self, ids: &[i64]) -> Result<Vec<Redrive>, StoreError> {
-        let rows = sqlx::query(
-            "-- dead.redrives
-             select id, partition, attempts, last_error, redrive_at is not null as requested
-               from dead where id = any ($1) order by id",
-        )
-        .bind(ids)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(redrive).collect()
-    }
-
     /// How many of the dead are meant.
     pub async fn count_dead(&self, choice: &DeadChoice) -> Result<i64, StoreError> {
         let row = sqlx::query(
@@ -258,16 +212,6 @@ impl Store {
             subject,
         })
     }
-}
-
-fn redrive(row: &PgRow) -> Result<Redrive, StoreError> {
-    Ok(Redrive {
-        id: row.try_get("id")?,
-        partition: row.try_get("partition")?,
-        requested: row.try_get("requested")?,
-        attempts: row.try_get("attempts")?,
-        last_error: row.try_get("last_error")?,
-    })
 }
 
 /// A text that Postgres takes: anyone may send us a NUL, and no column holds one.

@@ -25,7 +25,7 @@ pub use bindings::Bound;
 pub use claims::{ClaimResult, ConsumeClaim, NewClaim, ReplyTo};
 pub use commit::{Committed, Effects, Owner, Position};
 pub use connections::{ChangeSubscription, Connection, NewConnection};
-pub use dead::{DeadChoice, DeadWebhook, Dying, Redrive};
+pub use dead::{DeadChoice, DeadWebhook, Dying};
 pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use outbox::{Queued, SendResult};
