@@ -70,8 +70,10 @@ pub fn subjects_of(partition: Partition) -> String {
 /// The inverse of [`subject`].
 pub fn parse_subject(subject: &str) -> Option<(Partition, ConnectionId)> {
     let (partition, connection) = subject.strip_prefix("slack.in.")?.split_once('.')?;
-    let partition: u16 = partition.parse().ok()?;
-    Some((partition.try_into().ok()?, connection.parse().ok()?))
+    let number: u16 = partition.parse().ok()?;
+    // One spelling: `parse` would also take `+7` and `07`.
+    let partition = Partition::try_from(number).ok().filter(|p| p.to_string() == partition)?;
+    Some((partition, connection.parse().ok()?))
 }
 
 /// The stream as it has to be.
