@@ -150,7 +150,7 @@ async fn partitions_shows_who_owns_each_of_the_64() {
 }
 
 #[tokio::test]
-async fn lanes_shows_what_is_set_aside_and_how_deep_and_an_audit_counts_it() {
+async fn lanes_shows_what_is_set_aside_and_how_deep() {
     let world = World::without_processes(SERVERS).await.expect("servers");
     let claimed = world.store.claim_partitions("w", 1, Duration::from_secs(60)).await;
     let leased = claimed.expect("a claim")[0];
