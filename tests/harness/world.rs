@@ -11,7 +11,7 @@ use crate::{
     port,
     postgres::Postgres,
     process::Process,
-    slack::{Answer, Slack, webhook::Webhook},
+    slack::{Answer, Slack, tokens::Installation, webhook::Webhook},
     until::{try_until, until},
 };
 use anyhow::{Context, ensure};
@@ -352,6 +352,12 @@ impl World {
         change(&mut new);
         app.app = new.app.to_string();
         app.team = new.team.as_ref().map_or_else(|| app.team.clone(), ToString::to_string);
+        if let Some(token) = &new.bot_token {
+            let mut there = Installation::new(&app.app, &app.team, &app.bot_user);
+            there.enterprise = new.enterprise.as_ref().map(ToString::to_string);
+            there.team = new.team.as_ref().map(ToString::to_string);
+            self.slack.install(token.expose(), there);
+        }
         self.store.create_connection(&new).await?;
         Ok(app)
     }

@@ -5,6 +5,7 @@ mod directory;
 mod kinds;
 mod signatures;
 mod sdk;
+mod slack;
 mod properties;
 mod fuzz;
 mod hardening;

@@ -1,32 +1,54 @@
-//! The only fake: a Slack that signs webhooks, sends them, and keeps receipts of what it is told.
+//! The only fake: a Slack that behaves like Slack. It signs webhooks and sends them, serves the Web API and `response_url`s,
+//! and keeps a book of all it was asked and a receipt of all it was told.
 //!
-//! In: webhooks to send (see [`webhook`]). Out: what the gateway answered and how fast; and everything that the gateway
-//! said by `chat.postMessage` and `response_url`, in the order it came.
+//! ```text
+//! webhook        what it sends
+//! socket         byte by byte, what it would never send
+//! api, http      what it is asked, and how it answers
+//! tokens         who may call: installations, rotation
+//! conversations  what stands in channels and threads
+//! views, urls    modals and triggers; response_urls
+//! limits         how often
+//! trouble        what goes wrong, by a test's will
+//! clock          its own, which can be moved
+//! ```
+//!
+//! In: webhooks to send, installations, trouble. Out: what the gateway answered and how fast; every call and how it ended
+//! ([`Slack::calls`]); everything that was said and taken, in the order it came ([`Slack::receipts`]).
 
 pub mod webhook;
 pub mod socket;
+pub mod api;
+pub mod clock;
+pub mod limits;
+pub mod tokens;
+pub mod conversations;
+pub mod trouble;
+mod http;
+mod urls;
+mod views;
 
 use crate::until::until;
 use anyhow::Context;
-use axum::{
-    Json, Router,
-    extract::{Path, State},
-    http::{HeaderMap, StatusCode},
-    routing::post,
-};
-use bytes::Bytes;
+use api::Call;
+use axum::http::HeaderMap;
+use clock::Clock;
+use conversations::Message;
 use hmac::{Hmac, KeyInit, Mac};
-use serde_json::{Value, json};
+use limits::Limit;
+use serde_json::Value;
 use sha2::Sha256;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use tokens::{Installation, Pair};
 use tokio::net::TcpListener;
+use trouble::Trouble;
 use webhook::Webhook;
 
 /// A Slack on a loopback port.
@@ -34,8 +56,22 @@ use webhook::Webhook;
 pub struct Slack {
     address: SocketAddr,
     http: reqwest::Client,
-    receipts: Arc<Mutex<Vec<Receipt>>>,
+    state: Arc<Mutex<State>>,
+    clock: Clock,
     next: Arc<AtomicU64>,
+}
+
+/// All that it knows.
+#[derive(Default)]
+struct State {
+    tokens: tokens::Tokens,
+    conversations: conversations::Conversations,
+    views: views::Views,
+    urls: urls::ResponseUrls,
+    limits: limits::Limits,
+    troubles: trouble::Troubles,
+    calls: Vec<Call>,
+    receipts: Vec<Receipt>,
 }
 
 /// Something that Slack was told.
@@ -79,14 +115,11 @@ impl Slack {
         let slack = Self {
             address: listener.local_addr()?,
             http: reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?,
-            receipts: Arc::default(),
+            state: Arc::default(),
+            clock: Clock::default(),
             next: Arc::new(AtomicU64::new(1)),
         };
-        let routes = Router::new()
-            .route("/api/{method}", post(web_api))
-            .route("/commands/{id}", post(response_url))
-            .with_state(slack.clone());
-        tokio::spawn(async move { axum_serve(listener, routes).await });
+        tokio::spawn(http::serve(listener, slack.clone()));
         Ok(slack)
     }
 
@@ -100,9 +133,93 @@ impl Slack {
         format!("http://{}", self.address)
     }
 
-    /// A `response_url` that nobody has yet.
+    /// A `response_url` that nobody has yet: good five times within half an hour from now.
     pub fn response_url(&self) -> String {
-        format!("http://{}/commands/{}", self.address, self.unique())
+        let path = format!("/commands/{}", self.unique());
+        self.state().urls.give(&path, self.clock.now());
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A `trigger_id` that nobody has yet: good once within three seconds from now.
+    pub fn trigger_id(&self) -> String {
+        let id = format!("{}.{}.trigger", self.unique(), self.unique());
+        self.state().views.trigger(&id, self.clock.now());
+        id
+    }
+
+    /// A `ts` later than all before.
+    pub fn ts(&self) -> String {
+        format!("{}.{:06}", self.clock.unix(), self.unique())
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// An app is installed: from now on this token speaks for it, and never runs out.
+    pub fn install(&self, token: &str, installation: Installation) {
+        self.state().tokens.install(token, installation);
+    }
+
+    /// An app is installed whose tokens rotate.
+    pub fn install_rotating(&self, installation: Installation) -> Pair {
+        self.state().tokens.install_rotating(installation, self.clock.now())
+    }
+
+    /// An app's name and password for `oauth.v2.access`.
+    pub fn register_client(&self, client_id: &str, client_secret: &str) {
+        self.state().tokens.register(client_id, client_secret);
+    }
+
+    /// A person agrees to an installation: the code that the redirect carries, good once.
+    pub fn authorize(&self, installation: Installation) -> String {
+        self.state().tokens.authorize(installation)
+    }
+
+    /// From now on whoever comes with this token is told this word: `token_revoked`, `account_inactive`, …
+    pub fn refuse_token(&self, token: &str, error: &str) {
+        self.state().tokens.refuse(token, error);
+    }
+
+    /// From now on these limits hold and no others. At first there are none.
+    pub fn limit(&self, limits: Vec<Limit>) {
+        self.state().limits.set(limits);
+    }
+
+    /// Something goes wrong from now on.
+    pub fn trouble(&self, trouble: Trouble) {
+        self.state().troubles.add(trouble);
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn heal(&self) {
+        self.state().troubles.clear();
+    }
+
+    /// What stands in a conversation, in the order in which it came to stand there.
+    pub fn messages(&self, team: &str, channel: &str) -> Vec<Message> {
+        self.state().conversations.of(team, channel).to_vec()
+    }
+
+    /// A view as it is shown now.
+    pub fn view(&self, id: &str) -> Option<Value> {
+        self.state().views.find(id)
+    }
+
+    /// A person writes something. [`Webhook::said`] tells of it, too.
+    pub fn write(&self, team: &str, channel: &str, user: &str, text: &str, ts: &str) {
+        let message = Message {
+            ts: ts.to_owned(),
+            user: user.to_owned(),
+            bot_id: None,
+            text: text.to_owned(),
+            blocks: Value::Null,
+            thread_ts: None,
+            metadata: Value::Null,
+            edited: false,
+        };
+        self.state().conversations.add(team, channel, message);
     }
 
     /// A number that nothing in this Slack has yet.
@@ -142,6 +259,9 @@ impl Slack {
         webhook: &Webhook,
         headers: &[(&str, &str)],
     ) -> anyhow::Result<Answer> {
+        if let Some(view) = webhook.view() {
+            self.state().views.known(&view);
+        }
         let mut request = self
             .http
             .post(url)
@@ -157,9 +277,21 @@ impl Slack {
         Ok(Answer { status, headers, body, took: started.elapsed() })
     }
 
-    /// Everything it was told so far.
+    /// Everything it was told and took so far.
     pub fn receipts(&self) -> Vec<Receipt> {
-        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().receipts.clone()
+    }
+
+    /// Everything it was asked so far, and how that ended.
+    pub fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+
+    /// The calls of one method.
+    pub fn calls_of(&self, method: &str) -> Vec<Call> {
+        let mut calls = self.calls();
+        calls.retain(|call| call.method == method);
+        calls
     }
 
     /// Waits until it has been told something that `wanted` knows.
@@ -170,50 +302,9 @@ impl Slack {
         .await
     }
 
-    fn receive(&self, receipt: Receipt) {
-        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).push(receipt);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn axum_serve(listener: TcpListener, routes: Router) {
-    if let Err(error) = axum::serve(listener, routes).await {
-        eprintln!("the fake ended: {error}");
-    }
-}
-
-async fn web_api(
-    State(slack): State<Slack>,
-    Path(method): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> (StatusCode, Json<Value>) {
-    let Ok(body) = serde_json::from_slice::<Value>(&body) else {
-        return (StatusCode::OK, Json(json!({ "ok": false, "error": "invalid_json" })));
-    };
-    let token = headers
-        .get("authorization")
-        .and_then(|v| v.to_str().ok()?.strip_prefix("Bearer ").map(str::to_owned));
-    if token.is_none() {
-        return (StatusCode::OK, Json(json!({ "ok": false, "error": "not_authed" })));
-    }
-    let to = body["channel"].as_str().unwrap_or_default().to_owned();
-    slack.receive(Receipt { by: method, to: to.clone(), token, body });
-    let ts = format!("{}.{:06}", unix_now(), slack.unique());
-    (StatusCode::OK, Json(json!({ "ok": true, "channel": to, "ts": ts })))
-}
-
-async fn response_url(
-    State(slack): State<Slack>,
-    Path(id): Path<String>,
-    Json(body): Json<Value>,
-) -> &'static str {
-    slack.receive(Receipt {
-        by: "response_url".into(),
-        to: format!("/commands/{id}"),
-        token: None,
-        body,
-    });
-    "ok"
 }
 
 /// Slack's signature, as docs.slack.dev (authentication/verifying-requests-from-slack) has it.

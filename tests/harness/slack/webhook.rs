@@ -30,7 +30,7 @@ impl Webhook {
         command: &str,
         text: &str,
     ) -> Self {
-        let trigger_id = format!("{}.{}.trigger", slack.unique(), slack.unique());
+        let trigger_id = slack.trigger_id();
         let response_url = slack.response_url();
         let body = form_urlencoded::Serializer::new(String::new())
             .append_pair("token", "legacy-token")
@@ -87,7 +87,7 @@ impl Webhook {
 
     /// A message that a person wrote.
     pub fn message(slack: &Slack, app: &App, channel: &str, user: &str, text: &str) -> Self {
-        let ts = format!("{}.{:06}", super::unix_now(), slack.unique());
+        let ts = slack.ts();
         Self::said(slack, app, "message", channel, user, text, &ts)
     }
 
@@ -101,12 +101,21 @@ impl Webhook {
         text: &str,
         ts: &str,
     ) -> Self {
+        slack.write(&app.team, channel, user, text, ts);
         let channel_type = if channel.starts_with('D') { "im" } else { "channel" };
         let inner = json!({
             "type": kind, "channel": channel, "user": user, "text": text, "ts": ts, "event_ts": ts,
             "channel_type": channel_type, "team": app.team,
         });
         Self::event(slack, app, text, inner)
+    }
+
+    /// The view that it names, if it is about one.
+    pub fn view(&self) -> Option<serde_json::Value> {
+        let (_, payload) =
+            form_urlencoded::parse(&self.body).find(|(name, _)| name == "payload")?;
+        let mut payload: serde_json::Value = serde_json::from_str(&payload).ok()?;
+        Some(payload["view"].take()).filter(|view| !view.is_null())
     }
 
     /// The handshake when an address is entered at Slack.
