@@ -22,7 +22,7 @@ use shared::{
     partition::Partition,
     secrets::{KeyRing, Secret},
     store::{NewAgent, NewClaim, NewConnection, Rings, Store},
-    types::{AgentId, ConnectionId, OrgId, Status, Surface},
+    types::{AgentId, AgentMode, ConnectionId, OrgId, Status, Surface},
 };
 use sqlx::{PgPool, Row};
 use std::{
@@ -175,6 +175,7 @@ impl World {
             ("TIDEGATE_RESPONSE_URL_ORIGINS", slack.response_origin()),
             ("TIDEGATE_SHARED_SIGNING_SECRETS", shared_secret.clone()),
             ("TIDEGATE_LEASE_TTL", format!("{}ms", LEASE_TTL.as_millis())),
+            ("TIDEGATE_CHANNEL_PACE", "0s".into()),
             ("TIDEGATE_DRAIN_DELAY", "200ms".into()),
             ("TIDEGATE_LOG", "info".into()),
         ];
@@ -332,6 +333,7 @@ impl World {
                 org: app.org.clone(),
                 id: agent_id(),
                 name: "Sample agent".into(),
+                mode: AgentMode::Reply,
                 url: self.agent.url(),
                 secret: Secret::new(format!("agent-secret-{:032x}", unique()?))?,
             })

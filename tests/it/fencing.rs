@@ -44,7 +44,7 @@ fn position(n: u64) -> Position {
 }
 
 fn saying() -> Effects {
-    let to = Destination::ResponseUrl { url: "http://127.0.0.1:1/".into() };
+    let to = Destination::ResponseUrl { url: "http://127.0.0.1:1/".into(), fallback: None };
     Effects {
         say: vec![Outgoing { to, message: "x".into() }],
         outcome: "done",

@@ -49,6 +49,9 @@ pub struct Config {
         default_value = "https://hooks.slack.com,https://hooks.slack-gov.com"
     )]
     pub response_url_origins: Vec<reqwest::Url>,
+    /// Least time between two messages to one channel: Slack takes about one a second.
+    #[arg(long, env = "TIDEGATE_CHANNEL_PACE", value_name = "DURATION", default_value = "1s", value_parser = config::duration)]
+    pub channel_pace: Duration,
     /// Where NATS is.
     #[command(flatten)]
     pub nats: Nats,

@@ -1,22 +1,24 @@
 //! The outbox to Slack: what was decided is said, in the order of each lane, and never forgotten.
 //!
-//! In: rows of the partition's outbox. Out: calls to Slack, and how each ended. A lane's next row waits for the one
-//! before it; lanes don't wait for each other. A row is marked before the call; one that was marked by an owner that
-//! did not come back waits out that owner's call, is counted as in doubt, and is said again.
+//! In: rows of the partition's outbox. Out: calls to Slack (see `say`), and how each ended. A lane's next row waits for
+//! the one before it; lanes don't wait for each other. A row is marked before the call; one that was marked by an owner
+//! that did not come back waits out that owner's call, and is in doubt. What is under way when we are to stop, or lose
+//! the partition, is finished all the same: it can't be called back, and how it ended is worth knowing.
 
-use crate::{Workshop, part::Part, slack};
+use crate::{Workshop, part::Part, say, slack};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use shared::{
-    store::{Queued, SendResult, StoreError},
+    store::{Doubt, Queued, SendResult, StoreError},
     telemetry::Chain,
     types::Destination,
 };
 use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// Rows taken at once.
-const BATCH: i64 = 32;
-/// Without a word of a new row, the outbox is looked at this often: for retries, and for what an owner before left.
+/// Rows under way at once.
+const AT_ONCE: usize = 32;
+/// Without a word of a new row, the outbox is looked at this often: for what an owner before left.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// One row, whatever it waits for.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);
@@ -24,107 +26,97 @@ const SEND_DEADLINE: Duration = Duration::from_secs(8);
 const TAKEN_FOR: Duration = Duration::from_secs(10);
 const _: () = assert!(slack::SEND_TIMEOUT.as_secs() < SEND_DEADLINE.as_secs());
 const _: () = assert!(SEND_DEADLINE.as_secs() < TAKEN_FOR.as_secs());
-/// After a Postgres failure.
+/// After a Postgres failure, and after a call that took too long.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Delivers for a partition until it is to stop or is lost.
 pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
+    let mut sending = FuturesUnordered::new();
+    // When a row that was put off is due; there may be one of an owner before us at any time.
+    let mut due = vec![Instant::now()];
     loop {
-        if part.stop.is_cancelled() || part.lost.is_cancelled() {
+        let over = part.stop.is_cancelled() || part.lost.is_cancelled();
+        if over && sending.is_empty() {
             return;
         }
-        let wait = match deliver(&workshop, &part).await {
-            Ok(0) => LOOK_EVERY,
-            Ok(_) => Duration::ZERO, // the next rows of these lanes may be due
-            Err(error) => {
-                warn!(error = %Chain(&error), "the outbox could not be worked");
-                PAUSE
+        let now = Instant::now();
+        if !over && sending.len() < AT_ONCE && due.iter().any(|at| *at <= now) {
+            due.retain(|at| *at > now);
+            match take(&workshop, &part, AT_ONCE - sending.len()).await {
+                Ok(rows) => sending.extend(rows.into_iter().map(|row| send(&workshop, &part, row))),
+                Err(error) => {
+                    warn!(error = %Chain(&error), "the outbox could not be worked");
+                    due.push(now + PAUSE);
+                }
             }
-        };
+        }
+        let next = due.iter().min().map_or(now + LOOK_EVERY, |at| (*at).min(now + LOOK_EVERY));
         tokio::select! {
-            _ = part.stop.cancelled() => return,
-            _ = part.lost.cancelled() => return,
-            _ = part.outbox.notified() => {}
-            _ = tokio::time::sleep(wait) => {}
+            // The next row of its lane may be due, or itself after a while.
+            Some(after) = sending.next() => due.push(Instant::now() + after),
+            _ = part.stop.cancelled(), if !over => {}
+            _ = part.lost.cancelled(), if !over => {}
+            _ = part.outbox.notified(), if !over && sending.len() < AT_ONCE => due.push(Instant::now()),
+            _ = tokio::time::sleep_until(next), if !over && sending.len() < AT_ONCE => due.push(next),
         }
     }
 }
 
-/// Sends the due heads of the lanes; gives how many there were.
-async fn deliver(workshop: &Workshop, part: &Part) -> Result<usize, StoreError> {
-    let due = workshop.store.take_outgoing(&part.owner, BATCH, TAKEN_FOR).await?;
-    let count = due.len();
-    let mut sending: FuturesUnordered<_> =
-        due.into_iter().map(|row| send(workshop, part, row)).collect();
-    while sending.next().await.is_some() {}
-    Ok(count)
+async fn take(workshop: &Workshop, part: &Part, room: usize) -> Result<Vec<Queued>, StoreError> {
+    workshop.store.take_outgoing(&part.owner, room as i64, TAKEN_FOR).await
 }
 
-/// Sends a row and writes down how that ended. What can't be written down is found again as in doubt.
-async fn send(workshop: &Workshop, part: &Part, row: Queued) {
+/// Sends a row and writes down how that ended; gives when to look again. What can't be written down is found again as in
+/// doubt.
+async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
     let (outbox, to, connection) = (row.id, row.outgoing.to.as_str(), row.connection);
-    if row.in_doubt {
-        warn!(outbox, to, "it may have been said before; saying it again");
-    }
-    let said = tokio::time::timeout(SEND_DEADLINE, say(workshop, part, &row)).await;
-    let result = match said.unwrap_or_else(|_| SendResult::Later(PAUSE, "it took too long".into()))
-    {
-        SendResult::Later(_, why) if row.age > given_up_after(&row.outgoing.to) => {
+    let mut doubt = Doubt { open: row.in_doubt, resent: false };
+    let said =
+        tokio::time::timeout(SEND_DEADLINE, say::say(workshop, part, &row, &mut doubt)).await;
+    let late = |_| SendResult::Doubtful(PAUSE, "it took too long".into());
+    let result = match said.unwrap_or_else(late) {
+        SendResult::Later(_, why) | SendResult::Doubtful(_, why)
+            if row.age > given_up_after(&row.outgoing.to) =>
+        {
             SendResult::Failed(format!("given up after {:?}: {why}", row.age))
         }
         other => other,
     };
-    match &result {
-        SendResult::Sent => info!(outbox, to, %connection, "said"),
-        SendResult::Later(after, why) => {
-            info!(outbox, to, %connection, ?after, why, "to be said later")
+    let after = match &result {
+        SendResult::Sent => {
+            info!(outbox, to, %connection, "said");
+            Duration::ZERO
         }
-        SendResult::Failed(why) => warn!(outbox, to, %connection, why, "can't be said"),
-    }
-    if let Err(error) = workshop.store.settle_outgoing(&part.owner, row.id, &result).await {
-        warn!(outbox, error = %Chain(&error), "how it ended could not be written down");
-    }
-}
-
-async fn say(workshop: &Workshop, part: &Part, row: &Queued) -> SendResult {
-    const NO_TOKEN: &str = "the connection has no bot token";
-    let (slack, message, tries) = (&workshop.slack, &row.outgoing.message, row.attempts);
-    let token = match &row.outgoing.to {
-        Destination::ResponseUrl { .. } => None,
-        Destination::PostMessage { .. } | Destination::UpdateView { .. } => {
-            match workshop.hydrator.connection(row.connection).await {
-                Ok(connection) => {
-                    match connection.and_then(|connection| connection.bot_token.clone()) {
-                        Some(token) => Some(token),
-                        None => return SendResult::Failed(NO_TOKEN.into()),
-                    }
-                }
-                Err(error) => return SendResult::Later(PAUSE, Chain(&error).to_string()),
-            }
+        SendResult::Later(after, why) | SendResult::Untried(after, why) => {
+            info!(outbox, to, %connection, ?after, why, "to be said later");
+            *after
+        }
+        SendResult::Doubtful(after, why) => {
+            warn!(outbox, to, %connection, ?after, why, "it may have been said");
+            *after
+        }
+        SendResult::Failed(why) => {
+            warn!(outbox, to, %connection, why, "can't be said");
+            Duration::ZERO
         }
     };
-    // Asked last: from here to Slack nothing waits for anything of ours.
-    if !part.is_ours() {
-        return SendResult::Later(Duration::ZERO, "the partition is not ours any more".into());
+    if let Err(error) = workshop.store.settle_outgoing(&part.owner, row.id, &result, doubt).await {
+        warn!(outbox, error = %Chain(&error), "how it ended could not be written down");
     }
-    match (&row.outgoing.to, token) {
-        (Destination::ResponseUrl { url }, _) => slack.respond(url, message, tries).await,
-        (Destination::PostMessage { channel, thread_ts }, Some(token)) => {
-            slack.post_message(&token, channel, thread_ts.as_deref(), message, tries).await
-        }
-        (Destination::UpdateView { view_id }, Some(token)) => {
-            slack.update_view(&token, view_id, message, tries).await
-        }
-        (_, None) => SendResult::Failed(NO_TOKEN.into()),
-    }
+    after
 }
 
-/// A `response_url` is good for half an hour; anything else is tried for a day.
+/// A `response_url` that nobody can be told without is good for half an hour; anything else is tried for a day.
 fn given_up_after(to: &Destination) -> Duration {
     match to {
-        Destination::ResponseUrl { .. } => Duration::from_secs(30 * 60),
-        Destination::PostMessage { .. } | Destination::UpdateView { .. } => {
-            Duration::from_secs(24 * 3600)
-        }
+        Destination::ResponseUrl { fallback: None, .. } => Duration::from_secs(30 * 60),
+        Destination::ResponseUrl { .. }
+        | Destination::PostMessage { .. }
+        | Destination::PostEphemeral { .. }
+        | Destination::UpdateMessage { .. }
+        | Destination::DirectMessage { .. }
+        | Destination::OpenView { .. }
+        | Destination::UpdateView { .. }
+        | Destination::PublishView { .. } => Duration::from_secs(24 * 3600),
     }
 }

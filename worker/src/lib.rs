@@ -10,7 +10,7 @@
 //! handle     what to do: an outcome with effects
 //! reply      the few answers that go into Slack's own request
 //! commit     effects → one fenced transaction
-//! deliver    outbox → Slack
+//! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
 //! ```
 //!
 //! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
@@ -30,6 +30,8 @@ pub mod handle;
 pub mod reply;
 pub mod commit;
 pub mod deliver;
+pub mod say;
+pub mod refusals;
 pub mod slack;
 pub mod agent;
 pub mod sweep;
@@ -47,6 +49,10 @@ pub struct Workshop {
     pub nats: async_nats::Client,
     /// Slack's Web API and `response_url`s.
     pub slack: slack::Slack,
+    /// A rotating token is over: it is refreshed at once.
+    pub token_is_over: Arc<tokio::sync::Notify>,
+    /// How often Slack refused whose token.
+    pub refusals: refusals::Refusals,
     /// Agents' endpoints.
     pub agents: agent::Agents,
     /// The slash command we answer to, with its slash.

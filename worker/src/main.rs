@@ -8,10 +8,18 @@ use shared::{
     telemetry,
 };
 use std::{process::ExitCode, sync::Arc, time::Duration};
+use tokio::sync::Notify;
 use tracing::info;
 use worker::{
-    Workshop, agent::Agents, breaker::Breaker, config::Config, hydrate::Hydrator, lease::Leases,
-    slack::Slack, slots::Slots,
+    Workshop,
+    agent::Agents,
+    breaker::Breaker,
+    config::Config,
+    hydrate::Hydrator,
+    lease::Leases,
+    refusals::Refusals,
+    slack::{Slack, rotate},
+    slots::Slots,
 };
 
 #[tokio::main]
@@ -43,11 +51,20 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
     let store = Store::new(&config.postgres, rings)?;
     let hydrator = Arc::new(Hydrator::new(store.clone()));
+    let slack = Slack::new(
+        config.slack_api,
+        config.response_url_origins,
+        store.clone(),
+        config.channel_pace,
+    )
+    .context("an HTTP client for Slack")?;
+    let token_is_over = Arc::new(Notify::new());
     let workshop = Arc::new(Workshop {
-        store,
+        store: store.clone(),
         nats: nats.clone(),
-        slack: Slack::new(config.slack_api, config.response_url_origins)
-            .context("an HTTP client for Slack")?,
+        slack: slack.clone(),
+        token_is_over: Arc::clone(&token_is_over),
+        refusals: Refusals::default(),
         agents: Agents::new().context("an HTTP client for agents")?,
         command: config.command,
         slots: Slots::new(config.handlers.get()),
@@ -56,6 +73,9 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     });
     let js = config::jetstream(nats);
     shutdown.spawn_vital("changes", hydrator.listen(shutdown.token().clone()));
+    let stop = || shutdown.token().clone();
+    shutdown.spawn_vital("limits", slack.limits.clone().listen(stop()));
+    shutdown.spawn_vital("tokens", rotate::run(store, slack, token_is_over, stop()));
     let leases = Leases::new(workshop, js, worker, config.lease_ttl);
     shutdown.spawn_vital("leases", leases.run(shutdown.token().clone(), config.grace));
 

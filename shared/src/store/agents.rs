@@ -1,9 +1,9 @@
 //! Organizations and their agents.
 
-use super::{Store, StoreError, inconsistent};
+use super::{Store, StoreError, column, inconsistent};
 use crate::{
     secrets::{Place, Sealed, Secret},
-    types::{AgentId, OrgId},
+    types::{AgentId, AgentMode, OrgId},
 };
 use sqlx::Row;
 
@@ -16,6 +16,7 @@ pub struct NewAgent {
     pub org: OrgId,
     pub id: AgentId,
     pub name: String,
+    pub mode: AgentMode,
     pub url: String,
     pub secret: Secret,
 }
@@ -27,6 +28,7 @@ pub struct Agent {
     pub org: OrgId,
     pub id: AgentId,
     pub name: String,
+    pub mode: AgentMode,
     pub url: String,
     pub secret: Secret,
 }
@@ -52,12 +54,14 @@ impl Store {
         let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
         sqlx::query(
             "-- agents.put
-             insert into agents (org_id, id, name, url, secret) values ($1, $2, $3, $4, $5)
-             on conflict (org_id, id) do update set name = excluded.name, url = excluded.url, secret = excluded.secret",
+             insert into agents (org_id, id, name, mode, url, secret) values ($1, $2, $3, $4, $5, $6)
+             on conflict (org_id, id) do update
+                set name = excluded.name, mode = excluded.mode, url = excluded.url, secret = excluded.secret",
         )
         .bind(new.org.as_str())
         .bind(new.id.as_str())
         .bind(&new.name)
+        .bind(new.mode.as_str())
         .bind(&new.url)
         .bind(secret.as_str())
         .execute(&self.pool)
@@ -68,7 +72,7 @@ impl Store {
     /// An agent, its secret opened.
     pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Agent>, StoreError> {
         let row = sqlx::query(
-            "-- agents.get\n select name, url, secret from agents where org_id = $1 and id = $2",
+            "-- agents.get\n select name, mode, url, secret from agents where org_id = $1 and id = $2",
         )
         .bind(org.as_str())
         .bind(id.as_str())
@@ -83,7 +87,8 @@ impl Store {
             .open_secret(place, &Sealed::stored(row.try_get("secret")?))
             .map_err(|error| inconsistent("agents", "secret", &owner, error))?;
         let (name, url) = (row.try_get("name")?, row.try_get("url")?);
-        Ok(Some(Agent { org: org.clone(), id: id.clone(), name, url, secret }))
+        let mode = column(&row, "agents", &owner, "mode")?;
+        Ok(Some(Agent { org: org.clone(), id: id.clone(), name, mode, url, secret }))
     }
 }
 

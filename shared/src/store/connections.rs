@@ -4,11 +4,12 @@ use super::{Store, StoreError, column, inconsistent, nullable};
 use crate::{
     directory::{Entry, Known, SIGNING_SECRET_COLUMN, SealedSigningSecret},
     secrets::{Place, Sealed, Secret},
-    types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Status, TeamId},
+    types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId},
 };
 use sqlx::{
     Row,
     postgres::{PgListener, PgRow},
+    types::Json,
 };
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -45,6 +46,9 @@ pub struct Connection {
     pub status: Status,
     pub bot_token: Option<Secret>,
     pub bot_user: Option<String>,
+    /// What a webhook that is handed on to an app is signed with.
+    pub signing_secret: Secret,
+    pub settings: Settings,
     pub version: i64,
 }
 
@@ -135,7 +139,7 @@ impl Store {
     ) -> Result<Option<Connection>, StoreError> {
         let row = sqlx::query(
             "-- connections.hydrate
-             select org_id, agent_id, team_id, preview_mode, status, bot_token, bot_user_id, version
+             select org_id, agent_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret, settings, version
                from connections where id = $1",
         )
         .bind(id.to_string())
@@ -152,6 +156,13 @@ impl Store {
             .map(|sealed| self.rings.tokens.open_secret(place, &Sealed::stored(sealed)))
             .transpose()
             .map_err(|error| inconsistent(TABLE, "bot_token", &key, error))?;
+        let place = Place { owner: &key, column: SIGNING_SECRET_COLUMN };
+        let signing_secret = self
+            .rings
+            .signing
+            .open_secret(place, &Sealed::stored(row.try_get("signing_secret")?))
+            .map_err(|error| inconsistent(TABLE, "signing_secret", &key, error))?;
+        let Json(settings) = row.try_get("settings")?;
         Ok(Connection {
             id,
             org: column(row, TABLE, &key, "org_id")?,
@@ -161,6 +172,8 @@ impl Store {
             status: column(row, TABLE, &key, "status")?,
             bot_token,
             bot_user: row.try_get("bot_user_id")?,
+            signing_secret,
+            settings,
             version: row.try_get("version")?,
         })
     }

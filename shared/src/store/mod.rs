@@ -15,9 +15,12 @@ mod connections;
 mod dead;
 mod lanes;
 mod leases;
+mod limits;
 mod outbox;
 mod partitions;
+mod refusals;
 mod retention;
+mod tokens;
 
 pub use agents::{Agent, NewAgent};
 pub use audit::{DONE_KEPT, Fate, Stored};
@@ -28,9 +31,11 @@ pub use connections::{ChangeSubscription, Connection, NewConnection};
 pub use dead::{DeadChoice, DeadWebhook, Dying};
 pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
-pub use outbox::{Queued, SendResult};
+pub use limits::{Limit, LimitSubscription};
+pub use outbox::{Doubt, Queued, SendResult};
 pub use partitions::{LaneState, PartitionState};
 pub use retention::Forgotten;
+pub use tokens::{DueRotation, NewRotation};
 
 use crate::{config, secrets::KeyRing};
 use sqlx::{

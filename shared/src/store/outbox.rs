@@ -2,7 +2,8 @@
 //! the partition, in the order of its lane.
 //!
 //! A row is marked `sending` with the epoch before the call, and until when that call may last. One found `sending` after
-//! that was left by somebody who did not come back, ourselves included: it may have been said.
+//! that was left by somebody who did not come back, ourselves included: it may have been said. So may one whose call
+//! ended without an answer; that is kept as `doubtful`. What Slack limits is not taken before its time (see `limits`).
 
 use super::{Owner, Position, Store, StoreError, column, inconsistent};
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     secrets::{KeyRing, Place, Sealed},
     types::{ConnectionId, Outgoing},
 };
+use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::time::Duration;
 
@@ -32,10 +34,21 @@ pub struct Queued {
     pub outgoing: Outgoing,
     /// How often it was tried before.
     pub attempts: i32,
+    /// How often its webhook's `response_url` was used before, by this row and by others.
+    pub uses: i64,
     /// How long ago it was written.
     pub age: Duration,
-    /// Marked `sending` by somebody who did not come back: it may have been said.
+    /// It may have been said: by somebody who did not come back, or by a call that had no answer.
     pub in_doubt: bool,
+}
+
+impl Queued {
+    /// What this row is known by in Slack: the same at every try, and of no use to whoever reads it there.
+    pub fn mark(&self) -> String {
+        let hash: [u8; 32] =
+            Sha256::digest(format!("outbox\0{}\0{}", self.dedupe, self.id).as_bytes()).into();
+        hash[..16].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
 }
 
 /// How a try to send ended.
@@ -45,6 +58,10 @@ pub enum SendResult {
     Sent,
     /// Not said; try again after this long.
     Later(Duration, String),
+    /// May have been said; look, and maybe try again, after this long.
+    Doubtful(Duration, String),
+    /// Not even tried; its turn comes after this long. Does not count as a try, and a doubt about it stays.
+    Untried(Duration, String),
     /// Can't be said, ever.
     Failed(String),
 }
@@ -62,12 +79,14 @@ pub(super) async fn queue(
     let sealed = ring.seal(Place { owner: &connection, column: COLUMN }, &clear)?;
     sqlx::query(
         "-- outbox.queue
-         insert into outbox (partition, lane, connection_id, dedupe_key, request) values ($1, $2, $3, $4, $5)",
+         insert into outbox (partition, lane, connection_id, dedupe_key, method, request)
+         values ($1, $2, $3, $4, $5, $6)",
     )
     .bind(owner.partition.number() as i16)
     .bind(at.lane.to_bits())
     .bind(connection)
     .bind(at.dedupe.as_str())
+    .bind(outgoing.to.as_str())
     .bind(sealed.as_str())
     .execute(tx)
     .await?;
@@ -75,8 +94,9 @@ pub(super) async fn queue(
 }
 
 impl Store {
-    /// Takes the due heads of a partition's lanes, at most `limit`, and marks them `sending` for `send_timeout`. A row
-    /// that can't be read is settled as failed, and holds up neither its lane nor the others.
+    /// Takes the due heads of a partition's lanes, at most `limit`, and marks them `sending` for `send_timeout`. What
+    /// Slack limits stays; after a limit one at a time is taken, over all workers. A row that can't be read is settled
+    /// as failed, and holds up neither its lane nor the others.
     pub async fn take_outgoing(
         &self,
         owner: &Owner,
@@ -88,15 +108,40 @@ impl Store {
              with mine as (
                  select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3 for share),
              heads as (
-                 select distinct on (lane) id, state, epoch, next_at from outbox
+                 select distinct on (lane) id, connection_id, method, next_at,
+                        state = 'sending' or doubtful as in_doubt
+                   from outbox
                   where partition = $1 and state in ('pending', 'sending') order by lane, id),
              due as (
-                 select id, state = 'sending' as in_doubt from heads
-                  where next_at <= now() order by id limit $4)
+                 select h.*, l.method is not null as limited,
+                        row_number() over (partition by h.connection_id, h.method order by h.id) as turn
+                   from heads h
+                   left join slack_limits l
+                          on l.connection_id = h.connection_id and l.method = h.method
+                         and (l.blocked_until > now() or l.limited_at > now() - interval '10 minutes')
+                  where h.next_at <= now()
+                    and (l.method is null or (l.blocked_until <= now() and l.next_at <= now()))),
+             turns as (
+                 update slack_limits l
+                    set next_at = now() + make_interval(
+                            secs => l.gap_seconds * power(0.5, extract(epoch from now() - l.limited_at) / 60))
+                   from due, mine
+                  where due.limited and due.turn = 1
+                    and l.connection_id = due.connection_id and l.method = due.method
+                    and l.blocked_until <= now() and l.next_at <= now()
+                 returning due.id),
+             picked as (
+                 select id, in_doubt from due where not limited or id in (select id from turns)
+                  order by id limit $4)
              update outbox o
                 set state = 'sending', epoch = $3, attempts = o.attempts + 1, next_at = now() + make_interval(secs => $5)
-               from due, mine where o.id = due.id
-             returning o.id, o.lane, o.connection_id, o.dedupe_key, o.request, o.attempts - 1 as attempts, extract(epoch from now() - o.created_at)::float8 as age, due.in_doubt",
+               from picked, mine where o.id = picked.id
+             returning o.id, o.lane, o.connection_id, o.dedupe_key, o.request, o.attempts - 1 as attempts,
+                       extract(epoch from now() - o.created_at)::float8 as age, picked.in_doubt,
+                       case when o.method = 'response_url' then
+                           (select sum(u.attempts) from outbox u
+                             where u.dedupe_key = o.dedupe_key and u.method = 'response_url')
+                       else 0 end as uses",
         )
         .bind(owner.partition.number() as i16)
         .bind(&owner.worker)
@@ -111,10 +156,12 @@ impl Store {
                 Ok(row) => queued.push(row),
                 Err(error) => {
                     let failed = SendResult::Failed(error.to_string());
-                    self.settle_outgoing(owner, row.try_get("id")?, &failed).await?;
+                    self.settle_outgoing(owner, row.try_get("id")?, &failed, Doubt::default())
+                        .await?;
                 }
             }
         }
+        queued.sort_by_key(|row| row.id);
         Ok(queued)
     }
 
@@ -124,16 +171,21 @@ impl Store {
         owner: &Owner,
         id: i64,
         result: &SendResult,
+        doubt: Doubt,
     ) -> Result<(), StoreError> {
-        let (state, after, error) = match result {
-            SendResult::Sent => ("sent", Duration::ZERO, ""),
-            SendResult::Later(after, error) => ("pending", *after, error.as_str()),
-            SendResult::Failed(error) => ("failed", Duration::ZERO, error.as_str()),
+        const NOW: Duration = Duration::ZERO;
+        let (state, after, error, doubtful, tried) = match result {
+            SendResult::Sent => ("sent", NOW, "", false, 1),
+            SendResult::Failed(error) => ("failed", NOW, error.as_str(), false, 1),
+            SendResult::Later(after, error) => ("pending", *after, error.as_str(), doubt.open, 1),
+            SendResult::Doubtful(after, error) => ("pending", *after, error.as_str(), true, 1),
+            SendResult::Untried(after, error) => ("pending", *after, error.as_str(), doubt.open, 0),
         };
         sqlx::query(
             "-- outbox.settle
              update outbox
-                set state = $3, next_at = now() + make_interval(secs => $4), last_error = $5,
+                set state = $3, next_at = now() + make_interval(secs => $4), last_error = $5, doubtful = $6,
+                    doubts = doubts + $7, attempts = attempts - 1 + $8,
                     settled_at = case when $3 = 'pending' then null else now() end
               where id = $1 and state = 'sending' and epoch = $2",
         )
@@ -142,6 +194,29 @@ impl Store {
         .bind(state)
         .bind(after.as_secs_f64())
         .bind(error)
+        .bind(doubtful)
+        .bind(i32::from(doubt.resent))
+        .bind(tried)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Slack does not let us speak in this conversation: noted at its binding, for people.
+    pub async fn note_refused(
+        &self,
+        connection: ConnectionId,
+        channel: &str,
+        why: &str,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- outbox.note_refused
+             update channel_bindings set refused_at = now(), refused_why = $3
+              where connection_id = $1 and channel_id = $2",
+        )
+        .bind(connection.to_string())
+        .bind(channel)
+        .bind(why)
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -163,8 +238,18 @@ impl Store {
             dedupe: DedupeKey::stored(row.try_get("dedupe_key")?),
             outgoing: serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?,
             attempts: row.try_get("attempts")?,
+            uses: row.try_get("uses")?,
             age: Duration::from_secs_f64(row.try_get::<f64, _>("age")?.max(0.0)),
             in_doubt: row.try_get("in_doubt")?,
         })
     }
+}
+
+/// What a try left of the doubt whether a row was said before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Doubt {
+    /// It is still open: Slack was not asked, or did not answer.
+    pub open: bool,
+    /// It was said again though Slack could not be asked. Counted.
+    pub resent: bool,
 }

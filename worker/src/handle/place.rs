@@ -38,7 +38,11 @@ impl Place {
     /// Says something that only the person sees.
     pub fn reply(&self, text: &str) -> Outgoing {
         Outgoing {
-            to: Destination::ResponseUrl { url: self.response_url.clone() },
+            to: Destination::response_url(
+                self.response_url.as_str(),
+                self.channel.clone(),
+                self.user.clone(),
+            ),
             message: serde_json::json!({ "response_type": "ephemeral", "text": text }),
         }
     }

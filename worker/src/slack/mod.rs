@@ -1,39 +1,134 @@
-//! Slack, as far as we call it: `chat.postMessage`, `views.update` and `response_url`s.
+//! Slack, as far as we call it: the handful of methods that are used, and `response_url`s.
 //!
-//! In: a token or an address, and a message. Out: said, later, or never, with Slack's own word for why. No redirects,
-//! and a `response_url` only where Slack has its own: it came in a webhook's body.
+//! In: a turn (see [`limits`]), a token or an address, and what to tell. Out: how it went, told apart by what may have
+//! happened at Slack ([`Called`]); what follows from Slack's own word is [`error`]'s table. No redirects, and a
+//! `response_url` only where Slack has its own: it came in a webhook's body.
 
+pub mod counted;
+pub mod error;
+pub mod limits;
+pub mod rotate;
+
+use counted::Counted;
+use error::SlackError;
+use limits::{Limits, Turn};
 use reqwest::{Response, Url, header::RETRY_AFTER};
-use serde::Deserialize;
-use serde_json::{Value, json};
-use shared::{secrets::Secret, store::SendResult, types::ChannelId};
+use serde_json::Value;
+use shared::{secrets::Secret, store::Store};
 use std::time::Duration;
 
 /// One call.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Slack's answer to too much, when it does not say how long.
 const RATE_LIMITED: Duration = Duration::from_secs(30);
-/// Longest wait between two tries.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// An answer may be this long, in bytes: a page of a conversation's history is the longest.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// A client of Slack.
+/// A client of Slack. Cheap to clone.
 #[derive(Clone)]
 pub struct Slack {
     http: reqwest::Client,
     api: Url,
     response_origins: Vec<Url>,
+    /// Who may call now.
+    pub limits: Limits,
+    /// How calls went.
+    pub counted: Counted,
 }
 
-#[derive(Deserialize)]
-struct ApiAnswer {
-    ok: bool,
-    #[serde(default)]
-    error: String,
+/// A method of the Web API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // Slack's names, below
+pub enum Method {
+    PostMessage,
+    PostEphemeral,
+    UpdateMessage,
+    OpenConversation,
+    History,
+    Replies,
+    OpenView,
+    UpdateView,
+    PublishView,
+    SetStatus,
+    AuthTest,
+    UserInfo,
+    OauthAccess,
+}
+
+impl Method {
+    /// Slack's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::PostMessage => "chat.postMessage",
+            Method::PostEphemeral => "chat.postEphemeral",
+            Method::UpdateMessage => "chat.update",
+            Method::OpenConversation => "conversations.open",
+            Method::History => "conversations.history",
+            Method::Replies => "conversations.replies",
+            Method::OpenView => "views.open",
+            Method::UpdateView => "views.update",
+            Method::PublishView => "views.publish",
+            Method::SetStatus => "assistant.threads.setStatus",
+            Method::AuthTest => "auth.test",
+            Method::UserInfo => "users.info",
+            Method::OauthAccess => "oauth.v2.access",
+        }
+    }
+
+    /// Methods that read take a form; only those that write take JSON.
+    fn takes_a_form(self) -> bool {
+        matches!(
+            self,
+            Method::History
+                | Method::Replies
+                | Method::AuthTest
+                | Method::UserInfo
+                | Method::OauthAccess
+        )
+    }
+}
+
+/// How a call went.
+#[derive(Debug)]
+pub enum Called {
+    /// Slack did it; this is its answer.
+    Done(Value),
+    /// Slack did not do it, and says why: its word.
+    Refused(SlackError, String),
+    /// Too many calls; all workers know.
+    Limited(Duration),
+    /// Slack never had it.
+    NotSent(String),
+    /// Nobody knows.
+    Unclear(String),
+}
+
+/// How an answer through a `response_url` went.
+#[derive(Debug)]
+pub enum Responded {
+    /// Slack took it.
+    Done,
+    /// This address takes no more: too old, or used too often.
+    UsedUp(String),
+    /// Slack won't take this.
+    Refused(String),
+    /// Too many calls.
+    Limited(Duration),
+    /// Slack never had it.
+    NotSent(String),
+    /// Nobody knows.
+    Unclear(String),
 }
 
 impl Slack {
-    /// `api` is where the Web API is; `response_origins` where a `response_url` may lie.
-    pub fn new(mut api: Url, response_origins: Vec<Url>) -> reqwest::Result<Self> {
+    /// `api` is where the Web API is; `response_origins` where a `response_url` may lie; `pace` the least time between two
+    /// messages to one channel.
+    pub fn new(
+        mut api: Url,
+        response_origins: Vec<Url>,
+        store: Store,
+        pace: Duration,
+    ) -> reqwest::Result<Self> {
         if !api.path().ends_with('/') {
             api.set_path(&format!("{}/", api.path())); // else `join` would replace the last part
         }
@@ -42,92 +137,173 @@ impl Slack {
             .timeout(SEND_TIMEOUT)
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { http, api, response_origins })
+        let limits = Limits::new(store, pace);
+        Ok(Self { http, api, response_origins, limits, counted: Counted::default() })
+    }
+
+    /// Waits for a turn to call a method; else, how long to stay away.
+    pub async fn turn(
+        &self,
+        connection: shared::types::ConnectionId,
+        method: Method,
+    ) -> Result<(Turn, Method), Duration> {
+        Ok((self.limits.turn(connection, method.as_str()).await?, method))
+    }
+
+    /// Calls a method.
+    pub async fn call(
+        &self,
+        (turn, method): (Turn, Method),
+        token: &Secret,
+        body: &Value,
+    ) -> Called {
+        let Ok(url) = self.api.join(method.as_str()) else {
+            return Called::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
+        };
+        let request = self.http.post(url).bearer_auth(token.expose());
+        let request = match method.takes_a_form() {
+            true => request.header("content-type", FORM).body(form(body)),
+            false => request.json(body),
+        };
+        let called = read(request).await;
+        self.counted.called(method.as_str(), &called);
+        if let Called::Limited(retry_after) = called {
+            self.limits.limited(turn.connection, turn.method, retry_after).await;
+        }
+        called
+    }
+
+    /// Exchanges a refresh token for a new pair. No turn: this is limited by app, and far above what rotating needs.
+    pub async fn refresh(
+        &self,
+        client_id: &str,
+        client_secret: &Secret,
+        refresh_token: &Secret,
+    ) -> Called {
+        let Ok(url) = self.api.join(Method::OauthAccess.as_str()) else {
+            return Called::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
+        };
+        let form = form(&serde_json::json!({
+            "grant_type": "refresh_token", "refresh_token": refresh_token.expose(),
+        }));
+        let request = self
+            .http
+            .post(url)
+            .basic_auth(client_id, Some(client_secret.expose()))
+            .header("content-type", FORM)
+            .body(form);
+        let called = read(request).await;
+        self.counted.called(Method::OauthAccess.as_str(), &called);
+        called
     }
 
     /// Answers through a `response_url`.
-    pub async fn respond(&self, url: &str, message: &Value, tries: i32) -> SendResult {
-        let Ok(url) = Url::parse(url) else { return SendResult::Failed("no response_url".into()) };
+    pub async fn respond(&self, url: &str, message: &Value) -> Responded {
+        let responded = self.try_respond(url, message).await;
+        self.counted.responded(&responded);
+        responded
+    }
+
+    async fn try_respond(&self, url: &str, message: &Value) -> Responded {
+        let Ok(url) = Url::parse(url) else {
+            return Responded::Refused("no response_url".into());
+        };
         if !self.response_origins.iter().any(|origin| origin.origin() == url.origin()) {
-            return SendResult::Failed("the response_url is not Slack's".into());
+            return Responded::Refused("the response_url is not Slack's".into());
         }
-        match self.http.post(url).json(message).send().await {
-            Ok(response) if response.status().is_success() => SendResult::Sent,
-            Ok(response) => unsuccessful(&response, tries),
-            Err(error) => again(tries, error.without_url().to_string()),
-        }
-    }
-
-    /// Posts a message.
-    pub async fn post_message(
-        &self,
-        token: &Secret,
-        channel: &ChannelId,
-        thread_ts: Option<&str>,
-        message: &Value,
-        tries: i32,
-    ) -> SendResult {
-        let mut body = message.clone();
-        body["channel"] = channel.as_str().into();
-        if let Some(ts) = thread_ts {
-            body["thread_ts"] = ts.into();
-        }
-        self.call("chat.postMessage", token, &body, tries).await
-    }
-
-    /// Shows something else in an open view.
-    pub async fn update_view(
-        &self,
-        token: &Secret,
-        view_id: &str,
-        view: &Value,
-        tries: i32,
-    ) -> SendResult {
-        self.call("views.update", token, &json!({ "view_id": view_id, "view": view }), tries).await
-    }
-
-    async fn call(
-        &self,
-        method: &'static str,
-        token: &Secret,
-        body: &Value,
-        tries: i32,
-    ) -> SendResult {
-        let Ok(url) = self.api.join(method) else {
-            return SendResult::Failed("TIDEGATE_SLACK_API is no base of addresses".into());
+        let response = match self.http.post(url).json(message).send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => {
+                return Responded::NotSent(error.without_url().to_string());
+            }
+            Err(error) => return Responded::Unclear(error.without_url().to_string()),
         };
-        let response = match self.http.post(url).bearer_auth(token.expose()).json(body).send().await
-        {
-            Ok(response) if response.status().is_success() => response,
-            Ok(response) => return unsuccessful(&response, tries),
-            Err(error) => return again(tries, error.without_url().to_string()),
-        };
-        match response.json::<ApiAnswer>().await {
-            Ok(ApiAnswer { ok: true, .. }) => SendResult::Sent,
-            Ok(ApiAnswer { error, .. }) => match error.as_str() {
-                "ratelimited" | "rate_limited" => SendResult::Later(RATE_LIMITED, error),
-                "fatal_error" | "internal_error" | "service_unavailable" | "request_timeout" => {
-                    again(tries, error)
-                }
-                _ => SendResult::Failed(error),
-            },
-            Err(_) => again(tries, "Slack's answer is not JSON".into()),
+        let status = response.status();
+        if status.is_success() {
+            return Responded::Done;
+        }
+        if status.as_u16() == 429 {
+            return Responded::Limited(retry_after(&response));
+        }
+        if status.is_server_error() {
+            return Responded::Unclear(status.to_string());
+        }
+        let said = response.text().await.unwrap_or_default();
+        let said: String = said.chars().take(80).collect();
+        let over = matches!(status.as_u16(), 404 | 410)
+            || ["used_url", "expired_url"].iter().any(|word| said.contains(word));
+        match over {
+            true => Responded::UsedUp(format!("{status} {said}")),
+            false => Responded::Refused(format!("{status} {said}")),
         }
     }
 }
 
-fn unsuccessful(response: &Response, tries: i32) -> SendResult {
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The fields of an object, as a form.
+fn form(body: &Value) -> String {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in body.as_object().into_iter().flatten() {
+        match value {
+            Value::Null => {}
+            Value::String(text) => drop(form.append_pair(name, text)),
+            other => drop(form.append_pair(name, &other.to_string())),
+        }
+    }
+    form.finish()
+}
+
+async fn read(request: reqwest::RequestBuilder) -> Called {
+    let response = match request.send().await {
+        Ok(response) => response,
+        // Without a connection nothing was sent; after that nobody knows how far it came.
+        Err(error) if error.is_connect() => {
+            return Called::NotSent(error.without_url().to_string());
+        }
+        Err(error) => return Called::Unclear(error.without_url().to_string()),
+    };
     let status = response.status();
-    let why = status.to_string();
     if status.as_u16() == 429 {
-        let seconds =
-            response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
-        return SendResult::Later(seconds.map_or(RATE_LIMITED, Duration::from_secs), why);
+        return Called::Limited(retry_after(&response));
     }
-    if status.is_server_error() { again(tries, why) } else { SendResult::Failed(why) }
+    let retry_after = retry_after(&response);
+    let body = match body(response).await {
+        Ok(body) => body,
+        Err(why) => return Called::Unclear(why),
+    };
+    let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
+        // A server that can't say it in JSON may have done it before it broke; one that refuses did not.
+        return match status.is_client_error() {
+            true => Called::Refused(SlackError::Other, status.to_string()),
+            false => Called::Unclear(format!("{status}, not JSON")),
+        };
+    };
+    if answer["ok"] == true {
+        return Called::Done(answer);
+    }
+    let word: String = answer["error"].as_str().unwrap_or("no word").chars().take(80).collect();
+    match SlackError::from(&*word) {
+        SlackError::RateLimited => Called::Limited(retry_after),
+        error => Called::Refused(error, word),
+    }
 }
 
-/// Whoever sends decides when it is too old to be tried.
-fn again(tries: i32, why: String) -> SendResult {
-    SendResult::Later(Duration::from_millis(500 << tries.clamp(0, 10)).min(BACKOFF_MAX), why)
+async fn body(mut response: Response) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) =
+        response.chunk().await.map_err(|error| error.without_url().to_string())?
+    {
+        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(format!("Slack answered over {ANSWER_BYTES_MAX} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn retry_after(response: &Response) -> Duration {
+    let seconds =
+        response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    seconds.map_or(RATE_LIMITED, Duration::from_secs)
 }

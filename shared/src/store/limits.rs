@@ -1,0 +1,108 @@
+//! Until when Slack asked us to leave a method of a workspace alone, for all workers to know.
+//!
+//! A row per connection and method that was ever limited; without one nothing is limited. `outbox.take` looks here in
+//! the same statement that takes rows. Others hear of a limit by NOTIFY, for what they have taken already.
+
+use super::{Store, StoreError};
+use crate::types::ConnectionId;
+use sqlx::postgres::PgListener;
+use std::time::Duration;
+
+/// Least distance between two calls after a first limit: fifty a minute, what Slack gives most methods.
+const GAP: Duration = Duration::from_millis(1_200);
+/// Most: Slack's strictest methods take one call a minute.
+const GAP_MAX: Duration = Duration::from_secs(61);
+
+/// A method that Slack limits now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// Whose.
+    pub connection: ConnectionId,
+    /// Which.
+    pub method: String,
+    /// For how long.
+    pub left: Duration,
+}
+
+impl Store {
+    /// Slack answered 429. Calls wait for `retry_after`, and keep a distance after it: twice the one that was still too
+    /// short. It shrinks by half every minute, and after ten is forgotten.
+    pub async fn limit_slack(
+        &self,
+        connection: ConnectionId,
+        method: &str,
+        retry_after: Duration,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- limits.limit
+             insert into slack_limits as l (connection_id, method, blocked_until, gap_seconds, limited_at)
+             select $1, $2, now() + make_interval(secs => $3), $4, now()
+              where exists (select from connections where id = $1)
+             on conflict (connection_id, method) do update
+                set blocked_until = greatest(l.blocked_until, excluded.blocked_until),
+                    gap_seconds = case
+                        when l.blocked_until > now() then l.gap_seconds -- under way when the first was answered
+                        else least($5, greatest($4, 2 * l.gap_seconds * power(0.5, extract(epoch from now() - l.limited_at) / 60)))
+                    end,
+                    limited_at = now()",
+        )
+        .bind(connection.to_string())
+        .bind(method)
+        .bind(retry_after.as_secs_f64())
+        .bind(GAP.as_secs_f64())
+        .bind(GAP_MAX.as_secs_f64())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Hears of every limit, as it is written.
+    pub async fn slack_limits(&self) -> Result<LimitSubscription, StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen("slack_limits").await?;
+        Ok(LimitSubscription { listener })
+    }
+}
+
+/// A subscription to limits. A lost word costs a 429, nothing more.
+pub struct LimitSubscription {
+    listener: PgListener,
+}
+
+impl LimitSubscription {
+    /// The next limit; `None` when the link was lost, or what came was none.
+    pub async fn next(&mut self) -> Result<Option<Limit>, StoreError> {
+        let heard = self.listener.try_recv().await?;
+        Ok(heard.and_then(|notification| parse(notification.payload())))
+    }
+}
+
+/// `<connection> <method> <milliseconds>`.
+fn parse(payload: &str) -> Option<Limit> {
+    let mut words = payload.split(' ');
+    let (connection, method, left) = (words.next()?, words.next()?, words.next()?);
+    let left = left.parse::<f64>().ok().filter(|ms| *ms > 0.0 && *ms < 1e9)?;
+    Some(Limit {
+        connection: connection.parse().ok()?,
+        method: method.to_owned(),
+        left: Duration::from_secs_f64(left / 1000.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_read_as_the_trigger_writes_it() {
+        let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
+        let limit = parse(&format!("{id} chat.postMessage 1500")).expect("a limit");
+        assert_eq!(
+            (limit.method.as_str(), limit.left),
+            ("chat.postMessage", Duration::from_millis(1500))
+        );
+        for odd in ["", "x chat.postMessage 1", &format!("{id} m -5"), &format!("{id} m")] {
+            assert_eq!(parse(odd), None, "{odd}");
+        }
+    }
+}

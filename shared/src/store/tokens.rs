@@ -1,0 +1,171 @@
+//! Bot tokens that rotate: refreshed ahead of their end, by one worker at a time, and never overwritten by an older one.
+//!
+//! A lease on the row keeps refreshers apart; `generation` is compared when the new tokens are written, in the same
+//! transaction as the connection's own token. A lease is no change of the connection, so nobody hydrates for it.
+
+use super::{Store, StoreError, column, inconsistent};
+use crate::{
+    secrets::{Place, Sealed, Secret},
+    types::ConnectionId,
+};
+use sqlx::Row;
+use std::time::Duration;
+
+const TABLE: &str = "token_rotations";
+const CLIENT_SECRET: &str = "token_rotations.client_secret";
+const REFRESH_TOKEN: &str = "token_rotations.refresh_token";
+const BOT_TOKEN: &str = "connections.bot_token";
+/// A token is refreshed when this share of its life is over.
+const REFRESH_AT: f64 = 0.8;
+
+/// What a rotating token is refreshed with.
+#[derive(Debug)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct NewRotation {
+    pub connection: ConnectionId,
+    pub client_id: String,
+    pub client_secret: Secret,
+    pub refresh_token: Secret,
+    /// How long the connection's present token is good.
+    pub expires_in: Duration,
+}
+
+/// A token that is to be refreshed, and ours to refresh for a while.
+#[derive(Debug)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct DueRotation {
+    pub connection: ConnectionId,
+    pub client_id: String,
+    pub client_secret: Secret,
+    pub refresh_token: Secret,
+    pub generation: i64,
+    pub failures: i32,
+}
+
+impl Store {
+    /// Begins, or begins anew, to rotate a connection's token.
+    pub async fn put_rotation(&self, new: &NewRotation) -> Result<(), StoreError> {
+        let owner = new.connection.to_string();
+        let seal = |column, secret: &Secret| {
+            self.rings.tokens.seal_secret(Place { owner: &owner, column }, secret)
+        };
+        sqlx::query(
+            "-- tokens.put
+             insert into token_rotations as t (connection_id, client_id, client_secret, refresh_token, refresh_at, expires_at)
+             values ($1, $2, $3, $4, now() + make_interval(secs => $5 * $6), now() + make_interval(secs => $5))
+             on conflict (connection_id) do update
+                set client_id = excluded.client_id, client_secret = excluded.client_secret,
+                    refresh_token = excluded.refresh_token, refresh_at = excluded.refresh_at,
+                    expires_at = excluded.expires_at, generation = t.generation + 1, failures = 0, last_error = ''",
+        )
+        .bind(&owner)
+        .bind(&new.client_id)
+        .bind(seal(CLIENT_SECRET, &new.client_secret)?.as_str())
+        .bind(seal(REFRESH_TOKEN, &new.refresh_token)?.as_str())
+        .bind(new.expires_in.as_secs_f64())
+        .bind(REFRESH_AT)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Slack calls the token expired: it is refreshed now. True if it is one that rotates.
+    pub async fn refresh_now(&self, connection: ConnectionId) -> Result<bool, StoreError> {
+        let due = sqlx::query(
+            "-- tokens.refresh_now
+             update token_rotations set refresh_at = least(refresh_at, now()) where connection_id = $1",
+        )
+        .bind(connection.to_string())
+        .execute(&self.pool)
+        .await?;
+        Ok(due.rows_affected() > 0)
+    }
+
+    /// Leases one token that is due, if there is one that nobody else has.
+    pub async fn lease_rotation(&self, lease: Duration) -> Result<Option<DueRotation>, StoreError> {
+        let row = sqlx::query(
+            "-- tokens.lease
+             update token_rotations set leased_until = now() + make_interval(secs => $1)
+              where connection_id = (
+                 select t.connection_id from token_rotations t join connections c on c.id = t.connection_id
+                  where t.refresh_at <= now() and t.leased_until <= now() and c.status in ('active', 'error')
+                  order by t.refresh_at limit 1 for update of t skip locked)
+             returning connection_id, client_id, client_secret, refresh_token, generation, failures",
+        )
+        .bind(lease.as_secs_f64())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let owner: String = row.try_get("connection_id")?;
+        let open = |place: &'static str, name: &'static str| -> Result<Secret, StoreError> {
+            let sealed = Sealed::stored(row.try_get(name)?);
+            let place = Place { owner: &owner, column: place };
+            let opened = self.rings.tokens.open_secret(place, &sealed);
+            opened.map_err(|error| inconsistent(TABLE, name, &owner, error))
+        };
+        Ok(Some(DueRotation {
+            connection: column(&row, TABLE, &owner, "connection_id")?,
+            client_id: row.try_get("client_id")?,
+            client_secret: open(CLIENT_SECRET, "client_secret")?,
+            refresh_token: open(REFRESH_TOKEN, "refresh_token")?,
+            generation: row.try_get("generation")?,
+            failures: row.try_get("failures")?,
+        }))
+    }
+
+    /// Writes the new tokens, unless somebody else did meanwhile; true if they are in force.
+    pub async fn rotated(
+        &self,
+        due: &DueRotation,
+        bot_token: &Secret,
+        refresh_token: &Secret,
+        expires_in: Duration,
+    ) -> Result<bool, StoreError> {
+        let owner = due.connection.to_string();
+        let seal = |column, secret: &Secret| {
+            self.rings.tokens.seal_secret(Place { owner: &owner, column }, secret)
+        };
+        let written = sqlx::query(
+            "-- tokens.rotated
+             with rotated as (
+                 update token_rotations
+                    set refresh_token = $3, generation = generation + 1, leased_until = '-infinity', failures = 0,
+                        last_error = '', refresh_at = now() + make_interval(secs => $5 * $6),
+                        expires_at = now() + make_interval(secs => $5)
+                  where connection_id = $1 and generation = $2 returning connection_id)
+             update connections set bot_token = $4 where id in (select connection_id from rotated)",
+        )
+        .bind(&owner)
+        .bind(due.generation)
+        .bind(seal(REFRESH_TOKEN, refresh_token)?.as_str())
+        .bind(seal(BOT_TOKEN, bot_token)?.as_str())
+        .bind(expires_in.as_secs_f64())
+        .bind(REFRESH_AT)
+        .execute(&self.pool)
+        .await?;
+        Ok(written.rows_affected() > 0)
+    }
+
+    /// It could not be refreshed; tried again after this long. False if somebody else refreshed it meanwhile.
+    pub async fn rotation_failed(
+        &self,
+        due: &DueRotation,
+        after: Duration,
+        error: &str,
+    ) -> Result<bool, StoreError> {
+        let noted = sqlx::query(
+            "-- tokens.failed
+             update token_rotations
+                set leased_until = '-infinity', refresh_at = now() + make_interval(secs => $3),
+                    failures = failures + 1, last_error = $4
+              where connection_id = $1 and generation = $2",
+        )
+        .bind(due.connection.to_string())
+        .bind(due.generation)
+        .bind(after.as_secs_f64())
+        .bind(error)
+        .execute(&self.pool)
+        .await?;
+        Ok(noted.rows_affected() > 0)
+    }
+}
