@@ -5,7 +5,7 @@ use ingest::{
     config::Config, directory::Directory, gate::Gate, metrics::Metrics, publish::Publisher,
     reply::Replies, route, serve, standing::Standings, verify::SigningKey,
 };
-use shared::{config, shutdown::Shutdown, telemetry};
+use shared::{config, healthcheck::Asked, shutdown::Shutdown, telemetry};
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Instant};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,8 @@ const ADMIN_CONNECTIONS_MAX: usize = 64;
 #[tokio::main]
 async fn main() -> ExitCode {
     let config: Config = match config::parse() {
-        Ok(config) => config,
+        Ok(Asked::Run(config)) => config,
+        Ok(Asked::Healthcheck(healthcheck)) => return healthcheck.run(),
         Err(code) => return code,
     };
     match run(config).await {
@@ -54,13 +55,11 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         in_flight_max: config.in_flight_max,
         stopping: shutdown.token().clone(),
     });
+    // Ready also while NATS is away: most likely it is away for every ingest, and a balancer without any would answer in our
+    // stead, with no word to a command's user.
     let ready = {
         let gate = Arc::clone(&gate);
-        move || {
-            gate.directory.is_complete()
-                && gate.publisher.is_connected()
-                && !gate.stopping.is_cancelled()
-        }
+        move || gate.directory.is_complete() && !gate.stopping.is_cancelled()
     };
     let admin_router = route::admin_router(Arc::clone(&gate), ready);
     shutdown.spawn_vital(

@@ -31,6 +31,9 @@ pub struct Nats {
     /// File with the nkey seed that proves who we are to NATS.
     #[arg(long = "nats-nkey-file", env = "TIDEGATE_NATS_NKEY_FILE", value_name = "FILE")]
     pub nkey_file: Option<PathBuf>,
+    /// File with the certificate authority of NATS's servers, as PEM; with it nothing is said in the clear.
+    #[arg(long = "nats-ca-file", env = "TIDEGATE_NATS_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for Nats {
@@ -52,6 +55,9 @@ impl Nats {
             let seed = std::fs::read_to_string(file)
                 .map_err(|source| NatsError::Seed { file: file.clone(), source })?;
             options = ConnectOptions::with_nkey(seed.trim().to_owned());
+        }
+        if let Some(file) = &self.ca_file {
+            options = options.add_root_certificates(file.clone()).require_tls(true);
         }
         options
             .name(format!("tidegate-{role}"))
@@ -103,13 +109,8 @@ pub fn jetstream(client: async_nats::Client) -> jetstream::Context {
 /// Where Postgres is.
 #[derive(Clone, clap::Args)]
 pub struct Postgres {
-    /// Postgres, as postgres://user:password@host/database.
-    #[arg(
-        long = "postgres-url",
-        env = "TIDEGATE_POSTGRES_URL",
-        value_name = "URL",
-        hide_env_values = true
-    )]
+    /// Postgres, as postgres://user:password@host/database or file:<path>.
+    #[arg(long = "postgres-url", env = "TIDEGATE_POSTGRES_URL", value_name = "URL", value_parser = secret_text, hide_env_values = true)]
     pub url: String,
     /// Connections to Postgres at most.
     #[arg(

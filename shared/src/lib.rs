@@ -9,7 +9,7 @@
 //! directory  what ingest knows of connections, and how it is told
 //! store      Postgres, all of it (feature `store`)
 //! secrets    what can't print, and how it rests
-//! config, telemetry, shutdown   what every process does the same way
+//! config, telemetry, shutdown, healthcheck   what every process does the same way
 //! ```
 //!
 //! Dependencies point one way: `types ← codec, store, directory`.
@@ -26,3 +26,4 @@ pub mod secrets;
 pub mod config;
 pub mod telemetry;
 pub mod shutdown;
+pub mod healthcheck;

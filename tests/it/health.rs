@@ -1,8 +1,12 @@
 //! What operators see: health, figures and logs; nothing that is nobody's business.
 
+use std::process::Command;
 use tests::{
+    binaries::Binaries,
+    port,
     slack::webhook::Webhook,
-    world::{SMALL, World},
+    until::until,
+    world::{SMALL, SOON, Size, World},
 };
 
 #[tokio::test]
@@ -35,6 +39,44 @@ async fn health_and_figures_are_told_on_a_port_of_their_own() {
         !page.contains(&app.connection.to_string()) && !page.contains(&app.team),
         "an id is a label"
     );
+}
+
+#[tokio::test]
+async fn a_process_is_asked_by_its_own_program_whether_it_is_ready() {
+    let size = Size { ingests: 0, workers: 0, own_postgres: false };
+    let mut world = World::without_processes(size).await.expect("servers");
+    world.set("TIDEGATE_DRAIN_DELAY", "60s");
+    world.start_ingest().await.expect("an ingest");
+    let ask = |admin: &str| {
+        let program = &Binaries::get().expect("binaries").ingest;
+        let mut command = Command::new(program);
+        command.arg("healthcheck").env_clear().env("TIDEGATE_ADMIN_LISTEN", admin);
+        let ran = command.output().expect("it runs");
+        (ran.status.code(), String::from_utf8(ran.stderr).expect("text"))
+    };
+    let url = world.ingests[0].admin("");
+    let admin = url.strip_prefix("http://").expect("an address");
+    assert_eq!(ask(admin), (Some(0), String::new()));
+    // As the image is told: what listens everywhere is asked here.
+    let everywhere = admin.replace("127.0.0.1", "0.0.0.0");
+    assert_eq!(ask(&everywhere), (Some(0), String::new()));
+
+    // Without NATS it still has something to say to Slack, and a balancer without ingests has not.
+    world.nats.kill();
+    let metric = async || world.ingests[0].metric("ingest_nats_connected").await.ok();
+    until("it knows that NATS is away", SOON, async || (metric().await == Some(0.0)).then_some(()))
+        .await;
+    assert_eq!(ask(admin), (Some(0), String::new()));
+
+    world.ingests[0].process.terminate();
+    until("it says that it stops", SOON, async || {
+        let (code, said) = ask(admin);
+        (code == Some(1) && said.contains("not ready") && said.contains("503")).then_some(())
+    })
+    .await;
+    let nobody = format!("127.0.0.1:{}", port::free().expect("a port"));
+    let (code, said) = ask(&nobody);
+    assert!(code == Some(1) && said.contains("no answer"), "{code:?} {said}");
 }
 
 #[tokio::test]

@@ -30,4 +30,5 @@ mod traces;
 mod settings;
 mod architecture;
 mod readme;
+mod deploy;
 mod harness;

@@ -29,8 +29,9 @@ const TOKENS: (&str, &str) = ("TIDEGATE_TOKEN_KEYS", RING);
 fn an_unset_or_malformed_setting_ends_the_process_with_one_sentence_that_names_it() {
     let bad_ring = ("TIDEGATE_SIGNING_KEYS", "k1:c2VjcmV0");
     let no_file = ("TIDEGATE_TOKEN_KEYS", "file:/nonexistent/ring");
+    let no_url = ("TIDEGATE_POSTGRES_URL", "file:/nonexistent/url");
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case<'_>; 11] = [
+    let cases: [Case<'_>; 14] = [
         ("ingest", &[], &[SIGNING], "TIDEGATE_NATS_URL is not set: "),
         ("ingest", &[], &[NATS], "TIDEGATE_SIGNING_KEYS is not set: "),
         ("ingest", &[], &[NATS, bad_ring], "TIDEGATE_SIGNING_KEYS is malformed"),
@@ -61,7 +62,10 @@ fn an_unset_or_malformed_setting_ends_the_process_with_one_sentence_that_names_i
             &[NATS, SIGNING, TOKENS, POSTGRES, ("TIDEGATE_LEASE_TTL", "1ms")],
             "TIDEGATE_LEASE_TTL is too short",
         ),
-        ("tidegate", &["migrate"], &[NATS, SIGNING, TOKENS], "TIDEGATE_POSTGRES_URL is not set: "),
+        ("worker", &[], &[NATS, SIGNING, TOKENS, no_url], "TIDEGATE_POSTGRES_URL is malformed"),
+        ("tidegate", &["migrate"], &[NATS], "TIDEGATE_POSTGRES_URL is not set: "),
+        ("tidegate", &["migrate", "schema"], &[NATS], "TIDEGATE_POSTGRES_URL is not set: "),
+        ("tidegate", &["migrate", "stream"], &[POSTGRES], "TIDEGATE_NATS_URL is not set: "),
     ];
     for (program, args, settings, says) in cases {
         let (code, stderr) = run(program, args, settings);
@@ -79,4 +83,27 @@ fn every_setting_is_in_the_help() {
         let ran = Command::new(program).arg("--help").output().expect("it runs");
         assert!(ran.status.success() && String::from_utf8_lossy(&ran.stdout).contains(setting));
     }
+}
+
+#[test]
+fn the_keys_of_a_new_installation_are_made_once_and_never_overwritten() {
+    let run_dir = tests::guard::RunDir::new("keygen").expect("a folder");
+    let keys = run_dir.path().join("keys");
+    let keygen = |more: &[&str]| {
+        let out = keys.to_str().expect("text");
+        run("tidegate", &[&["keygen", "--out", out], more].concat(), &[])
+    };
+    assert_eq!(keygen(&[]), (Some(0), String::new()));
+    let read = |name: &str| std::fs::read_to_string(keys.join(name)).expect("a file");
+    let (signing, token) = (read("signing.keys"), read("token.keys"));
+    assert!(signing.parse::<shared::secrets::KeyRing>().is_ok() && signing != token);
+    let public = read("nats-users.env");
+    for user in ["ingest", "worker", "operator"] {
+        assert!(read(&format!("nats-{user}.seed")).starts_with("SU"));
+        assert!(public.contains(&format!("TIDEGATE_{}_NKEY=U", user.to_uppercase())), "{public}");
+    }
+    let (code, said) = keygen(&[]);
+    assert!(code == Some(1) && said.contains("signing.keys is there already"), "{said}");
+    assert_eq!(keygen(&["--if-missing"]), (Some(0), String::new()));
+    assert_eq!(read("signing.keys"), signing);
 }

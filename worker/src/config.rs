@@ -63,6 +63,9 @@ pub struct Config {
     pub telemetry: Telemetry,
 }
 
+/// What the grace does not cover when we stop: the last word to Postgres, and to the collector of traces.
+pub const BEYOND_GRACE: Duration = Duration::from_secs(1);
+
 /// A lease shorter than this would be lost to an ordinary pause.
 const LEASE_TTL_MIN: Duration = Duration::from_millis(300);
 

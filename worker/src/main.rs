@@ -3,18 +3,19 @@
 use anyhow::Context;
 use shared::{
     config,
+    healthcheck::Asked,
     shutdown::Shutdown,
     store::{Rings, Store},
     telemetry,
 };
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc};
 use tokio::sync::Notify;
 use tracing::info;
 use worker::{
     Workshop,
     agent::Agents,
     breaker::Breaker,
-    config::Config,
+    config::{BEYOND_GRACE, Config},
     hydrate::Hydrator,
     lease::Leases,
     refusals::Refusals,
@@ -25,7 +26,8 @@ use worker::{
 #[tokio::main]
 async fn main() -> ExitCode {
     let config: Config = match config::parse() {
-        Ok(config) => config,
+        Ok(Asked::Run(config)) => config,
+        Ok(Asked::Healthcheck(healthcheck)) => return healthcheck.run(),
         Err(code) => return code,
     };
     if let Err(wrong) = config.check() {
@@ -80,7 +82,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     shutdown.spawn_vital("leases", leases.run(shutdown.token().clone(), config.grace));
 
     shutdown.requested().await;
-    Ok(shutdown.drain(config.grace + Duration::from_secs(1)).await)
+    Ok(shutdown.drain(config.grace + BEYOND_GRACE).await)
 }
 
 fn made_up_name() -> String {

@@ -15,6 +15,7 @@ mod audit;
 mod claims;
 mod connections;
 mod dead;
+mod keygen;
 mod lanes;
 mod migrate;
 mod partitions;
@@ -31,8 +32,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Bring Postgres's schema and NATS's stream and buckets to this release's. Safe to run again.
+    /// Bring Postgres's schema and NATS's stream and buckets to this release's. Safe to run again
     Migrate(migrate::Migrate),
+    /// Make the keys of a new installation: key rings, and what NATS knows its users by.
+    Keygen(keygen::Keygen),
     /// Link claims.
     #[command(subcommand)]
     Claims(claims::Claims),
@@ -85,6 +88,7 @@ async fn main() -> ExitCode {
     };
     let done = match cli.verb {
         Verb::Migrate(verb) => verb.run().await,
+        Verb::Keygen(verb) => verb.run(),
         Verb::Claims(verb) => verb.run().await,
         Verb::Connections(verb) => verb.run().await,
         Verb::Dead(verb) => verb.run().await,

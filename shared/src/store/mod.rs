@@ -63,8 +63,6 @@ pub struct Store {
     pool: PgPool,
     /// Leases are renewed beside all other work, never behind it.
     leases: PgPool,
-    /// Without time-outs, for migrations.
-    plain: PgConnectOptions,
     rings: Rings,
 }
 
@@ -120,9 +118,7 @@ impl StoreError {
 impl Store {
     /// Prepares a pool. Touches nothing yet: a Postgres that is away is waited for where it is needed.
     pub fn new(settings: &config::Postgres, rings: Rings) -> Result<Self, StoreError> {
-        let plain = PgConnectOptions::from_str(&settings.url).map_err(|_| StoreError::Url)?;
-        let plain = plain.application_name("tidegate");
-        let timed = plain.clone().options([
+        let timed = options(settings)?.options([
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
         ]);
@@ -132,13 +128,13 @@ impl Store {
             options.connect_lazy_with(timed.clone())
         };
         let (pool, leases) = (pool(settings.connections), pool(LEASE_CONNECTIONS));
-        Ok(Self { pool, leases, plain, rings })
+        Ok(Self { pool, leases, rings })
     }
 
     /// Brings the schema to this release's. Safe to run again, and by several at once: they wait for each other,
-    /// for as long as it takes.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
-        let mut connection = self.plain.connect().await?;
+    /// for as long as it takes. Needs no keys.
+    pub async fn migrate(settings: &config::Postgres) -> Result<(), StoreError> {
+        let mut connection = options(settings)?.connect().await?;
         Ok(sqlx::migrate!("./migrations").run(&mut connection).await?)
     }
 
@@ -147,6 +143,11 @@ impl Store {
         self.pool.close().await;
         self.leases.close().await;
     }
+}
+
+fn options(settings: &config::Postgres) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(&settings.url).map_err(|_| StoreError::Url)?;
+    Ok(options.application_name("tidegate"))
 }
 
 /// Reads a column as one of our types, or says which row makes no sense.

@@ -1,0 +1,25 @@
+"""A sample agent: says back what it heard. In any language an agent is one HTTP handler; this one needs no package.
+
+Tidegate POSTs {"type":"message","text":…,…} and posts what comes back as {"text":…}. It repeats a question whose answer was
+lost, with the same idempotency-key; whoever does more than answer remembers the keys it has seen.
+"""
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Agent(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        question = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        answer = json.dumps({"text": f"I heard: {question.get('text', '')}"}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer(("", 8000), Agent).serve_forever()

@@ -1,0 +1,99 @@
+//! `<program> healthcheck`: asks the program that runs here, on its admin listener, whether it is ready.
+//!
+//! In: the address that program was given. Out: an exit code, 0 while `/readyz` says yes. It is a subcommand because an image
+//! without a shell has nothing else to ask with; where an orchestrator can ask over HTTP itself, that is better.
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    process::ExitCode,
+    time::Duration,
+};
+
+/// The verb.
+const VERB: &str = "healthcheck";
+/// Longest an answer may take; the orchestrator asks again.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// What a program's arguments ask for: to run with these settings, or to ask the one that runs.
+#[derive(Debug)]
+pub enum Asked<C> {
+    /// Run.
+    Run(C),
+    /// Ask.
+    Healthcheck(Healthcheck),
+}
+
+/// Ask the process that runs here whether it is ready; exits with 0 or 1.
+#[derive(Debug, Parser)]
+#[command(name = VERB)]
+pub struct Healthcheck {
+    /// Where it tells its health, as address:port.
+    #[arg(
+        long,
+        env = "TIDEGATE_ADMIN_LISTEN",
+        value_name = "ADDR",
+        default_value = "0.0.0.0:9090"
+    )]
+    admin_listen: SocketAddr,
+}
+
+impl<C: Parser> CommandFactory for Asked<C> {
+    fn command() -> clap::Command {
+        C::command().subcommand_negates_reqs(true).subcommand(Healthcheck::command())
+    }
+
+    fn command_for_update() -> clap::Command {
+        Self::command()
+    }
+}
+
+impl<C: Parser> FromArgMatches for Asked<C> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand_matches(VERB) {
+            Some(verb) => Healthcheck::from_arg_matches(verb).map(Self::Healthcheck),
+            None => C::from_arg_matches(matches).map(Self::Run),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl<C: Parser> Parser for Asked<C> {}
+
+impl Healthcheck {
+    /// Asks, and says in one sentence what is wrong.
+    pub fn run(&self) -> ExitCode {
+        match self.ask() {
+            Ok(status) if status.contains(" 200 ") => ExitCode::SUCCESS,
+            Ok(status) => {
+                eprintln!("{}: not ready: {status}", self.admin_listen);
+                ExitCode::FAILURE
+            }
+            Err(error) => {
+                eprintln!("{}: no answer: {error}", self.admin_listen);
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn ask(&self) -> std::io::Result<String> {
+        let mut address = self.admin_listen;
+        // What listens everywhere listens here.
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        let mut socket = TcpStream::connect_timeout(&address, WITHIN)?;
+        socket.set_read_timeout(Some(WITHIN))?;
+        write!(socket, "GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.take(1024).read_to_string(&mut answer)?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    }
+}
