@@ -16,6 +16,7 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tracing::{debug, warn};
 
 /// A server that says nothing for this long is taken for gone. Twice the heartbeat is the client's rule.
@@ -30,6 +31,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const INACTIVE: Duration = Duration::from_secs(10);
 /// Failures in a row before a warning: a server that restarts causes some.
 const FAILURES_QUIET: u32 = 8;
+/// Longest that the first message since a time may take to come.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait before the next try after an error.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -49,17 +52,28 @@ struct Open {
     messages: pull::Stream,
     consumer: PullConsumer,
     delivered: u64,
-    caught_up: Option<u64>,
+    caught_up: Option<(u64, OffsetDateTime)>,
 }
 
 /// What following brings.
 pub enum Followed {
     /// A reader was opened; this is the stream it reads.
     Opened(StreamState),
-    /// The next message and its sequence in the stream.
-    Message(u64, Box<jetstream::Message>),
-    /// Every message up to this sequence of the stream that is ours has been given out.
-    CaughtUp(u64),
+    /// The next message, and where in the stream it is.
+    Message(Place, Box<jetstream::Message>),
+    /// Every message of ours up to this sequence, and before this time, has been given out.
+    CaughtUp(u64, OffsetDateTime),
+}
+
+/// Where in the stream a message is.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Its sequence.
+    pub sequence: u64,
+    /// When the stream got it, by the server's clock.
+    pub stored_at: OffsetDateTime,
+    /// How many of ours came after it, when it was delivered.
+    pub waiting: u64,
 }
 
 /// The stream as it was when a reader was opened.
@@ -73,7 +87,8 @@ pub struct StreamState {
     pub last_sequence: u64,
 }
 
-type Broken = Box<dyn std::error::Error + Send + Sync>;
+/// Why reading ended: what NATS said.
+pub type Broken = Box<dyn std::error::Error + Send + Sync>;
 
 impl Follow {
     /// Reads `filter` of `stream` from sequence `next` on. `name` makes the consumer's name unique: say who
@@ -98,6 +113,14 @@ impl Follow {
     /// The sequence from which on nothing was given out yet.
     pub fn next_sequence(&self) -> u64 {
         self.next
+    }
+
+    /// How many messages of ours the stream holds that were not given out, asked now; `None` when nobody can say.
+    pub async fn waiting(&mut self) -> Option<u64> {
+        let open = self.open.as_mut()?;
+        let given_out = open.delivered;
+        let info = open.consumer.info().await.ok()?;
+        Some(info.num_pending + info.delivered.consumer_sequence.saturating_sub(given_out))
     }
 
     /// Waits for what comes next, however long the server is away. Nothing is lost when the future is dropped.
@@ -134,28 +157,30 @@ impl Follow {
         let Some(open) = &mut self.open else {
             return self.reopen().await.map(Followed::Opened);
         };
-        if let Some(through) = open.caught_up.take() {
-            return Ok(Followed::CaughtUp(through));
+        if let Some((through, at)) = open.caught_up.take() {
+            return Ok(Followed::CaughtUp(through, at));
         }
         let Ok(next) = tokio::time::timeout(IDLE, open.messages.next()).await else {
             return self.look_whether_idle().await;
         };
         let message = next.ok_or("the pull ended")??;
-        let (sequence, delivered, pending) = {
+        let (place, delivered) = {
             let info = message.info()?;
-            (info.stream_sequence, info.consumer_sequence, info.pending)
+            let (sequence, stored_at) = (info.stream_sequence, info.published);
+            (Place { sequence, stored_at, waiting: info.pending }, info.consumer_sequence)
         };
+        let sequence = place.sequence;
         open.delivered += 1;
         if delivered != open.delivered || sequence < self.next {
             return Err(
                 format!("delivery {delivered} came where {} was due", open.delivered).into()
             );
         }
-        if pending == 0 {
-            open.caught_up = Some(sequence);
+        if place.waiting == 0 {
+            open.caught_up = Some((sequence, place.stored_at));
         }
         self.next = sequence + 1;
-        Ok(Followed::Message(sequence, Box::new(message)))
+        Ok(Followed::Message(place, Box::new(message)))
     }
 
     async fn reopen(&mut self) -> Result<StreamState, Broken> {
@@ -197,8 +222,8 @@ impl Follow {
         let open = self.open.as_mut().ok_or("not open")?;
         let info = open.consumer.info().await?;
         match end {
-            Some(through) if info.delivered.consumer_sequence == open.delivered => {
-                Ok(Followed::CaughtUp(through))
+            Some((through, at)) if info.delivered.consumer_sequence == open.delivered => {
+                Ok(Followed::CaughtUp(through, at))
             }
             _ => Err("deliveries were lost".into()),
         }
@@ -206,13 +231,51 @@ impl Follow {
 
     /// The stream's end, if nothing of ours lies between what was given out and there. Both facts are the leader's,
     /// and its end is looked at first: the consumer may sit on a replica that lags behind, and would claim too much.
-    async fn end_of_idle(&self, stream: &Stream) -> Result<Option<u64>, Broken> {
+    async fn end_of_idle(&self, stream: &Stream) -> Result<Option<(u64, OffsetDateTime)>, Broken> {
+        let now = OffsetDateTime::now_utc();
         let end = stream.get_info().await?.state.last_sequence;
         let ours = match stream.get_last_raw_message_by_subject(&self.filter).await {
             Ok(message) => message.sequence,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
             Err(error) => return Err(error.into()),
         };
-        Ok((ours < self.next).then_some(end))
+        Ok((ours < self.next).then_some((end, now)))
     }
+}
+
+/// The first sequence of `filter` that the stream got at or after a time; `None` when there is none. `reader` makes the
+/// name of the consumer that is asked; it goes by itself.
+///
+/// # Errors
+/// What NATS said.
+pub async fn first_since(
+    stream: &Stream,
+    filter: String,
+    since: OffsetDateTime,
+    reader: String,
+) -> Result<Option<u64>, Broken> {
+    let mut consumer = stream
+        .create_consumer(pull::Config {
+            name: Some(reader),
+            filter_subject: filter.clone(),
+            deliver_policy: DeliverPolicy::ByStartTime { start_time: since },
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: INACTIVE,
+            ..pull::Config::default()
+        })
+        .await?;
+    if consumer.info().await?.num_pending == 0 {
+        // Its replica may lag behind; the leader knows.
+        return match stream.get_last_raw_message_by_subject(&filter).await {
+            Ok(last) if last.time < since => Ok(None),
+            Ok(_) => Err("the consumer lags behind the stream".into()),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+    }
+    let batch = consumer.batch().max_messages(1).expires(FIRST_WITHIN);
+    let first = batch.messages().await?.next().await.ok_or("it did not come in time")??;
+    Ok(Some(first.info()?.stream_sequence))
 }

@@ -96,6 +96,25 @@ pub struct Worker {
     pub id: String,
     /// The process.
     pub process: Process,
+    admin: String,
+}
+
+impl Worker {
+    /// Its health's address.
+    pub fn admin(&self, path: &str) -> String {
+        format!("{}{path}", self.admin)
+    }
+
+    /// One figure of its page of metrics, by its name and labels as they stand there; 0 if it does not.
+    pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
+        metric(&self.admin("/metrics"), line).await
+    }
+}
+
+async fn metric(page: &str, line: &str) -> anyhow::Result<f64> {
+    let page = reqwest::get(page).await?.error_for_status()?.text().await?;
+    let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
+    Ok(value.unwrap_or_default())
 }
 
 /// A Slack app as both sides know it: its connection here, its secrets there.
@@ -242,8 +261,10 @@ impl World {
     /// Starts one more worker.
     pub async fn start_worker(&mut self) -> anyhow::Result<()> {
         let id = format!("worker-{}", self.workers.len() + 1);
+        let admin = format!("127.0.0.1:{}", port::free()?);
         let mut settings = self.settings.clone();
         settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
+        settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
         let process = Process::start(
             &self.run,
             &id,
@@ -252,7 +273,7 @@ impl World {
             &settings,
             None,
         )?;
-        self.workers.push(Worker { id, process });
+        self.workers.push(Worker { id, process, admin: format!("http://{admin}") });
         Ok(())
     }
 
@@ -492,9 +513,7 @@ impl Ingest {
 
     /// One figure of that page, by its name and labels as they stand there; 0 if it does not.
     pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
-        let page = self.metrics().await?;
-        let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
-        Ok(value.unwrap_or_default())
+        metric(&self.admin("/metrics"), line).await
     }
 
     /// Waits until it says that it is ready.

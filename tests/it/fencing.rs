@@ -30,7 +30,7 @@ async fn taken_over(world: &World) -> (Leased, Leased) {
 
 fn owner(worker: &str, leased: Leased) -> Owner {
     let Leased { partition, epoch, generation, .. } = leased;
-    Owner { worker: worker.into(), partition, epoch, generation }
+    Owner::live(worker, partition, epoch, generation)
 }
 
 fn position(n: u64) -> Position {
@@ -107,8 +107,10 @@ async fn a_grave_and_a_delivery_under_an_old_epoch_are_refused_too() {
 async fn an_old_owner_neither_renews_nor_gives_back() {
     let world = World::without_processes(SERVERS).await.expect("servers");
     let (first, second) = taken_over(&world).await;
-    let held =
-        |leased: Leased, cursor| Held { partition: leased.partition, epoch: leased.epoch, cursor };
+    let held = |leased: Leased, cursor| {
+        let Leased { partition, epoch, generation, cursor_at, .. } = leased;
+        Held { partition, epoch, generation, cursor, cursor_at }
+    };
     assert!(
         world.store.renew_partitions(&[held(first, 99)], SOON).await.expect("an answer").is_empty()
     );
@@ -132,5 +134,8 @@ async fn a_sequence_below_its_lanes_last_that_is_not_done_is_an_order_slip() {
         world.store.commit(&owner, &early, &saying()).await.expect("an answer"),
         Committed::OrderSlip
     );
-    assert!(!world.store.is_seen(&early.dedupe).await.expect("an answer"), "it is not called done");
+    assert!(
+        !world.store.is_seen("live", &early.dedupe).await.expect("an answer"),
+        "it is not called done"
+    );
 }

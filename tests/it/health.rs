@@ -6,8 +6,41 @@ use tests::{
     port,
     slack::webhook::Webhook,
     until::until,
-    world::{SMALL, SOON, Size, World},
+    world::{SMALL, SOON, Size, World, agent_id},
 };
+
+#[tokio::test]
+async fn a_worker_tells_health_and_figures_too() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
+    world.send(&app, &webhook).await.expect("an answer");
+    world.handled(&webhook.dedupe).await;
+    let worker = &world.workers[0];
+    for path in ["/healthz", "/readyz"] {
+        let answer = reqwest::get(worker.admin(path)).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+    }
+    until("the commit is counted", SOON, async || {
+        (worker.metric("worker_webhook_age_seconds_count").await.ok()? == 1.0).then_some(())
+    })
+    .await;
+    for (line, figure) in [
+        ("worker_webhooks_total{kind=\"event\",outcome=\"done\"}", 1.0),
+        ("worker_handle_duration_seconds_count", 1.0),
+        ("worker_commit_duration_seconds_count", 1.0),
+        ("worker_partitions_owned", 64.0),
+        ("worker_lease_changes_total{change=\"taken\"}", 64.0),
+        ("worker_hydrations_total{result=\"miss\"}", 1.0),
+    ] {
+        assert_eq!(worker.metric(line).await.expect("a figure"), figure, "{line}");
+    }
+    let page = reqwest::get(worker.admin("/metrics")).await.expect("an answer");
+    let page = page.text().await.expect("a page");
+    let lags = page.lines().filter(|line| line.starts_with("worker_partition_lag{"));
+    assert!(lags.clone().count() == 64 && lags.clone().all(|line| line.ends_with("} 0")), "{page}");
+    assert!(!page.contains(&app.connection.to_string()), "an id is a label");
+}
 
 #[tokio::test]
 async fn health_and_figures_are_told_on_a_port_of_their_own() {

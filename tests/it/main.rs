@@ -16,6 +16,7 @@ mod messages;
 mod lanes;
 mod hydration;
 mod room;
+mod generation;
 mod budget;
 mod failover;
 mod fencing;

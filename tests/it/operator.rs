@@ -154,17 +154,12 @@ async fn lanes_shows_what_is_set_aside_and_how_deep() {
     let world = World::without_processes(SERVERS).await.expect("servers");
     let claimed = world.store.claim_partitions("w", 1, Duration::from_secs(60)).await;
     let leased = claimed.expect("a claim")[0];
-    let owner = Owner {
-        worker: "w".into(),
-        partition: leased.partition,
-        epoch: leased.epoch,
-        generation: leased.generation,
-    };
+    let owner = Owner::live("w", leased.partition, leased.epoch, leased.generation);
     let connection = ConnectionId::random().expect("randomness");
     let lane = Lane::of(connection, Conversation::DirectMessage("D1"));
     let spilled = [1, 2].map(|sequence| {
         let dedupe = DedupeKey::event(connection, &format!("Ev{sequence}"));
-        Spilled { lane, sequence, connection, dedupe }
+        Spilled { lane, sequence, connection, dedupe, stored_at: None }
     });
     assert!(world.store.spill(&owner, &spilled).await.expect("an answer"));
     let shown = lines(&world.tidegate(&["lanes", "--json"]).expect("printed"));

@@ -7,11 +7,14 @@
 use crate::{Workshop, job::Job, part::Part};
 use async_nats::HeaderMap;
 use shared::{
-    store::{Committed, Dying, Effects, Position, Spilled, StoreError},
+    store::{Committed, Dying, Effects, Owner, Position, Spilled, StoreError},
     stream,
     telemetry::Chain,
 };
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 use tracing::{error, info, warn};
 
 /// Between two tries of a Postgres that is away.
@@ -25,7 +28,10 @@ pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effect
         connection: job.envelope.connection,
         dedupe: job.envelope.dedupe.clone(),
     };
-    let committed = match insist(part, || workshop.store.commit(&part.owner, &at, effects)).await {
+    let began = Instant::now();
+    let committed = insist(part, || workshop.store.commit(&part.owner, &at, effects)).await;
+    workshop.metrics.committed(1, began.elapsed());
+    let committed = match committed {
         Insisted::Written(committed) => committed,
         Insisted::Lost => return false,
         Insisted::Refused(why) => {
@@ -41,7 +47,7 @@ pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effect
             true
         }
         Committed::AlreadyDone => true,
-        Committed::Fenced => fenced(part),
+        Committed::Fenced => fenced(workshop, part),
         Committed::OrderSlip => {
             error!(sequence = job.sequence, lane = %at.lane, "its lane is past it, and it is not done: order slip");
             bury(workshop, part, job, "its lane was past it (order slip)", "", 1).await
@@ -70,7 +76,7 @@ pub async fn bury(
         last_error,
         attempts,
     };
-    write_grave(workshop, part, &dying).await
+    write_grave(workshop, part, &part.owner, &dying).await
 }
 
 /// Gives up what is no envelope.
@@ -92,11 +98,11 @@ pub async fn bury_undecodable(
         last_error: "",
         attempts: 0,
     };
-    write_grave(workshop, part, &dying).await
+    write_grave(workshop, part, &part.owner, &dying).await
 }
 
 /// Gives up a parked webhook that the stream does not have any more.
-pub async fn bury_gone(workshop: &Workshop, part: &Part, row: &Spilled) -> bool {
+pub async fn bury_gone(workshop: &Workshop, part: &Part, owner: &Owner, row: &Spilled) -> bool {
     let dying = Dying {
         sequence: row.sequence,
         subject: &stream::subject(part.owner.partition, row.connection),
@@ -108,14 +114,14 @@ pub async fn bury_gone(workshop: &Workshop, part: &Part, row: &Spilled) -> bool 
         last_error: "",
         attempts: 0,
     };
-    write_grave(workshop, part, &dying).await
+    write_grave(workshop, part, owner, &dying).await
 }
 
 /// Sets webhooks aside; false when the partition is not ours any more.
 pub async fn spill(workshop: &Workshop, part: &Part, rows: &[Spilled]) -> bool {
     match insist(part, || workshop.store.spill(&part.owner, rows)).await {
         Insisted::Written(true) => true,
-        Insisted::Written(false) => fenced(part),
+        Insisted::Written(false) => fenced(workshop, part),
         Insisted::Lost => false,
         Insisted::Refused(why) => {
             error!(why, "Postgres refuses to set webhooks aside");
@@ -125,14 +131,15 @@ pub async fn spill(workshop: &Workshop, part: &Part, rows: &[Spilled]) -> bool {
     }
 }
 
-async fn write_grave(workshop: &Workshop, part: &Part, dying: &Dying<'_>) -> bool {
-    match insist(part, || workshop.store.bury(&part.owner, dying)).await {
+async fn write_grave(workshop: &Workshop, part: &Part, owner: &Owner, dying: &Dying<'_>) -> bool {
+    match insist(part, || workshop.store.bury(owner, dying)).await {
         Insisted::Written(true) => {
+            workshop.metrics.buried();
             let Dying { sequence, reason, last_error, .. } = dying;
             error!(sequence, reason, last_error, "dead");
             true
         }
-        Insisted::Written(false) => fenced(part),
+        Insisted::Written(false) => fenced(workshop, part),
         Insisted::Lost => false,
         // Without its grave it must not count as finished; the partition stands, and says so.
         Insisted::Refused(why) => {
@@ -143,7 +150,8 @@ async fn write_grave(workshop: &Workshop, part: &Part, dying: &Dying<'_>) -> boo
     }
 }
 
-fn fenced(part: &Part) -> bool {
+fn fenced(workshop: &Workshop, part: &Part) -> bool {
+    workshop.metrics.fenced();
     warn!(partition = %part.owner.partition, epoch = part.owner.epoch, "somebody else owns the partition: fenced");
     part.lost.cancel();
     false

@@ -5,7 +5,7 @@ use shared::{
     config::{self, Nats, Postgres, Telemetry},
     secrets::KeyRing,
 };
-use std::{num::NonZeroUsize, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 /// Handles stored webhooks: the back of Tidegate.
 #[derive(Debug, Parser)]
@@ -14,6 +14,14 @@ pub struct Config {
     /// This worker's name among the others; made up when unset.
     #[arg(long, env = "TIDEGATE_WORKER_ID", value_name = "NAME", value_parser = config::name)]
     pub worker_id: Option<String>,
+    /// Where health and figures are told, as address:port; not for the public.
+    #[arg(
+        long,
+        env = "TIDEGATE_ADMIN_LISTEN",
+        value_name = "ADDR",
+        default_value = "0.0.0.0:9090"
+    )]
+    pub admin_listen: SocketAddr,
     /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as the ingests'.
     #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
     pub signing_keys: KeyRing,

@@ -5,6 +5,10 @@
 //! Postgres says that the row changed. Word of that can get lost, hence the half minute. The status is looked at for
 //! every webhook. Never writes the row: hydrating must not change what it reads.
 
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
 use shared::{
     store::{Connection, Store, StoreError},
     telemetry::Chain,
@@ -40,6 +44,13 @@ pub enum Hydrated {
 pub struct Hydrator {
     store: Store,
     kept: Mutex<HashMap<ConnectionId, Arc<Kept>>>,
+    asked: Family<AskedLabels, Counter>,
+}
+
+/// How a question for a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AskedLabels {
+    result: &'static str,
 }
 
 struct Kept {
@@ -50,7 +61,7 @@ struct Kept {
 impl Hydrator {
     /// Nothing kept yet.
     pub fn new(store: Store) -> Self {
-        Self { store, kept: Mutex::default() }
+        Self { store, kept: Mutex::default(), asked: Family::default() }
     }
 
     /// The live connection, or why there is none.
@@ -73,8 +84,20 @@ impl Hydrator {
         id: ConnectionId,
     ) -> Result<Option<Arc<Connection>>, StoreError> {
         let kept = self.entry(id, Instant::now());
-        let read = async || Ok(self.store.hydrate_connection(id).await?.map(Arc::new));
-        kept.row.get_or_try_init(read).await.cloned()
+        let mut result = "hit";
+        let read = async || {
+            result = "miss";
+            Ok(self.store.hydrate_connection(id).await?.map(Arc::new))
+        };
+        let row = kept.row.get_or_try_init(read).await.cloned();
+        let result = if row.is_ok() { result } else { "failed" };
+        self.asked.get_or_create(&AskedLabels { result }).inc();
+        row
+    }
+
+    /// How often a connection was asked for: `hit` from memory, `miss` by a query, `failed`.
+    pub fn asked(&self) -> Family<AskedLabels, Counter> {
+        self.asked.clone()
     }
 
     /// The entry that everybody who asks now shares.

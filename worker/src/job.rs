@@ -1,14 +1,17 @@
 //! A webhook on its way through a worker.
 
 use crate::slots::Urgency;
-use shared::{codec::envelope::Envelope, types::Kind};
+use shared::{codec::envelope::Envelope, follow::Place, types::Kind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// A webhook in a worker's hands.
 pub struct Job {
     /// Its sequence in the stream.
     pub sequence: u64,
+    /// When the stream got it; unknown for what was set aside by an earlier release.
+    pub stored_at: Option<OffsetDateTime>,
     /// The webhook.
     pub envelope: Envelope,
     /// Its place in the partition's window; free again when the job is dropped. What comes out of Postgres has none.
@@ -17,13 +20,14 @@ pub struct Job {
 
 impl Job {
     /// A job out of the stream, with its place in the window.
-    pub fn read(sequence: u64, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
-        Self { sequence, envelope, _permit: Some(permit) }
+    pub fn read(at: Place, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
+        let Place { sequence, stored_at, .. } = at;
+        Self { sequence, stored_at: Some(stored_at), envelope, _permit: Some(permit) }
     }
 
     /// A job that was set aside, or is redriven.
     pub fn set_aside(sequence: u64, envelope: Envelope) -> Self {
-        Self { sequence, envelope, _permit: None }
+        Self { sequence, stored_at: None, envelope, _permit: None }
     }
 
     /// How long ago ingest had it.

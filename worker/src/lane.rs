@@ -32,6 +32,17 @@ const TRIES_IN_PLACE: i32 = 2;
 /// Between two looks at a Postgres that is away.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How much of a partition's lanes is in memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Depth {
+    /// Lanes that are worked.
+    pub lanes: usize,
+    /// Webhooks that wait behind the one that runs.
+    pub queued: usize,
+    /// Of the deepest lane, the one that runs included.
+    pub deepest: usize,
+}
+
 /// The lanes of one partition. Cheap to clone.
 #[derive(Clone)]
 pub struct Lanes(Arc<Inner>);
@@ -170,6 +181,17 @@ impl Lanes {
         }
     }
 
+    /// How much of it is in memory.
+    pub fn depth(&self) -> Depth {
+        let table = self.table();
+        let running = table.lanes.values().filter(|state| state.running);
+        running.fold(Depth::default(), |depth, state| Depth {
+            lanes: depth.lanes + 1,
+            queued: depth.queued + state.queue.len(),
+            deepest: depth.deepest.max(state.queue.len() + 1),
+        })
+    }
+
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
     }
@@ -230,6 +252,7 @@ pub(crate) fn spilled(job: &Job) -> Spilled {
         sequence: job.sequence,
         connection: envelope.connection,
         dedupe: envelope.dedupe.clone(),
+        stored_at: job.stored_at,
     }
 }
 

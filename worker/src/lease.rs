@@ -6,13 +6,17 @@
 //! it again, by epoch); our own deadline, counted from before the renewal was asked for, decides when we stop
 //! believing it.
 
-use crate::{Workshop, part::Part, read};
+use crate::{Workshop, metrics::LeaseChange, part::Part, read};
 use shared::{
     partition::{PARTITIONS, Partition},
     store::{Held, StoreError},
     telemetry::Chain,
 };
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior},
@@ -29,6 +33,26 @@ pub struct Leases {
     parts: HashMap<Partition, Arc<Part>>,
     /// A part has drained, so there is something to give back.
     drained: Arc<Notify>,
+    renewed: Renewed,
+}
+
+/// When leases were renewed last: whether this worker can do its work.
+#[derive(Clone)]
+pub struct Renewed {
+    at: Arc<Mutex<Option<Instant>>>,
+    ttl: Duration,
+}
+
+impl Renewed {
+    /// Whether that is no longer ago than a lease lasts.
+    pub fn lately(&self) -> bool {
+        let at = *self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| at.elapsed() < self.ttl)
+    }
+
+    fn now(&self) {
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
 }
 
 impl Leases {
@@ -39,7 +63,13 @@ impl Leases {
         worker: String,
         ttl: Duration,
     ) -> Self {
-        Self { workshop, js, worker, ttl, parts: HashMap::new(), drained: Arc::default() }
+        let renewed = Renewed { at: Arc::default(), ttl };
+        Self { workshop, js, worker, ttl, parts: HashMap::new(), drained: Arc::default(), renewed }
+    }
+
+    /// Tells when leases were renewed last.
+    pub fn renewed(&self) -> Renewed {
+        self.renewed.clone()
     }
 
     /// Owns partitions until told to stop; then gives them back, drained, within `grace`.
@@ -55,7 +85,7 @@ impl Leases {
             }
             // A turn that hangs must not keep us believing: what it would have renewed runs out meanwhile.
             match tokio::time::timeout(self.ttl / 2, self.turn(give_up.is_some())).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => self.renewed.now(),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "leases could not be renewed"),
                 Err(_) => warn!("Postgres did not answer in time; leases were not renewed"),
             }
@@ -104,6 +134,7 @@ impl Leases {
         let claimed = self.workshop.store.claim_partitions(&self.worker, count, self.ttl).await?;
         for leased in claimed {
             info!(partition = %leased.partition, epoch = leased.epoch, cursor = leased.cursor, "took a partition");
+            self.workshop.metrics.lease(LeaseChange::Taken);
             let part = Arc::new(Part::new(&self.worker, leased, believed_until));
             if let Some(before) = self.parts.insert(leased.partition, Arc::clone(&part)) {
                 before.lost.cancel(); // it had run out, and it is ours again, under a new epoch
@@ -132,6 +163,7 @@ impl Leases {
                 part.believe_until(believed_until);
             } else {
                 warn!(%partition, epoch = part.owner.epoch, "lost a partition");
+                self.workshop.metrics.lease(LeaseChange::Lost);
                 part.lost.cancel();
             }
             kept
@@ -152,6 +184,7 @@ impl Leases {
         self.workshop.store.release_partitions(&drained).await?;
         for held in drained {
             info!(partition = %held.partition, epoch = held.epoch, cursor = held.cursor, "gave a partition back");
+            self.workshop.metrics.lease(LeaseChange::Returned);
             self.parts.remove(&held.partition);
         }
         Ok(())
@@ -170,6 +203,7 @@ impl Leases {
             let ours = part.is_ours();
             if !ours {
                 warn!(%partition, epoch = part.owner.epoch, "a lease ran out before it could be renewed");
+                self.workshop.metrics.lease(LeaseChange::Lost);
                 part.lost.cancel();
             }
             ours

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! lease      owns partitions, each under an epoch
-//! read       a partition's log, from its cursor on
+//! read       a partition's log, from its cursor on; generation: when the stream is another
 //! lane       one at a time per conversation; park: those that are set aside
 //! work       one try of a webhook, and what follows; slots: who may run now
 //! hydrate    the live connection, or why there is none
@@ -13,13 +13,14 @@
 //! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
 //! ```
 //!
-//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `sweep` keeps ingest's directory true, `slack` and `agent` are the two things outside that are
-//! called.
+//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `sweep` keeps ingest's
+//! directory true, `slack` and `agent` are the two things outside that are called, `health` and `metrics` tell how it goes.
 
 pub mod part;
 pub mod job;
 pub mod lease;
 pub mod read;
+pub mod generation;
 pub mod lane;
 pub mod park;
 pub mod work;
@@ -36,6 +37,8 @@ pub mod slack;
 pub mod agent;
 pub mod sweep;
 pub mod tidy;
+pub mod metrics;
+pub mod health;
 pub mod config;
 
 use shared::store::Store;
@@ -63,4 +66,6 @@ pub struct Workshop {
     pub hydrator: Arc<hydrate::Hydrator>,
     /// Whether it is the webhooks that are broken.
     pub breaker: breaker::Breaker,
+    /// What is counted.
+    pub metrics: metrics::Metrics,
 }

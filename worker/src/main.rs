@@ -9,15 +9,17 @@ use shared::{
     telemetry,
 };
 use std::{process::ExitCode, sync::Arc};
-use tokio::sync::Notify;
+use tokio::{net::TcpListener, sync::Notify};
 use tracing::info;
 use worker::{
     Workshop,
     agent::Agents,
     breaker::Breaker,
     config::{BEYOND_GRACE, Config},
+    health,
     hydrate::Hydrator,
     lease::Leases,
+    metrics::Metrics,
     refusals::Refusals,
     slack::{Slack, rotate},
     slots::Slots,
@@ -47,6 +49,9 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let _traces = telemetry::init(&config.telemetry, "worker")?;
     let shutdown = Shutdown::on_signal()?;
     let worker = config.worker_id.clone().unwrap_or_else(made_up_name);
+    let admin = TcpListener::bind(config.admin_listen).await.with_context(|| {
+        format!("TIDEGATE_ADMIN_LISTEN: {} can't be listened on", config.admin_listen)
+    })?;
     info!(worker, version = env!("CARGO_PKG_VERSION"), "worker");
 
     let nats = config.nats.connect("worker").await?;
@@ -72,13 +77,16 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         slots: Slots::new(config.handlers.get()),
         hydrator: Arc::clone(&hydrator),
         breaker: Breaker::default(),
+        metrics: Metrics::new(&hydrator),
     });
     let js = config::jetstream(nats);
     shutdown.spawn_vital("changes", hydrator.listen(shutdown.token().clone()));
     let stop = || shutdown.token().clone();
     shutdown.spawn_vital("limits", slack.limits.clone().listen(stop()));
     shutdown.spawn_vital("tokens", rotate::run(store, slack, token_is_over, stop()));
-    let leases = Leases::new(workshop, js, worker, config.lease_ttl);
+    let leases = Leases::new(Arc::clone(&workshop), js, worker, config.lease_ttl);
+    // Told until the very end: a worker that drains is alive.
+    tokio::spawn(health::run(admin, workshop, leases.renewed(), stop()));
     shutdown.spawn_vital("leases", leases.run(shutdown.token().clone(), config.grace));
 
     shutdown.requested().await;

@@ -8,6 +8,7 @@ use crate::{
     commit,
     job::Job,
     lane::{Lanes, spilled},
+    part::Part,
     work::{self, Worked, work},
 };
 use async_nats::jetstream::{self, ErrorCode, message::StreamMessage, stream::RawMessageErrorKind};
@@ -141,11 +142,17 @@ async fn drain_some(
 async fn fetch(lanes: &Lanes, row: &Spilled) -> Option<Job> {
     let inner = lanes.inner();
     let (workshop, part) = (&inner.workshop, &inner.part);
-    match tokio::time::timeout(FETCH_TIMEOUT, read(&inner.js, row.sequence)).await {
-        Ok(Ok(Some(message))) => {
+    match tokio::time::timeout(FETCH_TIMEOUT, read(&inner.js, part, row.sequence)).await {
+        Ok(Ok(Found::Message(message))) => {
             let (subject, headers) = (&*message.subject, Some(&message.headers));
             match Envelope::decode(subject, headers, message.payload.clone()) {
-                Ok(envelope) => return Some(Job::set_aside(row.sequence, envelope)),
+                Ok(envelope) if envelope.dedupe == row.dedupe => {
+                    return Some(Job::set_aside(row.sequence, envelope));
+                }
+                Ok(other) => {
+                    error!(sequence = row.sequence, is = %other.dedupe, "the stream has another webhook there");
+                    commit::bury_gone(workshop, part, &part.owner, row).await;
+                }
                 Err(why) => {
                     let raw = (subject, headers, &*message.payload);
                     commit::bury_undecodable(workshop, part, row.sequence, raw, &why.to_string())
@@ -153,26 +160,41 @@ async fn fetch(lanes: &Lanes, row: &Spilled) -> Option<Job> {
                 }
             }
         }
-        Ok(Ok(None)) => {
+        Ok(Ok(Found::Nothing)) => {
             error!(sequence = row.sequence, "a parked webhook is not in the stream any more");
-            commit::bury_gone(workshop, part, row).await;
+            commit::bury_gone(workshop, part, &part.owner, row).await;
         }
+        // The reader is about to notice, too, and settles what was set aside.
+        Ok(Ok(Found::AnotherStream)) => tokio::time::sleep(PAUSE).await,
         Ok(Err(_)) | Err(_) => tokio::time::sleep(PAUSE).await, // NATS is away
     }
     None
 }
 
+/// What is found at a sequence.
+enum Found {
+    Message(StreamMessage),
+    Nothing,
+    /// The sequence was another stream's.
+    AnotherStream,
+}
+
 async fn read(
     js: &jetstream::Context,
+    part: &Part,
     sequence: u64,
-) -> Result<Option<StreamMessage>, async_nats::Error> {
+) -> Result<Found, async_nats::Error> {
     let stream = js.get_stream(STREAM).await?;
+    let created_ns = stream.cached_info().created.unix_timestamp_nanos() as i64;
+    if part.stream_created_ns.get().is_some_and(|known| *known != created_ns) {
+        return Ok(Found::AnotherStream);
+    }
     match stream.get_raw_message(sequence).await {
-        Ok(message) => Ok(Some(message)),
+        Ok(message) => Ok(Found::Message(message)),
         Err(error) => match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
+            RawMessageErrorKind::NoMessageFound => Ok(Found::Nothing),
             RawMessageErrorKind::JetStream(e) if e.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
-                Ok(None)
+                Ok(Found::Nothing)
             }
             _ => Err(error.into()),
         },

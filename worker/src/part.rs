@@ -5,10 +5,11 @@
 
 use shared::store::{Held, Leased, Owner};
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
+use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +23,10 @@ pub struct Part {
     pub lost: CancellationToken,
     /// There may be something in the outbox.
     pub outbox: Notify,
-    /// Which stream the cursor counts in, if that was noted before.
-    pub stream_created_ns: Option<i64>,
+    /// Which stream the cursor counts in, by when it was made; empty before the first reading.
+    pub stream_created_ns: OnceLock<i64>,
+    /// Once the cursor is here, what was parked in an older generation of the stream can be judged.
+    pub settle_after: Option<u64>,
     draining_since: OnceLock<Instant>,
     progress: Mutex<Progress>,
     believed_until: Mutex<Instant>,
@@ -34,22 +37,40 @@ pub struct Part {
 struct Progress {
     /// Everything up to here was taken from the stream.
     read: u64,
-    /// What was taken and is not finished.
-    unfinished: BTreeSet<u64>,
+    /// When the stream got the last of that, or was seen to hold no more.
+    read_at: OffsetDateTime,
+    /// What was taken and is not finished, and when the stream got it.
+    unfinished: BTreeMap<u64, OffsetDateTime>,
+    /// What the stream held beyond that when it was last asked.
+    waiting: u64,
 }
 
 impl Part {
     /// A partition just leased, believed ours until then.
     pub fn new(worker: &str, leased: Leased, believed_until: Instant) -> Self {
-        let Leased { partition, epoch, generation, cursor, stream_created_ns } = leased;
+        let Leased {
+            partition,
+            epoch,
+            generation,
+            cursor,
+            cursor_at,
+            settle_after,
+            stream_created_ns,
+        } = leased;
         Self {
-            owner: Owner { worker: worker.to_owned(), partition, epoch, generation },
+            owner: Owner::live(worker, partition, epoch, generation),
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             outbox: Notify::new(),
-            stream_created_ns,
+            stream_created_ns: stream_created_ns.map(OnceLock::from).unwrap_or_default(),
+            settle_after,
             draining_since: OnceLock::new(),
-            progress: Mutex::new(Progress { read: cursor, unfinished: BTreeSet::new() }),
+            progress: Mutex::new(Progress {
+                read: cursor,
+                read_at: cursor_at,
+                unfinished: BTreeMap::new(),
+                waiting: 0,
+            }),
             believed_until: Mutex::new(believed_until),
             finished: CancellationToken::new(),
         }
@@ -58,20 +79,46 @@ impl Part {
     /// Everything up to this sequence is finished.
     pub fn cursor(&self) -> u64 {
         let progress = self.progress();
-        progress.unfinished.first().map_or(progress.read, |first| first - 1)
+        progress.unfinished.first_key_value().map_or(progress.read, |(first, _)| first - 1)
     }
 
-    /// A webhook was taken from the stream.
-    pub fn begin(&self, sequence: u64) {
+    /// A webhook was taken from the stream, which got it at that time.
+    pub fn begin(&self, sequence: u64, stored_at: OffsetDateTime) {
         let mut progress = self.progress();
         progress.read = progress.read.max(sequence);
-        progress.unfinished.insert(sequence);
+        progress.read_at = stored_at;
+        progress.unfinished.insert(sequence, stored_at);
     }
 
-    /// Nothing of this partition lies between what was taken and here.
-    pub fn skip_to(&self, sequence: u64) {
+    /// Nothing of this partition lies between what was taken and here, as the stream was at that time.
+    pub fn skip_to(&self, sequence: u64, seen_at: OffsetDateTime) {
         let mut progress = self.progress();
         progress.read = progress.read.max(sequence);
+        progress.read_at = progress.read_at.max(seen_at);
+        progress.waiting = 0;
+    }
+
+    /// The stream holds so many that were not taken yet.
+    pub fn waiting(&self, count: u64) {
+        self.progress().waiting = count;
+    }
+
+    /// Webhooks that are stored and neither finished nor set aside.
+    pub fn lag(&self) -> u64 {
+        let progress = self.progress();
+        progress.waiting + progress.unfinished.len() as u64
+    }
+
+    /// Age of the oldest webhook that was taken and is not finished; zero when there is none.
+    pub fn oldest_unfinished(&self) -> Duration {
+        let oldest = self.progress().unfinished.first_key_value().map(|(_, stored_at)| *stored_at);
+        let age = oldest.map(|oldest| OffsetDateTime::now_utc() - oldest);
+        age.and_then(|age| age.try_into().ok()).unwrap_or_default()
+    }
+
+    /// Whether nothing runs for it any more, or should not.
+    pub fn is_over(&self) -> bool {
+        self.lost.is_cancelled() || self.finished.is_cancelled()
     }
 
     /// A webhook is done, dead, or otherwise written down in Postgres.
@@ -107,7 +154,14 @@ impl Part {
 
     /// What to renew or give back.
     pub fn held(&self) -> Held {
-        Held { partition: self.owner.partition, epoch: self.owner.epoch, cursor: self.cursor() }
+        let Owner { partition, epoch, generation, .. } = self.owner;
+        let progress = self.progress();
+        let first = progress.unfinished.first_key_value();
+        let (cursor, cursor_at) = first
+            .map_or((progress.read, progress.read_at), |(first, stored_at)| {
+                (first - 1, *stored_at)
+            });
+        Held { partition, epoch, generation, cursor, cursor_at }
     }
 }
 
@@ -120,7 +174,15 @@ mod tests {
         let partition = Partition::try_from(3).expect("below 64");
         Part::new(
             "w",
-            Leased { partition, epoch: 1, generation: 1, cursor, stream_created_ns: None },
+            Leased {
+                partition,
+                epoch: 1,
+                generation: 1,
+                cursor,
+                cursor_at: OffsetDateTime::UNIX_EPOCH,
+                settle_after: None,
+                stream_created_ns: None,
+            },
             Instant::now(),
         )
     }
@@ -130,7 +192,7 @@ mod tests {
         let part = part(10);
         assert_eq!(part.cursor(), 10);
         for sequence in [12, 15, 19] {
-            part.begin(sequence);
+            part.begin(sequence, OffsetDateTime::now_utc());
         }
         assert_eq!(part.cursor(), 11);
         part.finish(15);
@@ -144,10 +206,10 @@ mod tests {
     #[test]
     fn an_idle_partition_moves_on_but_not_past_what_is_unfinished() {
         let part = part(10);
-        part.skip_to(100);
+        part.skip_to(100, OffsetDateTime::now_utc());
         assert_eq!(part.cursor(), 100);
-        part.begin(101);
-        part.skip_to(200);
+        part.begin(101, OffsetDateTime::now_utc());
+        part.skip_to(200, OffsetDateTime::now_utc());
         assert_eq!(part.cursor(), 100);
     }
 }

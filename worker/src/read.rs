@@ -4,20 +4,29 @@
 //! is handed on. Acknowledges nothing: what is done is written in Postgres. What can't be decoded is buried with
 //! its reason and the reading goes on; what a newer release wrote holds the partition for a newer worker.
 
-use crate::{Workshop, commit, deliver, job::Job, lane::Lanes, part::Part, sweep, tidy};
+use crate::{
+    Workshop, commit, deliver,
+    generation::{self, Another},
+    job::Job,
+    lane::Lanes,
+    part::Part,
+    sweep, tidy,
+};
 use async_nats::jetstream;
 use shared::{
     codec::envelope::{Envelope, NotDecoded},
-    follow::{Follow, Followed, StreamState},
+    follow::{Follow, Followed},
     stream::{STREAM, subjects_of},
     telemetry::Chain,
 };
-use std::sync::Arc;
-use tokio::sync::Semaphore;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{error, warn};
 
 /// Between two tries to look up what is parked.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(250);
+/// While reading waits for room, what waits behind it is counted this often.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// Webhooks of one partition in memory, at most. Reading waits when they are as many.
 const WINDOW: u32 = 512;
 
@@ -28,35 +37,37 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, part: Arc<Part
     let _sweeping_ends = over.clone().drop_guard();
     if part.owner.partition.number() == sweep::LOCK {
         tokio::spawn(sweep::run(workshop.store.clone(), js.clone(), over.clone()));
-        tokio::spawn(tidy::run(workshop.store.clone(), js.clone(), over));
+        tokio::spawn(tidy::run(Arc::clone(&workshop), js.clone(), over));
     }
     let window = Arc::new(Semaphore::new(WINDOW as usize));
-    tokio::select! {
-        _ = part.lost.cancelled() => {}
-        _ = part.stop.cancelled() => {}
-        _ = read(&workshop, js, &part, &window) => {}
-    }
+    let another = tokio::select! {
+        _ = part.lost.cancelled() => None,
+        _ = part.stop.cancelled() => None,
+        another = read(&workshop, &js, &part, &window) => another,
+    };
     // All permits back: no webhook of this partition is in memory.
-    tokio::select! {
-        _ = part.lost.cancelled() => {}
-        _ = window.acquire_many(WINDOW) => {}
+    let in_memory = async { drop(window.acquire_many(WINDOW).await) };
+    match another {
+        Some(another) => generation::raise(&workshop, &js, &part, another, in_memory).await,
+        None => tokio::select! { _ = part.lost.cancelled() => {}, () = in_memory => {} },
     }
     if delivering.await.is_err() {
         error!(partition = %part.owner.partition, "delivering panicked");
     }
 }
 
+/// Reads until the stream turns out to be another than the one that was read.
 async fn read(
     workshop: &Arc<Workshop>,
-    js: jetstream::Context,
+    js: &jetstream::Context,
     part: &Arc<Part>,
     window: &Arc<Semaphore>,
-) {
+) -> Option<Another> {
     let (partition, epoch) = (part.owner.partition, part.owner.epoch);
     let name = format!("p{partition}-e{epoch}-{}", part.owner.worker);
     let next = part.cursor() + 1;
     let mut follow = Follow::new(js.clone(), STREAM, subjects_of(partition), name, next);
-    let mut created_ns = part.stream_created_ns;
+    let mut settle_after = part.settle_after;
     // Before anything is read: what is parked comes before what is read of its lane.
     let parked = loop {
         match workshop.store.parked_lanes(&part.owner).await {
@@ -67,39 +78,42 @@ async fn read(
         }
         tokio::time::sleep(PAUSE).await;
     };
-    let lanes = Lanes::new(Arc::clone(workshop), Arc::clone(part), js, &parked);
+    let lanes = Lanes::new(Arc::clone(workshop), Arc::clone(part), js.clone(), &parked);
+    workshop.metrics.watch(part, &lanes);
     loop {
         match follow.next().await {
             Followed::Opened(state) => {
-                if let Some(wrong) =
-                    is_another_stream(state, part, follow.next_sequence(), created_ns)
+                let known = part.stream_created_ns.get().copied();
+                let next = follow.next_sequence();
+                if let Some(another) = generation::check(state, known, part.cursor(), next) {
+                    return Some(another);
+                }
+                if known.is_none()
+                    && workshop.store.note_stream(&part.held(), state.created_ns).await.is_ok()
                 {
-                    let cursor = part.cursor();
-                    error!(%partition, cursor, wrong, "the stream is not the one that was read: held");
-                    return std::future::pending().await;
-                }
-                if created_ns.is_none() {
-                    let noted = workshop.store.note_stream(&part.held(), state.created_ns).await;
-                    created_ns = noted.is_ok().then_some(state.created_ns);
-                }
-                if state.first_sequence > part.cursor() + 1 {
-                    let (cursor, first) = (part.cursor(), state.first_sequence);
-                    warn!(%partition, cursor, first, "what lay between the cursor and the stream's first is gone");
+                    part.stream_created_ns.get_or_init(|| state.created_ns);
                 }
             }
-            Followed::CaughtUp(sequence) => {
-                part.skip_to(sequence);
+            Followed::CaughtUp(sequence, seen_at) => {
+                part.skip_to(sequence, seen_at);
                 lanes.skip_to(sequence);
+                if settle_after.is_some_and(|after| part.cursor() >= after)
+                    && generation::settle(workshop, part).await
+                {
+                    settle_after = None;
+                }
             }
-            Followed::Message(sequence, message) => {
-                let Ok(permit) = Arc::clone(window).acquire_owned().await else { return };
-                part.begin(sequence);
+            Followed::Message(at, message) => {
+                let sequence = at.sequence;
+                part.waiting(at.waiting);
+                let permit = room(window, part, &mut follow).await?;
+                part.begin(sequence, at.stored_at);
                 match Envelope::decode(
                     &message.subject,
                     message.headers.as_ref(),
                     message.payload.clone(),
                 ) {
-                    Ok(envelope) => lanes.push(Job::read(sequence, envelope, permit)),
+                    Ok(envelope) => lanes.push(Job::read(at, envelope, permit)),
                     Err(NotDecoded::Newer(schema)) => {
                         drop(permit);
                         warn!(%partition, sequence, schema, "written by a newer release: held for a newer worker");
@@ -119,17 +133,21 @@ async fn read(
     }
 }
 
-/// A stream made anew, or one that ends below what was read (it lost its tail): reading on would skip whatever gets the
-/// old numbers again.
-fn is_another_stream(
-    state: StreamState,
+/// A place in the window. While there is none, what waits behind is counted all the same: scaling hangs on it.
+async fn room(
+    window: &Arc<Semaphore>,
     part: &Part,
-    next: u64,
-    created_ns: Option<i64>,
-) -> Option<&'static str> {
-    if created_ns.is_some_and(|created_ns| created_ns != state.created_ns) {
-        return Some("it was made anew");
+    follow: &mut Follow,
+) -> Option<OwnedSemaphorePermit> {
+    let mut taking = std::pin::pin!(Arc::clone(window).acquire_owned());
+    loop {
+        tokio::select! {
+            permit = &mut taking => return permit.ok(),
+            _ = tokio::time::sleep(COUNT_EVERY) => {
+                if let Some(waiting) = follow.waiting().await {
+                    part.waiting(waiting);
+                }
+            }
+        }
     }
-    let read = part.cursor().max(next.saturating_sub(1));
-    (state.last_sequence < read).then_some("it ends below what was read")
 }

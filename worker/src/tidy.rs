@@ -4,13 +4,14 @@
 //! bytes what lies below every cursor and every parked webhook goes: finished history yields to live traffic, which a
 //! full stream would refuse. Done by one worker at a time, the one that sweeps.
 
+use crate::Workshop;
 use async_nats::jetstream;
 use shared::{
-    store::{Forgotten, Store},
+    store::{Forgotten, Standing, Store},
     stream::STREAM,
     telemetry::Chain,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -20,17 +21,23 @@ const EVERY: Duration = Duration::from_secs(10);
 const FULL_PERCENT: u64 = 70;
 
 /// Tidies for as long as the partition that is the lock is ours.
-pub async fn run(store: Store, js: jetstream::Context, until: CancellationToken) {
+pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, until: CancellationToken) {
+    let store = &workshop.store;
     let tidying = async {
         loop {
-            forget(&store).await;
-            if let Err(error) = purge(&store, &js).await {
+            forget(store).await;
+            if let Err(error) = purge(store, &js).await {
                 warn!(error = %error, "the stream could not be looked at for room");
+            }
+            match store.standing().await {
+                Ok(standing) => workshop.metrics.standing(standing),
+                Err(error) => warn!(error = %Chain(&error), "what waits could not be counted"),
             }
             tokio::time::sleep(EVERY).await;
         }
     };
     tokio::select! { _ = until.cancelled() => {}, () = tidying => {} }
+    workshop.metrics.standing(Standing::default()); // somebody else tells now
 }
 
 async fn forget(store: &Store) {

@@ -17,7 +17,7 @@ use shared::{
     telemetry::{self, Chain, DESTINATION},
     types::Outgoing,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{Span, debug, info, warn};
 
 /// A webhook's own faults are counted; with so many it is dead.
@@ -43,7 +43,13 @@ pub enum Worked {
 pub async fn work(workshop: &Workshop, part: &Part, job: &Job, trouble: &mut Trouble) -> Worked {
     let outcome = try_once(workshop, part, job).await;
     let label = outcome.as_str();
-    let finished = |finished: bool| if finished { Worked::Finished } else { Worked::Left };
+    let finished = |finished: bool| match finished {
+        true => {
+            workshop.metrics.finished(job.age());
+            Worked::Finished
+        }
+        false => Worked::Left,
+    };
     let worked = match outcome {
         Outcome::Done(mut done) => {
             if let Some(answer) = done.answer.take() {
@@ -101,7 +107,7 @@ async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
         return Outcome::Return;
     }
     // Read before anything outside is called: after a crash this webhook may be done already.
-    match workshop.store.is_seen(&job.envelope.dedupe).await {
+    match workshop.store.is_seen(&part.owner.scope, &job.envelope.dedupe).await {
         Ok(true) => return Outcome::done("done"),
         Ok(false) => {}
         Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
@@ -111,6 +117,13 @@ async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
 
 /// Hydrates and handles, whatever was done before.
 pub async fn handled(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
+    let began = Instant::now();
+    let outcome = hydrated(workshop, part, job).await;
+    workshop.metrics.tried(job.envelope.kind, outcome.as_str(), began.elapsed());
+    outcome
+}
+
+async fn hydrated(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
     match workshop.hydrator.hydrate(job.envelope.connection).await {
         Ok(Hydrated::Live(connection)) => handle::handle(workshop, part, &connection, job).await,
         Ok(Hydrated::Gone(why)) => {

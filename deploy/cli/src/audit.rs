@@ -8,16 +8,11 @@ use crate::{
     tail::{EVERY, envelope, reader},
 };
 use anyhow::{Context, ensure};
-use async_nats::jetstream::{
-    self,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::Stream,
-};
-use futures_util::StreamExt;
+use async_nats::jetstream;
 use serde::Serialize;
 use shared::{
     config::Nats,
-    follow::{Follow, Followed},
+    follow::{Follow, Followed, first_since},
     store::{DONE_KEPT, Fate, Store, Stored},
     stream::{self, STREAM},
     types::ConnectionId,
@@ -30,8 +25,6 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Webhooks that Postgres is asked about at once.
 const BATCH: usize = 500;
-/// Longest that the first of them may take to come.
-const FIRST_WITHIN: Duration = Duration::from_secs(5);
 
 /// Settings of `tidegate audit`.
 #[derive(Debug, clap::Args)]
@@ -76,7 +69,9 @@ impl Audit {
             "NATS has no stream of webhooks for us: is it up, and did tidegate migrate run?",
         )?;
         let last = stream.cached_info().state.last_sequence;
-        let found = match start(&stream, self.since).await? {
+        let first = first_since(&stream, EVERY.into(), self.since, reader("since")?).await;
+        let unclear = "NATS did not say where the stream begins at that time: try again";
+        let found = match first.map_err(|error| anyhow::anyhow!(error)).context(unclear)? {
             Some(first) => reconcile(js, &store, first, last).await?,
             None => Found::default(),
         };
@@ -135,13 +130,13 @@ async fn reconcile(
     let (mut batch, mut said) = (Vec::with_capacity(BATCH), Instant::now());
     while follow.next_sequence() <= last {
         match follow.next().await {
-            Followed::Message(sequence, _) if sequence > last => break,
-            Followed::Message(sequence, message) => batch.push(stored(sequence, &message)),
-            Followed::CaughtUp(through) if through >= last => break,
+            Followed::Message(at, _) if at.sequence > last => break,
+            Followed::Message(at, message) => batch.push(stored(at.sequence, &message)),
+            Followed::CaughtUp(through, _) if through >= last => break,
             Followed::Opened(state) if state.last_sequence < last => {
                 anyhow::bail!("the stream was made anew while it was read: run the audit again")
             }
-            Followed::CaughtUp(_) | Followed::Opened(_) => {}
+            Followed::CaughtUp(..) | Followed::Opened(_) => {}
         }
         if batch.len() == BATCH {
             found.look(store, &mut batch).await?;
@@ -185,32 +180,6 @@ fn stored(sequence: u64, message: &jetstream::Message) -> (Stored, Option<Connec
         dedupe: dedupe.map(|key| key.as_str().to_owned()),
     };
     (stored, place.map(|(_, connection)| connection))
-}
-
-/// The first sequence stored at or after a time; absent when nothing was. Read by a consumer that begins there.
-async fn start(stream: &Stream, since: OffsetDateTime) -> anyhow::Result<Option<u64>> {
-    let mut consumer = stream
-        .create_consumer(pull::Config {
-            name: Some(reader("since")?),
-            deliver_policy: DeliverPolicy::ByStartTime { start_time: since },
-            ack_policy: AckPolicy::None,
-            memory_storage: true,
-            num_replicas: 1,
-            inactive_threshold: Duration::from_secs(10),
-            ..pull::Config::default()
-        })
-        .await
-        .context("NATS refused a reader of the stream")?;
-    let unclear = "NATS did not say where the stream begins at that time: try again";
-    if consumer.info().await.context(unclear)?.num_pending == 0 {
-        return Ok(None);
-    }
-    let batch = consumer.batch().max_messages(1).expires(FIRST_WITHIN);
-    let message = batch.messages().await.context(unclear)?.next().await.context(unclear)?;
-    let message = message.map_err(|error| anyhow::anyhow!(error)).context(unclear)?;
-    let info = message.info().map_err(|error| anyhow::anyhow!(error)).context(unclear)?;
-    // The consumer goes by itself.
-    Ok(Some(info.stream_sequence))
 }
 
 /// A duration back, or a time.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use shared::{
     codec::envelope::Envelope,
     config::Nats,
-    follow::{Follow, Followed},
+    follow::{Follow, Followed, Place},
     stream::{self, STREAM},
     types::ConnectionId,
 };
@@ -63,8 +63,8 @@ impl Tail {
         let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
             match follow.next().await {
-                Followed::Message(sequence, message) => {
-                    self.print(&Line::of(sequence, &message)?)?;
+                Followed::Message(at, message) => {
+                    self.print(&Line::of(at, &message)?)?;
                     left -= 1;
                 }
                 Followed::Opened(state) if state.last_sequence + 1 < follow.next_sequence() => {
@@ -72,7 +72,7 @@ impl Tail {
                     eprintln!("the stream was made anew; going on with it from its beginning");
                     follow.restart_at(1);
                 }
-                Followed::Opened(_) | Followed::CaughtUp(_) => {}
+                Followed::Opened(_) | Followed::CaughtUp(..) => {}
             }
         }
         Ok(())
@@ -95,14 +95,13 @@ impl Tail {
 }
 
 impl Line {
-    fn of(sequence: u64, message: &jetstream::Message) -> anyhow::Result<Self> {
-        let published = message.info().map_err(|error| anyhow::anyhow!(error))?.published;
+    fn of(at: Place, message: &jetstream::Message) -> anyhow::Result<Self> {
         let place = stream::parse_subject(&message.subject);
         let envelope = envelope(message);
         let dedupe = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
         Ok(Self {
-            time: published.format(&Rfc3339)?,
-            sequence,
+            time: at.stored_at.format(&Rfc3339)?,
+            sequence: at.sequence,
             partition: place.map(|(partition, _)| partition.number()),
             kind: envelope.as_ref().map(|envelope| envelope.kind.as_str()),
             connection: place.map(|(_, connection)| connection),

@@ -57,7 +57,7 @@ impl Directory {
                         self.0.memory.apply(key, &message.payload);
                     }
                 }
-                Followed::CaughtUp(revision) => {
+                Followed::CaughtUp(revision, _) => {
                     if self.0.applied.send_replace(Some(revision)).is_none() {
                         info!(
                             connections = self.0.memory.connections(),

@@ -8,26 +8,16 @@
 //! An effect whose result decides what is said (a claim) brings the reply for each result; the result is known
 //! only here, so it is picked here.
 
-use super::{ClaimResult, ConsumeClaim, LIVE, Store, StoreError, claims, outbox};
+use super::{
+    ClaimResult, ConsumeClaim, Owner, Store, StoreError, claims, outbox,
+    owner::{mine, owned},
+};
 use crate::{
     codec::envelope::DedupeKey,
-    partition::{Lane, Partition},
+    partition::Lane,
     types::{ConnectionId, Outgoing},
 };
 use sqlx::{PgConnection, Row};
-
-/// Who commits: a worker, as the owner of a partition under an epoch.
-#[derive(Debug, Clone)]
-pub struct Owner {
-    /// The worker.
-    pub worker: String,
-    /// The partition.
-    pub partition: Partition,
-    /// Raised by every claim of the partition; an older one is fenced off.
-    pub epoch: i64,
-    /// Raised when the stream is not the one it was; lanes count anew.
-    pub generation: i32,
-}
 
 /// What is committed: a webhook of the stream.
 #[derive(Debug, Clone)]
@@ -89,59 +79,68 @@ impl Store {
             Step::Fenced => return Ok(Committed::Fenced),
             Step::Behind => return Ok(Committed::OrderSlip),
         }
-        let mut say = Vec::new();
-        if self.first_of_trigger(&mut tx, owner, at, effects).await? {
-            say.extend_from_slice(&effects.say);
-        }
-        let mut result = None;
-        if let Some(claim) = &effects.consume {
-            let became = claims::consume(&mut tx, claim, &at.dedupe).await?;
-            say.extend((claim.reply)(&became));
-            result = Some(became);
-        }
-        for outgoing in &say {
-            outbox::queue(&mut tx, &self.rings.tokens, owner, at, outgoing).await?;
-        }
+        let claim = self.put_into_force(&mut tx, owner, at, effects).await?;
         tx.commit().await?;
-        Ok(Committed::Applied { claim: result })
+        Ok(Committed::Applied { claim })
     }
 
-    /// Whether a webhook (or a trigger) is done, before something outside is called for it.
-    pub async fn is_seen(&self, key: &DedupeKey) -> Result<bool, StoreError> {
-        let row = sqlx::query(
-            "-- seen.get\n select 1 as one from seen where scope = $1 and dedupe_key = $2",
-        )
-        .bind(LIVE)
-        .bind(key.as_str())
-        .fetch_optional(&self.pool)
-        .await?;
-        Ok(row.is_some())
-    }
-
-    async fn first_of_trigger(
+    /// Everything a webhook changes but its own place.
+    pub(super) async fn put_into_force(
         &self,
         tx: &mut PgConnection,
         owner: &Owner,
         at: &Position,
         effects: &Effects,
-    ) -> Result<bool, StoreError> {
-        let Some(trigger) = &effects.trigger else { return Ok(true) };
-        let inserted = sqlx::query(
-            "-- seen.trigger
-             insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
-             values ($1, $2, $3, $4, $5, $6, 'trigger', $7) on conflict do nothing",
-        )
-        .bind(LIVE)
-        .bind(trigger.as_str())
-        .bind(owner.generation)
-        .bind(owner.partition.number() as i16)
-        .bind(at.sequence as i64)
-        .bind(at.lane.to_bits())
-        .bind(&owner.worker)
-        .execute(tx)
-        .await?;
-        Ok(inserted.rows_affected() == 1)
+    ) -> Result<Option<ClaimResult>, StoreError> {
+        let mut say = Vec::new();
+        if first_of_trigger(&mut *tx, owner, at, effects).await? {
+            say.extend_from_slice(&effects.say);
+        }
+        let mut result = None;
+        if let Some(claim) = &effects.consume {
+            let became = claims::consume(&mut *tx, claim, &at.dedupe).await?;
+            say.extend((claim.reply)(&became));
+            result = Some(became);
+        }
+        for outgoing in &say {
+            outbox::queue(&mut *tx, &self.rings.tokens, owner, at, outgoing).await?;
+        }
+        Ok(result)
     }
+
+    /// Whether a webhook (or a trigger) is done, before something outside is called for it.
+    pub async fn is_seen(&self, scope: &str, key: &DedupeKey) -> Result<bool, StoreError> {
+        let row = sqlx::query(
+            "-- seen.get\n select 1 as one from seen where scope = $1 and dedupe_key = $2",
+        )
+        .bind(scope)
+        .bind(key.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.is_some())
+    }
+}
+
+/// Whether this is the first webhook of its trigger; notes that it is.
+async fn first_of_trigger(
+    tx: &mut PgConnection,
+    owner: &Owner,
+    at: &Position,
+    effects: &Effects,
+) -> Result<bool, StoreError> {
+    let Some(trigger) = &effects.trigger else { return Ok(true) };
+    let inserted = owned(
+        "-- seen.trigger
+         insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+         values ($4, $6, $5, $1, $7, $8, 'trigger', $2) on conflict do nothing",
+        owner,
+    )
+    .bind(trigger.as_str())
+    .bind(at.sequence as i64)
+    .bind(at.lane.to_bits())
+    .execute(tx)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
 }
 
 /// What the statement that everything hangs on found.
@@ -160,30 +159,27 @@ pub(super) async fn step(
     at: &Position,
     outcome: &str,
 ) -> Result<Step, StoreError> {
-    let row = sqlx::query(
-        "-- commit.step
-         with mine as (
-             select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3 for share),
-         noted as (
-             insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
-             select $4, $5, $6, $1, $7, $8, $9, $2 from mine on conflict do nothing returning 1),
-         moved as (
-             insert into lanes (scope, generation, lane, partition, last_seq)
-             select $4, $6, $8, $1, $7 from noted
-             on conflict (scope, generation, lane) do update set last_seq = excluded.last_seq
-              where lanes.last_seq < excluded.last_seq returning 1),
-         worked_off as (
-             delete from lane_backlog using mine
-              where scope = $4 and generation = $6 and lane = $8 and sequence = $7)
-         select exists (select from mine) as mine, exists (select from noted) as noted,
-                exists (select from moved) as moved",
+    let row = owned(
+        concat!(
+            "-- commit.step\n",
+            mine!(),
+            ", noted as (
+                 insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+                 select $4, $6, $5, $1, $7, $8, $9, $2 from mine on conflict do nothing returning 1),
+             moved as (
+                 insert into lanes (scope, generation, lane, partition, last_seq)
+                 select $4, $5, $8, $1, $7 from noted
+                 on conflict (scope, generation, lane) do update set last_seq = excluded.last_seq
+                  where lanes.last_seq < excluded.last_seq returning 1),
+             worked_off as (
+                 delete from lane_backlog using mine
+                  where scope = $4 and generation = $5 and lane = $8 and sequence = $7)
+             select exists (select from mine) as mine, exists (select from noted) as noted,
+                    exists (select from moved) as moved"
+        ),
+        owner,
     )
-    .bind(owner.partition.number() as i16)
-    .bind(&owner.worker)
-    .bind(owner.epoch)
-    .bind(LIVE)
     .bind(at.dedupe.as_str())
-    .bind(owner.generation)
     .bind(at.sequence as i64)
     .bind(at.lane.to_bits())
     .bind(outcome)

@@ -1,6 +1,9 @@
 //! The dead: webhooks given up on, with why, and with their bytes, until a person decides.
 
-use super::{LIVE, Owner, Store, StoreError, inconsistent, moment};
+use super::{
+    Owner, Store, StoreError, inconsistent, moment,
+    owner::{mine, owned},
+};
 use crate::{
     secrets::{Place, Sealed},
     types::ConnectionId,
@@ -83,28 +86,26 @@ impl Store {
         let kept = serde_json::to_vec(&kept)
             .map_err(|e| inconsistent(TABLE, "sealed", dying.subject, e))?;
         let sealed = self.rings.tokens.seal(place, &kept)?;
-        let row = sqlx::query(
-            "-- dead.bury
-             with mine as (
-                 select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3 for share),
-             buried as (
-                 insert into dead (scope, generation, partition, sequence, subject, connection_id, dedupe_key,
-                                   reason, last_error, attempts, sealed)
-                 select $4, $5, $1, $6, $7, $8, $9, $10, $11, $12, $13 from mine on conflict do nothing returning 1),
-             -- What is dead is done: a copy of it that comes later is not tried again.
-             noted as (
-                 insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
-                 select $4, $9, $5, $1, $6, 0, 'dead', $2 from buried where $9::text is not null on conflict do nothing),
-             worked_off as (
-                 delete from lane_backlog using mine
-                  where scope = $4 and generation = $5 and partition = $1 and sequence = $6)
-             select exists (select from mine) as mine",
+        let row = owned(
+            concat!(
+                "-- dead.bury\n",
+                mine!(),
+                ", buried as (
+                     insert into dead (scope, generation, partition, sequence, subject, connection_id, dedupe_key,
+                                       reason, last_error, attempts, sealed)
+                     select $4, $5, $1, $6, $7, $8, $9, $10, $11, $12, $13 from mine on conflict do nothing returning 1),
+                 -- What is dead is done: a copy of it that comes later is not tried again.
+                 noted as (
+                     insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+                     select $4, $9, $5, $1, $6, 0, 'dead', $2 from buried where $9::text is not null
+                     on conflict do nothing),
+                 worked_off as (
+                     delete from lane_backlog using mine
+                      where scope = $4 and generation = $5 and partition = $1 and sequence = $6)
+                 select exists (select from mine) as mine"
+            ),
+            owner,
         )
-        .bind(owner.partition.number() as i16)
-        .bind(&owner.worker)
-        .bind(owner.epoch)
-        .bind(LIVE)
-        .bind(owner.generation)
         .bind(dying.sequence as i64)
         .bind(&*subject)
         .bind(dying.connection.as_deref().map(storable))

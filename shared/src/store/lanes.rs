@@ -4,10 +4,14 @@
 //! being committed or buried (those statements delete the row they are about). `lanes` keeps how often a parked lane's
 //! head was tried in vain and when it is tried again, so that an owner that comes later goes on counting.
 
-use super::{LIVE, Owner, Store, StoreError, column};
+use super::{
+    Owner, Store, StoreError, column,
+    owner::{mine, owned},
+};
 use crate::{codec::envelope::DedupeKey, partition::Lane, types::ConnectionId};
 use sqlx::Row;
 use std::time::Duration;
+use time::OffsetDateTime;
 
 /// A webhook to be set aside.
 #[derive(Debug, Clone)]
@@ -20,6 +24,8 @@ pub struct Spilled {
     pub connection: ConnectionId,
     /// Its dedupe key.
     pub dedupe: DedupeKey,
+    /// When the stream got it; unknown for what an earlier release set aside.
+    pub stored_at: Option<OffsetDateTime>,
 }
 
 /// A parked lane, as its next owner finds it.
@@ -52,33 +58,33 @@ impl Store {
         let sequences: Vec<i64> = spilled.iter().map(|s| s.sequence as i64).collect();
         let connections: Vec<String> = spilled.iter().map(|s| s.connection.to_string()).collect();
         let dedupes: Vec<&str> = spilled.iter().map(|s| s.dedupe.as_str()).collect();
-        let row = sqlx::query(
-            "-- lanes.spill
-             with mine as (
-                 select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3 for share),
-             u as (
-                 select * from unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[])
-                     as u (lane, sequence, connection_id, dedupe_key)),
-             parked as (
-                 insert into lanes (scope, generation, lane, partition, last_seq, parked_at)
-                 select distinct $4, $5::integer, u.lane, $1::smallint, 0, now() from u, mine
-                 on conflict (scope, generation, lane)
-                 do update set parked_at = coalesce(lanes.parked_at, now())),
-             rows as (
-                 insert into lane_backlog (scope, generation, lane, sequence, partition, connection_id, dedupe_key)
-                 select $4, $5, u.lane, u.sequence, $1, u.connection_id, u.dedupe_key from u, mine
-                 on conflict do nothing)
-             select exists (select from mine) as mine",
+        let stored_ats: Vec<_> = spilled.iter().map(|s| s.stored_at).collect();
+        let row = owned(
+            concat!(
+                "-- lanes.spill\n",
+                mine!(),
+                ", u as (
+                     select * from unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::timestamptz[])
+                         as u (lane, sequence, connection_id, dedupe_key, stored_at)),
+                 parked as (
+                     insert into lanes (scope, generation, lane, partition, last_seq, parked_at)
+                     select distinct $4, $5::integer, u.lane, $1::smallint, 0, now() from u, mine
+                     on conflict (scope, generation, lane)
+                     do update set parked_at = coalesce(lanes.parked_at, now())),
+                 rows as (
+                     insert into lane_backlog (scope, generation, lane, sequence, partition, connection_id, dedupe_key,
+                                               stored_at)
+                     select $4, $5, u.lane, u.sequence, $1, u.connection_id, u.dedupe_key, u.stored_at from u, mine
+                     on conflict do nothing)
+                 select exists (select from mine) as mine"
+            ),
+            owner,
         )
-        .bind(owner.partition.number() as i16)
-        .bind(&owner.worker)
-        .bind(owner.epoch)
-        .bind(LIVE)
-        .bind(owner.generation)
         .bind(lanes)
         .bind(sequences)
         .bind(connections)
         .bind(dedupes)
+        .bind(stored_ats)
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("mine")?)
@@ -93,7 +99,7 @@ impl Store {
                from lane_backlog b left join lanes l using (scope, generation, lane)
               where b.scope = $1 and b.generation = $2 and b.partition = $3 group by b.lane",
         )
-        .bind(LIVE)
+        .bind(owner.scope.as_ref())
         .bind(owner.generation)
         .bind(owner.partition.number() as i16)
         .fetch_all(&self.pool)
@@ -125,10 +131,10 @@ impl Store {
     ) -> Result<Vec<Spilled>, StoreError> {
         let rows = sqlx::query(
             "-- lanes.backlog
-             select sequence, connection_id, dedupe_key from lane_backlog
+             select sequence, connection_id, dedupe_key, stored_at from lane_backlog
               where scope = $1 and generation = $2 and lane = $3 and sequence <= $4 order by sequence limit $5",
         )
-        .bind(LIVE)
+        .bind(owner.scope.as_ref())
         .bind(owner.generation)
         .bind(lane.to_bits())
         .bind(i64::try_from(up_to).unwrap_or(i64::MAX))
@@ -148,6 +154,7 @@ impl Store {
                         "connection_id",
                     )?,
                     dedupe: DedupeKey::stored(row.try_get("dedupe_key")?),
+                    stored_at: row.try_get("stored_at")?,
                 })
             })
             .collect()
@@ -161,17 +168,16 @@ impl Store {
         trouble: Trouble,
         error: &str,
     ) -> Result<(), StoreError> {
-        sqlx::query(
-            "-- lanes.note_trouble
-             update lanes set attempts = $7, faults = $8, next_at = now() + make_interval(secs => $9), last_error = $10
-              where scope = $4 and generation = $5 and lane = $6
-                and exists (select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3)",
+        owned(
+            concat!(
+                "-- lanes.note_trouble\n",
+                mine!(),
+                " update lanes
+                     set attempts = $7, faults = $8, next_at = now() + make_interval(secs => $9), last_error = $10
+                    from mine where scope = $4 and generation = $5 and lane = $6"
+            ),
+            owner,
         )
-        .bind(owner.partition.number() as i16)
-        .bind(&owner.worker)
-        .bind(owner.epoch)
-        .bind(LIVE)
-        .bind(owner.generation)
         .bind(lane.to_bits())
         .bind(trouble.attempts)
         .bind(trouble.faults)
@@ -184,19 +190,18 @@ impl Store {
 
     /// A parked lane is empty: it is a lane like any other again. A row set aside meanwhile keeps it parked.
     pub async fn unpark(&self, owner: &Owner, lane: Lane) -> Result<(), StoreError> {
-        sqlx::query(
-            "-- lanes.unpark
-             update lanes l set parked_at = null, attempts = 0, faults = 0, next_at = null, last_error = ''
-              where l.scope = $4 and l.generation = $5 and l.lane = $6
-                and exists (select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3)
-                and not exists (select 1 from lane_backlog b
-                                 where b.scope = l.scope and b.generation = l.generation and b.lane = l.lane)",
+        owned(
+            concat!(
+                "-- lanes.unpark\n",
+                mine!(),
+                " update lanes l set parked_at = null, attempts = 0, faults = 0, next_at = null, last_error = ''
+                    from mine
+                   where l.scope = $4 and l.generation = $5 and l.lane = $6
+                     and not exists (select 1 from lane_backlog b
+                                      where b.scope = l.scope and b.generation = l.generation and b.lane = l.lane)"
+            ),
+            owner,
         )
-        .bind(owner.partition.number() as i16)
-        .bind(&owner.worker)
-        .bind(owner.epoch)
-        .bind(LIVE)
-        .bind(owner.generation)
         .bind(lane.to_bits())
         .execute(&self.pool)
         .await?;

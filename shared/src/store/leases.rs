@@ -7,6 +7,7 @@ use super::{Store, StoreError, inconsistent};
 use crate::partition::Partition;
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
+use time::OffsetDateTime;
 
 /// A partition just claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,10 @@ pub struct Leased {
     pub generation: i32,
     /// Everything up to this sequence is finished.
     pub cursor: u64,
+    /// Everything that the stream got before this is finished.
+    pub cursor_at: OffsetDateTime,
+    /// Once the cursor is here, what was parked in an older generation can be judged.
+    pub settle_after: Option<u64>,
     /// Which stream that sequence counts in, by when it was made; `None` before the first reading.
     pub stream_created_ns: Option<i64>,
 }
@@ -30,8 +35,12 @@ pub struct Held {
     pub partition: Partition,
     /// The epoch it is held under.
     pub epoch: i64,
+    /// The generation of the stream its cursor belongs to.
+    pub generation: i32,
     /// Everything up to this sequence is finished.
     pub cursor: u64,
+    /// Everything that the stream got before this is finished.
+    pub cursor_at: OffsetDateTime,
 }
 
 impl Store {
@@ -88,7 +97,7 @@ impl Store {
              update partition_leases l
                 set lease_until = clock_timestamp() + make_interval(secs => $3), epoch = e.epoch
                from e where l.partition = e.partition
-             returning l.partition, l.epoch, l.generation, l.cursor, l.stream_created_ns",
+             returning l.partition, l.epoch, l.generation, l.cursor, l.cursor_at, l.settle_after, l.stream_created_ns",
         )
         .bind(worker)
         .bind(&free)
@@ -105,17 +114,17 @@ impl Store {
         held: &[Held],
         ttl: Duration,
     ) -> Result<Vec<Partition>, StoreError> {
-        let (partitions, epochs, cursors) = columns(held);
-        let rows = sqlx::query(
+        let rows = columns(
             "-- leases.renew
              update partition_leases l
-                set lease_until = clock_timestamp() + make_interval(secs => $4), cursor = greatest(l.cursor, u.cursor)
-               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
-              where l.partition = u.partition and l.epoch = u.epoch returning l.partition",
+                set lease_until = clock_timestamp() + make_interval(secs => $6), cursor = greatest(l.cursor, u.cursor),
+                    cursor_at = greatest(l.cursor_at, u.cursor_at)
+               from unnest($1::smallint[], $2::bigint[], $3::integer[], $4::bigint[], $5::timestamptz[])
+                    as u (partition, epoch, generation, cursor, cursor_at)
+              where l.partition = u.partition and l.epoch = u.epoch and l.generation = u.generation
+             returning l.partition",
+            held,
         )
-        .bind(partitions)
-        .bind(epochs)
-        .bind(cursors)
         .bind(ttl.as_secs_f64())
         .fetch_all(&self.leases)
         .await?;
@@ -124,20 +133,32 @@ impl Store {
 
     /// Gives partitions back, finished up to their cursors: whoever is next takes them at once.
     pub async fn release_partitions(&self, held: &[Held]) -> Result<(), StoreError> {
-        let (partitions, epochs, cursors) = columns(held);
-        sqlx::query(
+        columns(
             "-- leases.release
-             update partition_leases l set lease_until = '-infinity', cursor = greatest(l.cursor, u.cursor)
-               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
-              where l.partition = u.partition and l.epoch = u.epoch",
+             update partition_leases l
+                set lease_until = '-infinity', cursor = greatest(l.cursor, u.cursor),
+                    cursor_at = greatest(l.cursor_at, u.cursor_at)
+               from unnest($1::smallint[], $2::bigint[], $3::integer[], $4::bigint[], $5::timestamptz[])
+                    as u (partition, epoch, generation, cursor, cursor_at)
+              where l.partition = u.partition and l.epoch = u.epoch and l.generation = u.generation",
+            held,
         )
-        .bind(partitions)
-        .bind(epochs)
-        .bind(cursors)
         .execute(&self.leases)
         .await?;
         Ok(())
     }
+}
+
+type Statement = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+/// A statement about partitions held: their columns are its first five arrays.
+fn columns(sql: &'static str, held: &[Held]) -> Statement {
+    sqlx::query(sql)
+        .bind(held.iter().map(|h| h.partition.number() as i16).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.epoch).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.generation).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.cursor as i64).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.cursor_at).collect::<Vec<_>>())
 }
 
 impl Store {
@@ -157,19 +178,14 @@ impl Store {
     }
 }
 
-fn columns(held: &[Held]) -> (Vec<i16>, Vec<i64>, Vec<i64>) {
-    let partitions = held.iter().map(|h| h.partition.number() as i16).collect();
-    let epochs = held.iter().map(|h| h.epoch).collect();
-    let cursors = held.iter().map(|h| h.cursor as i64).collect();
-    (partitions, epochs, cursors)
-}
-
 fn leased(row: &PgRow) -> Result<Leased, StoreError> {
     Ok(Leased {
         partition: partition_of(row)?,
         epoch: row.try_get("epoch")?,
         generation: row.try_get("generation")?,
         cursor: row.try_get::<i64, _>("cursor")? as u64,
+        cursor_at: row.try_get("cursor_at")?,
+        settle_after: row.try_get::<Option<i64>, _>("settle_after")?.map(|after| after as u64),
         stream_created_ns: row.try_get("stream_created_ns")?,
     })
 }

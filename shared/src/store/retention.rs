@@ -2,6 +2,7 @@
 
 use super::{Store, StoreError};
 use sqlx::Row;
+use std::time::Duration;
 
 /// Rows of one table that one step deletes at most.
 const STEP: i64 = 10_000;
@@ -17,7 +18,40 @@ pub struct Forgotten {
     pub workers: u64,
 }
 
+/// What Postgres holds of webhooks that are not over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Lanes set aside.
+    pub parked_lanes: i64,
+    /// Webhooks set aside.
+    pub parked: i64,
+    /// How long the one set aside first waits.
+    pub parked_oldest: Duration,
+    /// Webhooks given up that nobody decided about.
+    pub dead: i64,
+}
+
 impl Store {
+    /// How many webhooks wait, and how many are dead.
+    pub async fn standing(&self) -> Result<Standing, StoreError> {
+        let row = sqlx::query(
+            "-- retention.standing
+             select (select count(*) from lanes where parked_at is not null) as parked_lanes,
+                    (select count(*) from lane_backlog) as parked,
+                    (select greatest(coalesce(extract(epoch from now() - min(parked_at)), 0), 0)::float8
+                       from lane_backlog) as parked_oldest,
+                    (select count(*) from dead) as dead",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Standing {
+            parked_lanes: row.try_get("parked_lanes")?,
+            parked: row.try_get("parked")?,
+            parked_oldest: Duration::from_secs_f64(row.try_get("parked_oldest")?),
+            dead: row.try_get("dead")?,
+        })
+    }
+
     /// Deletes a step's worth: `seen` after 48 h (Slack sends an event again for a day), lanes whose last webhook lies
     /// below their partition's cursor, settled outbox rows and the dead after 30 days, workers silent for an hour.
     pub async fn forget(&self) -> Result<Forgotten, StoreError> {

@@ -25,7 +25,7 @@ pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<
     };
     let parts = [message.channel.as_str().as_bytes(), message.ts.as_bytes()];
     let trigger = DedupeKey::new(desk.connection.id, "trigger-of-agent", &parts);
-    match desk.workshop.store.is_seen(&trigger).await {
+    match desk.workshop.store.is_seen(&desk.part.owner.scope, &trigger).await {
         Ok(true) => return Outcome::done("same_trigger"),
         Ok(false) => {}
         Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
