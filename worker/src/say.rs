@@ -309,7 +309,10 @@ impl Speaker<'_> {
                 self.refused(Status::Error, &text).await;
                 SendResult::Later(LONG_PAUSE, text)
             }
-            Action::Refresh => match workshop.store.refresh_now(self.connection.id).await {
+            Action::Refresh => match {
+                let Connection { id, version, .. } = *self.connection;
+                workshop.store.refresh_now(id, version).await
+            } {
                 Ok(true) => {
                     workshop.token_is_over.notify_one();
                     SendResult::Later(again(row), text)

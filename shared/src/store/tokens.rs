@@ -69,16 +69,25 @@ impl Store {
         Ok(())
     }
 
-    /// Slack calls the token expired: it is refreshed now. True if it is one that rotates.
-    pub async fn refresh_now(&self, connection: ConnectionId) -> Result<bool, StoreError> {
-        let due = sqlx::query(
+    /// Slack calls the token that this version of a connection has expired: it is refreshed now, unless it was meanwhile.
+    /// True if it is one that rotates.
+    pub async fn refresh_now(
+        &self,
+        connection: ConnectionId,
+        version: i64,
+    ) -> Result<bool, StoreError> {
+        let rotates = sqlx::query_scalar(
             "-- tokens.refresh_now
-             update token_rotations set refresh_at = least(refresh_at, now()) where connection_id = $1",
+             with due as (
+                 update token_rotations t set refresh_at = least(t.refresh_at, now())
+                   from connections c where c.id = t.connection_id and c.id = $1 and c.version = $2)
+             select exists (select from token_rotations where connection_id = $1)",
         )
         .bind(connection.to_string())
-        .execute(&self.pool)
+        .bind(version)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(due.rows_affected() > 0)
+        Ok(rotates)
     }
 
     /// Leases one token that is due, if there is one that nobody else has.

@@ -1,0 +1,81 @@
+//! Slack's limits are heard by all workers, and cost nobody else anything.
+
+use futures_util::future::join_all;
+use shared::store::NewConnection;
+use std::time::Duration;
+use tests::{
+    slack::{api::Outcome, limits::Limit, webhook::Webhook},
+    until::until,
+    world::{App, SMALL, SOON, Size, World, agent_id},
+};
+
+const FOUR: Size = Size { ingests: 1, workers: 4, own_postgres: false };
+const POST: &str = "chat.postMessage";
+
+fn answered(new: &mut NewConnection) {
+    new.agent = Some(agent_id());
+}
+
+async fn say(world: &World, app: &App, channel: &str, text: &str) {
+    let webhook = Webhook::message(&world.slack, app, channel, "U1", text);
+    assert_eq!(world.send(app, &webhook).await.expect("an answer").status, 200);
+}
+
+fn posted(world: &World, app: &App) -> usize {
+    let by_bot =
+        |call: &tests::slack::api::Call| call.team == app.team && call.outcome == Outcome::Taken;
+    world.slack.calls_of(POST).iter().filter(|call| by_bot(call)).count()
+}
+
+#[tokio::test]
+async fn a_burst_over_four_workers_runs_into_a_limit_once() {
+    let world = World::start(FOUR).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    let other = world.connect_as(answered).await.expect("a connection");
+    world.slack.limit(vec![Limit::method(POST, 20, Duration::from_secs(4))]);
+    let channels: Vec<String> = (0..26).map(|n| format!("C{n:04}")).collect();
+    join_all(channels.iter().map(|channel| say(&world, &app, channel, "hello"))).await;
+    let limited = || -> Vec<tests::slack::api::Call> {
+        let mut calls = world.slack.calls_of(POST);
+        calls.retain(|call| matches!(call.outcome, Outcome::RateLimited(_)));
+        calls
+    };
+    let first = until("Slack has had enough", SOON, async || limited().into_iter().next()).await;
+
+    // Another workspace is none of its business.
+    say(&world, &other, "C1", "hello").await;
+    until("the other is answered", Duration::from_secs(3), async || {
+        (posted(&world, &other) == 1).then_some(())
+    })
+    .await;
+
+    until("all is said", Duration::from_secs(60), async || {
+        (posted(&world, &app) == 26).then_some(())
+    })
+    .await;
+    // One call per worker may have been under way when the first was answered.
+    let limited = limited();
+    assert!(limited.len() <= FOUR.workers, "{} calls were refused", limited.len());
+    for call in &limited {
+        assert!(first.before(call) < Duration::from_millis(250), "{:?}", first.before(call));
+    }
+}
+
+#[tokio::test]
+async fn a_channel_is_told_one_message_a_second() {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    world.set("TIDEGATE_CHANNEL_PACE", "1s");
+    world.start_ingest().await.expect("an ingest");
+    world.start_worker().await.expect("a worker");
+    world.settled().await.expect("settled");
+    let app = world.connect_as(answered).await.expect("a connection");
+    world.slack.limit(vec![Limit::channel(POST, 1, Duration::from_millis(900))]);
+    for text in ["one", "two", "three", "four"] {
+        say(&world, &app, "D1", text).await;
+    }
+    until("all are said", SOON, async || (posted(&world, &app) == 4).then_some(())).await;
+    let calls = world.slack.calls_of(POST);
+    assert_eq!(calls.len(), 4, "no call was refused");
+    let texts: Vec<&str> = calls.iter().filter_map(|call| call.args["text"].as_str()).collect();
+    assert_eq!(texts, ["one", "two", "three", "four"].map(|text| format!("I heard: {text}")));
+}

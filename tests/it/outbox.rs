@@ -1,0 +1,234 @@
+//! What is to be said is said: once where Slack lets us look, and counted where it does not.
+
+use futures_util::future::join_all;
+use shared::store::NewConnection;
+use sqlx::Row;
+use std::time::Duration;
+use tests::{
+    slack::{
+        api::Outcome,
+        tokens::Installation,
+        trouble::{Fault, Trouble},
+        webhook::Webhook,
+    },
+    until::until,
+    world::{App, PAIR, SMALL, SOON, World, agent_id},
+};
+
+const POST: &str = "chat.postMessage";
+
+fn answered(new: &mut NewConnection) {
+    new.agent = Some(agent_id());
+}
+
+/// One message in each of so many conversations, half of them direct; all are accepted.
+async fn say(world: &World, app: &App, conversations: usize, text: &str) {
+    let sending = (0..conversations).map(|n| async move {
+        let webhook = Webhook::message(&world.slack, app, &channel(n), "U1", text);
+        assert_eq!(world.send(app, &webhook).await.expect("an answer").status, 200);
+    });
+    join_all(sending).await;
+}
+
+fn channel(n: usize) -> String {
+    format!("{}{n:04}", if n % 2 == 0 { "C" } else { "D" })
+}
+
+/// What the bot said in all of them.
+fn said(world: &World, app: &App, conversations: usize) -> usize {
+    let of = |n| world.slack.messages(&app.team, &channel(n));
+    (0..conversations).flat_map(of).filter(|message| message.bot_id.is_some()).count()
+}
+
+/// How many rows there are in each state, and how many were said again in doubt.
+async fn rows(world: &World) -> (i64, i64, i64) {
+    let row = sqlx::query(
+        "select count(*) filter (where state = 'sent') as sent, count(*) filter (where state <> 'sent') as other,
+                coalesce(sum(doubts), 0)::bigint as doubts from outbox",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .expect("a count");
+    (row.get("sent"), row.get("other"), row.get("doubts"))
+}
+
+async fn all_sent(world: &World, count: i64, within: Duration) -> i64 {
+    until(&format!("{count} rows are sent"), within, async || {
+        let (sent, other, doubts) = rows(world).await;
+        (sent == count && other == 0).then_some(doubts)
+    })
+    .await
+}
+
+async fn status(world: &World, app: &App) -> String {
+    sqlx::query_scalar("select status from connections where id = $1")
+        .bind(app.connection.to_string())
+        .fetch_one(&world.pool)
+        .await
+        .expect("a status")
+}
+
+#[tokio::test]
+async fn a_thousand_connections_cut_after_slack_took_the_message_leave_a_thousand_messages() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    world.slack.trouble(Trouble::new(Fault::Cut).on(POST).after_the_fact().times(1000));
+    for round in 0..4 {
+        say(&world, &app, 250, &format!("round {round}")).await;
+    }
+    let doubts = all_sent(&world, 1000, Duration::from_secs(120)).await;
+    assert_eq!(said(&world, &app, 250), 1000, "each once");
+    let calls = world.slack.calls_of(POST);
+    assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Broken { taken: true, .. })));
+    assert_eq!((calls.len(), doubts), (1000, 0), "no call was repeated, no doubt was left");
+}
+
+#[tokio::test]
+async fn where_slack_gives_no_way_to_look_the_doubt_is_counted_and_it_is_said_again() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    let blind = Installation::new(&app.app, &app.team, &app.bot_user)
+        .without("channels:history")
+        .without("im:history");
+    world.slack.install(&app.token, blind);
+    let cut = |on: &str, times| Trouble::new(Fault::Cut).on(on).after_the_fact().times(times);
+    world.slack.trouble(cut(POST, 20));
+    world.slack.trouble(cut("response_url", 10));
+    say(&world, &app, 20, "hello").await;
+    for n in 0..10 {
+        let user = format!("U{n}");
+        let help = Webhook::command(&world.slack, &app, "C1", &user, "/lobu", "help");
+        world.send(&app, &help).await.expect("an answer");
+    }
+    let doubts = all_sent(&world, 30, SOON).await;
+    assert_eq!(doubts, 30, "every one of them was in doubt, once");
+    assert_eq!(said(&world, &app, 20), 40, "and is there twice");
+    let calls = world.slack.calls_of("response_url");
+    assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
+}
+
+#[tokio::test]
+async fn what_slack_may_or_may_not_have_done_is_looked_up_before_it_is_said_again() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    let faults = [
+        Fault::Says("fatal_error".into()),
+        Fault::Says("internal_error".into()),
+        Fault::Status(503),
+        Fault::Garbage,
+        Fault::MidBody,
+        Fault::Cut,
+    ];
+    for fault in &faults {
+        for taken in [true, false] {
+            let trouble = Trouble::new(fault.clone()).on(POST).times(1);
+            world.slack.trouble(if taken { trouble.after_the_fact() } else { trouble });
+        }
+    }
+    say(&world, &app, 2 * faults.len(), "hello").await;
+    let doubts = all_sent(&world, 2 * faults.len() as i64, SOON).await;
+    assert_eq!((said(&world, &app, 2 * faults.len()), doubts), (2 * faults.len(), 0));
+}
+
+#[tokio::test]
+async fn a_sender_that_is_frozen_and_woken_says_nothing_twice() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    // Taken at once, answered late: the sender freezes in between.
+    world.slack.trouble(Trouble::new(Fault::Slow(Duration::from_secs(4))).on(POST).times(1));
+    say(&world, &app, 1, "hello").await;
+    until("Slack has it", SOON, async || world.slack.calls_of(POST).pop()).await;
+    let sender = world.owner_of(&app, &channel(0)).await.expect("an owner");
+    sender.process.freeze();
+    let doubts = all_sent(&world, 1, SOON).await;
+    sender.process.thaw();
+    world.settled().await.expect("the woken one works again");
+    assert_eq!((said(&world, &app, 1), world.slack.calls_of(POST).len(), doubts), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_response_url_that_is_used_up_or_not_slacks_is_not_insisted_on() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let help = |user: &str| Webhook::command(&world.slack, &app, "C1", user, "/lobu", "help");
+
+    // Too old for Slack.
+    let old = help("U1");
+    world.slack.clock().advance(Duration::from_secs(31 * 60));
+    world.send(&app, &old).await.expect("an answer");
+    let told = world.slack.told("told another way", |r| r.by == "chat.postEphemeral").await;
+    assert_eq!((told.to.as_str(), told.body["user"].as_str()), ("C1", Some("U1")));
+    assert!(told.body.get("response_type").is_none(), "{:?}", told.body);
+
+    // Used five times, none of which Slack took.
+    world.slack.trouble(Trouble::new(Fault::RateLimited(0)).on("response_url").times(9));
+    world.send(&app, &help("U2")).await.expect("an answer");
+    world
+        .slack
+        .told("told another way", |r| r.by == "chat.postEphemeral" && r.body["user"] == "U2")
+        .await;
+    let calls = world.slack.calls_of("response_url");
+    let limited = calls.iter().filter(|call| matches!(call.outcome, Outcome::Broken { .. }));
+    assert_eq!(limited.count(), 5);
+    world.slack.heal();
+
+    // Somebody else's.
+    let mut foreign = help("U3");
+    let body = String::from_utf8(foreign.body).expect("text");
+    let (ours, theirs) = ("127.0.0.1", "127.0.0.2");
+    assert!(body.contains(ours), "{body}");
+    foreign.body = body.replace(ours, theirs).into_bytes();
+    world.send(&app, &foreign).await.expect("an answer");
+    let why: String = until("given up", SOON, async || {
+        sqlx::query_scalar("select last_error from outbox where state = 'failed'")
+            .fetch_optional(&world.pool)
+            .await
+            .ok()?
+    })
+    .await;
+    assert_eq!(why, "the response_url is not Slack's");
+}
+
+#[tokio::test]
+async fn what_slack_says_of_a_token_is_done_to_its_connection_and_to_no_other() {
+    let world = World::start(SMALL).await.expect("a world");
+    let gone = world.connect_as(answered).await.expect("a connection");
+    let doubtful = world.connect_as(answered).await.expect("a connection");
+    let good = world.connect_as(answered).await.expect("a connection");
+    world.slack.refuse_token(&gone.token, "account_inactive");
+    world.slack.refuse_token(&doubtful.token, "invalid_auth");
+    for app in [&gone, &doubtful, &good] {
+        say(&world, app, 1, "hello").await;
+    }
+    let becomes = async |app: &App, wanted: &str| {
+        until(wanted, SOON, async || (status(&world, app).await == wanted).then_some(())).await;
+    };
+    becomes(&gone, "revoked").await;
+    becomes(&doubtful, "error").await;
+    let asked = world.slack.calls_of("auth.test");
+    assert!(asked.len() >= 3, "not before it was confirmed several times: {}", asked.len());
+    assert_eq!(status(&world, &good).await, "active");
+    assert_eq!(said(&world, &good, 1), 1);
+
+    // What was to be said is kept, and said as soon as the token is good.
+    let there = Installation::new(&doubtful.app, &doubtful.team, &doubtful.bot_user);
+    world.slack.install(&doubtful.token, there);
+    becomes(&doubtful, "active").await;
+    assert_eq!(said(&world, &doubtful, 1), 1);
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_closed_to_us_is_noted_and_holds_up_nobody() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    world
+        .slack
+        .trouble(Trouble::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"));
+    say(&world, &app, 2, "hello").await;
+    until("one is said, one is given up", SOON, async || {
+        (rows(&world).await == (1, 1, 0)).then_some(())
+    })
+    .await;
+    assert_eq!(world.slack.calls_of(POST).len(), 2, "it is not tried again");
+    assert_eq!(status(&world, &app).await, "active");
+}
