@@ -77,7 +77,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         slots: Slots::new(config.handlers.get()),
         hydrator: Arc::clone(&hydrator),
         breaker: Breaker::default(),
-        metrics: Metrics::new(&hydrator),
+        metrics: Metrics::new(&hydrator, &slack.counted),
     });
     let js = config::jetstream(nats);
     shutdown.spawn_vital("changes", hydrator.listen(shutdown.token().clone()));

@@ -4,7 +4,7 @@
 //! hand when the page is read, so that a partition given up leaves no figure behind. What only Postgres knows (parked,
 //! dead) is told by the one worker that tidies.
 
-use crate::{hydrate::Hydrator, lane::Lanes, part::Part};
+use crate::{hydrate::Hydrator, lane::Lanes, part::Part, slack::counted::Counted};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -85,8 +85,8 @@ pub enum LeaseChange {
 }
 
 impl Metrics {
-    /// All zero, but for what the hydrator counts by itself.
-    pub fn new(hydrator: &Hydrator) -> Self {
+    /// All zero, but for what the hydrator and the client of Slack count by themselves.
+    pub fn new(hydrator: &Hydrator, slack: &Counted) -> Self {
         let mut registry = Registry::default();
         let this = Self {
             registry: Registry::default(),
@@ -197,6 +197,7 @@ impl Metrics {
             "Connections asked for, by where they came from",
             hydrator.asked(),
         );
+        slack.register(r);
         r.register("build", "What runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         Self { registry, ..this }
     }

@@ -309,20 +309,7 @@ impl Speaker<'_> {
                 self.refused(Status::Error, &text).await;
                 SendResult::Later(LONG_PAUSE, text)
             }
-            Action::Refresh => match {
-                let Connection { id, version, .. } = *self.connection;
-                workshop.store.refresh_now(id, version).await
-            } {
-                Ok(true) => {
-                    workshop.token_is_over.notify_one();
-                    SendResult::Later(again(row), text)
-                }
-                Ok(false) => {
-                    self.refused(Status::Error, &text).await;
-                    SendResult::Later(LONG_PAUSE, text)
-                }
-                Err(error) => SendResult::Later(again(row), Chain(&error).to_string()),
-            },
+            Action::Refresh => self.refresh(text).await,
             Action::Pause => SendResult::Later(LONG_PAUSE, text),
             Action::Alert => {
                 error!(connection = %self.connection.id, word = text, "Slack does not take calls from our address: a person has to look");
@@ -354,6 +341,23 @@ impl Speaker<'_> {
             }
             Action::Reconcile => SendResult::Doubtful(DOUBT_PAUSE.max(again(row)), text),
             Action::Reread | Action::Fail => SendResult::Failed(text),
+        }
+    }
+
+    /// The token is over: whoever refreshes tokens is told.
+    async fn refresh(&self, text: String) -> SendResult {
+        let (row, workshop) = (self.saying.row, self.saying.workshop);
+        let Connection { id, version, .. } = *self.connection;
+        match workshop.store.refresh_now(id, version).await {
+            Ok(true) => {
+                workshop.token_is_over.notify_one();
+                SendResult::Later(again(row), text)
+            }
+            Ok(false) => {
+                self.refused(Status::Error, &text).await;
+                SendResult::Later(LONG_PAUSE, text)
+            }
+            Err(error) => SendResult::Later(again(row), Chain(&error).to_string()),
         }
     }
 
