@@ -31,7 +31,7 @@ async fn say(world: &World, app: &App, conversations: usize, text: &str) {
 }
 
 fn channel(n: usize) -> String {
-    format!("{}{n:04}", if n % 2 == 0 { "C" } else { "D" })
+    format!("{}{n:04}", if n.is_multiple_of(2) { "C" } else { "D" })
 }
 
 /// What the bot said in all of them.
