@@ -3,7 +3,7 @@
 use shared::{
     codec::envelope::DedupeKey,
     partition::{Conversation, Lane},
-    store::{Committed, Dying, Effects, Held, Leased, Owner, Position},
+    store::{Committed, Dying, Effects, Held, Leased, OneOfMany, Owner, Position},
     types::{ConnectionId, Destination, Outgoing},
 };
 use std::time::Duration;
@@ -76,6 +76,54 @@ async fn a_commit_under_an_old_epoch_changes_nothing() {
     assert_eq!(commit(&owner("second", second)).await, Committed::Applied { claim: None });
     assert_eq!(commit(&owner("second", second)).await, Committed::AlreadyDone);
     assert_eq!(count(&world, "outbox").await, 1);
+}
+
+/// Many commits in one statement have each their own guards.
+#[tokio::test]
+async fn of_commits_made_together_each_hears_its_own_answer() {
+    let world = World::without_processes(SERVERS).await.expect("servers");
+    let (first, second) = taken_over(&world).await;
+    let (old, new) =
+        (owner("second", Leased { epoch: first.epoch, ..second }), owner("second", second));
+    let (at, effects) = ([1, 2, 3, 4].map(position), saying());
+    let trigger = position(9).dedupe;
+    let [once, twice] = [(), ()].map(|()| Effects { trigger: Some(trigger.clone()), ..saying() });
+    world.store.commit(&new, &at[0], &effects).await.expect("an answer");
+    let together = [
+        OneOfMany { owner: &new, at: &at[0], effects: &effects },
+        OneOfMany { owner: &old, at: &at[1], effects: &effects },
+        OneOfMany { owner: &new, at: &at[2], effects: &once },
+        OneOfMany { owner: &new, at: &at[3], effects: &twice },
+    ];
+    let committed = world.store.commit_together(&together).await.expect("answers");
+    let applied = Committed::Applied { claim: None };
+    assert_eq!(committed, [Committed::AlreadyDone, Committed::Fenced, applied.clone(), applied]);
+    assert_eq!(count(&world, "seen").await, 4, "three webhooks and a trigger");
+    assert_eq!(count(&world, "lanes").await, 3);
+    assert_eq!(
+        count(&world, "outbox").await,
+        2,
+        "the one before, and one of the two with one trigger"
+    );
+}
+
+/// One that is behind its lane must not be skipped, nor take the others with it: together nothing is done, alone it is told.
+#[tokio::test]
+async fn commits_made_together_change_nothing_when_one_is_behind_its_lane() {
+    let world = World::without_processes(SERVERS).await.expect("servers");
+    let owner = owner("second", taken_over(&world).await.1);
+    let (later, effects) = (position(5), saying());
+    let early = Position { sequence: 4, dedupe: position(4).dedupe, ..later.clone() };
+    world.store.commit(&owner, &later, &effects).await.expect("an answer");
+    let other = position(6);
+    let together = [&other, &early].map(|at| OneOfMany { owner: &owner, at, effects: &effects });
+    let error = world.store.commit_together(&together).await.expect_err("one is behind");
+    assert!(error.is_about_the_data(), "{error:?}");
+    assert_eq!((count(&world, "seen").await, count(&world, "outbox").await), (1, 1));
+    assert_eq!(
+        world.store.commit(&owner, &early, &effects).await.expect("an answer"),
+        Committed::OrderSlip
+    );
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use std::{
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{App, SMALL, SOON, Size, World},
+    world::{App, SMALL, SOON, Size, World, agent_id},
 };
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -192,6 +192,40 @@ async fn the_dead_are_listed_by_connection_and_shown_with_their_bodies_only_when
     assert_eq!(shown[0]["body"], "no envelope 0");
     let (_, error) = printed(&world.try_tidegate(&["dead", "show", "99"]).expect("it runs"));
     assert_eq!(error, "not among the dead: 99; tidegate dead list says who is\n");
+}
+
+/// What came after it in its conversation went on long ago: its turn is past, and it is handled all the same. (Agent and
+/// Slack go on answering while the verb waits: more than one thread.)
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_redriven_is_handled_once_past_its_conversations_order() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let say = async |text: &str| {
+        let webhook = Webhook::message(&world.slack, &app, "D1", "U1", text);
+        assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+        webhook
+    };
+    world.agent.break_down(true);
+    let first = say("first").await;
+    let dead = until("it is dead", Duration::from_secs(60), async || {
+        world.store.dead(9).await.ok()?.first().map(|one| one.id.to_string())
+    })
+    .await;
+    let ran = world.try_tidegate(&["dead", "redrive", &dead]).expect("it runs");
+    let again = format!("tried, and dead again: {dead}; tidegate dead show says why\n");
+    assert_eq!((ran.status.code(), printed(&ran).1), (Some(1), again));
+    assert_eq!(world.store.dead(9).await.expect("a list")[0].attempts, 7);
+
+    world.agent.break_down(false);
+    let second = say("second").await;
+    world.handled(&second.dedupe).await;
+    assert_eq!(world.tidegate(&["dead", "redrive", "--all"]).expect("redriven"), "redriven: 1\n");
+    assert_eq!(world.handled(&first.dedupe).await.outcome, "done");
+    assert!(world.store.dead(9).await.expect("a list").is_empty());
+    let heard = world.slack.told("its answer", |told| told.text() == "I heard: first").await;
+    assert_eq!(heard.to, "D1");
+    let ran = world.try_tidegate(&["dead", "redrive", &dead]).expect("it runs");
+    assert!(printed(&ran).1.starts_with("not among the dead"), "{}", printed(&ran).1);
 }
 
 #[tokio::test]

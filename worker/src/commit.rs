@@ -13,6 +13,7 @@ use shared::{
 };
 use std::{
     future::Future,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tracing::{error, info, warn};
@@ -21,16 +22,17 @@ use tracing::{error, info, warn};
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Puts a webhook's effects into force.
-pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effects) -> bool {
-    let at = Position {
-        sequence: job.sequence,
-        lane: job.envelope.lane,
-        connection: job.envelope.connection,
-        dedupe: job.envelope.dedupe.clone(),
+pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: Effects) -> bool {
+    let (at, outcome) = (position(job), effects.outcome);
+    let committed = if effects.is_simple() {
+        let effects = Arc::new(effects);
+        insist(part, || workshop.groups.commit(&part.owner, &at, &effects)).await
+    } else {
+        let began = Instant::now();
+        let committed = insist(part, || workshop.store.commit(&part.owner, &at, &effects)).await;
+        workshop.metrics.committed(1, began.elapsed());
+        committed
     };
-    let began = Instant::now();
-    let committed = insist(part, || workshop.store.commit(&part.owner, &at, effects)).await;
-    workshop.metrics.committed(1, began.elapsed());
     let committed = match committed {
         Insisted::Written(committed) => committed,
         Insisted::Lost => return false,
@@ -42,7 +44,7 @@ pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effect
         Committed::Applied { claim } => {
             part.outbox.notify_one();
             let claim = claim.as_ref().map(|result| result.as_str());
-            let (sequence, kind, outcome) = (job.sequence, job.envelope.kind, effects.outcome);
+            let (sequence, kind) = (job.sequence, job.envelope.kind);
             info!(sequence, connection = %at.connection, %kind, outcome, claim, "handled");
             true
         }
@@ -52,6 +54,39 @@ pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: &Effect
             error!(sequence = job.sequence, lane = %at.lane, "its lane is past it, and it is not done: order slip");
             bury(workshop, part, job, "its lane was past it (order slip)", "", 1).await
         }
+    }
+}
+
+/// Puts a redriven webhook's effects into force: it is dead no more. False when the partition is somebody else's.
+pub async fn redriven(
+    workshop: &Workshop,
+    part: &Part,
+    dead: i64,
+    job: &Job,
+    effects: &Effects,
+) -> Result<bool, String> {
+    let at = position(job);
+    let commit = || workshop.store.commit_redriven(&part.owner, dead, &at, effects);
+    match insist(part, commit).await {
+        Insisted::Written(Committed::Fenced) => Ok(fenced(workshop, part)),
+        Insisted::Written(_) => {
+            part.outbox.notify_one();
+            let (sequence, outcome) = (job.sequence, effects.outcome);
+            info!(dead, sequence, connection = %at.connection, outcome, "redriven");
+            Ok(true)
+        }
+        Insisted::Lost => Ok(false),
+        Insisted::Refused(why) => Err(why),
+    }
+}
+
+fn position(job: &Job) -> Position {
+    let envelope = &job.envelope;
+    Position {
+        sequence: job.sequence,
+        lane: envelope.lane,
+        connection: envelope.connection,
+        dedupe: envelope.dedupe.clone(),
     }
 }
 

@@ -109,6 +109,9 @@ impl Leases {
     async fn turn(&mut self, stopping: bool) -> Result<(), StoreError> {
         self.renew().await?;
         self.release_drained().await?;
+        if !stopping {
+            self.tell_of_redrives().await?;
+        }
         let share = match stopping {
             true => {
                 self.workshop.store.worker_gone(&self.worker).await?;
@@ -168,6 +171,17 @@ impl Leases {
             }
             kept
         });
+        Ok(())
+    }
+
+    /// Asked here, once for all partitions, so that nobody has to ask for each.
+    async fn tell_of_redrives(&self) -> Result<(), StoreError> {
+        let held: Vec<Partition> = self.parts.keys().copied().collect();
+        for partition in self.workshop.store.partitions_to_redrive(&held).await? {
+            if let Some(part) = self.parts.get(&partition) {
+                part.redrive.notify_one();
+            }
+        }
         Ok(())
     }
 

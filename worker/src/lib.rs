@@ -9,11 +9,11 @@
 //! hydrate    the live connection, or why there is none
 //! handle     what to do: an outcome with effects
 //! reply      the few answers that go into Slack's own request
-//! commit     effects → one fenced transaction
+//! commit     effects → one fenced transaction; group: many together
 //! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
 //! ```
 //!
-//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `sweep` keeps ingest's
+//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `redrive` gives the dead one more try, `sweep` keeps ingest's
 //! directory true, `slack` and `agent` are the two things outside that are called, `health` and `metrics` tell how it goes.
 
 pub mod part;
@@ -30,6 +30,8 @@ pub mod hydrate;
 pub mod handle;
 pub mod reply;
 pub mod commit;
+pub mod group;
+pub mod redrive;
 pub mod deliver;
 pub mod say;
 pub mod refusals;
@@ -67,5 +69,7 @@ pub struct Workshop {
     /// Whether it is the webhooks that are broken.
     pub breaker: breaker::Breaker,
     /// What is counted.
-    pub metrics: metrics::Metrics,
+    pub metrics: Arc<metrics::Metrics>,
+    /// Commits that decide nothing, made together.
+    pub groups: group::Groups,
 }

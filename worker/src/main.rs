@@ -16,6 +16,7 @@ use worker::{
     agent::Agents,
     breaker::Breaker,
     config::{BEYOND_GRACE, Config},
+    group::Groups,
     health,
     hydrate::Hydrator,
     lease::Leases,
@@ -66,6 +67,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     )
     .context("an HTTP client for Slack")?;
     let token_is_over = Arc::new(Notify::new());
+    let metrics = Arc::new(Metrics::new(&hydrator, &slack.counted));
     let workshop = Arc::new(Workshop {
         store: store.clone(),
         nats: nats.clone(),
@@ -77,7 +79,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         slots: Slots::new(config.handlers.get()),
         hydrator: Arc::clone(&hydrator),
         breaker: Breaker::default(),
-        metrics: Metrics::new(&hydrator, &slack.counted),
+        groups: Groups::new(store.clone(), Arc::clone(&metrics)),
+        metrics,
     });
     let js = config::jetstream(nats);
     shutdown.spawn_vital("changes", hydrator.listen(shutdown.token().clone()));

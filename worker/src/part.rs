@@ -23,6 +23,8 @@ pub struct Part {
     pub lost: CancellationToken,
     /// There may be something in the outbox.
     pub outbox: Notify,
+    /// Somebody asked for one more try of what is dead.
+    pub redrive: Notify,
     /// Which stream the cursor counts in, by when it was made; empty before the first reading.
     pub stream_created_ns: OnceLock<i64>,
     /// Once the cursor is here, what was parked in an older generation of the stream can be judged.
@@ -62,6 +64,7 @@ impl Part {
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             outbox: Notify::new(),
+            redrive: Notify::new(),
             stream_created_ns: stream_created_ns.map(OnceLock::from).unwrap_or_default(),
             settle_after,
             draining_since: OnceLock::new(),

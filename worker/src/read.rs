@@ -10,7 +10,7 @@ use crate::{
     job::Job,
     lane::Lanes,
     part::Part,
-    sweep, tidy,
+    redrive, sweep, tidy,
 };
 use async_nats::jetstream;
 use shared::{
@@ -33,6 +33,7 @@ const WINDOW: u32 = 512;
 /// Works a partition until it is to stop or is lost; returns when nothing of it runs any more.
 pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, part: Arc<Part>) {
     let delivering = tokio::spawn(deliver::run(Arc::clone(&workshop), Arc::clone(&part)));
+    let redriving = tokio::spawn(redrive::run(Arc::clone(&workshop), Arc::clone(&part)));
     let over = part.lost.child_token();
     let _sweeping_ends = over.clone().drop_guard();
     if part.owner.partition.number() == sweep::LOCK {
@@ -51,8 +52,8 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, part: Arc<Part
         Some(another) => generation::raise(&workshop, &js, &part, another, in_memory).await,
         None => tokio::select! { _ = part.lost.cancelled() => {}, () = in_memory => {} },
     }
-    if delivering.await.is_err() {
-        error!(partition = %part.owner.partition, "delivering panicked");
+    if delivering.await.is_err() || redriving.await.is_err() {
+        error!(partition = %part.owner.partition, "delivering or redriving panicked");
     }
 }
 

@@ -56,7 +56,7 @@ pub async fn work(workshop: &Workshop, part: &Part, job: &Job, trouble: &mut Tro
                 done.effects.say.extend(relayed_or_late(workshop, part, job, answer).await);
             }
             workshop.breaker.record(true);
-            finished(commit::apply(workshop, part, job, &done.effects).await)
+            finished(commit::apply(workshop, part, job, done.effects).await)
         }
         Outcome::Dead { reason, error } => {
             finished(commit::bury(workshop, part, job, &reason, &error, trouble.attempts + 1).await)

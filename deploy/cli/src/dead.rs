@@ -4,11 +4,17 @@ use crate::{StoreSettings, print};
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use shared::{
-    store::{DeadChoice, DeadWebhook},
+    config,
+    store::{DeadChoice, DeadWebhook, Store},
     types::ConnectionId,
 };
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
+/// Between two looks at how a redrive goes.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// So many ids are named in a message.
 const NAMED_MAX: usize = 20;
 
@@ -28,6 +34,8 @@ pub enum Dead {
     List(List),
     /// All about one of them; its body only when asked for.
     Show(Show),
+    /// Give them one more try, past their conversation's order; waits until each had it.
+    Redrive(Redrive),
     /// Delete them for good. Nothing revives them.
     Discard(Discard),
 }
@@ -92,12 +100,35 @@ pub struct Discard {
     yes: bool,
 }
 
+/// Settings of `tidegate dead redrive`.
+#[derive(Debug, clap::Args)]
+pub struct Redrive {
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    which: Which,
+    /// How long to wait for the workers.
+    #[arg(long, default_value = "60s", value_parser = config::duration)]
+    within: Duration,
+    /// Print JSON: how many are done, and those that are not.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Redriven {
+    done: usize,
+    dead_again: Vec<i64>,
+    waiting: Vec<i64>,
+}
+
 impl Dead {
     /// Runs the verb.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Dead::List(list) => list.run().await,
             Dead::Show(show) => show.run().await,
+            Dead::Redrive(redrive) => redrive.run().await,
             Dead::Discard(discard) => discard.run().await,
         }
     }
@@ -186,6 +217,58 @@ impl Which {
     fn without(&self, there: &BTreeSet<i64>) -> Vec<i64> {
         self.ids.iter().copied().filter(|id| !there.contains(id)).collect()
     }
+}
+
+impl Redrive {
+    async fn run(self) -> anyhow::Result<()> {
+        let (store, deadline) = (self.store.open()?, Instant::now() + self.within);
+        let asked = store.ask_redrive(&self.which.choice()).await?;
+        let unknown = self.which.without(&asked.iter().copied().collect());
+        ensure!(unknown.is_empty(), nobody(&unknown));
+        let redriven = loop {
+            let redriven = look(&store, &asked).await?;
+            if redriven.waiting.is_empty() || Instant::now() >= deadline {
+                break redriven;
+            }
+            print::progress(&format!(
+                "{} of {} had their try",
+                asked.len() - redriven.waiting.len(),
+                asked.len()
+            ));
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        print::progress_over();
+        if self.json {
+            print::json(&redriven)?;
+        } else {
+            print::line(&format!("redriven: {}", redriven.done))?;
+        }
+        let Redriven { dead_again, waiting, .. } = &redriven;
+        ensure!(
+            waiting.is_empty(),
+            "still waiting for a worker, or for Slack, an agent or Postgres: {}. They are tried on; tidegate dead list shows how it went",
+            named(waiting)
+        );
+        ensure!(
+            dead_again.is_empty(),
+            "tried, and dead again: {}; tidegate dead show says why",
+            named(dead_again)
+        );
+        Ok(())
+    }
+}
+
+/// How far a redrive is. One that is gone is done; one that nobody is to try any more failed.
+async fn look(store: &Store, asked: &[i64]) -> anyhow::Result<Redriven> {
+    let choice = DeadChoice { ids: Some(asked.to_vec()), ..DeadChoice::default() };
+    let left = store.dead_among(&choice, asked.len() as i64).await?;
+    let ids = |waits: bool| {
+        let ids = left.iter().filter(|one| one.redrive_at.is_some() == waits).map(|one| one.id);
+        let mut ids: Vec<i64> = ids.collect();
+        ids.sort_unstable();
+        ids
+    };
+    Ok(Redriven { done: asked.len() - left.len(), dead_again: ids(false), waiting: ids(true) })
 }
 
 impl Discard {

@@ -1,17 +1,18 @@
 //! The dead: webhooks given up on, with why, and with their bytes, until a person decides.
 
 use super::{
-    Owner, Store, StoreError, inconsistent, moment,
+    Committed, Effects, Owner, Position, Store, StoreError, inconsistent, moment,
     owner::{mine, owned},
 };
 use crate::{
+    partition::Partition,
     secrets::{Place, Sealed},
     types::ConnectionId,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, postgres::PgRow};
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 const TABLE: &str = "dead";
 const COLUMN: &str = "dead.sealed";
@@ -162,6 +163,132 @@ impl Store {
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("count")?)
+    }
+
+    /// Asks for one more try of the dead that are meant; gives their ids. The owner of their partition takes it from there.
+    pub async fn ask_redrive(&self, choice: &DeadChoice) -> Result<Vec<i64>, StoreError> {
+        let mut ids: Vec<i64> = sqlx::query_scalar(
+            "-- dead.ask_redrive
+             update dead set redrive_at = now()
+              where scope = 'live' and ($1::bigint[] is null or id = any ($1))
+                and ($2::text is null or connection_id = $2)
+                and ($3::text is null or position($3 in reason) > 0)
+             returning id",
+        )
+        .bind(&choice.ids)
+        .bind(choice.connection.map(|id| id.to_string()))
+        .bind(&choice.reason)
+        .fetch_all(&self.pool)
+        .await?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Which of these partitions have something to redrive now.
+    pub async fn partitions_to_redrive(
+        &self,
+        held: &[Partition],
+    ) -> Result<Vec<Partition>, StoreError> {
+        let held: Vec<i16> = held.iter().map(|p| p.number() as i16).collect();
+        let due: Vec<i16> = sqlx::query_scalar(
+            "-- dead.partitions_to_redrive
+             select distinct partition from dead where redrive_at <= now() and partition = any ($1)",
+        )
+        .bind(held)
+        .fetch_all(&self.leases)
+        .await?;
+        Ok(due
+            .into_iter()
+            .filter_map(|p| Partition::try_from(u16::try_from(p).ok()?).ok())
+            .collect())
+    }
+
+    /// The dead of a partition that are to be redriven now, oldest first, at most `limit`.
+    pub async fn to_redrive(
+        &self,
+        owner: &Owner,
+        limit: i64,
+    ) -> Result<Vec<DeadWebhook>, StoreError> {
+        let rows = sqlx::query(
+            "-- dead.to_redrive
+             select id, partition, sequence, subject, connection_id, dedupe_key, reason, last_error, attempts, sealed,
+                    at, redrive_at
+               from dead where scope = $2 and partition = $1 and redrive_at <= now() order by id limit $3",
+        )
+        .bind(owner.partition.number() as i16)
+        .bind(owner.scope.as_ref())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| self.dead_webhook(row)).collect()
+    }
+
+    /// Commits a redriven webhook: it is dead no more, but done, and its effects are in force, past its lane's order.
+    pub async fn commit_redriven(
+        &self,
+        owner: &Owner,
+        dead: i64,
+        at: &Position,
+        effects: &Effects,
+    ) -> Result<Committed, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let row = owned(
+            concat!(
+                "-- dead.redriven\n",
+                mine!(),
+                ", revived as (
+                     delete from dead using mine where id = $6 and redrive_at is not null returning sequence),
+                 noted as (
+                     insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+                     select $4, $7, $5, $1, sequence, $8, $9, $2 from revived
+                     on conflict (scope, dedupe_key)
+                     do update set outcome = excluded.outcome, worker = excluded.worker, at = now())
+                 select exists (select from mine) as mine, exists (select from revived) as revived"
+            ),
+            owner,
+        )
+        .bind(dead)
+        .bind(at.dedupe.as_str())
+        .bind(at.lane.to_bits())
+        .bind(effects.outcome)
+        .fetch_one(&mut *tx)
+        .await?;
+        if !row.try_get::<bool, _>("mine")? {
+            return Ok(Committed::Fenced);
+        }
+        if !row.try_get::<bool, _>("revived")? {
+            return Ok(Committed::AlreadyDone); // discarded, or redriven by an owner before us
+        }
+        let claim = self.put_into_force(&mut tx, owner, at, effects).await?;
+        tx.commit().await?;
+        Ok(Committed::Applied { claim })
+    }
+
+    /// Writes down that a redrive failed: it stays dead, until a person asks again; or, after a while, is tried again.
+    pub async fn redrive_failed(
+        &self,
+        owner: &Owner,
+        dead: i64,
+        error: &str,
+        again_after: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        owned(
+            concat!(
+                "-- dead.redrive_failed\n",
+                mine!(),
+                " update dead
+                     set redrive_at = now() + make_interval(secs => $7), last_error = $8,
+                         attempts = attempts + case when $7::float8 is null then 1 else 0 end
+                    from mine where id = $6 and redrive_at is not null"
+            ),
+            owner,
+        )
+        .bind(dead)
+        .bind(again_after.map(|after| after.as_secs_f64()))
+        .bind(storable(error))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Discards the dead that are meant, for good; gives their ids. Their rows in `seen` stay, so that no copy revives

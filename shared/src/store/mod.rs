@@ -14,6 +14,7 @@ mod commit;
 mod connections;
 mod dead;
 mod generation;
+mod group;
 mod lanes;
 mod leases;
 mod limits;
@@ -32,6 +33,7 @@ pub use commit::{Committed, Effects, Position};
 pub use connections::{ChangeSubscription, Connection, NewConnection};
 pub use dead::{DeadChoice, DeadWebhook, Dying};
 pub use generation::Leftover;
+pub use group::OneOfMany;
 pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use limits::{Limit, LimitSubscription};
@@ -85,6 +87,9 @@ pub enum StoreError {
     /// Away, refused, or a statement failed.
     #[error("Postgres failed")]
     Postgres(#[from] sqlx::Error),
+    /// Several webhooks were committed together, and all of them failed.
+    #[error(transparent)]
+    Together(std::sync::Arc<StoreError>),
     /// A migration failed.
     #[error("migrating Postgres failed")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -112,10 +117,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether Postgres refuses the values themselves (SQLSTATE class 22 or 23): trying again changes nothing.
+    /// Whether Postgres refuses the values themselves (SQLSTATE class 21, 22 or 23): trying again changes nothing.
     pub fn is_about_the_data(&self) -> bool {
         let StoreError::Postgres(sqlx::Error::Database(error)) = self else { return false };
-        error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+        let about = |code: &str| ["21", "22", "23"].iter().any(|class| code.starts_with(class));
+        error.code().is_some_and(|code| about(&code))
     }
 }
 

@@ -66,6 +66,18 @@ pub enum SendResult {
     Failed(String),
 }
 
+/// Something to say, as it rests.
+pub(super) fn seal(
+    ring: &KeyRing,
+    at: &Position,
+    outgoing: &Outgoing,
+) -> Result<Sealed, StoreError> {
+    let connection = at.connection.to_string();
+    let clear = serde_json::to_vec(outgoing)
+        .map_err(|e| inconsistent(TABLE, "request", at.dedupe.as_str(), e))?;
+    Ok(ring.seal(Place { owner: &connection, column: COLUMN }, &clear)?)
+}
+
 pub(super) async fn queue(
     tx: &mut PgConnection,
     ring: &KeyRing,
@@ -73,10 +85,6 @@ pub(super) async fn queue(
     at: &Position,
     outgoing: &Outgoing,
 ) -> Result<(), StoreError> {
-    let connection = at.connection.to_string();
-    let clear = serde_json::to_vec(outgoing)
-        .map_err(|e| inconsistent(TABLE, "request", at.dedupe.as_str(), e))?;
-    let sealed = ring.seal(Place { owner: &connection, column: COLUMN }, &clear)?;
     sqlx::query(
         "-- outbox.queue
          insert into outbox (partition, lane, connection_id, dedupe_key, method, request)
@@ -84,10 +92,10 @@ pub(super) async fn queue(
     )
     .bind(owner.partition.number() as i16)
     .bind(at.lane.to_bits())
-    .bind(connection)
+    .bind(at.connection.to_string())
     .bind(at.dedupe.as_str())
     .bind(outgoing.to.as_str())
-    .bind(sealed.as_str())
+    .bind(seal(ring, at, outgoing)?.as_str())
     .execute(tx)
     .await?;
     Ok(())

@@ -1,0 +1,103 @@
+//! One more try for the dead, when a person asks for it.
+//!
+//! In: rows of `dead` that are marked. Out: each handled once more, past its lane's order: what came after it went on
+//! without it long ago. Done, it leaves the dead in the transaction of its effects; failed, it stays there with what was
+//! wrong, until a person asks again. Only for what is away (Postgres, Slack, an agent) it waits. Done by the partition's
+//! owner, under its epoch, so that two workers can't both do it.
+
+use crate::{
+    Workshop, commit,
+    handle::Outcome,
+    job::Job,
+    part::Part,
+    work::{self, backoff},
+};
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use shared::{
+    codec::envelope::Envelope,
+    store::{DeadWebhook, StoreError},
+    telemetry::Chain,
+};
+use std::{sync::Arc, time::Duration};
+use tracing::{Instrument, info, warn};
+
+/// Taken at once.
+const BATCH: i64 = 16;
+/// Another try of what was away.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Redrives for a partition until it is to stop or is lost.
+pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
+    loop {
+        tokio::select! {
+            _ = part.stop.cancelled() => return,
+            _ = part.lost.cancelled() => return,
+            _ = part.redrive.notified() => {}
+        }
+        if let Err(error) = some(&workshop, &part).await {
+            warn!(error = %Chain(&error), "what is dead could not be redriven");
+        }
+    }
+}
+
+async fn some(workshop: &Workshop, part: &Part) -> Result<(), StoreError> {
+    for dead in workshop.store.to_redrive(&part.owner, BATCH).await? {
+        if part.stop.is_cancelled() || part.lost.is_cancelled() {
+            return Ok(());
+        }
+        let Some(failed) = one(workshop, part, &dead).await else { continue };
+        info!(dead = dead.id, sequence = dead.sequence, why = failed.why, again = ?failed.again_after, "not redriven");
+        let Failed { why, again_after } = failed;
+        workshop.store.redrive_failed(&part.owner, dead.id, &why, again_after).await?;
+    }
+    Ok(())
+}
+
+struct Failed {
+    why: String,
+    again_after: Option<Duration>,
+}
+
+/// `None`: it is done, or somebody else's.
+async fn one(workshop: &Workshop, part: &Part, dead: &DeadWebhook) -> Option<Failed> {
+    let for_good = |why: String| Some(Failed { why, again_after: None });
+    let for_now = |why: String| {
+        Some(Failed { why, again_after: Some(AGAIN_AFTER.max(backoff(dead.attempts))) })
+    };
+    let envelope =
+        match Envelope::decode(&dead.subject, Some(&headers(dead)), dead.body.clone().into()) {
+            Ok(envelope) => envelope,
+            Err(why) => return for_good(why.to_string()),
+        };
+    let job = Job::set_aside(dead.sequence as u64, envelope);
+    let _slot = workshop.slots.take(job.envelope.connection, job.urgency()).await;
+    let outcome = work::handled(workshop, part, &job).instrument(work::span(&job)).await;
+    match outcome {
+        Outcome::Done(mut done) => {
+            // Nobody waits in an HTTP request any more.
+            let late = done.answer.take().map(|answer| answer.late).unwrap_or_default();
+            done.effects.say.extend(late);
+            match commit::redriven(workshop, part, dead.id, &job, &done.effects).await {
+                Ok(_) => None,
+                Err(why) => for_good(format!("Postgres refuses its effects: {why}")),
+            }
+        }
+        Outcome::Dead { reason, error } => for_good(format!("{reason}: {error}")),
+        Outcome::Fault { error } => for_good(error),
+        Outcome::Park { cause } => for_good(cause),
+        Outcome::Retry { cause } | Outcome::Pause { cause } => for_now(cause),
+        Outcome::Return => None,
+    }
+}
+
+/// The headers as they lay in the stream; what is no header any more is left out, and decoding says what is missing.
+fn headers(dead: &DeadWebhook) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &dead.headers {
+        let (name, value) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.append(name, value);
+        }
+    }
+    headers
+}
