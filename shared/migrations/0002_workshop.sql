@@ -11,12 +11,33 @@ alter table partition_leases
 alter table lane_backlog add column stored_at timestamptz;
 create index lane_backlog_without_bytes on lane_backlog (parked_at) where sealed is null;
 
--- A replay with effects: its scope, who runs it under which epoch, and how far it is.
+-- A stretch of a connection's webhooks, handled once more: in a scope, with a lease and an epoch of its own.
 create table replays (
-    scope       text primary key check (scope like 'replay:%'),
-    owner       text,
-    epoch       bigint not null default 0,
-    lease_until timestamptz not null default '-infinity',
-    cursor      bigint not null default 0,
-    created_at  timestamptz not null default now()
+    scope         text primary key check (scope like 'replay:%'),
+    connection_id text not null,
+    from_time     timestamptz not null,
+    to_time       timestamptz not null,
+    -- Without it nothing changes and nobody is called: what would be is recorded.
+    apply         boolean not null,
+    state         text not null default 'open' check (state in ('open', 'done', 'failed', 'cancelled')),
+    note          text not null default '',
+    -- How many webhooks there are, about, and up to which sequence they were handled.
+    total         bigint,
+    cursor        bigint not null default 0,
+    owner         text,
+    epoch         bigint not null default 0,
+    lease_until   timestamptz not null default '-infinity',
+    created_at    timestamptz not null default now()
+);
+create index replays_open on replays (lease_until) where state = 'open';
+
+create table replay_results (
+    scope         text not null references replays (scope) on delete cascade,
+    sequence      bigint not null,
+    stored_at     timestamptz not null,
+    kind          text not null,
+    outcome       text not null,
+    -- What was, or would be, changed, said and called: never in whose words.
+    effects       text[] not null,
+    primary key (scope, sequence)
 );

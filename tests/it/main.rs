@@ -28,6 +28,7 @@ mod chaos;
 mod drain;
 mod dead;
 mod operator;
+mod replay;
 mod standing;
 mod health;
 mod traces;

@@ -18,7 +18,10 @@ use shared::{
     store::Agent,
     types::{ChannelId, ConnectionId, TeamId},
 };
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// An agent has this long.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,6 +32,23 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024;
 #[derive(Clone)]
 pub struct Agents {
     http: reqwest::Client,
+    /// Where calls are recorded instead of being made.
+    record: Option<Record>,
+}
+
+/// Calls that were not made. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Record(Arc<Mutex<Vec<String>>>);
+
+impl Record {
+    /// What was recorded since this was asked last.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, call: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    }
 }
 
 /// What an agent is asked.
@@ -62,7 +82,13 @@ impl Agents {
             .redirect(reqwest::redirect::Policy::none())
             .timeout(TIMEOUT)
             .build()?;
-        Ok(Self { http })
+        Ok(Self { http, record: None })
+    }
+
+    /// The same, but nobody is called: every agent says nothing, and what it would have been asked is recorded.
+    pub fn recording(&self) -> (Self, Record) {
+        let record = Record::default();
+        (Self { record: Some(record.clone()), ..self.clone() }, record)
     }
 
     /// Asks. `id` is the same for every try of this question. `None`: the agent says nothing.
@@ -72,6 +98,10 @@ impl Agents {
         id: &str,
         question: &Question<'_>,
     ) -> Result<Option<serde_json::Value>, AgentError> {
+        if let Some(record) = &self.record {
+            record.note(format!("ask agent {}", agent.id));
+            return Ok(None);
+        }
         let body = serde_json::to_vec(question).map_err(|e| AgentError::Wrong(e.to_string()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let request = self

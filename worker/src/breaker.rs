@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,8 +17,8 @@ const ENDINGS_MIN: usize = 20;
 const ENDINGS_MAX: usize = 1_000;
 
 /// The last endings.
-#[derive(Default)]
-pub struct Breaker(Mutex<VecDeque<(Instant, bool)>>);
+#[derive(Clone, Default)]
+pub struct Breaker(Arc<Mutex<VecDeque<(Instant, bool)>>>);
 
 impl Breaker {
     /// Handling ended well, or by a fault of its own.

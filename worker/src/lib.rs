@@ -13,7 +13,8 @@
 //! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
 //! ```
 //!
-//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `redrive` gives the dead one more try, `sweep` keeps ingest's
+//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `redrive` gives the dead one more try, `replay`
+//! handles a stretch of the stream once more, `sweep` keeps ingest's
 //! directory true, `slack` and `agent` are the two things outside that are called, `health` and `metrics` tell how it goes.
 
 pub mod part;
@@ -32,6 +33,7 @@ pub mod reply;
 pub mod commit;
 pub mod group;
 pub mod redrive;
+pub mod replay;
 pub mod deliver;
 pub mod say;
 pub mod refusals;
@@ -46,7 +48,8 @@ pub mod config;
 use shared::store::Store;
 use std::sync::Arc;
 
-/// What every stage of a worker uses. Made once in `main`.
+/// What every stage of a worker uses. Made once in `main`; clones share it.
+#[derive(Clone)]
 pub struct Workshop {
     /// Postgres.
     pub store: Store,

@@ -22,6 +22,7 @@ use worker::{
     lease::Leases,
     metrics::Metrics,
     refusals::Refusals,
+    replay,
     slack::{Slack, rotate},
     slots::Slots,
 };
@@ -87,6 +88,14 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let stop = || shutdown.token().clone();
     shutdown.spawn_vital("limits", slack.limits.clone().listen(stop()));
     shutdown.spawn_vital("tokens", rotate::run(store, slack, token_is_over, stop()));
+    let replays = replay::run(
+        Arc::clone(&workshop),
+        js.clone(),
+        worker.clone(),
+        config.lease_ttl,
+        shutdown.token().clone(),
+    );
+    shutdown.spawn_vital("replays", replays);
     let leases = Leases::new(Arc::clone(&workshop), js, worker, config.lease_ttl);
     // Told until the very end: a worker that drains is alive.
     tokio::spawn(health::run(admin, workshop, leases.renewed(), stop()));

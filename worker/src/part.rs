@@ -50,30 +50,32 @@ struct Progress {
 impl Part {
     /// A partition just leased, believed ours until then.
     pub fn new(worker: &str, leased: Leased, believed_until: Instant) -> Self {
-        let Leased {
-            partition,
-            epoch,
-            generation,
-            cursor,
-            cursor_at,
-            settle_after,
-            stream_created_ns,
-        } = leased;
+        let Leased { partition, epoch, generation, cursor, cursor_at, .. } = leased;
+        let owner = Owner::live(worker, partition, epoch, generation);
         Self {
-            owner: Owner::live(worker, partition, epoch, generation),
+            stream_created_ns: leased.stream_created_ns.map(OnceLock::from).unwrap_or_default(),
+            settle_after: leased.settle_after,
+            ..Self::at(owner, cursor, cursor_at, believed_until)
+        }
+    }
+
+    /// What stands for a partition while a webhook of a replay is handled: an owner and a lease.
+    pub fn of_replay(owner: Owner, cursor: u64, believed_until: Instant) -> Self {
+        Self::at(owner, cursor, OffsetDateTime::UNIX_EPOCH, believed_until)
+    }
+
+    fn at(owner: Owner, read: u64, read_at: OffsetDateTime, believed_until: Instant) -> Self {
+        let (unfinished, waiting) = (BTreeMap::new(), 0);
+        Self {
+            owner,
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             outbox: Notify::new(),
             redrive: Notify::new(),
-            stream_created_ns: stream_created_ns.map(OnceLock::from).unwrap_or_default(),
-            settle_after,
+            stream_created_ns: OnceLock::new(),
+            settle_after: None,
             draining_since: OnceLock::new(),
-            progress: Mutex::new(Progress {
-                read: cursor,
-                read_at: cursor_at,
-                unfinished: BTreeMap::new(),
-                waiting: 0,
-            }),
+            progress: Mutex::new(Progress { read, read_at, unfinished, waiting }),
             believed_until: Mutex::new(believed_until),
             finished: CancellationToken::new(),
         }

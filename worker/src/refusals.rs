@@ -6,15 +6,15 @@
 use shared::types::ConnectionId;
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// Connections counted at most; then all are forgotten.
 const KEPT_MAX: usize = 10_000;
 
 /// The counts.
-#[derive(Debug, Default)]
-pub struct Refusals(Mutex<HashMap<ConnectionId, (i64, u32)>>);
+#[derive(Debug, Clone, Default)]
+pub struct Refusals(Arc<Mutex<HashMap<ConnectionId, (i64, u32)>>>);
 
 impl Refusals {
     /// One more, of the token that this version of the connection has.

@@ -43,8 +43,8 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, until: Cancell
 async fn forget(store: &Store) {
     match store.forget().await {
         Ok(nothing) if nothing == Forgotten::default() => {}
-        Ok(Forgotten { seen, lanes, outbox, dead, workers }) => {
-            info!(seen, lanes, outbox, dead, workers, "deleted what is past its time");
+        Ok(Forgotten { seen, lanes, outbox, dead, workers, replays }) => {
+            info!(seen, lanes, outbox, dead, workers, replays, "deleted what is past its time");
         }
         Err(error) => warn!(error = %Chain(&error), "what is past its time could not be deleted"),
     }

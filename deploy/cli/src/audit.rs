@@ -183,7 +183,7 @@ fn stored(sequence: u64, message: &jetstream::Message) -> (Stored, Option<Connec
 }
 
 /// A duration back, or a time.
-fn since(text: &str) -> Result<OffsetDateTime, String> {
+pub fn since(text: &str) -> Result<OffsetDateTime, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(time);
     }

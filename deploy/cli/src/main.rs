@@ -20,6 +20,7 @@ mod lanes;
 mod migrate;
 mod partitions;
 mod print;
+mod replay;
 mod tail;
 
 /// Operates Tidegate: migrate, provision, look, repair.
@@ -51,6 +52,8 @@ enum Verb {
     Lanes(lanes::Lanes),
     /// Account for every stored webhook. Fails when one is nowhere.
     Audit(audit::Audit),
+    /// Handle a stretch of a connection's webhooks once more. Only says what would happen, unless told to apply.
+    Replay(replay::Replay),
     /// Print webhooks as they are stored, never their bodies, until Ctrl-C.
     Tail(tail::Tail),
 }
@@ -95,6 +98,7 @@ async fn main() -> ExitCode {
         Verb::Partitions(verb) => verb.run().await,
         Verb::Lanes(verb) => verb.run().await,
         Verb::Audit(verb) => verb.run().await,
+        Verb::Replay(verb) => verb.run().await,
         Verb::Tail(verb) => verb.run().await,
     };
     match done {

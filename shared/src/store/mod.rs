@@ -22,6 +22,7 @@ mod outbox;
 mod owner;
 mod partitions;
 mod refusals;
+mod replays;
 mod retention;
 mod tokens;
 
@@ -40,6 +41,7 @@ pub use limits::{Limit, LimitSubscription};
 pub use outbox::{Doubt, Queued, SendResult};
 pub use owner::Owner;
 pub use partitions::{LaneState, PartitionState};
+pub use replays::{NewReplay, Replay, ReplayState, Replayed};
 pub use retention::{Forgotten, Standing};
 pub use tokens::{DueRotation, NewRotation};
 

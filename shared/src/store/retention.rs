@@ -16,6 +16,7 @@ pub struct Forgotten {
     pub outbox: u64,
     pub dead: u64,
     pub workers: u64,
+    pub replays: u64,
 }
 
 /// What Postgres holds of webhooks that are not over.
@@ -53,7 +54,7 @@ impl Store {
     }
 
     /// Deletes a step's worth: `seen` after 48 h (Slack sends an event again for a day), lanes whose last webhook lies
-    /// below their partition's cursor, settled outbox rows and the dead after 30 days, workers silent for an hour.
+    /// below their partition's cursor, settled outbox rows, the dead and replays after 30 days, workers silent for an hour.
     pub async fn forget(&self) -> Result<Forgotten, StoreError> {
         let run = async |sql: &'static str| -> Result<u64, StoreError> {
             Ok(sqlx::query(sql).bind(STEP).execute(&self.pool).await?.rows_affected())
@@ -81,6 +82,11 @@ impl Store {
             workers: run("-- retention.workers
                 delete from workers where ctid = any (array (
                     select ctid from workers where alive_at < now() - interval '1 hour' limit $1))")
+            .await?,
+            replays: run("-- retention.replays
+                delete from replays where ctid = any (array (
+                    select ctid from replays
+                     where state <> 'open' and created_at < now() - interval '30 days' limit $1))")
             .await?,
         })
     }
