@@ -1,16 +1,23 @@
-//! What is under deploy/ agrees with the programs: every setting there is one of theirs and is taken, the graces fit the drains.
-//! That each file is valid by itself is looked at by deploy/check.
+//! What is under deploy/ agrees with the programs: every setting there is one of theirs and is taken, the graces fit the drains,
+//! every figure that an alert or the dashboard names is told. That each file is valid by itself is looked at by deploy/check.
 
+use clap::CommandFactory;
 use serde_json::Value;
-use shared::{config, stream};
+use shared::{config, partition::PARTITIONS, stream};
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
-use tests::binaries::Binaries;
+use tests::{
+    binaries::Binaries,
+    slack::webhook::Webhook,
+    until::try_until,
+    world::{PAIR, SOON, World, agent_id},
+};
 
 fn deploy() -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy")).to_owned()
@@ -124,4 +131,217 @@ fn nats_takes_a_webhook_of_every_size_that_ingest_takes() {
     let limits = read(&deploy().join("nats/limits.conf"));
     let most = stream::BODY_BYTES_MAX + stream::HEADER_BYTES_MAX;
     assert!(limits.lines().any(|line| line == format!("max_payload: {most}")), "{limits}");
+}
+
+/// Every document under deploy/kubernetes, with its file's name.
+fn manifests() -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for folder in ["base", "overlays/dev", "overlays/prod"] {
+        let folder = deploy().join("kubernetes").join(folder);
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.strip_prefix(deploy()).expect("below it").display().to_string();
+            found.extend(yaml(&path).into_iter().map(|document| (name.clone(), document)));
+        }
+    }
+    assert!(found.len() > 20, "{}", found.len());
+    found
+}
+
+/// What the generated ConfigMap sets, in the base and in the overlays.
+fn config_map() -> Vec<(String, String)> {
+    let kustomizations = manifests().into_iter().filter(|(_, d)| d["kind"] == "Kustomization");
+    let literals = kustomizations.flat_map(|(_, document)| {
+        let maps = document["configMapGenerator"].as_array().cloned().unwrap_or_default();
+        maps.into_iter().flat_map(|map| map["literals"].as_array().cloned().unwrap_or_default())
+    });
+    let pairs = literals.map(|literal| {
+        let (name, value) = literal.as_str().and_then(|text| text.split_once('=')).expect("a pair");
+        (name.to_owned(), value.to_owned())
+    });
+    // A later one replaces an earlier one.
+    pairs.collect::<BTreeMap<_, _>>().into_iter().collect()
+}
+
+/// The first container of every Deployment and Job, patches included, with its pod.
+fn containers() -> Vec<(String, Value, Value)> {
+    let workloads = manifests()
+        .into_iter()
+        .filter(|(_, document)| document["kind"] == "Deployment" || document["kind"] == "Job");
+    let found: Vec<_> = workloads
+        .map(|(file, document)| {
+            let pod = document["spec"]["template"]["spec"].clone();
+            (file, pod["containers"][0].clone(), pod)
+        })
+        .collect();
+    assert!(found.len() >= 6, "two programs, two jobs, two patches: {}", found.len());
+    found
+}
+
+#[test]
+fn what_kubernetes_sets_is_a_setting_is_taken_and_leaves_time_to_drain() {
+    let tidegate = tidegate_settings();
+    for (file, container, pod) in containers() {
+        let own = container["env"].as_array().cloned().unwrap_or_default();
+        let own = own.iter().map(|variable| {
+            // What the cluster fills in is a pod's name.
+            let value = variable["value"].as_str().unwrap_or("worker-5d9c7");
+            (variable["name"].as_str().expect("a name").to_owned(), value.to_owned())
+        });
+        let own: Vec<_> = own.collect();
+        let all = [config_map(), own.clone()].concat();
+        let grace = pod["terminationGracePeriodSeconds"].as_u64().map(Duration::from_secs);
+        let whole = container.get("image").is_some(); // a patch is not
+        match container["name"].as_str() {
+            Some("ingest") if whole => {
+                let ends = ingest_ends_within(&settings(&all)) + MARGIN;
+                assert!(grace.expect("a grace") >= ends, "{file}: {ends:?}");
+            }
+            Some("worker") if whole => {
+                let ends = worker_ends_within(&settings(&all)) + MARGIN;
+                assert!(grace.expect("a grace") >= ends, "{file}: {ends:?}");
+            }
+            Some("ingest") => drop(arguments(&ingest::config::Config::command(), &own)),
+            Some("worker") => drop(arguments(&worker::config::Config::command(), &own)),
+            Some("migrate") => {
+                for (name, _) in &own {
+                    assert!(tidegate.contains(name), "{file}: {name} is none of tidegate's");
+                }
+            }
+            other => panic!("{file}: {other:?} is none of ours"),
+        }
+        assert!(whole || grace.is_none(), "{file} changes a grace past this test");
+    }
+}
+
+#[test]
+fn no_probe_of_life_looks_past_the_process_and_no_more_workers_run_than_partitions() {
+    let mut probed = 0;
+    for (file, container, _) in containers() {
+        for probe in ["startupProbe", "livenessProbe"] {
+            if let Some(probe) = container.get(probe) {
+                assert_eq!(probe["httpGet"]["path"], "/healthz", "{file}");
+                assert_eq!(probe["httpGet"]["port"], "admin", "{file}");
+                probed += 1;
+            }
+        }
+    }
+    assert_eq!(probed, 4, "each program has both");
+    let scaled = manifests().into_iter().find(|(_, document)| document["kind"] == "ScaledObject");
+    let (_, scaled) = scaled.expect("workers are scaled");
+    assert_eq!(scaled["spec"]["maxReplicaCount"], PARTITIONS);
+    assert_eq!(scaled["spec"]["scaleTargetRef"]["name"], "worker");
+}
+
+/// The names of metrics in an expression of PromQL: what is left without strings, matchers, ranges, labels and functions.
+fn metrics_in(expression: &str) -> BTreeSet<String> {
+    let mut rest = expression.to_owned();
+    for (open, close) in [('"', '"'), ('{', '}'), ('[', ']')] {
+        while let Some(start) = rest.find(open) {
+            let length = rest[start + 1..].find(close).expect("it is closed");
+            rest.replace_range(start..start + length + 2, " ");
+        }
+    }
+    for word in ["by", "without", "on", "ignoring"] {
+        while let Some(start) = rest.find(&format!("{word} (")) {
+            let end = rest[start..].find(')').expect("it is closed");
+            rest.replace_range(start..=start + end, " ");
+        }
+    }
+    let mut names = BTreeSet::new();
+    let part_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let mut at = 0;
+    while let Some(start) = rest[at..].find(part_of_name).map(|found| at + found) {
+        let end =
+            rest[start..].find(|c| !part_of_name(c)).map_or(rest.len(), |found| start + found);
+        let (word, called) = (&rest[start..end], rest[end..].trim_start().starts_with('('));
+        let keyword = ["and", "or", "unless", "bool"].contains(&word);
+        if !called && !keyword && !word.starts_with(|c: char| c.is_ascii_digit()) {
+            names.insert(word.to_owned());
+        }
+        at = end;
+    }
+    names
+}
+
+/// Every text under this key, at any depth.
+fn texts<'v>(value: &'v Value, key: &str, found: &mut Vec<&'v str>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if name == key {
+                    found.extend(value.as_str());
+                }
+                texts(value, key, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| texts(item, key, found)),
+        _ => {}
+    }
+}
+
+fn alerts() -> Value {
+    yaml(&deploy().join("observability/alerts.yaml")).remove(0)
+}
+
+/// The names under which a page's figures arrive in Prometheus.
+fn told(page: &str) -> BTreeSet<String> {
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let named = types.flat_map(|(name, kind)| {
+        let suffixes: &[&str] = match kind {
+            "counter" => &["_total"],
+            "histogram" => &["_bucket", "_sum", "_count"],
+            "info" => &["_info"],
+            _ => &[""],
+        };
+        suffixes.iter().map(move |suffix| format!("{name}{suffix}"))
+    });
+    named.collect()
+}
+
+/// Told by others: NATS's exporter, kube-state-metrics, cert-manager.
+const FOREIGN: [&str; 3] = ["jetstream_", "kube_", "certmanager_"];
+
+#[tokio::test]
+async fn every_figure_that_the_dashboard_the_alerts_and_the_scaler_name_is_told_by_a_live_process()
+{
+    let dashboard: Value =
+        serde_json::from_str(&read(&deploy().join("observability/dashboard.json")))
+            .expect("the dashboard is JSON");
+    let (alerts, mut expressions, mut recorded) = (alerts(), Vec::new(), Vec::new());
+    texts(&dashboard, "expr", &mut expressions);
+    let panels = expressions.len();
+    texts(&alerts, "expr", &mut expressions);
+    texts(&alerts, "record", &mut recorded);
+    let scaled = manifests().into_iter().find(|(_, document)| document["kind"] == "ScaledObject");
+    let scaled = scaled.expect("workers are scaled").1;
+    texts(&scaled, "query", &mut expressions);
+    assert!(panels > 30 && expressions.len() > panels + 20, "{panels} {}", expressions.len());
+    let mut named = BTreeSet::new();
+    for expression in expressions {
+        let names = metrics_in(expression);
+        assert!(!names.is_empty(), "{expression} names nothing");
+        named.extend(names);
+    }
+    named.retain(|name| !FOREIGN.iter().any(|prefix| name.starts_with(prefix)));
+    named.retain(|name| !recorded.contains(&name.as_str()));
+    let missing = RefCell::new(named);
+
+    // What `cargo demo` runs, and what it does. A figure with labels is told from its first time on.
+    let world = World::start(PAIR).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
+    world.send(&app, &webhook).await.expect("an answer");
+    let ingests = world.ingests.iter().map(|ingest| ingest.admin("/metrics"));
+    let pages: Vec<_> =
+        ingests.chain(world.workers.iter().map(|worker| worker.admin("/metrics"))).collect();
+    let all_told = try_until("every figure is told", SOON, async || {
+        for page in &pages {
+            let told = told(&reqwest::get(page).await.ok()?.text().await.ok()?);
+            missing.borrow_mut().retain(|name| !told.contains(name));
+        }
+        missing.borrow().is_empty().then_some(())
+    });
+    assert!(all_told.await.is_ok(), "nobody tells {missing:?}");
+    assert_eq!(dashboard["uid"], "tidegate", "links to it stay");
 }

@@ -112,6 +112,9 @@ impl Metrics {
             dead_kept: Gauge::default(),
             watched: Mutex::default(),
         };
+        // There from the start, so that its first time is a change.
+        let lost = ChangeLabels { change: "lost" };
+        drop(this.leases.get_or_create(&lost));
         let r = &mut registry;
         r.register("worker_webhooks", "Tries by how they ended", this.tries.clone());
         r.register_with_unit(

@@ -32,8 +32,11 @@ pub enum DoubtSettled {
 }
 
 impl Counted {
-    /// Puts the figures on the page.
+    /// Puts the figures on the page. Doubts are there from the start: their first time is to be a change.
     pub fn register(&self, registry: &mut Registry) {
+        for outcome in ["found", "absent", "resent"] {
+            drop(self.doubts.get_or_create(&CallLabels { method: "chat.postMessage", outcome }));
+        }
         registry.register(
             "slack_api_requests",
             "Calls to Slack, by method and how they ended",
