@@ -21,8 +21,8 @@ use shared::{
     directory::Directory,
     partition::Partition,
     secrets::{KeyRing, Secret},
-    store::{NewAgent, NewClaim, NewConnection, Rings, Store},
-    types::{AgentId, AgentMode, ConnectionId, OrgId, Status, Surface},
+    store::{Chat, NewAgent, NewClaim, NewConnection, Rings, Store},
+    types::{AgentId, AgentMode, ConnectionId, OrgId, Platform, Settings, Status, Surface},
 };
 use sqlx::{PgPool, Row};
 use std::{
@@ -371,6 +371,7 @@ impl World {
             signing_secret: Secret::new(app.secret.clone())?,
             bot_token: Some(Secret::new(app.token.clone())?),
             bot_user: Some(app.bot_user.clone()),
+            settings: Settings::default(),
         };
         change(&mut new);
         app.app = new.app.to_string();
@@ -410,6 +411,7 @@ impl World {
         let claim = NewClaim {
             org: app.org.clone(),
             agent: agent_id(),
+            platform: Platform::Slack,
             surfaces: surfaces.to_vec(),
             connection: Some(app.connection),
             ttl: Duration::from_secs(900),
@@ -449,8 +451,8 @@ impl World {
     /// The agent that a conversation is bound to.
     pub async fn binding(&self, app: &App, channel: &str) -> anyhow::Result<Option<String>> {
         let (team, channel) = (app.team.parse()?, channel.parse()?);
-        let bound = self.store.binding(app.connection, &team, &channel).await?;
-        Ok(bound.map(|bound| bound.agent.to_string()))
+        let chat = Chat { connection: app.connection, team, channel };
+        Ok(self.store.chat(&chat).await?.bound.map(|bound| bound.agent.to_string()))
     }
 
     /// The worker that owns a conversation's partition.

@@ -12,6 +12,8 @@ mod hardening;
 mod duplicates;
 mod replies;
 mod links;
+mod commands;
+mod lifecycle;
 mod messages;
 mod outbox;
 mod limits;

@@ -5,9 +5,13 @@
 //! however often it is sent: a crash between the answer and the commit repeats the call.
 //!
 //! ```text
-//! POST {"type":"message","connection":…,"team":…,"channel":…,"user":…,"text":…,"ts":…,"thread_ts":…}
+//! POST {"type":"message","connection":…,"team":…,"channel":…,"user":…,"text":…,"ts":…,"thread_ts":…,"session":1}
 //! 200  {"text":"…"} or {"text":"…","blocks":[…]};  204, or an empty text: nothing is said
 //! ```
+//!
+//! `session` counts how often the conversation was begun anew (`/lobu new`, `/lobu clear`): what was said in an earlier one
+//! is not part of it. `"type":"forget"`, without a text, asks to delete what is kept of the conversation; any 2xx is taken
+//! for a yes.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
@@ -64,6 +68,7 @@ pub struct Question<'a> {
     pub text: &'a str,
     pub ts: &'a str,
     pub thread_ts: Option<&'a str>,
+    pub session: i64,
 }
 
 /// Why an agent gave no answer.

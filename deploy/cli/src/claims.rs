@@ -1,21 +1,37 @@
-//! `tidegate claims`: mint a link claim. The code is printed once; only its hash is stored.
+//! `tidegate claims`: link claims. A code is printed once, when it is minted; only its hash is stored. From then on a claim
+//! goes by its id, the beginning of that hash.
 
-use crate::StoreSettings;
+use crate::{StoreSettings, print};
+use anyhow::ensure;
 use shared::{
     config,
     store::NewClaim,
-    types::{AgentId, ConnectionId, OrgId, Surface},
+    types::{AgentId, ConnectionId, OrgId, Platform, Surface},
 };
 use std::time::Duration;
 
 /// Longest a claim may live.
 const TTL_MAX: Duration = Duration::from_secs(3600);
 
+const COLUMNS: [print::Column; 7] = [
+    ("id", false),
+    ("state", false),
+    ("agent", false),
+    ("surfaces", false),
+    ("connection", false),
+    ("expires", false),
+    ("used by", false),
+];
+
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 pub enum Claims {
     /// Mint a code that links a conversation to an agent.
     Mint(Mint),
+    /// The newest first, and what became of each.
+    List(List),
+    /// Take a claim back that nobody used yet.
+    Revoke(Revoke),
 }
 
 /// Settings of `tidegate claims mint`.
@@ -29,6 +45,9 @@ pub struct Mint {
     /// The agent.
     #[arg(long)]
     agent: AgentId,
+    /// The platform it is good on.
+    #[arg(long, default_value = "slack")]
+    platform: Platform,
     /// Where the code may be used: dm, channel, or both, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "dm")]
     surfaces: Vec<Surface>,
@@ -43,25 +62,96 @@ pub struct Mint {
     json: bool,
 }
 
+/// Settings of `tidegate claims list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    store: StoreSettings,
+    /// How many at most.
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+    /// Print JSON, a line each.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Settings of `tidegate claims revoke`.
+#[derive(Debug, clap::Args)]
+pub struct Revoke {
+    #[command(flatten)]
+    store: StoreSettings,
+    /// The claim's id, as `tidegate claims list` has it.
+    id: String,
+}
+
 impl Claims {
     /// Runs the verb.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Claims::Mint(mint) = self;
-        anyhow::ensure!(mint.ttl <= TTL_MAX, "--ttl is too long: a claim lives an hour at most");
+        match self {
+            Claims::Mint(mint) => mint.run().await,
+            Claims::List(list) => list.run().await,
+            Claims::Revoke(revoke) => revoke.run().await,
+        }
+    }
+}
+
+impl Mint {
+    async fn run(self) -> anyhow::Result<()> {
+        ensure!(self.ttl <= TTL_MAX, "--ttl is too long: a claim lives an hour at most");
         let claim = NewClaim {
-            org: mint.org,
-            agent: mint.agent,
-            surfaces: mint.surfaces,
-            connection: mint.connection,
-            ttl: mint.ttl,
+            org: self.org,
+            agent: self.agent,
+            platform: self.platform,
+            surfaces: self.surfaces,
+            connection: self.connection,
+            ttl: self.ttl,
             created_by: "tidegate".into(),
         };
-        let code = mint.store.open()?.mint_claim(&claim).await?.reveal();
-        if mint.json {
-            println!("{}", serde_json::json!({ "code": code, "ttl_seconds": claim.ttl.as_secs() }));
-        } else {
-            println!("{code}");
+        let code = self.store.open()?.mint_claim(&claim).await?.reveal();
+        if self.json {
+            let ttl = claim.ttl.as_secs();
+            return print::json(&serde_json::json!({ "code": code, "ttl_seconds": ttl }));
         }
-        Ok(())
+        Ok(print::line(&code)?)
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let claims = self.store.open()?.claims(i64::from(self.limit)).await?;
+        if self.json {
+            return claims.iter().try_for_each(print::json);
+        }
+        let rows: Vec<_> = claims
+            .iter()
+            .map(|claim| {
+                let connection = claim.connection.map(|id| id.to_string());
+                let used = claim.consumed_user.as_ref().map(|user| {
+                    let channel = claim.consumed_channel.as_ref().map(|c| format!(" in {c}"));
+                    format!("{user}{}", channel.unwrap_or_default())
+                });
+                vec![
+                    claim.id.clone(),
+                    claim.state.clone(),
+                    format!("{}/{}", claim.org, claim.agent),
+                    claim.surfaces.join(","),
+                    connection.unwrap_or_else(|| "any preview".into()),
+                    print::or_dash(claim.expires_at.as_deref()),
+                    print::or_dash(used.as_deref()),
+                ]
+            })
+            .collect();
+        Ok(print::table(&COLUMNS, &rows)?)
+    }
+}
+
+impl Revoke {
+    async fn run(self) -> anyhow::Result<()> {
+        ensure!(
+            self.store.open()?.revoke_claim(&self.id).await?,
+            "there is no open claim {}: tidegate claims list says which there are",
+            print::plain(&self.id)
+        );
+        Ok(print::line(&format!("{} is good no more", print::plain(&self.id)))?)
     }
 }

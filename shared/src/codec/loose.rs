@@ -31,6 +31,10 @@ pub struct Object<T>(pub Option<T>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct First<T>(pub Option<T>);
 
+/// The texts of a list, without its other elements; none when it is no list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Texts(pub Vec<String>);
+
 // By hand: deriving would ask for `T: Default`, and nothing needs no T.
 impl<T> Default for Object<T> {
     fn default() -> Self {
@@ -128,6 +132,7 @@ deserialize_any!(['a] Text<'a> where 'de: 'a);
 deserialize_any!(['a] Id<'a> where 'de: 'a);
 deserialize_any!([] Flag);
 deserialize_any!([] Number);
+deserialize_any!([] Texts);
 deserialize_any!([T] Object<T> where T: Deserialize<'de>);
 deserialize_any!([T] First<T> where T: Deserialize<'de>);
 
@@ -166,6 +171,16 @@ impl FromAny<'_> for Flag {
 impl FromAny<'_> for Number {
     fn from_u64(value: u64) -> Self {
         Self(Some(value))
+    }
+}
+
+impl<'de> FromAny<'de> for Texts {
+    fn from_seq<A: SeqAccess<'de>>(mut seq: A) -> Result<Self, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = seq.next_element::<Text<'de>>()? {
+            texts.extend(text.get().map(str::to_owned));
+        }
+        Ok(Self(texts))
     }
 }
 

@@ -178,6 +178,7 @@ pub struct EventBody<'a> {
     pub challenge: Text<'a>,
     #[serde(borrow)]
     pub event_id: Text<'a>,
+    pub event_time: Number,
     #[serde(borrow)]
     pub api_app_id: Text<'a>,
     #[serde(borrow)]
@@ -218,6 +219,9 @@ pub struct Event<'a> {
     pub channel_type: Text<'a>,
     #[serde(borrow)]
     pub user: Id<'a>,
+    /// The workspace of who wrote, in a channel shared with another company.
+    #[serde(borrow)]
+    pub user_team: Text<'a>,
     #[serde(borrow)]
     pub bot_id: Text<'a>,
     #[serde(borrow)]

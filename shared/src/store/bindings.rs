@@ -1,7 +1,10 @@
-//! Bindings: this conversation of this connection belongs to that agent.
+//! Bindings and sessions: this conversation of this connection belongs to that agent, and is in its n-th session.
+//!
+//! They are written where a webhook's effects are (see [`super::changes`] and [`super::claims`]), and read here.
 
-use super::{Store, StoreError, column};
-use crate::types::{AgentId, ChannelId, ConnectionId, OrgId, TeamId};
+use super::{Chat, Store, StoreError, nullable};
+use crate::types::{AgentId, OrgId, UserId};
+use sqlx::Row;
 
 /// Whose a conversation is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,32 +13,42 @@ pub struct Bound {
     pub org: OrgId,
     /// The agent.
     pub agent: AgentId,
+    /// Who linked it.
+    pub by: UserId,
+}
+
+/// What is known of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatState {
+    /// Whose it is, if it was linked.
+    pub bound: Option<Bound>,
+    /// Which session it is in. The first is 1.
+    pub session: i64,
 }
 
 impl Store {
-    /// The binding of a conversation, if it has one.
-    pub async fn binding(
-        &self,
-        connection: ConnectionId,
-        team: &TeamId,
-        channel: &ChannelId,
-    ) -> Result<Option<Bound>, StoreError> {
+    /// What is known of a conversation; a conversation nobody heard of is in its first session.
+    pub async fn chat(&self, chat: &Chat) -> Result<ChatState, StoreError> {
         let row = sqlx::query(
-            "-- bindings.get
-             select org_id, agent_id from channel_bindings
-              where connection_id = $1 and team_id = $2 and channel_id = $3",
+            "-- bindings.chat
+             select b.org_id, b.agent_id, b.bound_by, coalesce(s.number, 1) as session
+               from (values ($1, $2, $3)) as here (connection_id, team_id, channel_id)
+               left join channel_bindings b using (connection_id, team_id, channel_id)
+               left join chat_sessions s using (connection_id, team_id, channel_id)",
         )
-        .bind(connection.to_string())
-        .bind(team.as_str())
-        .bind(channel.as_str())
-        .fetch_optional(&self.pool)
+        .bind(chat.connection.to_string())
+        .bind(chat.team.as_str())
+        .bind(chat.channel.as_str())
+        .fetch_one(&self.pool)
         .await?;
-        let key = || format!("{connection}/{team}/{channel}");
-        row.map(|row| {
-            let org = column(&row, "channel_bindings", &key(), "org_id")?;
-            let agent = column(&row, "channel_bindings", &key(), "agent_id")?;
-            Ok(Bound { org, agent })
-        })
-        .transpose()
+        let key = format!("{}/{}/{}", chat.connection, chat.team, chat.channel);
+        let org = nullable(&row, "channel_bindings", &key, "org_id")?;
+        let agent = nullable(&row, "channel_bindings", &key, "agent_id")?;
+        let by = nullable(&row, "channel_bindings", &key, "bound_by")?;
+        let bound = match (org, agent, by) {
+            (Some(org), Some(agent), Some(by)) => Some(Bound { org, agent, by }),
+            _ => None,
+        };
+        Ok(ChatState { bound, session: row.try_get("session")? })
     }
 }

@@ -1,18 +1,19 @@
-//! Link claims: minted, and consumed at most once.
+//! Link claims: minted, and consumed at most once. Guessing is limited (see [`super::guesses`]).
 //!
 //! Consuming decides first and changes after, under the row's lock: a code used in the wrong place is not
 //! burnt. Whoever consumed it is written down, so that the same person using it again in the same place hears the
 //! same success (the first answer may have been lost on its way).
 
-use super::{Store, StoreError, inconsistent};
+use super::{Store, StoreError, column, guesses, inconsistent, moment, nullable};
 use crate::{
     codec::envelope::DedupeKey,
     types::{
-        AgentId, ChannelId, ClaimCode, ClaimHash, ConnectionId, OrgId, Outgoing, Surface, TeamId,
-        UserId,
+        AgentId, ChannelId, ClaimCode, ClaimHash, ConnectionId, OrgId, Outgoing, Platform, Surface,
+        TeamId, UserId,
     },
 };
-use sqlx::{PgConnection, Row};
+use serde::Serialize;
+use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::time::Duration;
 
 const TABLE: &str = "link_claims";
@@ -24,6 +25,8 @@ pub struct NewClaim {
     pub org: OrgId,
     /// Which agent the code binds to.
     pub agent: AgentId,
+    /// On which platform it may be used.
+    pub platform: Platform,
     /// Where it may be used.
     pub surfaces: Vec<Surface>,
     /// The one connection it is good on; any preview connection, if absent.
@@ -72,6 +75,29 @@ pub enum ClaimResult {
     },
     /// Somebody else was first, or it was used elsewhere.
     AlreadyUsed,
+    /// This person or workspace was wrong too often: the code was not even looked at.
+    TooManyGuesses,
+}
+
+/// A claim as an operator sees it: not its code, which nobody has.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct MintedClaim {
+    /// The beginning of the code's hash: what a claim is called by.
+    pub id: String,
+    pub org: OrgId,
+    pub agent: AgentId,
+    pub platform: Platform,
+    pub surfaces: Vec<String>,
+    pub connection: Option<ConnectionId>,
+    pub created_by: String,
+    /// `open`, `used`, `revoked` or `expired`.
+    pub state: String,
+    pub created_at: Option<String>,
+    pub expires_at: Option<String>,
+    pub consumed_connection: Option<ConnectionId>,
+    pub consumed_channel: Option<ChannelId>,
+    pub consumed_user: Option<UserId>,
 }
 
 impl ClaimResult {
@@ -82,35 +108,110 @@ impl ClaimResult {
             ClaimResult::NotFound => "not_found",
             ClaimResult::WrongSurface { .. } => "wrong_surface",
             ClaimResult::AlreadyUsed => "already_used",
+            ClaimResult::TooManyGuesses => "too_many_guesses",
         }
     }
 }
 
 impl Store {
-    /// Mints a claim. The code is given here, once, and nowhere else.
+    /// Mints a claim. The code is given here, once, and nowhere else. An agent or connection that is not there is
+    /// [`StoreError::Missing`].
     pub async fn mint_claim(&self, new: &NewClaim) -> Result<ClaimCode, StoreError> {
         let code = ClaimCode::random()?;
         let surfaces: Vec<&str> = new.surfaces.iter().map(|s| s.as_str()).collect();
-        sqlx::query(
+        let minted = sqlx::query(
             "-- claims.mint
-             insert into link_claims (code_hash, org_id, agent_id, surfaces, connection_id, created_by, expires_at)
-             values ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))",
+             insert into link_claims (code_hash, org_id, agent_id, platform, surfaces, connection_id, created_by, expires_at)
+             select $1, org_id, id, $4, $5, $6, $7, now() + make_interval(secs => $8)
+               from agents
+              where org_id = $2 and id = $3
+                and ($6::text is null or exists (select from connections where id = $6 and platform = $4))",
         )
         .bind(code.hash().as_bytes())
         .bind(new.org.as_str())
         .bind(new.agent.as_str())
+        .bind(new.platform.as_str())
         .bind(surfaces)
         .bind(new.connection.map(|id| id.to_string()))
         .bind(&new.created_by)
         .bind(new.ttl.as_secs_f64())
         .execute(&self.pool)
         .await?;
+        if minted.rows_affected() == 0 {
+            let on =
+                new.connection.map(|id| format!(", or no connection {id}")).unwrap_or_default();
+            let NewClaim { org, agent, .. } = new;
+            return Err(StoreError::Missing(format!("agent {agent} of organization {org}{on}")));
+        }
         Ok(code)
     }
+
+    /// The newest claims, at most `limit`.
+    pub async fn claims(&self, limit: i64) -> Result<Vec<MintedClaim>, StoreError> {
+        let rows = sqlx::query(
+            "-- claims.list
+             select substr(encode(code_hash, 'hex'), 1, 16) as id, org_id, agent_id, platform, surfaces, connection_id,
+                    created_by, created_at, expires_at, consumed_connection, consumed_channel, consumed_user,
+                    case when consumed_at is not null then 'used' when revoked_at is not null then 'revoked'
+                         when expires_at <= now() then 'expired' else 'open' end as state
+               from link_claims order by created_at desc limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(minted).collect()
+    }
+
+    /// Takes a claim back that nobody used yet. False: there is no such open claim.
+    pub async fn revoke_claim(&self, id: &str) -> Result<bool, StoreError> {
+        let revoked = sqlx::query(
+            "-- claims.revoke
+             update link_claims set revoked_at = now(), expires_at = now()
+              where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null and expires_at > now()",
+        )
+        .bind(id)
+        .execute(&self.pool)
+        .await?;
+        Ok(revoked.rows_affected() > 0)
+    }
+}
+
+fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
+    let id: String = row.try_get("id")?;
+    Ok(MintedClaim {
+        org: column(row, TABLE, &id, "org_id")?,
+        agent: column(row, TABLE, &id, "agent_id")?,
+        platform: column(row, TABLE, &id, "platform")?,
+        surfaces: row.try_get("surfaces")?,
+        connection: nullable(row, TABLE, &id, "connection_id")?,
+        created_by: row.try_get("created_by")?,
+        state: row.try_get("state")?,
+        created_at: moment(row, TABLE, &id, "created_at")?,
+        expires_at: moment(row, TABLE, &id, "expires_at")?,
+        consumed_connection: nullable(row, TABLE, &id, "consumed_connection")?,
+        consumed_channel: nullable(row, TABLE, &id, "consumed_channel")?,
+        consumed_user: nullable(row, TABLE, &id, "consumed_user")?,
+        id,
+    })
 }
 
 /// Consumes a claim inside a caller's transaction.
 pub(super) async fn consume(
+    tx: &mut PgConnection,
+    claim: &ConsumeClaim,
+    by: &DedupeKey,
+) -> Result<ClaimResult, StoreError> {
+    if guesses::exhausted(tx, claim).await? {
+        return Ok(ClaimResult::TooManyGuesses);
+    }
+    let result = judge_and_consume(tx, claim, by).await?;
+    if result == ClaimResult::NotFound {
+        guesses::note_miss(tx, claim).await?;
+    }
+    Ok(result)
+}
+
+async fn judge_and_consume(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
     by: &DedupeKey,

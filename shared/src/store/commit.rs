@@ -9,7 +9,7 @@
 //! only here, so it is picked here.
 
 use super::{
-    ClaimResult, ConsumeClaim, Owner, Store, StoreError, claims, outbox,
+    Change, ClaimResult, ConsumeClaim, Owner, Store, StoreError, changes, claims, outbox,
     owner::{mine, owned},
 };
 use crate::{
@@ -37,9 +37,11 @@ pub struct Position {
 pub struct Effects {
     /// A claim to consume, with the reply for each result.
     pub consume: Option<ConsumeClaim>,
+    /// What else is to change, each with the reply for either result.
+    pub changes: Vec<Change>,
     /// What is said, whatever else.
     pub say: Vec<Outgoing>,
-    /// What triggered an agent: a second webhook for the same trigger says nothing.
+    /// What triggered all of this: a second webhook for the same trigger changes and says nothing.
     pub trigger: Option<DedupeKey>,
     /// The word kept in `seen`: `done`, `dropped`, …
     pub outcome: &'static str,
@@ -92,15 +94,18 @@ impl Store {
         at: &Position,
         effects: &Effects,
     ) -> Result<Option<ClaimResult>, StoreError> {
-        let mut say = Vec::new();
-        if first_of_trigger(&mut *tx, owner, at, effects).await? {
-            say.extend_from_slice(&effects.say);
+        if !first_of_trigger(&mut *tx, owner, at, effects).await? {
+            return Ok(None);
         }
+        let mut say = effects.say.clone();
         let mut result = None;
         if let Some(claim) = &effects.consume {
             let became = claims::consume(&mut *tx, claim, &at.dedupe).await?;
             say.extend((claim.reply)(&became));
             result = Some(became);
+        }
+        for change in &effects.changes {
+            say.extend((change.reply)(changes::apply(&mut *tx, &change.what).await?));
         }
         for outgoing in &say {
             outbox::queue(&mut *tx, &self.rings.tokens, owner, at, outgoing).await?;

@@ -1,4 +1,5 @@
-//! Connections: made, switched, hydrated, projected, watched.
+//! Connections: made, hydrated, projected, watched. Their life is in [`super::lifecycle`], what an operator declares of
+//! them in [`super::declared`].
 
 use super::{Store, StoreError, column, inconsistent, nullable};
 use crate::{
@@ -14,8 +15,8 @@ use sqlx::{
 use std::time::Duration;
 use time::OffsetDateTime;
 
-const TABLE: &str = "connections";
-const BOT_TOKEN_COLUMN: &str = "connections.bot_token";
+pub(super) const TABLE: &str = "connections";
+pub(super) const BOT_TOKEN_COLUMN: &str = "connections.bot_token";
 
 /// A connection to be made.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub struct NewConnection {
     pub signing_secret: Secret,
     pub bot_token: Option<Secret>,
     pub bot_user: Option<String>,
+    pub settings: Settings,
 }
 
 /// A connection as a worker needs it.
@@ -41,6 +43,7 @@ pub struct Connection {
     pub id: ConnectionId,
     pub org: OrgId,
     pub agent: Option<AgentId>,
+    pub enterprise: Option<EnterpriseId>,
     pub team: Option<TeamId>,
     pub preview_mode: bool,
     pub status: Status,
@@ -64,8 +67,8 @@ impl Store {
         let row = sqlx::query(
             "-- connections.create
              insert into connections (id, org_id, agent_id, app_id, enterprise_id, team_id, preview_mode, status,
-                                      signing_secret, bot_token, bot_user_id, installed_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, now())
+                                      signing_secret, bot_token, bot_user_id, settings, installed_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now())
              returning version",
         )
         .bind(&id)
@@ -79,29 +82,10 @@ impl Store {
         .bind(signing_secret.as_str())
         .bind(token.as_ref().map(Sealed::as_str))
         .bind(&new.bot_user)
+        .bind(Json(&new.settings))
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("version")?)
-    }
-
-    /// Sets the status. An unknown connection is [`StoreError::Missing`].
-    pub async fn set_connection_status(
-        &self,
-        id: ConnectionId,
-        status: Status,
-    ) -> Result<(), StoreError> {
-        let changed = sqlx::query(
-            "-- connections.set_status
-             update connections set status = $2 where id = $1",
-        )
-        .bind(id.to_string())
-        .bind(status.as_str())
-        .execute(&self.pool)
-        .await?;
-        if changed.rows_affected() == 0 {
-            return Err(StoreError::Missing(format!("connection {id}")));
-        }
-        Ok(())
     }
 
     /// Replaces the signing secret; the one before stays good for `overlap`, since nobody knows when Slack changes over.
@@ -139,7 +123,8 @@ impl Store {
     ) -> Result<Option<Connection>, StoreError> {
         let row = sqlx::query(
             "-- connections.hydrate
-             select org_id, agent_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret, settings, version
+             select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret,
+                    settings, version
                from connections where id = $1",
         )
         .bind(id.to_string())
@@ -162,11 +147,12 @@ impl Store {
             .signing
             .open_secret(place, &Sealed::stored(row.try_get("signing_secret")?))
             .map_err(|error| inconsistent(TABLE, "signing_secret", &key, error))?;
-        let Json(settings) = row.try_get("settings")?;
+        let settings = settings(row, &key)?;
         Ok(Connection {
             id,
             org: column(row, TABLE, &key, "org_id")?,
             agent: nullable(row, TABLE, &key, "agent_id")?,
+            enterprise: nullable(row, TABLE, &key, "enterprise_id")?,
             team: nullable(row, TABLE, &key, "team_id")?,
             preview_mode: row.try_get("preview_mode")?,
             status: column(row, TABLE, &key, "status")?,
@@ -236,6 +222,12 @@ impl Store {
         listener.listen("connections").await?;
         Ok(ChangeSubscription { listener })
     }
+}
+
+/// The settings of a connection's row.
+pub(super) fn settings(row: &PgRow, key: &str) -> Result<Settings, StoreError> {
+    let Json(value): Json<serde_json::Value> = row.try_get("settings")?;
+    serde_json::from_value(value).map_err(|why| inconsistent(TABLE, "settings", key, why))
 }
 
 /// A subscription to changes. Lost words are possible (a lost link): re-read now and then all the same.

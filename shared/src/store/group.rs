@@ -1,6 +1,6 @@
 //! Many webhooks committed by one statement, each with every guard of its own.
 //!
-//! In: webhooks of any partitions of one worker, with effects that decide nothing (what is said, and a trigger; a claim is
+//! In: webhooks of any partitions of one worker, with effects that decide nothing (what is said, and a trigger; a claim or a change is
 //! decided inside a transaction, and goes alone). Out: what became of each. One statement is one transaction and one round
 //! trip, where one webhook alone takes three. Were one of them behind its lane the statement divides by zero, on
 //! purpose: nothing of the group is changed, and the caller commits one by one, where each hears its own answer.
@@ -24,8 +24,8 @@ impl Effects {
     /// Whether nothing of it is decided by the transaction, so that it may be committed with others.
     pub fn is_simple(&self) -> bool {
         // Named one by one, so that a new sort of effect is decided about.
-        let Self { consume, say: _, trigger: _, outcome: _ } = self;
-        consume.is_none()
+        let Self { consume, changes, say: _, trigger: _, outcome: _ } = self;
+        consume.is_none() && changes.is_empty()
     }
 }
 

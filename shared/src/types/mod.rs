@@ -7,6 +7,7 @@ mod connection;
 mod ids;
 mod kind;
 mod outgoing;
+mod platform;
 mod settings;
 
 pub use agent::{AgentMode, UnknownMode};
@@ -17,4 +18,5 @@ pub use ids::{
 };
 pub use kind::Kind;
 pub use outgoing::{Destination, Fallback, Outgoing};
+pub use platform::Platform;
 pub use settings::Settings;

@@ -4,27 +4,34 @@
 //! above all, never triggers an agent: two that answer each other never end. One mention comes as two events
 //! (`app_mention` and `message`); its `ts` makes them one trigger.
 
-use super::{Desk, Outcome};
+use super::{
+    Desk, Outcome,
+    spoken::{self, Said},
+    whose,
+};
 use crate::agent::{AgentError, Question};
 use shared::{
     codec::{
         envelope::DedupeKey,
         slack::{Event, EventBody},
     },
-    store::{Agent, Effects, StoreError},
+    store::{Chat, Effects},
     telemetry::Chain,
     types::{ChannelId, Destination, Outgoing, TeamId},
 };
 
 pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<'_>) -> Outcome {
     let Some(message) = Message::read(desk, body, event) else { return Outcome::done("ignored") };
-    let agent = match find_agent(desk, &message).await {
-        Ok(Some(agent)) => agent,
-        Ok(None) => return Outcome::done("unbound"),
-        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
-    };
     let parts = [message.channel.as_str().as_bytes(), message.ts.as_bytes()];
     let trigger = DedupeKey::new(desk.connection.id, "trigger-of-agent", &parts);
+    if let Some(outcome) = spoken::handle(desk, &message.said(), &trigger).await {
+        return outcome;
+    }
+    let (agent, session) = match whose::agent_of(desk, &message.chat(desk)).await {
+        Ok((Some(agent), session)) => (agent, session),
+        Ok((None, _)) => return spoken::unlinked(desk, &message.said(), trigger),
+        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
+    };
     match desk.workshop.store.is_seen(&desk.part.owner.scope, &trigger).await {
         Ok(true) => return Outcome::done("same_trigger"),
         Ok(false) => {}
@@ -34,7 +41,7 @@ pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<
         return Outcome::Return;
     }
     let id = desk.job.envelope.dedupe.as_str();
-    match desk.workshop.agents.ask(&agent, id, &message.question(desk)).await {
+    match desk.workshop.agents.ask(&agent, id, &message.question(desk, session)).await {
         Ok(answer) => {
             let say = answer.map(|answer| message.reply(answer)).into_iter().collect();
             Effects { say, trigger: Some(trigger), outcome: "done", ..Effects::default() }.into()
@@ -49,6 +56,8 @@ struct Message<'a> {
     team: TeamId,
     channel: ChannelId,
     user: &'a str,
+    /// The user's workspace, where that need not be ours.
+    user_team: Option<&'a str>,
     text: &'a str,
     ts: &'a str,
     /// The thread it stands in, if it does.
@@ -79,13 +88,32 @@ impl<'a> Message<'a> {
                 || channel.is_direct_message(),
             channel,
             user,
+            user_team: event.user_team.get(),
             text: event.text.get().unwrap_or_default(),
             ts: event.ts.get()?,
             thread_ts: event.thread_ts.get(),
         })
     }
 
-    fn question(&self, desk: &Desk<'_>) -> Question<'_> {
+    fn chat(&self, desk: &Desk<'_>) -> Chat {
+        let (team, channel) = (self.team.clone(), self.channel.clone());
+        Chat { connection: desk.connection.id, team, channel }
+    }
+
+    fn said(&self) -> Said<'_> {
+        Said {
+            team: &self.team,
+            channel: &self.channel,
+            user: self.user,
+            user_team: self.user_team,
+            text: self.text,
+            ts: self.ts,
+            thread_ts: self.thread_ts,
+            direct: self.in_direct_message,
+        }
+    }
+
+    fn question(&self, desk: &Desk<'_>, session: i64) -> Question<'_> {
         Question {
             kind: "message",
             connection: desk.connection.id,
@@ -95,6 +123,7 @@ impl<'a> Message<'a> {
             text: self.text,
             ts: self.ts,
             thread_ts: self.thread_ts,
+            session,
         }
     }
 
@@ -106,17 +135,5 @@ impl<'a> Message<'a> {
             thread_ts: thread.map(str::to_owned),
         };
         Outgoing { to, message }
-    }
-}
-
-/// The conversation's agent: its binding's, else the connection's own.
-async fn find_agent(desk: &Desk<'_>, message: &Message<'_>) -> Result<Option<Agent>, StoreError> {
-    let (store, connection) = (&desk.workshop.store, desk.connection);
-    if let Some(bound) = store.binding(connection.id, &message.team, &message.channel).await? {
-        return store.agent(&bound.org, &bound.agent).await;
-    }
-    match &connection.agent {
-        Some(agent) => store.agent(&connection.org, agent).await,
-        None => Ok(None),
     }
 }

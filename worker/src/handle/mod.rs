@@ -5,10 +5,15 @@
 //! or panics has an outcome like any other.
 
 mod command;
+mod lifecycle;
 mod link;
 mod message;
 mod place;
+mod roster;
+mod session;
+mod spoken;
 mod view;
+mod whose;
 
 use crate::{Workshop, job::Job, part::Part};
 use bytes::Bytes;
@@ -129,7 +134,10 @@ async fn dispatch(desk: &Desk<'_>) -> Outcome {
     match Parts::split(envelope.media, &envelope.body).read() {
         Inbound::Command(command) => command::handle(desk, &command).await,
         Inbound::Event(body) => match (body.kind.get(), &body.event.0) {
-            (Some("event_callback"), Some(event)) => message::handle(desk, &body, event).await,
+            (Some("event_callback"), Some(event)) => match lifecycle::handle(desk, &body, event) {
+                Some(outcome) => outcome,
+                None => message::handle(desk, &body, event).await,
+            },
             (Some("event_callback" | "app_rate_limited"), _) => Outcome::done("ignored"),
             (kind, _) => not_understood(kind.unwrap_or("no type")),
         },

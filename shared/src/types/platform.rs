@@ -1,0 +1,38 @@
+//! Where conversations are. One today; what belongs to one must not be used on another.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// A chat platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Platform {
+    /// Slack.
+    Slack,
+}
+
+impl Platform {
+    /// The one word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Platform::Slack => "slack",
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        if word == "slack" {
+            Ok(Platform::Slack)
+        } else {
+            Err(format!("{word:?} is no platform; say slack"))
+        }
+    }
+}
