@@ -44,3 +44,20 @@ create table token_rotations (
     last_error      text not null default ''
 );
 create index token_rotations_due on token_rotations (refresh_at);
+
+-- Whether a connection's webhooks are handed on to an app is part of what workers keep of it, so they hear of a change.
+create function bindings_notify() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('connections', coalesce(new.connection_id, old.connection_id));
+    return null;
+end $$;
+create trigger bindings_notify after insert or update of org_id, agent_id or delete on channel_bindings
+    for each row execute function bindings_notify();
+
+create function agents_notify() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('connections', id) from connections where org_id = new.org_id and agent_id = new.id;
+    perform pg_notify('connections', connection_id) from channel_bindings where org_id = new.org_id and agent_id = new.id;
+    return null;
+end $$;
+create trigger agents_notify after update of mode on agents for each row execute function agents_notify();

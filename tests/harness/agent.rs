@@ -1,15 +1,18 @@
 //! A sample agent: says back what it heard, and remembers what it was asked.
 //!
 //! What it is asked may tell it to behave: `slow:<ms> …` takes that long, `fail:<n> …` answers 503 so many times first,
-//! `poison …` is answered 404, always. And it can be broken as a whole, as by a bad deploy.
+//! `poison …` is answered 404, always; `whisper …` is answered for one person only, `blocks …` in Block Kit, `loose …`
+//! beside the thread, `silent …` not at all. And it can be broken as a whole, as by a bad deploy.
 
 use anyhow::Context;
 use axum::{
-    Json, Router,
+    Router,
     extract::State,
     http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
     routing::post,
 };
+use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{
     net::SocketAddr,
@@ -34,8 +37,12 @@ pub struct Agent {
 pub struct Asked {
     /// The idempotency key: the same however often the question comes.
     pub id: String,
-    /// The question.
+    /// The question; null if it was no JSON.
     pub question: Value,
+    /// All headers it came with.
+    pub headers: HeaderMap,
+    /// Its bytes.
+    pub body: Bytes,
 }
 
 impl Agent {
@@ -66,30 +73,40 @@ impl Agent {
     }
 }
 
-async fn answer(
-    State(agent): State<Agent>,
-    headers: HeaderMap,
-    Json(question): Json<Value>,
-) -> (StatusCode, Json<Value>) {
+async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> Response {
     let id =
         headers.get("idempotency-key").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let question: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = question["text"].as_str().unwrap_or_default().to_owned();
     let before = {
         let mut asked = agent.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let before = asked.iter().filter(|asked| asked.id == id).count();
-        asked.push(Asked { id, question });
+        asked.push(Asked { id, question, headers, body });
         before
     };
     let told = |word: &str| text.strip_prefix(word)?.split_whitespace().next()?.parse::<u64>().ok();
     if let Some(ms) = told("slow:") {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-    let status = if agent.broken.load(Ordering::Relaxed) || text.starts_with("poison") {
-        StatusCode::NOT_FOUND
-    } else if told("fail:").is_some_and(|times| before < times as usize) {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
+    let no = |status: StatusCode, why: &str| {
+        (status, json!({ "error": why }).to_string()).into_response()
     };
-    (status, Json(json!({ "text": format!("I heard: {text}") })))
+    if agent.broken.load(Ordering::Relaxed) || text.starts_with("poison") {
+        return no(StatusCode::NOT_FOUND, "I can't digest this");
+    }
+    if told("fail:").is_some_and(|times| before < times as usize) {
+        return no(StatusCode::SERVICE_UNAVAILABLE, "not now");
+    }
+    let mut answer = json!({ "text": format!("I heard: {text}") });
+    match text.split_whitespace().next() {
+        Some("silent") => return StatusCode::NO_CONTENT.into_response(),
+        Some("whisper") => answer["ephemeral"] = true.into(),
+        Some("loose") => answer["thread"] = false.into(),
+        Some("blocks") => {
+            let text = json!({ "type": "mrkdwn", "text": "*I heard*" });
+            answer["blocks"] = json!([{ "type": "section", "text": text }]);
+        }
+        _ => {}
+    }
+    answer.to_string().into_response()
 }

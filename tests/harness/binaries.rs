@@ -30,6 +30,8 @@ pub struct Binaries {
     pub worker: PathBuf,
     /// The operator's command line.
     pub tidegate: PathBuf,
+    /// Where they are.
+    dir: PathBuf,
 }
 
 impl Binaries {
@@ -42,6 +44,16 @@ impl Binaries {
         ONCE.get_or_init(|| Self::find().map_err(|error| format!("{error:#}")))
             .as_ref()
             .map_err(|error| anyhow!("{error}"))
+    }
+
+    /// A program that an example of the product is.
+    ///
+    /// # Errors
+    /// When it is not where the others are.
+    pub fn example(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join("examples").join(name);
+        ensure!(path.is_file(), "no examples/{name} in {}", self.dir.display());
+        Ok(path)
     }
 
     fn find() -> anyhow::Result<Self> {
@@ -58,6 +70,7 @@ impl Binaries {
             ingest: program("ingest")?,
             worker: program("worker")?,
             tidegate: program("tidegate")?,
+            dir: dir.clone(),
         })
     }
 }
@@ -77,6 +90,7 @@ fn build() -> anyhow::Result<PathBuf> {
     command.args(["build", "--quiet", "--workspace", "--target-dir"]).arg(target);
     command.arg("--profile").arg(if profile == "debug" { "dev".as_ref() } else { profile });
     command.args(["--bin", "ingest", "--bin", "worker", "--bin", "tidegate"]);
+    command.args(["--example", "own_handler"]);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();

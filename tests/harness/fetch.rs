@@ -1,4 +1,4 @@
-//! In: what this machine has. Out: the paths of a nats-server, of Postgres' programs and of Slack's SDK.
+//! In: what this machine has. Out: the paths of a nats-server, of Postgres' programs, of Slack's SDK and its Bolts.
 //!
 //! A server is looked for in this order: a variable that names it, an installed one that is new enough,
 //! and last a pinned wheel (`wheel.rs`). A variable is an order: what it names is taken or refused, never
@@ -15,15 +15,19 @@ use anyhow::{Context as _, anyhow, ensure};
 use tokio::sync::Mutex;
 
 use crate::guard::{RunDir, is_root, state_root};
-use crate::wheel::{NATS, POSTGRES, SLACK_SDK};
+use crate::npm::BOLT;
+use crate::wheel::{NATS, POSTGRES, SLACK_BOLT, SLACK_SDK, Wheel};
 
 const NATS_NEEDED: (u32, u32) = (2, 12);
 const POSTGRES_NEEDED: (u32, u32) = (14, 0);
+const NODE_NEEDED: (u32, u32) = (20, 0);
 
 /// Sought once per process; the lock also keeps tests that start together from fetching twice.
 static NATS_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
 static POSTGRES_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
 static SLACK_SDK_SOUGHT: Mutex<Option<Result<SlackSdk, String>>> = Mutex::const_new(None);
+static SLACK_BOLT_SOUGHT: Mutex<Option<Result<SlackSdk, String>>> = Mutex::const_new(None);
+static BOLT_JS_SOUGHT: Mutex<Option<Result<(PathBuf, PathBuf), String>>> = Mutex::const_new(None);
 
 /// The nats-server program of this machine, fetched if need be.
 ///
@@ -64,7 +68,33 @@ pub async fn slack_sdk(run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// What runs Slack's SDK.
+/// Bolt for Python, fetched if need be.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn slack_bolt(run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
+    let mut sought = SLACK_BOLT_SOUGHT.lock().await;
+    if sought.is_none() {
+        let found = Finder::here()?.wheel_of_slack(&SLACK_BOLT, "slack_bolt", run).await;
+        *sought = Some(found.map_err(|error| format!("{error:#}")));
+    }
+    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+}
+
+/// Node, and the directory that holds Bolt for JavaScript, fetched if need be.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn bolt_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let mut sought = BOLT_JS_SOUGHT.lock().await;
+    if sought.is_none() {
+        let found = Finder::here()?.bolt_js(run).await;
+        *sought = Some(found.map_err(|error| format!("{error:#}")));
+    }
+    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+}
+
+/// What runs Slack's SDK, or Bolt with it.
 #[derive(Debug, Clone)]
 pub struct SlackSdk {
     /// This machine's Python.
@@ -170,17 +200,45 @@ impl Finder {
     /// # Errors
     /// One line that names what is missing and the remedy.
     pub async fn slack_sdk(&self, run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
+        self.wheel_of_slack(&SLACK_SDK, "slack_sdk", run).await
+    }
+
+    /// Bolt for JavaScript, and the Node that runs it.
+    ///
+    /// # Errors
+    /// One line that names what is missing and the remedy.
+    pub async fn bolt_js(&self, run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
+        let remedy = if cfg!(target_os = "macos") {
+            "brew install node"
+        } else {
+            "apt-get install -y nodejs npm (Node ≥ 20)"
+        };
+        let node = on_path(&self.path, "node").filter(|node| is_new_enough(node, NODE_NEEDED));
+        let node = node.with_context(|| format!("no Node ≥ 20 found to run Bolt: {remedy}"))?;
+        let modules = BOLT
+            .dir(&self.path, &self.cache, run)
+            .await
+            .map_err(|why| anyhow!("no @slack/bolt found and {why:#}: {remedy}"))?;
+        Ok((node, modules))
+    }
+
+    async fn wheel_of_slack(
+        &self,
+        wheel: &Wheel,
+        name: &str,
+        run: &Arc<RunDir>,
+    ) -> anyhow::Result<SlackSdk> {
         let remedy = if cfg!(target_os = "macos") {
             "brew install python"
         } else {
             "apt-get install -y python3-pip"
         };
         let python = on_path(&self.path, "python3")
-            .with_context(|| format!("no python3 found to run Slack's SDK: {remedy}"))?;
-        let packages = SLACK_SDK
+            .with_context(|| format!("no python3 found to run {name}: {remedy}"))?;
+        let packages = wheel
             .dir(&self.path, &self.cache, run)
             .await
-            .map_err(|why| anyhow!("no slack_sdk found and {why}: {remedy}"))?;
+            .map_err(|why| anyhow!("no {name} found and {why}: {remedy}"))?;
         Ok(SlackSdk { python, packages })
     }
 

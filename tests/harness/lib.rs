@@ -9,9 +9,10 @@
 //! checker     what must be true of a run, whatever was done to it
 //! fixtures    a webhook of every sort
 //! sdk         Slack's own SDK, as another signer and verifier
+//! bolt        stock apps, written with Slack's own frameworks
 //! nats, postgres, process, binaries   the real parts
 //! guard       nothing is left behind, however we end
-//! fetch, wheel, port   where the servers and the SDK come from
+//! fetch, wheel, npm, port   where the servers and the SDK come from
 //! until       waits for a condition; there is no sleep
 //! ```
 
@@ -22,6 +23,7 @@ pub mod load;
 pub mod checker;
 pub mod fixtures;
 pub mod sdk;
+pub mod bolt;
 pub mod nats;
 pub mod postgres;
 pub mod process;
@@ -31,3 +33,4 @@ pub mod fetch;
 pub mod port;
 pub mod until;
 mod wheel;
+mod npm;

@@ -57,6 +57,12 @@ pub(crate) const SLACK_SDK: Wheel = Wheel {
     proof: Proof::Exists("slack_sdk/__init__.py"),
 };
 
+pub(crate) const SLACK_BOLT: Wheel = Wheel {
+    requirements: include_str!("servers/slack_bolt.txt"),
+    dir: "",
+    proof: Proof::Exists("slack_bolt/__init__.py"),
+};
+
 impl Wheel {
     /// The directory of its programs or packages, from the cache or fetched; else why not.
     pub(crate) async fn dir(
@@ -133,7 +139,7 @@ impl Wheel {
         }
     }
 
-    /// `name-version`, from the one requirement.
+    /// `name-version`, from the first requirement.
     fn name(&self) -> String {
         let pinned = self.requirements.lines().find(|line| line.contains("==")).unwrap_or_default();
         pinned.trim_end_matches(['\\', ' ']).replace("==", "-")

@@ -26,6 +26,7 @@ use shared::{
 };
 use sqlx::{PgPool, Row};
 use std::{
+    path::Path,
     process::{Command, Output},
     sync::Arc,
     time::Duration,
@@ -195,6 +196,7 @@ impl World {
             ("TIDEGATE_SHARED_SIGNING_SECRETS", shared_secret.clone()),
             ("TIDEGATE_LEASE_TTL", format!("{}ms", LEASE_TTL.as_millis())),
             ("TIDEGATE_CHANNEL_PACE", "0s".into()),
+            ("TIDEGATE_AGENT_NETWORKS", "127.0.0.0/8".into()),
             ("TIDEGATE_DRAIN_DELAY", "200ms".into()),
             ("TIDEGATE_LOG", "info".into()),
         ];
@@ -260,19 +262,21 @@ impl World {
 
     /// Starts one more worker.
     pub async fn start_worker(&mut self) -> anyhow::Result<()> {
+        self.start_worker_of(&Binaries::get()?.worker)
+    }
+
+    /// Starts one more worker, which is an example of how to write one's own.
+    pub async fn start_example(&mut self, name: &str) -> anyhow::Result<()> {
+        self.start_worker_of(&Binaries::get()?.example(name)?)
+    }
+
+    fn start_worker_of(&mut self, program: &Path) -> anyhow::Result<()> {
         let id = format!("worker-{}", self.workers.len() + 1);
         let admin = format!("127.0.0.1:{}", port::free()?);
         let mut settings = self.settings.clone();
         settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
         settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
-        let process = Process::start(
-            &self.run,
-            &id,
-            &Binaries::get()?.worker,
-            &[] as &[&str],
-            &settings,
-            None,
-        )?;
+        let process = Process::start(&self.run, &id, program, &[] as &[&str], &settings, None)?;
         self.workers.push(Worker { id, process, admin: format!("http://{admin}") });
         Ok(())
     }

@@ -15,6 +15,8 @@ mod links;
 mod commands;
 mod lifecycle;
 mod messages;
+mod agents;
+mod bolt;
 mod outbox;
 mod limits;
 mod rotation;

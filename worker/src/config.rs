@@ -60,6 +60,9 @@ pub struct Config {
     /// Least time between two messages to one channel: Slack takes about one a second.
     #[arg(long, env = "TIDEGATE_CHANNEL_PACE", value_name = "DURATION", default_value = "1s", value_parser = config::duration)]
     pub channel_pace: Duration,
+    /// Networks in which agents may be beside public addresses, as 10.1.0.0/16; comma-separated.
+    #[arg(long, env = "TIDEGATE_AGENT_NETWORKS", value_name = "NETWORKS", value_delimiter = ',')]
+    pub agent_networks: Vec<ipnet::IpNet>,
     /// Where NATS is.
     #[command(flatten)]
     pub nats: Nats,

@@ -13,9 +13,10 @@
 //! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
 //! ```
 //!
-//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `redrive` gives the dead one more try, `replay`
-//! handles a stretch of the stream once more, `sweep` keeps ingest's
-//! directory true, `slack` and `agent` are the two things outside that are called, `health` and `metrics` tell how it goes.
+//! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `redrive` gives the dead
+//! one more try, `replay` handles a stretch of the stream once more, `sweep` keeps ingest's directory true, `slack` and
+//! `agent` are the two things outside that are called, `health` and `metrics` tell how it goes. `start` is the `main` of a
+//! worker, for whoever has a [`handle::Handler`] of their own.
 
 pub mod part;
 pub mod job;
@@ -43,6 +44,7 @@ pub mod sweep;
 pub mod tidy;
 pub mod metrics;
 pub mod health;
+pub mod start;
 pub mod config;
 
 use shared::store::Store;
@@ -63,6 +65,8 @@ pub struct Workshop {
     pub refusals: refusals::Refusals,
     /// Agents' endpoints.
     pub agents: agent::Agents,
+    /// What decides about all that is not our own business.
+    pub handler: handle::AnyHandler,
     /// The slash command we answer to, with its slash.
     pub command: String,
     /// Who may run now.

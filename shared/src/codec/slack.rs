@@ -231,6 +231,9 @@ pub struct Event<'a> {
     #[serde(borrow)]
     pub thread_ts: Text<'a>,
     pub hidden: Flag,
+    /// What its author noted beside it.
+    #[serde(borrow)]
+    pub metadata: Object<Metadata<'a>>,
     /// Where a reaction or a pin keeps its channel and message.
     #[serde(borrow)]
     pub item: Object<Item<'a>>,
@@ -240,6 +243,32 @@ pub struct Event<'a> {
     /// Where the assistant events keep their ids.
     #[serde(borrow)]
     pub assistant_thread: Object<AssistantThread<'a>>,
+}
+
+impl Event<'_> {
+    /// How many answers of Tidegate's led to this message, as it says itself.
+    pub fn hops(&self) -> u64 {
+        let ours = self.metadata.0.as_ref().filter(|m| m.event_type.get() == Some("tidegate"));
+        ours.and_then(|m| m.event_payload.0.as_ref()?.hops.0).unwrap_or(0)
+    }
+}
+
+/// `event.metadata`: docs.slack.dev/messaging/message-metadata.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Metadata<'a> {
+    #[serde(borrow)]
+    pub event_type: Text<'a>,
+    pub event_payload: Object<Noted>,
+}
+
+/// What Tidegate notes beside its messages.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Noted {
+    pub hops: Number,
 }
 
 /// A message that an event is about.

@@ -52,6 +52,8 @@ pub struct Connection {
     /// What a webhook that is handed on to an app is signed with.
     pub signing_secret: Secret,
     pub settings: Settings,
+    /// Some of its webhooks belong to an app that gets them as Slack sent them.
+    pub forwards: bool,
     pub version: i64,
 }
 
@@ -124,8 +126,14 @@ impl Store {
         let row = sqlx::query(
             "-- connections.hydrate
              select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret,
-                    settings, version
-               from connections where id = $1",
+                    settings, version,
+                    exists (
+                        select from agents a
+                         where a.mode = 'forward'
+                           and ((a.org_id = c.org_id and a.id = c.agent_id)
+                                or exists (select from channel_bindings b where b.connection_id = c.id
+                                            and b.org_id = a.org_id and b.agent_id = a.id))) as forwards
+               from connections c where id = $1",
         )
         .bind(id.to_string())
         .fetch_optional(&self.pool)
@@ -160,6 +168,7 @@ impl Store {
             bot_user: row.try_get("bot_user_id")?,
             signing_secret,
             settings,
+            forwards: row.try_get("forwards")?,
             version: row.try_get("version")?,
         })
     }

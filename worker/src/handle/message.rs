@@ -1,32 +1,51 @@
 //! A message in a conversation: the agent it belongs to is asked, and its answer is said there.
 //!
-//! In: an event. Out: an outcome; for anything that is no message to an agent, "ignored". What a bot wrote, ourselves
-//! above all, never triggers an agent: two that answer each other never end. One mention comes as two events
-//! (`app_mention` and `message`); its `ts` makes them one trigger.
+//! In: an event. Out: an outcome; for anything that is no message to an agent, "ignored". What a bot wrote triggers an
+//! agent only if the connection's settings say so, and what we wrote never: two that answer each other never end. For those
+//! that do, each answer carries in its metadata how many answers led to it, and after a few there is no other. One mention
+//! comes as two events (`app_mention` and `message`); its `ts` makes them one trigger. An agent that takes its time is shown
+//! to be at it, by the status that Slack has for threads.
 
 use super::{
     Desk, Outcome,
     spoken::{self, Said},
     whose,
 };
-use crate::agent::{AgentError, Question};
+use crate::{
+    agent::{AgentError, Answer, Question},
+    say,
+    slack::Method,
+};
 use shared::{
     codec::{
         envelope::DedupeKey,
         slack::{Event, EventBody},
     },
-    store::{Chat, Effects},
+    store::{Agent, Chat, Effects},
     telemetry::Chain,
     types::{ChannelId, Destination, Outgoing, TeamId},
 };
+use std::time::Duration;
 
-pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<'_>) -> Outcome {
-    let Some(message) = Message::read(desk, body, event) else { return Outcome::done("ignored") };
-    let parts = [message.channel.as_str().as_bytes(), message.ts.as_bytes()];
-    let trigger = DedupeKey::new(desk.connection.id, "trigger-of-agent", &parts);
-    if let Some(outcome) = spoken::handle(desk, &message.said(), &trigger).await {
-        return outcome;
-    }
+/// Answers in a row to what bots said, at most.
+const HOPS_MAX: u64 = 3;
+/// An agent that takes longer is shown to be at it.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// The message that an event tells of, if it is one to an agent.
+pub(super) fn read<'a>(desk: &Desk<'_>, body: &'a EventBody<'_>) -> Option<Message<'a>> {
+    let event = body.event.0.as_ref().filter(|_| body.kind.get() == Some("event_callback"))?;
+    Message::read(desk, body, event)
+}
+
+/// Does what a message asks of Tidegate itself, if it does.
+pub(super) async fn command(desk: &Desk<'_>, message: &Message<'_>) -> Option<Outcome> {
+    spoken::handle(desk, &message.said(), &message.trigger(desk)).await
+}
+
+/// Puts a message to its agent.
+pub(super) async fn handle(desk: &Desk<'_>, message: &Message<'_>) -> Outcome {
+    let trigger = message.trigger(desk);
     let (agent, session) = match whose::agent_of(desk, &message.chat(desk)).await {
         Ok((Some(agent), session)) => (agent, session),
         Ok((None, _)) => return spoken::unlinked(desk, &message.said(), trigger),
@@ -40,8 +59,7 @@ pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<
     if !desk.part.is_ours() {
         return Outcome::Return;
     }
-    let id = desk.job.envelope.dedupe.as_str();
-    match desk.workshop.agents.ask(&agent, id, &message.question(desk, session)).await {
+    match message.ask(desk, &agent, session).await {
         Ok(answer) => {
             let say = answer.map(|answer| message.reply(answer)).into_iter().collect();
             Effects { say, trigger: Some(trigger), outcome: "done", ..Effects::default() }.into()
@@ -51,8 +69,8 @@ pub(super) async fn handle(desk: &Desk<'_>, body: &EventBody<'_>, event: &Event<
     }
 }
 
-/// A message that a person wrote.
-struct Message<'a> {
+/// A message to an agent.
+pub(super) struct Message<'a> {
     team: TeamId,
     channel: ChannelId,
     user: &'a str,
@@ -63,20 +81,25 @@ struct Message<'a> {
     /// The thread it stands in, if it does.
     thread_ts: Option<&'a str>,
     in_direct_message: bool,
+    /// How many answers led to it, if a bot wrote it.
+    hops: u64,
 }
 
 impl<'a> Message<'a> {
     fn read(desk: &Desk<'_>, body: &'a EventBody<'_>, event: &'a Event<'_>) -> Option<Self> {
-        // Subtypes tell of edits, joins and the like; these four are still somebody saying something.
-        let said = matches!(
-            event.subtype.get(),
-            None | Some("file_share" | "thread_broadcast" | "me_message")
-        );
+        // Subtypes tell of edits, joins and the like; these are still somebody saying something.
+        let bots = desk.connection.settings.answer_bots;
+        let said = match event.subtype.get() {
+            None | Some("file_share" | "thread_broadcast" | "me_message") => true,
+            Some("bot_message") => bots,
+            Some(_) => false,
+        };
         let is_message = matches!(event.kind.get(), Some("message" | "app_mention"));
-        let user = event.user.get()?;
-        let by_bot =
-            event.bot_id.get().is_some() || desk.connection.bot_user.as_deref() == Some(user);
-        if !is_message || !said || by_bot || event.hidden.0 || user == "USLACK" {
+        let user = event.user.get().or_else(|| event.bot_id.get().filter(|_| bots))?;
+        let ours = desk.connection.bot_user.as_deref() == Some(user);
+        let hops = if event.bot_id.get().is_some() { event.hops() } else { 0 };
+        let by_bot = event.bot_id.get().is_some() && (!bots || hops >= HOPS_MAX);
+        if !is_message || !said || ours || by_bot || event.hidden.0 || user == "USLACK" {
             return None;
         }
         let authorized = body.authorizations.0.as_ref().and_then(|a| a.team_id.get());
@@ -92,7 +115,55 @@ impl<'a> Message<'a> {
             text: event.text.get().unwrap_or_default(),
             ts: event.ts.get()?,
             thread_ts: event.thread_ts.get(),
+            hops,
         })
+    }
+
+    /// What makes a second webhook about the same message no second question.
+    fn trigger(&self, desk: &Desk<'_>) -> DedupeKey {
+        let parts = [self.channel.as_str().as_bytes(), self.ts.as_bytes()];
+        DedupeKey::new(desk.connection.id, "trigger-of-agent", &parts)
+    }
+
+    /// Asks the agent; while it takes its time, the thread shows that.
+    async fn ask(
+        &self,
+        desk: &Desk<'_>,
+        agent: &Agent,
+        session: i64,
+    ) -> Result<Option<Answer>, AgentError> {
+        let (id, question) = (desk.job.envelope.dedupe.as_str(), self.question(desk, session));
+        let mut asking = std::pin::pin!(desk.workshop.agents.ask(agent, id, &question));
+        let mut showing = std::pin::pin!(async {
+            tokio::time::sleep(SLOW).await;
+            self.show(desk, "is thinking…").await;
+        });
+        let mut shown = false;
+        let answer = loop {
+            tokio::select! {
+                answer = &mut asking => break answer,
+                () = &mut showing, if !shown => shown = true,
+            }
+        };
+        // An answer ends the status by itself.
+        if shown && !matches!(answer, Ok(Some(_))) {
+            self.show(desk, "").await;
+        }
+        answer
+    }
+
+    /// Sets the thread's status, as a kindness: if Slack does not take it nothing is lost.
+    async fn show(&self, desk: &Desk<'_>, status: &str) {
+        let slack = &desk.workshop.slack;
+        let Some(token) = &desk.connection.bot_token else { return };
+        let Ok(turn) = slack.turn(desk.connection.id, Method::SetStatus).await else { return };
+        let thread = self.thread_ts.unwrap_or(self.ts);
+        let body = serde_json::json!({
+            "channel_id": self.channel.as_str(), "thread_ts": thread, "status": status,
+        });
+        if desk.part.is_ours() {
+            slack.call(turn, token, &body).await;
+        }
     }
 
     fn chat(&self, desk: &Desk<'_>) -> Chat {
@@ -127,12 +198,24 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// In a channel an answer goes into the message's thread; in a direct message it just follows.
-    fn reply(&self, message: serde_json::Value) -> Outgoing {
-        let thread = self.thread_ts.or((!self.in_direct_message).then_some(self.ts));
-        let to = Destination::PostMessage {
-            channel: self.channel.clone(),
-            thread_ts: thread.map(str::to_owned),
+    /// In a channel an answer goes into the message's thread; in a direct message it just follows, unless the agent wants
+    /// it otherwise.
+    fn reply(&self, answer: Answer) -> Outgoing {
+        let in_thread = answer.thread.unwrap_or(!self.in_direct_message);
+        let thread = match answer.thread {
+            Some(false) => None,
+            _ => self.thread_ts.or(in_thread.then_some(self.ts)),
+        };
+        let (channel, thread_ts) = (self.channel.clone(), thread.map(str::to_owned));
+        let mut message = answer.message;
+        let to = match self.user.parse() {
+            Ok(user) if answer.ephemeral => Destination::PostEphemeral { channel, user, thread_ts },
+            _ => {
+                message["metadata"] = serde_json::json!({
+                    "event_type": say::METADATA, "event_payload": { "hops": self.hops + 1 },
+                });
+                Destination::PostMessage { channel, thread_ts }
+            }
         };
         Outgoing { to, message }
     }

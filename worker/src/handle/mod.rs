@@ -1,10 +1,14 @@
 //! What a webhook leads to: an [`Outcome`] with effects. The handler decides, the lane carries it out.
 //!
-//! In: a webhook with its live connection. Out: an outcome. Names neither NATS nor SQL. Calls agents, and nothing
-//! else outside; whatever is to change is an effect, and whatever is to be said is one, too. A handler that hangs
-//! or panics has an outcome like any other.
+//! In: a webhook with its live connection. Out: an outcome. Names neither NATS nor SQL. Tidegate's own business (its command,
+//! the life of an installation) is done here; all else goes to the [`Handler`]: agents, or what a Rust team puts in
+//! their place. Whatever is to change is an effect, and whatever is to be said is one, too. A handler that hangs or panics
+//! has an outcome like any other.
 
+mod agents;
 mod command;
+mod forward;
+mod late;
 mod lifecycle;
 mod link;
 mod message;
@@ -15,15 +19,21 @@ mod spoken;
 mod view;
 mod whose;
 
+pub use agents::AskAgents;
+
 use crate::{Workshop, job::Job, part::Part};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use shared::{
-    codec::slack::{Inbound, Parts},
+    codec::{
+        envelope::Envelope,
+        slack::{EventBody, Inbound, Parts},
+    },
     store::{Connection, Effects},
+    telemetry::Chain,
     types::Outgoing,
 };
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
 
 /// Longest a handler may take, agent included.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -69,6 +79,18 @@ impl Outcome {
         Effects { outcome, ..Effects::default() }.into()
     }
 
+    /// Handled, and this is said.
+    pub fn say(say: Vec<Outgoing>) -> Self {
+        Effects { say, outcome: "done", ..Effects::default() }.into()
+    }
+
+    /// Handled, and this goes into Slack's own request: what a view shows, what a menu offers. When nobody waits any more,
+    /// `late` is said instead.
+    pub fn answer(now: Bytes, late: Vec<Outgoing>) -> Self {
+        let effects = Effects { outcome: "done", ..Effects::default() };
+        Outcome::Done(Box::new(Done { effects, answer: Some(Answer { now, late }) }))
+    }
+
     /// The word for logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -105,12 +127,73 @@ impl From<Effects> for Outcome {
     }
 }
 
-/// What a handler works with.
-pub(crate) struct Desk<'a> {
-    pub workshop: &'a Workshop,
-    pub part: &'a Part,
-    pub connection: &'a Connection,
-    pub job: &'a Job,
+/// Decides what a webhook leads to.
+///
+/// Called for every webhook that is none of Tidegate's own business, one at a time per conversation, in the order in which
+/// they were accepted, on whichever worker owns the conversation. It may be called again for the same webhook: after a
+/// crash before its effects were committed, or when it asked for that. So whatever it does outside has to go by
+/// [`Desk::id`]; what it returns as effects happens once.
+pub trait Handler: Send + Sync + 'static {
+    /// Handles a webhook. `inbound` is what stands in it, as far as Tidegate reads it; all of it is [`Desk::envelope`]'s body.
+    fn handle(
+        &self,
+        desk: &Desk<'_>,
+        inbound: &Inbound<'_>,
+    ) -> impl Future<Output = Outcome> + Send;
+}
+
+/// A handler of whatever type. Cheap to clone.
+#[derive(Clone)]
+pub struct AnyHandler(Arc<dyn Erased>);
+
+impl AnyHandler {
+    /// This one.
+    pub fn new(handler: impl Handler) -> Self {
+        Self(Arc::new(handler))
+    }
+}
+
+type Handling<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
+/// [`Handler`], callable without its type.
+trait Erased: Send + Sync {
+    fn handle<'a>(&'a self, desk: &'a Desk<'a>, inbound: &'a Inbound<'a>) -> Handling<'a>;
+}
+
+impl<H: Handler> Erased for H {
+    fn handle<'a>(&'a self, desk: &'a Desk<'a>, inbound: &'a Inbound<'a>) -> Handling<'a> {
+        Box::pin(Handler::handle(self, desk, inbound))
+    }
+}
+
+/// A webhook with all that a handler works with.
+pub struct Desk<'a> {
+    pub(crate) workshop: &'a Workshop,
+    pub(crate) part: &'a Part,
+    pub(crate) connection: &'a Connection,
+    pub(crate) job: &'a Job,
+}
+
+impl Desk<'_> {
+    /// The same however often this webhook comes to a handler, and no other's: what to recognise a repeat by.
+    pub fn id(&self) -> &str {
+        self.job.envelope.dedupe.as_str()
+    }
+
+    /// Whether this is a dry run of a replay: then nothing outside may be called, and nothing of the outcome comes true.
+    pub fn is_dry_run(&self) -> bool {
+        self.workshop.agents.is_recording()
+    }
+
+    /// Whose it is, its tokens and settings.
+    pub fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    /// The webhook as it was stored: what sort it is, when it came, the bytes Slack signed.
+    pub fn envelope(&self) -> &Envelope {
+        &self.job.envelope
+    }
 }
 
 /// Handles a webhook.
@@ -131,22 +214,41 @@ pub async fn handle(
 
 async fn dispatch(desk: &Desk<'_>) -> Outcome {
     let envelope = &desk.job.envelope;
-    match Parts::split(envelope.media, &envelope.body).read() {
-        Inbound::Command(command) => command::handle(desk, &command).await,
-        Inbound::Event(body) => match (body.kind.get(), &body.event.0) {
-            (Some("event_callback"), Some(event)) => match lifecycle::handle(desk, &body, event) {
-                Some(outcome) => outcome,
-                None => message::handle(desk, &body, event).await,
-            },
-            (Some("event_callback" | "app_rate_limited"), _) => Outcome::done("ignored"),
-            (kind, _) => not_understood(kind.unwrap_or("no type")),
+    let parts = Parts::split(envelope.media, &envelope.body);
+    let inbound = parts.read();
+    match &inbound {
+        Inbound::Command(command) if command.command == desk.workshop.command => {
+            command::handle(desk, command).await
+        }
+        Inbound::Event(body) => match of_the_installation(desk, body) {
+            Some(outcome) => handed_on_too(desk, &inbound, outcome).await,
+            None => desk.workshop.handler.0.handle(desk, &inbound).await,
         },
-        Inbound::Interaction(interaction) if interaction.kind.get().is_some() => {
-            view::handle(desk, &interaction)
+        Inbound::Command(_) | Inbound::Interaction(_) | Inbound::NotUnderstood => {
+            desk.workshop.handler.0.handle(desk, &inbound).await
         }
-        Inbound::Interaction(_) | Inbound::NotUnderstood => {
-            not_understood("neither event, command nor interaction")
-        }
+    }
+}
+
+fn of_the_installation(desk: &Desk<'_>, body: &EventBody<'_>) -> Option<Outcome> {
+    let event = body.event.0.as_ref().filter(|_| body.kind.get() == Some("event_callback"))?;
+    lifecycle::handle(desk, body, event)
+}
+
+/// An app behind us hears of what happens to the installation, too; not of its end, which must not wait for an app.
+async fn handed_on_too(desk: &Desk<'_>, inbound: &Inbound<'_>, outcome: Outcome) -> Outcome {
+    let Inbound::Event(body) = inbound else { return outcome };
+    let event = body.event.0.as_ref().and_then(|event| event.kind.get());
+    if matches!(event, Some("app_uninstalled" | "tokens_revoked")) {
+        return outcome;
+    }
+    match agents::app(desk, inbound).await {
+        Ok(None) => outcome,
+        Ok(Some(app)) => match forward::handle(desk, &app, inbound).await {
+            Outcome::Done(_) => outcome,
+            not_handed_on => not_handed_on,
+        },
+        Err(error) => Outcome::Pause { cause: Chain(&error).to_string() },
     }
 }
 

@@ -6,7 +6,10 @@
 
 use super::{Desk, Outcome, place::Place, roster, whose};
 use crate::agent::{AgentError, Question};
-use shared::store::{StoreError, What};
+use shared::{
+    store::{StoreError, What},
+    types::AgentMode,
+};
 
 pub(super) async fn new(desk: &Desk<'_>, place: Place) -> Result<Outcome, StoreError> {
     let chat = place.chat(desk);
@@ -21,6 +24,11 @@ pub(super) async fn clear(desk: &Desk<'_>, place: Place) -> Result<Outcome, Stor
     let (Some(agent), session) = whose::agent_of(desk, &chat).await? else {
         return Ok(place.say(&roster::unlinked(desk)));
     };
+    if agent.mode == AgentMode::Forward {
+        return Ok(
+            place.say("What is kept of this conversation is up to the app that answers here.")
+        );
+    }
     if !desk.part.is_ours() {
         return Ok(Outcome::Return);
     }

@@ -18,3 +18,11 @@ pub(super) async fn agent_of(
     };
     Ok((agent, state.session))
 }
+
+/// The connection's own agent, for what happens in no conversation.
+pub(super) async fn own_agent(desk: &Desk<'_>) -> Result<Option<Agent>, StoreError> {
+    match &desk.connection.agent {
+        Some(own) => desk.workshop.store.agent(&desk.connection.org, own).await,
+        None => Ok(None),
+    }
+}

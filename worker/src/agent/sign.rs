@@ -1,0 +1,62 @@
+//! The two ways in which a call to an agent is signed: by Standard Webhooks, or as Slack would.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use shared::secrets::Secret;
+
+/// `v1,<base64>` over `<id>.<timestamp>.<body>`; a secret `whsec_<base64>` is used decoded, any other as it is.
+pub fn standard_webhooks(secret: &Secret, id: &str, timestamp: u64, body: &[u8]) -> String {
+    let text = secret.expose();
+    let key = text
+        .strip_prefix("whsec_")
+        .and_then(|key| BASE64.decode(key).ok())
+        .unwrap_or_else(|| text.into());
+    let tag = hmac(&key, &[id.as_bytes(), b".", timestamp.to_string().as_bytes(), b".", body]);
+    format!("v1,{}", BASE64.encode(tag))
+}
+
+/// `v0=<hex>` over `v0:<timestamp>:<body>`, as docs.slack.dev (authentication/verifying-requests-from-slack) has it.
+pub fn slack(secret: &Secret, timestamp: u64, body: &[u8]) -> String {
+    let timestamp = timestamp.to_string();
+    let tag = hmac(secret.expose().as_bytes(), &[b"v0:", timestamp.as_bytes(), b":", body]);
+    tag.iter().fold("v0=".to_owned(), |hex, byte| hex + &format!("{byte:02x}"))
+}
+
+fn hmac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    for part in parts {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(text.into()).expect("not empty")
+    }
+
+    /// The example of the Standard Webhooks specification.
+    #[test]
+    fn the_signature_of_a_question_is_that_of_standard_webhooks() {
+        let key = secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let (id, body) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", br#"{"test": 2432232314}"#);
+        assert_eq!(
+            standard_webhooks(&key, id, 1614265330, body),
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        );
+    }
+
+    /// The example of Slack's page, which ingest is tested by, too.
+    #[test]
+    fn the_signature_of_what_is_handed_on_is_slacks() {
+        let body = b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text=&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c";
+        assert_eq!(
+            slack(&secret("8f742231b10e8888abcd99yyyzzz85a5"), 1531420618, body),
+            "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"
+        );
+    }
+}
