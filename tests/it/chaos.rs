@@ -1,7 +1,7 @@
 //! Under load, whatever is killed, frozen, told to go or comes: nothing accepted is lost, and every conversation keeps its order.
 //!
 //! Each fault alone, and then for a while one after the other at random, by a seed (`TIDEGATE_CHAOS_SEED`, printed) for so
-//! long (`TIDEGATE_CHAOS_SECONDS`, 15 by default). The checker's line is printed with `--nocapture`.
+//! long (`TIDEGATE_CHAOS_SECONDS`, 60 by default). The checker's line is printed with `--nocapture`.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -62,6 +62,7 @@ impl Fault {
                 worker.terminate();
                 worker.wait(Duration::from_secs(20)).await.expect("it ends");
                 worker.restart().expect("a worker starts");
+                world.settled().await.expect("it has its share again");
             }
             Fault::KillIngest => {
                 ingest.process.kill();
@@ -157,7 +158,7 @@ async fn postgres_hangs_and_goes_on() {
 async fn one_fault_after_the_other_at_random() {
     let set = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seed = set("TIDEGATE_CHAOS_SEED").unwrap_or_else(|| getrandom::u64().expect("randomness"));
-    let lasting = Duration::from_secs(set("TIDEGATE_CHAOS_SECONDS").unwrap_or(15));
+    let lasting = Duration::from_secs(set("TIDEGATE_CHAOS_SECONDS").unwrap_or(60));
     println!("TIDEGATE_CHAOS_SEED={seed}");
     under_load(&format!("chaos, seed {seed}"), async |world: &World| {
         let (began, mut random) = (Instant::now(), seed);

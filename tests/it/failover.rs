@@ -1,5 +1,6 @@
 //! Processes die, freeze and go; what was accepted is handled all the same, once.
 
+use futures_util::TryStreamExt;
 use shared::types::Surface;
 use std::time::Duration;
 use tests::{
@@ -109,5 +110,34 @@ async fn while_postgres_is_away_webhooks_are_taken_and_afterwards_handled() {
     world
         .slack
         .told("the person hears", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .await;
+}
+
+/// Somebody deletes the readers, or the server forgets them: the partitions are read on, by new ones.
+#[tokio::test]
+async fn deleted_readers_are_made_anew_and_nothing_is_missed() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let js = async_nats::jetstream::new(world.client().clone());
+    let stream = js.get_stream(shared::stream::STREAM).await.expect("the stream");
+    let readers = async || {
+        let names = stream.consumer_names().try_collect::<Vec<String>>().await;
+        names.expect("names").into_iter().filter(|name| name.starts_with('p')).collect::<Vec<_>>()
+    };
+    let before = until("every partition is read", SOON, async || {
+        let names = readers().await;
+        (names.len() == 64).then_some(names)
+    })
+    .await;
+    for name in &before {
+        stream.delete_consumer(name).await.expect("it goes");
+    }
+    for n in 0..8 {
+        let user = format!("U{n}");
+        let webhook = Webhook::command(&world.slack, &app, "C1", &user, "/lobu", "help");
+        world.send(&app, &webhook).await.expect("an answer");
+        world.handled(&webhook.dedupe).await;
+    }
+    until("all of them are read again", SOON, async || (readers().await.len() == 64).then_some(()))
         .await;
 }

@@ -1,6 +1,13 @@
 //! A conversation keeps its order whatever happens to it, and holds up nobody else.
 
-use std::time::{Duration, Instant};
+use shared::{
+    partition::{Conversation, Lane, Partition},
+    store::{Owner, Spilled},
+};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 use tests::{
     slack::webhook::Webhook,
     until::until,
@@ -132,6 +139,137 @@ async fn a_parked_conversation_keeps_its_order_when_its_worker_is_killed() {
         once, said,
         "one that was being said when it was killed may be said twice: {heard:?}"
     );
+}
+
+/// A new owner finds a webhook set aside that is younger than what it has yet to read of the same conversation.
+#[tokio::test]
+async fn what_was_set_aside_waits_for_what_is_older_and_not_read_yet() {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    world.start_ingest().await.expect("an ingest");
+    let app = answered(&world).await;
+    let mut said = Vec::new();
+    for text in ["first", "second", "third"] {
+        said.push(say(&world, &app, "D1", text).await);
+    }
+    let partition = Partition::of(app.connection, Some("D1"));
+    let claimed = world.store.claim_partitions("before", 64, Duration::from_millis(1)).await;
+    let claimed = claimed.expect("a claim");
+    let leased = claimed.iter().find(|leased| leased.partition == partition).expect("all of them");
+    let owner = Owner::live("before", partition, leased.epoch, leased.generation);
+    let spilled = Spilled {
+        lane: Lane::of(app.connection, Conversation::DirectMessage("D1")),
+        sequence: 3,
+        connection: app.connection,
+        dedupe: said[2].dedupe.clone(),
+        stored_at: None,
+    };
+    assert!(world.store.spill(&owner, &[spilled]).await.expect("an answer"));
+    world.start_worker().await.expect("a worker");
+    assert_eq!(heard(&world, "D1", 3).await, ["first", "second", "third"]);
+    assert_eq!(count(&world, "dead").await, 0);
+}
+
+/// While it can't be written down that a webhook is set aside, it is not finished: whoever is next reads it again.
+#[tokio::test]
+async fn the_cursor_does_not_pass_what_is_set_aside_in_memory_alone() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    let before = say(&world, &app, "D1", "it is read").await;
+    world.handled(&before.dedupe).await;
+    let mut lock = world.pool.begin().await.expect("a transaction");
+    let locked = sqlx::query("lock table lane_backlog in access exclusive mode");
+    locked.execute(&mut *lock).await.expect("nobody else writes it");
+    let webhook = say(&world, &app, "D1", "fail:2 held").await;
+    let lease = async || {
+        let lease = "select extract(epoch from max(lease_until))::float8 from partition_leases";
+        sqlx::query_scalar::<_, f64>(lease).fetch_one(&world.pool).await.ok()
+    };
+    let waits = "select count(*) from pg_stat_activity
+                  where query like '-- lanes.spill%' and wait_event_type = 'Lock'";
+    until("it waits to be set aside", SOON, async || {
+        let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&world.pool).await.ok()?;
+        (waiting > 0).then_some(())
+    })
+    .await;
+    let seen = lease().await.expect("a lease");
+    until("cursors were saved since", SOON, async || (lease().await? > seen + 1.0).then_some(()))
+        .await;
+    world.workers[0].process.kill();
+    lock.rollback().await.expect("it is free again");
+    world.workers[0].process.restart().expect("a worker starts");
+    assert_eq!(heard(&world, "D1", 2).await, ["it is read", "fail:2 held"]);
+    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "done");
+}
+
+/// The 99th percentile of the time from sending to done of messages in twenty conversations; meanwhile another, in the
+/// same partition, may get as many by itself.
+async fn p99_of_others(world: &World, apps: &[App], noisy: bool) -> Duration {
+    const EACH: usize = 28;
+    let home = Partition::of(apps[0].connection, Some("DNOISY"));
+    let channels: Vec<(&App, String)> = apps
+        .iter()
+        .flat_map(|app| {
+            let all = (0..).map(|n| format!("D{n:06}"));
+            let here = all.filter(|c| Partition::of(app.connection, Some(c)) == home);
+            here.take(5).map(move |channel| (app, channel)).collect::<Vec<_>>()
+        })
+        .collect();
+    let noise = async {
+        if noisy {
+            let text = |n| format!("slow:200 {n}");
+            for n in 0..EACH * channels.len() {
+                say(world, &apps[0], "DNOISY", &text(n)).await;
+            }
+        }
+    };
+    let others = channels.iter().enumerate().map(async |(n, (app, channel))| {
+        let mut pace = tokio::time::interval(Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(25 * n as u64)).await; // spread over the half second
+        let mut sent = Vec::new();
+        for _ in 0..EACH {
+            pace.tick().await;
+            let began = unix_ms();
+            let webhook = say(world, app, channel, "slow:200 other").await;
+            sent.push((webhook.dedupe.to_string(), began));
+        }
+        sent
+    });
+    let (sent, ()) = tokio::join!(futures_util::future::join_all(others), noise);
+    let sent: Vec<(String, f64)> = sent.into_iter().flatten().collect();
+    let done = "select dedupe_key, extract(epoch from at)::float8 * 1000 from seen";
+    let done = until("the others are done", PATIENTLY, async || {
+        let done: Vec<(String, f64)> = sqlx::query_as(done).fetch_all(&world.pool).await.ok()?;
+        let done: HashMap<String, f64> = done.into_iter().collect();
+        sent.iter().all(|(key, _)| done.contains_key(key)).then_some(done)
+    })
+    .await;
+    let mut took: Vec<f64> = sent.iter().map(|(key, began)| done[key] - began).collect();
+    took.sort_by(f64::total_cmp);
+    Duration::from_secs_f64(took[took.len() * 99 / 100].max(0.0) / 1000.0)
+}
+
+fn unix_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64() * 1000.0)
+}
+
+/// More than the window of a partition holds: were it not set aside, nobody else there would be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_conversation_with_half_of_all_traffic_leaves_the_others_p99_within_twice_its_quiet_value()
+ {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    world.set("TIDEGATE_LOG", "info,shared::follow=debug");
+    world.start_ingest().await.expect("an ingest");
+    world.start_worker().await.expect("a worker");
+    world.settled().await.expect("every partition is owned");
+    let mut apps = Vec::new();
+    for _ in 0..4 {
+        apps.push(answered(&world).await);
+    }
+    let quiet = p99_of_others(&world, &apps, false).await;
+    let noisy = p99_of_others(&world, &apps, true).await;
+    println!("p99 of the others: quiet {quiet:?}, beside a noisy one {noisy:?}");
+    assert!(quiet < Duration::from_secs(2), "quiet {quiet:?}\n{}", world.logs());
+    assert!(noisy <= quiet * 2, "quiet {quiet:?}, beside a noisy conversation {noisy:?}");
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ async fn partitions_shows_who_owns_each_of_the_64() {
         assert!(line["lease_ms"].as_i64().is_some_and(|ms| ms > 0), "{line}");
     }
     let table = world.tidegate(&["partitions"]).expect("printed");
-    assert!(table.ends_with("64 partitions: 64 held, 0 free, 0 behind\n"), "{table}");
+    assert!(table.ends_with("64 partitions: 64 held, 0 free; lag 0\n"), "{table}");
 }
 
 #[tokio::test]

@@ -70,6 +70,39 @@ async fn what_is_parked_is_not_purged() {
     assert_eq!(first_sequence(&world).await, 1);
 }
 
+/// What waits so long that the stream may forget it is copied to Postgres, and handled from there.
+#[tokio::test]
+async fn what_is_parked_for_over_a_day_outlives_its_place_in_the_stream() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let parked = Webhook::message(&world.slack, &app, "D1", "U1", "fail:7 parked");
+    world.send(&app, &parked).await.expect("an answer");
+    let aged = "update lane_backlog set parked_at = now() - interval '25 hours'";
+    until("it is parked, and made old", SOON, async || {
+        let aged = sqlx::query(aged).execute(&world.pool).await.ok()?;
+        (aged.rows_affected() == 1).then_some(())
+    })
+    .await;
+    until("its bytes are kept", PATIENTLY, async || {
+        let kept: i64 =
+            sqlx::query_scalar("select count(*) from lane_backlog where sealed is not null")
+                .fetch_one(&world.pool)
+                .await
+                .ok()?;
+        (kept == 1).then_some(())
+    })
+    .await;
+    let js = async_nats::jetstream::new(world.client().clone());
+    let stream = js.get_stream(STREAM).await.expect("the stream");
+    stream.purge().sequence(2).await.expect("purged");
+    assert!(
+        world.look(&parked.dedupe).await.is_none(),
+        "it still waits, and the stream has it no more"
+    );
+    assert_eq!(world.handled(&parked.dedupe).await.outcome, "done");
+    world.slack.told("its answer", |told| told.text() == "I heard: fail:7 parked").await;
+}
+
 #[tokio::test]
 async fn rows_past_their_time_go_and_the_others_stay() {
     let world = World::start(SMALL).await.expect("a world");

@@ -5,9 +5,9 @@
 //! is missing, and nothing outside is called again for it.
 
 use crate::{Workshop, job::Job, part::Part};
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use shared::{
-    store::{Committed, Dying, Effects, Owner, Position, Spilled, StoreError},
+    store::{Committed, Dying, Effects, Kept, Owner, Position, Spilled, StoreError},
     stream,
     telemetry::Chain,
 };
@@ -136,13 +136,20 @@ pub async fn bury_undecodable(
     write_grave(workshop, part, &part.owner, &dying).await
 }
 
-/// Gives up a parked webhook that the stream does not have any more.
-pub async fn bury_gone(workshop: &Workshop, part: &Part, owner: &Owner, row: &Spilled) -> bool {
+/// Gives up a parked webhook that the stream does not have any more; `kept`, if its bytes were.
+pub async fn bury_gone(
+    workshop: &Workshop,
+    part: &Part,
+    owner: &Owner,
+    row: &Spilled,
+    kept: Option<Kept>,
+) -> bool {
+    let kept = kept.unwrap_or(Kept { headers: Vec::new(), body: Vec::new() });
     let dying = Dying {
         sequence: row.sequence,
         subject: &stream::subject(part.owner.partition, row.connection),
-        headers: Vec::new(),
-        body: b"",
+        headers: kept.headers,
+        body: &kept.body,
         connection: Some(row.connection.to_string()),
         dedupe: Some(row.dedupe.to_string()),
         reason: "the stream did not have it any more when its turn came",
@@ -220,9 +227,21 @@ where
     }
 }
 
-fn listed(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
+/// Headers as they are kept.
+pub fn listed(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
     let pairs = headers.into_iter().flat_map(|headers| headers.iter());
     pairs
         .flat_map(|(name, values)| values.iter().map(move |v| (name.to_string(), v.to_string())))
         .collect()
+}
+
+/// The inverse of [`listed`]; what is no header is left out, and decoding says what is missing.
+pub fn unlisted(headers: &[(String, String)]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+            map.append(name, value);
+        }
+    }
+    map
 }

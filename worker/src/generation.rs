@@ -124,7 +124,9 @@ async fn try_settle(workshop: &Workshop, part: &Part) -> Result<bool, StoreError
             dedupe: left.dedupe,
             stored_at: None,
         };
-        if !commit::bury_gone(workshop, part, &owner, &row).await {
+        let kept =
+            workshop.store.kept_bytes(left.generation, left.sequence, row.connection).await?;
+        if !commit::bury_gone(workshop, part, &owner, &row, kept).await {
             return Ok(false);
         }
     }

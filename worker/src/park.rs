@@ -16,7 +16,7 @@ use shared::{
     codec::envelope::Envelope,
     partition::Lane,
     store::{Spilled, StoreError, Trouble},
-    stream::STREAM,
+    stream::{self, STREAM},
     telemetry::Chain,
 };
 use std::time::Duration;
@@ -151,7 +151,7 @@ async fn fetch(lanes: &Lanes, row: &Spilled) -> Option<Job> {
                 }
                 Ok(other) => {
                     error!(sequence = row.sequence, is = %other.dedupe, "the stream has another webhook there");
-                    commit::bury_gone(workshop, part, &part.owner, row).await;
+                    return kept_or_buried(lanes, row).await;
                 }
                 Err(why) => {
                     let raw = (subject, headers, &*message.payload);
@@ -161,13 +161,37 @@ async fn fetch(lanes: &Lanes, row: &Spilled) -> Option<Job> {
             }
         }
         Ok(Ok(Found::Nothing)) => {
-            error!(sequence = row.sequence, "a parked webhook is not in the stream any more");
-            commit::bury_gone(workshop, part, &part.owner, row).await;
+            return kept_or_buried(lanes, row).await;
         }
         // The reader is about to notice, too, and settles what was set aside.
         Ok(Ok(Found::AnotherStream)) => tokio::time::sleep(PAUSE).await,
         Ok(Err(_)) | Err(_) => tokio::time::sleep(PAUSE).await, // NATS is away
     }
+    None
+}
+
+/// A webhook that the stream does not have any more: out of Postgres, if its bytes were kept there; else buried.
+async fn kept_or_buried(lanes: &Lanes, row: &Spilled) -> Option<Job> {
+    let inner = lanes.inner();
+    let (workshop, part) = (&inner.workshop, &inner.part);
+    match workshop.store.kept_bytes(part.owner.generation, row.sequence, row.connection).await {
+        Ok(Some(kept)) => {
+            let subject = stream::subject(part.owner.partition, row.connection);
+            let headers = commit::unlisted(&kept.headers);
+            match Envelope::decode(&subject, Some(&headers), kept.body.into()) {
+                Ok(envelope) => return Some(Job::set_aside(row.sequence, envelope)),
+                Err(why) => error!(sequence = row.sequence, %why, "its kept bytes are no envelope"),
+            }
+        }
+        Ok(None) => {}
+        Err(error) => {
+            warn!(sequence = row.sequence, error = %Chain(&error), "kept bytes could not be looked up");
+            tokio::time::sleep(PAUSE).await;
+            return None;
+        }
+    }
+    error!(sequence = row.sequence, "a parked webhook is not in the stream any more");
+    commit::bury_gone(workshop, part, &part.owner, row, None).await;
     None
 }
 

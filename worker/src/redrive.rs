@@ -12,7 +12,6 @@ use crate::{
     part::Part,
     work::{self, backoff},
 };
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use shared::{
     codec::envelope::Envelope,
     store::{DeadWebhook, StoreError},
@@ -64,11 +63,14 @@ async fn one(workshop: &Workshop, part: &Part, dead: &DeadWebhook) -> Option<Fai
     let for_now = |why: String| {
         Some(Failed { why, again_after: Some(AGAIN_AFTER.max(backoff(dead.attempts))) })
     };
-    let envelope =
-        match Envelope::decode(&dead.subject, Some(&headers(dead)), dead.body.clone().into()) {
-            Ok(envelope) => envelope,
-            Err(why) => return for_good(why.to_string()),
-        };
+    let envelope = match Envelope::decode(
+        &dead.subject,
+        Some(&commit::unlisted(&dead.headers)),
+        dead.body.clone().into(),
+    ) {
+        Ok(envelope) => envelope,
+        Err(why) => return for_good(why.to_string()),
+    };
     let job = Job::set_aside(dead.sequence as u64, envelope);
     let _slot = workshop.slots.take(job.envelope.connection, job.urgency()).await;
     let outcome = work::handled(workshop, part, &job).instrument(work::span(&job)).await;
@@ -88,16 +90,4 @@ async fn one(workshop: &Workshop, part: &Part, dead: &DeadWebhook) -> Option<Fai
         Outcome::Retry { cause } | Outcome::Pause { cause } => for_now(cause),
         Outcome::Return => None,
     }
-}
-
-/// The headers as they lay in the stream; what is no header any more is left out, and decoding says what is missing.
-fn headers(dead: &DeadWebhook) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, value) in &dead.headers {
-        let (name, value) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>());
-        if let (Ok(name), Ok(value)) = (name, value) {
-            headers.append(name, value);
-        }
-    }
-    headers
 }

@@ -4,10 +4,11 @@
 //! bytes what lies below every cursor and every parked webhook goes: finished history yields to live traffic, which a
 //! full stream would refuse. Done by one worker at a time, the one that sweeps.
 
-use crate::Workshop;
+use crate::{Workshop, commit::listed};
 use async_nats::jetstream;
 use shared::{
-    store::{Forgotten, Standing, Store},
+    codec::envelope::MSG_ID,
+    store::{Forgotten, Kept, Standing, Store},
     stream::STREAM,
     telemetry::Chain,
 };
@@ -17,6 +18,8 @@ use tracing::{info, warn};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(10);
+/// Webhooks copied in one look, at most.
+const COPIES: i64 = 500;
 /// The stream may be full to this share, in percent, before history goes.
 const FULL_PERCENT: u64 = 70;
 
@@ -26,6 +29,9 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, until: Cancell
     let tidying = async {
         loop {
             forget(store).await;
+            if let Err(error) = keep_bytes(store, &js).await {
+                warn!(error = %error, "what is parked for long could not be copied");
+            }
             if let Err(error) = purge(store, &js).await {
                 warn!(error = %error, "the stream could not be looked at for room");
             }
@@ -48,6 +54,26 @@ async fn forget(store: &Store) {
         }
         Err(error) => warn!(error = %Chain(&error), "what is past its time could not be deleted"),
     }
+}
+
+/// Copies what is parked for over a day out of the stream: it may outlive its place there.
+async fn keep_bytes(store: &Store, js: &jetstream::Context) -> Result<(), async_nats::Error> {
+    let parked = store.parked_without_bytes(COPIES).await?;
+    if parked.is_empty() {
+        return Ok(());
+    }
+    let stream = js.get_stream(STREAM).await?;
+    for row in parked {
+        // What is not there any more is found out when its turn comes.
+        let Ok(message) = stream.get_raw_message(row.sequence).await else { continue };
+        let headers = listed(Some(&message.headers));
+        let itself =
+            |(name, value): &(String, String)| name == MSG_ID && value == row.dedupe.as_str();
+        if headers.iter().any(itself) {
+            store.keep_bytes(&row, &Kept { headers, body: message.payload.to_vec() }).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn purge(store: &Store, js: &jetstream::Context) -> Result<(), async_nats::Error> {

@@ -1,11 +1,14 @@
 //! `tidegate partitions`: who owns which partition, and how far each is.
 //!
-//! `newest` is the sequence of the newest message the stream holds for the partition; a partition is `behind` when that
-//! lies above its saved cursor. Cursors are saved with the lease, so one may be behind for a moment with all its work done.
+//! `lag` counts the webhooks that the stream holds for the partition beyond its saved cursor: neither finished nor set aside.
+//! Cursors are saved with the lease, so there may be some for a moment with all its work done.
 
-use crate::{StoreSettings, jetstream, print};
+use crate::{StoreSettings, jetstream, print, tail::reader};
 use anyhow::Context;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::Stream,
+};
 use serde::Serialize;
 use shared::{
     config::Nats,
@@ -13,8 +16,9 @@ use shared::{
     store::PartitionState,
     stream::{self, STREAM},
 };
+use std::time::Duration;
 
-const COLUMNS: [print::Column; 9] = [
+const COLUMNS: [print::Column; 8] = [
     ("partition", true),
     ("owner", false),
     ("epoch", true),
@@ -22,8 +26,7 @@ const COLUMNS: [print::Column; 9] = [
     ("ms left", true),
     ("generation", true),
     ("cursor", true),
-    ("newest", true),
-    ("behind", false),
+    ("lag", true),
 ];
 
 /// Settings of `tidegate partitions`.
@@ -42,8 +45,7 @@ pub struct Partitions {
 struct Line<'a> {
     #[serde(flatten)]
     state: &'a PartitionState,
-    newest: Option<u64>,
-    behind: bool,
+    lag: u64,
 }
 
 impl Partitions {
@@ -58,12 +60,11 @@ impl Partitions {
         for state in &states {
             let number = u16::try_from(state.partition).ok();
             let partition = number.and_then(|n| Partition::try_from(n).ok());
-            let newest = match partition {
-                Some(partition) => newest(&stream, partition).await?,
-                None => None,
+            let lag = match partition {
+                Some(partition) => lag(&stream, partition, state.cursor.max(0) as u64).await?,
+                None => 0,
             };
-            let behind = newest.is_some_and(|newest| newest as i64 > state.cursor);
-            lines.push(Line { state, newest, behind });
+            lines.push(Line { state, lag });
         }
         if self.json {
             return lines.iter().try_for_each(print::json);
@@ -71,12 +72,9 @@ impl Partitions {
         let rows: Vec<_> = lines.iter().map(Line::row).collect();
         print::table(&COLUMNS, &rows)?;
         let held = states.iter().filter(|state| state.held).count();
-        let behind = lines.iter().filter(|line| line.behind).count();
+        let lag: u64 = lines.iter().map(|line| line.lag).sum();
         let all = lines.len();
-        Ok(print::line(&format!(
-            "{all} partitions: {held} held, {} free, {behind} behind",
-            all - held
-        ))?)
+        Ok(print::line(&format!("{all} partitions: {held} held, {} free; lag {lag}", all - held))?)
     }
 }
 
@@ -92,17 +90,25 @@ impl Line<'_> {
             lease_ms.to_string(),
             generation.to_string(),
             cursor.to_string(),
-            self.newest.map_or_else(|| "-".into(), |newest| newest.to_string()),
-            if self.behind { "yes" } else { "no" }.into(),
+            self.lag.to_string(),
         ]
     }
 }
 
-/// The sequence of the newest message of a partition.
-async fn newest(stream: &Stream, partition: Partition) -> anyhow::Result<Option<u64>> {
-    match stream.get_last_raw_message_by_subject(&stream::subjects_of(partition)).await {
-        Ok(message) => Ok(Some(message.sequence)),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("the newest of partition {partition}")),
-    }
+/// How many webhooks of a partition the stream holds beyond a sequence: what a reader from there on would get.
+async fn lag(stream: &Stream, partition: Partition, cursor: u64) -> anyhow::Result<u64> {
+    let reader = stream
+        .create_consumer(pull::Config {
+            name: Some(reader("lag")?),
+            filter_subject: stream::subjects_of(partition),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: cursor + 1 },
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: Duration::from_secs(5),
+            ..pull::Config::default()
+        })
+        .await
+        .with_context(|| format!("NATS refused a reader of partition {partition}"))?;
+    Ok(reader.cached_info().num_pending)
 }

@@ -28,7 +28,8 @@ pub const RELAYED: &str = "relayed";
 /// What ingest tells a worker whose answer came when nobody waited any more.
 pub const LATE: &str = "late";
 
-const MSG_ID: &str = "Nats-Msg-Id";
+/// The header that holds the dedupe key.
+pub const MSG_ID: &str = "Nats-Msg-Id";
 const TIDEGATE_SCHEMA: &str = "Tidegate-Schema";
 const KIND: &str = "Tidegate-Kind";
 const LANE: &str = "Tidegate-Lane";

@@ -1,7 +1,7 @@
 //! The dead: webhooks given up on, with why, and with their bytes, until a person decides.
 
 use super::{
-    Committed, Effects, Owner, Position, Store, StoreError, inconsistent, moment,
+    Committed, Effects, Kept, Owner, Position, Store, StoreError, inconsistent, moment,
     owner::{mine, owned},
 };
 use crate::{
@@ -9,8 +9,7 @@ use crate::{
     secrets::{Place, Sealed},
     types::ConnectionId,
 };
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sqlx::{Row, postgres::PgRow};
 use std::{borrow::Cow, time::Duration};
 
@@ -71,22 +70,14 @@ pub struct DeadChoice {
     pub reason: Option<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    headers: Vec<(String, String)>,
-    body: String,
-}
-
 impl Store {
     /// Gives a webhook up: writes it among the dead, under the owner's epoch. False when somebody else owns the
     /// partition; then nothing changed. Running twice leaves one row.
     pub async fn bury(&self, owner: &Owner, dying: &Dying<'_>) -> Result<bool, StoreError> {
         let subject = storable(dying.subject);
         let place = Place { owner: &subject, column: COLUMN };
-        let kept = Kept { headers: dying.headers.clone(), body: BASE64.encode(dying.body) };
-        let kept = serde_json::to_vec(&kept)
-            .map_err(|e| inconsistent(TABLE, "sealed", dying.subject, e))?;
-        let sealed = self.rings.tokens.seal(place, &kept)?;
+        let kept = Kept { headers: dying.headers.clone(), body: dying.body.to_vec() };
+        let sealed = kept.seal(&self.rings.tokens, place)?;
         let row = owned(
             concat!(
                 "-- dead.bury\n",
@@ -319,11 +310,9 @@ impl Store {
     fn dead_webhook(&self, row: &PgRow) -> Result<DeadWebhook, StoreError> {
         let (id, subject): (i64, String) = (row.try_get("id")?, row.try_get("subject")?);
         let place = Place { owner: &subject, column: COLUMN };
-        let wrong = |why: String| inconsistent(TABLE, "sealed", &id.to_string(), why);
         let sealed = Sealed::stored(row.try_get("sealed")?);
-        let clear = self.rings.tokens.open(place, &sealed).map_err(|e| wrong(e.to_string()))?;
-        let kept: Kept = serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?;
-        let body = BASE64.decode(kept.body).map_err(|e| wrong(e.to_string()))?;
+        let kept = Kept::open(&self.rings.tokens, place, &sealed)
+            .map_err(|why| inconsistent(TABLE, "sealed", &id.to_string(), why))?;
         Ok(DeadWebhook {
             id,
             partition: row.try_get("partition")?,
@@ -336,7 +325,7 @@ impl Store {
             at: moment(row, TABLE, &id.to_string(), "at")?,
             redrive_at: moment(row, TABLE, &id.to_string(), "redrive_at")?,
             headers: kept.headers,
-            body,
+            body: kept.body,
             subject,
         })
     }

@@ -91,13 +91,14 @@ impl Store {
         })
     }
 
-    /// The sequence below which nothing of the stream is needed: below every partition's cursor and every parked webhook.
+    /// The sequence below which nothing of the stream is needed: below every partition's cursor and every parked
+    /// webhook whose bytes are not kept here.
     pub async fn needed_from(&self) -> Result<u64, StoreError> {
         let row = sqlx::query(
             "-- retention.needed_from
              select least((select min(cursor) + 1 from partition_leases),
                           (select min(b.sequence) from lane_backlog b join partition_leases p using (partition)
-                            where b.generation = p.generation)) as needed_from",
+                            where b.generation = p.generation and b.sealed is null)) as needed_from",
         )
         .fetch_one(&self.pool)
         .await?;
