@@ -11,6 +11,8 @@
 //! sdk         Slack's own SDK, as another signer and verifier
 //! bolt        stock apps, written with Slack's own frameworks
 //! nats, postgres, process, binaries   the real parts
+//! keys        who may connect
+//! proxy       a link that can be slow, cut, half open
 //! guard       nothing is left behind, however we end
 //! fetch, wheel, npm, port   where the servers and the SDK come from
 //! until       waits for a condition; there is no sleep
@@ -25,6 +27,8 @@ pub mod fixtures;
 pub mod sdk;
 pub mod bolt;
 pub mod nats;
+pub mod keys;
+pub mod proxy;
 pub mod postgres;
 pub mod process;
 pub mod binaries;

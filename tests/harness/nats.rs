@@ -1,7 +1,8 @@
 //! In: a run. Out: a private nats-server with JetStream that keeps its port and store over restarts.
 //!
 //! Every write is synced (`sync_interval: always`), so what was acknowledged is there after a kill:
-//! the tests of durability must not depend on the page cache.
+//! the tests of durability must not depend on the page cache. Who may do what is the deployment's own file; besides its three
+//! users there is one for the tests, who may do everything. Three of them make a cluster.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,18 +14,25 @@ use anyhow::Context as _;
 use tokio::net::TcpStream;
 
 use crate::guard::{RunDir, make_dir};
+use crate::keys::{Keys, User};
 use crate::process::Process;
 use crate::until::try_until;
 use crate::{fetch, port};
 
 const READY: Duration = Duration::from_secs(15);
+/// A server of a cluster elects, and catches up with what it missed.
+const CAUGHT_UP: Duration = Duration::from_secs(40);
 const FIRST_TRIES: usize = 5;
 /// A Slack body of 1 MiB and its envelope.
 const MAX_PAYLOAD: u32 = 1_114_112;
 
+/// Who may do what, as it is deployed.
+const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
+
 /// A private nats-server.
 #[derive(Debug)]
 pub struct Nats {
+    keys: Arc<Keys>,
     process: Process,
     port: u16,
     monitor: u16,
@@ -39,9 +47,10 @@ impl Nats {
     /// When no nats-server can be had, or it does not start.
     pub async fn start(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
         let program = fetch::nats_server(run).await?;
+        let keys = Arc::new(Keys::generate(&run.path().join(format!("{name}-keys")))?);
         let mut tries = 1;
         loop {
-            let nats = Self::launch(run, name, &program)?;
+            let nats = Self::launch(run, name, &program, &keys, None)?;
             match nats.ready().await {
                 Ok(()) => return Ok(nats),
                 // Somebody else took a port between our look and its bind.
@@ -51,14 +60,42 @@ impl Nats {
         }
     }
 
-    fn launch(run: &Arc<RunDir>, name: &str, program: &Path) -> anyhow::Result<Self> {
+    /// Starts several that are one cluster, and waits until each answers and JetStream has a leader.
+    ///
+    /// # Errors
+    /// When one does not start, or they don't find each other.
+    pub async fn cluster(run: &Arc<RunDir>, count: usize) -> anyhow::Result<Vec<Self>> {
+        let program = fetch::nats_server(run).await?;
+        let keys = Arc::new(Keys::generate(&run.path().join("nats-keys"))?);
+        let routes = (0..count).map(|_| port::free()).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut all = Vec::new();
+        for n in 0..count {
+            let route = (routes[n], routes.as_slice());
+            all.push(Self::launch(run, &format!("nats-{}", n + 1), &program, &keys, Some(route))?);
+        }
+        for nats in &all {
+            nats.ready().await?;
+        }
+        for nats in &all {
+            nats.healthy().await?;
+        }
+        Ok(all)
+    }
+
+    fn launch(
+        run: &Arc<RunDir>,
+        name: &str,
+        program: &Path,
+        keys: &Arc<Keys>,
+        cluster: Option<(u16, &[u16])>,
+    ) -> anyhow::Result<Self> {
         let (port, monitor) = (port::free()?, port::free()?);
         let store = run.path().join(name).join("jetstream");
         make_dir(&store)?;
         let run_name = run.path().file_name().unwrap_or_default().to_string_lossy();
         let server_name = format!("{run_name}-{name}-{port}");
         let config = run.path().join(name).join("nats.conf");
-        let text = format!(
+        let mut text = format!(
             r#"server_name: "{server_name}"
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{monitor}"
@@ -67,13 +104,63 @@ jetstream {{
   store_dir: "{}"
   sync_interval: always
 }}
+include permissions.conf
+# In place of the one in there: one user more.
+authorization {{
+  users = [
+    {{ nkey: $TIDEGATE_INGEST_NKEY, permissions: $ingest_permissions }}
+    {{ nkey: $TIDEGATE_WORKER_NKEY, permissions: $worker_permissions }}
+    {{ nkey: $TIDEGATE_OPERATOR_NKEY, permissions: $operator_permissions }}
+    {{ nkey: {} }}
+  ]
+}}
 "#,
-            store.display()
+            store.display(),
+            keys.public(User::Tests),
         );
+        if let Some((own, all)) = cluster {
+            let routes: Vec<_> =
+                all.iter().map(|port| format!(r#""nats://127.0.0.1:{port}""#)).collect();
+            text += &format!(
+                "cluster {{\n  name: tidegate\n  listen: \"127.0.0.1:{own}\"\n  routes: [{}]\n}}\n",
+                routes.join(", ")
+            );
+        }
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        fs::write(config.with_file_name("permissions.conf"), PERMISSIONS)?;
         let args = ["-c".as_ref(), config.as_os_str()];
-        let process = Process::start(run, name, program, &args, &[], None)?;
-        Ok(Self { process, port, monitor, server_name, store })
+        let users =
+            [("INGEST", User::Ingest), ("WORKER", User::Worker), ("OPERATOR", User::Operator)];
+        let envs = users
+            .map(|(name, user)| (format!("TIDEGATE_{name}_NKEY"), keys.public(user).to_owned()));
+        let process = Process::start(run, name, program, &args, &envs, None)?;
+        Ok(Self { keys: Arc::clone(keys), process, port, monitor, server_name, store })
+    }
+
+    /// Who may connect.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its name among the servers of a cluster.
+    #[must_use]
+    pub fn server_name(&self) -> &str {
+        &self.server_name
+    }
+
+    /// Connects as one of its users.
+    ///
+    /// # Errors
+    /// When it is away or does not know the user.
+    pub async fn connect(&self, user: User) -> anyhow::Result<async_nats::Client> {
+        Ok(self.keys.options(user)?.connect(self.url()).await?)
     }
 
     /// `nats://127.0.0.1:…`
@@ -116,6 +203,24 @@ jetstream {{
     /// SIGCONT.
     pub fn thaw(&self) {
         self.process.thaw();
+    }
+
+    /// SIGUSR2: it hands its clients and leaderships over, and ends.
+    pub fn lame_duck(&self) {
+        self.process.signal(rustix::process::Signal::USR2);
+    }
+
+    /// Waits until it says that it is healthy: of a cluster, that it has caught up.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn healthy(&self) -> anyhow::Result<()> {
+        let healthy = async || {
+            let answer = reqwest::get(format!("{}/healthz", self.monitor_url())).await.ok()?;
+            answer.status().is_success().then_some(())
+        };
+        let what = format!("{} is healthy", self.server_name);
+        try_until(&what, CAUGHT_UP, healthy).await.with_context(|| self.process.log_tail())
     }
 
     /// The process behind it.

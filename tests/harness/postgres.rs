@@ -33,6 +33,13 @@ const SETTINGS: &[&str] = &[
     "dynamic_shared_memory_type=mmap",
 ];
 
+/// Who may do what, as it is deployed.
+const ROLES: &str = include_str!("../../deploy/postgres/roles.sql");
+/// Whom the tests are, when they look through the product's own eyes.
+const TESTS_ROLE: &str = "do $$ begin
+    create role tidegate_tests login in role tidegate_worker, tidegate_operator;
+exception when duplicate_object or unique_violation then null; end $$";
+
 /// A private Postgres.
 #[derive(Debug)]
 pub struct Postgres {
@@ -94,6 +101,32 @@ impl Postgres {
             .with_context(|| format!("cannot create the database {name}"))?;
         connection.close().await?;
         Ok(self.url(name))
+    }
+
+    /// `postgres://…/<database>`, as a role.
+    #[must_use]
+    pub fn url_as(&self, role: &str, database: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Gives every role what it may do in a database, by the deployment's own script; and the tests' role, which is worker
+    /// and operator together.
+    ///
+    /// # Errors
+    /// What Postgres said.
+    pub async fn grant_roles(&self, database: &str) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.url(database)).await?;
+        for script in [ROLES, TESTS_ROLE] {
+            let ran = connection.execute(AssertSqlSafe(script)).await;
+            ran.context("deploy/postgres/roles.sql")?;
+        }
+        Ok(connection.close().await?)
     }
 
     /// SIGKILL of the postmaster; its backends notice and end by themselves.

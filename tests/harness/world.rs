@@ -7,10 +7,12 @@ use crate::{
     agent::Agent,
     binaries::Binaries,
     guard::RunDir,
+    keys::User,
     nats::Nats,
     port,
     postgres::Postgres,
     process::Process,
+    proxy::Proxy,
     slack::{Answer, Slack, tokens::Installation, webhook::Webhook},
     until::{try_until, until},
 };
@@ -40,6 +42,32 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// A lease this long keeps tests of failover short.
 pub const LEASE_TTL: Duration = Duration::from_secs(3);
 
+/// A sort of process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// An ingest: it knows no Postgres, and no key to tokens.
+    Ingest,
+    /// A worker.
+    Worker,
+    /// `tidegate`.
+    Operator,
+    /// `tidegate migrate`: it owns the schema.
+    Owner,
+}
+
+/// Links that processes started from now on go through, to NATS or to Postgres.
+#[derive(Debug, Default)]
+struct Links(Vec<(Role, Server, u16)>);
+
+/// What a link leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// NATS.
+    Nats,
+    /// Postgres.
+    Postgres,
+}
+
 /// How many of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
@@ -64,6 +92,8 @@ pub struct World {
     pub agent: Agent,
     /// NATS.
     pub nats: Nats,
+    /// The other servers of its cluster, if it is one.
+    pub replicas: Vec<Nats>,
     /// Postgres.
     pub postgres: Arc<Postgres>,
     /// The database, for questions no product code asks.
@@ -78,6 +108,8 @@ pub struct World {
     pub workers: Vec<Worker>,
     client: async_nats::Client,
     settings: Vec<(String, String)>,
+    links: Links,
+    database: String,
     size: Size,
     // Last: the guardian waits until all of the above is gone.
     run: Arc<RunDir>,
@@ -156,22 +188,42 @@ impl World {
     /// Starts everything and waits until it works.
     pub async fn start(size: Size) -> anyhow::Result<Self> {
         let mut world = Self::without_processes(size).await?;
-        for _ in 0..size.ingests {
-            world.start_ingest().await?;
-        }
-        for _ in 0..size.workers {
-            world.start_worker().await?;
-        }
-        world.settled().await?;
+        world.start_processes().await?;
         Ok(world)
+    }
+
+    /// As many ingests and workers as the world's size says.
+    pub async fn start_processes(&mut self) -> anyhow::Result<()> {
+        for _ in 0..self.size.ingests {
+            self.start_ingest().await?;
+        }
+        for _ in 0..self.size.workers {
+            self.start_worker().await?;
+        }
+        self.settled().await
     }
 
     /// The servers, migrated; no ingest or worker yet.
     pub async fn without_processes(size: Size) -> anyhow::Result<Self> {
+        Self::servers(size, 1).await
+    }
+
+    /// The same, with so many nats-servers in a cluster, and every webhook on each of them.
+    pub async fn on_cluster(size: Size, servers: usize) -> anyhow::Result<Self> {
+        let mut world = Self::servers(size, servers).await?;
+        world.start_processes().await?;
+        Ok(world)
+    }
+
+    async fn servers(size: Size, servers: usize) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
         let run = Arc::new(RunDir::new("world")?);
-        let binaries = tokio::task::spawn_blocking(Binaries::get).await??;
-        let nats = Nats::start(&run, "nats").await?;
+        tokio::task::spawn_blocking(Binaries::get).await??; // built while nothing waits for it
+        let mut servers = match servers {
+            1 => vec![Nats::start(&run, "nats").await?],
+            several => Nats::cluster(&run, several).await?,
+        };
+        let (replicas, nats) = (servers.len(), servers.remove(0));
         let postgres = if size.own_postgres {
             Arc::new(Postgres::start(&run, "postgres").await?)
         } else {
@@ -182,13 +234,13 @@ impl World {
             };
             Arc::clone(&SHARED_POSTGRES.get_or_try_init(|| start).await?.1)
         };
-        let database = postgres.create_database(&format!("world_{:032x}", unique()?)).await?;
+        let database = format!("world_{:032x}", unique()?);
+        let superuser = postgres.create_database(&database).await?;
+        postgres.grant_roles(&database).await?;
         let (slack, agent) = (Slack::start().await?, Agent::start().await?);
         let (signing, tokens) = (KeyRing::generate("k1")?, KeyRing::generate("k1")?);
         let shared_secret = format!("{:032x}", unique()?);
         let settings = [
-            ("TIDEGATE_NATS_URL", nats.url()),
-            ("TIDEGATE_POSTGRES_URL", database.clone()),
             ("TIDEGATE_SIGNING_KEYS", signing.clone()),
             ("TIDEGATE_TOKEN_KEYS", tokens.clone()),
             ("TIDEGATE_SLACK_API", slack.api()),
@@ -202,23 +254,18 @@ impl World {
         ];
         let settings: Vec<_> =
             settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let migrated =
-            Command::new(&binaries.tidegate).arg("migrate").envs(settings.clone()).output()?;
-        ensure!(
-            migrated.status.success(),
-            "tidegate migrate: {}",
-            String::from_utf8_lossy(&migrated.stderr)
-        );
-
         let rings = Rings { signing: signing.parse()?, tokens: tokens.parse()? };
-        let store = Store::new(&config::Postgres { url: database.clone(), connections: 4 }, rings)?;
-        let pool = PgPool::connect(&database).await?;
-        let client = async_nats::connect(nats.url()).await?;
+        let seen = postgres.url_as("tidegate_tests", &database);
+        let store = Store::new(&config::Postgres { url: seen, connections: 4 }, rings)?;
+        let pool = PgPool::connect(&superuser).await?;
+        let urls: Vec<_> = servers.iter().map(Nats::url).chain([nats.url()]).collect();
+        let client = nats.keys().options(User::Tests)?.connect(urls).await?;
         let (ingests, workers) = (Vec::new(), Vec::new());
-        Ok(Self {
+        let world = Self {
             slack,
             agent,
             nats,
+            replicas: servers,
             postgres,
             pool,
             store,
@@ -227,18 +274,79 @@ impl World {
             workers,
             client,
             settings,
+            links: Links::default(),
+            database,
             size,
             run,
-        })
+        };
+        world.migrate(replicas)?;
+        world.postgres.grant_roles(&world.database).await?;
+        Ok(world)
+    }
+
+    fn migrate(&self, replicas: usize) -> anyhow::Result<()> {
+        let migrate = Command::new(&Binaries::get()?.tidegate)
+            .args(["migrate", "--replicas", &replicas.to_string()])
+            .envs(self.settings_of(Role::Owner))
+            .output()?;
+        let said = String::from_utf8_lossy(&migrate.stderr);
+        ensure!(migrate.status.success(), "tidegate migrate: {said}");
+        Ok(())
+    }
+
+    /// What a process is told: where its servers are, and who it is to them. Ingest is not even told where Postgres is.
+    fn settings_of(&self, role: Role) -> Vec<(String, String)> {
+        let (user, postgres) = match role {
+            Role::Ingest => (User::Ingest, None),
+            Role::Worker => (User::Worker, Some("tidegate_worker")),
+            Role::Operator => (User::Operator, Some("tidegate_operator")),
+            Role::Owner => (User::Operator, Some("tidegate_owner")),
+        };
+        let servers = std::iter::once(&self.nats).chain(&self.replicas);
+        let nats = match self.link(role, Server::Nats) {
+            Some(port) => format!("nats://127.0.0.1:{port}"),
+            None => servers.map(Nats::url).collect::<Vec<_>>().join(","),
+        };
+        let seed = self.nats.keys().file(user).display().to_string();
+        let mut ours = vec![("TIDEGATE_NATS_URL", nats), ("TIDEGATE_NATS_NKEY_FILE", seed)];
+        if let Some(name) = postgres {
+            let mut url = self.postgres.url_as(name, &self.database);
+            if let Some(port) = self.link(role, Server::Postgres) {
+                url = url.replace(&format!(":{}/", self.postgres.port()), &format!(":{port}/"));
+            }
+            ours.push(("TIDEGATE_POSTGRES_URL", url));
+        }
+        let mut settings = self.settings.clone();
+        settings.retain(|(name, _)| role != Role::Ingest || !name.contains("TOKEN"));
+        // What a test set itself stays.
+        let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let ours: Vec<_> =
+            ours.filter(|(name, _)| !settings.iter().any(|(there, _)| there == name)).collect();
+        settings.extend(ours);
+        settings
+    }
+
+    fn link(&self, role: Role, server: Server) -> Option<u16> {
+        let links = self.links.0.iter().rev();
+        links.filter(|link| (link.0, link.1) == (role, server)).map(|link| link.2).next()
+    }
+
+    /// Processes of this role that are started from now on reach this server by the link that comes back.
+    pub async fn through_link(&mut self, role: Role, server: Server) -> anyhow::Result<Proxy> {
+        let target = match server {
+            Server::Nats => self.nats.port(),
+            Server::Postgres => self.postgres.port(),
+        };
+        let link = Proxy::to(target).await?;
+        self.links.0.push((role, server, link.port()));
+        Ok(link)
     }
 
     /// Starts one more ingest and waits until it is ready.
     pub async fn start_ingest(&mut self) -> anyhow::Result<()> {
         let (listen, admin) =
             (format!("127.0.0.1:{}", port::free()?), format!("127.0.0.1:{}", port::free()?));
-        let mut settings = self.settings.clone();
-        // Ingest is not even told where Postgres is, and holds no key to tokens.
-        settings.retain(|(name, _)| !name.contains("POSTGRES") && !name.contains("TOKEN"));
+        let mut settings = self.settings_of(Role::Ingest);
         settings.push(("TIDEGATE_LISTEN".into(), listen.clone()));
         settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
         let name = format!("ingest-{}", self.ingests.len() + 1);
@@ -273,7 +381,7 @@ impl World {
     fn start_worker_of(&mut self, program: &Path) -> anyhow::Result<()> {
         let id = format!("worker-{}", self.workers.len() + 1);
         let admin = format!("127.0.0.1:{}", port::free()?);
-        let mut settings = self.settings.clone();
+        let mut settings = self.settings_of(Role::Worker);
         settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
         settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
         let process = Process::start(&self.run, &id, program, &[] as &[&str], &settings, None)?;
@@ -318,7 +426,8 @@ impl World {
     /// Runs the operator's command line, which may fail.
     pub fn try_tidegate(&self, args: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new(&Binaries::get()?.tidegate);
-        Ok(command.args(args).envs(self.settings.clone()).output()?)
+        let role = if args.first() == Some(&"migrate") { Role::Owner } else { Role::Operator };
+        Ok(command.args(args).envs(self.settings_of(role)).output()?)
     }
 
     /// A Slack app in a new organization, its connection active and in force on every ingest.

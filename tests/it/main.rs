@@ -33,6 +33,7 @@ mod drain;
 mod dead;
 mod operator;
 mod replay;
+mod privilege;
 mod standing;
 mod health;
 mod traces;

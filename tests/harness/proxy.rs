@@ -1,0 +1,162 @@
+//! A link that can be slow, narrow, half open, cut: TCP between any two of the processes, through us.
+//!
+//! In: where it leads. Out: a port that leads there, and a hand on what passes. What is held back is not lost: when the link
+//! heals it comes, as it would from a network that was parted. A cut resets connections, as a firewall or a dying host does.
+
+use crate::port;
+use anyhow::Context;
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, tcp::ReadHalf, tcp::WriteHalf},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A link to a port of this machine.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    rules: watch::Sender<Rules>,
+    _serving: AbortOnDropHandle<()>,
+}
+
+/// Which way something passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From whoever connected.
+    There = 0,
+    /// To whoever connected.
+    Back = 1,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Rules {
+    delay: Duration,
+    bytes_per_second: Option<u64>,
+    held: [bool; 2],
+    refused: bool,
+    cuts: u64,
+}
+
+impl Proxy {
+    /// Opens a link to this port.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn to(target: u16) -> anyhow::Result<Self> {
+        let port = port::free()?;
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.context("a port for a link")?;
+        let (rules, watched) = watch::channel(Rules::default());
+        let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, target, watched)));
+        Ok(Self { port, rules, _serving: serving })
+    }
+
+    /// Where it begins.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Everything that passes takes this much longer, either way.
+    pub fn delay(&self, by: Duration) {
+        self.rules.send_modify(|rules| rules.delay = by);
+    }
+
+    /// So much passes in a second, either way.
+    pub fn throttle(&self, bytes_per_second: u64) {
+        self.rules.send_modify(|rules| rules.bytes_per_second = Some(bytes_per_second));
+    }
+
+    /// Nothing passes this way any more, and no connection ends: half open.
+    pub fn hold(&self, way: Way) {
+        self.rules.send_modify(|rules| rules.held[way as usize] = true);
+    }
+
+    /// Every connection is reset; new ones may come.
+    pub fn reset(&self) {
+        self.rules.send_modify(|rules| rules.cuts += 1);
+    }
+
+    /// Every connection is reset, and so is whoever comes.
+    pub fn cut(&self) {
+        self.rules.send_modify(|rules| {
+            rules.cuts += 1;
+            rules.refused = true;
+        });
+    }
+
+    /// A good link again.
+    pub fn heal(&self) {
+        self.rules.send_modify(|rules| *rules = Rules { cuts: rules.cuts, ..Rules::default() });
+    }
+}
+
+async fn serve(listener: TcpListener, target: u16, rules: watch::Receiver<Rules>) {
+    let mut links = JoinSet::new(); // they end with us
+    while let Ok((near, _)) = listener.accept().await {
+        while links.try_join_next().is_some() {}
+        if rules.borrow().refused {
+            let _gone_already = near.set_zero_linger();
+            continue;
+        }
+        links.spawn(link(near, target, rules.clone()));
+    }
+}
+
+async fn link(mut near: TcpStream, target: u16, mut rules: watch::Receiver<Rules>) {
+    let Ok(mut far) = TcpStream::connect(("127.0.0.1", target)).await else {
+        let _gone_already = near.set_zero_linger();
+        return;
+    };
+    let _as_the_parties_would = (near.set_nodelay(true), far.set_nodelay(true));
+    let begun = rules.borrow().cuts;
+    let (there, back) = (rules.clone(), rules.clone());
+    let cut = {
+        let (near_in, near_out) = near.split();
+        let (far_in, far_out) = far.split();
+        let passing = async {
+            tokio::join!(
+                pass(near_in, far_out, Way::There, there),
+                pass(far_in, near_out, Way::Back, back)
+            )
+        };
+        tokio::select! {
+            _ = passing => false,
+            _ = rules.wait_for(|rules| rules.cuts != begun) => true,
+        }
+    };
+    if cut {
+        let _gone_already = (near.set_zero_linger(), far.set_zero_linger());
+    }
+}
+
+/// Passes bytes one way, under the rules of the moment, until one side closes.
+async fn pass(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    way: Way,
+    mut rules: watch::Receiver<Rules>,
+) {
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        let count = match from.read(&mut bytes).await {
+            Ok(count) if count > 0 => count,
+            _ => break,
+        };
+        let now = rules.borrow().clone();
+        let narrow = now
+            .bytes_per_second
+            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(count as f64 / rate as f64));
+        if now.delay + narrow > Duration::ZERO {
+            tokio::time::sleep(now.delay + narrow).await;
+        }
+        if rules.wait_for(|rules| !rules.held[way as usize]).await.is_err() {
+            break;
+        }
+        if to.write_all(&bytes[..count]).await.is_err() {
+            break;
+        }
+    }
+    let _closed_already = to.shutdown().await;
+}
