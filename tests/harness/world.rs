@@ -378,7 +378,8 @@ impl World {
         self.start_worker_of(&Binaries::get()?.example(name)?)
     }
 
-    fn start_worker_of(&mut self, program: &Path) -> anyhow::Result<()> {
+    /// Starts one more worker, which is that program.
+    pub fn start_worker_of(&mut self, program: &Path) -> anyhow::Result<()> {
         let id = format!("worker-{}", self.workers.len() + 1);
         let admin = format!("127.0.0.1:{}", port::free()?);
         let mut settings = self.settings_of(Role::Worker);

@@ -111,3 +111,26 @@ async fn a_change_made_while_nobody_could_be_told_is_seen_when_the_link_is_back(
     stop.cancel();
     listening.await.expect("it ends");
 }
+
+/// Word of a change is lost, and nobody knows: the row is read again all the same.
+#[tokio::test]
+async fn a_change_nobody_was_told_of_is_seen_within_half_a_minute() {
+    let (world, app, hydrator) = ready().await;
+    let stop = CancellationToken::new();
+    let listening = tokio::spawn(Arc::clone(&hydrator).listen(stop.clone()));
+    until("it listens", SOON, async || listener(&world).await).await;
+    for sql in [
+        "alter table connections disable trigger connections_notify",
+        "update connections set status = 'stopped'",
+    ] {
+        assert!(is_live(&hydrator, &app).await);
+        sqlx::query(sql).execute(&world.pool).await.expect("changed, and silently");
+    }
+    assert!(is_live(&hydrator, &app).await, "it was told");
+    until("the change is seen", Duration::from_secs(31), async || {
+        (!is_live(&hydrator, &app).await).then_some(())
+    })
+    .await;
+    stop.cancel();
+    listening.await.expect("it ends");
+}

@@ -6,6 +6,7 @@ use shared::{
 };
 use std::{
     collections::HashMap,
+    path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tests::{
@@ -139,6 +140,39 @@ async fn a_parked_conversation_keeps_its_order_when_its_worker_is_killed() {
         once, said,
         "one that was being said when it was killed may be said twice: {heard:?}"
     );
+}
+
+/// The worker goes on; what hangs is cancelled and what panics is counted, and only their own conversations notice.
+#[tokio::test]
+async fn a_handler_that_hangs_or_panics_has_an_outcome_like_any_other() {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    world.set("TIDEGATE_HANDLER_DEADLINE", "300ms");
+    world.start_ingest().await.expect("an ingest");
+    world.start_worker_of(Path::new(env!("CARGO_BIN_EXE_unwell"))).expect("a worker");
+    let app = world.connect().await.expect("a connection");
+    let (hangs, panics) =
+        (say(&world, &app, "D1", "hang").await, say(&world, &app, "D2", "panic").await);
+    let well = say(&world, &app, "D3", "well").await;
+    assert_eq!(world.handled(&well.dedupe).await.outcome, "well");
+    let dead =
+        until("what panics is dead", PATIENTLY, async || world.store.dead(9).await.ok()?.pop())
+            .await;
+    assert_eq!(dead.dedupe.as_deref(), Some(panics.dedupe.as_str()));
+    assert_eq!((dead.last_error.as_str(), dead.attempts), ("the handler panicked", 6));
+    let error: String =
+        sqlx::query_scalar("select last_error from lanes where parked_at is not null")
+            .fetch_one(&world.pool)
+            .await
+            .expect("the other is parked");
+    assert_eq!(error, "the handler took longer than 300ms");
+    assert!(
+        world.look(&hangs.dedupe).await.is_none(),
+        "the world may get better: it is tried again"
+    );
+    let logs = world.logs();
+    assert!(logs.contains("cancelled in the middle") && !logs.contains("it woke up"), "{logs}");
+    let again = say(&world, &app, "D2", "well").await;
+    assert_eq!(world.handled(&again.dedupe).await.outcome, "well");
 }
 
 /// A new owner finds a webhook set aside that is younger than what it has yet to read of the same conversation.

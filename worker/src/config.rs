@@ -34,6 +34,9 @@ pub struct Config {
     /// Handlers that run at once.
     #[arg(long, env = "TIDEGATE_HANDLERS", value_name = "N", default_value = "64")]
     pub handlers: NonZeroUsize,
+    /// Longest a handler may take for one webhook, agents included; then it is cancelled, and tried again later.
+    #[arg(long, env = "TIDEGATE_HANDLER_DEADLINE", value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
+    pub handler_deadline: Duration,
     /// How long what runs may take to finish after SIGTERM.
     #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "8s", value_parser = config::duration)]
     pub grace: Duration,

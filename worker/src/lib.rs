@@ -67,6 +67,8 @@ pub struct Workshop {
     pub agents: agent::Agents,
     /// What decides about all that is not our own business.
     pub handler: handle::AnyHandler,
+    /// Longest it may take for one webhook.
+    pub handler_deadline: std::time::Duration,
     /// The slash command we answer to, with its slash.
     pub command: String,
     /// Who may run now.

@@ -89,6 +89,7 @@ async fn run(config: Config, handler: AnyHandler) -> anyhow::Result<ExitCode> {
         agents: Agents::new(Networks::new(config.agent_networks))
             .context("an HTTP client for agents")?,
         handler,
+        handler_deadline: config.handler_deadline,
         command: config.command,
         slots: Slots::new(config.handlers.get()),
         hydrator: Arc::clone(&hydrator),

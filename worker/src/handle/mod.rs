@@ -33,10 +33,7 @@ use shared::{
     telemetry::Chain,
     types::Outgoing,
 };
-use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
-
-/// Longest a handler may take, agent included.
-const DEADLINE: Duration = Duration::from_secs(30);
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 
 /// How handling ended. A closed set: there is no other end.
 pub enum Outcome {
@@ -205,10 +202,11 @@ pub async fn handle(
 ) -> Outcome {
     let desk = Desk { workshop, part, connection, job };
     let handled = AssertUnwindSafe(dispatch(&desk)).catch_unwind();
-    match tokio::time::timeout(DEADLINE, handled).await {
+    let deadline = workshop.handler_deadline;
+    match tokio::time::timeout(deadline, handled).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Outcome::Fault { error: "the handler panicked".into() },
-        Err(_) => Outcome::Retry { cause: format!("the handler took longer than {DEADLINE:?}") },
+        Err(_) => Outcome::Retry { cause: format!("the handler took longer than {deadline:?}") },
     }
 }
 
