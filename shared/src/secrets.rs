@@ -149,6 +149,11 @@ impl KeyRing {
         Ok(format!("{id}:{}", BASE64.encode(key.as_slice())))
     }
 
+    /// The id of the key that seals.
+    pub fn newest(&self) -> &str {
+        &self.0[0].id // a ring is parsed from at least one entry
+    }
+
     /// Seals bytes for one place with the first key.
     pub fn seal(&self, place: Place<'_>, clear: &[u8]) -> Result<Sealed, getrandom::Error> {
         let key = &self.0[0]; // a ring is parsed from at least one entry

@@ -96,6 +96,25 @@ fn config(replicas: usize, max_bytes: i64) -> Config {
     }
 }
 
+/// In which respects a stream is not as it has to be; its copies and its room are the operator's to decide.
+pub fn differences(there: &Config) -> Vec<&'static str> {
+    let wanted = config(there.num_replicas, there.max_bytes);
+    [
+        ("its subjects", there.subjects == wanted.subjects),
+        ("how long it keeps", there.max_age == wanted.max_age),
+        ("what it does when it is full", there.discard == wanted.discard),
+        ("its retention", there.retention == wanted.retention),
+        ("its storage", there.storage == wanted.storage),
+        ("its largest message", there.max_message_size == wanted.max_message_size),
+        ("its window for duplicates", there.duplicate_window == wanted.duplicate_window),
+        ("whether single messages may be deleted", there.deny_delete == wanted.deny_delete),
+        ("direct reads", there.allow_direct == wanted.allow_direct),
+    ]
+    .into_iter()
+    .filter_map(|(what, same)| (!same).then_some(what))
+    .collect()
+}
+
 /// Makes the stream and the buckets, or brings what is there to this shape. Safe to run again.
 ///
 /// # Errors
@@ -135,6 +154,19 @@ pub async fn ensure(js: &jetstream::Context, sizing: Sizing) -> Result<(), NotEn
     .await
     .map_err(failed("bucket ingests"))?;
     Ok(())
+}
+
+/// Deletes everything that a connection sent from the stream; gives how many webhooks that were.
+///
+/// # Errors
+/// What JetStream said.
+pub async fn purge_connection(
+    js: &jetstream::Context,
+    connection: ConnectionId,
+) -> Result<u64, NotEnsured> {
+    let stream = js.get_stream(STREAM).await.map_err(failed("look at stream SLACK_IN"))?;
+    let purge = stream.purge().filter(format!("slack.in.*.{connection}"));
+    Ok(purge.await.map_err(failed("purge of a connection"))?.purged)
 }
 
 fn failed<E>(what: &'static str) -> impl FnOnce(E) -> NotEnsured

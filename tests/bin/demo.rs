@@ -6,7 +6,7 @@
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use shared::types::{Status, Surface};
+use shared::types::Surface;
 use std::{
     io::IsTerminal,
     process::ExitCode,
@@ -52,7 +52,7 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
         started.elapsed().as_secs_f64()
     );
 
-    let app = world.connect().await?;
+    let app = world.declare()?;
     let mut steps = Steps { number: 0, failed: 0 };
     steps.take("a signed slash command links a channel", link(&world, &app)).await;
     steps.take("the message after it is answered by the agent", message(&world, &app)).await;
@@ -119,7 +119,7 @@ fn line(what: &str, says: impl std::fmt::Display) {
 }
 
 async fn link(world: &World, app: &App) -> anyhow::Result<()> {
-    let code = world.mint(app, &[Surface::Channel]).await?;
+    let code = world.mint_by_verb(app, Surface::Channel)?;
     let webhook =
         Webhook::command(&world.slack, app, CHANNEL, USER, "/lobu", &format!("link {code}"));
     accepted(world, app, &webhook).await?;
@@ -179,9 +179,9 @@ async fn three_times(world: &World, app: &App) -> anyhow::Result<()> {
 
 async fn cold(world: &World) -> anyhow::Result<()> {
     let made = Instant::now();
-    let app = world.connect().await?;
+    let app = world.declare()?;
     line("made", format!("connection {} in {} ms", app.connection, made.elapsed().as_millis()));
-    let code = world.mint(&app, &[Surface::Dm]).await?;
+    let code = world.mint_by_verb(&app, Surface::Dm)?;
     let webhook =
         Webhook::command(&world.slack, &app, "D0DIRECT", USER, "/lobu", &format!("link {code}"));
     accepted(world, &app, &webhook).await?;
@@ -191,8 +191,7 @@ async fn cold(world: &World) -> anyhow::Result<()> {
 }
 
 async fn stopped(world: &World) -> anyhow::Result<()> {
-    let app = world.prepare(Status::Active).await?;
-    world.project(&app).await?;
+    let app = world.declare()?;
     let printed = world.tidegate(&["connections", "stop", &app.connection.to_string()])?;
     line("tidegate", printed.trim());
     let webhook = Webhook::message(&world.slack, &app, CHANNEL, USER, "hello?");
@@ -208,7 +207,7 @@ async fn stopped(world: &World) -> anyhow::Result<()> {
 
 async fn killed(world: &World, app: &App) -> anyhow::Result<()> {
     const ELSEWHERE: &str = "C0RANDOM";
-    let code = world.mint(app, &[Surface::Channel]).await?;
+    let code = world.mint_by_verb(app, Surface::Channel)?;
     let webhook =
         Webhook::command(&world.slack, app, ELSEWHERE, USER, "/lobu", &format!("link {code}"));
     let owner = world.owner_of(app, ELSEWHERE).await?;

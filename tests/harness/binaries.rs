@@ -61,6 +61,11 @@ impl Binaries {
             Some(dir) => PathBuf::from(dir).canonicalize().context("TIDEGATE_BIN_DIR")?,
             None => build()?,
         };
+        Self::in_dir(dir)
+    }
+
+    /// Those that lie there.
+    pub(crate) fn in_dir(dir: PathBuf) -> anyhow::Result<Self> {
         let program = |name: &str| {
             let path = dir.join(name);
             ensure!(path.is_file(), "no {name} in {}", dir.display());
@@ -75,31 +80,48 @@ impl Binaries {
     }
 }
 
-/// Builds into the directory that we came from, `<target>/<profile>/` or its `deps/`.
-fn build() -> anyhow::Result<PathBuf> {
+/// The target directory that we came from, and the profile, as `cargo --profile` calls it.
+pub(crate) fn target_and_profile() -> anyhow::Result<(PathBuf, String)> {
     let ourselves = std::env::current_exe().context("where this program is")?;
     let mut dir = ourselves.parent().context("a program is in a directory")?;
     if dir.ends_with("deps") {
         dir = dir.parent().context("deps is in the profile's directory")?;
     }
-    let profile = dir.file_name().context("the profile's directory has a name")?;
+    let profile = dir.file_name().and_then(|name| name.to_str()).context("it has a name")?;
     let target = dir.parent().context("the profile's directory is in the target directory")?;
+    let profile = if profile == "debug" { "dev" } else { profile };
+    Ok((target.to_owned(), profile.to_owned()))
+}
 
+/// The directory in which cargo leaves a profile's programs.
+pub(crate) fn programs(target: &Path, profile: &str) -> PathBuf {
+    target.join(if profile == "dev" { "debug" } else { profile })
+}
+
+/// A cargo that knows nothing of the one that runs us.
+pub(crate) fn cargo() -> Command {
     let cargo = option_env!("CARGO").filter(|cargo| Path::new(cargo).is_file());
     let mut command = Command::new(cargo.unwrap_or("cargo"));
-    command.args(["build", "--quiet", "--workspace", "--target-dir"]).arg(target);
-    command.arg("--profile").arg(if profile == "debug" { "dev".as_ref() } else { profile });
-    command.args(["--bin", "ingest", "--bin", "worker", "--bin", "tidegate"]);
-    command.args(["--example", "own_handler"]);
-    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
         if OF_THE_OUTER_CARGO.iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(&key);
         }
     }
+    command
+}
+
+/// Builds into the directory that we came from.
+fn build() -> anyhow::Result<PathBuf> {
+    let (target, profile) = target_and_profile()?;
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--workspace", "--target-dir"]).arg(&target);
+    command.args(["--profile", &profile]);
+    command.args(["--bin", "ingest", "--bin", "worker", "--bin", "tidegate"]);
+    command.args(["--example", "own_handler"]);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let output = command.output().context("cannot run cargo")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "the product does not build:\n{said}");
-    Ok(dir.to_owned())
+    Ok(programs(&target, &profile))
 }

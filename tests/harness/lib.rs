@@ -2,7 +2,8 @@
 //! it are ours to play.
 //!
 //! ```text
-//! world       a whole Tidegate, started and provisioned
+//! world       a whole Tidegate, started
+//! provision   organizations, agents and connections for it
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
 //! load        conversations, sent until they are taken
@@ -13,12 +14,14 @@
 //! nats, postgres, process, binaries   the real parts
 //! keys        who may connect
 //! proxy       a link that can be slow, cut, half open
+//! previous    the release before this one
 //! guard       nothing is left behind, however we end
 //! fetch, wheel, npm, port   where the servers and the SDK come from
 //! until       waits for a condition; there is no sleep
 //! ```
 
 pub mod world;
+pub mod provision;
 pub mod slack;
 pub mod agent;
 pub mod load;
@@ -32,6 +35,7 @@ pub mod proxy;
 pub mod postgres;
 pub mod process;
 pub mod binaries;
+pub mod previous;
 pub mod guard;
 pub mod fetch;
 pub mod port;

@@ -13,27 +13,27 @@ use crate::{
     postgres::Postgres,
     process::Process,
     proxy::Proxy,
-    slack::{Answer, Slack, tokens::Installation, webhook::Webhook},
+    slack::{Answer, Slack, webhook::Webhook},
     until::{try_until, until},
 };
 use anyhow::{Context, ensure};
 use shared::{
     codec::envelope::DedupeKey,
     config,
-    directory::Directory,
     partition::Partition,
-    secrets::{KeyRing, Secret},
-    store::{Chat, NewAgent, NewClaim, NewConnection, Rings, Store},
-    types::{AgentId, AgentMode, ConnectionId, OrgId, Platform, Settings, Status, Surface},
+    secrets::KeyRing,
+    store::{Chat, Rings, Store},
 };
 use sqlx::{PgPool, Row};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
     time::Duration,
 };
 use tokio::sync::OnceCell;
+
+pub use crate::provision::{App, agent_id};
 
 /// Longest any part may take to come up, on a machine that builds at the same time.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -148,25 +148,6 @@ async fn metric(page: &str, line: &str) -> anyhow::Result<f64> {
     let page = reqwest::get(page).await?.error_for_status()?.text().await?;
     let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
     Ok(value.unwrap_or_default())
-}
-
-/// A Slack app as both sides know it: its connection here, its secrets there.
-#[derive(Debug, Clone)]
-pub struct App {
-    /// The connection.
-    pub connection: ConnectionId,
-    /// The organization it belongs to.
-    pub org: OrgId,
-    /// The signing secret.
-    pub secret: String,
-    /// The bot token.
-    pub token: String,
-    /// Slack's id of the app.
-    pub app: String,
-    /// Slack's id of the workspace.
-    pub team: String,
-    /// The bot's own user.
-    pub bot_user: String,
 }
 
 /// How a webhook was handled, as Postgres has it.
@@ -431,75 +412,6 @@ impl World {
         Ok(command.args(args).envs(self.settings_of(role)).output()?)
     }
 
-    /// A Slack app in a new organization, its connection active and in force on every ingest.
-    pub async fn connect(&self) -> anyhow::Result<App> {
-        let app = self.prepare(Status::Active).await?;
-        self.project(&app).await?;
-        Ok(app)
-    }
-
-    /// The same, with what a test wants to be otherwise.
-    pub async fn connect_as(&self, change: impl FnOnce(&mut NewConnection)) -> anyhow::Result<App> {
-        let app = self.prepare_as(change).await?;
-        self.project(&app).await?;
-        Ok(app)
-    }
-
-    /// A connection in Postgres only: its directory entry is still to be written.
-    pub async fn prepare(&self, status: Status) -> anyhow::Result<App> {
-        self.prepare_as(|new| new.status = status).await
-    }
-
-    /// The same, with what a test wants to be otherwise.
-    pub async fn prepare_as(&self, change: impl FnOnce(&mut NewConnection)) -> anyhow::Result<App> {
-        let n = self.slack.unique();
-        let mut app = App {
-            connection: ConnectionId::random()?,
-            org: format!("org-{n}").parse()?,
-            secret: format!("{:032x}", unique()?),
-            token: format!("xoxb-{:032x}", unique()?),
-            app: format!("A{n:08}"),
-            team: format!("T{n:08}"),
-            bot_user: format!("UBOT{n:08}"),
-        };
-        self.store.ensure_organization(&app.org, "Example").await?;
-        self.store
-            .put_agent(&NewAgent {
-                org: app.org.clone(),
-                id: agent_id(),
-                name: "Sample agent".into(),
-                mode: AgentMode::Reply,
-                url: self.agent.url(),
-                secret: Secret::new(format!("agent-secret-{:032x}", unique()?))?,
-            })
-            .await?;
-        let mut new = NewConnection {
-            id: app.connection,
-            org: app.org.clone(),
-            agent: None,
-            app: app.app.parse()?,
-            enterprise: None,
-            team: Some(app.team.parse()?),
-            preview_mode: false,
-            status: Status::Active,
-            signing_secret: Secret::new(app.secret.clone())?,
-            bot_token: Some(Secret::new(app.token.clone())?),
-            bot_user: Some(app.bot_user.clone()),
-            settings: Settings::default(),
-        };
-        change(&mut new);
-        app.app = new.app.to_string();
-        app.team = new.team.as_ref().map_or_else(|| app.team.clone(), ToString::to_string);
-        if let Some(token) = &new.bot_token {
-            let mut there = Installation::new(&app.app, &app.team, &app.bot_user);
-            there.enterprise = new.enterprise.as_ref().map(ToString::to_string);
-            there.team = new.team.as_ref().map(ToString::to_string);
-            self.slack.install(token.expose(), there);
-        }
-        self.store.create_connection(&new).await?;
-        Ok(app)
-    }
-
     /// Sends a webhook to the shared app's route, at some ingest.
     pub async fn send_shared(&self, webhook: &Webhook) -> anyhow::Result<Answer> {
         let ingest = &self.ingests[self.slack.unique() as usize % self.ingests.len()];
@@ -510,28 +422,6 @@ impl World {
     pub fn set(&mut self, name: &str, value: &str) {
         self.settings.retain(|(there, _)| there != name);
         self.settings.push((name.to_owned(), value.to_owned()));
-    }
-
-    /// Writes a connection's directory entry and waits until every ingest has it.
-    pub async fn project(&self, app: &App) -> anyhow::Result<()> {
-        let directory = Directory::open(&config::jetstream(self.client.clone())).await?;
-        let entry = self.store.directory_entry(app.connection).await?.context("the connection")?;
-        let revision = directory.project(app.connection, &entry).await?;
-        Ok(directory.applied_everywhere(revision, SOON).await?)
-    }
-
-    /// A code that links a conversation of this app to its sample agent.
-    pub async fn mint(&self, app: &App, surfaces: &[Surface]) -> anyhow::Result<String> {
-        let claim = NewClaim {
-            org: app.org.clone(),
-            agent: agent_id(),
-            platform: Platform::Slack,
-            surfaces: surfaces.to_vec(),
-            connection: Some(app.connection),
-            ttl: Duration::from_secs(900),
-            created_by: "test".into(),
-        };
-        Ok(self.store.mint_claim(&claim).await?.reveal())
     }
 
     /// Sends a webhook to an app's own route, at some ingest.
@@ -584,6 +474,37 @@ impl World {
     pub async fn stored(&self) -> anyhow::Result<u64> {
         let js = async_nats::jetstream::new(self.client.clone());
         Ok(js.get_stream(shared::stream::STREAM).await?.cached_info().state.messages)
+    }
+
+    /// What a setting says for the processes that are started from now on.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Runs another program with the operator's settings.
+    pub fn run(&self, program: &Path, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(program);
+        Ok(command.args(args).envs(self.settings_of(Role::Operator)).output()?)
+    }
+
+    /// A new folder in this world's own.
+    pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.run.path().join(name);
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Reads a file of this world's own folder.
+    pub fn read(&self, name: &str) -> anyhow::Result<String> {
+        let path = self.run.path().join(name);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    /// Writes a file into this world's own folder.
+    pub fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.run.path().join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     /// NATS, for what a test wants to do with it.
@@ -642,12 +563,7 @@ impl Ingest {
     }
 }
 
-/// The sample agent's id, in every organization.
-pub fn agent_id() -> AgentId {
-    "sample".parse().expect("a plain word is an id")
-}
-
-fn unique() -> anyhow::Result<u128> {
+pub(crate) fn unique() -> anyhow::Result<u128> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).context("randomness")?;
     Ok(u128::from_be_bytes(bytes))

@@ -1,28 +1,68 @@
-//! `tidegate connections`: switch a connection off and on. In force on every ingest when the verb returns.
+//! `tidegate connections`: looked at, switched off and on, given a new secret, deleted. In force on every ingest when a
+//! verb returns.
 
-use crate::{StoreSettings, jetstream};
-use anyhow::Context;
+use crate::{
+    StoreSettings,
+    announce::{announce, bury},
+    jetstream, print,
+};
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
 use shared::{
     config::{self, Nats},
-    directory::Directory,
     secrets::Secret,
-    store::Store,
-    types::{ConnectionId, Status},
+    store::{ConnectionSummary, HistoryEntry, Store},
+    types::{ConnectionId, EnterpriseId, Status, TeamId},
 };
 use std::time::Duration;
 
-/// Longest the ingests may take to apply a change before the verb says which have not.
-const APPLY_WITHIN: Duration = Duration::from_secs(10);
+const COLUMNS: [print::Column; 7] = [
+    ("id", false),
+    ("organization", false),
+    ("app", false),
+    ("installation", false),
+    ("status", false),
+    ("links", true),
+    ("why", false),
+];
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 pub enum Connections {
+    /// All of them.
+    List(List),
+    /// All about one of them; never its secrets.
+    Show(Show),
     /// Switch a connection off: its webhooks are answered 404.
     Stop(Switch),
     /// Switch a connection on.
     Start(Switch),
     /// Give a connection a new signing secret; the one before stays good for a while.
     Rotate(Rotate),
+    /// Delete a connection and everything that is kept for it, in Postgres, the directory and the stream.
+    Delete(Delete),
+}
+
+/// Settings of `tidegate connections list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    store: StoreSettings,
+    /// Print JSON, a line each.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Settings of `tidegate connections show`.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    /// The connection's id.
+    connection: ConnectionId,
+    #[command(flatten)]
+    store: StoreSettings,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Settings of `tidegate connections stop` and `start`.
@@ -49,41 +89,169 @@ pub struct Rotate {
     overlap: Duration,
 }
 
+/// Settings of `tidegate connections delete`.
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    #[command(flatten)]
+    switch: Switch,
+    /// Do it; without this it is only said what would go.
+    #[arg(long)]
+    yes: bool,
+}
+
 impl Connections {
     /// Runs the verb.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
+            Connections::List(list) => list.run().await,
+            Connections::Show(show) => show.run().await,
             Connections::Stop(switch) => switch.set(Status::Stopped).await,
             Connections::Start(switch) => switch.set(Status::Active).await,
             Connections::Rotate(rotate) => {
                 let (id, store) = (rotate.switch.connection, rotate.switch.store.open()?);
                 store.rotate_signing_secret(id, &rotate.secret, rotate.overlap).await?;
                 rotate.switch.announce(&store).await?;
-                println!("{id} has a new signing secret, on every ingest");
-                Ok(())
+                Ok(print::line(&format!("{id} has a new signing secret, on every ingest"))?)
             }
+            Connections::Delete(delete) => delete.run().await,
         }
     }
 }
 
 impl Switch {
     async fn set(&self, status: Status) -> anyhow::Result<()> {
-        let store = self.store.open()?;
-        store.set_connection_status(self.connection, status).await?;
+        let (id, store) = (self.connection, self.store.open()?);
+        let now = find(&store, id).await?.status;
+        ensure!(
+            !(status == Status::Active && now == Status::Revoked),
+            "{id} is revoked: its tokens are no good any more. Install the app again and give tidegate apply the new bot_token"
+        );
+        store.set_connection_status(id, status).await?;
         self.announce(&store).await?;
-        println!("{} is {status}, on every ingest", self.connection);
-        Ok(())
+        Ok(print::line(&format!("{id} is {status}, on every ingest"))?)
     }
 
-    /// Writes the directory, and waits until every ingest has read it.
     async fn announce(&self, store: &Store) -> anyhow::Result<()> {
-        let id = self.connection;
-        let directory = Directory::open(&jetstream(&self.nats).await?).await?;
-        let entry = store
-            .directory_entry(id)
-            .await?
-            .with_context(|| format!("there is no connection {id}"))?;
-        let revision = directory.project(id, &entry).await?;
-        Ok(directory.applied_everywhere(revision, APPLY_WITHIN).await?)
+        announce(store, &jetstream(&self.nats).await?, &[self.connection]).await
+    }
+}
+
+impl Delete {
+    async fn run(self) -> anyhow::Result<()> {
+        let Switch { connection: id, store, nats } = self.switch;
+        let store = store.open()?;
+        let found = find(&store, id).await?;
+        if !self.yes {
+            let (app, links) = (&found.app, found.bindings);
+            bail!(
+                "would delete {id} (app {app}, {}, links: {links}) with all that it sent. Say --yes to do it",
+                installation(&found)
+            );
+        }
+        let js = jetstream(&nats).await?;
+        // Nothing more is taken before anything goes.
+        store.set_connection_status(id, Status::Stopped).await?;
+        announce(&store, &js, &[id]).await?;
+        let gone = store.delete_connection(id).await?;
+        let purged = bury(&store, &js, id).await?;
+        let rest = [
+            ("links", gone.bindings),
+            ("claims", gone.claims),
+            ("messages to be said or said", gone.outbox),
+            ("webhooks set aside", gone.parked),
+            ("dead", gone.dead),
+        ];
+        for (what, count) in rest {
+            print::line(&format!("{what}: {count}"))?;
+        }
+        print::line(&format!("webhooks in the stream: {purged}"))?;
+        Ok(print::line(&format!("{id} is gone, on every ingest"))?)
+    }
+}
+
+async fn find(store: &Store, id: ConnectionId) -> anyhow::Result<ConnectionSummary> {
+    let mut found = store.connection_summaries(Some(id)).await?;
+    found.pop().with_context(|| format!("there is no connection {id}"))
+}
+
+/// What it is installed in, in words.
+fn installation(connection: &ConnectionSummary) -> String {
+    let enterprise = connection.enterprise.as_ref().map(EnterpriseId::as_str);
+    let ids = [enterprise, connection.team.as_ref().map(TeamId::as_str)];
+    let mut words: Vec<&str> = ids.into_iter().flatten().collect();
+    if connection.preview_mode {
+        words.push("preview");
+    }
+    words.join(" ")
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let connections = self.store.open()?.connection_summaries(None).await?;
+        if self.json {
+            return connections.iter().try_for_each(print::json);
+        }
+        let rows: Vec<_> = connections
+            .iter()
+            .map(|connection| {
+                vec![
+                    connection.id.to_string(),
+                    connection.organization.to_string(),
+                    connection.app.to_string(),
+                    installation(connection),
+                    connection.status.to_string(),
+                    connection.bindings.to_string(),
+                    print::or_dash(Some(&connection.reason)),
+                ]
+            })
+            .collect();
+        Ok(print::table(&COLUMNS, &rows)?)
+    }
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    connection: &'a ConnectionSummary,
+    history: &'a [HistoryEntry],
+}
+
+impl Show {
+    async fn run(self) -> anyhow::Result<()> {
+        let store = self.store.open()?;
+        let connection = find(&store, self.connection).await?;
+        let history = store.connection_history(self.connection).await?;
+        if self.json {
+            return print::json(&Shown { connection: &connection, history: &history });
+        }
+        let surfaces: Vec<&str> =
+            connection.settings.surfaces.iter().map(|surface| surface.as_str()).collect();
+        let facts = [
+            ("id", connection.id.to_string()),
+            ("organization", connection.organization.to_string()),
+            ("agent", print::or_dash(connection.agent.as_ref().map(|agent| agent.as_str()))),
+            ("app", connection.app.to_string()),
+            ("installation", installation(&connection)),
+            ("status", connection.status.to_string()),
+            ("why", print::or_dash(Some(&connection.reason))),
+            ("bot user", print::or_dash(connection.bot_user.as_deref())),
+            ("bot token", if connection.has_bot_token { "set" } else { "-" }.into()),
+            ("surfaces", surfaces.join(",")),
+            ("welcome", connection.settings.welcome.to_string()),
+            ("answer bots", connection.settings.answer_bots.to_string()),
+            ("links", connection.bindings.to_string()),
+            ("installed at", print::or_dash(connection.installed_at.as_deref())),
+            ("version", connection.version.to_string()),
+            ("webhooks", format!("<base>/api/v1/webhooks/{}", connection.id)),
+        ];
+        for (name, fact) in facts {
+            print::line(&format!("{name:<13}  {fact}"))?;
+        }
+        for HistoryEntry { at, status, reason } in &history {
+            let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+            let at = print::or_dash(at.as_deref());
+            print::line(&print::plain(&format!("{:<13}  {at} {status}{why}", "was")))?;
+        }
+        Ok(())
     }
 }

@@ -11,12 +11,17 @@ use shared::{
 };
 use std::process::ExitCode;
 
+mod announce;
+mod apply;
 mod audit;
 mod claims;
 mod connections;
 mod dead;
+mod doctor;
 mod keygen;
+mod keys;
 mod lanes;
+mod manifest;
 mod migrate;
 mod partitions;
 mod print;
@@ -37,12 +42,21 @@ enum Verb {
     Migrate(migrate::Migrate),
     /// Make the keys of a new installation: key rings, and what NATS knows its users by.
     Keygen(keygen::Keygen),
+    /// Bring about what a file declares: organizations, agents, connections.
+    Apply(apply::Apply),
     /// Link claims.
     #[command(subcommand)]
     Claims(claims::Claims),
     /// Connections.
     #[command(subcommand)]
     Connections(connections::Connections),
+    /// Look for what is wrong with this deployment, or with a Slack app's manifest. Fails when something is.
+    Doctor(Box<doctor::Doctor>),
+    /// Print the manifest of a Slack app for this deployment.
+    Manifest(manifest::Manifest),
+    /// Under which keys secrets rest.
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Webhooks that were given up on.
     #[command(subcommand)]
     Dead(dead::Dead),
@@ -92,8 +106,12 @@ async fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Migrate(verb) => verb.run().await,
         Verb::Keygen(verb) => verb.run(),
+        Verb::Apply(verb) => verb.run().await,
         Verb::Claims(verb) => verb.run().await,
         Verb::Connections(verb) => verb.run().await,
+        Verb::Doctor(verb) => verb.run().await,
+        Verb::Manifest(verb) => verb.run(),
+        Verb::Keys(verb) => verb.run().await,
         Verb::Dead(verb) => verb.run().await,
         Verb::Partitions(verb) => verb.run().await,
         Verb::Lanes(verb) => verb.run().await,

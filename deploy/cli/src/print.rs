@@ -49,6 +49,15 @@ pub fn or_dash(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).map_or_else(|| "-".into(), plain)
 }
 
+/// The text in a colour, when a person looks at it.
+pub fn painted(colour: &str, text: &str) -> String {
+    if io::stdout().is_terminal() {
+        format!("\x1b[{colour}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
 /// Says how far a long run is, when a person watches. Each line takes the place of the one before.
 pub fn progress(text: &str) {
     if io::stderr().is_terminal() {

@@ -5,7 +5,7 @@ use crate::{
     secrets::{Place, Sealed, Secret},
     types::{AgentId, AgentMode, OrgId},
 };
-use sqlx::Row;
+use sqlx::{PgExecutor, Row};
 
 const SECRET_COLUMN: &str = "agents.secret";
 
@@ -49,6 +49,14 @@ impl Store {
 
     /// Makes an agent, or changes the one of that id in that organization.
     pub async fn put_agent(&self, new: &NewAgent) -> Result<(), StoreError> {
+        self.put_agent_in(&self.pool, new).await
+    }
+
+    pub(super) async fn put_agent_in(
+        &self,
+        executor: impl PgExecutor<'_>,
+        new: &NewAgent,
+    ) -> Result<(), StoreError> {
         let owner = owner(&new.org, &new.id);
         let place = Place { owner: &owner, column: SECRET_COLUMN };
         let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
@@ -64,19 +72,28 @@ impl Store {
         .bind(new.mode.as_str())
         .bind(&new.url)
         .bind(secret.as_str())
-        .execute(&self.pool)
+        .execute(executor)
         .await?;
         Ok(())
     }
 
     /// An agent, its secret opened.
     pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Agent>, StoreError> {
+        self.agent_in(&self.pool, org, id).await
+    }
+
+    pub(super) async fn agent_in(
+        &self,
+        executor: impl PgExecutor<'_>,
+        org: &OrgId,
+        id: &AgentId,
+    ) -> Result<Option<Agent>, StoreError> {
         let row = sqlx::query(
             "-- agents.get\n select name, mode, url, secret from agents where org_id = $1 and id = $2",
         )
         .bind(org.as_str())
         .bind(id.as_str())
-        .fetch_optional(&self.pool)
+        .fetch_optional(executor)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let owner = owner(org, id);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId};
 use serde::Serialize;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{PgExecutor, Row, postgres::PgRow};
 
 /// A connection as an operator sees it: no secrets.
 #[derive(Debug, Serialize)]
@@ -124,34 +124,41 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        let row = sqlx::query(
-            "-- connections.delete
-             with parked as (delete from lane_backlog where connection_id = $1 returning 1),
-             unsaid as (delete from outbox where connection_id = $1 returning 1),
-             given_up as (delete from dead where connection_id = $1 returning 1),
-             used as (
-                 update link_claims set consumed_channel = null, consumed_user = null
-                  where consumed_connection = $1 and connection_id is distinct from $1),
-             gone as (delete from connections where id = $1 returning 1)
-             select (select count(*) from channel_bindings where connection_id = $1) as bindings,
-                    (select count(*) from link_claims where connection_id = $1) as claims,
-                    (select count(*) from unsaid) as outbox, (select count(*) from parked) as parked,
-                    (select count(*) from given_up) as dead, exists (select from gone) as there",
-        )
-        .bind(id.to_string())
-        .fetch_one(&self.pool)
-        .await?;
-        if !row.try_get::<bool, _>("there")? {
-            return Err(StoreError::Missing(format!("connection {id}")));
-        }
-        Ok(DeletedConnection {
-            bindings: row.try_get("bindings")?,
-            claims: row.try_get("claims")?,
-            outbox: row.try_get("outbox")?,
-            parked: row.try_get("parked")?,
-            dead: row.try_get("dead")?,
-        })
+        delete(&self.pool, id).await
     }
+}
+
+pub(super) async fn delete(
+    executor: impl PgExecutor<'_>,
+    id: ConnectionId,
+) -> Result<DeletedConnection, StoreError> {
+    let row = sqlx::query(
+        "-- connections.delete
+         with parked as (delete from lane_backlog where connection_id = $1 returning 1),
+         unsaid as (delete from outbox where connection_id = $1 returning 1),
+         given_up as (delete from dead where connection_id = $1 returning 1),
+         used as (
+             update link_claims set consumed_channel = null, consumed_user = null
+              where consumed_connection = $1 and connection_id is distinct from $1),
+         gone as (delete from connections where id = $1 returning 1)
+         select (select count(*) from channel_bindings where connection_id = $1) as bindings,
+                (select count(*) from link_claims where connection_id = $1) as claims,
+                (select count(*) from unsaid) as outbox, (select count(*) from parked) as parked,
+                (select count(*) from given_up) as dead, exists (select from gone) as there",
+    )
+    .bind(id.to_string())
+    .fetch_one(executor)
+    .await?;
+    if !row.try_get::<bool, _>("there")? {
+        return Err(StoreError::Missing(format!("connection {id}")));
+    }
+    Ok(DeletedConnection {
+        bindings: row.try_get("bindings")?,
+        claims: row.try_get("claims")?,
+        outbox: row.try_get("outbox")?,
+        parked: row.try_get("parked")?,
+        dead: row.try_get("dead")?,
+    })
 }
 
 fn summary(row: &PgRow) -> Result<ConnectionSummary, StoreError> {

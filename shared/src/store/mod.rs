@@ -14,6 +14,7 @@ mod claims;
 mod commit;
 mod connections;
 mod dead;
+mod declared;
 mod generation;
 mod group;
 mod guesses;
@@ -28,6 +29,8 @@ mod owner;
 mod partitions;
 mod refusals;
 mod replays;
+mod rewrap;
+mod server;
 mod retention;
 mod tokens;
 
@@ -39,6 +42,7 @@ pub use claims::{ClaimResult, ConsumeClaim, MintedClaim, NewClaim, ReplyTo};
 pub use commit::{Committed, Effects, Position};
 pub use connections::{ChangeSubscription, Connection, NewConnection};
 pub use dead::{DeadChoice, DeadWebhook, Dying};
+pub use declared::{Action, Clash, Declared, DeclaredConnection, DeclaredMember, Plan, PlanStep};
 pub use generation::Leftover;
 pub use group::OneOfMany;
 pub use identities::NamedAgent;
@@ -52,6 +56,8 @@ pub use owner::Owner;
 pub use partitions::{LaneState, PartitionState};
 pub use replays::{NewReplay, Replay, ReplayState, Replayed};
 pub use retention::{Forgotten, Standing};
+pub use rewrap::{Rewrapped, SEALED_COLUMNS, SealedColumn};
+pub use server::ServerFacts;
 pub use tokens::{DueRotation, NewRotation};
 
 use crate::{config, secrets::KeyRing};
@@ -156,7 +162,7 @@ impl Store {
     /// for as long as it takes. Needs no keys.
     pub async fn migrate(settings: &config::Postgres) -> Result<(), StoreError> {
         let mut connection = options(settings)?.connect().await?;
-        Ok(sqlx::migrate!("./migrations").run(&mut connection).await?)
+        Ok(server::MIGRATIONS.run(&mut connection).await?)
     }
 
     /// Closes every connection.

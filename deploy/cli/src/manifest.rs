@@ -1,0 +1,130 @@
+//! `tidegate manifest`: the manifest of a Slack app for this deployment, to be pasted at api.slack.com/apps.
+//!
+//! In: where Slack reaches us. Out: JSON with every address, event and scope that we use, and no others. [`super::doctor`]
+//! compares what Slack has with what stands here.
+
+use crate::print;
+use anyhow::Context;
+use serde_json::{Value, json};
+use shared::types::ConnectionId;
+
+/// What Slack is to tell us, and the scope each needs. A mention comes as `message` already: `app_mention` beside it would
+/// tell every mention twice.
+pub const EVENTS: [(&str, Option<&str>); 8] = [
+    ("app_uninstalled", None),
+    ("channel_id_changed", Some("channels:read")),
+    ("message.channels", Some("channels:history")),
+    ("message.groups", Some("groups:history")),
+    ("message.im", Some("im:history")),
+    ("message.mpim", Some("mpim:history")),
+    ("team_join", Some("users:read")),
+    ("tokens_revoked", None),
+];
+
+/// What we call, and the scope each needs.
+const CALLS: [(&str, &str); 3] = [
+    ("slash commands", "commands"),
+    ("chat.postMessage, chat.postEphemeral, chat.update", "chat:write"),
+    ("conversations.open", "im:write"),
+];
+
+/// Every scope, sorted, each once.
+pub fn scopes() -> Vec<&'static str> {
+    let mut scopes: Vec<&str> = CALLS.iter().map(|(_, scope)| *scope).collect();
+    scopes.extend(EVENTS.iter().filter_map(|(_, scope)| *scope));
+    scopes.sort_unstable();
+    scopes.dedup();
+    scopes
+}
+
+/// Where Slack reaches us.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Reached {
+    /// Where Slack reaches this deployment, as https://gateway.example.com.
+    #[arg(long, env = "TIDEGATE_BASE_URL", value_name = "URL", value_parser = base_url)]
+    base_url: Option<String>,
+    /// The connection whose app it is; the shared app, if unset.
+    #[arg(long)]
+    connection: Option<ConnectionId>,
+    /// The slash command, with its slash.
+    #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
+    pub command: String,
+}
+
+impl Reached {
+    /// The one address that everything is sent to.
+    pub fn url(&self) -> anyhow::Result<String> {
+        let base = self.base_url.as_ref();
+        let base =
+            base.context("TIDEGATE_BASE_URL is not set: say where Slack reaches this deployment")?;
+        Ok(match self.connection {
+            Some(id) => format!("{base}/api/v1/webhooks/{id}"),
+            None => format!("{base}/slack/events"),
+        })
+    }
+}
+
+fn base_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://localhost"));
+    let good = host.is_some_and(|host| {
+        !host.contains([' ', '?', '#']) && (!host.is_empty() || text != "https://")
+    });
+    if good {
+        Ok(text.trim_end_matches('/').to_owned())
+    } else {
+        Err("say https://host: Slack sends nowhere else".into())
+    }
+}
+
+/// Settings of `tidegate manifest`.
+#[derive(Debug, clap::Args)]
+pub struct Manifest {
+    #[command(flatten)]
+    reached: Reached,
+    /// What the app is called.
+    #[arg(long, default_value = "Lobu")]
+    name: String,
+}
+
+impl Manifest {
+    /// Runs it.
+    pub fn run(self) -> anyhow::Result<()> {
+        let manifest = build(&self.reached.command, &self.reached.url()?, &self.name);
+        Ok(print::line(&serde_json::to_string_pretty(&manifest)?)?)
+    }
+}
+
+/// The manifest.
+pub fn build(command: &str, url: &str, name: &str) -> Value {
+    let events: Vec<&str> = EVENTS.iter().map(|(event, _)| *event).collect();
+    json!({
+        "display_information": { "name": name },
+        "features": {
+            "app_home": {
+                "home_tab_enabled": false,
+                "messages_tab_enabled": true,
+                "messages_tab_read_only_enabled": false,
+            },
+            "bot_user": { "display_name": name, "always_online": true },
+            "slash_commands": [{
+                "command": command,
+                "url": url,
+                "description": "Link this conversation to an agent",
+                "usage_hint": "help | link <code> | status",
+                "should_escape": false,
+            }],
+        },
+        "oauth_config": { "scopes": { "bot": scopes() } },
+        "settings": {
+            "event_subscriptions": { "request_url": url, "bot_events": events },
+            "interactivity": {
+                "is_enabled": true,
+                "request_url": url,
+                "message_menu_options_url": url,
+            },
+            "org_deploy_enabled": false,
+            "socket_mode_enabled": false,
+            "token_rotation_enabled": false,
+        },
+    })
+}
