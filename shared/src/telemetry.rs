@@ -14,10 +14,13 @@ use opentelemetry::trace::{
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use std::{error::Error, fmt, io::IsTerminal, iter::successors};
-use tracing::{Span, Subscriber, level_filters::LevelFilter};
+use tracing::{Level, Metadata, Span, Subscriber, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt, registry::LookupSpan,
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt, filter_fn},
+    layer::SubscriberExt,
+    registry::LookupSpan,
     util::SubscriberInitExt,
 };
 
@@ -45,6 +48,11 @@ pub fn init(settings: &Telemetry, service: &'static str) -> Result<Traces, NoExp
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Spans go to the collector alone: without one they cost nothing.
     let filter = EnvFilter::new(format!("{},{TRACE}=off", settings.filter));
+    // At TRACE the NATS client prints every message it reads, with what users wrote and typed.
+    let prints_bodies = |metadata: &Metadata<'_>| {
+        *metadata.level() == Level::TRACE && metadata.target().starts_with("async_nats")
+    };
+    let filter = filter.and(filter_fn(move |metadata| !prints_bodies(metadata)));
     let logs: Box<dyn Layer<Registry> + Send + Sync> = if settings.json {
         tracing_subscriber::fmt::layer().json().flatten_event(true).with_filter(filter).boxed()
     } else {

@@ -385,7 +385,9 @@ impl Speaker<'_> {
 
     async fn refused(&self, status: Status, word: &str) {
         let (id, version) = (self.connection.id, self.connection.version);
-        match self.saying.workshop.store.connection_refused(id, Some(version), status).await {
+        let store = &self.saying.workshop.store;
+        let why = format!("Slack says: {word}");
+        match store.connection_refused(id, Some(version), status, &why).await {
             Ok(changed) => {
                 warn!(connection = %id, %status, word, changed, "Slack refuses the connection")
             }
