@@ -40,6 +40,7 @@ fn position(n: u64) -> Position {
         lane: Lane::of(connection, Conversation::DirectMessage("D1")),
         connection,
         dedupe: DedupeKey::event(connection, &format!("Ev{n}")),
+        traceparent: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{SOON, Size, World},
+    world::{SOON, Size, World, agent_id},
 };
 
 type Received = Arc<Mutex<Vec<Bytes>>>;
@@ -32,7 +32,7 @@ fn holds(received: &Received, words: &[&[u8]]) -> bool {
 }
 
 #[tokio::test]
-async fn the_processing_of_a_webhook_is_linked_to_the_request_that_brought_it() {
+async fn the_processing_of_a_webhook_and_its_reply_are_linked_to_the_request_that_brought_it() {
     let mut world = World::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
         .await
         .expect("servers");
@@ -40,7 +40,7 @@ async fn the_processing_of_a_webhook_is_linked_to_the_request_that_brought_it() 
     world.set("TIDEGATE_OTLP_ENDPOINT", &address);
     world.start_ingest().await.expect("an ingest");
     world.start_worker().await.expect("a worker");
-    let app = world.connect().await.expect("a connection");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "the words of a user");
     world.send(&app, &webhook).await.expect("an answer");
     world.handled(&webhook.dedupe).await;
@@ -66,6 +66,8 @@ async fn the_processing_of_a_webhook_is_linked_to_the_request_that_brought_it() 
     ];
     until("the linked trace arrives", SOON, async || holds(&received, &processing).then_some(()))
         .await;
+    let reply = [&trace[..], b"say chat.postMessage", webhook.dedupe.as_str().as_bytes()];
+    until("the reply's trace arrives", SOON, async || holds(&received, &reply).then_some(())).await;
     for secret in ["the words of a user", app.secret.as_str(), app.token.as_str()] {
         assert!(!holds(&received, &[secret.as_bytes()]), "{secret} is in a trace");
     }

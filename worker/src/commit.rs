@@ -80,13 +80,15 @@ pub async fn redriven(
     }
 }
 
-fn position(job: &Job) -> Position {
+/// What is committed, of a webhook in hand.
+pub fn position(job: &Job) -> Position {
     let envelope = &job.envelope;
     Position {
         sequence: job.sequence,
         lane: envelope.lane,
         connection: envelope.connection,
         dedupe: envelope.dedupe.clone(),
+        traceparent: envelope.traceparent.clone(),
     }
 }
 

@@ -9,12 +9,12 @@ use crate::{Workshop, part::Part, say, slack};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use shared::{
     store::{Doubt, Queued, SendResult, StoreError},
-    telemetry::Chain,
+    telemetry::{self, Chain},
     types::Destination,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{Instrument, Span, field, info, warn};
 
 /// Rows under way at once.
 const AT_ONCE: usize = 32;
@@ -71,8 +71,9 @@ async fn take(workshop: &Workshop, part: &Part, room: usize) -> Result<Vec<Queue
 async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
     let (outbox, to, connection) = (row.id, row.outgoing.to.as_str(), row.connection);
     let mut doubt = Doubt { open: row.in_doubt, resent: false };
-    let said =
-        tokio::time::timeout(SEND_DEADLINE, say::say(workshop, part, &row, &mut doubt)).await;
+    let span = span(&row);
+    let saying = say::say(workshop, part, &row, &mut doubt).instrument(span.clone());
+    let said = tokio::time::timeout(SEND_DEADLINE, saying).await;
     let late = |_| SendResult::Doubtful(PAUSE, "it took too long".into());
     let result = match said.unwrap_or_else(late) {
         SendResult::Later(_, why) | SendResult::Doubtful(_, why)
@@ -92,10 +93,12 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
             *after
         }
         SendResult::Doubtful(after, why) => {
+            span.record("error.type", "doubtful");
             warn!(outbox, to, %connection, ?after, why, "it may have been said");
             *after
         }
         SendResult::Failed(why) => {
+            span.record("error.type", "failed");
             warn!(outbox, to, %connection, why, "can't be said");
             Duration::ZERO
         }
@@ -104,6 +107,22 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
         warn!(outbox, error = %Chain(&error), "how it ended could not be written down");
     }
     after
+}
+
+/// A call to Slack: linked to the request that it answers, as the processing before it is.
+fn span(row: &Queued) -> Span {
+    let span = tracing::info_span!(
+        target: "tidegate::trace",
+        "say",
+        otel.name = format!("say {}", row.outgoing.to.as_str()),
+        otel.kind = "client",
+        messaging.message.id = %row.dedupe,
+        error.type = field::Empty,
+    );
+    if let Some(traceparent) = &row.traceparent {
+        telemetry::link(&span, traceparent);
+    }
+    span
 }
 
 /// A `response_url` that nobody can be told without is good for half an hour; anything else is tried for a day.

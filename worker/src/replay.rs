@@ -9,6 +9,7 @@
 use crate::{
     Workshop,
     agent::Record,
+    commit::position,
     handle::{Done, Outcome},
     job::Job,
     part::Part,
@@ -19,7 +20,7 @@ use shared::{
     codec::envelope::{DedupeKey, Envelope},
     follow::{Follow, Followed, Place, first_since},
     partition::Partition,
-    store::{Committed, Owner, Position, Replay, Replayed},
+    store::{Committed, Owner, Replay, Replayed},
     stream::{self, STREAM},
     telemetry::Chain,
 };
@@ -253,12 +254,7 @@ async fn commit(
     job: &Job,
     done: Done,
 ) -> Result<Committed, String> {
-    let at = Position {
-        sequence: job.sequence,
-        lane: job.envelope.lane,
-        connection: job.envelope.connection,
-        dedupe: job.envelope.dedupe.clone(),
-    };
+    let at = position(job);
     let mut effects = done.effects;
     effects.say.extend(done.answer.map(|answer| answer.late).unwrap_or_default());
     let committed = workshop.store.commit(&part.owner, &at, &effects).await;

@@ -13,7 +13,7 @@ use super::{
     owner::{mine, owned},
 };
 use crate::{
-    codec::envelope::DedupeKey,
+    codec::envelope::{DedupeKey, Word},
     partition::Lane,
     types::{ConnectionId, Outgoing},
 };
@@ -30,6 +30,8 @@ pub struct Position {
     pub connection: ConnectionId,
     /// Its dedupe key.
     pub dedupe: DedupeKey,
+    /// The trace of the request that brought it, for what is said because of it.
+    pub traceparent: Option<Word>,
 }
 
 /// What handling a webhook changes.

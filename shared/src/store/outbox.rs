@@ -7,11 +7,12 @@
 
 use super::{Owner, Position, Store, StoreError, column, inconsistent};
 use crate::{
-    codec::envelope::DedupeKey,
+    codec::envelope::{DedupeKey, Word},
     partition::Lane,
     secrets::{KeyRing, Place, Sealed},
     types::{ConnectionId, Outgoing},
 };
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub struct Queued {
     pub dedupe: DedupeKey,
     /// What to say.
     pub outgoing: Outgoing,
+    /// The trace of the request that it answers.
+    pub traceparent: Option<Word>,
     /// How often it was tried before.
     pub attempts: i32,
     /// How often its webhook's `response_url` was used before, by this row and by others.
@@ -49,6 +52,15 @@ impl Queued {
             Sha256::digest(format!("outbox\0{}\0{}", self.dedupe, self.id).as_bytes()).into();
         hash[..16].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
+}
+
+/// A row's request, as it is sealed. A release that knows nothing of traces reads it as well.
+#[derive(Serialize, Deserialize)]
+struct Request<O> {
+    #[serde(flatten)]
+    outgoing: O,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
 }
 
 /// How a try to send ended.
@@ -73,7 +85,8 @@ pub(super) fn seal(
     outgoing: &Outgoing,
 ) -> Result<Sealed, StoreError> {
     let connection = at.connection.to_string();
-    let clear = serde_json::to_vec(outgoing)
+    let traceparent = at.traceparent.as_ref().map(|word| word.as_str().to_owned());
+    let clear = serde_json::to_vec(&Request { outgoing, traceparent })
         .map_err(|e| inconsistent(TABLE, "request", at.dedupe.as_str(), e))?;
     Ok(ring.seal(Place { owner: &connection, column: COLUMN }, &clear)?)
 }
@@ -239,12 +252,15 @@ impl Store {
         let wrong = |why: String| inconsistent(TABLE, "request", &key, why);
         let sealed = Sealed::stored(row.try_get("request")?);
         let clear = self.rings.tokens.open(place, &sealed).map_err(|e| wrong(e.to_string()))?;
+        let request: Request<Outgoing> =
+            serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?;
         Ok(Queued {
             id,
             lane: Lane::from_bits(row.try_get("lane")?),
             connection,
             dedupe: DedupeKey::stored(row.try_get("dedupe_key")?),
-            outgoing: serde_json::from_slice(&clear).map_err(|e| wrong(e.to_string()))?,
+            outgoing: request.outgoing,
+            traceparent: request.traceparent.and_then(Word::new),
             attempts: row.try_get("attempts")?,
             uses: row.try_get("uses")?,
             age: Duration::from_secs_f64(row.try_get::<f64, _>("age")?.max(0.0)),
