@@ -47,6 +47,11 @@ pub fn challenge<'a>(inbound: &'a Inbound<'_>) -> Option<&'a str> {
     }
 }
 
+/// Whether Slack says that it withheld events of a workspace, for a minute: there were too many, and it may never send them.
+pub fn tells_of_withheld_events(inbound: &Inbound<'_>) -> bool {
+    matches!(inbound, Inbound::Event(body) if body.kind.get() == Some("app_rate_limited"))
+}
+
 /// What sort it is.
 pub fn kind(inbound: &Inbound<'_>) -> Kind {
     match inbound {
@@ -158,7 +163,7 @@ fn dedupe_key(
     fresh: impl FnOnce() -> u128,
 ) -> Option<DedupeKey> {
     match inbound {
-        Inbound::Event(body) if body.kind.get() == Some("app_rate_limited") => {
+        Inbound::Event(body) if tells_of_withheld_events(inbound) => {
             let minute = body.minute_rate_limited.0.unwrap_or_default().to_be_bytes();
             let team = body.team_id.get().unwrap_or_default().as_bytes();
             Some(DedupeKey::new(connection, "rate-limited", &[team, &minute]))

@@ -158,6 +158,9 @@ impl Gate {
         if let Some(challenge) = classify::challenge(&inbound) {
             return Ok(Verdict::Challenge(challenge.to_owned()));
         }
+        if classify::tells_of_withheld_events(&inbound) {
+            self.metrics.events_withheld();
+        }
         let Found { connection, current } = connection(&inbound).await?;
         let id = connection.id;
         trail.connection = Some(connection);

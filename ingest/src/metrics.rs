@@ -42,6 +42,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
     publishes: Histogram,
     secrets: Family<SecretLabels, Counter>,
+    withheld: Counter,
     skew: Gauge,
     inflight: Gauge,
     connections: Gauge,
@@ -62,6 +63,7 @@ impl Metrics {
             requests,
             publishes: Histogram::new(PUBLISH_BUCKETS),
             secrets: Family::default(),
+            withheld: Counter::default(),
             skew: Gauge::default(),
             inflight: Gauge::default(),
             connections: Gauge::default(),
@@ -92,6 +94,11 @@ impl Metrics {
             "ingest_signing_secret_matched",
             "Verified webhooks by which of the connection's secrets signed them",
             this.secrets.clone(),
+        );
+        registry.register(
+            "ingest_events_withheld",
+            "Minutes for which Slack said that it withheld a workspace's events",
+            this.withheld.clone(),
         );
         registry.register(
             "ingest_clock_skew_seconds",
@@ -161,6 +168,11 @@ impl Metrics {
     pub fn matched(&self, key: usize) {
         let secret = if key == 0 { "current" } else { "previous" };
         self.secrets.get_or_create(&SecretLabels { secret }).inc();
+    }
+
+    /// Slack told that it withheld events.
+    pub fn events_withheld(&self) {
+        self.withheld.inc();
     }
 
     /// A webhook was signed at a time too far from ours.

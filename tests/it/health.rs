@@ -3,7 +3,7 @@
 use std::process::Command;
 use tests::{
     binaries::Binaries,
-    port,
+    fixtures, port,
     slack::webhook::Webhook,
     until::until,
     world::{SMALL, SOON, Size, World, agent_id},
@@ -50,6 +50,10 @@ async fn health_and_figures_are_told_on_a_port_of_their_own() {
     for _ in 0..2 {
         world.send(&app, &webhook).await.expect("an answer");
     }
+    let fixtures = fixtures::all().expect("fixtures");
+    let withheld = fixtures.iter().find(|fixture| fixture.name == "app_rate_limited");
+    let withheld = &withheld.expect("a fixture").webhook;
+    assert_eq!(world.send(&app, withheld).await.expect("an answer").status, 200);
     let ingest = &world.ingests[0];
     let status = async |url: String| reqwest::get(url).await.expect("an answer").status().as_u16();
     assert_eq!(status(ingest.admin("/healthz")).await, 200);
@@ -58,10 +62,11 @@ async fn health_and_figures_are_told_on_a_port_of_their_own() {
     }
     let page = ingest.metrics().await.expect("metrics");
     for line in [
-        "ingest_webhooks_total{outcome=\"accepted\",kind=\"event\"} 1",
+        "ingest_webhooks_total{outcome=\"accepted\",kind=\"event\"} 2",
         "ingest_webhooks_total{outcome=\"duplicate\",kind=\"event\"} 1",
-        "http_server_request_duration_seconds_count{http_route=\"/api/v1/webhooks/{connection}\",status_class=\"2xx\"} 2",
-        "ingest_publish_duration_seconds_count 2",
+        "http_server_request_duration_seconds_count{http_route=\"/api/v1/webhooks/{connection}\",status_class=\"2xx\"} 3",
+        "ingest_publish_duration_seconds_count 3",
+        "ingest_events_withheld_total 1",
         "ingest_connections 1",
         "ingest_nats_connected 1",
         "ingest_inflight 0",

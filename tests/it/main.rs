@@ -48,4 +48,5 @@ mod settings;
 mod architecture;
 mod readme;
 mod deploy;
+mod runbook;
 mod harness;
