@@ -233,6 +233,31 @@ fn no_probe_of_life_looks_past_the_process_and_no_more_workers_run_than_partitio
     assert_eq!(scaled["spec"]["scaleTargetRef"]["name"], "worker");
 }
 
+#[test]
+fn the_collectors_pipelines_are_of_parts_that_it_has() {
+    let collector = yaml(&deploy().join("observability/collector.yaml")).remove(0);
+    let service = &collector["service"];
+    let pipelines = service["pipelines"].as_object().expect("pipelines");
+    let used = |of: &Value, part: &str| {
+        let names = of[part].as_array().expect("a list").iter();
+        names.map(|name| (part.to_owned(), name.as_str().expect("text").to_owned())).collect()
+    };
+    let mut named: Vec<(String, String)> = used(service, "extensions");
+    for pipeline in pipelines.values() {
+        for part in ["receivers", "processors", "exporters"] {
+            named.extend::<Vec<_>>(used(pipeline, part));
+        }
+    }
+    assert!(named.len() >= 6, "{named:?}");
+    for (part, name) in named {
+        assert!(collector[&part].get(&name).is_some(), "{part} has no {name}");
+    }
+    let port = collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"].as_str();
+    let sent_to = config_map().into_iter().find(|(name, _)| name == "TIDEGATE_OTLP_ENDPOINT");
+    let port = port.and_then(|address| address.rsplit(':').next()).expect("a port");
+    assert!(sent_to.expect("traces are sent").1.ends_with(port));
+}
+
 /// The names of metrics in an expression of PromQL: what is left without strings, matchers, ranges, labels and functions.
 fn metrics_in(expression: &str) -> BTreeSet<String> {
     let mut rest = expression.to_owned();
