@@ -137,6 +137,7 @@ pub(super) async fn delete(
          with parked as (delete from lane_backlog where connection_id = $1 returning 1),
          unsaid as (delete from outbox where connection_id = $1 returning 1),
          given_up as (delete from dead where connection_id = $1 returning 1),
+         replayed as (delete from replays where connection_id = $1),
          used as (
              update link_claims set consumed_channel = null, consumed_user = null
               where consumed_connection = $1 and connection_id is distinct from $1),
