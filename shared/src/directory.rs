@@ -247,7 +247,8 @@ impl Directory {
                 Some((_, revision)) => {
                     self.bucket.update(key, bytes.clone(), revision).await.map_err(Broken::from)
                 }
-                None => self.bucket.create(key, bytes.clone()).await.map_err(Broken::from),
+                // Not the client's `create`, which asks any replica what is there when somebody was faster.
+                None => self.bucket.update(key, bytes.clone(), 0).await.map_err(Broken::from),
             };
             match written {
                 Ok(revision) => return Ok(revision),

@@ -130,10 +130,10 @@ async fn a_webhook_that_no_worker_has_reached_is_in_flight_not_lost() {
     let counts = lines(&world.tidegate(&["audit", "--since", "1h", "--json"]).expect("none lost"));
     assert_eq!((&counts[0]["in_flight"], &counts[0]["missing"]), (&1.into(), &0.into()));
     let partitions = lines(&world.tidegate(&["partitions", "--json"]).expect("printed"));
-    let behind: Vec<_> = partitions.iter().filter(|line| line["behind"] == true).collect();
+    let behind: Vec<_> = partitions.iter().filter(|line| line["lag"] != 0).collect();
     let partition = Partition::of(app.connection, Some("C1")).number();
     assert_eq!((behind.len(), &behind[0]["partition"]), (1, &partition.into()));
-    assert_eq!((&behind[0]["newest"], &behind[0]["held"]), (&1.into(), &false.into()));
+    assert_eq!((&behind[0]["lag"], &behind[0]["held"]), (&1.into(), &false.into()));
 }
 
 #[tokio::test]

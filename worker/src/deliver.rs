@@ -6,15 +6,14 @@
 //! the partition, is finished all the same: it can't be called back, and how it ended is worth knowing.
 
 use crate::{Workshop, part::Part, say, slack};
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use shared::{
     store::{Doubt, Queued, SendResult, StoreError},
     telemetry::{self, Chain},
     types::Destination,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
-use tracing::{Instrument, Span, field, info, warn};
+use tokio::{task::JoinSet, time::Instant};
+use tracing::{Instrument, Span, error, field, info, warn};
 
 /// Rows under way at once.
 const AT_ONCE: usize = 32;
@@ -31,7 +30,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// Delivers for a partition until it is to stop or is lost.
 pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
-    let mut sending = FuturesUnordered::new();
+    // Tasks, not futures polled from here: while this loop waits for a connection to Postgres, one of them may be given one
+    // and would never use it.
+    let mut sending = JoinSet::new();
     // When a row that was put off is due; there may be one of an owner before us at any time.
     let mut due = vec![Instant::now()];
     loop {
@@ -43,7 +44,12 @@ pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
         if !over && sending.len() < AT_ONCE && due.iter().any(|at| *at <= now) {
             due.retain(|at| *at > now);
             match take(&workshop, &part, AT_ONCE - sending.len()).await {
-                Ok(rows) => sending.extend(rows.into_iter().map(|row| send(&workshop, &part, row))),
+                Ok(rows) => {
+                    for row in rows {
+                        let (workshop, part) = (Arc::clone(&workshop), Arc::clone(&part));
+                        sending.spawn(async move { send(&workshop, &part, row).await });
+                    }
+                }
                 Err(error) => {
                     warn!(error = %Chain(&error), "the outbox could not be worked");
                     due.push(now + PAUSE);
@@ -53,7 +59,10 @@ pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
         let next = due.iter().min().map_or(now + LOOK_EVERY, |at| (*at).min(now + LOOK_EVERY));
         tokio::select! {
             // The next row of its lane may be due, or itself after a while.
-            Some(after) = sending.next() => due.push(Instant::now() + after),
+            Some(sent) = sending.join_next() => match sent {
+                Ok(after) => due.push(Instant::now() + after),
+                Err(panicked) => error!(%panicked, "how a row was sent is not known; it is in doubt"),
+            },
             _ = part.stop.cancelled(), if !over => {}
             _ = part.lost.cancelled(), if !over => {}
             _ = part.outbox.notified(), if !over && sending.len() < AT_ONCE => due.push(Instant::now()),
