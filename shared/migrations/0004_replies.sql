@@ -61,3 +61,12 @@ begin
     return null;
 end $$;
 create trigger agents_notify after update of mode on agents for each row execute function agents_notify();
+
+-- How often in a row Slack refused the token of an installation. Beside the connection's row: counting must not change
+-- what is hydrated.
+create table connection_refusals (
+    connection_id   text primary key references connections (id) on delete cascade,
+    installed_at    timestamptz,
+    refusals        integer not null,
+    at              timestamptz not null default now()
+);

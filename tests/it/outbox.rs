@@ -1,9 +1,16 @@
 //! What is to be said is said: once where Slack lets us look, and counted where it does not.
 
+use axum::{Router, http::StatusCode};
 use futures_util::future::join_all;
 use shared::store::NewConnection;
 use sqlx::Row;
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tests::{
     slack::{
         api::Outcome,
@@ -14,6 +21,7 @@ use tests::{
     until::until,
     world::{App, PAIR, SMALL, SOON, World, agent_id},
 };
+use tokio::net::TcpListener;
 
 const POST: &str = "chat.postMessage";
 
@@ -105,6 +113,10 @@ async fn where_slack_gives_no_way_to_look_the_doubt_is_counted_and_it_is_said_ag
     assert_eq!(said(&world, &app, 20), 40, "and is there twice");
     let calls = world.slack.calls_of("response_url");
     assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
+    for (method, count) in [(POST, 20.0), ("response_url", 10.0)] {
+        let line = format!("outbox_in_doubt_total{{method=\"{method}\",outcome=\"resent\"}}");
+        assert_eq!(world.workers[0].metric(&line).await.expect("a page"), count, "{line}");
+    }
 }
 
 #[tokio::test]
@@ -215,6 +227,80 @@ async fn what_slack_says_of_a_token_is_done_to_its_connection_and_to_no_other() 
     world.slack.install(&doubtful.token, there);
     becomes(&doubtful, "active").await;
     assert_eq!(said(&world, &doubtful, 1), 1);
+}
+
+/// What each of Slack's other words asks of us is done: kept or given up, and what becomes of the connection.
+#[tokio::test]
+async fn what_can_be_mended_is_kept_and_what_can_not_is_given_up() {
+    let world = World::start(SMALL).await.expect("a world");
+    let words = [
+        ("team_added_to_org", "pending", "active"),
+        ("accesslimited", "pending", "active"),
+        ("not_allowed_token_type", "pending", "error"),
+        ("message_limit_exceeded", "pending", "active"),
+        ("missing_scope", "failed", "active"),
+        ("team_access_not_granted", "failed", "active"),
+        ("msg_too_long", "failed", "active"),
+    ];
+    let mut apps = Vec::new();
+    for (word, ..) in words {
+        let app = world.connect_as(answered).await.expect("a connection");
+        world.slack.trouble(Trouble::new(Fault::Says(word.into())).on(POST).with_token(&app.token));
+        say(&world, &app, 1, "hello").await;
+        apps.push(app);
+    }
+    for ((word, state, becomes), app) in words.into_iter().zip(&apps) {
+        let (found, error): (String, String) = until(word, SOON, async || {
+            let query = "select state, last_error from outbox where connection_id = $1 and last_error <> ''";
+            let row = sqlx::query_as(query).bind(app.connection.to_string());
+            row.fetch_optional(&world.pool).await.ok()?
+        })
+        .await;
+        assert_eq!((found.as_str(), error.as_str()), (state, word));
+        assert_eq!(status(&world, app).await, becomes, "{word}");
+    }
+    let limited: i64 =
+        sqlx::query_scalar("select count(*) from slack_limits where connection_id = $1")
+            .bind(apps[3].connection.to_string())
+            .fetch_one(&world.pool)
+            .await
+            .expect("a count");
+    assert_eq!(limited, 3, "a full workspace pauses all that is said there");
+}
+
+#[tokio::test]
+async fn a_response_url_that_leads_elsewhere_is_not_followed() {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let origin = format!("http://{}", listener.local_addr().expect("an address"));
+    let count = Arc::clone(&asked);
+    let answer = move || async move {
+        count.fetch_add(1, Ordering::Relaxed);
+        (StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")])
+    };
+    let router = Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    world.set("TIDEGATE_RESPONSE_URL_ORIGINS", &origin);
+    world.start_ingest().await.expect("an ingest");
+    world.start_worker().await.expect("a worker");
+    world.settled().await.expect("settled");
+    let app = world.connect().await.expect("a connection");
+    let mut help = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
+    let body = form_urlencoded::parse(&help.body).into_owned().map(|(name, value)| {
+        let value = if name == "response_url" { format!("{origin}/here") } else { value };
+        (name, value)
+    });
+    help.body =
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(body).finish().into_bytes();
+    world.send(&app, &help).await.expect("an answer");
+    let why: String = until("given up", SOON, async || {
+        let query = "select last_error from outbox where state = 'failed'";
+        sqlx::query_scalar(query).fetch_optional(&world.pool).await.ok()?
+    })
+    .await;
+    assert!(why.starts_with("307"), "{why}");
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "the redirect was followed");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Tokens that rotate are refreshed by one worker, however many need them.
 
 use futures_util::future::join_all;
-use shared::{secrets::Secret, store::NewRotation};
+use shared::secrets::Secret;
 use std::time::Duration;
 use tests::{
     slack::{
@@ -31,14 +31,19 @@ async fn rotating(world: &World, expires_in: Duration) -> (App, Secret) {
         .expect("a connection");
     // Connecting installed it for good; this token rotates.
     let pair = world.slack.install_rotating(Installation::new(&app.app, &app.team, &app.bot_user));
-    let rotation = NewRotation {
-        connection: app.connection,
-        client_id: "1.2".into(),
-        client_secret: Secret::new("client secret".into()).expect("not empty"),
-        refresh_token: Secret::new(pair.refresh).expect("not empty"),
-        expires_in,
-    };
-    world.store.put_rotation(&rotation).await.expect("Postgres");
+    let expires_in = format!("{}s", expires_in.as_secs());
+    let id = app.connection.to_string();
+    world
+        .tidegate(&[
+            "connections",
+            "rotation",
+            &id,
+            "--client-id=1.2",
+            "--client-secret=client secret",
+            &format!("--refresh-token={}", pair.refresh),
+            &format!("--expires-in={expires_in}"),
+        ])
+        .expect("the verb");
     world.slack.refuse_token(token.expose(), "token_expired");
     (app, token)
 }

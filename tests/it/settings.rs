@@ -31,7 +31,7 @@ fn an_unset_or_malformed_setting_ends_the_process_with_one_sentence_that_names_i
     let no_file = ("TIDEGATE_TOKEN_KEYS", "file:/nonexistent/ring");
     let no_url = ("TIDEGATE_POSTGRES_URL", "file:/nonexistent/url");
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case<'_>; 14] = [
+    let cases: [Case<'_>; 15] = [
         ("ingest", &[], &[SIGNING], "TIDEGATE_NATS_URL is not set: "),
         ("ingest", &[], &[NATS], "TIDEGATE_SIGNING_KEYS is not set: "),
         ("ingest", &[], &[NATS, bad_ring], "TIDEGATE_SIGNING_KEYS is malformed"),
@@ -48,6 +48,12 @@ fn an_unset_or_malformed_setting_ends_the_process_with_one_sentence_that_names_i
             "TIDEGATE_WORKER_ID is malformed",
         ),
         ("ingest", &[], &[NATS, SIGNING, ("TIDEGATE_LOG", "[[")], "TIDEGATE_LOG is malformed"),
+        (
+            "worker",
+            &[],
+            &[NATS, SIGNING, TOKENS, POSTGRES, ("TIDEGATE_AGENT_NETWORKS", "here")],
+            "TIDEGATE_AGENT_NETWORKS is malformed",
+        ),
         ("worker", &[], &[NATS, SIGNING, TOKENS], "TIDEGATE_POSTGRES_URL is not set: "),
         ("worker", &[], &[NATS, SIGNING, no_file, POSTGRES], "TIDEGATE_TOKEN_KEYS is malformed"),
         (

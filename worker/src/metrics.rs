@@ -4,7 +4,9 @@
 //! hand when the page is read, so that a partition given up leaves no figure behind. What only Postgres knows (parked,
 //! dead) is told by the one worker that tidies.
 
-use crate::{hydrate::Hydrator, lane::Lanes, part::Part, slack::counted::Counted};
+use crate::{
+    agent::AgentCalls, hydrate::Hydrator, lane::Lanes, part::Part, slack::counted::Counted,
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -64,6 +66,8 @@ pub struct Metrics {
     parked: Gauge,
     parked_oldest: Gauge<f64, AtomicU64>,
     dead_kept: Gauge,
+    unsaid: Gauge,
+    unsaid_oldest: Gauge<f64, AtomicU64>,
     watched: Mutex<Vec<Watched>>,
 }
 
@@ -85,8 +89,8 @@ pub enum LeaseChange {
 }
 
 impl Metrics {
-    /// All zero, but for what the hydrator and the client of Slack count by themselves.
-    pub fn new(hydrator: &Hydrator, slack: &Counted) -> Self {
+    /// All zero, but for what the hydrator and the clients of Slack and of agents count by themselves.
+    pub fn new(hydrator: &Hydrator, slack: &Counted, agents: &AgentCalls) -> Self {
         let mut registry = Registry::default();
         let this = Self {
             registry: Registry::default(),
@@ -110,6 +114,8 @@ impl Metrics {
             parked: Gauge::default(),
             parked_oldest: Gauge::default(),
             dead_kept: Gauge::default(),
+            unsaid: Gauge::default(),
+            unsaid_oldest: Gauge::default(),
             watched: Mutex::default(),
         };
         // There from the start, so that its first time is a change.
@@ -200,7 +206,18 @@ impl Metrics {
             "Connections asked for, by where they came from",
             hydrator.asked(),
         );
+        r.register(
+            "worker_unsaid",
+            "Messages still to be said to Slack, of all workers; told by one of them",
+            this.unsaid.clone(),
+        );
+        r.register(
+            "worker_unsaid_oldest_seconds",
+            "How long the oldest of them waits; told by one worker",
+            this.unsaid_oldest.clone(),
+        );
         slack.register(r);
+        agents.register(r);
         r.register("build", "What runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         Self { registry, ..this }
     }
@@ -253,6 +270,8 @@ impl Metrics {
         self.parked.set(standing.parked);
         self.parked_oldest.set(standing.parked_oldest.as_secs_f64());
         self.dead_kept.set(standing.dead);
+        self.unsaid.set(standing.unsaid);
+        self.unsaid_oldest.set(standing.unsaid_oldest.as_secs_f64());
     }
 
     /// Figures of this partition are told for as long as it is in hand.

@@ -1,38 +1,33 @@
-//! How often in a row Slack refused a connection's token.
+//! Whose token Slack refused lately, as far as this worker saw.
 //!
-//! In: refusals that `auth.test` confirmed, and successes. Out: the count, since the token last worked or changed. Kept in
-//! memory: a worker that starts anew counts anew, and a token that is bad is refused soon enough again.
+//! In: refusals and successes. Out: whether a success has something to take back. How often in a row is counted in Postgres;
+//! this keeps every other success from asking there.
 
 use shared::types::ConnectionId;
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Connections counted at most; then all are forgotten.
+/// Connections kept at most; then all are forgotten, and what is counted of them grows old.
 const KEPT_MAX: usize = 10_000;
 
-/// The counts.
+/// Connections whose token was refused. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Refusals(Arc<Mutex<HashMap<ConnectionId, (i64, u32)>>>);
+pub struct Refusals(Arc<Mutex<HashSet<ConnectionId>>>);
 
 impl Refusals {
-    /// One more, of the token that this version of the connection has.
-    pub fn count(&self, connection: ConnectionId, version: i64) -> u32 {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= KEPT_MAX {
-            counts.clear();
+    /// It was refused.
+    pub fn note(&self, connection: ConnectionId) {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= KEPT_MAX {
+            refused.clear();
         }
-        let entry = counts.entry(connection).or_insert((version, 0));
-        if entry.0 != version {
-            *entry = (version, 0);
-        }
-        entry.1 += 1;
-        entry.1
+        refused.insert(connection);
     }
 
-    /// It works.
-    pub fn forget(&self, connection: ConnectionId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection);
+    /// It works; whether it was refused before.
+    pub fn forget(&self, connection: ConnectionId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection)
     }
 }

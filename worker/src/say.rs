@@ -31,6 +31,8 @@ const USES_MAX: i64 = 5;
 const USED_WITHIN: Duration = Duration::from_secs(30 * 60);
 /// What had no answer is looked up after this long: Slack may still be at it.
 const DOUBT_PAUSE: Duration = Duration::from_secs(2);
+/// Between two looks at a partition that may not be ours any more.
+const NOT_OURS: Duration = Duration::from_millis(250);
 /// Longest wait between two tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// For what a person has to mend, or Slack to finish.
@@ -42,7 +44,7 @@ const PAGES: usize = 4;
 /// Our clock and Slack's may differ by this much.
 const CLOCKS: Duration = Duration::from_secs(60);
 /// So many refusals of a token in a row, each confirmed by `auth.test`, put its connection in error.
-const REFUSALS_MAX: u32 = 3;
+const REFUSALS_MAX: i32 = 3;
 
 /// Says it.
 pub async fn say(workshop: &Workshop, part: &Part, row: &Queued, doubt: &mut Doubt) -> SendResult {
@@ -93,8 +95,7 @@ impl<'a> Saying<'a> {
 
     /// Asked last: from here to Slack nothing waits for anything of ours.
     fn is_ours(self) -> Result<(), SendResult> {
-        let lost =
-            || SendResult::Untried(Duration::ZERO, "the partition is not ours any more".into());
+        let lost = || SendResult::Untried(NOT_OURS, "the partition is not ours any more".into());
         self.part.is_ours().then_some(()).ok_or_else(lost)
     }
 
@@ -130,6 +131,7 @@ impl<'a> Saying<'a> {
             return SendResult::Failed(format!("{why}, and only it can replace a message"));
         };
         info!(outbox = row.id, why, "told by the Web API instead");
+        self.resent(doubt); // what a response_url was told bears no mark to look for
         let (channel, user) = (fallback.channel.clone(), fallback.user.clone());
         let to = match self.row.outgoing.message["response_type"] == "in_channel" {
             true => Destination::PostMessage { channel, thread_ts: None },
@@ -374,19 +376,24 @@ impl Speaker<'_> {
             },
             _ => false,
         };
-        if refused
-            && self.saying.workshop.refusals.count(self.connection.id, self.connection.version)
-                >= REFUSALS_MAX
-        {
-            self.refused(Status::Error, &text).await;
+        if refused {
+            self.saying.workshop.refusals.note(self.connection.id);
+            let (id, version) = (self.connection.id, self.connection.version);
+            match self.saying.workshop.store.count_refusal(id, version).await {
+                Ok(count) if count >= REFUSALS_MAX => self.refused(Status::Error, &text).await,
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(connection = %id, error = %Chain(&error), "a refusal could not be counted")
+                }
+            }
         }
         SendResult::Later(again(row), text)
     }
 
     async fn refused(&self, status: Status, word: &str) {
         let (id, version) = (self.connection.id, self.connection.version);
-        let store = &self.saying.workshop.store;
         let why = format!("Slack says: {word}");
+        let store = &self.saying.workshop.store;
         match store.connection_refused(id, Some(version), status, &why).await {
             Ok(changed) => {
                 warn!(connection = %id, %status, word, changed, "Slack refuses the connection")
@@ -400,8 +407,8 @@ impl Speaker<'_> {
     /// Slack took it: the token is good.
     async fn works(&self) {
         let (id, version) = (self.connection.id, self.connection.version);
-        self.saying.workshop.refusals.forget(id);
-        if self.connection.status == Status::Error
+        let refused = self.saying.workshop.refusals.forget(id);
+        if (refused || self.connection.status == Status::Error)
             && let Err(error) = self.saying.workshop.store.connection_works(id, version).await
         {
             warn!(connection = %id, error = %Chain(&error), "a connection that works stays marked as in error");

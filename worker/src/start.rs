@@ -79,15 +79,16 @@ async fn run(config: Config, handler: AnyHandler) -> anyhow::Result<ExitCode> {
     )
     .context("an HTTP client for Slack")?;
     let token_is_over = Arc::new(Notify::new());
-    let metrics = Arc::new(Metrics::new(&hydrator, &slack.counted));
+    let agents =
+        Agents::new(Networks::new(config.agent_networks)).context("an HTTP client for agents")?;
+    let metrics = Arc::new(Metrics::new(&hydrator, &slack.counted, &agents.counted));
     let workshop = Arc::new(Workshop {
         store: store.clone(),
         nats: nats.clone(),
         slack: slack.clone(),
         token_is_over: Arc::clone(&token_is_over),
         refusals: Refusals::default(),
-        agents: Agents::new(Networks::new(config.agent_networks))
-            .context("an HTTP client for agents")?,
+        agents,
         handler,
         handler_deadline: config.handler_deadline,
         command: config.command,

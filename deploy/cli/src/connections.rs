@@ -5,6 +5,7 @@ use crate::{
     StoreSettings,
     announce::{announce, bury},
     jetstream, print,
+    rotation::Rotation,
 };
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
@@ -39,6 +40,8 @@ pub enum Connections {
     Start(Switch),
     /// Give a connection a new signing secret; the one before stays good for a while.
     Rotate(Rotate),
+    /// A connection's bot token rotates: workers keep it fresh from now on.
+    Rotation(Rotation),
     /// Delete a connection and everything that is kept for it, in Postgres, the directory and the stream.
     Delete(Delete),
 }
@@ -107,6 +110,7 @@ impl Connections {
             Connections::Show(show) => show.run().await,
             Connections::Stop(switch) => switch.set(Status::Stopped).await,
             Connections::Start(switch) => switch.set(Status::Active).await,
+            Connections::Rotation(rotation) => rotation.run().await,
             Connections::Rotate(rotate) => {
                 let (id, store) = (rotate.switch.connection, rotate.switch.store.open()?);
                 store.rotate_signing_secret(id, &rotate.secret, rotate.overlap).await?;

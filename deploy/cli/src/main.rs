@@ -26,6 +26,7 @@ mod migrate;
 mod partitions;
 mod print;
 mod replay;
+mod rotation;
 mod tail;
 
 /// Operates Tidegate: migrate, provision, look, repair.

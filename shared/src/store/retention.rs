@@ -30,6 +30,10 @@ pub struct Standing {
     pub parked_oldest: Duration,
     /// Webhooks given up that nobody decided about.
     pub dead: i64,
+    /// What is still to be said.
+    pub unsaid: i64,
+    /// How long the oldest of that waits.
+    pub unsaid_oldest: Duration,
 }
 
 impl Store {
@@ -41,7 +45,10 @@ impl Store {
                     (select count(*) from lane_backlog) as parked,
                     (select greatest(coalesce(extract(epoch from now() - min(parked_at)), 0), 0)::float8
                        from lane_backlog) as parked_oldest,
-                    (select count(*) from dead) as dead",
+                    (select count(*) from dead) as dead,
+                    (select count(*) from outbox where state in ('pending', 'sending')) as unsaid,
+                    (select greatest(coalesce(extract(epoch from now() - min(created_at)), 0), 0)::float8
+                       from outbox where state in ('pending', 'sending')) as unsaid_oldest",
         )
         .fetch_one(&self.pool)
         .await?;
@@ -50,6 +57,8 @@ impl Store {
             parked: row.try_get("parked")?,
             parked_oldest: Duration::from_secs_f64(row.try_get("parked_oldest")?),
             dead: row.try_get("dead")?,
+            unsaid: row.try_get("unsaid")?,
+            unsaid_oldest: Duration::from_secs_f64(row.try_get("unsaid_oldest")?),
         })
     }
 

@@ -6,7 +6,12 @@
 //! [`DELIVERY`]: the same however often a webhook is handed on.
 
 use super::{AgentError, Agents, Response, refusal, send, sign, unix_now};
-use shared::{codec::envelope::Envelope, secrets::Secret, store::Agent, types::Kind};
+use shared::{
+    codec::envelope::Envelope,
+    secrets::Secret,
+    store::Agent,
+    types::{AgentMode, Kind},
+};
 
 /// The header by which an app recognises a repeat.
 pub const DELIVERY: &str = "tidegate-delivery";
@@ -32,6 +37,21 @@ impl Agents {
             record.note(format!("hand on to agent {}", agent.id));
             return Ok(Taken::Yes(Vec::new()));
         }
+        let taken = self.try_to_forward(agent, signing_secret, envelope).await;
+        let word = |taken: &Taken| match taken {
+            Taken::Yes(_) => "taken",
+            Taken::Unhandled => "unhandled",
+        };
+        self.counted.called(AgentMode::Forward, &taken, word);
+        taken
+    }
+
+    async fn try_to_forward(
+        &self,
+        agent: &Agent,
+        signing_secret: &Secret,
+        envelope: &Envelope,
+    ) -> Result<Taken, AgentError> {
         let now = unix_now();
         let request = self
             .post(agent)?

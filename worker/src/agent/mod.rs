@@ -6,10 +6,12 @@
 //! answer and the commit repeats it. Redirects are not followed, and addresses are checked ([`address`]).
 
 pub mod address;
+mod counted;
 pub mod forward;
 mod record;
 mod sign;
 
+pub use counted::AgentCalls;
 pub use record::Record;
 
 use address::{Guard, Networks, Refused, System};
@@ -19,7 +21,7 @@ use serde_json::{Value, json};
 use shared::{
     store::Agent,
     telemetry::Chain,
-    types::{ChannelId, ConnectionId, TeamId},
+    types::{AgentMode, ChannelId, ConnectionId, TeamId},
 };
 use std::{
     error::Error,
@@ -44,6 +46,8 @@ pub struct Agents {
     in_clear: reqwest::Client,
     /// Where calls are recorded instead of being made.
     record: Option<Record>,
+    /// How calls went.
+    pub counted: AgentCalls,
 }
 
 /// What an agent is asked.
@@ -102,7 +106,7 @@ impl Agents {
         };
         let by_tls = client(false).https_only(true).build()?;
         let in_clear = client(true).build()?;
-        Ok(Self { networks, by_tls, in_clear, record: None })
+        Ok(Self { networks, by_tls, in_clear, record: None, counted: AgentCalls::default() })
     }
 
     /// The same, but nobody is called: every agent says nothing, and what it would have been asked is recorded.
@@ -123,15 +127,27 @@ impl Agents {
         id: &str,
         question: &Question<'_>,
     ) -> Result<Option<Answer>, AgentError> {
+        if let Some(record) = &self.record {
+            record.note(format!("ask agent {}", agent.id));
+            return Ok(None);
+        }
+        let answer = self.try_to_ask(agent, id, question).await;
+        let word = |answer: &Option<Answer>| if answer.is_some() { "answered" } else { "silent" };
+        self.counted.called(AgentMode::Reply, &answer, word);
+        answer
+    }
+
+    async fn try_to_ask(
+        &self,
+        agent: &Agent,
+        id: &str,
+        question: &Question<'_>,
+    ) -> Result<Option<Answer>, AgentError> {
         #[derive(Serialize)]
         struct Asked<'a> {
             id: &'a str,
             #[serde(flatten)]
             question: &'a Question<'a>,
-        }
-        if let Some(record) = &self.record {
-            record.note(format!("ask agent {}", agent.id));
-            return Ok(None);
         }
         let wrong = |why: String| AgentError::Wrong(format!("agent {}: {why}", agent.id));
         let body = serde_json::to_vec(&Asked { id, question })

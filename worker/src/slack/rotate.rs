@@ -60,8 +60,8 @@ async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
             let ours = store.rotation_failed(&due, BACKOFF_MAX, &text).await?;
             if ours {
                 error!(%connection, "the refresh token is spent: the app has to be installed anew");
-                let why = "its refresh token is spent: the app has to be installed anew";
-                store.connection_refused(connection, None, Status::Error, why).await?;
+                let reason = "the refresh token is spent: install the app anew";
+                store.connection_refused(connection, None, Status::Error, reason).await?;
             }
             return Ok(true);
         }
