@@ -2,7 +2,8 @@
 //!
 //! Every write is synced (`sync_interval: always`), so what was acknowledged is there after a kill:
 //! the tests of durability must not depend on the page cache. Who may do what is the deployment's own file; besides its three
-//! users there is one for the tests, who may do everything. Three of them make a cluster.
+//! users there is one for the tests, who may do everything. Three of them make a cluster. The benchmark alone has one that is
+//! synced as seldom as nats-server does by itself: else it would measure the disk.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,6 +27,9 @@ const FIRST_TRIES: usize = 5;
 /// A Slack body of 1 MiB and its envelope.
 const MAX_PAYLOAD: u32 = 1_114_112;
 
+/// How often it syncs: with every write.
+const ALWAYS: &str = "always";
+
 /// Who may do what, as it is deployed.
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
 
@@ -46,11 +50,23 @@ impl Nats {
     /// # Errors
     /// When no nats-server can be had, or it does not start.
     pub async fn start(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
+        Self::start_synced(run, name, ALWAYS).await
+    }
+
+    /// The same, synced every two minutes, as nats-server does when nobody says otherwise.
+    ///
+    /// # Errors
+    /// When no nats-server can be had, or it does not start.
+    pub async fn start_synced_seldom(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
+        Self::start_synced(run, name, "2m").await
+    }
+
+    async fn start_synced(run: &Arc<RunDir>, name: &str, sync: &str) -> anyhow::Result<Self> {
         let program = fetch::nats_server(run).await?;
         let keys = Arc::new(Keys::generate(&run.path().join(format!("{name}-keys")))?);
         let mut tries = 1;
         loop {
-            let nats = Self::launch(run, name, &program, &keys, None)?;
+            let nats = Self::launch(run, name, &program, &keys, sync, None)?;
             match nats.ready().await {
                 Ok(()) => return Ok(nats),
                 // Somebody else took a port between our look and its bind.
@@ -71,7 +87,14 @@ impl Nats {
         let mut all = Vec::new();
         for n in 0..count {
             let route = (routes[n], routes.as_slice());
-            all.push(Self::launch(run, &format!("nats-{}", n + 1), &program, &keys, Some(route))?);
+            all.push(Self::launch(
+                run,
+                &format!("nats-{}", n + 1),
+                &program,
+                &keys,
+                ALWAYS,
+                Some(route),
+            )?);
         }
         for nats in &all {
             nats.ready().await?;
@@ -87,6 +110,7 @@ impl Nats {
         name: &str,
         program: &Path,
         keys: &Arc<Keys>,
+        sync: &str,
         cluster: Option<(u16, &[u16])>,
     ) -> anyhow::Result<Self> {
         let (port, monitor) = (port::free()?, port::free()?);
@@ -102,7 +126,7 @@ http: "127.0.0.1:{monitor}"
 max_payload: {MAX_PAYLOAD}
 jetstream {{
   store_dir: "{}"
-  sync_interval: always
+  sync_interval: {sync}
 }}
 include permissions.conf
 # In place of the one in there: one user more.

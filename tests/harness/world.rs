@@ -196,14 +196,25 @@ impl World {
         Ok(world)
     }
 
-    async fn servers(size: Size, servers: usize) -> anyhow::Result<Self> {
-        let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
+    /// One of each server, NATS synced seldom, as the benchmark wants it; no ingest or worker yet.
+    pub async fn synced_seldom(size: Size) -> anyhow::Result<Self> {
         let run = Arc::new(RunDir::new("world")?);
-        tokio::task::spawn_blocking(Binaries::get).await??; // built while nothing waits for it
-        let mut servers = match servers {
+        let nats = Nats::start_synced_seldom(&run, "nats").await?;
+        Self::over(run, vec![nats], size).await
+    }
+
+    async fn servers(size: Size, servers: usize) -> anyhow::Result<Self> {
+        let run = Arc::new(RunDir::new("world")?);
+        let servers = match servers {
             1 => vec![Nats::start(&run, "nats").await?],
             several => Nats::cluster(&run, several).await?,
         };
+        Self::over(run, servers, size).await
+    }
+
+    async fn over(run: Arc<RunDir>, mut servers: Vec<Nats>, size: Size) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
+        tokio::task::spawn_blocking(Binaries::get).await??; // built while nothing waits for it
         let (replicas, nats) = (servers.len(), servers.remove(0));
         let postgres = if size.own_postgres {
             Arc::new(Postgres::start(&run, "postgres").await?)

@@ -1,0 +1,109 @@
+//! What the least code does: the two servers that ingest is compared with.
+//!
+//! (a) checks the HMAC and answers. (b) also publishes the body, under a dedupe key, and waits until JetStream has it. Both run
+//! as processes of their own, as ingest does, and have none of what ingest is for: no directory, no age of a signature, no
+//! limits, no deadlines, no budget, no log, no figures, no drain.
+
+use anyhow::Context;
+use async_nats::{ConnectOptions, HeaderMap, jetstream};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{self, StatusCode},
+    routing::post,
+};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+/// Which of the two.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Role {
+    /// (a)
+    #[command(hide = true)]
+    Bare(Settings),
+    /// (b)
+    #[command(hide = true)]
+    Publish(Settings),
+}
+
+/// Where it listens and what it knows.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    #[arg(long)]
+    listen: SocketAddr,
+    #[arg(long)]
+    secret: String,
+    #[arg(long, value_delimiter = ',')]
+    nats: Vec<async_nats::ServerAddr>,
+    #[arg(long)]
+    nkey_file: PathBuf,
+}
+
+struct Least {
+    key: Hmac<Sha256>,
+    js: Option<jetstream::Context>,
+}
+
+/// Serves until killed.
+pub async fn serve(role: Role) -> anyhow::Result<()> {
+    let (settings, publishes) = match role {
+        Role::Bare(settings) => (settings, false),
+        Role::Publish(settings) => (settings, true),
+    };
+    let js = match publishes {
+        true => {
+            let options = ConnectOptions::with_nkey(std::fs::read_to_string(settings.nkey_file)?);
+            Some(jetstream::new(options.connect(&settings.nats[..]).await?))
+        }
+        false => None,
+    };
+    let key = Hmac::new_from_slice(settings.secret.as_bytes())?;
+    let router = Router::new().route("/", post(handle)).with_state(Arc::new(Least { key, js }));
+    let listener = tokio::net::TcpListener::bind(settings.listen).await?;
+    axum::serve(listener, router).await.context("serving")
+}
+
+async fn handle(
+    State(least): State<Arc<Least>>,
+    headers: http::HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (Some(timestamp), Some(signature)) =
+        (header("x-slack-request-timestamp"), header("x-slack-signature"))
+    else {
+        return StatusCode::UNAUTHORIZED;
+    };
+    let mut mac = least.key.clone();
+    mac.update(b"v0:");
+    mac.update(timestamp.as_bytes());
+    mac.update(b":");
+    mac.update(&body);
+    if signature.strip_prefix("v0=").and_then(tag).is_none_or(|tag| mac.verify_slice(&tag).is_err())
+    {
+        return StatusCode::UNAUTHORIZED;
+    }
+    let Some(js) = &least.js else { return StatusCode::OK };
+    let mut with = HeaderMap::new();
+    with.insert("Nats-Msg-Id", signature);
+    let published =
+        async { js.publish_with_headers("slack.in.0.ceiling", with, body).await?.await };
+    match published.await {
+        Ok(_) => StatusCode::OK,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn tag(hex: &str) -> Option<[u8; 32]> {
+    let mut tag = [0; 32];
+    if hex.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in tag.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        let digit = |b: u8| char::from(b).to_digit(16);
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    }
+    Some(tag)
+}

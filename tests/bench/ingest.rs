@@ -1,0 +1,227 @@
+//! The way in: ingest against the least code that could stand in its place.
+
+use crate::{
+    client::{Client, Sent, number},
+    machine::cpu,
+    report::{Bound::*, Report},
+    stage::{Server, Stage},
+    tenants::{BODY_BYTES, Tenants, Way},
+    turns::Series,
+};
+use async_nats::HeaderMap;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+
+/// Webhooks in flight at once, where as many as possible are sent.
+const IN_FLIGHT: usize = 64;
+/// Connections for the open loop: more than ever wait at half load.
+const LINES: usize = 256;
+
+/// One server, and three.
+pub async fn alone(report: &mut Report) -> anyhow::Result<()> {
+    report.part("ingest R1");
+    measure(report, &Stage::start(1).await?, Rounds { closed: 12, open: 8, slice_ms: 500 }).await
+}
+
+/// Three servers on this one machine.
+pub async fn replicated(report: &mut Report) -> anyhow::Result<()> {
+    report.part("ingest R3");
+    measure(report, &Stage::start(3).await?, Rounds { closed: 8, open: 6, slice_ms: 600 }).await
+}
+
+struct Rounds {
+    closed: usize,
+    open: usize,
+    slice_ms: u64,
+}
+
+/// What one of those compared came to.
+#[derive(Default)]
+struct Runner {
+    rate: Series,
+    /// Microseconds of CPU per webhook: the server's, NATS's, and ours.
+    server: Series,
+    nats: Series,
+    client: Series,
+}
+
+async fn measure(report: &mut Report, stage: &Stage, rounds: Rounds) -> anyhow::Result<()> {
+    let tenants = Arc::new(Tenants::random(10)?);
+    let secret = &tenants.all()[0].secret;
+    stage.provision(&tenants).await?;
+    let (ingest, _) = stage.ingest("ingest").await?;
+    let bare = stage.ceiling("bare", secret).await?;
+    let least = stage.ceiling("publish", secret).await?;
+    let mut to_ingest = ingest.client(&tenants, Way::Connection, IN_FLIGHT);
+    let mut to_bare = bare.client(&tenants, Way::Root, IN_FLIGHT);
+    let mut to_least = least.client(&tenants, Way::Root, IN_FLIGHT);
+    let slice = Duration::from_millis(rounds.slice_ms);
+
+    let (mut a, mut b, mut c, mut ours) = <(Runner, Runner, Runner, Runner)>::default();
+    for round in 0..=rounds.closed {
+        // The first round warms up, and is not counted.
+        let counted = round > 0;
+        closed(stage, &mut to_bare, &bare, slice, counted.then_some(&mut a)).await?;
+        closed(stage, &mut to_least, &least, slice, counted.then_some(&mut b)).await?;
+        let published = publishes(stage, &tenants, slice).await?;
+        if counted {
+            c.rate.push(published);
+        }
+        closed(stage, &mut to_ingest, &ingest, slice, counted.then_some(&mut ours)).await?;
+    }
+    let sum = a.rate.with(&c.rate, |a, c| 1.0 / (1.0 / a + 1.0 / c));
+    let to_b = ours.rate.to(&b.rate);
+    report.ratio_target("accepted/s at 64 in flight, to (b)", to_b, AtLeast(0.95));
+    report.target("accepted/s at 64 in flight, to (b): the aim", to_b, AtLeast(1.15), "×");
+    let to_sum = ours.rate.to(&sum);
+    report.ratio_target("accepted/s, to (a) and (c) one after the other", to_sum, AtLeast(0.95));
+    report.ratio("CPU per webhook of ingest, to the server of (b)", ours.server.to(&b.server));
+    report.ratio("CPU per webhook of NATS, ingest to (b)", ours.nats.to(&b.nats));
+    for (who, runner) in [("(a) bare", &a), ("(b) least", &b), ("ingest", &ours)] {
+        report.figure(format!("{who}: accepted"), runner.rate.median(), "/s");
+    }
+    report.figure("(c) publishes without HTTP", c.rate.median(), "/s");
+    for (who, runner) in [("(a) bare", &a), ("(b) least", &b), ("ingest", &ours)] {
+        report.figure(format!("{who}: CPU per webhook"), runner.server.median(), "µs");
+        report.figure(format!("{who}: CPU of NATS per webhook"), runner.nats.median(), "µs");
+        report.figure(
+            format!("{who}: CPU of the client per webhook"),
+            runner.client.median(),
+            "µs",
+        );
+    }
+
+    let half = ours.rate.median().min(b.rate.median()) / 2.0;
+    let mut to_ingest = ingest.client(&tenants, Way::Connection, LINES);
+    let mut to_least = least.client(&tenants, Way::Root, LINES);
+    let mut p99 = (Series::default(), Series::default());
+    let mut p50 = (Series::default(), Series::default());
+    for round in 0..=rounds.open {
+        let (least, _) = to_least.open(half, slice * 2).await?;
+        stage.clear().await?;
+        let (ours, _) = to_ingest.open(half, slice * 2).await?;
+        stage.clear().await?;
+        if round > 0 {
+            p99.0.push(ours.quantile_ms(0.99));
+            p99.1.push(least.quantile_ms(0.99));
+            p50.0.push(ours.quantile_ms(0.5));
+            p50.1.push(least.quantile_ms(0.5));
+        }
+    }
+    report.ratio_target("ack p99 at half load, to (b)", p99.0.to(&p99.1), AtMost(1.5));
+    report.ratio("ack p50 at half load, to (b)", p50.0.to(&p50.1));
+    report.figure("half load", half, "/s");
+    report.figure("ingest: ack p50 at half load", p50.0.median(), "ms");
+    report.figure("ingest: ack p99 at half load", p99.0.median(), "ms");
+    report.figure("(b) least: ack p50 at half load", p50.1.median(), "ms");
+    report.figure("(b) least: ack p99 at half load", p99.1.median(), "ms");
+    Ok(())
+}
+
+async fn closed(
+    stage: &Stage,
+    client: &mut Client,
+    server: &Server,
+    slice: Duration,
+    into: Option<&mut Runner>,
+) -> anyhow::Result<Sent> {
+    let (server, ourselves) = (server.process.pid(), std::process::id());
+    let before = (cpu(server), stage.nats_cpu(), cpu(ourselves));
+    let sent = client.closed(slice).await?;
+    let after = (cpu(server), stage.nats_cpu(), cpu(ourselves));
+    stage.clear().await?;
+    if let Some(runner) = into {
+        let each = |spent: Duration| spent.as_secs_f64() * 1e6 / sent.accepted as f64;
+        runner.rate.push(sent.rate());
+        runner.server.push(each(after.0 - before.0));
+        runner.nats.push(each(after.1 - before.1));
+        runner.client.push(each(after.2 - before.2));
+    }
+    Ok(sent)
+}
+
+/// (c): awaited publishes of the same bytes without HTTP, as many at once. A second.
+async fn publishes(stage: &Stage, tenants: &Arc<Tenants>, slice: Duration) -> anyhow::Result<f64> {
+    let (began, until) = (Instant::now(), Instant::now() + slice);
+    let js = async_nats::jetstream::new(stage.client().clone());
+    let mut tasks = JoinSet::new();
+    for _ in 0..IN_FLIGHT {
+        let (js, tenants) = (js.clone(), Arc::clone(tenants));
+        tasks.spawn(async move {
+            let (mut done, mut body) = (0u64, Vec::new());
+            let bytes = tenants.envelope(0, BODY_BYTES).body;
+            while Instant::now() < until {
+                // Its own bytes each time, as from a request.
+                body.clear();
+                body.extend_from_slice(&bytes);
+                let mut with = HeaderMap::new();
+                with.insert("Nats-Msg-Id", format!("c{:x}", number()));
+                let body = body.clone().into();
+                js.publish_with_headers("slack.in.0.ceiling", with, body).await?.await?;
+                done += 1;
+            }
+            anyhow::Ok(done)
+        });
+    }
+    let mut done = 0;
+    while let Some(ended) = tasks.join_next().await {
+        done += ended??;
+    }
+    let rate = done as f64 / began.elapsed().as_secs_f64();
+    stage.clear().await?;
+    Ok(rate)
+}
+
+/// How many connections there are must not matter; and how an ingest starts that has many.
+pub async fn connections(report: &mut Report) -> anyhow::Result<()> {
+    report.part("connections");
+    const SIZES: [usize; 3] = [10, 10_000, 100_000];
+    let slice = Duration::from_millis(500);
+    let mut stages = Vec::new();
+    for size in SIZES {
+        let stage = Stage::start(1).await?;
+        let tenants = Arc::new(Tenants::random(size)?);
+        stage.provision(&tenants).await?;
+        let (ingest, ready) = stage.ingest("ingest").await?;
+        let own = crate::machine::own_memory(ingest.process.pid());
+        let resident = ingest.process.resident()?;
+        let client = ingest.client(&tenants, Way::Connection, IN_FLIGHT);
+        stages.push((stage, ingest, client, Series::default(), ready, own, resident));
+    }
+    for round in 0..=10 {
+        for (stage, ingest, client, rates, ..) in &mut stages {
+            let sent = closed(stage, client, ingest, slice, None).await?;
+            if round > 0 {
+                rates.push(sent.rate());
+            }
+        }
+    }
+    let ten = stages[0].3.clone();
+    for (size, (_, _, _, rates, ..)) in SIZES.iter().zip(&stages) {
+        report.figure(format!("{size} connections: accepted"), rates.median(), "/s");
+        if *size > 10 {
+            let name = format!("accepted/s with {size} connections, to 10");
+            report.ratio_target(&name, rates.to(&ten), AtLeast(0.95));
+        }
+    }
+    // Once more, with nothing else under way.
+    let (stage, _, _, _, first, own, resident) = stages.pop().expect("three");
+    drop(stages);
+    let mut ready = Series::from_iter([first.as_secs_f64()]);
+    for n in 2..=3 {
+        let (again, took) = stage.ingest(&format!("ingest-{n}")).await?;
+        drop(again);
+        ready.push(took.as_secs_f64());
+    }
+    const MIB: f64 = 1024.0 * 1024.0;
+    let (own, resident) = (own as f64 / MIB, resident as f64 / MIB);
+    report.figure("cold ingest to ready, the slowest of 3", ready.max(), "s");
+    report.target("cold ingest to ready with 100000 connections", ready.median(), AtMost(3.0), "s");
+    report.target("its own memory when ready", own, AtMost(64.0), "MiB");
+    report.figure("resident memory when ready, the program's file included", resident, "MiB");
+    report.figure("own memory per connection", own * MIB / SIZES[2] as f64, "bytes");
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! What is printed and kept: ratios first, what was measured second, and a line per target.
+
+use crate::machine::Machine;
+use serde::Serialize;
+use std::{fmt::Write, fs::OpenOptions, io::Write as _, path::Path};
+
+/// Results of a run.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    ratios: Vec<Figure>,
+    figures: Vec<Figure>,
+    targets: Vec<Target>,
+    #[serde(skip)]
+    part: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Figure {
+    part: &'static str,
+    name: String,
+    value: f64,
+    unit: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Target {
+    part: &'static str,
+    name: String,
+    value: f64,
+    bound: Bound,
+    met: bool,
+    unit: &'static str,
+}
+
+/// What a target asks for.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// No less than this.
+    AtLeast(f64),
+    /// No more than this.
+    AtMost(f64),
+}
+
+impl Bound {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Bound::AtLeast(least) => value >= least,
+            Bound::AtMost(most) => value <= most,
+        }
+    }
+
+    /// How far a value is from meeting it, as a share of what is asked for.
+    fn missed_by(self, value: f64) -> f64 {
+        match self {
+            Bound::AtLeast(least) => 1.0 - value / least,
+            Bound::AtMost(most) => value / most - 1.0,
+        }
+    }
+}
+
+/// How and where it was measured.
+#[derive(Debug, Serialize)]
+pub struct Context {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// What this run is about, if somebody said.
+    pub note: Option<String>,
+    /// Whether the largest sizes were measured.
+    pub full: bool,
+    /// Where.
+    pub machine: Machine,
+    /// What share of the machine others used meanwhile.
+    pub others: f64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// What the servers and programs were told.
+    pub settings: &'static str,
+}
+
+impl Report {
+    /// What follows is of this part.
+    pub fn part(&mut self, part: &'static str) {
+        self.part = part;
+    }
+
+    /// How many times something else something is.
+    pub fn ratio(&mut self, name: impl Into<String>, value: f64) {
+        self.ratios.push(Figure { part: self.part, name: name.into(), value, unit: "×" });
+    }
+
+    /// Something measured.
+    pub fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.figures.push(Figure { part: self.part, name: name.into(), value, unit });
+    }
+
+    /// Something that is asked for.
+    pub fn target(
+        &mut self,
+        name: impl Into<String>,
+        value: f64,
+        bound: Bound,
+        unit: &'static str,
+    ) {
+        let (name, met) = (name.into(), bound.is_met(value));
+        self.targets.push(Target { part: self.part, name, value, bound, met, unit });
+    }
+
+    /// A ratio that is asked for.
+    pub fn ratio_target(&mut self, name: &str, value: f64, bound: Bound) {
+        self.ratio(name, value);
+        self.target(name, value, bound, "×");
+    }
+
+    /// The tables, for people.
+    pub fn table(&self, context: &Context) -> String {
+        let mut text = String::new();
+        let mut section = |title: &str, lines: Vec<(&str, String)>| {
+            let _ = writeln!(text, "\n{title}");
+            let mut before = "";
+            for (part, line) in lines {
+                let shown = if part == before { "" } else { part };
+                let _ = writeln!(text, "  {shown:<12} {line}");
+                before = part;
+            }
+        };
+        let figure =
+            |f: &Figure| (f.part, format!("{:<62} {:>12} {}", f.name, number(f.value), f.unit));
+        section("Ratios", self.ratios.iter().map(figure).collect());
+        section("Measured", self.figures.iter().map(figure).collect());
+        let target = |t: &Target| {
+            let (word, bound) = match t.bound {
+                Bound::AtLeast(least) => ("at least", least),
+                Bound::AtMost(most) => ("at most", most),
+            };
+            let verdict = match t.met {
+                true => "met".to_owned(),
+                false => format!("missed by {:.0} %", t.bound.missed_by(t.value) * 100.0),
+            };
+            let asked = format!("{word} {} {}", number(bound), t.unit);
+            (t.part, format!("{:<62} {:>12}   {asked:<18} {verdict}", t.name, number(t.value)))
+        };
+        section("Targets", self.targets.iter().map(target).collect());
+        let _ = writeln!(
+            text,
+            "\n{}\n{}\nmeasured for {:.0} s; others used {:.0} % of the machine meanwhile",
+            context.machine.line(),
+            context.settings,
+            context.seconds,
+            context.others * 100.0,
+        );
+        text
+    }
+
+    /// All of it on one line.
+    pub fn json(&self, context: &Context) -> anyhow::Result<String> {
+        let mut value = serde_json::to_value(self)?;
+        value["context"] = serde_json::to_value(context)?;
+        Ok(value.to_string())
+    }
+}
+
+/// Adds a run to the history.
+pub fn remember(history: &Path, line: &str) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(history)?;
+    Ok(writeln!(file, "{line}")?)
+}
+
+/// Three digits that mean something.
+fn number(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 => {
+            let digits = format!("{value:.0}");
+            let mut grouped = String::new();
+            for (n, digit) in digits.chars().enumerate() {
+                if n > 0 && (digits.len() - n).is_multiple_of(3) {
+                    grouped.push(',');
+                }
+                grouped.push(digit);
+            }
+            grouped
+        }
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}

@@ -1,0 +1,201 @@
+//! The way out: events that nothing follows from, messages and link claims, against the bare commit statement.
+
+use crate::{
+    client::number,
+    machine::cpu,
+    report::{Bound::*, Report},
+    tenants::BODY_BYTES,
+    turns::Series,
+    workshop::{Times, Workshop},
+};
+use anyhow::ensure;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use shared::{
+    codec::{
+        envelope::{Envelope, Word},
+        slack::Media,
+    },
+    follow::{Follow, Followed},
+    partition::{Conversation, Lane, Partition},
+    stream::STREAM,
+    types::{Kind, Surface},
+};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tests::{slack::webhook::Webhook, world::App};
+
+/// One slice of the ceilings.
+const SLICE: Duration = Duration::from_millis(700);
+/// What a slice of the worker is made for.
+const SLICE_OF_WORKER: f64 = 1.5;
+const ROUNDS: usize = 3;
+
+/// One worker, two, four.
+pub async fn throughput(report: &mut Report) -> anyhow::Result<()> {
+    report.part("worker");
+    let mut workshop = Workshop::start().await?;
+    let mut shares = Vec::new();
+    for workers in [1, 2, 4] {
+        workshop.workers(workers).await?;
+        shares.push(stage(report, &workshop, workers).await?);
+    }
+    report.ratio("no-op events, 2 workers to 1", shares[1] / shares[0]);
+    report.ratio("no-op events, 4 workers to 1", shares[2] / shares[0]);
+    let (bare, product) = reading(&workshop).await?;
+    report.figure("(d) ack-less reading", bare, "/s");
+    report.figure("the product's own reader", product, "/s");
+    report.ratio("the product's reader, to (d)", product / bare);
+    Ok(())
+}
+
+/// Gives the no-op events a second, in commits of (e) one by one.
+async fn stage(report: &mut Report, workshop: &Workshop, workers: usize) -> anyhow::Result<f64> {
+    let (mut singly, mut together) = (Series::default(), Series::default());
+    let (mut events, mut messages, mut links) =
+        (Series::default(), Series::default(), Series::default());
+    let mut spent = Series::default();
+    let warm = events_of(workshop, 2_000).await?.rate();
+    let mut sizes = [warm * SLICE_OF_WORKER, 300.0, 300.0];
+    for _ in 0..ROUNDS {
+        singly.push(workshop.commits.singly(SLICE).await?);
+        let before = all_cpu(workshop);
+        let count = (sizes[0] as u64).clamp(1_000, 40_000);
+        let rate = events_of(workshop, count).await?.rate();
+        spent.push((all_cpu(workshop) - before).as_secs_f64() * 1e6 / count as f64);
+        events.push(rate);
+        together.push(workshop.commits.together(SLICE).await?);
+        let rate = messages_of(workshop, (sizes[1] as usize).clamp(300, 8_000)).await?.rate();
+        messages.push(rate);
+        let claims = links_of(workshop, (sizes[2] as usize).clamp(300, 8_000)).await?.rate();
+        links.push(claims);
+        sizes = [events.median(), rate, claims].map(|rate| rate * SLICE_OF_WORKER);
+    }
+    let plural = if workers == 1 { "worker" } else { "workers" };
+    let name = |what: &str| format!("{workers} {plural}: {what}");
+    let to_singly = events.to(&singly);
+    report.ratio_target(&name("no-op events, to (e) one by one"), to_singly, AtLeast(3.0));
+    report.ratio(name("no-op events, to (e) grouped"), events.to(&together));
+    report.ratio(name("messages, to (e) one by one"), messages.to(&singly));
+    report.ratio(name("link claims, to (e) one by one"), links.to(&singly));
+    report.figure(name("no-op events"), events.median(), "/s");
+    report.figure(name("messages, agent and answer included"), messages.median(), "/s");
+    report.figure(name("link claims"), links.median(), "/s");
+    report.figure(name("(e) one by one"), singly.median(), "/s");
+    report.figure(name("(e) grouped"), together.median(), "/s");
+    report.figure(name("CPU of workers per no-op event"), spent.median(), "µs");
+    Ok(to_singly)
+}
+
+fn all_cpu(workshop: &Workshop) -> Duration {
+    workshop.world.workers.iter().map(|worker| cpu(worker.process.pid())).sum()
+}
+
+async fn events_of(workshop: &Workshop, count: u64) -> anyhow::Result<Times> {
+    let first = workshop.last_sequence().await?;
+    let last = workshop.publish_events(count, BODY_BYTES).await?;
+    workshop.drained(first, last).await
+}
+
+/// Messages that an agent is asked about and that are answered in Slack, all of it on this machine.
+async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times> {
+    let first = workshop.last_sequence().await?;
+    let envelopes = (0..count).map(|n| {
+        let app = &workshop.apps[n % workshop.apps.len()];
+        let channel = format!("C{:08}", number() % 4096);
+        let slack = &workshop.world.slack;
+        let webhook = Webhook::message(slack, app, &channel, "U00000001", "hello");
+        let thread = number().to_string();
+        let lane = Lane::of(app.connection, Conversation::Thread(&channel, &thread));
+        envelope(app, &channel, lane, Kind::Event, webhook)
+    });
+    let last = workshop.publish(envelopes).await?;
+    workshop.drained(first, last).await
+}
+
+/// Commands that each consume a code of its own.
+async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times> {
+    let codes: Vec<(usize, String)> = stream::iter(0..count)
+        .map(async |n| {
+            let app = &workshop.apps[n % workshop.apps.len()];
+            anyhow::Ok((n, workshop.world.mint(app, &[Surface::Channel]).await?))
+        })
+        .buffer_unordered(4)
+        .try_collect()
+        .await?;
+    let first = workshop.last_sequence().await?;
+    let envelopes = codes.into_iter().map(|(n, code)| {
+        let app = &workshop.apps[n % workshop.apps.len()];
+        let (channel, user) = (format!("C{:08}", number()), format!("U{:08}", number()));
+        let slack = &workshop.world.slack;
+        let text = format!("link {code}");
+        let webhook = Webhook::command(slack, app, &channel, &user, "/lobu", &text);
+        let lane = Lane::of(app.connection, Conversation::Person(&channel, &user));
+        envelope(app, &channel, lane, Kind::Command, webhook)
+    });
+    let last = workshop.publish(envelopes).await?;
+    let times = workshop.drained(first, last).await?;
+    let linked: i64 = sqlx::query_scalar(
+        "select count(*) from link_claims where consumed_at is not null and created_by = 'test'",
+    )
+    .fetch_one(&workshop.world.pool)
+    .await?;
+    ensure!(linked as usize >= count, "{linked} of {count} codes were consumed");
+    Ok(times)
+}
+
+fn envelope(app: &App, channel: &str, lane: Lane, kind: Kind, webhook: Webhook) -> Envelope {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let word = |text: String| Word::new(text).expect("a plain word");
+    Envelope {
+        connection: app.connection,
+        partition: Partition::of(app.connection, Some(channel)),
+        kind,
+        lane,
+        dedupe: webhook.dedupe,
+        received_at_ms: now.as_millis() as u64,
+        media: Media::from_content_type(webhook.content_type).expect("one of the two"),
+        signature: word(format!("v0={:064x}", 0)),
+        timestamp: word(now.as_secs().to_string()),
+        retry: None,
+        traceparent: None,
+        reply: None,
+        body: webhook.body.into(),
+    }
+}
+
+/// (d), and the product's own reader: all that this part published, read again from the beginning.
+async fn reading(workshop: &Workshop) -> anyhow::Result<(f64, f64)> {
+    use async_nats::jetstream::consumer::{AckPolicy, pull};
+    const MOST: u64 = 60_000;
+    let stream = workshop.js.get_stream(STREAM).await?;
+    let state = &stream.cached_info().state;
+    let count = state.messages.min(MOST);
+    let (mut bare, mut product) = (Series::default(), Series::default());
+    for round in 0..=3 {
+        let config = pull::Config {
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await?;
+        let began = Instant::now();
+        let mut messages = consumer.stream().max_messages_per_batch(200).messages().await?;
+        for _ in 0..count {
+            ensure!(messages.next().await.is_some(), "(d) ended");
+        }
+        let plain = count as f64 / began.elapsed().as_secs_f64();
+        let (js, name) = (workshop.js.clone(), format!("bench-{round}"));
+        let filter = "slack.in.*.*".to_owned();
+        let began = Instant::now();
+        let mut follow = Follow::new(js, STREAM, filter, name, state.first_sequence);
+        let mut read = 0;
+        while read < count {
+            read += u64::from(matches!(follow.next().await, Followed::Message(..)));
+        }
+        if round > 0 {
+            bare.push(plain);
+            product.push(count as f64 / began.elapsed().as_secs_f64());
+        }
+    }
+    Ok((bare.median(), product.median()))
+}
