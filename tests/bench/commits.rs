@@ -55,6 +55,7 @@ impl Commits {
             lane: Lane::of(self.connection, Conversation::Thread("C1", &text)),
             connection: self.connection,
             dedupe: DedupeKey::event(self.connection, &text),
+            traceparent: None,
         };
         (&self.owners[number as usize % self.owners.len()], at)
     }
