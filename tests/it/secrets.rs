@@ -169,8 +169,12 @@ async fn a_dump_of_postgres_the_store_of_nats_and_the_logs_at_trace_hold_no_secr
         assert_eq!(line, None, "{name} is in the logs");
         assert!(!dump.contains(secret), "{name} is in Postgres");
     }
-    for ingest in &world.ingests {
-        let page = ingest.metrics().await.expect("metrics");
+    let mut pages = Vec::new();
+    for page in [world.ingests[0].admin("/metrics"), world.workers[0].admin("/metrics")] {
+        pages.push(reqwest::get(page).await.expect("an answer").text().await.expect("a page"));
+    }
+    for page in pages {
+        assert!(page.contains("# EOF"), "{page}");
         for (name, secret) in secrets(&world, &app) {
             assert!(!page.contains(&secret), "{name} is a metric");
         }

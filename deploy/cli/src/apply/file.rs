@@ -182,6 +182,7 @@ impl Reader<'_> {
         let mut declared = Declared::default();
         let mut connection_lines = Vec::new();
         let mut twice = BTreeMap::new();
+        let (mut people, mut lists) = (BTreeMap::new(), BTreeMap::new());
         for organization in file.organization {
             let what = format!("organization {}", organization.id.get_ref());
             self.once(&mut twice, what, &organization.id.span());
@@ -194,7 +195,16 @@ impl Reader<'_> {
             let what =
                 format!("member {}/{}", member.organization.get_ref(), member.user.get_ref());
             self.once(&mut twice, what, &member.user.span());
-            let identities = member.slack.iter().filter_map(|id| self.identity(id)).collect();
+            let user = member.user.get_ref();
+            let identities: Vec<_> =
+                member.slack.iter().filter_map(|id| self.identity(&mut people, user, id)).collect();
+            let all: BTreeSet<String> =
+                member.slack.iter().map(|id| id.get_ref().clone()).collect();
+            if lists.entry(user.clone()).or_insert_with(|| all.clone()) != &all {
+                let why =
+                    format!("user {user} is declared above with other ids: say the same each time");
+                self.problem(&member.user.span(), why);
+            }
             declared.members.push(DeclaredMember {
                 org: member.organization.into_inner(),
                 user: member.user.get_ref().to_string(),
@@ -283,10 +293,22 @@ impl Reader<'_> {
         }
     }
 
-    fn identity(&mut self, text: &Spanned<String>) -> Option<(TeamId, UserId)> {
+    /// One person in Slack is one of our users, whatever they are a member of.
+    fn identity(
+        &mut self,
+        known: &mut BTreeMap<String, AgentId>,
+        user: &AgentId,
+        text: &Spanned<String>,
+    ) -> Option<(TeamId, UserId)> {
         let parsed = text.get_ref().split_once('/').and_then(|(team, user)| {
             Some((team.parse::<TeamId>().ok()?, user.parse::<UserId>().ok()?))
         });
+        let other = known.get(text.get_ref()).filter(|other| *other != user);
+        if let Some(other) = other {
+            let why = format!("{} is user {other} already: give them one name", text.get_ref());
+            self.problem(&text.span(), why);
+        }
+        known.entry(text.get_ref().clone()).or_insert_with(|| user.clone());
         if parsed.is_none() {
             self.problem(&text.span(), "say <team>/<user>, as in T0123456/U0654321".into());
         }
@@ -399,6 +421,14 @@ signing_secret = "file:Cargo.toml"
                 with("[[agent]]", "[[organization]]\nid = \"acme\"\n[[agent]]"),
                 6,
                 "in line 3 already",
+            ),
+            (
+                with(
+                    "[[agent]]",
+                    "[[member]]\norganization = \"acme\"\nuser = \"a\"\nslack = [\"T1/U1\"]\n[[member]]\norganization = \"acme\"\nuser = \"b\"\nslack = [\"T1/U1\"]\n[[agent]]",
+                ),
+                12,
+                "is user a already",
             ),
             (with("[[agent]]", "[[agents]]"), 5, "unknown field `agents`"),
             (with("[[agent]]", "[[agent]"), 5, ""),
