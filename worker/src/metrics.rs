@@ -68,6 +68,7 @@ pub struct Metrics {
     dead_kept: Gauge,
     unsaid: Gauge,
     unsaid_oldest: Gauge<f64, AtomicU64>,
+    stream_used: Gauge<f64, AtomicU64>,
     watched: Mutex<Vec<Watched>>,
 }
 
@@ -116,6 +117,7 @@ impl Metrics {
             dead_kept: Gauge::default(),
             unsaid: Gauge::default(),
             unsaid_oldest: Gauge::default(),
+            stream_used: Gauge::default(),
             watched: Mutex::default(),
         };
         // There from the start, so that its first time is a change.
@@ -202,6 +204,11 @@ impl Metrics {
             this.dead_kept.clone(),
         );
         r.register(
+            "worker_stream_used_ratio",
+            "Share of the stream's room that is used; told by one worker",
+            this.stream_used.clone(),
+        );
+        r.register(
             "worker_hydrations",
             "Connections asked for, by where they came from",
             hydrator.asked(),
@@ -272,6 +279,11 @@ impl Metrics {
         self.dead_kept.set(standing.dead);
         self.unsaid.set(standing.unsaid);
         self.unsaid_oldest.set(standing.unsaid_oldest.as_secs_f64());
+    }
+
+    /// So much of the stream's room is used.
+    pub fn stream_used(&self, bytes: u64, room: u64) {
+        self.stream_used.set(bytes as f64 / room.max(1) as f64);
     }
 
     /// Figures of this partition are told for as long as it is in hand.

@@ -32,7 +32,7 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, until: Cancell
             if let Err(error) = keep_bytes(store, &js).await {
                 warn!(error = %error, "what is parked for long could not be copied");
             }
-            if let Err(error) = purge(store, &js).await {
+            if let Err(error) = purge(&workshop, &js).await {
                 warn!(error = %error, "the stream could not be looked at for room");
             }
             match store.standing().await {
@@ -43,7 +43,9 @@ pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, until: Cancell
         }
     };
     tokio::select! { _ = until.cancelled() => {}, () = tidying => {} }
-    workshop.metrics.standing(Standing::default()); // somebody else tells now
+    // Somebody else tells now.
+    workshop.metrics.standing(Standing::default());
+    workshop.metrics.stream_used(0, 1);
 }
 
 async fn forget(store: &Store) {
@@ -76,15 +78,16 @@ async fn keep_bytes(store: &Store, js: &jetstream::Context) -> Result<(), async_
     Ok(())
 }
 
-async fn purge(store: &Store, js: &jetstream::Context) -> Result<(), async_nats::Error> {
+async fn purge(workshop: &Workshop, js: &jetstream::Context) -> Result<(), async_nats::Error> {
     let stream = js.get_stream(STREAM).await?;
     let info = stream.cached_info();
     let (bytes, room) =
         (info.state.bytes, u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX));
+    workshop.metrics.stream_used(bytes, room);
     if bytes <= room / 100 * FULL_PERCENT {
         return Ok(());
     }
-    let needed_from = store.needed_from().await?;
+    let needed_from = workshop.store.needed_from().await?;
     if needed_from <= info.state.first_sequence {
         warn!(bytes, room, needed_from, "the stream is filling up, and nothing in it is finished");
         return Ok(());
