@@ -7,6 +7,7 @@
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
 //! load        conversations, sent until they are taken
+//! strike      what can be done to it meanwhile
 //! checker     what must be true of a run, whatever was done to it
 //! fixtures    a webhook of every sort
 //! sdk         Slack's own SDK, as another signer and verifier
@@ -14,6 +15,7 @@
 //! nats, postgres, process, binaries   the real parts
 //! keys        who may connect
 //! proxy       a link that can be slow, cut, half open
+//! netns       a network of its own, and a cable to pull
 //! previous    the release before this one
 //! guard       nothing is left behind, however we end
 //! fetch, wheel, npm, port   where the servers and the SDK come from
@@ -25,6 +27,7 @@ pub mod provision;
 pub mod slack;
 pub mod agent;
 pub mod load;
+pub mod strike;
 pub mod checker;
 pub mod fixtures;
 pub mod sdk;
@@ -32,6 +35,7 @@ pub mod bolt;
 pub mod nats;
 pub mod keys;
 pub mod proxy;
+pub mod netns;
 pub mod postgres;
 pub mod process;
 pub mod binaries;

@@ -2,73 +2,242 @@
 //!
 //! In: a world, an app whose conversations belong to the sample agent, and how much. Out: a [`History`] for the checker.
 //! In each conversation one message is accepted before the next is sent, so that the order in which they were accepted is
-//! known; conversations run beside each other.
+//! known; conversations run beside each other. Commands are sent once, by users who are each told something.
 
 use crate::{
-    checker::{History, Said},
-    slack::webhook::Webhook,
+    checker::{Command, Fate, History, Said},
+    slack::{Answer, webhook::Webhook},
     until::try_until,
-    world::{App, World},
+    world::{App, Ingest, World},
 };
 use sqlx::Row;
 use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
-/// Between two messages of a conversation.
+/// Between two messages of a conversation, or two commands of a user.
 const PACE: Duration = Duration::from_millis(150);
 /// Slack would wait a minute; we have less time.
 const RESEND: Duration = Duration::from_millis(200);
+/// A message is sent this often at most: a minute's patience.
+const TRIES: usize = 300;
 
-/// What was sent, and under which dedupe key.
+/// What to send.
+pub struct Load<'a> {
+    world: &'a World,
+    app: &'a App,
+    conversations: u32,
+    users: u32,
+    pace: Duration,
+    says: String,
+    balanced: bool,
+    turn: AtomicUsize,
+}
+
+/// What was sent, and what came of it.
 #[derive(Debug, Default)]
-pub struct Sent(BTreeMap<Said, (String, bool)>);
+pub struct Sent {
+    messages: BTreeMap<Said, (String, Fate)>,
+    commands: Vec<(Command, String)>,
+    tally: Tally,
+    token: String,
+    connection: String,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    attempts: usize,
+    turned_away: usize,
+    slowest: Duration,
+}
 
 /// Sends in so many conversations until `over` is set; every message that was begun is sent until it is taken.
 pub async fn run(world: &World, app: &App, conversations: u32, over: &AtomicBool) -> Sent {
-    let talks = (0..conversations).map(async |conversation| {
-        let channel = channel(conversation);
-        let mut sent = Vec::new();
-        let mut pace = tokio::time::interval(PACE);
+    Load::new(world, app, conversations).run(over).await
+}
+
+impl<'a> Load<'a> {
+    /// In so many conversations.
+    pub fn new(world: &'a World, app: &'a App, conversations: u32) -> Self {
+        let (pace, turn) = (PACE, AtomicUsize::new(0));
+        Self {
+            world,
+            app,
+            conversations,
+            users: 0,
+            pace,
+            says: String::new(),
+            balanced: false,
+            turn,
+        }
+    }
+
+    /// And so many users who send commands.
+    pub fn commands(self, users: u32) -> Self {
+        Self { users, ..self }
+    }
+
+    /// This much time between two of a conversation.
+    pub fn pace(self, pace: Duration) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// Every message begins with these words, for the agent to behave by.
+    pub fn says(self, words: &str) -> Self {
+        Self { says: format!("{words} "), ..self }
+    }
+
+    /// Sends only to ingests that say that they are ready, as a load balancer does.
+    pub fn balanced(self) -> Self {
+        Self { balanced: true, ..self }
+    }
+
+    /// Sends until `over` is set; every message that was begun is sent until it is taken.
+    pub async fn run(&self, over: &AtomicBool) -> Sent {
+        let talks = futures_util::future::join_all(
+            (0..self.conversations).map(|conversation| self.talk(conversation, over)),
+        );
+        let people = futures_util::future::join_all((0..self.users).map(|n| self.command(n, over)));
+        let (talks, people) = tokio::join!(talks, people);
+        let mut sent = Sent {
+            token: self.app.token.clone(),
+            connection: self.app.connection.to_string(),
+            ..Sent::default()
+        };
+        for (messages, tally) in talks {
+            sent.messages.extend(messages);
+            sent.tally.add(&tally);
+        }
+        sent.commands = people.into_iter().flatten().collect();
+        sent
+    }
+
+    async fn talk(
+        &self,
+        conversation: u32,
+        over: &AtomicBool,
+    ) -> (Vec<(Said, (String, Fate))>, Tally) {
+        let channel = format!("D{conversation:04}"); // a direct message each
+        let (mut sent, mut tally) = (Vec::new(), Tally::default());
+        let mut pace = tokio::time::interval(self.pace);
         while !over.load(Ordering::Relaxed) {
             pace.tick().await;
             let place = sent.len() as u32;
-            let text = format!("{conversation}/{place}");
-            let webhook = Webhook::message(&world.slack, app, &channel, "U1", &text);
-            let mut tries = 0;
-            let accepted = loop {
-                match world.send(app, &webhook).await {
-                    Ok(answer) if answer.status == 200 => break true,
-                    _ if tries == 300 => break false,
-                    _ => tries += 1,
+            let text = format!("{}{conversation}/{place}", self.says);
+            let webhook = Webhook::message(&self.world.slack, self.app, &channel, "U1", &text);
+            let mut fate = Fate::Refused;
+            for _ in 0..TRIES {
+                let began = Instant::now();
+                let answer = self.send(&webhook).await;
+                tally.attempts += 1;
+                tally.slowest = tally.slowest.max(began.elapsed());
+                match answer {
+                    Some(answer) if answer.status == 200 => {
+                        fate = Fate::Accepted;
+                        break;
+                    }
+                    Some(answer) if (400..500).contains(&answer.status) => {}
+                    _ => fate = Fate::Unknown,
                 }
+                tally.turned_away += 1;
                 tokio::time::sleep(RESEND).await;
+            }
+            sent.push(((conversation, place), (webhook.dedupe.to_string(), fate)));
+        }
+        (sent, tally)
+    }
+
+    async fn command(&self, user: u32, over: &AtomicBool) -> Vec<(Command, String)> {
+        let (user, mut sent) = (format!("U{user:04}"), Vec::new());
+        let mut pace = tokio::time::interval(self.pace);
+        while !over.load(Ordering::Relaxed) {
+            pace.tick().await;
+            let webhook =
+                Webhook::command(&self.world.slack, self.app, "C0001", &user, "/lobu", "help");
+            let command = match self.send(&webhook).await {
+                None => Command::Unknown,
+                Some(answer) if answer.status == 200 && answer.body.is_empty() => {
+                    Command::Accepted { answered: false } // not yet
+                }
+                Some(answer) if answer.status == 200 && answer.body.contains("try again") => {
+                    Command::ToldSo
+                }
+                Some(answer) => Command::Failed(format!("{} {}", answer.status, answer.body)),
             };
-            sent.push(((conversation, place), (webhook.dedupe.to_string(), accepted)));
+            sent.push((command, webhook.response_url));
         }
         sent
-    });
-    Sent(futures_util::future::join_all(talks).await.into_iter().flatten().collect())
+    }
+
+    /// To some ingest; where nobody listens, to the next, as a load balancer does.
+    async fn send(&self, webhook: &Webhook) -> Option<Answer> {
+        let ingests = &self.world.ingests;
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        for n in first..first + ingests.len() {
+            let ingest = &ingests[n % ingests.len()];
+            if self.balanced && !is_ready(ingest).await {
+                continue;
+            }
+            let url = ingest.url(self.app);
+            match self.world.slack.send(&url, &self.app.secret, webhook).await {
+                Ok(answer) => return Some(answer),
+                Err(error) => {
+                    let error = error.downcast_ref::<reqwest::Error>();
+                    if !error.is_some_and(reqwest::Error::is_connect) {
+                        return None;
+                    }
+                }
+            }
+        }
+        None
+    }
 }
 
-/// A direct message each.
-fn channel(conversation: u32) -> String {
-    format!("D{conversation:04}")
+async fn is_ready(ingest: &Ingest) -> bool {
+    let ready = reqwest::get(ingest.admin("/readyz")).await;
+    ready.is_ok_and(|answer| answer.status().is_success())
+}
+
+impl Tally {
+    fn add(&mut self, other: &Tally) {
+        self.attempts += other.attempts;
+        self.turned_away += other.turned_away;
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// Which message a text is.
+fn said(text: &str) -> Option<Said> {
+    let (conversation, place) = text.split_whitespace().last()?.split_once('/')?;
+    Some((conversation.parse().ok()?, place.parse().ok()?))
 }
 
 impl Sent {
+    /// How many messages were accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.messages.values().filter(|(_, fate)| *fate == Fate::Accepted).count()
+    }
+
     /// Waits until everything accepted is done or dead and nothing is left to be said, then gives what happened.
     ///
     /// # Errors
     /// When that is not so in time.
     pub async fn history(self, world: &World, within: Duration) -> anyhow::Result<History> {
         let keys: BTreeMap<&str, Said> =
-            self.0.iter().map(|(said, (key, _))| (key.as_str(), *said)).collect();
+            self.messages.iter().map(|(said, (key, _))| (key.as_str(), *said)).collect();
+        let (accepted, slack) = (self.accepted(), &world.slack);
+        let answered = || -> BTreeSet<String> {
+            let receipts = slack.receipts().into_iter().filter(|r| r.by == "response_url");
+            receipts.map(|receipt| receipt.to).collect()
+        };
+        let heard = |answered: &BTreeSet<String>, url: &str| {
+            answered.iter().any(|path| url.ends_with(path.as_str()))
+        };
         let drained = async || {
             let rows = sqlx::query(
-                "select dedupe_key, extract(epoch from at - lag(at) over (order by at))::float8 as gap from seen
+                "select dedupe_key, extract(epoch from at - lag(at) over (partition by lane order by at))::float8 as gap from seen
                   where outcome = 'done' order by at",
             );
             let done: Vec<(Said, Duration)> = rows
@@ -95,22 +264,38 @@ impl Sent {
             .fetch_one(&world.pool)
             .await
             .ok()?;
-            let accepted = self.0.values().filter(|(_, accepted)| *accepted).count();
-            (done.len() + dead.len() >= accepted && open == 0).then_some((done, dead))
+            let answered = answered();
+            let waiting = |(command, url): &(Command, String)| {
+                matches!(command, Command::Accepted { .. }) && !heard(&answered, url)
+            };
+            let finished = done.len() + dead.len() >= accepted
+                && open == 0
+                && !self.commands.iter().any(waiting);
+            finished.then_some((done, dead))
         };
         let (done, dead) =
             try_until("everything accepted is done or dead, and said", within, drained).await?;
-        let told = world.slack.receipts();
-        let told = told.iter().filter_map(|receipt| {
-            let (conversation, place) =
-                receipt.text().strip_prefix("I heard: ")?.split_once('/')?;
-            Some((conversation.parse().ok()?, place.parse().ok()?))
+        let told = slack.receipts();
+        let told = told.iter().filter(|receipt| receipt.token.as_ref() == Some(&self.token));
+        let told = told.filter_map(|receipt| said(receipt.text().strip_prefix("I heard: ")?));
+        let asked = world.agent.asked();
+        let asked = asked.iter().filter(|a| a.question["connection"] == self.connection.as_str());
+        let asked = asked.filter_map(|asked| said(asked.question["text"].as_str()?));
+        let answered = answered();
+        let commands = self.commands.iter().map(|(command, url)| match command {
+            Command::Accepted { .. } => Command::Accepted { answered: heard(&answered, url) },
+            other => other.clone(),
         });
         Ok(History {
-            sent: self.0.iter().map(|(said, (_, accepted))| (*said, *accepted)).collect(),
+            sent: self.messages.iter().map(|(said, (_, fate))| (*said, *fate)).collect(),
+            attempts: self.tally.attempts,
+            turned_away: self.tally.turned_away,
+            slowest: self.tally.slowest,
             done,
             dead,
+            asked: asked.collect(),
             told: told.collect(),
+            commands: commands.collect(),
         })
     }
 }

@@ -124,6 +124,8 @@ impl Nats {
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{monitor}"
 max_payload: {MAX_PAYLOAD}
+lame_duck_duration: "30s"
+lame_duck_grace_period: "2s"
 jetstream {{
   store_dir: "{}"
   sync_interval: {sync}

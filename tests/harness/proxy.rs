@@ -46,8 +46,16 @@ impl Proxy {
     /// # Errors
     /// When no port can be had.
     pub async fn to(target: u16) -> anyhow::Result<Self> {
+        Self::at("127.0.0.1", target).await
+    }
+
+    /// The same, beginning at another address of this machine.
+    ///
+    /// # Errors
+    /// When no port can be had there.
+    pub async fn at(address: &str, target: u16) -> anyhow::Result<Self> {
         let port = port::free()?;
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.context("a port for a link")?;
+        let listener = TcpListener::bind((address, port)).await.context("a port for a link")?;
         let (rules, watched) = watch::channel(Rules::default());
         let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, target, watched)));
         Ok(Self { port, rules, _serving: serving })

@@ -9,6 +9,7 @@ use crate::{
     guard::RunDir,
     keys::User,
     nats::Nats,
+    netns::Namespace,
     port,
     postgres::Postgres,
     process::Process,
@@ -57,7 +58,7 @@ pub enum Role {
 
 /// Links that processes started from now on go through, to NATS or to Postgres.
 #[derive(Debug, Default)]
-struct Links(Vec<(Role, Server, u16)>);
+struct Links(Vec<(Role, Server, String)>);
 
 /// What a link leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +110,7 @@ pub struct World {
     client: async_nats::Client,
     settings: Vec<(String, String)>,
     links: Links,
+    within: Option<(PathBuf, Vec<String>)>,
     database: String,
     size: Size,
     // Last: the guardian waits until all of the above is gone.
@@ -267,6 +269,7 @@ impl World {
             client,
             settings,
             links: Links::default(),
+            within: None,
             database,
             size,
             run,
@@ -296,15 +299,15 @@ impl World {
         };
         let servers = std::iter::once(&self.nats).chain(&self.replicas);
         let nats = match self.link(role, Server::Nats) {
-            Some(port) => format!("nats://127.0.0.1:{port}"),
+            Some(address) => format!("nats://{address}"),
             None => servers.map(Nats::url).collect::<Vec<_>>().join(","),
         };
         let seed = self.nats.keys().file(user).display().to_string();
         let mut ours = vec![("TIDEGATE_NATS_URL", nats), ("TIDEGATE_NATS_NKEY_FILE", seed)];
         if let Some(name) = postgres {
             let mut url = self.postgres.url_as(name, &self.database);
-            if let Some(port) = self.link(role, Server::Postgres) {
-                url = url.replace(&format!(":{}/", self.postgres.port()), &format!(":{port}/"));
+            if let Some(address) = self.link(role, Server::Postgres) {
+                url = url.replace(&format!("127.0.0.1:{}", self.postgres.port()), address);
             }
             ours.push(("TIDEGATE_POSTGRES_URL", url));
         }
@@ -318,20 +321,40 @@ impl World {
         settings
     }
 
-    fn link(&self, role: Role, server: Server) -> Option<u16> {
+    fn link(&self, role: Role, server: Server) -> Option<&str> {
         let links = self.links.0.iter().rev();
-        links.filter(|link| (link.0, link.1) == (role, server)).map(|link| link.2).next()
+        links.filter(|link| (link.0, link.1) == (role, server)).map(|link| link.2.as_str()).next()
     }
 
     /// Processes of this role that are started from now on reach this server by the link that comes back.
     pub async fn through_link(&mut self, role: Role, server: Server) -> anyhow::Result<Proxy> {
+        self.through_link_at("127.0.0.1", role, server).await
+    }
+
+    /// The same, by a link that begins at another address of this machine.
+    pub async fn through_link_at(
+        &mut self,
+        address: &str,
+        role: Role,
+        server: Server,
+    ) -> anyhow::Result<Proxy> {
         let target = match server {
             Server::Nats => self.nats.port(),
             Server::Postgres => self.postgres.port(),
         };
-        let link = Proxy::to(target).await?;
-        self.links.0.push((role, server, link.port()));
+        let link = Proxy::at(address, target).await?;
+        self.links.0.push((role, server, format!("{address}:{}", link.port())));
         Ok(link)
+    }
+
+    /// Processes that are started from now on reach their servers without a link again.
+    pub fn without_links(&mut self) {
+        self.links.0.clear();
+    }
+
+    /// Processes that are started from now on run in this namespace, or in ours again.
+    pub fn within(&mut self, namespace: Option<&Namespace>) {
+        self.within = namespace.map(Namespace::prefix);
     }
 
     /// Starts one more ingest and waits until it is ready.
@@ -370,6 +393,11 @@ impl World {
         self.start_worker_of(&Binaries::get()?.example(name)?)
     }
 
+    /// Starts one more worker, of another build: the one in this directory.
+    pub fn start_worker_from(&mut self, dir: &Path) -> anyhow::Result<()> {
+        self.start_worker_of(&dir.join("worker"))
+    }
+
     /// Starts one more worker, which is that program.
     pub fn start_worker_of(&mut self, program: &Path) -> anyhow::Result<()> {
         let id = format!("worker-{}", self.workers.len() + 1);
@@ -377,7 +405,15 @@ impl World {
         let mut settings = self.settings_of(Role::Worker);
         settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
         settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
-        let process = Process::start(&self.run, &id, program, &[] as &[&str], &settings, None)?;
+        let (program, args) = match &self.within {
+            None => (program.to_owned(), Vec::new()),
+            Some((ip, prefix)) => {
+                let mut args = prefix.clone();
+                args.push(program.display().to_string());
+                (ip.clone(), args)
+            }
+        };
+        let process = Process::start(&self.run, &id, &program, &args, &settings, None)?;
         self.workers.push(Worker { id, process, admin: format!("http://{admin}") });
         Ok(())
     }

@@ -10,83 +10,14 @@ use std::{
 use tests::{
     checker::{Verdict, check},
     load,
-    world::{LEASE_TTL, Size, World, agent_id},
+    strike::{CALM, FAULTS, Fault, Random},
+    world::{Size, World, agent_id},
 };
 
 const SIZE: Size = Size { ingests: 2, workers: 3, own_postgres: true };
 const CONVERSATIONS: u32 = 12;
-/// Load before a fault and after it.
-const CALM: Duration = Duration::from_secs(2);
 /// Everything has to be done and said this long after the load.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
-
-/// What is done to a world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    KillWorker,
-    FreezeWorker,
-    StopWorker,
-    KillIngest,
-    KillNats,
-    KillPostgres,
-    FreezePostgres,
-}
-
-const FAULTS: [Fault; 7] = [
-    Fault::KillWorker,
-    Fault::FreezeWorker,
-    Fault::StopWorker,
-    Fault::KillIngest,
-    Fault::KillNats,
-    Fault::KillPostgres,
-    Fault::FreezePostgres,
-];
-
-impl Fault {
-    /// Does it, and brings back what it took away.
-    async fn strike(self, world: &World, which: usize) {
-        let worker = &world.workers[which % world.workers.len()].process;
-        let ingest = &world.ingests[which % world.ingests.len()];
-        match self {
-            Fault::KillWorker => {
-                worker.kill();
-                tokio::time::sleep(CALM).await;
-                worker.restart().expect("a worker starts");
-            }
-            Fault::FreezeWorker => {
-                worker.freeze();
-                tokio::time::sleep(LEASE_TTL + CALM).await;
-                worker.thaw();
-            }
-            Fault::StopWorker => {
-                worker.terminate();
-                worker.wait(Duration::from_secs(20)).await.expect("it ends");
-                worker.restart().expect("a worker starts");
-                world.settled().await.expect("it has its share again");
-            }
-            Fault::KillIngest => {
-                ingest.process.kill();
-                ingest.process.restart().expect("an ingest starts");
-                ingest.ready().await.expect("it is ready");
-            }
-            Fault::KillNats => {
-                world.nats.kill();
-                tokio::time::sleep(CALM).await;
-                world.nats.restart().await.expect("NATS starts");
-            }
-            Fault::KillPostgres => {
-                world.postgres.kill();
-                tokio::time::sleep(CALM).await;
-                world.postgres.restart().await.expect("Postgres starts");
-            }
-            Fault::FreezePostgres => {
-                world.postgres.freeze();
-                tokio::time::sleep(LEASE_TTL + CALM).await;
-                world.postgres.thaw();
-            }
-        }
-    }
-}
 
 /// Runs load while something is done, and judges it.
 async fn under_load(what: &str, strike: impl AsyncFnOnce(&World)) -> Verdict {
@@ -109,7 +40,8 @@ async fn under_load(what: &str, strike: impl AsyncFnOnce(&World)) -> Verdict {
 }
 
 async fn alone(fault: Fault) -> Verdict {
-    under_load(&format!("{fault:?}"), async |world: &World| fault.strike(world, 0).await).await
+    let strike = async |world: &World| fault.strike(world, 0).await.expect("it comes back");
+    under_load(&format!("{fault:?}"), strike).await
 }
 
 #[tokio::test]
@@ -161,16 +93,11 @@ async fn one_fault_after_the_other_at_random() {
     let lasting = Duration::from_secs(set("TIDEGATE_CHAOS_SECONDS").unwrap_or(60));
     println!("TIDEGATE_CHAOS_SEED={seed}");
     under_load(&format!("chaos, seed {seed}"), async |world: &World| {
-        let (began, mut random) = (Instant::now(), seed);
+        let (began, mut random) = (Instant::now(), Random::new(seed));
         while began.elapsed() < lasting {
-            // SplitMix64: a few lines, and the same everywhere.
-            random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            mixed ^= mixed >> 31;
-            let fault = FAULTS[(mixed % FAULTS.len() as u64) as usize];
+            let fault = FAULTS[random.below(FAULTS.len())];
             println!("{:5.1} s {fault:?}", began.elapsed().as_secs_f64());
-            fault.strike(world, (mixed >> 32) as usize).await;
+            fault.strike(world, random.below(64)).await.expect("it comes back");
         }
     })
     .await;

@@ -1,17 +1,18 @@
 //! The checker complains of what it should: of any one record dropped, repeated, swapped or made up.
 
 use std::time::Duration;
-use tests::checker::{History, Said, check};
+use tests::checker::{Command, Fate, History, Said, check};
 
 /// A good run of these many conversations, each with so many messages, told round robin.
 fn good(conversations: u32, messages: u32) -> History {
     let all: Vec<Said> =
         (0..messages).flat_map(|place| (0..conversations).map(move |c| (c, place))).collect();
     History {
-        sent: all.iter().map(|said| (*said, true)).collect(),
+        sent: all.iter().map(|said| (*said, Fate::Accepted)).collect(),
         done: all.iter().map(|said| (*said, Duration::from_millis(5))).collect(),
-        dead: Vec::new(),
+        asked: all.clone(),
         told: all,
+        ..History::default()
     }
 }
 
@@ -32,7 +33,7 @@ fn a_good_run_holds() {
 fn a_run_in_which_nothing_was_accepted_proves_nothing() {
     assert!(!check(&History::default()).holds(true));
     runs(|mut history, _| {
-        history.sent.values_mut().for_each(|accepted| *accepted = false);
+        history.sent.values_mut().for_each(|fate| *fate = Fate::Unknown);
         assert!(!check(&history).holds(true));
     });
 }
@@ -80,6 +81,9 @@ fn two_messages_of_a_conversation_that_are_swapped_are_out_of_order() {
             .iter()
             .position(|said| said.0 == conversation && said.1 != place)
             .expect("two at least");
+        let mut asked = history.clone();
+        asked.asked.swap(at, other);
+        assert!(!check(&asked).asked_out_of_order.is_empty());
         history.told.swap(at, other);
         assert!(!check(&history).out_of_order.is_empty());
     });
@@ -93,4 +97,30 @@ fn what_was_given_up_is_told_of() {
         let verdict = check(&history);
         assert!(verdict.lost.is_empty() && !verdict.holds(true));
     });
+}
+
+#[test]
+fn what_nobody_knows_may_be_done_and_what_was_turned_away_may_not() {
+    runs(|history, at| {
+        let said = history.told[at];
+        for (fate, phantom) in [(Fate::Unknown, 0), (Fate::Refused, 1)] {
+            let mut history = history.clone();
+            history.sent.insert(said, fate);
+            assert_eq!(check(&history).phantom.len(), phantom, "{fate:?}");
+        }
+    });
+}
+
+#[test]
+fn a_command_is_answered_or_told_so_and_nothing_else() {
+    for (command, holds) in [
+        (Command::Accepted { answered: true }, true),
+        (Command::ToldSo, true),
+        (Command::Unknown, true),
+        (Command::Accepted { answered: false }, false),
+        (Command::Failed("500".into()), false),
+    ] {
+        let history = History { commands: vec![command.clone()], ..good(1, 2) };
+        assert_eq!(check(&history).holds(false), holds, "{command:?}");
+    }
 }

@@ -6,6 +6,8 @@ mod kinds;
 mod signatures;
 mod sdk;
 mod slack;
+mod delivery;
+mod tool;
 mod properties;
 mod fuzz;
 mod hardening;

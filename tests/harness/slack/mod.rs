@@ -9,6 +9,8 @@
 //! conversations  what stands in channels and threads
 //! views, urls    modals and triggers; response_urls
 //! limits         how often
+//! delivery       how it delivers: retries, redirects, an app's standing
+//! conformance    whether it would be satisfied with an answer
 //! trouble        what goes wrong, by a test's will
 //! clock          its own, which can be moved
 //! ```
@@ -20,6 +22,8 @@ pub mod webhook;
 pub mod socket;
 pub mod api;
 pub mod clock;
+pub mod conformance;
+pub mod delivery;
 pub mod limits;
 pub mod tokens;
 pub mod conversations;
@@ -70,6 +74,7 @@ struct State {
     urls: urls::ResponseUrls,
     limits: limits::Limits,
     troubles: trouble::Troubles,
+    standings: delivery::Standings,
     calls: Vec<Call>,
     receipts: Vec<Receipt>,
 }

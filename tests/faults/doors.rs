@@ -1,0 +1,137 @@
+//! What fills up: a disk, and the door.
+
+use crate::{
+    Run,
+    rows::Outcome,
+    trial::{Trial, held, in_time},
+};
+use anyhow::{Context, ensure};
+use std::{path::Path, process::Command, time::Duration};
+use tests::{
+    slack::webhook::Webhook,
+    strike::CALM,
+    until::try_until,
+    world::{SOON, Size, World},
+};
+
+const SIZE: Size = Size { ingests: 2, workers: 2, own_postgres: true };
+
+/// A disk of so many MiB.
+struct Disk<'a>(&'a Path);
+
+impl<'a> Disk<'a> {
+    fn mount(at: &'a Path, mib: u32) -> anyhow::Result<Self> {
+        ensure!(rustix::process::geteuid().is_root(), "a disk of its own needs root");
+        let size = format!("size={mib}m");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
+        let mounted = mounted.context("`mount` does not run")?;
+        let said = String::from_utf8_lossy(&mounted.stderr).trim().to_owned();
+        ensure!(mounted.status.success(), "no disk of its own: {said}");
+        Ok(Self(at))
+    }
+
+    fn grow(&self, mib: u32) -> anyhow::Result<()> {
+        let size = format!("remount,size={mib}m");
+        let grown = Command::new("mount").args(["-o", &size]).arg(self.0).status()?;
+        ensure!(grown.success(), "the disk could not grow");
+        Ok(())
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        let _busy_for_a_moment = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+/// JetStream's disk fills up: Slack is told in time, nothing accepted is lost, and after the disk has grown and the server was
+/// started again, all goes on.
+pub async fn disk_full(_: Run) -> anyhow::Result<Outcome> {
+    let mut world = World::without_processes(SIZE).await?;
+    let store = world.nats.store_dir().to_owned();
+    // Stopped, so that its store can be moved onto the disk.
+    world.nats.kill();
+    let aside = store.with_file_name("aside");
+    std::fs::rename(&store, &aside)?;
+    std::fs::create_dir(&store)?;
+    let disk = match Disk::mount(&store, 24) {
+        Ok(disk) => disk,
+        Err(why) => return Ok(Outcome::Skipped(format!("{why:#}"))),
+    };
+    let copied = Command::new("cp").arg("-a").arg(aside.join(".")).arg(&store).status()?;
+    ensure!(copied.success(), "the store could not be copied");
+    world.nats.restart().await?;
+    world.start_processes().await?;
+    let mut refused = 0;
+    let trial = Trial { users: 2, drained_within: Duration::from_secs(90), ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            let filler = world.connect().await?;
+            let noise = async |n: u32| {
+                let words: String = (0..100_000)
+                    .filter_map(|_| char::from_digit(getrandom::u32().ok()? % 36, 36))
+                    .collect();
+                let webhook =
+                    Webhook::message(&world.slack, &filler, &format!("C{n}"), "U1", &words);
+                world.send(&filler, &webhook).await
+            };
+            for n in 0..600 {
+                if noise(n).await.is_ok_and(|answer| answer.status == 503) {
+                    refused += 1;
+                    if refused == 3 {
+                        break;
+                    }
+                }
+            }
+            ensure!(refused == 3, "the disk never filled up");
+            disk.grow(256)?;
+            tokio::time::sleep(CALM).await;
+            world.nats.restart().await
+        })
+        .await?;
+    in_time(&verdict)?;
+    drop(world); // before its disk goes
+    held(verdict, ["a full disk is latched: the disk grew and NATS was started again".into()])
+}
+
+/// Five thousand who connect and say nothing: the cap holds, memory stays, health answers, and they are closed in time.
+pub async fn flood(_: Run) -> anyhow::Result<Outcome> {
+    const IDLE: usize = 5_000;
+    let world = World::start(SIZE).await?;
+    let before = world.ingests[0].process.resident()?;
+    let mut most = 0;
+    let verdict = Trial { repeats: false, ..Trial::default() }
+        .in_world(&world, async |world, app| {
+            let address = world.ingests[0].url(app);
+            let address =
+                address.trim_start_matches("http://").split('/').next().unwrap_or_default();
+            let mut idle = Vec::new();
+            for _ in 0..IDLE {
+                let opened = tokio::time::timeout(
+                    Duration::from_millis(200),
+                    tokio::net::TcpStream::connect(address),
+                );
+                match opened.await {
+                    Ok(Ok(stream)) => idle.push(stream),
+                    Ok(Err(error)) if error.raw_os_error() == Some(24) => {
+                        anyhow::bail!("{error}: raise `ulimit -n`")
+                    }
+                    _ => {}
+                }
+            }
+            most = idle.len();
+            let health = reqwest::get(world.ingests[0].admin("/healthz")).await?;
+            ensure!(health.status().is_success(), "health says {}", health.status());
+            Ok(())
+        })
+        .await?;
+    let grown = world.ingests[0].process.resident()?.saturating_sub(before) >> 20;
+    ensure!(grown < 256, "an ingest grew by {grown} MiB");
+    try_until("it takes part again", SOON, async || {
+        let ready = reqwest::get(world.ingests[0].admin("/readyz")).await.ok()?;
+        ready.status().is_success().then_some(())
+    })
+    .await?;
+    held(verdict, [format!("{most} connections, ingest grew by {grown} MiB")])
+}

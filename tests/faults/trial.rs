@@ -1,0 +1,135 @@
+//! A world under load while something is done to it, judged.
+
+use crate::rows::Outcome;
+use anyhow::{Context, ensure};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+use tests::{
+    checker::{Verdict, check},
+    load::Load,
+    strike::CALM,
+    world::{App, Size, World, agent_id},
+};
+
+/// Two ingests, three workers, servers of its own.
+pub const SIZE: Size = Size { ingests: 2, workers: 3, own_postgres: true };
+/// Slack is told something by then, whatever happens: 2.5 s, and what a busy machine takes.
+pub const ANSWERED_WITHIN: Duration = Duration::from_millis(3_000);
+/// Everything is done and said this long after the load.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How a world is loaded and judged.
+pub struct Trial {
+    pub size: Size,
+    pub conversations: u32,
+    pub users: u32,
+    pub pace: Duration,
+    pub says: &'static str,
+    pub balanced: bool,
+    /// Whether something may be said twice: only when what says it was killed or frozen.
+    pub repeats: bool,
+    pub drained_within: Duration,
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self {
+            size: SIZE,
+            conversations: 12,
+            users: 1,
+            pace: Duration::from_millis(150),
+            says: "",
+            balanced: false,
+            repeats: true,
+            drained_within: DRAINED_WITHIN,
+        }
+    }
+}
+
+impl Trial {
+    /// In a world of its own.
+    pub async fn run(
+        &self,
+        strike: impl AsyncFnOnce(&World, &App) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Verdict> {
+        let world = World::start(self.size).await?;
+        self.in_world(&world, strike).await
+    }
+
+    /// In a world that was made for it.
+    pub async fn in_world(
+        &self,
+        world: &World,
+        strike: impl AsyncFnOnce(&World, &App) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Verdict> {
+        let app = world.connect_as(|new| new.agent = Some(agent_id())).await?;
+        self.of_app(world, &app, strike).await
+    }
+
+    /// With an app that is there already.
+    pub async fn of_app(
+        &self,
+        world: &World,
+        app: &App,
+        strike: impl AsyncFnOnce(&World, &App) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Verdict> {
+        let over = AtomicBool::new(false);
+        let mut load =
+            Load::new(world, app, self.conversations).commands(self.users).pace(self.pace);
+        if !self.says.is_empty() {
+            load = load.says(self.says);
+        }
+        if self.balanced {
+            load = load.balanced();
+        }
+        let striking = async {
+            tokio::time::sleep(CALM).await;
+            let struck = strike(world, app).await;
+            tokio::time::sleep(CALM).await;
+            over.store(true, Ordering::Relaxed);
+            struck
+        };
+        let (sent, struck) = tokio::join!(load.run(&over), striking);
+        struck?;
+        let history = sent.history(world, self.drained_within).await;
+        let history = history.with_context(|| kept(world))?;
+        let verdict = check(&history);
+        ensure!(verdict.holds(self.repeats), "{verdict}\n{verdict:?}\n{}", kept(world));
+        Ok(verdict)
+    }
+}
+
+/// Where the logs of a world that broke are kept, for people.
+fn kept(world: &World) -> String {
+    let path = std::env::temp_dir().join(format!("tidegate-faults-{}.log", std::process::id()));
+    match std::fs::write(&path, world.logs()) {
+        Ok(()) => format!("logs: {}", path.display()),
+        Err(error) => format!("its logs could not be kept: {error}"),
+    }
+}
+
+/// It held, with these notes.
+pub fn held(verdict: Verdict, notes: impl IntoIterator<Item = String>) -> anyhow::Result<Outcome> {
+    let mut all = Vec::new();
+    if verdict.repeated + verdict.asked_again > 0 {
+        all.push(format!("said twice {}, asked twice {}", verdict.repeated, verdict.asked_again));
+    }
+    if verdict.told_so > 0 {
+        all.push(format!(
+            "{} of {} commands told so",
+            verdict.told_so,
+            verdict.commands + verdict.told_so
+        ));
+    }
+    all.extend(notes);
+    Ok(Outcome::Held(Box::new(verdict), all))
+}
+
+/// Slack got every answer in time.
+pub fn in_time(verdict: &Verdict) -> anyhow::Result<()> {
+    let slowest = verdict.slowest;
+    ensure!(slowest < ANSWERED_WITHIN, "an answer took {slowest:?}: {verdict}");
+    Ok(())
+}

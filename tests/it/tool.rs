@@ -1,0 +1,45 @@
+//! The Slack that a developer points at a gateway says what Slack would say.
+
+use serde_json::Value;
+use std::process::{Command, Output};
+use tests::world::{App, SMALL, World};
+
+async fn slack(url: String, app: &App, args: &'static [&'static str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slack"));
+    command.args(["--url", &url, "--app", &app.app, "--team", &app.team, "--json"]).args(args);
+    command.env("SLACK_SIGNING_SECRET", &app.secret);
+    let run = tokio::task::spawn_blocking(move || command.output());
+    run.await.expect("it is waited for").expect("it runs")
+}
+
+fn json(output: &Output) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+#[tokio::test]
+async fn one_webhook_of_every_sort_and_a_load_satisfy_slack() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    let url = world.ingests[0].url(&app);
+    let scenario = slack(url.clone(), &app, &["scenario"]).await;
+    let lines = json(&scenario);
+    let lines = lines.as_array().expect("lines");
+    let wrong: Vec<&Value> = lines.iter().filter(|line| line["satisfied"] != true).collect();
+    assert!(wrong.is_empty() && scenario.status.success(), "{wrong:#?}");
+    assert!(lines.len() > 27 + 4, "one of every sort, a copy and forgeries: {}", lines.len());
+    let load = slack(url.clone(), &app, &["load", "--rate", "50", "--seconds", "2"]).await;
+    assert!(load.status.success(), "{}", json(&load));
+    assert_eq!(json(&load)["sent"], 100);
+    let send = slack(url, &app, &["send", "--command", "/lobu help"]).await;
+    assert_eq!(json(&send)[0]["status"], 200);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_there_does_not_satisfy_slack() {
+    let world = World::without_processes(SMALL).await.expect("servers");
+    let app = world.connect().await.expect("a connection");
+    let sent = slack("http://127.0.0.1:1/".into(), &app, &["send"]).await;
+    assert!(!sent.status.success());
+    assert_eq!(json(&sent)[0]["wrong"], "connection_failed");
+}
