@@ -141,6 +141,7 @@ async fn a_grave_and_a_delivery_under_an_old_epoch_are_refused_too() {
         body: b"",
         connection: None,
         dedupe: None,
+        for_good: true,
         reason: "why\0",
         last_error: "",
         attempts: 1,

@@ -1,6 +1,6 @@
 //! A stream that is not the one that was read is noticed, said aloud, and read again from what was unfinished.
 
-use async_nats::jetstream::{self, context::Context};
+use async_nats::jetstream::{self, context::Context, message::StreamMessage};
 use shared::stream::{self, STREAM, Sizing};
 use std::time::Duration;
 use tests::{
@@ -143,11 +143,18 @@ async fn what_was_parked_in_a_stream_that_is_gone_is_handled_if_it_is_there_agai
     })
     .await;
     let kept = js(&world).get_stream(STREAM).await.expect("the stream");
-    let kept = kept.get_raw_message(1).await.expect("the first");
+    let copies = [kept.get_raw_message(1).await, kept.get_raw_message(2).await];
+    let [first_copy, lost_copy] = copies.map(|copy| copy.expect("a copy"));
+    let restore = async |copy: StreamMessage| {
+        let sent = js(&world).publish_with_headers(copy.subject, copy.headers, copy.payload).await;
+        sent.expect("sent").await.expect("stored");
+    };
+    let worker = &world.workers[0].process;
+    worker.terminate();
+    worker.wait(SOON).await.expect("it ends");
     make_anew(&world).await;
-    // Restored from a copy: the same webhook, under another number.
-    let again = js(&world).publish_with_headers(kept.subject, kept.headers, kept.payload).await;
-    again.expect("sent").await.expect("stored");
+    restore(first_copy).await;
+    worker.restart().expect("it starts");
     assert_eq!(world.handled(&first.dedupe).await.outcome, "done");
     let dead = until("the other is dead", Duration::from_secs(60), async || {
         let dead = world.store.dead(10).await.ok()?;
@@ -161,4 +168,6 @@ async fn what_was_parked_in_a_stream_that_is_gone_is_handled_if_it_is_there_agai
         .await
         .expect("a count");
     assert_eq!(left, 0);
+    restore(lost_copy).await;
+    assert_eq!(world.handled(&lost.dedupe).await.outcome, "done", "its bytes came after all");
 }

@@ -312,7 +312,11 @@ async fn a_conversation_that_is_closed_to_us_is_noted_and_holds_up_nobody() {
         .trouble(Trouble::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"));
     say(&world, &app, 2, "hello").await;
     until("one is said, one is given up", SOON, async || {
-        (rows(&world).await == (1, 1, 0)).then_some(())
+        let failed: i64 = sqlx::query_scalar("select count(*) from outbox where state = 'failed'")
+            .fetch_one(&world.pool)
+            .await
+            .ok()?;
+        (failed == 1 && rows(&world).await == (1, 1, 0)).then_some(())
     })
     .await;
     assert_eq!(world.slack.calls_of(POST).len(), 2, "it is not tried again");

@@ -109,6 +109,7 @@ pub async fn bury(
         body: &envelope.body,
         connection: Some(envelope.connection.to_string()),
         dedupe: Some(envelope.dedupe.to_string()),
+        for_good: true,
         reason,
         last_error,
         attempts,
@@ -131,6 +132,7 @@ pub async fn bury_undecodable(
         body,
         connection: stream::parse_subject(subject).map(|(_, connection)| connection.to_string()),
         dedupe: None,
+        for_good: true,
         reason,
         last_error: "",
         attempts: 0,
@@ -146,6 +148,7 @@ pub async fn bury_gone(
     row: &Spilled,
     kept: Option<Kept>,
 ) -> bool {
+    let for_good = kept.is_some();
     let kept = kept.unwrap_or(Kept { headers: Vec::new(), body: Vec::new() });
     let dying = Dying {
         sequence: row.sequence,
@@ -154,6 +157,7 @@ pub async fn bury_gone(
         body: &kept.body,
         connection: Some(row.connection.to_string()),
         dedupe: Some(row.dedupe.to_string()),
+        for_good,
         reason: "the stream did not have it any more when its turn came",
         last_error: "",
         attempts: 0,

@@ -31,6 +31,9 @@ pub struct Dying<'a> {
     pub connection: Option<String>,
     /// Its dedupe key, likewise.
     pub dedupe: Option<String>,
+    /// A copy of it that comes later is not tried: what is given up is done. Not so for what was never tried and has no
+    /// bytes any more: should the stream get it again, it is handled.
+    pub for_good: bool,
     /// Why, in a word or sentence that is the same for all of its sort.
     pub reason: &'a str,
     /// What the last try said.
@@ -86,10 +89,9 @@ impl Store {
                      insert into dead (scope, generation, partition, sequence, subject, connection_id, dedupe_key,
                                        reason, last_error, attempts, sealed)
                      select $4, $5, $1, $6, $7, $8, $9, $10, $11, $12, $13 from mine on conflict do nothing returning 1),
-                 -- What is dead is done: a copy of it that comes later is not tried again.
                  noted as (
                      insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
-                     select $4, $9, $5, $1, $6, 0, 'dead', $2 from buried where $9::text is not null
+                     select $4, $9, $5, $1, $6, 0, 'dead', $2 from buried where $9::text is not null and $14
                      on conflict do nothing),
                  worked_off as (
                      delete from lane_backlog using mine
@@ -106,6 +108,7 @@ impl Store {
         .bind(storable(dying.last_error))
         .bind(dying.attempts)
         .bind(sealed.as_str())
+        .bind(dying.for_good)
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("mine")?)
