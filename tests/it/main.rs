@@ -51,4 +51,5 @@ mod architecture;
 mod readme;
 mod deploy;
 mod runbook;
+mod bench;
 mod harness;
