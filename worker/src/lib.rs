@@ -9,7 +9,7 @@
 //! hydrate    the live connection, or why there is none
 //! handle     what to do: an outcome with effects
 //! reply      the few answers that go into Slack's own request
-//! commit     effects → one fenced transaction; group: many together
+//! commit     effects → one fenced transaction; group: many together; seen: asked first, also together
 //! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
 //! ```
 //!
@@ -33,6 +33,7 @@ pub mod handle;
 pub mod reply;
 pub mod commit;
 pub mod group;
+pub mod seen;
 pub mod redrive;
 pub mod replay;
 pub mod deliver;
@@ -81,4 +82,6 @@ pub struct Workshop {
     pub metrics: Arc<metrics::Metrics>,
     /// Commits that decide nothing, made together.
     pub groups: group::Groups,
+    /// Questions whether webhooks are done already, asked together.
+    pub seen: seen::Seen,
 }

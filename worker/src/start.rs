@@ -16,6 +16,7 @@ use crate::{
     metrics::Metrics,
     refusals::Refusals,
     replay,
+    seen::Seen,
     slack::{Slack, rotate},
     slots::Slots,
 };
@@ -95,6 +96,7 @@ async fn run(config: Config, handler: AnyHandler) -> anyhow::Result<ExitCode> {
         slots: Slots::new(config.handlers.get()),
         hydrator: Arc::clone(&hydrator),
         breaker: Breaker::default(),
+        seen: Seen::new(store.clone()),
         groups: Groups::new(store.clone(), Arc::clone(&metrics)),
         metrics,
     });

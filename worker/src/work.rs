@@ -107,7 +107,7 @@ async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
         return Outcome::Return;
     }
     // Read before anything outside is called: after a crash this webhook may be done already.
-    match workshop.store.is_seen(&part.owner.scope, &job.envelope.dedupe).await {
+    match workshop.seen.is_seen(&part.owner.scope, &job.envelope.dedupe).await {
         Ok(true) => return Outcome::done("done"),
         Ok(false) => {}
         Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },

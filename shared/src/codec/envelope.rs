@@ -15,7 +15,7 @@ use crate::{
     stream,
     types::{ConnectionId, Kind},
 };
-use async_nats::{HeaderMap, HeaderValue};
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -181,29 +181,34 @@ impl Envelope {
         stream::subject(self.partition, self.connection)
     }
 
-    /// The headers; the payload is the body as it is.
+    /// The headers; the payload is the body as it is. Their names are not copied: this is done for every webhook.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(MSG_ID, self.dedupe.as_str());
-        headers.insert(TIDEGATE_SCHEMA, HeaderValue::from(u64::from(SCHEMA)));
-        headers.insert(KIND, self.kind.as_str());
-        headers.insert(LANE, self.lane.to_string());
-        headers.insert(RECEIVED_AT, HeaderValue::from(self.received_at_ms));
-        headers.insert(CONTENT_TYPE, self.media.as_str());
-        headers.insert(SIGNATURE, self.signature.as_str());
-        headers.insert(TIMESTAMP, self.timestamp.as_str());
+        headers.insert(HeaderName::from_static(MSG_ID), self.dedupe.as_str());
+        headers
+            .insert(HeaderName::from_static(TIDEGATE_SCHEMA), HeaderValue::from(u64::from(SCHEMA)));
+        headers.insert(HeaderName::from_static(KIND), self.kind.as_str());
+        headers.insert(HeaderName::from_static(LANE), self.lane.to_string());
+        headers
+            .insert(HeaderName::from_static(RECEIVED_AT), HeaderValue::from(self.received_at_ms));
+        headers.insert(HeaderName::from_static(CONTENT_TYPE), self.media.as_str());
+        headers.insert(HeaderName::from_static(SIGNATURE), self.signature.as_str());
+        headers.insert(HeaderName::from_static(TIMESTAMP), self.timestamp.as_str());
         if let Some(retry) = &self.retry {
-            headers.insert(RETRY_NUM, HeaderValue::from(u64::from(retry.number)));
+            headers.insert(
+                HeaderName::from_static(RETRY_NUM),
+                HeaderValue::from(u64::from(retry.number)),
+            );
             if let Some(reason) = &retry.reason {
-                headers.insert(RETRY_REASON, reason.as_str());
+                headers.insert(HeaderName::from_static(RETRY_REASON), reason.as_str());
             }
         }
         if let Some(traceparent) = &self.traceparent {
-            headers.insert(TRACEPARENT, traceparent.as_str());
+            headers.insert(HeaderName::from_static(TRACEPARENT), traceparent.as_str());
         }
         if let Some(reply) = &self.reply {
-            headers.insert(REPLY_TO, reply.to.as_str());
-            headers.insert(REPLY_BY, HeaderValue::from(reply.by_ms));
+            headers.insert(HeaderName::from_static(REPLY_TO), reply.to.as_str());
+            headers.insert(HeaderName::from_static(REPLY_BY), HeaderValue::from(reply.by_ms));
         }
         headers
     }

@@ -18,6 +18,7 @@ use crate::{
     types::{ConnectionId, Outgoing},
 };
 use sqlx::{PgConnection, Row};
+use std::collections::HashSet;
 
 /// What is committed: a webhook of the stream.
 #[derive(Debug, Clone)]
@@ -125,6 +126,20 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         Ok(row.is_some())
+    }
+
+    /// Which of these webhooks of the live flow are done.
+    pub async fn seen_of(&self, keys: &[DedupeKey]) -> Result<HashSet<DedupeKey>, StoreError> {
+        let keys: Vec<&str> = keys.iter().map(DedupeKey::as_str).collect();
+        let seen: Vec<String> = sqlx::query_scalar(
+            "-- seen.get_many
+             select dedupe_key from seen where scope = $1 and dedupe_key = any ($2)",
+        )
+        .bind(super::LIVE)
+        .bind(keys)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(seen.into_iter().map(DedupeKey::stored).collect())
     }
 }
 

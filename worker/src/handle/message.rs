@@ -51,7 +51,7 @@ pub(super) async fn handle(desk: &Desk<'_>, message: &Message<'_>) -> Outcome {
         Ok((None, _)) => return spoken::unlinked(desk, &message.said(), trigger),
         Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
     };
-    match desk.workshop.store.is_seen(&desk.part.owner.scope, &trigger).await {
+    match desk.workshop.seen.is_seen(&desk.part.owner.scope, &trigger).await {
         Ok(true) => return Outcome::done("same_trigger"),
         Ok(false) => {}
         Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
