@@ -11,6 +11,10 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+/// A webhook is some dozens of small allocations and a few of kilobytes, made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Prometheus, the orchestrator, and a person.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
