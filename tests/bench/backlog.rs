@@ -23,6 +23,9 @@ pub async fn drain(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.part("backlog");
     let count = if full { 1_000_000 } else { 60_000 };
     let mut workshop = Workshop::start().await?;
+    if full {
+        workshop.room(2 << 30).await?;
+    }
     let first = workshop.last_sequence().await?;
     let last = workshop.publish_events(count, BYTES).await?;
     workshop.workers(2).await?;

@@ -28,8 +28,6 @@ use tests::{
 };
 
 const SOON: Duration = Duration::from_secs(20);
-/// Room that no run fills.
-const MAX_BYTES: i64 = 3 << 30;
 /// Writes to a bucket at once.
 const AT_ONCE: usize = 256;
 
@@ -69,7 +67,7 @@ impl Stage {
         let urls: Vec<String> = nats.iter().map(Nats::url).collect();
         let client = nats[0].keys().options(User::Tests)?.connect(urls).await?;
         let js = config::jetstream(client.clone());
-        let sizing = Sizing { replicas: Some(replicas), max_bytes: Some(MAX_BYTES) };
+        let sizing = Sizing { replicas: Some(replicas), max_bytes: None };
         // A cluster that has just begun has no leader for a moment.
         let ensured = try_until("the stream is made", SOON, async || {
             shared::stream::ensure(&js, sizing).await.ok()

@@ -58,14 +58,14 @@ async fn stage(report: &mut Report, workshop: &Workshop, workers: usize) -> anyh
     for _ in 0..ROUNDS {
         singly.push(workshop.commits.singly(SLICE).await?);
         let before = all_cpu(workshop);
-        let count = (sizes[0] as u64).clamp(1_000, 40_000);
+        let count = (sizes[0] as u64).clamp(1_000, 15_000);
         let rate = events_of(workshop, count).await?.rate();
         spent.push((all_cpu(workshop) - before).as_secs_f64() * 1e6 / count as f64);
         events.push(rate);
         together.push(workshop.commits.together(SLICE).await?);
-        let rate = messages_of(workshop, (sizes[1] as usize).clamp(300, 8_000)).await?.rate();
+        let rate = messages_of(workshop, (sizes[1] as usize).clamp(300, 4_000)).await?.rate();
         messages.push(rate);
-        let claims = links_of(workshop, (sizes[2] as usize).clamp(300, 8_000)).await?.rate();
+        let claims = links_of(workshop, (sizes[2] as usize).clamp(300, 4_000)).await?.rate();
         links.push(claims);
         sizes = [events.median(), rate, claims].map(|rate| rate * SLICE_OF_WORKER);
     }

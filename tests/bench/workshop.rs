@@ -26,8 +26,6 @@ const APPS: usize = 64;
 const AT_ONCE: usize = 256;
 /// Longest that a backlog may take.
 const DRAINED_WITHIN: Duration = Duration::from_secs(900);
-/// Room that no run fills.
-const MAX_BYTES: i64 = 3 << 30;
 
 /// A world, what it is compared with, and those that send.
 pub struct Workshop {
@@ -68,8 +66,6 @@ impl Workshop {
         let mut world = World::synced_seldom(size).await?;
         world.set("TIDEGATE_LOG", "info");
         let js = config::jetstream(world.client().clone());
-        let sizing = Sizing { replicas: Some(1), max_bytes: Some(MAX_BYTES) };
-        shared::stream::ensure(&js, sizing).await?;
         let commits = Commits::start(&world.postgres).await?;
         let mut apps = Vec::new();
         for _ in 0..APPS {
@@ -77,6 +73,12 @@ impl Workshop {
         }
         let tenants = Tenants::of(apps.iter().map(|app| (app.connection, app.secret.clone())));
         Ok(Self { world, commits, apps, tenants: Arc::new(tenants), js })
+    }
+
+    /// Makes room in the stream for so many bytes.
+    pub async fn room(&self, bytes: i64) -> anyhow::Result<()> {
+        let sizing = Sizing { replicas: Some(1), max_bytes: Some(bytes) };
+        Ok(shared::stream::ensure(&self.js, sizing).await?)
     }
 
     /// So many workers in all, each with its share of the partitions.
