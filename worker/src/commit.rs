@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Puts a webhook's effects into force.
 pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: Effects) -> bool {
     let (at, outcome) = (position(job), effects.outcome);
+    // What a transaction decides says something, too. To look into the outbox for every webhook would be a query for each.
+    let says = !effects.is_simple() || !effects.say.is_empty();
     let committed = if effects.is_simple() {
         let effects = Arc::new(effects);
         insist(part, || workshop.groups.commit(&part.owner, &at, &effects)).await
@@ -42,7 +44,9 @@ pub async fn apply(workshop: &Workshop, part: &Part, job: &Job, effects: Effects
     };
     match committed {
         Committed::Applied { claim } => {
-            part.outbox.notify_one();
+            if says {
+                part.outbox.notify_one();
+            }
             let claim = claim.as_ref().map(|result| result.as_str());
             let (sequence, kind) = (job.sequence, job.envelope.kind);
             info!(sequence, connection = %at.connection, %kind, outcome, claim, "handled");
