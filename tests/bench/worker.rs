@@ -108,7 +108,9 @@ async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times>
         envelope(app, &channel, lane, Kind::Event, webhook)
     });
     let last = workshop.publish(envelopes).await?;
-    workshop.drained(first, last).await
+    let times = workshop.drained(first, last).await?;
+    workshop.said().await?;
+    Ok(times)
 }
 
 /// Commands that each consume a code of its own.
@@ -133,6 +135,7 @@ async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times> {
     });
     let last = workshop.publish(envelopes).await?;
     let times = workshop.drained(first, last).await?;
+    workshop.said().await?;
     let linked: i64 = sqlx::query_scalar(
         "select count(*) from link_claims where consumed_at is not null and created_by = 'test'",
     )

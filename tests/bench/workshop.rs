@@ -17,6 +17,7 @@ use std::{
 };
 use tests::{
     provision::agent_id,
+    until::try_until,
     world::{App, Size, World},
 };
 
@@ -142,6 +143,20 @@ impl Workshop {
         .await?;
         ensure!(times.len() as u64 == count, "{} of {count} are done", times.len());
         Ok(Times(times))
+    }
+
+    /// Waits until all is said that was decided, so that the next slice does not pay for this one's.
+    pub async fn said(&self) -> anyhow::Result<()> {
+        let nothing_left = async || {
+            let open: i64 = sqlx::query_scalar(
+                "select count(*) from outbox where state in ('pending', 'sending')",
+            )
+            .fetch_one(&self.world.pool)
+            .await
+            .ok()?;
+            (open == 0).then_some(())
+        };
+        try_until("all is said", DRAINED_WITHIN, nothing_left).await
     }
 
     /// The last that its processes said.
