@@ -68,8 +68,8 @@ pub async fn raise(
     );
     workshop.metrics.generation_raised();
     let _ = tokio::time::timeout(FINISH_WITHIN, in_memory).await;
-    loop {
-        match try_raise(workshop, js, part, another.state).await {
+    for attempt in 1.. {
+        match try_raise(workshop, js, part, another.state, attempt).await {
             Ok(true) => break,
             Ok(false) => {
                 warn!(%partition, "somebody else has the partition already");
@@ -89,12 +89,14 @@ async fn try_raise(
     js: &jetstream::Context,
     part: &Part,
     state: StreamState,
+    attempt: u32,
 ) -> Result<bool, Broken> {
     let (store, held) = (&workshop.store, part.held());
     let since = store.unfinished_since(&held).await?;
     let since = since.checked_sub(MARGIN.try_into()?).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let stream = js.get_stream(STREAM).await?;
-    let reader = format!("p{}-e{}-since", held.partition, held.epoch);
+    // A name of its own for every try: the reader of the one before has given out the first message already.
+    let reader = format!("p{}-e{}-since-{attempt}", held.partition, held.epoch);
     let first = follow::first_since(&stream, subjects_of(held.partition), since, reader).await?;
     let cursor = first.map_or(state.last_sequence, |first| first.saturating_sub(1));
     Ok(store.raise_generation(&held, state.created_ns, cursor, state.last_sequence).await?)

@@ -19,7 +19,7 @@ use shared::{
 };
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -46,6 +46,17 @@ pub struct Depth {
 /// The lanes of one partition. Cheap to clone.
 #[derive(Clone)]
 pub struct Lanes(Arc<Inner>);
+
+/// The lanes of a partition, for as long as somebody else works them.
+#[derive(Clone)]
+pub struct WeakLanes(Weak<Inner>);
+
+impl WeakLanes {
+    /// The lanes, if they are still worked.
+    pub fn upgrade(&self) -> Option<Lanes> {
+        self.0.upgrade().map(Lanes)
+    }
+}
 
 pub(crate) struct Inner {
     pub workshop: Arc<Workshop>,
@@ -181,6 +192,11 @@ impl Lanes {
         }
     }
 
+    /// To look at, without keeping them.
+    pub fn downgrade(&self) -> WeakLanes {
+        WeakLanes(Arc::downgrade(&self.0))
+    }
+
     /// How much of it is in memory.
     pub fn depth(&self) -> Depth {
         let table = self.table();
@@ -208,7 +224,8 @@ impl Lanes {
         let next = state.queue.pop_front().filter(|_| !self.0.part.stop.is_cancelled());
         if next.is_none() {
             state.running = false;
-            let parked = state.parked;
+            // What waits behind it goes with the lane: its places in the window are what the drain waits for.
+            let parked = state.parked && !self.0.part.stop.is_cancelled();
             if parked {
                 tokio::spawn(park::drain(self.clone(), lane, Trouble::default()));
             } else {
@@ -222,6 +239,10 @@ impl Lanes {
     fn park(&self, lane: Lane, head: Job, trouble: Trouble, why: &str) {
         info!(%lane, sequence = head.sequence, why, "parked");
         let mut table = self.table();
+        if self.0.part.stop.is_cancelled() {
+            table.lanes.remove(&lane); // nobody writes down any more what is set aside: the next owner reads it
+            return;
+        }
         let state = table.lanes.entry(lane).or_default();
         (state.parked, state.running) = (true, false);
         let queue = std::mem::take(&mut state.queue);

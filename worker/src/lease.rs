@@ -154,12 +154,14 @@ impl Leases {
     }
 
     async fn renew(&mut self) -> Result<(), StoreError> {
-        let held: Vec<Held> = self.parts.values().map(|part| part.held()).collect();
-        if held.is_empty() {
-            return Ok(());
-        }
+        // What we let go of by ourselves is not kept from others for another TTL.
+        let ours = self.parts.values().filter(|part| !part.lost.is_cancelled());
+        let held: Vec<Held> = ours.map(|part| part.held()).collect();
         let believed_until = Instant::now() + self.ttl;
-        let kept = self.workshop.store.renew_partitions(&held, self.ttl).await?;
+        let kept = match held.is_empty() {
+            true => Vec::new(),
+            false => self.workshop.store.renew_partitions(&held, self.ttl).await?,
+        };
         self.parts.retain(|partition, part| {
             let kept = kept.contains(partition) && !part.lost.is_cancelled();
             if kept {

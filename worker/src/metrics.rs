@@ -5,7 +5,11 @@
 //! dead) is told by the one worker that tidies.
 
 use crate::{
-    agent::AgentCalls, hydrate::Hydrator, lane::Lanes, part::Part, slack::counted::Counted,
+    agent::AgentCalls,
+    hydrate::Hydrator,
+    lane::{Lanes, WeakLanes},
+    part::Part,
+    slack::counted::Counted,
 };
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -75,7 +79,13 @@ pub struct Metrics {
 /// A partition in hand, for as long as it is.
 struct Watched {
     part: Weak<Part>,
-    lanes: Lanes,
+    lanes: WeakLanes,
+}
+
+impl Watched {
+    fn is_in_hand(&self) -> bool {
+        self.part.upgrade().is_some_and(|part| !part.is_over())
+    }
 }
 
 /// How a lease changed.
@@ -288,8 +298,9 @@ impl Metrics {
 
     /// Figures of this partition are told for as long as it is in hand.
     pub fn watch(&self, part: &Arc<Part>, lanes: &Lanes) {
-        let watched = Watched { part: Arc::downgrade(part), lanes: lanes.clone() };
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(Watched::is_in_hand);
+        watched.push(Watched { part: Arc::downgrade(part), lanes: lanes.downgrade() });
     }
 
     /// What stands in the page that Prometheus reads, as of now.
@@ -306,13 +317,13 @@ impl Metrics {
         self.oldest.clear();
         let (mut owned, mut lanes, mut queued, mut deepest) = (0, 0, 0, 0);
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.retain(|watched| watched.part.upgrade().is_some_and(|part| !part.is_over()));
+        watched.retain(Watched::is_in_hand);
         for Watched { part, lanes: of } in watched.iter() {
             let Some(part) = part.upgrade() else { continue };
             let labels = PartitionLabels { partition: part.owner.partition.number() };
             self.lag.get_or_create(&labels).set(part.lag() as i64);
             self.oldest.get_or_create(&labels).set(part.oldest_unfinished().as_secs_f64());
-            let depth = of.depth();
+            let depth = of.upgrade().map(|lanes| lanes.depth()).unwrap_or_default();
             owned += 1;
             lanes += depth.lanes;
             queued += depth.queued;

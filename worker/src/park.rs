@@ -13,7 +13,7 @@ use crate::{
 };
 use async_nats::jetstream::{self, ErrorCode, message::StreamMessage, stream::RawMessageErrorKind};
 use shared::{
-    codec::envelope::Envelope,
+    codec::envelope::{Envelope, NotDecoded},
     partition::Lane,
     store::{Spilled, StoreError, Trouble},
     stream::{self, STREAM},
@@ -153,6 +153,8 @@ async fn fetch(lanes: &Lanes, row: &Spilled) -> Option<Job> {
                     error!(sequence = row.sequence, is = %other.dedupe, "the stream has another webhook there");
                     return kept_or_buried(lanes, row).await;
                 }
+                // For a newer worker, which holds the lane until then.
+                Err(NotDecoded::Newer(_)) => tokio::time::sleep(PAUSE).await,
                 Err(why) => {
                     let raw = (subject, headers, &*message.payload);
                     commit::bury_undecodable(workshop, part, row.sequence, raw, &why.to_string())
@@ -178,10 +180,15 @@ async fn kept_or_buried(lanes: &Lanes, row: &Spilled) -> Option<Job> {
         Ok(Some(kept)) => {
             let subject = stream::subject(part.owner.partition, row.connection);
             let headers = commit::unlisted(&kept.headers);
-            match Envelope::decode(&subject, Some(&headers), kept.body.into()) {
+            match Envelope::decode(&subject, Some(&headers), kept.body.clone().into()) {
                 Ok(envelope) => return Some(Job::set_aside(row.sequence, envelope)),
-                Err(why) => error!(sequence = row.sequence, %why, "its kept bytes are no envelope"),
+                Err(NotDecoded::Newer(_)) => tokio::time::sleep(PAUSE).await,
+                Err(why) => {
+                    error!(sequence = row.sequence, %why, "its kept bytes are no envelope");
+                    commit::bury_gone(workshop, part, &part.owner, row, Some(kept)).await;
+                }
             }
+            return None;
         }
         Ok(None) => {}
         Err(error) => {

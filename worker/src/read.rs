@@ -89,9 +89,14 @@ async fn read(
                 if let Some(another) = generation::check(state, known, part.cursor(), next) {
                     return Some(another);
                 }
-                if known.is_none()
-                    && workshop.store.note_stream(&part.held(), state.created_ns).await.is_ok()
-                {
+                if known.is_none() {
+                    // Before anything of it is read, or another that takes its place would not be told from it.
+                    while let Err(error) =
+                        workshop.store.note_stream(&part.held(), state.created_ns).await
+                    {
+                        warn!(%partition, error = %Chain(&error), "which stream is read could not be noted");
+                        tokio::time::sleep(PAUSE).await;
+                    }
                     part.stream_created_ns.get_or_init(|| state.created_ns);
                 }
             }

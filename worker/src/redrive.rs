@@ -73,6 +73,9 @@ async fn one(workshop: &Workshop, part: &Part, dead: &DeadWebhook) -> Option<Fai
     };
     let job = Job::set_aside(dead.sequence as u64, envelope);
     let _slot = workshop.slots.take(job.envelope.connection, job.urgency()).await;
+    if !part.is_ours() || part.stop.is_cancelled() {
+        return None;
+    }
     let outcome = work::handled(workshop, part, &job).instrument(work::span(&job)).await;
     match outcome {
         Outcome::Done(mut done) => {

@@ -215,10 +215,12 @@ async fn handled(
     let mut tries = 0;
     loop {
         part.believe_until(believed.until());
-        let _slot = workshop.slots.take(job.envelope.connection, job.urgency()).await;
-        let outcome = work::handled(workshop, &part, &job).instrument(work::span(&job)).await;
+        let outcome = {
+            let _slot = workshop.slots.take(job.envelope.connection, job.urgency()).await;
+            work::handled(workshop, &part, &job).instrument(work::span(&job)).await
+        };
         let word = outcome.as_str();
-        tries += 1;
+        tries += i32::from(!matches!(outcome, Outcome::Pause { .. })); // Postgres is waited for
         let cause = match outcome {
             Outcome::Done(done) => {
                 let effects = described(&done);
@@ -244,7 +246,7 @@ async fn handled(
         if tries >= TRIES_MAX {
             return (word.into(), vec![cause]);
         }
-        tokio::time::sleep(backoff(tries)).await;
+        tokio::time::sleep(backoff(tries.max(1))).await;
     }
 }
 
@@ -266,7 +268,8 @@ fn described(done: &Done) -> Vec<String> {
     let late = done.answer.iter().flat_map(|answer| &answer.late);
     let said = done.effects.say.iter().chain(late).map(|say| format!("say by {}", say.to.as_str()));
     let consumed = done.effects.consume.iter().map(|_| "consume a link claim".to_owned());
-    consumed.chain(said).collect()
+    let changed = done.effects.changes.iter().map(|change| change.what.as_str().to_owned());
+    consumed.chain(changed).chain(said).collect()
 }
 
 /// The same workshop, but for agents: they are not called, and what they would have been asked is recorded.

@@ -87,7 +87,14 @@ async fn purge(workshop: &Workshop, js: &jetstream::Context) -> Result<(), async
     if bytes <= room / 100 * FULL_PERCENT {
         return Ok(());
     }
-    let needed_from = workshop.store.needed_from().await?;
+    let created_ns = info.created.unix_timestamp_nanos() as i64;
+    let Some(needed_from) = workshop.store.needed_from(created_ns).await? else {
+        warn!(
+            bytes,
+            room, "the stream is filling up, and not every partition has read this one yet"
+        );
+        return Ok(());
+    };
     if needed_from <= info.state.first_sequence {
         warn!(bytes, room, needed_from, "the stream is filling up, and nothing in it is finished");
         return Ok(());

@@ -14,7 +14,7 @@ use crate::{
 };
 use shared::{
     store::Trouble,
-    telemetry::{self, Chain, DESTINATION},
+    telemetry::{self, DESTINATION},
     types::Outgoing,
 };
 use std::time::{Duration, Instant};
@@ -110,7 +110,7 @@ async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
     match workshop.seen.is_seen(&part.owner.scope, &job.envelope.dedupe).await {
         Ok(true) => return Outcome::done("done"),
         Ok(false) => {}
-        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
+        Err(error) => return Outcome::of_store(&error),
     }
     handled(workshop, part, job).await
 }
@@ -131,7 +131,7 @@ async fn hydrated(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
             Outcome::done("dropped")
         }
         Ok(Hydrated::Pending) => Outcome::Park { cause: "the connection is pending".into() },
-        Err(error) => Outcome::Pause { cause: Chain(&error).to_string() },
+        Err(error) => Outcome::of_store(&error),
     }
 }
 

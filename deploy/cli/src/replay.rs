@@ -72,6 +72,13 @@ impl Replay {
         let (connection, from, apply) = (self.connection, self.from, self.apply);
         let new = NewReplay { scope: scope.clone(), connection, from, to, apply };
         if !store.ask_replay(&new).await? {
+            let with = |apply| if apply { "with effects" } else { "that only looked" };
+            let there = store.replay_state(&scope).await?.apply;
+            ensure!(
+                there == apply,
+                "there is a replay {name} already, one {}: say another --name",
+                with(there)
+            );
             eprintln!("there is a replay of that name; this is how it went");
         }
         let ended = tokio::select! {

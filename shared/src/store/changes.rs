@@ -75,6 +75,20 @@ pub enum What {
     },
 }
 
+impl What {
+    /// The words for it, which name nobody.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            What::Bind { .. } => "bind a conversation",
+            What::Unbind(_) => "unbind a conversation",
+            What::NewSession(_) => "begin a new session",
+            What::MoveChannel { .. } => "move a channel",
+            What::Revoke { .. } => "revoke the connection",
+            What::Welcome { .. } => "welcome a person",
+        }
+    }
+}
+
 /// Makes a change; whether there was anything to change.
 pub(super) async fn apply(tx: &mut PgConnection, what: &What) -> Result<bool, StoreError> {
     let changed = match what {

@@ -68,7 +68,7 @@ impl Store {
                          as u (lane, sequence, connection_id, dedupe_key, stored_at)),
                  parked as (
                      insert into lanes (scope, generation, lane, partition, last_seq, parked_at)
-                     select distinct $4, $5::integer, u.lane, $1::smallint, 0, now() from u, mine
+                     select distinct $4, $5::integer, u.lane, $1::smallint, 0, now() from u, mine order by u.lane
                      on conflict (scope, generation, lane)
                      do update set parked_at = coalesce(lanes.parked_at, now())),
                  rows as (

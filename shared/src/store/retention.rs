@@ -62,7 +62,8 @@ impl Store {
         })
     }
 
-    /// Deletes a step's worth: `seen` after 48 h (Slack sends an event again for a day), lanes whose last webhook lies
+    /// Deletes a step's worth: `seen` after 48 h (Slack sends an event again for a day), but nothing
+    /// that may be read again because something before it is not finished; lanes whose last webhook lies
     /// below their partition's cursor, settled outbox rows, the dead and replays after 30 days, workers silent for an hour.
     pub async fn forget(&self) -> Result<Forgotten, StoreError> {
         let run = async |sql: &'static str| -> Result<u64, StoreError> {
@@ -71,7 +72,11 @@ impl Store {
         Ok(Forgotten {
             seen: run("-- retention.seen
                 delete from seen where ctid = any (array (
-                    select ctid from seen where at < now() - interval '48 hours' limit $1))")
+                    select ctid from seen
+                     where at < least(now() - interval '48 hours',
+                                      (select min(cursor_at) from partition_leases) - interval '5 minutes',
+                                      (select min(coalesce(stored_at, parked_at)) from lane_backlog) - interval '5 minutes')
+                     limit $1))")
             .await?,
             lanes: run("-- retention.lanes
                 delete from lanes where ctid = any (array (
@@ -100,17 +105,20 @@ impl Store {
         })
     }
 
-    /// The sequence below which nothing of the stream is needed: below every partition's cursor and every parked
-    /// webhook whose bytes are not kept here.
-    pub async fn needed_from(&self) -> Result<u64, StoreError> {
+    /// The sequence below which nothing of the stream made at `created_ns` is needed: below every partition's cursor and every
+    /// parked webhook whose bytes are not kept here. `None` while some cursor counts in another stream.
+    pub async fn needed_from(&self, created_ns: i64) -> Result<Option<u64>, StoreError> {
         let row = sqlx::query(
             "-- retention.needed_from
-             select least((select min(cursor) + 1 from partition_leases),
-                          (select min(b.sequence) from lane_backlog b join partition_leases p using (partition)
-                            where b.generation = p.generation and b.sealed is null)) as needed_from",
+             select case when (select bool_and(coalesce(stream_created_ns = $1, false)) from partition_leases) then
+                        least((select min(cursor) + 1 from partition_leases),
+                              (select min(b.sequence) from lane_backlog b join partition_leases p using (partition)
+                                where b.generation = p.generation and b.sealed is null)) end as needed_from",
         )
+        .bind(created_ns)
         .fetch_one(&self.pool)
         .await?;
-        Ok(row.try_get::<i64, _>("needed_from")?.max(0) as u64)
+        let from: Option<i64> = row.try_get("needed_from")?;
+        Ok(from.map(|from| from.max(0) as u64))
     }
 }

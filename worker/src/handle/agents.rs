@@ -9,7 +9,6 @@ use super::{Desk, Handler, Outcome, command, forward, message, view, whose};
 use shared::{
     codec::slack::{Event, EventBody, Inbound, Interaction},
     store::{Agent, Chat, StoreError},
-    telemetry::Chain,
     types::{AgentMode, TeamId},
 };
 
@@ -32,7 +31,7 @@ impl Handler for AskAgents {
         match app(desk, inbound).await {
             Ok(Some(app)) => return forward::handle(desk, &app, inbound).await,
             Ok(None) => {}
-            Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
+            Err(error) => return Outcome::of_store(&error),
         }
         match (inbound, message) {
             (Inbound::Event(_), Some(message)) => message::handle(desk, &message).await,

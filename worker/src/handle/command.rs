@@ -4,7 +4,7 @@
 //! it, only to them.
 
 use super::{Desk, Outcome, link, place::Place, roster, session};
-use shared::{codec::slack::Command, telemetry::Chain, types::Surface};
+use shared::{codec::slack::Command, types::Surface};
 
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub(super) async fn run(desk: &Desk<'_>, place: Place, text: &str) -> Outcome {
         Verb::New => session::new(desk, place).await,
         Verb::Clear => session::clear(desk, place).await,
     };
-    done.unwrap_or_else(|error| Outcome::Pause { cause: Chain(&error).to_string() })
+    done.unwrap_or_else(|error| Outcome::of_store(&error))
 }
 
 fn help(desk: &Desk<'_>) -> String {

@@ -22,7 +22,6 @@ use shared::{
         slack::{Event, EventBody},
     },
     store::{Agent, Chat, Effects},
-    telemetry::Chain,
     types::{ChannelId, Destination, Outgoing, TeamId},
 };
 use std::time::Duration;
@@ -49,12 +48,12 @@ pub(super) async fn handle(desk: &Desk<'_>, message: &Message<'_>) -> Outcome {
     let (agent, session) = match whose::agent_of(desk, &message.chat(desk)).await {
         Ok((Some(agent), session)) => (agent, session),
         Ok((None, _)) => return spoken::unlinked(desk, &message.said(), trigger),
-        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
+        Err(error) => return Outcome::of_store(&error),
     };
     match desk.workshop.seen.is_seen(&desk.part.owner.scope, &trigger).await {
         Ok(true) => return Outcome::done("same_trigger"),
         Ok(false) => {}
-        Err(error) => return Outcome::Pause { cause: Chain(&error).to_string() },
+        Err(error) => return Outcome::of_store(&error),
     }
     if !desk.part.is_ours() {
         return Outcome::Return;

@@ -29,7 +29,7 @@ use shared::{
         envelope::Envelope,
         slack::{EventBody, Inbound, Parts},
     },
-    store::{Connection, Effects},
+    store::{Connection, Effects, StoreError},
     telemetry::Chain,
     types::Outgoing,
 };
@@ -86,6 +86,16 @@ impl Outcome {
     pub fn answer(now: Bytes, late: Vec<Outgoing>) -> Self {
         let effects = Effects { outcome: "done", ..Effects::default() };
         Outcome::Done(Box::new(Done { effects, answer: Some(Answer { now, late }) }))
+    }
+
+    /// The store did not give what handling needs. Away, it is waited for; a row that makes no sense stays so until a person
+    /// mends it, and must not hold up more than its own conversation meanwhile.
+    pub fn of_store(error: &StoreError) -> Self {
+        let cause = Chain(error).to_string();
+        match error {
+            StoreError::Inconsistent { .. } => Outcome::Retry { cause },
+            _ => Outcome::Pause { cause },
+        }
     }
 
     /// The word for logs and metrics.
@@ -246,7 +256,7 @@ async fn handed_on_too(desk: &Desk<'_>, inbound: &Inbound<'_>, outcome: Outcome)
             Outcome::Done(_) => outcome,
             not_handed_on => not_handed_on,
         },
-        Err(error) => Outcome::Pause { cause: Chain(&error).to_string() },
+        Err(error) => Outcome::of_store(&error),
     }
 }
 
