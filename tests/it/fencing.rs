@@ -133,7 +133,7 @@ async fn a_grave_and_a_delivery_under_an_old_epoch_are_refused_too() {
     let (first, second) = taken_over(&world).await;
     world.store.commit(&owner("second", second), &position(1), &saying()).await.expect("an answer");
     let old = owner("first", first);
-    assert!(world.store.take_outgoing(&old, 10, SOON).await.expect("an answer").is_empty());
+    assert!(world.store.take_outgoing(&old, 10, SOON).await.expect("an answer").rows.is_empty());
     let dying = Dying {
         sequence: 2,
         subject: "x",

@@ -1,7 +1,12 @@
 //! Slack's limits are heard by all workers, and cost nobody else anything.
 
 use futures_util::future::join_all;
-use shared::store::NewConnection;
+use shared::{
+    codec::envelope::DedupeKey,
+    partition::{Conversation, Lane},
+    store::{Effects, NewConnection, Owner, Position},
+    types::{Destination, Outgoing, Status},
+};
 use std::time::Duration;
 use tests::{
     slack::{api::Outcome, limits::Limit, webhook::Webhook},
@@ -78,4 +83,54 @@ async fn a_channel_is_told_one_message_a_second() {
     assert_eq!(calls.len(), 4, "no call was refused");
     let texts: Vec<&str> = calls.iter().filter_map(|call| call.args["text"].as_str()).collect();
     assert_eq!(texts, ["one", "two", "three", "four"].map(|text| format!("I heard: {text}")));
+}
+
+/// Between two calls lies a second and more at first, and nothing after a while: what Slack takes again is said again.
+#[tokio::test]
+async fn after_a_limit_one_is_said_at_a_time_and_soon_all_again() {
+    let servers = Size { ingests: 0, workers: 0, own_postgres: false };
+    let world = World::without_processes(servers).await.expect("servers");
+    let connection = world.prepare(Status::Active).await.expect("a connection").connection;
+    let lease = Duration::from_secs(60);
+    let leased = world.store.claim_partitions("one", 1, lease).await.expect("a claim")[0];
+    let owner = Owner::live("one", leased.partition, leased.epoch, leased.generation);
+    for n in 1..=4 {
+        let channel = format!("C{n}");
+        let at = Position {
+            sequence: n,
+            lane: Lane::of(connection, Conversation::Thread(&channel, "1.1")),
+            connection,
+            dedupe: DedupeKey::event(connection, &format!("Ev{n}")),
+            traceparent: None,
+        };
+        let channel = channel.parse().expect("a channel");
+        let to = Destination::PostMessage { channel, thread_ts: None };
+        let say = vec![Outgoing { to, message: serde_json::json!({ "text": "x" }) }];
+        let effects = Effects { say, outcome: "done", ..Effects::default() };
+        world.store.commit(&owner, &at, &effects).await.expect("committed");
+    }
+    let take = async || {
+        let taken = world.store.take_outgoing(&owner, 10, SOON).await.expect("an answer");
+        (taken.rows.len(), taken.limited.map(|free_in| free_in.as_secs_f64()))
+    };
+    let over_since = async |seconds: f64| {
+        sqlx::query("update slack_limits set blocked_until = now() - make_interval(secs => $1), next_at = '-infinity'")
+            .bind(seconds)
+            .execute(&world.pool)
+            .await
+            .expect("moved");
+    };
+    let thirty = Duration::from_secs(30);
+    world.store.limit_slack(connection, POST, thirty).await.expect("written down");
+    let (none, left) = take().await;
+    assert!(none == 0 && left.is_some_and(|left| (25.0..=30.0).contains(&left)), "{left:?}");
+
+    over_since(10.0).await;
+    for wanted in [1, 0] {
+        let (rows, left) = take().await;
+        assert_eq!(rows, wanted);
+        assert!(left.is_some_and(|left| (0.3..=0.65).contains(&left)), "1.2 s, halved: {left:?}");
+    }
+    over_since(60.0).await;
+    assert_eq!(take().await, (3, None), "it is forgotten");
 }

@@ -7,7 +7,7 @@
 
 use crate::{Workshop, part::Part, say, slack};
 use shared::{
-    store::{Doubt, Queued, SendResult, StoreError},
+    store::{Doubt, Queued, SendResult, StoreError, Taken},
     telemetry::{self, Chain},
     types::Destination,
 };
@@ -19,6 +19,8 @@ use tracing::{Instrument, Span, error, field, info, warn};
 const AT_ONCE: usize = 32;
 /// Without a word of a new row, the outbox is looked at this often: for what an owner before left.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// For what Slack limits it is looked at when that may be said, and not more often than this: others wait for it, too.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// One row, whatever it waits for.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);
 /// A row is left alone for this long after it was taken: its sender may still be at it.
@@ -35,28 +37,36 @@ pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
     let mut sending = JoinSet::new();
     // When a row that was put off is due; there may be one of an owner before us at any time.
     let mut due = vec![Instant::now()];
+    // When the next of what Slack limits may be said. One moment, not one more with every look.
+    let mut limited: Option<Instant> = None;
     loop {
         let over = part.stop.is_cancelled() || part.lost.is_cancelled();
         if over && sending.is_empty() {
             return;
         }
         let now = Instant::now();
-        if !over && sending.len() < AT_ONCE && due.iter().any(|at| *at <= now) {
+        if !over && sending.len() < AT_ONCE && due.iter().chain(&limited).any(|at| *at <= now) {
             due.retain(|at| *at > now);
             match take(&workshop, &part, AT_ONCE - sending.len()).await {
-                Ok(rows) => {
-                    for row in rows {
+                Ok(taken) => {
+                    limited = taken.limited.map(|free_in| now + free_in.max(LOOK_AGAIN));
+                    for row in taken.rows {
                         let (workshop, part) = (Arc::clone(&workshop), Arc::clone(&part));
                         sending.spawn(async move { send(&workshop, &part, row).await });
                     }
                 }
                 Err(error) => {
                     warn!(error = %Chain(&error), "the outbox could not be worked");
+                    limited = None;
                     due.push(now + PAUSE);
                 }
             }
         }
-        let next = due.iter().min().map_or(now + LOOK_EVERY, |at| (*at).min(now + LOOK_EVERY));
+        let next = due
+            .iter()
+            .chain(&limited)
+            .min()
+            .map_or(now + LOOK_EVERY, |at| (*at).min(now + LOOK_EVERY));
         tokio::select! {
             // The next row of its lane may be due, or itself after a while.
             Some(sent) = sending.join_next() => match sent {
@@ -71,7 +81,7 @@ pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
     }
 }
 
-async fn take(workshop: &Workshop, part: &Part, room: usize) -> Result<Vec<Queued>, StoreError> {
+async fn take(workshop: &Workshop, part: &Part, room: usize) -> Result<Taken, StoreError> {
     workshop.store.take_outgoing(&part.owner, room as i64, TAKEN_FOR).await
 }
 

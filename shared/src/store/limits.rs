@@ -13,6 +13,24 @@ const GAP: Duration = Duration::from_millis(1_200);
 /// Most: Slack's strictest methods take one call a minute.
 const GAP_MAX: Duration = Duration::from_secs(61);
 
+/// The distance between two calls now, in seconds, from a row `l` of `slack_limits`. It shrinks from the moment at which
+/// Slack takes calls again: by half every ten seconds, slower where calls are rarer than that, for to find out whether
+/// Slack takes more costs a call that it refuses.
+macro_rules! gap {
+    () => {
+        "(l.gap_seconds * power(0.5, greatest(0, extract(epoch from now() - l.blocked_until)) / greatest(10, 2 * l.gap_seconds)))::float8"
+    };
+}
+pub(super) use gap;
+
+/// A distance of less than this many seconds is none: three quarters of a minute after a first limit.
+macro_rules! gap_forgotten {
+    () => {
+        "0.05"
+    };
+}
+pub(super) use gap_forgotten;
+
 /// A method that Slack limits now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
@@ -26,14 +44,14 @@ pub struct Limit {
 
 impl Store {
     /// Slack answered 429. Calls wait for `retry_after`, and keep a distance after it: twice the one that was still too
-    /// short. It shrinks by half every minute, and after ten is forgotten.
+    /// short. It shrinks, and is forgotten after a while.
     pub async fn limit_slack(
         &self,
         connection: ConnectionId,
         method: &str,
         retry_after: Duration,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        sqlx::query(concat!(
             "-- limits.limit
              insert into slack_limits as l (connection_id, method, blocked_until, gap_seconds, limited_at)
              select $1, $2, now() + make_interval(secs => $3), $4, now()
@@ -42,10 +60,12 @@ impl Store {
                 set blocked_until = greatest(l.blocked_until, excluded.blocked_until),
                     gap_seconds = case
                         when l.blocked_until > now() then l.gap_seconds -- under way when the first was answered
-                        else least($5, greatest($4, 2 * l.gap_seconds * power(0.5, extract(epoch from now() - l.limited_at) / 60)))
+                        else least($5, greatest($4, 2 * ",
+            gap!(),
+            "))
                     end,
                     limited_at = now()",
-        )
+        ))
         .bind(connection.to_string())
         .bind(method)
         .bind(retry_after.as_secs_f64())

@@ -51,7 +51,7 @@ pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use lifecycle::{ConnectionSummary, DeletedConnection, HistoryEntry};
 pub use limits::{Limit, LimitSubscription};
-pub use outbox::{Doubt, Queued, SendResult};
+pub use outbox::{Doubt, Queued, SendResult, Taken};
 pub use owner::Owner;
 pub use partitions::{LaneState, PartitionState};
 pub use replays::{NewReplay, Replay, ReplayState, Replayed};

@@ -5,7 +5,10 @@
 //! that was left by somebody who did not come back, ourselves included: it may have been said. So may one whose call
 //! ended without an answer; that is kept as `doubtful`. What Slack limits is not taken before its time (see `limits`).
 
-use super::{Owner, Position, Store, StoreError, column, inconsistent};
+use super::{
+    Owner, Position, Store, StoreError, column, inconsistent,
+    limits::{gap, gap_forgotten},
+};
 use crate::{
     codec::envelope::{DedupeKey, Word},
     partition::Lane,
@@ -52,6 +55,15 @@ impl Queued {
             Sha256::digest(format!("outbox\0{}\0{}", self.dedupe, self.id).as_bytes()).into();
         hash[..16].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
+}
+
+/// What a partition has to say now.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The rows whose turn it is, in the order in which they were written.
+    pub rows: Vec<Queued>,
+    /// When the next of those may be taken that wait for a limit of Slack's; `None`, if none does.
+    pub limited: Option<Duration>,
 }
 
 /// A row's request, as it is sealed. A release that knows nothing of traces reads it as well.
@@ -123,8 +135,8 @@ impl Store {
         owner: &Owner,
         limit: i64,
         send_timeout: Duration,
-    ) -> Result<Vec<Queued>, StoreError> {
-        let rows = sqlx::query(
+    ) -> Result<Taken, StoreError> {
+        let rows = sqlx::query(concat!(
             "-- outbox.take
              with mine as (
                  select 1 from partition_epochs where partition = $1 and owner = $2 and epoch = $3 for share),
@@ -134,36 +146,43 @@ impl Store {
                    from outbox
                   where partition = $1 and state in ('pending', 'sending') order by lane, id),
              due as (
-                 select h.*, l.method is not null as limited,
+                 select h.id, h.connection_id, h.method, h.in_doubt, l.gap,
+                        greatest(l.blocked_until, l.next_at) as free_at,
                         row_number() over (partition by h.connection_id, h.method order by h.id) as turn
                    from heads h
-                   left join slack_limits l
+                   left join (select l.*, ",
+            gap!(),
+            " as gap from slack_limits l) l
                           on l.connection_id = h.connection_id and l.method = h.method
-                         and (l.blocked_until > now() or l.limited_at > now() - interval '10 minutes')
-                  where h.next_at <= now()
-                    and (l.method is null or (l.blocked_until <= now() and l.next_at <= now()))),
+                         and (l.blocked_until > now() or l.gap >= ",
+            gap_forgotten!(),
+            ")
+                  where h.next_at <= now()),
              turns as (
-                 update slack_limits l
-                    set next_at = now() + make_interval(
-                            secs => l.gap_seconds * power(0.5, extract(epoch from now() - l.limited_at) / 60))
+                 update slack_limits l set next_at = now() + make_interval(secs => due.gap)
                    from due, mine
-                  where due.limited and due.turn = 1
-                    and l.connection_id = due.connection_id and l.method = due.method
-                    and l.blocked_until <= now() and l.next_at <= now()
+                  where due.turn = 1 and l.connection_id = due.connection_id and l.method = due.method
+                    and due.gap is not null and l.blocked_until <= now() and l.next_at <= now()
                  returning due.id),
              picked as (
-                 select id, in_doubt from due where not limited or id in (select id from turns)
-                  order by id limit $4)
-             update outbox o
-                set state = 'sending', epoch = $3, attempts = o.attempts + 1, next_at = now() + make_interval(secs => $5)
-               from picked, mine where o.id = picked.id
-             returning o.id, o.lane, o.connection_id, o.dedupe_key, o.request, o.attempts - 1 as attempts,
-                       extract(epoch from now() - o.created_at)::float8 as age, picked.in_doubt,
-                       case when o.method = 'response_url' then
-                           (select sum(u.attempts) from outbox u
-                             where u.dedupe_key = o.dedupe_key and u.method = 'response_url')
-                       else 0 end as uses",
-        )
+                 select id, in_doubt from due where gap is null or id in (select id from turns)
+                  order by id limit $4),
+             taken as (
+                 update outbox o
+                    set state = 'sending', epoch = $3, attempts = o.attempts + 1,
+                        next_at = now() + make_interval(secs => $5)
+                   from picked, mine where o.id = picked.id
+                 returning o.id, o.lane, o.connection_id, o.dedupe_key, o.request, o.attempts - 1 as attempts,
+                           extract(epoch from now() - o.created_at)::float8 as age, picked.in_doubt,
+                           case when o.method = 'response_url' then
+                               (select sum(u.attempts) from outbox u
+                                 where u.dedupe_key = o.dedupe_key and u.method = 'response_url')
+                           else 0 end as uses),
+             limited as (
+                 select min(greatest(gap, extract(epoch from free_at - now())))::float8 as free_in
+                   from due where gap is not null and id not in (select id from turns))
+             select taken.*, limited.free_in from limited left join taken on true"
+        ))
         .bind(owner.partition.number() as i16)
         .bind(&owner.worker)
         .bind(owner.epoch)
@@ -171,19 +190,22 @@ impl Store {
         .bind(send_timeout.as_secs_f64())
         .fetch_all(&self.pool)
         .await?;
-        let mut queued = Vec::with_capacity(rows.len());
+        let mut taken = Taken::default();
         for row in &rows {
+            if let Some(free_in) = row.try_get::<Option<f64>, _>("free_in")? {
+                taken.limited = Some(Duration::from_secs_f64(free_in.max(0.0)));
+            }
+            let Some(id) = row.try_get::<Option<i64>, _>("id")? else { continue };
             match self.queued(row) {
-                Ok(row) => queued.push(row),
+                Ok(row) => taken.rows.push(row),
                 Err(error) => {
                     let failed = SendResult::Failed(error.to_string());
-                    self.settle_outgoing(owner, row.try_get("id")?, &failed, Doubt::default())
-                        .await?;
+                    self.settle_outgoing(owner, id, &failed, Doubt::default()).await?;
                 }
             }
         }
-        queued.sort_by_key(|row| row.id);
-        Ok(queued)
+        taken.rows.sort_by_key(|row| row.id);
+        Ok(taken)
     }
 
     /// Writes down how a try ended, unless somebody else has taken the row since.
