@@ -1,6 +1,6 @@
 //! What can't be handled is kept, with why, and holds nobody up.
 
-use shared::{partition::Partition, stream};
+use shared::{partition::Partition, store::DeadChoice, stream};
 use tests::{
     slack::webhook::Webhook,
     until::until,
@@ -57,4 +57,42 @@ async fn what_slack_signed_and_nobody_understands_is_stored_and_found_among_the_
     })
     .await;
     assert!(dead.iter().all(|one| one.reason == "signed by Slack, but not understood"), "{dead:?}");
+}
+
+#[tokio::test]
+async fn one_whose_bytes_can_not_be_opened_is_listed_and_holds_up_no_other() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    for n in 0..3 {
+        let mut webhook = Webhook::url_verification(&app, "");
+        webhook.body = format!("[{n}]").into();
+        assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    }
+    let dead = until("all three are dead", SOON, async || {
+        let dead = world.store.dead(10).await.ok()?;
+        (dead.len() == 3).then_some(dead)
+    })
+    .await;
+    let damaged = dead.iter().map(|one| one.id).min().expect("three");
+    let damage = sqlx::query("update dead set sealed = 'nobody sealed this' where id = $1");
+    damage.bind(damaged).execute(&world.pool).await.expect("damaged");
+
+    let listed = world.tidegate(&["dead", "list"]).expect("printed");
+    assert_eq!(listed.matches("not understood").count(), 3, "{listed}");
+    let shown = world.tidegate(&["dead", "show", &damaged.to_string()]).expect("printed");
+    assert!(shown.contains("can't be opened"), "{shown}");
+
+    let tries = |id: i64| dead.iter().find(|one| one.id == id).map_or(0, |one| one.attempts);
+    let asked = world.store.ask_redrive(&DeadChoice::default()).await.expect("asked");
+    assert_eq!(asked.len(), 3);
+    let after = until("each had its try", SOON, async || {
+        let after = world.store.dead(10).await.ok()?;
+        after.iter().all(|one| one.redrive_at.is_none()).then_some(after)
+    })
+    .await;
+    for one in &after {
+        assert_eq!(one.attempts, tries(one.id) + 1, "{one:?}");
+        let unopened = one.last_error.contains("its bytes can't be opened");
+        assert_eq!(unopened, one.id == damaged, "{one:?}");
+    }
 }

@@ -116,6 +116,7 @@ pub async fn settle(workshop: &Workshop, part: &Part) -> bool {
 }
 
 async fn try_settle(workshop: &Workshop, part: &Part) -> Result<bool, StoreError> {
+    let mut all = true;
     for left in workshop.store.leftovers(&part.owner).await? {
         error!(partition = %part.owner.partition, sequence = left.sequence, "it was parked in a stream that is gone");
         let owner = Owner { generation: left.generation, ..part.owner.clone() };
@@ -126,14 +127,25 @@ async fn try_settle(workshop: &Workshop, part: &Part) -> Result<bool, StoreError
             dedupe: left.dedupe,
             stored_at: None,
         };
-        let kept =
-            workshop.store.kept_bytes(left.generation, left.sequence, row.connection).await?;
+        // Bytes that can't be opened may be again, with the key that is missing: they are kept, and hold up none of the others.
+        let kept = workshop.store.kept_bytes(left.generation, left.sequence, row.connection).await;
+        let kept = match kept {
+            Ok(kept) => kept,
+            Err(error @ StoreError::Inconsistent { .. }) => {
+                error!(sequence = left.sequence, error = %Chain(&error), "its bytes can't be opened: is a key missing in TIDEGATE_TOKEN_KEYS?");
+                all = false;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if !commit::bury_gone(workshop, part, &owner, &row, kept).await {
             return Ok(false);
         }
     }
-    workshop.store.settled(&part.owner).await?;
-    Ok(true)
+    if all {
+        workshop.store.settled(&part.owner).await?;
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -132,7 +132,11 @@ async fn drain_some(
             }
         }
         if std::mem::take(trouble) != Trouble::default() {
-            store.note_trouble(owner, lane, *trouble, "").await?;
+            // Insisted on: the tries of one webhook must not be charged to the next, by us or by the owner after us.
+            while let Err(error) = store.note_trouble(owner, lane, *trouble, "").await {
+                warn!(%lane, error = %Chain(&error), "that a lane is well again could not be written down");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
     Ok(Drained::Some)

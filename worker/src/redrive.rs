@@ -40,16 +40,21 @@ pub async fn run(workshop: Arc<Workshop>, part: Arc<Part>) {
 }
 
 async fn some(workshop: &Workshop, part: &Part) -> Result<(), StoreError> {
-    for dead in workshop.store.to_redrive(&part.owner, BATCH).await? {
-        if part.stop.is_cancelled() || part.lost.is_cancelled() {
+    loop {
+        let due = workshop.store.to_redrive(&part.owner, BATCH).await?;
+        for dead in &due {
+            if part.stop.is_cancelled() || !part.is_ours() {
+                return Ok(());
+            }
+            let Some(failed) = one(workshop, part, dead).await else { continue };
+            info!(dead = dead.id, sequence = dead.sequence, why = failed.why, again = ?failed.again_after, "not redriven");
+            let Failed { why, again_after } = failed;
+            workshop.store.redrive_failed(&part.owner, dead.id, &why, again_after).await?;
+        }
+        if due.len() < BATCH as usize {
             return Ok(());
         }
-        let Some(failed) = one(workshop, part, &dead).await else { continue };
-        info!(dead = dead.id, sequence = dead.sequence, why = failed.why, again = ?failed.again_after, "not redriven");
-        let Failed { why, again_after } = failed;
-        workshop.store.redrive_failed(&part.owner, dead.id, &why, again_after).await?;
     }
-    Ok(())
 }
 
 struct Failed {
@@ -63,6 +68,9 @@ async fn one(workshop: &Workshop, part: &Part, dead: &DeadWebhook) -> Option<Fai
     let for_now = |why: String| {
         Some(Failed { why, again_after: Some(AGAIN_AFTER.max(backoff(dead.attempts))) })
     };
+    if let Some(why) = &dead.unreadable {
+        return for_good(format!("its bytes can't be opened: {why}"));
+    }
     let envelope = match Envelope::decode(
         &dead.subject,
         Some(&commit::unlisted(&dead.headers)),
@@ -71,7 +79,7 @@ async fn one(workshop: &Workshop, part: &Part, dead: &DeadWebhook) -> Option<Fai
         Ok(envelope) => envelope,
         Err(why) => return for_good(why.to_string()),
     };
-    let job = Job::set_aside(dead.sequence as u64, envelope);
+    let job = Job::once_more(dead.sequence as u64, envelope);
     let _slot = workshop.slots.take(job.envelope.connection, job.urgency()).await;
     if !part.is_ours() || part.stop.is_cancelled() {
         return None;

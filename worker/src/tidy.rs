@@ -25,11 +25,11 @@ const FULL_PERCENT: u64 = 70;
 
 /// Tidies for as long as the partition that is the lock is ours.
 pub async fn run(workshop: Arc<Workshop>, js: jetstream::Context, until: CancellationToken) {
-    let store = &workshop.store;
+    let (store, mut copied_to) = (&workshop.store, 0);
     let tidying = async {
         loop {
             forget(store).await;
-            if let Err(error) = keep_bytes(store, &js).await {
+            if let Err(error) = keep_bytes(store, &js, &mut copied_to).await {
                 warn!(error = %error, "what is parked for long could not be copied");
             }
             if let Err(error) = purge(&workshop, &js).await {
@@ -58,9 +58,16 @@ async fn forget(store: &Store) {
     }
 }
 
-/// Copies what is parked for over a day out of the stream: it may outlive its place there.
-async fn keep_bytes(store: &Store, js: &jetstream::Context) -> Result<(), async_nats::Error> {
-    let parked = store.parked_without_bytes(COPIES).await?;
+/// Copies what is parked for over a day out of the stream: it may outlive its place there. The next look goes on behind
+/// this one's, and then begins anew: what can't be copied keeps nothing else from it.
+async fn keep_bytes(
+    store: &Store,
+    js: &jetstream::Context,
+    copied_to: &mut u64,
+) -> Result<(), async_nats::Error> {
+    let parked = store.parked_without_bytes(*copied_to, COPIES).await?;
+    let whole = parked.len() as i64 == COPIES;
+    *copied_to = parked.last().filter(|_| whole).map_or(0, |last| last.sequence);
     if parked.is_empty() {
         return Ok(());
     }

@@ -187,7 +187,13 @@ impl Show {
             ("sequence", dead.sequence.to_string()),
             ("subject", print::plain(&dead.subject)),
             ("dedupe key", print::or_dash(dead.dedupe.as_deref())),
-            ("bytes", dead.body.len().to_string()),
+            (
+                "bytes",
+                match &dead.unreadable {
+                    Some(why) => format!("can't be opened: {why}"),
+                    None => dead.body.len().to_string(),
+                },
+            ),
         ];
         for (name, fact) in facts {
             print::line(&format!("{name:<13}  {fact}"))?;
@@ -260,13 +266,9 @@ impl Redrive {
 
 /// How far a redrive is. One that is gone is done; one that nobody is to try any more failed.
 async fn look(store: &Store, asked: &[i64]) -> anyhow::Result<Redriven> {
-    let choice = DeadChoice { ids: Some(asked.to_vec()), ..DeadChoice::default() };
-    let left = store.dead_among(&choice, asked.len() as i64).await?;
-    let ids = |waits: bool| {
-        let ids = left.iter().filter(|one| one.redrive_at.is_some() == waits).map(|one| one.id);
-        let mut ids: Vec<i64> = ids.collect();
-        ids.sort_unstable();
-        ids
+    let left = store.redrives(asked).await?;
+    let ids = |wanted: bool| {
+        left.iter().filter(|(_, waits)| *waits == wanted).map(|(id, _)| *id).collect()
     };
     Ok(Redriven { done: asked.len() - left.len(), dead_again: ids(false), waiting: ids(true) })
 }

@@ -1,7 +1,7 @@
 //! The dead: webhooks given up on, with why, and with their bytes, until a person decides.
 
 use super::{
-    Committed, Effects, Kept, Owner, Position, Store, StoreError, inconsistent, moment,
+    Committed, Effects, Kept, Owner, Position, Store, StoreError, moment,
     owner::{mine, owned},
 };
 use crate::{
@@ -10,7 +10,11 @@ use crate::{
     types::ConnectionId,
 };
 use serde::Serialize;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{
+    Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use std::{borrow::Cow, time::Duration};
 
 const TABLE: &str = "dead";
@@ -60,6 +64,9 @@ pub struct DeadWebhook {
     pub headers: Vec<(String, String)>,
     #[serde(skip)]
     pub body: Vec<u8>,
+    /// Why its headers and body can't be opened, if they can't; they are empty then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// Which of the dead are meant. What is left open restricts nothing.
@@ -71,6 +78,22 @@ pub struct DeadChoice {
     pub connection: Option<ConnectionId>,
     /// Those whose reason holds this text.
     pub reason: Option<String>,
+}
+
+/// What a choice means, in a statement that [`choosing`] makes.
+macro_rules! chosen {
+    () => {
+        "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
+           and ($3::text is null or position($3 in reason) > 0))"
+    };
+}
+
+/// A statement whose first three parameters say which of the dead are meant.
+fn choosing<'q>(sql: &'static str, choice: &'q DeadChoice) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(sql)
+        .bind(&choice.ids)
+        .bind(choice.connection.map(|id| id.to_string()))
+        .bind(&choice.reason)
 }
 
 impl Store {
@@ -125,18 +148,17 @@ impl Store {
         choice: &DeadChoice,
         limit: i64,
     ) -> Result<Vec<DeadWebhook>, StoreError> {
-        let rows = sqlx::query(
-            "-- dead.list
-             select id, partition, sequence, subject, connection_id, dedupe_key, reason, last_error, attempts, sealed,
-                    at, redrive_at
-               from dead
-              where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
-                and ($3::text is null or position($3 in reason) > 0)
-              order by id desc limit $4",
+        let rows = choosing(
+            concat!(
+                "-- dead.list
+                 select id, partition, sequence, subject, connection_id, dedupe_key, reason, last_error, attempts,
+                        sealed, at, redrive_at
+                   from dead where ",
+                chosen!(),
+                " order by id desc limit $4"
+            ),
+            choice,
         )
-        .bind(&choice.ids)
-        .bind(choice.connection.map(|id| id.to_string()))
-        .bind(&choice.reason)
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
@@ -145,15 +167,10 @@ impl Store {
 
     /// How many of the dead are meant.
     pub async fn count_dead(&self, choice: &DeadChoice) -> Result<i64, StoreError> {
-        let row = sqlx::query(
-            "-- dead.count
-             select count(*) as count from dead
-              where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
-                and ($3::text is null or position($3 in reason) > 0)",
+        let row = choosing(
+            concat!("-- dead.count\n select count(*) as count from dead where ", chosen!()),
+            choice,
         )
-        .bind(&choice.ids)
-        .bind(choice.connection.map(|id| id.to_string()))
-        .bind(&choice.reason)
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("count")?)
@@ -161,21 +178,32 @@ impl Store {
 
     /// Asks for one more try of the dead that are meant; gives their ids. The owner of their partition takes it from there.
     pub async fn ask_redrive(&self, choice: &DeadChoice) -> Result<Vec<i64>, StoreError> {
-        let mut ids: Vec<i64> = sqlx::query_scalar(
-            "-- dead.ask_redrive
-             update dead set redrive_at = now()
-              where scope = 'live' and ($1::bigint[] is null or id = any ($1))
-                and ($2::text is null or connection_id = $2)
-                and ($3::text is null or position($3 in reason) > 0)
-             returning id",
+        let rows = choosing(
+            concat!(
+                "-- dead.ask_redrive
+                 update dead set redrive_at = now() where scope = 'live' and ",
+                chosen!(),
+                " returning id"
+            ),
+            choice,
         )
-        .bind(&choice.ids)
-        .bind(choice.connection.map(|id| id.to_string()))
-        .bind(&choice.reason)
         .fetch_all(&self.pool)
         .await?;
+        let mut ids = ids_of(&rows)?;
         ids.sort_unstable();
         Ok(ids)
+    }
+
+    /// Of these, those that are still dead, and whether one more try of each is still to come.
+    pub async fn redrives(&self, ids: &[i64]) -> Result<Vec<(i64, bool)>, StoreError> {
+        let rows = sqlx::query(
+            "-- dead.redrives
+             select id, redrive_at is not null as waits from dead where id = any ($1) order by id",
+        )
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("waits")?))).collect()
     }
 
     /// Which of these partitions have something to redrive now.
@@ -288,34 +316,36 @@ impl Store {
     /// Discards the dead that are meant, for good; gives their ids. Their rows in `seen` stay, so that no copy revives
     /// them; what had no dedupe key gets a row there by its place in the stream, so that it counts as accounted for.
     pub async fn discard_dead(&self, choice: &DeadChoice) -> Result<Vec<i64>, StoreError> {
-        let ids = sqlx::query_scalar(
-            "-- dead.discard
-             with gone as (
-                 delete from dead
-                  where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
-                    and ($3::text is null or position($3 in reason) > 0)
-                 returning id, scope, generation, partition, sequence, dedupe_key),
-             noted as (
-                 insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
-                 select scope, 'discarded:' || generation || ':' || sequence, generation, partition, sequence, 0,
-                        'discarded', 'tidegate'
-                   from gone where dedupe_key is null on conflict do nothing)
-             select id from gone order by id",
+        let rows = choosing(
+            concat!(
+                "-- dead.discard
+                 with gone as (
+                     delete from dead where ",
+                chosen!(),
+                " returning id, scope, generation, partition, sequence, dedupe_key),
+                 noted as (
+                     insert into seen (scope, dedupe_key, generation, partition, sequence, lane, outcome, worker)
+                     select scope, 'discarded:' || generation || ':' || sequence, generation, partition, sequence, 0,
+                            'discarded', 'tidegate'
+                       from gone where dedupe_key is null on conflict do nothing)
+                 select id from gone order by id"
+            ),
+            choice,
         )
-        .bind(&choice.ids)
-        .bind(choice.connection.map(|id| id.to_string()))
-        .bind(&choice.reason)
         .fetch_all(&self.pool)
         .await?;
-        Ok(ids)
+        ids_of(&rows)
     }
 
     fn dead_webhook(&self, row: &PgRow) -> Result<DeadWebhook, StoreError> {
         let (id, subject): (i64, String) = (row.try_get("id")?, row.try_get("subject")?);
         let place = Place { owner: &subject, column: COLUMN };
         let sealed = Sealed::stored(row.try_get("sealed")?);
-        let kept = Kept::open(&self.rings.tokens, place, &sealed)
-            .map_err(|why| inconsistent(TABLE, "sealed", &id.to_string(), why))?;
+        // One that can't be opened must hide none of the others, nor hold them up.
+        let (kept, unreadable) = match Kept::open(&self.rings.tokens, place, &sealed) {
+            Ok(kept) => (kept, None),
+            Err(why) => (Kept { headers: Vec::new(), body: Vec::new() }, Some(why)),
+        };
         Ok(DeadWebhook {
             id,
             partition: row.try_get("partition")?,
@@ -329,9 +359,14 @@ impl Store {
             redrive_at: moment(row, TABLE, &id.to_string(), "redrive_at")?,
             headers: kept.headers,
             body: kept.body,
+            unreadable,
             subject,
         })
     }
+}
+
+fn ids_of(rows: &[PgRow]) -> Result<Vec<i64>, StoreError> {
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 
 /// A text that Postgres takes: anyone may send us a NUL, and no column holds one.

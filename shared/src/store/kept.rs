@@ -60,15 +60,21 @@ pub struct WithoutBytes {
 }
 
 impl Store {
-    /// Webhooks that are parked for over a day, at most `limit`.
-    pub async fn parked_without_bytes(&self, limit: i64) -> Result<Vec<WithoutBytes>, StoreError> {
+    /// Webhooks that are parked for over a day, beyond this sequence, at most `limit`.
+    pub async fn parked_without_bytes(
+        &self,
+        after: u64,
+        limit: i64,
+    ) -> Result<Vec<WithoutBytes>, StoreError> {
         let rows = sqlx::query(
             "-- kept.without_bytes
              select b.sequence, b.connection_id, b.dedupe_key
                from lane_backlog b join partition_leases p using (partition, generation)
               where b.scope = 'live' and b.sealed is null and b.parked_at < now() - interval '1 day'
-              order by b.parked_at limit $1",
+                and b.sequence > $1
+              order by b.sequence limit $2",
         )
+        .bind(after as i64)
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
