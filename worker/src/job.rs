@@ -14,6 +14,8 @@ pub struct Job {
     pub stored_at: Option<OffsetDateTime>,
     /// The webhook.
     pub envelope: Envelope,
+    /// It is handled once more, whatever was done before: redriven, or replayed.
+    pub once_more: bool,
     /// Its place in the partition's window; free again when the job is dropped. What comes out of Postgres has none.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -22,12 +24,18 @@ impl Job {
     /// A job out of the stream, with its place in the window.
     pub fn read(at: Place, envelope: Envelope, permit: OwnedSemaphorePermit) -> Self {
         let Place { sequence, stored_at, .. } = at;
-        Self { sequence, stored_at: Some(stored_at), envelope, _permit: Some(permit) }
+        let stored_at = Some(stored_at);
+        Self { sequence, stored_at, envelope, once_more: false, _permit: Some(permit) }
     }
 
-    /// A job that was set aside, or is redriven.
+    /// A job that was set aside.
     pub fn set_aside(sequence: u64, envelope: Envelope) -> Self {
-        Self { sequence, stored_at: None, envelope, _permit: None }
+        Self { sequence, stored_at: None, envelope, once_more: false, _permit: None }
+    }
+
+    /// A job that is redriven or replayed.
+    pub fn once_more(sequence: u64, envelope: Envelope) -> Self {
+        Self { once_more: true, ..Self::set_aside(sequence, envelope) }
     }
 
     /// How long ago ingest had it.

@@ -211,7 +211,7 @@ async fn handled(
     envelope.reply = None; // whoever waited for it is gone
     let owner = owner(replay, worker, envelope.partition);
     let part = Part::of_replay(owner, at.sequence, believed.until());
-    let job = Job::set_aside(at.sequence, envelope);
+    let job = Job::once_more(at.sequence, envelope);
     let mut tries = 0;
     loop {
         part.believe_until(believed.until());

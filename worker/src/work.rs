@@ -106,13 +106,21 @@ async fn try_once(workshop: &Workshop, part: &Part, job: &Job) -> Outcome {
     if part.stop.is_cancelled() {
         return Outcome::Return;
     }
-    // Read before anything outside is called: after a crash this webhook may be done already.
-    match workshop.seen.is_seen(&part.owner.scope, &job.envelope.dedupe).await {
-        Ok(true) => return Outcome::done("done"),
-        Ok(false) => {}
-        Err(error) => return Outcome::of_store(&error),
+    let outcome = handled(workshop, part, job).await;
+    match outcome {
+        Outcome::Done(_) | Outcome::Pause { .. } | Outcome::Return => outcome,
+        // What was done before a crash needs no second success.
+        Outcome::Retry { .. }
+        | Outcome::Park { .. }
+        | Outcome::Fault { .. }
+        | Outcome::Dead { .. } => {
+            match workshop.seen.is_seen(&part.owner.scope, &job.envelope.dedupe).await {
+                Ok(true) => Outcome::done("done"),
+                Ok(false) => outcome,
+                Err(error) => Outcome::of_store(&error),
+            }
+        }
     }
-    handled(workshop, part, job).await
 }
 
 /// Hydrates and handles, whatever was done before.

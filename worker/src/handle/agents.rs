@@ -17,6 +17,10 @@ use shared::{
 pub struct AskAgents;
 
 impl Handler for AskAgents {
+    fn asks_itself(&self) -> bool {
+        true
+    }
+
     async fn handle(&self, desk: &Desk<'_>, inbound: &Inbound<'_>) -> Outcome {
         let message = match inbound {
             Inbound::Event(body) => message::read(desk, body),

@@ -50,9 +50,11 @@ pub(super) async fn handle(desk: &Desk<'_>, message: &Message<'_>) -> Outcome {
         Ok((None, _)) => return spoken::unlinked(desk, &message.said(), trigger),
         Err(error) => return Outcome::of_store(&error),
     };
-    match desk.workshop.seen.is_seen(&desk.part.owner.scope, &trigger).await {
-        Ok(true) => return Outcome::done("same_trigger"),
-        Ok(false) => {}
+    let asked = desk.workshop.seen.is_seen(&desk.part.owner.scope, &trigger);
+    match tokio::try_join!(desk.is_done(), asked) {
+        Ok((true, _)) => return Outcome::done("done"),
+        Ok((false, true)) => return Outcome::done("same_trigger"),
+        Ok((false, false)) => {}
         Err(error) => return Outcome::of_store(&error),
     }
     if !desk.part.is_ours() {

@@ -147,6 +147,12 @@ pub trait Handler: Send + Sync + 'static {
         desk: &Desk<'_>,
         inbound: &Inbound<'_>,
     ) -> impl Future<Output = Outcome> + Send;
+
+    /// True of a handler that asks [`Desk::is_done`] itself, before it calls anything outside: it is then not asked for the
+    /// many webhooks that lead to no call. Of any other handler it is asked before each.
+    fn asks_itself(&self) -> bool {
+        false
+    }
 }
 
 /// A handler of whatever type. Cheap to clone.
@@ -165,11 +171,16 @@ type Handling<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 /// [`Handler`], callable without its type.
 trait Erased: Send + Sync {
     fn handle<'a>(&'a self, desk: &'a Desk<'a>, inbound: &'a Inbound<'a>) -> Handling<'a>;
+    fn asks_itself(&self) -> bool;
 }
 
 impl<H: Handler> Erased for H {
     fn handle<'a>(&'a self, desk: &'a Desk<'a>, inbound: &'a Inbound<'a>) -> Handling<'a> {
         Box::pin(Handler::handle(self, desk, inbound))
+    }
+
+    fn asks_itself(&self) -> bool {
+        Handler::asks_itself(self)
     }
 }
 
@@ -185,6 +196,15 @@ impl Desk<'_> {
     /// The same however often this webhook comes to a handler, and no other's: what to recognise a repeat by.
     pub fn id(&self) -> &str {
         self.job.envelope.dedupe.as_str()
+    }
+
+    /// Whether this webhook's effects are in force already: after a crash it comes again. To be asked before anything outside
+    /// is called; effects are safe without, the commit leaves them out.
+    pub async fn is_done(&self) -> Result<bool, StoreError> {
+        if self.job.once_more {
+            return Ok(false);
+        }
+        self.workshop.seen.is_seen(&self.part.owner.scope, &self.job.envelope.dedupe).await
     }
 
     /// Whether this is a dry run of a replay: then nothing outside may be called, and nothing of the outcome comes true.
@@ -230,12 +250,24 @@ async fn dispatch(desk: &Desk<'_>) -> Outcome {
         }
         Inbound::Event(body) => match of_the_installation(desk, body) {
             Some(outcome) => handed_on_too(desk, &inbound, outcome).await,
-            None => desk.workshop.handler.0.handle(desk, &inbound).await,
+            None => to_handler(desk, &inbound).await,
         },
         Inbound::Command(_) | Inbound::Interaction(_) | Inbound::NotUnderstood => {
-            desk.workshop.handler.0.handle(desk, &inbound).await
+            to_handler(desk, &inbound).await
         }
     }
+}
+
+async fn to_handler(desk: &Desk<'_>, inbound: &Inbound<'_>) -> Outcome {
+    let handler = &desk.workshop.handler.0;
+    if !handler.asks_itself() {
+        match desk.is_done().await {
+            Ok(false) => {}
+            Ok(true) => return Outcome::done("done"),
+            Err(error) => return Outcome::of_store(&error),
+        }
+    }
+    handler.handle(desk, inbound).await
 }
 
 fn of_the_installation(desk: &Desk<'_>, body: &EventBody<'_>) -> Option<Outcome> {

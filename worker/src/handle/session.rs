@@ -29,6 +29,9 @@ pub(super) async fn clear(desk: &Desk<'_>, place: Place) -> Result<Outcome, Stor
             place.say("What is kept of this conversation is up to the app that answers here.")
         );
     }
+    if desk.is_done().await? {
+        return Ok(Outcome::done("done"));
+    }
     if !desk.part.is_ours() {
         return Ok(Outcome::Return);
     }
