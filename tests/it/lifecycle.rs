@@ -30,10 +30,10 @@ async fn status(world: &World, app: &App) -> Status {
 async fn an_app_that_is_removed_is_revoked_whichever_word_of_it_comes_first_and_not_by_a_late_one()
 {
     let world = World::start(SMALL).await.expect("a world");
-    let now = unix_now();
     let removed = json!({ "type": "app_uninstalled" });
     for first_is_removal in [true, false] {
         let app = world.connect().await.expect("a connection");
+        let now = unix_now(); // after the installation, which counts in seconds
         let revoked = json!({ "type": "tokens_revoked", "tokens": { "oauth": ["U1"], "bot": [app.bot_user] } });
         let words = [event(&world, &app, removed.clone(), now), event(&world, &app, revoked, now)];
         let (first, second) =
@@ -56,7 +56,7 @@ async fn an_app_that_is_removed_is_revoked_whichever_word_of_it_comes_first_and_
 
     // What was said of an installation before this one, or of somebody else's tokens, is not about it.
     let app = world.connect().await.expect("a connection");
-    let late = event(&world, &app, removed.clone(), now - 3600);
+    let late = event(&world, &app, removed.clone(), unix_now() - 3600);
     let persons = json!({ "type": "tokens_revoked", "tokens": { "oauth": ["U1"], "bot": [] } });
     let other = json!({ "type": "tokens_revoked", "tokens": { "bot": ["UOTHERBOT"] } });
     for webhook in [
