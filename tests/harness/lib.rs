@@ -7,7 +7,9 @@
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
 //! load        conversations, sent until they are taken
+//! race        people who race for link codes
 //! strike      what can be done to it meanwhile
+//! stream      its stream, as an administrator has it
 //! checker     what must be true of a run, whatever was done to it
 //! fixtures    a webhook of every sort
 //! sdk         Slack's own SDK, as another signer and verifier
@@ -27,7 +29,9 @@ pub mod provision;
 pub mod slack;
 pub mod agent;
 pub mod load;
+pub mod race;
 pub mod strike;
+mod stream;
 pub mod checker;
 pub mod fixtures;
 pub mod sdk;

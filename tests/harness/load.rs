@@ -6,7 +6,7 @@
 
 use crate::{
     checker::{Command, Fate, History, Said},
-    slack::{Answer, webhook::Webhook},
+    slack::{Answer, signing::Signing, webhook::Webhook},
     until::try_until,
     world::{App, Ingest, World},
 };
@@ -33,6 +33,7 @@ pub struct Load<'a> {
     pace: Duration,
     says: String,
     balanced: bool,
+    signing: Signing,
     turn: AtomicUsize,
 }
 
@@ -70,6 +71,7 @@ impl<'a> Load<'a> {
             pace,
             says: String::new(),
             balanced: false,
+            signing: Signing::default(),
             turn,
         }
     }
@@ -92,6 +94,11 @@ impl<'a> Load<'a> {
     /// Sends only to ingests that say that they are ready, as a load balancer does.
     pub fn balanced(self) -> Self {
         Self { balanced: true, ..self }
+    }
+
+    /// Signs with what this says at the moment.
+    pub fn signing(self, signing: Signing) -> Self {
+        Self { signing, ..self }
     }
 
     /// Sends until `over` is set; every message that was begun is sent until it is taken.
@@ -181,7 +188,8 @@ impl<'a> Load<'a> {
                 continue;
             }
             let url = ingest.url(self.app);
-            match self.world.slack.send(&url, &self.app.secret, webhook).await {
+            let secret = self.signing.next(&self.app.secret);
+            match self.world.slack.send(&url, &secret, webhook).await {
                 Ok(answer) => return Some(answer),
                 Err(error) => {
                     let error = error.downcast_ref::<reqwest::Error>();

@@ -454,9 +454,23 @@ impl World {
 
     /// Runs the operator's command line, which may fail.
     pub fn try_tidegate(&self, args: &[&str]) -> anyhow::Result<Output> {
+        Ok(self.operator(args)?.output()?)
+    }
+
+    /// Runs the operator's command line while a load goes on beside it.
+    pub async fn operate(&self, args: &[&str]) -> anyhow::Result<()> {
+        let mut operator = self.operator(args)?;
+        let ran = tokio::task::spawn_blocking(move || operator.output()).await??;
+        let said = String::from_utf8_lossy(&ran.stderr);
+        ensure!(ran.status.success(), "tidegate {}: {said}", args.join(" "));
+        Ok(())
+    }
+
+    fn operator(&self, args: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new(&Binaries::get()?.tidegate);
         let role = if args.first() == Some(&"migrate") { Role::Owner } else { Role::Operator };
-        Ok(command.args(args).envs(self.settings_of(role)).output()?)
+        command.args(args).envs(self.settings_of(role));
+        Ok(command)
     }
 
     /// Sends a webhook to the shared app's route, at some ingest.
@@ -515,12 +529,6 @@ impl World {
                 .fetch_one(&self.pool)
                 .await?;
         self.workers.iter().find(|worker| worker.id == owner).context("its owner is none of ours")
-    }
-
-    /// Messages in the stream.
-    pub async fn stored(&self) -> anyhow::Result<u64> {
-        let js = async_nats::jetstream::new(self.client.clone());
-        Ok(js.get_stream(shared::stream::STREAM).await?.cached_info().state.messages)
     }
 
     /// What a setting says for the processes that are started from now on.

@@ -56,14 +56,6 @@ fn without_inputs(payload: &mut Value) {
     blocks.retain(|block| block["type"] != "input");
 }
 
-async fn change_stream(world: &World, change: impl FnOnce(&mut jetstream::stream::Config)) {
-    let js = jetstream::new(world.client().clone());
-    let stream = js.get_stream(STREAM).await.expect("the stream");
-    let mut config = stream.cached_info().config.clone();
-    change(&mut config);
-    js.update_stream(config).await.expect("the stream is changed");
-}
-
 fn is_retry_later(answer: &Answer, within: Duration) {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(answer.headers["retry-after"], "1", "{answer:?}");
@@ -93,7 +85,7 @@ async fn a_full_stream_is_told_at_once_in_the_words_of_each_kind_and_room_is_not
         (|stream| stream.max_bytes = 1, |stream| stream.max_bytes = 64 * 1024 * 1024),
     ];
     for (stored, (fill, make_room)) in (1..).zip(changes) {
-        change_stream(&world, fill).await;
+        world.change_stream(fill).await.expect("the stream is changed");
         let event = hello(&world, &app);
         is_retry_later(&send(&event).await, AT_ONCE);
         tells_the_user(&send(&help(&world, &app)).await, AT_ONCE);
@@ -124,7 +116,7 @@ async fn a_full_stream_is_told_at_once_in_the_words_of_each_kind_and_room_is_not
         }
         assert_eq!(world.stored().await.expect("a count"), stored, "no room, and yet stored");
 
-        change_stream(&world, make_room).await;
+        world.change_stream(make_room).await.expect("the stream is changed");
         assert_eq!(send(&event).await.status, 200, "there is room");
         assert_eq!(world.stored().await.expect("a count"), stored + 1);
     }
@@ -134,8 +126,7 @@ async fn a_full_stream_is_told_at_once_in_the_words_of_each_kind_and_room_is_not
 async fn without_a_stream_slack_is_told_so_in_time_and_a_migration_mends_it() {
     let world = World::start(DOOR).await.expect("a world");
     let app = world.connect().await.expect("a connection");
-    let js = jetstream::new(world.client().clone());
-    js.delete_stream(STREAM).await.expect("the stream is deleted");
+    world.jetstream().delete_stream(STREAM).await.expect("the stream is deleted");
     let (event, command) = (hello(&world, &app), help(&world, &app));
     let (told, user_told) = tokio::join!(world.send(&app, &event), world.send(&app, &command));
     is_retry_later(&told.expect("an answer"), SLACKS_DEADLINE);

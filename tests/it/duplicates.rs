@@ -1,6 +1,5 @@
 //! A webhook that Slack sends again is not handled again.
 
-use shared::stream::STREAM;
 use std::time::Duration;
 use tests::{
     slack::webhook::Webhook,
@@ -33,10 +32,8 @@ async fn a_webhook_delivered_three_times_is_handled_once() {
 async fn a_copy_that_comes_after_jetstreams_window_has_no_second_effect() {
     let world = World::start(SMALL).await.expect("a world");
     let app = world.connect().await.expect("a connection");
-    let js = async_nats::jetstream::new(world.client().clone());
-    let mut config = js.get_stream(STREAM).await.expect("the stream").cached_info().config.clone();
-    config.duplicate_window = Duration::from_millis(100);
-    js.update_stream(config).await.expect("a short window");
+    let window = Duration::from_millis(100);
+    world.change_stream(|it| it.duplicate_window = window).await.expect("a short window");
 
     let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
     world.send(&app, &webhook).await.expect("an answer");

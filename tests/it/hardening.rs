@@ -6,7 +6,9 @@ use std::{
 };
 use tests::{
     slack::{
-        socket::{Socket, head, request},
+        malformed,
+        slow::{PATIENCE, SLOW},
+        socket::{Socket, request},
         webhook::Webhook,
     },
     until::until,
@@ -17,8 +19,6 @@ use tests::{
 const DOOR: Size = Size { workers: 0, ..SMALL };
 /// Quick for Slack, on a busy machine.
 const QUICK: Duration = Duration::from_secs(1);
-/// Three seconds for a head or a body, and some to notice.
-const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
 const MIB: u64 = 1024 * 1024;
 
 fn hello(world: &World, app: &App) -> Webhook {
@@ -30,23 +30,14 @@ async fn a_silent_or_slow_socket_is_closed_in_time_and_disturbs_nobody() {
     let world = World::start(DOOR).await.expect("a world");
     let app = world.connect().await.expect("a connection");
     let url = world.ingests[0].url(&app);
-    let (pace, webhook) = (Duration::from_millis(250), hello(&world, &app));
-
-    let silent = async { Socket::open(&url).await.expect("a socket").closed(CLOSED_WITHIN).await };
-    let slow_head = async {
-        let mut socket = Socket::open(&url).await.expect("a socket");
-        socket.send(b"POST / HTTP/1.1\r\nx-slow: ").await.expect("a beginning");
-        socket.drip(b"a", pace, CLOSED_WITHIN).await
-    };
-    let slow_body = async {
-        let mut socket = Socket::open(&url).await.expect("a socket");
-        let head = head(&url, &app.secret, &webhook, &["content-length: 1000"]).expect("a head");
-        socket.send(&head).await.expect("the head is taken");
-        socket.drip(b"a", pace, CLOSED_WITHIN).await
-    };
+    let (url, webhook) = (url.as_str(), hello(&world, &app));
+    let closed = SLOW.map(|slow| {
+        let (app, webhook) = (&app, &webhook);
+        async move { (slow, slow.closed(url, &app.secret, webhook).await) }
+    });
     let ordinary = async {
         let mut slowest = Duration::ZERO;
-        let mut pace = tokio::time::interval(pace);
+        let mut pace = tokio::time::interval(Duration::from_millis(250));
         for _ in 0..10 {
             pace.tick().await;
             let answer = world.send(&app, &hello(&world, &app)).await.expect("an answer");
@@ -55,11 +46,10 @@ async fn a_silent_or_slow_socket_is_closed_in_time_and_disturbs_nobody() {
         }
         slowest
     };
-    let (silent, slow_head, slow_body, slowest) =
-        tokio::join!(silent, slow_head, slow_body, ordinary);
-    for (what, closed) in [("silent", silent), ("head", slow_head), ("body", slow_body)] {
-        let age = closed.unwrap_or_else(|error| panic!("{what}: {error:#}"));
-        assert!(age >= Duration::from_secs(3), "{what}: closed after {age:?}, which is early");
+    let (closed, slowest) = tokio::join!(futures_util::future::join_all(closed), ordinary);
+    for (slow, closed) in closed {
+        let age = closed.unwrap_or_else(|error| panic!("{slow:?}: {error:#}"));
+        assert!(age >= PATIENCE, "{slow:?}: closed after {age:?}, which is early");
     }
     assert!(slowest < QUICK, "an ordinary webhook took {slowest:?}");
 }
@@ -70,46 +60,20 @@ async fn a_body_whose_length_can_be_read_in_two_ways_is_refused_and_nothing_afte
     let world = World::start(DOOR).await.expect("a world");
     let app = world.connect().await.expect("a connection");
     let (url, webhook) = (world.ingests[0].url(&app), hello(&world, &app));
-    let n = webhook.body.len();
-    let length = format!("content-length: {n}");
-    let framings: [&[&str]; 13] = [
-        &["transfer-encoding: chunked"],
-        &["transfer-encoding: chunked", &length],
-        &[&length, "transfer-encoding: chunked"],
-        &["transfer-encoding: gzip, chunked"],
-        &["transfer-encoding: chunked", "transfer-encoding: chunked"],
-        &["transfer-encoding: identity", &length],
-        &["transfer-encoding: chunked, identity", &length],
-        &["transfer-encoding : chunked", &length],
-        &[&length, &format!("content-length: {}", n - 1)],
-        &[&format!("content-length: {n}, {n}")],
-        &[&format!("content-length: +{n}")],
-        &["content-length: -1"],
-        &["content-length: 99999999999999999999"],
-    ];
     let hidden = request(&url, &app.secret, &webhook).expect("a request");
-    for framing in framings {
-        let mut bytes = head(&url, &app.secret, &webhook, framing).expect("a head");
-        if framing.iter().any(|line| line.starts_with("transfer-encoding")) {
-            bytes.extend_from_slice(format!("{n:x}\r\n").as_bytes());
-            bytes.extend_from_slice(&webhook.body);
-            bytes.extend_from_slice(b"\r\n0\r\n\r\n");
-        } else {
-            bytes.extend_from_slice(&webhook.body);
-        }
-        bytes.extend_from_slice(&hidden);
+    for malformed in malformed::two_lengths(&url, &app.secret, &webhook).expect("requests") {
+        let (framing, bytes) = (malformed.what, [malformed.bytes, hidden.clone()].concat());
         let mut socket = Socket::open(&url).await.expect("a socket");
         socket.send(&bytes).await.expect("it is taken");
         let answer = socket.answer(QUICK).await.unwrap_or_else(|e| panic!("{framing:?}: {e:#}"));
-        assert_eq!(answer.status, 400, "{framing:?}");
+        assert_eq!(answer.status, malformed.status, "{framing:?}");
         socket.closed(QUICK * 2).await.unwrap_or_else(|error| panic!("{framing:?}: {error:#}"));
         assert_eq!(socket.unread(), "", "{framing:?}: what came after was answered, too");
     }
-    let mut socket = Socket::open(&url).await.expect("a socket");
-    let short = format!("content-length: {}", n - 1);
-    let head = head(&url, &app.secret, &webhook, &[&short]).expect("a head");
-    socket.send(&[&head, &webhook.body[..]].concat()).await.expect("it is taken");
-    assert_eq!(socket.answer(QUICK).await.expect("an answer").status, 401, "a byte less");
+    for malformed in malformed::other_bytes(&url, &app.secret, &webhook).expect("requests") {
+        let answer = malformed.send(&url, QUICK).await.expect("an answer");
+        assert_eq!(answer.status, malformed.status, "{}", malformed.what);
+    }
     assert_eq!(world.stored().await.expect("a count"), 0);
 
     let mut socket = Socket::open(&url).await.expect("a socket");
@@ -142,13 +106,11 @@ async fn a_body_over_the_limit_is_refused_by_its_length_before_it_is_sent() {
     let world = World::start(DOOR).await.expect("a world");
     let app = world.connect().await.expect("a connection");
     let (url, webhook) = (world.ingests[0].url(&app), hello(&world, &app));
-    let over = format!("content-length: {}", MIB + 1);
-    for framing in [&[over.as_str()][..], &[over.as_str(), "expect: 100-continue"][..]] {
+    for malformed in malformed::too_large(&url, &app.secret, &webhook).expect("requests") {
         let mut socket = Socket::open(&url).await.expect("a socket");
-        let head = head(&url, &app.secret, &webhook, framing).expect("a head");
-        socket.send(&head).await.expect("the head is taken");
+        socket.send(&malformed.bytes).await.expect("the head is taken");
         let answer = socket.answer(QUICK).await.expect("an answer");
-        assert_eq!(answer.status, 413, "{framing:?}");
+        assert_eq!(answer.status, malformed.status, "{}", malformed.what);
         socket.closed(QUICK * 2).await.expect("the body is not waited for");
     }
 }

@@ -1,14 +1,13 @@
 //! A link code binds one conversation, once, and only where it may.
 
-use futures_util::{StreamExt, stream};
 use shared::{
     store::NewClaim,
     types::{Platform, Surface},
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 use tests::{
+    race::Race,
     slack::webhook::Webhook,
-    until::until,
     world::{App, PAIR, SMALL, World, agent_id},
 };
 
@@ -68,28 +67,12 @@ async fn bindings(world: &World) -> i64 {
 async fn two_thousand_links_at_once_for_two_hundred_codes_make_two_hundred_bindings() {
     let world = World::start(PAIR).await.expect("a world");
     let app = world.connect().await.expect("a connection");
-    let mut sent = Vec::new();
-    for n in 0..200 {
-        let code = world.mint(&app, &[Surface::Channel]).await.expect("a code");
-        for person in 0..10 {
-            let (channel, user) = (format!("C{n}X{person}"), format!("U{n}X{person}"));
-            let text = format!("link {code}");
-            sent.push(Webhook::command(&world.slack, &app, &channel, &user, "/lobu", &text));
-        }
-    }
-    let answers = stream::iter(&sent).map(|webhook| world.send(&app, webhook));
-    let taken: Vec<_> = answers.buffer_unordered(100).collect().await;
-    assert!(taken.iter().all(|answer| answer.as_ref().is_ok_and(|answer| answer.status == 200)));
-    // A reply is said at least once: on a machine this busy some are said again.
-    let said = || -> BTreeSet<_> {
-        let receipts = world.slack.receipts().into_iter();
-        receipts.map(|receipt| (receipt.to.clone(), receipt.text().to_owned())).collect()
-    };
-    until("everybody has heard", MANY_WITHIN, async || (said().len() >= 2000).then_some(())).await;
-    let said = said();
-    let heard = |start: &str| said.iter().filter(|(_, text)| text.starts_with(start)).count();
-    assert_eq!((heard("Linked."), heard("That code was used already.")), (200, 1800));
-    assert_eq!(bindings(&world).await, 200);
+    let race = Race::new(&world, &app, 200, 10).await.expect("codes");
+    race.run(&world, &app, 100).await.expect("everybody is taken");
+    race.heard(&world, MANY_WITHIN).await.expect("everybody hears");
+    let verdict =
+        race.judged(&world, MANY_WITHIN).await.expect("one wins each, the others hear so");
+    assert!(verdict.holds(false), "{verdict}");
 }
 
 /// The first answer may have been lost on its way.

@@ -11,15 +11,12 @@ use tests::{
 const PATIENTLY: Duration = Duration::from_secs(60);
 
 async fn first_sequence(world: &World) -> u64 {
-    let js = async_nats::jetstream::new(world.client().clone());
-    js.get_stream(STREAM).await.expect("the stream").cached_info().state.first_sequence
+    let stream = world.jetstream().get_stream(STREAM).await.expect("the stream");
+    stream.cached_info().state.first_sequence
 }
 
 async fn fill(world: &World, app: &App) {
-    let js = async_nats::jetstream::new(world.client().clone());
-    let mut config = js.get_stream(STREAM).await.expect("the stream").cached_info().config.clone();
-    config.max_bytes = 400_000;
-    js.update_stream(config).await.expect("little room");
+    world.change_stream(|stream| stream.max_bytes = 400_000).await.expect("little room");
     // Random, or it would be stored compressed.
     for n in 0..10 {
         let noise: String = (0..8_000)

@@ -4,6 +4,10 @@
 //! ```text
 //! webhook        what it sends
 //! socket         byte by byte, what it would never send
+//! forged         what a stranger sends in its name
+//! malformed      requests that are none
+//! slow           connections that are held for nothing
+//! signing        secrets that change meanwhile
 //! api, http      what it is asked, and how it answers
 //! tokens         who may call: installations, rotation
 //! conversations  what stands in channels and threads
@@ -20,6 +24,10 @@
 
 pub mod webhook;
 pub mod socket;
+pub mod forged;
+pub mod malformed;
+pub mod slow;
+pub mod signing;
 pub mod api;
 pub mod clock;
 pub mod conformance;
@@ -299,10 +307,15 @@ impl Slack {
         calls
     }
 
+    /// The latest call that `wanted` knows. Nothing else is copied: whoever looks again and again disturbs nobody.
+    pub fn call(&self, wanted: impl Fn(&Call) -> bool) -> Option<Call> {
+        self.state().calls.iter().rev().find(|call| wanted(call)).cloned()
+    }
+
     /// Waits until it has been told something that `wanted` knows.
     pub async fn told(&self, what: &str, wanted: impl Fn(&Receipt) -> bool) -> Receipt {
         until(what, Duration::from_secs(20), async || {
-            self.receipts().into_iter().find(|r| wanted(r))
+            self.state().receipts.iter().find(|r| wanted(r)).cloned()
         })
         .await
     }

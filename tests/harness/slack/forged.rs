@@ -1,0 +1,79 @@
+//! What a stranger may send in Slack's name.
+//!
+//! In: a webhook, its connection's signing secret, and what else a stranger may know. Out: every way to sign it that is none of
+//! Slack's, and every way to write the headers so that nobody could say what was signed. All are refused, and all alike.
+
+use super::{Answer, Slack, sign, unix_now, webhook::Webhook};
+
+/// A signature is good for this long, either way.
+pub const GOOD_FOR: u64 = 300;
+
+const SIGNATURE: &str = "x-slack-signature";
+const TIMESTAMP: &str = "x-slack-request-timestamp";
+
+/// A webhook, and headers that Slack did not write for it.
+#[derive(Debug, Clone)]
+pub struct Forgery {
+    /// In words, for people.
+    pub what: &'static str,
+    webhook: Webhook,
+    headers: Vec<(&'static str, String)>,
+}
+
+impl Forgery {
+    fn new(what: &'static str, webhook: &Webhook, signature: &str, second: u64) -> Self {
+        let headers = vec![(SIGNATURE, signature.to_owned()), (TIMESTAMP, second.to_string())];
+        Self { what, webhook: webhook.clone(), headers }
+    }
+
+    /// Sends it.
+    pub async fn send(&self, slack: &Slack, url: &str) -> anyhow::Result<Answer> {
+        let headers: Vec<_> =
+            self.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        slack.send_with(url, &self.webhook, &headers).await
+    }
+}
+
+/// Signatures in the right shape that are not this connection's, not of this body, or not of this time. `another` is
+/// a secret of somebody else's.
+pub fn signatures(webhook: &Webhook, secret: &str, another: &str) -> Vec<Forgery> {
+    let now = unix_now();
+    let signed = |secret: &str, second: u64| sign(secret, &second.to_string(), &webhook.body);
+    let signed_at = |what, second| Forgery::new(what, webhook, &signed(secret, second), second);
+    let good = signed(secret, now);
+    let mut changed = webhook.clone();
+    changed.body[10] ^= 1;
+    vec![
+        Forgery::new("another connection's secret", webhook, &signed(another, now), now),
+        Forgery::new("a secret that nobody has", webhook, &signed("made up", now), now),
+        Forgery::new("the secret in capitals", webhook, &signed(&secret.to_uppercase(), now), now),
+        Forgery::new("a byte changed after signing", &changed, &good, now),
+        Forgery::new("another second", webhook, &good, now + 1),
+        signed_at("too old", now - GOOD_FOR - 1),
+        // The second may be over when it arrives.
+        signed_at("from the future", now + GOOD_FOR + 3),
+    ]
+}
+
+/// Headers of which nobody could say what they sign.
+pub fn headers(webhook: &Webhook, secret: &str) -> Vec<Forgery> {
+    let now = unix_now();
+    let good = sign(secret, &now.to_string(), &webhook.body);
+    let written = |what, signature: &str| Forgery::new(what, webhook, signature, now);
+    let with = |what, headers: &[(&'static str, &str)]| Forgery {
+        headers: headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+        ..written(what, "")
+    };
+    let stamp = now.to_string();
+    vec![
+        written("no hex", &good.replace("v0=", "v0=zz")),
+        written("hex of another length", &good[..good.len() - 2]),
+        written("no version", good.trim_start_matches("v0=")),
+        written("empty", ""),
+        with("none at all", &[]),
+        with("no timestamp", &[(SIGNATURE, &good)]),
+        with("a timestamp with a sign", &[(SIGNATURE, &good), (TIMESTAMP, &format!("+{stamp}"))]),
+        with("two signatures", &[(SIGNATURE, &good), (SIGNATURE, &good), (TIMESTAMP, &stamp)]),
+        with("two timestamps", &[(SIGNATURE, &good), (TIMESTAMP, &stamp), (TIMESTAMP, &stamp)]),
+    ]
+}

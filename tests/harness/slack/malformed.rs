@@ -1,0 +1,122 @@
+//! Requests that Slack never sends: of two lengths, too large, of another sort, or signed well and nothing that anybody understands.
+//!
+//! In: where they go, the signing secret, and a webhook to spoil. Out: requests byte by byte, each signed well, with the status
+//! they are refused with; and webhooks that are taken all the same, since Slack signed them: a person finds them among the dead.
+
+use super::{
+    Answer, Slack,
+    socket::{Socket, head},
+    webhook::Webhook,
+};
+use shared::{codec::envelope::DedupeKey, stream::BODY_BYTES_MAX};
+use std::time::Duration;
+
+/// A request, and how it is refused.
+#[derive(Debug, Clone)]
+pub struct Malformed {
+    /// In words, for people.
+    pub what: String,
+    /// All of it.
+    pub bytes: Vec<u8>,
+    /// The status it gets.
+    pub status: u16,
+}
+
+impl Malformed {
+    /// Sends it on a connection of its own.
+    pub async fn send(&self, url: &str, within: Duration) -> anyhow::Result<Answer> {
+        let mut socket = Socket::open(url).await?;
+        socket.send(&self.bytes).await?;
+        socket.answer(within).await
+    }
+}
+
+/// Bodies whose length can be read in two ways, or in none.
+pub fn two_lengths(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
+    let n = webhook.body.len();
+    let length = format!("content-length: {n}");
+    let framings: [&[&str]; 13] = [
+        &["transfer-encoding: chunked"],
+        &["transfer-encoding: chunked", &length],
+        &[&length, "transfer-encoding: chunked"],
+        &["transfer-encoding: gzip, chunked"],
+        &["transfer-encoding: chunked", "transfer-encoding: chunked"],
+        &["transfer-encoding: identity", &length],
+        &["transfer-encoding: chunked, identity", &length],
+        &["transfer-encoding : chunked", &length],
+        &[&length, &format!("content-length: {}", n - 1)],
+        &[&format!("content-length: {n}, {n}")],
+        &[&format!("content-length: +{n}")],
+        &["content-length: -1"],
+        &["content-length: 99999999999999999999"],
+    ];
+    let malformed = |framing: &[&str]| {
+        let mut bytes = head(url, secret, webhook, framing)?;
+        if framing.iter().any(|line| line.starts_with("transfer-encoding")) {
+            bytes.extend_from_slice(format!("{n:x}\r\n").as_bytes());
+            bytes.extend_from_slice(&webhook.body);
+            bytes.extend_from_slice(b"\r\n0\r\n\r\n");
+        } else {
+            bytes.extend_from_slice(&webhook.body);
+        }
+        Ok(Malformed { what: framing.join(", "), bytes, status: 400 })
+    };
+    framings.into_iter().map(malformed).collect()
+}
+
+/// Bodies over the limit, refused by their length: there is nothing but a head.
+pub fn too_large(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
+    let length = |bytes: usize| format!("content-length: {bytes}");
+    let (over, ten) = (length(BODY_BYTES_MAX + 1), length(10 * BODY_BYTES_MAX));
+    let framings: [&[&str]; 3] = [&[&over], &[&over, "expect: 100-continue"], &[&ten]];
+    let malformed = |framing: &[&str]| {
+        let bytes = head(url, secret, webhook, framing)?;
+        Ok(Malformed { what: framing.join(", "), bytes, status: 413 })
+    };
+    framings.into_iter().map(malformed).collect()
+}
+
+/// What is of no sort that Slack sends, or not the bytes that were signed.
+pub fn other_bytes(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
+    let length = |bytes: &[u8]| format!("content-length: {}", bytes.len());
+    let request = |what: &str, lines: &[&str], body: &[u8], status| {
+        let bytes = [&head(url, secret, webhook, lines)?, body].concat();
+        anyhow::Ok(Malformed { what: what.into(), bytes, status })
+    };
+    let (whole, packed) = (&webhook.body[..], packed(&webhook.body));
+    let less = &whole[..whole.len() - 1];
+    let another = "content-type: text/html";
+    Ok(vec![
+        request("a byte less", &[&length(less)], less, 401)?,
+        request("packed on the way", &["content-encoding: gzip", &length(&packed)], &packed, 401)?,
+        request("two media types", &[another, &length(whole)], whole, 415)?,
+    ])
+}
+
+/// Signed well, and still no webhook that anybody understands: these are taken.
+pub fn not_understood(slack: &Slack) -> Vec<Webhook> {
+    let number = slack.unique();
+    let deep = "[".repeat(100_000) + &number.to_string() + &"]".repeat(100_000);
+    // In a field that is read: nobody looks at the others.
+    let no_text = format!(r#"{{"type":"event_callback","event_id":"Ev{number}"#).into_bytes();
+    let no_text = [&no_text[..], b"\xff\xfe\"}"].concat();
+    let bodies = [
+        ("deep JSON", deep.into_bytes()),
+        ("no UTF-8", no_text),
+        ("packed by whom it is from", packed(number.to_string().as_bytes())),
+        ("half of it", format!(r#"{{"event_id":"Ev{number}","event":"#).into_bytes()),
+    ];
+    let webhook = |(what, body): (&str, Vec<u8>)| Webhook {
+        what: what.into(),
+        content_type: "application/json",
+        body,
+        dedupe: DedupeKey::stored(String::new()), // it has no id: made of its bytes and of when it was signed
+        response_url: String::new(),
+    };
+    bodies.map(webhook).into()
+}
+
+/// As gzip begins; nobody may look any further.
+fn packed(body: &[u8]) -> Vec<u8> {
+    [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff", body].concat()
+}
