@@ -3,25 +3,20 @@
 use crate::{
     Run,
     rows::Outcome,
-    trial::{SIZE, Trial, held, in_time},
+    trial::{SIZE, TAKEN_OVER, Trial, held, in_time},
 };
 use anyhow::{Context, ensure};
-use shared::types::{ConnectionId, Surface};
-use sqlx::AssertSqlSafe;
+use shared::types::ConnectionId;
 use std::{
     process::Command,
     time::{Duration, Instant},
 };
 use tests::{
-    checker::{Fate, History, Verdict, check},
-    slack::webhook::Webhook,
+    checker::Verdict,
+    race::Race,
     strike::{CALM, FAULTS, Fault},
-    until::try_until,
-    world::{App, LEASE_TTL, SOON, World},
+    world::{App, SOON, World},
 };
-
-/// A worker's partitions are another's this long after it died: its lease, and what a busy machine takes.
-const TAKEN_OVER: Duration = Duration::from_secs(LEASE_TTL.as_secs() + 4);
 
 pub async fn nothing(_: Run) -> anyhow::Result<Outcome> {
     let trial = Trial { repeats: false, ..Trial::default() };
@@ -196,25 +191,16 @@ pub async fn postgres_killed_mid_claim(_: Run) -> anyhow::Result<Outcome> {
     const RACERS: u32 = 5;
     let world = World::start(SIZE).await?;
     let app = world.connect().await?;
-    let mut codes = Vec::new();
-    for _ in 0..CODES {
-        codes.push(world.mint(&app, &[Surface::Channel]).await?);
-    }
+    let race = Race::new(&world, &app, CODES, RACERS).await?;
     let sending = async {
-        let mut sent = Vec::new();
         for racer in 0..RACERS {
-            for (code, text) in codes.iter().enumerate() {
-                let (channel, user) = (format!("C{code:03}{racer}"), format!("U{code:03}{racer}"));
-                let command = format!("link {text}");
-                let webhook =
-                    Webhook::command(&world.slack, &app, &channel, &user, "/lobu", &command);
-                let answer = world.send(&app, &webhook).await?;
+            for (_, webhook) in race.commands().filter(|(said, _)| said.1 == racer) {
+                let answer = world.send(&app, webhook).await?;
                 ensure!(answer.status == 200 && answer.body.is_empty(), "{answer:?}");
-                sent.push(((code as u32, racer), webhook));
                 tokio::time::sleep(Duration::from_millis(40)).await;
             }
         }
-        anyhow::Ok(sent)
+        anyhow::Ok(())
     };
     let killing = async {
         tokio::time::sleep(Duration::from_millis(1_200)).await;
@@ -223,38 +209,12 @@ pub async fn postgres_killed_mid_claim(_: Run) -> anyhow::Result<Outcome> {
         world.postgres.restart().await
     };
     let (sent, killed) = tokio::join!(sending, killing);
-    let (sent, ()) = (sent?, killed?);
-
-    let mut history = History { attempts: sent.len(), ..History::default() };
-    let mut winners = Vec::new();
-    for (said, webhook) in &sent {
-        history.sent.insert(*said, Fate::Accepted);
-        let heard = async || {
-            let receipts = world.slack.receipts();
-            receipts.into_iter().find(|receipt| webhook.response_url.ends_with(&receipt.to))
-        };
-        let heard = try_until("each of them hears something", SOON, heard).await?;
-        history.told.push(*said);
-        if world.look(&webhook.dedupe).await.is_some() {
-            history.done.push((*said, Duration::ZERO));
-        }
-        if heard.text().starts_with("Linked.") {
-            winners.push(said.0);
-        }
-    }
-    history.told.sort_by_key(|said| said.1); // they raced: there is no order between them
-    winners.sort_unstable();
-    let all: Vec<u32> = (0..CODES).collect();
-    ensure!(winners == all, "codes that were won, each once: {winners:?}");
-    let consumed = "select count(*) from link_claims where consumed_at is not null";
-    let bound = "select count(*) from channel_bindings";
-    for (what, sql) in [("consumed", consumed), ("bound", bound)] {
-        let count: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&world.pool).await?;
-        ensure!(count == i64::from(CODES), "{count} {what} of {CODES}");
-    }
-    let verdict = check(&history);
+    sent?;
+    killed?;
+    race.heard(&world, SOON).await?;
+    let verdict = race.judged(&world, SOON).await?;
     ensure!(verdict.holds(true), "{verdict:?}");
-    held(verdict, [format!("{CODES} codes won once each by {} people", sent.len())])
+    held(verdict, [format!("{CODES} codes won once each by {} people", CODES * RACERS)])
 }
 
 /// A worker that is given no more memory than it has: the first larger demand ends it.

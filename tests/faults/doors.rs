@@ -1,14 +1,17 @@
-//! What fills up: a disk, and the door.
+//! What fills up: a disk, and the door, by many who say nothing or say it slowly.
 
 use crate::{
     Run,
     rows::Outcome,
-    trial::{Trial, held, in_time},
+    trial::{Trial, held, in_time, nothing_else_stored, undisturbed},
 };
 use anyhow::{Context, ensure};
 use std::{path::Path, process::Command, time::Duration};
 use tests::{
-    slack::webhook::Webhook,
+    slack::{
+        slow::{PATIENCE, SLOW},
+        webhook::Webhook,
+    },
     strike::CALM,
     until::try_until,
     world::{SOON, Size, World},
@@ -93,6 +96,39 @@ pub async fn disk_full(_: Run) -> anyhow::Result<Outcome> {
     in_time(&verdict)?;
     drop(world); // before its disk goes
     held(verdict, ["a full disk is latched: the disk grew and NATS was started again".into()])
+}
+
+/// Two hundred at each ingest who say nothing, or a byte now and then: each is closed in time, and whoever has something to say
+/// is heard meanwhile.
+pub async fn slow_sockets(_: Run) -> anyhow::Result<Outcome> {
+    const EACH: usize = 200;
+    let world = World::start(SIZE).await?;
+    let mut ages = Vec::new();
+    let verdict = Trial { repeats: false, ..Trial::default() }
+        .in_world(&world, async |world, app| {
+            let webhook = Webhook::message(&world.slack, app, "D9000", "U1", "9000/0");
+            let urls: Vec<_> = world.ingests.iter().map(|ingest| ingest.url(app)).collect();
+            for _ in 0..2 {
+                let everybody = urls.iter().flat_map(|url| (0..EACH).map(move |n| (url, n)));
+                let closed = everybody.map(async |(url, n)| {
+                    let slow = SLOW[n % SLOW.len()];
+                    let closed = slow.closed(url, &app.secret, &webhook).await;
+                    closed.with_context(|| format!("{slow:?}"))
+                });
+                ages.extend(futures_util::future::try_join_all(closed).await?);
+            }
+            Ok(())
+        })
+        .await?;
+    undisturbed(&verdict)?;
+    nothing_else_stored(&world, &verdict, 0).await?;
+    ages.sort_unstable();
+    let (first, last) = (ages[0], ages[ages.len() - 1]);
+    ensure!(first >= PATIENCE, "one was closed after {first:?}, which is early");
+    held(
+        verdict,
+        [format!("{} sockets, each closed within {:.1} s", ages.len(), last.as_secs_f64())],
+    )
 }
 
 /// Five thousand who connect and say nothing: the cap holds, memory stays, health answers, and they are closed in time.

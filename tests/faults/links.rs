@@ -3,11 +3,12 @@
 use crate::{
     Run,
     rows::Outcome,
-    trial::{SIZE, Trial, held, in_time},
+    trial::{SIZE, TAKEN_OVER, Trial, held, in_time},
 };
 use anyhow::{Context, ensure};
 use std::time::Duration;
 use tests::{
+    checker::Verdict,
     netns::Namespace,
     proxy::{Proxy, Way},
     strike::CALM,
@@ -16,6 +17,8 @@ use tests::{
 
 /// A parted link stays so for this long: past every ping and every lease.
 const PARTED: Duration = Duration::from_secs(8);
+/// A client of NATS is connected again this long after the link is whole, and reads on.
+const RECONNECTED: Duration = Duration::from_secs(3);
 
 /// A world in which the first of this role reaches this server by a link.
 async fn first_linked(role: Role, server: Server) -> anyhow::Result<(World, Proxy)> {
@@ -36,7 +39,7 @@ async fn first_linked(role: Role, server: Server) -> anyhow::Result<(World, Prox
     Ok((world, link))
 }
 
-async fn half_open(role: Role, server: Server, ways: &[Way]) -> anyhow::Result<Outcome> {
+async fn half_open(role: Role, server: Server, ways: &[Way]) -> anyhow::Result<Verdict> {
     let (world, link) = first_linked(role, server).await?;
     let verdict = Trial::default()
         .in_world(&world, async |world, _| {
@@ -47,33 +50,33 @@ async fn half_open(role: Role, server: Server, ways: &[Way]) -> anyhow::Result<O
         })
         .await?;
     in_time(&verdict)?;
-    held(verdict, [])
+    Ok(verdict)
 }
 
 const BOTH: [Way; 2] = [Way::There, Way::Back];
 
 pub async fn ingest_nats(_: Run) -> anyhow::Result<Outcome> {
-    half_open(Role::Ingest, Server::Nats, &BOTH).await
+    held(half_open(Role::Ingest, Server::Nats, &BOTH).await?, [])
 }
 
+/// What it reads stands still, and nobody takes it over: leases are renewed in Postgres, which it still reaches.
 pub async fn worker_nats(_: Run) -> anyhow::Result<Outcome> {
-    half_open(Role::Worker, Server::Nats, &BOTH).await
+    let verdict = half_open(Role::Worker, Server::Nats, &BOTH).await?;
+    ensure!(verdict.worst_gap < PARTED + RECONNECTED, "{verdict}");
+    held(verdict, [])
 }
 
 pub async fn worker_postgres(_: Run) -> anyhow::Result<Outcome> {
-    half_open(Role::Worker, Server::Postgres, &BOTH).await
+    let verdict = half_open(Role::Worker, Server::Postgres, &BOTH).await?;
+    ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
+    held(verdict, [])
 }
 
 pub async fn one_way(mut run: Run) -> anyhow::Result<Outcome> {
     let way = *run.random.pick(&BOTH);
-    let outcome = half_open(Role::Worker, Server::Postgres, &[way]).await?;
-    Ok(match outcome {
-        Outcome::Held(verdict, mut notes) => {
-            notes.push(format!("held: {way:?}"));
-            Outcome::Held(verdict, notes)
-        }
-        other => other,
-    })
+    let verdict = half_open(Role::Worker, Server::Postgres, &[way]).await?;
+    ensure!(verdict.worst_gap < TAKEN_OVER, "held: {way:?}: {verdict}");
+    held(verdict, [format!("held: {way:?}")])
 }
 
 /// A worker in a network of its own; its cable is pulled, then only half of it works.

@@ -10,12 +10,16 @@
 //! In: nothing but the machine. Out: a line per fault, judged by the one checker: load offered, accepted, applied, lost, out of
 //! order, doubled, worst gap. Ends badly when one does not hold. What chance decides is decided by a seed, which is printed.
 
+mod claims;
 mod clock;
 mod cluster;
 mod crash;
+mod declared;
 mod doors;
 mod links;
+mod refused;
 mod rows;
+mod stream;
 mod trial;
 mod work;
 
@@ -115,7 +119,6 @@ fn show(row: &Row, outcome: &Outcome, took: Duration) {
         Outcome::Held(..) => paint("32", "held"),
         Outcome::Broken(_) => paint("31", "BROKEN"),
         Outcome::Skipped(_) => paint("33", "skipped"),
-        Outcome::Elsewhere(_) => "cargo test".to_owned(),
     };
     eprintln!("{:>4}  {word:<10} {:5.1} s  {}", row.number, took.as_secs_f64(), row.what);
     if let Outcome::Broken(why) | Outcome::Skipped(why) = outcome {
@@ -156,7 +159,6 @@ fn summary(report: &[(&Row, Outcome, Duration)]) {
                 println!("{start} BROKEN: {}", why.lines().next().unwrap_or_default())
             }
             Outcome::Skipped(why) => println!("{start} skipped: {why}"),
-            Outcome::Elsewhere(tests) => println!("{start} cargo test: {}", tests.join(", ")),
         }
     }
 }
@@ -184,7 +186,6 @@ fn in_json(seed: u64, report: &[(&Row, Outcome, Duration)]) -> serde_json::Value
                 line["why"] = why.as_str().into();
             }
             Outcome::Skipped(why) => line["skipped"] = why.as_str().into(),
-            Outcome::Elsewhere(tests) => line["tests"] = json!(tests),
         }
         line
     });

@@ -9,8 +9,9 @@ use std::{
 use tests::{
     checker::{Verdict, check},
     load::Load,
+    slack::signing::Signing,
     strike::CALM,
-    world::{App, Size, World, agent_id},
+    world::{App, LEASE_TTL, Size, World, agent_id},
 };
 
 /// Two ingests, three workers, servers of its own.
@@ -19,6 +20,12 @@ pub const SIZE: Size = Size { ingests: 2, workers: 3, own_postgres: true };
 pub const ANSWERED_WITHIN: Duration = Duration::from_millis(3_000);
 /// Everything is done and said this long after the load.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+/// A worker's partitions are another's this long after it died or was parted: its lease, and what a busy machine takes.
+pub const TAKEN_OVER: Duration = Duration::from_secs(LEASE_TTL.as_secs() + 4);
+/// What is done at the door disturbs nobody: an answer is quick, as far as a busy machine lets it be,
+pub const QUICK: Duration = Duration::from_secs(1);
+/// and no conversation stands still for longer.
+const NO_STALL: Duration = Duration::from_secs(2);
 
 /// How a world is loaded and judged.
 pub struct Trial {
@@ -28,6 +35,8 @@ pub struct Trial {
     pub pace: Duration,
     pub says: &'static str,
     pub balanced: bool,
+    /// What is signed with, if that changes.
+    pub signing: Signing,
     /// Whether something may be said twice: only when what says it was killed or frozen.
     pub repeats: bool,
     pub drained_within: Duration,
@@ -42,6 +51,7 @@ impl Default for Trial {
             pace: Duration::from_millis(150),
             says: "",
             balanced: false,
+            signing: Signing::default(),
             repeats: true,
             drained_within: DRAINED_WITHIN,
         }
@@ -76,8 +86,8 @@ impl Trial {
         strike: impl AsyncFnOnce(&World, &App) -> anyhow::Result<()>,
     ) -> anyhow::Result<Verdict> {
         let over = AtomicBool::new(false);
-        let mut load =
-            Load::new(world, app, self.conversations).commands(self.users).pace(self.pace);
+        let load = Load::new(world, app, self.conversations).commands(self.users);
+        let mut load = load.pace(self.pace).signing(self.signing.clone());
         if !self.says.is_empty() {
             load = load.says(self.says);
         }
@@ -131,5 +141,25 @@ pub fn held(verdict: Verdict, notes: impl IntoIterator<Item = String>) -> anyhow
 pub fn in_time(verdict: &Verdict) -> anyhow::Result<()> {
     let slowest = verdict.slowest;
     ensure!(slowest < ANSWERED_WITHIN, "an answer took {slowest:?}: {verdict}");
+    Ok(())
+}
+
+/// Whoever is well-behaved noticed nothing of it: taken at the first try, answered quickly, handled at once.
+pub fn undisturbed(verdict: &Verdict) -> anyhow::Result<()> {
+    ensure!(verdict.turned_away == 0, "{} were turned away: {verdict}", verdict.turned_away);
+    ensure!(verdict.slowest < QUICK, "an answer took {:?}: {verdict}", verdict.slowest);
+    ensure!(verdict.worst_gap < NO_STALL, "a conversation stood still: {verdict}");
+    Ok(())
+}
+
+/// The stream holds what was accepted of the load, so many more that were sent beside it, and nothing else.
+pub async fn nothing_else_stored(
+    world: &World,
+    verdict: &Verdict,
+    beside: usize,
+) -> anyhow::Result<()> {
+    let (stored, load) = (world.stored().await?, verdict.accepted + verdict.commands);
+    let wanted = (load + beside) as u64;
+    ensure!(stored == wanted, "{stored} are stored, and {load} + {beside} were accepted");
     Ok(())
 }
