@@ -11,6 +11,9 @@
 //! strike      what can be done to it meanwhile
 //! stream      its stream, as an administrator has it
 //! checker     what must be true of a run, whatever was done to it
+//! day         a day of fifty connections, decided by a seed
+//! recording   what lay in the stream, as a file, and put into another
+//! effects     what it led to, and how two worlds or builds differ in that
 //! fixtures    a webhook of every sort
 //! sdk         Slack's own SDK, as another signer and verifier
 //! bolt        stock apps, written with Slack's own frameworks
@@ -33,6 +36,9 @@ pub mod race;
 pub mod strike;
 mod stream;
 pub mod checker;
+pub mod day;
+pub mod recording;
+pub mod effects;
 pub mod fixtures;
 pub mod sdk;
 pub mod bolt;

@@ -161,7 +161,9 @@ bot_token = "file:org-{n}.token"
             settings: Settings::default(),
         };
         change(&mut new);
-        app.app = new.app.to_string();
+        (app.connection, app.app) = (new.id, new.app.to_string());
+        app.secret = new.signing_secret.expose().to_owned();
+        app.token = new.bot_token.as_ref().map_or(app.token, |token| token.expose().to_owned());
         app.team = new.team.as_ref().map_or_else(|| app.team.clone(), ToString::to_string);
         if let Some(token) = &new.bot_token {
             let mut there = Installation::new(&app.app, &app.team, &app.bot_user);

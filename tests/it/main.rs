@@ -42,6 +42,7 @@ mod drain;
 mod dead;
 mod operator;
 mod replay;
+mod recording;
 mod privilege;
 mod standing;
 mod health;

@@ -295,7 +295,7 @@ fn perform(
         "conversations.open" => match text("users") {
             "" => Err("users_list_not_supplied".into()),
             users => {
-                let id = state.conversations.open(team, users);
+                let id = state.conversations.open(users);
                 Ok(json!({ "ok": true, "channel": { "id": id } }))
             }
         },

@@ -31,7 +31,6 @@ pub struct Message {
 #[derive(Debug, Default)]
 pub(super) struct Conversations {
     all: BTreeMap<(String, String), Vec<Message>>,
-    opened: BTreeMap<(String, String), String>,
 }
 
 /// Which messages to give.
@@ -58,12 +57,10 @@ impl Conversations {
         messages.iter_mut().find(|message| message.ts == ts)
     }
 
-    /// The direct conversation with these users.
-    pub(super) fn open(&mut self, team: &str, users: &str) -> String {
+    /// The direct conversation with these users. Named after them, so that its name does not hang on who was first.
+    pub(super) fn open(&self, users: &str) -> String {
         let kind = if users.contains(',') { 'G' } else { 'D' };
-        let count = self.opened.len();
-        let key = (team.to_owned(), users.to_owned());
-        self.opened.entry(key).or_insert_with(|| format!("{kind}0OPEN{count:04}")).clone()
+        format!("{kind}0OPEN{}", users.replace(',', "-"))
     }
 
     /// `conversations.history`: newest first, and no replies that stand in threads only.

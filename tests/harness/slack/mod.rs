@@ -153,6 +153,25 @@ impl Slack {
         format!("http://{}{path}", self.address)
     }
 
+    /// What a webhook that we did not make ourselves names is ours from now on: its `response_url`, if that leads here, and its
+    /// view.
+    pub fn adopt(&self, body: &[u8]) {
+        let field = |wanted: &str| {
+            form_urlencoded::parse(body).find(|(name, _)| name == wanted).map(|(_, value)| value)
+        };
+        let payload = field("payload").unwrap_or_default();
+        let payload: Value = serde_json::from_str(&payload).unwrap_or_default();
+        let of_command = field("response_url");
+        let url = of_command.as_deref().or(payload["response_url"].as_str());
+        let path = url.and_then(|url| url.strip_prefix(&self.response_origin()));
+        if let Some(path) = path {
+            self.state().urls.give(path, self.clock.now());
+        }
+        if payload["view"].is_object() {
+            self.state().views.known(&payload["view"]);
+        }
+    }
+
     /// A `trigger_id` that nobody has yet: good once within three seconds from now.
     pub fn trigger_id(&self) -> String {
         let id = format!("{}.{}.trigger", self.unique(), self.unique());

@@ -1,0 +1,260 @@
+//! What a world's webhooks led to, so written that two worlds, or two builds, can be compared: and how they differ.
+//!
+//! In: a world in which all is worked off. Out: [`Effects`], lines under names. For each webhook how it ended, where it was
+//! placed and what it put in the outbox; every binding, claim, session, greeting, wrong guess and connection; what agents were
+//! asked, in the order of each conversation; what Slack was told, in the order of each conversation. As JSON they are a file.
+//!
+//! Left out is what chance, time and the machine decide: times, sequences, who did it and how often it was tried, the marks of
+//! messages, and calls that tell nothing or are made only because something was slow (a thread's status, looking up what is
+//! in doubt). What is said into a channel beside its threads comes out of several conversations, in no order of its own, and is
+//! sorted. All but `chat.postMessage` bears no mark, and is said again when Slack's answer is late: the same twice in a row
+//! counts once, and the outbox's rows show what was meant to be said.
+
+use crate::{
+    agent::Asked,
+    recording::{ANY_SLACK, Recorded, Recording, lasting_key, readdressed},
+    slack::api::{Call, Outcome},
+    until::try_until,
+    world::World,
+};
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::Row;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::Duration,
+};
+
+/// What is in Postgres: for each row the name of what it is about, and a line. In the order in which lines of one name stand.
+const ROWS: [&str; 9] = [
+    "select 'webhook ' || dedupe_key, format('%s, partition %s, lane %s', outcome, partition, lpad(to_hex(lane), 16, '0'))
+       from seen where scope = 'live' order by 1",
+    "select 'webhook ' || coalesce(dedupe_key, subject), format('dead: %s: %s', reason, last_error) from dead order by id",
+    "select 'webhook ' || dedupe_key, format('to be said by %s: %s %s', method, state, case state when 'failed' then last_error end)
+       from outbox order by id",
+    "select format('binding %s %s %s', connection_id, team_id, channel_id), format('%s/%s by %s', org_id, agent_id, bound_by)
+       from channel_bindings order by 1",
+    "select 'claim ' || substr(encode(code_hash, 'hex'), 1, 16),
+            format('used by %s in %s of %s: %s', consumed_user, consumed_channel, consumed_connection, consumed_by)
+       from link_claims where consumed_at is not null order by 1",
+    "select 'connection ' || id, format('%s %s', status, status_reason) from connections order by 1",
+    "select format('session %s %s %s', connection_id, team_id, channel_id), number::text from chat_sessions order by 1",
+    "select format('welcome %s %s %s', connection_id, team_id, user_id), 'greeted' from welcomes order by 1",
+    "select 'wrong codes ' || who, misses::text from claim_guesses order by 1",
+];
+
+/// Calls that tell nothing, or are made only because something was slow.
+const UNCOMPARED: [&str; 6] = [
+    "assistant.threads.setStatus",
+    "auth.test",
+    "conversations.history",
+    "conversations.replies",
+    "oauth.v2.access",
+    "users.info",
+];
+
+/// What webhooks led to: lines, under the name of what they are about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Effects(pub BTreeMap<String, Vec<String>>);
+
+/// Something that is not as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What the lines are about.
+    pub what: String,
+    /// How it was; nothing if there was no such thing.
+    pub before: Vec<String>,
+    /// How it is.
+    pub after: Vec<String>,
+}
+
+/// Waits until everything in the stream is done or dead, and what is to be said is said or can't be.
+///
+/// # Errors
+/// When that takes longer: what is left, and what the processes logged.
+pub async fn worked_off(world: &World, within: Duration) -> anyhow::Result<()> {
+    let stored = world.stored().await? as i64;
+    let left = async || -> Option<(i64, i64)> {
+        let row = sqlx::query(
+            "select (select count(*) from (select sequence from seen where scope = 'live'
+                                           union select sequence from dead where scope = 'live') finished),
+                    (select count(*) from outbox where state in ('pending', 'sending'))",
+        );
+        let row = row.fetch_one(&world.pool).await.ok()?;
+        Some((stored - row.get::<i64, _>(0), row.get(1)))
+    };
+    let nothing = async || left().await.filter(|(open, unsaid)| *open <= 0 && *unsaid == 0);
+    match try_until("what lies in the stream is worked off", within, nothing).await {
+        Ok(_) => Ok(()),
+        Err(late) => {
+            let (open, unsaid) = left().await.context("Postgres is away")?;
+            let left = format!("{open} of {stored} webhooks are open, {unsaid} answers unsaid");
+            Err(late.context(left).context(world.logs()))
+        }
+    }
+}
+
+impl Effects {
+    /// What a world's webhooks led to so far.
+    ///
+    /// # Errors
+    /// What NATS or Postgres said.
+    pub async fn of(world: &World) -> anyhow::Result<Self> {
+        let mut effects = Self::default();
+        for sql in ROWS {
+            for row in sqlx::query(sql).fetch_all(&world.pool).await? {
+                let (name, line): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+                effects.add(lasting_key(&name), line.trim().to_owned());
+            }
+        }
+        let recording = Recording::of(world).await?;
+        let recorded: HashMap<&str, &Recorded> =
+            recording.messages.iter().map(|message| (message.key(), message)).collect();
+        for asked in world.agent.asked() {
+            let key = asked_by(&asked);
+            let lane = recorded.get(key).map_or("of nobody", |message| message.lane());
+            effects.add(format!("asked in lane {lane}"), question(&asked, key, &recording.slack));
+        }
+        for call in world.slack.calls() {
+            if !UNCOMPARED.contains(&call.method.as_str()) {
+                effects.add_told(&call);
+            }
+        }
+        for (name, lines) in &mut effects.0 {
+            let of_chance = name.ends_with(":*");
+            if of_chance || name.ends_with(" beside threads") {
+                lines.sort_unstable();
+            }
+        }
+        Ok(effects)
+    }
+
+    fn add(&mut self, name: String, line: String) {
+        self.0.entry(name).or_default().push(line);
+    }
+
+    fn add_told(&mut self, call: &Call) {
+        let (name, line) = told(call);
+        let lines = self.0.entry(name).or_default();
+        let again = call.method != "chat.postMessage" && lines.last() == Some(&line);
+        if !again {
+            lines.push(line);
+        }
+    }
+
+    /// How many lines there are.
+    pub fn lines(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+
+    /// Without what hangs on whether Slack's own request was still open: a submission that is answered in it is not answered by
+    /// `views.update`, and a menu's options are asked for only as long as somebody waits. To compare what came live with what
+    /// was put in later.
+    pub fn but_for_windows(mut self) -> Self {
+        for lines in self.0.values_mut() {
+            lines.retain(|line| !line.contains("views.update") && !line.contains(":options:"));
+        }
+        self.0.retain(|name, lines| !lines.is_empty() && !name.contains(":options:"));
+        self
+    }
+
+    /// How another world, or build, differs from this one. Nothing, if it did the same.
+    pub fn differences(&self, after: &Self) -> Vec<Difference> {
+        let mut names: Vec<&String> = self.0.keys().chain(after.0.keys()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let lines = |of: &Self, name: &str| of.0.get(name).cloned().unwrap_or_default();
+        let compared = names.into_iter().map(|name| Difference {
+            what: name.clone(),
+            before: lines(self, name),
+            after: lines(after, name),
+        });
+        compared.filter(|compared| compared.before != compared.after).collect()
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, before, after } = self;
+        let sorted = |lines: &[String]| {
+            let mut lines = lines.to_vec();
+            lines.sort_unstable();
+            lines
+        };
+        let reordered = sorted(before) == sorted(after);
+        writeln!(f, "{what}{}", if reordered { " (in another order)" } else { "" })?;
+        let same = before.iter().zip(after).take_while(|(one, other)| one == other).count();
+        let (before, after) = (&before[same..], &after[same..]);
+        let tails = before.iter().rev().zip(after.iter().rev());
+        let tail = tails.take_while(|(one, other)| one == other).count();
+        for line in &before[..before.len() - tail] {
+            writeln!(f, "  - {line}")?;
+        }
+        for line in &after[..after.len() - tail] {
+            writeln!(f, "  + {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Differences for people: the first of them, and how many there are.
+pub fn report(differences: &[Difference]) -> String {
+    const SHOWN: usize = 20;
+    let shown = differences.iter().take(SHOWN).map(ToString::to_string).collect::<String>();
+    match differences.len() {
+        0 => "no difference".into(),
+        1 => format!("{shown}1 difference"),
+        count @ ..=SHOWN => format!("{shown}{count} differences"),
+        count => format!("{shown}… {count} differences"),
+    }
+}
+
+/// The webhook that an agent was asked for.
+fn asked_by(asked: &Asked) -> &str {
+    let delivery = asked.headers.get("tidegate-delivery").and_then(|key| key.to_str().ok());
+    delivery.unwrap_or(&asked.id)
+}
+
+fn question(asked: &Asked, key: &str, slack: &str) -> String {
+    if key == asked.id {
+        return asked.question.to_string();
+    }
+    let any = readdressed(&asked.body, slack, ANY_SLACK);
+    let body = String::from_utf8_lossy(any.as_ref().map_or(&*asked.body, |body| body));
+    format!("handed on {}: {body}", lasting_key(key))
+}
+
+/// The conversation that something was said in, and what it was.
+fn told(call: &Call) -> (String, String) {
+    let mut args = call.args.clone();
+    let noted = args.pointer_mut("/metadata/event_payload");
+    if let Some(noted) = noted.and_then(Value::as_object_mut) {
+        noted.remove("id"); // a mark, made of the row's number
+    }
+    let (team, channel) = (&call.team, &call.channel);
+    let text = |name: &str| args[name].as_str().unwrap_or_default();
+    let thread = match text("thread_ts") {
+        _ if channel.starts_with('D') => String::new(),
+        "" => " beside threads".into(),
+        ts => format!(" {ts}"),
+    };
+    let name = match call.method.as_str() {
+        "response_url" => format!("told {channel}"),
+        _ if !channel.is_empty() => format!("told {team} {channel}{thread}"),
+        _ => {
+            let of = ["view_id", "user_id", "users", "trigger_id"].map(text);
+            let of = of.into_iter().find(|id| !id.is_empty()).unwrap_or_default();
+            format!("told {team} {of}")
+        }
+    };
+    let ended = match &call.outcome {
+        Outcome::Taken => String::new(),
+        Outcome::Refused(word) => format!(" (refused: {word})"),
+        other => format!(" ({other:?})"),
+    };
+    args.sort_all_objects();
+    (name, format!("{}{ended} {}", call.method, Value::to_string(&args)))
+}
