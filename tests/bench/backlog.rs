@@ -21,11 +21,9 @@ const BYTES: usize = 700;
 /// Worked off by two workers.
 pub async fn drain(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.part("backlog");
-    let count = if full { 1_000_000 } else { 60_000 };
+    let count = if full { 1_000_000 } else { 250_000 };
     let mut workshop = Workshop::start().await?;
-    if full {
-        workshop.room(2 << 30).await?;
-    }
+    workshop.room(if full { 2 << 30 } else { 1 << 30 }).await?;
     let first = workshop.last_sequence().await?;
     let last = workshop.publish_events(count, BYTES).await?;
     workshop.workers(2).await?;

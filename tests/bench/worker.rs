@@ -33,6 +33,8 @@ const ROUNDS: usize = 3;
 pub async fn throughput(report: &mut Report) -> anyhow::Result<()> {
     report.part("worker");
     let mut workshop = Workshop::start().await?;
+    // Longer than the stream takes to fill, for which workers are frozen.
+    workshop.world.set("TIDEGATE_LEASE_TTL", "20s");
     let mut shares = Vec::new();
     for workers in [1, 2, 4] {
         workshop.workers(workers).await?;
