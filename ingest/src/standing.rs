@@ -30,15 +30,15 @@ pub struct Standings {
 
 struct Hour {
     minutes: [Minute; MINUTES],
-    warned: Option<u64>,
+    warned: Option<u32>,
 }
 
 #[derive(Default, Clone, Copy)]
 struct Minute {
     /// Which minute since the beginning this slot holds.
-    number: u64,
-    deliveries: u64,
-    failed: u64,
+    number: u32,
+    deliveries: u32,
+    failed: u32,
 }
 
 /// What an hour adds up to.
@@ -69,10 +69,10 @@ impl Standings {
     pub fn answered(&self, app: &AppId, success: bool, now: Instant) {
         let number = self.minute(now);
         let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
-        if apps.len() >= APPS_MAX && !apps.contains_key(app) {
-            return;
-        }
         if !apps.contains_key(app) {
+            if apps.len() >= APPS_MAX {
+                return;
+            }
             apps.insert(app.clone(), Hour::empty());
         }
         let Some(hour) = apps.get_mut(app) else { return };
@@ -80,8 +80,11 @@ impl Standings {
         if slot.number != number {
             *slot = Minute { number, ..Minute::default() };
         }
-        slot.deliveries += 1;
-        slot.failed += u64::from(!success);
+        slot.deliveries = slot.deliveries.saturating_add(1);
+        if success {
+            return; // nothing gets worse by it, and an hour is a kilobyte to look through
+        }
+        slot.failed = slot.failed.saturating_add(1);
         let sum = hour.sum(number);
         if sum.is_at_risk() && hour.warned != Some(number) {
             hour.warned = Some(number);
@@ -101,9 +104,10 @@ impl Standings {
         (sums.iter().filter(|sum| sum.is_at_risk()).count(), worst)
     }
 
-    fn minute(&self, now: Instant) -> u64 {
+    fn minute(&self, now: Instant) -> u32 {
         // From 1 on, so that an empty slot is no minute.
-        now.saturating_duration_since(self.began).as_secs() / Duration::from_secs(60).as_secs() + 1
+        let minutes = now.saturating_duration_since(self.began).as_secs() / 60;
+        u32::try_from(minutes).unwrap_or(u32::MAX - MINUTES as u32).saturating_add(1)
     }
 }
 
@@ -112,12 +116,12 @@ impl Hour {
         Self { minutes: [Minute::default(); MINUTES], warned: None }
     }
 
-    fn sum(&self, number: u64) -> Sum {
+    fn sum(&self, number: u32) -> Sum {
         let within =
-            self.minutes.iter().filter(|m| m.number > 0 && m.number + MINUTES as u64 > number);
+            self.minutes.iter().filter(|m| m.number > 0 && m.number + MINUTES as u32 > number);
         within.fold(Sum { deliveries: 0, failed: 0 }, |sum, minute| Sum {
-            deliveries: sum.deliveries + minute.deliveries,
-            failed: sum.failed + minute.failed,
+            deliveries: sum.deliveries + u64::from(minute.deliveries),
+            failed: sum.failed + u64::from(minute.failed),
         })
     }
 }

@@ -23,7 +23,7 @@ const LINES: usize = 256;
 /// One server, and three.
 pub async fn alone(report: &mut Report) -> anyhow::Result<()> {
     report.part("ingest R1");
-    measure(report, &Stage::start(1).await?, Rounds { closed: 12, open: 8, slice_ms: 500 }).await
+    measure(report, &Stage::start(1).await?, Rounds { closed: 12, open: 16, slice_ms: 500 }).await
 }
 
 /// Three servers on this one machine.
@@ -189,22 +189,24 @@ pub async fn connections(report: &mut Report) -> anyhow::Result<()> {
         let own = crate::machine::own_memory(ingest.process.pid());
         let resident = ingest.process.resident()?;
         let client = ingest.client(&tenants, Way::Connection, IN_FLIGHT);
-        stages.push((stage, ingest, client, Series::default(), ready, own, resident));
+        stages.push((stage, ingest, client, Runner::default(), ready, own, resident));
     }
     for round in 0..=10 {
-        for (stage, ingest, client, rates, ..) in &mut stages {
-            let sent = closed(stage, client, ingest, slice, None).await?;
-            if round > 0 {
-                rates.push(sent.rate());
-            }
+        for (stage, ingest, client, runner, ..) in &mut stages {
+            let counted = round > 0;
+            closed(stage, client, ingest, slice, counted.then_some(runner)).await?;
         }
     }
-    let ten = stages[0].3.clone();
-    for (size, (_, _, _, rates, ..)) in SIZES.iter().zip(&stages) {
-        report.figure(format!("{size} connections: accepted"), rates.median(), "/s");
+    let ten = &stages[0].3;
+    for (size, (_, _, _, runner, ..)) in SIZES.iter().zip(&stages) {
+        report.figure(format!("{size} connections: accepted"), runner.rate.median(), "/s");
         if *size > 10 {
             let name = format!("accepted/s with {size} connections, to 10");
-            report.ratio_target(&name, rates.to(&ten), AtLeast(0.95));
+            report.ratio_target(&name, runner.rate.to(&ten.rate), AtLeast(0.95));
+            let cpu = |whose: &str| format!("CPU per webhook of {whose} with {size}, to 10");
+            report.ratio(cpu("ingest"), runner.server.to(&ten.server));
+            report.ratio(cpu("NATS"), runner.nats.to(&ten.nats));
+            report.ratio(cpu("the client"), runner.client.to(&ten.client));
         }
     }
     // Once more, with nothing else under way.
