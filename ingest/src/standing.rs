@@ -9,7 +9,7 @@ use shared::types::AppId;
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tracing::warn;
 
@@ -129,6 +129,7 @@ impl Hour {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn answered(standings: &Standings, good: u64, bad: u64, now: Instant) {
         let app: AppId = "A1".parse().expect("an id");

@@ -241,6 +241,7 @@ authorization {{
     /// # Errors
     /// When that takes too long.
     pub async fn healthy(&self) -> anyhow::Result<()> {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // again for every server
         let healthy = async || {
             let answer = reqwest::get(format!("{}/healthz", self.monitor_url())).await.ok()?;
             answer.status().is_success().then_some(())
