@@ -186,29 +186,61 @@ impl fmt::Display for Difference {
         };
         let reordered = sorted(before) == sorted(after);
         writeln!(f, "{what}{}", if reordered { " (in another order)" } else { "" })?;
-        let same = before.iter().zip(after).take_while(|(one, other)| one == other).count();
-        let (before, after) = (&before[same..], &after[same..]);
-        let tails = before.iter().rev().zip(after.iter().rev());
-        let tail = tails.take_while(|(one, other)| one == other).count();
-        for line in &before[..before.len() - tail] {
-            writeln!(f, "  - {line}")?;
-        }
-        for line in &after[..after.len() - tail] {
-            writeln!(f, "  + {line}")?;
+        let common = common(before, after);
+        let (mut before, mut after) = (before.iter(), after.iter());
+        for line in common.into_iter().map(Some).chain([None]) {
+            for gone in before.by_ref().take_while(|gone| Some(*gone) != line) {
+                writeln!(f, "  - {gone}")?;
+            }
+            for new in after.by_ref().take_while(|new| Some(*new) != line) {
+                writeln!(f, "  + {new}")?;
+            }
         }
         Ok(())
     }
 }
 
-/// Differences for people: the first of them, and how many there are.
+/// The longest that both have in common, in this order.
+fn common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String> {
+    // How much there is in common from here on.
+    let mut length = vec![vec![0_usize; other.len() + 1]; one.len() + 1];
+    for n in (0..one.len()).rev() {
+        for m in (0..other.len()).rev() {
+            length[n][m] = match one[n] == other[m] {
+                true => length[n + 1][m + 1] + 1,
+                false => length[n + 1][m].max(length[n][m + 1]),
+            };
+        }
+    }
+    let (mut n, mut m, mut common) = (0, 0, Vec::new());
+    while n < one.len() && m < other.len() {
+        if one[n] == other[m] {
+            common.push(&one[n]);
+            (n, m) = (n + 1, m + 1);
+        } else if length[n + 1][m] >= length[n][m + 1] {
+            n += 1;
+        } else {
+            m += 1;
+        }
+    }
+    common
+}
+
+/// Differences for people: some of each sort, and how many there are.
 pub fn report(differences: &[Difference]) -> String {
-    const SHOWN: usize = 20;
-    let shown = differences.iter().take(SHOWN).map(ToString::to_string).collect::<String>();
+    const SHOWN: usize = 5;
+    let mut sorts: BTreeMap<&str, Vec<&Difference>> = BTreeMap::new();
+    for one in differences {
+        sorts.entry(one.what.split(' ').next().unwrap_or_default()).or_default().push(one);
+    }
+    let (mut shown, mut counts) = (String::new(), Vec::new());
+    for (sort, all) in sorts {
+        shown.extend(all.iter().take(SHOWN).map(ToString::to_string));
+        counts.push(format!("{} {sort}", all.len()));
+    }
     match differences.len() {
         0 => "no difference".into(),
-        1 => format!("{shown}1 difference"),
-        count @ ..=SHOWN => format!("{shown}{count} differences"),
-        count => format!("{shown}… {count} differences"),
+        count => format!("{shown}{count} in all: {}", counts.join(", ")),
     }
 }
 

@@ -210,38 +210,33 @@ async fn a_recording_that_can_not_be_put_in_says_why() {
 
 #[test]
 fn effects_that_differ_are_named() {
-    let effects = |text: &str| serde_json::from_str::<Effects>(text).expect("effects");
-    let before = effects(
-        r#"{"told T1 D1":["one","two","three"],"binding c T1 D1":["org/a by U1"],"webhook k":["done"]}"#,
-    );
-    assert!(before.differences(&before).is_empty());
-    for (after, said) in [
-        // In another order,
+    let effects = |said: &[&str], bound: &str, webhook: &str| {
+        let lines = [("told T1 D1", said), ("binding c T1 D1", &[bound]), (webhook, &["done"])];
+        let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+        Effects(lines.map(|(name, lines)| (name.to_owned(), owned(lines))).into())
+    };
+    let (said, bound, webhook) = (["one", "two", "three"], "org/a by U1", "webhook k");
+    let before = effects(&said, bound, webhook);
+    assert_eq!(report(&before.differences(&before.clone())), "no difference");
+    for (after, named) in [
         (
-            r#"{"told T1 D1":["one","three","two"],"binding c T1 D1":["org/a by U1"],"webhook k":["done"]}"#,
-            "told T1 D1 (in another order)\n  - two\n  - three\n  + three\n  + two\n1 difference",
+            effects(&["one", "three", "two"], bound, webhook),
+            "told T1 D1 (in another order)\n  - two\n  + two\n1 in all: 1 told",
         ),
-        // one missing,
+        (effects(&["one", "three"], bound, webhook), "told T1 D1\n  - two\n1 in all: 1 told"),
         (
-            r#"{"told T1 D1":["one","three"],"binding c T1 D1":["org/a by U1"],"webhook k":["done"]}"#,
-            "told T1 D1\n  - two\n1 difference",
+            effects(&["one", "two", "two", "three"], bound, webhook),
+            "told T1 D1\n  + two\n1 in all: 1 told",
         ),
-        // one doubled,
         (
-            r#"{"told T1 D1":["one","two","two","three"],"binding c T1 D1":["org/a by U1"],"webhook k":["done"]}"#,
-            "told T1 D1\n  + two\n1 difference",
+            effects(&said, "org/b by U1", webhook),
+            "binding c T1 D1\n  - org/a by U1\n  + org/b by U1\n1 in all: 1 binding",
         ),
-        // something else,
         (
-            r#"{"told T1 D1":["one","two","three"],"binding c T1 D1":["org/b by U1"],"webhook k":["done"]}"#,
-            "binding c T1 D1\n  - org/a by U1\n  + org/b by U1\n1 difference",
-        ),
-        // and what is not there at all, on either side.
-        (
-            r#"{"told T1 D1":["one","two","three"],"binding c T1 D1":["org/a by U1"],"webhook l":["done"]}"#,
-            "webhook k\n  - done\nwebhook l\n  + done\n2 differences",
+            effects(&said, bound, "webhook l"),
+            "webhook k\n  - done\nwebhook l\n  + done\n2 in all: 2 webhook",
         ),
     ] {
-        assert_eq!(report(&before.differences(&effects(after))), said);
+        assert_eq!(report(&before.differences(&after)), named);
     }
 }
