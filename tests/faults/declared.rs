@@ -60,7 +60,7 @@ pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
     undisturbed(&verdict)?;
     nothing_else_stored(&world, &verdict, taken.len()).await?;
     for webhook in &taken {
-        world.handled(&webhook.dedupe).await;
+        world.try_handled(&webhook.dedupe).await?;
     }
     let seconds = lasted.as_secs_f64();
     held(verdict, [format!("the old secret was refused {seconds:.1} s after the rotation began")])

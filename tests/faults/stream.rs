@@ -52,7 +52,7 @@ pub async fn gone(_: Run) -> anyhow::Result<Outcome> {
             // Behind them in their conversation: once it is done, they were looked at.
             let last = say("the last");
             taken(world, app, &last).await?;
-            world.handled(&last.dedupe).await;
+            world.try_handled(&last.dedupe).await?;
             Ok(())
         })
         .await?;

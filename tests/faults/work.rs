@@ -132,7 +132,7 @@ pub async fn duplicates(_: Run) -> anyhow::Result<Outcome> {
         sent.push(((conversation, place), webhook));
     }
     for (_, webhook) in &sent {
-        world.handled(&webhook.dedupe).await;
+        world.try_handled(&webhook.dedupe).await?;
     }
     let before = world.stored().await?;
     tokio::time::sleep(Duration::from_millis(700)).await; // past the window: there is nothing to see that it is over
@@ -144,7 +144,7 @@ pub async fn duplicates(_: Run) -> anyhow::Result<Outcome> {
     // A message of its own at the end of each conversation: what comes before it has been looked at.
     for conversation in 0..6 {
         let last = say(&world, &app, &format!("D{conversation:04}"), "the last").await?;
-        world.handled(&last.dedupe).await;
+        world.try_handled(&last.dedupe).await?;
     }
     until("all is said", SOON, async || {
         let told = world.slack.receipts();

@@ -113,16 +113,16 @@ impl Race {
                 _ => anyhow::bail!("{said:?} heard {texts:?}"),
             }
         }
-        let won: Vec<u32> = winners.iter().map(|(code, _)| *code).collect();
-        let all: Vec<u32> = (0..self.codes).collect();
-        ensure!(won == all, "codes that were won, each once: {won:?}");
+        let won = |code: &u32| winners.iter().filter(|winner| winner.0 == *code).count();
+        let wrong = (0..self.codes).map(|code| (code, won(&code))).find(|(_, times)| *times != 1);
+        ensure!(wrong.is_none(), "a code, and how often it was won: {wrong:?}");
 
         let consumed = "select consumed_channel from link_claims where consumed_at is not null";
         let bound = "select channel_id from channel_bindings";
         let channels: BTreeSet<String> = winners.iter().map(|said| channel(*said)).collect();
         for (what, sql) in [("consumed", consumed), ("bound", bound)] {
             let there: Vec<String> = sqlx::query_scalar(sql).fetch_all(&world.pool).await?;
-            ensure!(there.len() == all.len(), "{} {what} of {}", there.len(), all.len());
+            ensure!(there.len() == winners.len(), "{} {what} of {}", there.len(), self.codes);
             ensure!(there.into_iter().collect::<BTreeSet<_>>() == channels, "{what} by others");
         }
         let done = "select dedupe_key from seen where outcome = 'done'";

@@ -17,8 +17,7 @@ impl World {
 
     /// How many of them are handled, whatever came of it; dead ones are not.
     pub async fn finished(&self) -> anyhow::Result<u64> {
-        // A message that an agent answers leaves two rows: itself, and what was said there.
-        let finished = "select count(distinct sequence) from seen where scope = 'live'";
+        let finished = "select count(*) from seen where scope = 'live' and outcome <> 'trigger'";
         let finished: i64 = sqlx::query_scalar(finished).fetch_one(&self.pool).await?;
         Ok(finished as u64)
     }

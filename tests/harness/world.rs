@@ -15,7 +15,7 @@ use crate::{
     process::Process,
     proxy::Proxy,
     slack::{Answer, Slack, webhook::Webhook},
-    until::{try_until, until},
+    until::try_until,
 };
 use anyhow::{Context, ensure};
 use shared::{
@@ -493,7 +493,13 @@ impl World {
 
     /// How a webhook was handled, once it was.
     pub async fn handled(&self, dedupe: &DedupeKey) -> Handled {
-        until(&format!("{dedupe} is handled"), SOON, async || self.look(dedupe).await).await
+        self.try_handled(dedupe).await.expect("it is handled in time")
+    }
+
+    /// The same; an error when it is not in time.
+    pub async fn try_handled(&self, dedupe: &DedupeKey) -> anyhow::Result<Handled> {
+        let what = format!("{dedupe} is handled");
+        try_until(&what, SOON, async || self.look(dedupe).await).await
     }
 
     /// How a webhook was handled, if it was.
