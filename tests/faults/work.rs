@@ -14,7 +14,7 @@ use tests::{
         webhook::Webhook,
     },
     strike::CALM,
-    until::{try_until, until},
+    until::try_until,
     world::{App, SOON, Size, World, agent_id},
 };
 
@@ -98,11 +98,11 @@ pub async fn slack_in_trouble(_: Run) -> anyhow::Result<Outcome> {
             for n in 0..10 {
                 let (text, began) = (format!("untroubled {n}"), Instant::now());
                 say(world, &other, "D0001", &text).await?;
-                until("the other workspace hears", SOON, async || {
+                try_until("the other workspace hears", SOON, async || {
                     let told = world.slack.receipts();
                     told.iter().any(|receipt| receipt.text().ends_with(&text)).then_some(())
                 })
-                .await;
+                .await?;
                 slowest = slowest.max(began.elapsed());
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
@@ -146,12 +146,12 @@ pub async fn duplicates(_: Run) -> anyhow::Result<Outcome> {
         let last = say(&world, &app, &format!("D{conversation:04}"), "the last").await?;
         world.try_handled(&last.dedupe).await?;
     }
-    until("all is said", SOON, async || {
+    try_until("all is said", SOON, async || {
         let told = world.slack.receipts();
         (told.iter().filter(|receipt| receipt.text().ends_with("the last")).count() == 6)
             .then_some(())
     })
-    .await;
+    .await?;
     let heard = |text: &str| {
         let (conversation, place) = text.rsplit(' ').next()?.split_once('/')?;
         Some((conversation.parse().ok()?, place.parse().ok()?))
