@@ -333,8 +333,9 @@ impl Slack {
 
     /// Waits until it has been told something that `wanted` knows.
     pub async fn told(&self, what: &str, wanted: impl Fn(&Receipt) -> bool) -> Receipt {
+        // Of a copy: `wanted` may ask us something, too.
         until(what, Duration::from_secs(20), async || {
-            self.state().receipts.iter().find(|r| wanted(r)).cloned()
+            self.receipts().into_iter().find(|r| wanted(r))
         })
         .await
     }
