@@ -107,7 +107,7 @@ impl Standings {
     fn minute(&self, now: Instant) -> u32 {
         // From 1 on, so that an empty slot is no minute.
         let minutes = now.saturating_duration_since(self.began).as_secs() / 60;
-        u32::try_from(minutes).unwrap_or(u32::MAX - MINUTES as u32).saturating_add(1)
+        u32::try_from(minutes + 1).unwrap_or(u32::MAX)
     }
 }
 
@@ -117,8 +117,8 @@ impl Hour {
     }
 
     fn sum(&self, number: u32) -> Sum {
-        let within =
-            self.minutes.iter().filter(|m| m.number > 0 && m.number + MINUTES as u32 > number);
+        let counts = |m: &&Minute| m.number > 0 && number.saturating_sub(m.number) < MINUTES as u32;
+        let within = self.minutes.iter().filter(counts);
         within.fold(Sum { deliveries: 0, failed: 0 }, |sum, minute| Sum {
             deliveries: sum.deliveries + u64::from(minute.deliveries),
             failed: sum.failed + u64::from(minute.failed),

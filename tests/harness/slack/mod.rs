@@ -326,7 +326,8 @@ impl Slack {
         calls
     }
 
-    /// The latest call that `wanted` knows. Nothing else is copied: whoever looks again and again disturbs nobody.
+    /// The latest call that `wanted` knows. Nothing else is copied: whoever looks again and again disturbs nobody; but
+    /// `wanted` must not ask us anything.
     pub fn call(&self, wanted: impl Fn(&Call) -> bool) -> Option<Call> {
         self.state().calls.iter().rev().find(|call| wanted(call)).cloned()
     }

@@ -24,10 +24,8 @@ pub(super) async fn handle(desk: &Desk<'_>, agent: &Agent, inbound: &Inbound<'_>
     if envelope.kind == Kind::Options && nobody_waits() {
         return Outcome::done("late"); // and there is no other way to say it
     }
-    match desk.is_done().await {
-        Ok(false) => {}
-        Ok(true) => return Outcome::done("done"),
-        Err(error) => return Outcome::of_store(&error),
+    if let Some(outcome) = desk.settled().await {
+        return outcome;
     }
     if !desk.part.is_ours() {
         return Outcome::Return;

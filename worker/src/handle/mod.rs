@@ -207,6 +207,15 @@ impl Desk<'_> {
         self.workshop.seen.is_seen(&self.part.owner.scope, &self.job.envelope.dedupe).await
     }
 
+    /// The outcome of what need not be handled, or can't be told: whether it is done.
+    pub(crate) async fn settled(&self) -> Option<Outcome> {
+        match self.is_done().await {
+            Ok(false) => None,
+            Ok(true) => Some(Outcome::done("done")),
+            Err(error) => Some(Outcome::of_store(&error)),
+        }
+    }
+
     /// Whether this is a dry run of a replay: then nothing outside may be called, and nothing of the outcome comes true.
     pub fn is_dry_run(&self) -> bool {
         self.workshop.agents.is_recording()
@@ -260,12 +269,10 @@ async fn dispatch(desk: &Desk<'_>) -> Outcome {
 
 async fn to_handler(desk: &Desk<'_>, inbound: &Inbound<'_>) -> Outcome {
     let handler = &desk.workshop.handler.0;
-    if !handler.asks_itself() {
-        match desk.is_done().await {
-            Ok(false) => {}
-            Ok(true) => return Outcome::done("done"),
-            Err(error) => return Outcome::of_store(&error),
-        }
+    if !handler.asks_itself()
+        && let Some(outcome) = desk.settled().await
+    {
+        return outcome;
     }
     handler.handle(desk, inbound).await
 }
