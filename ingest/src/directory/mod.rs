@@ -19,6 +19,7 @@ use async_nats::{
     jetstream::{self, kv},
 };
 use bounds::{Bounds, MayRead};
+use futures_util::future::BoxFuture;
 use memory::Memory;
 use prometheus_client::metrics::counter::Counter;
 use shared::{
@@ -200,28 +201,31 @@ impl Directory {
         (there.version > known.version).then_some(there)
     }
 
-    /// Reads a key of the bucket into memory, if it has it; within bounds.
-    async fn read(&self, key: &str) -> Result<(), Away> {
-        if self.0.client.connection_state() != State::Connected {
-            return Err(Away);
-        }
-        match self.bounds().may_read(key, std::time::Instant::now()) {
-            MayRead::Yes => {}
-            MayRead::KnownMiss => return Ok(()),
-            MayRead::TooMany => return self.believe(),
-        }
-        let Ok(_permit) = self.0.reading.try_acquire() else { return self.believe() };
-        self.0.reads.inc();
-        let read = async {
-            let bucket = &self.0.buckets().await?.connections;
-            read_from_leader(bucket, key).await.map_err(|_| Away)
-        };
-        let value = tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| Away)??;
-        match value {
-            Some((value, _)) => self.0.memory.apply(key, &value),
-            None => self.bounds().remember_miss(key),
-        }
-        Ok(())
+    /// Reads a key of the bucket into memory, if it has it; within bounds. Boxed: it is rare and large, and a webhook's
+    /// future is moved about a dozen times.
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), Away>> {
+        Box::pin(async move {
+            if self.0.client.connection_state() != State::Connected {
+                return Err(Away);
+            }
+            match self.bounds().may_read(key, std::time::Instant::now()) {
+                MayRead::Yes => {}
+                MayRead::KnownMiss => return Ok(()),
+                MayRead::TooMany => return self.believe(),
+            }
+            let Ok(_permit) = self.0.reading.try_acquire() else { return self.believe() };
+            self.0.reads.inc();
+            let read = async {
+                let bucket = &self.0.buckets().await?.connections;
+                read_from_leader(bucket, key).await.map_err(|_| Away)
+            };
+            let value = tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| Away)??;
+            match value {
+                Some((value, _)) => self.0.memory.apply(key, &value),
+                None => self.bounds().remember_miss(key),
+            }
+            Ok(())
+        })
     }
 
     /// Too much is asked for to look. Memory that may be believed knows all that was announced; only of what was made
