@@ -38,7 +38,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    let _traces = telemetry::init(&config.telemetry, "ingest")?;
+    let telling = telemetry::init(&config.telemetry, "ingest")?;
     let shutdown = Shutdown::on_signal()?;
     // Serving outlives the signal: the load balancer needs a moment to look elsewhere.
     let serving = CancellationToken::new();
@@ -55,7 +55,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         directory: directory.clone(),
         publisher: Publisher::new(client.clone(), js),
         replies: replies.clone(),
-        metrics: Metrics::new(&directory),
+        metrics: Metrics::new(&directory, telling.dropped.clone()),
         standings: Standings::new(Instant::now()),
         shared_keys: config.shared_signing_secrets.iter().map(SigningKey::new).collect(),
         in_flight: Semaphore::new(config.in_flight_max),

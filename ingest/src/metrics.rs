@@ -6,6 +6,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
+use shared::lines::Dropped;
 use std::{
     sync::atomic::AtomicU64,
     time::{Duration, Instant},
@@ -53,8 +54,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All zero, but for what the directory counts by itself.
-    pub fn new(directory: &Directory) -> Self {
+    /// All zero, but for what the directory and the log count by themselves.
+    pub fn new(directory: &Directory, dropped: Dropped) -> Self {
         let mut registry = Registry::default();
         let requests =
             Family::new_with_constructor((|| Histogram::new(REQUEST_BUCKETS)) as fn() -> Histogram);
@@ -136,6 +137,7 @@ impl Metrics {
             "Failed share of the last hour's deliveries, of the worst app that Slack's limit is for",
             this.worst_app.clone(),
         );
+        registry.register_collector(Box::new(dropped));
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What runs", build);
         Self { registry, ..this }

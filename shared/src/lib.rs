@@ -9,7 +9,7 @@
 //! directory  what ingest knows of connections, and how it is told
 //! store      Postgres, all of it (feature `store`)
 //! secrets    what can't print, and how it rests
-//! config, telemetry, shutdown, healthcheck   what every process does the same way
+//! config, telemetry, lines, shutdown, healthcheck   what every process does the same way
 //! ```
 //!
 //! Dependencies point one way: `types ← codec, store, directory`.
@@ -25,5 +25,6 @@ pub mod store;
 pub mod secrets;
 pub mod config;
 pub mod telemetry;
+pub mod lines;
 pub mod shutdown;
 pub mod healthcheck;

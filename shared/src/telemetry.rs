@@ -1,13 +1,19 @@
 //! Logs to standard output, one line an event; text on a terminal or for people, JSON for machines. Traces, when there
 //! is a collector to send them to.
 //!
+//! Lines go out by a thread of their own (`lines`).
+//!
 //! A failure is logged once, where it is decided, with its whole chain ([`Chain`]). Never in a field: a
 //! token, a secret, a code, a body, a `response_url`.
 //!
 //! A webhook's trace is begun by ingest and written into the envelope; the worker's span is a root of its own, linked to
 //! it: a webhook that is tried again an hour later must not stretch the request's trace to an hour.
 
-use crate::{codec::envelope::Word, config::Telemetry};
+use crate::{
+    codec::envelope::Word,
+    config::Telemetry,
+    lines::{self, Dropped, Rest},
+};
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
 };
@@ -30,20 +36,25 @@ pub const TRACE: &str = "tidegate::trace";
 /// What spans of a webhook in the stream call its subject: never the subject itself, which holds an id.
 pub const DESTINATION: &str = "slack.in.{partition}.{connection}";
 
-/// Sends what is left when the process ends.
+/// Logs and traces of this process. Sends what is left when it is dropped: keep it to the end.
 #[must_use]
-pub struct Traces(Option<SdkTracerProvider>);
+pub struct Telling {
+    /// Lines of the log that nobody took.
+    pub dropped: Dropped,
+    provider: Option<SdkTracerProvider>,
+    _rest: Rest,
+}
 
-impl Drop for Traces {
+impl Drop for Telling {
     fn drop(&mut self) {
-        if let Some(provider) = self.0.take() {
+        if let Some(provider) = self.provider.take() {
             let _ = provider.shutdown(); // a collector that is away loses its last traces
         }
     }
 }
 
 /// Starts logs, and traces if there is a collector. `service` is this program's name in them.
-pub fn init(settings: &Telemetry, service: &'static str) -> Result<Traces, NoExporter> {
+pub fn init(settings: &Telemetry, service: &'static str) -> Result<Telling, NoExporter> {
     // Also the exporter's TLS takes whichever provider is installed; there is one in this tree.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Spans go to the collector alone: without one they cost nothing.
@@ -53,11 +64,12 @@ pub fn init(settings: &Telemetry, service: &'static str) -> Result<Traces, NoExp
         *metadata.level() == Level::TRACE && metadata.target().starts_with("async_nats")
     };
     let filter = filter.and(filter_fn(move |metadata| !prints_bodies(metadata)));
+    let (lines, dropped, rest) = lines::to_stdout();
+    let logs = tracing_subscriber::fmt::layer().with_writer(lines);
     let logs: Box<dyn Layer<Registry> + Send + Sync> = if settings.json {
-        tracing_subscriber::fmt::layer().json().flatten_event(true).with_filter(filter).boxed()
+        logs.json().flatten_event(true).with_filter(filter).boxed()
     } else {
-        let ansi = std::io::stdout().is_terminal();
-        tracing_subscriber::fmt::layer().with_ansi(ansi).with_filter(filter).boxed()
+        logs.with_ansi(std::io::stdout().is_terminal()).with_filter(filter).boxed()
     };
     let provider = settings
         .otlp_endpoint
@@ -70,7 +82,7 @@ pub fn init(settings: &Telemetry, service: &'static str) -> Result<Traces, NoExp
         // Not a layer that is none: spans would be made for it all the same.
         None => registry.init(),
     }
-    Ok(Traces(provider))
+    Ok(Telling { dropped, provider, _rest: rest })
 }
 
 fn provider(endpoint: &str, service: &'static str) -> Result<SdkTracerProvider, NoExporter> {

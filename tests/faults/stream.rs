@@ -67,7 +67,7 @@ pub async fn gone(_: Run) -> anyhow::Result<Outcome> {
         let asked = asked.iter().filter(|asked| asked.question["text"] == copy.what).count();
         ensure!((told, asked) == (1, 1), "{answer}: told {told} times, asked {asked} times");
     }
-    ensure!(world.logs().contains(ALARM), "no alarm");
+    world.logged(ALARM).await?;
     let raised = "select count(*) from partition_leases where generation = 2";
     try_until("every partition reads the new stream", SOON, async || {
         let raised: i64 = sqlx::query_scalar(raised).fetch_one(&world.pool).await.ok()?;

@@ -117,10 +117,7 @@ async fn a_pending_connection_answers_the_handshake_and_its_webhooks_wait() {
 
     let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
     assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
-    until("the worker has tried", SOON, async || {
-        world.logs().contains("the connection is pending").then_some(())
-    })
-    .await;
+    world.logged("the connection is pending").await.expect("the worker has tried");
     assert_eq!(world.look(&webhook.dedupe).await, None);
     world.tidegate(&["connections", "start", &app.connection.to_string()]).expect("started");
     assert_eq!(world.handled(&webhook.dedupe).await.outcome, "done");

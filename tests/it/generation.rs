@@ -68,7 +68,7 @@ async fn what_comes_after_a_stream_was_made_anew_is_handled_and_nothing_twice() 
         world.handled(&said.dedupe).await;
         assert_eq!(asked(&world, &format!("after {n}")).await, 1);
     }
-    assert!(world.logs().contains(ALARM), "nobody was told");
+    world.logged(ALARM).await.expect("somebody is told");
     let raised: i64 =
         sqlx::query_scalar("select count(*) from partition_leases where generation = 2")
             .fetch_one(&world.pool)
@@ -102,7 +102,7 @@ async fn a_stream_made_anew_while_no_worker_ran_is_noticed_by_the_next() {
     for webhook in &said {
         world.handled(&webhook.dedupe).await;
     }
-    assert!(world.logs().contains(ALARM), "nobody was told");
+    world.logged(ALARM).await.expect("somebody is told");
 }
 
 /// A hole between the cursor and the stream's first: what is in it can't be handled, and somebody hears so.
@@ -122,11 +122,8 @@ async fn what_expired_before_it_was_read_is_said_aloud_and_what_is_left_is_handl
     worker.restart().expect("it starts");
     world.handled(&left.dedupe).await;
     assert!(world.look(&gone.dedupe).await.is_none());
-    let logs = world.logs();
-    assert!(
-        logs.contains(ALARM) && logs.contains("what came next is not in it any more"),
-        "{logs}"
-    );
+    world.logged(ALARM).await.expect("somebody is told");
+    world.logged("what came next is not in it any more").await.expect("and why");
 }
 
 /// What was set aside in a stream that is gone is dead, by name; what the new one has again is handled, not buried.

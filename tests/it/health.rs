@@ -1,6 +1,12 @@
 //! What operators see: health, figures and logs; nothing that is nobody's business.
 
-use std::process::Command;
+use futures_util::future::join_all;
+use std::{
+    fs::OpenOptions,
+    iter,
+    process::Command,
+    time::{Duration, Instant},
+};
 use tests::{
     binaries::Binaries,
     fixtures, port,
@@ -128,10 +134,14 @@ async fn a_webhook_is_one_line_in_the_log_without_its_words_or_secrets() {
     let url = world.ingests[1].url(&app);
     assert_eq!(world.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status, 200);
     assert_eq!(world.slack.send(&url, "wrong", &webhook).await.expect("an answer").status, 401);
-    let log = world.ingests[1].process.log();
-    let lines: Vec<serde_json::Value> =
-        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let webhooks: Vec<_> = lines.iter().filter(|line| line["message"] == "webhook").collect();
+    let (log, webhooks) = until("both are in the log", SOON, async || {
+        let log = world.ingests[1].process.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let webhooks: Vec<serde_json::Value> =
+            lines.filter(|line: &serde_json::Value| line["message"] == "webhook").collect();
+        (webhooks.len() >= 2).then_some((log, webhooks))
+    })
+    .await;
     let outcomes: Vec<_> =
         webhooks.iter().map(|line| line["outcome"].as_str().unwrap_or_default()).collect();
     assert_eq!(outcomes, ["accepted", "bad_signature"], "{log}");
@@ -140,4 +150,31 @@ async fn a_webhook_is_one_line_in_the_log_without_its_words_or_secrets() {
     for secret in ["the words of a user", &app.secret, &app.token, "legacy-token", "v0="] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    let mut world = World::start(Size { workers: 0, ..SMALL }).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    // Many lines a webhook, into a pipe that is open and never read.
+    world.set("TIDEGATE_LOG", "trace");
+    let log = world.ingests[0].process.log_path().with_file_name("ingest-2.log");
+    assert!(Command::new("mkfifo").arg(&log).status().expect("mkfifo").success());
+    let _pipe = OpenOptions::new().read(true).write(true).open(&log).expect("the pipe");
+    world.start_ingest().await.expect("an ingest");
+    let ingest = &world.ingests[1];
+    let send = async |()| {
+        let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
+        let sent = Instant::now();
+        let answer = world.slack.send(&ingest.url(&app), &app.secret, &webhook).await;
+        assert_eq!(answer.expect("an answer").status, 200);
+        assert!(sent.elapsed() < Duration::from_secs(2), "a webhook waited for the log");
+    };
+    until("the log is full, and lines are dropped", SOON * 3, async || {
+        join_all(iter::repeat_n((), 64).map(send)).await;
+        (ingest.metric("log_lines_dropped_total").await.ok()? > 0.0).then_some(())
+    })
+    .await;
+    ingest.process.terminate();
+    ingest.process.wait(SOON).await.expect("it ends");
 }

@@ -16,7 +16,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
-use shared::{store::Standing, types::Kind};
+use shared::{lines::Dropped, store::Standing, types::Kind};
 use std::{
     sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicU64},
     time::Duration,
@@ -101,7 +101,12 @@ pub enum LeaseChange {
 
 impl Metrics {
     /// All zero, but for what the hydrator and the clients of Slack and of agents count by themselves.
-    pub fn new(hydrator: &Hydrator, slack: &Counted, agents: &AgentCalls) -> Self {
+    pub fn new(
+        hydrator: &Hydrator,
+        slack: &Counted,
+        agents: &AgentCalls,
+        dropped: Dropped,
+    ) -> Self {
         let mut registry = Registry::default();
         let this = Self {
             registry: Registry::default(),
@@ -235,6 +240,7 @@ impl Metrics {
         );
         slack.register(r);
         agents.register(r);
+        r.register_collector(Box::new(dropped));
         r.register("build", "What runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         Self { registry, ..this }
     }

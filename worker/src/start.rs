@@ -60,7 +60,7 @@ pub fn main(handler: impl Handler) -> ExitCode {
 }
 
 async fn run(config: Config, handler: AnyHandler) -> anyhow::Result<ExitCode> {
-    let _traces = telemetry::init(&config.telemetry, "worker")?;
+    let telling = telemetry::init(&config.telemetry, "worker")?;
     let shutdown = Shutdown::on_signal()?;
     let worker = config.worker_id.clone().unwrap_or_else(made_up_name);
     let admin = TcpListener::bind(config.admin_listen).await.with_context(|| {
@@ -82,7 +82,8 @@ async fn run(config: Config, handler: AnyHandler) -> anyhow::Result<ExitCode> {
     let token_is_over = Arc::new(Notify::new());
     let agents =
         Agents::new(Networks::new(config.agent_networks)).context("an HTTP client for agents")?;
-    let metrics = Arc::new(Metrics::new(&hydrator, &slack.counted, &agents.counted));
+    let metrics =
+        Arc::new(Metrics::new(&hydrator, &slack.counted, &agents.counted, telling.dropped.clone()));
     let workshop = Arc::new(Workshop {
         store: store.clone(),
         nats: nats.clone(),

@@ -3,6 +3,9 @@
 //! In: how many of each. Out: a [`World`], in which a test states facts. Every world has a NATS and a database of its
 //! own, so tests run at once and may kill what they like.
 
+mod look;
+mod pods;
+
 use crate::{
     agent::Agent,
     binaries::Binaries,
@@ -10,22 +13,18 @@ use crate::{
     keys::User,
     nats::Nats,
     netns::Namespace,
-    port,
     postgres::Postgres,
-    process::Process,
     proxy::Proxy,
     slack::{Answer, Slack, webhook::Webhook},
     until::try_until,
 };
 use anyhow::{Context, ensure};
 use shared::{
-    codec::envelope::DedupeKey,
     config,
-    partition::Partition,
     secrets::KeyRing,
-    store::{Chat, Rings, Store},
+    store::{Rings, Store},
 };
-use sqlx::{PgPool, Row};
+use sqlx::PgPool;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -35,6 +34,8 @@ use std::{
 use tokio::sync::OnceCell;
 
 pub use crate::provision::{App, agent_id};
+pub use look::Handled;
+pub use pods::{Ingest, Worker};
 
 /// Longest any part may take to come up, on a machine that builds at the same time.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -115,54 +116,6 @@ pub struct World {
     size: Size,
     // Last: the guardian waits until all of the above is gone.
     run: Arc<RunDir>,
-}
-
-/// An ingest process.
-pub struct Ingest {
-    /// The process.
-    pub process: Process,
-    address: String,
-    admin: String,
-}
-
-/// A worker process.
-pub struct Worker {
-    /// Its name in Postgres.
-    pub id: String,
-    /// The process.
-    pub process: Process,
-    admin: String,
-}
-
-impl Worker {
-    /// Its health's address.
-    pub fn admin(&self, path: &str) -> String {
-        format!("{}{path}", self.admin)
-    }
-
-    /// One figure of its page of metrics, by its name and labels as they stand there; 0 if it does not.
-    pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
-        metric(&self.admin("/metrics"), line).await
-    }
-}
-
-async fn metric(page: &str, line: &str) -> anyhow::Result<f64> {
-    let page = reqwest::get(page).await?.error_for_status()?.text().await?;
-    let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
-    Ok(value.unwrap_or_default())
-}
-
-/// How a webhook was handled, as Postgres has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handled {
-    /// Its sequence in the stream.
-    pub sequence: i64,
-    /// Its partition.
-    pub partition: i16,
-    /// Which worker did it.
-    pub worker: String,
-    /// The word for how it ended.
-    pub outcome: String,
 }
 
 static SHARED_POSTGRES: OnceCell<(Arc<RunDir>, Arc<Postgres>)> = OnceCell::const_new();
@@ -357,67 +310,6 @@ impl World {
         self.within = namespace.map(Namespace::prefix);
     }
 
-    /// Starts one more ingest and waits until it is ready.
-    pub async fn start_ingest(&mut self) -> anyhow::Result<()> {
-        let (listen, admin) =
-            (format!("127.0.0.1:{}", port::free()?), format!("127.0.0.1:{}", port::free()?));
-        let mut settings = self.settings_of(Role::Ingest);
-        settings.push(("TIDEGATE_LISTEN".into(), listen.clone()));
-        settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
-        let name = format!("ingest-{}", self.ingests.len() + 1);
-        let process = Process::start(
-            &self.run,
-            &name,
-            &Binaries::get()?.ingest,
-            &[] as &[&str],
-            &settings,
-            None,
-        )?;
-        let ingest = Ingest {
-            process,
-            address: format!("http://{listen}"),
-            admin: format!("http://{admin}"),
-        };
-        ingest.ready().await?;
-        self.ingests.push(ingest);
-        Ok(())
-    }
-
-    /// Starts one more worker.
-    pub async fn start_worker(&mut self) -> anyhow::Result<()> {
-        self.start_worker_of(&Binaries::get()?.worker)
-    }
-
-    /// Starts one more worker, which is an example of how to write one's own.
-    pub async fn start_example(&mut self, name: &str) -> anyhow::Result<()> {
-        self.start_worker_of(&Binaries::get()?.example(name)?)
-    }
-
-    /// Starts one more worker, of another build: the one in this directory.
-    pub fn start_worker_from(&mut self, dir: &Path) -> anyhow::Result<()> {
-        self.start_worker_of(&dir.join("worker"))
-    }
-
-    /// Starts one more worker, which is that program.
-    pub fn start_worker_of(&mut self, program: &Path) -> anyhow::Result<()> {
-        let id = format!("worker-{}", self.workers.len() + 1);
-        let admin = format!("127.0.0.1:{}", port::free()?);
-        let mut settings = self.settings_of(Role::Worker);
-        settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
-        settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
-        let (program, args) = match &self.within {
-            None => (program.to_owned(), Vec::new()),
-            Some((ip, prefix)) => {
-                let mut args = prefix.clone();
-                args.push(program.display().to_string());
-                (ip.clone(), args)
-            }
-        };
-        let process = Process::start(&self.run, &id, &program, &args, &settings, None)?;
-        self.workers.push(Worker { id, process, admin: format!("http://{admin}") });
-        Ok(())
-    }
-
     /// Waits until every partition is owned, evenly, by the workers that run.
     pub async fn settled(&self) -> anyhow::Result<()> {
         let running = self.workers.iter().filter(|worker| worker.process.is_running()).count();
@@ -491,52 +383,6 @@ impl World {
         self.slack.send(&ingest.url(app), &app.secret, webhook).await
     }
 
-    /// How a webhook was handled, once it was.
-    pub async fn handled(&self, dedupe: &DedupeKey) -> Handled {
-        self.try_handled(dedupe).await.expect("it is handled in time")
-    }
-
-    /// The same; an error when it is not in time.
-    pub async fn try_handled(&self, dedupe: &DedupeKey) -> anyhow::Result<Handled> {
-        let what = format!("{dedupe} is handled");
-        try_until(&what, SOON, async || self.look(dedupe).await).await
-    }
-
-    /// How a webhook was handled, if it was.
-    pub async fn look(&self, dedupe: &DedupeKey) -> Option<Handled> {
-        let row = sqlx::query(
-            "select sequence, partition, worker, outcome from seen where dedupe_key = $1",
-        )
-        .bind(dedupe.as_str())
-        .fetch_optional(&self.pool)
-        .await
-        .ok()??;
-        Some(Handled {
-            sequence: row.get("sequence"),
-            partition: row.get("partition"),
-            worker: row.get("worker"),
-            outcome: row.get("outcome"),
-        })
-    }
-
-    /// The agent that a conversation is bound to.
-    pub async fn binding(&self, app: &App, channel: &str) -> anyhow::Result<Option<String>> {
-        let (team, channel) = (app.team.parse()?, channel.parse()?);
-        let chat = Chat { connection: app.connection, team, channel };
-        Ok(self.store.chat(&chat).await?.bound.map(|bound| bound.agent.to_string()))
-    }
-
-    /// The worker that owns a conversation's partition.
-    pub async fn owner_of(&self, app: &App, channel: &str) -> anyhow::Result<&Worker> {
-        let partition = Partition::of(app.connection, Some(channel)).number() as i16;
-        let owner: String =
-            sqlx::query_scalar("select owner from partition_epochs where partition = $1")
-                .bind(partition)
-                .fetch_one(&self.pool)
-                .await?;
-        self.workers.iter().find(|worker| worker.id == owner).context("its owner is none of ours")
-    }
-
     /// What a setting says for the processes that are started from now on.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
@@ -576,51 +422,6 @@ impl World {
     /// How many of each there are.
     pub fn size(&self) -> Size {
         self.size
-    }
-
-    /// What all processes of the product logged.
-    pub fn logs(&self) -> String {
-        let ingests = self.ingests.iter().map(|ingest| ingest.process.log());
-        ingests
-            .chain(self.workers.iter().map(|worker| worker.process.log()))
-            .collect::<Vec<_>>()
-            .join("\n")
-    }
-}
-
-impl Ingest {
-    /// The address of an app's own route.
-    pub fn url(&self, app: &App) -> String {
-        format!("{}/api/v1/webhooks/{}", self.address, app.connection)
-    }
-
-    /// The address of a path.
-    pub fn path(&self, path: &str) -> String {
-        format!("{}{path}", self.address)
-    }
-
-    /// Its health's address.
-    pub fn admin(&self, path: &str) -> String {
-        format!("{}{path}", self.admin)
-    }
-
-    /// The page that Prometheus reads.
-    pub async fn metrics(&self) -> anyhow::Result<String> {
-        Ok(reqwest::get(self.admin("/metrics")).await?.error_for_status()?.text().await?)
-    }
-
-    /// One figure of that page, by its name and labels as they stand there; 0 if it does not.
-    pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
-        metric(&self.admin("/metrics"), line).await
-    }
-
-    /// Waits until it says that it is ready.
-    pub async fn ready(&self) -> anyhow::Result<()> {
-        let ready = async || {
-            let answer = reqwest::get(self.admin("/readyz")).await.ok()?;
-            answer.status().is_success().then_some(())
-        };
-        try_until("ingest is ready", READY_WITHIN, ready).await.with_context(|| self.process.log())
     }
 }
 
