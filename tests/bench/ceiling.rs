@@ -1,9 +1,14 @@
-//! What the least code does: the two servers that ingest is compared with.
+//! What the least code does: the servers that ingest is compared with.
 //!
-//! (a) checks the HMAC and answers. (b) also publishes the body, under a dedupe key, and waits until JetStream has it. Both run
-//! as processes of their own, as ingest does, and have none of what ingest is for: no directory, no age of a signature, no
-//! limits, no deadlines, no budget, no log, no figures, no drain.
+//! (a) checks the HMAC and answers. (b) also publishes the body, under a dedupe key, and waits until JetStream has it. A third
+//! one is (b) with the subject and the headers of ingest's messages, to tell what those cost. All run as processes of their
+//! own, as ingest does, and have none of what ingest is for: no directory, no age of a signature, no limits, no deadlines, no
+//! budget, no reading of the body, no log, no figures, no drain.
 
+use crate::{
+    client::number,
+    tenants::{Tenants, event_id},
+};
 use anyhow::Context;
 use async_nats::{ConnectOptions, HeaderMap, jetstream};
 use axum::{
@@ -15,9 +20,10 @@ use axum::{
 };
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use shared::codec::envelope::{DedupeKey, Envelope};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-/// Which of the two.
+/// Which of them.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Role {
     /// (a)
@@ -26,6 +32,9 @@ pub enum Role {
     /// (b)
     #[command(hide = true)]
     Publish(Settings),
+    /// (b), and ingest's subject and headers
+    #[command(hide = true)]
+    Enveloped(Settings),
 }
 
 /// Where it listens and what it knows.
@@ -44,13 +53,15 @@ pub struct Settings {
 struct Least {
     key: Hmac<Sha256>,
     js: Option<jetstream::Context>,
+    envelope: Option<Envelope>,
 }
 
 /// Serves until killed.
 pub async fn serve(role: Role) -> anyhow::Result<()> {
-    let (settings, publishes) = match role {
-        Role::Bare(settings) => (settings, false),
-        Role::Publish(settings) => (settings, true),
+    let (settings, publishes, enveloped) = match role {
+        Role::Bare(settings) => (settings, false, false),
+        Role::Publish(settings) => (settings, true, false),
+        Role::Enveloped(settings) => (settings, true, true),
     };
     let js = match publishes {
         true => {
@@ -59,8 +70,10 @@ pub async fn serve(role: Role) -> anyhow::Result<()> {
         }
         false => None,
     };
+    let envelope = enveloped.then(|| Tenants::random(1)).transpose()?.map(|one| one.envelope(0, 0));
     let key = Hmac::new_from_slice(settings.secret.as_bytes())?;
-    let router = Router::new().route("/", post(handle)).with_state(Arc::new(Least { key, js }));
+    let router =
+        Router::new().route("/", post(handle)).with_state(Arc::new(Least { key, js, envelope }));
     let listener = tokio::net::TcpListener::bind(settings.listen).await?;
     axum::serve(listener, router).await.context("serving")
 }
@@ -86,10 +99,19 @@ async fn handle(
         return StatusCode::UNAUTHORIZED;
     }
     let Some(js) = &least.js else { return StatusCode::OK };
-    let mut with = HeaderMap::new();
-    with.insert("Nats-Msg-Id", signature);
-    let published =
-        async { js.publish_with_headers("slack.in.0.ceiling", with, body).await?.await };
+    let (subject, with) = match &least.envelope {
+        None => {
+            let mut with = HeaderMap::new();
+            with.insert("Nats-Msg-Id", signature);
+            ("slack.in.0.ceiling".to_owned(), with)
+        }
+        Some(envelope) => {
+            let dedupe = DedupeKey::event(envelope.connection, &event_id(number()));
+            let envelope = Envelope { dedupe, ..envelope.clone() };
+            (envelope.subject(), envelope.headers())
+        }
+    };
+    let published = async { js.publish_with_headers(subject, with, body).await?.await };
     match published.await {
         Ok(_) => StatusCode::OK,
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -58,11 +58,6 @@ impl Sent {
     pub fn rate(&self) -> f64 {
         self.accepted as f64 / self.took.as_secs_f64()
     }
-
-    /// A quantile of the latency, in milliseconds.
-    pub fn quantile_ms(&self, quantile: f64) -> f64 {
-        self.latency.value_at_quantile(quantile) as f64 / 1e3
-    }
 }
 
 /// An empty histogram of microseconds, to three digits and ten minutes.
@@ -79,17 +74,24 @@ impl Client {
 
     /// As many as it takes, one at a time on each connection.
     pub async fn closed(&mut self, lasting: Duration) -> anyhow::Result<Sent> {
-        self.drive(Next::AtOnce { until: Instant::now() + lasting }).await
+        let now = Instant::now();
+        self.drive(Next::AtOnce { until: now + lasting }, now).await
     }
 
-    /// So many a second. Gives also when each was due.
-    pub async fn open(&mut self, rate: f64, lasting: Duration) -> anyhow::Result<(Sent, Schedule)> {
-        let pace = Pace::start(rate, lasting);
-        let sent = self.drive(Next::WhenDue(Arc::clone(&pace))).await?;
+    /// So many a second, the latency of those that are due in the beginning not counted. Gives also when each was due.
+    pub async fn open(
+        &mut self,
+        rate: f64,
+        settling: Duration,
+        lasting: Duration,
+    ) -> anyhow::Result<(Sent, Schedule)> {
+        let pace = Pace::start(rate, settling + lasting);
+        let counted = pace.schedule.start + settling;
+        let sent = self.drive(Next::WhenDue(Arc::clone(&pace)), counted).await?;
         Ok((sent, pace.schedule))
     }
 
-    async fn drive(&mut self, next: Next) -> anyhow::Result<Sent> {
+    async fn drive(&mut self, next: Next, counted: Instant) -> anyhow::Result<Sent> {
         let began = Instant::now();
         let mut tasks = JoinSet::new();
         for mut line in self.lines.drain(..) {
@@ -103,7 +105,9 @@ impl Client {
                         Ok(200) => sent.accepted += 1,
                         Ok(_) | Err(_) => sent.refused += 1,
                     }
-                    sent.latency.saturating_record(due.elapsed().as_micros() as u64);
+                    if due >= counted {
+                        sent.latency.saturating_record(due.elapsed().as_micros() as u64);
+                    }
                 }
                 anyhow::Ok((line, sent))
             });

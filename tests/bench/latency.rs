@@ -112,7 +112,7 @@ async fn product(
     client: &mut crate::client::Client,
 ) -> anyhow::Result<(Histogram<u64>, Histogram<u64>)> {
     let (wall, steady) = (SystemTime::now(), Instant::now());
-    let (sent, schedule) = client.open(RATE, SLICE).await?;
+    let (sent, schedule) = client.open(RATE, Duration::ZERO, SLICE).await?;
     let rows = async || {
         let rows = sqlx::query(
             "select dedupe_key, extract(epoch from pg_xact_commit_timestamp(xmin))::float8 as at
