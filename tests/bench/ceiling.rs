@@ -1,8 +1,8 @@
 //! What the least code does: the servers that ingest is compared with.
 //!
 //! (a) checks the HMAC and answers. (b) also publishes the body, under a dedupe key, and waits until JetStream has it. A third
-//! one is (b) with the subject and the headers of ingest's messages, to tell what those cost. All run as processes of their
-//! own, as ingest does, and have none of what ingest is for: no directory, no age of a signature, no limits, no deadlines, no
+//! one, (b′), stores what ingest stores: its subjects, its headers, as its user; so much of the difference is the
+//! message's, not ingest's. All run as processes of their own, as ingest does, and have none of what ingest is for: no directory, no age of a signature, no limits, no deadlines, no
 //! budget, no reading of the body, no log, no figures, no drain.
 
 use crate::{
@@ -23,6 +23,11 @@ use sha2::Sha256;
 use shared::codec::envelope::{DedupeKey, Envelope};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+/// As many connections as those of the client.
+pub const TENANTS: usize = 10;
+/// Enough for all of their subjects.
+const ENVELOPES: u64 = 8_192;
+
 /// Which of them.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Role {
@@ -32,7 +37,7 @@ pub enum Role {
     /// (b)
     #[command(hide = true)]
     Publish(Settings),
-    /// (b), and ingest's subject and headers
+    /// (b′)
     #[command(hide = true)]
     Enveloped(Settings),
 }
@@ -53,27 +58,32 @@ pub struct Settings {
 struct Least {
     key: Hmac<Sha256>,
     js: Option<jetstream::Context>,
-    envelope: Option<Envelope>,
+    /// What is stored, but for the dedupe key and the body; nothing but these, if there is none.
+    envelopes: Vec<Envelope>,
 }
 
 /// Serves until killed.
 pub async fn serve(role: Role) -> anyhow::Result<()> {
-    let (settings, publishes, enveloped) = match role {
-        Role::Bare(settings) => (settings, false, false),
-        Role::Publish(settings) => (settings, true, false),
-        Role::Enveloped(settings) => (settings, true, true),
+    let (settings, inbox, envelopes) = match role {
+        Role::Bare(settings) => (settings, None, Vec::new()),
+        Role::Publish(settings) => (settings, Some("_INBOX"), Vec::new()),
+        Role::Enveloped(settings) => {
+            let tenants = Tenants::random(TENANTS)?;
+            let envelopes = (0..ENVELOPES).map(|n| tenants.envelope(n, 0)).collect();
+            (settings, Some("_INBOX_ingest"), envelopes)
+        }
     };
-    let js = match publishes {
-        true => {
-            let options = ConnectOptions::with_nkey(std::fs::read_to_string(settings.nkey_file)?);
+    let js = match inbox {
+        Some(prefix) => {
+            let nkey = std::fs::read_to_string(settings.nkey_file)?;
+            let options = ConnectOptions::with_nkey(nkey).custom_inbox_prefix(prefix);
             Some(jetstream::new(options.connect(&settings.nats[..]).await?))
         }
-        false => None,
+        None => None,
     };
-    let envelope = enveloped.then(|| Tenants::random(1)).transpose()?.map(|one| one.envelope(0, 0));
     let key = Hmac::new_from_slice(settings.secret.as_bytes())?;
     let router =
-        Router::new().route("/", post(handle)).with_state(Arc::new(Least { key, js, envelope }));
+        Router::new().route("/", post(handle)).with_state(Arc::new(Least { key, js, envelopes }));
     let listener = tokio::net::TcpListener::bind(settings.listen).await?;
     axum::serve(listener, router).await.context("serving")
 }
@@ -99,14 +109,15 @@ async fn handle(
         return StatusCode::UNAUTHORIZED;
     }
     let Some(js) = &least.js else { return StatusCode::OK };
-    let (subject, with) = match &least.envelope {
+    let number = number();
+    let (subject, with) = match least.envelopes.get((number % ENVELOPES) as usize) {
         None => {
             let mut with = HeaderMap::new();
             with.insert("Nats-Msg-Id", signature);
             ("slack.in.0.ceiling".to_owned(), with)
         }
         Some(envelope) => {
-            let dedupe = DedupeKey::event(envelope.connection, &event_id(number()));
+            let dedupe = DedupeKey::event(envelope.connection, &event_id(number));
             let envelope = Envelope { dedupe, ..envelope.clone() };
             (envelope.subject(), envelope.headers())
         }

@@ -145,11 +145,12 @@ impl Stage {
         Ok((Server { process, address }, began.elapsed()))
     }
 
-    /// Starts one of the ceilings, `bare` or `publish`.
+    /// Starts one of the ceilings: `bare`, `publish` or `enveloped`.
     pub async fn ceiling(&self, role: &str, secret: &str) -> anyhow::Result<Server> {
         let address = SocketAddr::from(([127, 0, 0, 1], port::free()?));
         let (listen, nats) = (address.to_string(), self.urls());
-        let nkey = self.nats[0].keys().file(User::Tests).display().to_string();
+        let user = if role == "enveloped" { User::Ingest } else { User::Tests };
+        let nkey = self.nats[0].keys().file(user).display().to_string();
         let args =
             [role, "--listen", &listen, "--secret", secret, "--nats", &nats, "--nkey-file", &nkey];
         let ourselves = std::env::current_exe()?;
