@@ -19,8 +19,8 @@ use std::{
 };
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// Lines that wait at most: a few megabytes, and most of a second of all that an ingest can take.
-const WAITING_MAX: usize = 16_384;
+/// Lines that wait at most: two megabytes, and some tenths of a second of all that an ingest can take.
+const WAITING_MAX: usize = 8_192;
 /// Bytes that are written at once, at most.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Between two writes.
