@@ -13,7 +13,11 @@ use prometheus_client::{
 use std::{
     fmt,
     io::{self, BufWriter, Stdout, Write},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -25,45 +29,58 @@ const WAITING_MAX: usize = 8_192;
 const WRITE_BYTES: usize = 64 * 1024;
 /// Between two writes.
 const PAUSE: Duration = Duration::from_millis(3);
-/// What is left at the end gets so long.
+/// What is left at the end gets so long at most, less if the queue is full and stays so.
 const END: Duration = Duration::from_millis(1_500);
 
 /// Starts the thread. Gives where lines go in, how many were dropped, and what writes the rest when it is dropped.
 pub(crate) fn to_stdout() -> (NonBlocking, Dropped, Rest) {
+    let lost = Arc::<AtomicU64>::default();
+    let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout());
     let (lines, rest) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING_MAX)
         .lossy(true)
         .thread_name("log")
-        .finish(Paced(BufWriter::with_capacity(WRITE_BYTES, io::stdout())));
-    let dropped = Dropped(lines.error_counter());
+        .finish(Paced { out, lost: Arc::clone(&lost) });
+    let dropped = Dropped { unqueued: lines.error_counter(), unwritten: lost };
     (lines, dropped, Rest(Some(rest)))
 }
 
 /// How many lines were dropped since the start, as nobody took them: `log_lines_dropped_total`.
 #[derive(Debug, Clone)]
-pub struct Dropped(ErrorCounter);
+pub struct Dropped {
+    unqueued: ErrorCounter,
+    unwritten: Arc<AtomicU64>,
+}
 
 impl Collector for Dropped {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let dropped = ConstCounter::new(self.0.dropped_lines() as u64);
-        let help = "Lines of the log that were dropped, as nobody took them";
+        let unqueued = self.unqueued.dropped_lines() as u64;
+        let dropped = ConstCounter::new(unqueued + self.unwritten.load(Ordering::Relaxed));
+        let help = "Lines of the log that were dropped, as nobody took them.";
         let type_ = dropped.metric_type();
         dropped.encode(encoder.encode_descriptor("log_lines_dropped", help, None, type_)?)
     }
 }
 
-struct Paced(BufWriter<Stdout>);
+/// Never fails: there is nowhere to say so, and the library would forget that it was told to end.
+struct Paced {
+    out: BufWriter<Stdout>,
+    lost: Arc<AtomicU64>,
+}
 
 impl Write for Paced {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.write(line)
+        if self.out.write_all(line).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
     }
 
-    /// Called when no line waits. What comes during the pause goes out together.
+    /// Called when no line waits. What comes during the pause goes out together; what can't be written yet is kept.
     fn flush(&mut self) -> io::Result<()> {
-        let written = self.0.flush();
+        let _ = self.out.flush(); // what no longer fits is counted above
         thread::sleep(PAUSE);
-        written
+        Ok(())
     }
 }
 
@@ -74,10 +91,11 @@ impl Drop for Rest {
     fn drop(&mut self) {
         let rest = self.0.take();
         let (written, wait) = mpsc::channel();
-        thread::spawn(move || {
+        let ending = move || {
             drop(rest);
             let _ = written.send(()); // nobody waits any more
-        });
+        };
+        let _ = thread::Builder::new().name("log-end".into()).spawn(ending); // without it nothing is waited for
         let _ = wait.recv_timeout(END); // the process ends all the same
     }
 }

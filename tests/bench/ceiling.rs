@@ -20,7 +20,7 @@ use axum::{
 };
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use shared::codec::envelope::{DedupeKey, Envelope};
+use shared::codec::envelope::{DedupeKey, Envelope, Word};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 /// As many connections as those of the client.
@@ -118,7 +118,11 @@ async fn handle(
         }
         Some(envelope) => {
             let dedupe = DedupeKey::event(envelope.connection, &event_id(number));
-            let envelope = Envelope { dedupe, ..envelope.clone() };
+            let (Some(signature), Some(timestamp)) = (Word::new(signature), Word::new(timestamp))
+            else {
+                return StatusCode::UNAUTHORIZED;
+            };
+            let envelope = Envelope { dedupe, signature, timestamp, ..envelope.clone() };
             (envelope.subject(), envelope.headers())
         }
     };

@@ -176,5 +176,6 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
     })
     .await;
     ingest.process.terminate();
-    ingest.process.wait(SOON).await.expect("it ends");
+    let status = ingest.process.wait(SOON).await.expect("it ends");
+    assert!(status.success(), "{status}");
 }

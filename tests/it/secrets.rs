@@ -144,6 +144,18 @@ async fn a_dump_of_postgres_the_store_of_nats_and_the_logs_at_trace_hold_no_secr
         (!world.store.dead(1).await.ok()?.is_empty()).then_some(())
     })
     .await;
+    // All that was said is to be looked through.
+    let (ingest, worker) = (&world.ingests[0], &world.workers[0]);
+    for dropped in [
+        ingest.metric("log_lines_dropped_total").await.expect("a figure"),
+        worker.metric("log_lines_dropped_total").await.expect("a figure"),
+    ] {
+        assert_eq!(dropped, 0.0, "lines were dropped");
+    }
+    for process in [&ingest.process, &worker.process] {
+        process.terminate();
+        process.wait(SOON).await.expect("it ends");
+    }
     let (logs, dump) = (world.logs() + &printed, dump(&world).await);
     let (store, messages) = (bytes_below(world.nats.store_dir()), messages(&world).await);
 
