@@ -123,7 +123,7 @@ async fn measure(report: &mut Report, stage: &Stage, rounds: Rounds) -> anyhow::
 
     let half = ours.rate.median().min(b.rate.median()) / 2.0;
     let mut clients = servers.map(|(server, way)| server.client(&tenants, way, LINES));
-    // Quantiles of each slice: of all slices together they would be those of the one in which the disk was slowest.
+    // Quantiles of each slice: of all slices together they would be those of the slowest one.
     let mut acks = <[[Series; QUANTILES.len()]; 4]>::default();
     for round in 0..=rounds.open {
         // (b) twice, at the end that changes, too: what it is to itself is what chance makes of this.
