@@ -17,6 +17,10 @@ use tests::{
 
 /// A parted link stays so for this long: past every ping and every lease.
 const PARTED: Duration = Duration::from_secs(8);
+/// Longer than anybody may stand still for it.
+const PARTED_LONG: Duration = Duration::from_secs(25);
+/// A client of NATS notices a link that hangs after two missed pings, which it sends every two seconds.
+const NOTICED: Duration = Duration::from_secs(6);
 /// A client of NATS is connected again this long after the link is whole, and reads on.
 const RECONNECTED: Duration = Duration::from_secs(3);
 
@@ -39,12 +43,17 @@ async fn first_linked(role: Role, server: Server) -> anyhow::Result<(World, Prox
     Ok((world, link))
 }
 
-async fn half_open(role: Role, server: Server, ways: &[Way]) -> anyhow::Result<Verdict> {
+async fn half_open(
+    role: Role,
+    server: Server,
+    ways: &[Way],
+    lasting: Duration,
+) -> anyhow::Result<Verdict> {
     let (world, link) = first_linked(role, server).await?;
     let verdict = Trial::default()
         .in_world(&world, async |world, _| {
             ways.iter().for_each(|way| link.hold(*way));
-            tokio::time::sleep(PARTED).await;
+            tokio::time::sleep(lasting).await;
             link.heal();
             world.settled().await
         })
@@ -56,25 +65,32 @@ async fn half_open(role: Role, server: Server, ways: &[Way]) -> anyhow::Result<V
 const BOTH: [Way; 2] = [Way::There, Way::Back];
 
 pub async fn ingest_nats(_: Run) -> anyhow::Result<Outcome> {
-    held(half_open(Role::Ingest, Server::Nats, &BOTH).await?, [])
+    held(half_open(Role::Ingest, Server::Nats, &BOTH, PARTED).await?, [])
 }
 
-/// What it reads stands still, and nobody takes it over: leases are renewed in Postgres, which it still reaches.
+/// What it reads stands still until it reads again: it was back before a lease is over.
 pub async fn worker_nats(_: Run) -> anyhow::Result<Outcome> {
-    let verdict = half_open(Role::Worker, Server::Nats, &BOTH).await?;
+    let verdict = half_open(Role::Worker, Server::Nats, &BOTH, PARTED).await?;
     ensure!(verdict.worst_gap < PARTED + RECONNECTED, "{verdict}");
     held(verdict, [])
 }
 
+/// It never comes back. Its leases are renewed in Postgres, which it still reaches: it has to give them to those that read.
+pub async fn worker_nats_long(_: Run) -> anyhow::Result<Outcome> {
+    let verdict = half_open(Role::Worker, Server::Nats, &BOTH, PARTED_LONG).await?;
+    ensure!(verdict.worst_gap < NOTICED + TAKEN_OVER, "{verdict}");
+    held(verdict, [])
+}
+
 pub async fn worker_postgres(_: Run) -> anyhow::Result<Outcome> {
-    let verdict = half_open(Role::Worker, Server::Postgres, &BOTH).await?;
+    let verdict = half_open(Role::Worker, Server::Postgres, &BOTH, PARTED).await?;
     ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
     held(verdict, [])
 }
 
 pub async fn one_way(mut run: Run) -> anyhow::Result<Outcome> {
     let way = *run.random.pick(&BOTH);
-    let verdict = half_open(Role::Worker, Server::Postgres, &[way]).await?;
+    let verdict = half_open(Role::Worker, Server::Postgres, &[way], PARTED).await?;
     ensure!(verdict.worst_gap < TAKEN_OVER, "held: {way:?}: {verdict}");
     held(verdict, [format!("held: {way:?}")])
 }

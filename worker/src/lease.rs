@@ -1,12 +1,13 @@
 //! Which partitions this worker owns, and for how long it may believe so.
 //!
 //! In: Postgres's rows of leases. Out: a [`Part`] per owned partition, running. Claimed up to this worker's share
-//! (`ceil(64 / live workers)`), renewed every sixth of the TTL, given back when there are more workers or when we
-//! stop, lost when we could not renew. Two clocks are kept apart: Postgres decides who owns (and every commit asks
+//! (`ceil(64 / live workers)`), renewed every sixth of the TTL, given back when there are more workers, when NATS has been out of our
+//! reach for a TTL and not out of others', or when we stop, lost when we could not renew. Two clocks are kept apart: Postgres decides who owns (and every commit asks
 //! it again, by epoch); our own deadline, counted from before the renewal was asked for, decides when we stop
 //! believing it.
 
 use crate::{Workshop, metrics::LeaseChange, part::Part, read};
+use async_nats::connection::State;
 use shared::{
     partition::{PARTITIONS, Partition},
     store::{Held, StoreError},
@@ -31,6 +32,8 @@ pub struct Leases {
     worker: String,
     ttl: Duration,
     parts: HashMap<Partition, Arc<Part>>,
+    /// Since when NATS is out of reach.
+    parted: Option<Instant>,
     /// A part has drained, so there is something to give back.
     drained: Arc<Notify>,
     renewed: Renewed,
@@ -64,7 +67,8 @@ impl Leases {
         ttl: Duration,
     ) -> Self {
         let renewed = Renewed { at: Arc::default(), ttl };
-        Self { workshop, js, worker, ttl, parts: HashMap::new(), drained: Arc::default(), renewed }
+        let (parts, drained) = (HashMap::new(), Arc::default());
+        Self { workshop, js, worker, ttl, parts, parted: None, drained, renewed }
     }
 
     /// Tells when leases were renewed last.
@@ -117,10 +121,7 @@ impl Leases {
                 self.workshop.store.worker_gone(&self.worker).await?;
                 0
             }
-            false => {
-                let live = self.workshop.store.worker_alive(&self.worker, self.ttl).await?;
-                usize::from(PARTITIONS).div_ceil(live)
-            }
+            false => self.share().await?,
         };
         let working: Vec<_> =
             self.parts.values().filter(|part| !part.stop.is_cancelled()).collect();
@@ -130,6 +131,31 @@ impl Leases {
             self.claim(share - self.parts.len()).await?;
         }
         Ok(())
+    }
+
+    /// How many partitions are ours to have: as many as every other's who reads.
+    async fn share(&mut self) -> Result<usize, StoreError> {
+        let reads = self.js.client().connection_state() == State::Connected;
+        self.parted = (!reads).then(|| self.parted.unwrap_or_else(Instant::now));
+        let alive = self.workshop.store.worker_alive(&self.worker, reads, self.ttl).await?;
+        let among = |workers| usize::from(PARTITIONS).div_ceil(workers);
+        Ok(match self.parted {
+            None => among(alive.reading),
+            // NATS is away for all of us: nobody could do more with them.
+            Some(_) if alive.reading == 0 => among(alive.living),
+            // The others may be about to notice, too.
+            Some(since) if since.elapsed() < self.ttl => self.parts.len(),
+            Some(since) => {
+                if self.parts.values().any(|part| !part.stop.is_cancelled()) {
+                    let out_of_reach_for = since.elapsed();
+                    warn!(
+                        ?out_of_reach_for,
+                        "NATS is out of reach and others read: they get the partitions"
+                    );
+                }
+                0
+            }
+        })
     }
 
     async fn claim(&mut self, count: usize) -> Result<(), StoreError> {

@@ -43,22 +43,40 @@ pub struct Held {
     pub cursor_at: OffsetDateTime,
 }
 
+/// How many workers there are, the one that asks among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Alive {
+    /// Those that said lately that they live.
+    pub living: usize,
+    /// Those of them that reach NATS.
+    pub reading: usize,
+}
+
 impl Store {
-    /// Says that this worker lives. Gives how many do.
-    pub async fn worker_alive(&self, worker: &str, ttl: Duration) -> Result<usize, StoreError> {
+    /// Says that this worker lives, and whether it reads. Gives how many live, and how many of them read.
+    pub async fn worker_alive(
+        &self,
+        worker: &str,
+        reads: bool,
+        ttl: Duration,
+    ) -> Result<Alive, StoreError> {
         let row = sqlx::query(
             "-- workers.alive
              with me as (
-                 insert into workers (id) values ($1)
-                 on conflict (id) do update set alive_at = clock_timestamp() returning 1)
-             select (select count(*) from me) + (select count(*) from workers
-                     where id <> $1 and alive_at > clock_timestamp() - make_interval(secs => $2)) as alive",
+                 insert into workers (id, reads) values ($1, $2)
+                 on conflict (id) do update set alive_at = clock_timestamp(), reads = $2),
+             others as (
+                 select reads from workers
+                  where id <> $1 and alive_at > clock_timestamp() - make_interval(secs => $3))
+             select 1 + count(*) as living, $2::int + count(*) filter (where reads) as reading from others",
         )
         .bind(worker)
+        .bind(reads)
         .bind(ttl.as_secs_f64())
         .fetch_one(&self.leases)
         .await?;
-        Ok(usize::try_from(row.try_get::<i64, _>("alive")?).unwrap_or(1))
+        let count = |column| row.try_get::<i64, _>(column).map(|n| usize::try_from(n).unwrap_or(1));
+        Ok(Alive { living: count("living")?, reading: count("reading")? })
     }
 
     /// Says that this worker takes no more partitions.
