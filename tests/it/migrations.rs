@@ -74,8 +74,8 @@ async fn rows_of_the_first_release_are_read_by_this_one() {
         team: "T1".parse().expect("an id"),
         channel: "C1".parse().expect("an id"),
     };
-    let state = store.chat(&chat).await.expect("read");
-    assert_eq!((state.bound.is_some(), state.session), (true, 1));
+    let state = store.chat(&chat, None).await.expect("read");
+    assert_eq!((state.agent.is_some(), state.session), (true, 1));
     assert_eq!(store.connection_summaries(None).await.expect("read").len(), 1);
     let claims = store.claims(10).await.expect("read");
     let mut states: Vec<&str> = claims.iter().map(|claim| claim.state.as_str()).collect();

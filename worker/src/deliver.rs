@@ -7,7 +7,7 @@
 
 use crate::{Workshop, part::Part, say, slack};
 use shared::{
-    store::{Doubt, Queued, SendResult, StoreError, Taken},
+    store::{Doubt, Queued, SendResult, Settled, StoreError, Taken},
     telemetry::{self, Chain},
     types::Destination,
 };
@@ -122,7 +122,8 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
             Duration::ZERO
         }
     };
-    if let Err(error) = workshop.store.settle_outgoing(&part.owner, row.id, &result, doubt).await {
+    let settled = Settled { id: row.id, epoch: part.owner.epoch, result, doubt };
+    if let Err(error) = workshop.settling.settle(settled).await {
         warn!(outbox, error = %Chain(&error), "how it ended could not be written down");
     }
     after

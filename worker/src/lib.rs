@@ -9,8 +9,8 @@
 //! hydrate    the live connection, or why there is none
 //! handle     what to do: an outcome with effects
 //! reply      the few answers that go into Slack's own request
-//! commit     effects → one fenced transaction; group: many together; seen: asked first, also together
-//! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer
+//! commit     effects → one fenced transaction; group: many together; seen: asked first, also together (see `together`)
+//! deliver    outbox → Slack, in order; say: one thing, and what follows from Slack's answer; settle: written down
 //! ```
 //!
 //! A partition in hand is a `part`, a webhook in hand a `job`. Beside the way: `tidy` makes room, `redrive` gives the dead
@@ -34,10 +34,12 @@ pub mod reply;
 pub mod commit;
 pub mod group;
 pub mod seen;
+pub mod together;
 pub mod redrive;
 pub mod replay;
 pub mod deliver;
 pub mod say;
+pub mod settle;
 pub mod refusals;
 pub mod slack;
 pub mod agent;
@@ -84,4 +86,6 @@ pub struct Workshop {
     pub groups: group::Groups,
     /// Questions whether webhooks are done already, asked together.
     pub seen: seen::Seen,
+    /// How calls to Slack ended, written down together.
+    pub settling: settle::Settling,
 }

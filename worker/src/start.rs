@@ -17,6 +17,7 @@ use crate::{
     refusals::Refusals,
     replay,
     seen::Seen,
+    settle::Settling,
     slack::{Slack, rotate},
     slots::Slots,
 };
@@ -98,6 +99,7 @@ async fn run(config: Config, handler: AnyHandler) -> anyhow::Result<ExitCode> {
         hydrator: Arc::clone(&hydrator),
         breaker: Breaker::default(),
         seen: Seen::new(store.clone()),
+        settling: Settling::new(store.clone()),
         groups: Groups::new(store.clone(), Arc::clone(&metrics)),
         metrics,
     });

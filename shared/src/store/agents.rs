@@ -5,7 +5,7 @@ use crate::{
     secrets::{Place, Sealed, Secret},
     types::{AgentId, AgentMode, OrgId},
 };
-use sqlx::{PgExecutor, Row};
+use sqlx::{PgExecutor, Row, postgres::PgRow};
 
 const SECRET_COLUMN: &str = "agents.secret";
 
@@ -95,8 +95,17 @@ impl Store {
         .bind(id.as_str())
         .fetch_optional(executor)
         .await?;
-        let Some(row) = row else { return Ok(None) };
-        let owner = owner(org, id);
+        row.map(|row| self.agent_of(&row, org.clone(), id.clone())).transpose()
+    }
+
+    /// The agent in a row's `name`, `mode`, `url` and `secret`.
+    pub(super) fn agent_of(
+        &self,
+        row: &PgRow,
+        org: OrgId,
+        id: AgentId,
+    ) -> Result<Agent, StoreError> {
+        let owner = owner(&org, &id);
         let place = Place { owner: &owner, column: SECRET_COLUMN };
         let secret = self
             .rings
@@ -104,8 +113,8 @@ impl Store {
             .open_secret(place, &Sealed::stored(row.try_get("secret")?))
             .map_err(|error| inconsistent("agents", "secret", &owner, error))?;
         let (name, url) = (row.try_get("name")?, row.try_get("url")?);
-        let mode = column(&row, "agents", &owner, "mode")?;
-        Ok(Some(Agent { org: org.clone(), id: id.clone(), name, mode, url, secret }))
+        let mode = column(row, "agents", &owner, "mode")?;
+        Ok(Agent { org, id, name, mode, url, secret })
     }
 }
 

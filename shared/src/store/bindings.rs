@@ -2,53 +2,52 @@
 //!
 //! They are written where a webhook's effects are (see [`super::changes`] and [`super::claims`]), and read here.
 
-use super::{Chat, Store, StoreError, nullable};
+use super::{Agent, Chat, Store, StoreError, nullable};
 use crate::types::{AgentId, OrgId, UserId};
 use sqlx::Row;
 
-/// Whose a conversation is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
-    /// The agent's organization, which need not be the connection's.
-    pub org: OrgId,
-    /// The agent.
-    pub agent: AgentId,
-    /// Who linked it.
-    pub by: UserId,
-}
-
 /// What is known of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ChatState {
-    /// Whose it is, if it was linked.
-    pub bound: Option<Bound>,
+    /// Whose it is: the agent it was linked to, else the one that was asked for. `None` if there is no such agent.
+    pub agent: Option<Agent>,
+    /// Who linked it, if it was linked.
+    pub linked_by: Option<UserId>,
     /// Which session it is in. The first is 1.
     pub session: i64,
 }
 
 impl Store {
-    /// What is known of a conversation; a conversation nobody heard of is in its first session.
-    pub async fn chat(&self, chat: &Chat) -> Result<ChatState, StoreError> {
+    /// What is known of a conversation, in one query; `otherwise` is whose it is when nobody linked it. A conversation nobody
+    /// heard of is in its first session.
+    pub async fn chat(
+        &self,
+        chat: &Chat,
+        otherwise: Option<(&OrgId, &AgentId)>,
+    ) -> Result<ChatState, StoreError> {
         let row = sqlx::query(
             "-- bindings.chat
-             select b.org_id, b.agent_id, b.bound_by, coalesce(s.number, 1) as session
+             select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode, a.url, a.secret
                from (values ($1, $2, $3)) as here (connection_id, team_id, channel_id)
                left join channel_bindings b using (connection_id, team_id, channel_id)
-               left join chat_sessions s using (connection_id, team_id, channel_id)",
+               left join chat_sessions s using (connection_id, team_id, channel_id)
+               left join agents a on a.org_id = coalesce(b.org_id, $4) and a.id = coalesce(b.agent_id, $5)",
         )
         .bind(chat.connection.to_string())
         .bind(chat.team.as_str())
         .bind(chat.channel.as_str())
+        .bind(otherwise.map(|(org, _)| org.as_str()))
+        .bind(otherwise.map(|(_, agent)| agent.as_str()))
         .fetch_one(&self.pool)
         .await?;
         let key = format!("{}/{}/{}", chat.connection, chat.team, chat.channel);
-        let org = nullable(&row, "channel_bindings", &key, "org_id")?;
-        let agent = nullable(&row, "channel_bindings", &key, "agent_id")?;
-        let by = nullable(&row, "channel_bindings", &key, "bound_by")?;
-        let bound = match (org, agent, by) {
-            (Some(org), Some(agent), Some(by)) => Some(Bound { org, agent, by }),
+        let linked_by = nullable(&row, "channel_bindings", &key, "bound_by")?;
+        let (org, id) =
+            (nullable(&row, "agents", &key, "org_id")?, nullable(&row, "agents", &key, "id")?);
+        let agent = match (org, id) {
+            (Some(org), Some(id)) => Some(self.agent_of(&row, org, id)?),
             _ => None,
         };
-        Ok(ChatState { bound, session: row.try_get("session")? })
+        Ok(ChatState { agent, linked_by, session: row.try_get("session")? })
     }
 }

@@ -36,7 +36,7 @@ mod tokens;
 
 pub use agents::{Agent, NewAgent};
 pub use audit::{DONE_KEPT, Fate, Stored};
-pub use bindings::{Bound, ChatState};
+pub use bindings::ChatState;
 pub use changes::{Change, Chat, ReplyToChange, What};
 pub use claims::{ClaimResult, ConsumeClaim, MintedClaim, NewClaim, ReplyTo};
 pub use commit::{Committed, Effects, Position};
@@ -51,7 +51,7 @@ pub use lanes::{ParkedLane, Spilled, Trouble};
 pub use leases::{Held, Leased};
 pub use lifecycle::{ConnectionSummary, DeletedConnection, HistoryEntry};
 pub use limits::{Limit, LimitSubscription};
-pub use outbox::{Doubt, Queued, SendResult, Taken};
+pub use outbox::{Doubt, Queued, SendResult, Settled, Taken};
 pub use owner::Owner;
 pub use partitions::{LaneState, PartitionState};
 pub use replays::{NewReplay, Replay, ReplayState, Replayed};

@@ -90,6 +90,42 @@ pub enum SendResult {
     Failed(String),
 }
 
+/// A row that was tried, and how that ended.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The row.
+    pub id: i64,
+    /// The epoch under which it was taken.
+    pub epoch: i64,
+    /// How it ended.
+    pub result: SendResult,
+    /// What is left of the doubt about it.
+    pub doubt: Doubt,
+}
+
+/// How a try ended, in columns.
+struct Written<'a> {
+    state: &'static str,
+    after: Duration,
+    error: &'a str,
+    doubtful: bool,
+    tried: i32,
+}
+
+impl SendResult {
+    fn written(&self, doubt: Doubt) -> Written<'_> {
+        const NOW: Duration = Duration::ZERO;
+        let (state, after, error, doubtful, tried) = match self {
+            SendResult::Sent => ("sent", NOW, "", false, 1),
+            SendResult::Failed(error) => ("failed", NOW, error.as_str(), false, 1),
+            SendResult::Later(after, error) => ("pending", *after, error.as_str(), doubt.open, 1),
+            SendResult::Doubtful(after, error) => ("pending", *after, error.as_str(), true, 1),
+            SendResult::Untried(after, error) => ("pending", *after, error.as_str(), doubt.open, 0),
+        };
+        Written { state, after, error, doubtful, tried }
+    }
+}
+
 /// Something to say, as it rests.
 pub(super) fn seal(
     ring: &KeyRing,
@@ -199,8 +235,9 @@ impl Store {
             match self.queued(row) {
                 Ok(row) => taken.rows.push(row),
                 Err(error) => {
-                    let failed = SendResult::Failed(error.to_string());
-                    self.settle_outgoing(owner, id, &failed, Doubt::default()).await?;
+                    let (result, doubt) = (SendResult::Failed(error.to_string()), Doubt::default());
+                    let failed = Settled { id, epoch: owner.epoch, result, doubt };
+                    self.settle_outgoing(&[failed]).await?;
                 }
             }
         }
@@ -208,38 +245,28 @@ impl Store {
         Ok(taken)
     }
 
-    /// Writes down how a try ended, unless somebody else has taken the row since.
-    pub async fn settle_outgoing(
-        &self,
-        owner: &Owner,
-        id: i64,
-        result: &SendResult,
-        doubt: Doubt,
-    ) -> Result<(), StoreError> {
-        const NOW: Duration = Duration::ZERO;
-        let (state, after, error, doubtful, tried) = match result {
-            SendResult::Sent => ("sent", NOW, "", false, 1),
-            SendResult::Failed(error) => ("failed", NOW, error.as_str(), false, 1),
-            SendResult::Later(after, error) => ("pending", *after, error.as_str(), doubt.open, 1),
-            SendResult::Doubtful(after, error) => ("pending", *after, error.as_str(), true, 1),
-            SendResult::Untried(after, error) => ("pending", *after, error.as_str(), doubt.open, 0),
-        };
+    /// Writes down how tries ended, but for rows that somebody else has taken since.
+    pub async fn settle_outgoing(&self, many: &[Settled]) -> Result<(), StoreError> {
+        let each = || many.iter().map(|one| one.result.written(one.doubt));
         sqlx::query(
             "-- outbox.settle
-             update outbox
-                set state = $3, next_at = now() + make_interval(secs => $4), last_error = $5, doubtful = $6,
-                    doubts = doubts + $7, attempts = attempts - 1 + $8,
-                    settled_at = case when $3 = 'pending' then null else now() end
-              where id = $1 and state = 'sending' and epoch = $2",
+             update outbox o
+                set state = u.state, next_at = now() + make_interval(secs => u.after), last_error = u.error,
+                    doubtful = u.doubtful, doubts = o.doubts + u.resent, attempts = o.attempts - 1 + u.tried,
+                    settled_at = case when u.state = 'pending' then null else now() end
+               from unnest($1::bigint[], $2::bigint[], $3::text[], $4::float8[], $5::text[], $6::boolean[], $7::integer[],
+                           $8::integer[]) as u (id, epoch, state, after, error, doubtful, resent, tried)
+              where o.id = u.id and o.state = 'sending' and o.epoch = u.epoch",
         )
-        .bind(id)
-        .bind(owner.epoch)
-        .bind(state)
-        .bind(after.as_secs_f64())
-        .bind(error)
-        .bind(doubtful)
-        .bind(i32::from(doubt.resent))
-        .bind(tried)
+        .bind(many.iter().map(|one| one.id).collect::<Vec<_>>())
+        .bind(many.iter().map(|one| one.epoch).collect::<Vec<_>>())
+        .bind(each().map(|written| written.state).collect::<Vec<_>>())
+        .bind(each().map(|written| written.after.as_secs_f64()).collect::<Vec<_>>())
+        // Slack's words: one that Postgres can't keep must not keep the others from being written.
+        .bind(each().map(|written| written.error.replace('\0', "\u{fffd}")).collect::<Vec<_>>())
+        .bind(each().map(|written| written.doubtful).collect::<Vec<_>>())
+        .bind(many.iter().map(|one| i32::from(one.doubt.resent)).collect::<Vec<_>>())
+        .bind(each().map(|written| written.tried).collect::<Vec<_>>())
         .execute(&self.pool)
         .await?;
         Ok(())

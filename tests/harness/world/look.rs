@@ -52,7 +52,7 @@ impl World {
     pub async fn binding(&self, app: &App, channel: &str) -> anyhow::Result<Option<String>> {
         let (team, channel) = (app.team.parse()?, channel.parse()?);
         let chat = Chat { connection: app.connection, team, channel };
-        Ok(self.store.chat(&chat).await?.bound.map(|bound| bound.agent.to_string()))
+        Ok(self.store.chat(&chat, None).await?.agent.map(|agent| agent.id.to_string()))
     }
 
     /// The worker that owns a conversation's partition.

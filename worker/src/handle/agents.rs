@@ -72,7 +72,7 @@ pub(super) async fn app(
     let agent = match (desk.connection.team.clone().or(team), channel.map(|id| id.parse())) {
         (Some(team), Some(Ok(channel))) => {
             let chat = Chat { connection: desk.connection.id, team, channel };
-            whose::agent_of(desk, &chat).await?.0
+            whose::state_of(desk, &chat).await?.agent
         }
         _ => whose::own_agent(desk).await?,
     };

@@ -21,7 +21,7 @@ use shared::{
         envelope::DedupeKey,
         slack::{Event, EventBody},
     },
-    store::{Agent, Chat, Effects},
+    store::{Agent, Chat, ChatState, Effects},
     types::{ChannelId, Destination, Outgoing, TeamId},
 };
 use std::time::Duration;
@@ -45,9 +45,9 @@ pub(super) async fn command(desk: &Desk<'_>, message: &Message<'_>) -> Option<Ou
 /// Puts a message to its agent.
 pub(super) async fn handle(desk: &Desk<'_>, message: &Message<'_>) -> Outcome {
     let trigger = message.trigger(desk);
-    let (agent, session) = match whose::agent_of(desk, &message.chat(desk)).await {
-        Ok((Some(agent), session)) => (agent, session),
-        Ok((None, _)) => return spoken::unlinked(desk, &message.said(), trigger),
+    let (agent, session) = match whose::state_of(desk, &message.chat(desk)).await {
+        Ok(ChatState { agent: Some(agent), session, .. }) => (agent, session),
+        Ok(_) => return spoken::unlinked(desk, &message.said(), trigger),
         Err(error) => return Outcome::of_store(&error),
     };
     let asked = desk.workshop.seen.is_seen(&desk.part.owner.scope, &trigger);

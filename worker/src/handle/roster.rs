@@ -4,15 +4,15 @@
 //! whom else the tenant has, and lets nobody choose among them.
 
 use super::{Desk, Outcome, link, place::Place, whose};
-use shared::store::{NamedAgent, StoreError};
+use shared::store::{ChatState, NamedAgent, StoreError};
 
 pub(super) async fn status(desk: &Desk<'_>, place: &Place) -> Result<Outcome, StoreError> {
     let chat = place.chat(desk);
-    let (agent, session) = whose::agent_of(desk, &chat).await?;
+    let ChatState { agent, linked_by, session } = whose::state_of(desk, &chat).await?;
     let Some(agent) = agent else { return Ok(place.say(&unlinked(desk))) };
     let called = if agent.name.is_empty() { agent.id.as_str() } else { &agent.name };
-    let how = match desk.workshop.store.chat(&chat).await?.bound {
-        Some(bound) => format!("linked by <@{}>", bound.by),
+    let how = match linked_by {
+        Some(by) => format!("linked by <@{by}>"),
         None => "as everywhere with me".into(),
     };
     Ok(place.say(&format!("*{called}* answers here, {how}. Session {session}.")))

@@ -7,21 +7,21 @@
 use super::{Desk, Outcome, place::Place, roster, whose};
 use crate::agent::{AgentError, Question};
 use shared::{
-    store::{StoreError, What},
+    store::{ChatState, StoreError, What},
     types::AgentMode,
 };
 
 pub(super) async fn new(desk: &Desk<'_>, place: Place) -> Result<Outcome, StoreError> {
     let chat = place.chat(desk);
-    let (Some(_), _) = whose::agent_of(desk, &chat).await? else {
+    if whose::state_of(desk, &chat).await?.agent.is_none() {
         return Ok(place.say(&roster::unlinked(desk)));
-    };
+    }
     Ok(begin(place, What::NewSession(chat), "A new session begins here."))
 }
 
 pub(super) async fn clear(desk: &Desk<'_>, place: Place) -> Result<Outcome, StoreError> {
     let chat = place.chat(desk);
-    let (Some(agent), session) = whose::agent_of(desk, &chat).await? else {
+    let ChatState { agent: Some(agent), session, .. } = whose::state_of(desk, &chat).await? else {
         return Ok(place.say(&roster::unlinked(desk)));
     };
     if agent.mode == AgentMode::Forward {

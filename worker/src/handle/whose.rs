@@ -1,22 +1,14 @@
 //! Whose a conversation is.
 
 use super::Desk;
-use shared::store::{Agent, Chat, StoreError};
+use shared::store::{Agent, Chat, ChatState, StoreError};
 
-/// The conversation's agent, and its session: its binding's, else the connection's own. On a preview connection, which
+/// What is known of a conversation. Its agent is its binding's, else the connection's own. On a preview connection, which
 /// anybody may try, only a binding counts.
-pub(super) async fn agent_of(
-    desk: &Desk<'_>,
-    chat: &Chat,
-) -> Result<(Option<Agent>, i64), StoreError> {
-    let (store, connection) = (&desk.workshop.store, desk.connection);
-    let state = store.chat(chat).await?;
-    let agent = match (&state.bound, &connection.agent) {
-        (Some(bound), _) => store.agent(&bound.org, &bound.agent).await?,
-        (None, Some(own)) if !connection.preview_mode => store.agent(&connection.org, own).await?,
-        (None, _) => None,
-    };
-    Ok((agent, state.session))
+pub(super) async fn state_of(desk: &Desk<'_>, chat: &Chat) -> Result<ChatState, StoreError> {
+    let connection = desk.connection;
+    let own = connection.agent.as_ref().filter(|_| !connection.preview_mode);
+    desk.workshop.store.chat(chat, own.map(|own| (&connection.org, own))).await
 }
 
 /// The connection's own agent, for what happens in no conversation.
