@@ -168,3 +168,48 @@ async fn what_was_parked_in_a_stream_that_is_gone_is_handled_if_it_is_there_agai
     restore(lost_copy).await;
     assert_eq!(world.handled(&lost.dedupe).await.outcome, "done", "its bytes came after all");
 }
+
+/// Bytes that were kept under a key that is missing may be opened again, once it is back; they hold up nothing else.
+#[tokio::test]
+async fn parked_bytes_that_can_not_be_opened_are_left_alone_and_hold_up_no_others() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let closed = say(&world, &app, "D1", "fail:99 closed").await;
+    let lost = say(&world, &app, "D1", "lost").await;
+    until("both are set aside", SOON, async || {
+        let count = sqlx::query_scalar("select count(*) from lane_backlog");
+        let count: i64 = count.fetch_one(&world.pool).await.ok()?;
+        (count == 2).then_some(())
+    })
+    .await;
+    let worker = &world.workers[0].process;
+    worker.terminate();
+    worker.wait(SOON).await.expect("it ends");
+    sqlx::query("update lane_backlog set sealed = 'under another key' where dedupe_key = $1")
+        .bind(closed.dedupe.as_str())
+        .execute(&world.pool)
+        .await
+        .expect("closed");
+    make_anew(&world).await;
+    worker.restart().expect("it starts");
+    let dead = async |count| {
+        until("they are dead", Duration::from_secs(60), async || {
+            let dead = world.store.dead(10).await.ok()?;
+            (dead.len() == count).then_some(dead)
+        })
+        .await
+    };
+    assert_eq!(dead(1).await[0].dedupe.as_deref(), Some(lost.dedupe.as_str()));
+    world.logged("its bytes can't be opened").await.expect("somebody is told");
+    let left: Vec<String> = sqlx::query_scalar("select dedupe_key from lane_backlog")
+        .fetch_all(&world.pool)
+        .await
+        .expect("what is left");
+    assert_eq!(left, [closed.dedupe.as_str()]);
+    // Somebody gives them up: it is looked at again.
+    sqlx::query("update lane_backlog set sealed = null")
+        .execute(&world.pool)
+        .await
+        .expect("given up");
+    dead(2).await;
+}

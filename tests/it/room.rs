@@ -100,6 +100,36 @@ async fn what_is_parked_for_over_a_day_outlives_its_place_in_the_stream() {
     world.slack.told("its answer", |told| told.text() == "I heard: fail:7 parked").await;
 }
 
+/// A look copies 500 at most. The next goes on behind them, whatever became of them.
+#[tokio::test]
+async fn what_can_not_be_copied_keeps_nothing_behind_it_from_being_copied() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let first = Webhook::message(&world.slack, &app, "D1", "U1", "first");
+    world.send(&app, &first).await.expect("an answer");
+    world.handled(&first.dedupe).await;
+    let parked = Webhook::message(&world.slack, &app, "D2", "U1", "fail:99 parked");
+    world.send(&app, &parked).await.expect("an answer");
+    // As many before it, of lanes that nobody works off, whose bytes are not where they should be.
+    let others = "with parked as (
+            update lane_backlog set parked_at = now() - interval '25 hours' where sequence = 2 returning *)
+        insert into lane_backlog (scope, generation, lane, sequence, partition, connection_id, dedupe_key, parked_at)
+        select scope, generation, n, 1, partition, connection_id, 'gone:' || n, parked_at
+          from parked, generate_series(1, 500) as n";
+    until("it is parked, and others before it", SOON, async || {
+        let made = sqlx::query(others).execute(&world.pool).await.ok()?;
+        (made.rows_affected() == 500).then_some(())
+    })
+    .await;
+    let kept = until("bytes are kept", PATIENTLY, async || {
+        let kept = "select dedupe_key from lane_backlog where sealed is not null";
+        let kept: Vec<String> = sqlx::query_scalar(kept).fetch_all(&world.pool).await.ok()?;
+        (!kept.is_empty()).then_some(kept)
+    })
+    .await;
+    assert_eq!(kept, [parked.dedupe.as_str()]);
+}
+
 #[tokio::test]
 async fn rows_past_their_time_go_and_the_others_stay() {
     let world = World::start(SMALL).await.expect("a world");
