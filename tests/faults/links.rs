@@ -21,6 +21,8 @@ const PARTED: Duration = Duration::from_secs(8);
 const PARTED_LONG: Duration = Duration::from_secs(25);
 /// A client of NATS notices a link that hangs after two missed pings, which it sends every two seconds.
 const NOTICED: Duration = Duration::from_secs(6);
+/// A statement of ours is not waited for longer than this.
+const GIVEN_UP: Duration = Duration::from_secs(7);
 /// A client of NATS is connected again this long after the link is whole, and reads on.
 const RECONNECTED: Duration = Duration::from_secs(3);
 
@@ -85,6 +87,23 @@ pub async fn worker_nats_long(_: Run) -> anyhow::Result<Outcome> {
 pub async fn worker_postgres(_: Run) -> anyhow::Result<Outcome> {
     let verdict = half_open(Role::Worker, Server::Postgres, &BOTH, PARTED).await?;
     ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
+    held(verdict, [])
+}
+
+/// As when another takes its place: what was connected hears nothing ever again, and whoever connects anew is served.
+pub async fn postgres_replaced(_: Run) -> anyhow::Result<Outcome> {
+    let mut world = World::without_processes(SIZE).await?;
+    let link = world.through_link(Role::Worker, Server::Postgres).await?;
+    world.start_processes().await?;
+    let verdict = Trial::default()
+        .in_world(&world, async |world, _| {
+            link.forsake();
+            tokio::time::sleep(PARTED).await;
+            world.settled().await
+        })
+        .await?;
+    in_time(&verdict)?;
+    ensure!(verdict.worst_gap < GIVEN_UP + TAKEN_OVER, "{verdict}");
     held(verdict, [])
 }
 

@@ -72,6 +72,7 @@ rows! {
     "10c" EveryChange "half open: worker and Postgres" => links::worker_postgres;
     "10d" EveryChange "one way only: what workers send to Postgres is held" => links::one_way;
     "10e" EveryChange "half open for good: worker and NATS" => links::worker_nats_long;
+    "10f" EveryChange "Postgres is gone without a word, another has its address" => links::postgres_replaced;
     "10n" Nightly "a worker's cable is pulled (network namespace)" => links::cable;
     "11" Nightly "NATS has a full disk" => doors::disk_full;
     "12" EveryChange "Postgres is slow: 500 ms a query, then 5 s" => links::slow_postgres;

@@ -38,6 +38,7 @@ struct Rules {
     held: [bool; 2],
     refused: bool,
     cuts: u64,
+    forsaken: u64,
 }
 
 impl Proxy {
@@ -94,9 +95,18 @@ impl Proxy {
         });
     }
 
+    /// Nothing passes on connections that are there, ever again, and they don't end; new ones are good: whoever was behind them is
+    /// gone without a word, and another has the address.
+    pub fn forsake(&self) {
+        self.rules.send_modify(|rules| rules.forsaken += 1);
+    }
+
     /// A good link again.
     pub fn heal(&self) {
-        self.rules.send_modify(|rules| *rules = Rules { cuts: rules.cuts, ..Rules::default() });
+        self.rules.send_modify(|rules| {
+            let (cuts, forsaken) = (rules.cuts, rules.forsaken);
+            *rules = Rules { cuts, forsaken, ..Rules::default() };
+        });
     }
 }
 
@@ -147,6 +157,7 @@ async fn pass(
     mut rules: watch::Receiver<Rules>,
 ) {
     let mut bytes = [0; 16 * 1024];
+    let begun = rules.borrow().forsaken;
     loop {
         let count = match from.read(&mut bytes).await {
             Ok(count) if count > 0 => count,
@@ -159,7 +170,8 @@ async fn pass(
         if now.delay + narrow > Duration::ZERO {
             tokio::time::sleep(now.delay + narrow).await;
         }
-        if rules.wait_for(|rules| !rules.held[way as usize]).await.is_err() {
+        let passes = |rules: &Rules| !rules.held[way as usize] && rules.forsaken == begun;
+        if rules.wait_for(passes).await.is_err() {
             break;
         }
         if to.write_all(&bytes[..count]).await.is_err() {

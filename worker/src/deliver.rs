@@ -23,10 +23,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// One row, whatever it waits for.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);
+/// How it ended is tried to be written down until this long after it was taken.
+const WRITTEN_BY: Duration = Duration::from_secs(9);
 /// A row is left alone for this long after it was taken: its sender may still be at it.
 const TAKEN_FOR: Duration = Duration::from_secs(10);
 const _: () = assert!(slack::SEND_TIMEOUT.as_secs() < SEND_DEADLINE.as_secs());
-const _: () = assert!(SEND_DEADLINE.as_secs() < TAKEN_FOR.as_secs());
+const _: () = assert!(SEND_DEADLINE.as_secs() < WRITTEN_BY.as_secs());
+const _: () = assert!(WRITTEN_BY.as_secs() < TAKEN_FOR.as_secs());
 /// After a Postgres failure, and after a call that took too long.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -89,6 +92,7 @@ async fn take(workshop: &Workshop, part: &Part, room: usize) -> Result<Taken, St
 /// doubt.
 async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
     let (outbox, to, connection) = (row.id, row.outgoing.to.as_str(), row.connection);
+    let taken = Instant::now();
     let mut doubt = Doubt { open: row.in_doubt, resent: false };
     let span = span(&row);
     let saying = say::say(workshop, part, &row, &mut doubt).instrument(span.clone());
@@ -123,8 +127,13 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
         }
     };
     let settled = Settled { id: row.id, epoch: part.owner.epoch, result, doubt };
-    if let Err(error) = workshop.settling.settle(settled).await {
+    // A Postgres that restarts is waited for; what is not written by then is in doubt.
+    while let Err(error) = workshop.settling.settle(settled.clone()).await {
         warn!(outbox, error = %Chain(&error), "how it ended could not be written down");
+        if taken.elapsed() > WRITTEN_BY || !part.is_ours() {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
     after
 }

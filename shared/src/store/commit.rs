@@ -11,6 +11,7 @@
 use super::{
     Change, ClaimResult, ConsumeClaim, Owner, Store, StoreError, changes, claims, outbox,
     owner::{mine, owned},
+    session::transaction_in_time,
 };
 use crate::{
     codec::envelope::{DedupeKey, Word},
@@ -69,6 +70,15 @@ pub enum Committed {
 impl Store {
     /// Commits one webhook.
     pub async fn commit(
+        &self,
+        owner: &Owner,
+        at: &Position,
+        effects: &Effects,
+    ) -> Result<Committed, StoreError> {
+        transaction_in_time(self.commit_alone(owner, at, effects)).await
+    }
+
+    async fn commit_alone(
         &self,
         owner: &Owner,
         at: &Position,

@@ -1,17 +1,13 @@
 //! Connections: made, hydrated, projected, watched. Their life is in [`super::lifecycle`], what an operator declares of
 //! them in [`super::declared`].
 
-use super::{Store, StoreError, column, inconsistent, nullable};
+use super::{Store, StoreError, column, inconsistent, nullable, session::Listener};
 use crate::{
     directory::{Entry, Known, SIGNING_SECRET_COLUMN, SealedSigningSecret},
     secrets::{Place, Sealed, Secret},
     types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId},
 };
-use sqlx::{
-    Row,
-    postgres::{PgListener, PgRow},
-    types::Json,
-};
+use sqlx::{Row, postgres::PgRow, types::Json};
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -227,9 +223,7 @@ impl Store {
 
     /// Hears of every change to a connection, as it commits.
     pub async fn connection_changes(&self) -> Result<ChangeSubscription, StoreError> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
-        listener.listen("connections").await?;
-        Ok(ChangeSubscription { listener })
+        Ok(ChangeSubscription(self.pool.listen("connections").await?))
     }
 }
 
@@ -240,14 +234,12 @@ pub(super) fn settings(row: &PgRow, key: &str) -> Result<Settings, StoreError> {
 }
 
 /// A subscription to changes. Lost words are possible (a lost link): re-read now and then all the same.
-pub struct ChangeSubscription {
-    listener: PgListener,
-}
+pub struct ChangeSubscription(Listener);
 
 impl ChangeSubscription {
     /// The next connection that changed; `None` when the link was lost and words may be missing.
     pub async fn next(&mut self) -> Result<Option<ConnectionId>, StoreError> {
-        let heard = self.listener.try_recv().await?;
+        let heard = self.0.next().await?;
         Ok(heard.and_then(|notification| notification.payload().parse().ok()))
     }
 }

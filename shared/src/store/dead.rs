@@ -3,6 +3,7 @@
 use super::{
     Committed, Effects, Kept, Owner, Position, Store, StoreError, moment,
     owner::{mine, owned},
+    session::transaction_in_time,
 };
 use crate::{
     partition::Partition,
@@ -247,6 +248,16 @@ impl Store {
 
     /// Commits a redriven webhook: it is dead no more, but done, and its effects are in force, past its lane's order.
     pub async fn commit_redriven(
+        &self,
+        owner: &Owner,
+        dead: i64,
+        at: &Position,
+        effects: &Effects,
+    ) -> Result<Committed, StoreError> {
+        transaction_in_time(self.commit_alive(owner, dead, at, effects)).await
+    }
+
+    async fn commit_alive(
         &self,
         owner: &Owner,
         dead: i64,

@@ -3,9 +3,8 @@
 //! A row per connection and method that was ever limited; without one nothing is limited. `outbox.take` looks here in
 //! the same statement that takes rows. Others hear of a limit by NOTIFY, for what they have taken already.
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, session::Listener};
 use crate::types::ConnectionId;
-use sqlx::postgres::PgListener;
 use std::time::Duration;
 
 /// Least distance between two calls after a first limit: fifty a minute, what Slack gives most methods.
@@ -78,21 +77,17 @@ impl Store {
 
     /// Hears of every limit, as it is written.
     pub async fn slack_limits(&self) -> Result<LimitSubscription, StoreError> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
-        listener.listen("slack_limits").await?;
-        Ok(LimitSubscription { listener })
+        Ok(LimitSubscription(self.pool.listen("slack_limits").await?))
     }
 }
 
 /// A subscription to limits. A lost word costs a 429, nothing more.
-pub struct LimitSubscription {
-    listener: PgListener,
-}
+pub struct LimitSubscription(Listener);
 
 impl LimitSubscription {
     /// The next limit; `None` when the link was lost, or what came was none.
     pub async fn next(&mut self) -> Result<Option<Limit>, StoreError> {
-        let heard = self.listener.try_recv().await?;
+        let heard = self.0.next().await?;
         Ok(heard.and_then(|notification| parse(notification.payload())))
     }
 }

@@ -31,6 +31,7 @@ mod refusals;
 mod replays;
 mod rewrap;
 mod server;
+mod session;
 mod retention;
 mod tokens;
 
@@ -61,31 +62,25 @@ pub use server::ServerFacts;
 pub use tokens::{DueRotation, NewRotation};
 
 use crate::{config, secrets::KeyRing};
+use session::Sessions;
 use sqlx::{
     ConnectOptions, Row,
-    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow},
+    postgres::{PgConnectOptions, PgRow},
 };
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 /// The live flow of webhooks; a replay with effects has a scope of its own.
 pub const LIVE: &str = "live";
 
-/// Longest wait for a free connection or a new one.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Postgres ends a statement of ours after this long: a lease must not hang on one.
-const STATEMENT_TIMEOUT: &str = "5s";
-/// Postgres ends our session after this long without a word inside a transaction: a worker frozen there must not
-/// hold its locks.
-const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
 /// For leases; two, so that one that hangs on a lost link is not the end.
 const LEASE_CONNECTIONS: u32 = 2;
 
 /// Postgres, with the rings that open what rests in it.
 #[derive(Clone)]
 pub struct Store {
-    pool: PgPool,
+    pool: Sessions,
     /// Leases are renewed beside all other work, never behind it.
-    leases: PgPool,
+    leases: Sessions,
     rings: Rings,
 }
 
@@ -145,17 +140,9 @@ impl StoreError {
 impl Store {
     /// Prepares a pool. Touches nothing yet: a Postgres that is away is waited for where it is needed.
     pub fn new(settings: &config::Postgres, rings: Rings) -> Result<Self, StoreError> {
-        let timed = options(settings)?.options([
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-        ]);
-        let pool = |connections| {
-            let options =
-                PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
-            options.connect_lazy_with(timed.clone())
-        };
-        let (pool, leases) = (pool(settings.connections), pool(LEASE_CONNECTIONS));
-        Ok(Self { pool, leases, rings })
+        let options = options(settings)?;
+        let leases = Sessions::new(options.clone(), LEASE_CONNECTIONS);
+        Ok(Self { pool: Sessions::new(options, settings.connections), leases, rings })
     }
 
     /// Brings the schema to this release's. Safe to run again, and by several at once: they wait for each other,
