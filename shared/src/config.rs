@@ -112,7 +112,7 @@ pub struct Postgres {
     /// Postgres, as postgres://user:password@host/database or file:<path>.
     #[arg(long = "postgres-url", env = "TIDEGATE_POSTGRES_URL", value_name = "URL", value_parser = secret_text, hide_env_values = true)]
     pub url: String,
-    /// Connections to Postgres at most.
+    /// Connections to Postgres at most; a worker has four more, for leases and to listen.
     #[arg(
         long = "postgres-connections",
         env = "TIDEGATE_POSTGRES_CONNECTIONS",

@@ -70,14 +70,14 @@ pub async fn ingest_nats(_: Run) -> anyhow::Result<Outcome> {
     held(half_open(Role::Ingest, Server::Nats, &BOTH, PARTED).await?, [])
 }
 
-/// What it reads stands still until it reads again: it was back before a lease is over.
+/// What it reads stands still until it reads again: it is back before its partitions would be others'.
 pub async fn worker_nats(_: Run) -> anyhow::Result<Outcome> {
-    let verdict = half_open(Role::Worker, Server::Nats, &BOTH, PARTED).await?;
-    ensure!(verdict.worst_gap < PARTED + RECONNECTED, "{verdict}");
+    let verdict = half_open(Role::Worker, Server::Nats, &BOTH, NOTICED).await?;
+    ensure!(verdict.worst_gap < NOTICED + RECONNECTED, "{verdict}");
     held(verdict, [])
 }
 
-/// It never comes back. Its leases are renewed in Postgres, which it still reaches: it has to give them to those that read.
+/// Its leases are renewed in Postgres, which it still reaches: it has to give them to those that read.
 pub async fn worker_nats_long(_: Run) -> anyhow::Result<Outcome> {
     let verdict = half_open(Role::Worker, Server::Nats, &BOTH, PARTED_LONG).await?;
     ensure!(verdict.worst_gap < NOTICED + TAKEN_OVER, "{verdict}");

@@ -23,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// One row, whatever it waits for.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);
-/// How it ended is tried to be written down until this long after it was taken.
+/// So long after it was taken the last try begins to write down how it ended.
 const WRITTEN_BY: Duration = Duration::from_secs(9);
 /// A row is left alone for this long after it was taken: its sender may still be at it.
 const TAKEN_FOR: Duration = Duration::from_secs(10);
@@ -126,7 +126,8 @@ async fn send(workshop: &Workshop, part: &Part, row: Queued) -> Duration {
             Duration::ZERO
         }
     };
-    let settled = Settled { id: row.id, epoch: part.owner.epoch, result, doubt };
+    let (epoch, attempts) = (part.owner.epoch, row.attempts);
+    let settled = Settled { id: row.id, epoch, attempts, result, doubt };
     // A Postgres that restarts is waited for; what is not written by then is in doubt.
     while let Err(error) = workshop.settling.settle(settled.clone()).await {
         warn!(outbox, error = %Chain(&error), "how it ended could not be written down");

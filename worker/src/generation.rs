@@ -79,7 +79,11 @@ pub async fn raise(
                 warn!(%partition, error = %Chain(&*error), "the generation could not be raised; trying again");
             }
         }
-        tokio::select! { _ = part.lost.cancelled() => return, _ = tokio::time::sleep(PAUSE) => {} }
+        tokio::select! {
+            _ = part.lost.cancelled() => return,
+            _ = part.stop.cancelled() => return, // whoever is next finds the same
+            _ = tokio::time::sleep(PAUSE) => {}
+        }
     }
     part.lost.cancel();
 }

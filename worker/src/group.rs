@@ -56,7 +56,13 @@ async fn commit(store: &Store, group: &[Commit]) -> Vec<Result<Committed, StoreE
         Err(error) if error.is_about_the_data() => {
             let mut each = Vec::new();
             for one in group {
-                each.push(store.commit(&one.owner, &one.at, &one.effects).await);
+                match store.commit(&one.owner, &one.at, &one.effects).await {
+                    Err(error) if !error.is_about_the_data() => {
+                        each.extend(all_failed(group.len() - each.len(), error));
+                        break;
+                    }
+                    committed => each.push(committed),
+                }
             }
             each
         }

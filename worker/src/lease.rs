@@ -32,7 +32,7 @@ pub struct Leases {
     worker: String,
     ttl: Duration,
     parts: HashMap<Partition, Arc<Part>>,
-    /// Since when NATS is out of reach.
+    /// Since when NATS is out of our reach alone.
     parted: Option<Instant>,
     /// A part has drained, so there is something to give back.
     drained: Arc<Notify>,
@@ -142,7 +142,10 @@ impl Leases {
         Ok(match self.parted {
             None => among(alive.reading),
             // NATS is away for all of us: nobody could do more with them.
-            Some(_) if alive.reading == 0 => among(alive.living),
+            Some(_) if alive.reading == 0 => {
+                self.parted = Some(Instant::now()); // who is back first must not get everything
+                among(alive.living)
+            }
             // The others may be about to notice, too.
             Some(since) if since.elapsed() < self.ttl => self.parts.len(),
             Some(since) => {

@@ -91,8 +91,14 @@ impl Store {
                 tx.commit().await?; // it may have been set aside, and is not any more
                 return Ok(Committed::AlreadyDone);
             }
-            Step::Fenced => return Ok(Committed::Fenced),
-            Step::Behind => return Ok(Committed::OrderSlip),
+            Step::Fenced => {
+                tx.rollback().await?;
+                return Ok(Committed::Fenced);
+            }
+            Step::Behind => {
+                tx.rollback().await?;
+                return Ok(Committed::OrderSlip);
+            }
         }
         let claim = self.put_into_force(&mut tx, owner, at, effects).await?;
         tx.commit().await?;

@@ -4,6 +4,7 @@ use super::{
     Committed, Effects, Kept, Owner, Position, Store, StoreError, moment,
     owner::{mine, owned},
     session::transaction_in_time,
+    storable,
 };
 use crate::{
     partition::Partition,
@@ -16,7 +17,7 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 const TABLE: &str = "dead";
 const COLUMN: &str = "dead.sealed";
@@ -287,9 +288,11 @@ impl Store {
         .fetch_one(&mut *tx)
         .await?;
         if !row.try_get::<bool, _>("mine")? {
+            tx.rollback().await?;
             return Ok(Committed::Fenced);
         }
         if !row.try_get::<bool, _>("revived")? {
+            tx.rollback().await?;
             return Ok(Committed::AlreadyDone); // discarded, or redriven by an owner before us
         }
         let claim = self.put_into_force(&mut tx, owner, at, effects).await?;
@@ -378,9 +381,4 @@ impl Store {
 
 fn ids_of(rows: &[PgRow]) -> Result<Vec<i64>, StoreError> {
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
-}
-
-/// A text that Postgres takes: anyone may send us a NUL, and no column holds one.
-fn storable(text: &str) -> Cow<'_, str> {
-    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

@@ -67,7 +67,7 @@ use sqlx::{
     ConnectOptions, Row,
     postgres::{PgConnectOptions, PgRow},
 };
-use std::str::FromStr;
+use std::{borrow::Cow, str::FromStr};
 
 /// The live flow of webhooks; a replay with effects has a scope of its own.
 pub const LIVE: &str = "live";
@@ -151,12 +151,6 @@ impl Store {
         let mut connection = options(settings)?.connect().await?;
         Ok(server::MIGRATIONS.run(&mut connection).await?)
     }
-
-    /// Closes every connection.
-    pub async fn close(&self) {
-        self.pool.close().await;
-        self.leases.close().await;
-    }
 }
 
 fn options(settings: &config::Postgres) -> Result<PgConnectOptions, StoreError> {
@@ -223,4 +217,9 @@ fn inconsistent(
     why: impl ToString,
 ) -> StoreError {
     StoreError::Inconsistent { table, column, row: row.to_owned(), why: why.to_string() }
+}
+
+/// A text that Postgres takes: anyone may send us a NUL, and no column holds one.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

@@ -8,6 +8,7 @@
 use super::{
     Owner, Position, Store, StoreError, column, inconsistent,
     limits::{gap, gap_forgotten},
+    storable,
 };
 use crate::{
     codec::envelope::{DedupeKey, Word},
@@ -95,8 +96,10 @@ pub enum SendResult {
 pub struct Settled {
     /// The row.
     pub id: i64,
-    /// The epoch under which it was taken.
+    /// The epoch under which it was taken,
     pub epoch: i64,
+    /// and how often it had been tried before: who has taken it since tries it once more.
+    pub attempts: i32,
     /// How it ended.
     pub result: SendResult,
     /// What is left of the doubt about it.
@@ -236,7 +239,8 @@ impl Store {
                 Ok(row) => taken.rows.push(row),
                 Err(error) => {
                     let (result, doubt) = (SendResult::Failed(error.to_string()), Doubt::default());
-                    let failed = Settled { id, epoch: owner.epoch, result, doubt };
+                    let (epoch, attempts) = (owner.epoch, row.try_get("attempts")?);
+                    let failed = Settled { id, epoch, attempts, result, doubt };
                     self.settle_outgoing(&[failed]).await?;
                 }
             }
@@ -255,18 +259,19 @@ impl Store {
                     doubtful = u.doubtful, doubts = o.doubts + u.resent, attempts = o.attempts - 1 + u.tried,
                     settled_at = case when u.state = 'pending' then null else now() end
                from unnest($1::bigint[], $2::bigint[], $3::text[], $4::float8[], $5::text[], $6::boolean[], $7::integer[],
-                           $8::integer[]) as u (id, epoch, state, after, error, doubtful, resent, tried)
-              where o.id = u.id and o.state = 'sending' and o.epoch = u.epoch",
+                           $8::integer[], $9::integer[])
+                        as u (id, epoch, state, after, error, doubtful, resent, tried, attempts)
+              where o.id = u.id and o.state = 'sending' and o.epoch = u.epoch and o.attempts = u.attempts + 1",
         )
         .bind(many.iter().map(|one| one.id).collect::<Vec<_>>())
         .bind(many.iter().map(|one| one.epoch).collect::<Vec<_>>())
         .bind(each().map(|written| written.state).collect::<Vec<_>>())
         .bind(each().map(|written| written.after.as_secs_f64()).collect::<Vec<_>>())
-        // Slack's words: one that Postgres can't keep must not keep the others from being written.
-        .bind(each().map(|written| written.error.replace('\0', "\u{fffd}")).collect::<Vec<_>>())
+        .bind(each().map(|written| storable(written.error)).collect::<Vec<_>>())
         .bind(each().map(|written| written.doubtful).collect::<Vec<_>>())
         .bind(many.iter().map(|one| i32::from(one.doubt.resent)).collect::<Vec<_>>())
         .bind(each().map(|written| written.tried).collect::<Vec<_>>())
+        .bind(many.iter().map(|one| one.attempts).collect::<Vec<_>>())
         .execute(&self.pool)
         .await?;
         Ok(())

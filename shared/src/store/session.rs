@@ -4,6 +4,7 @@
 //! dies, or that another replaces behind its address, says no word of it: the kernel would wait a quarter of an hour. So a
 //! statement is given up a second after Postgres would have ended it. A session whose statement or transaction did not come
 //! to its end, whoever gave it up, is closed and not lent again: nobody knows what it is at, and to ask it might take as long.
+//! What is left waiting is the socket of a listener that was given up, which is nobody's any more.
 
 use super::StoreError;
 use futures_util::{
@@ -26,6 +27,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use tokio::runtime::Handle;
 
 /// Longest wait for a free session or a new one.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -107,11 +109,6 @@ impl Sessions {
         Ok(Listener(listener))
     }
 
-    /// Closes all of them.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
     async fn lend(&self) -> Result<Session, Error> {
         let connection = self.pool.acquire().await?;
         Ok(Session { connection, at_its_end: false, failed: self.failed.clone() })
@@ -139,6 +136,9 @@ impl Drop for Session {
         if !self.at_its_end {
             self.failed.now();
             self.connection.close_on_drop();
+        } else if let Ok(runtime) = Handle::try_current() {
+            // sqlx asks a session whether it is well before it takes it back, and left to itself waits for that without end.
+            runtime.spawn(tokio::time::timeout(STATEMENT, self.connection.return_to_pool()));
         }
     }
 }

@@ -21,6 +21,8 @@ use std::time::Duration;
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Slack's answer to too much, when it does not say how long.
 const RATE_LIMITED: Duration = Duration::from_secs(30);
+/// Longest that is waited for, in seconds, whatever Slack says.
+const RETRY_AFTER_MAX: u64 = 24 * 3600;
 /// An answer may be this long, in bytes: a page of a conversation's history is the longest.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -305,5 +307,5 @@ async fn body(mut response: Response) -> Result<Vec<u8>, String> {
 fn retry_after(response: &Response) -> Duration {
     let seconds =
         response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    seconds.map_or(RATE_LIMITED, Duration::from_secs)
+    seconds.map_or(RATE_LIMITED, |seconds: u64| Duration::from_secs(seconds.min(RETRY_AFTER_MAX)))
 }
