@@ -48,6 +48,15 @@ async fn cursors_at(world: &World, at_least: i64) {
     .await;
 }
 
+async fn both_set_aside(world: &World) {
+    until("both are set aside", SOON, async || {
+        let count = sqlx::query_scalar("select count(*) from lane_backlog");
+        let count: i64 = count.fetch_one(&world.pool).await.ok()?;
+        (count == 2).then_some(())
+    })
+    .await;
+}
+
 async fn asked(world: &World, text: &str) -> usize {
     world.agent.asked().iter().filter(|asked| asked.question["text"] == text).count()
 }
@@ -133,12 +142,7 @@ async fn what_was_parked_in_a_stream_that_is_gone_is_handled_if_it_is_there_agai
     let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let first = say(&world, &app, "D1", "fail:3 kept").await;
     let lost = say(&world, &app, "D1", "lost").await;
-    until("both are set aside", SOON, async || {
-        let count = sqlx::query_scalar("select count(*) from lane_backlog");
-        let count: i64 = count.fetch_one(&world.pool).await.ok()?;
-        (count == 2).then_some(())
-    })
-    .await;
+    both_set_aside(&world).await;
     let kept = js(&world).get_stream(STREAM).await.expect("the stream");
     let copies = [kept.get_raw_message(1).await, kept.get_raw_message(2).await];
     let [first_copy, lost_copy] = copies.map(|copy| copy.expect("a copy"));
@@ -176,12 +180,7 @@ async fn parked_bytes_that_can_not_be_opened_are_left_alone_and_hold_up_no_other
     let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let closed = say(&world, &app, "D1", "fail:99 closed").await;
     let lost = say(&world, &app, "D1", "lost").await;
-    until("both are set aside", SOON, async || {
-        let count = sqlx::query_scalar("select count(*) from lane_backlog");
-        let count: i64 = count.fetch_one(&world.pool).await.ok()?;
-        (count == 2).then_some(())
-    })
-    .await;
+    both_set_aside(&world).await;
     let worker = &world.workers[0].process;
     worker.terminate();
     worker.wait(SOON).await.expect("it ends");
