@@ -5,7 +5,7 @@
 --
 -- tidegate_owner     owns the schema: `tidegate migrate`, and nothing else
 -- tidegate_worker    workers: reads and writes rows, with the exceptions below
--- tidegate_operator  the other verbs of `tidegate`: rows, too, but never a lease
+-- tidegate_operator  the other verbs of `tidegate`: rows, too, but no lease, cursor or worker
 --
 -- ingest has no role: it is not told where Postgres is. Roles have no password here; give them one, or certificates.
 -- The tests run under exactly these roles, and tests/it/privilege.rs says what each may not do.
@@ -43,23 +43,39 @@ declare
     rule record;
 begin
     for rule in select * from (values
-        ('_sqlx_migrations',  'tidegate_worker',   'select'),
-        ('_sqlx_migrations',  'tidegate_operator', 'select'),
-        -- What is declared to a worker, it does not declare.
-        ('organizations',     'tidegate_worker',   'select'),
-        ('agents',            'tidegate_worker',   'select'),
-        ('connections',       'tidegate_worker',   'select, update'),
-        ('link_claims',       'tidegate_worker',   'select, update'),
+        ('_sqlx_migrations',    'tidegate_worker',   'select'),
+        ('_sqlx_migrations',    'tidegate_operator', 'select'),
+        -- What is declared to a worker, it does not declare. Slots of agents are made and dropped by triggers.
+        ('organizations',       'tidegate_worker',   'select'),
+        ('organization_members', 'tidegate_worker',  'select'),
+        ('user_identities',     'tidegate_worker',   'select'),
+        ('agents',              'tidegate_worker',   'select'),
+        ('connections',         'tidegate_worker',   'select, update'),
+        ('link_codes',          'tidegate_worker',   'select, update'),
+        -- Tombstones are written by a trigger, whoever deletes.
+        ('deleted_connections', 'tidegate_worker',   'select'),
+        ('deleted_connections', 'tidegate_operator', 'select'),
         -- There are 64 partitions; workers own them, nobody else.
-        ('partition_epochs',  'tidegate_worker',   'select, update'),
-        ('partition_leases',  'tidegate_worker',   'select, update'),
-        ('partition_epochs',  'tidegate_operator', 'select'),
-        ('partition_leases',  'tidegate_operator', 'select'),
-        ('workers',           'tidegate_operator', 'select')
+        ('partition_cursors',   'tidegate_worker',   'select, update'),
+        ('partition_leases',    'tidegate_worker',   'select, update'),
+        ('partition_cursors',   'tidegate_operator', 'select'),
+        ('partition_leases',    'tidegate_operator', 'select'),
+        ('workers',             'tidegate_operator', 'select')
     ) as rules (tab, who, may) loop
         if to_regclass('public.' || rule.tab) is not null then
             execute format('revoke all on %I from %I', rule.tab, rule.who);
             execute format('grant %s on %I to %I', rule.may, rule.tab, rule.who);
         end if;
     end loop;
+end $$;
+
+-- Functions that act with the owner's rights. Triggers ask for no right of whoever fires them; what is called is the worker's.
+do $$
+declare
+    called regprocedure := to_regprocedure('public.truncate_slot(text, integer)');
+begin
+    if called is not null then
+        execute format('revoke all on function %s from public, tidegate_operator', called);
+        execute format('grant execute on function %s to tidegate_worker', called);
+    end if;
 end $$;

@@ -56,7 +56,7 @@ pub struct Metrics {
 impl Metrics {
     /// All zero, but for what the directory and the log count by themselves.
     pub fn new(directory: &Directory, dropped: Dropped) -> Self {
-        let mut registry = Registry::default();
+        let mut registry = Registry::with_prefix("tidegate");
         let requests =
             Family::new_with_constructor((|| Histogram::new(REQUEST_BUCKETS)) as fn() -> Histogram);
         let this = Self {

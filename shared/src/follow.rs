@@ -14,7 +14,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     stream::{LastRawMessageErrorKind, Stream},
 };
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use std::time::Duration;
 use time::OffsetDateTime;
 use tracing::{debug, warn};
@@ -24,7 +24,12 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long one pull request stays open.
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
 /// Messages per pull request.
-const BATCH: usize = 200;
+const BATCH: usize = 256;
+/// Bytes per pull request. At least the largest message with its headers, or NATS answers 409 for ever; with a pull
+/// under way while the one before is consumed, a reader holds about twice as much.
+const BATCH_BYTES: usize = 3 * 512 * 1024;
+const _: () =
+    assert!(BATCH_BYTES > crate::stream::BODY_BYTES_MAX + crate::stream::HEADER_BYTES_MAX + 4096);
 /// Without a message for this long, the consumer is asked how far it is.
 const IDLE: Duration = Duration::from_secs(5);
 /// The server forgets a consumer whose process is gone after this long.
@@ -61,7 +66,7 @@ pub enum Followed {
     Opened(StreamState),
     /// The next message, and where in the stream it is.
     Message(Place, Box<jetstream::Message>),
-    /// Every message of ours up to this sequence, and before this time, has been given out.
+    /// Every message of ours up to this sequence, and before this time of the server's clock, has been given out.
     CaughtUp(u64, OffsetDateTime),
 }
 
@@ -146,6 +151,20 @@ impl Follow {
         }
     }
 
+    /// The next message, if it has already come. Nothing else is given out, and nothing is waited for.
+    pub async fn ready(&mut self) -> Option<Followed> {
+        let open = self.open.as_mut().filter(|open| open.caught_up.is_none())?;
+        let message = open.messages.next().now_or_never()?;
+        match self.received(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
+            Ok(followed) => Some(followed),
+            Err(error) => {
+                debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
+                self.open = None;
+                None
+            }
+        }
+    }
+
     async fn retreat(&mut self) {
         self.open = None;
         let wait = Duration::from_millis(20 << self.failures.min(6)).min(BACKOFF_MAX);
@@ -158,12 +177,21 @@ impl Follow {
             return self.reopen().await.map(Followed::Opened);
         };
         if let Some((through, at)) = open.caught_up.take() {
+            self.next = self.next.max(through + 1);
             return Ok(Followed::CaughtUp(through, at));
         }
         let Ok(next) = tokio::time::timeout(IDLE, open.messages.next()).await else {
             return self.look_whether_idle().await;
         };
-        let message = next.ok_or("the pull ended")??;
+        self.received(next.ok_or("the pull ended".into()).and_then(|message| Ok(message?)))
+    }
+
+    fn received(
+        &mut self,
+        message: Result<jetstream::Message, Broken>,
+    ) -> Result<Followed, Broken> {
+        let message = message?;
+        let open = self.open.as_mut().ok_or("not open")?;
         let (place, delivered) = {
             let info = message.info()?;
             let (sequence, stored_at) = (info.stream_sequence, info.published);
@@ -208,6 +236,7 @@ impl Follow {
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
+            .max_bytes_per_batch(BATCH_BYTES)
             .expires(PULL_EXPIRES)
             .heartbeat(HEARTBEAT)
             .messages()
@@ -223,6 +252,7 @@ impl Follow {
         let info = open.consumer.info().await?;
         match end {
             Some((through, at)) if info.delivered.consumer_sequence == open.delivered => {
+                self.next = self.next.max(through + 1);
                 Ok(Followed::CaughtUp(through, at))
             }
             _ => Err("deliveries were lost".into()),
@@ -232,14 +262,14 @@ impl Follow {
     /// The stream's end, if nothing of ours lies between what was given out and there. Both facts are the leader's,
     /// and its end is looked at first: the consumer may sit on a replica that lags behind, and would claim too much.
     async fn end_of_idle(&self, stream: &Stream) -> Result<Option<(u64, OffsetDateTime)>, Broken> {
-        let now = OffsetDateTime::now_utc();
-        let end = stream.get_info().await?.state.last_sequence;
+        let state = stream.get_info().await?.state;
+        let (end, time) = (state.last_sequence, state.last_timestamp);
         let ours = match stream.get_last_raw_message_by_subject(&self.filter).await {
             Ok(message) => message.sequence,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
             Err(error) => return Err(error.into()),
         };
-        Ok((ours < self.next).then_some((end, now)))
+        Ok((ours < self.next).then_some((end, time)))
     }
 }
 

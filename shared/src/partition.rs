@@ -10,15 +10,21 @@ use std::{fmt, str::FromStr};
 
 /// Slices of the stream. Fixed: a change moves conversations between partitions (see the runbook).
 pub const PARTITIONS: u16 = 64;
+/// Partitions that one connection uses at most.
+pub const PARTITIONS_PER_CONNECTION: u16 = 8;
 
 /// One slice of the stream: a number below [`PARTITIONS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Partition(u16);
 
 impl Partition {
-    /// Where what happened in this channel goes; `None` for what happens in no channel.
+    /// The partition of what happened in this channel; `None` for what happens in no channel. A connection uses at most
+    /// [`PARTITIONS_PER_CONNECTION`] of them (shuffle sharding): that bounds the subjects of the stream, and what one
+    /// connection can hold up.
     pub fn of(connection: ConnectionId, channel: Option<&str>) -> Self {
-        let hash = Fnv::new().add(&connection.to_bytes()).add(channel.unwrap_or("_").as_bytes());
+        let channel = Fnv::new().add(channel.unwrap_or("_").as_bytes()).mixed();
+        let share = (channel % u64::from(PARTITIONS_PER_CONNECTION)) as u8;
+        let hash = Fnv::new().add(&connection.to_bytes()).add(&[share]);
         Self((hash.mixed() % u64::from(PARTITIONS)) as u16)
     }
 
@@ -90,6 +96,11 @@ impl Lane {
             Conversation::Elsewhere(what) => hash.add(b"else\0").add(what.as_bytes()),
         };
         Self(hash.mixed())
+    }
+
+    /// The lane of the same conversation in a replay, which neither waits for live deliveries nor holds them up.
+    pub fn of_replay(self, replay: &str) -> Self {
+        Self(Fnv::new().add(&self.0.to_be_bytes()).add(replay.as_bytes()).mixed())
     }
 
     /// As Postgres keeps it; the same bits, signed.
@@ -167,22 +178,29 @@ mod tests {
         assert_eq!(Partition::of(connection(1), None).number(), KNOWN_WITHOUT_CHANNEL);
     }
     const KNOWN: [(u16, &str); 4] = [
-        (48, "3b8adb661afc7383"),
-        (26, "4c605b88a7282745"),
-        (16, "1513106d6e073962"),
-        (63, "ef12430aed66ea6e"),
+        (32, "3b8adb661afc7383"),
+        (0, "4c605b88a7282745"),
+        (29, "1513106d6e073962"),
+        (1, "ef12430aed66ea6e"),
     ];
-    const KNOWN_WITHOUT_CHANNEL: u16 = 50;
+    const KNOWN_WITHOUT_CHANNEL: u16 = 5;
 
     #[test]
-    fn conversations_spread_evenly_over_the_partitions() {
+    fn connections_spread_and_use_few_partitions() {
         let mut counts = [0_u32; PARTITIONS as usize];
-        for n in 0..64_000 {
-            let channel = format!("C{n:09}");
-            counts[usize::from(Partition::of(connection(7), Some(&channel)).number())] += 1;
+        for n in 0..8_000_u32 {
+            let id: ConnectionId = format!("{:032x}", n + 1).parse().expect("an id");
+            let of_one: std::collections::BTreeSet<u16> = (0..100)
+                .map(|channel| Partition::of(id, Some(&format!("C{channel:09}"))).number())
+                .collect();
+            assert!(of_one.len() <= usize::from(PARTITIONS_PER_CONNECTION));
+            assert!(of_one.len() >= 4, "the channels of one connection spread: {of_one:?}");
+            for partition in of_one {
+                counts[usize::from(partition)] += 1;
+            }
         }
         let (least, most) = (counts.iter().min(), counts.iter().max());
-        assert!(least > Some(&850) && most < Some(&1150), "{least:?} {most:?}");
+        assert!(least > Some(&750) && most < Some(&1100), "{least:?} {most:?}");
     }
 
     #[test]

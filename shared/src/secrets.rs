@@ -154,8 +154,38 @@ impl KeyRing {
         &self.0[0].id // a ring is parsed from at least one entry
     }
 
-    /// Seals bytes for one place with the first key.
+    /// Seals bytes for one place with the first key, as text.
     pub fn seal(&self, place: Place<'_>, clear: &[u8]) -> Result<Sealed, getrandom::Error> {
+        let (id, sealed) = self.encrypt(place, clear)?;
+        Ok(Sealed(format!("{id}:{}", BASE64.encode(sealed))))
+    }
+
+    /// Opens text that was sealed for this place.
+    pub fn open(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Unopened> {
+        let refused = || Unopened::Refused(place.column);
+        let (id, text) = sealed.0.split_once(':').ok_or_else(refused)?;
+        self.decrypt(place, id, &BASE64.decode(text).map_err(|_| refused())?)
+    }
+
+    /// Seals bytes for one place with the first key, as bytes: the length of the key's id, the id, nonce and ciphertext.
+    pub fn seal_bytes(&self, place: Place<'_>, clear: &[u8]) -> Result<Vec<u8>, getrandom::Error> {
+        let (id, sealed) = self.encrypt(place, clear)?;
+        Ok([&[id.len() as u8], id.as_bytes(), &sealed].concat())
+    }
+
+    /// Opens bytes that were sealed for this place.
+    pub fn open_bytes(
+        &self,
+        place: Place<'_>,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Unopened> {
+        let refused = || Unopened::Refused(place.column);
+        let (length, rest) = sealed.split_first().ok_or_else(refused)?;
+        let (id, sealed) = rest.split_at_checked(usize::from(*length)).ok_or_else(refused)?;
+        self.decrypt(place, std::str::from_utf8(id).map_err(|_| refused())?, sealed)
+    }
+
+    fn encrypt(&self, place: Place<'_>, clear: &[u8]) -> Result<(&str, Vec<u8>), getrandom::Error> {
         let key = &self.0[0]; // a ring is parsed from at least one entry
         let mut nonce = [0; 24];
         getrandom::fill(&mut nonce)?;
@@ -164,16 +194,18 @@ impl KeyRing {
             .cipher
             .encrypt(&XNonce::from(nonce), Payload { msg: clear, aad: &aad })
             .expect("XChaCha20-Poly1305 seals anything below 256 GiB");
-        Ok(Sealed(format!("{}:{}", key.id, BASE64.encode([&nonce[..], &sealed].concat()))))
+        Ok((&key.id, [&nonce[..], &sealed].concat()))
     }
 
-    /// Opens what was sealed for this place.
-    pub fn open(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Unopened> {
+    fn decrypt(
+        &self,
+        place: Place<'_>,
+        id: &str,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Unopened> {
         let refused = Unopened::Refused(place.column);
-        let (id, text) = sealed.0.split_once(':').ok_or_else(|| refused.clone())?;
         let key = self.0.iter().find(|key| key.id == id).ok_or(Unopened::NoKey(id.to_owned()))?;
-        let bytes = BASE64.decode(text).map_err(|_| refused.clone())?;
-        let (nonce, cipher) = bytes.split_first_chunk::<24>().ok_or_else(|| refused.clone())?;
+        let (nonce, cipher) = sealed.split_first_chunk::<24>().ok_or_else(|| refused.clone())?;
         let payload = Payload { msg: cipher, aad: &aad(place, id) };
         key.cipher.decrypt(&XNonce::from(*nonce), payload).map(Zeroizing::new).map_err(|_| refused)
     }

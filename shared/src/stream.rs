@@ -12,6 +12,7 @@ use async_nats::jetstream::{
     kv,
     stream::{Compression, Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use std::time::Duration;
 
 /// The stream of webhooks.
@@ -74,6 +75,25 @@ pub fn parse_subject(subject: &str) -> Option<(Partition, ConnectionId)> {
     // One spelling: `parse` would also take `+7` and `07`.
     let partition = Partition::try_from(number).ok().filter(|p| p.to_string() == partition)?;
     Some((partition, connection.parse().ok()?))
+}
+
+/// Headers as they are kept in Postgres.
+pub fn headers_to_pairs(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
+    let pairs = headers.into_iter().flat_map(|headers| headers.iter());
+    pairs
+        .flat_map(|(name, values)| values.iter().map(move |v| (name.to_string(), v.to_string())))
+        .collect()
+}
+
+/// The inverse of [`headers_to_pairs`]. A pair that is no header is left out; decoding reports what is missing.
+pub fn pairs_to_headers(pairs: &[(String, String)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+            headers.append(name, value);
+        }
+    }
+    headers
 }
 
 /// The stream as it has to be.

@@ -11,9 +11,8 @@ use crate::{
 };
 use anyhow::ensure;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use shared::types::Status;
 use std::{sync::Arc, time::Duration};
-use tests::until::try_until;
+use tests::{provision::agent_id, until::try_until};
 
 /// A small event, as most of Slack's are.
 const BYTES: usize = 700;
@@ -46,21 +45,21 @@ pub async fn drain(report: &mut Report, full: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A connection that no worker has in memory.
+/// A connection that no worker has in memory: decisions ask Postgres in any case, and calls to its agent and Slack need its row.
 pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.part("hydration");
     let count = if full { 15_000 } else { 3_000 };
-    let mut workshop = Workshop::start().await?;
+    let mut workshop = Workshop::start_with(Tenants::with_messages).await?;
     let world = &workshop.world;
     let cold: Vec<_> = stream::iter(0..count)
         .map(async |_| {
-            let app = world.prepare(Status::Active).await?;
+            let app = world.prepare_as(|new| new.agent = Some(agent_id())).await?;
             anyhow::Ok((app.connection, app.secret))
         })
         .buffer_unordered(4)
         .try_collect()
         .await?;
-    let (cold, warm) = (Tenants::of(cold), Arc::clone(&workshop.tenants));
+    let (cold, warm) = (Tenants::of(cold).with_messages(), Arc::clone(&workshop.tenants));
     workshop.workers(1).await?;
     let pid = workshop.world.workers[0].process.pid();
     in_small_groups(&workshop, warm.all().iter().cycle().take(WARM_UP)).await?;
@@ -74,18 +73,19 @@ pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     sqlx::query("alter system set log_statement = 'all'").execute(&world.pool).await?;
     sqlx::query("select pg_reload_conf()").execute(&world.pool).await?;
     let log = || world.postgres.process().log();
-    let app = world.prepare(Status::Active).await?;
+    let app = world.prepare_as(|new| new.agent = Some(agent_id())).await?;
     try_until("Postgres logs statements", Duration::from_secs(30), async || {
         log().contains("-- leases.renew").then_some(())
     })
     .await?;
-    let one = Tenants::of([(app.connection, app.secret)]);
+    let one = Tenants::of([(app.connection, app.secret)]).with_messages();
     let mut asked = [0; 2];
     for asked in &mut asked {
         let before = log().matches("-- connections.hydrate").count();
         let first = workshop.last_sequence().await?;
         let last = workshop.publish([one.envelope(number(), BYTES)].into_iter()).await?;
         workshop.drained(first, last).await?;
+        workshop.said().await?;
         *asked = log().matches("-- connections.hydrate").count() - before;
     }
     ensure!(asked[0] > 0, "a cold connection is asked for");
@@ -112,5 +112,6 @@ async fn in_small_groups(
         let webhooks = group.iter().map(|tenant| tenant.envelope(number(), BYTES));
         let last = workshop.publish(webhooks).await?;
         workshop.drained(first, last).await?;
+        workshop.said().await?;
     }
 }

@@ -1,34 +1,36 @@
-//! (e): the worker's own commit statement in a loop, and nothing else, in a database of its own on the same Postgres.
+//! (e): intake's own commit statement in a loop, and nothing else, in a database of its own on the same Postgres.
 
-use crate::client::number;
+use crate::tenants::Tenants;
 use anyhow::ensure;
 use shared::{
-    codec::envelope::DedupeKey,
+    codec::envelope::Envelope,
     config,
-    partition::{Conversation, Lane},
     secrets::KeyRing,
-    store::{Committed, Effects, OneOfMany, Owner, Position, Rings, Store},
-    types::ConnectionId,
+    store::{
+        BatchCommit, CommitOutcome, DecidedWebhook, Decision, FencingToken, IgnoreReason,
+        LastMessage, Rings, Store, WebhookIds,
+    },
 };
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tests::postgres::Postgres;
-use tokio::task::JoinSet;
+use tokio::{sync::Mutex, task::JoinSet};
 
 /// Sessions, as many as a worker has.
 const SESSIONS: u32 = 16;
-/// As the worker groups.
-const GROUP: usize = 128;
-const GROUPS_AT_ONCE: usize = 2;
+/// As intake batches when there is much to do.
+const BATCH: usize = 256;
+const BATCHES_AT_ONCE: usize = 2;
 
 /// A worker that only commits.
 #[derive(Clone)]
 pub struct Commits {
     store: Store,
-    owners: Arc<Vec<Owner>>,
-    connection: ConnectionId,
+    /// The right to commit for each partition, and its cursor.
+    partitions: Arc<Vec<(FencingToken, Mutex<u64>)>>,
+    envelope: Envelope,
 }
 
 impl Commits {
@@ -39,25 +41,11 @@ impl Commits {
         Store::migrate(&settings).await?;
         let ring = || -> anyhow::Result<KeyRing> { Ok(KeyRing::generate("k1")?.parse()?) };
         let store = Store::new(&settings, Rings { signing: ring()?, tokens: ring()? })?;
-        let leased = store.claim_partitions("ceiling", 64, Duration::from_secs(7200)).await?;
-        let owners = leased
-            .iter()
-            .map(|l| Owner::live("ceiling", l.partition, l.epoch, l.generation))
-            .collect();
-        Ok(Self { store, owners: Arc::new(owners), connection: ConnectionId::random()? })
-    }
-
-    /// A webhook that nothing follows from, and its owner.
-    fn position(&self, number: u64) -> (&Owner, Position) {
-        let text = number.to_string();
-        let at = Position {
-            sequence: number,
-            lane: Lane::of(self.connection, Conversation::Thread("C1", &text)),
-            connection: self.connection,
-            dedupe: DedupeKey::event(self.connection, &text),
-            traceparent: None,
-        };
-        (&self.owners[number as usize % self.owners.len()], at)
+        let claimed = store.claim_partitions("ceiling", 64, &[], Duration::from_secs(7200)).await?;
+        let partitions =
+            claimed.iter().map(|lease| (lease.token, Mutex::new(lease.state.cursor))).collect();
+        let envelope = Tenants::random(1)?.envelope(0, 0);
+        Ok(Self { store, partitions: Arc::new(partitions), envelope })
     }
 
     /// One by one, on all sessions at once. A second.
@@ -65,21 +53,22 @@ impl Commits {
         self.drive(SESSIONS as usize, 1, lasting).await
     }
 
-    /// In groups, as the worker makes them when there is much to do. A second.
+    /// In batches, as intake makes them when there is much to do. A second.
     pub async fn together(&self, lasting: Duration) -> anyhow::Result<f64> {
-        self.drive(GROUPS_AT_ONCE, GROUP, lasting).await
+        self.drive(BATCHES_AT_ONCE, BATCH, lasting).await
     }
 
-    async fn drive(&self, at_once: usize, group: usize, lasting: Duration) -> anyhow::Result<f64> {
+    async fn drive(&self, at_once: usize, batch: usize, lasting: Duration) -> anyhow::Result<f64> {
         let (began, until) = (Instant::now(), Instant::now() + lasting);
         let mut tasks = JoinSet::new();
-        for _ in 0..at_once {
+        for task in 0..at_once {
             let commits = self.clone();
             tasks.spawn(async move {
-                let mut done = 0;
+                let (mut done, mut partition) = (0, task);
                 while Instant::now() < until {
-                    commits.commit(group).await?;
-                    done += group;
+                    commits.commit(partition, batch).await?;
+                    done += batch;
+                    partition += at_once; // no two tasks wait for one partition
                 }
                 anyhow::Ok(done)
             });
@@ -91,33 +80,28 @@ impl Commits {
         Ok(done as f64 / began.elapsed().as_secs_f64())
     }
 
-    /// Commits one, by the same statement as a group: what a worker does with a webhook that comes alone.
+    /// Commits one that comes alone.
     pub async fn commit_one(&self, number: u64) -> anyhow::Result<()> {
-        let effects = Effects { outcome: "ignored", ..Effects::default() };
-        let (owner, at) = self.position(number);
-        let committed =
-            self.store.commit_together(&[OneOfMany { owner, at: &at, effects: &effects }]).await?;
-        ensure!(
-            matches!(committed[..], [Committed::Applied { .. }]),
-            "it did nothing: {committed:?}"
-        );
-        Ok(())
+        self.commit(number as usize, 1).await
     }
 
-    /// Commits so many at once; one alone as the worker does when it decides something.
-    async fn commit(&self, group: usize) -> anyhow::Result<()> {
-        let effects = Effects { outcome: "ignored", ..Effects::default() };
-        let places: Vec<_> = (0..group).map(|_| self.position(number())).collect();
-        let committed = match &places[..] {
-            [(owner, at)] => vec![self.store.commit(owner, at, &effects).await?],
-            _ => {
-                let one = |(owner, at)| OneOfMany { owner, at, effects: &effects };
-                let many: Vec<_> = places.iter().map(|(owner, at)| one((*owner, at))).collect();
-                self.store.commit_together(&many).await?
-            }
+    /// Commits so many webhooks that nothing follows from, in one batch.
+    async fn commit(&self, partition: usize, batch: usize) -> anyhow::Result<()> {
+        let (token, cursor) = &self.partitions[partition % self.partitions.len()];
+        let mut cursor = cursor.lock().await;
+        let stored_at = SystemTime::now().into();
+        let webhook = |sequence| {
+            let (envelope, ids) = (self.envelope.clone(), WebhookIds::default());
+            let decision = Decision::Ignore { reason: IgnoreReason::NotAMessage, addressed: false };
+            (0, DecidedWebhook { sequence, stored_at, envelope, ids, decision })
         };
-        let applied = |committed: &Committed| matches!(committed, Committed::Applied { .. });
-        ensure!(committed.iter().all(applied), "a ceiling's commit did nothing: {committed:?}");
+        let to = *cursor + batch as u64;
+        let webhooks: Vec<_> = (*cursor + 1..=to).map(webhook).collect();
+        let last = LastMessage { sequence: to, key: to.to_string(), stored_at };
+        let commit = BatchCommit { token: *token, from: *cursor, last, webhooks: &webhooks };
+        let outcome = self.store.commit_batch(&commit).await?;
+        ensure!(outcome == CommitOutcome::Committed, "a ceiling's commit did nothing");
+        *cursor = to;
         Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! How long a partition stands still when its worker is killed, or told to go.
 //!
-//! Webhooks come at an even rate for all partitions; the longest that one of them waited is the worst stall of any.
+//! Messages come at an even rate for all partitions, and their agents are paused: the longest that one of them waited to be
+//! committed as a delivery is the worst stall of any.
 
 use crate::{
     client::Pace,
     report::{Bound::*, Report},
-    tenants::number_of,
+    tenants::{Tenants, number_of},
     turns::Series,
     workshop::Workshop,
 };
@@ -29,7 +30,8 @@ const BEFORE: Duration = Duration::from_secs(1);
 /// kill -9, and SIGTERM.
 pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
     report.part("failover");
-    let mut workshop = Workshop::start().await?;
+    let mut workshop = Workshop::start_with(Tenants::with_messages).await?;
+    workshop.pause_agents().await?;
     let ttl = LEASE_TTL.as_secs_f64();
     let (mut killed, mut told) = (Series::default(), Series::default());
     for _ in 0..ROUNDS {
@@ -93,9 +95,9 @@ async fn stall(
     while let Some(ended) = publishing.join_next().await {
         ended??;
     }
-    workshop.drained(first, workshop.last_sequence().await?).await?;
+    workshop.committed(workshop.last_sequence().await?).await?;
     let rows = sqlx::query(
-        "select dedupe_key, extract(epoch from at)::float8 as at from seen where sequence > $1",
+        "select dedup_key, extract(epoch from inserted_at)::float8 as at from deliveries where sequence > $1",
     )
     .bind(first as i64)
     .fetch_all(&workshop.world.pool)
@@ -103,7 +105,7 @@ async fn stall(
     ensure!(rows.len() as u64 == schedule.count, "{} of {}", rows.len(), schedule.count);
     let mut worst: f64 = 0.0;
     for row in rows {
-        let number = number_of(row.try_get("dedupe_key")?).context("one of ours")?;
+        let number = number_of(row.try_get("dedup_key")?).context("one of ours")?;
         let due = schedule.due(number).context("of this round")? - steady;
         let due = (wall.duration_since(UNIX_EPOCH)? + due).as_secs_f64();
         worst = worst.max(row.try_get::<f64, _>("at")? - due);

@@ -1,5 +1,6 @@
-//! From a webhook's being due to its effects being in force, at a rate that nothing is troubled by, against the three things
-//! that cannot be spared: a publish, a reading, a commit, one after the other in one process.
+//! From a message's being due to its effects being in force (its delivery enqueued, its cursor moved), at a rate that nothing is
+//! troubled by, against the three things that cannot be spared: a publish, a reading, a commit, one after the other in one
+//! process. Agents are paused, so that nothing else is under way; then they are asked, and how long that takes is told, too.
 //!
 //! When a transaction was committed is what Postgres itself noted (`track_commit_timestamp`).
 
@@ -24,7 +25,7 @@ use std::{
 };
 use tests::{
     until::try_until,
-    world::{SOON, Size, World},
+    world::{SOON, Size, World, agent_id},
 };
 use tokio::task::JoinSet;
 
@@ -47,10 +48,11 @@ pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
     world.settled().await?;
     let mut apps = Vec::new();
     for _ in 0..10 {
-        apps.push(world.connect().await?);
+        apps.push(world.connect_as(|new| new.agent = Some(agent_id())).await?);
     }
     let tenants = Tenants::of(apps.iter().map(|app| (app.connection, app.secret.clone())));
-    let tenants = Arc::new(tenants);
+    let tenants = Arc::new(tenants.with_messages());
+    sqlx::query("update agents set paused_at = now()").execute(&world.pool).await?;
     let address = world.ingests[0].path("").trim_start_matches("http://").parse()?;
     let mut client = crate::client::Client::new(address, &tenants, Way::Connection, 64);
     let js = config::jetstream(world.client().clone());
@@ -90,7 +92,36 @@ pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
         report.figure(format!("{who}: p50"), quantiles.p50.median(), "ms");
         report.figure(format!("{who}: p99"), quantiles.p99.median(), "ms");
     }
+    let asked = asked(&world, &mut client).await?;
+    for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+        let ms = asked.value_at_quantile(quantile) as f64 / 1e3;
+        report.figure(format!("received to agent asked: {name}"), ms, "ms");
+    }
     Ok(())
+}
+
+/// From receipt to the call of the agent, by what is logged of each delivery.
+async fn asked(
+    world: &World,
+    client: &mut crate::client::Client,
+) -> anyhow::Result<Histogram<u64>> {
+    for sql in [
+        "delete from deliveries",
+        "delete from delivery_lanes",
+        "update agents set paused_at = null",
+    ] {
+        sqlx::query(sql).execute(&world.pool).await?;
+    }
+    client.open(RATE, Duration::ZERO, SLICE).await?;
+    world.worked_off(SOON).await?;
+    let waits: Vec<f64> = sqlx::query_scalar(
+        "select extract(epoch from first_attempt_at - received_at)::float8 from delivery_log",
+    )
+    .fetch_all(&world.pool)
+    .await?;
+    let mut latency = crate::client::histogram();
+    waits.iter().for_each(|wait| latency.saturating_record((wait.max(0.0) * 1e6) as u64));
+    Ok(latency)
 }
 
 #[derive(Default)]
@@ -115,8 +146,8 @@ async fn product(
     let (sent, schedule) = client.open(RATE, Duration::ZERO, SLICE).await?;
     let rows = async || {
         let rows = sqlx::query(
-            "select dedupe_key, extract(epoch from pg_xact_commit_timestamp(xmin))::float8 as at
-               from seen where at > to_timestamp($1)",
+            "select dedup_key, extract(epoch from pg_xact_commit_timestamp(xmin))::float8 as at
+               from deliveries where inserted_at > to_timestamp($1)",
         )
         .bind(wall.duration_since(UNIX_EPOCH).ok()?.as_secs_f64() - 0.001)
         .fetch_all(&world.pool)
@@ -127,7 +158,7 @@ async fn product(
     let rows = try_until("all of a slice is done", SOON, rows).await?;
     let mut latency = crate::client::histogram();
     for row in rows {
-        let number = number_of(row.try_get("dedupe_key")?).context("one of ours")?;
+        let number = number_of(row.try_get("dedup_key")?).context("one of ours")?;
         let Some(due) = schedule.due(number) else { continue };
         let due = wall.duration_since(UNIX_EPOCH)? + (due - steady);
         let took = row.try_get::<f64, _>("at")? - due.as_secs_f64();

@@ -26,6 +26,15 @@ const CHANNELS: u64 = 512;
 /// Those that send.
 pub struct Tenants(Vec<Tenant>);
 
+/// What they send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// An event that no agent is asked about, so that what is measured is the way and not the destination.
+    Reaction,
+    /// A message, for the agent of its conversation.
+    Message,
+}
+
 /// One that sends.
 pub struct Tenant {
     /// Its connection.
@@ -33,6 +42,7 @@ pub struct Tenant {
     /// Its signing secret.
     pub secret: String,
     key: Hmac<Sha256>,
+    event: Event,
 }
 
 /// How the server under load is addressed.
@@ -60,6 +70,12 @@ impl Tenants {
         Self(tenants.into_iter().map(|(id, secret)| Tenant::new(id, secret)).collect())
     }
 
+    /// They send messages.
+    pub fn with_messages(mut self) -> Self {
+        self.0.iter_mut().for_each(|tenant| tenant.event = Event::Message);
+        self
+    }
+
     /// All.
     pub fn all(&self) -> &[Tenant] {
         &self.0
@@ -78,7 +94,7 @@ impl Tenants {
             Way::Connection => self.of_number(number),
             Way::Root => &self.0[0],
         };
-        let body = body(number, BODY_BYTES);
+        let body = tenant.body(number, BODY_BYTES);
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let path = match way {
             Way::Connection => format!("/api/v1/webhooks/{}", tenant.id),
@@ -105,7 +121,7 @@ impl Tenants {
 impl Tenant {
     fn new(id: ConnectionId, secret: String) -> Self {
         let key = Hmac::new_from_slice(secret.as_bytes()).expect("a key of any length");
-        Self { id, secret, key }
+        Self { id, secret, key, event: Event::Reaction }
     }
 
     /// A webhook of its own, as ingest would store it.
@@ -126,8 +142,36 @@ impl Tenant {
             retry: None,
             traceparent: None,
             reply: None,
-            body: body(number, bytes).into(),
+            body: self.body(number, bytes).into(),
         }
+    }
+
+    fn body(&self, number: u64, bytes: usize) -> Vec<u8> {
+        let mut body = Vec::with_capacity(bytes);
+        let (id, channel, ts) = (event_id(number), channel(number), ts(number));
+        let event = match self.event {
+            Event::Reaction => format!(
+                r#""type":"reaction_added","user":"U00000001","reaction":"thumbsup","item_user":"U00000002","item":{{"type":"message","channel":"{channel}","ts":"{ts}"}}"#
+            ),
+            Event::Message => format!(
+                r#""type":"message","user":"U00000001","text":"hello","channel":"{channel}","channel_type":"channel","ts":"{ts}""#
+            ),
+        };
+        let written = write!(
+            body,
+            r#"{{"token":"legacy-token","team_id":"T00000001","api_app_id":"A00000001","event":{{{event},"event_ts":"{ts}"}},"type":"event_callback","event_id":"{id}","event_time":1700000000,"authorizations":[{{"enterprise_id":null,"team_id":"T00000001","user_id":"U0BOT","is_bot":true,"is_enterprise_install":false}}],"is_ext_shared_channel":false,"event_context":""#
+        );
+        written.expect("writing to memory does not fail");
+        // What fills it must not compress to nothing: the stream is compressed.
+        let mut random = number.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
+        while body.len() + 2 < bytes {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            body.push(b"abcdefghijklmnopqrstuvwxyzABCDEF"[(random & 31) as usize]);
+        }
+        body.extend_from_slice(b"\"}");
+        body
     }
 
     fn sign(&self, timestamp: u64, body: &[u8]) -> String {
@@ -162,25 +206,4 @@ fn channel(number: u64) -> String {
 
 fn ts(number: u64) -> String {
     format!("17{:08}.{:06}", number / 1_000_000, number % 1_000_000)
-}
-
-/// A reaction: an event that no agent is asked about, so that what is measured is the way and not the destination.
-fn body(number: u64, bytes: usize) -> Vec<u8> {
-    let mut body = Vec::with_capacity(bytes);
-    let (id, channel, ts) = (event_id(number), channel(number), ts(number));
-    let written = write!(
-        body,
-        r#"{{"token":"legacy-token","team_id":"T00000001","api_app_id":"A00000001","event":{{"type":"reaction_added","user":"U00000001","reaction":"thumbsup","item_user":"U00000002","item":{{"type":"message","channel":"{channel}","ts":"{ts}"}},"event_ts":"{ts}"}},"type":"event_callback","event_id":"{id}","event_time":1700000000,"authorizations":[{{"enterprise_id":null,"team_id":"T00000001","user_id":"U0BOT","is_bot":true,"is_enterprise_install":false}}],"is_ext_shared_channel":false,"event_context":""#
-    );
-    written.expect("writing to memory does not fail");
-    // What fills it must not compress to nothing: the stream is compressed.
-    let mut random = number.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
-    while body.len() + 2 < bytes {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        body.push(b"abcdefghijklmnopqrstuvwxyzABCDEF"[(random & 31) as usize]);
-    }
-    body.extend_from_slice(b"\"}");
-    body
 }

@@ -6,7 +6,7 @@ use crate::{
     report::{Bound::*, Report},
     tenants::BODY_BYTES,
     turns::Series,
-    workshop::{Times, Workshop},
+    workshop::{Progress, Workshop},
 };
 use anyhow::ensure;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -75,14 +75,14 @@ async fn stage(report: &mut Report, workshop: &Workshop, workers: usize) -> anyh
     let name = |what: &str| format!("{workers} {plural}: {what}");
     let to_singly = events.to(&singly);
     report.ratio_target(&name("no-op events, to (e) one by one"), to_singly, AtLeast(3.0));
-    report.ratio(name("no-op events, to (e) grouped"), events.to(&together));
+    report.ratio(name("no-op events, to (e) in batches"), events.to(&together));
     report.ratio(name("messages, to (e) one by one"), messages.to(&singly));
     report.ratio(name("link claims, to (e) one by one"), links.to(&singly));
     report.figure(name("no-op events"), events.median(), "/s");
     report.figure(name("messages, agent and answer included"), messages.median(), "/s");
     report.figure(name("link claims"), links.median(), "/s");
     report.figure(name("(e) one by one"), singly.median(), "/s");
-    report.figure(name("(e) grouped"), together.median(), "/s");
+    report.figure(name("(e) in batches"), together.median(), "/s");
     report.figure(name("CPU of workers per no-op event"), spent.median(), "µs");
     Ok(to_singly)
 }
@@ -91,14 +91,14 @@ fn all_cpu(workshop: &Workshop) -> Duration {
     workshop.world.workers.iter().map(|worker| cpu(worker.process.pid())).sum()
 }
 
-async fn events_of(workshop: &Workshop, count: u64) -> anyhow::Result<Times> {
+async fn events_of(workshop: &Workshop, count: u64) -> anyhow::Result<Progress> {
     let first = workshop.last_sequence().await?;
     let last = workshop.publish_events(count, BODY_BYTES).await?;
     workshop.drained(first, last).await
 }
 
 /// Messages that an agent is asked about and that are answered in Slack, all of it on this machine.
-async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times> {
+async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progress> {
     let first = workshop.last_sequence().await?;
     let envelopes = (0..count).map(|n| {
         let app = &workshop.apps[n % workshop.apps.len()];
@@ -110,13 +110,13 @@ async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times>
         envelope(app, &channel, lane, Kind::Event, webhook)
     });
     let last = workshop.publish(envelopes).await?;
-    let times = workshop.drained(first, last).await?;
+    let progress = workshop.drained(first, last).await?;
     workshop.said().await?;
-    Ok(times)
+    Ok(progress)
 }
 
 /// Commands that each consume a code of its own.
-async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times> {
+async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progress> {
     let codes: Vec<(usize, String)> = stream::iter(0..count)
         .map(async |n| {
             let app = &workshop.apps[n % workshop.apps.len()];
@@ -136,15 +136,15 @@ async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Times> {
         envelope(app, &channel, lane, Kind::Command, webhook)
     });
     let last = workshop.publish(envelopes).await?;
-    let times = workshop.drained(first, last).await?;
+    let progress = workshop.drained(first, last).await?;
     workshop.said().await?;
     let linked: i64 = sqlx::query_scalar(
-        "select count(*) from link_claims where consumed_at is not null and created_by = 'test'",
+        "select count(*) from link_codes where consumed_at is not null and created_by = 'test'",
     )
     .fetch_one(&workshop.world.pool)
     .await?;
     ensure!(linked as usize >= count, "{linked} of {count} codes were consumed");
-    Ok(times)
+    Ok(progress)
 }
 
 fn envelope(app: &App, channel: &str, lane: Lane, kind: Kind, webhook: Webhook) -> Envelope {

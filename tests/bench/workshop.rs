@@ -1,6 +1,6 @@
 //! A Tidegate whose stream is filled by hand, so that what is measured is the way out alone.
 //!
-//! In: webhooks, as ingest would store them. Out: how fast they were handled, by the times that Postgres wrote beside each.
+//! In: webhooks, as ingest would store them. Out: how fast they were handled, by the counts that Postgres has of them.
 
 use crate::{client::number, commits::Commits, tenants::Tenants};
 use anyhow::{Context, ensure};
@@ -42,27 +42,43 @@ pub struct Workshop {
     pub js: jetstream::Context,
 }
 
-/// When webhooks were committed, by Postgres's clock, sorted.
-pub struct Times(Vec<f64>);
+/// How many webhooks were handled at which second, looked at again and again.
+pub struct Progress(Vec<(f64, f64)>);
 
-impl Times {
+impl Progress {
     /// A second, without the very beginning and the very end, where not all of it is at work.
     pub fn rate(&self) -> f64 {
-        let (from, to) = (self.0.len() / 20, self.0.len() * 19 / 20);
-        (to - from) as f64 / (self.0[to] - self.0[from]).max(1e-6)
+        self.between(0.05, 0.95)
     }
 
     /// A second, for each tenth.
     pub fn tenths(&self) -> Vec<f64> {
-        let at = |tenth: usize| (self.0.len() - 1) * tenth / 10;
-        let rate = |n| (at(n + 1) - at(n)) as f64 / (self.0[at(n + 1)] - self.0[at(n)]).max(1e-6);
-        (0..10).map(rate).collect()
+        (0..10).map(|n| self.between(f64::from(n) / 10.0, f64::from(n + 1) / 10.0)).collect()
+    }
+
+    fn between(&self, from: f64, to: f64) -> f64 {
+        let all = self.0.last().map_or(0.0, |last| last.1);
+        (to - from) * all / (self.second_of(to * all) - self.second_of(from * all)).max(1e-6)
+    }
+
+    /// When so many were handled, between two looks by a straight line.
+    fn second_of(&self, done: f64) -> f64 {
+        let reached = self.0.windows(2).find(|looks| looks[1].1 >= done);
+        reached.map_or(0.0, |looks| {
+            let ((t0, d0), (t1, d1)) = (looks[0], looks[1]);
+            if d1 > d0 { t0 + (t1 - t0) * ((done - d0) / (d1 - d0)).max(0.0) } else { t1 }
+        })
     }
 }
 
 impl Workshop {
     /// Servers and connections; no ingest, no worker.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(|tenants| tenants).await
+    }
+
+    /// The same, with senders who send something else.
+    pub async fn start_with(send: impl FnOnce(Tenants) -> Tenants) -> anyhow::Result<Self> {
         let size = Size { ingests: 0, workers: 0, own_postgres: true };
         let mut world = World::synced_seldom(size).await?;
         world.set("TIDEGATE_LOG", "info");
@@ -73,7 +89,7 @@ impl Workshop {
             apps.push(world.prepare_as(|new| new.agent = Some(agent_id())).await?);
         }
         let tenants = Tenants::of(apps.iter().map(|app| (app.connection, app.secret.clone())));
-        Ok(Self { world, commits, apps, tenants: Arc::new(tenants), js })
+        Ok(Self { world, commits, apps, tenants: Arc::new(send(tenants)), js })
     }
 
     /// Makes room in the stream for so many bytes.
@@ -125,46 +141,46 @@ impl Workshop {
         Ok(stream.cached_info().state.last_sequence)
     }
 
-    /// Waits until all up to `last` is done, and gives when each after `first` was.
-    pub async fn drained(&self, first: u64, last: u64) -> anyhow::Result<Times> {
+    /// Waits until all after `first` and up to `last` is handled, all before being so, and gives how that went.
+    pub async fn drained(&self, first: u64, last: u64) -> anyhow::Result<Progress> {
         let (count, began) = (last - first, Instant::now());
+        let mut looks = vec![(0.0, 0.0)];
         loop {
             let asked = Instant::now();
-            let done: i64 = sqlx::query_scalar(
-                "select count(*) from seen where outcome <> 'trigger' and sequence > $1 and sequence <= $2",
-            )
-            .bind(first as i64)
-            .bind(last as i64)
-            .fetch_one(&self.world.pool)
-            .await?;
-            if done as u64 >= count {
-                break;
+            let done = self.world.finished().await?.saturating_sub(first);
+            looks.push((began.elapsed().as_secs_f64(), done as f64));
+            if done >= count {
+                return Ok(Progress(looks));
             }
             ensure!(began.elapsed() < DRAINED_WITHIN, "{done} of {count} done: {}", self.tail());
             // Counting is work for Postgres, too: a twentieth of its time at most.
-            tokio::time::sleep((asked.elapsed() * 20).max(Duration::from_millis(50))).await;
+            tokio::time::sleep((asked.elapsed() * 20).max(Duration::from_millis(20))).await;
         }
-        let times: Vec<f64> = sqlx::query_scalar(
-            "select extract(epoch from at)::float8 from seen
-              where outcome <> 'trigger' and sequence > $1 and sequence <= $2 order by at",
-        )
-        .bind(first as i64)
-        .bind(last as i64)
-        .fetch_all(&self.world.pool)
-        .await?;
-        ensure!(times.len() as u64 == count, "{} of {count} are done", times.len());
-        Ok(Times(times))
+    }
+
+    /// Waits until all up to `last` is committed by intake.
+    pub async fn committed(&self, last: u64) -> anyhow::Result<()> {
+        let committed = "select sum(messages)::bigint from partition_cursors";
+        let all = async || {
+            let done: i64 = sqlx::query_scalar(committed).fetch_one(&self.world.pool).await.ok()?;
+            (done as u64 >= last).then_some(())
+        };
+        try_until("all is committed", DRAINED_WITHIN, all).await
+    }
+
+    /// Agents are asked nothing: what is theirs stays in `deliveries`, where each row says when it was committed.
+    pub async fn pause_agents(&self) -> anyhow::Result<()> {
+        sqlx::query("update agents set paused_at = now()").execute(&self.world.pool).await?;
+        Ok(())
     }
 
     /// Waits until all is said that was decided, so that the next slice does not pay for this one's.
     pub async fn said(&self) -> anyhow::Result<()> {
         let nothing_left = async || {
-            let open: i64 = sqlx::query_scalar(
-                "select count(*) from outbox where state in ('pending', 'sending')",
-            )
-            .fetch_one(&self.world.pool)
-            .await
-            .ok()?;
+            let open: i64 = sqlx::query_scalar("select count(*) from outbox")
+                .fetch_one(&self.world.pool)
+                .await
+                .ok()?;
             (open == 0).then_some(())
         };
         try_until("all is said", DRAINED_WITHIN, nothing_left).await

@@ -80,7 +80,10 @@ async fn run(options: Options) -> anyhow::Result<bool> {
     let effects = Effects::of(&world).await?;
     drop(world);
     println!("worked off: {} effects", effects.lines());
-    let differences = before.map(|before| before.effects.differences(&effects));
+    let differences = before.map(|Kept { effects: before, .. }| match before.is_of_version_1() {
+        true => before.but_for_version().differences(&effects.clone().but_for_version()),
+        false => before.differences(&effects),
+    });
     if let Some(file) = options.effects {
         let text = serde_json::to_string_pretty(&Kept { seed: options.seed, effects })?;
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;

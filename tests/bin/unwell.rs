@@ -1,39 +1,39 @@
-//! A worker whose handler does what it is told: hang, panic, or be well.
+//! A worker whose handler does what the message says: hang, panic, or succeed.
 
 use shared::codec::slack::Inbound;
 use std::{process::ExitCode, time::Duration};
-use worker::handle::{Desk, Handler, Outcome};
+use worker::{Handler, HandlerContext, HandlerOutcome};
 
 struct Unwell;
 
-struct SaysWhenDropped;
+struct PrintsWhenDropped;
 
-impl Drop for SaysWhenDropped {
+impl Drop for PrintsWhenDropped {
     fn drop(&mut self) {
         println!("cancelled in the middle");
     }
 }
 
 impl Handler for Unwell {
-    async fn handle(&self, _: &Desk<'_>, inbound: &Inbound<'_>) -> Outcome {
+    async fn handle(&self, _: &HandlerContext<'_>, inbound: &Inbound<'_>) -> HandlerOutcome {
         let text = match inbound {
             Inbound::Event(body) => body.event.0.as_ref().and_then(|event| event.text.get()),
             _ => None,
         };
         match text {
             Some("hang") => {
-                let cancelled = SaysWhenDropped;
+                let cancelled = PrintsWhenDropped;
                 tokio::time::sleep(Duration::from_secs(3600)).await;
                 std::mem::forget(cancelled);
                 println!("it woke up");
-                Outcome::done("woken")
+                HandlerOutcome::done()
             }
             Some("panic") => panic!("as it was told"),
-            _ => Outcome::done("well"),
+            _ => HandlerOutcome::done(),
         }
     }
 }
 
 fn main() -> ExitCode {
-    worker::start::main(Unwell)
+    worker::run(Some(Unwell))
 }

@@ -3,7 +3,7 @@
 use crate::{
     Run,
     rows::Outcome,
-    trial::{Trial, held},
+    trial::{TAKEN_OVER, Trial, held},
 };
 use anyhow::ensure;
 use std::path::Path;
@@ -20,13 +20,42 @@ const LIBRARIES: [&str; 4] = [
     "/usr/local/lib/faketime/libfaketime.so.1",
 ];
 
+fn library() -> Option<&'static str> {
+    LIBRARIES.into_iter().find(|path| Path::new(path).is_file())
+}
+
+fn missing() -> anyhow::Result<Outcome> {
+    Ok(Outcome::Skipped("there is no libfaketime here (apt-get install libfaketime)".into()))
+}
+
+/// One worker's clock is an hour ahead, another's an hour behind: only Postgres's and the stream's count.
+pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
+    let Some(library) = library() else { return missing() };
+    let size = Size { ingests: 2, workers: 0, own_postgres: true };
+    let mut world = World::without_processes(size).await?;
+    world.start_processes().await?;
+    world.set("LD_PRELOAD", library);
+    world.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    for off in ["+1h", "-1h"] {
+        world.set("FAKETIME", off);
+        world.start_worker().await?;
+    }
+    world.settled().await?;
+    let verdict = Trial::default()
+        .in_world(&world, async |world, _| {
+            world.workers[0].process.kill();
+            world.workers[0].process.restart()?;
+            world.settled().await
+        })
+        .await?;
+    ensure!(verdict.turned_away == 0, "{} were turned away: {verdict}", verdict.turned_away);
+    ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
+    held(verdict, [])
+}
+
 /// One ingest's clock is ten minutes ahead: it takes nothing that Slack signs now, and says why; the other takes all of it.
 pub async fn skewed(_: Run) -> anyhow::Result<Outcome> {
-    let Some(library) = LIBRARIES.into_iter().find(|path| Path::new(path).is_file()) else {
-        return Ok(Outcome::Skipped(
-            "there is no libfaketime here (apt-get install libfaketime)".into(),
-        ));
-    };
+    let Some(library) = library() else { return missing() };
     let mut world =
         World::without_processes(Size { ingests: 1, workers: 2, own_postgres: true }).await?;
     world.start_processes().await?;

@@ -3,7 +3,7 @@
 use crate::{
     Run,
     rows::Outcome,
-    trial::{SIZE, TAKEN_OVER, Trial, held, in_time},
+    trial::{SIZE, TAKEN_OVER, Trial, held, in_time, replace_workers},
 };
 use anyhow::{Context, ensure};
 use shared::types::ConnectionId;
@@ -39,26 +39,23 @@ pub async fn ingest_killed(mut run: Run) -> anyhow::Result<Outcome> {
     held(verdict, [])
 }
 
-pub async fn worker_killed(mut run: Run) -> anyhow::Result<Outcome> {
-    let which = run.random.below(SIZE.workers);
+pub async fn worker_killed(_: Run) -> anyhow::Result<Outcome> {
     // With an agent that takes a moment there is always something in hand.
     let trial = Trial { says: "slow:300", pace: Duration::from_millis(400), ..Trial::default() };
-    let verdict = trial.run(async |world, _| Fault::KillWorker.strike(world, which).await).await?;
+    let verdict = trial.run(async |world, _| Fault::KillWorker.strike(world, 0).await).await?;
     ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
     held(verdict, [])
 }
 
-pub async fn worker_frozen(mut run: Run) -> anyhow::Result<Outcome> {
-    let which = run.random.below(SIZE.workers);
-    let strike = async |world: &World, _: &App| Fault::FreezeWorker.strike(world, which).await;
+pub async fn worker_frozen(_: Run) -> anyhow::Result<Outcome> {
+    let strike = async |world: &World, _: &App| Fault::FreezeWorker.strike(world, 0).await;
     held(Trial::default().run(strike).await?, [])
 }
 
-pub async fn worker_frozen_long(mut run: Run) -> anyhow::Result<Outcome> {
-    let which = run.random.below(SIZE.workers);
+pub async fn worker_frozen_long(_: Run) -> anyhow::Result<Outcome> {
     let verdict = Trial::default()
         .run(async |world, _| {
-            let worker = &world.workers[which].process;
+            let worker = &world.workers[0].process;
             worker.freeze();
             tokio::time::sleep(Duration::from_secs(60)).await;
             worker.thaw();
@@ -249,7 +246,7 @@ pub async fn schema_ahead(_: Run) -> anyhow::Result<Outcome> {
     let verdict = Trial { repeats: false, ..Trial::default() }
         .run(async |world, _| {
             for sql in [
-                "alter table seen add column of_the_next_release text",
+                "alter table partition_cursors add column of_the_next_release text",
                 "alter table outbox add column of_the_next_release text not null default 'x'",
                 "create table of_the_next_release (id bigint)",
                 "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -257,18 +254,37 @@ pub async fn schema_ahead(_: Run) -> anyhow::Result<Outcome> {
             ] {
                 sqlx::query(sql).execute(&world.pool).await.context("the next release migrates")?;
             }
-            for worker in &world.workers {
-                worker.process.terminate();
-                worker.process.wait(SOON).await?;
-                worker.process.restart()?;
-            }
-            world.settled().await
+            replace_workers(world).await
         })
         .await?;
     held(
         verdict,
         ["there is no release before this one to run: an addition stands for the next".into()],
     )
+}
+
+/// Postgres is brought back as it was some time ago: what was handled since lies in the stream, and is handled again.
+pub async fn postgres_restored(_: Run) -> anyhow::Result<Outcome> {
+    let world = World::start(SIZE).await?;
+    let mut lost = 0;
+    let trial = Trial { drained_within: Duration::from_secs(90), ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            world.postgres.save().await?;
+            let before = handled(world).await?;
+            tokio::time::sleep(2 * CALM).await;
+            lost = handled(world).await? - before;
+            world.postgres.restore().await
+        })
+        .await?;
+    in_time(&verdict)?;
+    ensure!(lost > 0, "nothing was handled in between: nothing was proved");
+    held(verdict, [format!("{lost} deliveries were forgotten, and made again")])
+}
+
+async fn handled(world: &World) -> anyhow::Result<i64> {
+    let count = "select count(*) from delivery_log";
+    Ok(sqlx::query_scalar(count).fetch_one(&world.pool).await?)
 }
 
 /// One fault after the other, and at most two worlds' worth of a machine.

@@ -114,6 +114,48 @@ pub async fn one_way(mut run: Run) -> anyhow::Result<Outcome> {
     held(verdict, [format!("held: {way:?}")])
 }
 
+/// Again and again the answers of Postgres to a worker are held, and then every connection is reset: whether what was sent is in
+/// force is for the worker to find out.
+pub async fn answers_lost(_: Run) -> anyhow::Result<Outcome> {
+    const TIMES: u32 = 24;
+    let (world, link) = first_linked(Role::Worker, Server::Postgres).await?;
+    let verdict = Trial { pace: Duration::from_millis(60), ..Trial::default() }
+        .in_world(&world, async |world, _| {
+            for _ in 0..TIMES {
+                link.hold(Way::Back);
+                tokio::time::sleep(Duration::from_millis(60)).await;
+                link.reset();
+                link.heal();
+                tokio::time::sleep(Duration::from_millis(240)).await;
+            }
+            world.settled().await
+        })
+        .await?;
+    in_time(&verdict)?;
+    let logs = world.logged("commit has an unknown result").await?;
+    let unknown = logs.matches("commit has an unknown result").count();
+    held(verdict, [format!("{unknown} commits had an unknown result")])
+}
+
+/// A worker loses Postgres while it calls agents: its calls end before others may make them again.
+pub async fn cut_off_in_mid_call(_: Run) -> anyhow::Result<Outcome> {
+    let (world, link) = first_linked(Role::Worker, Server::Postgres).await?;
+    let trial = Trial { says: "slow:2500", pace: Duration::from_secs(1), ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            BOTH.iter().for_each(|way| link.hold(*way));
+            tokio::time::sleep(PARTED).await;
+            link.heal();
+            world.settled().await
+        })
+        .await?;
+    in_time(&verdict)?;
+    let overlapped = world.agent.overlapped();
+    ensure!(overlapped.is_empty(), "asked again while they were being answered: {overlapped:?}");
+    ensure!(verdict.asked_again > 0, "no call was under way: nothing was proved");
+    held(verdict, [])
+}
+
 /// A worker in a network of its own; its cable is pulled, then only half of it works.
 pub async fn cable(_: Run) -> anyhow::Result<Outcome> {
     let namespace = match Namespace::new() {

@@ -1,21 +1,28 @@
-//! An administrator deletes the stream.
+//! What an administrator, or a failing disk, does to the stream: deleted, cut short, purged.
 
 use crate::{
     Run,
     rows::Outcome,
-    trial::{SIZE, Trial, held, in_time},
+    trial::{SIZE, Trial, held, in_time, replace_workers},
 };
 use anyhow::ensure;
-use shared::stream::STREAM;
-use std::time::{Duration, Instant};
+use shared::{
+    partition::Partition,
+    stream::{STREAM, subjects_of},
+};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 use tests::{
     slack::webhook::Webhook,
     strike::CALM,
     until::try_until,
-    world::{App, SOON, World},
+    world::{App, SOON, World, agent_id},
 };
 
-const ALARM: &str = "the stream is not the one that was read";
+const ALARM: &str = "stream reset detected";
 /// Messages that are handled before, and come again after.
 const COPIES: usize = 5;
 /// Once it is there again: what was refused comes again, and workers find it.
@@ -37,7 +44,7 @@ pub async fn gone(_: Run) -> anyhow::Result<Outcome> {
             }
             let closed = Instant::now();
             world.change_stream(|stream| stream.max_messages = 1).await?;
-            drained(world).await?;
+            world.worked_off(SOON).await?;
             world.jetstream().delete_stream(STREAM).await?;
             tokio::time::sleep(CALM).await;
             let answer = world.send(app, &say("into nothing")).await?;
@@ -68,7 +75,7 @@ pub async fn gone(_: Run) -> anyhow::Result<Outcome> {
         ensure!((told, asked) == (1, 1), "{answer}: told {told} times, asked {asked} times");
     }
     world.logged(ALARM).await?;
-    let raised = "select count(*) from partition_leases where generation = 2";
+    let raised = "select count(*) from partition_cursors where generation = 2";
     try_until("every partition reads the new stream", SOON, async || {
         let raised: i64 = sqlx::query_scalar(raised).fetch_one(&world.pool).await.ok()?;
         (raised == 64).then_some(())
@@ -79,22 +86,142 @@ pub async fn gone(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [notes])
 }
 
+/// The stream is brought back as it was some time ago, and gets other messages in place of those that it lost, past the cursors,
+/// before a worker looks at it. Everything that it lost was handled: that is the most that anybody can keep.
+pub async fn cut_short(_: Run) -> anyhow::Result<Outcome> {
+    let world = World::start(SIZE).await?;
+    let (store, mut lost) = (world.nats.store_dir().to_owned(), 0);
+    let saved = store.with_file_name("saved");
+    let copy = |from: &Path, to: &Path| {
+        let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+        ensure!(copied.success(), "the store could not be copied");
+        anyhow::Ok(())
+    };
+    let trial = Trial { drained_within: Duration::from_secs(90), ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            world.nats.kill();
+            copy(&store, &saved)?;
+            world.nats.restart().await?;
+            let before = last_sequence(world).await?;
+            tokio::time::sleep(2 * CALM).await;
+            world.change_stream(|stream| stream.max_messages = 1).await?; // nothing more is let in
+            world.worked_off(SOON).await?;
+            let end = last_sequence(world).await?;
+            lost = end - before;
+            world.workers.iter().for_each(|worker| worker.process.kill());
+            world.nats.kill();
+            std::fs::remove_dir_all(&store)?;
+            copy(&saved, &store)?;
+            world.nats.restart().await?;
+            try_until("the stream is filled past the cursors", SOON, async || {
+                (last_sequence(world).await.ok()? > end + 50).then_some(())
+            })
+            .await?;
+            for worker in &world.workers {
+                worker.process.restart()?;
+            }
+            world.settled().await
+        })
+        .await?;
+    in_time(&verdict)?;
+    ensure!(lost > 20, "only {lost} messages were lost: nothing was proved");
+    world.logged(ALARM).await?;
+    held(verdict, [format!("the last {lost} messages were lost, and others came in their place")])
+}
+
+/// Everything committed is purged, and workers are replaced: that the last message of a partition is not there proves nothing.
+pub async fn purged(_: Run) -> anyhow::Result<Outcome> {
+    let world = World::start(SIZE).await?;
+    let trial = Trial { repeats: false, ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            let idle = world.connect_as(|new| new.agent = Some(agent_id())).await?;
+            say_everywhere(world, &idle, "before").await?;
+            let cursors: Vec<(i16, i64)> =
+                sqlx::query_as("select partition, cursor from partition_cursors")
+                    .fetch_all(&world.pool)
+                    .await?;
+            let stream = world.jetstream().get_stream(STREAM).await?;
+            for (partition, cursor) in cursors {
+                let partition = Partition::try_from(partition as u16)?;
+                let purge = stream.purge().filter(subjects_of(partition));
+                purge.sequence(cursor as u64 + 1).await?;
+            }
+            replace_workers(world).await?;
+            say_everywhere(world, &idle, "after").await
+        })
+        .await?;
+    in_time(&verdict)?;
+    not_another_stream(&world).await?;
+    held(verdict, [])
+}
+
+/// A tenant posts last in its partitions and is deleted with all that it sent; workers are replaced, and others post there.
+pub async fn tenant_deleted(_: Run) -> anyhow::Result<Outcome> {
+    let world = World::start(SIZE).await?;
+    let trial = Trial { repeats: false, ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            let gone = world.connect_as(|new| new.agent = Some(agent_id())).await?;
+            say_everywhere(world, &gone, "before").await?;
+            let id = gone.connection.to_string();
+            world.operate(&["connections", "delete", &id, "--yes"]).await?;
+            replace_workers(world).await?;
+            for _ in 0..8 {
+                let other = world.connect_as(|new| new.agent = Some(agent_id())).await?;
+                say_everywhere(world, &other, "after").await?;
+            }
+            let left: i64 = sqlx::query_scalar(
+                "select (select count(*) from deliveries where connection_id = $1)
+                      + (select count(*) from outbox where connection_id = $1)",
+            )
+            .bind(&id)
+            .fetch_one(&world.pool)
+            .await?;
+            ensure!(left == 0, "{left} rows of a deleted tenant are left");
+            Ok(())
+        })
+        .await?;
+    in_time(&verdict)?;
+    not_another_stream(&world).await?;
+    held(verdict, [])
+}
+
+async fn last_sequence(world: &World) -> anyhow::Result<u64> {
+    Ok(world.jetstream().get_stream(STREAM).await?.cached_info().state.last_sequence)
+}
+
+/// A message in so many channels that all partitions of the connection get one; each is handled.
+async fn say_everywhere(world: &World, app: &App, text: &str) -> anyhow::Result<()> {
+    let mut sent = Vec::new();
+    for n in 0..24 {
+        let webhook = Webhook::message(&world.slack, app, &format!("D97{n:02}"), "U1", text);
+        taken(world, app, &webhook).await?;
+        sent.push(webhook);
+    }
+    for webhook in sent {
+        world.try_handled(&webhook.dedupe).await?;
+    }
+    Ok(())
+}
+
+/// No partition took the stream for another one.
+async fn not_another_stream(world: &World) -> anyhow::Result<()> {
+    let raised = "select count(*) from partition_cursors where generation > 1";
+    let raised: i64 = sqlx::query_scalar(raised).fetch_one(&world.pool).await?;
+    ensure!(
+        raised == 0 && !world.logs().contains(ALARM),
+        "{raised} partitions read another stream"
+    );
+    Ok(())
+}
+
 /// It is taken, as soon as there is a stream.
 async fn taken(world: &World, app: &App, webhook: &Webhook) -> anyhow::Result<()> {
     try_until("it is taken", SOON, async || {
         let answer = world.send(app, webhook).await.ok()?;
         (answer.status == 200).then_some(())
-    })
-    .await
-}
-
-/// Everything that the stream holds is handled, and said.
-async fn drained(world: &World) -> anyhow::Result<()> {
-    let unsaid = "select count(*) from outbox where state in ('pending', 'sending')";
-    try_until("what is in the stream is handled", SOON, async || {
-        let unsaid: i64 = sqlx::query_scalar(unsaid).fetch_one(&world.pool).await.ok()?;
-        let handled = world.finished().await.ok()? == world.stored().await.ok()?;
-        (handled && unsaid == 0).then_some(())
     })
     .await
 }

@@ -2,16 +2,17 @@
 
 use crate::rows::Outcome;
 use anyhow::{Context, ensure};
+use shared::{partition::Partition, types::ConnectionId};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 use tests::{
     checker::{Verdict, check},
-    load::Load,
+    load::{Load, channel},
     slack::signing::Signing,
     strike::CALM,
-    world::{App, LEASE_TTL, Size, World, agent_id},
+    world::{App, LEASE_TTL, SOON, Size, World, agent_id},
 };
 
 /// Two ingests, three workers, servers of its own.
@@ -74,8 +75,28 @@ impl Trial {
         world: &World,
         strike: impl AsyncFnOnce(&World, &App) -> anyhow::Result<()>,
     ) -> anyhow::Result<Verdict> {
-        let app = world.connect_as(|new| new.agent = Some(agent_id())).await?;
+        let app = self.app(world).await?;
         self.of_app(world, &app, strike).await
+    }
+
+    /// An app of whose conversations some are the first worker's, which is the one that is struck: a connection has few of the
+    /// partitions.
+    async fn app(&self, world: &World) -> anyhow::Result<App> {
+        let first = world.workers.first().map(|worker| worker.id.as_str());
+        let owned: Vec<i16> =
+            sqlx::query_scalar("select partition from partition_cursors where owner = $1")
+                .bind(first)
+                .fetch_all(&world.pool)
+                .await?;
+        let is_owned = |id, conversation| {
+            let partition = Partition::of(id, Some(&channel(conversation)));
+            owned.contains(&(partition.number() as i16))
+        };
+        let mut id = ConnectionId::random()?;
+        while !owned.is_empty() && !(0..self.conversations).any(|n| is_owned(id, n)) {
+            id = ConnectionId::random()?;
+        }
+        world.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id()))).await
     }
 
     /// With an app that is there already.
@@ -118,6 +139,18 @@ fn kept(world: &World) -> String {
         Ok(()) => format!("logs: {}", path.display()),
         Err(error) => format!("its logs could not be kept: {error}"),
     }
+}
+
+/// Every worker is replaced, as at a new release.
+pub async fn replace_workers(world: &World) -> anyhow::Result<()> {
+    for worker in &world.workers {
+        worker.process.terminate();
+    }
+    for worker in &world.workers {
+        worker.process.wait(SOON).await?;
+        worker.process.restart()?;
+    }
+    world.settled().await
 }
 
 /// It held, with these notes.

@@ -60,8 +60,8 @@ pub async fn poison(_: Run) -> anyhow::Result<Outcome> {
             Ok(())
         })
         .await?;
-    let dead = world.store.dead(10).await?;
-    ensure!(dead.len() == 1 && dead[0].attempts == 6, "dead: {dead:?}");
+    let dead = world.dead_letters().await?;
+    ensure!(dead.len() == 1 && dead[0].attempts == 3, "dead: {dead:?}");
     held(verdict, [format!("dead after {} tries: {}", dead[0].attempts, dead[0].last_error)])
 }
 

@@ -1,7 +1,7 @@
 //! What a world's webhooks led to, so written that two worlds, or two builds, can be compared: and how they differ.
 //!
-//! In: a world in which all is worked off. Out: [`Effects`], lines under names. For each webhook how it ended, where it was
-//! placed and what it put in the outbox; every binding, claim, session, greeting, wrong guess and connection; what agents were
+//! In: a world in which all is worked off. Out: [`Effects`], lines under names. For each webhook its outcome, its lane and what
+//! it put in the outbox; every binding, claim, session, greeting, wrong guess and connection; what agents were
 //! asked, in the order of each conversation; what Slack was told, in the order of each conversation. As JSON they are a file.
 //!
 //! Left out is what chance, time and the machine decide: times, sequences, who did it and how often it was tried, the marks of
@@ -14,36 +14,40 @@ use crate::{
     agent::Asked,
     recording::{ANY_SLACK, Recorded, Recording, lasting_key, readdressed},
     slack::api::{Call, Outcome},
-    until::try_until,
     world::World,
 };
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::Row;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    time::Duration,
 };
 
-/// What is in Postgres: for each row the name of what it is about, and a line. In the order in which lines of one name stand.
-const ROWS: [&str; 9] = [
-    "select 'webhook ' || dedupe_key, format('%s, partition %s, lane %s', outcome, partition, lpad(to_hex(lane), 16, '0'))
-       from seen where scope = 'live' order by 1",
-    "select 'webhook ' || coalesce(dedupe_key, subject), format('dead: %s: %s', reason, last_error) from dead order by id",
-    "select 'webhook ' || dedupe_key, format('to be said by %s: %s %s', method, state, case state when 'failed' then last_error end)
-       from outbox order by id",
+/// Rows of Postgres: the name of what each is about, and a line. In the order in which lines of one name stand.
+const ROWS: [&str; 8] = [
+    "select 'webhook ' || coalesce(dedup_key, subject), format('dead: %s: %s', reason, last_error) from dead_letters order by id",
+    "select 'webhook ' || dedup_key, format('to be said by %s: %s', method, state)
+       from (select outbox_id as id, dedup_key, method, 'sent' as state from outbox_log
+             union all select id, dedup_key, method, 'failed ' || error from outbox_failures
+             union all select id, dedup_key, method, 'pending' from outbox) messages order by id",
     "select format('binding %s %s %s', connection_id, team_id, channel_id), format('%s/%s by %s', org_id, agent_id, bound_by)
        from channel_bindings order by 1",
     "select 'claim ' || substr(encode(code_hash, 'hex'), 1, 16),
             format('used by %s in %s of %s: %s', consumed_user, consumed_channel, consumed_connection, consumed_by)
-       from link_claims where consumed_at is not null order by 1",
+       from link_codes where consumed_at is not null order by 1",
     "select 'connection ' || id, format('%s %s', status, status_reason) from connections order by 1",
-    "select format('session %s %s %s', connection_id, team_id, channel_id), number::text from chat_sessions order by 1",
-    "select format('welcome %s %s %s', connection_id, team_id, user_id), 'greeted' from welcomes order by 1",
-    "select 'wrong codes ' || who, misses::text from claim_guesses order by 1",
+    "select format('session %s %s %s', connection_id, team_id, channel_id), number::text from conversation_sessions order by 1",
+    "select format('welcome %s %s %s', connection_id, team_id, user_id), 'greeted' from welcomed_users order by 1",
+    "select 'wrong codes ' || who, misses::text from link_code_attempts order by 1",
 ];
+/// The outcome of each of the webhooks with dedup keys `$1`, as [`World::look`] has it; none for dead letters.
+const OUTCOMES: &str = "
+    select u.key, coalesce((select outcome from delivery_log where dedup_key = u.key order by at desc limit 1),
+                           (array['delivery', 'command', 'installation_event', 'notice'])[p.outcome], 'ignored') as outcome
+      from unnest($1::text[]) as u (key)
+      left join processed_keys p on p.key = substr(sha256(convert_to(u.key, 'UTF8')), 1, 16)
+     where not exists (select from dead_letters where dedup_key = u.key)";
 
 /// Calls that tell nothing, or are made only because something was slow.
 const UNCOMPARED: [&str; 6] = [
@@ -71,32 +75,6 @@ pub struct Difference {
     pub after: Vec<String>,
 }
 
-/// Waits until everything in the stream is done or dead, and what is to be said is said or can't be.
-///
-/// # Errors
-/// When that takes longer: what is left, and what the processes logged.
-pub async fn worked_off(world: &World, within: Duration) -> anyhow::Result<()> {
-    let stored = world.stored().await? as i64;
-    let left = async || -> Option<(i64, i64)> {
-        let row = sqlx::query(
-            "select (select count(*) from (select sequence from seen where scope = 'live'
-                                           union select sequence from dead where scope = 'live') finished),
-                    (select count(*) from outbox where state in ('pending', 'sending'))",
-        );
-        let row = row.fetch_one(&world.pool).await.ok()?;
-        Some((stored - row.get::<i64, _>(0), row.get(1)))
-    };
-    let nothing = async || left().await.filter(|(open, unsaid)| *open <= 0 && *unsaid == 0);
-    match try_until("what lies in the stream is worked off", within, nothing).await {
-        Ok(_) => Ok(()),
-        Err(late) => {
-            let (open, unsaid) = left().await.context("Postgres is away")?;
-            let left = format!("{open} of {stored} webhooks are open, {unsaid} answers unsaid");
-            Err(late.context(left).context(world.logs()))
-        }
-    }
-}
-
 impl Effects {
     /// What a world's webhooks led to so far.
     ///
@@ -104,15 +82,21 @@ impl Effects {
     /// What NATS or Postgres said.
     pub async fn of(world: &World) -> anyhow::Result<Self> {
         let mut effects = Self::default();
+        let recording = Recording::of(world).await?;
+        let recorded: HashMap<&str, &Recorded> =
+            recording.messages.iter().map(|message| (message.key(), message)).collect();
+        let keys: Vec<&str> = recorded.keys().copied().collect();
+        for row in sqlx::query(OUTCOMES).bind(keys).fetch_all(&world.pool).await? {
+            let (key, outcome): (String, String) = (row.try_get("key")?, row.try_get("outcome")?);
+            let lane = recorded.get(&*key).map_or("", |message| message.lane());
+            effects.add(lasting_key(&format!("webhook {key}")), format!("{outcome}, lane {lane}"));
+        }
         for sql in ROWS {
             for row in sqlx::query(sql).fetch_all(&world.pool).await? {
                 let (name, line): (String, String) = (row.try_get(0)?, row.try_get(1)?);
                 effects.add(lasting_key(&name), line.trim().to_owned());
             }
         }
-        let recording = Recording::of(world).await?;
-        let recorded: HashMap<&str, &Recorded> =
-            recording.messages.iter().map(|message| (message.key(), message)).collect();
         for asked in world.agent.asked() {
             let key = asked_by(&asked);
             let lane = recorded.get(key).map_or("of nobody", |message| message.lane());
@@ -123,9 +107,10 @@ impl Effects {
                 effects.add_told(&call);
             }
         }
+        effects = effects.own_messages_apart();
         for (name, lines) in &mut effects.0 {
             let of_chance = name.ends_with(":*");
-            if of_chance || name.ends_with(" beside threads") {
+            if of_chance || name.contains(" beside threads") {
                 lines.sort_unstable();
             }
         }
@@ -159,6 +144,46 @@ impl Effects {
         }
         self.0.retain(|name, lines| !lines.is_empty() && !name.contains(":options:"));
         self
+    }
+
+    /// Tidegate's own messages under a name of their own: they may come before answers that are waited for. An agent's answer
+    /// says in its metadata how many came before it.
+    fn own_messages_apart(self) -> Self {
+        let mut apart = Self::default();
+        for (name, lines) in self.0 {
+            let mixed = name.starts_with("told ") && !name.ends_with(" by Tidegate");
+            for line in lines {
+                let own = mixed && line.contains(r#""event_payload":{}"#);
+                apart.add(if own { format!("{name} by Tidegate") } else { name.clone() }, line);
+            }
+        }
+        apart
+    }
+
+    /// Whether it was written by version 1, which noted the partition.
+    pub fn is_of_version_1(&self) -> bool {
+        self.0.values().flatten().any(|line| line.contains(", partition "))
+    }
+
+    /// Without what version 1 and this one call or place differently: of each webhook only its lane and whether it is a dead
+    /// letter are left.
+    pub fn but_for_version(self) -> Self {
+        let neutral = |line: String| match line.split_once(", ") {
+            _ if line.starts_with("dead: ") => Some("dead".to_owned()),
+            _ if line.starts_with("to be said") => Some(line),
+            // The second key of a webhook, and the first of a dead letter, have no lines any more.
+            Some(("trigger" | "dead", _)) => None,
+            Some((_, place)) => Some(format!("handled, {}", place.split(", ").last()?)),
+            None => Some(line),
+        };
+        let neutral = |(name, lines): (String, Vec<String>)| {
+            if !name.starts_with("webhook ") {
+                return Some((name, lines));
+            }
+            let lines: Vec<String> = lines.into_iter().filter_map(neutral).collect();
+            (!lines.is_empty()).then_some((name, lines))
+        };
+        Self(self.own_messages_apart().0.into_iter().filter_map(neutral).collect())
     }
 
     /// How another world, or build, differs from this one. Nothing, if it did the same.

@@ -21,7 +21,6 @@
 //! keys        who may connect
 //! proxy       a link that can be slow, cut, half open
 //! netns       a network of its own, and a cable to pull
-//! previous    the release before this one
 //! guard       nothing is left behind, however we end
 //! fetch, wheel, npm, port   where the servers and the SDK come from
 //! until       waits for a condition; there is no sleep
@@ -49,7 +48,7 @@ pub mod netns;
 pub mod postgres;
 pub mod process;
 pub mod binaries;
-pub mod previous;
+
 pub mod guard;
 pub mod fetch;
 pub mod port;

@@ -10,6 +10,7 @@ use crate::{
     until::try_until,
     world::{App, Ingest, World},
 };
+use shared::codec::envelope::DedupeKey;
 use sqlx::Row;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,6 +53,11 @@ struct Tally {
     attempts: usize,
     turned_away: usize,
     slowest: Duration,
+}
+
+/// The channel of a conversation: a direct message each.
+pub fn channel(conversation: u32) -> String {
+    format!("D{conversation:04}")
 }
 
 /// Sends in so many conversations until `over` is set; every message that was begun is sent until it is taken.
@@ -126,7 +132,7 @@ impl<'a> Load<'a> {
         conversation: u32,
         over: &AtomicBool,
     ) -> (Vec<(Said, (String, Fate))>, Tally) {
-        let channel = format!("D{conversation:04}"); // a direct message each
+        let channel = channel(conversation);
         let (mut sent, mut tally) = (Vec::new(), Tally::default());
         let mut pace = tokio::time::interval(self.pace);
         while !over.load(Ordering::Relaxed) {
@@ -245,8 +251,8 @@ impl Sent {
         };
         let drained = async || {
             let rows = sqlx::query(
-                "select dedupe_key, extract(epoch from at - lag(at) over (partition by lane order by at))::float8 as gap from seen
-                  where outcome = 'done' order by at",
+                "select dedup_key, extract(epoch from at - lag(at) over (partition by lane order by at))::float8 as gap
+                   from delivery_log where outcome = 'completed' order by at",
             );
             let done: Vec<(Said, Duration)> = rows
                 .fetch_all(&world.pool)
@@ -255,23 +261,22 @@ impl Sent {
                 .iter()
                 .filter_map(|row| {
                     let gap: Option<f64> = row.get("gap");
-                    let said = keys.get(row.get::<&str, _>("dedupe_key"))?;
+                    let said = keys.get(row.get::<&str, _>("dedup_key"))?;
                     Some((*said, Duration::from_secs_f64(gap.unwrap_or_default())))
                 })
                 .collect();
-            let dead: Vec<String> =
-                sqlx::query_scalar("select dedupe_key from dead where dedupe_key is not null")
-                    .fetch_all(&world.pool)
-                    .await
-                    .ok()?;
-            let dead: Vec<Said> =
-                dead.iter().filter_map(|key| keys.get(key.as_str()).copied()).collect();
-            let open: i64 = sqlx::query_scalar(
-                "select count(*) from outbox where state in ('pending', 'sending')",
+            let dead: Vec<String> = sqlx::query_scalar(
+                "select dedup_key from dead_letters where dedup_key is not null",
             )
-            .fetch_one(&world.pool)
+            .fetch_all(&world.pool)
             .await
             .ok()?;
+            let dead: Vec<Said> =
+                dead.iter().filter_map(|key| keys.get(key.as_str()).copied()).collect();
+            let open: i64 = sqlx::query_scalar("select count(*) from outbox")
+                .fetch_one(&world.pool)
+                .await
+                .ok()?;
             let answered = answered();
             let waiting = |(command, url): &(Command, String)| {
                 matches!(command, Command::Accepted { .. }) && !heard(&answered, url)
@@ -281,8 +286,28 @@ impl Sent {
                 && !self.commands.iter().any(waiting);
             finished.then_some((done, dead))
         };
-        let (done, dead) =
-            try_until("everything accepted is done or dead, and said", within, drained).await?;
+        let drained = try_until("everything accepted is done or dead, and said", within, drained);
+        let (done, dead) = match drained.await {
+            Ok(drained) => drained,
+            Err(late) => {
+                let left = world.unfinished().await?;
+                let unheard = self.commands.iter().filter(|(command, url)| {
+                    matches!(command, Command::Accepted { .. }) && !heard(&answered(), url)
+                });
+                let unheard: Vec<&str> = unheard.map(|(_, url)| url.as_str()).collect();
+                let mut open = Vec::new();
+                for (said, (key, fate)) in &self.messages {
+                    if *fate == Fate::Accepted
+                        && world.look(&DedupeKey::stored(key.clone())).await.is_none()
+                    {
+                        open.push(said);
+                    }
+                }
+                return Err(
+                    late.context(format!("{left}; not handled: {open:?}; unheard: {unheard:?}"))
+                );
+            }
+        };
         let told = slack.receipts();
         let told = told.iter().filter(|receipt| receipt.token.as_ref() == Some(&self.token));
         let told = told.filter_map(|receipt| said(receipt.text().strip_prefix("I heard: ")?));

@@ -45,6 +45,7 @@ exception when duplicate_object or unique_violation then null; end $$";
 pub struct Postgres {
     process: Process,
     port: u16,
+    data: PathBuf,
     /// Children of a killed postmaster: they end by themselves, and no new one starts before that.
     orphans: Mutex<Vec<u32>>,
 }
@@ -78,7 +79,7 @@ impl Postgres {
         }
         let process =
             Process::start_ending(run, name, &program, &args, &[], unprivileged(), Ending::Quit)?;
-        Ok(Self { process, port, orphans: Mutex::default() })
+        Ok(Self { process, port, data: data.to_owned(), orphans: Mutex::default() })
     }
 
     /// `postgres://…/<database>`, as the superuser.
@@ -157,6 +158,27 @@ impl Postgres {
         self.ready().await
     }
 
+    /// Keeps a copy of all data as it is now, by stopping for a moment.
+    ///
+    /// # Errors
+    /// When it can't be copied, or Postgres does not come back.
+    pub async fn save(&self) -> anyhow::Result<()> {
+        self.kill();
+        copy(&self.data, &self.data.with_extension("saved"))?;
+        self.restart().await
+    }
+
+    /// Goes back to the copy.
+    ///
+    /// # Errors
+    /// When there is none, or Postgres does not come back.
+    pub async fn restore(&self) -> anyhow::Result<()> {
+        self.kill();
+        fs::remove_dir_all(&self.data)?;
+        copy(&self.data.with_extension("saved"), &self.data)?;
+        self.restart().await
+    }
+
     /// SIGSTOP, of the postmaster and then of its backends: connections stay open, nothing answers.
     pub fn freeze(&self) {
         self.process.freeze();
@@ -230,6 +252,12 @@ async fn make_cluster(run: &Arc<RunDir>, name: &str, bin: &Path) -> anyhow::Resu
     let status = initdb.wait(Duration::from_secs(60)).await?;
     ensure!(status.success(), "initdb failed: {}", initdb.log_tail());
     Ok(data)
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(copied.success(), "{} could not be copied", from.display());
+    Ok(())
 }
 
 fn unprivileged() -> Option<u32> {

@@ -138,12 +138,8 @@ bot_token = "file:org-{n}.token"
         self.store.ensure_organization(&app.org, "Example").await?;
         self.store
             .put_agent(&NewAgent {
-                org: app.org.clone(),
-                id: agent_id(),
-                name: "Sample agent".into(),
-                mode: AgentMode::Reply,
-                url: self.agent.url(),
                 secret: Secret::new(format!("agent-secret-{:032x}", unique()?))?,
+                ..new_agent(&app.org, agent_id(), self.agent.url())?
             })
             .await?;
         let mut new = NewConnection {
@@ -196,6 +192,22 @@ bot_token = "file:org-{n}.token"
         };
         Ok(self.store.mint_claim(&claim).await?.reveal())
     }
+}
+
+/// An agent with the settings of one of which nothing is said.
+pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAgent> {
+    Ok(NewAgent {
+        org: org.clone(),
+        name: "Sample agent".into(),
+        mode: AgentMode::Reply,
+        url,
+        secret: Secret::new(format!("secret of {id} of {org}"))?,
+        id,
+        timeout: NewAgent::TIMEOUT,
+        max_concurrent: NewAgent::MAX_CONCURRENT,
+        retry_for: None,
+        keep_for: NewAgent::KEEP_FOR,
+    })
 }
 
 /// The sample agent's id, in every organization.

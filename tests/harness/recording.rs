@@ -22,7 +22,6 @@
 //! when all before it is worked off.
 
 use crate::{
-    effects::worked_off,
     slack::sign,
     world::{SOON, World},
 };
@@ -220,7 +219,7 @@ impl Recording {
         let mut secrets = HashMap::new();
         for (n, stretch) in self.stretches().into_iter().enumerate() {
             if n > 0 {
-                worked_off(world, WORKED_OFF_WITHIN).await?;
+                world.worked_off(WORKED_OFF_WITHIN).await?;
             }
             for some in stretch.chunks(UNCONFIRMED_MAX) {
                 let mut unconfirmed = Vec::new();

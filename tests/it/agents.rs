@@ -52,6 +52,10 @@ async fn what_an_agent_is_asked_is_what_the_schema_says_signed_and_with_one_id_f
         mode: AgentMode::Reply,
         url: world.agent.url(),
         secret: Secret::new(secret.into()).expect("not empty"),
+        timeout: NewAgent::TIMEOUT,
+        max_concurrent: NewAgent::MAX_CONCURRENT,
+        retry_for: None,
+        keep_for: NewAgent::KEEP_FOR,
     };
     world.store.put_agent(&agent).await.expect("Postgres");
     let webhook = say(&world, &app, "C1", "fail:1 hello").await;
@@ -156,12 +160,12 @@ async fn bots_ask_an_agent_only_where_they_may_and_not_for_ever() {
         world.handled(&webhook.dedupe).await.outcome
     };
     until("the setting is in force", SOON, async || {
-        (by_bot("U9", "first", None).await == "done").then_some(())
+        (by_bot("U9", "first", None).await == "completed").then_some(())
     })
     .await;
     let first = told(&world, "first").await;
     assert_eq!(first.body["metadata"]["event_payload"]["hops"], 1);
-    assert_eq!(by_bot("U9", "second", Some(2)).await, "done");
+    assert_eq!(by_bot("U9", "second", Some(2)).await, "completed");
     assert_eq!(told(&world, "second").await.body["metadata"]["event_payload"]["hops"], 3);
     assert_eq!(
         by_bot("U9", "third", Some(3)).await,
@@ -187,11 +191,15 @@ async fn an_agent_at_an_inner_address_is_not_called_unless_the_deployment_names_
             mode: AgentMode::Reply,
             url,
             secret: Secret::new("secret".into()).expect("not empty"),
+            timeout: NewAgent::TIMEOUT,
+            max_concurrent: NewAgent::MAX_CONCURRENT,
+            retry_for: None,
+            keep_for: NewAgent::KEEP_FOR,
         };
         world.store.put_agent(&agent).await.expect("Postgres");
         say(&world, &app, "C1", "hello").await;
         let why: String = until("it is refused", SOON, async || {
-            sqlx::query_scalar("select last_error from lanes l join lane_backlog b using (scope, generation, lane) where b.connection_id = $1 and last_error <> ''")
+            sqlx::query_scalar("select last_error from delivery_lanes where connection_id = $1 and last_error <> ''")
                 .bind(app.connection.to_string())
                 .fetch_optional(&world.pool)
                 .await
@@ -216,6 +224,6 @@ async fn a_worker_with_a_handler_of_somebody_elses_is_a_worker() {
     let help = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
     world.send(&app, &help).await.expect("an answer");
     world.slack.told("Tidegate's own business", |r| help.response_url.ends_with(&r.to)).await;
-    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "done");
+    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "completed");
     assert!(world.agent.asked().is_empty());
 }

@@ -140,7 +140,7 @@ async fn what_is_declared_is_shown_as_a_diff_applied_once_and_pruned_only_when_t
     assert!(ok, "{error}");
     assert_eq!(all().await.len(), 0);
     let left: i64 = sqlx::query_scalar(
-        "select (select count(*) from organizations) + (select count(*) from agents) + (select count(*) from chat_identities)",
+        "select (select count(*) from organizations) + (select count(*) from agents) + (select count(*) from user_identities)",
     )
     .fetch_one(&world.pool)
     .await

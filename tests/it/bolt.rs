@@ -25,6 +25,10 @@ async fn forwarded_to(world: &World, app: &App, url: String) {
         mode: AgentMode::Forward,
         url,
         secret: Secret::new("not used".into()).expect("not empty"),
+        timeout: NewAgent::TIMEOUT,
+        max_concurrent: NewAgent::MAX_CONCURRENT,
+        retry_for: None,
+        keep_for: NewAgent::KEEP_FOR,
     };
     world.store.put_agent(&agent).await.expect("Postgres");
 }
@@ -106,7 +110,7 @@ async fn stands_behind(language: Language) {
     let reaction = Webhook::event(&world.slack, &app, "a reaction", inner);
     world.send(&app, &reaction).await.expect("an answer");
     let outcome = world.handled(&reaction.dedupe).await.outcome;
-    let expected = if language == Language::Python { "unhandled" } else { "forwarded" };
+    let expected = if language == Language::Python { "unhandled" } else { "completed" };
     assert_eq!(outcome, expected, "JavaScript takes every event");
 
     // Commands: acknowledged by a text, by blocks, later; and one that nobody in the app knows.
@@ -192,7 +196,7 @@ async fn stands_behind(language: Language) {
         format!(":warning: {name} wants at least three letters")
     );
 
-    let dead: i64 = sqlx::query_scalar("select count(*) from dead")
+    let dead: i64 = sqlx::query_scalar("select count(*) from dead_letters")
         .fetch_one(&world.pool)
         .await
         .expect("a count");
@@ -269,7 +273,7 @@ async fn an_app_that_is_away_for_half_a_minute_under_load_loses_nothing_and_no_c
             );
         }
     }
-    let dead: i64 = sqlx::query_scalar("select count(*) from dead")
+    let dead: i64 = sqlx::query_scalar("select count(*) from dead_letters")
         .fetch_one(&world.pool)
         .await
         .expect("a count");
@@ -302,7 +306,7 @@ async fn what_is_handed_on_is_byte_for_byte_slacks_signed_anew_and_a_repeat_is_r
     until("it is refused once", SOON, async || world.agent.asked().pop()).await;
     world.agent.break_down(false);
     let outcome = world.handled(&odd.dedupe).await.outcome;
-    assert_eq!(outcome, "forwarded");
+    assert_eq!(outcome, "completed");
     let asked = world.agent.asked();
     assert!(asked.len() >= 2);
     for asked in &asked {

@@ -177,7 +177,7 @@ async fn while_nats_is_away_memory_stays_flat_and_afterwards_nothing_is_stored_t
     let before = ingest.resident().expect("it runs");
     world.nats.kill();
     until("ingest knows that NATS is away", SOON, async || {
-        (world.ingests[0].metric("ingest_nats_connected").await.ok()? == 0.0).then_some(())
+        (world.ingests[0].metric("tidegate_ingest_nats_connected").await.ok()? == 0.0).then_some(())
     })
     .await;
 

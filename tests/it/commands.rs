@@ -29,11 +29,10 @@ async fn message(world: &World, app: &App, channel: &str, user: &str, text: &str
     // What is said after it in the same conversation's lane comes after whatever it led to.
     let last = Webhook::message(&world.slack, app, channel, user, "/lobu nonsense");
     world.send(app, &last).await.expect("an answer");
-    let over =
-        |said: &[Receipt]| said.iter().any(|r| r.text().starts_with("I don't know that one."));
+    let over = |said: &[Receipt]| said.iter().any(|r| r.text().starts_with("Unknown command."));
     world.slack.told("what comes after", |_| over(&world.slack.receipts()[before..])).await;
     let mut said = world.slack.receipts().split_off(before);
-    said.retain(|receipt| !receipt.text().starts_with("I don't know that one."));
+    said.retain(|receipt| !receipt.text().starts_with("Unknown command."));
     said
 }
 
@@ -88,7 +87,7 @@ async fn a_conversation_is_unlinked_begun_anew_and_cleared_and_its_agent_knows()
     assert_eq!(session("third").await, Some(3));
     world.agent.break_down(true);
     let said = command(&world, &app, "C1", "U1", "clear").await;
-    assert!(said.contains("nothing was forgotten"), "no success is claimed: {said}");
+    assert!(said.contains("Nothing was forgotten"), "no success is claimed: {said}");
     world.agent.break_down(false);
     assert_eq!(session("fourth").await, Some(3));
     assert!(command(&world, &app, "C1", "U1", "unlink").await.starts_with("Unlinked."));
@@ -209,7 +208,7 @@ async fn members_link_their_agents_by_name_and_what_is_ambiguous_is_asked_back()
     let refused = command(&world, &app, "C1", "U1", "link sample").await;
     assert!(refused.contains("invalid or expired"), "{refused}");
     sqlx::query(
-        "insert into chat_identities (platform, team_id, platform_user_id, user_id) values ('slack', $1, 'U1', 'steve')",
+        "insert into user_identities (platform, team_id, platform_user_id, user_id) values ('slack', $1, 'U1', 'steve')",
     )
     .bind(&app.team)
     .execute(&world.pool)
@@ -241,11 +240,15 @@ async fn members_link_their_agents_by_name_and_what_is_ambiguous_is_asked_back()
             mode: AgentMode::Reply,
             url: world.agent.url(),
             secret: shared::secrets::Secret::new("s".into()).expect("not empty"),
+            timeout: NewAgent::TIMEOUT,
+            max_concurrent: NewAgent::MAX_CONCURRENT,
+            retry_for: None,
+            keep_for: NewAgent::KEEP_FOR,
         })
         .await
         .expect("an agent");
     sqlx::query(
-        "insert into chat_identities (platform, team_id, platform_user_id, user_id) values ('slack', $1, 'U1', 'steve')",
+        "insert into user_identities (platform, team_id, platform_user_id, user_id) values ('slack', $1, 'U1', 'steve')",
     )
     .bind(&other.team)
     .execute(&world.pool)
@@ -266,7 +269,10 @@ async fn a_connection_works_only_on_the_surfaces_it_is_allowed() {
         .expect("a connection");
     let code = world.mint(&app, &[Surface::Channel]).await.expect("a code");
     let said = command(&world, &app, "C1", "U1", &format!("link {code}")).await;
-    assert_eq!(said, "I am switched off here. Use me in a direct message with me.");
+    assert_eq!(
+        said,
+        "This app is disabled in this type of conversation. Use it in a direct message with this app."
+    );
     let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
     world.send(&app, &webhook).await.expect("an answer");
     assert_eq!(world.handled(&webhook.dedupe).await.outcome, "ignored");

@@ -125,7 +125,7 @@ async fn who_uses_a_code_is_not_taken_for_who_minted_it() {
         let said = world.slack.told("said", |r| webhook.response_url.ends_with(&r.to)).await;
         assert!(said.text().starts_with(starts), "{text}: {}", said.text());
     }
-    let known: i64 = sqlx::query_scalar("select count(*) from chat_identities")
+    let known: i64 = sqlx::query_scalar("select count(*) from user_identities")
         .fetch_one(&world.pool)
         .await
         .expect("a count");

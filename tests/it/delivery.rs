@@ -205,5 +205,5 @@ async fn what_was_refused_while_nats_was_away_is_taken_when_slack_sends_it_again
         .filter_map(|attempt| attempt.answer.as_ref().map(|answer| answer.status))
         .collect();
     assert_eq!(statuses, [503, 503, 200]);
-    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "unbound");
+    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "ignored");
 }

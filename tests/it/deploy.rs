@@ -90,8 +90,8 @@ fn ingest_ends_within(settings: &ingest::config::Config) -> Duration {
     settings.drain_delay + ingest::serve::FINISH_DEADLINE
 }
 
-fn worker_ends_within(settings: &worker::config::Config) -> Duration {
-    settings.grace + worker::config::BEYOND_GRACE
+fn worker_ends_within(settings: &worker::Config) -> Duration {
+    settings.grace + worker::BEYOND_GRACE
 }
 
 /// The kernel, the container and the log need a moment, too.
@@ -202,7 +202,7 @@ fn what_kubernetes_sets_is_a_setting_is_taken_and_leaves_time_to_drain() {
                 assert!(grace.expect("a grace") >= ends, "{file}: {ends:?}");
             }
             Some("ingest") => drop(arguments(&ingest::config::Config::command(), &own)),
-            Some("worker") => drop(arguments(&worker::config::Config::command(), &own)),
+            Some("worker") => drop(arguments(&worker::Config::command(), &own)),
             Some("migrate") => {
                 for (name, _) in &own {
                     assert!(tidegate.contains(name), "{file}: {name} is none of tidegate's");

@@ -28,22 +28,23 @@ async fn a_worker_tells_health_and_figures_too() {
         assert_eq!(answer.status().as_u16(), 200, "{path}");
     }
     until("the commit is counted", SOON, async || {
-        (worker.metric("worker_webhook_age_seconds_count").await.ok()? == 1.0).then_some(())
+        (worker.metric("tidegate_worker_end_to_end_latency_seconds_count").await.ok()? == 1.0)
+            .then_some(())
     })
     .await;
     for (line, figure) in [
-        ("worker_webhooks_total{kind=\"event\",outcome=\"done\"}", 1.0),
-        ("worker_handle_duration_seconds_count", 1.0),
-        ("worker_commit_duration_seconds_count", 1.0),
-        ("worker_partitions_owned", 64.0),
-        ("worker_lease_changes_total{change=\"taken\"}", 64.0),
-        ("worker_hydrations_total{result=\"miss\"}", 1.0),
+        ("tidegate_worker_webhooks_total{kind=\"event\",outcome=\"delivery\"}", 1.0),
+        ("tidegate_worker_attempt_duration_seconds_count", 1.0),
+        ("tidegate_worker_commit_duration_seconds_count", 1.0),
+        ("tidegate_worker_partitions_owned", 64.0),
+        ("tidegate_partition_lease_transitions_total{transition=\"claimed\"}", 64.0),
+        ("tidegate_connection_cache_requests_total{result=\"miss\"}", 1.0),
     ] {
         assert_eq!(worker.metric(line).await.expect("a figure"), figure, "{line}");
     }
     let page = reqwest::get(worker.admin("/metrics")).await.expect("an answer");
     let page = page.text().await.expect("a page");
-    let lags = page.lines().filter(|line| line.starts_with("worker_partition_lag{"));
+    let lags = page.lines().filter(|line| line.starts_with("tidegate_partition_lag{"));
     assert!(lags.clone().count() == 64 && lags.clone().all(|line| line.ends_with("} 0")), "{page}");
     assert!(!page.contains(&app.connection.to_string()), "an id is a label");
 }
@@ -68,14 +69,14 @@ async fn health_and_figures_are_told_on_a_port_of_their_own() {
     }
     let page = ingest.metrics().await.expect("metrics");
     for line in [
-        "ingest_webhooks_total{outcome=\"accepted\",kind=\"event\"} 2",
-        "ingest_webhooks_total{outcome=\"duplicate\",kind=\"event\"} 1",
-        "http_server_request_duration_seconds_count{http_route=\"/api/v1/webhooks/{connection}\",status_class=\"2xx\"} 3",
-        "ingest_publish_duration_seconds_count 3",
-        "ingest_events_withheld_total 1",
-        "ingest_connections 1",
-        "ingest_nats_connected 1",
-        "ingest_inflight 0",
+        "tidegate_ingest_webhooks_total{outcome=\"accepted\",kind=\"event\"} 2",
+        "tidegate_ingest_webhooks_total{outcome=\"duplicate\",kind=\"event\"} 1",
+        "tidegate_http_server_request_duration_seconds_count{http_route=\"/api/v1/webhooks/{connection}\",status_class=\"2xx\"} 3",
+        "tidegate_ingest_publish_duration_seconds_count 3",
+        "tidegate_ingest_events_withheld_total 1",
+        "tidegate_ingest_connections 1",
+        "tidegate_ingest_nats_connected 1",
+        "tidegate_ingest_inflight 0",
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is missing in:\n{page}");
     }
@@ -107,7 +108,7 @@ async fn a_process_is_asked_by_its_own_program_whether_it_is_ready() {
 
     // Without NATS it still has something to say to Slack, and a balancer without ingests has not.
     world.nats.kill();
-    let metric = async || world.ingests[0].metric("ingest_nats_connected").await.ok();
+    let metric = async || world.ingests[0].metric("tidegate_ingest_nats_connected").await.ok();
     until("it knows that NATS is away", SOON, async || (metric().await == Some(0.0)).then_some(()))
         .await;
     assert_eq!(ask(admin), (Some(0), String::new()));
@@ -172,7 +173,7 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
     };
     until("the log is full, and lines are dropped", SOON * 3, async || {
         join_all(iter::repeat_n((), 64).map(send)).await;
-        (ingest.metric("log_lines_dropped_total").await.ok()? > 0.0).then_some(())
+        (ingest.metric("tidegate_log_lines_dropped_total").await.ok()? > 0.0).then_some(())
     })
     .await;
     ingest.process.terminate();

@@ -1,12 +1,10 @@
 //! A conversation keeps its order whatever happens to it, and holds up nobody else.
 
-use shared::{
-    partition::{Conversation, Lane, Partition},
-    store::{Owner, Spilled},
-};
+use shared::{partition::Partition, store::NewAgent};
 use std::{
     collections::HashMap,
     path::Path,
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tests::{
@@ -43,15 +41,16 @@ async fn heard(world: &World, channel: &str, count: usize) -> Vec<String> {
 
 async fn count(world: &World, what: &'static str) -> i64 {
     let query = match what {
-        "set aside" => "select count(*) from lane_backlog",
-        "parked" => "select count(*) from lanes where parked_at is not null",
-        _ => "select count(*) from dead",
+        "waiting" => "select count(*) from deliveries",
+        "lanes" => "select count(*) from delivery_lanes where head <= tail",
+        "slots" => "select count(*) from agent_slots where lane is not null",
+        _ => "select count(*) from dead_letters",
     };
     sqlx::query_scalar(query).fetch_one(&world.pool).await.expect("a count")
 }
 
 #[tokio::test]
-async fn a_conversation_that_gets_too_deep_is_set_aside_keeps_its_order_and_holds_up_nobody() {
+async fn a_deep_conversation_keeps_its_order_and_holds_up_nobody() {
     let world = World::start(SMALL).await.expect("a world");
     let app = answered(&world).await;
     let mut said = vec!["slow:4000 first".to_owned()];
@@ -59,8 +58,8 @@ async fn a_conversation_that_gets_too_deep_is_set_aside_keeps_its_order_and_hold
     for text in &said {
         say(&world, &app, "D1", text).await;
     }
-    until("some of it is set aside", SOON, async || {
-        (count(&world, "set aside").await > 0).then_some(())
+    until("all of it is committed", SOON, async || {
+        (count(&world, "waiting").await == said.len() as i64).then_some(())
     })
     .await;
     let began = Instant::now();
@@ -69,8 +68,9 @@ async fn a_conversation_that_gets_too_deep_is_set_aside_keeps_its_order_and_hold
     let first = heard(&world, "D1", 0).await;
     assert!(first.is_empty(), "the first was still being answered after {:?}", began.elapsed());
     assert_eq!(heard(&world, "D1", said.len()).await, said);
-    until("it is an ordinary lane again", SOON, async || {
-        (count(&world, "parked").await == 0 && count(&world, "set aside").await == 0).then_some(())
+    until("nothing waits, and every slot is free", SOON, async || {
+        let left = count(&world, "waiting").await + count(&world, "slots").await;
+        (left == 0).then_some(())
     })
     .await;
     say(&world, &app, "D1", "and goes on").await;
@@ -88,7 +88,7 @@ async fn what_follows_a_message_that_fails_waits_for_it() {
     for text in said {
         say(&world, &app, "D1", text).await;
     }
-    until("its lane is parked", SOON, async || (count(&world, "parked").await == 1).then_some(()))
+    until("its lane waits", SOON, async || (count(&world, "waiting").await == 3).then_some(()))
         .await;
     say(&world, &app, "D1", "fourth").await;
     assert_eq!(heard(&world, "D1", 4).await, ["fail:4 first", "second", "third", "fourth"]);
@@ -99,36 +99,35 @@ async fn what_follows_a_message_that_fails_waits_for_it() {
     );
 }
 
+/// The sample agent refuses `poison` in the protocol's words.
 #[tokio::test]
-async fn a_message_that_can_not_be_handled_is_dead_after_six_tries_and_what_follows_goes_on() {
+async fn a_message_that_the_agent_refuses_is_a_dead_letter_and_what_follows_goes_on() {
     let world = World::start(SMALL).await.expect("a world");
     let app = answered(&world).await;
     let poison = say(&world, &app, "D1", "poison").await;
     say(&world, &app, "D1", "after it").await;
     assert_eq!(heard(&world, "D1", 1).await, ["after it"]);
-    let dead = world.store.dead(10).await.expect("a list");
+    let dead = world.dead_letters().await.expect("a list");
     assert_eq!(dead.len(), 1, "{dead:?}");
-    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("it failed too often", 6));
-    assert!(dead[0].last_error.contains("404"), "{}", dead[0].last_error);
+    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("the agent refused it", 3));
+    assert!(dead[0].last_error.contains("422"), "{}", dead[0].last_error);
     assert_eq!(dead[0].body, poison.body, "its bytes are kept");
-    assert_eq!(
-        world.agent.asked().iter().filter(|asked| asked.id == poison.dedupe.as_str()).count(),
-        6
-    );
+    let asked = world.agent.asked();
+    assert_eq!(asked.iter().filter(|asked| asked.id == poison.dedupe.as_str()).count(), 3);
+    let told = world.slack.told("the person is told", |r| r.text().contains("Reference: `")).await;
+    assert_eq!(told.by, "chat.postEphemeral");
 }
 
 #[tokio::test]
-async fn a_parked_conversation_keeps_its_order_when_its_worker_is_killed() {
+async fn a_waiting_conversation_keeps_its_order_when_its_worker_is_killed() {
     let world = World::start(PAIR).await.expect("a world");
     let app = answered(&world).await;
     let said = ["fail:6 first", "second", "third", "fourth"];
     for text in &said[..2] {
         say(&world, &app, "D1", text).await;
     }
-    until("its lane is parked", SOON, async || {
-        (count(&world, "set aside").await >= 2).then_some(())
-    })
-    .await;
+    until("its lane waits", SOON, async || (count(&world, "waiting").await >= 2).then_some(()))
+        .await;
     say(&world, &app, "D1", said[2]).await;
     let owner = world.owner_of(&app, "D1").await.expect("an owner");
     owner.process.kill();
@@ -153,86 +152,24 @@ async fn a_handler_that_hangs_or_panics_has_an_outcome_like_any_other() {
     let (hangs, panics) =
         (say(&world, &app, "D1", "hang").await, say(&world, &app, "D2", "panic").await);
     let well = say(&world, &app, "D3", "well").await;
-    assert_eq!(world.handled(&well.dedupe).await.outcome, "well");
-    let dead =
-        until("what panics is dead", PATIENTLY, async || world.store.dead(9).await.ok()?.pop())
-            .await;
-    assert_eq!(dead.dedupe.as_deref(), Some(panics.dedupe.as_str()));
-    assert_eq!((dead.last_error.as_str(), dead.attempts), ("the handler panicked", 6));
-    let error: String =
-        sqlx::query_scalar("select last_error from lanes where parked_at is not null")
-            .fetch_one(&world.pool)
-            .await
-            .expect("the other is parked");
-    assert_eq!(error, "the handler took longer than 300ms");
-    assert!(
-        world.look(&hangs.dedupe).await.is_none(),
-        "the world may get better: it is tried again"
-    );
-    let again = say(&world, &app, "D2", "well").await;
-    assert_eq!(world.handled(&again.dedupe).await.outcome, "well");
-    let logs = world.logged("cancelled in the middle").await.expect("it says so");
-    assert!(!logs.contains("it woke up"), "{logs}");
-}
-
-/// A new owner finds a webhook set aside that is younger than what it has yet to read of the same conversation.
-#[tokio::test]
-async fn what_was_set_aside_waits_for_what_is_older_and_not_read_yet() {
-    let mut world = World::without_processes(SMALL).await.expect("servers");
-    world.start_ingest().await.expect("an ingest");
-    let app = answered(&world).await;
-    let mut said = Vec::new();
-    for text in ["first", "second", "third"] {
-        said.push(say(&world, &app, "D1", text).await);
-    }
-    let partition = Partition::of(app.connection, Some("D1"));
-    let claimed = world.store.claim_partitions("before", 64, Duration::from_millis(1)).await;
-    let claimed = claimed.expect("a claim");
-    let leased = claimed.iter().find(|leased| leased.partition == partition).expect("all of them");
-    let owner = Owner::live("before", partition, leased.epoch, leased.generation);
-    let spilled = Spilled {
-        lane: Lane::of(app.connection, Conversation::DirectMessage("D1")),
-        sequence: 3,
-        connection: app.connection,
-        dedupe: said[2].dedupe.clone(),
-        stored_at: None,
-    };
-    assert!(world.store.spill(&owner, &[spilled]).await.expect("an answer"));
-    world.start_worker().await.expect("a worker");
-    assert_eq!(heard(&world, "D1", 3).await, ["first", "second", "third"]);
-    assert_eq!(count(&world, "dead").await, 0);
-}
-
-/// While it can't be written down that a webhook is set aside, it is not finished: whoever is next reads it again.
-#[tokio::test]
-async fn the_cursor_does_not_pass_what_is_set_aside_in_memory_alone() {
-    let world = World::start(SMALL).await.expect("a world");
-    let app = answered(&world).await;
-    let before = say(&world, &app, "D1", "it is read").await;
-    world.handled(&before.dedupe).await;
-    let mut lock = world.pool.begin().await.expect("a transaction");
-    let locked = sqlx::query("lock table lane_backlog in access exclusive mode");
-    locked.execute(&mut *lock).await.expect("nobody else writes it");
-    let webhook = say(&world, &app, "D1", "fail:2 held").await;
-    let lease = async || {
-        let lease = "select extract(epoch from max(lease_until))::float8 from partition_leases";
-        sqlx::query_scalar::<_, f64>(lease).fetch_one(&world.pool).await.ok()
-    };
-    let waits = "select count(*) from pg_stat_activity
-                  where query like '-- lanes.spill%' and wait_event_type = 'Lock'";
-    until("it waits to be set aside", SOON, async || {
-        let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&world.pool).await.ok()?;
-        (waiting > 0).then_some(())
+    assert_eq!(world.handled(&well.dedupe).await.outcome, "completed");
+    let dead = until("what panics is a dead letter", PATIENTLY, async || {
+        world.dead_letters().await.ok()?.pop()
     })
     .await;
-    let seen = lease().await.expect("a lease");
-    until("cursors were saved since", SOON, async || (lease().await? > seen + 1.0).then_some(()))
-        .await;
-    world.workers[0].process.kill();
-    lock.rollback().await.expect("it is free again");
-    world.workers[0].process.restart().expect("a worker starts");
-    assert_eq!(heard(&world, "D1", 2).await, ["it is read", "fail:2 held"]);
-    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "done");
+    assert_eq!(dead.dedup_key.as_deref(), Some(panics.dedupe.as_str()));
+    assert_eq!(dead.reason, "its attempts ended without an outcome");
+    let error: String =
+        sqlx::query_scalar("select last_error from delivery_lanes where head <= tail")
+            .fetch_one(&world.pool)
+            .await
+            .expect("the other waits");
+    assert_eq!(error, "the handler took longer than 300ms");
+    assert!(world.look(&hangs.dedupe).await.is_none(), "what hangs is tried again");
+    let again = say(&world, &app, "D2", "well").await;
+    assert_eq!(world.handled(&again.dedupe).await.outcome, "completed");
+    let logs = world.logged("cancelled in the middle").await.expect("it says so");
+    assert!(!logs.contains("it woke up"), "{logs}");
 }
 
 /// The 99th percentile of the time from sending to done of messages in twenty conversations; meanwhile another, in the
@@ -270,7 +207,7 @@ async fn p99_of_others(world: &World, apps: &[App], noisy: bool) -> Duration {
     });
     let (sent, ()) = tokio::join!(futures_util::future::join_all(others), noise);
     let sent: Vec<(String, f64)> = sent.into_iter().flatten().collect();
-    let done = "select dedupe_key, extract(epoch from at)::float8 * 1000 from seen";
+    let done = "select dedup_key, extract(epoch from at)::float8 * 1000 from delivery_log";
     let done = until("the others are done", PATIENTLY, async || {
         let done: Vec<(String, f64)> = sqlx::query_as(done).fetch_all(&world.pool).await.ok()?;
         let done: HashMap<String, f64> = done.into_iter().collect();
@@ -286,9 +223,8 @@ fn unix_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64() * 1000.0)
 }
 
-/// More than the window of a partition holds: were it not set aside, nobody else there would be read. Other work of the
-/// machine hits the one measurement or the other, so each is taken up to three times, and the best of each is compared;
-/// what is not set aside is in the way every time.
+/// Other work of the machine hits the one measurement or the other, so each is taken up to three times, and the best of each
+/// is compared.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_conversation_with_half_of_all_traffic_leaves_the_others_p99_within_twice_its_quiet_value()
  {
@@ -309,20 +245,24 @@ async fn one_conversation_with_half_of_all_traffic_leaves_the_others_p99_within_
     panic!("quiet {quiet:?}, beside a noisy conversation {noisy:?}\n{}", world.logs());
 }
 
+/// An agent that is away costs no delivery: its circuit opens, one probe at a time goes through, and the rest follows.
 #[tokio::test]
-async fn while_most_handling_fails_nothing_is_given_up_and_afterwards_all_is_handled() {
+async fn an_agent_that_is_away_gets_everything_when_it_is_back() {
     let world = World::start(SMALL).await.expect("a world");
     let app = answered(&world).await;
     world.agent.break_down(true);
     for n in 0..12 {
         say(&world, &app, &format!("D{n}"), "hello").await;
     }
-    until(
-        "each was tried more often than a message of its own fault would be",
-        PATIENTLY,
-        async || (world.agent.asked().len() > 12 * 7).then_some(()),
-    )
+    until("its circuit is open", PATIENTLY, async || {
+        let open = world.workers[0].metric("tidegate_agent_circuit_breakers_open").await.ok()?;
+        (open == 1.0).then_some(())
+    })
     .await;
+    let asked = world.agent.asked().len();
+    tokio::time::sleep(Duration::from_secs(4)).await; // as long as the agent stays away
+    let probes = world.agent.asked().len() - asked;
+    assert!(probes <= 6, "{probes} attempts within 4 s while the circuit is open");
     assert_eq!(count(&world, "dead").await, 0);
     world.agent.break_down(false);
     for n in 0..12 {
@@ -330,14 +270,89 @@ async fn while_most_handling_fails_nothing_is_given_up_and_afterwards_all_is_han
     }
 }
 
-/// Commands have slots of their own: a person looks at a screen.
+async fn with_agent(world: &World, change: impl FnOnce(&mut NewAgent)) -> App {
+    let app = answered(world).await;
+    let mut agent =
+        tests::provision::new_agent(&app.org, agent_id(), world.agent.url()).expect("an agent");
+    change(&mut agent);
+    world.store.put_agent(&agent).await.expect("Postgres");
+    app
+}
+
+/// Attempts of one agent are limited on all workers together, and exactly.
 #[tokio::test]
-async fn a_command_is_answered_while_slow_agents_hold_every_other_slot() {
-    let mut world = World::without_processes(SMALL).await.expect("servers");
-    world.set("TIDEGATE_HANDLERS", "4");
-    world.start_ingest().await.expect("an ingest");
-    world.start_worker().await.expect("a worker");
+async fn an_agent_runs_as_many_attempts_as_it_may() {
+    let world = World::start(PAIR).await.expect("a world");
+    let app = with_agent(&world, |agent| agent.max_concurrent = 3).await;
+    for n in 0..30 {
+        say(&world, &app, &format!("D{n}"), "slow:300 x").await;
+    }
+    let most = AtomicI64::new(0);
+    until("all are answered", PATIENTLY, async || {
+        most.fetch_max(count(&world, "slots").await, Relaxed);
+        (count(&world, "waiting").await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(most.into_inner(), 3);
+}
+
+/// Each of A's messages is a conversation of its own; B's partitions are among A's.
+async fn others_are_not_held_up(agent_takes: &str) {
+    let world = World::start(SMALL).await.expect("a world");
+    let (a, b) = (answered(&world).await, answered(&world).await);
+    let said: Vec<_> = (0..620)
+        .map(|n| Webhook::message(&world.slack, &a, &format!("C{}", n % 20), "U1", agent_takes))
+        .collect();
+    for chunk in said.chunks(62) {
+        let sent = chunk.iter().map(|webhook| world.send(&a, webhook));
+        for sent in futures_util::future::join_all(sent).await {
+            assert_eq!(sent.expect("an answer").status, 200);
+        }
+    }
+    until("all of A's are committed", SOON, async || {
+        (count(&world, "waiting").await >= 600).then_some(())
+    })
+    .await;
+    for n in 0..20 {
+        let (channel, text) = (format!("D{n}"), format!("b {n}"));
+        let began = Instant::now();
+        say(&world, &b, &channel, &text).await;
+        heard(&world, &channel, 1).await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{text}: {:?}", began.elapsed());
+        let command = Webhook::command(&world.slack, &b, &channel, "U1", "/lobu", "help");
+        let began = Instant::now();
+        world.send(&b, &command).await.expect("an answer");
+        let told = |r: &tests::slack::Receipt| command.response_url.ends_with(&r.to);
+        world.slack.told("the person hears", told).await;
+        assert!(began.elapsed() < Duration::from_secs(2), "help {n}: {:?}", began.elapsed());
+    }
+    assert!(count(&world, "waiting").await >= 500, "A's agent is still at it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_agent_holds_up_no_other_tenant() {
+    others_are_not_held_up("slow:15000 x").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_never_answers_holds_up_no_other_tenant() {
+    others_are_not_held_up("slow:600000 x").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_needs_25_seconds_answers_once_and_is_asked_once() {
+    let world = World::start(SMALL).await.expect("a world");
     let app = answered(&world).await;
+    say(&world, &app, "D1", "slow:25000 x").await;
+    assert_eq!(heard(&world, "D1", 1).await, ["slow:25000 x"]);
+    assert_eq!(world.agent.asked().len(), 1);
+}
+
+/// A person looks at a screen: a command waits for no agent.
+#[tokio::test]
+async fn a_command_is_answered_while_every_slot_is_taken() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = with_agent(&world, |agent| agent.max_concurrent = 4).await;
     for n in 0..8 {
         say(&world, &app, &format!("D{n}"), "slow:6000").await;
     }

@@ -44,7 +44,7 @@ async fn an_app_that_is_removed_is_revoked_whichever_word_of_it_comes_first_and_
             assert_eq!(world.send(&app, webhook).await.expect("an answer").status, 200);
         }
         world.workers[0].process.thaw();
-        assert_eq!(world.handled(&first.dedupe).await.outcome, "done");
+        assert_eq!(world.handled(&first.dedupe).await.outcome, "installation_event");
         world.handled(&second.dedupe).await;
         assert_eq!(status(&world, &app).await, Status::Revoked);
         until("ingest refuses it", SOON, async || {
@@ -87,7 +87,7 @@ async fn a_channel_that_gets_another_id_stays_linked() {
     let renamed =
         json!({ "type": "channel_id_changed", "old_channel_id": "G1", "new_channel_id": "C1" });
     let webhook = event(&world, &app, renamed, unix_now());
-    assert_eq!(handled(&world, &app, &webhook).await, "done");
+    assert_eq!(handled(&world, &app, &webhook).await, "installation_event");
     assert_eq!(world.binding(&app, "G1").await.expect("a look"), None);
     let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "still there?");
     handled(&world, &app, &webhook).await;

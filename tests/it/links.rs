@@ -37,7 +37,7 @@ async fn a_code_used_on_the_wrong_surface_is_not_burnt() {
     let app = world.connect().await.expect("a connection");
     let code = world.mint(&app, &[Surface::Dm]).await.expect("a code");
     let said = link(&world, &app, "C1", "U1", &code).await;
-    assert!(said.contains("not here"), "{said}");
+    assert!(said.contains("can't be used here"), "{said}");
     assert_eq!(world.binding(&app, "C1").await.expect("a look"), None);
     assert!(link(&world, &app, "D1", "U1", &code.to_lowercase()).await.starts_with("Linked."));
 }
@@ -114,12 +114,12 @@ async fn a_code_for_another_platform_expired_or_taken_back_binds_nothing_and_sur
         assert!(said.contains("invalid or expired"), "{said}");
     };
     // No release writes another platform yet; one that did would widen the check.
-    sql(&world, "alter table link_claims drop constraint link_claims_platform_check").await;
-    sql(&world, "update link_claims set platform = 'telegram'").await;
+    sql(&world, "alter table link_codes drop constraint link_codes_platform_check").await;
+    sql(&world, "update link_codes set platform = 'telegram'").await;
     refused("U1").await;
-    sql(&world, "update link_claims set platform = 'slack', expires_at = now()").await;
+    sql(&world, "update link_codes set platform = 'slack', expires_at = now()").await;
     refused("U2").await;
-    sql(&world, "update link_claims set expires_at = created_at + interval '15 minutes'").await;
+    sql(&world, "update link_codes set expires_at = created_at + interval '15 minutes'").await;
     assert!(link(&world, &app, "C1", "U3", &code).await.starts_with("Linked."));
     assert_eq!(bindings(&world).await, 1);
 
@@ -150,17 +150,17 @@ async fn whoever_guesses_codes_is_not_listened_to_for_a_while_and_can_not_tell()
     said.dedup();
     assert_eq!(said.len(), 1, "the right code is answered like the wrong ones: {said:?}");
     assert_eq!(bindings(&world).await, 0);
-    sql(&world, "update claim_guesses set until = now() where who like '%/UGUESSER'").await;
+    sql(&world, "update link_code_attempts set until = now() where who like '%/UGUESSER'").await;
     assert!(link(&world, &app, "C1", "UGUESSER", &code).await.starts_with("Linked."));
 
     // The workspace as a whole has a limit, too: many people are not many chances.
     let code = world.mint(&app, &[Surface::Channel]).await.expect("a code");
-    sql(&world, "update claim_guesses set misses = 100, until = now() + interval '1 minute' where who not like '%/U%'").await;
+    sql(&world, "update link_code_attempts set misses = 100, until = now() + interval '1 minute' where who not like '%/U%'").await;
     assert!(link(&world, &app, "C2", "UNEW", &code).await.contains("invalid or expired"));
-    sql(&world, "update claim_guesses set until = now() - interval '1 minute'").await;
+    sql(&world, "update link_code_attempts set until = now() - interval '1 minute'").await;
     assert!(link(&world, &app, "C2", "UNEW", &code).await.starts_with("Linked."));
     link(&world, &app, "C3", "UNEW", "AAAA-BBBB-CCCC").await;
-    let kept: i64 = sqlx::query_scalar("select count(*) from claim_guesses")
+    let kept: i64 = sqlx::query_scalar("select count(*) from link_code_attempts")
         .fetch_one(&world.pool)
         .await
         .expect("a count");

@@ -48,16 +48,19 @@ fn said(world: &World, app: &App, conversations: usize) -> usize {
     (0..conversations).flat_map(of).filter(|message| message.bot_id.is_some()).count()
 }
 
-/// How many rows there are in each state, and how many were said again in doubt.
+/// How many messages were sent, how many not, and how many were sent again in doubt.
 async fn rows(world: &World) -> (i64, i64, i64) {
     let row = sqlx::query(
-        "select count(*) filter (where state = 'sent') as sent, count(*) filter (where state <> 'sent') as other,
-                coalesce(sum(doubts), 0)::bigint as doubts from outbox",
+        "select (select count(*) from outbox_log) as sent,
+                (select count(*) from outbox) + (select count(*) from outbox_failures) as other,
+                (select coalesce(sum(resend_count), 0)::bigint
+                   from (select resend_count from outbox_log union all select resend_count from outbox_failures) r)
+                    as resends",
     )
     .fetch_one(&world.pool)
     .await
     .expect("a count");
-    (row.get("sent"), row.get("other"), row.get("doubts"))
+    (row.get("sent"), row.get("other"), row.get("resends"))
 }
 
 async fn all_sent(world: &World, count: i64, within: Duration) -> i64 {
@@ -114,7 +117,9 @@ async fn where_slack_gives_no_way_to_look_the_doubt_is_counted_and_it_is_said_ag
     let calls = world.slack.calls_of("response_url");
     assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
     for (method, count) in [(POST, 20.0), ("response_url", 10.0)] {
-        let line = format!("outbox_in_doubt_total{{method=\"{method}\",outcome=\"resent\"}}");
+        let line = format!(
+            "tidegate_outbox_ambiguous_sends_total{{method=\"{method}\",outcome=\"resent\"}}"
+        );
         assert_eq!(world.workers[0].metric(&line).await.expect("a page"), count, "{line}");
     }
 }
@@ -192,7 +197,7 @@ async fn a_response_url_that_is_used_up_or_not_slacks_is_not_insisted_on() {
     foreign.body = body.replace(ours, theirs).into_bytes();
     world.send(&app, &foreign).await.expect("an answer");
     let why: String = until("given up", SOON, async || {
-        sqlx::query_scalar("select last_error from outbox where state = 'failed'")
+        sqlx::query_scalar("select error from outbox_failures")
             .fetch_optional(&world.pool)
             .await
             .ok()?
@@ -252,7 +257,9 @@ async fn what_can_be_mended_is_kept_and_what_can_not_is_given_up() {
     }
     for ((word, state, becomes), app) in words.into_iter().zip(&apps) {
         let (found, error): (String, String) = until(word, SOON, async || {
-            let query = "select state, last_error from outbox where connection_id = $1 and last_error <> ''";
+            let query = "select 'failed', error from outbox_failures where connection_id = $1
+                         union all
+                         select 'pending', last_error from outbox_lanes where connection_id = $1 and last_error <> ''";
             let row = sqlx::query_as(query).bind(app.connection.to_string());
             row.fetch_optional(&world.pool).await.ok()?
         })
@@ -261,7 +268,7 @@ async fn what_can_be_mended_is_kept_and_what_can_not_is_given_up() {
         assert_eq!(status(&world, app).await, becomes, "{word}");
     }
     let limited: i64 =
-        sqlx::query_scalar("select count(*) from slack_limits where connection_id = $1")
+        sqlx::query_scalar("select count(*) from slack_rate_limits where connection_id = $1")
             .bind(apps[3].connection.to_string())
             .fetch_one(&world.pool)
             .await
@@ -296,7 +303,7 @@ async fn a_response_url_that_leads_elsewhere_is_not_followed() {
         form_urlencoded::Serializer::new(String::new()).extend_pairs(body).finish().into_bytes();
     world.send(&app, &help).await.expect("an answer");
     let why: String = until("given up", SOON, async || {
-        let query = "select last_error from outbox where state = 'failed'";
+        let query = "select error from outbox_failures";
         sqlx::query_scalar(query).fetch_optional(&world.pool).await.ok()?
     })
     .await;
@@ -313,7 +320,7 @@ async fn a_conversation_that_is_closed_to_us_is_noted_and_holds_up_nobody() {
         .trouble(Trouble::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"));
     say(&world, &app, 2, "hello").await;
     until("one is said, one is given up", SOON, async || {
-        let failed: i64 = sqlx::query_scalar("select count(*) from outbox where state = 'failed'")
+        let failed: i64 = sqlx::query_scalar("select count(*) from outbox_failures")
             .fetch_one(&world.pool)
             .await
             .ok()?;

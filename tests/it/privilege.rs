@@ -168,17 +168,17 @@ async fn a_worker_changes_rows_and_nothing_else() {
     let world = World::without_processes(SERVERS).await.expect("servers");
     let forbidden = [
         "create table mine (id bigint)",
-        "drop table seen",
-        "alter table seen add column mine text",
-        "truncate seen",
+        "drop table processed_keys",
+        "alter table processed_keys add column mine text",
+        "truncate processed_keys",
         "create role mine",
         "set role tidegate_owner",
         "insert into organizations (id) values ('mine')",
         "update agents set url = 'http://mine/'",
         "delete from connections",
-        "insert into link_claims (code_hash) values ('mine')",
+        "insert into link_codes (code_hash) values ('mine')",
         "delete from agents",
-        "delete from partition_epochs",
+        "delete from partition_cursors",
         "delete from _sqlx_migrations",
     ];
     may_not(&world, "tidegate_worker", &forbidden).await;
@@ -189,10 +189,10 @@ async fn the_operator_takes_no_lease_and_changes_no_schema() {
     let world = World::without_processes(SERVERS).await.expect("servers");
     let forbidden = [
         "create table mine (id bigint)",
-        "drop table dead",
-        "truncate dead",
+        "drop table dead_letters",
+        "truncate dead_letters",
         "set role tidegate_owner",
-        "update partition_epochs set owner = 'mine'",
+        "update partition_cursors set owner = 'mine'",
         "update partition_leases set lease_until = now() + interval '1 day'",
         "insert into workers (id) values ('mine')",
         "delete from _sqlx_migrations",

@@ -4,7 +4,7 @@ use shared::types::{ClaimCode, Surface};
 use std::collections::BTreeSet;
 use tests::{
     day::Day,
-    effects::{Effects, report, worked_off},
+    effects::{Effects, report},
     fixtures,
     recording::{PAUSE, Recorded, Recording},
     slack::webhook::Webhook,
@@ -65,7 +65,7 @@ async fn declared(world: &World) -> App {
     });
     let app = app.await.expect("a connection");
     world.mint(&app, &[Surface::Dm]).await.expect("a claim");
-    let same = sqlx::query("update link_claims set code_hash = $1");
+    let same = sqlx::query("update link_codes set code_hash = $1");
     same.bind(code.hash().as_bytes()).execute(&world.pool).await.expect("this code's");
     app
 }
@@ -94,18 +94,18 @@ async fn lived(world: &World, app: &App) {
         assert_eq!(world.send(app, webhook).await.expect("an answer").status, 200);
         if n < 2 {
             // The second is late, and all that follows is answered in a conversation that is linked.
-            worked_off(world, SOON).await.expect("worked off");
+            world.worked_off(SOON).await.expect("worked off");
             tokio::time::sleep(PAUSE).await;
         }
     }
-    worked_off(world, SOON).await.expect("worked off");
+    world.worked_off(SOON).await.expect("worked off");
 }
 
 async fn worked_off_again(recording: &Recording) -> Effects {
     let world = World::start(WORKER_ONLY).await.expect("a world");
     declared(&world).await;
     recording.put(&world).await.expect("put in");
-    worked_off(&world, SOON).await.expect("worked off");
+    world.worked_off(SOON).await.expect("worked off");
     Effects::of(&world).await.expect("effects")
 }
 

@@ -141,7 +141,7 @@ async fn a_dump_of_postgres_the_store_of_nats_and_the_logs_at_trace_hold_no_secr
     let app = world.declare().expect("applied");
     let (printed, code) = live(&world, &app).await;
     until("one is dead", SOON, async || {
-        (!world.store.dead(1).await.ok()?.is_empty()).then_some(())
+        (!world.dead_letters().await.ok()?.is_empty()).then_some(())
     })
     .await;
     // All that was said is to be looked through: nothing was dropped, and nothing is still under way.
@@ -180,7 +180,10 @@ async fn a_dump_of_postgres_the_store_of_nats_and_the_logs_at_trace_hold_no_secr
         assert!(!dump.contains(secret), "{name} is in Postgres");
     }
     for page in pages {
-        assert!(page.contains("# EOF") && page.contains("\nlog_lines_dropped_total 0\n"), "{page}");
+        assert!(
+            page.contains("# EOF") && page.contains("\ntidegate_log_lines_dropped_total 0\n"),
+            "{page}"
+        );
         for (name, secret) in secrets(&world, &app) {
             assert!(!page.contains(&secret), "{name} is a metric");
         }

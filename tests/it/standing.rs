@@ -24,9 +24,15 @@ async fn a_thousand_webhooks_that_belong_to_nobody_cost_the_shared_app_nothing()
     }
     assert_eq!(refused, 0);
     let metric = async |line: &str| world.ingests[0].metric(line).await.expect("metrics");
-    assert_eq!(metric("ingest_webhooks_total{outcome=\"unrouted\",kind=\"event\"}").await, 1_089.0);
     assert_eq!(
-        (metric("ingest_apps_at_risk").await, metric("ingest_app_failed_share_max").await),
+        metric("tidegate_ingest_webhooks_total{outcome=\"unrouted\",kind=\"event\"}").await,
+        1_089.0
+    );
+    assert_eq!(
+        (
+            metric("tidegate_ingest_apps_at_risk").await,
+            metric("tidegate_ingest_app_failed_share_max").await
+        ),
         (0.0, 0.0)
     );
 }
@@ -40,7 +46,10 @@ async fn an_app_half_way_to_being_switched_off_is_told_of() {
         let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
         assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 404);
     }
-    assert_eq!(world.ingests[0].metric("ingest_apps_at_risk").await.expect("metrics"), 1.0);
+    assert_eq!(
+        world.ingests[0].metric("tidegate_ingest_apps_at_risk").await.expect("metrics"),
+        1.0
+    );
     let log = world.logged("Slack switches an app off").await.expect("a warning");
     assert!(log.contains(&app.app), "the warning names it");
     let ready = world.ingests[0].ready().await;

@@ -66,7 +66,7 @@ async fn the_processing_of_a_webhook_and_its_reply_are_linked_to_the_request_tha
     ];
     until("the linked trace arrives", SOON, async || holds(&received, &processing).then_some(()))
         .await;
-    let reply = [&trace[..], b"say chat.postMessage", webhook.dedupe.as_str().as_bytes()];
+    let reply = [&trace[..], b"send chat.postMessage", webhook.dedupe.as_str().as_bytes()];
     until("the reply's trace arrives", SOON, async || holds(&received, &reply).then_some(())).await;
     for secret in ["the words of a user", app.secret.as_str(), app.token.as_str()] {
         assert!(!holds(&received, &[secret.as_bytes()]), "{secret} is in a trace");

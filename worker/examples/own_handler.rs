@@ -1,25 +1,25 @@
-//! A worker whose handler is ours: it says back what it hears, and counts nothing twice. Settings as for `worker`.
+//! A worker with a handler of its own: it repeats what it hears, and counts nothing twice. Settings as for `worker`.
 
 use shared::{
     codec::slack::Inbound,
     types::{Destination, Outgoing},
 };
 use std::process::ExitCode;
-use worker::handle::{Desk, Handler, Outcome};
+use worker::{Handler, HandlerContext, HandlerOutcome};
 
 struct Echo;
 
 impl Handler for Echo {
-    async fn handle(&self, desk: &Desk<'_>, inbound: &Inbound<'_>) -> Outcome {
-        let Inbound::Event(body) = inbound else { return Outcome::done("ignored") };
-        let Some(event) = &body.event.0 else { return Outcome::done("ignored") };
+    async fn handle(&self, context: &HandlerContext<'_>, inbound: &Inbound<'_>) -> HandlerOutcome {
+        let Inbound::Event(body) = inbound else { return HandlerOutcome::done() };
+        let Some(event) = &body.event.0 else { return HandlerOutcome::done() };
         let (Some(text), Some(Ok(channel)), None) =
             (event.text.get(), event.channel.get().map(str::parse), event.bot_id.get())
         else {
-            return Outcome::done("ignored");
+            return HandlerOutcome::done();
         };
-        let message = serde_json::json!({ "text": format!("{text} ({})", desk.id()) });
-        Outcome::say(vec![Outgoing {
+        let message = serde_json::json!({ "text": format!("{text} ({})", context.id()) });
+        HandlerOutcome::send(vec![Outgoing {
             to: Destination::PostMessage {
                 channel,
                 thread_ts: event.thread_ts.get().map(str::to_owned),
@@ -30,5 +30,5 @@ impl Handler for Echo {
 }
 
 fn main() -> ExitCode {
-    worker::start::main(Echo)
+    worker::run(Some(Echo))
 }

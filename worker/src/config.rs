@@ -31,14 +31,15 @@ pub struct Config {
     /// How long a partition stays with a worker that went silent.
     #[arg(long, env = "TIDEGATE_LEASE_TTL", value_name = "DURATION", default_value = "3s", value_parser = config::duration)]
     pub lease_ttl: Duration,
-    /// Handlers that run at once.
+    /// Deliveries that a team's own handler takes at once, on all workers together.
     #[arg(long, env = "TIDEGATE_HANDLERS", value_name = "N", default_value = "64")]
     pub handlers: NonZeroUsize,
-    /// Longest a handler may take for one webhook, agents included; then it is cancelled, and tried again later.
+    /// Time that a team's own handler may take for one webhook; then it is cancelled, and tried again later. Agents have
+    /// timeouts of their own.
     #[arg(long, env = "TIDEGATE_HANDLER_DEADLINE", value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
     pub handler_deadline: Duration,
-    /// How long what runs may take to finish after SIGTERM.
-    #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "8s", value_parser = config::duration)]
+    /// Time that calls to agents and Slack may take to end after SIGTERM; partitions are given back at once.
+    #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
     pub grace: Duration,
     /// The slash command, with its slash.
     #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]

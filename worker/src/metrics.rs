@@ -1,38 +1,30 @@
-//! What a worker counts, for Prometheus. Labels come from closed sets: no id of a connection, team or user is one.
+//! Counters and gauges of a worker, for Prometheus. Labels come from closed sets: no id of a connection, team or user is one.
 //!
-//! In: what the stages tell. Out: a page. What is true of a moment (lag, depth, age) is asked of the partitions in
-//! hand when the page is read, so that a partition given up leaves no figure behind. What only Postgres knows (parked,
-//! dead) is told by the one worker that tidies.
+//! Every name begins with `tidegate_`. Gauges of partitions are read from the partitions in hand when the page is read, so
+//! that a partition given up leaves no figure behind. What only Postgres knows is told by the worker that prunes.
 
-use crate::{
-    agent::AgentCalls,
-    hydrate::Hydrator,
-    lane::{Lanes, WeakLanes},
-    part::Part,
-    slack::counted::Counted,
-};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
-use shared::{lines::Dropped, store::Standing, types::Kind};
+use shared::{lines::Dropped, partition::Partition, store::BacklogStats, types::Kind};
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
     time::Duration,
 };
+use time::OffsetDateTime;
 
-/// A commit takes a few milliseconds; a Postgres in trouble seconds.
+/// A commit takes a few milliseconds; a Postgres in trouble takes seconds.
 const COMMIT_BUCKETS: [f64; 11] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-/// A handler is a few milliseconds, or an agent's tens of seconds.
-const HANDLE_BUCKETS: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-/// From milliseconds to the day after which a webhook is given up.
-const AGE_BUCKETS: [f64; 12] =
-    [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 86400.0];
+const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TryLabels {
+struct DecisionLabels {
     kind: &'static str,
     outcome: &'static str,
 }
@@ -43,301 +35,301 @@ struct PartitionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ChangeLabels {
-    change: &'static str,
+struct TransitionLabels {
+    transition: &'static str,
 }
+
+type Seconds = Gauge<f64, AtomicU64>;
 
 /// All of it.
 pub struct Metrics {
     registry: Registry,
-    tries: Family<TryLabels, Counter>,
-    handling: Histogram,
-    ages: Histogram,
+    decisions: Family<DecisionLabels, Counter>,
     commits: Histogram,
-    group_sizes: Histogram,
+    batch_sizes: Histogram,
+    batches_refused: Counter,
     fenced: Counter,
-    dead: Counter,
-    leases: Family<ChangeLabels, Counter>,
-    generations: Counter,
+    dead_lettered: Counter,
+    leases: Family<TransitionLabels, Counter>,
+    stream_resets: Counter,
     owned: Gauge,
     lag: Family<PartitionLabels, Gauge>,
-    oldest: Family<PartitionLabels, Gauge<f64, AtomicU64>>,
-    lanes: Gauge,
-    queued: Gauge,
-    deepest: Gauge,
-    breaker: Gauge,
-    parked_lanes: Gauge,
-    parked: Gauge,
-    parked_oldest: Gauge<f64, AtomicU64>,
-    dead_kept: Gauge,
-    unsaid: Gauge,
-    unsaid_oldest: Gauge<f64, AtomicU64>,
-    stream_used: Gauge<f64, AtomicU64>,
-    watched: Mutex<Vec<Watched>>,
+    oldest: Family<PartitionLabels, Seconds>,
+    deliveries: Gauge,
+    deliveries_oldest: Seconds,
+    dead_letters: Gauge,
+    outbox: Gauge,
+    outbox_oldest: Seconds,
+    outbox_failures: Gauge,
+    stream_used: Seconds,
+    intake_bytes: Gauge,
+    watched: Mutex<Vec<Weak<PartitionProgress>>>,
 }
 
-/// A partition in hand, for as long as it is.
-struct Watched {
-    part: Weak<Part>,
-    lanes: WeakLanes,
+/// How far a partition is, as its reader records it.
+pub struct PartitionProgress {
+    partition: Partition,
+    lag: AtomicU64,
+    /// When the stream got the oldest webhook that is read and not committed, in seconds since 1970; 0 without one.
+    oldest_stored_at: AtomicI64,
 }
 
-impl Watched {
-    fn is_in_hand(&self) -> bool {
-        self.part.upgrade().is_some_and(|part| !part.is_over())
+impl PartitionProgress {
+    /// Nothing is read.
+    pub fn new(partition: Partition) -> Self {
+        Self { partition, lag: AtomicU64::new(0), oldest_stored_at: AtomicI64::new(0) }
+    }
+
+    /// Records how many stored webhooks are past the cursor, and when the stream got the oldest of them that was read.
+    pub fn record(&self, lag: u64, oldest: Option<OffsetDateTime>) {
+        self.lag.store(lag, Ordering::Relaxed);
+        let oldest = oldest.map_or(0, OffsetDateTime::unix_timestamp);
+        self.oldest_stored_at.store(oldest, Ordering::Relaxed);
+    }
+
+    fn oldest_age(&self) -> f64 {
+        match self.oldest_stored_at.load(Ordering::Relaxed) {
+            0 => 0.0,
+            at => (OffsetDateTime::now_utc().unix_timestamp() - at).max(0) as f64,
+        }
     }
 }
 
-/// How a lease changed.
+/// A change of a lease.
 #[derive(Debug, Clone, Copy)]
-pub enum LeaseChange {
-    /// Claimed.
-    Taken,
-    /// Given back, drained.
-    Returned,
-    /// Ran out, or somebody else has it.
+pub enum LeaseTransition {
+    /// Claimed by this worker.
+    Claimed,
+    /// Given back.
+    Released,
+    /// Ran out, or claimed by another worker.
     Lost,
 }
 
+/// Registers a metric and returns it: a clone counts together with it.
+fn registered<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    r.register(name, help, metric.clone());
+    metric
+}
+
+fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    r.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
+}
+
 impl Metrics {
-    /// All zero, but for what the hydrator and the clients of Slack and of agents count by themselves.
-    pub fn new(
-        hydrator: &Hydrator,
-        slack: &Counted,
-        agents: &AgentCalls,
-        dropped: Dropped,
-    ) -> Self {
-        let mut registry = Registry::default();
-        let this = Self {
-            registry: Registry::default(),
-            tries: Family::default(),
-            handling: Histogram::new(HANDLE_BUCKETS),
-            ages: Histogram::new(AGE_BUCKETS),
-            commits: Histogram::new(COMMIT_BUCKETS),
-            group_sizes: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
-            fenced: Counter::default(),
-            dead: Counter::default(),
-            leases: Family::default(),
-            generations: Counter::default(),
-            owned: Gauge::default(),
-            lag: Family::default(),
-            oldest: Family::default(),
-            lanes: Gauge::default(),
-            queued: Gauge::default(),
-            deepest: Gauge::default(),
-            breaker: Gauge::default(),
-            parked_lanes: Gauge::default(),
-            parked: Gauge::default(),
-            parked_oldest: Gauge::default(),
-            dead_kept: Gauge::default(),
-            unsaid: Gauge::default(),
-            unsaid_oldest: Gauge::default(),
-            stream_used: Gauge::default(),
-            watched: Mutex::default(),
-        };
-        // There from the start, so that its first time is a change.
-        let lost = ChangeLabels { change: "lost" };
-        drop(this.leases.get_or_create(&lost));
+    /// All zero. `register` adds what the stages count by themselves.
+    pub fn new(dropped: Dropped, register: impl FnOnce(&mut Registry)) -> Self {
+        let mut registry = Registry::with_prefix("tidegate");
         let r = &mut registry;
-        r.register("worker_webhooks", "Tries by how they ended", this.tries.clone());
-        r.register_with_unit(
-            "worker_handle_duration",
-            "One try, waiting for a slot apart",
-            Unit::Seconds,
-            this.handling.clone(),
+        let leases = registered(
+            r,
+            "partition_lease_transitions",
+            "Partitions claimed, released, lost",
+            Family::<TransitionLabels, Counter>::default(),
         );
-        r.register_with_unit(
-            "worker_webhook_age",
-            "From ingest's reading of a webhook to its being done or dead",
-            Unit::Seconds,
-            this.ages.clone(),
-        );
-        r.register_with_unit(
-            "worker_commit_duration",
-            "A transaction of effects, in Postgres",
-            Unit::Seconds,
-            this.commits.clone(),
-        );
-        r.register(
-            "worker_commit_group_size",
-            "Webhooks committed by one transaction",
-            this.group_sizes.clone(),
-        );
-        r.register(
-            "worker_fenced_commits",
-            "Commits refused because somebody else owns the partition",
-            this.fenced.clone(),
-        );
-        r.register("worker_dead", "Webhooks given up", this.dead.clone());
-        r.register("worker_lease_changes", "Partitions taken, returned, lost", this.leases.clone());
-        r.register(
-            "worker_stream_generations_raised",
-            "Partitions whose stream was not the one that was read",
-            this.generations.clone(),
-        );
-        r.register("worker_partitions_owned", "Partitions in hand", this.owned.clone());
-        r.register(
-            "worker_partition_lag",
-            "Webhooks of a partition that are stored and neither done nor set aside",
-            this.lag.clone(),
-        );
-        r.register(
-            "worker_partition_oldest_unfinished_seconds",
-            "Age of a partition's oldest webhook in hand",
-            this.oldest.clone(),
-        );
-        r.register("worker_lanes", "Lanes with something in memory", this.lanes.clone());
-        r.register(
-            "worker_lane_queued",
-            "Webhooks that wait in memory for one before them",
-            this.queued.clone(),
-        );
-        r.register("worker_lane_depth_max", "Of the deepest lane in memory", this.deepest.clone());
-        r.register(
-            "worker_breaker_open",
-            "1 while most handling fails, and nothing is given up for it",
-            this.breaker.clone(),
-        );
-        r.register(
-            "worker_parked_lanes",
-            "Lanes set aside, of all workers; told by one of them",
-            this.parked_lanes.clone(),
-        );
-        r.register(
-            "worker_parked_webhooks",
-            "Webhooks set aside, of all workers; told by one of them",
-            this.parked.clone(),
-        );
-        r.register(
-            "worker_parked_oldest_seconds",
-            "How long the one set aside first waits; told by one worker",
-            this.parked_oldest.clone(),
-        );
-        r.register(
-            "worker_dead_kept",
-            "Dead webhooks that nobody decided about yet; told by one worker",
-            this.dead_kept.clone(),
-        );
-        r.register(
-            "worker_stream_used_ratio",
-            "Share of the stream's room that is used; told by one worker",
-            this.stream_used.clone(),
-        );
-        r.register(
-            "worker_hydrations",
-            "Connections asked for, by where they came from",
-            hydrator.asked(),
-        );
-        r.register(
-            "worker_unsaid",
-            "Messages still to be said to Slack, of all workers; told by one of them",
-            this.unsaid.clone(),
-        );
-        r.register(
-            "worker_unsaid_oldest_seconds",
-            "How long the oldest of them waits; told by one worker",
-            this.unsaid_oldest.clone(),
-        );
-        slack.register(r);
-        agents.register(r);
+        // There from the start, so that its first time is a change.
+        drop(leases.get_or_create(&TransitionLabels { transition: "lost" }));
+        let this = Self {
+            decisions: registered(
+                r,
+                "worker_webhooks",
+                "Webhooks committed by intake, by kind and outcome",
+                Family::default(),
+            ),
+            commits: seconds(
+                r,
+                "worker_commit_duration",
+                "Time to commit a batch in Postgres",
+                Histogram::new(COMMIT_BUCKETS),
+            ),
+            batch_sizes: registered(
+                r,
+                "worker_batch_size",
+                "Webhooks committed by one statement",
+                Histogram::new(BATCH_BUCKETS),
+            ),
+            batches_refused: registered(
+                r,
+                "worker_batches_refused",
+                "Batches that Postgres refused for their contents or duration",
+                Counter::default(),
+            ),
+            fenced: registered(
+                r,
+                "commits_fenced",
+                "Commits that changed nothing because another worker owns the partition",
+                Counter::default(),
+            ),
+            dead_lettered: registered(
+                r,
+                "dead_lettered",
+                "Webhooks and deliveries given up on",
+                Counter::default(),
+            ),
+            leases,
+            stream_resets: registered(
+                r,
+                "stream_resets",
+                "Partitions whose stream was not the one that was read",
+                Counter::default(),
+            ),
+            owned: registered(
+                r,
+                "worker_partitions_owned",
+                "Partitions that this worker owns",
+                Gauge::default(),
+            ),
+            lag: registered(
+                r,
+                "partition_lag",
+                "Stored webhooks of a partition past its cursor",
+                Family::default(),
+            ),
+            oldest: seconds(
+                r,
+                "partition_oldest_pending_age",
+                "Age of the oldest webhook of a partition that is read and not committed",
+                Family::default(),
+            ),
+            deliveries: registered(
+                r,
+                "deliveries_pending",
+                "Deliveries that wait or run, of all workers; told by one of them",
+                Gauge::default(),
+            ),
+            deliveries_oldest: seconds(
+                r,
+                "deliveries_oldest_pending_age",
+                "Age of the oldest of these; told by one worker",
+                Gauge::default(),
+            ),
+            dead_letters: registered(
+                r,
+                "dead_letters",
+                "Dead letters that nobody decided about; told by one worker",
+                Gauge::default(),
+            ),
+            outbox: registered(
+                r,
+                "outbox_pending",
+                "Messages that are to be sent to Slack, of all workers; told by one of them",
+                Gauge::default(),
+            ),
+            outbox_oldest: seconds(
+                r,
+                "outbox_oldest_pending_age",
+                "Age of the oldest of these; told by one worker",
+                Gauge::default(),
+            ),
+            outbox_failures: registered(
+                r,
+                "outbox_failures",
+                "Messages that Slack refused for good; told by one worker",
+                Gauge::default(),
+            ),
+            stream_used: registered(
+                r,
+                "stream_used_ratio",
+                "Share of the stream's bytes that is used",
+                Gauge::default(),
+            ),
+            intake_bytes: registered(
+                r,
+                "worker_intake_budget_used_bytes",
+                "Bytes of webhooks that are read and not committed, each body counted four times",
+                Gauge::default(),
+            ),
+            watched: Mutex::default(),
+            registry: Registry::default(),
+        };
+        register(r);
         r.register_collector(Box::new(dropped));
-        r.register("build", "What runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        r.register("build", "The release that runs", Info::new(version));
         Self { registry, ..this }
     }
 
-    /// A try ended.
-    pub fn tried(&self, kind: Kind, outcome: &'static str, took: Duration) {
-        self.tries.get_or_create(&TryLabels { kind: kind.as_str(), outcome }).inc();
-        self.handling.observe(took.as_secs_f64());
+    /// A webhook was committed.
+    pub fn decided(&self, kind: Kind, outcome: &'static str) {
+        self.decisions.get_or_create(&DecisionLabels { kind: kind.as_str(), outcome }).inc();
     }
 
-    /// A webhook of this age is over.
-    pub fn finished(&self, age: Duration) {
-        self.ages.observe(age.as_secs_f64());
-    }
-
-    /// A transaction of so many webhooks ended.
-    pub fn committed(&self, webhooks: usize, took: Duration) {
+    /// A commit of so many webhooks ended.
+    pub fn batch_committed(&self, webhooks: usize, took: Duration) {
         self.commits.observe(took.as_secs_f64());
-        self.group_sizes.observe(webhooks as f64);
+        self.batch_sizes.observe(webhooks as f64);
     }
 
-    /// Postgres refused a commit: the partition is somebody else's.
-    pub fn fenced(&self) {
+    /// Postgres refused a batch for its contents.
+    pub fn batch_refused(&self) {
+        self.batches_refused.inc();
+    }
+
+    /// A commit changed nothing: the partition is another worker's.
+    pub fn commit_fenced(&self) {
         self.fenced.inc();
     }
 
-    /// A webhook was given up.
-    pub fn buried(&self) {
-        self.dead.inc();
+    /// Webhooks or deliveries were given up on.
+    pub fn dead_lettered(&self, count: u64) {
+        self.dead_lettered.inc_by(count);
     }
 
     /// A partition's stream was not the one that was read.
-    pub fn generation_raised(&self) {
-        self.generations.inc();
+    pub fn stream_reset(&self) {
+        self.stream_resets.inc();
     }
 
     /// A lease changed.
-    pub fn lease(&self, change: LeaseChange) {
-        let change = match change {
-            LeaseChange::Taken => "taken",
-            LeaseChange::Returned => "returned",
-            LeaseChange::Lost => "lost",
+    pub fn lease(&self, transition: LeaseTransition) {
+        let transition = match transition {
+            LeaseTransition::Claimed => "claimed",
+            LeaseTransition::Released => "released",
+            LeaseTransition::Lost => "lost",
         };
-        self.leases.get_or_create(&ChangeLabels { change }).inc();
+        self.leases.get_or_create(&TransitionLabels { transition }).inc();
     }
 
-    /// What Postgres holds of all workers' webhooks; none, when somebody else tells.
-    pub fn standing(&self, standing: Standing) {
-        self.parked_lanes.set(standing.parked_lanes);
-        self.parked.set(standing.parked);
-        self.parked_oldest.set(standing.parked_oldest.as_secs_f64());
-        self.dead_kept.set(standing.dead);
-        self.unsaid.set(standing.unsaid);
-        self.unsaid_oldest.set(standing.unsaid_oldest.as_secs_f64());
+    /// Work that is not done, of all workers; zero when another worker tells.
+    pub fn backlog(&self, stats: BacklogStats) {
+        self.deliveries.set(stats.deliveries);
+        self.deliveries_oldest.set(stats.deliveries_oldest.as_secs_f64());
+        self.dead_letters.set(stats.dead_letters);
+        self.outbox.set(stats.outbox);
+        self.outbox_oldest.set(stats.outbox_oldest.as_secs_f64());
+        self.outbox_failures.set(stats.outbox_failures);
     }
 
-    /// So much of the stream's room is used.
-    pub fn stream_used(&self, bytes: u64, room: u64) {
-        self.stream_used.set(bytes as f64 / room.max(1) as f64);
+    /// So many of the stream's bytes are used.
+    pub fn stream_used(&self, bytes: u64, max: u64) {
+        self.stream_used.set(bytes as f64 / max.max(1) as f64);
     }
 
-    /// Figures of this partition are told for as long as it is in hand.
-    pub fn watch(&self, part: &Arc<Part>, lanes: &Lanes) {
+    /// Shows a partition's figures for as long as it is owned.
+    pub fn watch(&self, progress: &Arc<PartitionProgress>) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.retain(Watched::is_in_hand);
-        watched.push(Watched { part: Arc::downgrade(part), lanes: lanes.downgrade() });
+        watched.retain(|progress| progress.strong_count() > 0);
+        watched.push(Arc::downgrade(progress));
     }
 
-    /// What stands in the page that Prometheus reads, as of now.
-    pub fn page(&self, breaker_is_open: bool) -> String {
-        self.breaker.set(i64::from(breaker_is_open));
-        self.look_at_partitions();
+    /// Renders the page that Prometheus reads, as of now.
+    pub fn page(&self, intake_bytes: usize) -> String {
+        self.intake_bytes.set(intake_bytes as i64);
+        self.lag.clear();
+        self.oldest.clear();
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let owned: Vec<_> = watched.iter().filter_map(Weak::upgrade).collect();
+        self.owned.set(owned.len() as i64);
+        for progress in owned {
+            let labels = PartitionLabels { partition: progress.partition.number() };
+            let lag = progress.lag.load(Ordering::Relaxed);
+            self.lag.get_or_create(&labels).set(lag as i64);
+            self.oldest.get_or_create(&labels).set(progress.oldest_age());
+        }
+        drop(watched);
         let mut page = String::new();
         encode(&mut page, &self.registry).expect("writing to a String does not fail");
         page
-    }
-
-    fn look_at_partitions(&self) {
-        self.lag.clear();
-        self.oldest.clear();
-        let (mut owned, mut lanes, mut queued, mut deepest) = (0, 0, 0, 0);
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.retain(Watched::is_in_hand);
-        for Watched { part, lanes: of } in watched.iter() {
-            let Some(part) = part.upgrade() else { continue };
-            let labels = PartitionLabels { partition: part.owner.partition.number() };
-            self.lag.get_or_create(&labels).set(part.lag() as i64);
-            self.oldest.get_or_create(&labels).set(part.oldest_unfinished().as_secs_f64());
-            let depth = of.upgrade().map(|lanes| lanes.depth()).unwrap_or_default();
-            owned += 1;
-            lanes += depth.lanes;
-            queued += depth.queued;
-            deepest = depth.deepest.max(deepest);
-        }
-        self.owned.set(owned);
-        self.lanes.set(lanes as i64);
-        self.queued.set(queued as i64);
-        self.deepest.set(deepest as i64);
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use async_nats::jetstream;
+use futures_util::TryStreamExt;
 use shared::{
     directory::{Directory, Entry},
     store::Store,
@@ -31,8 +32,8 @@ pub async fn announce(
     Ok(directory.applied_everywhere(revision, APPLY_WITHIN).await?)
 }
 
-/// Tells that a connection is gone, and, when every live ingest knows, deletes what it sent from the stream. Gives how
-/// many webhooks that were.
+/// Tells that a connection is gone, and, when every live ingest knows, deletes what it sent from the stream. Returns the
+/// number of webhooks. What intake has committed is purged first, and recorded, for `tidegate ledger verify`.
 pub async fn bury(
     store: &Store,
     js: &jetstream::Context,
@@ -42,5 +43,20 @@ pub async fn bury(
     let entry = Entry::Deleted { version: store.next_connection_version().await? };
     let revision = directory.project(connection, &entry).await?;
     directory.applied_everywhere(revision, APPLY_WITHIN).await?;
-    Ok(stream::purge_connection(js, connection).await?)
+    let mut purged = 0;
+    let of_connection = format!("slack.in.*.{connection}");
+    let webhooks = js.get_stream(stream::STREAM).await?;
+    let mut subjects = webhooks.info_with_subjects(&of_connection).await?;
+    let mut partitions = Vec::new();
+    while let Some((subject, _)) = subjects.try_next().await? {
+        partitions.extend(stream::parse_subject(&subject).map(|(partition, _)| partition));
+    }
+    for partition in partitions {
+        let (removal, cursor) = store.record_connection_removal(partition, connection).await?;
+        let subject = stream::subject(partition, connection);
+        let purge = webhooks.purge().filter(subject).sequence(cursor + 1).await?;
+        store.record_removed(removal, purge.purged).await?;
+        purged += purge.purged;
+    }
+    Ok(purged + stream::purge_connection(js, connection).await?)
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use shared::{
     config::{self, Nats},
     secrets::Secret,
-    store::{ConnectionSummary, HistoryEntry, Store},
+    store::{ConnectionSummary, HistoryEntry, Store, StoreError},
     types::{ConnectionId, EnterpriseId, Status, TeamId},
 };
 use std::time::Duration;
@@ -42,6 +42,10 @@ pub enum Connections {
     Rotate(Rotate),
     /// A connection's bot token rotates: workers keep it fresh from now on.
     Rotation(Rotation),
+    /// Pause sending: nothing goes to Slack for a connection, and what waits does not age.
+    PauseSending(Sending),
+    /// Resume sending.
+    ResumeSending(Sending),
     /// Delete a connection and everything that is kept for it, in Postgres, the directory and the stream.
     Delete(Delete),
 }
@@ -77,6 +81,18 @@ pub struct Switch {
     store: StoreSettings,
     #[command(flatten)]
     nats: Nats,
+}
+
+/// Settings of `tidegate connections pause-sending` and `resume-sending`.
+#[derive(Debug, clap::Args)]
+pub struct Sending {
+    /// The connection's id.
+    connection: ConnectionId,
+    #[command(flatten)]
+    store: StoreSettings,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Settings of `tidegate connections rotate`.
@@ -117,6 +133,8 @@ impl Connections {
                 rotate.switch.announce(&store).await?;
                 Ok(print::line(&format!("{id} has a new signing secret, on every ingest"))?)
             }
+            Connections::PauseSending(sending) => sending.switch(true).await,
+            Connections::ResumeSending(sending) => sending.switch(false).await,
             Connections::Delete(delete) => delete.run().await,
         }
     }
@@ -140,6 +158,30 @@ impl Switch {
     }
 }
 
+impl Sending {
+    async fn switch(self, pause: bool) -> anyhow::Result<()> {
+        let (id, store) = (self.connection, self.store.open()?);
+        let changed = match pause {
+            true => store.pause_sending(id).await,
+            false => store.resume_sending(id).await,
+        };
+        let changed = match changed {
+            Err(StoreError::Missing(what)) => {
+                return print::nothing_matched(format!(
+                    "there is no {what}; tidegate connections list shows them"
+                ));
+            }
+            changed => changed?,
+        };
+        if self.json {
+            return print::json(&serde_json::json!({ "paused": pause, "changed": changed }));
+        }
+        let state = if pause { "paused" } else { "resumed" };
+        let already = if changed { "" } else { " already" };
+        Ok(print::line(&format!("{id}: sending is {state}{already}"))?)
+    }
+}
+
 impl Delete {
     async fn run(self) -> anyhow::Result<()> {
         let Switch { connection: id, store, nats } = self.switch;
@@ -160,10 +202,10 @@ impl Delete {
         let purged = bury(&store, &js, id).await?;
         let rest = [
             ("links", gone.bindings),
-            ("claims", gone.claims),
-            ("messages to be said or said", gone.outbox),
-            ("webhooks set aside", gone.parked),
-            ("dead", gone.dead),
+            ("link codes", gone.link_codes),
+            ("messages to Slack", gone.outbox),
+            ("deliveries", gone.deliveries),
+            ("dead letters", gone.dead_letters),
         ];
         for (what, count) in rest {
             print::line(&format!("{what}: {count}"))?;
@@ -244,17 +286,16 @@ impl Show {
             ("welcome", connection.settings.welcome.to_string()),
             ("answer bots", connection.settings.answer_bots.to_string()),
             ("links", connection.bindings.to_string()),
+            ("sending paused", print::or_dash(connection.sending_paused_at.as_deref())),
             ("installed at", print::or_dash(connection.installed_at.as_deref())),
             ("version", connection.version.to_string()),
             ("webhooks", format!("<base>/api/v1/webhooks/{}", connection.id)),
         ];
-        for (name, fact) in facts {
-            print::line(&format!("{name:<13}  {fact}"))?;
-        }
+        print::facts(&facts)?;
         for HistoryEntry { at, status, reason } in &history {
             let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
             let at = print::or_dash(at.as_deref());
-            print::line(&print::plain(&format!("{:<13}  {at} {status}{why}", "was")))?;
+            print::facts(&[("was", print::plain(&format!("{at} {status}{why}")))])?;
         }
         Ok(())
     }

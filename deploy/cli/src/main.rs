@@ -11,27 +11,34 @@ use shared::{
 };
 use std::process::ExitCode;
 
+mod agents;
 mod announce;
 mod apply;
-mod audit;
 mod claims;
 mod connections;
-mod dead;
+mod dead_letters;
+mod deliveries;
 mod doctor;
 mod keygen;
 mod keys;
-mod lanes;
+mod ledger;
 mod manifest;
 mod migrate;
+mod outbox;
 mod partitions;
 mod print;
 mod replay;
 mod rotation;
 mod tail;
+mod webhook;
+
+/// Exit codes, for people and scripts.
+const EXIT_CODES: &str =
+    "Exit codes: 0 done; 1 failed, or not confirmed with --yes; 3 nothing matched; 64 wrong usage.";
 
 /// Operates Tidegate: migrate, provision, look, repair.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version)]
+#[command(name = "tidegate", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -58,17 +65,31 @@ enum Verb {
     /// Under which keys secrets rest.
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// Webhooks that were given up on.
+    /// Manage webhooks and deliveries that were given up on.
     #[command(subcommand)]
-    Dead(dead::Dead),
-    /// Who owns which partition, and how far each is.
+    DeadLetters(dead_letters::DeadLetters),
+    /// Manage what waits for agents.
+    #[command(subcommand)]
+    Deliveries(deliveries::Deliveries),
+    /// Manage messages to Slack.
+    #[command(subcommand)]
+    Outbox(outbox::Outbox),
+    /// Look up a webhook.
+    #[command(subcommand)]
+    Webhook(webhook::Webhook),
+    /// Look at, pause and resume agents.
+    #[command(subcommand)]
+    Agents(agents::Agents),
+    /// List partitions with their owners, and how far each is.
     Partitions(partitions::Partitions),
-    /// Lanes that are set aside, and why, longest first.
-    Lanes(lanes::Lanes),
-    /// Account for every stored webhook. Fails when one is nowhere.
-    Audit(audit::Audit),
-    /// Handle a stretch of a connection's webhooks once more. Only says what would happen, unless told to apply.
+    /// Check that no webhook was lost.
+    #[command(subcommand)]
+    Ledger(ledger::Ledger),
+    /// Decide a range of a connection's webhooks again. Only shows what would happen, unless told to apply.
     Replay(replay::Replay),
+    /// List and cancel replays.
+    #[command(subcommand)]
+    Replays(replay::Replays),
     /// Print webhooks as they are stored, never their bodies, until Ctrl-C.
     Tail(tail::Tail),
 }
@@ -113,11 +134,15 @@ async fn main() -> ExitCode {
         Verb::Doctor(verb) => verb.run().await,
         Verb::Manifest(verb) => verb.run(),
         Verb::Keys(verb) => verb.run().await,
-        Verb::Dead(verb) => verb.run().await,
+        Verb::DeadLetters(verb) => verb.run().await,
+        Verb::Deliveries(verb) => verb.run().await,
+        Verb::Outbox(verb) => verb.run().await,
+        Verb::Webhook(verb) => verb.run().await,
+        Verb::Agents(verb) => verb.run().await,
         Verb::Partitions(verb) => verb.run().await,
-        Verb::Lanes(verb) => verb.run().await,
-        Verb::Audit(verb) => verb.run().await,
+        Verb::Ledger(verb) => verb.run().await,
         Verb::Replay(verb) => verb.run().await,
+        Verb::Replays(verb) => verb.run().await,
         Verb::Tail(verb) => verb.run().await,
     };
     match done {
@@ -126,7 +151,7 @@ async fn main() -> ExitCode {
         Err(error) if print::nobody_reads(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
-            ExitCode::FAILURE
+            if error.is::<print::NothingMatched>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }

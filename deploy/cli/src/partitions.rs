@@ -1,7 +1,7 @@
-//! `tidegate partitions`: who owns which partition, and how far each is.
+//! `tidegate partitions`: partitions with their owners, and how far each is.
 //!
-//! `lag` counts the webhooks that the stream holds for the partition beyond its saved cursor: neither finished nor set aside.
-//! Cursors are saved with the lease, so there may be some for a moment with all its work done.
+//! `lag` counts the webhooks that the stream holds for the partition past its cursor: those that intake has not committed.
+//! `deliveries` counts what is committed and waits for agents.
 
 use crate::{StoreSettings, jetstream, print, tail::reader};
 use anyhow::Context;
@@ -18,7 +18,7 @@ use shared::{
 };
 use std::time::Duration;
 
-const COLUMNS: [print::Column; 8] = [
+const COLUMNS: [print::Column; 9] = [
     ("partition", true),
     ("owner", false),
     ("epoch", true),
@@ -27,6 +27,7 @@ const COLUMNS: [print::Column; 8] = [
     ("generation", true),
     ("cursor", true),
     ("lag", true),
+    ("deliveries", true),
 ];
 
 /// Settings of `tidegate partitions`.
@@ -61,7 +62,9 @@ impl Partitions {
             let number = u16::try_from(state.partition).ok();
             let partition = number.and_then(|n| Partition::try_from(n).ok());
             let lag = match partition {
-                Some(partition) => lag(&stream, partition, state.cursor.max(0) as u64).await?,
+                Some(partition) => {
+                    stored_after(&stream, partition, state.cursor.max(0) as u64).await?
+                }
                 None => 0,
             };
             lines.push(Line { state, lag });
@@ -73,35 +76,42 @@ impl Partitions {
         print::table(&COLUMNS, &rows)?;
         let held = states.iter().filter(|state| state.held).count();
         let lag: u64 = lines.iter().map(|line| line.lag).sum();
-        let all = lines.len();
-        Ok(print::line(&format!("{all} partitions: {held} held, {} free; lag {lag}", all - held))?)
+        let deliveries: i64 = states.iter().map(|state| state.deliveries).sum();
+        let (all, free) = (lines.len(), lines.len() - held);
+        Ok(print::line(&format!(
+            "{all} partitions: {held} held, {free} free; lag {lag}; deliveries {deliveries}"
+        ))?)
     }
 }
 
 impl Line<'_> {
     fn row(&self) -> Vec<String> {
-        let PartitionState { partition, owner, epoch, held, lease_ms, generation, cursor } =
-            self.state;
+        let state = self.state;
         vec![
-            partition.to_string(),
-            print::or_dash(owner.as_deref()),
-            epoch.to_string(),
-            if *held { "held" } else { "free" }.into(),
-            lease_ms.to_string(),
-            generation.to_string(),
-            cursor.to_string(),
+            state.partition.to_string(),
+            print::or_dash(state.owner.as_deref()),
+            state.epoch.to_string(),
+            if state.held { "held" } else { "free" }.into(),
+            state.lease_ms.to_string(),
+            state.generation.to_string(),
+            state.cursor.to_string(),
             self.lag.to_string(),
+            state.deliveries.to_string(),
         ]
     }
 }
 
-/// How many webhooks of a partition the stream holds beyond a sequence: what a reader from there on would get.
-async fn lag(stream: &Stream, partition: Partition, cursor: u64) -> anyhow::Result<u64> {
+/// The number of webhooks of a partition that the stream holds after a sequence: what a reader from there on would get.
+pub async fn stored_after(
+    stream: &Stream,
+    partition: Partition,
+    sequence: u64,
+) -> anyhow::Result<u64> {
     let reader = stream
         .create_consumer(pull::Config {
             name: Some(reader("lag")?),
             filter_subject: stream::subjects_of(partition),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: cursor + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
             ack_policy: AckPolicy::None,
             memory_storage: true,
             num_replicas: 1,
@@ -109,6 +119,6 @@ async fn lag(stream: &Stream, partition: Partition, cursor: u64) -> anyhow::Resu
             ..pull::Config::default()
         })
         .await
-        .with_context(|| format!("NATS refused a reader of partition {partition}"))?;
+        .with_context(|| format!("failed to create a reader of partition {partition}"))?;
     Ok(reader.cached_info().num_pending)
 }

@@ -2,7 +2,10 @@
 //! terminal.
 
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
 
 /// A column's name, and whether it is numbers.
 pub type Column = (&'static str, bool);
@@ -37,6 +40,31 @@ pub fn table(columns: &[Column], rows: &[Vec<String>]) -> io::Result<()> {
         line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// Prints a thing's facts, a line each.
+pub fn facts(facts: &[(&str, String)]) -> anyhow::Result<()> {
+    for (name, fact) in facts {
+        line(&format!("{name:<14}  {fact}"))?;
+    }
+    Ok(())
+}
+
+/// Nothing is there of what was asked for, or to be acted on. The exit code is 3.
+#[derive(Debug)]
+pub struct NothingMatched(String);
+
+impl fmt::Display for NothingMatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NothingMatched {}
+
+/// Ends a verb with [`NothingMatched`].
+pub fn nothing_matched<T>(what: impl Into<String>) -> anyhow::Result<T> {
+    Err(NothingMatched(what.into()).into())
 }
 
 /// The text on one line, without control characters.

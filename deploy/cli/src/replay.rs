@@ -1,21 +1,24 @@
-//! `tidegate replay`: a stretch of a connection's webhooks, handled once more by the workers.
+//! `tidegate replay`: a range of a connection's webhooks, decided again by the workers.
 //!
-//! In: a connection and two times. Out: for each webhook what would be changed, said and called; with `--apply` what was. The
-//! workers do it, in a scope of its own with a lease of its own, so it goes on when a worker dies; the verb asks, watches and
-//! prints. Asked again under the same name it shows that replay and begins no other.
+//! Dry by default: per webhook it shows what would be changed, sent and called. With `--apply` the deliveries among that are
+//! enqueued, in lanes and under dedup keys of their own, and nothing else is done. A replay is leased, so it goes on when a
+//! worker dies; the verb asks for it, watches it and prints its results. Asked again under the same name it shows that one.
 
-use crate::{StoreSettings, audit::since, print};
-use anyhow::ensure;
+use crate::{
+    StoreSettings,
+    print::{self, nothing_matched},
+};
+use anyhow::{Context, ensure};
 use shared::{
     config,
-    store::{NewReplay, ReplayState, Replayed, Store},
+    store::{NewReplay, ReplayResult, ReplayState, Store},
     types::{ConnectionId, OrgId},
 };
 use std::time::{Duration, Instant};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Between two looks at how it goes.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Time between two looks at its progress.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Results fetched at once.
 const BATCH: i64 = 500;
 
@@ -27,33 +30,77 @@ const COLUMNS: [print::Column; 5] = [
     ("effects", false),
 ];
 
+const LIST_COLUMNS: [print::Column; 7] = [
+    ("name", false),
+    ("connection", false),
+    ("mode", false),
+    ("state", false),
+    ("decided", true),
+    ("of", true),
+    ("worker", false),
+];
+
 /// Settings of `tidegate replay`.
 #[derive(Debug, clap::Args)]
 pub struct Replay {
     #[command(flatten)]
     store: StoreSettings,
-    /// Whose webhooks.
+    /// The connection whose webhooks are decided again.
     #[arg(long)]
     connection: ConnectionId,
-    /// From when on: so long ago, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
+    /// Start: so long ago, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
     #[arg(long, value_parser = since)]
     from: OffsetDateTime,
-    /// Up to when, likewise; up to now, if unset.
+    /// End, likewise; now, if unset.
     #[arg(long, value_parser = since)]
     to: Option<OffsetDateTime>,
-    /// Do it: call agents, commit, say. Their effects come on top of those of the first time.
+    /// Enqueue the deliveries: agents get these webhooks once more. Nothing else is done again.
     #[arg(long, conflicts_with = "dry_run")]
     apply: bool,
-    /// Change nothing and call nobody; say what would be. This is what happens without --apply.
+    /// Change nothing and call nothing; show what would be. The default.
     #[arg(long)]
     dry_run: bool,
     /// A name for it; made up when unset. One name is one replay.
     #[arg(long)]
     name: Option<OrgId>,
-    /// How long to wait for the workers before it is called off.
+    /// How long to wait for the workers before it is cancelled.
     #[arg(long, default_value = "1h", value_parser = config::duration)]
-    within: Duration,
+    timeout: Duration,
     /// Print JSON, a line a webhook.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The verbs of `tidegate replays`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Replays {
+    /// List replays, the newest first.
+    List(List),
+    /// Cancel a replay that is not done. Deliveries that it enqueued stay.
+    Cancel(Cancel),
+}
+
+/// Settings of `tidegate replays list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    store: StoreSettings,
+    /// How many at most.
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+    /// Print JSON, a line each.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Settings of `tidegate replays cancel`.
+#[derive(Debug, clap::Args)]
+pub struct Cancel {
+    #[command(flatten)]
+    store: StoreSettings,
+    /// Its name.
+    name: String,
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -64,89 +111,168 @@ impl Replay {
         let to = self.to.unwrap_or_else(OffsetDateTime::now_utc);
         ensure!(self.from < to, "--from lies after --to: there is nothing between");
         let store = self.store.open()?;
-        let name = match &self.name {
+        let id = match &self.name {
             Some(name) => name.to_string(),
             None => ConnectionId::random()?.to_string(),
         };
-        let scope = format!("replay:{name}");
         let (connection, from, apply) = (self.connection, self.from, self.apply);
-        let new = NewReplay { scope: scope.clone(), connection, from, to, apply };
-        if !store.ask_replay(&new).await? {
-            let with = |apply| if apply { "with effects" } else { "that only looked" };
-            let there = store.replay_state(&scope).await?.apply;
+        if !store.create_replay(&NewReplay { id: id.clone(), connection, from, to, apply }).await? {
+            let there = state(&store, &id).await?;
             ensure!(
-                there == apply,
-                "there is a replay {name} already, one {}: say another --name",
-                with(there)
+                there.apply == apply && there.connection == connection,
+                "there is a replay {id} of connection {} already, {}; choose another --name",
+                there.connection,
+                mode(there.apply)
             );
-            eprintln!("there is a replay of that name; this is how it went");
+            eprintln!("there is a replay {id} already; these are its results");
         }
         let ended = tokio::select! {
-            ended = self.watch(&store, &scope) => ended?,
+            ended = self.watch(&store, &id) => ended?,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
-                store.cancel_replay(&scope).await?;
+                store.cancel_replay(&id).await?;
                 print::progress_over();
-                anyhow::bail!("called off; what was done before stays done");
+                anyhow::bail!("replay {id} is cancelled; what it enqueued stays");
             }
         };
         print::progress_over();
-        self.print(&store, &scope).await?;
+        let webhooks = self.print(&store, &id).await?;
         ensure!(
             ended.state == "done",
-            "the replay {name} {}: {}",
+            "replay {id} is {}: {}",
             ended.state,
             print::or_dash(Some(&ended.note))
         );
+        if webhooks == 0 {
+            return nothing_matched(
+                "the stream holds no webhooks of this connection in this range",
+            );
+        }
         Ok(())
     }
 
-    async fn watch(&self, store: &Store, scope: &str) -> anyhow::Result<ReplayState> {
-        let deadline = Instant::now() + self.within;
+    async fn watch(&self, store: &Store, id: &str) -> anyhow::Result<ReplayState> {
+        let deadline = Instant::now() + self.timeout;
         loop {
-            let state = store.replay_state(scope).await?;
+            let state = state(store, id).await?;
             if state.state != "open" {
                 return Ok(state);
             }
             if Instant::now() >= deadline {
-                store.cancel_replay(scope).await?;
+                store.cancel_replay(id).await?;
                 anyhow::bail!(
-                    "not done in time, and called off: do workers run? tidegate partitions tells"
+                    "replay {id} was not done within {}, and is cancelled; check with tidegate partitions that workers run",
+                    humantime::format_duration(self.timeout)
                 );
             }
             let of = state.total.map_or_else(String::new, |total| format!(" of about {total}"));
-            let by = state.owner.as_deref().unwrap_or("nobody yet");
-            print::progress(&format!("{}{of} handled, by {}", state.handled, print::plain(by)));
-            tokio::time::sleep(LOOK_EVERY).await;
+            let by = state.worker.as_deref().unwrap_or("no worker yet");
+            print::progress(&format!("{}{of} decided, by {}", state.decided, print::plain(by)));
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    async fn print(&self, store: &Store, scope: &str) -> anyhow::Result<()> {
-        let (mut after, mut all) = (0, Vec::new());
+    /// Prints the results; returns their number.
+    async fn print(&self, store: &Store, id: &str) -> anyhow::Result<usize> {
+        let (mut after, mut count, mut rows) = (0, 0, Vec::new());
         loop {
-            let some = store.replayed(scope, after, BATCH).await?;
+            let some = store.replay_results(id, after, BATCH).await?;
             let Some(last) = some.last() else { break };
             after = last.sequence;
+            count += some.len();
             match self.json {
                 true => some.iter().try_for_each(print::json)?,
-                false => all.extend(some.iter().map(row)),
+                false => rows.extend(some.iter().map(row)),
             }
         }
-        if !self.json {
-            print::table(&COLUMNS, &all)?;
-            let done = if self.apply { "replayed" } else { "would be replayed; --apply does it" };
-            print::line(&format!("{} {done}", all.len()))?;
+        if !self.json && count > 0 {
+            print::table(&COLUMNS, &rows)?;
+            let done = match self.apply {
+                true => "decided; their deliveries are enqueued",
+                false => "decided, and nothing was done; --apply enqueues their deliveries",
+            };
+            print::line(&format!("{count} {done}"))?;
         }
-        Ok(())
+        Ok(count)
     }
 }
 
-fn row(one: &Replayed) -> Vec<String> {
+async fn state(store: &Store, id: &str) -> anyhow::Result<ReplayState> {
+    let found = store.replays(Some(id), 1).await?.pop();
+    found.with_context(|| format!("replay {id} was deleted"))
+}
+
+fn mode(apply: bool) -> &'static str {
+    if apply { "apply" } else { "dry" }
+}
+
+fn row(result: &ReplayResult) -> Vec<String> {
     vec![
-        one.sequence.to_string(),
-        print::or_dash(one.stored_at.as_deref()),
-        print::plain(&one.kind),
-        print::plain(&one.outcome),
-        print::or_dash(Some(&one.effects.join(", "))),
+        result.sequence.to_string(),
+        result.stored_at.format(&Rfc3339).unwrap_or_else(|_| "-".into()),
+        print::plain(&result.kind),
+        print::plain(&result.outcome),
+        print::or_dash(Some(&result.effects.join(", "))),
     ]
+}
+
+impl Replays {
+    /// Runs the verb.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Replays::List(list) => list.run().await,
+            Replays::Cancel(cancel) => cancel.run().await,
+        }
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let replays = self.store.open()?.replays(None, i64::from(self.limit)).await?;
+        if replays.is_empty() {
+            return nothing_matched("there are no replays");
+        }
+        if self.json {
+            return replays.iter().try_for_each(print::json);
+        }
+        let rows: Vec<_> = replays
+            .iter()
+            .map(|replay| {
+                vec![
+                    print::plain(&replay.id),
+                    replay.connection.to_string(),
+                    mode(replay.apply).into(),
+                    replay.state.clone(),
+                    replay.decided.to_string(),
+                    replay.total.map_or_else(|| "-".into(), |total| total.to_string()),
+                    print::or_dash(replay.worker.as_deref()),
+                ]
+            })
+            .collect();
+        Ok(print::table(&LIST_COLUMNS, &rows)?)
+    }
+}
+
+impl Cancel {
+    async fn run(self) -> anyhow::Result<()> {
+        let name = print::plain(&self.name);
+        if !self.store.open()?.cancel_replay(&self.name).await? {
+            return nothing_matched(format!("there is no open replay {name}"));
+        }
+        if self.json {
+            return print::json(&serde_json::json!({ "cancelled": self.name }));
+        }
+        Ok(print::line(&format!("replay {name} is cancelled"))?)
+    }
+}
+
+/// A time, or a duration before now.
+fn since(text: &str) -> Result<OffsetDateTime, String> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time);
+    }
+    let back = humantime::parse_duration(text).ok();
+    let back = back.and_then(|back| time::Duration::try_from(back).ok());
+    back.and_then(|back| OffsetDateTime::now_utc().checked_sub(back))
+        .ok_or_else(|| "say how long ago, as in 1h, or a time, as in 2026-01-31T12:00:00Z".into())
 }

@@ -6,6 +6,7 @@ use crate::{
     types::{AgentId, AgentMode, OrgId},
 };
 use sqlx::{PgExecutor, Row, postgres::PgRow};
+use std::time::Duration;
 
 const SECRET_COLUMN: &str = "agents.secret";
 
@@ -19,6 +20,10 @@ pub struct NewAgent {
     pub mode: AgentMode,
     pub url: String,
     pub secret: Secret,
+    pub timeout: Duration,
+    pub max_concurrent: u16,
+    pub retry_for: Option<Duration>,
+    pub keep_for: Duration,
 }
 
 /// An agent as a worker calls it.
@@ -31,6 +36,23 @@ pub struct Agent {
     pub mode: AgentMode,
     pub url: String,
     pub secret: Secret,
+    /// Limit of one attempt.
+    pub timeout: Duration,
+    /// Attempts that run at once, on all workers together.
+    pub max_concurrent: u16,
+    /// Time from the first attempt after which a delivery is given up; without it by mode.
+    pub retry_for: Option<Duration>,
+    /// Time that a delivery may wait for its first attempt.
+    pub keep_for: Duration,
+}
+
+impl NewAgent {
+    /// Limit of one attempt, when nobody says otherwise.
+    pub const TIMEOUT: Duration = Duration::from_secs(60);
+    /// Attempts at once, when nobody says otherwise.
+    pub const MAX_CONCURRENT: u16 = 16;
+    /// Time that a delivery may wait for its first attempt, when nobody says otherwise.
+    pub const KEEP_FOR: Duration = Duration::from_secs(72 * 3600);
 }
 
 impl Store {
@@ -62,9 +84,12 @@ impl Store {
         let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
         sqlx::query(
             "-- agents.put
-             insert into agents (org_id, id, name, mode, url, secret) values ($1, $2, $3, $4, $5, $6)
+             insert into agents (org_id, id, name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              on conflict (org_id, id) do update
-                set name = excluded.name, mode = excluded.mode, url = excluded.url, secret = excluded.secret",
+                set name = excluded.name, mode = excluded.mode, url = excluded.url, secret = excluded.secret,
+                    timeout_ms = excluded.timeout_ms, max_concurrent = excluded.max_concurrent,
+                    retry_for_ms = excluded.retry_for_ms, keep_for_ms = excluded.keep_for_ms",
         )
         .bind(new.org.as_str())
         .bind(new.id.as_str())
@@ -72,6 +97,10 @@ impl Store {
         .bind(new.mode.as_str())
         .bind(&new.url)
         .bind(secret.as_str())
+        .bind(i32::try_from(new.timeout.as_millis()).unwrap_or(i32::MAX))
+        .bind(i32::from(new.max_concurrent))
+        .bind(new.retry_for.map(|time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
+        .bind(i64::try_from(new.keep_for.as_millis()).unwrap_or(i64::MAX))
         .execute(executor)
         .await?;
         Ok(())
@@ -89,7 +118,9 @@ impl Store {
         id: &AgentId,
     ) -> Result<Option<Agent>, StoreError> {
         let row = sqlx::query(
-            "-- agents.get\n select name, mode, url, secret from agents where org_id = $1 and id = $2",
+            "-- agents.get
+             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms from agents
+              where org_id = $1 and id = $2",
         )
         .bind(org.as_str())
         .bind(id.as_str())
@@ -98,7 +129,7 @@ impl Store {
         row.map(|row| self.agent_of(&row, org.clone(), id.clone())).transpose()
     }
 
-    /// The agent in a row's `name`, `mode`, `url` and `secret`.
+    /// The agent in a row's columns, named as in its table.
     pub(super) fn agent_of(
         &self,
         row: &PgRow,
@@ -114,7 +145,20 @@ impl Store {
             .map_err(|error| inconsistent("agents", "secret", &owner, error))?;
         let (name, url) = (row.try_get("name")?, row.try_get("url")?);
         let mode = column(row, "agents", &owner, "mode")?;
-        Ok(Agent { org, id, name, mode, url, secret })
+        let ms = |ms: i64| Duration::from_millis(ms.unsigned_abs());
+        let max_concurrent = row.try_get::<i32, _>("max_concurrent")?;
+        Ok(Agent {
+            timeout: ms(row.try_get::<i32, _>("timeout_ms")?.into()),
+            max_concurrent: u16::try_from(max_concurrent).unwrap_or(NewAgent::MAX_CONCURRENT),
+            retry_for: row.try_get::<Option<i64>, _>("retry_for_ms")?.map(ms),
+            keep_for: ms(row.try_get("keep_for_ms")?),
+            org,
+            id,
+            name,
+            mode,
+            url,
+            secret,
+        })
     }
 }
 

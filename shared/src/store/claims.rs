@@ -16,7 +16,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use std::time::Duration;
 
-const TABLE: &str = "link_claims";
+const TABLE: &str = "link_codes";
 
 /// A claim to be minted.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Store {
         let surfaces: Vec<&str> = new.surfaces.iter().map(|s| s.as_str()).collect();
         let minted = sqlx::query(
             "-- claims.mint
-             insert into link_claims (code_hash, org_id, agent_id, platform, surfaces, connection_id, created_by, expires_at)
+             insert into link_codes (code_hash, org_id, agent_id, platform, surfaces, connection_id, created_by, expires_at)
              select $1, org_id, id, $4, $5, $6, $7, now() + make_interval(secs => $8)
                from agents
               where org_id = $2 and id = $3
@@ -146,8 +146,8 @@ impl Store {
         // Nobody asks for these any more; whoever mints the next takes them away.
         sqlx::query(
             "-- claims.sweep
-             delete from link_claims where ctid = any (array (
-                 select ctid from link_claims where expires_at < now() - interval '30 days' limit 1000))",
+             delete from link_codes where ctid = any (array (
+                 select ctid from link_codes where expires_at < now() - interval '30 days' limit 1000))",
         )
         .execute(&self.pool)
         .await?;
@@ -162,7 +162,7 @@ impl Store {
                     created_by, created_at, expires_at, consumed_connection, consumed_channel, consumed_user,
                     case when consumed_at is not null then 'used' when revoked_at is not null then 'revoked'
                          when expires_at <= now() then 'expired' else 'open' end as state
-               from link_claims order by created_at desc limit $1",
+               from link_codes order by created_at desc limit $1",
         )
         .bind(limit)
         .fetch_all(&self.pool)
@@ -174,7 +174,7 @@ impl Store {
     pub async fn revoke_claim(&self, id: &str) -> Result<bool, StoreError> {
         let revoked = sqlx::query(
             "-- claims.revoke
-             update link_claims set revoked_at = now(), expires_at = now()
+             update link_codes set revoked_at = now(), expires_at = now()
               where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null and expires_at > now()",
         )
         .bind(id)
@@ -232,7 +232,7 @@ async fn judge_and_consume(
                 coalesce(c.connection_id = $2, n.preview_mode) as here,
                 coalesce(c.consumed_connection = $2 and c.consumed_team = $3 and c.consumed_channel = $4
                          and c.consumed_user = $5 and b.agent_id is not null, false) as same_use
-           from link_claims c
+           from link_codes c
            join agents a on a.org_id = c.org_id and a.id = c.agent_id
            join connections n on n.id = $2 and n.platform = c.platform
            left join channel_bindings b on b.connection_id = $2 and b.team_id = $3 and b.channel_id = $4
@@ -270,7 +270,7 @@ async fn judge_and_consume(
     let consumed = sqlx::query(
         "-- claims.consume
          with used as (
-             update link_claims
+             update link_codes
                 set consumed_at = now(), consumed_by = $6, consumed_connection = $2, consumed_team = $3,
                     consumed_channel = $4, consumed_user = $5
               where code_hash = $1 and consumed_at is null

@@ -48,9 +48,22 @@ pub struct Connection {
     /// What a webhook that is handed on to an app is signed with.
     pub signing_secret: Secret,
     pub settings: Settings,
-    /// Some of its webhooks belong to an app that gets them as Slack sent them.
-    pub forwards: bool,
     pub version: i64,
+}
+
+impl From<&Connection> for super::ConnectionFacts {
+    fn from(connection: &Connection) -> Self {
+        Self {
+            id: connection.id,
+            org: connection.org.clone(),
+            enterprise: connection.enterprise.clone(),
+            team: connection.team.clone(),
+            preview_mode: connection.preview_mode,
+            status: connection.status,
+            bot_user: connection.bot_user.clone(),
+            settings: connection.settings.clone(),
+        }
+    }
 }
 
 impl Store {
@@ -122,14 +135,8 @@ impl Store {
         let row = sqlx::query(
             "-- connections.hydrate
              select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret,
-                    settings, version,
-                    exists (
-                        select from agents a
-                         where a.mode = 'forward'
-                           and ((a.org_id = c.org_id and a.id = c.agent_id)
-                                or exists (select from channel_bindings b where b.connection_id = c.id
-                                            and b.org_id = a.org_id and b.agent_id = a.id))) as forwards
-               from connections c where id = $1",
+                    settings, version
+               from connections where id = $1",
         )
         .bind(id.to_string())
         .fetch_optional(&self.pool)
@@ -164,7 +171,6 @@ impl Store {
             bot_user: row.try_get("bot_user_id")?,
             signing_secret,
             settings,
-            forwards: row.try_get("forwards")?,
             version: row.try_get("version")?,
         })
     }

@@ -34,7 +34,7 @@ pub(super) async fn exhausted(
     // A statement of its own, after the lock: it must see what the one before us wrote.
     Ok(sqlx::query_scalar(
         "-- guesses.exhausted
-         select exists (select from claim_guesses
+         select exists (select from link_code_attempts
                          where until > now() and ((who = $1 and misses >= $3) or (who = $2 and misses >= $4)))",
     )
     .bind(&person)
@@ -53,7 +53,7 @@ pub(super) async fn note_miss(
     let (person, team) = keys(claim);
     sqlx::query(
         "-- guesses.note
-         insert into claim_guesses as g (who, misses, until)
+         insert into link_code_attempts as g (who, misses, until)
          select who, 1, now() + interval '15 minutes' from unnest(array[$1, $2]) as who
          on conflict (who) do update
             set misses = case when g.until > now() then g.misses + 1 else 1 end,
@@ -65,8 +65,8 @@ pub(super) async fn note_miss(
     .await?;
     sqlx::query(
         "-- guesses.sweep
-         delete from claim_guesses where who in (
-             select who from claim_guesses where until < now() limit $1 for update skip locked)",
+         delete from link_code_attempts where who in (
+             select who from link_code_attempts where until < now() limit $1 for update skip locked)",
     )
     .bind(SWEPT)
     .execute(tx)

@@ -29,7 +29,7 @@ impl Store {
         let rows = sqlx::query(
             "-- identities.linkable_agents
              select a.org_id, a.id, coalesce(nullif(a.name, ''), a.id) as name
-               from chat_identities i
+               from user_identities i
                join organization_members m on m.user_id = i.user_id
                join agents a on a.org_id = m.org_id and a.id = $4
               where i.platform = $1 and i.team_id = $2 and i.platform_user_id = $3 order by a.org_id",

@@ -1,7 +1,10 @@
 //! The life of a connection as an operator sees and changes it: switched, looked at, deleted.
 //!
 //! `pending → active → stopped | error | revoked`. What Slack's refusals do to it is in [`super::refusals`], what its events
-//! do in [`super::changes`]. Every change raises the row's version, and the sweep tells the directory.
+//! do in [`super::webhooks`]. Every change raises the row's version, and directory sync updates the directory.
+//!
+//! A deletion begins with the connection's row, in one statement: a trigger leaves a tombstone, by which webhooks that still
+//! come are ignored. Its traffic follows in bounded steps, which find it by index and begin anew wherever they ended.
 
 use super::{
     Store, StoreError, column,
@@ -29,6 +32,7 @@ pub struct ConnectionSummary {
     pub has_bot_token: bool,
     pub settings: Settings,
     pub bindings: i64,
+    pub sending_paused_at: Option<String>,
     pub installed_at: Option<String>,
     pub updated_at: Option<String>,
     pub version: i64,
@@ -43,15 +47,15 @@ pub struct HistoryEntry {
     pub reason: String,
 }
 
-/// How much of a tenant was deleted.
+/// The rows of a connection that were deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)] // the tables' names
 pub struct DeletedConnection {
     pub bindings: i64,
-    pub claims: i64,
+    pub link_codes: i64,
     pub outbox: i64,
-    pub parked: i64,
-    pub dead: i64,
+    pub deliveries: i64,
+    pub dead_letters: i64,
 }
 
 impl Store {
@@ -84,7 +88,7 @@ impl Store {
             "-- connections.summaries
              select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode, c.status,
                     c.status_reason, c.bot_user_id, c.bot_token is not null as has_bot_token, c.settings,
-                    c.installed_at, c.updated_at, c.version,
+                    c.sending_paused_at, c.installed_at, c.updated_at, c.version,
                     (select count(*) from channel_bindings b where b.connection_id = c.id) as bindings
                from connections c where $1::text is null or c.id = $1
               order by c.org_id, c.app_id, c.team_id nulls first",
@@ -102,7 +106,7 @@ impl Store {
     ) -> Result<Vec<HistoryEntry>, StoreError> {
         let rows = sqlx::query(
             "-- connections.history
-             select id::text, at, status, reason from connection_history where connection_id = $1 order by id",
+             select id::text, at, status, reason from connection_status_history where connection_id = $1 order by id",
         )
         .bind(id.to_string())
         .fetch_all(&self.pool)
@@ -111,41 +115,196 @@ impl Store {
             .map(|row| {
                 let key: String = row.try_get("id")?;
                 Ok(HistoryEntry {
-                    at: moment(row, "connection_history", &key, "at")?,
-                    status: column(row, "connection_history", &key, "status")?,
+                    at: moment(row, "connection_status_history", &key, "at")?,
+                    status: column(row, "connection_status_history", &key, "status")?,
                     reason: row.try_get("reason")?,
                 })
             })
             .collect()
     }
 
-    /// Deletes a connection and everything that is kept for it. What is in `seen` names only ids, and goes by its age.
+    /// Deletes a connection and everything that is kept for it. Dedup keys are hashes, and go by their age. An unknown
+    /// connection is [`StoreError::Missing`]; deleting one again that was deleted deletes what came meanwhile.
     pub async fn delete_connection(
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        delete(&self.pool, id).await
+        let mut deleted = match delete(&self.pool, id).await {
+            Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
+                DeletedConnection::default()
+            }
+            deleted => deleted?,
+        };
+        loop {
+            let step = self.delete_traffic(id).await?;
+            deleted.outbox += step.outbox;
+            deleted.deliveries += step.deliveries;
+            deleted.dead_letters += step.dead_letters;
+            if step.rows == 0 {
+                return Ok(deleted);
+            }
+        }
+    }
+
+    /// Deletes traffic that came for connections after they were deleted within the last day: of each at most a step's
+    /// worth. Returns the number of rows.
+    pub async fn delete_late_traffic(&self) -> Result<u64, StoreError> {
+        let ids: Vec<String> = sqlx::query_scalar(
+            "-- deleted_connections.recent
+             select id from deleted_connections where deleted_at > now() - interval '1 day' order by deleted_at",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut rows = 0;
+        for id in ids {
+            let id = id
+                .parse()
+                .map_err(|error| super::inconsistent("deleted_connections", "id", &id, error))?;
+            rows += self.delete_traffic(id).await?.rows;
+        }
+        Ok(rows)
+    }
+
+    async fn has_tombstone(&self, id: ConnectionId) -> Result<bool, StoreError> {
+        let query = sqlx::query_scalar(
+            "-- deleted_connections.get\n select exists (select from deleted_connections where id = $1)",
+        );
+        Ok(query.bind(id.to_string()).fetch_one(&self.pool).await?)
+    }
+
+    /// Deletes a step's worth of a deleted connection's traffic.
+    async fn delete_traffic(&self, id: ConnectionId) -> Result<Step, StoreError> {
+        let mut step = Step::default();
+        step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
+        step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;
+        step.rows = (step.deliveries + step.outbox) as u64;
+        for table in tables() {
+            let sql = format!(
+                "-- connections.delete_traffic
+                 delete from {table} where ctid = any (array (select ctid from {table} where connection_id = $1 limit $2))"
+            );
+            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP);
+            let rows = query.execute(&self.pool).await?.rows_affected();
+            step.rows += rows;
+            match table.as_str() {
+                "dead_letters" => step.dead_letters += rows as i64,
+                "outbox_failures" => step.outbox += rows as i64,
+                _ => {}
+            }
+        }
+        Ok(step)
+    }
+
+    /// Deletes rows of lanes, with the lanes once they are empty. The lanes are locked first, in the order that others keep,
+    /// so that nothing is enqueued or claimed meanwhile.
+    async fn delete_lanes(
+        &self,
+        id: ConnectionId,
+        lock: &'static str,
+        delete: &'static str,
+    ) -> Result<i64, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let lanes: Vec<i64> =
+            sqlx::query_scalar(lock).bind(id.to_string()).bind(LANES).fetch_all(&mut *tx).await?;
+        let query = sqlx::query_scalar(delete).bind(id.to_string()).bind(lanes).bind(STEP);
+        let rows = query.fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(rows)
     }
 }
 
+/// Rows of one step, of each table.
+const STEP: i64 = 5_000;
+/// Lanes of one step.
+const LANES: i64 = 100;
+
+/// A step of a deletion.
+#[derive(Default)]
+struct Step {
+    deliveries: i64,
+    outbox: i64,
+    dead_letters: i64,
+    rows: u64,
+}
+
+/// Tables whose rows go without ceremony, a slot of a rotating one at a time.
+fn tables() -> impl Iterator<Item = String> {
+    let plain = [
+        "outbox_channels",
+        "outbox_failures",
+        "dead_letters",
+        "connection_usage",
+        "replays",
+        "pauses",
+    ];
+    let rotating = [("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
+    let slots = rotating
+        .into_iter()
+        .flat_map(|(family, slots)| (0..slots).map(move |slot| format!("{family}_{slot}")));
+    plain.into_iter().map(str::to_owned).chain(slots)
+}
+
+/// Lanes that have deliveries, whether or not they have a row, locked if they have one.
+const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
+    with page as (select distinct lane from deliveries where connection_id = $1 order by lane limit $2),
+    locked as (
+        select l.lane from page p join delivery_lanes l on l.lane = p.lane and l.connection_id = $1
+         order by l.lane for update of l)
+    select p.lane from page p left join locked using (lane)";
+
+/// Deletes deliveries of lanes that are locked. When all are gone, the lanes go; else nothing of them is due. Slots of
+/// running ones are free in either case.
+const DELETE_DELIVERIES: &str = "-- connections.delete_deliveries
+    with gone as (
+        delete from deliveries where ctid = any (array (
+            select ctid from deliveries where connection_id = $1 and lane = any ($2) limit $3)) returning 1),
+    n as (select count(*) as n from gone),
+    slots as (
+        update agent_slots s set connection_id = null, lane = null, worker = null from delivery_lanes l
+         where l.connection_id = $1 and l.lane = any ($2) and l.worker is not null
+           and s.worker = l.worker and s.connection_id = l.connection_id and s.lane = l.lane),
+    lanes as (
+        delete from delivery_lanes l using n where n.n < $3 and l.connection_id = $1 and l.lane = any ($2)),
+    held as (
+        update delivery_lanes l set worker = null, next_at = 'infinity' from n
+         where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
+    select n from n";
+
+/// Lanes that have messages, locked.
+const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
+    with page as (select distinct lane from outbox where connection_id = $1 order by lane limit $2),
+    locked as (
+        select l.lane from page p join outbox_lanes l on l.lane = p.lane and l.connection_id = $1
+         order by l.lane for update of l)
+    select p.lane from page p left join locked using (lane)";
+
+/// Deletes messages of lanes that are locked; then the lanes, or nothing of them is due.
+const DELETE_OUTBOX: &str = "-- connections.delete_outbox
+    with gone as (
+        delete from outbox where ctid = any (array (
+            select ctid from outbox where connection_id = $1 and lane = any ($2) limit $3)) returning 1),
+    n as (select count(*) as n from gone),
+    lanes as (
+        delete from outbox_lanes l using n where n.n < $3 and l.connection_id = $1 and l.lane = any ($2)),
+    held as (
+        update outbox_lanes l set worker = null, next_at = 'infinity' from n
+         where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
+    select n from n";
+
+/// Deletes a connection's row, and what belongs to it by key. Its traffic is for [`Store::delete_connection`].
 pub(super) async fn delete(
     executor: impl PgExecutor<'_>,
     id: ConnectionId,
 ) -> Result<DeletedConnection, StoreError> {
     let row = sqlx::query(
         "-- connections.delete
-         with parked as (delete from lane_backlog where connection_id = $1 returning 1),
-         unsaid as (delete from outbox where connection_id = $1 returning 1),
-         given_up as (delete from dead where connection_id = $1 returning 1),
-         replayed as (delete from replays where connection_id = $1),
-         used as (
-             update link_claims set consumed_channel = null, consumed_user = null
+         with used as (
+             update link_codes set consumed_channel = null, consumed_user = null
               where consumed_connection = $1 and connection_id is distinct from $1),
          gone as (delete from connections where id = $1 returning 1)
          select (select count(*) from channel_bindings where connection_id = $1) as bindings,
-                (select count(*) from link_claims where connection_id = $1) as claims,
-                (select count(*) from unsaid) as outbox, (select count(*) from parked) as parked,
-                (select count(*) from given_up) as dead, exists (select from gone) as there",
+                (select count(*) from link_codes where connection_id = $1) as link_codes,
+                exists (select from gone) as there",
     )
     .bind(id.to_string())
     .fetch_one(executor)
@@ -155,10 +314,8 @@ pub(super) async fn delete(
     }
     Ok(DeletedConnection {
         bindings: row.try_get("bindings")?,
-        claims: row.try_get("claims")?,
-        outbox: row.try_get("outbox")?,
-        parked: row.try_get("parked")?,
-        dead: row.try_get("dead")?,
+        link_codes: row.try_get("link_codes")?,
+        ..DeletedConnection::default()
     })
 }
 
@@ -179,6 +336,7 @@ fn summary(row: &PgRow) -> Result<ConnectionSummary, StoreError> {
         has_bot_token: row.try_get("has_bot_token")?,
         settings,
         bindings: row.try_get("bindings")?,
+        sending_paused_at: moment(row, TABLE, &key, "sending_paused_at")?,
         installed_at: moment(row, TABLE, &key, "installed_at")?,
         updated_at: moment(row, TABLE, &key, "updated_at")?,
         version: row.try_get("version")?,

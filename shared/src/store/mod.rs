@@ -7,59 +7,39 @@
 //! No trait: there is one store, and tests use the real one.
 
 mod agents;
-mod audit;
 mod bindings;
-mod changes;
 mod claims;
-mod commit;
 mod connections;
-mod dead;
 mod declared;
-mod generation;
-mod group;
+mod deliveries;
 mod guesses;
 mod identities;
-mod kept;
-mod lanes;
-mod leases;
 mod lifecycle;
-mod limits;
+mod maintenance;
 mod outbox;
-mod owner;
 mod partitions;
 mod refusals;
-mod replays;
 mod rewrap;
 mod server;
 mod session;
-mod retention;
 mod tokens;
+mod webhooks;
 
 pub use agents::{Agent, NewAgent};
-pub use audit::{DONE_KEPT, Fate, Stored};
 pub use bindings::ChatState;
-pub use changes::{Change, Chat, ReplyToChange, What};
 pub use claims::{ClaimResult, ConsumeClaim, MintedClaim, NewClaim, ReplyTo};
-pub use commit::{Committed, Effects, Position};
 pub use connections::{ChangeSubscription, Connection, NewConnection};
-pub use dead::{DeadChoice, DeadWebhook, Dying};
 pub use declared::{Action, Clash, Declared, DeclaredConnection, DeclaredMember, Plan, PlanStep};
-pub use generation::Leftover;
-pub use group::OneOfMany;
+pub use deliveries::*;
 pub use identities::NamedAgent;
-pub use kept::{Kept, PARKED_COLUMN, WithoutBytes};
-pub use lanes::{ParkedLane, Spilled, Trouble};
-pub use leases::{Held, Leased};
 pub use lifecycle::{ConnectionSummary, DeletedConnection, HistoryEntry};
-pub use limits::{Limit, LimitSubscription};
-pub use outbox::{Doubt, Queued, SendResult, Settled, Taken};
-pub use owner::Owner;
-pub use partitions::{LaneState, PartitionState};
-pub use replays::{NewReplay, Replay, ReplayState, Replayed};
-pub use retention::{Forgotten, Standing};
+pub use maintenance::*;
+pub use outbox::*;
+pub use partitions::*;
 pub use rewrap::{Rewrapped, SEALED_COLUMNS, SealedColumn};
 pub use server::ServerFacts;
 pub use tokens::{DueRotation, NewRotation};
+pub use webhooks::*;
 
 use crate::{config, secrets::KeyRing};
 use session::Sessions;
@@ -68,9 +48,6 @@ use sqlx::{
     postgres::{PgConnectOptions, PgRow},
 };
 use std::{borrow::Cow, str::FromStr};
-
-/// The live flow of webhooks; a replay with effects has a scope of its own.
-pub const LIVE: &str = "live";
 
 /// For leases; two, so that one that hangs on a lost link is not the end.
 const LEASE_CONNECTIONS: u32 = 2;
@@ -99,9 +76,9 @@ pub enum StoreError {
     /// Away, refused, or a statement failed.
     #[error("Postgres failed")]
     Postgres(#[from] sqlx::Error),
-    /// Several webhooks were committed together, and all of them failed.
+    /// Several requests were one statement, and all of them failed.
     #[error(transparent)]
-    Together(std::sync::Arc<StoreError>),
+    Batch(std::sync::Arc<StoreError>),
     /// A migration failed.
     #[error("migrating Postgres failed")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -129,11 +106,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether Postgres refuses the values themselves (SQLSTATE class 21, 22 or 23): trying again changes nothing.
-    pub fn is_about_the_data(&self) -> bool {
-        let StoreError::Postgres(sqlx::Error::Database(error)) = self else { return false };
-        let about = |code: &str| ["21", "22", "23"].iter().any(|class| code.starts_with(class));
-        error.code().is_some_and(|code| about(&code))
+    /// Whether Postgres refuses a batch for its contents (SQLSTATE classes 21, 22, 23, 54) or its duration (57014):
+    /// sending it again changes nothing.
+    pub fn refuses_contents(&self) -> bool {
+        let error = match self {
+            StoreError::Postgres(sqlx::Error::Database(error)) => error,
+            StoreError::Batch(error) => return error.refuses_contents(),
+            _ => return false,
+        };
+        let contents = |code: &str| {
+            ["21", "22", "23", "54", "57014"].iter().any(|class| code.starts_with(class))
+        };
+        error.code().is_some_and(|code| contents(&code))
     }
 }
 

@@ -16,13 +16,13 @@ impl Store {
     ) -> Result<i32, StoreError> {
         let count: Option<i32> = sqlx::query_scalar(
             "-- refusals.count
-             insert into connection_refusals as r (connection_id, installed_at, refusals)
+             insert into token_failures as r (connection_id, installed_at, consecutive_failures)
              select id, installed_at, 1 from connections where id = $1 and version = $2
              on conflict (connection_id) do update
-                set refusals = case when r.installed_at is distinct from excluded.installed_at
-                                      or r.at < now() - interval '10 minutes' then 1 else r.refusals + 1 end,
+                set consecutive_failures = case when r.installed_at is distinct from excluded.installed_at
+                                      or r.at < now() - interval '10 minutes' then 1 else r.consecutive_failures + 1 end,
                     installed_at = excluded.installed_at, at = now()
-             returning refusals",
+             returning consecutive_failures as refusals",
         )
         .bind(connection.to_string())
         .bind(version)
@@ -62,7 +62,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         sqlx::query(
             "-- refusals.works
-             with forgotten as (delete from connection_refusals where connection_id = $1)
+             with forgotten as (delete from token_failures where connection_id = $1)
              update connections set status = 'active', status_reason = ''
               where id = $1 and version = $2 and status = 'error'",
         )

@@ -1,18 +1,27 @@
-//! Every column that holds something sealed, sealed anew with the newest key, while all goes on.
+//! Key rotation: seals the values of every sealed column anew with the newest key of its ring, while all goes on.
 //!
-//! In: a column and how far one got. Out: the next step's end, and what did not open. A step reads some rows that another key
-//! sealed, and writes each only if nobody else did meanwhile. A value that does not open stays as it is and is named: it holds
-//! up nothing else.
+//! A step reads some rows that another key sealed, and writes each only if it did not change meanwhile. A value that does not
+//! open stays as it is and is reported: it holds up nothing else. Text columns hold `<key id>:<base64>`; bytes begin with the
+//! length of the key's id and the id, and are compared by this head alone, so that no payload is read for its key.
 
-use super::{Store, StoreError, connections::BOT_TOKEN_COLUMN, kept::PARKED_COLUMN};
+use super::{Store, StoreError, connections::BOT_TOKEN_COLUMN};
 use crate::{
     directory::SIGNING_SECRET_COLUMN,
     secrets::{KeyRing, Place, Sealed},
 };
 use sqlx::Row;
 
-/// Rows of one step.
+/// Rows of one step: secrets and requests,
 const STEP: i64 = 200;
+/// and payloads, which may have a MiB each.
+const PAYLOADS: i64 = 20;
+
+/// Begins with another head than that of the key `$1`.
+macro_rules! payload_of_another_key {
+    () => {
+        "substring(payload for 1 + length($1)) <> decode(lpad(to_hex(length($1)), 2, '0'), 'hex') || convert_to($1, 'UTF8')"
+    };
+}
 
 /// A column of sealed values.
 #[derive(Debug)]
@@ -21,6 +30,8 @@ pub struct SealedColumn {
     pub name: &'static str,
     /// Whether the signing ring seals it; else the tokens ring does.
     signing: bool,
+    /// Whether it holds bytes; else text.
+    bytes: bool,
     /// What its values are sealed for.
     place: &'static str,
     /// Rows sealed with another key than `$1`, after the key `$2`, at most `$3`: key, owner, sealed.
@@ -32,10 +43,11 @@ pub struct SealedColumn {
 }
 
 /// All of them. A test compares this list with the schema.
-pub const SEALED_COLUMNS: [SealedColumn; 9] = [
+pub const SEALED_COLUMNS: [SealedColumn; 10] = [
     SealedColumn {
         name: "connections.signing_secret",
         signing: true,
+        bytes: false,
         place: SIGNING_SECRET_COLUMN,
         list: "-- rewrap.list_signing_secrets
             select id as key, id as owner, signing_secret as sealed from connections
@@ -48,6 +60,7 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
     SealedColumn {
         name: "connections.signing_secret_previous",
         signing: true,
+        bytes: false,
         place: SIGNING_SECRET_COLUMN,
         list: "-- rewrap.list_previous_secrets
             select id as key, id as owner, signing_secret_previous as sealed from connections
@@ -61,6 +74,7 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
     SealedColumn {
         name: "connections.bot_token",
         signing: false,
+        bytes: false,
         place: BOT_TOKEN_COLUMN,
         list: "-- rewrap.list_bot_tokens
             select id as key, id as owner, bot_token as sealed from connections
@@ -74,6 +88,7 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
     SealedColumn {
         name: "agents.secret",
         signing: false,
+        bytes: false,
         place: "agents.secret",
         list: "-- rewrap.list_agents
             select org_id || '/' || id as key, org_id || '/' || id as owner, secret as sealed from agents
@@ -86,6 +101,7 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
     SealedColumn {
         name: "token_rotations.client_secret",
         signing: false,
+        bytes: false,
         place: "token_rotations.client_secret",
         list: "-- rewrap.list_client_secrets
             select connection_id as key, connection_id as owner, client_secret as sealed from token_rotations
@@ -98,6 +114,7 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
     SealedColumn {
         name: "token_rotations.refresh_token",
         signing: false,
+        bytes: false,
         place: "token_rotations.refresh_token",
         list: "-- rewrap.list_refresh_tokens
             select connection_id as key, connection_id as owner, refresh_token as sealed from token_rotations
@@ -110,9 +127,10 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
     SealedColumn {
         name: "outbox.request",
         signing: false,
+        bytes: false,
         place: "outbox.request",
         list: "-- rewrap.list_outbox
-            select id::text as key, connection_id as owner, request as sealed from outbox
+            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed from outbox
              where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%' order by id limit $3",
         write: "-- rewrap.outbox
             update outbox set request = $3 where id = $1::bigint and request = $2",
@@ -120,32 +138,65 @@ pub const SEALED_COLUMNS: [SealedColumn; 9] = [
             select split_part(request, ':', 1) as key, count(*) as count from outbox group by 1",
     },
     SealedColumn {
-        name: "dead.sealed",
+        name: "outbox_failures.request",
         signing: false,
-        place: "dead.sealed",
-        list: "-- rewrap.list_dead
-            select id::text as key, subject as owner, sealed from dead
-             where id > coalesce(nullif($2, ''), '0')::bigint and sealed not like $1 || ':%' order by id limit $3",
-        write: "-- rewrap.dead
-            update dead set sealed = $3 where id = $1::bigint and sealed = $2",
-        count: "-- rewrap.count_dead
-            select split_part(sealed, ':', 1) as key, count(*) as count from dead group by 1",
+        bytes: false,
+        place: "outbox.request",
+        list: "-- rewrap.list_outbox_failures
+            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed from outbox_failures
+             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%' order by id limit $3",
+        write: "-- rewrap.outbox_failure
+            update outbox_failures set request = $3 where id = $1::bigint and request = $2",
+        count: "-- rewrap.count_outbox_failures
+            select split_part(request, ':', 1) as key, count(*) as count from outbox_failures group by 1",
     },
     SealedColumn {
-        name: "lane_backlog.sealed",
+        name: "deliveries.payload",
         signing: false,
-        place: PARKED_COLUMN,
-        list: "-- rewrap.list_parked
-            select scope || '/' || generation || '/' || lane || '/' || sequence as key, connection_id as owner, sealed
-              from lane_backlog
-             where scope || '/' || generation || '/' || lane || '/' || sequence > $2
-               and sealed not like $1 || ':%' order by 1 limit $3",
-        write: "-- rewrap.parked
-            update lane_backlog set sealed = $3
-             where scope || '/' || generation || '/' || lane || '/' || sequence = $1 and sealed = $2",
-        count: "-- rewrap.count_parked
-            select split_part(sealed, ':', 1) as key, count(*) as count from lane_backlog
-             where sealed is not null group by 1",
+        bytes: true,
+        place: "webhook.payload",
+        list: concat!(
+            "-- rewrap.list_deliveries
+            select connection_id || '/' || lane || '/' || position || '/' || part as key, dedup_key as owner,
+                   payload as sealed
+              from deliveries
+             where (connection_id, lane, position, part)
+                       > (split_part($2, '/', 1), coalesce(nullif(split_part($2, '/', 2), ''), '0')::bigint,
+                          coalesce(nullif(split_part($2, '/', 3), ''), '0')::bigint,
+                          coalesce(nullif(split_part($2, '/', 4), ''), '0')::smallint)
+               and ",
+            payload_of_another_key!(),
+            " order by connection_id, lane, position, part limit $3"
+        ),
+        write: "-- rewrap.delivery
+            update deliveries set payload = $3
+             where connection_id = split_part($1, '/', 1) and lane = split_part($1, '/', 2)::bigint
+               and position = split_part($1, '/', 3)::bigint and part = split_part($1, '/', 4)::smallint and payload = $2",
+        count: "-- rewrap.count_deliveries
+            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)), 'UTF8') as key,
+                   count(*) as count
+              from deliveries group by 1",
+    },
+    SealedColumn {
+        name: "dead_letters.payload",
+        signing: false,
+        bytes: true,
+        place: "webhook.payload",
+        list: concat!(
+            "-- rewrap.list_dead_letters
+            select id::text as key, coalesce(dedup_key, subject || '#' || generation || '/' || sequence) as owner,
+                   payload as sealed
+              from dead_letters
+             where id > coalesce(nullif($2, ''), '0')::bigint and ",
+            payload_of_another_key!(),
+            " order by id limit $3"
+        ),
+        write: "-- rewrap.dead_letter
+            update dead_letters set payload = $3 where id = $1::bigint and payload = $2",
+        count: "-- rewrap.count_dead_letters
+            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)), 'UTF8') as key,
+                   count(*) as count
+              from dead_letters where payload is not null group by 1",
     },
 ];
 
@@ -168,33 +219,41 @@ impl Store {
         after: &str,
     ) -> Result<Rewrapped, StoreError> {
         let ring = self.ring_of(column);
+        let limit = if column.bytes { PAYLOADS } else { STEP };
         let rows = sqlx::query(column.list)
             .bind(ring.newest())
             .bind(after)
-            .bind(STEP)
+            .bind(limit)
             .fetch_all(&self.pool)
             .await?;
         let mut done = Rewrapped::default();
         for row in &rows {
             let (key, owner): (String, String) = (row.try_get("key")?, row.try_get("owner")?);
-            let old: String = row.try_get("sealed")?;
             let place = Place { owner: &owner, column: column.place };
-            match ring.open(place, &Sealed::stored(old.clone())) {
-                Ok(clear) => {
-                    let new = ring.seal(place, &clear)?;
-                    let written = sqlx::query(column.write)
-                        .bind(&key)
-                        .bind(&old)
-                        .bind(new.as_str())
-                        .execute(&self.pool)
-                        .await?;
-                    done.written += written.rows_affected();
+            let write = sqlx::query(column.write).bind(&key);
+            let write = if column.bytes {
+                let old: Vec<u8> = row.try_get("sealed")?;
+                match ring.open_bytes(place, &old) {
+                    Ok(clear) => Ok(write.bind(old).bind(ring.seal_bytes(place, &clear)?)),
+                    Err(error) => Err(error),
                 }
+            } else {
+                let old = Sealed::stored(row.try_get("sealed")?);
+                match ring.open(place, &old) {
+                    Ok(clear) => {
+                        let new = ring.seal(place, &clear)?;
+                        Ok(write.bind(old.as_str().to_owned()).bind(new.as_str().to_owned()))
+                    }
+                    Err(error) => Err(error),
+                }
+            };
+            match write {
+                Ok(write) => done.written += write.execute(&self.pool).await?.rows_affected(),
                 Err(error) => done.unopened.push(format!("{} of row {key}: {error}", column.name)),
             }
             done.next = Some(key);
         }
-        if rows.len() < STEP as usize {
+        if (rows.len() as i64) < limit {
             done.next = None;
         }
         Ok(done)

@@ -22,7 +22,7 @@ mod pen;
 mod tenants;
 
 use crate::{
-    effects::worked_off,
+    provision::new_agent,
     recording::{ANY_SLACK, PAUSE, Recording, readdressed},
     slack::{delivery::Reason, tokens::Installation, webhook::Webhook},
     until::try_until,
@@ -116,7 +116,7 @@ impl Day {
         self.declare(&world).await?;
         for stretch in &self.stretches {
             self.send(&world, stretch).await?;
-            worked_off(&world, WORKED_OFF_WITHIN).await?;
+            world.worked_off(WORKED_OFF_WITHIN).await?;
             tokio::time::sleep(PAUSE + PAUSE / 4).await; // the pause itself: nobody says anything
         }
         let recording = Recording::of(&world).await?;
@@ -131,7 +131,7 @@ impl Day {
         let world = World::start(WORKER_ONLY).await?;
         self.declare(&world).await?;
         recording.put(&world).await?;
-        worked_off(&world, WORKED_OFF_WITHIN).await?;
+        world.worked_off(WORKED_OFF_WITHIN).await?;
         Ok(world)
     }
 
@@ -143,10 +143,9 @@ impl Day {
             let app = &tenant.app;
             world.store.ensure_organization(&app.org, "Example").await?;
             for (id, name, mode) in &tenant.agents {
-                let secret = Secret::new(format!("secret of {id} of {}", app.org))?;
-                let (org, id, name) = (app.org.clone(), id.clone(), (*name).to_owned());
-                let (mode, url) = (*mode, world.agent.url());
-                world.store.put_agent(&NewAgent { org, id, name, mode, url, secret }).await?;
+                let plain = new_agent(&app.org, id.clone(), world.agent.url())?;
+                let new = NewAgent { name: (*name).to_owned(), mode: *mode, ..plain };
+                world.store.put_agent(&new).await?;
             }
             let team = app.team.parse()?;
             let new = NewConnection {
@@ -225,7 +224,7 @@ async fn mint(world: &World, code: &Code) -> anyhow::Result<()> {
     let hash = code.code.parse::<ClaimCode>().context("a code")?.hash();
     let surfaces: Vec<&str> = code.surfaces.iter().map(|surface| surface.as_str()).collect();
     sqlx::query(
-        "insert into link_claims (code_hash, org_id, agent_id, surfaces, connection_id, created_by, created_at, expires_at)
+        "insert into link_codes (code_hash, org_id, agent_id, surfaces, connection_id, created_by, created_at, expires_at)
          select $1, $2, $3, $4, $5, 'the day', at, at + interval '59 minutes'
            from (select now() - case when $6 then interval '2 hours' else '0' end as at) made",
     )

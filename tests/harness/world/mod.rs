@@ -4,6 +4,7 @@
 //! own, so tests run at once and may kill what they like.
 
 mod look;
+mod operator;
 mod pods;
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     postgres::Postgres,
     proxy::Proxy,
     slack::{Answer, Slack, webhook::Webhook},
+    stream::StreamIndex,
     until::try_until,
 };
 use anyhow::{Context, ensure};
@@ -25,15 +27,11 @@ use shared::{
     store::{Rings, Store},
 };
 use sqlx::PgPool;
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Output},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
 use tokio::sync::OnceCell;
 
-pub use crate::provision::{App, agent_id};
+pub use crate::provision::{App, agent_id, new_agent};
+pub use crate::stream::Unfinished;
 pub use look::Handled;
 pub use pods::{Ingest, Worker};
 
@@ -109,6 +107,7 @@ pub struct World {
     /// Workers.
     pub workers: Vec<Worker>,
     client: async_nats::Client,
+    pub(crate) index: StreamIndex,
     settings: Vec<(String, String)>,
     links: Links,
     within: Option<(PathBuf, Vec<String>)>,
@@ -197,13 +196,14 @@ impl World {
             ("TIDEGATE_CHANNEL_PACE", "0s".into()),
             ("TIDEGATE_AGENT_NETWORKS", "127.0.0.0/8".into()),
             ("TIDEGATE_DRAIN_DELAY", "200ms".into()),
+            ("TIDEGATE_GRACE", "8s".into()),
             ("TIDEGATE_LOG", "info".into()),
         ];
         let settings: Vec<_> =
             settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let rings = Rings { signing: signing.parse()?, tokens: tokens.parse()? };
-        let seen = postgres.url_as("tidegate_tests", &database);
-        let store = Store::new(&config::Postgres { url: seen, connections: 4 }, rings)?;
+        let url = postgres.url_as("tidegate_tests", &database);
+        let store = Store::new(&config::Postgres { url, connections: 4 }, rings)?;
         let pool = PgPool::connect(&superuser).await?;
         let urls: Vec<_> = servers.iter().map(Nats::url).chain([nats.url()]).collect();
         let client = nats.keys().options(User::Tests)?.connect(urls).await?;
@@ -220,6 +220,7 @@ impl World {
             ingests,
             workers,
             client,
+            index: StreamIndex::default(),
             settings,
             links: Links::default(),
             within: None,
@@ -319,7 +320,7 @@ impl World {
         let share = 64_usize.div_ceil(running) as i64;
         let settled = async || {
             let shares: Vec<i64> = sqlx::query_scalar(
-                "select count(*) from partition_leases join partition_epochs using (partition)
+                "select count(*) from partition_leases join partition_cursors using (partition)
                   where lease_until > now() group by owner order by 1",
             )
             .fetch_all(&self.pool)
@@ -330,39 +331,6 @@ impl World {
         };
         let settled = try_until("every partition is owned, evenly", READY_WITHIN, settled).await;
         settled.with_context(|| self.logs())
-    }
-
-    /// Runs the operator's command line; gives what it printed.
-    pub fn tidegate(&self, args: &[&str]) -> anyhow::Result<String> {
-        let ran = self.try_tidegate(args)?;
-        ensure!(
-            ran.status.success(),
-            "tidegate {}: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&ran.stderr)
-        );
-        Ok(String::from_utf8(ran.stdout)?)
-    }
-
-    /// Runs the operator's command line, which may fail.
-    pub fn try_tidegate(&self, args: &[&str]) -> anyhow::Result<Output> {
-        Ok(self.operator(args)?.output()?)
-    }
-
-    /// Runs the operator's command line while a load goes on beside it.
-    pub async fn operate(&self, args: &[&str]) -> anyhow::Result<()> {
-        let mut operator = self.operator(args)?;
-        let ran = tokio::task::spawn_blocking(move || operator.output()).await??;
-        let said = String::from_utf8_lossy(&ran.stderr);
-        ensure!(ran.status.success(), "tidegate {}: {said}", args.join(" "));
-        Ok(())
-    }
-
-    fn operator(&self, args: &[&str]) -> anyhow::Result<Command> {
-        let mut command = Command::new(&Binaries::get()?.tidegate);
-        let role = if args.first() == Some(&"migrate") { Role::Owner } else { Role::Operator };
-        command.args(args).envs(self.settings_of(role));
-        Ok(command)
     }
 
     /// Sends a webhook to the shared app's route, at some ingest.
@@ -386,12 +354,6 @@ impl World {
     /// What a setting says for the processes that are started from now on.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
-    }
-
-    /// Runs another program with the operator's settings.
-    pub fn run(&self, program: &Path, args: &[&str]) -> anyhow::Result<Output> {
-        let mut command = Command::new(program);
-        Ok(command.args(args).envs(self.settings_of(Role::Operator)).output()?)
     }
 
     /// A new folder in this world's own.

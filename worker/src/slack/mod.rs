@@ -1,17 +1,18 @@
-//! Slack, as far as we call it: the handful of methods that are used, and `response_url`s.
+//! Slack's Web API and response_urls: calls, and how they ended, told apart by what may have happened at Slack.
 //!
-//! In: a turn (see [`limits`]), a token or an address, and what to tell. Out: how it went, told apart by what may have
-//! happened at Slack ([`Called`]); what follows from Slack's own word is [`error`]'s table. No redirects, and a
-//! `response_url` only where Slack has its own: it came in a webhook's body.
+//! What follows from Slack's own error is the table of [`error`]. No redirects, and a response_url only at Slack's own
+//! origins: it came in a webhook's body.
 
-pub mod counted;
-pub mod error;
-pub mod limits;
-pub mod rotate;
+mod error;
+mod metadata;
+mod metrics;
+mod rate_limits;
 
-use counted::Counted;
-use error::SlackError;
-use limits::{Limits, Turn};
+pub use error::{Action, SlackError};
+pub use metadata::{bears_mark, postable};
+pub use metrics::{Reconciliation, SlackMetrics};
+pub use rate_limits::{RateLimits, Turn};
+
 use reqwest::{Response, Url, header::RETRY_AFTER};
 use serde_json::Value;
 use shared::{secrets::Secret, store::Store};
@@ -33,9 +34,9 @@ pub struct Slack {
     api: Url,
     response_origins: Vec<Url>,
     /// Who may call now.
-    pub limits: Limits,
+    pub limits: RateLimits,
     /// How calls went.
-    pub counted: Counted,
+    pub metrics: SlackMetrics,
 }
 
 /// A method of the Web API.
@@ -53,7 +54,6 @@ pub enum Method {
     PublishView,
     SetStatus,
     AuthTest,
-    UserInfo,
     OauthAccess,
 }
 
@@ -72,27 +72,19 @@ impl Method {
             Method::PublishView => "views.publish",
             Method::SetStatus => "assistant.threads.setStatus",
             Method::AuthTest => "auth.test",
-            Method::UserInfo => "users.info",
             Method::OauthAccess => "oauth.v2.access",
         }
     }
 
     /// Methods that read take a form; only those that write take JSON.
     fn takes_a_form(self) -> bool {
-        matches!(
-            self,
-            Method::History
-                | Method::Replies
-                | Method::AuthTest
-                | Method::UserInfo
-                | Method::OauthAccess
-        )
+        matches!(self, Method::History | Method::Replies | Method::AuthTest | Method::OauthAccess)
     }
 }
 
 /// How a call went.
 #[derive(Debug)]
-pub enum Called {
+pub enum ApiResult {
     /// Slack did it; this is its answer.
     Done(Value),
     /// Slack did not do it, and says why: its word.
@@ -107,7 +99,7 @@ pub enum Called {
 
 /// How an answer through a `response_url` went.
 #[derive(Debug)]
-pub enum Responded {
+pub enum ResponseUrlResult {
     /// Slack took it.
     Done,
     /// This address takes no more: too old, or used too often.
@@ -123,14 +115,8 @@ pub enum Responded {
 }
 
 impl Slack {
-    /// `api` is where the Web API is; `response_origins` where a `response_url` may lie; `pace` the least time between two
-    /// messages to one channel.
-    pub fn new(
-        mut api: Url,
-        response_origins: Vec<Url>,
-        store: Store,
-        pace: Duration,
-    ) -> reqwest::Result<Self> {
+    /// `api` is where the Web API is; `response_origins` where a `response_url` may lie.
+    pub fn new(mut api: Url, response_origins: Vec<Url>, store: Store) -> reqwest::Result<Self> {
         if !api.path().ends_with('/') {
             api.set_path(&format!("{}/", api.path())); // else `join` would replace the last part
         }
@@ -139,8 +125,8 @@ impl Slack {
             .timeout(SEND_TIMEOUT)
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let limits = Limits::new(store, pace);
-        Ok(Self { http, api, response_origins, limits, counted: Counted::default() })
+        let limits = RateLimits::new(store);
+        Ok(Self { http, api, response_origins, limits, metrics: SlackMetrics::default() })
     }
 
     /// Waits for a turn to call a method; else, how long to stay away.
@@ -158,9 +144,9 @@ impl Slack {
         (turn, method): (Turn, Method),
         token: &Secret,
         body: &Value,
-    ) -> Called {
+    ) -> ApiResult {
         let Ok(url) = self.api.join(method.as_str()) else {
-            return Called::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
+            return ApiResult::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
         };
         let request = self.http.post(url).bearer_auth(token.expose());
         let request = match method.takes_a_form() {
@@ -168,8 +154,8 @@ impl Slack {
             false => request.json(body),
         };
         let called = read(request).await;
-        self.counted.called(method.as_str(), &called);
-        if let Called::Limited(retry_after) = called {
+        self.metrics.record_call(method.as_str(), &called);
+        if let ApiResult::Limited(retry_after) = called {
             self.limits.limited(turn.connection, turn.method, retry_after).await;
         }
         called
@@ -181,9 +167,9 @@ impl Slack {
         client_id: &str,
         client_secret: &Secret,
         refresh_token: &Secret,
-    ) -> Called {
+    ) -> ApiResult {
         let Ok(url) = self.api.join(Method::OauthAccess.as_str()) else {
-            return Called::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
+            return ApiResult::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
         };
         let form = form(&serde_json::json!({
             "grant_type": "refresh_token", "refresh_token": refresh_token.expose(),
@@ -195,48 +181,57 @@ impl Slack {
             .header("content-type", FORM)
             .body(form);
         let called = read(request).await;
-        self.counted.called(Method::OauthAccess.as_str(), &called);
+        self.metrics.record_call(Method::OauthAccess.as_str(), &called);
         called
     }
 
     /// Answers through a `response_url`.
-    pub async fn respond(&self, url: &str, message: &Value) -> Responded {
+    pub async fn respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
         let responded = self.try_respond(url, message).await;
-        self.counted.responded(&responded);
+        self.metrics.record_response_url(&responded);
         responded
     }
 
-    async fn try_respond(&self, url: &str, message: &Value) -> Responded {
+    async fn try_respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
         let Ok(url) = Url::parse(url) else {
-            return Responded::Refused("no response_url".into());
+            return ResponseUrlResult::Refused("no response_url".into());
         };
         if !self.response_origins.iter().any(|origin| origin.origin() == url.origin()) {
-            return Responded::Refused("the response_url is not Slack's".into());
+            return ResponseUrlResult::Refused("the response_url is not Slack's".into());
         }
         let response = match self.http.post(url).json(message).send().await {
             Ok(response) => response,
             Err(error) if error.is_connect() => {
-                return Responded::NotSent(error.without_url().to_string());
+                return ResponseUrlResult::NotSent(error.without_url().to_string());
             }
-            Err(error) => return Responded::Unclear(error.without_url().to_string()),
+            Err(error) => return ResponseUrlResult::Unclear(error.without_url().to_string()),
         };
         let status = response.status();
         if status.is_success() {
-            return Responded::Done;
+            // Slack answers some refusals with 200.
+            let said = body(response).await.unwrap_or_default();
+            let answer: Value = serde_json::from_slice(&said).unwrap_or_default();
+            return match answer["ok"] == false {
+                true => {
+                    let word = answer["error"].as_str().unwrap_or("no reason");
+                    ResponseUrlResult::Refused(word.chars().take(80).collect())
+                }
+                false => ResponseUrlResult::Done,
+            };
         }
         if status.as_u16() == 429 {
-            return Responded::Limited(retry_after(&response));
+            return ResponseUrlResult::Limited(retry_after(&response));
         }
         if status.is_server_error() {
-            return Responded::Unclear(status.to_string());
+            return ResponseUrlResult::Unclear(status.to_string());
         }
-        let said = response.text().await.unwrap_or_default();
-        let said: String = said.chars().take(80).collect();
+        let said = body(response).await.unwrap_or_default();
+        let said: String = String::from_utf8_lossy(&said).chars().take(80).collect();
         let over = matches!(status.as_u16(), 404 | 410)
             || ["used_url", "expired_url"].iter().any(|word| said.contains(word));
         match over {
-            true => Responded::UsedUp(format!("{status} {said}")),
-            false => Responded::Refused(format!("{status} {said}")),
+            true => ResponseUrlResult::UsedUp(format!("{status} {said}")),
+            false => ResponseUrlResult::Refused(format!("{status} {said}")),
         }
     }
 }
@@ -256,38 +251,38 @@ fn form(body: &Value) -> String {
     form.finish()
 }
 
-async fn read(request: reqwest::RequestBuilder) -> Called {
+async fn read(request: reqwest::RequestBuilder) -> ApiResult {
     let response = match request.send().await {
         Ok(response) => response,
         // Without a connection nothing was sent; after that nobody knows how far it came.
         Err(error) if error.is_connect() => {
-            return Called::NotSent(error.without_url().to_string());
+            return ApiResult::NotSent(error.without_url().to_string());
         }
-        Err(error) => return Called::Unclear(error.without_url().to_string()),
+        Err(error) => return ApiResult::Unclear(error.without_url().to_string()),
     };
     let status = response.status();
     if status.as_u16() == 429 {
-        return Called::Limited(retry_after(&response));
+        return ApiResult::Limited(retry_after(&response));
     }
     let retry_after = retry_after(&response);
     let body = match body(response).await {
         Ok(body) => body,
-        Err(why) => return Called::Unclear(why),
+        Err(why) => return ApiResult::Unclear(why),
     };
     let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
         // A server that can't say it in JSON may have done it before it broke; one that refuses did not.
         return match status.is_client_error() {
-            true => Called::Refused(SlackError::Other, status.to_string()),
-            false => Called::Unclear(format!("{status}, not JSON")),
+            true => ApiResult::Refused(SlackError::Other, status.to_string()),
+            false => ApiResult::Unclear(format!("{status}, not JSON")),
         };
     };
     if answer["ok"] == true {
-        return Called::Done(answer);
+        return ApiResult::Done(answer);
     }
     let word: String = answer["error"].as_str().unwrap_or("no word").chars().take(80).collect();
     match SlackError::from(&*word) {
-        SlackError::RateLimited => Called::Limited(retry_after),
-        error => Called::Refused(error, word),
+        SlackError::RateLimited => ApiResult::Limited(retry_after),
+        error => ApiResult::Refused(error, word),
     }
 }
 

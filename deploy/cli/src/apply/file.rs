@@ -14,6 +14,10 @@
 //! mode = "reply"                          # or "forward"
 //! url = "https://helper.acme.example/"
 //! secret = "env:HELPER_SECRET"            # secrets are never in the file: env:<name> or file:<path>
+//! timeout = "60s"                         # limit of one attempt: 1s to 10m
+//! max_concurrent = 16                     # attempts at once, on all workers together: 1 to 1000
+//! retry_for = "1h"                        # from the first attempt; left out: 1h for mode reply, 24h for forward
+//! keep_for = "72h"                        # wait for the first attempt
 //!
 //! [[connection]]
 //! organization = "acme"
@@ -44,10 +48,18 @@ use shared::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     path::Path,
+    time::Duration,
 };
 use toml::Spanned;
+
+/// Limits of an agent's `timeout`,
+const TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+/// of its `retry_for` and `keep_for`: webhooks stay in the stream for 14 days,
+const KEPT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(14 * 24 * 3600));
+/// and of its `max_concurrent`.
+const CONCURRENT: RangeInclusive<u16> = 1..=1000;
 
 /// Something that is wrong with the file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +131,10 @@ struct Agent {
     mode: AgentMode,
     url: Spanned<String>,
     secret: Spanned<String>,
+    timeout: Option<Spanned<String>>,
+    max_concurrent: Option<Spanned<u16>>,
+    retry_for: Option<Spanned<String>>,
+    keep_for: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -216,6 +232,17 @@ impl Reader<'_> {
             let what = format!("agent {}/{}", agent.organization.get_ref(), agent.id.get_ref());
             self.once(&mut twice, what, &agent.id.span());
             self.address(&agent.url);
+            let timeout = self.time(agent.timeout, TIMEOUTS, NewAgent::TIMEOUT);
+            let retry_for =
+                agent.retry_for.map(|time| self.time(Some(time), KEPT, NewAgent::KEEP_FOR));
+            let keep_for = self.time(agent.keep_for, KEPT, NewAgent::KEEP_FOR);
+            let max_concurrent = agent.max_concurrent.map_or(NewAgent::MAX_CONCURRENT, |max| {
+                if !CONCURRENT.contains(max.get_ref()) {
+                    let (least, most) = (CONCURRENT.start(), CONCURRENT.end());
+                    self.problem(&max.span(), format!("max_concurrent is {least} to {most}"));
+                }
+                max.into_inner()
+            });
             let Some(secret) = self.secret(&agent.secret) else { continue };
             declared.agents.push(NewAgent {
                 org: agent.organization.into_inner(),
@@ -224,6 +251,10 @@ impl Reader<'_> {
                 mode: agent.mode,
                 url: agent.url.into_inner(),
                 secret,
+                timeout,
+                max_concurrent,
+                retry_for,
+                keep_for,
             });
         }
         for connection in file.connection {
@@ -324,6 +355,25 @@ impl Reader<'_> {
         }
     }
 
+    /// A time within limits, or the usual one.
+    fn time(
+        &mut self,
+        text: Option<Spanned<String>>,
+        (least, most): (Duration, Duration),
+        usual: Duration,
+    ) -> Duration {
+        let Some(text) = text else { return usual };
+        let time = humantime::parse_duration(text.get_ref()).ok();
+        time.filter(|time| (least..=most).contains(time)).unwrap_or_else(|| {
+            let [least, most] = [least, most].map(humantime::format_duration);
+            self.problem(
+                &text.span(),
+                format!("this is a time of {least} to {most}, as in \"60s\""),
+            );
+            usual
+        })
+    }
+
     /// What a reference stands for. A secret itself is refused, and never printed.
     fn secret(&mut self, reference: &Spanned<String>) -> Option<Secret> {
         let span = reference.span();
@@ -348,101 +398,4 @@ fn line_of(text: &str, span: &Range<usize>) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problems(text: &str) -> String {
-        match read(text, Path::new(env!("CARGO_MANIFEST_DIR"))) {
-            Ok(_) => String::new(),
-            Err(problems) => tell(&problems, "t.toml"),
-        }
-    }
-
-    const GOOD: &str = r#"
-[[organization]]
-id = "acme"
-
-[[agent]]
-organization = "acme"
-id = "helper"
-url = "https://helper.example/"
-secret = "file:Cargo.toml"
-
-[[connection]]
-organization = "acme"
-app = "A1"
-team = "T1"
-signing_secret = "file:Cargo.toml"
-"#;
-
-    /// The example above is one: nothing is wrong with it but that its secrets are elsewhere.
-    #[test]
-    fn the_example_is_read() {
-        let head = include_str!("file.rs").lines().take_while(|line| line.starts_with("//!"));
-        let lines = head.map(|line| line.trim_start_matches("//!").trim_start());
-        let example: Vec<&str> = lines
-            .skip_while(|line| *line != "```toml")
-            .skip(1)
-            .take_while(|line| *line != "```")
-            .collect();
-        let found = problems(&example.join("\n"));
-        let about: Vec<&str> =
-            ["HELPER_SECRET is not set", "acme.signing can't be read", "ACME_BOT_TOKEN is not set"]
-                .into();
-        assert_eq!(found.lines().count(), about.len() + 1, "{found}");
-        assert!(about.iter().all(|about| found.contains(about)), "{found}");
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_with_its_line_and_what_to_do() {
-        assert_eq!(problems(GOOD), "");
-        let with = |old: &str, new: &str| problems(&GOOD.replacen(old, new, 1));
-        for (found, line, says) in [
-            (with("app = \"A1\"", "aps = \"A1\""), 13, "unknown field `aps`"),
-            (with("team = \"T1\"", "team = 7"), 14, "invalid type"),
-            (with("team = \"T1\"", "preview_mode = \"yes\""), 14, "invalid type"),
-            (with("team = \"T1\"\n", ""), 13, "say which, or preview_mode = true"),
-            (with("id = \"acme\"", "id = \"a.b\""), 3, "an organization id"),
-            (
-                with("\"acme\"\nid = \"helper\"", "\"other\"\nid = \"helper\""),
-                6,
-                "add [[organization]]",
-            ),
-            (with("https://helper.example/", "helper"), 8, "say https://host/path"),
-            (with("file:Cargo.toml", "xoxb-hunter2"), 9, "say env:<name> or file:<path>"),
-            (with("file:Cargo.toml", "env:NO_SUCH_NAME"), 9, "NO_SUCH_NAME is not set"),
-            (with("file:Cargo.toml", "file:nowhere"), 9, "nowhere can't be read"),
-            (
-                with("team = \"T1\"", "team = \"T1\"\nsettings = { surface = [] }"),
-                15,
-                "unknown field `surface`",
-            ),
-            (
-                with("[[agent]]", "[[organization]]\nid = \"acme\"\n[[agent]]"),
-                6,
-                "in line 3 already",
-            ),
-            (
-                with(
-                    "[[agent]]",
-                    "[[member]]\norganization = \"acme\"\nuser = \"a\"\nslack = [\"T1/U1\"]\n[[member]]\norganization = \"acme\"\nuser = \"b\"\nslack = [\"T1/U1\"]\n[[agent]]",
-                ),
-                12,
-                "is user a already",
-            ),
-            (with("[[agent]]", "[[agents]]"), 5, "unknown field `agents`"),
-            (with("[[agent]]", "[[agent]"), 5, ""),
-        ] {
-            let start = format!("t.toml:{line}: ");
-            assert!(found.starts_with(&start) && found.contains(says), "{line} {says}: {found}");
-            assert!(
-                !found.contains("hunter2") && found.ends_with("nothing was applied"),
-                "{found}"
-            );
-        }
-        let several = problems(
-            "[[connection]]\norganization = \"a\"\napp = \"A1\"\nsigning_secret = \"x\"\n",
-        );
-        assert_eq!(several.lines().count(), 3, "all of it at once: {several}");
-    }
-}
+mod tests;

@@ -168,7 +168,7 @@ pub(super) async fn nats(settings: &Nats, store: Option<&Store>, found: &mut Vec
                 found.push(Finding::warning(
                     OF,
                     format!("the stream uses {:.0} % of its room", share * 100.0),
-                    "look at tidegate lanes and tidegate partitions for what is not worked off, or raise --max-bytes",
+                    "look at tidegate deliveries list and tidegate partitions for what is not worked off, or raise --max-bytes",
                 ));
             }
         }

@@ -87,8 +87,11 @@ impl Store {
         self.undeclared_owners(&mut tx, declared, prune, &mut plan).await?;
         if dry_run {
             tx.rollback().await?;
-        } else {
-            tx.commit().await?;
+            return Ok(Ok(plan));
+        }
+        tx.commit().await?;
+        for &deleted in &plan.deleted {
+            self.delete_connection(deleted).await?; // its traffic
         }
         Ok(Ok(plan))
     }

@@ -5,7 +5,10 @@
 use super::{Action, Declared, DeclaredMember, Plan, PlanStep, plan::Diff};
 use crate::store::{Store, StoreError};
 use sqlx::{PgConnection, Row, postgres::PgRow};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 impl Store {
     pub(super) async fn organizations(
@@ -50,7 +53,7 @@ impl Store {
             "-- declared.members
              select m.org_id, m.user_id, coalesce(array_agg(i.team_id || '/' || i.platform_user_id order by 1)
                         filter (where i.user_id is not null), '{}') as identities
-               from organization_members m left join chat_identities i using (user_id)
+               from organization_members m left join user_identities i using (user_id)
               group by m.org_id, m.user_id",
         )
         .fetch_all(&mut *tx)
@@ -82,7 +85,7 @@ impl Store {
             sqlx::query(
                 "-- declared.delete_member
                  with gone as (delete from organization_members where org_id = $1 and user_id = $2)
-                 delete from chat_identities
+                 delete from user_identities
                   where user_id = $2
                     and not exists (select from organization_members where user_id = $2 and org_id <> $1)",
             )
@@ -108,6 +111,28 @@ impl Store {
             diff.text("mode", before.map(|a| a.mode.as_str()), Some(new.mode.as_str()));
             diff.text("url", before.map(|a| a.url.as_str()), Some(new.url.as_str()));
             diff.secret("secret", before.map(|a| &a.secret), Some(&new.secret));
+            let by_mode =
+                |time: Option<Duration>| time.map_or("by mode".into(), |t| format!("{t:?}"));
+            for (name, old, new) in [
+                (
+                    "timeout",
+                    before.map(|a| format!("{:?}", a.timeout)),
+                    format!("{:?}", new.timeout),
+                ),
+                (
+                    "max_concurrent",
+                    before.map(|a| a.max_concurrent.to_string()),
+                    new.max_concurrent.to_string(),
+                ),
+                ("retry_for", before.map(|a| by_mode(a.retry_for)), by_mode(new.retry_for)),
+                (
+                    "keep_for",
+                    before.map(|a| format!("{:?}", a.keep_for)),
+                    format!("{:?}", new.keep_for),
+                ),
+            ] {
+                diff.text(name, old.as_deref(), Some(new.as_str()));
+            }
             if diff.note(plan, format!("agent {}/{}", new.org, new.id)) {
                 self.put_agent_in(&mut *tx, new).await?;
             }
@@ -178,9 +203,9 @@ async fn put_member(tx: &mut PgConnection, member: &DeclaredMember) -> Result<()
          with member as (
              insert into organization_members (org_id, user_id) values ($1, $2) on conflict do nothing),
          gone as (
-             delete from chat_identities
+             delete from user_identities
               where user_id = $2 and (team_id, platform_user_id) not in (select * from unnest($3::text[], $4::text[])))
-         insert into chat_identities (platform, team_id, platform_user_id, user_id)
+         insert into user_identities (platform, team_id, platform_user_id, user_id)
          select 'slack', team, platform_user, $2 from unnest($3::text[], $4::text[]) as u (team, platform_user)
          on conflict (platform, team_id, platform_user_id) do update set user_id = excluded.user_id",
     )

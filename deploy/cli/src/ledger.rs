@@ -1,0 +1,215 @@
+//! `tidegate ledger verify`: every webhook that the stream holds is committed, or not yet read.
+//!
+//! Per partition the number of webhooks that intake has committed is compared with the number that the stream holds up to the
+//! partition's cursor, plus what was purged. More than were committed: webhooks are missing. Fewer: the stream has dropped
+//! some by age, which is no loss.
+
+use crate::{StoreSettings, jetstream, partitions::stored_after, print};
+use anyhow::{Context, ensure};
+use async_nats::jetstream::stream::Stream;
+use serde::Serialize;
+use shared::{
+    config::Nats,
+    store::{LedgerEntry, Store},
+    stream::STREAM,
+};
+use std::time::Duration;
+
+/// A difference is looked at so often: a consumer may sit on a replica that lags behind.
+const ROUNDS: usize = 3;
+/// Time between two of these.
+const ROUND_INTERVAL: Duration = Duration::from_millis(500);
+
+const COLUMNS: [print::Column; 8] = [
+    ("partition", true),
+    ("generation", true),
+    ("from", true),
+    ("cursor", true),
+    ("committed", true),
+    ("in stream", true),
+    ("purged", true),
+    ("missing", true),
+];
+
+/// The verbs.
+#[derive(Debug, clap::Subcommand)]
+pub enum Ledger {
+    /// Check that every stored webhook is accounted for. Exits 1 if one is missing.
+    Verify(Verify),
+}
+
+/// Settings of `tidegate ledger verify`.
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: Nats,
+    /// Print JSON, a line each: the partitions that differ, then the sum.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A partition with its counts.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Line {
+    partition: u16,
+    generation: i32,
+    from: u64,
+    cursor: u64,
+    committed: u64,
+    /// Absent when the cursor counts in another stream than there is.
+    stored: Option<u64>,
+    purged: u64,
+    missing: u64,
+    /// Committed webhooks that the stream no longer holds and that were not purged: dropped by age.
+    expired: u64,
+}
+
+impl Line {
+    fn new(entry: &LedgerEntry, stored: Option<u64>) -> Self {
+        let LedgerEntry { partition, generation, from, cursor, committed, removed, .. } = *entry;
+        let found = stored.map_or(committed, |stored| stored + removed);
+        Self {
+            partition: partition.number(),
+            generation,
+            from,
+            cursor,
+            committed,
+            stored,
+            purged: removed,
+            missing: found.saturating_sub(committed),
+            expired: committed.saturating_sub(found),
+        }
+    }
+
+    fn differs(&self) -> bool {
+        self.missing > 0 || self.expired > 0 || self.stored.is_none()
+    }
+}
+
+impl Ledger {
+    /// Runs the verb.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Ledger::Verify(verify) = self;
+        verify.run().await
+    }
+}
+
+impl Verify {
+    async fn run(self) -> anyhow::Result<()> {
+        let (js, store) = (jetstream(&self.nats).await?, self.store.open()?);
+        let stream = js.get_stream(STREAM).await.context(
+            "failed to look at the stream of webhooks; check that NATS is up and tidegate migrate was run",
+        )?;
+        let mut lines = count(&store, &stream, None).await?;
+        for _ in 1..ROUNDS {
+            if lines.iter().all(|line| line.missing == 0) {
+                break;
+            }
+            tokio::time::sleep(ROUND_INTERVAL).await;
+            lines = count(&store, &stream, Some(lines)).await?;
+        }
+        let missing: u64 = lines.iter().map(|line| line.missing).sum();
+        self.print(&lines, missing)?;
+        ensure!(
+            missing == 0,
+            "missing webhooks: {missing}; the stream still holds them: keep it, and look at the logs of workers"
+        );
+        Ok(())
+    }
+
+    fn print(&self, lines: &[Line], missing: u64) -> anyhow::Result<()> {
+        let differing: Vec<&Line> = lines.iter().filter(|line| line.differs()).collect();
+        let sum = |of: fn(&Line) -> u64| lines.iter().map(of).sum::<u64>();
+        let (committed, expired) = (sum(|l| l.committed), sum(|l| l.expired));
+        if self.json {
+            differing.iter().try_for_each(print::json)?;
+            return print::json(&serde_json::json!({
+                "partitions": lines.len(), "committed": committed, "stored": sum(|l| l.stored.unwrap_or(0)),
+                "purged": sum(|l| l.purged), "expired": expired, "missing": missing,
+            }));
+        }
+        if !differing.is_empty() {
+            print::table(&COLUMNS, &differing.into_iter().map(row).collect::<Vec<_>>())?;
+        }
+        let partitions = lines.len();
+        Ok(print::line(&format!(
+            "{partitions} partitions: {committed} committed, {expired} no longer in the stream, {missing} missing"
+        ))?)
+    }
+}
+
+fn row(line: &Line) -> Vec<String> {
+    vec![
+        line.partition.to_string(),
+        line.generation.to_string(),
+        line.from.to_string(),
+        line.cursor.to_string(),
+        line.committed.to_string(),
+        line.stored.map_or_else(|| "another stream".into(), |stored| stored.to_string()),
+        line.purged.to_string(),
+        line.missing.to_string(),
+    ]
+}
+
+/// Counts every partition, or anew those of which something was missing.
+async fn count(
+    store: &Store,
+    stream: &Stream,
+    before: Option<Vec<Line>>,
+) -> anyhow::Result<Vec<Line>> {
+    let created_ns = stream.cached_info().created.unix_timestamp_nanos() as i64; // good until 2262
+    let mut lines = Vec::new();
+    // The ledger is read before the stream: a purge in between only makes the stream hold less.
+    for (n, entry) in store.ledger().await?.iter().enumerate() {
+        match before.as_ref().and_then(|lines| lines.get(n)) {
+            Some(line) if line.missing == 0 => lines.push(*line),
+            _ => {
+                let is_same = entry.stream_created_ns.is_none_or(|created| created == created_ns);
+                let stored = if is_same { Some(stored(stream, entry).await?) } else { None };
+                lines.push(Line::new(entry, stored));
+            }
+        }
+        print::progress(&format!("partition {n}"));
+    }
+    print::progress_over();
+    Ok(lines)
+}
+
+/// The number of webhooks that the stream holds between a partition's first sequence and its cursor. What arrives between the
+/// two questions makes it smaller, never larger.
+async fn stored(stream: &Stream, entry: &LedgerEntry) -> anyhow::Result<u64> {
+    if entry.cursor <= entry.from {
+        return Ok(0);
+    }
+    let all = stored_after(stream, entry.partition, entry.from).await?;
+    let behind = stored_after(stream, entry.partition, entry.cursor).await?;
+    Ok(all.saturating_sub(behind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::partition::Partition;
+
+    #[test]
+    fn more_in_the_stream_than_committed_is_missing() {
+        let entry = LedgerEntry {
+            partition: Partition::try_from(7).expect("below 64"),
+            generation: 1,
+            stream_created_ns: Some(1),
+            from: 0,
+            cursor: 20,
+            committed: 10,
+            removed: 4,
+        };
+        for (stored, missing, expired) in
+            [(Some(6), 0, 0), (Some(8), 2, 0), (Some(1), 0, 5), (None, 0, 0)]
+        {
+            let line = Line::new(&entry, stored);
+            assert_eq!((line.missing, line.expired), (missing, expired), "{stored:?}");
+            assert_eq!(line.differs(), stored != Some(6), "{stored:?}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Ends attempts: a delivery that is over is deleted and its lane's head raised; one that is not waits in its lane.
+//!
+//! Many ends are one statement. The fence of each is (worker, attempts) in the lane row: an end of an attempt that was freed
+//! and begun again meanwhile changes nothing.
+
+use super::{
+    super::{
+        Change, Store, StoreError,
+        outbox::{SealedMessages, enqueue_messages},
+        session::transaction_in_time,
+        storable,
+        webhooks::effects,
+    },
+    ClaimedDelivery,
+};
+use crate::{codec::envelope::Word, types::Outgoing};
+use sqlx::{PgExecutor, Row};
+use std::{collections::HashSet, time::Duration};
+
+/// A delivery that is over.
+pub struct FinishedDelivery {
+    /// The delivery and its attempt.
+    pub delivery: ClaimedDelivery,
+    /// How it ended.
+    pub outcome: FinishedOutcome,
+    /// What Slack is to be told.
+    pub messages: Vec<Outgoing>,
+    /// The trace of the request that brought it.
+    pub traceparent: Option<Word>,
+}
+
+/// How a delivery ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishedOutcome {
+    /// The agent has it. The word is for the log of deliveries.
+    Completed(&'static str),
+    /// It was given up.
+    DeadLetter {
+        /// Why, the same words for all of its sort.
+        reason: String,
+        /// What the last attempt said.
+        error: String,
+    },
+}
+
+/// A delivery that waits.
+#[derive(Debug, Clone)]
+pub struct PostponedDelivery {
+    /// The delivery and its attempt.
+    pub delivery: ClaimedDelivery,
+    /// When it is due again.
+    pub after: Duration,
+    /// What was wrong.
+    pub error: String,
+    /// Whether the attempt counts.
+    pub counts: bool,
+    /// Whether it failed because of this delivery.
+    pub fault: bool,
+    /// Whether the attempt ended without an outcome, by a panic.
+    pub crashed: bool,
+}
+
+const FINISH: &str = concat!(
+    "-- deliveries.finish
+     with u as (
+         select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[],
+                              $8::integer[], $9::text[], $10::text[], $11::text[])
+                  as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome, reason, error)),
+     locked as (
+         select u.i, l.connection_id, l.lane, l.attempts, l.first_attempt_at
+           from delivery_lanes l join u using (connection_id, lane)
+          where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane for update of l),
+     ended as (
+         update delivery_lanes l
+            set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null, last_error = '',
+                cancel_requested = false,
+                next_at = case when l.head + 1 > l.tail then 'infinity' else now() end
+           from locked k where l.connection_id = k.connection_id and l.lane = k.lane
+         returning k.i, k.attempts, k.first_attempt_at, l.connection_id, l.lane, l.head - 1 as position),
+     freed as (
+         update agent_slots s set connection_id = null, lane = null, worker = null
+           from ended join u using (i)
+          where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane and s.worker = u.worker),
+     gone as (
+         delete from deliveries d using ended e
+          where d.connection_id = e.connection_id and d.lane = e.lane and d.position = e.position
+         returning d.*, e.i, e.attempts, e.first_attempt_at),
+     logged as (
+         insert into delivery_log (slot, connection_id, partition, generation, sequence, lane, dedup_key, event_id,
+                channel_id, ts, thread_ts, user_id, org_id, agent_id, kind, outcome, error, attempts, worker, received_at,
+                stored_at, inserted_at, first_attempt_at)
+         select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition, g.generation, g.sequence,
+                g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts, g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind,
+                u.outcome, u.error, g.attempts, coalesce(w.name, ''), g.received_at, g.stored_at, g.inserted_at,
+                g.first_attempt_at
+           from gone g join u using (i) left join workers w on w.id = u.worker),
+     dead as (
+         insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, lane, org_id, agent_id,
+                session, kind, dedup_key, event_id, channel_id, ts, user_id, stored_at, reason, last_error, attempts, payload)
+         select 'dispatch', g.partition, g.generation, g.sequence, 'slack.in.' || g.partition || '.' || g.connection_id,
+                g.connection_id, g.lane, g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.event_id, g.channel_id,
+                g.ts, g.user_id, g.stored_at, u.reason, u.error, g.attempts, g.payload
+           from gone g join u using (i) where u.reason is not null),
+     messages as (
+         select m.n, m.connection_id, m.lane, m.partition, m.channel_key, m.method, m.dedup_key, m.request
+           from unnest($12::bigint[], $13::text[], $14::bigint[], $15::smallint[], $16::text[], $17::text[], $18::text[],
+                       $19::text[]) as m (n, connection_id, lane, partition, channel_key, method, dedup_key, request)
+           join unnest($20::bigint[]) with ordinality as o (i, n1) on o.n1 = m.n + 1
+           join ended on ended.i = o.i), ",
+    enqueue_messages!(),
+    " select i from ended"
+);
+
+impl Store {
+    /// Ends deliveries that are over. Returns, for each, whether it was in force: false when its attempt was freed.
+    pub async fn finish_deliveries(
+        &self,
+        finished: &[&FinishedDelivery],
+    ) -> Result<Vec<bool>, StoreError> {
+        self.finish_in(&self.pool, finished).await
+    }
+
+    /// Ends a delivery and makes a change of its conversation, together; the change brings its reply.
+    pub async fn finish_with_change(
+        &self,
+        mut finished: FinishedDelivery,
+        change: &Change,
+    ) -> Result<bool, StoreError> {
+        transaction_in_time(async {
+            let mut tx = self.pool.begin().await?;
+            let changed = effects::apply(&mut tx, &change.what).await?;
+            finished.messages.extend((change.reply)(changed));
+            let in_force = self.finish_in(&mut *tx, &[&finished]).await?;
+            match in_force[..] {
+                [true] => tx.commit().await?,
+                _ => tx.rollback().await?,
+            }
+            Ok(in_force == [true])
+        })
+        .await
+    }
+
+    async fn finish_in(
+        &self,
+        executor: impl PgExecutor<'_>,
+        finished: &[&FinishedDelivery],
+    ) -> Result<Vec<bool>, StoreError> {
+        let (mut messages, mut message_of) = (SealedMessages::default(), Vec::new());
+        for (i, one) in finished.iter().enumerate() {
+            for message in &one.messages {
+                let delivery = &one.delivery;
+                messages.push(
+                    &self.rings.tokens,
+                    delivery.partition,
+                    delivery.key.lane,
+                    delivery.key.connection,
+                    &delivery.dedup_key,
+                    one.traceparent.as_ref(),
+                    message,
+                )?;
+                message_of.push(i as i64);
+            }
+        }
+        let deliveries: Vec<&ClaimedDelivery> = finished.iter().map(|f| &f.delivery).collect();
+        let outcomes = finished.iter().map(|one| match &one.outcome {
+            FinishedOutcome::Completed(word) => (*word, None, ""),
+            FinishedOutcome::DeadLetter { reason, error } => {
+                ("dead_letter", Some(reason.as_str()), error.as_str())
+            }
+        });
+        let query = bind_attempts(sqlx::query(FINISH), &deliveries)
+            .bind(outcomes.clone().map(|(outcome, ..)| outcome).collect::<Vec<_>>())
+            .bind(outcomes.clone().map(|(_, reason, _)| reason).collect::<Vec<_>>())
+            .bind(outcomes.map(|(.., error)| storable(error)).collect::<Vec<_>>());
+        let rows = messages.bind(query).bind(message_of).fetch_all(executor).await?;
+        in_force(&rows, finished.len())
+    }
+
+    /// Puts deliveries back into their lanes. Returns, for each, whether it was in force.
+    pub async fn postpone_deliveries(
+        &self,
+        postponed: &[PostponedDelivery],
+    ) -> Result<Vec<bool>, StoreError> {
+        let deliveries: Vec<&ClaimedDelivery> = postponed.iter().map(|p| &p.delivery).collect();
+        let query = sqlx::query(
+            "-- deliveries.postpone
+             with u as (
+                 select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[],
+                                      $7::text[], $8::integer[], $9::float8[], $10::text[], $11::boolean[], $12::boolean[],
+                                      $13::boolean[])
+                          as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, after, error, counts,
+                                crashed, fault)),
+             locked as (
+                 select l.connection_id, l.lane from delivery_lanes l join u using (connection_id, lane)
+                  where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane for update of l),
+             ended as (
+                 update delivery_lanes l
+                    set worker = null, claim = null, attempts = l.attempts - case when u.counts then 0 else 1 end,
+                        crashes = l.crashes + u.crashed::integer, faults = l.faults + u.fault::integer,
+                        first_attempt_at = case when not u.counts and l.attempts = 1 then null
+                                                else l.first_attempt_at end,
+                        last_error = u.error, next_at = now() + make_interval(secs => u.after)
+                   from locked join u using (connection_id, lane)
+                  where l.connection_id = locked.connection_id and l.lane = locked.lane
+                    and l.worker = u.worker and l.claim = u.claim
+                 returning u.i),
+             freed as (
+                 update agent_slots s set connection_id = null, lane = null, worker = null
+                   from ended join u using (i)
+                  where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane
+                    and s.worker = u.worker)
+             select i from ended",
+        );
+        let rows = bind_attempts(query, &deliveries)
+            .bind(postponed.iter().map(|p| p.after.as_secs_f64()).collect::<Vec<_>>())
+            .bind(postponed.iter().map(|p| storable(&p.error)).collect::<Vec<_>>())
+            .bind(postponed.iter().map(|p| p.counts).collect::<Vec<_>>())
+            .bind(postponed.iter().map(|p| p.crashed).collect::<Vec<_>>())
+            .bind(postponed.iter().map(|p| p.fault).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
+        in_force(&rows, postponed.len())
+    }
+}
+
+type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+/// `$1` to `$8`: which attempts end.
+fn bind_attempts<'q>(query: Statement<'q>, deliveries: &[&ClaimedDelivery]) -> Statement<'q> {
+    query
+        .bind((0..deliveries.len() as i64).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.key.connection.to_string()).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.key.lane.to_bits()).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.worker.clone()).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.claim).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.org.clone()).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.agent.clone()).collect::<Vec<_>>())
+        .bind(deliveries.iter().map(|d| d.slot).collect::<Vec<_>>())
+}
+
+fn in_force(rows: &[sqlx::postgres::PgRow], count: usize) -> Result<Vec<bool>, StoreError> {
+    let ended: HashSet<i64> = rows.iter().map(|row| row.try_get("i")).collect::<Result<_, _>>()?;
+    Ok((0..count as i64).map(|i| ended.contains(&i)).collect())
+}

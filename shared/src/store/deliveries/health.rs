@@ -1,0 +1,44 @@
+//! Open circuit breakers, for all workers to see. A row changes only with the state.
+
+use super::super::{Store, StoreError, storable};
+
+impl Store {
+    /// Records that the circuit of an agent is open. The first probe is due in a second.
+    pub async fn open_circuit(
+        &self,
+        org: &str,
+        agent: &str,
+        error: &str,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- agent_health.open
+             insert into agent_health (org_id, agent_id, probe_at, last_error)
+             select $1, $2, now() + interval '1 s', $3 where exists (select from agents where org_id = $1 and id = $2)
+             on conflict do nothing",
+        )
+        .bind(org)
+        .bind(agent)
+        .bind(storable(error))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Records that the circuit of an agent is closed.
+    pub async fn close_circuit(&self, org: &str, agent: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- agent_health.close\n delete from agent_health where org_id = $1 and agent_id = $2",
+        )
+        .bind(org)
+        .bind(agent)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Returns how many circuits are open.
+    pub async fn open_circuits(&self) -> Result<i64, StoreError> {
+        let count = sqlx::query_scalar("-- agent_health.count\n select count(*) from agent_health");
+        Ok(count.fetch_one(&self.pool).await?)
+    }
+}

@@ -1,0 +1,91 @@
+//! Frees lanes and slots that nobody runs: of a worker whose row expired, and those that name a live worker which does not
+//! know them, because the result of its claim was lost.
+
+use super::super::{Store, StoreError};
+use crate::{partition::Lane, types::ConnectionId};
+use sqlx::Row;
+
+impl Store {
+    /// Frees lanes of a worker, at most `limit`, but none of `keep`. An attempt of a worker that ended counts, and as one
+    /// that ended without an outcome; a live worker that does not know a lane never began it. Returns how many.
+    pub async fn release_delivery_lanes(
+        &self,
+        worker: &str,
+        keep: Option<&[(ConnectionId, Lane)]>,
+        limit: i64,
+    ) -> Result<u64, StoreError> {
+        let ended = keep.is_none();
+        let keep = keep.unwrap_or_default();
+        let row = sqlx::query(
+            "-- deliveries.release
+             with orphans as (
+                 select connection_id, lane from delivery_lanes
+                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  order by connection_id, lane limit $4 for update),
+             freed as (
+                 update delivery_lanes l
+                    set worker = null, claim = null, attempts = l.attempts - 1 + $5::integer,
+                        -- A live worker that does not know a lane never began its attempt.
+                        crashes = l.crashes + $5::integer, last_error = 'the worker ended', next_at = now()
+                   from orphans o where l.connection_id = o.connection_id and l.lane = o.lane returning 1),
+             slots as (
+                 update agent_slots s set connection_id = null, lane = null, worker = null
+                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                    and (connection_id, lane) in (select connection_id, lane from orphans)),
+             forgotten as (
+                 -- A slot without a running lane of the same worker.
+                 update agent_slots s set connection_id = null, lane = null, worker = null
+                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                    and (connection_id, lane) not in (select connection_id, lane from orphans)
+                    and not exists (select from delivery_lanes l
+                                     where l.connection_id = s.connection_id and l.lane = s.lane and l.worker = $1))
+             select count(*) as freed from freed",
+        )
+        .bind(worker)
+        .bind(keep.iter().map(|(connection, _)| connection.to_string()).collect::<Vec<_>>())
+        .bind(keep.iter().map(|(_, lane)| lane.to_bits()).collect::<Vec<_>>())
+        .bind(limit)
+        .bind(i32::from(ended))
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(u64::try_from(row.try_get::<i64, _>("freed")?).unwrap_or_default())
+    }
+
+    /// Lanes that this worker runs and that an operator asked to cancel.
+    pub async fn cancelled_lanes(
+        &self,
+        worker: &str,
+    ) -> Result<Vec<(ConnectionId, Lane)>, StoreError> {
+        let rows = sqlx::query(
+            "-- deliveries.cancelled
+             select connection_id, lane from delivery_lanes where worker = $1 and cancel_requested",
+        )
+        .bind(worker)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let lane = Lane::from_bits(row.try_get("lane")?);
+                let key = lane.to_string();
+                let connection =
+                    super::super::column(row, "delivery_lanes", &key, "connection_id")?;
+                Ok((connection, lane))
+            })
+            .collect()
+    }
+
+    /// Makes the slots of deliveries that workers answer themselves.
+    pub async fn ensure_gateway_slots(&self, count: i32) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- slots.ensure_gateway
+             insert into agent_slots (org_id, agent_id, n)
+             select $1, $2, n from generate_series(0, $3) n on conflict do nothing",
+        )
+        .bind(super::super::GATEWAY_ORG)
+        .bind(super::super::GATEWAY_AGENT)
+        .bind(count)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}

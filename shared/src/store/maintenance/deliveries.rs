@@ -1,0 +1,224 @@
+//! Deliveries that wait or run, as operators see them: lanes with their heads, and what follows these.
+
+use super::super::{Store, StoreError, column};
+use super::json;
+use crate::{
+    partition::Lane,
+    types::{AgentId, ConnectionId, OrgId},
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
+
+/// Selects lanes with deliveries. A field that is left open restricts nothing.
+#[derive(Debug, Clone, Default)]
+pub struct DeliveryFilter {
+    /// Those of this connection.
+    pub connection: Option<ConnectionId>,
+    /// Those whose head is for an agent of this organization.
+    pub org: Option<OrgId>,
+    /// Those whose head is for an agent of this id.
+    pub agent: Option<AgentId>,
+    /// This lane.
+    pub lane: Option<Lane>,
+    /// Only while this position is the head.
+    pub head: Option<i64>,
+}
+
+/// A lane with deliveries, and its head.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct LaneState {
+    pub connection: String,
+    pub lane: String,
+    pub partition: i16,
+    pub agent: String,
+    /// `running`, `due`, `waiting`, `paused`, `circuit open`, or the connection's status that keeps it from running.
+    pub state: String,
+    /// Deliveries that wait or run.
+    pub waiting: i64,
+    pub attempts: i32,
+    pub crashes: i32,
+    pub waiting_since: Option<String>,
+    pub first_attempt_at: Option<String>,
+    pub next_at: Option<String>,
+    pub worker: Option<String>,
+    pub last_error: String,
+    pub cancel_requested: bool,
+    pub kind: Option<String>,
+    pub dedup_key: Option<String>,
+    pub event_id: Option<String>,
+    pub channel: Option<String>,
+    pub ts: Option<String>,
+    pub user: Option<String>,
+    pub replay: Option<String>,
+}
+
+/// A delivery that waits or runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct OpenDelivery {
+    pub connection: String,
+    pub lane: String,
+    pub position: i64,
+    pub head: bool,
+    pub agent: String,
+    pub session: i64,
+    pub kind: String,
+    pub dedup_key: String,
+    pub event_id: Option<String>,
+    pub channel: Option<String>,
+    pub thread_ts: Option<String>,
+    pub ts: Option<String>,
+    pub user: Option<String>,
+    pub size: i32,
+    pub stored_at: String,
+    pub inserted_at: String,
+}
+
+/// The number of deliveries that a filter selects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct DeliveryCount {
+    /// Lanes.
+    pub lanes: i64,
+    /// Deliveries in them.
+    pub deliveries: i64,
+    /// Lanes whose head runs.
+    pub running: i64,
+}
+
+/// A condition on `delivery_lanes l` whose five parameters [`filtering`] binds.
+macro_rules! filtered {
+    () => {
+        "(l.head <= l.tail and ($1::text is null or l.connection_id = $1) and ($2::text is null or l.org_id = $2)
+           and ($3::text is null or l.agent_id = $3) and ($4::bigint is null or l.lane = $4)
+           and ($5::bigint is null or l.head = $5))"
+    };
+}
+pub(super) use filtered;
+
+/// A statement whose first five parameters are a filter.
+pub(super) fn filtering<'q>(
+    sql: &'static str,
+    filter: &'q DeliveryFilter,
+) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(sql)
+        .bind(filter.connection.map(|id| id.to_string()))
+        .bind(filter.org.as_ref().map(OrgId::as_str))
+        .bind(filter.agent.as_ref().map(AgentId::as_str))
+        .bind(filter.lane.map(Lane::to_bits))
+        .bind(filter.head)
+}
+
+impl Store {
+    /// Returns lanes with deliveries, at most `limit`: those whose head was tried or became due first, or last.
+    pub async fn lane_states(
+        &self,
+        filter: &DeliveryFilter,
+        newest_first: bool,
+        limit: i64,
+    ) -> Result<Vec<LaneState>, StoreError> {
+        let rows = filtering(
+            concat!(
+                "-- deliveries.list
+                 select to_jsonb(t) as row from (
+                     select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane, l.partition,
+                            l.org_id || '/' || l.agent_id as agent,
+                            case when l.worker is not null then 'running' when a.paused_at is not null then 'paused'
+                                 when c.status in ('stopped', 'error', 'revoked') then c.status
+                                 when h.opened_at is not null then 'circuit open'
+                                 when l.next_at <= now() then 'due' else 'waiting' end as state,
+                            l.tail - l.head + 1 as waiting, l.attempts, l.crashes, d.inserted_at as waiting_since,
+                            l.first_attempt_at, nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
+                            l.cancel_requested, d.kind, d.dedup_key, d.event_id, d.channel_id as channel, d.ts,
+                            d.user_id as user, d.replay
+                       from (select l.*, extract(epoch from least(first_attempt_at, next_at)) * $6::integer as age
+                               from delivery_lanes l where ",
+                filtered!(),
+                " order by age limit $7) l
+                       left join deliveries d on d.connection_id = l.connection_id and d.lane = l.lane
+                                             and d.position = l.head and d.part = 0
+                       left join agents a on a.org_id = l.org_id and a.id = l.agent_id
+                       left join agent_health h on h.org_id = l.org_id and h.agent_id = l.agent_id
+                       left join connections c on c.id = l.connection_id
+                      order by age) t"
+            ),
+            filter,
+        )
+        .bind(if newest_first { -1 } else { 1 })
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(json).collect()
+    }
+
+    /// Returns the deliveries of a lane in their order, at most `limit`.
+    pub async fn open_deliveries(
+        &self,
+        connection: ConnectionId,
+        lane: Lane,
+        limit: i64,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        let rows = sqlx::query(
+            "-- deliveries.show
+             select to_jsonb(t) as row from (
+                 select d.connection_id as connection, lpad(to_hex(d.lane), 16, '0') as lane, d.position,
+                        d.position = l.head as head, d.org_id || '/' || d.agent_id as agent, d.session, d.kind, d.dedup_key,
+                        d.event_id, d.channel_id as channel, d.thread_ts, d.ts, d.user_id as user, d.size, d.stored_at,
+                        d.inserted_at
+                   from delivery_lanes l join deliveries d using (connection_id, lane)
+                  where l.connection_id = $1 and l.lane = $2 and d.position between l.head and l.tail and d.part = 0
+                  order by d.position limit $3) t",
+        )
+        .bind(connection.to_string())
+        .bind(lane.to_bits())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(json).collect()
+    }
+
+    /// Returns where in its lane a webhook's delivery waits or runs; `None` when it does neither.
+    pub async fn delivery_of(&self, dedup_key: &str) -> Result<Option<DeliveryFilter>, StoreError> {
+        let row = sqlx::query(
+            "-- deliveries.find
+             select d.connection_id, d.lane, d.position from deliveries d
+              where d.dedup_key = $1 order by d.position limit 1",
+        )
+        .bind(dedup_key)
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| {
+            Ok(DeliveryFilter {
+                connection: Some(column(&row, "deliveries", dedup_key, "connection_id")?),
+                lane: Some(Lane::from_bits(row.try_get("lane")?)),
+                head: Some(row.try_get("position")?),
+                ..DeliveryFilter::default()
+            })
+        })
+        .transpose()
+    }
+
+    /// Counts the lanes that a filter selects, and their deliveries.
+    pub async fn count_deliveries(
+        &self,
+        filter: &DeliveryFilter,
+    ) -> Result<DeliveryCount, StoreError> {
+        let row = filtering(
+            concat!(
+                "-- deliveries.count
+                 select count(*) as lanes, coalesce(sum(l.tail - l.head + 1), 0)::bigint as deliveries,
+                        count(l.worker) as running
+                   from delivery_lanes l where ",
+                filtered!()
+            ),
+            filter,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(DeliveryCount {
+            lanes: row.try_get("lanes")?,
+            deliveries: row.try_get("deliveries")?,
+            running: row.try_get("running")?,
+        })
+    }
+}

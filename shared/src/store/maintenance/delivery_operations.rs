@@ -1,0 +1,208 @@
+//! Operations on deliveries: retrying at once, skipping, cancelling.
+//!
+//! A lane's row decides about its deliveries, so each operation locks the rows of lanes first, in key order as intake does,
+//! and acts in a second statement, which sees everything that was enqueued before. Lanes are visited in bounded steps.
+
+use super::super::{Store, StoreError};
+use super::deliveries::{DeliveryFilter, filtered, filtering};
+use serde::Serialize;
+use sqlx::{Row, postgres::PgRow};
+
+/// Lanes of one step.
+const LANES: i64 = 1_000;
+/// Lanes of one step that may take many deliveries of each.
+const WHOLE_LANES: i64 = 100;
+/// Deliveries of a lane that one step ends at most.
+const DEPTH: i64 = 100;
+
+/// The number of deliveries that were ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct EndedDeliveries {
+    /// Deliveries that are gone.
+    pub ended: u64,
+    /// Running ones whose workers end them shortly.
+    pub requested: u64,
+}
+
+/// The deliveries of each lane that are ended.
+#[derive(Debug, Clone, Copy)]
+enum Extent {
+    /// The head, unless it runs.
+    WaitingHead,
+    /// The head. One that runs is ended by its worker.
+    Head,
+    /// All of them, likewise.
+    WholeLane,
+}
+
+impl Store {
+    /// Makes the heads of lanes due that do not run, and returns the number of lanes. Attempts and ages stay.
+    pub async fn retry_deliveries(&self, filter: &DeliveryFilter) -> Result<u64, StoreError> {
+        let (mut after, mut lanes) = (first(), 0);
+        loop {
+            let rows = filtering(
+                concat!(
+                    "-- deliveries.retry
+                     with page as (
+                         select l.connection_id, l.lane from delivery_lanes l where ",
+                    filtered!(),
+                    " and l.worker is null and l.next_at < 'infinity' and (l.lane, l.connection_id) > ($6, $7)
+                          order by l.lane, l.connection_id limit $8),
+                     chosen as (
+                         select l.connection_id, l.lane from page p join delivery_lanes l using (lane, connection_id)
+                          where l.worker is null and l.next_at < 'infinity'
+                          order by l.connection_id, l.lane for update of l),
+                     due as (
+                         update delivery_lanes l set next_at = least(l.next_at, now()) from chosen c
+                          where l.lane = c.lane and l.connection_id = c.connection_id)
+                     select lane, connection_id from page order by lane, connection_id"
+                ),
+                filter,
+            )
+            .bind(after.0)
+            .bind(&after.1)
+            .bind(LANES)
+            .fetch_all(&self.pool)
+            .await?;
+            lanes += rows.len() as u64;
+            let Some(last) = keys(&rows)?.pop().filter(|_| rows.len() as i64 == LANES) else {
+                return Ok(lanes);
+            };
+            after = last;
+        }
+    }
+
+    /// Skips the heads of lanes that do not run: they are ended without a dead letter, and what follows is due.
+    pub async fn skip_deliveries(
+        &self,
+        filter: &DeliveryFilter,
+    ) -> Result<EndedDeliveries, StoreError> {
+        self.end_deliveries(filter, "skipped", Extent::WaitingHead).await
+    }
+
+    /// Cancels the heads of lanes, or all of their deliveries. One that runs is ended by its worker.
+    pub async fn cancel_deliveries(
+        &self,
+        filter: &DeliveryFilter,
+        whole_lanes: bool,
+    ) -> Result<EndedDeliveries, StoreError> {
+        let extent = if whole_lanes { Extent::WholeLane } else { Extent::Head };
+        self.end_deliveries(filter, "cancelled", extent).await
+    }
+
+    async fn end_deliveries(
+        &self,
+        filter: &DeliveryFilter,
+        outcome: &str,
+        extent: Extent,
+    ) -> Result<EndedDeliveries, StoreError> {
+        let lanes = if matches!(extent, Extent::WholeLane) { WHOLE_LANES } else { LANES };
+        let running_too = !matches!(extent, Extent::WaitingHead);
+        let (mut after, mut all) = (first(), EndedDeliveries::default());
+        loop {
+            let mut tx = self.pool.begin().await?;
+            let page: Vec<(i64, String)> = keys(
+                &filtering(
+                    concat!(
+                        "-- deliveries.page
+                         select l.lane, l.connection_id from delivery_lanes l where ",
+                        filtered!(),
+                        " and ($9 or l.worker is null) and (l.lane, l.connection_id) > ($6, $7)
+                          order by l.lane, l.connection_id limit $8"
+                    ),
+                    filter,
+                )
+                .bind(after.0)
+                .bind(&after.1)
+                .bind(lanes)
+                .bind(running_too)
+                .fetch_all(&mut *tx)
+                .await?,
+            )?;
+            // Under the lock all is checked once more that others may have changed.
+            let locked = keys(
+                &sqlx::query(
+                    "-- deliveries.lock_lanes
+                     select l.lane, l.connection_id
+                       from unnest($1::bigint[], $2::text[]) as u (lane, connection_id)
+                       join delivery_lanes l using (lane, connection_id)
+                      where ($3 or l.worker is null) and ($4::bigint is null or l.head = $4)
+                      order by l.connection_id, l.lane for update of l",
+                )
+                .bind(page.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
+                .bind(page.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
+                .bind(running_too)
+                .bind(filter.head)
+                .fetch_all(&mut *tx)
+                .await?,
+            )?;
+            let row = sqlx::query(END)
+                .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
+                .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
+                .bind(outcome)
+                .bind(matches!(extent, Extent::WholeLane))
+                .bind(DEPTH)
+                .fetch_one(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            all.ended += row.try_get::<i64, _>("ended")? as u64;
+            if row.try_get("more")? {
+                continue; // the same lanes once more
+            }
+            all.requested += row.try_get::<i64, _>("running")? as u64;
+            let is_full = page.len() as i64 == lanes;
+            let Some(last) = page.into_iter().last().filter(|_| is_full) else { return Ok(all) };
+            after = last;
+        }
+    }
+}
+
+/// Ends deliveries of lanes that are locked. `$4`: whole lanes, from their tails on, `$5` of each; else the heads.
+const END: &str = "-- deliveries.end_by_operator
+    with c as (
+        select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer, l.tail - $5 + 1)
+                         else l.head end as first,
+               case when $4 then l.tail when l.worker is null then l.head else l.head - 1 end as last
+          from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+         where l.head <= l.tail),
+    gone as (
+        delete from deliveries d using c
+         where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first and c.last
+        returning d.*),
+    logged as (
+        insert into delivery_log (slot, connection_id, partition, generation, sequence, lane, dedup_key, event_id,
+               channel_id, ts, thread_ts, user_id, org_id, agent_id, kind, outcome, error, attempts, received_at, stored_at,
+               inserted_at, first_attempt_at)
+        select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition, g.generation, g.sequence,
+               g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts, g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, $3,
+               case when g.position = c.head then c.last_error else '' end,
+               case when g.position = c.head then c.attempts else 0 end, g.received_at, g.stored_at, g.inserted_at,
+               case when g.position = c.head then c.first_attempt_at end
+          from gone g join c using (connection_id, lane)),
+    moved as (
+        update delivery_lanes l
+           set head = c.last + 1, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null, last_error = '',
+               cancel_requested = false, next_at = case when c.last = c.tail then 'infinity' else now() end,
+               org_id = coalesce(n.org_id, l.org_id), agent_id = coalesce(n.agent_id, l.agent_id),
+               priority = coalesce(n.priority, l.priority)
+          from c left join deliveries n on n.connection_id = c.connection_id and n.lane = c.lane
+                                       and n.position = c.last + 1 and n.part = 0
+         where l.connection_id = c.connection_id and l.lane = c.lane and c.worker is null and c.first = c.head),
+    cut as (
+        update delivery_lanes l
+           set tail = case when $4 then c.first - 1 else l.tail end,
+               cancel_requested = l.cancel_requested or c.worker is not null
+          from c
+         where l.connection_id = c.connection_id and l.lane = c.lane and not (c.worker is null and c.first = c.head))
+    select (select count(*) from gone where part = 0) as ended, count(*) filter (where worker is not null) as running,
+           coalesce(bool_or($4 and first > head + (worker is not null)::integer), false) as more
+      from c";
+
+fn keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
+    rows.iter().map(|row| Ok((row.try_get("lane")?, row.try_get("connection_id")?))).collect()
+}
+
+/// The key before every lane's.
+fn first() -> (i64, String) {
+    (i64::MIN, String::new())
+}

@@ -1,0 +1,165 @@
+//! Messages that Slack refused for good: listed, retried, deleted by an operator.
+//!
+//! A retried message is enqueued at the end of its lane, by the statement that deletes its failure. Its request stays sealed:
+//! the seal is bound to the connection and the dedup key, which stay.
+
+use super::super::{Store, StoreError, outbox::enqueue_messages};
+use super::json;
+use crate::types::ConnectionId;
+use serde::{Deserialize, Serialize};
+use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
+
+/// Messages of one step.
+const STEP: i64 = 1_000;
+
+/// A message that Slack refused for good. Its text stays sealed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct OutboxFailure {
+    pub id: i64,
+    pub connection: String,
+    pub lane: String,
+    pub channel_key: String,
+    pub method: String,
+    pub dedup_key: String,
+    pub error: String,
+    pub attempts: i32,
+    pub resend_count: i32,
+    pub created_at: String,
+    pub at: String,
+}
+
+/// Selects failures. A field that is left open restricts nothing.
+#[derive(Debug, Clone, Default)]
+pub struct OutboxFailureFilter {
+    /// These rows.
+    pub ids: Option<Vec<i64>>,
+    /// Those of this connection.
+    pub connection: Option<ConnectionId>,
+    /// Those whose error contains this text.
+    pub error: Option<String>,
+}
+
+macro_rules! filtered {
+    () => {
+        "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
+           and ($3::text is null or position($3 in error) > 0))"
+    };
+}
+
+/// A statement whose first three parameters are a filter.
+fn filtering<'q>(
+    sql: &'static str,
+    filter: &'q OutboxFailureFilter,
+) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(sql)
+        .bind(&filter.ids)
+        .bind(filter.connection.map(|id| id.to_string()))
+        .bind(&filter.error)
+}
+
+impl Store {
+    /// Returns the newest failures, at most `limit`.
+    pub async fn outbox_failures(
+        &self,
+        filter: &OutboxFailureFilter,
+        limit: i64,
+    ) -> Result<Vec<OutboxFailure>, StoreError> {
+        let rows = filtering(
+            concat!(
+                "-- outbox_failures.list
+                 select to_jsonb(t) as row from (
+                     select id, connection_id as connection, lpad(to_hex(lane), 16, '0') as lane, channel_key, method,
+                            dedup_key, error, attempts, resend_count, created_at, at
+                       from outbox_failures where ",
+                filtered!(),
+                " order by id desc limit $4) t"
+            ),
+            filter,
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(json).collect()
+    }
+
+    /// Counts the failures that a filter selects.
+    pub async fn count_outbox_failures(
+        &self,
+        filter: &OutboxFailureFilter,
+    ) -> Result<i64, StoreError> {
+        let row = filtering(
+            concat!(
+                "-- outbox_failures.count\n select count(*) as count from outbox_failures where ",
+                filtered!()
+            ),
+            filter,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get("count")?)
+    }
+
+    /// Enqueues messages once more, each at the end of its lane. Returns the ids of their failures, which are gone.
+    pub async fn retry_outbox_failures(
+        &self,
+        filter: &OutboxFailureFilter,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.in_steps(
+            concat!(
+                "-- outbox_failures.retry
+                 with gone as (
+                     delete from outbox_failures where id in (
+                         select id from outbox_failures where ",
+                filtered!(),
+                " and id > $4 order by id limit $5 for update skip locked)
+                     returning *),
+                 messages as (
+                     select id as n, connection_id, lane, partition, channel_key, method, dedup_key, request from gone), ",
+                enqueue_messages!(),
+                " select id from gone order by id"
+            ),
+            filter,
+        )
+        .await
+    }
+
+    /// Deletes failures for good. Returns their ids.
+    pub async fn delete_outbox_failures(
+        &self,
+        filter: &OutboxFailureFilter,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.in_steps(
+            concat!(
+                "-- outbox_failures.delete
+                 with gone as (
+                     delete from outbox_failures where id in (
+                         select id from outbox_failures where ",
+                filtered!(),
+                " and id > $4 order by id limit $5 for update skip locked)
+                     returning id)
+                 select id from gone order by id"
+            ),
+            filter,
+        )
+        .await
+    }
+
+    async fn in_steps(
+        &self,
+        sql: &'static str,
+        filter: &OutboxFailureFilter,
+    ) -> Result<Vec<i64>, StoreError> {
+        let mut done: Vec<i64> = Vec::new();
+        loop {
+            let after = done.last().copied().unwrap_or_default();
+            let rows = filtering(sql, filter).bind(after).bind(STEP).fetch_all(&self.pool).await?;
+            for row in &rows {
+                done.push(row.try_get("id")?);
+            }
+            if (rows.len() as i64) < STEP {
+                return Ok(done);
+            }
+        }
+    }
+}

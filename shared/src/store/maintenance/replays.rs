@@ -1,0 +1,305 @@
+//! Replays: a range of a connection's webhooks, decided once more by a worker.
+//!
+//! An operator asks for one; some worker leases it, as partitions are leased, and records a result per webhook. A claim
+//! raises the epoch, so a worker that lost its lease records and enqueues nothing.
+
+use super::super::{Store, StoreError, column, moment, storable};
+use crate::types::ConnectionId;
+use serde::{Serialize, Serializer, ser::Error as _};
+use sqlx::{Row, postgres::PgRow};
+use std::time::Duration;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+const TABLE: &str = "replays";
+
+/// A replay to be made.
+#[derive(Debug, Clone)]
+pub struct NewReplay {
+    /// Its id: one id is one replay.
+    pub id: String,
+    /// The connection whose webhooks are decided once more.
+    pub connection: ConnectionId,
+    /// The stream got them at this time or later.
+    pub from: OffsetDateTime,
+    /// And before this time.
+    pub to: OffsetDateTime,
+    /// Whether deliveries are enqueued; else what would be done is recorded.
+    pub apply: bool,
+}
+
+/// A replay, leased.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// Its id.
+    pub id: String,
+    /// The connection whose webhooks are decided once more.
+    pub connection: ConnectionId,
+    /// The stream got them at this time or later.
+    pub from: OffsetDateTime,
+    /// And before this time.
+    pub to: OffsetDateTime,
+    /// Whether deliveries are enqueued.
+    pub apply: bool,
+    /// Everything up to this sequence is decided.
+    pub cursor: u64,
+    /// The fencing token.
+    pub epoch: i64,
+}
+
+/// The state of a replay.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct ReplayState {
+    pub id: String,
+    pub connection: ConnectionId,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    pub apply: bool,
+    /// `open`, `done`, `failed` or `cancelled`.
+    pub state: String,
+    pub note: String,
+    /// About how many webhooks there are; `None` before a worker has counted them.
+    pub total: Option<i64>,
+    /// Webhooks that were decided.
+    pub decided: i64,
+    pub worker: Option<String>,
+    pub created_at: Option<String>,
+}
+
+/// The result of a webhook in a replay.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReplayResult {
+    /// Its sequence.
+    pub sequence: u64,
+    /// When the stream got it.
+    #[serde(serialize_with = "rfc3339")]
+    pub stored_at: OffsetDateTime,
+    /// Its kind.
+    pub kind: String,
+    /// What it was decided to.
+    pub outcome: String,
+    /// What was, or would be, changed, sent and called.
+    pub effects: Vec<String>,
+}
+
+fn rfc3339<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&at.format(&Rfc3339).map_err(S::Error::custom)?)
+}
+
+impl Store {
+    /// Makes a replay. Returns false when there is one of that id; it is left as it is.
+    pub async fn create_replay(&self, new: &NewReplay) -> Result<bool, StoreError> {
+        let created = sqlx::query(
+            "-- replays.create
+             insert into replays (id, connection_id, from_time, to_time, apply) values ($1, $2, $3, $4, $5)
+             on conflict (id) do nothing",
+        )
+        .bind(&new.id)
+        .bind(new.connection.to_string())
+        .bind(new.from)
+        .bind(new.to)
+        .bind(new.apply)
+        .execute(&self.pool)
+        .await?;
+        Ok(created.rows_affected() == 1)
+    }
+
+    /// Leases an open replay whose lease has run out, if there is one.
+    pub async fn claim_replay(
+        &self,
+        worker: &str,
+        ttl: Duration,
+    ) -> Result<Option<Replay>, StoreError> {
+        let row = sqlx::query(
+            "-- replays.claim
+             update replays
+                set worker = $1, epoch = epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $2)
+              where id = (select id from replays where state = 'open' and lease_until < clock_timestamp()
+                           order by lease_until limit 1 for update skip locked)
+             returning id, connection_id, from_time, to_time, apply, cursor, epoch",
+        )
+        .bind(worker)
+        .bind(ttl.as_secs_f64())
+        .fetch_optional(&self.leases)
+        .await?;
+        row.map(|row| {
+            let id: String = row.try_get("id")?;
+            Ok(Replay {
+                connection: column(&row, TABLE, &id, "connection_id")?,
+                from: row.try_get("from_time")?,
+                to: row.try_get("to_time")?,
+                apply: row.try_get("apply")?,
+                cursor: row.try_get::<i64, _>("cursor")? as u64,
+                epoch: row.try_get("epoch")?,
+                id,
+            })
+        })
+        .transpose()
+    }
+
+    /// Renews the lease of a replay, and records about how many webhooks it has unless that is known. Returns false when it
+    /// is another worker's, or was cancelled.
+    pub async fn renew_replay(
+        &self,
+        replay: &Replay,
+        total: Option<u64>,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let renewed = sqlx::query(
+            "-- replays.renew
+             update replays
+                set lease_until = clock_timestamp() + make_interval(secs => $3), total = coalesce(total, $4)
+              where id = $1 and epoch = $2 and state = 'open'",
+        )
+        .bind(&replay.id)
+        .bind(replay.epoch)
+        .bind(ttl.as_secs_f64())
+        .bind(total.map(|total| total as i64))
+        .execute(&self.leases)
+        .await?;
+        Ok(renewed.rows_affected() == 1)
+    }
+
+    /// Records about how many webhooks of a replay are left to be decided, unless that is known.
+    pub async fn count_replay(&self, replay: &Replay, left: u64) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- replays.count
+             update replays
+                set total = coalesce(total, $3 + (select count(*) from replay_results r where r.replay = replays.id))
+              where id = $1 and epoch = $2",
+        )
+        .bind(&replay.id)
+        .bind(replay.epoch)
+        .bind(left as i64)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Records the result of a webhook, and moves the replay's cursor. Returns false when the replay is another worker's,
+    /// or was cancelled. Running twice records one result.
+    pub async fn record_replay_result(
+        &self,
+        replay: &Replay,
+        result: &ReplayResult,
+    ) -> Result<bool, StoreError> {
+        let fenced = sqlx::query_scalar(
+            "-- replays.record
+             with fence as (
+                 update replays set cursor = greatest(cursor, $3)
+                  where id = $1 and epoch = $2 and state = 'open' and lease_until > clock_timestamp() returning 1),
+             recorded as (
+                 insert into replay_results (replay, sequence, stored_at, kind, outcome, effects)
+                 select $1, $3, $4, $5, $6, $7 from fence
+                 on conflict (replay, sequence) do update set outcome = excluded.outcome, effects = excluded.effects)
+             select exists (select from fence)",
+        )
+        .bind(&replay.id)
+        .bind(replay.epoch)
+        .bind(result.sequence as i64)
+        .bind(result.stored_at)
+        .bind(&result.kind)
+        .bind(&result.outcome)
+        .bind(result.effects.iter().map(|effect| storable(effect)).collect::<Vec<_>>());
+        Ok(fenced.fetch_one(&self.pool).await?)
+    }
+
+    /// Ends a replay: done, or failed with the reason.
+    pub async fn end_replay(
+        &self,
+        replay: &Replay,
+        result: Result<(), &str>,
+    ) -> Result<(), StoreError> {
+        let (state, note) = result.map_or_else(|why| ("failed", why), |()| ("done", ""));
+        sqlx::query(
+            "-- replays.end
+             update replays set state = $3, note = $4, lease_until = '-infinity'
+              where id = $1 and epoch = $2 and state = 'open'",
+        )
+        .bind(&replay.id)
+        .bind(replay.epoch)
+        .bind(state)
+        .bind(storable(note))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Cancels an open replay; deliveries that it enqueued stay. Returns false when there is no such open replay.
+    pub async fn cancel_replay(&self, id: &str) -> Result<bool, StoreError> {
+        let cancelled = sqlx::query(
+            "-- replays.cancel
+             update replays set state = 'cancelled', epoch = epoch + 1 where id = $1 and state = 'open'",
+        )
+        .bind(id)
+        .execute(&self.pool)
+        .await?;
+        Ok(cancelled.rows_affected() == 1)
+    }
+
+    /// Returns one replay, or the newest ones, at most `limit`.
+    pub async fn replays(
+        &self,
+        only: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<ReplayState>, StoreError> {
+        let rows = sqlx::query(
+            "-- replays.list
+             select id, connection_id, from_time, to_time, apply, state, note, total, worker, created_at,
+                    (select count(*) from replay_results r where r.replay = replays.id) as decided
+               from replays where $1::text is null or id = $1 order by created_at desc limit $2",
+        )
+        .bind(only)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(state).collect()
+    }
+
+    /// Returns the results of a replay after a sequence, in order, at most `limit`.
+    pub async fn replay_results(
+        &self,
+        id: &str,
+        after: u64,
+        limit: i64,
+    ) -> Result<Vec<ReplayResult>, StoreError> {
+        let rows = sqlx::query(
+            "-- replays.results
+             select sequence, stored_at, kind, outcome, effects from replay_results
+              where replay = $1 and sequence > $2 order by sequence limit $3",
+        )
+        .bind(id)
+        .bind(after as i64)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(ReplayResult {
+                    sequence: row.try_get::<i64, _>("sequence")? as u64,
+                    stored_at: row.try_get("stored_at")?,
+                    kind: row.try_get("kind")?,
+                    outcome: row.try_get("outcome")?,
+                    effects: row.try_get("effects")?,
+                })
+            })
+            .collect()
+    }
+}
+
+fn state(row: &PgRow) -> Result<ReplayState, StoreError> {
+    let id: String = row.try_get("id")?;
+    Ok(ReplayState {
+        connection: column(row, TABLE, &id, "connection_id")?,
+        from: moment(row, TABLE, &id, "from_time")?,
+        to: moment(row, TABLE, &id, "to_time")?,
+        apply: row.try_get("apply")?,
+        state: row.try_get("state")?,
+        note: row.try_get("note")?,
+        total: row.try_get("total")?,
+        decided: row.try_get("decided")?,
+        worker: row.try_get("worker")?,
+        created_at: moment(row, TABLE, &id, "created_at")?,
+        id,
+    })
+}

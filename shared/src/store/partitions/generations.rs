@@ -1,0 +1,76 @@
+//! Generations of the stream: what happens to a partition when the stream is not the one that was read.
+//!
+//! Sequences of another stream mean other webhooks, so the generation is raised and the partition is read again from the
+//! time up to which it was committed; `processed_keys` keeps effects single.
+
+use super::super::{Store, StoreError};
+use super::FencingToken;
+
+/// Where a partition goes on in another stream.
+#[derive(Debug, Clone, Copy)]
+pub struct NewGeneration {
+    /// When the stream was created, in ns since 1970.
+    pub created_ns: i64,
+    /// Everything up to this sequence of it is committed, or older than what was.
+    pub cursor: u64,
+}
+
+impl Store {
+    /// Raises the generation of a partition that is still held, and gives it back: whoever claims it next goes on there.
+    /// Returns false when it is not held any more; then nothing changed.
+    pub async fn bump_generation(
+        &self,
+        token: &FencingToken,
+        new: NewGeneration,
+    ) -> Result<bool, StoreError> {
+        let raised = sqlx::query(
+            "-- generations.bump
+             with raised as (
+                 update partition_cursors
+                    set generation = generation + 1, stream_created_ns = $4, cursor = $5, generation_from = $5,
+                        messages = 0, last_sequence = null, last_key = null, last_stored_at = null
+                  where partition = $1 and epoch = $2 and generation = $3 returning partition)
+             update partition_leases l set lease_until = '-infinity' from raised where l.partition = raised.partition",
+        )
+        .bind(token.partition.number() as i16)
+        .bind(token.epoch)
+        .bind(token.generation)
+        .bind(new.created_ns)
+        .bind(new.cursor as i64)
+        .execute(&self.leases)
+        .await?;
+        Ok(raised.rows_affected() == 1)
+    }
+
+    /// Records that messages of a partition are about to be purged; the ledger subtracts them.
+    pub async fn record_removal(
+        &self,
+        token: &FencingToken,
+        subject: &str,
+        up_to: u64,
+    ) -> Result<i64, StoreError> {
+        let id = sqlx::query_scalar(
+            "-- stream_removals.insert
+             insert into stream_removals (partition, generation, subject, up_to) values ($1, $2, $3, $4) returning id",
+        );
+        Ok(id
+            .bind(token.partition.number() as i16)
+            .bind(token.generation)
+            .bind(subject)
+            .bind(up_to as i64)
+            .fetch_one(&self.pool)
+            .await?)
+    }
+
+    /// Records how many messages were purged.
+    pub async fn record_removed(&self, id: i64, removed: u64) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- stream_removals.removed\n update stream_removals set removed = $2 where id = $1",
+        )
+        .bind(id)
+        .bind(removed as i64)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}

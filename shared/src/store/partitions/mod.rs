@@ -1,0 +1,11 @@
+//! Ownership of partitions: leases, cursors, generations of the stream, and the workers that hold them.
+
+mod generations;
+mod leases;
+mod status;
+mod workers;
+
+pub use generations::NewGeneration;
+pub use leases::{CursorState, FencingToken, LastMessage, Lease};
+pub use status::PartitionState;
+pub use workers::LiveWorkers;

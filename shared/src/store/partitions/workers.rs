@@ -1,0 +1,92 @@
+//! Rows of worker processes. Running lanes and agent slots name a row; when it expires, whoever notices frees them.
+//!
+//! The id is random per process start, so that a process that comes back never takes its former lanes for its own. A row
+//! that has expired is never renewed: its process begins anew under another id.
+
+use super::super::{Store, StoreError};
+use sqlx::Row;
+use std::time::Duration;
+
+/// How many workers there are, the one that asks among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LiveWorkers {
+    /// Those whose row has not expired and that take partitions.
+    pub living: usize,
+    /// Those of them that reach NATS.
+    pub reading: usize,
+}
+
+impl Store {
+    /// Makes the row of a process start, or of a process that lost its row.
+    pub async fn register_worker(
+        &self,
+        id: &str,
+        name: &str,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- workers.register
+             insert into workers (id, name, alive_until)
+             values ($1, $2, clock_timestamp() + make_interval(secs => $3))",
+        )
+        .bind(id)
+        .bind(name)
+        .bind(ttl.as_secs_f64())
+        .execute(&self.leases)
+        .await?;
+        Ok(())
+    }
+
+    /// Renews a row that has not expired, and counts the workers; `None` when it has expired.
+    pub async fn renew_worker(
+        &self,
+        id: &str,
+        reads: bool,
+        stopping: bool,
+        ttl: Duration,
+    ) -> Result<Option<LiveWorkers>, StoreError> {
+        let row = sqlx::query(
+            "-- workers.renew
+             with me as (
+                 update workers set alive_until = clock_timestamp() + make_interval(secs => $4), reads = $2, stopping = $3
+                  where id = $1 and alive_until > clock_timestamp() returning 1),
+             others as (
+                 select reads from workers
+                  where id <> $1 and alive_until > clock_timestamp() and not stopping)
+             select exists (select from me) as alive, 1 + count(*) as living,
+                    $2::int + count(*) filter (where reads) as reading from others",
+        )
+        .bind(id)
+        .bind(reads)
+        .bind(stopping)
+        .bind(ttl.as_secs_f64())
+        .fetch_one(&self.leases)
+        .await?;
+        if !row.try_get::<bool, _>("alive")? {
+            return Ok(None);
+        }
+        let count = |column| row.try_get::<i64, _>(column).map(|n| usize::try_from(n).unwrap_or(1));
+        Ok(Some(LiveWorkers { living: count("living")?, reading: count("reading")? }))
+    }
+
+    /// Marks rows that have expired, so that no statement under their ids begins any more, and returns their ids. Their
+    /// lanes are freed next; then [`Store::delete_worker`] ends it.
+    pub async fn expired_workers(&self, limit: i64) -> Result<Vec<String>, StoreError> {
+        let ids = sqlx::query_scalar(
+            "-- workers.expire
+             update workers set alive_until = '-infinity'
+              where id in (select id from workers where alive_until < clock_timestamp() limit $1 for update skip locked)
+             returning id",
+        );
+        Ok(ids.bind(limit).fetch_all(&self.leases).await?)
+    }
+
+    /// Deletes a row: of a process that stopped, or that expired and has nothing left.
+    pub async fn delete_worker(&self, id: &str) -> Result<(), StoreError> {
+        sqlx::query("-- workers.delete\n delete from workers where id = $1")
+            .bind(id)
+            .execute(&self.leases)
+            .await?;
+        Ok(())
+    }
+}

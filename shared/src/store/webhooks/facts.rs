@@ -1,0 +1,197 @@
+//! What Postgres knows about the webhooks of a batch, read in one query and never from a cache.
+
+use super::super::{Store, StoreError, column, connections::settings, nullable};
+use super::effects::AgentRef;
+use crate::{
+    codec::envelope::DedupeKey,
+    partition::Partition,
+    types::{ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId, UserId},
+};
+use sha2::{Digest, Sha256};
+use sqlx::{Row, postgres::PgRow};
+
+/// What is looked up for one webhook.
+#[derive(Debug, Clone)]
+pub struct FactsQuery {
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// The workspace that its body names; the connection's own goes before it.
+    pub team: Option<String>,
+    /// The channel that it happened in, if it happened in one.
+    pub channel: Option<String>,
+    /// Its own dedup key.
+    pub key: ProcessedKey,
+    /// The key of its trigger, if it has one. Of the same day.
+    pub trigger: Option<ProcessedKey>,
+}
+
+/// A row's key in `processed_keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ProcessedKey {
+    /// Days since 1970 of the webhook's own time.
+    pub day: i32,
+    /// The first 16 bytes of the SHA-256 of the dedup key.
+    pub key: [u8; 16],
+}
+
+impl ProcessedKey {
+    /// The row's key of a dedup key.
+    pub fn new(day: i32, dedup_key: &DedupeKey) -> Self {
+        let hash: [u8; 32] = Sha256::digest(dedup_key.as_str().as_bytes()).into();
+        Self { day, key: *hash.first_chunk().expect("SHA-256 has 32 bytes") }
+    }
+}
+
+/// What is known about one webhook.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Its connection.
+    pub connection: ConnectionState,
+    /// Its conversation. Of the first session and without a binding when nothing is known of it.
+    pub conversation: ConversationState,
+    /// The connection's own agent.
+    pub own_agent: Option<AgentRef>,
+    /// Whether its dedup key is processed.
+    pub processed: bool,
+    /// Whether its trigger is processed.
+    pub trigger_processed: bool,
+}
+
+/// A connection as a decision sees it.
+#[derive(Debug, Clone)]
+pub enum ConnectionState {
+    /// There is a row.
+    Known(Box<ConnectionFacts>),
+    /// It was deleted.
+    Deleted,
+    /// No connection of this id is known.
+    Unknown,
+}
+
+/// A connection's row without its secrets.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct ConnectionFacts {
+    pub id: ConnectionId,
+    pub org: OrgId,
+    pub enterprise: Option<EnterpriseId>,
+    pub team: Option<TeamId>,
+    pub preview_mode: bool,
+    pub status: Status,
+    pub bot_user: Option<String>,
+    pub settings: Settings,
+}
+
+/// A conversation as a decision sees it.
+#[derive(Debug, Clone, Default)]
+pub struct ConversationState {
+    /// Who it is routed to: its binding's agent, else the connection's own, but on a preview connection only a binding's.
+    pub agent: Option<AgentRef>,
+    /// Who linked it, if it was linked.
+    pub linked_by: Option<UserId>,
+    /// Its session; the first is 1, and 0 stands for unknown.
+    pub session: i64,
+}
+
+impl Store {
+    /// Reads what is known about the webhooks of a batch, in their order.
+    pub async fn load_facts(
+        &self,
+        partition: Partition,
+        queries: &[FactsQuery],
+    ) -> Result<Vec<Facts>, StoreError> {
+        let rows = sqlx::query(
+            "-- intake.facts
+             select c.id is not null as known, d.id is not null as deleted, c.org_id, c.enterprise_id, c.team_id,
+                    c.preview_mode, c.status, c.bot_user_id, c.settings,
+                    b.bound_by, coalesce(s.number, 1) as session,
+                    a.org_id as bound_org, a.id as bound_id, a.name as bound_name, a.mode as bound_mode,
+                    o.id as own_id, o.name as own_name, o.mode as own_mode,
+                    exists (select from processed_keys p
+                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.key) as processed,
+                    exists (select from processed_keys p
+                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.trigger)
+                        as trigger_processed
+               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[], $7::bytea[]) with ordinality
+                        as u (connection, team, channel, day, key, trigger, n)
+               left join connections c on c.id = u.connection
+               left join deleted_connections d on d.id = u.connection and c.id is null
+               left join channel_bindings b on b.connection_id = u.connection
+                                           and b.team_id = coalesce(c.team_id, u.team) and b.channel_id = u.channel
+               left join conversation_sessions s on s.connection_id = u.connection
+                                                and s.team_id = coalesce(c.team_id, u.team) and s.channel_id = u.channel
+               left join agents a on a.org_id = b.org_id and a.id = b.agent_id
+               left join agents o on o.org_id = c.org_id and o.id = c.agent_id
+              order by u.n",
+        )
+        .bind(partition.number() as i16)
+        .bind(queries.iter().map(|q| q.connection.to_string()).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.team.as_deref()).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.channel.as_deref()).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.key.day).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| &q.key.key[..]).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.trigger.as_ref().map(|t| &t.key[..])).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().zip(queries).map(|(row, query)| facts(row, query)).collect()
+    }
+}
+
+fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
+    let id = query.connection;
+    let (processed, trigger_processed) =
+        (row.try_get("processed")?, row.try_get("trigger_processed")?);
+    if !row.try_get::<bool, _>("known")? {
+        let deleted = row.try_get("deleted")?;
+        let connection = if deleted { ConnectionState::Deleted } else { ConnectionState::Unknown };
+        let conversation = ConversationState::default();
+        return Ok(Facts {
+            connection,
+            conversation,
+            own_agent: None,
+            processed,
+            trigger_processed,
+        });
+    }
+    let key = id.to_string();
+    let known = ConnectionFacts {
+        id,
+        org: column(row, "connections", &key, "org_id")?,
+        enterprise: nullable(row, "connections", &key, "enterprise_id")?,
+        team: nullable(row, "connections", &key, "team_id")?,
+        preview_mode: row.try_get("preview_mode")?,
+        status: column(row, "connections", &key, "status")?,
+        bot_user: row.try_get("bot_user_id")?,
+        settings: settings(row, &key)?,
+    };
+    let own_agent = match nullable(row, "agents", &key, "own_id")? {
+        Some(id) => Some(AgentRef {
+            name: named(row, "own_name", &id)?,
+            mode: column(row, "agents", &key, "own_mode")?,
+            org: known.org.clone(),
+            id,
+        }),
+        None => None,
+    };
+    let bound = match nullable(row, "agents", &key, "bound_id")? {
+        Some(id) => Some(AgentRef {
+            name: named(row, "bound_name", &id)?,
+            mode: column(row, "agents", &key, "bound_mode")?,
+            org: column(row, "agents", &key, "bound_org")?,
+            id,
+        }),
+        None => None,
+    };
+    let conversation = ConversationState {
+        agent: bound.or_else(|| own_agent.clone().filter(|_| !known.preview_mode)),
+        linked_by: nullable(row, "channel_bindings", &key, "bound_by")?,
+        session: row.try_get("session")?,
+    };
+    let connection = ConnectionState::Known(Box::new(known));
+    Ok(Facts { connection, conversation, own_agent, processed, trigger_processed })
+}
+
+fn named(row: &PgRow, column: &str, id: &crate::types::AgentId) -> Result<String, StoreError> {
+    let name: String = row.try_get(column)?;
+    Ok(if name.is_empty() { id.to_string() } else { name })
+}

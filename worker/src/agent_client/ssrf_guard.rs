@@ -1,0 +1,227 @@
+//! Which addresses an agent may have: public ones, and those that the deployment names.
+//!
+//! In: a URL, and whatever its name resolves to. Out: addresses that may be connected to. An organisation declares where its
+//! agent is, so a name that leads into our own network, to a neighbour or to a cloud's metadata must not be followed. The
+//! check stands where names are resolved, on the very addresses that are then connected to: a name that resolves to
+//! something else the next time gains nothing. Networks that the deployment names (`TIDEGATE_AGENT_NETWORKS`) are open,
+//! and only there may an agent be called without TLS.
+
+use ipnet::IpNet;
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+/// An address that no agent may have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0}: no address for an agent (the deployment may allow its network by TIDEGATE_AGENT_NETWORKS)"
+)]
+pub struct BlockedAddressError(pub String);
+
+/// The networks that the deployment allows beside public addresses.
+#[derive(Debug, Clone, Default)]
+pub struct Networks(Arc<[IpNet]>);
+
+impl Networks {
+    /// These, and what is public.
+    pub fn new(named: Vec<IpNet>) -> Self {
+        Self(named.into())
+    }
+
+    fn names(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    fn admits(&self, address: IpAddr, named_only: bool) -> bool {
+        self.names(address) || (!named_only && is_public(address))
+    }
+
+    /// Checks what can be told without resolving: the scheme, and an address in place of a name. Gives whether the call
+    /// is one without TLS.
+    pub fn check(&self, url: &Url) -> Result<bool, BlockedAddressError> {
+        let in_clear = match url.scheme() {
+            "https" => false,
+            "http" => true,
+            other => return Err(BlockedAddressError(format!("{other}:"))),
+        };
+        let host = url.host_str().unwrap_or_default();
+        match host.trim_matches(['[', ']']).parse() {
+            Ok(address) if !self.admits(address, in_clear) => {
+                Err(BlockedAddressError(address.to_string()))
+            }
+            _ => Ok(in_clear),
+        }
+    }
+}
+
+/// Whether everybody on the internet can have this address.
+fn is_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let special = address.is_private()
+        || address.is_loopback()
+        || address.is_link_local() // the metadata of clouds, too
+        || address.is_multicast()
+        || address.is_documentation()
+        || a == 0
+        || a >= 240 // reserved, broadcast
+        || (a == 100 && (64..128).contains(&b)) // shared by carriers
+        || (a == 198 && (b == 18 || b == 19)) // benchmarks
+        || (a == 192 && b == 0 && c == 0)
+        || (a == 192 && b == 88 && c == 99);
+    !special
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let [a, b, c, d, e, f, g, h] = address.segments();
+    if [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0] {
+        let [g, h] = [g.to_be_bytes(), h.to_be_bytes()];
+        return is_public_v4(Ipv4Addr::new(g[0], g[1], h[0], h[1])); // NAT64: an IPv4 address in disguise
+    }
+    let special = match a {
+        0x2001 => b < 0x200 || b == 0xdb8, // Teredo, ORCHID, benchmarks; documentation
+        0x2002 => true,                    // 6to4
+        0x3fff => b < 0x1000,              // documentation
+        _ => false,
+    };
+    a & 0xe000 == 0x2000 && !special
+}
+
+/// Resolves names, and keeps what an agent may not have to itself.
+pub struct Guard {
+    /// How names are resolved.
+    pub lookup: Arc<dyn Resolve>,
+    /// What is allowed.
+    pub networks: Networks,
+    /// Only what the deployment names: for calls without TLS.
+    pub named_only: bool,
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (networks, named_only) = (self.networks.clone(), self.named_only);
+        let called = name.as_str().to_owned();
+        let looking = self.lookup.resolve(name);
+        Box::pin(async move {
+            let admitted: Vec<_> =
+                looking.await?.filter(|found| networks.admits(found.ip(), named_only)).collect();
+            match admitted.is_empty() {
+                true => Err(BlockedAddressError(called).into()),
+                false => Ok(Box::new(admitted.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+/// The system's way of resolving names.
+pub struct System;
+
+impl Resolve for System {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            Ok(Box::new(found.collect::<Vec<_>>().into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    #[test]
+    fn no_spelling_of_an_inner_address_gets_by() {
+        let networks = Networks::default();
+        for url in [
+            "https://127.0.0.1/",
+            "https://127.1/",
+            "https://2130706433/",
+            "https://0x7f.0.0.1/",
+            "https://0177.0.0.1/",
+            "https://0/",
+            "https://10.1.2.3/",
+            "https://172.16.0.1/",
+            "https://192.168.1.1/",
+            "https://169.254.169.254/latest/meta-data/",
+            "https://100.100.100.200/",
+            "https://198.18.0.1/",
+            "https://192.0.0.192/",
+            "https://224.0.0.1/",
+            "https://255.255.255.255/",
+            "https://[::1]/",
+            "https://[::]/",
+            "https://[::ffff:127.0.0.1]/",
+            "https://[::ffff:7f00:1]/",
+            "https://[::127.0.0.1]/",
+            "https://[64:ff9b::a9fe:a9fe]/",
+            "https://[2002:7f00:1::]/",
+            "https://[2001:0:7f00:1::]/",
+            "https://[fd00:ec2::254]/",
+            "https://[fe80::1]/",
+            "https://[ff02::1]/",
+            "https://user:pass@127.0.0.1:8443/",
+            "http://93.184.216.34/",
+            "ftp://93.184.216.34/",
+            "file:///etc/passwd",
+        ] {
+            let url: Url = url.parse().expect("a URL");
+            assert!(networks.check(&url).is_err(), "{url}");
+        }
+        for url in
+            ["https://93.184.216.34/", "https://[2606:2800:220:1::1]/", "https://example.com/"]
+        {
+            assert_eq!(networks.check(&url.parse().expect("a URL")), Ok(false), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_the_deployment_names_is_open_and_nothing_beside_it() {
+        let networks = Networks::new(vec!["10.1.0.0/16".parse().expect("a network")]);
+        for (url, open) in [
+            ("http://10.1.2.3/", true),
+            ("https://10.1.2.3/", true),
+            ("https://[::ffff:10.1.2.3]/", true),
+            ("http://10.2.2.3/", false),
+            ("http://127.0.0.1/", false),
+        ] {
+            assert_eq!(networks.check(&url.parse().expect("a URL")).is_ok(), open, "{url}");
+        }
+    }
+
+    /// Resolves every name to these, one after the other.
+    struct Rebinding(std::sync::Mutex<Vec<SocketAddr>>);
+
+    impl Resolve for Rebinding {
+        fn resolve(&self, _: Name) -> Resolving {
+            let next = self.0.lock().expect("no panic").remove(0);
+            Box::pin(async move { Ok(Box::new(std::iter::once(next)) as Addrs) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_something_else_the_next_time_gains_nothing() {
+        let answers = ["93.184.216.34:0", "127.0.0.1:0", "[::ffff:169.254.169.254]:0"];
+        let answers = answers.map(|address| address.parse().expect("an address"));
+        let lookup = Arc::new(Rebinding(std::sync::Mutex::new(answers.into())));
+        let guard = Guard { lookup, networks: Networks::default(), named_only: false };
+        let resolve = async || guard.resolve("agent.example".parse().expect("a name")).await;
+        assert_eq!(resolve().await.map(Iterator::count).ok(), Some(1));
+        for _ in 0..2 {
+            let refused = resolve().await.err().expect("refused");
+            assert!(refused.downcast_ref::<BlockedAddressError>().is_some(), "{refused}");
+        }
+    }
+}

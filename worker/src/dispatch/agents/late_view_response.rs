@@ -1,0 +1,164 @@
+//! The late form of the response to a view's submission: what the view shows by `views.update`.
+//!
+//! The person has a "working on it" view open by then, so that closing it means to show that all is done, pushing means
+//! replacing, and errors mean the submitted view again, with what was typed in it and what is wrong beside it.
+
+use serde_json::{Value, json};
+use shared::types::{Destination, Outgoing};
+
+/// What is shown instead; none when the submission names no view.
+pub(super) fn of(submission: &Value, answer: &Value) -> Option<Outgoing> {
+    let submitted = &submission["view"];
+    let view_id = submitted["id"].as_str()?.to_owned();
+    let view = match answer["response_action"].as_str() {
+        Some("update" | "push") if answer["view"].is_object() => answer["view"].clone(),
+        Some("errors") => with_errors(submitted, &answer["errors"]),
+        _ => done(),
+    };
+    Some(Outgoing { to: Destination::UpdateView { view_id }, message: view })
+}
+
+/// Shows that a submission could not be delivered.
+pub(super) fn failed(submission: &Value, text: &str) -> Option<Outgoing> {
+    let view_id = submission["view"]["id"].as_str()?.to_owned();
+    Some(Outgoing { to: Destination::UpdateView { view_id }, message: modal("Not done", text) })
+}
+
+fn done() -> Value {
+    modal("Done", "Thank you.")
+}
+
+fn modal(title: &str, text: &str) -> Value {
+    json!({
+        "type": "modal",
+        "title": { "type": "plain_text", "text": title },
+        "blocks": [{ "type": "section", "text": { "type": "plain_text", "text": text } }],
+    })
+}
+
+/// What of a submitted view may be shown again.
+const SHOWN_AGAIN: [&str; 10] = [
+    "type",
+    "title",
+    "submit",
+    "close",
+    "callback_id",
+    "private_metadata",
+    "external_id",
+    "clear_on_close",
+    "notify_on_close",
+    "submit_disabled",
+];
+/// Slack takes so many blocks in a view.
+const BLOCKS_MAX: usize = 100;
+
+fn with_errors(submitted: &Value, errors: &Value) -> Value {
+    let mut view = json!({});
+    for name in SHOWN_AGAIN {
+        // Slack fills in what the app left out, and refuses an empty `external_id` that comes back.
+        match &submitted[name] {
+            Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
+            there => view[name] = there.clone(),
+        }
+    }
+    let mut blocks = Vec::new();
+    for block in submitted["blocks"].as_array().into_iter().flatten() {
+        let mut block = block.clone();
+        let id = block["block_id"].as_str().unwrap_or_default().to_owned();
+        if let Some(element) = block.get_mut("element") {
+            fill_in(element, &submitted["state"]["values"][&id]);
+        }
+        blocks.push(block);
+        if let Some(error) = errors[&id].as_str() {
+            let text = format!(":warning: {error}");
+            blocks.push(json!({
+                "type": "context", "elements": [{ "type": "plain_text", "text": text, "emoji": true }],
+            }));
+        }
+    }
+    blocks.truncate(BLOCKS_MAX);
+    view["blocks"] = blocks.into();
+    view
+}
+
+/// Puts what was typed or chosen into an input again. Slack tells it under one name, and takes it back under another.
+fn fill_in(element: &mut Value, values: &Value) {
+    let Some(action) = element["action_id"].as_str() else { return };
+    let state = &values[action];
+    for (told, taken) in [
+        ("value", "initial_value"),
+        ("rich_text_value", "initial_value"),
+        ("selected_option", "initial_option"),
+        ("selected_options", "initial_options"),
+        ("selected_user", "initial_user"),
+        ("selected_users", "initial_users"),
+        ("selected_channel", "initial_channel"),
+        ("selected_channels", "initial_channels"),
+        ("selected_conversation", "initial_conversation"),
+        ("selected_conversations", "initial_conversations"),
+        ("selected_date", "initial_date"),
+        ("selected_time", "initial_time"),
+        ("selected_date_time", "initial_date_time"),
+    ] {
+        let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+        match &state[told] {
+            Value::Null => {}
+            value if empty(value) => {}
+            value => element[taken] = value.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn submission() -> Value {
+        json!({ "view": {
+            "id": "V1", "hash": "1.x", "type": "modal", "callback_id": "ticket", "external_id": "", "bot_id": "B1",
+            "title": { "type": "plain_text", "text": "New ticket" },
+            "blocks": [
+                { "type": "input", "block_id": "title", "element": { "type": "plain_text_input", "action_id": "text" } },
+                { "type": "input", "block_id": "kind", "element": { "type": "static_select", "action_id": "pick" } },
+            ],
+            "state": { "values": {
+                "title": { "text": { "type": "plain_text_input", "value": "typed" } },
+                "kind": { "pick": { "type": "static_select", "selected_option": { "value": "bug" } } },
+            } },
+        } })
+    }
+
+    fn view(answer: Value) -> Value {
+        of(&submission(), &answer).expect("a view").message
+    }
+
+    #[test]
+    fn errors_are_shown_in_the_submitted_view_with_what_was_typed() {
+        let shown =
+            view(json!({ "response_action": "errors", "errors": { "title": "too short" } }));
+        assert_eq!(shown["callback_id"], "ticket");
+        for left_out in ["id", "hash", "bot_id", "state", "external_id"] {
+            assert!(shown.get(left_out).is_none(), "{left_out}: Slack does not take it back");
+        }
+        assert_eq!(shown["blocks"][0]["element"]["initial_value"], "typed");
+        assert_eq!(shown["blocks"][1]["elements"][0]["text"], ":warning: too short");
+        assert_eq!(shown["blocks"][2]["element"]["initial_option"]["value"], "bug");
+    }
+
+    #[test]
+    fn what_would_have_closed_the_view_says_that_all_is_done() {
+        for answer in [Value::Null, json!({}), json!({ "response_action": "clear" })] {
+            assert_eq!(view(answer)["title"]["text"], "Done");
+        }
+    }
+
+    #[test]
+    fn another_view_is_shown_as_it_is() {
+        for action in ["update", "push"] {
+            let next = json!({ "type": "modal", "blocks": [] });
+            assert_eq!(view(json!({ "response_action": action, "view": next })), next);
+        }
+        assert!(of(&Value::Null, &Value::Null).is_none(), "no view, nothing to show");
+    }
+}

@@ -1,0 +1,121 @@
+//! A message, or the command `clear`, put to an agent in mode `reply`.
+//!
+//! While the agent takes its time the thread shows a status, as a kindness: if Slack does not take it nothing is lost.
+
+use super::Answered;
+use crate::{
+    agent_client::{AgentError, Answer, FailureKind, Question},
+    context::{Context, WorkerTerm},
+    routing::{self, AgentMessage, Webhook},
+    slack::Method,
+};
+use shared::{
+    store::{Agent, Connection, ConnectionFacts},
+    types::TeamId,
+};
+use std::time::Duration;
+
+/// An agent that takes longer has its status shown.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// Asks an agent.
+pub async fn ask(
+    context: &Context,
+    term: &WorkerTerm,
+    agent: &Agent,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+    session: i64,
+) -> Result<Answered, AgentError> {
+    let facts = ConnectionFacts::from(connection);
+    if let Some(clear) = routing::clear_command(webhook, &facts, &context.slash_command) {
+        let question = Question {
+            kind: "forget",
+            connection: connection.id,
+            team: &clear.chat.team,
+            channel: &clear.chat.channel,
+            user: clear.user.as_str(),
+            text: "",
+            ts: "",
+            thread_ts: None,
+            session,
+        };
+        let id = webhook.envelope.dedupe.as_str();
+        return Ok(match context.agents.ask(agent, id, &question).await {
+            Ok(_) => Answered { change: Some(clear.cleared()), ..Answered::new("completed") },
+            // A person waits: a plain word now is better than a success in an hour.
+            Err(_) => Answered::unreached("completed", vec![clear.not_cleared()]),
+        });
+    }
+    let Some(message) = routing::agent_message(webhook, connection.team.as_ref()) else {
+        let message = "the webhook holds no message for an agent".to_owned();
+        return Err(AgentError { kind: FailureKind::Refused, message, retry_after: None });
+    };
+    let answer = ask_message(context, term, agent, connection, webhook, &message, session).await?;
+    Ok(match answer {
+        Some(Answer { message: said, ephemeral, thread }) => {
+            Answered::with("completed", vec![message.reply(said, ephemeral, thread)])
+        }
+        None => Answered::new("completed"),
+    })
+}
+
+async fn ask_message(
+    context: &Context,
+    term: &WorkerTerm,
+    agent: &Agent,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+    message: &AgentMessage<'_>,
+    session: i64,
+) -> Result<Option<Answer>, AgentError> {
+    let team: &TeamId = &message.team;
+    let question = Question {
+        kind: "message",
+        connection: connection.id,
+        team,
+        channel: &message.channel,
+        user: message.user,
+        text: message.text,
+        ts: message.ts,
+        thread_ts: message.thread_ts,
+        session,
+    };
+    let id = webhook.envelope.dedupe.as_str();
+    let mut asking = std::pin::pin!(context.agents.ask(agent, id, &question));
+    let mut showing = std::pin::pin!(async {
+        tokio::time::sleep(SLOW).await;
+        set_status(context, term, connection, message, "is thinking…").await;
+    });
+    let mut shown = false;
+    let answer = loop {
+        tokio::select! {
+            answer = &mut asking => break answer,
+            () = &mut showing, if !shown => shown = true,
+        }
+    };
+    // An answer ends the status by itself.
+    if shown && !matches!(answer, Ok(Some(_))) {
+        set_status(context, term, connection, message, "").await;
+    }
+    answer
+}
+
+async fn set_status(
+    context: &Context,
+    term: &WorkerTerm,
+    connection: &Connection,
+    message: &AgentMessage<'_>,
+    status: &str,
+) {
+    let Some(token) = &connection.bot_token else { return };
+    let slack = &context.slack;
+    let Ok(turn) = slack.turn(connection.id, Method::SetStatus).await else { return };
+    let thread = message.thread_ts.unwrap_or(message.ts);
+    let body = serde_json::json!({
+        "channel_id": message.channel.as_str(), "thread_ts": thread, "status": status,
+    });
+    if term.holds() {
+        slack.call(turn, token, &body).await;
+    }
+}

@@ -1,0 +1,70 @@
+//! Views and menus that no app takes: the worker answers them itself. And what a person is told when a delivery is given up.
+
+use super::{Answered, late_view_response};
+use crate::routing::{self, Webhook};
+use serde_json::{Value, json};
+use shared::{
+    codec::slack::{Inbound, Parts},
+    store::Connection,
+    types::{Destination, Outgoing},
+};
+
+/// Answers a submission or a menu without an app: the view closes, the menu is empty.
+pub fn answer_view(webhook: &Webhook<'_>) -> Answered {
+    let Inbound::Interaction(interaction) = &webhook.inbound else {
+        return Answered::new("completed");
+    };
+    match interaction.kind.get() {
+        Some("view_submission") => {
+            // Without a response in time the view shows "working on it": then it is told that all is done.
+            let id = interaction.view.0.as_ref().and_then(|view| view.id.get());
+            let submission = json!({ "view": { "id": id } });
+            let late = late_view_response::of(&submission, &Value::Null);
+            Answered::respond("completed", "", late.into_iter().collect())
+        }
+        Some("block_suggestion") => Answered::respond("completed", r#"{"options":[]}"#, Vec::new()),
+        _ => Answered::new("completed"),
+    }
+}
+
+/// Tells the person that a delivery was given up, with a reference that an operator can look up.
+pub fn given_up(webhook: &Webhook<'_>, connection: &Connection) -> Option<Outgoing> {
+    let key = webhook.envelope.dedupe.as_str();
+    let reference = key.rsplit(':').next().unwrap_or(key);
+    let text = format!("This could not be delivered to the agent. Reference: `{reference}`");
+    let ephemeral = json!({ "response_type": "ephemeral", "text": text });
+    match &webhook.inbound {
+        Inbound::Command(command) => {
+            let url = command.response_url.to_string();
+            let to = match (command.channel_id.parse(), command.user_id.parse()) {
+                (Ok(channel), Ok(user)) => Destination::response_url(url, channel, user),
+                _ => Destination::ResponseUrl { url, fallback: None },
+            };
+            Some(Outgoing { to, message: ephemeral })
+        }
+        Inbound::Interaction(interaction) => match interaction.kind.get() {
+            Some("view_submission") => {
+                let envelope = webhook.envelope;
+                let submission = match Parts::split(envelope.media, &envelope.body) {
+                    Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
+                    _ => Value::Null,
+                };
+                late_view_response::failed(&submission, &text)
+            }
+            _ => {
+                let url = interaction.response_url.get()?.to_owned();
+                let to = Destination::ResponseUrl { url, fallback: None };
+                Some(Outgoing { to, message: ephemeral })
+            }
+        },
+        Inbound::Event(_) => {
+            let message = routing::agent_message(webhook, connection.team.as_ref())?;
+            let user = message.user.parse().ok()?;
+            let thread = message.thread_ts.or((!message.in_direct_message).then_some(message.ts));
+            let (channel, thread_ts) = (message.channel.clone(), thread.map(str::to_owned));
+            let to = Destination::PostEphemeral { channel, user, thread_ts };
+            Some(Outgoing { to, message: json!({ "text": text }) })
+        }
+        Inbound::NotUnderstood => None,
+    }
+}

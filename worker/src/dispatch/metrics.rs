@@ -1,0 +1,102 @@
+//! Counters and gauges of dispatch.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use shared::types::Kind;
+use std::time::Duration;
+
+/// An attempt takes milliseconds, or an agent's minutes.
+const ATTEMPT_BUCKETS: [f64; 12] =
+    [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+/// From milliseconds to days.
+const LATENCY_BUCKETS: [f64; 12] =
+    [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 86400.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+/// All of it. Clones count together.
+#[derive(Debug, Clone)]
+pub struct DispatchMetrics {
+    attempts: Family<AttemptLabels, Counter>,
+    durations: Histogram,
+    latency: Histogram,
+    running: Gauge,
+    payload_bytes: Gauge,
+    open_circuits: Gauge,
+}
+
+impl DispatchMetrics {
+    /// All zero, and on the page.
+    pub fn new(registry: &mut Registry) -> Self {
+        let this = Self {
+            attempts: Family::default(),
+            durations: Histogram::new(ATTEMPT_BUCKETS),
+            latency: Histogram::new(LATENCY_BUCKETS),
+            running: Gauge::default(),
+            payload_bytes: Gauge::default(),
+            open_circuits: Gauge::default(),
+        };
+        registry.register(
+            "worker_attempts",
+            "Attempts of deliveries, by kind and outcome",
+            this.attempts.clone(),
+        );
+        registry.register_with_unit(
+            "worker_attempt_duration",
+            "Time of one attempt",
+            Unit::Seconds,
+            this.durations.clone(),
+        );
+        registry.register_with_unit(
+            "worker_end_to_end_latency",
+            "Time from ingest's receipt of a webhook to the end of its delivery, by these machines' clocks",
+            Unit::Seconds,
+            this.latency.clone(),
+        );
+        registry.register(
+            "worker_attempts_running",
+            "Attempts that run now: agent slots in use by this worker",
+            this.running.clone(),
+        );
+        registry.register(
+            "worker_payload_budget_used_bytes",
+            "Bytes of deliveries in memory",
+            this.payload_bytes.clone(),
+        );
+        registry.register(
+            "agent_circuit_breakers_open",
+            "Agents whose circuit is open, of all workers",
+            this.open_circuits.clone(),
+        );
+        this
+    }
+
+    /// An attempt ended.
+    pub fn attempt(&self, kind: Kind, outcome: &'static str, took: Duration) {
+        self.attempts.get_or_create(&AttemptLabels { kind: kind.as_str(), outcome }).inc();
+        self.durations.observe(took.as_secs_f64());
+    }
+
+    /// A delivery is over, so long after ingest received it.
+    pub fn finished(&self, latency: Duration) {
+        self.latency.observe(latency.as_secs_f64());
+    }
+
+    /// What runs now.
+    pub fn running(&self, attempts: usize, payload_bytes: usize) {
+        self.running.set(attempts as i64);
+        self.payload_bytes.set(payload_bytes as i64);
+    }
+
+    /// Open circuits, as Postgres has them.
+    pub fn open_circuits(&self, open: i64) {
+        self.open_circuits.set(open);
+    }
+}

@@ -1,0 +1,19 @@
+//! Dispatch: works the durable queue of deliveries. In order per conversation, fair between connections, bounded per agent:
+//! calls the agent, and commits its answer with the end of the delivery.
+//!
+//! `scheduler` is the loop of a process, `attempt` one call and what follows from it, `agents` what each kind of webhook asks
+//! of an agent. `breaker`, `retry` and `places` are pure. The stage meets intake in the table `deliveries` and the outbox in
+//! the table `outbox`.
+
+mod agents;
+mod attempt;
+mod breaker;
+mod handler;
+mod metrics;
+mod places;
+mod retry;
+mod scheduler;
+
+pub use handler::{AnyHandler, Handler, HandlerContext, HandlerOutcome, NoHandler};
+pub use metrics::DispatchMetrics;
+pub use scheduler::{HandlerSettings, run};

@@ -1,0 +1,149 @@
+//! What follows from a failed attempt: a pure decision.
+
+use crate::agent_client::FailureKind;
+use shared::types::AgentMode;
+use std::time::Duration;
+
+/// Refusals in the protocol's words after which a delivery is given up.
+const REFUSALS_MAX: i32 = 3;
+/// Failures of its own after which a delivery is given up.
+const FAULTS_MAX: i32 = 10;
+/// Attempts that ended without an outcome, after which a delivery is given up.
+pub const CRASHES_MAX: i32 = 3;
+/// First wait; it doubles.
+const BACKOFF_BASE: Duration = Duration::from_millis(200);
+/// Longest wait, without what an agent asks for.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Longest wait that an agent may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+const RETRY_REPLY_FOR: Duration = Duration::from_secs(3600);
+const RETRY_FORWARD_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// A failed attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct Failure {
+    /// What it says.
+    pub kind: FailureKind,
+    /// Attempts so far, this one included.
+    pub attempts: i32,
+    /// Those of them that failed because of this delivery, this one left out.
+    pub faults: i32,
+    /// Time since the first of them.
+    pub age: Duration,
+    /// Time from the first attempt after which the delivery is given up.
+    pub retry_for: Duration,
+    /// The wait that the agent asked for.
+    pub retry_after: Option<Duration>,
+    /// Whether the agent answered other deliveries meanwhile.
+    pub answers_others: bool,
+}
+
+/// What follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Another attempt after this long.
+    Retry(Duration),
+    /// None: it is given up, for this reason.
+    DeadLetter(&'static str),
+}
+
+impl Failure {
+    /// Whether it failed because of this delivery: the agent refused it, answered something unusable, or failed on it while it
+    /// answered others.
+    pub fn is_fault(&self) -> bool {
+        match self.kind {
+            FailureKind::Refused | FailureKind::Unusable => true,
+            FailureKind::Failing => self.answers_others,
+            FailureKind::Away => false,
+        }
+    }
+}
+
+/// Decides what follows from a failure. `jitter` is in 0.0..1.0.
+pub fn after_failure(failure: &Failure, jitter: f64) -> Next {
+    let faults = failure.faults + i32::from(failure.is_fault());
+    match failure.kind {
+        FailureKind::Refused if faults >= REFUSALS_MAX => Next::DeadLetter("the agent refused it"),
+        FailureKind::Unusable if faults >= FAULTS_MAX => {
+            Next::DeadLetter("the agent's answers were unusable")
+        }
+        FailureKind::Failing if failure.is_fault() && faults >= FAULTS_MAX => {
+            Next::DeadLetter("the agent failed on it and answered others")
+        }
+        _ if failure.age > failure.retry_for => Next::DeadLetter("the agent was away for too long"),
+        _ => {
+            let wait = backoff(failure.attempts, jitter);
+            let asked = failure.retry_after.map(|asked| asked.min(RETRY_AFTER_MAX));
+            Next::Retry(asked.map_or(wait, |asked| wait.max(asked)))
+        }
+    }
+}
+
+/// Returns the time for which an agent's deliveries are retried.
+pub fn retry_for(setting: Option<Duration>, mode: AgentMode) -> Duration {
+    setting.unwrap_or(match mode {
+        AgentMode::Reply => RETRY_REPLY_FOR,
+        AgentMode::Forward => RETRY_FORWARD_FOR,
+    })
+}
+
+/// Returns the wait before the next attempt. `jitter` is in 0.0..1.0: up to a quarter more, so that lanes that failed together
+/// do not return together.
+pub fn backoff(attempts: i32, jitter: f64) -> Duration {
+    let doublings = attempts.clamp(1, 16).unsigned_abs() - 1;
+    let wait = BACKOFF_BASE.saturating_mul(2_u32.saturating_pow(doublings)).min(BACKOFF_MAX);
+    wait.mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(kind: FailureKind, faults: i32) -> Failure {
+        let (age, retry_for) = (Duration::from_secs(10), Duration::from_secs(3600));
+        let (attempts, retry_after, answers_others) = (faults + 1, None, false);
+        Failure { kind, attempts, faults, age, retry_for, retry_after, answers_others }
+    }
+
+    #[test]
+    fn failures_have_their_limits() {
+        use FailureKind::{Away, Failing, Refused, Unusable};
+        let gives_up = |failure| matches!(after_failure(&failure, 0.0), Next::DeadLetter(_));
+        for (failure, given_up) in [
+            (failure(Refused, 1), false),
+            (failure(Refused, 2), true),
+            (failure(Unusable, 8), false),
+            (failure(Unusable, 9), true),
+            (failure(Away, 500), false),
+            (Failure { answers_others: true, ..failure(Away, 500) }, false),
+            (failure(Failing, 500), false),
+            (Failure { answers_others: true, ..failure(Failing, 8) }, false),
+            (Failure { answers_others: true, ..failure(Failing, 9) }, true),
+            (Failure { age: Duration::from_secs(3601), ..failure(Away, 0) }, true),
+            (Failure { age: Duration::from_secs(3601), ..failure(Unusable, 0) }, true),
+        ] {
+            assert_eq!(gives_up(failure), given_up, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn agent_may_ask_for_a_longer_wait() {
+        let asked = |seconds| {
+            let retry_after = Some(Duration::from_secs(seconds));
+            after_failure(&Failure { retry_after, ..failure(FailureKind::Away, 0) }, 0.0)
+        };
+        assert_eq!(asked(7), Next::Retry(Duration::from_secs(7)));
+        assert_eq!(asked(0), Next::Retry(BACKOFF_BASE));
+        assert_eq!(asked(86_400), Next::Retry(RETRY_AFTER_MAX));
+    }
+
+    #[test]
+    fn backoff_is_bounded_and_grows() {
+        bolero::check!().with_type::<(i32, u8)>().for_each(|&(attempts, jitter)| {
+            let jitter = f64::from(jitter) / 256.0;
+            let wait = backoff(attempts, jitter);
+            assert!(wait >= BACKOFF_BASE && wait <= BACKOFF_MAX.mul_f64(1.25));
+            assert!(backoff(attempts.saturating_add(1), jitter) >= wait);
+        });
+    }
+}

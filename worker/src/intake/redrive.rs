@@ -1,0 +1,103 @@
+//! Decides dead letters of intake again when an operator asked for it. The owner of the partition does, under its fencing
+//! token; what was processed before does not count, and effects are in force past the lane's order.
+
+use super::owned_partition::OwnedPartition;
+use crate::{
+    context::Context,
+    decider::{Decider, ReadWebhook},
+};
+use shared::{
+    codec::envelope::Envelope,
+    store::{CommitOutcome, DeadLetter, Decision, StoreError},
+    stream::pairs_to_headers,
+    telemetry::Chain,
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tracing::{info, warn};
+
+/// Dead letters taken at once.
+const BATCH: i64 = 16;
+
+/// Redrives for a partition; never returns.
+pub async fn run(context: &Context, part: &OwnedPartition, decider: &Decider) {
+    loop {
+        part.redrive.notified().await;
+        if let Err(error) = redrive_due(context, part, decider).await {
+            warn!(partition = %part.partition(), error = %Chain(&error), "failed to redrive dead letters");
+        }
+    }
+}
+
+async fn redrive_due(
+    context: &Context,
+    part: &OwnedPartition,
+    decider: &Decider,
+) -> Result<(), StoreError> {
+    loop {
+        let due = context.store.redriven_dead_letters(&[part.partition()], BATCH).await?;
+        for dead in &due {
+            if part.stop.is_cancelled() || !part.holds_lease() {
+                return Ok(());
+            }
+            match redrive_one(context, part, decider, dead).await? {
+                Ok(()) => {
+                    info!(dead_letter = dead.id, sequence = dead.sequence, "dead letter redriven")
+                }
+                Err(why) => {
+                    info!(
+                        dead_letter = dead.id,
+                        sequence = dead.sequence,
+                        why,
+                        "dead letter not redriven"
+                    );
+                    context.store.record_redrive_failure(dead.id, &why).await?;
+                }
+            }
+        }
+        if due.len() < BATCH as usize {
+            return Ok(());
+        }
+    }
+}
+
+/// The inner error says why it stays a dead letter.
+async fn redrive_one(
+    context: &Context,
+    part: &OwnedPartition,
+    decider: &Decider,
+    dead: &DeadLetter,
+) -> Result<Result<(), String>, StoreError> {
+    let read = match read_again(dead) {
+        Ok(read) => read,
+        Err(why) => return Ok(Err(why)),
+    };
+    let decided = decider.decide_again(&read).await?;
+    if let Decision::DeadLetter { reason, error } = &decided.1.decision {
+        return Ok(Err(format!("{reason} {error}").trim().to_owned()));
+    }
+    match context.store.commit_redriven(&part.token, dead.id, &decided).await {
+        Ok(CommitOutcome::Committed) => {
+            context.wake_dispatch.notify_one();
+            context.wake_outbox.notify_one();
+            Ok(Ok(()))
+        }
+        // Redriven or deleted meanwhile, or the partition is another worker's, who does it.
+        Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
+        Err(error) if error.refuses_contents() => {
+            Ok(Err(format!("Postgres refuses its effects: {}", Chain(&error))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read_again(dead: &DeadLetter) -> Result<ReadWebhook, String> {
+    if let Some(why) = &dead.unreadable {
+        return Err(format!("its bytes cannot be opened: {why}"));
+    }
+    let headers = pairs_to_headers(&dead.headers);
+    let envelope = Envelope::decode(&dead.subject, Some(&headers), dead.body.clone().into())
+        .map_err(|why| why.to_string())?;
+    let at = dead.at.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+    let stored_at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    Ok(ReadWebhook { sequence: dead.sequence as u64, stored_at, envelope })
+}

@@ -1,0 +1,190 @@
+//! Replays: a range of a connection's webhooks, read from the stream and decided once more.
+//!
+//! Without `apply` (the default of `tidegate replay`) nothing is called or changed: what would be is recorded per webhook.
+//! With it deliveries are enqueued, in lanes and under dedup keys of their own, at background priority; other effects are
+//! left out. A worker that dies leaves its replay to the next, which goes on behind what was recorded. Decisions are those
+//! of today: bindings and settings as they are now.
+
+use crate::{
+    context::Context,
+    decider::{Decider, ReadWebhook},
+};
+use async_nats::jetstream;
+use shared::{
+    codec::envelope::{DedupeKey, Envelope},
+    follow::{Broken, Follow, Followed, first_since},
+    store::{DecidedWebhook, Decision, Replay, ReplayResult},
+    stream::STREAM,
+    telemetry::Chain,
+};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Between two looks for a replay that nobody works.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Works replays, one at a time, until told to stop.
+pub async fn run(
+    context: &Context,
+    js: &jetstream::Context,
+    decider: &Decider,
+    ttl: Duration,
+    stop: &CancellationToken,
+) {
+    let working = async {
+        loop {
+            match context.store.claim_replay(&context.worker_name, ttl).await {
+                Ok(Some(replay)) => run_replay(context, js, decider, ttl, &replay).await,
+                Ok(None) => tokio::time::sleep(INTERVAL).await,
+                Err(error) => {
+                    warn!(error = %Chain(&error), "failed to look for replays");
+                    tokio::time::sleep(INTERVAL).await;
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(working).await;
+}
+
+async fn run_replay(
+    context: &Context,
+    js: &jetstream::Context,
+    decider: &Decider,
+    ttl: Duration,
+    replay: &Replay,
+) {
+    let (id, apply) = (&replay.id, replay.apply);
+    info!(replay = id, apply, cursor = replay.cursor, "replay started");
+    let ended = tokio::select! {
+        ended = decide_all(context, js, decider, replay) => ended,
+        () = renew(context, replay, ttl) => {
+            warn!(replay = id, "replay is another worker's, or was cancelled");
+            return;
+        }
+    };
+    let result = ended.map_err(|error| Chain(&*error).to_string());
+    info!(replay = id, ?result, "replay ended");
+    let result = result.as_ref().copied().map_err(String::as_str);
+    if let Err(error) = context.store.end_replay(replay, result).await {
+        warn!(replay = id, error = %Chain(&error), "failed to record replay result");
+    }
+}
+
+/// Renews the lease; returns when it is another worker's, or could not be renewed for a TTL.
+async fn renew(context: &Context, replay: &Replay, ttl: Duration) {
+    let mut renewed = tokio::time::Instant::now();
+    while renewed.elapsed() < ttl {
+        tokio::time::sleep(ttl / 6).await;
+        let before = tokio::time::Instant::now();
+        match context.store.renew_replay(replay, None, ttl).await {
+            Ok(true) => renewed = before,
+            Ok(false) => return,
+            Err(error) => warn!(error = %Chain(&error), "failed to renew the lease of a replay"),
+        }
+    }
+}
+
+async fn decide_all(
+    context: &Context,
+    js: &jetstream::Context,
+    decider: &Decider,
+    replay: &Replay,
+) -> Result<(), Broken> {
+    let filter = format!("slack.in.*.{}", replay.connection);
+    let stream = js.get_stream(STREAM).await?;
+    let last = stream.cached_info().state.last_sequence;
+    let name = format!("{}-e{}", replay.id.replace(':', "-"), replay.epoch);
+    let first = first_since(&stream, filter.clone(), replay.from, format!("{name}-since")).await?;
+    let Some(first) = first else { return Ok(()) };
+    let mut follow = Follow::new(js.clone(), STREAM, filter, name, first.max(replay.cursor + 1));
+    let mut counted = false;
+    loop {
+        let (at, message) = match follow.next().await {
+            Followed::Message(at, _) if at.stored_at >= replay.to => return Ok(()),
+            Followed::Message(at, message) => (at, message),
+            Followed::CaughtUp(through, _) if through >= last => return Ok(()),
+            Followed::Opened(state) if state.last_sequence < last => {
+                return Err("the stream was created anew while it was read".into());
+            }
+            Followed::CaughtUp(..) | Followed::Opened(_) => continue,
+        };
+        if !std::mem::replace(&mut counted, true) {
+            context.store.count_replay(replay, at.waiting + 1).await?;
+        }
+        let body = message.payload.clone();
+        let decoded = Envelope::decode(&message.subject, message.headers.as_ref(), body);
+        let result = match decoded {
+            Ok(envelope) => {
+                let read = ReadWebhook { sequence: at.sequence, stored_at: at.stored_at, envelope };
+                let (_, webhook) = decider.decide_again(&read).await?;
+                let (outcome, effects) = describe(&webhook.decision);
+                let kind = webhook.envelope.kind.as_str().to_owned();
+                if replay.apply {
+                    enqueue(context, replay, webhook).await?;
+                }
+                ReplayResult {
+                    sequence: at.sequence,
+                    stored_at: at.stored_at,
+                    kind,
+                    outcome,
+                    effects,
+                }
+            }
+            Err(why) => ReplayResult {
+                sequence: at.sequence,
+                stored_at: at.stored_at,
+                kind: "unknown".into(),
+                outcome: "dead_letter".into(),
+                effects: vec![why.to_string()],
+            },
+        };
+        if !context.store.record_replay_result(replay, &result).await? {
+            return Err("it is another worker's, or was cancelled".into());
+        }
+        if at.waiting == 0 && at.sequence >= last {
+            return Ok(());
+        }
+    }
+}
+
+/// Enqueues the delivery that a webhook leads to, if any, as this replay's own. Running twice enqueues once.
+async fn enqueue(
+    context: &Context,
+    replay: &Replay,
+    mut webhook: DecidedWebhook,
+) -> Result<(), Broken> {
+    if !matches!(&webhook.decision, Decision::Apply(effects) if effects.delivery.is_some()) {
+        return Ok(());
+    }
+    // An agent knows the key of the first time, and would not do it again.
+    let key = format!("{}:replay:{}", webhook.envelope.dedupe, replay.id);
+    webhook.envelope.dedupe = DedupeKey::stored(key);
+    webhook.envelope.lane = webhook.envelope.lane.of_replay(&replay.id);
+    webhook.envelope.reply = None; // the request that waited for it is over
+    context.store.enqueue_replayed(replay, &webhook).await?;
+    context.wake_dispatch.notify_one();
+    Ok(())
+}
+
+/// The outcome and the effects of a decision, without text of people.
+fn describe(decision: &Decision) -> (String, Vec<String>) {
+    match decision {
+        Decision::Ignore { reason, .. } => ("ignored".into(), vec![reason.as_str().into()]),
+        Decision::DeadLetter { reason, error } => {
+            ("dead_letter".into(), vec![format!("{reason} {error}").trim().to_owned()])
+        }
+        Decision::Apply(effects) => {
+            let consume = effects.consume.iter().map(|_| "consume a link code".to_owned());
+            let changes = effects.changes.iter().map(|change| change.what.as_str().to_owned());
+            let messages =
+                effects.messages.iter().map(|message| format!("send by {}", message.to.as_str()));
+            let delivery = effects
+                .delivery
+                .iter()
+                .map(|delivery| format!("call agent {}/{}", delivery.org, delivery.agent));
+            let effects_of = consume.chain(changes).chain(messages).chain(delivery).collect();
+            (effects.processed_as.as_str().into(), effects_of)
+        }
+    }
+}

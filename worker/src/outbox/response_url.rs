@@ -1,0 +1,88 @@
+//! Messages through the response_url of a command or click: at most five uses within half an hour; then by the Web API, where
+//! that can do the same.
+
+use super::{
+    sender::SendContext,
+    web_api::{self, AMBIGUITY_WAIT},
+};
+use crate::slack::ResponseUrlResult;
+use serde_json::Value;
+use shared::{
+    store::{SendAmbiguity, SendOutcome},
+    types::{Destination, Fallback},
+};
+use std::time::Duration;
+use tracing::info;
+
+/// Slack lets a response_url be used so often, and
+const USES_MAX: i64 = 5;
+/// for so long.
+const USABLE_FOR: Duration = Duration::from_secs(30 * 60);
+
+pub async fn send(
+    sending: SendContext<'_>,
+    url: &str,
+    fallback: Option<&Fallback>,
+    ambiguity: &mut SendAmbiguity,
+) -> SendOutcome {
+    let message = &sending.message.outgoing.message;
+    let why = if sending.message.uses >= USES_MAX {
+        "the response_url was used five times".to_owned()
+    } else if sending.message.age >= USABLE_FOR {
+        "the response_url is half an hour old".to_owned()
+    } else {
+        if let Err(lost) = sending.check_lease() {
+            return lost;
+        }
+        sending.mark_resent(ambiguity);
+        match sending.context().slack.respond(url, message).await {
+            ResponseUrlResult::Done => return SendOutcome::Sent,
+            ResponseUrlResult::Limited(after) => {
+                return SendOutcome::Later(after, "limited".into());
+            }
+            ResponseUrlResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
+            ResponseUrlResult::Unclear(why) => {
+                return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
+            }
+            ResponseUrlResult::Refused(why) => return SendOutcome::Failed(why),
+            ResponseUrlResult::UsedUp(why) => why,
+        }
+    };
+    let Some(fallback) = fallback else { return SendOutcome::Failed(why) };
+    let Some(message) = without_response_url(message) else {
+        return SendOutcome::Failed(format!("{why}, and only it can replace a message"));
+    };
+    info!(outbox = sending.message.id, why, "message sent by the Web API instead");
+    sending.mark_resent(ambiguity); // what a response_url was told bears no mark to look for
+    let (channel, user) = (fallback.channel.clone(), fallback.user.clone());
+    let to = match sending.message.outgoing.message["response_type"] == "in_channel" {
+        true => Destination::PostMessage { channel, thread_ts: None },
+        false => Destination::PostEphemeral { channel, user, thread_ts: None },
+    };
+    match sending.authenticate().await {
+        Ok(sender) => web_api::send(&sender, &to, message, ambiguity).await,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Returns what a response_url would have taken, as the Web API takes it; none if only the response_url can do it.
+fn without_response_url(message: &Value) -> Option<Value> {
+    let only_there = |name: &str| message[name] == true;
+    if only_there("replace_original") || only_there("delete_original") {
+        return None;
+    }
+    Some(message.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn replacing_a_message_needs_the_response_url() {
+        let plain = json!({ "response_type": "ephemeral", "text": "hi" });
+        assert_eq!(without_response_url(&plain), Some(plain));
+        assert_eq!(without_response_url(&json!({ "delete_original": true })), None);
+    }
+}

@@ -1,0 +1,125 @@
+//! One send: by response_url or by the Web API, with the connection's token.
+
+use super::{Shared, response_url, web_api};
+use crate::{
+    context::{Context, WorkerTerm},
+    slack::Reconciliation,
+};
+use shared::{
+    secrets::Secret,
+    store::{Connection, OutboxMessage, SendAmbiguity, SendOutcome},
+    telemetry::Chain,
+    types::{Destination, Status},
+};
+use std::{sync::Arc, time::Duration};
+use tracing::warn;
+
+/// Wait when the worker's row may have expired.
+const NOT_HELD_WAIT: Duration = Duration::from_millis(250);
+/// Longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Wait for the token of a connection that is not installed yet.
+const PENDING_WAIT: Duration = Duration::from_secs(30);
+
+/// A message on its way.
+#[derive(Clone, Copy)]
+pub struct SendContext<'a> {
+    pub shared: &'a Shared,
+    pub term: &'a WorkerTerm,
+    pub message: &'a OutboxMessage,
+}
+
+/// A message on its way, with a token.
+pub struct AuthenticatedSender<'a> {
+    pub sending: SendContext<'a>,
+    pub connection: Arc<Connection>,
+    pub token: Secret,
+}
+
+/// Sends a message.
+pub async fn send(
+    shared: &Shared,
+    term: &WorkerTerm,
+    message: &OutboxMessage,
+    ambiguity: &mut SendAmbiguity,
+) -> SendOutcome {
+    let sending = SendContext { shared, term, message };
+    match &message.outgoing.to {
+        Destination::ResponseUrl { url, fallback } => {
+            response_url::send(sending, url, fallback.as_ref(), ambiguity).await
+        }
+        to => match sending.authenticate().await {
+            Ok(sender) => {
+                web_api::send(&sender, to, message.outgoing.message.clone(), ambiguity).await
+            }
+            Err(outcome) => outcome,
+        },
+    }
+}
+
+impl<'a> SendContext<'a> {
+    pub fn context(self) -> &'a Context {
+        &self.shared.context
+    }
+
+    /// Finds the connection's token. What ends the message is read from Postgres, never from the cache.
+    pub async fn authenticate(self) -> Result<AuthenticatedSender<'a>, SendOutcome> {
+        let connections = &self.context().connections;
+        let later = |error| SendOutcome::Later(self.backoff(), Chain(&error).to_string());
+        let mut connection =
+            connections.connection(self.message.connection).await.map_err(later)?;
+        if final_verdict(connection.as_deref()).is_some() {
+            connection = connections.read_through(self.message.connection).await.map_err(later)?;
+        }
+        if let Some(why) = final_verdict(connection.as_deref()) {
+            return Err(SendOutcome::Failed(why));
+        }
+        let token = connection.as_ref().and_then(|connection| connection.bot_token.clone());
+        match connection.zip(token) {
+            Some((connection, token)) => {
+                Ok(AuthenticatedSender { sending: self, connection, token })
+            }
+            None => {
+                let why = "the connection is pending".to_owned();
+                Err(SendOutcome::Untried(PENDING_WAIT, why))
+            }
+        }
+    }
+
+    /// Checked last: from here to Slack nothing waits for anything of Tidegate's own.
+    pub fn check_lease(self) -> Result<(), SendOutcome> {
+        let lost = || SendOutcome::Untried(NOT_HELD_WAIT, "the worker's row expired".into());
+        self.term.holds().then_some(()).ok_or_else(lost)
+    }
+
+    /// Records that an ambiguous message is sent again although Slack could not be asked.
+    pub fn mark_resent(self, ambiguity: &mut SendAmbiguity) {
+        if ambiguity.open {
+            let to = self.message.outgoing.to.as_str();
+            warn!(outbox = self.message.id, to, "resending ambiguous message");
+            self.context().slack.metrics.record_reconciliation(to, Reconciliation::Resent);
+            *ambiguity = SendAmbiguity { open: false, resent: true };
+        }
+    }
+
+    /// Returns the wait before the next attempt.
+    pub fn backoff(self) -> Duration {
+        let attempt = self.message.attempts.clamp(1, 11).unsigned_abs() - 1;
+        Duration::from_millis(500 << attempt).min(BACKOFF_MAX)
+    }
+}
+
+/// Why a message of this connection can never be sent, if so.
+fn final_verdict(connection: Option<&Connection>) -> Option<String> {
+    let Some(connection) = connection else { return Some("the connection does not exist".into()) };
+    match connection.status {
+        Status::Stopped | Status::Revoked => {
+            Some(format!("the connection is {}", connection.status))
+        }
+        Status::Pending => None,
+        Status::Active | Status::Error if connection.bot_token.is_none() => {
+            Some("the connection has no bot token".into())
+        }
+        Status::Active | Status::Error => None,
+    }
+}

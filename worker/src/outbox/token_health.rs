@@ -1,0 +1,105 @@
+//! What Slack's answers say about a connection's token: refused, expired, working again.
+
+use super::{sender::AuthenticatedSender, web_api::LONG_WAIT};
+use crate::slack::{Action, ApiResult, Method};
+use serde_json::json;
+use shared::{
+    store::SendOutcome,
+    telemetry::Chain,
+    types::{ConnectionId, Status},
+};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tracing::warn;
+
+/// So many refusals of a token in a row, each confirmed by `auth.test`, put its connection in error.
+const FAILURES_MAX: i32 = 3;
+/// Connections remembered at most; then all are forgotten, and what is counted of them grows old.
+const CONNECTIONS_MAX: usize = 10_000;
+
+/// Connections whose token was refused lately, as far as this worker saw: keeps every other success from asking Postgres.
+#[derive(Debug, Clone, Default)]
+pub struct TokenFailures(Arc<Mutex<HashSet<ConnectionId>>>);
+
+impl TokenFailures {
+    fn record(&self, connection: ConnectionId) {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= CONNECTIONS_MAX {
+            refused.clear();
+        }
+        refused.insert(connection);
+    }
+
+    fn forget(&self, connection: ConnectionId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection)
+    }
+}
+
+/// The token is expired: the token refresh is woken.
+pub async fn refresh(sender: &AuthenticatedSender<'_>, text: String) -> SendOutcome {
+    let (context, wait) = (sender.sending.context(), sender.sending.backoff());
+    match context.store.refresh_now(sender.connection.id, sender.connection.version).await {
+        Ok(true) => {
+            context.token_expired.notify_one();
+            SendOutcome::Later(wait, text)
+        }
+        Ok(false) => {
+            refused(sender, Status::Error, &text).await;
+            SendOutcome::Later(LONG_WAIT, text)
+        }
+        Err(error) => SendOutcome::Later(wait, Chain(&error).to_string()),
+    }
+}
+
+/// The token is called invalid: that may be so, or this address is not welcome. `auth.test` says which.
+pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutcome {
+    let is_refused = match sender.call(Method::AuthTest, &json!({})).await {
+        Ok(ApiResult::Refused(word, text)) => match word.action() {
+            Action::Revoke => {
+                refused(sender, Status::Revoked, &text).await;
+                return SendOutcome::Failed(text);
+            }
+            action => action == Action::Confirm,
+        },
+        _ => false,
+    };
+    if is_refused {
+        let (id, version) = (sender.connection.id, sender.connection.version);
+        sender.sending.shared.token_failures.record(id);
+        match sender.sending.context().store.count_refusal(id, version).await {
+            Ok(count) if count >= FAILURES_MAX => refused(sender, Status::Error, &text).await,
+            Ok(_) => {}
+            Err(error) => {
+                warn!(connection = %id, error = %Chain(&error), "failed to count token failure");
+            }
+        }
+    }
+    SendOutcome::Later(sender.sending.backoff(), text)
+}
+
+/// Slack refuses the connection: its status changes.
+pub async fn refused(sender: &AuthenticatedSender<'_>, status: Status, word: &str) {
+    let (id, version) = (sender.connection.id, sender.connection.version);
+    let (store, why) = (&sender.sending.context().store, format!("Slack says: {word}"));
+    match store.connection_refused(id, Some(version), status, &why).await {
+        Ok(changed) => {
+            warn!(connection = %id, %status, word, changed, "connection refused by Slack");
+        }
+        Err(error) => {
+            warn!(connection = %id, error = %Chain(&error), "failed to record refused connection");
+        }
+    }
+}
+
+/// Slack took a message: the token works.
+pub async fn works(sender: &AuthenticatedSender<'_>) {
+    let (id, version) = (sender.connection.id, sender.connection.version);
+    let was_refused = sender.sending.shared.token_failures.forget(id);
+    if (was_refused || sender.connection.status == Status::Error)
+        && let Err(error) = sender.sending.context().store.connection_works(id, version).await
+    {
+        warn!(connection = %id, error = %Chain(&error), "failed to record that the connection works");
+    }
+}

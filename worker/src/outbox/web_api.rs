@@ -1,0 +1,261 @@
+//! Messages by Slack's Web API, and what follows from Slack's answer.
+
+use super::{
+    reconcile::{LookupResult, look_up},
+    sender::AuthenticatedSender,
+    token_health,
+};
+use crate::slack::{Action, ApiResult, Method, Reconciliation, postable};
+use serde_json::{Value, json};
+use shared::{
+    store::{SendAmbiguity, SendOutcome},
+    telemetry::Chain,
+    types::{Destination, Status},
+};
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+/// Wait before a message without an answer is looked up: Slack may still be at it.
+pub const AMBIGUITY_WAIT: Duration = Duration::from_secs(2);
+/// Wait for what a person has to mend, or Slack to finish.
+pub const LONG_WAIT: Duration = Duration::from_secs(60);
+/// Slack's errors that refuse a message for its form; its text alone may pass.
+const FORM_ERRORS: [&str; 8] = [
+    "invalid_blocks",
+    "invalid_blocks_format",
+    "invalid_attachments",
+    "attachment_payload_limit_exceeded",
+    "too_many_attachments",
+    "msg_too_long",
+    "msg_blocks_too_long",
+    "no_text",
+];
+/// Slack's own limit for the text of a message, in characters.
+const TEXT_CHARS_MAX: usize = 40_000;
+
+/// Sends a message.
+pub async fn send(
+    sender: &AuthenticatedSender<'_>,
+    to: &Destination,
+    message: Value,
+    ambiguity: &mut SendAmbiguity,
+) -> SendOutcome {
+    let (sending, slack) = (sender.sending, &sender.sending.context().slack);
+    let (method, body) = match to {
+        Destination::DirectMessage { user } => {
+            let open = json!({ "users": user.as_str() });
+            let opened = match sender.call(Method::OpenConversation, &open).await {
+                Ok(ApiResult::Done(answer)) => answer["channel"]["id"].as_str().map(str::to_owned),
+                Ok(other) => return sender.follow(other, None).await,
+                Err(outcome) => return outcome,
+            };
+            return match opened.map(|channel| channel.parse()) {
+                Some(Ok(channel)) => {
+                    let to = Destination::PostMessage { channel, thread_ts: None };
+                    Box::pin(send(sender, &to, message, ambiguity)).await
+                }
+                _ => {
+                    let why = "Slack opened no conversation".to_owned();
+                    SendOutcome::Later(sending.backoff(), why)
+                }
+            };
+        }
+        to => request(to, message, &sending.message.mark()),
+    };
+    if ambiguity.open {
+        match to {
+            Destination::PostMessage { channel, thread_ts } => {
+                let metrics = &slack.metrics;
+                match look_up(sender, channel.as_str(), thread_ts.as_deref()).await {
+                    LookupResult::Found => {
+                        metrics.record_reconciliation(method.as_str(), Reconciliation::Found);
+                        return SendOutcome::Sent;
+                    }
+                    LookupResult::Absent => {
+                        metrics.record_reconciliation(method.as_str(), Reconciliation::Absent);
+                        ambiguity.open = false;
+                    }
+                    LookupResult::Later(after, why) => return SendOutcome::Untried(after, why),
+                    LookupResult::Closed(why) => {
+                        info!(
+                            outbox = sending.message.id,
+                            why, "failed to look up ambiguous message"
+                        );
+                        sending.mark_resent(ambiguity);
+                    }
+                }
+            }
+            _ => sending.mark_resent(ambiguity),
+        }
+    }
+    let channel = body["channel"].as_str();
+    let called = match sender.call(method, &body).await {
+        Ok(called) => called,
+        Err(outcome) => return outcome,
+    };
+    let called = match called {
+        ApiResult::Refused(_, word) if FORM_ERRORS.contains(&word.as_str()) => {
+            match text_alone(&body) {
+                Some(text) => {
+                    warn!(
+                        outbox = sending.message.id,
+                        word, "message refused for its form; sending its text alone"
+                    );
+                    match sender.call(method, &text).await {
+                        Ok(called) => called,
+                        Err(outcome) => return outcome,
+                    }
+                }
+                None => return SendOutcome::Failed(word),
+            }
+        }
+        called => called,
+    };
+    sender.follow(called, channel).await
+}
+
+/// A message without what Slack may refuse for its form; none when nothing of it is left, or nothing changed.
+fn text_alone(body: &Value) -> Option<Value> {
+    let text = body["text"].as_str().filter(|text| !text.is_empty())?;
+    let short: String = text.chars().take(TEXT_CHARS_MAX).collect();
+    let mut alone = body.clone();
+    let fields = alone.as_object_mut()?;
+    let blocks = fields.remove("blocks").is_some();
+    let attachments = fields.remove("attachments").is_some();
+    if !blocks && !attachments && short.len() == text.len() {
+        return None;
+    }
+    alone["text"] = short.into();
+    Some(alone)
+}
+
+impl AuthenticatedSender<'_> {
+    /// Calls a method when it is its turn, if the worker's row still holds then.
+    pub async fn call(&self, method: Method, body: &Value) -> Result<ApiResult, SendOutcome> {
+        let slack = &self.sending.context().slack;
+        let busy = |after| SendOutcome::Untried(after, "rate limited".into());
+        let turn = slack.turn(self.connection.id, method).await.map_err(busy)?;
+        self.sending.check_lease()?;
+        Ok(slack.call(turn, &self.token, body).await)
+    }
+
+    /// Applies what follows from Slack's answer.
+    async fn follow(&self, called: ApiResult, channel: Option<&str>) -> SendOutcome {
+        let (sending, id) = (self.sending, self.connection.id);
+        let (word, text) = match called {
+            ApiResult::Done(_) => {
+                token_health::works(self).await;
+                return SendOutcome::Sent;
+            }
+            ApiResult::Limited(after) => return SendOutcome::Later(after, "limited".into()),
+            ApiResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
+            ApiResult::Unclear(why) => {
+                return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
+            }
+            ApiResult::Refused(word, text) => (word, text),
+        };
+        let context = sending.context();
+        match word.action() {
+            Action::Revoke => {
+                token_health::refused(self, Status::Revoked, &text).await;
+                SendOutcome::Failed(text)
+            }
+            Action::Confirm => token_health::confirm(self, text).await,
+            Action::Mend => {
+                error!(connection = %id, error = text, "Slack refuses the way it is called; a person must act");
+                token_health::refused(self, Status::Error, &text).await;
+                SendOutcome::Later(LONG_WAIT, text)
+            }
+            Action::Refresh => token_health::refresh(self, text).await,
+            Action::Pause => SendOutcome::Later(LONG_WAIT, text),
+            Action::Alert => {
+                error!(connection = %id, error = text, "Slack refuses calls from this address; a person must act");
+                SendOutcome::Later(LONG_WAIT, text)
+            }
+            Action::StopTeam | Action::Elsewhere => {
+                if let Some(channel) = channel
+                    && let Err(error) =
+                        context.store.record_refused_channel(id, channel, &text).await
+                {
+                    warn!(error = %Chain(&error), "failed to record refused conversation");
+                }
+                SendOutcome::Failed(text)
+            }
+            Action::Degrade => {
+                let to = sending.message.outgoing.to.as_str();
+                warn!(connection = %id, to, "the app lacks a scope; it must be installed again");
+                SendOutcome::Failed(text)
+            }
+            Action::Wait => SendOutcome::Later(LONG_WAIT, text),
+            Action::PauseTenant => {
+                for method in [Method::PostMessage, Method::PostEphemeral, Method::UpdateMessage] {
+                    context.slack.limits.limited(id, method.as_str(), LONG_WAIT).await;
+                }
+                SendOutcome::Later(LONG_WAIT, text)
+            }
+            Action::Reconcile => {
+                SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), text)
+            }
+            Action::Reread | Action::Fail => SendOutcome::Failed(text),
+        }
+    }
+}
+
+/// The method that sends a message, and its arguments.
+fn request(to: &Destination, message: Value, mark: &str) -> (Method, Value) {
+    let in_thread = |body: &mut Value, thread_ts: &Option<String>| {
+        if let Some(ts) = thread_ts {
+            body["thread_ts"] = ts.as_str().into();
+        }
+    };
+    match to {
+        Destination::PostMessage { channel, thread_ts } => {
+            let mut body = postable(&message, Some(mark));
+            body["channel"] = channel.as_str().into();
+            in_thread(&mut body, thread_ts);
+            (Method::PostMessage, body)
+        }
+        Destination::PostEphemeral { channel, user, thread_ts } => {
+            let mut body = postable(&message, None);
+            body["channel"] = channel.as_str().into();
+            body["user"] = user.as_str().into();
+            in_thread(&mut body, thread_ts);
+            (Method::PostEphemeral, body)
+        }
+        Destination::UpdateMessage { channel, ts } => {
+            let mut body = postable(&message, None);
+            body["channel"] = channel.as_str().into();
+            body["ts"] = ts.as_str().into();
+            (Method::UpdateMessage, body)
+        }
+        Destination::OpenView { trigger_id } => {
+            (Method::OpenView, json!({ "trigger_id": trigger_id, "view": message }))
+        }
+        Destination::UpdateView { view_id } => {
+            (Method::UpdateView, json!({ "view_id": view_id, "view": message }))
+        }
+        Destination::PublishView { user } => {
+            (Method::PublishView, json!({ "user_id": user.as_str(), "view": message }))
+        }
+        // Resolved before: a response_url has no method, and a direct message is a message once it is open.
+        Destination::ResponseUrl { .. } | Destination::DirectMessage { .. } => {
+            (Method::PostMessage, postable(&message, Some(mark)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_alone_drops_what_may_be_refused() {
+        let body = json!({ "channel": "C1", "text": "hi", "blocks": [{}] });
+        assert_eq!(text_alone(&body), Some(json!({ "channel": "C1", "text": "hi" })));
+        assert_eq!(text_alone(&json!({ "text": "hi" })), None);
+        assert_eq!(text_alone(&json!({ "blocks": [{}] })), None);
+        let long = json!({ "text": "x".repeat(TEXT_CHARS_MAX + 1) });
+        let short = text_alone(&long).expect("a text");
+        assert_eq!(short["text"].as_str().map(str::len), Some(TEXT_CHARS_MAX));
+    }
+}

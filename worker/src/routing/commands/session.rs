@@ -1,0 +1,56 @@
+//! `new` and `clear`: the conversation begins anew.
+//!
+//! Tidegate keeps no history of a conversation; its agent may. So a conversation has a session, a number that the
+//! agent gets with every question, and `new` raises it. `clear` asks the agent first, which is dispatch's to do: the
+//! session is raised only when the agent said yes. An app that gets Slack's own webhooks is not asked.
+
+use super::{super::Input, Invocation, agents::unlinked, effects};
+use shared::{
+    store::{Change, Effects, NewDelivery, Priority, ProcessedAs, What},
+    types::{AgentMode, Outgoing},
+};
+
+pub(super) fn new(input: &Input<'_>, invocation: Invocation) -> Effects {
+    if input.facts.conversation.agent.is_none() {
+        return invocation.say(&unlinked(input));
+    }
+    let change = invocation.begin_session("A new session begins here.");
+    Effects { changes: vec![change], ..effects() }
+}
+
+pub(super) fn clear(input: &Input<'_>, invocation: &Invocation) -> Effects {
+    let Some(agent) = &input.facts.conversation.agent else {
+        return invocation.say(&unlinked(input));
+    };
+    match agent.mode {
+        AgentMode::Forward => invocation
+            .say("The app that answers here keeps its own history. This command can't clear it."),
+        AgentMode::Reply => {
+            let priority = Priority::Interactive;
+            let delivery = NewDelivery { priority, ..input.delivery_to(agent) };
+            Effects { delivery: Some(delivery), ..Effects::new(ProcessedAs::Delivery) }
+        }
+    }
+}
+
+impl Invocation {
+    /// Returns the change for an agent that was asked to forget the conversation.
+    pub(crate) fn cleared(self) -> Change {
+        self.begin_session(
+            "The agent was asked to forget this conversation, and a new session begins.",
+        )
+    }
+
+    /// Returns the answer when the agent could not be asked.
+    pub(crate) fn not_cleared(&self) -> Outgoing {
+        self.reply(
+            "The agent did not confirm. Nothing was forgotten, and the session goes on. \
+             Try again later.",
+        )
+    }
+
+    fn begin_session(self, text: &str) -> Change {
+        let what = What::NewSession(self.chat.clone());
+        self.change(what, text, text)
+    }
+}

@@ -1,0 +1,73 @@
+//! Events about the installation itself: app removed, tokens revoked, channel id changed, person joined.
+//!
+//! `app_uninstalled` and `tokens_revoked` come in either order and may come late: what happened before the present
+//! installation was made does not touch it. An app behind Tidegate hears of the others, too; the end of an
+//! installation must not wait for an app.
+
+use super::{Input, event, messages, seconds};
+use serde_json::json;
+use shared::{
+    codec::lifecycle,
+    store::{Change, Decision, Effects, IgnoreReason, ProcessedAs, What},
+    types::{ChannelId, Destination, Outgoing, TeamId, UserId},
+};
+
+/// Returns the decision on an event about the installation, `None` for any other webhook.
+pub(super) fn decide(input: &Input<'_>) -> Option<Decision> {
+    let (body, event) = event(input.webhook)?;
+    let (connection, envelope) = (input.connection, input.webhook.envelope);
+    let revoke = |why| {
+        let arrived = (envelope.received_at_ms / 1000) as i64;
+        let at = body.event_time.0.map_or(arrived, seconds);
+        silent(What::Revoke { connection: connection.id, at, why })
+    };
+    let (change, app) = match event.kind.get()? {
+        "app_uninstalled" => (Some(revoke("the app was uninstalled")), None),
+        "tokens_revoked" => {
+            let bots = lifecycle::revoked_bots(&envelope.body);
+            let is_ours = match &connection.bot_user {
+                Some(bot) => bots.contains(bot),
+                None => !bots.is_empty(), // an app has one bot user in a workspace
+            };
+            (is_ours.then(|| revoke("its tokens were revoked")), None)
+        }
+        "channel_id_changed" => (move_channel(input), input.app()),
+        "team_join" => (welcome(input, messages::installation_team(body)), input.app()),
+        _ => return None,
+    };
+    let delivery = app.map(|app| input.delivery_to(app));
+    let processed_as = match (&change, &delivery) {
+        (Some(_), _) => ProcessedAs::InstallationEvent,
+        (None, Some(_)) => ProcessedAs::Delivery,
+        (None, None) => return Some(input.ignore(IgnoreReason::NothingToChange)),
+    };
+    let changes = change.into_iter().collect();
+    Some(input.apply(Effects { changes, delivery, ..Effects::new(processed_as) }))
+}
+
+fn move_channel(input: &Input<'_>) -> Option<Change> {
+    let (from, to) = lifecycle::renamed_channel(&input.webhook.envelope.body)?;
+    let (from, to): (ChannelId, ChannelId) = (from.parse().ok()?, to.parse().ok()?);
+    Some(silent(What::MoveChannel { connection: input.connection.id, from, to }))
+}
+
+fn welcome(input: &Input<'_>, team: Option<&str>) -> Option<Change> {
+    let connection = input.connection;
+    let joined = lifecycle::joined_person(&input.webhook.envelope.body);
+    let user: UserId = joined.filter(|_| connection.settings.welcome)?.parse().ok()?;
+    let named = || team?.parse::<TeamId>().ok();
+    let team = connection.team.clone().or_else(named)?;
+    let text = format!(
+        "Welcome, <@{user}>! Mention this app in a channel, write to it here, or use `{} help`.",
+        input.options.slash_command
+    );
+    let to = Destination::DirectMessage { user: user.clone() };
+    let greeting = Outgoing { to, message: json!({ "text": text }) };
+    let reply = move |is_first: bool| is_first.then(|| greeting.clone()).into_iter().collect();
+    let what = What::Welcome { connection: connection.id, team, user };
+    Some(Change { what, reply: Box::new(reply) })
+}
+
+fn silent(what: What) -> Change {
+    Change { what, reply: Box::new(|_| Vec::new()) }
+}

@@ -1,0 +1,344 @@
+//! The pure function by which intake decides: from a webhook and what Postgres knows to a [`Decision`].
+//!
+//! Called by the decider for intake, redrives and replays, and by dispatch for the parts of a webhook that an agent
+//! gets. No I/O, no clock, no randomness: the same arguments give the same decision, so a webhook may be decided
+//! again. Tidegate's own business (installation events, commands) comes first. All else goes to the team's own
+//! handler, if there is one, or to the agent of its conversation: an app (mode `forward`) gets everything, an agent
+//! (mode `reply`) gets messages.
+
+mod messages;
+mod installation_events;
+mod commands;
+mod views;
+
+pub(crate) use commands::clear_command;
+pub(crate) use messages::{AgentMessage, agent_message};
+
+use shared::{
+    codec::{
+        envelope::{DedupeKey, Envelope},
+        slack::{Event, EventBody, Inbound},
+    },
+    store::{
+        AgentRef, ConnectionFacts, ConnectionState, Decision, Effects, Facts, IgnoreReason,
+        NamedAgent, NewDelivery, Priority, ProcessedAs, WebhookIds,
+    },
+    types::{AgentId, AgentMode, ChannelId, Kind, OrgId, Status, Surface, TeamId, UserId},
+};
+
+/// Settings that a decision needs.
+#[derive(Debug, Clone)]
+pub(crate) struct RoutingOptions {
+    /// Tidegate's slash command, with its slash.
+    pub slash_command: String,
+    /// Whether webhooks that are none of Tidegate's own business go to the team's own handler.
+    pub own_handler: bool,
+}
+
+/// A stored webhook with its body read.
+#[derive(Debug)]
+pub(crate) struct Webhook<'a> {
+    /// The webhook as stored.
+    pub envelope: &'a Envelope,
+    /// Its body, as far as Tidegate reads it.
+    pub inbound: Inbound<'a>,
+}
+
+/// Keys by which the facts of a webhook are looked up.
+#[derive(Debug, Default)]
+pub(crate) struct Lookup {
+    /// The workspace that the body names.
+    pub team: Option<String>,
+    /// The channel that it happened in.
+    pub channel: Option<String>,
+    /// The message that it is about. Slack sends two events for one mention.
+    pub trigger: Option<DedupeKey>,
+}
+
+/// Named agents that a command needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RosterNeed {
+    /// No agents.
+    None,
+    /// All agents of an organization.
+    OfOrganization(OrgId),
+    /// Agents of this id that a person may link by name.
+    Linkable {
+        /// The person's workspace.
+        team: TeamId,
+        /// The person.
+        user: UserId,
+        /// The id.
+        agent: AgentId,
+    },
+}
+
+/// Returns the ids of a webhook, for look-ups and logs.
+pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
+    // What is no plain word is no id, and Postgres refuses some of it.
+    let word = |id: Option<&str>| {
+        id.filter(|id| (1..=100).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
+            .map(str::to_owned)
+    };
+    let (team, channel) = place(&webhook.inbound);
+    let mut ids = WebhookIds { team: word(team), channel: word(channel), ..WebhookIds::default() };
+    match &webhook.inbound {
+        Inbound::Event(body) => {
+            ids.event_id = word(body.event_id.get());
+            ids.own_time = body.event_time.0.map(seconds);
+            if let Some(event) = &body.event.0 {
+                let (inner, item) = (event.message.0.as_ref(), event.item.0.as_ref());
+                let assistant = event.assistant_thread.0.as_ref();
+                let of_inner = || inner.and_then(|message| message.thread_ts.get());
+                let of_assistant = || assistant.and_then(|thread| thread.thread_ts.get());
+                let thread = event.thread_ts.get().or_else(of_inner).or_else(of_assistant);
+                // An edit is looked up by the message that was edited.
+                let ts = inner.and_then(|message| message.ts.get()).or(event.ts.get());
+                let of_assistant = || assistant.and_then(|thread| thread.user_id.get());
+                ids.thread_ts = word(thread);
+                ids.ts = word(ts.or_else(|| item.and_then(|item| item.ts.get())));
+                ids.user = word(event.user.get().or_else(of_assistant));
+                let second = |ts: &str| ts.split('.').next()?.parse::<u64>().ok();
+                let of_message = || event.ts.get().and_then(second).map(seconds);
+                ids.own_time = ids.own_time.or_else(of_message);
+            }
+        }
+        Inbound::Command(command) => ids.user = word(Some(&command.user_id)),
+        Inbound::Interaction(interaction) => {
+            ids.user = word(interaction.user.0.as_ref().and_then(|user| user.id.get()));
+        }
+        Inbound::NotUnderstood => {}
+    }
+    ids
+}
+
+/// Returns the keys by which the facts of a webhook are looked up. What is no id is left out.
+pub(crate) fn lookup(webhook: &Webhook<'_>) -> Lookup {
+    let (team, channel) = place(&webhook.inbound);
+    let team = team.filter(|team| team.parse::<TeamId>().is_ok()).map(str::to_owned);
+    let channel = channel.filter(|id| id.parse::<ChannelId>().is_ok()).map(str::to_owned);
+    let trigger = event(webhook).and_then(|(_, event)| {
+        let is_message = matches!(event.kind.get(), Some("message" | "app_mention"));
+        let (channel, ts) = event.channel.get().filter(|_| is_message).zip(event.ts.get())?;
+        let parts = [channel.as_bytes(), ts.as_bytes()];
+        Some(DedupeKey::new(webhook.envelope.connection, "trigger-of-agent", &parts))
+    });
+    Lookup { team, channel, trigger }
+}
+
+/// Returns the named agents that [`decide`] needs.
+pub(crate) fn roster_need(
+    webhook: &Webhook<'_>,
+    facts: &Facts,
+    options: &RoutingOptions,
+) -> RosterNeed {
+    match Input::new(webhook, facts, &[], options) {
+        Ok(input) if !facts.trigger_processed => commands::roster_need(&input),
+        _ => RosterNeed::None,
+    }
+}
+
+/// Decides a webhook. `roster` holds the agents that [`roster_need`] asks for.
+pub(crate) fn decide(
+    webhook: &Webhook<'_>,
+    facts: &Facts,
+    roster: &[NamedAgent],
+    options: &RoutingOptions,
+) -> Decision {
+    match Input::new(webhook, facts, roster, options) {
+        Ok(input) => decide_live(&input),
+        Err(decision) => decision,
+    }
+}
+
+fn decide_live(input: &Input<'_>) -> Decision {
+    if let Some(decision) = installation_events::decide(input) {
+        return decision;
+    }
+    let message = messages::read(input);
+    let own_handler = input.options.own_handler;
+    if let Ok(message) = &message
+        && !own_handler
+        && !input.works_in(message.surface())
+    {
+        return input.ignore(IgnoreReason::SurfaceDisabled);
+    }
+    match commands::find(input) {
+        Some(Ok(_)) if input.facts.trigger_processed => return ignore(IgnoreReason::SameTrigger),
+        Some(Ok((invocation, text))) => {
+            return input.apply(commands::run(input, invocation, &text));
+        }
+        Some(Err(error)) => {
+            let reason = "a command without team, channel or user";
+            return Decision::DeadLetter { reason, error: error.to_string() };
+        }
+        None => {}
+    }
+    // Both events of a mention are handed on: an app or a handler may listen to either.
+    if own_handler {
+        return deliver(NewDelivery::to_gateway(input.priority()), None);
+    }
+    if let Some(app) = input.app() {
+        return deliver(input.delivery_to(app), None);
+    }
+    match (&input.webhook.inbound, message) {
+        (Inbound::Event(_), Ok(message)) => messages::decide(input, &message),
+        (Inbound::Event(body), Err(reason)) => match body.kind.get() {
+            Some("event_callback" | "app_rate_limited") => input.ignore(reason),
+            kind => not_understood(kind.unwrap_or("no type")),
+        },
+        (Inbound::Interaction(interaction), _) => views::decide(input, interaction),
+        (Inbound::Command(_) | Inbound::NotUnderstood, _) => {
+            not_understood("neither event, command nor interaction")
+        }
+    }
+}
+
+/// All that a decision goes by. The connection is one that works.
+struct Input<'a> {
+    webhook: &'a Webhook<'a>,
+    connection: &'a ConnectionFacts,
+    facts: &'a Facts,
+    roster: &'a [NamedAgent],
+    options: &'a RoutingOptions,
+    lookup: Lookup,
+}
+
+impl<'a> Input<'a> {
+    /// Returns the decision instead when webhook or connection leave nothing to decide.
+    fn new(
+        webhook: &'a Webhook<'a>,
+        facts: &'a Facts,
+        roster: &'a [NamedAgent],
+        options: &'a RoutingOptions,
+    ) -> Result<Self, Decision> {
+        if facts.processed {
+            return Err(ignore(IgnoreReason::Duplicate));
+        }
+        let connection = match &facts.connection {
+            ConnectionState::Known(connection) => &**connection,
+            ConnectionState::Unknown => {
+                let reason = "connection is unknown";
+                let error = webhook.envelope.connection.to_string();
+                return Err(Decision::DeadLetter { reason, error });
+            }
+            ConnectionState::Deleted => {
+                let addressed = messages::is_addressed(webhook, None, false);
+                return Err(Decision::Ignore {
+                    reason: IgnoreReason::ConnectionDeleted,
+                    addressed,
+                });
+            }
+        };
+        let lookup = lookup(webhook);
+        let input = Self { webhook, connection, facts, roster, options, lookup };
+        match connection.status {
+            // What a pending connection lacks is a token, so its sends wait. `error` may be over.
+            Status::Pending | Status::Active | Status::Error => Ok(input),
+            Status::Stopped => Err(input.ignore(IgnoreReason::ConnectionStopped)),
+            Status::Revoked => Err(input.ignore(IgnoreReason::ConnectionRevoked)),
+        }
+    }
+
+    /// The agent of the webhook's conversation; of what happens in none, the connection's own.
+    fn agent(&self) -> Option<&'a AgentRef> {
+        let has_team = self.connection.team.is_some() || self.lookup.team.is_some();
+        if has_team && self.lookup.channel.is_some() {
+            self.facts.conversation.agent.as_ref()
+        } else {
+            self.facts.own_agent.as_ref()
+        }
+    }
+
+    /// The agent, if it is an app that gets the webhook as Slack sent it.
+    fn app(&self) -> Option<&'a AgentRef> {
+        self.agent().filter(|agent| agent.mode == AgentMode::Forward)
+    }
+
+    fn works_in(&self, surface: Surface) -> bool {
+        self.connection.settings.surfaces.contains(&surface)
+    }
+
+    fn priority(&self) -> Priority {
+        match self.webhook.envelope.kind {
+            Kind::Command | Kind::Interaction | Kind::Options => Priority::Interactive,
+            Kind::Event | Kind::Unknown => Priority::Background,
+        }
+    }
+
+    fn delivery_to(&self, agent: &AgentRef) -> NewDelivery {
+        let hops = event(self.webhook).map_or(0, |(_, event)| messages::hops(event));
+        let session = self.facts.conversation.session;
+        NewDelivery { hops, ..NewDelivery::to_agent(agent, session, self.priority()) }
+    }
+
+    /// Applies effects, at most once for all webhooks about the same message.
+    fn apply(&self, effects: Effects) -> Decision {
+        Decision::Apply(Box::new(Effects { trigger: self.lookup.trigger.clone(), ..effects }))
+    }
+
+    fn ignore(&self, reason: IgnoreReason) -> Decision {
+        let is_bound = self.facts.conversation.linked_by.is_some();
+        let bot = self.connection.bot_user.as_deref();
+        let addressed = messages::is_addressed(self.webhook, bot, is_bound);
+        Decision::Ignore { reason, addressed }
+    }
+}
+
+/// The event of an `event_callback`, with its outer object.
+fn event<'a>(webhook: &'a Webhook<'_>) -> Option<(&'a EventBody<'a>, &'a Event<'a>)> {
+    let Inbound::Event(body) = &webhook.inbound else { return None };
+    let event = body.event.0.as_ref().filter(|_| body.kind.get() == Some("event_callback"))?;
+    Some((body, event))
+}
+
+/// The workspace and the channel that a body names.
+fn place<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Option<&'a str>) {
+    match inbound {
+        Inbound::Event(body) => {
+            let channel = body.event.0.as_ref().and_then(|event| {
+                let of_item = || event.item.0.as_ref()?.channel.get();
+                let of_thread = || event.assistant_thread.0.as_ref()?.channel_id.get();
+                event.channel.get().or_else(of_item).or_else(of_thread)
+            });
+            (messages::installation_team(body), channel)
+        }
+        Inbound::Command(command) => (Some(&*command.team_id), Some(&*command.channel_id)),
+        Inbound::Interaction(interaction) => {
+            let of_user = || interaction.user.0.as_ref()?.team_id.get();
+            let of_container = || interaction.container.0.as_ref()?.channel_id.get();
+            let team = interaction.team.0.as_ref().and_then(|team| team.id.get());
+            (team.or_else(of_user), interaction.channel.get().or_else(of_container))
+        }
+        Inbound::NotUnderstood => (None, None),
+    }
+}
+
+/// Converts an event's time to seconds. Slack has been seen to write micro- and milliseconds.
+fn seconds(event_time: u64) -> i64 {
+    let seconds = match event_time {
+        0..100_000_000_000 => event_time,
+        100_000_000_000..100_000_000_000_000 => event_time / 1000,
+        _ => event_time / 1_000_000,
+    };
+    seconds as i64
+}
+
+/// Ignores the second copy of what had its effects: there is nothing to explain.
+fn ignore(reason: IgnoreReason) -> Decision {
+    Decision::Ignore { reason, addressed: false }
+}
+
+fn deliver(delivery: NewDelivery, trigger: Option<DedupeKey>) -> Decision {
+    let delivery = Some(delivery);
+    let effects = Effects { delivery, trigger, ..Effects::new(ProcessedAs::Delivery) };
+    Decision::Apply(Box::new(effects))
+}
+
+fn not_understood(detail: &str) -> Decision {
+    let error = detail.chars().take(80).collect();
+    Decision::DeadLetter { reason: "signed by Slack, but not understood", error }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Tidegate's own commands, in both forms.
+
+use super::{setup::*, *};
+use shared::store::What;
+
+const NEW_SESSION: &str =
+    "change begin a new session: A new session begins here. / A new session begins here.";
+const UNBIND: &str = "change unbind a conversation: Unlinked. The agent no longer answers here. \
+    / This conversation isn't linked.";
+
+#[test]
+fn slash_commands_answer_their_person_alone() {
+    let invalid = "That code is invalid or expired. Ask for a new one; \
+        after several wrong ones, wait a quarter of an hour.";
+    let consume = "consume in channel T0001TEAM/C0001CHAN by U0001USER";
+    let bind = |org, id| {
+        format!(
+            "change bind a conversation to {org}/{id}: \
+             Linked. *{id}* answers here now. / This agent no longer exists."
+        )
+    };
+    let preview_only = "This command is for preview apps. Use `/lobu link <code>` here.";
+    let several = "Several agents have this name. \
+        Use `/lobu link acme/sales` or `/lobu link other/sales`.";
+    let menu = "`/lobu try sales` for *sales*";
+    let app = "The app that answers here keeps its own history. This command can't clear it.";
+    let linked = "*Support* answers here, linked by <@U0002>. Session 5.";
+    let rows: &[(&str, &[Tweak], &str)] = &[
+        ("nonsense", &[], "Unknown command. Use `/lobu help`."),
+        ("status", &[], BY_DEFAULT),
+        ("status", &[own_handler], BY_DEFAULT),
+        ("/STATUS", &[bound, session_5], linked),
+        ("status", &[no_agent], UNLINKED),
+        ("unlink", &[], UNBIND),
+        ("link", &[], "Use `/lobu link <code>` with the code you were given."),
+        ("link 7K3M-Q2XW-9FHA", &[], consume),
+        ("link \u{201c}7k3m-q2xw-9fha\u{201d}", &[], consume),
+        ("link sales", &[], invalid),
+        ("link sales", &[roster_acme], &bind("acme", "sales")),
+        ("link sales", &[roster_both], &bind("acme", "sales")),
+        ("link other/sales", &[roster_both], invalid),
+        ("link sales", &[roster_both, preview], several),
+        ("link other/sales", &[roster_both, preview], &bind("other", "sales")),
+        ("agents", &[roster_acme], preview_only),
+        ("try sales", &[roster_acme], preview_only),
+        ("agents", &[roster_all, preview], menu),
+        ("agents", &[preview], "There is no agent to try."),
+        ("try sales", &[roster_acme, preview], &bind("acme", "sales")),
+        ("try", &[roster_all, preview], menu),
+        ("try support", &[roster_all, preview], menu),
+        ("new", &[], NEW_SESSION),
+        ("new", &[no_agent], UNLINKED),
+        ("clear", &[session_5], "delivery: to acme/support s5 interactive"),
+        ("clear", &[no_agent], UNLINKED),
+        ("clear", &[forward], app),
+    ];
+    for (text, tweaks, expected) in rows {
+        let shown = show(&decide_in(&slash("/lobu", text), tweaks));
+        assert_eq!(
+            shown.replace("command: ", "").replace("response_url ", ""),
+            *expected,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn any_slash_command_is_ours_without_an_app() {
+    let nameless = "dead letter: a command without team, channel or user: \
+        a user id must be 1 to 64 letters, digits, '_' or '-'";
+    check(&[
+        (slash("/weather", "status"), &[], &format!("command: response_url {BY_DEFAULT}")),
+        (form(&[("command", "/lobu"), ("channel_id", "C1")]), &[], nameless),
+        (slash("/weather", "status"), &[forward], TO_APP_FIRST),
+        (slash("/weather", "status"), &[own_handler], TO_WORKER),
+    ]);
+}
+
+#[test]
+fn text_commands_are_answered_where_they_were_written() {
+    let clear = "delivery: to acme/support s1 interactive; trigger";
+    let consume = "consume in dm T0001TEAM/D1 by U0001USER";
+    let guest = |text| said(json!({ "text": text, "user_team": "T9" }));
+    let colleague = said(json!({ "text": "/lobu new", "user_team": "E1" }));
+    let dm = |text: &str| format!("command: chat.postMessage {text}; trigger");
+    let (unbind, new) = (
+        UNBIND.replace(": ", ": chat.postEphemeral "),
+        NEW_SESSION.replace(": ", ": chat.postEphemeral "),
+    );
+    let (unbind, new) =
+        (unbind.replace("/ ", "/ chat.postEphemeral "), new.replace("/ ", "/ chat.postEphemeral "));
+    check(&[
+        (im("/lobu status"), &[], &dm(BY_DEFAULT)),
+        (im("/lobu status"), &[forward], &dm(BY_DEFAULT)),
+        (im("/lobu status"), &[own_handler], TO_HANDLER),
+        (channel("/lobu status"), &[], &dm(BY_DEFAULT).replace("Message", "Ephemeral")),
+        (mention("<@U0BOT> lobu unlink"), &[], &format!("command: {unbind}; trigger")),
+        (im("lobu clear"), &[], clear),
+        (im("7K3M-Q2XW-9FHA"), &[preview, no_agent], &format!("command: {consume}; trigger")),
+        (im("7K3M-Q2XW-9FHA"), &[], TO_AGENT),
+        // A guest of a shared channel decides nothing.
+        (guest("/lobu unlink"), &[], TO_AGENT),
+        (colleague, &[organization], &format!("command: {new}; trigger")),
+    ]);
+}
+
+#[test]
+fn help_lists_the_commands_that_work_here() {
+    let help = show(&decide_in(&slash("/lobu", ""), &[]));
+    assert_eq!(help.lines().count(), 6, "{help}");
+    assert!(help.starts_with("command: response_url `/lobu help` lists the commands."), "{help}");
+    let preview = show(&decide_in(&slash("/lobu", "HELP"), &[preview, nowhere]));
+    assert!(preview.contains("`/lobu try <agent>` links this conversation to one of them."));
+}
+
+#[test]
+fn only_link_and_the_preview_commands_need_a_roster() {
+    let (team, user, agent) = (id("T0001TEAM"), id("U0001USER"), id("sales"));
+    let linkable = RosterNeed::Linkable { team, user, agent };
+    let acme = RosterNeed::OfOrganization(id("acme"));
+    let rows: &[(Body, &[Tweak], &RosterNeed)] = &[
+        (slash("/lobu", "link sales"), &[], &linkable),
+        (slash("/lobu", "link acme/sales"), &[], &linkable),
+        (im("lobu link sales"), &[], &linkable),
+        (slash("/lobu", "agents"), &[preview], &acme),
+        (slash("/lobu", "try sales"), &[preview], &acme),
+        (slash("/lobu", "agents"), &[], &RosterNeed::None),
+        (slash("/lobu", "link"), &[], &RosterNeed::None),
+        (slash("/lobu", "link \u{e9}"), &[], &RosterNeed::None),
+        (slash("/lobu", "link sales"), &[dm_only], &RosterNeed::None),
+        (slash("/lobu", "link sales"), &[processed], &RosterNeed::None),
+        (slash("/lobu", "link sales"), &[stopped], &RosterNeed::None),
+        (im("lobu link sales"), &[trigger_processed], &RosterNeed::None),
+        (im("hi"), &[], &RosterNeed::None),
+        (fixture("view_submission"), &[], &RosterNeed::None),
+    ];
+    for (body, tweaks, need) in rows {
+        let setup = setup(tweaks);
+        let found =
+            with_webhook(body, |webhook| roster_need(webhook, &setup.facts, &setup.options));
+        assert_eq!(found, **need, "{body:?}");
+    }
+}
+
+#[test]
+fn clear_is_recognised_by_dispatch() {
+    let facts = setup(&[]).facts;
+    let ConnectionState::Known(connection) = &facts.connection else { panic!("not known") };
+    for (body, is_clear) in [
+        (slash("/lobu", "clear"), true),
+        (slash("/weather", " Clear now"), true),
+        (slash("/lobu", "new"), false),
+        (im("lobu clear"), true),
+        (mention("<@U0BOT> /lobu clear"), true),
+        (said(json!({ "text": "/lobu clear", "user_team": "T9" })), false),
+        (im("clear"), false),
+        (fixture("view_submission"), false),
+    ] {
+        let found = with_webhook(&body, |webhook| clear_command(webhook, connection, "/lobu"));
+        assert_eq!(found.is_some(), is_clear, "{body:?}");
+        let Some(clear) = found else { continue };
+        assert_eq!(clear.user.as_str(), "U0001USER");
+        let failed = clear.not_cleared();
+        assert!(
+            failed.message["text"].as_str().is_some_and(|t| t.contains("Nothing was forgotten"))
+        );
+        let change = clear.cleared();
+        let text = (change.reply)(true).remove(0).message["text"].clone();
+        assert_eq!(
+            text,
+            "The agent was asked to forget this conversation, and a new session begins."
+        );
+        assert!(matches!(change.what, What::NewSession(_)));
+    }
+}

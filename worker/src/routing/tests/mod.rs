@@ -1,0 +1,20 @@
+//! Decisions by table: a row is a webhook, what Postgres knows, and the decision as one line.
+
+mod setup;
+mod webhooks;
+mod conversations;
+mod commands;
+mod parts;
+mod properties;
+
+use super::*;
+use serde_json::json;
+
+const TO_AGENT: &str = "delivery: to acme/support s1 background; trigger";
+const TO_APP: &str = "delivery: to acme/support s1 background";
+const TO_APP_FIRST: &str = "delivery: to acme/support s1 interactive";
+const TO_HANDLER: &str = "delivery: to */gateway s1 background";
+const TO_WORKER: &str = "delivery: to */gateway s1 interactive";
+const UNLINKED: &str = "This conversation isn't linked to an agent. \
+    Ask the owner of an agent for a code, then use `/lobu link <code>`.";
+const BY_DEFAULT: &str = "*Support* answers here by default. Session 1.";

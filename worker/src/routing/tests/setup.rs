@@ -1,0 +1,278 @@
+//! Webhooks, facts, and decisions as text.
+
+use crate::routing::*;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use shared::{
+    codec::{
+        envelope::Word,
+        slack::{Media, Parts},
+    },
+    partition::{Conversation, Lane, Partition},
+    store::{ConversationState, What},
+    types::{ConnectionId, Outgoing, Settings},
+};
+
+const CONNECTION: &str = "00000000000000000000000000000007";
+
+/// A webhook's body with its kind.
+pub(super) type Body = (Kind, Media, Vec<u8>);
+/// A change of what Postgres knows, or of the settings.
+pub(super) type Tweak = fn(&mut Setup);
+pub(super) type Row<'a> = (Body, &'a [Tweak], &'a str);
+
+pub(super) struct Setup {
+    pub facts: Facts,
+    pub roster: Vec<NamedAgent>,
+    pub options: RoutingOptions,
+}
+
+/// Parses an id.
+pub(super) fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("an id")
+}
+
+pub(super) fn check(rows: &[Row<'_>]) {
+    for (body, tweaks, expected) in rows {
+        let text = String::from_utf8_lossy(&body.2);
+        assert_eq!(show(&decide_in(body, tweaks)), *expected, "{text}");
+    }
+}
+
+pub(super) fn decide_in(body: &Body, tweaks: &[Tweak]) -> Decision {
+    let setup = setup(tweaks);
+    with_webhook(body, |w| decide(w, &setup.facts, &setup.roster, &setup.options))
+}
+
+pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) -> T {
+    let connection: ConnectionId = id(CONNECTION);
+    let envelope = Envelope {
+        connection,
+        partition: Partition::of(connection, None),
+        kind: body.0,
+        lane: Lane::of(connection, Conversation::Elsewhere("")),
+        dedupe: DedupeKey::event(connection, "Ev1"),
+        received_at_ms: 1_700_000_000_123,
+        media: body.1,
+        signature: Word::new("v0=00").expect("a word"),
+        timestamp: Word::new("1700000000").expect("a word"),
+        retry: None,
+        traceparent: None,
+        reply: None,
+        body: Bytes::copy_from_slice(&body.2),
+    };
+    let parts = Parts::split(body.1, &body.2);
+    f(&Webhook { envelope: &envelope, inbound: parts.read() })
+}
+
+/// An active connection of `acme` with bot `U0BOT`, whose own agent `support` answers in mode `reply`.
+pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
+    let connection = ConnectionFacts {
+        id: id(CONNECTION),
+        org: id("acme"),
+        enterprise: None,
+        team: Some(id("T0001TEAM")),
+        preview_mode: false,
+        status: Status::Active,
+        bot_user: Some("U0BOT".into()),
+        settings: Settings::default(),
+    };
+    let agent = Some(agent("support", "Support", AgentMode::Reply));
+    let conversation = ConversationState { agent: agent.clone(), linked_by: None, session: 1 };
+    let connection = ConnectionState::Known(Box::new(connection));
+    let facts = Facts {
+        connection,
+        conversation,
+        own_agent: agent,
+        processed: false,
+        trigger_processed: false,
+    };
+    let options = RoutingOptions { slash_command: "/lobu".into(), own_handler: false };
+    let mut setup = Setup { facts, roster: Vec::new(), options };
+    tweaks.iter().for_each(|tweak| tweak(&mut setup));
+    setup
+}
+
+fn agent(agent: &str, name: &str, mode: AgentMode) -> AgentRef {
+    AgentRef { org: id("acme"), id: id(agent), name: name.into(), mode }
+}
+
+fn connection(setup: &mut Setup) -> &mut ConnectionFacts {
+    match &mut setup.facts.connection {
+        ConnectionState::Known(connection) => connection,
+        _ => panic!("not known"),
+    }
+}
+
+macro_rules! tweaks {
+    ($($name:ident: |$setup:ident| $change:expr;)*) => {
+        $(pub(super) fn $name($setup: &mut Setup) { $change; })*
+    };
+}
+tweaks! {
+    pending: |s| connection(s).status = Status::Pending;
+    error: |s| connection(s).status = Status::Error;
+    stopped: |s| connection(s).status = Status::Stopped;
+    revoked: |s| connection(s).status = Status::Revoked;
+    deleted: |s| s.facts.connection = ConnectionState::Deleted;
+    unknown: |s| s.facts.connection = ConnectionState::Unknown;
+    processed: |s| s.facts.processed = true;
+    trigger_processed: |s| s.facts.trigger_processed = true;
+    preview: |s| connection(s).preview_mode = true;
+    no_team: |s| connection(s).team = None;
+    no_bot: |s| connection(s).bot_user = None;
+    other_bot: |s| connection(s).bot_user = Some("U0OTHER".into());
+    organization: |s| connection(s).enterprise = Some(id("E1"));
+    answer_bots: |s| connection(s).settings.answer_bots = true;
+    no_welcome: |s| connection(s).settings.welcome = false;
+    dm_only: |s| connection(s).settings.surfaces = vec![Surface::Dm];
+    nowhere: |s| connection(s).settings.surfaces.clear();
+    bound: |s| s.facts.conversation.linked_by = Some(id("U0002"));
+    session_5: |s| s.facts.conversation.session = 5;
+    own_handler: |s| s.options.own_handler = true;
+    no_agent: |s| { s.facts.conversation.agent = None; s.facts.own_agent = None };
+    forward: |s| {
+        let app = Some(agent("support", "Support", AgentMode::Forward));
+        s.facts.own_agent.clone_from(&app);
+        s.facts.conversation.agent = app
+    };
+    forward_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
+    roster_acme: |s| s.roster.push(named("acme", "sales"));
+    roster_all: |s| s.roster.extend([named("acme", "sales"), named("acme", "support")]);
+    roster_both: |s| s.roster.extend([named("acme", "sales"), named("other", "sales")]);
+}
+
+fn named(org: &str, agent: &str) -> NamedAgent {
+    NamedAgent { org: id(org), agent: id(agent), name: agent.into() }
+}
+
+/// A recorded webhook of `tests/fixtures/slack`.
+pub(super) fn fixture(name: &str) -> Body {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/slack");
+    let text = std::fs::read_to_string(format!("{folder}/{name}.json")).expect(name);
+    let mut value: Value = serde_json::from_str(&text).expect(name);
+    if let Some(fields) = value.get("_form").and_then(Value::as_object) {
+        let fields: Vec<(&str, &str)> =
+            fields.iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default())).collect();
+        let (_, media, body) = form(&fields);
+        let kind = if name == "ssl_check" { Kind::Unknown } else { Kind::Command };
+        return (kind, media, body);
+    }
+    if let Some(interaction) = value.get_mut("_payload") {
+        return payload(interaction.take());
+    }
+    let kind = if name == "url_verification" { Kind::Unknown } else { Kind::Event };
+    (kind, Media::Json, value.to_string().into_bytes())
+}
+
+pub(super) fn form(fields: &[(&str, &str)]) -> Body {
+    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+    (Kind::Command, Media::Form, body.into_bytes())
+}
+
+pub(super) fn payload(interaction: Value) -> Body {
+    let kind = match interaction["type"].as_str() {
+        Some("block_suggestion") => Kind::Options,
+        Some(_) => Kind::Interaction,
+        None => Kind::Unknown,
+    };
+    let (_, media, body) = form(&[("payload", &interaction.to_string())]);
+    (kind, media, body)
+}
+
+pub(super) fn json_body(text: &str) -> Body {
+    (Kind::Unknown, Media::Json, text.into())
+}
+
+pub(super) fn event_body(event: Value) -> Body {
+    let body = json!({
+        "type": "event_callback", "event_id": "Ev1", "event_time": 1_700_000_001,
+        "team_id": "T0001TEAM", "event": event,
+    });
+    (Kind::Event, Media::Json, body.to_string().into_bytes())
+}
+
+/// A message in channel `C1` with these fields changed.
+pub(super) fn said(changes: Value) -> Body {
+    let mut event = json!({
+        "type": "message", "channel": "C1", "user": "U0001USER",
+        "text": "hi", "ts": "1700000001.000100",
+    });
+    for (name, value) in changes.as_object().expect("an object") {
+        event[name] = value.clone();
+    }
+    event_body(event)
+}
+
+pub(super) fn channel(text: &str) -> Body {
+    said(json!({ "text": text, "channel_type": "channel" }))
+}
+
+pub(super) fn mention(text: &str) -> Body {
+    said(json!({ "text": text, "type": "app_mention" }))
+}
+
+pub(super) fn im(text: &str) -> Body {
+    said(json!({ "text": text, "channel": "D1", "channel_type": "im" }))
+}
+
+pub(super) fn slash(command: &str, text: &str) -> Body {
+    form(&[
+        ("command", command),
+        ("text", text),
+        ("team_id", "T0001TEAM"),
+        ("channel_id", "C0001CHAN"),
+        ("user_id", "U0001USER"),
+        ("response_url", "https://hooks.slack.com/commands/1234/5678"),
+    ])
+}
+
+/// A decision as one line.
+pub(super) fn show(decision: &Decision) -> String {
+    match decision {
+        Decision::Ignore { reason, addressed } => {
+            let addressed = if *addressed { ", addressed" } else { "" };
+            format!("ignore {}{addressed}", reason.as_str())
+        }
+        Decision::DeadLetter { reason, error } => format!("dead letter: {reason}: {error}"),
+        Decision::Apply(effects) => show_effects(effects),
+    }
+}
+
+fn show_effects(effects: &Effects) -> String {
+    let Effects { consume, changes, messages, delivery, trigger, processed_as } = effects;
+    let mut parts = Vec::new();
+    parts.extend(
+        consume
+            .as_ref()
+            .map(|c| format!("consume in {} {}/{} by {}", c.surface, c.team, c.channel, c.user)),
+    );
+    for change in changes {
+        let what = match &change.what {
+            What::Bind { org, agent, .. } => format!(" to {org}/{agent}"),
+            What::Revoke { at, why, .. } => format!(" at {at}, {why}"),
+            _ => String::new(),
+        };
+        let (yes, no) = (say(&(change.reply)(true)), say(&(change.reply)(false)));
+        let reply = if yes.is_empty() { yes } else { format!(": {yes} / {no}") };
+        parts.push(format!("change {}{what}{reply}", change.what.as_str()));
+    }
+    if !messages.is_empty() {
+        parts.push(say(messages));
+    }
+    parts.extend(delivery.as_ref().map(|d| {
+        let priority =
+            if d.priority == Priority::Interactive { "interactive" } else { "background" };
+        let hops = if d.hops == 0 { String::new() } else { format!(", {} hops", d.hops) };
+        format!("to {}/{} s{} {priority}{hops}", d.org, d.agent, d.session)
+    }));
+    parts.extend(trigger.as_ref().map(|_| "trigger".to_owned()));
+    format!("{}: {}", processed_as.as_str(), parts.join("; "))
+}
+
+fn say(messages: &[Outgoing]) -> String {
+    let line = |m: &Outgoing| {
+        format!("{} {}", m.to.as_str(), m.message["text"].as_str().unwrap_or_default())
+    };
+    messages.iter().map(line).collect::<Vec<_>>().join(" + ")
+}

@@ -1,0 +1,54 @@
+//! The metadata of messages that Tidegate posts: a mark by which Slack's copy is recognized, and the number of agents' answers
+//! that led to it.
+
+use serde_json::{Value, json};
+
+/// The type of the metadata.
+const EVENT_TYPE: &str = "tidegate";
+/// Fields of a message that an agent or an app decides. Others would let it post elsewhere, or as somebody else.
+const MESSAGE_FIELDS: [&str; 6] =
+    ["text", "blocks", "attachments", "mrkdwn", "unfurl_links", "unfurl_media"];
+
+/// Returns what of a message may reach Slack, with `mark` in its metadata.
+pub fn postable(message: &Value, mark: Option<&str>) -> Value {
+    let mut postable = json!({});
+    for name in MESSAGE_FIELDS {
+        if let Some(value) = message.get(name).filter(|value| !value.is_null()) {
+            postable[name] = value.clone();
+        }
+    }
+    if let Some(mark) = mark {
+        let mut payload = json!({ "id": mark });
+        if let Some(hops) = message.pointer("/metadata/event_payload/hops").and_then(Value::as_u64)
+        {
+            payload["hops"] = hops.into();
+        }
+        postable["metadata"] = json!({ "event_type": EVENT_TYPE, "event_payload": payload });
+    }
+    postable
+}
+
+/// Returns whether a message of Slack's bears a mark.
+pub fn bears_mark(message: &Value, mark: &str) -> bool {
+    let metadata = &message["metadata"];
+    metadata["event_type"] == EVENT_TYPE && metadata["event_payload"]["id"] == *mark
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_fields_and_odd_metadata_do_not_reach_slack() {
+        let message = json!({
+            "text": "hi", "username": "boss", "channel": "C9", "thread_ts": "1", "metadata": "boom",
+        });
+        let postable = postable(&message, Some("m"));
+        assert_eq!(postable["text"], "hi");
+        assert_eq!(postable.as_object().map(serde_json::Map::len), Some(2));
+        assert!(bears_mark(&postable, "m") && !bears_mark(&postable, "n"));
+        let hops =
+            json!({ "text": "x", "metadata": { "event_payload": { "hops": 2, "id": "y" } } });
+        assert_eq!(super::postable(&hops, Some("m"))["metadata"]["event_payload"]["hops"], 2);
+    }
+}

@@ -1,0 +1,89 @@
+//! What is counted of calls to Slack, for Prometheus. Labels come from closed sets: methods, and how they ended.
+
+use super::{ApiResult, ResponseUrlResult};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: &'static str,
+    outcome: &'static str,
+}
+
+/// Counters. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct SlackMetrics {
+    calls: Family<CallLabels, Counter>,
+    reconciliations: Family<CallLabels, Counter>,
+}
+
+/// How a doubt whether something was said was settled.
+#[derive(Debug, Clone, Copy)]
+pub enum Reconciliation {
+    /// Slack has it: it was said.
+    Found,
+    /// Slack does not have it.
+    Absent,
+    /// Slack can't be asked: said again, maybe twice.
+    Resent,
+}
+
+impl SlackMetrics {
+    /// Puts the figures on the page. Doubts are there from the start: their first time is to be a change.
+    pub fn register(&self, registry: &mut Registry) {
+        for outcome in ["found", "absent", "resent"] {
+            drop(
+                self.reconciliations
+                    .get_or_create(&CallLabels { method: "chat.postMessage", outcome }),
+            );
+        }
+        registry.register(
+            "slack_api_requests",
+            "Calls to Slack, by method and how they ended",
+            self.calls.clone(),
+        );
+        registry.register(
+            "outbox_ambiguous_sends",
+            "Messages that may have been sent before, by method and result of the look-up",
+            self.reconciliations.clone(),
+        );
+    }
+
+    /// A call ended.
+    pub fn record_call(&self, method: &'static str, called: &ApiResult) {
+        let outcome = match called {
+            ApiResult::Done(_) => "done",
+            ApiResult::Refused(..) => "refused",
+            ApiResult::Limited(_) => "limited",
+            ApiResult::NotSent(_) => "not_sent",
+            ApiResult::Unclear(_) => "unclear",
+        };
+        self.calls.get_or_create(&CallLabels { method, outcome }).inc();
+    }
+
+    /// An answer through a `response_url` ended.
+    pub fn record_response_url(&self, responded: &ResponseUrlResult) {
+        let outcome = match responded {
+            ResponseUrlResult::Done => "done",
+            ResponseUrlResult::UsedUp(_) => "used_up",
+            ResponseUrlResult::Refused(_) => "refused",
+            ResponseUrlResult::Limited(_) => "limited",
+            ResponseUrlResult::NotSent(_) => "not_sent",
+            ResponseUrlResult::Unclear(_) => "unclear",
+        };
+        self.calls.get_or_create(&CallLabels { method: "response_url", outcome }).inc();
+    }
+
+    /// A doubt was settled.
+    pub fn record_reconciliation(&self, method: &'static str, settled: Reconciliation) {
+        let outcome = match settled {
+            Reconciliation::Found => "found",
+            Reconciliation::Absent => "absent",
+            Reconciliation::Resent => "resent",
+        };
+        self.reconciliations.get_or_create(&CallLabels { method, outcome }).inc();
+    }
+}

@@ -1,0 +1,74 @@
+//! Counters per connection, added up in Postgres once a minute: never in a commit of intake.
+
+use shared::{
+    store::{Decision, Store, UsageRow},
+    telemetry::Chain,
+    types::ConnectionId,
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Counters are written this often.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Connections counted between two writes, at most; what others do is not counted.
+const CONNECTIONS_MAX: usize = 50_000;
+
+/// Counters per connection. Clones count together.
+#[derive(Clone, Default)]
+pub struct UsageCounters(Arc<Mutex<HashMap<ConnectionId, UsageRow>>>);
+
+impl UsageCounters {
+    /// A webhook was committed.
+    pub fn webhook(&self, connection: ConnectionId, decision: &Decision) {
+        self.count(connection, |row| {
+            row.webhooks += 1;
+            row.ignored += i64::from(matches!(decision, Decision::Ignore { .. }));
+            let delivered = matches!(decision, Decision::Apply(e) if e.delivery.is_some());
+            row.deliveries += i64::from(delivered);
+        });
+    }
+
+    /// An attempt of a delivery ended.
+    pub fn attempt(&self, connection: ConnectionId, took: Duration, failed: bool) {
+        self.count(connection, |row| {
+            row.attempts += 1;
+            row.agent_ms += i64::try_from(took.as_millis()).unwrap_or(0);
+            row.failures += i64::from(failed);
+        });
+    }
+
+    /// A message was sent to Slack.
+    pub fn reply(&self, connection: ConnectionId) {
+        self.count(connection, |row| row.replies += 1);
+    }
+
+    fn count(&self, connection: ConnectionId, add: impl FnOnce(&mut UsageRow)) {
+        let mut rows = self.rows();
+        if rows.len() < CONNECTIONS_MAX || rows.contains_key(&connection) {
+            add(rows.entry(connection).or_default());
+        }
+    }
+
+    fn rows(&self) -> MutexGuard<'_, HashMap<ConnectionId, UsageRow>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the counters every minute, and once more at the end.
+    pub async fn run(self, store: Store, stop: CancellationToken) {
+        loop {
+            let stopped = stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none();
+            let rows = std::mem::take(&mut *self.rows());
+            if let Err(error) = store.add_usage(&rows).await {
+                warn!(error = %Chain(&error), connections = rows.len(), "failed to record usage");
+            }
+            if stopped {
+                return;
+            }
+        }
+    }
+}
