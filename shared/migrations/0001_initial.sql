@@ -662,10 +662,12 @@ create trigger slack_rate_limits_notify after insert or update of blocked_until 
 
 -- Uses of a response_url, which Slack limits to five; kept with the webhook that brought it.
 create table response_url_uses (
-    dedup_key   text primary key,
-    uses        integer not null,
-    at          timestamptz not null default now()
+    dedup_key       text primary key,
+    connection_id   text not null,
+    uses            integer not null,
+    at              timestamptz not null default now()
 );
+create index response_url_uses_of on response_url_uses (connection_id);
 create index response_url_uses_at on response_url_uses (at);
 
 -- What became of each message. No text. By day modulo 32.

@@ -151,9 +151,9 @@ impl Follow {
         }
     }
 
-    /// The next message, if it has already come. Nothing else is given out, and nothing is waited for.
+    /// The next message, if it has already come; a report of having caught up before it is dropped. Nothing is waited for.
     pub async fn ready(&mut self) -> Option<Followed> {
-        let open = self.open.as_mut().filter(|open| open.caught_up.is_none())?;
+        let open = self.open.as_mut()?;
         let message = open.messages.next().now_or_never()?;
         match self.received(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
             Ok(followed) => Some(followed),
@@ -204,9 +204,7 @@ impl Follow {
                 format!("delivery {delivered} came where {} was due", open.delivered).into()
             );
         }
-        if place.waiting == 0 {
-            open.caught_up = Some((sequence, place.stored_at));
-        }
+        open.caught_up = (place.waiting == 0).then_some((sequence, place.stored_at));
         self.next = sequence + 1;
         Ok(Followed::Message(place, Box::new(message)))
     }

@@ -191,8 +191,9 @@ async fn while_nats_is_away_memory_stays_flat_and_afterwards_nothing_is_stored_t
     // By ingest's own clock: with so many at once this client is itself late.
     let answered = async |within: &str| {
         let route = "http_route=\"/api/v1/webhooks/{connection}\",status_class=\"5xx\"";
-        let line =
-            format!("http_server_request_duration_seconds_bucket{{le=\"{within}\",{route}}}");
+        let line = format!(
+            "tidegate_http_server_request_duration_seconds_bucket{{le=\"{within}\",{route}}}"
+        );
         world.ingests[0].metric(&line).await.expect("metrics")
     };
     assert_eq!((answered("3.0").await, answered("+Inf").await), (WEBHOOKS as f64, WEBHOOKS as f64));

@@ -1,6 +1,6 @@
 //! A conversation keeps its order whatever happens to it, and holds up nobody else.
 
-use shared::{partition::Partition, store::NewAgent};
+use shared::{partition::Partition, store::NewAgent, types::ConnectionId};
 use std::{
     collections::HashMap,
     path::Path,
@@ -78,6 +78,34 @@ async fn a_deep_conversation_keeps_its_order_and_holds_up_nobody() {
         heard(&world, "D1", said.len() + 1).await.last().map(String::as_str),
         Some("and goes on")
     );
+}
+
+/// Each of them came alone, and the reader had caught up before it.
+#[tokio::test]
+async fn webhooks_that_come_during_a_commit_are_committed_together() {
+    const COUNT: usize = 30;
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect().await.expect("a connection");
+    say(&world, &app, "D1", "first").await;
+    until("the partition is known", SOON, async || world.owner_of(&app, "D1").await.ok()).await;
+    let batches = async || {
+        let counted = world.workers[0].metric("tidegate_worker_batch_size_count").await;
+        counted.expect("metrics") as usize
+    };
+    until("the first is committed", SOON, async || (batches().await == 1).then_some(())).await;
+    let mut blocked = world.pool.begin().await.expect("a transaction");
+    sqlx::query("select from partition_cursors for update")
+        .execute(&mut *blocked)
+        .await
+        .expect("no commit goes through");
+    let mut last = None;
+    for n in 0..COUNT {
+        last = Some(say(&world, &app, "D1", &format!("number {n}")).await);
+    }
+    blocked.rollback().await.expect("commits go on");
+    world.handled(&last.expect("some were sent").dedupe).await;
+    let batches = batches().await - 1;
+    assert!(batches <= COUNT / 3, "{batches} batches for {COUNT} webhooks");
 }
 
 #[tokio::test]
@@ -172,24 +200,29 @@ async fn a_handler_that_hangs_or_panics_has_an_outcome_like_any_other() {
     assert!(!logs.contains("it woke up"), "{logs}");
 }
 
+/// The channel whose messages take half of all traffic.
+const NOISY: &str = "DNOISY";
+
+/// Channels of a connection that lie in a partition: none, if it is none of the connection's.
+fn channels_in(connection: ConnectionId, partition: Partition) -> impl Iterator<Item = String> {
+    let all = (0..1_000).map(|n| format!("D{n:06}"));
+    all.filter(move |channel| Partition::of(connection, Some(channel)) == partition)
+}
+
 /// The 99th percentile of the time from sending to done of messages in twenty conversations; meanwhile another, in the
 /// same partition, may get as many by itself.
 async fn p99_of_others(world: &World, apps: &[App], noisy: bool) -> Duration {
     const EACH: usize = 28;
-    let home = Partition::of(apps[0].connection, Some("DNOISY"));
+    let home = Partition::of(apps[0].connection, Some(NOISY));
     let channels: Vec<(&App, String)> = apps
         .iter()
-        .flat_map(|app| {
-            let all = (0..).map(|n| format!("D{n:06}"));
-            let here = all.filter(|c| Partition::of(app.connection, Some(c)) == home);
-            here.take(5).map(move |channel| (app, channel)).collect::<Vec<_>>()
-        })
+        .flat_map(|app| channels_in(app.connection, home).take(5).map(move |c| (app, c)))
         .collect();
     let noise = async {
         if noisy {
             let text = |n| format!("slow:200 {n}");
             for n in 0..EACH * channels.len() {
-                say(world, &apps[0], "DNOISY", &text(n)).await;
+                say(world, &apps[0], NOISY, &text(n)).await;
             }
         }
     };
@@ -229,9 +262,17 @@ fn unix_ms() -> f64 {
 async fn one_conversation_with_half_of_all_traffic_leaves_the_others_p99_within_twice_its_quiet_value()
  {
     let world = World::start(SMALL).await.expect("a world");
-    let mut apps = Vec::new();
-    for _ in 0..4 {
-        apps.push(answered(&world).await);
+    let mut apps = vec![answered(&world).await];
+    let home = Partition::of(apps[0].connection, Some(NOISY));
+    while apps.len() < 4 {
+        // A connection uses few partitions: this one's are to include the noisy conversation's.
+        let id = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"))
+            .find(|id| channels_in(*id, home).next().is_some());
+        let app = world.connect_as(|new| {
+            new.agent = Some(agent_id());
+            new.id = id.expect("there is no end of ids");
+        });
+        apps.push(app.await.expect("a connection"));
     }
     let (mut quiet, mut noisy) = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {

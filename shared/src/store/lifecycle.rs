@@ -236,6 +236,7 @@ fn tables() -> impl Iterator<Item = String> {
         "connection_usage",
         "replays",
         "pauses",
+        "response_url_uses",
     ];
     let rotating = [("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
     let slots = rotating

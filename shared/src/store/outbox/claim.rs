@@ -239,8 +239,8 @@ impl Store {
                    from moves m where c.connection_id = m.connection_id and c.channel_key = m.channel_key
                  returning c.next_at),
              used as (
-                 insert into response_url_uses as u (dedup_key, uses)
-                 select v.dedup_key, 1 from verdicts v where v.verdict = 'take' and v.method = 'response_url' order by 1
+                 insert into response_url_uses as u (dedup_key, connection_id, uses)
+                 select v.dedup_key, v.connection_id, 1 from verdicts v where v.verdict = 'take' and v.method = 'response_url' order by 1
                  on conflict (dedup_key) do update set uses = u.uses + 1 returning dedup_key, uses),
              summary as (
                  select case when (select count(*) from chosen where nth = 1) < (select count(*) from due where nth = 1)
