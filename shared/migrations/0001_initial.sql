@@ -53,10 +53,21 @@ end $$;
 create trigger agents_make_slots after insert or update of max_concurrent on agents
     for each row execute function agents_make_slots();
 
+-- Agents that were deleted: what waits for them ends in steps.
+create table deleted_agents (
+    org_id      text not null,
+    agent_id    text not null,
+    deleted_at  timestamptz not null default now(),
+    primary key (org_id, agent_id)
+);
+create index deleted_agents_at on deleted_agents (deleted_at);
+
 create function agents_drop_slots() returns trigger language plpgsql security definer set search_path from current as $$
 begin
     delete from agent_slots where org_id = old.org_id and agent_id = old.id;
     delete from agent_health where org_id = old.org_id and agent_id = old.id;
+    insert into deleted_agents (org_id, agent_id) values (old.org_id, old.id)
+        on conflict (org_id, agent_id) do update set deleted_at = excluded.deleted_at;
     return null;
 end $$;
 create trigger agents_drop_slots after delete on agents
@@ -111,6 +122,7 @@ create table connections (
 create unique index connections_one_per_app_and_team
     on connections (app_id, coalesce(enterprise_id, ''), coalesce(team_id, ''));
 create index connections_by_agent on connections (org_id, agent_id);
+create index connections_revoked on connections (updated_at) where status = 'revoked';
 
 -- Every change raises the version and tells the workers, whoever makes it and however.
 create function connections_changed() returns trigger language plpgsql as $$

@@ -311,6 +311,84 @@ async fn an_agent_that_is_away_gets_everything_when_it_is_back() {
     }
 }
 
+fn notices(world: &World, channel: &str) -> usize {
+    let receipts = world.slack.receipts();
+    let is_notice = |text: &str| text.starts_with("The agent has not answered yet.");
+    receipts.iter().filter(|r| r.to == channel && is_notice(r.text())).count()
+}
+
+#[tokio::test]
+async fn people_who_wait_while_the_circuit_is_open_are_told_once() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    world.agent.break_down(true);
+    for n in 0..8 {
+        say(&world, &app, &format!("D{n}"), "hello").await;
+    }
+    until("its circuit is open", PATIENTLY, async || {
+        let open = world.workers[0].metric("tidegate_agent_circuit_breakers_open").await.ok()?;
+        (open == 1.0).then_some(())
+    })
+    .await;
+    for text in ["first", "second", "third"] {
+        say(&world, &app, "D20", text).await;
+    }
+    until("the person is told", SOON, async || (notices(&world, "D20") > 0).then_some(())).await;
+    world.agent.break_down(false);
+    assert_eq!(heard(&world, "D20", 3).await, ["first", "second", "third"]);
+    assert_eq!(notices(&world, "D20"), 1);
+}
+
+#[tokio::test]
+async fn people_whose_agent_takes_long_are_told_that_they_wait() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = answered(&world).await;
+    let began = Instant::now();
+    say(&world, &app, "D1", "slow:35000 hello").await;
+    let told = async || (notices(&world, "D1") > 0).then_some(());
+    until("the person is told", Duration::from_secs(34), told).await;
+    assert!(began.elapsed() > Duration::from_secs(29), "{:?}", began.elapsed());
+    assert_eq!(heard(&world, "D1", 1).await, ["slow:35000 hello"]);
+    assert_eq!(notices(&world, "D1"), 1);
+}
+
+async fn ended_as(world: &World, outcome: &'static str, count: i64) {
+    until(outcome, SOON, async || {
+        let ended = "select count(*) from delivery_log where outcome = $1";
+        let ended = sqlx::query_scalar(ended).bind(outcome).fetch_one(&world.pool).await;
+        (ended.ok() == Some(count)).then_some(())
+    })
+    .await;
+    assert_eq!(self::count(world, "lanes").await, 0);
+}
+
+/// One lane of them is deep.
+#[tokio::test]
+async fn deliveries_that_no_agent_will_get_are_ended() {
+    let world = World::start(SMALL).await.expect("a world");
+    world.agent.break_down(true);
+    let app = answered(&world).await;
+    for n in 0..12 {
+        say(&world, &app, "D1", &format!("number {n}")).await;
+        say(&world, &app, &format!("D{n}"), "hello").await;
+    }
+    until("all wait", SOON, async || (count(&world, "waiting").await == 24).then_some(())).await;
+    for sql in ["update connections set agent_id = null", "delete from agents"] {
+        sqlx::query(sql).execute(&world.pool).await.expect("the agent is deleted");
+    }
+    ended_as(&world, "agent_deleted", 24).await;
+
+    let app = answered(&world).await;
+    for n in 0..12 {
+        say(&world, &app, &format!("D{n}"), "hello").await;
+    }
+    until("all wait", SOON, async || (count(&world, "waiting").await == 12).then_some(())).await;
+    let revoke = "update connections set status = 'revoked' where id = $1";
+    let revoke = sqlx::query(revoke).bind(app.connection.to_string());
+    revoke.execute(&world.pool).await.expect("the connection is revoked");
+    ended_as(&world, "connection_revoked", 12).await;
+}
+
 async fn with_agent(world: &World, change: impl FnOnce(&mut NewAgent)) -> App {
     let app = answered(world).await;
     let mut agent =

@@ -84,13 +84,14 @@ impl Decider {
             .collect();
         let queries: Vec<FactsQuery> = webhooks.iter().map(|(read, w)| query(read, w)).collect();
         let mut facts = self.store.load_facts(partition, &queries).await?;
-        let mut processed = HashSet::new();
+        let (mut processed, mut told) = (HashSet::new(), HashSet::new());
         let mut decided = Vec::with_capacity(webhooks.len());
         for (((read, webhook), query), facts) in webhooks.iter().zip(&queries).zip(&mut facts) {
             facts.processed = !again && (facts.processed || processed.contains(&query.key));
             let trigger = query.trigger.as_ref();
             facts.trigger_processed = !again
                 && (facts.trigger_processed || trigger.is_some_and(|key| processed.contains(key)));
+            facts.tell_waiting &= !told.contains(&(query.connection, query.lane));
             let roster = self.roster(webhook, facts).await?;
             let decision = self.decide_one(webhook, facts, &roster);
             match &decision {
@@ -99,6 +100,9 @@ impl Decider {
                 Decision::Apply(effects) => {
                     processed.insert(query.key.clone());
                     processed.extend(trigger.filter(|_| effects.trigger.is_some()).cloned());
+                    if effects.delivery.as_ref().is_some_and(|delivery| delivery.tells) {
+                        told.insert((query.connection, query.lane));
+                    }
                 }
             }
             let ids = routing::ids(webhook);
@@ -148,6 +152,7 @@ fn query(read: &ReadWebhook, webhook: &Webhook<'_>) -> FactsQuery {
         connection: read.envelope.connection,
         team: lookup.team,
         channel: lookup.channel,
+        lane: read.envelope.lane,
         key: ProcessedKey::new(day, &read.envelope.dedupe),
         trigger: lookup.trigger.as_ref().map(|trigger| ProcessedKey::new(day, trigger)),
     }

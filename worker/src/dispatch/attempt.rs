@@ -9,10 +9,13 @@ use super::{
 use crate::{
     agent_client::{AgentError, FailureKind},
     context::{Context, WorkerTerm},
-    routing::Webhook,
+    routing::{self, Webhook},
 };
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use shared::{
     codec::{
         envelope::{Envelope, NotDecoded},
@@ -28,6 +31,7 @@ use shared::{
 };
 use std::{
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -37,6 +41,11 @@ use tracing::{Instrument, Span, info, warn};
 pub const RELEASE_WAIT: Duration = Duration::from_millis(500);
 /// Wait for what a person has to mend: a missing key, a newer release.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
+
+/// A person whose request waited for this long is told so.
+const TELL_AFTER: Duration = Duration::from_secs(30);
+/// An attempt that has just begun may end at once: no notice within this time.
+const TELL_NO_SOONER: Duration = Duration::from_secs(2);
 
 /// What follows from an attempt, to be recorded.
 pub enum End {
@@ -74,7 +83,8 @@ pub async fn run(shared: &Shared, term: &WorkerTerm, delivery: ClaimedDelivery) 
     };
     let span = span(&delivery, &envelope);
     let attempt = attempt(shared, term, &delivery, &envelope).instrument(span);
-    let called = AssertUnwindSafe(attempt).catch_unwind().await;
+    let attempt = AssertUnwindSafe(attempt).catch_unwind();
+    let called = beside(attempt, tell_when_late(shared, &delivery, &envelope)).await;
     let (called, crashed) = match called {
         Ok(called) => (called, false),
         Err(_) => {
@@ -140,6 +150,9 @@ async fn follow(
             };
             match retry::after_failure(&failure, shared.jitter()) {
                 Next::Retry(after) => {
+                    if delivery.waited > TELL_AFTER {
+                        tell_waiting(shared, &delivery, envelope).await;
+                    }
                     info!(key = %delivery.dedup_key, agent = delivery.agent, attempts = delivery.attempts, ?after, error = message, "attempt failed");
                     let postponed = PostponedDelivery {
                         delivery,
@@ -253,10 +266,61 @@ async fn told(
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
 ) -> Option<Outgoing> {
+    message_to_person(shared, delivery, envelope, agents::given_up).await
+}
+
+/// Tells the person that the delivery waits, once it has waited for long.
+async fn tell_when_late(shared: &Shared, delivery: &ClaimedDelivery, envelope: &Envelope) {
+    // What is answered at once needs no notice, however long it waited for its turn.
+    tokio::time::sleep(TELL_AFTER.saturating_sub(delivery.waited).max(TELL_NO_SOONER)).await;
+    tell_waiting(shared, delivery, envelope).await;
+}
+
+/// Awaits the first future, and polls the second while it lasts.
+async fn beside<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> T {
+    let (first, second) = (pin!(first), pin!(second));
+    match select(first, second).await {
+        Either::Left((result, _)) => result,
+        Either::Right(((), first)) => first.await,
+    }
+}
+
+async fn tell_waiting(shared: &Shared, delivery: &ClaimedDelivery, envelope: &Envelope) {
+    if delivery.told || delivery.agent().is_none() {
+        return;
+    }
+    let notice = |webhook: &Webhook<'_>, connection: &Connection| {
+        routing::notice(webhook, connection.team.as_ref(), routing::WAITING)
+    };
+    let Some(message) = message_to_person(shared, delivery, envelope, notice).await else { return };
+    match shared.context.store.tell_waiting(delivery, &message).await {
+        Ok(()) => shared.context.wake_outbox.notify_one(),
+        Err(error) => {
+            warn!(key = %delivery.dedup_key, error = %Chain(&error), "failed to enqueue the notice that a delivery waits");
+        }
+    }
+}
+
+/// A message for the person behind a webhook, if a person meant the app with it: an app gets all that is said.
+async fn message_to_person(
+    shared: &Shared,
+    delivery: &ClaimedDelivery,
+    envelope: &Envelope,
+    message: impl Fn(&Webhook<'_>, &Connection) -> Option<Outgoing>,
+) -> Option<Outgoing> {
     let connection =
         shared.context.connections.connection(delivery.key.connection).await.ok()??;
+    let is_message = match delivery.agent() {
+        Some((org, id)) => {
+            let agent = shared.agent(&org, &id).await.ok().flatten();
+            agent.is_none_or(|agent| agent.mode == AgentMode::Reply)
+        }
+        None => false,
+    };
     let parts = Parts::split(envelope.media, &envelope.body);
-    agents::given_up(&Webhook { envelope, inbound: parts.read() }, &connection)
+    let webhook = Webhook { envelope, inbound: parts.read() };
+    let is_meant = routing::is_addressed(&webhook, connection.bot_user.as_deref(), is_message);
+    is_meant.then(|| message(&webhook, &connection)).flatten()
 }
 
 /// Puts a delivery back. An attempt that crashed counts; any other does not.

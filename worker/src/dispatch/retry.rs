@@ -8,8 +8,10 @@ use std::time::Duration;
 const REFUSALS_MAX: i32 = 3;
 /// Failures of its own after which a delivery is given up.
 const FAULTS_MAX: i32 = 10;
-/// Attempts that ended without an outcome, after which a delivery is given up.
-pub const CRASHES_MAX: i32 = 3;
+/// Attempts that ended without an outcome, by a panic or with their process, after which a delivery is given up. Processes
+/// also die of other causes, several in a row during an outage, so there are five, and what died with its process waits longer
+/// each time (0, 1, 4, 16 s).
+pub const CRASHES_MAX: i32 = 5;
 /// First wait; it doubles.
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
 /// Longest wait, without what an agent asks for.

@@ -112,10 +112,16 @@ impl LeaseManager {
             }
         }
         if let Some(term) = self.context.worker.term()
-            && let Err(error) = self.context.store.delete_worker(&term.id).await
+            && let Err(error) = self.retire(&term.id).await
         {
-            warn!(error = %Chain(&error), "failed to delete the worker's row");
+            warn!(error = %Chain(&error), "failed to delete the worker's row; another worker does when it expires");
         }
+    }
+
+    async fn retire(&self, id: &str) -> Result<(), StoreError> {
+        self.context.store.retire_worker(id).await?;
+        self.context.store.free_worker(id, false).await?;
+        Ok(())
     }
 
     async fn turn(&mut self, stopping: bool) -> Result<(), StoreError> {

@@ -123,8 +123,9 @@ impl Reader<'_> {
             match read {
                 Read::Messages => {}
                 Read::Opened(opened) => {
-                    if let Some(reset) = stream_reset::check(js, &opened, &state, self.cursor).await
-                    {
+                    let reset =
+                        stream_reset::check(js, self.part, &opened, &state, self.cursor).await;
+                    if let Some(reset) = reset {
                         return Ended::Reset(reset);
                     }
                     self.record_stream(&mut state, opened.created_ns).await;

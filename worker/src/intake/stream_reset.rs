@@ -1,9 +1,10 @@
 //! Detects that the stream is not the one that was read: created anew, cut short and filled again, or restored.
 //!
-//! A stream is recognized by its creation time and by the last own message that was committed: its dedup key must stand at
-//! its sequence. No message there proves nothing (it may have been purged). Reading on in another stream would skip whatever
-//! gets the old sequences, without a trace; so the generation is raised, and the partition is read again from the server
-//! time of its cursor. Processed keys keep effects single.
+//! A stream is recognized by its creation time and by the last own message that was committed: its dedup key and server time
+//! must stand at its sequence. No message there proves nothing (it may have been purged). Before the first commit of a
+//! generation there is no such message: then nothing since the time of the cursor may lie below the cursor. Reading on in
+//! another stream would skip whatever gets the old sequences, without a trace; so the generation is raised, and the partition
+//! is read again from the server time of its cursor. Processed keys keep effects single.
 
 use super::owned_partition::OwnedPartition;
 use crate::context::Context;
@@ -16,6 +17,7 @@ use shared::{
     telemetry::Chain,
 };
 use std::time::Duration;
+use time::OffsetDateTime;
 use tracing::{error, warn};
 
 /// Wait before another try.
@@ -28,22 +30,29 @@ pub struct StreamReset {
     stream: StreamState,
 }
 
-/// The dedup key at the sequence of the last own message, as far as it is known.
+/// What the stream holds where the cursor stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Found {
-    Key(String),
+    /// The dedup key and server time of the message at the sequence of the last committed one.
+    Message(String, OffsetDateTime),
+    /// No last committed message is known; the first own message since the time of the cursor has this sequence.
+    FirstSince(u64),
+    /// No such message.
     Nothing,
 }
 
 /// Compares the stream that a reader opened with the one that was read; waits for an answer of NATS.
 pub async fn check(
     js: &jetstream::Context,
+    part: &OwnedPartition,
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
 ) -> Option<StreamReset> {
+    let mut attempt = 0;
     let found = loop {
-        match find(js, state).await {
+        attempt += 1;
+        match find(js, part, state, attempt).await {
             Ok(found) => break found,
             Err(error) => {
                 warn!(%error, "failed to read the last committed message from the stream")
@@ -55,17 +64,42 @@ pub async fn check(
     Some(StreamReset { why, stream: *stream })
 }
 
-async fn find(js: &jetstream::Context, state: &CursorState) -> Result<Found, Broken> {
-    let Some(last) = &state.last else { return Ok(Found::Nothing) };
+async fn find(
+    js: &jetstream::Context,
+    part: &OwnedPartition,
+    state: &CursorState,
+    attempt: u32,
+) -> Result<Found, Broken> {
+    let Some(last) = &state.last else {
+        if state.cursor == 0 {
+            return Ok(Found::Nothing);
+        }
+        let first = first_since_cursor(js, part, state, format!("first-{attempt}")).await?;
+        return Ok(first.map_or(Found::Nothing, Found::FirstSince));
+    };
     let stream = js.get_stream_no_info(STREAM).await?;
     match stream.get_raw_message(last.sequence).await {
         Ok(message) => {
             let key = message.headers.get(MSG_ID).map(|key| key.as_str().to_owned());
-            Ok(Found::Key(key.unwrap_or_default()))
+            Ok(Found::Message(key.unwrap_or_default(), message.time))
         }
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(Found::Nothing),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Returns the first own sequence since the server time of the cursor. `reader` names the consumer: another one for every try,
+/// since a reader gives out its first message once.
+async fn first_since_cursor(
+    js: &jetstream::Context,
+    part: &OwnedPartition,
+    state: &CursorState,
+    reader: String,
+) -> Result<Option<u64>, Broken> {
+    let since = state.last.as_ref().map_or(state.read_through, |last| last.stored_at);
+    let reader = format!("p{}-e{}-{reader}", part.partition(), part.token.epoch);
+    let stream = js.get_stream(STREAM).await?;
+    follow::first_since(&stream, subjects_of(part.partition()), since, reader).await
 }
 
 /// Returns why the stream is another one, if it is.
@@ -83,12 +117,22 @@ fn judge(
         Some("it ends below the cursor")
     } else {
         match (found, &state.last) {
-            (Found::Key(key), Some(last)) if *key != last.key => {
+            (Found::Message(key, stored_at), Some(last))
+                if *key != last.key || micros(*stored_at) != micros(last.stored_at) =>
+            {
                 Some("another message is at the sequence of the last committed one")
+            }
+            (Found::FirstSince(first), None) if *first <= cursor => {
+                Some("messages since the time of the cursor lie below it")
             }
             _ => None,
         }
     }
+}
+
+/// Postgres keeps times in microseconds.
+fn micros(at: OffsetDateTime) -> i128 {
+    at.unix_timestamp_nanos() / 1_000
 }
 
 /// Raises the partition's generation and gives it back; whoever claims it next reads on in the new stream.
@@ -134,11 +178,7 @@ async fn try_bump(
     stream: StreamState,
     attempt: u32,
 ) -> Result<bool, Broken> {
-    let since = state.last.as_ref().map_or(state.read_through, |last| last.stored_at);
-    let filter = subjects_of(part.partition());
-    // A name of its own for every try: the reader of the one before has given out its first message already.
-    let reader = format!("p{}-e{}-since-{attempt}", part.partition(), part.token.epoch);
-    let first = follow::first_since(&js.get_stream(STREAM).await?, filter, since, reader).await?;
+    let first = first_since_cursor(js, part, state, format!("since-{attempt}")).await?;
     let cursor = first.map_or(stream.last_sequence, |first| first.saturating_sub(1));
     let new = NewGeneration { created_ns: stream.created_ns, cursor };
     Ok(context.store.bump_generation(&part.token, new).await?)
@@ -148,7 +188,6 @@ async fn try_bump(
 mod tests {
     use super::*;
     use shared::store::LastMessage;
-    use time::OffsetDateTime;
 
     fn state(created_ns: Option<i64>, last: Option<(u64, &str)>) -> CursorState {
         let at = OffsetDateTime::UNIX_EPOCH;
@@ -174,7 +213,10 @@ mod tests {
             first_sequence,
             last_sequence,
         };
-        let key = |key: &str| Found::Key(key.to_owned());
+        let at = OffsetDateTime::UNIX_EPOCH;
+        let key = |key: &str| Found::Message(key.to_owned(), at);
+        let later = Found::Message("a".to_owned(), at + Duration::from_micros(1));
+        let before_first_commit = || state(Some(1), None);
         let known = || state(Some(1), Some((10, "a")));
         for (stream, state, found, reset) in [
             (stream(1, 1, 10), known(), key("a"), false),
@@ -182,6 +224,10 @@ mod tests {
             (stream(1, 5_001, 5_000), known(), Found::Nothing, false), // purged history, idle partition (W9)
             (stream(1, 1, 20), known(), key("b"), true), // cut short and filled again (W4)
             (stream(1, 1, 20), known(), key(""), true),
+            (stream(1, 1, 20), known(), later, true), // the same webhook, stored again
+            (stream(1, 1, 20), before_first_commit(), Found::FirstSince(11), false),
+            (stream(1, 1, 20), before_first_commit(), Found::FirstSince(10), true),
+            (stream(1, 1, 20), before_first_commit(), Found::Nothing, false),
             (stream(2, 1, 10), known(), key("a"), true),
             (stream(1, 1, 9), known(), Found::Nothing, true),
             (stream(9, 900, 999), state(None, None), Found::Nothing, false), // never read before

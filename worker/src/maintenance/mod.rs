@@ -18,8 +18,6 @@ use tracing::{info, warn};
 const REAP_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two looks whether this worker owns the partition that is the lock.
 const LOCK_INTERVAL: Duration = Duration::from_secs(1);
-/// Lanes freed by one statement, at most.
-const REAP_STEP: i64 = 1_000;
 /// Workers that expired, looked at at once.
 const EXPIRED_MAX: i64 = 16;
 
@@ -53,30 +51,18 @@ async fn reap(context: &Context, stop: &CancellationToken) {
             }
         };
         for worker in expired {
-            match free_all(context, &worker).await {
-                Ok(lanes) => info!(worker, lanes, "lanes of an expired worker freed"),
+            match context.store.free_worker(&worker, true).await {
+                Ok(lanes) => {
+                    info!(worker, lanes, "lanes of an expired worker freed");
+                    context.wake_dispatch.notify_one();
+                    context.wake_outbox.notify_one();
+                }
                 Err(error) => {
                     warn!(worker, error = %Chain(&error), "failed to free lanes of an expired worker");
                 }
             }
         }
     }
-}
-
-async fn free_all(context: &Context, worker: &str) -> Result<u64, shared::store::StoreError> {
-    let (store, mut lanes) = (&context.store, 0);
-    loop {
-        let freed = store.release_delivery_lanes(worker, None, REAP_STEP).await?
-            + store.release_outbox_lanes(worker, None, REAP_STEP).await?;
-        lanes += freed;
-        if freed == 0 {
-            break;
-        }
-        context.wake_dispatch.notify_one();
-        context.wake_outbox.notify_one();
-    }
-    store.delete_worker(worker).await?;
-    Ok(lanes)
 }
 
 /// Does what one worker at a time does, while this worker owns partition 0.

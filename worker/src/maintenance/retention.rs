@@ -25,6 +25,18 @@ pub async fn run(context: &Context, until: CancellationToken) {
                 }
                 info!(rows = ?stats.rows, slots = ?stats.slots, "expired rows deleted");
             }
+            for _ in 0..STEPS_MAX {
+                match context.store.end_unreachable_deliveries().await {
+                    Ok(0) => break,
+                    Ok(ended) => {
+                        info!(ended, "deliveries of revoked connections and deleted agents ended")
+                    }
+                    Err(error) => {
+                        warn!(error = %Chain(&error), "failed to end deliveries that no agent gets");
+                        break;
+                    }
+                }
+            }
             match context.store.delete_late_traffic().await {
                 Ok(0) => {}
                 Ok(rows) => info!(rows, "rows of deleted connections deleted"),

@@ -46,7 +46,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Wait for what another release, or a key that is missing, can read.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
 /// Attempts that ended the process or panicked, after which a message is given up.
-const CRASHES_MAX: i32 = 3;
+const CRASHES_MAX: i32 = 5;
 /// Lanes freed by one statement, at most.
 const RELEASE_MAX: i64 = 1_000;
 /// Shortest wait between two claims when messages wait for a limit.
@@ -237,7 +237,7 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
     let span = span(&message);
     let sending = async {
         if message.crashes >= CRASHES_MAX {
-            return SendOutcome::Failed("sending it ended the process three times".into());
+            return SendOutcome::Failed("sending it ended the process too often".into());
         }
         sender::send(shared, term, &message, &mut ambiguity).await
     };

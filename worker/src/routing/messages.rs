@@ -4,7 +4,7 @@
 //! each other never end. Each answer carries in its metadata how many answers led to it, and after a few there is no
 //! other. One mention comes as two events (`app_mention` and `message`); its `ts` makes them one trigger.
 
-use super::{Input, Webhook, commands, deliver, event, ignore};
+use super::{Input, Webhook, commands, event, ignore};
 use serde_json::{Value, json};
 use shared::{
     codec::slack::{Event, EventBody, Inbound},
@@ -117,7 +117,7 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
     }
     let connection = input.connection;
     if let Some(agent) = input.agent() {
-        return deliver(input.delivery_to(agent), input.lookup.trigger.clone());
+        return input.deliver(agent, input.lookup.trigger.clone());
     }
     let is_for_us = is_addressed(input.webhook, connection.bot_user.as_deref(), false);
     match commands::Invocation::of_message(connection, message) {
@@ -131,7 +131,7 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
 
 /// Returns whether a person meant the app with a webhook: mention, direct message, command, click, submission, or a
 /// message in a bound channel.
-pub(super) fn is_addressed(webhook: &Webhook<'_>, bot: Option<&str>, is_bound: bool) -> bool {
+pub(crate) fn is_addressed(webhook: &Webhook<'_>, bot: Option<&str>, is_bound: bool) -> bool {
     match &webhook.inbound {
         Inbound::Command(_) => true,
         Inbound::Interaction(interaction) => {

@@ -6,13 +6,15 @@
 //! handler, if there is one, or to the agent of its conversation: an app (mode `forward`) gets everything, an agent
 //! (mode `reply`) gets messages.
 
-mod messages;
-mod installation_events;
 mod commands;
+mod installation_events;
+mod messages;
+mod notices;
 mod views;
 
 pub(crate) use commands::clear_command;
-pub(crate) use messages::{AgentMessage, agent_message};
+pub(crate) use messages::{AgentMessage, agent_message, is_addressed};
+pub(crate) use notices::{WAITING, notice};
 
 use shared::{
     codec::{
@@ -176,10 +178,10 @@ fn decide_live(input: &Input<'_>) -> Decision {
     }
     // Both events of a mention are handed on: an app or a handler may listen to either.
     if own_handler {
-        return deliver(NewDelivery::to_gateway(input.priority()), None);
+        return deliver_to_gateway(input);
     }
     if let Some(app) = input.app() {
-        return deliver(input.delivery_to(app), None);
+        return input.deliver(app, None);
     }
     match (&input.webhook.inbound, message) {
         (Inbound::Event(_), Ok(message)) => messages::decide(input, &message),
@@ -272,6 +274,28 @@ impl<'a> Input<'a> {
         NewDelivery { hops, ..NewDelivery::to_agent(agent, session, self.priority()) }
     }
 
+    /// Hands the webhook to an agent. While its circuit is open, a person who meant it is told that it waits.
+    fn deliver(&self, agent: &AgentRef, trigger: Option<DedupeKey>) -> Decision {
+        let mut delivery = self.delivery_to(agent);
+        let connection = self.connection;
+        let is_meant = || {
+            let is_message = agent.mode == AgentMode::Reply;
+            messages::is_addressed(self.webhook, connection.bot_user.as_deref(), is_message)
+        };
+        let tells = self.facts.tell_waiting && is_meant();
+        let team = connection.team.as_ref();
+        let notice = tells.then(|| notice(self.webhook, team, notices::WAITING)).flatten();
+        delivery.tells = notice.is_some();
+        let messages = notice.into_iter().collect();
+        let effects = Effects {
+            delivery: Some(delivery),
+            messages,
+            trigger,
+            ..Effects::new(ProcessedAs::Delivery)
+        };
+        Decision::Apply(Box::new(effects))
+    }
+
     /// Applies effects, at most once for all webhooks about the same message.
     fn apply(&self, effects: Effects) -> Decision {
         Decision::Apply(Box::new(Effects { trigger: self.lookup.trigger.clone(), ..effects }))
@@ -329,9 +353,10 @@ fn ignore(reason: IgnoreReason) -> Decision {
     Decision::Ignore { reason, addressed: false }
 }
 
-fn deliver(delivery: NewDelivery, trigger: Option<DedupeKey>) -> Decision {
-    let delivery = Some(delivery);
-    let effects = Effects { delivery, trigger, ..Effects::new(ProcessedAs::Delivery) };
+/// Hands a webhook to what the worker answers itself.
+fn deliver_to_gateway(input: &Input<'_>) -> Decision {
+    let delivery = Some(NewDelivery::to_gateway(input.priority()));
+    let effects = Effects { delivery, ..Effects::new(ProcessedAs::Delivery) };
     Decision::Apply(Box::new(effects))
 }
 

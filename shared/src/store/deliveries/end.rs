@@ -111,7 +111,46 @@ const FINISH: &str = concat!(
     " select i from ended"
 );
 
+const TELL: &str = concat!(
+    "-- deliveries.tell
+     with told as (
+         update delivery_lanes set told_at = now()
+          where connection_id = $1 and lane = $2 and worker = $3 and claim = $4
+            and (told_at is null or told_at < now() - interval '1 hour') returning 1),
+     messages as (
+         select m.* from told, unnest($5::bigint[], $6::text[], $7::bigint[], $8::smallint[], $9::text[], $10::text[],
+                                      $11::text[], $12::text[])
+                as m (n, connection_id, lane, partition, channel_key, method, dedup_key, request)), ",
+    enqueue_messages!(),
+    " select count(*) as told from told"
+);
+
 impl Store {
+    /// Tells the person behind a delivery that runs that it waits, unless its conversation was told within the hour.
+    pub async fn tell_waiting(
+        &self,
+        delivery: &ClaimedDelivery,
+        message: &Outgoing,
+    ) -> Result<(), StoreError> {
+        let mut messages = SealedMessages::default();
+        messages.push(
+            &self.rings.tokens,
+            delivery.partition,
+            delivery.key.lane,
+            delivery.key.connection,
+            &delivery.dedup_key,
+            None,
+            message,
+        )?;
+        let query = sqlx::query(TELL)
+            .bind(delivery.key.connection.to_string())
+            .bind(delivery.key.lane.to_bits())
+            .bind(&delivery.worker)
+            .bind(delivery.claim);
+        messages.bind(query).fetch_one(&self.pool).await?;
+        Ok(())
+    }
+
     /// Ends deliveries that are over. Returns, for each, whether it was in force: false when its attempt was freed.
     pub async fn finish_deliveries(
         &self,

@@ -7,7 +7,7 @@ use sqlx::Row;
 
 impl Store {
     /// Frees lanes of a worker, at most `limit`, but none of `keep`. An attempt of a worker that ended counts, and as one
-    /// that ended without an outcome; a live worker that does not know a lane never began it. Returns how many.
+    /// that ended without an outcome, after which its lane waits 0, 1, 4, 16 s; a live worker that does not know a lane never began it. Returns how many.
     pub async fn release_delivery_lanes(
         &self,
         worker: &str,
@@ -26,7 +26,8 @@ impl Store {
                  update delivery_lanes l
                     set worker = null, claim = null, attempts = l.attempts - 1 + $5::integer,
                         -- A live worker that does not know a lane never began its attempt.
-                        crashes = l.crashes + $5::integer, last_error = 'the worker ended', next_at = now()
+                        crashes = l.crashes + $5::integer, last_error = 'the worker ended',
+                        next_at = now() + make_interval(secs => $5::integer * trunc(power(4, l.crashes - 1)))
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane returning 1),
              slots as (
                  update agent_slots s set connection_id = null, lane = null, worker = null

@@ -1,4 +1,4 @@
-//! Operations on deliveries: retrying at once, skipping, cancelling.
+//! Operations on deliveries: retrying at once, skipping, cancelling; and the end of those that no agent will get.
 //!
 //! A lane's row decides about its deliveries, so each operation locks the rows of lanes first, in key order as intake does,
 //! and acts in a second statement, which sees everything that was enqueued before. Lanes are visited in bounded steps.
@@ -6,7 +6,7 @@
 use super::super::{Store, StoreError};
 use super::deliveries::{DeliveryFilter, filtered, filtering};
 use serde::Serialize;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 /// Lanes of one step.
 const LANES: i64 = 1_000;
@@ -90,6 +90,45 @@ impl Store {
         self.end_deliveries(filter, "cancelled", extent).await
     }
 
+    /// Ends deliveries that no agent will ever get: of connections that were revoked and of agents that were deleted within the
+    /// last day, at most a step's worth of each. What runs ends by itself first. Returns the number.
+    pub async fn end_unreachable_deliveries(&self) -> Result<u64, StoreError> {
+        let rows = sqlx::query(
+            "-- deliveries.unreachable
+             select id as a, '' as b, 'connection_revoked' as outcome from connections
+              where status = 'revoked' and updated_at > now() - interval '1 day'
+             union all
+             select d.org_id, d.agent_id, 'agent_deleted' from deleted_agents d
+              where d.deleted_at > now() - interval '1 day'
+                and not exists (select from agents a where a.org_id = d.org_id and a.id = d.agent_id)",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut ended = 0;
+        for row in rows {
+            let (a, b): (String, String) = (row.try_get("a")?, row.try_get("b")?);
+            let agent = Some((a.as_str(), b.as_str())).filter(|(_, agent)| !agent.is_empty());
+            let find = if agent.is_some() { LANES_OF_AGENT } else { LANES_OF_CONNECTION };
+            let mut tx = self.pool.begin().await?;
+            let page = sqlx::query(find).bind(&a).bind(&b).bind(WHOLE_LANES);
+            let page = keys(&page.fetch_all(&mut *tx).await?)?;
+            let locked = lock(&mut tx, &page, false, None).await?;
+            let row = sqlx::query(END_UNREACHABLE)
+                .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
+                .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
+                .bind(row.try_get::<String, _>("outcome")?)
+                .bind(false)
+                .bind(DEPTH)
+                .bind(agent.map(|(org, _)| org))
+                .bind(agent.map(|(_, agent)| agent))
+                .fetch_one(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            ended += row.try_get::<i64, _>("ended")? as u64;
+        }
+        Ok(ended)
+    }
+
     async fn end_deliveries(
         &self,
         filter: &DeliveryFilter,
@@ -119,23 +158,7 @@ impl Store {
                 .fetch_all(&mut *tx)
                 .await?,
             )?;
-            // Under the lock all is checked once more that others may have changed.
-            let locked = keys(
-                &sqlx::query(
-                    "-- deliveries.lock_lanes
-                     select l.lane, l.connection_id
-                       from unnest($1::bigint[], $2::text[]) as u (lane, connection_id)
-                       join delivery_lanes l using (lane, connection_id)
-                      where ($3 or l.worker is null) and ($4::bigint is null or l.head = $4)
-                      order by l.connection_id, l.lane for update of l",
-                )
-                .bind(page.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
-                .bind(page.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
-                .bind(running_too)
-                .bind(filter.head)
-                .fetch_all(&mut *tx)
-                .await?,
-            )?;
+            let locked = lock(&mut tx, &page, running_too, filter.head).await?;
             let row = sqlx::query(END)
                 .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
                 .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
@@ -157,15 +180,15 @@ impl Store {
     }
 }
 
-/// Ends deliveries of lanes that are locked. `$4`: whole lanes, from their tails on, `$5` of each; else the heads.
-const END: &str = "-- deliveries.end_by_operator
-    with c as (
-        select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer, l.tail - $5 + 1)
-                         else l.head end as first,
-               case when $4 then l.tail when l.worker is null then l.head else l.head - 1 end as last
-          from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
-         where l.head <= l.tail),
-    gone as (
+/// Ends deliveries of lanes that are locked: those from `first` to `last` of each lane of `c`.
+macro_rules! end_statement {
+    ($name:literal, $chosen:literal) => {
+        concat!(
+            "-- ",
+            $name,
+            "\n with c as (",
+            $chosen,
+            "), gone as (
         delete from deliveries d using c
          where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first and c.last
         returning d.*),
@@ -196,7 +219,71 @@ const END: &str = "-- deliveries.end_by_operator
          where l.connection_id = c.connection_id and l.lane = c.lane and not (c.worker is null and c.first = c.head))
     select (select count(*) from gone where part = 0) as ended, count(*) filter (where worker is not null) as running,
            coalesce(bool_or($4 and first > head + (worker is not null)::integer), false) as more
-      from c";
+      from c"
+        )
+    };
+}
+
+/// `$4`: whole lanes, from their tails on, `$5` of each; else the heads.
+const END: &str = end_statement!(
+    "deliveries.end_by_operator",
+    "select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer, l.tail - $5 + 1)
+                      else l.head end as first,
+            case when $4 then l.tail when l.worker is null then l.head else l.head - 1 end as last
+       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+      where l.head <= l.tail"
+);
+
+/// `$5` of each lane from its head on, up to the first that is for another agent than `$6` and `$7`. `$4` is false.
+const END_UNREACHABLE: &str = end_statement!(
+    "deliveries.end_unreachable",
+    "select l.*, l.head as first,
+            least(l.tail, l.head + $5 - 1,
+                  (select min(d.position) - 1 from deliveries d
+                    where d.connection_id = l.connection_id and d.lane = l.lane
+                      and d.position between l.head and l.head + $5 - 1 and (d.org_id, d.agent_id) <> ($6, $7))) as last
+       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+      where l.head <= l.tail and l.worker is null and not $4"
+);
+
+/// Lanes of a connection with deliveries, found one after the other: a lane may hold many.
+const LANES_OF_CONNECTION: &str = "-- deliveries.lanes_of_connection
+    with recursive r as (
+        (select lane from deliveries where connection_id = $1 order by lane limit 1)
+        union all
+        select n.lane from r, lateral (
+            select d.lane from deliveries d where d.connection_id = $1 and d.lane > r.lane order by d.lane limit 1) n)
+    select r.lane, $1 as connection_id from r
+      join delivery_lanes l on l.lane = r.lane and l.connection_id = $1 and l.worker is null
+     where $2::text is not null limit $3";
+
+const LANES_OF_AGENT: &str = "-- deliveries.lanes_of_agent
+    select lane, connection_id from delivery_lanes
+     where org_id = $1 and agent_id = $2 and worker is null and head <= tail limit $3";
+
+/// Locks lanes, in the order that others keep. All is checked once more that others may have changed.
+async fn lock(
+    tx: &mut PgConnection,
+    page: &[(i64, String)],
+    running_too: bool,
+    head: Option<i64>,
+) -> Result<Vec<(i64, String)>, StoreError> {
+    let rows = sqlx::query(
+        "-- deliveries.lock_lanes
+         select l.lane, l.connection_id
+           from unnest($1::bigint[], $2::text[]) as u (lane, connection_id)
+           join delivery_lanes l using (lane, connection_id)
+          where ($3 or l.worker is null) and ($4::bigint is null or l.head = $4)
+          order by l.connection_id, l.lane for update of l",
+    )
+    .bind(page.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
+    .bind(page.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
+    .bind(running_too)
+    .bind(head)
+    .fetch_all(tx)
+    .await?;
+    keys(&rows)
+}
 
 fn keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
     rows.iter().map(|row| Ok((row.try_get("lane")?, row.try_get("connection_id")?))).collect()

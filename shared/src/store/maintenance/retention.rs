@@ -10,7 +10,7 @@ use std::time::Duration;
 const STEP: i64 = 5_000;
 
 /// Statements that delete rows past their time: the table, and a statement whose `$1` is the number of rows.
-const PRUNED: [(&str, &str); 10] = [
+const PRUNED: [(&str, &str); 11] = [
     (
         "delivery_lanes",
         "-- retention.delivery_lanes
@@ -69,6 +69,13 @@ const PRUNED: [(&str, &str); 10] = [
         "-- retention.link_code_attempts
          delete from link_code_attempts where who in (
              select who from link_code_attempts where until < now() order by until limit $1)",
+    ),
+    (
+        "deleted_agents",
+        "-- retention.deleted_agents
+         delete from deleted_agents where (org_id, agent_id) in (
+             select org_id, agent_id from deleted_agents where deleted_at < now() - interval '2 days'
+              order by deleted_at limit $1)",
     ),
     (
         "pauses",

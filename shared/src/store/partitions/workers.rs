@@ -7,6 +7,9 @@ use super::super::{Store, StoreError};
 use sqlx::Row;
 use std::time::Duration;
 
+/// Lanes freed by one statement, at most.
+const FREED_MAX: i64 = 1_000;
+
 /// How many workers there are, the one that asks among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LiveWorkers {
@@ -69,8 +72,8 @@ impl Store {
         Ok(Some(LiveWorkers { living: count("living")?, reading: count("reading")? }))
     }
 
-    /// Marks rows that have expired, so that no statement under their ids begins any more, and returns their ids. Their
-    /// lanes are freed next; then [`Store::delete_worker`] ends it.
+    /// Marks rows that have expired, so that no statement under their ids begins any more, and returns their ids. Claims hold
+    /// the row `for key share`, so `for update` waits for, or skips, those under way. [`Store::free_worker`] comes next.
     pub async fn expired_workers(&self, limit: i64) -> Result<Vec<String>, StoreError> {
         let ids = sqlx::query_scalar(
             "-- workers.expire
@@ -81,12 +84,42 @@ impl Store {
         Ok(ids.bind(limit).fetch_all(&self.leases).await?)
     }
 
-    /// Deletes a row: of a process that stopped, or that expired and has nothing left.
-    pub async fn delete_worker(&self, id: &str) -> Result<(), StoreError> {
-        sqlx::query("-- workers.delete\n delete from workers where id = $1")
-            .bind(id)
-            .execute(&self.leases)
-            .await?;
+    /// Ends the row of a process that stops: no statement under its id begins any more.
+    pub async fn retire_worker(&self, id: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- workers.retire
+             update workers set alive_until = '-infinity' where id in (select id from workers where id = $1 for update)",
+        )
+        .bind(id)
+        .execute(&self.leases)
+        .await?;
         Ok(())
+    }
+
+    /// Frees everything that runs under a row that has ended, and deletes the row when nothing is left. What a process that
+    /// died ran counts as an attempt; one that stopped has ended its attempts, and what is left it never heard of. Returns
+    /// the number of lanes.
+    pub async fn free_worker(&self, id: &str, died: bool) -> Result<u64, StoreError> {
+        let (keep, mut lanes) = (if died { None } else { Some(&[][..]) }, 0);
+        loop {
+            let freed = self.release_delivery_lanes(id, keep, FREED_MAX).await?
+                + self.release_outbox_lanes(id, keep, FREED_MAX).await?;
+            lanes += freed;
+            if freed == 0 {
+                break;
+            }
+        }
+        sqlx::query(
+            "-- workers.delete
+             delete from workers w
+              where w.id = $1 and w.alive_until = '-infinity'
+                and not exists (select from delivery_lanes where worker = w.id)
+                and not exists (select from outbox_lanes where worker = w.id)
+                and not exists (select from agent_slots where worker = w.id)",
+        )
+        .bind(id)
+        .execute(&self.leases)
+        .await?;
+        Ok(lanes)
     }
 }

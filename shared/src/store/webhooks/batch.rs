@@ -88,7 +88,8 @@ impl Store {
         let Some(delivery) = &effects.delivery else { return Ok(true) };
         let partition = webhook.envelope.partition;
         let token = FencingToken { partition, epoch: 0, generation: 1 };
-        let delivery = NewDelivery { priority: Priority::Background, ..delivery.clone() };
+        let delivery =
+            NewDelivery { priority: Priority::Background, tells: false, ..delivery.clone() };
         let day = (webhook.stored_at.unix_timestamp() / 86_400) as i32;
         let mut columns = Columns::default();
         let key = ProcessedKey::new(day, &webhook.envelope.dedupe);
@@ -319,18 +320,19 @@ macro_rules! rest {
                    from fence, unnest($13::text[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::bigint[],
                         $19::text[], $20::smallint[], $21::text[], $22::integer[], $23::text[], $24::text[], $25::text[],
                         $26::text[], $27::text[], $28::text[], $29::text[], $30::timestamptz[], $31::timestamptz[],
-                        $32::bytea[], $33::integer[]) with ordinality
+                        $32::bytea[], $33::integer[], $63::boolean[]) with ordinality
                         as u (connection_id, lane, sequence, org_id, agent_id, session, kind, priority, dedup_key, hops,
                               event_id, team_id, channel_id, thread_ts, ts, user_id, traceparent, received_at, stored_at,
-                              payload, size, n)),
+                              payload, size, tells, n)),
              lanes as (
                  insert into delivery_lanes as l (connection_id, lane, partition, head, tail, org_id, agent_id, priority,
-                                                  next_at)
-                 select connection_id, lane, $1, 1, of_lane, org_id, agent_id, priority, now()
+                                                  next_at, told_at)
+                 select connection_id, lane, $1, 1, of_lane, org_id, agent_id, priority, now(), case when tells then now() end
                    from d where nth = 1 order by connection_id, lane
                  on conflict (connection_id, lane) do update
                     set tail = l.tail + excluded.tail, partition = excluded.partition,
                         next_at = case when l.head > l.tail then now() else l.next_at end,
+                        told_at = coalesce(excluded.told_at, l.told_at),
                         org_id = case when l.head > l.tail then excluded.org_id else l.org_id end,
                         agent_id = case when l.head > l.tail then excluded.agent_id else l.agent_id end,
                         priority = case when l.head > l.tail then excluded.priority else l.priority end
@@ -431,7 +433,8 @@ async fn run(
     let query = bind_deliveries(query, &columns.deliveries);
     let query = bind_dead_letters(query, &columns.dead);
     let query = bind_ignored(query, &columns.ignored);
-    outcome(&columns.messages.bind(query).fetch_one(executor).await?)
+    let tells = column(&columns.deliveries, |(_, delivery, _)| delivery.tells);
+    outcome(&columns.messages.bind(query).bind(tells).fetch_one(executor).await?)
 }
 
 fn outcome(row: &sqlx::postgres::PgRow) -> Result<CommitOutcome, StoreError> {

@@ -205,19 +205,21 @@ pub struct NewDelivery {
     pub priority: Priority,
     /// How many agents' answers led to it.
     pub hops: i32,
+    /// Whether the effects tell its person that it waits.
+    pub tells: bool,
 }
 
 impl NewDelivery {
     /// A delivery to an agent.
     pub fn to_agent(agent: &AgentRef, session: i64, priority: Priority) -> Self {
         let (org, agent) = (agent.org.to_string(), agent.id.to_string());
-        Self { org, agent, session, priority, hops: 0 }
+        Self { org, agent, session, priority, hops: 0, tells: false }
     }
 
     /// A delivery that the worker answers itself.
     pub fn to_gateway(priority: Priority) -> Self {
         let (org, agent) = (GATEWAY_ORG.to_owned(), GATEWAY_AGENT.to_owned());
-        Self { org, agent, session: 1, priority, hops: 0 }
+        Self { org, agent, session: 1, priority, hops: 0, tells: false }
     }
 }
 

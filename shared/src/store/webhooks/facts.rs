@@ -4,7 +4,7 @@ use super::super::{Store, StoreError, column, connections::settings, nullable};
 use super::effects::AgentRef;
 use crate::{
     codec::envelope::DedupeKey,
-    partition::Partition,
+    partition::{Lane, Partition},
     types::{ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId, UserId},
 };
 use sha2::{Digest, Sha256};
@@ -19,6 +19,8 @@ pub struct FactsQuery {
     pub team: Option<String>,
     /// The channel that it happened in, if it happened in one.
     pub channel: Option<String>,
+    /// Its lane.
+    pub lane: Lane,
     /// Its own dedup key.
     pub key: ProcessedKey,
     /// The key of its trigger, if it has one. Of the same day.
@@ -55,6 +57,8 @@ pub struct Facts {
     pub processed: bool,
     /// Whether its trigger is processed.
     pub trigger_processed: bool,
+    /// Whether the circuit of its agent is open, and the conversation was not told within the hour that it waits.
+    pub tell_waiting: bool,
 }
 
 /// A connection as a decision sees it.
@@ -111,9 +115,13 @@ impl Store {
                              where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.key) as processed,
                     exists (select from processed_keys p
                              where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.trigger)
-                        as trigger_processed
-               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[], $7::bytea[]) with ordinality
-                        as u (connection, team, channel, day, key, trigger, n)
+                        as trigger_processed,
+                    h.agent_id is not null
+                    and not exists (select from delivery_lanes l
+                                     where l.lane = u.lane and l.connection_id = u.connection
+                                       and l.told_at > now() - interval '1 hour') as tell_waiting
+               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[], $7::bytea[], $8::bigint[])
+                        with ordinality as u (connection, team, channel, day, key, trigger, lane, n)
                left join connections c on c.id = u.connection
                left join deleted_connections d on d.id = u.connection and c.id is null
                left join channel_bindings b on b.connection_id = u.connection
@@ -122,6 +130,7 @@ impl Store {
                                                 and s.team_id = coalesce(c.team_id, u.team) and s.channel_id = u.channel
                left join agents a on a.org_id = b.org_id and a.id = b.agent_id
                left join agents o on o.org_id = c.org_id and o.id = c.agent_id
+               left join agent_health h on h.org_id = coalesce(a.org_id, o.org_id) and h.agent_id = coalesce(a.id, o.id)
               order by u.n",
         )
         .bind(partition.number() as i16)
@@ -131,6 +140,7 @@ impl Store {
         .bind(queries.iter().map(|q| q.key.day).collect::<Vec<_>>())
         .bind(queries.iter().map(|q| &q.key.key[..]).collect::<Vec<_>>())
         .bind(queries.iter().map(|q| q.trigger.as_ref().map(|t| &t.key[..])).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.lane.to_bits()).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await?;
         rows.iter().zip(queries).map(|(row, query)| facts(row, query)).collect()
@@ -151,6 +161,7 @@ fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
             own_agent: None,
             processed,
             trigger_processed,
+            tell_waiting: false,
         });
     }
     let key = id.to_string();
@@ -188,7 +199,8 @@ fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
         session: row.try_get("session")?,
     };
     let connection = ConnectionState::Known(Box::new(known));
-    Ok(Facts { connection, conversation, own_agent, processed, trigger_processed })
+    let tell_waiting = row.try_get("tell_waiting")?;
+    Ok(Facts { connection, conversation, own_agent, processed, trigger_processed, tell_waiting })
 }
 
 fn named(row: &PgRow, column: &str, id: &crate::types::AgentId) -> Result<String, StoreError> {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shared::{
     codec::slack::{Inbound, Parts},
     store::Connection,
-    types::{Destination, Outgoing},
+    types::Outgoing,
 };
 
 /// Answers a submission or a menu without an app: the view closes, the menu is empty.
@@ -27,44 +27,20 @@ pub fn answer_view(webhook: &Webhook<'_>) -> Answered {
     }
 }
 
-/// Tells the person that a delivery was given up, with a reference that an operator can look up.
+/// Returns the notice that a delivery was given up, with a reference that an operator can look up.
 pub fn given_up(webhook: &Webhook<'_>, connection: &Connection) -> Option<Outgoing> {
     let key = webhook.envelope.dedupe.as_str();
     let reference = key.rsplit(':').next().unwrap_or(key);
     let text = format!("This could not be delivered to the agent. Reference: `{reference}`");
-    let ephemeral = json!({ "response_type": "ephemeral", "text": text });
     match &webhook.inbound {
-        Inbound::Command(command) => {
-            let url = command.response_url.to_string();
-            let to = match (command.channel_id.parse(), command.user_id.parse()) {
-                (Ok(channel), Ok(user)) => Destination::response_url(url, channel, user),
-                _ => Destination::ResponseUrl { url, fallback: None },
+        Inbound::Interaction(interaction) if interaction.kind.get() == Some("view_submission") => {
+            let envelope = webhook.envelope;
+            let submission = match Parts::split(envelope.media, &envelope.body) {
+                Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
+                _ => Value::Null,
             };
-            Some(Outgoing { to, message: ephemeral })
+            late_view_response::failed(&submission, &text)
         }
-        Inbound::Interaction(interaction) => match interaction.kind.get() {
-            Some("view_submission") => {
-                let envelope = webhook.envelope;
-                let submission = match Parts::split(envelope.media, &envelope.body) {
-                    Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
-                    _ => Value::Null,
-                };
-                late_view_response::failed(&submission, &text)
-            }
-            _ => {
-                let url = interaction.response_url.get()?.to_owned();
-                let to = Destination::ResponseUrl { url, fallback: None };
-                Some(Outgoing { to, message: ephemeral })
-            }
-        },
-        Inbound::Event(_) => {
-            let message = routing::agent_message(webhook, connection.team.as_ref())?;
-            let user = message.user.parse().ok()?;
-            let thread = message.thread_ts.or((!message.in_direct_message).then_some(message.ts));
-            let (channel, thread_ts) = (message.channel.clone(), thread.map(str::to_owned));
-            let to = Destination::PostEphemeral { channel, user, thread_ts };
-            Some(Outgoing { to, message: json!({ "text": text }) })
-        }
-        Inbound::NotUnderstood => None,
+        _ => routing::notice(webhook, connection.team.as_ref(), &text),
     }
 }

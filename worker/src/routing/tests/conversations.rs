@@ -23,6 +23,25 @@ fn conversations_without_an_agent_get_a_notice_on_preview_bots() {
 }
 
 #[test]
+fn people_hear_that_they_wait_while_the_circuit_is_open() {
+    let told = |method: &str, to: &str| {
+        format!("delivery: {method} {}; {}", WAITING, to.strip_prefix("delivery: ").expect(to))
+    };
+    check(&[
+        (im("hi"), &[circuit_open], &told("chat.postEphemeral", TO_AGENT)),
+        (channel("hi"), &[circuit_open, bound], &told("chat.postEphemeral", TO_AGENT)),
+        (
+            slash("/deploy", "now"),
+            &[circuit_open, forward],
+            &told("response_url", &TO_APP.replace("background", "interactive")),
+        ),
+        // An app gets all that is said: whoever did not mean it hears nothing.
+        (channel("hi"), &[circuit_open, forward], TO_APP),
+        (im("hi"), &[circuit_open, no_agent], "ignore no_agent, addressed"),
+    ]);
+}
+
+#[test]
 fn surfaces_that_are_disabled_are_silent_for_messages() {
     let disabled = "command: response_url This app is disabled in this type of conversation.";
     check(&[

@@ -86,6 +86,7 @@ pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
         own_agent: agent,
         processed: false,
         trigger_processed: false,
+        tell_waiting: false,
     };
     let options = RoutingOptions { slash_command: "/lobu".into(), own_handler: false };
     let mut setup = Setup { facts, roster: Vec::new(), options };
@@ -136,6 +137,7 @@ tweaks! {
         s.facts.own_agent.clone_from(&app);
         s.facts.conversation.agent = app
     };
+    circuit_open: |s| s.facts.tell_waiting = true;
     forward_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
     roster_acme: |s| s.roster.push(named("acme", "sales"));
     roster_all: |s| s.roster.extend([named("acme", "sales"), named("acme", "support")]);

@@ -1,0 +1,42 @@
+//! Notices to the person whose webhook waits or is given up, which nobody else sees.
+
+use super::{Webhook, agent_message};
+use serde_json::json;
+use shared::{
+    codec::slack::Inbound,
+    types::{Destination, Outgoing, TeamId},
+};
+
+/// Text for a person whose webhook waits for its agent.
+pub(crate) const WAITING: &str =
+    "The agent has not answered yet. Your request is kept and will be answered.";
+
+/// Returns a notice in the place where a webhook came from; none if its body names no person or place. `team` is the
+/// connection's.
+pub(crate) fn notice(webhook: &Webhook<'_>, team: Option<&TeamId>, text: &str) -> Option<Outgoing> {
+    let ephemeral = json!({ "response_type": "ephemeral", "text": text });
+    match &webhook.inbound {
+        Inbound::Command(command) => {
+            let url = command.response_url.to_string();
+            let to = match (command.channel_id.parse(), command.user_id.parse()) {
+                (Ok(channel), Ok(user)) => Destination::response_url(url, channel, user),
+                _ => Destination::ResponseUrl { url, fallback: None },
+            };
+            Some(Outgoing { to, message: ephemeral })
+        }
+        Inbound::Interaction(interaction) => {
+            let url = interaction.response_url.get()?.to_owned();
+            let to = Destination::ResponseUrl { url, fallback: None };
+            Some(Outgoing { to, message: ephemeral })
+        }
+        Inbound::Event(_) => {
+            let message = agent_message(webhook, team)?;
+            let user = message.user.parse().ok()?;
+            let thread = message.thread_ts.or((!message.in_direct_message).then_some(message.ts));
+            let (channel, thread_ts) = (message.channel.clone(), thread.map(str::to_owned));
+            let to = Destination::PostEphemeral { channel, user, thread_ts };
+            Some(Outgoing { to, message: json!({ "text": text }) })
+        }
+        Inbound::NotUnderstood => None,
+    }
+}
