@@ -1,7 +1,7 @@
-"""A sample agent: says back what it heard. In any language an agent is one HTTP handler; this one needs no package.
+"""A sample agent: repeats the message. In any language an agent is one HTTP handler; this one needs no package.
 
-Tidegate POSTs {"type":"message","text":…,…} and posts what comes back as {"text":…}. It repeats a question whose answer was
-lost, with the same idempotency-key; whoever does more than answer remembers the keys it has seen.
+Tidegate POSTs {"type":"message","text":…,…} and sends the "text" of the answer to Slack. It repeats a question whose answer was lost,
+with the same idempotency-key; an agent with effects must store the keys that it has processed.
 """
 
 import json

@@ -45,7 +45,7 @@ pub(crate) fn to_stdout() -> (NonBlocking, Dropped, Rest) {
     (lines, dropped, Rest(Some(rest)))
 }
 
-/// How many lines were dropped since the start, as nobody took them: `log_lines_dropped_total`.
+/// How many lines were dropped since the start, as nobody took them: `tidegate_log_lines_dropped_total`.
 #[derive(Debug, Clone)]
 pub struct Dropped {
     unqueued: ErrorCounter,

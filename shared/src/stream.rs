@@ -26,10 +26,10 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 
 /// JetStream drops a second copy of a dedupe key for this long. Covers Slack's quick retries (at once,
-/// 1 min, 5 min); what comes later is caught by `seen`. About 185 bytes of server memory an id.
+/// 1 min, 5 min); `processed_keys` covers later copies. About 185 bytes of server memory an id.
 pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
-/// Webhooks stay this long, handled or not.
+/// Webhooks stay this long, committed or not.
 pub const MAX_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// The bucket in which ingest finds every connection.

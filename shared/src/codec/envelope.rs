@@ -7,7 +7,7 @@
 //!
 //! `Tidegate-Schema` counts what a reader has to understand. A number newer than ours is
 //! [`NotDecoded::Newer`]: the reader waits for a newer release of itself. All else that is wrong is
-//! [`NotDecoded::Undecodable`], and dead.
+//! [`NotDecoded::Undecodable`], and becomes a dead letter.
 
 use super::slack::Media;
 use crate::{
@@ -112,8 +112,8 @@ impl Word {
 
 /// What makes two webhooks one: the connection, and what Slack repeats when it repeats itself.
 ///
-/// It is the `Nats-Msg-Id` (JetStream drops a copy within 30 min) and the key of a row in `seen` (the
-/// long memory, 48 h).
+/// It is the `Nats-Msg-Id` (JetStream drops a copy within 30 min), and its hash is the key of a row in
+/// `processed_keys`, which is kept longer.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DedupeKey(String);
 

@@ -1,5 +1,5 @@
-//! Connections: made, hydrated, projected, watched. Their life is in [`super::lifecycle`], what an operator declares of
-//! them in [`super::declared`].
+//! Connections: made, read with their secrets, projected, watched. Changes of their status are in [`super::lifecycle`],
+//! declarations of an operator in [`super::declared`].
 
 use super::{Store, StoreError, column, inconsistent, nullable, session::Listener};
 use crate::{

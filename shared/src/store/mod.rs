@@ -66,7 +66,7 @@ pub struct Store {
 pub struct Rings {
     /// Opens signing secrets.
     pub signing: KeyRing,
-    /// Opens tokens, agents' secrets and copied bodies.
+    /// Opens tokens, agents' secrets, payloads of webhooks and requests of the outbox.
     pub tokens: KeyRing,
 }
 

@@ -1,7 +1,7 @@
 //! What Slack's refusals do to a connection.
 //!
-//! Guarded by the version under which the token was read: word of an old token never harms a new installation. How often in a
-//! row a token was refused stands beside the connection's row, over all workers: counting is no change of what is hydrated.
+//! Guarded by the version under which the token was read: word of an old token never harms a new installation. Refusals in a
+//! row are counted over all workers in a table of their own: counting does not change the row that workers cache.
 
 use super::{Store, StoreError};
 use crate::types::{ConnectionId, Status};

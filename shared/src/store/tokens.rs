@@ -1,7 +1,7 @@
 //! Bot tokens that rotate: refreshed ahead of their end, by one worker at a time, and never overwritten by an older one.
 //!
 //! A lease on the row keeps refreshers apart; `generation` is compared when the new tokens are written, in the same
-//! transaction as the connection's own token. A lease is no change of the connection, so nobody hydrates for it.
+//! transaction as the connection's own token. A lease does not change the connection's row, so no worker reads it again.
 
 use super::{Store, StoreError, column, inconsistent};
 use crate::{

@@ -40,7 +40,7 @@ pub async fn run(
     tokio::join!(tokens, usage, replays, reap(&context, &stop), locked(&context, &js, &stop));
 }
 
-/// Frees what workers ran whose row has expired, and what names this worker but is not in its memory.
+/// Frees the lanes and slots of workers whose row has expired.
 async fn reap(context: &Context, stop: &CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(REAP_INTERVAL)).await.is_some() {
         let expired = match context.store.expired_workers(EXPIRED_MAX).await {

@@ -3,7 +3,7 @@
 //! In: a connection and a method. Out: a [`Turn`], without which there is no call, or how long to wait. Slack's own limits
 //! are near what one caller after the other reaches, so nothing is lost by calling in turn, and when a limit is hit at most
 //! one call per worker is under way to hear it. What Slack says then is written to Postgres, which keeps it from all who
-//! take rows and tells the others, for what they have taken already (see the store's `limits`).
+//! take rows and tells the others, for what they have taken already (see the store's `outbox::rate_limits`).
 
 use shared::{
     store::{Store, StoreError},

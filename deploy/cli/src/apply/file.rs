@@ -54,11 +54,11 @@ use std::{
 };
 use toml::Spanned;
 
-/// Limits of an agent's `timeout`,
+/// Limits of an agent's `timeout`.
 const TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// of its `retry_for` and `keep_for`: webhooks stay in the stream for 14 days,
+/// Limits of an agent's `retry_for` and `keep_for`. Its deliveries carry their bytes, so the age of the stream does not matter.
 const KEPT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(14 * 24 * 3600));
-/// and of its `max_concurrent`.
+/// Limits of an agent's `max_concurrent`.
 const CONCURRENT: RangeInclusive<u16> = 1..=1000;
 
 /// Something that is wrong with the file.

@@ -1,6 +1,6 @@
 //! Ends attempts: a delivery that is over is deleted and its lane's head raised; one that is not waits in its lane.
 //!
-//! Many ends are one statement. The fence of each is (worker, attempts) in the lane row: an end of an attempt that was freed
+//! Many ends are one statement. The fence of each is (worker, claim) in the lane row: an end of an attempt that was freed
 //! and begun again meanwhile changes nothing.
 
 use super::{

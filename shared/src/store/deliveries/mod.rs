@@ -2,7 +2,7 @@
 //!
 //! A delivery never changes; its lane's row does, for the head. Enqueueing (see `webhooks::batch`) raises `tail`, ending raises
 //! `head`: both use only the newest version of that row. Running lanes and slots name a row of `workers`; the fence of every
-//! end is (worker, attempts) in the lane row.
+//! end is (worker, claim) in the lane row.
 
 mod claim;
 mod end;

@@ -1,6 +1,6 @@
 //! Until when Slack asked us to leave a method of a workspace alone, for all workers to know.
 //!
-//! A row per connection and method that was ever limited; without one nothing is limited. `outbox.take` looks here in
+//! A row per connection and method that was ever limited; without one nothing is limited. `outbox.claim` looks here in
 //! the same statement that takes rows. Others hear of a limit by NOTIFY, for what they have taken already.
 
 use super::super::{Store, StoreError, session::Listener};
