@@ -40,7 +40,11 @@ impl Commits {
         let settings = config::Postgres { url, connections: SESSIONS };
         Store::migrate(&settings).await?;
         let ring = || -> anyhow::Result<KeyRing> { Ok(KeyRing::generate("k1")?.parse()?) };
-        let store = Store::new(&settings, Rings { signing: ring()?, tokens: ring()? })?;
+        let store = Store::new(
+            &settings,
+            Rings { signing: ring()?, tokens: ring()? },
+            shared::store::Plans::Once,
+        )?;
         let claimed = store.claim_partitions("ceiling", 64, &[], Duration::from_secs(7200)).await?;
         let partitions =
             claimed.iter().map(|lease| (lease.token, Mutex::new(lease.state.cursor))).collect();

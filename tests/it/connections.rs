@@ -8,7 +8,7 @@ use shared::{
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{App, PAIR, SMALL, SOON, World},
+    world::{App, PAIR, SMALL, SOON, World, agent_id},
 };
 
 /// The fault this product was made to remove: a slash command lands on a process that never saw its connection, is
@@ -121,4 +121,27 @@ async fn a_pending_connection_answers_the_handshake_and_its_replies_wait() {
     assert!(world.slack.receipts().is_empty(), "nothing is sent while it is pending");
     world.tidegate(&["connections", "start", &app.connection.to_string()]).expect("started");
     world.slack.told("the answer", |told| webhook.response_url.ends_with(&told.to)).await;
+}
+
+#[tokio::test]
+async fn replies_of_a_stopped_connection_wait_until_it_is_started() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let webhook = Webhook::message(&world.slack, &app, "D1", "U1", "slow:1500 hello");
+    world.send(&app, &webhook).await.expect("an answer");
+    let count = async |sql: &'static str, expected: i64| {
+        let found = sqlx::query_scalar::<_, i64>(sql).fetch_one(&world.pool).await.ok()?;
+        (found == expected).then_some(())
+    };
+    let running = "select count(*) from agent_slots where lane is not null";
+    until("the agent is asked", SOON, async || count(running, 1).await).await;
+    let id = app.connection.to_string();
+    world.tidegate(&["connections", "stop", &id]).expect("stopped");
+    let waiting = "select count(*) from outbox";
+    until("the reply waits", SOON, async || count(waiting, 1).await).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await; // it would be sent within milliseconds
+    count(waiting, 1).await.expect("it still waits");
+    world.tidegate(&["connections", "start", &id]).expect("started");
+    world.slack.told("the reply", |told| told.text() == "I heard: slow:1500 hello").await;
+    count("select count(*) from outbox_failures", 0).await.expect("nothing was given up");
 }

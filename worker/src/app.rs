@@ -24,7 +24,7 @@ use shared::{
     config,
     healthcheck::Asked,
     shutdown::Shutdown,
-    store::{Rings, Store},
+    store::{Plans, Rings, Store},
     telemetry,
 };
 use std::{process::ExitCode, sync::Arc};
@@ -74,7 +74,7 @@ async fn run_worker(config: Config, handler: Option<AnyHandler>) -> anyhow::Resu
 
     let nats = config.nats.connect("worker").await?;
     let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
-    let store = Store::new(&config.postgres, rings)?;
+    let store = Store::new(&config.postgres, rings, Plans::Once)?;
     let options =
         RoutingOptions { slash_command: config.command.clone(), own_handler: handler.is_some() };
     let decider = Decider::new(store.clone(), options);

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use shared::{
     config::{self, Nats, Postgres},
     secrets::KeyRing,
-    store::{Rings, Store},
+    store::{Plans, Rings, Store},
 };
 use std::process::ExitCode;
 
@@ -111,7 +111,7 @@ struct StoreSettings {
 impl StoreSettings {
     fn open(&self) -> anyhow::Result<Store> {
         let rings = Rings { signing: self.signing_keys.clone(), tokens: self.token_keys.clone() };
-        Ok(Store::new(&self.postgres, rings)?)
+        Ok(Store::new(&self.postgres, rings, Plans::PerCall)?)
     }
 }
 

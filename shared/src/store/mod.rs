@@ -42,6 +42,7 @@ pub use tokens::{DueRotation, NewRotation};
 pub use webhooks::*;
 
 use crate::{config, secrets::KeyRing};
+pub use session::Plans;
 use session::Sessions;
 use sqlx::{
     ConnectOptions, Row,
@@ -106,27 +107,38 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether Postgres refuses a batch for its contents (SQLSTATE classes 21, 22, 23, 54) or its duration (57014):
+    /// Whether Postgres refuses a batch for its contents (SQLSTATE classes 21, 22, 23, 54) or its duration:
     /// sending it again changes nothing.
     pub fn refuses_contents(&self) -> bool {
-        let error = match self {
-            StoreError::Postgres(sqlx::Error::Database(error)) => error,
-            StoreError::Batch(error) => return error.refuses_contents(),
-            _ => return false,
-        };
-        let contents = |code: &str| {
-            ["21", "22", "23", "54", "57014"].iter().any(|class| code.starts_with(class))
-        };
-        error.code().is_some_and(|code| contents(&code))
+        let contents =
+            |code: &str| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class));
+        self.code().is_some_and(|code| contents(&code)) || self.refuses_duration()
+    }
+
+    /// Whether Postgres ended a statement that took too long (57014): for what it does, or because Postgres is slow.
+    pub fn refuses_duration(&self) -> bool {
+        self.code().as_deref() == Some("57014")
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        match self {
+            StoreError::Postgres(sqlx::Error::Database(error)) => error.code(),
+            StoreError::Batch(error) => error.code(),
+            _ => None,
+        }
     }
 }
 
 impl Store {
     /// Prepares a pool. Touches nothing yet: a Postgres that is away is waited for where it is needed.
-    pub fn new(settings: &config::Postgres, rings: Rings) -> Result<Self, StoreError> {
+    pub fn new(
+        settings: &config::Postgres,
+        rings: Rings,
+        plans: Plans,
+    ) -> Result<Self, StoreError> {
         let options = options(settings)?;
-        let leases = Sessions::new(options.clone(), LEASE_CONNECTIONS);
-        Ok(Self { pool: Sessions::new(options, settings.connections), leases, rings })
+        let leases = Sessions::new(options.clone(), LEASE_CONNECTIONS, plans);
+        Ok(Self { pool: Sessions::new(options, settings.connections, plans), leases, rings })
     }
 
     /// Brings the schema to this release's. Safe to run again, and by several at once: they wait for each other,

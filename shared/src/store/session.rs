@@ -53,6 +53,17 @@ pub(super) struct Sessions {
     failed: Failed,
 }
 
+/// When Postgres plans a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plans {
+    /// For the values of each call, where that seems to pay.
+    PerCall,
+    /// Once per session. Statements of traffic are looked up by index whatever their values; to plan one of them takes
+    /// longer than to run it (5 ms and 1 ms). Tables are not scanned: a plan from when they were empty would scan them
+    /// until they are analyzed.
+    Once,
+}
+
 /// When a session failed last.
 #[derive(Debug, Clone, Default)]
 struct Failed(Arc<Mutex<Option<Instant>>>);
@@ -70,10 +81,16 @@ impl Failed {
 
 impl Sessions {
     /// At most so many. Touches nothing yet.
-    pub fn new(options: PgConnectOptions, most: u32) -> Self {
+    pub fn new(options: PgConnectOptions, most: u32, plans: Plans) -> Self {
+        let options = match plans {
+            Plans::PerCall => options,
+            Plans::Once => options
+                .options([("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")]),
+        };
         let options = options.options([
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+            ("jit", "off"),
         ]);
         let failed = Failed::default();
         let others = failed.clone();

@@ -24,7 +24,7 @@ use anyhow::{Context, ensure};
 use shared::{
     config,
     secrets::KeyRing,
-    store::{Rings, Store},
+    store::{Plans, Rings, Store},
 };
 use sqlx::PgPool;
 use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
@@ -203,7 +203,7 @@ impl World {
             settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let rings = Rings { signing: signing.parse()?, tokens: tokens.parse()? };
         let url = postgres.url_as("tidegate_tests", &database);
-        let store = Store::new(&config::Postgres { url, connections: 4 }, rings)?;
+        let store = Store::new(&config::Postgres { url, connections: 4 }, rings, Plans::Once)?;
         let pool = PgPool::connect(&superuser).await?;
         let urls: Vec<_> = servers.iter().map(Nats::url).chain([nats.url()]).collect();
         let client = nats.keys().options(User::Tests)?.connect(urls).await?;

@@ -6,7 +6,7 @@
 
 use shared::partition::Lane;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -34,7 +34,11 @@ struct Circuit {
     first_failed: Option<Lane>,
     several_lanes: bool,
     succeeded_at: Option<Instant>,
+    opened_at: Option<Instant>,
 }
+
+/// Another worker may have read the open circuits before this one's was recorded.
+const RECORDED_WITHIN: Duration = Duration::from_secs(3);
 
 impl CircuitBreakers {
     /// Records that an agent answered. `probe`: the circuit was open when the attempt began.
@@ -56,13 +60,29 @@ impl CircuitBreakers {
         agent: (&str, &str),
         lane: Lane,
         probe: bool,
+        now: Instant,
     ) -> Option<Transition> {
         let circuit = self.circuit(agent);
         let was_open = circuit.is_open();
         circuit.failures = circuit.failures.saturating_add(1);
         let first = *circuit.first_failed.get_or_insert(lane);
         circuit.several_lanes |= first != lane;
-        (circuit.is_open() && !was_open && !probe).then_some(Transition::Open)
+        let opens = circuit.is_open() && !was_open && !probe;
+        if opens {
+            circuit.opened_at = Some(now);
+        }
+        opens.then_some(Transition::Open)
+    }
+
+    /// Begins anew with agents whose circuit this worker opened and that is recorded as open no more: another worker's
+    /// probe succeeded.
+    pub fn retain_open(&mut self, recorded: &HashSet<(String, String)>, now: Instant) {
+        for (agent, circuit) in &mut self.0 {
+            let is_recorded = |at| now.saturating_duration_since(at) > RECORDED_WITHIN;
+            if circuit.opened_at.is_some_and(is_recorded) && !recorded.contains(agent) {
+                *circuit = Circuit { succeeded_at: Some(now), ..Circuit::default() };
+            }
+        }
     }
 
     /// Returns whether an agent answered some delivery within the last `period`.
@@ -98,18 +118,35 @@ mod tests {
     #[test]
     fn opens_after_failures_on_two_lanes() {
         let mut breakers = CircuitBreakers::default();
-        let lane = Lane::from_bits;
+        let (lane, now) = (Lane::from_bits, Instant::now());
         for _ in 0..20 {
-            assert_eq!(breakers.on_failure(AGENT, lane(1), false), None, "one lane");
+            assert_eq!(breakers.on_failure(AGENT, lane(1), false, now), None, "one lane");
         }
-        assert_eq!(breakers.on_failure(AGENT, lane(2), false), Some(Transition::Open));
-        assert_eq!(breakers.on_failure(AGENT, lane(3), false), None, "open already");
-        assert_eq!(breakers.on_failure(("o", "b"), lane(2), false), None, "another agent");
-        let now = Instant::now();
+        let open = Some(Transition::Open);
+        assert_eq!(breakers.on_failure(AGENT, lane(2), false, now), open);
+        assert_eq!(breakers.on_failure(AGENT, lane(3), false, now), None, "open already");
+        assert_eq!(breakers.on_failure(("o", "b"), lane(2), false, now), None, "another agent");
         assert_eq!(breakers.on_success(AGENT, true, now), Some(Transition::Close));
         assert_eq!(breakers.on_success(AGENT, false, now), None);
         assert!(breakers.has_answered_within(AGENT, Duration::from_secs(1), now));
         assert!(!breakers.has_answered_within(("o", "c"), Duration::from_secs(1), now));
+    }
+
+    #[test]
+    fn opens_again_after_another_worker_closed_it() {
+        let (mut breakers, now) = (CircuitBreakers::default(), Instant::now());
+        let fail = |breakers: &mut CircuitBreakers, now| {
+            let mut failed = |n| breakers.on_failure(AGENT, Lane::from_bits(n), false, now);
+            (0..5).filter_map(&mut failed).last()
+        };
+        assert_eq!(fail(&mut breakers, now), Some(Transition::Open));
+        let later = now + RECORDED_WITHIN * 2;
+        breakers.retain_open(&HashSet::from([("o".to_owned(), "a".to_owned())]), later);
+        assert_eq!(fail(&mut breakers, later), None, "it is open");
+        breakers.retain_open(&HashSet::new(), now);
+        assert_eq!(fail(&mut breakers, now), None, "it may not be recorded yet");
+        breakers.retain_open(&HashSet::new(), later);
+        assert_eq!(fail(&mut breakers, later), Some(Transition::Open));
     }
 
     #[test]
@@ -120,7 +157,7 @@ mod tests {
             for (fails, lane) in steps {
                 let transition = if *fails {
                     run.push(*lane);
-                    breakers.on_failure(AGENT, Lane::from_bits(i64::from(*lane)), false)
+                    breakers.on_failure(AGENT, Lane::from_bits(i64::from(*lane)), false, now)
                 } else {
                     run.clear();
                     breakers.on_success(AGENT, false, now)

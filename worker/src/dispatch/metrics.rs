@@ -96,7 +96,7 @@ impl DispatchMetrics {
     }
 
     /// Open circuits, as Postgres has them.
-    pub fn open_circuits(&self, open: i64) {
-        self.open_circuits.set(open);
+    pub fn open_circuits(&self, open: usize) {
+        self.open_circuits.set(open as i64);
     }
 }

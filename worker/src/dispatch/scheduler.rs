@@ -333,7 +333,8 @@ impl Scheduler {
             Err(error) => warn!(error = %Chain(&error), "failed to look for cancelled deliveries"),
         }
         if let Ok(open) = store.open_circuits().await {
-            self.shared.metrics.open_circuits(open);
+            self.shared.metrics.open_circuits(open.len());
+            self.shared.breakers().retain_open(&open, std::time::Instant::now());
         }
     }
 }
@@ -505,7 +506,10 @@ impl Shared {
             return;
         }
         let agent = (delivery.org.as_str(), delivery.agent.as_str());
-        let transition = self.breakers().on_failure(agent, delivery.key.lane, delivery.probe);
+        let transition = {
+            let now = std::time::Instant::now();
+            self.breakers().on_failure(agent, delivery.key.lane, delivery.probe, now)
+        };
         self.record_transition(agent, transition, error).await;
     }
 

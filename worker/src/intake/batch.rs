@@ -4,6 +4,8 @@
 pub const BATCH_WEBHOOKS_MAX: usize = 256;
 /// Bytes of bodies in a batch, at most; a batch has at least one webhook.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Refusals for its duration after which a webhook is given up: Postgres may be slow for everybody, and gets a minute.
+const DURATION_REFUSALS_MAX: u32 = 12;
 /// Claims without progress after which webhooks are decided one by one.
 const CLAIMS_BEFORE_ALONE: i32 = 3;
 
@@ -28,6 +30,7 @@ pub fn commit_length(may_share: impl IntoIterator<Item = bool>) -> usize {
 pub struct BatchHalving {
     limit: usize,
     prepared_anew: bool,
+    alone_too_slow: u32,
 }
 
 /// What follows a refusal.
@@ -43,7 +46,7 @@ impl BatchHalving {
     /// Whole batches; one by one after several claims without progress.
     pub fn new(claims: i32) -> Self {
         let limit = if claims >= CLAIMS_BEFORE_ALONE { 1 } else { BATCH_WEBHOOKS_MAX };
-        Self { limit, prepared_anew: false }
+        Self { limit, prepared_anew: false, alone_too_slow: 0 }
     }
 
     /// Webhooks of the next batch, at most.
@@ -53,18 +56,20 @@ impl BatchHalving {
 
     /// A batch of this length was committed: batches grow again.
     pub fn on_committed(&mut self) {
-        *self = Self { limit: (self.limit * 2).min(BATCH_WEBHOOKS_MAX), prepared_anew: false };
+        let limit = (self.limit * 2).min(BATCH_WEBHOOKS_MAX);
+        *self = Self { limit, prepared_anew: false, alone_too_slow: 0 };
     }
 
-    /// A batch of this length was refused.
-    pub fn on_refused(&mut self, length: usize) -> AfterRefusal {
+    /// A batch of this length was refused, for its contents or because it took too long.
+    pub fn on_refused(&mut self, length: usize, for_duration: bool) -> AfterRefusal {
+        self.alone_too_slow += u32::from(for_duration && length <= 1);
         if !std::mem::replace(&mut self.prepared_anew, true) {
             return AfterRefusal::Prepare;
         }
-        if length <= 1 {
+        if length <= 1 && (!for_duration || self.alone_too_slow >= DURATION_REFUSALS_MAX) {
             return AfterRefusal::DeadLetter;
         }
-        self.limit = length / 2;
+        self.limit = (length / 2).max(1);
         AfterRefusal::Prepare
     }
 }
@@ -107,7 +112,7 @@ mod tests {
                 }
                 refusals += 1;
                 assert!(refusals < 40, "halving ends");
-                if halving.on_refused(length) == AfterRefusal::DeadLetter {
+                if halving.on_refused(length, false) == AfterRefusal::DeadLetter {
                     assert_eq!((next, length), (bad, 1));
                     dead.push(next);
                     next += 1;
@@ -116,6 +121,19 @@ mod tests {
             }
             assert_eq!(dead.len(), usize::from(bad < total));
         });
+    }
+
+    #[test]
+    fn slow_postgres_gives_nothing_up_within_a_minute() {
+        let mut halving = BatchHalving::new(1);
+        let mut refusals = 0;
+        while halving.limit() > 1 {
+            halving.on_refused(halving.limit(), true);
+        }
+        while halving.on_refused(1, true) == AfterRefusal::Prepare {
+            refusals += 1;
+        }
+        assert!(refusals >= 11, "{refusals} refusals of 5 s each");
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Reader<'_> {
                 }
                 Read::CaughtUp(through) => {
                     self.waiting = 0;
+                    self.record_progress();
                     if recorded.elapsed() > IDLE_INTERVAL && self.pending.is_empty() {
                         recorded = Instant::now();
                         let advanced =
@@ -265,7 +266,9 @@ impl Reader<'_> {
                     self.context.metrics.batch_refused();
                     let first = prepared[0].1.sequence;
                     warn!(partition = %self.part.partition(), sequence = first, length, error = %Chain(&refusal), "failed to commit batch");
-                    if self.halving.on_refused(length) == AfterRefusal::DeadLetter {
+                    if self.halving.on_refused(length, refusal.refuses_duration())
+                        == AfterRefusal::DeadLetter
+                    {
                         let first = self.webhooks().next()?.clone();
                         let error = Chain(&refusal).to_string();
                         return self.give_up(&first, "Postgres refuses its effects", &error).await;

@@ -76,11 +76,11 @@ impl<'a> SendContext<'a> {
         }
         let token = connection.as_ref().and_then(|connection| connection.bot_token.clone());
         match connection.zip(token) {
-            Some((connection, token)) => {
+            Some((connection, token)) if connection.status != Status::Stopped => {
                 Ok(AuthenticatedSender { sending: self, connection, token })
             }
-            None => {
-                let why = "the connection is pending".to_owned();
+            _ => {
+                let why = "the connection is pending or stopped".to_owned();
                 Err(SendOutcome::Untried(PENDING_WAIT, why))
             }
         }
@@ -113,10 +113,8 @@ impl<'a> SendContext<'a> {
 fn final_verdict(connection: Option<&Connection>) -> Option<String> {
     let Some(connection) = connection else { return Some("the connection does not exist".into()) };
     match connection.status {
-        Status::Stopped | Status::Revoked => {
-            Some(format!("the connection is {}", connection.status))
-        }
-        Status::Pending => None,
+        Status::Revoked => Some("the connection is revoked".into()),
+        Status::Pending | Status::Stopped => None,
         Status::Active | Status::Error if connection.bot_token.is_none() => {
             Some("the connection has no bot token".into())
         }

@@ -1,6 +1,7 @@
 //! Open circuit breakers, for all workers to see. A row changes only with the state.
 
 use super::super::{Store, StoreError, storable};
+use std::collections::HashSet;
 
 impl Store {
     /// Records that the circuit of an agent is open. The first probe is due in a second.
@@ -36,9 +37,10 @@ impl Store {
         Ok(())
     }
 
-    /// Returns how many circuits are open.
-    pub async fn open_circuits(&self) -> Result<i64, StoreError> {
-        let count = sqlx::query_scalar("-- agent_health.count\n select count(*) from agent_health");
-        Ok(count.fetch_one(&self.pool).await?)
+    /// Returns the agents whose circuit is open, by organization and id.
+    pub async fn open_circuits(&self) -> Result<HashSet<(String, String)>, StoreError> {
+        let open =
+            sqlx::query_as("-- agent_health.list\n select org_id, agent_id from agent_health");
+        Ok(open.fetch_all(&self.pool).await?.into_iter().collect())
     }
 }

@@ -75,10 +75,12 @@ impl Store {
             .collect()
     }
 
-    /// Makes the slots of deliveries that workers answer themselves.
+    /// Makes the slots of deliveries that workers answer themselves, and drops free ones above their number.
     pub async fn ensure_gateway_slots(&self, count: i32) -> Result<(), StoreError> {
         sqlx::query(
             "-- slots.ensure_gateway
+             with dropped as (
+                 delete from agent_slots where org_id = $1 and agent_id = $2 and n > $3 and lane is null)
              insert into agent_slots (org_id, agent_id, n)
              select $1, $2, n from generate_series(0, $3) n on conflict do nothing",
         )

@@ -124,7 +124,7 @@ impl Store {
                      select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane, l.partition,
                             l.org_id || '/' || l.agent_id as agent,
                             case when l.worker is not null then 'running' when a.paused_at is not null then 'paused'
-                                 when c.status in ('stopped', 'error', 'revoked') then c.status
+                                 when c.status in ('stopped', 'revoked') then c.status
                                  when h.opened_at is not null then 'circuit open'
                                  when l.next_at <= now() then 'due' else 'waiting' end as state,
                             l.tail - l.head + 1 as waiting, l.attempts, l.crashes, d.inserted_at as waiting_since,

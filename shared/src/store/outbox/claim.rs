@@ -140,10 +140,10 @@ impl Store {
                        limit 1) f
                   where q.n < $8),
              visited as (
-                 select q.*, coalesce(c.status in ('stopped', 'revoked'), true) as ended,
+                 select q.*, coalesce(c.status = 'revoked', true) as ended,
                         coalesce(c.status = 'pending' and c.bot_token is null, false) as no_token
                    from queues q left join connections c on c.id = q.connection_id
-                  where q.n > 0 and c.sending_paused_at is null and exists (select from me)),
+                  where q.n > 0 and c.sending_paused_at is null and c.status is distinct from 'stopped' and exists (select from me)),
              due as (
                  select v.n, v.ended, v.no_token, c.*, row_number() over (partition by v.n order by c.next_at) as nth
                    from visited v, lateral (
@@ -267,8 +267,6 @@ impl Store {
                left join used r on r.dedup_key = o.dedup_key
               order by t.turn"
         ))
-        // Planned each time: a plan from when the tables were empty reads all of them, many times, until they are analyzed.
-        .persistent(false)
         .bind(worker)
         .bind(partitions.iter().map(|p| p.number() as i16).collect::<Vec<_>>())
         .bind(limit)
