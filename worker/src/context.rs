@@ -7,14 +7,15 @@ use crate::{
 use shared::{codec::envelope::Envelope, partition::Partition, store::Store};
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+
+pub use crate::worker_lease::{WorkerLease, WorkerTerm};
 
 /// What the stages of a worker share.
 pub struct Context {
@@ -52,67 +53,6 @@ pub struct Context {
     pub channel_min_interval: Duration,
     /// The slash command, with its slash.
     pub slash_command: String,
-}
-
-/// The row of this process in `workers`. Running lanes and agent slots name it; when it expires, others free them.
-///
-/// A process that could not renew its row in time has lost everything that it runs: the term ends, its tasks are
-/// cancelled, and the next term has another id.
-#[derive(Clone, Default)]
-pub struct WorkerLease(Arc<Mutex<Option<Arc<WorkerTerm>>>>);
-
-/// One uninterrupted time under one id.
-pub struct WorkerTerm {
-    /// The id in `workers`: random, never used again.
-    pub id: String,
-    /// Cancelled when the term is over: calls to agents and Slack end at once.
-    pub ended: CancellationToken,
-    holds_until: Mutex<Instant>,
-}
-
-impl WorkerTerm {
-    /// Whether the row has not expired by this process's own monotonic clock. Ask it before every outside call.
-    pub fn holds(&self) -> bool {
-        !self.ended.is_cancelled()
-            && Instant::now() < *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl WorkerLease {
-    /// The current term; `None` while the process has no row in `workers`.
-    pub fn term(&self) -> Option<Arc<WorkerTerm>> {
-        self.slot().clone().filter(|term| term.holds())
-    }
-
-    /// Begins a term under a new id.
-    pub fn begin(&self, id: String, holds_until: Instant) {
-        let ended = CancellationToken::new();
-        let term = WorkerTerm { id, ended, holds_until: Mutex::new(holds_until) };
-        if let Some(before) = self.slot().replace(Arc::new(term)) {
-            before.ended.cancel();
-        }
-    }
-
-    /// Extends the current term.
-    pub fn extend(&self, holds_until: Instant) {
-        if let Some(term) = &*self.slot() {
-            *term.holds_until.lock().unwrap_or_else(PoisonError::into_inner) = holds_until;
-        }
-    }
-
-    /// Ends the term when it has run out; its tasks are cancelled.
-    pub fn end_if_expired(&self) -> bool {
-        let mut slot = self.slot();
-        let expired = slot.as_ref().is_some_and(|term| !term.holds());
-        if expired && let Some(term) = slot.take() {
-            term.ended.cancel();
-        }
-        expired
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Option<Arc<WorkerTerm>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Partitions that this worker reads, and so dispatches and sends for. Ownership is no fence here: two workers that take

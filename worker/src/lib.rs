@@ -24,6 +24,7 @@ mod outbox;
 mod routing;
 mod slack;
 mod usage;
+mod worker_lease;
 
 pub use app::run;
 pub use config::{BEYOND_GRACE, Config};
