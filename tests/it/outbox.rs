@@ -276,6 +276,27 @@ async fn what_can_be_mended_is_kept_and_what_can_not_is_given_up() {
     assert_eq!(limited, 3, "a full workspace pauses all that is said there");
 }
 
+/// The text alone is refused, too: the person hears that there was an answer, and the operator finds it by the reference.
+#[tokio::test]
+async fn an_answer_that_slack_refuses_for_its_form_leaves_a_note() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(answered).await.expect("a connection");
+    let refusals = Trouble::new(Fault::Says("msg_too_long".into())).on(POST).times(1);
+    world.slack.trouble(refusals);
+    say(&world, &app, 1, "hello").await;
+    let note = world.slack.told("the note", |told| {
+        told.to == channel(0) && told.text().starts_with("Slack did not accept the answer.")
+    });
+    let note = note.await;
+    let key: String = until("it is given up", SOON, async || {
+        let query = "select dedup_key from outbox_failures where error = 'msg_too_long'";
+        sqlx::query_scalar(query).fetch_optional(&world.pool).await.ok()?
+    })
+    .await;
+    let reference = key.rsplit(':').next().expect("a reference");
+    assert!(note.text().contains(reference), "{note:?}");
+}
+
 #[tokio::test]
 async fn a_response_url_that_leads_elsewhere_is_not_followed() {
     let mut world = World::without_processes(SMALL).await.expect("servers");

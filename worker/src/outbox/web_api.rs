@@ -95,23 +95,42 @@ pub async fn send(
     };
     let called = match called {
         ApiResult::Refused(_, word) if FORM_ERRORS.contains(&word.as_str()) => {
-            match text_alone(&body) {
-                Some(text) => {
-                    warn!(
-                        outbox = sending.message.id,
-                        word, "message refused for its form; sending its text alone"
-                    );
-                    match sender.call(method, &text).await {
-                        Ok(called) => called,
-                        Err(outcome) => return outcome,
-                    }
-                }
-                None => return SendOutcome::Failed(word),
+            match send_simpler(sender, method, &body, word).await {
+                Ok(called) => called,
+                Err(outcome) => return outcome,
             }
         }
         called => called,
     };
     sender.follow(called, channel).await
+}
+
+/// Sends the text alone of a message that was refused for its form. If that is refused, too, the person gets a note with a
+/// reference, and the message is given up.
+async fn send_simpler(
+    sender: &AuthenticatedSender<'_>,
+    method: Method,
+    body: &Value,
+    mut word: String,
+) -> Result<ApiResult, SendOutcome> {
+    let message = sender.sending.message;
+    if let Some(text) = text_alone(body) {
+        warn!(outbox = message.id, word, "message refused for its form; sending its text alone");
+        match sender.call(method, &text).await? {
+            ApiResult::Refused(_, again) if FORM_ERRORS.contains(&again.as_str()) => word = again,
+            called => return Ok(called),
+        }
+    }
+    if body["channel"].is_string() {
+        let key = message.dedup_key.as_str();
+        let reference = key.rsplit(':').next().unwrap_or(key);
+        let mut note = body.clone();
+        note["text"] = format!("Slack did not accept the answer. Reference: `{reference}`").into();
+        if let Some(note) = text_alone(&note).or(Some(note)) {
+            sender.call(method, &note).await?;
+        }
+    }
+    Err(SendOutcome::Failed(word))
 }
 
 /// A message without what Slack may refuse for its form; none when nothing of it is left, or nothing changed.
