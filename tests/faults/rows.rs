@@ -1,6 +1,8 @@
 //! The matrix: every fault, when it is run, and what runs it.
 
-use crate::{Run, claims, clock, cluster, crash, declared, doors, links, refused, stream, work};
+use crate::{
+    Run, claims, clock, cluster, crash, declared, doors, links, panics, refused, stream, work,
+};
 use std::pin::Pin;
 use tests::checker::Verdict;
 
@@ -101,5 +103,6 @@ rows! {
     "35" EveryChange "a worker loses Postgres while it calls agents" => links::cut_off_in_mid_call;
     "36" Nightly "workers' clocks are an hour ahead and behind" => clock::workers_skewed;
     "37" EveryChange "Postgres is restored from an earlier state" => crash::postgres_restored;
+    "38" EveryChange "panics in every stage of the workers" => panics::in_every_stage;
     "30" Nightly "everything at random" => crash::at_random;
 }
