@@ -97,6 +97,7 @@ rows! {
     "29" EveryChange "a worker is frozen past its lease, and wakes" => crash::worker_frozen;
     "29n" Nightly "a worker is frozen for 60 s, and wakes" => crash::worker_frozen_long;
     "31" EveryChange "the stream loses its end, and is filled past the cursors" => stream::cut_short;
+    "31b" EveryChange "the same, beside workers that go on" => stream::cut_short_beside_workers;
     "32" EveryChange "history is purged, beside idle partitions" => stream::purged;
     "33" EveryChange "a tenant is deleted that posted last in its partitions" => stream::tenant_deleted;
     "34" EveryChange "answers of Postgres to commits are lost" => links::answers_lost;
