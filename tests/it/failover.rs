@@ -6,7 +6,7 @@ use std::time::Duration;
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{PAIR, SMALL, SOON, Size, World},
+    world::{PAIR, SMALL, SOON, Size, World, agent_id},
 };
 
 #[tokio::test]
@@ -24,6 +24,23 @@ async fn a_worker_killed_between_accept_and_handling_loses_nothing() {
         world.slack.told("the person hears", |r| webhook.response_url.ends_with(&r.to)).await;
     assert!(said.text().starts_with("Linked."), "{}", said.text());
     assert_ne!(world.handled(&webhook.dedupe).await.worker, owner.id);
+}
+
+/// What a restored Postgres lost is read again, also where nothing comes after it and no lease ran out meanwhile.
+#[tokio::test]
+async fn what_a_restored_postgres_lost_is_handled_again_by_a_worker_that_goes_on() {
+    let size = Size { ingests: 1, workers: 1, own_postgres: true };
+    let mut world = World::without_processes(size).await.expect("servers");
+    world.set("TIDEGATE_LEASE_TTL", "12s");
+    world.start_processes().await.expect("processes");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    world.postgres.save().await.expect("it comes back");
+    let webhook = Webhook::message(&world.slack, &app, "D1", "U1", "hello");
+    assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    world.handled(&webhook.dedupe).await;
+    world.postgres.restore().await.expect("it comes back");
+    world.handled(&webhook.dedupe).await;
+    assert_eq!(world.agent.asked().len(), 2);
 }
 
 #[tokio::test]

@@ -345,6 +345,7 @@ impl Reader<'_> {
         );
         self.context.metrics.dead_lettered(1);
         self.cursor = last.sequence;
+        self.part.record_committed(self.cursor);
         self.pending.pop_front();
         self.record_progress();
         Some(last)
@@ -378,6 +379,7 @@ impl Reader<'_> {
 
     fn committed(&mut self, prepared: &[(i32, DecidedWebhook)], last: &LastMessage) {
         self.cursor = last.sequence;
+        self.part.record_committed(self.cursor);
         self.halving.on_committed();
         self.pending.drain(..prepared.len());
         let (mut deliveries, mut messages) = (false, false);
