@@ -5,7 +5,7 @@ pub const BATCH_WEBHOOKS_MAX: usize = 256;
 /// Bytes of bodies in a batch, at most; a batch has at least one webhook.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Claims without progress after which webhooks are decided one by one.
-const CLAIMS_BEFORE_ALONE: i32 = 3;
+pub const CLAIMS_BEFORE_ALONE: i32 = 3;
 
 /// Returns how many of the webhooks that wait, given by the sizes of their bodies, make a batch.
 pub fn batch_length(sizes: impl IntoIterator<Item = usize>, limit: usize) -> usize {

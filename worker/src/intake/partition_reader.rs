@@ -5,7 +5,7 @@
 //! for. The next batch is prepared when the outcome of the one before is known.
 
 use super::{
-    batch::{AfterRefusal, BatchHalving, batch_length, commit_length},
+    batch::{AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, batch_length, commit_length},
     owned_partition::OwnedPartition,
     redrive,
     stream_reset::{self, StreamReset},
@@ -244,13 +244,19 @@ impl Reader<'_> {
 
     async fn commit_webhooks(&mut self) -> Option<LastMessage> {
         loop {
-            if self.halving.limit() == 1 && !self.suspect_next().await? {
+            let suspected = self.halving.limit() == 1 && self.part.claims >= CLAIMS_BEFORE_ALONE;
+            if suspected && !self.suspect_next().await? {
                 let first = self.webhooks().next()?.clone();
                 return self.give_up(&first, "its process ended when it was decided", "").await;
             }
             let sizes = self.webhooks().map(|read| read.envelope.body.len());
             let length = batch_length(sizes, self.halving.limit());
             let prepared = self.prepare(length).await?;
+            if suspected {
+                // Whatever ends the process from here on, deciding it does not.
+                let (store, token) = (&self.context.store, &self.part.token);
+                self.retry("clear mark", || store.clear_suspect(token)).await?;
+            }
             let length = commit_length(
                 prepared.iter().map(|(_, webhook)| may_share_batch(&webhook.decision)),
             );
@@ -284,9 +290,6 @@ impl Reader<'_> {
 
     /// Marks the next webhook before it is decided alone. Returns false when its process ended too often with the mark set.
     async fn suspect_next(&mut self) -> Option<bool> {
-        if self.part.claims < 3 {
-            return Some(true); // alone because Postgres refused it, not because a process ended
-        }
         let sequence = self.webhooks().next()?.sequence;
         let (store, token) = (&self.context.store, &self.part.token);
         let count = self.retry("mark webhook", || store.suspect_webhook(token, sequence)).await??;
@@ -428,7 +431,10 @@ impl Reader<'_> {
         F: Future<Output = Result<CommitOutcome, StoreError>>,
     {
         let partition = self.part.partition();
-        loop {
+        for attempt in 0.. {
+            if attempt > 1 {
+                self.wait_to_retry().await?; // no lost answer: Postgres fails
+            }
             match commit().await {
                 Ok(CommitOutcome::Committed) => return Some(Ok(())),
                 Err(error) if error.refuses_contents() => return Some(Err(error)),
@@ -451,6 +457,7 @@ impl Reader<'_> {
                 return None;
             }
         }
+        None
     }
 
     /// Repeats a statement until it succeeds; `None` when the partition is lost meanwhile.
@@ -465,11 +472,16 @@ impl Reader<'_> {
                     warn!(partition = %self.part.partition(), error = %Chain(&error), "failed to {what}");
                 }
             }
-            tokio::select! {
-                _ = self.part.lost.cancelled() => return None,
-                _ = self.part.stop.cancelled() => return None,
-                _ = tokio::time::sleep(RETRY_INTERVAL) => {}
-            }
+            self.wait_to_retry().await?;
+        }
+    }
+
+    /// `None` when the partition is lost or to be given back.
+    async fn wait_to_retry(&self) -> Option<()> {
+        tokio::select! {
+            _ = self.part.lost.cancelled() => None,
+            _ = self.part.stop.cancelled() => None,
+            _ = tokio::time::sleep(RETRY_INTERVAL) => Some(()),
         }
     }
 

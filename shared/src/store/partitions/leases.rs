@@ -232,6 +232,21 @@ impl Store {
         .await?;
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
     }
+
+    /// Clears the mark of a webhook that was decided: what ends a process afterwards is not counted against it.
+    pub async fn clear_suspect(&self, token: &FencingToken) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- leases.clear_suspect
+             update partition_cursors set suspect_sequence = null, suspect_count = 0
+              where partition = $1 and epoch = $2 and generation = $3",
+        )
+        .bind(token.partition.number() as i16)
+        .bind(token.epoch)
+        .bind(token.generation)
+        .execute(&self.leases)
+        .await?;
+        Ok(())
+    }
 }
 
 fn numbers(held: &[FencingToken]) -> Vec<i16> {
