@@ -47,6 +47,8 @@ pub struct Follow {
     stream: String,
     filter: String,
     name: String,
+    /// Behind the last message of ours, and not behind others' that were skipped: a stream that loses its end may get one of
+    /// ours in their place.
     next: u64,
     attempt: u32,
     failures: u32,
@@ -177,7 +179,6 @@ impl Follow {
             return self.reopen().await.map(Followed::Opened);
         };
         if let Some((through, at)) = open.caught_up.take() {
-            self.next = self.next.max(through + 1);
             return Ok(Followed::CaughtUp(through, at));
         }
         let Ok(next) = tokio::time::timeout(IDLE, open.messages.next()).await else {
@@ -250,7 +251,6 @@ impl Follow {
         let info = open.consumer.info().await?;
         match end {
             Some((through, at)) if info.delivered.consumer_sequence == open.delivered => {
-                self.next = self.next.max(through + 1);
                 Ok(Followed::CaughtUp(through, at))
             }
             _ => Err("deliveries were lost".into()),

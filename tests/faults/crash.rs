@@ -3,7 +3,7 @@
 use crate::{
     Run,
     rows::Outcome,
-    trial::{SIZE, TAKEN_OVER, Trial, held, in_time, replace_workers},
+    trial::{SIZE, TAKEN_OVER, Trial, held, in_time, replace_workers, say_everywhere},
 };
 use anyhow::{Context, ensure};
 use shared::types::ConnectionId;
@@ -15,7 +15,7 @@ use tests::{
     checker::Verdict,
     race::Race,
     strike::{CALM, FAULTS, Fault},
-    world::{App, SOON, World},
+    world::{App, SOON, World, agent_id},
 };
 
 pub async fn nothing(_: Run) -> anyhow::Result<Outcome> {
@@ -270,11 +270,18 @@ pub async fn postgres_restored(_: Run) -> anyhow::Result<Outcome> {
     let trial = Trial { drained_within: Duration::from_secs(90), ..Trial::default() };
     let verdict = trial
         .in_world(&world, async |world, _| {
+            let idle = world.connect_as(|new| new.agent = Some(agent_id())).await?;
             world.postgres.save().await?;
             let before = handled(world).await?;
-            tokio::time::sleep(2 * CALM).await;
+            // Nothing comes into its partitions afterwards by which its owner would notice.
+            let forgotten = say_everywhere(world, &idle, "forgotten").await?;
+            tokio::time::sleep(CALM).await;
             lost = handled(world).await? - before;
-            world.postgres.restore().await
+            world.postgres.restore().await?;
+            for webhook in &forgotten {
+                world.try_handled(&webhook.dedupe).await?;
+            }
+            Ok(())
         })
         .await?;
     in_time(&verdict)?;

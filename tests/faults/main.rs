@@ -17,6 +17,7 @@ mod crash;
 mod declared;
 mod doors;
 mod links;
+mod panics;
 mod refused;
 mod rows;
 mod stream;

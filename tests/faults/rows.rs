@@ -1,6 +1,8 @@
 //! The matrix: every fault, when it is run, and what runs it.
 
-use crate::{Run, claims, clock, cluster, crash, declared, doors, links, refused, stream, work};
+use crate::{
+    Run, claims, clock, cluster, crash, declared, doors, links, panics, refused, stream, work,
+};
 use std::pin::Pin;
 use tests::checker::Verdict;
 
@@ -95,11 +97,13 @@ rows! {
     "29" EveryChange "a worker is frozen past its lease, and wakes" => crash::worker_frozen;
     "29n" Nightly "a worker is frozen for 60 s, and wakes" => crash::worker_frozen_long;
     "31" EveryChange "the stream loses its end, and is filled past the cursors" => stream::cut_short;
+    "31b" EveryChange "the same, beside workers that go on" => stream::cut_short_beside_workers;
     "32" EveryChange "history is purged, beside idle partitions" => stream::purged;
     "33" EveryChange "a tenant is deleted that posted last in its partitions" => stream::tenant_deleted;
     "34" EveryChange "answers of Postgres to commits are lost" => links::answers_lost;
     "35" EveryChange "a worker loses Postgres while it calls agents" => links::cut_off_in_mid_call;
     "36" Nightly "workers' clocks are an hour ahead and behind" => clock::workers_skewed;
     "37" EveryChange "Postgres is restored from an earlier state" => crash::postgres_restored;
+    "38" EveryChange "panics in every stage of the workers" => panics::in_every_stage;
     "30" Nightly "everything at random" => crash::at_random;
 }

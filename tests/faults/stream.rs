@@ -3,23 +3,19 @@
 use crate::{
     Run,
     rows::Outcome,
-    trial::{SIZE, Trial, held, in_time, replace_workers},
+    trial::{SIZE, Trial, held, in_time, replace_workers, say_everywhere, taken},
 };
 use anyhow::ensure;
 use shared::{
     partition::Partition,
     stream::{STREAM, subjects_of},
 };
-use std::{
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use tests::{
     slack::webhook::Webhook,
     strike::CALM,
     until::try_until,
-    world::{App, SOON, World, agent_id},
+    world::{SOON, World, agent_id},
 };
 
 const ALARM: &str = "stream reset detected";
@@ -90,19 +86,11 @@ pub async fn gone(_: Run) -> anyhow::Result<Outcome> {
 /// before a worker looks at it. Everything that it lost was handled: that is the most that anybody can keep.
 pub async fn cut_short(_: Run) -> anyhow::Result<Outcome> {
     let world = World::start(SIZE).await?;
-    let (store, mut lost) = (world.nats.store_dir().to_owned(), 0);
-    let saved = store.with_file_name("saved");
-    let copy = |from: &Path, to: &Path| {
-        let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-        ensure!(copied.success(), "the store could not be copied");
-        anyhow::Ok(())
-    };
+    let mut lost = 0;
     let trial = Trial { drained_within: Duration::from_secs(90), ..Trial::default() };
     let verdict = trial
         .in_world(&world, async |world, _| {
-            world.nats.kill();
-            copy(&store, &saved)?;
-            world.nats.restart().await?;
+            world.nats.save().await?;
             let before = last_sequence(world).await?;
             tokio::time::sleep(2 * CALM).await;
             world.change_stream(|stream| stream.max_messages = 1).await?; // nothing more is let in
@@ -110,10 +98,7 @@ pub async fn cut_short(_: Run) -> anyhow::Result<Outcome> {
             let end = last_sequence(world).await?;
             lost = end - before;
             world.workers.iter().for_each(|worker| worker.process.kill());
-            world.nats.kill();
-            std::fs::remove_dir_all(&store)?;
-            copy(&saved, &store)?;
-            world.nats.restart().await?;
+            world.nats.restore().await?;
             try_until("the stream is filled past the cursors", SOON, async || {
                 (last_sequence(world).await.ok()? > end + 50).then_some(())
             })
@@ -126,6 +111,37 @@ pub async fn cut_short(_: Run) -> anyhow::Result<Outcome> {
         .await?;
     in_time(&verdict)?;
     ensure!(lost > 20, "only {lost} messages were lost: nothing was proved");
+    world.logged(ALARM).await?;
+    held(verdict, [format!("the last {lost} messages were lost, and others came in their place")])
+}
+
+/// The same beside workers that go on, which have read partitions up to the end although nothing of them came for a while: what
+/// comes there in place of what was lost is read.
+pub async fn cut_short_beside_workers(_: Run) -> anyhow::Result<Outcome> {
+    let world = World::start(SIZE).await?;
+    let mut lost = 0;
+    let trial = Trial { drained_within: Duration::from_secs(90), ..Trial::default() };
+    let verdict = trial
+        .in_world(&world, async |world, _| {
+            let idle = world.connect_as(|new| new.agent = Some(agent_id())).await?;
+            say_everywhere(world, &idle, "before").await?;
+            world.nats.save().await?;
+            let before = last_sequence(world).await?;
+            tokio::time::sleep(2 * CALM).await;
+            // Readers that are opened anew look where the end is.
+            world.nats.kill();
+            world.nats.restart().await?;
+            tokio::time::sleep(CALM).await;
+            world.change_stream(|stream| stream.max_messages = 1).await?; // nothing more is let in
+            world.worked_off(SOON).await?;
+            lost = last_sequence(world).await? - before;
+            world.nats.restore().await?;
+            say_everywhere(world, &idle, "after").await?;
+            Ok(())
+        })
+        .await?;
+    in_time(&verdict)?;
+    ensure!(lost > 50, "only {lost} messages were lost: nothing was proved");
     world.logged(ALARM).await?;
     held(verdict, [format!("the last {lost} messages were lost, and others came in their place")])
 }
@@ -149,7 +165,8 @@ pub async fn purged(_: Run) -> anyhow::Result<Outcome> {
                 purge.sequence(cursor as u64 + 1).await?;
             }
             replace_workers(world).await?;
-            say_everywhere(world, &idle, "after").await
+            say_everywhere(world, &idle, "after").await?;
+            Ok(())
         })
         .await?;
     in_time(&verdict)?;
@@ -192,20 +209,6 @@ async fn last_sequence(world: &World) -> anyhow::Result<u64> {
     Ok(world.jetstream().get_stream(STREAM).await?.cached_info().state.last_sequence)
 }
 
-/// A message in so many channels that all partitions of the connection get one; each is handled.
-async fn say_everywhere(world: &World, app: &App, text: &str) -> anyhow::Result<()> {
-    let mut sent = Vec::new();
-    for n in 0..24 {
-        let webhook = Webhook::message(&world.slack, app, &format!("D97{n:02}"), "U1", text);
-        taken(world, app, &webhook).await?;
-        sent.push(webhook);
-    }
-    for webhook in sent {
-        world.try_handled(&webhook.dedupe).await?;
-    }
-    Ok(())
-}
-
 /// No partition took the stream for another one.
 async fn not_another_stream(world: &World) -> anyhow::Result<()> {
     let raised = "select count(*) from partition_cursors where generation > 1";
@@ -215,13 +218,4 @@ async fn not_another_stream(world: &World) -> anyhow::Result<()> {
         "{raised} partitions read another stream"
     );
     Ok(())
-}
-
-/// It is taken, as soon as there is a stream.
-async fn taken(world: &World, app: &App, webhook: &Webhook) -> anyhow::Result<()> {
-    try_until("it is taken", SOON, async || {
-        let answer = world.send(app, webhook).await.ok()?;
-        (answer.status == 200).then_some(())
-    })
-    .await
 }

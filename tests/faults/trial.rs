@@ -10,8 +10,9 @@ use std::{
 use tests::{
     checker::{Verdict, check},
     load::{Load, channel},
-    slack::signing::Signing,
+    slack::{signing::Signing, webhook::Webhook},
     strike::CALM,
+    until::try_until,
     world::{App, LEASE_TTL, SOON, Size, World, agent_id},
 };
 
@@ -195,4 +196,27 @@ pub async fn nothing_else_stored(
     let wanted = (load + beside) as u64;
     ensure!(stored == wanted, "{stored} are stored, and {load} + {beside} were accepted");
     Ok(())
+}
+
+/// A message in so many channels that all partitions of the connection get one; each is handled.
+pub async fn say_everywhere(world: &World, app: &App, text: &str) -> anyhow::Result<Vec<Webhook>> {
+    let mut sent = Vec::new();
+    for n in 0..24 {
+        let webhook = Webhook::message(&world.slack, app, &format!("D97{n:02}"), "U1", text);
+        taken(world, app, &webhook).await?;
+        sent.push(webhook);
+    }
+    for webhook in &sent {
+        world.try_handled(&webhook.dedupe).await?;
+    }
+    Ok(sent)
+}
+
+/// It is taken, as soon as there is a stream.
+pub async fn taken(world: &World, app: &App, webhook: &Webhook) -> anyhow::Result<()> {
+    try_until("it is taken", SOON, async || {
+        let answer = world.send(app, webhook).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await
 }

@@ -46,6 +46,16 @@ impl Binaries {
             .map_err(|error| anyhow!("{error}"))
     }
 
+    /// A worker of the tests' own.
+    ///
+    /// # Errors
+    /// When it is not where the others are.
+    pub fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join(name);
+        ensure!(path.is_file(), "no {name} in {}", self.dir.display());
+        Ok(path)
+    }
+
     /// A program that an example of the product is.
     ///
     /// # Errors
@@ -117,7 +127,7 @@ fn build() -> anyhow::Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--quiet", "--workspace", "--target-dir"]).arg(&target);
     command.args(["--profile", &profile]);
-    command.args(["--bin", "ingest", "--bin", "worker", "--bin", "tidegate"]);
+    command.args(["--bin", "ingest", "--bin", "worker", "--bin", "tidegate", "--bin", "panics"]);
     command.args(["--example", "own_handler"]);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let output = command.output().context("cannot run cargo")?;

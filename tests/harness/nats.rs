@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpStream;
 
-use crate::guard::{RunDir, make_dir};
+use crate::guard::{RunDir, copy_dir, make_dir};
 use crate::keys::{Keys, User};
 use crate::process::Process;
 use crate::until::try_until;
@@ -219,6 +219,26 @@ authorization {{
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.process.restart()?;
         self.ready().await
+    }
+
+    /// Keeps a copy of its store as it is now, by stopping for a moment.
+    ///
+    /// # Errors
+    /// When it can't be copied, or the server does not come back.
+    pub async fn save(&self) -> anyhow::Result<()> {
+        self.kill();
+        copy_dir(&self.store, &self.store.with_file_name("saved"))?;
+        self.restart().await
+    }
+
+    /// Goes back to the copy.
+    ///
+    /// # Errors
+    /// When there is none, or the server does not come back.
+    pub async fn restore(&self) -> anyhow::Result<()> {
+        self.kill();
+        copy_dir(&self.store.with_file_name("saved"), &self.store)?;
+        self.restart().await
     }
 
     /// SIGSTOP: connections stay open and nothing is answered.

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-use crate::guard::{RunDir, is_root, make_dir};
+use crate::guard::{RunDir, copy_dir, is_root, make_dir};
 use crate::process::{Ending, Process, runs, stat};
 use crate::until::try_until;
 use crate::{fetch, port};
@@ -145,15 +145,7 @@ impl Postgres {
     /// # Errors
     /// When it does not come back.
     pub async fn restart(&self) -> anyhow::Result<()> {
-        if self.process.is_running() {
-            self.kill();
-        }
-        try_until("the backends of the killed Postgres end", READY, async || {
-            let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
-            orphans.retain(|pid| runs(*pid));
-            orphans.is_empty().then_some(())
-        })
-        .await?;
+        self.stop().await?;
         self.process.restart()?;
         self.ready().await
     }
@@ -163,8 +155,8 @@ impl Postgres {
     /// # Errors
     /// When it can't be copied, or Postgres does not come back.
     pub async fn save(&self) -> anyhow::Result<()> {
-        self.kill();
-        copy(&self.data, &self.data.with_extension("saved"))?;
+        self.stop().await?;
+        copy_dir(&self.data, &self.data.with_extension("saved"))?;
         self.restart().await
     }
 
@@ -173,10 +165,22 @@ impl Postgres {
     /// # Errors
     /// When there is none, or Postgres does not come back.
     pub async fn restore(&self) -> anyhow::Result<()> {
-        self.kill();
-        fs::remove_dir_all(&self.data)?;
-        copy(&self.data.with_extension("saved"), &self.data)?;
+        self.stop().await?;
+        copy_dir(&self.data.with_extension("saved"), &self.data)?;
         self.restart().await
+    }
+
+    /// Kills it, if it runs, and waits until nothing of it writes any more.
+    async fn stop(&self) -> anyhow::Result<()> {
+        if self.process.is_running() {
+            self.kill();
+        }
+        try_until("the backends of the killed Postgres end", READY, async || {
+            let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
+            orphans.retain(|pid| runs(*pid));
+            orphans.is_empty().then_some(())
+        })
+        .await
     }
 
     /// SIGSTOP, of the postmaster and then of its backends: connections stay open, nothing answers.
@@ -252,12 +256,6 @@ async fn make_cluster(run: &Arc<RunDir>, name: &str, bin: &Path) -> anyhow::Resu
     let status = initdb.wait(Duration::from_secs(60)).await?;
     ensure!(status.success(), "initdb failed: {}", initdb.log_tail());
     Ok(data)
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    ensure!(copied.success(), "{} could not be copied", from.display());
-    Ok(())
 }
 
 fn unprivileged() -> Option<u32> {

@@ -1,10 +1,10 @@
 //! What can't be handled is kept, with why, and holds nobody up.
 
-use shared::{partition::Partition, store::DeadLetterFilter, stream};
+use shared::{partition::Partition, store::DeadLetterFilter, stream, types::ConnectionId};
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{SMALL, SOON, World},
+    world::{SMALL, SOON, World, agent_id},
 };
 
 #[tokio::test]
@@ -101,4 +101,39 @@ async fn one_whose_bytes_can_not_be_opened_is_listed_and_holds_up_no_other() {
         let unopened = one.last_error.contains("its bytes cannot be opened");
         assert_eq!(unopened, one.id == damaged, "{one:?}");
     }
+}
+
+/// A release that is newer may have written it. It is the webhooks of this connection that wait for a person, and no others.
+#[tokio::test]
+async fn a_connection_that_can_not_be_read_stops_no_other_of_its_partition() {
+    let world = World::start(SMALL).await.expect("a world");
+    let connect =
+        async |id| world.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id()))).await;
+    let random = || ConnectionId::random().expect("randomness");
+    let of = |id| Partition::of(id, Some("D1"));
+    let id = random();
+    let same = std::iter::repeat_with(random).find(|other| of(*other) == of(id)).expect("another");
+    let newer = connect(id).await.expect("one");
+    let other = connect(same).await.expect("another");
+    let set = async |settings: &str| {
+        sqlx::query("update connections set settings = $1::jsonb where id = $2")
+            .bind(settings)
+            .bind(newer.connection.to_string())
+            .execute(&world.pool)
+            .await
+            .expect("changed")
+    };
+    set(r#"{"surfaces": ["hologram"]}"#).await;
+    let unread = Webhook::message(&world.slack, &newer, "D1", "U1", "hello");
+    world.send(&newer, &unread).await.expect("an answer");
+    let read = Webhook::message(&world.slack, &other, "D1", "U1", "hello");
+    world.send(&other, &read).await.expect("an answer");
+    assert_eq!(world.handled(&read.dedupe).await.outcome, "completed");
+    let dead = world.dead_letters().await.expect("a list");
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!(dead[0].reason, "its connection is unreadable");
+    assert!(dead[0].last_error.contains("connections.settings"), "{}", dead[0].last_error);
+    set("{}").await;
+    world.tidegate(&["dead-letters", "redrive", &dead[0].id.to_string()]).expect("redriven");
+    assert_eq!(world.handled(&unread.dedupe).await.outcome, "completed");
 }

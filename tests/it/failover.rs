@@ -2,11 +2,11 @@
 
 use futures_util::TryStreamExt;
 use shared::types::Surface;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{PAIR, SMALL, SOON, Size, World},
+    world::{PAIR, SMALL, SOON, Size, World, agent_id},
 };
 
 #[tokio::test]
@@ -24,6 +24,61 @@ async fn a_worker_killed_between_accept_and_handling_loses_nothing() {
         world.slack.told("the person hears", |r| webhook.response_url.ends_with(&r.to)).await;
     assert!(said.text().starts_with("Linked."), "{}", said.text());
     assert_ne!(world.handled(&webhook.dedupe).await.worker, owner.id);
+}
+
+/// What a restored Postgres lost is read again, also where nothing comes after it and no lease ran out meanwhile.
+#[tokio::test]
+async fn what_a_restored_postgres_lost_is_handled_again_by_a_worker_that_goes_on() {
+    let size = Size { ingests: 1, workers: 1, own_postgres: true };
+    let mut world = World::without_processes(size).await.expect("servers");
+    world.set("TIDEGATE_LEASE_TTL", "12s");
+    world.start_processes().await.expect("processes");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    world.postgres.save().await.expect("it comes back");
+    let webhook = Webhook::message(&world.slack, &app, "D1", "U1", "hello");
+    assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    world.handled(&webhook.dedupe).await;
+    world.postgres.restore().await.expect("it comes back");
+    world.handled(&webhook.dedupe).await;
+    assert_eq!(world.agent.asked().len(), 2);
+}
+
+/// Postgres refuses commits, as with a full disk, and workers are killed meanwhile: no webhook is given up for it, and Postgres is
+/// not asked without end.
+#[tokio::test]
+async fn a_webhook_that_can_not_be_committed_is_not_taken_for_one_that_ends_processes() {
+    const KILLS: usize = 4;
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let run = async |sql: &'static str| {
+        sqlx::raw_sql(sql).execute(&world.pool).await.expect("done");
+    };
+    run("update partition_cursors set claims = 5;
+         create function disk_full() returns trigger language plpgsql as
+             $$ begin raise exception 'no space left' using errcode = '53100'; end $$;
+         create trigger disk_full before insert on deliveries for each row execute function disk_full()")
+        .await;
+    let worker = &world.workers[0].process;
+    worker.kill();
+    let webhook = Webhook::message(&world.slack, &app, "D1", "U1", "hello");
+    assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    let refused = || worker.log().matches("commit has an unknown result").count();
+    for _ in 0..KILLS {
+        let before = refused();
+        worker.restart().expect("it starts");
+        until("it tries", SOON, async || (refused() > before).then_some(())).await;
+        worker.kill();
+    }
+    let before = refused();
+    worker.restart().expect("it starts");
+    until("it tries", SOON, async || (refused() > before).then_some(())).await;
+    let (before, began) = (refused(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let tries = refused() - before;
+    let most = began.elapsed().as_millis() as usize / 250 + 2;
+    assert!(tries <= most, "{tries} tries in {:?}", began.elapsed());
+    run("drop trigger disk_full on deliveries").await;
+    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "completed");
 }
 
 #[tokio::test]

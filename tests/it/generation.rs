@@ -1,7 +1,11 @@
 //! A stream that is not the one that was read is noticed, logged, and read again from the time of the last commit.
 
 use async_nats::jetstream::{self, context::Context};
-use shared::stream::{self, STREAM, Sizing};
+use shared::{
+    partition::Partition,
+    stream::{self, STREAM, Sizing},
+};
+use std::time::Duration;
 use tests::{
     slack::webhook::Webhook,
     until::until,
@@ -155,6 +159,33 @@ async fn a_stream_cut_short_and_filled_again_is_noticed() {
     for n in 0..5 {
         assert_eq!(asked(&world, &format!("before {n}")).await, 1, "nothing is called twice");
     }
+}
+
+/// A partition of which nothing came for a while is read up to the stream's end. When the stream loses that end, what comes there
+/// in its place is read by the same reader.
+#[tokio::test]
+async fn what_comes_into_an_idle_partition_of_a_stream_cut_short_is_handled() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let of = |channel: &str| Partition::of(app.connection, Some(channel));
+    let busy = (2..).map(|n| format!("D{n}")).find(|channel| of(channel) != of("D1"));
+    let busy = busy.expect("a channel of another partition");
+    let said = say(&world, &app, "D1", "before").await;
+    world.handled(&said.dedupe).await;
+    world.nats.save().await.expect("it comes back");
+    for n in 0..10 {
+        let said = say(&world, &app, &busy, &format!("lost {n}")).await;
+        world.handled(&said.dedupe).await;
+    }
+    // A reader that is opened anew looks where the end is.
+    world.nats.restart().await.expect("it comes back");
+    let said = say(&world, &app, &busy, "lost, too").await;
+    world.handled(&said.dedupe).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.nats.restore().await.expect("it comes back");
+    let after = say(&world, &app, "D1", "after").await;
+    world.handled(&after.dedupe).await;
+    assert_eq!(asked(&world, "after").await, 1);
 }
 
 /// A partition whose history was purged is idle, not reset.

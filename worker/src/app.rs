@@ -14,6 +14,7 @@ use crate::{
     maintenance,
     metrics::Metrics,
     outbox,
+    probe::Probe,
     routing::RoutingOptions,
     slack::Slack,
     usage::UsageCounters,
@@ -38,6 +39,16 @@ const INTAKE_BYTES_MAX: usize = 48 << 20;
 /// Runs a worker until it is told to stop. Settings are those of the `worker` binary: `--help` lists them. With a handler,
 /// every webhook that is none of Tidegate's own business goes to it instead of to an agent.
 pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
+    start(handler.map(AnyHandler::new), None)
+}
+
+/// Runs a worker that calls a probe in each stage.
+#[doc(hidden)]
+pub fn run_with_probe(probe: Probe) -> ExitCode {
+    start(None, Some(probe))
+}
+
+fn start(handler: Option<AnyHandler>, probe: Option<Probe>) -> ExitCode {
     let config: Config = match config::parse() {
         Ok(Asked::Run(config)) => config,
         Ok(Asked::Healthcheck(healthcheck)) => return healthcheck.run(),
@@ -54,7 +65,7 @@ pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run_worker(config, handler.map(AnyHandler::new))) {
+    match runtime.block_on(run_worker(config, handler, probe)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
@@ -63,7 +74,11 @@ pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
     }
 }
 
-async fn run_worker(config: Config, handler: Option<AnyHandler>) -> anyhow::Result<ExitCode> {
+async fn run_worker(
+    config: Config,
+    handler: Option<AnyHandler>,
+    probe: Option<Probe>,
+) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init(&config.telemetry, "worker")?;
     let shutdown = Shutdown::on_signal()?;
     let name = config.worker_id.clone().unwrap_or_else(random_name);
@@ -77,7 +92,7 @@ async fn run_worker(config: Config, handler: Option<AnyHandler>) -> anyhow::Resu
     let store = Store::new(&config.postgres, rings, Plans::Once)?;
     let options =
         RoutingOptions { slash_command: config.command.clone(), own_handler: handler.is_some() };
-    let decider = Decider::new(store.clone(), options);
+    let decider = Decider::new(store.clone(), options, probe);
     let connections = Arc::new(ConnectionCache::new(store.clone()));
     let slack = Slack::new(config.slack_api, config.response_url_origins, store.clone())
         .context("failed to make an HTTP client for Slack")?;
@@ -112,6 +127,7 @@ async fn run_worker(config: Config, handler: Option<AnyHandler>) -> anyhow::Resu
         payloads: PayloadCache::default(),
         channel_min_interval: config.channel_pace,
         slash_command: config.command,
+        probe,
     });
     let js = config::jetstream(nats);
     let stop = || shutdown.token().clone();

@@ -1,7 +1,11 @@
 //! Clients and shared state of a worker process. Made once at start; every stage gets a clone of the `Arc`.
 
 use crate::{
-    agent_client::AgentClient, connection_cache::ConnectionCache, metrics::Metrics, slack::Slack,
+    agent_client::AgentClient,
+    connection_cache::ConnectionCache,
+    metrics::Metrics,
+    probe::{Probe, Stage},
+    slack::Slack,
     usage::UsageCounters,
 };
 use shared::{codec::envelope::Envelope, partition::Partition, store::Store};
@@ -53,6 +57,17 @@ pub struct Context {
     pub channel_min_interval: Duration,
     /// The slash command, with its slash.
     pub slash_command: String,
+    /// Called in each stage; none but in tests.
+    pub probe: Option<Probe>,
+}
+
+impl Context {
+    /// Calls the probe, if there is one.
+    pub fn probe(&self, stage: Stage, subject: &[u8]) {
+        if let Some(probe) = self.probe {
+            probe(stage, subject);
+        }
+    }
 }
 
 /// Partitions that this worker reads, and so dispatches and sends for. Ownership is no fence here: two workers that take

@@ -3,7 +3,10 @@
 //! Called by intake for what it reads, and by redrives and replays. Facts come from Postgres and never from a cache; dedup
 //! keys within the batch are compared in memory, in order.
 
-use crate::routing::{self, RosterNeed, RoutingOptions, Webhook};
+use crate::{
+    probe::{Probe, Stage},
+    routing::{self, RosterNeed, RoutingOptions, Webhook},
+};
 use shared::{
     codec::{envelope::Envelope, slack::Parts},
     partition::Partition,
@@ -39,12 +42,13 @@ pub struct ReadWebhook {
 pub struct Decider {
     store: Store,
     options: RoutingOptions,
+    probe: Option<Probe>,
 }
 
 impl Decider {
     /// Decides by these settings.
-    pub fn new(store: Store, options: RoutingOptions) -> Self {
-        Self { store, options }
+    pub fn new(store: Store, options: RoutingOptions, probe: Option<Probe>) -> Self {
+        Self { store, options, probe }
     }
 
     /// Decides webhooks of one partition, in stream order, each with the day of its dedup key.
@@ -74,7 +78,10 @@ impl Decider {
     ) -> Result<Vec<(i32, DecidedWebhook)>, StoreError> {
         let parts: Vec<Parts<'_>> = batch
             .clone()
-            .map(|read| Parts::split(read.envelope.media, &read.envelope.body))
+            .map(|read| {
+                self.probe(Stage::Parse, read);
+                Parts::split(read.envelope.media, &read.envelope.body)
+            })
             .collect();
         let webhooks: Vec<(&ReadWebhook, Webhook<'_>)> = batch
             .zip(&parts)
@@ -93,7 +100,7 @@ impl Decider {
                 && (facts.trigger_processed || trigger.is_some_and(|key| processed.contains(key)));
             facts.tell_waiting &= !told.contains(&(query.connection, query.lane));
             let roster = self.roster(webhook, facts).await?;
-            let decision = self.decide_one(webhook, facts, &roster);
+            let decision = self.decide_one(read, webhook, facts, &roster);
             match &decision {
                 Decision::Ignore { .. } => {}
                 Decision::DeadLetter { .. } => drop(processed.insert(query.key.clone())),
@@ -128,12 +135,27 @@ impl Decider {
     }
 
     /// A decision that panics concerns its own webhook alone.
-    fn decide_one(&self, webhook: &Webhook<'_>, facts: &Facts, roster: &[NamedAgent]) -> Decision {
-        let deciding = || routing::decide(webhook, facts, roster, &self.options);
+    fn decide_one(
+        &self,
+        read: &ReadWebhook,
+        webhook: &Webhook<'_>,
+        facts: &Facts,
+        roster: &[NamedAgent],
+    ) -> Decision {
+        let deciding = || {
+            self.probe(Stage::Decide, read);
+            routing::decide(webhook, facts, roster, &self.options)
+        };
         catch_unwind(AssertUnwindSafe(deciding)).unwrap_or_else(|_| Decision::DeadLetter {
             reason: "deciding it panicked",
             error: String::new(),
         })
+    }
+
+    fn probe(&self, stage: Stage, read: &ReadWebhook) {
+        if let Some(probe) = self.probe {
+            probe(stage, &read.envelope.body);
+        }
     }
 }
 

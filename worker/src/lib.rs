@@ -21,11 +21,13 @@ mod intake;
 mod maintenance;
 mod metrics;
 mod outbox;
+mod probe;
 mod routing;
 mod slack;
 mod usage;
 mod worker_lease;
 
-pub use app::run;
+pub use app::{run, run_with_probe};
 pub use config::{BEYOND_GRACE, Config};
 pub use dispatch::{Handler, HandlerContext, HandlerOutcome, NoHandler};
+pub use probe::{Probe, Stage};

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     agent_client::{AgentError, FailureKind},
     context::{Context, WorkerTerm},
+    probe::Stage,
     routing::{self, Webhook},
 };
 use bytes::Bytes;
@@ -191,6 +192,7 @@ async fn attempt(
         Ok(None) => return Called::answered(Answered::unreached("connection_deleted", Vec::new())),
         Err(error) => return unavailable(Chain(&error).to_string()),
     };
+    context.probe(Stage::Attempt, &envelope.body);
     let parts = Parts::split(envelope.media, &envelope.body);
     let webhook = Webhook { envelope, inbound: parts.read() };
     let Some((org, id)) = delivery.agent() else {

@@ -193,7 +193,7 @@ impl LeaseManager {
             let (partition, epoch) = (lease.token.partition, lease.token.epoch);
             info!(%partition, epoch, cursor = lease.state.cursor, "partition claimed");
             self.context.metrics.lease(LeaseTransition::Claimed);
-            let part = Arc::new(OwnedPartition::new(lease.token, lease.claims, holds_until));
+            let part = Arc::new(OwnedPartition::new(&lease, holds_until));
             if let Some(before) = self.parts.insert(partition, Arc::clone(&part)) {
                 before.lost.cancel(); // its lease had run out, and it was claimed again under a new epoch
             }
@@ -216,11 +216,11 @@ impl LeaseManager {
 
     async fn renew(&mut self) -> Result<(), StoreError> {
         // What this worker let go of by itself is not kept from others for another TTL.
-        let held: Vec<FencingToken> = self
+        let held: Vec<(FencingToken, u64)> = self
             .parts
             .values()
             .filter(|part| !part.lost.is_cancelled())
-            .map(|part| part.token)
+            .map(|part| (part.token, part.committed()))
             .collect();
         let holds_until = Instant::now() + self.ttl;
         let kept = match held.is_empty() {

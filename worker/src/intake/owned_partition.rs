@@ -1,8 +1,14 @@
 //! A partition that this worker owns: the right to commit, and how far it is.
 
 use crate::metrics::PartitionProgress;
-use shared::{partition::Partition, store::FencingToken};
-use std::sync::{Arc, Mutex, PoisonError};
+use shared::{
+    partition::Partition,
+    store::{FencingToken, Lease},
+};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -23,22 +29,25 @@ pub struct OwnedPartition {
     /// A dead letter of it is to be decided again.
     pub redrive: Notify,
     holds_until: Mutex<Instant>,
+    committed: AtomicU64,
     /// How far it is, for the metrics page.
     pub progress: Arc<PartitionProgress>,
 }
 
 impl OwnedPartition {
     /// A partition just claimed, whose lease lasts at least until then.
-    pub fn new(token: FencingToken, claims: i32, holds_until: Instant) -> Self {
+    pub fn new(lease: &Lease, holds_until: Instant) -> Self {
+        let Lease { token, state, claims } = lease;
         Self {
-            token,
-            claims,
+            token: *token,
+            claims: *claims,
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             finished: CancellationToken::new(),
             needs_newer: CancellationToken::new(),
             redrive: Notify::new(),
             holds_until: Mutex::new(holds_until),
+            committed: AtomicU64::new(state.cursor),
             progress: Arc::new(PartitionProgress::new(token.partition)),
         }
     }
@@ -52,6 +61,16 @@ impl OwnedPartition {
     pub fn holds_lease(&self) -> bool {
         !self.lost.is_cancelled()
             && Instant::now() < *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cursor, as Postgres last confirmed it.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Records a cursor that Postgres confirmed.
+    pub fn record_committed(&self, cursor: u64) {
+        self.committed.store(cursor, Ordering::Release);
     }
 
     /// Extends the lease after a renewal.

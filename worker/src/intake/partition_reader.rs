@@ -5,7 +5,7 @@
 //! for. The next batch is prepared when the outcome of the one before is known.
 
 use super::{
-    batch::{AfterRefusal, BatchHalving, batch_length, commit_length},
+    batch::{AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, batch_length, commit_length},
     owned_partition::OwnedPartition,
     redrive,
     stream_reset::{self, StreamReset},
@@ -246,13 +246,19 @@ impl Reader<'_> {
 
     async fn commit_webhooks(&mut self) -> Option<LastMessage> {
         loop {
-            if self.halving.limit() == 1 && !self.suspect_next().await? {
+            let suspected = self.halving.limit() == 1 && self.part.claims >= CLAIMS_BEFORE_ALONE;
+            if suspected && !self.suspect_next().await? {
                 let first = self.webhooks().next()?.clone();
                 return self.give_up(&first, "its process ended when it was decided", "").await;
             }
             let sizes = self.webhooks().map(|read| read.envelope.body.len());
             let length = batch_length(sizes, self.halving.limit());
             let prepared = self.prepare(length).await?;
+            if suspected {
+                // Whatever ends the process from here on, deciding it does not.
+                let (store, token) = (&self.context.store, &self.part.token);
+                self.retry("clear mark", || store.clear_suspect(token)).await?;
+            }
             let length = commit_length(
                 prepared.iter().map(|(_, webhook)| may_share_batch(&webhook.decision)),
             );
@@ -288,9 +294,6 @@ impl Reader<'_> {
 
     /// Marks the next webhook before it is decided alone. Returns false when its process ended too often with the mark set.
     async fn suspect_next(&mut self) -> Option<bool> {
-        if self.part.claims < 3 {
-            return Some(true); // alone because Postgres refused it, not because a process ended
-        }
         let sequence = self.webhooks().next()?.sequence;
         let (store, token) = (&self.context.store, &self.part.token);
         let count = self.retry("mark webhook", || store.suspect_webhook(token, sequence)).await??;
@@ -349,6 +352,7 @@ impl Reader<'_> {
         );
         self.context.metrics.dead_lettered(1);
         self.cursor = last.sequence;
+        self.part.record_committed(self.cursor);
         self.pending.pop_front();
         self.record_progress();
         Some(last)
@@ -382,6 +386,7 @@ impl Reader<'_> {
 
     fn committed(&mut self, prepared: &[(i32, DecidedWebhook)], last: &LastMessage) {
         self.cursor = last.sequence;
+        self.part.record_committed(self.cursor);
         self.halving.on_committed();
         self.pending.drain(..prepared.len());
         let (mut deliveries, mut messages) = (false, false);
@@ -430,7 +435,10 @@ impl Reader<'_> {
         F: Future<Output = Result<CommitOutcome, StoreError>>,
     {
         let partition = self.part.partition();
-        loop {
+        for attempt in 0.. {
+            if attempt > 1 {
+                self.wait_to_retry().await?; // no lost answer: Postgres fails
+            }
             match commit().await {
                 Ok(CommitOutcome::Committed) => return Some(Ok(())),
                 Err(error) if error.refuses_contents() => return Some(Err(error)),
@@ -453,6 +461,7 @@ impl Reader<'_> {
                 return None;
             }
         }
+        None
     }
 
     /// Repeats a statement until it succeeds; `None` when the partition is lost meanwhile.
@@ -467,11 +476,16 @@ impl Reader<'_> {
                     warn!(partition = %self.part.partition(), error = %Chain(&error), "failed to {what}");
                 }
             }
-            tokio::select! {
-                _ = self.part.lost.cancelled() => return None,
-                _ = self.part.stop.cancelled() => return None,
-                _ = tokio::time::sleep(RETRY_INTERVAL) => {}
-            }
+            self.wait_to_retry().await?;
+        }
+    }
+
+    /// `None` when the partition is lost or to be given back.
+    async fn wait_to_retry(&self) -> Option<()> {
+        tokio::select! {
+            _ = self.part.lost.cancelled() => None,
+            _ = self.part.stop.cancelled() => None,
+            _ = tokio::time::sleep(RETRY_INTERVAL) => Some(()),
         }
     }
 

@@ -6,12 +6,14 @@ use crate::{
     context::Context,
     decider::{Decider, ReadWebhook},
 };
+use futures_util::FutureExt;
 use shared::{
     codec::envelope::Envelope,
     store::{CommitOutcome, DeadLetter, Decision, StoreError},
     stream::pairs_to_headers,
     telemetry::Chain,
 };
+use std::panic::AssertUnwindSafe;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{info, warn};
 
@@ -39,7 +41,10 @@ async fn redrive_due(
             if part.stop.is_cancelled() || !part.holds_lease() {
                 return Ok(());
             }
-            match redrive_one(context, part, decider, dead).await? {
+            // A panic would end the reader of the partition, and again at its next owner.
+            let redriving = AssertUnwindSafe(redrive_one(context, part, decider, dead));
+            let redriven = redriving.catch_unwind().await;
+            match redriven.unwrap_or_else(|_| Ok(Err("deciding it panicked".to_owned())))? {
                 Ok(()) => {
                     info!(dead_letter = dead.id, sequence = dead.sequence, "dead letter redriven")
                 }

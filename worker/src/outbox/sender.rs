@@ -3,6 +3,7 @@
 use super::{Shared, response_url, web_api};
 use crate::{
     context::{Context, WorkerTerm},
+    probe::Stage,
     slack::Reconciliation,
 };
 use shared::{
@@ -44,6 +45,8 @@ pub async fn send(
     ambiguity: &mut SendAmbiguity,
 ) -> SendOutcome {
     let sending = SendContext { shared, term, message };
+    let text = message.outgoing.message["text"].as_str().unwrap_or_default();
+    sending.context().probe(Stage::Send, text.as_bytes());
     match &message.outgoing.to {
         Destination::ResponseUrl { url, fallback } => {
             response_url::send(sending, url, fallback.as_ref(), ambiguity).await

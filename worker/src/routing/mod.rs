@@ -224,6 +224,10 @@ impl<'a> Input<'a> {
                 let error = webhook.envelope.connection.to_string();
                 return Err(Decision::DeadLetter { reason, error });
             }
+            ConnectionState::Unreadable(why) => {
+                let reason = "its connection is unreadable";
+                return Err(Decision::DeadLetter { reason, error: why.clone() });
+            }
             ConnectionState::Deleted => {
                 let addressed = messages::is_addressed(webhook, None, false);
                 return Err(Decision::Ignore {

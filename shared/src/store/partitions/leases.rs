@@ -117,20 +117,25 @@ impl Store {
             .collect()
     }
 
-    /// Renews leases. Returns the partitions that are still held.
+    /// Renews leases, each with the cursor that Postgres confirmed to its owner. Returns the partitions that are still held. A
+    /// Postgres that was restored may be behind that cursor: what it lost is read again under another lease.
     pub async fn renew_partitions(
         &self,
-        held: &[FencingToken],
+        held: &[(FencingToken, u64)],
         ttl: Duration,
     ) -> Result<Vec<Partition>, StoreError> {
+        let (tokens, cursors): (Vec<FencingToken>, Vec<i64>) =
+            held.iter().map(|(token, cursor)| (*token, *cursor as i64)).unzip();
         let rows = sqlx::query(
             "-- leases.renew
-             update partition_leases l set lease_until = clock_timestamp() + make_interval(secs => $3)
-               from unnest($1::smallint[], $2::bigint[]) as u (partition, epoch)
+             update partition_leases l set lease_until = clock_timestamp() + make_interval(secs => $4)
+               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
+               join partition_cursors c on c.partition = u.partition and c.cursor >= u.cursor
               where l.partition = u.partition and l.epoch = u.epoch returning l.partition",
         )
-        .bind(numbers(held))
-        .bind(epochs(held))
+        .bind(numbers(&tokens))
+        .bind(epochs(&tokens))
+        .bind(cursors)
         .bind(ttl.as_secs_f64())
         .fetch_all(&self.leases)
         .await?;
@@ -226,6 +231,21 @@ impl Store {
         .fetch_optional(&self.leases)
         .await?;
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
+    }
+
+    /// Clears the mark of a webhook that was decided: what ends a process afterwards is not counted against it.
+    pub async fn clear_suspect(&self, token: &FencingToken) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- leases.clear_suspect
+             update partition_cursors set suspect_sequence = null, suspect_count = 0
+              where partition = $1 and epoch = $2 and generation = $3",
+        )
+        .bind(token.partition.number() as i16)
+        .bind(token.epoch)
+        .bind(token.generation)
+        .execute(&self.leases)
+        .await?;
+        Ok(())
     }
 }
 

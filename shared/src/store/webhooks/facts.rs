@@ -70,6 +70,8 @@ pub enum ConnectionState {
     Deleted,
     /// No connection of this id is known.
     Unknown,
+    /// Its row, or one that it names, holds what this release can't read; this is what.
+    Unreadable(String),
 }
 
 /// A connection's row without its secrets.
@@ -148,22 +150,32 @@ impl Store {
 }
 
 fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
-    let id = query.connection;
-    let (processed, trigger_processed) =
-        (row.try_get("processed")?, row.try_get("trigger_processed")?);
-    if !row.try_get::<bool, _>("known")? {
-        let deleted = row.try_get("deleted")?;
-        let connection = if deleted { ConnectionState::Deleted } else { ConnectionState::Unknown };
-        let conversation = ConversationState::default();
-        return Ok(Facts {
+    let without = |connection| -> Result<Facts, StoreError> {
+        Ok(Facts {
             connection,
-            conversation,
+            conversation: ConversationState::default(),
             own_agent: None,
-            processed,
-            trigger_processed,
+            processed: row.try_get("processed")?,
+            trigger_processed: row.try_get("trigger_processed")?,
             tell_waiting: false,
-        });
+        })
+    };
+    if row.try_get("deleted")? {
+        return without(ConnectionState::Deleted);
     }
+    if !row.try_get::<bool, _>("known")? {
+        return without(ConnectionState::Unknown);
+    }
+    match known_facts(row, query.connection) {
+        // The other webhooks of the batch don't need it.
+        Err(error @ StoreError::Inconsistent { .. }) => {
+            without(ConnectionState::Unreadable(error.to_string()))
+        }
+        facts => facts,
+    }
+}
+
+fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     let key = id.to_string();
     let known = ConnectionFacts {
         id,
@@ -198,9 +210,14 @@ fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
         linked_by: nullable(row, "channel_bindings", &key, "bound_by")?,
         session: row.try_get("session")?,
     };
-    let connection = ConnectionState::Known(Box::new(known));
-    let tell_waiting = row.try_get("tell_waiting")?;
-    Ok(Facts { connection, conversation, own_agent, processed, trigger_processed, tell_waiting })
+    Ok(Facts {
+        connection: ConnectionState::Known(Box::new(known)),
+        conversation,
+        own_agent,
+        processed: row.try_get("processed")?,
+        trigger_processed: row.try_get("trigger_processed")?,
+        tell_waiting: row.try_get("tell_waiting")?,
+    })
 }
 
 fn named(row: &PgRow, column: &str, id: &crate::types::AgentId) -> Result<String, StoreError> {

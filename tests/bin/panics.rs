@@ -1,0 +1,38 @@
+//! A worker whose stages panic: always at a webhook that says so (`panic:<stage>`), and once at some of the others.
+
+use std::{
+    fs::File,
+    hash::{DefaultHasher, Hash, Hasher},
+    process::ExitCode,
+};
+use worker::Stage;
+
+/// One in so many webhooks makes a stage panic once.
+const ONE_IN: u64 = 24;
+
+fn probe(stage: Stage, subject: &[u8]) {
+    let name = match stage {
+        Stage::Parse => "parse",
+        Stage::Decide => "decide",
+        Stage::Attempt => "attempt",
+        Stage::Send => "send",
+    };
+    let always = format!("panic:{name}");
+    if subject.windows(always.len()).any(|words| words == always.as_bytes()) {
+        panic!("probe: {name}, always");
+    }
+    if stage == Stage::Decide {
+        return; // a decision that panics once is a dead letter already
+    }
+    let mut hasher = DefaultHasher::new();
+    (name, subject).hash(&mut hasher);
+    let hash = hasher.finish();
+    // The file tells the other workers of this run, too.
+    if hash.is_multiple_of(ONE_IN) && File::create_new(format!("panicked-{hash:016x}")).is_ok() {
+        panic!("probe: {name}, once");
+    }
+}
+
+fn main() -> ExitCode {
+    worker::run_with_probe(probe)
+}
