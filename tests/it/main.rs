@@ -50,6 +50,7 @@ mod traces;
 mod settings;
 mod architecture;
 mod readme;
+mod documents;
 mod deploy;
 mod runbook;
 mod bench;
