@@ -49,7 +49,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let client = config.nats.connect("ingest").await?;
     let js = config::jetstream(client.clone());
-    let directory = Directory::new(client.clone(), js.clone(), config.signing_keys);
+    let directory = Directory::new(client.clone(), js.clone(), config.signing_secret_keyring);
     let replies = Replies::new(directory.ingest());
     let gate = Arc::new(Gate {
         directory: directory.clone(),
@@ -58,8 +58,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         metrics: Metrics::new(&directory, telling.dropped.clone()),
         standings: Standings::new(Instant::now()),
         shared_keys: config.shared_signing_secrets.iter().map(SigningKey::new).collect(),
-        in_flight: Semaphore::new(config.in_flight_max),
-        in_flight_max: config.in_flight_max,
+        in_flight: Semaphore::new(config.http_max_in_flight),
+        in_flight_max: config.http_max_in_flight,
         stopping: shutdown.token().clone(),
     });
     // Ready also while NATS is away: most likely it is away for every ingest, and a balancer without any would answer in our
@@ -80,7 +80,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Until the directory is complete a connection would look unknown, so nobody is let in.
     tokio::select! { () = directory.completed() => {}, () = shutdown.requested() => {} }
     let front =
-        serve::serve(listener, route::router(gate), config.connections_max, serving.clone());
+        serve::serve(listener, route::router(gate), config.http_max_connections, serving.clone());
     shutdown.spawn_vital("front", front);
 
     shutdown.requested().await;

@@ -136,7 +136,7 @@ impl Memory {
                 }
                 // The connection stays: what can't be verified is answered 401, and here is why.
                 Err(error) => {
-                    warn!(connection = %id, %error, "a signing secret does not open (TIDEGATE_SIGNING_KEYS)");
+                    warn!(connection = %id, %error, "a signing secret does not open (TIDEGATE_SIGNING_SECRET_KEYRING)");
                 }
             }
         }
