@@ -154,7 +154,7 @@ pub fn answer(verdict: &Verdict) -> Answer {
         Verdict::Unrouted(Kind::Options) => (200, json(NO_OPTIONS), Level::INFO, "unrouted"),
         Verdict::Unrouted(_) => (200, Nothing, Level::INFO, "unrouted"),
         Verdict::SharedRouteClosed => (404, Nothing, Level::WARN, "shared_route_closed"),
-        Verdict::DirectoryAway(Away) => (503, RetryLater, Level::ERROR, "directory_away"),
+        Verdict::DirectoryAway(Away) => (503, RetryLater, Level::ERROR, "directory_unavailable"),
         Verdict::NotStored(Kind::Command, _) => (200, json(NOT_TAKEN), Level::ERROR, "unavailable"),
         Verdict::NotStored(Kind::Options, _) => {
             (200, json(NO_OPTIONS), Level::ERROR, "unavailable")
@@ -166,8 +166,8 @@ pub fn answer(verdict: &Verdict) -> Answer {
         Verdict::TooLarge => (413, Nothing, Level::WARN, "too_large"),
         Verdict::MediaType => (415, Nothing, Level::WARN, "media_type"),
         Verdict::TransferEncoding => (400, Nothing, Level::WARN, "transfer_encoding"),
-        Verdict::Slow => (408, Nothing, Level::WARN, "slow"),
-        Verdict::Broken => (400, Nothing, Level::INFO, "broken"),
+        Verdict::Slow => (408, Nothing, Level::WARN, "body_timeout"),
+        Verdict::Broken => (400, Nothing, Level::INFO, "body_incomplete"),
         Verdict::Overloaded => (503, RetryLater, Level::ERROR, "overloaded"),
     };
     let status = StatusCode::from_u16(status).expect("the table holds statuses only");
@@ -280,12 +280,12 @@ mod tests {
         a_submission_that_is_not_stored_says_so_at_its_input: Verdict::SubmissionNotStored("b".into(), full())
             => 200, "unavailable", ERROR,
             r#"{"errors":{"b":"This was not taken. Please try again in a moment."},"response_action":"errors"}"#;
-        a_directory_that_is_away_is_503: Verdict::DirectoryAway(Away) => 503, "directory_away", ERROR, "retry later";
+        a_directory_that_is_away_is_503: Verdict::DirectoryAway(Away) => 503, "directory_unavailable", ERROR, "retry later";
         what_is_too_large_is_413: Verdict::TooLarge => 413, "too_large", WARN, "";
         another_media_type_is_415: Verdict::MediaType => 415, "media_type", WARN, "";
         a_transfer_encoding_is_400: Verdict::TransferEncoding => 400, "transfer_encoding", WARN, "";
-        a_body_that_is_slow_is_408: Verdict::Slow => 408, "slow", WARN, "";
-        a_body_that_breaks_off_is_400: Verdict::Broken => 400, "broken", INFO, "";
+        a_body_that_is_slow_is_408: Verdict::Slow => 408, "body_timeout", WARN, "";
+        a_body_that_breaks_off_is_400: Verdict::Broken => 400, "body_incomplete", INFO, "";
         too_many_at_once_are_503: Verdict::Overloaded => 503, "overloaded", ERROR, "retry later";
     }
 }

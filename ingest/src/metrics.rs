@@ -92,7 +92,7 @@ impl Metrics {
             this.publishes.clone(),
         );
         registry.register(
-            "ingest_signing_secret_matched",
+            "ingest_signatures_verified",
             "Verified webhooks by which of the connection's secrets signed them",
             this.secrets.clone(),
         );
@@ -106,7 +106,11 @@ impl Metrics {
             "Our time less Slack's, at the last webhook that was signed too long ago or in the future",
             this.skew.clone(),
         );
-        registry.register("ingest_inflight", "Webhooks being answered", this.inflight.clone());
+        registry.register(
+            "ingest_requests_in_flight",
+            "Webhooks being answered",
+            this.inflight.clone(),
+        );
         registry.register(
             "ingest_connections",
             "Connections in the directory",
@@ -118,7 +122,7 @@ impl Metrics {
             this.revision.clone(),
         );
         registry.register(
-            "ingest_directory_reads",
+            "ingest_directory_cache_misses",
             "Reads of the bucket, for what memory does not have",
             directory.reads(),
         );
@@ -133,7 +137,7 @@ impl Metrics {
             this.apps_at_risk.clone(),
         );
         registry.register(
-            "ingest_app_failed_share_max",
+            "ingest_app_failure_ratio_max",
             "Failed share of the last hour's deliveries, of the worst app that Slack's limit is for",
             this.worst_app.clone(),
         );

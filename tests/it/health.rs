@@ -76,7 +76,7 @@ async fn health_and_figures_are_told_on_a_port_of_their_own() {
         "tidegate_ingest_events_withheld_total 1",
         "tidegate_ingest_connections 1",
         "tidegate_ingest_nats_connected 1",
-        "tidegate_ingest_inflight 0",
+        "tidegate_ingest_requests_in_flight 0",
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is missing in:\n{page}");
     }
