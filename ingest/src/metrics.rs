@@ -1,6 +1,6 @@
 //! What ingest counts, for Prometheus. Labels come from closed sets: no id of a connection, team or user is one.
 
-use crate::{answer::Answer, directory::Directory, publish::Publisher, standing::Standings};
+use crate::{app_health::Standings, directory::Directory, http::Answer, webhook::Publisher};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use ingest::{
     classify,
-    verify::{Raw, SigningKey, verify},
+    signature::{Raw, SigningKey, verify},
 };
 use shared::{
     codec::{envelope::Envelope, slack::Media},

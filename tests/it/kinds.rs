@@ -1,6 +1,6 @@
 //! Every sort of webhook is taken, on both routes, and put where it belongs.
 
-use ingest::{classify, verify};
+use ingest::{classify, signature};
 use shared::{
     codec::slack::{Media, Parts},
     partition::{Conversation, Lane, Partition},
@@ -84,15 +84,15 @@ fn every_sort_of_webhook_is_routed_and_placed_by_the_ids_it_keeps_in_its_own_way
         let (kind, installation, channel, conversation) = expected[name.as_str()];
         let (secret, now) = ("secret", unix_now().to_string());
         let signature = sign(secret, &now, &webhook.body);
-        let raw = verify::Raw {
+        let raw = signature::Raw {
             signature: Some(&signature),
             timestamp: Some(&now),
             body: webhook.body.clone().into(),
         };
-        let key = verify::SigningKey::new(
+        let key = signature::SigningKey::new(
             &shared::secrets::Secret::new(secret.into()).expect("not empty"),
         );
-        let verified = verify::verify(raw, [&key], SystemTime::now()).expect("signed");
+        let verified = signature::verify(raw, [&key], SystemTime::now()).expect("signed");
         let media = Media::from_content_type(webhook.content_type).expect("a media type");
         let parts: Parts<'_> = classify::split(media, &verified);
         let inbound = parts.read();

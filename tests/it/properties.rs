@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use ingest::{
     classify,
-    verify::{Raw, Rejected, SKEW_MAX, SigningKey, Verified, verify},
+    signature::{Raw, Rejected, SKEW_MAX, SigningKey, Verified, verify},
 };
 use serde_json::json;
 use shared::{

@@ -4,23 +4,23 @@
 //! shared route. Complete before the first webhook is taken. What is not in memory is read from the bucket
 //! before it is said not to exist: it may have been made a moment ago. That costs a read, so those reads
 //! are bounded in number, and an answer of "no" is remembered for up to 2 s; made-up ids cost nothing much.
-//! While memory may not be believed (see `keep`) everything is read. Postgres is not asked, and not needed.
+//! While memory may not be believed (see `follower`) everything is read. Postgres is not asked, and not needed.
 
-mod bounds;
-mod keep;
-mod memory;
+mod lookup_limiter;
+mod follower;
+mod cache;
 
-pub use memory::Connection;
+pub use cache::Connection;
 
-use crate::classify::Routing;
+use crate::webhook::classify::Routing;
 use async_nats::{
     Client,
     connection::State,
     jetstream::{self, kv},
 };
-use bounds::{Bounds, MayRead};
+use cache::Memory;
 use futures_util::future::BoxFuture;
-use memory::Memory;
+use lookup_limiter::{Bounds, MayRead};
 use prometheus_client::metrics::counter::Counter;
 use shared::{
     directory::{read_from_leader, team_key},

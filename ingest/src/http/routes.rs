@@ -1,12 +1,13 @@
 //! HTTP in, HTTP out: the two routes, and the routes of those who watch.
 //!
-//! In: a POST. Out: what [`crate::answer`] says of the verdict. Every way out is a verdict, and every verdict is one
+//! In: a POST. Out: what [`crate::http::response`] says of the verdict. Every way out is a verdict, and every verdict is one
 //! log line and one count. Knows paths; knows nothing of Slack's JSON.
 
 use crate::{
-    answer::{Answer, Verdict, answer},
-    gate::{Gate, Trail},
-    receive::Incoming,
+    http::response::{Answer, answer},
+    webhook::Incoming,
+    webhook::Verdict,
+    webhook::{Gate, Trail},
 };
 use axum::{
     Router,

@@ -3,7 +3,7 @@
 //! In: keys and values of the bucket, in any order and as often as one likes: the newer version stays. Out: a
 //! connection ready to verify with. A value that can't be read is left out, and said so.
 
-use crate::verify::SigningKey;
+use crate::webhook::signature::SigningKey;
 use shared::{
     directory::{Entry, Known, SIGNING_SECRET_COLUMN, TeamEntry},
     secrets::{KeyRing, Place},

@@ -3,7 +3,7 @@
 //! In: a listener and a router. Out: HTTP/1.1, with patience that ends (see `patience`), a cap on connections, and an end
 //! that answers what has begun. Not `axum::serve`: it sets no timer, and slow or silent sockets stay for ever.
 
-use crate::patience::{Patient, Turns};
+use crate::http::idle_timeout::{Patient, Turns};
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};

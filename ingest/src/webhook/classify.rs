@@ -5,7 +5,7 @@
 //! connection is known, kind, partition, lane and dedupe key. Where each kind keeps its ids is written in
 //! docs.slack.dev; the order of looking for the installation is Bolt's.
 
-use crate::verify::Verified;
+use crate::webhook::signature::Verified;
 use shared::{
     codec::{
         envelope::DedupeKey,

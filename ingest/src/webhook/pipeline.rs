@@ -5,15 +5,15 @@
 //! way (the connection, the app) is left on the [`Trail`], for the log and the counts.
 
 use crate::{
-    answer::Verdict,
-    classify,
+    app_health::Standings,
     directory::{Connection, Directory, Found},
     metrics::Metrics,
-    publish::{NotStored, Publisher},
-    receive::Incoming,
-    reply::Replies,
-    standing::Standings,
-    verify::{Rejected, SigningKey, Verified, verify},
+    webhook::Verdict,
+    webhook::classify,
+    webhook::publisher::{NotStored, Publisher},
+    webhook::request::Incoming,
+    webhook::signature::{Rejected, SigningKey, Verified, verify},
+    webhook::sync_response::Replies,
 };
 use shared::{
     codec::{

@@ -3,7 +3,7 @@
 //! In: an HTTP request. Out: its headers, media type and whole body, unverified; or why not. Nothing beyond the limit is
 //! buffered: a length that is too large is refused before a byte of the body is read.
 
-use crate::{answer::Verdict, verify::Raw};
+use crate::{webhook::Verdict, webhook::signature::Raw};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderName, Request, header},
@@ -63,7 +63,7 @@ impl Incoming {
         Ok(Self { media, body, headers })
     }
 
-    /// For [`crate::verify`].
+    /// For [`crate::webhook::signature`].
     pub fn raw(&self) -> Raw<'_> {
         let (signature, timestamp) =
             (only(&self.headers, &SIGNATURE), only(&self.headers, &TIMESTAMP));
