@@ -1,9 +1,9 @@
-//! How each app stands with Slack, by Slack's own rule.
+//! Failure ratio of each Slack app over the last hour, as Slack counts it.
 //!
-//! Slack switches an app's events off, for all of its workspaces, when over 95 % of its deliveries within 60 minutes
-//! failed, from 1,000 deliveries an hour on (docs.slack.dev/apis/events-api). In: what every known app was answered. Out: how many apps
-//! are past half of that, and the share of the worst; and one warning a minute for each of them, with its name. Has
-//! nothing to do with readiness: an ingest that leaves makes nothing better.
+//! Slack disables the events of an app in all workspaces when over 95 % of its deliveries failed
+//! within 60 minutes, from 1,000 deliveries per hour on (docs.slack.dev/apis/events-api). Apps over
+//! half of that ratio are counted, and logged once a minute. Readiness does not depend on it: one
+//! ingest less improves nothing.
 
 use shared::types::AppId;
 use std::{
@@ -13,100 +13,100 @@ use std::{
 };
 use tracing::warn;
 
-/// Minutes that count.
+/// Minutes of Slack's window.
 const MINUTES: usize = 60;
-/// Slack's limit: the share of failures above which an app is switched off.
-pub const FAILED_SHARE_MAX: f64 = 0.95;
-/// Apps with fewer deliveries an hour are left alone.
-pub const DELIVERIES_MIN: u64 = 1_000;
-/// Apps watched at most; further ones are not.
-const APPS_MAX: usize = 20_000;
+/// Failure ratio above which Slack disables an app.
+const MAX_FAILURE_RATIO: f64 = 0.95;
+/// Deliveries per hour below which Slack never disables an app.
+const MIN_DELIVERIES: u64 = 1_000;
+/// Maximum apps that are watched.
+const MAX_APPS: usize = 20_000;
 
-/// All apps' last hour.
-pub struct Standings {
-    began: Instant,
+/// Deliveries and failures of all apps in the last hour.
+pub struct AppHealth {
+    started_at: Instant,
     apps: Mutex<HashMap<AppId, Hour>>,
 }
 
 struct Hour {
     minutes: [Minute; MINUTES],
+    /// Minute of the last warning.
     warned: Option<u32>,
 }
 
 #[derive(Default, Clone, Copy)]
 struct Minute {
-    /// Which minute since the beginning this slot holds.
+    /// Minutes since the start; 0 in an unused element.
     number: u32,
     deliveries: u32,
-    failed: u32,
+    failures: u32,
 }
 
-/// What an hour adds up to.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Sum {
+struct Totals {
     deliveries: u64,
-    failed: u64,
+    failures: u64,
 }
 
-impl Sum {
-    fn failed_share(self) -> f64 {
-        if self.deliveries == 0 { 0.0 } else { self.failed as f64 / self.deliveries as f64 }
+impl Totals {
+    fn failure_ratio(self) -> f64 {
+        if self.deliveries == 0 { 0.0 } else { self.failures as f64 / self.deliveries as f64 }
     }
 
-    /// Past half of the way to being switched off.
+    /// Returns whether the app is above half of Slack's limits.
     fn is_at_risk(self) -> bool {
-        self.deliveries >= DELIVERIES_MIN / 2 && self.failed_share() > FAILED_SHARE_MAX / 2.0
+        self.deliveries >= MIN_DELIVERIES / 2 && self.failure_ratio() > MAX_FAILURE_RATIO / 2.0
     }
 }
 
-impl Standings {
-    /// Nothing was answered yet.
+impl AppHealth {
+    /// Creates empty statistics.
     pub fn new(now: Instant) -> Self {
-        Self { began: now, apps: Mutex::default() }
+        Self { started_at: now, apps: Mutex::default() }
     }
 
-    /// A webhook of this app was answered.
-    pub fn answered(&self, app: &AppId, success: bool, now: Instant) {
+    /// Records the response to a webhook of an app.
+    pub fn record_response(&self, app: &AppId, success: bool, now: Instant) {
         let number = self.minute(now);
         let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
         if !apps.contains_key(app) {
-            if apps.len() >= APPS_MAX {
+            if apps.len() >= MAX_APPS {
                 return;
             }
             apps.insert(app.clone(), Hour::empty());
         }
         let Some(hour) = apps.get_mut(app) else { return };
-        let slot = &mut hour.minutes[number as usize % MINUTES];
-        if slot.number != number {
-            *slot = Minute { number, ..Minute::default() };
+        let minute = &mut hour.minutes[number as usize % MINUTES];
+        if minute.number != number {
+            *minute = Minute { number, ..Minute::default() };
         }
-        slot.deliveries = slot.deliveries.saturating_add(1);
+        minute.deliveries = minute.deliveries.saturating_add(1);
         if success {
-            return; // nothing gets worse by it, and an hour is a kilobyte to look through
+            return; // the ratio did not rise, and adding up an hour reads a kilobyte
         }
-        slot.failed = slot.failed.saturating_add(1);
-        let sum = hour.sum(number);
-        if sum.is_at_risk() && hour.warned != Some(number) {
+        minute.failures = minute.failures.saturating_add(1);
+        let totals = hour.totals(number);
+        if totals.is_at_risk() && hour.warned != Some(number) {
             hour.warned = Some(number);
-            let (deliveries, failed) = (sum.deliveries, sum.failed);
-            warn!(%app, deliveries, failed, "Slack switches an app off above 95 % failures in an hour; this one is half way");
+            let Totals { deliveries, failures } = totals;
+            warn!(%app, deliveries, failures, "half of Slack's failure limit exceeded");
         }
     }
 
-    /// Apps past half of the way, and the share of failures of the worst app that Slack's rule is for.
-    pub fn at_risk(&self, now: Instant) -> (usize, f64) {
+    /// Returns the number of apps at risk, and the highest failure ratio of the apps with enough
+    /// deliveries for Slack's limit.
+    pub fn summarize(&self, now: Instant) -> (usize, f64) {
         let number = self.minute(now);
         let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
-        apps.retain(|_, hour| hour.sum(number).deliveries > 0);
-        let sums: Vec<Sum> = apps.values().map(|hour| hour.sum(number)).collect();
-        let ruled = sums.iter().filter(|sum| sum.deliveries >= DELIVERIES_MIN);
-        let worst = ruled.map(|sum| sum.failed_share()).fold(0.0, f64::max);
-        (sums.iter().filter(|sum| sum.is_at_risk()).count(), worst)
+        apps.retain(|_, hour| hour.totals(number).deliveries > 0);
+        let totals: Vec<Totals> = apps.values().map(|hour| hour.totals(number)).collect();
+        let limited = totals.iter().filter(|totals| totals.deliveries >= MIN_DELIVERIES);
+        let highest = limited.map(|totals| totals.failure_ratio()).fold(0.0, f64::max);
+        (totals.iter().filter(|totals| totals.is_at_risk()).count(), highest)
     }
 
     fn minute(&self, now: Instant) -> u32 {
-        // From 1 on, so that an empty slot is no minute.
-        let minutes = now.saturating_duration_since(self.began).as_secs() / 60;
+        let minutes = now.saturating_duration_since(self.started_at).as_secs() / 60;
         u32::try_from(minutes + 1).unwrap_or(u32::MAX)
     }
 }
@@ -116,12 +116,13 @@ impl Hour {
         Self { minutes: [Minute::default(); MINUTES], warned: None }
     }
 
-    fn sum(&self, number: u32) -> Sum {
-        let counts = |m: &&Minute| m.number > 0 && number.saturating_sub(m.number) < MINUTES as u32;
-        let within = self.minutes.iter().filter(counts);
-        within.fold(Sum { deliveries: 0, failed: 0 }, |sum, minute| Sum {
-            deliveries: sum.deliveries + u64::from(minute.deliveries),
-            failed: sum.failed + u64::from(minute.failed),
+    fn totals(&self, number: u32) -> Totals {
+        let is_recent =
+            |m: &&Minute| m.number > 0 && number.saturating_sub(m.number) < MINUTES as u32;
+        let recent = self.minutes.iter().filter(is_recent);
+        recent.fold(Totals { deliveries: 0, failures: 0 }, |totals, minute| Totals {
+            deliveries: totals.deliveries + u64::from(minute.deliveries),
+            failures: totals.failures + u64::from(minute.failures),
         })
     }
 }
@@ -131,33 +132,34 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn answered(standings: &Standings, good: u64, bad: u64, now: Instant) {
-        let app: AppId = "A1".parse().expect("an id");
-        for n in 0..good + bad {
-            standings.answered(&app, n < good, now);
+    fn record(health: &AppHealth, successes: u64, failures: u64, now: Instant) {
+        let app: AppId = "A1".parse().expect("valid id");
+        for n in 0..successes + failures {
+            health.record_response(&app, n < successes, now);
         }
     }
 
     #[test]
-    fn an_app_is_at_risk_at_half_of_slacks_limit_and_not_before() {
+    fn counts_app_above_half_of_limit() {
         let start = Instant::now();
-        for (good, bad, at_risk) in
+        for (successes, failures, at_risk) in
             [(263, 237, 0), (262, 238, 1), (0, 499, 0), (0, 500, 1), (1000, 0, 0)]
         {
-            let standings = Standings::new(start);
-            answered(&standings, good, bad, start);
-            assert_eq!(standings.at_risk(start).0, at_risk, "{good} good, {bad} bad");
+            let health = AppHealth::new(start);
+            record(&health, successes, failures, start);
+            assert_eq!(health.summarize(start).0, at_risk, "{successes} to {failures}");
         }
     }
 
     #[test]
-    fn what_is_an_hour_ago_does_not_count() {
+    fn ignores_responses_after_an_hour() {
         let start = Instant::now();
-        let standings = Standings::new(start);
-        answered(&standings, 0, 1000, start);
-        assert_eq!(standings.at_risk(start + Duration::from_secs(59 * 60)), (1, 1.0));
-        assert_eq!(standings.at_risk(start + Duration::from_secs(60 * 60)), (0, 0.0));
-        answered(&standings, 1000, 0, start + Duration::from_secs(61 * 60));
-        assert_eq!(standings.at_risk(start + Duration::from_secs(61 * 60)), (0, 0.0));
+        let minute = |n: u64| start + Duration::from_secs(n * 60);
+        let health = AppHealth::new(start);
+        record(&health, 0, 1000, start);
+        assert_eq!(health.summarize(minute(59)), (1, 1.0));
+        assert_eq!(health.summarize(minute(60)), (0, 0.0));
+        record(&health, 1000, 0, minute(61));
+        assert_eq!(health.summarize(minute(61)), (0, 0.0));
     }
 }

@@ -87,7 +87,7 @@ fn tidegate_settings() -> BTreeSet<String> {
 
 /// How long a process may take to end after SIGTERM, by its settings.
 fn ingest_ends_within(settings: &ingest::Config) -> Duration {
-    settings.drain_delay + ingest::FINISH_DEADLINE
+    settings.drain_delay + ingest::FINISH_TIMEOUT
 }
 
 fn worker_ends_within(settings: &worker::Config) -> Duration {

@@ -59,8 +59,7 @@ async fn a_stop_is_in_force_when_the_verb_returns_also_right_after_nats_restarte
         world.nats.kill();
         until("the ingests' reports are too old", SOON, async || {
             let answer = status(&world, 0, &app, &app.secret).await;
-            (world.logs().matches("the directory could not be read").count() > 2 * round
-                && answer == 503)
+            (world.logs().matches("failed to read directory").count() > 2 * round && answer == 503)
                 .then_some(())
         })
         .await;

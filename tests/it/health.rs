@@ -138,8 +138,9 @@ async fn a_webhook_is_one_line_in_the_log_without_its_words_or_secrets() {
     let (log, webhooks) = until("both are in the log", SOON, async || {
         let log = world.ingests[1].process.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
-        let webhooks: Vec<serde_json::Value> =
-            lines.filter(|line: &serde_json::Value| line["message"] == "webhook").collect();
+        let webhooks: Vec<serde_json::Value> = lines
+            .filter(|line: &serde_json::Value| line["message"] == "webhook answered")
+            .collect();
         (webhooks.len() >= 2).then_some((log, webhooks))
     })
     .await;

@@ -1,9 +1,9 @@
-//! What ingest holds in memory of the bucket.
+//! In-memory cache of the directory bucket.
 //!
-//! In: keys and values of the bucket, in any order and as often as one likes: the newer version stays. Out: a
-//! connection ready to verify with. A value that can't be read is left out, and said so.
+//! Entries may be applied in any order and repeatedly: the newest version wins. An entry that fails
+//! to decode is logged and skipped.
 
-use crate::webhook::signature::SigningKey;
+use super::SigningKey;
 use shared::{
     directory::{Entry, Known, SIGNING_SECRET_COLUMN, TeamEntry},
     secrets::{KeyRing, Place},
@@ -16,16 +16,16 @@ use std::{
 };
 use tracing::warn;
 
-/// A connection, ready to verify with.
+/// Connection with unsealed signing secrets.
 #[derive(Debug)]
 pub struct Connection {
-    /// Its id.
+    /// Id of the connection.
     pub id: ConnectionId,
-    /// Its Slack app.
+    /// Slack app of the connection.
     pub app: AppId,
-    /// Where it is in its life.
+    /// Status, which decides whether webhooks are accepted.
     pub status: Status,
-    /// Takes what the shared route finds no other connection for.
+    /// True for the app's fallback connection on the shared route.
     pub preview_mode: bool,
     pub(super) version: i64,
     pub(super) team_key: String,
@@ -33,94 +33,97 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The secrets that are good at this time, newest first.
+    /// Returns the signing keys that are valid at `now`, newest first.
     pub fn keys(&self, now: SystemTime) -> impl Iterator<Item = &SigningKey> {
-        let good = move |until: Option<SystemTime>| until.is_none_or(|until| now < until);
-        self.keys.iter().filter(move |(_, until)| good(*until)).map(|(key, _)| key)
+        let valid = move |until: Option<SystemTime>| until.is_none_or(|until| now < until);
+        self.keys.iter().filter(move |(_, until)| valid(*until)).map(|(key, _)| key)
     }
 }
 
-/// Everything of the bucket, behind a lock that is held for a look or a change.
-pub(super) struct Memory {
-    ring: KeyRing,
-    content: RwLock<Content>,
+/// Cache of the whole bucket. Its lock is held for single reads and writes only.
+pub(super) struct Cache {
+    keyring: KeyRing,
+    entries: RwLock<Entries>,
 }
 
 #[derive(Default)]
-struct Content {
-    connections: HashMap<ConnectionId, Slot>,
+struct Entries {
+    connections: HashMap<ConnectionId, CachedConnection>,
     teams: HashMap<String, TeamEntry>,
 }
 
-enum Slot {
-    Here(Arc<Connection>),
-    Deleted(i64),
+enum CachedConnection {
+    Present(Arc<Connection>),
+    Deleted { version: i64 },
 }
 
-impl Slot {
+impl CachedConnection {
     fn version(&self) -> i64 {
         match self {
-            Slot::Here(connection) => connection.version,
-            Slot::Deleted(version) => *version,
+            Self::Present(connection) => connection.version,
+            Self::Deleted { version } => *version,
         }
     }
 }
 
-impl Memory {
-    /// Empty. The ring opens signing secrets.
-    pub fn new(ring: KeyRing) -> Self {
-        Self { ring, content: RwLock::default() }
+impl Cache {
+    /// Creates an empty cache. `keyring` unseals signing secrets.
+    pub fn new(keyring: KeyRing) -> Self {
+        Self { keyring, entries: RwLock::default() }
     }
 
-    /// A connection: here, deleted (`Some(None)`), or nothing known.
+    /// Returns a connection, `Some(None)` if it was deleted, or `None` if it is not cached.
     pub fn connection(&self, id: ConnectionId) -> Option<Option<Arc<Connection>>> {
-        self.read().connections.get(&id).map(|slot| match slot {
-            Slot::Here(connection) => Some(Arc::clone(connection)),
-            Slot::Deleted(_) => None,
+        self.read().connections.get(&id).map(|cached| match cached {
+            CachedConnection::Present(connection) => Some(Arc::clone(connection)),
+            CachedConnection::Deleted { .. } => None,
         })
     }
 
-    /// A team's connection: known, known to be none (`Some(None)`), or nothing known.
-    pub fn team(&self, key: &str) -> Option<Option<ConnectionId>> {
+    /// Returns the connection of a team key, `Some(None)` if the team has none, or `None` if the
+    /// key is not cached.
+    pub fn team_connection(&self, key: &str) -> Option<Option<ConnectionId>> {
         self.read().teams.get(key).map(|team| team.connection)
     }
 
-    /// How many connections there are.
-    pub fn connections(&self) -> usize {
-        self.read().connections.values().filter(|slot| matches!(slot, Slot::Here(_))).count()
+    /// Returns the number of connections, without deleted ones.
+    pub fn connection_count(&self) -> usize {
+        let entries = self.read();
+        let cached = entries.connections.values();
+        cached.filter(|cached| matches!(cached, CachedConnection::Present(_))).count()
     }
 
-    /// Takes a key of the bucket in, unless what is here is newer.
+    /// Applies an entry of the bucket, unless the cache has a newer version.
     pub fn apply(&self, key: &str, value: &[u8]) {
         if key.starts_with("team.") {
             match serde_json::from_slice(value) {
                 Ok(team) => self.apply_team(key, team),
-                Err(error) => warn!(key, %error, "a directory entry can't be read; it is left out"),
+                Err(error) => warn!(key, %error, "failed to decode directory entry"),
             }
             return;
         }
         let Ok(id) = key.parse::<ConnectionId>() else {
-            warn!(key, "a key of the directory is not ours; it is left out");
+            warn!(key, "unknown directory key skipped");
             return;
         };
-        let slot = match serde_json::from_slice::<Entry>(value) {
-            Ok(Entry::Known(known)) => Slot::Here(Arc::new(self.unseal(id, &known))),
-            Ok(Entry::Deleted { version }) => Slot::Deleted(version),
+        let new = match serde_json::from_slice::<Entry>(value) {
+            Ok(Entry::Known(known)) => CachedConnection::Present(Arc::new(self.unseal(id, &known))),
+            Ok(Entry::Deleted { version }) => CachedConnection::Deleted { version },
             Err(error) => {
-                warn!(connection = %id, %error, "a directory entry can't be read; it is left out");
+                warn!(key, %error, "failed to decode directory entry");
                 return;
             }
         };
-        let mut content = self.write();
-        if content.connections.get(&id).is_none_or(|here| here.version() < slot.version()) {
-            content.connections.insert(id, slot);
+        let mut entries = self.write();
+        if entries.connections.get(&id).is_none_or(|cached| cached.version() < new.version()) {
+            entries.connections.insert(id, new);
         }
     }
 
     fn apply_team(&self, key: &str, team: TeamEntry) {
-        let mut content = self.write();
-        if content.teams.get(key).is_none_or(|here| here.version < team.version) {
-            content.teams.insert(key.to_owned(), team);
+        let mut entries = self.write();
+        if entries.teams.get(key).is_none_or(|cached| cached.version < team.version) {
+            entries.teams.insert(key.to_owned(), team);
         }
     }
 
@@ -129,27 +132,35 @@ impl Memory {
         let place = Place { owner: &owner, column: SIGNING_SECRET_COLUMN };
         let mut keys = Vec::with_capacity(known.signing_secrets.len());
         for secret in &known.signing_secrets {
-            match self.ring.open_secret(place, &secret.sealed) {
+            match self.keyring.open_secret(place, &secret.sealed) {
                 Ok(clear) => {
                     let until = secret.until_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
                     keys.push((SigningKey::new(&clear), until));
                 }
-                // The connection stays: what can't be verified is answered 401, and here is why.
-                Err(error) => {
-                    warn!(connection = %id, %error, "a signing secret does not open (TIDEGATE_SIGNING_SECRET_KEYRING)");
-                }
+                // The connection stays in the cache; its webhooks get 401.
+                Err(error) => warn!(
+                    connection = %id,
+                    %error,
+                    "failed to unseal signing secret; check TIDEGATE_SIGNING_SECRET_KEYRING"
+                ),
             }
         }
-        let Known { status, preview_mode, version, .. } = *known;
-        let (app, team_key) = (known.app.clone(), known.team_key());
-        Connection { id, app, status, preview_mode, version, team_key, keys }
+        Connection {
+            id,
+            app: known.app.clone(),
+            status: known.status,
+            preview_mode: known.preview_mode,
+            version: known.version,
+            team_key: known.team_key(),
+            keys,
+        }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Content> {
-        self.content.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Content> {
-        self.content.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

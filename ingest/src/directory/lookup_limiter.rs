@@ -1,6 +1,4 @@
-//! How many reads of the bucket made-up ids can cause: a bounded number.
-//!
-//! In: a key, and the time. Out: whether it may be read. A "no" is remembered for up to 2 s.
+//! Limits on bucket reads, so that made-up ids cause a bounded number.
 
 use shared::types::ConnectionId;
 use std::{
@@ -8,69 +6,78 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Reads of the bucket in a second, at most.
-const READS_PER_SECOND: u32 = 500;
-/// "There is none" is believed for one to two of these.
-const MISS_AGE: Duration = Duration::from_secs(1);
-/// Ids remembered as unknown in one of these, at most.
-const MISSES_MAX: usize = 20_000;
-/// A connection whose signature failed is read again at most this often.
-const REREAD_EVERY: Duration = Duration::from_secs(1);
+/// Maximum reads of the bucket in a window.
+const MAX_READS_PER_SECOND: u32 = 500;
+/// Length of a window. A miss is cached for one to two windows.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Maximum misses cached in one window, and maximum connections refreshed in one interval.
+const MAX_MISSES: usize = 20_000;
+/// Minimum time between two refreshes of a connection.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What keeps reads of the bucket from becoming many.
-pub(super) struct Bounds {
-    window: Instant,
+/// Counts of reads and misses in the current window.
+pub(super) struct LookupLimiter {
+    window_start: Instant,
     reads: u32,
     misses: HashSet<String>,
-    older_misses: HashSet<String>,
-    rereads: HashMap<ConnectionId, Instant>,
+    previous_misses: HashSet<String>,
+    refreshes: HashMap<ConnectionId, Instant>,
 }
 
+/// Decision on a read of the bucket.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum MayRead {
-    Yes,
+pub(super) enum LookupDecision {
+    Allowed,
     KnownMiss,
-    TooMany,
+    LimitReached,
 }
 
-impl Bounds {
+impl LookupLimiter {
     pub fn new(now: Instant) -> Self {
-        let (misses, older_misses) = (HashSet::new(), HashSet::new());
-        Self { window: now, reads: 0, misses, older_misses, rereads: HashMap::new() }
+        Self {
+            window_start: now,
+            reads: 0,
+            misses: HashSet::new(),
+            previous_misses: HashSet::new(),
+            refreshes: HashMap::new(),
+        }
     }
 
-    pub fn may_read(&mut self, key: &str, now: Instant) -> MayRead {
-        let age = now.duration_since(self.window);
-        if age >= MISS_AGE {
-            self.older_misses = std::mem::take(&mut self.misses);
-            if age >= 2 * MISS_AGE {
-                self.older_misses.clear();
+    /// Decides whether a key may be read, and counts the read.
+    pub fn check_lookup(&mut self, key: &str, now: Instant) -> LookupDecision {
+        let age = now.duration_since(self.window_start);
+        if age >= WINDOW {
+            self.previous_misses = std::mem::take(&mut self.misses);
+            if age >= 2 * WINDOW {
+                self.previous_misses.clear();
             }
-            self.window = now;
+            self.window_start = now;
             self.reads = 0;
         }
-        if self.misses.contains(key) || self.older_misses.contains(key) {
-            return MayRead::KnownMiss;
+        if self.misses.contains(key) || self.previous_misses.contains(key) {
+            return LookupDecision::KnownMiss;
         }
-        if self.reads == READS_PER_SECOND {
-            return MayRead::TooMany;
+        if self.reads == MAX_READS_PER_SECOND {
+            return LookupDecision::LimitReached;
         }
         self.reads += 1;
-        MayRead::Yes
+        LookupDecision::Allowed
     }
 
-    pub fn remember_miss(&mut self, key: &str) {
-        if self.misses.len() < MISSES_MAX {
+    /// Caches that the bucket does not have a key.
+    pub fn record_miss(&mut self, key: &str) {
+        if self.misses.len() < MAX_MISSES {
             self.misses.insert(key.to_owned());
         }
     }
 
-    pub fn may_reread(&mut self, id: ConnectionId, now: Instant) -> bool {
-        self.rereads.retain(|_, at| now.duration_since(*at) < REREAD_EVERY);
-        if self.rereads.len() >= MISSES_MAX || self.rereads.contains_key(&id) {
+    /// Returns whether a connection may be refreshed now, and records the refresh.
+    pub fn allow_refresh(&mut self, id: ConnectionId, now: Instant) -> bool {
+        self.refreshes.retain(|_, at| now.duration_since(*at) < REFRESH_INTERVAL);
+        if self.refreshes.len() >= MAX_MISSES || self.refreshes.contains_key(&id) {
             return false;
         }
-        self.rereads.insert(id, now);
+        self.refreshes.insert(id, now);
         true
     }
 }
@@ -80,39 +87,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn made_up_ids_cost_a_bounded_number_of_reads_and_of_memory() {
+    fn bounds_reads_and_memory() {
         let start = Instant::now();
-        let mut bounds = Bounds::new(start);
+        let mut limiter = LookupLimiter::new(start);
         let mut reads = 0;
         for n in 0..100_000 {
-            let now = start + Duration::from_micros(n * 100); // 10,000 a second for 10 s
-            if bounds.may_read(&format!("{n}"), now) == MayRead::Yes {
-                bounds.remember_miss(&format!("{n}"));
+            let now = start + Duration::from_micros(n * 100); // 10,000 per second for 10 s
+            if limiter.check_lookup(&format!("{n}"), now) == LookupDecision::Allowed {
+                limiter.record_miss(&format!("{n}"));
                 reads += 1;
             }
         }
-        assert!(reads <= 10 * READS_PER_SECOND, "{reads}");
-        assert!(bounds.misses.len() + bounds.older_misses.len() <= 2 * MISSES_MAX);
+        assert!(reads <= 10 * MAX_READS_PER_SECOND, "{reads}");
+        assert!(limiter.misses.len() + limiter.previous_misses.len() <= 2 * MAX_MISSES);
     }
 
     #[test]
-    fn a_miss_is_believed_for_at_most_two_seconds() {
+    fn caches_miss_for_at_most_two_windows() {
         let start = Instant::now();
-        let mut bounds = Bounds::new(start);
-        assert_eq!(bounds.may_read("x", start), MayRead::Yes);
-        bounds.remember_miss("x");
-        assert_eq!(bounds.may_read("x", start + MISS_AGE / 2), MayRead::KnownMiss);
-        assert_eq!(bounds.may_read("x", start + MISS_AGE * 3 / 2), MayRead::KnownMiss);
-        assert_eq!(bounds.may_read("x", start + MISS_AGE * 3), MayRead::Yes);
+        let mut limiter = LookupLimiter::new(start);
+        assert_eq!(limiter.check_lookup("x", start), LookupDecision::Allowed);
+        limiter.record_miss("x");
+        let mut check = |after| limiter.check_lookup("x", start + after);
+        assert_eq!(check(WINDOW / 2), LookupDecision::KnownMiss);
+        assert_eq!(check(WINDOW * 3 / 2), LookupDecision::KnownMiss);
+        assert_eq!(check(WINDOW * 3), LookupDecision::Allowed);
     }
 
     #[test]
-    fn a_connection_is_reread_at_most_once_a_second() {
+    fn refreshes_connection_once_per_interval() {
         let start = Instant::now();
-        let mut bounds = Bounds::new(start);
-        let id = format!("{:032x}", 1).parse().expect("an id");
-        assert!(bounds.may_reread(id, start));
-        assert!(!bounds.may_reread(id, start + REREAD_EVERY / 2));
-        assert!(bounds.may_reread(id, start + REREAD_EVERY));
+        let mut limiter = LookupLimiter::new(start);
+        let id = format!("{:032x}", 1).parse().expect("valid id");
+        assert!(limiter.allow_refresh(id, start));
+        assert!(!limiter.allow_refresh(id, start + REFRESH_INTERVAL / 2));
+        assert!(limiter.allow_refresh(id, start + REFRESH_INTERVAL));
     }
 }

@@ -1,9 +1,9 @@
-//! How long a socket may say nothing.
+//! Idle timeouts of an HTTP connection.
 //!
-//! In: a socket, and word of when a request is being answered. Out: the same socket, which fails when it is silent
-//! for too long. Two patiences, where hyper has one timer for both: a head that has begun, and the first of a
-//! connection, come within 3 s; between two requests a connection may rest for longer than any load balancer keeps one
-//! idle, or the balancer would send a webhook into a connection that we are just closing.
+//! hyper has one timer for two cases. The headers of a request must arrive within 3 s of its first
+//! byte, those of the first request within 3 s of the accept. Between requests a connection may be
+//! idle for longer than any load balancer keeps it open; otherwise the balancer would send a
+//! webhook into a connection that ingest is closing.
 
 use std::{
     io,
@@ -21,19 +21,19 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// A head has this long to come, the first one from the connection's beginning.
-pub const HEAD: Duration = Duration::from_secs(3);
-/// Between two requests. Load balancers keep idle connections for 60 s.
-pub const REST: Duration = Duration::from_secs(75);
+/// Maximum time to receive the headers of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum time between two requests. Load balancers keep idle connections for 60 s.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Counts requests: odd while one is being answered.
+/// Phase of a connection: even while it waits for a request, odd while a request is answered.
 #[derive(Clone, Default)]
-pub struct Turns(Arc<AtomicU64>);
+pub struct RequestPhase(Arc<AtomicU64>);
 
-impl Turns {
-    /// A request's head was read, or its answer is ready.
-    pub fn next(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed); // told and asked within one task
+impl RequestPhase {
+    /// Advances when the headers of a request are read, and when its response is ready.
+    pub fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed); // written and read by one task
     }
 
     fn number(&self) -> u64 {
@@ -41,57 +41,59 @@ impl Turns {
     }
 }
 
-/// A socket with patience.
-pub struct Patient {
+/// Socket whose reads fail after an idle timeout.
+pub struct IdleTimeoutStream {
     socket: TcpStream,
-    turns: Turns,
-    turn: u64,
-    resting: bool,
-    until: Pin<Box<Sleep>>,
+    phase: RequestPhase,
+    last_phase: u64,
+    idle: bool,
+    timer: Pin<Box<Sleep>>,
 }
 
-impl Patient {
-    /// A connection just accepted.
-    pub fn new(socket: TcpStream, turns: Turns) -> Self {
-        Self { socket, turns, turn: 0, resting: false, until: Box::pin(sleep(HEAD)) }
+impl IdleTimeoutStream {
+    /// Wraps a socket that was just accepted.
+    pub fn new(socket: TcpStream, phase: RequestPhase) -> Self {
+        let timer = Box::pin(sleep(HEADER_TIMEOUT));
+        Self { socket, phase, last_phase: 0, idle: false, timer }
     }
 
-    fn wait(&mut self, resting: bool) {
-        self.resting = resting;
-        let patience = if resting { REST } else { HEAD };
-        self.until.as_mut().reset(Instant::now() + patience);
+    fn restart_timer(&mut self, idle: bool) {
+        self.idle = idle;
+        let timeout = if idle { IDLE_TIMEOUT } else { HEADER_TIMEOUT };
+        self.timer.as_mut().reset(Instant::now() + timeout);
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for IdleTimeoutStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let turn = self.turns.number();
-        if turn != self.turn && turn.is_multiple_of(2) {
-            self.turn = turn;
-            self.wait(true);
+        let phase = self.phase.number();
+        let waits_for_request = phase.is_multiple_of(2);
+        if phase != self.last_phase && waits_for_request {
+            self.last_phase = phase;
+            self.restart_timer(true);
         }
         match Pin::new(&mut self.socket).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                if self.resting {
-                    self.wait(false); // the next head begins
+                if self.idle {
+                    self.restart_timer(false); // the first bytes of the next request
                 }
                 Poll::Ready(read)
             }
-            // While a request is being answered, its body included, others watch the time.
-            Poll::Pending if !turn.is_multiple_of(2) => Poll::Pending,
+            // The handler limits the time of a request, its body included.
+            Poll::Pending if !waits_for_request => Poll::Pending,
             Poll::Pending => {
-                ready!(self.until.as_mut().poll(cx));
+                ready!(self.timer.as_mut().poll(cx));
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
         }
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for IdleTimeoutStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -129,49 +131,49 @@ mod tests {
         net::TcpListener,
     };
 
-    async fn pair() -> (TcpStream, Patient, Turns) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let turns = Turns::default();
-        let patient = Patient::new(far.expect("accepted").0, turns.clone());
+    async fn connected_pair() -> (TcpStream, IdleTimeoutStream, RequestPhase) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+        let address = listener.local_addr().expect("local address");
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let phase = RequestPhase::default();
+        let server = IdleTimeoutStream::new(server.expect("accepted").0, phase.clone());
         tokio::time::pause();
-        (near.expect("connected"), patient, turns)
+        (client.expect("connected"), server, phase)
     }
 
-    async fn silent_for(patient: &mut Patient) -> Duration {
-        let began = Instant::now();
-        let read = patient.read_u8().await;
-        assert_eq!(read.expect_err("nobody speaks").kind(), io::ErrorKind::TimedOut);
-        began.elapsed()
+    async fn seconds_to_timeout(server: &mut IdleTimeoutStream) -> u64 {
+        let started = Instant::now();
+        let read = server.read_u8().await;
+        assert_eq!(read.expect_err("timeout").kind(), io::ErrorKind::TimedOut);
+        started.elapsed().as_secs()
     }
 
-    #[tokio::test]
-    async fn a_connection_that_says_nothing_is_left_after_three_seconds() {
-        let (_near, mut patient, _) = pair().await;
-        assert_eq!(silent_for(&mut patient).await.as_secs(), HEAD.as_secs());
-    }
-
-    async fn after_one_request() -> (TcpStream, Patient) {
-        let (mut near, mut patient, turns) = pair().await;
-        near.write_all(b"a").await.expect("written");
-        patient.read_u8().await.expect("read");
-        turns.next();
-        turns.next();
-        (near, patient)
+    async fn pair_after_request() -> (TcpStream, IdleTimeoutStream) {
+        let (mut client, mut server, phase) = connected_pair().await;
+        client.write_all(b"a").await.expect("written");
+        server.read_u8().await.expect("read");
+        phase.advance();
+        phase.advance();
+        (client, server)
     }
 
     #[tokio::test]
-    async fn between_requests_a_connection_may_rest() {
-        let (_near, mut patient) = after_one_request().await;
-        assert_eq!(silent_for(&mut patient).await.as_secs(), REST.as_secs());
+    async fn closes_silent_connection() {
+        let (_client, mut server, _) = connected_pair().await;
+        assert_eq!(seconds_to_timeout(&mut server).await, HEADER_TIMEOUT.as_secs());
     }
 
     #[tokio::test]
-    async fn a_head_that_begins_has_to_come() {
-        let (mut near, mut patient) = after_one_request().await;
-        near.write_all(b"b").await.expect("written");
-        patient.read_u8().await.expect("read");
-        assert_eq!(silent_for(&mut patient).await.as_secs(), HEAD.as_secs());
+    async fn keeps_idle_connection_between_requests() {
+        let (_client, mut server) = pair_after_request().await;
+        assert_eq!(seconds_to_timeout(&mut server).await, IDLE_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test]
+    async fn closes_connection_with_partial_headers() {
+        let (mut client, mut server) = pair_after_request().await;
+        client.write_all(b"b").await.expect("written");
+        server.read_u8().await.expect("read");
+        assert_eq!(seconds_to_timeout(&mut server).await, HEADER_TIMEOUT.as_secs());
     }
 }

@@ -5,6 +5,5 @@ mod response;
 mod routes;
 mod server;
 
-pub use response::Answer;
 pub use routes::{admin_router, router};
-pub use server::{FINISH_DEADLINE, serve};
+pub use server::{FINISH_TIMEOUT, serve};

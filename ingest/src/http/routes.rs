@@ -1,86 +1,99 @@
-//! HTTP in, HTTP out: the two routes, and the routes of those who watch.
+//! Routes for webhooks, and routes for health and metrics.
 //!
-//! In: a POST. Out: what [`crate::http::response`] says of the verdict. Every way out is a verdict, and every verdict is one
-//! log line and one count. Knows paths; knows nothing of Slack's JSON.
+//! Every request ends in a [`Verdict`], one log line and one count.
 
+use super::response::HttpResponse;
 use crate::{
-    http::response::{Answer, answer},
-    webhook::Incoming,
-    webhook::Verdict,
-    webhook::{Gate, Trail},
+    metrics::Snapshot,
+    webhook::{Pipeline, RequestContext, Verdict, WebhookRequest},
 };
 use axum::{
     Router,
     body::Body,
     extract::{Path, State},
     http::{HeaderValue, Request, Response, StatusCode, header},
+    response::IntoResponse,
     routing::{get, post},
 };
-use shared::{telemetry::Chain, types::ConnectionId};
-use std::{future::Future, sync::Arc};
-use tokio::time::Instant;
+use shared::telemetry::Chain;
+use std::{future::Future, sync::Arc, time::Instant};
 use tracing::{Instrument, Level, Span, field};
 
 const CONNECTION_ROUTE: &str = "/api/v1/webhooks/{connection}";
 const SHARED_ROUTE: &str = "/slack/events";
-/// What the page of metrics is, by Prometheus's own name for it.
+/// Media type of the metrics page.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The two routes. Both take every kind.
-pub fn router(gate: Arc<Gate>) -> Router {
+/// Returns the router for webhooks: one route per connection and one for the shared app. Both
+/// accept every kind.
+pub fn router(pipeline: Arc<Pipeline>) -> Router {
     Router::new()
-        .route(CONNECTION_ROUTE, post(for_connection))
-        .route(SHARED_ROUTE, post(for_shared_app))
-        .with_state(gate)
+        .route(CONNECTION_ROUTE, post(post_webhook))
+        .route(SHARED_ROUTE, post(post_shared_webhook))
+        .with_state(pipeline)
 }
 
-/// For the orchestrator and Prometheus, on a listener of their own: alive while the process turns, ready while `ready`
-/// says so.
-pub fn admin_router(
-    gate: Arc<Gate>,
-    ready: impl Fn() -> bool + Clone + Send + Sync + 'static,
-) -> Router {
-    let readyz =
-        async move || if ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+/// Returns the router of the admin listener, for the orchestrator and Prometheus.
+pub fn admin_router(pipeline: Arc<Pipeline>) -> Router {
     Router::new()
-        .route("/healthz", get(async || StatusCode::OK))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(gate)
+        .route("/healthz", get(StatusCode::OK))
+        .route("/readyz", get(get_readiness))
+        .route("/metrics", get(get_metrics))
+        .with_state(pipeline)
 }
 
-async fn metrics(State(gate): State<Arc<Gate>>) -> Response<Body> {
-    let in_flight = gate.in_flight_max - gate.in_flight.available_permits();
-    let page = gate.metrics.page(&gate.directory, &gate.publisher, &gate.standings, in_flight);
-    let mut response = Response::new(Body::from(page));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
-    response
+/// Responds 200 also without NATS: it is usually down for all ingests, and a load balancer without
+/// any would answer webhooks itself, without an error message for a command's user.
+async fn get_readiness(State(pipeline): State<Arc<Pipeline>>) -> StatusCode {
+    if pipeline.directory.is_complete() && !pipeline.stopping.is_cancelled() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
 }
 
-async fn for_connection(
-    State(gate): State<Arc<Gate>>,
+async fn get_metrics(State(pipeline): State<Arc<Pipeline>>) -> impl IntoResponse {
+    let (apps_at_risk, app_failure_ratio_max) = pipeline.app_health.summarize(Instant::now());
+    let page = pipeline.metrics.render(&Snapshot {
+        requests_in_flight: pipeline.max_in_flight - pipeline.in_flight.available_permits(),
+        connections: pipeline.directory.connection_count(),
+        directory_revision: pipeline.directory.revision().unwrap_or_default(),
+        is_nats_connected: pipeline.publisher.is_connected(),
+        apps_at_risk,
+        app_failure_ratio_max,
+    });
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], page)
+}
+
+async fn post_webhook(
+    State(pipeline): State<Arc<Pipeline>>,
     Path(connection): Path<String>,
     request: Request<Body>,
 ) -> Response<Body> {
-    let mut trail = trail(connection.parse().ok());
-    let span = span(CONNECTION_ROUTE);
-    let passing =
-        bounded(&gate, async || gate.for_connection(&mut trail, Incoming::read(request)).await);
-    let verdict = passing.instrument(span.clone()).await;
-    finish(&gate, CONNECTION_ROUTE, &trail, verdict, &span)
+    let mut context = RequestContext::new(connection.parse().ok());
+    let span = request_span(CONNECTION_ROUTE);
+    let verdict = admit(&pipeline, async || {
+        pipeline.process(&mut context, WebhookRequest::read(request)).await
+    });
+    let verdict = verdict.instrument(span.clone()).await;
+    respond(&pipeline, CONNECTION_ROUTE, &context, &verdict, &span)
 }
 
-async fn for_shared_app(State(gate): State<Arc<Gate>>, request: Request<Body>) -> Response<Body> {
-    let mut trail = trail(None);
-    let span = span(SHARED_ROUTE);
-    let passing =
-        bounded(&gate, async || gate.for_shared_app(&mut trail, Incoming::read(request)).await);
-    let verdict = passing.instrument(span.clone()).await;
-    finish(&gate, SHARED_ROUTE, &trail, verdict, &span)
+async fn post_shared_webhook(
+    State(pipeline): State<Arc<Pipeline>>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let mut context = RequestContext::new(None);
+    let span = request_span(SHARED_ROUTE);
+    let verdict = admit(&pipeline, async || {
+        pipeline.process_shared(&mut context, WebhookRequest::read(request)).await
+    });
+    let verdict = verdict.instrument(span.clone()).await;
+    respond(&pipeline, SHARED_ROUTE, &context, &verdict, &span)
 }
 
-/// The request, as OpenTelemetry's conventions for HTTP servers have it.
-fn span(route: &'static str) -> Span {
+/// Creates the span of a request, by OpenTelemetry's conventions for HTTP servers.
+fn request_span(route: &'static str) -> Span {
     tracing::info_span!(
         target: "tidegate::trace",
         "request",
@@ -93,57 +106,55 @@ fn span(route: &'static str) -> Span {
     )
 }
 
-fn trail(named: Option<ConnectionId>) -> Trail {
-    Trail { arrived: Instant::now(), named, connection: None, routed_app: None }
-}
-
-/// Lets a webhook in when there is room: to refuse at once is better than to be late.
-async fn bounded<F>(gate: &Gate, pass: impl FnOnce() -> F) -> Verdict
+/// Processes a webhook if the limit of those in flight allows it. Rejecting at once is better than
+/// answering too late.
+async fn admit<F>(pipeline: &Pipeline, process: impl FnOnce() -> F) -> Verdict
 where
     F: Future<Output = Result<Verdict, Verdict>>,
 {
-    match gate.in_flight.try_acquire() {
-        Ok(_permit) => pass().await.unwrap_or_else(|refusal| refusal),
+    match pipeline.in_flight.try_acquire() {
+        Ok(_permit) => process().await.unwrap_or_else(|verdict| verdict),
         Err(_) => Verdict::Overloaded,
     }
 }
 
-fn finish(
-    gate: &Gate,
+fn respond(
+    pipeline: &Pipeline,
     route: &'static str,
-    trail: &Trail,
-    verdict: Verdict,
+    context: &RequestContext,
+    verdict: &Verdict,
     span: &Span,
 ) -> Response<Body> {
-    let answer = answer(&verdict);
+    let response = HttpResponse::new(verdict);
+    let HttpResponse { status, outcome, .. } = response;
     let kind = verdict.kind().map_or("none", |kind| kind.as_str());
-    gate.metrics.answered(route, kind, &answer, trail.arrived.elapsed());
-    // What Slack did not sign says nothing of Slack's view of the app.
-    if let Some(app) = trail.app().filter(|_| !matches!(verdict, Verdict::Unverified(_))) {
-        gate.standings.answered(app, answer.status.is_success(), std::time::Instant::now());
+    pipeline.metrics.record_response(route, kind, outcome, status, context.arrived_at.elapsed());
+    // Unsigned requests are not Slack's, so they do not count for the app.
+    if let Some(app) = context.app().filter(|_| !matches!(verdict, Verdict::Unverified(_))) {
+        pipeline.app_health.record_response(app, status.is_success(), Instant::now());
     }
-    span.record("http.response.status_code", answer.status.as_u16());
-    if !answer.status.is_success() {
-        span.record("error.type", answer.label);
+    span.record("http.response.status_code", status.as_u16());
+    if !status.is_success() {
+        span.record("error.type", outcome);
     }
-    log(trail, &verdict, &answer);
-    let mut response = answer.into_response();
-    if gate.stopping.is_cancelled() {
+    log_webhook(context, verdict, &response);
+    let mut response = response.into_http();
+    if pipeline.stopping.is_cancelled() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-fn log(trail: &Trail, verdict: &Verdict, answer: &Answer) {
-    let id = trail.connection.as_ref().map(|connection| connection.id).or(trail.named);
-    let connection_id = id.map(tracing::field::display);
-    let (kind, outcome, status) =
-        (verdict.kind().map(|kind| kind.as_str()), answer.label, answer.status.as_u16());
+fn log_webhook(context: &RequestContext, verdict: &Verdict, response: &HttpResponse) {
+    let id = context.connection.as_ref().map(|connection| connection.id);
+    let connection_id = id.or(context.path_connection).map(tracing::field::display);
+    let kind = verdict.kind().map(|kind| kind.as_str());
+    let (outcome, status) = (response.outcome, response.status.as_u16());
     let sequence = verdict.stored().map(|stored| stored.sequence());
-    let error = verdict.not_stored().map(|error| Chain(error).to_string());
-    let dur_ms = trail.arrived.elapsed().as_secs_f64() * 1e3;
-    // The level of an event is fixed when it is compiled, hence the macro.
-    macro_rules! line {
+    let error = verdict.publish_error().map(|error| Chain(error).to_string());
+    let dur_ms = context.arrived_at.elapsed().as_secs_f64() * 1e3;
+    // A macro, because the level of an event must be a constant.
+    macro_rules! log {
         ($level:expr) => {
             tracing::event!(
                 $level,
@@ -154,13 +165,13 @@ fn log(trail: &Trail, verdict: &Verdict, answer: &Answer) {
                 sequence,
                 error,
                 dur_ms,
-                "webhook"
+                "webhook answered"
             )
         };
     }
-    match answer.level {
-        Level::ERROR => line!(Level::ERROR),
-        Level::WARN => line!(Level::WARN),
-        _ => line!(Level::INFO),
+    match response.level {
+        Level::ERROR => log!(Level::ERROR),
+        Level::WARN => log!(Level::WARN),
+        _ => log!(Level::INFO),
     }
 }

@@ -1,9 +1,8 @@
-//! Sockets: accepted, bounded, ended.
+//! HTTP/1.1 server with idle timeouts, a limit on connections and a graceful end.
 //!
-//! In: a listener and a router. Out: HTTP/1.1, with patience that ends (see `patience`), a cap on connections, and an end
-//! that answers what has begun. Not `axum::serve`: it sets no timer, and slow or silent sockets stay for ever.
+//! Not `axum::serve`: it sets no timeout, so slow and silent sockets would stay open forever.
 
-use crate::http::idle_timeout::{Patient, Turns};
+use super::idle_timeout::{IdleTimeoutStream, RequestPhase};
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
@@ -11,71 +10,68 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
 
-/// What has begun gets this long when we stop serving: more than any webhook takes.
-pub const FINISH_DEADLINE: Duration = Duration::from_secs(6);
+/// Maximum time from the stop of a server to its end. Longer than any webhook takes.
+pub const FINISH_TIMEOUT: Duration = Duration::from_secs(6);
+/// Part of it that is left for the rest of the shutdown.
+const FINISH_MARGIN: Duration = Duration::from_millis(500);
+/// Wait after a failed accept, most likely for lack of file descriptors.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Serves until told to stop, then finishes what has begun.
+/// Serves until `stop` is cancelled, then finishes the requests in progress.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    connections_max: usize,
+    max_connections: usize,
     stop: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(connections_max));
+    let permits = Arc::new(Semaphore::new(max_connections));
     let graceful = GracefulShutdown::new();
-    loop {
-        let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            _ = stop.cancelled() => break,
-            next = next => next,
-        };
-        let (Ok(permit), Ok((socket, _))) = (permit, accepted) else {
-            // Out of file descriptors, most likely: whoever is connected goes on, the next may wait.
-            warn!("a connection could not be accepted");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    let accept = async || {
+        let permit = Arc::clone(&permits).acquire_owned().await;
+        (permit, listener.accept().await)
+    };
+    while let Some(accepted) = stop.run_until_cancelled(accept()).await {
+        let (Ok(permit), Ok((socket, _))) = accepted else {
+            warn!("failed to accept HTTP connection");
+            sleep(ACCEPT_RETRY_INTERVAL).await;
             continue;
         };
-        let _ = socket.set_nodelay(true); // without it answers are only later, not wrong
-        serve_one(socket, router.clone(), permit, &graceful);
+        let _ = socket.set_nodelay(true); // a failure only delays responses
+        serve_connection(socket, router.clone(), permit, &graceful);
     }
     drop(listener);
-    if tokio::time::timeout(FINISH_DEADLINE - Duration::from_millis(500), graceful.shutdown())
-        .await
-        .is_err()
-    {
-        warn!("connections were still open at the end");
+    if timeout(FINISH_TIMEOUT - FINISH_MARGIN, graceful.shutdown()).await.is_err() {
+        warn!("open HTTP connections aborted");
     }
 }
 
-fn serve_one(
+fn serve_connection(
     socket: TcpStream,
     router: Router,
     permit: OwnedSemaphorePermit,
     graceful: &GracefulShutdown,
 ) {
-    let turns = Turns::default();
-    let socket = Patient::new(socket, turns.clone());
+    let phase = RequestPhase::default();
+    let socket = IdleTimeoutStream::new(socket, phase.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (turns, router) = (turns.clone(), router.clone());
-        turns.next();
+        let (phase, router) = (phase.clone(), router.clone());
+        phase.advance();
         async move {
-            let answer = router.oneshot(request.map(axum::body::Body::new)).await;
-            turns.next();
-            answer
+            let response = router.oneshot(request.map(axum::body::Body::new)).await;
+            phase.advance();
+            response
         }
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
     let watched = graceful.watch(connection);
     tokio::spawn(async move {
-        let _ = watched.await; // a peer that goes away is no news
+        let _ = watched.await; // an error means that the peer has left
         drop(permit);
     });
 }

@@ -1,19 +1,19 @@
-//! The way of a webhook through the stages, for each of the two routes.
+//! Pipeline of a webhook: the stages in order, for each of the two routes.
 //!
-//! In: a body, unverified. Out: a [`Verdict`]. Each stage takes what the one before proved: nothing is parsed that was
-//! not verified, nothing is stored without a place, nobody is told yes without a `Stored`. What becomes known on the
-//! way (the connection, the app) is left on the [`Trail`], for the log and the counts.
+//! Each stage takes the result of the one before: only a verified body is parsed, and only a
+//! stored webhook is acknowledged. [`RequestContext`] collects what the log and the metrics need,
+//! also of webhooks that fail.
 
+use super::{
+    Publisher, SyncResponses, Verdict, WebhookRequest,
+    classify::{self, Placement},
+    publisher::PublishError,
+    signature::{SignatureError, SigningKey, Verified, verify},
+};
 use crate::{
-    app_health::Standings,
-    directory::{Connection, Directory, Found},
+    app_health::AppHealth,
+    directory::{Connection, Directory, FoundConnection},
     metrics::Metrics,
-    webhook::Verdict,
-    webhook::classify,
-    webhook::publisher::{NotStored, Publisher},
-    webhook::request::Incoming,
-    webhook::signature::{Rejected, SigningKey, Verified, verify},
-    webhook::sync_response::Replies,
 };
 use shared::{
     codec::{
@@ -31,77 +31,83 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-/// What the stages need.
-pub struct Gate {
-    /// Which connection.
+/// Shared state of all requests.
+pub struct Pipeline {
+    /// Directory of connections.
     pub directory: Directory,
-    /// Into the stream.
+    /// Publisher to the stream.
     pub publisher: Publisher,
-    /// Answers that come back.
-    pub replies: Replies,
-    /// What is counted.
+    /// Sync responses of workers.
+    pub sync_responses: SyncResponses,
+    /// Counters and gauges.
     pub metrics: Metrics,
-    /// How each app stands with Slack.
-    pub standings: Standings,
-    /// The shared app's secrets; none closes the shared route.
+    /// Failure ratio of each app.
+    pub app_health: AppHealth,
+    /// Signing keys of the shared app. Without any, the shared route is closed.
     pub shared_keys: Vec<SigningKey>,
-    /// A permit per webhook in flight.
+    /// Permits of the webhooks in flight.
     pub in_flight: Semaphore,
-    /// How many permits there are.
-    pub in_flight_max: usize,
-    /// Cancelled when we are to stop: whoever keeps a connection is told to leave it.
+    /// Total of these permits.
+    pub max_in_flight: usize,
+    /// Token that is cancelled at shutdown. Responses then close their HTTP connection.
     pub stopping: CancellationToken,
 }
 
-/// What became known of a webhook on its way, whatever became of it.
-pub struct Trail {
-    /// When its head had been read.
-    pub arrived: Instant,
-    /// The connection that its path names.
-    pub named: Option<ConnectionId>,
-    /// The connection it is for.
+/// Facts about a request, collected while it is processed.
+pub struct RequestContext {
+    /// Time at which the headers had arrived.
+    pub arrived_at: Instant,
+    /// Connection id in the path.
+    pub path_connection: Option<ConnectionId>,
+    /// Connection that was found.
     pub connection: Option<Arc<Connection>>,
-    /// The app that the body names, on the shared route.
+    /// App that the body names, on the shared route.
     pub routed_app: Option<AppId>,
 }
 
-impl Trail {
-    /// The app it is for, as far as that is known.
+impl RequestContext {
+    /// Creates the context of a request that has just arrived.
+    pub fn new(path_connection: Option<ConnectionId>) -> Self {
+        Self { arrived_at: Instant::now(), path_connection, connection: None, routed_app: None }
+    }
+
+    /// Returns the app of the webhook, if known.
     pub fn app(&self) -> Option<&AppId> {
         self.connection.as_ref().map(|connection| &connection.app).or(self.routed_app.as_ref())
     }
 }
 
-impl Gate {
-    /// The route of one connection: its own secrets.
-    pub async fn for_connection(
+impl Pipeline {
+    /// Processes a webhook on the route of a connection, with the connection's own secrets.
+    pub async fn process(
         &self,
-        trail: &mut Trail,
-        incoming: impl Future<Output = Result<Incoming, Verdict>>,
+        context: &mut RequestContext,
+        request: impl Future<Output = Result<WebhookRequest, Verdict>>,
     ) -> Result<Verdict, Verdict> {
-        let id = trail.named.ok_or(Verdict::UnknownConnection)?;
-        let found = self.directory.find(id).await.map_err(Verdict::DirectoryAway)?;
-        let Found { mut connection, current } = found.ok_or(Verdict::UnknownConnection)?;
-        trail.connection = Some(Arc::clone(&connection));
-        // Only now: what nobody is there for is not read.
-        let incoming = incoming.await?;
-        if matches!(Parts::split(incoming.media, &incoming.body), Parts::SslCheck) {
+        let id = context.path_connection.ok_or(Verdict::UnknownConnection)?;
+        let found = self.directory.find(id).await.map_err(Verdict::DirectoryUnavailable)?;
+        let mut found = found.ok_or(Verdict::UnknownConnection)?;
+        context.connection = Some(Arc::clone(&found.connection));
+        // After the lookup: the body of an unknown connection is not read.
+        let request = request.await?;
+        if is_ssl_check(&request) {
             return Ok(Verdict::SslCheck);
         }
         let now = SystemTime::now();
-        let verified = match verify(incoming.raw(), connection.keys(now), now) {
-            Err(Rejected::BadSignature) => {
-                // The secret may just have been changed.
-                let newer = self.directory.reread(&connection).await;
-                connection = newer.ok_or(Verdict::Unverified(Rejected::BadSignature))?;
-                verify(incoming.raw(), connection.keys(now), now)
+        let verified = match verify(request.unverified(), found.connection.keys(now), now) {
+            Err(SignatureError::BadSignature) => {
+                // The secret may have just changed.
+                let newer = self.directory.refresh(&found.connection).await;
+                found.connection =
+                    newer.ok_or(Verdict::Unverified(SignatureError::BadSignature))?;
+                verify(request.unverified(), found.connection.keys(now), now)
             }
-            other => other,
+            result => result,
         };
-        let verified = self.counted(verified)?;
-        self.verified(trail, &incoming, &verified, now, async |inbound| {
-            if takes(&connection) {
-                Ok(Found { connection, current })
+        let verified = self.record_verification(verified)?;
+        self.store(context, &request, &verified, now, async |inbound| {
+            if accepts_webhooks(&found.connection) {
+                Ok(found)
             } else {
                 Err(Verdict::Stopped(classify::kind(inbound)))
             }
@@ -109,68 +115,68 @@ impl Gate {
         .await
     }
 
-    /// The route of the shared app: its secrets, and the connection that the body names.
-    pub async fn for_shared_app(
+    /// Processes a webhook on the shared route: verifies it with the shared app's secrets and
+    /// routes it by the ids in its body.
+    pub async fn process_shared(
         &self,
-        trail: &mut Trail,
-        incoming: impl Future<Output = Result<Incoming, Verdict>>,
+        context: &mut RequestContext,
+        request: impl Future<Output = Result<WebhookRequest, Verdict>>,
     ) -> Result<Verdict, Verdict> {
         if self.shared_keys.is_empty() {
             return Err(Verdict::SharedRouteClosed);
         }
-        let incoming = incoming.await?;
-        if matches!(Parts::split(incoming.media, &incoming.body), Parts::SslCheck) {
+        let request = request.await?;
+        if is_ssl_check(&request) {
             return Ok(Verdict::SslCheck);
         }
         let now = SystemTime::now();
-        let verified = self.counted(verify(incoming.raw(), &self.shared_keys, now))?;
+        let verified =
+            self.record_verification(verify(request.unverified(), &self.shared_keys, now))?;
         let mut app = None;
-        let passed = self
-            .verified(trail, &incoming, &verified, now, async |inbound| {
-                let routing = classify::routing(inbound);
-                app = routing.as_ref().map(|routing| routing.app.clone());
-                let found = match routing {
-                    Some(routing) => {
-                        self.directory.route(&routing).await.map_err(Verdict::DirectoryAway)?
-                    }
-                    None => None,
-                };
+        let result = self
+            .store(context, &request, &verified, now, async |inbound| {
+                let unrouted = || Verdict::Unrouted(classify::kind(inbound));
+                let routing = classify::routing(inbound).ok_or_else(unrouted)?;
+                app = Some(routing.app.clone());
+                let found = self.directory.route(&routing).await;
                 found
-                    .filter(|found| takes(&found.connection))
-                    .ok_or(Verdict::Unrouted(classify::kind(inbound)))
+                    .map_err(Verdict::DirectoryUnavailable)?
+                    .filter(|found| accepts_webhooks(&found.connection))
+                    .ok_or_else(unrouted)
             })
             .await;
-        trail.routed_app = app;
-        passed
+        context.routed_app = app;
+        result
     }
 
-    /// From verified to stored; `connection` finds whose it is.
-    async fn verified(
+    /// Stores a verified webhook and waits for its sync response. `find_connection` returns the
+    /// connection it belongs to.
+    async fn store(
         &self,
-        trail: &mut Trail,
-        incoming: &Incoming,
+        context: &mut RequestContext,
+        request: &WebhookRequest,
         verified: &Verified,
         now: SystemTime,
-        connection: impl AsyncFnOnce(&Inbound<'_>) -> Result<Found, Verdict>,
+        find_connection: impl AsyncFnOnce(&Inbound<'_>) -> Result<FoundConnection, Verdict>,
     ) -> Result<Verdict, Verdict> {
-        let parts = classify::split(incoming.media, verified);
+        let parts = classify::split(request.media, verified);
         let inbound = parts.read();
         if let Some(challenge) = classify::challenge(&inbound) {
             return Ok(Verdict::Challenge(challenge.to_owned()));
         }
-        if classify::tells_of_withheld_events(&inbound) {
-            self.metrics.events_withheld();
+        if classify::is_rate_limit_notice(&inbound) {
+            self.metrics.record_events_withheld();
         }
-        let Found { connection, current } = connection(&inbound).await?;
+        let FoundConnection { connection, is_current } = find_connection(&inbound).await?;
         let id = connection.id;
-        trail.connection = Some(connection);
-        let placed = classify::place(id, &inbound, verified, fresh_id);
-        let (window, reply) = match classify::wants_answer(&inbound) {
-            true => {
-                let (window, reply) = self.replies.open(trail.arrived);
-                (Some(window), reply)
-            }
-            false => (None, None),
+        context.connection = Some(connection);
+        let Placement { kind, partition, lane, dedup_key } =
+            classify::place(id, &inbound, verified, random_id);
+        let (window, reply) = if classify::expects_sync_response(&inbound) {
+            let (window, reply) = self.sync_responses.open(context.arrived_at);
+            (Some(window), reply)
+        } else {
+            (None, None)
         };
         let span = tracing::info_span!(
             target: "tidegate::trace",
@@ -180,64 +186,73 @@ impl Gate {
             messaging.system = "nats",
             messaging.operation.type = "send",
             messaging.destination.template = DESTINATION,
-            messaging.message.id = %placed.dedupe,
+            messaging.message.id = %dedup_key,
         );
         let envelope = Envelope {
             connection: id,
-            partition: placed.partition,
-            kind: placed.kind,
-            lane: placed.lane,
-            dedupe: placed.dedupe,
+            partition,
+            kind,
+            lane,
+            dedupe: dedup_key,
             received_at_ms: now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64),
-            media: incoming.media,
+            media: request.media,
             signature: verified.signature().clone(),
             timestamp: verified.timestamp().clone(),
-            retry: incoming.retry(),
-            traceparent: telemetry::traceparent(&span).or_else(|| incoming.traceparent()),
+            retry: request.retry(),
+            traceparent: telemetry::traceparent(&span).or_else(|| request.traceparent()),
             reply,
             body: verified.body().clone(),
         };
-        let began = Instant::now();
-        let published = match current {
-            true => self.publisher.publish(&envelope, trail.arrived).instrument(span).await,
-            false => Err(NotStored::NotCurrent),
+        let started = Instant::now();
+        let published = if is_current {
+            self.publisher.publish(&envelope, context.arrived_at).instrument(span).await
+        } else {
+            Err(PublishError::DirectoryUnavailable)
         };
-        self.metrics.published(began.elapsed());
+        self.metrics.record_publish(started.elapsed());
         match (published, window) {
-            (Ok(stored), None) => Ok(Verdict::Stored(placed.kind, stored)),
-            (Ok(stored), Some(window)) => Ok(match window.answer().await {
-                Some(answer) => Verdict::Relayed(placed.kind, stored, answer),
-                None => Verdict::Unanswered(placed.kind, stored),
+            (Ok(stored), None) => Ok(Verdict::Stored(kind, stored)),
+            (Ok(stored), Some(window)) => Ok(match window.wait().await {
+                Some(body) => Verdict::Relayed(kind, stored, body),
+                None => Verdict::Unanswered(kind, stored),
             }),
-            (Err(error), _) => Err(match (placed.kind, first_input_block(&parts)) {
+            (Err(error), _) => Err(match (kind, first_input_block(&parts)) {
                 (Kind::Interaction, Some(block)) => Verdict::SubmissionNotStored(block, error),
-                (kind, _) => Verdict::NotStored(kind, error),
+                _ => Verdict::NotStored(kind, error),
             }),
         }
     }
 
-    /// Counts which secret matched, or how far the clocks are apart.
-    fn counted(&self, verified: Result<Verified, Rejected>) -> Result<Verified, Verdict> {
-        match &verified {
-            Ok(verified) => self.metrics.matched(verified.key()),
-            Err(Rejected::Stale { skew }) => self.metrics.skewed(*skew),
+    /// Counts the key that matched, or records the clock skew.
+    fn record_verification(
+        &self,
+        result: Result<Verified, SignatureError>,
+    ) -> Result<Verified, Verdict> {
+        match &result {
+            Ok(verified) => self.metrics.record_verified(verified.key_index()),
+            Err(SignatureError::Stale { skew }) => self.metrics.record_skew(*skew),
             Err(_) => {}
         }
-        verified.map_err(Verdict::Unverified)
+        result.map_err(Verdict::Unverified)
     }
 }
 
-/// `pending` takes webhooks, too: they wait for it.
-fn takes(connection: &Connection) -> bool {
+/// Returns whether a body is Slack's check of the certificate, which is not signed.
+fn is_ssl_check(request: &WebhookRequest) -> bool {
+    matches!(Parts::split(request.media, &request.body), Parts::SslCheck)
+}
+
+/// Returns whether webhooks of a connection are stored. Those of a pending one wait in the stream.
+fn accepts_webhooks(connection: &Connection) -> bool {
     match connection.status {
         Status::Pending | Status::Active | Status::Error => true,
         Status::Stopped | Status::Revoked => false,
     }
 }
 
-fn fresh_id() -> u128 {
+/// Returns an id that does not repeat. It can't fail, and it is no secret.
+fn random_id() -> u128 {
     use std::hash::{BuildHasher, RandomState};
-    // Random enough not to repeat, and it can't fail: nobody gains by guessing it.
     let random = |n: u8| u128::from(RandomState::new().hash_one(n));
     random(0) << 64 | random(1)
 }

@@ -1,10 +1,7 @@
-//! A webhook into the stream: an [`Envelope`] becomes [`Stored`], or there is a reason why not, in time to
-//! tell Slack.
+//! Publishing of webhooks to JetStream.
 //!
-//! One awaited publish at a time for a webhook, many webhooks in flight. All tries together have
-//! [`BUDGET`], each has [`TRY`], and all carry the same dedupe key: a publish that timed out may still land,
-//! and the next try is then told that it is a duplicate, which is as good. A full stream is told apart, because
-//! trying again there is of no use.
+//! All attempts of a webhook share [`PUBLISH_TIMEOUT`] and the dedup key: if an attempt timed out
+//! but was stored, the next one is confirmed as a duplicate. A full stream ends the attempts early.
 
 use async_nats::{
     connection::State,
@@ -14,25 +11,26 @@ use shared::codec::envelope::Envelope;
 use std::{error::Error, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// From a webhook's arrival to the end of the last try. Slack waits 3 s, and the way there and back takes some of it.
-pub const BUDGET: Duration = Duration::from_millis(2_500);
-/// One try.
-const TRY: Duration = Duration::from_millis(800);
-/// Between two looks or tries.
-const PAUSE: Duration = Duration::from_millis(50);
-const _: () = assert!(TRY.as_millis() * 3 <= BUDGET.as_millis());
+/// Maximum time from a webhook's arrival to the end of the last attempt. Slack waits 3 s, of which
+/// the network takes a part.
+const PUBLISH_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// Maximum time of one attempt.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
+/// Time between two attempts.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+const _: () = assert!(ATTEMPT_TIMEOUT.as_millis() * 3 <= PUBLISH_TIMEOUT.as_millis());
 
-/// What JetStream answers when the stream has no room left (10077), or the server's share of the disk (10023).
+/// JetStream's errors for a full stream (10077) and a full disk of the server (10023).
 const FULL: [ErrorCode; 2] = [ErrorCode::STREAM_STORE_FAILED, ErrorCode::INSUFFICIENT_RESOURCES];
 
-/// JetStream, for those who only publish.
+/// Client that publishes envelopes.
 #[derive(Clone)]
 pub struct Publisher {
     js: jetstream::Context,
     client: async_nats::Client,
 }
 
-/// JetStream confirmed that it holds the webhook: the proof that a 200 needs.
+/// Proof that JetStream confirmed a webhook. A stored webhook may be answered 200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
     sequence: u64,
@@ -46,67 +44,67 @@ impl From<PublishAck> for Stored {
 }
 
 impl Stored {
-    /// Its sequence in the stream; for a duplicate that of the first copy.
+    /// Returns the sequence in the stream; for a duplicate that of the first copy.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Whether it was there already.
+    /// Returns whether the stream already had the webhook.
     pub fn is_duplicate(&self) -> bool {
         self.duplicate
     }
 }
 
-/// Why a webhook is not stored; or may be, without our knowing.
+/// Failure to store a webhook.
 #[derive(Debug, thiserror::Error)]
-pub enum NotStored {
-    /// The stream or its disk is full.
-    #[error("the stream is full")]
-    Full,
-    /// No confirmation in time.
-    #[error("not confirmed within {BUDGET:?}: {0}")]
-    Unconfirmed(String),
-    /// Not tried: the connection may have been changed while NATS was away, and nobody could look.
-    #[error("the directory could not be read")]
-    NotCurrent,
+pub enum PublishError {
+    /// Full stream or disk.
+    #[error("stream is full")]
+    StreamFull,
+    /// No confirmation in time, with the error of the last attempt. The webhook may be stored.
+    #[error("JetStream did not confirm webhook within {PUBLISH_TIMEOUT:?}: {0}")]
+    Timeout(String),
+    /// No attempt: the connection may have changed while NATS was unreachable.
+    #[error("failed to read directory")]
+    DirectoryUnavailable,
 }
 
 impl Publisher {
-    /// Publishes over this client.
+    /// Creates a publisher on a NATS client.
     pub fn new(client: async_nats::Client, js: jetstream::Context) -> Self {
         Self { js, client }
     }
 
-    /// Whether NATS is there at all, for readiness.
+    /// Returns whether the client is connected to NATS.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// Stores a webhook that arrived then. Ends at most [`BUDGET`] after that, whatever was done in between.
+    /// Stores a webhook. Ends at most [`PUBLISH_TIMEOUT`] after `arrived_at`.
     pub async fn publish(
         &self,
         envelope: &Envelope,
-        arrived: Instant,
-    ) -> Result<Stored, NotStored> {
-        let deadline = arrived + BUDGET;
-        let mut last = String::from("NATS is away");
+        arrived_at: Instant,
+    ) -> Result<Stored, PublishError> {
+        let deadline = arrived_at + PUBLISH_TIMEOUT;
+        let mut last_error = String::from("NATS is not connected");
         while Instant::now() < deadline {
-            // Without a connection the client would buffer, and memory would grow with every webhook.
+            // Without a connection the client would buffer each webhook in memory.
             if self.is_connected() {
-                let try_until = deadline.min(Instant::now() + TRY);
-                match timeout_at(try_until, self.publish_once(envelope)).await {
+                let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+                match timeout_at(attempt_deadline, self.publish_once(envelope)).await {
                     Ok(Ok(stored)) => return Ok(stored),
-                    Ok(Err(Refused::Full)) => return Err(NotStored::Full),
-                    Ok(Err(Refused::Other(why))) => last = why,
-                    Err(_) => last = "no answer from JetStream".into(),
+                    Ok(Err(AttemptError::StreamFull)) => return Err(PublishError::StreamFull),
+                    Ok(Err(AttemptError::Other(error))) => last_error = error,
+                    Err(_) => last_error = "no response from JetStream".into(),
                 }
             }
-            sleep_until(deadline.min(Instant::now() + PAUSE)).await;
+            sleep_until(deadline.min(Instant::now() + RETRY_INTERVAL)).await;
         }
-        Err(NotStored::Unconfirmed(last))
+        Err(PublishError::Timeout(last_error))
     }
 
-    async fn publish_once(&self, envelope: &Envelope) -> Result<Stored, Refused> {
+    async fn publish_once(&self, envelope: &Envelope) -> Result<Stored, AttemptError> {
         let (subject, headers) = (envelope.subject(), envelope.headers());
         let ack =
             self.js.publish_with_headers(subject, headers, envelope.body.clone()).await?.await?;
@@ -114,24 +112,24 @@ impl Publisher {
     }
 }
 
-enum Refused {
-    Full,
+enum AttemptError {
+    StreamFull,
     Other(String),
 }
 
-impl From<jetstream::context::PublishError> for Refused {
+impl From<jetstream::context::PublishError> for AttemptError {
     fn from(error: jetstream::context::PublishError) -> Self {
-        // The client has no kind of its own for a full stream; the server's code is in the cause.
+        // The client has no error kind for a full stream; the server's code is in the source.
         let code = error
             .source()
-            .and_then(|cause| cause.downcast_ref::<jetstream::Error>())
+            .and_then(|source| source.downcast_ref::<jetstream::Error>())
             .map(jetstream::Error::error_code);
         match error.kind() {
-            _ if code.is_some_and(|code| FULL.contains(&code)) => Refused::Full,
-            PublishErrorKind::StreamNotFound => Refused::Other(
-                "no stream listens (run: tidegate migrate), or it has no leader".into(),
+            _ if code.is_some_and(|code| FULL.contains(&code)) => Self::StreamFull,
+            PublishErrorKind::StreamNotFound => Self::Other(
+                "stream is missing or has no leader; run tidegate migrate if it is missing".into(),
             ),
-            _ => Refused::Other(error.to_string()),
+            _ => Self::Other(error.to_string()),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! A request's body, within limits of size and time.
+//! Reading of requests within limits of size and time.
 //!
-//! In: an HTTP request. Out: its headers, media type and whole body, unverified; or why not. Nothing beyond the limit is
-//! buffered: a length that is too large is refused before a byte of the body is read.
+//! Nothing beyond the size limit is buffered: a larger `Content-Length` is rejected before the body
+//! is read.
 
-use crate::{webhook::Verdict, webhook::signature::Raw};
+use super::{Verdict, signature::UnverifiedRequest};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderName, Request, header},
@@ -19,8 +19,8 @@ use shared::{
 };
 use std::time::Duration;
 
-/// A body has this long to come. Slack itself gives up on us after 3 s.
-const BODY_DEADLINE: Duration = Duration::from_secs(3);
+/// Maximum time to receive a body. Slack gives up after 3 s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(3);
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-slack-signature");
 const TIMESTAMP: HeaderName = HeaderName::from_static("x-slack-request-timestamp");
@@ -28,62 +28,67 @@ const RETRY_NUM: HeaderName = HeaderName::from_static("x-slack-retry-num");
 const RETRY_REASON: HeaderName = HeaderName::from_static("x-slack-retry-reason");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// A webhook whose body has been read; nothing is verified.
+/// Headers and complete body of a webhook, not verified yet.
 #[derive(Debug)]
-pub struct Incoming {
-    /// How to read it.
+pub struct WebhookRequest {
+    /// Media type of the body.
     pub media: Media,
-    /// All of it.
+    /// Body as received.
     pub body: Bytes,
     headers: HeaderMap,
 }
 
-impl Incoming {
-    /// Reads a request.
+impl WebhookRequest {
+    /// Reads a request to its end.
     pub async fn read(request: Request<Body>) -> Result<Self, Verdict> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
-        // Slack names the length. Together with a length this header is how requests are smuggled.
+        // Slack sends a length. Both headers together are a means of request smuggling.
         if headers.contains_key(header::TRANSFER_ENCODING) {
             return Err(Verdict::TransferEncoding);
         }
-        let media = only(&headers, &header::CONTENT_TYPE).and_then(Media::from_content_type);
-        let media = media.ok_or(Verdict::MediaType)?;
-        let length = only(&headers, &header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
-        if length.is_some_and(|length: usize| length > BODY_BYTES_MAX) {
+        let media = single_header(&headers, &header::CONTENT_TYPE)
+            .and_then(Media::from_content_type)
+            .ok_or(Verdict::UnsupportedMediaType)?;
+        let length = single_header(&headers, &header::CONTENT_LENGTH)
+            .and_then(|length| length.parse::<usize>().ok());
+        if length.is_some_and(|length| length > BODY_BYTES_MAX) {
             return Err(Verdict::TooLarge);
         }
-        let whole = Limited::new(body, BODY_BYTES_MAX).collect();
-        let body = match tokio::time::timeout(BODY_DEADLINE, whole).await {
+        let body = Limited::new(body, BODY_BYTES_MAX).collect();
+        let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Verdict::TooLarge),
-            Ok(Err(_)) => return Err(Verdict::Broken),
-            Err(_) => return Err(Verdict::Slow),
+            Ok(Err(_)) => return Err(Verdict::BodyIncomplete),
+            Err(_) => return Err(Verdict::BodyTimeout),
         };
         Ok(Self { media, body, headers })
     }
 
-    /// For [`crate::webhook::signature`].
-    pub fn raw(&self) -> Raw<'_> {
-        let (signature, timestamp) =
-            (only(&self.headers, &SIGNATURE), only(&self.headers, &TIMESTAMP));
-        Raw { signature, timestamp, body: self.body.clone() }
+    /// Returns the parts that the signature covers.
+    pub fn unverified(&self) -> UnverifiedRequest<'_> {
+        UnverifiedRequest {
+            signature: single_header(&self.headers, &SIGNATURE),
+            timestamp: single_header(&self.headers, &TIMESTAMP),
+            body: self.body.clone(),
+        }
     }
 
-    /// What Slack says of an earlier try.
+    /// Returns the number and reason of Slack's retry, if it is one.
     pub fn retry(&self) -> Option<Retry> {
-        let number = only(&self.headers, &RETRY_NUM)?.parse().ok()?;
-        Some(Retry { number, reason: only(&self.headers, &RETRY_REASON).and_then(Word::new) })
+        let number = single_header(&self.headers, &RETRY_NUM)?.parse().ok()?;
+        let reason = single_header(&self.headers, &RETRY_REASON).and_then(Word::new);
+        Some(Retry { number, reason })
     }
 
-    /// The trace context that a proxy before us began.
+    /// Returns the trace context that a proxy has started.
     pub fn traceparent(&self) -> Option<Word> {
-        only(&self.headers, &TRACEPARENT).and_then(Word::new)
+        single_header(&self.headers, &TRACEPARENT).and_then(Word::new)
     }
 }
 
-/// A header's value when there is exactly one of it: of two, nobody could say which was meant.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+/// Returns the value of a header that is present exactly once. Two values would be ambiguous.
+fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
     values.next().is_none().then_some(value)

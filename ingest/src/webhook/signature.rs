@@ -1,138 +1,110 @@
-//! The security boundary: a body Slack signed, or a refusal.
+//! Verification of Slack's signatures: the security boundary.
 //!
-//! In: two headers, the raw bytes, the connection's secrets, and the time. Out: [`Verified`], which has no
-//! other constructor. No I/O, and no clock: `now` is an argument. Follows docs.slack.dev
-//! (authentication/verifying-requests-from-slack): HMAC-SHA256 over `v0:<timestamp>:<body>`, at most 300 s off,
-//! either way. What is hashed is the timestamp's text and the body's bytes as they came, never a reading of them.
+//! [`verify`] is the only constructor of [`Verified`]. It does no I/O and takes the time as an
+//! argument. It follows docs.slack.dev (authentication/verifying-requests-from-slack): HMAC-SHA256
+//! over `v0:<timestamp>:<body>`, at most 300 s old or ahead. The timestamp and the body are hashed
+//! as received, before anything parses them.
+
+pub use crate::directory::SigningKey;
 
 use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
-use shared::{codec::envelope::Word, secrets::Secret};
-use std::{fmt, time::Duration, time::SystemTime, time::UNIX_EPOCH};
+use shared::codec::envelope::Word;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How far Slack's time may be from ours, either way.
-pub const SKEW_MAX: Duration = Duration::from_secs(300);
+/// Maximum difference between Slack's timestamp and the local clock, in either direction.
+pub const MAX_SKEW: Duration = Duration::from_secs(300);
 
-/// A signing secret, ready to check with: the key is worked into the hash once, not for every webhook.
-#[derive(Clone)]
-pub struct SigningKey(Hmac<Sha256>);
-
-impl SigningKey {
-    /// From the secret's text, which Slack uses as it is (it is not decoded from hex).
-    pub fn new(secret: &Secret) -> Self {
-        Self(
-            Hmac::new_from_slice(secret.expose().as_bytes())
-                .expect("HMAC takes a key of any length"),
-        )
-    }
-
-    fn signed(&self, timestamp: &str, body: &[u8], signature: &[u8; 32]) -> bool {
-        let mut mac = self.0.clone();
-        for part in [b"v0:", timestamp.as_bytes(), b":", body] {
-            mac.update(part);
-        }
-        mac.verify_slice(signature).is_ok() // constant time
-    }
-}
-
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SigningKey(…)")
-    }
-}
-
-/// A webhook as it came: nobody has looked whether Slack sent it.
+/// Parts of a request that its signature covers, not verified yet.
 #[derive(Debug)]
-pub struct Raw<'a> {
-    /// `X-Slack-Signature`, if there is exactly one.
+pub struct UnverifiedRequest<'a> {
+    /// Value of `X-Slack-Signature`, if there is exactly one.
     pub signature: Option<&'a str>,
-    /// `X-Slack-Request-Timestamp`, if there is exactly one.
+    /// Value of `X-Slack-Request-Timestamp`, if there is exactly one.
     pub timestamp: Option<&'a str>,
-    /// The body.
+    /// Body as received.
     pub body: Bytes,
 }
 
-/// A body that Slack signed, lately. Holding one is the proof.
+/// Body that Slack signed recently.
 #[derive(Debug, Clone)]
 pub struct Verified {
     body: Bytes,
     signature: Word,
     timestamp: Word,
-    key: usize,
+    key_index: usize,
 }
 
 impl Verified {
-    /// The bytes that were signed.
+    /// Returns the signed body.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
 
-    /// The signature, for the envelope.
+    /// Returns the signature header.
     pub fn signature(&self) -> &Word {
         &self.signature
     }
 
-    /// When Slack signed, for the envelope.
+    /// Returns the timestamp header.
     pub fn timestamp(&self) -> &Word {
         &self.timestamp
     }
 
-    /// Which of the keys matched: 0 for the present one, 1 for the one being rotated out.
-    pub fn key(&self) -> usize {
-        self.key
+    /// Returns the index of the key that matched: 0 for the current one, 1 for the previous one.
+    pub fn key_index(&self) -> usize {
+        self.key_index
     }
 }
 
-/// Why a webhook is not Slack's. Holds neither the signature received nor the one expected: whoever read
-/// that in a log would hold a forgery good for five minutes.
+/// Failed verification. Holds neither the received nor the expected signature: a log with either
+/// would contain a forgery that is valid for five minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejected {
-    /// No signature, two of them, or not `v0=` and 64 hex digits.
+pub enum SignatureError {
+    /// No signature, more than one, or not `v0=` and 64 hex digits.
     NoSignature,
-    /// No timestamp, two of them, or not a number.
+    /// No timestamp, more than one, or not a number.
     NoTimestamp,
-    /// Signed too long ago, or in the future.
+    /// Timestamp outside [`MAX_SKEW`].
     Stale {
-        /// How far off.
+        /// Difference to the local clock.
         skew: Duration,
     },
-    /// No live secret of the connection made this signature.
+    /// Signature that none of the keys made.
     BadSignature,
 }
 
-/// Checks age and signature. `keys` are the connection's live secrets.
+/// Verifies age and signature of a request. `keys` are the valid keys, newest first.
 pub fn verify<'k>(
-    raw: Raw<'_>,
+    request: UnverifiedRequest<'_>,
     keys: impl IntoIterator<Item = &'k SigningKey>,
     now: SystemTime,
-) -> Result<Verified, Rejected> {
-    let signature = raw.signature.ok_or(Rejected::NoSignature)?;
-    let tag = decode_tag(signature).ok_or(Rejected::NoSignature)?;
-    let timestamp = raw.timestamp.ok_or(Rejected::NoTimestamp)?;
+) -> Result<Verified, SignatureError> {
+    let signature = request.signature.ok_or(SignatureError::NoSignature)?;
+    let tag = decode_tag(signature).ok_or(SignatureError::NoSignature)?;
+    let timestamp = request.timestamp.ok_or(SignatureError::NoTimestamp)?;
     check_age(timestamp, now)?;
-    let key = keys
+    let key_index = keys
         .into_iter()
-        .position(|key| key.signed(timestamp, &raw.body, &tag))
-        .ok_or(Rejected::BadSignature)?;
+        .position(|key| key.matches(timestamp, &request.body, &tag))
+        .ok_or(SignatureError::BadSignature)?;
     Ok(Verified {
-        signature: Word::new(signature).ok_or(Rejected::NoSignature)?,
-        timestamp: Word::new(timestamp).ok_or(Rejected::NoTimestamp)?,
-        body: raw.body,
-        key,
+        signature: Word::new(signature).ok_or(SignatureError::NoSignature)?,
+        timestamp: Word::new(timestamp).ok_or(SignatureError::NoTimestamp)?,
+        body: request.body,
+        key_index,
     })
 }
 
-fn check_age(timestamp: &str, now: SystemTime) -> Result<(), Rejected> {
+fn check_age(timestamp: &str, now: SystemTime) -> Result<(), SignatureError> {
     if timestamp.is_empty() || !timestamp.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Rejected::NoTimestamp); // `parse` alone would take a leading `+`
+        return Err(SignatureError::NoTimestamp); // `parse` alone would accept a leading `+`
     }
-    let seconds: u64 = timestamp.parse().map_err(|_| Rejected::NoTimestamp)?;
-    let signed =
-        UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(Rejected::NoTimestamp)?;
-    let skew = now.duration_since(signed).unwrap_or_else(|ahead| ahead.duration());
-    // Slack counts whole seconds; so do we, or 300 s would be refused for its milliseconds.
-    if skew.as_secs() <= SKEW_MAX.as_secs() { Ok(()) } else { Err(Rejected::Stale { skew }) }
+    let seconds: u64 = timestamp.parse().map_err(|_| SignatureError::NoTimestamp)?;
+    let signed_at =
+        UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(SignatureError::NoTimestamp)?;
+    let skew = now.duration_since(signed_at).unwrap_or_else(|ahead| ahead.duration());
+    // Whole seconds, like Slack: otherwise the local milliseconds would make 300 s too old.
+    if skew.as_secs() <= MAX_SKEW.as_secs() { Ok(()) } else { Err(SignatureError::Stale { skew }) }
 }
 
 fn decode_tag(signature: &str) -> Option<[u8; 32]> {
@@ -155,15 +127,18 @@ fn decode_tag(signature: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::secrets::Secret;
 
-    /// The example that Slack's documentation prints, and the second in which it was signed.
+    /// Example of Slack's documentation.
     const SECRET: &str = "8f742231b10e8888abcd99yyyzzz85a5";
     const TIMESTAMP: &str = "1531420618";
     const SIGNATURE: &str = "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503";
     const BODY: &str = "token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow\
         &channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner\
-        &command=%2Fwebhook-collect&text=&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J\
-        %2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c";
+        &command=%2Fwebhook-collect&text=\
+        &response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J\
+        %2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN\
+        &trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c";
 
     fn at(second: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(second)
@@ -171,19 +146,26 @@ mod tests {
     fn key(secret: &str) -> SigningKey {
         SigningKey::new(&Secret::new(secret.into()).expect("not empty"))
     }
-    fn check(signature: &str, timestamp: &str, body: &str, now: u64) -> Result<usize, Rejected> {
+    fn check(
+        signature: &str,
+        timestamp: &str,
+        body: &str,
+        now: u64,
+    ) -> Result<usize, SignatureError> {
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let raw = Raw { signature: Some(signature), timestamp: Some(timestamp), body };
-        verify(raw, [&key("another"), &key(SECRET)], at(now)).map(|verified| verified.key())
+        let (signature, timestamp) = (Some(signature), Some(timestamp));
+        let request = UnverifiedRequest { signature, timestamp, body };
+        verify(request, [&key("another"), &key(SECRET)], at(now))
+            .map(|verified| verified.key_index())
     }
 
     #[test]
-    fn slacks_own_example_verifies_and_says_which_secret_matched() {
+    fn accepts_example_of_slack() {
         assert_eq!(check(SIGNATURE, TIMESTAMP, BODY, 1531420618), Ok(1));
     }
 
     #[test]
-    fn a_webhook_is_good_for_five_minutes_either_way() {
+    fn accepts_skew_up_to_five_minutes() {
         for (now, fresh) in [(-301, false), (-300, true), (300, true), (301, false)] {
             let now = (1531420618 + now) as u64;
             assert_eq!(check(SIGNATURE, TIMESTAMP, BODY, now).is_ok(), fresh, "{now}");
@@ -191,46 +173,51 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_is_digits() {
-        for odd in ["", "+1531420618", "-1", "1531420618.0", " 1531420618", "99999999999999999999"]
+    fn rejects_malformed_timestamp() {
+        for malformed in
+            ["", "+1531420618", "-1", "1531420618.0", " 1531420618", "99999999999999999999"]
         {
             assert_eq!(
-                check(SIGNATURE, odd, BODY, 1531420618),
-                Err(Rejected::NoTimestamp),
-                "{odd:?}"
+                check(SIGNATURE, malformed, BODY, 1531420618),
+                Err(SignatureError::NoTimestamp),
+                "{malformed:?}"
             );
         }
         let far = "9999999999999999999";
         assert!(matches!(
             check(SIGNATURE, far, BODY, 0),
-            Err(Rejected::NoTimestamp | Rejected::Stale { .. })
+            Err(SignatureError::NoTimestamp | SignatureError::Stale { .. })
         ));
     }
 
     #[test]
-    fn a_signature_is_v0_and_64_lower_case_hex_digits() {
+    fn rejects_malformed_signature() {
         let upper = SIGNATURE.to_uppercase();
-        for odd in
+        for malformed in
             ["", "v0=", &SIGNATURE[..66], &SIGNATURE[3..], &upper, &SIGNATURE.replace("v0", "v1")]
         {
             assert_eq!(
-                check(odd, TIMESTAMP, BODY, 1531420618),
-                Err(Rejected::NoSignature),
-                "{odd:?}"
+                check(malformed, TIMESTAMP, BODY, 1531420618),
+                Err(SignatureError::NoSignature),
+                "{malformed:?}"
             );
         }
         let other = SIGNATURE.replace('a', "b");
-        assert_eq!(check(&other, TIMESTAMP, BODY, 1531420618), Err(Rejected::BadSignature));
+        assert_eq!(check(&other, TIMESTAMP, BODY, 1531420618), Err(SignatureError::BadSignature));
     }
 
     #[test]
-    fn a_missing_header_is_a_refusal() {
-        let raw = |signature, timestamp| Raw { signature, timestamp, body: Bytes::new() };
+    fn rejects_missing_header() {
+        let request =
+            |signature, timestamp| UnverifiedRequest { signature, timestamp, body: Bytes::new() };
         let none: [&SigningKey; 0] = [];
-        assert_eq!(verify(raw(None, Some("1")), none, at(1)).err(), Some(Rejected::NoSignature));
         assert_eq!(
-            verify(raw(Some(SIGNATURE), None), none, at(1)).err(),
-            Some(Rejected::NoTimestamp)
+            verify(request(None, Some("1")), none, at(1)).err(),
+            Some(SignatureError::NoSignature)
+        );
+        assert_eq!(
+            verify(request(Some(SIGNATURE), None), none, at(1)).err(),
+            Some(SignatureError::NoTimestamp)
         );
     }
 }

@@ -1,9 +1,10 @@
-//! The few webhooks whose answer Slack wants in the HTTP response: a window is held open for a worker.
+//! Sync responses: bodies from workers for the webhooks that Slack expects an answer to.
 //!
-//! In: a worker's answer, as a NATS request on `slack.reply.<ingest>.<id>`, a subject of our own that only workers may
-//! publish to (an inbox would do for anyone who may answer us). Out: the answer to the one request that waits for it,
-//! and to the worker the word `relayed`, or `late`. The word is the truth: an answer is relayed if and only if the
-//! waiting request takes it, also when both happen at the same moment. Whoever hears anything else says it another way.
+//! A request opens a [`Window`]. A worker sends the body as a NATS request to
+//! `slack.reply.<ingest>.<id>`, a subject that only workers may publish to (any client that ingest
+//! calls could publish to an inbox), and is answered `relayed` or `late`. `relayed` is sent if and
+//! only if the waiting request takes the body, also when it closes at the same moment. After any
+//! other answer the worker calls Slack itself.
 
 use async_nats::Client;
 use bytes::Bytes;
@@ -15,77 +16,86 @@ use shared::{
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// How long Slack's request may be held for an answer, counted from its arrival.
-pub const WINDOW: Duration = Duration::from_millis(2_400);
-/// Between two tries to subscribe.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Maximum time that a request waits for a sync response, from its arrival.
+const SYNC_RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_400);
+/// Time between two attempts to subscribe.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The windows that are open.
+/// Open windows of this ingest.
 #[derive(Clone)]
-pub struct Replies(Arc<Inner>);
+pub struct SyncResponses(Arc<Inner>);
 
 struct Inner {
     subject: String,
-    next: AtomicU64,
+    next_id: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Bytes>>>,
 }
 
-/// An open window. Closed when dropped.
+/// Open window of one request. Closes when dropped.
 pub struct Window {
-    replies: Replies,
+    responses: SyncResponses,
     id: u64,
-    until: Instant,
-    answer: oneshot::Receiver<Bytes>,
+    deadline: Instant,
+    body: oneshot::Receiver<Bytes>,
 }
 
-impl Replies {
-    /// None open. `ingest` is this process's name among the others: one token of a subject.
-    pub fn new(ingest: &str) -> Self {
-        let (subject, waiting) = (format!("{REPLY_SUBJECTS}.{ingest}"), Mutex::default());
-        Self(Arc::new(Inner { subject, next: AtomicU64::new(1), waiting }))
+impl SyncResponses {
+    /// Creates an empty set. `ingest_name` is one subject token, unique among all ingests.
+    pub fn new(ingest_name: &str) -> Self {
+        Self(Arc::new(Inner {
+            subject: format!("{REPLY_SUBJECTS}.{ingest_name}"),
+            next_id: AtomicU64::new(1),
+            waiting: Mutex::default(),
+        }))
     }
 
-    /// Opens a window for a request that arrived then; gives what the envelope says of it.
-    pub fn open(&self, arrived: Instant) -> (Window, Option<ReplyWindow>) {
-        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
+    /// Opens a window for a request that arrived at `arrived_at`, and returns its part of the
+    /// envelope.
+    pub fn open(&self, arrived_at: Instant) -> (Window, Option<ReplyWindow>) {
+        let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, body) = oneshot::channel();
         self.waiting().insert(id, sender);
-        let window = Window { replies: self.clone(), id, until: arrived + WINDOW, answer };
-        let left = window.until.saturating_duration_since(Instant::now());
+        let deadline = arrived_at + SYNC_RESPONSE_TIMEOUT;
+        let window = Window { responses: self.clone(), id, deadline, body };
+        let left = deadline.saturating_duration_since(Instant::now());
         let by = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + left;
         let to = Word::new(format!("{}.{id}", self.0.subject));
         (window, to.map(|to| ReplyWindow { to, by_ms: by.as_millis() as u64 }))
     }
 
-    /// Hears answers until told to stop.
-    pub async fn hear(self, client: Client, stop: CancellationToken) {
+    /// Receives sync responses until `stop` is cancelled.
+    pub async fn listen(self, client: Client, stop: CancellationToken) {
         let subjects = format!("{}.*", self.0.subject);
-        loop {
-            let heard = async {
+        let listen = async {
+            loop {
                 match client.subscribe(subjects.clone()).await {
-                    Ok(mut answers) => {
-                        while let Some(message) = answers.next().await {
-                            let word = if self.deliver(&message) { RELAYED } else { LATE };
+                    Ok(mut messages) => {
+                        while let Some(message) = messages.next().await {
+                            let result = if self.deliver(&message) { RELAYED } else { LATE };
                             if let Some(worker) = message.reply {
-                                let _ = client.publish(worker, word.into()).await; // unheard is the same as late
+                                // A worker without an answer handles it like `late`.
+                                let _ = client.publish(worker, result.into()).await;
                             }
                         }
                     }
-                    Err(error) => warn!(%error, "answers can't be heard"),
+                    Err(error) => warn!(%error, "failed to subscribe to sync responses"),
                 }
-                tokio::time::sleep(PAUSE).await;
-            };
-            tokio::select! { _ = stop.cancelled() => return, () = heard => {} }
-        }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        };
+        stop.run_until_cancelled(listen).await;
     }
 
     fn deliver(&self, message: &async_nats::Message) -> bool {
@@ -94,26 +104,26 @@ impl Replies {
         waiting.is_some_and(|request| request.send(message.payload.clone()).is_ok())
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Bytes>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Bytes>>> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Window {
-    /// Waits for the answer, until the window closes. An empty answer is an answer.
-    pub async fn answer(mut self) -> Option<Bytes> {
-        if let Ok(answer) = tokio::time::timeout_at(self.until, &mut self.answer).await {
-            return answer.ok();
+    /// Waits for the body until the window closes. The body may be empty.
+    pub async fn wait(mut self) -> Option<Bytes> {
+        if let Ok(body) = timeout_at(self.deadline, &mut self.body).await {
+            return body.ok();
         }
-        // From here on nothing more gets in; what got in before was told `relayed`, and is.
-        self.answer.close();
-        self.answer.try_recv().ok()
+        // Rejects bodies from here on. One that came before was answered `relayed`, so it is used.
+        self.body.close();
+        self.body.try_recv().ok()
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.replies.waiting().remove(&self.id);
+        self.responses.waiting().remove(&self.id);
     }
 }
 
@@ -134,27 +144,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_relayed_to_the_one_that_waits_and_only_once() {
-        let replies = Replies::new("i1");
-        let (window, _) = replies.open(Instant::now());
-        let (other, at) = replies.open(Instant::now());
-        let subject = at.expect("a word").to;
+    async fn relays_to_its_window_once() {
+        let responses = SyncResponses::new("i1");
+        let (first, _) = responses.open(Instant::now());
+        let (second, reply) = responses.open(Instant::now());
+        let subject = reply.expect("valid subject").to;
         assert_eq!(subject.as_str(), "slack.reply.i1.2");
-        assert!(replies.deliver(&message(subject.as_str())));
-        assert!(!replies.deliver(&message(subject.as_str())), "the second is late");
-        assert_eq!(other.answer().await.as_deref(), Some(&b"x"[..]));
-        drop(window);
-        assert!(!replies.deliver(&message("slack.reply.i1.1")), "nobody waits any more");
-        assert!(replies.waiting().is_empty());
+        assert!(responses.deliver(&message(subject.as_str())));
+        assert!(!responses.deliver(&message(subject.as_str())), "the second body is late");
+        assert_eq!(second.wait().await.as_deref(), Some(&b"x"[..]));
+        drop(first);
+        assert!(!responses.deliver(&message("slack.reply.i1.1")), "the window is closed");
+        assert!(responses.waiting().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_window_closes_in_time() {
-        let replies = Replies::new("i1");
-        let arrived = Instant::now();
-        let (window, _) = replies.open(arrived);
-        assert_eq!(window.answer().await, None);
-        assert!(arrived.elapsed() < WINDOW + Duration::from_millis(5));
-        assert!(replies.waiting().is_empty());
+    async fn closes_window_in_time() {
+        let responses = SyncResponses::new("i1");
+        let arrived_at = Instant::now();
+        let (window, _) = responses.open(arrived_at);
+        assert_eq!(window.wait().await, None);
+        assert!(arrived_at.elapsed() < SYNC_RESPONSE_TIMEOUT + Duration::from_millis(5));
+        assert!(responses.waiting().is_empty());
     }
 }

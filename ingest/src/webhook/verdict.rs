@@ -1,60 +1,58 @@
 //! Results of processing a webhook.
 
-use crate::{
-    directory::Away,
-    webhook::{
-        publisher::{NotStored, Stored},
-        signature::Rejected,
-    },
+use super::{
+    publisher::{PublishError, Stored},
+    signature::SignatureError,
 };
+use crate::directory::DirectoryUnavailableError;
 use bytes::Bytes;
 use shared::types::Kind;
 
-/// How a webhook's way through ingest ended.
+/// Result of processing a webhook. The HTTP response follows from it.
 #[derive(Debug)]
 pub enum Verdict {
-    /// JetStream holds it.
+    /// Stored; no sync response expected.
     Stored(Kind, Stored),
-    /// JetStream holds it, and a worker answered in time.
+    /// Stored, with the sync response of a worker.
     Relayed(Kind, Stored, Bytes),
-    /// JetStream holds it; Slack wants an answer, and none came in time.
+    /// Stored; no sync response came in time.
     Unanswered(Kind, Stored),
-    /// `url_verification`, verified: the challenge goes back.
+    /// Verified `url_verification` with this challenge.
     Challenge(String),
-    /// `ssl_check=1`: nothing else was read.
+    /// `ssl_check=1`; the rest of the body is ignored.
     SslCheck,
-    /// Not Slack's, or not of our day.
-    Unverified(Rejected),
-    /// The path names no connection.
+    /// Failed verification.
+    Unverified(SignatureError),
+    /// Unknown connection in the path.
     UnknownConnection,
-    /// Verified, but the connection was switched off.
+    /// Verified webhook of a stopped or revoked connection.
     Stopped(Kind),
-    /// Verified, but the shared route knows no live connection for it.
+    /// Verified webhook of the shared route without a live connection.
     Unrouted(Kind),
-    /// The shared route has no secrets here.
+    /// Request to the shared route of a deployment without shared signing secrets.
     SharedRouteClosed,
-    /// Nobody could say whether there is such a connection.
-    DirectoryAway(Away),
-    /// JetStream did not confirm it in time.
-    NotStored(Kind, NotStored),
-    /// Neither did it a view's submission; an error can be shown at this input block of the view.
-    SubmissionNotStored(String, NotStored),
-    /// Larger than a webhook may be.
+    /// Failed lookup of the connection.
+    DirectoryUnavailable(DirectoryUnavailableError),
+    /// Failed publish.
+    NotStored(Kind, PublishError),
+    /// Failed publish of a view submission, with the input block that can show an error.
+    SubmissionNotStored(String, PublishError),
+    /// Body over the size limit.
     TooLarge,
-    /// Neither JSON nor a form.
-    MediaType,
-    /// Slack names the length; a body without one is not Slack's.
+    /// Media type other than JSON and form.
+    UnsupportedMediaType,
+    /// `Transfer-Encoding` header. Slack sends a length instead.
     TransferEncoding,
-    /// The body did not come in time.
-    Slow,
-    /// The body broke off.
-    Broken,
-    /// As many webhooks as we can carry are in flight.
+    /// Body that was not complete in time.
+    BodyTimeout,
+    /// Body that ended early.
+    BodyIncomplete,
+    /// Webhook over the limit of those in flight.
     Overloaded,
 }
 
 impl Verdict {
-    /// What sort of webhook it was, if that was found out.
+    /// Returns the kind of the webhook, if known.
     pub fn kind(&self) -> Option<Kind> {
         match self {
             Verdict::Stored(kind, _)
@@ -68,7 +66,7 @@ impl Verdict {
         }
     }
 
-    /// Where it lies, if it was stored.
+    /// Returns the position of a stored webhook.
     pub fn stored(&self) -> Option<Stored> {
         match self {
             Verdict::Stored(_, stored)
@@ -78,8 +76,8 @@ impl Verdict {
         }
     }
 
-    /// Why it was not, if it was to be.
-    pub fn not_stored(&self) -> Option<&NotStored> {
+    /// Returns the error of a failed publish.
+    pub fn publish_error(&self) -> Option<&PublishError> {
         match self {
             Verdict::NotStored(_, error) | Verdict::SubmissionNotStored(_, error) => Some(error),
             _ => None,
