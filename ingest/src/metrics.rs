@@ -1,21 +1,18 @@
-//! What ingest counts, for Prometheus. Labels come from closed sets: no id of a connection, team or user is one.
+//! Prometheus metrics of ingest. Labels have a closed set of values and are never ids.
 
-use crate::{answer::Answer, directory::Directory, publish::Publisher, standing::Standings};
+use axum::http::StatusCode;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 use shared::lines::Dropped;
-use std::{
-    sync::atomic::AtomicU64,
-    time::{Duration, Instant},
-};
+use std::{sync::atomic::AtomicU64, time::Duration};
 
-/// Slack's deadline is 3 s; the interesting part lies far below.
+/// Seconds up to and beyond Slack's deadline of 3 s.
 const REQUEST_BUCKETS: [f64; 13] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0];
-/// A publish takes well under a millisecond on one machine, and some with a replicated stream.
+/// Seconds. A publish takes under 1 ms on one machine, and some ms with a replicated stream.
 const PUBLISH_BUCKETS: [f64; 13] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.8, 1.6, 2.5];
 
@@ -36,167 +33,163 @@ struct SecretLabels {
     secret: &'static str,
 }
 
-/// All of it.
+/// Registry of all metrics, and those that the pipeline updates.
 pub struct Metrics {
     registry: Registry,
     webhooks: Family<WebhookLabels, Counter>,
     requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
     publishes: Histogram,
-    secrets: Family<SecretLabels, Counter>,
-    withheld: Counter,
-    skew: Gauge,
-    inflight: Gauge,
+    verified: Family<SecretLabels, Counter>,
+    events_withheld: Counter,
+    clock_skew: Gauge,
+    requests_in_flight: Gauge,
     connections: Gauge,
-    revision: Gauge,
+    directory_revision: Gauge,
     nats_connected: Gauge,
     apps_at_risk: Gauge,
-    worst_app: Gauge<f64, AtomicU64>,
+    app_failure_ratio_max: Gauge<f64, AtomicU64>,
+}
+
+/// Values of the gauges that are read at each scrape.
+pub struct Snapshot {
+    pub requests_in_flight: usize,
+    pub connections: usize,
+    pub directory_revision: u64,
+    pub is_nats_connected: bool,
+    pub apps_at_risk: usize,
+    pub app_failure_ratio_max: f64,
+}
+
+/// Registers a metric with its default value.
+fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 impl Metrics {
-    /// All zero, but for what the directory and the log count by themselves.
-    pub fn new(directory: &Directory, dropped: Dropped) -> Self {
+    /// Registers all metrics, among them the counters of the directory and the log.
+    pub fn new(cache_misses: Counter, dropped_lines: Dropped) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
+        let r = &mut registry;
+        let webhooks = metric(r, "ingest_webhooks", "Webhooks by outcome and kind");
         let requests =
             Family::new_with_constructor((|| Histogram::new(REQUEST_BUCKETS)) as fn() -> Histogram);
-        let this = Self {
-            webhooks: Family::default(),
-            requests,
-            publishes: Histogram::new(PUBLISH_BUCKETS),
-            secrets: Family::default(),
-            withheld: Counter::default(),
-            skew: Gauge::default(),
-            inflight: Gauge::default(),
-            connections: Gauge::default(),
-            revision: Gauge::default(),
-            nats_connected: Gauge::default(),
-            apps_at_risk: Gauge::default(),
-            worst_app: Gauge::default(),
-            registry: Registry::default(),
-        };
-        registry.register(
-            "ingest_webhooks",
-            "Webhooks by how they were answered",
-            this.webhooks.clone(),
-        );
-        registry.register_with_unit(
+        r.register_with_unit(
             "http_server_request_duration",
-            "From the request's head to the answer",
+            "Time from the request's headers to the response",
             Unit::Seconds,
-            this.requests.clone(),
+            requests.clone(),
         );
-        registry.register_with_unit(
+        let publishes = Histogram::new(PUBLISH_BUCKETS);
+        r.register_with_unit(
             "ingest_publish_duration",
-            "Storing a webhook, all tries together",
+            "Time to store a webhook, all attempts together",
             Unit::Seconds,
-            this.publishes.clone(),
+            publishes.clone(),
         );
-        registry.register(
-            "ingest_signing_secret_matched",
-            "Verified webhooks by which of the connection's secrets signed them",
-            this.secrets.clone(),
+        let verified = metric(
+            r,
+            "ingest_signatures_verified",
+            "Verified webhooks by the connection's secret that matched",
         );
-        registry.register(
+        let events_withheld = metric(
+            r,
             "ingest_events_withheld",
-            "Minutes for which Slack said that it withheld a workspace's events",
-            this.withheld.clone(),
+            "Minutes for which Slack withheld the events of a workspace",
         );
-        registry.register(
+        let clock_skew = metric(
+            r,
             "ingest_clock_skew_seconds",
-            "Our time less Slack's, at the last webhook that was signed too long ago or in the future",
-            this.skew.clone(),
+            "Difference between the local clock and the last timestamp that was rejected",
         );
-        registry.register("ingest_inflight", "Webhooks being answered", this.inflight.clone());
-        registry.register(
-            "ingest_connections",
-            "Connections in the directory",
-            this.connections.clone(),
+        let requests_in_flight =
+            metric(r, "ingest_requests_in_flight", "Webhooks that are being processed");
+        let connections = metric(r, "ingest_connections", "Connections in the directory");
+        let directory_revision =
+            metric(r, "ingest_directory_revision", "Revision up to which the directory is applied");
+        r.register(
+            "ingest_directory_cache_misses",
+            "Reads of the directory bucket caused by cache misses",
+            cache_misses,
         );
-        registry.register(
-            "ingest_directory_revision",
-            "How far the directory was read",
-            this.revision.clone(),
+        let nats_connected =
+            metric(r, "ingest_nats_connected", "1 while the client is connected to NATS");
+        let apps_at_risk =
+            metric(r, "ingest_apps_at_risk", "Apps above half of Slack's failure limit");
+        let app_failure_ratio_max = metric(
+            r,
+            "ingest_app_failure_ratio_max",
+            "Highest failure ratio of an app in the last hour, from 1,000 deliveries on",
         );
-        registry.register(
-            "ingest_directory_reads",
-            "Reads of the bucket, for what memory does not have",
-            directory.reads(),
-        );
-        registry.register(
-            "ingest_nats_connected",
-            "1 while NATS is there",
-            this.nats_connected.clone(),
-        );
-        registry.register(
-            "ingest_apps_at_risk",
-            "Apps past half of Slack's limit for switching an app off",
-            this.apps_at_risk.clone(),
-        );
-        registry.register(
-            "ingest_app_failed_share_max",
-            "Failed share of the last hour's deliveries, of the worst app that Slack's limit is for",
-            this.worst_app.clone(),
-        );
-        registry.register_collector(Box::new(dropped));
+        r.register_collector(Box::new(dropped_lines));
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "What runs", build);
-        Self { registry, ..this }
+        r.register("build", "Version of the binary", build);
+        Self {
+            registry,
+            webhooks,
+            requests,
+            publishes,
+            verified,
+            events_withheld,
+            clock_skew,
+            requests_in_flight,
+            connections,
+            directory_revision,
+            nats_connected,
+            apps_at_risk,
+            app_failure_ratio_max,
+        }
     }
 
-    /// A webhook was answered.
-    pub fn answered(
+    /// Records the response to a webhook.
+    pub fn record_response(
         &self,
-        route: &'static str,
+        http_route: &'static str,
         kind: &'static str,
-        answer: &Answer,
-        took: Duration,
+        outcome: &'static str,
+        status: StatusCode,
+        duration: Duration,
     ) {
-        self.webhooks.get_or_create(&WebhookLabels { outcome: answer.label, kind }).inc();
-        let status_class = match answer.status.as_u16() / 100 {
+        self.webhooks.get_or_create(&WebhookLabels { outcome, kind }).inc();
+        let status_class = match status.as_u16() / 100 {
             2 => "2xx",
             4 => "4xx",
             _ => "5xx",
         };
-        let labels = RequestLabels { http_route: route, status_class };
-        self.requests.get_or_create(&labels).observe(took.as_secs_f64());
+        let labels = RequestLabels { http_route, status_class };
+        self.requests.get_or_create(&labels).observe(duration.as_secs_f64());
     }
 
-    /// A publish ended, well or not.
-    pub fn published(&self, took: Duration) {
-        self.publishes.observe(took.as_secs_f64());
+    /// Records a publish, successful or not.
+    pub fn record_publish(&self, duration: Duration) {
+        self.publishes.observe(duration.as_secs_f64());
     }
 
-    /// The key that matched: 0 for the present one.
-    pub fn matched(&self, key: usize) {
-        let secret = if key == 0 { "current" } else { "previous" };
-        self.secrets.get_or_create(&SecretLabels { secret }).inc();
+    /// Records a verified signature. `key_index` is 0 for the current key.
+    pub fn record_verified(&self, key_index: usize) {
+        let secret = if key_index == 0 { "current" } else { "previous" };
+        self.verified.get_or_create(&SecretLabels { secret }).inc();
     }
 
-    /// Slack told that it withheld events.
-    pub fn events_withheld(&self) {
-        self.withheld.inc();
+    /// Records a rate limit notice of Slack.
+    pub fn record_events_withheld(&self) {
+        self.events_withheld.inc();
     }
 
-    /// A webhook was signed at a time too far from ours.
-    pub fn skewed(&self, skew: Duration) {
-        self.skew.set(skew.as_secs() as i64);
+    /// Records the skew of a stale timestamp.
+    pub fn record_skew(&self, skew: Duration) {
+        self.clock_skew.set(skew.as_secs() as i64);
     }
 
-    /// What stands in the page that Prometheus reads, as of now.
-    pub fn page(
-        &self,
-        directory: &Directory,
-        publisher: &Publisher,
-        standings: &Standings,
-        inflight: usize,
-    ) -> String {
-        self.inflight.set(inflight as i64);
-        self.connections.set(directory.connections() as i64);
-        self.revision.set(directory.applied().unwrap_or_default() as i64);
-        self.nats_connected.set(i64::from(publisher.is_connected()));
-        let (at_risk, worst) = standings.at_risk(Instant::now());
-        self.apps_at_risk.set(at_risk as i64);
-        self.worst_app.set(worst);
+    /// Renders the metrics page.
+    pub fn render(&self, snapshot: &Snapshot) -> String {
+        self.requests_in_flight.set(snapshot.requests_in_flight as i64);
+        self.connections.set(snapshot.connections as i64);
+        self.directory_revision.set(snapshot.directory_revision as i64);
+        self.nats_connected.set(i64::from(snapshot.is_nats_connected));
+        self.apps_at_risk.set(snapshot.apps_at_risk as i64);
+        self.app_failure_ratio_max.set(snapshot.app_failure_ratio_max);
         let mut page = String::new();
         encode(&mut page, &self.registry).expect("writing to a String does not fail");
         page

@@ -124,7 +124,7 @@ impl Stage {
                 "TIDEGATE_NATS_NKEY_FILE",
                 self.nats[0].keys().file(User::Ingest).display().to_string(),
             ),
-            ("TIDEGATE_SIGNING_KEYS", self.ring.clone()),
+            ("TIDEGATE_SIGNING_SECRET_KEYRING", self.ring.clone()),
             ("TIDEGATE_LISTEN", address.to_string()),
             ("TIDEGATE_ADMIN_LISTEN", admin.to_string()),
         ]

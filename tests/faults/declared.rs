@@ -47,9 +47,8 @@ pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
             ensure!(lasted < OVERLAP + in_force + CALM, "the old secret was good for {lasted:?}");
             for ingest in &world.ingests {
                 let matched = async |secret: &str| {
-                    let line = format!(
-                        "tidegate_ingest_signing_secret_matched_total{{secret=\"{secret}\"}}"
-                    );
+                    let line =
+                        format!("tidegate_ingest_signatures_verified_total{{secret=\"{secret}\"}}");
                     ingest.metric(&line).await
                 };
                 let (current, previous) = (matched("current").await?, matched("previous").await?);

@@ -86,8 +86,8 @@ fn tidegate_settings() -> BTreeSet<String> {
 }
 
 /// How long a process may take to end after SIGTERM, by its settings.
-fn ingest_ends_within(settings: &ingest::config::Config) -> Duration {
-    settings.drain_delay + ingest::serve::FINISH_DEADLINE
+fn ingest_ends_within(settings: &ingest::Config) -> Duration {
+    settings.drain_delay + ingest::FINISH_TIMEOUT
 }
 
 fn worker_ends_within(settings: &worker::Config) -> Duration {
@@ -201,7 +201,7 @@ fn what_kubernetes_sets_is_a_setting_is_taken_and_leaves_time_to_drain() {
                 let ends = worker_ends_within(&settings(&all)) + MARGIN;
                 assert!(grace.expect("a grace") >= ends, "{file}: {ends:?}");
             }
-            Some("ingest") => drop(arguments(&ingest::config::Config::command(), &own)),
+            Some("ingest") => drop(arguments(&ingest::Config::command(), &own)),
             Some("worker") => drop(arguments(&worker::Config::command(), &own)),
             Some("migrate") => {
                 for (name, _) in &own {

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use ingest::{
     classify,
-    verify::{Raw, SigningKey, verify},
+    signature::{SigningKey, UnverifiedRequest, verify},
 };
 use shared::{
     codec::{envelope::Envelope, slack::Media},
@@ -31,7 +31,7 @@ fn no_headers_or_body_make_verify_panic() {
         let (signature, timestamp) = (text(), text());
         let body = Bytes::copy_from_slice(lines.next().unwrap_or_default());
         let now = UNIX_EPOCH + Duration::from_secs(NOW);
-        let forged = verify(Raw { signature, timestamp, body }, [&key()], now);
+        let forged = verify(UnverifiedRequest { signature, timestamp, body }, [&key()], now);
         assert!(forged.is_err(), "a signature was guessed");
     });
 }
@@ -44,23 +44,23 @@ fn no_body_makes_classify_panic() {
         let media = if letter == b'f' { Media::Form } else { Media::Json };
         let timestamp = NOW.to_string();
         let signature = sign("secret", &timestamp, body);
-        let raw = Raw {
+        let request = UnverifiedRequest {
             signature: Some(&signature),
             timestamp: Some(&timestamp),
             body: Bytes::copy_from_slice(body),
         };
         let verified =
-            verify(raw, [&key()], UNIX_EPOCH + Duration::from_secs(NOW)).expect("well signed");
+            verify(request, [&key()], UNIX_EPOCH + Duration::from_secs(NOW)).expect("well signed");
         let parts = classify::split(media, &verified);
         let inbound = parts.read();
         let connection = format!("{:032x}", 7).parse().expect("an id");
         let _ = (
             classify::challenge(&inbound),
             classify::routing(&inbound),
-            classify::wants_answer(&inbound),
+            classify::expects_sync_response(&inbound),
         );
-        let placed = classify::place(connection, &inbound, &verified, || 1);
-        assert!(placed.dedupe.as_str().starts_with(&connection.to_string()));
+        let placement = classify::place(connection, &inbound, &verified, || 1);
+        assert!(placement.dedup_key.as_str().starts_with(&connection.to_string()));
     });
 }
 

@@ -118,7 +118,7 @@ async fn a_body_over_the_limit_is_refused_by_its_length_before_it_is_sent() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_for_room_while_health_still_answers() {
     let mut world = World::without_processes(DOOR).await.expect("a world");
-    world.set("TIDEGATE_CONNECTIONS_MAX", "3");
+    world.set("TIDEGATE_HTTP_MAX_CONNECTIONS", "3");
     world.start_ingest().await.expect("an ingest");
     let app = world.connect().await.expect("a connection");
     let ingest = &world.ingests[0];
@@ -151,7 +151,7 @@ async fn connections_beyond_the_limit_wait_for_room_while_health_still_answers()
 async fn webhooks_beyond_those_that_can_be_carried_are_sent_away_at_once_and_the_others_are_taken()
 {
     let mut world = World::without_processes(DOOR).await.expect("a world");
-    world.set("TIDEGATE_IN_FLIGHT_MAX", "4");
+    world.set("TIDEGATE_HTTP_MAX_IN_FLIGHT", "4");
     world.start_ingest().await.expect("an ingest");
     let app = world.connect().await.expect("a connection");
     let ingest = &world.ingests[0];
@@ -166,7 +166,7 @@ async fn webhooks_beyond_those_that_can_be_carried_are_sent_away_at_once_and_the
         held.push((socket, last.to_vec()));
     }
     until("four are in flight", SOON, async || {
-        (ingest.metric("tidegate_ingest_inflight").await.ok()? == 4.0).then_some(())
+        (ingest.metric("tidegate_ingest_requests_in_flight").await.ok()? == 4.0).then_some(())
     })
     .await;
     let answer = world.send(&app, &hello(&world, &app)).await.expect("an answer");
@@ -233,7 +233,8 @@ async fn made_up_connections_cost_a_bounded_number_of_reads_and_of_bytes_and_rea
         [&404],
         "memory knows that there is none: {statuses:?}"
     );
-    let reads = ingest.metric("tidegate_ingest_directory_reads_total").await.expect("metrics");
+    let reads =
+        ingest.metric("tidegate_ingest_directory_cache_misses_total").await.expect("metrics");
     assert!(
         reads >= 1.0 && reads <= (READS_PER_SECOND * seconds) as f64,
         "{reads} reads in {seconds} s"

@@ -76,7 +76,7 @@ async fn health_and_figures_are_told_on_a_port_of_their_own() {
         "tidegate_ingest_events_withheld_total 1",
         "tidegate_ingest_connections 1",
         "tidegate_ingest_nats_connected 1",
-        "tidegate_ingest_inflight 0",
+        "tidegate_ingest_requests_in_flight 0",
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is missing in:\n{page}");
     }
@@ -138,8 +138,9 @@ async fn a_webhook_is_one_line_in_the_log_without_its_words_or_secrets() {
     let (log, webhooks) = until("both are in the log", SOON, async || {
         let log = world.ingests[1].process.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
-        let webhooks: Vec<serde_json::Value> =
-            lines.filter(|line: &serde_json::Value| line["message"] == "webhook").collect();
+        let webhooks: Vec<serde_json::Value> = lines
+            .filter(|line: &serde_json::Value| line["message"] == "webhook answered")
+            .collect();
         (webhooks.len() >= 2).then_some((log, webhooks))
     })
     .await;

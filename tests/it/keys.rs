@@ -26,7 +26,7 @@ fn lines(printed: &str) -> Vec<Value> {
 async fn everything_sealed_is_sealed_anew_while_webhooks_are_handled_and_the_old_keys_go() {
     let mut world = World::without_processes(SERVERS).await.expect("servers");
     let (app, other) = (world.declare().expect("one"), world.declare().expect("another"));
-    let rings: Vec<(String, String)> = ["TIDEGATE_SIGNING_KEYS", "TIDEGATE_TOKEN_KEYS"]
+    let rings: Vec<(String, String)> = ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYS"]
         .into_iter()
         .map(|name| {
             let old = world.setting(name).expect("a ring").to_owned();
@@ -34,7 +34,7 @@ async fn everything_sealed_is_sealed_anew_while_webhooks_are_handled_and_the_old
         })
         .collect();
     for (name, (old, new)) in
-        ["TIDEGATE_SIGNING_KEYS", "TIDEGATE_TOKEN_KEYS"].into_iter().zip(&rings)
+        ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYS"].into_iter().zip(&rings)
     {
         world.set(name, &format!("{new},{old}"));
     }
@@ -66,7 +66,8 @@ async fn everything_sealed_is_sealed_anew_while_webhooks_are_handled_and_the_old
     assert!(again.contains("connections.bot_token: 0\n"), "{again}");
 
     // Now the old keys go. The directory, too, holds nothing that needs them.
-    for (name, (_, new)) in ["TIDEGATE_SIGNING_KEYS", "TIDEGATE_TOKEN_KEYS"].into_iter().zip(&rings)
+    for (name, (_, new)) in
+        ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYS"].into_iter().zip(&rings)
     {
         world.set(name, new);
     }

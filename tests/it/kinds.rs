@@ -1,6 +1,6 @@
 //! Every sort of webhook is taken, on both routes, and put where it belongs.
 
-use ingest::{classify, verify};
+use ingest::{classify, signature};
 use shared::{
     codec::slack::{Media, Parts},
     partition::{Conversation, Lane, Partition},
@@ -84,15 +84,15 @@ fn every_sort_of_webhook_is_routed_and_placed_by_the_ids_it_keeps_in_its_own_way
         let (kind, installation, channel, conversation) = expected[name.as_str()];
         let (secret, now) = ("secret", unix_now().to_string());
         let signature = sign(secret, &now, &webhook.body);
-        let raw = verify::Raw {
+        let request = signature::UnverifiedRequest {
             signature: Some(&signature),
             timestamp: Some(&now),
             body: webhook.body.clone().into(),
         };
-        let key = verify::SigningKey::new(
+        let key = signature::SigningKey::new(
             &shared::secrets::Secret::new(secret.into()).expect("not empty"),
         );
-        let verified = verify::verify(raw, [&key], SystemTime::now()).expect("signed");
+        let verified = signature::verify(request, [&key], SystemTime::now()).expect("signed");
         let media = Media::from_content_type(webhook.content_type).expect("a media type");
         let parts: Parts<'_> = classify::split(media, &verified);
         let inbound = parts.read();
@@ -102,8 +102,8 @@ fn every_sort_of_webhook_is_routed_and_placed_by_the_ids_it_keeps_in_its_own_way
             (r.enterprise.as_ref().map(|id| id.as_str()), r.team.as_ref().map(|id| id.as_str()))
         });
         assert_eq!(found, installation, "{name}: whose it is");
-        let placed = classify::place(connection, &inbound, &verified, || 0);
-        let place = (placed.kind, placed.partition, placed.lane);
+        let placement = classify::place(connection, &inbound, &verified, || 0);
+        let place = (placement.kind, placement.partition, placement.lane);
         let due = (kind, Partition::of(connection, channel), Lane::of(connection, conversation));
         assert_eq!(place, due, "{name}: where it belongs");
         let waits = matches!(
@@ -111,7 +111,7 @@ fn every_sort_of_webhook_is_routed_and_placed_by_the_ids_it_keeps_in_its_own_way
             "view_submission" | "connect_view_submission" | "block_suggestion"
         );
         assert_eq!(
-            classify::wants_answer(&inbound),
+            classify::expects_sync_response(&inbound),
             waits,
             "{name}: whether an answer is waited for"
         );

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use ingest::{
     classify,
-    verify::{Raw, Rejected, SKEW_MAX, SigningKey, Verified, verify},
+    signature::{MAX_SKEW, SignatureError, SigningKey, UnverifiedRequest, Verified, verify},
 };
 use serde_json::json;
 use shared::{
@@ -38,13 +38,13 @@ fn check(
     body: &[u8],
     secret: &str,
     now: u64,
-) -> Result<Verified, Rejected> {
-    let raw = Raw {
+) -> Result<Verified, SignatureError> {
+    let request = UnverifiedRequest {
         signature: Some(signature),
         timestamp: Some(timestamp),
         body: Bytes::copy_from_slice(body),
     };
-    verify(raw, [&key(secret)], at(now))
+    verify(request, [&key(secret)], at(now))
 }
 
 /// A body that Slack signed, whatever it is.
@@ -91,7 +91,7 @@ fn another_secret_is_refused() {
             let signature = sign("secret", &timestamp, body);
             if !other.is_empty() && other.trim_end_matches('\0') != "secret" {
                 let refused = check(&signature, &timestamp, body, other, NOW);
-                assert_eq!(refused.err(), Some(Rejected::BadSignature));
+                assert_eq!(refused.err(), Some(SignatureError::BadSignature));
             }
         },
     );
@@ -105,7 +105,7 @@ fn a_webhook_is_good_for_five_minutes_around_any_moment() {
             let timestamp =
                 now.checked_add_signed(i64::from(skew)).expect("below 2^33").to_string();
             let signature = sign("secret", &timestamp, b"body");
-            let good = u64::from(skew.unsigned_abs()) <= SKEW_MAX.as_secs();
+            let good = u64::from(skew.unsigned_abs()) <= MAX_SKEW.as_secs();
             assert_eq!(
                 check(&signature, &timestamp, b"body", "secret", now).is_ok(),
                 good,
@@ -120,13 +120,13 @@ fn envelope(media: Media, body: &[u8], fresh: u128) -> Envelope {
     let verified = verified(body);
     let parts: Parts<'_> = classify::split(media, &verified);
     let inbound = parts.read();
-    let placed = classify::place(connection(), &inbound, &verified, || fresh);
+    let placement = classify::place(connection(), &inbound, &verified, || fresh);
     Envelope {
         connection: connection(),
-        partition: placed.partition,
-        kind: placed.kind,
-        lane: placed.lane,
-        dedupe: placed.dedupe,
+        partition: placement.partition,
+        kind: placement.kind,
+        lane: placement.lane,
+        dedupe: placement.dedup_key,
         received_at_ms: NOW * 1000,
         media,
         signature: verified.signature().clone(),

@@ -269,7 +269,7 @@ fn the_file_of_its_quick_start_is_accepted() {
         let ran = Command::new(&Binaries::get().expect("binaries").tidegate)
             .args(["apply", "--dry-run", "--nats-url", "nats://127.0.0.1:1"])
             .args(["--postgres-url", "postgres://127.0.0.1:1/none"])
-            .args(["--signing-keys", ring, "--token-keys", ring, "--file"])
+            .args(["--signing-secret-keyring", ring, "--token-keys", ring, "--file"])
             .arg(&file)
             .output()
             .expect("it runs");

@@ -23,7 +23,7 @@ fn secrets(world: &World, app: &App) -> Vec<(String, String)> {
         ("the bot token", app.token.clone()),
         ("the agent's secret", agent.expect("a file")),
         ("the shared app's secret", world.shared_secret.clone()),
-        ("the signing key", ring("TIDEGATE_SIGNING_KEYS")),
+        ("the signing key", ring("TIDEGATE_SIGNING_SECRET_KEYRING")),
         ("the token key", ring("TIDEGATE_TOKEN_KEYS")),
     ]
     .into_iter()

@@ -22,19 +22,19 @@ fn run(program: &str, args: &[&str], settings: &[(&str, &str)]) -> (Option<i32>,
 const RING: &str = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const NATS: (&str, &str) = ("TIDEGATE_NATS_URL", "nats://127.0.0.1:1");
 const POSTGRES: (&str, &str) = ("TIDEGATE_POSTGRES_URL", "postgres://127.0.0.1:1/none");
-const SIGNING: (&str, &str) = ("TIDEGATE_SIGNING_KEYS", RING);
+const SIGNING: (&str, &str) = ("TIDEGATE_SIGNING_SECRET_KEYRING", RING);
 const TOKENS: (&str, &str) = ("TIDEGATE_TOKEN_KEYS", RING);
 
 #[test]
 fn an_unset_or_malformed_setting_ends_the_process_with_one_sentence_that_names_it() {
-    let bad_ring = ("TIDEGATE_SIGNING_KEYS", "k1:c2VjcmV0");
+    let bad_ring = ("TIDEGATE_SIGNING_SECRET_KEYRING", "k1:c2VjcmV0");
     let no_file = ("TIDEGATE_TOKEN_KEYS", "file:/nonexistent/ring");
     let no_url = ("TIDEGATE_POSTGRES_URL", "file:/nonexistent/url");
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
     let cases: [Case<'_>; 15] = [
         ("ingest", &[], &[SIGNING], "TIDEGATE_NATS_URL is not set: "),
-        ("ingest", &[], &[NATS], "TIDEGATE_SIGNING_KEYS is not set: "),
-        ("ingest", &[], &[NATS, bad_ring], "TIDEGATE_SIGNING_KEYS is malformed"),
+        ("ingest", &[], &[NATS], "TIDEGATE_SIGNING_SECRET_KEYRING is not set: "),
+        ("ingest", &[], &[NATS, bad_ring], "TIDEGATE_SIGNING_SECRET_KEYRING is malformed"),
         (
             "ingest",
             &[],

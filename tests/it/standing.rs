@@ -31,7 +31,7 @@ async fn a_thousand_webhooks_that_belong_to_nobody_cost_the_shared_app_nothing()
     assert_eq!(
         (
             metric("tidegate_ingest_apps_at_risk").await,
-            metric("tidegate_ingest_app_failed_share_max").await
+            metric("tidegate_ingest_app_failure_ratio_max").await
         ),
         (0.0, 0.0)
     );

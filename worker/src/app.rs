@@ -88,7 +88,7 @@ async fn run_worker(
     info!(worker = name, version = env!("CARGO_PKG_VERSION"), "worker started");
 
     let nats = config.nats.connect("worker").await?;
-    let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
+    let rings = Rings { signing: config.signing_secret_keyring, tokens: config.token_keys };
     let store = Store::new(&config.postgres, rings, Plans::Once)?;
     let options =
         RoutingOptions { slash_command: config.command.clone(), own_handler: handler.is_some() };

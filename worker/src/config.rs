@@ -23,8 +23,8 @@ pub struct Config {
     )]
     pub admin_listen: SocketAddr,
     /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as the ingests'.
-    #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
-    pub signing_keys: KeyRing,
+    #[arg(long, env = "TIDEGATE_SIGNING_SECRET_KEYRING", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    pub signing_secret_keyring: KeyRing,
     /// Key ring that opens tokens and agents' secrets, in the same form.
     #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
     pub token_keys: KeyRing,

@@ -101,8 +101,8 @@ struct StoreSettings {
     #[command(flatten)]
     postgres: Postgres,
     /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>.
-    #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
-    signing_keys: KeyRing,
+    #[arg(long, env = "TIDEGATE_SIGNING_SECRET_KEYRING", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    signing_secret_keyring: KeyRing,
     /// Key ring that opens tokens and agents' secrets, in the same form.
     #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
     token_keys: KeyRing,
@@ -110,7 +110,8 @@ struct StoreSettings {
 
 impl StoreSettings {
     fn open(&self) -> anyhow::Result<Store> {
-        let rings = Rings { signing: self.signing_keys.clone(), tokens: self.token_keys.clone() };
+        let rings =
+            Rings { signing: self.signing_secret_keyring.clone(), tokens: self.token_keys.clone() };
         Ok(Store::new(&self.postgres, rings, Plans::PerCall)?)
     }
 }

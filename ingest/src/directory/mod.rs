@@ -1,32 +1,33 @@
-//! Which connection a webhook is for, from memory.
+//! Ingest's copy of connection ids, status and signing secrets.
 //!
-//! In: the bucket `connections`, followed from its beginning. Out: a connection by id, or by the keys of the
-//! shared route. Complete before the first webhook is taken. What is not in memory is read from the bucket
-//! before it is said not to exist: it may have been made a moment ago. That costs a read, so those reads
-//! are bounded in number, and an answer of "no" is remembered for up to 2 s; made-up ids cost nothing much.
-//! While memory may not be believed (see `keep`) everything is read. Postgres is not asked, and not needed.
+//! Follows the NATS bucket `connections` from its beginning, and is complete before the first
+//! webhook is accepted. A connection that is not in the cache may have been created a moment ago,
+//! so the bucket is read before a webhook is refused. These reads are limited, and a miss is cached
+//! for up to 2 s, so made-up ids stay cheap. While the cache is not trusted (see `follower`), every
+//! lookup reads the bucket. Postgres is never read.
 
-mod bounds;
-mod keep;
-mod memory;
+mod cache;
+mod follower;
+mod lookup_limiter;
+mod signing_key;
 
-pub use memory::Connection;
+pub use cache::Connection;
+pub use signing_key::SigningKey;
 
-use crate::classify::Routing;
 use async_nats::{
     Client,
     connection::State,
     jetstream::{self, kv},
 };
-use bounds::{Bounds, MayRead};
+use cache::Cache;
 use futures_util::future::BoxFuture;
-use memory::Memory;
+use lookup_limiter::{LookupDecision, LookupLimiter};
 use prometheus_client::metrics::counter::Counter;
 use shared::{
     directory::{read_from_leader, team_key},
     secrets::KeyRing,
     stream::{DIRECTORY_BUCKET, INGESTS_BUCKET},
-    types::ConnectionId,
+    types::{AppId, ConnectionId, EnterpriseId, TeamId},
 };
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -37,27 +38,27 @@ use tokio::{
     time::Instant,
 };
 
-/// Reads of the bucket at once, at most.
-const READS_AT_ONCE: usize = 64;
-/// One read.
+/// Maximum concurrent reads of the bucket.
+const MAX_CONCURRENT_READS: usize = 64;
+/// Maximum time of one read.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// All connections, as ingest knows them. Cheap to clone.
+/// Directory of all connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Directory(Arc<Inner>);
 
 struct Inner {
     client: Client,
     js: jetstream::Context,
-    /// Told to others when we report how far we are.
-    name: String,
+    /// Key of this ingest in the bucket `ingests`.
+    ingest_name: String,
     buckets: OnceCell<Buckets>,
-    memory: Memory,
-    applied: watch::Sender<Option<u64>>,
+    cache: Cache,
+    revision: watch::Sender<Option<u64>>,
     trusted_until: watch::Sender<Option<Instant>>,
-    reading: Semaphore,
-    reads: Counter,
-    bounds: Mutex<Bounds>,
+    read_permits: Semaphore,
+    cache_misses: Counter,
+    limiter: Mutex<LookupLimiter>,
 }
 
 struct Buckets {
@@ -65,131 +66,159 @@ struct Buckets {
     ingests: kv::Store,
 }
 
-/// A connection that was found.
-#[derive(Debug)]
-pub struct Found {
-    /// The connection.
-    pub connection: Arc<Connection>,
-    /// Whether it is sure to be as it is now. If not, nothing may be stored for it.
-    pub current: bool,
+/// Ids that route a webhook of the shared route to a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// Slack app.
+    pub app: AppId,
+    /// Enterprise organization, if Slack names one.
+    pub enterprise: Option<EnterpriseId>,
+    /// Workspace; absent on an organization-wide install.
+    pub team: Option<TeamId>,
 }
 
-/// The bucket could not be asked, so nobody knows.
+/// Result of a successful lookup.
+#[derive(Debug)]
+pub struct FoundConnection {
+    /// The connection.
+    pub connection: Arc<Connection>,
+    /// False if the connection may have changed since. No webhook may be stored for it then.
+    pub is_current: bool,
+}
+
+/// Failure to read the directory bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the directory could not be read")]
-pub struct Away;
+#[error("failed to read directory")]
+pub struct DirectoryUnavailableError;
+
+fn unavailable<E>(_: E) -> DirectoryUnavailableError {
+    DirectoryUnavailableError
+}
 
 impl Directory {
-    /// An empty directory, of an ingest with a random name. [`Directory::follow`] and [`Directory::report`] fill it.
-    pub fn new(client: Client, js: jetstream::Context, ring: KeyRing) -> Self {
+    /// Creates an empty directory under a random ingest name. [`Directory::follow`] and
+    /// [`Directory::report_revision`] fill it.
+    pub fn new(client: Client, js: jetstream::Context, keyring: KeyRing) -> Self {
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
         Self(Arc::new(Inner {
             client,
             js,
-            name: format!("{random:016x}"),
+            ingest_name: format!("{random:016x}"),
             buckets: OnceCell::new(),
-            memory: Memory::new(ring),
-            applied: watch::Sender::new(None),
+            cache: Cache::new(keyring),
+            revision: watch::Sender::new(None),
             trusted_until: watch::Sender::new(None),
-            reading: Semaphore::new(READS_AT_ONCE),
-            reads: Counter::default(),
-            bounds: Mutex::new(Bounds::new(std::time::Instant::now())),
+            read_permits: Semaphore::new(MAX_CONCURRENT_READS),
+            cache_misses: Counter::default(),
+            limiter: Mutex::new(LookupLimiter::new(std::time::Instant::now())),
         }))
     }
 
-    /// Waits until it is complete and may be believed for the first time.
-    pub async fn completed(&self) {
+    /// Waits until the directory is complete and trusted for the first time.
+    pub async fn wait_until_complete(&self) {
         let mut trusted = self.0.trusted_until.subscribe();
-        let _ = trusted.wait_for(Option::is_some).await; // the sender is in `self`
+        let _ = trusted.wait_for(Option::is_some).await; // `self` holds the sender
     }
 
-    /// Whether it ever was complete.
+    /// Returns whether the directory has ever been complete.
     pub fn is_complete(&self) -> bool {
         self.0.trusted_until.borrow().is_some()
     }
 
-    /// How far it was read; `None` before the first pass is over.
-    pub fn applied(&self) -> Option<u64> {
-        *self.0.applied.borrow()
+    /// Returns the revision up to which the bucket is applied, or `None` during the first pass.
+    pub fn revision(&self) -> Option<u64> {
+        *self.0.revision.borrow()
     }
 
-    /// Connections in it.
-    pub fn connections(&self) -> usize {
-        self.0.memory.connections()
+    /// Returns the number of connections.
+    pub fn connection_count(&self) -> usize {
+        self.0.cache.connection_count()
     }
 
-    /// How often the bucket was read, for what memory does not have.
-    pub fn reads(&self) -> Counter {
-        self.0.reads.clone()
+    /// Returns the counter of bucket reads caused by cache misses.
+    pub fn cache_misses(&self) -> Counter {
+        self.0.cache_misses.clone()
     }
 
-    /// This ingest's name among the others.
-    pub fn ingest(&self) -> &str {
-        &self.0.name
+    /// Returns the name of this ingest, unique among all ingests.
+    pub fn ingest_name(&self) -> &str {
+        &self.0.ingest_name
     }
 
-    /// A connection by id. `None`: there is none, as sure as can be.
-    pub async fn find(&self, id: ConnectionId) -> Result<Option<Found>, Away> {
-        let current = self.is_trusted();
-        if current && let Some(known) = self.0.memory.connection(id) {
-            return Ok(known.map(|connection| Found { connection, current }));
+    /// Finds a connection by id.
+    pub async fn find(
+        &self,
+        id: ConnectionId,
+    ) -> Result<Option<FoundConnection>, DirectoryUnavailableError> {
+        let is_current = self.is_trusted();
+        if is_current && let Some(cached) = self.0.cache.connection(id) {
+            return Ok(cached.map(|connection| FoundConnection { connection, is_current }));
         }
-        match self.read(&id.to_string()).await {
-            Ok(()) => {
-                let found = self.0.memory.connection(id).flatten();
-                Ok(found.map(|connection| Found { connection, current: true }))
+        let read = self.read(&id.to_string()).await;
+        match (read, self.0.cache.connection(id)) {
+            (Ok(()), cached) => {
+                let connection = cached.flatten();
+                Ok(connection.map(|connection| FoundConnection { connection, is_current: true }))
             }
-            // Without the bucket nothing can be stored either, but a command's user can still be told so.
-            Err(Away) => match self.0.memory.connection(id) {
-                Some(Some(connection)) => Ok(Some(Found { connection, current: false })),
-                _ => Err(Away),
-            },
+            // Nothing can be stored without the bucket, but a command's user gets an error message.
+            (Err(_), Some(Some(connection))) => {
+                Ok(Some(FoundConnection { connection, is_current: false }))
+            }
+            (Err(error), _) => Err(error),
         }
     }
 
-    /// The connection of a webhook of the shared route: its installation's, else the app's preview
-    /// connection, else none. Never another tenant's.
-    pub async fn route(&self, routing: &Routing) -> Result<Option<Found>, Away> {
-        let (app, enterprise, team) =
-            (&routing.app, routing.enterprise.as_ref(), routing.team.as_ref());
-        // A workspace may be known with its organisation or without; an organisation-wide install has no team.
+    /// Finds the connection of a webhook on the shared route: the connection of its installation,
+    /// else the app's preview connection. Never returns another organization's connection.
+    pub async fn route(
+        &self,
+        routing: &Routing,
+    ) -> Result<Option<FoundConnection>, DirectoryUnavailableError> {
+        let Routing { app, enterprise, team } = routing;
+        let (enterprise, team) = (enterprise.as_ref(), team.as_ref());
+        // A workspace is stored with or without its enterprise organization. An organization-wide
+        // install has no team.
         let mut keys = vec![team_key(app, enterprise, team)];
         if enterprise.is_some() && team.is_some() {
             keys.push(team_key(app, None, team));
             keys.push(team_key(app, enterprise, None));
         }
         for key in keys {
-            if let Some(found) = self.find_team(&key).await? {
+            if let Some(found) = self.find_by_team_key(&key).await? {
                 return Ok(Some(found));
             }
         }
-        let preview = self.find_team(&team_key(app, None, None)).await?;
+        let preview = self.find_by_team_key(&team_key(app, None, None)).await?;
         Ok(preview.filter(|found| found.connection.preview_mode))
     }
 
-    async fn find_team(&self, key: &str) -> Result<Option<Found>, Away> {
-        let known = if self.is_trusted() { self.0.memory.team(key) } else { None };
-        let id = match known {
+    async fn find_by_team_key(
+        &self,
+        key: &str,
+    ) -> Result<Option<FoundConnection>, DirectoryUnavailableError> {
+        let cached = if self.is_trusted() { self.0.cache.team_connection(key) } else { None };
+        let id = match cached {
             Some(id) => id,
             None => {
                 let read = self.read(key).await;
-                self.0.memory.team(key).or(read.is_ok().then_some(None)).ok_or(Away)?
+                match self.0.cache.team_connection(key) {
+                    Some(id) => id,
+                    None => read.map(|()| None)?,
+                }
             }
         };
-        match id {
-            // The connection says itself where it belongs; a team's key may be older.
-            Some(id) => Ok(self.find(id).await?.filter(|found| found.connection.team_key == key)),
-            None => Ok(None),
-        }
+        let Some(id) = id else { return Ok(None) };
+        // The connection's own entry decides; the entry of the team key may be older.
+        Ok(self.find(id).await?.filter(|found| found.connection.team_key == key))
     }
 
-    /// A connection as the bucket has it now, when a signature failed: its secret may just have been changed.
-    /// `None` when that would be too often, or nothing is newer.
-    pub async fn reread(&self, known: &Connection) -> Option<Arc<Connection>> {
+    /// Reads a connection again after a signature failed: its secret may have just changed.
+    /// Returns `None` if the bucket has nothing newer or the connection was read a moment ago.
+    pub async fn refresh(&self, known: &Connection) -> Option<Arc<Connection>> {
         if let Some(newer) = self.newer(known) {
-            return Some(newer); // somebody else has just read it
+            return Some(newer); // another request has just read the bucket
         }
-        if !self.bounds().may_reread(known.id, std::time::Instant::now()) {
+        if !self.limiter().allow_refresh(known.id, std::time::Instant::now()) {
             return None;
         }
         self.read(&known.id.to_string()).await.ok()?;
@@ -197,58 +226,57 @@ impl Directory {
     }
 
     fn newer(&self, known: &Connection) -> Option<Arc<Connection>> {
-        let there = self.0.memory.connection(known.id)??;
-        (there.version > known.version).then_some(there)
+        let cached = self.0.cache.connection(known.id)??;
+        (cached.version > known.version).then_some(cached)
     }
 
-    /// Reads a key of the bucket into memory, if it has it; within bounds. Boxed: it is rare and large, and a webhook's
-    /// future is moved about a dozen times.
-    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), Away>> {
+    /// Reads a key of the bucket into the cache, within the limits. Boxed because it is rare and
+    /// large: a webhook's future is moved about a dozen times.
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), DirectoryUnavailableError>> {
         Box::pin(async move {
             if self.0.client.connection_state() != State::Connected {
-                return Err(Away);
+                return Err(DirectoryUnavailableError);
             }
-            match self.bounds().may_read(key, std::time::Instant::now()) {
-                MayRead::Yes => {}
-                MayRead::KnownMiss => return Ok(()),
-                MayRead::TooMany => return self.believe(),
+            match self.limiter().check_lookup(key, std::time::Instant::now()) {
+                LookupDecision::Allowed => {}
+                LookupDecision::KnownMiss => return Ok(()),
+                LookupDecision::LimitReached => return self.trust_cache(),
             }
-            let Ok(_permit) = self.0.reading.try_acquire() else { return self.believe() };
-            self.0.reads.inc();
+            let Ok(_permit) = self.0.read_permits.try_acquire() else { return self.trust_cache() };
+            self.0.cache_misses.inc();
             let read = async {
                 let bucket = &self.0.buckets().await?.connections;
-                read_from_leader(bucket, key).await.map_err(|_| Away)
+                read_from_leader(bucket, key).await.map_err(unavailable)
             };
-            let value = tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| Away)??;
-            match value {
-                Some((value, _)) => self.0.memory.apply(key, &value),
-                None => self.bounds().remember_miss(key),
+            match tokio::time::timeout(READ_TIMEOUT, read).await.map_err(unavailable)?? {
+                Some((value, _)) => self.0.cache.apply(key, &value),
+                None => self.limiter().record_miss(key),
             }
             Ok(())
         })
     }
 
-    /// Too much is asked for to look. Memory that may be believed knows all that was announced; only of what was made
-    /// this moment it may not have heard.
-    fn believe(&self) -> Result<(), Away> {
-        if self.is_trusted() { Ok(()) } else { Err(Away) }
+    /// Accepts the cache in place of a read when the limit is reached. A trusted cache holds every
+    /// announced change; only a connection created this moment may be missing.
+    fn trust_cache(&self) -> Result<(), DirectoryUnavailableError> {
+        if self.is_trusted() { Ok(()) } else { Err(DirectoryUnavailableError) }
     }
 
     fn is_trusted(&self) -> bool {
         self.0.trusted_until.borrow().is_some_and(|until| Instant::now() < until)
     }
 
-    fn bounds(&self) -> MutexGuard<'_, Bounds> {
-        self.0.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    fn limiter(&self) -> MutexGuard<'_, LookupLimiter> {
+        self.0.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
-    /// The buckets, which `tidegate migrate` makes; opened when first needed.
-    async fn buckets(&self) -> Result<&Buckets, Away> {
+    /// Opens the buckets on first use. `tidegate migrate` creates them.
+    async fn buckets(&self) -> Result<&Buckets, DirectoryUnavailableError> {
         let open = async {
-            let connections = self.js.get_key_value(DIRECTORY_BUCKET).await.map_err(|_| Away)?;
-            let ingests = self.js.get_key_value(INGESTS_BUCKET).await.map_err(|_| Away)?;
+            let connections = self.js.get_key_value(DIRECTORY_BUCKET).await.map_err(unavailable)?;
+            let ingests = self.js.get_key_value(INGESTS_BUCKET).await.map_err(unavailable)?;
             Ok(Buckets { connections, ingests })
         };
         self.buckets.get_or_try_init(|| open).await

@@ -187,7 +187,7 @@ impl World {
         let (signing, tokens) = (KeyRing::generate("k1")?, KeyRing::generate("k1")?);
         let shared_secret = format!("{:032x}", unique()?);
         let settings = [
-            ("TIDEGATE_SIGNING_KEYS", signing.clone()),
+            ("TIDEGATE_SIGNING_SECRET_KEYRING", signing.clone()),
             ("TIDEGATE_TOKEN_KEYS", tokens.clone()),
             ("TIDEGATE_SLACK_API", slack.api()),
             ("TIDEGATE_RESPONSE_URL_ORIGINS", slack.response_origin()),

@@ -1,45 +1,36 @@
-//! What a verified webhook is, whose it is, and where it belongs. Never refuses: what is not understood is of
-//! kind unknown and stored like the rest.
+//! Classification of verified webhooks.
 //!
-//! In: [`Verified`] bytes. Out: the challenge to echo, the keys that route it on the shared route, and, once the
-//! connection is known, kind, partition, lane and dedupe key. Where each kind keeps its ids is written in
-//! docs.slack.dev; the order of looking for the installation is Bolt's.
+//! Extracts the challenge to echo, the ids that route a webhook of the shared route, and kind,
+//! partition, lane and dedup key. Never fails: a webhook that can't be parsed has the kind
+//! `unknown` and is stored like all others. docs.slack.dev documents the fields of each kind; the
+//! order in which they are searched for the installation is that of Bolt.
 
-use crate::verify::Verified;
+pub use crate::directory::Routing;
+
+use crate::webhook::signature::Verified;
 use shared::{
     codec::{
         envelope::DedupeKey,
         slack::{Command, Event, EventBody, Inbound, Interaction, Media, Parts},
     },
     partition::{Conversation, Lane, Partition},
-    types::{AppId, ConnectionId, EnterpriseId, Kind, TeamId},
+    types::{ConnectionId, EnterpriseId, Kind, TeamId},
 };
 
-/// Whose a webhook of the shared route is: the app, and the installation it was sent for.
+/// Kind of a webhook and its position in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Routing {
-    /// The app.
-    pub app: AppId,
-    /// Its Enterprise organisation, if Slack names one.
-    pub enterprise: Option<EnterpriseId>,
-    /// Its workspace; absent on an organisation-wide install.
-    pub team: Option<TeamId>,
-}
-
-/// Where a webhook belongs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
-    /// What sort it is.
+pub struct Placement {
+    /// Kind of the webhook.
     pub kind: Kind,
-    /// Its slice of the stream.
+    /// Partition of its channel.
     pub partition: Partition,
-    /// Its queue.
+    /// Lane of its conversation.
     pub lane: Lane,
-    /// What makes a copy of it a duplicate.
-    pub dedupe: DedupeKey,
+    /// Idempotency key, shared with Slack's retries.
+    pub dedup_key: DedupeKey,
 }
 
-/// The challenge of a `url_verification`, which is echoed and goes no further.
+/// Returns the challenge of a `url_verification`, which is echoed and not stored.
 pub fn challenge<'a>(inbound: &'a Inbound<'_>) -> Option<&'a str> {
     match inbound {
         Inbound::Event(body) if body.kind.get() == Some("url_verification") => body.challenge.get(),
@@ -47,12 +38,13 @@ pub fn challenge<'a>(inbound: &'a Inbound<'_>) -> Option<&'a str> {
     }
 }
 
-/// Whether Slack says that it withheld events of a workspace, for a minute: there were too many, and it may never send them.
-pub fn tells_of_withheld_events(inbound: &Inbound<'_>) -> bool {
+/// Returns whether Slack reports that it withheld the events of a workspace for a minute because
+/// there were too many. Slack may never send them.
+pub fn is_rate_limit_notice(inbound: &Inbound<'_>) -> bool {
     matches!(inbound, Inbound::Event(body) if body.kind.get() == Some("app_rate_limited"))
 }
 
-/// What sort it is.
+/// Returns the kind of a webhook.
 pub fn kind(inbound: &Inbound<'_>) -> Kind {
     match inbound {
         Inbound::Event(body) => match body.kind.get() {
@@ -69,18 +61,18 @@ pub fn kind(inbound: &Inbound<'_>) -> Kind {
     }
 }
 
-/// Whether Slack wants the answer in the HTTP response.
-pub fn wants_answer(inbound: &Inbound<'_>) -> bool {
+/// Returns whether Slack expects a sync response.
+pub fn expects_sync_response(inbound: &Inbound<'_>) -> bool {
     let Inbound::Interaction(interaction) = inbound else { return false };
     matches!(interaction.kind.get(), Some("view_submission" | "block_suggestion"))
 }
 
-/// Undoes the outer coding of what was verified.
+/// Decodes the form of a verified body, if it is one.
 pub fn split(media: Media, verified: &Verified) -> Parts<'_> {
     Parts::split(media, verified.body())
 }
 
-/// Whose it is, on the shared route. `None` when it does not say.
+/// Returns the ids that route a webhook of the shared route, or `None` if they are missing.
 pub fn routing(inbound: &Inbound<'_>) -> Option<Routing> {
     let (app, enterprise, team) = match inbound {
         Inbound::Event(body) => event_installation(body),
@@ -88,7 +80,7 @@ pub fn routing(inbound: &Inbound<'_>) -> Option<Routing> {
         Inbound::Interaction(interaction) => interaction_installation(interaction),
         Inbound::NotUnderstood => return None,
     };
-    // An id that is no id routes nowhere. On some Grid payloads a team's place holds the organisation's id.
+    // Malformed ids are ignored. Some Grid payloads have the enterprise's id as the team's.
     let enterprise: Option<EnterpriseId> = enterprise.and_then(|id| id.parse().ok());
     let team: Option<TeamId> =
         team.filter(|id| !id.starts_with('E')).and_then(|id| id.parse().ok());
@@ -98,9 +90,11 @@ pub fn routing(inbound: &Inbound<'_>) -> Option<Routing> {
     Some(Routing { app: app?.parse().ok()?, enterprise, team })
 }
 
+/// App, enterprise and team.
 type Installation<'a> = (Option<&'a str>, Option<&'a str>, Option<&'a str>);
 
-/// `authorizations[0]` names the installation; the outer `team_id` may be another company's (Slack Connect).
+/// Returns the ids of `authorizations[0]`: the outer `team_id` may be that of another company
+/// (Slack Connect).
 fn event_installation<'a>(body: &'a EventBody<'_>) -> Installation<'a> {
     let app = body.api_app_id.get();
     match &body.authorizations.0 {
@@ -111,9 +105,10 @@ fn event_installation<'a>(body: &'a EventBody<'_>) -> Installation<'a> {
 }
 
 fn command_installation<'a>(command: &'a Command<'_>) -> Installation<'a> {
-    let some = |text: &'a str| (!text.is_empty()).then_some(text);
-    let team = if command.is_enterprise_install == "true" { None } else { some(&command.team_id) };
-    (some(&command.api_app_id), some(&command.enterprise_id), team)
+    let non_empty = |text: &'a str| (!text.is_empty()).then_some(text);
+    let team =
+        if command.is_enterprise_install == "true" { None } else { non_empty(&command.team_id) };
+    (non_empty(&command.api_app_id), non_empty(&command.enterprise_id), team)
 }
 
 fn interaction_installation<'a>(interaction: &'a Interaction<'_>) -> Installation<'a> {
@@ -121,7 +116,7 @@ fn interaction_installation<'a>(interaction: &'a Interaction<'_>) -> Installatio
     let user_team = interaction.user.0.as_ref().and_then(|user| user.team_id.get());
     let enterprise =
         interaction.enterprise.get().or_else(|| team.and_then(|t| t.enterprise_id.get()));
-    let found = match &interaction.view.0 {
+    let team_id = match &interaction.view.0 {
         Some(view) => view
             .app_installed_team_id
             .get()
@@ -130,40 +125,39 @@ fn interaction_installation<'a>(interaction: &'a Interaction<'_>) -> Installatio
             .or_else(|| view.team_id.get()),
         None => team.and_then(|t| t.id.get()).or(user_team),
     };
-    let found = if interaction.is_enterprise_install.0 { None } else { found };
-    // An organisation's id in a team's place is still the organisation.
-    let enterprise = enterprise.or_else(|| found.filter(|id| id.starts_with('E')));
-    (interaction.api_app_id.get(), enterprise, found)
+    let team_id = if interaction.is_enterprise_install.0 { None } else { team_id };
+    let enterprise = enterprise.or_else(|| team_id.filter(|id| id.starts_with('E')));
+    (interaction.api_app_id.get(), enterprise, team_id)
 }
 
-/// Where it belongs, for a connection. `fresh` makes an id that nothing has yet, for what must never be
-/// taken for a copy.
+/// Returns the placement of a webhook of a connection. `random_id` makes the dedup key of webhooks
+/// that must never count as duplicates.
 pub fn place(
     connection: ConnectionId,
     inbound: &Inbound<'_>,
     verified: &Verified,
-    fresh: impl FnOnce() -> u128,
-) -> Placed {
-    let (channel, conversation) = whereabouts(inbound);
-    Placed {
+    random_id: impl FnOnce() -> u128,
+) -> Placement {
+    let (channel, conversation) = conversation_of(inbound);
+    Placement {
         kind: kind(inbound),
         partition: Partition::of(connection, channel),
         lane: Lane::of(connection, conversation),
-        dedupe: dedupe_key(connection, inbound, fresh).unwrap_or_else(|| {
+        dedup_key: dedup_key(connection, inbound, random_id).unwrap_or_else(|| {
             let signed_at = verified.timestamp().as_str().as_bytes();
             DedupeKey::new(connection, "body", &[verified.body(), signed_at])
         }),
     }
 }
 
-/// What Slack repeats when it repeats itself, by kind; `None` where there is nothing but the bytes.
-fn dedupe_key(
+/// Returns the dedup key from the ids that Slack repeats in a retry, or `None` if there are none.
+fn dedup_key(
     connection: ConnectionId,
     inbound: &Inbound<'_>,
-    fresh: impl FnOnce() -> u128,
+    random_id: impl FnOnce() -> u128,
 ) -> Option<DedupeKey> {
     match inbound {
-        Inbound::Event(body) if tells_of_withheld_events(inbound) => {
+        Inbound::Event(body) if is_rate_limit_notice(inbound) => {
             let minute = body.minute_rate_limited.0.unwrap_or_default().to_be_bytes();
             let team = body.team_id.get().unwrap_or_default().as_bytes();
             Some(DedupeKey::new(connection, "rate-limited", &[team, &minute]))
@@ -173,17 +167,17 @@ fn dedupe_key(
         Inbound::Command(command) => {
             Some(DedupeKey::new(connection, "trigger", &[command.trigger_id.as_bytes()]))
         }
-        // Options are asked for again and again with the same words; no two askings are one.
+        // Two requests for options may be equal and are never duplicates.
         Inbound::Interaction(interaction) if interaction.kind.get() == Some("block_suggestion") => {
-            Some(DedupeKey::new(connection, "options", &[&fresh().to_be_bytes()]))
+            Some(DedupeKey::new(connection, "options", &[&random_id().to_be_bytes()]))
         }
         Inbound::Interaction(interaction) => interaction_key(connection, interaction),
         Inbound::NotUnderstood => None,
     }
 }
 
-/// `trigger_id`, which is new for every use, and for a click its `action_ts`. Never `view.hash`: a submission
-/// corrected and sent again repeats it.
+/// Returns the dedup key from `trigger_id`, which is new for every use, and `action_ts`. Ignores
+/// `view.hash`: a corrected submission repeats it.
 fn interaction_key(connection: ConnectionId, interaction: &Interaction<'_>) -> Option<DedupeKey> {
     let trigger = interaction.trigger_id.get()?.as_bytes();
     let action = interaction.actions.0.as_ref().and_then(|a| a.action_ts.get());
@@ -191,18 +185,18 @@ fn interaction_key(connection: ConnectionId, interaction: &Interaction<'_>) -> O
     Some(DedupeKey::new(connection, "action", &[trigger, action]))
 }
 
-/// The channel, which makes the partition, and the conversation, which makes the lane.
-fn whereabouts<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Conversation<'a>) {
+/// Returns the channel, which decides the partition, and the conversation, which decides the lane.
+fn conversation_of<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Conversation<'a>) {
     match inbound {
         Inbound::Event(body) => match &body.event.0 {
-            Some(event) => event_whereabouts(event),
+            Some(event) => conversation_of_event(event),
             None => (None, Conversation::Elsewhere("")),
         },
         Inbound::Command(command) => {
             (Some(&command.channel_id), Conversation::Person(&command.channel_id, &command.user_id))
         }
         Inbound::Interaction(interaction) => {
-            // A view lives in no channel; all of its webhooks share root and so partition and lane.
+            // A view has no channel; its webhooks share the root view, so partition and lane, too.
             if let Some(view) = &interaction.view.0 {
                 let root = view.root_view_id.get().or_else(|| view.id.get()).unwrap_or_default();
                 return (None, Conversation::View(root));
@@ -217,7 +211,7 @@ fn whereabouts<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Conversation<'
     }
 }
 
-fn event_whereabouts<'a>(event: &'a Event<'_>) -> (Option<&'a str>, Conversation<'a>) {
+fn conversation_of_event<'a>(event: &'a Event<'_>) -> (Option<&'a str>, Conversation<'a>) {
     let (item, inner) = (event.item.0.as_ref(), event.message.0.as_ref());
     let assistant = event.assistant_thread.0.as_ref();
     let channel = event

@@ -1,0 +1,107 @@
+//! Follows the directory bucket and limits how long the cache is trusted.
+//!
+//! Each ingest reports the revision it has applied under a key that expires. A change of a
+//! connection waits until every reported revision includes it. So the cache is trusted only while
+//! the own report is live. After a pause (NATS down, process frozen) a change may have taken effect
+//! without this ingest: it first reports again, then applies the bucket up to its current end, and
+//! only then trusts the cache.
+
+use super::{Directory, DirectoryUnavailableError, unavailable};
+use shared::{
+    follow::{Follow, Followed},
+    stream::{DIRECTORY_BUCKET, INGEST_TTL},
+};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Maximum time between two reports.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between attempts after a failed report.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum time of one request to NATS.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time by which trust ends before the report expires: the server's clock may run faster.
+const TRUST_MARGIN: Duration = Duration::from_millis(500);
+const _: () =
+    assert!(REPORT_INTERVAL.as_millis() * 3 + TRUST_MARGIN.as_millis() < INGEST_TTL.as_millis());
+
+impl Directory {
+    /// Applies the bucket and its changes to the cache until `stop` is cancelled.
+    pub async fn follow(self, stop: CancellationToken) {
+        let prefix = format!("$KV.{DIRECTORY_BUCKET}.");
+        let reader = format!("directory-{}", self.0.ingest_name);
+        let stream = format!("KV_{DIRECTORY_BUCKET}");
+        let mut follow = Follow::new(self.0.js.clone(), &stream, format!("{prefix}>"), reader, 1);
+        let mut created_ns = None;
+        while let Some(followed) = stop.run_until_cancelled(follow.next()).await {
+            match followed {
+                Followed::Opened(state) => {
+                    // The cache is kept: versions only rise, also in a recreated bucket.
+                    let previous = created_ns.replace(state.created_ns);
+                    let recreated = previous.is_some_and(|previous| previous != state.created_ns);
+                    if recreated || state.last_sequence + 1 < follow.next_sequence() {
+                        warn!("directory stream reset; reading from the beginning");
+                        self.0.revision.send_replace(None);
+                        follow.restart_at(1);
+                    }
+                }
+                Followed::Message(_, message) => {
+                    if let Some(key) = message.subject.strip_prefix(&prefix) {
+                        self.0.cache.apply(key, &message.payload);
+                    }
+                }
+                Followed::CaughtUp(revision, _) => {
+                    if self.0.revision.send_replace(Some(revision)).is_none() {
+                        info!(connections = self.0.cache.connection_count(), "directory loaded");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reports the applied revision at intervals and after each change until `stop` is cancelled.
+    /// Then deletes the report, so that changes do not wait for this ingest.
+    pub async fn report_revision(self, stop: CancellationToken) {
+        let mut revision = self.0.revision.subscribe();
+        loop {
+            let reported = self.report_once(Instant::now()).await;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = revision.changed(), if reported.is_ok() => {}
+                () = sleep(if reported.is_ok() { REPORT_INTERVAL } else { RETRY_INTERVAL }) => {}
+            }
+        }
+        let delete = async {
+            let ingests = &self.0.buckets().await?.ingests;
+            ingests.delete(&self.0.ingest_name).await.map_err(unavailable)
+        };
+        let _ = timeout(REQUEST_TIMEOUT, delete).await; // on failure the report expires
+    }
+
+    async fn report_once(&self, started: Instant) -> Result<(), DirectoryUnavailableError> {
+        let revision = self.revision().ok_or(DirectoryUnavailableError)?.to_string();
+        let put = async {
+            let ingests = &self.0.buckets().await?.ingests;
+            ingests.put(&self.0.ingest_name, revision.into()).await.map_err(unavailable)
+        };
+        timeout(REQUEST_TIMEOUT, put).await.map_err(unavailable)??;
+        if !self.is_trusted() {
+            self.wait_for_end_of_bucket().await?;
+        }
+        self.0.trusted_until.send_replace(Some(started + INGEST_TTL - TRUST_MARGIN));
+        Ok(())
+    }
+
+    /// Waits until every entry that the bucket holds now is applied.
+    async fn wait_for_end_of_bucket(&self) -> Result<(), DirectoryUnavailableError> {
+        let stream = self.0.js.get_stream(format!("KV_{DIRECTORY_BUCKET}"));
+        let stream = timeout(REQUEST_TIMEOUT, stream).await.map_err(unavailable)?;
+        let end = stream.map_err(unavailable)?.cached_info().state.last_sequence;
+        let mut revision = self.0.revision.subscribe();
+        let applied =
+            revision.wait_for(|revision| revision.is_some_and(|revision| revision >= end));
+        timeout(REQUEST_TIMEOUT, applied).await.map_err(unavailable)?.map(drop).map_err(unavailable)
+    }
+}

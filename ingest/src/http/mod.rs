@@ -1,0 +1,9 @@
+//! HTTP front: listeners, routes and responses.
+
+mod idle_timeout;
+mod response;
+mod routes;
+mod server;
+
+pub use routes::{admin_router, router};
+pub use server::{FINISH_TIMEOUT, serve};

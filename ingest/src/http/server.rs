@@ -1,0 +1,77 @@
+//! HTTP/1.1 server with idle timeouts, a limit on connections and a graceful end.
+//!
+//! Not `axum::serve`: it sets no timeout, so slow and silent sockets would stay open forever.
+
+use super::idle_timeout::{IdleTimeoutStream, RequestPhase};
+use axum::Router;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::warn;
+
+/// Maximum time from the stop of a server to its end. Longer than any webhook takes.
+pub const FINISH_TIMEOUT: Duration = Duration::from_secs(6);
+/// Part of it that is left for the rest of the shutdown.
+const FINISH_MARGIN: Duration = Duration::from_millis(500);
+/// Wait after a failed accept, most likely for lack of file descriptors.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Serves until `stop` is cancelled, then finishes the requests in progress.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    max_connections: usize,
+    stop: CancellationToken,
+) {
+    let permits = Arc::new(Semaphore::new(max_connections));
+    let graceful = GracefulShutdown::new();
+    let accept = async || {
+        let permit = Arc::clone(&permits).acquire_owned().await;
+        (permit, listener.accept().await)
+    };
+    while let Some(accepted) = stop.run_until_cancelled(accept()).await {
+        let (Ok(permit), Ok((socket, _))) = accepted else {
+            warn!("failed to accept HTTP connection");
+            sleep(ACCEPT_RETRY_INTERVAL).await;
+            continue;
+        };
+        let _ = socket.set_nodelay(true); // a failure only delays responses
+        serve_connection(socket, router.clone(), permit, &graceful);
+    }
+    drop(listener);
+    if timeout(FINISH_TIMEOUT - FINISH_MARGIN, graceful.shutdown()).await.is_err() {
+        warn!("open HTTP connections aborted");
+    }
+}
+
+fn serve_connection(
+    socket: TcpStream,
+    router: Router,
+    permit: OwnedSemaphorePermit,
+    graceful: &GracefulShutdown,
+) {
+    let phase = RequestPhase::default();
+    let socket = IdleTimeoutStream::new(socket, phase.clone());
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (phase, router) = (phase.clone(), router.clone());
+        phase.advance();
+        async move {
+            let response = router.oneshot(request.map(axum::body::Body::new)).await;
+            phase.advance();
+            response
+        }
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
+    let watched = graceful.watch(connection);
+    tokio::spawn(async move {
+        let _ = watched.await; // an error means that the peer has left
+        drop(permit);
+    });
+}
