@@ -8,7 +8,10 @@ use crate::{
 use anyhow::ensure;
 use std::path::Path;
 use tests::{
-    slack::webhook::Webhook,
+    slack::{
+        trouble::{Fault, Trouble},
+        webhook::Webhook,
+    },
     strike::CALM,
     world::{Size, World},
 };
@@ -42,7 +45,11 @@ pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
     }
     world.settled().await?;
     let verdict = Trial::default()
-        .in_world(&world, async |world, _| {
+        .in_world(&world, async |world, app| {
+            // Slack is asked for what it took without an answer.
+            let cut = Trouble::new(Fault::Cut).on("chat.postMessage").with_token(&app.token);
+            world.slack.trouble(cut.times(12).after_the_fact());
+            tokio::time::sleep(CALM).await;
             world.workers[0].process.kill();
             world.workers[0].process.restart()?;
             world.settled().await
@@ -50,6 +57,7 @@ pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
         .await?;
     ensure!(verdict.turned_away == 0, "{} were turned away: {verdict}", verdict.turned_away);
     ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
+    ensure!(verdict.repeated == 0, "what Slack had taken was not found there: {verdict}");
     held(verdict, [])
 }
 

@@ -140,7 +140,8 @@ pub async fn answers_lost(_: Run) -> anyhow::Result<Outcome> {
 /// A worker loses Postgres while it calls agents: its calls end before others may make them again.
 pub async fn cut_off_in_mid_call(_: Run) -> anyhow::Result<Outcome> {
     let (world, link) = first_linked(Role::Worker, Server::Postgres).await?;
-    let trial = Trial { says: "slow:2500", pace: Duration::from_secs(1), ..Trial::default() };
+    let pace = Duration::from_millis(2_400);
+    let trial = Trial { says: "slow:2500", pace, ..Trial::default() };
     let verdict = trial
         .in_world(&world, async |world, _| {
             BOTH.iter().for_each(|way| link.hold(*way));

@@ -185,10 +185,11 @@ pub async fn tenant_deleted(_: Run) -> anyhow::Result<Outcome> {
             let id = gone.connection.to_string();
             world.operate(&["connections", "delete", &id, "--yes"]).await?;
             replace_workers(world).await?;
-            for _ in 0..8 {
+            let others = (0..8).map(async |_| {
                 let other = world.connect_as(|new| new.agent = Some(agent_id())).await?;
-                say_everywhere(world, &other, "after").await?;
-            }
+                say_everywhere(world, &other, "after").await
+            });
+            futures_util::future::try_join_all(others).await?;
             let left: i64 = sqlx::query_scalar(
                 "select (select count(*) from deliveries where connection_id = $1)
                       + (select count(*) from outbox where connection_id = $1)",

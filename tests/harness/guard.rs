@@ -135,11 +135,16 @@ pub(crate) fn make_dir(path: &Path) -> anyhow::Result<()> {
 }
 
 /// Copies a directory with all that is in it; what was there before at `to` is removed.
-pub(crate) fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
-    }
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    ensure!(copied.success(), "{} could not be copied", from.display());
-    Ok(())
+pub(crate) async fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let (from, to) = (from.to_owned(), to.to_owned());
+    // The load goes on meanwhile.
+    tokio::task::spawn_blocking(move || {
+        if to.exists() {
+            fs::remove_dir_all(&to).with_context(|| format!("cannot remove {}", to.display()))?;
+        }
+        let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
+        ensure!(copied.success(), "{} could not be copied", from.display());
+        Ok(())
+    })
+    .await?
 }

@@ -227,7 +227,7 @@ authorization {{
     /// When it can't be copied, or the server does not come back.
     pub async fn save(&self) -> anyhow::Result<()> {
         self.kill();
-        copy_dir(&self.store, &self.store.with_file_name("saved"))?;
+        copy_dir(&self.store, &self.store.with_file_name("saved")).await?;
         self.restart().await
     }
 
@@ -237,7 +237,7 @@ authorization {{
     /// When there is none, or the server does not come back.
     pub async fn restore(&self) -> anyhow::Result<()> {
         self.kill();
-        copy_dir(&self.store.with_file_name("saved"), &self.store)?;
+        copy_dir(&self.store.with_file_name("saved"), &self.store).await?;
         self.restart().await
     }
 

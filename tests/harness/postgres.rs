@@ -156,7 +156,7 @@ impl Postgres {
     /// When it can't be copied, or Postgres does not come back.
     pub async fn save(&self) -> anyhow::Result<()> {
         self.stop().await?;
-        copy_dir(&self.data, &self.data.with_extension("saved"))?;
+        copy_dir(&self.data, &self.data.with_extension("saved")).await?;
         self.restart().await
     }
 
@@ -166,7 +166,7 @@ impl Postgres {
     /// When there is none, or Postgres does not come back.
     pub async fn restore(&self) -> anyhow::Result<()> {
         self.stop().await?;
-        copy_dir(&self.data.with_extension("saved"), &self.data)?;
+        copy_dir(&self.data.with_extension("saved"), &self.data).await?;
         self.restart().await
     }
 

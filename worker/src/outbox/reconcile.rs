@@ -4,7 +4,7 @@ use super::sender::AuthenticatedSender;
 use crate::slack::{ApiResult, Method, bears_mark};
 use serde_json::json;
 use shared::store::SendOutcome;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Longest that a look-up waits for a limit of Slack's to pass.
 const LIMIT_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -12,7 +12,7 @@ const LIMIT_WAIT_MAX: Duration = Duration::from_secs(60);
 const UNCLEAR_FOR: Duration = Duration::from_secs(10 * 60);
 /// Pages of a conversation that are looked through.
 const PAGES_MAX: usize = 4;
-/// This machine's clock and Slack's may differ by this much.
+/// Postgres's clock and Slack's may differ by this much. This machine's does not count.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 pub enum LookupResult {
@@ -31,8 +31,7 @@ pub async fn look_up(
 ) -> LookupResult {
     let message = sender.sending.message;
     let mark = message.mark();
-    let since = SystemTime::now() - message.age - CLOCK_TOLERANCE;
-    let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let since = message.written_at.saturating_sub(CLOCK_TOLERANCE).as_secs();
     let method = if thread_ts.is_some() { Method::Replies } else { Method::History };
     let later = |after, why: String| match message.age < UNCLEAR_FOR {
         true => LookupResult::Later(after, why),

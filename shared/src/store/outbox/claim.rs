@@ -53,6 +53,8 @@ pub struct OutboxMessage {
     pub uses: i64,
     /// How long ago it was written, pauses of sending apart.
     pub age: Duration,
+    /// When it was written, by Postgres's clock, since 1970.
+    pub written_at: Duration,
     /// Whether it may have been sent before.
     pub ambiguous: bool,
 }
@@ -256,7 +258,7 @@ impl Store {
                           - now())::float8 as next_due)
              select s.next_due, q.partition as after_partition, q.connection_id as after_connection, t.verdict, t.connection_id,
                     t.lane, t.turn, t.attempts, t.crashes, t.ambiguous, o.id, o.dedup_key, o.request,
-                    coalesce(r.uses, 1) - 1 as uses,
+                    coalesce(r.uses, 1) - 1 as uses, extract(epoch from o.created_at)::float8 as written_at,
                     extract(epoch from now() - o.created_at - coalesce((
                         select sum(coalesce(ended_at, now()) - greatest(started_at, o.created_at)) from pauses p
                          where p.connection_id = t.connection_id and coalesce(ended_at, now()) > o.created_at), '0'))::float8 as age
@@ -348,6 +350,7 @@ impl Store {
             traceparent: request.traceparent.and_then(Word::new),
             uses: row.try_get::<i32, _>("uses")?.into(),
             age: Duration::from_secs_f64(row.try_get::<f64, _>("age")?.max(0.0)),
+            written_at: Duration::from_secs_f64(row.try_get::<f64, _>("written_at")?.max(0.0)),
             ambiguous: row.try_get("ambiguous")?,
         }))
     }
