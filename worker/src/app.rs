@@ -161,7 +161,7 @@ async fn serve_admin(
     };
     let metrics = async move || {
         let kind = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-        (kind, context.metrics.page(context.intake_budget.in_use()))
+        (kind, context.metrics.render(context.intake_budget.in_use()))
     };
     let router = Router::new()
         .route("/healthz", get(async || StatusCode::OK))

@@ -32,8 +32,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Connections that were needed lately.
 pub struct ConnectionCache {
     store: Store,
-    kept: Mutex<HashMap<ConnectionId, Arc<Cached>>>,
-    asked: Family<RequestLabels, Counter>,
+    entries: Mutex<HashMap<ConnectionId, Arc<CacheEntry>>>,
+    requests: Family<RequestLabels, Counter>,
 }
 
 /// How a question for a connection ended.
@@ -42,7 +42,7 @@ pub struct RequestLabels {
     result: &'static str,
 }
 
-struct Cached {
+struct CacheEntry {
     since: Instant,
     row: OnceCell<Option<Arc<Connection>>>,
 }
@@ -50,7 +50,7 @@ struct Cached {
 impl ConnectionCache {
     /// Nothing kept yet.
     pub fn new(store: Store) -> Self {
-        Self { store, kept: Mutex::default(), asked: Family::default() }
+        Self { store, entries: Mutex::default(), requests: Family::default() }
     }
 
     /// The row, whatever its status; `None` when there is none.
@@ -58,15 +58,15 @@ impl ConnectionCache {
         &self,
         id: ConnectionId,
     ) -> Result<Option<Arc<Connection>>, StoreError> {
-        let kept = self.entry(id, Instant::now());
+        let entry = self.entry(id, Instant::now());
         let mut result = "hit";
         let read = async || {
             result = "miss";
             Ok(self.store.hydrate_connection(id).await?.map(Arc::new))
         };
-        let row = kept.row.get_or_try_init(read).await.cloned();
+        let row = entry.row.get_or_try_init(read).await.cloned();
         let result = if row.is_ok() { result } else { "failed" };
-        self.asked.get_or_create(&RequestLabels { result }).inc();
+        self.requests.get_or_create(&RequestLabels { result }).inc();
         row
     }
 
@@ -75,33 +75,33 @@ impl ConnectionCache {
         &self,
         id: ConnectionId,
     ) -> Result<Option<Arc<Connection>>, StoreError> {
-        drop(self.kept().remove(&id));
+        drop(self.entries().remove(&id));
         self.connection(id).await
     }
 
     /// Requests: `hit` from memory, `miss` by a query, `failed`.
     pub fn requests(&self) -> Family<RequestLabels, Counter> {
-        self.asked.clone()
+        self.requests.clone()
     }
 
     /// The entry that everybody who asks now shares.
-    fn entry(&self, id: ConnectionId, now: Instant) -> Arc<Cached> {
-        let mut kept = self.kept();
-        if kept.len() >= CACHED_MAX {
-            kept.retain(|_, kept| now.duration_since(kept.since) < CACHED_FOR);
-            while kept.len() >= CACHED_MAX
-                && let Some(oldest) = kept.keys().next().copied()
+    fn entry(&self, id: ConnectionId, now: Instant) -> Arc<CacheEntry> {
+        let mut entries = self.entries();
+        if entries.len() >= CACHED_MAX {
+            entries.retain(|_, entry| now.duration_since(entry.since) < CACHED_FOR);
+            while entries.len() >= CACHED_MAX
+                && let Some(oldest) = entries.keys().next().copied()
             {
-                kept.remove(&oldest);
+                entries.remove(&oldest);
             }
         }
-        if let Some(entry) = kept.get(&id)
+        if let Some(entry) = entries.get(&id)
             && now.duration_since(entry.since) < CACHED_FOR
         {
             return Arc::clone(entry);
         }
-        let fresh = Arc::new(Cached { since: now, row: OnceCell::new() });
-        kept.insert(id, Arc::clone(&fresh));
+        let fresh = Arc::new(CacheEntry { since: now, row: OnceCell::new() });
+        entries.insert(id, Arc::clone(&fresh));
         fresh
     }
 
@@ -113,7 +113,7 @@ impl ConnectionCache {
                     warn!(error = %Chain(&error), "failed to listen for changes of connections");
                 }
                 // Whatever was said meanwhile was not heard.
-                self.kept().clear();
+                self.entries().clear();
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
@@ -122,17 +122,17 @@ impl ConnectionCache {
 
     async fn listen_once(&self) -> Result<(), StoreError> {
         let mut changes = self.store.connection_changes().await?;
-        self.kept().clear();
+        self.entries().clear();
         loop {
             match changes.next().await? {
                 // Who waits for a query that began before the change gets what that gives; who comes after begins another.
-                Some(id) => drop(self.kept().remove(&id)),
-                None => self.kept().clear(),
+                Some(id) => drop(self.entries().remove(&id)),
+                None => self.entries().clear(),
             }
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Cached>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<CacheEntry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,7 +3,7 @@
 //! Called by intake for what it reads, and by redrives and replays. Facts come from Postgres and never from a cache; dedup
 //! keys within the batch are compared in memory, in order.
 
-use crate::routing::{self, RosterNeed, RoutingOptions, Webhook};
+use crate::routing::{self, NamedAgentQuery, RoutingOptions, Webhook};
 use shared::{
     codec::{envelope::Envelope, slack::Parts},
     partition::Partition,
@@ -92,8 +92,8 @@ impl Decider {
             facts.trigger_processed = !again
                 && (facts.trigger_processed || trigger.is_some_and(|key| processed.contains(key)));
             facts.tell_waiting &= !told.contains(&(query.connection, query.lane));
-            let roster = self.roster(webhook, facts).await?;
-            let decision = self.decide_one(webhook, facts, &roster);
+            let named_agents = self.load_named_agents(webhook, facts).await?;
+            let decision = self.decide_one(webhook, facts, &named_agents);
             match &decision {
                 Decision::Ignore { .. } => {}
                 Decision::DeadLetter { .. } => drop(processed.insert(query.key.clone())),
@@ -113,23 +113,28 @@ impl Decider {
         Ok(decided)
     }
 
-    async fn roster(
+    async fn load_named_agents(
         &self,
         webhook: &Webhook<'_>,
         facts: &Facts,
     ) -> Result<Vec<NamedAgent>, StoreError> {
-        match routing::roster_need(webhook, facts, &self.options) {
-            RosterNeed::None => Ok(Vec::new()),
-            RosterNeed::OfOrganization(org) => self.store.agents_of(&org).await,
-            RosterNeed::Linkable { team, user, agent } => {
+        match routing::named_agent_query(webhook, facts, &self.options) {
+            NamedAgentQuery::None => Ok(Vec::new()),
+            NamedAgentQuery::OfOrganization(org) => self.store.agents_of(&org).await,
+            NamedAgentQuery::Linkable { team, user, agent } => {
                 self.store.linkable_agents(Platform::Slack, &team, &user, &agent).await
             }
         }
     }
 
     /// A decision that panics concerns its own webhook alone.
-    fn decide_one(&self, webhook: &Webhook<'_>, facts: &Facts, roster: &[NamedAgent]) -> Decision {
-        let deciding = || routing::decide(webhook, facts, roster, &self.options);
+    fn decide_one(
+        &self,
+        webhook: &Webhook<'_>,
+        facts: &Facts,
+        named_agents: &[NamedAgent],
+    ) -> Decision {
+        let deciding = || routing::decide(webhook, facts, named_agents, &self.options);
         catch_unwind(AssertUnwindSafe(deciding)).unwrap_or_else(|_| Decision::DeadLetter {
             reason: "deciding it panicked",
             error: String::new(),

@@ -106,13 +106,15 @@ pub enum LeaseTransition {
     Lost,
 }
 
-/// Registers a metric and returns it: a clone counts together with it.
-fn registered<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+/// Registers a metric that begins at zero. Returns a clone, which counts together with it.
+pub fn metric<M: Metric + Clone + Default>(r: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
     r.register(name, help, metric.clone());
     metric
 }
 
-fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+/// Registers a metric in seconds. Returns a clone, which counts together with it.
+pub fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
     r.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
 }
@@ -122,20 +124,17 @@ impl Metrics {
     pub fn new(dropped: Dropped, register: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let r = &mut registry;
-        let leases = registered(
-            r,
-            "partition_lease_transitions",
-            "Partitions claimed, released, lost",
-            Family::<TransitionLabels, Counter>::default(),
-        );
+        let leases: Family<TransitionLabels, Counter> =
+            metric(r, "partition_lease_transitions", "Partitions claimed, released, lost");
         // There from the start, so that its first time is a change.
         drop(leases.get_or_create(&TransitionLabels { transition: "lost" }));
+        let batch_sizes = Histogram::new(BATCH_BUCKETS);
+        r.register("worker_batch_size", "Webhooks per commit", batch_sizes.clone());
         let this = Self {
-            decisions: registered(
+            decisions: metric(
                 r,
                 "worker_webhooks",
                 "Webhooks committed by intake, by kind and outcome",
-                Family::default(),
             ),
             commits: seconds(
                 r,
@@ -143,60 +142,36 @@ impl Metrics {
                 "Time to commit a batch in Postgres",
                 Histogram::new(COMMIT_BUCKETS),
             ),
-            batch_sizes: registered(
-                r,
-                "worker_batch_size",
-                "Webhooks committed by one statement",
-                Histogram::new(BATCH_BUCKETS),
-            ),
-            batches_refused: registered(
+            batch_sizes,
+            batches_refused: metric(
                 r,
                 "worker_batches_refused",
                 "Batches that Postgres refused for their contents or duration",
-                Counter::default(),
             ),
-            fenced: registered(
+            fenced: metric(
                 r,
                 "commits_fenced",
                 "Commits that changed nothing because another worker owns the partition",
-                Counter::default(),
             ),
-            dead_lettered: registered(
-                r,
-                "dead_lettered",
-                "Webhooks and deliveries given up on",
-                Counter::default(),
-            ),
+            dead_lettered: metric(r, "dead_lettered", "Webhooks and deliveries given up on"),
             leases,
-            stream_resets: registered(
+            stream_resets: metric(
                 r,
                 "stream_resets",
                 "Partitions whose stream was not the one that was read",
-                Counter::default(),
             ),
-            owned: registered(
-                r,
-                "worker_partitions_owned",
-                "Partitions that this worker owns",
-                Gauge::default(),
-            ),
-            lag: registered(
-                r,
-                "partition_lag",
-                "Stored webhooks of a partition past its cursor",
-                Family::default(),
-            ),
+            owned: metric(r, "worker_partitions_owned", "Partitions that this worker owns"),
+            lag: metric(r, "partition_lag", "Stored webhooks of a partition past its cursor"),
             oldest: seconds(
                 r,
                 "partition_oldest_pending_age",
                 "Age of the oldest webhook of a partition that is read and not committed",
                 Family::default(),
             ),
-            deliveries: registered(
+            deliveries: metric(
                 r,
                 "deliveries_pending",
                 "Deliveries that wait or run, of all workers; told by one of them",
-                Gauge::default(),
             ),
             deliveries_oldest: seconds(
                 r,
@@ -204,17 +179,15 @@ impl Metrics {
                 "Age of the oldest of these; told by one worker",
                 Gauge::default(),
             ),
-            dead_letters: registered(
+            dead_letters: metric(
                 r,
                 "dead_letters",
                 "Dead letters that nobody decided about; told by one worker",
-                Gauge::default(),
             ),
-            outbox: registered(
+            outbox: metric(
                 r,
                 "outbox_pending",
                 "Messages that are to be sent to Slack, of all workers; told by one of them",
-                Gauge::default(),
             ),
             outbox_oldest: seconds(
                 r,
@@ -222,23 +195,16 @@ impl Metrics {
                 "Age of the oldest of these; told by one worker",
                 Gauge::default(),
             ),
-            outbox_failures: registered(
+            outbox_failures: metric(
                 r,
                 "outbox_failures",
                 "Messages that Slack refused for good; told by one worker",
-                Gauge::default(),
             ),
-            stream_used: registered(
-                r,
-                "stream_used_ratio",
-                "Share of the stream's bytes that is used",
-                Gauge::default(),
-            ),
-            intake_bytes: registered(
+            stream_used: metric(r, "stream_used_ratio", "Share of the stream's bytes that is used"),
+            intake_bytes: metric(
                 r,
                 "worker_intake_budget_used_bytes",
                 "Bytes of webhooks that are read and not committed, each body counted four times",
-                Gauge::default(),
             ),
             watched: Mutex::default(),
             registry: Registry::default(),
@@ -251,38 +217,38 @@ impl Metrics {
     }
 
     /// A webhook was committed.
-    pub fn decided(&self, kind: Kind, outcome: &'static str) {
+    pub fn record_decision(&self, kind: Kind, outcome: &'static str) {
         self.decisions.get_or_create(&DecisionLabels { kind: kind.as_str(), outcome }).inc();
     }
 
     /// A commit of so many webhooks ended.
-    pub fn batch_committed(&self, webhooks: usize, took: Duration) {
+    pub fn record_batch(&self, webhooks: usize, took: Duration) {
         self.commits.observe(took.as_secs_f64());
         self.batch_sizes.observe(webhooks as f64);
     }
 
     /// Postgres refused a batch for its contents.
-    pub fn batch_refused(&self) {
+    pub fn record_refused_batch(&self) {
         self.batches_refused.inc();
     }
 
     /// A commit changed nothing: the partition is another worker's.
-    pub fn commit_fenced(&self) {
+    pub fn record_fenced_commit(&self) {
         self.fenced.inc();
     }
 
     /// Webhooks or deliveries were given up on.
-    pub fn dead_lettered(&self, count: u64) {
+    pub fn record_dead_letters(&self, count: u64) {
         self.dead_lettered.inc_by(count);
     }
 
     /// A partition's stream was not the one that was read.
-    pub fn stream_reset(&self) {
+    pub fn record_stream_reset(&self) {
         self.stream_resets.inc();
     }
 
     /// A lease changed.
-    pub fn lease(&self, transition: LeaseTransition) {
+    pub fn record_lease_transition(&self, transition: LeaseTransition) {
         let transition = match transition {
             LeaseTransition::Claimed => "claimed",
             LeaseTransition::Released => "released",
@@ -292,7 +258,7 @@ impl Metrics {
     }
 
     /// Work that is not done, of all workers; zero when another worker tells.
-    pub fn backlog(&self, stats: BacklogStats) {
+    pub fn record_backlog(&self, stats: BacklogStats) {
         self.deliveries.set(stats.deliveries);
         self.deliveries_oldest.set(stats.deliveries_oldest.as_secs_f64());
         self.dead_letters.set(stats.dead_letters);
@@ -302,7 +268,7 @@ impl Metrics {
     }
 
     /// So many of the stream's bytes are used.
-    pub fn stream_used(&self, bytes: u64, max: u64) {
+    pub fn record_stream_usage(&self, bytes: u64, max: u64) {
         self.stream_used.set(bytes as f64 / max.max(1) as f64);
     }
 
@@ -314,7 +280,7 @@ impl Metrics {
     }
 
     /// Renders the page that Prometheus reads, as of now.
-    pub fn page(&self, intake_bytes: usize) -> String {
+    pub fn render(&self, intake_bytes: usize) -> String {
         self.intake_bytes.set(intake_bytes as i64);
         self.lag.clear();
         self.oldest.clear();

@@ -24,7 +24,7 @@ pub struct UsageCounters(Arc<Mutex<HashMap<ConnectionId, UsageRow>>>);
 
 impl UsageCounters {
     /// A webhook was committed.
-    pub fn webhook(&self, connection: ConnectionId, decision: &Decision) {
+    pub fn record_webhook(&self, connection: ConnectionId, decision: &Decision) {
         self.count(connection, |row| {
             row.webhooks += 1;
             row.ignored += i64::from(matches!(decision, Decision::Ignore { .. }));
@@ -34,7 +34,7 @@ impl UsageCounters {
     }
 
     /// An attempt of a delivery ended.
-    pub fn attempt(&self, connection: ConnectionId, took: Duration, failed: bool) {
+    pub fn record_attempt(&self, connection: ConnectionId, took: Duration, failed: bool) {
         self.count(connection, |row| {
             row.attempts += 1;
             row.agent_ms += i64::try_from(took.as_millis()).unwrap_or(0);
@@ -43,7 +43,7 @@ impl UsageCounters {
     }
 
     /// A message was sent to Slack.
-    pub fn reply(&self, connection: ConnectionId) {
+    pub fn record_reply(&self, connection: ConnectionId) {
         self.count(connection, |row| row.replies += 1);
     }
 

@@ -18,9 +18,9 @@ pub const DELIVERY: &str = "tidegate-delivery";
 
 /// What an app answered.
 #[derive(Debug)]
-pub enum Forwarded {
+pub enum ForwardResult {
     /// 2xx, with this body.
-    Yes(Vec<u8>),
+    Handled(Vec<u8>),
     /// 404, as Bolt says that it has nothing for this.
     Unhandled,
 }
@@ -32,11 +32,11 @@ impl AgentClient {
         agent: &Agent,
         signing_secret: &Secret,
         envelope: &Envelope,
-    ) -> Result<Forwarded, AgentError> {
+    ) -> Result<ForwardResult, AgentError> {
         let taken = self.try_to_forward(agent, signing_secret, envelope).await;
-        let word = |taken: &Forwarded| match taken {
-            Forwarded::Yes(_) => "taken",
-            Forwarded::Unhandled => "unhandled",
+        let word = |taken: &ForwardResult| match taken {
+            ForwardResult::Handled(_) => "taken",
+            ForwardResult::Unhandled => "unhandled",
         };
         self.metrics.record(AgentMode::Forward, &taken, word);
         taken
@@ -47,7 +47,7 @@ impl AgentClient {
         agent: &Agent,
         signing_secret: &Secret,
         envelope: &Envelope,
-    ) -> Result<Forwarded, AgentError> {
+    ) -> Result<ForwardResult, AgentError> {
         let now = unix_now();
         let request = self
             .post(agent)?
@@ -58,8 +58,8 @@ impl AgentClient {
             .body(envelope.body.clone());
         let response = send(agent, request).await?;
         match response.status {
-            200..300 => Ok(Forwarded::Yes(response.body)),
-            404 if is_bolts(envelope.kind, &response) => Ok(Forwarded::Unhandled),
+            200..300 => Ok(ForwardResult::Handled(response.body)),
+            404 if is_bolts(envelope.kind, &response) => Ok(ForwardResult::Unhandled),
             _ => Err(refusal(agent, &response)),
         }
     }

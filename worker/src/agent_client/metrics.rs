@@ -37,7 +37,7 @@ impl AgentMetrics {
     ) {
         let outcome = match result {
             Ok(answer) => word(answer),
-            Err(AgentError { kind: FailureKind::Away, .. }) => "away",
+            Err(AgentError { kind: FailureKind::Unavailable, .. }) => "away",
             Err(AgentError { kind: FailureKind::Failing, .. }) => "failing",
             Err(AgentError { kind: FailureKind::Unusable, .. }) => "unusable",
             Err(AgentError { kind: FailureKind::Refused, .. }) => "refused",

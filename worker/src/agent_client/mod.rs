@@ -10,7 +10,7 @@ mod metrics;
 mod signature;
 mod ssrf_guard;
 
-pub use forward::Forwarded;
+pub use forward::ForwardResult;
 pub use metrics::AgentMetrics;
 pub use ssrf_guard::Networks;
 
@@ -49,7 +49,7 @@ pub struct AgentClient {
 /// What an agent is asked.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the JSON's names: worker/docs/agents.md
-pub struct Question<'a> {
+pub struct AgentRequest<'a> {
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub connection: ConnectionId,
@@ -64,7 +64,7 @@ pub struct Question<'a> {
 
 /// What an agent answers: something to say.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub struct AgentReply {
     /// `text` and `blocks`.
     pub message: Value,
     /// Only who asked sees it.
@@ -88,7 +88,7 @@ pub struct AgentError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
     /// The agent is away or overloaded, or something before it answers in its place: counts for the circuit breaker.
-    Away,
+    Unavailable,
     /// It took too long, or answered 500: counts for the circuit breaker, and against the delivery while it answers others.
     Failing,
     /// It answered, but not usefully: counts against the delivery.
@@ -125,10 +125,11 @@ impl AgentClient {
         &self,
         agent: &Agent,
         id: &str,
-        question: &Question<'_>,
-    ) -> Result<Option<Answer>, AgentError> {
+        question: &AgentRequest<'_>,
+    ) -> Result<Option<AgentReply>, AgentError> {
         let answer = self.try_to_ask(agent, id, question).await;
-        let word = |answer: &Option<Answer>| if answer.is_some() { "answered" } else { "silent" };
+        let word =
+            |answer: &Option<AgentReply>| if answer.is_some() { "answered" } else { "silent" };
         self.metrics.record(AgentMode::Reply, &answer, word);
         answer
     }
@@ -137,13 +138,13 @@ impl AgentClient {
         &self,
         agent: &Agent,
         id: &str,
-        question: &Question<'_>,
-    ) -> Result<Option<Answer>, AgentError> {
+        question: &AgentRequest<'_>,
+    ) -> Result<Option<AgentReply>, AgentError> {
         #[derive(Serialize)]
         struct Asked<'a> {
             id: &'a str,
             #[serde(flatten)]
-            question: &'a Question<'a>,
+            question: &'a AgentRequest<'a>,
         }
         let wrong = |why: String| unusable(agent, &why);
         let body = serde_json::to_vec(&Asked { id, question })
@@ -186,7 +187,7 @@ async fn send(agent: &Agent, request: RequestBuilder) -> Result<Response, AgentE
                 kind: if error.is_timeout() && !error.is_connect() {
                     FailureKind::Failing
                 } else {
-                    FailureKind::Away
+                    FailureKind::Unavailable
                 },
                 message: format!("agent {}: {}", agent.id, Chain(&error)),
                 retry_after: None,
@@ -230,7 +231,7 @@ fn refusal(agent: &Agent, response: &Response) -> AgentError {
     let kind = match status {
         400 | 422 if in_protocol => FailureKind::Refused,
         500 => FailureKind::Failing,
-        401 | 403 | 404 | 408 | 425 | 429 | 501.. => FailureKind::Away,
+        401 | 403 | 404 | 408 | 425 | 429 | 501.. => FailureKind::Unavailable,
         _ => FailureKind::Unusable,
     };
     AgentError { kind, message, retry_after: response.retry_after }
@@ -249,7 +250,7 @@ fn blocked(error: &reqwest::Error) -> Option<BlockedAddressError> {
 }
 
 /// Takes out of an answer what it may decide. Read tolerantly: null means absent, and a field of another type is left out.
-fn read(answer: &[u8]) -> Result<Option<Answer>, &'static str> {
+fn read(answer: &[u8]) -> Result<Option<AgentReply>, &'static str> {
     if answer.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
@@ -272,7 +273,7 @@ fn read(answer: &[u8]) -> Result<Option<Answer>, &'static str> {
     };
     let flag = |name: &str| field(name).and_then(Value::as_bool);
     let ephemeral = flag("ephemeral").unwrap_or_default();
-    Ok(Some(Answer { message, ephemeral, thread: flag("thread") }))
+    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread") }))
 }
 
 fn unix_now() -> u64 {
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn only_what_an_agent_may_decide_is_taken_from_its_answer() {
         let said = read(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
-        let answer = Answer { message: json!({"text": "hi"}), ephemeral: true, thread: None };
+        let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
         assert_eq!(said, Ok(Some(answer)));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
             assert_eq!(read(nothing), Ok(None));

@@ -6,7 +6,16 @@ use shared::{
     store::Connection,
     types::Outgoing,
 };
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+/// Limits of the team's own handler.
+#[derive(Debug, Clone, Copy)]
+pub struct HandlerSettings {
+    /// Maximum number of deliveries that run, of all workers.
+    pub max_concurrent: usize,
+    /// Maximum duration of one delivery.
+    pub timeout: Duration,
+}
 
 /// How a handler ended. A closed set.
 pub enum HandlerOutcome {
@@ -100,30 +109,30 @@ impl Handler for NoHandler {
     }
 }
 
-type Handling<'a> = Pin<Box<dyn Future<Output = HandlerOutcome> + Send + 'a>>;
+type HandlerFuture<'a> = Pin<Box<dyn Future<Output = HandlerOutcome> + Send + 'a>>;
 
 /// [`Handler`], callable without its type.
-trait Erased: Send + Sync {
+trait DynHandler: Send + Sync {
     fn handle<'a>(
         &'a self,
         context: &'a HandlerContext<'a>,
         inbound: &'a Inbound<'a>,
-    ) -> Handling<'a>;
+    ) -> HandlerFuture<'a>;
 }
 
-impl<H: Handler> Erased for H {
+impl<H: Handler> DynHandler for H {
     fn handle<'a>(
         &'a self,
         context: &'a HandlerContext<'a>,
         inbound: &'a Inbound<'a>,
-    ) -> Handling<'a> {
+    ) -> HandlerFuture<'a> {
         Box::pin(Handler::handle(self, context, inbound))
     }
 }
 
 /// A handler of whatever type. Cheap to clone.
 #[derive(Clone)]
-pub struct AnyHandler(Arc<dyn Erased>);
+pub struct AnyHandler(Arc<dyn DynHandler>);
 
 impl AnyHandler {
     /// Hides the type of a handler.

@@ -7,13 +7,19 @@
 
 mod agents;
 mod attempt;
+mod attempt_context;
 mod breaker;
 mod handler;
 mod metrics;
-mod places;
+mod notices;
+mod outcome_recorder;
+mod payloads;
+mod capacity;
 mod retry;
 mod scheduler;
 
-pub use handler::{AnyHandler, Handler, HandlerContext, HandlerOutcome, NoHandler};
+pub use handler::{
+    AnyHandler, Handler, HandlerContext, HandlerOutcome, HandlerSettings, NoHandler,
+};
 pub use metrics::DispatchMetrics;
-pub use scheduler::{HandlerSettings, run};
+pub use scheduler::run;

@@ -42,7 +42,7 @@ pub struct Failure {
 
 /// What follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
+pub enum AfterFailure {
     /// Another attempt after this long.
     Retry(Duration),
     /// None: it is given up, for this reason.
@@ -56,27 +56,31 @@ impl Failure {
         match self.kind {
             FailureKind::Refused | FailureKind::Unusable => true,
             FailureKind::Failing => self.answers_others,
-            FailureKind::Away => false,
+            FailureKind::Unavailable => false,
         }
     }
 }
 
 /// Decides what follows from a failure. `jitter` is in 0.0..1.0.
-pub fn after_failure(failure: &Failure, jitter: f64) -> Next {
+pub fn after_failure(failure: &Failure, jitter: f64) -> AfterFailure {
     let faults = failure.faults + i32::from(failure.is_fault());
     match failure.kind {
-        FailureKind::Refused if faults >= REFUSALS_MAX => Next::DeadLetter("the agent refused it"),
+        FailureKind::Refused if faults >= REFUSALS_MAX => {
+            AfterFailure::DeadLetter("the agent refused it")
+        }
         FailureKind::Unusable if faults >= FAULTS_MAX => {
-            Next::DeadLetter("the agent's answers were unusable")
+            AfterFailure::DeadLetter("the agent's answers were unusable")
         }
         FailureKind::Failing if failure.is_fault() && faults >= FAULTS_MAX => {
-            Next::DeadLetter("the agent failed on it and answered others")
+            AfterFailure::DeadLetter("the agent failed on it and answered others")
         }
-        _ if failure.age > failure.retry_for => Next::DeadLetter("the agent was away for too long"),
+        _ if failure.age > failure.retry_for => {
+            AfterFailure::DeadLetter("the agent was away for too long")
+        }
         _ => {
             let wait = backoff(failure.attempts, jitter);
             let asked = failure.retry_after.map(|asked| asked.min(RETRY_AFTER_MAX));
-            Next::Retry(asked.map_or(wait, |asked| wait.max(asked)))
+            AfterFailure::Retry(asked.map_or(wait, |asked| wait.max(asked)))
         }
     }
 }
@@ -109,19 +113,20 @@ mod tests {
 
     #[test]
     fn failures_have_their_limits() {
-        use FailureKind::{Away, Failing, Refused, Unusable};
-        let gives_up = |failure| matches!(after_failure(&failure, 0.0), Next::DeadLetter(_));
+        use FailureKind::{Failing, Refused, Unavailable, Unusable};
+        let gives_up =
+            |failure| matches!(after_failure(&failure, 0.0), AfterFailure::DeadLetter(_));
         for (failure, given_up) in [
             (failure(Refused, 1), false),
             (failure(Refused, 2), true),
             (failure(Unusable, 8), false),
             (failure(Unusable, 9), true),
-            (failure(Away, 500), false),
-            (Failure { answers_others: true, ..failure(Away, 500) }, false),
+            (failure(Unavailable, 500), false),
+            (Failure { answers_others: true, ..failure(Unavailable, 500) }, false),
             (failure(Failing, 500), false),
             (Failure { answers_others: true, ..failure(Failing, 8) }, false),
             (Failure { answers_others: true, ..failure(Failing, 9) }, true),
-            (Failure { age: Duration::from_secs(3601), ..failure(Away, 0) }, true),
+            (Failure { age: Duration::from_secs(3601), ..failure(Unavailable, 0) }, true),
             (Failure { age: Duration::from_secs(3601), ..failure(Unusable, 0) }, true),
         ] {
             assert_eq!(gives_up(failure), given_up, "{failure:?}");
@@ -132,11 +137,11 @@ mod tests {
     fn agent_may_ask_for_a_longer_wait() {
         let asked = |seconds| {
             let retry_after = Some(Duration::from_secs(seconds));
-            after_failure(&Failure { retry_after, ..failure(FailureKind::Away, 0) }, 0.0)
+            after_failure(&Failure { retry_after, ..failure(FailureKind::Unavailable, 0) }, 0.0)
         };
-        assert_eq!(asked(7), Next::Retry(Duration::from_secs(7)));
-        assert_eq!(asked(0), Next::Retry(BACKOFF_BASE));
-        assert_eq!(asked(86_400), Next::Retry(RETRY_AFTER_MAX));
+        assert_eq!(asked(7), AfterFailure::Retry(Duration::from_secs(7)));
+        assert_eq!(asked(0), AfterFailure::Retry(BACKOFF_BASE));
+        assert_eq!(asked(86_400), AfterFailure::Retry(RETRY_AFTER_MAX));
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Refusals for its duration after which a webhook is given up: Postgres may be slow for everybody, and gets a minute.
 const DURATION_REFUSALS_MAX: u32 = 12;
 /// Claims without progress after which webhooks are decided one by one.
-const CLAIMS_BEFORE_ALONE: i32 = 3;
+pub const CLAIMS_BEFORE_ALONE: i32 = 3;
 
 /// Returns how many of the webhooks that wait, given by the sizes of their bodies, make a batch.
 pub fn batch_length(sizes: impl IntoIterator<Item = usize>, limit: usize) -> usize {

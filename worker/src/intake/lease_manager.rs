@@ -35,7 +35,7 @@ pub struct LeaseManager {
     js: jetstream::Context,
     decider: Decider,
     ttl: Duration,
-    parts: BTreeMap<Partition, Arc<OwnedPartition>>,
+    partitions: BTreeMap<Partition, Arc<OwnedPartition>>,
     /// Since when NATS is out of this worker's reach alone.
     nats_lost_at: Option<Instant>,
     /// Partitions that need a newer release, and when that was noticed.
@@ -72,7 +72,7 @@ impl LeaseManager {
             js,
             decider,
             ttl,
-            parts: BTreeMap::new(),
+            partitions: BTreeMap::new(),
             nats_lost_at: None,
             needs_newer: Vec::new(),
             ended: Arc::default(),
@@ -94,11 +94,11 @@ impl LeaseManager {
             tokio::select! {
                 _ = tick.tick() => {}
                 _ = self.ended.notified() => {}
-                _ = stop.cancelled(), if !self.parts.is_empty() && self.parts.values().any(|part| !part.stop.is_cancelled()) => {}
-                _ = finished.cancelled(), if self.parts.is_empty() => break,
+                _ = stop.cancelled(), if self.reads_any() => {}
+                _ = finished.cancelled(), if self.partitions.is_empty() => break,
             }
             if stop.is_cancelled() {
-                self.parts.values().for_each(|part| part.stop.cancel());
+                self.partitions.values().for_each(|owned| owned.stop.cancel());
             }
             // A turn that hangs must not extend what it has not renewed.
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
@@ -134,11 +134,11 @@ impl LeaseManager {
         }
         self.notify_redrives().await?;
         let working: Vec<_> =
-            self.parts.values().filter(|part| !part.stop.is_cancelled()).collect();
+            self.partitions.values().filter(|owned| !owned.stop.is_cancelled()).collect();
         if working.len() > share {
-            working[share..].iter().for_each(|part| part.stop.cancel());
-        } else if self.parts.len() < share {
-            self.claim(share - self.parts.len()).await?;
+            working[share..].iter().for_each(|owned| owned.stop.cancel());
+        } else if self.partitions.len() < share {
+            self.claim(share - self.partitions.len()).await?;
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ impl LeaseManager {
             store.register_worker(&id, &self.context.worker_name, self.ttl).await?;
             info!(worker = id, name = self.context.worker_name, "worker registered");
             self.context.worker.begin(id, before + self.ttl);
-            return Ok(self.parts.len()); // claimed at the next turn, when others have been counted
+            return Ok(self.partitions.len()); // claimed at the next turn, when others have been counted
         };
         self.context.worker.extend(before + self.ttl);
         self.nats_lost_at = (!reads).then(|| self.nats_lost_at.unwrap_or_else(Instant::now));
@@ -168,9 +168,9 @@ impl LeaseManager {
                 among(live.living)
             }
             // The others may be about to notice, too.
-            Some(since) if since.elapsed() < self.ttl => self.parts.len(),
+            Some(since) if since.elapsed() < self.ttl => self.partitions.len(),
             Some(since) => {
-                if self.parts.values().any(|part| !part.stop.is_cancelled()) {
+                if self.reads_any() {
                     let elapsed = since.elapsed();
                     warn!(
                         ?elapsed,
@@ -192,20 +192,20 @@ impl LeaseManager {
         for lease in claimed {
             let (partition, epoch) = (lease.token.partition, lease.token.epoch);
             info!(%partition, epoch, cursor = lease.state.cursor, "partition claimed");
-            self.context.metrics.lease(LeaseTransition::Claimed);
-            let part = Arc::new(OwnedPartition::new(lease.token, lease.claims, holds_until));
-            if let Some(before) = self.parts.insert(partition, Arc::clone(&part)) {
+            self.context.metrics.record_lease_transition(LeaseTransition::Claimed);
+            let owned = Arc::new(OwnedPartition::new(lease.token, lease.claims, holds_until));
+            if let Some(before) = self.partitions.insert(partition, Arc::clone(&owned)) {
                 before.lost.cancel(); // its lease had run out, and it was claimed again under a new epoch
             }
-            self.context.metrics.watch(&part.progress);
+            self.context.metrics.watch(&owned.progress);
             self.context.partitions.insert(partition);
-            let guard = EndGuard(Arc::clone(&part), Arc::clone(&self.ended));
+            let guard = EndGuard(Arc::clone(&owned), Arc::clone(&self.ended));
             let (context, js) = (Arc::clone(&self.context), self.js.clone());
             let decider = self.decider.clone();
             tokio::spawn(async move {
                 // However the reader ends, even by a panic, its lease is given up.
                 let _guard = guard;
-                partition_reader::run(context, js, part, lease.state, decider).await;
+                partition_reader::run(context, js, owned, lease.state, decider).await;
             });
         }
         // What the owner before left may be due.
@@ -217,20 +217,20 @@ impl LeaseManager {
     async fn renew(&mut self) -> Result<(), StoreError> {
         // What this worker let go of by itself is not kept from others for another TTL.
         let held: Vec<FencingToken> = self
-            .parts
+            .partitions
             .values()
-            .filter(|part| !part.lost.is_cancelled())
-            .map(|part| part.token)
+            .filter(|owned| !owned.lost.is_cancelled())
+            .map(|owned| owned.token)
             .collect();
         let holds_until = Instant::now() + self.ttl;
         let kept = match held.is_empty() {
             true => Vec::new(),
             false => self.context.store.renew_partitions(&held, self.ttl).await?,
         };
-        for part in self.parts.values() {
-            match kept.contains(&part.partition()) && !part.lost.is_cancelled() {
-                true => part.extend_lease(holds_until),
-                false => part.lost.cancel(),
+        for owned in self.partitions.values() {
+            match kept.contains(&owned.partition()) && !owned.lost.is_cancelled() {
+                true => owned.extend_lease(holds_until),
+                false => owned.lost.cancel(),
             }
         }
         self.drop_lost();
@@ -239,10 +239,10 @@ impl LeaseManager {
 
     /// Asked once for all partitions, so that no partition asks for itself.
     async fn notify_redrives(&self) -> Result<(), StoreError> {
-        let held: Vec<Partition> = self.parts.keys().copied().collect();
+        let held: Vec<Partition> = self.partitions.keys().copied().collect();
         for partition in self.context.store.partitions_to_redrive(&held).await? {
-            if let Some(part) = self.parts.get(&partition) {
-                part.redrive.notify_one();
+            if let Some(owned) = self.partitions.get(&partition) {
+                owned.redrive.notify_one();
             }
         }
         Ok(())
@@ -250,42 +250,46 @@ impl LeaseManager {
 
     async fn release_ended(&mut self) -> Result<(), StoreError> {
         let ended: Vec<Arc<OwnedPartition>> = self
-            .parts
+            .partitions
             .values()
-            .filter(|part| part.finished.is_cancelled())
+            .filter(|owned| owned.finished.is_cancelled())
             .map(Arc::clone)
             .collect();
         if ended.is_empty() {
             return Ok(());
         }
-        let tokens: Vec<FencingToken> = ended.iter().map(|part| part.token).collect();
+        let tokens: Vec<FencingToken> = ended.iter().map(|owned| owned.token).collect();
         self.context.store.release_partitions(&tokens).await?;
-        for part in ended {
-            let partition = part.partition();
-            info!(%partition, epoch = part.token.epoch, "partition released");
-            self.context.metrics.lease(LeaseTransition::Released);
+        for owned in ended {
+            let partition = owned.partition();
+            info!(%partition, epoch = owned.token.epoch, "partition released");
+            self.context.metrics.record_lease_transition(LeaseTransition::Released);
             self.context.partitions.remove(partition);
-            self.parts.remove(&partition);
-            if part.needs_newer.is_cancelled() {
+            self.partitions.remove(&partition);
+            if owned.needs_newer.is_cancelled() {
                 self.needs_newer.push((partition, Instant::now()));
             }
         }
         Ok(())
     }
 
+    fn reads_any(&self) -> bool {
+        self.partitions.values().any(|owned| !owned.stop.is_cancelled())
+    }
+
     fn drop_expired(&mut self) {
-        for part in self.parts.values().filter(|part| !part.holds_lease()) {
-            part.lost.cancel();
+        for owned in self.partitions.values().filter(|owned| !owned.holds_lease()) {
+            owned.lost.cancel();
         }
         self.drop_lost();
     }
 
     fn drop_lost(&mut self) {
-        self.parts.retain(|partition, part| {
-            let kept = !part.lost.is_cancelled();
+        self.partitions.retain(|partition, owned| {
+            let kept = !owned.lost.is_cancelled();
             if !kept {
-                warn!(%partition, epoch = part.token.epoch, "partition lost");
-                self.context.metrics.lease(LeaseTransition::Lost);
+                warn!(%partition, epoch = owned.token.epoch, "partition lost");
+                self.context.metrics.record_lease_transition(LeaseTransition::Lost);
                 self.context.partitions.remove(*partition);
             }
             kept

@@ -5,9 +5,11 @@
 //! or given back. `batch` is the pure part: what goes into a batch, and what follows when Postgres refuses one.
 
 mod batch;
+mod committer;
 mod lease_manager;
 mod owned_partition;
 mod partition_reader;
+mod pending;
 mod redrive;
 mod stream_reset;
 mod stream_retention;

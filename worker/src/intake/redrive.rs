@@ -19,27 +19,27 @@ use tracing::{info, warn};
 const BATCH: i64 = 16;
 
 /// Redrives for a partition; never returns.
-pub async fn run(context: &Context, part: &OwnedPartition, decider: &Decider) {
+pub async fn run(context: &Context, owned: &OwnedPartition, decider: &Decider) {
     loop {
-        part.redrive.notified().await;
-        if let Err(error) = redrive_due(context, part, decider).await {
-            warn!(partition = %part.partition(), error = %Chain(&error), "failed to redrive dead letters");
+        owned.redrive.notified().await;
+        if let Err(error) = redrive_due(context, owned, decider).await {
+            warn!(partition = %owned.partition(), error = %Chain(&error), "failed to redrive dead letters");
         }
     }
 }
 
 async fn redrive_due(
     context: &Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     decider: &Decider,
 ) -> Result<(), StoreError> {
     loop {
-        let due = context.store.redriven_dead_letters(&[part.partition()], BATCH).await?;
+        let due = context.store.redriven_dead_letters(&[owned.partition()], BATCH).await?;
         for dead in &due {
-            if part.stop.is_cancelled() || !part.holds_lease() {
+            if owned.stop.is_cancelled() || !owned.holds_lease() {
                 return Ok(());
             }
-            match redrive_one(context, part, decider, dead).await? {
+            match redrive_one(context, owned, decider, dead).await? {
                 Ok(()) => {
                     info!(dead_letter = dead.id, sequence = dead.sequence, "dead letter redriven")
                 }
@@ -63,7 +63,7 @@ async fn redrive_due(
 /// The inner error says why it stays a dead letter.
 async fn redrive_one(
     context: &Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     decider: &Decider,
     dead: &DeadLetter,
 ) -> Result<Result<(), String>, StoreError> {
@@ -75,7 +75,7 @@ async fn redrive_one(
     if let Decision::DeadLetter { reason, error } = &decided.1.decision {
         return Ok(Err(format!("{reason} {error}").trim().to_owned()));
     }
-    match context.store.commit_redriven(&part.token, dead.id, &decided).await {
+    match context.store.commit_redriven(&owned.token, dead.id, &decided).await {
         Ok(CommitOutcome::Committed) => {
             context.wake_dispatch.notify_one();
             context.wake_outbox.notify_one();

@@ -32,7 +32,7 @@ pub struct StreamReset {
 
 /// What the stream holds where the cursor stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Found {
+enum CursorEvidence {
     /// The dedup key and server time of the message at the sequence of the last committed one.
     Message(String, OffsetDateTime),
     /// No last committed message is known; the first own message since the time of the cursor has this sequence.
@@ -44,7 +44,7 @@ enum Found {
 /// Compares the stream that a reader opened with the one that was read; waits for an answer of NATS.
 pub async fn check(
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
@@ -52,7 +52,7 @@ pub async fn check(
     let mut attempt = 0;
     let found = loop {
         attempt += 1;
-        match find(js, part, state, attempt).await {
+        match find(js, owned, state, attempt).await {
             Ok(found) => break found,
             Err(error) => {
                 warn!(%error, "failed to read the last committed message from the stream")
@@ -66,24 +66,26 @@ pub async fn check(
 
 async fn find(
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     attempt: u32,
-) -> Result<Found, Broken> {
+) -> Result<CursorEvidence, Broken> {
     let Some(last) = &state.last else {
         if state.cursor == 0 {
-            return Ok(Found::Nothing);
+            return Ok(CursorEvidence::Nothing);
         }
-        let first = first_since_cursor(js, part, state, format!("first-{attempt}")).await?;
-        return Ok(first.map_or(Found::Nothing, Found::FirstSince));
+        let first = first_since_cursor(js, owned, state, format!("first-{attempt}")).await?;
+        return Ok(first.map_or(CursorEvidence::Nothing, CursorEvidence::FirstSince));
     };
     let stream = js.get_stream_no_info(STREAM).await?;
     match stream.get_raw_message(last.sequence).await {
         Ok(message) => {
             let key = message.headers.get(MSG_ID).map(|key| key.as_str().to_owned());
-            Ok(Found::Message(key.unwrap_or_default(), message.time))
+            Ok(CursorEvidence::Message(key.unwrap_or_default(), message.time))
         }
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(Found::Nothing),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+            Ok(CursorEvidence::Nothing)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -92,14 +94,14 @@ async fn find(
 /// since a reader gives out its first message once.
 async fn first_since_cursor(
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     reader: String,
 ) -> Result<Option<u64>, Broken> {
     let since = state.last.as_ref().map_or(state.read_through, |last| last.stored_at);
-    let reader = format!("p{}-e{}-{reader}", part.partition(), part.token.epoch);
+    let reader = format!("p{}-e{}-{reader}", owned.partition(), owned.token.epoch);
     let stream = js.get_stream(STREAM).await?;
-    follow::first_since(&stream, subjects_of(part.partition()), since, reader).await
+    follow::first_since(&stream, subjects_of(owned.partition()), since, reader).await
 }
 
 /// Returns why the stream is another one, if it is.
@@ -107,7 +109,7 @@ fn judge(
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
-    found: &Found,
+    found: &CursorEvidence,
 ) -> Option<&'static str> {
     // Before a stream was recorded nothing was read, and it may begin and end where it likes.
     let created_ns = state.stream_created_ns?;
@@ -117,12 +119,12 @@ fn judge(
         Some("it ends below the cursor")
     } else {
         match (found, &state.last) {
-            (Found::Message(key, stored_at), Some(last))
+            (CursorEvidence::Message(key, stored_at), Some(last))
                 if *key != last.key || micros(*stored_at) != micros(last.stored_at) =>
             {
                 Some("another message is at the sequence of the last committed one")
             }
-            (Found::FirstSince(first), None) if *first <= cursor => {
+            (CursorEvidence::FirstSince(first), None) if *first <= cursor => {
                 Some("messages since the time of the cursor lie below it")
             }
             _ => None,
@@ -139,19 +141,19 @@ fn micros(at: OffsetDateTime) -> i128 {
 pub async fn bump_generation(
     context: &Context,
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     reset: StreamReset,
 ) {
-    let partition = part.partition();
+    let partition = owned.partition();
     let StreamState { first_sequence, last_sequence, .. } = reset.stream;
     error!(
         %partition, cursor = state.cursor, first_sequence, last_sequence, why = reset.why,
         "stream reset detected: raising the generation, reading again from the time of the cursor"
     );
-    context.metrics.stream_reset();
+    context.metrics.record_stream_reset();
     for attempt in 1.. {
-        match try_bump(context, js, part, state, reset.stream, attempt).await {
+        match try_bump(context, js, owned, state, reset.stream, attempt).await {
             Ok(true) => break,
             Ok(false) => {
                 warn!(%partition, "partition is another worker's already");
@@ -162,26 +164,26 @@ pub async fn bump_generation(
             }
         }
         tokio::select! {
-            _ = part.lost.cancelled() => return,
-            _ = part.stop.cancelled() => return, // the next owner detects the same
+            _ = owned.lost.cancelled() => return,
+            _ = owned.stop.cancelled() => return, // the next owner detects the same
             _ = tokio::time::sleep(RETRY_INTERVAL) => {}
         }
     }
-    part.lost.cancel();
+    owned.lost.cancel();
 }
 
 async fn try_bump(
     context: &Context,
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     stream: StreamState,
     attempt: u32,
 ) -> Result<bool, Broken> {
-    let first = first_since_cursor(js, part, state, format!("since-{attempt}")).await?;
+    let first = first_since_cursor(js, owned, state, format!("since-{attempt}")).await?;
     let cursor = first.map_or(stream.last_sequence, |first| first.saturating_sub(1));
     let new = NewGeneration { created_ns: stream.created_ns, cursor };
-    Ok(context.store.bump_generation(&part.token, new).await?)
+    Ok(context.store.bump_generation(&owned.token, new).await?)
 }
 
 #[cfg(test)]
@@ -214,23 +216,23 @@ mod tests {
             last_sequence,
         };
         let at = OffsetDateTime::UNIX_EPOCH;
-        let key = |key: &str| Found::Message(key.to_owned(), at);
-        let later = Found::Message("a".to_owned(), at + Duration::from_micros(1));
+        let key = |key: &str| CursorEvidence::Message(key.to_owned(), at);
+        let later = CursorEvidence::Message("a".to_owned(), at + Duration::from_micros(1));
         let before_first_commit = || state(Some(1), None);
         let known = || state(Some(1), Some((10, "a")));
         for (stream, state, found, reset) in [
             (stream(1, 1, 10), known(), key("a"), false),
-            (stream(1, 11, 10), known(), Found::Nothing, false), // all of it was purged
-            (stream(1, 5_001, 5_000), known(), Found::Nothing, false), // purged history, idle partition (W9)
+            (stream(1, 11, 10), known(), CursorEvidence::Nothing, false), // all of it was purged
+            (stream(1, 5_001, 5_000), known(), CursorEvidence::Nothing, false), // purged history, idle partition (W9)
             (stream(1, 1, 20), known(), key("b"), true), // cut short and filled again (W4)
             (stream(1, 1, 20), known(), key(""), true),
             (stream(1, 1, 20), known(), later, true), // the same webhook, stored again
-            (stream(1, 1, 20), before_first_commit(), Found::FirstSince(11), false),
-            (stream(1, 1, 20), before_first_commit(), Found::FirstSince(10), true),
-            (stream(1, 1, 20), before_first_commit(), Found::Nothing, false),
+            (stream(1, 1, 20), before_first_commit(), CursorEvidence::FirstSince(11), false),
+            (stream(1, 1, 20), before_first_commit(), CursorEvidence::FirstSince(10), true),
+            (stream(1, 1, 20), before_first_commit(), CursorEvidence::Nothing, false),
             (stream(2, 1, 10), known(), key("a"), true),
-            (stream(1, 1, 9), known(), Found::Nothing, true),
-            (stream(9, 900, 999), state(None, None), Found::Nothing, false), // never read before
+            (stream(1, 1, 9), known(), CursorEvidence::Nothing, true),
+            (stream(9, 900, 999), state(None, None), CursorEvidence::Nothing, false), // never read before
         ] {
             let judged = judge(&stream, &state, 10, &found);
             assert_eq!(judged.is_some(), reset, "{stream:?} {found:?}: {judged:?}");

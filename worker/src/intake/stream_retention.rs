@@ -27,38 +27,38 @@ const SPARED: Duration = Duration::from_secs(24 * 3600);
 pub async fn make_room(
     context: &Context,
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
 ) {
-    if let Err(error) = try_make_room(context, js, part, state).await {
-        warn!(partition = %part.partition(), error = %Chain(&*error), "failed to purge committed history");
+    if let Err(error) = try_make_room(context, js, owned, state).await {
+        warn!(partition = %owned.partition(), error = %Chain(&*error), "failed to purge committed history");
     }
 }
 
 async fn try_make_room(
     context: &Context,
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
 ) -> Result<(), Broken> {
     let stream = js.get_stream(STREAM).await?;
     let info = stream.cached_info();
     let (bytes, max) = (info.state.bytes, u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX));
-    context.metrics.stream_used(bytes, max);
+    context.metrics.record_stream_usage(bytes, max);
     let Some(last) = state.last.as_ref().filter(|_| bytes > max / 100 * PURGE_PERCENT) else {
         return Ok(());
     };
-    let (partition, subjects) = (part.partition(), subjects_of(part.partition()));
+    let (partition, subjects) = (owned.partition(), subjects_of(owned.partition()));
     let mut up_to = last.sequence;
     if bytes <= max / 100 * NEARLY_FULL_PERCENT {
         let since = info.state.last_timestamp - SPARED;
         let reader =
-            format!("p{partition}-e{}-room-{}", part.token.epoch, info.state.last_sequence);
+            format!("p{partition}-e{}-room-{}", owned.token.epoch, info.state.last_sequence);
         let recent = follow::first_since(&stream, subjects.clone(), since, reader).await?;
         up_to = recent.map_or(up_to, |recent| recent.min(up_to));
     }
     // Recorded before it is done: what is gone from the stream must never look lost.
-    let removal = context.store.record_removal(&part.token, &subjects, up_to).await?;
+    let removal = context.store.record_removal(&owned.token, &subjects, up_to).await?;
     let purged = stream.purge().filter(subjects).sequence(up_to).await?.purged;
     context.store.record_removed(removal, purged).await?;
     info!(%partition, bytes, max, up_to, purged, "committed history purged");

@@ -87,7 +87,7 @@ async fn locked(context: &Arc<Context>, js: &jetstream::Context, stop: &Cancella
                 () = retention => {}
             }
             drop(guard);
-            context.metrics.backlog(BacklogStats::default()); // another worker tells now
+            context.metrics.record_backlog(BacklogStats::default()); // another worker tells now
         }
         if stop.run_until_cancelled(tokio::time::sleep(LOCK_INTERVAL)).await.is_none() {
             return;

@@ -45,7 +45,7 @@ pub async fn run(context: &Context, until: CancellationToken) {
                 }
             }
             match context.store.backlog_stats().await {
-                Ok(stats) => context.metrics.backlog(stats),
+                Ok(stats) => context.metrics.record_backlog(stats),
                 Err(error) => warn!(error = %Chain(&error), "failed to count the backlog"),
             }
             tokio::time::sleep(INTERVAL).await;

@@ -67,7 +67,7 @@ async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
             }
             None => (backoff(&due), "Slack's answer holds no new tokens".to_owned()),
         },
-        ApiResult::Refused(word, text) if word.action() == Action::Reread => {
+        ApiResult::Refused(action, text) if action == Action::ReloadToken => {
             // Whoever refreshed it first has written it; the generation tells.
             let ours = store.rotation_failed(&due, BACKOFF_MAX, &text).await?;
             if ours {
@@ -78,8 +78,8 @@ async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
             return Ok(true);
         }
         ApiResult::Refused(_, text) => (BACKOFF_MAX, text),
-        ApiResult::Limited(after) => (after, "limited".to_owned()),
-        ApiResult::NotSent(why) | ApiResult::Unclear(why) => (backoff(&due), why),
+        ApiResult::RateLimited(after) => (after, "limited".to_owned()),
+        ApiResult::NotSent(why) | ApiResult::Ambiguous(why) => (backoff(&due), why),
     };
     warn!(%connection, why, ?after, "failed to refresh token");
     store.rotation_failed(&due, after, &why).await?;

@@ -11,7 +11,7 @@ mod token_health;
 mod web_api;
 
 use crate::{
-    batcher::Batcher,
+    batcher::{Batcher, each_result},
     context::{Context, WorkerTerm},
     slack::SEND_TIMEOUT,
 };
@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use shared::{
     partition::Lane,
     store::{
-        ClaimPosition, OutboxMessage, SendAmbiguity, SendOutcome, SendRecord, StoreError,
+        ClaimPosition, OutboxMessage, SendAmbiguity, SendOutcome, SendRecord, Store, StoreError,
         UnreadableMessage,
     },
     telemetry::{self, Chain},
@@ -66,19 +66,11 @@ struct Shared {
 
 /// Sends until told to stop; then finishes what is under way.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let store = context.store.clone();
-    let recording = Batcher::new(move |records: Vec<SendRecord>| {
-        let store = store.clone();
-        async move {
-            match store.record_send_results(&records).await {
-                Ok(()) => records.iter().map(|_| Ok(())).collect(),
-                Err(error) => {
-                    let error = Arc::new(error);
-                    records.iter().map(|_| Err(StoreError::Batch(Arc::clone(&error)))).collect()
-                }
-            }
-        }
-    });
+    let record = |store: Store, records: Vec<SendRecord>| async move {
+        let recorded = store.record_send_results(&records).await;
+        each_result(records.len(), recorded.map(|()| vec![(); records.len()]))
+    };
+    let recording = Batcher::new(&context.store, record);
     let token_failures = TokenFailures::default();
     let shared = Arc::new(Shared { context, token_failures, recording });
     let (mut sends, mut running) = (JoinSet::new(), Running::new());
@@ -264,7 +256,7 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
     match &outcome {
         SendOutcome::Sent => {
             info!(outbox = id, to, %connection, "message sent");
-            shared.context.usage.reply(connection);
+            shared.context.usage.record_reply(connection);
         }
         SendOutcome::Later(after, why) | SendOutcome::Untried(after, why) => {
             info!(outbox = id, to, %connection, ?after, why, "message postponed");

@@ -48,14 +48,14 @@ pub async fn look_up(
         let answer = match sender.call(method, &body).await {
             Ok(ApiResult::Done(answer)) => answer,
             // Where a method is open once a minute, as it is to some apps, waiting for it would hold up the lane.
-            Ok(ApiResult::Limited(after)) | Err(SendOutcome::Untried(after, _)) => {
+            Ok(ApiResult::RateLimited(after)) | Err(SendOutcome::Untried(after, _)) => {
                 return match message.age < LIMIT_WAIT_MAX && after <= LIMIT_WAIT_MAX {
                     true => LookupResult::Later(after, "the look-up is rate limited".into()),
                     false => LookupResult::Closed("the look-up is rate limited".into()),
                 };
             }
-            Ok(ApiResult::Refused(_, word)) => return LookupResult::Closed(word),
-            Ok(ApiResult::NotSent(why) | ApiResult::Unclear(why)) => {
+            Ok(ApiResult::Refused(_, code)) => return LookupResult::Closed(code),
+            Ok(ApiResult::NotSent(why) | ApiResult::Ambiguous(why)) => {
                 return later(sender.sending.backoff(), why);
             }
             Err(_) => return later(Duration::ZERO, "not now".into()),

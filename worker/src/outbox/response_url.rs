@@ -37,11 +37,11 @@ pub async fn send(
         sending.mark_resent(ambiguity);
         match sending.context().slack.respond(url, message).await {
             ResponseUrlResult::Done => return SendOutcome::Sent,
-            ResponseUrlResult::Limited(after) => {
+            ResponseUrlResult::RateLimited(after) => {
                 return SendOutcome::Later(after, "limited".into());
             }
             ResponseUrlResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
-            ResponseUrlResult::Unclear(why) => {
+            ResponseUrlResult::Ambiguous(why) => {
                 return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
             }
             ResponseUrlResult::Refused(why) => return SendOutcome::Failed(why),

@@ -56,12 +56,12 @@ pub async fn refresh(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
 /// The token is called invalid: that may be so, or this address is not welcome. `auth.test` says which.
 pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutcome {
     let is_refused = match sender.call(Method::AuthTest, &json!({})).await {
-        Ok(ApiResult::Refused(word, text)) => match word.action() {
+        Ok(ApiResult::Refused(action, text)) => match action {
             Action::Revoke => {
                 refused(sender, Status::Revoked, &text).await;
                 return SendOutcome::Failed(text);
             }
-            action => action == Action::Confirm,
+            other => other == Action::ConfirmToken,
         },
         _ => false,
     };
@@ -80,12 +80,12 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
 }
 
 /// Slack refuses the connection: its status changes.
-pub async fn refused(sender: &AuthenticatedSender<'_>, status: Status, word: &str) {
+pub async fn refused(sender: &AuthenticatedSender<'_>, status: Status, code: &str) {
     let (id, version) = (sender.connection.id, sender.connection.version);
-    let (store, why) = (&sender.sending.context().store, format!("Slack says: {word}"));
+    let (store, why) = (&sender.sending.context().store, format!("Slack says: {code}"));
     match store.connection_refused(id, Some(version), status, &why).await {
         Ok(changed) => {
-            warn!(connection = %id, %status, word, changed, "connection refused by Slack");
+            warn!(connection = %id, %status, code, changed, "connection refused by Slack");
         }
         Err(error) => {
             warn!(connection = %id, error = %Chain(&error), "failed to record refused connection");

@@ -94,8 +94,8 @@ pub async fn send(
         Err(outcome) => return outcome,
     };
     let called = match called {
-        ApiResult::Refused(_, word) if FORM_ERRORS.contains(&word.as_str()) => {
-            match send_simpler(sender, method, &body, word).await {
+        ApiResult::Refused(_, code) if FORM_ERRORS.contains(&code.as_str()) => {
+            match send_simpler(sender, method, &body, code).await {
                 Ok(called) => called,
                 Err(outcome) => return outcome,
             }
@@ -111,13 +111,13 @@ async fn send_simpler(
     sender: &AuthenticatedSender<'_>,
     method: Method,
     body: &Value,
-    mut word: String,
+    mut code: String,
 ) -> Result<ApiResult, SendOutcome> {
     let message = sender.sending.message;
     if let Some(text) = text_alone(body) {
-        warn!(outbox = message.id, word, "message refused for its form; sending its text alone");
+        warn!(outbox = message.id, code, "message refused for its form; sending its text alone");
         match sender.call(method, &text).await? {
-            ApiResult::Refused(_, again) if FORM_ERRORS.contains(&again.as_str()) => word = again,
+            ApiResult::Refused(_, again) if FORM_ERRORS.contains(&again.as_str()) => code = again,
             called => return Ok(called),
         }
     }
@@ -130,7 +130,7 @@ async fn send_simpler(
             sender.call(method, &note).await?;
         }
     }
-    Err(SendOutcome::Failed(word))
+    Err(SendOutcome::Failed(code))
 }
 
 /// A message without what Slack may refuse for its form; none when nothing of it is left, or nothing changed.
@@ -149,49 +149,49 @@ fn text_alone(body: &Value) -> Option<Value> {
 }
 
 impl AuthenticatedSender<'_> {
-    /// Calls a method when it is its turn, if the worker's row still holds then.
+    /// Calls a method when it is its permit, if the worker's row still holds then.
     pub async fn call(&self, method: Method, body: &Value) -> Result<ApiResult, SendOutcome> {
         let slack = &self.sending.context().slack;
         let busy = |after| SendOutcome::Untried(after, "rate limited".into());
-        let turn = slack.turn(self.connection.id, method).await.map_err(busy)?;
+        let permit = slack.permit(self.connection.id, method).await.map_err(busy)?;
         self.sending.check_lease()?;
-        Ok(slack.call(turn, &self.token, body).await)
+        Ok(slack.call(permit, &self.token, body).await)
     }
 
     /// Applies what follows from Slack's answer.
     async fn follow(&self, called: ApiResult, channel: Option<&str>) -> SendOutcome {
         let (sending, id) = (self.sending, self.connection.id);
-        let (word, text) = match called {
+        let (action, text) = match called {
             ApiResult::Done(_) => {
                 token_health::works(self).await;
                 return SendOutcome::Sent;
             }
-            ApiResult::Limited(after) => return SendOutcome::Later(after, "limited".into()),
+            ApiResult::RateLimited(after) => return SendOutcome::Later(after, "limited".into()),
             ApiResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
-            ApiResult::Unclear(why) => {
+            ApiResult::Ambiguous(why) => {
                 return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
             }
-            ApiResult::Refused(word, text) => (word, text),
+            ApiResult::Refused(action, text) => (action, text),
         };
         let context = sending.context();
-        match word.action() {
+        match action {
             Action::Revoke => {
                 token_health::refused(self, Status::Revoked, &text).await;
                 SendOutcome::Failed(text)
             }
-            Action::Confirm => token_health::confirm(self, text).await,
-            Action::Mend => {
+            Action::ConfirmToken => token_health::confirm(self, text).await,
+            Action::MarkMisconfigured => {
                 error!(connection = %id, error = text, "Slack refuses the way it is called; a person must act");
                 token_health::refused(self, Status::Error, &text).await;
                 SendOutcome::Later(LONG_WAIT, text)
             }
-            Action::Refresh => token_health::refresh(self, text).await,
+            Action::RefreshToken => token_health::refresh(self, text).await,
             Action::Pause => SendOutcome::Later(LONG_WAIT, text),
-            Action::Alert => {
+            Action::ReportBlockedAddress => {
                 error!(connection = %id, error = text, "Slack refuses calls from this address; a person must act");
                 SendOutcome::Later(LONG_WAIT, text)
             }
-            Action::StopTeam | Action::Elsewhere => {
+            Action::RefuseTeam | Action::RefuseConversation => {
                 if let Some(channel) = channel
                     && let Err(error) =
                         context.store.record_refused_channel(id, channel, &text).await
@@ -200,13 +200,13 @@ impl AuthenticatedSender<'_> {
                 }
                 SendOutcome::Failed(text)
             }
-            Action::Degrade => {
+            Action::ReportMissingScope => {
                 let to = sending.message.outgoing.to.as_str();
                 warn!(connection = %id, to, "the app lacks a scope; it must be installed again");
                 SendOutcome::Failed(text)
             }
             Action::Wait => SendOutcome::Later(LONG_WAIT, text),
-            Action::PauseTenant => {
+            Action::PauseMessages => {
                 for method in [Method::PostMessage, Method::PostEphemeral, Method::UpdateMessage] {
                     context.slack.limits.limited(id, method.as_str(), LONG_WAIT).await;
                 }
@@ -215,7 +215,7 @@ impl AuthenticatedSender<'_> {
             Action::Reconcile => {
                 SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), text)
             }
-            Action::Reread | Action::Fail => SendOutcome::Failed(text),
+            Action::ReloadToken | Action::Fail => SendOutcome::Failed(text),
         }
     }
 }

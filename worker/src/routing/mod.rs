@@ -59,7 +59,7 @@ pub(crate) struct Lookup {
 
 /// Named agents that a command needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RosterNeed {
+pub(crate) enum NamedAgentQuery {
     /// No agents.
     None,
     /// All agents of an organization.
@@ -129,25 +129,25 @@ pub(crate) fn lookup(webhook: &Webhook<'_>) -> Lookup {
 }
 
 /// Returns the named agents that [`decide`] needs.
-pub(crate) fn roster_need(
+pub(crate) fn named_agent_query(
     webhook: &Webhook<'_>,
     facts: &Facts,
     options: &RoutingOptions,
-) -> RosterNeed {
+) -> NamedAgentQuery {
     match Input::new(webhook, facts, &[], options) {
-        Ok(input) if !facts.trigger_processed => commands::roster_need(&input),
-        _ => RosterNeed::None,
+        Ok(input) if !facts.trigger_processed => commands::named_agent_query(&input),
+        _ => NamedAgentQuery::None,
     }
 }
 
-/// Decides a webhook. `roster` holds the agents that [`roster_need`] asks for.
+/// Decides a webhook. `named_agents` holds the agents that [`named_agent_query`] asks for.
 pub(crate) fn decide(
     webhook: &Webhook<'_>,
     facts: &Facts,
-    roster: &[NamedAgent],
+    named_agents: &[NamedAgent],
     options: &RoutingOptions,
 ) -> Decision {
-    match Input::new(webhook, facts, roster, options) {
+    match Input::new(webhook, facts, named_agents, options) {
         Ok(input) => decide_live(&input),
         Err(decision) => decision,
     }
@@ -201,7 +201,7 @@ struct Input<'a> {
     webhook: &'a Webhook<'a>,
     connection: &'a ConnectionFacts,
     facts: &'a Facts,
-    roster: &'a [NamedAgent],
+    named_agents: &'a [NamedAgent],
     options: &'a RoutingOptions,
     lookup: Lookup,
 }
@@ -211,7 +211,7 @@ impl<'a> Input<'a> {
     fn new(
         webhook: &'a Webhook<'a>,
         facts: &'a Facts,
-        roster: &'a [NamedAgent],
+        named_agents: &'a [NamedAgent],
         options: &'a RoutingOptions,
     ) -> Result<Self, Decision> {
         if facts.processed {
@@ -233,7 +233,7 @@ impl<'a> Input<'a> {
             }
         };
         let lookup = lookup(webhook);
-        let input = Self { webhook, connection, facts, roster, options, lookup };
+        let input = Self { webhook, connection, facts, named_agents, options, lookup };
         match connection.status {
             // What a pending connection lacks is a token, so its sends wait. `error` may be over.
             Status::Pending | Status::Active | Status::Error => Ok(input),

@@ -57,9 +57,9 @@ impl SlackMetrics {
         let outcome = match called {
             ApiResult::Done(_) => "done",
             ApiResult::Refused(..) => "refused",
-            ApiResult::Limited(_) => "limited",
+            ApiResult::RateLimited(_) => "limited",
             ApiResult::NotSent(_) => "not_sent",
-            ApiResult::Unclear(_) => "unclear",
+            ApiResult::Ambiguous(_) => "unclear",
         };
         self.calls.get_or_create(&CallLabels { method, outcome }).inc();
     }
@@ -70,9 +70,9 @@ impl SlackMetrics {
             ResponseUrlResult::Done => "done",
             ResponseUrlResult::UsedUp(_) => "used_up",
             ResponseUrlResult::Refused(_) => "refused",
-            ResponseUrlResult::Limited(_) => "limited",
+            ResponseUrlResult::RateLimited(_) => "limited",
             ResponseUrlResult::NotSent(_) => "not_sent",
-            ResponseUrlResult::Unclear(_) => "unclear",
+            ResponseUrlResult::Ambiguous(_) => "unclear",
         };
         self.calls.get_or_create(&CallLabels { method: "response_url", outcome }).inc();
     }

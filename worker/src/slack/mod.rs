@@ -8,10 +8,10 @@ mod metadata;
 mod metrics;
 mod rate_limits;
 
-pub use error::{Action, SlackError};
+pub use error::Action;
 pub use metadata::{bears_mark, postable};
 pub use metrics::{Reconciliation, SlackMetrics};
-pub use rate_limits::{RateLimits, Turn};
+pub use rate_limits::{CallPermit, RateLimits};
 
 use reqwest::{Response, Url, header::RETRY_AFTER};
 use serde_json::Value;
@@ -88,13 +88,13 @@ pub enum ApiResult {
     /// Slack did it; this is its answer.
     Done(Value),
     /// Slack did not do it, and says why: its word.
-    Refused(SlackError, String),
+    Refused(Action, String),
     /// Too many calls; all workers know.
-    Limited(Duration),
+    RateLimited(Duration),
     /// Slack never had it.
     NotSent(String),
     /// Nobody knows.
-    Unclear(String),
+    Ambiguous(String),
 }
 
 /// How an answer through a `response_url` went.
@@ -107,11 +107,11 @@ pub enum ResponseUrlResult {
     /// Slack won't take this.
     Refused(String),
     /// Too many calls.
-    Limited(Duration),
+    RateLimited(Duration),
     /// Slack never had it.
     NotSent(String),
     /// Nobody knows.
-    Unclear(String),
+    Ambiguous(String),
 }
 
 impl Slack {
@@ -129,19 +129,19 @@ impl Slack {
         Ok(Self { http, api, response_origins, limits, metrics: SlackMetrics::default() })
     }
 
-    /// Waits for a turn to call a method; else, how long to stay away.
-    pub async fn turn(
+    /// Waits for a permit to call a method; else, how long to stay away.
+    pub async fn permit(
         &self,
         connection: shared::types::ConnectionId,
         method: Method,
-    ) -> Result<(Turn, Method), Duration> {
-        Ok((self.limits.turn(connection, method.as_str()).await?, method))
+    ) -> Result<(CallPermit, Method), Duration> {
+        Ok((self.limits.permit(connection, method.as_str()).await?, method))
     }
 
     /// Calls a method.
     pub async fn call(
         &self,
-        (turn, method): (Turn, Method),
+        (permit, method): (CallPermit, Method),
         token: &Secret,
         body: &Value,
     ) -> ApiResult {
@@ -155,13 +155,13 @@ impl Slack {
         };
         let called = read(request).await;
         self.metrics.record_call(method.as_str(), &called);
-        if let ApiResult::Limited(retry_after) = called {
-            self.limits.limited(turn.connection, turn.method, retry_after).await;
+        if let ApiResult::RateLimited(retry_after) = called {
+            self.limits.limited(permit.connection, permit.method, retry_after).await;
         }
         called
     }
 
-    /// Exchanges a refresh token for a new pair. No turn: this is limited by app, and far above what rotating needs.
+    /// Exchanges a refresh token for a new pair. No permit: this is limited by app, and far above what rotating needs.
     pub async fn refresh(
         &self,
         client_id: &str,
@@ -204,7 +204,7 @@ impl Slack {
             Err(error) if error.is_connect() => {
                 return ResponseUrlResult::NotSent(error.without_url().to_string());
             }
-            Err(error) => return ResponseUrlResult::Unclear(error.without_url().to_string()),
+            Err(error) => return ResponseUrlResult::Ambiguous(error.without_url().to_string()),
         };
         let status = response.status();
         if status.is_success() {
@@ -220,10 +220,10 @@ impl Slack {
             };
         }
         if status.as_u16() == 429 {
-            return ResponseUrlResult::Limited(retry_after(&response));
+            return ResponseUrlResult::RateLimited(retry_after(&response));
         }
         if status.is_server_error() {
-            return ResponseUrlResult::Unclear(status.to_string());
+            return ResponseUrlResult::Ambiguous(status.to_string());
         }
         let said = body(response).await.unwrap_or_default();
         let said: String = String::from_utf8_lossy(&said).chars().take(80).collect();
@@ -258,31 +258,31 @@ async fn read(request: reqwest::RequestBuilder) -> ApiResult {
         Err(error) if error.is_connect() => {
             return ApiResult::NotSent(error.without_url().to_string());
         }
-        Err(error) => return ApiResult::Unclear(error.without_url().to_string()),
+        Err(error) => return ApiResult::Ambiguous(error.without_url().to_string()),
     };
     let status = response.status();
     if status.as_u16() == 429 {
-        return ApiResult::Limited(retry_after(&response));
+        return ApiResult::RateLimited(retry_after(&response));
     }
     let retry_after = retry_after(&response);
     let body = match body(response).await {
         Ok(body) => body,
-        Err(why) => return ApiResult::Unclear(why),
+        Err(why) => return ApiResult::Ambiguous(why),
     };
     let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
         // A server that can't say it in JSON may have done it before it broke; one that refuses did not.
         return match status.is_client_error() {
-            true => ApiResult::Refused(SlackError::Other, status.to_string()),
-            false => ApiResult::Unclear(format!("{status}, not JSON")),
+            true => ApiResult::Refused(Action::Fail, status.to_string()),
+            false => ApiResult::Ambiguous(format!("{status}, not JSON")),
         };
     };
     if answer["ok"] == true {
         return ApiResult::Done(answer);
     }
-    let word: String = answer["error"].as_str().unwrap_or("no word").chars().take(80).collect();
-    match SlackError::from(&*word) {
-        SlackError::RateLimited => ApiResult::Limited(retry_after),
-        error => ApiResult::Refused(error, word),
+    let code: String = answer["error"].as_str().unwrap_or("no error").chars().take(80).collect();
+    match Action::of_error(&code) {
+        Action::Wait => ApiResult::RateLimited(retry_after),
+        action => ApiResult::Refused(action, code),
     }
 }
 

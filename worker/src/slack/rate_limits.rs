@@ -1,7 +1,7 @@
 //! Who may call Slack now: one call at a time per method and workspace in a worker, none while Slack asked for silence.
 //!
-//! In: a connection and a method. Out: a [`Turn`], without which there is no call, or how long to wait. Slack's own limits
-//! are near what one caller after the other reaches, so nothing is lost by calling in turn, and when a limit is hit at most
+//! In: a connection and a method. Out: a [`CallPermit`], without which there is no call, or how long to wait. Slack's own limits
+//! are near what one caller after the other reaches, so nothing is lost by calling in permit, and when a limit is hit at most
 //! one call per worker is under way to hear it. What Slack says then is written to Postgres, which keeps it from all who
 //! take rows and tells the others, for what they have taken already (see the store's `outbox::rate_limits`).
 
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Longest wait for one's turn.
+/// Longest wait for one's permit.
 const WAIT: Duration = Duration::from_secs(2);
 /// Between two tries to listen.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ struct Table {
 }
 
 /// The right to call a method for a connection, once.
-pub struct Turn {
+pub struct CallPermit {
     pub(super) connection: ConnectionId,
     pub(super) method: &'static str,
     _gate: OwnedMutexGuard<()>,
@@ -59,19 +59,19 @@ impl RateLimits {
         Self(Arc::new(Inner { store, table: Mutex::default() }))
     }
 
-    /// Waits for a turn, not for long; else, how long to stay away.
-    pub async fn turn(
+    /// Waits for a permit, not for long; else, how long to stay away.
+    pub async fn permit(
         &self,
         connection: ConnectionId,
         method: &'static str,
-    ) -> Result<Turn, Duration> {
+    ) -> Result<CallPermit, Duration> {
         let key = (connection, method.to_owned());
         self.free(&key)?;
         let gate = self.table().gate(&key);
         let gate =
             tokio::time::timeout(WAIT, gate.lock_owned()).await.map_err(|_| RETRY_INTERVAL)?;
         self.free(&key)?; // whoever was before us may have heard of a limit
-        Ok(Turn { connection, method, _gate: gate })
+        Ok(CallPermit { connection, method, _gate: gate })
     }
 
     /// Slack asked us to leave a method of a workspace alone. This worker knows at once, the others in a moment.

@@ -4,9 +4,9 @@
 //! view's submission or a menu into Slack's own request, or its late form. A 2xx is one call, whatever its body: what cannot
 //! be relayed is told to the person, and never sent to the app again.
 
-use super::{Answered, late_view_response};
+use super::{Completion, late_view_response};
 use crate::{
-    agent_client::{AgentClient, AgentError, Forwarded},
+    agent_client::{AgentClient, AgentError, ForwardResult},
     routing::Webhook,
 };
 use serde_json::{Value, json};
@@ -28,32 +28,32 @@ pub async fn forward(
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
-) -> Result<Answered, AgentError> {
+) -> Result<Completion, AgentError> {
     let (envelope, inbound) = (webhook.envelope, &webhook.inbound);
     Ok(match agents.forward(agent, &connection.signing_secret, envelope).await? {
-        Forwarded::Yes(body) => match inbound {
+        ForwardResult::Handled(body) => match inbound {
             Inbound::Command(command) => acknowledged(command, &body),
             Inbound::Interaction(interaction) => match interaction.kind.get() {
                 Some("view_submission") => submitted(envelope, body),
                 Some("block_suggestion") => suggested(body),
-                _ => Answered::new(WORD),
+                _ => Completion::new(WORD),
             },
-            Inbound::Event(_) | Inbound::NotUnderstood => Answered::new(WORD),
+            Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(WORD),
         },
-        Forwarded::Unhandled => unhandled(envelope, inbound),
+        ForwardResult::Unhandled => unhandled(envelope, inbound),
     })
 }
 
 /// The body that acknowledges a command is a message: JSON, or a plain text.
-fn acknowledged(command: &Command<'_>, body: &[u8]) -> Answered {
+fn acknowledged(command: &Command<'_>, body: &[u8]) -> Completion {
     let text = String::from_utf8_lossy(body.trim_ascii());
     let message = match serde_json::from_slice(body) {
-        Ok(Value::Object(message)) if message.is_empty() => return Answered::new(WORD),
+        Ok(Value::Object(message)) if message.is_empty() => return Completion::new(WORD),
         Ok(message @ Value::Object(_)) => message,
-        _ if text.is_empty() => return Answered::new(WORD),
+        _ if text.is_empty() => return Completion::new(WORD),
         _ => json!({ "text": text }),
     };
-    Answered::with(WORD, vec![to_person(command, message)])
+    Completion::with(WORD, vec![to_person(command, message)])
 }
 
 /// A message through a command's response_url.
@@ -65,7 +65,7 @@ fn to_person(command: &Command<'_>, message: Value) -> Outgoing {
     Outgoing { to, message }
 }
 
-fn submitted(envelope: &Envelope, body: Vec<u8>) -> Answered {
+fn submitted(envelope: &Envelope, body: Vec<u8>) -> Completion {
     let response = match serde_json::from_slice::<Value>(&body) {
         Ok(response) => response,
         // Empty closes the view; so does what Slack could not read.
@@ -73,22 +73,22 @@ fn submitted(envelope: &Envelope, body: Vec<u8>) -> Answered {
     };
     let late = late_view_response::of(&submission(envelope), &response).into_iter().collect();
     let body = if response.is_null() { Vec::new() } else { body };
-    Answered::respond(WORD, body, late)
+    Completion::respond(WORD, body, late)
 }
 
-fn suggested(body: Vec<u8>) -> Answered {
+fn suggested(body: Vec<u8>) -> Completion {
     let readable = serde_json::from_slice::<Value>(&body).is_ok_and(|body| body.is_object());
     let body = if readable { body } else { br#"{"options":[]}"#.to_vec() };
-    Answered::respond(WORD, body, Vec::new())
+    Completion::respond(WORD, body, Vec::new())
 }
 
 /// Nothing in the app listens for this. A person who waits is told.
-fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Answered {
+fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
     match inbound {
         Inbound::Command(command) => {
             let text = format!("The app does not know `{}`.", command.command);
             let message = json!({ "response_type": "ephemeral", "text": text });
-            Answered::with(UNHANDLED, vec![to_person(command, message)])
+            Completion::with(UNHANDLED, vec![to_person(command, message)])
         }
         Inbound::Interaction(interaction) => match interaction.kind.get() {
             Some("view_submission") => {
@@ -105,12 +105,12 @@ fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Answered {
                     true => Vec::new(),
                     false => response.to_string().into_bytes(),
                 };
-                Answered::respond(UNHANDLED, now, late.into_iter().collect())
+                Completion::respond(UNHANDLED, now, late.into_iter().collect())
             }
             Some("block_suggestion") => suggested(Vec::new()),
-            _ => Answered::new(UNHANDLED),
+            _ => Completion::new(UNHANDLED),
         },
-        Inbound::Event(_) | Inbound::NotUnderstood => Answered::new(UNHANDLED),
+        Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(UNHANDLED),
     }
 }
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use shared::{store::Change, types::Outgoing};
 
 /// An attempt that succeeded.
-pub struct Answered {
+pub struct Completion {
     /// The word for the log of deliveries.
     pub outcome: &'static str,
     /// What Slack is to be told.
@@ -28,7 +28,7 @@ pub struct Answered {
     pub reached: bool,
 }
 
-impl Answered {
+impl Completion {
     /// Without a message.
     pub fn new(outcome: &'static str) -> Self {
         Self { outcome, messages: Vec::new(), response: None, change: None, reached: true }

@@ -1,6 +1,6 @@
 //! Views and menus that no app takes: the worker answers them itself. And what a person is told when a delivery is given up.
 
-use super::{Answered, late_view_response};
+use super::{Completion, late_view_response};
 use crate::routing::{self, Webhook};
 use serde_json::{Value, json};
 use shared::{
@@ -10,9 +10,9 @@ use shared::{
 };
 
 /// Answers a submission or a menu without an app: the view closes, the menu is empty.
-pub fn answer_view(webhook: &Webhook<'_>) -> Answered {
+pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
     let Inbound::Interaction(interaction) = &webhook.inbound else {
-        return Answered::new("completed");
+        return Completion::new("completed");
     };
     match interaction.kind.get() {
         Some("view_submission") => {
@@ -20,10 +20,12 @@ pub fn answer_view(webhook: &Webhook<'_>) -> Answered {
             let id = interaction.view.0.as_ref().and_then(|view| view.id.get());
             let submission = json!({ "view": { "id": id } });
             let late = late_view_response::of(&submission, &Value::Null);
-            Answered::respond("completed", "", late.into_iter().collect())
+            Completion::respond("completed", "", late.into_iter().collect())
         }
-        Some("block_suggestion") => Answered::respond("completed", r#"{"options":[]}"#, Vec::new()),
-        _ => Answered::new("completed"),
+        Some("block_suggestion") => {
+            Completion::respond("completed", r#"{"options":[]}"#, Vec::new())
+        }
+        _ => Completion::new("completed"),
     }
 }
 

@@ -51,7 +51,7 @@ pub(in crate::routing) fn unlinked(input: &Input<'_>) -> String {
 
 fn agents_to_try<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a NamedAgent> {
     let own = input.facts.own_agent.as_ref().map(|own| &own.id);
-    input.roster.iter().filter(move |agent| Some(&agent.agent) != own)
+    input.named_agents.iter().filter(move |agent| Some(&agent.agent) != own)
 }
 
 fn menu(input: &Input<'_>) -> String {

@@ -4,21 +4,21 @@
 //! declared member of an organization links its agents by name, without a code; a name that several of their
 //! organizations have must be given with the organization.
 
-use super::{super::RosterNeed, Input, Invocation, effects, surface_names};
+use super::{super::NamedAgentQuery, Input, Invocation, effects, surface_names};
 use shared::{
     store::{ClaimResult, ConsumeClaim, Effects, NamedAgent, What},
     types::{AgentId, ClaimCode, OrgId},
 };
 
 /// Returns the agents that a person may link by this word.
-pub(super) fn roster_need(invocation: &Invocation, word: &str) -> RosterNeed {
+pub(super) fn named_agent_query(invocation: &Invocation, word: &str) -> NamedAgentQuery {
     let (_, agent) = organization_and_agent(word);
     match agent.parse::<AgentId>() {
         Ok(agent) => {
             let (team, user) = (invocation.chat.team.clone(), invocation.user.clone());
-            RosterNeed::Linkable { team, user, agent }
+            NamedAgentQuery::Linkable { team, user, agent }
         }
-        Err(_) => RosterNeed::None,
+        Err(_) => NamedAgentQuery::None,
     }
 }
 
@@ -35,7 +35,7 @@ pub(super) fn link(input: &Input<'_>, invocation: Invocation, word: Option<&str>
         (connection.preview_mode || found.org == connection.org)
             && org.as_ref().is_none_or(|org| *org == found.org)
     };
-    let found: Vec<&NamedAgent> = input.roster.iter().filter(may_link).collect();
+    let found: Vec<&NamedAgent> = input.named_agents.iter().filter(may_link).collect();
     match found[..] {
         [] => consume(invocation, word),
         [agent] => bind(invocation, agent),

@@ -11,7 +11,7 @@ mod session;
 pub(super) use agents::unlinked;
 pub(crate) use invocation::Invocation;
 
-use super::{Input, RosterNeed, Webhook, messages};
+use super::{Input, NamedAgentQuery, Webhook, messages};
 use shared::{
     codec::slack::Inbound,
     store::{ConnectionFacts, Effects, ProcessedAs},
@@ -77,17 +77,17 @@ pub(super) fn find(input: &Input<'_>) -> Option<Result<(Invocation, String), Inv
 }
 
 /// Returns the named agents that the command in a webhook needs.
-pub(super) fn roster_need(input: &Input<'_>) -> RosterNeed {
-    let Some(Ok((invocation, text))) = find(input) else { return RosterNeed::None };
+pub(super) fn named_agent_query(input: &Input<'_>) -> NamedAgentQuery {
+    let Some(Ok((invocation, text))) = find(input) else { return NamedAgentQuery::None };
     if !input.works_in(invocation.surface) {
-        return RosterNeed::None;
+        return NamedAgentQuery::None;
     }
     match parse(&text) {
-        (Some(Verb::Link), Some(word)) => link::roster_need(&invocation, word),
+        (Some(Verb::Link), Some(word)) => link::named_agent_query(&invocation, word),
         (Some(Verb::Agents | Verb::Try), _) if input.connection.preview_mode => {
-            RosterNeed::OfOrganization(input.connection.org.clone())
+            NamedAgentQuery::OfOrganization(input.connection.org.clone())
         }
-        _ => RosterNeed::None,
+        _ => NamedAgentQuery::None,
     }
 }
 

@@ -36,18 +36,18 @@ fn slash_commands_answer_their_person_alone() {
         ("link 7K3M-Q2XW-9FHA", &[], consume),
         ("link \u{201c}7k3m-q2xw-9fha\u{201d}", &[], consume),
         ("link sales", &[], invalid),
-        ("link sales", &[roster_acme], &bind("acme", "sales")),
-        ("link sales", &[roster_both], &bind("acme", "sales")),
-        ("link other/sales", &[roster_both], invalid),
-        ("link sales", &[roster_both, preview], several),
-        ("link other/sales", &[roster_both, preview], &bind("other", "sales")),
-        ("agents", &[roster_acme], preview_only),
-        ("try sales", &[roster_acme], preview_only),
-        ("agents", &[roster_all, preview], menu),
+        ("link sales", &[agents_acme], &bind("acme", "sales")),
+        ("link sales", &[agents_both], &bind("acme", "sales")),
+        ("link other/sales", &[agents_both], invalid),
+        ("link sales", &[agents_both, preview], several),
+        ("link other/sales", &[agents_both, preview], &bind("other", "sales")),
+        ("agents", &[agents_acme], preview_only),
+        ("try sales", &[agents_acme], preview_only),
+        ("agents", &[agents_all, preview], menu),
         ("agents", &[preview], "There is no agent to try."),
-        ("try sales", &[roster_acme, preview], &bind("acme", "sales")),
-        ("try", &[roster_all, preview], menu),
-        ("try support", &[roster_all, preview], menu),
+        ("try sales", &[agents_acme, preview], &bind("acme", "sales")),
+        ("try", &[agents_all, preview], menu),
+        ("try support", &[agents_all, preview], menu),
         ("new", &[], NEW_SESSION),
         ("new", &[no_agent], UNLINKED),
         ("clear", &[session_5], "delivery: to acme/support s5 interactive"),
@@ -116,28 +116,28 @@ fn help_lists_the_commands_that_work_here() {
 #[test]
 fn only_link_and_the_preview_commands_need_a_roster() {
     let (team, user, agent) = (id("T0001TEAM"), id("U0001USER"), id("sales"));
-    let linkable = RosterNeed::Linkable { team, user, agent };
-    let acme = RosterNeed::OfOrganization(id("acme"));
-    let rows: &[(Body, &[Tweak], &RosterNeed)] = &[
+    let linkable = NamedAgentQuery::Linkable { team, user, agent };
+    let acme = NamedAgentQuery::OfOrganization(id("acme"));
+    let rows: &[(Body, &[Tweak], &NamedAgentQuery)] = &[
         (slash("/lobu", "link sales"), &[], &linkable),
         (slash("/lobu", "link acme/sales"), &[], &linkable),
         (im("lobu link sales"), &[], &linkable),
         (slash("/lobu", "agents"), &[preview], &acme),
         (slash("/lobu", "try sales"), &[preview], &acme),
-        (slash("/lobu", "agents"), &[], &RosterNeed::None),
-        (slash("/lobu", "link"), &[], &RosterNeed::None),
-        (slash("/lobu", "link \u{e9}"), &[], &RosterNeed::None),
-        (slash("/lobu", "link sales"), &[dm_only], &RosterNeed::None),
-        (slash("/lobu", "link sales"), &[processed], &RosterNeed::None),
-        (slash("/lobu", "link sales"), &[stopped], &RosterNeed::None),
-        (im("lobu link sales"), &[trigger_processed], &RosterNeed::None),
-        (im("hi"), &[], &RosterNeed::None),
-        (fixture("view_submission"), &[], &RosterNeed::None),
+        (slash("/lobu", "agents"), &[], &NamedAgentQuery::None),
+        (slash("/lobu", "link"), &[], &NamedAgentQuery::None),
+        (slash("/lobu", "link \u{e9}"), &[], &NamedAgentQuery::None),
+        (slash("/lobu", "link sales"), &[dm_only], &NamedAgentQuery::None),
+        (slash("/lobu", "link sales"), &[processed], &NamedAgentQuery::None),
+        (slash("/lobu", "link sales"), &[stopped], &NamedAgentQuery::None),
+        (im("lobu link sales"), &[trigger_processed], &NamedAgentQuery::None),
+        (im("hi"), &[], &NamedAgentQuery::None),
+        (fixture("view_submission"), &[], &NamedAgentQuery::None),
     ];
     for (body, tweaks, need) in rows {
         let setup = setup(tweaks);
         let found =
-            with_webhook(body, |webhook| roster_need(webhook, &setup.facts, &setup.options));
+            with_webhook(body, |webhook| named_agent_query(webhook, &setup.facts, &setup.options));
         assert_eq!(found, **need, "{body:?}");
     }
 }

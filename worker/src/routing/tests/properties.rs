@@ -20,7 +20,7 @@ const TWEAKS: [Tweak; 16] = [
     own_handler,
     no_agent,
     forward,
-    roster_both,
+    agents_both,
 ];
 
 const NAMES: [&str; 32] = [
@@ -148,8 +148,8 @@ fn decides_any_webhook() {
     bolero::check!().with_type::<Input>().for_each(|(shape, bits, bytes)| {
         let (body, setup) = (body(*shape, bytes), setup(&tweaks(*bits)));
         with_webhook(&body, |webhook| {
-            let _ = (ids(webhook), roster_need(webhook, &setup.facts, &setup.options));
-            let decision = decide(webhook, &setup.facts, &setup.roster, &setup.options);
+            let _ = (ids(webhook), named_agent_query(webhook, &setup.facts, &setup.options));
+            let decision = decide(webhook, &setup.facts, &setup.named_agents, &setup.options);
             let _ = show(&decision);
             let message = agent_message(webhook, None);
             if let Some(message) = message {

@@ -23,7 +23,7 @@ pub(super) type Row<'a> = (Body, &'a [Tweak], &'a str);
 
 pub(super) struct Setup {
     pub facts: Facts,
-    pub roster: Vec<NamedAgent>,
+    pub named_agents: Vec<NamedAgent>,
     pub options: RoutingOptions,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn check(rows: &[Row<'_>]) {
 
 pub(super) fn decide_in(body: &Body, tweaks: &[Tweak]) -> Decision {
     let setup = setup(tweaks);
-    with_webhook(body, |w| decide(w, &setup.facts, &setup.roster, &setup.options))
+    with_webhook(body, |w| decide(w, &setup.facts, &setup.named_agents, &setup.options))
 }
 
 pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) -> T {
@@ -89,7 +89,7 @@ pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
         tell_waiting: false,
     };
     let options = RoutingOptions { slash_command: "/lobu".into(), own_handler: false };
-    let mut setup = Setup { facts, roster: Vec::new(), options };
+    let mut setup = Setup { facts, named_agents: Vec::new(), options };
     tweaks.iter().for_each(|tweak| tweak(&mut setup));
     setup
 }
@@ -138,10 +138,10 @@ tweaks! {
         s.facts.conversation.agent = app
     };
     circuit_open: |s| s.facts.tell_waiting = true;
-    forward_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
-    roster_acme: |s| s.roster.push(named("acme", "sales"));
-    roster_all: |s| s.roster.extend([named("acme", "sales"), named("acme", "support")]);
-    roster_both: |s| s.roster.extend([named("acme", "sales"), named("other", "sales")]);
+    app_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
+    agents_acme: |s| s.named_agents.push(named("acme", "sales"));
+    agents_all: |s| s.named_agents.extend([named("acme", "sales"), named("acme", "support")]);
+    agents_both: |s| s.named_agents.extend([named("acme", "sales"), named("other", "sales")]);
 }
 
 fn named(org: &str, agent: &str) -> NamedAgent {

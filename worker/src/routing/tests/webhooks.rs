@@ -139,9 +139,9 @@ fn app_gets_everything() {
         (said(json!({ "bot_id": "B1" })), &[forward], TO_APP),
         (json_body("not JSON"), &[forward], TO_APP),
         // A channel's webhooks go to the channel's agent, others to the connection's own.
-        (fixture("reaction_added"), &[forward_here], "delivery: to acme/app s1 background"),
-        (fixture("shortcut"), &[forward_here], "ignore not_a_message, addressed"),
-        (fixture("block_actions"), &[forward_here], "delivery: to acme/app s1 interactive"),
+        (fixture("reaction_added"), &[app_here], "delivery: to acme/app s1 background"),
+        (fixture("shortcut"), &[app_here], "ignore not_a_message, addressed"),
+        (fixture("block_actions"), &[app_here], "delivery: to acme/app s1 interactive"),
     ]);
 }
 
