@@ -1,8 +1,9 @@
-//! Connections that were needed lately, with their tokens.
+//! Cache of recently used connections, with their tokens.
 //!
-//! One query for a connection however many wait for it; its row is kept for half a minute, and dropped as soon as Postgres
-//! tells that it changed. Word of that can get lost, hence the half minute. Used to call agents and Slack; what ends a webhook
-//! or a message is read from Postgres (see [`ConnectionCache::read_through`]). Never writes the row.
+//! Concurrent requests for a connection share one query. A row is dropped when Postgres notifies a
+//! change, and after 30 seconds, since notifications can be lost. Used to call agents and Slack. A
+//! decision that ends a webhook or a message reads Postgres (see
+//! [`ConnectionCache::read_through`]).
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -22,21 +23,21 @@ use tokio::{sync::OnceCell, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// A row is read again after this long, in case word of a change got lost.
+/// Time after which a row is read again, in case a notification was lost.
 const CACHED_FOR: Duration = Duration::from_secs(30);
-/// Connections kept at most; then those that are too old go, and if that is not enough all.
+/// Maximum number of connections in the cache. Expired entries are evicted first.
 const CACHED_MAX: usize = 20_000;
-/// Between two tries to listen.
+/// Wait before listening again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Connections that were needed lately.
+/// Cache of connections by id.
 pub struct ConnectionCache {
     store: Store,
     entries: Mutex<HashMap<ConnectionId, Arc<CacheEntry>>>,
     requests: Family<RequestLabels, Counter>,
 }
 
-/// How a question for a connection ended.
+/// Label of a request: its result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     result: &'static str,
@@ -48,12 +49,12 @@ struct CacheEntry {
 }
 
 impl ConnectionCache {
-    /// Nothing kept yet.
+    /// Creates an empty cache.
     pub fn new(store: Store) -> Self {
         Self { store, entries: Mutex::default(), requests: Family::default() }
     }
 
-    /// The row, whatever its status; `None` when there is none.
+    /// Returns the row in any status, `None` if there is none.
     pub async fn connection(
         &self,
         id: ConnectionId,
@@ -70,7 +71,7 @@ impl ConnectionCache {
         row
     }
 
-    /// The row as it is in Postgres now; the cache is brought up to date.
+    /// Returns the row as it is in Postgres now, and caches it.
     pub async fn read_through(
         &self,
         id: ConnectionId,
@@ -79,12 +80,12 @@ impl ConnectionCache {
         self.connection(id).await
     }
 
-    /// Requests: `hit` from memory, `miss` by a query, `failed`.
+    /// Returns the counter of requests: `hit` (from memory), `miss` (by a query), `failed`.
     pub fn requests(&self) -> Family<RequestLabels, Counter> {
         self.requests.clone()
     }
 
-    /// The entry that everybody who asks now shares.
+    /// Returns the entry that concurrent requests share.
     fn entry(&self, id: ConnectionId, now: Instant) -> Arc<CacheEntry> {
         let mut entries = self.entries();
         if entries.len() >= CACHED_MAX {
@@ -105,19 +106,19 @@ impl ConnectionCache {
         fresh
     }
 
-    /// Drops what changed, as Postgres tells of it, until told to stop.
+    /// Drops changed rows as Postgres notifies their changes, until `stop`.
     pub async fn listen(self: Arc<Self>, stop: CancellationToken) {
         let listening = async {
             loop {
                 if let Err(error) = self.listen_once().await {
-                    warn!(error = %Chain(&error), "failed to listen for changes of connections");
+                    warn!(error = %Chain(&error), "failed to listen for connection changes");
                 }
-                // Whatever was said meanwhile was not heard.
+                // Notifications were missed meanwhile.
                 self.entries().clear();
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        tokio::select! { _ = stop.cancelled() => {}, () = listening => {} }
+        stop.run_until_cancelled(listening).await;
     }
 
     async fn listen_once(&self) -> Result<(), StoreError> {
@@ -125,7 +126,8 @@ impl ConnectionCache {
         self.entries().clear();
         loop {
             match changes.next().await? {
-                // Who waits for a query that began before the change gets what that gives; who comes after begins another.
+                // A request that waits for a query from before the change gets its result; later
+                // requests begin a new query.
                 Some(id) => drop(self.entries().remove(&id)),
                 None => self.entries().clear(),
             }

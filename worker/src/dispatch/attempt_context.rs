@@ -23,32 +23,32 @@ use std::{
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// Time for which an agent's row is used.
+/// Time for which an agent's row is cached.
 const AGENT_TTL: Duration = Duration::from_secs(1);
-/// Agents remembered at most.
+/// Number of cached agents above which expired rows are evicted.
 const AGENTS_MAX: usize = 4_096;
 
-/// Agents' rows, and when they were read.
+/// Agents' rows, with the time at which they were read.
 type AgentCache = HashMap<(OrgId, AgentId), (Instant, Arc<Agent>)>;
 
-/// What attempts share.
+/// Clients and state that attempts share.
 pub struct AttemptContext {
-    /// Clients.
+    /// Clients of the worker.
     pub clients: Arc<Context>,
-    /// The team's own handler.
+    /// The team's own handler, if there is one.
     pub handler: Option<(AnyHandler, HandlerSettings)>,
     /// Counters.
     pub metrics: DispatchMetrics,
-    /// Reads payloads, many together.
+    /// Loads payloads, many per query.
     pub payloads: Batcher<ClaimedDelivery, Result<Result<SealedPayload, String>, StoreError>>,
-    /// Records ends.
+    /// Records outcomes.
     pub recorder: OutcomeRecorder,
     breakers: Mutex<CircuitBreakers>,
     agents: Mutex<AgentCache>,
 }
 
 impl AttemptContext {
-    /// Nothing is known of agents yet.
+    /// Creates the context.
     pub fn new(
         context: Arc<Context>,
         handler: Option<(AnyHandler, HandlerSettings)>,
@@ -70,7 +70,7 @@ impl AttemptContext {
         }
     }
 
-    /// Records that an agent answered.
+    /// Records at the circuit breaker that an agent answered.
     pub async fn record_success(&self, delivery: &ClaimedDelivery) {
         if delivery.agent().is_none() {
             return;
@@ -81,7 +81,7 @@ impl AttemptContext {
         self.record_transition(agent, transition, "").await;
     }
 
-    /// Records that an agent was away.
+    /// Records at the circuit breaker that an agent failed.
     pub async fn record_failure(&self, delivery: &ClaimedDelivery, error: &str) {
         if delivery.agent().is_none() {
             return;
@@ -117,13 +117,13 @@ impl AttemptContext {
         }
     }
 
-    /// Whether the agent answered another delivery since this one's first attempt.
+    /// Returns whether the agent answered another delivery since the first attempt of this one.
     pub fn answers_others(&self, delivery: &ClaimedDelivery) -> bool {
         let agent = (delivery.org.as_str(), delivery.agent.as_str());
         self.breakers().has_answered_within(agent, delivery.age, Clock::now())
     }
 
-    /// An agent's row, a second old at most.
+    /// Returns an agent's row, at most a second old.
     pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Arc<Agent>>, StoreError> {
         let key = (org.clone(), id.clone());
         if let Some((at, agent)) = self.agents().get(&key)
@@ -146,7 +146,7 @@ impl AttemptContext {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The circuits of the agents that this worker called.
+    /// Returns the circuit breakers of the agents that this worker called.
     pub fn breakers(&self) -> MutexGuard<'_, CircuitBreakers> {
         self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,15 +1,15 @@
-//! AttemptCapacity for attempts in a worker: pure arithmetic.
+//! Capacity of a worker for attempts: pure arithmetic.
 
 use std::collections::HashMap;
 
-/// Attempts that run at once in a worker, at most.
+/// Maximum number of attempts that run in a worker.
 pub const ATTEMPTS_MAX: usize = 256;
-/// Of these, capacity that only interactive deliveries get.
+/// Part of the capacity that is reserved for interactive deliveries.
 pub const INTERACTIVE_RESERVE: usize = ATTEMPTS_MAX / 4;
-/// AttemptCapacity that one organization's agents get at most.
+/// Maximum number of attempts of one organization's agents.
 const ORGANIZATION_MAX: usize = ATTEMPTS_MAX / 2;
 
-/// What runs.
+/// Running attempts, in total and per organization.
 #[derive(Debug, Default)]
 pub struct AttemptCapacity {
     taken: usize,
@@ -17,17 +17,17 @@ pub struct AttemptCapacity {
 }
 
 impl AttemptCapacity {
-    /// AttemptCapacity that interactive deliveries may get now.
+    /// Returns the number of interactive deliveries that may start.
     pub fn free_for_interactive(&self) -> usize {
         ATTEMPTS_MAX - self.taken
     }
 
-    /// AttemptCapacity that other deliveries may get now.
+    /// Returns the number of background deliveries that may start.
     pub fn free_for_background(&self) -> usize {
         (ATTEMPTS_MAX - INTERACTIVE_RESERVE).saturating_sub(self.taken)
     }
 
-    /// Takes a place; false when the organization has as many as one may have.
+    /// Adds an attempt. Returns false if the organization or the worker is at its limit.
     #[must_use]
     pub fn take(&mut self, organization: &str) -> bool {
         let of_organization = self.by_organization.entry(organization.to_owned()).or_default();
@@ -39,7 +39,7 @@ impl AttemptCapacity {
         true
     }
 
-    /// Gives a place back.
+    /// Removes an attempt.
     pub fn free(&mut self, organization: &str) {
         self.taken = self.taken.saturating_sub(1);
         if let Some(of_organization) = self.by_organization.get_mut(organization) {

@@ -9,10 +9,10 @@ use prometheus_client::{
 use shared::types::Kind;
 use std::time::Duration;
 
-/// An attempt takes milliseconds, or an agent's minutes.
+/// An attempt takes milliseconds, or minutes with a slow agent.
 const ATTEMPT_BUCKETS: [f64; 12] =
     [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-/// From milliseconds to days.
+/// Latencies range from milliseconds to days.
 const LATENCY_BUCKETS: [f64; 12] =
     [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 86400.0];
 
@@ -22,7 +22,7 @@ struct AttemptLabels {
     outcome: &'static str,
 }
 
-/// All of it. Clones count together.
+/// Metrics of dispatch. Clones share them.
 #[derive(Debug, Clone)]
 pub struct DispatchMetrics {
     attempts: Family<AttemptLabels, Counter>,
@@ -34,7 +34,7 @@ pub struct DispatchMetrics {
 }
 
 impl DispatchMetrics {
-    /// All zero, and on the page.
+    /// Registers the metrics.
     pub fn new(r: &mut Registry) -> Self {
         Self {
             attempts: metric(r, "worker_attempts", "Attempts of deliveries, by kind and outcome"),
@@ -69,24 +69,24 @@ impl DispatchMetrics {
         }
     }
 
-    /// An attempt ended.
+    /// Records an attempt that ended.
     pub fn record_attempt(&self, kind: Kind, outcome: &'static str, took: Duration) {
         self.attempts.get_or_create(&AttemptLabels { kind: kind.as_str(), outcome }).inc();
         self.durations.observe(took.as_secs_f64());
     }
 
-    /// A delivery is over, so long after ingest received it.
+    /// Records the time from receipt to the end of a delivery.
     pub fn record_latency(&self, latency: Duration) {
         self.latency.observe(latency.as_secs_f64());
     }
 
-    /// What runs now.
+    /// Sets the number of running attempts and the bytes of their payloads.
     pub fn set_running(&self, attempts: usize, payload_bytes: usize) {
         self.running.set(attempts as i64);
         self.payload_bytes.set(payload_bytes as i64);
     }
 
-    /// Open circuits, as Postgres has them.
+    /// Sets the number of open circuits of all workers.
     pub fn set_open_circuits(&self, open: usize) {
         self.open_circuits.set(open as i64);
     }

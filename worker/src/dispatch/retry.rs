@@ -1,57 +1,57 @@
-//! What follows from a failed attempt: a pure decision.
+//! Reaction to a failed attempt: a pure decision.
 
 use crate::agent_client::FailureKind;
 use shared::types::AgentMode;
 use std::time::Duration;
 
-/// Refusals in the protocol's words after which a delivery is given up.
+/// Number of refusals by the agent after which a delivery is given up.
 const REFUSALS_MAX: i32 = 3;
-/// Failures of its own after which a delivery is given up.
+/// Number of faults of a delivery after which it is given up.
 const FAULTS_MAX: i32 = 10;
-/// Attempts that ended without an outcome, by a panic or with their process, after which a delivery is given up. Processes
-/// also die of other causes, several in a row during an outage, so there are five, and what died with its process waits longer
-/// each time (0, 1, 4, 16 s).
+/// Number of crashes (attempts that ended by a panic or with their process) after which a delivery
+/// is given up. Five, since an outage can end several processes in a row. The wait after a crash of
+/// the process grows (0, 1, 4, 16 s).
 pub const CRASHES_MAX: i32 = 5;
-/// First wait; it doubles.
+/// First wait, doubled for each attempt.
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
-/// Longest wait, without what an agent asks for.
+/// Maximum wait that Tidegate chooses.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Longest wait that an agent may ask for.
+/// Maximum wait that an agent may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 const RETRY_REPLY_FOR: Duration = Duration::from_secs(3600);
 const RETRY_FORWARD_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// A failed attempt.
+/// Failed attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Failure {
-    /// What it says.
+    /// Kind of the failure.
     pub kind: FailureKind,
-    /// Attempts so far, this one included.
+    /// Number of attempts, including this one.
     pub attempts: i32,
-    /// Those of them that failed because of this delivery, this one left out.
+    /// Number of earlier attempts that failed because of this delivery.
     pub faults: i32,
-    /// Time since the first of them.
+    /// Time since the first attempt.
     pub age: Duration,
-    /// Time from the first attempt after which the delivery is given up.
+    /// Time after the first attempt at which the delivery is given up.
     pub retry_for: Duration,
-    /// The wait that the agent asked for.
+    /// Wait that the agent asked for.
     pub retry_after: Option<Duration>,
     /// Whether the agent answered other deliveries meanwhile.
     pub answers_others: bool,
 }
 
-/// What follows.
+/// Reaction to a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AfterFailure {
-    /// Another attempt after this long.
+    /// Attempt again after this time.
     Retry(Duration),
-    /// None: it is given up, for this reason.
+    /// Give the delivery up, for this reason.
     DeadLetter(&'static str),
 }
 
 impl Failure {
-    /// Whether it failed because of this delivery: the agent refused it, answered something unusable, or failed on it while it
-    /// answered others.
+    /// Returns whether the attempt failed because of this delivery: the agent refused it, answered
+    /// unusably, or failed on it but answered others.
     pub fn is_fault(&self) -> bool {
         match self.kind {
             FailureKind::Refused | FailureKind::Unusable => true,
@@ -61,7 +61,7 @@ impl Failure {
     }
 }
 
-/// Decides what follows from a failure. `jitter` is in 0.0..1.0.
+/// Returns the reaction to a failure. `jitter` is in 0.0..1.0.
 pub fn after_failure(failure: &Failure, jitter: f64) -> AfterFailure {
     let faults = failure.faults + i32::from(failure.is_fault());
     match failure.kind {
@@ -93,8 +93,8 @@ pub fn retry_for(setting: Option<Duration>, mode: AgentMode) -> Duration {
     })
 }
 
-/// Returns the wait before the next attempt. `jitter` is in 0.0..1.0: up to a quarter more, so that lanes that failed together
-/// do not return together.
+/// Returns the wait before the next attempt. `jitter` in 0.0..1.0 adds up to a quarter, so that
+/// lanes that failed together are retried apart.
 pub fn backoff(attempts: i32, jitter: f64) -> Duration {
     let doublings = attempts.clamp(1, 16).unsigned_abs() - 1;
     let wait = BACKOFF_BASE.saturating_mul(2_u32.saturating_pow(doublings)).min(BACKOFF_MAX);

@@ -1,7 +1,8 @@
-//! The loop of dispatch: claims due deliveries for all owned partitions, runs their attempts, records their ends.
+//! Loop of dispatch: claims due deliveries for the owned partitions and spawns their attempts.
 //!
-//! Woken by intake's commits, by ends of attempts, by retries that become due, and each second. Attempts are tasks of their own,
-//! under the term of the worker's row: when the row expires they are cancelled, and whoever notices frees their lanes.
+//! Woken by commits of intake, ends of attempts, due retries, and each second. Attempts are tasks
+//! under the term of the worker's row: when the row expires they are cancelled, and another worker
+//! frees their lanes.
 
 use super::{
     attempt::{self, RELEASE_WAIT},
@@ -27,20 +28,20 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Without being woken, due deliveries are looked for this often; so are lanes that nobody runs.
+/// Interval at which due deliveries and orphaned lanes are looked for without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of payloads in use, at most.
+/// Maximum bytes of payloads in use.
 const PAYLOAD_BYTES_MAX: usize = 64 << 20;
-/// A payload is held as bytes and as what is made of them.
-const PAYLOAD_COUNTS: usize = 2;
-/// Claims in a row that visit queues and find nothing to run.
+/// Copies of a payload in memory: its bytes and their parsed form.
+const PAYLOAD_COPIES: usize = 2;
+/// Maximum number of claims in a row that visit queues and find nothing to run.
 const EMPTY_CLAIMS_MAX: u32 = 32;
-/// Lanes freed by one statement, at most.
+/// Maximum number of lanes freed by one statement.
 const RELEASE_MAX: i64 = 1_000;
 
 type LaneKey = (ConnectionId, Lane);
 
-/// Dispatches until told to stop; then waits for what runs, at most `grace`, and releases the rest.
+/// Dispatches until `stop`, then waits up to `grace` for running attempts and releases the rest.
 pub async fn run(
     context: Arc<Context>,
     handler: Option<(AnyHandler, HandlerSettings)>,
@@ -51,7 +52,7 @@ pub async fn run(
     let slots = handler.as_ref().map_or(ATTEMPTS_MAX, |(_, of)| of.max_concurrent);
     let slots = i32::try_from(slots).unwrap_or(i32::MAX);
     while let Err(error) = context.store.ensure_gateway_slots(slots).await {
-        warn!(error = %Chain(&error), "failed to make slots");
+        warn!(error = %Chain(&error), "failed to create agent slots of the handler");
         if stop.run_until_cancelled(tokio::time::sleep(RECORD_INTERVAL)).await.is_none() {
             return;
         }
@@ -76,25 +77,25 @@ struct Scheduler {
     running: HashMap<tokio::task::Id, Running>,
     capacity: AttemptCapacity,
     budget: ByteBudget,
-    /// When retries of this worker become due.
+    /// Times at which retries of this worker become due.
     due: BTreeSet<Instant>,
-    /// Where the next claim of each priority begins.
+    /// Position at which the next claim of each priority begins.
     next: HashMap<Priority, (Partition, Option<QueueKey>)>,
 }
 
-/// An attempt that runs.
+/// Running attempt.
 struct Running {
     lane: LaneKey,
     organization: String,
     stop: Stop,
 }
 
-/// Two ways of ending an attempt before its time.
+/// Signals that end an attempt early.
 #[derive(Clone, Default)]
 struct Stop {
     /// The worker stops: the delivery waits, and the attempt does not count.
     release: CancellationToken,
-    /// An operator cancelled the delivery: it is over.
+    /// An operator cancelled the delivery.
     cancel: CancellationToken,
 }
 
@@ -130,10 +131,10 @@ impl Scheduler {
         }
     }
 
-    /// Lets what runs end; what does not end in time is released, and its attempt does not count.
+    /// Waits for running attempts. Releases those that do not end in time; they do not count.
     async fn drain(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        info!(attempts = self.attempts.len(), "waiting for running attempts");
+        info!(attempts = self.attempts.len(), "draining running attempts");
         loop {
             let next = tokio::time::timeout_at(deadline, self.attempts.join_next_with_id()).await;
             match next {
@@ -142,15 +143,13 @@ impl Scheduler {
                 Err(_) => break,
             }
         }
-        warn!(attempts = self.running.len(), "the grace period is over; releasing what runs");
+        warn!(attempts = self.running.len(), "grace period expired; running attempts released");
         for running in self.running.values() {
             running.stop.release.cancel();
         }
         let rest = async { while self.attempts.join_next().await.is_some() {} };
         if tokio::time::timeout(RELEASE_WAIT, rest).await.is_err() {
-            warn!(
-                "failed to release all attempts; their lanes are freed when the worker's row expires"
-            );
+            warn!("failed to release all attempts in time");
         }
     }
 
@@ -166,9 +165,9 @@ impl Scheduler {
     ) {
         let id = match &ended {
             Ok((id, _)) => *id,
-            // The lane is freed with the next look for lanes that are not in memory.
+            // The next poll frees the lane, since it is not in memory.
             Err(panic) => {
-                error!(%panic, "recording an attempt panicked");
+                error!(%panic, "task of an attempt panicked");
                 panic.id()
             }
         };
@@ -179,7 +178,7 @@ impl Scheduler {
         self.due.extend(again_after.map(|after| Instant::now() + after));
     }
 
-    /// Claims and starts deliveries until nothing more is due or fits.
+    /// Claims and starts deliveries until none is due or the capacity is used.
     async fn claim_due(&mut self, stop: &CancellationToken) {
         for priority in [Priority::Interactive, Priority::Background] {
             let mut empty = 0;
@@ -202,7 +201,7 @@ impl Scheduler {
         }
     }
 
-    /// Claims once. Returns how many deliveries were claimed, and whether queues are left to visit.
+    /// Claims once. Returns the number of claimed deliveries, and whether queues are left to visit.
     async fn claim(
         &mut self,
         term: &Arc<WorkerTerm>,
@@ -232,7 +231,7 @@ impl Scheduler {
         let claimed = match self.context.clients.store.claim_deliveries(&request).await {
             Ok(claimed) => claimed,
             Err(error) => {
-                // What an unknown result has claimed is freed with the next look for lanes that are not in memory.
+                // If the claim succeeded all the same, the next poll frees its lanes.
                 warn!(error = %Chain(&error), "failed to claim deliveries");
                 return None;
             }
@@ -257,7 +256,7 @@ impl Scheduler {
         let lane = (delivery.key.connection, delivery.key.lane);
         let (context, term) = (Arc::clone(&self.context), Arc::clone(term));
         let stop = Stop::default();
-        let permit = self.budget.try_acquire(delivery.size * PAYLOAD_COUNTS);
+        let permit = self.budget.try_acquire(delivery.size * PAYLOAD_COPIES);
         let organization = delivery.org.clone();
         let has_capacity = permit.is_some() && self.capacity.take(&organization);
         let permit = permit.filter(|_| has_capacity);
@@ -270,19 +269,20 @@ impl Scheduler {
         }
     }
 
-    /// Frees lanes and slots that name this worker and are not in its memory, and cancels what an operator cancelled.
+    /// Frees lanes and slots that name this worker and are not in its memory. Cancels deliveries
+    /// that an operator cancelled, and updates the circuit breakers.
     async fn release_forgotten(&mut self) {
         let store = &self.context.clients.store;
         let Some(term) = self.context.clients.worker.term() else { return };
-        // Attempts that are released at once hold no place, and end in a moment.
+        // Released attempts are not in `running` until they end, which is soon.
         if self.attempts.len() == self.running.len() {
             let keep: Vec<LaneKey> = self.running.values().map(|running| running.lane).collect();
             match store.release_delivery_lanes(&term.id, Some(&keep), RELEASE_MAX).await {
                 Ok(0) => {}
                 Ok(lanes) => {
-                    warn!(lanes, "lanes freed that this worker claimed without hearing of it")
+                    warn!(lanes, "lanes freed after claims with unknown results")
                 }
-                Err(error) => warn!(error = %Chain(&error), "failed to look for forgotten lanes"),
+                Err(error) => warn!(error = %Chain(&error), "failed to free forgotten lanes"),
             }
         }
         match store.cancelled_lanes(&term.id).await {
@@ -292,7 +292,7 @@ impl Scheduler {
                     of_lane.for_each(|running| running.stop.cancel.cancel());
                 }
             }
-            Err(error) => warn!(error = %Chain(&error), "failed to look for cancelled deliveries"),
+            Err(error) => warn!(error = %Chain(&error), "failed to query cancelled deliveries"),
         }
         if let Ok(open) = store.open_circuits().await {
             self.context.metrics.set_open_circuits(open.len());
@@ -301,7 +301,7 @@ impl Scheduler {
     }
 }
 
-/// Runs an attempt and records its end. Returns when the lane is due again, if it is.
+/// Runs an attempt and records its outcome. Returns the time after which the lane is due again.
 async fn attempt_and_record(
     context: &AttemptContext,
     term: &WorkerTerm,
@@ -312,7 +312,7 @@ async fn attempt_and_record(
     let released =
         |delivery, error: &str| attempt::released(delivery, RELEASE_WAIT, error.to_owned(), false);
     let end = match &permit {
-        None => released(delivery, "there was no room for it"),
+        None => released(delivery, "the worker had no capacity"),
         Some(_) => {
             let running = attempt::run(context, term, delivery.clone());
             tokio::select! {

@@ -1,10 +1,10 @@
-//! Owns partitions: claims them up to this worker's share, renews them, gives them back; and keeps this process's row in
-//! `workers`, under which lanes run.
+//! Owns the partitions of this worker and its row in `workers`, under which lanes run.
 //!
-//! The share is `ceil(64 / live workers that read)`. Leases are renewed every sixth of the TTL. Partitions are given back
-//! when there are more workers, when NATS is out of this worker's reach and not of others', or on shutdown; they are lost
-//! when they could not be renewed. Postgres decides ownership, and every commit asks it again by epoch; this process's own
-//! deadline, counted from before the renewal was sent, ends needless work.
+//! The worker claims up to `ceil(64 / live workers that read)` partitions and renews them every
+//! sixth of the TTL. It releases partitions when more workers join, when only this worker cannot
+//! reach NATS, and on shutdown. It loses partitions that it fails to renew. Postgres decides
+//! ownership: every commit is fenced by epoch. The local deadline, counted from before the renewal
+//! was sent, only ends needless work.
 
 use super::{owned_partition::OwnedPartition, partition_reader};
 use crate::{context::Context, decider::Decider, metrics::LeaseTransition};
@@ -26,26 +26,27 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Partitions that were written by a newer release are claimed again after this long: the newer worker may be gone.
+/// Time after which a partition that needs a newer release is claimed again: the newer worker may
+/// have stopped.
 const NEEDS_NEWER_PERIOD: Duration = Duration::from_secs(30);
 
-/// All partitions of this worker.
+/// Manager of this worker's leases.
 pub struct LeaseManager {
     context: Arc<Context>,
     js: jetstream::Context,
     decider: Decider,
     ttl: Duration,
     partitions: BTreeMap<Partition, Arc<OwnedPartition>>,
-    /// Since when NATS is out of this worker's reach alone.
+    /// Time since which only this worker cannot reach NATS.
     nats_lost_at: Option<Instant>,
-    /// Partitions that need a newer release, and when that was noticed.
+    /// Partitions that need a newer release, with the time of detection.
     needs_newer: Vec<(Partition, Instant)>,
-    /// A reader has ended, so there is something to give back.
+    /// Notified when a reader ended and its partition has to be released.
     ended: Arc<Notify>,
     renewal: watch::Sender<Option<Instant>>,
 }
 
-/// When leases were last renewed: whether this worker can do its work.
+/// Time of the last renewal, which decides readiness.
 #[derive(Clone)]
 pub struct LeaseRenewal {
     at: watch::Receiver<Option<Instant>>,
@@ -53,14 +54,14 @@ pub struct LeaseRenewal {
 }
 
 impl LeaseRenewal {
-    /// Whether that is no longer ago than a lease lasts.
+    /// Returns whether the last renewal is within the TTL.
     pub fn is_recent(&self) -> bool {
         self.at.borrow().is_some_and(|at| at.elapsed() < self.ttl)
     }
 }
 
 impl LeaseManager {
-    /// Owns nothing yet.
+    /// Creates a manager that owns no partition.
     pub fn new(
         context: Arc<Context>,
         js: jetstream::Context,
@@ -80,13 +81,13 @@ impl LeaseManager {
         }
     }
 
-    /// Tells when leases were last renewed.
+    /// Returns the time of the last renewal.
     pub fn renewal(&self) -> LeaseRenewal {
         LeaseRenewal { at: self.renewal.subscribe(), ttl: self.ttl }
     }
 
-    /// Owns partitions until told to stop, then gives them back; keeps the worker's row until `finished`: calls to agents
-    /// and Slack may end after the partitions are gone.
+    /// Owns partitions until `stop`, then releases them. Keeps the worker's row until `finished`,
+    /// since calls to agents and Slack may end after the partitions are released.
     pub async fn run(mut self, stop: CancellationToken, finished: CancellationToken) {
         let mut tick = tokio::time::interval(self.ttl / 6);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,21 +101,21 @@ impl LeaseManager {
             if stop.is_cancelled() {
                 self.partitions.values().for_each(|owned| owned.stop.cancel());
             }
-            // A turn that hangs must not extend what it has not renewed.
+            // A turn that hangs must not extend leases that it did not renew.
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
                 Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
-                Err(_) => warn!("Postgres did not answer in time; leases were not renewed"),
+                Err(_) => warn!("timed out renewing leases"),
             }
             self.drop_expired();
             if self.context.worker.end_if_expired() {
-                warn!("the worker's row expired; everything that it ran was cancelled");
+                warn!("row of this worker expired; its attempts and sends are cancelled");
             }
         }
         if let Some(term) = self.context.worker.term()
             && let Err(error) = self.retire(&term.id).await
         {
-            warn!(error = %Chain(&error), "failed to delete the worker's row; another worker does when it expires");
+            warn!(error = %Chain(&error), "failed to delete row of this worker");
         }
     }
 
@@ -143,7 +144,7 @@ impl LeaseManager {
         Ok(())
     }
 
-    /// Renews the worker's row, or makes another one, and returns how many partitions are this worker's share.
+    /// Renews the worker's row or creates another one. Returns this worker's share of partitions.
     async fn renew_worker(&mut self, reads: bool, stopping: bool) -> Result<usize, StoreError> {
         let (store, before) = (&self.context.store, Instant::now());
         let live = match self.context.worker.term() {
@@ -155,27 +156,25 @@ impl LeaseManager {
             store.register_worker(&id, &self.context.worker_name, self.ttl).await?;
             info!(worker = id, name = self.context.worker_name, "worker registered");
             self.context.worker.begin(id, before + self.ttl);
-            return Ok(self.partitions.len()); // claimed at the next turn, when others have been counted
+            return Ok(self.partitions.len()); // the share is known at the next turn
         };
         self.context.worker.extend(before + self.ttl);
         self.nats_lost_at = (!reads).then(|| self.nats_lost_at.unwrap_or_else(Instant::now));
         let among = |workers: usize| usize::from(PARTITIONS).div_ceil(workers.max(1));
         Ok(match self.nats_lost_at {
             None => among(live.reading),
-            // NATS is away for all of them: nobody could do more with these partitions.
+            // No worker can reach NATS: releasing partitions would not help.
             Some(_) if live.reading == 0 => {
-                self.nats_lost_at = Some(Instant::now()); // who is back first must not get everything
+                // The first worker to reconnect must not claim all partitions.
+                self.nats_lost_at = Some(Instant::now());
                 among(live.living)
             }
-            // The others may be about to notice, too.
+            // Other workers may detect the outage within this time.
             Some(since) if since.elapsed() < self.ttl => self.partitions.len(),
             Some(since) => {
                 if self.reads_any() {
                     let elapsed = since.elapsed();
-                    warn!(
-                        ?elapsed,
-                        "NATS is out of reach and other workers read; partitions given to them"
-                    );
+                    warn!(?elapsed, "partitions given up: only this worker cannot reach NATS");
                 }
                 0
             }
@@ -195,27 +194,27 @@ impl LeaseManager {
             self.context.metrics.record_lease_transition(LeaseTransition::Claimed);
             let owned = Arc::new(OwnedPartition::new(lease.token, lease.claims, holds_until));
             if let Some(before) = self.partitions.insert(partition, Arc::clone(&owned)) {
-                before.lost.cancel(); // its lease had run out, and it was claimed again under a new epoch
+                before.lost.cancel(); // expired and claimed again under a new epoch
             }
             self.context.metrics.watch(&owned.progress);
             self.context.partitions.insert(partition);
-            let guard = EndGuard(Arc::clone(&owned), Arc::clone(&self.ended));
+            let guard = ReaderGuard(Arc::clone(&owned), Arc::clone(&self.ended));
             let (context, js) = (Arc::clone(&self.context), self.js.clone());
             let decider = self.decider.clone();
             tokio::spawn(async move {
-                // However the reader ends, even by a panic, its lease is given up.
+                // The guard releases the lease even if the reader panics.
                 let _guard = guard;
                 partition_reader::run(context, js, owned, lease.state, decider).await;
             });
         }
-        // What the owner before left may be due.
+        // Deliveries and messages of the previous owner may be due.
         self.context.wake_dispatch.notify_one();
         self.context.wake_outbox.notify_one();
         Ok(())
     }
 
     async fn renew(&mut self) -> Result<(), StoreError> {
-        // What this worker let go of by itself is not kept from others for another TTL.
+        // A partition that this worker dropped must not be held for another TTL.
         let held: Vec<FencingToken> = self
             .partitions
             .values()
@@ -237,7 +236,7 @@ impl LeaseManager {
         Ok(())
     }
 
-    /// Asked once for all partitions, so that no partition asks for itself.
+    /// Wakes the redrives of partitions that have some due, by one query for all partitions.
     async fn notify_redrives(&self) -> Result<(), StoreError> {
         let held: Vec<Partition> = self.partitions.keys().copied().collect();
         for partition in self.context.store.partitions_to_redrive(&held).await? {
@@ -297,9 +296,9 @@ impl LeaseManager {
     }
 }
 
-struct EndGuard(Arc<OwnedPartition>, Arc<Notify>);
+struct ReaderGuard(Arc<OwnedPartition>, Arc<Notify>);
 
-impl Drop for EndGuard {
+impl Drop for ReaderGuard {
     fn drop(&mut self) {
         self.0.stop.cancel();
         self.0.finished.cancel();
@@ -307,7 +306,8 @@ impl Drop for EndGuard {
     }
 }
 
-/// 128 random bits, in hex. Only a system without randomness has none; then the process cannot seal anything either.
+/// Returns 128 random bits in hex. Panics if the system has no randomness, without which the
+/// process cannot encrypt either.
 fn random_id() -> String {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).expect("the operating system has randomness");

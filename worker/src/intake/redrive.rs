@@ -1,5 +1,7 @@
-//! Decides dead letters of intake again when an operator asked for it. The owner of the partition does, under its fencing
-//! token; what was processed before does not count, and effects are in force past the lane's order.
+//! Decides dead letters of intake again when an operator asks for it.
+//!
+//! Run by the owner of the partition under its fencing token. A redriven webhook is decided even if
+//! it was processed before, and its effects are not in the order of its lane.
 
 use super::owned_partition::OwnedPartition;
 use crate::{
@@ -15,15 +17,16 @@ use shared::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{info, warn};
 
-/// Dead letters taken at once.
+/// Maximum number of dead letters per query.
 const BATCH: i64 = 16;
 
-/// Redrives for a partition; never returns.
+/// Redrives dead letters of a partition. Never returns.
 pub async fn run(context: &Context, owned: &OwnedPartition, decider: &Decider) {
     loop {
         owned.redrive.notified().await;
         if let Err(error) = redrive_due(context, owned, decider).await {
-            warn!(partition = %owned.partition(), error = %Chain(&error), "failed to redrive dead letters");
+            let (partition, error) = (owned.partition(), Chain(&error));
+            warn!(%partition, %error, "failed to redrive dead letters");
         }
     }
 }
@@ -40,16 +43,9 @@ async fn redrive_due(
                 return Ok(());
             }
             match redrive_one(context, owned, decider, dead).await? {
-                Ok(()) => {
-                    info!(dead_letter = dead.id, sequence = dead.sequence, "dead letter redriven")
-                }
+                Ok(()) => info!(dead_letter = dead.id, "dead letter redriven"),
                 Err(why) => {
-                    info!(
-                        dead_letter = dead.id,
-                        sequence = dead.sequence,
-                        why,
-                        "dead letter not redriven"
-                    );
+                    info!(dead_letter = dead.id, why, "dead letter not redriven");
                     context.store.record_redrive_failure(dead.id, &why).await?;
                 }
             }
@@ -60,7 +56,7 @@ async fn redrive_due(
     }
 }
 
-/// The inner error says why it stays a dead letter.
+/// Redrives one dead letter. The inner error is the reason for which it stays one.
 async fn redrive_one(
     context: &Context,
     owned: &OwnedPartition,
@@ -81,7 +77,7 @@ async fn redrive_one(
             context.wake_outbox.notify_one();
             Ok(Ok(()))
         }
-        // Redriven or deleted meanwhile, or the partition is another worker's, who does it.
+        // The dead letter was redriven or deleted meanwhile, or another worker owns the partition.
         Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
         Err(error) if error.refuses_contents() => {
             Ok(Err(format!("Postgres refuses its effects: {}", Chain(&error))))

@@ -1,4 +1,4 @@
-//! Notices to the person whose webhook waits or is given up, which nobody else sees.
+//! Notices that only the person behind a webhook sees.
 
 use super::{Webhook, agent_message};
 use serde_json::json;
@@ -11,8 +11,8 @@ use shared::{
 pub(crate) const WAITING: &str =
     "The agent has not answered yet. Your request is kept and will be answered.";
 
-/// Returns a notice in the place where a webhook came from; none if its body names no person or place. `team` is the
-/// connection's.
+/// Returns a notice to the person behind a webhook, `None` if the body names no person or place.
+/// `team` is the connection's.
 pub(crate) fn notice(webhook: &Webhook<'_>, team: Option<&TeamId>, text: &str) -> Option<Outgoing> {
     let ephemeral = json!({ "response_type": "ephemeral", "text": text });
     match &webhook.inbound {

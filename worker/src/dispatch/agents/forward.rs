@@ -1,8 +1,8 @@
-//! A Slack app behind Tidegate: it gets the webhook as Slack sent it, and its response reaches Slack.
+//! Forwards webhooks to a Slack app behind Tidegate and relays its responses to Slack.
 //!
-//! The acknowledgement of a command, which Slack would show to its person, goes through the response_url; the response to a
-//! view's submission or a menu into Slack's own request, or its late form. A 2xx is one call, whatever its body: what cannot
-//! be relayed is told to the person, and never sent to the app again.
+//! The acknowledgement of a command goes to the response_url. The response to a view submission or
+//! a menu goes into Slack's HTTP request, or is sent late. A webhook that the app accepted (2xx) is
+//! never sent again: if its response cannot be relayed, the person gets a notice.
 
 use super::{Completion, late_view_response};
 use crate::{
@@ -19,7 +19,7 @@ use shared::{
     types::{Destination, Outgoing},
 };
 
-const WORD: &str = "completed";
+const COMPLETED: &str = "completed";
 const UNHANDLED: &str = "unhandled";
 
 /// Forwards a webhook to an app.
@@ -36,27 +36,27 @@ pub async fn forward(
             Inbound::Interaction(interaction) => match interaction.kind.get() {
                 Some("view_submission") => submitted(envelope, body),
                 Some("block_suggestion") => suggested(body),
-                _ => Completion::new(WORD),
+                _ => Completion::new(COMPLETED),
             },
-            Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(WORD),
+            Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(COMPLETED),
         },
         ForwardResult::Unhandled => unhandled(envelope, inbound),
     })
 }
 
-/// The body that acknowledges a command is a message: JSON, or a plain text.
+/// Returns the completion of a command. Its acknowledgement is a message: JSON or plain text.
 fn acknowledged(command: &Command<'_>, body: &[u8]) -> Completion {
     let text = String::from_utf8_lossy(body.trim_ascii());
     let message = match serde_json::from_slice(body) {
-        Ok(Value::Object(message)) if message.is_empty() => return Completion::new(WORD),
+        Ok(Value::Object(message)) if message.is_empty() => return Completion::new(COMPLETED),
         Ok(message @ Value::Object(_)) => message,
-        _ if text.is_empty() => return Completion::new(WORD),
+        _ if text.is_empty() => return Completion::new(COMPLETED),
         _ => json!({ "text": text }),
     };
-    Completion::with(WORD, vec![to_person(command, message)])
+    Completion::with(COMPLETED, vec![to_person(command, message)])
 }
 
-/// A message through a command's response_url.
+/// Returns a message to a command's response_url.
 fn to_person(command: &Command<'_>, message: Value) -> Outgoing {
     let to = match (command.channel_id.parse(), command.user_id.parse()) {
         (Ok(channel), Ok(user)) => Destination::response_url(&*command.response_url, channel, user),
@@ -68,21 +68,23 @@ fn to_person(command: &Command<'_>, message: Value) -> Outgoing {
 fn submitted(envelope: &Envelope, body: Vec<u8>) -> Completion {
     let response = match serde_json::from_slice::<Value>(&body) {
         Ok(response) => response,
-        // Empty closes the view; so does what Slack could not read.
+        // An empty response closes the view; Slack could not read this one.
         Err(_) => Value::Null,
     };
-    let late = late_view_response::of(&submission(envelope), &response).into_iter().collect();
+    let late =
+        late_view_response::for_submission(&submission(envelope), &response).into_iter().collect();
     let body = if response.is_null() { Vec::new() } else { body };
-    Completion::respond(WORD, body, late)
+    Completion::respond(COMPLETED, body, late)
 }
 
 fn suggested(body: Vec<u8>) -> Completion {
     let readable = serde_json::from_slice::<Value>(&body).is_ok_and(|body| body.is_object());
     let body = if readable { body } else { br#"{"options":[]}"#.to_vec() };
-    Completion::respond(WORD, body, Vec::new())
+    Completion::respond(COMPLETED, body, Vec::new())
 }
 
-/// Nothing in the app listens for this. A person who waits is told.
+/// Returns the completion of a webhook that the app does not listen for, with a notice if a person
+/// waits.
 fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
     match inbound {
         Inbound::Command(command) => {
@@ -100,7 +102,7 @@ fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
                     }),
                     None => Value::Null,
                 };
-                let late = late_view_response::of(&submission(envelope), &response);
+                let late = late_view_response::for_submission(&submission(envelope), &response);
                 let now = match response.is_null() {
                     true => Vec::new(),
                     false => response.to_string().into_bytes(),
@@ -114,7 +116,7 @@ fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
     }
 }
 
-/// The payload of a view's submission, whole.
+/// Returns the payload of a view submission.
 fn submission(envelope: &Envelope) -> Value {
     match Parts::split(envelope.media, &envelope.body) {
         Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),

@@ -1,6 +1,6 @@
-//! A message, or the command `clear`, put to an agent in mode `reply`.
+//! Sends messages and the command `clear` to an agent in mode `reply`.
 //!
-//! While the agent takes its time the thread shows a status, as a kindness: if Slack does not take it nothing is lost.
+//! While a slow agent works the thread shows a status. A status that Slack rejects is ignored.
 
 use super::Completion;
 use crate::{
@@ -15,10 +15,10 @@ use shared::{
 };
 use std::time::Duration;
 
-/// An agent that takes longer has its status shown.
-const SLOW: Duration = Duration::from_secs(2);
+/// Time after which the status of an agent is shown.
+const STATUS_AFTER: Duration = Duration::from_secs(2);
 
-/// Asks an agent.
+/// Sends a message or `clear` to an agent. Returns the completion with the agent's reply.
 pub async fn ask(
     context: &Context,
     term: &WorkerTerm,
@@ -43,7 +43,7 @@ pub async fn ask(
         let id = webhook.envelope.dedupe.as_str();
         return Ok(match context.agents.ask(agent, id, &question).await {
             Ok(_) => Completion { change: Some(clear.cleared()), ..Completion::new("completed") },
-            // A person waits: a plain word now is better than a success in an hour.
+            // The person waits: a failure now is better than a success in an hour.
             Err(_) => Completion::unreached("completed", vec![clear.not_cleared()]),
         });
     }
@@ -53,8 +53,8 @@ pub async fn ask(
     };
     let answer = ask_message(context, term, agent, connection, webhook, &message, session).await?;
     Ok(match answer {
-        Some(AgentReply { message: said, ephemeral, thread }) => {
-            Completion::with("completed", vec![message.reply(said, ephemeral, thread)])
+        Some(AgentReply { message: text, ephemeral, thread }) => {
+            Completion::with("completed", vec![message.reply(text, ephemeral, thread)])
         }
         None => Completion::new("completed"),
     })
@@ -84,7 +84,7 @@ async fn ask_message(
     let id = webhook.envelope.dedupe.as_str();
     let mut asking = std::pin::pin!(context.agents.ask(agent, id, &question));
     let mut showing = std::pin::pin!(async {
-        tokio::time::sleep(SLOW).await;
+        tokio::time::sleep(STATUS_AFTER).await;
         set_status(context, term, connection, message, "is thinking…").await;
     });
     let mut shown = false;
@@ -94,7 +94,7 @@ async fn ask_message(
             () = &mut showing, if !shown => shown = true,
         }
     };
-    // An answer ends the status by itself.
+    // Slack removes the status when a reply is posted.
     if shown && !matches!(answer, Ok(Some(_))) {
         set_status(context, term, connection, message, "").await;
     }

@@ -1,4 +1,5 @@
-//! Views and menus that no app takes: the worker answers them itself. And what a person is told when a delivery is given up.
+//! Answers views and menus that no app handles, and builds the notice for a delivery that is given
+//! up.
 
 use super::{Completion, late_view_response};
 use crate::routing::{self, Webhook};
@@ -16,10 +17,11 @@ pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
     };
     match interaction.kind.get() {
         Some("view_submission") => {
-            // Without a response in time the view shows "working on it": then it is told that all is done.
+            // If the response is late, the open "working on it" view shows that the request is
+            // done.
             let id = interaction.view.0.as_ref().and_then(|view| view.id.get());
             let submission = json!({ "view": { "id": id } });
-            let late = late_view_response::of(&submission, &Value::Null);
+            let late = late_view_response::for_submission(&submission, &Value::Null);
             Completion::respond("completed", "", late.into_iter().collect())
         }
         Some("block_suggestion") => {

@@ -1,4 +1,4 @@
-//! Tidegate's own commands, in both forms.
+//! Tests of Tidegate's commands, in both forms.
 
 use super::{setup::*, *};
 use shared::store::What;
@@ -80,8 +80,8 @@ fn any_slash_command_is_ours_without_an_app() {
 fn text_commands_are_answered_where_they_were_written() {
     let clear = "delivery: to acme/support s1 interactive; trigger";
     let consume = "consume in dm T0001TEAM/D1 by U0001USER";
-    let guest = |text| said(json!({ "text": text, "user_team": "T9" }));
-    let colleague = said(json!({ "text": "/lobu new", "user_team": "E1" }));
+    let guest = |text| message_with(json!({ "text": text, "user_team": "T9" }));
+    let colleague = message_with(json!({ "text": "/lobu new", "user_team": "E1" }));
     let dm = |text: &str| format!("command: chat.postMessage {text}; trigger");
     let (unbind, new) = (
         UNBIND.replace(": ", ": chat.postEphemeral "),
@@ -98,7 +98,7 @@ fn text_commands_are_answered_where_they_were_written() {
         (im("lobu clear"), &[], clear),
         (im("7K3M-Q2XW-9FHA"), &[preview, no_agent], &format!("command: {consume}; trigger")),
         (im("7K3M-Q2XW-9FHA"), &[], TO_AGENT),
-        // A guest of a shared channel decides nothing.
+        // A guest of a shared channel gives no commands.
         (guest("/lobu unlink"), &[], TO_AGENT),
         (colleague, &[organization], &format!("command: {new}; trigger")),
     ]);
@@ -152,7 +152,7 @@ fn clear_is_recognised_by_dispatch() {
         (slash("/lobu", "new"), false),
         (im("lobu clear"), true),
         (mention("<@U0BOT> /lobu clear"), true),
-        (said(json!({ "text": "/lobu clear", "user_team": "T9" })), false),
+        (message_with(json!({ "text": "/lobu clear", "user_team": "T9" })), false),
         (im("clear"), false),
         (fixture("view_submission"), false),
     ] {

@@ -93,7 +93,7 @@ const TEXTS: [&str; 32] = [
     "\u{feff}\u{2014}&lt;",
 ];
 
-/// Reads any bytes as JSON with the names and texts that Slack uses.
+/// Converts bytes to JSON with the names and texts that Slack uses.
 fn jsonish(bytes: &mut impl Iterator<Item = u8>, depth: usize) -> Value {
     let byte = bytes.next().unwrap_or_default();
     match byte % 8 {
@@ -138,7 +138,7 @@ fn body(shape: u8, bytes: &[u8]) -> Body {
 }
 
 fn tweaks(bits: u16) -> Vec<Tweak> {
-    // The connection is taken away last: the other changes need its row.
+    // The connection is removed last: the other tweaks need it.
     let chosen = (0..16).rev().filter(|n| bits >> n & 1 == 1);
     chosen.map(|n| TWEAKS[n]).collect()
 }
