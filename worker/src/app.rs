@@ -48,20 +48,15 @@ pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
         eprintln!("{wrong}");
         return ExitCode::from(config::EX_USAGE);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("failed to start the runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(run_worker(config, handler.map(AnyHandler::new))) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let handler = handler.map(|handler| Arc::new(handler) as AnyHandler);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime
+        .context("failed to start the runtime")
+        .and_then(|runtime| runtime.block_on(run_worker(config, handler)));
+    ended.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 async fn run_worker(config: Config, handler: Option<AnyHandler>) -> anyhow::Result<ExitCode> {

@@ -23,54 +23,29 @@ pub struct Config {
     )]
     pub admin_listen: SocketAddr,
     /// Keyring of signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as ingest's
-    #[arg(
-        long,
-        env = "TIDEGATE_SIGNING_KEYS",
-        value_name = "RING",
-        value_parser = config::key_ring,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "TIDEGATE_SIGNING_KEYS", value_name = "RING",
+          value_parser = config::key_ring, hide_env_values = true)]
     pub signing_keys: KeyRing,
     /// Keyring of tokens and agents' secrets, in the same form
-    #[arg(
-        long,
-        env = "TIDEGATE_TOKEN_KEYS",
-        value_name = "RING",
-        value_parser = config::key_ring,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING",
+          value_parser = config::key_ring, hide_env_values = true)]
     pub token_keys: KeyRing,
     /// Time after which other workers claim the partitions of a worker that does not respond
-    #[arg(
-        long,
-        env = "TIDEGATE_LEASE_TTL",
-        value_name = "DURATION",
-        default_value = "3s",
-        value_parser = config::duration
-    )]
+    #[arg(long, env = "TIDEGATE_LEASE_TTL", value_name = "DURATION", default_value = "3s",
+          value_parser = config::duration)]
     pub lease_ttl: Duration,
     /// Maximum number of deliveries that run in a team's own handler, of all workers
     #[arg(long, env = "TIDEGATE_HANDLERS", value_name = "N", default_value = "64")]
     pub handlers: NonZeroUsize,
     /// Maximum duration of one call of a team's own handler, after which the delivery is retried.
     /// Agents have their own timeouts
-    #[arg(
-        long,
-        env = "TIDEGATE_HANDLER_DEADLINE",
-        value_name = "DURATION",
-        default_value = "30s",
-        value_parser = config::duration
-    )]
+    #[arg(long, env = "TIDEGATE_HANDLER_DEADLINE", value_name = "DURATION", default_value = "30s",
+          value_parser = config::duration)]
     pub handler_deadline: Duration,
     /// Time in which calls to agents and Slack may end after SIGTERM; partitions are released at
     /// once
-    #[arg(
-        long,
-        env = "TIDEGATE_GRACE",
-        value_name = "DURATION",
-        default_value = "30s",
-        value_parser = config::duration
-    )]
+    #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "30s",
+          value_parser = config::duration)]
     pub grace: Duration,
     /// Slash command, with its slash
     #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
@@ -93,13 +68,8 @@ pub struct Config {
     )]
     pub response_url_origins: Vec<reqwest::Url>,
     /// Minimum interval between two messages to a channel: Slack allows about one per second
-    #[arg(
-        long,
-        env = "TIDEGATE_CHANNEL_PACE",
-        value_name = "DURATION",
-        default_value = "1s",
-        value_parser = config::duration
-    )]
+    #[arg(long, env = "TIDEGATE_CHANNEL_PACE", value_name = "DURATION", default_value = "1s",
+          value_parser = config::duration)]
     pub channel_pace: Duration,
     /// Networks in which agents may be besides public addresses, as 10.1.0.0/16; comma-separated
     #[arg(long, env = "TIDEGATE_AGENT_NETWORKS", value_name = "NETWORKS", value_delimiter = ',')]

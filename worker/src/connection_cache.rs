@@ -30,7 +30,6 @@ const CACHED_MAX: usize = 20_000;
 /// Wait before listening again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Cache of connections by id.
 pub struct ConnectionCache {
     store: Store,
     entries: Mutex<HashMap<ConnectionId, Arc<CacheEntry>>>,
@@ -49,7 +48,6 @@ struct CacheEntry {
 }
 
 impl ConnectionCache {
-    /// Creates an empty cache.
     pub fn new(store: Store) -> Self {
         Self { store, entries: Mutex::default(), requests: Family::default() }
     }

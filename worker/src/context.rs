@@ -19,21 +19,16 @@ pub use crate::worker_lease::{WorkerLease, WorkerTerm};
 
 /// Clients and state that the stages of a worker share.
 pub struct Context {
-    /// Postgres.
     pub store: Store,
     /// NATS, for sync responses.
     pub nats: async_nats::Client,
     /// Slack's Web API and response_urls.
     pub slack: Slack,
-    /// Agents' endpoints.
     pub agents: AgentClient,
     /// Recently used connections, with their tokens. Never read for a decision that ends a webhook.
     pub connections: Arc<ConnectionCache>,
-    /// Counters and gauges.
     pub metrics: Arc<Metrics>,
-    /// Counters per connection.
     pub usage: UsageCounters,
-    /// Name of this worker among the others.
     pub worker_name: String,
     /// Lease of this process's row in `workers`.
     pub worker: WorkerLease,
@@ -51,7 +46,6 @@ pub struct Context {
     pub payloads: PayloadCache,
     /// Minimum interval between two messages posted to one channel.
     pub channel_min_interval: Duration,
-    /// Slash command, with its slash.
     pub slash_command: String,
 }
 
@@ -66,12 +60,10 @@ impl OwnedPartitions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
-    /// Adds a partition that was claimed.
     pub fn insert(&self, partition: Partition) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(partition);
     }
 
-    /// Removes a partition that was lost or released.
     pub fn remove(&self, partition: Partition) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
     }
@@ -94,7 +86,6 @@ struct Payloads {
 }
 
 impl PayloadCache {
-    /// Caches an envelope.
     pub fn insert(&self, envelope: &Envelope) {
         let (now, size) = (Instant::now(), envelope.body.len() + 1024);
         let mut payloads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +103,6 @@ impl PayloadCache {
         }
     }
 
-    /// Removes and returns an envelope.
     pub fn take(&self, dedup_key: &str) -> Option<Envelope> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).by_key.remove(dedup_key)
     }
@@ -144,7 +134,6 @@ impl ByteBudget {
         Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)).ok()
     }
 
-    /// Returns the bytes in use.
     pub fn in_use(&self) -> usize {
         self.max.saturating_sub(self.free.available_permits() * BUDGET_UNIT)
     }

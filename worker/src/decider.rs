@@ -27,11 +27,9 @@ const OWN_TIME_TOLERANCE: i64 = 2 * SECONDS_PER_DAY;
 /// Webhook read from the stream.
 #[derive(Debug, Clone)]
 pub struct ReadWebhook {
-    /// Sequence in the stream.
     pub sequence: u64,
     /// Time at which the stream stored the webhook, by the NATS server's clock.
     pub stored_at: OffsetDateTime,
-    /// Webhook as stored.
     pub envelope: Envelope,
 }
 
@@ -43,7 +41,6 @@ pub struct Decider {
 }
 
 impl Decider {
-    /// Creates a decider.
     pub fn new(store: Store, options: RoutingOptions) -> Self {
         Self { store, options }
     }

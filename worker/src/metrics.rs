@@ -43,7 +43,6 @@ struct TransitionLabels {
 
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// Metrics of a worker.
 pub struct Metrics {
     registry: Registry,
     decisions: Family<DecisionLabels, Counter>,
@@ -98,12 +97,9 @@ impl PartitionProgress {
     }
 }
 
-/// Change of a partition's lease.
 #[derive(Debug, Clone, Copy)]
 pub enum LeaseTransition {
-    /// Claimed by this worker.
     Claimed,
-    /// Released by this worker.
     Released,
     /// Expired, or claimed by another worker.
     Lost,
@@ -116,7 +112,7 @@ pub fn metric<M: Metric + Clone + Default>(r: &mut Registry, name: &str, help: &
     metric
 }
 
-/// Registers a metric in seconds. Returns a clone, which counts together with it.
+/// Registers an age or duration. Returns a clone, which counts together with it.
 pub fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
     r.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
@@ -134,11 +130,7 @@ impl Metrics {
         let batch_sizes = Histogram::new(BATCH_BUCKETS);
         r.register("worker_batch_size", "Webhooks per commit", batch_sizes.clone());
         let this = Self {
-            decisions: metric(
-                r,
-                "worker_webhooks",
-                "Webhooks committed by intake, by kind and outcome",
-            ),
+            decisions: metric(r, "worker_webhooks", "Webhooks committed, by kind and outcome"),
             commits: seconds(
                 r,
                 "worker_commit_duration",
@@ -146,16 +138,8 @@ impl Metrics {
                 Histogram::new(COMMIT_BUCKETS),
             ),
             batch_sizes,
-            batches_refused: metric(
-                r,
-                "worker_batches_refused",
-                "Batches that Postgres refused for their contents or duration",
-            ),
-            fenced: metric(
-                r,
-                "commits_fenced",
-                "Commits that changed nothing because another worker owns the partition",
-            ),
+            batches_refused: metric(r, "worker_batches_refused", "Batches that Postgres refused"),
+            fenced: metric(r, "commits_fenced", "Commits after the loss of a partition"),
             dead_lettered: metric(r, "dead_lettered", "Webhooks and deliveries given up on"),
             leases,
             stream_resets: metric(r, "stream_resets", "Partitions whose stream was reset"),
@@ -167,11 +151,7 @@ impl Metrics {
                 "Age of the oldest webhook of a partition that is read and not committed",
                 Family::default(),
             ),
-            deliveries: metric(
-                r,
-                "deliveries_pending",
-                "Deliveries that wait or run, of all workers",
-            ),
+            deliveries: metric(r, "deliveries_pending", "Deliveries that wait or run"),
             deliveries_oldest: seconds(
                 r,
                 "deliveries_oldest_pending_age",
@@ -179,11 +159,7 @@ impl Metrics {
                 Gauge::default(),
             ),
             dead_letters: metric(r, "dead_letters", "Dead letters that wait for an operator"),
-            outbox: metric(
-                r,
-                "outbox_pending",
-                "Messages that wait to be sent to Slack, of all workers",
-            ),
+            outbox: metric(r, "outbox_pending", "Messages that wait for Slack, of all workers"),
             outbox_oldest: seconds(
                 r,
                 "outbox_oldest_pending_age",
@@ -207,7 +183,6 @@ impl Metrics {
         Self { registry, ..this }
     }
 
-    /// Counts a committed webhook.
     pub fn record_decision(&self, kind: Kind, outcome: &'static str) {
         self.decisions.get_or_create(&DecisionLabels { kind: kind.as_str(), outcome }).inc();
     }
@@ -238,7 +213,6 @@ impl Metrics {
         self.stream_resets.inc();
     }
 
-    /// Counts a change of a lease.
     pub fn record_lease_transition(&self, transition: LeaseTransition) {
         let transition = match transition {
             LeaseTransition::Claimed => "claimed",

@@ -23,7 +23,6 @@ const CONNECTIONS_MAX: usize = 50_000;
 pub struct UsageCounters(Arc<Mutex<HashMap<ConnectionId, UsageRow>>>);
 
 impl UsageCounters {
-    /// Counts a committed webhook.
     pub fn record_webhook(&self, connection: ConnectionId, decision: &Decision) {
         self.count(connection, |row| {
             row.webhooks += 1;
@@ -33,7 +32,6 @@ impl UsageCounters {
         });
     }
 
-    /// Counts an attempt of a delivery.
     pub fn record_attempt(&self, connection: ConnectionId, took: Duration, failed: bool) {
         self.count(connection, |row| {
             row.attempts += 1;
@@ -42,7 +40,6 @@ impl UsageCounters {
         });
     }
 
-    /// Counts a message that was sent to Slack.
     pub fn record_reply(&self, connection: ConnectionId) {
         self.count(connection, |row| row.replies += 1);
     }

@@ -53,7 +53,6 @@ impl WorkerLease {
         }
     }
 
-    /// Extends the current term.
     pub fn extend(&self, holds_until: Instant) {
         if let Some(term) = &*self.slot() {
             *term.holds_until.lock().unwrap_or_else(PoisonError::into_inner) = holds_until;

@@ -25,7 +25,6 @@ pub enum ForwardResult {
 }
 
 impl AgentClient {
-    /// Forwards a webhook.
     pub async fn forward(
         &self,
         agent: &Agent,

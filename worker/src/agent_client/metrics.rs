@@ -19,7 +19,6 @@ struct CallLabels {
 pub struct AgentMetrics(Family<CallLabels, Counter>);
 
 impl AgentMetrics {
-    /// Registers the counters.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("agent_calls", "Calls to agents, by mode and outcome", self.0.clone());
     }

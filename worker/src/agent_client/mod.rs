@@ -42,7 +42,6 @@ pub struct AgentClient {
     by_tls: reqwest::Client,
     /// Client for networks of TIDEGATE_AGENT_NETWORKS.
     in_clear: reqwest::Client,
-    /// Counters of calls.
     pub metrics: AgentMetrics,
 }
 
@@ -67,24 +66,21 @@ pub struct AgentRequest<'a> {
 pub struct AgentReply {
     /// Message with `text` and `blocks`.
     pub message: Value,
-    /// Whether only the author of the message sees the reply.
+    /// True if only the author of the message sees the reply.
     pub ephemeral: bool,
-    /// Whether the reply goes into a thread; by default that depends on the conversation.
+    /// True for a reply in a thread; by default that depends on the conversation.
     pub thread: Option<bool>,
 }
 
 /// Failure of a call to an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentError {
-    /// Meaning for agent and delivery.
     pub kind: FailureKind,
     /// Agent, status and the agent's error, for operators.
     pub message: String,
-    /// Wait that the agent asked for.
     pub retry_after: Option<Duration>,
 }
 
-/// Meaning of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
     /// The agent or a proxy before it is unavailable or overloaded: counts for the circuit breaker.
@@ -98,7 +94,6 @@ pub enum FailureKind {
     Refused,
 }
 
-/// HTTP response of an agent.
 struct Response {
     status: u16,
     body: Vec<u8>,

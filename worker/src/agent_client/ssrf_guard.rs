@@ -101,11 +101,9 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 /// Resolver that returns allowed addresses only.
 pub struct Guard {
-    /// Resolver of names.
     pub lookup: Arc<dyn Resolve>,
-    /// Allowed networks.
     pub networks: Networks,
-    /// Whether only the named networks are allowed: for calls without TLS.
+    /// True for calls without TLS: only the named networks are allowed.
     pub named_only: bool,
 }
 

@@ -31,24 +31,18 @@ const AGENTS_MAX: usize = 4_096;
 /// Agents' rows, with the time at which they were read.
 type AgentCache = HashMap<(OrgId, AgentId), (Instant, Arc<Agent>)>;
 
-/// Clients and state that attempts share.
 pub struct AttemptContext {
-    /// Clients of the worker.
     pub clients: Arc<Context>,
-    /// The team's own handler, if there is one.
     pub handler: Option<(AnyHandler, HandlerSettings)>,
-    /// Counters.
     pub metrics: DispatchMetrics,
     /// Loads payloads, many per query.
     pub payloads: Batcher<ClaimedDelivery, Result<Result<SealedPayload, String>, StoreError>>,
-    /// Records outcomes.
     pub recorder: OutcomeRecorder,
     breakers: Mutex<CircuitBreakers>,
     agents: Mutex<AgentCache>,
 }
 
 impl AttemptContext {
-    /// Creates the context.
     pub fn new(
         context: Arc<Context>,
         handler: Option<(AnyHandler, HandlerSettings)>,
@@ -76,8 +70,7 @@ impl AttemptContext {
             return;
         }
         let agent = (delivery.org.as_str(), delivery.agent.as_str());
-        let now = Clock::now();
-        let transition = self.breakers().on_success(agent, delivery.probe, now);
+        let transition = self.breakers().on_success(agent, delivery.probe, Clock::now());
         self.record_transition(agent, transition, "").await;
     }
 
@@ -87,10 +80,8 @@ impl AttemptContext {
             return;
         }
         let agent = (delivery.org.as_str(), delivery.agent.as_str());
-        let transition = {
-            let now = Clock::now();
-            self.breakers().on_failure(agent, delivery.key.lane, delivery.probe, now)
-        };
+        let (lane, now) = (delivery.key.lane, Clock::now());
+        let transition = self.breakers().on_failure(agent, lane, delivery.probe, now);
         self.record_transition(agent, transition, error).await;
     }
 

@@ -41,7 +41,7 @@ struct Circuit {
 const RECORDING_DELAY: Duration = Duration::from_secs(3);
 
 impl CircuitBreakers {
-    /// Records a success. `probe` tells whether the circuit was open when the attempt began.
+    /// Records a success. `probe` is true if the circuit was open when the attempt began.
     pub fn on_success(
         &mut self,
         agent: (&str, &str),
@@ -54,7 +54,6 @@ impl CircuitBreakers {
         (probe || was_open).then_some(Transition::Close)
     }
 
-    /// Records a failure.
     pub fn on_failure(
         &mut self,
         agent: (&str, &str),

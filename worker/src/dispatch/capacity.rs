@@ -39,7 +39,6 @@ impl AttemptCapacity {
         true
     }
 
-    /// Removes an attempt.
     pub fn free(&mut self, organization: &str) {
         self.taken = self.taken.saturating_sub(1);
         if let Some(of_organization) = self.by_organization.get_mut(organization) {

@@ -111,8 +111,12 @@ impl Handler for NoHandler {
 
 type HandlerFuture<'a> = Pin<Box<dyn Future<Output = HandlerOutcome> + Send + 'a>>;
 
+/// Handler of any type. Cheap to clone.
+pub type AnyHandler = Arc<dyn DynHandler>;
+
 /// [`Handler`] as a trait object.
-trait DynHandler: Send + Sync {
+pub trait DynHandler: Send + Sync {
+    /// Handles a webhook.
     fn handle<'a>(
         &'a self,
         context: &'a HandlerContext<'a>,
@@ -127,25 +131,5 @@ impl<H: Handler> DynHandler for H {
         inbound: &'a Inbound<'a>,
     ) -> HandlerFuture<'a> {
         Box::pin(Handler::handle(self, context, inbound))
-    }
-}
-
-/// Handler of any type. Cheap to clone.
-#[derive(Clone)]
-pub struct AnyHandler(Arc<dyn DynHandler>);
-
-impl AnyHandler {
-    /// Wraps a handler.
-    pub fn new(handler: impl Handler) -> Self {
-        Self(Arc::new(handler))
-    }
-
-    /// Handles a webhook.
-    pub async fn handle(
-        &self,
-        context: &HandlerContext<'_>,
-        inbound: &Inbound<'_>,
-    ) -> HandlerOutcome {
-        self.0.handle(context, inbound).await
     }
 }

@@ -22,7 +22,6 @@ struct AttemptLabels {
     outcome: &'static str,
 }
 
-/// Metrics of dispatch. Clones share them.
 #[derive(Debug, Clone)]
 pub struct DispatchMetrics {
     attempts: Family<AttemptLabels, Counter>,
@@ -34,7 +33,6 @@ pub struct DispatchMetrics {
 }
 
 impl DispatchMetrics {
-    /// Registers the metrics.
     pub fn new(r: &mut Registry) -> Self {
         Self {
             attempts: metric(r, "worker_attempts", "Attempts of deliveries, by kind and outcome"),
@@ -47,15 +45,10 @@ impl DispatchMetrics {
             latency: seconds(
                 r,
                 "worker_end_to_end_latency",
-                "Time from ingest's receipt of a webhook to the end of its delivery, by the clocks \
-                 of these machines",
+                "Time from receipt of a webhook to the end of its delivery",
                 Histogram::new(LATENCY_BUCKETS),
             ),
-            running: metric(
-                r,
-                "worker_attempts_running",
-                "Attempts that run now: agent slots in use by this worker",
-            ),
+            running: metric(r, "worker_attempts_running", "Attempts that run: used agent slots"),
             payload_bytes: metric(
                 r,
                 "worker_payload_budget_used_bytes",
@@ -64,12 +57,11 @@ impl DispatchMetrics {
             open_circuits: metric(
                 r,
                 "agent_circuit_breakers_open",
-                "Agents whose circuit is open, of all workers",
+                "Agents with an open circuit, of all workers",
             ),
         }
     }
 
-    /// Records an attempt that ended.
     pub fn record_attempt(&self, kind: Kind, outcome: &'static str, took: Duration) {
         self.attempts.get_or_create(&AttemptLabels { kind: kind.as_str(), outcome }).inc();
         self.durations.observe(took.as_secs_f64());
@@ -86,7 +78,6 @@ impl DispatchMetrics {
         self.payload_bytes.set(payload_bytes as i64);
     }
 
-    /// Sets the number of open circuits of all workers.
     pub fn set_open_circuits(&self, open: usize) {
         self.open_circuits.set(open as i64);
     }

@@ -34,7 +34,6 @@ enum Record {
 }
 
 impl OutcomeRecorder {
-    /// Creates a recorder.
     pub fn new(context: Arc<Context>) -> Self {
         let finish = |store: Store, finished: Vec<Arc<FinishedDelivery>>| async move {
             let finished: Vec<&FinishedDelivery> = finished.iter().map(|f| &**f).collect();

@@ -21,22 +21,18 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 const RETRY_REPLY_FOR: Duration = Duration::from_secs(3600);
 const RETRY_FORWARD_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Failed attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Failure {
-    /// Kind of the failure.
     pub kind: FailureKind,
     /// Number of attempts, including this one.
     pub attempts: i32,
     /// Number of earlier attempts that failed because of this delivery.
     pub faults: i32,
-    /// Time since the first attempt.
     pub age: Duration,
     /// Time after the first attempt at which the delivery is given up.
     pub retry_for: Duration,
-    /// Wait that the agent asked for.
     pub retry_after: Option<Duration>,
-    /// Whether the agent answered other deliveries meanwhile.
+    /// True if the agent answered other deliveries meanwhile.
     pub answers_others: bool,
 }
 

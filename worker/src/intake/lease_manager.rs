@@ -30,7 +30,6 @@ use tracing::{info, warn};
 /// have stopped.
 const NEEDS_NEWER_PERIOD: Duration = Duration::from_secs(30);
 
-/// Manager of this worker's leases.
 pub struct LeaseManager {
     context: Arc<Context>,
     js: jetstream::Context,
@@ -61,7 +60,6 @@ impl LeaseRenewal {
 }
 
 impl LeaseManager {
-    /// Creates a manager that owns no partition.
     pub fn new(
         context: Arc<Context>,
         js: jetstream::Context,

@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Partition that this worker owns, shared by the lease manager and the reader.
 pub struct OwnedPartition {
-    /// Right to commit.
     pub token: FencingToken,
     /// Number of claims since the cursor moved.
     pub claims: i32,
@@ -43,7 +42,6 @@ impl OwnedPartition {
         }
     }
 
-    /// Returns the partition number.
     pub fn partition(&self) -> Partition {
         self.token.partition
     }
@@ -55,7 +53,6 @@ impl OwnedPartition {
             && Instant::now() < *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Extends the lease after a renewal.
     pub fn extend_lease(&self, holds_until: Instant) {
         *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner) = holds_until;
     }

@@ -33,15 +33,19 @@ struct Pending {
 
 /// A pending message, decoded.
 pub enum PendingMessage {
-    /// A webhook.
     Webhook(Box<ReadWebhook>),
     /// A message that is no envelope.
-    Undecodable { last: LastMessage, dead: Box<DeadLetter> },
+    Undecodable {
+        last: LastMessage,
+        dead: Box<DeadLetter>,
+    },
     /// A webhook written by a newer release.
-    Newer { sequence: u64, schema: u16 },
+    Newer {
+        sequence: u64,
+        schema: u16,
+    },
 }
 
-/// Result of reading.
 pub enum ReadResult {
     /// Messages were added.
     Messages,
@@ -52,7 +56,6 @@ pub enum ReadResult {
 }
 
 impl PendingMessages {
-    /// Creates an empty queue.
     pub fn new(budget: ByteBudget) -> Self {
         Self { queue: VecDeque::new(), unread: None, waiting: 0, budget }
     }

@@ -26,7 +26,6 @@ use tracing::{error, warn};
 /// Wait before another attempt.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Detected reset of the stream.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamReset {
     why: &'static str,
@@ -41,7 +40,6 @@ enum Evidence {
     /// Sequence of the first message of the partition since the time of the cursor, when no last
     /// committed message is known.
     FirstSince(u64),
-    /// No such message.
     Nothing,
 }
 

@@ -70,7 +70,7 @@ async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
             }
             None => (backoff(&due), "Slack's answer holds no new tokens".to_owned()),
         },
-        ApiResult::Refused(action, text) if action == Action::ReloadToken => {
+        ApiResult::Refused(Action::ReloadToken, text) => {
             // Another worker may have refreshed the token: then the generation differs.
             let in_force = store.rotation_failed(&due, BACKOFF_MAX, &text).await?;
             if in_force {

@@ -58,7 +58,6 @@ type LaneKey = (ConnectionId, Lane);
 /// message may end later.
 type Running = HashMap<LaneKey, i64>;
 
-/// State that sends share.
 struct Shared {
     context: Arc<Context>,
     token_failures: TokenFailures,

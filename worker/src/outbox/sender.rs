@@ -29,14 +29,12 @@ pub struct SendContext<'a> {
     pub message: &'a OutboxMessage,
 }
 
-/// Message that is being sent, with a token.
 pub struct AuthenticatedSender<'a> {
     pub sending: SendContext<'a>,
     pub connection: Arc<Connection>,
     pub token: Secret,
 }
 
-/// Sends a message.
 pub async fn send(
     shared: &Shared,
     term: &WorkerTerm,

@@ -20,20 +20,15 @@ pub const AMBIGUITY_WAIT: Duration = Duration::from_secs(2);
 /// Wait for a person or for Slack to act.
 pub const LONG_WAIT: Duration = Duration::from_secs(60);
 /// Slack's errors about the form of a message; its text alone may be accepted.
+#[rustfmt::skip]
 const FORM_ERRORS: [&str; 8] = [
-    "invalid_blocks",
-    "invalid_blocks_format",
-    "invalid_attachments",
-    "attachment_payload_limit_exceeded",
-    "too_many_attachments",
-    "msg_too_long",
-    "msg_blocks_too_long",
-    "no_text",
+    "invalid_blocks", "invalid_blocks_format", "invalid_attachments",
+    "attachment_payload_limit_exceeded", "too_many_attachments", "msg_too_long",
+    "msg_blocks_too_long", "no_text",
 ];
 /// Slack's limit for the text of a message, in characters.
 const TEXT_CHARS_MAX: usize = 40_000;
 
-/// Sends a message.
 pub async fn send(
     sender: &AuthenticatedSender<'_>,
     to: &Destination,
@@ -125,7 +120,9 @@ async fn send_simpler(
         let key = message.dedup_key.as_str();
         let reference = key.rsplit(':').next().unwrap_or(key);
         let mut note = body.clone();
-        note["text"] = format!("Slack did not accept the answer. Reference: `{reference}`").into();
+        note["text"] =
+            format!("Slack did not accept the answer. Ask an administrator about `{reference}`.")
+                .into();
         if let Some(note) = text_alone(&note).or(Some(note)) {
             sender.call(method, &note).await?;
         }
@@ -181,7 +178,8 @@ impl AuthenticatedSender<'_> {
             }
             Action::ConfirmToken => token_health::confirm(self, text).await,
             Action::MarkMisconfigured => {
-                error!(connection = %id, error = text, "failed to call Slack: misconfigured app or token");
+                let error = &text;
+                error!(connection = %id, error, "failed to call Slack: misconfigured app or token");
                 token_health::record_refusal(self, Status::Error, &text).await;
                 SendOutcome::Later(LONG_WAIT, text)
             }

@@ -1,6 +1,6 @@
 //! Decides messages to an agent.
 //!
-//! Messages of bots reach an agent only if the connection's settings say so, and the app's own
+//! Messages of bots reach an agent only if the connection's settings allow it, and the app's own
 //! messages never: two bots that answer each other would not end. The metadata of an answer counts
 //! the answers that led to it, up to a limit. A mention comes as two events (`app_mention` and
 //! `message`), whose `ts` makes them one trigger.
@@ -18,10 +18,8 @@ const HOPS_MAX: i32 = 3;
 /// Slack's own users, which post notices.
 const SYSTEM_USERS: [&str; 2] = ["USLACK", "USLACKBOT"];
 
-/// Message to an agent.
 #[derive(Debug)]
 pub(crate) struct AgentMessage<'a> {
-    /// Workspace of the installation.
     pub team: TeamId,
     /// Channel or direct message.
     pub channel: ChannelId,
@@ -29,13 +27,11 @@ pub(crate) struct AgentMessage<'a> {
     pub user: &'a str,
     /// Workspace of the author, if it may differ from the installation's.
     pub user_team: Option<&'a str>,
-    /// Text as Slack sent it.
     pub text: &'a str,
     /// Id of the message in its channel.
     pub ts: &'a str,
-    /// Thread of the message.
     pub thread_ts: Option<&'a str>,
-    /// Whether the message is in a direct message with the bot.
+    /// True in a direct message with the bot.
     pub in_direct_message: bool,
     /// Number of agents' answers that led to the message.
     pub hops: i32,
@@ -63,7 +59,6 @@ pub(crate) fn agent_message<'a>(
 }
 
 impl AgentMessage<'_> {
-    /// Returns the type of conversation.
     pub(super) fn surface(&self) -> Surface {
         if self.in_direct_message { Surface::Dm } else { Surface::Channel }
     }

@@ -14,7 +14,7 @@ mod views;
 
 pub(crate) use commands::clear_command;
 pub(crate) use messages::{AgentMessage, agent_message, is_addressed};
-pub(crate) use notices::{WAITING, notice};
+pub(crate) use notices::{WAITING, notice, response_url};
 
 use shared::{
     codec::{
@@ -28,19 +28,16 @@ use shared::{
     types::{AgentId, AgentMode, ChannelId, Kind, OrgId, Status, Surface, TeamId, UserId},
 };
 
-/// Settings of decisions.
 #[derive(Debug, Clone)]
 pub(crate) struct RoutingOptions {
-    /// Tidegate's slash command, with its slash.
     pub slash_command: String,
-    /// Whether webhooks go to the team's own handler instead of agents.
+    /// True if webhooks go to the team's own handler instead of agents.
     pub own_handler: bool,
 }
 
 /// Stored webhook with its parsed body.
 #[derive(Debug)]
 pub(crate) struct Webhook<'a> {
-    /// Webhook as stored.
     pub envelope: &'a Envelope,
     /// Body as far as Tidegate parses it.
     pub inbound: Inbound<'a>,
@@ -49,9 +46,7 @@ pub(crate) struct Webhook<'a> {
 /// Keys by which the facts of a webhook are loaded.
 #[derive(Debug, Default)]
 pub(crate) struct Lookup {
-    /// Workspace.
     pub team: Option<String>,
-    /// Channel.
     pub channel: Option<String>,
     /// Key of the message, shared by the two events that Slack sends for a mention.
     pub trigger: Option<DedupeKey>,
@@ -60,17 +55,12 @@ pub(crate) struct Lookup {
 /// Query for the named agents that a command needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NamedAgentQuery {
-    /// No agents.
     None,
-    /// All agents of an organization.
     OfOrganization(OrgId),
     /// Agents of an id that a person may link by name.
     Linkable {
-        /// Workspace of the person.
         team: TeamId,
-        /// Person.
         user: UserId,
-        /// Id of the agents.
         agent: AgentId,
     },
 }

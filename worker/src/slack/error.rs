@@ -95,7 +95,8 @@ mod tests {
         rate_limit_waits_in_both_spellings: "ratelimited" | "rate_limited" => Wait;
         full_workspace_pauses_messages: "message_limit_exceeded" => PauseMessages;
         server_error_is_reconciled:
-            "fatal_error" | "internal_error" | "service_unavailable" | "request_timeout" => Reconcile;
+            "fatal_error" | "internal_error" | "service_unavailable"
+            | "request_timeout" => Reconcile;
         unknown_code_fails_one_call: "no_text" | "" | "msg_too_long" => Fail;
     }
 }

@@ -3,7 +3,6 @@
 
 use serde_json::{Value, json};
 
-/// Type of the metadata.
 const EVENT_TYPE: &str = "tidegate";
 /// Fields of a message that an agent or an app may set. Others could change its channel or author.
 const MESSAGE_FIELDS: [&str; 6] =

@@ -23,9 +23,7 @@ pub struct SlackMetrics {
 /// Result of reconciling an ambiguous message.
 #[derive(Debug, Clone, Copy)]
 pub enum Reconciliation {
-    /// Slack has the message.
     Found,
-    /// Slack does not have the message.
     Absent,
     /// The message was sent again without a look-up and may appear twice.
     Resent,
@@ -52,7 +50,6 @@ impl SlackMetrics {
         );
     }
 
-    /// Counts a call of a method.
     pub fn record_call(&self, method: &'static str, called: &ApiResult) {
         let outcome = match called {
             ApiResult::Done(_) => "done",
@@ -64,7 +61,6 @@ impl SlackMetrics {
         self.calls.get_or_create(&CallLabels { method, outcome }).inc();
     }
 
-    /// Counts a message to a `response_url`.
     pub fn record_response_url(&self, responded: &ResponseUrlResult) {
         let outcome = match responded {
             ResponseUrlResult::Done => "done",
@@ -77,7 +73,6 @@ impl SlackMetrics {
         self.calls.get_or_create(&CallLabels { method: "response_url", outcome }).inc();
     }
 
-    /// Counts a reconciliation.
     pub fn record_reconciliation(&self, method: &'static str, settled: Reconciliation) {
         let outcome = match settled {
             Reconciliation::Found => "found",

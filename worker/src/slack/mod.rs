@@ -34,9 +34,7 @@ pub struct Slack {
     http: reqwest::Client,
     api: Url,
     response_origins: Vec<Url>,
-    /// Rate limits of methods.
     pub limits: RateLimits,
-    /// Counters of calls.
     pub metrics: SlackMetrics,
 }
 
@@ -101,11 +99,9 @@ pub enum ApiResult {
 /// Result of a message to a `response_url`.
 #[derive(Debug)]
 pub enum ResponseUrlResult {
-    /// Slack accepted the message.
     Done,
     /// The URL expired or was used too often.
     UsedUp(String),
-    /// Slack refused the message.
     Refused(String),
     /// Rate limit, and the wait.
     RateLimited(Duration),
@@ -140,7 +136,6 @@ impl Slack {
         Ok((self.limits.permit(connection, method.as_str()).await?, method))
     }
 
-    /// Calls a method.
     pub async fn call(
         &self,
         (permit, method): (CallPermit, Method),
@@ -188,7 +183,6 @@ impl Slack {
         called
     }
 
-    /// Sends a message to a `response_url`.
     pub async fn respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
         let responded = self.try_respond(url, message).await;
         self.metrics.record_response_url(&responded);

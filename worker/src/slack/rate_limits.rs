@@ -55,7 +55,6 @@ pub struct CallPermit {
 }
 
 impl RateLimits {
-    /// Creates the limits; none is known.
     pub fn new(store: Store) -> Self {
         Self(Arc::new(Inner { store, table: Mutex::default() }))
     }

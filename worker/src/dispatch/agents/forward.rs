@@ -7,7 +7,7 @@
 use super::{Completion, late_view_response};
 use crate::{
     agent_client::{AgentClient, AgentError, ForwardResult},
-    routing::Webhook,
+    routing::{Webhook, response_url},
 };
 use serde_json::{Value, json};
 use shared::{
@@ -16,7 +16,7 @@ use shared::{
         slack::{Command, Inbound, Parts, first_input_block},
     },
     store::{Agent, Connection},
-    types::{Destination, Outgoing},
+    types::Outgoing,
 };
 
 const COMPLETED: &str = "completed";
@@ -53,16 +53,7 @@ fn acknowledged(command: &Command<'_>, body: &[u8]) -> Completion {
         _ if text.is_empty() => return Completion::new(COMPLETED),
         _ => json!({ "text": text }),
     };
-    Completion::with(COMPLETED, vec![to_person(command, message)])
-}
-
-/// Returns a message to a command's response_url.
-fn to_person(command: &Command<'_>, message: Value) -> Outgoing {
-    let to = match (command.channel_id.parse(), command.user_id.parse()) {
-        (Ok(channel), Ok(user)) => Destination::response_url(&*command.response_url, channel, user),
-        _ => Destination::ResponseUrl { url: command.response_url.to_string(), fallback: None },
-    };
-    Outgoing { to, message }
+    Completion::with(COMPLETED, vec![Outgoing { to: response_url(command), message }])
 }
 
 fn submitted(envelope: &Envelope, body: Vec<u8>) -> Completion {
@@ -72,7 +63,9 @@ fn submitted(envelope: &Envelope, body: Vec<u8>) -> Completion {
         Err(_) => Value::Null,
     };
     let late =
-        late_view_response::for_submission(&submission(envelope), &response).into_iter().collect();
+        late_view_response::for_submission(&late_view_response::submission(envelope), &response)
+            .into_iter()
+            .collect();
     let body = if response.is_null() { Vec::new() } else { body };
     Completion::respond(COMPLETED, body, late)
 }
@@ -88,9 +81,9 @@ fn suggested(body: Vec<u8>) -> Completion {
 fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
     match inbound {
         Inbound::Command(command) => {
-            let text = format!("The app does not know `{}`.", command.command);
+            let text = format!("The app does not handle `{}`.", command.command);
             let message = json!({ "response_type": "ephemeral", "text": text });
-            Completion::with(UNHANDLED, vec![to_person(command, message)])
+            Completion::with(UNHANDLED, vec![Outgoing { to: response_url(command), message }])
         }
         Inbound::Interaction(interaction) => match interaction.kind.get() {
             Some("view_submission") => {
@@ -98,11 +91,14 @@ fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
                 let response = match block {
                     Some(block) => json!({
                         "response_action": "errors",
-                        "errors": { block: "The app does not take this." },
+                        "errors": { block: "The app does not accept this form." },
                     }),
                     None => Value::Null,
                 };
-                let late = late_view_response::for_submission(&submission(envelope), &response);
+                let late = late_view_response::for_submission(
+                    &late_view_response::submission(envelope),
+                    &response,
+                );
                 let now = match response.is_null() {
                     true => Vec::new(),
                     false => response.to_string().into_bytes(),
@@ -113,13 +109,5 @@ fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
             _ => Completion::new(UNHANDLED),
         },
         Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(UNHANDLED),
-    }
-}
-
-/// Returns the payload of a view submission.
-fn submission(envelope: &Envelope) -> Value {
-    match Parts::split(envelope.media, &envelope.body) {
-        Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
-        _ => Value::Null,
     }
 }

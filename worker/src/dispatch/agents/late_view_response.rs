@@ -6,7 +6,10 @@
 //! input and the errors.
 
 use serde_json::{Value, json};
-use shared::types::{Destination, Outgoing};
+use shared::{
+    codec::{envelope::Envelope, slack::Parts},
+    types::{Destination, Outgoing},
+};
 
 /// Returns the view to show, `None` if the submission names no view.
 pub(super) fn for_submission(submission: &Value, answer: &Value) -> Option<Outgoing> {
@@ -23,11 +26,19 @@ pub(super) fn for_submission(submission: &Value, answer: &Value) -> Option<Outgo
 /// Returns the view which shows that a submission could not be delivered.
 pub(super) fn failed(submission: &Value, text: &str) -> Option<Outgoing> {
     let view_id = submission["view"]["id"].as_str()?.to_owned();
-    Some(Outgoing { to: Destination::UpdateView { view_id }, message: modal("Not done", text) })
+    Some(Outgoing { to: Destination::UpdateView { view_id }, message: modal("Failed", text) })
+}
+
+/// Returns the payload of a view submission.
+pub(super) fn submission(envelope: &Envelope) -> Value {
+    match Parts::split(envelope.media, &envelope.body) {
+        Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
+        _ => Value::Null,
+    }
 }
 
 fn done() -> Value {
-    modal("Done", "Thank you.")
+    modal("Done", "Your request is done.")
 }
 
 fn modal(title: &str, text: &str) -> Value {
@@ -39,17 +50,10 @@ fn modal(title: &str, text: &str) -> Value {
 }
 
 /// Fields of a submitted view that Slack accepts again.
+#[rustfmt::skip]
 const ACCEPTED_FIELDS: [&str; 10] = [
-    "type",
-    "title",
-    "submit",
-    "close",
-    "callback_id",
-    "private_metadata",
-    "external_id",
-    "clear_on_close",
-    "notify_on_close",
-    "submit_disabled",
+    "type", "title", "submit", "close", "callback_id", "private_metadata", "external_id",
+    "clear_on_close", "notify_on_close", "submit_disabled",
 ];
 /// Slack's limit of blocks in a view.
 const BLOCKS_MAX: usize = 100;

@@ -18,13 +18,10 @@ use shared::{store::Change, types::Outgoing};
 pub struct Completion {
     /// Outcome for the record of the delivery.
     pub outcome: &'static str,
-    /// Messages to send to Slack.
     pub messages: Vec<Outgoing>,
     /// Sync response, and the messages that replace it if Slack no longer waits.
     pub response: Option<(Bytes, Vec<Outgoing>)>,
-    /// Change of the conversation.
     pub change: Option<Change>,
-    /// Whether the agent answered.
     pub reached: bool,
 }
 
@@ -39,7 +36,6 @@ impl Completion {
         Self { reached: false, ..Self::with(outcome, messages) }
     }
 
-    /// Returns a completion with messages.
     pub fn with(outcome: &'static str, messages: Vec<Outgoing>) -> Self {
         Self { messages, ..Self::new(outcome) }
     }

@@ -4,11 +4,7 @@
 use super::{Completion, late_view_response};
 use crate::routing::{self, Webhook};
 use serde_json::{Value, json};
-use shared::{
-    codec::slack::{Inbound, Parts},
-    store::Connection,
-    types::Outgoing,
-};
+use shared::{codec::slack::Inbound, store::Connection, types::Outgoing};
 
 /// Answers a submission or a menu without an app: the view closes, the menu is empty.
 pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
@@ -35,15 +31,11 @@ pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
 pub fn given_up(webhook: &Webhook<'_>, connection: &Connection) -> Option<Outgoing> {
     let key = webhook.envelope.dedupe.as_str();
     let reference = key.rsplit(':').next().unwrap_or(key);
-    let text = format!("This could not be delivered to the agent. Reference: `{reference}`");
+    let text =
+        format!("The agent did not get this request. Ask an administrator about `{reference}`.");
     match &webhook.inbound {
         Inbound::Interaction(interaction) if interaction.kind.get() == Some("view_submission") => {
-            let envelope = webhook.envelope;
-            let submission = match Parts::split(envelope.media, &envelope.body) {
-                Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
-                _ => Value::Null,
-            };
-            late_view_response::failed(&submission, &text)
+            late_view_response::failed(&late_view_response::submission(webhook.envelope), &text)
         }
         _ => routing::notice(webhook, connection.team.as_ref(), &text),
     }

@@ -58,7 +58,7 @@ fn menu(input: &Input<'_>) -> String {
     let name = &input.options.slash_command;
     let row = |a: &NamedAgent| format!("`{name} try {}` for *{}*", a.agent, a.name);
     let rows: Vec<String> = agents_to_try(input).map(row).collect();
-    if rows.is_empty() { "There is no agent to try.".into() } else { rows.join("\n") }
+    if rows.is_empty() { "No agents are available to try.".into() } else { rows.join("\n") }
 }
 
 fn preview_only(input: &Input<'_>) -> String {

@@ -11,9 +11,7 @@ use shared::{
 /// Command that a person gave in a conversation.
 #[derive(Clone)]
 pub(crate) struct Invocation {
-    /// Conversation.
     pub chat: Chat,
-    /// Author.
     pub user: UserId,
     pub(super) surface: Surface,
     /// Destination of the answer.

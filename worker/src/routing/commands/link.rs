@@ -117,14 +117,14 @@ fn text(result: &ClaimResult) -> String {
     match result {
         ClaimResult::Bound { agent } => linked(agent),
         ClaimResult::NotFound | ClaimResult::TooManyGuesses => {
-            "That code is invalid or expired. Ask for a new one; \
-             after several wrong ones, wait a quarter of an hour."
+            "This code is invalid or expired. Ask for a new one; \
+             after several wrong codes, wait 15 minutes."
                 .into()
         }
         ClaimResult::WrongSurface { allowed } => {
             format!("This code can't be used here. Use it in {}.", surface_names(allowed))
         }
-        ClaimResult::AlreadyUsed => "That code was used already. Ask for a new one.".into(),
+        ClaimResult::AlreadyUsed => "This code was already used. Ask for a new one.".into(),
     }
 }
 

@@ -38,8 +38,8 @@ const TABLE: [(Verb, &str, &str, &str, bool); 8] = [
     (Verb::Unlink, "unlink", "", "removes the link", false),
     (Verb::Agents, "agents", "", "lists agents to try", true),
     (Verb::Try, "try", "<agent>", "links this conversation to one of them", true),
-    (Verb::New, "new", "", "begins a new session with the agent", false),
-    (Verb::Clear, "clear", "", "asks the agent to forget, and begins a new session", false),
+    (Verb::New, "new", "", "starts a new session with the agent", false),
+    (Verb::Clear, "clear", "", "asks the agent to forget, and starts a new session", false),
 ];
 
 /// Returns the verb of a word, and the maximum number of words after it.
@@ -92,7 +92,6 @@ pub(super) fn named_agent_query(input: &Input<'_>) -> NamedAgentQuery {
     }
 }
 
-/// Runs a command.
 pub(super) fn run(input: &Input<'_>, invocation: Invocation, text: &str) -> Effects {
     let (verb, argument) = parse(text);
     let Some(verb) = verb else {

@@ -14,7 +14,7 @@ pub(super) fn new(input: &Input<'_>, invocation: Invocation) -> Effects {
     if input.facts.conversation.agent.is_none() {
         return invocation.answer(&unlinked(input));
     }
-    let change = invocation.begin_session("A new session begins here.");
+    let change = invocation.begin_session("A new session starts here.");
     Effects { changes: vec![change], ..effects() }
 }
 
@@ -38,16 +38,13 @@ impl Invocation {
     /// Returns the change after the agent confirmed.
     pub(crate) fn cleared(self) -> Change {
         self.begin_session(
-            "The agent was asked to forget this conversation, and a new session begins.",
+            "The agent was asked to forget this conversation. A new session starts here.",
         )
     }
 
     /// Returns the answer when the agent did not confirm.
     pub(crate) fn not_cleared(&self) -> Outgoing {
-        self.reply(
-            "The agent did not confirm. Nothing was forgotten, and the session goes on. \
-             Try again later.",
-        )
+        self.reply("The agent did not confirm, so this session continues. Try again later.")
     }
 
     fn begin_session(self, text: &str) -> Change {

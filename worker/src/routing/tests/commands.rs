@@ -4,14 +4,14 @@ use super::{setup::*, *};
 use shared::store::What;
 
 const NEW_SESSION: &str =
-    "change begin a new session: A new session begins here. / A new session begins here.";
+    "change begin a new session: A new session starts here. / A new session starts here.";
 const UNBIND: &str = "change unbind a conversation: Unlinked. The agent no longer answers here. \
     / This conversation isn't linked.";
 
 #[test]
 fn slash_commands_answer_their_person_alone() {
-    let invalid = "That code is invalid or expired. Ask for a new one; \
-        after several wrong ones, wait a quarter of an hour.";
+    let invalid = "This code is invalid or expired. Ask for a new one; \
+        after several wrong codes, wait 15 minutes.";
     let consume = "consume in channel T0001TEAM/C0001CHAN by U0001USER";
     let bind = |org, id| {
         format!(
@@ -44,7 +44,7 @@ fn slash_commands_answer_their_person_alone() {
         ("agents", &[agents_acme], preview_only),
         ("try sales", &[agents_acme], preview_only),
         ("agents", &[agents_all, preview], menu),
-        ("agents", &[preview], "There is no agent to try."),
+        ("agents", &[preview], "No agents are available to try."),
         ("try sales", &[agents_acme, preview], &bind("acme", "sales")),
         ("try", &[agents_all, preview], menu),
         ("try support", &[agents_all, preview], menu),
@@ -162,13 +162,13 @@ fn clear_is_recognised_by_dispatch() {
         assert_eq!(clear.user.as_str(), "U0001USER");
         let failed = clear.not_cleared();
         assert!(
-            failed.message["text"].as_str().is_some_and(|t| t.contains("Nothing was forgotten"))
+            failed.message["text"].as_str().is_some_and(|t| t.contains("this session continues"))
         );
         let change = clear.cleared();
         let text = (change.reply)(true).remove(0).message["text"].clone();
         assert_eq!(
             text,
-            "The agent was asked to forget this conversation, and a new session begins."
+            "The agent was asked to forget this conversation. A new session starts here."
         );
         assert!(matches!(change.what, What::NewSession(_)));
     }

@@ -41,7 +41,8 @@ fn ids_are_read_from_every_kind() {
         assert_eq!((ids(webhook).channel, lookup(webhook).channel), (None, None));
     });
     let timeless = json_body(
-        r#"{"type":"event_callback","event":{"type":"message","channel":"C1","ts":"1700000001.5"}}"#,
+        r#"{"type":"event_callback",
+            "event":{"type":"message","channel":"C1","ts":"1700000001.5"}}"#,
     );
     with_webhook(&timeless, |webhook| assert_eq!(ids(webhook).own_time, Some(1_700_000_001)));
 }
