@@ -19,7 +19,7 @@ use std::{
 };
 
 /// What all but the winner hear.
-const USED: &str = "That code was used already. Ask for a new one.";
+const USED: &str = "This code was already used. Ask for a new one.";
 
 /// A race.
 pub struct Race {

@@ -129,7 +129,7 @@ async fn stands_behind(language: Language) {
     command(&world, &app, "/later", "").await;
     says(&world, &format!("{name} says it later")).await;
     command(&world, &app, "/nothing", "").await;
-    says(&world, "The app does not know `/nothing`.").await;
+    says(&world, "The app does not handle `/nothing`.").await;
     command(&world, &app, "/lobu", "help").await;
     world.slack.told("Tidegate's own command", |r| r.text().contains("/lobu link")).await;
 

@@ -118,7 +118,7 @@ async fn who_uses_a_code_is_not_taken_for_who_minted_it() {
     let app = world.declare().expect("applied");
     let code = world.mint_by_verb(&app, Surface::Channel).expect("a code");
     for (text, starts) in
-        [(format!("link {code}"), "Linked."), ("link sample".into(), "That code is invalid")]
+        [(format!("link {code}"), "Linked."), ("link sample".into(), "This code is invalid")]
     {
         let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", &text);
         world.send(&app, &webhook).await.expect("an answer");

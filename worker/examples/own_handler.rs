@@ -1,4 +1,4 @@
-//! A worker with a handler of its own: it repeats what it hears, and counts nothing twice. Settings as for `worker`.
+//! Worker with its own handler, which repeats each message. Settings are those of `worker`.
 
 use shared::{
     codec::slack::Inbound,

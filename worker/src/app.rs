@@ -1,7 +1,7 @@
 //! Wires a worker: settings, clients, stages, shutdown.
 //!
-//! A Rust team that wants its own code in place of agents writes a program of its own that calls [`run`];
-//! `worker/examples/own_handler.rs` is one.
+//! A Rust team with its own handler in place of agents calls [`run`] from its own program; see
+//! `worker/examples/own_handler.rs`.
 
 use crate::{
     agent_client::{AgentClient, Networks},
@@ -33,13 +33,14 @@ use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// Bytes that webhooks read and not committed may take, all partitions of a worker together.
+/// Maximum bytes of webhooks that are read and not committed, of all partitions of a worker.
 const INTAKE_BYTES_MAX: usize = 48 << 20;
 
-/// Runs a worker until it is told to stop. Settings are those of the `worker` binary: `--help` lists them. With a handler,
-/// every webhook that is none of Tidegate's own business goes to it instead of to an agent.
+/// Runs a worker until SIGTERM or SIGINT. Settings are those of the `worker` binary. With a
+/// handler, all webhooks but installation events and Tidegate's commands go to the handler instead
+/// of an agent.
 pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
-    start(handler.map(AnyHandler::new), None)
+    start(handler.map(|handler| Arc::new(handler) as AnyHandler), None)
 }
 
 /// Runs a worker that calls a probe in each stage.
@@ -58,20 +59,14 @@ fn start(handler: Option<AnyHandler>, probe: Option<Probe>) -> ExitCode {
         eprintln!("{wrong}");
         return ExitCode::from(config::EX_USAGE);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("failed to start the runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(run_worker(config, handler, probe)) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime
+        .context("failed to start the runtime")
+        .and_then(|runtime| runtime.block_on(run_worker(config, handler, probe)));
+    ended.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 async fn run_worker(
@@ -102,7 +97,7 @@ async fn run_worker(
     let metrics = Arc::new(Metrics::new(telemetry.dropped.clone(), |registry| {
         registry.register(
             "connection_cache_requests",
-            "Connections asked for, by where they came from",
+            "Requests for a connection, by result",
             connections.requests(),
         );
         slack.metrics.register(registry);
@@ -133,13 +128,13 @@ async fn run_worker(
     let stop = || shutdown.token().clone();
     let leases =
         LeaseManager::new(Arc::clone(&context), js.clone(), decider.clone(), config.lease_ttl);
-    // Answers until the very end: a worker that drains is alive.
+    // The admin server runs until the process exits: a worker that drains is alive.
     tokio::spawn(serve_admin(admin, Arc::clone(&context), leases.renewal(), stop()));
     shutdown.spawn_vital("connection changes", connections.listen(stop()));
     shutdown.spawn_vital("rate limits", context.slack.limits.clone().listen(stop()));
     let maintenance = maintenance::run(Arc::clone(&context), js, decider, config.lease_ttl, stop());
     shutdown.spawn_vital("maintenance", maintenance);
-    // The worker's row outlives the calls that run under it.
+    // The worker's row must outlive the calls that run under it.
     let calls_ended = CancellationToken::new();
     let calls = {
         let (context, stop, ended) = (Arc::clone(&context), stop(), calls_ended.clone());
@@ -163,8 +158,9 @@ async fn run_worker(
     Ok(shutdown.drain(config.grace + BEYOND_GRACE).await)
 }
 
-/// Serves health and metrics for as long as the process lives. `/healthz` asks nothing outside, or an outage of Postgres
-/// would become a restart of every worker; `/readyz` fails when leases could not be renewed, and on shutdown.
+/// Serves health and metrics until the process exits. `/healthz` needs no other service: an outage
+/// of Postgres must not restart every worker. `/readyz` fails while leases are not renewed and on
+/// shutdown.
 async fn serve_admin(
     listener: TcpListener,
     context: Arc<Context>,
@@ -177,7 +173,7 @@ async fn serve_admin(
     };
     let metrics = async move || {
         let kind = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-        (kind, context.metrics.page(context.intake_budget.in_use()))
+        (kind, context.metrics.render(context.intake_budget.in_use()))
     };
     let router = Router::new()
         .route("/healthz", get(async || StatusCode::OK))

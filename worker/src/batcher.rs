@@ -1,59 +1,70 @@
 //! Coalesces concurrent requests into batched queries.
 //!
-//! While one batch is at Postgres the next gathers; a request never waits for company: alone, it goes at once. Each batch
-//! begins after its requests came, so an answer is as fresh as that of a query of its own.
+//! Used by dispatch and outbox. While one batch is at Postgres the next one gathers. A request
+//! never waits for others: alone, it is sent at once. Each batch begins after its requests came,
+//! so a result is as fresh as that of a separate query.
 
+use shared::store::{Store, StoreError};
 use std::{future::Future, sync::Arc};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// Requests of one batch, at most.
+/// Maximum number of requests in a batch.
 const BATCH_MAX: usize = 128;
-/// Batches at Postgres at once: one is worked while the answer to the other is under way.
+/// Maximum number of batches at Postgres: one runs while the result of the other is in transit.
 const BATCHES_MAX: usize = 2;
 
 /// Gathers requests of one kind.
 pub struct Batcher<Req, Res>(mpsc::UnboundedSender<(Req, oneshot::Sender<Res>)>);
 
-impl<Req, Res> Clone for Batcher<Req, Res> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
 impl<Req: Send + 'static, Res: Send + 'static> Batcher<Req, Res> {
-    /// Begins to gather. `run` returns one result for each request, in their order.
-    pub fn new<F>(run: impl Fn(Vec<Req>) -> F + Send + Sync + 'static) -> Self
+    /// Creates a batcher and spawns its task. `run` returns one result per request, in order.
+    pub fn new<F>(store: &Store, run: impl Fn(Store, Vec<Req>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Vec<Res>> + Send,
     {
         let (sender, mut requests) = mpsc::unbounded_channel();
-        let run = Arc::new(run);
+        let (store, run) = (store.clone(), Arc::new(run));
         tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(BATCHES_MAX));
+            let permits = Arc::new(Semaphore::new(BATCHES_MAX));
             loop {
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let mut batch = Vec::new();
                 if requests.recv_many(&mut batch, BATCH_MAX).await == 0 {
-                    return; // every sender is gone
+                    return; // every sender is dropped
                 }
-                let run = Arc::clone(&run);
+                let (store, run) = (store.clone(), Arc::clone(&run));
                 tokio::spawn(async move {
-                    let (requests, waiting): (Vec<Req>, Vec<oneshot::Sender<Res>>) =
+                    let (requests, senders): (Vec<Req>, Vec<oneshot::Sender<Res>>) =
                         batch.into_iter().unzip();
-                    for (sender, result) in waiting.into_iter().zip(run(requests).await) {
+                    for (sender, result) in senders.into_iter().zip(run(store, requests).await) {
                         let _ = sender.send(result); // the caller may have been cancelled
                     }
-                    drop(place);
+                    drop(permit);
                 });
             }
         });
         Self(sender)
     }
 
-    /// Runs a request with whichever others are there; `None` when its batch panicked. The caller bounds how many wait.
+    /// Runs a request in the next batch. Returns `None` if the batch panicked. The number of
+    /// requests that wait is not bounded here.
     pub async fn run(&self, request: Req) -> Option<Res> {
         let (sender, result) = oneshot::channel();
         self.0.send((request, sender)).ok()?;
         result.await.ok()
+    }
+}
+
+/// Returns the result of a batch for each of its `count` requests.
+pub fn each_result<T>(
+    count: usize,
+    result: Result<Vec<T>, StoreError>,
+) -> Vec<Result<T, StoreError>> {
+    match result {
+        Ok(all) => all.into_iter().map(Ok).collect(),
+        Err(error) => {
+            let error = Arc::new(error);
+            (0..count).map(|_| Err(StoreError::Batch(Arc::clone(&error)))).collect()
+        }
     }
 }

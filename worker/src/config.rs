@@ -1,4 +1,4 @@
-//! Every setting of the `worker` binary. Each is a flag and an environment variable.
+//! Settings of the `worker` binary. Each is a flag and an environment variable.
 
 use clap::Parser;
 use shared::{
@@ -7,14 +7,14 @@ use shared::{
 };
 use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
-/// Handles stored webhooks: the back of Tidegate.
+/// Dispatch stored webhooks to agents and send their answers to Slack
 #[derive(Debug, Parser)]
 #[command(name = "worker", version)]
 pub struct Config {
-    /// This worker's name among the others; made up when unset.
+    /// Name of this worker among the others; random when unset
     #[arg(long, env = "TIDEGATE_WORKER_ID", value_name = "NAME", value_parser = config::name)]
     pub worker_id: Option<String>,
-    /// Where health and figures are told, as address:port; not for the public.
+    /// Address of health checks and metrics, as address:port; not public
     #[arg(
         long,
         env = "TIDEGATE_ADMIN_LISTEN",
@@ -22,29 +22,35 @@ pub struct Config {
         default_value = "0.0.0.0:9090"
     )]
     pub admin_listen: SocketAddr,
-    /// Key ring that opens signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as the ingests'.
-    #[arg(long, env = "TIDEGATE_SIGNING_SECRET_KEYRING", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    /// Keyring of signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as ingest's
+    #[arg(long, env = "TIDEGATE_SIGNING_SECRET_KEYRING", value_name = "RING",
+          value_parser = config::key_ring, hide_env_values = true)]
     pub signing_secret_keyring: KeyRing,
-    /// Key ring that opens tokens and agents' secrets, in the same form.
-    #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING", value_parser = config::key_ring, hide_env_values = true)]
+    /// Keyring of tokens and agents' secrets, in the same form
+    #[arg(long, env = "TIDEGATE_TOKEN_KEYS", value_name = "RING",
+          value_parser = config::key_ring, hide_env_values = true)]
     pub token_keys: KeyRing,
-    /// How long a partition stays with a worker that went silent.
-    #[arg(long, env = "TIDEGATE_LEASE_TTL", value_name = "DURATION", default_value = "3s", value_parser = config::duration)]
+    /// Time after which other workers claim the partitions of a worker that does not respond
+    #[arg(long, env = "TIDEGATE_LEASE_TTL", value_name = "DURATION", default_value = "3s",
+          value_parser = config::duration)]
     pub lease_ttl: Duration,
-    /// Deliveries that a team's own handler takes at once, on all workers together.
+    /// Maximum number of deliveries that run in a team's own handler, of all workers
     #[arg(long, env = "TIDEGATE_HANDLERS", value_name = "N", default_value = "64")]
     pub handlers: NonZeroUsize,
-    /// Time that a team's own handler may take for one webhook; then it is cancelled, and tried again later. Agents have
-    /// timeouts of their own.
-    #[arg(long, env = "TIDEGATE_HANDLER_DEADLINE", value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
+    /// Maximum duration of one call of a team's own handler, after which the delivery is retried.
+    /// Agents have their own timeouts
+    #[arg(long, env = "TIDEGATE_HANDLER_DEADLINE", value_name = "DURATION", default_value = "30s",
+          value_parser = config::duration)]
     pub handler_deadline: Duration,
-    /// Time that calls to agents and Slack may take to end after SIGTERM; partitions are given back at once.
-    #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
+    /// Time in which calls to agents and Slack may end after SIGTERM; partitions are released at
+    /// once
+    #[arg(long, env = "TIDEGATE_GRACE", value_name = "DURATION", default_value = "30s",
+          value_parser = config::duration)]
     pub grace: Duration,
-    /// The slash command, with its slash.
+    /// Slash command, with its slash
     #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
     pub command: String,
-    /// Slack's Web API.
+    /// Base URL of Slack's Web API
     #[arg(
         long,
         env = "TIDEGATE_SLACK_API",
@@ -52,7 +58,7 @@ pub struct Config {
         default_value = "https://slack.com/api/"
     )]
     pub slack_api: reqwest::Url,
-    /// Origins a response_url may have, comma-separated.
+    /// Allowed origins of a response_url, comma-separated
     #[arg(
         long,
         env = "TIDEGATE_RESPONSE_URL_ORIGINS",
@@ -61,39 +67,40 @@ pub struct Config {
         default_value = "https://hooks.slack.com,https://hooks.slack-gov.com"
     )]
     pub response_url_origins: Vec<reqwest::Url>,
-    /// Least time between two messages to one channel: Slack takes about one a second.
-    #[arg(long, env = "TIDEGATE_CHANNEL_PACE", value_name = "DURATION", default_value = "1s", value_parser = config::duration)]
+    /// Minimum interval between two messages to a channel: Slack allows about one per second
+    #[arg(long, env = "TIDEGATE_CHANNEL_PACE", value_name = "DURATION", default_value = "1s",
+          value_parser = config::duration)]
     pub channel_pace: Duration,
-    /// Networks in which agents may be beside public addresses, as 10.1.0.0/16; comma-separated.
+    /// Networks in which agents may be besides public addresses, as 10.1.0.0/16; comma-separated
     #[arg(long, env = "TIDEGATE_AGENT_NETWORKS", value_name = "NETWORKS", value_delimiter = ',')]
     pub agent_networks: Vec<ipnet::IpNet>,
-    /// Where NATS is.
+    /// Connection to NATS.
     #[command(flatten)]
     pub nats: Nats,
-    /// Where Postgres is.
+    /// Connection to Postgres.
     #[command(flatten)]
     pub postgres: Postgres,
-    /// How logs look.
+    /// Logs and traces.
     #[command(flatten)]
     pub telemetry: Telemetry,
 }
 
-/// What the grace does not cover when we stop: the last word to Postgres, and to the collector of traces.
+/// Shutdown time after the grace period: last writes to Postgres and to the trace collector.
 pub const BEYOND_GRACE: Duration = Duration::from_secs(1);
 
-/// A lease shorter than this would be lost to an ordinary pause.
+/// Minimum lease TTL: a short pause of the process must not lose a lease.
 const LEASE_TTL_MIN: Duration = Duration::from_millis(300);
 
 impl Config {
-    /// Checks what no setting can say of itself alone.
+    /// Checks the settings that clap cannot check. Returns an error that names the setting.
     pub fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.lease_ttl >= LEASE_TTL_MIN,
-            "TIDEGATE_LEASE_TTL is too short: say 300ms or more"
+            "TIDEGATE_LEASE_TTL is too short: use 300ms or more"
         );
         anyhow::ensure!(
             self.command.starts_with('/'),
-            "TIDEGATE_COMMAND is malformed: it begins with a slash, as in /lobu"
+            "TIDEGATE_COMMAND is malformed: begin it with a slash, as in /lobu"
         );
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! Connections that were needed lately, with their tokens.
+//! Cache of recently used connections, with their tokens.
 //!
-//! One query for a connection however many wait for it; its row is kept for half a minute, and dropped as soon as Postgres
-//! tells that it changed. Word of that can get lost, hence the half minute. Used to call agents and Slack; what ends a webhook
-//! or a message is read from Postgres (see [`ConnectionCache::read_through`]). Never writes the row.
+//! Concurrent requests for a connection share one query. A row is dropped when Postgres notifies a
+//! change, and after 30 seconds, since notifications can be lost. Used to call agents and Slack. A
+//! decision that ends a webhook or a message reads Postgres (see
+//! [`ConnectionCache::read_through`]).
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -22,117 +23,116 @@ use tokio::{sync::OnceCell, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// A row is read again after this long, in case word of a change got lost.
+/// Time after which a row is read again, in case a notification was lost.
 const CACHED_FOR: Duration = Duration::from_secs(30);
-/// Connections kept at most; then those that are too old go, and if that is not enough all.
+/// Maximum number of connections in the cache. Expired entries are evicted first.
 const CACHED_MAX: usize = 20_000;
-/// Between two tries to listen.
+/// Wait before listening again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Connections that were needed lately.
 pub struct ConnectionCache {
     store: Store,
-    kept: Mutex<HashMap<ConnectionId, Arc<Cached>>>,
-    asked: Family<RequestLabels, Counter>,
+    entries: Mutex<HashMap<ConnectionId, Arc<CacheEntry>>>,
+    requests: Family<RequestLabels, Counter>,
 }
 
-/// How a question for a connection ended.
+/// Label of a request: its result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     result: &'static str,
 }
 
-struct Cached {
+struct CacheEntry {
     since: Instant,
     row: OnceCell<Option<Arc<Connection>>>,
 }
 
 impl ConnectionCache {
-    /// Nothing kept yet.
     pub fn new(store: Store) -> Self {
-        Self { store, kept: Mutex::default(), asked: Family::default() }
+        Self { store, entries: Mutex::default(), requests: Family::default() }
     }
 
-    /// The row, whatever its status; `None` when there is none.
+    /// Returns the row in any status, `None` if there is none.
     pub async fn connection(
         &self,
         id: ConnectionId,
     ) -> Result<Option<Arc<Connection>>, StoreError> {
-        let kept = self.entry(id, Instant::now());
+        let entry = self.entry(id, Instant::now());
         let mut result = "hit";
         let read = async || {
             result = "miss";
             Ok(self.store.hydrate_connection(id).await?.map(Arc::new))
         };
-        let row = kept.row.get_or_try_init(read).await.cloned();
+        let row = entry.row.get_or_try_init(read).await.cloned();
         let result = if row.is_ok() { result } else { "failed" };
-        self.asked.get_or_create(&RequestLabels { result }).inc();
+        self.requests.get_or_create(&RequestLabels { result }).inc();
         row
     }
 
-    /// The row as it is in Postgres now; the cache is brought up to date.
+    /// Returns the row as it is in Postgres now, and caches it.
     pub async fn read_through(
         &self,
         id: ConnectionId,
     ) -> Result<Option<Arc<Connection>>, StoreError> {
-        drop(self.kept().remove(&id));
+        drop(self.entries().remove(&id));
         self.connection(id).await
     }
 
-    /// Requests: `hit` from memory, `miss` by a query, `failed`.
+    /// Returns the counter of requests: `hit` (from memory), `miss` (by a query), `failed`.
     pub fn requests(&self) -> Family<RequestLabels, Counter> {
-        self.asked.clone()
+        self.requests.clone()
     }
 
-    /// The entry that everybody who asks now shares.
-    fn entry(&self, id: ConnectionId, now: Instant) -> Arc<Cached> {
-        let mut kept = self.kept();
-        if kept.len() >= CACHED_MAX {
-            kept.retain(|_, kept| now.duration_since(kept.since) < CACHED_FOR);
-            while kept.len() >= CACHED_MAX
-                && let Some(oldest) = kept.keys().next().copied()
+    /// Returns the entry that concurrent requests share.
+    fn entry(&self, id: ConnectionId, now: Instant) -> Arc<CacheEntry> {
+        let mut entries = self.entries();
+        if entries.len() >= CACHED_MAX {
+            entries.retain(|_, entry| now.duration_since(entry.since) < CACHED_FOR);
+            while entries.len() >= CACHED_MAX
+                && let Some(oldest) = entries.keys().next().copied()
             {
-                kept.remove(&oldest);
+                entries.remove(&oldest);
             }
         }
-        if let Some(entry) = kept.get(&id)
+        if let Some(entry) = entries.get(&id)
             && now.duration_since(entry.since) < CACHED_FOR
         {
             return Arc::clone(entry);
         }
-        let fresh = Arc::new(Cached { since: now, row: OnceCell::new() });
-        kept.insert(id, Arc::clone(&fresh));
+        let fresh = Arc::new(CacheEntry { since: now, row: OnceCell::new() });
+        entries.insert(id, Arc::clone(&fresh));
         fresh
     }
 
-    /// Drops what changed, as Postgres tells of it, until told to stop.
+    /// Drops changed rows as Postgres notifies their changes, until `stop`.
     pub async fn listen(self: Arc<Self>, stop: CancellationToken) {
         let listening = async {
             loop {
                 if let Err(error) = self.listen_once().await {
-                    warn!(error = %Chain(&error), "failed to listen for changes of connections");
+                    warn!(error = %Chain(&error), "failed to listen for connection changes");
                 }
-                // Whatever was said meanwhile was not heard.
-                self.kept().clear();
+                // Notifications were missed meanwhile.
+                self.entries().clear();
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        tokio::select! { _ = stop.cancelled() => {}, () = listening => {} }
+        stop.run_until_cancelled(listening).await;
     }
 
     async fn listen_once(&self) -> Result<(), StoreError> {
         let mut changes = self.store.connection_changes().await?;
-        self.kept().clear();
+        self.entries().clear();
         loop {
             match changes.next().await? {
-                // Who waits for a query that began before the change gets what that gives; who comes after begins another.
-                Some(id) => drop(self.kept().remove(&id)),
-                None => self.kept().clear(),
+                // A request that waits for a query from before the change gets its result; later
+                // requests begin a new query.
+                Some(id) => drop(self.entries().remove(&id)),
+                None => self.entries().clear(),
             }
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Cached>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<CacheEntry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

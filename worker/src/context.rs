@@ -1,4 +1,4 @@
-//! Clients and shared state of a worker process. Made once at start; every stage gets a clone of the `Arc`.
+//! Clients and shared state of a worker process, created once at start.
 
 use crate::{
     agent_client::AgentClient,
@@ -21,41 +21,35 @@ use tokio::{
 
 pub use crate::worker_lease::{WorkerLease, WorkerTerm};
 
-/// What the stages of a worker share.
+/// Clients and state that the stages of a worker share.
 pub struct Context {
-    /// Postgres.
     pub store: Store,
-    /// NATS, for responses that go into Slack's own HTTP request.
+    /// NATS, for sync responses.
     pub nats: async_nats::Client,
     /// Slack's Web API and response_urls.
     pub slack: Slack,
-    /// Agents' endpoints.
     pub agents: AgentClient,
-    /// Connections that were needed lately, with their tokens. Never used for a decision that ends a webhook.
+    /// Recently used connections, with their tokens. Never read for a decision that ends a webhook.
     pub connections: Arc<ConnectionCache>,
-    /// Counters and gauges.
     pub metrics: Arc<Metrics>,
-    /// Figures per connection, for people.
     pub usage: UsageCounters,
-    /// This worker's name among the others.
     pub worker_name: String,
-    /// The right of this process to run lanes.
+    /// Lease of this process's row in `workers`.
     pub worker: WorkerLease,
     /// Partitions that this worker reads.
     pub partitions: OwnedPartitions,
-    /// Wakes dispatch: a delivery was committed, a slot became free.
+    /// Wakes dispatch: a delivery was committed or an agent slot became free.
     pub wake_dispatch: Notify,
     /// Wakes the outbox: a message was committed.
     pub wake_outbox: Notify,
-    /// Wakes the token refresh: Slack called a token expired.
+    /// Wakes the token refresh: Slack rejected a token as expired.
     pub token_expired: Arc<Notify>,
     /// Bytes of webhooks that are read and not committed.
     pub intake_budget: ByteBudget,
-    /// Webhooks that intake committed a moment ago, so that dispatch need not read them from Postgres.
+    /// Webhooks that intake committed a moment ago, which saves dispatch a query.
     pub payloads: PayloadCache,
-    /// Least time between two messages posted to one channel.
+    /// Minimum interval between two messages posted to one channel.
     pub channel_min_interval: Duration,
-    /// The slash command, with its slash.
     pub slash_command: String,
     /// Called in each stage; none but in tests.
     pub probe: Option<Probe>,
@@ -70,34 +64,32 @@ impl Context {
     }
 }
 
-/// Partitions that this worker reads, and so dispatches and sends for. Ownership is no fence here: two workers that take
-/// from one partition for a moment take different lanes.
+/// Partitions that this worker reads, and for which it dispatches and sends. Not a fence: two
+/// workers that share a partition for a moment claim different lanes.
 #[derive(Clone, Default)]
 pub struct OwnedPartitions(Arc<Mutex<BTreeSet<Partition>>>);
 
 impl OwnedPartitions {
-    /// All of them, in order.
+    /// Returns the partitions in order.
     pub fn all(&self) -> Vec<Partition> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
-    /// Adds a partition just claimed.
     pub fn insert(&self, partition: Partition) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(partition);
     }
 
-    /// Removes a partition that was lost or given back.
     pub fn remove(&self, partition: Partition) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
     }
 }
 
-/// Bytes that the cache of payloads holds at most; a body counts with its decoded headers.
+/// Maximum bytes in the payload cache; an entry counts its body and headers.
 const PAYLOAD_CACHE_BYTES_MAX: usize = 32 << 20;
-/// Time after which a cached payload is of no use: its lane waits.
+/// Time after which a cached payload is dropped: its lane waits.
 const PAYLOAD_CACHE_TTL: Duration = Duration::from_secs(5);
 
-/// Envelopes by dedup key, oldest evicted first.
+/// Cache of envelopes by dedup key, oldest evicted first.
 #[derive(Default)]
 pub struct PayloadCache(Mutex<Payloads>);
 
@@ -109,7 +101,6 @@ struct Payloads {
 }
 
 impl PayloadCache {
-    /// Keeps an envelope for a moment.
     pub fn insert(&self, envelope: &Envelope) {
         let (now, size) = (Instant::now(), envelope.body.len() + 1024);
         let mut payloads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,39 +118,37 @@ impl PayloadCache {
         }
     }
 
-    /// Takes an envelope out.
     pub fn take(&self, dedup_key: &str) -> Option<Envelope> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).by_key.remove(dedup_key)
     }
 }
 
-/// A bound on bytes in memory, shared by everything that takes from it.
+/// Limit of bytes in memory, shared by its clones.
 #[derive(Clone)]
 pub struct ByteBudget {
     free: Arc<Semaphore>,
     max: usize,
 }
 
-/// Unit of a byte budget.
+/// Bytes per permit of a budget.
 const BUDGET_UNIT: usize = 1024;
 
 impl ByteBudget {
-    /// All of it is free.
+    /// Creates a budget of which nothing is in use.
     pub fn new(max: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(max / BUDGET_UNIT)), max }
     }
 
-    /// Waits until there is room. More than all of it is taken as all of it.
+    /// Waits for room. A request above the limit takes the whole budget.
     pub async fn acquire(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).acquire_many_owned(self.units(bytes)).await.ok()
     }
 
-    /// Takes room if there is some.
+    /// Returns a permit if there is room.
     pub fn try_acquire(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)).ok()
     }
 
-    /// Bytes in use.
     pub fn in_use(&self) -> usize {
         self.max.saturating_sub(self.free.available_permits() * BUDGET_UNIT)
     }

@@ -1,11 +1,12 @@
-//! Decides webhooks: reads what Postgres knows about a batch, then asks the pure function of `routing` for each.
+//! Decides webhooks: loads facts from Postgres for a batch, then calls the pure function of
+//! `routing`.
 //!
-//! Called by intake for what it reads, and by redrives and replays. Facts come from Postgres and never from a cache; dedup
-//! keys within the batch are compared in memory, in order.
+//! Called by intake, redrives and replays. Facts never come from a cache. Dedup keys within a batch
+//! are compared in memory, in order.
 
 use crate::{
     probe::{Probe, Stage},
-    routing::{self, RosterNeed, RoutingOptions, Webhook},
+    routing::{self, NamedAgentQuery, RoutingOptions, Webhook},
 };
 use shared::{
     codec::{envelope::Envelope, slack::Parts},
@@ -23,21 +24,19 @@ use std::{
 use time::OffsetDateTime;
 
 const SECONDS_PER_DAY: i64 = 86_400;
-/// A webhook's own time counts when it is within this of the stream's.
+/// Maximum difference between a webhook's own time and the time at which it was stored.
 const OWN_TIME_TOLERANCE: i64 = 2 * SECONDS_PER_DAY;
 
-/// A webhook read from the stream.
+/// Webhook read from the stream.
 #[derive(Debug, Clone)]
 pub struct ReadWebhook {
-    /// Its sequence.
     pub sequence: u64,
-    /// When the stream got it, by the server's clock.
+    /// Time at which the stream stored the webhook, by the NATS server's clock.
     pub stored_at: OffsetDateTime,
-    /// The webhook.
     pub envelope: Envelope,
 }
 
-/// Decides webhooks. Cheap to clone.
+/// Decider of webhooks. Cheap to clone.
 #[derive(Clone)]
 pub struct Decider {
     store: Store,
@@ -46,12 +45,12 @@ pub struct Decider {
 }
 
 impl Decider {
-    /// Decides by these settings.
     pub fn new(store: Store, options: RoutingOptions, probe: Option<Probe>) -> Self {
         Self { store, options, probe }
     }
 
-    /// Decides webhooks of one partition, in stream order, each with the day of its dedup key.
+    /// Decides webhooks of one partition, in stream order. Returns each with the day of its dedup
+    /// key.
     pub async fn decide<'a>(
         &self,
         partition: Partition,
@@ -60,7 +59,7 @@ impl Decider {
         self.decide_as(partition, batch, false).await
     }
 
-    /// Decides a webhook once more: that it was processed before does not count.
+    /// Decides a webhook even if it was processed before.
     pub async fn decide_again(
         &self,
         webhook: &ReadWebhook,
@@ -99,8 +98,8 @@ impl Decider {
             facts.trigger_processed = !again
                 && (facts.trigger_processed || trigger.is_some_and(|key| processed.contains(key)));
             facts.tell_waiting &= !told.contains(&(query.connection, query.lane));
-            let roster = self.roster(webhook, facts).await?;
-            let decision = self.decide_one(read, webhook, facts, &roster);
+            let named_agents = self.load_named_agents(webhook, facts).await?;
+            let decision = self.decide_one(read, webhook, facts, &named_agents);
             match &decision {
                 Decision::Ignore { .. } => {}
                 Decision::DeadLetter { .. } => drop(processed.insert(query.key.clone())),
@@ -120,31 +119,32 @@ impl Decider {
         Ok(decided)
     }
 
-    async fn roster(
+    async fn load_named_agents(
         &self,
         webhook: &Webhook<'_>,
         facts: &Facts,
     ) -> Result<Vec<NamedAgent>, StoreError> {
-        match routing::roster_need(webhook, facts, &self.options) {
-            RosterNeed::None => Ok(Vec::new()),
-            RosterNeed::OfOrganization(org) => self.store.agents_of(&org).await,
-            RosterNeed::Linkable { team, user, agent } => {
+        match routing::named_agent_query(webhook, facts, &self.options) {
+            NamedAgentQuery::None => Ok(Vec::new()),
+            NamedAgentQuery::OfOrganization(org) => self.store.agents_of(&org).await,
+            NamedAgentQuery::Linkable { team, user, agent } => {
                 self.store.linkable_agents(Platform::Slack, &team, &user, &agent).await
             }
         }
     }
 
-    /// A decision that panics concerns its own webhook alone.
+    /// Decides one webhook. A panic makes a dead letter of this webhook and does not affect its
+    /// batch.
     fn decide_one(
         &self,
         read: &ReadWebhook,
         webhook: &Webhook<'_>,
         facts: &Facts,
-        roster: &[NamedAgent],
+        named_agents: &[NamedAgent],
     ) -> Decision {
         let deciding = || {
             self.probe(Stage::Decide, read);
-            routing::decide(webhook, facts, roster, &self.options)
+            routing::decide(webhook, facts, named_agents, &self.options)
         };
         catch_unwind(AssertUnwindSafe(deciding)).unwrap_or_else(|_| Decision::DeadLetter {
             reason: "deciding it panicked",
@@ -159,7 +159,7 @@ impl Decider {
     }
 }
 
-/// Whether other webhooks may share the batch of this decision.
+/// Returns whether other webhooks may share the batch of this decision.
 pub fn may_share_batch(decision: &Decision) -> bool {
     match decision {
         Decision::Ignore { .. } | Decision::DeadLetter { .. } => true,
@@ -180,14 +180,15 @@ fn query(read: &ReadWebhook, webhook: &Webhook<'_>) -> FactsQuery {
     }
 }
 
-/// The dedup key of a webhook that is given up undecided. Its body is not parsed: that may be what ended the process. Its day
-/// is that of the request, which is the webhook's own but for retries around midnight.
+/// Returns the dedup key of a webhook that is given up undecided. The body is not parsed, since
+/// parsing may have ended the process: the day is that of the request, which differs only for a
+/// retry around midnight.
 pub fn processed_key(read: &ReadWebhook) -> ProcessedKey {
     ProcessedKey::new(dedup_day(read, None), &read.envelope.dedupe)
 }
 
-/// The day that a webhook's dedup key is kept under: of its own time, so that it is the same in every copy, unless that is
-/// far from the time at which the stream got it.
+/// Returns the day under which a dedup key is stored: that of the webhook's own time, which is the
+/// same in every copy, unless it is far from the time at which the webhook was stored.
 fn dedup_day(read: &ReadWebhook, own_time: Option<i64>) -> i32 {
     let stored = read.stored_at.unix_timestamp();
     let signed = || read.envelope.timestamp.as_str().parse().ok();

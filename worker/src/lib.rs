@@ -1,13 +1,13 @@
-//! Reads the stream, hands webhooks to agents, sends to Slack: three short durable stages that meet in Postgres.
+//! Processes stored webhooks in three durable stages that meet in Postgres.
 //!
-//! ```text
-//! intake     a partition in order, in batches: decide, commit effects and cursor. No outside call.
-//! dispatch   the queue of deliveries: in order per conversation, fair, bounded per agent: call the agent, commit its answer
-//! outbox     messages to Slack: in order per conversation, paced per channel and method: send, record the result
-//! ```
+//! * `intake` reads a partition in order and commits decisions and cursor in batches.
+//! * `dispatch` works the queue of deliveries, fair and in order per conversation: it calls the
+//!   agent and commits the answer.
+//! * `outbox` sends messages to Slack, in order per conversation, within Slack's rate limits.
 //!
-//! `routing` is the pure function by which intake decides. `maintenance` is what happens beside the way. A team with its
-//! own code in place of agents implements [`Handler`] and calls [`run`]; `worker/examples/own_handler.rs` does.
+//! `routing` is the pure function by which intake decides. `maintenance` runs periodic tasks. A
+//! team with its own handler in place of agents implements [`Handler`] and calls [`run`]; see
+//! `worker/examples/own_handler.rs`.
 
 mod agent_client;
 mod app;

@@ -1,8 +1,9 @@
-//! `worker`: handles stored webhooks, with agents.
+//! Runs the `worker` binary: dispatches stored webhooks to agents.
 
 use std::process::ExitCode;
 
-/// A webhook is some dozens of small allocations, made on one thread and freed on another.
+/// General-purpose allocators are slow for webhooks: dozens of small allocations, made on one
+/// thread and freed on another.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

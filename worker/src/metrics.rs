@@ -1,7 +1,9 @@
-//! Counters and gauges of a worker, for Prometheus. Labels come from closed sets: no id of a connection, team or user is one.
+//! Counters and gauges of a worker, for Prometheus.
 //!
-//! Every name begins with `tidegate_`. Gauges of partitions are read from the partitions in hand when the page is read, so
-//! that a partition given up leaves no figure behind. What only Postgres knows is told by the worker that prunes.
+//! Names begin with `tidegate_`. Labels come from enums and partition numbers, never from ids.
+//! Gauges per partition are read from the owned partitions when the page is rendered, so that a
+//! released partition leaves no series. Gauges that need Postgres are set by the worker that runs
+//! retention.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -18,7 +20,7 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// A commit takes a few milliseconds; a Postgres in trouble takes seconds.
+/// A commit takes milliseconds; seconds if Postgres is overloaded.
 const COMMIT_BUCKETS: [f64; 11] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
@@ -41,7 +43,6 @@ struct TransitionLabels {
 
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// All of it.
 pub struct Metrics {
     registry: Registry,
     decisions: Family<DecisionLabels, Counter>,
@@ -66,21 +67,22 @@ pub struct Metrics {
     watched: Mutex<Vec<Weak<PartitionProgress>>>,
 }
 
-/// How far a partition is, as its reader records it.
+/// Progress of a partition, recorded by its reader.
 pub struct PartitionProgress {
     partition: Partition,
     lag: AtomicU64,
-    /// When the stream got the oldest webhook that is read and not committed, in seconds since 1970; 0 without one.
+    /// Time at which the oldest pending webhook was stored, in seconds since 1970; 0 without one.
     oldest_stored_at: AtomicI64,
 }
 
 impl PartitionProgress {
-    /// Nothing is read.
+    /// Creates the progress of a partition of which nothing is read.
     pub fn new(partition: Partition) -> Self {
         Self { partition, lag: AtomicU64::new(0), oldest_stored_at: AtomicI64::new(0) }
     }
 
-    /// Records how many stored webhooks are past the cursor, and when the stream got the oldest of them that was read.
+    /// Records the number of stored webhooks past the cursor, and when the oldest pending one was
+    /// stored.
     pub fn record(&self, lag: u64, oldest: Option<OffsetDateTime>) {
         self.lag.store(lag, Ordering::Relaxed);
         let oldest = oldest.map_or(0, OffsetDateTime::unix_timestamp);
@@ -95,150 +97,81 @@ impl PartitionProgress {
     }
 }
 
-/// A change of a lease.
 #[derive(Debug, Clone, Copy)]
 pub enum LeaseTransition {
-    /// Claimed by this worker.
     Claimed,
-    /// Given back.
     Released,
-    /// Ran out, or claimed by another worker.
+    /// Expired, or claimed by another worker.
     Lost,
 }
 
-/// Registers a metric and returns it: a clone counts together with it.
-fn registered<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+/// Registers a metric that begins at zero. Returns a clone, which counts together with it.
+pub fn metric<M: Metric + Clone + Default>(r: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
     r.register(name, help, metric.clone());
     metric
 }
 
-fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+/// Registers an age or duration. Returns a clone, which counts together with it.
+pub fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
     r.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
 }
 
 impl Metrics {
-    /// All zero. `register` adds what the stages count by themselves.
+    /// Creates the metrics. `register` adds those of the stages.
     pub fn new(dropped: Dropped, register: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let r = &mut registry;
-        let leases = registered(
-            r,
-            "partition_lease_transitions",
-            "Partitions claimed, released, lost",
-            Family::<TransitionLabels, Counter>::default(),
-        );
-        // There from the start, so that its first time is a change.
+        let leases: Family<TransitionLabels, Counter> =
+            metric(r, "partition_lease_transitions", "Partitions claimed, released, lost");
+        // Registered at zero, so that the first lost lease is a change.
         drop(leases.get_or_create(&TransitionLabels { transition: "lost" }));
+        let batch_sizes = Histogram::new(BATCH_BUCKETS);
+        r.register("worker_batch_size", "Webhooks per commit", batch_sizes.clone());
         let this = Self {
-            decisions: registered(
-                r,
-                "worker_webhooks",
-                "Webhooks committed by intake, by kind and outcome",
-                Family::default(),
-            ),
+            decisions: metric(r, "worker_webhooks", "Webhooks committed, by kind and outcome"),
             commits: seconds(
                 r,
                 "worker_commit_duration",
                 "Time to commit a batch in Postgres",
                 Histogram::new(COMMIT_BUCKETS),
             ),
-            batch_sizes: registered(
-                r,
-                "worker_batch_size",
-                "Webhooks committed by one statement",
-                Histogram::new(BATCH_BUCKETS),
-            ),
-            batches_refused: registered(
-                r,
-                "worker_batches_refused",
-                "Batches that Postgres refused for their contents or duration",
-                Counter::default(),
-            ),
-            fenced: registered(
-                r,
-                "commits_fenced",
-                "Commits that changed nothing because another worker owns the partition",
-                Counter::default(),
-            ),
-            dead_lettered: registered(
-                r,
-                "dead_lettered",
-                "Webhooks and deliveries given up on",
-                Counter::default(),
-            ),
+            batch_sizes,
+            batches_refused: metric(r, "worker_batches_refused", "Batches that Postgres refused"),
+            fenced: metric(r, "commits_fenced", "Commits after the loss of a partition"),
+            dead_lettered: metric(r, "dead_lettered", "Webhooks and deliveries given up on"),
             leases,
-            stream_resets: registered(
-                r,
-                "stream_resets",
-                "Partitions whose stream was not the one that was read",
-                Counter::default(),
-            ),
-            owned: registered(
-                r,
-                "worker_partitions_owned",
-                "Partitions that this worker owns",
-                Gauge::default(),
-            ),
-            lag: registered(
-                r,
-                "partition_lag",
-                "Stored webhooks of a partition past its cursor",
-                Family::default(),
-            ),
+            stream_resets: metric(r, "stream_resets", "Partitions whose stream was reset"),
+            owned: metric(r, "worker_partitions_owned", "Partitions that this worker owns"),
+            lag: metric(r, "partition_lag", "Stored webhooks of a partition past its cursor"),
             oldest: seconds(
                 r,
                 "partition_oldest_pending_age",
                 "Age of the oldest webhook of a partition that is read and not committed",
                 Family::default(),
             ),
-            deliveries: registered(
-                r,
-                "deliveries_pending",
-                "Deliveries that wait or run, of all workers; told by one of them",
-                Gauge::default(),
-            ),
+            deliveries: metric(r, "deliveries_pending", "Deliveries that wait or run"),
             deliveries_oldest: seconds(
                 r,
                 "deliveries_oldest_pending_age",
-                "Age of the oldest of these; told by one worker",
+                "Age of the oldest delivery that waits or runs",
                 Gauge::default(),
             ),
-            dead_letters: registered(
-                r,
-                "dead_letters",
-                "Dead letters that nobody decided about; told by one worker",
-                Gauge::default(),
-            ),
-            outbox: registered(
-                r,
-                "outbox_pending",
-                "Messages that are to be sent to Slack, of all workers; told by one of them",
-                Gauge::default(),
-            ),
+            dead_letters: metric(r, "dead_letters", "Dead letters that wait for an operator"),
+            outbox: metric(r, "outbox_pending", "Messages that wait for Slack, of all workers"),
             outbox_oldest: seconds(
                 r,
                 "outbox_oldest_pending_age",
-                "Age of the oldest of these; told by one worker",
+                "Age of the oldest message that waits",
                 Gauge::default(),
             ),
-            outbox_failures: registered(
-                r,
-                "outbox_failures",
-                "Messages that Slack refused for good; told by one worker",
-                Gauge::default(),
-            ),
-            stream_used: registered(
-                r,
-                "stream_used_ratio",
-                "Share of the stream's bytes that is used",
-                Gauge::default(),
-            ),
-            intake_bytes: registered(
+            outbox_failures: metric(r, "outbox_failures", "Messages that could not be sent"),
+            stream_used: metric(r, "stream_used_ratio", "Share of the stream's bytes that is used"),
+            intake_bytes: metric(
                 r,
                 "worker_intake_budget_used_bytes",
                 "Bytes of webhooks that are read and not committed, each body counted four times",
-                Gauge::default(),
             ),
             watched: Mutex::default(),
             registry: Registry::default(),
@@ -250,39 +183,37 @@ impl Metrics {
         Self { registry, ..this }
     }
 
-    /// A webhook was committed.
-    pub fn decided(&self, kind: Kind, outcome: &'static str) {
+    pub fn record_decision(&self, kind: Kind, outcome: &'static str) {
         self.decisions.get_or_create(&DecisionLabels { kind: kind.as_str(), outcome }).inc();
     }
 
-    /// A commit of so many webhooks ended.
-    pub fn batch_committed(&self, webhooks: usize, took: Duration) {
+    /// Records a commit of `webhooks` webhooks.
+    pub fn record_batch(&self, webhooks: usize, took: Duration) {
         self.commits.observe(took.as_secs_f64());
         self.batch_sizes.observe(webhooks as f64);
     }
 
-    /// Postgres refused a batch for its contents.
-    pub fn batch_refused(&self) {
+    /// Counts a batch that Postgres refused for its contents.
+    pub fn record_refused_batch(&self) {
         self.batches_refused.inc();
     }
 
-    /// A commit changed nothing: the partition is another worker's.
-    pub fn commit_fenced(&self) {
+    /// Counts a commit that changed nothing because another worker owns the partition.
+    pub fn record_fenced_commit(&self) {
         self.fenced.inc();
     }
 
-    /// Webhooks or deliveries were given up on.
-    pub fn dead_lettered(&self, count: u64) {
+    /// Counts webhooks or deliveries that were given up.
+    pub fn record_dead_letters(&self, count: u64) {
         self.dead_lettered.inc_by(count);
     }
 
-    /// A partition's stream was not the one that was read.
-    pub fn stream_reset(&self) {
+    /// Counts a partition whose stream was reset.
+    pub fn record_stream_reset(&self) {
         self.stream_resets.inc();
     }
 
-    /// A lease changed.
-    pub fn lease(&self, transition: LeaseTransition) {
+    pub fn record_lease_transition(&self, transition: LeaseTransition) {
         let transition = match transition {
             LeaseTransition::Claimed => "claimed",
             LeaseTransition::Released => "released",
@@ -291,8 +222,8 @@ impl Metrics {
         self.leases.get_or_create(&TransitionLabels { transition }).inc();
     }
 
-    /// Work that is not done, of all workers; zero when another worker tells.
-    pub fn backlog(&self, stats: BacklogStats) {
+    /// Sets the backlog of all workers; zero if another worker reports it.
+    pub fn record_backlog(&self, stats: BacklogStats) {
         self.deliveries.set(stats.deliveries);
         self.deliveries_oldest.set(stats.deliveries_oldest.as_secs_f64());
         self.dead_letters.set(stats.dead_letters);
@@ -301,20 +232,20 @@ impl Metrics {
         self.outbox_failures.set(stats.outbox_failures);
     }
 
-    /// So many of the stream's bytes are used.
-    pub fn stream_used(&self, bytes: u64, max: u64) {
+    /// Sets the share of the stream's bytes that is used.
+    pub fn record_stream_usage(&self, bytes: u64, max: u64) {
         self.stream_used.set(bytes as f64 / max.max(1) as f64);
     }
 
-    /// Shows a partition's figures for as long as it is owned.
+    /// Shows a partition on the page while its progress is alive.
     pub fn watch(&self, progress: &Arc<PartitionProgress>) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|progress| progress.strong_count() > 0);
         watched.push(Arc::downgrade(progress));
     }
 
-    /// Renders the page that Prometheus reads, as of now.
-    pub fn page(&self, intake_bytes: usize) -> String {
+    /// Renders the page that Prometheus reads.
+    pub fn render(&self, intake_bytes: usize) -> String {
         self.intake_bytes.set(intake_bytes as i64);
         self.lag.clear();
         self.oldest.clear();

@@ -1,6 +1,7 @@
-//! A function that is called in each stage, by which a test's own worker panics there. The product's worker has none.
+//! Hook for tests: a function that is called in each stage and may panic. The released worker sets
+//! none.
 
-/// A place at which a probe is called.
+/// Stage in which a probe is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Intake, before a webhook is parsed.
@@ -13,5 +14,5 @@ pub enum Stage {
     Send,
 }
 
-/// A function that gets the stage and what it works on: the body of the webhook, or the text of the message.
+/// Function that receives the stage and the body of the webhook or the text of the message.
 pub type Probe = fn(Stage, &[u8]);

@@ -1,4 +1,4 @@
-//! Counters per connection, added up in Postgres once a minute: never in a commit of intake.
+//! Counters per connection, added to Postgres once a minute and never within a commit of intake.
 
 use shared::{
     store::{Decision, Store, UsageRow},
@@ -13,18 +13,17 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Counters are written this often.
+/// Interval between two writes.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Connections counted between two writes, at most; what others do is not counted.
+/// Maximum number of connections counted between two writes; others are not counted.
 const CONNECTIONS_MAX: usize = 50_000;
 
-/// Counters per connection. Clones count together.
+/// Counters per connection. Clones share them.
 #[derive(Clone, Default)]
 pub struct UsageCounters(Arc<Mutex<HashMap<ConnectionId, UsageRow>>>);
 
 impl UsageCounters {
-    /// A webhook was committed.
-    pub fn webhook(&self, connection: ConnectionId, decision: &Decision) {
+    pub fn record_webhook(&self, connection: ConnectionId, decision: &Decision) {
         self.count(connection, |row| {
             row.webhooks += 1;
             row.ignored += i64::from(matches!(decision, Decision::Ignore { .. }));
@@ -33,8 +32,7 @@ impl UsageCounters {
         });
     }
 
-    /// An attempt of a delivery ended.
-    pub fn attempt(&self, connection: ConnectionId, took: Duration, failed: bool) {
+    pub fn record_attempt(&self, connection: ConnectionId, took: Duration, failed: bool) {
         self.count(connection, |row| {
             row.attempts += 1;
             row.agent_ms += i64::try_from(took.as_millis()).unwrap_or(0);
@@ -42,8 +40,7 @@ impl UsageCounters {
         });
     }
 
-    /// A message was sent to Slack.
-    pub fn reply(&self, connection: ConnectionId) {
+    pub fn record_reply(&self, connection: ConnectionId) {
         self.count(connection, |row| row.replies += 1);
     }
 
@@ -58,7 +55,7 @@ impl UsageCounters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the counters every minute, and once more at the end.
+    /// Writes the counters every minute and once more on shutdown.
     pub async fn run(self, store: Store, stop: CancellationToken) {
         loop {
             let stopped = stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none();

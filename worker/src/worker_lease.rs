@@ -1,7 +1,8 @@
-//! The right of this process to run lanes, as long as its row in `workers` is renewed.
+//! Lease of this process's row in `workers`: the right to run lanes.
 //!
-//! Written by the lease manager, read by every attempt and send. A term that has ended holds never again, and at most one term
-//! holds at a time: the tests try orders of threads for that.
+//! The lease manager renews the lease; each attempt and send checks it. A term that ended never
+//! holds again, and at most one term holds at a time; the tests check this for random thread
+//! schedules.
 
 #[cfg(test)]
 use shuttle::sync::{Arc, Mutex, MutexGuard};
@@ -11,24 +12,26 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The row of this process in `workers`. Running lanes and agent slots name it; when it expires, others free them.
+/// Lease of this process's row in `workers`, which running lanes and agent slots reference. Other
+/// workers free them when the row expires.
 ///
-/// A process that could not renew its row in time has lost everything that it runs: the term ends, its tasks are
-/// cancelled, and the next term has another id.
+/// A process that does not renew its row in time loses all that it runs: the term ends, its tasks
+/// are cancelled, and the next term has another id.
 #[derive(Clone, Default)]
 pub struct WorkerLease(Arc<Mutex<Option<Arc<WorkerTerm>>>>);
 
-/// One uninterrupted time under one id.
+/// Uninterrupted period under one id.
 pub struct WorkerTerm {
-    /// The id in `workers`: random, never used again.
+    /// Random id in `workers`, never reused.
     pub id: String,
-    /// Cancelled when the term is over: calls to agents and Slack end at once.
+    /// Cancelled when the term ends, which cancels calls to agents and Slack.
     pub ended: CancellationToken,
     holds_until: Mutex<Instant>,
 }
 
 impl WorkerTerm {
-    /// Whether the row has not expired by this process's own monotonic clock. Ask it before every outside call.
+    /// Returns whether the row is valid by this process's monotonic clock. Checked before every
+    /// call to an agent or Slack.
     pub fn holds(&self) -> bool {
         !self.ended.is_cancelled()
             && Instant::now() < *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,12 +39,12 @@ impl WorkerTerm {
 }
 
 impl WorkerLease {
-    /// The current term; `None` while the process has no row in `workers`.
+    /// Returns the current term, `None` while the process has no valid row.
     pub fn term(&self) -> Option<Arc<WorkerTerm>> {
         self.slot().clone().filter(|term| term.holds())
     }
 
-    /// Begins a term under a new id.
+    /// Begins a term under a new id and ends the previous one.
     pub fn begin(&self, id: String, holds_until: Instant) {
         let ended = CancellationToken::new();
         let term = WorkerTerm { id, ended, holds_until: Mutex::new(holds_until) };
@@ -50,14 +53,13 @@ impl WorkerLease {
         }
     }
 
-    /// Extends the current term.
     pub fn extend(&self, holds_until: Instant) {
         if let Some(term) = &*self.slot() {
             *term.holds_until.lock().unwrap_or_else(PoisonError::into_inner) = holds_until;
         }
     }
 
-    /// Ends the term when it has run out; its tasks are cancelled.
+    /// Ends the term and cancels its tasks if the row expired. Returns whether it did.
     pub fn end_if_expired(&self) -> bool {
         let mut slot = self.slot();
         let expired = slot.as_ref().is_some_and(|term| !term.holds());
@@ -108,7 +110,7 @@ mod tests {
                         lease.extend(future);
                     })
                 };
-                // Time runs out at any moment.
+                // The row may expire at any moment.
                 let clock = {
                     let lease = lease.clone();
                     thread::spawn(move || lease.extend(past))

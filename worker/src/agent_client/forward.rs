@@ -1,9 +1,8 @@
-//! Handing a webhook on to an app as Slack sent it, so that an app written for Slack can stand behind Tidegate as it is.
+//! Forwards webhooks to apps as Slack sent them, so that an app written for Slack needs no change.
 //!
-//! In: the bytes Slack signed. Out: what the app answered. Signed anew with the connection's signing secret and the present
-//! time, because the app refuses what is older than five minutes. Slack's own retry headers stay behind: to the app this is
-//! the first it hears of it, and some throw away what says that it is a retry. What a repeat is known by is
-//! [`DELIVERY`]: the same however often a webhook is handed on.
+//! A webhook is signed again with the connection's signing secret and the current time, since apps
+//! reject signatures older than five minutes. Slack's retry headers are left out: this is the first
+//! request to the app, and some apps drop retries. The header [`DELIVERY`] identifies a repetition.
 
 use super::{AgentClient, AgentError, Response, refusal, send, signature, unix_now};
 use shared::{
@@ -13,41 +12,40 @@ use shared::{
     types::{AgentMode, Kind},
 };
 
-/// The header by which an app recognises a repeat.
+/// Header with the id of a delivery, the same for every attempt.
 pub const DELIVERY: &str = "tidegate-delivery";
 
-/// What an app answered.
+/// Response of an app.
 #[derive(Debug)]
-pub enum Forwarded {
-    /// 2xx, with this body.
-    Yes(Vec<u8>),
-    /// 404, as Bolt says that it has nothing for this.
+pub enum ForwardResult {
+    /// Status 2xx, with the body.
+    Handled(Vec<u8>),
+    /// Status 404 of Bolt: the app does not listen for this webhook.
     Unhandled,
 }
 
 impl AgentClient {
-    /// Hands a webhook on.
     pub async fn forward(
         &self,
         agent: &Agent,
         signing_secret: &Secret,
         envelope: &Envelope,
-    ) -> Result<Forwarded, AgentError> {
-        let taken = self.try_to_forward(agent, signing_secret, envelope).await;
-        let word = |taken: &Forwarded| match taken {
-            Forwarded::Yes(_) => "taken",
-            Forwarded::Unhandled => "unhandled",
+    ) -> Result<ForwardResult, AgentError> {
+        let taken = self.try_forward(agent, signing_secret, envelope).await;
+        let label = |taken: &ForwardResult| match taken {
+            ForwardResult::Handled(_) => "taken",
+            ForwardResult::Unhandled => "unhandled",
         };
-        self.metrics.record(AgentMode::Forward, &taken, word);
+        self.metrics.record(AgentMode::Forward, &taken, label);
         taken
     }
 
-    async fn try_to_forward(
+    async fn try_forward(
         &self,
         agent: &Agent,
         signing_secret: &Secret,
         envelope: &Envelope,
-    ) -> Result<Forwarded, AgentError> {
+    ) -> Result<ForwardResult, AgentError> {
         let now = unix_now();
         let request = self
             .post(agent)?
@@ -58,24 +56,24 @@ impl AgentClient {
             .body(envelope.body.clone());
         let response = send(agent, request).await?;
         match response.status {
-            200..300 => Ok(Forwarded::Yes(response.body)),
-            404 if is_bolts(envelope.kind, &response) => Ok(Forwarded::Unhandled),
+            200..300 => Ok(ForwardResult::Handled(response.body)),
+            404 if is_unhandled_by_bolt(envelope.kind, &response) => Ok(ForwardResult::Unhandled),
             _ => Err(refusal(agent, &response)),
         }
     }
 }
 
-/// Whether a 404 is Bolt's word that nobody in the app listens for this: in Python for anything, in JavaScript, with an
-/// empty body, for all but events, which it takes in any case (so there it is a wrong path). A proxy whose app is away says
-/// 404, too, in other words: that must not pass for an answer.
-fn is_bolts(kind: Kind, response: &Response) -> bool {
+/// Returns whether Bolt sent a 404 because the app has no listener: in Python for any webhook, in
+/// JavaScript, with an empty body, for all but events, which it accepts in any case. A proxy of an
+/// unavailable app sends other bodies, which must not count as an answer.
+fn is_unhandled_by_bolt(kind: Kind, response: &Response) -> bool {
     #[derive(serde::Deserialize)]
     struct Said<'a> {
         error: &'a str,
     }
     match serde_json::from_slice(&response.body) {
         Ok(Said { error }) => {
-            // Python, Python with middleware, Java.
+            // Bolt for Python, for Python with middleware, for Java.
             matches!(
                 error,
                 "unhandled request" | "no next() calls in middleware" | "no handler found"
@@ -92,7 +90,10 @@ mod tests {
     #[test]
     fn a_404_of_a_proxy_or_of_a_wrong_path_is_no_answer() {
         let said = |kind, body: &[u8]| {
-            is_bolts(kind, &Response { status: 404, body: body.into(), retry_after: None })
+            is_unhandled_by_bolt(
+                kind,
+                &Response { status: 404, body: body.into(), retry_after: None },
+            )
         };
         assert!(said(Kind::Event, br#"{"error": "unhandled request"}"#));
         assert!(said(Kind::Event, br#"{"error":"no handler found"}"#));

@@ -1,4 +1,4 @@
-//! What is counted of calls to agents, for Prometheus. Labels come from closed sets: the mode, and how it ended.
+//! Counters of calls to agents. Labels: mode and outcome.
 
 use super::{AgentError, FailureKind};
 use prometheus_client::{
@@ -14,30 +14,25 @@ struct CallLabels {
     outcome: &'static str,
 }
 
-/// Counters. Clones count together.
+/// Counters of calls. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct AgentMetrics(Family<CallLabels, Counter>);
 
 impl AgentMetrics {
-    /// Puts the figures on the page.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "agent_calls",
-            "Calls to agents, by mode and how they ended",
-            self.0.clone(),
-        );
+        registry.register("agent_calls", "Calls to agents, by mode and outcome", self.0.clone());
     }
 
-    /// A call ended; `word` says how, if it did well.
+    /// Counts a call. `label` returns the outcome of a success.
     pub(super) fn record<T>(
         &self,
         mode: AgentMode,
         result: &Result<T, AgentError>,
-        word: impl FnOnce(&T) -> &'static str,
+        label: impl FnOnce(&T) -> &'static str,
     ) {
         let outcome = match result {
-            Ok(answer) => word(answer),
-            Err(AgentError { kind: FailureKind::Away, .. }) => "away",
+            Ok(answer) => label(answer),
+            Err(AgentError { kind: FailureKind::Unavailable, .. }) => "away",
             Err(AgentError { kind: FailureKind::Failing, .. }) => "failing",
             Err(AgentError { kind: FailureKind::Unusable, .. }) => "unusable",
             Err(AgentError { kind: FailureKind::Refused, .. }) => "refused",

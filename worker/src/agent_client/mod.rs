@@ -1,16 +1,16 @@
-//! Agents: HTTP endpoints that answer. The protocol is described in `worker/docs/agents.md`.
+//! Client of agents: HTTP endpoints that answer. `worker/docs/agents.md` describes the protocol.
 //!
-//! An agent is asked a question (mode `reply`), or gets a webhook as Slack sent it (mode `forward`, see [`forward`]). Every
-//! call has an id that is the same however often it is made: a crash between the answer and the commit repeats it. A failure
-//! is classified by what it says about the agent and about the delivery. Redirects are not followed, and addresses are checked
-//! ([`ssrf_guard`]).
+//! Called by dispatch. An agent gets a request (mode `reply`) or a webhook as Slack sent it (mode
+//! `forward`). A call has the same id in every attempt, since a crash before the commit repeats it.
+//! A failure is classified by its meaning for agent and delivery. Redirects are not followed, and
+//! addresses are checked by [`ssrf_guard`].
 
-pub mod forward;
+mod forward;
 mod metrics;
 mod signature;
 mod ssrf_guard;
 
-pub use forward::Forwarded;
+pub use forward::ForwardResult;
 pub use metrics::AgentMetrics;
 pub use ssrf_guard::Networks;
 
@@ -29,27 +29,26 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// An answer may be this long, in bytes; Slack's own limit for a message is 40,000 characters.
-const ANSWER_BYTES_MAX: usize = 256 * 1024;
-/// So much of what an agent says is wrong is kept.
+/// Maximum bytes of a response. Slack's limit for a message is 40,000 characters.
+const RESPONSE_BYTES_MAX: usize = 256 * 1024;
+/// Maximum characters of an agent's error that are kept.
 const ERROR_CHARS: usize = 200;
 
-/// Calls agents. Cheap to clone.
+/// Client of agents. Cheap to clone.
 #[derive(Clone)]
 pub struct AgentClient {
     networks: Networks,
-    /// For anywhere that an agent may be.
+    /// Client for all allowed addresses.
     by_tls: reqwest::Client,
-    /// For networks that the deployment names.
+    /// Client for networks of TIDEGATE_AGENT_NETWORKS.
     in_clear: reqwest::Client,
-    /// Calls by how they ended.
     pub metrics: AgentMetrics,
 }
 
-/// What an agent is asked.
+/// Request to an agent in mode `reply`.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the JSON's names: worker/docs/agents.md
-pub struct Question<'a> {
+pub struct AgentRequest<'a> {
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub connection: ConnectionId,
@@ -62,42 +61,39 @@ pub struct Question<'a> {
     pub session: i64,
 }
 
-/// What an agent answers: something to say.
+/// Reply of an agent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// `text` and `blocks`.
+pub struct AgentReply {
+    /// Message with `text` and `blocks`.
     pub message: Value,
-    /// Only who asked sees it.
+    /// True if only the author of the message sees the reply.
     pub ephemeral: bool,
-    /// In the thread of what was asked, or not; else as fits the conversation.
+    /// True for a reply in a thread; by default that depends on the conversation.
     pub thread: Option<bool>,
 }
 
-/// Why an agent gave no answer.
+/// Failure of a call to an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentError {
-    /// What it means for agent and delivery.
     pub kind: FailureKind,
-    /// What failed, for operators: agent, status, and its own words, bounded.
+    /// Agent, status and the agent's error, for operators.
     pub message: String,
-    /// The wait that the agent asked for.
     pub retry_after: Option<Duration>,
 }
 
-/// What a failure says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The agent is away or overloaded, or something before it answers in its place: counts for the circuit breaker.
-    Away,
-    /// It took too long, or answered 500: counts for the circuit breaker, and against the delivery while it answers others.
+    /// The agent or a proxy before it is unavailable or overloaded: counts for the circuit breaker.
+    Unavailable,
+    /// The agent timed out or answered 500: counts for the circuit breaker, and against the
+    /// delivery if other deliveries succeed.
     Failing,
-    /// It answered, but not usefully: counts against the delivery.
+    /// The answer is invalid: counts against the delivery.
     Unusable,
-    /// It said in the protocol that it will never take this.
+    /// The agent refused the delivery in the protocol: it is never going to accept it.
     Refused,
 }
 
-/// What came back over HTTP.
 struct Response {
     status: u16,
     body: Vec<u8>,
@@ -105,7 +101,7 @@ struct Response {
 }
 
 impl AgentClient {
-    /// Agents may be at public addresses, and in these networks.
+    /// Creates a client for agents at public addresses and in `networks`.
     pub fn new(networks: Networks) -> reqwest::Result<Self> {
         let client = |named_only| {
             let guard = Guard { lookup: Arc::new(System), networks: networks.clone(), named_only };
@@ -120,30 +116,32 @@ impl AgentClient {
         Ok(Self { networks, by_tls, in_clear, metrics: AgentMetrics::default() })
     }
 
-    /// Asks. `id` is the same for every try of this question. `None`: the agent says nothing.
+    /// Sends a request. `id` is the same in every attempt. Returns `None` if the agent has no
+    /// reply.
     pub async fn ask(
         &self,
         agent: &Agent,
         id: &str,
-        question: &Question<'_>,
-    ) -> Result<Option<Answer>, AgentError> {
-        let answer = self.try_to_ask(agent, id, question).await;
-        let word = |answer: &Option<Answer>| if answer.is_some() { "answered" } else { "silent" };
-        self.metrics.record(AgentMode::Reply, &answer, word);
+        question: &AgentRequest<'_>,
+    ) -> Result<Option<AgentReply>, AgentError> {
+        let answer = self.try_ask(agent, id, question).await;
+        let label =
+            |answer: &Option<AgentReply>| if answer.is_some() { "answered" } else { "silent" };
+        self.metrics.record(AgentMode::Reply, &answer, label);
         answer
     }
 
-    async fn try_to_ask(
+    async fn try_ask(
         &self,
         agent: &Agent,
         id: &str,
-        question: &Question<'_>,
-    ) -> Result<Option<Answer>, AgentError> {
+        question: &AgentRequest<'_>,
+    ) -> Result<Option<AgentReply>, AgentError> {
         #[derive(Serialize)]
         struct Asked<'a> {
             id: &'a str,
             #[serde(flatten)]
-            question: &'a Question<'a>,
+            question: &'a AgentRequest<'a>,
         }
         let wrong = |why: String| unusable(agent, &why);
         let body = serde_json::to_vec(&Asked { id, question })
@@ -167,7 +165,7 @@ impl AgentClient {
         read(&response.body).map_err(|why| wrong(why.into()))
     }
 
-    /// The beginning of a call, if the agent is where one may be.
+    /// Returns a POST request to the agent if its address is allowed.
     fn post(&self, agent: &Agent) -> Result<RequestBuilder, AgentError> {
         let wrong = |why: String| unusable(agent, &why);
         let url: Url = agent.url.parse().map_err(|_| wrong("its address is no URL".into()))?;
@@ -186,7 +184,7 @@ async fn send(agent: &Agent, request: RequestBuilder) -> Result<Response, AgentE
                 kind: if error.is_timeout() && !error.is_connect() {
                     FailureKind::Failing
                 } else {
-                    FailureKind::Away
+                    FailureKind::Unavailable
                 },
                 message: format!("agent {}: {}", agent.id, Chain(&error)),
                 retry_after: None,
@@ -199,8 +197,11 @@ async fn send(agent: &Agent, request: RequestBuilder) -> Result<Response, AgentE
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
     let retry_after = retry_after.map(Duration::from_secs);
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-            return Err(unusable(agent, &format!("its answer has over {ANSWER_BYTES_MAX} bytes")));
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            return Err(unusable(
+                agent,
+                &format!("its answer has over {RESPONSE_BYTES_MAX} bytes"),
+            ));
         }
         body.extend_from_slice(&chunk);
     }
@@ -212,7 +213,8 @@ fn unusable(agent: &Agent, why: &str) -> AgentError {
     AgentError { kind: FailureKind::Unusable, message, retry_after: None }
 }
 
-/// Classifies an answer that is none. Only what the protocol names is final: any other 4xx may be a proxy's, or a deploy's.
+/// Classifies a response without a reply. Only an error in the protocol is final: other 4xx may
+/// come from a proxy or a deployment.
 fn refusal(agent: &Agent, response: &Response) -> AgentError {
     #[derive(Deserialize)]
     struct Body {
@@ -230,13 +232,13 @@ fn refusal(agent: &Agent, response: &Response) -> AgentError {
     let kind = match status {
         400 | 422 if in_protocol => FailureKind::Refused,
         500 => FailureKind::Failing,
-        401 | 403 | 404 | 408 | 425 | 429 | 501.. => FailureKind::Away,
+        401 | 403 | 404 | 408 | 425 | 429 | 501.. => FailureKind::Unavailable,
         _ => FailureKind::Unusable,
     };
     AgentError { kind, message, retry_after: response.retry_after }
 }
 
-/// Whether a call failed because its name leads where no agent may be.
+/// Returns the blocked address that made a call fail, if that is the cause.
 fn blocked(error: &reqwest::Error) -> Option<BlockedAddressError> {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
@@ -248,8 +250,8 @@ fn blocked(error: &reqwest::Error) -> Option<BlockedAddressError> {
     None
 }
 
-/// Takes out of an answer what it may decide. Read tolerantly: null means absent, and a field of another type is left out.
-fn read(answer: &[u8]) -> Result<Option<Answer>, &'static str> {
+/// Parses a reply. Fields that an agent may not set are dropped, null means absent.
+fn read(answer: &[u8]) -> Result<Option<AgentReply>, &'static str> {
     if answer.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
@@ -272,7 +274,7 @@ fn read(answer: &[u8]) -> Result<Option<Answer>, &'static str> {
     };
     let flag = |name: &str| field(name).and_then(Value::as_bool);
     let ephemeral = flag("ephemeral").unwrap_or_default();
-    Ok(Some(Answer { message, ephemeral, thread: flag("thread") }))
+    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread") }))
 }
 
 fn unix_now() -> u64 {
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn only_what_an_agent_may_decide_is_taken_from_its_answer() {
         let said = read(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
-        let answer = Answer { message: json!({"text": "hi"}), ephemeral: true, thread: None };
+        let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
         assert_eq!(said, Ok(Some(answer)));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
             assert_eq!(read(nothing), Ok(None));

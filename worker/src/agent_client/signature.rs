@@ -1,11 +1,12 @@
-//! The two ways in which a call to an agent is signed: by Standard Webhooks, or as Slack would.
+//! Signatures of calls to agents: by Standard Webhooks, and as Slack signs.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use shared::secrets::Secret;
 
-/// `v1,<base64>` over `<id>.<timestamp>.<body>`; a secret `whsec_<base64>` is used decoded, any other as it is.
+/// Returns `v1,<base64>` over `<id>.<timestamp>.<body>`. A secret `whsec_<base64>` is decoded
+/// first.
 pub fn standard_webhooks(secret: &Secret, id: &str, timestamp: u64, body: &[u8]) -> String {
     let text = secret.expose();
     let key = text
@@ -16,7 +17,8 @@ pub fn standard_webhooks(secret: &Secret, id: &str, timestamp: u64, body: &[u8])
     format!("v1,{}", BASE64.encode(tag))
 }
 
-/// `v0=<hex>` over `v0:<timestamp>:<body>`, as docs.slack.dev (authentication/verifying-requests-from-slack) has it.
+/// Returns `v0=<hex>` over `v0:<timestamp>:<body>`, as in
+/// docs.slack.dev/authentication/verifying-requests-from-slack.
 pub fn slack(secret: &Secret, timestamp: u64, body: &[u8]) -> String {
     let timestamp = timestamp.to_string();
     let tag = hmac(secret.expose().as_bytes(), &[b"v0:", timestamp.as_bytes(), b":", body]);
@@ -39,7 +41,7 @@ mod tests {
         Secret::new(text.into()).expect("not empty")
     }
 
-    /// The example of the Standard Webhooks specification.
+    /// Example of the Standard Webhooks specification.
     #[test]
     fn the_signature_of_a_question_is_that_of_standard_webhooks() {
         let key = secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
@@ -50,10 +52,15 @@ mod tests {
         );
     }
 
-    /// The example of Slack's page, which ingest is tested by, too.
+    /// Example of Slack's page, which also tests ingest.
     #[test]
     fn the_signature_of_what_is_handed_on_is_slacks() {
-        let body = b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text=&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c";
+        let body = b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&\
+            channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&\
+            command=%2Fwebhook-collect&text=&\
+            response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F9\
+            6rGlfmibIGlgcZRskXaIFfN&\
+            trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c";
         assert_eq!(
             slack(&secret("8f742231b10e8888abcd99yyyzzz85a5"), 1531420618, body),
             "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"

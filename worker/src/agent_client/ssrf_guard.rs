@@ -1,10 +1,9 @@
-//! Which addresses an agent may have: public ones, and those that the deployment names.
+//! Limits agents to public addresses and the networks in TIDEGATE_AGENT_NETWORKS.
 //!
-//! In: a URL, and whatever its name resolves to. Out: addresses that may be connected to. An organisation declares where its
-//! agent is, so a name that leads into our own network, to a neighbour or to a cloud's metadata must not be followed. The
-//! check stands where names are resolved, on the very addresses that are then connected to: a name that resolves to
-//! something else the next time gains nothing. Networks that the deployment names (`TIDEGATE_AGENT_NETWORKS`) are open,
-//! and only there may an agent be called without TLS.
+//! An organization chooses the URL of its agent, which must not lead into internal networks or to a
+//! cloud's metadata. Addresses are checked when names are resolved, and the checked addresses are
+//! those that are connected to: a name that resolves differently the next time gains nothing. Calls
+//! without TLS are allowed only in the named networks.
 
 use ipnet::IpNet;
 use reqwest::{
@@ -16,19 +15,19 @@ use std::{
     sync::Arc,
 };
 
-/// An address that no agent may have.
+/// Address that no agent may have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0}: no address for an agent (the deployment may allow its network by TIDEGATE_AGENT_NETWORKS)"
 )]
 pub struct BlockedAddressError(pub String);
 
-/// The networks that the deployment allows beside public addresses.
+/// Networks that are allowed besides public addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Networks(Arc<[IpNet]>);
 
 impl Networks {
-    /// These, and what is public.
+    /// Allows these networks and public addresses.
     pub fn new(named: Vec<IpNet>) -> Self {
         Self(named.into())
     }
@@ -42,8 +41,8 @@ impl Networks {
         self.names(address) || (!named_only && is_public(address))
     }
 
-    /// Checks what can be told without resolving: the scheme, and an address in place of a name. Gives whether the call
-    /// is one without TLS.
+    /// Checks the scheme, and the host if it is an address. Returns whether the call is without
+    /// TLS.
     pub fn check(&self, url: &Url) -> Result<bool, BlockedAddressError> {
         let in_clear = match url.scheme() {
             "https" => false,
@@ -60,7 +59,7 @@ impl Networks {
     }
 }
 
-/// Whether everybody on the internet can have this address.
+/// Returns whether an address is public.
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
@@ -88,7 +87,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     let [a, b, c, d, e, f, g, h] = address.segments();
     if [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0] {
         let [g, h] = [g.to_be_bytes(), h.to_be_bytes()];
-        return is_public_v4(Ipv4Addr::new(g[0], g[1], h[0], h[1])); // NAT64: an IPv4 address in disguise
+        // NAT64 embeds an IPv4 address.
+        return is_public_v4(Ipv4Addr::new(g[0], g[1], h[0], h[1]));
     }
     let special = match a {
         0x2001 => b < 0x200 || b == 0xdb8, // Teredo, ORCHID, benchmarks; documentation
@@ -99,13 +99,11 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     a & 0xe000 == 0x2000 && !special
 }
 
-/// Resolves names, and keeps what an agent may not have to itself.
+/// Resolver that returns allowed addresses only.
 pub struct Guard {
-    /// How names are resolved.
     pub lookup: Arc<dyn Resolve>,
-    /// What is allowed.
     pub networks: Networks,
-    /// Only what the deployment names: for calls without TLS.
+    /// True for calls without TLS: only the named networks are allowed.
     pub named_only: bool,
 }
 
@@ -125,7 +123,7 @@ impl Resolve for Guard {
     }
 }
 
-/// The system's way of resolving names.
+/// Resolver of the operating system.
 pub struct System;
 
 impl Resolve for System {
@@ -201,7 +199,7 @@ mod tests {
         }
     }
 
-    /// Resolves every name to these, one after the other.
+    /// Resolver that returns these addresses, one per call.
     struct Rebinding(std::sync::Mutex<Vec<SocketAddr>>);
 
     impl Resolve for Rebinding {

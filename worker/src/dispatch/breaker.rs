@@ -1,8 +1,8 @@
-//! Circuit breaker per agent: pure state, judged by each worker in memory.
+//! Circuit breaker per agent: pure state, kept by each worker in memory.
 //!
-//! It opens after several failures in a row on at least two lanes: one conversation whose messages the agent cannot take is
-//! no sign that the agent is away. While it is open Postgres lets one probe through at a time (see `deliveries.claim`); the
-//! success of any attempt closes it.
+//! A circuit opens after several failures in a row on at least two lanes: one conversation that an
+//! agent cannot handle does not mean that the agent is unavailable. While a circuit is open,
+//! Postgres allows one probe at a time (see `deliveries.claim`). Any success closes it.
 
 use shared::partition::Lane;
 use std::{
@@ -10,21 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Failures in a row that open the circuit.
+/// Number of failures in a row that opens a circuit.
 const FAILURES_TO_OPEN: u32 = 5;
-/// Agents remembered at most; those without a failure are forgotten first.
+/// Maximum number of agents in memory; those without a failure are evicted first.
 const AGENTS_MAX: usize = 10_000;
 
-/// A change that has to be recorded for all workers.
+/// Change of a circuit, to be recorded for all workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// The agent fails: no attempts but probes.
+    /// The agent fails: only probes are attempted.
     Open,
     /// The agent answers again.
     Close,
 }
 
-/// The circuits of all agents that this worker called. Agents are named by organization and id.
+/// Circuits of the agents that this worker called, by organization and agent id.
 #[derive(Debug, Default)]
 pub struct CircuitBreakers(HashMap<(String, String), Circuit>);
 
@@ -37,11 +37,11 @@ struct Circuit {
     opened_at: Option<Instant>,
 }
 
-/// Another worker may have read the open circuits before this one's was recorded.
-const RECORDED_WITHIN: Duration = Duration::from_secs(3);
+/// Time within which another worker may not see a circuit that this one opened.
+const RECORDING_DELAY: Duration = Duration::from_secs(3);
 
 impl CircuitBreakers {
-    /// Records that an agent answered. `probe`: the circuit was open when the attempt began.
+    /// Records a success. `probe` is true if the circuit was open when the attempt began.
     pub fn on_success(
         &mut self,
         agent: (&str, &str),
@@ -54,7 +54,6 @@ impl CircuitBreakers {
         (probe || was_open).then_some(Transition::Close)
     }
 
-    /// Records that an agent was away.
     pub fn on_failure(
         &mut self,
         agent: (&str, &str),
@@ -74,18 +73,18 @@ impl CircuitBreakers {
         opens.then_some(Transition::Open)
     }
 
-    /// Begins anew with agents whose circuit this worker opened and that is recorded as open no more: another worker's
-    /// probe succeeded.
+    /// Resets circuits that this worker opened and that are no longer recorded as open: a probe of
+    /// another worker succeeded.
     pub fn retain_open(&mut self, recorded: &HashSet<(String, String)>, now: Instant) {
         for (agent, circuit) in &mut self.0 {
-            let is_recorded = |at| now.saturating_duration_since(at) > RECORDED_WITHIN;
+            let is_recorded = |at| now.saturating_duration_since(at) > RECORDING_DELAY;
             if circuit.opened_at.is_some_and(is_recorded) && !recorded.contains(agent) {
                 *circuit = Circuit { succeeded_at: Some(now), ..Circuit::default() };
             }
         }
     }
 
-    /// Returns whether an agent answered some delivery within the last `period`.
+    /// Returns whether an agent answered a delivery within the last `period`.
     pub fn has_answered_within(&self, agent: (&str, &str), period: Duration, now: Instant) -> bool {
         let circuit = self.0.get(&(agent.0.to_owned(), agent.1.to_owned()));
         let at = circuit.and_then(|circuit| circuit.succeeded_at);
@@ -140,7 +139,7 @@ mod tests {
             (0..5).filter_map(&mut failed).last()
         };
         assert_eq!(fail(&mut breakers, now), Some(Transition::Open));
-        let later = now + RECORDED_WITHIN * 2;
+        let later = now + RECORDING_DELAY * 2;
         breakers.retain_open(&HashSet::from([("o".to_owned(), "a".to_owned())]), later);
         assert_eq!(fail(&mut breakers, later), None, "it is open");
         breakers.retain_open(&HashSet::new(), now);

@@ -1,4 +1,4 @@
-//! A team's own code in place of agents, behind the same queue and limits.
+//! Handler that a team runs in place of agents, behind the same queue and limits.
 
 use bytes::Bytes;
 use shared::{
@@ -6,84 +6,93 @@ use shared::{
     store::Connection,
     types::Outgoing,
 };
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-/// How a handler ended. A closed set.
+/// Limits of the team's own handler.
+#[derive(Debug, Clone, Copy)]
+pub struct HandlerSettings {
+    /// Maximum number of deliveries that run, of all workers.
+    pub max_concurrent: usize,
+    /// Maximum duration of one delivery.
+    pub timeout: Duration,
+}
+
+/// Outcome of a handler.
 pub enum HandlerOutcome {
-    /// Handled.
+    /// The webhook is handled.
     Done {
-        /// What Slack is to be told.
+        /// Messages to send to Slack.
         messages: Vec<Outgoing>,
-        /// The response in Slack's own HTTP request, and the messages that replace it when the request is over.
+        /// The sync response, and the messages that replace it if Slack no longer waits.
         response: Option<(Bytes, Vec<Outgoing>)>,
     },
-    /// Something that the handler needs is away: it is called again later.
+    /// A dependency of the handler is unavailable: retry later.
     Retry {
-        /// What is away.
+        /// The unavailable dependency.
         cause: String,
     },
-    /// This webhook failed, and may fail again: it is called again later, a few times.
+    /// The handler failed on this webhook: retry a few times.
     Fail {
-        /// What failed.
+        /// Description of the failure.
         error: String,
     },
-    /// It can never work: an operator decides.
+    /// The webhook can never be handled: move it to the dead letters.
     DeadLetter {
-        /// Why, the same words for all of its sort.
+        /// Reason, the same text for all webhooks of its kind.
         reason: String,
-        /// What is particular about this one.
+        /// Details of this webhook.
         error: String,
     },
 }
 
 impl HandlerOutcome {
-    /// Handled, without a message.
+    /// Returns the outcome without messages.
     pub fn done() -> Self {
         Self::send(Vec::new())
     }
 
-    /// Handled, and these messages are sent.
+    /// Returns the outcome that sends messages.
     pub fn send(messages: Vec<Outgoing>) -> Self {
         Self::Done { messages, response: None }
     }
 
-    /// Handled, and this is the response in Slack's own HTTP request: what a view shows, what a menu offers. When the request
-    /// is over, `late` is sent instead.
+    /// Returns the outcome with a sync response: the content of a view or a menu. `late` is sent
+    /// instead if Slack no longer waits.
     pub fn respond(response: Bytes, late: Vec<Outgoing>) -> Self {
         Self::Done { messages: Vec::new(), response: Some((response, late)) }
     }
 }
 
-/// A webhook with what a handler works with.
+/// Webhook and connection that a handler gets.
 pub struct HandlerContext<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) envelope: &'a Envelope,
 }
 
 impl HandlerContext<'_> {
-    /// The same however often this webhook comes to a handler, and no other's: recognize a repeat by it.
+    /// Returns the id of the webhook, the same for every repetition: the key for idempotency.
     pub fn id(&self) -> &str {
         self.envelope.dedupe.as_str()
     }
 
-    /// The connection: its organization, tokens and settings.
+    /// Returns the connection: organization, tokens and settings.
     pub fn connection(&self) -> &Connection {
         self.connection
     }
 
-    /// The webhook as it was stored: its kind, its times, the bytes that Slack signed.
+    /// Returns the webhook as stored: kind, times, and the bytes that Slack signed.
     pub fn envelope(&self) -> &Envelope {
         self.envelope
     }
 }
 
-/// Handles webhooks in place of agents.
+/// Handler of webhooks in place of agents.
 ///
-/// Called for every webhook that is none of Tidegate's own business, one at a time per conversation, in the order in which
-/// they were accepted. It may be called again for the same webhook, after a crash or when it asked for that; what it returns
-/// is in force once.
+/// Called for all webhooks but installation events and Tidegate's commands, one at a time per
+/// conversation and in order of acceptance. May be called again for the same webhook, after a crash
+/// or a retry; the returned outcome has its effects once.
 pub trait Handler: Send + Sync + 'static {
-    /// Handles a webhook. `inbound` is its body as far as Tidegate reads it.
+    /// Handles a webhook. `inbound` is its body as far as Tidegate parses it.
     fn handle(
         &self,
         context: &HandlerContext<'_>,
@@ -91,7 +100,7 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = HandlerOutcome> + Send;
 }
 
-/// No handler: webhooks go to agents.
+/// Placeholder type for a worker without a handler.
 pub struct NoHandler;
 
 impl Handler for NoHandler {
@@ -100,43 +109,27 @@ impl Handler for NoHandler {
     }
 }
 
-type Handling<'a> = Pin<Box<dyn Future<Output = HandlerOutcome> + Send + 'a>>;
+type HandlerFuture<'a> = Pin<Box<dyn Future<Output = HandlerOutcome> + Send + 'a>>;
 
-/// [`Handler`], callable without its type.
-trait Erased: Send + Sync {
-    fn handle<'a>(
-        &'a self,
-        context: &'a HandlerContext<'a>,
-        inbound: &'a Inbound<'a>,
-    ) -> Handling<'a>;
-}
+/// Handler of any type. Cheap to clone.
+pub type AnyHandler = Arc<dyn DynHandler>;
 
-impl<H: Handler> Erased for H {
-    fn handle<'a>(
-        &'a self,
-        context: &'a HandlerContext<'a>,
-        inbound: &'a Inbound<'a>,
-    ) -> Handling<'a> {
-        Box::pin(Handler::handle(self, context, inbound))
-    }
-}
-
-/// A handler of whatever type. Cheap to clone.
-#[derive(Clone)]
-pub struct AnyHandler(Arc<dyn Erased>);
-
-impl AnyHandler {
-    /// Hides the type of a handler.
-    pub fn new(handler: impl Handler) -> Self {
-        Self(Arc::new(handler))
-    }
-
+/// [`Handler`] as a trait object.
+pub trait DynHandler: Send + Sync {
     /// Handles a webhook.
-    pub async fn handle(
-        &self,
-        context: &HandlerContext<'_>,
-        inbound: &Inbound<'_>,
-    ) -> HandlerOutcome {
-        self.0.handle(context, inbound).await
+    fn handle<'a>(
+        &'a self,
+        context: &'a HandlerContext<'a>,
+        inbound: &'a Inbound<'a>,
+    ) -> HandlerFuture<'a>;
+}
+
+impl<H: Handler> DynHandler for H {
+    fn handle<'a>(
+        &'a self,
+        context: &'a HandlerContext<'a>,
+        inbound: &'a Inbound<'a>,
+    ) -> HandlerFuture<'a> {
+        Box::pin(Handler::handle(self, context, inbound))
     }
 }

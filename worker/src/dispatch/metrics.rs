@@ -1,17 +1,18 @@
 //! Counters and gauges of dispatch.
 
+use crate::metrics::{metric, seconds};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::{Registry, Unit},
+    registry::Registry,
 };
 use shared::types::Kind;
 use std::time::Duration;
 
-/// An attempt takes milliseconds, or an agent's minutes.
+/// An attempt takes milliseconds, or minutes with a slow agent.
 const ATTEMPT_BUCKETS: [f64; 12] =
     [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-/// From milliseconds to days.
+/// Latencies range from milliseconds to days.
 const LATENCY_BUCKETS: [f64; 12] =
     [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 86400.0];
 
@@ -21,7 +22,6 @@ struct AttemptLabels {
     outcome: &'static str,
 }
 
-/// All of it. Clones count together.
 #[derive(Debug, Clone)]
 pub struct DispatchMetrics {
     attempts: Family<AttemptLabels, Counter>,
@@ -33,70 +33,52 @@ pub struct DispatchMetrics {
 }
 
 impl DispatchMetrics {
-    /// All zero, and on the page.
-    pub fn new(registry: &mut Registry) -> Self {
-        let this = Self {
-            attempts: Family::default(),
-            durations: Histogram::new(ATTEMPT_BUCKETS),
-            latency: Histogram::new(LATENCY_BUCKETS),
-            running: Gauge::default(),
-            payload_bytes: Gauge::default(),
-            open_circuits: Gauge::default(),
-        };
-        registry.register(
-            "worker_attempts",
-            "Attempts of deliveries, by kind and outcome",
-            this.attempts.clone(),
-        );
-        registry.register_with_unit(
-            "worker_attempt_duration",
-            "Time of one attempt",
-            Unit::Seconds,
-            this.durations.clone(),
-        );
-        registry.register_with_unit(
-            "worker_end_to_end_latency",
-            "Time from ingest's receipt of a webhook to the end of its delivery, by these machines' clocks",
-            Unit::Seconds,
-            this.latency.clone(),
-        );
-        registry.register(
-            "worker_attempts_running",
-            "Attempts that run now: agent slots in use by this worker",
-            this.running.clone(),
-        );
-        registry.register(
-            "worker_payload_budget_used_bytes",
-            "Bytes of deliveries in memory",
-            this.payload_bytes.clone(),
-        );
-        registry.register(
-            "agent_circuit_breakers_open",
-            "Agents whose circuit is open, of all workers",
-            this.open_circuits.clone(),
-        );
-        this
+    pub fn new(r: &mut Registry) -> Self {
+        Self {
+            attempts: metric(r, "worker_attempts", "Attempts of deliveries, by kind and outcome"),
+            durations: seconds(
+                r,
+                "worker_attempt_duration",
+                "Time of one attempt",
+                Histogram::new(ATTEMPT_BUCKETS),
+            ),
+            latency: seconds(
+                r,
+                "worker_end_to_end_latency",
+                "Time from receipt of a webhook to the end of its delivery",
+                Histogram::new(LATENCY_BUCKETS),
+            ),
+            running: metric(r, "worker_attempts_running", "Attempts that run: used agent slots"),
+            payload_bytes: metric(
+                r,
+                "worker_payload_budget_used_bytes",
+                "Bytes of deliveries in memory",
+            ),
+            open_circuits: metric(
+                r,
+                "agent_circuit_breakers_open",
+                "Agents with an open circuit, of all workers",
+            ),
+        }
     }
 
-    /// An attempt ended.
-    pub fn attempt(&self, kind: Kind, outcome: &'static str, took: Duration) {
+    pub fn record_attempt(&self, kind: Kind, outcome: &'static str, took: Duration) {
         self.attempts.get_or_create(&AttemptLabels { kind: kind.as_str(), outcome }).inc();
         self.durations.observe(took.as_secs_f64());
     }
 
-    /// A delivery is over, so long after ingest received it.
-    pub fn finished(&self, latency: Duration) {
+    /// Records the time from receipt to the end of a delivery.
+    pub fn record_latency(&self, latency: Duration) {
         self.latency.observe(latency.as_secs_f64());
     }
 
-    /// What runs now.
-    pub fn running(&self, attempts: usize, payload_bytes: usize) {
+    /// Sets the number of running attempts and the bytes of their payloads.
+    pub fn set_running(&self, attempts: usize, payload_bytes: usize) {
         self.running.set(attempts as i64);
         self.payload_bytes.set(payload_bytes as i64);
     }
 
-    /// Open circuits, as Postgres has them.
-    pub fn open_circuits(&self, open: usize) {
+    pub fn set_open_circuits(&self, open: usize) {
         self.open_circuits.set(open as i64);
     }
 }

@@ -1,82 +1,82 @@
-//! What follows from a failed attempt: a pure decision.
+//! Reaction to a failed attempt: a pure decision.
 
 use crate::agent_client::FailureKind;
 use shared::types::AgentMode;
 use std::time::Duration;
 
-/// Refusals in the protocol's words after which a delivery is given up.
+/// Number of refusals by the agent after which a delivery is given up.
 const REFUSALS_MAX: i32 = 3;
-/// Failures of its own after which a delivery is given up.
+/// Number of faults of a delivery after which it is given up.
 const FAULTS_MAX: i32 = 10;
-/// Attempts that ended without an outcome, by a panic or with their process, after which a delivery is given up. Processes
-/// also die of other causes, several in a row during an outage, so there are five, and what died with its process waits longer
-/// each time (0, 1, 4, 16 s).
+/// Number of crashes (attempts that ended by a panic or with their process) after which a delivery
+/// is given up. Five, since an outage can end several processes in a row. The wait after a crash of
+/// the process grows (0, 1, 4, 16 s).
 pub const CRASHES_MAX: i32 = 5;
-/// First wait; it doubles.
+/// First wait, doubled for each attempt.
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
-/// Longest wait, without what an agent asks for.
+/// Maximum wait that Tidegate chooses.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Longest wait that an agent may ask for.
+/// Maximum wait that an agent may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 const RETRY_REPLY_FOR: Duration = Duration::from_secs(3600);
 const RETRY_FORWARD_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// A failed attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Failure {
-    /// What it says.
     pub kind: FailureKind,
-    /// Attempts so far, this one included.
+    /// Number of attempts, including this one.
     pub attempts: i32,
-    /// Those of them that failed because of this delivery, this one left out.
+    /// Number of earlier attempts that failed because of this delivery.
     pub faults: i32,
-    /// Time since the first of them.
     pub age: Duration,
-    /// Time from the first attempt after which the delivery is given up.
+    /// Time after the first attempt at which the delivery is given up.
     pub retry_for: Duration,
-    /// The wait that the agent asked for.
     pub retry_after: Option<Duration>,
-    /// Whether the agent answered other deliveries meanwhile.
+    /// True if the agent answered other deliveries meanwhile.
     pub answers_others: bool,
 }
 
-/// What follows.
+/// Reaction to a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// Another attempt after this long.
+pub enum AfterFailure {
+    /// Attempt again after this time.
     Retry(Duration),
-    /// None: it is given up, for this reason.
+    /// Give the delivery up, for this reason.
     DeadLetter(&'static str),
 }
 
 impl Failure {
-    /// Whether it failed because of this delivery: the agent refused it, answered something unusable, or failed on it while it
-    /// answered others.
+    /// Returns whether the attempt failed because of this delivery: the agent refused it, answered
+    /// unusably, or failed on it but answered others.
     pub fn is_fault(&self) -> bool {
         match self.kind {
             FailureKind::Refused | FailureKind::Unusable => true,
             FailureKind::Failing => self.answers_others,
-            FailureKind::Away => false,
+            FailureKind::Unavailable => false,
         }
     }
 }
 
-/// Decides what follows from a failure. `jitter` is in 0.0..1.0.
-pub fn after_failure(failure: &Failure, jitter: f64) -> Next {
+/// Returns the reaction to a failure. `jitter` is in 0.0..1.0.
+pub fn after_failure(failure: &Failure, jitter: f64) -> AfterFailure {
     let faults = failure.faults + i32::from(failure.is_fault());
     match failure.kind {
-        FailureKind::Refused if faults >= REFUSALS_MAX => Next::DeadLetter("the agent refused it"),
+        FailureKind::Refused if faults >= REFUSALS_MAX => {
+            AfterFailure::DeadLetter("the agent refused it")
+        }
         FailureKind::Unusable if faults >= FAULTS_MAX => {
-            Next::DeadLetter("the agent's answers were unusable")
+            AfterFailure::DeadLetter("the agent's answers were unusable")
         }
         FailureKind::Failing if failure.is_fault() && faults >= FAULTS_MAX => {
-            Next::DeadLetter("the agent failed on it and answered others")
+            AfterFailure::DeadLetter("the agent failed on it and answered others")
         }
-        _ if failure.age > failure.retry_for => Next::DeadLetter("the agent was away for too long"),
+        _ if failure.age > failure.retry_for => {
+            AfterFailure::DeadLetter("the agent was away for too long")
+        }
         _ => {
             let wait = backoff(failure.attempts, jitter);
             let asked = failure.retry_after.map(|asked| asked.min(RETRY_AFTER_MAX));
-            Next::Retry(asked.map_or(wait, |asked| wait.max(asked)))
+            AfterFailure::Retry(asked.map_or(wait, |asked| wait.max(asked)))
         }
     }
 }
@@ -89,8 +89,8 @@ pub fn retry_for(setting: Option<Duration>, mode: AgentMode) -> Duration {
     })
 }
 
-/// Returns the wait before the next attempt. `jitter` is in 0.0..1.0: up to a quarter more, so that lanes that failed together
-/// do not return together.
+/// Returns the wait before the next attempt. `jitter` in 0.0..1.0 adds up to a quarter, so that
+/// lanes that failed together are retried apart.
 pub fn backoff(attempts: i32, jitter: f64) -> Duration {
     let doublings = attempts.clamp(1, 16).unsigned_abs() - 1;
     let wait = BACKOFF_BASE.saturating_mul(2_u32.saturating_pow(doublings)).min(BACKOFF_MAX);
@@ -109,19 +109,20 @@ mod tests {
 
     #[test]
     fn failures_have_their_limits() {
-        use FailureKind::{Away, Failing, Refused, Unusable};
-        let gives_up = |failure| matches!(after_failure(&failure, 0.0), Next::DeadLetter(_));
+        use FailureKind::{Failing, Refused, Unavailable, Unusable};
+        let gives_up =
+            |failure| matches!(after_failure(&failure, 0.0), AfterFailure::DeadLetter(_));
         for (failure, given_up) in [
             (failure(Refused, 1), false),
             (failure(Refused, 2), true),
             (failure(Unusable, 8), false),
             (failure(Unusable, 9), true),
-            (failure(Away, 500), false),
-            (Failure { answers_others: true, ..failure(Away, 500) }, false),
+            (failure(Unavailable, 500), false),
+            (Failure { answers_others: true, ..failure(Unavailable, 500) }, false),
             (failure(Failing, 500), false),
             (Failure { answers_others: true, ..failure(Failing, 8) }, false),
             (Failure { answers_others: true, ..failure(Failing, 9) }, true),
-            (Failure { age: Duration::from_secs(3601), ..failure(Away, 0) }, true),
+            (Failure { age: Duration::from_secs(3601), ..failure(Unavailable, 0) }, true),
             (Failure { age: Duration::from_secs(3601), ..failure(Unusable, 0) }, true),
         ] {
             assert_eq!(gives_up(failure), given_up, "{failure:?}");
@@ -132,11 +133,11 @@ mod tests {
     fn agent_may_ask_for_a_longer_wait() {
         let asked = |seconds| {
             let retry_after = Some(Duration::from_secs(seconds));
-            after_failure(&Failure { retry_after, ..failure(FailureKind::Away, 0) }, 0.0)
+            after_failure(&Failure { retry_after, ..failure(FailureKind::Unavailable, 0) }, 0.0)
         };
-        assert_eq!(asked(7), Next::Retry(Duration::from_secs(7)));
-        assert_eq!(asked(0), Next::Retry(BACKOFF_BASE));
-        assert_eq!(asked(86_400), Next::Retry(RETRY_AFTER_MAX));
+        assert_eq!(asked(7), AfterFailure::Retry(Duration::from_secs(7)));
+        assert_eq!(asked(0), AfterFailure::Retry(BACKOFF_BASE));
+        assert_eq!(asked(86_400), AfterFailure::Retry(RETRY_AFTER_MAX));
     }
 
     #[test]

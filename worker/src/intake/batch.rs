@@ -1,15 +1,16 @@
-//! The size of batches: pure decisions, without I/O.
+//! Sizes of batches: pure functions.
 
-/// Webhooks of a batch, at most.
+/// Maximum number of webhooks in a batch.
 pub const BATCH_WEBHOOKS_MAX: usize = 256;
-/// Bytes of bodies in a batch, at most; a batch has at least one webhook.
+/// Maximum bytes of bodies in a batch of several webhooks.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Refusals for its duration after which a webhook is given up: Postgres may be slow for everybody, and gets a minute.
+/// Number of refusals for duration after which a webhook is given up: about a minute, since
+/// Postgres may be slow for all statements.
 const DURATION_REFUSALS_MAX: u32 = 12;
-/// Claims without progress after which webhooks are decided one by one.
+/// Number of claims without progress after which webhooks are decided one by one.
 pub const CLAIMS_BEFORE_ALONE: i32 = 3;
 
-/// Returns how many of the webhooks that wait, given by the sizes of their bodies, make a batch.
+/// Returns the length of the next batch. `sizes` are the body sizes of the pending webhooks.
 pub fn batch_length(sizes: impl IntoIterator<Item = usize>, limit: usize) -> usize {
     let mut bytes = 0;
     let fits = sizes.into_iter().take(limit.clamp(1, BATCH_WEBHOOKS_MAX)).take_while(|size| {
@@ -20,12 +21,13 @@ pub fn batch_length(sizes: impl IntoIterator<Item = usize>, limit: usize) -> usi
     fits.count()
 }
 
-/// Returns how many decided webhooks are committed together: those before the first that must be alone, or that one.
+/// Returns the number of decided webhooks to commit together: those before the first that must be
+/// committed alone, or that one.
 pub fn commit_length(may_share: impl IntoIterator<Item = bool>) -> usize {
     may_share.into_iter().take_while(|share| *share).count().max(1)
 }
 
-/// The batch size while Postgres refuses batches for their contents or duration.
+/// Batch size while Postgres refuses batches for their contents or duration.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchHalving {
     limit: usize,
@@ -33,34 +35,34 @@ pub struct BatchHalving {
     alone_too_slow: u32,
 }
 
-/// What follows a refusal.
+/// Reaction to a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterRefusal {
-    /// Prepare again, with at most as many webhooks as [`BatchHalving::limit`] says.
+    /// Prepare again, with at most [`BatchHalving::limit`] webhooks.
     Prepare,
-    /// The one webhook of the batch becomes a dead letter.
+    /// Move the one webhook of the batch to the dead letters.
     DeadLetter,
 }
 
 impl BatchHalving {
-    /// Whole batches; one by one after several claims without progress.
+    /// Begins with full batches, or with single webhooks after several claims without progress.
     pub fn new(claims: i32) -> Self {
         let limit = if claims >= CLAIMS_BEFORE_ALONE { 1 } else { BATCH_WEBHOOKS_MAX };
         Self { limit, prepared_anew: false, alone_too_slow: 0 }
     }
 
-    /// Webhooks of the next batch, at most.
+    /// Returns the maximum number of webhooks in the next batch.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// A batch of this length was committed: batches grow again.
+    /// Doubles the limit after a commit.
     pub fn on_committed(&mut self) {
         let limit = (self.limit * 2).min(BATCH_WEBHOOKS_MAX);
         *self = Self { limit, prepared_anew: false, alone_too_slow: 0 };
     }
 
-    /// A batch of this length was refused, for its contents or because it took too long.
+    /// Halves the limit after a refusal, and returns the reaction.
     pub fn on_refused(&mut self, length: usize, for_duration: bool) -> AfterRefusal {
         self.alone_too_slow += u32::from(for_duration && length <= 1);
         if !std::mem::replace(&mut self.prepared_anew, true) {

@@ -1,10 +1,10 @@
-//! Owns partitions: claims them up to this worker's share, renews them, gives them back; and keeps this process's row in
-//! `workers`, under which lanes run.
+//! Owns the partitions of this worker and its row in `workers`, under which lanes run.
 //!
-//! The share is `ceil(64 / live workers that read)`. Leases are renewed every sixth of the TTL. Partitions are given back
-//! when there are more workers, when NATS is out of this worker's reach and not of others', or on shutdown; they are lost
-//! when they could not be renewed. Postgres decides ownership, and every commit asks it again by epoch; this process's own
-//! deadline, counted from before the renewal was sent, ends needless work.
+//! The worker claims up to `ceil(64 / live workers that read)` partitions and renews them every
+//! sixth of the TTL. It releases partitions when more workers join, when only this worker cannot
+//! reach NATS, and on shutdown. It loses partitions that it fails to renew. Postgres decides
+//! ownership: every commit is fenced by epoch. The local deadline, counted from before the renewal
+//! was sent, only ends needless work.
 
 use super::{owned_partition::OwnedPartition, partition_reader};
 use crate::{context::Context, decider::Decider, metrics::LeaseTransition};
@@ -26,26 +26,26 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Partitions that were written by a newer release are claimed again after this long: the newer worker may be gone.
+/// Time after which a partition that needs a newer release is claimed again: the newer worker may
+/// have stopped.
 const NEEDS_NEWER_PERIOD: Duration = Duration::from_secs(30);
 
-/// All partitions of this worker.
 pub struct LeaseManager {
     context: Arc<Context>,
     js: jetstream::Context,
     decider: Decider,
     ttl: Duration,
-    parts: BTreeMap<Partition, Arc<OwnedPartition>>,
-    /// Since when NATS is out of this worker's reach alone.
+    partitions: BTreeMap<Partition, Arc<OwnedPartition>>,
+    /// Time since which only this worker cannot reach NATS.
     nats_lost_at: Option<Instant>,
-    /// Partitions that need a newer release, and when that was noticed.
+    /// Partitions that need a newer release, with the time of detection.
     needs_newer: Vec<(Partition, Instant)>,
-    /// A reader has ended, so there is something to give back.
+    /// Notified when a reader ended and its partition has to be released.
     ended: Arc<Notify>,
     renewal: watch::Sender<Option<Instant>>,
 }
 
-/// When leases were last renewed: whether this worker can do its work.
+/// Time of the last renewal, which decides readiness.
 #[derive(Clone)]
 pub struct LeaseRenewal {
     at: watch::Receiver<Option<Instant>>,
@@ -53,14 +53,13 @@ pub struct LeaseRenewal {
 }
 
 impl LeaseRenewal {
-    /// Whether that is no longer ago than a lease lasts.
+    /// Returns whether the last renewal is within the TTL.
     pub fn is_recent(&self) -> bool {
         self.at.borrow().is_some_and(|at| at.elapsed() < self.ttl)
     }
 }
 
 impl LeaseManager {
-    /// Owns nothing yet.
     pub fn new(
         context: Arc<Context>,
         js: jetstream::Context,
@@ -72,7 +71,7 @@ impl LeaseManager {
             js,
             decider,
             ttl,
-            parts: BTreeMap::new(),
+            partitions: BTreeMap::new(),
             nats_lost_at: None,
             needs_newer: Vec::new(),
             ended: Arc::default(),
@@ -80,13 +79,13 @@ impl LeaseManager {
         }
     }
 
-    /// Tells when leases were last renewed.
+    /// Returns the time of the last renewal.
     pub fn renewal(&self) -> LeaseRenewal {
         LeaseRenewal { at: self.renewal.subscribe(), ttl: self.ttl }
     }
 
-    /// Owns partitions until told to stop, then gives them back; keeps the worker's row until `finished`: calls to agents
-    /// and Slack may end after the partitions are gone.
+    /// Owns partitions until `stop`, then releases them. Keeps the worker's row until `finished`,
+    /// since calls to agents and Slack may end after the partitions are released.
     pub async fn run(mut self, stop: CancellationToken, finished: CancellationToken) {
         let mut tick = tokio::time::interval(self.ttl / 6);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -94,27 +93,27 @@ impl LeaseManager {
             tokio::select! {
                 _ = tick.tick() => {}
                 _ = self.ended.notified() => {}
-                _ = stop.cancelled(), if !self.parts.is_empty() && self.parts.values().any(|part| !part.stop.is_cancelled()) => {}
-                _ = finished.cancelled(), if self.parts.is_empty() => break,
+                _ = stop.cancelled(), if self.reads_any() => {}
+                _ = finished.cancelled(), if self.partitions.is_empty() => break,
             }
             if stop.is_cancelled() {
-                self.parts.values().for_each(|part| part.stop.cancel());
+                self.partitions.values().for_each(|owned| owned.stop.cancel());
             }
-            // A turn that hangs must not extend what it has not renewed.
+            // A turn that hangs must not extend leases that it did not renew.
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
                 Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
-                Err(_) => warn!("Postgres did not answer in time; leases were not renewed"),
+                Err(_) => warn!("timed out renewing leases"),
             }
             self.drop_expired();
             if self.context.worker.end_if_expired() {
-                warn!("the worker's row expired; everything that it ran was cancelled");
+                warn!("row of this worker expired; its attempts and sends are cancelled");
             }
         }
         if let Some(term) = self.context.worker.term()
             && let Err(error) = self.retire(&term.id).await
         {
-            warn!(error = %Chain(&error), "failed to delete the worker's row; another worker does when it expires");
+            warn!(error = %Chain(&error), "failed to delete row of this worker");
         }
     }
 
@@ -134,16 +133,16 @@ impl LeaseManager {
         }
         self.notify_redrives().await?;
         let working: Vec<_> =
-            self.parts.values().filter(|part| !part.stop.is_cancelled()).collect();
+            self.partitions.values().filter(|owned| !owned.stop.is_cancelled()).collect();
         if working.len() > share {
-            working[share..].iter().for_each(|part| part.stop.cancel());
-        } else if self.parts.len() < share {
-            self.claim(share - self.parts.len()).await?;
+            working[share..].iter().for_each(|owned| owned.stop.cancel());
+        } else if self.partitions.len() < share {
+            self.claim(share - self.partitions.len()).await?;
         }
         Ok(())
     }
 
-    /// Renews the worker's row, or makes another one, and returns how many partitions are this worker's share.
+    /// Renews the worker's row or creates another one. Returns this worker's share of partitions.
     async fn renew_worker(&mut self, reads: bool, stopping: bool) -> Result<usize, StoreError> {
         let (store, before) = (&self.context.store, Instant::now());
         let live = match self.context.worker.term() {
@@ -155,27 +154,25 @@ impl LeaseManager {
             store.register_worker(&id, &self.context.worker_name, self.ttl).await?;
             info!(worker = id, name = self.context.worker_name, "worker registered");
             self.context.worker.begin(id, before + self.ttl);
-            return Ok(self.parts.len()); // claimed at the next turn, when others have been counted
+            return Ok(self.partitions.len()); // the share is known at the next turn
         };
         self.context.worker.extend(before + self.ttl);
         self.nats_lost_at = (!reads).then(|| self.nats_lost_at.unwrap_or_else(Instant::now));
         let among = |workers: usize| usize::from(PARTITIONS).div_ceil(workers.max(1));
         Ok(match self.nats_lost_at {
             None => among(live.reading),
-            // NATS is away for all of them: nobody could do more with these partitions.
+            // No worker can reach NATS: releasing partitions would not help.
             Some(_) if live.reading == 0 => {
-                self.nats_lost_at = Some(Instant::now()); // who is back first must not get everything
+                // The first worker to reconnect must not claim all partitions.
+                self.nats_lost_at = Some(Instant::now());
                 among(live.living)
             }
-            // The others may be about to notice, too.
-            Some(since) if since.elapsed() < self.ttl => self.parts.len(),
+            // Other workers may detect the outage within this time.
+            Some(since) if since.elapsed() < self.ttl => self.partitions.len(),
             Some(since) => {
-                if self.parts.values().any(|part| !part.stop.is_cancelled()) {
+                if self.reads_any() {
                     let elapsed = since.elapsed();
-                    warn!(
-                        ?elapsed,
-                        "NATS is out of reach and other workers read; partitions given to them"
-                    );
+                    warn!(?elapsed, "partitions given up: only this worker cannot reach NATS");
                 }
                 0
             }
@@ -192,57 +189,57 @@ impl LeaseManager {
         for lease in claimed {
             let (partition, epoch) = (lease.token.partition, lease.token.epoch);
             info!(%partition, epoch, cursor = lease.state.cursor, "partition claimed");
-            self.context.metrics.lease(LeaseTransition::Claimed);
-            let part = Arc::new(OwnedPartition::new(&lease, holds_until));
-            if let Some(before) = self.parts.insert(partition, Arc::clone(&part)) {
-                before.lost.cancel(); // its lease had run out, and it was claimed again under a new epoch
+            self.context.metrics.record_lease_transition(LeaseTransition::Claimed);
+            let owned = Arc::new(OwnedPartition::new(&lease, holds_until));
+            if let Some(before) = self.partitions.insert(partition, Arc::clone(&owned)) {
+                before.lost.cancel(); // expired and claimed again under a new epoch
             }
-            self.context.metrics.watch(&part.progress);
+            self.context.metrics.watch(&owned.progress);
             self.context.partitions.insert(partition);
-            let guard = EndGuard(Arc::clone(&part), Arc::clone(&self.ended));
+            let guard = ReaderGuard(Arc::clone(&owned), Arc::clone(&self.ended));
             let (context, js) = (Arc::clone(&self.context), self.js.clone());
             let decider = self.decider.clone();
             tokio::spawn(async move {
-                // However the reader ends, even by a panic, its lease is given up.
+                // The guard releases the lease even if the reader panics.
                 let _guard = guard;
-                partition_reader::run(context, js, part, lease.state, decider).await;
+                partition_reader::run(context, js, owned, lease.state, decider).await;
             });
         }
-        // What the owner before left may be due.
+        // Deliveries and messages of the previous owner may be due.
         self.context.wake_dispatch.notify_one();
         self.context.wake_outbox.notify_one();
         Ok(())
     }
 
     async fn renew(&mut self) -> Result<(), StoreError> {
-        // What this worker let go of by itself is not kept from others for another TTL.
+        // A partition that this worker dropped must not be held for another TTL.
         let held: Vec<(FencingToken, u64)> = self
-            .parts
+            .partitions
             .values()
-            .filter(|part| !part.lost.is_cancelled())
-            .map(|part| (part.token, part.committed()))
+            .filter(|owned| !owned.lost.is_cancelled())
+            .map(|owned| (owned.token, owned.committed()))
             .collect();
         let holds_until = Instant::now() + self.ttl;
         let kept = match held.is_empty() {
             true => Vec::new(),
             false => self.context.store.renew_partitions(&held, self.ttl).await?,
         };
-        for part in self.parts.values() {
-            match kept.contains(&part.partition()) && !part.lost.is_cancelled() {
-                true => part.extend_lease(holds_until),
-                false => part.lost.cancel(),
+        for owned in self.partitions.values() {
+            match kept.contains(&owned.partition()) && !owned.lost.is_cancelled() {
+                true => owned.extend_lease(holds_until),
+                false => owned.lost.cancel(),
             }
         }
         self.drop_lost();
         Ok(())
     }
 
-    /// Asked once for all partitions, so that no partition asks for itself.
+    /// Wakes the redrives of partitions that have some due, by one query for all partitions.
     async fn notify_redrives(&self) -> Result<(), StoreError> {
-        let held: Vec<Partition> = self.parts.keys().copied().collect();
+        let held: Vec<Partition> = self.partitions.keys().copied().collect();
         for partition in self.context.store.partitions_to_redrive(&held).await? {
-            if let Some(part) = self.parts.get(&partition) {
-                part.redrive.notify_one();
+            if let Some(owned) = self.partitions.get(&partition) {
+                owned.redrive.notify_one();
             }
         }
         Ok(())
@@ -250,42 +247,46 @@ impl LeaseManager {
 
     async fn release_ended(&mut self) -> Result<(), StoreError> {
         let ended: Vec<Arc<OwnedPartition>> = self
-            .parts
+            .partitions
             .values()
-            .filter(|part| part.finished.is_cancelled())
+            .filter(|owned| owned.finished.is_cancelled())
             .map(Arc::clone)
             .collect();
         if ended.is_empty() {
             return Ok(());
         }
-        let tokens: Vec<FencingToken> = ended.iter().map(|part| part.token).collect();
+        let tokens: Vec<FencingToken> = ended.iter().map(|owned| owned.token).collect();
         self.context.store.release_partitions(&tokens).await?;
-        for part in ended {
-            let partition = part.partition();
-            info!(%partition, epoch = part.token.epoch, "partition released");
-            self.context.metrics.lease(LeaseTransition::Released);
+        for owned in ended {
+            let partition = owned.partition();
+            info!(%partition, epoch = owned.token.epoch, "partition released");
+            self.context.metrics.record_lease_transition(LeaseTransition::Released);
             self.context.partitions.remove(partition);
-            self.parts.remove(&partition);
-            if part.needs_newer.is_cancelled() {
+            self.partitions.remove(&partition);
+            if owned.needs_newer.is_cancelled() {
                 self.needs_newer.push((partition, Instant::now()));
             }
         }
         Ok(())
     }
 
+    fn reads_any(&self) -> bool {
+        self.partitions.values().any(|owned| !owned.stop.is_cancelled())
+    }
+
     fn drop_expired(&mut self) {
-        for part in self.parts.values().filter(|part| !part.holds_lease()) {
-            part.lost.cancel();
+        for owned in self.partitions.values().filter(|owned| !owned.holds_lease()) {
+            owned.lost.cancel();
         }
         self.drop_lost();
     }
 
     fn drop_lost(&mut self) {
-        self.parts.retain(|partition, part| {
-            let kept = !part.lost.is_cancelled();
+        self.partitions.retain(|partition, owned| {
+            let kept = !owned.lost.is_cancelled();
             if !kept {
-                warn!(%partition, epoch = part.token.epoch, "partition lost");
-                self.context.metrics.lease(LeaseTransition::Lost);
+                warn!(%partition, epoch = owned.token.epoch, "partition lost");
+                self.context.metrics.record_lease_transition(LeaseTransition::Lost);
                 self.context.partitions.remove(*partition);
             }
             kept
@@ -293,9 +294,9 @@ impl LeaseManager {
     }
 }
 
-struct EndGuard(Arc<OwnedPartition>, Arc<Notify>);
+struct ReaderGuard(Arc<OwnedPartition>, Arc<Notify>);
 
-impl Drop for EndGuard {
+impl Drop for ReaderGuard {
     fn drop(&mut self) {
         self.0.stop.cancel();
         self.0.finished.cancel();
@@ -303,7 +304,8 @@ impl Drop for EndGuard {
     }
 }
 
-/// 128 random bits, in hex. Only a system without randomness has none; then the process cannot seal anything either.
+/// Returns 128 random bits in hex. Panics if the system has no randomness, without which the
+/// process cannot encrypt either.
 fn random_id() -> String {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).expect("the operating system has randomness");

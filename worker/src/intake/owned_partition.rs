@@ -1,4 +1,4 @@
-//! A partition that this worker owns: the right to commit, and how far it is.
+//! State of a partition that this worker owns.
 
 use crate::metrics::PartitionProgress;
 use shared::{
@@ -12,30 +12,29 @@ use std::sync::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// A partition that this worker owns.
+/// Partition that this worker owns, shared by the lease manager and the reader.
 pub struct OwnedPartition {
-    /// The right to commit.
     pub token: FencingToken,
-    /// Claims since the cursor moved.
+    /// Number of claims since the cursor moved.
     pub claims: i32,
-    /// Read no further; the batch in progress ends.
+    /// Cancelled to end the reader after the batch in progress.
     pub stop: CancellationToken,
-    /// The partition is another worker's, or its lease ran out: drop everything.
+    /// Cancelled when another worker owns the partition or the lease expired.
     pub lost: CancellationToken,
-    /// Nothing of it runs any more.
+    /// Cancelled when the reader ended.
     pub finished: CancellationToken,
-    /// Written by a newer release: this worker claims it no more.
+    /// Cancelled when the partition holds a webhook of a newer release.
     pub needs_newer: CancellationToken,
-    /// A dead letter of it is to be decided again.
+    /// Notified when a dead letter is to be redriven.
     pub redrive: Notify,
     holds_until: Mutex<Instant>,
     committed: AtomicU64,
-    /// How far it is, for the metrics page.
+    /// Progress for the metrics page.
     pub progress: Arc<PartitionProgress>,
 }
 
 impl OwnedPartition {
-    /// A partition just claimed, whose lease lasts at least until then.
+    /// Creates the state of a claimed partition. Its lease is valid until `holds_until` or longer.
     pub fn new(lease: &Lease, holds_until: Instant) -> Self {
         let Lease { token, state, claims } = lease;
         Self {
@@ -52,28 +51,26 @@ impl OwnedPartition {
         }
     }
 
-    /// Its number.
     pub fn partition(&self) -> Partition {
         self.token.partition
     }
 
-    /// Whether the lease has not run out by this process's own clock. Postgres decides by epoch; this ends needless work.
+    /// Returns whether the lease is valid by this process's clock. Postgres decides by epoch; this
+    /// check only ends needless work.
     pub fn holds_lease(&self) -> bool {
         !self.lost.is_cancelled()
             && Instant::now() < *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The cursor, as Postgres last confirmed it.
+    /// Returns the cursor that Postgres confirmed last.
     pub fn committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
     }
 
-    /// Records a cursor that Postgres confirmed.
     pub fn record_committed(&self, cursor: u64) {
         self.committed.store(cursor, Ordering::Release);
     }
 
-    /// Extends the lease after a renewal.
     pub fn extend_lease(&self, holds_until: Instant) {
         *self.holds_until.lock().unwrap_or_else(PoisonError::into_inner) = holds_until;
     }

@@ -1,5 +1,7 @@
-//! Decides dead letters of intake again when an operator asked for it. The owner of the partition does, under its fencing
-//! token; what was processed before does not count, and effects are in force past the lane's order.
+//! Decides dead letters of intake again when an operator asks for it.
+//!
+//! Run by the owner of the partition under its fencing token. A redriven webhook is decided even if
+//! it was processed before, and its effects are not in the order of its lane.
 
 use super::owned_partition::OwnedPartition;
 use crate::{
@@ -17,44 +19,38 @@ use std::panic::AssertUnwindSafe;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{info, warn};
 
-/// Dead letters taken at once.
+/// Maximum number of dead letters per query.
 const BATCH: i64 = 16;
 
-/// Redrives for a partition; never returns.
-pub async fn run(context: &Context, part: &OwnedPartition, decider: &Decider) {
+/// Redrives dead letters of a partition. Never returns.
+pub async fn run(context: &Context, owned: &OwnedPartition, decider: &Decider) {
     loop {
-        part.redrive.notified().await;
-        if let Err(error) = redrive_due(context, part, decider).await {
-            warn!(partition = %part.partition(), error = %Chain(&error), "failed to redrive dead letters");
+        owned.redrive.notified().await;
+        if let Err(error) = redrive_due(context, owned, decider).await {
+            let (partition, error) = (owned.partition(), Chain(&error));
+            warn!(%partition, %error, "failed to redrive dead letters");
         }
     }
 }
 
 async fn redrive_due(
     context: &Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     decider: &Decider,
 ) -> Result<(), StoreError> {
     loop {
-        let due = context.store.redriven_dead_letters(&[part.partition()], BATCH).await?;
+        let due = context.store.redriven_dead_letters(&[owned.partition()], BATCH).await?;
         for dead in &due {
-            if part.stop.is_cancelled() || !part.holds_lease() {
+            if owned.stop.is_cancelled() || !owned.holds_lease() {
                 return Ok(());
             }
             // A panic would end the reader of the partition, and again at its next owner.
-            let redriving = AssertUnwindSafe(redrive_one(context, part, decider, dead));
-            let redriven = redriving.catch_unwind().await;
+            let redrive = AssertUnwindSafe(redrive_one(context, owned, decider, dead));
+            let redriven = redrive.catch_unwind().await;
             match redriven.unwrap_or_else(|_| Ok(Err("deciding it panicked".to_owned())))? {
-                Ok(()) => {
-                    info!(dead_letter = dead.id, sequence = dead.sequence, "dead letter redriven")
-                }
+                Ok(()) => info!(dead_letter = dead.id, "dead letter redriven"),
                 Err(why) => {
-                    info!(
-                        dead_letter = dead.id,
-                        sequence = dead.sequence,
-                        why,
-                        "dead letter not redriven"
-                    );
+                    info!(dead_letter = dead.id, why, "dead letter not redriven");
                     context.store.record_redrive_failure(dead.id, &why).await?;
                 }
             }
@@ -65,10 +61,10 @@ async fn redrive_due(
     }
 }
 
-/// The inner error says why it stays a dead letter.
+/// Redrives one dead letter. The inner error is the reason for which it stays one.
 async fn redrive_one(
     context: &Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     decider: &Decider,
     dead: &DeadLetter,
 ) -> Result<Result<(), String>, StoreError> {
@@ -80,13 +76,13 @@ async fn redrive_one(
     if let Decision::DeadLetter { reason, error } = &decided.1.decision {
         return Ok(Err(format!("{reason} {error}").trim().to_owned()));
     }
-    match context.store.commit_redriven(&part.token, dead.id, &decided).await {
+    match context.store.commit_redriven(&owned.token, dead.id, &decided).await {
         Ok(CommitOutcome::Committed) => {
             context.wake_dispatch.notify_one();
             context.wake_outbox.notify_one();
             Ok(Ok(()))
         }
-        // Redriven or deleted meanwhile, or the partition is another worker's, who does it.
+        // The dead letter was redriven or deleted meanwhile, or another worker owns the partition.
         Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
         Err(error) if error.refuses_contents() => {
             Ok(Err(format!("Postgres refuses its effects: {}", Chain(&error))))

@@ -1,10 +1,13 @@
-//! Detects that the stream is not the one that was read: created anew, cut short and filled again, or restored.
+//! Detects a stream reset: a stream that was recreated, truncated and filled again, or restored.
 //!
-//! A stream is recognized by its creation time and by the last own message that was committed: its dedup key and server time
-//! must stand at its sequence. No message there proves nothing (it may have been purged). Before the first commit of a
-//! generation there is no such message: then nothing since the time of the cursor may lie below the cursor. Reading on in
-//! another stream would skip whatever gets the old sequences, without a trace; so the generation is raised, and the partition
-//! is read again from the server time of its cursor. Processed keys keep effects single.
+//! A stream is identified by its creation time and by the last committed message of the partition,
+//! whose dedup key and server time must be at its sequence. A missing message proves nothing, since
+//! it may have been purged. Before the first commit of a generation no message is known; then no
+//! message since the time of the cursor may be below the cursor.
+//!
+//! After a reset, reading from the cursor would skip the messages that got the old sequences. So
+//! the generation is raised, and the partition is read again from the server time of its cursor.
+//! Processed keys prevent duplicate effects.
 
 use super::owned_partition::OwnedPartition;
 use crate::context::Context;
@@ -20,31 +23,31 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tracing::{error, warn};
 
-/// Wait before another try.
+/// Wait before another attempt.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Another stream than the one that was read.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamReset {
     why: &'static str,
     stream: StreamState,
 }
 
-/// What the stream holds where the cursor stands.
+/// Content of the stream at the cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Found {
-    /// The dedup key and server time of the message at the sequence of the last committed one.
+enum Evidence {
+    /// Dedup key and server time of the message at the sequence of the last committed one.
     Message(String, OffsetDateTime),
-    /// No last committed message is known; the first own message since the time of the cursor has this sequence.
+    /// Sequence of the first message of the partition since the time of the cursor, when no last
+    /// committed message is known.
     FirstSince(u64),
-    /// No such message.
     Nothing,
 }
 
-/// Compares the stream that a reader opened with the one that was read; waits for an answer of NATS.
+/// Compares an opened stream with the one that was read. Returns the reset if they differ. Waits
+/// until NATS answers.
 pub async fn check(
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
@@ -52,7 +55,7 @@ pub async fn check(
     let mut attempt = 0;
     let found = loop {
         attempt += 1;
-        match find(js, part, state, attempt).await {
+        match find(js, owned, state, attempt).await {
             Ok(found) => break found,
             Err(error) => {
                 warn!(%error, "failed to read the last committed message from the stream")
@@ -60,101 +63,102 @@ pub async fn check(
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     };
-    let why = judge(stream, state, cursor, &found)?;
+    let why = reset_evidence(stream, state, cursor, &found)?;
     Some(StreamReset { why, stream: *stream })
 }
 
 async fn find(
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     attempt: u32,
-) -> Result<Found, Broken> {
+) -> Result<Evidence, Broken> {
     let Some(last) = &state.last else {
         if state.cursor == 0 {
-            return Ok(Found::Nothing);
+            return Ok(Evidence::Nothing);
         }
-        let first = first_since_cursor(js, part, state, format!("first-{attempt}")).await?;
-        return Ok(first.map_or(Found::Nothing, Found::FirstSince));
+        let first = first_since_cursor(js, owned, state, format!("first-{attempt}")).await?;
+        return Ok(first.map_or(Evidence::Nothing, Evidence::FirstSince));
     };
     let stream = js.get_stream_no_info(STREAM).await?;
     match stream.get_raw_message(last.sequence).await {
         Ok(message) => {
             let key = message.headers.get(MSG_ID).map(|key| key.as_str().to_owned());
-            Ok(Found::Message(key.unwrap_or_default(), message.time))
+            Ok(Evidence::Message(key.unwrap_or_default(), message.time))
         }
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(Found::Nothing),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(Evidence::Nothing),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Returns the first own sequence since the server time of the cursor. `reader` names the consumer: another one for every try,
-/// since a reader gives out its first message once.
+/// Returns the first sequence of the partition since the server time of the cursor. `reader` names
+/// the consumer, which must be new for each attempt: a consumer delivers its first message once.
 async fn first_since_cursor(
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     reader: String,
 ) -> Result<Option<u64>, Broken> {
     let since = state.last.as_ref().map_or(state.read_through, |last| last.stored_at);
-    let reader = format!("p{}-e{}-{reader}", part.partition(), part.token.epoch);
+    let reader = format!("p{}-e{}-{reader}", owned.partition(), owned.token.epoch);
     let stream = js.get_stream(STREAM).await?;
-    follow::first_since(&stream, subjects_of(part.partition()), since, reader).await
+    follow::first_since(&stream, subjects_of(owned.partition()), since, reader).await
 }
 
-/// Returns why the stream is another one, if it is.
-fn judge(
+/// Returns the evidence of a reset, `None` if the stream is the same.
+fn reset_evidence(
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
-    found: &Found,
+    found: &Evidence,
 ) -> Option<&'static str> {
-    // Before a stream was recorded nothing was read, and it may begin and end where it likes.
+    // Before a stream was recorded nothing was read from one.
     let created_ns = state.stream_created_ns?;
     if created_ns != stream.created_ns {
-        Some("it was created anew")
+        Some("the stream was recreated")
     } else if stream.last_sequence < cursor {
-        Some("it ends below the cursor")
+        Some("the stream ends below the cursor")
     } else {
         match (found, &state.last) {
-            (Found::Message(key, stored_at), Some(last))
+            (Evidence::Message(key, stored_at), Some(last))
                 if *key != last.key || micros(*stored_at) != micros(last.stored_at) =>
             {
-                Some("another message is at the sequence of the last committed one")
+                Some("another message is at the sequence of the last commit")
             }
-            (Found::FirstSince(first), None) if *first <= cursor => {
-                Some("messages since the time of the cursor lie below it")
+            (Evidence::FirstSince(first), None) if *first <= cursor => {
+                Some("messages since the time of the cursor are below it")
             }
             _ => None,
         }
     }
 }
 
-/// Postgres keeps times in microseconds.
+/// Converts a time to microseconds, the precision of Postgres.
 fn micros(at: OffsetDateTime) -> i128 {
     at.unix_timestamp_nanos() / 1_000
 }
 
-/// Raises the partition's generation and gives it back; whoever claims it next reads on in the new stream.
+/// Raises the partition's generation and gives the partition up. The next owner reads the new
+/// stream.
 pub async fn bump_generation(
     context: &Context,
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     reset: StreamReset,
 ) {
-    let partition = part.partition();
+    let partition = owned.partition();
     let StreamState { first_sequence, last_sequence, .. } = reset.stream;
     error!(
         %partition, cursor = state.cursor, first_sequence, last_sequence, why = reset.why,
-        "stream reset detected: raising the generation, reading again from the time of the cursor"
+        "stream reset detected; the partition is read again from the time of its cursor"
     );
-    context.metrics.stream_reset();
+    context.metrics.record_stream_reset();
     for attempt in 1.. {
-        match try_bump(context, js, part, state, reset.stream, attempt).await {
+        match try_bump(context, js, owned, state, reset.stream, attempt).await {
             Ok(true) => break,
             Ok(false) => {
-                warn!(%partition, "partition is another worker's already");
+                warn!(%partition, "partition lost to another worker");
                 break;
             }
             Err(error) => {
@@ -162,26 +166,26 @@ pub async fn bump_generation(
             }
         }
         tokio::select! {
-            _ = part.lost.cancelled() => return,
-            _ = part.stop.cancelled() => return, // the next owner detects the same
+            _ = owned.lost.cancelled() => return,
+            _ = owned.stop.cancelled() => return, // the next owner detects the same
             _ = tokio::time::sleep(RETRY_INTERVAL) => {}
         }
     }
-    part.lost.cancel();
+    owned.lost.cancel();
 }
 
 async fn try_bump(
     context: &Context,
     js: &jetstream::Context,
-    part: &OwnedPartition,
+    owned: &OwnedPartition,
     state: &CursorState,
     stream: StreamState,
     attempt: u32,
 ) -> Result<bool, Broken> {
-    let first = first_since_cursor(js, part, state, format!("since-{attempt}")).await?;
+    let first = first_since_cursor(js, owned, state, format!("since-{attempt}")).await?;
     let cursor = first.map_or(stream.last_sequence, |first| first.saturating_sub(1));
     let new = NewGeneration { created_ns: stream.created_ns, cursor };
-    Ok(context.store.bump_generation(&part.token, new).await?)
+    Ok(context.store.bump_generation(&owned.token, new).await?)
 }
 
 #[cfg(test)]
@@ -214,26 +218,27 @@ mod tests {
             last_sequence,
         };
         let at = OffsetDateTime::UNIX_EPOCH;
-        let key = |key: &str| Found::Message(key.to_owned(), at);
-        let later = Found::Message("a".to_owned(), at + Duration::from_micros(1));
+        let key = |key: &str| Evidence::Message(key.to_owned(), at);
+        let later = Evidence::Message("a".to_owned(), at + Duration::from_micros(1));
         let before_first_commit = || state(Some(1), None);
         let known = || state(Some(1), Some((10, "a")));
         for (stream, state, found, reset) in [
             (stream(1, 1, 10), known(), key("a"), false),
-            (stream(1, 11, 10), known(), Found::Nothing, false), // all of it was purged
-            (stream(1, 5_001, 5_000), known(), Found::Nothing, false), // purged history, idle partition (W9)
-            (stream(1, 1, 20), known(), key("b"), true), // cut short and filled again (W4)
+            (stream(1, 11, 10), known(), Evidence::Nothing, false), // purged
+            // Purged history of an idle partition (W9).
+            (stream(1, 5_001, 5_000), known(), Evidence::Nothing, false),
+            (stream(1, 1, 20), known(), key("b"), true), // truncated and filled again (W4)
             (stream(1, 1, 20), known(), key(""), true),
             (stream(1, 1, 20), known(), later, true), // the same webhook, stored again
-            (stream(1, 1, 20), before_first_commit(), Found::FirstSince(11), false),
-            (stream(1, 1, 20), before_first_commit(), Found::FirstSince(10), true),
-            (stream(1, 1, 20), before_first_commit(), Found::Nothing, false),
+            (stream(1, 1, 20), before_first_commit(), Evidence::FirstSince(11), false),
+            (stream(1, 1, 20), before_first_commit(), Evidence::FirstSince(10), true),
+            (stream(1, 1, 20), before_first_commit(), Evidence::Nothing, false),
             (stream(2, 1, 10), known(), key("a"), true),
-            (stream(1, 1, 9), known(), Found::Nothing, true),
-            (stream(9, 900, 999), state(None, None), Found::Nothing, false), // never read before
+            (stream(1, 1, 9), known(), Evidence::Nothing, true),
+            (stream(9, 900, 999), state(None, None), Evidence::Nothing, false), // never read
         ] {
-            let judged = judge(&stream, &state, 10, &found);
-            assert_eq!(judged.is_some(), reset, "{stream:?} {found:?}: {judged:?}");
+            let evidence = reset_evidence(&stream, &state, 10, &found);
+            assert_eq!(evidence.is_some(), reset, "{stream:?} {found:?}: {evidence:?}");
         }
     }
 }

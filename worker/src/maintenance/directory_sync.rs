@@ -1,8 +1,9 @@
-//! Keeps ingest's directory true to Postgres.
+//! Synchronizes ingest's directory with Postgres.
 //!
-//! A process that changes a connection writes its directory entry after the commit; one that dies in between leaves the
-//! entry old. So one worker at a time (the owner of one partition: as good a lock as any, since entries only get newer)
-//! hears every change by NOTIFY and projects it, and compares all of them now and then.
+//! A process that changes a connection writes the directory entry after its commit. If it crashes
+//! in between, the entry is old. So one worker (the owner of partition 0) projects every change
+//! that Postgres notifies, and compares all entries every 30 seconds. Two such workers do no harm,
+//! since versions of entries only grow.
 
 use async_nats::jetstream;
 use shared::{
@@ -15,11 +16,11 @@ use std::{collections::HashMap, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-/// All connections are compared this often.
+/// Interval at which all connections are compared.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
-/// In place of a version, for a connection whose tombstone is there.
-const GONE: i64 = 0;
-/// After a failure.
+/// Version of a connection whose tombstone is written.
+const TOMBSTONE: i64 = 0;
+/// Wait after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +41,7 @@ pub async fn run(store: Store, js: jetstream::Context, until: CancellationToken)
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     };
-    tokio::select! { _ = until.cancelled() => {}, () = synchronizing => {} }
+    until.run_until_cancelled(synchronizing).await;
 }
 
 async fn synchronize(store: &Store, js: &jetstream::Context) -> Result<(), SyncError> {
@@ -51,20 +52,21 @@ async fn synchronize(store: &Store, js: &jetstream::Context) -> Result<(), SyncE
     loop {
         let (created, last) = directory.identity().await?;
         if created != bucket.0 || last < bucket.1 {
-            warn!("directory was created anew or cut short; writing all entries again");
+            warn!("directory recreated or truncated; writing all entries");
             projected.clear();
         }
         bucket = (created, last);
         compare_all(store, &directory, &mut projected).await?;
-        let look_again = tokio::time::sleep(COMPARE_INTERVAL);
-        tokio::pin!(look_again);
-        while let Some(id) = next_change(&mut changes, look_again.as_mut()).await? {
+        let next_comparison = tokio::time::sleep(COMPARE_INTERVAL);
+        tokio::pin!(next_comparison);
+        while let Some(id) = next_change(&mut changes, next_comparison.as_mut()).await? {
             project(store, &directory, id).await;
         }
     }
 }
 
-/// Projects every connection whose version is not known to be there, and leaves a tombstone for every entry without a row.
+/// Projects connections whose version is not known to be in the directory, and writes a tombstone
+/// for entries without a row.
 async fn compare_all(
     store: &Store,
     directory: &Directory,
@@ -78,25 +80,25 @@ async fn compare_all(
         }
     }
     for id in entries.into_iter().filter(|id| !rows.contains_key(id)) {
-        if projected.get(&id) != Some(&GONE) && project(store, directory, id).await {
-            projected.insert(id, GONE);
+        if projected.get(&id) != Some(&TOMBSTONE) && project(store, directory, id).await {
+            projected.insert(id, TOMBSTONE);
         }
     }
     Ok(())
 }
 
-/// The next connection that changed; `None` when it is time to compare all of them.
+/// Returns the next connection that changed, `None` when it is time to compare all.
 async fn next_change(
     changes: &mut ChangeSubscription,
-    look_again: impl Future<Output = ()>,
+    next_comparison: impl Future<Output = ()>,
 ) -> Result<Option<ConnectionId>, StoreError> {
     tokio::select! {
         changed = changes.next() => changed,
-        () = look_again => Ok(None),
+        () = next_comparison => Ok(None),
     }
 }
 
-/// Writes what Postgres says of a connection now; that there is none, too.
+/// Writes the entry of a connection, or its tombstone, from Postgres. Returns whether it succeeded.
 async fn project(store: &Store, directory: &Directory, id: ConnectionId) -> bool {
     let projected = async {
         let entry = match store.directory_entry(id).await? {

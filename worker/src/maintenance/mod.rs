@@ -1,6 +1,7 @@
-//! What happens beside the flow of webhooks: retention, the directory, lanes of dead workers, replays, token refresh.
+//! Periodic tasks: retention, directory sync, lanes of expired workers, replays, token refresh.
 //!
-//! What one worker at a time does belongs to the owner of partition 0; it is safe if two do it for a moment.
+//! Run by `app`. Tasks for one worker at a time run on the owner of partition 0; two owners for a
+//! moment do no harm.
 
 mod directory_sync;
 mod replay;
@@ -14,14 +15,14 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Between two looks for lanes of dead workers.
+/// Interval at which expired workers are looked for.
 const REAP_INTERVAL: Duration = Duration::from_millis(500);
-/// Between two looks whether this worker owns the partition that is the lock.
+/// Interval at which the ownership of partition 0 is checked.
 const LOCK_INTERVAL: Duration = Duration::from_secs(1);
-/// Workers that expired, looked at at once.
+/// Maximum number of expired workers per query.
 const EXPIRED_MAX: i64 = 16;
 
-/// Runs until told to stop.
+/// Runs all tasks until `stop`.
 pub async fn run(
     context: Arc<Context>,
     js: jetstream::Context,
@@ -37,36 +38,42 @@ pub async fn run(
     );
     let usage = context.usage.clone().run(context.store.clone(), stop.clone());
     let replays = replay::run(&context, &js, &decider, lease_ttl, &stop);
-    tokio::join!(tokens, usage, replays, reap(&context, &stop), locked(&context, &js, &stop));
+    tokio::join!(
+        tokens,
+        usage,
+        replays,
+        free_expired_workers(&context, &stop),
+        run_exclusive(&context, &js, &stop)
+    );
 }
 
-/// Frees the lanes and slots of workers whose row has expired.
-async fn reap(context: &Context, stop: &CancellationToken) {
+/// Frees the lanes and agent slots of workers whose row expired.
+async fn free_expired_workers(context: &Context, stop: &CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(REAP_INTERVAL)).await.is_some() {
         let expired = match context.store.expired_workers(EXPIRED_MAX).await {
             Ok(expired) => expired,
             Err(error) => {
-                warn!(error = %Chain(&error), "failed to look for expired workers");
+                warn!(error = %Chain(&error), "failed to query expired workers");
                 continue;
             }
         };
         for worker in expired {
             match context.store.free_worker(&worker, true).await {
                 Ok(lanes) => {
-                    info!(worker, lanes, "lanes of an expired worker freed");
+                    info!(worker, lanes, "lanes of expired worker freed");
                     context.wake_dispatch.notify_one();
                     context.wake_outbox.notify_one();
                 }
                 Err(error) => {
-                    warn!(worker, error = %Chain(&error), "failed to free lanes of an expired worker");
+                    warn!(worker, error = %Chain(&error), "failed to free lanes of expired worker");
                 }
             }
         }
     }
 }
 
-/// Does what one worker at a time does, while this worker owns partition 0.
-async fn locked(context: &Arc<Context>, js: &jetstream::Context, stop: &CancellationToken) {
+/// Runs the tasks for one worker at a time while this worker owns partition 0.
+async fn run_exclusive(context: &Arc<Context>, js: &jetstream::Context, stop: &CancellationToken) {
     let lock = Partition::try_from(0).expect("0 is a partition");
     loop {
         let owned = context.partitions.all().contains(&lock);
@@ -87,7 +94,7 @@ async fn locked(context: &Arc<Context>, js: &jetstream::Context, stop: &Cancella
                 () = retention => {}
             }
             drop(guard);
-            context.metrics.backlog(BacklogStats::default()); // another worker tells now
+            context.metrics.record_backlog(BacklogStats::default()); // another worker reports it
         }
         if stop.run_until_cancelled(tokio::time::sleep(LOCK_INTERVAL)).await.is_none() {
             return;

@@ -1,9 +1,9 @@
-//! Replays: a range of a connection's webhooks, read from the stream and decided once more.
+//! Replays a range of a connection's webhooks: reads them from the stream and decides them again.
 //!
-//! Without `apply` (the default of `tidegate replay`) nothing is called or changed: what would be is recorded per webhook.
-//! With it deliveries are enqueued, in lanes and under dedup keys of their own, at background priority; other effects are
-//! left out. A worker that dies leaves its replay to the next, which goes on behind what was recorded. Decisions are those
-//! of today: bindings and settings as they are now.
+//! A dry run (the default of `tidegate replay`) records per webhook what would happen. With `apply`
+//! deliveries are enqueued at background priority, with their own lanes and dedup keys; other
+//! effects are left out. Another worker continues the replay of a worker that crashed. Decisions
+//! use the current bindings and settings.
 
 use crate::{
     context::Context,
@@ -21,10 +21,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Between two looks for a replay that nobody works.
+/// Interval at which replays are looked for.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Works replays, one at a time, until told to stop.
+/// Runs replays, one at a time, until `stop`.
 pub async fn run(
     context: &Context,
     js: &jetstream::Context,
@@ -38,7 +38,7 @@ pub async fn run(
                 Ok(Some(replay)) => run_replay(context, js, decider, ttl, &replay).await,
                 Ok(None) => tokio::time::sleep(INTERVAL).await,
                 Err(error) => {
-                    warn!(error = %Chain(&error), "failed to look for replays");
+                    warn!(error = %Chain(&error), "failed to claim replay");
                     tokio::time::sleep(INTERVAL).await;
                 }
             }
@@ -59,7 +59,7 @@ async fn run_replay(
     let ended = tokio::select! {
         ended = decide_all(context, js, decider, replay) => ended,
         () = renew(context, replay, ttl) => {
-            warn!(replay = id, "replay is another worker's, or was cancelled");
+            warn!(replay = id, "replay lost or cancelled");
             return;
         }
     };
@@ -71,7 +71,7 @@ async fn run_replay(
     }
 }
 
-/// Renews the lease; returns when it is another worker's, or could not be renewed for a TTL.
+/// Renews the lease of a replay. Returns when it is lost or was not renewed for a TTL.
 async fn renew(context: &Context, replay: &Replay, ttl: Duration) {
     let mut renewed = tokio::time::Instant::now();
     while renewed.elapsed() < ttl {
@@ -80,7 +80,7 @@ async fn renew(context: &Context, replay: &Replay, ttl: Duration) {
         match context.store.renew_replay(replay, None, ttl).await {
             Ok(true) => renewed = before,
             Ok(false) => return,
-            Err(error) => warn!(error = %Chain(&error), "failed to renew the lease of a replay"),
+            Err(error) => warn!(error = %Chain(&error), "failed to renew lease of replay"),
         }
     }
 }
@@ -105,7 +105,7 @@ async fn decide_all(
             Followed::Message(at, message) => (at, message),
             Followed::CaughtUp(through, _) if through >= last => return Ok(()),
             Followed::Opened(state) if state.last_sequence < last => {
-                return Err("the stream was created anew while it was read".into());
+                return Err("the stream was recreated during the replay".into());
             }
             Followed::CaughtUp(..) | Followed::Opened(_) => continue,
         };
@@ -140,7 +140,7 @@ async fn decide_all(
             },
         };
         if !context.store.record_replay_result(replay, &result).await? {
-            return Err("it is another worker's, or was cancelled".into());
+            return Err("another worker runs the replay, or it was cancelled".into());
         }
         if at.waiting == 0 && at.sequence >= last {
             return Ok(());
@@ -148,7 +148,7 @@ async fn decide_all(
     }
 }
 
-/// Enqueues the delivery that a webhook leads to, if any, as this replay's own. Running twice enqueues once.
+/// Enqueues the delivery of a webhook, if it has one. Idempotent per replay.
 async fn enqueue(
     context: &Context,
     replay: &Replay,
@@ -157,17 +157,17 @@ async fn enqueue(
     if !matches!(&webhook.decision, Decision::Apply(effects) if effects.delivery.is_some()) {
         return Ok(());
     }
-    // An agent knows the key of the first time, and would not do it again.
+    // The agent would drop a delivery with the original key as a repetition.
     let key = format!("{}:replay:{}", webhook.envelope.dedupe, replay.id);
     webhook.envelope.dedupe = DedupeKey::stored(key);
     webhook.envelope.lane = webhook.envelope.lane.of_replay(&replay.id);
-    webhook.envelope.reply = None; // the request that waited for it is over
+    webhook.envelope.reply = None; // that request has ended
     context.store.enqueue_replayed(replay, &webhook).await?;
     context.wake_dispatch.notify_one();
     Ok(())
 }
 
-/// The outcome and the effects of a decision, without text of people.
+/// Returns the outcome and the effects of a decision, without texts that people wrote.
 fn describe(decision: &Decision) -> (String, Vec<String>) {
     match decision {
         Decision::Ignore { reason, .. } => ("ignored".into(), vec![reason.as_str().into()]),

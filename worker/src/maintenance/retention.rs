@@ -1,4 +1,4 @@
-//! Prunes what is past its time, and counts the backlog for the metrics page.
+//! Deletes expired rows and counts the backlog for the metrics page.
 
 use crate::context::Context;
 use shared::{store::PruneStats, telemetry::Chain};
@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Between two rounds.
+/// Interval between two rounds.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// A round goes on at once while a step deleted rows, at most so often.
+/// Maximum number of steps per round.
 const STEPS_MAX: usize = 100;
 
-/// Prunes until cancelled.
+/// Deletes until cancelled.
 pub async fn run(context: &Context, until: CancellationToken) {
     let pruning = async {
         loop {
@@ -29,10 +29,10 @@ pub async fn run(context: &Context, until: CancellationToken) {
                 match context.store.end_unreachable_deliveries().await {
                     Ok(0) => break,
                     Ok(ended) => {
-                        info!(ended, "deliveries of revoked connections and deleted agents ended")
+                        info!(ended, "unreachable deliveries ended")
                     }
                     Err(error) => {
-                        warn!(error = %Chain(&error), "failed to end deliveries that no agent gets");
+                        warn!(error = %Chain(&error), "failed to end unreachable deliveries");
                         break;
                     }
                 }
@@ -45,7 +45,7 @@ pub async fn run(context: &Context, until: CancellationToken) {
                 }
             }
             match context.store.backlog_stats().await {
-                Ok(stats) => context.metrics.backlog(stats),
+                Ok(stats) => context.metrics.record_backlog(stats),
                 Err(error) => warn!(error = %Chain(&error), "failed to count the backlog"),
             }
             tokio::time::sleep(INTERVAL).await;

@@ -1,8 +1,9 @@
-//! The outbox stage: sends messages to Slack, in the order of each lane, at the pace that Slack takes.
+//! Outbox: sends messages to Slack, in order per lane, within Slack's rate limits.
 //!
-//! A message is marked before the call; one that was marked by a process that ended may have been sent, and is looked up before
-//! it is sent again. Sends are tasks of their own under the term of the worker's row: when the row expires they are cancelled,
-//! and whoever notices frees their lanes. On shutdown nothing more is claimed, and what is under way is finished.
+//! Run by `app`. A message is marked before the call. A marked message of a process that crashed
+//! may have been sent, so it is looked up before it is sent again. Sends are tasks under the term
+//! of the worker's row: when the row expires they are cancelled, and another worker frees their
+//! lanes. On shutdown nothing more is claimed, and running sends end.
 
 mod reconcile;
 mod response_url;
@@ -11,7 +12,7 @@ mod token_health;
 mod web_api;
 
 use crate::{
-    batcher::Batcher,
+    batcher::{Batcher, each_result},
     context::{Context, WorkerTerm},
     slack::SEND_TIMEOUT,
 };
@@ -19,7 +20,7 @@ use futures_util::FutureExt;
 use shared::{
     partition::Lane,
     store::{
-        ClaimPosition, OutboxMessage, SendAmbiguity, SendOutcome, SendRecord, StoreError,
+        ClaimPosition, OutboxMessage, SendAmbiguity, SendOutcome, SendRecord, Store, StoreError,
         UnreadableMessage,
     },
     telemetry::{self, Chain},
@@ -31,59 +32,50 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error, field, info, warn};
 
-/// Messages under way at once in a worker.
+/// Maximum number of running sends in a worker.
 const SENDS_MAX: usize = 128;
-/// Without being woken, due messages are looked for this often; so are lanes that nobody sends.
+/// Interval at which due messages and orphaned lanes are looked for without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// One message, whatever it waits for.
+/// Maximum duration of one send.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);
-/// A message is left alone for this long after it was claimed: its call may still be under way.
+/// Time after a claim for which a message is not claimed again, since its call may still run.
 const CLAIMED_FOR: Duration = Duration::from_secs(10);
 const _: () = assert!(SEND_TIMEOUT.as_secs() < SEND_DEADLINE.as_secs());
 const _: () = assert!(SEND_DEADLINE.as_secs() < CLAIMED_FOR.as_secs());
-/// Wait before a result is recorded again, or after a call that took too long.
+/// Wait before a result is recorded again, or after a send that timed out.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Wait for what another release, or a key that is missing, can read.
+/// Wait for another release or key that can read a message.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
-/// Attempts that ended the process or panicked, after which a message is given up.
+/// Number of attempts that crashed after which a message is given up.
 const CRASHES_MAX: i32 = 5;
-/// Lanes freed by one statement, at most.
+/// Maximum number of lanes freed by one statement.
 const RELEASE_MAX: i64 = 1_000;
-/// Shortest wait between two claims when messages wait for a limit.
+/// Minimum wait between two claims when messages wait for a rate limit.
 const LIMITED_INTERVAL: Duration = Duration::from_millis(50);
 
 type LaneKey = (ConnectionId, Lane);
-/// Lanes of which a message is being sent, each with the turn of the last one that was claimed: the task of the message before
-/// may still be at recording a result that is recorded.
+/// Lanes that are being sent, with the turn of the last claimed message: the task of the previous
+/// message may end later.
 type Running = HashMap<LaneKey, i64>;
 
-/// What sends share.
 struct Shared {
     context: Arc<Context>,
     token_failures: TokenFailures,
     recording: Batcher<SendRecord, Result<(), StoreError>>,
 }
 
-/// Sends until told to stop; then finishes what is under way.
+/// Sends until `stop`, then waits for running sends.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let store = context.store.clone();
-    let recording = Batcher::new(move |records: Vec<SendRecord>| {
-        let store = store.clone();
-        async move {
-            match store.record_send_results(&records).await {
-                Ok(()) => records.iter().map(|_| Ok(())).collect(),
-                Err(error) => {
-                    let error = Arc::new(error);
-                    records.iter().map(|_| Err(StoreError::Batch(Arc::clone(&error)))).collect()
-                }
-            }
-        }
-    });
+    let record = |store: Store, records: Vec<SendRecord>| async move {
+        let recorded = store.record_send_results(&records).await;
+        each_result(records.len(), recorded.map(|()| vec![(); records.len()]))
+    };
+    let recording = Batcher::new(&context.store, record);
     let token_failures = TokenFailures::default();
     let shared = Arc::new(Shared { context, token_failures, recording });
     let (mut sends, mut running) = (JoinSet::new(), Running::new());
     let mut polled = Instant::now();
-    // Where the next claim begins; after the last connection, at the first.
+    // The claim after the last connection begins at the first.
     let mut after = None;
     let mut next_due: Option<Instant> = None;
     let mut poll = true;
@@ -92,7 +84,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             polled = Instant::now();
             release_forgotten(&shared, &running).await;
         }
-        // From here to the last connection, and once from the first to the last: whatever became due meanwhile is seen.
+        // One round to the last connection, then one over all, for messages that became due
+        // meanwhile.
         let mut rounds = if after.is_none() { 1 } else { 2 };
         while rounds > 0 && sends.len() < SENDS_MAX {
             if after.is_none() {
@@ -109,7 +102,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             if after.is_none() {
                 rounds -= 1;
                 if claimed.messages > 0 && rounds == 0 {
-                    rounds = 1; // the same channels may hold more that has no pace
+                    rounds = 1; // the same channels may have messages without a rate limit
                 }
             }
         }
@@ -131,7 +124,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
     let rest = async { while sends.join_next().await.is_some() {} };
     if tokio::time::timeout(CLAIMED_FOR, rest).await.is_err() {
-        warn!("sends did not end in time; their lanes are freed when the worker's row expires");
+        warn!("failed to end all sends in time");
     }
 }
 
@@ -140,7 +133,7 @@ struct Claimed {
     next_due: Option<Duration>,
 }
 
-/// Claims once and starts what was claimed; `None` when nothing can be claimed now.
+/// Claims once and starts the sends. Returns `None` when nothing can be claimed now.
 async fn claim(
     shared: &Arc<Shared>,
     room: usize,
@@ -165,7 +158,7 @@ async fn claim(
     let claimed = match claimed.await {
         Ok(claimed) => claimed,
         Err(error) => {
-            // What an unknown result has claimed is freed with the next look for lanes that are not in memory.
+            // If the claim succeeded all the same, the next poll frees its lanes.
             warn!(error = %Chain(&error), "failed to claim outbox messages");
             return None;
         }
@@ -173,7 +166,7 @@ async fn claim(
     let count = claimed.messages.len();
     *after = claimed.more;
     if claimed.missing > 0 {
-        error!(lanes = claimed.missing, "outbox messages are missing; their lanes wait");
+        error!(lanes = claimed.missing, "outbox messages missing; their lanes wait");
     }
     for unreadable in claimed.unreadable {
         record_unreadable(shared, &term, unreadable).await;
@@ -197,7 +190,7 @@ fn ended(sent: Result<(LaneKey, i64), tokio::task::JoinError>, running: &mut Run
     match sent {
         Ok((lane, turn)) if running.get(&lane) == Some(&turn) => drop(running.remove(&lane)),
         Ok(_) => {} // the next message of the lane is being sent
-        Err(panic) => error!(%panic, "recording a send panicked"),
+        Err(panic) => error!(%panic, "task of a send panicked"),
     }
 }
 
@@ -209,9 +202,9 @@ async fn release_forgotten(shared: &Shared, running: &Running) {
     match released.await {
         Ok(0) => {}
         Ok(lanes) => {
-            warn!(lanes, "outbox lanes freed that this worker claimed without hearing of it")
+            warn!(lanes, "outbox lanes freed after claims with unknown results")
         }
-        Err(error) => warn!(error = %Chain(&error), "failed to look for forgotten outbox lanes"),
+        Err(error) => warn!(error = %Chain(&error), "failed to free forgotten outbox lanes"),
     }
 }
 
@@ -230,14 +223,16 @@ async fn record_unreadable(shared: &Shared, term: &WorkerTerm, message: Unreadab
     }
 }
 
-/// Sends a message and records how that ended. What cannot be recorded is found again as ambiguous.
+/// Sends a message and records the result. A message without a recorded result is ambiguous.
 async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
     let (id, to, connection) = (message.id, message.outgoing.to.as_str(), message.connection);
     let mut ambiguity = SendAmbiguity { open: message.ambiguous, resent: false };
     let span = span(&message);
     let sending = async {
         if message.crashes >= CRASHES_MAX {
-            return SendOutcome::Failed("sending it ended the process too often".into());
+            return SendOutcome::Failed(
+                "the process crashed too often while it sent the message".into(),
+            );
         }
         sender::send(shared, term, &message, &mut ambiguity).await
     };
@@ -245,11 +240,11 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
     let sent = AssertUnwindSafe(sending).catch_unwind().await;
     let (outcome, crashed) = match sent {
         Ok(Ok(outcome)) => (outcome, false),
-        Ok(Err(_)) => (SendOutcome::Ambiguous(RETRY_INTERVAL, "it took too long".into()), false),
+        Ok(Err(_)) => (SendOutcome::Ambiguous(RETRY_INTERVAL, "the send timed out".into()), false),
         Err(_) if message.crashes + 1 >= CRASHES_MAX => {
-            (SendOutcome::Failed("sending it panicked".into()), true)
+            (SendOutcome::Failed("the send panicked".into()), true)
         }
-        Err(_) => (SendOutcome::Ambiguous(RETRY_INTERVAL, "sending it panicked".into()), true),
+        Err(_) => (SendOutcome::Ambiguous(RETRY_INTERVAL, "the send panicked".into()), true),
     };
     let outcome = match outcome {
         SendOutcome::Later(_, why)
@@ -264,7 +259,7 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
     match &outcome {
         SendOutcome::Sent => {
             info!(outbox = id, to, %connection, "message sent");
-            shared.context.usage.reply(connection);
+            shared.context.usage.record_reply(connection);
         }
         SendOutcome::Later(after, why) | SendOutcome::Untried(after, why) => {
             info!(outbox = id, to, %connection, ?after, why, "message postponed");
@@ -297,7 +292,7 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
     }
 }
 
-/// A call to Slack: linked to the request that it answers.
+/// Returns the trace span of a send, linked to the request that the message answers.
 fn span(message: &OutboxMessage) -> Span {
     let span = tracing::info_span!(
         target: "tidegate::trace",
@@ -313,7 +308,8 @@ fn span(message: &OutboxMessage) -> Span {
     span
 }
 
-/// A response_url without another way to its person is good for half an hour; anything else is attempted for a day.
+/// Returns the age at which a message is given up: half an hour for a response_url without a
+/// fallback, otherwise a day.
 fn given_up_after(to: &Destination) -> Duration {
     match to {
         Destination::ResponseUrl { fallback: None, .. } => Duration::from_secs(30 * 60),

@@ -1,4 +1,4 @@
-//! Looks up whether an ambiguous message arrived: by its mark, in the conversation that it was posted to.
+//! Reconciles an ambiguous message: looks for its mark in the conversation.
 
 use super::sender::AuthenticatedSender;
 use crate::slack::{ApiResult, Method, bears_mark};
@@ -6,24 +6,24 @@ use serde_json::json;
 use shared::store::SendOutcome;
 use std::time::Duration;
 
-/// Longest that a look-up waits for a limit of Slack's to pass.
+/// Maximum time that a look-up waits for a rate limit.
 const LIMIT_WAIT_MAX: Duration = Duration::from_secs(60);
-/// A look-up that stays unclear for this long is given up: the message is sent again.
+/// Age up to which a failed look-up is repeated; after that the message is sent again.
 const UNCLEAR_FOR: Duration = Duration::from_secs(10 * 60);
-/// Pages of a conversation that are looked through.
+/// Maximum number of pages of a conversation that are read.
 const PAGES_MAX: usize = 4;
-/// Postgres's clock and Slack's may differ by this much. This machine's does not count.
+/// Maximum difference between the clocks of Postgres and Slack.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 pub enum LookupResult {
     Found,
     Absent,
     Later(Duration, String),
-    /// There is no way to look.
-    Closed(String),
+    /// The message cannot be looked up.
+    Impossible(String),
 }
 
-/// Looks for a message in Slack.
+/// Looks up a message in Slack.
 pub async fn look_up(
     sender: &AuthenticatedSender<'_>,
     channel: &str,
@@ -35,29 +35,29 @@ pub async fn look_up(
     let method = if thread_ts.is_some() { Method::Replies } else { Method::History };
     let later = |after, why: String| match message.age < UNCLEAR_FOR {
         true => LookupResult::Later(after, why),
-        false => LookupResult::Closed(why),
+        false => LookupResult::Impossible(why),
     };
     let mut cursor = String::new();
     for _ in 0..PAGES_MAX {
         let body = json!({
-            "channel": channel, "ts": thread_ts, "oldest": format!("{since}.000000"), "inclusive": true,
-            "include_all_metadata": true, "limit": 100,
+            "channel": channel, "ts": thread_ts, "oldest": format!("{since}.000000"),
+            "inclusive": true, "include_all_metadata": true, "limit": 100,
             "cursor": (!cursor.is_empty()).then_some(&cursor),
         });
         let answer = match sender.call(method, &body).await {
             Ok(ApiResult::Done(answer)) => answer,
-            // Where a method is open once a minute, as it is to some apps, waiting for it would hold up the lane.
-            Ok(ApiResult::Limited(after)) | Err(SendOutcome::Untried(after, _)) => {
+            // Some apps may call a method once a minute: waiting for it would delay the lane.
+            Ok(ApiResult::RateLimited(after)) | Err(SendOutcome::Untried(after, _)) => {
                 return match message.age < LIMIT_WAIT_MAX && after <= LIMIT_WAIT_MAX {
                     true => LookupResult::Later(after, "the look-up is rate limited".into()),
-                    false => LookupResult::Closed("the look-up is rate limited".into()),
+                    false => LookupResult::Impossible("the look-up is rate limited".into()),
                 };
             }
-            Ok(ApiResult::Refused(_, word)) => return LookupResult::Closed(word),
-            Ok(ApiResult::NotSent(why) | ApiResult::Unclear(why)) => {
+            Ok(ApiResult::Refused(_, code)) => return LookupResult::Impossible(code),
+            Ok(ApiResult::NotSent(why) | ApiResult::Ambiguous(why)) => {
                 return later(sender.sending.backoff(), why);
             }
-            Err(_) => return later(Duration::ZERO, "not now".into()),
+            Err(_) => return later(Duration::ZERO, "the worker's row expired".into()),
         };
         let found = answer["messages"].as_array();
         if found.is_some_and(|messages| messages.iter().any(|m| bears_mark(m, &mark))) {
@@ -68,5 +68,5 @@ pub async fn look_up(
             return LookupResult::Absent;
         }
     }
-    LookupResult::Closed("too much was posted since".into())
+    LookupResult::Impossible("too many messages were posted since".into())
 }

@@ -1,5 +1,5 @@
-//! Messages through the response_url of a command or click: at most five uses within half an hour; then by the Web API, where
-//! that can do the same.
+//! Sends messages to the response_url of a command or click, or by the Web API when the URL is used
+//! up.
 
 use super::{
     sender::SendContext,
@@ -14,9 +14,9 @@ use shared::{
 use std::time::Duration;
 use tracing::info;
 
-/// Slack lets a response_url be used so often, and
+/// Slack's limit of uses of a response_url.
 const USES_MAX: i64 = 5;
-/// for so long.
+/// Lifetime of a response_url.
 const USABLE_FOR: Duration = Duration::from_secs(30 * 60);
 
 pub async fn send(
@@ -37,11 +37,11 @@ pub async fn send(
         sending.mark_resent(ambiguity);
         match sending.context().slack.respond(url, message).await {
             ResponseUrlResult::Done => return SendOutcome::Sent,
-            ResponseUrlResult::Limited(after) => {
+            ResponseUrlResult::RateLimited(after) => {
                 return SendOutcome::Later(after, "limited".into());
             }
             ResponseUrlResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
-            ResponseUrlResult::Unclear(why) => {
+            ResponseUrlResult::Ambiguous(why) => {
                 return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
             }
             ResponseUrlResult::Refused(why) => return SendOutcome::Failed(why),
@@ -52,8 +52,8 @@ pub async fn send(
     let Some(message) = without_response_url(message) else {
         return SendOutcome::Failed(format!("{why}, and only it can replace a message"));
     };
-    info!(outbox = sending.message.id, why, "message sent by the Web API instead");
-    sending.mark_resent(ambiguity); // what a response_url was told bears no mark to look for
+    info!(outbox = sending.message.id, why, "response_url used up; sending by the Web API");
+    sending.mark_resent(ambiguity); // such a message has no mark to look up
     let (channel, user) = (fallback.channel.clone(), fallback.user.clone());
     let to = match sending.message.outgoing.message["response_type"] == "in_channel" {
         true => Destination::PostMessage { channel, thread_ts: None },
@@ -65,7 +65,7 @@ pub async fn send(
     }
 }
 
-/// Returns what a response_url would have taken, as the Web API takes it; none if only the response_url can do it.
+/// Returns the message for the Web API, `None` if only the response_url can do what it asks.
 fn without_response_url(message: &Value) -> Option<Value> {
     let only_there = |name: &str| message[name] == true;
     if only_there("replace_original") || only_there("delete_original") {

@@ -1,4 +1,4 @@
-//! One send: by response_url or by the Web API, with the connection's token.
+//! Sends one message: by response_url, or by the Web API with the connection's token.
 
 use super::{Shared, response_url, web_api};
 use crate::{
@@ -17,12 +17,12 @@ use tracing::warn;
 
 /// Wait when the worker's row may have expired.
 const NOT_HELD_WAIT: Duration = Duration::from_millis(250);
-/// Longest wait between two attempts.
+/// Maximum wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Wait for the token of a connection that is not installed yet.
+/// Wait for the token of a connection that is pending or stopped.
 const PENDING_WAIT: Duration = Duration::from_secs(30);
 
-/// A message on its way.
+/// Message that is being sent.
 #[derive(Clone, Copy)]
 pub struct SendContext<'a> {
     pub shared: &'a Shared,
@@ -30,14 +30,12 @@ pub struct SendContext<'a> {
     pub message: &'a OutboxMessage,
 }
 
-/// A message on its way, with a token.
 pub struct AuthenticatedSender<'a> {
     pub sending: SendContext<'a>,
     pub connection: Arc<Connection>,
     pub token: Secret,
 }
 
-/// Sends a message.
 pub async fn send(
     shared: &Shared,
     term: &WorkerTerm,
@@ -65,16 +63,17 @@ impl<'a> SendContext<'a> {
         &self.shared.context
     }
 
-    /// Finds the connection's token. What ends the message is read from Postgres, never from the cache.
+    /// Returns the sender with the connection's token. A final failure is read from Postgres, never
+    /// from the cache.
     pub async fn authenticate(self) -> Result<AuthenticatedSender<'a>, SendOutcome> {
         let connections = &self.context().connections;
         let later = |error| SendOutcome::Later(self.backoff(), Chain(&error).to_string());
         let mut connection =
             connections.connection(self.message.connection).await.map_err(later)?;
-        if final_verdict(connection.as_deref()).is_some() {
+        if final_failure(connection.as_deref()).is_some() {
             connection = connections.read_through(self.message.connection).await.map_err(later)?;
         }
-        if let Some(why) = final_verdict(connection.as_deref()) {
+        if let Some(why) = final_failure(connection.as_deref()) {
             return Err(SendOutcome::Failed(why));
         }
         let token = connection.as_ref().and_then(|connection| connection.bot_token.clone());
@@ -89,13 +88,14 @@ impl<'a> SendContext<'a> {
         }
     }
 
-    /// Checked last: from here to Slack nothing waits for anything of Tidegate's own.
+    /// Checks the worker's row, last before a call: nothing of Tidegate's own delays the call after
+    /// it.
     pub fn check_lease(self) -> Result<(), SendOutcome> {
         let lost = || SendOutcome::Untried(NOT_HELD_WAIT, "the worker's row expired".into());
         self.term.holds().then_some(()).ok_or_else(lost)
     }
 
-    /// Records that an ambiguous message is sent again although Slack could not be asked.
+    /// Records that an ambiguous message is sent again without a look-up.
     pub fn mark_resent(self, ambiguity: &mut SendAmbiguity) {
         if ambiguity.open {
             let to = self.message.outgoing.to.as_str();
@@ -112,8 +112,8 @@ impl<'a> SendContext<'a> {
     }
 }
 
-/// Why a message of this connection can never be sent, if so.
-fn final_verdict(connection: Option<&Connection>) -> Option<String> {
+/// Returns the reason for which no message of a connection can be sent, if there is one.
+fn final_failure(connection: Option<&Connection>) -> Option<String> {
     let Some(connection) = connection else { return Some("the connection does not exist".into()) };
     match connection.status {
         Status::Revoked => Some("the connection is revoked".into()),

@@ -1,4 +1,4 @@
-//! What Slack's answers say about a connection's token: refused, expired, working again.
+//! Applies Slack's answers about a token to its connection: refused, expired, working again.
 
 use super::{sender::AuthenticatedSender, web_api::LONG_WAIT};
 use crate::slack::{Action, ApiResult, Method};
@@ -14,12 +14,12 @@ use std::{
 };
 use tracing::warn;
 
-/// So many refusals of a token in a row, each confirmed by `auth.test`, put its connection in error.
+/// Number of refusals in a row, each confirmed by `auth.test`, that set a connection to `error`.
 const FAILURES_MAX: i32 = 3;
-/// Connections remembered at most; then all are forgotten, and what is counted of them grows old.
+/// Maximum number of connections in memory; above it all are dropped.
 const CONNECTIONS_MAX: usize = 10_000;
 
-/// Connections whose token was refused lately, as far as this worker saw: keeps every other success from asking Postgres.
+/// Connections whose token was refused recently. Saves other successes a query.
 #[derive(Debug, Clone, Default)]
 pub struct TokenFailures(Arc<Mutex<HashSet<ConnectionId>>>);
 
@@ -37,7 +37,7 @@ impl TokenFailures {
     }
 }
 
-/// The token is expired: the token refresh is woken.
+/// Wakes the token refresh for an expired token.
 pub async fn refresh(sender: &AuthenticatedSender<'_>, text: String) -> SendOutcome {
     let (context, wait) = (sender.sending.context(), sender.sending.backoff());
     match context.store.refresh_now(sender.connection.id, sender.connection.version).await {
@@ -46,22 +46,22 @@ pub async fn refresh(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
             SendOutcome::Later(wait, text)
         }
         Ok(false) => {
-            refused(sender, Status::Error, &text).await;
+            record_refusal(sender, Status::Error, &text).await;
             SendOutcome::Later(LONG_WAIT, text)
         }
         Err(error) => SendOutcome::Later(wait, Chain(&error).to_string()),
     }
 }
 
-/// The token is called invalid: that may be so, or this address is not welcome. `auth.test` says which.
+/// Asks `auth.test` whether a token is invalid or this address is blocked.
 pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutcome {
     let is_refused = match sender.call(Method::AuthTest, &json!({})).await {
-        Ok(ApiResult::Refused(word, text)) => match word.action() {
+        Ok(ApiResult::Refused(action, text)) => match action {
             Action::Revoke => {
-                refused(sender, Status::Revoked, &text).await;
+                record_refusal(sender, Status::Revoked, &text).await;
                 return SendOutcome::Failed(text);
             }
-            action => action == Action::Confirm,
+            other => other == Action::ConfirmToken,
         },
         _ => false,
     };
@@ -69,7 +69,9 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
         let (id, version) = (sender.connection.id, sender.connection.version);
         sender.sending.shared.token_failures.record(id);
         match sender.sending.context().store.count_refusal(id, version).await {
-            Ok(count) if count >= FAILURES_MAX => refused(sender, Status::Error, &text).await,
+            Ok(count) if count >= FAILURES_MAX => {
+                record_refusal(sender, Status::Error, &text).await
+            }
             Ok(_) => {}
             Err(error) => {
                 warn!(connection = %id, error = %Chain(&error), "failed to count token failure");
@@ -79,13 +81,13 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
     SendOutcome::Later(sender.sending.backoff(), text)
 }
 
-/// Slack refuses the connection: its status changes.
-pub async fn refused(sender: &AuthenticatedSender<'_>, status: Status, word: &str) {
+/// Records that Slack refused a connection: its status changes.
+pub async fn record_refusal(sender: &AuthenticatedSender<'_>, status: Status, code: &str) {
     let (id, version) = (sender.connection.id, sender.connection.version);
-    let (store, why) = (&sender.sending.context().store, format!("Slack says: {word}"));
+    let (store, why) = (&sender.sending.context().store, format!("Slack says: {code}"));
     match store.connection_refused(id, Some(version), status, &why).await {
         Ok(changed) => {
-            warn!(connection = %id, %status, word, changed, "connection refused by Slack");
+            warn!(connection = %id, %status, code, changed, "connection refused by Slack");
         }
         Err(error) => {
             warn!(connection = %id, error = %Chain(&error), "failed to record refused connection");
@@ -93,13 +95,13 @@ pub async fn refused(sender: &AuthenticatedSender<'_>, status: Status, word: &st
     }
 }
 
-/// Slack took a message: the token works.
-pub async fn works(sender: &AuthenticatedSender<'_>) {
+/// Records that a token works.
+pub async fn record_success(sender: &AuthenticatedSender<'_>) {
     let (id, version) = (sender.connection.id, sender.connection.version);
     let was_refused = sender.sending.shared.token_failures.forget(id);
     if (was_refused || sender.connection.status == Status::Error)
         && let Err(error) = sender.sending.context().store.connection_works(id, version).await
     {
-        warn!(connection = %id, error = %Chain(&error), "failed to record that the connection works");
+        warn!(connection = %id, error = %Chain(&error), "failed to record working token");
     }
 }

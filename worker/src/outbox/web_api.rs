@@ -1,4 +1,4 @@
-//! Messages by Slack's Web API, and what follows from Slack's answer.
+//! Sends messages by Slack's Web API and applies Slack's answers.
 
 use super::{
     reconcile::{LookupResult, look_up},
@@ -15,25 +15,20 @@ use shared::{
 use std::time::Duration;
 use tracing::{error, info, warn};
 
-/// Wait before a message without an answer is looked up: Slack may still be at it.
+/// Wait before an ambiguous message is looked up, since Slack may still process the call.
 pub const AMBIGUITY_WAIT: Duration = Duration::from_secs(2);
-/// Wait for what a person has to mend, or Slack to finish.
+/// Wait for a person or for Slack to act.
 pub const LONG_WAIT: Duration = Duration::from_secs(60);
-/// Slack's errors that refuse a message for its form; its text alone may pass.
+/// Slack's errors about the form of a message; its text alone may be accepted.
+#[rustfmt::skip]
 const FORM_ERRORS: [&str; 8] = [
-    "invalid_blocks",
-    "invalid_blocks_format",
-    "invalid_attachments",
-    "attachment_payload_limit_exceeded",
-    "too_many_attachments",
-    "msg_too_long",
-    "msg_blocks_too_long",
-    "no_text",
+    "invalid_blocks", "invalid_blocks_format", "invalid_attachments",
+    "attachment_payload_limit_exceeded", "too_many_attachments", "msg_too_long",
+    "msg_blocks_too_long", "no_text",
 ];
-/// Slack's own limit for the text of a message, in characters.
+/// Slack's limit for the text of a message, in characters.
 const TEXT_CHARS_MAX: usize = 40_000;
 
-/// Sends a message.
 pub async fn send(
     sender: &AuthenticatedSender<'_>,
     to: &Destination,
@@ -55,7 +50,7 @@ pub async fn send(
                     Box::pin(send(sender, &to, message, ambiguity)).await
                 }
                 _ => {
-                    let why = "Slack opened no conversation".to_owned();
+                    let why = "Slack opened no direct message".to_owned();
                     SendOutcome::Later(sending.backoff(), why)
                 }
             };
@@ -76,7 +71,7 @@ pub async fn send(
                         ambiguity.open = false;
                     }
                     LookupResult::Later(after, why) => return SendOutcome::Untried(after, why),
-                    LookupResult::Closed(why) => {
+                    LookupResult::Impossible(why) => {
                         info!(
                             outbox = sending.message.id,
                             why, "failed to look up ambiguous message"
@@ -94,8 +89,8 @@ pub async fn send(
         Err(outcome) => return outcome,
     };
     let called = match called {
-        ApiResult::Refused(_, word) if FORM_ERRORS.contains(&word.as_str()) => {
-            match send_simpler(sender, method, &body, word).await {
+        ApiResult::Refused(_, code) if FORM_ERRORS.contains(&code.as_str()) => {
+            match send_simpler(sender, method, &body, code).await {
                 Ok(called) => called,
                 Err(outcome) => return outcome,
             }
@@ -105,19 +100,19 @@ pub async fn send(
     sender.follow(called, channel).await
 }
 
-/// Sends the text alone of a message that was refused for its form. If that is refused, too, the person gets a note with a
-/// reference, and the message is given up.
+/// Sends only the text of a message that was refused for its form. If that is refused, too, posts a
+/// notice with a reference and fails the message.
 async fn send_simpler(
     sender: &AuthenticatedSender<'_>,
     method: Method,
     body: &Value,
-    mut word: String,
+    mut code: String,
 ) -> Result<ApiResult, SendOutcome> {
     let message = sender.sending.message;
     if let Some(text) = text_alone(body) {
-        warn!(outbox = message.id, word, "message refused for its form; sending its text alone");
+        warn!(outbox = message.id, code, "message refused for its form; sending only its text");
         match sender.call(method, &text).await? {
-            ApiResult::Refused(_, again) if FORM_ERRORS.contains(&again.as_str()) => word = again,
+            ApiResult::Refused(_, again) if FORM_ERRORS.contains(&again.as_str()) => code = again,
             called => return Ok(called),
         }
     }
@@ -125,15 +120,17 @@ async fn send_simpler(
         let key = message.dedup_key.as_str();
         let reference = key.rsplit(':').next().unwrap_or(key);
         let mut note = body.clone();
-        note["text"] = format!("Slack did not accept the answer. Reference: `{reference}`").into();
+        note["text"] =
+            format!("Slack did not accept the answer. Ask an administrator about `{reference}`.")
+                .into();
         if let Some(note) = text_alone(&note).or(Some(note)) {
             sender.call(method, &note).await?;
         }
     }
-    Err(SendOutcome::Failed(word))
+    Err(SendOutcome::Failed(code))
 }
 
-/// A message without what Slack may refuse for its form; none when nothing of it is left, or nothing changed.
+/// Returns the message with only its text, `None` if that is empty or no change.
 fn text_alone(body: &Value) -> Option<Value> {
     let text = body["text"].as_str().filter(|text| !text.is_empty())?;
     let short: String = text.chars().take(TEXT_CHARS_MAX).collect();
@@ -149,49 +146,50 @@ fn text_alone(body: &Value) -> Option<Value> {
 }
 
 impl AuthenticatedSender<'_> {
-    /// Calls a method when it is its turn, if the worker's row still holds then.
+    /// Calls a method when the rate limit allows it and the worker's row is still valid.
     pub async fn call(&self, method: Method, body: &Value) -> Result<ApiResult, SendOutcome> {
         let slack = &self.sending.context().slack;
         let busy = |after| SendOutcome::Untried(after, "rate limited".into());
-        let turn = slack.turn(self.connection.id, method).await.map_err(busy)?;
+        let permit = slack.permit(self.connection.id, method).await.map_err(busy)?;
         self.sending.check_lease()?;
-        Ok(slack.call(turn, &self.token, body).await)
+        Ok(slack.call(permit, &self.token, body).await)
     }
 
-    /// Applies what follows from Slack's answer.
+    /// Applies the answer of a call and returns the outcome of the send.
     async fn follow(&self, called: ApiResult, channel: Option<&str>) -> SendOutcome {
         let (sending, id) = (self.sending, self.connection.id);
-        let (word, text) = match called {
+        let (action, text) = match called {
             ApiResult::Done(_) => {
-                token_health::works(self).await;
+                token_health::record_success(self).await;
                 return SendOutcome::Sent;
             }
-            ApiResult::Limited(after) => return SendOutcome::Later(after, "limited".into()),
+            ApiResult::RateLimited(after) => return SendOutcome::Later(after, "limited".into()),
             ApiResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
-            ApiResult::Unclear(why) => {
+            ApiResult::Ambiguous(why) => {
                 return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
             }
-            ApiResult::Refused(word, text) => (word, text),
+            ApiResult::Refused(action, text) => (action, text),
         };
         let context = sending.context();
-        match word.action() {
+        match action {
             Action::Revoke => {
-                token_health::refused(self, Status::Revoked, &text).await;
+                token_health::record_refusal(self, Status::Revoked, &text).await;
                 SendOutcome::Failed(text)
             }
-            Action::Confirm => token_health::confirm(self, text).await,
-            Action::Mend => {
-                error!(connection = %id, error = text, "Slack refuses the way it is called; a person must act");
-                token_health::refused(self, Status::Error, &text).await;
+            Action::ConfirmToken => token_health::confirm(self, text).await,
+            Action::MarkMisconfigured => {
+                let error = &text;
+                error!(connection = %id, error, "failed to call Slack: misconfigured app or token");
+                token_health::record_refusal(self, Status::Error, &text).await;
                 SendOutcome::Later(LONG_WAIT, text)
             }
-            Action::Refresh => token_health::refresh(self, text).await,
+            Action::RefreshToken => token_health::refresh(self, text).await,
             Action::Pause => SendOutcome::Later(LONG_WAIT, text),
-            Action::Alert => {
-                error!(connection = %id, error = text, "Slack refuses calls from this address; a person must act");
+            Action::ReportBlockedAddress => {
+                error!(connection = %id, error = text, "failed to call Slack: address blocked");
                 SendOutcome::Later(LONG_WAIT, text)
             }
-            Action::StopTeam | Action::Elsewhere => {
+            Action::RefuseTeam | Action::RefuseConversation => {
                 if let Some(channel) = channel
                     && let Err(error) =
                         context.store.record_refused_channel(id, channel, &text).await
@@ -200,27 +198,27 @@ impl AuthenticatedSender<'_> {
                 }
                 SendOutcome::Failed(text)
             }
-            Action::Degrade => {
+            Action::ReportMissingScope => {
                 let to = sending.message.outgoing.to.as_str();
-                warn!(connection = %id, to, "the app lacks a scope; it must be installed again");
+                warn!(connection = %id, to, "scope missing; the app must be installed again");
                 SendOutcome::Failed(text)
             }
             Action::Wait => SendOutcome::Later(LONG_WAIT, text),
-            Action::PauseTenant => {
+            Action::PauseMessages => {
                 for method in [Method::PostMessage, Method::PostEphemeral, Method::UpdateMessage] {
-                    context.slack.limits.limited(id, method.as_str(), LONG_WAIT).await;
+                    context.slack.limits.record_limit(id, method.as_str(), LONG_WAIT).await;
                 }
                 SendOutcome::Later(LONG_WAIT, text)
             }
             Action::Reconcile => {
                 SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), text)
             }
-            Action::Reread | Action::Fail => SendOutcome::Failed(text),
+            Action::ReloadToken | Action::Fail => SendOutcome::Failed(text),
         }
     }
 }
 
-/// The method that sends a message, and its arguments.
+/// Returns the method that sends a message, and its arguments.
 fn request(to: &Destination, message: Value, mark: &str) -> (Method, Value) {
     let in_thread = |body: &mut Value, thread_ts: &Option<String>| {
         if let Some(ts) = thread_ts {
@@ -256,7 +254,7 @@ fn request(to: &Destination, message: Value, mark: &str) -> (Method, Value) {
         Destination::PublishView { user } => {
             (Method::PublishView, json!({ "user_id": user.as_str(), "view": message }))
         }
-        // Resolved before: a response_url has no method, and a direct message is a message once it is open.
+        // Handled by the caller: a response_url has no method, a direct message is opened first.
         Destination::ResponseUrl { .. } | Destination::DirectMessage { .. } => {
             (Method::PostMessage, postable(&message, Some(mark)))
         }

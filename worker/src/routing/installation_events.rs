@@ -1,8 +1,9 @@
-//! Events about the installation itself: app removed, tokens revoked, channel id changed, person joined.
+//! Decides events about the installation: app removed, tokens revoked, channel id changed, person
+//! joined.
 //!
-//! `app_uninstalled` and `tokens_revoked` come in either order and may come late: what happened before the present
-//! installation was made does not touch it. An app behind Tidegate hears of the others, too; the end of an
-//! installation must not wait for an app.
+//! `app_uninstalled` and `tokens_revoked` come in either order and may be late: an event from
+//! before the current installation does not affect it. An app gets the other events, too; the end
+//! of an installation must not wait for an app.
 
 use super::{Input, event, messages, seconds};
 use serde_json::json;

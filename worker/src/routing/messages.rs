@@ -1,8 +1,9 @@
-//! Messages to an agent: recognised, decided, and answered where they were written.
+//! Decides messages to an agent.
 //!
-//! Bots trigger an agent only if the connection's settings say so, and the app's own messages never: two that answer
-//! each other never end. Each answer carries in its metadata how many answers led to it, and after a few there is no
-//! other. One mention comes as two events (`app_mention` and `message`); its `ts` makes them one trigger.
+//! Messages of bots reach an agent only if the connection's settings allow it, and the app's own
+//! messages never: two bots that answer each other would not end. The metadata of an answer counts
+//! the answers that led to it, up to a limit. A mention comes as two events (`app_mention` and
+//! `message`), whose `ts` makes them one trigger.
 
 use super::{Input, Webhook, commands, event, ignore};
 use serde_json::{Value, json};
@@ -14,33 +15,29 @@ use shared::{
 
 /// Maximum number of answers in a row to messages of bots.
 const HOPS_MAX: i32 = 3;
-/// Slack's own users, which write notices.
+/// Slack's own users, which post notices.
 const SYSTEM_USERS: [&str; 2] = ["USLACK", "USLACKBOT"];
 
-/// A message to an agent.
 #[derive(Debug)]
 pub(crate) struct AgentMessage<'a> {
-    /// The workspace of the installation.
     pub team: TeamId,
-    /// The conversation.
+    /// Channel or direct message.
     pub channel: ChannelId,
-    /// The author: a user, or a bot's id.
+    /// Author: a user id or a bot id.
     pub user: &'a str,
-    /// The author's workspace, where that need not be the installation's.
+    /// Workspace of the author, if it may differ from the installation's.
     pub user_team: Option<&'a str>,
-    /// The text, as Slack sent it.
     pub text: &'a str,
-    /// The message's id in its channel.
+    /// Id of the message in its channel.
     pub ts: &'a str,
-    /// The thread it stands in, if it stands in one.
     pub thread_ts: Option<&'a str>,
-    /// Whether it was written in a direct message with the bot.
+    /// True in a direct message with the bot.
     pub in_direct_message: bool,
-    /// Number of agents' answers that led to it.
+    /// Number of agents' answers that led to the message.
     pub hops: i32,
 }
 
-/// Returns the message that a webhook holds, whether or not it is meant for an agent. `team` is the connection's.
+/// Returns the message in a webhook, for an agent or not. `team` is the connection's.
 pub(crate) fn agent_message<'a>(
     webhook: &'a Webhook<'_>,
     team: Option<&TeamId>,
@@ -62,13 +59,12 @@ pub(crate) fn agent_message<'a>(
 }
 
 impl AgentMessage<'_> {
-    /// Returns the type of conversation that it stands in.
     pub(super) fn surface(&self) -> Surface {
         if self.in_direct_message { Surface::Dm } else { Surface::Channel }
     }
 
-    /// Returns the outbox message for an agent's answer. In a channel an answer goes into the message's thread, in a
-    /// direct message it follows, unless `thread` says otherwise.
+    /// Returns the outbox message for an agent's answer. In a channel it goes into the thread of
+    /// the message, in a direct message it does not, unless `thread` decides.
     pub(crate) fn reply(
         &self,
         mut message: Value,
@@ -94,10 +90,10 @@ impl AgentMessage<'_> {
     }
 }
 
-/// Returns the message to an agent that a webhook holds, or the reason why it holds none.
+/// Returns the message to an agent in a webhook, or the reason why there is none.
 pub(super) fn read<'a>(input: &Input<'a>) -> Result<AgentMessage<'a>, IgnoreReason> {
     let (_, event) = event(input.webhook).ok_or(IgnoreReason::NotAMessage)?;
-    if !is_said(event) {
+    if !is_written(event) {
         return Err(IgnoreReason::NotAMessage);
     }
     let ConnectionFacts { team, bot_user, settings, .. } = input.connection;
@@ -110,7 +106,7 @@ pub(super) fn read<'a>(input: &Input<'a>) -> Result<AgentMessage<'a>, IgnoreReas
     agent_message(input.webhook, team.as_ref()).ok_or(IgnoreReason::NotAMessage)
 }
 
-/// Decides a message whose conversation has no app.
+/// Decides a message in a conversation without an app.
 pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision {
     if input.facts.trigger_processed {
         return ignore(IgnoreReason::SameTrigger);
@@ -129,8 +125,8 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
     }
 }
 
-/// Returns whether a person meant the app with a webhook: mention, direct message, command, click, submission, or a
-/// message in a bound channel.
+/// Returns whether a person addressed the app: mention, direct message, command, click, submission,
+/// or a message in a bound channel.
 pub(crate) fn is_addressed(webhook: &Webhook<'_>, bot: Option<&str>, is_bound: bool) -> bool {
     match &webhook.inbound {
         Inbound::Command(_) => true,
@@ -143,24 +139,25 @@ pub(crate) fn is_addressed(webhook: &Webhook<'_>, bot: Option<&str>, is_bound: b
             let is_mentioned = || bot.is_some_and(|bot| mentions(text, bot));
             let is_mention = event.kind.get() == Some("app_mention");
             let is_meant = is_mention || is_bound || is_direct(event) || is_mentioned();
-            is_said(event) && !is_own && is_meant
+            is_written(event) && !is_own && is_meant
         }),
         Inbound::NotUnderstood => false,
     }
 }
 
-/// Returns the workspace of the installation that an event was sent for. The outer one may be another company's.
+/// Returns the workspace of the installation that an event was sent for. The outer workspace may be
+/// another company's.
 pub(super) fn installation_team<'a>(body: &'a EventBody<'_>) -> Option<&'a str> {
     let authorized = body.authorizations.0.as_ref().and_then(|a| a.team_id.get());
     authorized.or_else(|| body.team_id.get())
 }
 
-/// Returns the number of agents' answers that led to an event. People begin anew.
+/// Returns the number of agents' answers that led to an event, 0 for a person's.
 pub(super) fn hops(event: &Event<'_>) -> i32 {
     if is_by_bot(event) { event.hops().try_into().unwrap_or(i32::MAX) } else { 0 }
 }
 
-/// Returns the rest of a text behind a mention of the bot that it begins with: `<@U1>` or `<@U1|name>`.
+/// Returns the text after a mention of the bot at its start: `<@U1>` or `<@U1|name>`.
 pub(super) fn after_mention<'a>(text: &'a str, bot: &str) -> Option<&'a str> {
     let rest = text.strip_prefix("<@")?.strip_prefix(bot)?;
     rest.starts_with(['>', '|']).then(|| rest.split_once('>').map_or("", |(_, rest)| rest))
@@ -170,8 +167,9 @@ fn mentions(text: &str, bot: &str) -> bool {
     text.match_indices("<@").any(|(at, _)| after_mention(&text[at..], bot).is_some())
 }
 
-/// Subtypes tell of edits, joins and the like; these are still messages that somebody wrote.
-fn is_said(event: &Event<'_>) -> bool {
+/// Returns whether an event is a message that was written. Other subtypes are edits, joins and the
+/// like.
+fn is_written(event: &Event<'_>) -> bool {
     let written = [None, Some("file_share"), Some("thread_broadcast"), Some("me_message")];
     let subtype = event.subtype.get();
     matches!(event.kind.get(), Some("message" | "app_mention"))

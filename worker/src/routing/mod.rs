@@ -1,10 +1,10 @@
-//! The pure function by which intake decides: from a webhook and what Postgres knows to a [`Decision`].
+//! Pure function that decides a webhook from the facts in Postgres.
 //!
-//! Called by the decider for intake, redrives and replays, and by dispatch for the parts of a webhook that an agent
-//! gets. No I/O, no clock, no randomness: the same arguments give the same decision, so a webhook may be decided
-//! again. Tidegate's own business (installation events, commands) comes first. All else goes to the team's own
-//! handler, if there is one, or to the agent of its conversation: an app (mode `forward`) gets everything, an agent
-//! (mode `reply`) gets messages.
+//! Called by the decider for intake, redrives and replays, and by dispatch for parts of a webhook.
+//! No I/O, clock or randomness: the same arguments give the same [`Decision`], so a webhook may be
+//! decided again. Installation events and Tidegate's commands come first. All other webhooks go to
+//! the team's own handler, if there is one, or to the agent of the conversation: an app (mode
+//! `forward`) gets everything, an agent (mode `reply`) gets messages.
 
 mod commands;
 mod installation_events;
@@ -14,7 +14,7 @@ mod views;
 
 pub(crate) use commands::clear_command;
 pub(crate) use messages::{AgentMessage, agent_message, is_addressed};
-pub(crate) use notices::{WAITING, notice};
+pub(crate) use notices::{WAITING, notice, response_url};
 
 use shared::{
     codec::{
@@ -28,61 +28,51 @@ use shared::{
     types::{AgentId, AgentMode, ChannelId, Kind, OrgId, Status, Surface, TeamId, UserId},
 };
 
-/// Settings that a decision needs.
 #[derive(Debug, Clone)]
 pub(crate) struct RoutingOptions {
-    /// Tidegate's slash command, with its slash.
     pub slash_command: String,
-    /// Whether webhooks that are none of Tidegate's own business go to the team's own handler.
+    /// True if webhooks go to the team's own handler instead of agents.
     pub own_handler: bool,
 }
 
-/// A stored webhook with its body read.
+/// Stored webhook with its parsed body.
 #[derive(Debug)]
 pub(crate) struct Webhook<'a> {
-    /// The webhook as stored.
     pub envelope: &'a Envelope,
-    /// Its body, as far as Tidegate reads it.
+    /// Body as far as Tidegate parses it.
     pub inbound: Inbound<'a>,
 }
 
-/// Keys by which the facts of a webhook are looked up.
+/// Keys by which the facts of a webhook are loaded.
 #[derive(Debug, Default)]
 pub(crate) struct Lookup {
-    /// The workspace that the body names.
     pub team: Option<String>,
-    /// The channel that it happened in.
     pub channel: Option<String>,
-    /// The message that it is about. Slack sends two events for one mention.
+    /// Key of the message, shared by the two events that Slack sends for a mention.
     pub trigger: Option<DedupeKey>,
 }
 
-/// Named agents that a command needs.
+/// Query for the named agents that a command needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RosterNeed {
-    /// No agents.
+pub(crate) enum NamedAgentQuery {
     None,
-    /// All agents of an organization.
     OfOrganization(OrgId),
-    /// Agents of this id that a person may link by name.
+    /// Agents of an id that a person may link by name.
     Linkable {
-        /// The person's workspace.
         team: TeamId,
-        /// The person.
         user: UserId,
-        /// The id.
         agent: AgentId,
     },
 }
 
 /// Returns the ids of a webhook, for look-ups and logs.
 pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
-    // What is no plain word is no id, and Postgres refuses some of it.
+    // Postgres rejects some texts; no Slack id has such characters.
     let word = |id: Option<&str>| {
         id.filter(|id| (1..=100).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
             .map(str::to_owned)
     };
-    let (team, channel) = place(&webhook.inbound);
+    let (team, channel) = team_and_channel(&webhook.inbound);
     let mut ids = WebhookIds { team: word(team), channel: word(channel), ..WebhookIds::default() };
     match &webhook.inbound {
         Inbound::Event(body) => {
@@ -114,9 +104,9 @@ pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
     ids
 }
 
-/// Returns the keys by which the facts of a webhook are looked up. What is no id is left out.
+/// Returns the keys by which the facts of a webhook are loaded. Malformed ids are left out.
 pub(crate) fn lookup(webhook: &Webhook<'_>) -> Lookup {
-    let (team, channel) = place(&webhook.inbound);
+    let (team, channel) = team_and_channel(&webhook.inbound);
     let team = team.filter(|team| team.parse::<TeamId>().is_ok()).map(str::to_owned);
     let channel = channel.filter(|id| id.parse::<ChannelId>().is_ok()).map(str::to_owned);
     let trigger = event(webhook).and_then(|(_, event)| {
@@ -128,32 +118,32 @@ pub(crate) fn lookup(webhook: &Webhook<'_>) -> Lookup {
     Lookup { team, channel, trigger }
 }
 
-/// Returns the named agents that [`decide`] needs.
-pub(crate) fn roster_need(
+/// Returns the query for the named agents that [`decide`] needs.
+pub(crate) fn named_agent_query(
     webhook: &Webhook<'_>,
     facts: &Facts,
     options: &RoutingOptions,
-) -> RosterNeed {
+) -> NamedAgentQuery {
     match Input::new(webhook, facts, &[], options) {
-        Ok(input) if !facts.trigger_processed => commands::roster_need(&input),
-        _ => RosterNeed::None,
+        Ok(input) if !facts.trigger_processed => commands::named_agent_query(&input),
+        _ => NamedAgentQuery::None,
     }
 }
 
-/// Decides a webhook. `roster` holds the agents that [`roster_need`] asks for.
+/// Decides a webhook. `named_agents` is the result of [`named_agent_query`].
 pub(crate) fn decide(
     webhook: &Webhook<'_>,
     facts: &Facts,
-    roster: &[NamedAgent],
+    named_agents: &[NamedAgent],
     options: &RoutingOptions,
 ) -> Decision {
-    match Input::new(webhook, facts, roster, options) {
-        Ok(input) => decide_live(&input),
+    match Input::new(webhook, facts, named_agents, options) {
+        Ok(input) => decide_input(&input),
         Err(decision) => decision,
     }
 }
 
-fn decide_live(input: &Input<'_>) -> Decision {
+fn decide_input(input: &Input<'_>) -> Decision {
     if let Some(decision) = installation_events::decide(input) {
         return decision;
     }
@@ -176,9 +166,9 @@ fn decide_live(input: &Input<'_>) -> Decision {
         }
         None => {}
     }
-    // Both events of a mention are handed on: an app or a handler may listen to either.
+    // Both events of a mention are delivered: an app or a handler may listen to either.
     if own_handler {
-        return deliver_to_gateway(input);
+        return deliver_to_worker(input);
     }
     if let Some(app) = input.app() {
         return input.deliver(app, None);
@@ -196,22 +186,22 @@ fn decide_live(input: &Input<'_>) -> Decision {
     }
 }
 
-/// All that a decision goes by. The connection is one that works.
+/// Arguments of a decision. The connection is usable.
 struct Input<'a> {
     webhook: &'a Webhook<'a>,
     connection: &'a ConnectionFacts,
     facts: &'a Facts,
-    roster: &'a [NamedAgent],
+    named_agents: &'a [NamedAgent],
     options: &'a RoutingOptions,
     lookup: Lookup,
 }
 
 impl<'a> Input<'a> {
-    /// Returns the decision instead when webhook or connection leave nothing to decide.
+    /// Returns the decision instead if the webhook is a duplicate or the connection is not usable.
     fn new(
         webhook: &'a Webhook<'a>,
         facts: &'a Facts,
-        roster: &'a [NamedAgent],
+        named_agents: &'a [NamedAgent],
         options: &'a RoutingOptions,
     ) -> Result<Self, Decision> {
         if facts.processed {
@@ -237,16 +227,18 @@ impl<'a> Input<'a> {
             }
         };
         let lookup = lookup(webhook);
-        let input = Self { webhook, connection, facts, roster, options, lookup };
+        let input = Self { webhook, connection, facts, named_agents, options, lookup };
         match connection.status {
-            // What a pending connection lacks is a token, so its sends wait. `error` may be over.
+            // A pending connection lacks a token, so its sends wait. Status `error` may be
+            // outdated.
             Status::Pending | Status::Active | Status::Error => Ok(input),
             Status::Stopped => Err(input.ignore(IgnoreReason::ConnectionStopped)),
             Status::Revoked => Err(input.ignore(IgnoreReason::ConnectionRevoked)),
         }
     }
 
-    /// The agent of the webhook's conversation; of what happens in none, the connection's own.
+    /// Returns the agent of the webhook's conversation; the connection's own agent outside
+    /// conversations.
     fn agent(&self) -> Option<&'a AgentRef> {
         let has_team = self.connection.team.is_some() || self.lookup.team.is_some();
         if has_team && self.lookup.channel.is_some() {
@@ -256,7 +248,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The agent, if it is an app that gets the webhook as Slack sent it.
+    /// Returns the agent if it is an app (mode `forward`).
     fn app(&self) -> Option<&'a AgentRef> {
         self.agent().filter(|agent| agent.mode == AgentMode::Forward)
     }
@@ -278,7 +270,8 @@ impl<'a> Input<'a> {
         NewDelivery { hops, ..NewDelivery::to_agent(agent, session, self.priority()) }
     }
 
-    /// Hands the webhook to an agent. While its circuit is open, a person who meant it is told that it waits.
+    /// Delivers the webhook to an agent. While the circuit of the agent is open, a person who
+    /// addressed the app gets a notice.
     fn deliver(&self, agent: &AgentRef, trigger: Option<DedupeKey>) -> Decision {
         let mut delivery = self.delivery_to(agent);
         let connection = self.connection;
@@ -300,7 +293,7 @@ impl<'a> Input<'a> {
         Decision::Apply(Box::new(effects))
     }
 
-    /// Applies effects, at most once for all webhooks about the same message.
+    /// Applies effects, at most once for all webhooks about one message.
     fn apply(&self, effects: Effects) -> Decision {
         Decision::Apply(Box::new(Effects { trigger: self.lookup.trigger.clone(), ..effects }))
     }
@@ -313,15 +306,15 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The event of an `event_callback`, with its outer object.
+/// Returns the event of an `event_callback`, with its outer object.
 fn event<'a>(webhook: &'a Webhook<'_>) -> Option<(&'a EventBody<'a>, &'a Event<'a>)> {
     let Inbound::Event(body) = &webhook.inbound else { return None };
     let event = body.event.0.as_ref().filter(|_| body.kind.get() == Some("event_callback"))?;
     Some((body, event))
 }
 
-/// The workspace and the channel that a body names.
-fn place<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Option<&'a str>) {
+/// Returns the workspace and the channel that a body names.
+fn team_and_channel<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Option<&'a str>) {
     match inbound {
         Inbound::Event(body) => {
             let channel = body.event.0.as_ref().and_then(|event| {
@@ -342,7 +335,7 @@ fn place<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Option<&'a str>) {
     }
 }
 
-/// Converts an event's time to seconds. Slack has been seen to write micro- and milliseconds.
+/// Converts an event's time to seconds. Slack also sends milliseconds and microseconds.
 fn seconds(event_time: u64) -> i64 {
     let seconds = match event_time {
         0..100_000_000_000 => event_time,
@@ -352,13 +345,13 @@ fn seconds(event_time: u64) -> i64 {
     seconds as i64
 }
 
-/// Ignores the second copy of what had its effects: there is nothing to explain.
+/// Ignores a duplicate, which needs no explanation.
 fn ignore(reason: IgnoreReason) -> Decision {
     Decision::Ignore { reason, addressed: false }
 }
 
-/// Hands a webhook to what the worker answers itself.
-fn deliver_to_gateway(input: &Input<'_>) -> Decision {
+/// Delivers a webhook to the worker's own handler or its answers for views.
+fn deliver_to_worker(input: &Input<'_>) -> Decision {
     let delivery = Some(NewDelivery::to_gateway(input.priority()));
     let effects = Effects { delivery, ..Effects::new(ProcessedAs::Delivery) };
     Decision::Apply(Box::new(effects))

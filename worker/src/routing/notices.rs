@@ -1,28 +1,32 @@
-//! Notices to the person whose webhook waits or is given up, which nobody else sees.
+//! Notices that only the person behind a webhook sees.
 
 use super::{Webhook, agent_message};
 use serde_json::json;
 use shared::{
-    codec::slack::Inbound,
+    codec::slack::{Command, Inbound},
     types::{Destination, Outgoing, TeamId},
 };
 
 /// Text for a person whose webhook waits for its agent.
 pub(crate) const WAITING: &str =
-    "The agent has not answered yet. Your request is kept and will be answered.";
+    "The agent has not answered yet. Your request waits for it; no need to send it again.";
 
-/// Returns a notice in the place where a webhook came from; none if its body names no person or place. `team` is the
-/// connection's.
+/// Returns the response_url of a command, with the channel and person as fallback.
+pub(crate) fn response_url(command: &Command<'_>) -> Destination {
+    let url = command.response_url.to_string();
+    match (command.channel_id.parse(), command.user_id.parse()) {
+        (Ok(channel), Ok(user)) => Destination::response_url(url, channel, user),
+        _ => Destination::ResponseUrl { url, fallback: None },
+    }
+}
+
+/// Returns a notice to the person behind a webhook, `None` if the body names no person or place.
+/// `team` is the connection's.
 pub(crate) fn notice(webhook: &Webhook<'_>, team: Option<&TeamId>, text: &str) -> Option<Outgoing> {
     let ephemeral = json!({ "response_type": "ephemeral", "text": text });
     match &webhook.inbound {
         Inbound::Command(command) => {
-            let url = command.response_url.to_string();
-            let to = match (command.channel_id.parse(), command.user_id.parse()) {
-                (Ok(channel), Ok(user)) => Destination::response_url(url, channel, user),
-                _ => Destination::ResponseUrl { url, fallback: None },
-            };
-            Some(Outgoing { to, message: ephemeral })
+            Some(Outgoing { to: response_url(command), message: ephemeral })
         }
         Inbound::Interaction(interaction) => {
             let url = interaction.response_url.get()?.to_owned();

@@ -1,129 +1,66 @@
-//! Slack's words for what is wrong, and what each asks of us: one table.
+//! Table of Slack's error codes and their actions.
 //!
-//! In: the `error` of an answer `{"ok":false,"error":…}`. Out: an [`Action`]. The match has no "all else", so that a word
-//! we learn does not compile until somebody says what follows from it; a word we don't know is [`SlackError::Other`].
+//! A code is the `error` of an answer `{"ok":false,"error":...}` (see
+//! docs.slack.dev/reference/methods/chat.postMessage#errors and others). A code that is not in the
+//! table fails one call.
 
-/// A word that means something to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // Slack's words: docs.slack.dev/reference/methods/chat.postMessage#errors and others
-pub enum SlackError {
-    AccountInactive,
-    TokenRevoked,
-    InvalidAuth,
-    NotAuthed,
-    NotAllowedTokenType,
-    TokenExpired,
-    InvalidRefreshToken,
-    TeamAddedToOrg,
-    OrgLoginRequired,
-    TeamAccessNotGranted,
-    AccessLimited,
-    MissingScope,
-    ChannelNotFound,
-    NotInChannel,
-    IsArchived,
-    /// `restricted_action`, and the words that begin with it.
-    RestrictedAction,
-    /// In both spellings.
-    RateLimited,
-    MessageLimitExceeded,
-    FatalError,
-    InternalError,
-    ServiceUnavailable,
-    RequestTimeout,
-    /// A word of no consequence beyond this one call.
-    Other,
-}
-
-/// What a word asks of us.
+/// Action after an error of Slack's Web API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// The installation is over: the connection is revoked.
+    /// The installation ended: revoke the connection.
     Revoke,
-    /// The token may be bad, or our address is not welcome: `auth.test` is asked, and only several of these in a row
-    /// put the connection in error.
-    Confirm,
-    /// We are set up wrongly: the connection is in error, and a person has to look.
-    Mend,
-    /// The token rotates and is over: refreshed, then tried again.
-    Refresh,
-    /// Somebody else refreshed it first: the row is read again. If nobody did, the app has to be installed anew.
-    Reread,
-    /// The workspace is being moved: everything waits, nothing is lost.
+    /// The token or this address may be refused: ask `auth.test`. Several refusals in a row set the
+    /// connection to `error`.
+    ConfirmToken,
+    /// Tidegate is misconfigured: set the connection to `error`; a person must act.
+    MarkMisconfigured,
+    /// The rotating token expired: refresh it, then send again.
+    RefreshToken,
+    /// Another process may have refreshed the token: read the row again. If none did, the app must
+    /// be installed again.
+    ReloadToken,
+    /// The workspace is being migrated: wait.
     Pause,
-    /// This workspace of an organisation has not let us in: what is for it can't be said.
-    StopTeam,
-    /// Our address is not welcome there: a person has to look, and everything waits.
-    Alert,
-    /// The app lacks a scope: this feature does not work until it is installed anew.
-    Degrade,
-    /// Only this conversation: noted at its binding, never tried again. What came with a `response_url` was told there first.
-    Elsewhere,
-    /// Too many calls: this method of this workspace waits.
+    /// The workspace of an organization did not grant access: fail its messages.
+    RefuseTeam,
+    /// Slack blocks this address: wait; a person must act.
+    ReportBlockedAddress,
+    /// The app lacks a scope: the feature fails until the app is installed again.
+    ReportMissingScope,
+    /// One conversation refuses messages: record it at the binding and fail the message.
+    RefuseConversation,
+    /// Too many calls: this method waits for this connection.
     Wait,
-    /// Too many messages in the workspace: all that is said there waits.
-    PauseTenant,
-    /// It may have been said all the same: looked up before it is said again.
+    /// Too many messages in the workspace: all methods that post wait.
+    PauseMessages,
+    /// The message may have been posted: look it up before it is sent again.
     Reconcile,
-    /// Can't be said.
+    /// The call fails.
     Fail,
 }
 
-impl From<&str> for SlackError {
-    fn from(word: &str) -> Self {
-        match word {
-            "account_inactive" => Self::AccountInactive,
-            "token_revoked" => Self::TokenRevoked,
-            "invalid_auth" => Self::InvalidAuth,
-            "not_authed" => Self::NotAuthed,
-            "not_allowed_token_type" => Self::NotAllowedTokenType,
-            "token_expired" => Self::TokenExpired,
-            "invalid_refresh_token" => Self::InvalidRefreshToken,
-            "team_added_to_org" => Self::TeamAddedToOrg,
-            "org_login_required" => Self::OrgLoginRequired,
-            "team_access_not_granted" => Self::TeamAccessNotGranted,
-            "accesslimited" => Self::AccessLimited,
-            "missing_scope" => Self::MissingScope,
-            "channel_not_found" => Self::ChannelNotFound,
-            "not_in_channel" => Self::NotInChannel,
-            "is_archived" => Self::IsArchived,
-            "ratelimited" | "rate_limited" => Self::RateLimited,
-            "message_limit_exceeded" => Self::MessageLimitExceeded,
-            "fatal_error" => Self::FatalError,
-            "internal_error" => Self::InternalError,
-            "service_unavailable" => Self::ServiceUnavailable,
-            "request_timeout" => Self::RequestTimeout,
-            word if word.starts_with("restricted_action") => Self::RestrictedAction,
-            _ => Self::Other,
-        }
-    }
-}
-
-impl SlackError {
-    /// What follows.
-    pub fn action(self) -> Action {
-        match self {
-            Self::AccountInactive | Self::TokenRevoked => Action::Revoke,
-            Self::InvalidAuth => Action::Confirm,
-            Self::NotAuthed | Self::NotAllowedTokenType => Action::Mend,
-            Self::TokenExpired => Action::Refresh,
-            Self::InvalidRefreshToken => Action::Reread,
-            Self::TeamAddedToOrg | Self::OrgLoginRequired => Action::Pause,
-            Self::TeamAccessNotGranted => Action::StopTeam,
-            Self::AccessLimited => Action::Alert,
-            Self::MissingScope => Action::Degrade,
-            Self::ChannelNotFound
-            | Self::NotInChannel
-            | Self::IsArchived
-            | Self::RestrictedAction => Action::Elsewhere,
-            Self::RateLimited => Action::Wait,
-            Self::MessageLimitExceeded => Action::PauseTenant,
+impl Action {
+    /// Returns the action after an error code.
+    pub fn of_error(code: &str) -> Self {
+        match code {
+            "account_inactive" | "token_revoked" => Self::Revoke,
+            "invalid_auth" => Self::ConfirmToken,
+            "not_authed" | "not_allowed_token_type" => Self::MarkMisconfigured,
+            "token_expired" => Self::RefreshToken,
+            "invalid_refresh_token" => Self::ReloadToken,
+            "team_added_to_org" | "org_login_required" => Self::Pause,
+            "team_access_not_granted" => Self::RefuseTeam,
+            "accesslimited" => Self::ReportBlockedAddress,
+            "missing_scope" => Self::ReportMissingScope,
+            "channel_not_found" | "not_in_channel" | "is_archived" => Self::RefuseConversation,
+            code if code.starts_with("restricted_action") => Self::RefuseConversation,
+            "ratelimited" | "rate_limited" => Self::Wait,
+            "message_limit_exceeded" => Self::PauseMessages,
             // "Some aspect of the operation may have succeeded."
-            Self::FatalError
-            | Self::InternalError
-            | Self::ServiceUnavailable
-            | Self::RequestTimeout => Action::Reconcile,
-            Self::Other => Action::Fail,
+            "fatal_error" | "internal_error" | "service_unavailable" | "request_timeout" => {
+                Self::Reconcile
+            }
+            _ => Self::Fail,
         }
     }
 }
@@ -132,33 +69,34 @@ impl SlackError {
 mod tests {
     use super::*;
 
-    /// A row a test: Slack's word, and what follows.
+    /// One test per row: error codes and their action.
     macro_rules! rows {
-        ($($name:ident: $($word:literal)|+ => $action:ident;)+) => {$(
+        ($($name:ident: $($code:literal)|+ => $action:ident;)+) => {$(
             #[test]
             fn $name() {
-                $(assert_eq!(SlackError::from($word).action(), Action::$action, "{}", $word);)+
+                $(assert_eq!(Action::of_error($code), Action::$action, "{}", $code);)+
             }
         )+};
     }
 
     rows! {
-        a_deleted_workspace_or_a_removed_app_ends_the_connection: "account_inactive" | "token_revoked" => Revoke;
-        a_token_that_is_called_invalid_is_confirmed_first: "invalid_auth" => Confirm;
-        what_only_our_own_mistake_explains_is_for_a_person: "not_authed" | "not_allowed_token_type" => Mend;
-        an_expired_token_is_refreshed: "token_expired" => Refresh;
-        a_refresh_token_that_is_spent_is_read_again: "invalid_refresh_token" => Reread;
-        a_workspace_that_is_moved_is_waited_for: "team_added_to_org" | "org_login_required" => Pause;
-        a_workspace_that_did_not_let_us_in_is_left_alone: "team_access_not_granted" => StopTeam;
-        a_restricted_network_is_told_and_waited_for: "accesslimited" => Alert;
-        a_missing_scope_costs_its_feature: "missing_scope" => Degrade;
-        a_closed_conversation_is_only_that_conversation:
+        removed_app_revokes_connection: "account_inactive" | "token_revoked" => Revoke;
+        invalid_token_is_confirmed: "invalid_auth" => ConfirmToken;
+        misconfiguration_is_marked: "not_authed" | "not_allowed_token_type" => MarkMisconfigured;
+        expired_token_is_refreshed: "token_expired" => RefreshToken;
+        used_refresh_token_is_reloaded: "invalid_refresh_token" => ReloadToken;
+        migrating_workspace_pauses: "team_added_to_org" | "org_login_required" => Pause;
+        team_without_access_is_refused: "team_access_not_granted" => RefuseTeam;
+        blocked_address_is_reported: "accesslimited" => ReportBlockedAddress;
+        missing_scope_is_reported: "missing_scope" => ReportMissingScope;
+        closed_conversation_is_refused:
             "channel_not_found" | "not_in_channel" | "is_archived" | "restricted_action"
-            | "restricted_action_read_only_channel" => Elsewhere;
-        a_limit_in_either_spelling_is_waited_out: "ratelimited" | "rate_limited" => Wait;
-        a_full_workspace_pauses_the_tenant: "message_limit_exceeded" => PauseTenant;
-        an_error_after_which_it_may_have_been_said_is_looked_up:
-            "fatal_error" | "internal_error" | "service_unavailable" | "request_timeout" => Reconcile;
-        a_word_we_do_not_know_fails_this_one_call: "no_text" | "" | "msg_too_long" => Fail;
+            | "restricted_action_read_only_channel" => RefuseConversation;
+        rate_limit_waits_in_both_spellings: "ratelimited" | "rate_limited" => Wait;
+        full_workspace_pauses_messages: "message_limit_exceeded" => PauseMessages;
+        server_error_is_reconciled:
+            "fatal_error" | "internal_error" | "service_unavailable"
+            | "request_timeout" => Reconcile;
+        unknown_code_fails_one_call: "no_text" | "" | "msg_too_long" => Fail;
     }
 }

@@ -1,15 +1,14 @@
-//! The metadata of messages that Tidegate posts: a mark by which Slack's copy is recognized, and the number of agents' answers
-//! that led to it.
+//! Metadata of messages that Tidegate posts: a mark that identifies the message, and its number of
+//! hops.
 
 use serde_json::{Value, json};
 
-/// The type of the metadata.
 const EVENT_TYPE: &str = "tidegate";
-/// Fields of a message that an agent or an app decides. Others would let it post elsewhere, or as somebody else.
+/// Fields of a message that an agent or an app may set. Others could change its channel or author.
 const MESSAGE_FIELDS: [&str; 6] =
     ["text", "blocks", "attachments", "mrkdwn", "unfurl_links", "unfurl_media"];
 
-/// Returns what of a message may reach Slack, with `mark` in its metadata.
+/// Returns the fields of a message that may reach Slack, with `mark` in its metadata.
 pub fn postable(message: &Value, mark: Option<&str>) -> Value {
     let mut postable = json!({});
     for name in MESSAGE_FIELDS {
@@ -28,7 +27,7 @@ pub fn postable(message: &Value, mark: Option<&str>) -> Value {
     postable
 }
 
-/// Returns whether a message of Slack's bears a mark.
+/// Returns whether a message in Slack has the mark.
 pub fn bears_mark(message: &Value, mark: &str) -> bool {
     let metadata = &message["metadata"];
     metadata["event_type"] == EVENT_TYPE && metadata["event_payload"]["id"] == *mark

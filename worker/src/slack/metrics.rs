@@ -1,4 +1,4 @@
-//! What is counted of calls to Slack, for Prometheus. Labels come from closed sets: methods, and how they ended.
+//! Counters of calls to Slack. Labels: method and outcome.
 
 use super::{ApiResult, ResponseUrlResult};
 use prometheus_client::{
@@ -13,26 +13,24 @@ struct CallLabels {
     outcome: &'static str,
 }
 
-/// Counters. Clones count together.
+/// Counters of calls. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct SlackMetrics {
     calls: Family<CallLabels, Counter>,
     reconciliations: Family<CallLabels, Counter>,
 }
 
-/// How a doubt whether something was said was settled.
+/// Result of reconciling an ambiguous message.
 #[derive(Debug, Clone, Copy)]
 pub enum Reconciliation {
-    /// Slack has it: it was said.
     Found,
-    /// Slack does not have it.
     Absent,
-    /// Slack can't be asked: said again, maybe twice.
+    /// The message was sent again without a look-up and may appear twice.
     Resent,
 }
 
 impl SlackMetrics {
-    /// Puts the figures on the page. Doubts are there from the start: their first time is to be a change.
+    /// Registers the counters. Reconciliations begin at zero, so that the first one is a change.
     pub fn register(&self, registry: &mut Registry) {
         for outcome in ["found", "absent", "resent"] {
             drop(
@@ -42,7 +40,7 @@ impl SlackMetrics {
         }
         registry.register(
             "slack_api_requests",
-            "Calls to Slack, by method and how they ended",
+            "Calls to Slack, by method and outcome",
             self.calls.clone(),
         );
         registry.register(
@@ -52,32 +50,29 @@ impl SlackMetrics {
         );
     }
 
-    /// A call ended.
     pub fn record_call(&self, method: &'static str, called: &ApiResult) {
         let outcome = match called {
             ApiResult::Done(_) => "done",
             ApiResult::Refused(..) => "refused",
-            ApiResult::Limited(_) => "limited",
+            ApiResult::RateLimited(_) => "limited",
             ApiResult::NotSent(_) => "not_sent",
-            ApiResult::Unclear(_) => "unclear",
+            ApiResult::Ambiguous(_) => "unclear",
         };
         self.calls.get_or_create(&CallLabels { method, outcome }).inc();
     }
 
-    /// An answer through a `response_url` ended.
     pub fn record_response_url(&self, responded: &ResponseUrlResult) {
         let outcome = match responded {
             ResponseUrlResult::Done => "done",
             ResponseUrlResult::UsedUp(_) => "used_up",
             ResponseUrlResult::Refused(_) => "refused",
-            ResponseUrlResult::Limited(_) => "limited",
+            ResponseUrlResult::RateLimited(_) => "limited",
             ResponseUrlResult::NotSent(_) => "not_sent",
-            ResponseUrlResult::Unclear(_) => "unclear",
+            ResponseUrlResult::Ambiguous(_) => "unclear",
         };
         self.calls.get_or_create(&CallLabels { method: "response_url", outcome }).inc();
     }
 
-    /// A doubt was settled.
     pub fn record_reconciliation(&self, method: &'static str, settled: Reconciliation) {
         let outcome = match settled {
             Reconciliation::Found => "found",

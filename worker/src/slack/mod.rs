@@ -1,45 +1,44 @@
-//! Slack's Web API and response_urls: calls, and how they ended, told apart by what may have happened at Slack.
+//! Client of Slack's Web API and response_urls.
 //!
-//! What follows from Slack's own error is the table of [`error`]. No redirects, and a response_url only at Slack's own
-//! origins: it came in a webhook's body.
+//! Called by outbox, dispatch and token refresh. Results tell what may have happened at Slack.
+//! [`error`] maps Slack's errors to actions. Redirects are not followed, and a response_url must
+//! have an allowed origin, since it came in a webhook's body.
 
 mod error;
 mod metadata;
 mod metrics;
 mod rate_limits;
 
-pub use error::{Action, SlackError};
+pub use error::Action;
 pub use metadata::{bears_mark, postable};
 pub use metrics::{Reconciliation, SlackMetrics};
-pub use rate_limits::{RateLimits, Turn};
+pub use rate_limits::{CallPermit, RateLimits};
 
 use reqwest::{Response, Url, header::RETRY_AFTER};
 use serde_json::Value;
 use shared::{secrets::Secret, store::Store};
 use std::time::Duration;
 
-/// One call.
+/// Timeout of a call.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Slack's answer to too much, when it does not say how long.
-const RATE_LIMITED: Duration = Duration::from_secs(30);
-/// Longest that is waited for, in seconds, whatever Slack says.
+/// Wait after a 429 without `Retry-After`.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// Maximum `Retry-After` that is obeyed, in seconds.
 const RETRY_AFTER_MAX: u64 = 24 * 3600;
-/// An answer may be this long, in bytes: a page of a conversation's history is the longest.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Maximum bytes of an answer; a page of a conversation's history is the longest.
+const RESPONSE_BYTES_MAX: usize = 4 << 20;
 
-/// A client of Slack. Cheap to clone.
+/// Client of Slack. Cheap to clone.
 #[derive(Clone)]
 pub struct Slack {
     http: reqwest::Client,
     api: Url,
     response_origins: Vec<Url>,
-    /// Who may call now.
     pub limits: RateLimits,
-    /// How calls went.
     pub metrics: SlackMetrics,
 }
 
-/// A method of the Web API.
+/// Method of the Web API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // Slack's names, below
 pub enum Method {
@@ -58,7 +57,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Slack's name for it.
+    /// Returns Slack's name of the method.
     pub fn as_str(self) -> &'static str {
         match self {
             Method::PostMessage => "chat.postMessage",
@@ -76,49 +75,48 @@ impl Method {
         }
     }
 
-    /// Methods that read take a form; only those that write take JSON.
-    fn takes_a_form(self) -> bool {
+    /// Returns whether the arguments are a form: only methods that write accept JSON.
+    fn uses_form(self) -> bool {
         matches!(self, Method::History | Method::Replies | Method::AuthTest | Method::OauthAccess)
     }
 }
 
-/// How a call went.
+/// Result of a call.
 #[derive(Debug)]
 pub enum ApiResult {
-    /// Slack did it; this is its answer.
+    /// Slack's answer to a call that succeeded.
     Done(Value),
-    /// Slack did not do it, and says why: its word.
-    Refused(SlackError, String),
-    /// Too many calls; all workers know.
-    Limited(Duration),
-    /// Slack never had it.
+    /// Action and code of an error: the call had no effect.
+    Refused(Action, String),
+    /// Rate limit, known to all workers, and the wait.
+    RateLimited(Duration),
+    /// The request was not sent.
     NotSent(String),
-    /// Nobody knows.
-    Unclear(String),
+    /// The request was sent, result unknown.
+    Ambiguous(String),
 }
 
-/// How an answer through a `response_url` went.
+/// Result of a message to a `response_url`.
 #[derive(Debug)]
 pub enum ResponseUrlResult {
-    /// Slack took it.
     Done,
-    /// This address takes no more: too old, or used too often.
+    /// The URL expired or was used too often.
     UsedUp(String),
-    /// Slack won't take this.
     Refused(String),
-    /// Too many calls.
-    Limited(Duration),
-    /// Slack never had it.
+    /// Rate limit, and the wait.
+    RateLimited(Duration),
+    /// The request was not sent.
     NotSent(String),
-    /// Nobody knows.
-    Unclear(String),
+    /// The request was sent, result unknown.
+    Ambiguous(String),
 }
 
 impl Slack {
-    /// `api` is where the Web API is; `response_origins` where a `response_url` may lie.
+    /// Creates a client. `api` is the base URL, `response_origins` are the origins of
+    /// response_urls.
     pub fn new(mut api: Url, response_origins: Vec<Url>, store: Store) -> reqwest::Result<Self> {
         if !api.path().ends_with('/') {
-            api.set_path(&format!("{}/", api.path())); // else `join` would replace the last part
+            api.set_path(&format!("{}/", api.path())); // otherwise `join` replaces the last segment
         }
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
@@ -129,39 +127,39 @@ impl Slack {
         Ok(Self { http, api, response_origins, limits, metrics: SlackMetrics::default() })
     }
 
-    /// Waits for a turn to call a method; else, how long to stay away.
-    pub async fn turn(
+    /// Waits for a permit to call a method. Returns the time to wait if there is none soon.
+    pub async fn permit(
         &self,
         connection: shared::types::ConnectionId,
         method: Method,
-    ) -> Result<(Turn, Method), Duration> {
-        Ok((self.limits.turn(connection, method.as_str()).await?, method))
+    ) -> Result<(CallPermit, Method), Duration> {
+        Ok((self.limits.permit(connection, method.as_str()).await?, method))
     }
 
-    /// Calls a method.
     pub async fn call(
         &self,
-        (turn, method): (Turn, Method),
+        (permit, method): (CallPermit, Method),
         token: &Secret,
         body: &Value,
     ) -> ApiResult {
         let Ok(url) = self.api.join(method.as_str()) else {
-            return ApiResult::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
+            return ApiResult::NotSent("TIDEGATE_SLACK_API is not a base URL".into());
         };
         let request = self.http.post(url).bearer_auth(token.expose());
-        let request = match method.takes_a_form() {
+        let request = match method.uses_form() {
             true => request.header("content-type", FORM).body(form(body)),
             false => request.json(body),
         };
         let called = read(request).await;
         self.metrics.record_call(method.as_str(), &called);
-        if let ApiResult::Limited(retry_after) = called {
-            self.limits.limited(turn.connection, turn.method, retry_after).await;
+        if let ApiResult::RateLimited(retry_after) = called {
+            self.limits.record_limit(permit.connection, permit.method, retry_after).await;
         }
         called
     }
 
-    /// Exchanges a refresh token for a new pair. No turn: this is limited by app, and far above what rotating needs.
+    /// Exchanges a refresh token for new tokens. Needs no permit: Slack limits this per app, far
+    /// above the use here.
     pub async fn refresh(
         &self,
         client_id: &str,
@@ -169,7 +167,7 @@ impl Slack {
         refresh_token: &Secret,
     ) -> ApiResult {
         let Ok(url) = self.api.join(Method::OauthAccess.as_str()) else {
-            return ApiResult::NotSent("TIDEGATE_SLACK_API is no base of addresses".into());
+            return ApiResult::NotSent("TIDEGATE_SLACK_API is not a base URL".into());
         };
         let form = form(&serde_json::json!({
             "grant_type": "refresh_token", "refresh_token": refresh_token.expose(),
@@ -185,7 +183,6 @@ impl Slack {
         called
     }
 
-    /// Answers through a `response_url`.
     pub async fn respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
         let responded = self.try_respond(url, message).await;
         self.metrics.record_response_url(&responded);
@@ -204,7 +201,7 @@ impl Slack {
             Err(error) if error.is_connect() => {
                 return ResponseUrlResult::NotSent(error.without_url().to_string());
             }
-            Err(error) => return ResponseUrlResult::Unclear(error.without_url().to_string()),
+            Err(error) => return ResponseUrlResult::Ambiguous(error.without_url().to_string()),
         };
         let status = response.status();
         if status.is_success() {
@@ -220,10 +217,10 @@ impl Slack {
             };
         }
         if status.as_u16() == 429 {
-            return ResponseUrlResult::Limited(retry_after(&response));
+            return ResponseUrlResult::RateLimited(retry_after(&response));
         }
         if status.is_server_error() {
-            return ResponseUrlResult::Unclear(status.to_string());
+            return ResponseUrlResult::Ambiguous(status.to_string());
         }
         let said = body(response).await.unwrap_or_default();
         let said: String = String::from_utf8_lossy(&said).chars().take(80).collect();
@@ -238,7 +235,7 @@ impl Slack {
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The fields of an object, as a form.
+/// Returns the fields of an object as a form.
 fn form(body: &Value) -> String {
     let mut form = form_urlencoded::Serializer::new(String::new());
     for (name, value) in body.as_object().into_iter().flatten() {
@@ -254,35 +251,35 @@ fn form(body: &Value) -> String {
 async fn read(request: reqwest::RequestBuilder) -> ApiResult {
     let response = match request.send().await {
         Ok(response) => response,
-        // Without a connection nothing was sent; after that nobody knows how far it came.
+        // Without a connection nothing was sent; later failures are ambiguous.
         Err(error) if error.is_connect() => {
             return ApiResult::NotSent(error.without_url().to_string());
         }
-        Err(error) => return ApiResult::Unclear(error.without_url().to_string()),
+        Err(error) => return ApiResult::Ambiguous(error.without_url().to_string()),
     };
     let status = response.status();
     if status.as_u16() == 429 {
-        return ApiResult::Limited(retry_after(&response));
+        return ApiResult::RateLimited(retry_after(&response));
     }
     let retry_after = retry_after(&response);
     let body = match body(response).await {
         Ok(body) => body,
-        Err(why) => return ApiResult::Unclear(why),
+        Err(why) => return ApiResult::Ambiguous(why),
     };
     let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
-        // A server that can't say it in JSON may have done it before it broke; one that refuses did not.
+        // A server that broke may have processed the call; one that refused it did not.
         return match status.is_client_error() {
-            true => ApiResult::Refused(SlackError::Other, status.to_string()),
-            false => ApiResult::Unclear(format!("{status}, not JSON")),
+            true => ApiResult::Refused(Action::Fail, status.to_string()),
+            false => ApiResult::Ambiguous(format!("{status}, not JSON")),
         };
     };
     if answer["ok"] == true {
         return ApiResult::Done(answer);
     }
-    let word: String = answer["error"].as_str().unwrap_or("no word").chars().take(80).collect();
-    match SlackError::from(&*word) {
-        SlackError::RateLimited => ApiResult::Limited(retry_after),
-        error => ApiResult::Refused(error, word),
+    let code: String = answer["error"].as_str().unwrap_or("no error").chars().take(80).collect();
+    match Action::of_error(&code) {
+        Action::Wait => ApiResult::RateLimited(retry_after),
+        action => ApiResult::Refused(action, code),
     }
 }
 
@@ -291,8 +288,8 @@ async fn body(mut response: Response) -> Result<Vec<u8>, String> {
     while let Some(chunk) =
         response.chunk().await.map_err(|error| error.without_url().to_string())?
     {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-            return Err(format!("Slack answered over {ANSWER_BYTES_MAX} bytes"));
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            return Err(format!("Slack answered over {RESPONSE_BYTES_MAX} bytes"));
         }
         body.extend_from_slice(&chunk);
     }
@@ -302,5 +299,7 @@ async fn body(mut response: Response) -> Result<Vec<u8>, String> {
 fn retry_after(response: &Response) -> Duration {
     let seconds =
         response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    seconds.map_or(RATE_LIMITED, |seconds: u64| Duration::from_secs(seconds.min(RETRY_AFTER_MAX)))
+    seconds.map_or(DEFAULT_RETRY_AFTER, |seconds: u64| {
+        Duration::from_secs(seconds.min(RETRY_AFTER_MAX))
+    })
 }

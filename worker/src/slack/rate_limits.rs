@@ -1,9 +1,10 @@
-//! Who may call Slack now: one call at a time per method and workspace in a worker, none while Slack asked for silence.
+//! Limits calls to Slack: one at a time per method and connection in a worker, none while Slack
+//! limits the method.
 //!
-//! In: a connection and a method. Out: a [`Turn`], without which there is no call, or how long to wait. Slack's own limits
-//! are near what one caller after the other reaches, so nothing is lost by calling in turn, and when a limit is hit at most
-//! one call per worker is under way to hear it. What Slack says then is written to Postgres, which keeps it from all who
-//! take rows and tells the others, for what they have taken already (see the store's `outbox::rate_limits`).
+//! A call needs a [`CallPermit`]. Slack's limits are close to the rate of sequential calls, so this
+//! costs little, and at most one call per worker runs into a limit. A limit is recorded in
+//! Postgres, which stops claims and notifies the other workers (see the store's
+//! `outbox::rate_limits`).
 
 use shared::{
     store::{Store, StoreError},
@@ -22,16 +23,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Longest wait for one's turn.
-const WAIT: Duration = Duration::from_secs(2);
-/// Between two tries to listen.
+/// Maximum wait for a permit.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Wait before listening again, and when no permit came in time.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Entries kept before those that are over are thrown away.
-const KEPT: usize = 4096;
+/// Number of gates above which unused ones are dropped.
+const GATES_MAX: usize = 4096;
 
 type Key = (ConnectionId, String);
 
-/// What is known of Slack's limits. Cheap to clone.
+/// Known rate limits. Cheap to clone.
 #[derive(Clone)]
 pub struct RateLimits(Arc<Inner>);
 
@@ -46,43 +47,48 @@ struct Table {
     gates: HashMap<Key, Arc<Gate<()>>>,
 }
 
-/// The right to call a method for a connection, once.
-pub struct Turn {
+/// Permit to call a method for a connection once.
+pub struct CallPermit {
     pub(super) connection: ConnectionId,
     pub(super) method: &'static str,
     _gate: OwnedMutexGuard<()>,
 }
 
 impl RateLimits {
-    /// Nothing is limited yet.
     pub fn new(store: Store) -> Self {
         Self(Arc::new(Inner { store, table: Mutex::default() }))
     }
 
-    /// Waits for a turn, not for long; else, how long to stay away.
-    pub async fn turn(
+    /// Waits for a permit, up to [`PERMIT_TIMEOUT`]. Returns the time to wait if there is none.
+    pub async fn permit(
         &self,
         connection: ConnectionId,
         method: &'static str,
-    ) -> Result<Turn, Duration> {
+    ) -> Result<CallPermit, Duration> {
         let key = (connection, method.to_owned());
-        self.free(&key)?;
+        self.check(&key)?;
         let gate = self.table().gate(&key);
-        let gate =
-            tokio::time::timeout(WAIT, gate.lock_owned()).await.map_err(|_| RETRY_INTERVAL)?;
-        self.free(&key)?; // whoever was before us may have heard of a limit
-        Ok(Turn { connection, method, _gate: gate })
+        let gate = tokio::time::timeout(PERMIT_TIMEOUT, gate.lock_owned())
+            .await
+            .map_err(|_| RETRY_INTERVAL)?;
+        self.check(&key)?; // the previous call may have hit a limit
+        Ok(CallPermit { connection, method, _gate: gate })
     }
 
-    /// Slack asked us to leave a method of a workspace alone. This worker knows at once, the others in a moment.
-    pub async fn limited(&self, connection: ConnectionId, method: &str, retry_after: Duration) {
+    /// Records a limit: here at once, in other workers by notification.
+    pub async fn record_limit(
+        &self,
+        connection: ConnectionId,
+        method: &str,
+        retry_after: Duration,
+    ) {
         self.block(connection, method, retry_after);
         if let Err(error) = self.0.store.limit_slack(connection, method, retry_after).await {
             warn!(error = %Chain(&error), method, "failed to record rate limit");
         }
     }
 
-    /// Hears what the other workers were told, until told to stop.
+    /// Applies limits that other workers recorded, until `stop`.
     pub async fn listen(self, stop: CancellationToken) {
         let listening = async {
             loop {
@@ -92,7 +98,7 @@ impl RateLimits {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        tokio::select! { _ = stop.cancelled() => {}, () = listening => {} }
+        stop.run_until_cancelled(listening).await;
     }
 
     async fn listen_once(&self) -> Result<(), StoreError> {
@@ -112,7 +118,7 @@ impl RateLimits {
         *until = (*until).max(now + left);
     }
 
-    fn free(&self, key: &Key) -> Result<(), Duration> {
+    fn check(&self, key: &Key) -> Result<(), Duration> {
         let left = self
             .table()
             .blocked
@@ -128,7 +134,7 @@ impl RateLimits {
 
 impl Table {
     fn gate(&mut self, key: &Key) -> Arc<Gate<()>> {
-        if self.gates.len() >= KEPT {
+        if self.gates.len() >= GATES_MAX {
             self.gates.retain(|_, gate| Arc::strong_count(gate) > 1);
         }
         Arc::clone(self.gates.entry(key.clone()).or_default())

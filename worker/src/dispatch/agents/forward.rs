@@ -1,13 +1,13 @@
-//! A Slack app behind Tidegate: it gets the webhook as Slack sent it, and its response reaches Slack.
+//! Forwards webhooks to a Slack app behind Tidegate and relays its responses to Slack.
 //!
-//! The acknowledgement of a command, which Slack would show to its person, goes through the response_url; the response to a
-//! view's submission or a menu into Slack's own request, or its late form. A 2xx is one call, whatever its body: what cannot
-//! be relayed is told to the person, and never sent to the app again.
+//! The acknowledgement of a command goes to the response_url. The response to a view submission or
+//! a menu goes into Slack's HTTP request, or is sent late. A webhook that the app accepted (2xx) is
+//! never sent again: if its response cannot be relayed, the person gets a notice.
 
-use super::{Answered, late_view_response};
+use super::{Completion, late_view_response};
 use crate::{
-    agent_client::{AgentClient, AgentError, Forwarded},
-    routing::Webhook,
+    agent_client::{AgentClient, AgentError, ForwardResult},
+    routing::{Webhook, response_url},
 };
 use serde_json::{Value, json};
 use shared::{
@@ -16,10 +16,10 @@ use shared::{
         slack::{Command, Inbound, Parts, first_input_block},
     },
     store::{Agent, Connection},
-    types::{Destination, Outgoing},
+    types::Outgoing,
 };
 
-const WORD: &str = "completed";
+const COMPLETED: &str = "completed";
 const UNHANDLED: &str = "unhandled";
 
 /// Forwards a webhook to an app.
@@ -28,67 +28,62 @@ pub async fn forward(
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
-) -> Result<Answered, AgentError> {
+) -> Result<Completion, AgentError> {
     let (envelope, inbound) = (webhook.envelope, &webhook.inbound);
     Ok(match agents.forward(agent, &connection.signing_secret, envelope).await? {
-        Forwarded::Yes(body) => match inbound {
+        ForwardResult::Handled(body) => match inbound {
             Inbound::Command(command) => acknowledged(command, &body),
             Inbound::Interaction(interaction) => match interaction.kind.get() {
                 Some("view_submission") => submitted(envelope, body),
                 Some("block_suggestion") => suggested(body),
-                _ => Answered::new(WORD),
+                _ => Completion::new(COMPLETED),
             },
-            Inbound::Event(_) | Inbound::NotUnderstood => Answered::new(WORD),
+            Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(COMPLETED),
         },
-        Forwarded::Unhandled => unhandled(envelope, inbound),
+        ForwardResult::Unhandled => unhandled(envelope, inbound),
     })
 }
 
-/// The body that acknowledges a command is a message: JSON, or a plain text.
-fn acknowledged(command: &Command<'_>, body: &[u8]) -> Answered {
+/// Returns the completion of a command. Its acknowledgement is a message: JSON or plain text.
+fn acknowledged(command: &Command<'_>, body: &[u8]) -> Completion {
     let text = String::from_utf8_lossy(body.trim_ascii());
     let message = match serde_json::from_slice(body) {
-        Ok(Value::Object(message)) if message.is_empty() => return Answered::new(WORD),
+        Ok(Value::Object(message)) if message.is_empty() => return Completion::new(COMPLETED),
         Ok(message @ Value::Object(_)) => message,
-        _ if text.is_empty() => return Answered::new(WORD),
+        _ if text.is_empty() => return Completion::new(COMPLETED),
         _ => json!({ "text": text }),
     };
-    Answered::with(WORD, vec![to_person(command, message)])
+    Completion::with(COMPLETED, vec![Outgoing { to: response_url(command), message }])
 }
 
-/// A message through a command's response_url.
-fn to_person(command: &Command<'_>, message: Value) -> Outgoing {
-    let to = match (command.channel_id.parse(), command.user_id.parse()) {
-        (Ok(channel), Ok(user)) => Destination::response_url(&*command.response_url, channel, user),
-        _ => Destination::ResponseUrl { url: command.response_url.to_string(), fallback: None },
-    };
-    Outgoing { to, message }
-}
-
-fn submitted(envelope: &Envelope, body: Vec<u8>) -> Answered {
+fn submitted(envelope: &Envelope, body: Vec<u8>) -> Completion {
     let response = match serde_json::from_slice::<Value>(&body) {
         Ok(response) => response,
-        // Empty closes the view; so does what Slack could not read.
+        // An empty response closes the view; Slack could not read this one.
         Err(_) => Value::Null,
     };
-    let late = late_view_response::of(&submission(envelope), &response).into_iter().collect();
+    let late =
+        late_view_response::for_submission(&late_view_response::submission(envelope), &response)
+            .into_iter()
+            .collect();
     let body = if response.is_null() { Vec::new() } else { body };
-    Answered::respond(WORD, body, late)
+    Completion::respond(COMPLETED, body, late)
 }
 
-fn suggested(body: Vec<u8>) -> Answered {
+fn suggested(body: Vec<u8>) -> Completion {
     let readable = serde_json::from_slice::<Value>(&body).is_ok_and(|body| body.is_object());
     let body = if readable { body } else { br#"{"options":[]}"#.to_vec() };
-    Answered::respond(WORD, body, Vec::new())
+    Completion::respond(COMPLETED, body, Vec::new())
 }
 
-/// Nothing in the app listens for this. A person who waits is told.
-fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Answered {
+/// Returns the completion of a webhook that the app does not listen for, with a notice if a person
+/// waits.
+fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Completion {
     match inbound {
         Inbound::Command(command) => {
-            let text = format!("The app does not know `{}`.", command.command);
+            let text = format!("The app does not handle `{}`.", command.command);
             let message = json!({ "response_type": "ephemeral", "text": text });
-            Answered::with(UNHANDLED, vec![to_person(command, message)])
+            Completion::with(UNHANDLED, vec![Outgoing { to: response_url(command), message }])
         }
         Inbound::Interaction(interaction) => match interaction.kind.get() {
             Some("view_submission") => {
@@ -96,28 +91,23 @@ fn unhandled(envelope: &Envelope, inbound: &Inbound<'_>) -> Answered {
                 let response = match block {
                     Some(block) => json!({
                         "response_action": "errors",
-                        "errors": { block: "The app does not take this." },
+                        "errors": { block: "The app does not accept this form." },
                     }),
                     None => Value::Null,
                 };
-                let late = late_view_response::of(&submission(envelope), &response);
+                let late = late_view_response::for_submission(
+                    &late_view_response::submission(envelope),
+                    &response,
+                );
                 let now = match response.is_null() {
                     true => Vec::new(),
                     false => response.to_string().into_bytes(),
                 };
-                Answered::respond(UNHANDLED, now, late.into_iter().collect())
+                Completion::respond(UNHANDLED, now, late.into_iter().collect())
             }
             Some("block_suggestion") => suggested(Vec::new()),
-            _ => Answered::new(UNHANDLED),
+            _ => Completion::new(UNHANDLED),
         },
-        Inbound::Event(_) | Inbound::NotUnderstood => Answered::new(UNHANDLED),
-    }
-}
-
-/// The payload of a view's submission, whole.
-fn submission(envelope: &Envelope) -> Value {
-    match Parts::split(envelope.media, &envelope.body) {
-        Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
-        _ => Value::Null,
+        Inbound::Event(_) | Inbound::NotUnderstood => Completion::new(UNHANDLED),
     }
 }

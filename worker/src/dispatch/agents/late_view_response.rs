@@ -1,13 +1,18 @@
-//! The late form of the response to a view's submission: what the view shows by `views.update`.
+//! Late response to a view submission: shows by `views.update` what a sync response would have
+//! shown.
 //!
-//! The person has a "working on it" view open by then, so that closing it means to show that all is done, pushing means
-//! replacing, and errors mean the submitted view again, with what was typed in it and what is wrong beside it.
+//! By then a "working on it" view is open. So a response that closes the view shows that the
+//! request is done, a pushed view replaces it, and errors show the submitted view again with its
+//! input and the errors.
 
 use serde_json::{Value, json};
-use shared::types::{Destination, Outgoing};
+use shared::{
+    codec::{envelope::Envelope, slack::Parts},
+    types::{Destination, Outgoing},
+};
 
-/// What is shown instead; none when the submission names no view.
-pub(super) fn of(submission: &Value, answer: &Value) -> Option<Outgoing> {
+/// Returns the view to show, `None` if the submission names no view.
+pub(super) fn for_submission(submission: &Value, answer: &Value) -> Option<Outgoing> {
     let submitted = &submission["view"];
     let view_id = submitted["id"].as_str()?.to_owned();
     let view = match answer["response_action"].as_str() {
@@ -18,14 +23,22 @@ pub(super) fn of(submission: &Value, answer: &Value) -> Option<Outgoing> {
     Some(Outgoing { to: Destination::UpdateView { view_id }, message: view })
 }
 
-/// Shows that a submission could not be delivered.
+/// Returns the view which shows that a submission could not be delivered.
 pub(super) fn failed(submission: &Value, text: &str) -> Option<Outgoing> {
     let view_id = submission["view"]["id"].as_str()?.to_owned();
-    Some(Outgoing { to: Destination::UpdateView { view_id }, message: modal("Not done", text) })
+    Some(Outgoing { to: Destination::UpdateView { view_id }, message: modal("Failed", text) })
+}
+
+/// Returns the payload of a view submission.
+pub(super) fn submission(envelope: &Envelope) -> Value {
+    match Parts::split(envelope.media, &envelope.body) {
+        Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
+        _ => Value::Null,
+    }
 }
 
 fn done() -> Value {
-    modal("Done", "Thank you.")
+    modal("Done", "Your request is done.")
 }
 
 fn modal(title: &str, text: &str) -> Value {
@@ -36,26 +49,19 @@ fn modal(title: &str, text: &str) -> Value {
     })
 }
 
-/// What of a submitted view may be shown again.
-const SHOWN_AGAIN: [&str; 10] = [
-    "type",
-    "title",
-    "submit",
-    "close",
-    "callback_id",
-    "private_metadata",
-    "external_id",
-    "clear_on_close",
-    "notify_on_close",
-    "submit_disabled",
+/// Fields of a submitted view that Slack accepts again.
+#[rustfmt::skip]
+const ACCEPTED_FIELDS: [&str; 10] = [
+    "type", "title", "submit", "close", "callback_id", "private_metadata", "external_id",
+    "clear_on_close", "notify_on_close", "submit_disabled",
 ];
-/// Slack takes so many blocks in a view.
+/// Slack's limit of blocks in a view.
 const BLOCKS_MAX: usize = 100;
 
 fn with_errors(submitted: &Value, errors: &Value) -> Value {
     let mut view = json!({});
-    for name in SHOWN_AGAIN {
-        // Slack fills in what the app left out, and refuses an empty `external_id` that comes back.
+    for name in ACCEPTED_FIELDS {
+        // Slack adds fields that the app left out, and rejects an empty `external_id`.
         match &submitted[name] {
             Value::Null => {}
             Value::String(text) if text.is_empty() => {}
@@ -73,7 +79,8 @@ fn with_errors(submitted: &Value, errors: &Value) -> Value {
         if let Some(error) = errors[&id].as_str() {
             let text = format!(":warning: {error}");
             blocks.push(json!({
-                "type": "context", "elements": [{ "type": "plain_text", "text": text, "emoji": true }],
+                "type": "context",
+                "elements": [{ "type": "plain_text", "text": text, "emoji": true }],
             }));
         }
     }
@@ -82,11 +89,11 @@ fn with_errors(submitted: &Value, errors: &Value) -> Value {
     view
 }
 
-/// Puts what was typed or chosen into an input again. Slack tells it under one name, and takes it back under another.
+/// Fills the submitted value into an input. Slack reports values under other names than it accepts.
 fn fill_in(element: &mut Value, values: &Value) {
     let Some(action) = element["action_id"].as_str() else { return };
     let state = &values[action];
-    for (told, taken) in [
+    for (reported, accepted) in [
         ("value", "initial_value"),
         ("rich_text_value", "initial_value"),
         ("selected_option", "initial_option"),
@@ -102,10 +109,10 @@ fn fill_in(element: &mut Value, values: &Value) {
         ("selected_date_time", "initial_date_time"),
     ] {
         let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-        match &state[told] {
+        match &state[reported] {
             Value::Null => {}
             value if empty(value) => {}
-            value => element[taken] = value.clone(),
+            value => element[accepted] = value.clone(),
         }
     }
 }
@@ -116,21 +123,25 @@ mod tests {
 
     fn submission() -> Value {
         json!({ "view": {
-            "id": "V1", "hash": "1.x", "type": "modal", "callback_id": "ticket", "external_id": "", "bot_id": "B1",
+            "id": "V1", "hash": "1.x", "type": "modal", "callback_id": "ticket",
+            "external_id": "", "bot_id": "B1",
             "title": { "type": "plain_text", "text": "New ticket" },
             "blocks": [
-                { "type": "input", "block_id": "title", "element": { "type": "plain_text_input", "action_id": "text" } },
-                { "type": "input", "block_id": "kind", "element": { "type": "static_select", "action_id": "pick" } },
+                { "type": "input", "block_id": "title",
+                  "element": { "type": "plain_text_input", "action_id": "text" } },
+                { "type": "input", "block_id": "kind",
+                  "element": { "type": "static_select", "action_id": "pick" } },
             ],
             "state": { "values": {
                 "title": { "text": { "type": "plain_text_input", "value": "typed" } },
-                "kind": { "pick": { "type": "static_select", "selected_option": { "value": "bug" } } },
+                "kind": { "pick": {
+                    "type": "static_select", "selected_option": { "value": "bug" } } },
             } },
         } })
     }
 
     fn view(answer: Value) -> Value {
-        of(&submission(), &answer).expect("a view").message
+        for_submission(&submission(), &answer).expect("a view").message
     }
 
     #[test]
@@ -159,6 +170,6 @@ mod tests {
             let next = json!({ "type": "modal", "blocks": [] });
             assert_eq!(view(json!({ "response_action": action, "view": next })), next);
         }
-        assert!(of(&Value::Null, &Value::Null).is_none(), "no view, nothing to show");
+        assert!(for_submission(&Value::Null, &Value::Null).is_none(), "no view, nothing to show");
     }
 }

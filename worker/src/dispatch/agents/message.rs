@@ -1,10 +1,10 @@
-//! A message, or the command `clear`, put to an agent in mode `reply`.
+//! Sends messages and the command `clear` to an agent in mode `reply`.
 //!
-//! While the agent takes its time the thread shows a status, as a kindness: if Slack does not take it nothing is lost.
+//! While a slow agent works the thread shows a status. A status that Slack rejects is ignored.
 
-use super::Answered;
+use super::Completion;
 use crate::{
-    agent_client::{AgentError, Answer, FailureKind, Question},
+    agent_client::{AgentError, AgentReply, AgentRequest, FailureKind},
     context::{Context, WorkerTerm},
     routing::{self, AgentMessage, Webhook},
     slack::Method,
@@ -15,10 +15,10 @@ use shared::{
 };
 use std::time::Duration;
 
-/// An agent that takes longer has its status shown.
-const SLOW: Duration = Duration::from_secs(2);
+/// Time after which the status of an agent is shown.
+const STATUS_AFTER: Duration = Duration::from_secs(2);
 
-/// Asks an agent.
+/// Sends a message or `clear` to an agent. Returns the completion with the agent's reply.
 pub async fn ask(
     context: &Context,
     term: &WorkerTerm,
@@ -26,10 +26,10 @@ pub async fn ask(
     connection: &Connection,
     webhook: &Webhook<'_>,
     session: i64,
-) -> Result<Answered, AgentError> {
+) -> Result<Completion, AgentError> {
     let facts = ConnectionFacts::from(connection);
     if let Some(clear) = routing::clear_command(webhook, &facts, &context.slash_command) {
-        let question = Question {
+        let question = AgentRequest {
             kind: "forget",
             connection: connection.id,
             team: &clear.chat.team,
@@ -42,9 +42,9 @@ pub async fn ask(
         };
         let id = webhook.envelope.dedupe.as_str();
         return Ok(match context.agents.ask(agent, id, &question).await {
-            Ok(_) => Answered { change: Some(clear.cleared()), ..Answered::new("completed") },
-            // A person waits: a plain word now is better than a success in an hour.
-            Err(_) => Answered::unreached("completed", vec![clear.not_cleared()]),
+            Ok(_) => Completion { change: Some(clear.cleared()), ..Completion::new("completed") },
+            // The person waits: a failure now is better than a success in an hour.
+            Err(_) => Completion::unreached("completed", vec![clear.not_cleared()]),
         });
     }
     let Some(message) = routing::agent_message(webhook, connection.team.as_ref()) else {
@@ -53,10 +53,10 @@ pub async fn ask(
     };
     let answer = ask_message(context, term, agent, connection, webhook, &message, session).await?;
     Ok(match answer {
-        Some(Answer { message: said, ephemeral, thread }) => {
-            Answered::with("completed", vec![message.reply(said, ephemeral, thread)])
+        Some(AgentReply { message: text, ephemeral, thread }) => {
+            Completion::with("completed", vec![message.reply(text, ephemeral, thread)])
         }
-        None => Answered::new("completed"),
+        None => Completion::new("completed"),
     })
 }
 
@@ -68,9 +68,9 @@ async fn ask_message(
     webhook: &Webhook<'_>,
     message: &AgentMessage<'_>,
     session: i64,
-) -> Result<Option<Answer>, AgentError> {
+) -> Result<Option<AgentReply>, AgentError> {
     let team: &TeamId = &message.team;
-    let question = Question {
+    let question = AgentRequest {
         kind: "message",
         connection: connection.id,
         team,
@@ -84,7 +84,7 @@ async fn ask_message(
     let id = webhook.envelope.dedupe.as_str();
     let mut asking = std::pin::pin!(context.agents.ask(agent, id, &question));
     let mut showing = std::pin::pin!(async {
-        tokio::time::sleep(SLOW).await;
+        tokio::time::sleep(STATUS_AFTER).await;
         set_status(context, term, connection, message, "is thinking…").await;
     });
     let mut shown = false;
@@ -94,7 +94,7 @@ async fn ask_message(
             () = &mut showing, if !shown => shown = true,
         }
     };
-    // An answer ends the status by itself.
+    // Slack removes the status when a reply is posted.
     if shown && !matches!(answer, Ok(Some(_))) {
         set_status(context, term, connection, message, "").await;
     }
@@ -110,12 +110,12 @@ async fn set_status(
 ) {
     let Some(token) = &connection.bot_token else { return };
     let slack = &context.slack;
-    let Ok(turn) = slack.turn(connection.id, Method::SetStatus).await else { return };
+    let Ok(permit) = slack.permit(connection.id, Method::SetStatus).await else { return };
     let thread = message.thread_ts.unwrap_or(message.ts);
     let body = serde_json::json!({
         "channel_id": message.channel.as_str(), "thread_ts": thread, "status": status,
     });
     if term.holds() {
-        slack.call(turn, token, &body).await;
+        slack.call(permit, token, &body).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What each kind of webhook asks of an agent, and what Slack is told for its answer.
+//! Converts webhooks to calls of agents, and replies to messages for Slack.
 
 mod forward;
 mod late_view_response;
@@ -14,37 +14,33 @@ pub use views::{answer_view, given_up};
 use bytes::Bytes;
 use shared::{store::Change, types::Outgoing};
 
-/// An attempt that succeeded.
-pub struct Answered {
-    /// The word for the log of deliveries.
+/// Result of an attempt that succeeded.
+pub struct Completion {
+    /// Outcome for the record of the delivery.
     pub outcome: &'static str,
-    /// What Slack is to be told.
     pub messages: Vec<Outgoing>,
-    /// The response in Slack's own HTTP request, and the messages that replace it when the request is over.
+    /// Sync response, and the messages that replace it if Slack no longer waits.
     pub response: Option<(Bytes, Vec<Outgoing>)>,
-    /// A change of the conversation.
     pub change: Option<Change>,
-    /// Whether the agent answered.
     pub reached: bool,
 }
 
-impl Answered {
-    /// Without a message.
+impl Completion {
+    /// Returns a completion without messages.
     pub fn new(outcome: &'static str) -> Self {
         Self { outcome, messages: Vec::new(), response: None, change: None, reached: true }
     }
 
-    /// Over, although the agent was not asked, or did not answer.
+    /// Returns a completion without an answer of the agent.
     pub fn unreached(outcome: &'static str, messages: Vec<Outgoing>) -> Self {
         Self { reached: false, ..Self::with(outcome, messages) }
     }
 
-    /// With messages.
     pub fn with(outcome: &'static str, messages: Vec<Outgoing>) -> Self {
         Self { messages, ..Self::new(outcome) }
     }
 
-    /// With a response in Slack's own HTTP request.
+    /// Returns a completion with a sync response.
     pub fn respond(outcome: &'static str, response: impl Into<Bytes>, late: Vec<Outgoing>) -> Self {
         Self { response: Some((response.into(), late)), ..Self::new(outcome) }
     }

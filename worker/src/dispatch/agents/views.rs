@@ -1,29 +1,29 @@
-//! Views and menus that no app takes: the worker answers them itself. And what a person is told when a delivery is given up.
+//! Answers views and menus that no app handles, and builds the notice for a delivery that is given
+//! up.
 
-use super::{Answered, late_view_response};
+use super::{Completion, late_view_response};
 use crate::routing::{self, Webhook};
 use serde_json::{Value, json};
-use shared::{
-    codec::slack::{Inbound, Parts},
-    store::Connection,
-    types::Outgoing,
-};
+use shared::{codec::slack::Inbound, store::Connection, types::Outgoing};
 
 /// Answers a submission or a menu without an app: the view closes, the menu is empty.
-pub fn answer_view(webhook: &Webhook<'_>) -> Answered {
+pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
     let Inbound::Interaction(interaction) = &webhook.inbound else {
-        return Answered::new("completed");
+        return Completion::new("completed");
     };
     match interaction.kind.get() {
         Some("view_submission") => {
-            // Without a response in time the view shows "working on it": then it is told that all is done.
+            // If the response is late, the open "working on it" view shows that the request is
+            // done.
             let id = interaction.view.0.as_ref().and_then(|view| view.id.get());
             let submission = json!({ "view": { "id": id } });
-            let late = late_view_response::of(&submission, &Value::Null);
-            Answered::respond("completed", "", late.into_iter().collect())
+            let late = late_view_response::for_submission(&submission, &Value::Null);
+            Completion::respond("completed", "", late.into_iter().collect())
         }
-        Some("block_suggestion") => Answered::respond("completed", r#"{"options":[]}"#, Vec::new()),
-        _ => Answered::new("completed"),
+        Some("block_suggestion") => {
+            Completion::respond("completed", r#"{"options":[]}"#, Vec::new())
+        }
+        _ => Completion::new("completed"),
     }
 }
 
@@ -31,15 +31,11 @@ pub fn answer_view(webhook: &Webhook<'_>) -> Answered {
 pub fn given_up(webhook: &Webhook<'_>, connection: &Connection) -> Option<Outgoing> {
     let key = webhook.envelope.dedupe.as_str();
     let reference = key.rsplit(':').next().unwrap_or(key);
-    let text = format!("This could not be delivered to the agent. Reference: `{reference}`");
+    let text =
+        format!("The agent did not get this request. Ask an administrator about `{reference}`.");
     match &webhook.inbound {
         Inbound::Interaction(interaction) if interaction.kind.get() == Some("view_submission") => {
-            let envelope = webhook.envelope;
-            let submission = match Parts::split(envelope.media, &envelope.body) {
-                Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
-                _ => Value::Null,
-            };
-            late_view_response::failed(&submission, &text)
+            late_view_response::failed(&late_view_response::submission(webhook.envelope), &text)
         }
         _ => routing::notice(webhook, connection.team.as_ref(), &text),
     }

@@ -1,16 +1,16 @@
-//! `status`, `agents` and `try`: the agent that answers here, and those that could.
+//! Commands `status`, `agents` and `try`.
 //!
-//! An organization's agents are listed and tried on its preview connection alone: an ordinary tenant's bot shows
-//! nobody the tenant's other agents, and lets nobody choose among them.
+//! The agents of an organization are listed and tried only on its preview connection: another bot
+//! of the organization must not show or offer them.
 
 use super::{Input, Invocation, link};
 use shared::store::{Effects, NamedAgent};
 
 pub(super) fn status(input: &Input<'_>, invocation: &Invocation) -> Effects {
     let state = &input.facts.conversation;
-    let Some(agent) = &state.agent else { return invocation.say(&unlinked(input)) };
+    let Some(agent) = &state.agent else { return invocation.answer(&unlinked(input)) };
     let (name, session) = (&agent.name, state.session);
-    invocation.say(&match &state.linked_by {
+    invocation.answer(&match &state.linked_by {
         Some(by) => format!("*{name}* answers here, linked by <@{by}>. Session {session}."),
         None => format!("*{name}* answers here by default. Session {session}."),
     })
@@ -18,24 +18,24 @@ pub(super) fn status(input: &Input<'_>, invocation: &Invocation) -> Effects {
 
 pub(super) fn list(input: &Input<'_>, invocation: &Invocation) -> Effects {
     if !input.connection.preview_mode {
-        return invocation.say(&preview_only(input));
+        return invocation.answer(&preview_only(input));
     }
-    invocation.say(&menu(input))
+    invocation.answer(&menu(input))
 }
 
-/// Runs `try`, a keyword of Rust's.
+/// Runs `try`, which is a keyword in Rust.
 pub(super) fn try_agent(input: &Input<'_>, invocation: Invocation, word: Option<&str>) -> Effects {
     if !input.connection.preview_mode {
-        return invocation.say(&preview_only(input));
+        return invocation.answer(&preview_only(input));
     }
     let mut agents = agents_to_try(input);
     match agents.find(|agent| Some(agent.agent.as_str()) == word) {
         Some(agent) => link::bind(invocation, agent),
-        None => invocation.say(&menu(input)),
+        None => invocation.answer(&menu(input)),
     }
 }
 
-/// Returns the text for a conversation that has no agent.
+/// Returns the text for a conversation without an agent.
 pub(in crate::routing) fn unlinked(input: &Input<'_>) -> String {
     let name = &input.options.slash_command;
     let text = format!(
@@ -51,14 +51,14 @@ pub(in crate::routing) fn unlinked(input: &Input<'_>) -> String {
 
 fn agents_to_try<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a NamedAgent> {
     let own = input.facts.own_agent.as_ref().map(|own| &own.id);
-    input.roster.iter().filter(move |agent| Some(&agent.agent) != own)
+    input.named_agents.iter().filter(move |agent| Some(&agent.agent) != own)
 }
 
 fn menu(input: &Input<'_>) -> String {
     let name = &input.options.slash_command;
     let row = |a: &NamedAgent| format!("`{name} try {}` for *{}*", a.agent, a.name);
     let rows: Vec<String> = agents_to_try(input).map(row).collect();
-    if rows.is_empty() { "There is no agent to try.".into() } else { rows.join("\n") }
+    if rows.is_empty() { "No agents are available to try.".into() } else { rows.join("\n") }
 }
 
 fn preview_only(input: &Input<'_>) -> String {

@@ -1,4 +1,4 @@
-//! The place and author of a command, and the way its author is answered.
+//! Place and author of a command, and the destination of its answer.
 
 use super::{super::messages::AgentMessage, effects};
 use serde_json::json;
@@ -8,27 +8,25 @@ use shared::{
     types::{ChannelId, Destination, InvalidId, Outgoing, Surface, UserId},
 };
 
-/// A command that a person gave in a conversation.
+/// Command that a person gave in a conversation.
 #[derive(Clone)]
 pub(crate) struct Invocation {
-    /// The conversation.
     pub chat: Chat,
-    /// The person.
     pub user: UserId,
     pub(super) surface: Surface,
-    /// Where the answer goes.
+    /// Destination of the answer.
     to: Destination,
 }
 
 impl Invocation {
-    /// Returns the invocation of a slash command. Its answer is seen by its person alone.
+    /// Returns the invocation of a slash command, whose answer only its author sees.
     pub(super) fn of_command(
         connection: &ConnectionFacts,
         command: &Command<'_>,
     ) -> Result<Self, InvalidId> {
         let team = match &connection.team {
             Some(team) => team.clone(),
-            // On a preview connection or an organization's the webhook names the workspace.
+            // The webhook names the workspace on a preview connection or an organization's.
             None => command.team_id.parse()?,
         };
         let channel: ChannelId = command.channel_id.parse()?;
@@ -38,7 +36,7 @@ impl Invocation {
         Ok(Self { chat: Chat { connection: connection.id, team, channel }, user, surface, to })
     }
 
-    /// Returns the invocation of a command in a text message, or of a notice about the message.
+    /// Returns the invocation of a command in a text message, or of a notice about a message.
     pub(in crate::routing) fn of_message(
         connection: &ConnectionFacts,
         message: &AgentMessage<'_>,
@@ -58,7 +56,7 @@ impl Invocation {
         Ok(Self { chat: Chat { connection: connection.id, team, channel }, user, surface, to })
     }
 
-    /// Returns a text to the person; where Slack allows it, only the person sees it.
+    /// Returns a text to the author; only the author sees it where Slack allows that.
     pub(in crate::routing) fn reply(&self, text: &str) -> Outgoing {
         let message = match &self.to {
             Destination::ResponseUrl { .. } => {
@@ -69,12 +67,12 @@ impl Invocation {
         Outgoing { to: self.to.clone(), message }
     }
 
-    /// Returns the effects of a command that says something and changes nothing.
-    pub(super) fn say(&self, text: &str) -> Effects {
+    /// Returns the effects of a command that only answers.
+    pub(super) fn answer(&self, text: &str) -> Effects {
         Effects { messages: vec![self.reply(text)], ..effects() }
     }
 
-    /// Returns a change with the text for either result.
+    /// Returns a change with a text for either result.
     pub(super) fn change(self, what: What, changed: &str, unchanged: &str) -> Change {
         let (changed, unchanged) = (changed.to_owned(), unchanged.to_owned());
         let reply = move |did| vec![self.reply(if did { &changed } else { &unchanged })];

@@ -1,24 +1,24 @@
-//! `link` and `unlink`: a link code is consumed and the conversation bound, or the person is told why not.
+//! Commands `link` and `unlink`.
 //!
-//! One effect consumes the code and carries the reply for each result: only the transaction knows which it is. A
-//! declared member of an organization links its agents by name, without a code; a name that several of their
-//! organizations have must be given with the organization.
+//! One effect consumes the code and carries the reply for each result, which only the transaction
+//! knows. A declared member of an organization links its agents by name, without a code. If several
+//! organizations have an agent of this name, the name must include the organization.
 
-use super::{super::RosterNeed, Input, Invocation, effects, surface_names};
+use super::{super::NamedAgentQuery, Input, Invocation, effects, surface_names};
 use shared::{
     store::{ClaimResult, ConsumeClaim, Effects, NamedAgent, What},
     types::{AgentId, ClaimCode, OrgId},
 };
 
-/// Returns the agents that a person may link by this word.
-pub(super) fn roster_need(invocation: &Invocation, word: &str) -> RosterNeed {
+/// Returns the query for the agents that a person may link by this word.
+pub(super) fn named_agent_query(invocation: &Invocation, word: &str) -> NamedAgentQuery {
     let (_, agent) = organization_and_agent(word);
     match agent.parse::<AgentId>() {
         Ok(agent) => {
             let (team, user) = (invocation.chat.team.clone(), invocation.user.clone());
-            RosterNeed::Linkable { team, user, agent }
+            NamedAgentQuery::Linkable { team, user, agent }
         }
-        Err(_) => RosterNeed::None,
+        Err(_) => NamedAgentQuery::None,
     }
 }
 
@@ -26,23 +26,24 @@ pub(super) fn link(input: &Input<'_>, invocation: Invocation, word: Option<&str>
     let name = &input.options.slash_command;
     let Some(word) = word else {
         let usage = format!("Use `{name} link <code>` with the code you were given.");
-        return invocation.say(&usage);
+        return invocation.answer(&usage);
     };
     let connection = input.connection;
     let (org, _) = organization_and_agent(word);
-    // A tenant's bot is for the tenant's agents, whoever asks.
+    // A bot links only agents of its own organization, except a preview bot.
     let may_link = |found: &&NamedAgent| {
         (connection.preview_mode || found.org == connection.org)
             && org.as_ref().is_none_or(|org| *org == found.org)
     };
-    let found: Vec<&NamedAgent> = input.roster.iter().filter(may_link).collect();
+    let found: Vec<&NamedAgent> = input.named_agents.iter().filter(may_link).collect();
     match found[..] {
         [] => consume(invocation, word),
         [agent] => bind(invocation, agent),
         _ => {
             let of = |a: &&NamedAgent| format!("`{name} link {}/{}`", a.org, a.agent);
             let words: Vec<String> = found.iter().map(of).collect();
-            invocation.say(&format!("Several agents have this name. Use {}.", words.join(" or ")))
+            invocation
+                .answer(&format!("Several agents have this name. Use {}.", words.join(" or ")))
         }
     }
 }
@@ -63,13 +64,13 @@ pub(super) fn bind(invocation: Invocation, agent: &NamedAgent) -> Effects {
     Effects { changes: vec![change], ..effects() }
 }
 
-/// Parses a link code. Quotes, brackets, emphasis and invisible characters around it don't matter.
+/// Parses a link code. Ignores quotes, brackets, emphasis and invisible characters around it.
 pub(super) fn parse_code(text: &str) -> Option<ClaimCode> {
-    undecorated(text).parse().ok()
+    strip_formatting(text).parse().ok()
 }
 
-/// Returns a word without the characters around it that come from copying or formatting, any dash as `-`.
-pub(super) fn undecorated(word: &str) -> String {
+/// Returns a word without characters that come from copying or formatting, with any dash as `-`.
+pub(super) fn strip_formatting(word: &str) -> String {
     let word = word.replace("&lt;", "").replace("&gt;", "");
     word.trim_matches(|c: char| !c.is_alphanumeric())
         .chars()
@@ -93,7 +94,7 @@ fn organization_and_agent(word: &str) -> (Option<OrgId>, &str) {
 
 fn consume(invocation: Invocation, code: &str) -> Effects {
     let Some(code) = parse_code(code) else {
-        return invocation.say(&text(&ClaimResult::NotFound));
+        return invocation.answer(&text(&ClaimResult::NotFound));
     };
     let consume = ConsumeClaim {
         code: code.hash(),
@@ -111,19 +112,19 @@ fn linked(agent: &str) -> String {
     format!("Linked. *{agent}* answers here now.")
 }
 
-/// Returns the text for a result: one for all that is no code, so that nothing can be learnt from it.
+/// Returns the text for a result. Invalid codes share one text, so that it reveals nothing.
 fn text(result: &ClaimResult) -> String {
     match result {
         ClaimResult::Bound { agent } => linked(agent),
         ClaimResult::NotFound | ClaimResult::TooManyGuesses => {
-            "That code is invalid or expired. Ask for a new one; \
-             after several wrong ones, wait a quarter of an hour."
+            "This code is invalid or expired. Ask for a new one; \
+             after several wrong codes, wait 15 minutes."
                 .into()
         }
         ClaimResult::WrongSurface { allowed } => {
             format!("This code can't be used here. Use it in {}.", surface_names(allowed))
         }
-        ClaimResult::AlreadyUsed => "That code was used already. Ask for a new one.".into(),
+        ClaimResult::AlreadyUsed => "This code was already used. Ask for a new one.".into(),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Tidegate's own commands: the first word picks one. One table, for the slash form and for text messages.
+//! Tidegate's commands, in one table for slash commands and text messages.
 //!
-//! Every command answers its person and, where Slack allows it, only its person.
+//! A command answers its author and, where Slack allows that, only its author.
 
 mod text;
 mod invocation;
@@ -11,7 +11,7 @@ mod session;
 pub(super) use agents::unlinked;
 pub(crate) use invocation::Invocation;
 
-use super::{Input, RosterNeed, Webhook, messages};
+use super::{Input, NamedAgentQuery, Webhook, messages};
 use shared::{
     codec::slack::Inbound,
     store::{ConnectionFacts, Effects, ProcessedAs},
@@ -30,7 +30,7 @@ enum Verb {
     Clear,
 }
 
-/// Verb, its word, its argument, its description, and whether it is for preview connections alone.
+/// Rows: verb, word, argument, description, and whether it is for preview connections alone.
 const TABLE: [(Verb, &str, &str, &str, bool); 8] = [
     (Verb::Help, "help", "", "lists the commands", false),
     (Verb::Status, "status", "", "shows the agent that answers here", false),
@@ -38,8 +38,8 @@ const TABLE: [(Verb, &str, &str, &str, bool); 8] = [
     (Verb::Unlink, "unlink", "", "removes the link", false),
     (Verb::Agents, "agents", "", "lists agents to try", true),
     (Verb::Try, "try", "<agent>", "links this conversation to one of them", true),
-    (Verb::New, "new", "", "begins a new session with the agent", false),
-    (Verb::Clear, "clear", "", "asks the agent to forget, and begins a new session", false),
+    (Verb::New, "new", "", "starts a new session with the agent", false),
+    (Verb::Clear, "clear", "", "asks the agent to forget, and starts a new session", false),
 ];
 
 /// Returns the verb of a word, and the maximum number of words after it.
@@ -49,18 +49,19 @@ fn verb(word: &str) -> Option<(Verb, usize)> {
     Some((row.0, usize::from(!row.2.is_empty())))
 }
 
-/// Returns the verb of a command's text and its argument. No text is `help`; no verb is an unknown command.
+/// Returns the verb of a command and its argument. No text is `help`; no verb is an unknown
+/// command.
 fn parse(text: &str) -> (Option<Verb>, Option<&str>) {
     let mut words = text.split_whitespace();
     let verb = verb(words.next().unwrap_or("help")).map(|(verb, _)| verb);
     (verb, words.next())
 }
 
-/// Returns the command in a webhook: where and by whom it was given, and its text. An id that is none is an error.
+/// Returns the command in a webhook, with its text. A malformed id is an error.
 pub(super) fn find(input: &Input<'_>) -> Option<Result<(Invocation, String), InvalidId>> {
     let (connection, options) = (input.connection, input.options);
     match &input.webhook.inbound {
-        // Without an app or a handler every command is Tidegate's, whatever its name.
+        // Without an app or a handler every slash command is Tidegate's.
         Inbound::Command(command)
             if command.command == options.slash_command
                 || !(options.own_handler || input.app().is_some()) =>
@@ -76,33 +77,32 @@ pub(super) fn find(input: &Input<'_>) -> Option<Result<(Invocation, String), Inv
     }
 }
 
-/// Returns the named agents that the command in a webhook needs.
-pub(super) fn roster_need(input: &Input<'_>) -> RosterNeed {
-    let Some(Ok((invocation, text))) = find(input) else { return RosterNeed::None };
+/// Returns the query for the named agents that the command in a webhook needs.
+pub(super) fn named_agent_query(input: &Input<'_>) -> NamedAgentQuery {
+    let Some(Ok((invocation, text))) = find(input) else { return NamedAgentQuery::None };
     if !input.works_in(invocation.surface) {
-        return RosterNeed::None;
+        return NamedAgentQuery::None;
     }
     match parse(&text) {
-        (Some(Verb::Link), Some(word)) => link::roster_need(&invocation, word),
+        (Some(Verb::Link), Some(word)) => link::named_agent_query(&invocation, word),
         (Some(Verb::Agents | Verb::Try), _) if input.connection.preview_mode => {
-            RosterNeed::OfOrganization(input.connection.org.clone())
+            NamedAgentQuery::OfOrganization(input.connection.org.clone())
         }
-        _ => RosterNeed::None,
+        _ => NamedAgentQuery::None,
     }
 }
 
-/// Runs a command.
 pub(super) fn run(input: &Input<'_>, invocation: Invocation, text: &str) -> Effects {
     let (verb, argument) = parse(text);
     let Some(verb) = verb else {
         return invocation
-            .say(&format!("Unknown command. Use `{} help`.", input.options.slash_command));
+            .answer(&format!("Unknown command. Use `{} help`.", input.options.slash_command));
     };
     if verb != Verb::Help && !input.works_in(invocation.surface) {
-        return invocation.say(&disabled(&input.connection.settings.surfaces));
+        return invocation.answer(&disabled(&input.connection.settings.surfaces));
     }
     match verb {
-        Verb::Help => invocation.say(&help(input)),
+        Verb::Help => invocation.answer(&help(input)),
         Verb::Status => agents::status(input, &invocation),
         Verb::Link => link::link(input, invocation, argument),
         Verb::Unlink => link::unlink(invocation),
@@ -113,8 +113,8 @@ pub(super) fn run(input: &Input<'_>, invocation: Invocation, text: &str) -> Effe
     }
 }
 
-/// Returns the `clear` command that a delivery to an agent in mode `reply` holds, if it holds one: the agent is asked
-/// to forget, and [`Invocation::cleared`] or [`Invocation::not_cleared`] is the answer.
+/// Returns the `clear` command in a delivery to an agent in mode `reply`, if it has one. The answer
+/// is [`Invocation::cleared`] or [`Invocation::not_cleared`].
 pub(crate) fn clear_command(
     webhook: &Webhook<'_>,
     connection: &ConnectionFacts,
@@ -162,7 +162,7 @@ fn surface_names(surfaces: &[Surface]) -> String {
     names.join(" or ")
 }
 
-/// Effects of a command that changes nothing by itself.
+/// Returns the effects of a command that changes nothing.
 fn effects() -> Effects {
     Effects::new(ProcessedAs::Command)
 }

@@ -1,8 +1,8 @@
-//! `new` and `clear`: the conversation begins anew.
+//! Commands `new` and `clear`: a new session of the conversation.
 //!
-//! Tidegate keeps no history of a conversation; its agent may. So a conversation has a session, a number that the
-//! agent gets with every question, and `new` raises it. `clear` asks the agent first, which is dispatch's to do: the
-//! session is raised only when the agent said yes. An app that gets Slack's own webhooks is not asked.
+//! Tidegate keeps no history of a conversation; its agent may. The session is a number that an
+//! agent gets with every request. `new` raises it. `clear` raises it after dispatch asked the agent
+//! to clear its history and the agent confirmed. An app (mode `forward`) is not asked.
 
 use super::{super::Input, Invocation, agents::unlinked, effects};
 use shared::{
@@ -12,19 +12,20 @@ use shared::{
 
 pub(super) fn new(input: &Input<'_>, invocation: Invocation) -> Effects {
     if input.facts.conversation.agent.is_none() {
-        return invocation.say(&unlinked(input));
+        return invocation.answer(&unlinked(input));
     }
-    let change = invocation.begin_session("A new session begins here.");
+    let change = invocation.begin_session("A new session starts here.");
     Effects { changes: vec![change], ..effects() }
 }
 
 pub(super) fn clear(input: &Input<'_>, invocation: &Invocation) -> Effects {
     let Some(agent) = &input.facts.conversation.agent else {
-        return invocation.say(&unlinked(input));
+        return invocation.answer(&unlinked(input));
     };
     match agent.mode {
-        AgentMode::Forward => invocation
-            .say("The app that answers here keeps its own history. This command can't clear it."),
+        AgentMode::Forward => invocation.answer(
+            "The app that answers here keeps its own history. This command can't clear it.",
+        ),
         AgentMode::Reply => {
             let priority = Priority::Interactive;
             let delivery = NewDelivery { priority, ..input.delivery_to(agent) };
@@ -34,19 +35,16 @@ pub(super) fn clear(input: &Input<'_>, invocation: &Invocation) -> Effects {
 }
 
 impl Invocation {
-    /// Returns the change for an agent that was asked to forget the conversation.
+    /// Returns the change after the agent confirmed.
     pub(crate) fn cleared(self) -> Change {
         self.begin_session(
-            "The agent was asked to forget this conversation, and a new session begins.",
+            "The agent was asked to forget this conversation. A new session starts here.",
         )
     }
 
-    /// Returns the answer when the agent could not be asked.
+    /// Returns the answer when the agent did not confirm.
     pub(crate) fn not_cleared(&self) -> Outgoing {
-        self.reply(
-            "The agent did not confirm. Nothing was forgotten, and the session goes on. \
-             Try again later.",
-        )
+        self.reply("The agent did not confirm, so this session continues. Try again later.")
     }
 
     fn begin_session(self, text: &str) -> Change {

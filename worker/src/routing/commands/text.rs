@@ -1,8 +1,10 @@
-//! Commands in text messages, because slash commands reach neither threads nor the messages of an assistant.
+//! Commands in text messages, since slash commands work neither in threads nor in assistant
+//! messages.
 //!
-//! `/lobu …` is a command anywhere, `lobu …` only with a word of the table and no more words than that takes: people
-//! talk about the app, too. A link code alone, or after `link`, is a command only in a direct message with a preview
-//! bot; to any other bot it is chat. Guests of a shared channel may talk to the agent, but decide nothing.
+//! `/lobu ...` is a command anywhere. `lobu ...` is one only with a word of the table and no more
+//! words than it takes, since people also talk about the app. A link code, alone or after `link`,
+//! is a command only in a direct message with a preview bot. A guest of a shared channel may talk
+//! to the agent but give no commands.
 
 use super::{
     super::messages::{self, AgentMessage},
@@ -10,7 +12,7 @@ use super::{
 };
 use shared::{store::ConnectionFacts, types::TeamId};
 
-/// Returns the command that a message is, with its text; `None` if it is for the agent.
+/// Returns the command in a message, with its text; `None` if the message is for the agent.
 pub(super) fn command(
     connection: &ConnectionFacts,
     message: &AgentMessage<'_>,
@@ -57,7 +59,7 @@ fn words(text: &str, name: &str, bot: Option<&str>, is_preview_dm: bool) -> Opti
         [word, code] if is_link(word) => code,
         _ => return None,
     };
-    let code = link::undecorated(code);
+    let code = link::strip_formatting(code);
     let is_code = is_preview_dm && code.contains('-') && link::parse_code(&code).is_some();
     is_code.then(|| format!("link {code}"))
 }

@@ -1,17 +1,17 @@
-//! Tidegate's own commands, in both forms.
+//! Tests of Tidegate's commands, in both forms.
 
 use super::{setup::*, *};
 use shared::store::What;
 
 const NEW_SESSION: &str =
-    "change begin a new session: A new session begins here. / A new session begins here.";
+    "change begin a new session: A new session starts here. / A new session starts here.";
 const UNBIND: &str = "change unbind a conversation: Unlinked. The agent no longer answers here. \
     / This conversation isn't linked.";
 
 #[test]
 fn slash_commands_answer_their_person_alone() {
-    let invalid = "That code is invalid or expired. Ask for a new one; \
-        after several wrong ones, wait a quarter of an hour.";
+    let invalid = "This code is invalid or expired. Ask for a new one; \
+        after several wrong codes, wait 15 minutes.";
     let consume = "consume in channel T0001TEAM/C0001CHAN by U0001USER";
     let bind = |org, id| {
         format!(
@@ -36,18 +36,18 @@ fn slash_commands_answer_their_person_alone() {
         ("link 7K3M-Q2XW-9FHA", &[], consume),
         ("link \u{201c}7k3m-q2xw-9fha\u{201d}", &[], consume),
         ("link sales", &[], invalid),
-        ("link sales", &[roster_acme], &bind("acme", "sales")),
-        ("link sales", &[roster_both], &bind("acme", "sales")),
-        ("link other/sales", &[roster_both], invalid),
-        ("link sales", &[roster_both, preview], several),
-        ("link other/sales", &[roster_both, preview], &bind("other", "sales")),
-        ("agents", &[roster_acme], preview_only),
-        ("try sales", &[roster_acme], preview_only),
-        ("agents", &[roster_all, preview], menu),
-        ("agents", &[preview], "There is no agent to try."),
-        ("try sales", &[roster_acme, preview], &bind("acme", "sales")),
-        ("try", &[roster_all, preview], menu),
-        ("try support", &[roster_all, preview], menu),
+        ("link sales", &[agents_acme], &bind("acme", "sales")),
+        ("link sales", &[agents_both], &bind("acme", "sales")),
+        ("link other/sales", &[agents_both], invalid),
+        ("link sales", &[agents_both, preview], several),
+        ("link other/sales", &[agents_both, preview], &bind("other", "sales")),
+        ("agents", &[agents_acme], preview_only),
+        ("try sales", &[agents_acme], preview_only),
+        ("agents", &[agents_all, preview], menu),
+        ("agents", &[preview], "No agents are available to try."),
+        ("try sales", &[agents_acme, preview], &bind("acme", "sales")),
+        ("try", &[agents_all, preview], menu),
+        ("try support", &[agents_all, preview], menu),
         ("new", &[], NEW_SESSION),
         ("new", &[no_agent], UNLINKED),
         ("clear", &[session_5], "delivery: to acme/support s5 interactive"),
@@ -80,8 +80,8 @@ fn any_slash_command_is_ours_without_an_app() {
 fn text_commands_are_answered_where_they_were_written() {
     let clear = "delivery: to acme/support s1 interactive; trigger";
     let consume = "consume in dm T0001TEAM/D1 by U0001USER";
-    let guest = |text| said(json!({ "text": text, "user_team": "T9" }));
-    let colleague = said(json!({ "text": "/lobu new", "user_team": "E1" }));
+    let guest = |text| message_with(json!({ "text": text, "user_team": "T9" }));
+    let colleague = message_with(json!({ "text": "/lobu new", "user_team": "E1" }));
     let dm = |text: &str| format!("command: chat.postMessage {text}; trigger");
     let (unbind, new) = (
         UNBIND.replace(": ", ": chat.postEphemeral "),
@@ -98,7 +98,7 @@ fn text_commands_are_answered_where_they_were_written() {
         (im("lobu clear"), &[], clear),
         (im("7K3M-Q2XW-9FHA"), &[preview, no_agent], &format!("command: {consume}; trigger")),
         (im("7K3M-Q2XW-9FHA"), &[], TO_AGENT),
-        // A guest of a shared channel decides nothing.
+        // A guest of a shared channel gives no commands.
         (guest("/lobu unlink"), &[], TO_AGENT),
         (colleague, &[organization], &format!("command: {new}; trigger")),
     ]);
@@ -116,28 +116,28 @@ fn help_lists_the_commands_that_work_here() {
 #[test]
 fn only_link_and_the_preview_commands_need_a_roster() {
     let (team, user, agent) = (id("T0001TEAM"), id("U0001USER"), id("sales"));
-    let linkable = RosterNeed::Linkable { team, user, agent };
-    let acme = RosterNeed::OfOrganization(id("acme"));
-    let rows: &[(Body, &[Tweak], &RosterNeed)] = &[
+    let linkable = NamedAgentQuery::Linkable { team, user, agent };
+    let acme = NamedAgentQuery::OfOrganization(id("acme"));
+    let rows: &[(Body, &[Tweak], &NamedAgentQuery)] = &[
         (slash("/lobu", "link sales"), &[], &linkable),
         (slash("/lobu", "link acme/sales"), &[], &linkable),
         (im("lobu link sales"), &[], &linkable),
         (slash("/lobu", "agents"), &[preview], &acme),
         (slash("/lobu", "try sales"), &[preview], &acme),
-        (slash("/lobu", "agents"), &[], &RosterNeed::None),
-        (slash("/lobu", "link"), &[], &RosterNeed::None),
-        (slash("/lobu", "link \u{e9}"), &[], &RosterNeed::None),
-        (slash("/lobu", "link sales"), &[dm_only], &RosterNeed::None),
-        (slash("/lobu", "link sales"), &[processed], &RosterNeed::None),
-        (slash("/lobu", "link sales"), &[stopped], &RosterNeed::None),
-        (im("lobu link sales"), &[trigger_processed], &RosterNeed::None),
-        (im("hi"), &[], &RosterNeed::None),
-        (fixture("view_submission"), &[], &RosterNeed::None),
+        (slash("/lobu", "agents"), &[], &NamedAgentQuery::None),
+        (slash("/lobu", "link"), &[], &NamedAgentQuery::None),
+        (slash("/lobu", "link \u{e9}"), &[], &NamedAgentQuery::None),
+        (slash("/lobu", "link sales"), &[dm_only], &NamedAgentQuery::None),
+        (slash("/lobu", "link sales"), &[processed], &NamedAgentQuery::None),
+        (slash("/lobu", "link sales"), &[stopped], &NamedAgentQuery::None),
+        (im("lobu link sales"), &[trigger_processed], &NamedAgentQuery::None),
+        (im("hi"), &[], &NamedAgentQuery::None),
+        (fixture("view_submission"), &[], &NamedAgentQuery::None),
     ];
     for (body, tweaks, need) in rows {
         let setup = setup(tweaks);
         let found =
-            with_webhook(body, |webhook| roster_need(webhook, &setup.facts, &setup.options));
+            with_webhook(body, |webhook| named_agent_query(webhook, &setup.facts, &setup.options));
         assert_eq!(found, **need, "{body:?}");
     }
 }
@@ -152,7 +152,7 @@ fn clear_is_recognised_by_dispatch() {
         (slash("/lobu", "new"), false),
         (im("lobu clear"), true),
         (mention("<@U0BOT> /lobu clear"), true),
-        (said(json!({ "text": "/lobu clear", "user_team": "T9" })), false),
+        (message_with(json!({ "text": "/lobu clear", "user_team": "T9" })), false),
         (im("clear"), false),
         (fixture("view_submission"), false),
     ] {
@@ -162,13 +162,13 @@ fn clear_is_recognised_by_dispatch() {
         assert_eq!(clear.user.as_str(), "U0001USER");
         let failed = clear.not_cleared();
         assert!(
-            failed.message["text"].as_str().is_some_and(|t| t.contains("Nothing was forgotten"))
+            failed.message["text"].as_str().is_some_and(|t| t.contains("this session continues"))
         );
         let change = clear.cleared();
         let text = (change.reply)(true).remove(0).message["text"].clone();
         assert_eq!(
             text,
-            "The agent was asked to forget this conversation, and a new session begins."
+            "The agent was asked to forget this conversation. A new session starts here."
         );
         assert!(matches!(change.what, What::NewSession(_)));
     }

@@ -1,4 +1,4 @@
-//! Conversations without an agent, disabled types of conversations, and the installation itself.
+//! Tests of conversations without an agent, disabled surfaces, and installation events.
 
 use super::{setup::*, *};
 
@@ -35,7 +35,7 @@ fn people_hear_that_they_wait_while_the_circuit_is_open() {
             &[circuit_open, forward],
             &told("response_url", &TO_APP.replace("background", "interactive")),
         ),
-        // An app gets all that is said: whoever did not mean it hears nothing.
+        // An app gets all messages: a person who did not address it gets no notice.
         (channel("hi"), &[circuit_open, forward], TO_APP),
         (im("hi"), &[circuit_open, no_agent], "ignore no_agent, addressed"),
     ]);
@@ -71,7 +71,8 @@ fn installation_events_change_the_connection() {
     let uninstalled = revoke("the app was uninstalled");
     let tokens = revoke("its tokens were revoked");
     let welcome = "installation_event: change welcome a person: chat.postMessage \
-        Welcome, <@U0003NEW>! Mention this app in a channel, write to it here, or use `/lobu help`. / ";
+        Welcome, <@U0003NEW>! Mention this app in a channel, write to it here, \
+        or use `/lobu help`. / ";
     let moved = "installation_event: change move a channel";
     let app = "; to acme/support s1 background";
     let changed = |to: &str| {

@@ -1,4 +1,4 @@
-//! Decisions by table: a row is a webhook, what Postgres knows, and the decision as one line.
+//! Tests of decisions by table: a row is a webhook, the facts, and the decision as one line.
 
 mod setup;
 mod webhooks;

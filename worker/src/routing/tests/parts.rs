@@ -1,4 +1,4 @@
-//! The parts of a webhook that intake looks up and dispatch hands to agents.
+//! Tests of the parts of a webhook that intake looks up and dispatch sends to agents.
 
 use super::{setup::*, *};
 
@@ -41,7 +41,8 @@ fn ids_are_read_from_every_kind() {
         assert_eq!((ids(webhook).channel, lookup(webhook).channel), (None, None));
     });
     let timeless = json_body(
-        r#"{"type":"event_callback","event":{"type":"message","channel":"C1","ts":"1700000001.5"}}"#,
+        r#"{"type":"event_callback",
+            "event":{"type":"message","channel":"C1","ts":"1700000001.5"}}"#,
     );
     with_webhook(&timeless, |webhook| assert_eq!(ids(webhook).own_time, Some(1_700_000_001)));
 }
@@ -51,7 +52,7 @@ fn both_events_of_a_mention_have_one_trigger() {
     let trigger = |body: &Body| with_webhook(body, |webhook| lookup(webhook).trigger);
     assert!(trigger(&mention("hi")).is_some());
     assert_eq!(trigger(&mention("hi")), trigger(&channel("hi")));
-    assert_ne!(trigger(&said(json!({ "ts": "2.2" }))), trigger(&channel("hi")));
+    assert_ne!(trigger(&message_with(json!({ "ts": "2.2" }))), trigger(&channel("hi")));
     for name in ["reaction_added", "command", "block_actions", "team_join"] {
         assert_eq!(trigger(&fixture(name)), None, "{name}");
     }
@@ -81,7 +82,7 @@ fn answers_go_where_the_message_was_written() {
             )
         })
     };
-    let threaded = said(json!({ "thread_ts": "1.0" }));
+    let threaded = message_with(json!({ "thread_ts": "1.0" }));
     for (body, ephemeral, thread, expected) in [
         (channel("hi"), false, None, "post_message C1 1700000001.000100 1"),
         (channel("hi"), false, Some(false), "post_message C1 - 1"),

@@ -4,96 +4,32 @@ use super::{setup::*, *};
 use serde_json::{Map, Value};
 use shared::codec::slack::Media;
 
+#[rustfmt::skip]
 const TWEAKS: [Tweak; 16] = [
-    deleted,
-    unknown,
-    pending,
-    stopped,
-    trigger_processed,
-    preview,
-    no_team,
-    no_bot,
-    answer_bots,
-    dm_only,
-    nowhere,
-    bound,
-    own_handler,
-    no_agent,
-    forward,
-    roster_both,
+    deleted, unknown, pending, stopped, trigger_processed, preview, no_team, no_bot,
+    answer_bots, dm_only, nowhere, bound, own_handler, no_agent, forward, agents_both,
 ];
 
+#[rustfmt::skip]
 const NAMES: [&str; 32] = [
-    "type",
-    "event",
-    "event_id",
-    "event_time",
-    "team_id",
-    "authorizations",
-    "channel",
-    "channel_type",
-    "user",
-    "user_team",
-    "bot_id",
-    "text",
-    "ts",
-    "thread_ts",
-    "hidden",
-    "subtype",
-    "metadata",
-    "event_type",
-    "event_payload",
-    "hops",
-    "item",
-    "message",
-    "assistant_thread",
-    "channel_id",
-    "view",
-    "id",
-    "team",
-    "container",
-    "tokens",
-    "bot",
-    "old_channel_id",
-    "new_channel_id",
+    "type", "event", "event_id", "event_time", "team_id", "authorizations", "channel",
+    "channel_type", "user", "user_team", "bot_id", "text", "ts", "thread_ts", "hidden",
+    "subtype", "metadata", "event_type", "event_payload", "hops", "item", "message",
+    "assistant_thread", "channel_id", "view", "id", "team", "container", "tokens", "bot",
+    "old_channel_id", "new_channel_id",
 ];
 
+#[rustfmt::skip]
 const TEXTS: [&str; 32] = [
-    "event_callback",
-    "message",
-    "app_mention",
-    "app_rate_limited",
-    "app_uninstalled",
-    "tokens_revoked",
-    "channel_id_changed",
-    "team_join",
-    "view_submission",
-    "block_suggestion",
-    "block_actions",
-    "tidegate",
-    "bot_message",
-    "file_share",
-    "im",
-    "C1",
-    "D1",
-    "U1",
-    "U0BOT",
-    "USLACKBOT",
-    "T0001TEAM",
-    "E1",
-    "1.5",
-    "99999999999999999999",
-    "/lobu link 7K3M-Q2XW-9FHA",
-    "7K3M-Q2XW-9FHA",
-    "lobu clear",
-    "<@U0BOT> /lobu try",
-    "<@",
-    "\u{0}",
-    "",
-    "\u{feff}\u{2014}&lt;",
+    "event_callback", "message", "app_mention", "app_rate_limited", "app_uninstalled",
+    "tokens_revoked", "channel_id_changed", "team_join", "view_submission",
+    "block_suggestion", "block_actions", "tidegate", "bot_message", "file_share", "im",
+    "C1", "D1", "U1", "U0BOT", "USLACKBOT", "T0001TEAM", "E1", "1.5",
+    "99999999999999999999", "/lobu link 7K3M-Q2XW-9FHA", "7K3M-Q2XW-9FHA", "lobu clear",
+    "<@U0BOT> /lobu try", "<@", "\u{0}", "", "\u{feff}\u{2014}&lt;",
 ];
 
-/// Reads any bytes as JSON with the names and texts that Slack uses.
+/// Converts bytes to JSON with the names and texts that Slack uses.
 fn jsonish(bytes: &mut impl Iterator<Item = u8>, depth: usize) -> Value {
     let byte = bytes.next().unwrap_or_default();
     match byte % 8 {
@@ -138,7 +74,7 @@ fn body(shape: u8, bytes: &[u8]) -> Body {
 }
 
 fn tweaks(bits: u16) -> Vec<Tweak> {
-    // The connection is taken away last: the other changes need its row.
+    // The connection is removed last: the other tweaks need it.
     let chosen = (0..16).rev().filter(|n| bits >> n & 1 == 1);
     chosen.map(|n| TWEAKS[n]).collect()
 }
@@ -148,8 +84,8 @@ fn decides_any_webhook() {
     bolero::check!().with_type::<Input>().for_each(|(shape, bits, bytes)| {
         let (body, setup) = (body(*shape, bytes), setup(&tweaks(*bits)));
         with_webhook(&body, |webhook| {
-            let _ = (ids(webhook), roster_need(webhook, &setup.facts, &setup.options));
-            let decision = decide(webhook, &setup.facts, &setup.roster, &setup.options);
+            let _ = (ids(webhook), named_agent_query(webhook, &setup.facts, &setup.options));
+            let decision = decide(webhook, &setup.facts, &setup.named_agents, &setup.options);
             let _ = show(&decision);
             let message = agent_message(webhook, None);
             if let Some(message) = message {

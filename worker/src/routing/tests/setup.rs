@@ -15,15 +15,15 @@ use shared::{
 
 const CONNECTION: &str = "00000000000000000000000000000007";
 
-/// A webhook's body with its kind.
+/// Body of a webhook, with its kind.
 pub(super) type Body = (Kind, Media, Vec<u8>);
-/// A change of what Postgres knows, or of the settings.
+/// Change of the facts or the settings.
 pub(super) type Tweak = fn(&mut Setup);
 pub(super) type Row<'a> = (Body, &'a [Tweak], &'a str);
 
 pub(super) struct Setup {
     pub facts: Facts,
-    pub roster: Vec<NamedAgent>,
+    pub named_agents: Vec<NamedAgent>,
     pub options: RoutingOptions,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn check(rows: &[Row<'_>]) {
 
 pub(super) fn decide_in(body: &Body, tweaks: &[Tweak]) -> Decision {
     let setup = setup(tweaks);
-    with_webhook(body, |w| decide(w, &setup.facts, &setup.roster, &setup.options))
+    with_webhook(body, |w| decide(w, &setup.facts, &setup.named_agents, &setup.options))
 }
 
 pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) -> T {
@@ -65,7 +65,7 @@ pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) ->
     f(&Webhook { envelope: &envelope, inbound: parts.read() })
 }
 
-/// An active connection of `acme` with bot `U0BOT`, whose own agent `support` answers in mode `reply`.
+/// Returns an active connection of `acme` with bot `U0BOT`, whose agent `support` has mode `reply`.
 pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
     let connection = ConnectionFacts {
         id: id(CONNECTION),
@@ -89,7 +89,7 @@ pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
         tell_waiting: false,
     };
     let options = RoutingOptions { slash_command: "/lobu".into(), own_handler: false };
-    let mut setup = Setup { facts, roster: Vec::new(), options };
+    let mut setup = Setup { facts, named_agents: Vec::new(), options };
     tweaks.iter().for_each(|tweak| tweak(&mut setup));
     setup
 }
@@ -138,17 +138,17 @@ tweaks! {
         s.facts.conversation.agent = app
     };
     circuit_open: |s| s.facts.tell_waiting = true;
-    forward_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
-    roster_acme: |s| s.roster.push(named("acme", "sales"));
-    roster_all: |s| s.roster.extend([named("acme", "sales"), named("acme", "support")]);
-    roster_both: |s| s.roster.extend([named("acme", "sales"), named("other", "sales")]);
+    app_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
+    agents_acme: |s| s.named_agents.push(named("acme", "sales"));
+    agents_all: |s| s.named_agents.extend([named("acme", "sales"), named("acme", "support")]);
+    agents_both: |s| s.named_agents.extend([named("acme", "sales"), named("other", "sales")]);
 }
 
 fn named(org: &str, agent: &str) -> NamedAgent {
     NamedAgent { org: id(org), agent: id(agent), name: agent.into() }
 }
 
-/// A recorded webhook of `tests/fixtures/slack`.
+/// Returns a recorded webhook of `tests/fixtures/slack`.
 pub(super) fn fixture(name: &str) -> Body {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/slack");
     let text = std::fs::read_to_string(format!("{folder}/{name}.json")).expect(name);
@@ -194,8 +194,8 @@ pub(super) fn event_body(event: Value) -> Body {
     (Kind::Event, Media::Json, body.to_string().into_bytes())
 }
 
-/// A message in channel `C1` with these fields changed.
-pub(super) fn said(changes: Value) -> Body {
+/// Returns a message in channel `C1` with these fields changed.
+pub(super) fn message_with(changes: Value) -> Body {
     let mut event = json!({
         "type": "message", "channel": "C1", "user": "U0001USER",
         "text": "hi", "ts": "1700000001.000100",
@@ -207,15 +207,15 @@ pub(super) fn said(changes: Value) -> Body {
 }
 
 pub(super) fn channel(text: &str) -> Body {
-    said(json!({ "text": text, "channel_type": "channel" }))
+    message_with(json!({ "text": text, "channel_type": "channel" }))
 }
 
 pub(super) fn mention(text: &str) -> Body {
-    said(json!({ "text": text, "type": "app_mention" }))
+    message_with(json!({ "text": text, "type": "app_mention" }))
 }
 
 pub(super) fn im(text: &str) -> Body {
-    said(json!({ "text": text, "channel": "D1", "channel_type": "im" }))
+    message_with(json!({ "text": text, "channel": "D1", "channel_type": "im" }))
 }
 
 pub(super) fn slash(command: &str, text: &str) -> Body {
@@ -229,7 +229,7 @@ pub(super) fn slash(command: &str, text: &str) -> Body {
     ])
 }
 
-/// A decision as one line.
+/// Returns a decision as one line.
 pub(super) fn show(decision: &Decision) -> String {
     match decision {
         Decision::Ignore { reason, addressed } => {
@@ -255,12 +255,13 @@ fn show_effects(effects: &Effects) -> String {
             What::Revoke { at, why, .. } => format!(" at {at}, {why}"),
             _ => String::new(),
         };
-        let (yes, no) = (say(&(change.reply)(true)), say(&(change.reply)(false)));
+        let (yes, no) =
+            (show_messages(&(change.reply)(true)), show_messages(&(change.reply)(false)));
         let reply = if yes.is_empty() { yes } else { format!(": {yes} / {no}") };
         parts.push(format!("change {}{what}{reply}", change.what.as_str()));
     }
     if !messages.is_empty() {
-        parts.push(say(messages));
+        parts.push(show_messages(messages));
     }
     parts.extend(delivery.as_ref().map(|d| {
         let priority =
@@ -272,7 +273,7 @@ fn show_effects(effects: &Effects) -> String {
     format!("{}: {}", processed_as.as_str(), parts.join("; "))
 }
 
-fn say(messages: &[Outgoing]) -> String {
+fn show_messages(messages: &[Outgoing]) -> String {
     let line = |m: &Outgoing| {
         format!("{} {}", m.to.as_str(), m.message["text"].as_str().unwrap_or_default())
     };

@@ -1,4 +1,4 @@
-//! Connections, kinds of webhooks, agents and apps.
+//! Tests of connections, kinds of webhooks, agents and apps.
 
 use super::{setup::*, *};
 
@@ -58,47 +58,47 @@ fn agent_gets_messages_alone() {
         (fixture("app_home_opened"), &[], "ignore not_a_message"),
         (fixture("assistant_thread_started"), &[], "ignore not_a_message"),
         (fixture("app_rate_limited"), &[], "ignore not_a_message"),
-        (said(json!({ "subtype": "file_share" })), &[], TO_AGENT),
-        (said(json!({ "subtype": "thread_broadcast" })), &[], TO_AGENT),
-        (said(json!({ "subtype": "me_message" })), &[], TO_AGENT),
-        (said(json!({ "subtype": "channel_join" })), &[bound], "ignore not_a_message"),
-        (said(json!({ "hidden": true })), &[bound], "ignore not_a_message"),
-        (said(json!({ "channel": "no id!" })), &[], "ignore not_a_message"),
-        (said(json!({ "ts": 7 })), &[], "ignore not_a_message"),
-        (said(json!({ "user": null })), &[], "ignore not_a_message"),
+        (message_with(json!({ "subtype": "file_share" })), &[], TO_AGENT),
+        (message_with(json!({ "subtype": "thread_broadcast" })), &[], TO_AGENT),
+        (message_with(json!({ "subtype": "me_message" })), &[], TO_AGENT),
+        (message_with(json!({ "subtype": "channel_join" })), &[bound], "ignore not_a_message"),
+        (message_with(json!({ "hidden": true })), &[bound], "ignore not_a_message"),
+        (message_with(json!({ "channel": "no id!" })), &[], "ignore not_a_message"),
+        (message_with(json!({ "ts": 7 })), &[], "ignore not_a_message"),
+        (message_with(json!({ "user": null })), &[], "ignore not_a_message"),
     ]);
 }
 
 #[test]
 fn bots_are_answered_by_setting_and_up_to_three_times() {
     let with_hops = |n: u64| {
-        said(json!({ "bot_id": "B1", "metadata": {
+        message_with(json!({ "bot_id": "B1", "metadata": {
             "event_type": "tidegate", "event_payload": { "hops": n } } }))
     };
     check(&[
-        (said(json!({ "bot_id": "B1" })), &[], "ignore from_bot"),
-        (said(json!({ "bot_id": "B1" })), &[bound], "ignore from_bot, addressed"),
-        (said(json!({ "bot_id": "B1" })), &[answer_bots], TO_AGENT),
-        (said(json!({ "bot_id": "B1", "user": null })), &[answer_bots], TO_AGENT),
+        (message_with(json!({ "bot_id": "B1" })), &[], "ignore from_bot"),
+        (message_with(json!({ "bot_id": "B1" })), &[bound], "ignore from_bot, addressed"),
+        (message_with(json!({ "bot_id": "B1" })), &[answer_bots], TO_AGENT),
+        (message_with(json!({ "bot_id": "B1", "user": null })), &[answer_bots], TO_AGENT),
         (
-            said(json!({ "bot_id": "B1", "subtype": "bot_message", "user": null })),
+            message_with(json!({ "bot_id": "B1", "subtype": "bot_message", "user": null })),
             &[answer_bots],
             TO_AGENT,
         ),
-        (said(json!({ "bot_id": "B1", "subtype": "bot_message" })), &[], "ignore from_bot"),
+        (message_with(json!({ "bot_id": "B1", "subtype": "bot_message" })), &[], "ignore from_bot"),
         (with_hops(2), &[answer_bots], "delivery: to acme/support s1 background, 2 hops; trigger"),
         (with_hops(3), &[answer_bots], "ignore from_bot"),
         (with_hops(u64::MAX), &[answer_bots], "ignore from_bot"),
         (
-            said(json!({ "user": "U0BOT", "bot_id": "B0" })),
+            message_with(json!({ "user": "U0BOT", "bot_id": "B0" })),
             &[answer_bots, bound],
             "ignore from_bot",
         ),
-        (said(json!({ "user": "USLACK" })), &[], "ignore from_bot"),
-        (said(json!({ "user": "USLACKBOT" })), &[answer_bots], "ignore from_bot"),
-        // What a person says about hops counts for nothing.
+        (message_with(json!({ "user": "USLACK" })), &[], "ignore from_bot"),
+        (message_with(json!({ "user": "USLACKBOT" })), &[answer_bots], "ignore from_bot"),
+        // Hops in the metadata of a person's message do not count.
         (
-            said(
+            message_with(
                 json!({ "metadata": { "event_type": "tidegate", "event_payload": { "hops": 9 } } }),
             ),
             &[],
@@ -136,12 +136,12 @@ fn app_gets_everything() {
         check(&[(fixture(name), &[own_handler], &expected.replace("acme/support", "*/gateway"))]);
     }
     check(&[
-        (said(json!({ "bot_id": "B1" })), &[forward], TO_APP),
+        (message_with(json!({ "bot_id": "B1" })), &[forward], TO_APP),
         (json_body("not JSON"), &[forward], TO_APP),
-        // A channel's webhooks go to the channel's agent, others to the connection's own.
-        (fixture("reaction_added"), &[forward_here], "delivery: to acme/app s1 background"),
-        (fixture("shortcut"), &[forward_here], "ignore not_a_message, addressed"),
-        (fixture("block_actions"), &[forward_here], "delivery: to acme/app s1 interactive"),
+        // Webhooks of a channel go to its agent, others to the connection's own.
+        (fixture("reaction_added"), &[app_here], "delivery: to acme/app s1 background"),
+        (fixture("shortcut"), &[app_here], "ignore not_a_message, addressed"),
+        (fixture("block_actions"), &[app_here], "delivery: to acme/app s1 interactive"),
     ]);
 }
 

@@ -1,37 +1,37 @@
-//! Places for attempts in a worker: pure arithmetic.
+//! Capacity of a worker for attempts: pure arithmetic.
 
 use std::collections::HashMap;
 
-/// Attempts that run at once in a worker, at most.
-pub const PLACES: usize = 256;
-/// Of these, places that only interactive deliveries get.
-pub const INTERACTIVE_PLACES: usize = PLACES / 4;
-/// Places that one organization's agents get at most.
-const ORGANIZATION_MAX: usize = PLACES / 2;
+/// Maximum number of attempts that run in a worker.
+pub const ATTEMPTS_MAX: usize = 256;
+/// Part of the capacity that is reserved for interactive deliveries.
+pub const INTERACTIVE_RESERVE: usize = ATTEMPTS_MAX / 4;
+/// Maximum number of attempts of one organization's agents.
+const ORGANIZATION_MAX: usize = ATTEMPTS_MAX / 2;
 
-/// What runs.
+/// Running attempts, in total and per organization.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct AttemptCapacity {
     taken: usize,
     by_organization: HashMap<String, usize>,
 }
 
-impl Places {
-    /// Places that interactive deliveries may get now.
-    pub fn for_interactive(&self) -> usize {
-        PLACES - self.taken
+impl AttemptCapacity {
+    /// Returns the number of interactive deliveries that may start.
+    pub fn free_for_interactive(&self) -> usize {
+        ATTEMPTS_MAX - self.taken
     }
 
-    /// Places that other deliveries may get now.
-    pub fn for_background(&self) -> usize {
-        (PLACES - INTERACTIVE_PLACES).saturating_sub(self.taken)
+    /// Returns the number of background deliveries that may start.
+    pub fn free_for_background(&self) -> usize {
+        (ATTEMPTS_MAX - INTERACTIVE_RESERVE).saturating_sub(self.taken)
     }
 
-    /// Takes a place; false when the organization has as many as one may have.
+    /// Adds an attempt. Returns false if the organization or the worker is at its limit.
     #[must_use]
     pub fn take(&mut self, organization: &str) -> bool {
         let of_organization = self.by_organization.entry(organization.to_owned()).or_default();
-        if *of_organization >= ORGANIZATION_MAX || self.taken >= PLACES {
+        if *of_organization >= ORGANIZATION_MAX || self.taken >= ATTEMPTS_MAX {
             return false;
         }
         *of_organization += 1;
@@ -39,7 +39,6 @@ impl Places {
         true
     }
 
-    /// Gives a place back.
     pub fn free(&mut self, organization: &str) {
         self.taken = self.taken.saturating_sub(1);
         if let Some(of_organization) = self.by_organization.get_mut(organization) {
@@ -58,22 +57,22 @@ mod tests {
     #[test]
     fn places_are_bounded_in_all_and_per_organization() {
         bolero::check!().with_type::<Vec<(bool, u8)>>().for_each(|steps| {
-            let (mut places, mut held) = (Places::default(), Vec::new());
+            let (mut capacity, mut held) = (AttemptCapacity::default(), Vec::new());
             for (takes, organization) in steps.iter().cycle().take(600) {
                 let organization = (organization % 4).to_string();
-                if *takes && places.take(&organization) {
+                if *takes && capacity.take(&organization) {
                     held.push(organization);
                 } else if let Some(organization) = held.pop() {
-                    places.free(&organization);
+                    capacity.free(&organization);
                 }
-                assert_eq!(places.taken, held.len());
-                assert!(places.taken <= PLACES);
+                assert_eq!(capacity.taken, held.len());
+                assert!(capacity.taken <= ATTEMPTS_MAX);
                 for organization in 0..4 {
                     let name = organization.to_string();
                     let count = held.iter().filter(|held| **held == name).count();
                     assert!(count <= ORGANIZATION_MAX);
                 }
-                assert!(places.for_background() <= PLACES - INTERACTIVE_PLACES);
+                assert!(capacity.free_for_background() <= ATTEMPTS_MAX - INTERACTIVE_RESERVE);
             }
         });
     }

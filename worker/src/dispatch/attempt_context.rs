@@ -1,0 +1,144 @@
+//! Clients and state that the attempts of a worker share: circuit breakers and agents' rows.
+
+use super::{
+    breaker::{CircuitBreakers, Transition},
+    handler::{AnyHandler, HandlerSettings},
+    metrics::DispatchMetrics,
+    outcome_recorder::OutcomeRecorder,
+};
+use crate::{
+    batcher::{Batcher, each_result},
+    context::Context,
+};
+use shared::{
+    store::{Agent, ClaimedDelivery, SealedPayload, Store, StoreError},
+    telemetry::Chain,
+    types::{AgentId, OrgId},
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant as Clock},
+};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// Time for which an agent's row is cached.
+const AGENT_TTL: Duration = Duration::from_secs(1);
+/// Number of cached agents above which expired rows are evicted.
+const AGENTS_MAX: usize = 4_096;
+
+/// Agents' rows, with the time at which they were read.
+type AgentCache = HashMap<(OrgId, AgentId), (Instant, Arc<Agent>)>;
+
+pub struct AttemptContext {
+    pub clients: Arc<Context>,
+    pub handler: Option<(AnyHandler, HandlerSettings)>,
+    pub metrics: DispatchMetrics,
+    /// Loads payloads, many per query.
+    pub payloads: Batcher<ClaimedDelivery, Result<Result<SealedPayload, String>, StoreError>>,
+    pub recorder: OutcomeRecorder,
+    breakers: Mutex<CircuitBreakers>,
+    agents: Mutex<AgentCache>,
+}
+
+impl AttemptContext {
+    pub fn new(
+        context: Arc<Context>,
+        handler: Option<(AnyHandler, HandlerSettings)>,
+        metrics: DispatchMetrics,
+    ) -> Self {
+        let load = |store: Store, deliveries: Vec<ClaimedDelivery>| async move {
+            let deliveries: Vec<&ClaimedDelivery> = deliveries.iter().collect();
+            each_result(deliveries.len(), store.load_payloads(&deliveries).await)
+        };
+        let payloads = Batcher::new(&context.store, load);
+        Self {
+            recorder: OutcomeRecorder::new(Arc::clone(&context)),
+            clients: context,
+            handler,
+            metrics,
+            payloads,
+            breakers: Mutex::default(),
+            agents: Mutex::default(),
+        }
+    }
+
+    /// Records at the circuit breaker that an agent answered.
+    pub async fn record_success(&self, delivery: &ClaimedDelivery) {
+        if delivery.agent().is_none() {
+            return;
+        }
+        let agent = (delivery.org.as_str(), delivery.agent.as_str());
+        let transition = self.breakers().on_success(agent, delivery.probe, Clock::now());
+        self.record_transition(agent, transition, "").await;
+    }
+
+    /// Records at the circuit breaker that an agent failed.
+    pub async fn record_failure(&self, delivery: &ClaimedDelivery, error: &str) {
+        if delivery.agent().is_none() {
+            return;
+        }
+        let agent = (delivery.org.as_str(), delivery.agent.as_str());
+        let (lane, now) = (delivery.key.lane, Clock::now());
+        let transition = self.breakers().on_failure(agent, lane, delivery.probe, now);
+        self.record_transition(agent, transition, error).await;
+    }
+
+    async fn record_transition(
+        &self,
+        (org, agent): (&str, &str),
+        transition: Option<Transition>,
+        error: &str,
+    ) {
+        let store = &self.clients.store;
+        let recorded = match transition {
+            Some(Transition::Open) => {
+                warn!(org, agent, error, "circuit breaker opened");
+                store.open_circuit(org, agent, error).await
+            }
+            Some(Transition::Close) => {
+                info!(org, agent, "circuit breaker closed");
+                store.close_circuit(org, agent).await
+            }
+            None => return,
+        };
+        if let Err(error) = recorded {
+            warn!(org, agent, error = %Chain(&error), "failed to record circuit breaker");
+        }
+    }
+
+    /// Returns whether the agent answered another delivery since the first attempt of this one.
+    pub fn answers_others(&self, delivery: &ClaimedDelivery) -> bool {
+        let agent = (delivery.org.as_str(), delivery.agent.as_str());
+        self.breakers().has_answered_within(agent, delivery.age, Clock::now())
+    }
+
+    /// Returns an agent's row, at most a second old.
+    pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Arc<Agent>>, StoreError> {
+        let key = (org.clone(), id.clone());
+        if let Some((at, agent)) = self.agents().get(&key)
+            && at.elapsed() < AGENT_TTL
+        {
+            return Ok(Some(Arc::clone(agent)));
+        }
+        let Some(agent) = self.clients.store.agent(org, id).await?.map(Arc::new) else {
+            return Ok(None);
+        };
+        let mut agents = self.agents();
+        if agents.len() >= AGENTS_MAX {
+            agents.retain(|_, (at, _)| at.elapsed() < AGENT_TTL);
+        }
+        agents.insert(key, (Instant::now(), Arc::clone(&agent)));
+        Ok(Some(agent))
+    }
+
+    fn agents(&self) -> MutexGuard<'_, AgentCache> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the circuit breakers of the agents that this worker called.
+    pub fn breakers(&self) -> MutexGuard<'_, CircuitBreakers> {
+        self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,146 @@
+//! Records the outcomes of attempts in Postgres, many per statement.
+//!
+//! Called by the scheduler's tasks. An outcome is recorded until Postgres confirms it or the
+//! worker's row expires; after that another worker runs the lane.
+
+use super::attempt::{AttemptOutcome, RELEASE_WAIT};
+use crate::{
+    batcher::{Batcher, each_result},
+    context::{Context, WorkerTerm},
+};
+use shared::{
+    store::{
+        ClaimedDelivery, FinishedDelivery, FinishedOutcome, PostponedDelivery, Store, StoreError,
+    },
+    telemetry::Chain,
+};
+use std::{sync::Arc, time::Duration};
+use tracing::{info, warn};
+
+/// Wait before an outcome is recorded again.
+pub const RECORD_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Writer of outcomes. Owns the batches that end and postpone deliveries.
+pub struct OutcomeRecorder {
+    context: Arc<Context>,
+    finishing: Batcher<Arc<FinishedDelivery>, Result<bool, StoreError>>,
+    postponing: Batcher<PostponedDelivery, Result<bool, StoreError>>,
+}
+
+/// Outcome that one batched statement can record.
+enum Record {
+    Finished(Arc<FinishedDelivery>),
+    Postponed(Box<PostponedDelivery>),
+}
+
+impl OutcomeRecorder {
+    pub fn new(context: Arc<Context>) -> Self {
+        let finish = |store: Store, finished: Vec<Arc<FinishedDelivery>>| async move {
+            let finished: Vec<&FinishedDelivery> = finished.iter().map(|f| &**f).collect();
+            match store.finish_deliveries(&finished).await {
+                // A delivery that Postgres refuses must not delay the others of its batch.
+                Err(error) if error.refuses_contents() && finished.len() > 1 => {
+                    let mut results = Vec::new();
+                    for delivery in finished {
+                        let result = store.finish_deliveries(&[delivery]).await;
+                        results.push(result.map(|in_force| in_force == [true]));
+                    }
+                    results
+                }
+                result => each_result(finished.len(), result),
+            }
+        };
+        let postpone = |store: Store, postponed: Vec<PostponedDelivery>| async move {
+            each_result(postponed.len(), store.postpone_deliveries(&postponed).await)
+        };
+        let finishing = Batcher::new(&context.store, finish);
+        let postponing = Batcher::new(&context.store, postpone);
+        Self { context, finishing, postponing }
+    }
+
+    /// Records an outcome while the worker's row holds. Returns the time after which the lane is
+    /// due again, `None` if another worker runs it.
+    pub async fn record(&self, term: &WorkerTerm, outcome: AttemptOutcome) -> Option<Duration> {
+        let mut record = match outcome {
+            AttemptOutcome::Finished(finished, None) => Record::Finished(Arc::new(*finished)),
+            AttemptOutcome::Finished(finished, Some(change)) => {
+                let delivery = finished.delivery.clone();
+                match self.context.store.finish_with_change(*finished, &change).await {
+                    Ok(_) => {
+                        self.context.wake_outbox.notify_one();
+                        return Some(Duration::ZERO);
+                    }
+                    Err(error) => Record::Postponed(Box::new(PostponedDelivery {
+                        delivery,
+                        after: RELEASE_WAIT,
+                        error: Chain(&error).to_string(),
+                        counts: true,
+                        fault: false,
+                        crashed: false,
+                    })),
+                }
+            }
+            AttemptOutcome::Postponed(postponed) => Record::Postponed(Box::new(postponed)),
+        };
+        loop {
+            let (delivery, result, after) = match &record {
+                Record::Finished(finished) => {
+                    let result = self.finishing.run(Arc::clone(finished)).await;
+                    (&finished.delivery, result, Duration::ZERO)
+                }
+                Record::Postponed(postponed) => {
+                    let result = self.postponing.run((**postponed).clone()).await;
+                    (&postponed.delivery, result, postponed.after)
+                }
+            };
+            let key = &delivery.dedup_key;
+            match result? {
+                Ok(true) => {
+                    if let Record::Finished(finished) = &record {
+                        self.follow_up(finished);
+                    }
+                    return Some(after);
+                }
+                Ok(false) => {
+                    info!(%key, "attempt outcome fenced: the lane was freed before");
+                    return Some(after);
+                }
+                Err(error) if error.refuses_contents() => {
+                    let error = Chain(&error).to_string();
+                    warn!(%key, error, "attempt outcome refused by Postgres");
+                    match record {
+                        // Only the messages can be the cause of the refusal.
+                        Record::Finished(finished) if !finished.messages.is_empty() => {
+                            let delivery = finished.delivery.clone();
+                            record = Record::Finished(Arc::new(refused(delivery, error)));
+                        }
+                        _ => return None,
+                    }
+                }
+                Err(error) => {
+                    warn!(%key, error = %Chain(&error), "failed to record attempt outcome");
+                    if !term.holds() {
+                        return None;
+                    }
+                    tokio::time::sleep(RECORD_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    fn follow_up(&self, finished: &FinishedDelivery) {
+        if !finished.messages.is_empty() {
+            self.context.wake_outbox.notify_one();
+        }
+        if matches!(finished.outcome, FinishedOutcome::DeadLetter { .. }) {
+            self.context.metrics.record_dead_letters(1);
+        }
+    }
+}
+
+/// Returns the end of a delivery whose messages Postgres refuses.
+fn refused(delivery: ClaimedDelivery, error: String) -> FinishedDelivery {
+    let reason = "Postgres refuses its messages".into();
+    let outcome = FinishedOutcome::DeadLetter { reason, error };
+    FinishedDelivery { delivery, outcome, messages: Vec::new(), traceparent: None }
+}

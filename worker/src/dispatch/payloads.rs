@@ -1,0 +1,54 @@
+//! Loads the payload of a delivery: from memory if intake committed it a moment ago, otherwise
+//! from Postgres.
+
+use super::{attempt::RELEASE_WAIT, attempt_context::AttemptContext};
+use shared::{
+    codec::envelope::{Envelope, NotDecoded},
+    store::{ClaimedDelivery, SealedPayload},
+    stream::{self, pairs_to_headers},
+    telemetry::Chain,
+};
+use std::time::Duration;
+use tracing::warn;
+
+/// Wait for a missing key or a newer release, which an operator has to provide.
+const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
+
+/// Failure to load a payload.
+pub enum PayloadError {
+    /// Payload that another release, another key or a later attempt may read.
+    Wait(Duration, String),
+    /// Payload that was deleted or skipped.
+    Gone(String),
+}
+
+/// Returns the envelope of a delivery.
+pub async fn load(
+    context: &AttemptContext,
+    delivery: &ClaimedDelivery,
+) -> Result<Envelope, PayloadError> {
+    if let Some(envelope) = context.clients.payloads.take(delivery.dedup_key.as_str()) {
+        return Ok(envelope);
+    }
+    let wait = |error: String| PayloadError::Wait(RELEASE_WAIT, error);
+    let loaded = context.payloads.run(delivery.clone()).await;
+    let loaded = loaded.ok_or_else(|| wait("reading its bytes failed".into()))?;
+    let payload = match loaded.map_err(|error| wait(Chain(&error).to_string()))? {
+        Ok(payload) => payload,
+        Err(why) if why.contains("deleted") => return Err(PayloadError::Gone(why)),
+        Err(why) => {
+            warn!(key = %delivery.dedup_key, why, "failed to open payload of a delivery");
+            return Err(PayloadError::Wait(UNREADABLE_WAIT, why));
+        }
+    };
+    let SealedPayload { headers, body } = payload;
+    let subject = stream::subject(delivery.partition, delivery.key.connection);
+    match Envelope::decode(&subject, Some(&pairs_to_headers(&headers)), body.into()) {
+        // A replayed delivery has its own dedup key.
+        Ok(envelope) => Ok(Envelope { dedupe: delivery.dedup_key.clone(), ..envelope }),
+        Err(newer @ NotDecoded::Newer(_)) => {
+            Err(PayloadError::Wait(UNREADABLE_WAIT, newer.to_string()))
+        }
+        Err(why) => Err(PayloadError::Gone(why.to_string())),
+    }
+}

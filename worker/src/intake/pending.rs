@@ -1,0 +1,160 @@
+//! Messages of a partition that are read and not committed, bounded by the byte budget.
+
+use super::batch::BATCH_WEBHOOKS_MAX;
+use crate::{context::ByteBudget, decider::ReadWebhook};
+use async_nats::jetstream;
+use shared::{
+    codec::envelope::{Envelope, MSG_ID, NotDecoded},
+    follow::{Follow, Followed, Place, StreamState},
+    store::{DeadLetter, LastMessage},
+    stream,
+};
+use std::collections::VecDeque;
+use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Copies of a body in memory: as read, split, encrypted and sent.
+const BODY_COPIES: usize = 4;
+
+/// Queue of pending messages, in stream order.
+pub struct PendingMessages {
+    queue: VecDeque<Pending>,
+    /// Message that was read when the byte budget had no room.
+    unread: Option<(Place, Box<jetstream::Message>)>,
+    /// Stored messages past the last one that was read.
+    waiting: u64,
+    budget: ByteBudget,
+}
+
+struct Pending {
+    message: PendingMessage,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A pending message, decoded.
+pub enum PendingMessage {
+    Webhook(Box<ReadWebhook>),
+    /// A message that is no envelope.
+    Undecodable {
+        last: LastMessage,
+        dead: Box<DeadLetter>,
+    },
+    /// A webhook written by a newer release.
+    Newer {
+        sequence: u64,
+        schema: u16,
+    },
+}
+
+pub enum ReadResult {
+    /// Messages were added.
+    Messages,
+    /// The stream was opened.
+    Opened(StreamState),
+    /// All messages stored before this time are read.
+    CaughtUp(OffsetDateTime),
+}
+
+impl PendingMessages {
+    pub fn new(budget: ByteBudget) -> Self {
+        Self { queue: VecDeque::new(), unread: None, waiting: 0, budget }
+    }
+
+    /// Returns whether no message is pending.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Returns the first pending message.
+    pub fn first(&self) -> Option<&PendingMessage> {
+        self.queue.front().map(|pending| &pending.message)
+    }
+
+    /// Returns the webhooks before the first message that is none.
+    pub fn webhooks(&self) -> impl Iterator<Item = &ReadWebhook> + Clone {
+        self.queue.iter().map_while(|pending| match &pending.message {
+            PendingMessage::Webhook(read) => Some(&**read),
+            _ => None,
+        })
+    }
+
+    /// Removes the first messages: they are committed.
+    pub fn remove(&mut self, count: usize) {
+        self.queue.drain(..count);
+    }
+
+    /// Returns the number of stored messages past the cursor, and when the oldest was stored.
+    pub fn lag(&self) -> (u64, Option<OffsetDateTime>) {
+        let oldest = self.webhooks().next().map(|read| read.stored_at);
+        (self.waiting + self.queue.len() as u64, oldest)
+    }
+
+    /// Waits for a message, then reads without waiting until a batch is full. Cancel-safe.
+    pub async fn read(&mut self, follow: &mut Follow) -> ReadResult {
+        match self.unread.take() {
+            Some((at, message)) => self.add(at, message).await,
+            None => match follow.next().await {
+                Followed::Opened(state) => return ReadResult::Opened(state),
+                Followed::CaughtUp(_, at) => {
+                    self.waiting = 0;
+                    return ReadResult::CaughtUp(at);
+                }
+                Followed::Message(at, message) => self.add(at, message).await,
+            },
+        }
+        while self.queue.len() < BATCH_WEBHOOKS_MAX {
+            // Other events are handled after the commit of these messages.
+            let Some(Followed::Message(at, message)) = follow.ready().await else { break };
+            match self.budget.try_acquire(message.payload.len() * BODY_COPIES) {
+                Some(permit) => self.push(at, &message, permit),
+                None => {
+                    self.unread = Some((at, message));
+                    break;
+                }
+            }
+        }
+        ReadResult::Messages
+    }
+
+    async fn add(&mut self, at: Place, message: Box<jetstream::Message>) {
+        let bytes = message.payload.len() * BODY_COPIES;
+        // The message stays in `self` while it waits: dropping this future loses nothing.
+        self.unread = Some((at, message));
+        let permit = self.budget.acquire(bytes).await;
+        if let (Some(permit), Some((at, message))) = (permit, self.unread.take()) {
+            self.push(at, &message, permit);
+        }
+    }
+
+    fn push(&mut self, at: Place, message: &jetstream::Message, permit: OwnedSemaphorePermit) {
+        self.waiting = at.waiting;
+        self.queue.push_back(Pending { message: decode(at, message), _permit: permit });
+    }
+}
+
+fn decode(at: Place, message: &jetstream::Message) -> PendingMessage {
+    let Place { sequence, stored_at, .. } = at;
+    let headers = message.headers.as_ref();
+    match Envelope::decode(&message.subject, headers, message.payload.clone()) {
+        Ok(envelope) => {
+            PendingMessage::Webhook(Box::new(ReadWebhook { sequence, stored_at, envelope }))
+        }
+        Err(NotDecoded::Newer(schema)) => PendingMessage::Newer { sequence, schema },
+        Err(undecodable) => {
+            let id = headers.and_then(|headers| headers.get(MSG_ID));
+            let key = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+            let connection = stream::parse_subject(&message.subject);
+            let dead = DeadLetter {
+                sequence: sequence as i64,
+                subject: message.subject.to_string(),
+                connection: connection.map(|(_, connection)| connection.to_string()),
+                reason: undecodable.to_string(),
+                headers: stream::headers_to_pairs(headers),
+                body: message.payload.to_vec(),
+                ..DeadLetter::default()
+            };
+            let last = LastMessage { sequence, key, stored_at };
+            PendingMessage::Undecodable { last, dead: Box::new(dead) }
+        }
+    }
+}
