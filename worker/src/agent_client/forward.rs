@@ -31,13 +31,13 @@ impl AgentClient {
         signing_secret: &Secret,
         envelope: &Envelope,
     ) -> Result<ForwardResult, AgentError> {
-        let taken = self.try_forward(agent, signing_secret, envelope).await;
-        let label = |taken: &ForwardResult| match taken {
+        let result = self.try_forward(agent, signing_secret, envelope).await;
+        let label = |result: &ForwardResult| match result {
             ForwardResult::Handled(_) => "taken",
             ForwardResult::Unhandled => "unhandled",
         };
-        self.metrics.record(AgentMode::Forward, &taken, label);
-        taken
+        self.metrics.record(AgentMode::Forward, &result, label);
+        result
     }
 
     async fn try_forward(

@@ -65,7 +65,7 @@ fn with_errors(submitted: &Value, errors: &Value) -> Value {
         match &submitted[name] {
             Value::Null => {}
             Value::String(text) if text.is_empty() => {}
-            there => view[name] = there.clone(),
+            value => view[name] = value.clone(),
         }
     }
     let mut blocks = Vec::new();

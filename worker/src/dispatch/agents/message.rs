@@ -82,16 +82,16 @@ async fn ask_message(
         session,
     };
     let id = webhook.envelope.dedupe.as_str();
-    let mut asking = std::pin::pin!(context.agents.ask(agent, id, &question));
-    let mut showing = std::pin::pin!(async {
+    let mut call = std::pin::pin!(context.agents.ask(agent, id, &question));
+    let mut status = std::pin::pin!(async {
         tokio::time::sleep(STATUS_AFTER).await;
         set_status(context, term, connection, message, "is thinking…").await;
     });
     let mut shown = false;
     let answer = loop {
         tokio::select! {
-            answer = &mut asking => break answer,
-            () = &mut showing, if !shown => shown = true,
+            answer = &mut call => break answer,
+            () = &mut status, if !shown => shown = true,
         }
     };
     // Slack removes the status when a reply is posted.
