@@ -107,13 +107,13 @@ impl LeaseManager {
             }
             self.drop_expired();
             if self.context.worker.end_if_expired() {
-                warn!("row of this worker expired; its attempts and sends are cancelled");
+                warn!("worker row expired; its attempts and sends are cancelled");
             }
         }
         if let Some(term) = self.context.worker.term()
             && let Err(error) = self.retire(&term.id).await
         {
-            warn!(error = %Chain(&error), "failed to delete row of this worker");
+            warn!(error = %Chain(&error), "failed to delete worker row");
         }
     }
 
