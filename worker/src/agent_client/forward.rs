@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_404_of_a_proxy_or_of_a_wrong_path_is_no_answer() {
+    fn rejects_404_of_proxy_or_wrong_path() {
         let said = |kind, body: &[u8]| {
             is_unhandled_by_bolt(
                 kind,

@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_an_agent_may_decide_is_taken_from_its_answer() {
+    fn reads_only_allowed_fields_of_a_reply() {
         let reply = read(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
         let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
         assert_eq!(reply, Ok(Some(answer)));

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_bounded_in_all_and_per_organization() {
+    fn bounds_attempts_in_total_and_per_organization() {
         bolero::check!().with_type::<Vec<(bool, u8)>>().for_each(|steps| {
             let (mut capacity, mut held) = (AttemptCapacity::default(), Vec::new());
             for (takes, organization) in steps.iter().cycle().take(600) {

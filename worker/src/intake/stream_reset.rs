@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_is_told_from_purge() {
+    fn distinguishes_reset_from_purge() {
         let stream = |created_ns, first_sequence, last_sequence| StreamState {
             created_ns,
             first_sequence,
