@@ -39,9 +39,9 @@ const ERROR_CHARS: usize = 200;
 pub struct AgentClient {
     networks: Networks,
     /// Client for all allowed addresses.
-    by_tls: reqwest::Client,
+    https: reqwest::Client,
     /// Client for networks of TIDEGATE_AGENT_NETWORKS.
-    in_clear: reqwest::Client,
+    plain_http: reqwest::Client,
     pub metrics: AgentMetrics,
 }
 
@@ -111,9 +111,9 @@ impl AgentClient {
                 .dns_resolver(Arc::new(guard))
                 .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         };
-        let by_tls = client(false).https_only(true).build()?;
-        let in_clear = client(true).build()?;
-        Ok(Self { networks, by_tls, in_clear, metrics: AgentMetrics::default() })
+        let https = client(false).https_only(true).build()?;
+        let plain_http = client(true).build()?;
+        Ok(Self { networks, https, plain_http, metrics: AgentMetrics::default() })
     }
 
     /// Sends a request. `id` is the same in every attempt. Returns `None` if the agent has no
@@ -122,9 +122,9 @@ impl AgentClient {
         &self,
         agent: &Agent,
         id: &str,
-        question: &AgentRequest<'_>,
+        request: &AgentRequest<'_>,
     ) -> Result<Option<AgentReply>, AgentError> {
-        let answer = self.try_ask(agent, id, question).await;
+        let answer = self.try_ask(agent, id, request).await;
         let label =
             |answer: &Option<AgentReply>| if answer.is_some() { "answered" } else { "silent" };
         self.metrics.record(AgentMode::Reply, &answer, label);
@@ -135,16 +135,16 @@ impl AgentClient {
         &self,
         agent: &Agent,
         id: &str,
-        question: &AgentRequest<'_>,
+        request: &AgentRequest<'_>,
     ) -> Result<Option<AgentReply>, AgentError> {
         #[derive(Serialize)]
-        struct Asked<'a> {
+        struct RequestBody<'a> {
             id: &'a str,
             #[serde(flatten)]
-            question: &'a AgentRequest<'a>,
+            request: &'a AgentRequest<'a>,
         }
         let invalid = |reason: String| unusable(agent, &reason);
-        let body = serde_json::to_vec(&Asked { id, question })
+        let body = serde_json::to_vec(&RequestBody { id, request })
             .map_err(|error| invalid(error.to_string()))?;
         let now = unix_now();
         let request = self
@@ -169,8 +169,9 @@ impl AgentClient {
     fn post(&self, agent: &Agent) -> Result<RequestBuilder, AgentError> {
         let invalid = |reason: String| unusable(agent, &reason);
         let url: Url = agent.url.parse().map_err(|_| invalid("its address is no URL".into()))?;
-        let in_clear = self.networks.check(&url).map_err(|refused| invalid(refused.to_string()))?;
-        let client = if in_clear { &self.in_clear } else { &self.by_tls };
+        let plain_http =
+            self.networks.check(&url).map_err(|refused| invalid(refused.to_string()))?;
+        let client = if plain_http { &self.plain_http } else { &self.https };
         Ok(client.post(url).timeout(agent.timeout))
     }
 }

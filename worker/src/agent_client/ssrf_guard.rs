@@ -44,17 +44,17 @@ impl Networks {
     /// Checks the scheme, and the host if it is an address. Returns whether the call is without
     /// TLS.
     pub fn check(&self, url: &Url) -> Result<bool, BlockedAddressError> {
-        let in_clear = match url.scheme() {
+        let is_plain_http = match url.scheme() {
             "https" => false,
             "http" => true,
             other => return Err(BlockedAddressError(format!("{other}:"))),
         };
         let host = url.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse() {
-            Ok(address) if !self.admits(address, in_clear) => {
+            Ok(address) if !self.admits(address, is_plain_http) => {
                 Err(BlockedAddressError(address.to_string()))
             }
-            _ => Ok(in_clear),
+            _ => Ok(is_plain_http),
         }
     }
 }

@@ -103,7 +103,7 @@ impl LeaseManager {
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
                 Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
-                Err(_) => warn!("timed out renewing leases"),
+                Err(_) => warn!("failed to renew leases in time"),
             }
             self.drop_expired();
             if self.context.worker.end_if_expired() {
