@@ -90,14 +90,14 @@ impl Decider {
             .collect();
         let queries: Vec<FactsQuery> = webhooks.iter().map(|(read, w)| query(read, w)).collect();
         let mut facts = self.store.load_facts(partition, &queries).await?;
-        let (mut processed, mut told) = (HashSet::new(), HashSet::new());
+        let (mut processed, mut noticed) = (HashSet::new(), HashSet::new());
         let mut decided = Vec::with_capacity(webhooks.len());
         for (((read, webhook), query), facts) in webhooks.iter().zip(&queries).zip(&mut facts) {
             facts.processed = !again && (facts.processed || processed.contains(&query.key));
             let trigger = query.trigger.as_ref();
             facts.trigger_processed = !again
                 && (facts.trigger_processed || trigger.is_some_and(|key| processed.contains(key)));
-            facts.tell_waiting &= !told.contains(&(query.connection, query.lane));
+            facts.tell_waiting &= !noticed.contains(&(query.connection, query.lane));
             let named_agents = self.load_named_agents(webhook, facts).await?;
             let decision = self.decide_one(read, webhook, facts, &named_agents);
             match &decision {
@@ -107,7 +107,7 @@ impl Decider {
                     processed.insert(query.key.clone());
                     processed.extend(trigger.filter(|_| effects.trigger.is_some()).cloned());
                     if effects.delivery.as_ref().is_some_and(|delivery| delivery.tells) {
-                        told.insert((query.connection, query.lane));
+                        noticed.insert((query.connection, query.lane));
                     }
                 }
             }

@@ -31,13 +31,13 @@ impl AgentClient {
         signing_secret: &Secret,
         envelope: &Envelope,
     ) -> Result<ForwardResult, AgentError> {
-        let taken = self.try_forward(agent, signing_secret, envelope).await;
-        let label = |taken: &ForwardResult| match taken {
+        let result = self.try_forward(agent, signing_secret, envelope).await;
+        let label = |result: &ForwardResult| match result {
             ForwardResult::Handled(_) => "taken",
             ForwardResult::Unhandled => "unhandled",
         };
-        self.metrics.record(AgentMode::Forward, &taken, label);
-        taken
+        self.metrics.record(AgentMode::Forward, &result, label);
+        result
     }
 
     async fn try_forward(
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_404_of_a_proxy_or_of_a_wrong_path_is_no_answer() {
+    fn rejects_404_of_proxy_or_wrong_path() {
         let said = |kind, body: &[u8]| {
             is_unhandled_by_bolt(
                 kind,

@@ -39,9 +39,9 @@ const ERROR_CHARS: usize = 200;
 pub struct AgentClient {
     networks: Networks,
     /// Client for all allowed addresses.
-    by_tls: reqwest::Client,
+    https: reqwest::Client,
     /// Client for networks of TIDEGATE_AGENT_NETWORKS.
-    in_clear: reqwest::Client,
+    plain_http: reqwest::Client,
     pub metrics: AgentMetrics,
 }
 
@@ -111,9 +111,9 @@ impl AgentClient {
                 .dns_resolver(Arc::new(guard))
                 .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         };
-        let by_tls = client(false).https_only(true).build()?;
-        let in_clear = client(true).build()?;
-        Ok(Self { networks, by_tls, in_clear, metrics: AgentMetrics::default() })
+        let https = client(false).https_only(true).build()?;
+        let plain_http = client(true).build()?;
+        Ok(Self { networks, https, plain_http, metrics: AgentMetrics::default() })
     }
 
     /// Sends a request. `id` is the same in every attempt. Returns `None` if the agent has no
@@ -122,9 +122,9 @@ impl AgentClient {
         &self,
         agent: &Agent,
         id: &str,
-        question: &AgentRequest<'_>,
+        request: &AgentRequest<'_>,
     ) -> Result<Option<AgentReply>, AgentError> {
-        let answer = self.try_ask(agent, id, question).await;
+        let answer = self.try_ask(agent, id, request).await;
         let label =
             |answer: &Option<AgentReply>| if answer.is_some() { "answered" } else { "silent" };
         self.metrics.record(AgentMode::Reply, &answer, label);
@@ -135,17 +135,17 @@ impl AgentClient {
         &self,
         agent: &Agent,
         id: &str,
-        question: &AgentRequest<'_>,
+        request: &AgentRequest<'_>,
     ) -> Result<Option<AgentReply>, AgentError> {
         #[derive(Serialize)]
-        struct Asked<'a> {
+        struct RequestBody<'a> {
             id: &'a str,
             #[serde(flatten)]
-            question: &'a AgentRequest<'a>,
+            request: &'a AgentRequest<'a>,
         }
-        let wrong = |why: String| unusable(agent, &why);
-        let body = serde_json::to_vec(&Asked { id, question })
-            .map_err(|error| wrong(error.to_string()))?;
+        let invalid = |reason: String| unusable(agent, &reason);
+        let body = serde_json::to_vec(&RequestBody { id, request })
+            .map_err(|error| invalid(error.to_string()))?;
         let now = unix_now();
         let request = self
             .post(agent)?
@@ -162,15 +162,16 @@ impl AgentClient {
         if !(200..300).contains(&response.status) {
             return Err(refusal(agent, &response));
         }
-        read(&response.body).map_err(|why| wrong(why.into()))
+        read(&response.body).map_err(|reason| invalid(reason.into()))
     }
 
     /// Returns a POST request to the agent if its address is allowed.
     fn post(&self, agent: &Agent) -> Result<RequestBuilder, AgentError> {
-        let wrong = |why: String| unusable(agent, &why);
-        let url: Url = agent.url.parse().map_err(|_| wrong("its address is no URL".into()))?;
-        let in_clear = self.networks.check(&url).map_err(|refused| wrong(refused.to_string()))?;
-        let client = if in_clear { &self.in_clear } else { &self.by_tls };
+        let invalid = |reason: String| unusable(agent, &reason);
+        let url: Url = agent.url.parse().map_err(|_| invalid("its address is no URL".into()))?;
+        let plain_http =
+            self.networks.check(&url).map_err(|refused| invalid(refused.to_string()))?;
+        let client = if plain_http { &self.plain_http } else { &self.https };
         Ok(client.post(url).timeout(agent.timeout))
     }
 }
@@ -208,8 +209,8 @@ async fn send(agent: &Agent, request: RequestBuilder) -> Result<Response, AgentE
     Ok(Response { status, body, retry_after })
 }
 
-fn unusable(agent: &Agent, why: &str) -> AgentError {
-    let message = format!("agent {}: {why}", agent.id);
+fn unusable(agent: &Agent, reason: &str) -> AgentError {
+    let message = format!("agent {}: {reason}", agent.id);
     AgentError { kind: FailureKind::Unusable, message, retry_after: None }
 }
 
@@ -221,13 +222,13 @@ fn refusal(agent: &Agent, response: &Response) -> AgentError {
         error: String,
     }
     let status = response.status;
-    let said = serde_json::from_slice(&response.body).ok().map(|body: Body| body.error);
-    let in_protocol = said.is_some();
-    let said: String =
-        said.unwrap_or_default().chars().filter(|c| !c.is_control()).take(ERROR_CHARS).collect();
-    let message = match said.is_empty() {
+    let error = serde_json::from_slice(&response.body).ok().map(|body: Body| body.error);
+    let in_protocol = error.is_some();
+    let error: String =
+        error.unwrap_or_default().chars().filter(|c| !c.is_control()).take(ERROR_CHARS).collect();
+    let message = match error.is_empty() {
         true => format!("agent {} answered {status}", agent.id),
-        false => format!("agent {} answered {status}: {said}", agent.id),
+        false => format!("agent {} answered {status}: {error}", agent.id),
     };
     let kind = match status {
         400 | 422 if in_protocol => FailureKind::Refused,
@@ -286,10 +287,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_an_agent_may_decide_is_taken_from_its_answer() {
-        let said = read(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
+    fn reads_only_allowed_fields_of_a_reply() {
+        let reply = read(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
         let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
-        assert_eq!(said, Ok(Some(answer)));
+        assert_eq!(reply, Ok(Some(answer)));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
             assert_eq!(read(nothing), Ok(None));
         }

@@ -43,7 +43,7 @@ mod tests {
 
     /// Example of the Standard Webhooks specification.
     #[test]
-    fn the_signature_of_a_question_is_that_of_standard_webhooks() {
+    fn signs_requests_as_standard_webhooks() {
         let key = secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
         let (id, body) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", br#"{"test": 2432232314}"#);
         assert_eq!(
@@ -54,7 +54,7 @@ mod tests {
 
     /// Example of Slack's page, which also tests ingest.
     #[test]
-    fn the_signature_of_what_is_handed_on_is_slacks() {
+    fn signs_forwarded_webhooks_as_slack() {
         let body = b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&\
             channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&\
             command=%2Fwebhook-collect&text=&\

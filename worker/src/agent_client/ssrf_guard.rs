@@ -44,17 +44,17 @@ impl Networks {
     /// Checks the scheme, and the host if it is an address. Returns whether the call is without
     /// TLS.
     pub fn check(&self, url: &Url) -> Result<bool, BlockedAddressError> {
-        let in_clear = match url.scheme() {
+        let is_plain_http = match url.scheme() {
             "https" => false,
             "http" => true,
             other => return Err(BlockedAddressError(format!("{other}:"))),
         };
         let host = url.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse() {
-            Ok(address) if !self.admits(address, in_clear) => {
+            Ok(address) if !self.admits(address, is_plain_http) => {
                 Err(BlockedAddressError(address.to_string()))
             }
-            _ => Ok(in_clear),
+            _ => Ok(is_plain_http),
         }
     }
 }
@@ -141,7 +141,7 @@ mod tests {
     use std::net::SocketAddr;
 
     #[test]
-    fn no_spelling_of_an_inner_address_gets_by() {
+    fn blocks_internal_addresses_in_any_spelling() {
         let networks = Networks::default();
         for url in [
             "https://127.0.0.1/",
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_deployment_names_is_open_and_nothing_beside_it() {
+    fn allows_only_named_networks() {
         let networks = Networks::new(vec!["10.1.0.0/16".parse().expect("a network")]);
         for (url, open) in [
             ("http://10.1.2.3/", true),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_resolves_to_something_else_the_next_time_gains_nothing() {
+    async fn checks_every_resolution() {
         let answers = ["93.184.216.34:0", "127.0.0.1:0", "[::ffff:169.254.169.254]:0"];
         let answers = answers.map(|address| address.parse().expect("an address"));
         let lookup = Arc::new(Rebinding(std::sync::Mutex::new(answers.into())));

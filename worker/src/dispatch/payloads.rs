@@ -35,10 +35,10 @@ pub async fn load(
     let loaded = loaded.ok_or_else(|| wait("reading its bytes failed".into()))?;
     let payload = match loaded.map_err(|error| wait(Chain(&error).to_string()))? {
         Ok(payload) => payload,
-        Err(why) if why.contains("deleted") => return Err(PayloadError::Gone(why)),
-        Err(why) => {
-            warn!(key = %delivery.dedup_key, why, "failed to open payload of a delivery");
-            return Err(PayloadError::Wait(UNREADABLE_WAIT, why));
+        Err(reason) if reason.contains("deleted") => return Err(PayloadError::Gone(reason)),
+        Err(reason) => {
+            warn!(key = %delivery.dedup_key, reason, "failed to open payload of a delivery");
+            return Err(PayloadError::Wait(UNREADABLE_WAIT, reason));
         }
     };
     let SealedPayload { headers, body } = payload;
@@ -49,6 +49,6 @@ pub async fn load(
         Err(newer @ NotDecoded::Newer(_)) => {
             Err(PayloadError::Wait(UNREADABLE_WAIT, newer.to_string()))
         }
-        Err(why) => Err(PayloadError::Gone(why.to_string())),
+        Err(reason) => Err(PayloadError::Gone(reason.to_string())),
     }
 }

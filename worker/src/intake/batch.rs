@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_webhook_is_found_and_others_go_on() {
+    fn halving_isolates_refused_webhook() {
         bolero::check!().with_type::<(u8, u8)>().for_each(|(total, bad)| {
             let (total, bad) = (usize::from(*total) + 1, usize::from(*bad));
             let (mut halving, mut next, mut dead, mut refusals) =
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_postgres_gives_nothing_up_within_a_minute() {
+    fn keeps_webhooks_for_a_minute_of_slow_postgres() {
         let mut halving = BatchHalving::new(1);
         let mut refusals = 0;
         while halving.limit() > 1 {

@@ -103,17 +103,17 @@ impl LeaseManager {
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
                 Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
-                Err(_) => warn!("timed out renewing leases"),
+                Err(_) => warn!("failed to renew leases in time"),
             }
             self.drop_expired();
             if self.context.worker.end_if_expired() {
-                warn!("row of this worker expired; its attempts and sends are cancelled");
+                warn!("worker row expired; its attempts and sends are cancelled");
             }
         }
         if let Some(term) = self.context.worker.term()
             && let Err(error) = self.retire(&term.id).await
         {
-            warn!(error = %Chain(&error), "failed to delete row of this worker");
+            warn!(error = %Chain(&error), "failed to delete worker row");
         }
     }
 

@@ -49,9 +49,9 @@ async fn redrive_due(
             let redriven = redrive.catch_unwind().await;
             match redriven.unwrap_or_else(|_| Ok(Err("deciding it panicked".to_owned())))? {
                 Ok(()) => info!(dead_letter = dead.id, "dead letter redriven"),
-                Err(why) => {
-                    info!(dead_letter = dead.id, why, "dead letter not redriven");
-                    context.store.record_redrive_failure(dead.id, &why).await?;
+                Err(reason) => {
+                    info!(dead_letter = dead.id, reason, "dead letter not redriven");
+                    context.store.record_redrive_failure(dead.id, &reason).await?;
                 }
             }
         }
@@ -70,7 +70,7 @@ async fn redrive_one(
 ) -> Result<Result<(), String>, StoreError> {
     let read = match read_again(dead) {
         Ok(read) => read,
-        Err(why) => return Ok(Err(why)),
+        Err(reason) => return Ok(Err(reason)),
     };
     let decided = decider.decide_again(&read).await?;
     if let Decision::DeadLetter { reason, error } = &decided.1.decision {
@@ -92,12 +92,12 @@ async fn redrive_one(
 }
 
 fn read_again(dead: &DeadLetter) -> Result<ReadWebhook, String> {
-    if let Some(why) = &dead.unreadable {
-        return Err(format!("its bytes cannot be opened: {why}"));
+    if let Some(reason) = &dead.unreadable {
+        return Err(format!("its bytes cannot be opened: {reason}"));
     }
     let headers = pairs_to_headers(&dead.headers);
     let envelope = Envelope::decode(&dead.subject, Some(&headers), dead.body.clone().into())
-        .map_err(|why| why.to_string())?;
+        .map_err(|reason| reason.to_string())?;
     let at = dead.at.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
     let stored_at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH);
     Ok(ReadWebhook { sequence: dead.sequence as u64, stored_at, envelope })

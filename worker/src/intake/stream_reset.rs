@@ -28,7 +28,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Clone, Copy)]
 pub struct StreamReset {
-    why: &'static str,
+    reason: &'static str,
     stream: StreamState,
 }
 
@@ -63,8 +63,8 @@ pub async fn check(
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     };
-    let why = reset_evidence(stream, state, cursor, &found)?;
-    Some(StreamReset { why, stream: *stream })
+    let reason = reset_evidence(stream, state, cursor, &found)?;
+    Some(StreamReset { reason, stream: *stream })
 }
 
 async fn find(
@@ -150,7 +150,7 @@ pub async fn bump_generation(
     let partition = owned.partition();
     let StreamState { first_sequence, last_sequence, .. } = reset.stream;
     error!(
-        %partition, cursor = state.cursor, first_sequence, last_sequence, why = reset.why,
+        %partition, cursor = state.cursor, first_sequence, last_sequence, reason = reset.reason,
         "stream reset detected; the partition is read again from the time of its cursor"
     );
     context.metrics.record_stream_reset();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_is_told_from_purge() {
+    fn distinguishes_reset_from_purge() {
         let stream = |created_ns, first_sequence, last_sequence| StreamState {
             created_ns,
             first_sequence,

@@ -131,12 +131,12 @@ async fn decide_all(
                     effects,
                 }
             }
-            Err(why) => ReplayResult {
+            Err(reason) => ReplayResult {
                 sequence: at.sequence,
                 stored_at: at.stored_at,
                 kind: "unknown".into(),
                 outcome: "dead_letter".into(),
-                effects: vec![why.to_string()],
+                effects: vec![reason.to_string()],
             },
         };
         if !context.store.record_replay_result(replay, &result).await? {

@@ -50,8 +50,8 @@ pub async fn run(store: Store, slack: Slack, now: Arc<Notify>, stop: Cancellatio
 async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
     let Some(due) = store.lease_rotation(LEASE).await? else { return Ok(false) };
     let connection = due.connection;
-    let called = slack.refresh(&due.client_id, &due.client_secret, &due.refresh_token).await;
-    let (after, why) = match called {
+    let result = slack.refresh(&due.client_id, &due.client_secret, &due.refresh_token).await;
+    let (after, reason) = match result {
         ApiResult::Done(answer) => match read(&answer) {
             Some((bot_token, refresh_token, expires_in)) => {
                 // The old refresh token is used up: the new one must not be lost if Postgres is
@@ -82,10 +82,10 @@ async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
         }
         ApiResult::Refused(_, text) => (BACKOFF_MAX, text),
         ApiResult::RateLimited(after) => (after, "rate limited".to_owned()),
-        ApiResult::NotSent(why) | ApiResult::Ambiguous(why) => (backoff(&due), why),
+        ApiResult::NotSent(reason) | ApiResult::Ambiguous(reason) => (backoff(&due), reason),
     };
-    warn!(%connection, why, ?after, "failed to refresh token");
-    store.rotation_failed(&due, after, &why).await?;
+    warn!(%connection, reason, ?after, "failed to refresh token");
+    store.rotation_failed(&due, after, &reason).await?;
     Ok(true)
 }
 

@@ -209,11 +209,12 @@ async fn release_forgotten(shared: &Shared, running: &Running) {
 }
 
 async fn record_unreadable(shared: &Shared, term: &WorkerTerm, message: UnreadableMessage) {
-    let UnreadableMessage { connection, lane, turn, attempts, why, may_be_readable } = message;
-    error!(%connection, %lane, why, may_be_readable, "failed to read outbox message");
+    let UnreadableMessage { connection, lane, turn, attempts, why: reason, may_be_readable } =
+        message;
+    error!(%connection, %lane, reason, may_be_readable, "failed to read outbox message");
     let outcome = match may_be_readable {
-        true => SendOutcome::Untried(UNREADABLE_WAIT, why),
-        false => SendOutcome::Failed(why),
+        true => SendOutcome::Untried(UNREADABLE_WAIT, reason),
+        false => SendOutcome::Failed(reason),
     };
     let (worker, ambiguity) = (term.id.clone(), SendAmbiguity::default());
     let record =
@@ -247,12 +248,12 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
         Err(_) => (SendOutcome::Ambiguous(RETRY_INTERVAL, "the send panicked".into()), true),
     };
     let outcome = match outcome {
-        SendOutcome::Later(_, why)
-        | SendOutcome::Ambiguous(_, why)
-        | SendOutcome::Untried(_, why)
+        SendOutcome::Later(_, reason)
+        | SendOutcome::Ambiguous(_, reason)
+        | SendOutcome::Untried(_, reason)
             if message.age > given_up_after(&message.outgoing.to) =>
         {
-            SendOutcome::Failed(format!("given up after {:?}: {why}", message.age))
+            SendOutcome::Failed(format!("given up after {:?}: {reason}", message.age))
         }
         other => other,
     };
@@ -261,16 +262,16 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
             info!(outbox = id, to, %connection, "message sent");
             shared.context.usage.record_reply(connection);
         }
-        SendOutcome::Later(after, why) | SendOutcome::Untried(after, why) => {
-            info!(outbox = id, to, %connection, ?after, why, "message postponed");
+        SendOutcome::Later(after, reason) | SendOutcome::Untried(after, reason) => {
+            info!(outbox = id, to, %connection, ?after, reason, "message postponed");
         }
-        SendOutcome::Ambiguous(after, why) => {
+        SendOutcome::Ambiguous(after, reason) => {
             span.record("error.type", "ambiguous");
-            warn!(outbox = id, to, %connection, ?after, why, "message may have been sent");
+            warn!(outbox = id, to, %connection, ?after, reason, "message may have been sent");
         }
-        SendOutcome::Failed(why) => {
+        SendOutcome::Failed(reason) => {
             span.record("error.type", "failed");
-            warn!(outbox = id, to, %connection, why, "failed to send message");
+            warn!(outbox = id, to, %connection, reason, "failed to send message");
         }
     }
     let record = SendRecord {

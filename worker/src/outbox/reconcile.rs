@@ -33,9 +33,9 @@ pub async fn look_up(
     let mark = message.mark();
     let since = message.written_at.saturating_sub(CLOCK_TOLERANCE).as_secs();
     let method = if thread_ts.is_some() { Method::Replies } else { Method::History };
-    let later = |after, why: String| match message.age < UNCLEAR_FOR {
-        true => LookupResult::Later(after, why),
-        false => LookupResult::Impossible(why),
+    let later = |after, reason: String| match message.age < UNCLEAR_FOR {
+        true => LookupResult::Later(after, reason),
+        false => LookupResult::Impossible(reason),
     };
     let mut cursor = String::new();
     for _ in 0..PAGES_MAX {
@@ -54,8 +54,8 @@ pub async fn look_up(
                 };
             }
             Ok(ApiResult::Refused(_, code)) => return LookupResult::Impossible(code),
-            Ok(ApiResult::NotSent(why) | ApiResult::Ambiguous(why)) => {
-                return later(sender.sending.backoff(), why);
+            Ok(ApiResult::NotSent(reason) | ApiResult::Ambiguous(reason)) => {
+                return later(sender.sending.backoff(), reason);
             }
             Err(_) => return later(Duration::ZERO, "the worker's row expired".into()),
         };

@@ -26,7 +26,7 @@ pub async fn send(
     ambiguity: &mut SendAmbiguity,
 ) -> SendOutcome {
     let message = &sending.message.outgoing.message;
-    let why = if sending.message.uses >= USES_MAX {
+    let reason = if sending.message.uses >= USES_MAX {
         "the response_url was used five times".to_owned()
     } else if sending.message.age >= USABLE_FOR {
         "the response_url is half an hour old".to_owned()
@@ -40,19 +40,21 @@ pub async fn send(
             ResponseUrlResult::RateLimited(after) => {
                 return SendOutcome::Later(after, "limited".into());
             }
-            ResponseUrlResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
-            ResponseUrlResult::Ambiguous(why) => {
-                return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
+            ResponseUrlResult::NotSent(reason) => {
+                return SendOutcome::Later(sending.backoff(), reason);
             }
-            ResponseUrlResult::Refused(why) => return SendOutcome::Failed(why),
-            ResponseUrlResult::UsedUp(why) => why,
+            ResponseUrlResult::Ambiguous(reason) => {
+                return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), reason);
+            }
+            ResponseUrlResult::Refused(reason) => return SendOutcome::Failed(reason),
+            ResponseUrlResult::UsedUp(reason) => reason,
         }
     };
-    let Some(fallback) = fallback else { return SendOutcome::Failed(why) };
+    let Some(fallback) = fallback else { return SendOutcome::Failed(reason) };
     let Some(message) = without_response_url(message) else {
-        return SendOutcome::Failed(format!("{why}, and only it can replace a message"));
+        return SendOutcome::Failed(format!("{reason}, and only it can replace a message"));
     };
-    info!(outbox = sending.message.id, why, "response_url used up; sending by the Web API");
+    info!(outbox = sending.message.id, reason, "response_url used up; sending by the Web API");
     sending.mark_resent(ambiguity); // such a message has no mark to look up
     let (channel, user) = (fallback.channel.clone(), fallback.user.clone());
     let to = match sending.message.outgoing.message["response_type"] == "in_channel" {

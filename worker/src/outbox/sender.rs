@@ -73,8 +73,8 @@ impl<'a> SendContext<'a> {
         if final_failure(connection.as_deref()).is_some() {
             connection = connections.read_through(self.message.connection).await.map_err(later)?;
         }
-        if let Some(why) = final_failure(connection.as_deref()) {
-            return Err(SendOutcome::Failed(why));
+        if let Some(reason) = final_failure(connection.as_deref()) {
+            return Err(SendOutcome::Failed(reason));
         }
         let token = connection.as_ref().and_then(|connection| connection.bot_token.clone());
         match connection.zip(token) {
@@ -82,8 +82,8 @@ impl<'a> SendContext<'a> {
                 Ok(AuthenticatedSender { sending: self, connection, token })
             }
             _ => {
-                let why = "the connection is pending or stopped".to_owned();
-                Err(SendOutcome::Untried(PENDING_WAIT, why))
+                let reason = "the connection is pending or stopped".to_owned();
+                Err(SendOutcome::Untried(PENDING_WAIT, reason))
             }
         }
     }

@@ -84,8 +84,8 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
 /// Records that Slack refused a connection: its status changes.
 pub async fn record_refusal(sender: &AuthenticatedSender<'_>, status: Status, code: &str) {
     let (id, version) = (sender.connection.id, sender.connection.version);
-    let (store, why) = (&sender.sending.context().store, format!("Slack says: {code}"));
-    match store.connection_refused(id, Some(version), status, &why).await {
+    let (store, reason) = (&sender.sending.context().store, format!("Slack error: {code}"));
+    match store.connection_refused(id, Some(version), status, &reason).await {
         Ok(changed) => {
             warn!(connection = %id, %status, code, changed, "connection refused by Slack");
         }

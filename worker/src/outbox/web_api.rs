@@ -41,7 +41,7 @@ pub async fn send(
             let open = json!({ "users": user.as_str() });
             let opened = match sender.call(Method::OpenConversation, &open).await {
                 Ok(ApiResult::Done(answer)) => answer["channel"]["id"].as_str().map(str::to_owned),
-                Ok(other) => return sender.follow(other, None).await,
+                Ok(other) => return sender.apply_result(other, None).await,
                 Err(outcome) => return outcome,
             };
             return match opened.map(|channel| channel.parse()) {
@@ -50,8 +50,8 @@ pub async fn send(
                     Box::pin(send(sender, &to, message, ambiguity)).await
                 }
                 _ => {
-                    let why = "Slack opened no direct message".to_owned();
-                    SendOutcome::Later(sending.backoff(), why)
+                    let reason = "Slack opened no direct message".to_owned();
+                    SendOutcome::Later(sending.backoff(), reason)
                 }
             };
         }
@@ -70,11 +70,13 @@ pub async fn send(
                         metrics.record_reconciliation(method.as_str(), Reconciliation::Absent);
                         ambiguity.open = false;
                     }
-                    LookupResult::Later(after, why) => return SendOutcome::Untried(after, why),
-                    LookupResult::Impossible(why) => {
+                    LookupResult::Later(after, reason) => {
+                        return SendOutcome::Untried(after, reason);
+                    }
+                    LookupResult::Impossible(reason) => {
                         info!(
                             outbox = sending.message.id,
-                            why, "failed to look up ambiguous message"
+                            reason, "failed to look up ambiguous message"
                         );
                         sending.mark_resent(ambiguity);
                     }
@@ -84,20 +86,20 @@ pub async fn send(
         }
     }
     let channel = body["channel"].as_str();
-    let called = match sender.call(method, &body).await {
-        Ok(called) => called,
+    let result = match sender.call(method, &body).await {
+        Ok(result) => result,
         Err(outcome) => return outcome,
     };
-    let called = match called {
+    let result = match result {
         ApiResult::Refused(_, code) if FORM_ERRORS.contains(&code.as_str()) => {
             match send_simpler(sender, method, &body, code).await {
-                Ok(called) => called,
+                Ok(result) => result,
                 Err(outcome) => return outcome,
             }
         }
-        called => called,
+        result => result,
     };
-    sender.follow(called, channel).await
+    sender.apply_result(result, channel).await
 }
 
 /// Sends only the text of a message that was refused for its form. If that is refused, too, posts a
@@ -113,7 +115,7 @@ async fn send_simpler(
         warn!(outbox = message.id, code, "message refused for its form; sending only its text");
         match sender.call(method, &text).await? {
             ApiResult::Refused(_, again) if FORM_ERRORS.contains(&again.as_str()) => code = again,
-            called => return Ok(called),
+            result => return Ok(result),
         }
     }
     if body["channel"].is_string() {
@@ -156,17 +158,17 @@ impl AuthenticatedSender<'_> {
     }
 
     /// Applies the answer of a call and returns the outcome of the send.
-    async fn follow(&self, called: ApiResult, channel: Option<&str>) -> SendOutcome {
+    async fn apply_result(&self, result: ApiResult, channel: Option<&str>) -> SendOutcome {
         let (sending, id) = (self.sending, self.connection.id);
-        let (action, text) = match called {
+        let (action, text) = match result {
             ApiResult::Done(_) => {
                 token_health::record_success(self).await;
                 return SendOutcome::Sent;
             }
             ApiResult::RateLimited(after) => return SendOutcome::Later(after, "limited".into()),
-            ApiResult::NotSent(why) => return SendOutcome::Later(sending.backoff(), why),
-            ApiResult::Ambiguous(why) => {
-                return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), why);
+            ApiResult::NotSent(reason) => return SendOutcome::Later(sending.backoff(), reason),
+            ApiResult::Ambiguous(reason) => {
+                return SendOutcome::Ambiguous(AMBIGUITY_WAIT.max(sending.backoff()), reason);
             }
             ApiResult::Refused(action, text) => (action, text),
         };

@@ -26,11 +26,11 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Decision> {
         "app_uninstalled" => (Some(revoke("the app was uninstalled")), None),
         "tokens_revoked" => {
             let bots = lifecycle::revoked_bots(&envelope.body);
-            let is_ours = match &connection.bot_user {
+            let is_own_bot = match &connection.bot_user {
                 Some(bot) => bots.contains(bot),
                 None => !bots.is_empty(), // an app has one bot user in a workspace
             };
-            (is_ours.then(|| revoke("its tokens were revoked")), None)
+            (is_own_bot.then(|| revoke("its tokens were revoked")), None)
         }
         "channel_id_changed" => (move_channel(input), input.app()),
         "team_join" => (welcome(input, messages::installation_team(body)), input.app()),

@@ -115,9 +115,9 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
     if let Some(agent) = input.agent() {
         return input.deliver(agent, input.lookup.trigger.clone());
     }
-    let is_for_us = is_addressed(input.webhook, connection.bot_user.as_deref(), false);
+    let is_addressed_here = is_addressed(input.webhook, connection.bot_user.as_deref(), false);
     match commands::Invocation::of_message(connection, message) {
-        Ok(invocation) if connection.preview_mode && is_for_us => {
+        Ok(invocation) if connection.preview_mode && is_addressed_here => {
             let messages = vec![invocation.reply(&commands::unlinked(input))];
             input.apply(Effects { messages, ..Effects::new(ProcessedAs::Notice) })
         }

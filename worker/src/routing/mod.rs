@@ -68,15 +68,16 @@ pub(crate) enum NamedAgentQuery {
 /// Returns the ids of a webhook, for look-ups and logs.
 pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
     // Postgres rejects some texts; no Slack id has such characters.
-    let word = |id: Option<&str>| {
+    let valid = |id: Option<&str>| {
         id.filter(|id| (1..=100).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
             .map(str::to_owned)
     };
     let (team, channel) = team_and_channel(&webhook.inbound);
-    let mut ids = WebhookIds { team: word(team), channel: word(channel), ..WebhookIds::default() };
+    let mut ids =
+        WebhookIds { team: valid(team), channel: valid(channel), ..WebhookIds::default() };
     match &webhook.inbound {
         Inbound::Event(body) => {
-            ids.event_id = word(body.event_id.get());
+            ids.event_id = valid(body.event_id.get());
             ids.own_time = body.event_time.0.map(seconds);
             if let Some(event) = &body.event.0 {
                 let (inner, item) = (event.message.0.as_ref(), event.item.0.as_ref());
@@ -87,17 +88,17 @@ pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
                 // An edit is looked up by the message that was edited.
                 let ts = inner.and_then(|message| message.ts.get()).or(event.ts.get());
                 let of_assistant = || assistant.and_then(|thread| thread.user_id.get());
-                ids.thread_ts = word(thread);
-                ids.ts = word(ts.or_else(|| item.and_then(|item| item.ts.get())));
-                ids.user = word(event.user.get().or_else(of_assistant));
+                ids.thread_ts = valid(thread);
+                ids.ts = valid(ts.or_else(|| item.and_then(|item| item.ts.get())));
+                ids.user = valid(event.user.get().or_else(of_assistant));
                 let second = |ts: &str| ts.split('.').next()?.parse::<u64>().ok();
                 let of_message = || event.ts.get().and_then(second).map(seconds);
                 ids.own_time = ids.own_time.or_else(of_message);
             }
         }
-        Inbound::Command(command) => ids.user = word(Some(&command.user_id)),
+        Inbound::Command(command) => ids.user = valid(Some(&command.user_id)),
         Inbound::Interaction(interaction) => {
-            ids.user = word(interaction.user.0.as_ref().and_then(|user| user.id.get()));
+            ids.user = valid(interaction.user.0.as_ref().and_then(|user| user.id.get()));
         }
         Inbound::NotUnderstood => {}
     }

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_fields_and_odd_metadata_do_not_reach_slack() {
+    fn drops_other_fields_and_metadata() {
         let message = json!({
             "text": "hi", "username": "boss", "channel": "C9", "thread_ts": "1", "metadata": "boom",
         });

@@ -50,8 +50,8 @@ impl SlackMetrics {
         );
     }
 
-    pub fn record_call(&self, method: &'static str, called: &ApiResult) {
-        let outcome = match called {
+    pub fn record_call(&self, method: &'static str, result: &ApiResult) {
+        let outcome = match result {
             ApiResult::Done(_) => "done",
             ApiResult::Refused(..) => "refused",
             ApiResult::RateLimited(_) => "limited",
@@ -61,8 +61,8 @@ impl SlackMetrics {
         self.calls.get_or_create(&CallLabels { method, outcome }).inc();
     }
 
-    pub fn record_response_url(&self, responded: &ResponseUrlResult) {
-        let outcome = match responded {
+    pub fn record_response_url(&self, result: &ResponseUrlResult) {
+        let outcome = match result {
             ResponseUrlResult::Done => "done",
             ResponseUrlResult::UsedUp(_) => "used_up",
             ResponseUrlResult::Refused(_) => "refused",

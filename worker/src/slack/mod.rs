@@ -150,12 +150,12 @@ impl Slack {
             true => request.header("content-type", FORM).body(form(body)),
             false => request.json(body),
         };
-        let called = read(request).await;
-        self.metrics.record_call(method.as_str(), &called);
-        if let ApiResult::RateLimited(retry_after) = called {
+        let result = read(request).await;
+        self.metrics.record_call(method.as_str(), &result);
+        if let ApiResult::RateLimited(retry_after) = result {
             self.limits.record_limit(permit.connection, permit.method, retry_after).await;
         }
-        called
+        result
     }
 
     /// Exchanges a refresh token for new tokens. Needs no permit: Slack limits this per app, far
@@ -178,15 +178,15 @@ impl Slack {
             .basic_auth(client_id, Some(client_secret.expose()))
             .header("content-type", FORM)
             .body(form);
-        let called = read(request).await;
-        self.metrics.record_call(Method::OauthAccess.as_str(), &called);
-        called
+        let result = read(request).await;
+        self.metrics.record_call(Method::OauthAccess.as_str(), &result);
+        result
     }
 
     pub async fn respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
-        let responded = self.try_respond(url, message).await;
-        self.metrics.record_response_url(&responded);
-        responded
+        let result = self.try_respond(url, message).await;
+        self.metrics.record_response_url(&result);
+        result
     }
 
     async fn try_respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
@@ -206,12 +206,12 @@ impl Slack {
         let status = response.status();
         if status.is_success() {
             // Slack answers some refusals with 200.
-            let said = body(response).await.unwrap_or_default();
-            let answer: Value = serde_json::from_slice(&said).unwrap_or_default();
+            let text = body(response).await.unwrap_or_default();
+            let answer: Value = serde_json::from_slice(&text).unwrap_or_default();
             return match answer["ok"] == false {
                 true => {
-                    let word = answer["error"].as_str().unwrap_or("no reason");
-                    ResponseUrlResult::Refused(word.chars().take(80).collect())
+                    let code = answer["error"].as_str().unwrap_or("no reason");
+                    ResponseUrlResult::Refused(code.chars().take(80).collect())
                 }
                 false => ResponseUrlResult::Done,
             };
@@ -222,13 +222,13 @@ impl Slack {
         if status.is_server_error() {
             return ResponseUrlResult::Ambiguous(status.to_string());
         }
-        let said = body(response).await.unwrap_or_default();
-        let said: String = String::from_utf8_lossy(&said).chars().take(80).collect();
+        let text = body(response).await.unwrap_or_default();
+        let text: String = String::from_utf8_lossy(&text).chars().take(80).collect();
         let over = matches!(status.as_u16(), 404 | 410)
-            || ["used_url", "expired_url"].iter().any(|word| said.contains(word));
+            || ["used_url", "expired_url"].iter().any(|word| text.contains(word));
         match over {
-            true => ResponseUrlResult::UsedUp(format!("{status} {said}")),
-            false => ResponseUrlResult::Refused(format!("{status} {said}")),
+            true => ResponseUrlResult::UsedUp(format!("{status} {text}")),
+            false => ResponseUrlResult::Refused(format!("{status} {text}")),
         }
     }
 }
@@ -264,7 +264,7 @@ async fn read(request: reqwest::RequestBuilder) -> ApiResult {
     let retry_after = retry_after(&response);
     let body = match body(response).await {
         Ok(body) => body,
-        Err(why) => return ApiResult::Ambiguous(why),
+        Err(reason) => return ApiResult::Ambiguous(reason),
     };
     let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
         // A server that broke may have processed the call; one that refused it did not.

@@ -65,7 +65,7 @@ fn with_errors(submitted: &Value, errors: &Value) -> Value {
         match &submitted[name] {
             Value::Null => {}
             Value::String(text) if text.is_empty() => {}
-            there => view[name] = there.clone(),
+            value => view[name] = value.clone(),
         }
     }
     let mut blocks = Vec::new();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_shown_in_the_submitted_view_with_what_was_typed() {
+    fn shows_errors_with_submitted_input() {
         let shown =
             view(json!({ "response_action": "errors", "errors": { "title": "too short" } }));
         assert_eq!(shown["callback_id"], "ticket");
@@ -158,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn what_would_have_closed_the_view_says_that_all_is_done() {
+    fn shows_done_instead_of_closing_view() {
         for answer in [Value::Null, json!({}), json!({ "response_action": "clear" })] {
             assert_eq!(view(answer)["title"]["text"], "Done");
         }
     }
 
     #[test]
-    fn another_view_is_shown_as_it_is() {
+    fn shows_other_views_unchanged() {
         for action in ["update", "push"] {
             let next = json!({ "type": "modal", "blocks": [] });
             assert_eq!(view(json!({ "response_action": action, "view": next })), next);

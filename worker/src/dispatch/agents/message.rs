@@ -29,7 +29,7 @@ pub async fn ask(
 ) -> Result<Completion, AgentError> {
     let facts = ConnectionFacts::from(connection);
     if let Some(clear) = routing::clear_command(webhook, &facts, &context.slash_command) {
-        let question = AgentRequest {
+        let request = AgentRequest {
             kind: "forget",
             connection: connection.id,
             team: &clear.chat.team,
@@ -41,7 +41,7 @@ pub async fn ask(
             session,
         };
         let id = webhook.envelope.dedupe.as_str();
-        return Ok(match context.agents.ask(agent, id, &question).await {
+        return Ok(match context.agents.ask(agent, id, &request).await {
             Ok(_) => Completion { change: Some(clear.cleared()), ..Completion::new("completed") },
             // The person waits: a failure now is better than a success in an hour.
             Err(_) => Completion::unreached("completed", vec![clear.not_cleared()]),
@@ -70,7 +70,7 @@ async fn ask_message(
     session: i64,
 ) -> Result<Option<AgentReply>, AgentError> {
     let team: &TeamId = &message.team;
-    let question = AgentRequest {
+    let request = AgentRequest {
         kind: "message",
         connection: connection.id,
         team,
@@ -82,16 +82,16 @@ async fn ask_message(
         session,
     };
     let id = webhook.envelope.dedupe.as_str();
-    let mut asking = std::pin::pin!(context.agents.ask(agent, id, &question));
-    let mut showing = std::pin::pin!(async {
+    let mut call = std::pin::pin!(context.agents.ask(agent, id, &request));
+    let mut status = std::pin::pin!(async {
         tokio::time::sleep(STATUS_AFTER).await;
         set_status(context, term, connection, message, "is thinking…").await;
     });
     let mut shown = false;
     let answer = loop {
         tokio::select! {
-            answer = &mut asking => break answer,
-            () = &mut showing, if !shown => shown = true,
+            answer = &mut call => break answer,
+            () = &mut status, if !shown => shown = true,
         }
     };
     // Slack removes the status when a reply is posted.

@@ -24,12 +24,16 @@ pub(super) fn list(input: &Input<'_>, invocation: &Invocation) -> Effects {
 }
 
 /// Runs `try`, which is a keyword in Rust.
-pub(super) fn try_agent(input: &Input<'_>, invocation: Invocation, word: Option<&str>) -> Effects {
+pub(super) fn try_agent(
+    input: &Input<'_>,
+    invocation: Invocation,
+    argument: Option<&str>,
+) -> Effects {
     if !input.connection.preview_mode {
         return invocation.answer(&preview_only(input));
     }
     let mut agents = agents_to_try(input);
-    match agents.find(|agent| Some(agent.agent.as_str()) == word) {
+    match agents.find(|agent| Some(agent.agent.as_str()) == argument) {
         Some(agent) => link::bind(invocation, agent),
         None => invocation.answer(&menu(input)),
     }

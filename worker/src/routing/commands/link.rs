@@ -10,9 +10,9 @@ use shared::{
     types::{AgentId, ClaimCode, OrgId},
 };
 
-/// Returns the query for the agents that a person may link by this word.
-pub(super) fn named_agent_query(invocation: &Invocation, word: &str) -> NamedAgentQuery {
-    let (_, agent) = organization_and_agent(word);
+/// Returns the query for the agents that a person may link by this argument.
+pub(super) fn named_agent_query(invocation: &Invocation, argument: &str) -> NamedAgentQuery {
+    let (_, agent) = organization_and_agent(argument);
     match agent.parse::<AgentId>() {
         Ok(agent) => {
             let (team, user) = (invocation.chat.team.clone(), invocation.user.clone());
@@ -22,14 +22,14 @@ pub(super) fn named_agent_query(invocation: &Invocation, word: &str) -> NamedAge
     }
 }
 
-pub(super) fn link(input: &Input<'_>, invocation: Invocation, word: Option<&str>) -> Effects {
+pub(super) fn link(input: &Input<'_>, invocation: Invocation, argument: Option<&str>) -> Effects {
     let name = &input.options.slash_command;
-    let Some(word) = word else {
+    let Some(argument) = argument else {
         let usage = format!("Use `{name} link <code>` with the code you were given.");
         return invocation.answer(&usage);
     };
     let connection = input.connection;
-    let (org, _) = organization_and_agent(word);
+    let (org, _) = organization_and_agent(argument);
     // A bot links only agents of its own organization, except a preview bot.
     let may_link = |found: &&NamedAgent| {
         (connection.preview_mode || found.org == connection.org)
@@ -37,7 +37,7 @@ pub(super) fn link(input: &Input<'_>, invocation: Invocation, word: Option<&str>
     };
     let found: Vec<&NamedAgent> = input.named_agents.iter().filter(may_link).collect();
     match found[..] {
-        [] => consume(invocation, word),
+        [] => consume(invocation, argument),
         [agent] => bind(invocation, agent),
         _ => {
             let of = |a: &&NamedAgent| format!("`{name} link {}/{}`", a.org, a.agent);

@@ -25,11 +25,11 @@ pub(super) fn command(
 }
 
 fn is_foreign(connection: &ConnectionFacts, message: &AgentMessage<'_>) -> bool {
-    let ours = connection.team.as_ref().map(TeamId::as_str);
+    let own = connection.team.as_ref().map(TeamId::as_str);
     let organization = connection.enterprise.as_ref();
-    match (message.user_team, ours) {
-        (Some(theirs), Some(ours)) => {
-            theirs != ours && organization.is_none_or(|id| id.as_str() != theirs)
+    match (message.user_team, own) {
+        (Some(author), Some(own)) => {
+            author != own && organization.is_none_or(|id| id.as_str() != author)
         }
         _ => false,
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::words;
 
     #[test]
-    fn tells_commands_from_talk_about_the_app() {
+    fn distinguishes_commands_from_talk() {
         let bot = Some("UBOT");
         for (text, is_preview_dm, command) in [
             ("/lobu status", false, Some("status")),

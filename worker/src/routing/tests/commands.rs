@@ -9,7 +9,7 @@ const UNBIND: &str = "change unbind a conversation: Unlinked. The agent no longe
     / This conversation isn't linked.";
 
 #[test]
-fn slash_commands_answer_their_person_alone() {
+fn answers_slash_commands_to_author_only() {
     let invalid = "This code is invalid or expired. Ask for a new one; \
         after several wrong codes, wait 15 minutes.";
     let consume = "consume in channel T0001TEAM/C0001CHAN by U0001USER";
@@ -65,7 +65,7 @@ fn slash_commands_answer_their_person_alone() {
 }
 
 #[test]
-fn any_slash_command_is_ours_without_an_app() {
+fn handles_any_slash_command_without_app() {
     let nameless = "dead letter: a command without team, channel or user: \
         a user id must be 1 to 64 letters, digits, '_' or '-'";
     check(&[
@@ -77,7 +77,7 @@ fn any_slash_command_is_ours_without_an_app() {
 }
 
 #[test]
-fn text_commands_are_answered_where_they_were_written() {
+fn answers_text_commands_in_place() {
     let clear = "delivery: to acme/support s1 interactive; trigger";
     let consume = "consume in dm T0001TEAM/D1 by U0001USER";
     let guest = |text| message_with(json!({ "text": text, "user_team": "T9" }));
@@ -114,7 +114,7 @@ fn help_lists_the_commands_that_work_here() {
 }
 
 #[test]
-fn only_link_and_the_preview_commands_need_a_roster() {
+fn only_link_and_preview_commands_query_agents() {
     let (team, user, agent) = (id("T0001TEAM"), id("U0001USER"), id("sales"));
     let linkable = NamedAgentQuery::Linkable { team, user, agent };
     let acme = NamedAgentQuery::OfOrganization(id("acme"));

@@ -3,7 +3,7 @@
 use super::{setup::*, *};
 
 #[test]
-fn conversations_without_an_agent_get_a_notice_on_preview_bots() {
+fn preview_bot_replies_without_agent() {
     let dm = format!(
         "notice: chat.postMessage {UNLINKED} Use `/lobu agents` to list agents to try.; trigger"
     );
@@ -23,7 +23,7 @@ fn conversations_without_an_agent_get_a_notice_on_preview_bots() {
 }
 
 #[test]
-fn people_hear_that_they_wait_while_the_circuit_is_open() {
+fn sends_notice_while_circuit_is_open() {
     let told = |method: &str, to: &str| {
         format!("delivery: {method} {}; {}", WAITING, to.strip_prefix("delivery: ").expect(to))
     };
@@ -42,7 +42,7 @@ fn people_hear_that_they_wait_while_the_circuit_is_open() {
 }
 
 #[test]
-fn surfaces_that_are_disabled_are_silent_for_messages() {
+fn ignores_messages_on_disabled_surfaces() {
     let disabled = "command: response_url This app is disabled in this type of conversation.";
     check(&[
         (mention("hi"), &[dm_only], "ignore surface_disabled, addressed"),

@@ -66,7 +66,7 @@ fn event_times_are_read_in_any_unit() {
 }
 
 #[test]
-fn answers_go_where_the_message_was_written() {
+fn replies_in_conversation_of_message() {
     let reply = |body: &Body, ephemeral, thread| {
         with_webhook(body, |webhook| {
             let message = agent_message(webhook, None).expect("a message");

@@ -5,7 +5,7 @@ use super::{setup::*, *};
 const UNKNOWN: &str = "dead letter: connection is unknown: 00000000000000000000000000000007";
 
 #[test]
-fn connection_comes_before_all_else() {
+fn checks_connection_first() {
     check(&[
         (im("hi"), &[], TO_AGENT),
         (im("hi"), &[pending], TO_AGENT),
@@ -42,7 +42,7 @@ fn one_trigger_has_one_effect() {
 }
 
 #[test]
-fn agent_gets_messages_alone() {
+fn agent_gets_only_messages() {
     check(&[
         (fixture("message_channel"), &[], TO_AGENT),
         (fixture("message_thread"), &[], TO_AGENT),
@@ -70,7 +70,7 @@ fn agent_gets_messages_alone() {
 }
 
 #[test]
-fn bots_are_answered_by_setting_and_up_to_three_times() {
+fn answers_bots_by_setting_up_to_three_times() {
     let with_hops = |n: u64| {
         message_with(json!({ "bot_id": "B1", "metadata": {
             "event_type": "tidegate", "event_payload": { "hops": n } } }))
@@ -146,7 +146,7 @@ fn app_gets_everything() {
 }
 
 #[test]
-fn without_an_app_only_views_and_menus_are_answered() {
+fn answers_only_views_and_menus_without_app() {
     check(&[
         (fixture("view_submission"), &[], TO_WORKER),
         (fixture("view_submission"), &[no_agent], TO_WORKER),
@@ -159,7 +159,7 @@ fn without_an_app_only_views_and_menus_are_answered() {
 }
 
 #[test]
-fn what_is_not_understood_is_a_dead_letter() {
+fn unparsable_webhook_is_a_dead_letter() {
     let dead = |detail| format!("dead letter: signed by Slack, but not understood: {detail}");
     let neither = dead("neither event, command nor interaction");
     let long = format!(r#"{{"type":"{}"}}"#, "é".repeat(200));
