@@ -1,7 +1,7 @@
-//! `<program> healthcheck`: asks the program that runs here, on its admin listener, whether it is ready.
+//! Subcommand `healthcheck`: queries the admin listener of the local process.
 //!
-//! In: the address that program was given. Out: an exit code, 0 while `/readyz` says yes. It is a subcommand because an image
-//! without a shell has nothing else to ask with; where an orchestrator can ask over HTTP itself, that is better.
+//! Exits with 0 while `/readyz` returns 200, else with 1. Container images without a shell need a
+//! subcommand for this. Orchestrators with HTTP probes should use those.
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use std::{
@@ -11,25 +11,25 @@ use std::{
     time::Duration,
 };
 
-/// The verb.
+/// Name of the subcommand.
 const VERB: &str = "healthcheck";
-/// Longest an answer may take; the orchestrator asks again.
+/// Maximum duration of each step of the request.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// What a program's arguments ask for: to run with these settings, or to ask the one that runs.
+/// Invocation of a program: run with settings, or query the running process.
 #[derive(Debug)]
 pub enum Asked<C> {
-    /// Run.
+    /// Run the program.
     Run(C),
-    /// Ask.
+    /// Query the running process.
     Healthcheck(Healthcheck),
 }
 
-/// Ask the process that runs here whether it is ready; exits with 0 or 1.
+/// Check whether the process on this host is ready. Exits with 0 or 1.
 #[derive(Debug, Parser)]
 #[command(name = VERB)]
 pub struct Healthcheck {
-    /// Where it tells its health, as address:port.
+    /// Admin listener of the process, as address:port.
     #[arg(
         long,
         env = "TIDEGATE_ADMIN_LISTEN",
@@ -66,7 +66,7 @@ impl<C: Parser> FromArgMatches for Asked<C> {
 impl<C: Parser> Parser for Asked<C> {}
 
 impl Healthcheck {
-    /// Asks, and says in one sentence what is wrong.
+    /// Queries the process and prints a failure to standard error.
     pub fn run(&self) -> ExitCode {
         match self.ask() {
             Ok(status) if status.contains(" 200 ") => ExitCode::SUCCESS,
@@ -83,7 +83,7 @@ impl Healthcheck {
 
     fn ask(&self) -> std::io::Result<String> {
         let mut address = self.admin_listen;
-        // What listens everywhere listens here.
+        // A process that listens on all addresses also listens on localhost.
         match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
             IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),

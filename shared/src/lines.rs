@@ -1,9 +1,8 @@
-//! Log lines on their way to standard output.
+//! Writer of log lines to standard output, on its own thread.
 //!
-//! In: lines, from any thread. Out: the same, by a thread of their own. What is behind standard output may stall (a disk
-//! that is busy, a pipe that nobody reads), and no webhook may wait for that: what does not fit in the queue is
-//! dropped and counted. That thread writes a few hundred times a second at most: woken for every line, it would cost more
-//! than the writing.
+//! Standard output may stall (a busy disk, a pipe without a reader), and no webhook may wait for
+//! that. Lines that don't fit in the queue are dropped and counted. The thread writes at most a few
+//! hundred times a second: waking for every line would cost more than the writing.
 
 use prometheus_client::{
     collector::Collector,
@@ -23,16 +22,16 @@ use std::{
 };
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// Lines that wait at most: two megabytes, and some tenths of a second of all that an ingest can take.
+/// Maximum number of queued lines: about 2 MB, some tenths of a second of an ingest at its limit.
 const WAITING_MAX: usize = 8_192;
-/// Bytes that are written at once, at most.
+/// Maximum bytes per write.
 const WRITE_BYTES: usize = 64 * 1024;
-/// Between two writes.
+/// Interval between two writes.
 const PAUSE: Duration = Duration::from_millis(3);
-/// What is left at the end gets so long at most, less if the queue is full and stays so.
+/// Maximum duration of the final flush.
 const END: Duration = Duration::from_millis(1_500);
 
-/// Starts the thread. Gives where lines go in, how many were dropped, and what writes the rest when it is dropped.
+/// Starts the thread. Returns the queue, the counter of dropped lines and the guard that flushes.
 pub(crate) fn to_stdout() -> (NonBlocking, Dropped, Rest) {
     let lost = Arc::<AtomicU64>::default();
     let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout());
@@ -45,7 +44,7 @@ pub(crate) fn to_stdout() -> (NonBlocking, Dropped, Rest) {
     (lines, dropped, Rest(Some(rest)))
 }
 
-/// How many lines were dropped since the start, as nobody took them: `tidegate_log_lines_dropped_total`.
+/// Counter of dropped lines since the start: `tidegate_log_lines_dropped_total`.
 #[derive(Debug, Clone)]
 pub struct Dropped {
     unqueued: ErrorCounter,
@@ -62,7 +61,8 @@ impl Collector for Dropped {
     }
 }
 
-/// Never fails: there is nowhere to say so, and the library would forget that it was told to end.
+/// Writer that limits its write rate. Never returns an error: the library would miss its stop
+/// signal.
 struct Paced {
     out: BufWriter<Stdout>,
     lost: Arc<AtomicU64>,
@@ -76,15 +76,16 @@ impl Write for Paced {
         Ok(line.len())
     }
 
-    /// Called when no line waits. What comes during the pause goes out together; what can't be written yet is kept.
+    /// Writes the buffer when the queue is empty. Lines of the following pause go out together.
     fn flush(&mut self) -> io::Result<()> {
-        let _ = self.out.flush(); // what no longer fits is counted above
+        let _ = self.out.flush(); // failures are counted above
         thread::sleep(PAUSE);
         Ok(())
     }
 }
 
-/// Writes what is left, but does not wait for ever: with its queue full and nobody reading, the library would.
+/// Guard that flushes queued lines within a time limit. The library would wait forever for a full
+/// queue without a reader.
 pub(crate) struct Rest(Option<WorkerGuard>);
 
 impl Drop for Rest {
@@ -93,9 +94,10 @@ impl Drop for Rest {
         let (written, wait) = mpsc::channel();
         let ending = move || {
             drop(rest);
-            let _ = written.send(()); // nobody waits any more
+            let _ = written.send(()); // the receiver may have timed out
         };
-        let _ = thread::Builder::new().name("log-end".into()).spawn(ending); // without it nothing is waited for
-        let _ = wait.recv_timeout(END); // the process ends all the same
+        // without the thread, nothing is flushed
+        let _ = thread::Builder::new().name("log-end".into()).spawn(ending);
+        let _ = wait.recv_timeout(END); // the process ends after the timeout, too
     }
 }

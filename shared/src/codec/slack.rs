@@ -1,16 +1,17 @@
-//! What Slack sends, read tolerantly: only the fields somebody uses, every one of them loose, so that an
-//! unknown type, a new field or an odd number never makes a webhook unreadable.
+//! Lenient parser for Slack's webhooks.
 //!
-//! In: media type and the exact bytes. Out: an [`Inbound`] that borrows from them. Shapes are those of
-//! docs.slack.dev (apis/events-api, interactivity/implementing-slash-commands, reference/interaction-payloads).
-//! Two steps, because an interaction's JSON sits percent-encoded in a form field: [`Parts::split`] undoes the
-//! outer coding, [`Parts::read`] reads what is inside.
+//! Ingest and worker use it. It reads only fields that Tidegate uses, with the lenient types of
+//! `loose`, so that an unknown type, a new field or an odd number never makes a webhook unreadable.
+//! Results borrow from the body. Shapes follow docs.slack.dev (apis/events-api,
+//! interactivity/implementing-slash-commands, reference/interaction-payloads). Parsing has two
+//! steps because the JSON of an interaction is percent-encoded in a form field: [`Parts::split`]
+//! removes the outer encoding, [`Parts::read`] parses the content.
 
 use super::loose::{First, Flag, Id, Number, Object, Text};
 use serde::Deserialize;
 use std::borrow::Cow;
 
-/// The two media types Slack uses.
+/// Media type of a webhook's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Media {
     /// `application/json`: events.
@@ -20,13 +21,13 @@ pub enum Media {
 }
 
 impl Media {
-    /// From a Content-Type header: the type counts, parameters such as `charset` don't.
+    /// Parses a Content-Type header. Parameters such as `charset` are ignored.
     pub fn from_content_type(header: &str) -> Option<Self> {
         let essence = header.split(';').next().unwrap_or_default().trim();
         [Media::Json, Media::Form].into_iter().find(|m| essence.eq_ignore_ascii_case(m.as_str()))
     }
 
-    /// As a header value.
+    /// Returns the header value.
     pub fn as_str(self) -> &'static str {
         match self {
             Media::Json => "application/json",
@@ -35,36 +36,36 @@ impl Media {
     }
 }
 
-/// A body with its outer coding undone.
+/// Body without its outer encoding.
 #[derive(Debug)]
 pub enum Parts<'a> {
-    /// `ssl_check=1`: Slack looks whether the certificate is good. Nothing else is read.
+    /// `ssl_check=1`: Slack checks the certificate. Other fields are not read.
     SslCheck,
-    /// A JSON body.
+    /// JSON body.
     Json(&'a [u8]),
-    /// The JSON of an interaction, out of its form field.
+    /// JSON of an interaction, from its form field.
     Payload(Cow<'a, str>),
-    /// A slash command's fields.
+    /// Fields of a slash command.
     Command(Box<Command<'a>>),
-    /// A form that is none of these.
+    /// Any other form.
     OtherForm,
 }
 
-/// A webhook as far as anybody here reads it.
+/// Parsed webhook.
 #[derive(Debug)]
 pub enum Inbound<'a> {
-    /// Events API, `url_verification` and `app_rate_limited` included.
+    /// Events API, including `url_verification` and `app_rate_limited`.
     Event(Box<EventBody<'a>>),
-    /// A slash command.
+    /// Slash command.
     Command(Box<Command<'a>>),
     /// Click, shortcut, view or options load.
     Interaction(Box<Interaction<'a>>),
-    /// Not JSON, or a form of an unknown sort.
+    /// Not JSON, or an unknown form.
     NotUnderstood,
 }
 
 impl<'a> Parts<'a> {
-    /// Undoes the outer coding. Never fails: what is not understood says so.
+    /// Removes the outer encoding. Never fails.
     pub fn split(media: Media, body: &'a [u8]) -> Self {
         match media {
             Media::Json => Parts::Json(body),
@@ -103,10 +104,10 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Reads what is inside.
+    /// Parses the content.
     pub fn read(&self) -> Inbound<'_> {
         match self {
-            // A derived reader takes a list for an object; `Object` takes only an object.
+            // A derived reader accepts a list for a struct. `Object` accepts only an object.
             Parts::Json(bytes) => match serde_json::from_slice(bytes) {
                 Ok(Object(Some(event))) => Inbound::Event(event),
                 _ => Inbound::NotUnderstood,
@@ -121,7 +122,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The `block_id` of a view's first input block: where an error can be shown to its user. Read only when one has to be.
+/// Returns the `block_id` of a view's first input block, where Slack can show an error to the user.
 pub fn first_input_block(parts: &Parts<'_>) -> Option<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -151,7 +152,7 @@ pub fn first_input_block(parts: &Parts<'_>) -> Option<String> {
         .map(|block| block.block_id)
 }
 
-/// A slash command. Absent fields are empty.
+/// Slash command. Absent fields are empty.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)] // Slack's names: docs.slack.dev/interactivity/implementing-slash-commands
 pub struct Command<'a> {
@@ -167,7 +168,7 @@ pub struct Command<'a> {
     pub api_app_id: Cow<'a, str>,
 }
 
-/// The outer object of the Events API.
+/// Outer object of the Events API.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)] // Slack's names: docs.slack.dev/apis/events-api
@@ -192,7 +193,7 @@ pub struct EventBody<'a> {
     pub minute_rate_limited: Number,
 }
 
-/// For whose installation an event was sent.
+/// Installation that an event was sent for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -204,7 +205,7 @@ pub struct Authorization<'a> {
     pub is_enterprise_install: Flag,
 }
 
-/// The inner event.
+/// Inner event.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -219,7 +220,7 @@ pub struct Event<'a> {
     pub channel_type: Text<'a>,
     #[serde(borrow)]
     pub user: Id<'a>,
-    /// The workspace of who wrote, in a channel shared with another company.
+    /// Workspace of the author, in a channel shared with another company.
     #[serde(borrow)]
     pub user_team: Text<'a>,
     #[serde(borrow)]
@@ -231,22 +232,23 @@ pub struct Event<'a> {
     #[serde(borrow)]
     pub thread_ts: Text<'a>,
     pub hidden: Flag,
-    /// What its author noted beside it.
+    /// Metadata that the author attached.
     #[serde(borrow)]
     pub metadata: Object<Metadata<'a>>,
-    /// Where a reaction or a pin keeps its channel and message.
+    /// Channel and message of a reaction or pin.
     #[serde(borrow)]
     pub item: Object<Item<'a>>,
-    /// Where an edited or deleted message keeps its own `ts`.
+    /// Edited or deleted message, with its own `ts`.
     #[serde(borrow)]
     pub message: Object<Item<'a>>,
-    /// Where the assistant events keep their ids.
+    /// Ids of an assistant event.
     #[serde(borrow)]
     pub assistant_thread: Object<AssistantThread<'a>>,
 }
 
 impl Event<'_> {
-    /// How many answers of Tidegate's led to this message, as it says itself.
+    /// Returns the number of Tidegate's replies that led to this message, as counted in its
+    /// metadata.
     pub fn hops(&self) -> u64 {
         let ours = self.metadata.0.as_ref().filter(|m| m.event_type.get() == Some("tidegate"));
         ours.and_then(|m| m.event_payload.0.as_ref()?.hops.0).unwrap_or(0)
@@ -263,7 +265,7 @@ pub struct Metadata<'a> {
     pub event_payload: Object<Noted>,
 }
 
-/// What Tidegate notes beside its messages.
+/// Metadata that Tidegate attaches to its messages.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -271,7 +273,7 @@ pub struct Noted {
     pub hops: Number,
 }
 
-/// A message that an event is about.
+/// Message that an event refers to.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -297,7 +299,7 @@ pub struct AssistantThread<'a> {
     pub user_id: Text<'a>,
 }
 
-/// A click, shortcut, view or options load.
+/// Click, shortcut, view or options load.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)] // Slack's names: docs.slack.dev/reference/interaction-payloads
@@ -329,7 +331,7 @@ pub struct Interaction<'a> {
     pub actions: First<Action<'a>>,
 }
 
-/// `team` of an interaction; `null` on an organisation-wide install.
+/// `team` of an interaction. `null` in organization-wide installations.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -340,7 +342,7 @@ pub struct Team<'a> {
     pub enterprise_id: Text<'a>,
 }
 
-/// `user` of an interaction: who acted.
+/// `user` of an interaction: the person who acted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -351,7 +353,7 @@ pub struct User<'a> {
     pub team_id: Text<'a>,
 }
 
-/// `container` of a click: where the clicked thing is.
+/// `container` of a click.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -375,7 +377,7 @@ pub struct View<'a> {
     pub app_installed_team_id: Text<'a>,
 }
 
-/// The first of `actions`.
+/// First of `actions`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]

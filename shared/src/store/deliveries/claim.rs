@@ -5,7 +5,7 @@
 //! queue that is paused, stopped or whose circuit is open costs one visit, not one per lane. Rows of lanes and slots that another
 //! worker locks are skipped: a claim never waits.
 
-use super::super::{GATEWAY_ORG, Priority, SealedPayload, Store, StoreError, column, inconsistent};
+use crate::store::{GATEWAY_ORG, Priority, SealedPayload, Store, StoreError, column, inconsistent};
 use crate::{
     codec::envelope::DedupeKey,
     partition::{Lane, Partition},

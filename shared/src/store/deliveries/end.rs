@@ -7,7 +7,7 @@ use super::{
     super::{
         Change, Store, StoreError,
         outbox::{SealedMessages, enqueue_messages},
-        session::transaction_in_time,
+        pool::transaction_in_time,
         storable,
         webhooks::effects,
     },

@@ -1,6 +1,6 @@
 //! Open circuit breakers, for all workers to see. A row changes only with the state.
 
-use super::super::{Store, StoreError, storable};
+use crate::store::{Store, StoreError, storable};
 use std::collections::HashSet;
 
 impl Store {

@@ -1,7 +1,7 @@
 //! Frees lanes and slots that nobody runs: of a worker whose row expired, and those that name a live worker which does not
 //! know them, because the result of its claim was lost.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 
@@ -69,7 +69,7 @@ impl Store {
                 let lane = Lane::from_bits(row.try_get("lane")?);
                 let key = lane.to_string();
                 let connection =
-                    super::super::column(row, "delivery_lanes", &key, "connection_id")?;
+                    crate::store::column(row, "delivery_lanes", &key, "connection_id")?;
                 Ok((connection, lane))
             })
             .collect()
@@ -84,8 +84,8 @@ impl Store {
              insert into agent_slots (org_id, agent_id, n)
              select $1, $2, n from generate_series(0, $3) n on conflict do nothing",
         )
-        .bind(super::super::GATEWAY_ORG)
-        .bind(super::super::GATEWAY_AGENT)
+        .bind(crate::store::GATEWAY_ORG)
+        .bind(crate::store::GATEWAY_AGENT)
         .bind(count)
         .execute(&self.pool)
         .await?;

@@ -1,6 +1,6 @@
 //! Agents as operators see them: settings, pause, circuit breaker and load. No secrets.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use super::json;
 use crate::types::{AgentId, OrgId};
 use serde::{Deserialize, Serialize};

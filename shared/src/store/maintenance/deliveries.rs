@@ -1,6 +1,6 @@
 //! Deliveries that wait or run, as operators see them: lanes with their heads, and what follows these.
 
-use super::super::{Store, StoreError, column};
+use crate::store::{Store, StoreError, column};
 use super::json;
 use crate::{
     partition::Lane,

@@ -3,7 +3,7 @@
 //! A lane's row decides about its deliveries, so each operation locks the rows of lanes first, in key order as intake does,
 //! and acts in a second statement, which sees everything that was enqueued before. Lanes are visited in bounded steps.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use super::deliveries::{DeliveryFilter, filtered, filtering};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};

@@ -4,7 +4,7 @@
 //! rows before they act, so that what they remove is not missing. Webhooks that the stream drops by age are not recorded:
 //! it then holds fewer than were committed, never more.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::{partition::Partition, types::ConnectionId};
 use sqlx::Row;
 
@@ -46,7 +46,7 @@ impl Store {
                     u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok());
                 let partition = partition.ok_or_else(|| {
                     let key = number.to_string();
-                    super::super::inconsistent(
+                    crate::store::inconsistent(
                         "partition_cursors",
                         "partition",
                         &key,

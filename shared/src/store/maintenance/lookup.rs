@@ -4,7 +4,7 @@
 //! a failure), or by channel and ts. Its connection need not be known: connections are tried in steps. Without one, a webhook
 //! that left nothing but its key in `processed_keys` is not found by the last part of that key.
 
-use super::super::{Store, StoreError, webhooks::ProcessedAs};
+use crate::store::{Store, StoreError, webhooks::ProcessedAs};
 use super::json;
 use crate::{codec::envelope::DedupeKey, store::ProcessedKey, types::ConnectionId};
 use serde::Serialize;

@@ -3,6 +3,7 @@
 mod agents;
 mod deliveries;
 mod delivery_operations;
+mod key_rotation;
 mod ledger;
 mod lookup;
 mod outbox_failures;
@@ -14,6 +15,7 @@ mod usage;
 pub use agents::AgentState;
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
+pub use key_rotation::{Rewrapped, SEALED_COLUMNS, SealedColumn};
 pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
 pub use outbox_failures::{OutboxFailure, OutboxFailureFilter};

@@ -3,7 +3,7 @@
 //! A retried message is enqueued at the end of its lane, by the statement that deletes its failure. Its request stays sealed:
 //! the seal is bound to the connection and the dedup key, which stay.
 
-use super::super::{Store, StoreError, outbox::enqueue_messages};
+use crate::store::{Store, StoreError, outbox::enqueue_messages};
 use super::json;
 use crate::types::ConnectionId;
 use serde::{Deserialize, Serialize};

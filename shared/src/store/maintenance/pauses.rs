@@ -3,7 +3,7 @@
 //! What waits meanwhile does not age: every pause is a row of `pauses`, and its time is subtracted from ages. Pausing twice,
 //! or resuming twice, changes nothing.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::types::{AgentId, ConnectionId, OrgId};
 
 impl Store {

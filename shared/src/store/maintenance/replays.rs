@@ -3,7 +3,7 @@
 //! An operator asks for one; some worker leases it, as partitions are leased, and records a result per webhook. A claim
 //! raises the epoch, so a worker that lost its lease records and enqueues nothing.
 
-use super::super::{Store, StoreError, column, moment, storable};
+use crate::store::{Store, StoreError, column, moment, storable};
 use crate::types::ConnectionId;
 use serde::{Serialize, Serializer, ser::Error as _};
 use sqlx::{Row, postgres::PgRow};

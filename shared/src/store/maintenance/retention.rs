@@ -2,7 +2,7 @@
 //!
 //! Each step is independent: one that fails holds up no other.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use sqlx::Row;
 use std::time::Duration;
 

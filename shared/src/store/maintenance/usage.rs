@@ -1,6 +1,6 @@
 //! Figures of connections per hour.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::types::ConnectionId;
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
 //! Enqueues messages to Slack as part of a larger statement.
 
-use super::super::{StoreError, inconsistent};
+use crate::store::{StoreError, inconsistent};
 use crate::{
     codec::envelope::{DedupeKey, Word},
     partition::{Lane, Partition},

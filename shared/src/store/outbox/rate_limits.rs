@@ -3,7 +3,7 @@
 //! A row per connection and method that was ever limited; without one nothing is limited. `outbox.claim` looks here in
 //! the same statement that takes rows. Others hear of a limit by NOTIFY, for what they have taken already.
 
-use super::super::{Store, StoreError, session::Listener};
+use crate::store::{Store, StoreError, pool::Listener};
 use crate::types::ConnectionId;
 use std::time::Duration;
 

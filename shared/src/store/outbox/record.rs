@@ -1,6 +1,6 @@
 //! Records how sends ended, many at once, and frees lanes of workers that ended.
 
-use super::super::{Store, StoreError, storable};
+use crate::store::{Store, StoreError, storable};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 use std::time::Duration;

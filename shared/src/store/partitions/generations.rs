@@ -3,7 +3,7 @@
 //! Sequences of another stream mean other webhooks, so the generation is raised and the partition is read again from the
 //! time up to which it was committed; `processed_keys` keeps effects single.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use super::FencingToken;
 
 /// Where a partition goes on in another stream.

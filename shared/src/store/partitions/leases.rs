@@ -4,7 +4,7 @@
 //! matter. Claiming skips rows that another worker is claiming. `partition_cursors` is written by claims and commits alone;
 //! renewals write `partition_leases`, so that they never wait for a commit.
 
-use super::super::{Store, StoreError, inconsistent};
+use crate::store::{Store, StoreError, inconsistent};
 use crate::partition::Partition;
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;

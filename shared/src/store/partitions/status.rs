@@ -1,6 +1,6 @@
 //! The state of partitions, for people. Nothing here changes anything.
 
-use super::super::{Store, StoreError, moment};
+use crate::store::{Store, StoreError, moment};
 use serde::Serialize;
 use sqlx::Row;
 

@@ -3,7 +3,7 @@
 //! The id is random per process start, so that a process that comes back never takes its former lanes for its own. A row
 //! that has expired is never renewed: its process begins anew under another id.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use sqlx::Row;
 use std::time::Duration;
 

@@ -7,11 +7,12 @@
 
 use super::{
     super::{
-        Store, StoreError, claims,
+        Store, StoreError,
         maintenance::Replay,
+        organizations::consume_link_code,
         outbox::{SealedMessages, enqueue_messages},
         partitions::{FencingToken, LastMessage},
-        session::transaction_in_time,
+        pool::transaction_in_time,
         storable,
     },
     DeadLetter, DecidedWebhook, Decision, Effects, NewDelivery, Priority, ProcessedAs,
@@ -270,7 +271,7 @@ async fn apply_changes(
 ) -> Result<Vec<crate::types::Outgoing>, StoreError> {
     let mut replies = Vec::new();
     if let Some(consume) = &effects.consume {
-        let result = claims::consume(&mut *tx, consume, dedup_key).await?;
+        let result = consume_link_code(&mut *tx, consume, dedup_key).await?;
         replies.extend((consume.reply)(&result));
     }
     for change in &effects.changes {

@@ -237,7 +237,7 @@ impl Store {
              update dead_letters set redrive_at = null, last_error = $2, attempts = attempts + 1 where id = $1",
         )
         .bind(id)
-        .bind(super::super::storable(error))
+        .bind(crate::store::storable(error))
         .execute(&self.pool)
         .await?;
         Ok(())

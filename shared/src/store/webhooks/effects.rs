@@ -4,7 +4,7 @@
 //! transaction of the commit, after the fence, so each happens once. Guards stand in the statements: a change that finds
 //! nothing to change reports that, and the reply for that result is chosen there.
 
-use super::super::{ConsumeClaim, StoreError};
+use crate::store::{ConsumeClaim, StoreError};
 use crate::{
     codec::envelope::{DedupeKey, Envelope},
     types::{AgentId, AgentMode, ChannelId, ConnectionId, OrgId, Outgoing, TeamId, UserId},

@@ -1,6 +1,6 @@
 //! What Postgres knows about the webhooks of a batch, read in one query and never from a cache.
 
-use super::super::{Store, StoreError, column, connections::settings, nullable};
+use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use super::effects::AgentRef;
 use crate::{
     codec::envelope::DedupeKey,

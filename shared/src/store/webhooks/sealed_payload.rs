@@ -1,7 +1,7 @@
 //! The bytes of a webhook at rest: headers and body as they were in the stream, sealed under the token keyring, since
 //! bodies hold people's text and a response_url is a secret.
 
-use super::super::{StoreError, inconsistent};
+use crate::store::{StoreError, inconsistent};
 use crate::secrets::{KeyRing, Place};
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! Bindings and sessions: this conversation of this connection belongs to that agent, and is in its n-th session.
 //!
-//! They are written where a webhook's effects are (see [`super::changes`] and [`super::claims`]), and read here.
+//! They are written where a webhook's effects are (see [`crate::store::webhooks`] and [`super::link_codes`]), and read here.
 
-use super::{Agent, Chat, Store, StoreError, nullable};
+use crate::store::{Agent, Chat, Store, StoreError, nullable};
 use crate::types::{AgentId, OrgId, UserId};
 use sqlx::Row;
 

@@ -1,16 +1,13 @@
 //! The life of a connection as an operator sees and changes it: switched, looked at, deleted.
 //!
-//! `pending → active → stopped | error | revoked`. What Slack's refusals do to it is in [`super::refusals`], what its events
-//! do in [`super::webhooks`]. Every change raises the row's version, and directory sync updates the directory.
+//! `pending → active → stopped | error | revoked`. What Slack's refusals do to it is in [`super::token_failures`], what its events
+//! do in [`crate::store::webhooks`]. Every change raises the row's version, and directory sync updates the directory.
 //!
 //! A deletion begins with the connection's row, in one statement: a trigger leaves a tombstone, by which webhooks that still
 //! come are ignored. Its traffic follows in bounded steps, which find it by index and begin anew wherever they ended.
 
-use super::{
-    Store, StoreError, column,
-    connections::{TABLE, settings},
-    moment, nullable,
-};
+use super::{TABLE, settings};
+use crate::store::{Store, StoreError, column, inconsistent, moment, nullable};
 use crate::types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId};
 use serde::Serialize;
 use sqlx::{PgExecutor, Row, postgres::PgRow};
@@ -159,7 +156,7 @@ impl Store {
         for id in ids {
             let id = id
                 .parse()
-                .map_err(|error| super::inconsistent("deleted_connections", "id", &id, error))?;
+                .map_err(|error| inconsistent("deleted_connections", "id", &id, error))?;
             rows += self.delete_traffic(id).await?.rows;
         }
         Ok(rows)
@@ -293,7 +290,7 @@ const DELETE_OUTBOX: &str = "-- connections.delete_outbox
     select n from n";
 
 /// Deletes a connection's row, and what belongs to it by key. Its traffic is for [`Store::delete_connection`].
-pub(super) async fn delete(
+pub(in crate::store) async fn delete(
     executor: impl PgExecutor<'_>,
     id: ConnectionId,
 ) -> Result<DeletedConnection, StoreError> {

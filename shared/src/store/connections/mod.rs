@@ -1,7 +1,15 @@
-//! Connections: made, read with their secrets, projected, watched. Changes of their status are in [`super::lifecycle`],
-//! declarations of an operator in [`super::declared`].
+//! Connections: made, read with their secrets, projected, watched. Changes of their status are in [`admin`],
+//! declarations of an operator in [`super::declarative`].
 
-use super::{Store, StoreError, column, inconsistent, nullable, session::Listener};
+mod admin;
+mod token_failures;
+mod token_rotation;
+
+pub(in crate::store) use admin::delete;
+pub use admin::{ConnectionSummary, DeletedConnection, HistoryEntry};
+pub use token_rotation::{DueRotation, NewRotation};
+
+use super::{Store, StoreError, column, inconsistent, nullable, pool::Listener};
 use crate::{
     directory::{Entry, Known, SIGNING_SECRET_COLUMN, SealedSigningSecret},
     secrets::{Place, Sealed, Secret},

@@ -1,6 +1,6 @@
 //! Organizations and their agents.
 
-use super::{Store, StoreError, column, inconsistent};
+use crate::store::{Store, StoreError, column, inconsistent};
 use crate::{
     secrets::{Place, Sealed, Secret},
     types::{AgentId, AgentMode, OrgId},
@@ -74,7 +74,7 @@ impl Store {
         self.put_agent_in(&self.pool, new).await
     }
 
-    pub(super) async fn put_agent_in(
+    pub(in crate::store) async fn put_agent_in(
         &self,
         executor: impl PgExecutor<'_>,
         new: &NewAgent,
@@ -111,7 +111,7 @@ impl Store {
         self.agent_in(&self.pool, org, id).await
     }
 
-    pub(super) async fn agent_in(
+    pub(in crate::store) async fn agent_in(
         &self,
         executor: impl PgExecutor<'_>,
         org: &OrgId,
@@ -130,7 +130,7 @@ impl Store {
     }
 
     /// The agent in a row's columns, named as in its table.
-    pub(super) fn agent_of(
+    pub(in crate::store) fn agent_of(
         &self,
         row: &PgRow,
         org: OrgId,

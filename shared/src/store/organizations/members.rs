@@ -2,7 +2,7 @@
 //!
 //! Declared by an operator, never inferred: that somebody used a code says nothing about who they are.
 
-use super::{Store, StoreError, column};
+use crate::store::{Store, StoreError, column};
 use crate::types::{AgentId, OrgId, Platform, TeamId, UserId};
 use sqlx::Row;
 

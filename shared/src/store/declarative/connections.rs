@@ -9,8 +9,8 @@ use crate::{
     secrets::{Place, Sealed, Secret},
     store::{
         Store, StoreError, column,
-        connections::{BOT_TOKEN_COLUMN, TABLE, settings},
-        inconsistent, lifecycle, nullable,
+        connections::{self, BOT_TOKEN_COLUMN, TABLE, settings},
+        inconsistent, nullable,
     },
     types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId, UserId},
 };
@@ -81,7 +81,7 @@ impl Store {
                 plan.kept.push(format!("{} ({})", old.called(), old.id));
                 continue;
             }
-            lifecycle::delete(&mut *tx, old.id).await?;
+            connections::delete(&mut *tx, old.id).await?;
             let what = format!("{} ({})", old.called(), old.id);
             plan.steps.push(PlanStep { action: Action::Delete, what, fields: Vec::new() });
             plan.deleted.push(old.id);

@@ -3,7 +3,7 @@
 //! Guarded by the version under which the token was read: word of an old token never harms a new installation. Refusals in a
 //! row are counted over all workers in a table of their own: counting does not change the row that workers cache.
 
-use super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::types::{ConnectionId, Status};
 
 impl Store {

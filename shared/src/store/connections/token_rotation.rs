@@ -3,7 +3,7 @@
 //! A lease on the row keeps refreshers apart; `generation` is compared when the new tokens are written, in the same
 //! transaction as the connection's own token. A lease does not change the connection's row, so no worker reads it again.
 
-use super::{Store, StoreError, column, inconsistent};
+use crate::store::{Store, StoreError, column, inconsistent};
 use crate::{
     secrets::{Place, Sealed, Secret},
     types::ConnectionId,

@@ -4,7 +4,7 @@
 //! open stays as it is and is reported: it holds up nothing else. Text columns hold `<key id>:<base64>`; bytes begin with the
 //! length of the key's id and the id, and are compared by this head alone, so that no payload is read for its key.
 
-use super::{Store, StoreError, connections::BOT_TOKEN_COLUMN};
+use crate::store::{Store, StoreError, connections::BOT_TOKEN_COLUMN};
 use crate::{
     directory::SIGNING_SECRET_COLUMN,
     secrets::{KeyRing, Place, Sealed},

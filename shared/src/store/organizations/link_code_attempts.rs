@@ -4,7 +4,7 @@
 //! same moment may each be let through. A code has 60 bits; the limits leave nobody a chance worth having, and a person
 //! who mistypes a few times waits a quarter of an hour at most.
 
-use super::{ConsumeClaim, StoreError};
+use crate::store::{ConsumeClaim, StoreError};
 use sqlx::PgConnection;
 
 /// Wrong codes of one person within the window.

@@ -1,10 +1,11 @@
-//! Link claims: minted, and consumed at most once. Guessing is limited (see [`super::guesses`]).
+//! Link claims: minted, and consumed at most once. Guessing is limited (see [`super::link_code_attempts`]).
 //!
 //! Consuming decides first and changes after, under the row's lock: a code used in the wrong place is not
 //! burnt. Whoever consumed it is written down, so that the same person using it again in the same place hears the
 //! same success (the first answer may have been lost on its way).
 
-use super::{Store, StoreError, column, guesses, inconsistent, moment, nullable};
+use super::link_code_attempts;
+use crate::store::{Store, StoreError, column, inconsistent, moment, nullable};
 use crate::{
     codec::envelope::DedupeKey,
     types::{
@@ -204,17 +205,17 @@ fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
 }
 
 /// Consumes a claim inside a caller's transaction.
-pub(super) async fn consume(
+pub(in crate::store) async fn consume_link_code(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
     by: &DedupeKey,
 ) -> Result<ClaimResult, StoreError> {
-    if guesses::exhausted(tx, claim).await? {
+    if link_code_attempts::exhausted(tx, claim).await? {
         return Ok(ClaimResult::TooManyGuesses);
     }
     let result = judge_and_consume(tx, claim, by).await?;
     if result == ClaimResult::NotFound {
-        guesses::note_miss(tx, claim).await?;
+        link_code_attempts::note_miss(tx, claim).await?;
     }
     Ok(result)
 }

@@ -5,7 +5,7 @@
 //! never gives the same text twice. What is not declared is named, and deleted only when told to.
 
 mod connections;
-mod owners;
+mod organizations;
 mod plan;
 
 pub use plan::{Action, Plan, PlanStep};
