@@ -1,52 +1,53 @@
-//! Failure of the store.
+//! Error type of the store.
 
 use std::borrow::Cow;
 
-/// What went wrong with Postgres.
+/// Failure of a request to Postgres.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Away, refused, or a statement failed.
+    /// Postgres is unavailable, or a statement failed.
     #[error("Postgres failed")]
     Postgres(#[from] sqlx::Error),
-    /// Several requests were one statement, and all of them failed.
+    /// The statement of a batch of requests failed, for all of them.
     #[error(transparent)]
     Batch(std::sync::Arc<StoreError>),
     /// A migration failed.
     #[error("migrating Postgres failed")]
     Migrate(#[from] sqlx::migrate::MigrateError),
-    /// A row holds what no statement of ours writes.
+    /// A column holds a value that no statement writes.
     #[error("{table}.{column} of row {row} makes no sense: {why}")]
     Inconsistent {
-        /// The table.
+        /// Table.
         table: &'static str,
-        /// The column.
+        /// Column.
         column: &'static str,
-        /// The row's key.
+        /// Key of the row.
         row: String,
-        /// What is wrong; never the value of a secret.
+        /// Cause. Never contains the value of a secret.
         why: String,
     },
-    /// The operating system gave no randomness.
+    /// The operating system provided no randomness.
     #[error("no randomness to seal with")]
     Randomness(#[from] getrandom::Error),
-    /// What was asked for is not there.
+    /// The row does not exist.
     #[error("there is no {0}")]
     Missing(String),
-    /// The setting is no address.
+    /// The setting is not a URL of Postgres.
     #[error("TIDEGATE_POSTGRES_URL is malformed: say postgres://user:password@host/database")]
     Url,
 }
 
 impl StoreError {
-    /// Whether Postgres refuses a batch for its contents (SQLSTATE classes 21, 22, 23, 54) or its duration:
-    /// sending it again changes nothing.
+    /// Returns whether Postgres rejected a batch for its contents (SQLSTATE classes 21, 22, 23, 54)
+    /// or its duration, so that sending it again is useless.
     pub fn refuses_contents(&self) -> bool {
         let contents =
             |code: &str| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class));
         self.code().is_some_and(|code| contents(&code)) || self.refuses_duration()
     }
 
-    /// Whether Postgres ended a statement that took too long (57014): for what it does, or because Postgres is slow.
+    /// Returns whether Postgres cancelled a statement at its timeout (57014), because of the
+    /// statement or a slow server.
     pub fn refuses_duration(&self) -> bool {
         self.code().as_deref() == Some("57014")
     }

@@ -1,10 +1,11 @@
-//! Postgres, all of it: every statement stands in one of these files, one per aggregate.
+//! Access to Postgres: all statements, with one folder per aggregate.
 //!
-//! A statement's first line is its name, as Postgres shows it in `pg_stat_activity`. Guards stand inside the
-//! statements, so that running twice and racing change nothing. Transactions never leave this module; what
-//! goes in and out are the words of `types`. A row that makes no sense is an error naming table, column and row.
+//! Workers, the command line, the control server and the tests use it. The first line of a
+//! statement is its name, which `pg_stat_activity` shows. Guards are inside the statements, so that
+//! repetitions and races change nothing. Transactions never leave this module. Its interface are
+//! the types of `types`. An invalid value is an error that names table, column and row.
 //!
-//! No trait: there is one store, and tests use the real one.
+//! There is no trait for the store, because there is one implementation and tests use it.
 
 mod connections;
 mod declarative;
@@ -37,29 +38,30 @@ use row::{column, inconsistent, moment, nullable, storable};
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use std::str::FromStr;
 
-/// For leases; two, so that one that hangs on a lost link is not the end.
+/// Connections for leases. Two, so that one that hangs does not stop renewals.
 const LEASE_CONNECTIONS: u32 = 2;
 
-/// Postgres, with the rings that open what rests in it.
+/// Postgres, with the key rings for its sealed columns.
 #[derive(Clone)]
 pub struct Store {
     pool: Sessions,
-    /// Leases are renewed beside all other work, never behind it.
+    /// Separate connections, so that renewals of leases never wait for other work.
     leases: Sessions,
     rings: Rings,
 }
 
-/// The two key rings (see [`crate::secrets`]).
+/// Key rings for sealed columns (see [`crate::secrets`]).
 #[derive(Debug, Clone)]
 pub struct Rings {
-    /// Opens signing secrets.
+    /// Ring for signing secrets.
     pub signing: KeyRing,
-    /// Opens tokens, agents' secrets, payloads of webhooks and requests of the outbox.
+    /// Ring for tokens, agents' secrets, payloads of webhooks and requests of the outbox.
     pub tokens: KeyRing,
 }
 
 impl Store {
-    /// Prepares a pool. Touches nothing yet: a Postgres that is away is waited for where it is needed.
+    /// Creates the pools without connecting, so that the process starts while Postgres is
+    /// unavailable.
     pub fn new(
         settings: &config::Postgres,
         rings: Rings,
@@ -70,8 +72,8 @@ impl Store {
         Ok(Self { pool: Sessions::new(options, settings.connections, plans), leases, rings })
     }
 
-    /// Brings the schema to this release's. Safe to run again, and by several at once: they wait for each other,
-    /// for as long as it takes. Needs no keys.
+    /// Migrates the schema to this release. Idempotent. Concurrent calls wait for each other
+    /// without a limit. Uses no keys.
     pub async fn migrate(settings: &config::Postgres) -> Result<(), StoreError> {
         let mut connection = options(settings)?.connect().await?;
         Ok(schema::MIGRATIONS.run(&mut connection).await?)

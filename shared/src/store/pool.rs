@@ -1,10 +1,11 @@
-//! Sessions with Postgres, none of which is waited for without end.
+//! Connection pool with client-side timeouts.
 //!
-//! In: statements, transactions, and what to listen for. Out: what sqlx makes of them, or an error in time. A Postgres whose host
-//! dies, or that another replaces behind its address, says no word of it: the kernel would wait a quarter of an hour. So a
-//! statement is given up a second after Postgres would have ended it. A session whose statement or transaction did not come
-//! to its end, whoever gave it up, is closed and not lent again: nobody knows what it is at, and to ask it might take as long.
-//! What is left waiting is the socket of a listener that was given up, which is nobody's any more.
+//! The store runs its statements, transactions and subscriptions here. A Postgres whose host dies,
+//! or that is replaced behind its address, closes no socket: the kernel would wait for a quarter of
+//! an hour. A statement therefore fails one second after Postgres would have cancelled it. A
+//! connection whose statement or transaction did not finish is closed instead of reused, because
+//! its state is unknown and a query for that state may hang as well. Only the socket of an
+//! abandoned listener remains, without an owner.
 
 use super::StoreError;
 use futures_util::{
@@ -29,42 +30,43 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-/// Longest wait for a free session or a new one.
+/// Maximum wait for a free or new connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Postgres ends a statement of ours after this long: a lease must not hang on one,
+/// Server-side limit of a statement: a lease must not depend on a hanging one.
 const STATEMENT_TIMEOUT: &str = "5s";
-/// and this long we wait for it to say so.
+/// Client-side limit of a statement. Exceeds `STATEMENT_TIMEOUT` by the time Postgres needs to
+/// report it.
 const STATEMENT: Duration = Duration::from_secs(6);
-/// Longest for all statements of a transaction.
+/// Maximum duration of all statements of a transaction.
 const TRANSACTION: Duration = Duration::from_secs(10);
-/// Postgres ends our session after this long without a word inside a transaction: a worker frozen there must not
-/// hold its locks.
+/// Server-side limit of an idle transaction: a frozen worker must not hold its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
-/// A session that was idle for longer is asked before it is lent; so is one that was idle when another failed, for what ended that
-/// may have ended it, too. To ask every time would cost a round trip for each statement.
+/// Idle time after which a connection is pinged before use. So is a connection that was idle when
+/// another failed, because the cause may have affected both. A ping before each use would cost a
+/// round trip per statement.
 const ASKED_AFTER: Duration = Duration::from_secs(1);
-/// Who listens and hears nothing for this long asks whether Postgres is still there.
+/// Interval without notifications after which a listener checks its connection.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Sessions that are lent for a statement or a transaction. Cheap to clone.
+/// Pool of connections for statements and transactions. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Sessions {
     pool: PgPool,
     failed: Failed,
 }
 
-/// When Postgres plans a statement.
+/// Planning mode of statements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plans {
-    /// For the values of each call, where that seems to pay.
+    /// Plans for the values of each call, as Postgres decides.
     PerCall,
-    /// Once per session. Statements of traffic are looked up by index whatever their values; to plan one of them takes
-    /// longer than to run it (5 ms and 1 ms). Tables are not scanned: a plan from when they were empty would scan them
-    /// until they are analyzed.
+    /// Plans once per connection. Traffic statements use an index for any values, and planning
+    /// takes longer than running them (5 ms and 1 ms). Sequential scans are disabled: a plan from
+    /// an empty table would use them until the table is analyzed.
     Once,
 }
 
-/// When a session failed last.
+/// Time of the last failure of a connection.
 #[derive(Debug, Clone, Default)]
 struct Failed(Arc<Mutex<Option<Instant>>>);
 
@@ -80,7 +82,7 @@ impl Failed {
 }
 
 impl Sessions {
-    /// At most so many. Touches nothing yet.
+    /// Creates a pool of at most `max` connections without connecting.
     pub fn new(options: PgConnectOptions, most: u32, plans: Plans) -> Self {
         let options = match plans {
             Plans::PerCall => options,
@@ -110,14 +112,14 @@ impl Sessions {
         Self { pool: pool.connect_lazy_with(options), failed }
     }
 
-    /// Begins a transaction. It is rolled back unless it is committed.
+    /// Begins a transaction. Dropping it rolls it back.
     pub async fn begin(&self) -> Result<Transaction, Error> {
         let mut session = self.lend().await?;
         in_time(STATEMENT, session.connection.execute("begin")).await?;
         Ok(Transaction(session))
     }
 
-    /// Listens on a channel, in a session beside all others.
+    /// Listens on a channel with a separate connection.
     pub async fn listen(&self, channel: &str) -> Result<Listener, Error> {
         let options = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
         let own = options.connect_lazy_with((*self.pool.connect_options()).clone());
@@ -132,16 +134,16 @@ impl Sessions {
     }
 }
 
-/// A session, lent.
+/// Connection in use.
 struct Session {
     connection: PoolConnection<Postgres>,
-    /// What it was lent for is over, so that it can be lent again.
+    /// Set when the statement or transaction finished, so that the connection is reusable.
     at_its_end: bool,
     failed: Failed,
 }
 
 impl Session {
-    /// An answer, even a refusal, is an end.
+    /// Marks the connection as reusable after a result or an error of Postgres.
     fn answered<T>(mut self, answer: Result<T, Error>) -> Result<T, Error> {
         self.at_its_end = matches!(answer, Ok(_) | Err(Error::Database(_)));
         answer
@@ -154,23 +156,23 @@ impl Drop for Session {
             self.failed.now();
             self.connection.close_on_drop();
         } else if let Ok(runtime) = Handle::try_current() {
-            // sqlx asks a session whether it is well before it takes it back, and left to itself waits for that without end.
+            // sqlx pings a returned connection without a timeout.
             runtime.spawn(tokio::time::timeout(STATEMENT, self.connection.return_to_pool()));
         }
     }
 }
 
-/// A transaction; `&mut *transaction` runs its statements.
+/// Transaction. `&mut *transaction` runs its statements.
 pub(super) struct Transaction(Session);
 
 impl Transaction {
-    /// Puts it into force.
+    /// Commits.
     pub async fn commit(mut self) -> Result<(), Error> {
         let answer = in_time(STATEMENT, self.execute("commit")).await;
         self.0.answered(answer).map(|_| ())
     }
 
-    /// Undoes it.
+    /// Rolls back.
     pub async fn rollback(mut self) -> Result<(), Error> {
         let answer = in_time(STATEMENT, self.execute("rollback")).await;
         self.0.answered(answer).map(|_| ())
@@ -191,11 +193,12 @@ impl DerefMut for Transaction {
     }
 }
 
-/// Hears what Postgres tells of.
+/// Subscription to notifications of Postgres.
 pub(super) struct Listener(PgListener);
 
 impl Listener {
-    /// The next word; `None` when the link was lost and words may be missing.
+    /// Returns the next notification. `None`: the connection was lost, and notifications may be
+    /// missing.
     pub async fn next(&mut self) -> Result<Option<PgNotification>, Error> {
         loop {
             match tokio::time::timeout(SILENCE, self.0.try_recv()).await {
@@ -206,7 +209,7 @@ impl Listener {
     }
 }
 
-/// All of a transaction, or an error in time.
+/// Runs a transaction within `TRANSACTION`.
 pub(super) async fn transaction_in_time<T>(
     transaction: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
@@ -226,7 +229,7 @@ fn no_answer(within: Duration) -> Error {
     Error::Io(io::Error::new(ErrorKind::TimedOut, format!("no answer within {within:?}")))
 }
 
-/// One statement in a session of its own.
+/// Runs one statement per connection use.
 impl<'p> Executor<'p> for &'p Sessions {
     type Database = Postgres;
 

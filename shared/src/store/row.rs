@@ -1,10 +1,10 @@
-//! Conversion of columns to the types of the domain.
+//! Conversion of columns to domain types.
 
 use super::StoreError;
 use sqlx::{Row, postgres::PgRow};
 use std::{borrow::Cow, str::FromStr};
 
-/// Reads a column as one of our types, or says which row makes no sense.
+/// Parses a column. An invalid value is [`StoreError::Inconsistent`].
 pub(super) fn column<T>(
     row: &PgRow,
     table: &'static str,
@@ -18,7 +18,7 @@ where
     parse(&text, table, key, column)
 }
 
-/// Like [`column`], for a column that may be null.
+/// Parses a nullable column.
 pub(super) fn nullable<T>(
     row: &PgRow,
     table: &'static str,
@@ -32,7 +32,7 @@ where
     text.map(|text| parse(&text, table, key, column)).transpose()
 }
 
-/// Reads a moment that may be null, as RFC 3339 in UTC.
+/// Formats a nullable timestamp as RFC 3339 in UTC.
 pub(super) fn moment(
     row: &PgRow,
     table: &'static str,
@@ -65,7 +65,7 @@ pub(super) fn inconsistent(
     StoreError::Inconsistent { table, column, row: row.to_owned(), why: why.to_string() }
 }
 
-/// A text that Postgres takes: anyone may send us a NUL, and no column holds one.
+/// Replaces NUL characters, which no column of Postgres accepts.
 pub(super) fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

@@ -1,10 +1,12 @@
-//! The life of a connection as an operator sees and changes it: switched, looked at, deleted.
+//! Operations of an operator on connections: status, summaries, deletion.
 //!
-//! `pending → active → stopped | error | revoked`. What Slack's refusals do to it is in [`super::token_failures`], what its events
-//! do in [`crate::store::webhooks`]. Every change raises the row's version, and directory sync updates the directory.
+//! Statuses are `pending → active → stopped | error | revoked`. [`super::token_failures`] applies
+//! failures of Slack, [`crate::store::webhooks`] applies its events. Every change raises the
+//! version of the row, and directory sync updates the directory.
 //!
-//! A deletion begins with the connection's row, in one statement: a trigger leaves a tombstone, by which webhooks that still
-//! come are ignored. Its traffic follows in bounded steps, which find it by index and begin anew wherever they ended.
+//! Deletion starts with the row of the connection, in one statement. A trigger leaves a tombstone,
+//! because of which intake ignores later webhooks. Bounded steps then delete the traffic by index.
+//! An interrupted deletion can be repeated.
 
 use super::{TABLE, settings};
 use crate::store::{Store, StoreError, column, inconsistent, moment, nullable};
@@ -12,7 +14,7 @@ use crate::types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, 
 use serde::Serialize;
 use sqlx::{PgExecutor, Row, postgres::PgRow};
 
-/// A connection as an operator sees it: no secrets.
+/// Connection without secrets, for operators.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct ConnectionSummary {
@@ -35,7 +37,7 @@ pub struct ConnectionSummary {
     pub version: i64,
 }
 
-/// A change of a connection's status.
+/// Change of a connection's status.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct HistoryEntry {
@@ -44,7 +46,7 @@ pub struct HistoryEntry {
     pub reason: String,
 }
 
-/// The rows of a connection that were deleted.
+/// Numbers of deleted rows of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)] // the tables' names
 pub struct DeletedConnection {
@@ -56,7 +58,7 @@ pub struct DeletedConnection {
 }
 
 impl Store {
-    /// Sets the status. An unknown connection is [`StoreError::Missing`].
+    /// Sets the status. [`StoreError::Missing`] for an unknown connection.
     pub async fn set_connection_status(
         &self,
         id: ConnectionId,
@@ -76,7 +78,7 @@ impl Store {
         Ok(())
     }
 
-    /// Every connection, or one.
+    /// Returns all connections, or one.
     pub async fn connection_summaries(
         &self,
         only: Option<ConnectionId>,
@@ -96,7 +98,7 @@ impl Store {
         rows.iter().map(summary).collect()
     }
 
-    /// How a connection's status changed, oldest first.
+    /// Returns the status changes of a connection, oldest first.
     pub async fn connection_history(
         &self,
         id: ConnectionId,
@@ -120,8 +122,9 @@ impl Store {
             .collect()
     }
 
-    /// Deletes a connection and everything that is kept for it. Dedup keys are hashes, and go by their age. An unknown
-    /// connection is [`StoreError::Missing`]; deleting one again that was deleted deletes what came meanwhile.
+    /// Deletes a connection and its data. Dedup keys are hashes, and are deleted by retention.
+    /// [`StoreError::Missing`] for an unknown connection. For a deleted one, deletes traffic that
+    /// arrived since.
     pub async fn delete_connection(
         &self,
         id: ConnectionId,
@@ -143,8 +146,8 @@ impl Store {
         }
     }
 
-    /// Deletes traffic that came for connections after they were deleted within the last day: of each at most a step's
-    /// worth. Returns the number of rows.
+    /// Deletes traffic that arrived for connections after they were deleted within the last day: at
+    /// most a step per connection. Returns the number of rows.
     pub async fn delete_late_traffic(&self) -> Result<u64, StoreError> {
         let ids: Vec<String> = sqlx::query_scalar(
             "-- deleted_connections.recent
@@ -169,7 +172,7 @@ impl Store {
         Ok(query.bind(id.to_string()).fetch_one(&self.pool).await?)
     }
 
-    /// Deletes a step's worth of a deleted connection's traffic.
+    /// Deletes a step of a deleted connection's traffic.
     async fn delete_traffic(&self, id: ConnectionId) -> Result<Step, StoreError> {
         let mut step = Step::default();
         step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
@@ -192,8 +195,8 @@ impl Store {
         Ok(step)
     }
 
-    /// Deletes rows of lanes, with the lanes once they are empty. The lanes are locked first, in the order that others keep,
-    /// so that nothing is enqueued or claimed meanwhile.
+    /// Deletes rows of lanes, and the lanes once they are empty. Locks the lanes first, in the
+    /// order of all statements, so that nothing is enqueued or claimed meanwhile.
     async fn delete_lanes(
         &self,
         id: ConnectionId,
@@ -210,12 +213,12 @@ impl Store {
     }
 }
 
-/// Rows of one step, of each table.
+/// Maximum rows per table and step.
 const STEP: i64 = 5_000;
-/// Lanes of one step.
+/// Maximum lanes per step.
 const LANES: i64 = 100;
 
-/// A step of a deletion.
+/// Result of a step.
 #[derive(Default)]
 struct Step {
     deliveries: i64,
@@ -224,7 +227,7 @@ struct Step {
     rows: u64,
 }
 
-/// Tables whose rows go without ceremony, a slot of a rotating one at a time.
+/// Returns the tables whose rows need no lock of a lane, with each slot of a rotating table.
 fn tables() -> impl Iterator<Item = String> {
     let plain = [
         "outbox_channels",
@@ -242,7 +245,7 @@ fn tables() -> impl Iterator<Item = String> {
     plain.into_iter().map(str::to_owned).chain(slots)
 }
 
-/// Lanes that have deliveries, whether or not they have a row, locked if they have one.
+/// Lanes with deliveries. Locks the rows of those that have one.
 const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
     with page as (select distinct lane from deliveries where connection_id = $1 order by lane limit $2),
     locked as (
@@ -250,8 +253,8 @@ const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
          order by l.lane for update of l)
     select p.lane from page p left join locked using (lane)";
 
-/// Deletes deliveries of lanes that are locked. When all are gone, the lanes go; else nothing of them is due. Slots of
-/// running ones are free in either case.
+/// Deletes deliveries of locked lanes. Deletes the lanes when all their deliveries are gone,
+/// otherwise postpones them. Frees the slots of running ones in both cases.
 const DELETE_DELIVERIES: &str = "-- connections.delete_deliveries
     with gone as (
         delete from deliveries where ctid = any (array (
@@ -268,7 +271,7 @@ const DELETE_DELIVERIES: &str = "-- connections.delete_deliveries
          where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
     select n from n";
 
-/// Lanes that have messages, locked.
+/// Lanes with messages, locked.
 const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
     with page as (select distinct lane from outbox where connection_id = $1 order by lane limit $2),
     locked as (
@@ -276,7 +279,7 @@ const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
          order by l.lane for update of l)
     select p.lane from page p left join locked using (lane)";
 
-/// Deletes messages of lanes that are locked; then the lanes, or nothing of them is due.
+/// Deletes messages of locked lanes, then the lanes, or postpones them.
 const DELETE_OUTBOX: &str = "-- connections.delete_outbox
     with gone as (
         delete from outbox where ctid = any (array (
@@ -289,7 +292,8 @@ const DELETE_OUTBOX: &str = "-- connections.delete_outbox
          where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
     select n from n";
 
-/// Deletes a connection's row, and what belongs to it by key. Its traffic is for [`Store::delete_connection`].
+/// Deletes the row of a connection and rows that reference it. [`Store::delete_connection`] deletes
+/// its traffic.
 pub(in crate::store) async fn delete(
     executor: impl PgExecutor<'_>,
     id: ConnectionId,

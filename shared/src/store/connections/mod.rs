@@ -1,5 +1,5 @@
-//! Connections: made, read with their secrets, projected, watched. Changes of their status are in [`admin`],
-//! declarations of an operator in [`super::declarative`].
+//! Connections: creation, secrets, projection to the directory, notifications. Status changes are
+//! in [`admin`], declarations of operators in [`super::declarative`].
 
 mod admin;
 mod token_failures;
@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 pub(super) const TABLE: &str = "connections";
 pub(super) const BOT_TOKEN_COLUMN: &str = "connections.bot_token";
 
-/// A connection to be made.
+/// Connection to create.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct NewConnection {
@@ -40,7 +40,7 @@ pub struct NewConnection {
     pub settings: Settings,
 }
 
-/// A connection as a worker needs it.
+/// Connection with the fields that a worker needs.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct Connection {
@@ -53,7 +53,7 @@ pub struct Connection {
     pub status: Status,
     pub bot_token: Option<Secret>,
     pub bot_user: Option<String>,
-    /// What a webhook that is handed on to an app is signed with.
+    /// Secret that signs webhooks forwarded to an app.
     pub signing_secret: Secret,
     pub settings: Settings,
     pub version: i64,
@@ -75,7 +75,7 @@ impl From<&Connection> for super::ConnectionFacts {
 }
 
 impl Store {
-    /// Makes a connection; gives its version.
+    /// Creates a connection. Returns its version.
     pub async fn create_connection(&self, new: &NewConnection) -> Result<i64, StoreError> {
         let id = new.id.to_string();
         let place = Place { owner: &id, column: SIGNING_SECRET_COLUMN };
@@ -107,7 +107,8 @@ impl Store {
         Ok(row.try_get("version")?)
     }
 
-    /// Replaces the signing secret; the one before stays good for `overlap`, since nobody knows when Slack changes over.
+    /// Replaces the signing secret. The previous one stays valid for `overlap`, because the time of
+    /// Slack's change is unknown.
     pub async fn rotate_signing_secret(
         &self,
         id: ConnectionId,
@@ -135,7 +136,7 @@ impl Store {
         Ok(())
     }
 
-    /// The live connection, tokens opened; `None` when there is no such row. Never writes it.
+    /// Returns a connection with opened tokens. Read-only.
     pub async fn hydrate_connection(
         &self,
         id: ConnectionId,
@@ -183,7 +184,7 @@ impl Store {
         })
     }
 
-    /// What the directory should say of a connection; `None` when there is no such row.
+    /// Returns the directory entry of a connection.
     pub async fn directory_entry(&self, id: ConnectionId) -> Result<Option<Entry>, StoreError> {
         let row = sqlx::query(
             "-- connections.directory_entry
@@ -217,7 +218,7 @@ impl Store {
         })))
     }
 
-    /// A version newer than any that a connection has or had: a tombstone's.
+    /// Returns a version above all versions of connections, for a tombstone.
     pub async fn next_connection_version(&self) -> Result<i64, StoreError> {
         let next = sqlx::query_scalar(
             "-- connections.next_version\n select nextval('connection_versions')",
@@ -225,7 +226,7 @@ impl Store {
         Ok(next.fetch_one(&self.pool).await?)
     }
 
-    /// Every connection and its version, for the sweep.
+    /// Returns ids and versions of all connections, for the directory sync.
     pub async fn connection_versions(&self) -> Result<Vec<(ConnectionId, i64)>, StoreError> {
         let rows = sqlx::query("-- connections.versions\n select id, version from connections")
             .fetch_all(&self.pool)
@@ -235,23 +236,25 @@ impl Store {
             .collect()
     }
 
-    /// Hears of every change to a connection, as it commits.
+    /// Subscribes to committed changes of connections.
     pub async fn connection_changes(&self) -> Result<ChangeSubscription, StoreError> {
         Ok(ChangeSubscription(self.pool.listen("connections").await?))
     }
 }
 
-/// The settings of a connection's row.
+/// Parses the settings of a row.
 pub(super) fn settings(row: &PgRow, key: &str) -> Result<Settings, StoreError> {
     let Json(value): Json<serde_json::Value> = row.try_get("settings")?;
     serde_json::from_value(value).map_err(|why| inconsistent(TABLE, "settings", key, why))
 }
 
-/// A subscription to changes. Lost words are possible (a lost link): re-read now and then all the same.
+/// Subscription to changes. Notifications may be lost with the connection to Postgres, so that its
+/// user must also poll.
 pub struct ChangeSubscription(Listener);
 
 impl ChangeSubscription {
-    /// The next connection that changed; `None` when the link was lost and words may be missing.
+    /// Returns the next changed connection. `None`: the connection to Postgres was lost, and
+    /// notifications may be missing.
     pub async fn next(&mut self) -> Result<Option<ConnectionId>, StoreError> {
         let heard = self.0.next().await?;
         Ok(heard.and_then(|notification| notification.payload().parse().ok()))

@@ -1,7 +1,7 @@
-//! Connections: made, changed, named where they clash.
+//! Declared connections: creation, changes, conflicts.
 //!
-//! In: what is declared of them. Out: steps of the plan, taken, and what can't be. A connection is known by its app and
-//! installation, and keeps its id; a token that rotates is not the operator's to change.
+//! App and installation identify a connection, which keeps its id. A token that rotates is not
+//! changed.
 
 use super::{Action, Clash, Declared, DeclaredConnection, Plan, PlanStep, plan::Diff};
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 };
 use sqlx::{PgConnection, Row, postgres::PgRow, types::Json};
 
-/// A signing secret that was replaced stays good for this long: nobody knows when Slack changes over.
+/// Validity of a replaced signing secret in hours. The time of Slack's change is unknown.
 const OVERLAP_HOURS: i32 = 24;
 
 impl Store {
@@ -162,7 +162,7 @@ impl Store {
             let old = before.map(|c| of(&c.settings));
             diff.text(name, old.as_deref(), Some(of(&new.settings).as_str()));
         }
-        // A new token is a new installation: whatever was wrong with the one before is over.
+        // A new token means a new installation, which clears an error.
         let status = match before.map(|c| c.status) {
             Some(Status::Stopped) => Status::Stopped,
             Some(status) if !(new_token && new.bot_token.is_some()) => status,
@@ -256,7 +256,7 @@ impl Store {
     }
 }
 
-/// A connection that is there.
+/// Connection in the database.
 struct There {
     id: ConnectionId,
     org: OrgId,
@@ -283,7 +283,7 @@ impl There {
     }
 }
 
-/// Connections are called by this wherever people read.
+/// Returns the label of a connection in messages.
 fn called(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
     let installation = [enterprise.map(EnterpriseId::as_str), team.map(TeamId::as_str)];
     let installation: Vec<&str> = installation.into_iter().flatten().collect();

@@ -1,6 +1,6 @@
-//! Those whose connections are: organizations, their members and agents.
+//! Declared organizations, members and agents.
 //!
-//! In: what is declared of them. Out: steps of the plan, taken. What is not declared goes last, for connections may belong to it.
+//! Undeclared ones are deleted last, because connections may belong to them.
 
 use super::{Action, Declared, DeclaredMember, Plan, PlanStep, plan::Diff};
 use crate::store::{Store, StoreError};
@@ -140,7 +140,8 @@ impl Store {
         Ok(())
     }
 
-    /// Agents and organizations that are not declared; after the connections, which may belong to them.
+    /// Deletes or reports undeclared agents and organizations. Runs after the connections, which
+    /// may belong to them.
     pub(super) async fn undeclared_owners(
         &self,
         tx: &mut PgConnection,

@@ -1,45 +1,45 @@
-//! What differs from what is declared, in words.
+//! Differences between declarations and database.
 
 use crate::{secrets::Secret, types::ConnectionId};
 use serde::Serialize;
 
-/// What differed from what is declared, in the order in which it is brought about.
+/// Differences from the declarations, in the order of their application.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// What is made, changed or deleted.
+    /// Creations, changes and deletions.
     pub steps: Vec<PlanStep>,
-    /// What is there without being declared, and stays.
+    /// Undeclared objects that are kept.
     pub kept: Vec<String>,
-    /// How many declared things were as declared.
+    /// Number of declared objects without a difference.
     pub unchanged: usize,
-    /// Every declared connection.
+    /// Ids of all declared connections.
     pub connections: Vec<ConnectionId>,
-    /// Connections that were deleted.
+    /// Ids of deleted connections.
     pub deleted: Vec<ConnectionId>,
 }
 
-/// One difference.
+/// Difference of one object.
 #[derive(Debug, Serialize)]
 pub struct PlanStep {
-    /// What happens to it.
+    /// Action.
     pub action: Action,
-    /// What it is: `agent acme/helper`.
+    /// Object, as `agent acme/helper`.
     pub what: String,
-    /// Field by field, in words that hold no secret.
+    /// Changed fields, without secrets.
     pub fields: Vec<String>,
 }
 
-/// What happens to something that is not as declared.
+/// Action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // plain words
+#[allow(missing_docs)] // self-explanatory
 pub enum Action {
     Create,
     Change,
     Delete,
 }
 
-/// The fields in which something differs from what is declared.
+/// Changed fields of an object.
 pub(super) struct Diff {
     there: bool,
     fields: Vec<String>,
@@ -64,7 +64,7 @@ impl Diff {
         }
     }
 
-    /// Whether it differs.
+    /// Compares a secret. Returns whether it differs.
     pub(super) fn secret(
         &mut self,
         name: &str,
@@ -83,7 +83,7 @@ impl Diff {
         differs
     }
 
-    /// Takes it into the plan; whether there is anything to do.
+    /// Adds the object to the plan. Returns whether it differs.
     pub(super) fn note(self, plan: &mut Plan, what: String) -> bool {
         if self.there && self.fields.is_empty() {
             plan.unchanged += 1;

@@ -1,9 +1,10 @@
-//! Claims due lanes: fair between queues, within the free slots of each agent.
+//! Claim of due lanes: fair between queues, within the free slots of each agent.
 //!
-//! A queue is (partition, priority, agent, connection). A claim visits a bounded number of queues by a loose index scan,
-//! beginning behind the last one visited, joins each once with its agent and connection, and only then reads due lanes. So a
-//! queue that is paused, stopped or whose circuit is open costs one visit, not one per lane. Rows of lanes and slots that another
-//! worker locks are skipped: a claim never waits.
+//! A queue is (partition, priority, agent, connection). A claim visits a bounded number of queues
+//! by a loose index scan that starts after the last visited one, joins each with its agent and
+//! connection, and then reads due lanes. A queue that is paused, stopped or behind an open circuit
+//! breaker thus costs one visit, not one per lane. Rows of lanes and slots that another worker has
+//! locked are skipped, so that a claim never waits.
 
 use crate::store::{GATEWAY_ORG, Priority, SealedPayload, Store, StoreError, column, inconsistent};
 use crate::{
@@ -14,25 +15,25 @@ use crate::{
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
 
-/// Queues that one claim visits at most.
+/// Maximum queues per claim.
 const QUEUES_MAX: i64 = 64;
 
-/// A claim.
+/// Arguments of a claim.
 #[derive(Debug)]
 pub struct ClaimRequest<'a> {
-    /// The row of the worker that runs what is claimed.
+    /// Worker row for the claimed deliveries.
     pub worker: &'a str,
-    /// Partitions to look at, in this order.
+    /// Partitions, in the order of their visit.
     pub partitions: &'a [Partition],
-    /// Where to go on within the first of them.
+    /// Position after which the visit of the first partition starts.
     pub after: Option<QueueKey>,
-    /// Which deliveries.
+    /// Priority of the deliveries.
     pub priority: Priority,
-    /// Deliveries at most.
+    /// Maximum deliveries.
     pub limit: i64,
 }
 
-/// A queue within its partition and priority.
+/// Queue within its partition and priority.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the columns' names
 pub struct QueueKey {
@@ -41,66 +42,66 @@ pub struct QueueKey {
     pub connection: String,
 }
 
-/// What a claim brought.
+/// Result of a claim.
 #[derive(Debug, Default)]
 pub struct ClaimedDeliveries {
-    /// Deliveries that run now.
+    /// Claimed deliveries.
     pub deliveries: Vec<ClaimedDelivery>,
-    /// Where the next claim begins; `None` when every queue was visited.
+    /// Start of the next claim. `None` if all queues were visited.
     pub last_visited: Option<(Partition, QueueKey)>,
 }
 
-/// The key of a delivery's row.
+/// Key of a delivery's row.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DeliveryKey {
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// Its lane.
+    /// Lane.
     pub lane: Lane,
-    /// Its position there.
+    /// Position in the lane.
     pub position: i64,
 }
 
-/// A delivery whose attempt begins.
+/// Delivery with a running attempt.
 #[derive(Debug, Clone)]
 pub struct ClaimedDelivery {
-    /// Its row.
+    /// Key of the row.
     pub key: DeliveryKey,
-    /// The row of the worker that runs it.
+    /// Worker row.
     pub worker: String,
-    /// The number of the claim: the fence of the attempt's end.
+    /// Number of the claim: the fence of the attempt's end.
     pub claim: i64,
-    /// This attempt's number; the first is 1.
+    /// Number of this attempt. The first is 1.
     pub attempts: i32,
-    /// Attempts before that failed because of this delivery.
+    /// Earlier attempts that failed because of this delivery.
     pub faults: i32,
-    /// Attempts before that ended without an outcome.
+    /// Earlier attempts without an outcome.
     pub crashes: i32,
-    /// The agent, or the gateway itself.
+    /// Organization of the agent, or [`GATEWAY_ORG`].
     pub org: String,
-    /// The agent's id.
+    /// Id of the agent.
     pub agent: String,
-    /// The slot that it holds.
+    /// Agent slot.
     pub slot: i32,
-    /// Its partition.
+    /// Partition.
     pub partition: Partition,
-    /// The conversation's session when it was decided.
+    /// Session of the conversation at the time of the decision.
     pub session: i64,
-    /// Its kind.
+    /// Kind.
     pub kind: Kind,
-    /// Whether a person waits.
+    /// Priority.
     pub priority: Priority,
-    /// Its dedup key.
+    /// Dedup key.
     pub dedup_key: DedupeKey,
-    /// Bytes of its sealed payload.
+    /// Bytes of the sealed payload.
     pub size: usize,
-    /// Time since its first attempt, pauses of the agent apart.
+    /// Time since the first attempt, without pauses of the agent.
     pub age: Duration,
-    /// Time since it was enqueued, pauses of the agent apart.
+    /// Time since the enqueueing, without pauses of the agent.
     pub waited: Duration,
-    /// Whether its person was told that it waits.
+    /// True if the person got a notice that the delivery waits.
     pub told: bool,
-    /// Whether the agent's circuit is open, and this is a probe.
+    /// True if this attempt probes an open circuit breaker.
     pub probe: bool,
 }
 
@@ -160,7 +161,8 @@ impl Store {
              eligible as (
                  select v.*, a.open, f.free, random() as luck,
                         case when a.open then 1
-                             -- While other connections of the agent wait, one has a quarter of its slots at most, or as much as they share evenly.
+                             -- While other connections of the agent wait, one gets at most a
+                             -- quarter of its slots, or an even share.
                              when a.waiting > 1 then
                                  greatest(1, coalesce(a.max_concurrent, 64) / least(4, a.waiting))
                                  - (select count(*) from slot s
@@ -176,8 +178,9 @@ impl Store {
                  select e.*, l.lane, l.head, row_number() over (
                             partition by e.partition, e.org_id, e.agent_id, e.connection_id order by l.next_at) as turn
                    from eligible e, lateral (
-                       -- Rows compared whole and in the index's order: Postgres then reads due lanes from the index and
-                       -- never sorts all lanes of a queue.
+                       -- Row comparisons in the order of the index: Postgres then reads due lanes
+                       -- from the index
+                       -- instead of sorting all lanes of a queue.
                        select lane, head, next_at from delivery_lanes l
                         where (l.partition, l.priority, l.org_id, l.agent_id, l.connection_id, l.next_at)
                               >= (e.partition, $6, e.org_id, e.agent_id, e.connection_id, '-infinity'::timestamptz)
@@ -274,7 +277,8 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Releases a lane whose head is for another agent or of another priority than the lane's row says, and corrects the row.
+    /// Releases a lane whose head has another agent or priority than the lane's row, and corrects
+    /// the row.
     async fn correct_lane(&self, row: &PgRow, worker: &str) -> Result<(), StoreError> {
         let (org, agent): (String, String) =
             (row.try_get("queue_org")?, row.try_get("queue_agent")?);
@@ -291,7 +295,7 @@ impl Store {
                     first_attempt_at = case when l.attempts <= 1 then null else l.first_attempt_at end,
                     org_id = coalesce(head.org_id, l.org_id), agent_id = coalesce(head.agent_id, l.agent_id),
                     priority = coalesce(head.priority, l.priority),
-                    -- A head whose row is gone was deleted with its connection, or skipped.
+                    -- A missing head was deleted with its connection, or skipped.
                     head = case when head.lane is null then l.head + 1 else l.head end,
                     next_at = case when head.lane is null and l.head + 1 > l.tail then 'infinity' else now() end
                from (select 1) one left join head on true
@@ -308,7 +312,7 @@ impl Store {
         Ok(())
     }
 
-    /// Reads and opens the payloads of claimed deliveries. A payload that cannot be opened is an error of its own row.
+    /// Opens the payloads of claimed deliveries. An unreadable payload is an error of its own.
     pub async fn load_payloads(
         &self,
         deliveries: &[&ClaimedDelivery],
@@ -345,7 +349,8 @@ fn partition_of(number: i16) -> Result<Partition, StoreError> {
     })
 }
 
-/// `None` when the head is for another agent or of another priority than the lane's row says, or gone.
+/// Converts a row. `None` if the head is missing, or has another agent or priority than the lane's
+/// row.
 fn claimed_delivery(
     row: &PgRow,
     request: &ClaimRequest<'_>,
@@ -391,7 +396,7 @@ fn claimed_delivery(
 }
 
 impl ClaimedDelivery {
-    /// The agent, unless it is the gateway itself.
+    /// Returns the agent. `None` for the gateway itself.
     pub fn agent(&self) -> Option<(OrgId, AgentId)> {
         if self.org == GATEWAY_ORG {
             return None;

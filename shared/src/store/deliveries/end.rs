@@ -1,7 +1,8 @@
-//! Ends attempts: a delivery that is over is deleted and its lane's head raised; one that is not waits in its lane.
+//! Ends of attempts: a finished delivery is deleted and its lane's head raised, a postponed one
+//! waits in its lane.
 //!
-//! Many ends are one statement. The fence of each is (worker, claim) in the lane row: an end of an attempt that was freed
-//! and begun again meanwhile changes nothing.
+//! One statement records many ends. The fence of each is (worker, claim) in the lane row: the end
+//! of an attempt whose lane was freed and claimed again changes nothing.
 
 use super::{
     super::{
@@ -17,46 +18,46 @@ use crate::{codec::envelope::Word, types::Outgoing};
 use sqlx::{PgExecutor, Row};
 use std::{collections::HashSet, time::Duration};
 
-/// A delivery that is over.
+/// Finished delivery.
 pub struct FinishedDelivery {
-    /// The delivery and its attempt.
+    /// Delivery with its attempt.
     pub delivery: ClaimedDelivery,
-    /// How it ended.
+    /// Outcome.
     pub outcome: FinishedOutcome,
-    /// What Slack is to be told.
+    /// Messages to Slack.
     pub messages: Vec<Outgoing>,
-    /// The trace of the request that brought it.
+    /// Trace context of the request.
     pub traceparent: Option<Word>,
 }
 
-/// How a delivery ended.
+/// Outcome of a finished delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishedOutcome {
-    /// The agent has it. The word is for the log of deliveries.
+    /// The agent accepted it. The value is the outcome in `delivery_log`.
     Completed(&'static str),
-    /// It was given up.
+    /// Given up.
     DeadLetter {
-        /// Why, the same words for all of its sort.
+        /// Constant reason.
         reason: String,
-        /// What the last attempt said.
+        /// Failure of the last attempt.
         error: String,
     },
 }
 
-/// A delivery that waits.
+/// Delivery that waits for another attempt.
 #[derive(Debug, Clone)]
 pub struct PostponedDelivery {
-    /// The delivery and its attempt.
+    /// Delivery with its attempt.
     pub delivery: ClaimedDelivery,
-    /// When it is due again.
+    /// Wait before the next attempt.
     pub after: Duration,
-    /// What was wrong.
+    /// Failure.
     pub error: String,
-    /// Whether the attempt counts.
+    /// True if the attempt counts.
     pub counts: bool,
-    /// Whether it failed because of this delivery.
+    /// True if the delivery caused the failure.
     pub fault: bool,
-    /// Whether the attempt ended without an outcome, by a panic.
+    /// True if the attempt panicked.
     pub crashed: bool,
 }
 
@@ -126,7 +127,8 @@ const TELL: &str = concat!(
 );
 
 impl Store {
-    /// Tells the person behind a delivery that runs that it waits, unless its conversation was told within the hour.
+    /// Enqueues a notice to the person behind a running delivery that it waits, at most once per
+    /// hour and conversation.
     pub async fn tell_waiting(
         &self,
         delivery: &ClaimedDelivery,
@@ -151,7 +153,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends deliveries that are over. Returns, for each, whether it was in force: false when its attempt was freed.
+    /// Ends finished deliveries. Returns for each whether its fence held.
     pub async fn finish_deliveries(
         &self,
         finished: &[&FinishedDelivery],
@@ -159,7 +161,8 @@ impl Store {
         self.finish_in(&self.pool, finished).await
     }
 
-    /// Ends a delivery and makes a change of its conversation, together; the change brings its reply.
+    /// Ends a delivery and applies a change of its conversation with the change's reply, in one
+    /// transaction.
     pub async fn finish_with_change(
         &self,
         mut finished: FinishedDelivery,
@@ -215,7 +218,7 @@ impl Store {
         in_force(&rows, finished.len())
     }
 
-    /// Puts deliveries back into their lanes. Returns, for each, whether it was in force.
+    /// Puts deliveries back into their lanes. Returns for each whether its fence held.
     pub async fn postpone_deliveries(
         &self,
         postponed: &[PostponedDelivery],
@@ -264,7 +267,7 @@ impl Store {
 
 type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// `$1` to `$8`: which attempts end.
+/// Binds the attempts, `$1` to `$8`.
 fn bind_attempts<'q>(query: Statement<'q>, deliveries: &[&ClaimedDelivery]) -> Statement<'q> {
     query
         .bind((0..deliveries.len() as i64).collect::<Vec<_>>())

@@ -1,10 +1,10 @@
-//! Open circuit breakers, for all workers to see. A row changes only with the state.
+//! Open circuit breakers, shared by all workers. A row exists while one is open.
 
 use crate::store::{Store, StoreError, storable};
 use std::collections::HashSet;
 
 impl Store {
-    /// Records that the circuit of an agent is open. The first probe is due in a second.
+    /// Records that an agent's circuit breaker opened. The first probe is due in a second.
     pub async fn open_circuit(
         &self,
         org: &str,
@@ -25,7 +25,7 @@ impl Store {
         Ok(())
     }
 
-    /// Records that the circuit of an agent is closed.
+    /// Records that an agent's circuit breaker closed.
     pub async fn close_circuit(&self, org: &str, agent: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- agent_health.close\n delete from agent_health where org_id = $1 and agent_id = $2",
@@ -37,7 +37,7 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the agents whose circuit is open, by organization and id.
+    /// Returns the agents with an open circuit breaker, by organization and id.
     pub async fn open_circuits(&self) -> Result<HashSet<(String, String)>, StoreError> {
         let open =
             sqlx::query_as("-- agent_health.list\n select org_id, agent_id from agent_health");

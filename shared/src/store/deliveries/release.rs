@@ -1,13 +1,16 @@
-//! Frees lanes and slots that nobody runs: of a worker whose row expired, and those that name a live worker which does not
-//! know them, because the result of its claim was lost.
+//! Release of lanes and slots without a running attempt: of an expired worker, and of a live worker
+//! that does not know them because the result of its claim was lost.
 
 use crate::store::{Store, StoreError};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 
 impl Store {
-    /// Frees lanes of a worker, at most `limit`, but none of `keep`. An attempt of a worker that ended counts, and as one
-    /// that ended without an outcome, after which its lane waits 0, 1, 4, 16 s; a live worker that does not know a lane never began it. Returns how many.
+    /// Frees lanes of a worker, except for `keep`, at most `limit`. Returns their number.
+    ///
+    /// Without `keep` the worker has ended: its attempts count as crashes, after which the lane
+    /// waits 0, 1, 4, 16 s. A live worker never started the attempt of a lane that it does not
+    /// know.
     pub async fn release_delivery_lanes(
         &self,
         worker: &str,
@@ -25,7 +28,7 @@ impl Store {
              freed as (
                  update delivery_lanes l
                     set worker = null, claim = null, attempts = l.attempts - 1 + $5::integer,
-                        -- A live worker that does not know a lane never began its attempt.
+                        -- A live worker never started the attempt of a lane that it does not know.
                         crashes = l.crashes + $5::integer, last_error = 'the worker ended',
                         next_at = now() + make_interval(secs => $5::integer * trunc(power(4, l.crashes - 1)))
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane returning 1),
@@ -34,7 +37,7 @@ impl Store {
                   where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
                     and (connection_id, lane) in (select connection_id, lane from orphans)),
              forgotten as (
-                 -- A slot without a running lane of the same worker.
+                 -- Slots without a running lane of the same worker.
                  update agent_slots s set connection_id = null, lane = null, worker = null
                   where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
                     and (connection_id, lane) not in (select connection_id, lane from orphans)
@@ -52,7 +55,7 @@ impl Store {
         Ok(u64::try_from(row.try_get::<i64, _>("freed")?).unwrap_or_default())
     }
 
-    /// Lanes that this worker runs and that an operator asked to cancel.
+    /// Returns the running lanes of a worker that an operator asked to cancel.
     pub async fn cancelled_lanes(
         &self,
         worker: &str,
@@ -75,7 +78,8 @@ impl Store {
             .collect()
     }
 
-    /// Makes the slots of deliveries that workers answer themselves, and drops free ones above their number.
+    /// Creates the slots of deliveries that workers answer themselves, and deletes free ones above
+    /// `count`.
     pub async fn ensure_gateway_slots(&self, count: i32) -> Result<(), StoreError> {
         sqlx::query(
             "-- slots.ensure_gateway

@@ -1,11 +1,11 @@
-//! Agents as operators see them: settings, pause, circuit breaker and load. No secrets.
+//! State of agents for operators: settings, pause, circuit breaker and load. No secrets.
 
 use crate::store::{Store, StoreError};
 use super::json;
 use crate::types::{AgentId, OrgId};
 use serde::{Deserialize, Serialize};
 
-/// An agent as an operator sees it.
+/// Agent for operators.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct AgentState {
@@ -19,21 +19,21 @@ pub struct AgentState {
     pub retry_for_ms: Option<i64>,
     pub keep_for_ms: i64,
     pub paused_at: Option<String>,
-    /// When its circuit breaker opened, if it is open.
+    /// Time at which the circuit breaker opened, if it is open.
     pub circuit_opened_at: Option<String>,
     pub circuit_error: Option<String>,
-    /// Attempts that run.
+    /// Running attempts.
     pub running: i64,
-    /// Lanes whose head is for it.
+    /// Lanes whose head is for the agent.
     pub lanes: i64,
     /// Deliveries in these lanes.
     pub deliveries: i64,
-    /// Conversations that are linked to it.
+    /// Bound conversations.
     pub bindings: i64,
 }
 
 impl Store {
-    /// Returns the agents of an organization, or of all, or one.
+    /// Returns all agents, those of an organization, or one.
     pub async fn agent_states(
         &self,
         org: Option<&OrgId>,

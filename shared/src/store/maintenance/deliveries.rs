@@ -1,4 +1,5 @@
-//! Deliveries that wait or run, as operators see them: lanes with their heads, and what follows these.
+//! State of waiting and running deliveries for operators: lanes with their heads, and the
+//! deliveries behind.
 
 use crate::store::{Store, StoreError, column};
 use super::json;
@@ -9,22 +10,22 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 
-/// Selects lanes with deliveries. A field that is left open restricts nothing.
+/// Filter of lanes with deliveries. `None` matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct DeliveryFilter {
-    /// Those of this connection.
+    /// Connection.
     pub connection: Option<ConnectionId>,
-    /// Those whose head is for an agent of this organization.
+    /// Organization of the head's agent.
     pub org: Option<OrgId>,
-    /// Those whose head is for an agent of this id.
+    /// Id of the head's agent.
     pub agent: Option<AgentId>,
-    /// This lane.
+    /// Lane.
     pub lane: Option<Lane>,
-    /// Only while this position is the head.
+    /// Position of the head.
     pub head: Option<i64>,
 }
 
-/// A lane with deliveries, and its head.
+/// Lane with deliveries, and its head.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct LaneState {
@@ -32,9 +33,10 @@ pub struct LaneState {
     pub lane: String,
     pub partition: i16,
     pub agent: String,
-    /// `running`, `due`, `waiting`, `paused`, `circuit open`, or the connection's status that keeps it from running.
+    /// `running`, `due`, `waiting`, `paused`, `circuit open`, or the connection's status that
+    /// blocks the lane.
     pub state: String,
-    /// Deliveries that wait or run.
+    /// Waiting and running deliveries.
     pub waiting: i64,
     pub attempts: i32,
     pub crashes: i32,
@@ -53,7 +55,7 @@ pub struct LaneState {
     pub replay: Option<String>,
 }
 
-/// A delivery that waits or runs.
+/// Waiting or running delivery.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct OpenDelivery {
@@ -75,18 +77,18 @@ pub struct OpenDelivery {
     pub inserted_at: String,
 }
 
-/// The number of deliveries that a filter selects.
+/// Numbers of deliveries that match a filter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct DeliveryCount {
     /// Lanes.
     pub lanes: i64,
-    /// Deliveries in them.
+    /// Deliveries in these lanes.
     pub deliveries: i64,
-    /// Lanes whose head runs.
+    /// Lanes with a running head.
     pub running: i64,
 }
 
-/// A condition on `delivery_lanes l` whose five parameters [`filtering`] binds.
+/// Condition on `delivery_lanes l` with the five parameters of `bind_filter`.
 macro_rules! filtered {
     () => {
         "(l.head <= l.tail and ($1::text is null or l.connection_id = $1) and ($2::text is null or l.org_id = $2)
@@ -96,7 +98,7 @@ macro_rules! filtered {
 }
 pub(super) use filtered;
 
-/// A statement whose first five parameters are a filter.
+/// Returns a statement whose first five parameters are a filter.
 pub(super) fn filtering<'q>(
     sql: &'static str,
     filter: &'q DeliveryFilter,
@@ -110,7 +112,8 @@ pub(super) fn filtering<'q>(
 }
 
 impl Store {
-    /// Returns lanes with deliveries, at most `limit`: those whose head was tried or became due first, or last.
+    /// Returns lanes with deliveries, at most `limit`, ordered by first attempt or due time of the
+    /// head.
     pub async fn lane_states(
         &self,
         filter: &DeliveryFilter,
@@ -177,7 +180,7 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Returns where in its lane a webhook's delivery waits or runs; `None` when it does neither.
+    /// Returns the position of a webhook's delivery. `None` if it neither waits nor runs.
     pub async fn delivery_of(&self, dedup_key: &str) -> Result<Option<DeliveryFilter>, StoreError> {
         let row = sqlx::query(
             "-- deliveries.find
@@ -198,7 +201,7 @@ impl Store {
         .transpose()
     }
 
-    /// Counts the lanes that a filter selects, and their deliveries.
+    /// Counts matching lanes and their deliveries.
     pub async fn count_deliveries(
         &self,
         filter: &DeliveryFilter,

@@ -1,42 +1,43 @@
-//! Operations on deliveries: retrying at once, skipping, cancelling; and the end of those that no agent will get.
+//! Operations on deliveries: retry, skip, cancel, and the end of unreachable ones.
 //!
-//! A lane's row decides about its deliveries, so each operation locks the rows of lanes first, in key order as intake does,
-//! and acts in a second statement, which sees everything that was enqueued before. Lanes are visited in bounded steps.
+//! The row of a lane decides about its deliveries. Each operation therefore locks rows of lanes
+//! first, in the order of intake, and acts in a second statement, which sees everything that was
+//! enqueued before. Operations visit lanes in bounded steps.
 
 use crate::store::{Store, StoreError};
 use super::deliveries::{DeliveryFilter, filtered, filtering};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
-/// Lanes of one step.
+/// Maximum lanes per step.
 const LANES: i64 = 1_000;
-/// Lanes of one step that may take many deliveries of each.
+/// Maximum lanes per step for whole lanes.
 const WHOLE_LANES: i64 = 100;
-/// Deliveries of a lane that one step ends at most.
+/// Maximum deliveries of a lane per step.
 const DEPTH: i64 = 100;
 
-/// The number of deliveries that were ended.
+/// Numbers of ended deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct EndedDeliveries {
-    /// Deliveries that are gone.
+    /// Deleted deliveries.
     pub ended: u64,
-    /// Running ones whose workers end them shortly.
+    /// Running deliveries, which their workers end.
     pub requested: u64,
 }
 
-/// The deliveries of each lane that are ended.
+/// Deliveries of each lane that an operation ends.
 #[derive(Debug, Clone, Copy)]
 enum Extent {
     /// The head, unless it runs.
     WaitingHead,
-    /// The head. One that runs is ended by its worker.
+    /// The head. Its worker ends a running one.
     Head,
-    /// All of them, likewise.
+    /// All deliveries. Its worker ends a running head.
     WholeLane,
 }
 
 impl Store {
-    /// Makes the heads of lanes due that do not run, and returns the number of lanes. Attempts and ages stay.
+    /// Makes waiting heads of lanes due. Returns the number of lanes. Attempts and ages stay.
     pub async fn retry_deliveries(&self, filter: &DeliveryFilter) -> Result<u64, StoreError> {
         let (mut after, mut lanes) = (first(), 0);
         loop {
@@ -72,7 +73,8 @@ impl Store {
         }
     }
 
-    /// Skips the heads of lanes that do not run: they are ended without a dead letter, and what follows is due.
+    /// Skips waiting heads of lanes: ends them without a dead letter, which makes the next
+    /// deliveries due.
     pub async fn skip_deliveries(
         &self,
         filter: &DeliveryFilter,
@@ -80,7 +82,7 @@ impl Store {
         self.end_deliveries(filter, "skipped", Extent::WaitingHead).await
     }
 
-    /// Cancels the heads of lanes, or all of their deliveries. One that runs is ended by its worker.
+    /// Cancels the heads of lanes, or all of their deliveries. Workers end running ones.
     pub async fn cancel_deliveries(
         &self,
         filter: &DeliveryFilter,
@@ -90,8 +92,8 @@ impl Store {
         self.end_deliveries(filter, "cancelled", extent).await
     }
 
-    /// Ends deliveries that no agent will ever get: of connections that were revoked and of agents that were deleted within the
-    /// last day, at most a step's worth of each. What runs ends by itself first. Returns the number.
+    /// Ends deliveries of connections that were revoked and agents that were deleted within the
+    /// last day, at most a step of each. Leaves running ones. Returns their number.
     pub async fn end_unreachable_deliveries(&self) -> Result<u64, StoreError> {
         let rows = sqlx::query(
             "-- deliveries.unreachable
@@ -170,7 +172,7 @@ impl Store {
             tx.commit().await?;
             all.ended += row.try_get::<i64, _>("ended")? as u64;
             if row.try_get("more")? {
-                continue; // the same lanes once more
+                continue; // same lanes again
             }
             all.requested += row.try_get::<i64, _>("running")? as u64;
             let is_full = page.len() as i64 == lanes;
@@ -180,7 +182,7 @@ impl Store {
     }
 }
 
-/// Ends deliveries of lanes that are locked: those from `first` to `last` of each lane of `c`.
+/// Statement that ends the deliveries from `first` to `last` of each locked lane in `c`.
 macro_rules! end_statement {
     ($name:literal, $chosen:literal) => {
         concat!(
@@ -224,7 +226,7 @@ macro_rules! end_statement {
     };
 }
 
-/// `$4`: whole lanes, from their tails on, `$5` of each; else the heads.
+/// Ends whole lanes (`$4`) from their tails, `$5` deliveries of each, or heads.
 const END: &str = end_statement!(
     "deliveries.end_by_operator",
     "select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer, l.tail - $5 + 1)
@@ -234,7 +236,8 @@ const END: &str = end_statement!(
       where l.head <= l.tail"
 );
 
-/// `$5` of each lane from its head on, up to the first that is for another agent than `$6` and `$7`. `$4` is false.
+/// Ends `$5` deliveries of each lane from its head, up to the first of another agent than `$6` and
+/// `$7`. `$4` is false.
 const END_UNREACHABLE: &str = end_statement!(
     "deliveries.end_unreachable",
     "select l.*, l.head as first,
@@ -246,7 +249,8 @@ const END_UNREACHABLE: &str = end_statement!(
       where l.head <= l.tail and l.worker is null and not $4"
 );
 
-/// Lanes of a connection with deliveries, found one after the other: a lane may hold many.
+/// Lanes of a connection with deliveries, by a loose index scan, because a lane may hold many
+/// deliveries.
 const LANES_OF_CONNECTION: &str = "-- deliveries.lanes_of_connection
     with recursive r as (
         (select lane from deliveries where connection_id = $1 order by lane limit 1)
@@ -261,7 +265,8 @@ const LANES_OF_AGENT: &str = "-- deliveries.lanes_of_agent
     select lane, connection_id from delivery_lanes
      where org_id = $1 and agent_id = $2 and worker is null and head <= tail limit $3";
 
-/// Locks lanes, in the order that others keep. All is checked once more that others may have changed.
+/// Locks lanes in the order of all statements, and repeats the checks that others may have
+/// invalidated.
 async fn lock(
     tx: &mut PgConnection,
     page: &[(i64, String)],
@@ -289,7 +294,7 @@ fn keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
     rows.iter().map(|row| Ok((row.try_get("lane")?, row.try_get("connection_id")?))).collect()
 }
 
-/// The key before every lane's.
+/// Returns a key before all lanes.
 fn first() -> (i64, String) {
     (i64::MIN, String::new())
 }

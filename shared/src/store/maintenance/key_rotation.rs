@@ -1,8 +1,10 @@
-//! Key rotation: seals the values of every sealed column anew with the newest key of its ring, while all goes on.
+//! Key rotation: re-encrypts all sealed columns with the newest key of their ring, without
+//! downtime.
 //!
-//! A step reads some rows that another key sealed, and writes each only if it did not change meanwhile. A value that does not
-//! open stays as it is and is reported: it holds up nothing else. Text columns hold `<key id>:<base64>`; bytes begin with the
-//! length of the key's id and the id, and are compared by this head alone, so that no payload is read for its key.
+//! `tidegate keys rewrap` calls it in steps. A step reads rows that another key sealed, and
+//! replaces each value only if it did not change meanwhile. A value that does not open is reported
+//! and stays. Text columns hold `<key id>:<base64>`. Bytes begin with the length of the key id and
+//! the id. Only this prefix is compared, so that no payload is read for its key.
 
 use crate::store::{Store, StoreError, connections::BOT_TOKEN_COLUMN};
 use crate::{
@@ -11,38 +13,39 @@ use crate::{
 };
 use sqlx::Row;
 
-/// Rows of one step: secrets and requests,
+/// Maximum rows per step, for secrets and requests.
 const STEP: i64 = 200;
-/// and payloads, which may have a MiB each.
+/// Maximum rows per step, for payloads of up to 1 MiB.
 const PAYLOADS: i64 = 20;
 
-/// Begins with another head than that of the key `$1`.
+/// Condition on payloads that another key than `$1` sealed.
 macro_rules! payload_of_another_key {
     () => {
         "substring(payload for 1 + length($1)) <> decode(lpad(to_hex(length($1)), 2, '0'), 'hex') || convert_to($1, 'UTF8')"
     };
 }
 
-/// A column of sealed values.
+/// Column of sealed values.
 #[derive(Debug)]
 pub struct SealedColumn {
-    /// Table and column, for people.
+    /// Table and column.
     pub name: &'static str,
-    /// Whether the signing ring seals it; else the tokens ring does.
+    /// True if the signing ring seals it, instead of the token ring.
     signing: bool,
-    /// Whether it holds bytes; else text.
+    /// True if it holds bytes, instead of text.
     bytes: bool,
-    /// What its values are sealed for.
+    /// Column that its values are sealed for.
     place: &'static str,
-    /// Rows sealed with another key than `$1`, after the key `$2`, at most `$3`: key, owner, sealed.
+    /// Query of rows that another key than `$1` sealed, after row key `$2`, at most `$3`: key,
+    /// owner, sealed.
     list: &'static str,
-    /// Replaces `$2` by `$3` in the row of key `$1`.
+    /// Statement that replaces `$2` by `$3` in the row of key `$1`.
     write: &'static str,
-    /// Key ids, and how much rests under each.
+    /// Query of key ids and numbers of values.
     count: &'static str,
 }
 
-/// All of them. A test compares this list with the schema.
+/// All sealed columns. A test compares this list with the schema.
 pub const SEALED_COLUMNS: [SealedColumn; 10] = [
     SealedColumn {
         name: "connections.signing_secret",
@@ -200,19 +203,20 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
     },
 ];
 
-/// What a step did.
+/// Result of a step.
 #[derive(Debug, Default)]
 pub struct Rewrapped {
-    /// Where the next step begins; absent when this was the last.
+    /// Start of the next step. `None` after the last.
     pub next: Option<String>,
-    /// Values that are under the newest key since.
+    /// Number of re-encrypted values.
     pub written: u64,
     /// Values that did not open, by column and row.
     pub unopened: Vec<String>,
 }
 
 impl Store {
-    /// Seals some of a column's values anew, after the key `after`; the first step begins with an empty one.
+    /// Re-encrypts a step of a column's values, after the row key `after`, which is empty for the
+    /// first step.
     pub async fn rewrap(
         &self,
         column: &SealedColumn,
@@ -259,13 +263,13 @@ impl Store {
         Ok(done)
     }
 
-    /// The ids of keys that a column's values are under, and how many are under each.
+    /// Returns the key ids of a column's values, and the number of values of each.
     pub async fn keys_of(&self, column: &SealedColumn) -> Result<Vec<(String, i64)>, StoreError> {
         let rows = sqlx::query(column.count).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("count")?))).collect()
     }
 
-    /// Whether a key's id is the newest of the ring that seals a column.
+    /// Returns whether a key is the newest of the column's ring.
     pub fn is_newest(&self, column: &SealedColumn, key: &str) -> bool {
         self.ring_of(column).newest() == key
     }

@@ -1,8 +1,8 @@
-//! Everything that is known of one webhook, for `tidegate webhook show`.
+//! Search for all records of a webhook, for `tidegate webhook show`.
 //!
-//! People look a webhook up by its dedup key, by the last part of that (Slack's event id, or the reference in a message about
-//! a failure), or by channel and ts. Its connection need not be known: connections are tried in steps. Without one, a webhook
-//! that left nothing but its key in `processed_keys` is not found by the last part of that key.
+//! A search has a dedup key, the last part of one (Slack's event id, or the reference in a failure
+//! notice), or channel and ts. Without a connection the search tries all of them in steps. It then
+//! finds no webhook by the last part of its key that left only the key in `processed_keys`.
 
 use crate::store::{Store, StoreError, webhooks::ProcessedAs};
 use super::json;
@@ -11,25 +11,25 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::Row;
 
-/// Connections that are tried by one statement.
+/// Connections per statement.
 const CONNECTIONS: i64 = 100;
-/// Keys found of one search at most.
+/// Maximum number of found keys.
 const FOUND_MAX: usize = 20;
-/// Second parts of dedup keys whose last part is a hash; an event's is its id.
+/// Second parts of dedup keys whose last part is a hash. The last part of an event's key is its id.
 const HASHED: [&str; 6] = ["event-hash", "trigger", "action", "body", "options", "rate-limited"];
 
-/// What a person looks a webhook up by.
+/// Search for a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WebhookQuery {
-    /// Its dedup key.
+    /// Dedup key.
     DedupKey(String),
-    /// The last part of its dedup key: Slack's event id, or a hash.
+    /// Last part of the dedup key: Slack's event id, or a hash.
     Reference(String),
-    /// The message that it is about.
+    /// Message that the webhook is about.
     Message {
-        /// Its channel.
+        /// Channel.
         channel: String,
-        /// Its ts.
+        /// Timestamp.
         ts: String,
     },
 }
@@ -47,17 +47,17 @@ impl From<&str> for WebhookQuery {
     }
 }
 
-/// What is known of a webhook.
+/// Records of a webhook.
 #[derive(Debug, Serialize)]
 pub struct WebhookRecord {
-    /// Its dedup key.
+    /// Dedup key.
     pub dedup_key: String,
-    /// Rows by what they tell of.
+    /// Rows by section.
     #[serde(flatten)]
     pub rows: serde_json::Map<String, Value>,
 }
 
-/// What is looked up by a dedup key, `$1`. `$2` is its connection, `$3` its key in `processed_keys`.
+/// Queries by dedup key (`$1`), connection (`$2`) and key in `processed_keys` (`$3`).
 const SECTIONS: [(&str, &str); 9] = [
     (
         "processed",
@@ -147,8 +147,9 @@ const SECTIONS: [(&str, &str); 9] = [
     ),
 ];
 
-/// Dedup keys, among candidates, of which something is known. `$1` and `$2`: connections, and second parts of keys; `$3`:
-/// the last part; `$4`: whether `processed_keys`, where a key is hundreds of probes, is searched, too.
+/// Query of dedup keys with a record, among candidates. `$1` and `$2`: connections and second parts
+/// of keys. `$3`: last part. `$4`: whether to search `processed_keys`, which costs hundreds of
+/// probes per key.
 const BY_REFERENCE: &str = "-- webhook.find_reference
     with k as materialized (
         select c || ':' || s || ':' || $3 as dedup_key from unnest($1::text[]) c, unnest($2::text[]) s)
@@ -166,7 +167,7 @@ const BY_REFERENCE: &str = "-- webhook.find_reference
                    where x.slot = d.day % 8 and x.partition = p.n and x.day = d.day
                      and x.key = substring(sha256(convert_to(k.dedup_key, 'UTF8')) for 16))";
 
-/// Dedup keys of webhooks about a message: `$1` connections, `$2` channel, `$3` ts.
+/// Query of dedup keys of webhooks about a message. `$1`: connections. `$2`: channel. `$3`: ts.
 const BY_MESSAGE: &str = "-- webhook.find_message
     select distinct dedup_key as key from (
         select dedup_key from deliveries where connection_id = any ($1) and channel_id = $2 and ts = $3
@@ -179,7 +180,7 @@ const BY_MESSAGE: &str = "-- webhook.find_message
      where dedup_key is not null";
 
 impl Store {
-    /// Returns the dedup keys of webhooks that a person means, at most 20.
+    /// Returns the dedup keys of matching webhooks, at most 20.
     pub async fn find_webhooks(
         &self,
         query: &WebhookQuery,
@@ -229,7 +230,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Returns everything that is known of a webhook; `None` when that is nothing.
+    /// Returns all records of a webhook. `None` without any.
     pub async fn webhook(&self, dedup_key: &str) -> Result<Option<WebhookRecord>, StoreError> {
         let key = ProcessedKey::new(0, &DedupeKey::stored(dedup_key.to_owned()));
         let connection = dedup_key.split(':').next().unwrap_or_default();
@@ -247,13 +248,13 @@ impl Store {
     }
 }
 
-/// The second parts that a dedup key with this last part may have.
+/// Returns the second parts that a dedup key with this last part may have.
 fn sorts(reference: &str) -> Vec<&'static str> {
     let hash = reference.len() == 32 && reference.bytes().all(|b| b.is_ascii_hexdigit());
     if hash { HASHED.into_iter().chain(["event"]).collect() } else { vec!["event"] }
 }
 
-/// Replaces the number of an outcome by its word.
+/// Replaces the number of an outcome by its name.
 fn name_outcome(row: &mut Value) {
     let Some(row) = row.as_object_mut() else { return };
     if let Some(number) = row.remove("outcome_number") {

@@ -1,4 +1,5 @@
-//! What happens beside the flow of webhooks: retention, figures, replays, look-ups and operations by people.
+//! Maintenance beside the flow of webhooks: retention, statistics, replays, searches and operators'
+//! operations.
 
 mod agents;
 mod deliveries;
@@ -27,7 +28,7 @@ use super::StoreError;
 use serde::de::DeserializeOwned;
 use sqlx::{Row, postgres::PgRow, types::Json};
 
-/// Reads a row whose statement made JSON of it.
+/// Parses a row that its statement converted to JSON.
 fn json<T: DeserializeOwned>(row: &PgRow) -> Result<T, StoreError> {
     let Json(value) = row.try_get::<Json<T>, _>("row")?;
     Ok(value)

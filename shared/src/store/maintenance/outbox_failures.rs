@@ -1,7 +1,7 @@
-//! Messages that Slack refused for good: listed, retried, deleted by an operator.
+//! Messages that Slack rejected for good: list, retry, deletion.
 //!
-//! A retried message is enqueued at the end of its lane, by the statement that deletes its failure. Its request stays sealed:
-//! the seal is bound to the connection and the dedup key, which stay.
+//! One statement enqueues a retried message at the end of its lane and deletes its failure. Its
+//! request stays sealed, because the seal is bound to connection and dedup key, which stay.
 
 use crate::store::{Store, StoreError, outbox::enqueue_messages};
 use super::json;
@@ -9,10 +9,10 @@ use crate::types::ConnectionId;
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 
-/// Messages of one step.
+/// Maximum messages per step.
 const STEP: i64 = 1_000;
 
-/// A message that Slack refused for good. Its text stays sealed.
+/// Message that Slack rejected for good. Its text stays sealed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct OutboxFailure {
@@ -29,14 +29,14 @@ pub struct OutboxFailure {
     pub at: String,
 }
 
-/// Selects failures. A field that is left open restricts nothing.
+/// Filter of failures. `None` matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct OutboxFailureFilter {
-    /// These rows.
+    /// Ids.
     pub ids: Option<Vec<i64>>,
-    /// Those of this connection.
+    /// Connection.
     pub connection: Option<ConnectionId>,
-    /// Those whose error contains this text.
+    /// Substring of the error.
     pub error: Option<String>,
 }
 
@@ -47,7 +47,7 @@ macro_rules! filtered {
     };
 }
 
-/// A statement whose first three parameters are a filter.
+/// Returns a statement whose first three parameters are a filter.
 fn filtering<'q>(
     sql: &'static str,
     filter: &'q OutboxFailureFilter,
@@ -83,7 +83,7 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Counts the failures that a filter selects.
+    /// Counts the matching failures.
     pub async fn count_outbox_failures(
         &self,
         filter: &OutboxFailureFilter,
@@ -100,7 +100,8 @@ impl Store {
         Ok(row.try_get("count")?)
     }
 
-    /// Enqueues messages once more, each at the end of its lane. Returns the ids of their failures, which are gone.
+    /// Enqueues messages again, each at the end of its lane. Returns the ids of their deleted
+    /// failures.
     pub async fn retry_outbox_failures(
         &self,
         filter: &OutboxFailureFilter,
@@ -124,7 +125,7 @@ impl Store {
         .await
     }
 
-    /// Deletes failures for good. Returns their ids.
+    /// Deletes failures. Returns their ids.
     pub async fn delete_outbox_failures(
         &self,
         filter: &OutboxFailureFilter,

@@ -1,13 +1,14 @@
-//! Pauses: an agent that is not called, or a connection that nothing is sent for, until an operator resumes it.
+//! Pauses of agents and of sending for a connection, until an operator resumes.
 //!
-//! What waits meanwhile does not age: every pause is a row of `pauses`, and its time is subtracted from ages. Pausing twice,
-//! or resuming twice, changes nothing.
+//! Each pause is a row of `pauses` whose duration is subtracted from ages, so that waiting work
+//! does not expire. Repeated operations change nothing.
 
 use crate::store::{Store, StoreError};
 use crate::types::{AgentId, ConnectionId, OrgId};
 
 impl Store {
-    /// Pauses an agent: no attempt begins. Returns false when it was paused. An unknown agent is [`StoreError::Missing`].
+    /// Pauses an agent: no attempt begins. Returns false if it was paused. [`StoreError::Missing`]
+    /// for an unknown agent.
     pub async fn pause_agent(&self, org: &OrgId, agent: &AgentId) -> Result<bool, StoreError> {
         self.switch_agent(
             "-- pauses.pause_agent
@@ -24,7 +25,8 @@ impl Store {
         .await
     }
 
-    /// Resumes an agent. Returns false when it was not paused. An unknown agent is [`StoreError::Missing`].
+    /// Resumes an agent. Returns false if it was not paused. [`StoreError::Missing`] for an unknown
+    /// agent.
     pub async fn resume_agent(&self, org: &OrgId, agent: &AgentId) -> Result<bool, StoreError> {
         self.switch_agent(
             "-- pauses.resume_agent
@@ -53,8 +55,8 @@ impl Store {
         changed.ok_or_else(|| StoreError::Missing(format!("agent {org}/{agent}")))
     }
 
-    /// Pauses sending for a connection: no message goes to Slack. Returns false when it was paused. An unknown connection
-    /// is [`StoreError::Missing`].
+    /// Pauses sending for a connection. Returns false if it was paused. [`StoreError::Missing`] for
+    /// an unknown connection.
     pub async fn pause_sending(&self, connection: ConnectionId) -> Result<bool, StoreError> {
         self.switch_sending(
             "-- pauses.pause_sending
@@ -70,8 +72,8 @@ impl Store {
         .await
     }
 
-    /// Resumes sending for a connection. Returns false when it was not paused. An unknown connection is
-    /// [`StoreError::Missing`].
+    /// Resumes sending for a connection. Returns false if it was not paused.
+    /// [`StoreError::Missing`] for an unknown connection.
     pub async fn resume_sending(&self, connection: ConnectionId) -> Result<bool, StoreError> {
         self.switch_sending(
             "-- pauses.resume_sending

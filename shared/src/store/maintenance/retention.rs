@@ -1,15 +1,16 @@
-//! Retention: rows that are past their time, deleted in bounded steps, and slots of rotating tables, truncated.
+//! Retention: deletes expired rows in bounded steps and truncates slots of rotating tables.
 //!
-//! Each step is independent: one that fails holds up no other.
+//! The maintenance of a worker calls it. Each step is independent, so that a failed one does not
+//! block others.
 
 use crate::store::{Store, StoreError};
 use sqlx::Row;
 use std::time::Duration;
 
-/// Rows that one step deletes at most.
+/// Maximum rows deleted per step.
 const STEP: i64 = 5_000;
 
-/// Statements that delete rows past their time: the table, and a statement whose `$1` is the number of rows.
+/// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
 const PRUNED: [(&str, &str); 11] = [
     (
         "delivery_lanes",
@@ -85,38 +86,38 @@ const PRUNED: [(&str, &str); 11] = [
     ),
 ];
 
-/// Rotating tables and the slots that they have.
+/// Rotating tables and their numbers of slots.
 const ROTATING: [(&str, i32); 4] =
     [("processed_keys", 8), ("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
 
-/// What retention deleted.
+/// Result of retention.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PruneStats {
-    /// Tables with the number of rows deleted; those without are absent.
+    /// Tables with the number of deleted rows, if any.
     pub rows: Vec<(&'static str, u64)>,
-    /// Slots that were truncated.
+    /// Truncated slots.
     pub slots: Vec<String>,
 }
 
-/// What Postgres holds of work that is not done.
+/// Numbers of unfinished work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BacklogStats {
-    /// Deliveries that wait or run.
+    /// Waiting and running deliveries.
     pub deliveries: i64,
-    /// Time for which the oldest of them has waited.
+    /// Age of the oldest delivery.
     pub deliveries_oldest: Duration,
-    /// Dead letters that nobody decided about.
+    /// Dead letters.
     pub dead_letters: i64,
-    /// Messages that are to be sent.
+    /// Waiting messages.
     pub outbox: i64,
-    /// Time for which the oldest of them has waited.
+    /// Age of the oldest message.
     pub outbox_oldest: Duration,
-    /// Messages that Slack refused for good.
+    /// Messages that Slack rejected for good.
     pub outbox_failures: i64,
 }
 
 impl Store {
-    /// Counts work that is not done, by lanes: their number is that of conversations, not of webhooks.
+    /// Counts unfinished work, by lanes: their number is that of conversations, not of webhooks.
     pub async fn backlog_stats(&self) -> Result<BacklogStats, StoreError> {
         let row = sqlx::query(
             "-- retention.backlog
@@ -148,7 +149,7 @@ impl Store {
         })
     }
 
-    /// Deletes a step's worth of every table. `failed` hears of tables that could not be pruned.
+    /// Deletes a step of every table. Calls `failed` for each table that fails.
     pub async fn prune_expired(&self, mut failed: impl FnMut(&str, StoreError)) -> PruneStats {
         let mut stats = PruneStats::default();
         for (table, sql) in PRUNED {
@@ -169,14 +170,15 @@ impl Store {
         stats
     }
 
-    /// Truncates the slots of a rotating table that no day in use has, and that are not empty.
+    /// Truncates filled slots of a rotating table that hold no day in use.
     async fn truncate_old_slots(
         &self,
         family: &'static str,
         slots: i32,
     ) -> Result<Vec<String>, StoreError> {
-        // Keys are kept 48 h beyond what every partition has read, and a webhook's own day may be two days off. Logs go by
-        // Postgres's day, and keep 30 with today. At least one slot is in no use, or nothing would ever be truncated.
+        // Keys are kept 48 h beyond what every partition has read, and a webhook's own day may be
+        // two days off. Logs use Postgres's day, and keep 30 days including today. At least one
+        // slot must be unused, or nothing would be truncated.
         let (first, last): (i32, i32) = sqlx::query_as(
             "-- retention.days
              select case when $1 = 'processed_keys'

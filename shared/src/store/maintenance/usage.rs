@@ -1,10 +1,10 @@
-//! Figures of connections per hour.
+//! Hourly usage of connections.
 
 use crate::store::{Store, StoreError};
 use crate::types::ConnectionId;
 use std::collections::HashMap;
 
-/// What is added to a connection's hour.
+/// Increment of a connection's hour.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct UsageRow {
@@ -18,7 +18,7 @@ pub struct UsageRow {
 }
 
 impl Store {
-    /// Adds to the present hour of connections.
+    /// Adds to the current hour of connections.
     pub async fn add_usage(
         &self,
         rows: &HashMap<ConnectionId, UsageRow>,

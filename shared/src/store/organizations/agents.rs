@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const SECRET_COLUMN: &str = "agents.secret";
 
-/// An agent to be made, or changed.
+/// Agent to create or change.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct NewAgent {
@@ -26,7 +26,7 @@ pub struct NewAgent {
     pub keep_for: Duration,
 }
 
-/// An agent as a worker calls it.
+/// Agent with the fields for a call.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct Agent {
@@ -38,25 +38,26 @@ pub struct Agent {
     pub secret: Secret,
     /// Limit of one attempt.
     pub timeout: Duration,
-    /// Attempts that run at once, on all workers together.
+    /// Maximum number of concurrent attempts over all workers.
     pub max_concurrent: u16,
-    /// Time from the first attempt after which a delivery is given up; without it by mode.
+    /// Time from the first attempt after which a delivery is given up. `None`: the default of the
+    /// mode.
     pub retry_for: Option<Duration>,
-    /// Time that a delivery may wait for its first attempt.
+    /// Maximum wait of a delivery for its first attempt.
     pub keep_for: Duration,
 }
 
 impl NewAgent {
-    /// Limit of one attempt, when nobody says otherwise.
+    /// Default limit of one attempt.
     pub const TIMEOUT: Duration = Duration::from_secs(60);
-    /// Attempts at once, when nobody says otherwise.
+    /// Default number of concurrent attempts.
     pub const MAX_CONCURRENT: u16 = 16;
-    /// Time that a delivery may wait for its first attempt, when nobody says otherwise.
+    /// Default wait of a delivery for its first attempt.
     pub const KEEP_FOR: Duration = Duration::from_secs(72 * 3600);
 }
 
 impl Store {
-    /// Makes an organization, unless it is there.
+    /// Creates an organization, unless it exists.
     pub async fn ensure_organization(&self, id: &OrgId, name: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- organizations.ensure
@@ -69,7 +70,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes an agent, or changes the one of that id in that organization.
+    /// Creates or changes an agent.
     pub async fn put_agent(&self, new: &NewAgent) -> Result<(), StoreError> {
         self.put_agent_in(&self.pool, new).await
     }
@@ -106,7 +107,7 @@ impl Store {
         Ok(())
     }
 
-    /// An agent, its secret opened.
+    /// Returns an agent with its opened secret.
     pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Agent>, StoreError> {
         self.agent_in(&self.pool, org, id).await
     }
@@ -129,7 +130,7 @@ impl Store {
         row.map(|row| self.agent_of(&row, org.clone(), id.clone())).transpose()
     }
 
-    /// The agent in a row's columns, named as in its table.
+    /// Converts the columns of `agents` in a row.
     pub(in crate::store) fn agent_of(
         &self,
         row: &PgRow,
@@ -162,7 +163,7 @@ impl Store {
     }
 }
 
-/// The row's key, as secrets are bound to it. Ids hold no `/`.
+/// Returns the key that secrets are bound to. Ids contain no `/`.
 fn owner(org: &OrgId, id: &AgentId) -> String {
     format!("{org}/{id}")
 }

@@ -1,25 +1,25 @@
-//! Bindings and sessions: this conversation of this connection belongs to that agent, and is in its n-th session.
+//! Bindings and sessions of conversations: reads.
 //!
-//! They are written where a webhook's effects are (see [`crate::store::webhooks`] and [`super::link_codes`]), and read here.
+//! [`crate::store::webhooks`] and [`super::link_codes`] write them with the effects of a webhook.
 
 use crate::store::{Agent, Chat, Store, StoreError, nullable};
 use crate::types::{AgentId, OrgId, UserId};
 use sqlx::Row;
 
-/// What is known of a conversation.
+/// State of a conversation.
 #[derive(Debug, Clone)]
 pub struct ChatState {
-    /// Whose it is: the agent it was linked to, else the one that was asked for. `None` if there is no such agent.
+    /// Agent: bound, or the default. `None` if there is no such agent.
     pub agent: Option<Agent>,
-    /// Who linked it, if it was linked.
+    /// Person who created the binding.
     pub linked_by: Option<UserId>,
-    /// Which session it is in. The first is 1.
+    /// Number of the session. The first is 1.
     pub session: i64,
 }
 
 impl Store {
-    /// What is known of a conversation, in one query; `otherwise` is whose it is when nobody linked it. A conversation nobody
-    /// heard of is in its first session.
+    /// Returns the state of a conversation. `otherwise` is the default agent without a binding. An
+    /// unknown conversation is in its first session.
     pub async fn chat(
         &self,
         chat: &Chat,

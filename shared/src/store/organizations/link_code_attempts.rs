@@ -1,17 +1,17 @@
-//! Limits on guessing link codes: who was wrong too often lately is not even listened to.
+//! Limits on wrong link codes.
 //!
-//! Counted per person, exactly (one person's attempts take turns), and per workspace, nearly: attempts that run at the
-//! same moment may each be let through. A code has 60 bits; the limits leave nobody a chance worth having, and a person
-//! who mistypes a few times waits a quarter of an hour at most.
+//! Attempts are limited exactly per person, whose attempts are serialized, and approximately per
+//! workspace: concurrent attempts may each pass. A code has 60 bits, so that the limits make
+//! guessing hopeless. A person who mistypes waits for at most 15 minutes.
 
 use crate::store::{ConsumeClaim, StoreError};
 use sqlx::PgConnection;
 
-/// Wrong codes of one person within the window.
+/// Maximum wrong codes of a person within the window.
 const PERSON_MAX: i32 = 5;
-/// Wrong codes of one workspace within the window.
+/// Maximum wrong codes of a workspace within the window.
 const TEAM_MAX: i32 = 100;
-/// Rows whose time is over that one miss sweeps away.
+/// Maximum expired rows that one wrong code deletes.
 const SWEPT: i64 = 100;
 
 fn keys(claim: &ConsumeClaim) -> (String, String) {
@@ -19,7 +19,8 @@ fn keys(claim: &ConsumeClaim) -> (String, String) {
     (format!("{team}/{}", claim.user), team)
 }
 
-/// Whether this person or workspace was wrong too often. One person's attempts wait for each other from here on.
+/// Returns whether the person or workspace has exceeded its limit. Serializes the attempts of a
+/// person until the end of the transaction.
 pub(super) async fn exhausted(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
@@ -31,7 +32,7 @@ pub(super) async fn exhausted(
     .bind(&person)
     .execute(&mut *tx)
     .await?;
-    // A statement of its own, after the lock: it must see what the one before us wrote.
+    // A second statement, because it must see rows committed before the lock.
     Ok(sqlx::query_scalar(
         "-- guesses.exhausted
          select exists (select from link_code_attempts
@@ -45,7 +46,7 @@ pub(super) async fn exhausted(
     .await?)
 }
 
-/// Writes down a wrong code, and sweeps away what is over.
+/// Records a wrong code and deletes expired rows.
 pub(super) async fn note_miss(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,

@@ -1,8 +1,8 @@
-//! Link claims: minted, and consumed at most once. Guessing is limited (see [`super::link_code_attempts`]).
+//! Link codes: creation and single use. [`super::link_code_attempts`] limits wrong codes.
 //!
-//! Consuming decides first and changes after, under the row's lock: a code used in the wrong place is not
-//! burnt. Whoever consumed it is written down, so that the same person using it again in the same place hears the
-//! same success (the first answer may have been lost on its way).
+//! Consuming checks first and changes later, under the lock of the row, so that a code used in the
+//! wrong conversation stays valid. The row stores its user. A repeated use by the same person in
+//! the same conversation succeeds again, because the first reply may have been lost.
 
 use super::link_code_attempts;
 use crate::store::{Store, StoreError, column, inconsistent, moment, nullable};
@@ -19,72 +19,73 @@ use std::time::Duration;
 
 const TABLE: &str = "link_codes";
 
-/// A claim to be minted.
+/// Link code to create.
 #[derive(Debug)]
 pub struct NewClaim {
-    /// Whose agent.
+    /// Owner of the agent.
     pub org: OrgId,
-    /// Which agent the code binds to.
+    /// Agent that the code binds.
     pub agent: AgentId,
-    /// On which platform it may be used.
+    /// Platform on which the code is valid.
     pub platform: Platform,
-    /// Where it may be used.
+    /// Surfaces on which the code is valid.
     pub surfaces: Vec<Surface>,
-    /// The one connection it is good on; any preview connection, if absent.
+    /// Connection on which the code is valid. `None`: any preview connection.
     pub connection: Option<ConnectionId>,
-    /// How long it is good; at most an hour.
+    /// Lifetime, at most an hour.
     pub ttl: Duration,
-    /// Who asked for it.
+    /// Requester.
     pub created_by: String,
 }
 
-/// Somebody typed a code.
+/// Use of a link code.
 pub struct ConsumeClaim {
-    /// The code's hash.
+    /// Hash of the code.
     pub code: ClaimHash,
-    /// Where: the connection,
+    /// Connection.
     pub connection: ConnectionId,
-    /// the workspace,
+    /// Workspace.
     pub team: TeamId,
-    /// the conversation,
+    /// Conversation.
     pub channel: ChannelId,
-    /// and what sort that is.
+    /// Surface of the conversation.
     pub surface: Surface,
-    /// Who.
+    /// Person.
     pub user: UserId,
-    /// What is said for each result. Runs inside the transaction that decides it.
+    /// Reply for each result. Called inside the transaction.
     pub reply: ReplyTo,
 }
 
-/// What is said for a result.
+/// Reply for a result.
 pub type ReplyTo = Box<dyn Fn(&ClaimResult) -> Vec<Outgoing> + Send + Sync>;
 
-/// What became of a code.
+/// Result of using a code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimResult {
-    /// The conversation is bound: now, or by the same person's earlier use of the code.
+    /// The conversation is bound, by this use or an earlier one of the same person.
     Bound {
-        /// The agent's name, or its id when it has none.
+        /// Name of the agent, or its id.
         agent: String,
     },
-    /// No such code, expired, or not for this connection: one answer, so that nothing can be learnt from it.
+    /// Unknown, expired, or for another connection. One result for all, so that it discloses
+    /// nothing.
     NotFound,
-    /// Good, but not here. It can still be used where it is allowed.
+    /// Valid on other surfaces, where it can still be used.
     WrongSurface {
-        /// Where it is.
+        /// Surfaces on which the code is valid.
         allowed: Vec<Surface>,
     },
-    /// Somebody else was first, or it was used elsewhere.
+    /// Used by another person or in another conversation.
     AlreadyUsed,
-    /// This person or workspace was wrong too often: the code was not even looked at.
+    /// The person or workspace exceeded its limit. The code was not checked.
     TooManyGuesses,
 }
 
-/// A claim as an operator sees it: not its code, which nobody has.
+/// Link code without its secret, for operators.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct MintedClaim {
-    /// The beginning of the code's hash: what a claim is called by.
+    /// Prefix of the code's hash, which identifies the code.
     pub id: String,
     pub org: OrgId,
     pub agent: AgentId,
@@ -102,7 +103,7 @@ pub struct MintedClaim {
 }
 
 impl ClaimResult {
-    /// The word for logs and metrics.
+    /// Returns the result for logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
             ClaimResult::Bound { .. } => "bound",
@@ -115,8 +116,8 @@ impl ClaimResult {
 }
 
 impl Store {
-    /// Mints a claim. The code is given here, once, and nowhere else. An agent or connection that is not there is
-    /// [`StoreError::Missing`].
+    /// Creates a link code. Only this call returns the code. [`StoreError::Missing`] for an unknown
+    /// agent or connection.
     pub async fn mint_claim(&self, new: &NewClaim) -> Result<ClaimCode, StoreError> {
         let code = ClaimCode::random()?;
         let surfaces: Vec<&str> = new.surfaces.iter().map(|s| s.as_str()).collect();
@@ -144,7 +145,7 @@ impl Store {
             let NewClaim { org, agent, .. } = new;
             return Err(StoreError::Missing(format!("agent {agent} of organization {org}{on}")));
         }
-        // Nobody asks for these any more; whoever mints the next takes them away.
+        // Old codes are deleted when the next is created.
         sqlx::query(
             "-- claims.sweep
              delete from link_codes where ctid = any (array (
@@ -155,7 +156,7 @@ impl Store {
         Ok(code)
     }
 
-    /// The newest claims, at most `limit`.
+    /// Returns the newest link codes, at most `limit`.
     pub async fn claims(&self, limit: i64) -> Result<Vec<MintedClaim>, StoreError> {
         let rows = sqlx::query(
             "-- claims.list
@@ -171,7 +172,7 @@ impl Store {
         rows.iter().map(minted).collect()
     }
 
-    /// Takes a claim back that nobody used yet. False: there is no such open claim.
+    /// Revokes an open link code. Returns false without one.
     pub async fn revoke_claim(&self, id: &str) -> Result<bool, StoreError> {
         let revoked = sqlx::query(
             "-- claims.revoke
@@ -204,7 +205,7 @@ fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
     })
 }
 
-/// Consumes a claim inside a caller's transaction.
+/// Uses a link code inside the caller's transaction.
 pub(in crate::store) async fn consume_link_code(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
@@ -267,7 +268,7 @@ async fn judge_and_consume(
     if !allowed.contains(&claim.surface) {
         return Ok(ClaimResult::WrongSurface { allowed });
     }
-    // The lock is held since the judgement, so the guard can't miss; it stands here all the same.
+    // The lock makes this guard redundant.
     let consumed = sqlx::query(
         "-- claims.consume
          with used as (

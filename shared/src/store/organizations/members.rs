@@ -1,24 +1,25 @@
-//! Who a Slack user is among our own users, and which agents that lets them link by name.
+//! Identities of Slack users, and the agents that members may bind by name.
 //!
-//! Declared by an operator, never inferred: that somebody used a code says nothing about who they are.
+//! Operators declare identities. The use of a link code proves no identity.
 
 use crate::store::{Store, StoreError, column};
 use crate::types::{AgentId, OrgId, Platform, TeamId, UserId};
 use sqlx::Row;
 
-/// An agent, as people call it.
+/// Agent with its display name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedAgent {
-    /// Its organization.
+    /// Organization.
     pub org: OrgId,
-    /// Its id.
+    /// Id.
     pub agent: AgentId,
-    /// Its name, or its id when it has none.
+    /// Name, or the id without one.
     pub name: String,
 }
 
 impl Store {
-    /// The agents of this id that a person may link without a code: one per organization they are a member of.
+    /// Returns the agents with this id in the organizations of a person, which may be bound without
+    /// a code.
     pub async fn linkable_agents(
         &self,
         platform: Platform,
@@ -43,7 +44,7 @@ impl Store {
         rows.iter().map(named).collect()
     }
 
-    /// The agents of an organization, by name.
+    /// Returns the agents of an organization, ordered by id.
     pub async fn agents_of(&self, org: &OrgId) -> Result<Vec<NamedAgent>, StoreError> {
         let rows = sqlx::query(
             "-- agents.of

@@ -1,9 +1,12 @@
-//! Claims messages to Slack: round robin between connections, paced per channel, within Slack's limits per method.
+//! Claim of messages to Slack: round robin between connections, paced per channel, within Slack's
+//! rate limits per method.
 //!
-//! A claim visits connections with due channels by a loose index scan, takes of each due channel the due lane that became
-//! due first, and moves the channel's time in the same statement. A channel is locked only in the version that the claim's
-//! snapshot shows (`xmin`): whoever makes a lane due writes its channel afterwards, so what is not seen here is due again. The lane is marked before the call, and until when it may
-//! last: a message found marked after that may have been sent. Rows that another worker locks are skipped.
+//! A claim visits connections with due channels by a loose index scan, takes from each due channel
+//! the lane that became due first, and moves the channel's time in the same statement. A channel is
+//! locked only in the version of the claim's snapshot (`xmin`): enqueueing and ending write its
+//! channel afterwards, so that an unseen lane makes the channel due again. The lane is marked
+//! before the call, with the time until which the call may last: a message that is marked after
+//! that time may have been sent. Rows that another worker has locked are skipped.
 
 use super::{
     super::{Store, StoreError, column, inconsistent},
@@ -21,45 +24,45 @@ use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
 
 const TABLE: &str = "outbox";
-/// Connections that one claim visits at most.
+/// Maximum connections per claim.
 const CONNECTIONS_MAX: i32 = 256;
-/// Channels of one connection that a claim takes from, at most.
+/// Maximum channels of a connection per claim.
 const CHANNELS_MAX: i64 = 16;
 
-/// A message whose turn it is.
+/// Claimed message.
 #[derive(Debug)]
 pub struct OutboxMessage {
-    /// Its id: the same at every attempt.
+    /// Id, equal in every attempt.
     pub id: i64,
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// Its lane: the next message of it comes when this one is over.
+    /// Lane. Its next message is claimed after this one has ended.
     pub lane: Lane,
-    /// The row of the worker that sends it.
+    /// Worker row.
     pub worker: String,
-    /// The number of its turn: no other message ever has it.
+    /// Number of the turn, unique per message.
     pub turn: i64,
-    /// This attempt's number; the first is 1.
+    /// Number of this attempt. The first is 1.
     pub attempts: i32,
-    /// Attempts before that ended the process, or panicked.
+    /// Earlier attempts that panicked or ended the process.
     pub crashes: i32,
-    /// The webhook that it answers.
+    /// Dedup key of the webhook that it replies to.
     pub dedup_key: DedupeKey,
-    /// What to send.
+    /// Message.
     pub outgoing: Outgoing,
-    /// The trace of the request that it answers.
+    /// Trace context of the webhook's request.
     pub traceparent: Option<Word>,
-    /// How often its webhook's response_url was used before, by this message and by others.
+    /// Earlier uses of the webhook's `response_url`, by all its messages.
     pub uses: i64,
-    /// How long ago it was written, pauses of sending apart.
+    /// Time since the enqueueing, without pauses of sending.
     pub age: Duration,
-    /// Whether it may have been sent before.
+    /// True if an earlier attempt may have sent it.
     pub ambiguous: bool,
 }
 
 impl OutboxMessage {
-    /// The mark by which Slack's copy of this message is recognized: the same at every attempt, and of no use to who reads it
-    /// there.
+    /// Returns the mark that identifies Slack's copy of this message: equal in every attempt, and
+    /// useless to its readers.
     pub fn mark(&self) -> String {
         let text = format!("outbox\0{}\0{}", self.dedup_key, self.id);
         let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
@@ -67,49 +70,51 @@ impl OutboxMessage {
     }
 }
 
-/// What a claim brought.
+/// Result of a claim.
 #[derive(Debug, Default)]
 pub struct ClaimedMessages {
-    /// Messages to be sent now.
+    /// Messages to send.
     pub messages: Vec<OutboxMessage>,
-    /// Messages that cannot be read: what is wrong, and whether waiting may help. They are marked as claimed.
+    /// Unreadable messages, which are marked as claimed.
     pub unreadable: Vec<UnreadableMessage>,
-    /// When a channel that was visited is due again, if one is.
+    /// Time until a visited channel is due.
     pub next_due: Option<Duration>,
-    /// The last connection that was visited, if there are more behind it.
+    /// Last visited connection, if others follow.
     pub more: Option<ClaimPosition>,
-    /// Lanes whose first message does not exist. They wait, and hold up no others.
+    /// Number of lanes without their first message. They wait without delaying others.
     pub missing: usize,
 }
 
-/// A place among the connections of some partitions, behind which the next claim begins.
+/// Position of a claim among partitions and connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimPosition {
     partition: i16,
     connection: String,
 }
 
-/// A message that cannot be read.
+/// Message that can't be opened or parsed.
 #[derive(Debug)]
 pub struct UnreadableMessage {
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// Its lane.
+    /// Lane.
     pub lane: Lane,
-    /// The number of its turn.
+    /// Number of the turn.
     pub turn: i64,
-    /// This attempt's number.
+    /// Number of this attempt.
     pub attempts: i32,
-    /// What is wrong.
+    /// Failure.
     pub why: String,
-    /// Whether another release, or a key that is missing, can read it.
+    /// True if a newer release or a missing key may read it.
     pub may_be_readable: bool,
 }
 
 impl Store {
-    /// Claims due messages of these partitions, at most `limit`, and marks them for `send_timeout`. `min_interval` is the
-    /// least time between two messages posted to one channel. Connections are visited by partition and id, beginning behind
-    /// `after`; the next claim begins behind what this one calls `more`.
+    /// Claims due messages of the partitions, at most `limit`, and marks them for `send_timeout`.
+    ///
+    /// `min_interval` is the minimum time between two messages posted to one channel. Connections
+    /// are visited by partition and id, starting after `after`. The next claim starts after `more`
+    /// of this one.
     pub async fn claim_outbox_messages(
         &self,
         worker: &str,

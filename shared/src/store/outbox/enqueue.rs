@@ -1,4 +1,4 @@
-//! Enqueues messages to Slack as part of a larger statement.
+//! Enqueueing of messages to Slack as part of a larger statement.
 
 use crate::store::{StoreError, inconsistent};
 use crate::{
@@ -10,12 +10,12 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, postgres::PgArguments, query::Query};
 
-/// The column that requests are sealed for.
+/// Column that requests are sealed for.
 pub const COLUMN: &str = "outbox.request";
 
-/// CTEs that enqueue the rows of a CTE `messages (n, connection_id, lane, partition, channel_key, method, dedup_key,
-/// request)`, which the surrounding statement has filtered by its fence. They use only the newest version of lane and
-/// channel rows and never look at other rows.
+/// CTEs that enqueue the rows of a CTE `messages (n, connection_id, lane, partition, channel_key,
+/// method, dedup_key, request)`, which the surrounding statement has filtered by its fence. They
+/// use only the newest version of lane and channel rows and read no other rows.
 macro_rules! enqueue_messages {
     () => {
         "outbox_rows as (
@@ -49,7 +49,7 @@ macro_rules! enqueue_messages {
 }
 pub(in crate::store) use enqueue_messages;
 
-/// A message's request, as it is sealed.
+/// Request of a message in clear.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Request<O> {
     #[serde(flatten)]
@@ -117,7 +117,7 @@ impl SealedMessages {
     }
 }
 
-/// What a message's rate is counted by: its channel, or its lane when it is posted into none.
+/// Returns the key that paces a message: its channel, or its lane when it is posted into none.
 fn channel_key(to: &Destination, lane: Lane) -> String {
     match to {
         Destination::PostMessage { channel, .. }

@@ -1,53 +1,53 @@
-//! Records how sends ended, many at once, and frees lanes of workers that ended.
+//! Records of send outcomes in batches, and release of lanes of ended workers.
 
 use crate::store::{Store, StoreError, storable};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 use std::time::Duration;
 
-/// How an attempt to send ended.
+/// Outcome of a send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendOutcome {
     /// Sent.
     Sent,
-    /// Not sent; another attempt after this long.
+    /// Not sent. Another attempt follows after this time.
     Later(Duration, String),
-    /// May have been sent; looked up, and maybe sent again, after this long.
+    /// May have been sent. Reconciled, and perhaps resent, after this time.
     Ambiguous(Duration, String),
-    /// Not attempted; its turn comes after this long. Does not count as a use of a response_url, and an ambiguity stays.
+    /// Not attempted. Another attempt follows after this time. Does not count as a use of a
+    /// `response_url`. An ambiguity stays.
     Untried(Duration, String),
     /// Can never be sent.
     Failed(String),
 }
 
-/// What an attempt left of the ambiguity whether a message was sent before.
+/// Ambiguity that an attempt left.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SendAmbiguity {
-    /// It is still open: Slack was not asked, or did not answer.
+    /// Still ambiguous: Slack was not asked, or did not answer.
     pub open: bool,
-    /// It was sent again although Slack could not be asked. Counted.
+    /// Resent although Slack could not be asked. Counted.
     pub resent: bool,
 }
 
-/// An attempt to send, and how it ended.
+/// Send with its outcome.
 #[derive(Debug, Clone)]
 pub struct SendRecord {
-    /// The message's connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// Its lane.
+    /// Lane.
     pub lane: Lane,
-    /// The row of the worker that sent it, and
+    /// Worker row.
     pub worker: String,
-    /// the numbers of its turn and attempt: another message or attempt is not ended by this record, however often it is
-    /// written.
+    /// Number of the turn. With worker and attempt the fence of the record.
     pub turn: i64,
-    #[allow(missing_docs)] // see above
+    #[allow(missing_docs)] // Number of the attempt.
     pub attempts: i32,
-    /// How it ended.
+    /// Outcome.
     pub outcome: SendOutcome,
-    /// What is left of the ambiguity.
+    /// Remaining ambiguity.
     pub ambiguity: SendAmbiguity,
-    /// Whether it panicked.
+    /// True if the attempt panicked.
     pub crashed: bool,
 }
 
@@ -66,7 +66,7 @@ impl SendRecord {
 }
 
 impl Store {
-    /// Records how sends ended, but for lanes that were freed meanwhile.
+    /// Records outcomes of sends, except for lanes that were freed meanwhile. Idempotent.
     pub async fn record_send_results(&self, records: &[SendRecord]) -> Result<(), StoreError> {
         let columns = || records.iter().map(SendRecord::columns);
         sqlx::query(
@@ -86,13 +86,13 @@ impl Store {
                  update outbox_lanes l
                     set head = l.head + f.over::integer, worker = null, sending_until = null,
                         turn = case when f.over then nextval('outbox_turns') else l.turn end,
-                        -- Never lowered for the same message: it is a part of the fence.
+                        -- Never lowered for the same message, as a part of the fence.
                         attempts = case when f.over then 0 else l.attempts end,
                         crashes = case when f.over then 0 else l.crashes + f.crashed::integer end,
                         ambiguous = not f.over and f.ambiguous,
                         resend_count = case when f.over then 0 else f.resends end,
                         last_error = f.error,
-                        -- If the next message is not seen yet, the claim corrects it.
+                        -- The claim corrects a next message that is not visible here.
                         channel_key = case when f.over then coalesce((
                             select o.channel_key from outbox o
                              where o.connection_id = l.connection_id and o.lane = l.lane and o.position = l.head + 1),
@@ -156,7 +156,8 @@ impl Store {
         Ok(())
     }
 
-    /// Frees lanes of a worker, at most `limit`, but none of `keep`: their messages may have been sent. Returns how many.
+    /// Frees lanes of a worker, except for `keep`, at most `limit`. Their messages may have been
+    /// sent. Returns their number.
     pub async fn release_outbox_lanes(
         &self,
         worker: &str,
@@ -174,7 +175,7 @@ impl Store {
              freed as (
                  update outbox_lanes l
                     set worker = null, crashes = l.crashes + $5::integer, last_error = 'the worker ended', ambiguous = true,
-                        -- Its call may still be under way.
+                        -- The call may still be running.
                         next_at = greatest(now(), l.sending_until), sending_until = null
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane
                  returning l.connection_id, l.channel_key, l.next_at),
@@ -199,7 +200,7 @@ impl Store {
         Ok(u64::try_from(row.try_get::<i64, _>("freed")?).unwrap_or_default())
     }
 
-    /// Records that Slack refuses messages to a conversation, at its binding, for people.
+    /// Records at a conversation's binding that Slack rejects messages to it.
     pub async fn record_refused_channel(
         &self,
         connection: ConnectionId,

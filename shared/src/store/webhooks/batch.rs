@@ -1,9 +1,11 @@
-//! The commit of intake: effects, deliveries, messages and the partition's cursor, in one fenced statement.
+//! Commit of intake: effects, deliveries, messages and the partition's cursor, in one fenced
+//! statement.
 //!
-//! The fence is the update of the partition's cursor row; every other part of the statement selects from it, so a worker
-//! that lost its partition writes nothing. Dedup keys are inserted without `on conflict`: a copy that was not known when
-//! the batch was prepared makes the statement fail, and the batch is prepared anew. A webhook whose changes decide what is
-//! replied is committed alone: its changes come first, in one transaction with the statement.
+//! The fence is the update of the partition's cursor row. Every other part of the statement selects
+//! from it, so that a worker that lost its partition writes nothing. Dedup keys are inserted
+//! without `on conflict`: a copy that was unknown when the batch was prepared fails the statement,
+//! and the caller prepares the batch again. A webhook whose changes determine its replies is
+//! committed alone: its changes come first, in one transaction with the statement.
 
 use super::{
     super::{
@@ -25,49 +27,50 @@ use crate::{
 use sqlx::{PgExecutor, Postgres, Row, postgres::PgArguments, query::Query};
 use time::OffsetDateTime;
 
-/// The end of a batch: where the cursor is moved to.
+/// Last webhook of a batch, to which the cursor moves.
 pub type LastOfBatch = LastMessage;
 
-/// A batch to be committed.
+/// Batch to commit.
 pub struct BatchCommit<'a> {
-    /// The right to commit.
+    /// Right to commit.
     pub token: FencingToken,
-    /// The cursor before.
+    /// Cursor before the batch.
     pub from: u64,
-    /// The last webhook of the batch; its sequence is the cursor after.
+    /// Last webhook of the batch. Its sequence is the new cursor.
     pub last: LastOfBatch,
-    /// The webhooks, in stream order, with the days of their dedup keys.
+    /// Webhooks in stream order, with the days of their dedup keys.
     pub webhooks: &'a [(i32, DecidedWebhook)],
 }
 
-/// How a commit ended.
+/// Outcome of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// All of it is in force.
+    /// All effects are committed.
     Committed,
-    /// The cursor row did not match; nothing changed. Read it again to learn why.
+    /// The cursor row did not match, and nothing changed. The caller reads the row for the reason.
     NotMatched,
 }
 
-/// What a statement of the commit begins with. `$1` to `$3` are partition, epoch and generation.
+/// First part of a commit statement. `$1` to `$3` are partition, epoch and generation.
 enum Fence<'a> {
-    /// The cursor moves.
+    /// Moves the cursor.
     Cursor { from: u64, last: &'a LastMessage, messages: usize },
-    /// A dead letter is processed again; the cursor stays.
+    /// Deletes a redriven dead letter. The cursor stays.
     DeadLetter { id: i64 },
-    /// A delivery of a replay is enqueued; nothing else happens.
+    /// Checks the lease of a replay.
     Replay(&'a Replay),
 }
 
 impl Store {
-    /// Commits a batch. Webhooks with changes must be alone in theirs (see [`Effects::may_share_batch`]).
+    /// Commits a batch. A webhook with changes must be alone in its batch (see
+    /// [`Effects::may_share_batch`]).
     pub async fn commit_batch(&self, batch: &BatchCommit<'_>) -> Result<CommitOutcome, StoreError> {
         let BatchCommit { token, from, last, webhooks } = batch;
         let fence = Fence::Cursor { from: *from, last, messages: webhooks.len() };
         self.commit_fenced(token, fence, webhooks).await
     }
 
-    /// Commits a dead letter that was decided again: it is deleted, and its effects are in force.
+    /// Deletes a redriven dead letter and commits its effects.
     pub async fn commit_redriven(
         &self,
         token: &FencingToken,
@@ -78,8 +81,8 @@ impl Store {
         self.commit_fenced(token, fence, std::slice::from_ref(webhook)).await
     }
 
-    /// Enqueues the delivery of a replayed webhook, under the dedup key and in the lane that it was given; nothing else of
-    /// its effects. Returns false when the replay is another worker's. Running twice enqueues once.
+    /// Enqueues the delivery of a replayed webhook, with its dedup key and lane, without other
+    /// effects. Idempotent. Returns false if another worker has the replay.
     pub async fn enqueue_replayed(
         &self,
         replay: &Replay,
@@ -147,7 +150,7 @@ impl Store {
         replies: &[crate::types::Outgoing],
     ) -> Result<Columns<'a>, StoreError> {
         let mut columns = Columns::default();
-        // A dead letter has its key since it was given up.
+        // The key of a dead letter was inserted when it was given up.
         let has_key = matches!(fence, Fence::DeadLetter { .. });
         for (day, webhook) in webhooks {
             match &webhook.decision {
@@ -210,7 +213,8 @@ impl Store {
         SealedPayload::seal(&self.rings.tokens, envelope.dedupe.as_str(), headers, &envelope.body)
     }
 
-    /// Moves a message that is no envelope, or that ended the process, to the dead letters, and the cursor past it.
+    /// Moves a message that is no envelope, or that ended the process, to the dead letters, and the
+    /// cursor past it.
     pub async fn commit_dead_letter(
         &self,
         token: &FencingToken,
@@ -263,7 +267,7 @@ fn fence_cursor<'q>(sql: &'static str, token: &FencingToken) -> Query<'q, Postgr
     sqlx::query(sql).bind(token.partition.number() as i16).bind(token.epoch).bind(token.generation)
 }
 
-/// Applies what decides the replies, and returns these.
+/// Applies the changes that determine the replies. Returns the replies.
 async fn apply_changes(
     tx: &mut sqlx::PgConnection,
     effects: &Effects,
@@ -306,7 +310,8 @@ impl Keys {
     }
 }
 
-/// What follows the fence, `$4` to `$8`: keys, deliveries, dead letters, ignored webhooks and messages.
+/// Rest of a commit statement after its fence: keys, deliveries, dead letters, ignored webhooks and
+/// messages.
 macro_rules! rest {
     () => {
         concat!(
@@ -364,7 +369,7 @@ macro_rules! rest {
                         $53::text[], $54::text[])
                         as u (connection_id, sequence, dedup_key, event_id, channel_id, ts, user_id, reason)),
              messages as (
-                 -- Lanes of deliveries are locked before lanes of the outbox, as by the end of a delivery.
+                 -- Delivery lanes are locked before outbox lanes, as by the end of a delivery.
                  select u.* from fence, (select count(*) from lanes) locked, unnest($55::bigint[], $56::text[], $57::bigint[], $58::smallint[], $59::text[],
                         $60::text[], $61::text[], $62::text[])
                         as u (n, connection_id, lane, partition, channel_key, method, dedup_key, request)), ",
@@ -383,7 +388,8 @@ const COMMIT: &str = concat!(
           where partition = $1 and epoch = $2 and generation = $3 and cursor = $4 returning 1)",
     rest!()
 );
-/// The parameters of the cursor are there, and unused, so that both statements count alike.
+/// Statement of a redrive. Mentions the cursor's parameters, because the statements share their
+/// numbering.
 const REDRIVE: &str = concat!(
     "-- intake.commit_redriven
      with fence as (
@@ -447,7 +453,7 @@ fn outcome(row: &sqlx::postgres::PgRow) -> Result<CommitOutcome, StoreError> {
 
 type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
-/// One array of a column, out of the rows.
+/// Returns a column of the rows as an array.
 fn column<'a, R, T>(rows: &'a [R], of: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(of).collect()
 }

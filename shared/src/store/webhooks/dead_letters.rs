@@ -1,7 +1,8 @@
-//! Dead letters: webhooks and deliveries given up on, with a reason and their bytes, until an operator decides.
+//! Dead letters: webhooks and deliveries given up on, with a reason and their sealed payload.
 //!
-//! Written by intake's commit and by the end of a delivery. A dead letter of dispatch is redriven by one statement: it
-//! becomes a delivery at the end of its lane. One of intake is marked, and decided again by the owner of its partition.
+//! The commit of intake and the end of a delivery write them, operators list, redrive and delete
+//! them. One statement turns a dead letter of dispatch into a delivery at the end of its lane. A
+//! dead letter of intake is marked, and the owner of its partition decides it again.
 
 use super::{
     super::{Store, StoreError, moment, partitions::FencingToken},
@@ -15,7 +16,7 @@ use sqlx::{
     query::Query,
 };
 
-/// A dead letter.
+/// Dead letter.
 #[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct DeadLetter {
@@ -40,27 +41,28 @@ pub struct DeadLetter {
     pub headers: Vec<(String, String)>,
     #[serde(skip)]
     pub body: Vec<u8>,
-    /// Why headers and body cannot be opened; they are empty then.
+    /// Failure to open headers and body, which are then empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
 }
 
 impl DeadLetter {
-    /// The row that its payload is sealed for: its dedup key, or its place in the stream.
+    /// Returns the row that the payload is sealed for: its dedup key, or its position in the
+    /// stream.
     pub(super) fn sealed_for(&self, token: &FencingToken) -> String {
         let place = || format!("{}#{}/{}", self.subject, token.generation, self.sequence);
         self.dedup_key.clone().unwrap_or_else(place)
     }
 }
 
-/// Selects dead letters. A field that is left open restricts nothing.
+/// Filter of dead letters. `None` matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterFilter {
-    /// These rows.
+    /// Ids.
     pub ids: Option<Vec<i64>>,
-    /// Those of this connection.
+    /// Connection.
     pub connection: Option<ConnectionId>,
-    /// Those whose reason or last error contains this text.
+    /// Substring of reason or last error.
     pub reason: Option<String>,
 }
 
@@ -71,7 +73,7 @@ macro_rules! filtered {
     };
 }
 
-/// A statement whose first three parameters are a filter.
+/// Returns a statement whose first three parameters are a filter.
 fn filtering<'q>(
     sql: &'static str,
     filter: &'q DeadLetterFilter,
@@ -83,7 +85,7 @@ fn filtering<'q>(
 }
 
 impl Store {
-    /// Returns the newest dead letters, at most `limit`. Bytes are opened only `with_payload`.
+    /// Returns the newest dead letters, at most `limit`. Opens payloads only `with_payload`.
     pub async fn dead_letters(
         &self,
         filter: &DeadLetterFilter,
@@ -106,7 +108,7 @@ impl Store {
         rows.iter().map(|row| self.dead_letter(row)).collect()
     }
 
-    /// Counts the dead letters that a filter selects.
+    /// Counts the matching dead letters.
     pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StoreError> {
         let row = filtering(
             concat!(
@@ -120,8 +122,8 @@ impl Store {
         Ok(row.try_get("count")?)
     }
 
-    /// Redrives dead letters, at most `limit`: those of dispatch become deliveries at once, those of intake are marked for
-    /// the owners of their partitions. Returns the ids.
+    /// Redrives dead letters, at most `limit`. Those of dispatch become deliveries, those of intake
+    /// are marked for the owners of their partitions. Returns the ids.
     pub async fn redrive_dead_letters(
         &self,
         filter: &DeadLetterFilter,
@@ -174,7 +176,7 @@ impl Store {
         ids(&rows)
     }
 
-    /// Deletes dead letters. Their dedup keys stay, so that no copy is processed.
+    /// Deletes dead letters. Their dedup keys stay, so that no copy is processed. Returns the ids.
     pub async fn delete_dead_letters(
         &self,
         filter: &DeadLetterFilter,
@@ -196,7 +198,7 @@ impl Store {
         ids(&rows)
     }
 
-    /// Dead letters of intake that are to be decided again now, of these partitions, at most `limit`.
+    /// Returns marked dead letters of intake in these partitions, at most `limit`.
     pub async fn redriven_dead_letters(
         &self,
         partitions: &[Partition],
@@ -214,7 +216,7 @@ impl Store {
         rows.iter().map(|row| self.dead_letter(row)).collect()
     }
 
-    /// Which of these partitions have dead letters that are to be decided again now.
+    /// Returns those of the partitions that have marked dead letters.
     pub async fn partitions_to_redrive(
         &self,
         held: &[Partition],
@@ -230,7 +232,7 @@ impl Store {
         Ok(partitions.filter_map(|n| Partition::try_from(n).ok()).collect())
     }
 
-    /// Records that a dead letter of intake could not be processed again.
+    /// Records the failed redrive of a dead letter of intake.
     pub async fn record_redrive_failure(&self, id: i64, error: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- dead_letters.redrive_failed
@@ -271,7 +273,7 @@ impl Store {
         let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>("bytes")? else { return Ok(letter) };
         let place = || format!("{}#{}/{}", letter.subject, letter.generation, letter.sequence);
         let sealed_for = letter.dedup_key.clone().unwrap_or_else(place);
-        // One that cannot be opened must hide no other.
+        // An unreadable payload must not hide other dead letters.
         match SealedPayload::open(&self.rings.tokens, &sealed_for, &sealed) {
             Ok(payload) => (letter.headers, letter.body) = (payload.headers, payload.body),
             Err(why) => letter.unreadable = Some(why),

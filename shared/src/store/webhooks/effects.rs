@@ -1,8 +1,10 @@
-//! What deciding a webhook leads to: the words between `routing`, which decides, and the commit, which puts it into force.
+//! Decisions on webhooks and their effects: the interface between `routing`, which decides, and the
+//! commit of intake.
 //!
-//! A [`Decision`] is made by a pure function from a webhook and what Postgres knows. Its changes are applied inside the
-//! transaction of the commit, after the fence, so each happens once. Guards stand in the statements: a change that finds
-//! nothing to change reports that, and the reply for that result is chosen there.
+//! A pure function makes a [`Decision`] from a webhook and the facts in Postgres. The transaction
+//! of the commit applies its changes after the fence, so that each happens once. Guards are inside
+//! the statements: a change without anything to change reports that, and its reply is chosen from
+//! the report.
 
 use crate::store::{ConsumeClaim, StoreError};
 use crate::{
@@ -12,21 +14,21 @@ use crate::{
 use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 
-/// A webhook of the stream with its decision.
+/// Webhook of the stream with its decision.
 pub struct DecidedWebhook {
-    /// Its sequence in the stream.
+    /// Sequence in the stream.
     pub sequence: u64,
-    /// When the stream got it, by the server's clock.
+    /// Time at which the stream stored the webhook, by the server's clock.
     pub stored_at: OffsetDateTime,
-    /// The webhook.
+    /// Webhook.
     pub envelope: Envelope,
-    /// What people look it up by.
+    /// Ids for searches.
     pub ids: WebhookIds,
-    /// What it leads to.
+    /// Decision.
     pub decision: Decision,
 }
 
-/// Ids out of a webhook's body, for logs and look-ups. Text of people is never among them.
+/// Ids in a webhook's body, for logs and searches. Never text of people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // Slack's names
 pub struct WebhookIds {
@@ -36,34 +38,36 @@ pub struct WebhookIds {
     pub thread_ts: Option<String>,
     pub ts: Option<String>,
     pub user: Option<String>,
-    /// `event_time`, or the second of a message's `ts`: the webhook's own time, the same in every copy.
+    /// `event_time`, or the second of a message's `ts`: the time of the webhook, equal in every
+    /// copy.
     pub own_time: Option<i64>,
 }
 
-/// What a webhook leads to. A closed set: there is no other end of intake.
+/// Decision on a webhook.
 pub enum Decision {
-    /// Nothing: no effect, no dedup key.
+    /// No effect and no dedup key.
     Ignore {
-        /// Why.
+        /// Reason.
         reason: IgnoreReason,
-        /// Whether it was addressed to the app, so that people may ask why nothing happened.
+        /// True if the webhook addressed the app. Such webhooks are recorded, because people ask
+        /// about them.
         addressed: bool,
     },
-    /// It can never be processed; an operator decides.
+    /// Can never be processed. An operator decides.
     DeadLetter {
-        /// Why, the same words for all of its sort.
+        /// Constant reason.
         reason: &'static str,
-        /// What is particular about this one.
+        /// Details.
         error: String,
     },
     /// Effects, and at most one delivery.
     Apply(Box<Effects>),
 }
 
-/// Why a webhook leads to nothing.
+/// Reason to ignore a webhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IgnoreReason {
-    /// It was processed before.
+    /// Processed before.
     Duplicate,
     /// Another webhook about the same message was processed before.
     SameTrigger,
@@ -73,22 +77,22 @@ pub enum IgnoreReason {
     ConnectionRevoked,
     /// The connection was deleted.
     ConnectionDeleted,
-    /// Its conversation has no agent.
+    /// The conversation has no agent.
     NoAgent,
-    /// The bot itself, another bot, or a system user wrote it.
+    /// Written by the bot itself, another bot, or a system user.
     FromBot,
-    /// An edit, a join or another event that asks nothing of an agent.
+    /// An edit, a join or another event without a request to an agent.
     NotAMessage,
-    /// The connection does not work in this type of conversation.
+    /// The app is disabled on this surface.
     SurfaceDisabled,
-    /// It came too late to be answered.
+    /// Too late for a reply.
     TooLate,
-    /// There was nothing to change.
+    /// Nothing to change.
     NothingToChange,
 }
 
 impl IgnoreReason {
-    /// The word for tables, logs and metrics.
+    /// Returns the reason for tables, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             IgnoreReason::Duplicate => "duplicate",
@@ -106,24 +110,24 @@ impl IgnoreReason {
     }
 }
 
-/// What changes because of a webhook.
+/// Effects of a webhook.
 pub struct Effects {
-    /// A link code to consume, with the reply for each result.
+    /// Use of a link code, with the reply for each result.
     pub consume: Option<ConsumeClaim>,
-    /// What else is to change, each with the reply for either result.
+    /// Other changes, each with the replies for its results.
     pub changes: Vec<Change>,
-    /// Messages to Slack, whatever else.
+    /// Unconditional messages to Slack.
     pub messages: Vec<Outgoing>,
-    /// The delivery to an agent.
+    /// Delivery to an agent.
     pub delivery: Option<NewDelivery>,
-    /// What triggered all of this: a second webhook for the same trigger has no effect.
+    /// Key of the trigger. A second webhook with the same trigger has no effect.
     pub trigger: Option<DedupeKey>,
-    /// What is noted with the dedup key.
+    /// Outcome stored with the dedup key.
     pub processed_as: ProcessedAs,
 }
 
 impl Effects {
-    /// No effect but the dedup key.
+    /// Returns effects without any but the dedup key.
     pub fn new(processed_as: ProcessedAs) -> Self {
         Self {
             consume: None,
@@ -135,33 +139,34 @@ impl Effects {
         }
     }
 
-    /// Whether other webhooks may share its batch: nothing that it changes is read by a decision.
+    /// Returns whether other webhooks may share its batch, because no decision reads what these
+    /// effects change.
     pub fn may_share_batch(&self) -> bool {
-        // Named one by one, so that a new kind of effect is decided about.
+        // The pattern lists all fields, so that a new effect requires a choice here.
         let Self { consume, changes, messages: _, delivery: _, trigger: _, processed_as: _ } = self;
         consume.is_none() && changes.is_empty()
     }
 }
 
-/// What was done with a webhook, noted with its dedup key.
+/// Outcome of a webhook, stored with its dedup key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProcessedAs {
-    /// Handed to dispatch.
+    /// Enqueued as a delivery.
     Delivery,
-    /// One of Tidegate's own commands.
+    /// Command of Tidegate.
     Command,
-    /// An event about the installation.
+    /// Event about the installation.
     InstallationEvent,
-    /// A hint to a person: the conversation has no agent.
+    /// Notice to a person: the conversation has no agent.
     Notice,
-    /// Given up.
+    /// Dead letter.
     DeadLetter,
-    /// The second key of a webhook: what triggered it.
+    /// Second key of a webhook, for its trigger.
     Trigger,
 }
 
 impl ProcessedAs {
-    /// Every one, with the number of its column.
+    /// Outcomes with the numbers of the column.
     const ALL: [(ProcessedAs, i16, &'static str); 6] = [
         (ProcessedAs::Delivery, 1, "delivery"),
         (ProcessedAs::Command, 2, "command"),
@@ -171,69 +176,70 @@ impl ProcessedAs {
         (ProcessedAs::Trigger, 6, "trigger"),
     ];
 
-    /// The number in `processed_keys.outcome`.
+    /// Returns the number in `processed_keys.outcome`.
     pub fn number(self) -> i16 {
         Self::ALL.iter().find(|row| row.0 == self).map_or(0, |row| row.1)
     }
 
-    /// The word for people.
+    /// Returns the name of the outcome.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|row| row.0 == self).map_or("unknown", |row| row.2)
     }
 
-    /// From the column.
+    /// Converts the column.
     pub fn from_number(number: i16) -> Option<Self> {
         Self::ALL.iter().find(|row| row.1 == number).map(|row| row.0)
     }
 }
 
-/// The organization of the pseudo-agent that is the worker itself. No organization can be called so.
+/// Organization of the gateway's pseudo-agent. No organization can have this id.
 pub const GATEWAY_ORG: &str = "*";
-/// The pseudo-agent for deliveries that the worker answers itself: a team's own handler, views and menus without an app.
+/// Pseudo-agent of deliveries that the worker answers itself: handlers of an embedding application,
+/// views and menus without an app.
 pub const GATEWAY_AGENT: &str = "gateway";
 
-/// A delivery to be enqueued in the webhook's lane.
+/// Delivery to enqueue in the webhook's lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDelivery {
-    /// Who gets it: an organization's agent, or [`GATEWAY_ORG`] and [`GATEWAY_AGENT`].
+    /// Organization of the agent, or [`GATEWAY_ORG`].
     pub org: String,
-    /// The agent's id.
+    /// Id of the agent, or [`GATEWAY_AGENT`].
     pub agent: String,
-    /// The conversation's session.
+    /// Session of the conversation.
     pub session: i64,
-    /// Whether a person waits.
+    /// Priority.
     pub priority: Priority,
-    /// How many agents' answers led to it.
+    /// Number of agents' replies that led to the webhook.
     pub hops: i32,
-    /// Whether the effects tell its person that it waits.
+    /// True if the effects include a notice to the person that the delivery waits.
     pub tells: bool,
 }
 
 impl NewDelivery {
-    /// A delivery to an agent.
+    /// Returns a delivery to an agent.
     pub fn to_agent(agent: &AgentRef, session: i64, priority: Priority) -> Self {
         let (org, agent) = (agent.org.to_string(), agent.id.to_string());
         Self { org, agent, session, priority, hops: 0, tells: false }
     }
 
-    /// A delivery that the worker answers itself.
+    /// Returns a delivery that the worker answers itself.
     pub fn to_gateway(priority: Priority) -> Self {
         let (org, agent) = (GATEWAY_ORG.to_owned(), GATEWAY_AGENT.to_owned());
         Self { org, agent, session: 1, priority, hops: 0, tells: false }
     }
 }
 
-/// Which deliveries go first.
+/// Priority of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Priority {
     /// A person waits: commands, clicks, shortcuts, submissions.
     Interactive,
-    /// All else.
+    /// All other deliveries.
     Background,
 }
 
 impl Priority {
-    /// The number of the column.
+    /// Returns the number of the column.
     pub fn number(self) -> i16 {
         match self {
             Priority::Interactive => 0,
@@ -242,20 +248,20 @@ impl Priority {
     }
 }
 
-/// An agent as a decision needs it.
+/// Agent with the fields for a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentRef {
-    /// Its organization.
+    /// Organization.
     pub org: OrgId,
-    /// Its id.
+    /// Id.
     pub id: AgentId,
-    /// Its name, or its id when it has none.
+    /// Name, or the id without one.
     pub name: String,
-    /// How it is called.
+    /// Mode.
     pub mode: AgentMode,
 }
 
-/// A conversation that can be bound: a channel or a direct message of a connection.
+/// Conversation that can be bound: a channel or direct message of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct Chat {
@@ -264,66 +270,67 @@ pub struct Chat {
     pub channel: ChannelId,
 }
 
-/// One change, and what is said when it changed something, and when there was nothing to change.
+/// Change with its reply.
 pub struct Change {
-    /// What is to change.
+    /// Change.
     pub what: What,
-    /// What is said for it. Runs inside the transaction.
+    /// Reply for each result. Called inside the transaction.
     pub reply: ReplyToChange,
 }
 
-/// What is said, told whether something changed.
+/// Reply for a change. The argument states whether anything changed.
 pub type ReplyToChange = Box<dyn Fn(bool) -> Vec<Outgoing> + Send + Sync>;
 
-/// What is to change.
+/// Change of a conversation or connection.
 #[derive(Debug, Clone)]
 pub enum What {
-    /// The conversation belongs to this agent from now on. Nothing changes when there is no such agent any more.
+    /// Binds the conversation to an agent. Changes nothing without such an agent.
     Bind {
-        /// Which conversation.
+        /// Conversation.
         chat: Chat,
-        /// Whose agent.
+        /// Organization of the agent.
         org: OrgId,
-        /// Which.
+        /// Agent.
         agent: AgentId,
-        /// Who asked for it.
+        /// Requester.
         by: UserId,
     },
-    /// The conversation belongs to nobody in particular any more.
+    /// Removes the binding of the conversation.
     Unbind(Chat),
-    /// The conversation begins anew: its next questions carry another session.
+    /// Starts a new session of the conversation.
     NewSession(Chat),
-    /// Slack gave a channel another id: what is known of the one is known of the other.
+    /// Moves binding and session to the new id of a channel.
     MoveChannel {
-        /// On which connection.
+        /// Connection.
         connection: ConnectionId,
-        /// The id before.
+        /// Old id.
         from: ChannelId,
-        /// The id since.
+        /// New id.
         to: ChannelId,
     },
-    /// The app was uninstalled, or its tokens revoked. Nothing changes when it was installed anew since.
+    /// Revokes the connection after Slack removed the app or its tokens. Changes nothing if the app
+    /// was installed again since.
     Revoke {
-        /// Which connection.
+        /// Connection.
         connection: ConnectionId,
-        /// When Slack says that happened, in seconds since 1970.
+        /// Time of the event by Slack's clock, in seconds since 1970.
         at: i64,
-        /// Slack's word for it.
+        /// Slack's event type.
         why: &'static str,
     },
-    /// A person is greeted. Nothing changes when that was done before.
+    /// Records the welcome of a person. Changes nothing if the person was welcomed before.
     Welcome {
-        /// On which connection.
+        /// Connection.
         connection: ConnectionId,
-        /// Which workspace they joined.
+        /// Workspace.
         team: TeamId,
-        /// Who.
+        /// Person.
         user: UserId,
     },
 }
 
 impl What {
-    /// The words for it, which name nobody.
+    /// Returns the description for replay results, without ids.
     pub fn as_str(&self) -> &'static str {
         match self {
             What::Bind { .. } => "bind a conversation",
@@ -336,7 +343,7 @@ impl What {
     }
 }
 
-/// Makes a change; whether there was anything to change.
+/// Applies a change. Returns whether anything changed.
 pub(in crate::store) async fn apply(
     tx: &mut PgConnection,
     what: &What,
@@ -414,7 +421,7 @@ pub(in crate::store) async fn apply(
     Ok(changed.rows_affected() > 0)
 }
 
-/// A binding that the new id has already was made later, by a person: it stays, and the old one goes.
+/// Moves binding and session of a channel. A binding of the new id is later and stays.
 async fn move_channel(
     tx: &mut PgConnection,
     connection: ConnectionId,

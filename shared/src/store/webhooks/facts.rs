@@ -1,4 +1,4 @@
-//! What Postgres knows about the webhooks of a batch, read in one query and never from a cache.
+//! Facts for the decisions on a batch, read in one query without a cache.
 
 use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use super::effects::AgentRef;
@@ -10,71 +10,73 @@ use crate::{
 use sha2::{Digest, Sha256};
 use sqlx::{Row, postgres::PgRow};
 
-/// What is looked up for one webhook.
+/// Keys of the facts for one webhook.
 #[derive(Debug, Clone)]
 pub struct FactsQuery {
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// The workspace that its body names; the connection's own goes before it.
+    /// Workspace in the body. The connection's own takes precedence.
     pub team: Option<String>,
-    /// The channel that it happened in, if it happened in one.
+    /// Channel, if any.
     pub channel: Option<String>,
-    /// Its lane.
+    /// Lane.
     pub lane: Lane,
-    /// Its own dedup key.
+    /// Dedup key.
     pub key: ProcessedKey,
-    /// The key of its trigger, if it has one. Of the same day.
+    /// Key of the trigger, if any. Has the same day.
     pub trigger: Option<ProcessedKey>,
 }
 
-/// A row's key in `processed_keys`.
+/// Key of a row in `processed_keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProcessedKey {
-    /// Days since 1970 of the webhook's own time.
+    /// Day of the webhook's own time, counted from 1970.
     pub day: i32,
-    /// The first 16 bytes of the SHA-256 of the dedup key.
+    /// First 16 bytes of the SHA-256 of the dedup key.
     pub key: [u8; 16],
 }
 
 impl ProcessedKey {
-    /// The row's key of a dedup key.
+    /// Returns the row key of a dedup key.
     pub fn new(day: i32, dedup_key: &DedupeKey) -> Self {
         let hash: [u8; 32] = Sha256::digest(dedup_key.as_str().as_bytes()).into();
         Self { day, key: *hash.first_chunk().expect("SHA-256 has 32 bytes") }
     }
 }
 
-/// What is known about one webhook.
+/// Facts for one webhook.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionState,
-    /// Its conversation. Of the first session and without a binding when nothing is known of it.
+    /// Conversation. An unknown one is unbound and in its first session.
     pub conversation: ConversationState,
-    /// The connection's own agent.
+    /// Default agent of the connection.
     pub own_agent: Option<AgentRef>,
-    /// Whether its dedup key is processed.
+    /// True if the dedup key is processed.
     pub processed: bool,
-    /// Whether its trigger is processed.
+    /// True if the trigger is processed.
     pub trigger_processed: bool,
-    /// Whether the circuit of its agent is open, and the conversation was not told within the hour that it waits.
+    /// True if the agent's circuit breaker is open and the conversation got no notice within the
+    /// hour.
     pub tell_waiting: bool,
 }
 
-/// A connection as a decision sees it.
+/// Connection for a decision.
 #[derive(Debug, Clone)]
 pub enum ConnectionState {
-    /// There is a row.
+    /// Existing row.
     Known(Box<ConnectionFacts>),
-    /// It was deleted.
+    /// Deleted.
     Deleted,
-    /// No connection of this id is known.
+    /// No connection has this id.
     Unknown,
-    /// Its row, or one that it names, holds what this release can't read; this is what.
+    /// The row, or one that it references, has a value that this release can't read. Contains the
+    /// failure.
     Unreadable(String),
 }
 
-/// A connection's row without its secrets.
+/// Row of a connection without secrets.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct ConnectionFacts {
@@ -88,19 +90,20 @@ pub struct ConnectionFacts {
     pub settings: Settings,
 }
 
-/// A conversation as a decision sees it.
+/// Conversation for a decision.
 #[derive(Debug, Clone, Default)]
 pub struct ConversationState {
-    /// Who it is routed to: its binding's agent, else the connection's own, but on a preview connection only a binding's.
+    /// Agent: of the binding, else the connection's default, which a preview connection does not
+    /// use.
     pub agent: Option<AgentRef>,
-    /// Who linked it, if it was linked.
+    /// Person who created the binding.
     pub linked_by: Option<UserId>,
-    /// Its session; the first is 1, and 0 stands for unknown.
+    /// Session. The first is 1. 0 means unknown.
     pub session: i64,
 }
 
 impl Store {
-    /// Reads what is known about the webhooks of a batch, in their order.
+    /// Reads the facts for the webhooks of a batch, in their order.
     pub async fn load_facts(
         &self,
         partition: Partition,
@@ -167,7 +170,7 @@ fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
         return without(ConnectionState::Unknown);
     }
     match known_facts(row, query.connection) {
-        // The other webhooks of the batch don't need it.
+        // The failure affects no other webhook of the batch.
         Err(error @ StoreError::Inconsistent { .. }) => {
             without(ConnectionState::Unreadable(error.to_string()))
         }

@@ -1,4 +1,4 @@
-//! Webhooks: what is known when one is decided, what deciding leads to, and the commit that puts it into force.
+//! Webhooks: facts for decisions, decisions with their effects, and the commit of intake.
 
 mod batch;
 mod dead_letters;
