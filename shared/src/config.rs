@@ -112,7 +112,13 @@ pub fn jetstream(client: async_nats::Client) -> jetstream::Context {
 #[derive(Clone, clap::Args)]
 pub struct Postgres {
     /// Postgres, as postgres://user:password@host/database or file:<path>.
-    #[arg(long = "postgres-url", env = "TIDEGATE_POSTGRES_URL", value_name = "URL", value_parser = secret_text, hide_env_values = true)]
+    #[arg(
+        long = "postgres-url",
+        env = "TIDEGATE_POSTGRES_URL",
+        value_name = "URL",
+        value_parser = secret_text,
+        hide_env_values = true
+    )]
     pub url: String,
     /// Maximum number of connections to Postgres. A worker has four more, for leases and
     /// notifications.
@@ -135,14 +141,32 @@ impl fmt::Debug for Postgres {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Telemetry {
     /// Log filter, as in `info` or `warn,worker=debug`.
-    #[arg(long = "log", env = "TIDEGATE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    #[arg(
+        long = "log",
+        env = "TIDEGATE_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        value_parser = log_filter
+    )]
     pub filter: String,
     /// OpenTelemetry collector for traces by OTLP over HTTP, as http://collector:4318. Without it
     /// there are no traces.
-    #[arg(long = "otlp-endpoint", env = "TIDEGATE_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
+    #[arg(
+        long = "otlp-endpoint",
+        env = "TIDEGATE_OTLP_ENDPOINT",
+        value_name = "URL",
+        value_parser = collector
+    )]
     pub otlp_endpoint: Option<String>,
     /// Log as JSON lines instead of text.
-    #[arg(long = "log-json", env = "TIDEGATE_LOG_JSON", value_name = "BOOL", default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(
+        long = "log-json",
+        env = "TIDEGATE_LOG_JSON",
+        value_name = "BOOL",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
     pub json: bool,
 }
 

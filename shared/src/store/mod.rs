@@ -21,7 +21,9 @@ mod schema;
 mod webhooks;
 
 pub use connections::*;
-pub use declarative::{Action, Clash, Declared, DeclaredConnection, DeclaredMember, Plan, PlanStep};
+pub use declarative::{
+    Action, Clash, Declared, DeclaredConnection, DeclaredMember, Plan, PlanStep,
+};
 pub use deliveries::*;
 pub use error::StoreError;
 pub use maintenance::*;

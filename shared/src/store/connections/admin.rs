@@ -85,10 +85,12 @@ impl Store {
     ) -> Result<Vec<ConnectionSummary>, StoreError> {
         let rows = sqlx::query(
             "-- connections.summaries
-             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode, c.status,
-                    c.status_reason, c.bot_user_id, c.bot_token is not null as has_bot_token, c.settings,
-                    c.sending_paused_at, c.installed_at, c.updated_at, c.version,
-                    (select count(*) from channel_bindings b where b.connection_id = c.id) as bindings
+             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id,
+                    c.preview_mode, c.status, c.status_reason, c.bot_user_id,
+                    c.bot_token is not null as has_bot_token, c.settings, c.sending_paused_at,
+                    c.installed_at, c.updated_at, c.version,
+                    (select count(*) from channel_bindings b
+                      where b.connection_id = c.id) as bindings
                from connections c where $1::text is null or c.id = $1
               order by c.org_id, c.app_id, c.team_id nulls first",
         )
@@ -105,7 +107,8 @@ impl Store {
     ) -> Result<Vec<HistoryEntry>, StoreError> {
         let rows = sqlx::query(
             "-- connections.history
-             select id::text, at, status, reason from connection_status_history where connection_id = $1 order by id",
+             select id::text, at, status, reason from connection_status_history
+              where connection_id = $1 order by id",
         )
         .bind(id.to_string())
         .fetch_all(&self.pool)
@@ -151,7 +154,8 @@ impl Store {
     pub async fn delete_late_traffic(&self) -> Result<u64, StoreError> {
         let ids: Vec<String> = sqlx::query_scalar(
             "-- deleted_connections.recent
-             select id from deleted_connections where deleted_at > now() - interval '1 day' order by deleted_at",
+             select id from deleted_connections where deleted_at > now() - interval '1 day'
+              order by deleted_at",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -167,7 +171,8 @@ impl Store {
 
     async fn has_tombstone(&self, id: ConnectionId) -> Result<bool, StoreError> {
         let query = sqlx::query_scalar(
-            "-- deleted_connections.get\n select exists (select from deleted_connections where id = $1)",
+            "-- deleted_connections.get
+             select exists (select from deleted_connections where id = $1)",
         );
         Ok(query.bind(id.to_string()).fetch_one(&self.pool).await?)
     }
@@ -181,7 +186,8 @@ impl Store {
         for table in tables() {
             let sql = format!(
                 "-- connections.delete_traffic
-                 delete from {table} where ctid = any (array (select ctid from {table} where connection_id = $1 limit $2))"
+                 delete from {table} where ctid = any (array (select ctid from {table}
+                     where connection_id = $1 limit $2))"
             );
             let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP);
             let rows = query.execute(&self.pool).await?.rows_affected();
@@ -247,7 +253,8 @@ fn tables() -> impl Iterator<Item = String> {
 
 /// Lanes with deliveries. Locks the rows of those that have one.
 const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
-    with page as (select distinct lane from deliveries where connection_id = $1 order by lane limit $2),
+    with page as (select distinct lane from deliveries where connection_id = $1 order by lane
+                   limit $2),
     locked as (
         select l.lane from page p join delivery_lanes l on l.lane = p.lane and l.connection_id = $1
          order by l.lane for update of l)
@@ -258,14 +265,17 @@ const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
 const DELETE_DELIVERIES: &str = "-- connections.delete_deliveries
     with gone as (
         delete from deliveries where ctid = any (array (
-            select ctid from deliveries where connection_id = $1 and lane = any ($2) limit $3)) returning 1),
+            select ctid from deliveries where connection_id = $1 and lane = any ($2) limit $3))
+            returning 1),
     n as (select count(*) as n from gone),
     slots as (
-        update agent_slots s set connection_id = null, lane = null, worker = null from delivery_lanes l
+        update agent_slots s set connection_id = null, lane = null, worker = null
+          from delivery_lanes l
          where l.connection_id = $1 and l.lane = any ($2) and l.worker is not null
            and s.worker = l.worker and s.connection_id = l.connection_id and s.lane = l.lane),
     lanes as (
-        delete from delivery_lanes l using n where n.n < $3 and l.connection_id = $1 and l.lane = any ($2)),
+        delete from delivery_lanes l using n where n.n < $3 and l.connection_id = $1
+           and l.lane = any ($2)),
     held as (
         update delivery_lanes l set worker = null, next_at = 'infinity' from n
          where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
@@ -283,10 +293,12 @@ const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
 const DELETE_OUTBOX: &str = "-- connections.delete_outbox
     with gone as (
         delete from outbox where ctid = any (array (
-            select ctid from outbox where connection_id = $1 and lane = any ($2) limit $3)) returning 1),
+            select ctid from outbox where connection_id = $1 and lane = any ($2) limit $3))
+            returning 1),
     n as (select count(*) as n from gone),
     lanes as (
-        delete from outbox_lanes l using n where n.n < $3 and l.connection_id = $1 and l.lane = any ($2)),
+        delete from outbox_lanes l using n where n.n < $3 and l.connection_id = $1
+           and l.lane = any ($2)),
     held as (
         update outbox_lanes l set worker = null, next_at = 'infinity' from n
          where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))

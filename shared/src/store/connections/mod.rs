@@ -85,8 +85,9 @@ impl Store {
             new.bot_token.as_ref().map(|t| self.rings.tokens.seal_secret(place, t)).transpose()?;
         let row = sqlx::query(
             "-- connections.create
-             insert into connections (id, org_id, agent_id, app_id, enterprise_id, team_id, preview_mode, status,
-                                      signing_secret, bot_token, bot_user_id, settings, installed_at)
+             insert into connections (id, org_id, agent_id, app_id, enterprise_id, team_id,
+                                      preview_mode, status, signing_secret, bot_token, bot_user_id,
+                                      settings, installed_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now())
              returning version",
         )
@@ -143,8 +144,8 @@ impl Store {
     ) -> Result<Option<Connection>, StoreError> {
         let row = sqlx::query(
             "-- connections.hydrate
-             select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret,
-                    settings, version
+             select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token,
+                    bot_user_id, signing_secret, settings, version
                from connections where id = $1",
         )
         .bind(id.to_string())

@@ -20,8 +20,10 @@ impl Store {
              insert into token_failures as r (connection_id, installed_at, consecutive_failures)
              select id, installed_at, 1 from connections where id = $1 and version = $2
              on conflict (connection_id) do update
-                set consecutive_failures = case when r.installed_at is distinct from excluded.installed_at
-                                      or r.at < now() - interval '10 minutes' then 1 else r.consecutive_failures + 1 end,
+                set consecutive_failures =
+                    case when r.installed_at is distinct from excluded.installed_at
+                                      or r.at < now() - interval '10 minutes' then 1
+                                         else r.consecutive_failures + 1 end,
                     installed_at = excluded.installed_at, at = now()
              returning consecutive_failures as refusals",
         )
@@ -44,7 +46,8 @@ impl Store {
         let changed = sqlx::query(
             "-- refusals.refused
              update connections set status = $3, status_reason = $4
-              where id = $1 and ($2::bigint is null or version = $2) and status in ('active', 'error') and status <> $3",
+              where id = $1 and ($2::bigint is null or version = $2)
+                and status in ('active', 'error') and status <> $3",
         )
         .bind(connection.to_string())
         .bind(version)

@@ -53,12 +53,15 @@ impl Store {
         };
         sqlx::query(
             "-- tokens.put
-             insert into token_rotations as t (connection_id, client_id, client_secret, refresh_token, refresh_at, expires_at)
-             values ($1, $2, $3, $4, now() + make_interval(secs => $5 * $6), now() + make_interval(secs => $5))
+             insert into token_rotations as t (connection_id, client_id, client_secret,
+                                               refresh_token, refresh_at, expires_at)
+             values ($1, $2, $3, $4, now() + make_interval(secs => $5 * $6),
+                     now() + make_interval(secs => $5))
              on conflict (connection_id) do update
                 set client_id = excluded.client_id, client_secret = excluded.client_secret,
                     refresh_token = excluded.refresh_token, refresh_at = excluded.refresh_at,
-                    expires_at = excluded.expires_at, generation = t.generation + 1, failures = 0, last_error = ''",
+                    expires_at = excluded.expires_at, generation = t.generation + 1, failures = 0,
+                    last_error = ''",
         )
         .bind(&owner)
         .bind(&new.client_id)
@@ -98,10 +101,13 @@ impl Store {
             "-- tokens.lease
              update token_rotations set leased_until = now() + make_interval(secs => $1)
               where connection_id = (
-                 select t.connection_id from token_rotations t join connections c on c.id = t.connection_id
-                  where t.refresh_at <= now() and t.leased_until <= now() and c.status in ('active', 'error')
+                 select t.connection_id from token_rotations t
+                   join connections c on c.id = t.connection_id
+                  where t.refresh_at <= now() and t.leased_until <= now()
+                    and c.status in ('active', 'error')
                   order by t.refresh_at limit 1 for update of t skip locked)
-             returning connection_id, client_id, client_secret, refresh_token, generation, failures",
+             returning connection_id, client_id, client_secret, refresh_token, generation,
+                       failures",
         )
         .bind(lease.as_secs_f64())
         .fetch_optional(&self.pool)
@@ -140,8 +146,9 @@ impl Store {
             "-- tokens.rotated
              with rotated as (
                  update token_rotations
-                    set refresh_token = $3, generation = generation + 1, leased_until = '-infinity', failures = 0,
-                        last_error = '', refresh_at = now() + make_interval(secs => $5 * $6),
+                    set refresh_token = $3, generation = generation + 1, leased_until = '-infinity',
+                        failures = 0, last_error = '',
+                        refresh_at = now() + make_interval(secs => $5 * $6),
                         expires_at = now() + make_interval(secs => $5)
                   where connection_id = $1 and generation = $2 returning connection_id)
              update connections set bot_token = $4 where id in (select connection_id from rotated)",

@@ -29,9 +29,10 @@ impl Store {
     ) -> Result<Vec<Clash>, StoreError> {
         let rows = sqlx::query(
             "-- declared.connections
-             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode, c.status,
-                    c.signing_secret, c.bot_token, c.bot_user_id, c.settings,
-                    exists (select from token_rotations t where t.connection_id = c.id) as rotates
+             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id,
+                    c.preview_mode, c.status, c.signing_secret, c.bot_token, c.bot_user_id,
+                    c.settings, exists (select from token_rotations t
+                                         where t.connection_id = c.id) as rotates
                from connections c order by c.id",
         )
         .fetch_all(&mut *tx)
@@ -51,7 +52,8 @@ impl Store {
             match (at, by_id) {
                 (None, Some(other)) => {
                     clash(format!(
-                        "connection {} is of another installation ({}): leave its id out, or delete it first",
+                        "connection {} is of another installation ({}): leave its id out, or \
+                         delete it first",
                         there[other].id,
                         there[other].called()
                     ));
@@ -66,7 +68,8 @@ impl Store {
                 }
                 (Some(at), _) if there[at].org != new.org => {
                     clash(format!(
-                        "{called} belongs to organization {}: delete it first (tidegate connections delete {})",
+                        "{called} belongs to organization {}: delete it first \
+                         (tidegate connections delete {})",
                         there[at].org, there[at].id
                     ));
                     continue;
@@ -97,7 +100,8 @@ impl Store {
         let row = sqlx::query(
             "-- declared.owner
              select exists (select from organizations where id = $1) as org,
-                    $2::text is null or exists (select from agents where org_id = $1 and id = $2) as agent",
+                    $2::text is null or exists (select from agents where org_id = $1
+                                                   and id = $2) as agent",
         )
         .bind(new.org.as_str())
         .bind(new.agent.as_ref().map(AgentId::as_str))
@@ -188,19 +192,25 @@ impl Store {
             before.is_some_and(|c| c.signing_secret.expose() != new.signing_secret.expose());
         sqlx::query(
             "-- declared.put_connection
-             insert into connections as c (id, org_id, agent_id, app_id, enterprise_id, team_id, preview_mode, status,
-                                           signing_secret, bot_token, bot_user_id, settings, installed_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, case when $10::text is not null then now() end)
+             insert into connections as c (id, org_id, agent_id, app_id, enterprise_id, team_id,
+                                           preview_mode, status, signing_secret, bot_token,
+                                           bot_user_id, settings, installed_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+                     case when $10::text is not null then now() end)
              on conflict (id) do update
-                set agent_id = excluded.agent_id, preview_mode = excluded.preview_mode, status = excluded.status,
-                    status_reason = case when c.status = excluded.status then c.status_reason else '' end,
+                set agent_id = excluded.agent_id, preview_mode = excluded.preview_mode,
+                    status = excluded.status, status_reason = case when c.status = excluded.status
+                        then c.status_reason else '' end,
                     bot_user_id = excluded.bot_user_id, settings = c.settings || excluded.settings,
                     bot_token = case when $13 then excluded.bot_token else c.bot_token end,
                     installed_at = case when $13 then excluded.installed_at else c.installed_at end,
-                    signing_secret_previous = case when $14 then c.signing_secret else c.signing_secret_previous end,
-                    signing_secret_previous_until = case when $14 then now() + make_interval(hours => $15)
+                    signing_secret_previous = case when $14 then c.signing_secret
+                        else c.signing_secret_previous end,
+                    signing_secret_previous_until = case when $14
+                        then now() + make_interval(hours => $15)
                                                          else c.signing_secret_previous_until end,
-                    signing_secret = case when $14 then excluded.signing_secret else c.signing_secret end
+                    signing_secret = case when $14 then excluded.signing_secret
+                        else c.signing_secret end
               where c.org_id = excluded.org_id",
         )
         .bind(&owner)

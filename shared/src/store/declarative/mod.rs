@@ -75,9 +75,12 @@ impl Store {
     ) -> Result<Outcome, StoreError> {
         let mut tx = self.pool.begin().await?;
         // Serializes applications, and briefly blocks the handling of webhooks.
-        sqlx::query("-- declared.lock\n lock table organizations, agents, connections in share row exclusive mode")
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "-- declared.lock
+             lock table organizations, agents, connections in share row exclusive mode",
+        )
+        .execute(&mut *tx)
+        .await?;
         let mut plan = Plan::default();
         self.organizations(&mut tx, declared, &mut plan).await?;
         self.members(&mut tx, declared, prune, &mut plan).await?;

@@ -51,7 +51,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         let rows = sqlx::query(
             "-- declared.members
-             select m.org_id, m.user_id, coalesce(array_agg(i.team_id || '/' || i.platform_user_id order by 1)
+             select m.org_id, m.user_id,
+                    coalesce(array_agg(i.team_id || '/' || i.platform_user_id order by 1)
                         filter (where i.user_id is not null), '{}') as identities
                from organization_members m left join user_identities i using (user_id)
               group by m.org_id, m.user_id",
@@ -87,7 +88,8 @@ impl Store {
                  with gone as (delete from organization_members where org_id = $1 and user_id = $2)
                  delete from user_identities
                   where user_id = $2
-                    and not exists (select from organization_members where user_id = $2 and org_id <> $1)",
+                    and not exists (select from organization_members where user_id = $2
+                                       and org_id <> $1)",
             )
             .bind(org)
             .bind(user)
@@ -153,7 +155,8 @@ impl Store {
             declared.agents.iter().map(|a| format!("{}/{}", a.org, a.id)).collect();
         let rows = sqlx::query(
             "-- declared.undeclared_agents
-             select org_id || '/' || id as name from agents where org_id || '/' || id <> all ($1) order by 1",
+             select org_id || '/' || id as name from agents where org_id || '/' || id <> all ($1)
+              order by 1",
         )
         .bind(&agents)
         .fetch_all(&mut *tx)
@@ -182,7 +185,8 @@ impl Store {
         }
         for (sql, kept) in [
             (
-                "-- declared.delete_agents\n delete from agents where org_id || '/' || id <> all ($1)",
+                "-- declared.delete_agents
+                 delete from agents where org_id || '/' || id <> all ($1)",
                 agents,
             ),
             (
@@ -202,13 +206,17 @@ async fn put_member(tx: &mut PgConnection, member: &DeclaredMember) -> Result<()
     sqlx::query(
         "-- declared.put_member
          with member as (
-             insert into organization_members (org_id, user_id) values ($1, $2) on conflict do nothing),
+             insert into organization_members (org_id, user_id) values ($1, $2)
+                 on conflict do nothing),
          gone as (
              delete from user_identities
-              where user_id = $2 and (team_id, platform_user_id) not in (select * from unnest($3::text[], $4::text[])))
+              where user_id = $2 and (team_id, platform_user_id) not in (
+                        select * from unnest($3::text[], $4::text[])))
          insert into user_identities (platform, team_id, platform_user_id, user_id)
-         select 'slack', team, platform_user, $2 from unnest($3::text[], $4::text[]) as u (team, platform_user)
-         on conflict (platform, team_id, platform_user_id) do update set user_id = excluded.user_id",
+         select 'slack', team, platform_user, $2
+           from unnest($3::text[], $4::text[]) as u (team, platform_user)
+         on conflict (platform, team_id, platform_user_id) do update
+            set user_id = excluded.user_id",
     )
     .bind(member.org.as_str())
     .bind(&member.user)

@@ -64,48 +64,60 @@ pub struct PostponedDelivery {
 const FINISH: &str = concat!(
     "-- deliveries.finish
      with u as (
-         select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[],
-                              $8::integer[], $9::text[], $10::text[], $11::text[])
-                  as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome, reason, error)),
+         select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[],
+                              $6::text[], $7::text[], $8::integer[], $9::text[], $10::text[],
+                              $11::text[])
+                  as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome,
+                        reason, error)),
      locked as (
          select u.i, l.connection_id, l.lane, l.attempts, l.first_attempt_at
            from delivery_lanes l join u using (connection_id, lane)
-          where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane for update of l),
+          where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane
+            for update of l),
      ended as (
          update delivery_lanes l
-            set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null, last_error = '',
-                cancel_requested = false,
+            set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0,
+                crashes = 0, first_attempt_at = null, last_error = '', cancel_requested = false,
                 next_at = case when l.head + 1 > l.tail then 'infinity' else now() end
            from locked k where l.connection_id = k.connection_id and l.lane = k.lane
-         returning k.i, k.attempts, k.first_attempt_at, l.connection_id, l.lane, l.head - 1 as position),
+         returning k.i, k.attempts, k.first_attempt_at, l.connection_id, l.lane,
+                   l.head - 1 as position),
      freed as (
          update agent_slots s set connection_id = null, lane = null, worker = null
            from ended join u using (i)
-          where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane and s.worker = u.worker),
+          where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane
+            and s.worker = u.worker),
      gone as (
          delete from deliveries d using ended e
           where d.connection_id = e.connection_id and d.lane = e.lane and d.position = e.position
          returning d.*, e.i, e.attempts, e.first_attempt_at),
      logged as (
-         insert into delivery_log (slot, connection_id, partition, generation, sequence, lane, dedup_key, event_id,
-                channel_id, ts, thread_ts, user_id, org_id, agent_id, kind, outcome, error, attempts, worker, received_at,
-                stored_at, inserted_at, first_attempt_at)
-         select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition, g.generation, g.sequence,
-                g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts, g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind,
-                u.outcome, u.error, g.attempts, coalesce(w.name, ''), g.received_at, g.stored_at, g.inserted_at,
+         insert into delivery_log (slot, connection_id, partition, generation, sequence, lane,
+                dedup_key, event_id, channel_id, ts, thread_ts, user_id, org_id, agent_id, kind,
+                outcome, error, attempts, worker, received_at, stored_at, inserted_at,
+                first_attempt_at)
+         select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition,
+                g.generation, g.sequence, g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts,
+                g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, u.outcome, u.error,
+                g.attempts, coalesce(w.name, ''), g.received_at, g.stored_at, g.inserted_at,
                 g.first_attempt_at
            from gone g join u using (i) left join workers w on w.id = u.worker),
      dead as (
-         insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, lane, org_id, agent_id,
-                session, kind, dedup_key, event_id, channel_id, ts, user_id, stored_at, reason, last_error, attempts, payload)
-         select 'dispatch', g.partition, g.generation, g.sequence, 'slack.in.' || g.partition || '.' || g.connection_id,
-                g.connection_id, g.lane, g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.event_id, g.channel_id,
+         insert into dead_letters (stage, partition, generation, sequence, subject, connection_id,
+                lane, org_id, agent_id, session, kind, dedup_key, event_id, channel_id, ts, user_id,
+                stored_at, reason, last_error, attempts, payload)
+         select 'dispatch', g.partition, g.generation, g.sequence,
+                'slack.in.' || g.partition || '.' || g.connection_id, g.connection_id, g.lane,
+                g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.event_id, g.channel_id,
                 g.ts, g.user_id, g.stored_at, u.reason, u.error, g.attempts, g.payload
            from gone g join u using (i) where u.reason is not null),
      messages as (
-         select m.n, m.connection_id, m.lane, m.partition, m.channel_key, m.method, m.dedup_key, m.request
-           from unnest($12::bigint[], $13::text[], $14::bigint[], $15::smallint[], $16::text[], $17::text[], $18::text[],
-                       $19::text[]) as m (n, connection_id, lane, partition, channel_key, method, dedup_key, request)
+         select m.n, m.connection_id, m.lane, m.partition, m.channel_key, m.method, m.dedup_key,
+                m.request
+           from unnest($12::bigint[], $13::text[], $14::bigint[], $15::smallint[], $16::text[],
+                       $17::text[], $18::text[],
+                       $19::text[]) as m (n, connection_id, lane, partition, channel_key, method,
+                                          dedup_key, request)
            join unnest($20::bigint[]) with ordinality as o (i, n1) on o.n1 = m.n + 1
            join ended on ended.i = o.i), ",
     enqueue_messages!(),
@@ -119,9 +131,10 @@ const TELL: &str = concat!(
           where connection_id = $1 and lane = $2 and worker = $3 and claim = $4
             and (told_at is null or told_at < now() - interval '1 hour') returning 1),
      messages as (
-         select m.* from told, unnest($5::bigint[], $6::text[], $7::bigint[], $8::smallint[], $9::text[], $10::text[],
-                                      $11::text[], $12::text[])
-                as m (n, connection_id, lane, partition, channel_key, method, dedup_key, request)), ",
+         select m.* from told, unnest($5::bigint[], $6::text[], $7::bigint[], $8::smallint[],
+                                      $9::text[], $10::text[], $11::text[], $12::text[])
+                as m (n, connection_id, lane, partition, channel_key, method, dedup_key,
+                      request)), ",
     enqueue_messages!(),
     " select count(*) as told from told"
 );
@@ -227,18 +240,23 @@ impl Store {
         let query = sqlx::query(
             "-- deliveries.postpone
              with u as (
-                 select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[],
-                                      $7::text[], $8::integer[], $9::float8[], $10::text[], $11::boolean[], $12::boolean[],
+                 select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[],
+                                      $5::bigint[], $6::text[], $7::text[], $8::integer[],
+                                      $9::float8[], $10::text[], $11::boolean[], $12::boolean[],
                                       $13::boolean[])
-                          as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, after, error, counts,
-                                crashed, fault)),
+                          as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot,
+                                after, error, counts, crashed, fault)),
              locked as (
-                 select l.connection_id, l.lane from delivery_lanes l join u using (connection_id, lane)
-                  where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane for update of l),
+                 select l.connection_id, l.lane from delivery_lanes l
+                   join u using (connection_id, lane)
+                  where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane
+                    for update of l),
              ended as (
                  update delivery_lanes l
-                    set worker = null, claim = null, attempts = l.attempts - case when u.counts then 0 else 1 end,
-                        crashes = l.crashes + u.crashed::integer, faults = l.faults + u.fault::integer,
+                    set worker = null, claim = null, attempts = l.attempts - case when u.counts
+                        then 0 else 1 end,
+                        crashes = l.crashes + u.crashed::integer,
+                        faults = l.faults + u.fault::integer,
                         first_attempt_at = case when not u.counts and l.attempts = 1 then null
                                                 else l.first_attempt_at end,
                         last_error = u.error, next_at = now() + make_interval(secs => u.after)
@@ -249,7 +267,8 @@ impl Store {
              freed as (
                  update agent_slots s set connection_id = null, lane = null, worker = null
                    from ended join u using (i)
-                  where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane
+                  where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot
+                    and s.lane = u.lane
                     and s.worker = u.worker)
              select i from ended",
         );

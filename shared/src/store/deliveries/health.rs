@@ -14,7 +14,8 @@ impl Store {
         sqlx::query(
             "-- agent_health.open
              insert into agent_health (org_id, agent_id, probe_at, last_error)
-             select $1, $2, now() + interval '1 s', $3 where exists (select from agents where org_id = $1 and id = $2)
+             select $1, $2, now() + interval '1 s', $3
+              where exists (select from agents where org_id = $1 and id = $2)
              on conflict do nothing",
         )
         .bind(org)

@@ -23,26 +23,32 @@ impl Store {
             "-- deliveries.release
              with orphans as (
                  select connection_id, lane from delivery_lanes
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                   order by connection_id, lane limit $4 for update),
              freed as (
                  update delivery_lanes l
                     set worker = null, claim = null, attempts = l.attempts - 1 + $5::integer,
                         -- A live worker never started the attempt of a lane that it does not know.
                         crashes = l.crashes + $5::integer, last_error = 'the worker ended',
-                        next_at = now() + make_interval(secs => $5::integer * trunc(power(4, l.crashes - 1)))
-                   from orphans o where l.connection_id = o.connection_id and l.lane = o.lane returning 1),
+                        next_at = now() + make_interval(
+                                              secs => $5::integer * trunc(power(4, l.crashes - 1)))
+                   from orphans o where l.connection_id = o.connection_id and l.lane = o.lane
+                 returning 1),
              slots as (
                  update agent_slots s set connection_id = null, lane = null, worker = null
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                     and (connection_id, lane) in (select connection_id, lane from orphans)),
              forgotten as (
                  -- Slots without a running lane of the same worker.
                  update agent_slots s set connection_id = null, lane = null, worker = null
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                     and (connection_id, lane) not in (select connection_id, lane from orphans)
                     and not exists (select from delivery_lanes l
-                                     where l.connection_id = s.connection_id and l.lane = s.lane and l.worker = $1))
+                                     where l.connection_id = s.connection_id and l.lane = s.lane
+                                       and l.worker = $1))
              select count(*) as freed from freed",
         )
         .bind(worker)
@@ -84,7 +90,8 @@ impl Store {
         sqlx::query(
             "-- slots.ensure_gateway
              with dropped as (
-                 delete from agent_slots where org_id = $1 and agent_id = $2 and n > $3 and lane is null)
+                 delete from agent_slots where org_id = $1 and agent_id = $2 and n > $3
+                    and lane is null)
              insert into agent_slots (org_id, agent_id, n)
              select $1, $2, n from generate_series(0, $3) n on conflict do nothing",
         )

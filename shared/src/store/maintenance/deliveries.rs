@@ -1,8 +1,8 @@
 //! State of waiting and running deliveries for operators: lanes with their heads, and the
 //! deliveries behind.
 
-use crate::store::{Store, StoreError, column};
 use super::json;
+use crate::store::{Store, StoreError, column};
 use crate::{
     partition::Lane,
     types::{AgentId, ConnectionId, OrgId},
@@ -91,7 +91,8 @@ pub struct DeliveryCount {
 /// Condition on `delivery_lanes l` with the five parameters of `bind_filter`.
 macro_rules! filtered {
     () => {
-        "(l.head <= l.tail and ($1::text is null or l.connection_id = $1) and ($2::text is null or l.org_id = $2)
+        "(l.head <= l.tail and ($1::text is null or l.connection_id = $1)
+          and ($2::text is null or l.org_id = $2)
            and ($3::text is null or l.agent_id = $3) and ($4::bigint is null or l.lane = $4)
            and ($5::bigint is null or l.head = $5))"
     };
@@ -124,21 +125,26 @@ impl Store {
             concat!(
                 "-- deliveries.list
                  select to_jsonb(t) as row from (
-                     select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane, l.partition,
-                            l.org_id || '/' || l.agent_id as agent,
-                            case when l.worker is not null then 'running' when a.paused_at is not null then 'paused'
+                     select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane,
+                            l.partition, l.org_id || '/' || l.agent_id as agent,
+                            case when l.worker is not null then 'running'
+                                 when a.paused_at is not null then 'paused'
                                  when c.status in ('stopped', 'revoked') then c.status
                                  when h.opened_at is not null then 'circuit open'
                                  when l.next_at <= now() then 'due' else 'waiting' end as state,
-                            l.tail - l.head + 1 as waiting, l.attempts, l.crashes, d.inserted_at as waiting_since,
-                            l.first_attempt_at, nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
-                            l.cancel_requested, d.kind, d.dedup_key, d.event_id, d.channel_id as channel, d.ts,
-                            d.user_id as user, d.replay
-                       from (select l.*, extract(epoch from least(first_attempt_at, next_at)) * $6::integer as age
+                            l.tail - l.head + 1 as waiting, l.attempts, l.crashes,
+                            d.inserted_at as waiting_since, l.first_attempt_at,
+                            nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
+                            l.cancel_requested, d.kind, d.dedup_key, d.event_id,
+                            d.channel_id as channel, d.ts, d.user_id as user, d.replay
+                       from (select l.*,
+                                    extract(epoch from least(first_attempt_at, next_at))
+                                    * $6::integer as age
                                from delivery_lanes l where ",
                 filtered!(),
                 " order by age limit $7) l
-                       left join deliveries d on d.connection_id = l.connection_id and d.lane = l.lane
+                       left join deliveries d on d.connection_id = l.connection_id
+                        and d.lane = l.lane
                                              and d.position = l.head and d.part = 0
                        left join agents a on a.org_id = l.org_id and a.id = l.agent_id
                        left join agent_health h on h.org_id = l.org_id and h.agent_id = l.agent_id
@@ -164,12 +170,14 @@ impl Store {
         let rows = sqlx::query(
             "-- deliveries.show
              select to_jsonb(t) as row from (
-                 select d.connection_id as connection, lpad(to_hex(d.lane), 16, '0') as lane, d.position,
-                        d.position = l.head as head, d.org_id || '/' || d.agent_id as agent, d.session, d.kind, d.dedup_key,
-                        d.event_id, d.channel_id as channel, d.thread_ts, d.ts, d.user_id as user, d.size, d.stored_at,
-                        d.inserted_at
+                 select d.connection_id as connection, lpad(to_hex(d.lane), 16, '0') as lane,
+                        d.position, d.position = l.head as head,
+                        d.org_id || '/' || d.agent_id as agent, d.session, d.kind, d.dedup_key,
+                        d.event_id, d.channel_id as channel, d.thread_ts, d.ts, d.user_id as user,
+                        d.size, d.stored_at, d.inserted_at
                    from delivery_lanes l join deliveries d using (connection_id, lane)
-                  where l.connection_id = $1 and l.lane = $2 and d.position between l.head and l.tail and d.part = 0
+                  where l.connection_id = $1 and l.lane = $2 and d.position between l.head
+                    and l.tail and d.part = 0
                   order by d.position limit $3) t",
         )
         .bind(connection.to_string())
@@ -209,7 +217,8 @@ impl Store {
         let row = filtering(
             concat!(
                 "-- deliveries.count
-                 select count(*) as lanes, coalesce(sum(l.tail - l.head + 1), 0)::bigint as deliveries,
+                 select count(*) as lanes,
+                        coalesce(sum(l.tail - l.head + 1), 0)::bigint as deliveries,
                         count(l.worker) as running
                    from delivery_lanes l where ",
                 filtered!()

@@ -4,8 +4,8 @@
 //! first, in the order of intake, and acts in a second statement, which sees everything that was
 //! enqueued before. Operations visit lanes in bounded steps.
 
-use crate::store::{Store, StoreError};
 use super::deliveries::{DeliveryFilter, filtered, filtering};
+use crate::store::{Store, StoreError};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
@@ -47,10 +47,12 @@ impl Store {
                      with page as (
                          select l.connection_id, l.lane from delivery_lanes l where ",
                     filtered!(),
-                    " and l.worker is null and l.next_at < 'infinity' and (l.lane, l.connection_id) > ($6, $7)
+                    " and l.worker is null and l.next_at < 'infinity'
+                        and (l.lane, l.connection_id) > ($6, $7)
                           order by l.lane, l.connection_id limit $8),
                      chosen as (
-                         select l.connection_id, l.lane from page p join delivery_lanes l using (lane, connection_id)
+                         select l.connection_id, l.lane from page p
+                           join delivery_lanes l using (lane, connection_id)
                           where l.worker is null and l.next_at < 'infinity'
                           order by l.connection_id, l.lane for update of l),
                      due as (
@@ -102,7 +104,8 @@ impl Store {
              union all
              select d.org_id, d.agent_id, 'agent_deleted' from deleted_agents d
               where d.deleted_at > now() - interval '1 day'
-                and not exists (select from agents a where a.org_id = d.org_id and a.id = d.agent_id)",
+                and not exists (select from agents a where a.org_id = d.org_id
+                                   and a.id = d.agent_id)",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -192,34 +195,41 @@ macro_rules! end_statement {
             $chosen,
             "), gone as (
         delete from deliveries d using c
-         where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first and c.last
+         where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first
+           and c.last
         returning d.*),
     logged as (
-        insert into delivery_log (slot, connection_id, partition, generation, sequence, lane, dedup_key, event_id,
-               channel_id, ts, thread_ts, user_id, org_id, agent_id, kind, outcome, error, attempts, received_at, stored_at,
-               inserted_at, first_attempt_at)
-        select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition, g.generation, g.sequence,
-               g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts, g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, $3,
+        insert into delivery_log (slot, connection_id, partition, generation, sequence, lane,
+               dedup_key, event_id, channel_id, ts, thread_ts, user_id, org_id, agent_id, kind,
+               outcome, error, attempts, received_at, stored_at, inserted_at, first_attempt_at)
+        select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition,
+               g.generation, g.sequence, g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts,
+               g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, $3,
                case when g.position = c.head then c.last_error else '' end,
-               case when g.position = c.head then c.attempts else 0 end, g.received_at, g.stored_at, g.inserted_at,
+               case when g.position = c.head then c.attempts else 0 end,
+               g.received_at, g.stored_at, g.inserted_at,
                case when g.position = c.head then c.first_attempt_at end
           from gone g join c using (connection_id, lane)),
     moved as (
         update delivery_lanes l
-           set head = c.last + 1, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null, last_error = '',
-               cancel_requested = false, next_at = case when c.last = c.tail then 'infinity' else now() end,
+           set head = c.last + 1, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null,
+               last_error = '', cancel_requested = false,
+               next_at = case when c.last = c.tail then 'infinity' else now() end,
                org_id = coalesce(n.org_id, l.org_id), agent_id = coalesce(n.agent_id, l.agent_id),
                priority = coalesce(n.priority, l.priority)
           from c left join deliveries n on n.connection_id = c.connection_id and n.lane = c.lane
                                        and n.position = c.last + 1 and n.part = 0
-         where l.connection_id = c.connection_id and l.lane = c.lane and c.worker is null and c.first = c.head),
+         where l.connection_id = c.connection_id and l.lane = c.lane and c.worker is null
+           and c.first = c.head),
     cut as (
         update delivery_lanes l
            set tail = case when $4 then c.first - 1 else l.tail end,
                cancel_requested = l.cancel_requested or c.worker is not null
           from c
-         where l.connection_id = c.connection_id and l.lane = c.lane and not (c.worker is null and c.first = c.head))
-    select (select count(*) from gone where part = 0) as ended, count(*) filter (where worker is not null) as running,
+         where l.connection_id = c.connection_id and l.lane = c.lane
+           and not (c.worker is null and c.first = c.head))
+    select (select count(*) from gone where part = 0) as ended,
+           count(*) filter (where worker is not null) as running,
            coalesce(bool_or($4 and first > head + (worker is not null)::integer), false) as more
       from c"
         )
@@ -229,10 +239,12 @@ macro_rules! end_statement {
 /// Ends whole lanes (`$4`) from their tails, `$5` deliveries of each, or heads.
 const END: &str = end_statement!(
     "deliveries.end_by_operator",
-    "select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer, l.tail - $5 + 1)
+    "select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer,
+                                            l.tail - $5 + 1)
                       else l.head end as first,
             case when $4 then l.tail when l.worker is null then l.head else l.head - 1 end as last
-       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane)
+       join delivery_lanes l using (connection_id, lane)
       where l.head <= l.tail"
 );
 
@@ -244,8 +256,10 @@ const END_UNREACHABLE: &str = end_statement!(
             least(l.tail, l.head + $5 - 1,
                   (select min(d.position) - 1 from deliveries d
                     where d.connection_id = l.connection_id and d.lane = l.lane
-                      and d.position between l.head and l.head + $5 - 1 and (d.org_id, d.agent_id) <> ($6, $7))) as last
-       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+                      and d.position between l.head and l.head + $5 - 1
+                      and (d.org_id, d.agent_id) <> ($6, $7))) as last
+       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane)
+       join delivery_lanes l using (connection_id, lane)
       where l.head <= l.tail and l.worker is null and not $4"
 );
 
@@ -256,7 +270,8 @@ const LANES_OF_CONNECTION: &str = "-- deliveries.lanes_of_connection
         (select lane from deliveries where connection_id = $1 order by lane limit 1)
         union all
         select n.lane from r, lateral (
-            select d.lane from deliveries d where d.connection_id = $1 and d.lane > r.lane order by d.lane limit 1) n)
+            select d.lane from deliveries d where d.connection_id = $1 and d.lane > r.lane
+             order by d.lane limit 1) n)
     select r.lane, $1 as connection_id from r
       join delivery_lanes l on l.lane = r.lane and l.connection_id = $1 and l.worker is null
      where $2::text is not null limit $3";

@@ -21,7 +21,8 @@ const PAYLOADS: i64 = 20;
 /// Condition on payloads that another key than `$1` sealed.
 macro_rules! payload_of_another_key {
     () => {
-        "substring(payload for 1 + length($1)) <> decode(lpad(to_hex(length($1)), 2, '0'), 'hex') || convert_to($1, 'UTF8')"
+        "substring(payload for 1 + length($1)) <> decode(lpad(to_hex(length($1)), 2, '0'), 'hex') ||
+        convert_to($1, 'UTF8')"
     };
 }
 
@@ -58,7 +59,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         write: "-- rewrap.signing_secret
             update connections set signing_secret = $3 where id = $1 and signing_secret = $2",
         count: "-- rewrap.count_signing_secrets
-            select split_part(signing_secret, ':', 1) as key, count(*) as count from connections group by 1",
+            select split_part(signing_secret, ':', 1) as key, count(*) as count from connections
+             group by 1",
     },
     SealedColumn {
         name: "connections.signing_secret_previous",
@@ -69,9 +71,11 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
             select id as key, id as owner, signing_secret_previous as sealed from connections
              where id > $2 and signing_secret_previous not like $1 || ':%' order by id limit $3",
         write: "-- rewrap.previous_secret
-            update connections set signing_secret_previous = $3 where id = $1 and signing_secret_previous = $2",
+            update connections set signing_secret_previous = $3 where id = $1
+               and signing_secret_previous = $2",
         count: "-- rewrap.count_previous_secrets
-            select split_part(signing_secret_previous, ':', 1) as key, count(*) as count from connections
+            select split_part(signing_secret_previous, ':', 1) as key, count(*) as count
+              from connections
              where signing_secret_previous is not null group by 1",
     },
     SealedColumn {
@@ -94,7 +98,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "agents.secret",
         list: "-- rewrap.list_agents
-            select org_id || '/' || id as key, org_id || '/' || id as owner, secret as sealed from agents
+            select org_id || '/' || id as key, org_id || '/' || id as owner, secret as sealed
+              from agents
              where org_id || '/' || id > $2 and secret not like $1 || ':%' order by 1 limit $3",
         write: "-- rewrap.agent
             update agents set secret = $3 where org_id || '/' || id = $1 and secret = $2",
@@ -107,12 +112,15 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "token_rotations.client_secret",
         list: "-- rewrap.list_client_secrets
-            select connection_id as key, connection_id as owner, client_secret as sealed from token_rotations
+            select connection_id as key, connection_id as owner, client_secret as sealed
+              from token_rotations
              where connection_id > $2 and client_secret not like $1 || ':%' order by 1 limit $3",
         write: "-- rewrap.client_secret
-            update token_rotations set client_secret = $3 where connection_id = $1 and client_secret = $2",
+            update token_rotations set client_secret = $3 where connection_id = $1
+               and client_secret = $2",
         count: "-- rewrap.count_client_secrets
-            select split_part(client_secret, ':', 1) as key, count(*) as count from token_rotations group by 1",
+            select split_part(client_secret, ':', 1) as key, count(*) as count from token_rotations
+             group by 1",
     },
     SealedColumn {
         name: "token_rotations.refresh_token",
@@ -120,12 +128,15 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "token_rotations.refresh_token",
         list: "-- rewrap.list_refresh_tokens
-            select connection_id as key, connection_id as owner, refresh_token as sealed from token_rotations
+            select connection_id as key, connection_id as owner, refresh_token as sealed
+              from token_rotations
              where connection_id > $2 and refresh_token not like $1 || ':%' order by 1 limit $3",
         write: "-- rewrap.refresh_token
-            update token_rotations set refresh_token = $3 where connection_id = $1 and refresh_token = $2",
+            update token_rotations set refresh_token = $3 where connection_id = $1
+               and refresh_token = $2",
         count: "-- rewrap.count_refresh_tokens
-            select split_part(refresh_token, ':', 1) as key, count(*) as count from token_rotations group by 1",
+            select split_part(refresh_token, ':', 1) as key, count(*) as count from token_rotations
+             group by 1",
     },
     SealedColumn {
         name: "outbox.request",
@@ -133,8 +144,10 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "outbox.request",
         list: "-- rewrap.list_outbox
-            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed from outbox
-             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%' order by id limit $3",
+            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed
+              from outbox
+             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%'
+             order by id limit $3",
         write: "-- rewrap.outbox
             update outbox set request = $3 where id = $1::bigint and request = $2",
         count: "-- rewrap.count_outbox
@@ -146,12 +159,15 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "outbox.request",
         list: "-- rewrap.list_outbox_failures
-            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed from outbox_failures
-             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%' order by id limit $3",
+            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed
+              from outbox_failures
+             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%'
+             order by id limit $3",
         write: "-- rewrap.outbox_failure
             update outbox_failures set request = $3 where id = $1::bigint and request = $2",
         count: "-- rewrap.count_outbox_failures
-            select split_part(request, ':', 1) as key, count(*) as count from outbox_failures group by 1",
+            select split_part(request, ':', 1) as key, count(*) as count from outbox_failures
+             group by 1",
     },
     SealedColumn {
         name: "deliveries.payload",
@@ -160,11 +176,12 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         place: "webhook.payload",
         list: concat!(
             "-- rewrap.list_deliveries
-            select connection_id || '/' || lane || '/' || position || '/' || part as key, dedup_key as owner,
-                   payload as sealed
+            select connection_id || '/' || lane || '/' || position || '/' || part as key,
+                   dedup_key as owner, payload as sealed
               from deliveries
              where (connection_id, lane, position, part)
-                       > (split_part($2, '/', 1), coalesce(nullif(split_part($2, '/', 2), ''), '0')::bigint,
+                       > (split_part($2, '/', 1),
+                          coalesce(nullif(split_part($2, '/', 2), ''), '0')::bigint,
                           coalesce(nullif(split_part($2, '/', 3), ''), '0')::bigint,
                           coalesce(nullif(split_part($2, '/', 4), ''), '0')::smallint)
                and ",
@@ -174,10 +191,11 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         write: "-- rewrap.delivery
             update deliveries set payload = $3
              where connection_id = split_part($1, '/', 1) and lane = split_part($1, '/', 2)::bigint
-               and position = split_part($1, '/', 3)::bigint and part = split_part($1, '/', 4)::smallint and payload = $2",
+               and position = split_part($1, '/', 3)::bigint
+               and part = split_part($1, '/', 4)::smallint and payload = $2",
         count: "-- rewrap.count_deliveries
-            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)), 'UTF8') as key,
-                   count(*) as count
+            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)),
+                   'UTF8') as key, count(*) as count
               from deliveries group by 1",
     },
     SealedColumn {
@@ -187,7 +205,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         place: "webhook.payload",
         list: concat!(
             "-- rewrap.list_dead_letters
-            select id::text as key, coalesce(dedup_key, subject || '#' || generation || '/' || sequence) as owner,
+            select id::text as key, coalesce(dedup_key, subject || '#' || generation || '/' ||
+                   sequence) as owner,
                    payload as sealed
               from dead_letters
              where id > coalesce(nullif($2, ''), '0')::bigint and ",
@@ -197,8 +216,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         write: "-- rewrap.dead_letter
             update dead_letters set payload = $3 where id = $1::bigint and payload = $2",
         count: "-- rewrap.count_dead_letters
-            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)), 'UTF8') as key,
-                   count(*) as count
+            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)),
+                   'UTF8') as key, count(*) as count
               from dead_letters where payload is not null group by 1",
     },
 ];

@@ -33,8 +33,8 @@ impl Store {
     pub async fn ledger(&self) -> Result<Vec<LedgerEntry>, StoreError> {
         let rows = sqlx::query(
             "-- ledger.list
-             select c.partition, c.generation, c.stream_created_ns, c.generation_from, c.cursor, c.messages,
-                    (select coalesce(sum(r.removed), 0)::bigint from stream_removals r
+             select c.partition, c.generation, c.stream_created_ns, c.generation_from, c.cursor,
+                    c.messages, (select coalesce(sum(r.removed), 0)::bigint from stream_removals r
                       where r.partition = c.partition and r.generation = c.generation) as removed
                from partition_cursors c order by c.partition",
         )

@@ -4,8 +4,8 @@
 //! notice), or channel and ts. Without a connection the search tries all of them in steps. It then
 //! finds no webhook by the last part of its key that left only the key in `processed_keys`.
 
-use crate::store::{Store, StoreError, webhooks::ProcessedAs};
 use super::json;
+use crate::store::{Store, StoreError, webhooks::ProcessedAs};
 use crate::{codec::envelope::DedupeKey, store::ProcessedKey, types::ConnectionId};
 use serde::Serialize;
 use serde_json::Value;
@@ -64,8 +64,9 @@ const SECTIONS: [(&str, &str); 9] = [
         "-- webhook.processed
          select to_jsonb(t) as row from (
              select k.partition, k.generation, k.sequence, k.outcome as outcome_number
-               from generate_series(floor(extract(epoch from now()) / 86400)::integer - 10,
-                                    floor(extract(epoch from now()) / 86400)::integer + 3) as d (day),
+               from generate_series(
+                        floor(extract(epoch from now()) / 86400)::integer - 10,
+                        floor(extract(epoch from now()) / 86400)::integer + 3) as d (day),
                     generate_series(0, 63) as p (n), processed_keys k
               where k.slot = d.day % 8 and k.partition = p.n and k.day = d.day and k.key = $3
                 and $1::text is not null and $2::text is not null) t",
@@ -75,16 +76,19 @@ const SECTIONS: [(&str, &str); 9] = [
         "-- webhook.ignored
          select to_jsonb(t) as row from (
              select at, reason, partition, generation, sequence, event_id, channel_id, ts, user_id
-               from ignored_webhooks where dedup_key = $1 and $2::text is not null and $3::bytea is not null order by at) t",
+               from ignored_webhooks where dedup_key = $1 and $2::text is not null
+                and $3::bytea is not null order by at) t",
     ),
     (
         "delivery",
         "-- webhook.delivery
          select to_jsonb(t) as row from (
-             select lpad(to_hex(d.lane), 16, '0') as lane, d.position, l.head, l.tail, d.org_id, d.agent_id, d.kind,
-                    d.session, d.event_id, d.channel_id, d.thread_ts, d.ts, d.user_id, d.received_at, d.stored_at,
-                    d.inserted_at, d.partition, d.generation, d.sequence, d.replay,
-                    case when d.position > l.head then 'waits for its turn' when l.worker is not null then 'runs'
+             select lpad(to_hex(d.lane), 16, '0') as lane, d.position, l.head, l.tail, d.org_id,
+                    d.agent_id, d.kind, d.session, d.event_id, d.channel_id, d.thread_ts, d.ts,
+                    d.user_id, d.received_at, d.stored_at, d.inserted_at, d.partition, d.generation,
+                    d.sequence, d.replay,
+                    case when d.position > l.head then 'waits for its turn'
+                         when l.worker is not null then 'runs'
                          else 'waits' end as state,
                     case when d.position = l.head then l.attempts end as attempts,
                     case when d.position = l.head then l.first_attempt_at end as first_attempt_at,
@@ -98,45 +102,53 @@ const SECTIONS: [(&str, &str); 9] = [
         "delivery_log",
         "-- webhook.delivery_log
          select to_jsonb(t) as row from (
-             select at, outcome, error, attempts, org_id, agent_id, kind, worker, lpad(to_hex(lane), 16, '0') as lane,
-                    event_id, channel_id, thread_ts, ts, user_id, received_at, stored_at, inserted_at, first_attempt_at,
-                    partition, generation, sequence
-               from delivery_log where dedup_key = $1 and $2::text is not null and $3::bytea is not null order by at) t",
+             select at, outcome, error, attempts, org_id, agent_id, kind, worker,
+                    lpad(to_hex(lane), 16, '0') as lane, event_id, channel_id, thread_ts, ts,
+                    user_id, received_at, stored_at, inserted_at, first_attempt_at, partition,
+                    generation, sequence
+               from delivery_log where dedup_key = $1 and $2::text is not null
+                and $3::bytea is not null order by at) t",
     ),
     (
         "dead_letter",
         "-- webhook.dead_letters
          select to_jsonb(t) as row from (
-             select id, at, stage, reason, last_error, attempts, redrive_at, kind, org_id, agent_id, event_id, channel_id,
-                    ts, user_id, partition, generation, sequence, payload is not null as has_payload
-               from dead_letters where dedup_key = $1 and $2::text is not null and $3::bytea is not null order by id) t",
+             select id, at, stage, reason, last_error, attempts, redrive_at, kind, org_id, agent_id,
+                    event_id, channel_id, ts, user_id, partition, generation, sequence,
+                    payload is not null as has_payload
+               from dead_letters where dedup_key = $1 and $2::text is not null
+                and $3::bytea is not null order by id) t",
     ),
     (
         "outbox",
         "-- webhook.outbox
          select to_jsonb(t) as row from (
-             select o.id, lpad(to_hex(o.lane), 16, '0') as lane, o.position, l.head, l.tail, o.channel_key, o.method,
-                    o.created_at, case when o.position = l.head then l.attempts end as attempts,
+             select o.id, lpad(to_hex(o.lane), 16, '0') as lane, o.position, l.head, l.tail,
+                    o.channel_key, o.method, o.created_at,
+                    case when o.position = l.head then l.attempts end as attempts,
                     case when o.position = l.head then nullif(l.next_at, 'infinity') end as next_at,
                     case when o.position = l.head then l.worker end as worker,
                     case when o.position = l.head then l.ambiguous end as ambiguous,
                     case when o.position = l.head then l.last_error end as last_error
                from outbox o left join outbox_lanes l using (connection_id, lane)
-              where o.connection_id = $2 and o.dedup_key = $1 and $3::bytea is not null order by o.id) t",
+              where o.connection_id = $2 and o.dedup_key = $1 and $3::bytea is not null
+              order by o.id) t",
     ),
     (
         "outbox_log",
         "-- webhook.outbox_log
          select to_jsonb(t) as row from (
              select at, outbox_id, channel_key, method, attempts, resend_count, created_at
-               from outbox_log where dedup_key = $1 and $2::text is not null and $3::bytea is not null order by at) t",
+               from outbox_log where dedup_key = $1 and $2::text is not null
+                and $3::bytea is not null order by at) t",
     ),
     (
         "outbox_failure",
         "-- webhook.outbox_failures
          select to_jsonb(t) as row from (
              select id, at, channel_key, method, error, attempts, resend_count, created_at
-               from outbox_failures where dedup_key = $1 and $2::text is not null and $3::bytea is not null order by id) t",
+               from outbox_failures where dedup_key = $1 and $2::text is not null
+                and $3::bytea is not null order by id) t",
     ),
     (
         "response_url",
@@ -152,7 +164,8 @@ const SECTIONS: [(&str, &str); 9] = [
 /// probes per key.
 const BY_REFERENCE: &str = "-- webhook.find_reference
     with k as materialized (
-        select c || ':' || s || ':' || $3 as dedup_key from unnest($1::text[]) c, unnest($2::text[]) s)
+        select c || ':' || s || ':' || $3 as dedup_key
+          from unnest($1::text[]) c, unnest($2::text[]) s)
     select k.dedup_key as key from k
      where exists (select from deliveries d where d.dedup_key = k.dedup_key)
         or exists (select from dead_letters d where d.dedup_key = k.dedup_key)
@@ -161,8 +174,9 @@ const BY_REFERENCE: &str = "-- webhook.find_reference
         or exists (select from outbox_log o where o.dedup_key = k.dedup_key)
         or exists (select from outbox_failures o where o.dedup_key = k.dedup_key)
         or $4 and exists (
-                  select from generate_series(floor(extract(epoch from now()) / 86400)::integer - 10,
-                                              floor(extract(epoch from now()) / 86400)::integer + 3) as d (day),
+                  select from generate_series(
+                                  floor(extract(epoch from now()) / 86400)::integer - 10,
+                                  floor(extract(epoch from now()) / 86400)::integer + 3) as d (day),
                               generate_series(0, 63) as p (n), processed_keys x
                    where x.slot = d.day % 8 and x.partition = p.n and x.day = d.day
                      and x.key = substring(sha256(convert_to(k.dedup_key, 'UTF8')) for 16))";
@@ -170,13 +184,17 @@ const BY_REFERENCE: &str = "-- webhook.find_reference
 /// Query of dedup keys of webhooks about a message. `$1`: connections. `$2`: channel. `$3`: ts.
 const BY_MESSAGE: &str = "-- webhook.find_message
     select distinct dedup_key as key from (
-        select dedup_key from deliveries where connection_id = any ($1) and channel_id = $2 and ts = $3
+        select dedup_key from deliveries where connection_id = any ($1) and channel_id = $2
+           and ts = $3
         union all
-        select dedup_key from delivery_log where connection_id = any ($1) and channel_id = $2 and ts = $3
+        select dedup_key from delivery_log where connection_id = any ($1) and channel_id = $2
+           and ts = $3
         union all
-        select dedup_key from dead_letters where connection_id = any ($1) and channel_id = $2 and ts = $3
+        select dedup_key from dead_letters where connection_id = any ($1) and channel_id = $2
+           and ts = $3
         union all
-        select dedup_key from ignored_webhooks where connection_id = any ($1) and channel_id = $2 and ts = $3) t
+        select dedup_key from ignored_webhooks where connection_id = any ($1) and channel_id = $2
+           and ts = $3) t
      where dedup_key is not null";
 
 impl Store {
@@ -194,9 +212,11 @@ impl Store {
             let connections: Vec<String> = sqlx::query_scalar(
                 "-- webhook.connections
                  select id from (
-                     (select id from connections where id > $1 and ($2::text is null or id = $2) order by id limit $3)
+                     (select id from connections where id > $1 and ($2::text is null or id = $2)
+                       order by id limit $3)
                      union
-                     (select id from deleted_connections where id > $1 and ($2::text is null or id = $2)
+                     (select id from deleted_connections where id > $1
+                         and ($2::text is null or id = $2)
                        order by id limit $3)) t
                   order by id limit $3",
             )

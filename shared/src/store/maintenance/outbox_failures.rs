@@ -3,8 +3,8 @@
 //! One statement enqueues a retried message at the end of its lane and deletes its failure. Its
 //! request stays sealed, because the seal is bound to connection and dedup key, which stay.
 
-use crate::store::{Store, StoreError, outbox::enqueue_messages};
 use super::json;
+use crate::store::{Store, StoreError, outbox::enqueue_messages};
 use crate::types::ConnectionId;
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
@@ -69,8 +69,9 @@ impl Store {
             concat!(
                 "-- outbox_failures.list
                  select to_jsonb(t) as row from (
-                     select id, connection_id as connection, lpad(to_hex(lane), 16, '0') as lane, channel_key, method,
-                            dedup_key, error, attempts, resend_count, created_at, at
+                     select id, connection_id as connection, lpad(to_hex(lane), 16, '0') as lane,
+                            channel_key, method, dedup_key, error, attempts, resend_count,
+                            created_at, at
                        from outbox_failures where ",
                 filtered!(),
                 " order by id desc limit $4) t"
@@ -116,7 +117,8 @@ impl Store {
                 " and id > $4 order by id limit $5 for update skip locked)
                      returning *),
                  messages as (
-                     select id as n, connection_id, lane, partition, channel_key, method, dedup_key, request from gone), ",
+                     select id as n, connection_id, lane, partition, channel_key, method, dedup_key,
+                            request from gone), ",
                 enqueue_messages!(),
                 " select id from gone order by id"
             ),

@@ -14,10 +14,12 @@ impl Store {
             "-- pauses.pause_agent
              with a as (select paused_at from agents where org_id = $1 and id = $2),
              paused as (
-                 update agents set paused_at = now() where org_id = $1 and id = $2 and paused_at is null
+                 update agents set paused_at = now() where org_id = $1 and id = $2
+                    and paused_at is null
                  returning org_id, id, paused_at),
              noted as (
-                 insert into pauses (org_id, agent_id, started_at) select org_id, id, paused_at from paused)
+                 insert into pauses (org_id, agent_id, started_at) select org_id, id, paused_at
+                   from paused)
              select exists (select from paused) from a",
             org,
             agent,
@@ -32,7 +34,8 @@ impl Store {
             "-- pauses.resume_agent
              with a as (select paused_at from agents where org_id = $1 and id = $2),
              resumed as (
-                 update agents set paused_at = null where org_id = $1 and id = $2 and paused_at is not null
+                 update agents set paused_at = null where org_id = $1 and id = $2
+                    and paused_at is not null
                  returning org_id, id),
              noted as (
                  update pauses p set ended_at = now() from resumed r
@@ -62,10 +65,12 @@ impl Store {
             "-- pauses.pause_sending
              with c as (select sending_paused_at from connections where id = $1),
              paused as (
-                 update connections set sending_paused_at = now() where id = $1 and sending_paused_at is null
+                 update connections set sending_paused_at = now() where id = $1
+                    and sending_paused_at is null
                  returning id, sending_paused_at),
              noted as (
-                 insert into pauses (connection_id, started_at) select id, sending_paused_at from paused)
+                 insert into pauses (connection_id, started_at) select id, sending_paused_at
+                   from paused)
              select exists (select from paused) from c",
             connection,
         )
@@ -79,10 +84,12 @@ impl Store {
             "-- pauses.resume_sending
              with c as (select sending_paused_at from connections where id = $1),
              resumed as (
-                 update connections set sending_paused_at = null where id = $1 and sending_paused_at is not null
+                 update connections set sending_paused_at = null where id = $1
+                    and sending_paused_at is not null
                  returning id),
              noted as (
-                 update pauses p set ended_at = now() from resumed r where p.connection_id = r.id and p.ended_at is null)
+                 update pauses p set ended_at = now() from resumed r where p.connection_id = r.id
+                    and p.ended_at is null)
              select exists (select from resumed) from c",
             connection,
         )

@@ -92,7 +92,8 @@ impl Store {
     pub async fn create_replay(&self, new: &NewReplay) -> Result<bool, StoreError> {
         let created = sqlx::query(
             "-- replays.create
-             insert into replays (id, connection_id, from_time, to_time, apply) values ($1, $2, $3, $4, $5)
+             insert into replays (id, connection_id, from_time, to_time, apply)
+             values ($1, $2, $3, $4, $5)
              on conflict (id) do nothing",
         )
         .bind(&new.id)
@@ -114,8 +115,10 @@ impl Store {
         let row = sqlx::query(
             "-- replays.claim
              update replays
-                set worker = $1, epoch = epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $2)
-              where id = (select id from replays where state = 'open' and lease_until < clock_timestamp()
+                set worker = $1, epoch = epoch + 1,
+                    lease_until = clock_timestamp() + make_interval(secs => $2)
+              where id = (select id from replays where state = 'open'
+                             and lease_until < clock_timestamp()
                            order by lease_until limit 1 for update skip locked)
              returning id, connection_id, from_time, to_time, apply, cursor, epoch",
         )
@@ -149,7 +152,8 @@ impl Store {
         let renewed = sqlx::query(
             "-- replays.renew
              update replays
-                set lease_until = clock_timestamp() + make_interval(secs => $3), total = coalesce(total, $4)
+                set lease_until = clock_timestamp() + make_interval(secs => $3),
+                    total = coalesce(total, $4)
               where id = $1 and epoch = $2 and state = 'open'",
         )
         .bind(&replay.id)
@@ -166,7 +170,8 @@ impl Store {
         sqlx::query(
             "-- replays.count
              update replays
-                set total = coalesce(total, $3 + (select count(*) from replay_results r where r.replay = replays.id))
+                set total = coalesce(total, $3 + (select count(*) from replay_results r
+                                                   where r.replay = replays.id))
               where id = $1 and epoch = $2",
         )
         .bind(&replay.id)
@@ -188,11 +193,13 @@ impl Store {
             "-- replays.record
              with fence as (
                  update replays set cursor = greatest(cursor, $3)
-                  where id = $1 and epoch = $2 and state = 'open' and lease_until > clock_timestamp() returning 1),
+                  where id = $1 and epoch = $2 and state = 'open'
+                    and lease_until > clock_timestamp() returning 1),
              recorded as (
                  insert into replay_results (replay, sequence, stored_at, kind, outcome, effects)
                  select $1, $3, $4, $5, $6, $7 from fence
-                 on conflict (replay, sequence) do update set outcome = excluded.outcome, effects = excluded.effects)
+                 on conflict (replay, sequence) do update set outcome = excluded.outcome,
+                    effects = excluded.effects)
              select exists (select from fence)",
         )
         .bind(&replay.id)
@@ -230,7 +237,8 @@ impl Store {
     pub async fn cancel_replay(&self, id: &str) -> Result<bool, StoreError> {
         let cancelled = sqlx::query(
             "-- replays.cancel
-             update replays set state = 'cancelled', epoch = epoch + 1 where id = $1 and state = 'open'",
+             update replays set state = 'cancelled', epoch = epoch + 1 where id = $1
+                and state = 'open'",
         )
         .bind(id)
         .execute(&self.pool)
@@ -246,8 +254,9 @@ impl Store {
     ) -> Result<Vec<ReplayState>, StoreError> {
         let rows = sqlx::query(
             "-- replays.list
-             select id, connection_id, from_time, to_time, apply, state, note, total, worker, created_at,
-                    (select count(*) from replay_results r where r.replay = replays.id) as decided
+             select id, connection_id, from_time, to_time, apply, state, note, total, worker,
+                    created_at, (select count(*) from replay_results r
+                                  where r.replay = replays.id) as decided
                from replays where $1::text is null or id = $1 order by created_at desc limit $2",
         )
         .bind(only)

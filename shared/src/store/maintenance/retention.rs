@@ -16,14 +16,16 @@ const PRUNED: [(&str, &str); 11] = [
         "delivery_lanes",
         "-- retention.delivery_lanes
          delete from delivery_lanes where (connection_id, lane) in (
-             select connection_id, lane from delivery_lanes where head > tail and worker is null limit $1
+             select connection_id, lane from delivery_lanes where head > tail and worker is null
+              limit $1
                 for update skip locked) and head > tail and worker is null",
     ),
     (
         "outbox_lanes",
         "-- retention.outbox_lanes
          delete from outbox_lanes where (connection_id, lane) in (
-             select connection_id, lane from outbox_lanes where head > tail and worker is null limit $1
+             select connection_id, lane from outbox_lanes where head > tail and worker is null
+              limit $1
                 for update skip locked) and head > tail and worker is null",
     ),
     (
@@ -31,38 +33,44 @@ const PRUNED: [(&str, &str); 11] = [
         "-- retention.outbox_channels
          delete from outbox_channels where (connection_id, channel_key) in (
              select connection_id, channel_key from outbox_channels where pending = 0 limit $1
-                for update skip locked) and pending = 0 and next_at = 'infinity' and paced_until < now()",
+                for update skip locked) and pending = 0 and next_at = 'infinity'
+                    and paced_until < now()",
     ),
     (
         "outbox_failures",
         "-- retention.outbox_failures
          delete from outbox_failures where id in (
-             select id from outbox_failures where at < now() - interval '30 days' order by at limit $1)",
+             select id from outbox_failures where at < now() - interval '30 days' order by at
+              limit $1)",
     ),
     (
         "dead_letters",
         "-- retention.dead_letters
          delete from dead_letters where id in (
-             select id from dead_letters where at < now() - interval '30 days' order by at limit $1)",
+             select id from dead_letters where at < now() - interval '30 days' order by at
+              limit $1)",
     ),
     (
         "response_url_uses",
         "-- retention.response_url_uses
          delete from response_url_uses where dedup_key in (
-             select dedup_key from response_url_uses where at < now() - interval '1 hour' order by at limit $1)",
+             select dedup_key from response_url_uses where at < now() - interval '1 hour'
+              order by at limit $1)",
     ),
     (
         "connection_usage",
         "-- retention.connection_usage
          delete from connection_usage where (connection_id, hour) in (
-             select connection_id, hour from connection_usage where hour < now() - interval '400 days'
+             select connection_id, hour from connection_usage
+              where hour < now() - interval '400 days'
               order by hour limit $1)",
     ),
     (
         "replays",
         "-- retention.replays
          delete from replays where id in (
-             select id from replays where state <> 'open' and created_at < now() - interval '30 days'
+             select id from replays where state <> 'open'
+                and created_at < now() - interval '30 days'
               order by created_at limit $1)",
     ),
     (
@@ -75,14 +83,16 @@ const PRUNED: [(&str, &str); 11] = [
         "deleted_agents",
         "-- retention.deleted_agents
          delete from deleted_agents where (org_id, agent_id) in (
-             select org_id, agent_id from deleted_agents where deleted_at < now() - interval '2 days'
+             select org_id, agent_id from deleted_agents
+              where deleted_at < now() - interval '2 days'
               order by deleted_at limit $1)",
     ),
     (
         "pauses",
         "-- retention.pauses
          delete from pauses where id in (
-             select id from pauses where ended_at < now() - interval '30 days' order by id limit $1)",
+             select id from pauses where ended_at < now() - interval '30 days' order by id
+              limit $1)",
     ),
 ];
 
@@ -121,7 +131,8 @@ impl Store {
     pub async fn backlog_stats(&self) -> Result<BacklogStats, StoreError> {
         let row = sqlx::query(
             "-- retention.backlog
-             select (select coalesce(sum(tail - head + 1), 0)::bigint from delivery_lanes) as deliveries,
+             select (select coalesce(sum(tail - head + 1), 0)::bigint
+                       from delivery_lanes) as deliveries,
                     (select coalesce(extract(epoch from now() - min(d.inserted_at)), 0)::float8
                        from (select connection_id, lane, head from delivery_lanes where head <= tail
                               order by next_at limit 100) l
@@ -182,9 +193,11 @@ impl Store {
         let (first, last): (i32, i32) = sqlx::query_as(
             "-- retention.days
              select case when $1 = 'processed_keys'
-                         then floor(extract(epoch from least(now(), (select min(read_through) from partition_cursors
-                                                                   where messages > 0))) / 86400)::integer - 4
-                         when $1 = 'ignored_webhooks' then floor(extract(epoch from now()) / 86400)::integer - 3
+                         then floor(extract(epoch from least(now(), (
+                                  select min(read_through) from partition_cursors
+                                   where messages > 0))) / 86400)::integer - 4
+                         when $1 = 'ignored_webhooks'
+                         then floor(extract(epoch from now()) / 86400)::integer - 3
                          else floor(extract(epoch from now()) / 86400)::integer - 29 end,
                     floor(extract(epoch from now()) / 86400)::integer
                     + case when $1 in ('processed_keys', 'ignored_webhooks') then 2 else 1 end",

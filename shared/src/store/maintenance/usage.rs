@@ -29,17 +29,21 @@ impl Store {
         let of = |field: fn(&UsageRow) -> i64| rows.values().map(field).collect::<Vec<_>>();
         sqlx::query(
             "-- usage.add
-             insert into connection_usage as c (connection_id, hour, webhooks, ignored, deliveries, attempts, agent_ms,
-                                                replies, failures)
-             select u.id, date_trunc('hour', now()), webhooks, ignored, deliveries, attempts, agent_ms, replies, failures
-               from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                           $8::bigint[])
+             insert into connection_usage as c (connection_id, hour, webhooks, ignored, deliveries,
+                                                attempts, agent_ms, replies, failures)
+             select u.id, date_trunc('hour', now()), webhooks, ignored, deliveries, attempts,
+                    agent_ms, replies, failures
+               from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],
+                           $6::bigint[], $7::bigint[], $8::bigint[])
                     as u (id, webhooks, ignored, deliveries, attempts, agent_ms, replies, failures)
               order by u.id
              on conflict (connection_id, hour) do update
-                set webhooks = c.webhooks + excluded.webhooks, ignored = c.ignored + excluded.ignored,
-                    deliveries = c.deliveries + excluded.deliveries, attempts = c.attempts + excluded.attempts,
-                    agent_ms = c.agent_ms + excluded.agent_ms, replies = c.replies + excluded.replies,
+                set webhooks = c.webhooks + excluded.webhooks,
+                    ignored = c.ignored + excluded.ignored,
+                    deliveries = c.deliveries + excluded.deliveries,
+                    attempts = c.attempts + excluded.attempts,
+                    agent_ms = c.agent_ms + excluded.agent_ms,
+                    replies = c.replies + excluded.replies,
                     failures = c.failures + excluded.failures",
         )
         .bind(rows.keys().map(ToString::to_string).collect::<Vec<_>>())

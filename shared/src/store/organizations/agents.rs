@@ -85,11 +85,13 @@ impl Store {
         let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
         sqlx::query(
             "-- agents.put
-             insert into agents (org_id, id, name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms)
+             insert into agents (org_id, id, name, mode, url, secret, timeout_ms, max_concurrent,
+                                 retry_for_ms, keep_for_ms)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              on conflict (org_id, id) do update
-                set name = excluded.name, mode = excluded.mode, url = excluded.url, secret = excluded.secret,
-                    timeout_ms = excluded.timeout_ms, max_concurrent = excluded.max_concurrent,
+                set name = excluded.name, mode = excluded.mode, url = excluded.url,
+                    secret = excluded.secret, timeout_ms = excluded.timeout_ms,
+                    max_concurrent = excluded.max_concurrent,
                     retry_for_ms = excluded.retry_for_ms, keep_for_ms = excluded.keep_for_ms",
         )
         .bind(new.org.as_str())
@@ -120,7 +122,8 @@ impl Store {
     ) -> Result<Option<Agent>, StoreError> {
         let row = sqlx::query(
             "-- agents.get
-             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms from agents
+             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms
+               from agents
               where org_id = $1 and id = $2",
         )
         .bind(org.as_str())

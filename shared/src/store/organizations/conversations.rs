@@ -27,12 +27,13 @@ impl Store {
     ) -> Result<ChatState, StoreError> {
         let row = sqlx::query(
             "-- bindings.chat
-             select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode, a.url, a.secret,
-                    a.timeout_ms, a.max_concurrent, a.retry_for_ms, a.keep_for_ms
+             select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode,
+                    a.url, a.secret, a.timeout_ms, a.max_concurrent, a.retry_for_ms, a.keep_for_ms
                from (values ($1, $2, $3)) as here (connection_id, team_id, channel_id)
                left join channel_bindings b using (connection_id, team_id, channel_id)
                left join conversation_sessions s using (connection_id, team_id, channel_id)
-               left join agents a on a.org_id = coalesce(b.org_id, $4) and a.id = coalesce(b.agent_id, $5)",
+               left join agents a on a.org_id = coalesce(b.org_id, $4)
+                and a.id = coalesce(b.agent_id, $5)",
         )
         .bind(chat.connection.to_string())
         .bind(chat.team.as_str())

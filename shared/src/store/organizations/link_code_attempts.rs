@@ -27,7 +27,8 @@ pub(super) async fn exhausted(
 ) -> Result<bool, StoreError> {
     let (person, team) = keys(claim);
     sqlx::query(
-        "-- guesses.take_turns\n select pg_advisory_xact_lock(hashtextextended('guesses ' || $1, 0))",
+        "-- guesses.take_turns
+         select pg_advisory_xact_lock(hashtextextended('guesses ' || $1, 0))",
     )
     .bind(&person)
     .execute(&mut *tx)
@@ -36,7 +37,8 @@ pub(super) async fn exhausted(
     Ok(sqlx::query_scalar(
         "-- guesses.exhausted
          select exists (select from link_code_attempts
-                         where until > now() and ((who = $1 and misses >= $3) or (who = $2 and misses >= $4)))",
+                         where until > now() and ((who = $1 and misses >= $3)
+                                                  or (who = $2 and misses >= $4)))",
     )
     .bind(&person)
     .bind(&team)
@@ -67,7 +69,8 @@ pub(super) async fn note_miss(
     sqlx::query(
         "-- guesses.sweep
          delete from link_code_attempts where who in (
-             select who from link_code_attempts where until < now() limit $1 for update skip locked)",
+             select who from link_code_attempts where until < now() limit $1
+                for update skip locked)",
     )
     .bind(SWEPT)
     .execute(tx)

@@ -123,11 +123,13 @@ impl Store {
         let surfaces: Vec<&str> = new.surfaces.iter().map(|s| s.as_str()).collect();
         let minted = sqlx::query(
             "-- claims.mint
-             insert into link_codes (code_hash, org_id, agent_id, platform, surfaces, connection_id, created_by, expires_at)
+             insert into link_codes (code_hash, org_id, agent_id, platform, surfaces, connection_id,
+                                     created_by, expires_at)
              select $1, org_id, id, $4, $5, $6, $7, now() + make_interval(secs => $8)
                from agents
               where org_id = $2 and id = $3
-                and ($6::text is null or exists (select from connections where id = $6 and platform = $4))",
+                and ($6::text is null or exists (select from connections where id = $6
+                                                    and platform = $4))",
         )
         .bind(code.hash().as_bytes())
         .bind(new.org.as_str())
@@ -149,7 +151,8 @@ impl Store {
         sqlx::query(
             "-- claims.sweep
              delete from link_codes where ctid = any (array (
-                 select ctid from link_codes where expires_at < now() - interval '30 days' limit 1000))",
+                 select ctid from link_codes where expires_at < now() - interval '30 days'
+                  limit 1000))",
         )
         .execute(&self.pool)
         .await?;
@@ -160,9 +163,11 @@ impl Store {
     pub async fn claims(&self, limit: i64) -> Result<Vec<MintedClaim>, StoreError> {
         let rows = sqlx::query(
             "-- claims.list
-             select substr(encode(code_hash, 'hex'), 1, 16) as id, org_id, agent_id, platform, surfaces, connection_id,
-                    created_by, created_at, expires_at, consumed_connection, consumed_channel, consumed_user,
-                    case when consumed_at is not null then 'used' when revoked_at is not null then 'revoked'
+             select substr(encode(code_hash, 'hex'), 1, 16) as id, org_id, agent_id, platform,
+                    surfaces, connection_id, created_by, created_at, expires_at,
+                    consumed_connection, consumed_channel, consumed_user,
+                    case when consumed_at is not null then 'used'
+                         when revoked_at is not null then 'revoked'
                          when expires_at <= now() then 'expired' else 'open' end as state
                from link_codes order by created_at desc limit $1",
         )
@@ -177,7 +182,8 @@ impl Store {
         let revoked = sqlx::query(
             "-- claims.revoke
              update link_codes set revoked_at = now(), expires_at = now()
-              where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null and expires_at > now()",
+              where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null
+                and expires_at > now()",
         )
         .bind(id)
         .execute(&self.pool)
@@ -232,12 +238,14 @@ async fn judge_and_consume(
          select c.surfaces, c.org_id, c.agent_id, c.consumed_at is not null as consumed,
                 c.expires_at > now() as fresh, coalesce(nullif(a.name, ''), a.id) as agent_name,
                 coalesce(c.connection_id = $2, n.preview_mode) as here,
-                coalesce(c.consumed_connection = $2 and c.consumed_team = $3 and c.consumed_channel = $4
+                coalesce(c.consumed_connection = $2 and c.consumed_team = $3
+                         and c.consumed_channel = $4
                          and c.consumed_user = $5 and b.agent_id is not null, false) as same_use
            from link_codes c
            join agents a on a.org_id = c.org_id and a.id = c.agent_id
            join connections n on n.id = $2 and n.platform = c.platform
-           left join channel_bindings b on b.connection_id = $2 and b.team_id = $3 and b.channel_id = $4
+           left join channel_bindings b on b.connection_id = $2 and b.team_id = $3
+            and b.channel_id = $4
                                        and b.org_id = c.org_id and b.agent_id = c.agent_id
           where c.code_hash = $1
             for update of c",
@@ -273,14 +281,16 @@ async fn judge_and_consume(
         "-- claims.consume
          with used as (
              update link_codes
-                set consumed_at = now(), consumed_by = $6, consumed_connection = $2, consumed_team = $3,
-                    consumed_channel = $4, consumed_user = $5
+                set consumed_at = now(), consumed_by = $6, consumed_connection = $2,
+                    consumed_team = $3, consumed_channel = $4, consumed_user = $5
               where code_hash = $1 and consumed_at is null
              returning org_id, agent_id)
-         insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by)
+         insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id,
+                                       bound_by)
          select $2, $3, $4, org_id, agent_id, $5 from used
          on conflict (connection_id, team_id, channel_id)
-         do update set org_id = excluded.org_id, agent_id = excluded.agent_id, bound_by = excluded.bound_by, bound_at = now()",
+         do update set org_id = excluded.org_id, agent_id = excluded.agent_id,
+                       bound_by = excluded.bound_by, bound_at = now()",
     )
     .bind(claim.code.as_bytes())
     .bind(&connection)

@@ -33,7 +33,8 @@ impl Store {
                from user_identities i
                join organization_members m on m.user_id = i.user_id
                join agents a on a.org_id = m.org_id and a.id = $4
-              where i.platform = $1 and i.team_id = $2 and i.platform_user_id = $3 order by a.org_id",
+              where i.platform = $1 and i.team_id = $2 and i.platform_user_id = $3
+              order by a.org_id",
         )
         .bind(platform.as_str())
         .bind(team.as_str())
@@ -48,7 +49,8 @@ impl Store {
     pub async fn agents_of(&self, org: &OrgId) -> Result<Vec<NamedAgent>, StoreError> {
         let rows = sqlx::query(
             "-- agents.of
-             select org_id, id, coalesce(nullif(name, ''), id) as name from agents where org_id = $1 order by id",
+             select org_id, id, coalesce(nullif(name, ''), id) as name from agents where org_id = $1
+              order by id",
         )
         .bind(org.as_str())
         .fetch_all(&self.pool)

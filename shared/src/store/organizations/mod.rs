@@ -8,6 +8,6 @@ mod members;
 
 pub use agents::{Agent, NewAgent};
 pub use conversations::ChatState;
-pub use link_codes::{ClaimResult, ConsumeClaim, MintedClaim, NewClaim, ReplyTo};
 pub(in crate::store) use link_codes::consume_link_code;
+pub use link_codes::{ClaimResult, ConsumeClaim, MintedClaim, NewClaim, ReplyTo};
 pub use members::NamedAgent;

@@ -127,20 +127,23 @@ impl Store {
         let rows = sqlx::query(concat!(
             "-- outbox.claim
              with recursive me as (
-                 select from workers where id = $1 and alive_until > clock_timestamp() for key share),
+                 select from workers where id = $1 and alive_until > clock_timestamp()
+                    for key share),
              queues as (
                  select $6::smallint as partition, $7::text as connection_id, 0 as n
                  union all
                  select f.partition, f.connection_id, q.n + 1
                    from queues q, lateral (
                        (select c.partition, c.connection_id from outbox_channels c
-                         where c.partition = q.partition and q.partition = any ($2::smallint[]) and c.connection_id > q.connection_id
+                         where c.partition = q.partition and q.partition = any ($2::smallint[])
+                           and c.connection_id > q.connection_id
                            and c.next_at < 'infinity'
                          order by c.connection_id limit 1)
                        union all
                        (select c.* from unnest($2::smallint[]) p (partition), lateral (
                             select c.partition, c.connection_id from outbox_channels c
-                             where c.partition = p.partition and c.next_at < 'infinity' order by c.connection_id limit 1) c
+                             where c.partition = p.partition and c.next_at < 'infinity'
+                             order by c.connection_id limit 1) c
                          where p.partition > q.partition)
                        limit 1) f
                   where q.n < $8),
@@ -148,39 +151,48 @@ impl Store {
                  select q.*, coalesce(c.status = 'revoked', true) as ended,
                         coalesce(c.status = 'pending' and c.bot_token is null, false) as no_token
                    from queues q left join connections c on c.id = q.connection_id
-                  where q.n > 0 and c.sending_paused_at is null and c.status is distinct from 'stopped' and exists (select from me)),
+                  where q.n > 0 and c.sending_paused_at is null
+                    and c.status is distinct from 'stopped' and exists (select from me)),
              due as (
-                 select v.n, v.ended, v.no_token, c.*, row_number() over (partition by v.n order by c.next_at) as nth
+                 select v.n, v.ended, v.no_token, c.*,
+                        row_number() over (partition by v.n order by c.next_at) as nth
                    from visited v, lateral (
-                       select c.connection_id, c.channel_key, c.next_at, c.xmin as version from outbox_channels c
-                        where c.partition = v.partition and c.connection_id = v.connection_id and c.next_at <= now()
+                       select c.connection_id, c.channel_key, c.next_at, c.xmin as version
+                         from outbox_channels c
+                        where c.partition = v.partition and c.connection_id = v.connection_id
+                          and c.next_at <= now()
                         order by c.next_at limit $9) c),
              chosen as (select * from due order by nth, n limit $3::bigint),
              locked as (
                  select c.connection_id, c.channel_key, c.pending, d.ended, d.no_token
                    from chosen d join outbox_channels c
-                        on c.connection_id = d.connection_id and c.channel_key = d.channel_key and c.xmin = d.version
+                        on c.connection_id = d.connection_id and c.channel_key = d.channel_key
+                       and c.xmin = d.version
                     for update of c skip locked),
              heads as (
-                 select k.connection_id, k.channel_key, k.ended, k.no_token, l.lane, l.turn, o.position, o.method,
-                        o.dedup_key, o.channel_key as own_key, o.created_at, l.lane is not null and o.position is null as missing
+                 select k.connection_id, k.channel_key, k.ended, k.no_token, l.lane, l.turn,
+                        o.position, o.method, o.dedup_key, o.channel_key as own_key, o.created_at,
+                        l.lane is not null and o.position is null as missing
                    from locked k
                    left join lateral (
                        select l.lane, l.head, l.turn from outbox_lanes l
                         where l.connection_id = k.connection_id and l.channel_key = k.channel_key
                           and l.next_at <= now() and l.next_at < 'infinity'
                         order by l.turn limit 1 for update skip locked) l on true
-                   left join outbox o on o.connection_id = k.connection_id and o.lane = l.lane and o.position = l.head),
+                   left join outbox o on o.connection_id = k.connection_id and o.lane = l.lane
+                    and o.position = l.head),
              limits as (
-                 select h.connection_id, h.method, h.turn, l.gap, greatest(l.blocked_until, l.next_at) as free_at,
-                        row_number() over (partition by h.connection_id, h.method order by h.turn) as rank
+                 select h.connection_id, h.method, h.turn, l.gap,
+                        greatest(l.blocked_until, l.next_at) as free_at,
+                        row_number() over (partition by h.connection_id, h.method
+                                           order by h.turn) as rank
                    from heads h join (select l.*, ",
-                         interval!(),
-                         " as gap from slack_rate_limits l) l
+            interval!(),
+            " as gap from slack_rate_limits l) l
                      on l.connection_id = h.connection_id and l.method = h.method
                     and (l.blocked_until > now() or l.gap >= ",
-                         interval_forgotten!(),
-                         ")
+            interval_forgotten!(),
+            ")
                   where not h.ended and h.own_key = h.channel_key),
              free as (
                  select l.connection_id, l.method, d.turn, d.gap
@@ -196,79 +208,110 @@ impl Store {
                           when h.lane is null then 'none'
                           when h.missing then 'missing'
                           when h.own_key <> h.channel_key then 'misplaced'
-                          when h.no_token and h.method <> 'response_url' and h.created_at > now() - interval '24 hours' then 'waits'
-                          when d.turn is not null and h.turn not in (select turn from turns) then 'limited'
+                          when h.no_token and h.method <> 'response_url'
+                              and h.created_at > now() - interval '24 hours' then 'waits'
+                          when d.turn is not null and h.turn not in (select turn from turns)
+                              then 'limited'
                           else 'take' end as verdict,
-                        greatest(d.free_at, now()) + make_interval(secs => d.gap * (d.rank - 1)) as free_at
-                   from heads h left join limits d on d.connection_id = h.connection_id and d.turn = h.turn),
+                        greatest(d.free_at, now()) +
+                        make_interval(secs => d.gap * (d.rank - 1)) as free_at
+                   from heads h left join limits d on d.connection_id = h.connection_id
+                    and d.turn = h.turn),
              strays as (
-                 select c.connection_id, c.channel_key, greatest(now(), c.paced_until) as next_at, v.lane
-                   from verdicts v join outbox_channels c on c.connection_id = v.connection_id and c.channel_key = v.own_key
+                 select c.connection_id, c.channel_key,
+                        greatest(now(), c.paced_until) as next_at, v.lane
+                   from verdicts v join outbox_channels c on c.connection_id = v.connection_id
+                    and c.channel_key = v.own_key
                   where v.verdict = 'misplaced' for update of c skip locked),
              lanes as (
                  update outbox_lanes l
                     set worker = case when verdict = 'take' then $1 end,
                         attempts = l.attempts + (verdict = 'take')::int,
-                        sending_until = case when verdict = 'take' then now() + make_interval(secs => $4::float8) end,
-                        next_at = case verdict when 'take' then 'infinity' when 'missing' then now() + interval '10 s' else l.next_at end,
+                        sending_until = case when verdict = 'take'
+                            then now() + make_interval(secs => $4::float8) end,
+                        next_at = case verdict when 'take' then 'infinity'
+                                  when 'missing' then now() + interval '10 s' else l.next_at end,
                         channel_key = coalesce(s.channel_key, l.channel_key)
-                   from verdicts v left join strays s on s.connection_id = v.connection_id and s.lane = v.lane
-                  where l.lane = v.lane and l.connection_id = v.connection_id and v.verdict in ('take', 'missing', 'misplaced')
-                 returning l.connection_id, l.lane, v.position, v.verdict, l.turn, l.attempts, l.crashes, l.ambiguous),
+                   from verdicts v left join strays s on s.connection_id = v.connection_id
+                    and s.lane = v.lane
+                  where l.lane = v.lane and l.connection_id = v.connection_id
+                    and v.verdict in ('take', 'missing', 'misplaced')
+                 returning l.connection_id, l.lane, v.position, v.verdict, l.turn, l.attempts,
+                           l.crashes, l.ambiguous),
              moves as (
-                 select connection_id, channel_key, min(next_at) as next_at, max(paced_until) as paced_until
+                 select connection_id, channel_key, min(next_at) as next_at,
+                        max(paced_until) as paced_until
                    from (select k.connection_id, k.channel_key,
                                 case v.verdict
                                   when 'take' then case when exists (
                                       select from outbox_lanes l
-                                       where l.connection_id = k.connection_id and l.channel_key = k.channel_key
+                                       where l.connection_id = k.connection_id
+                                         and l.channel_key = k.channel_key
                                          and l.next_at < 'infinity' and l.lane <> v.lane)
                                       then now() else now() + interval '30 s' end
                                   when 'limited' then v.free_at
-                                  when 'waits' then now() + interval '10 s' when 'missing' then now() when 'misplaced' then now()
+                                  when 'waits' then now() + interval '10 s'
+                                  when 'missing' then now() when 'misplaced' then now()
                                   else coalesce(
-                                      (select greatest(now() + interval '50 ms', least(now() + interval '30 s', min(l.next_at)))
+                                      (select greatest(now() + interval '50 ms',
+                                                       least(now() + interval '30 s',
+                                                           min(l.next_at)))
                                          from outbox_lanes l
-                                        where l.connection_id = k.connection_id and l.channel_key = k.channel_key
+                                        where l.connection_id = k.connection_id
+                                          and l.channel_key = k.channel_key
                                           and l.next_at < 'infinity' having count(*) > 0),
-                                      case when k.pending = 0 then 'infinity' else now() + interval '30 s' end)
+                                      case when k.pending = 0 then 'infinity'
+                                           else now() + interval '30 s' end)
                                 end as next_at, p.paced_until
                            from locked k join verdicts v using (connection_id, channel_key),
-                                lateral (select now() + case when v.verdict = 'take' and v.method = 'chat.postMessage' and not v.ended
-                                                        then make_interval(secs => $5::float8) else interval '0' end as paced_until) p
+                                lateral (select now() + case
+                                             when v.verdict = 'take' and not v.ended
+                                                  and v.method = 'chat.postMessage'
+                                             then make_interval(secs => $5::float8)
+                                             else interval '0' end as paced_until) p
                           union all
                           select connection_id, channel_key, next_at, next_at from strays) m
                   group by 1, 2),
              channels as (
-                 update outbox_channels c set next_at = greatest(m.next_at, m.paced_until), paced_until = greatest(c.paced_until, m.paced_until)
-                   from moves m where c.connection_id = m.connection_id and c.channel_key = m.channel_key
+                 update outbox_channels c set next_at = greatest(m.next_at, m.paced_until),
+                        paced_until = greatest(c.paced_until, m.paced_until)
+                   from moves m where c.connection_id = m.connection_id
+                    and c.channel_key = m.channel_key
                  returning c.next_at),
              used as (
                  insert into response_url_uses as u (dedup_key, connection_id, uses)
-                 select v.dedup_key, v.connection_id, 1 from verdicts v where v.verdict = 'take' and v.method = 'response_url' order by 1
+                 select v.dedup_key, v.connection_id, 1 from verdicts v where v.verdict = 'take'
+                    and v.method = 'response_url' order by 1
                  on conflict (dedup_key) do update set uses = u.uses + 1 returning dedup_key, uses),
              summary as (
-                 select case when (select count(*) from chosen where nth = 1) < (select count(*) from due where nth = 1)
+                 select case when (select count(*) from chosen
+                                    where nth = 1) < (select count(*) from due where nth = 1)
                              then (select max(n) from chosen where nth = 1)
                              when (select max(n) from queues) = $8 then $8 end as resume,
                         extract(epoch from least(
                             (select min(next_at) from channels),
                             (select min(f.next_at) from visited v, lateral (
                                  select c.next_at from outbox_channels c
-                                  where c.partition = v.partition and c.connection_id = v.connection_id and c.next_at > now() and c.next_at < 'infinity'
+                                  where c.partition = v.partition
+                                    and c.connection_id = v.connection_id and c.next_at > now()
+                                    and c.next_at < 'infinity'
                                   order by c.next_at limit 1) f),
-                            case when (select count(*) from locked) < (select count(*) from chosen) then now() + interval '20 ms' end)
+                            case when (select count(*) from locked) < (select count(*) from chosen)
+                                 then now() + interval '20 ms' end)
                           - now())::float8 as next_due)
-             select s.next_due, q.partition as after_partition, q.connection_id as after_connection, t.verdict, t.connection_id,
-                    t.lane, t.turn, t.attempts, t.crashes, t.ambiguous, o.id, o.dedup_key, o.request,
-                    coalesce(r.uses, 1) - 1 as uses,
+             select s.next_due, q.partition as after_partition, q.connection_id as after_connection,
+                    t.verdict, t.connection_id, t.lane, t.turn, t.attempts, t.crashes, t.ambiguous,
+                    o.id, o.dedup_key, o.request, coalesce(r.uses, 1) - 1 as uses,
                     extract(epoch from now() - o.created_at - coalesce((
-                        select sum(coalesce(ended_at, now()) - greatest(started_at, o.created_at)) from pauses p
-                         where p.connection_id = t.connection_id and coalesce(ended_at, now()) > o.created_at), '0'))::float8 as age
+                        select sum(coalesce(ended_at, now()) - greatest(started_at, o.created_at))
+                          from pauses p
+                         where p.connection_id = t.connection_id
+                           and coalesce(ended_at, now()) > o.created_at), '0'))::float8 as age
                from summary s
                left join queues q on q.n = s.resume
                left join lanes t on t.verdict in ('take', 'missing')
-               left join outbox o on o.connection_id = t.connection_id and o.lane = t.lane and o.position = t.position
+               left join outbox o on o.connection_id = t.connection_id and o.lane = t.lane
+                and o.position = t.position
                left join used r on r.dedup_key = o.dedup_key
               order by t.turn"
         ))

@@ -19,7 +19,9 @@ const INTERVAL_MAX: Duration = Duration::from_secs(61);
 /// cost a 429.
 macro_rules! interval {
     () => {
-        "(l.min_interval_seconds * power(0.5, greatest(0, extract(epoch from now() - l.blocked_until)) / greatest(10, 2 * l.min_interval_seconds)))::float8"
+        "(l.min_interval_seconds * power(0.5,
+                                         greatest(0, extract(epoch from now() - l.blocked_until)) /
+                                         greatest(10, 2 * l.min_interval_seconds)))::float8"
     };
 }
 pub(super) use interval;
@@ -54,7 +56,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         sqlx::query(concat!(
             "-- rate_limits.limit
-             insert into slack_rate_limits as l (connection_id, method, blocked_until, min_interval_seconds, limited_at)
+             insert into slack_rate_limits as l (connection_id, method, blocked_until,
+                                                 min_interval_seconds, limited_at)
              select $1, $2, now() + make_interval(secs => $3), $4, now()
               where exists (select from connections where id = $1)
              on conflict (connection_id, method) do update

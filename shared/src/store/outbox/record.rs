@@ -73,10 +73,11 @@ impl Store {
             "-- outbox.record
              with u as (
                  select u.*, u.state <> 'later' as over
-                   from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::float8[],
-                               $8::text[], $9::boolean[], $10::integer[], $11::integer[], $12::boolean[])
-                        as u (connection_id, lane, worker, turn, attempts, state, after, error, ambiguous, tried, resent,
-                              crashed)),
+                   from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[],
+                               $6::text[], $7::float8[], $8::text[], $9::boolean[], $10::integer[],
+                               $11::integer[], $12::boolean[])
+                        as u (connection_id, lane, worker, turn, attempts, state, after, error,
+                              ambiguous, tried, resent, crashed)),
              fenced as (
                  select u.*, l.head, l.channel_key, l.resend_count + u.resent as resends
                    from outbox_lanes l join u using (lane, connection_id)
@@ -95,31 +96,36 @@ impl Store {
                         -- The claim corrects a next message that is not visible here.
                         channel_key = case when f.over then coalesce((
                             select o.channel_key from outbox o
-                             where o.connection_id = l.connection_id and o.lane = l.lane and o.position = l.head + 1),
+                             where o.connection_id = l.connection_id and o.lane = l.lane
+                               and o.position = l.head + 1),
                             l.channel_key) else l.channel_key end,
                         next_at = case when not f.over then now() + make_interval(secs => f.after)
                                        when l.head + 1 > l.tail then 'infinity' else now() end
                    from fenced f where l.lane = f.lane and l.connection_id = f.connection_id
-                 returning l.connection_id, l.lane, l.channel_key, l.next_at, f.over, f.channel_key as ended_key),
+                 returning l.connection_id, l.lane, l.channel_key, l.next_at, f.over,
+                           f.channel_key as ended_key),
              gone as (
                  delete from outbox o using fenced f
-                  where f.over and o.connection_id = f.connection_id and o.lane = f.lane and o.position = f.head
+                  where f.over and o.connection_id = f.connection_id and o.lane = f.lane
+                    and o.position = f.head
                  returning o.*, f.state, f.error, f.attempts, f.resends),
              logged as (
-                 insert into outbox_log (slot, outbox_id, connection_id, lane, channel_key, method, dedup_key, attempts,
-                                         resend_count, created_at)
-                 select extract(epoch from now())::bigint / 86400 % 32, id, connection_id, lane, channel_key, method,
-                        dedup_key, attempts, resends, created_at
+                 insert into outbox_log (slot, outbox_id, connection_id, lane, channel_key, method,
+                                         dedup_key, attempts, resend_count, created_at)
+                 select extract(epoch from now())::bigint / 86400 % 32, id, connection_id, lane,
+                        channel_key, method, dedup_key, attempts, resends, created_at
                    from gone where state = 'sent'),
              failed as (
-                 insert into outbox_failures (id, connection_id, lane, partition, channel_key, method, dedup_key, request,
-                                              error, attempts, resend_count, created_at)
-                 select id, connection_id, lane, partition, channel_key, method, dedup_key, request, error, attempts,
-                        resends, created_at
+                 insert into outbox_failures (id, connection_id, lane, partition, channel_key,
+                                              method, dedup_key, request, error, attempts,
+                                              resend_count, created_at)
+                 select id, connection_id, lane, partition, channel_key, method, dedup_key, request,
+                        error, attempts, resends, created_at
                    from gone where state = 'failed' on conflict do nothing),
              unused as (
                  update response_url_uses r set uses = r.uses - 1
-                   from fenced f join outbox o on o.connection_id = f.connection_id and o.lane = f.lane
+                   from fenced f join outbox o on o.connection_id = f.connection_id
+                    and o.lane = f.lane
                                               and o.position = f.head
                   where f.tried = 0 and o.method = 'response_url' and r.dedup_key = o.dedup_key),
              changed as (
@@ -137,7 +143,8 @@ impl Store {
                 set pending = c.pending - l.over,
                     next_at = case when c.pending <= l.over and l.due = 'infinity' then 'infinity'
                                    else greatest(least(c.next_at, l.due), c.paced_until) end
-               from locked l where c.connection_id = l.connection_id and c.channel_key = l.channel_key",
+               from locked l where c.connection_id = l.connection_id
+                and c.channel_key = l.channel_key",
         )
         .bind(records.iter().map(|r| r.connection.to_string()).collect::<Vec<_>>())
         .bind(records.iter().map(|r| r.lane.to_bits()).collect::<Vec<_>>())
@@ -170,11 +177,13 @@ impl Store {
             "-- outbox.release
              with orphans as (
                  select connection_id, lane from outbox_lanes
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                   order by connection_id, lane limit $4 for update skip locked),
              freed as (
                  update outbox_lanes l
-                    set worker = null, crashes = l.crashes + $5::integer, last_error = 'the worker ended', ambiguous = true,
+                    set worker = null, crashes = l.crashes + $5::integer,
+                        last_error = 'the worker ended', ambiguous = true,
                         -- The call may still be running.
                         next_at = greatest(now(), l.sending_until), sending_until = null
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane
@@ -182,11 +191,13 @@ impl Store {
              due as (
                  select c.connection_id, c.channel_key, f.due
                    from outbox_channels c join (
-                       select connection_id, channel_key, min(next_at) as due from freed group by 1, 2) f
+                       select connection_id, channel_key, min(next_at) as due from freed
+                        group by 1, 2) f
                         using (connection_id, channel_key)
                   order by 1, 2 for update of c),
              channels as (
-                 update outbox_channels c set next_at = least(c.next_at, greatest(due.due, c.paced_until)) from due
+                 update outbox_channels c
+                    set next_at = least(c.next_at, greatest(due.due, c.paced_until)) from due
                   where c.connection_id = due.connection_id and c.channel_key = due.channel_key)
              select count(*) as freed from freed",
         )

@@ -4,8 +4,8 @@
 //! the partition is read again from the time up to which it was committed. `processed_keys`
 //! prevents repeated effects.
 
-use crate::store::{Store, StoreError};
 use super::FencingToken;
+use crate::store::{Store, StoreError};
 
 /// Start of a partition in another stream.
 #[derive(Debug, Clone, Copy)]
@@ -28,10 +28,12 @@ impl Store {
             "-- generations.bump
              with raised as (
                  update partition_cursors
-                    set generation = generation + 1, stream_created_ns = $4, cursor = $5, generation_from = $5,
-                        messages = 0, last_sequence = null, last_key = null, last_stored_at = null
+                    set generation = generation + 1, stream_created_ns = $4, cursor = $5,
+                        generation_from = $5, messages = 0, last_sequence = null, last_key = null,
+                        last_stored_at = null
                   where partition = $1 and epoch = $2 and generation = $3 returning partition)
-             update partition_leases l set lease_until = '-infinity' from raised where l.partition = raised.partition",
+             update partition_leases l set lease_until = '-infinity' from raised
+              where l.partition = raised.partition",
         )
         .bind(token.partition.number() as i16)
         .bind(token.epoch)
@@ -52,7 +54,8 @@ impl Store {
     ) -> Result<i64, StoreError> {
         let id = sqlx::query_scalar(
             "-- stream_removals.insert
-             insert into stream_removals (partition, generation, subject, up_to) values ($1, $2, $3, $4) returning id",
+             insert into stream_removals (partition, generation, subject, up_to)
+             values ($1, $2, $3, $4) returning id",
         );
         Ok(id
             .bind(token.partition.number() as i16)

@@ -5,8 +5,8 @@
 //! commits write `partition_cursors`. Renewals write `partition_leases`, so that they never wait
 //! for a commit.
 
-use crate::store::{Store, StoreError, inconsistent};
 use crate::partition::Partition;
+use crate::store::{Store, StoreError, inconsistent};
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -61,8 +61,8 @@ pub struct CursorState {
     pub read_through: OffsetDateTime,
 }
 
-const STATE: &str = "partition, epoch, generation, cursor, stream_created_ns, last_sequence, last_key, \
-                     last_stored_at, read_through, claims";
+const STATE: &str = "partition, epoch, generation, cursor, stream_created_ns, last_sequence, \
+                     last_key, last_stored_at, read_through, claims";
 
 impl Store {
     /// Claims up to `count` partitions with an expired lease, except for `except`, and raises their
@@ -131,8 +131,10 @@ impl Store {
             held.iter().map(|(token, cursor)| (*token, *cursor as i64)).unzip();
         let rows = sqlx::query(
             "-- leases.renew
-             update partition_leases l set lease_until = clock_timestamp() + make_interval(secs => $4)
-               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
+             update partition_leases l set lease_until = clock_timestamp() +
+                    make_interval(secs => $4)
+               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u
+                    (partition, epoch, cursor)
                join partition_cursors c on c.partition = u.partition and c.cursor >= u.cursor
               where l.partition = u.partition and l.epoch = u.epoch returning l.partition",
         )
@@ -165,7 +167,8 @@ impl Store {
     pub async fn settled_cursor(&self, partition: Partition) -> Result<CursorState, StoreError> {
         let mut tx = self.leases.begin().await?;
         let sql = format!(
-            "-- leases.settled_cursor\n select {STATE} from partition_cursors where partition = $1 for update"
+            "-- leases.settled_cursor
+             select {STATE} from partition_cursors where partition = $1 for update"
         );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(partition.number() as i16)
@@ -224,7 +227,8 @@ impl Store {
         let row = sqlx::query(
             "-- leases.suspect
              update partition_cursors
-                set suspect_count = case when suspect_sequence = $4 then suspect_count + 1 else 1 end,
+                set suspect_count = case when suspect_sequence = $4 then suspect_count + 1
+                    else 1 end,
                     suspect_sequence = $4
               where partition = $1 and epoch = $2 and generation = $3 returning suspect_count",
         )

@@ -34,14 +34,16 @@ impl Store {
     pub async fn partition_states(&self) -> Result<Vec<PartitionState>, StoreError> {
         let rows = sqlx::query(
             "-- partitions.list
-             select partition, c.owner, c.epoch, l.lease_until > clock_timestamp() as held, c.generation, c.cursor,
-                    c.messages, c.read_through,
+             select partition, c.owner, c.epoch, l.lease_until > clock_timestamp() as held,
+                    c.generation, c.cursor, c.messages, c.read_through,
                     case when l.lease_until > clock_timestamp()
-                         then ceil(extract(epoch from l.lease_until - clock_timestamp()) * 1000)::bigint
+                         then ceil(extract(epoch from l.lease_until - clock_timestamp()) *
+                                   1000)::bigint
                          else 0 end as lease_ms,
                     (select coalesce(sum(d.tail - d.head + 1), 0)::bigint from delivery_lanes d
                       where d.partition = c.partition) as deliveries
-               from partition_cursors c join partition_leases l using (partition) order by partition",
+               from partition_cursors c join partition_leases l using (partition)
+              order by partition",
         )
         .fetch_all(&self.pool)
         .await?;

@@ -52,7 +52,8 @@ impl Store {
         let row = sqlx::query(
             "-- workers.renew
              with me as (
-                 update workers set alive_until = clock_timestamp() + make_interval(secs => $4), reads = $2, stopping = $3
+                 update workers set alive_until = clock_timestamp() + make_interval(secs => $4),
+                        reads = $2, stopping = $3
                   where id = $1 and alive_until > clock_timestamp() returning 1),
              others as (
                  select reads from workers
@@ -80,7 +81,8 @@ impl Store {
         let ids = sqlx::query_scalar(
             "-- workers.expire
              update workers set alive_until = '-infinity'
-              where id in (select id from workers where alive_until < clock_timestamp() limit $1 for update skip locked)
+              where id in (select id from workers where alive_until < clock_timestamp() limit $1
+                              for update skip locked)
              returning id",
         );
         Ok(ids.bind(limit).fetch_all(&self.leases).await?)
@@ -90,7 +92,8 @@ impl Store {
     pub async fn retire_worker(&self, id: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- workers.retire
-             update workers set alive_until = '-infinity' where id in (select id from workers where id = $1 for update)",
+             update workers set alive_until = '-infinity'
+              where id in (select id from workers where id = $1 for update)",
         )
         .bind(id)
         .execute(&self.leases)

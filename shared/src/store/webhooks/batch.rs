@@ -230,16 +230,21 @@ impl Store {
             "-- intake.dead_letter
              with fence as (
                  update partition_cursors
-                    set cursor = $5, last_sequence = $5, last_key = $6, last_stored_at = $7, messages = messages + 1,
-                        read_through = greatest(read_through, $7), claims = 0, suspect_sequence = null, suspect_count = 0
-                  where partition = $1 and epoch = $2 and generation = $3 and cursor = $4 returning 1),
+                    set cursor = $5, last_sequence = $5, last_key = $6, last_stored_at = $7,
+                        messages = messages + 1, read_through = greatest(read_through, $7),
+                        claims = 0, suspect_sequence = null, suspect_count = 0
+                  where partition = $1 and epoch = $2 and generation = $3 and cursor = $4
+                 returning 1),
              dead as (
-                 insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, dedup_key,
-                                           reason, last_error, attempts, payload)
+                 insert into dead_letters (stage, partition, generation, sequence, subject,
+                                           connection_id, dedup_key, reason, last_error, attempts,
+                                           payload)
                  select 'intake', $1, $3, $5, $8, $9, $10, $11, $12, 0, $13 from fence),
              keys as (
-                 insert into processed_keys (slot, partition, day, key, generation, sequence, outcome)
-                 select $14::integer % 8, $1, $14, $15, $3, $5, $16 from fence where $15::bytea is not null
+                 insert into processed_keys (slot, partition, day, key, generation, sequence,
+                                             outcome)
+                 select $14::integer % 8, $1, $14, $15, $3, $5, $16 from fence
+                  where $15::bytea is not null
                  on conflict do nothing)
              select count(*) as committed from fence",
             token,
@@ -316,63 +321,80 @@ macro_rules! rest {
     () => {
         concat!(
             ", keys as (
-                 insert into processed_keys (slot, partition, day, key, generation, sequence, outcome)
+                 insert into processed_keys (slot, partition, day, key, generation, sequence,
+                                             outcome)
                  select u.day % 8, $1, u.day, u.key, $3, u.sequence, u.outcome
                    from fence, unnest($9::integer[], $10::bytea[], $11::bigint[], $12::smallint[])
                             as u (day, key, sequence, outcome)),
              d as (
                  select u.*, count(*) over (partition by connection_id, lane) as of_lane,
                         row_number() over (partition by connection_id, lane order by n) as nth
-                   from fence, unnest($13::text[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::bigint[],
-                        $19::text[], $20::smallint[], $21::text[], $22::integer[], $23::text[], $24::text[], $25::text[],
-                        $26::text[], $27::text[], $28::text[], $29::text[], $30::timestamptz[], $31::timestamptz[],
-                        $32::bytea[], $33::integer[], $63::boolean[]) with ordinality
-                        as u (connection_id, lane, sequence, org_id, agent_id, session, kind, priority, dedup_key, hops,
-                              event_id, team_id, channel_id, thread_ts, ts, user_id, traceparent, received_at, stored_at,
-                              payload, size, tells, n)),
+                   from fence, unnest($13::text[], $14::bigint[], $15::bigint[], $16::text[],
+                                      $17::text[], $18::bigint[],
+                        $19::text[], $20::smallint[], $21::text[], $22::integer[], $23::text[],
+                        $24::text[], $25::text[], $26::text[], $27::text[], $28::text[],
+                        $29::text[], $30::timestamptz[], $31::timestamptz[], $32::bytea[],
+                        $33::integer[], $63::boolean[]) with ordinality
+                        as u (connection_id, lane, sequence, org_id, agent_id, session, kind,
+                              priority, dedup_key, hops, event_id, team_id, channel_id, thread_ts,
+                              ts, user_id, traceparent, received_at, stored_at, payload, size,
+                              tells, n)),
              lanes as (
-                 insert into delivery_lanes as l (connection_id, lane, partition, head, tail, org_id, agent_id, priority,
-                                                  next_at, told_at)
-                 select connection_id, lane, $1, 1, of_lane, org_id, agent_id, priority, now(), case when tells then now() end
+                 insert into delivery_lanes as l (connection_id, lane, partition, head, tail,
+                                                  org_id, agent_id, priority, next_at, told_at)
+                 select connection_id, lane, $1, 1, of_lane, org_id, agent_id, priority, now(),
+                        case when tells then now() end
                    from d where nth = 1 order by connection_id, lane
                  on conflict (connection_id, lane) do update
                     set tail = l.tail + excluded.tail, partition = excluded.partition,
                         next_at = case when l.head > l.tail then now() else l.next_at end,
                         told_at = coalesce(excluded.told_at, l.told_at),
                         org_id = case when l.head > l.tail then excluded.org_id else l.org_id end,
-                        agent_id = case when l.head > l.tail then excluded.agent_id else l.agent_id end,
-                        priority = case when l.head > l.tail then excluded.priority else l.priority end
+                        agent_id = case when l.head > l.tail then excluded.agent_id
+                            else l.agent_id end,
+                        priority = case when l.head > l.tail then excluded.priority
+                            else l.priority end
                  returning connection_id, lane, tail),
              enqueued as (
-                 insert into deliveries (connection_id, lane, position, partition, generation, sequence, org_id, agent_id,
-                        session, kind, priority, dedup_key, hops, event_id, team_id, channel_id, thread_ts, ts, user_id,
-                        traceparent, received_at, stored_at, payload, size, schema, replay)
-                 select connection_id, lane, lanes.tail - d.of_lane + d.nth, $1, $3, sequence, org_id, agent_id, session,
-                        kind, priority, dedup_key, hops, event_id, team_id, channel_id, thread_ts, ts, user_id, traceparent,
-                        received_at, stored_at, payload, size, $34, substring(dedup_key from ':replay:(.*)$')
+                 insert into deliveries (connection_id, lane, position, partition, generation,
+                        sequence, org_id, agent_id, session, kind, priority, dedup_key, hops,
+                        event_id, team_id, channel_id, thread_ts, ts, user_id, traceparent,
+                        received_at, stored_at, payload, size, schema, replay)
+                 select connection_id, lane, lanes.tail - d.of_lane + d.nth, $1, $3, sequence,
+                        org_id, agent_id, session, kind, priority, dedup_key, hops, event_id,
+                        team_id, channel_id, thread_ts, ts, user_id, traceparent, received_at,
+                        stored_at, payload, size, $34, substring(dedup_key from ':replay:(.*)$')
                    from d join lanes using (connection_id, lane)),
              dead as (
-                 insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, lane, dedup_key,
-                        event_id, channel_id, ts, user_id, reason, last_error, attempts, payload)
-                 select 'intake', $1, $3, u.sequence, u.subject, u.connection_id, u.lane, u.dedup_key, u.event_id,
-                        u.channel_id, u.ts, u.user_id, u.reason, u.error, 0, u.payload
-                   from fence, unnest($35::bigint[], $36::text[], $37::text[], $38::bigint[], $39::text[], $40::text[],
-                        $41::text[], $42::text[], $43::text[], $44::text[], $45::text[], $46::bytea[])
-                        as u (sequence, subject, connection_id, lane, dedup_key, event_id, channel_id, ts, user_id, reason,
-                              error, payload)),
+                 insert into dead_letters (stage, partition, generation, sequence, subject,
+                        connection_id, lane, dedup_key, event_id, channel_id, ts, user_id, reason,
+                        last_error, attempts, payload)
+                 select 'intake', $1, $3, u.sequence, u.subject, u.connection_id, u.lane,
+                        u.dedup_key, u.event_id, u.channel_id, u.ts, u.user_id, u.reason, u.error,
+                        0, u.payload
+                   from fence, unnest($35::bigint[], $36::text[], $37::text[], $38::bigint[],
+                                      $39::text[], $40::text[],
+                        $41::text[], $42::text[], $43::text[], $44::text[], $45::text[],
+                        $46::bytea[])
+                        as u (sequence, subject, connection_id, lane, dedup_key, event_id,
+                              channel_id, ts, user_id, reason, error, payload)),
              ignored as (
-                 insert into ignored_webhooks (slot, connection_id, partition, generation, sequence, dedup_key, event_id,
-                        channel_id, ts, user_id, reason)
-                 select extract(epoch from now())::bigint / 86400 % 8, u.connection_id, $1, $3, u.sequence, u.dedup_key,
-                        u.event_id, u.channel_id, u.ts, u.user_id, u.reason
-                   from fence, unnest($47::text[], $48::bigint[], $49::text[], $50::text[], $51::text[], $52::text[],
+                 insert into ignored_webhooks (slot, connection_id, partition, generation, sequence,
+                        dedup_key, event_id, channel_id, ts, user_id, reason)
+                 select extract(epoch from now())::bigint / 86400 % 8, u.connection_id, $1, $3,
+                        u.sequence, u.dedup_key, u.event_id, u.channel_id, u.ts, u.user_id, u.reason
+                   from fence, unnest($47::text[], $48::bigint[], $49::text[], $50::text[],
+                                      $51::text[], $52::text[],
                         $53::text[], $54::text[])
-                        as u (connection_id, sequence, dedup_key, event_id, channel_id, ts, user_id, reason)),
+                        as u (connection_id, sequence, dedup_key, event_id, channel_id, ts, user_id,
+                              reason)),
              messages as (
                  -- Delivery lanes are locked before outbox lanes, as by the end of a delivery.
-                 select u.* from fence, (select count(*) from lanes) locked, unnest($55::bigint[], $56::text[], $57::bigint[], $58::smallint[], $59::text[],
-                        $60::text[], $61::text[], $62::text[])
-                        as u (n, connection_id, lane, partition, channel_key, method, dedup_key, request)), ",
+                 select u.* from fence, (select count(*) from lanes) locked,
+                        unnest($55::bigint[], $56::text[], $57::bigint[], $58::smallint[],
+                               $59::text[], $60::text[], $61::text[], $62::text[])
+                        as u (n, connection_id, lane, partition, channel_key, method, dedup_key,
+                              request)), ",
             enqueue_messages!(),
             " select count(*) as committed from fence"
         )
@@ -383,8 +405,9 @@ const COMMIT: &str = concat!(
     "-- intake.commit
      with fence as (
          update partition_cursors
-            set cursor = $5, last_sequence = $5, last_key = $6, last_stored_at = $7, messages = messages + $8,
-                read_through = greatest(read_through, $7), claims = 0, suspect_sequence = null, suspect_count = 0
+            set cursor = $5, last_sequence = $5, last_key = $6, last_stored_at = $7,
+                messages = messages + $8, read_through = greatest(read_through, $7), claims = 0,
+                suspect_sequence = null, suspect_count = 0
           where partition = $1 and epoch = $2 and generation = $3 and cursor = $4 returning 1)",
     rest!()
 );
@@ -394,17 +417,21 @@ const REDRIVE: &str = concat!(
     "-- intake.commit_redriven
      with fence as (
          delete from dead_letters d using (
-             select partition from partition_cursors where partition = $1 and epoch = $2 and generation = $3 for share) c
+             select partition from partition_cursors where partition = $1 and epoch = $2
+                and generation = $3 for share) c
           where d.id = $4 and d.redrive_at is not null
-            and $5::bigint is null and $6::text is null and $7::timestamptz is null and $8::bigint is null returning 1)",
+            and $5::bigint is null and $6::text is null and $7::timestamptz is null
+            and $8::bigint is null returning 1)",
     rest!()
 );
 
 const REPLAY: &str = concat!(
     "-- intake.enqueue_replayed
      with fence as (
-         select 1 from replays where id = $4 and epoch = $5 and state = 'open' and lease_until > clock_timestamp()
-            and $2::bigint is not null and $6::text is null and $7::timestamptz is null and $8::bigint is null
+         select 1 from replays where id = $4 and epoch = $5 and state = 'open'
+            and lease_until > clock_timestamp()
+            and $2::bigint is not null and $6::text is null and $7::timestamptz is null
+            and $8::bigint is null
             for share)",
     rest!()
 );

@@ -145,26 +145,33 @@ impl Store {
                       where l.id = chosen.id and chosen.stage = 'dispatch' returning l.*),
                  d as (
                      select r.*, count(*) over (partition by connection_id, lane) as of_lane,
-                            row_number() over (partition by connection_id, lane order by id) as nth from revived r),
+                            row_number() over (partition by connection_id, lane order by id) as nth
+                                from revived r),
                  lanes as (
-                     insert into delivery_lanes as l (connection_id, lane, partition, head, tail, org_id, agent_id,
-                                                      priority, next_at)
-                     select connection_id, lane, partition, 1, of_lane, org_id, agent_id, 1, now() from d where nth = 1
+                     insert into delivery_lanes as l (connection_id, lane, partition, head, tail,
+                                                      org_id, agent_id, priority, next_at)
+                     select connection_id, lane, partition, 1, of_lane, org_id, agent_id, 1, now()
+                       from d where nth = 1
                       order by connection_id, lane
                      on conflict (connection_id, lane) do update
                         set tail = l.tail + excluded.tail,
                             next_at = case when l.head > l.tail then now() else l.next_at end,
-                            org_id = case when l.head > l.tail then excluded.org_id else l.org_id end,
-                            agent_id = case when l.head > l.tail then excluded.agent_id else l.agent_id end,
-                            priority = case when l.head > l.tail then excluded.priority else l.priority end
+                            org_id = case when l.head > l.tail then excluded.org_id
+                                else l.org_id end,
+                            agent_id = case when l.head > l.tail then excluded.agent_id
+                                else l.agent_id end,
+                            priority = case when l.head > l.tail then excluded.priority
+                                else l.priority end
                      returning connection_id, lane, tail),
                  enqueued as (
-                     insert into deliveries (connection_id, lane, position, partition, generation, sequence, org_id,
-                            agent_id, session, kind, priority, dedup_key, event_id, channel_id, ts, user_id, received_at,
-                            stored_at, payload, size, schema)
-                     select connection_id, lane, lanes.tail - d.of_lane + d.nth, partition, generation, sequence, org_id,
-                            agent_id, coalesce(session, 1), kind, 1, dedup_key, event_id, channel_id, ts, user_id,
-                            coalesce(stored_at, at), coalesce(stored_at, at), payload, length(payload), 1
+                     insert into deliveries (connection_id, lane, position, partition, generation,
+                            sequence, org_id, agent_id, session, kind, priority, dedup_key,
+                            event_id, channel_id, ts, user_id, received_at, stored_at, payload,
+                            size, schema)
+                     select connection_id, lane, lanes.tail - d.of_lane + d.nth, partition,
+                            generation, sequence, org_id, agent_id, coalesce(session, 1), kind, 1,
+                            dedup_key, event_id, channel_id, ts, user_id, coalesce(stored_at, at),
+                            coalesce(stored_at, at), payload, length(payload), 1
                        from d join lanes using (connection_id, lane))
                  select id from chosen order by id"
             ),
@@ -223,7 +230,8 @@ impl Store {
     ) -> Result<Vec<Partition>, StoreError> {
         let numbers: Vec<i16> = sqlx::query_scalar(
             "-- dead_letters.partitions_to_redrive
-             select distinct partition from dead_letters where partition = any ($1) and redrive_at <= now()",
+             select distinct partition from dead_letters where partition = any ($1)
+                and redrive_at <= now()",
         )
         .bind(held.iter().map(|p| p.number() as i16).collect::<Vec<_>>())
         .fetch_all(&self.leases)
@@ -236,7 +244,8 @@ impl Store {
     pub async fn record_redrive_failure(&self, id: i64, error: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- dead_letters.redrive_failed
-             update dead_letters set redrive_at = null, last_error = $2, attempts = attempts + 1 where id = $1",
+             update dead_letters set redrive_at = null, last_error = $2, attempts = attempts + 1
+              where id = $1",
         )
         .bind(id)
         .bind(crate::store::storable(error))

@@ -352,7 +352,8 @@ pub(in crate::store) async fn apply(
         What::Bind { chat, org, agent, by } => {
             sqlx::query(
                 "-- bindings.bind
-                 insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by)
+                 insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id,
+                                               bound_by)
                  select $1, $2, $3, org_id, id, $6 from agents where org_id = $4 and id = $5
                  on conflict (connection_id, team_id, channel_id)
                  do update set org_id = excluded.org_id, agent_id = excluded.agent_id,
@@ -370,7 +371,8 @@ pub(in crate::store) async fn apply(
         What::Unbind(chat) => {
             sqlx::query(
                 "-- bindings.unbind
-                 delete from channel_bindings where connection_id = $1 and team_id = $2 and channel_id = $3",
+                 delete from channel_bindings where connection_id = $1 and team_id = $2
+                    and channel_id = $3",
             )
             .bind(chat.connection.to_string())
             .bind(chat.team.as_str())
@@ -381,8 +383,10 @@ pub(in crate::store) async fn apply(
         What::NewSession(chat) => {
             sqlx::query(
                 "-- sessions.renew
-                 insert into conversation_sessions (connection_id, team_id, channel_id, number) values ($1, $2, $3, 2)
-                 on conflict (connection_id, team_id, channel_id) do update set number = conversation_sessions.number + 1",
+                 insert into conversation_sessions (connection_id, team_id, channel_id, number)
+                 values ($1, $2, $3, 2)
+                 on conflict (connection_id, team_id, channel_id) do update
+                    set number = conversation_sessions.number + 1",
             )
             .bind(chat.connection.to_string())
             .bind(chat.team.as_str())
@@ -398,7 +402,8 @@ pub(in crate::store) async fn apply(
                 "-- connections.revoke
                  update connections set status = 'revoked', status_reason = $3
                   where id = $1 and status in ('pending', 'active', 'error')
-                    and (installed_at is null or date_trunc('second', installed_at) <= to_timestamp($2))",
+                    and (installed_at is null
+                         or date_trunc('second', installed_at) <= to_timestamp($2))",
             )
             .bind(connection.to_string())
             .bind(*at as f64)
@@ -409,7 +414,8 @@ pub(in crate::store) async fn apply(
         What::Welcome { connection, team, user } => {
             sqlx::query(
                 "-- welcomed_users.note
-                 insert into welcomed_users (connection_id, team_id, user_id) values ($1, $2, $3) on conflict do nothing",
+                 insert into welcomed_users (connection_id, team_id, user_id) values ($1, $2, $3)
+                     on conflict do nothing",
             )
             .bind(connection.to_string())
             .bind(team.as_str())
@@ -433,11 +439,13 @@ async fn move_channel(
          with old as (
              delete from channel_bindings where connection_id = $1 and channel_id = $2 returning *),
          moved as (
-             insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by, bound_at)
+             insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id,
+                                           bound_by, bound_at)
              select connection_id, team_id, $3, org_id, agent_id, bound_by, bound_at from old
              on conflict do nothing),
          session as (
-             delete from conversation_sessions where connection_id = $1 and channel_id = $2 returning *),
+             delete from conversation_sessions where connection_id = $1 and channel_id = $2
+             returning *),
          kept as (
              insert into conversation_sessions (connection_id, team_id, channel_id, number)
              select connection_id, team_id, $3, number from session

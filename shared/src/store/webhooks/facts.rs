@@ -1,7 +1,7 @@
 //! Facts for the decisions on a batch, read in one query without a cache.
 
-use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use super::effects::AgentRef;
+use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use crate::{
     codec::envelope::DedupeKey,
     partition::{Lane, Partition},
@@ -111,31 +111,37 @@ impl Store {
     ) -> Result<Vec<Facts>, StoreError> {
         let rows = sqlx::query(
             "-- intake.facts
-             select c.id is not null as known, d.id is not null as deleted, c.org_id, c.enterprise_id, c.team_id,
-                    c.preview_mode, c.status, c.bot_user_id, c.settings,
+             select c.id is not null as known, d.id is not null as deleted, c.org_id,
+                    c.enterprise_id, c.team_id, c.preview_mode, c.status, c.bot_user_id, c.settings,
                     b.bound_by, coalesce(s.number, 1) as session,
-                    a.org_id as bound_org, a.id as bound_id, a.name as bound_name, a.mode as bound_mode,
-                    o.id as own_id, o.name as own_name, o.mode as own_mode,
+                    a.org_id as bound_org, a.id as bound_id, a.name as bound_name,
+                    a.mode as bound_mode, o.id as own_id, o.name as own_name, o.mode as own_mode,
                     exists (select from processed_keys p
-                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.key) as processed,
+                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
+                               and p.key = u.key) as processed,
                     exists (select from processed_keys p
-                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.trigger)
+                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
+                               and p.key = u.trigger)
                         as trigger_processed,
                     h.agent_id is not null
                     and not exists (select from delivery_lanes l
                                      where l.lane = u.lane and l.connection_id = u.connection
                                        and l.told_at > now() - interval '1 hour') as tell_waiting
-               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[], $7::bytea[], $8::bigint[])
+               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[],
+                           $7::bytea[], $8::bigint[])
                         with ordinality as u (connection, team, channel, day, key, trigger, lane, n)
                left join connections c on c.id = u.connection
                left join deleted_connections d on d.id = u.connection and c.id is null
                left join channel_bindings b on b.connection_id = u.connection
-                                           and b.team_id = coalesce(c.team_id, u.team) and b.channel_id = u.channel
+                                           and b.team_id = coalesce(c.team_id, u.team)
+                                           and b.channel_id = u.channel
                left join conversation_sessions s on s.connection_id = u.connection
-                                                and s.team_id = coalesce(c.team_id, u.team) and s.channel_id = u.channel
+                                                and s.team_id = coalesce(c.team_id, u.team)
+                                                and s.channel_id = u.channel
                left join agents a on a.org_id = b.org_id and a.id = b.agent_id
                left join agents o on o.org_id = c.org_id and o.id = c.agent_id
-               left join agent_health h on h.org_id = coalesce(a.org_id, o.org_id) and h.agent_id = coalesce(a.id, o.id)
+               left join agent_health h on h.org_id = coalesce(a.org_id, o.org_id)
+                and h.agent_id = coalesce(a.id, o.id)
               order by u.n",
         )
         .bind(partition.number() as i16)

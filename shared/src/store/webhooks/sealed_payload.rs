@@ -1,8 +1,8 @@
 //! Payload of a webhook at rest: headers and body of the stream, sealed with the token ring,
 //! because bodies contain people's text and a `response_url` is a secret.
 
-use crate::store::{StoreError, inconsistent};
 use crate::secrets::{KeyRing, Place};
+use crate::store::{StoreError, inconsistent};
 use serde::{Deserialize, Serialize};
 
 /// Column that payloads are sealed for, in every table: a dead letter keeps the sealed bytes of its
