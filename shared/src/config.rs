@@ -73,8 +73,8 @@ impl Nats {
             .event_callback(|event| async move {
                 match event {
                     Event::Connected => info!("connected to NATS"),
-                    Event::Disconnected => warn!("NATS is away"),
-                    other => warn!(event = %other, "NATS"),
+                    Event::Disconnected => warn!("disconnected from NATS"),
+                    other => warn!(event = %other, "NATS event received"),
                 }
             })
             .connect(&self.urls[..])
@@ -87,7 +87,7 @@ impl Nats {
 #[derive(Debug, thiserror::Error)]
 pub enum NatsError {
     /// The nkey file is unreadable.
-    #[error("TIDEGATE_NATS_NKEY_FILE: {} can't be read", file.display())]
+    #[error("failed to read TIDEGATE_NATS_NKEY_FILE {}", file.display())]
     Seed {
         /// Path of the file.
         file: PathBuf,
@@ -95,7 +95,7 @@ pub enum NatsError {
         source: std::io::Error,
     },
     /// NATS rejected the connection.
-    #[error("NATS refused the connection")]
+    #[error("NATS rejected the connection")]
     Connect(#[source] async_nats::ConnectError),
 }
 
@@ -116,7 +116,7 @@ pub struct Postgres {
         long = "postgres-url",
         env = "TIDEGATE_POSTGRES_URL",
         value_name = "URL",
-        value_parser = secret_text,
+        value_parser = read_secret,
         hide_env_values = true
     )]
     pub url: String,
@@ -155,7 +155,7 @@ pub struct Telemetry {
         long = "otlp-endpoint",
         env = "TIDEGATE_OTLP_ENDPOINT",
         value_name = "URL",
-        value_parser = collector
+        value_parser = collector_url
     )]
     pub otlp_endpoint: Option<String>,
     /// Log as JSON lines instead of text.
@@ -171,23 +171,23 @@ pub struct Telemetry {
 }
 
 /// Parses a secret setting: the text itself, or `file:<path>` for the content of a file.
-fn secret_text(setting: &str) -> Result<String, String> {
+fn read_secret(setting: &str) -> Result<String, String> {
     match setting.strip_prefix("file:") {
         None => Ok(setting.to_owned()),
         Some(path) => std::fs::read_to_string(path)
             .map(|text| text.trim_end().to_owned())
-            .map_err(|error| format!("the file it names can't be read: {error}")),
+            .map_err(|error| format!("failed to read the file: {error}")),
     }
 }
 
 /// Parses a key ring: `k2:<base64>,k1:<base64>`, or `file:<path>`.
 pub fn key_ring(setting: &str) -> Result<KeyRing, String> {
-    secret_text(setting)?.parse().map_err(|error: InvalidKeyRing| error.to_string())
+    read_secret(setting)?.parse().map_err(|error: InvalidKeyRing| error.to_string())
 }
 
 /// Parses a secret: its text, or `file:<path>`.
 pub fn secret(setting: &str) -> Result<Secret, String> {
-    Secret::new(secret_text(setting)?).map_err(|error| error.to_string())
+    Secret::new(read_secret(setting)?).map_err(|error| error.to_string())
 }
 
 /// Parses a name that is safe in subjects, consumer names and logs. Follows the rule of ids.
@@ -195,25 +195,25 @@ pub fn name(text: &str) -> Result<String, String> {
     let checked: Result<AgentId, _> = text.parse();
     checked
         .map(|name| name.to_string())
-        .map_err(|_| "say 1 to 64 letters, digits, '_' or '-'".into())
+        .map_err(|_| "expected 1 to 64 letters, digits, '_' or '-'".into())
 }
 
 /// Parses the address of a collector.
-fn collector(text: &str) -> Result<String, String> {
+fn collector_url(text: &str) -> Result<String, String> {
     let plain = text.starts_with("http://") || text.starts_with("https://");
-    plain.then(|| text.to_owned()).ok_or_else(|| "say http://collector:4318".into())
+    plain.then(|| text.to_owned()).ok_or_else(|| "expected http://collector:4318".into())
 }
 
 /// Checks a log filter for [`crate::telemetry`].
 fn log_filter(text: &str) -> Result<String, String> {
     let checked = tracing_subscriber::EnvFilter::try_new(text);
-    checked.map(|_| text.to_owned()).map_err(|_| "say info, or warn,worker=debug".into())
+    checked.map(|_| text.to_owned()).map_err(|_| "expected info, or warn,worker=debug".into())
 }
 
 /// Parses a duration with its unit: `3s`, `250ms`, `1m 30s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|_| "say a number with its unit, as in 3s or 250ms".into())
+        .map_err(|_| "expected a number with its unit, as in 3s or 250ms".into())
 }
 
 /// Parses the settings. On failure prints one sentence that names the wrong setting and returns
@@ -313,7 +313,7 @@ mod tests {
         assert!(unset.starts_with("TIDEGATE_NATS_URL is not set: "), "{unset}");
         let malformed = wrong(&["probe", "--nats-url", "nats://h", "--ttl", "hunter2"]);
         assert!(
-            malformed.starts_with("PROBE_TTL is malformed (say a number with its unit"),
+            malformed.starts_with("PROBE_TTL is malformed (expected a number with its unit"),
             "{malformed}"
         );
         assert!(!malformed.contains("hunter2"), "{malformed}");

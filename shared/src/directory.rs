@@ -119,7 +119,7 @@ pub struct Directory {
 
 /// Failure to read, write or parse the directory.
 #[derive(Debug, thiserror::Error)]
-#[error("directory: {what} failed")]
+#[error("failed to {what}")]
 pub struct DirectoryError {
     what: &'static str,
     source: Box<dyn std::error::Error + Send + Sync>,
@@ -137,12 +137,10 @@ const SWAPS_MAX: u32 = 16;
 impl Directory {
     /// Opens the buckets, which `tidegate migrate` creates.
     pub async fn open(js: &jetstream::Context) -> Result<Self, DirectoryError> {
-        let bucket = js
-            .get_key_value(DIRECTORY_BUCKET)
-            .await
-            .map_err(failed("opening bucket connections"))?;
+        let bucket =
+            js.get_key_value(DIRECTORY_BUCKET).await.map_err(failed("open bucket connections"))?;
         let ingests =
-            js.get_key_value(INGESTS_BUCKET).await.map_err(failed("opening bucket ingests"))?;
+            js.get_key_value(INGESTS_BUCKET).await.map_err(failed("open bucket ingests"))?;
         Ok(Self { bucket, ingests })
     }
 
@@ -160,10 +158,10 @@ impl Directory {
             revision = self.write(key, version, &routed, |team| team.version).await?;
         }
         if let Some(old_key) = old_key.filter(|old_key| Some(old_key) != new_key.as_ref()) {
-            let there = self.read::<TeamEntry>(&old_key).await?;
-            if there.is_some_and(|(team, _)| team.connection == Some(id)) {
-                let nobody = TeamEntry { version, connection: None };
-                let cleared = self.write(&old_key, version, &nobody, |team| team.version).await?;
+            let current = self.read::<TeamEntry>(&old_key).await?;
+            if current.is_some_and(|(team, _)| team.connection == Some(id)) {
+                let unrouted = TeamEntry { version, connection: None };
+                let cleared = self.write(&old_key, version, &unrouted, |team| team.version).await?;
                 revision = revision.max(cleared);
             }
         }
@@ -178,15 +176,16 @@ impl Directory {
 
     /// Returns the ids of all connections with an entry.
     pub async fn connections(&self) -> Result<Vec<ConnectionId>, DirectoryError> {
-        let keys = self.bucket.keys().await.map_err(failed("listing connections"))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing connections"))?;
+        let keys = self.bucket.keys().await.map_err(failed("list connections of the directory"))?;
+        let keys: Vec<String> =
+            keys.try_collect().await.map_err(failed("list connections of the directory"))?;
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
     }
 
     /// Returns creation time and last sequence of the bucket, which identify a recreated bucket.
     pub async fn identity(&self) -> Result<(i64, u64), DirectoryError> {
         let info = self.bucket.stream.get_info().await;
-        let info = info.map_err(failed("looking at bucket connections"))?;
+        let info = info.map_err(failed("query bucket connections"))?;
         Ok((info.created.unix_timestamp_nanos() as i64, info.state.last_sequence))
     }
 
@@ -211,11 +210,12 @@ impl Directory {
     }
 
     async fn behind(&self, revision: u64) -> Result<Vec<String>, DirectoryError> {
-        let keys = self.ingests.keys().await.map_err(failed("listing ingests"))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing ingests"))?;
+        let keys = self.ingests.keys().await.map_err(failed("list ingests"))?;
+        let keys: Vec<String> = keys.try_collect().await.map_err(failed("list ingests"))?;
         let mut behind = Vec::new();
         for key in keys {
-            let value = self.ingests.get(&key).await.map_err(failed("reading an ingest"))?;
+            let value =
+                self.ingests.get(&key).await.map_err(failed("read an ingest's revision"))?;
             let applied = value.and_then(|v| std::str::from_utf8(&v).ok()?.parse::<u64>().ok());
             // An ingest whose key expired between listing and reading is gone.
             if applied.is_some_and(|applied| applied < revision) {
@@ -229,9 +229,10 @@ impl Directory {
         &self,
         key: &str,
     ) -> Result<Option<(T, u64)>, DirectoryError> {
-        let read = read_from_leader(&self.bucket, key).await.map_err(failed("reading a key"))?;
+        let read =
+            read_from_leader(&self.bucket, key).await.map_err(failed("read a directory key"))?;
         let Some((value, revision)) = read else { return Ok(None) };
-        let value = serde_json::from_slice(&value).map_err(failed("parsing an entry"))?;
+        let value = serde_json::from_slice(&value).map_err(failed("parse a directory entry"))?;
         Ok(Some((value, revision)))
     }
 
@@ -243,23 +244,25 @@ impl Directory {
         version_of: impl Fn(&T) -> i64,
     ) -> Result<u64, DirectoryError> {
         let bytes: bytes::Bytes =
-            serde_json::to_vec(value).map_err(failed("writing an entry"))?.into();
-        let mut last: Broken = "unreached".into();
+            serde_json::to_vec(value).map_err(failed("serialize a directory entry"))?.into();
+        let mut last: BoxError = "not attempted".into();
         for _ in 0..SWAPS_MAX {
             let written = match self.read::<T>(key).await? {
-                Some((there, revision)) if version_of(&there) >= version => return Ok(revision),
+                Some((current, revision)) if version_of(&current) >= version => {
+                    return Ok(revision);
+                }
                 Some((_, revision)) => {
-                    self.bucket.update(key, bytes.clone(), revision).await.map_err(Broken::from)
+                    self.bucket.update(key, bytes.clone(), revision).await.map_err(BoxError::from)
                 }
                 // The client's `create` reads from any replica after a conflict.
-                None => self.bucket.update(key, bytes.clone(), 0).await.map_err(Broken::from),
+                None => self.bucket.update(key, bytes.clone(), 0).await.map_err(BoxError::from),
             };
             match written {
                 Ok(revision) => return Ok(revision),
                 Err(error) => last = error,
             }
         }
-        Err(DirectoryError { what: "compare-and-swap", source: last })
+        Err(DirectoryError { what: "write a directory entry", source: last })
     }
 }
 
@@ -279,7 +282,7 @@ pub async fn read_from_leader(
     }
 }
 
-type Broken = Box<dyn std::error::Error + Send + Sync>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Failure to wait for all ingests.
 #[derive(Debug, thiserror::Error)]

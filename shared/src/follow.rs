@@ -34,13 +34,13 @@ const BATCH_BYTES: usize = 3 * 512 * 1024;
 const _: () =
     assert!(BATCH_BYTES > crate::stream::BODY_BYTES_MAX + crate::stream::HEADER_BYTES_MAX + 4096);
 /// Time without a message after which the reader checks the consumer's position.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which the server deletes a consumer whose process is gone.
-const INACTIVE: Duration = Duration::from_secs(10);
+const CONSUMER_TTL: Duration = Duration::from_secs(10);
 /// Consecutive failures before a warning. A restarting server causes a few.
-const FAILURES_QUIET: u32 = 8;
+const QUIET_FAILURES_MAX: u32 = 8;
 /// Maximum wait for the first message since a time.
-const FIRST_WITHIN: Duration = Duration::from_secs(5);
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait before the next attempt after an error.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -55,10 +55,10 @@ pub struct Follow {
     next: u64,
     attempt: u32,
     failures: u32,
-    open: Option<Open>,
+    consumer: Option<OpenConsumer>,
 }
 
-struct Open {
+struct OpenConsumer {
     messages: pull::Stream,
     consumer: PullConsumer,
     delivered: u64,
@@ -112,13 +112,13 @@ impl Follow {
         next: u64,
     ) -> Self {
         let stream = stream.to_owned();
-        Self { js, stream, filter, name, next, attempt: 0, failures: 0, open: None }
+        Self { js, stream, filter, name, next, attempt: 0, failures: 0, consumer: None }
     }
 
     /// Continues at another sequence, after a stream reset.
     pub fn restart_at(&mut self, next: u64) {
         self.next = next;
-        self.open = None;
+        self.consumer = None;
     }
 
     /// Returns the sequence after the last returned message.
@@ -129,10 +129,10 @@ impl Follow {
     /// Queries the number of matching messages that were not returned yet. Returns `None` if NATS
     /// gives no result.
     pub async fn waiting(&mut self) -> Option<u64> {
-        let open = self.open.as_mut()?;
-        let given_out = open.delivered;
+        let open = self.consumer.as_mut()?;
+        let returned = open.delivered;
         let info = open.consumer.info().await.ok()?;
-        Some(info.num_pending + info.delivered.consumer_sequence.saturating_sub(given_out))
+        Some(info.num_pending + info.delivered.consumer_sequence.saturating_sub(returned))
     }
 
     /// Waits for the next event, without a time limit. Cancellation-safe.
@@ -147,13 +147,13 @@ impl Follow {
                     }
                     return followed;
                 }
-                Err(error) if self.failures == FAILURES_QUIET => {
-                    warn!(reader = %self.name, next = self.next, %error, "reading fails again and again");
-                    self.retreat().await;
+                Err(error) if self.failures == QUIET_FAILURES_MAX => {
+                    warn!(reader = %self.name, next = self.next, %error, "failed to read stream");
+                    self.back_off().await;
                 }
                 Err(error) => {
-                    debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
-                    self.retreat().await;
+                    debug!(reader = %self.name, next = self.next, %error, "stream reader closed");
+                    self.back_off().await;
                 }
             }
         }
@@ -162,44 +162,41 @@ impl Follow {
     /// Returns the next message if it has already arrived, without waiting. Drops an earlier
     /// caught-up report.
     pub async fn ready(&mut self) -> Option<Followed> {
-        let open = self.open.as_mut()?;
+        let open = self.consumer.as_mut()?;
         let message = open.messages.next().now_or_never()?;
-        match self.received(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
+        match self.accept(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
             Ok(followed) => Some(followed),
             Err(error) => {
-                debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
-                self.open = None;
+                debug!(reader = %self.name, next = self.next, %error, "stream reader closed");
+                self.consumer = None;
                 None
             }
         }
     }
 
-    async fn retreat(&mut self) {
-        self.open = None;
+    async fn back_off(&mut self) {
+        self.consumer = None;
         let wait = Duration::from_millis(20 << self.failures.min(6)).min(BACKOFF_MAX);
         self.failures += 1;
         tokio::time::sleep(wait).await;
     }
 
     async fn step(&mut self) -> Result<Followed, Broken> {
-        let Some(open) = &mut self.open else {
+        let Some(open) = &mut self.consumer else {
             return self.reopen().await.map(Followed::Opened);
         };
         if let Some((through, at)) = open.caught_up.take() {
             return Ok(Followed::CaughtUp(through, at));
         }
-        let Ok(next) = tokio::time::timeout(IDLE, open.messages.next()).await else {
-            return self.look_whether_idle().await;
+        let Ok(next) = tokio::time::timeout(IDLE_TIMEOUT, open.messages.next()).await else {
+            return self.check_idle().await;
         };
-        self.received(next.ok_or("the pull ended".into()).and_then(|message| Ok(message?)))
+        self.accept(next.ok_or("the pull ended".into()).and_then(|message| Ok(message?)))
     }
 
-    fn received(
-        &mut self,
-        message: Result<jetstream::Message, Broken>,
-    ) -> Result<Followed, Broken> {
+    fn accept(&mut self, message: Result<jetstream::Message, Broken>) -> Result<Followed, Broken> {
         let message = message?;
-        let open = self.open.as_mut().ok_or("not open")?;
+        let open = self.consumer.as_mut().ok_or("the consumer is closed")?;
         let (place, delivered) = {
             let info = message.info()?;
             let (sequence, stored_at) = (info.stream_sequence, info.published);
@@ -209,7 +206,7 @@ impl Follow {
         open.delivered += 1;
         if delivered != open.delivered || sequence < self.next {
             return Err(
-                format!("delivery {delivered} came where {} was due", open.delivered).into()
+                format!("expected delivery {}, received {delivered}", open.delivered).into()
             );
         }
         open.caught_up = (place.waiting == 0).then_some((sequence, place.stored_at));
@@ -234,11 +231,11 @@ impl Follow {
                 ack_policy: AckPolicy::None,
                 memory_storage: true,
                 num_replicas: 1,
-                inactive_threshold: INACTIVE,
+                inactive_threshold: CONSUMER_TTL,
                 ..pull::Config::default()
             })
             .await?;
-        let caught_up = self.end_of_idle(&stream).await?;
+        let caught_up = self.end_if_idle(&stream).await?;
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -247,14 +244,14 @@ impl Follow {
             .heartbeat(HEARTBEAT)
             .messages()
             .await?;
-        self.open = Some(Open { messages, consumer, delivered: 0, caught_up });
+        self.consumer = Some(OpenConsumer { messages, consumer, delivered: 0, caught_up });
         Ok(state)
     }
 
-    async fn look_whether_idle(&mut self) -> Result<Followed, Broken> {
+    async fn check_idle(&mut self) -> Result<Followed, Broken> {
         let stream = self.js.get_stream(&self.stream).await?;
-        let end = self.end_of_idle(&stream).await?;
-        let open = self.open.as_mut().ok_or("not open")?;
+        let end = self.end_if_idle(&stream).await?;
+        let open = self.consumer.as_mut().ok_or("the consumer is closed")?;
         let info = open.consumer.info().await?;
         match end {
             Some((through, at)) if info.delivered.consumer_sequence == open.delivered => {
@@ -267,7 +264,7 @@ impl Follow {
     /// Returns the end of the stream if no matching message lies between the last returned one and
     /// there. Both queries go to the leader, the end first: a replica that lags would report too
     /// much.
-    async fn end_of_idle(&self, stream: &Stream) -> Result<Option<(u64, OffsetDateTime)>, Broken> {
+    async fn end_if_idle(&self, stream: &Stream) -> Result<Option<(u64, OffsetDateTime)>, Broken> {
         let state = stream.get_info().await?.state;
         let (end, time) = (state.last_sequence, state.last_timestamp);
         let ours = match stream.get_last_raw_message_by_subject(&self.filter).await {
@@ -298,7 +295,7 @@ pub async fn first_since(
             ack_policy: AckPolicy::None,
             memory_storage: true,
             num_replicas: 1,
-            inactive_threshold: INACTIVE,
+            inactive_threshold: CONSUMER_TTL,
             ..pull::Config::default()
         })
         .await?;
@@ -311,7 +308,7 @@ pub async fn first_since(
             Err(error) => Err(error.into()),
         };
     }
-    let batch = consumer.batch().max_messages(1).expires(FIRST_WITHIN);
-    let first = batch.messages().await?.next().await.ok_or("it did not come in time")??;
+    let batch = consumer.batch().max_messages(1).expires(FIRST_MESSAGE_TIMEOUT);
+    let first = batch.messages().await?.next().await.ok_or("the first message timed out")??;
     Ok(Some(first.info()?.stream_sequence))
 }

@@ -12,9 +12,9 @@ use std::{
 };
 
 /// Name of the subcommand.
-const VERB: &str = "healthcheck";
+const SUBCOMMAND: &str = "healthcheck";
 /// Maximum duration of each step of the request.
-const WITHIN: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Invocation of a program: run with settings, or query the running process.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub enum Asked<C> {
 
 /// Check whether the process on this host is ready. Exits with 0 or 1.
 #[derive(Debug, Parser)]
-#[command(name = VERB)]
+#[command(name = SUBCOMMAND)]
 pub struct Healthcheck {
     /// Admin listener of the process, as address:port.
     #[arg(
@@ -51,8 +51,8 @@ impl<C: Parser> CommandFactory for Asked<C> {
 
 impl<C: Parser> FromArgMatches for Asked<C> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        match matches.subcommand_matches(VERB) {
-            Some(verb) => Healthcheck::from_arg_matches(verb).map(Self::Healthcheck),
+        match matches.subcommand_matches(SUBCOMMAND) {
+            Some(healthcheck) => Healthcheck::from_arg_matches(healthcheck).map(Self::Healthcheck),
             None => C::from_arg_matches(matches).map(Self::Run),
         }
     }
@@ -68,7 +68,7 @@ impl<C: Parser> Parser for Asked<C> {}
 impl Healthcheck {
     /// Queries the process and prints a failure to standard error.
     pub fn run(&self) -> ExitCode {
-        match self.ask() {
+        match self.request() {
             Ok(status) if status.contains(" 200 ") => ExitCode::SUCCESS,
             Ok(status) => {
                 eprintln!("{}: not ready: {status}", self.admin_listen);
@@ -81,7 +81,7 @@ impl Healthcheck {
         }
     }
 
-    fn ask(&self) -> std::io::Result<String> {
+    fn request(&self) -> std::io::Result<String> {
         let mut address = self.admin_listen;
         // A process that listens on all addresses also listens on localhost.
         match address.ip() {
@@ -89,11 +89,11 @@ impl Healthcheck {
             IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
             _ => {}
         }
-        let mut socket = TcpStream::connect_timeout(&address, WITHIN)?;
-        socket.set_read_timeout(Some(WITHIN))?;
+        let mut socket = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         write!(socket, "GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        socket.take(1024).read_to_string(&mut answer)?;
-        Ok(answer.lines().next().unwrap_or_default().to_owned())
+        let mut response = String::new();
+        socket.take(1024).read_to_string(&mut response)?;
+        Ok(response.lines().next().unwrap_or_default().to_owned())
     }
 }

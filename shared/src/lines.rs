@@ -23,25 +23,25 @@ use std::{
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 /// Maximum number of queued lines: about 2 MB, some tenths of a second of an ingest at its limit.
-const WAITING_MAX: usize = 8_192;
+const QUEUED_MAX: usize = 8_192;
 /// Maximum bytes per write.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Interval between two writes.
-const PAUSE: Duration = Duration::from_millis(3);
+const WRITE_INTERVAL: Duration = Duration::from_millis(3);
 /// Maximum duration of the final flush.
-const END: Duration = Duration::from_millis(1_500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Starts the thread. Returns the queue, the counter of dropped lines and the guard that flushes.
-pub(crate) fn to_stdout() -> (NonBlocking, Dropped, Rest) {
+pub(crate) fn to_stdout() -> (NonBlocking, Dropped, LogFlushGuard) {
     let lost = Arc::<AtomicU64>::default();
     let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout());
-    let (lines, rest) = NonBlockingBuilder::default()
-        .buffered_lines_limit(WAITING_MAX)
+    let (lines, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUED_MAX)
         .lossy(true)
         .thread_name("log")
-        .finish(Paced { out, lost: Arc::clone(&lost) });
+        .finish(PacedWriter { out, lost: Arc::clone(&lost) });
     let dropped = Dropped { unqueued: lines.error_counter(), unwritten: lost };
-    (lines, dropped, Rest(Some(rest)))
+    (lines, dropped, LogFlushGuard(Some(guard)))
 }
 
 /// Counter of dropped lines since the start: `tidegate_log_lines_dropped_total`.
@@ -55,7 +55,7 @@ impl Collector for Dropped {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let unqueued = self.unqueued.dropped_lines() as u64;
         let dropped = ConstCounter::new(unqueued + self.unwritten.load(Ordering::Relaxed));
-        let help = "Lines of the log that were dropped, as nobody took them.";
+        let help = "Log lines dropped because standard output stalled.";
         let type_ = dropped.metric_type();
         dropped.encode(encoder.encode_descriptor("log_lines_dropped", help, None, type_)?)
     }
@@ -63,12 +63,12 @@ impl Collector for Dropped {
 
 /// Writer that limits its write rate. Never returns an error: the library would miss its stop
 /// signal.
-struct Paced {
+struct PacedWriter {
     out: BufWriter<Stdout>,
     lost: Arc<AtomicU64>,
 }
 
-impl Write for Paced {
+impl Write for PacedWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.out.write_all(line).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -79,25 +79,25 @@ impl Write for Paced {
     /// Writes the buffer when the queue is empty. Lines of the following pause go out together.
     fn flush(&mut self) -> io::Result<()> {
         let _ = self.out.flush(); // failures are counted above
-        thread::sleep(PAUSE);
+        thread::sleep(WRITE_INTERVAL);
         Ok(())
     }
 }
 
 /// Guard that flushes queued lines within a time limit. The library would wait forever for a full
 /// queue without a reader.
-pub(crate) struct Rest(Option<WorkerGuard>);
+pub(crate) struct LogFlushGuard(Option<WorkerGuard>);
 
-impl Drop for Rest {
+impl Drop for LogFlushGuard {
     fn drop(&mut self) {
-        let rest = self.0.take();
-        let (written, wait) = mpsc::channel();
-        let ending = move || {
-            drop(rest);
-            let _ = written.send(()); // the receiver may have timed out
+        let guard = self.0.take();
+        let (done, wait) = mpsc::channel();
+        let flush = move || {
+            drop(guard);
+            let _ = done.send(()); // the receiver may have timed out
         };
         // without the thread, nothing is flushed
-        let _ = thread::Builder::new().name("log-end".into()).spawn(ending);
-        let _ = wait.recv_timeout(END); // the process ends after the timeout, too
+        let _ = thread::Builder::new().name("log-end".into()).spawn(flush);
+        let _ = wait.recv_timeout(FLUSH_TIMEOUT); // the process ends after the timeout, too
     }
 }

@@ -48,7 +48,7 @@ impl TryFrom<u16> for Partition {
 
 /// Number of [`PARTITIONS`] or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a partition is a number below 64")]
+#[error("partition is not below 64")]
 pub struct NoPartition;
 
 impl fmt::Display for Partition {

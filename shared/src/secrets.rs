@@ -88,7 +88,7 @@ pub enum Unopened {
     #[error("key {0:?} is not in the key ring")]
     NoKey(String),
     /// The value is damaged, or sealed for another row or column.
-    #[error("{0} does not open: damaged, or sealed for another row or column")]
+    #[error("failed to open {0}: damaged, or sealed for another row or column")]
     Refused(&'static str),
 }
 
@@ -117,7 +117,7 @@ pub enum InvalidKeyRing {
     #[error("key {0:?} of the key ring is not 32 bytes in base64 (try: openssl rand -base64 32)")]
     Key(String),
     /// The id occurs twice.
-    #[error("key id {0:?} stands twice in the key ring")]
+    #[error("key id {0:?} occurs twice in the key ring")]
     Twice(String),
 }
 
@@ -265,14 +265,14 @@ mod tests {
     #[test]
     fn a_bad_ring_is_named_without_its_keys() {
         let twice = format!("{},{}", ring("k1"), ring("k1"));
-        for (text, says) in [
+        for (text, expected) in [
             ("", "entry 1"),
             ("k1", "entry 1"),
             ("k1:c2hvcnQ=", "32 bytes"),
-            (twice.as_str(), "stands twice"),
+            (twice.as_str(), "occurs twice"),
         ] {
             let error = text.parse::<KeyRing>().expect_err("bad").to_string();
-            assert!(error.contains(says) && !error.contains("c2hvcnQ"), "{error}");
+            assert!(error.contains(expected) && !error.contains("c2hvcnQ"), "{error}");
         }
     }
 

@@ -39,7 +39,7 @@ impl Shutdown {
         let token = this.token.clone();
         tokio::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            info!("asked to stop");
+            info!("shutdown requested");
             token.cancel();
         });
         Ok(this)
@@ -68,7 +68,7 @@ impl Shutdown {
         self.tasks.spawn(async move {
             let ended = task.await;
             if ended.is_err() || !this.token.is_cancelled() {
-                error!(task = name, panicked = ended.is_err(), "a vital task ended; stopping");
+                error!(task = name, panicked = ended.is_err(), "vital task ended");
                 this.failed.cancel();
                 this.token.cancel();
             }
@@ -84,7 +84,7 @@ impl Shutdown {
             Ok(()) => Drained::Clean,
             Err(_) => Drained::Abandoned(self.tasks.len()),
         };
-        info!(?drained, "stopped");
+        info!(?drained, "process stopped");
         if drained == Drained::Clean && !self.failed.is_cancelled() {
             std::process::ExitCode::SUCCESS
         } else {

@@ -55,9 +55,9 @@ pub struct Sizing {
 }
 
 /// Default replicas of a new stream.
-const REPLICAS: usize = 1;
+const DEFAULT_REPLICAS: usize = 1;
 /// Default size of a new stream in bytes.
-const MAX_BYTES: i64 = 1 << 30;
+const DEFAULT_MAX_BYTES: i64 = 1 << 30;
 
 /// Returns `slack.in.<partition>.<connection>`.
 pub fn subject(partition: Partition, connection: ConnectionId) -> String {
@@ -119,18 +119,18 @@ fn config(replicas: usize, max_bytes: i64) -> Config {
 
 /// Returns the respects in which a stream differs from the required configuration, except for
 /// replicas and size.
-pub fn differences(there: &Config) -> Vec<&'static str> {
-    let wanted = config(there.num_replicas, there.max_bytes);
+pub fn differences(current: &Config) -> Vec<&'static str> {
+    let wanted = config(current.num_replicas, current.max_bytes);
     [
-        ("its subjects", there.subjects == wanted.subjects),
-        ("how long it keeps", there.max_age == wanted.max_age),
-        ("what it does when it is full", there.discard == wanted.discard),
-        ("its retention", there.retention == wanted.retention),
-        ("its storage", there.storage == wanted.storage),
-        ("its largest message", there.max_message_size == wanted.max_message_size),
-        ("its window for duplicates", there.duplicate_window == wanted.duplicate_window),
-        ("whether single messages may be deleted", there.deny_delete == wanted.deny_delete),
-        ("direct reads", there.allow_direct == wanted.allow_direct),
+        ("subjects", current.subjects == wanted.subjects),
+        ("maximum age", current.max_age == wanted.max_age),
+        ("discard policy", current.discard == wanted.discard),
+        ("retention", current.retention == wanted.retention),
+        ("storage", current.storage == wanted.storage),
+        ("maximum message size", current.max_message_size == wanted.max_message_size),
+        ("duplicate window", current.duplicate_window == wanted.duplicate_window),
+        ("deletion of single messages", current.deny_delete == wanted.deny_delete),
+        ("direct reads", current.allow_direct == wanted.allow_direct),
     ]
     .into_iter()
     .filter_map(|(what, same)| (!same).then_some(what))
@@ -142,39 +142,39 @@ pub fn differences(there: &Config) -> Vec<&'static str> {
 /// # Errors
 /// Failure of JetStream, with the name of the resource.
 pub async fn ensure(js: &jetstream::Context, sizing: Sizing) -> Result<(), NotEnsured> {
-    let there = match js.get_stream(STREAM).await {
+    let current = match js.get_stream(STREAM).await {
         Ok(stream) => Some(stream.cached_info().config.clone()),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 None
             }
-            _ => return Err(failed("question whether there is a stream")(error)),
+            _ => return Err(failed("query stream SLACK_IN")(error)),
         },
     };
     let (replicas, max_bytes) =
-        there.map_or((REPLICAS, MAX_BYTES), |c| (c.num_replicas, c.max_bytes));
+        current.map_or((DEFAULT_REPLICAS, DEFAULT_MAX_BYTES), |c| (c.num_replicas, c.max_bytes));
     let replicas = sizing.replicas.unwrap_or(replicas);
     let stream = config(replicas, sizing.max_bytes.unwrap_or(max_bytes));
-    js.create_or_update_stream(stream).await.map_err(failed("stream SLACK_IN"))?;
+    js.create_or_update_stream(stream).await.map_err(failed("create stream SLACK_IN"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: DIRECTORY_BUCKET.into(),
-        description: "What ingest knows of every connection".into(),
+        description: "Directory: connections for ingest".into(),
         history: 1,
         num_replicas: replicas,
         ..kv::Config::default()
     })
     .await
-    .map_err(failed("bucket connections"))?;
+    .map_err(failed("create bucket connections"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: INGESTS_BUCKET.into(),
-        description: "How far every live ingest has read the directory".into(),
+        description: "Applied directory revision of each ingest".into(),
         history: 1,
         max_age: INGEST_TTL,
         num_replicas: replicas,
         ..kv::Config::default()
     })
     .await
-    .map_err(failed("bucket ingests"))?;
+    .map_err(failed("create bucket ingests"))?;
     Ok(())
 }
 
@@ -186,9 +186,9 @@ pub async fn purge_connection(
     js: &jetstream::Context,
     connection: ConnectionId,
 ) -> Result<u64, NotEnsured> {
-    let stream = js.get_stream(STREAM).await.map_err(failed("look at stream SLACK_IN"))?;
+    let stream = js.get_stream(STREAM).await.map_err(failed("query stream SLACK_IN"))?;
     let purge = stream.purge().filter(format!("slack.in.*.{connection}"));
-    Ok(purge.await.map_err(failed("purge of a connection"))?.purged)
+    Ok(purge.await.map_err(failed("purge a connection"))?.purged)
 }
 
 fn failed<E>(what: &'static str) -> impl FnOnce(E) -> NotEnsured
@@ -200,7 +200,7 @@ where
 
 /// Failure to create or change a resource of JetStream.
 #[derive(Debug, thiserror::Error)]
-#[error("JetStream refused the {what}")]
+#[error("failed to {what}")]
 pub struct NotEnsured {
     what: &'static str,
     source: Box<dyn std::error::Error + Send + Sync>,

@@ -11,7 +11,7 @@
 use crate::{
     codec::envelope::Word,
     config::Telemetry,
-    lines::{self, Dropped, Rest},
+    lines::{self, Dropped, LogFlushGuard},
 };
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
@@ -41,7 +41,7 @@ pub struct Telling {
     /// Counter of dropped log lines.
     pub dropped: Dropped,
     provider: Option<SdkTracerProvider>,
-    _rest: Rest,
+    _flush: LogFlushGuard,
 }
 
 impl Drop for Telling {
@@ -63,7 +63,7 @@ pub fn init(settings: &Telemetry, service: &'static str) -> Result<Telling, NoEx
         *metadata.level() == Level::TRACE && metadata.target().starts_with("async_nats")
     };
     let filter = filter.and(filter_fn(move |metadata| !prints_bodies(metadata)));
-    let (lines, dropped, rest) = lines::to_stdout();
+    let (lines, dropped, flush) = lines::to_stdout();
     let logs = tracing_subscriber::fmt::layer().with_writer(lines);
     let logs: Box<dyn Layer<Registry> + Send + Sync> = if settings.json {
         logs.json().flatten_event(true).with_filter(filter).boxed()
@@ -81,7 +81,7 @@ pub fn init(settings: &Telemetry, service: &'static str) -> Result<Telling, NoEx
         // Not an optional layer, which would create spans without a collector.
         None => registry.init(),
     }
-    Ok(Telling { dropped, provider, _rest: rest })
+    Ok(Telling { dropped, provider, _flush: flush })
 }
 
 fn provider(endpoint: &str, service: &'static str) -> Result<SdkTracerProvider, NoExporter> {
@@ -107,7 +107,7 @@ where
 
 /// Failure to create an exporter.
 #[derive(Debug, thiserror::Error)]
-#[error("TIDEGATE_OTLP_ENDPOINT is malformed: say http://collector:4318")]
+#[error("TIDEGATE_OTLP_ENDPOINT is malformed; use http://collector:4318")]
 pub struct NoExporter(#[source] opentelemetry_otlp::ExporterBuildError);
 
 /// Returns the W3C trace context of a span, to be stored in the envelope. `None` without a

@@ -169,7 +169,7 @@ impl fmt::Debug for DedupeKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotDecoded {
     /// Written by a newer release. The partition waits for a newer worker.
-    #[error("the envelope has schema {0}, newer than {SCHEMA}, the newest this release reads")]
+    #[error("envelope schema {0} is newer than {SCHEMA}, the newest this release reads")]
     Newer(u16),
     /// Foreign or damaged. Becomes a dead letter with this reason.
     #[error("undecodable envelope: {0}")]
@@ -239,7 +239,7 @@ impl Envelope {
             dedupe: word(MSG_ID)
                 .map(|word| DedupeKey(word.0))
                 .filter(|key| key.0.starts_with(&connection.to_string()))
-                .ok_or(Undecodable("its dedupe key is not its connection's"))?,
+                .ok_or(Undecodable("its dedup key is not its connection's"))?,
             received_at_ms: number(text(RECEIVED_AT)).ok_or(Undecodable("it has no time"))?,
             media: text(CONTENT_TYPE)
                 .and_then(Media::from_content_type)

@@ -6,13 +6,13 @@ use std::borrow::Cow;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Postgres is unavailable, or a statement failed.
-    #[error("Postgres failed")]
+    #[error("Postgres request failed")]
     Postgres(#[from] sqlx::Error),
     /// The statement of a batch of requests failed, for all of them.
     #[error(transparent)]
     Batch(std::sync::Arc<StoreError>),
     /// A migration failed.
-    #[error("migrating Postgres failed")]
+    #[error("failed to migrate Postgres")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// A column holds a value that no statement writes.
     #[error("{table}.{column} of row {row} makes no sense: {why}")]
@@ -27,13 +27,13 @@ pub enum StoreError {
         why: String,
     },
     /// The operating system provided no randomness.
-    #[error("no randomness to seal with")]
+    #[error("the operating system provided no randomness")]
     Randomness(#[from] getrandom::Error),
     /// The row does not exist.
-    #[error("there is no {0}")]
+    #[error("{0} does not exist")]
     Missing(String),
     /// The setting is not a URL of Postgres.
-    #[error("TIDEGATE_POSTGRES_URL is malformed: say postgres://user:password@host/database")]
+    #[error("TIDEGATE_POSTGRES_URL is malformed; use postgres://user:password@host/database")]
     Url,
 }
 

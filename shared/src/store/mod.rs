@@ -35,8 +35,8 @@ pub use webhooks::*;
 
 use crate::{config, secrets::KeyRing};
 pub use pool::Plans;
-use pool::Sessions;
-use row::{column, inconsistent, moment, nullable, storable};
+use pool::Pool;
+use row::{column, inconsistent, nullable, replace_nul, timestamp};
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 use std::str::FromStr;
 
@@ -46,9 +46,9 @@ const LEASE_CONNECTIONS: u32 = 2;
 /// Postgres, with the key rings for its sealed columns.
 #[derive(Clone)]
 pub struct Store {
-    pool: Sessions,
+    pool: Pool,
     /// Separate connections, so that renewals of leases never wait for other work.
-    leases: Sessions,
+    leases: Pool,
     rings: Rings,
 }
 
@@ -70,8 +70,8 @@ impl Store {
         plans: Plans,
     ) -> Result<Self, StoreError> {
         let options = options(settings)?;
-        let leases = Sessions::new(options.clone(), LEASE_CONNECTIONS, plans);
-        Ok(Self { pool: Sessions::new(options, settings.connections, plans), leases, rings })
+        let leases = Pool::new(options.clone(), LEASE_CONNECTIONS, plans);
+        Ok(Self { pool: Pool::new(options, settings.connections, plans), leases, rings })
     }
 
     /// Migrates the schema to this release. Idempotent. Concurrent calls wait for each other

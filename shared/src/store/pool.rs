@@ -36,23 +36,23 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const STATEMENT_TIMEOUT: &str = "5s";
 /// Client-side limit of a statement. Exceeds `STATEMENT_TIMEOUT` by the time Postgres needs to
 /// report it.
-const STATEMENT: Duration = Duration::from_secs(6);
+const STATEMENT_CLIENT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Maximum duration of all statements of a transaction.
-const TRANSACTION: Duration = Duration::from_secs(10);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Server-side limit of an idle transaction: a frozen worker must not hold its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
 /// Idle time after which a connection is pinged before use. So is a connection that was idle when
 /// another failed, because the cause may have affected both. A ping before each use would cost a
 /// round trip per statement.
-const ASKED_AFTER: Duration = Duration::from_secs(1);
+const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// Interval without notifications after which a listener checks its connection.
-const SILENCE: Duration = Duration::from_secs(10);
+const LISTEN_PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Pool of connections for statements and transactions. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Sessions {
+pub(super) struct Pool {
     pool: PgPool,
-    failed: Failed,
+    failed: LastFailure,
 }
 
 /// Planning mode of statements.
@@ -68,22 +68,22 @@ pub enum Plans {
 
 /// Time of the last failure of a connection.
 #[derive(Debug, Clone, Default)]
-struct Failed(Arc<Mutex<Option<Instant>>>);
+struct LastFailure(Arc<Mutex<Option<Instant>>>);
 
-impl Failed {
-    fn now(&self) {
+impl LastFailure {
+    fn record(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn within(&self, last: Duration) -> bool {
+    fn is_within(&self, last: Duration) -> bool {
         let at = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         at.is_some_and(|at| at.elapsed() <= last)
     }
 }
 
-impl Sessions {
+impl Pool {
     /// Creates a pool of at most `max` connections without connecting.
-    pub fn new(options: PgConnectOptions, most: u32, plans: Plans) -> Self {
+    pub fn new(options: PgConnectOptions, max: u32, plans: Plans) -> Self {
         let options = match plans {
             Plans::PerCall => options,
             Plans::Once => options
@@ -94,16 +94,16 @@ impl Sessions {
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
             ("jit", "off"),
         ]);
-        let failed = Failed::default();
+        let failed = LastFailure::default();
         let others = failed.clone();
         let pool = PgPoolOptions::new()
-            .max_connections(most)
+            .max_connections(max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(move |session, lent| {
-                let ask = lent.idle_for > ASKED_AFTER || others.within(lent.idle_for);
+                let needs_ping = lent.idle_for > PING_AFTER_IDLE || others.is_within(lent.idle_for);
                 Box::pin(async move {
-                    if ask {
+                    if needs_ping {
                         sqlx::Connection::ping(session).await?;
                     }
                     Ok(true)
@@ -114,9 +114,9 @@ impl Sessions {
 
     /// Begins a transaction. Dropping it rolls it back.
     pub async fn begin(&self) -> Result<Transaction, Error> {
-        let mut session = self.lend().await?;
-        in_time(STATEMENT, session.connection.execute("begin")).await?;
-        Ok(Transaction(session))
+        let mut connection = self.acquire().await?;
+        with_timeout(STATEMENT_CLIENT_TIMEOUT, connection.inner.execute("begin")).await?;
+        Ok(Transaction(connection))
     }
 
     /// Listens on a channel with a separate connection.
@@ -124,58 +124,59 @@ impl Sessions {
         let options = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
         let own = options.connect_lazy_with((*self.pool.connect_options()).clone());
         let mut listener = PgListener::connect_with(&own).await?;
-        in_time(STATEMENT, listener.listen(channel)).await?;
+        with_timeout(STATEMENT_CLIENT_TIMEOUT, listener.listen(channel)).await?;
         Ok(Listener(listener))
     }
 
-    async fn lend(&self) -> Result<Session, Error> {
-        let connection = self.pool.acquire().await?;
-        Ok(Session { connection, at_its_end: false, failed: self.failed.clone() })
+    async fn acquire(&self) -> Result<PooledConnection, Error> {
+        let inner = self.pool.acquire().await?;
+        Ok(PooledConnection { inner, finished: false, failed: self.failed.clone() })
     }
 }
 
 /// Connection in use.
-struct Session {
-    connection: PoolConnection<Postgres>,
+struct PooledConnection {
+    inner: PoolConnection<Postgres>,
     /// Set when the statement or transaction finished, so that the connection is reusable.
-    at_its_end: bool,
-    failed: Failed,
+    finished: bool,
+    failed: LastFailure,
 }
 
-impl Session {
+impl PooledConnection {
     /// Marks the connection as reusable after a result or an error of Postgres.
-    fn answered<T>(mut self, answer: Result<T, Error>) -> Result<T, Error> {
-        self.at_its_end = matches!(answer, Ok(_) | Err(Error::Database(_)));
+    fn finish<T>(mut self, answer: Result<T, Error>) -> Result<T, Error> {
+        self.finished = matches!(answer, Ok(_) | Err(Error::Database(_)));
         answer
     }
 }
 
-impl Drop for Session {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
-        if !self.at_its_end {
-            self.failed.now();
-            self.connection.close_on_drop();
+        if !self.finished {
+            self.failed.record();
+            self.inner.close_on_drop();
         } else if let Ok(runtime) = Handle::try_current() {
             // sqlx pings a returned connection without a timeout.
-            runtime.spawn(tokio::time::timeout(STATEMENT, self.connection.return_to_pool()));
+            runtime
+                .spawn(tokio::time::timeout(STATEMENT_CLIENT_TIMEOUT, self.inner.return_to_pool()));
         }
     }
 }
 
 /// Transaction. `&mut *transaction` runs its statements.
-pub(super) struct Transaction(Session);
+pub(super) struct Transaction(PooledConnection);
 
 impl Transaction {
     /// Commits.
     pub async fn commit(mut self) -> Result<(), Error> {
-        let answer = in_time(STATEMENT, self.execute("commit")).await;
-        self.0.answered(answer).map(|_| ())
+        let answer = with_timeout(STATEMENT_CLIENT_TIMEOUT, self.execute("commit")).await;
+        self.0.finish(answer).map(|_| ())
     }
 
     /// Rolls back.
     pub async fn rollback(mut self) -> Result<(), Error> {
-        let answer = in_time(STATEMENT, self.execute("rollback")).await;
-        self.0.answered(answer).map(|_| ())
+        let answer = with_timeout(STATEMENT_CLIENT_TIMEOUT, self.execute("rollback")).await;
+        self.0.finish(answer).map(|_| ())
     }
 }
 
@@ -183,13 +184,13 @@ impl Deref for Transaction {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.0.connection
+        &self.0.inner
     }
 }
 
 impl DerefMut for Transaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0.connection
+        &mut self.0.inner
     }
 }
 
@@ -201,36 +202,38 @@ impl Listener {
     /// missing.
     pub async fn next(&mut self) -> Result<Option<PgNotification>, Error> {
         loop {
-            match tokio::time::timeout(SILENCE, self.0.try_recv()).await {
-                Ok(heard) => return heard,
-                Err(_) => in_time(STATEMENT, self.0.execute("select 1")).await?,
+            match tokio::time::timeout(LISTEN_PING_INTERVAL, self.0.try_recv()).await {
+                Ok(notification) => return notification,
+                Err(_) => {
+                    with_timeout(STATEMENT_CLIENT_TIMEOUT, self.0.execute("select 1")).await?
+                }
             };
         }
     }
 }
 
-/// Runs a transaction within `TRANSACTION`.
-pub(super) async fn transaction_in_time<T>(
+/// Runs a transaction within `TRANSACTION_TIMEOUT`.
+pub(super) async fn with_transaction_timeout<T>(
     transaction: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    tokio::time::timeout(TRANSACTION, transaction)
+    tokio::time::timeout(TRANSACTION_TIMEOUT, transaction)
         .await
-        .unwrap_or_else(|_| Err(StoreError::Postgres(no_answer(TRANSACTION))))
+        .unwrap_or_else(|_| Err(StoreError::Postgres(timeout_error(TRANSACTION_TIMEOUT))))
 }
 
-async fn in_time<T>(
+async fn with_timeout<T>(
     limit: Duration,
     statement: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    tokio::time::timeout(limit, statement).await.unwrap_or_else(|_| Err(no_answer(limit)))
+    tokio::time::timeout(limit, statement).await.unwrap_or_else(|_| Err(timeout_error(limit)))
 }
 
-fn no_answer(within: Duration) -> Error {
-    Error::Io(io::Error::new(ErrorKind::TimedOut, format!("no answer within {within:?}")))
+fn timeout_error(limit: Duration) -> Error {
+    Error::Io(io::Error::new(ErrorKind::TimedOut, format!("no answer within {limit:?}")))
 }
 
 /// Runs one statement per connection use.
-impl<'p> Executor<'p> for &'p Sessions {
+impl<'p> Executor<'p> for &'p Pool {
     type Database = Postgres;
 
     fn fetch_many<'e, 'q: 'e, E>(
@@ -242,10 +245,10 @@ impl<'p> Executor<'p> for &'p Sessions {
         E: 'q + Execute<'q, Postgres>,
     {
         let all = async move {
-            let mut session = self.lend().await?;
-            let rows = session.connection.fetch_many(query).try_collect::<Vec<_>>();
-            let rows = in_time(STATEMENT, rows).await;
-            session.answered(rows).map(|rows| stream::iter(rows.into_iter().map(Ok)))
+            let mut connection = self.acquire().await?;
+            let rows = connection.inner.fetch_many(query).try_collect::<Vec<_>>();
+            let rows = with_timeout(STATEMENT_CLIENT_TIMEOUT, rows).await;
+            connection.finish(rows).map(|rows| stream::iter(rows.into_iter().map(Ok)))
         };
         all.try_flatten_stream().boxed()
     }
@@ -256,9 +259,11 @@ impl<'p> Executor<'p> for &'p Sessions {
         E: 'q + Execute<'q, Postgres>,
     {
         let row = async move {
-            let mut session = self.lend().await?;
-            let row = in_time(STATEMENT, session.connection.fetch_optional(query)).await;
-            session.answered(row)
+            let mut connection = self.acquire().await?;
+            let row =
+                with_timeout(STATEMENT_CLIENT_TIMEOUT, connection.inner.fetch_optional(query))
+                    .await;
+            connection.finish(row)
         };
         row.boxed()
     }
@@ -272,10 +277,10 @@ impl<'p> Executor<'p> for &'p Sessions {
         'p: 'e,
     {
         let statement = async move {
-            let mut session = self.lend().await?;
-            let prepared = session.connection.prepare_with(sql, parameters);
-            let prepared = in_time(STATEMENT, prepared).await;
-            session.answered(prepared)
+            let mut connection = self.acquire().await?;
+            let prepared = connection.inner.prepare_with(sql, parameters);
+            let prepared = with_timeout(STATEMENT_CLIENT_TIMEOUT, prepared).await;
+            connection.finish(prepared)
         };
         statement.boxed()
     }
@@ -285,9 +290,10 @@ impl<'p> Executor<'p> for &'p Sessions {
         'p: 'e,
     {
         let description = async move {
-            let mut session = self.lend().await?;
-            let described = in_time(STATEMENT, session.connection.describe(sql)).await;
-            session.answered(described)
+            let mut connection = self.acquire().await?;
+            let described =
+                with_timeout(STATEMENT_CLIENT_TIMEOUT, connection.inner.describe(sql)).await;
+            connection.finish(described)
         };
         description.boxed()
     }

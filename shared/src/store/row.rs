@@ -33,7 +33,7 @@ where
 }
 
 /// Formats a nullable timestamp as RFC 3339 in UTC.
-pub(super) fn moment(
+pub(super) fn timestamp(
     row: &PgRow,
     table: &'static str,
     key: &str,
@@ -66,6 +66,6 @@ pub(super) fn inconsistent(
 }
 
 /// Replaces NUL characters, which no column of Postgres accepts.
-pub(super) fn storable(text: &str) -> Cow<'_, str> {
+pub(super) fn replace_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

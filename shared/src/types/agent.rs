@@ -16,7 +16,7 @@ pub enum AgentMode {
 
 /// Failure to parse an [`AgentMode`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no agent's mode: say reply or forward")]
+#[error("{0:?} is not an agent mode; use reply or forward")]
 pub struct UnknownMode(String);
 
 impl AgentMode {
@@ -31,11 +31,11 @@ impl AgentMode {
 
 impl FromStr for AgentMode {
     type Err = UnknownMode;
-    fn from_str(word: &str) -> Result<Self, UnknownMode> {
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
         [AgentMode::Reply, AgentMode::Forward]
             .into_iter()
-            .find(|mode| mode.as_str() == word)
-            .ok_or_else(|| UnknownMode(word.to_owned()))
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| UnknownMode(text.to_owned()))
     }
 }
 

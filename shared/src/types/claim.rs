@@ -111,11 +111,11 @@ impl fmt::Display for Surface {
 
 impl FromStr for Surface {
     type Err = String;
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
             "dm" => Ok(Surface::Dm),
             "channel" => Ok(Surface::Channel),
-            other => Err(format!("{other:?} is no surface; say dm or channel")),
+            other => Err(format!("{other:?} is not a surface; use dm or channel")),
         }
     }
 }

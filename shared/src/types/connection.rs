@@ -21,7 +21,7 @@ pub enum Status {
 
 /// Failure to parse a [`Status`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no connection status")]
+#[error("{0:?} is not a connection status")]
 pub struct UnknownStatus(String);
 
 impl Status {
@@ -39,11 +39,11 @@ impl Status {
 
 impl FromStr for Status {
     type Err = UnknownStatus;
-    fn from_str(word: &str) -> Result<Self, UnknownStatus> {
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
         [Status::Pending, Status::Active, Status::Stopped, Status::Error, Status::Revoked]
             .into_iter()
-            .find(|status| status.as_str() == word)
-            .ok_or_else(|| UnknownStatus(word.to_owned()))
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| UnknownStatus(text.to_owned()))
     }
 }
 

@@ -32,9 +32,9 @@ impl Kind {
 
 impl FromStr for Kind {
     type Err = ();
-    fn from_str(word: &str) -> Result<Self, ()> {
+    fn from_str(text: &str) -> Result<Self, ()> {
         let all = [Kind::Event, Kind::Command, Kind::Interaction, Kind::Options, Kind::Unknown];
-        all.into_iter().find(|kind| kind.as_str() == word).ok_or(())
+        all.into_iter().find(|kind| kind.as_str() == text).ok_or(())
     }
 }
 

@@ -28,11 +28,11 @@ impl fmt::Display for Platform {
 
 impl FromStr for Platform {
     type Err = String;
-    fn from_str(word: &str) -> Result<Self, String> {
-        if word == "slack" {
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "slack" {
             Ok(Platform::Slack)
         } else {
-            Err(format!("{word:?} is no platform; say slack"))
+            Err(format!("{text:?} is not a platform; use slack"))
         }
     }
 }

@@ -9,7 +9,7 @@
 //! An interrupted deletion can be repeated.
 
 use super::{TABLE, settings};
-use crate::store::{Store, StoreError, column, inconsistent, moment, nullable};
+use crate::store::{Store, StoreError, column, inconsistent, nullable, timestamp};
 use crate::types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId};
 use serde::Serialize;
 use sqlx::{PgExecutor, Row, postgres::PgRow};
@@ -117,7 +117,7 @@ impl Store {
             .map(|row| {
                 let key: String = row.try_get("id")?;
                 Ok(HistoryEntry {
-                    at: moment(row, "connection_status_history", &key, "at")?,
+                    at: timestamp(row, "connection_status_history", &key, "at")?,
                     status: column(row, "connection_status_history", &key, "status")?,
                     reason: row.try_get("reason")?,
                 })
@@ -132,7 +132,7 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        let mut deleted = match delete(&self.pool, id).await {
+        let mut deleted = match delete_row(&self.pool, id).await {
             Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
                 DeletedConnection::default()
             }
@@ -178,18 +178,18 @@ impl Store {
     }
 
     /// Deletes a step of a deleted connection's traffic.
-    async fn delete_traffic(&self, id: ConnectionId) -> Result<Step, StoreError> {
-        let mut step = Step::default();
+    async fn delete_traffic(&self, id: ConnectionId) -> Result<DeletionStep, StoreError> {
+        let mut step = DeletionStep::default();
         step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
         step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;
         step.rows = (step.deliveries + step.outbox) as u64;
-        for table in tables() {
+        for table in traffic_tables() {
             let sql = format!(
                 "-- connections.delete_traffic
                  delete from {table} where ctid = any (array (select ctid from {table}
                      where connection_id = $1 limit $2))"
             );
-            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP);
+            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP_ROWS);
             let rows = query.execute(&self.pool).await?.rows_affected();
             step.rows += rows;
             match table.as_str() {
@@ -210,9 +210,12 @@ impl Store {
         delete: &'static str,
     ) -> Result<i64, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let lanes: Vec<i64> =
-            sqlx::query_scalar(lock).bind(id.to_string()).bind(LANES).fetch_all(&mut *tx).await?;
-        let query = sqlx::query_scalar(delete).bind(id.to_string()).bind(lanes).bind(STEP);
+        let lanes: Vec<i64> = sqlx::query_scalar(lock)
+            .bind(id.to_string())
+            .bind(STEP_LANES)
+            .fetch_all(&mut *tx)
+            .await?;
+        let query = sqlx::query_scalar(delete).bind(id.to_string()).bind(lanes).bind(STEP_ROWS);
         let rows = query.fetch_one(&mut *tx).await?;
         tx.commit().await?;
         Ok(rows)
@@ -220,13 +223,13 @@ impl Store {
 }
 
 /// Maximum rows per table and step.
-const STEP: i64 = 5_000;
+const STEP_ROWS: i64 = 5_000;
 /// Maximum lanes per step.
-const LANES: i64 = 100;
+const STEP_LANES: i64 = 100;
 
 /// Result of a step.
 #[derive(Default)]
-struct Step {
+struct DeletionStep {
     deliveries: i64,
     outbox: i64,
     dead_letters: i64,
@@ -234,7 +237,7 @@ struct Step {
 }
 
 /// Returns the tables whose rows need no lock of a lane, with each slot of a rotating table.
-fn tables() -> impl Iterator<Item = String> {
+fn traffic_tables() -> impl Iterator<Item = String> {
     let plain = [
         "outbox_channels",
         "outbox_failures",
@@ -306,7 +309,7 @@ const DELETE_OUTBOX: &str = "-- connections.delete_outbox
 
 /// Deletes the row of a connection and rows that reference it. [`Store::delete_connection`] deletes
 /// its traffic.
-pub(in crate::store) async fn delete(
+pub(in crate::store) async fn delete_row(
     executor: impl PgExecutor<'_>,
     id: ConnectionId,
 ) -> Result<DeletedConnection, StoreError> {
@@ -350,9 +353,9 @@ fn summary(row: &PgRow) -> Result<ConnectionSummary, StoreError> {
         has_bot_token: row.try_get("has_bot_token")?,
         settings,
         bindings: row.try_get("bindings")?,
-        sending_paused_at: moment(row, TABLE, &key, "sending_paused_at")?,
-        installed_at: moment(row, TABLE, &key, "installed_at")?,
-        updated_at: moment(row, TABLE, &key, "updated_at")?,
+        sending_paused_at: timestamp(row, TABLE, &key, "sending_paused_at")?,
+        installed_at: timestamp(row, TABLE, &key, "installed_at")?,
+        updated_at: timestamp(row, TABLE, &key, "updated_at")?,
         version: row.try_get("version")?,
     })
 }

@@ -5,7 +5,7 @@ mod admin;
 mod token_failures;
 mod token_rotation;
 
-pub(in crate::store) use admin::delete;
+pub(in crate::store) use admin::delete_row;
 pub use admin::{ConnectionSummary, DeletedConnection, HistoryEntry};
 pub use token_rotation::{DueRotation, NewRotation};
 
@@ -151,10 +151,10 @@ impl Store {
         .bind(id.to_string())
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| self.connection(id, &row)).transpose()
+        row.map(|row| self.connection_of(id, &row)).transpose()
     }
 
-    fn connection(&self, id: ConnectionId, row: &PgRow) -> Result<Connection, StoreError> {
+    fn connection_of(&self, id: ConnectionId, row: &PgRow) -> Result<Connection, StoreError> {
         let key = id.to_string();
         let token: Option<String> = row.try_get("bot_token")?;
         let place = Place { owner: &key, column: BOT_TOKEN_COLUMN };
@@ -257,7 +257,7 @@ impl ChangeSubscription {
     /// Returns the next changed connection. `None`: the connection to Postgres was lost, and
     /// notifications may be missing.
     pub async fn next(&mut self) -> Result<Option<ConnectionId>, StoreError> {
-        let heard = self.0.next().await?;
-        Ok(heard.and_then(|notification| notification.payload().parse().ok()))
+        let notification = self.0.next().await?;
+        Ok(notification.and_then(|n| n.payload().parse().ok()))
     }
 }

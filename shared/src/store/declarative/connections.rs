@@ -37,62 +37,62 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut there: Vec<There> =
-            rows.iter().map(|row| self.there(row)).collect::<Result<_, _>>()?;
+        let mut existing: Vec<ExistingConnection> =
+            rows.iter().map(|row| self.existing_connection(row)).collect::<Result<_, _>>()?;
         let mut clashes = Vec::new();
         for (n, new) in declared.connections.iter().enumerate() {
             let mut clash = |why: String| clashes.push(Clash { connection: n, why });
-            if let Some(why) = self.lacks_owner(tx, new).await? {
+            if let Some(why) = self.missing_owner(tx, new).await? {
                 clash(why);
                 continue;
             }
-            let called = called(&new.app, new.enterprise.as_ref(), new.team.as_ref());
-            let at = there.iter().position(|old| old.is_installation_of(new));
-            let by_id = there.iter().position(|old| Some(old.id) == new.id);
+            let label = label(&new.app, new.enterprise.as_ref(), new.team.as_ref());
+            let at = existing.iter().position(|old| old.is_installation_of(new));
+            let by_id = existing.iter().position(|old| Some(old.id) == new.id);
             match (at, by_id) {
                 (None, Some(other)) => {
                     clash(format!(
                         "connection {} is of another installation ({}): leave its id out, or \
                          delete it first",
-                        there[other].id,
-                        there[other].called()
+                        existing[other].id,
+                        existing[other].label()
                     ));
                     continue;
                 }
-                (Some(at), _) if new.id.is_some_and(|id| id != there[at].id) => {
+                (Some(at), _) if new.id.is_some_and(|id| id != existing[at].id) => {
                     clash(format!(
-                        "{called} is there already, as {}: say that id, or none",
-                        there[at].id
+                        "{label} is there already, as {}: say that id, or none",
+                        existing[at].id
                     ));
                     continue;
                 }
-                (Some(at), _) if there[at].org != new.org => {
+                (Some(at), _) if existing[at].org != new.org => {
                     clash(format!(
-                        "{called} belongs to organization {}: delete it first \
+                        "{label} belongs to organization {}: delete it first \
                          (tidegate connections delete {})",
-                        there[at].org, there[at].id
+                        existing[at].org, existing[at].id
                     ));
                     continue;
                 }
                 _ => {}
             }
-            let old = at.map(|at| there.swap_remove(at));
-            self.connection_step(tx, new, old, called, plan).await?;
+            let old = at.map(|at| existing.swap_remove(at));
+            self.apply_connection(tx, new, old, label, plan).await?;
         }
-        for old in there {
+        for old in existing {
             if !prune {
-                plan.kept.push(format!("{} ({})", old.called(), old.id));
+                plan.kept.push(format!("{} ({})", old.label(), old.id));
                 continue;
             }
-            connections::delete(&mut *tx, old.id).await?;
-            let what = format!("{} ({})", old.called(), old.id);
+            connections::delete_row(&mut *tx, old.id).await?;
+            let what = format!("{} ({})", old.label(), old.id);
             plan.steps.push(PlanStep { action: Action::Delete, what, fields: Vec::new() });
             plan.deleted.push(old.id);
         }
         Ok(clashes)
     }
 
-    async fn lacks_owner(
+    async fn missing_owner(
         &self,
         tx: &mut PgConnection,
         new: &DeclaredConnection,
@@ -122,16 +122,16 @@ impl Store {
         })
     }
 
-    async fn connection_step(
+    async fn apply_connection(
         &self,
         tx: &mut PgConnection,
         new: &DeclaredConnection,
-        old: Option<There>,
-        called: String,
+        old: Option<ExistingConnection>,
+        label: String,
         plan: &mut Plan,
     ) -> Result<(), StoreError> {
         let (mut diff, before) = (Diff::against(old.is_some()), old.as_ref());
-        let words = |yes: bool| if yes { "true" } else { "false" };
+        let flag = |yes: bool| if yes { "true" } else { "false" };
         diff.text(
             "agent",
             before.and_then(|c| c.agent.as_ref()).map(AgentId::as_str),
@@ -139,8 +139,8 @@ impl Store {
         );
         diff.text(
             "preview_mode",
-            before.map(|c| words(c.preview_mode)),
-            Some(words(new.preview_mode)),
+            before.map(|c| flag(c.preview_mode)),
+            Some(flag(new.preview_mode)),
         );
         diff.secret("signing_secret", before.map(|c| &c.signing_secret), Some(&new.signing_secret));
         let rotates = before.is_some_and(|c| c.rotates);
@@ -179,7 +179,7 @@ impl Store {
             None => ConnectionId::random()?,
         };
         plan.connections.push(id);
-        if !diff.note(plan, format!("{called} ({id})")) {
+        if !diff.add_to(plan, format!("{label} ({id})")) {
             return Ok(());
         }
         let owner = id.to_string();
@@ -233,7 +233,7 @@ impl Store {
         Ok(())
     }
 
-    fn there(&self, row: &PgRow) -> Result<There, StoreError> {
+    fn existing_connection(&self, row: &PgRow) -> Result<ExistingConnection, StoreError> {
         let key: String = row.try_get("id")?;
         let open = |ring: &crate::secrets::KeyRing, column, name, text: String| {
             let place = Place { owner: &key, column };
@@ -243,7 +243,7 @@ impl Store {
         let token: Option<String> = row.try_get("bot_token")?;
         let token = token.map(|t| open(&self.rings.tokens, BOT_TOKEN_COLUMN, "bot_token", t));
         let signing = row.try_get("signing_secret")?;
-        Ok(There {
+        Ok(ExistingConnection {
             id: column(row, TABLE, &key, "id")?,
             org: column(row, TABLE, &key, "org_id")?,
             agent: nullable(row, TABLE, &key, "agent_id")?,
@@ -267,7 +267,7 @@ impl Store {
 }
 
 /// Connection in the database.
-struct There {
+struct ExistingConnection {
     id: ConnectionId,
     org: OrgId,
     agent: Option<AgentId>,
@@ -283,18 +283,18 @@ struct There {
     rotates: bool,
 }
 
-impl There {
+impl ExistingConnection {
     fn is_installation_of(&self, new: &DeclaredConnection) -> bool {
         self.app == new.app && self.enterprise == new.enterprise && self.team == new.team
     }
 
-    fn called(&self) -> String {
-        called(&self.app, self.enterprise.as_ref(), self.team.as_ref())
+    fn label(&self) -> String {
+        label(&self.app, self.enterprise.as_ref(), self.team.as_ref())
     }
 }
 
 /// Returns the label of a connection in messages.
-fn called(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
+fn label(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
     let installation = [enterprise.map(EnterpriseId::as_str), team.map(TeamId::as_str)];
     let installation: Vec<&str> = installation.into_iter().flatten().collect();
     let rest = if installation.is_empty() { "preview".into() } else { installation.join("/") };

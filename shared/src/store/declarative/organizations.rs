@@ -20,14 +20,14 @@ impl Store {
         let rows = sqlx::query("-- declared.organizations\n select id, name from organizations")
             .fetch_all(&mut *tx)
             .await?;
-        let mut there = BTreeMap::new();
+        let mut existing = BTreeMap::new();
         for row in &rows {
-            there.insert(row.try_get::<String, _>("id")?, row.try_get::<String, _>("name")?);
+            existing.insert(row.try_get::<String, _>("id")?, row.try_get::<String, _>("name")?);
         }
         for (id, name) in &declared.organizations {
-            let mut diff = Diff::against(there.contains_key(id.as_str()));
-            diff.text("name", there.get(id.as_str()).map(String::as_str), Some(name.as_str()));
-            if diff.note(plan, format!("organization {id}")) {
+            let mut diff = Diff::against(existing.contains_key(id.as_str()));
+            diff.text("name", existing.get(id.as_str()).map(String::as_str), Some(name.as_str()));
+            if diff.add_to(plan, format!("organization {id}")) {
                 sqlx::query(
                     "-- declared.put_organization
                      insert into organizations (id, name) values ($1, $2)
@@ -59,24 +59,24 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut there: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+        let mut existing: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
         for row in &rows {
             let identities: Vec<String> = row.try_get("identities")?;
             let key = (row.try_get("org_id")?, row.try_get("user_id")?);
-            there.insert(key, identities.into_iter().collect());
+            existing.insert(key, identities.into_iter().collect());
         }
         for member in &declared.members {
-            let before = there.remove(&(member.org.to_string(), member.user.clone()));
+            let before = existing.remove(&(member.org.to_string(), member.user.clone()));
             let after: BTreeSet<String> =
                 member.identities.iter().map(|(team, user)| format!("{team}/{user}")).collect();
             let mut diff = Diff::against(before.is_some());
             let text = |ids: &BTreeSet<String>| ids.iter().cloned().collect::<Vec<_>>().join(" ");
             diff.text("slack", before.as_ref().map(text).as_deref(), Some(text(&after).as_str()));
-            if diff.note(plan, format!("member {}/{}", member.org, member.user)) {
+            if diff.add_to(plan, format!("member {}/{}", member.org, member.user)) {
                 put_member(tx, member).await?;
             }
         }
-        for (org, user) in there.into_keys() {
+        for (org, user) in existing.into_keys() {
             let what = format!("member {org}/{user}");
             if !prune {
                 plan.kept.push(what);
@@ -135,7 +135,7 @@ impl Store {
             ] {
                 diff.text(name, old.as_deref(), Some(new.as_str()));
             }
-            if diff.note(plan, format!("agent {}/{}", new.org, new.id)) {
+            if diff.add_to(plan, format!("agent {}/{}", new.org, new.id)) {
                 self.put_agent_in(&mut *tx, new).await?;
             }
         }
@@ -170,9 +170,9 @@ impl Store {
         .bind(&orgs)
         .fetch_all(&mut *tx)
         .await?;
-        let names = |rows: &[PgRow], sort: &str| -> Result<Vec<String>, StoreError> {
+        let names = |rows: &[PgRow], kind: &str| -> Result<Vec<String>, StoreError> {
             rows.iter()
-                .map(|row| Ok(format!("{sort} {}", row.try_get::<String, _>("name")?)))
+                .map(|row| Ok(format!("{kind} {}", row.try_get::<String, _>("name")?)))
                 .collect()
         };
         let undeclared = [names(&rows, "agent")?, names(&org_rows, "organization")?].concat();

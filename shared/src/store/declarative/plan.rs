@@ -41,23 +41,23 @@ pub enum Action {
 
 /// Changed fields of an object.
 pub(super) struct Diff {
-    there: bool,
+    exists: bool,
     fields: Vec<String>,
 }
 
 impl Diff {
-    pub(super) fn against(there: bool) -> Self {
-        Self { there, fields: Vec::new() }
+    pub(super) fn against(exists: bool) -> Self {
+        Self { exists, fields: Vec::new() }
     }
 
     pub(super) fn text(&mut self, name: &str, old: Option<&str>, new: Option<&str>) {
         let shown =
             |text: Option<&str>| text.filter(|t| !t.is_empty()).unwrap_or("none").to_owned();
         match (old, new) {
-            (old, new) if self.there && old != new => {
+            (old, new) if self.exists && old != new => {
                 self.fields.push(format!("{name}: {} → {}", shown(old), shown(new)));
             }
-            (_, Some(new)) if !self.there && !new.is_empty() => {
+            (_, Some(new)) if !self.exists && !new.is_empty() => {
                 self.fields.push(format!("{name}: {new}"));
             }
             _ => {}
@@ -73,23 +73,23 @@ impl Diff {
     ) -> bool {
         let differs = old.map(Secret::expose) != new.map(Secret::expose);
         if differs {
-            let word = match (old, new) {
+            let state = match (old, new) {
                 (_, None) => "removed",
                 (None, _) => "set",
                 _ => "changed",
             };
-            self.fields.push(format!("{name}: {word}"));
+            self.fields.push(format!("{name}: {state}"));
         }
         differs
     }
 
     /// Adds the object to the plan. Returns whether it differs.
-    pub(super) fn note(self, plan: &mut Plan, what: String) -> bool {
-        if self.there && self.fields.is_empty() {
+    pub(super) fn add_to(self, plan: &mut Plan, what: String) -> bool {
+        if self.exists && self.fields.is_empty() {
             plan.unchanged += 1;
             return false;
         }
-        let action = if self.there { Action::Change } else { Action::Create };
+        let action = if self.exists { Action::Change } else { Action::Create };
         plan.steps.push(PlanStep { action, what, fields: self.fields });
         true
     }

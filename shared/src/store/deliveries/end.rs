@@ -8,8 +8,8 @@ use super::{
     super::{
         Change, Store, StoreError,
         outbox::{SealedMessages, enqueue_messages},
-        pool::transaction_in_time,
-        storable,
+        pool::with_transaction_timeout,
+        replace_nul,
         webhooks::effects,
     },
     ClaimedDelivery,
@@ -124,7 +124,7 @@ const FINISH: &str = concat!(
     " select i from ended"
 );
 
-const TELL: &str = concat!(
+const TELL_WAITING: &str = concat!(
     "-- deliveries.tell
      with told as (
          update delivery_lanes set told_at = now()
@@ -157,7 +157,7 @@ impl Store {
             None,
             message,
         )?;
-        let query = sqlx::query(TELL)
+        let query = sqlx::query(TELL_WAITING)
             .bind(delivery.key.connection.to_string())
             .bind(delivery.key.lane.to_bits())
             .bind(&delivery.worker)
@@ -181,9 +181,9 @@ impl Store {
         mut finished: FinishedDelivery,
         change: &Change,
     ) -> Result<bool, StoreError> {
-        transaction_in_time(async {
+        with_transaction_timeout(async {
             let mut tx = self.pool.begin().await?;
-            let changed = effects::apply(&mut tx, &change.what).await?;
+            let changed = effects::apply_change(&mut tx, &change.what).await?;
             finished.messages.extend((change.reply)(changed));
             let in_force = self.finish_in(&mut *tx, &[&finished]).await?;
             match in_force[..] {
@@ -201,23 +201,23 @@ impl Store {
         finished: &[&FinishedDelivery],
     ) -> Result<Vec<bool>, StoreError> {
         let (mut messages, mut message_of) = (SealedMessages::default(), Vec::new());
-        for (i, one) in finished.iter().enumerate() {
-            for message in &one.messages {
-                let delivery = &one.delivery;
+        for (i, item) in finished.iter().enumerate() {
+            for message in &item.messages {
+                let delivery = &item.delivery;
                 messages.push(
                     &self.rings.tokens,
                     delivery.partition,
                     delivery.key.lane,
                     delivery.key.connection,
                     &delivery.dedup_key,
-                    one.traceparent.as_ref(),
+                    item.traceparent.as_ref(),
                     message,
                 )?;
                 message_of.push(i as i64);
             }
         }
         let deliveries: Vec<&ClaimedDelivery> = finished.iter().map(|f| &f.delivery).collect();
-        let outcomes = finished.iter().map(|one| match &one.outcome {
+        let outcomes = finished.iter().map(|item| match &item.outcome {
             FinishedOutcome::Completed(word) => (*word, None, ""),
             FinishedOutcome::DeadLetter { reason, error } => {
                 ("dead_letter", Some(reason.as_str()), error.as_str())
@@ -226,7 +226,7 @@ impl Store {
         let query = bind_attempts(sqlx::query(FINISH), &deliveries)
             .bind(outcomes.clone().map(|(outcome, ..)| outcome).collect::<Vec<_>>())
             .bind(outcomes.clone().map(|(_, reason, _)| reason).collect::<Vec<_>>())
-            .bind(outcomes.map(|(.., error)| storable(error)).collect::<Vec<_>>());
+            .bind(outcomes.map(|(.., error)| replace_nul(error)).collect::<Vec<_>>());
         let rows = messages.bind(query).bind(message_of).fetch_all(executor).await?;
         in_force(&rows, finished.len())
     }
@@ -274,7 +274,7 @@ impl Store {
         );
         let rows = bind_attempts(query, &deliveries)
             .bind(postponed.iter().map(|p| p.after.as_secs_f64()).collect::<Vec<_>>())
-            .bind(postponed.iter().map(|p| storable(&p.error)).collect::<Vec<_>>())
+            .bind(postponed.iter().map(|p| replace_nul(&p.error)).collect::<Vec<_>>())
             .bind(postponed.iter().map(|p| p.counts).collect::<Vec<_>>())
             .bind(postponed.iter().map(|p| p.crashed).collect::<Vec<_>>())
             .bind(postponed.iter().map(|p| p.fault).collect::<Vec<_>>())

@@ -1,6 +1,6 @@
 //! Open circuit breakers, shared by all workers. A row exists while one is open.
 
-use crate::store::{Store, StoreError, storable};
+use crate::store::{Store, StoreError, replace_nul};
 use std::collections::HashSet;
 
 impl Store {
@@ -20,7 +20,7 @@ impl Store {
         )
         .bind(org)
         .bind(agent)
-        .bind(storable(error))
+        .bind(replace_nul(error))
         .execute(&self.pool)
         .await?;
         Ok(())

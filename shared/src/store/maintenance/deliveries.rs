@@ -88,8 +88,8 @@ pub struct DeliveryCount {
     pub running: i64,
 }
 
-/// Condition on `delivery_lanes l` with the five parameters of `bind_filter`.
-macro_rules! filtered {
+/// Condition on `delivery_lanes l` with the five parameters of `filtered_query`.
+macro_rules! filter_condition {
     () => {
         "(l.head <= l.tail and ($1::text is null or l.connection_id = $1)
           and ($2::text is null or l.org_id = $2)
@@ -97,10 +97,10 @@ macro_rules! filtered {
            and ($5::bigint is null or l.head = $5))"
     };
 }
-pub(super) use filtered;
+pub(super) use filter_condition;
 
 /// Returns a statement whose first five parameters are a filter.
-pub(super) fn filtering<'q>(
+pub(super) fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q DeliveryFilter,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -121,7 +121,7 @@ impl Store {
         newest_first: bool,
         limit: i64,
     ) -> Result<Vec<LaneState>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- deliveries.list
                  select to_jsonb(t) as row from (
@@ -141,7 +141,7 @@ impl Store {
                                     extract(epoch from least(first_attempt_at, next_at))
                                     * $6::integer as age
                                from delivery_lanes l where ",
-                filtered!(),
+                filter_condition!(),
                 " order by age limit $7) l
                        left join deliveries d on d.connection_id = l.connection_id
                         and d.lane = l.lane
@@ -214,14 +214,14 @@ impl Store {
         &self,
         filter: &DeliveryFilter,
     ) -> Result<DeliveryCount, StoreError> {
-        let row = filtering(
+        let row = filtered_query(
             concat!(
                 "-- deliveries.count
                  select count(*) as lanes,
                         coalesce(sum(l.tail - l.head + 1), 0)::bigint as deliveries,
                         count(l.worker) as running
                    from delivery_lanes l where ",
-                filtered!()
+                filter_condition!()
             ),
             filter,
         )

@@ -4,17 +4,17 @@
 //! first, in the order of intake, and acts in a second statement, which sees everything that was
 //! enqueued before. Operations visit lanes in bounded steps.
 
-use super::deliveries::{DeliveryFilter, filtered, filtering};
+use super::deliveries::{DeliveryFilter, filter_condition, filtered_query};
 use crate::store::{Store, StoreError};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
 /// Maximum lanes per step.
-const LANES: i64 = 1_000;
+const STEP_LANES: i64 = 1_000;
 /// Maximum lanes per step for whole lanes.
-const WHOLE_LANES: i64 = 100;
+const STEP_WHOLE_LANES: i64 = 100;
 /// Maximum deliveries of a lane per step.
-const DEPTH: i64 = 100;
+const STEP_DEPTH: i64 = 100;
 
 /// Numbers of ended deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -39,14 +39,14 @@ enum Extent {
 impl Store {
     /// Makes waiting heads of lanes due. Returns the number of lanes. Attempts and ages stay.
     pub async fn retry_deliveries(&self, filter: &DeliveryFilter) -> Result<u64, StoreError> {
-        let (mut after, mut lanes) = (first(), 0);
+        let (mut after, mut lanes) = (start_key(), 0);
         loop {
-            let rows = filtering(
+            let rows = filtered_query(
                 concat!(
                     "-- deliveries.retry
                      with page as (
                          select l.connection_id, l.lane from delivery_lanes l where ",
-                    filtered!(),
+                    filter_condition!(),
                     " and l.worker is null and l.next_at < 'infinity'
                         and (l.lane, l.connection_id) > ($6, $7)
                           order by l.lane, l.connection_id limit $8),
@@ -64,11 +64,12 @@ impl Store {
             )
             .bind(after.0)
             .bind(&after.1)
-            .bind(LANES)
+            .bind(STEP_LANES)
             .fetch_all(&self.pool)
             .await?;
             lanes += rows.len() as u64;
-            let Some(last) = keys(&rows)?.pop().filter(|_| rows.len() as i64 == LANES) else {
+            let Some(last) = lane_keys(&rows)?.pop().filter(|_| rows.len() as i64 == STEP_LANES)
+            else {
                 return Ok(lanes);
             };
             after = last;
@@ -115,15 +116,15 @@ impl Store {
             let agent = Some((a.as_str(), b.as_str())).filter(|(_, agent)| !agent.is_empty());
             let find = if agent.is_some() { LANES_OF_AGENT } else { LANES_OF_CONNECTION };
             let mut tx = self.pool.begin().await?;
-            let page = sqlx::query(find).bind(&a).bind(&b).bind(WHOLE_LANES);
-            let page = keys(&page.fetch_all(&mut *tx).await?)?;
-            let locked = lock(&mut tx, &page, false, None).await?;
+            let page = sqlx::query(find).bind(&a).bind(&b).bind(STEP_WHOLE_LANES);
+            let page = lane_keys(&page.fetch_all(&mut *tx).await?)?;
+            let locked = lock_lanes(&mut tx, &page, false, None).await?;
             let row = sqlx::query(END_UNREACHABLE)
                 .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
                 .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
                 .bind(row.try_get::<String, _>("outcome")?)
                 .bind(false)
-                .bind(DEPTH)
+                .bind(STEP_DEPTH)
                 .bind(agent.map(|(org, _)| org))
                 .bind(agent.map(|(_, agent)| agent))
                 .fetch_one(&mut *tx)
@@ -140,17 +141,17 @@ impl Store {
         outcome: &str,
         extent: Extent,
     ) -> Result<EndedDeliveries, StoreError> {
-        let lanes = if matches!(extent, Extent::WholeLane) { WHOLE_LANES } else { LANES };
+        let lanes = if matches!(extent, Extent::WholeLane) { STEP_WHOLE_LANES } else { STEP_LANES };
         let running_too = !matches!(extent, Extent::WaitingHead);
-        let (mut after, mut all) = (first(), EndedDeliveries::default());
+        let (mut after, mut all) = (start_key(), EndedDeliveries::default());
         loop {
             let mut tx = self.pool.begin().await?;
-            let page: Vec<(i64, String)> = keys(
-                &filtering(
+            let page: Vec<(i64, String)> = lane_keys(
+                &filtered_query(
                     concat!(
                         "-- deliveries.page
                          select l.lane, l.connection_id from delivery_lanes l where ",
-                        filtered!(),
+                        filter_condition!(),
                         " and ($9 or l.worker is null) and (l.lane, l.connection_id) > ($6, $7)
                           order by l.lane, l.connection_id limit $8"
                     ),
@@ -163,13 +164,13 @@ impl Store {
                 .fetch_all(&mut *tx)
                 .await?,
             )?;
-            let locked = lock(&mut tx, &page, running_too, filter.head).await?;
+            let locked = lock_lanes(&mut tx, &page, running_too, filter.head).await?;
             let row = sqlx::query(END)
                 .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
                 .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
                 .bind(outcome)
                 .bind(matches!(extent, Extent::WholeLane))
-                .bind(DEPTH)
+                .bind(STEP_DEPTH)
                 .fetch_one(&mut *tx)
                 .await?;
             tx.commit().await?;
@@ -282,7 +283,7 @@ const LANES_OF_AGENT: &str = "-- deliveries.lanes_of_agent
 
 /// Locks lanes in the order of all statements, and repeats the checks that others may have
 /// invalidated.
-async fn lock(
+async fn lock_lanes(
     tx: &mut PgConnection,
     page: &[(i64, String)],
     running_too: bool,
@@ -302,14 +303,14 @@ async fn lock(
     .bind(head)
     .fetch_all(tx)
     .await?;
-    keys(&rows)
+    lane_keys(&rows)
 }
 
-fn keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
+fn lane_keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
     rows.iter().map(|row| Ok((row.try_get("lane")?, row.try_get("connection_id")?))).collect()
 }
 
 /// Returns a key before all lanes.
-fn first() -> (i64, String) {
+fn start_key() -> (i64, String) {
     (i64::MIN, String::new())
 }

@@ -14,9 +14,9 @@ use crate::{
 use sqlx::Row;
 
 /// Maximum rows per step, for secrets and requests.
-const STEP: i64 = 200;
+const STEP_ROWS: i64 = 200;
 /// Maximum rows per step, for payloads of up to 1 MiB.
-const PAYLOADS: i64 = 20;
+const STEP_PAYLOADS: i64 = 20;
 
 /// Condition on payloads that another key than `$1` sealed.
 macro_rules! payload_of_another_key {
@@ -242,7 +242,7 @@ impl Store {
         after: &str,
     ) -> Result<Rewrapped, StoreError> {
         let ring = self.ring_of(column);
-        let limit = if column.bytes { PAYLOADS } else { STEP };
+        let limit = if column.bytes { STEP_PAYLOADS } else { STEP_ROWS };
         let rows = sqlx::query(column.list)
             .bind(ring.newest())
             .bind(after)

@@ -29,7 +29,7 @@ pub struct LedgerEntry {
 }
 
 impl Store {
-    /// Returns the ledger of all partitions in order, as of one moment.
+    /// Returns the ledger of all partitions in order, as of one timestamp.
     pub async fn ledger(&self) -> Result<Vec<LedgerEntry>, StoreError> {
         let rows = sqlx::query(
             "-- ledger.list

@@ -12,11 +12,12 @@ use serde_json::Value;
 use sqlx::Row;
 
 /// Connections per statement.
-const CONNECTIONS: i64 = 100;
+const STEP_CONNECTIONS: i64 = 100;
 /// Maximum number of found keys.
 const FOUND_MAX: usize = 20;
 /// Second parts of dedup keys whose last part is a hash. The last part of an event's key is its id.
-const HASHED: [&str; 6] = ["event-hash", "trigger", "action", "body", "options", "rate-limited"];
+const HASHED_KINDS: [&str; 6] =
+    ["event-hash", "trigger", "action", "body", "options", "rate-limited"];
 
 /// Search for a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,7 +223,7 @@ impl Store {
             )
             .bind(&after)
             .bind(only.map(|id| id.to_string()))
-            .bind(CONNECTIONS)
+            .bind(STEP_CONNECTIONS)
             .fetch_all(&self.pool)
             .await?;
             let Some(last) = connections.last().cloned() else { break };
@@ -230,11 +231,11 @@ impl Store {
                 WebhookQuery::Message { channel, ts } => {
                     sqlx::query(BY_MESSAGE).bind(&connections).bind(channel).bind(ts)
                 }
-                WebhookQuery::Reference(word) | WebhookQuery::DedupKey(word) => {
+                WebhookQuery::Reference(reference) | WebhookQuery::DedupKey(reference) => {
                     sqlx::query(BY_REFERENCE)
                         .bind(&connections)
-                        .bind(sorts(word))
-                        .bind(word)
+                        .bind(key_kinds(reference))
+                        .bind(reference)
                         .bind(only.is_some())
                 }
             };
@@ -269,9 +270,9 @@ impl Store {
 }
 
 /// Returns the second parts that a dedup key with this last part may have.
-fn sorts(reference: &str) -> Vec<&'static str> {
+fn key_kinds(reference: &str) -> Vec<&'static str> {
     let hash = reference.len() == 32 && reference.bytes().all(|b| b.is_ascii_hexdigit());
-    if hash { HASHED.into_iter().chain(["event"]).collect() } else { vec!["event"] }
+    if hash { HASHED_KINDS.into_iter().chain(["event"]).collect() } else { vec!["event"] }
 }
 
 /// Replaces the number of an outcome by its name.
@@ -279,8 +280,8 @@ fn name_outcome(row: &mut Value) {
     let Some(row) = row.as_object_mut() else { return };
     if let Some(number) = row.remove("outcome_number") {
         let number = number.as_i64().and_then(|n| i16::try_from(n).ok());
-        let word = number.and_then(ProcessedAs::from_number).map_or("unknown", ProcessedAs::as_str);
-        row.insert("as".into(), word.into());
+        let name = number.and_then(ProcessedAs::from_number).map_or("unknown", ProcessedAs::as_str);
+        row.insert("as".into(), name.into());
     }
 }
 
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(WebhookQuery::from(id.as_str()), WebhookQuery::Reference(id.clone()));
         let message = WebhookQuery::Message { channel: "C1".into(), ts: "1.2".into() };
         assert_eq!(WebhookQuery::from("C1/1.2"), message);
-        assert_eq!(sorts("Ev1"), ["event"]);
-        assert_eq!(sorts(&id).len(), HASHED.len() + 1);
+        assert_eq!(key_kinds("Ev1"), ["event"]);
+        assert_eq!(key_kinds(&id).len(), HASHED_KINDS.len() + 1);
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 
 /// Maximum messages per step.
-const STEP: i64 = 1_000;
+const STEP_MESSAGES: i64 = 1_000;
 
 /// Message that Slack rejected for good. Its text stays sealed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct OutboxFailureFilter {
     pub error: Option<String>,
 }
 
-macro_rules! filtered {
+macro_rules! filter_condition {
     () => {
         "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
            and ($3::text is null or position($3 in error) > 0))"
@@ -48,7 +48,7 @@ macro_rules! filtered {
 }
 
 /// Returns a statement whose first three parameters are a filter.
-fn filtering<'q>(
+fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q OutboxFailureFilter,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -65,7 +65,7 @@ impl Store {
         filter: &OutboxFailureFilter,
         limit: i64,
     ) -> Result<Vec<OutboxFailure>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- outbox_failures.list
                  select to_jsonb(t) as row from (
@@ -73,7 +73,7 @@ impl Store {
                             channel_key, method, dedup_key, error, attempts, resend_count,
                             created_at, at
                        from outbox_failures where ",
-                filtered!(),
+                filter_condition!(),
                 " order by id desc limit $4) t"
             ),
             filter,
@@ -89,10 +89,10 @@ impl Store {
         &self,
         filter: &OutboxFailureFilter,
     ) -> Result<i64, StoreError> {
-        let row = filtering(
+        let row = filtered_query(
             concat!(
                 "-- outbox_failures.count\n select count(*) as count from outbox_failures where ",
-                filtered!()
+                filter_condition!()
             ),
             filter,
         )
@@ -113,7 +113,7 @@ impl Store {
                  with gone as (
                      delete from outbox_failures where id in (
                          select id from outbox_failures where ",
-                filtered!(),
+                filter_condition!(),
                 " and id > $4 order by id limit $5 for update skip locked)
                      returning *),
                  messages as (
@@ -138,7 +138,7 @@ impl Store {
                  with gone as (
                      delete from outbox_failures where id in (
                          select id from outbox_failures where ",
-                filtered!(),
+                filter_condition!(),
                 " and id > $4 order by id limit $5 for update skip locked)
                      returning id)
                  select id from gone order by id"
@@ -156,11 +156,15 @@ impl Store {
         let mut done: Vec<i64> = Vec::new();
         loop {
             let after = done.last().copied().unwrap_or_default();
-            let rows = filtering(sql, filter).bind(after).bind(STEP).fetch_all(&self.pool).await?;
+            let rows = filtered_query(sql, filter)
+                .bind(after)
+                .bind(STEP_MESSAGES)
+                .fetch_all(&self.pool)
+                .await?;
             for row in &rows {
                 done.push(row.try_get("id")?);
             }
-            if (rows.len() as i64) < STEP {
+            if (rows.len() as i64) < STEP_MESSAGES {
                 return Ok(done);
             }
         }

@@ -4,7 +4,7 @@
 //! per webhook. A claim raises the epoch, so that a worker that lost its lease records and enqueues
 //! nothing.
 
-use crate::store::{Store, StoreError, column, moment, storable};
+use crate::store::{Store, StoreError, column, replace_nul, timestamp};
 use crate::types::ConnectionId;
 use serde::{Serialize, Serializer, ser::Error as _};
 use sqlx::{Row, postgres::PgRow};
@@ -208,7 +208,7 @@ impl Store {
         .bind(result.stored_at)
         .bind(&result.kind)
         .bind(&result.outcome)
-        .bind(result.effects.iter().map(|effect| storable(effect)).collect::<Vec<_>>());
+        .bind(result.effects.iter().map(|effect| replace_nul(effect)).collect::<Vec<_>>());
         Ok(fenced.fetch_one(&self.pool).await?)
     }
 
@@ -227,7 +227,7 @@ impl Store {
         .bind(&replay.id)
         .bind(replay.epoch)
         .bind(state)
-        .bind(storable(note))
+        .bind(replace_nul(note))
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -301,15 +301,15 @@ fn state(row: &PgRow) -> Result<ReplayState, StoreError> {
     let id: String = row.try_get("id")?;
     Ok(ReplayState {
         connection: column(row, TABLE, &id, "connection_id")?,
-        from: moment(row, TABLE, &id, "from_time")?,
-        to: moment(row, TABLE, &id, "to_time")?,
+        from: timestamp(row, TABLE, &id, "from_time")?,
+        to: timestamp(row, TABLE, &id, "to_time")?,
         apply: row.try_get("apply")?,
         state: row.try_get("state")?,
         note: row.try_get("note")?,
         total: row.try_get("total")?,
         decided: row.try_get("decided")?,
         worker: row.try_get("worker")?,
-        created_at: moment(row, TABLE, &id, "created_at")?,
+        created_at: timestamp(row, TABLE, &id, "created_at")?,
         id,
     })
 }

@@ -8,10 +8,10 @@ use sqlx::Row;
 use std::time::Duration;
 
 /// Maximum rows deleted per step.
-const STEP: i64 = 5_000;
+const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNED: [(&str, &str); 11] = [
+const PRUNE_STATEMENTS: [(&str, &str); 11] = [
     (
         "delivery_lanes",
         "-- retention.delivery_lanes
@@ -97,7 +97,7 @@ const PRUNED: [(&str, &str); 11] = [
 ];
 
 /// Rotating tables and their numbers of slots.
-const ROTATING: [(&str, i32); 4] =
+const ROTATING_TABLES: [(&str, i32); 4] =
     [("processed_keys", 8), ("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
 
 /// Result of retention.
@@ -163,8 +163,8 @@ impl Store {
     /// Deletes a step of every table. Calls `failed` for each table that fails.
     pub async fn prune_expired(&self, mut failed: impl FnMut(&str, StoreError)) -> PruneStats {
         let mut stats = PruneStats::default();
-        for (table, sql) in PRUNED {
-            match sqlx::query(sql).bind(STEP).execute(&self.pool).await {
+        for (table, sql) in PRUNE_STATEMENTS {
+            match sqlx::query(sql).bind(STEP_ROWS).execute(&self.pool).await {
                 Ok(done) if done.rows_affected() > 0 => {
                     stats.rows.push((table, done.rows_affected()));
                 }
@@ -172,7 +172,7 @@ impl Store {
                 Err(error) => failed(table, error.into()),
             }
         }
-        for (family, slots) in ROTATING {
+        for (family, slots) in ROTATING_TABLES {
             match self.truncate_old_slots(family, slots).await {
                 Ok(truncated) => stats.slots.extend(truncated),
                 Err(error) => failed(family, error),

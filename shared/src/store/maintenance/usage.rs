@@ -26,7 +26,7 @@ impl Store {
         if rows.is_empty() {
             return Ok(());
         }
-        let of = |field: fn(&UsageRow) -> i64| rows.values().map(field).collect::<Vec<_>>();
+        let values = |field: fn(&UsageRow) -> i64| rows.values().map(field).collect::<Vec<_>>();
         sqlx::query(
             "-- usage.add
              insert into connection_usage as c (connection_id, hour, webhooks, ignored, deliveries,
@@ -47,13 +47,13 @@ impl Store {
                     failures = c.failures + excluded.failures",
         )
         .bind(rows.keys().map(ToString::to_string).collect::<Vec<_>>())
-        .bind(of(|row| row.webhooks))
-        .bind(of(|row| row.ignored))
-        .bind(of(|row| row.deliveries))
-        .bind(of(|row| row.attempts))
-        .bind(of(|row| row.agent_ms))
-        .bind(of(|row| row.replies))
-        .bind(of(|row| row.failures))
+        .bind(values(|row| row.webhooks))
+        .bind(values(|row| row.ignored))
+        .bind(values(|row| row.deliveries))
+        .bind(values(|row| row.attempts))
+        .bind(values(|row| row.agent_ms))
+        .bind(values(|row| row.replies))
+        .bind(values(|row| row.failures))
         .execute(&self.pool)
         .await?;
         Ok(())

@@ -8,11 +8,11 @@ use crate::store::{ConsumeClaim, StoreError};
 use sqlx::PgConnection;
 
 /// Maximum wrong codes of a person within the window.
-const PERSON_MAX: i32 = 5;
+const PERSON_CODES_MAX: i32 = 5;
 /// Maximum wrong codes of a workspace within the window.
-const TEAM_MAX: i32 = 100;
+const TEAM_CODES_MAX: i32 = 100;
 /// Maximum expired rows that one wrong code deletes.
-const SWEPT: i64 = 100;
+const EXPIRED_MAX: i64 = 100;
 
 fn keys(claim: &ConsumeClaim) -> (String, String) {
     let team = format!("{}/{}", claim.connection, claim.team);
@@ -21,7 +21,7 @@ fn keys(claim: &ConsumeClaim) -> (String, String) {
 
 /// Returns whether the person or workspace has exceeded its limit. Serializes the attempts of a
 /// person until the end of the transaction.
-pub(super) async fn exhausted(
+pub(super) async fn is_over_limit(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
 ) -> Result<bool, StoreError> {
@@ -42,14 +42,14 @@ pub(super) async fn exhausted(
     )
     .bind(&person)
     .bind(&team)
-    .bind(PERSON_MAX)
-    .bind(TEAM_MAX)
+    .bind(PERSON_CODES_MAX)
+    .bind(TEAM_CODES_MAX)
     .fetch_one(tx)
     .await?)
 }
 
 /// Records a wrong code and deletes expired rows.
-pub(super) async fn note_miss(
+pub(super) async fn record_wrong_code(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
 ) -> Result<(), StoreError> {
@@ -72,7 +72,7 @@ pub(super) async fn note_miss(
              select who from link_code_attempts where until < now() limit $1
                 for update skip locked)",
     )
-    .bind(SWEPT)
+    .bind(EXPIRED_MAX)
     .execute(tx)
     .await?;
     Ok(())

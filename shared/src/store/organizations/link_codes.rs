@@ -5,7 +5,7 @@
 //! the same conversation succeeds again, because the first reply may have been lost.
 
 use super::link_code_attempts;
-use crate::store::{Store, StoreError, column, inconsistent, moment, nullable};
+use crate::store::{Store, StoreError, column, inconsistent, nullable, timestamp};
 use crate::{
     codec::envelope::DedupeKey,
     types::{
@@ -174,7 +174,7 @@ impl Store {
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(minted).collect()
+        rows.iter().map(minted_code).collect()
     }
 
     /// Revokes an open link code. Returns false without one.
@@ -192,7 +192,7 @@ impl Store {
     }
 }
 
-fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
+fn minted_code(row: &PgRow) -> Result<MintedClaim, StoreError> {
     let id: String = row.try_get("id")?;
     Ok(MintedClaim {
         org: column(row, TABLE, &id, "org_id")?,
@@ -202,8 +202,8 @@ fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
         connection: nullable(row, TABLE, &id, "connection_id")?,
         created_by: row.try_get("created_by")?,
         state: row.try_get("state")?,
-        created_at: moment(row, TABLE, &id, "created_at")?,
-        expires_at: moment(row, TABLE, &id, "expires_at")?,
+        created_at: timestamp(row, TABLE, &id, "created_at")?,
+        expires_at: timestamp(row, TABLE, &id, "expires_at")?,
         consumed_connection: nullable(row, TABLE, &id, "consumed_connection")?,
         consumed_channel: nullable(row, TABLE, &id, "consumed_channel")?,
         consumed_user: nullable(row, TABLE, &id, "consumed_user")?,
@@ -217,17 +217,17 @@ pub(in crate::store) async fn consume_link_code(
     claim: &ConsumeClaim,
     by: &DedupeKey,
 ) -> Result<ClaimResult, StoreError> {
-    if link_code_attempts::exhausted(tx, claim).await? {
+    if link_code_attempts::is_over_limit(tx, claim).await? {
         return Ok(ClaimResult::TooManyGuesses);
     }
-    let result = judge_and_consume(tx, claim, by).await?;
+    let result = check_and_consume(tx, claim, by).await?;
     if result == ClaimResult::NotFound {
-        link_code_attempts::note_miss(tx, claim).await?;
+        link_code_attempts::record_wrong_code(tx, claim).await?;
     }
     Ok(result)
 }
 
-async fn judge_and_consume(
+async fn check_and_consume(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
     by: &DedupeKey,
@@ -269,8 +269,8 @@ async fn judge_and_consume(
     if !row.try_get::<bool, _>("fresh")? {
         return Ok(ClaimResult::NotFound);
     }
-    let words: Vec<String> = row.try_get("surfaces")?;
-    let allowed: Result<Vec<Surface>, String> = words.iter().map(|word| word.parse()).collect();
+    let surfaces: Vec<String> = row.try_get("surfaces")?;
+    let allowed: Result<Vec<Surface>, String> = surfaces.iter().map(|text| text.parse()).collect();
     let allowed = allowed
         .map_err(|why| inconsistent(TABLE, "surfaces", &format!("{:?}", claim.code), why))?;
     if !allowed.contains(&claim.surface) {

@@ -42,7 +42,7 @@ impl Store {
         .bind(agent.as_str())
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(named).collect()
+        rows.iter().map(named_agent).collect()
     }
 
     /// Returns the agents of an organization, ordered by id.
@@ -55,11 +55,11 @@ impl Store {
         .bind(org.as_str())
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(named).collect()
+        rows.iter().map(named_agent).collect()
     }
 }
 
-fn named(row: &sqlx::postgres::PgRow) -> Result<NamedAgent, StoreError> {
+fn named_agent(row: &sqlx::postgres::PgRow) -> Result<NamedAgent, StoreError> {
     let key: String = row.try_get("id")?;
     Ok(NamedAgent {
         org: column(row, "agents", &key, "org_id")?,

@@ -11,7 +11,7 @@
 use super::{
     super::{Store, StoreError, column, inconsistent},
     enqueue::{COLUMN, Request},
-    rate_limits::{interval, interval_forgotten},
+    rate_limits::{interval, interval_over},
 };
 use crate::{
     codec::envelope::{DedupeKey, Word},
@@ -191,7 +191,7 @@ impl Store {
             " as gap from slack_rate_limits l) l
                      on l.connection_id = h.connection_id and l.method = h.method
                     and (l.blocked_until > now() or l.gap >= ",
-            interval_forgotten!(),
+            interval_over!(),
             ")
                   where not h.ended and h.own_key = h.channel_key),
              free as (

@@ -27,12 +27,12 @@ macro_rules! interval {
 pub(super) use interval;
 
 /// Interval in seconds below which a limit is over: 45 s after a first 429.
-macro_rules! interval_forgotten {
+macro_rules! interval_over {
     () => {
         "0.05"
     };
 }
-pub(super) use interval_forgotten;
+pub(super) use interval_over;
 
 /// Current limit of a method.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,13 +94,13 @@ impl LimitSubscription {
     /// Returns the next limit. `None` if the connection to Postgres was lost or the notification is
     /// malformed.
     pub async fn next(&mut self) -> Result<Option<Limit>, StoreError> {
-        let heard = self.0.next().await?;
-        Ok(heard.and_then(|notification| parse(notification.payload())))
+        let notification = self.0.next().await?;
+        Ok(notification.and_then(|n| parse_limit(n.payload())))
     }
 }
 
 /// Parses `<connection> <method> <milliseconds>`.
-fn parse(payload: &str) -> Option<Limit> {
+fn parse_limit(payload: &str) -> Option<Limit> {
     let mut words = payload.split(' ');
     let (connection, method, left) = (words.next()?, words.next()?, words.next()?);
     let left = left.parse::<f64>().ok().filter(|ms| *ms > 0.0 && *ms < 1e9)?;
@@ -118,13 +118,13 @@ mod tests {
     #[test]
     fn a_limit_is_read_as_the_trigger_writes_it() {
         let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
-        let limit = parse(&format!("{id} chat.postMessage 1500")).expect("a limit");
+        let limit = parse_limit(&format!("{id} chat.postMessage 1500")).expect("a limit");
         assert_eq!(
             (limit.method.as_str(), limit.left),
             ("chat.postMessage", Duration::from_millis(1500))
         );
         for odd in ["", "x chat.postMessage 1", &format!("{id} m -5"), &format!("{id} m")] {
-            assert_eq!(parse(odd), None, "{odd}");
+            assert_eq!(parse_limit(odd), None, "{odd}");
         }
     }
 }

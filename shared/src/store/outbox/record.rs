@@ -1,6 +1,6 @@
 //! Records of send outcomes in batches, and release of lanes of ended workers.
 
-use crate::store::{Store, StoreError, storable};
+use crate::store::{Store, StoreError, replace_nul};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 use std::time::Duration;
@@ -153,7 +153,7 @@ impl Store {
         .bind(records.iter().map(|r| r.attempts).collect::<Vec<_>>())
         .bind(columns().map(|(state, ..)| state).collect::<Vec<_>>())
         .bind(columns().map(|(_, after, ..)| after.as_secs_f64()).collect::<Vec<_>>())
-        .bind(columns().map(|(_, _, error, ..)| storable(error)).collect::<Vec<_>>())
+        .bind(columns().map(|(_, _, error, ..)| replace_nul(error)).collect::<Vec<_>>())
         .bind(columns().map(|(.., ambiguous, _)| ambiguous).collect::<Vec<_>>())
         .bind(columns().map(|(.., tried)| tried).collect::<Vec<_>>())
         .bind(records.iter().map(|r| i32::from(r.ambiguity.resent)).collect::<Vec<_>>())

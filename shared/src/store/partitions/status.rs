@@ -1,6 +1,6 @@
 //! State of partitions for operators. Read-only.
 
-use crate::store::{Store, StoreError, moment};
+use crate::store::{Store, StoreError, timestamp};
 use serde::Serialize;
 use sqlx::Row;
 
@@ -60,7 +60,7 @@ impl Store {
                     generation: row.try_get("generation")?,
                     cursor: row.try_get("cursor")?,
                     messages: row.try_get("messages")?,
-                    read_through: moment(row, "partition_cursors", &key, "read_through")?,
+                    read_through: timestamp(row, "partition_cursors", &key, "read_through")?,
                     deliveries: row.try_get("deliveries")?,
                 })
             })

@@ -14,8 +14,8 @@ use super::{
         organizations::consume_link_code,
         outbox::{SealedMessages, enqueue_messages},
         partitions::{FencingToken, LastMessage},
-        pool::transaction_in_time,
-        storable,
+        pool::with_transaction_timeout,
+        replace_nul,
     },
     DeadLetter, DecidedWebhook, Decision, Effects, NewDelivery, Priority, ProcessedAs,
     ProcessedKey, SealedPayload, effects,
@@ -99,7 +99,7 @@ impl Store {
         let key = ProcessedKey::new(day, &webhook.envelope.dedupe);
         columns.keys.push(key, webhook.sequence, ProcessedAs::Delivery);
         columns.deliveries.push((webhook, &delivery, self.seal_payload(webhook)?));
-        match run(&self.pool, &token, Fence::Replay(replay), &columns).await {
+        match run_commit(&self.pool, &token, Fence::Replay(replay), &columns).await {
             Ok(outcome) => Ok(outcome == CommitOutcome::Committed),
             Err(StoreError::Postgres(sqlx::Error::Database(error)))
                 if error.is_unique_violation() =>
@@ -126,13 +126,13 @@ impl Store {
         };
         let Some((effects, dedup_key)) = changes else {
             let columns = self.columns(token, &fence, webhooks, &[])?;
-            return run(&self.pool, token, fence, &columns).await;
+            return run_commit(&self.pool, token, fence, &columns).await;
         };
-        transaction_in_time(async {
+        with_transaction_timeout(async {
             let mut tx = self.pool.begin().await?;
             let replies = apply_changes(&mut tx, effects, dedup_key).await?;
             let columns = self.columns(token, &fence, webhooks, &replies)?;
-            let outcome = run(&mut *tx, token, fence, &columns).await?;
+            let outcome = run_commit(&mut *tx, token, fence, &columns).await?;
             match outcome {
                 CommitOutcome::Committed => tx.commit().await?,
                 CommitOutcome::NotMatched => tx.rollback().await?,
@@ -162,7 +162,7 @@ impl Store {
                     let key = ProcessedKey::new(*day, &webhook.envelope.dedupe);
                     columns.keys.push(key, webhook.sequence, ProcessedAs::DeadLetter);
                     let payload = self.seal_payload(webhook)?;
-                    columns.dead.push((webhook, reason, storable(error).into_owned(), payload));
+                    columns.dead.push((webhook, reason, replace_nul(error).into_owned(), payload));
                 }
                 Decision::Apply(effects) => {
                     if !has_key {
@@ -253,18 +253,18 @@ impl Store {
         .bind(last.sequence as i64)
         .bind(&last.key)
         .bind(last.stored_at)
-        .bind(storable(&dead.subject))
+        .bind(replace_nul(&dead.subject))
         .bind(&dead.connection)
-        .bind(dead.dedup_key.as_deref().map(storable))
+        .bind(dead.dedup_key.as_deref().map(replace_nul))
         .bind(&dead.reason)
-        .bind(storable(&dead.last_error))
+        .bind(replace_nul(&dead.last_error))
         .bind(payload)
         .bind(key.map(|key| key.day))
         .bind(key.map(|key| key.key.as_slice()))
         .bind(ProcessedAs::DeadLetter.number())
         .fetch_one(&self.pool)
         .await?;
-        outcome(&row)
+        commit_outcome(&row)
     }
 }
 
@@ -284,7 +284,7 @@ async fn apply_changes(
         replies.extend((consume.reply)(&result));
     }
     for change in &effects.changes {
-        replies.extend((change.reply)(effects::apply(&mut *tx, &change.what).await?));
+        replies.extend((change.reply)(effects::apply_change(&mut *tx, &change.what).await?));
     }
     Ok(replies)
 }
@@ -317,7 +317,7 @@ impl Keys {
 
 /// Rest of a commit statement after its fence: keys, deliveries, dead letters, ignored webhooks and
 /// messages.
-macro_rules! rest {
+macro_rules! commit_rest {
     () => {
         concat!(
             ", keys as (
@@ -409,7 +409,7 @@ const COMMIT: &str = concat!(
                 messages = messages + $8, read_through = greatest(read_through, $7), claims = 0,
                 suspect_sequence = null, suspect_count = 0
           where partition = $1 and epoch = $2 and generation = $3 and cursor = $4 returning 1)",
-    rest!()
+    commit_rest!()
 );
 /// Statement of a redrive. Mentions the cursor's parameters, because the statements share their
 /// numbering.
@@ -422,7 +422,7 @@ const REDRIVE: &str = concat!(
           where d.id = $4 and d.redrive_at is not null
             and $5::bigint is null and $6::text is null and $7::timestamptz is null
             and $8::bigint is null returning 1)",
-    rest!()
+    commit_rest!()
 );
 
 const REPLAY: &str = concat!(
@@ -433,10 +433,10 @@ const REPLAY: &str = concat!(
             and $2::bigint is not null and $6::text is null and $7::timestamptz is null
             and $8::bigint is null
             for share)",
-    rest!()
+    commit_rest!()
 );
 
-async fn run(
+async fn run_commit(
     executor: impl PgExecutor<'_>,
     token: &FencingToken,
     fence: Fence<'_>,
@@ -468,10 +468,10 @@ async fn run(
     let query = bind_dead_letters(query, &columns.dead);
     let query = bind_ignored(query, &columns.ignored);
     let tells = column(&columns.deliveries, |(_, delivery, _)| delivery.tells);
-    outcome(&columns.messages.bind(query).bind(tells).fetch_one(executor).await?)
+    commit_outcome(&columns.messages.bind(query).bind(tells).fetch_one(executor).await?)
 }
 
-fn outcome(row: &sqlx::postgres::PgRow) -> Result<CommitOutcome, StoreError> {
+fn commit_outcome(row: &sqlx::postgres::PgRow) -> Result<CommitOutcome, StoreError> {
     Ok(match row.try_get::<i64, _>("committed")? {
         0 => CommitOutcome::NotMatched,
         _ => CommitOutcome::Committed,
@@ -505,12 +505,12 @@ fn bind_deliveries<'q>(
         .bind(column(rows, |(_, d, _)| d.priority.number()))
         .bind(column(rows, |(w, ..)| w.envelope.dedupe.as_str()))
         .bind(column(rows, |(_, d, _)| d.hops))
-        .bind(column(rows, |(w, ..)| w.ids.event_id.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.team.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.channel.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.thread_ts.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(storable)))
+        .bind(column(rows, |(w, ..)| w.ids.event_id.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.team.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.channel.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.thread_ts.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(replace_nul)))
         .bind(column(rows, |(w, ..)| w.envelope.traceparent.as_ref().map(|word| word.as_str())))
         .bind(column(rows, |(w, ..)| received_at(w)))
         .bind(column(rows, |(w, ..)| w.stored_at))
@@ -529,10 +529,10 @@ fn bind_dead_letters<'q>(
         .bind(column(rows, |(w, ..)| w.envelope.connection.to_string()))
         .bind(column(rows, |(w, ..)| w.envelope.lane.to_bits()))
         .bind(column(rows, |(w, ..)| w.envelope.dedupe.as_str()))
-        .bind(column(rows, |(w, ..)| w.ids.event_id.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.channel.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(storable)))
-        .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(storable)))
+        .bind(column(rows, |(w, ..)| w.ids.event_id.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.channel.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(replace_nul)))
         .bind(column(rows, |(_, reason, ..)| *reason))
         .bind(column(rows, |(_, _, error, _)| error.as_str()))
         .bind(column(rows, |(.., payload)| payload.as_slice()))
@@ -546,9 +546,9 @@ fn bind_ignored<'q>(
         .bind(column(rows, |(w, _)| w.envelope.connection.to_string()))
         .bind(column(rows, |(w, _)| w.sequence as i64))
         .bind(column(rows, |(w, _)| w.envelope.dedupe.as_str()))
-        .bind(column(rows, |(w, _)| w.ids.event_id.as_deref().map(storable)))
-        .bind(column(rows, |(w, _)| w.ids.channel.as_deref().map(storable)))
-        .bind(column(rows, |(w, _)| w.ids.ts.as_deref().map(storable)))
-        .bind(column(rows, |(w, _)| w.ids.user.as_deref().map(storable)))
+        .bind(column(rows, |(w, _)| w.ids.event_id.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, _)| w.ids.channel.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, _)| w.ids.ts.as_deref().map(replace_nul)))
+        .bind(column(rows, |(w, _)| w.ids.user.as_deref().map(replace_nul)))
         .bind(column(rows, |(_, reason)| *reason))
 }

@@ -5,7 +5,7 @@
 //! dead letter of intake is marked, and the owner of its partition decides it again.
 
 use super::{
-    super::{Store, StoreError, moment, partitions::FencingToken},
+    super::{Store, StoreError, partitions::FencingToken, timestamp},
     SealedPayload,
 };
 use crate::{partition::Partition, types::ConnectionId};
@@ -66,7 +66,7 @@ pub struct DeadLetterFilter {
     pub reason: Option<String>,
 }
 
-macro_rules! filtered {
+macro_rules! filter_condition {
     () => {
         "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
            and ($3::text is null or position($3 in reason) > 0 or position($3 in last_error) > 0))"
@@ -74,7 +74,7 @@ macro_rules! filtered {
 }
 
 /// Returns a statement whose first three parameters are a filter.
-fn filtering<'q>(
+fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q DeadLetterFilter,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -92,11 +92,11 @@ impl Store {
         limit: i64,
         with_payload: bool,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- dead_letters.list
                  select *, case when $5 then payload end as bytes from dead_letters where ",
-                filtered!(),
+                filter_condition!(),
                 " order by id desc limit $4"
             ),
             filter,
@@ -110,10 +110,10 @@ impl Store {
 
     /// Counts the matching dead letters.
     pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StoreError> {
-        let row = filtering(
+        let row = filtered_query(
             concat!(
                 "-- dead_letters.count\n select count(*) as count from dead_letters where ",
-                filtered!()
+                filter_condition!()
             ),
             filter,
         )
@@ -129,13 +129,13 @@ impl Store {
         filter: &DeadLetterFilter,
         limit: i64,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- dead_letters.redrive
                  with chosen as (
                      select id, stage from dead_letters
                       where redrive_at is null and payload is not null and ",
-                filtered!(),
+                filter_condition!(),
                 " order by id limit $4 for update skip locked),
                  marked as (
                      update dead_letters l set redrive_at = now() from chosen
@@ -189,12 +189,12 @@ impl Store {
         filter: &DeadLetterFilter,
         limit: i64,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- dead_letters.delete
                  delete from dead_letters where id in (
                      select id from dead_letters where ",
-                filtered!(),
+                filter_condition!(),
                 " order by id limit $4) returning id"
             ),
             filter,
@@ -248,7 +248,7 @@ impl Store {
               where id = $1",
         )
         .bind(id)
-        .bind(crate::store::storable(error))
+        .bind(crate::store::replace_nul(error))
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -275,8 +275,8 @@ impl Store {
             reason: row.try_get("reason")?,
             last_error: row.try_get("last_error")?,
             attempts: row.try_get("attempts")?,
-            at: moment(row, "dead_letters", &id.to_string(), "at")?,
-            redrive_at: moment(row, "dead_letters", &id.to_string(), "redrive_at")?,
+            at: timestamp(row, "dead_letters", &id.to_string(), "at")?,
+            redrive_at: timestamp(row, "dead_letters", &id.to_string(), "redrive_at")?,
             ..DeadLetter::default()
         };
         let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>("bytes")? else { return Ok(letter) };

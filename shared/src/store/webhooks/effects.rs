@@ -344,7 +344,7 @@ impl What {
 }
 
 /// Applies a change. Returns whether anything changed.
-pub(in crate::store) async fn apply(
+pub(in crate::store) async fn apply_change(
     tx: &mut PgConnection,
     what: &What,
 ) -> Result<bool, StoreError> {

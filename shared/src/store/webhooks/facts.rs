@@ -198,7 +198,7 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     };
     let own_agent = match nullable(row, "agents", &key, "own_id")? {
         Some(id) => Some(AgentRef {
-            name: named(row, "own_name", &id)?,
+            name: display_name(row, "own_name", &id)?,
             mode: column(row, "agents", &key, "own_mode")?,
             org: known.org.clone(),
             id,
@@ -207,7 +207,7 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     };
     let bound = match nullable(row, "agents", &key, "bound_id")? {
         Some(id) => Some(AgentRef {
-            name: named(row, "bound_name", &id)?,
+            name: display_name(row, "bound_name", &id)?,
             mode: column(row, "agents", &key, "bound_mode")?,
             org: column(row, "agents", &key, "bound_org")?,
             id,
@@ -229,7 +229,11 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     })
 }
 
-fn named(row: &PgRow, column: &str, id: &crate::types::AgentId) -> Result<String, StoreError> {
+fn display_name(
+    row: &PgRow,
+    column: &str,
+    id: &crate::types::AgentId,
+) -> Result<String, StoreError> {
     let name: String = row.try_get(column)?;
     Ok(if name.is_empty() { id.to_string() } else { name })
 }
