@@ -10,7 +10,7 @@ use super::{
         outbox::{SealedMessages, enqueue_messages},
         pool::with_transaction_timeout,
         replace_nul,
-        webhooks::effects,
+        webhooks::apply_change,
     },
     ClaimedDelivery,
 };
@@ -183,7 +183,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         with_transaction_timeout(async {
             let mut tx = self.pool.begin().await?;
-            let changed = effects::apply_change(&mut tx, &change.what).await?;
+            let changed = apply_change(&mut tx, &change.what).await?;
             finished.messages.extend((change.reply)(changed));
             let in_force = self.finish_in(&mut *tx, &[&finished]).await?;
             match in_force[..] {

@@ -6,9 +6,11 @@
 //! claim) in the lane row.
 
 mod claim;
+mod claimed_delivery;
 mod end;
 mod health;
 mod release;
 
-pub use claim::{ClaimRequest, ClaimedDeliveries, ClaimedDelivery, DeliveryKey, QueueKey};
+pub use claim::{ClaimRequest, ClaimedDeliveries, QueueKey};
+pub use claimed_delivery::{ClaimedDelivery, DeliveryKey};
 pub use end::{FinishedDelivery, FinishedOutcome, PostponedDelivery};

@@ -6,10 +6,12 @@
 
 mod claim;
 mod enqueue;
+mod message;
 mod rate_limits;
 mod record;
 
-pub use claim::{ClaimPosition, ClaimedMessages, OutboxMessage, UnreadableMessage};
+pub use claim::{ClaimPosition, ClaimedMessages};
 pub(in crate::store) use enqueue::{SealedMessages, enqueue_messages};
+pub use message::{OutboxMessage, UnreadableMessage};
 pub use rate_limits::{Limit, LimitSubscription};
 pub use record::{SendAmbiguity, SendOutcome, SendRecord};

@@ -7,7 +7,13 @@
 //! steps because the JSON of an interaction is percent-encoded in a form field: [`Parts::split`]
 //! removes the outer encoding, [`Parts::read`] parses the content.
 
-use super::loose::{First, Flag, Id, Number, Object, Text};
+mod events;
+mod interactions;
+
+pub use events::{AssistantThread, Authorization, Event, EventBody, Item, Metadata, Noted};
+pub use interactions::{Action, Container, Interaction, Team, User, View};
+
+use super::loose::Object;
 use serde::Deserialize;
 use std::borrow::Cow;
 
@@ -168,227 +174,10 @@ pub struct Command<'a> {
     pub api_app_id: Cow<'a, str>,
 }
 
-/// Outer object of the Events API.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)] // Slack's names: docs.slack.dev/apis/events-api
-pub struct EventBody<'a> {
-    #[serde(borrow, rename = "type")]
-    pub kind: Text<'a>,
-    #[serde(borrow)]
-    pub challenge: Text<'a>,
-    #[serde(borrow)]
-    pub event_id: Text<'a>,
-    pub event_time: Number,
-    #[serde(borrow)]
-    pub api_app_id: Text<'a>,
-    #[serde(borrow)]
-    pub team_id: Text<'a>,
-    #[serde(borrow)]
-    pub enterprise_id: Text<'a>,
-    #[serde(borrow)]
-    pub authorizations: First<Authorization<'a>>,
-    #[serde(borrow)]
-    pub event: Object<Event<'a>>,
-    pub minute_rate_limited: Number,
-}
-
-/// Installation that an event was sent for.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Authorization<'a> {
-    #[serde(borrow)]
-    pub team_id: Text<'a>,
-    #[serde(borrow)]
-    pub enterprise_id: Text<'a>,
-    pub is_enterprise_install: Flag,
-}
-
-/// Inner event.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Event<'a> {
-    #[serde(borrow, rename = "type")]
-    pub kind: Text<'a>,
-    #[serde(borrow)]
-    pub subtype: Text<'a>,
-    #[serde(borrow)]
-    pub channel: Id<'a>,
-    #[serde(borrow)]
-    pub channel_type: Text<'a>,
-    #[serde(borrow)]
-    pub user: Id<'a>,
-    /// Workspace of the author, in a channel shared with another company.
-    #[serde(borrow)]
-    pub user_team: Text<'a>,
-    #[serde(borrow)]
-    pub bot_id: Text<'a>,
-    #[serde(borrow)]
-    pub text: Text<'a>,
-    #[serde(borrow)]
-    pub ts: Text<'a>,
-    #[serde(borrow)]
-    pub thread_ts: Text<'a>,
-    pub hidden: Flag,
-    /// Metadata that the author attached.
-    #[serde(borrow)]
-    pub metadata: Object<Metadata<'a>>,
-    /// Channel and message of a reaction or pin.
-    #[serde(borrow)]
-    pub item: Object<Item<'a>>,
-    /// Edited or deleted message, with its own `ts`.
-    #[serde(borrow)]
-    pub message: Object<Item<'a>>,
-    /// Ids of an assistant event.
-    #[serde(borrow)]
-    pub assistant_thread: Object<AssistantThread<'a>>,
-}
-
-impl Event<'_> {
-    /// Returns the number of Tidegate's replies that led to this message, as counted in its
-    /// metadata.
-    pub fn hops(&self) -> u64 {
-        let ours = self.metadata.0.as_ref().filter(|m| m.event_type.get() == Some("tidegate"));
-        ours.and_then(|m| m.event_payload.0.as_ref()?.hops.0).unwrap_or(0)
-    }
-}
-
-/// `event.metadata`: docs.slack.dev/messaging/message-metadata.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Metadata<'a> {
-    #[serde(borrow)]
-    pub event_type: Text<'a>,
-    pub event_payload: Object<Noted>,
-}
-
-/// Metadata that Tidegate attaches to its messages.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Noted {
-    pub hops: Number,
-}
-
-/// Message that an event refers to.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Item<'a> {
-    #[serde(borrow)]
-    pub channel: Id<'a>,
-    #[serde(borrow)]
-    pub ts: Text<'a>,
-    #[serde(borrow)]
-    pub thread_ts: Text<'a>,
-}
-
-/// `event.assistant_thread`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct AssistantThread<'a> {
-    #[serde(borrow)]
-    pub channel_id: Text<'a>,
-    #[serde(borrow)]
-    pub thread_ts: Text<'a>,
-    #[serde(borrow)]
-    pub user_id: Text<'a>,
-}
-
-/// Click, shortcut, view or options load.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)] // Slack's names: docs.slack.dev/reference/interaction-payloads
-pub struct Interaction<'a> {
-    #[serde(borrow, rename = "type")]
-    pub kind: Text<'a>,
-    #[serde(borrow)]
-    pub trigger_id: Text<'a>,
-    #[serde(borrow)]
-    pub api_app_id: Text<'a>,
-    #[serde(borrow)]
-    pub action_ts: Text<'a>,
-    #[serde(borrow)]
-    pub response_url: Text<'a>,
-    #[serde(borrow)]
-    pub team: Object<Team<'a>>,
-    #[serde(borrow)]
-    pub enterprise: Id<'a>,
-    pub is_enterprise_install: Flag,
-    #[serde(borrow)]
-    pub user: Object<User<'a>>,
-    #[serde(borrow)]
-    pub channel: Id<'a>,
-    #[serde(borrow)]
-    pub container: Object<Container<'a>>,
-    #[serde(borrow)]
-    pub view: Object<View<'a>>,
-    #[serde(borrow)]
-    pub actions: First<Action<'a>>,
-}
-
-/// `team` of an interaction. `null` in organization-wide installations.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Team<'a> {
-    #[serde(borrow)]
-    pub id: Text<'a>,
-    #[serde(borrow)]
-    pub enterprise_id: Text<'a>,
-}
-
-/// `user` of an interaction: the person who acted.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct User<'a> {
-    #[serde(borrow)]
-    pub id: Text<'a>,
-    #[serde(borrow)]
-    pub team_id: Text<'a>,
-}
-
-/// `container` of a click.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Container<'a> {
-    #[serde(borrow)]
-    pub channel_id: Text<'a>,
-}
-
-/// `view` of an interaction.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct View<'a> {
-    #[serde(borrow)]
-    pub id: Text<'a>,
-    #[serde(borrow)]
-    pub root_view_id: Text<'a>,
-    #[serde(borrow)]
-    pub team_id: Text<'a>,
-    #[serde(borrow)]
-    pub app_installed_team_id: Text<'a>,
-}
-
-/// First of `actions`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Action<'a> {
-    #[serde(borrow)]
-    pub action_ts: Text<'a>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::loose::Number;
 
     #[test]
     fn the_media_type_counts_and_its_parameters_do_not() {
