@@ -1,7 +1,7 @@
--- The schema of Tidegate. Until the first release it is one migration; afterwards changes expand first and contract a
--- release later, because the release before may still be running.
+-- Schema of Tidegate. One migration until the first release. Later changes expand first and contract a release later,
+-- because the previous release may still be running.
 --
--- Tables of traffic have no foreign keys: no statement of intake or dispatch may wait for a row of another tenant.
+-- Traffic tables have no foreign keys: no statement of intake or dispatch may wait for a row of another connection.
 
 create table organizations (
     id          text primary key,
@@ -9,7 +9,7 @@ create table organizations (
     created_at  timestamptz not null default now()
 );
 
--- HTTP endpoints that answer conversations. `secret` is sealed under the token keyring.
+-- HTTP endpoints that answer conversations. `secret` is sealed with the token keyring.
 create table agents (
     org_id          text not null references organizations (id) on delete cascade,
     id              text not null,
@@ -19,20 +19,20 @@ create table agents (
     secret          text not null,
     -- Limit of one attempt.
     timeout_ms      integer not null default 60000 check (timeout_ms between 1000 and 600000),
-    -- Attempts that run at once, on all workers together.
+    -- Maximum concurrent attempts over all workers.
     max_concurrent  integer not null default 16 check (max_concurrent between 1 and 1000),
-    -- Time from the first attempt after which a delivery is given up; null: by mode (reply 1 h, forward 24 h).
+    -- Time from the first attempt after which a delivery is given up. Null: by mode (reply 1 h, forward 24 h).
     retry_for_ms    bigint check (retry_for_ms > 0),
-    -- Time that a delivery may wait for its first attempt.
+    -- Maximum wait of a delivery for its first attempt.
     keep_for_ms     bigint not null default 259200000 check (keep_for_ms > 0),
-    -- Set by an operator: no attempt begins, and what waits does not age.
+    -- Set by an operator: no attempt begins, and waiting deliveries do not age.
     paused_at       timestamptz,
     created_at      timestamptz not null default now(),
     primary key (org_id, id)
 );
 
--- The right to one running attempt of an agent. Slot 0 is for interactive deliveries alone; a slot above the agent's
--- `max_concurrent` is not given out. Written by no statement of intake.
+-- Rights to one running attempt of an agent. Slot 0 is only for interactive deliveries. A slot above the agent's
+-- `max_concurrent` is not granted. No statement of intake writes this table.
 create table agent_slots (
     org_id          text not null,
     agent_id        text not null,
@@ -53,7 +53,7 @@ end $$;
 create trigger agents_make_slots after insert or update of max_concurrent on agents
     for each row execute function agents_make_slots();
 
--- Agents that were deleted: what waits for them ends in steps.
+-- Deleted agents, whose waiting deliveries end in steps.
 create table deleted_agents (
     org_id      text not null,
     agent_id    text not null,
@@ -73,25 +73,25 @@ end $$;
 create trigger agents_drop_slots after delete on agents
     for each row execute function agents_drop_slots();
 
--- Open circuit breakers; a row exists only while the circuit of an agent is open.
+-- Open circuit breakers. A row exists while the circuit breaker of an agent is open.
 create table agent_health (
     org_id      text not null,
     agent_id    text not null,
     opened_at   timestamptz not null default now(),
-    -- When the next probe may begin. Whoever moves it on makes the probe.
+    -- Time of the next probe. The worker that raises it makes the probe.
     probe_at    timestamptz not null,
     probes      integer not null default 0,
     last_error  text not null default '',
     primary key (org_id, agent_id)
 );
 
--- One sequence for all rows: a version is newer than every earlier one, also across a delete.
+-- One sequence for all rows: a version is newer than every earlier one, even of deleted rows.
 create sequence connection_versions;
 
 create table connections (
     id                  text primary key check (id ~ '^[0-9a-f]{32}$'),
     org_id              text not null references organizations (id),
-    -- The agent of conversations without a binding. An install needs none.
+    -- Agent of conversations without a binding. Optional.
     agent_id            text,
     platform            text not null default 'slack' check (platform in ('slack')),
     app_id              text not null,
@@ -100,17 +100,17 @@ create table connections (
     preview_mode        boolean not null default false,
     status              text not null default 'pending'
                         check (status in ('pending', 'active', 'stopped', 'error', 'revoked')),
-    -- Why it is in `error`, or was revoked; for people.
+    -- Cause of `error` or `revoked`, for operators.
     status_reason       text not null default '',
-    -- Sealed under the signing secret keyring.
+    -- Sealed with the signing secret keyring.
     signing_secret                text not null,
     signing_secret_previous       text,
     signing_secret_previous_until timestamptz,
-    -- Sealed under the token keyring.
+    -- Sealed with the token keyring.
     bot_token           text,
     bot_user_id         text,
     settings            jsonb not null default '{}',
-    -- Set by an operator: nothing is sent to Slack for it, and what waits does not age.
+    -- Set by an operator: nothing is sent to Slack, and waiting messages do not age.
     sending_paused_at   timestamptz,
     installed_at        timestamptz,
     version             bigint not null default nextval('connection_versions'),
@@ -124,7 +124,7 @@ create unique index connections_one_per_app_and_team
 create index connections_by_agent on connections (org_id, agent_id);
 create index connections_revoked on connections (updated_at) where status = 'revoked';
 
--- Every change raises the version and tells the workers, whoever makes it and however.
+-- Every change raises the version and notifies the workers.
 create function connections_changed() returns trigger language plpgsql as $$
 begin
     new.version := nextval('connection_versions');
@@ -142,7 +142,7 @@ end $$;
 create trigger connections_notify after insert or update or delete on connections
     for each row execute function connections_notify();
 
--- How its status changed, when and why. Written by a trigger, so that every way of changing it is recorded.
+-- Changes of a connection's status. A trigger writes them, so that every change is recorded.
 create table connection_status_history (
     id              bigint generated always as identity primary key,
     connection_id   text not null references connections (id) on delete cascade,
@@ -152,7 +152,7 @@ create table connection_status_history (
 );
 create index connection_status_history_of on connection_status_history (connection_id, id);
 
-create function connections_remember() returns trigger language plpgsql as $$
+create function connections_record_status() returns trigger language plpgsql as $$
 begin
     if tg_op = 'INSERT' or old.status <> new.status then
         insert into connection_status_history (connection_id, status, reason)
@@ -160,25 +160,26 @@ begin
     end if;
     return null;
 end $$;
-create trigger connections_remember after insert or update on connections
-    for each row execute function connections_remember();
+create trigger connections_record_status after insert or update on connections
+    for each row execute function connections_record_status();
 
--- Tombstones: webhooks of a deleted connection are ignored, those of an unknown one are dead letters.
+-- Tombstones: webhooks of a deleted connection are ignored, those of an unknown one become dead letters.
 create table deleted_connections (
     id          text primary key,
     deleted_at  timestamptz not null default now()
 );
 
-create function connections_bury() returns trigger language plpgsql security definer set search_path from current as $$
+create function connections_add_tombstone() returns trigger
+    language plpgsql security definer set search_path from current as $$
 begin
     insert into deleted_connections (id) values (old.id) on conflict do nothing;
     return null;
 end $$;
-create trigger connections_bury after delete on connections
-    for each row execute function connections_bury();
+create trigger connections_add_tombstone after delete on connections
+    for each row execute function connections_add_tombstone();
 
--- What a rotating token is refreshed with. A table of its own: a lease taken here is no change of the connection.
--- Secrets are sealed under the token keyring. `generation` counts refreshes: the holder of an older one writes nothing.
+-- Credentials of token rotation, sealed with the token keyring. A separate table, so that a lease does not change the
+-- connection. `generation` counts refreshes: the holder of an older one writes nothing.
 create table token_rotations (
     connection_id   text primary key references connections (id) on delete cascade,
     client_id       text not null,
@@ -193,8 +194,8 @@ create table token_rotations (
 );
 create index token_rotations_due on token_rotations (refresh_at);
 
--- How often in a row Slack refused the token of an installation. Not in the connection's row: counting must not change
--- what workers cache.
+-- Consecutive rejections of an installation's token. A separate table, because a change of the connection would
+-- invalidate the workers' caches.
 create table token_failures (
     connection_id           text primary key references connections (id) on delete cascade,
     installed_at            timestamptz,
@@ -202,7 +203,7 @@ create table token_failures (
     at                      timestamptz not null default now()
 );
 
--- Single-use link codes. Without a connection a code is good on any preview connection.
+-- Single-use link codes. Without a connection a code is valid on any preview connection.
 create table link_codes (
     code_hash           bytea primary key,
     org_id              text not null,
@@ -213,7 +214,7 @@ create table link_codes (
     created_by          text not null default '',
     created_at          timestamptz not null default now(),
     expires_at          timestamptz not null,
-    -- Revoked before anybody used it; `expires_at` is then set, too.
+    -- Set for a code that was revoked before its use, with `expires_at`.
     revoked_at          timestamptz,
     consumed_at         timestamptz,
     consumed_by         text,
@@ -228,7 +229,7 @@ create table link_codes (
 create index link_codes_expires on link_codes (expires_at);
 create index link_codes_consumed_on on link_codes (consumed_connection) where consumed_connection is not null;
 
--- Recent wrong link codes, per person and per workspace. A row is deleted when its time is over.
+-- Recent wrong link codes, per person and per workspace. Retention deletes expired rows.
 create table link_code_attempts (
     who     text primary key,
     misses  integer not null,
@@ -236,7 +237,7 @@ create table link_code_attempts (
 );
 create index link_code_attempts_until on link_code_attempts (until);
 
--- Assigns a channel of a connection to an agent, maybe of another organization.
+-- Bindings of a connection's channels to agents, possibly of another organization.
 create table channel_bindings (
     connection_id   text not null references connections (id) on delete cascade,
     team_id         text not null,
@@ -245,7 +246,7 @@ create table channel_bindings (
     agent_id        text not null,
     bound_by        text not null,
     bound_at        timestamptz not null default now(),
-    -- When Slack last refused a message to this conversation, and its error.
+    -- Last rejection of a message to this conversation by Slack, and its error.
     refused_at      timestamptz,
     last_send_error text,
     primary key (connection_id, team_id, channel_id),
@@ -254,7 +255,7 @@ create table channel_bindings (
 create index channel_bindings_by_agent on channel_bindings (org_id, agent_id);
 create index channel_bindings_by_channel on channel_bindings (connection_id, channel_id);
 
--- The session of a conversation; without a row it is the first.
+-- Sessions of conversations. Without a row the session is the first.
 create table conversation_sessions (
     connection_id   text not null references connections (id) on delete cascade,
     team_id         text not null,
@@ -263,7 +264,7 @@ create table conversation_sessions (
     primary key (connection_id, team_id, channel_id)
 );
 
--- People who were greeted: once is enough, however often Slack reports them.
+-- Welcomed people: each is welcomed once, however often Slack reports them.
 create table welcomed_users (
     connection_id   text not null references connections (id) on delete cascade,
     team_id         text not null,
@@ -281,7 +282,7 @@ create table user_identities (
     primary key (platform, team_id, platform_user_id)
 );
 
--- Users (see `user_identities`) who may link an organization's agents by name, without a code.
+-- Users (see `user_identities`) who may bind an organization's agents by name, without a code.
 create table organization_members (
     org_id      text not null references organizations (id) on delete cascade,
     user_id     text not null,
@@ -292,33 +293,33 @@ create index organization_members_user on organization_members (user_id);
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Workers and partitions.
 
--- One row per running process. `id` is random per process start; running lanes name it, and are freed once it expired.
+-- Running processes. `id` is random per process start. Running lanes refer to it, and are freed after it expires.
 create table workers (
     id          text primary key,
     name        text not null,
     started_at  timestamptz not null default now(),
     alive_until timestamptz not null,
-    -- Whether it reaches NATS: one that does not gives its partitions to those that do.
+    -- Whether the process reaches NATS. One that does not gives its partitions to others.
     reads       boolean not null default true,
-    -- It takes no partitions any more.
+    -- Set when the process stops: it takes no partitions.
     stopping    boolean not null default false
 ) with (fillfactor = 50);
 
--- One row per partition, written by claims and commits alone: the fencing token, how far intake has committed, and the
--- last message that it committed, by which another stream is recognized.
+-- Partitions: fencing token, position of intake, and the last committed message, which identifies the stream. Only
+-- claims and commits write this table.
 create table partition_cursors (
     partition           smallint primary key check (partition between 0 and 63),
     owner               text,
     epoch               bigint not null default 0,
     generation          integer not null default 1,
     cursor              bigint not null default 0,
-    -- When the stream was created, in ns since 1970; null before it was first read.
+    -- Creation time of the stream, in ns since 1970. Null before the first read.
     stream_created_ns   bigint,
-    -- The last own message: its sequence, dedup key and server time.
+    -- Last message of the partition: sequence, dedup key and server time.
     last_sequence       bigint,
     last_key            text,
     last_stored_at      timestamptz,
-    -- Everything that the stream got before this time is committed.
+    -- Everything that the stream stored before this time is committed.
     read_through        timestamptz not null default 'epoch',
     -- Messages committed since the first sequence of this generation.
     messages            bigint not null default 0,
@@ -329,8 +330,8 @@ create table partition_cursors (
     suspect_count       integer not null default 0
 ) with (fillfactor = 50);
 
--- Renewals write here, so that they never wait for a commit. The lease repeats its epoch: a renewal that waited for a
--- claim's lock re-checks only the row that it writes.
+-- Leases. Renewals write here, so that they never wait for a commit. A lease repeats its epoch: a renewal that waited
+-- for a claim's lock checks only this row again.
 create table partition_leases (
     partition   smallint primary key references partition_cursors (partition),
     epoch       bigint not null default 0,
@@ -339,7 +340,7 @@ create table partition_leases (
 insert into partition_cursors (partition) select generate_series(0, 63);
 insert into partition_leases (partition) select generate_series(0, 63);
 
--- Messages that were purged or deleted from the stream, per partition and generation; subtracted by `ledger verify`.
+-- Messages that were purged or deleted from the stream, per partition and generation. `ledger verify` subtracts them.
 create table stream_removals (
     id          bigint generated always as identity primary key,
     partition   smallint not null,
@@ -354,13 +355,14 @@ create index stream_removals_of on stream_removals (partition, generation);
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Intake.
 
--- Dedup keys of webhooks that had an effect. `day` is of the webhook's own time, the same in every copy; `slot` is that
--- day modulo 8. A slot is truncated once its day is over for every partition, so nothing is searched or deleted by row.
+-- Dedup keys of webhooks with an effect. `day` is the day of the webhook's own time, equal in every copy. `slot` is
+-- that day modulo 8. A slot is truncated when its day is over in every partition, so that no row is searched or
+-- deleted.
 create table processed_keys (
     slot        smallint not null,
     partition   smallint not null,
     day         integer not null,
-    -- The first 16 bytes of the SHA-256 of the dedup key.
+    -- First 16 bytes of the SHA-256 of the dedup key.
     key         bytea not null,
     generation  integer not null,
     sequence    bigint not null,
@@ -368,7 +370,7 @@ create table processed_keys (
     primary key (slot, partition, day, key)
 ) partition by list (slot);
 
--- Webhooks that were addressed to the app and ignored. No body. By day of receipt modulo 8.
+-- Ignored webhooks that addressed the app, without body. Slots by day of receipt modulo 8.
 create table ignored_webhooks (
     slot            smallint not null,
     at              timestamptz not null default now(),
@@ -386,7 +388,7 @@ create table ignored_webhooks (
 create index ignored_webhooks_of on ignored_webhooks (connection_id, at);
 create index ignored_webhooks_by_key on ignored_webhooks (dedup_key);
 
--- Figures of a connection per hour, added up once a minute from counters.
+-- Hourly usage of connections, added once a minute from counters.
 create table connection_usage (
     connection_id   text not null,
     hour            timestamptz not null,
@@ -404,7 +406,7 @@ create index connection_usage_by_hour on connection_usage (hour);
 -- Webhooks and deliveries given up on, until an operator decides. `payload` is sealed: headers and body.
 create table dead_letters (
     id              bigint generated always as identity primary key,
-    -- `intake`: never decided; `dispatch`: an agent was to get it.
+    -- `intake`: undecided. `dispatch`: a delivery to an agent.
     stage           text not null check (stage in ('intake', 'dispatch')),
     partition       smallint not null,
     generation      integer not null,
@@ -425,9 +427,9 @@ create table dead_letters (
     reason          text not null,
     last_error      text not null default '',
     attempts        integer not null,
-    -- Null: the connection had too much open already, and the bytes are in the stream alone.
+    -- Null: the connection had too many dead letters, and the bytes are only in the stream.
     payload         bytea,
-    -- When an operator asked to process it again; the owner of its partition does.
+    -- Time of an operator's redrive, which the owner of the partition performs.
     redrive_at      timestamptz,
     at              timestamptz not null default now()
 );
@@ -440,7 +442,7 @@ create index dead_letters_at on dead_letters (at);
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Dispatch.
 
--- Webhooks that an agent is to get, with their bytes. Rows are never updated: what changes is in `delivery_lanes`.
+-- Webhooks that an agent receives, with their bytes. Rows are never updated. Their state is in `delivery_lanes`.
 create table deliveries (
     connection_id   text not null,
     lane            bigint not null,
@@ -453,7 +455,7 @@ create table deliveries (
     agent_id        text not null,
     session         bigint not null,
     kind            text not null,
-    -- 0: a person waits (commands, clicks, submissions); 1: all else.
+    -- 0: a person waits (commands, clicks, submissions). 1: all others.
     priority        smallint not null,
     dedup_key       text not null,
     hops            integer not null default 0,
@@ -466,9 +468,9 @@ create table deliveries (
     traceparent     text,
     received_at     timestamptz not null,
     stored_at       timestamptz not null,
-    -- Set for a replayed delivery: whose replay it is.
+    -- Id of the replay that enqueued the delivery.
     replay          text,
-    -- Sealed: headers and body as they were in the stream.
+    -- Sealed headers and body.
     payload         bytea not null,
     size            integer not null,
     schema          smallint not null,
@@ -478,44 +480,44 @@ create table deliveries (
 alter table deliveries alter column payload set storage external;
 create index deliveries_by_key on deliveries (dedup_key);
 
--- One row per conversation with deliveries: those between `head` and `tail`, both included, wait. Everything about a
--- delivery that changes is here, for the head. Enqueueing and ending read only this row's newest version.
+-- Conversations with deliveries: those between `head` and `tail`, inclusive, wait. The row has the state of the head.
+-- Enqueueing and ending read only its newest version.
 create table delivery_lanes (
     connection_id       text not null,
     lane                bigint not null,
     partition           smallint not null,
     head                bigint not null,
     tail                bigint not null,
-    -- Of the head.
+    -- Agent and priority of the head.
     org_id              text not null,
     agent_id            text not null,
     priority            smallint not null,
     attempts            integer not null default 0,
     -- Attempts that failed because of this delivery.
     faults              integer not null default 0,
-    -- Attempts that ended without an outcome: a panic, or a worker that died.
+    -- Attempts without an outcome: a panic, or a worker that died.
     crashes             integer not null default 0,
     first_attempt_at    timestamptz,
-    -- When the head is due; infinity while it runs, and when nothing waits.
+    -- Time at which the head is due. Infinity while it runs, and when nothing waits.
     next_at             timestamptz not null,
-    -- The process that runs the head, and the number of its claim: no other claim ever has it.
+    -- Worker of the running head, and the number of its claim, which is unique.
     worker              text,
     claim               bigint,
     last_error          text not null default '',
     cancel_requested    boolean not null default false,
     told_at             timestamptz,
-    -- The lane first: with the connection first, Postgres finds a queue by this key and sorts all of its lanes.
+    -- The lane is first: with the connection first, Postgres would find a queue by this key and sort all of its lanes.
     primary key (lane, connection_id)
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 create sequence delivery_claims;
--- A queue is (partition, priority, agent, connection): takes visit queues in this order and read due heads by time.
+-- A queue is (partition, priority, agent, connection). Claims visit queues in this order and read due heads by time.
 create index delivery_lanes_queues on delivery_lanes (partition, priority, org_id, agent_id, connection_id, next_at)
     where next_at < 'infinity';
 create index delivery_lanes_of_worker on delivery_lanes (worker) where worker is not null;
 create index delivery_lanes_empty on delivery_lanes (partition) where head > tail;
 create index delivery_lanes_by_agent on delivery_lanes (org_id, agent_id);
 
--- What became of each delivery, for people. No body. By day modulo 32.
+-- Outcomes of deliveries, for operators. No body. Slots by day modulo 32.
 create table delivery_log (
     slot            smallint not null,
     at              timestamptz not null default now(),
@@ -547,7 +549,7 @@ create index delivery_log_by_message on delivery_log (connection_id, channel_id,
 create index delivery_log_by_agent on delivery_log (org_id, agent_id, at);
 create index delivery_log_by_key on delivery_log (dedup_key);
 
--- While an agent, or sending for a connection, was paused: that time does not count as age.
+-- Pauses of agents, and of sending for connections. Their time does not count as age.
 create table pauses (
     id              bigint generated always as identity primary key,
     org_id          text,
@@ -559,8 +561,8 @@ create table pauses (
 create index pauses_of_agent on pauses (org_id, agent_id, started_at) where agent_id is not null;
 create index pauses_of_connection on pauses (connection_id, started_at) where connection_id is not null;
 
--- Replays: a range of a connection's webhooks, decided once more by a worker. Without `apply` nothing is called or changed;
--- with it deliveries are enqueued, in lanes and under dedup keys of their own.
+-- Replays: a range of a connection's webhooks, decided again by a worker. Without `apply` nothing is called or changed.
+-- With it deliveries are enqueued, in lanes and with dedup keys of their own.
 create table replays (
     id              text primary key,
     connection_id   text not null,
@@ -569,7 +571,7 @@ create table replays (
     apply           boolean not null,
     state           text not null default 'open' check (state in ('open', 'done', 'failed', 'cancelled')),
     note            text not null default '',
-    -- How many webhooks there are, about, and up to which sequence they were decided.
+    -- Approximate number of webhooks, and the sequence up to which they were decided.
     total           bigint,
     cursor          bigint not null default 0,
     worker          text,
@@ -586,7 +588,7 @@ create table replay_results (
     stored_at   timestamptz not null,
     kind        text not null,
     outcome     text not null,
-    -- What was, or would be, changed, sent and called: no text of people.
+    -- Effects that were or would be applied. No text of people.
     effects     text[] not null,
     primary key (replay, sequence)
 );
@@ -594,15 +596,15 @@ create table replay_results (
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Outbox.
 
--- Messages to Slack, written with the effects that they belong to. Rows are never updated: what changes is in
--- `outbox_lanes`. `request` is sealed: it holds people's text, and a response_url is a secret.
+-- Messages to Slack, committed with their effects. Rows are never updated. Their state is in `outbox_lanes`. `request`
+-- is sealed: it contains people's text, and a `response_url` is a secret.
 create table outbox (
     connection_id   text not null,
     lane            bigint not null,
     position        bigint not null,
     id              bigint generated always as identity unique,
     partition       smallint not null,
-    -- What its rate is counted by: a channel, or the lane of what is posted into none.
+    -- Key of the pace: a channel, or the lane of a message that is posted into none.
     channel_key     text not null,
     method          text not null,
     dedup_key       text not null,
@@ -617,15 +619,15 @@ create table outbox_lanes (
     partition       smallint not null,
     head            bigint not null,
     tail            bigint not null,
-    -- Of the head.
+    -- Channel of the head.
     channel_key     text not null,
-    -- Lower goes first within a channel: taken when the head became the head.
+    -- Order within a channel, lowest first. Drawn when a message becomes the head.
     turn            bigint not null,
     attempts        integer not null default 0,
     crashes         integer not null default 0,
     next_at         timestamptz not null,
     worker          text,
-    -- Marked before a call: until then the call may last. After it the message may have been sent.
+    -- Time until which a call may last, set before the call. After that time the message may have been sent.
     sending_until   timestamptz,
     ambiguous       boolean not null default false,
     resend_count    integer not null default 0,
@@ -637,22 +639,22 @@ create index outbox_lanes_of_channel on outbox_lanes (connection_id, channel_key
 create index outbox_lanes_of_worker on outbox_lanes (worker) where worker is not null;
 create index outbox_lanes_empty on outbox_lanes (partition) where head > tail;
 
--- Pace and Retry-After per channel. `pending` counts its messages: it alone says whether something may wait here.
+-- Pace per channel. `pending` counts the channel's messages: only at 0 nothing waits.
 create table outbox_channels (
     connection_id   text not null,
     channel_key     text not null,
     partition       smallint not null,
     pending         bigint not null,
-    -- When it is looked at next; infinity when nothing waits.
+    -- Time of the next visit. Infinity when nothing waits.
     next_at         timestamptz not null,
-    -- No message before this.
+    -- No message is sent before this time.
     paced_until     timestamptz not null default '-infinity',
     primary key (connection_id, channel_key)
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 create index outbox_channels_due on outbox_channels (partition, connection_id, next_at) where next_at < 'infinity';
 create index outbox_channels_idle on outbox_channels (partition) where pending = 0;
 
--- Limits of Slack per connection and method. After a 429 calls keep a distance, which shrinks again.
+-- Rate limits of Slack per connection and method. After a 429 calls keep an interval, which shrinks again.
 create table slack_rate_limits (
     connection_id           text not null references connections (id) on delete cascade,
     method                  text not null,
@@ -672,7 +674,7 @@ end $$;
 create trigger slack_rate_limits_notify after insert or update of blocked_until on slack_rate_limits
     for each row execute function slack_rate_limits_notify();
 
--- Uses of a response_url, which Slack limits to five; kept with the webhook that brought it.
+-- Uses of a `response_url`, which Slack limits to five, by the webhook that brought it.
 create table response_url_uses (
     dedup_key       text primary key,
     connection_id   text not null,
@@ -682,7 +684,7 @@ create table response_url_uses (
 create index response_url_uses_of on response_url_uses (connection_id);
 create index response_url_uses_at on response_url_uses (at);
 
--- What became of each message. No text. By day modulo 32.
+-- Sent messages. No text. Slots by day modulo 32.
 create table outbox_log (
     slot            smallint not null,
     at              timestamptz not null default now(),
@@ -699,7 +701,7 @@ create table outbox_log (
 create index outbox_log_by_key on outbox_log (dedup_key);
 create index outbox_log_of on outbox_log (connection_id);
 
--- Messages that Slack refuses for good, until an operator retries or deletes them.
+-- Messages that Slack rejected for good, until an operator retries or deletes them.
 create table outbox_failures (
     id              bigint primary key,
     connection_id   text not null,
@@ -719,7 +721,7 @@ create index outbox_failures_of on outbox_failures (connection_id, id);
 create index outbox_failures_by_key on outbox_failures (dedup_key);
 create index outbox_failures_at on outbox_failures (at);
 
--- Rotating tables: a fixed number of slots, each truncated before its day comes round again.
+-- Rotating tables: a fixed number of slots, each truncated before its day recurs.
 do $$
 begin
     for slot in 0..7 loop
@@ -732,8 +734,8 @@ begin
     end loop;
 end $$;
 
--- Empties a slot of a rotating table. Workers may not truncate tables themselves. The lock is not waited for: a dump that
--- runs holds it, and everybody who inserts would wait behind us.
+-- Truncates a slot of a rotating table. Workers lack the right to truncate tables. The lock has a timeout: a running
+-- dump holds it, and all inserts would wait behind this function.
 create function truncate_slot(family text, slot integer) returns void
     language plpgsql security definer set search_path from current set lock_timeout = '200ms' as $$
 begin

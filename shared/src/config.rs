@@ -1,7 +1,8 @@
-//! Settings every process reads the same way.
+//! Settings that all processes share, and their parser.
 //!
-//! A setting is a flag and an environment variable. An unset or malformed one ends the process at start
-//! with one sentence that names it (exit code 64, EX_USAGE). Units are in the value: `3s`, `250ms`.
+//! A setting is a flag and an environment variable. A missing or malformed setting ends the process
+//! at start with one sentence that names it (exit code 64, EX_USAGE). Values contain their unit:
+//! `3s`, `250ms`.
 
 use crate::{
     secrets::{InvalidKeyRing, KeyRing, Secret},
@@ -12,10 +13,10 @@ use clap::{Parser, error::ContextKind, error::ContextValue, error::ErrorKind};
 use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode, time::Duration};
 use tracing::{info, warn};
 
-/// The exit code of a process whose settings are wrong.
+/// Exit code for wrong settings.
 pub const EX_USAGE: u8 = 64;
 
-/// Where NATS is.
+/// Connection settings of NATS.
 #[derive(Clone, clap::Args)]
 pub struct Nats {
     /// NATS servers, comma-separated, as nats://host:4222.
@@ -28,27 +29,28 @@ pub struct Nats {
         required = true
     )]
     pub urls: Vec<async_nats::ServerAddr>,
-    /// File with the nkey seed that proves who we are to NATS.
+    /// File with the nkey seed that authenticates this process to NATS.
     #[arg(long = "nats-nkey-file", env = "TIDEGATE_NATS_NKEY_FILE", value_name = "FILE")]
     pub nkey_file: Option<PathBuf>,
-    /// File with the certificate authority of NATS's servers, as PEM; with it nothing is said in the clear.
+    /// File with the certificate authority of the NATS servers, as PEM. Requires TLS.
     #[arg(long = "nats-ca-file", env = "TIDEGATE_NATS_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for Nats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Nats {{ urls: …, nkey_file: {:?} }}", self.nkey_file) // an address may hold a password
+        // an address may contain a password
+        write!(f, "Nats {{ urls: …, nkey_file: {:?} }}", self.nkey_file)
     }
 }
 
-/// How long JetStream may take to answer anything but a publish.
+/// Maximum wait for JetStream, except for publishing.
 const API_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Nats {
-    /// Connects, and goes on trying in the background: a NATS that is away is waited for, not died of.
+    /// Connects, and reconnects in the background. Succeeds while NATS is unavailable.
     ///
-    /// `role` names the client and its inbox, so that no role can read the answers to another.
+    /// `role` names the client and its inbox, so that no role can read the replies to another.
     pub async fn connect(&self, role: &'static str) -> Result<async_nats::Client, NatsError> {
         let mut options = ConnectOptions::new();
         if let Some(file) = &self.nkey_file {
@@ -63,16 +65,16 @@ impl Nats {
             .name(format!("tidegate-{role}"))
             .custom_inbox_prefix(format!("_INBOX_{role}"))
             .connection_timeout(Duration::from_secs(2))
-            // A half-open link is noticed after two missed pings; the default of 60 s never recovered in time.
+            // Two missed pings reveal a half-open connection. The default of 60 s is too slow.
             .ping_interval(Duration::from_secs(2))
             .reconnect_delay_callback(|tries| Duration::from_millis((50 * tries as u64).min(500)))
             .retry_on_initial_connect()
-            // What NATS forbids shows up as a time-out; only this says why.
+            // A permission error appears only here. The request itself times out.
             .event_callback(|event| async move {
                 match event {
                     Event::Connected => info!("connected to NATS"),
-                    Event::Disconnected => warn!("NATS is away"),
-                    other => warn!(event = %other, "NATS"),
+                    Event::Disconnected => warn!("disconnected from NATS"),
+                    other => warn!(event = %other, "NATS event received"),
                 }
             })
             .connect(&self.urls[..])
@@ -81,23 +83,23 @@ impl Nats {
     }
 }
 
-/// Why there is no NATS client.
+/// Failure to create a NATS client.
 #[derive(Debug, thiserror::Error)]
 pub enum NatsError {
-    /// The nkey file can't be read.
-    #[error("TIDEGATE_NATS_NKEY_FILE: {} can't be read", file.display())]
+    /// The nkey file is unreadable.
+    #[error("failed to read TIDEGATE_NATS_NKEY_FILE {}", file.display())]
     Seed {
-        /// Which.
+        /// Path of the file.
         file: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
-    /// Refused, not merely away.
-    #[error("NATS refused the connection")]
+    /// NATS rejected the connection.
+    #[error("NATS rejected the connection")]
     Connect(#[source] async_nats::ConnectError),
 }
 
-/// JetStream with time-outs that fit a three-second deadline.
+/// Returns a JetStream context whose timeouts fit Slack's deadline of three seconds.
 pub fn jetstream(client: async_nats::Client) -> jetstream::Context {
     jetstream::context::ContextBuilder::new()
         .timeout(API_TIMEOUT)
@@ -106,13 +108,20 @@ pub fn jetstream(client: async_nats::Client) -> jetstream::Context {
         .build(client)
 }
 
-/// Where Postgres is.
+/// Connection settings of Postgres.
 #[derive(Clone, clap::Args)]
 pub struct Postgres {
     /// Postgres, as postgres://user:password@host/database or file:<path>.
-    #[arg(long = "postgres-url", env = "TIDEGATE_POSTGRES_URL", value_name = "URL", value_parser = secret_text, hide_env_values = true)]
+    #[arg(
+        long = "postgres-url",
+        env = "TIDEGATE_POSTGRES_URL",
+        value_name = "URL",
+        value_parser = read_secret,
+        hide_env_values = true
+    )]
     pub url: String,
-    /// Connections to Postgres at most; a worker has four more, for leases and to listen.
+    /// Maximum number of connections to Postgres. A worker has four more, for leases and
+    /// notifications.
     #[arg(
         long = "postgres-connections",
         env = "TIDEGATE_POSTGRES_CONNECTIONS",
@@ -128,67 +137,87 @@ impl fmt::Debug for Postgres {
     }
 }
 
-/// How the process tells what it does.
+/// Settings of logs and traces.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Telemetry {
-    /// What is logged, as in `info` or `warn,worker=debug`.
-    #[arg(long = "log", env = "TIDEGATE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    /// Log filter, as in `info` or `warn,worker=debug`.
+    #[arg(
+        long = "log",
+        env = "TIDEGATE_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        value_parser = log_filter
+    )]
     pub filter: String,
-    /// OpenTelemetry collector that takes traces by OTLP over HTTP, as http://collector:4318; without one there are none.
-    #[arg(long = "otlp-endpoint", env = "TIDEGATE_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
+    /// OpenTelemetry collector for traces by OTLP over HTTP, as http://collector:4318. Without it
+    /// there are no traces.
+    #[arg(
+        long = "otlp-endpoint",
+        env = "TIDEGATE_OTLP_ENDPOINT",
+        value_name = "URL",
+        value_parser = collector_url
+    )]
     pub otlp_endpoint: Option<String>,
-    /// JSON lines instead of text.
-    #[arg(long = "log-json", env = "TIDEGATE_LOG_JSON", value_name = "BOOL", default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
+    /// Log as JSON lines instead of text.
+    #[arg(
+        long = "log-json",
+        env = "TIDEGATE_LOG_JSON",
+        value_name = "BOOL",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
     pub json: bool,
 }
 
-/// A secret setting: the text itself, or `file:<path>` for the content of a file.
-fn secret_text(setting: &str) -> Result<String, String> {
+/// Parses a secret setting: the text itself, or `file:<path>` for the content of a file.
+fn read_secret(setting: &str) -> Result<String, String> {
     match setting.strip_prefix("file:") {
         None => Ok(setting.to_owned()),
         Some(path) => std::fs::read_to_string(path)
             .map(|text| text.trim_end().to_owned())
-            .map_err(|error| format!("the file it names can't be read: {error}")),
+            .map_err(|error| format!("failed to read the file: {error}")),
     }
 }
 
-/// A key ring: `k2:<base64>,k1:<base64>`, or `file:<path>`.
+/// Parses a key ring: `k2:<base64>,k1:<base64>`, or `file:<path>`.
 pub fn key_ring(setting: &str) -> Result<KeyRing, String> {
-    secret_text(setting)?.parse().map_err(|error: InvalidKeyRing| error.to_string())
+    read_secret(setting)?.parse().map_err(|error: InvalidKeyRing| error.to_string())
 }
 
-/// A secret: its text, or `file:<path>`.
+/// Parses a secret: its text, or `file:<path>`.
 pub fn secret(setting: &str) -> Result<Secret, String> {
-    Secret::new(secret_text(setting)?).map_err(|error| error.to_string())
+    Secret::new(read_secret(setting)?).map_err(|error| error.to_string())
 }
 
-/// A name that is safe in subjects, in names of consumers and in logs: the rule of every id.
+/// Parses a name that is safe in subjects, consumer names and logs. Follows the rule of ids.
 pub fn name(text: &str) -> Result<String, String> {
     let checked: Result<AgentId, _> = text.parse();
     checked
         .map(|name| name.to_string())
-        .map_err(|_| "say 1 to 64 letters, digits, '_' or '-'".into())
+        .map_err(|_| "expected 1 to 64 letters, digits, '_' or '-'".into())
 }
 
-/// A collector's address.
-fn collector(text: &str) -> Result<String, String> {
+/// Parses the address of a collector.
+fn collector_url(text: &str) -> Result<String, String> {
     let plain = text.starts_with("http://") || text.starts_with("https://");
-    plain.then(|| text.to_owned()).ok_or_else(|| "say http://collector:4318".into())
+    plain.then(|| text.to_owned()).ok_or_else(|| "expected http://collector:4318".into())
 }
 
-/// What is logged: checked at start, used by [`crate::telemetry`].
+/// Checks a log filter for [`crate::telemetry`].
 fn log_filter(text: &str) -> Result<String, String> {
     let checked = tracing_subscriber::EnvFilter::try_new(text);
-    checked.map(|_| text.to_owned()).map_err(|_| "say info, or warn,worker=debug".into())
+    checked.map(|_| text.to_owned()).map_err(|_| "expected info, or warn,worker=debug".into())
 }
 
-/// A duration with its unit: `3s`, `250ms`, `1m 30s`.
+/// Parses a duration with its unit: `3s`, `250ms`, `1m 30s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|_| "say a number with its unit, as in 3s or 250ms".into())
+        .map_err(|_| "expected a number with its unit, as in 3s or 250ms".into())
 }
 
-/// Reads the settings, or says in one sentence which is wrong and ends with [`EX_USAGE`].
+/// Parses the settings. On failure prints one sentence that names the wrong setting and returns
+/// [`EX_USAGE`].
 pub fn parse<C: Parser>() -> Result<C, ExitCode> {
     parse_from(std::env::args_os()).map_err(|stop| match stop {
         Stop::Help(text) => {
@@ -202,16 +231,16 @@ pub fn parse<C: Parser>() -> Result<C, ExitCode> {
     })
 }
 
-/// Why [`parse_from`] gave no settings.
+/// Outcome of [`parse_from`] without settings.
 #[derive(Debug)]
 pub enum Stop {
-    /// Help or version was asked for.
+    /// Help or version was requested.
     Help(clap::builder::StyledStr),
-    /// A setting is wrong; the sentence names it.
+    /// A setting is wrong. The sentence names it.
     Wrong(String),
 }
 
-/// [`parse`] over given arguments.
+/// Parses the given arguments.
 pub fn parse_from<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, Stop> {
     C::try_parse_from(args).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Help(error.render()),
@@ -221,7 +250,7 @@ pub fn parse_from<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result
 
 fn sentence(command: &clap::Command, error: &clap::Error) -> String {
     let context = |kind| error.get(kind).map(ContextValue::to_string).unwrap_or_default();
-    // clap says "--flag <VALUE>"; operators know the environment variable.
+    // clap names the flag. Operators know the environment variable.
     let named = |shown: &str| {
         let flag = shown.split_whitespace().next().unwrap_or(shown).trim_start_matches('-');
         let found = find_setting(command, flag);
@@ -240,7 +269,7 @@ fn sentence(command: &clap::Command, error: &clap::Error) -> String {
         }
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             let (setting, help) = named(&context(ContextKind::InvalidArg));
-            // The value itself is left out: it may be a secret.
+            // The value is omitted because it may be a secret.
             let why =
                 std::error::Error::source(error).map(|e| format!(" ({e})")).unwrap_or_default();
             format!("{setting} is malformed{why}: {help}")
@@ -252,7 +281,7 @@ fn sentence(command: &clap::Command, error: &clap::Error) -> String {
     }
 }
 
-/// A setting by its flag, of the command or of any verb below it.
+/// Returns a setting by its flag, from the command or its subcommands.
 fn find_setting<'c>(command: &'c clap::Command, flag: &str) -> Option<&'c clap::Arg> {
     let own = command.get_arguments().find(|setting| setting.get_long() == Some(flag));
     own.or_else(|| command.get_subcommands().find_map(|verb| find_setting(verb, flag)))
@@ -266,7 +295,7 @@ mod tests {
     struct Probe {
         #[command(flatten)]
         nats: Nats,
-        /// How long a lease lives.
+        /// Lifetime of a lease.
         #[arg(long, env = "PROBE_TTL", default_value = "3s", value_parser = duration)]
         ttl: Duration,
     }
@@ -284,7 +313,7 @@ mod tests {
         assert!(unset.starts_with("TIDEGATE_NATS_URL is not set: "), "{unset}");
         let malformed = wrong(&["probe", "--nats-url", "nats://h", "--ttl", "hunter2"]);
         assert!(
-            malformed.starts_with("PROBE_TTL is malformed (say a number with its unit"),
+            malformed.starts_with("PROBE_TTL is malformed (expected a number with its unit"),
             "{malformed}"
         );
         assert!(!malformed.contains("hunter2"), "{malformed}");

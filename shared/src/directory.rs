@@ -1,13 +1,13 @@
-//! What ingest knows of connections: a key-value bucket in NATS, projected from Postgres.
+//! Directory: connections as a key-value bucket in NATS, projected from Postgres.
 //!
-//! In: a connection's row, as an [`Entry`]. Out: keys of the bucket `connections`, which every ingest follows.
-//! Two sorts of keys: a connection's id, and `team.<app>.<enterprise or _>.<team or _>` for the shared
-//! route. Both are written by compare-and-swap and only with a newer version, so writers may race and repeat
-//! themselves. Signing secrets lie in it sealed; tokens never do. A deleted connection leaves a tombstone, so
-//! that a late writer with an older version can't bring it back.
+//! Workers, the command line and the control server write entries. Every ingest follows the bucket
+//! `connections`. Keys are connection ids, and `team.<app>.<enterprise or _>.<team or _>` for the
+//! shared route. Writes use compare-and-swap and require a newer version, so that writers may race
+//! and repeat. Signing secrets are sealed. Tokens are never in the directory. A deleted connection
+//! leaves a tombstone, so that a late writer with an older version can't restore the connection.
 //!
-//! Whoever changes a connection commits to Postgres first and projects after; a worker's sweep repairs what was
-//! missed between the two.
+//! Writers commit to Postgres first and project after the commit. The directory sync of the workers
+//! repairs missed projections.
 
 use crate::{
     secrets::Sealed,
@@ -23,68 +23,69 @@ use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The column that a signing secret is sealed for, here and in Postgres: the directory carries the row's text.
+/// Column that a signing secret is sealed for. The directory contains the text of the row.
 pub const SIGNING_SECRET_COLUMN: &str = "connections.signing_secret";
 
-/// What the bucket holds under a connection's id.
+/// Value under a connection's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "lowercase")]
 pub enum Entry {
-    /// A connection.
+    /// Existing connection.
     Known(Known),
-    /// There was one.
+    /// Deleted connection.
     Deleted {
-        /// Newer than every version the connection had.
+        /// Version above all versions of the connection.
         version: i64,
     },
 }
 
-/// A connection, as far as ingest needs it.
+/// Fields of a connection that ingest needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    /// The row's version: rises with every change.
+    /// Version of the row, which rises with every change.
     pub version: i64,
-    /// Where it is in its life.
+    /// Status.
     pub status: Status,
-    /// Its Slack app.
+    /// Slack app.
     pub app: AppId,
-    /// Its Enterprise organisation, if it has one.
+    /// Enterprise organization, if any.
     pub enterprise: Option<EnterpriseId>,
-    /// Its workspace; none on an organisation-wide install or for a preview connection.
+    /// Workspace. `None` for organization-wide installations and preview connections.
     pub team: Option<TeamId>,
-    /// Takes what the shared route finds no other connection for.
+    /// Receives webhooks of the shared route that match no other connection.
     pub preview_mode: bool,
-    /// Secrets that Slack may sign with, newest first; two while one is being rotated.
+    /// Valid signing secrets, newest first. Two during a rotation.
     pub signing_secrets: Vec<SealedSigningSecret>,
 }
 
-/// A signing secret at rest.
+/// Sealed signing secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedSigningSecret {
-    /// Sealed with the signing ring for [`SIGNING_SECRET_COLUMN`] of its connection.
+    /// Secret, sealed with the signing ring for [`SIGNING_SECRET_COLUMN`] of its connection.
     pub sealed: Sealed,
-    /// When it stops being good, in milliseconds since 1970; never, if absent.
+    /// End of validity in milliseconds since 1970. `None`: unlimited.
     pub until_ms: Option<u64>,
 }
 
-/// What the bucket holds under a team's key.
+/// Value under a team's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TeamEntry {
-    /// The version of the connection that wrote it.
+    /// Version of the connection that wrote the entry.
     pub version: i64,
-    /// Who gets this team's webhooks; nobody any more, if absent.
+    /// Connection that receives the team's webhooks, or `None` after its removal.
     pub connection: Option<ConnectionId>,
 }
 
 impl Known {
-    /// The key of its team on the shared route.
+    /// Returns the key of the connection's team on the shared route.
     pub fn team_key(&self) -> String {
         team_key(&self.app, self.enterprise.as_ref(), self.team.as_ref())
     }
 }
 
 impl Entry {
-    /// The key of its team on the shared route; a deleted connection has none.
+    /// Returns the key of the connection's team on the shared route. `None` for a deleted
+    /// connection.
     pub fn team_key(&self) -> Option<String> {
         match self {
             Entry::Known(known) => Some(known.team_key()),
@@ -92,7 +93,7 @@ impl Entry {
         }
     }
 
-    /// The version, of either.
+    /// Returns the version.
     pub fn version(&self) -> i64 {
         match self {
             Entry::Known(known) => known.version,
@@ -101,23 +102,24 @@ impl Entry {
     }
 }
 
-/// The key of a team on the shared route. Ids are checked, so the parts can't run into each other.
+/// Returns the key of a team on the shared route. Ids contain no dots, so that keys are
+/// unambiguous.
 pub fn team_key(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
     let enterprise = enterprise.map_or("_", EnterpriseId::as_str);
     let team = team.map_or("_", TeamId::as_str);
     format!("team.{app}.{enterprise}.{team}")
 }
 
-/// The bucket, for those who write it.
+/// Writer of the directory.
 #[derive(Clone)]
 pub struct Directory {
     bucket: kv::Store,
     ingests: kv::Store,
 }
 
-/// The bucket could not be read or written, or holds what we can't read.
+/// Failure to read, write or parse the directory.
 #[derive(Debug, thiserror::Error)]
-#[error("directory: {what} failed")]
+#[error("failed to {what}")]
 pub struct DirectoryError {
     what: &'static str,
     source: Box<dyn std::error::Error + Send + Sync>,
@@ -129,38 +131,37 @@ fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     move |error| DirectoryError { what, source: error.into() }
 }
 
-/// Compare-and-swap is tried this often against other writers of the same key.
+/// Maximum number of compare-and-swap attempts against concurrent writers of a key.
 const SWAPS_MAX: u32 = 16;
 
 impl Directory {
-    /// Opens the buckets, which `tidegate migrate` makes.
+    /// Opens the buckets, which `tidegate migrate` creates.
     pub async fn open(js: &jetstream::Context) -> Result<Self, DirectoryError> {
-        let bucket = js
-            .get_key_value(DIRECTORY_BUCKET)
-            .await
-            .map_err(failed("opening bucket connections"))?;
+        let bucket =
+            js.get_key_value(DIRECTORY_BUCKET).await.map_err(failed("open bucket connections"))?;
         let ingests =
-            js.get_key_value(INGESTS_BUCKET).await.map_err(failed("opening bucket ingests"))?;
+            js.get_key_value(INGESTS_BUCKET).await.map_err(failed("open bucket ingests"))?;
         Ok(Self { bucket, ingests })
     }
 
-    /// Writes a connection's entry and its team's, unless what is there is as new. Gives the bucket's revision
-    /// at which all of it is in force.
+    /// Writes the entries of a connection and its team, unless the bucket has the same or a newer
+    /// version. Returns the revision of the bucket that includes the change.
     pub async fn project(&self, id: ConnectionId, entry: &Entry) -> Result<u64, DirectoryError> {
         let version = entry.version();
         let before = self.entry(id).await?;
         let (new_key, old_key) = (entry.team_key(), before.as_ref().and_then(Entry::team_key));
-        // The id's own entry comes last: whoever dies before it leaves the old one, and all of this is done again.
+        // The entry under the id is written last: a crash before leaves the old entry, and the
+        // projection is repeated.
         let mut revision = 0;
         if let Some(key) = &new_key {
             let routed = TeamEntry { version, connection: Some(id) };
             revision = self.write(key, version, &routed, |team| team.version).await?;
         }
         if let Some(old_key) = old_key.filter(|old_key| Some(old_key) != new_key.as_ref()) {
-            let there = self.read::<TeamEntry>(&old_key).await?;
-            if there.is_some_and(|(team, _)| team.connection == Some(id)) {
-                let nobody = TeamEntry { version, connection: None };
-                let cleared = self.write(&old_key, version, &nobody, |team| team.version).await?;
+            let current = self.read::<TeamEntry>(&old_key).await?;
+            if current.is_some_and(|(team, _)| team.connection == Some(id)) {
+                let unrouted = TeamEntry { version, connection: None };
+                let cleared = self.write(&old_key, version, &unrouted, |team| team.version).await?;
                 revision = revision.max(cleared);
             }
         }
@@ -168,26 +169,28 @@ impl Directory {
         Ok(revision.max(own))
     }
 
-    /// A connection's entry, if it has one.
+    /// Returns the entry of a connection.
     pub async fn entry(&self, id: ConnectionId) -> Result<Option<Entry>, DirectoryError> {
         Ok(self.read(&id.to_string()).await?.map(|(entry, _)| entry))
     }
 
-    /// Every connection that has an entry.
+    /// Returns the ids of all connections with an entry.
     pub async fn connections(&self) -> Result<Vec<ConnectionId>, DirectoryError> {
-        let keys = self.bucket.keys().await.map_err(failed("listing connections"))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing connections"))?;
+        let keys = self.bucket.keys().await.map_err(failed("list connections of the directory"))?;
+        let keys: Vec<String> =
+            keys.try_collect().await.map_err(failed("list connections of the directory"))?;
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
     }
 
-    /// What tells this bucket from one made anew: when it was made, and how far it goes.
+    /// Returns creation time and last sequence of the bucket, which identify a recreated bucket.
     pub async fn identity(&self) -> Result<(i64, u64), DirectoryError> {
         let info = self.bucket.stream.get_info().await;
-        let info = info.map_err(failed("looking at bucket connections"))?;
+        let info = info.map_err(failed("query bucket connections"))?;
         Ok((info.created.unix_timestamp_nanos() as i64, info.state.last_sequence))
     }
 
-    /// Waits until every live ingest has applied `revision`, or names those that have not by the deadline.
+    /// Waits until every live ingest has applied `revision`. Returns the names of those that have
+    /// not by the deadline.
     pub async fn applied_everywhere(
         &self,
         revision: u64,
@@ -207,13 +210,14 @@ impl Directory {
     }
 
     async fn behind(&self, revision: u64) -> Result<Vec<String>, DirectoryError> {
-        let keys = self.ingests.keys().await.map_err(failed("listing ingests"))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(failed("listing ingests"))?;
+        let keys = self.ingests.keys().await.map_err(failed("list ingests"))?;
+        let keys: Vec<String> = keys.try_collect().await.map_err(failed("list ingests"))?;
         let mut behind = Vec::new();
         for key in keys {
-            let value = self.ingests.get(&key).await.map_err(failed("reading an ingest"))?;
+            let value =
+                self.ingests.get(&key).await.map_err(failed("read an ingest's revision"))?;
             let applied = value.and_then(|v| std::str::from_utf8(&v).ok()?.parse::<u64>().ok());
-            // Expired between listing and reading: gone, so not behind.
+            // An ingest whose key expired between listing and reading is gone.
             if applied.is_some_and(|applied| applied < revision) {
                 behind.push(key);
             }
@@ -225,9 +229,10 @@ impl Directory {
         &self,
         key: &str,
     ) -> Result<Option<(T, u64)>, DirectoryError> {
-        let read = read_from_leader(&self.bucket, key).await.map_err(failed("reading a key"))?;
+        let read =
+            read_from_leader(&self.bucket, key).await.map_err(failed("read a directory key"))?;
         let Some((value, revision)) = read else { return Ok(None) };
-        let value = serde_json::from_slice(&value).map_err(failed("parsing an entry"))?;
+        let value = serde_json::from_slice(&value).map_err(failed("parse a directory entry"))?;
         Ok(Some((value, revision)))
     }
 
@@ -239,35 +244,37 @@ impl Directory {
         version_of: impl Fn(&T) -> i64,
     ) -> Result<u64, DirectoryError> {
         let bytes: bytes::Bytes =
-            serde_json::to_vec(value).map_err(failed("writing an entry"))?.into();
-        let mut last: Broken = "unreached".into();
+            serde_json::to_vec(value).map_err(failed("serialize a directory entry"))?.into();
+        let mut last: BoxError = "not attempted".into();
         for _ in 0..SWAPS_MAX {
             let written = match self.read::<T>(key).await? {
-                Some((there, revision)) if version_of(&there) >= version => return Ok(revision),
-                Some((_, revision)) => {
-                    self.bucket.update(key, bytes.clone(), revision).await.map_err(Broken::from)
+                Some((current, revision)) if version_of(&current) >= version => {
+                    return Ok(revision);
                 }
-                // Not the client's `create`, which asks any replica what is there when somebody was faster.
-                None => self.bucket.update(key, bytes.clone(), 0).await.map_err(Broken::from),
+                Some((_, revision)) => {
+                    self.bucket.update(key, bytes.clone(), revision).await.map_err(BoxError::from)
+                }
+                // The client's `create` reads from any replica after a conflict.
+                None => self.bucket.update(key, bytes.clone(), 0).await.map_err(BoxError::from),
             };
             match written {
                 Ok(revision) => return Ok(revision),
                 Err(error) => last = error,
             }
         }
-        Err(DirectoryError { what: "compare-and-swap", source: last })
+        Err(DirectoryError { what: "write a directory entry", source: last })
     }
 }
 
-/// A key's value and revision, as the leader has it. The client's own read asks any replica, and one that lags
-/// says that there is no such key a moment after it was written.
+/// Returns a key's value and revision from the leader. The client's own read uses any replica, and
+/// a replica that lags misses keys that were just written.
 pub async fn read_from_leader(
     bucket: &kv::Store,
     key: &str,
 ) -> Result<Option<(Bytes, u64)>, LastRawMessageError> {
     let subject = format!("{}{key}", bucket.prefix);
     match bucket.stream.get_last_raw_message_by_subject(&subject).await {
-        // An empty value is a deletion's marker.
+        // An empty value marks a deletion.
         Ok(message) if message.payload.is_empty() => Ok(None),
         Ok(message) => Ok(Some((message.payload, message.sequence))),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
@@ -275,12 +282,12 @@ pub async fn read_from_leader(
     }
 }
 
-type Broken = Box<dyn std::error::Error + Send + Sync>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Not every ingest has a change yet, or nobody could say.
+/// Failure to wait for all ingests.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryWait {
-    /// These have not.
+    /// Ingests that have not applied the change.
     #[error("the change is stored, but these ingests have not applied it yet: {}", .0.join(", "))]
     Behind(Vec<String>),
     /// The bucket did not answer.

@@ -1,13 +1,14 @@
-//! A stream read from a sequence on, in order and without gaps, for as long as the process lives.
+//! Reader of a stream: every message from a sequence on, in order and without gaps.
 //!
-//! In: stream, subjects, and the first sequence wanted. Out: messages, each once and in order, and word of
-//! having caught up. Used for a partition (worker) and for the directory (ingest).
+//! Workers read partitions with it, ingest reads the directory. The caller gives stream, subject
+//! filter and first sequence, and gets messages and reports that the reader has caught up.
 //!
-//! The reader is an ack-less pull consumer of our own making, numbered by attempt, so that nobody else can
-//! ever pull from it. JetStream numbers what it delivers; a number left out, a missed heartbeat, a lost
-//! consumer or any error ends it, and a new one starts at the next sequence wanted. When nothing comes for
-//! a while the consumer is asked how far it thinks it is: a delivery that got lost with nothing behind it
-//! shows only there. Not the client's ordered consumer, which stood still for 17 s after a server restart.
+//! The reader is a pull consumer without acknowledgements, with a name per attempt, so that no
+//! other reader pulls from it. JetStream numbers deliveries: a skipped number, a missed heartbeat,
+//! a lost consumer or any error ends the consumer, and a new one starts at the next sequence. When
+//! no message arrives for a while, the reader compares the consumer's position with its own: only
+//! that shows a lost last delivery. The client's ordered consumer is not used because it stalled
+//! for 17 s after a server restart.
 
 use async_nats::jetstream::{
     self,
@@ -19,87 +20,90 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tracing::{debug, warn};
 
-/// A server that says nothing for this long is taken for gone. Twice the heartbeat is the client's rule.
+/// Interval without heartbeats after which the consumer counts as lost. The client waits for two
+/// intervals.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How long one pull request stays open.
+/// Lifetime of a pull request.
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
-/// Messages per pull request.
+/// Maximum number of messages per pull request.
 const BATCH: usize = 256;
-/// Bytes per pull request. At least the largest message with its headers, or NATS answers 409 for ever; with a pull
-/// under way while the one before is consumed, a reader holds about twice as much.
+/// Maximum bytes per pull request. At least the largest message with its headers: otherwise NATS
+/// rejects each pull with 409. A reader holds about twice this size, because it pulls while it
+/// consumes.
 const BATCH_BYTES: usize = 3 * 512 * 1024;
 const _: () =
     assert!(BATCH_BYTES > crate::stream::BODY_BYTES_MAX + crate::stream::HEADER_BYTES_MAX + 4096);
-/// Without a message for this long, the consumer is asked how far it is.
-const IDLE: Duration = Duration::from_secs(5);
-/// The server forgets a consumer whose process is gone after this long.
-const INACTIVE: Duration = Duration::from_secs(10);
-/// Failures in a row before a warning: a server that restarts causes some.
-const FAILURES_QUIET: u32 = 8;
-/// Longest that the first message since a time may take to come.
-const FIRST_WITHIN: Duration = Duration::from_secs(5);
-/// Longest wait before the next try after an error.
+/// Time without a message after which the reader checks the consumer's position.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time after which the server deletes a consumer whose process is gone.
+const CONSUMER_TTL: Duration = Duration::from_secs(10);
+/// Consecutive failures before a warning. A restarting server causes a few.
+const QUIET_FAILURES_MAX: u32 = 8;
+/// Maximum wait for the first message since a time.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum wait before the next attempt after an error.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// A stream being read.
+/// Reader of a stream.
 pub struct Follow {
     js: jetstream::Context,
     stream: String,
     filter: String,
     name: String,
-    /// Behind the last message of ours, and not behind others' that were skipped: a stream that loses its end may get one of
-    /// ours in their place.
+    /// Sequence after the last returned message. Messages that the filter skips do not advance it:
+    /// a stream that loses its end may store a matching message in their place.
     next: u64,
     attempt: u32,
     failures: u32,
-    open: Option<Open>,
+    consumer: Option<OpenConsumer>,
 }
 
-struct Open {
+struct OpenConsumer {
     messages: pull::Stream,
     consumer: PullConsumer,
     delivered: u64,
     caught_up: Option<(u64, OffsetDateTime)>,
 }
 
-/// What following brings.
+/// Event of a reader.
 pub enum Followed {
-    /// A reader was opened; this is the stream it reads.
+    /// A consumer was created on this stream.
     Opened(StreamState),
-    /// The next message, and where in the stream it is.
+    /// Next message and its position.
     Message(Place, Box<jetstream::Message>),
-    /// Every message of ours up to this sequence, and before this time of the server's clock, has been given out.
+    /// Every matching message up to this sequence, and before this time of the server's clock, was
+    /// returned.
     CaughtUp(u64, OffsetDateTime),
 }
 
-/// Where in the stream a message is.
+/// Position of a message in the stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
-    /// Its sequence.
+    /// Sequence.
     pub sequence: u64,
-    /// When the stream got it, by the server's clock.
+    /// Time at which the stream stored the message, by the server's clock.
     pub stored_at: OffsetDateTime,
-    /// How many of ours came after it, when it was delivered.
+    /// Number of matching messages after this one at the time of delivery.
     pub waiting: u64,
 }
 
-/// The stream as it was when a reader was opened.
+/// State of the stream when a consumer was created.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamState {
-    /// When it was made, in nanoseconds since 1970: another number is another stream.
+    /// Creation time in nanoseconds since 1970. A different value means a different stream.
     pub created_ns: i64,
-    /// The oldest sequence it still holds.
+    /// Oldest stored sequence.
     pub first_sequence: u64,
-    /// The newest sequence it holds.
+    /// Newest stored sequence.
     pub last_sequence: u64,
 }
 
-/// Why reading ended: what NATS said.
+/// Failure of NATS.
 pub type Broken = Box<dyn std::error::Error + Send + Sync>;
 
 impl Follow {
-    /// Reads `filter` of `stream` from sequence `next` on. `name` makes the consumer's name unique: say who
-    /// reads, and under which epoch.
+    /// Returns a reader of `filter` in `stream` from sequence `next` on. `name` makes the
+    /// consumer's name unique: reader and epoch.
     pub fn new(
         js: jetstream::Context,
         stream: &str,
@@ -108,91 +112,91 @@ impl Follow {
         next: u64,
     ) -> Self {
         let stream = stream.to_owned();
-        Self { js, stream, filter, name, next, attempt: 0, failures: 0, open: None }
+        Self { js, stream, filter, name, next, attempt: 0, failures: 0, consumer: None }
     }
 
-    /// Begins again at another sequence, when the stream is not the one that was read before.
+    /// Continues at another sequence, after a stream reset.
     pub fn restart_at(&mut self, next: u64) {
         self.next = next;
-        self.open = None;
+        self.consumer = None;
     }
 
-    /// The sequence from which on nothing was given out yet.
+    /// Returns the sequence after the last returned message.
     pub fn next_sequence(&self) -> u64 {
         self.next
     }
 
-    /// How many messages of ours the stream holds that were not given out, asked now; `None` when nobody can say.
+    /// Queries the number of matching messages that were not returned yet. Returns `None` if NATS
+    /// gives no result.
     pub async fn waiting(&mut self) -> Option<u64> {
-        let open = self.open.as_mut()?;
-        let given_out = open.delivered;
+        let open = self.consumer.as_mut()?;
+        let returned = open.delivered;
         let info = open.consumer.info().await.ok()?;
-        Some(info.num_pending + info.delivered.consumer_sequence.saturating_sub(given_out))
+        Some(info.num_pending + info.delivered.consumer_sequence.saturating_sub(returned))
     }
 
-    /// Waits for what comes next, however long the server is away. Nothing is lost when the future is dropped.
+    /// Waits for the next event, without a time limit. Cancellation-safe.
     pub async fn next(&mut self) -> Followed {
         loop {
             match self.step().await {
                 Ok(followed) => {
-                    // To open is no success: what opens and then never reads must not be tried at full speed.
+                    // Creating a consumer does not count as success: otherwise a consumer that can
+                    // be created but not read would be retried without backoff.
                     if !matches!(followed, Followed::Opened(_)) {
                         self.failures = 0;
                     }
                     return followed;
                 }
-                Err(error) if self.failures == FAILURES_QUIET => {
-                    warn!(reader = %self.name, next = self.next, %error, "reading fails again and again");
-                    self.retreat().await;
+                Err(error) if self.failures == QUIET_FAILURES_MAX => {
+                    warn!(reader = %self.name, next = self.next, %error, "failed to read stream");
+                    self.back_off().await;
                 }
                 Err(error) => {
-                    debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
-                    self.retreat().await;
+                    debug!(reader = %self.name, next = self.next, %error, "stream reader closed");
+                    self.back_off().await;
                 }
             }
         }
     }
 
-    /// The next message, if it has already come; a report of having caught up before it is dropped. Nothing is waited for.
+    /// Returns the next message if it has already arrived, without waiting. Drops an earlier
+    /// caught-up report.
     pub async fn ready(&mut self) -> Option<Followed> {
-        let open = self.open.as_mut()?;
+        let open = self.consumer.as_mut()?;
         let message = open.messages.next().now_or_never()?;
-        match self.received(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
+        match self.accept(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
             Ok(followed) => Some(followed),
             Err(error) => {
-                debug!(reader = %self.name, next = self.next, %error, "reader ended; opening another");
-                self.open = None;
+                debug!(reader = %self.name, next = self.next, %error, "stream reader closed");
+                self.consumer = None;
                 None
             }
         }
     }
 
-    async fn retreat(&mut self) {
-        self.open = None;
+    async fn back_off(&mut self) {
+        self.consumer = None;
         let wait = Duration::from_millis(20 << self.failures.min(6)).min(BACKOFF_MAX);
         self.failures += 1;
         tokio::time::sleep(wait).await;
     }
 
     async fn step(&mut self) -> Result<Followed, Broken> {
-        let Some(open) = &mut self.open else {
+        let Some(open) = &mut self.consumer else {
             return self.reopen().await.map(Followed::Opened);
         };
         if let Some((through, at)) = open.caught_up.take() {
             return Ok(Followed::CaughtUp(through, at));
         }
-        let Ok(next) = tokio::time::timeout(IDLE, open.messages.next()).await else {
-            return self.look_whether_idle().await;
+        let Ok(next) = tokio::time::timeout(IDLE_TIMEOUT, open.messages.next()).await else {
+            return self.check_idle().await;
         };
-        self.received(next.ok_or("the pull ended".into()).and_then(|message| Ok(message?)))
+        self.accept(next.ok_or("the pull ended".into()).and_then(|message| Ok(message?)))
     }
 
-    fn received(
-        &mut self,
-        message: Result<jetstream::Message, Broken>,
-    ) -> Result<Followed, Broken> {
+    fn accept(&mut self, message: Result<jetstream::Message, Broken>) -> Result<Followed, Broken> {
         let message = message?;
-        let open = self.open.as_mut().ok_or("not open")?;
+        let open = self.consumer.as_mut().ok_or("the consumer is closed")?;
         let (place, delivered) = {
             let info = message.info()?;
             let (sequence, stored_at) = (info.stream_sequence, info.published);
@@ -202,7 +206,7 @@ impl Follow {
         open.delivered += 1;
         if delivered != open.delivered || sequence < self.next {
             return Err(
-                format!("delivery {delivered} came where {} was due", open.delivered).into()
+                format!("expected delivery {}, received {delivered}", open.delivered).into()
             );
         }
         open.caught_up = (place.waiting == 0).then_some((sequence, place.stored_at));
@@ -215,7 +219,7 @@ impl Follow {
         let stream = self.js.get_stream(&self.stream).await?;
         let info = stream.cached_info();
         let state = StreamState {
-            created_ns: info.created.unix_timestamp_nanos() as i64, // good until 2262
+            created_ns: info.created.unix_timestamp_nanos() as i64, // valid until 2262
             first_sequence: info.state.first_sequence,
             last_sequence: info.state.last_sequence,
         };
@@ -227,11 +231,11 @@ impl Follow {
                 ack_policy: AckPolicy::None,
                 memory_storage: true,
                 num_replicas: 1,
-                inactive_threshold: INACTIVE,
+                inactive_threshold: CONSUMER_TTL,
                 ..pull::Config::default()
             })
             .await?;
-        let caught_up = self.end_of_idle(&stream).await?;
+        let caught_up = self.end_if_idle(&stream).await?;
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -240,14 +244,14 @@ impl Follow {
             .heartbeat(HEARTBEAT)
             .messages()
             .await?;
-        self.open = Some(Open { messages, consumer, delivered: 0, caught_up });
+        self.consumer = Some(OpenConsumer { messages, consumer, delivered: 0, caught_up });
         Ok(state)
     }
 
-    async fn look_whether_idle(&mut self) -> Result<Followed, Broken> {
+    async fn check_idle(&mut self) -> Result<Followed, Broken> {
         let stream = self.js.get_stream(&self.stream).await?;
-        let end = self.end_of_idle(&stream).await?;
-        let open = self.open.as_mut().ok_or("not open")?;
+        let end = self.end_if_idle(&stream).await?;
+        let open = self.consumer.as_mut().ok_or("the consumer is closed")?;
         let info = open.consumer.info().await?;
         match end {
             Some((through, at)) if info.delivered.consumer_sequence == open.delivered => {
@@ -257,9 +261,10 @@ impl Follow {
         }
     }
 
-    /// The stream's end, if nothing of ours lies between what was given out and there. Both facts are the leader's,
-    /// and its end is looked at first: the consumer may sit on a replica that lags behind, and would claim too much.
-    async fn end_of_idle(&self, stream: &Stream) -> Result<Option<(u64, OffsetDateTime)>, Broken> {
+    /// Returns the end of the stream if no matching message lies between the last returned one and
+    /// there. Both queries go to the leader, the end first: a replica that lags would report too
+    /// much.
+    async fn end_if_idle(&self, stream: &Stream) -> Result<Option<(u64, OffsetDateTime)>, Broken> {
         let state = stream.get_info().await?.state;
         let (end, time) = (state.last_sequence, state.last_timestamp);
         let ours = match stream.get_last_raw_message_by_subject(&self.filter).await {
@@ -271,11 +276,11 @@ impl Follow {
     }
 }
 
-/// The first sequence of `filter` that the stream got at or after a time; `None` when there is none. `reader` makes the
-/// name of the consumer that is asked; it goes by itself.
+/// Returns the first sequence of `filter` that was stored at or after a time, or `None` without
+/// one. `reader` names a temporary consumer, which the server deletes.
 ///
 /// # Errors
-/// What NATS said.
+/// Any failure of NATS.
 pub async fn first_since(
     stream: &Stream,
     filter: String,
@@ -290,12 +295,12 @@ pub async fn first_since(
             ack_policy: AckPolicy::None,
             memory_storage: true,
             num_replicas: 1,
-            inactive_threshold: INACTIVE,
+            inactive_threshold: CONSUMER_TTL,
             ..pull::Config::default()
         })
         .await?;
     if consumer.info().await?.num_pending == 0 {
-        // Its replica may lag behind; the leader knows.
+        // The consumer's replica may lag. The leader's state is authoritative.
         return match stream.get_last_raw_message_by_subject(&filter).await {
             Ok(last) if last.time < since => Ok(None),
             Ok(_) => Err("the consumer lags behind the stream".into()),
@@ -303,7 +308,7 @@ pub async fn first_since(
             Err(error) => Err(error.into()),
         };
     }
-    let batch = consumer.batch().max_messages(1).expires(FIRST_WITHIN);
-    let first = batch.messages().await?.next().await.ok_or("it did not come in time")??;
+    let batch = consumer.batch().max_messages(1).expires(FIRST_MESSAGE_TIMEOUT);
+    let first = batch.messages().await?.next().await.ok_or("the first message timed out")??;
     Ok(Some(first.info()?.stream_sequence))
 }

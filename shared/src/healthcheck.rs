@@ -1,7 +1,7 @@
-//! `<program> healthcheck`: asks the program that runs here, on its admin listener, whether it is ready.
+//! Subcommand `healthcheck`: queries the admin listener of the local process.
 //!
-//! In: the address that program was given. Out: an exit code, 0 while `/readyz` says yes. It is a subcommand because an image
-//! without a shell has nothing else to ask with; where an orchestrator can ask over HTTP itself, that is better.
+//! Exits with 0 while `/readyz` returns 200, else with 1. Container images without a shell need a
+//! subcommand for this. Orchestrators with HTTP probes should use those.
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use std::{
@@ -11,25 +11,25 @@ use std::{
     time::Duration,
 };
 
-/// The verb.
-const VERB: &str = "healthcheck";
-/// Longest an answer may take; the orchestrator asks again.
-const WITHIN: Duration = Duration::from_secs(2);
+/// Name of the subcommand.
+const SUBCOMMAND: &str = "healthcheck";
+/// Maximum duration of each step of the request.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a program's arguments ask for: to run with these settings, or to ask the one that runs.
+/// Invocation of a program: run with settings, or query the running process.
 #[derive(Debug)]
 pub enum Asked<C> {
-    /// Run.
+    /// Run the program.
     Run(C),
-    /// Ask.
+    /// Query the running process.
     Healthcheck(Healthcheck),
 }
 
-/// Ask the process that runs here whether it is ready; exits with 0 or 1.
+/// Check whether the process on this host is ready. Exits with 0 or 1.
 #[derive(Debug, Parser)]
-#[command(name = VERB)]
+#[command(name = SUBCOMMAND)]
 pub struct Healthcheck {
-    /// Where it tells its health, as address:port.
+    /// Admin listener of the process, as address:port.
     #[arg(
         long,
         env = "TIDEGATE_ADMIN_LISTEN",
@@ -51,8 +51,8 @@ impl<C: Parser> CommandFactory for Asked<C> {
 
 impl<C: Parser> FromArgMatches for Asked<C> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        match matches.subcommand_matches(VERB) {
-            Some(verb) => Healthcheck::from_arg_matches(verb).map(Self::Healthcheck),
+        match matches.subcommand_matches(SUBCOMMAND) {
+            Some(healthcheck) => Healthcheck::from_arg_matches(healthcheck).map(Self::Healthcheck),
             None => C::from_arg_matches(matches).map(Self::Run),
         }
     }
@@ -66,9 +66,9 @@ impl<C: Parser> FromArgMatches for Asked<C> {
 impl<C: Parser> Parser for Asked<C> {}
 
 impl Healthcheck {
-    /// Asks, and says in one sentence what is wrong.
+    /// Queries the process and prints a failure to standard error.
     pub fn run(&self) -> ExitCode {
-        match self.ask() {
+        match self.request() {
             Ok(status) if status.contains(" 200 ") => ExitCode::SUCCESS,
             Ok(status) => {
                 eprintln!("{}: not ready: {status}", self.admin_listen);
@@ -81,19 +81,19 @@ impl Healthcheck {
         }
     }
 
-    fn ask(&self) -> std::io::Result<String> {
+    fn request(&self) -> std::io::Result<String> {
         let mut address = self.admin_listen;
-        // What listens everywhere listens here.
+        // A process that listens on all addresses also listens on localhost.
         match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
             IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
             _ => {}
         }
-        let mut socket = TcpStream::connect_timeout(&address, WITHIN)?;
-        socket.set_read_timeout(Some(WITHIN))?;
+        let mut socket = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         write!(socket, "GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        socket.take(1024).read_to_string(&mut answer)?;
-        Ok(answer.lines().next().unwrap_or_default().to_owned())
+        let mut response = String::new();
+        socket.take(1024).read_to_string(&mut response)?;
+        Ok(response.lines().next().unwrap_or_default().to_owned())
     }
 }

@@ -1,18 +1,19 @@
-//! Every agreement between two of Tidegate's processes. Nothing here knows HTTP or what a handler does.
+//! Contracts between Tidegate's processes, and the code that all of them share. Contains no HTTP
+//! and no handlers.
 //!
 //! ```text
-//! types      the words: ids, kinds, connections, claims
-//! codec      what is on the wire: Slack's bodies, our envelope
-//! partition  which slice of the stream, which lane
-//! stream     the JetStream agreement: subjects, limits
-//! follow     a stream read from a sequence on, without gaps
-//! directory  what ingest knows of connections, and how it is told
-//! store      Postgres, all of it (feature `store`)
-//! secrets    what can't print, and how it rests
-//! config, telemetry, lines, shutdown, healthcheck   what every process does the same way
+//! types      domain types: ids, kinds, connections, link codes
+//! codec      wire formats: Slack's bodies, the envelope
+//! partition  partitions and lanes
+//! stream     JetStream: subjects, limits, configuration
+//! follow     ordered reader of a stream, without gaps
+//! directory  ingest's copy of the connections
+//! store      Postgres (feature `store`)
+//! secrets    secrets in memory, and their encryption
+//! config, telemetry, lines, shutdown, healthcheck   process runtime
 //! ```
 //!
-//! Dependencies point one way: `types ← codec, store, directory`.
+//! Dependencies have one direction: `types ← codec, store, directory`.
 
 pub mod types;
 pub mod codec;

@@ -1,26 +1,26 @@
-//! Which slice of the stream a webhook belongs to, and which lane within it.
+//! Partitions and lanes of webhooks.
 //!
-//! In: a connection and where in Slack the webhook happened. Out: a partition below 64 and a lane. The
-//! partition comes from connection and channel alone, so lanes may become finer or coarser later without any
-//! conversation changing its partition. The hash is written out here because order hangs on it: another
-//! release, another process or another machine must come to the same numbers.
+//! Ingest assigns a webhook's connection and conversation to a partition below 64 and a lane. The
+//! partition depends on connection and channel alone, so that a change of the lanes moves no
+//! conversation to another partition. The hash is implemented here because ordering depends on it:
+//! every release, process and machine must compute the same values.
 
 use crate::types::ConnectionId;
 use std::{fmt, str::FromStr};
 
-/// Slices of the stream. Fixed: a change moves conversations between partitions (see the runbook).
+/// Number of partitions. Fixed: a change moves conversations between partitions (see the runbook).
 pub const PARTITIONS: u16 = 64;
-/// Partitions that one connection uses at most.
+/// Maximum number of partitions of one connection.
 pub const PARTITIONS_PER_CONNECTION: u16 = 8;
 
-/// One slice of the stream: a number below [`PARTITIONS`].
+/// Partition of the stream: a number below [`PARTITIONS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Partition(u16);
 
 impl Partition {
-    /// The partition of what happened in this channel; `None` for what happens in no channel. A connection uses at most
-    /// [`PARTITIONS_PER_CONNECTION`] of them (shuffle sharding): that bounds the subjects of the stream, and what one
-    /// connection can hold up.
+    /// Returns the partition of a channel, or of webhooks without a channel. A connection uses at
+    /// most [`PARTITIONS_PER_CONNECTION`] partitions (shuffle sharding), which bounds the subjects
+    /// of the stream and the effect of one connection on others.
     pub fn of(connection: ConnectionId, channel: Option<&str>) -> Self {
         let channel = Fnv::new().add(channel.unwrap_or("_").as_bytes()).mixed();
         let share = (channel % u64::from(PARTITIONS_PER_CONNECTION)) as u8;
@@ -28,12 +28,12 @@ impl Partition {
         Self((hash.mixed() % u64::from(PARTITIONS)) as u16)
     }
 
-    /// Its number.
+    /// Returns the number.
     pub fn number(self) -> u16 {
         self.0
     }
 
-    /// All of them.
+    /// Returns all partitions.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..PARTITIONS).map(Self)
     }
@@ -46,9 +46,9 @@ impl TryFrom<u16> for Partition {
     }
 }
 
-/// A number of [`PARTITIONS`] or more.
+/// Number of [`PARTITIONS`] or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a partition is a number below 64")]
+#[error("partition is not below 64")]
 pub struct NoPartition;
 
 impl fmt::Display for Partition {
@@ -57,30 +57,30 @@ impl fmt::Display for Partition {
     }
 }
 
-/// The queue in which one conversation stays in order. 64 bits: should two conversations ever share a
-/// lane they wait for each other, nothing worse.
+/// Ordering key of a conversation, 64 bits. Two conversations with the same lane wait for each
+/// other, without other effects.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(u64);
 
-/// What makes two webhooks one conversation (within a connection).
+/// Identity of a conversation within a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conversation<'a> {
-    /// A direct message: one conversation for the whole channel.
+    /// Direct message: one conversation for the whole channel.
     DirectMessage(&'a str),
-    /// A thread: channel, and the `ts` of the parent, which is the parent's own.
+    /// Thread: channel, and `ts` of the parent message. The parent message belongs to it.
     Thread(&'a str, &'a str),
-    /// What concerns a channel as a whole: someone joined, it was renamed.
+    /// Event about a channel: a person joined, the channel was renamed.
     Channel(&'a str),
-    /// What a person waits for: commands and clicks, by channel and user.
+    /// Commands and clicks of a person, by channel and user.
     Person(&'a str, &'a str),
-    /// A view: its root.
+    /// View, by its root.
     View(&'a str),
-    /// What happens in no channel, by what it is about: a user, the team, else nothing.
+    /// Webhook without a channel, by subject: a user, the team, or an empty text.
     Elsewhere(&'a str),
 }
 
 impl Lane {
-    /// The lane of a conversation: the same on every process, after every restart.
+    /// Returns the lane of a conversation, equal in every process and release.
     pub fn of(connection: ConnectionId, conversation: Conversation<'_>) -> Self {
         let hash = Fnv::new().add(&connection.to_bytes());
         let hash = match conversation {
@@ -98,17 +98,17 @@ impl Lane {
         Self(hash.mixed())
     }
 
-    /// The lane of the same conversation in a replay, which neither waits for live deliveries nor holds them up.
+    /// Returns the lane of the same conversation in a replay, independent of live deliveries.
     pub fn of_replay(self, replay: &str) -> Self {
         Self(Fnv::new().add(&self.0.to_be_bytes()).add(replay.as_bytes()).mixed())
     }
 
-    /// As Postgres keeps it; the same bits, signed.
+    /// Returns the lane as stored in Postgres: the same bits, signed.
     pub fn to_bits(self) -> i64 {
         self.0 as i64
     }
 
-    /// From a column.
+    /// Converts a column.
     pub fn from_bits(bits: i64) -> Self {
         Self(bits as u64)
     }
@@ -137,8 +137,8 @@ impl fmt::Debug for Lane {
     }
 }
 
-/// FNV-1a, 64 bit (draft-eastlake-fnv), with MurmurHash3's finalizer: FNV's low bits alone, which the
-/// partition is made of, depend on too little of the input.
+/// FNV-1a, 64 bit (draft-eastlake-fnv), with the finalizer of MurmurHash3: the low bits of FNV
+/// alone, which select the partition, depend on too little of the input.
 struct Fnv(u64);
 
 impl Fnv {
@@ -166,7 +166,8 @@ mod tests {
         format!("{n:032x}").parse().expect("an id")
     }
 
-    /// If this fails, live traffic would change its partition and lane: order breaks at the deploy.
+    /// A change of these values moves live conversations to other partitions and lanes and breaks
+    /// their order.
     #[test]
     fn known_conversations_keep_their_partition_and_lane() {
         let known = [(1, "C1"), (1, "C2"), (2, "C1"), (2, "D9")].map(|(n, channel)| {

@@ -1,11 +1,12 @@
-//! What can't print, and how it rests.
+//! Secrets in memory, and their encryption at rest.
 //!
-//! In: clear secrets from an operator or a row. Out: sealed text for Postgres and the directory, and back.
-//! Sealed with XChaCha20-Poly1305 (a random nonce of 192 bits needs no counter), under a key ring: the first key seals, every
-//! key opens, so keys are rotated online. The place a secret belongs to (connection and column) is bound in
-//! as associated data: a sealed value copied to another row or column does not open there.
+//! Encrypts secrets for Postgres and the directory with XChaCha20-Poly1305, whose random 192-bit
+//! nonce needs no counter. In a key ring the first key encrypts and every key decrypts, so that
+//! keys rotate without downtime. Row and column are authenticated as associated data: a value that
+//! is copied to another row or column does not decrypt.
 //!
-//! Two rings: signing secrets (ingest and worker), tokens (worker only), so that a taken ingest holds no token.
+//! There are two rings: signing secrets (ingest and worker) and tokens (worker only), so that a
+//! compromised ingest has no tokens.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use chacha20poly1305::{
@@ -16,17 +17,17 @@ use secrecy::{ExposeSecret, SecretString};
 use std::{fmt, str::FromStr, sync::Arc};
 use zeroize::Zeroizing;
 
-/// A secret of any sort in clear. Prints as `Secret(…)`; wiped when dropped.
+/// Secret in clear. Prints as `Secret(…)`. Wiped on drop.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes a clear text. An empty one is refused: an empty signing secret verifies forgeries.
+    /// Wraps a clear text. Rejects an empty one: an empty signing secret would verify forgeries.
     pub fn new(clear: String) -> Result<Self, EmptySecret> {
         if clear.is_empty() { Err(EmptySecret) } else { Ok(Self(clear.into())) }
     }
 
-    /// The clear text, for the one use it has.
+    /// Returns the clear text.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -38,37 +39,37 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A secret without content.
+/// Failure to create an empty secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a secret must not be empty")]
 pub struct EmptySecret;
 
-/// What a sealed value belongs to; it opens nowhere else.
+/// Row and column that a value is sealed for.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
-    /// The row: a connection's id, an agent's id.
+    /// Key of the row: id of a connection or agent.
     pub owner: &'a str,
     /// Table and column, as `connections.bot_token`.
     pub column: &'static str,
 }
 
-/// A sealed value: `<key id>:<base64 of nonce and ciphertext>`. Safe to store, useless without the ring.
+/// Sealed value: `<key id>:<base64 of nonce and ciphertext>`. Unreadable without the ring.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Sealed(String);
 
 impl Sealed {
-    /// As stored.
+    /// Returns the value as stored.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// From a column or an entry; opening checks it.
+    /// Wraps the text of a column or directory entry. Opening verifies the text.
     pub fn stored(text: String) -> Self {
         Self(text)
     }
 
-    /// The id of the key that sealed it, for the re-wrap.
+    /// Returns the id of the key that sealed the value, for key rotation.
     pub fn key_id(&self) -> &str {
         self.0.split(':').next().unwrap_or_default()
     }
@@ -80,18 +81,18 @@ impl fmt::Debug for Sealed {
     }
 }
 
-/// Why a sealed value did not open. Holds nothing of it.
+/// Failure to open a sealed value. Contains no part of the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unopened {
     /// The ring lacks the key.
     #[error("key {0:?} is not in the key ring")]
     NoKey(String),
-    /// Not sealed by us, for another place, or damaged.
-    #[error("{0} does not open: damaged, or sealed for another row or column")]
+    /// The value is damaged, or sealed for another row or column.
+    #[error("failed to open {0}: damaged, or sealed for another row or column")]
     Refused(&'static str),
 }
 
-/// Keys by id. The first seals; all open. Written as `k2:<base64 of 32 bytes>,k1:<…>`.
+/// Keys by id, as `k2:<base64 of 32 bytes>,k1:<…>`. The first seals, all open.
 #[derive(Clone)]
 pub struct KeyRing(Arc<[Key]>);
 
@@ -106,17 +107,17 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-/// Why a text is no key ring. Never holds a part of a key.
+/// Failure to parse a key ring. Contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKeyRing {
-    /// Not `id:key`.
+    /// The entry is not `id:key`.
     #[error("entry {0} of the key ring is not <id>:<base64 key>")]
     Shape(usize),
-    /// Not 32 bytes of base64.
+    /// The key is not 32 bytes of base64.
     #[error("key {0:?} of the key ring is not 32 bytes in base64 (try: openssl rand -base64 32)")]
     Key(String),
-    /// An id that stands twice.
-    #[error("key id {0:?} stands twice in the key ring")]
+    /// The id occurs twice.
+    #[error("key id {0:?} occurs twice in the key ring")]
     Twice(String),
 }
 
@@ -142,38 +143,38 @@ impl FromStr for KeyRing {
 }
 
 impl KeyRing {
-    /// A ring with one new key, as text: what an operator puts in the setting.
+    /// Returns a ring with one new key, as text for the setting.
     pub fn generate(id: &str) -> Result<String, getrandom::Error> {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(key.as_mut_slice())?;
         Ok(format!("{id}:{}", BASE64.encode(key.as_slice())))
     }
 
-    /// The id of the key that seals.
+    /// Returns the id of the key that seals.
     pub fn newest(&self) -> &str {
         &self.0[0].id // a ring is parsed from at least one entry
     }
 
-    /// Seals bytes for one place with the first key, as text.
+    /// Seals bytes with the first key, as text.
     pub fn seal(&self, place: Place<'_>, clear: &[u8]) -> Result<Sealed, getrandom::Error> {
         let (id, sealed) = self.encrypt(place, clear)?;
         Ok(Sealed(format!("{id}:{}", BASE64.encode(sealed))))
     }
 
-    /// Opens text that was sealed for this place.
+    /// Opens text that was sealed for this row and column.
     pub fn open(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Unopened> {
         let refused = || Unopened::Refused(place.column);
         let (id, text) = sealed.0.split_once(':').ok_or_else(refused)?;
         self.decrypt(place, id, &BASE64.decode(text).map_err(|_| refused())?)
     }
 
-    /// Seals bytes for one place with the first key, as bytes: the length of the key's id, the id, nonce and ciphertext.
+    /// Seals bytes with the first key, as bytes: length of the key id, key id, nonce, ciphertext.
     pub fn seal_bytes(&self, place: Place<'_>, clear: &[u8]) -> Result<Vec<u8>, getrandom::Error> {
         let (id, sealed) = self.encrypt(place, clear)?;
         Ok([&[id.len() as u8], id.as_bytes(), &sealed].concat())
     }
 
-    /// Opens bytes that were sealed for this place.
+    /// Opens bytes that were sealed for this row and column.
     pub fn open_bytes(
         &self,
         place: Place<'_>,
@@ -210,7 +211,7 @@ impl KeyRing {
         key.cipher.decrypt(&XNonce::from(*nonce), payload).map(Zeroizing::new).map_err(|_| refused)
     }
 
-    /// Seals a text secret.
+    /// Seals a secret.
     pub fn seal_secret(
         &self,
         place: Place<'_>,
@@ -219,7 +220,7 @@ impl KeyRing {
         self.seal(place, secret.expose().as_bytes())
     }
 
-    /// Opens a text secret.
+    /// Opens a secret.
     pub fn open_secret(&self, place: Place<'_>, sealed: &Sealed) -> Result<Secret, Unopened> {
         let clear = self.open(place, sealed)?;
         let text = std::str::from_utf8(&clear).map_err(|_| Unopened::Refused(place.column))?;
@@ -264,14 +265,14 @@ mod tests {
     #[test]
     fn a_bad_ring_is_named_without_its_keys() {
         let twice = format!("{},{}", ring("k1"), ring("k1"));
-        for (text, says) in [
+        for (text, expected) in [
             ("", "entry 1"),
             ("k1", "entry 1"),
             ("k1:c2hvcnQ=", "32 bytes"),
-            (twice.as_str(), "stands twice"),
+            (twice.as_str(), "occurs twice"),
         ] {
             let error = text.parse::<KeyRing>().expect_err("bad").to_string();
-            assert!(error.contains(says) && !error.contains("c2hvcnQ"), "{error}");
+            assert!(error.contains(expected) && !error.contains("c2hvcnQ"), "{error}");
         }
     }
 

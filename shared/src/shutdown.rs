@@ -1,14 +1,15 @@
-//! How a process ends: one token, no orphan tasks, a counted drain.
+//! Shutdown of a process: one token, tracked tasks, a bounded drain.
 //!
-//! In: SIGTERM (Kubernetes) or SIGINT (a terminal). Out: a token that every task heeds, then a drain with a
-//! deadline. A vital task that ends stops the whole process, so that half a process never looks alive.
+//! SIGTERM (Kubernetes) and SIGINT (a terminal) cancel the token that every task observes. The
+//! drain waits for tasks until a deadline. The end of a vital task stops the whole process, so that
+//! no process runs partially.
 
 use std::{future::Future, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
-/// Made once in `main` and handed down.
+/// Shutdown signal and tracked tasks of a process. Created once in `main`.
 #[derive(Clone)]
 pub struct Shutdown {
     token: CancellationToken,
@@ -16,17 +17,17 @@ pub struct Shutdown {
     tasks: TaskTracker,
 }
 
-/// How a drain ended.
+/// Result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
-    /// Everything finished.
+    /// All tasks finished.
     Clean,
-    /// The grace was over with this many tasks still running.
+    /// The grace period ended with this number of running tasks.
     Abandoned(usize),
 }
 
 impl Shutdown {
-    /// Begins to listen for SIGTERM and SIGINT.
+    /// Installs handlers for SIGTERM and SIGINT.
     pub fn on_signal() -> std::io::Result<Self> {
         let this = Self {
             token: CancellationToken::new(),
@@ -38,43 +39,44 @@ impl Shutdown {
         let token = this.token.clone();
         tokio::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            info!("asked to stop");
+            info!("shutdown requested");
             token.cancel();
         });
         Ok(this)
     }
 
-    /// Heed this: it is cancelled when the process stops.
+    /// Returns the token that is cancelled when the process stops.
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// Waits until the process is to stop.
+    /// Waits until the process should stop.
     pub async fn requested(&self) {
         self.token.cancelled().await;
     }
 
-    /// Runs a task that the drain waits for.
+    /// Spawns a task that the drain waits for.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
 
-    /// Runs a task the process can't live without. Should it end unasked, even by panic, everything stops and
-    /// the process fails.
+    /// Spawns a task the process cannot run without: when it ends early, even by panic, all tasks
+    /// stop and the process fails.
     pub fn spawn_vital(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let this = self.clone();
         let task = tokio::spawn(task);
         self.tasks.spawn(async move {
             let ended = task.await;
             if ended.is_err() || !this.token.is_cancelled() {
-                error!(task = name, panicked = ended.is_err(), "a vital task ended; stopping");
+                error!(task = name, panicked = ended.is_err(), "vital task ended");
                 this.failed.cancel();
                 this.token.cancel();
             }
         });
     }
 
-    /// Stops intake and gives what runs `grace` to finish. Then the exit code: 0 when asked to stop and clean.
+    /// Stops all tasks and waits up to `grace` for them. Returns success only after a requested and
+    /// complete stop.
     pub async fn drain(self, grace: Duration) -> std::process::ExitCode {
         self.token.cancel();
         self.tasks.close();
@@ -82,7 +84,7 @@ impl Shutdown {
             Ok(()) => Drained::Clean,
             Err(_) => Drained::Abandoned(self.tasks.len()),
         };
-        info!(?drained, "stopped");
+        info!(?drained, "process stopped");
         if drained == Drained::Clean && !self.failed.is_cancelled() {
             std::process::ExitCode::SUCCESS
         } else {

@@ -1,9 +1,9 @@
-//! What every process agrees on about JetStream: names, subjects, limits.
+//! Names, subjects, limits and configuration of JetStream.
 //!
-//! One stream, `SLACK_IN`, is a log and nothing else: limits retention, so that it can be replayed;
-//! `discard: new`, so that a full stream refuses a webhook instead of dropping an older, accepted one.
-//! Nobody acknowledges anything in it. It is made by an operator's job (`tidegate migrate`), never by
-//! ingest or worker, which only look whether it is there.
+//! The stream `SLACK_IN` is a log: limits retention keeps webhooks for replays, and with `discard:
+//! new` a full stream rejects a webhook instead of dropping an accepted one. Its readers do not
+//! acknowledge messages. An operator's job (`tidegate migrate`) creates the stream. Ingest and
+//! worker only check that it exists.
 
 use crate::{partition::Partition, types::ConnectionId};
 use async_nats::jetstream::{
@@ -15,69 +15,70 @@ use async_nats::jetstream::{
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use std::time::Duration;
 
-/// The stream of webhooks.
+/// Name of the stream of webhooks.
 pub const STREAM: &str = "SLACK_IN";
 
-/// Largest body taken, in bytes: 1 MiB. Slack documents no maximum; its own are far smaller.
+/// Maximum size of a body: 1 MiB. Slack documents no maximum. Its bodies are far smaller.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// Room for headers beside the largest body: NATS `max_payload` and the stream's `max_msg_size` are this
-/// much above it.
+/// Room for headers beside the largest body. NATS `max_payload` and the stream's `max_msg_size`
+/// exceed the body's maximum by this size.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 
-/// JetStream drops a second copy of a dedupe key for this long. Covers Slack's quick retries (at once,
-/// 1 min, 5 min); `processed_keys` covers later copies. About 185 bytes of server memory an id.
+/// Period in which JetStream drops a second copy of a dedup key. Covers Slack's retries (at once, 1
+/// min, 5 min). `processed_keys` covers later copies. Costs about 185 bytes of server memory per
+/// id.
 pub const DEDUPE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
-/// Webhooks stay this long, committed or not.
+/// Retention of webhooks, committed or not.
 pub const MAX_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// The bucket in which ingest finds every connection.
+/// Bucket with the directory.
 pub const DIRECTORY_BUCKET: &str = "connections";
 
-/// The bucket in which every live ingest says how far it has read the directory.
+/// Bucket with the directory revision that each live ingest has applied.
 pub const INGESTS_BUCKET: &str = "ingests";
 
-/// An ingest that said nothing for this long is gone.
+/// Time without an update after which an ingest counts as gone.
 pub const INGEST_TTL: Duration = Duration::from_secs(5);
 
-/// Below it lies a subject per ingest, on which it hears answers: workers publish, only that ingest listens.
+/// Prefix of the subjects for sync responses, one per ingest. Workers publish, one ingest listens.
 pub const REPLY_SUBJECTS: &str = "slack.reply";
 
-/// What an operator decides about the stream. What is left open stays as it is.
+/// Operator's settings of the stream. `None` keeps the current value.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sizing {
-    /// Copies of everything: 3 in production, 1 on one machine.
+    /// Replicas: 3 in production, 1 on one machine.
     pub replicas: Option<usize>,
-    /// Room in bytes. Publishing fails when it is used up.
+    /// Maximum size in bytes. Publishing fails when the stream is full.
     pub max_bytes: Option<i64>,
 }
 
-/// A new stream's copies, when nobody says otherwise.
-const REPLICAS: usize = 1;
-/// A new stream's room in bytes, when nobody says otherwise.
-const MAX_BYTES: i64 = 1 << 30;
+/// Default replicas of a new stream.
+const DEFAULT_REPLICAS: usize = 1;
+/// Default size of a new stream in bytes.
+const DEFAULT_MAX_BYTES: i64 = 1 << 30;
 
-/// `slack.in.<partition>.<connection>`.
+/// Returns `slack.in.<partition>.<connection>`.
 pub fn subject(partition: Partition, connection: ConnectionId) -> String {
     format!("slack.in.{partition}.{connection}")
 }
 
-/// The subjects of one partition.
+/// Returns the subject filter of a partition.
 pub fn subjects_of(partition: Partition) -> String {
     format!("slack.in.{partition}.*")
 }
 
-/// The inverse of [`subject`].
+/// Parses a result of [`subject`].
 pub fn parse_subject(subject: &str) -> Option<(Partition, ConnectionId)> {
     let (partition, connection) = subject.strip_prefix("slack.in.")?.split_once('.')?;
     let number: u16 = partition.parse().ok()?;
-    // One spelling: `parse` would also take `+7` and `07`.
+    // `parse` would also accept `+7` and `07`.
     let partition = Partition::try_from(number).ok().filter(|p| p.to_string() == partition)?;
     Some((partition, connection.parse().ok()?))
 }
 
-/// Headers as they are kept in Postgres.
+/// Converts headers to the form stored in Postgres.
 pub fn headers_to_pairs(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
     let pairs = headers.into_iter().flat_map(|headers| headers.iter());
     pairs
@@ -85,7 +86,7 @@ pub fn headers_to_pairs(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The inverse of [`headers_to_pairs`]. A pair that is no header is left out; decoding reports what is missing.
+/// Reverses [`headers_to_pairs`]. Omits invalid headers. Decoding reports what is missing.
 pub fn pairs_to_headers(pairs: &[(String, String)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
@@ -96,7 +97,7 @@ pub fn pairs_to_headers(pairs: &[(String, String)]) -> HeaderMap {
     headers
 }
 
-/// The stream as it has to be.
+/// Returns the required configuration.
 fn config(replicas: usize, max_bytes: i64) -> Config {
     Config {
         name: STREAM.into(),
@@ -116,77 +117,78 @@ fn config(replicas: usize, max_bytes: i64) -> Config {
     }
 }
 
-/// In which respects a stream is not as it has to be; its copies and its room are the operator's to decide.
-pub fn differences(there: &Config) -> Vec<&'static str> {
-    let wanted = config(there.num_replicas, there.max_bytes);
+/// Returns the respects in which a stream differs from the required configuration, except for
+/// replicas and size.
+pub fn differences(current: &Config) -> Vec<&'static str> {
+    let wanted = config(current.num_replicas, current.max_bytes);
     [
-        ("its subjects", there.subjects == wanted.subjects),
-        ("how long it keeps", there.max_age == wanted.max_age),
-        ("what it does when it is full", there.discard == wanted.discard),
-        ("its retention", there.retention == wanted.retention),
-        ("its storage", there.storage == wanted.storage),
-        ("its largest message", there.max_message_size == wanted.max_message_size),
-        ("its window for duplicates", there.duplicate_window == wanted.duplicate_window),
-        ("whether single messages may be deleted", there.deny_delete == wanted.deny_delete),
-        ("direct reads", there.allow_direct == wanted.allow_direct),
+        ("subjects", current.subjects == wanted.subjects),
+        ("maximum age", current.max_age == wanted.max_age),
+        ("discard policy", current.discard == wanted.discard),
+        ("retention", current.retention == wanted.retention),
+        ("storage", current.storage == wanted.storage),
+        ("maximum message size", current.max_message_size == wanted.max_message_size),
+        ("duplicate window", current.duplicate_window == wanted.duplicate_window),
+        ("deletion of single messages", current.deny_delete == wanted.deny_delete),
+        ("direct reads", current.allow_direct == wanted.allow_direct),
     ]
     .into_iter()
     .filter_map(|(what, same)| (!same).then_some(what))
     .collect()
 }
 
-/// Makes the stream and the buckets, or brings what is there to this shape. Safe to run again.
+/// Creates or updates the stream and the buckets. Idempotent.
 ///
 /// # Errors
-/// What JetStream said, with the thing it said it about.
+/// Failure of JetStream, with the name of the resource.
 pub async fn ensure(js: &jetstream::Context, sizing: Sizing) -> Result<(), NotEnsured> {
-    let there = match js.get_stream(STREAM).await {
+    let current = match js.get_stream(STREAM).await {
         Ok(stream) => Some(stream.cached_info().config.clone()),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 None
             }
-            _ => return Err(failed("question whether there is a stream")(error)),
+            _ => return Err(failed("query stream SLACK_IN")(error)),
         },
     };
     let (replicas, max_bytes) =
-        there.map_or((REPLICAS, MAX_BYTES), |c| (c.num_replicas, c.max_bytes));
+        current.map_or((DEFAULT_REPLICAS, DEFAULT_MAX_BYTES), |c| (c.num_replicas, c.max_bytes));
     let replicas = sizing.replicas.unwrap_or(replicas);
     let stream = config(replicas, sizing.max_bytes.unwrap_or(max_bytes));
-    js.create_or_update_stream(stream).await.map_err(failed("stream SLACK_IN"))?;
+    js.create_or_update_stream(stream).await.map_err(failed("create stream SLACK_IN"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: DIRECTORY_BUCKET.into(),
-        description: "What ingest knows of every connection".into(),
+        description: "Directory: connections for ingest".into(),
         history: 1,
         num_replicas: replicas,
         ..kv::Config::default()
     })
     .await
-    .map_err(failed("bucket connections"))?;
+    .map_err(failed("create bucket connections"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: INGESTS_BUCKET.into(),
-        description: "How far every live ingest has read the directory".into(),
+        description: "Applied directory revision of each ingest".into(),
         history: 1,
         max_age: INGEST_TTL,
         num_replicas: replicas,
         ..kv::Config::default()
     })
     .await
-    .map_err(failed("bucket ingests"))?;
+    .map_err(failed("create bucket ingests"))?;
     Ok(())
 }
 
-/// Deletes everything that a connection sent from the stream; gives how many webhooks that were.
+/// Deletes all webhooks of a connection from the stream. Returns their number.
 ///
 /// # Errors
-/// What JetStream said.
+/// Failure of JetStream.
 pub async fn purge_connection(
     js: &jetstream::Context,
     connection: ConnectionId,
 ) -> Result<u64, NotEnsured> {
-    let stream = js.get_stream(STREAM).await.map_err(failed("look at stream SLACK_IN"))?;
+    let stream = js.get_stream(STREAM).await.map_err(failed("query stream SLACK_IN"))?;
     let purge = stream.purge().filter(format!("slack.in.*.{connection}"));
-    Ok(purge.await.map_err(failed("purge of a connection"))?.purged)
+    Ok(purge.await.map_err(failed("purge a connection"))?.purged)
 }
 
 fn failed<E>(what: &'static str) -> impl FnOnce(E) -> NotEnsured
@@ -196,9 +198,9 @@ where
     move |error| NotEnsured { what, source: error.into() }
 }
 
-/// JetStream did not make something we need.
+/// Failure to create or change a resource of JetStream.
 #[derive(Debug, thiserror::Error)]
-#[error("JetStream refused the {what}")]
+#[error("failed to {what}")]
 pub struct NotEnsured {
     what: &'static str,
     source: Box<dyn std::error::Error + Send + Sync>,

@@ -1,18 +1,17 @@
-//! Logs to standard output, one line an event; text on a terminal or for people, JSON for machines. Traces, when there
-//! is a collector to send them to.
+//! Logs and traces.
 //!
-//! Lines go out by a thread of their own (`lines`).
+//! Logs go to standard output, one line per event, as text or JSON, written by the thread of
+//! `lines`. Traces go to a collector, if one is set. A failure is logged once, where it is handled,
+//! with its causes ([`Chain`]). No field contains a token, secret, code, body or `response_url`.
 //!
-//! A failure is logged once, where it is decided, with its whole chain ([`Chain`]). Never in a field: a
-//! token, a secret, a code, a body, a `response_url`.
-//!
-//! A webhook's trace is begun by ingest and written into the envelope; the worker's span is a root of its own, linked to
-//! it: a webhook that is tried again an hour later must not stretch the request's trace to an hour.
+//! Ingest starts a webhook's trace and stores its context in the envelope. The span of the worker
+//! is a root linked to that trace, so that a later attempt does not extend the trace of the
+//! request.
 
 use crate::{
     codec::envelope::Word,
     config::Telemetry,
-    lines::{self, Dropped, Rest},
+    lines::{self, Dropped, LogFlushGuard},
 };
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
@@ -30,41 +29,41 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// The target of our spans.
+/// Target of Tidegate's spans.
 pub const TRACE: &str = "tidegate::trace";
 
-/// What spans of a webhook in the stream call its subject: never the subject itself, which holds an id.
+/// Destination of webhook spans. Contains no ids, unlike the subject itself.
 pub const DESTINATION: &str = "slack.in.{partition}.{connection}";
 
-/// Logs and traces of this process. Sends what is left when it is dropped: keep it to the end.
+/// Guard of logs and traces. Flushes on drop, so that `main` keeps it to the end.
 #[must_use]
 pub struct Telling {
-    /// Lines of the log that nobody took.
+    /// Counter of dropped log lines.
     pub dropped: Dropped,
     provider: Option<SdkTracerProvider>,
-    _rest: Rest,
+    _flush: LogFlushGuard,
 }
 
 impl Drop for Telling {
     fn drop(&mut self) {
         if let Some(provider) = self.provider.take() {
-            let _ = provider.shutdown(); // a collector that is away loses its last traces
+            let _ = provider.shutdown(); // an unavailable collector loses the last traces
         }
     }
 }
 
-/// Starts logs, and traces if there is a collector. `service` is this program's name in them.
+/// Starts logs, and traces if a collector is set. `service` is the name of the program in traces.
 pub fn init(settings: &Telemetry, service: &'static str) -> Result<Telling, NoExporter> {
-    // Also the exporter's TLS takes whichever provider is installed; there is one in this tree.
+    // The exporter's TLS uses the installed provider. This workspace contains one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // Spans go to the collector alone: without one they cost nothing.
+    // Spans go only to the collector. Without a collector they cost nothing.
     let filter = EnvFilter::new(format!("{},{TRACE}=off", settings.filter));
-    // At TRACE the NATS client prints every message it reads, with what users wrote and typed.
+    // At level TRACE the NATS client logs every message it reads, including user text.
     let prints_bodies = |metadata: &Metadata<'_>| {
         *metadata.level() == Level::TRACE && metadata.target().starts_with("async_nats")
     };
     let filter = filter.and(filter_fn(move |metadata| !prints_bodies(metadata)));
-    let (lines, dropped, rest) = lines::to_stdout();
+    let (lines, dropped, flush) = lines::to_stdout();
     let logs = tracing_subscriber::fmt::layer().with_writer(lines);
     let logs: Box<dyn Layer<Registry> + Send + Sync> = if settings.json {
         logs.json().flatten_event(true).with_filter(filter).boxed()
@@ -79,10 +78,10 @@ pub fn init(settings: &Telemetry, service: &'static str) -> Result<Telling, NoEx
     let registry = tracing_subscriber::registry().with(logs);
     match &provider {
         Some(provider) => registry.with(layer(provider)).init(),
-        // Not a layer that is none: spans would be made for it all the same.
+        // Not an optional layer, which would create spans without a collector.
         None => registry.init(),
     }
-    Ok(Telling { dropped, provider, _rest: rest })
+    Ok(Telling { dropped, provider, _flush: flush })
 }
 
 fn provider(endpoint: &str, service: &'static str) -> Result<SdkTracerProvider, NoExporter> {
@@ -98,7 +97,7 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
     let tracer = provider.tracer("tidegate");
-    // Only our own spans: libraries' would be most of the traffic.
+    // Spans of libraries would be most of the traffic.
     let ours = filter_fn(|metadata| metadata.target() == TRACE);
     tracing_opentelemetry::layer()
         .with_tracer(tracer)
@@ -106,12 +105,13 @@ where
         .with_filter(ours)
 }
 
-/// There is no exporter for this address.
+/// Failure to create an exporter.
 #[derive(Debug, thiserror::Error)]
-#[error("TIDEGATE_OTLP_ENDPOINT is malformed: say http://collector:4318")]
+#[error("TIDEGATE_OTLP_ENDPOINT is malformed; use http://collector:4318")]
 pub struct NoExporter(#[source] opentelemetry_otlp::ExporterBuildError);
 
-/// A span's W3C trace context, to be carried through the stream; `None` without a collector.
+/// Returns the W3C trace context of a span, to be stored in the envelope. `None` without a
+/// collector.
 pub fn traceparent(span: &Span) -> Option<Word> {
     let context = span.context();
     let context = context.span().span_context().clone();
@@ -119,7 +119,7 @@ pub fn traceparent(span: &Span) -> Option<Word> {
     context.is_valid().then(|| Word::new(format!("00-{trace}-{id}-{flags:02x}"))).flatten()
 }
 
-/// Links a span to the one whose trace context came through the stream. What is no context is left out.
+/// Links a span to the trace context of an envelope. Ignores an invalid context.
 pub fn link(span: &Span, traceparent: &Word) {
     let parts: Vec<&str> = traceparent.as_str().split('-').collect();
     let [_, trace, id, flags] = parts[..] else { return };
@@ -130,7 +130,8 @@ pub fn link(span: &Span, traceparent: &Word) {
     }
 }
 
-/// An error with all its causes on one line, none twice. `%error` would stop at the first.
+/// Displays an error with all its causes on one line, without repetitions. `%error` shows only the
+/// first.
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

@@ -1,13 +1,13 @@
-//! How a webhook rests in the stream: headers that say what it is, and as the body the exact bytes Slack
-//! signed. Bytes and signature travel together, so a worker can verify again and a replay is the real thing.
+//! Form of a webhook in the stream: headers that describe it, and the body that Slack signed.
 //!
-//! In and out: [`Envelope`] ↔ NATS headers and payload. Written by ingest, read by workers, the command
-//! line and the tests. A value that came from Slack enters a header only as a hash or as a checked word:
-//! async-nats panics on a line break in a header value.
+//! Ingest writes envelopes. Workers, the command line and the tests read them. Body and signature
+//! are stored unchanged, so that a worker can verify the signature and a replay equals the original
+//! webhook. A value from Slack enters a header only as a hash or as a [`Word`]: async-nats panics
+//! on a line break in a header value.
 //!
-//! `Tidegate-Schema` counts what a reader has to understand. A number newer than ours is
-//! [`NotDecoded::Newer`]: the reader waits for a newer release of itself. All else that is wrong is
-//! [`NotDecoded::Undecodable`], and becomes a dead letter.
+//! `Tidegate-Schema` is the version of the format. A newer version is [`NotDecoded::Newer`]: the
+//! reader holds the partition for a newer release. All other failures are
+//! [`NotDecoded::Undecodable`], and become dead letters.
 
 use super::slack::Media;
 use crate::{
@@ -20,15 +20,15 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::fmt;
 
-/// The layout this release writes, and the newest it reads.
+/// Format version that this release writes, and the newest that it reads.
 pub const SCHEMA: u16 = 1;
 
-/// What ingest tells a worker whose answer goes into the HTTP response.
+/// Response of ingest to a worker whose sync response was relayed to Slack.
 pub const RELAYED: &str = "relayed";
-/// What ingest tells a worker whose answer came when nobody waited any more.
+/// Response of ingest to a worker whose sync response arrived after Slack's request ended.
 pub const LATE: &str = "late";
 
-/// The header that holds the dedupe key.
+/// Header that holds the dedup key.
 pub const MSG_ID: &str = "Nats-Msg-Id";
 const TIDEGATE_SCHEMA: &str = "Tidegate-Schema";
 const KIND: &str = "Tidegate-Kind";
@@ -43,82 +43,83 @@ const RETRY_NUM: &str = "X-Slack-Retry-Num";
 const RETRY_REASON: &str = "X-Slack-Retry-Reason";
 const TRACEPARENT: &str = "traceparent";
 
-/// One stored webhook.
+/// Webhook as stored in the stream.
 #[derive(Debug, Clone)]
 pub struct Envelope {
-    /// Whose it is.
+    /// Connection that received the webhook.
     pub connection: ConnectionId,
-    /// Its slice of the stream.
+    /// Partition of the webhook.
     pub partition: Partition,
-    /// What sort it is.
+    /// Kind of the webhook.
     pub kind: Kind,
-    /// Which queue keeps it in order.
+    /// Lane that orders the webhook.
     pub lane: Lane,
-    /// What makes a second copy of it a duplicate.
+    /// Idempotency key, shared by Slack's retries.
     pub dedupe: DedupeKey,
-    /// When ingest had read it, in milliseconds since 1970.
+    /// Time at which ingest had read the request, in milliseconds since 1970.
     pub received_at_ms: u64,
-    /// How to read the body.
+    /// Media type of the body.
     pub media: Media,
     /// Slack's signature, as sent.
     pub signature: Word,
-    /// The second at which Slack signed, as sent.
+    /// Second at which Slack signed, as sent.
     pub timestamp: Word,
-    /// Set when Slack says that this is not its first try.
+    /// Retry headers, if Slack sent the webhook before.
     pub retry: Option<Retry>,
     /// W3C trace context of the request.
     pub traceparent: Option<Word>,
-    /// Set when Slack wants the answer in the HTTP response.
+    /// Address and deadline of the sync response, if Slack expects one.
     pub reply: Option<ReplyWindow>,
-    /// The exact bytes Slack signed.
+    /// Exact bytes that Slack signed.
     pub body: Bytes,
 }
 
-/// `X-Slack-Retry-*`. Kept for people; never used to drop anything.
+/// `X-Slack-Retry-*` headers. Informational: never used to drop a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
-    /// 1 to 3, or more with delayed events.
+    /// Number of the retry: 1 to 3, or more with delayed events.
     pub number: u16,
-    /// Slack's word for why.
+    /// Slack's reason for the retry.
     pub reason: Option<Word>,
 }
 
-/// Where and until when an answer can still go into the HTTP response.
+/// Address and deadline for a sync response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyWindow {
-    /// The NATS subject on which ingest listens.
+    /// NATS subject on which ingest listens.
     pub to: Word,
-    /// Milliseconds since 1970 after which nobody listens.
+    /// Milliseconds since 1970 after which ingest no longer listens.
     pub by_ms: u64,
 }
 
-/// A word that is safe in a header: 1 to 200 printable ASCII characters without spaces.
+/// Text that is safe in a header: 1 to 200 printable ASCII characters without spaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Word(String);
 
 impl Word {
-    /// Takes a text when it is safe.
+    /// Returns the text as a header token, or `None` if it is not safe.
     pub fn new(text: impl Into<String>) -> Option<Self> {
         let text = text.into();
         let safe = (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
         safe.then_some(Self(text))
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What makes two webhooks one: the connection, and what Slack repeats when it repeats itself.
+/// Idempotency key of a webhook: the connection, and what Slack's retries have in common.
 ///
-/// It is the `Nats-Msg-Id` (JetStream drops a copy within 30 min), and its hash is the key of a row in
+/// It is the `Nats-Msg-Id` (JetStream drops a copy within 30 min). Its hash is the key of a row in
 /// `processed_keys`, which is kept longer.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DedupeKey(String);
 
 impl DedupeKey {
-    /// From the parts that Slack repeats. `sort` keeps the ways of making a key apart.
+    /// Hashes the parts that Slack's retries share. `sort` separates the key spaces of different
+    /// kinds.
     pub fn new(connection: ConnectionId, sort: &'static str, parts: &[&[u8]]) -> Self {
         let mut hash = Sha256::new();
         for part in parts {
@@ -130,7 +131,7 @@ impl DedupeKey {
         Self(format!("{connection}:{sort}:{hash:032x}"))
     }
 
-    /// From Slack's own id of an event, kept legible when it is a plain word.
+    /// Returns the key for Slack's id of an event, legible unless the id has unexpected characters.
     pub fn event(connection: ConnectionId, event_id: &str) -> Self {
         let plain = (1..=64).contains(&event_id.len())
             && event_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -141,12 +142,12 @@ impl DedupeKey {
         }
     }
 
-    /// From a column or header.
+    /// Wraps a key from a column or header.
     pub fn stored(text: String) -> Self {
         Self(text)
     }
 
-    /// As stored.
+    /// Returns the key as stored.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -164,24 +165,25 @@ impl fmt::Debug for DedupeKey {
     }
 }
 
-/// Why a stored message is no envelope for us.
+/// Failure to decode a message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotDecoded {
-    /// Written by a newer release: hold the partition, a newer worker takes it.
-    #[error("the envelope has schema {0}, newer than {SCHEMA}, the newest this release reads")]
+    /// Written by a newer release. The partition waits for a newer worker.
+    #[error("envelope schema {0} is newer than {SCHEMA}, the newest this release reads")]
     Newer(u16),
-    /// Not ours, or damaged: dead, with this reason.
+    /// Foreign or damaged. Becomes a dead letter with this reason.
     #[error("undecodable envelope: {0}")]
     Undecodable(&'static str),
 }
 
 impl Envelope {
-    /// The subject it is published to.
+    /// Returns the subject that the envelope is published to.
     pub fn subject(&self) -> String {
         stream::subject(self.partition, self.connection)
     }
 
-    /// The headers; the payload is the body as it is. Their names are not copied: this is done for every webhook.
+    /// Returns the headers. The payload is the unchanged body. Names are static, which saves a copy
+    /// per webhook.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(HeaderName::from_static(MSG_ID), self.dedupe.as_str());
@@ -213,7 +215,7 @@ impl Envelope {
         headers
     }
 
-    /// Reads a message of the stream.
+    /// Decodes a message of the stream.
     pub fn decode(
         subject: &str,
         headers: Option<&HeaderMap>,
@@ -237,7 +239,7 @@ impl Envelope {
             dedupe: word(MSG_ID)
                 .map(|word| DedupeKey(word.0))
                 .filter(|key| key.0.starts_with(&connection.to_string()))
-                .ok_or(Undecodable("its dedupe key is not its connection's"))?,
+                .ok_or(Undecodable("its dedup key is not its connection's"))?,
             received_at_ms: number(text(RECEIVED_AT)).ok_or(Undecodable("it has no time"))?,
             media: text(CONTENT_TYPE)
                 .and_then(Media::from_content_type)
@@ -259,7 +261,7 @@ fn parsed<T: std::str::FromStr>(text: Option<&str>) -> Option<T> {
     text?.parse().ok()
 }
 
-/// Digits only: `u64::from_str` would take a leading `+`.
+/// Parses decimal digits. `u64::from_str` would accept a leading `+`.
 fn number<T: std::str::FromStr>(text: Option<&str>) -> Option<T> {
     text.filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }

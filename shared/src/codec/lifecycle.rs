@@ -1,7 +1,6 @@
-//! Events about an installation itself, read a second time for what only they hold.
+//! Parsers for events about an installation: fields that only these events have.
 //!
-//! In: the body of an event whose type is known. Out: what it says, or `None` when it does not say it in the shape that
-//! docs.slack.dev/reference/events has.
+//! The parsers return nothing for a body that differs from docs.slack.dev/reference/events.
 
 use super::loose::{Flag, Id, Object, Text, Texts};
 use serde::Deserialize;
@@ -17,7 +16,8 @@ fn read<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Option<T> {
     serde_json::from_slice::<Body<T>>(body).ok()?.event.0
 }
 
-/// `tokens_revoked`: whose bot tokens are no good any more. Slack lists user ids there, not tokens.
+/// Returns the bot user ids whose tokens a `tokens_revoked` event revokes. Slack lists user ids
+/// there, not tokens.
 pub fn revoked_bots(body: &[u8]) -> Vec<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -33,7 +33,7 @@ pub fn revoked_bots(body: &[u8]) -> Vec<String> {
     tokens.map(|tokens| tokens.bot.0).unwrap_or_default()
 }
 
-/// `channel_id_changed`: the id before, and the id since.
+/// Returns the old and the new channel id of a `channel_id_changed` event.
 pub fn renamed_channel(body: &[u8]) -> Option<(String, String)> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -47,7 +47,7 @@ pub fn renamed_channel(body: &[u8]) -> Option<(String, String)> {
     Some((renamed.old_channel_id.get()?.to_owned(), renamed.new_channel_id.get()?.to_owned()))
 }
 
-/// `team_join`: who joined, unless that is a bot or is gone already.
+/// Returns the user id of a `team_join` event, unless the user is a bot or deleted.
 pub fn joined_person(body: &[u8]) -> Option<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]

@@ -1,41 +1,41 @@
-//! Fields of Slack's JSON that must never make the rest unreadable.
+//! Lenient field types for Slack's JSON.
 //!
-//! Slack sends one name with several shapes (`event.channel` is an id, or an object with one; `event.user`
-//! too), and will send others tomorrow. So every field we read is loose: the shape we know gives a value,
-//! any other gives none. Nothing is copied unless JSON escapes force it.
+//! Slack sends one field in several shapes: `event.channel` and `event.user` are ids, or objects
+//! with one. Each type accepts the known shape and yields no value for any other, so that one odd
+//! field never makes a webhook unreadable. Text is copied only where JSON escapes require it.
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
-/// A text, or nothing when it is of any other shape.
+/// Text, or none for any other shape.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Text<'a>(pub Option<Cow<'a, str>>);
 
-/// An id as a text, or as the `id` of an object; else nothing.
+/// Id as a text, or as the `id` of an object. None for any other shape.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Id<'a>(pub Option<Cow<'a, str>>);
 
-/// True for `true` and `"true"`; false for all else. Slack writes both.
+/// True for `true` and `"true"`, which Slack both sends. False for any other value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flag(pub bool);
 
-/// A whole number of 0 or more, or nothing.
+/// Non-negative integer, or none for any other value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Number(pub Option<u64>);
 
-/// An object of a known shape, or nothing when it is anything else (`null`, above all).
+/// Object of a known shape, or none for any other value (usually `null`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object<T>(pub Option<T>);
 
-/// The first element of a list, or nothing.
+/// First element of a list, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct First<T>(pub Option<T>);
 
-/// The texts of a list, without its other elements; none when it is no list.
+/// Texts of a list without its other elements. Empty if the value is no list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Texts(pub Vec<String>);
 
-// By hand: deriving would ask for `T: Default`, and nothing needs no T.
+// Written by hand: deriving would require `T: Default`.
 impl<T> Default for Object<T> {
     fn default() -> Self {
         Self(None)
@@ -49,20 +49,20 @@ impl<T> Default for First<T> {
 }
 
 impl Text<'_> {
-    /// The text, if there is one.
+    /// Returns the text.
     pub fn get(&self) -> Option<&str> {
         self.0.as_deref()
     }
 }
 
 impl Id<'_> {
-    /// The id, if there is one.
+    /// Returns the id.
     pub fn get(&self) -> Option<&str> {
         self.0.as_deref()
     }
 }
 
-/// What was found where a value was looked for.
+/// Conversion from any JSON value. Unexpected shapes give the default.
 trait FromAny<'de>: Default {
     fn from_str(_: Cow<'de, str>) -> Self {
         Self::default()

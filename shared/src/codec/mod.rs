@@ -1,4 +1,4 @@
-//! What is on the wire: Slack's bodies as Slack sends them, and the envelope in which they are stored.
+//! Wire formats: Slack's bodies, and the envelope in which they are stored.
 
 pub mod slack;
 pub mod lifecycle;

@@ -1,26 +1,26 @@
-//! The two ways of calling an agent.
+//! Modes of calling an agent.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// How an agent is called. The words are those of the column.
+/// Mode of calling an agent. Serialized as the words of the column `agents.mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AgentMode {
-    /// It is asked in JSON, and its answer is said.
+    /// The agent gets a JSON request. Tidegate sends its reply to Slack.
     #[default]
     Reply,
-    /// It is a Slack app: it gets what Slack sent.
+    /// The agent is a Slack app and gets the webhook as Slack sent it.
     Forward,
 }
 
-/// A word that is no [`AgentMode`].
+/// Failure to parse an [`AgentMode`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no agent's mode: say reply or forward")]
+#[error("{0:?} is not an agent mode; use reply or forward")]
 pub struct UnknownMode(String);
 
 impl AgentMode {
-    /// The one word for it.
+    /// Returns the mode as stored.
     pub fn as_str(self) -> &'static str {
         match self {
             AgentMode::Reply => "reply",
@@ -31,11 +31,11 @@ impl AgentMode {
 
 impl FromStr for AgentMode {
     type Err = UnknownMode;
-    fn from_str(word: &str) -> Result<Self, UnknownMode> {
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
         [AgentMode::Reply, AgentMode::Forward]
             .into_iter()
-            .find(|mode| mode.as_str() == word)
-            .ok_or_else(|| UnknownMode(word.to_owned()))
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| UnknownMode(text.to_owned()))
     }
 }
 

@@ -1,43 +1,43 @@
-//! A link claim's code and where it may be used.
+//! Link codes and the surfaces they may be used on.
 //!
-//! A code is a bearer secret until it is consumed: 60 random bits as 12 characters in three groups, in an
-//! alphabet without look-alikes. Only its hash is stored. Case, spaces around it and the dashes don't
-//! matter to whoever types it.
+//! A code is a bearer secret until it is consumed: 60 random bits as 12 characters in three groups,
+//! in an alphabet without look-alikes. Only the hash of a code is stored. Parsing ignores case,
+//! surrounding spaces and dashes.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
 
-/// Crockford's base-32 digits: no I, L, O or U, so nothing is read for something else.
+/// Crockford's base-32 digits, without I, L, O and U.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const DIGITS: usize = 12;
 
-/// What a user types after `/lobu link`. Leaves this type only as a hash, or by [`ClaimCode::reveal`]
-/// to the person who asked for it.
+/// Code that a user types after `/lobu link`. Leaves this type only as a hash, or by
+/// [`ClaimCode::reveal`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClaimCode([u8; DIGITS]);
 
-/// A text that can't be a code, whatever codes exist.
+/// Failure to parse a [`ClaimCode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a link code has 12 letters and digits, as in 7K3M-Q2XW-9FHA")]
 pub struct NotACode;
 
 impl ClaimCode {
-    /// A fresh code. Fails only when the operating system has no randomness.
+    /// Returns a random code. Fails if the operating system provides no randomness.
     pub fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; DIGITS];
         getrandom::fill(&mut bytes)?;
-        // 256 is a multiple of 32, so the low five bits of a random byte are evenly spread.
+        // 256 is a multiple of 32, so the low five bits of a random byte are evenly distributed.
         Ok(Self(bytes.map(|b| ALPHABET[usize::from(b & 31)])))
     }
 
-    /// The code as a person types it. Show it once; never log it.
+    /// Returns the code as a person types it. Callers show the code once and never log it.
     pub fn reveal(&self) -> String {
         let digits: String = self.0.iter().map(|&b| char::from(b)).collect();
         format!("{}-{}-{}", &digits[..4], &digits[4..8], &digits[8..])
     }
 
-    /// What is stored and looked up.
+    /// Returns the hash that is stored and looked up.
     pub fn hash(&self) -> ClaimHash {
         ClaimHash(
             Sha256::new().chain_update(b"tidegate.claim\0").chain_update(self.0).finalize().into(),
@@ -72,29 +72,29 @@ impl fmt::Debug for ClaimCode {
     }
 }
 
-/// SHA-256 of a code. 60 random bits behind a limit on guesses need no salt or slow hash.
+/// SHA-256 of a code. 60 random bits behind a limit on attempts need no salt or slow hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClaimHash([u8; 32]);
 
 impl ClaimHash {
-    /// The bytes of the column.
+    /// Returns the bytes of the column.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Where a code may be used.
+/// Kind of conversation in which a code may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Surface {
-    /// A direct message of one person with the bot.
+    /// Direct message between one person and the bot.
     Dm,
-    /// Any other conversation, group messages included.
+    /// Any other conversation, including group messages.
     Channel,
 }
 
 impl Surface {
-    /// The one word for it.
+    /// Returns the surface as stored.
     pub fn as_str(self) -> &'static str {
         match self {
             Surface::Dm => "dm",
@@ -111,11 +111,11 @@ impl fmt::Display for Surface {
 
 impl FromStr for Surface {
     type Err = String;
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
             "dm" => Ok(Surface::Dm),
             "channel" => Ok(Surface::Channel),
-            other => Err(format!("{other:?} is no surface; say dm or channel")),
+            other => Err(format!("{other:?} is not a surface; use dm or channel")),
         }
     }
 }

@@ -1,31 +1,31 @@
-//! The life of a connection: `pending → active → stopped | error | revoked`.
+//! States of a connection: `pending → active → stopped | error | revoked`.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// Where a connection is in its life. The words are those of the column and of the directory.
+/// Status of a connection. Serialized as the words of the column and of the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Known, so that Slack's `url_verification` can be answered; not yet allowed to work.
+    /// Answers Slack's `url_verification`, but handles no webhooks yet.
     Pending,
-    /// Works.
+    /// Handles webhooks.
     Active,
-    /// Switched off by a person.
+    /// Disabled by a person.
     Stopped,
-    /// Slack refuses us; work goes on being tried.
+    /// Slack rejects its token. Sends are still attempted.
     Error,
     /// The app was uninstalled or its tokens were revoked.
     Revoked,
 }
 
-/// A word that is no [`Status`].
+/// Failure to parse a [`Status`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no connection status")]
+#[error("{0:?} is not a connection status")]
 pub struct UnknownStatus(String);
 
 impl Status {
-    /// The one word for it.
+    /// Returns the status as stored.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Pending => "pending",
@@ -39,11 +39,11 @@ impl Status {
 
 impl FromStr for Status {
     type Err = UnknownStatus;
-    fn from_str(word: &str) -> Result<Self, UnknownStatus> {
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
         [Status::Pending, Status::Active, Status::Stopped, Status::Error, Status::Revoked]
             .into_iter()
-            .find(|status| status.as_str() == word)
-            .ok_or_else(|| UnknownStatus(word.to_owned()))
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| UnknownStatus(text.to_owned()))
     }
 }
 

@@ -1,13 +1,13 @@
-//! Ids, each a type of its own, so that two can't be swapped in a call.
+//! Ids, each with its own type, so that a call can't swap two of them.
 //!
-//! Checked is what *we* rely on: every id is 1 to 64 characters of `A–Z a–z 0–9 _ -`, and so is always
-//! safe as one token of a NATS subject, as part of a key and as a header value. Slack's own format
-//! is not checked: its next id format must not become our outage.
+//! Every id has 1 to 64 characters of `A–Z a–z 0–9 _ -`. It is therefore safe as a token of a NATS
+//! subject, as part of a key and as a header value. Slack's own format is not checked, so that a
+//! new format of Slack's ids causes no outage.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Why a text is no id.
+/// Failure to parse an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} must be {rule}")]
 pub struct InvalidId {
@@ -15,7 +15,7 @@ pub struct InvalidId {
     rule: &'static str,
 }
 
-/// Longest id taken, in bytes. Slack's are under 20 today.
+/// Maximum length of an id in bytes. Slack's ids have fewer than 20 today.
 const ID_BYTES_MAX: usize = 64;
 
 fn check(what: &'static str, text: &str) -> Result<(), InvalidId> {
@@ -35,7 +35,7 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// The id as Slack or we wrote it.
+            /// Returns the id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -64,56 +64,56 @@ macro_rules! id {
 }
 
 id! {
-    /// A Slack workspace (`T…`). On an organisation-wide install Slack may put an `E…` id here.
+    /// Slack workspace (`T…`). In organization-wide installations Slack may send an `E…` id here.
     TeamId, "a team id"
 }
 id! {
-    /// A Slack Enterprise organisation (`E…`).
+    /// Slack Enterprise organization (`E…`).
     EnterpriseId, "an enterprise id"
 }
 id! {
-    /// A Slack app (`A…`).
+    /// Slack app (`A…`).
     AppId, "an app id"
 }
 id! {
-    /// A Slack conversation: channel (`C…`), private channel (`G…`) or direct message (`D…`).
+    /// Slack conversation: channel (`C…`), private channel (`G…`) or direct message (`D…`).
     ChannelId, "a channel id"
 }
 id! {
-    /// A Slack user (`U…` or `W…`).
+    /// Slack user (`U…` or `W…`).
     UserId, "a user id"
 }
 id! {
-    /// An organisation: who owns connections and agents. Ours, not Slack's.
+    /// Organization: owner of connections and agents. Assigned by Tidegate, not by Slack.
     OrgId, "an organization id"
 }
 id! {
-    /// An agent within its organisation.
+    /// Agent within its organization.
     AgentId, "an agent id"
 }
 
 impl ChannelId {
-    /// Whether this is a direct message, of one person with the bot.
+    /// Returns whether this is a direct message between one person and the bot.
     pub fn is_direct_message(&self) -> bool {
         self.0.starts_with('D')
     }
 }
 
-/// A connection: 128 random bits as 32 lower-case hex digits. Whoever knows one may ask for it, so
-/// "unknown" can be said aloud: it can't be guessed.
+/// Connection: 128 random bits as 32 lower-case hex digits. An id can't be guessed, so ingest may
+/// disclose that a connection is unknown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ConnectionId(u128);
 
 impl ConnectionId {
-    /// An id that nobody has yet. Fails only when the operating system has no randomness.
+    /// Returns a random id. Fails if the operating system provides no randomness.
     pub fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)?;
         Ok(Self(u128::from_be_bytes(bytes)))
     }
 
-    /// The 16 bytes that hashes are made of.
+    /// Returns the 16 bytes that are input to hashes.
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }

@@ -1,24 +1,24 @@
-//! The five kinds of webhook. The word is a header of the envelope and a metric label.
+//! Kinds of webhooks.
 
 use std::{fmt, str::FromStr};
 
-/// What sort of webhook this is, as far as ingest has to know.
+/// Kind of a webhook. A header of the envelope and a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Something happened in Slack (Events API). Slack sends it again if we don't take it.
+    /// Event of the Events API. Slack resends an event that is not acknowledged.
     Event,
-    /// A slash command. Never sent again.
+    /// Slash command. Slack never resends it.
     Command,
-    /// A click, shortcut or view. Never sent again.
+    /// Click, shortcut or view. Slack never resends it.
     Interaction,
-    /// An options load (`block_suggestion`): its answer must be in the HTTP response.
+    /// Options load (`block_suggestion`). Its sync response must be in the HTTP response.
     Options,
-    /// Signed by Slack, not understood by us. Stored all the same; a person finds it among the dead.
+    /// Signed by Slack, but of unknown form. Stored, and moved to the dead letters by the worker.
     Unknown,
 }
 
 impl Kind {
-    /// The one word for it.
+    /// Returns the kind as stored.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Event => "event",
@@ -32,9 +32,9 @@ impl Kind {
 
 impl FromStr for Kind {
     type Err = ();
-    fn from_str(word: &str) -> Result<Self, ()> {
+    fn from_str(text: &str) -> Result<Self, ()> {
         let all = [Kind::Event, Kind::Command, Kind::Interaction, Kind::Options, Kind::Unknown];
-        all.into_iter().find(|kind| kind.as_str() == word).ok_or(())
+        all.into_iter().find(|kind| kind.as_str() == text).ok_or(())
     }
 }
 

@@ -1,5 +1,7 @@
-//! The words of Tidegate as types. A value of one of these was checked when it was made, so nobody
-//! below checks it again. They import nothing else of ours but the secrets they hold.
+//! Domain types shared by all processes.
+//!
+//! Constructors check each value, so that its users need no checks. These types import only
+//! secrets.
 
 mod agent;
 mod claim;

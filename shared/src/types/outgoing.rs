@@ -1,91 +1,91 @@
-//! What Slack is to be told: a row of the outbox, in clear.
+//! Messages to Slack: the request of an outbox row, in clear.
 
 use super::{ChannelId, UserId};
 use serde::{Deserialize, Serialize};
 
-/// One thing to say.
+/// Message to Slack.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Outgoing {
-    /// Where.
+    /// Destination of the message.
     pub to: Destination,
-    /// What: a Slack message object (`text`, `blocks`, …), or the view.
+    /// Slack message object (`text`, `blocks`, …), or the view.
     pub message: serde_json::Value,
 }
 
-/// Where something is said.
+/// Slack API method and its address.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Destination {
-    /// The `response_url` of a command or click: at most 5 uses within 30 minutes.
+    /// `response_url` of a command or click: at most 5 uses within 30 minutes.
     ResponseUrl {
-        /// A secret: whoever has it may speak there.
+        /// URL. A secret: it authorizes its holder to post.
         url: String,
-        /// Who is told by the Web API instead, once it is used up.
+        /// Recipient of a message by the Web API once the URL is used up.
         #[serde(default)]
         fallback: Option<Fallback>,
     },
     /// `chat.postMessage`.
     PostMessage {
-        /// The conversation.
+        /// Conversation.
         channel: ChannelId,
-        /// The thread, if it goes into one.
+        /// Thread, if any.
         thread_ts: Option<String>,
     },
-    /// `chat.postEphemeral`: only this person sees it.
+    /// `chat.postEphemeral`: visible to one person.
     PostEphemeral {
-        /// The conversation.
+        /// Conversation.
         channel: ChannelId,
-        /// Who.
+        /// Person who sees the message.
         user: UserId,
-        /// The thread, if it goes into one.
+        /// Thread, if any.
         thread_ts: Option<String>,
     },
-    /// `chat.update`: a message of ours says something else.
+    /// `chat.update`: replaces a message of the app.
     UpdateMessage {
-        /// The conversation.
+        /// Conversation.
         channel: ChannelId,
-        /// The message.
+        /// Timestamp of the message.
         ts: String,
     },
-    /// `conversations.open`, and a message there.
+    /// `conversations.open`, then `chat.postMessage` there.
     DirectMessage {
-        /// To whom.
+        /// Recipient.
         user: UserId,
     },
-    /// `views.open`: the message is the view. A trigger is good for 3 s.
+    /// `views.open`: the message is the view. A trigger id is valid for 3 s.
     OpenView {
-        /// Slack's permission, out of a command or a click.
+        /// Trigger id of a command or click.
         trigger_id: String,
     },
     /// `views.update`: the message is the view.
     UpdateView {
-        /// The view.
+        /// Id of the view.
         view_id: String,
     },
-    /// `views.publish`: the message is the view of somebody's App Home.
+    /// `views.publish`: the message is the view of a person's App Home.
     PublishView {
-        /// Whose.
+        /// Owner of the App Home.
         user: UserId,
     },
 }
 
-/// A person in a conversation.
+/// Person in a conversation.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Fallback {
-    /// The conversation.
+    /// Conversation.
     pub channel: ChannelId,
-    /// The person.
+    /// Person.
     pub user: UserId,
 }
 
 impl Destination {
-    /// The `response_url` of somebody who may be told another way.
+    /// Returns the destination for a `response_url`, with the person as fallback.
     pub fn response_url(url: impl Into<String>, channel: ChannelId, user: UserId) -> Self {
         let fallback = Some(Fallback { channel, user });
         Destination::ResponseUrl { url: url.into(), fallback }
     }
 
-    /// The word for logs, metrics and limits: never the address.
+    /// Returns the Slack method for logs, metrics and rate limits. Never contains the address.
     pub fn as_str(&self) -> &'static str {
         match self {
             Destination::ResponseUrl { .. } => "response_url",

@@ -1,9 +1,9 @@
-//! Where conversations are. One today; what belongs to one must not be used on another.
+//! Chat platforms. Tidegate supports one. Link codes and identities of one are invalid on another.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// A chat platform.
+/// Chat platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Platform {
@@ -12,7 +12,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// The one word for it.
+    /// Returns the platform as stored.
     pub fn as_str(self) -> &'static str {
         match self {
             Platform::Slack => "slack",
@@ -28,11 +28,11 @@ impl fmt::Display for Platform {
 
 impl FromStr for Platform {
     type Err = String;
-    fn from_str(word: &str) -> Result<Self, String> {
-        if word == "slack" {
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "slack" {
             Ok(Platform::Slack)
         } else {
-            Err(format!("{word:?} is no platform; say slack"))
+            Err(format!("{text:?} is not a platform; use slack"))
         }
     }
 }

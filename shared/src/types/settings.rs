@@ -1,18 +1,18 @@
-//! What an operator may decide about one connection.
+//! Settings of a connection.
 
 use super::Surface;
 use serde::{Deserialize, Serialize};
 
-/// The settings of a connection, as the column holds them. What is absent is as [`Default`] has it; what is unknown was
-/// written by a newer release, and is left to it.
+/// Settings of a connection, as stored in the column. Absent fields have the values of [`Default`].
+/// Unknown fields come from a newer release and are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// Where it works; elsewhere it neither links nor asks an agent.
+    /// Surfaces on which the app links conversations and calls agents.
     pub surfaces: Vec<Surface>,
-    /// Whether who joins the workspace is greeted.
+    /// Greets people who join the workspace.
     pub welcome: bool,
-    /// Whether what other bots say reaches the agent. Two that answer each other are stopped by the hops they count.
+    /// Passes messages of other bots to the agent. A hop counter stops bots that answer each other.
     pub answer_bots: bool,
 }
 

@@ -1,38 +1,38 @@
-//! Claims due lanes: fair between queues, within the free slots of each agent.
+//! Claim of due lanes: fair between queues, within the free slots of each agent.
 //!
-//! A queue is (partition, priority, agent, connection). A claim visits a bounded number of queues by a loose index scan,
-//! beginning behind the last one visited, joins each once with its agent and connection, and only then reads due lanes. So a
-//! queue that is paused, stopped or whose circuit is open costs one visit, not one per lane. Rows of lanes and slots that another
-//! worker locks are skipped: a claim never waits.
+//! A queue is (partition, priority, agent, connection). A claim visits a bounded number of queues
+//! by a loose index scan that starts after the last visited one, joins each with its agent and
+//! connection, and then reads due lanes. A queue that is paused, stopped or behind an open circuit
+//! breaker thus costs one visit, not one per lane. Rows of lanes and slots that another worker has
+//! locked are skipped, so that a claim never waits.
 
-use super::super::{GATEWAY_ORG, Priority, SealedPayload, Store, StoreError, column, inconsistent};
-use crate::{
-    codec::envelope::DedupeKey,
-    partition::{Lane, Partition},
-    types::{AgentId, ConnectionId, Kind, OrgId},
+use super::{
+    ClaimedDelivery,
+    claimed_delivery::{claimed_delivery, partition_of},
 };
+use crate::partition::Partition;
+use crate::store::{GATEWAY_ORG, Priority, Store, StoreError};
 use sqlx::{Row, postgres::PgRow};
-use std::time::Duration;
 
-/// Queues that one claim visits at most.
+/// Maximum queues per claim.
 const QUEUES_MAX: i64 = 64;
 
-/// A claim.
+/// Arguments of a claim.
 #[derive(Debug)]
 pub struct ClaimRequest<'a> {
-    /// The row of the worker that runs what is claimed.
+    /// Worker row for the claimed deliveries.
     pub worker: &'a str,
-    /// Partitions to look at, in this order.
+    /// Partitions, in the order of their visit.
     pub partitions: &'a [Partition],
-    /// Where to go on within the first of them.
+    /// Position after which the visit of the first partition starts.
     pub after: Option<QueueKey>,
-    /// Which deliveries.
+    /// Priority of the deliveries.
     pub priority: Priority,
-    /// Deliveries at most.
+    /// Maximum deliveries.
     pub limit: i64,
 }
 
-/// A queue within its partition and priority.
+/// Queue within its partition and priority.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the columns' names
 pub struct QueueKey {
@@ -41,67 +41,13 @@ pub struct QueueKey {
     pub connection: String,
 }
 
-/// What a claim brought.
+/// Result of a claim.
 #[derive(Debug, Default)]
 pub struct ClaimedDeliveries {
-    /// Deliveries that run now.
+    /// Claimed deliveries.
     pub deliveries: Vec<ClaimedDelivery>,
-    /// Where the next claim begins; `None` when every queue was visited.
+    /// Start of the next claim. `None` if all queues were visited.
     pub last_visited: Option<(Partition, QueueKey)>,
-}
-
-/// The key of a delivery's row.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct DeliveryKey {
-    /// Its connection.
-    pub connection: ConnectionId,
-    /// Its lane.
-    pub lane: Lane,
-    /// Its position there.
-    pub position: i64,
-}
-
-/// A delivery whose attempt begins.
-#[derive(Debug, Clone)]
-pub struct ClaimedDelivery {
-    /// Its row.
-    pub key: DeliveryKey,
-    /// The row of the worker that runs it.
-    pub worker: String,
-    /// The number of the claim: the fence of the attempt's end.
-    pub claim: i64,
-    /// This attempt's number; the first is 1.
-    pub attempts: i32,
-    /// Attempts before that failed because of this delivery.
-    pub faults: i32,
-    /// Attempts before that ended without an outcome.
-    pub crashes: i32,
-    /// The agent, or the gateway itself.
-    pub org: String,
-    /// The agent's id.
-    pub agent: String,
-    /// The slot that it holds.
-    pub slot: i32,
-    /// Its partition.
-    pub partition: Partition,
-    /// The conversation's session when it was decided.
-    pub session: i64,
-    /// Its kind.
-    pub kind: Kind,
-    /// Whether a person waits.
-    pub priority: Priority,
-    /// Its dedup key.
-    pub dedup_key: DedupeKey,
-    /// Bytes of its sealed payload.
-    pub size: usize,
-    /// Time since its first attempt, pauses of the agent apart.
-    pub age: Duration,
-    /// Time since it was enqueued, pauses of the agent apart.
-    pub waited: Duration,
-    /// Whether its person was told that it waits.
-    pub told: bool,
-    /// Whether the agent's circuit is open, and this is a probe.
-    pub probe: bool,
 }
 
 impl Store {
@@ -114,135 +60,179 @@ impl Store {
         let rows = sqlx::query(
             "-- deliveries.claim
              with me as (
-                 select id from workers where id = $1 and alive_until > clock_timestamp() for key share),
+                 select id from workers where id = $1 and alive_until > clock_timestamp()
+                    for key share),
              visited as materialized (
-                 select p.ord, p.partition, q.*, q.next_at <= now() as due from unnest($2::smallint[]) with ordinality p (partition, ord), me, lateral (
+                 select p.ord, p.partition, q.*, q.next_at <= now() as due
+                   from unnest($2::smallint[]) with ordinality p (partition, ord), me, lateral (
                      with recursive q as (
-                         (select l.org_id, l.agent_id, l.connection_id, l.next_at from delivery_lanes l
-                           where l.partition = p.partition and l.priority = $6 and l.next_at < 'infinity'
+                         (select l.org_id, l.agent_id, l.connection_id, l.next_at
+                            from delivery_lanes l
+                           where l.partition = p.partition and l.priority = $6
+                             and l.next_at < 'infinity'
                              and (l.org_id, l.agent_id, l.connection_id)
-                                 > (case when p.ord = 1 then $3 else '' end, case when p.ord = 1 then $4 else '' end,
+                                 > (case when p.ord = 1 then $3 else '' end, case when p.ord = 1
+                                         then $4 else '' end,
                                     case when p.ord = 1 then $5 else '' end)
                            order by l.org_id, l.agent_id, l.connection_id, l.next_at limit 1)
                          union all
                          select n.* from q, lateral (
-                             select l.org_id, l.agent_id, l.connection_id, l.next_at from delivery_lanes l
-                              where l.partition = p.partition and l.priority = $6 and l.next_at < 'infinity'
-                                and (l.org_id, l.agent_id, l.connection_id) > (q.org_id, q.agent_id, q.connection_id)
+                             select l.org_id, l.agent_id, l.connection_id, l.next_at
+                               from delivery_lanes l
+                              where l.partition = p.partition and l.priority = $6
+                                and l.next_at < 'infinity'
+                                and (l.org_id, l.agent_id, l.connection_id) > (q.org_id, q.agent_id,
+                                    q.connection_id)
                               order by l.org_id, l.agent_id, l.connection_id, l.next_at limit 1) n)
                      select * from q) q
                   limit $8),
              agents_of as (
                  select v.org_id, v.agent_id, count(distinct v.connection_id) as waiting,
-                        max(a.max_concurrent) as max_concurrent, bool_or(h.agent_id is not null) as open
+                        max(a.max_concurrent) as max_concurrent,
+                        bool_or(h.agent_id is not null) as open
                    from visited v left join agents a on a.org_id = v.org_id and a.id = v.agent_id
                    left join agent_health h on h.org_id = v.org_id and h.agent_id = v.agent_id
-                   join connections c on c.id = v.connection_id and c.status in ('pending', 'active', 'error')
+                   join connections c on c.id = v.connection_id
+                    and c.status in ('pending', 'active', 'error')
                   where v.due and ((a.id is not null and a.paused_at is null) or v.org_id = $9)
                   group by 1, 2),
              probes as (
                  update agent_health h
-                    set probe_at = now() + least(interval '60 s', interval '1 s' * power(2, least(h.probes, 6))),
+                    set probe_at = now() + least(interval '60 s',
+                                                 interval '1 s' * power(2, least(h.probes, 6))),
                         probes = h.probes + 1
                   where h.probe_at <= now() and (h.org_id, h.agent_id) in (
                             select org_id, agent_id from agent_health
-                             where (org_id, agent_id) in (select org_id, agent_id from agents_of where open) and probe_at <= now()
+                             where (org_id, agent_id) in (select org_id, agent_id from agents_of
+                                                           where open) and probe_at <= now()
                                for update skip locked)
                  returning h.org_id, h.agent_id),
              slot as materialized (
                  select s.org_id, s.agent_id, s.connection_id, s.lane
                    from agents_of a, lateral (
                        select * from agent_slots s
-                        where s.org_id = a.org_id and s.agent_id = a.agent_id and s.n <= coalesce(a.max_concurrent, s.n)
+                        where s.org_id = a.org_id and s.agent_id = a.agent_id
+                          and s.n <= coalesce(a.max_concurrent, s.n)
                           and (s.n > 0 or $6 = 0) offset 0) s),
              vacant as (
-                 select org_id, agent_id, count(*) filter (where lane is null) as free from slot group by 1, 2),
+                 select org_id, agent_id, count(*) filter (where lane is null) as free
+                   from slot group by 1, 2),
              eligible as (
                  select v.*, a.open, f.free, random() as luck,
                         case when a.open then 1
-                             -- While other connections of the agent wait, one has a quarter of its slots at most, or as much as they share evenly.
+                             -- While other connections of the agent wait, one gets at most a
+                             -- quarter of its slots, or an even share.
                              when a.waiting > 1 then
                                  greatest(1, coalesce(a.max_concurrent, 64) / least(4, a.waiting))
                                  - (select count(*) from slot s
                                      where s.org_id = v.org_id and s.agent_id = v.agent_id
                                        and s.connection_id = v.connection_id)
                              else f.free end as share
-                   from visited v join agents_of a using (org_id, agent_id) join vacant f using (org_id, agent_id)
+                   from visited v join agents_of a using (org_id, agent_id)
+                   join vacant f using (org_id, agent_id)
                    join connections c on c.id = v.connection_id
                   where v.due and f.free > 0 and c.status in ('pending', 'active', 'error')
                     and (not a.open
-                         or exists (select from probes p where p.org_id = v.org_id and p.agent_id = v.agent_id))),
+                         or exists (select from probes p where p.org_id = v.org_id
+                                       and p.agent_id = v.agent_id))),
              heads as (
                  select e.*, l.lane, l.head, row_number() over (
-                            partition by e.partition, e.org_id, e.agent_id, e.connection_id order by l.next_at) as turn
+                            partition by e.partition, e.org_id, e.agent_id, e.connection_id
+                            order by l.next_at) as turn
                    from eligible e, lateral (
-                       -- Rows compared whole and in the index's order: Postgres then reads due lanes from the index and
-                       -- never sorts all lanes of a queue.
+                       -- Row comparisons in the order of the index: Postgres then reads due lanes
+                       -- from the index
+                       -- instead of sorting all lanes of a queue.
                        select lane, head, next_at from delivery_lanes l
-                        where (l.partition, l.priority, l.org_id, l.agent_id, l.connection_id, l.next_at)
-                              >= (e.partition, $6, e.org_id, e.agent_id, e.connection_id, '-infinity'::timestamptz)
-                          and (l.partition, l.priority, l.org_id, l.agent_id, l.connection_id, l.next_at)
+                        where (l.partition, l.priority, l.org_id, l.agent_id, l.connection_id,
+                               l.next_at)
+                              >= (e.partition, $6, e.org_id, e.agent_id, e.connection_id,
+                                  '-infinity'::timestamptz)
+                          and (l.partition, l.priority, l.org_id, l.agent_id, l.connection_id,
+                               l.next_at)
                               <= (e.partition, $6, e.org_id, e.agent_id, e.connection_id, now())
                           and l.next_at < 'infinity'
-                        order by l.partition, l.priority, l.org_id, l.agent_id, l.connection_id, l.next_at
+                        order by l.partition, l.priority, l.org_id, l.agent_id, l.connection_id,
+                              l.next_at
                         limit greatest(0, least(e.share, e.free, $7))) l),
              ranked as (
-                 select h.*, row_number() over (partition by org_id, agent_id order by turn, luck) as nth
-                   from (select h.*, row_number() over (partition by org_id, agent_id, connection_id order by turn, luck)
+                 select h.*, row_number() over (partition by org_id, agent_id
+                                                order by turn, luck) as nth
+                   from (select h.*, row_number() over (partition by org_id, agent_id, connection_id
+                                                        order by turn, luck)
                                     as of_connection from heads h) h
                   where of_connection <= share),
              fitting as (
-                 select * from ranked where nth <= free and (not open or nth = 1) order by turn, luck limit $7),
+                 select * from ranked where nth <= free and (not open or nth = 1)
+                  order by turn, luck limit $7),
              chosen as materialized (
                  select f.* from fitting f, lateral (
                      select from delivery_lanes l
-                      where l.lane = f.lane and l.connection_id = f.connection_id and l.next_at <= now()
-                        and l.worker is null and l.org_id = f.org_id and l.agent_id = f.agent_id and l.priority = $6
+                      where l.lane = f.lane and l.connection_id = f.connection_id
+                        and l.next_at <= now()
+                        and l.worker is null and l.org_id = f.org_id and l.agent_id = f.agent_id
+                        and l.priority = $6
                         for update skip locked) l),
              slots as (
                  select w.org_id, w.agent_id, s.n,
-                        row_number() over (partition by w.org_id, w.agent_id order by s.n desc) as nth
-                   from (select org_id, agent_id, count(*) as wanted from chosen group by 1, 2) w, lateral (
+                        row_number() over (partition by w.org_id, w.agent_id
+                                           order by s.n desc) as nth
+                   from (select org_id, agent_id, count(*) as wanted from chosen group by 1, 2) w,
+                        lateral (
                        select n from agent_slots s
                         where s.org_id = w.org_id and s.agent_id = w.agent_id and s.lane is null
                           and s.n <= coalesce((select max_concurrent from agents a
-                                                where a.org_id = w.org_id and a.id = w.agent_id), s.n)
+                                                where a.org_id = w.org_id
+                                                  and a.id = w.agent_id), s.n)
                           and (s.n > 0 or $6 = 0)
                         order by s.n desc limit w.wanted for update skip locked) s),
              granted as (
                  select c.*, s.n
-                   from (select *, row_number() over (partition by org_id, agent_id order by turn, luck) as place from chosen) c
-                   join slots s on s.org_id = c.org_id and s.agent_id = c.agent_id and s.nth = c.place),
+                   from (select *, row_number() over (partition by org_id, agent_id
+                                                      order by turn, luck) as place from chosen) c
+                   join slots s on s.org_id = c.org_id and s.agent_id = c.agent_id
+                    and s.nth = c.place),
              held as (
-                 update agent_slots s set connection_id = g.connection_id, lane = g.lane, worker = $1 from granted g
+                 update agent_slots s set connection_id = g.connection_id, lane = g.lane,
+                        worker = $1 from granted g
                   where s.org_id = g.org_id and s.agent_id = g.agent_id and s.n = g.n),
              taken as (
                  update delivery_lanes l
                     set worker = $1, claim = nextval('delivery_claims'), attempts = l.attempts + 1,
                         next_at = 'infinity',
-                        first_attempt_at = coalesce(l.first_attempt_at, now()), cancel_requested = false
+                        first_attempt_at = coalesce(l.first_attempt_at, now()),
+                        cancel_requested = false
                    from granted g where l.connection_id = g.connection_id and l.lane = g.lane
-                 returning l.connection_id, l.lane, l.head, l.claim, l.attempts, l.faults, l.crashes, l.first_attempt_at,
-                           l.told_at > now() - interval '1 hour' as told, g.org_id as queue_org, g.agent_id as queue_agent,
-                           g.n, g.open as probe)
-             select t.*, d.position, d.partition, d.org_id, d.agent_id, d.session, d.kind, d.priority, d.dedup_key, d.size,
+                 returning l.connection_id, l.lane, l.head, l.claim, l.attempts, l.faults,
+                           l.crashes, l.first_attempt_at,
+                           l.told_at > now() - interval '1 hour' as told, g.org_id as queue_org,
+                           g.agent_id as queue_agent, g.n, g.open as probe)
+             select t.*, d.position, d.partition, d.org_id, d.agent_id, d.session, d.kind,
+                    d.priority, d.dedup_key, d.size,
                     extract(epoch from now() - t.first_attempt_at - p.after_first)::float8 as age,
                     extract(epoch from now() - d.inserted_at - p.after_enqueue)::float8 as waited,
-                    null::smallint as last_partition, null::text as last_org, null::text as last_agent,
-                    null::text as last_connection
+                    null::smallint as last_partition, null::text as last_org,
+                    null::text as last_agent, null::text as last_connection
                from taken t
-               left join deliveries d on d.connection_id = t.connection_id and d.lane = t.lane and d.position = t.head
+               left join deliveries d on d.connection_id = t.connection_id and d.lane = t.lane
+                and d.position = t.head
                                      and d.part = 0
                left join lateral (
-                   select coalesce(sum(coalesce(ended_at, now()) - greatest(started_at, t.first_attempt_at))
-                                   filter (where coalesce(ended_at, now()) > t.first_attempt_at), '0') as after_first,
-                          coalesce(sum(coalesce(ended_at, now()) - greatest(started_at, d.inserted_at)), '0') as after_enqueue
+                   select coalesce(sum(coalesce(ended_at, now()) - greatest(started_at,
+                       t.first_attempt_at))
+                                   filter (where coalesce(ended_at, now()) > t.first_attempt_at),
+                                   '0') as after_first,
+                          coalesce(sum(coalesce(ended_at, now()) - greatest(started_at,
+                              d.inserted_at)), '0') as after_enqueue
                      from pauses
-                    where org_id = d.org_id and agent_id = d.agent_id and coalesce(ended_at, now()) > d.inserted_at) p on true
+                    where org_id = d.org_id and agent_id = d.agent_id
+                      and coalesce(ended_at, now()) > d.inserted_at) p on true
              union all
-             select null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null,
-                    null, null, null, null, partition, org_id, agent_id, connection_id
-               from (select * from visited order by ord desc, org_id desc, agent_id desc, connection_id desc limit 1) last
+             select null, null, null, null, null, null, null, null, null, null, null, null, null,
+                    null, null, null, null, null, null, null, null, null, null, null, partition,
+                    org_id, agent_id, connection_id
+               from (select * from visited order by ord desc, org_id desc, agent_id desc,
+                            connection_id desc limit 1) last
               where (select count(*) from visited) = $8",
         )
         .bind(request.worker)
@@ -274,7 +264,8 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Releases a lane whose head is for another agent or of another priority than the lane's row says, and corrects the row.
+    /// Releases a lane whose head has another agent or priority than the lane's row, and corrects
+    /// the row.
     async fn correct_lane(&self, row: &PgRow, worker: &str) -> Result<(), StoreError> {
         let (org, agent): (String, String) =
             (row.try_get("queue_org")?, row.try_get("queue_agent")?);
@@ -288,12 +279,15 @@ impl Store {
                   where org_id = $4 and agent_id = $5 and n = $6 and lane = $2 and worker = $3)
              update delivery_lanes l
                 set worker = null, attempts = l.attempts - 1,
-                    first_attempt_at = case when l.attempts <= 1 then null else l.first_attempt_at end,
-                    org_id = coalesce(head.org_id, l.org_id), agent_id = coalesce(head.agent_id, l.agent_id),
+                    first_attempt_at = case when l.attempts <= 1 then null
+                        else l.first_attempt_at end,
+                    org_id = coalesce(head.org_id, l.org_id),
+                    agent_id = coalesce(head.agent_id, l.agent_id),
                     priority = coalesce(head.priority, l.priority),
-                    -- A head whose row is gone was deleted with its connection, or skipped.
+                    -- A missing head was deleted with its connection, or skipped.
                     head = case when head.lane is null then l.head + 1 else l.head end,
-                    next_at = case when head.lane is null and l.head + 1 > l.tail then 'infinity' else now() end
+                    next_at = case when head.lane is null and l.head + 1 > l.tail then 'infinity'
+                        else now() end
                from (select 1) one left join head on true
               where l.connection_id = $1 and l.lane = $2 and l.worker = $3",
         )
@@ -306,96 +300,5 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
-    }
-
-    /// Reads and opens the payloads of claimed deliveries. A payload that cannot be opened is an error of its own row.
-    pub async fn load_payloads(
-        &self,
-        deliveries: &[&ClaimedDelivery],
-    ) -> Result<Vec<Result<SealedPayload, String>>, StoreError> {
-        let rows = sqlx::query(
-            "-- deliveries.payloads
-             select d.payload
-               from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality as u (connection_id, lane, position, n)
-               left join deliveries d on d.connection_id = u.connection_id and d.lane = u.lane
-                                     and d.position = u.position and d.part = 0
-              order by u.n",
-        )
-        .bind(deliveries.iter().map(|d| d.key.connection.to_string()).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|d| d.key.lane.to_bits()).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|d| d.key.position).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter()
-            .zip(deliveries)
-            .map(|(row, delivery)| {
-                let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>("payload")? else {
-                    return Ok(Err("the delivery was deleted".to_owned()));
-                };
-                let key = delivery.dedup_key.as_str();
-                Ok(SealedPayload::open(&self.rings.tokens, key, &sealed))
-            })
-            .collect()
-    }
-}
-
-fn partition_of(number: i16) -> Result<Partition, StoreError> {
-    u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok()).ok_or_else(|| {
-        inconsistent("delivery_lanes", "partition", &number.to_string(), "not below 64")
-    })
-}
-
-/// `None` when the head is for another agent or of another priority than the lane's row says, or gone.
-fn claimed_delivery(
-    row: &PgRow,
-    request: &ClaimRequest<'_>,
-) -> Result<Option<ClaimedDelivery>, StoreError> {
-    let lane = Lane::from_bits(row.try_get("lane")?);
-    let org: Option<String> = row.try_get("org_id")?;
-    let agent: Option<String> = row.try_get("agent_id")?;
-    let (Some(org), Some(agent)) = (org, agent) else { return Ok(None) };
-    let (queue_org, queue_agent): (String, String) =
-        (row.try_get("queue_org")?, row.try_get("queue_agent")?);
-    let priority: i16 = row.try_get("priority")?;
-    if (&org, &agent) != (&queue_org, &queue_agent) || priority != request.priority.number() {
-        return Ok(None);
-    }
-    let row_key = lane.to_string();
-    let connection = column(row, "deliveries", &row_key, "connection_id")?;
-    let seconds = |name| -> Result<Duration, StoreError> {
-        let seconds: Option<f64> = row.try_get(name)?;
-        Ok(Duration::from_secs_f64(seconds.unwrap_or_default().max(0.0)))
-    };
-    let kind: String = row.try_get("kind")?;
-    Ok(Some(ClaimedDelivery {
-        key: DeliveryKey { connection, lane, position: row.try_get("head")? },
-        worker: request.worker.to_owned(),
-        claim: row.try_get("claim")?,
-        attempts: row.try_get("attempts")?,
-        faults: row.try_get("faults")?,
-        crashes: row.try_get("crashes")?,
-        org,
-        agent,
-        slot: row.try_get("n")?,
-        partition: partition_of(row.try_get("partition")?)?,
-        session: row.try_get("session")?,
-        kind: kind.parse().unwrap_or(Kind::Unknown),
-        priority: request.priority,
-        dedup_key: DedupeKey::stored(row.try_get("dedup_key")?),
-        size: usize::try_from(row.try_get::<i32, _>("size")?).unwrap_or_default(),
-        age: seconds("age")?,
-        waited: seconds("waited")?,
-        told: row.try_get::<Option<bool>, _>("told")?.unwrap_or_default(),
-        probe: row.try_get("probe")?,
-    }))
-}
-
-impl ClaimedDelivery {
-    /// The agent, unless it is the gateway itself.
-    pub fn agent(&self) -> Option<(OrgId, AgentId)> {
-        if self.org == GATEWAY_ORG {
-            return None;
-        }
-        self.org.parse().ok().zip(self.agent.parse().ok())
     }
 }

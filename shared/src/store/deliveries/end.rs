@@ -1,15 +1,16 @@
-//! Ends attempts: a delivery that is over is deleted and its lane's head raised; one that is not waits in its lane.
+//! Ends of attempts: a finished delivery is deleted and its lane's head raised, a postponed one
+//! waits in its lane.
 //!
-//! Many ends are one statement. The fence of each is (worker, claim) in the lane row: an end of an attempt that was freed
-//! and begun again meanwhile changes nothing.
+//! One statement records many ends. The fence of each is (worker, claim) in the lane row: the end
+//! of an attempt whose lane was freed and claimed again changes nothing.
 
 use super::{
     super::{
         Change, Store, StoreError,
         outbox::{SealedMessages, enqueue_messages},
-        session::transaction_in_time,
-        storable,
-        webhooks::effects,
+        pool::with_transaction_timeout,
+        replace_nul,
+        webhooks::apply_change,
     },
     ClaimedDelivery,
 };
@@ -17,116 +18,130 @@ use crate::{codec::envelope::Word, types::Outgoing};
 use sqlx::{PgExecutor, Row};
 use std::{collections::HashSet, time::Duration};
 
-/// A delivery that is over.
+/// Finished delivery.
 pub struct FinishedDelivery {
-    /// The delivery and its attempt.
+    /// Delivery with its attempt.
     pub delivery: ClaimedDelivery,
-    /// How it ended.
+    /// Outcome.
     pub outcome: FinishedOutcome,
-    /// What Slack is to be told.
+    /// Messages to Slack.
     pub messages: Vec<Outgoing>,
-    /// The trace of the request that brought it.
+    /// Trace context of the request.
     pub traceparent: Option<Word>,
 }
 
-/// How a delivery ended.
+/// Outcome of a finished delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishedOutcome {
-    /// The agent has it. The word is for the log of deliveries.
+    /// The agent accepted it. The value is the outcome in `delivery_log`.
     Completed(&'static str),
-    /// It was given up.
+    /// Given up.
     DeadLetter {
-        /// Why, the same words for all of its sort.
+        /// Constant reason.
         reason: String,
-        /// What the last attempt said.
+        /// Failure of the last attempt.
         error: String,
     },
 }
 
-/// A delivery that waits.
+/// Delivery that waits for another attempt.
 #[derive(Debug, Clone)]
 pub struct PostponedDelivery {
-    /// The delivery and its attempt.
+    /// Delivery with its attempt.
     pub delivery: ClaimedDelivery,
-    /// When it is due again.
+    /// Wait before the next attempt.
     pub after: Duration,
-    /// What was wrong.
+    /// Failure.
     pub error: String,
-    /// Whether the attempt counts.
+    /// True if the attempt counts.
     pub counts: bool,
-    /// Whether it failed because of this delivery.
+    /// True if the delivery caused the failure.
     pub fault: bool,
-    /// Whether the attempt ended without an outcome, by a panic.
+    /// True if the attempt panicked.
     pub crashed: bool,
 }
 
 const FINISH: &str = concat!(
     "-- deliveries.finish
      with u as (
-         select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[],
-                              $8::integer[], $9::text[], $10::text[], $11::text[])
-                  as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome, reason, error)),
+         select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[],
+                              $6::text[], $7::text[], $8::integer[], $9::text[], $10::text[],
+                              $11::text[])
+                  as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome,
+                        reason, error)),
      locked as (
          select u.i, l.connection_id, l.lane, l.attempts, l.first_attempt_at
            from delivery_lanes l join u using (connection_id, lane)
-          where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane for update of l),
+          where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane
+            for update of l),
      ended as (
          update delivery_lanes l
-            set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null, last_error = '',
-                cancel_requested = false,
+            set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0,
+                crashes = 0, first_attempt_at = null, last_error = '', cancel_requested = false,
                 next_at = case when l.head + 1 > l.tail then 'infinity' else now() end
            from locked k where l.connection_id = k.connection_id and l.lane = k.lane
-         returning k.i, k.attempts, k.first_attempt_at, l.connection_id, l.lane, l.head - 1 as position),
+         returning k.i, k.attempts, k.first_attempt_at, l.connection_id, l.lane,
+                   l.head - 1 as position),
      freed as (
          update agent_slots s set connection_id = null, lane = null, worker = null
            from ended join u using (i)
-          where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane and s.worker = u.worker),
+          where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane
+            and s.worker = u.worker),
      gone as (
          delete from deliveries d using ended e
           where d.connection_id = e.connection_id and d.lane = e.lane and d.position = e.position
          returning d.*, e.i, e.attempts, e.first_attempt_at),
      logged as (
-         insert into delivery_log (slot, connection_id, partition, generation, sequence, lane, dedup_key, event_id,
-                channel_id, ts, thread_ts, user_id, org_id, agent_id, kind, outcome, error, attempts, worker, received_at,
-                stored_at, inserted_at, first_attempt_at)
-         select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition, g.generation, g.sequence,
-                g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts, g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind,
-                u.outcome, u.error, g.attempts, coalesce(w.name, ''), g.received_at, g.stored_at, g.inserted_at,
+         insert into delivery_log (slot, connection_id, partition, generation, sequence, lane,
+                dedup_key, event_id, channel_id, ts, thread_ts, user_id, org_id, agent_id, kind,
+                outcome, error, attempts, worker, received_at, stored_at, inserted_at,
+                first_attempt_at)
+         select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition,
+                g.generation, g.sequence, g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts,
+                g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, u.outcome, u.error,
+                g.attempts, coalesce(w.name, ''), g.received_at, g.stored_at, g.inserted_at,
                 g.first_attempt_at
            from gone g join u using (i) left join workers w on w.id = u.worker),
      dead as (
-         insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, lane, org_id, agent_id,
-                session, kind, dedup_key, event_id, channel_id, ts, user_id, stored_at, reason, last_error, attempts, payload)
-         select 'dispatch', g.partition, g.generation, g.sequence, 'slack.in.' || g.partition || '.' || g.connection_id,
-                g.connection_id, g.lane, g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.event_id, g.channel_id,
+         insert into dead_letters (stage, partition, generation, sequence, subject, connection_id,
+                lane, org_id, agent_id, session, kind, dedup_key, event_id, channel_id, ts, user_id,
+                stored_at, reason, last_error, attempts, payload)
+         select 'dispatch', g.partition, g.generation, g.sequence,
+                'slack.in.' || g.partition || '.' || g.connection_id, g.connection_id, g.lane,
+                g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.event_id, g.channel_id,
                 g.ts, g.user_id, g.stored_at, u.reason, u.error, g.attempts, g.payload
            from gone g join u using (i) where u.reason is not null),
      messages as (
-         select m.n, m.connection_id, m.lane, m.partition, m.channel_key, m.method, m.dedup_key, m.request
-           from unnest($12::bigint[], $13::text[], $14::bigint[], $15::smallint[], $16::text[], $17::text[], $18::text[],
-                       $19::text[]) as m (n, connection_id, lane, partition, channel_key, method, dedup_key, request)
+         select m.n, m.connection_id, m.lane, m.partition, m.channel_key, m.method, m.dedup_key,
+                m.request
+           from unnest($12::bigint[], $13::text[], $14::bigint[], $15::smallint[], $16::text[],
+                       $17::text[], $18::text[],
+                       $19::text[]) as m (n, connection_id, lane, partition, channel_key, method,
+                                          dedup_key, request)
            join unnest($20::bigint[]) with ordinality as o (i, n1) on o.n1 = m.n + 1
            join ended on ended.i = o.i), ",
     enqueue_messages!(),
     " select i from ended"
 );
 
-const TELL: &str = concat!(
+const TELL_WAITING: &str = concat!(
     "-- deliveries.tell
      with told as (
          update delivery_lanes set told_at = now()
           where connection_id = $1 and lane = $2 and worker = $3 and claim = $4
             and (told_at is null or told_at < now() - interval '1 hour') returning 1),
      messages as (
-         select m.* from told, unnest($5::bigint[], $6::text[], $7::bigint[], $8::smallint[], $9::text[], $10::text[],
-                                      $11::text[], $12::text[])
-                as m (n, connection_id, lane, partition, channel_key, method, dedup_key, request)), ",
+         select m.* from told, unnest($5::bigint[], $6::text[], $7::bigint[], $8::smallint[],
+                                      $9::text[], $10::text[], $11::text[], $12::text[])
+                as m (n, connection_id, lane, partition, channel_key, method, dedup_key,
+                      request)), ",
     enqueue_messages!(),
     " select count(*) as told from told"
 );
 
 impl Store {
-    /// Tells the person behind a delivery that runs that it waits, unless its conversation was told within the hour.
+    /// Enqueues a notice to the person behind a running delivery that it waits, at most once per
+    /// hour and conversation.
     pub async fn tell_waiting(
         &self,
         delivery: &ClaimedDelivery,
@@ -142,7 +157,7 @@ impl Store {
             None,
             message,
         )?;
-        let query = sqlx::query(TELL)
+        let query = sqlx::query(TELL_WAITING)
             .bind(delivery.key.connection.to_string())
             .bind(delivery.key.lane.to_bits())
             .bind(&delivery.worker)
@@ -151,7 +166,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends deliveries that are over. Returns, for each, whether it was in force: false when its attempt was freed.
+    /// Ends finished deliveries. Returns for each whether its fence held.
     pub async fn finish_deliveries(
         &self,
         finished: &[&FinishedDelivery],
@@ -159,15 +174,16 @@ impl Store {
         self.finish_in(&self.pool, finished).await
     }
 
-    /// Ends a delivery and makes a change of its conversation, together; the change brings its reply.
+    /// Ends a delivery and applies a change of its conversation with the change's reply, in one
+    /// transaction.
     pub async fn finish_with_change(
         &self,
         mut finished: FinishedDelivery,
         change: &Change,
     ) -> Result<bool, StoreError> {
-        transaction_in_time(async {
+        with_transaction_timeout(async {
             let mut tx = self.pool.begin().await?;
-            let changed = effects::apply(&mut tx, &change.what).await?;
+            let changed = apply_change(&mut tx, &change.what).await?;
             finished.messages.extend((change.reply)(changed));
             let in_force = self.finish_in(&mut *tx, &[&finished]).await?;
             match in_force[..] {
@@ -185,23 +201,23 @@ impl Store {
         finished: &[&FinishedDelivery],
     ) -> Result<Vec<bool>, StoreError> {
         let (mut messages, mut message_of) = (SealedMessages::default(), Vec::new());
-        for (i, one) in finished.iter().enumerate() {
-            for message in &one.messages {
-                let delivery = &one.delivery;
+        for (i, item) in finished.iter().enumerate() {
+            for message in &item.messages {
+                let delivery = &item.delivery;
                 messages.push(
                     &self.rings.tokens,
                     delivery.partition,
                     delivery.key.lane,
                     delivery.key.connection,
                     &delivery.dedup_key,
-                    one.traceparent.as_ref(),
+                    item.traceparent.as_ref(),
                     message,
                 )?;
                 message_of.push(i as i64);
             }
         }
         let deliveries: Vec<&ClaimedDelivery> = finished.iter().map(|f| &f.delivery).collect();
-        let outcomes = finished.iter().map(|one| match &one.outcome {
+        let outcomes = finished.iter().map(|item| match &item.outcome {
             FinishedOutcome::Completed(word) => (*word, None, ""),
             FinishedOutcome::DeadLetter { reason, error } => {
                 ("dead_letter", Some(reason.as_str()), error.as_str())
@@ -210,12 +226,12 @@ impl Store {
         let query = bind_attempts(sqlx::query(FINISH), &deliveries)
             .bind(outcomes.clone().map(|(outcome, ..)| outcome).collect::<Vec<_>>())
             .bind(outcomes.clone().map(|(_, reason, _)| reason).collect::<Vec<_>>())
-            .bind(outcomes.map(|(.., error)| storable(error)).collect::<Vec<_>>());
+            .bind(outcomes.map(|(.., error)| replace_nul(error)).collect::<Vec<_>>());
         let rows = messages.bind(query).bind(message_of).fetch_all(executor).await?;
         in_force(&rows, finished.len())
     }
 
-    /// Puts deliveries back into their lanes. Returns, for each, whether it was in force.
+    /// Puts deliveries back into their lanes. Returns for each whether its fence held.
     pub async fn postpone_deliveries(
         &self,
         postponed: &[PostponedDelivery],
@@ -224,18 +240,23 @@ impl Store {
         let query = sqlx::query(
             "-- deliveries.postpone
              with u as (
-                 select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[],
-                                      $7::text[], $8::integer[], $9::float8[], $10::text[], $11::boolean[], $12::boolean[],
+                 select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[],
+                                      $5::bigint[], $6::text[], $7::text[], $8::integer[],
+                                      $9::float8[], $10::text[], $11::boolean[], $12::boolean[],
                                       $13::boolean[])
-                          as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, after, error, counts,
-                                crashed, fault)),
+                          as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot,
+                                after, error, counts, crashed, fault)),
              locked as (
-                 select l.connection_id, l.lane from delivery_lanes l join u using (connection_id, lane)
-                  where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane for update of l),
+                 select l.connection_id, l.lane from delivery_lanes l
+                   join u using (connection_id, lane)
+                  where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane
+                    for update of l),
              ended as (
                  update delivery_lanes l
-                    set worker = null, claim = null, attempts = l.attempts - case when u.counts then 0 else 1 end,
-                        crashes = l.crashes + u.crashed::integer, faults = l.faults + u.fault::integer,
+                    set worker = null, claim = null, attempts = l.attempts - case when u.counts
+                        then 0 else 1 end,
+                        crashes = l.crashes + u.crashed::integer,
+                        faults = l.faults + u.fault::integer,
                         first_attempt_at = case when not u.counts and l.attempts = 1 then null
                                                 else l.first_attempt_at end,
                         last_error = u.error, next_at = now() + make_interval(secs => u.after)
@@ -246,13 +267,14 @@ impl Store {
              freed as (
                  update agent_slots s set connection_id = null, lane = null, worker = null
                    from ended join u using (i)
-                  where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot and s.lane = u.lane
+                  where s.org_id = u.org_id and s.agent_id = u.agent_id and s.n = u.slot
+                    and s.lane = u.lane
                     and s.worker = u.worker)
              select i from ended",
         );
         let rows = bind_attempts(query, &deliveries)
             .bind(postponed.iter().map(|p| p.after.as_secs_f64()).collect::<Vec<_>>())
-            .bind(postponed.iter().map(|p| storable(&p.error)).collect::<Vec<_>>())
+            .bind(postponed.iter().map(|p| replace_nul(&p.error)).collect::<Vec<_>>())
             .bind(postponed.iter().map(|p| p.counts).collect::<Vec<_>>())
             .bind(postponed.iter().map(|p| p.crashed).collect::<Vec<_>>())
             .bind(postponed.iter().map(|p| p.fault).collect::<Vec<_>>())
@@ -264,7 +286,7 @@ impl Store {
 
 type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// `$1` to `$8`: which attempts end.
+/// Binds the attempts, `$1` to `$8`.
 fn bind_attempts<'q>(query: Statement<'q>, deliveries: &[&ClaimedDelivery]) -> Statement<'q> {
     query
         .bind((0..deliveries.len() as i64).collect::<Vec<_>>())

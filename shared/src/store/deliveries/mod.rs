@@ -1,13 +1,16 @@
-//! The queue of deliveries: claimed fairly, within agents' slots, and ended.
+//! Queue of deliveries: fair claims within agent slots, and ends.
 //!
-//! A delivery never changes; its lane's row does, for the head. Enqueueing (see `webhooks::batch`) raises `tail`, ending raises
-//! `head`: both use only the newest version of that row. Running lanes and slots name a row of `workers`; the fence of every
-//! end is (worker, claim) in the lane row.
+//! Dispatch uses it. Rows of deliveries never change, only the row of their lane. Enqueueing (see
+//! `webhooks::batch`) raises `tail`, ending raises `head`, and both use only the newest version of
+//! that row. Running lanes and slots name a row of `workers`. The fence of every end is (worker,
+//! claim) in the lane row.
 
 mod claim;
+mod claimed_delivery;
 mod end;
 mod health;
 mod release;
 
-pub use claim::{ClaimRequest, ClaimedDeliveries, ClaimedDelivery, DeliveryKey, QueueKey};
+pub use claim::{ClaimRequest, ClaimedDeliveries, QueueKey};
+pub use claimed_delivery::{ClaimedDelivery, DeliveryKey};
 pub use end::{FinishedDelivery, FinishedOutcome, PostponedDelivery};

@@ -1,13 +1,16 @@
-//! Frees lanes and slots that nobody runs: of a worker whose row expired, and those that name a live worker which does not
-//! know them, because the result of its claim was lost.
+//! Release of lanes and slots without a running attempt: of an expired worker, and of a live worker
+//! that does not know them because the result of its claim was lost.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 
 impl Store {
-    /// Frees lanes of a worker, at most `limit`, but none of `keep`. An attempt of a worker that ended counts, and as one
-    /// that ended without an outcome, after which its lane waits 0, 1, 4, 16 s; a live worker that does not know a lane never began it. Returns how many.
+    /// Frees lanes of a worker, except for `keep`, at most `limit`. Returns their number.
+    ///
+    /// Without `keep` the worker has ended: its attempts count as crashes, after which the lane
+    /// waits 0, 1, 4, 16 s. A live worker never started the attempt of a lane that it does not
+    /// know.
     pub async fn release_delivery_lanes(
         &self,
         worker: &str,
@@ -20,26 +23,32 @@ impl Store {
             "-- deliveries.release
              with orphans as (
                  select connection_id, lane from delivery_lanes
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                   order by connection_id, lane limit $4 for update),
              freed as (
                  update delivery_lanes l
                     set worker = null, claim = null, attempts = l.attempts - 1 + $5::integer,
-                        -- A live worker that does not know a lane never began its attempt.
+                        -- A live worker never started the attempt of a lane that it does not know.
                         crashes = l.crashes + $5::integer, last_error = 'the worker ended',
-                        next_at = now() + make_interval(secs => $5::integer * trunc(power(4, l.crashes - 1)))
-                   from orphans o where l.connection_id = o.connection_id and l.lane = o.lane returning 1),
+                        next_at = now() + make_interval(
+                                              secs => $5::integer * trunc(power(4, l.crashes - 1)))
+                   from orphans o where l.connection_id = o.connection_id and l.lane = o.lane
+                 returning 1),
              slots as (
                  update agent_slots s set connection_id = null, lane = null, worker = null
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                     and (connection_id, lane) in (select connection_id, lane from orphans)),
              forgotten as (
-                 -- A slot without a running lane of the same worker.
+                 -- Slots without a running lane of the same worker.
                  update agent_slots s set connection_id = null, lane = null, worker = null
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                     and (connection_id, lane) not in (select connection_id, lane from orphans)
                     and not exists (select from delivery_lanes l
-                                     where l.connection_id = s.connection_id and l.lane = s.lane and l.worker = $1))
+                                     where l.connection_id = s.connection_id and l.lane = s.lane
+                                       and l.worker = $1))
              select count(*) as freed from freed",
         )
         .bind(worker)
@@ -52,7 +61,7 @@ impl Store {
         Ok(u64::try_from(row.try_get::<i64, _>("freed")?).unwrap_or_default())
     }
 
-    /// Lanes that this worker runs and that an operator asked to cancel.
+    /// Returns the running lanes of a worker that an operator asked to cancel.
     pub async fn cancelled_lanes(
         &self,
         worker: &str,
@@ -69,23 +78,25 @@ impl Store {
                 let lane = Lane::from_bits(row.try_get("lane")?);
                 let key = lane.to_string();
                 let connection =
-                    super::super::column(row, "delivery_lanes", &key, "connection_id")?;
+                    crate::store::column(row, "delivery_lanes", &key, "connection_id")?;
                 Ok((connection, lane))
             })
             .collect()
     }
 
-    /// Makes the slots of deliveries that workers answer themselves, and drops free ones above their number.
+    /// Creates the slots of deliveries that workers answer themselves, and deletes free ones above
+    /// `count`.
     pub async fn ensure_gateway_slots(&self, count: i32) -> Result<(), StoreError> {
         sqlx::query(
             "-- slots.ensure_gateway
              with dropped as (
-                 delete from agent_slots where org_id = $1 and agent_id = $2 and n > $3 and lane is null)
+                 delete from agent_slots where org_id = $1 and agent_id = $2 and n > $3
+                    and lane is null)
              insert into agent_slots (org_id, agent_id, n)
              select $1, $2, n from generate_series(0, $3) n on conflict do nothing",
         )
-        .bind(super::super::GATEWAY_ORG)
-        .bind(super::super::GATEWAY_AGENT)
+        .bind(crate::store::GATEWAY_ORG)
+        .bind(crate::store::GATEWAY_AGENT)
         .bind(count)
         .execute(&self.pool)
         .await?;

@@ -1,11 +1,11 @@
-//! Agents as operators see them: settings, pause, circuit breaker and load. No secrets.
+//! State of agents for operators: settings, pause, circuit breaker and load. No secrets.
 
-use super::super::{Store, StoreError};
 use super::json;
+use crate::store::{Store, StoreError};
 use crate::types::{AgentId, OrgId};
 use serde::{Deserialize, Serialize};
 
-/// An agent as an operator sees it.
+/// Agent for operators.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct AgentState {
@@ -19,21 +19,21 @@ pub struct AgentState {
     pub retry_for_ms: Option<i64>,
     pub keep_for_ms: i64,
     pub paused_at: Option<String>,
-    /// When its circuit breaker opened, if it is open.
+    /// Time at which the circuit breaker opened, if it is open.
     pub circuit_opened_at: Option<String>,
     pub circuit_error: Option<String>,
-    /// Attempts that run.
+    /// Running attempts.
     pub running: i64,
-    /// Lanes whose head is for it.
+    /// Lanes whose head is for the agent.
     pub lanes: i64,
     /// Deliveries in these lanes.
     pub deliveries: i64,
-    /// Conversations that are linked to it.
+    /// Bound conversations.
     pub bindings: i64,
 }
 
 impl Store {
-    /// Returns the agents of an organization, or of all, or one.
+    /// Returns all agents, those of an organization, or one.
     pub async fn agent_states(
         &self,
         org: Option<&OrgId>,
@@ -42,18 +42,24 @@ impl Store {
         let rows = sqlx::query(
             "-- agents.list
              select to_jsonb(t) as row from (
-                 select a.org_id as organization, a.id, a.name, a.mode, a.url, a.timeout_ms, a.max_concurrent, a.retry_for_ms,
-                        a.keep_for_ms, a.paused_at, h.opened_at as circuit_opened_at, h.last_error as circuit_error,
+                 select a.org_id as organization, a.id, a.name, a.mode, a.url, a.timeout_ms,
+                        a.max_concurrent, a.retry_for_ms, a.keep_for_ms, a.paused_at,
+                        h.opened_at as circuit_opened_at, h.last_error as circuit_error,
                         (select count(*) from agent_slots s
-                          where s.org_id = a.org_id and s.agent_id = a.id and s.lane is not null) as running,
+                          where s.org_id = a.org_id and s.agent_id = a.id
+                            and s.lane is not null) as running,
                         coalesce(l.lanes, 0) as lanes, coalesce(l.deliveries, 0) as deliveries,
                         (select count(*) from channel_bindings b
                           where b.org_id = a.org_id and b.agent_id = a.id) as bindings
-                   from agents a left join agent_health h on h.org_id = a.org_id and h.agent_id = a.id
-                   left join (select org_id, agent_id, count(*) as lanes, sum(tail - head + 1)::bigint as deliveries
+                   from agents a left join agent_health h on h.org_id = a.org_id
+                    and h.agent_id = a.id
+                   left join (select org_id, agent_id, count(*) as lanes,
+                                     sum(tail - head + 1)::bigint as deliveries
                                 from delivery_lanes
-                               where head <= tail and ($1::text is null or org_id = $1) and ($2::text is null or agent_id = $2)
-                               group by org_id, agent_id) l on l.org_id = a.org_id and l.agent_id = a.id
+                               where head <= tail and ($1::text is null or org_id = $1)
+                                 and ($2::text is null or agent_id = $2)
+                               group by org_id, agent_id) l on l.org_id = a.org_id
+                                   and l.agent_id = a.id
                   where ($1::text is null or a.org_id = $1) and ($2::text is null or a.id = $2)
                   order by a.org_id, a.id) t",
         )

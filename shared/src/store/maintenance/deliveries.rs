@@ -1,7 +1,8 @@
-//! Deliveries that wait or run, as operators see them: lanes with their heads, and what follows these.
+//! State of waiting and running deliveries for operators: lanes with their heads, and the
+//! deliveries behind.
 
-use super::super::{Store, StoreError, column};
 use super::json;
+use crate::store::{Store, StoreError, column};
 use crate::{
     partition::Lane,
     types::{AgentId, ConnectionId, OrgId},
@@ -9,22 +10,22 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 
-/// Selects lanes with deliveries. A field that is left open restricts nothing.
+/// Filter of lanes with deliveries. `None` matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct DeliveryFilter {
-    /// Those of this connection.
+    /// Connection.
     pub connection: Option<ConnectionId>,
-    /// Those whose head is for an agent of this organization.
+    /// Organization of the head's agent.
     pub org: Option<OrgId>,
-    /// Those whose head is for an agent of this id.
+    /// Id of the head's agent.
     pub agent: Option<AgentId>,
-    /// This lane.
+    /// Lane.
     pub lane: Option<Lane>,
-    /// Only while this position is the head.
+    /// Position of the head.
     pub head: Option<i64>,
 }
 
-/// A lane with deliveries, and its head.
+/// Lane with deliveries, and its head.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct LaneState {
@@ -32,9 +33,10 @@ pub struct LaneState {
     pub lane: String,
     pub partition: i16,
     pub agent: String,
-    /// `running`, `due`, `waiting`, `paused`, `circuit open`, or the connection's status that keeps it from running.
+    /// `running`, `due`, `waiting`, `paused`, `circuit open`, or the connection's status that
+    /// blocks the lane.
     pub state: String,
-    /// Deliveries that wait or run.
+    /// Waiting and running deliveries.
     pub waiting: i64,
     pub attempts: i32,
     pub crashes: i32,
@@ -53,7 +55,7 @@ pub struct LaneState {
     pub replay: Option<String>,
 }
 
-/// A delivery that waits or runs.
+/// Waiting or running delivery.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct OpenDelivery {
@@ -75,29 +77,30 @@ pub struct OpenDelivery {
     pub inserted_at: String,
 }
 
-/// The number of deliveries that a filter selects.
+/// Numbers of deliveries that match a filter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct DeliveryCount {
     /// Lanes.
     pub lanes: i64,
-    /// Deliveries in them.
+    /// Deliveries in these lanes.
     pub deliveries: i64,
-    /// Lanes whose head runs.
+    /// Lanes with a running head.
     pub running: i64,
 }
 
-/// A condition on `delivery_lanes l` whose five parameters [`filtering`] binds.
-macro_rules! filtered {
+/// Condition on `delivery_lanes l` with the five parameters of `filtered_query`.
+macro_rules! filter_condition {
     () => {
-        "(l.head <= l.tail and ($1::text is null or l.connection_id = $1) and ($2::text is null or l.org_id = $2)
+        "(l.head <= l.tail and ($1::text is null or l.connection_id = $1)
+          and ($2::text is null or l.org_id = $2)
            and ($3::text is null or l.agent_id = $3) and ($4::bigint is null or l.lane = $4)
            and ($5::bigint is null or l.head = $5))"
     };
 }
-pub(super) use filtered;
+pub(super) use filter_condition;
 
-/// A statement whose first five parameters are a filter.
-pub(super) fn filtering<'q>(
+/// Returns a statement whose first five parameters are a filter.
+pub(super) fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q DeliveryFilter,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -110,32 +113,38 @@ pub(super) fn filtering<'q>(
 }
 
 impl Store {
-    /// Returns lanes with deliveries, at most `limit`: those whose head was tried or became due first, or last.
+    /// Returns lanes with deliveries, at most `limit`, ordered by first attempt or due time of the
+    /// head.
     pub async fn lane_states(
         &self,
         filter: &DeliveryFilter,
         newest_first: bool,
         limit: i64,
     ) -> Result<Vec<LaneState>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- deliveries.list
                  select to_jsonb(t) as row from (
-                     select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane, l.partition,
-                            l.org_id || '/' || l.agent_id as agent,
-                            case when l.worker is not null then 'running' when a.paused_at is not null then 'paused'
+                     select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane,
+                            l.partition, l.org_id || '/' || l.agent_id as agent,
+                            case when l.worker is not null then 'running'
+                                 when a.paused_at is not null then 'paused'
                                  when c.status in ('stopped', 'revoked') then c.status
                                  when h.opened_at is not null then 'circuit open'
                                  when l.next_at <= now() then 'due' else 'waiting' end as state,
-                            l.tail - l.head + 1 as waiting, l.attempts, l.crashes, d.inserted_at as waiting_since,
-                            l.first_attempt_at, nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
-                            l.cancel_requested, d.kind, d.dedup_key, d.event_id, d.channel_id as channel, d.ts,
-                            d.user_id as user, d.replay
-                       from (select l.*, extract(epoch from least(first_attempt_at, next_at)) * $6::integer as age
+                            l.tail - l.head + 1 as waiting, l.attempts, l.crashes,
+                            d.inserted_at as waiting_since, l.first_attempt_at,
+                            nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
+                            l.cancel_requested, d.kind, d.dedup_key, d.event_id,
+                            d.channel_id as channel, d.ts, d.user_id as user, d.replay
+                       from (select l.*,
+                                    extract(epoch from least(first_attempt_at, next_at))
+                                    * $6::integer as age
                                from delivery_lanes l where ",
-                filtered!(),
+                filter_condition!(),
                 " order by age limit $7) l
-                       left join deliveries d on d.connection_id = l.connection_id and d.lane = l.lane
+                       left join deliveries d on d.connection_id = l.connection_id
+                        and d.lane = l.lane
                                              and d.position = l.head and d.part = 0
                        left join agents a on a.org_id = l.org_id and a.id = l.agent_id
                        left join agent_health h on h.org_id = l.org_id and h.agent_id = l.agent_id
@@ -161,12 +170,14 @@ impl Store {
         let rows = sqlx::query(
             "-- deliveries.show
              select to_jsonb(t) as row from (
-                 select d.connection_id as connection, lpad(to_hex(d.lane), 16, '0') as lane, d.position,
-                        d.position = l.head as head, d.org_id || '/' || d.agent_id as agent, d.session, d.kind, d.dedup_key,
-                        d.event_id, d.channel_id as channel, d.thread_ts, d.ts, d.user_id as user, d.size, d.stored_at,
-                        d.inserted_at
+                 select d.connection_id as connection, lpad(to_hex(d.lane), 16, '0') as lane,
+                        d.position, d.position = l.head as head,
+                        d.org_id || '/' || d.agent_id as agent, d.session, d.kind, d.dedup_key,
+                        d.event_id, d.channel_id as channel, d.thread_ts, d.ts, d.user_id as user,
+                        d.size, d.stored_at, d.inserted_at
                    from delivery_lanes l join deliveries d using (connection_id, lane)
-                  where l.connection_id = $1 and l.lane = $2 and d.position between l.head and l.tail and d.part = 0
+                  where l.connection_id = $1 and l.lane = $2 and d.position between l.head
+                    and l.tail and d.part = 0
                   order by d.position limit $3) t",
         )
         .bind(connection.to_string())
@@ -177,7 +188,7 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Returns where in its lane a webhook's delivery waits or runs; `None` when it does neither.
+    /// Returns the position of a webhook's delivery. `None` if it neither waits nor runs.
     pub async fn delivery_of(&self, dedup_key: &str) -> Result<Option<DeliveryFilter>, StoreError> {
         let row = sqlx::query(
             "-- deliveries.find
@@ -198,18 +209,19 @@ impl Store {
         .transpose()
     }
 
-    /// Counts the lanes that a filter selects, and their deliveries.
+    /// Counts matching lanes and their deliveries.
     pub async fn count_deliveries(
         &self,
         filter: &DeliveryFilter,
     ) -> Result<DeliveryCount, StoreError> {
-        let row = filtering(
+        let row = filtered_query(
             concat!(
                 "-- deliveries.count
-                 select count(*) as lanes, coalesce(sum(l.tail - l.head + 1), 0)::bigint as deliveries,
+                 select count(*) as lanes,
+                        coalesce(sum(l.tail - l.head + 1), 0)::bigint as deliveries,
                         count(l.worker) as running
                    from delivery_lanes l where ",
-                filtered!()
+                filter_condition!()
             ),
             filter,
         )

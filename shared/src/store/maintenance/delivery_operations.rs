@@ -1,55 +1,58 @@
-//! Operations on deliveries: retrying at once, skipping, cancelling; and the end of those that no agent will get.
+//! Operations on deliveries: retry, skip, cancel, and the end of unreachable ones.
 //!
-//! A lane's row decides about its deliveries, so each operation locks the rows of lanes first, in key order as intake does,
-//! and acts in a second statement, which sees everything that was enqueued before. Lanes are visited in bounded steps.
+//! The row of a lane decides about its deliveries. Each operation therefore locks rows of lanes
+//! first, in the order of intake, and acts in a second statement, which sees everything that was
+//! enqueued before. Operations visit lanes in bounded steps.
 
-use super::super::{Store, StoreError};
-use super::deliveries::{DeliveryFilter, filtered, filtering};
+use super::deliveries::{DeliveryFilter, filter_condition, filtered_query};
+use crate::store::{Store, StoreError};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
-/// Lanes of one step.
-const LANES: i64 = 1_000;
-/// Lanes of one step that may take many deliveries of each.
-const WHOLE_LANES: i64 = 100;
-/// Deliveries of a lane that one step ends at most.
-const DEPTH: i64 = 100;
+/// Maximum lanes per step.
+const STEP_LANES: i64 = 1_000;
+/// Maximum lanes per step for whole lanes.
+const STEP_WHOLE_LANES: i64 = 100;
+/// Maximum deliveries of a lane per step.
+const STEP_DEPTH: i64 = 100;
 
-/// The number of deliveries that were ended.
+/// Numbers of ended deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct EndedDeliveries {
-    /// Deliveries that are gone.
+    /// Deleted deliveries.
     pub ended: u64,
-    /// Running ones whose workers end them shortly.
+    /// Running deliveries, which their workers end.
     pub requested: u64,
 }
 
-/// The deliveries of each lane that are ended.
+/// Deliveries of each lane that an operation ends.
 #[derive(Debug, Clone, Copy)]
 enum Extent {
     /// The head, unless it runs.
     WaitingHead,
-    /// The head. One that runs is ended by its worker.
+    /// The head. Its worker ends a running one.
     Head,
-    /// All of them, likewise.
+    /// All deliveries. Its worker ends a running head.
     WholeLane,
 }
 
 impl Store {
-    /// Makes the heads of lanes due that do not run, and returns the number of lanes. Attempts and ages stay.
+    /// Makes waiting heads of lanes due. Returns the number of lanes. Attempts and ages stay.
     pub async fn retry_deliveries(&self, filter: &DeliveryFilter) -> Result<u64, StoreError> {
-        let (mut after, mut lanes) = (first(), 0);
+        let (mut after, mut lanes) = (start_key(), 0);
         loop {
-            let rows = filtering(
+            let rows = filtered_query(
                 concat!(
                     "-- deliveries.retry
                      with page as (
                          select l.connection_id, l.lane from delivery_lanes l where ",
-                    filtered!(),
-                    " and l.worker is null and l.next_at < 'infinity' and (l.lane, l.connection_id) > ($6, $7)
+                    filter_condition!(),
+                    " and l.worker is null and l.next_at < 'infinity'
+                        and (l.lane, l.connection_id) > ($6, $7)
                           order by l.lane, l.connection_id limit $8),
                      chosen as (
-                         select l.connection_id, l.lane from page p join delivery_lanes l using (lane, connection_id)
+                         select l.connection_id, l.lane from page p
+                           join delivery_lanes l using (lane, connection_id)
                           where l.worker is null and l.next_at < 'infinity'
                           order by l.connection_id, l.lane for update of l),
                      due as (
@@ -61,18 +64,20 @@ impl Store {
             )
             .bind(after.0)
             .bind(&after.1)
-            .bind(LANES)
+            .bind(STEP_LANES)
             .fetch_all(&self.pool)
             .await?;
             lanes += rows.len() as u64;
-            let Some(last) = keys(&rows)?.pop().filter(|_| rows.len() as i64 == LANES) else {
+            let Some(last) = lane_keys(&rows)?.pop().filter(|_| rows.len() as i64 == STEP_LANES)
+            else {
                 return Ok(lanes);
             };
             after = last;
         }
     }
 
-    /// Skips the heads of lanes that do not run: they are ended without a dead letter, and what follows is due.
+    /// Skips waiting heads of lanes: ends them without a dead letter, which makes the next
+    /// deliveries due.
     pub async fn skip_deliveries(
         &self,
         filter: &DeliveryFilter,
@@ -80,7 +85,7 @@ impl Store {
         self.end_deliveries(filter, "skipped", Extent::WaitingHead).await
     }
 
-    /// Cancels the heads of lanes, or all of their deliveries. One that runs is ended by its worker.
+    /// Cancels the heads of lanes, or all of their deliveries. Workers end running ones.
     pub async fn cancel_deliveries(
         &self,
         filter: &DeliveryFilter,
@@ -90,8 +95,8 @@ impl Store {
         self.end_deliveries(filter, "cancelled", extent).await
     }
 
-    /// Ends deliveries that no agent will ever get: of connections that were revoked and of agents that were deleted within the
-    /// last day, at most a step's worth of each. What runs ends by itself first. Returns the number.
+    /// Ends deliveries of connections that were revoked and agents that were deleted within the
+    /// last day, at most a step of each. Leaves running ones. Returns their number.
     pub async fn end_unreachable_deliveries(&self) -> Result<u64, StoreError> {
         let rows = sqlx::query(
             "-- deliveries.unreachable
@@ -100,7 +105,8 @@ impl Store {
              union all
              select d.org_id, d.agent_id, 'agent_deleted' from deleted_agents d
               where d.deleted_at > now() - interval '1 day'
-                and not exists (select from agents a where a.org_id = d.org_id and a.id = d.agent_id)",
+                and not exists (select from agents a where a.org_id = d.org_id
+                                   and a.id = d.agent_id)",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -110,15 +116,15 @@ impl Store {
             let agent = Some((a.as_str(), b.as_str())).filter(|(_, agent)| !agent.is_empty());
             let find = if agent.is_some() { LANES_OF_AGENT } else { LANES_OF_CONNECTION };
             let mut tx = self.pool.begin().await?;
-            let page = sqlx::query(find).bind(&a).bind(&b).bind(WHOLE_LANES);
-            let page = keys(&page.fetch_all(&mut *tx).await?)?;
-            let locked = lock(&mut tx, &page, false, None).await?;
+            let page = sqlx::query(find).bind(&a).bind(&b).bind(STEP_WHOLE_LANES);
+            let page = lane_keys(&page.fetch_all(&mut *tx).await?)?;
+            let locked = lock_lanes(&mut tx, &page, false, None).await?;
             let row = sqlx::query(END_UNREACHABLE)
                 .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
                 .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
                 .bind(row.try_get::<String, _>("outcome")?)
                 .bind(false)
-                .bind(DEPTH)
+                .bind(STEP_DEPTH)
                 .bind(agent.map(|(org, _)| org))
                 .bind(agent.map(|(_, agent)| agent))
                 .fetch_one(&mut *tx)
@@ -135,17 +141,17 @@ impl Store {
         outcome: &str,
         extent: Extent,
     ) -> Result<EndedDeliveries, StoreError> {
-        let lanes = if matches!(extent, Extent::WholeLane) { WHOLE_LANES } else { LANES };
+        let lanes = if matches!(extent, Extent::WholeLane) { STEP_WHOLE_LANES } else { STEP_LANES };
         let running_too = !matches!(extent, Extent::WaitingHead);
-        let (mut after, mut all) = (first(), EndedDeliveries::default());
+        let (mut after, mut all) = (start_key(), EndedDeliveries::default());
         loop {
             let mut tx = self.pool.begin().await?;
-            let page: Vec<(i64, String)> = keys(
-                &filtering(
+            let page: Vec<(i64, String)> = lane_keys(
+                &filtered_query(
                     concat!(
                         "-- deliveries.page
                          select l.lane, l.connection_id from delivery_lanes l where ",
-                        filtered!(),
+                        filter_condition!(),
                         " and ($9 or l.worker is null) and (l.lane, l.connection_id) > ($6, $7)
                           order by l.lane, l.connection_id limit $8"
                     ),
@@ -158,19 +164,19 @@ impl Store {
                 .fetch_all(&mut *tx)
                 .await?,
             )?;
-            let locked = lock(&mut tx, &page, running_too, filter.head).await?;
+            let locked = lock_lanes(&mut tx, &page, running_too, filter.head).await?;
             let row = sqlx::query(END)
                 .bind(locked.iter().map(|(_, connection)| connection.as_str()).collect::<Vec<_>>())
                 .bind(locked.iter().map(|(lane, _)| *lane).collect::<Vec<_>>())
                 .bind(outcome)
                 .bind(matches!(extent, Extent::WholeLane))
-                .bind(DEPTH)
+                .bind(STEP_DEPTH)
                 .fetch_one(&mut *tx)
                 .await?;
             tx.commit().await?;
             all.ended += row.try_get::<i64, _>("ended")? as u64;
             if row.try_get("more")? {
-                continue; // the same lanes once more
+                continue; // same lanes again
             }
             all.requested += row.try_get::<i64, _>("running")? as u64;
             let is_full = page.len() as i64 == lanes;
@@ -180,7 +186,7 @@ impl Store {
     }
 }
 
-/// Ends deliveries of lanes that are locked: those from `first` to `last` of each lane of `c`.
+/// Statement that ends the deliveries from `first` to `last` of each locked lane in `c`.
 macro_rules! end_statement {
     ($name:literal, $chosen:literal) => {
         concat!(
@@ -190,69 +196,83 @@ macro_rules! end_statement {
             $chosen,
             "), gone as (
         delete from deliveries d using c
-         where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first and c.last
+         where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first
+           and c.last
         returning d.*),
     logged as (
-        insert into delivery_log (slot, connection_id, partition, generation, sequence, lane, dedup_key, event_id,
-               channel_id, ts, thread_ts, user_id, org_id, agent_id, kind, outcome, error, attempts, received_at, stored_at,
-               inserted_at, first_attempt_at)
-        select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition, g.generation, g.sequence,
-               g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts, g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, $3,
+        insert into delivery_log (slot, connection_id, partition, generation, sequence, lane,
+               dedup_key, event_id, channel_id, ts, thread_ts, user_id, org_id, agent_id, kind,
+               outcome, error, attempts, received_at, stored_at, inserted_at, first_attempt_at)
+        select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition,
+               g.generation, g.sequence, g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts,
+               g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, $3,
                case when g.position = c.head then c.last_error else '' end,
-               case when g.position = c.head then c.attempts else 0 end, g.received_at, g.stored_at, g.inserted_at,
+               case when g.position = c.head then c.attempts else 0 end,
+               g.received_at, g.stored_at, g.inserted_at,
                case when g.position = c.head then c.first_attempt_at end
           from gone g join c using (connection_id, lane)),
     moved as (
         update delivery_lanes l
-           set head = c.last + 1, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null, last_error = '',
-               cancel_requested = false, next_at = case when c.last = c.tail then 'infinity' else now() end,
+           set head = c.last + 1, attempts = 0, faults = 0, crashes = 0, first_attempt_at = null,
+               last_error = '', cancel_requested = false,
+               next_at = case when c.last = c.tail then 'infinity' else now() end,
                org_id = coalesce(n.org_id, l.org_id), agent_id = coalesce(n.agent_id, l.agent_id),
                priority = coalesce(n.priority, l.priority)
           from c left join deliveries n on n.connection_id = c.connection_id and n.lane = c.lane
                                        and n.position = c.last + 1 and n.part = 0
-         where l.connection_id = c.connection_id and l.lane = c.lane and c.worker is null and c.first = c.head),
+         where l.connection_id = c.connection_id and l.lane = c.lane and c.worker is null
+           and c.first = c.head),
     cut as (
         update delivery_lanes l
            set tail = case when $4 then c.first - 1 else l.tail end,
                cancel_requested = l.cancel_requested or c.worker is not null
           from c
-         where l.connection_id = c.connection_id and l.lane = c.lane and not (c.worker is null and c.first = c.head))
-    select (select count(*) from gone where part = 0) as ended, count(*) filter (where worker is not null) as running,
+         where l.connection_id = c.connection_id and l.lane = c.lane
+           and not (c.worker is null and c.first = c.head))
+    select (select count(*) from gone where part = 0) as ended,
+           count(*) filter (where worker is not null) as running,
            coalesce(bool_or($4 and first > head + (worker is not null)::integer), false) as more
       from c"
         )
     };
 }
 
-/// `$4`: whole lanes, from their tails on, `$5` of each; else the heads.
+/// Ends whole lanes (`$4`) from their tails, `$5` deliveries of each, or heads.
 const END: &str = end_statement!(
     "deliveries.end_by_operator",
-    "select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer, l.tail - $5 + 1)
+    "select l.*, case when $4 then greatest(l.head + (l.worker is not null)::integer,
+                                            l.tail - $5 + 1)
                       else l.head end as first,
             case when $4 then l.tail when l.worker is null then l.head else l.head - 1 end as last
-       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane)
+       join delivery_lanes l using (connection_id, lane)
       where l.head <= l.tail"
 );
 
-/// `$5` of each lane from its head on, up to the first that is for another agent than `$6` and `$7`. `$4` is false.
+/// Ends `$5` deliveries of each lane from its head, up to the first of another agent than `$6` and
+/// `$7`. `$4` is false.
 const END_UNREACHABLE: &str = end_statement!(
     "deliveries.end_unreachable",
     "select l.*, l.head as first,
             least(l.tail, l.head + $5 - 1,
                   (select min(d.position) - 1 from deliveries d
                     where d.connection_id = l.connection_id and d.lane = l.lane
-                      and d.position between l.head and l.head + $5 - 1 and (d.org_id, d.agent_id) <> ($6, $7))) as last
-       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane) join delivery_lanes l using (connection_id, lane)
+                      and d.position between l.head and l.head + $5 - 1
+                      and (d.org_id, d.agent_id) <> ($6, $7))) as last
+       from unnest($1::text[], $2::bigint[]) as u (connection_id, lane)
+       join delivery_lanes l using (connection_id, lane)
       where l.head <= l.tail and l.worker is null and not $4"
 );
 
-/// Lanes of a connection with deliveries, found one after the other: a lane may hold many.
+/// Lanes of a connection with deliveries, by a loose index scan, because a lane may hold many
+/// deliveries.
 const LANES_OF_CONNECTION: &str = "-- deliveries.lanes_of_connection
     with recursive r as (
         (select lane from deliveries where connection_id = $1 order by lane limit 1)
         union all
         select n.lane from r, lateral (
-            select d.lane from deliveries d where d.connection_id = $1 and d.lane > r.lane order by d.lane limit 1) n)
+            select d.lane from deliveries d where d.connection_id = $1 and d.lane > r.lane
+             order by d.lane limit 1) n)
     select r.lane, $1 as connection_id from r
       join delivery_lanes l on l.lane = r.lane and l.connection_id = $1 and l.worker is null
      where $2::text is not null limit $3";
@@ -261,8 +281,9 @@ const LANES_OF_AGENT: &str = "-- deliveries.lanes_of_agent
     select lane, connection_id from delivery_lanes
      where org_id = $1 and agent_id = $2 and worker is null and head <= tail limit $3";
 
-/// Locks lanes, in the order that others keep. All is checked once more that others may have changed.
-async fn lock(
+/// Locks lanes in the order of all statements, and repeats the checks that others may have
+/// invalidated.
+async fn lock_lanes(
     tx: &mut PgConnection,
     page: &[(i64, String)],
     running_too: bool,
@@ -282,14 +303,14 @@ async fn lock(
     .bind(head)
     .fetch_all(tx)
     .await?;
-    keys(&rows)
+    lane_keys(&rows)
 }
 
-fn keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
+fn lane_keys(rows: &[PgRow]) -> Result<Vec<(i64, String)>, StoreError> {
     rows.iter().map(|row| Ok((row.try_get("lane")?, row.try_get("connection_id")?))).collect()
 }
 
-/// The key before every lane's.
-fn first() -> (i64, String) {
+/// Returns a key before all lanes.
+fn start_key() -> (i64, String) {
     (i64::MIN, String::new())
 }

@@ -1,39 +1,40 @@
-//! The ledger of partitions: how many webhooks intake has committed, to be compared with what the stream holds.
+//! Ledger of partitions: numbers of webhooks that intake has committed, for `tidegate ledger
+//! verify`.
 //!
-//! A webhook that the stream holds up to a partition's cursor and that was not committed would be missing. Purges write their
-//! rows before they act, so that what they remove is not missing. Webhooks that the stream drops by age are not recorded:
-//! it then holds fewer than were committed, never more.
+//! A webhook that the stream holds up to a partition's cursor without a commit would be missing.
+//! Purges write their rows before they act, so that the ledger subtracts them. Expiry in the stream
+//! is not recorded: the stream then holds fewer webhooks than were committed, never more.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::{partition::Partition, types::ConnectionId};
 use sqlx::Row;
 
-/// What a partition has committed of the present stream.
+/// Webhooks of the current stream that a partition has committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerEntry {
-    /// The partition.
+    /// Partition.
     pub partition: Partition,
-    /// The generation of the stream that its cursor counts in.
+    /// Generation of the stream.
     pub generation: i32,
-    /// When that stream was created, in ns since 1970; `None` before it was first read.
+    /// Creation time of the stream, in ns since 1970. `None` before the first read.
     pub stream_created_ns: Option<i64>,
-    /// Webhooks after this sequence are counted.
+    /// Sequence after which webhooks are counted.
     pub from: u64,
-    /// Webhooks up to this sequence are committed.
+    /// Sequence up to which webhooks are committed.
     pub cursor: u64,
     /// Webhooks committed between the two.
     pub committed: u64,
-    /// Webhooks up to the cursor that were purged from the stream since, as far as is known.
+    /// Webhooks up to the cursor that were purged since, as far as known.
     pub removed: u64,
 }
 
 impl Store {
-    /// Returns the ledger of every partition, in order, as of one moment.
+    /// Returns the ledger of all partitions in order, as of one timestamp.
     pub async fn ledger(&self) -> Result<Vec<LedgerEntry>, StoreError> {
         let rows = sqlx::query(
             "-- ledger.list
-             select c.partition, c.generation, c.stream_created_ns, c.generation_from, c.cursor, c.messages,
-                    (select coalesce(sum(r.removed), 0)::bigint from stream_removals r
+             select c.partition, c.generation, c.stream_created_ns, c.generation_from, c.cursor,
+                    c.messages, (select coalesce(sum(r.removed), 0)::bigint from stream_removals r
                       where r.partition = c.partition and r.generation = c.generation) as removed
                from partition_cursors c order by c.partition",
         )
@@ -46,7 +47,7 @@ impl Store {
                     u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok());
                 let partition = partition.ok_or_else(|| {
                     let key = number.to_string();
-                    super::super::inconsistent(
+                    crate::store::inconsistent(
                         "partition_cursors",
                         "partition",
                         &key,
@@ -67,8 +68,8 @@ impl Store {
             .collect()
     }
 
-    /// Records that what a connection sent is about to be purged up to the cursor of a partition. Returns the row's id, and
-    /// the cursor. [`Store::record_removed`] completes it.
+    /// Records the coming purge of a connection's webhooks up to a partition's cursor. Returns the
+    /// id of the row, for [`Store::record_removed`], and the cursor.
     pub async fn record_connection_removal(
         &self,
         partition: Partition,

@@ -1,8 +1,10 @@
-//! What happens beside the flow of webhooks: retention, figures, replays, look-ups and operations by people.
+//! Maintenance beside the flow of webhooks: retention, statistics, replays, searches and operators'
+//! operations.
 
 mod agents;
 mod deliveries;
 mod delivery_operations;
+mod key_rotation;
 mod ledger;
 mod lookup;
 mod outbox_failures;
@@ -14,6 +16,7 @@ mod usage;
 pub use agents::AgentState;
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
+pub use key_rotation::{Rewrapped, SEALED_COLUMNS, SealedColumn};
 pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
 pub use outbox_failures::{OutboxFailure, OutboxFailureFilter};
@@ -25,7 +28,7 @@ use super::StoreError;
 use serde::de::DeserializeOwned;
 use sqlx::{Row, postgres::PgRow, types::Json};
 
-/// Reads a row whose statement made JSON of it.
+/// Parses a row that its statement converted to JSON.
 fn json<T: DeserializeOwned>(row: &PgRow) -> Result<T, StoreError> {
     let Json(value) = row.try_get::<Json<T>, _>("row")?;
     Ok(value)

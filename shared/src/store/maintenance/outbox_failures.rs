@@ -1,18 +1,18 @@
-//! Messages that Slack refused for good: listed, retried, deleted by an operator.
+//! Messages that Slack rejected for good: list, retry, deletion.
 //!
-//! A retried message is enqueued at the end of its lane, by the statement that deletes its failure. Its request stays sealed:
-//! the seal is bound to the connection and the dedup key, which stay.
+//! One statement enqueues a retried message at the end of its lane and deletes its failure. Its
+//! request stays sealed, because the seal is bound to connection and dedup key, which stay.
 
-use super::super::{Store, StoreError, outbox::enqueue_messages};
 use super::json;
+use crate::store::{Store, StoreError, outbox::enqueue_messages};
 use crate::types::ConnectionId;
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 
-/// Messages of one step.
-const STEP: i64 = 1_000;
+/// Maximum messages per step.
+const STEP_MESSAGES: i64 = 1_000;
 
-/// A message that Slack refused for good. Its text stays sealed.
+/// Message that Slack rejected for good. Its text stays sealed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct OutboxFailure {
@@ -29,26 +29,26 @@ pub struct OutboxFailure {
     pub at: String,
 }
 
-/// Selects failures. A field that is left open restricts nothing.
+/// Filter of failures. `None` matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct OutboxFailureFilter {
-    /// These rows.
+    /// Ids.
     pub ids: Option<Vec<i64>>,
-    /// Those of this connection.
+    /// Connection.
     pub connection: Option<ConnectionId>,
-    /// Those whose error contains this text.
+    /// Substring of the error.
     pub error: Option<String>,
 }
 
-macro_rules! filtered {
+macro_rules! filter_condition {
     () => {
         "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
            and ($3::text is null or position($3 in error) > 0))"
     };
 }
 
-/// A statement whose first three parameters are a filter.
-fn filtering<'q>(
+/// Returns a statement whose first three parameters are a filter.
+fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q OutboxFailureFilter,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -65,14 +65,15 @@ impl Store {
         filter: &OutboxFailureFilter,
         limit: i64,
     ) -> Result<Vec<OutboxFailure>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- outbox_failures.list
                  select to_jsonb(t) as row from (
-                     select id, connection_id as connection, lpad(to_hex(lane), 16, '0') as lane, channel_key, method,
-                            dedup_key, error, attempts, resend_count, created_at, at
+                     select id, connection_id as connection, lpad(to_hex(lane), 16, '0') as lane,
+                            channel_key, method, dedup_key, error, attempts, resend_count,
+                            created_at, at
                        from outbox_failures where ",
-                filtered!(),
+                filter_condition!(),
                 " order by id desc limit $4) t"
             ),
             filter,
@@ -83,15 +84,15 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Counts the failures that a filter selects.
+    /// Counts the matching failures.
     pub async fn count_outbox_failures(
         &self,
         filter: &OutboxFailureFilter,
     ) -> Result<i64, StoreError> {
-        let row = filtering(
+        let row = filtered_query(
             concat!(
                 "-- outbox_failures.count\n select count(*) as count from outbox_failures where ",
-                filtered!()
+                filter_condition!()
             ),
             filter,
         )
@@ -100,7 +101,8 @@ impl Store {
         Ok(row.try_get("count")?)
     }
 
-    /// Enqueues messages once more, each at the end of its lane. Returns the ids of their failures, which are gone.
+    /// Enqueues messages again, each at the end of its lane. Returns the ids of their deleted
+    /// failures.
     pub async fn retry_outbox_failures(
         &self,
         filter: &OutboxFailureFilter,
@@ -111,11 +113,12 @@ impl Store {
                  with gone as (
                      delete from outbox_failures where id in (
                          select id from outbox_failures where ",
-                filtered!(),
+                filter_condition!(),
                 " and id > $4 order by id limit $5 for update skip locked)
                      returning *),
                  messages as (
-                     select id as n, connection_id, lane, partition, channel_key, method, dedup_key, request from gone), ",
+                     select id as n, connection_id, lane, partition, channel_key, method, dedup_key,
+                            request from gone), ",
                 enqueue_messages!(),
                 " select id from gone order by id"
             ),
@@ -124,7 +127,7 @@ impl Store {
         .await
     }
 
-    /// Deletes failures for good. Returns their ids.
+    /// Deletes failures. Returns their ids.
     pub async fn delete_outbox_failures(
         &self,
         filter: &OutboxFailureFilter,
@@ -135,7 +138,7 @@ impl Store {
                  with gone as (
                      delete from outbox_failures where id in (
                          select id from outbox_failures where ",
-                filtered!(),
+                filter_condition!(),
                 " and id > $4 order by id limit $5 for update skip locked)
                      returning id)
                  select id from gone order by id"
@@ -153,11 +156,15 @@ impl Store {
         let mut done: Vec<i64> = Vec::new();
         loop {
             let after = done.last().copied().unwrap_or_default();
-            let rows = filtering(sql, filter).bind(after).bind(STEP).fetch_all(&self.pool).await?;
+            let rows = filtered_query(sql, filter)
+                .bind(after)
+                .bind(STEP_MESSAGES)
+                .fetch_all(&self.pool)
+                .await?;
             for row in &rows {
                 done.push(row.try_get("id")?);
             }
-            if (rows.len() as i64) < STEP {
+            if (rows.len() as i64) < STEP_MESSAGES {
                 return Ok(done);
             }
         }

@@ -1,22 +1,25 @@
-//! Pauses: an agent that is not called, or a connection that nothing is sent for, until an operator resumes it.
+//! Pauses of agents and of sending for a connection, until an operator resumes.
 //!
-//! What waits meanwhile does not age: every pause is a row of `pauses`, and its time is subtracted from ages. Pausing twice,
-//! or resuming twice, changes nothing.
+//! Each pause is a row of `pauses` whose duration is subtracted from ages, so that waiting work
+//! does not expire. Repeated operations change nothing.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::types::{AgentId, ConnectionId, OrgId};
 
 impl Store {
-    /// Pauses an agent: no attempt begins. Returns false when it was paused. An unknown agent is [`StoreError::Missing`].
+    /// Pauses an agent: no attempt begins. Returns false if it was paused. [`StoreError::Missing`]
+    /// for an unknown agent.
     pub async fn pause_agent(&self, org: &OrgId, agent: &AgentId) -> Result<bool, StoreError> {
         self.switch_agent(
             "-- pauses.pause_agent
              with a as (select paused_at from agents where org_id = $1 and id = $2),
              paused as (
-                 update agents set paused_at = now() where org_id = $1 and id = $2 and paused_at is null
+                 update agents set paused_at = now() where org_id = $1 and id = $2
+                    and paused_at is null
                  returning org_id, id, paused_at),
              noted as (
-                 insert into pauses (org_id, agent_id, started_at) select org_id, id, paused_at from paused)
+                 insert into pauses (org_id, agent_id, started_at) select org_id, id, paused_at
+                   from paused)
              select exists (select from paused) from a",
             org,
             agent,
@@ -24,13 +27,15 @@ impl Store {
         .await
     }
 
-    /// Resumes an agent. Returns false when it was not paused. An unknown agent is [`StoreError::Missing`].
+    /// Resumes an agent. Returns false if it was not paused. [`StoreError::Missing`] for an unknown
+    /// agent.
     pub async fn resume_agent(&self, org: &OrgId, agent: &AgentId) -> Result<bool, StoreError> {
         self.switch_agent(
             "-- pauses.resume_agent
              with a as (select paused_at from agents where org_id = $1 and id = $2),
              resumed as (
-                 update agents set paused_at = null where org_id = $1 and id = $2 and paused_at is not null
+                 update agents set paused_at = null where org_id = $1 and id = $2
+                    and paused_at is not null
                  returning org_id, id),
              noted as (
                  update pauses p set ended_at = now() from resumed r
@@ -53,34 +58,38 @@ impl Store {
         changed.ok_or_else(|| StoreError::Missing(format!("agent {org}/{agent}")))
     }
 
-    /// Pauses sending for a connection: no message goes to Slack. Returns false when it was paused. An unknown connection
-    /// is [`StoreError::Missing`].
+    /// Pauses sending for a connection. Returns false if it was paused. [`StoreError::Missing`] for
+    /// an unknown connection.
     pub async fn pause_sending(&self, connection: ConnectionId) -> Result<bool, StoreError> {
         self.switch_sending(
             "-- pauses.pause_sending
              with c as (select sending_paused_at from connections where id = $1),
              paused as (
-                 update connections set sending_paused_at = now() where id = $1 and sending_paused_at is null
+                 update connections set sending_paused_at = now() where id = $1
+                    and sending_paused_at is null
                  returning id, sending_paused_at),
              noted as (
-                 insert into pauses (connection_id, started_at) select id, sending_paused_at from paused)
+                 insert into pauses (connection_id, started_at) select id, sending_paused_at
+                   from paused)
              select exists (select from paused) from c",
             connection,
         )
         .await
     }
 
-    /// Resumes sending for a connection. Returns false when it was not paused. An unknown connection is
-    /// [`StoreError::Missing`].
+    /// Resumes sending for a connection. Returns false if it was not paused.
+    /// [`StoreError::Missing`] for an unknown connection.
     pub async fn resume_sending(&self, connection: ConnectionId) -> Result<bool, StoreError> {
         self.switch_sending(
             "-- pauses.resume_sending
              with c as (select sending_paused_at from connections where id = $1),
              resumed as (
-                 update connections set sending_paused_at = null where id = $1 and sending_paused_at is not null
+                 update connections set sending_paused_at = null where id = $1
+                    and sending_paused_at is not null
                  returning id),
              noted as (
-                 update pauses p set ended_at = now() from resumed r where p.connection_id = r.id and p.ended_at is null)
+                 update pauses p set ended_at = now() from resumed r where p.connection_id = r.id
+                    and p.ended_at is null)
              select exists (select from resumed) from c",
             connection,
         )

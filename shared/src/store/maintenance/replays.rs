@@ -1,9 +1,10 @@
-//! Replays: a range of a connection's webhooks, decided once more by a worker.
+//! Replays: a range of a connection's webhooks, processed again by a worker.
 //!
-//! An operator asks for one; some worker leases it, as partitions are leased, and records a result per webhook. A claim
-//! raises the epoch, so a worker that lost its lease records and enqueues nothing.
+//! An operator creates a replay. A worker leases it, as partitions are leased, and records a result
+//! per webhook. A claim raises the epoch, so that a worker that lost its lease records and enqueues
+//! nothing.
 
-use super::super::{Store, StoreError, column, moment, storable};
+use crate::store::{Store, StoreError, column, replace_nul, timestamp};
 use crate::types::ConnectionId;
 use serde::{Serialize, Serializer, ser::Error as _};
 use sqlx::{Row, postgres::PgRow};
@@ -12,41 +13,41 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const TABLE: &str = "replays";
 
-/// A replay to be made.
+/// Replay to create.
 #[derive(Debug, Clone)]
 pub struct NewReplay {
-    /// Its id: one id is one replay.
+    /// Id, unique per replay.
     pub id: String,
-    /// The connection whose webhooks are decided once more.
+    /// Connection.
     pub connection: ConnectionId,
-    /// The stream got them at this time or later.
+    /// Earliest time at which the stream stored the webhooks.
     pub from: OffsetDateTime,
-    /// And before this time.
+    /// End of the range, exclusive.
     pub to: OffsetDateTime,
-    /// Whether deliveries are enqueued; else what would be done is recorded.
+    /// True if deliveries are enqueued, instead of only recorded.
     pub apply: bool,
 }
 
-/// A replay, leased.
+/// Leased replay.
 #[derive(Debug, Clone)]
 pub struct Replay {
-    /// Its id.
+    /// Id.
     pub id: String,
-    /// The connection whose webhooks are decided once more.
+    /// Connection.
     pub connection: ConnectionId,
-    /// The stream got them at this time or later.
+    /// Earliest time at which the stream stored the webhooks.
     pub from: OffsetDateTime,
-    /// And before this time.
+    /// End of the range, exclusive.
     pub to: OffsetDateTime,
-    /// Whether deliveries are enqueued.
+    /// True if deliveries are enqueued.
     pub apply: bool,
-    /// Everything up to this sequence is decided.
+    /// Sequence up to which everything is decided.
     pub cursor: u64,
-    /// The fencing token.
+    /// Fencing token.
     pub epoch: i64,
 }
 
-/// The state of a replay.
+/// State of a replay.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct ReplayState {
@@ -58,27 +59,27 @@ pub struct ReplayState {
     /// `open`, `done`, `failed` or `cancelled`.
     pub state: String,
     pub note: String,
-    /// About how many webhooks there are; `None` before a worker has counted them.
+    /// Approximate number of webhooks. `None` before a worker has counted them.
     pub total: Option<i64>,
-    /// Webhooks that were decided.
+    /// Number of decided webhooks.
     pub decided: i64,
     pub worker: Option<String>,
     pub created_at: Option<String>,
 }
 
-/// The result of a webhook in a replay.
+/// Result of a webhook in a replay.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReplayResult {
-    /// Its sequence.
+    /// Sequence.
     pub sequence: u64,
-    /// When the stream got it.
+    /// Time at which the stream stored the webhook.
     #[serde(serialize_with = "rfc3339")]
     pub stored_at: OffsetDateTime,
-    /// Its kind.
+    /// Kind.
     pub kind: String,
-    /// What it was decided to.
+    /// Decision.
     pub outcome: String,
-    /// What was, or would be, changed, sent and called.
+    /// Effects, which were applied or would be.
     pub effects: Vec<String>,
 }
 
@@ -87,11 +88,12 @@ fn rfc3339<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S
 }
 
 impl Store {
-    /// Makes a replay. Returns false when there is one of that id; it is left as it is.
+    /// Creates a replay. Returns false, without a change, if the id exists.
     pub async fn create_replay(&self, new: &NewReplay) -> Result<bool, StoreError> {
         let created = sqlx::query(
             "-- replays.create
-             insert into replays (id, connection_id, from_time, to_time, apply) values ($1, $2, $3, $4, $5)
+             insert into replays (id, connection_id, from_time, to_time, apply)
+             values ($1, $2, $3, $4, $5)
              on conflict (id) do nothing",
         )
         .bind(&new.id)
@@ -104,7 +106,7 @@ impl Store {
         Ok(created.rows_affected() == 1)
     }
 
-    /// Leases an open replay whose lease has run out, if there is one.
+    /// Leases an open replay with an expired lease.
     pub async fn claim_replay(
         &self,
         worker: &str,
@@ -113,8 +115,10 @@ impl Store {
         let row = sqlx::query(
             "-- replays.claim
              update replays
-                set worker = $1, epoch = epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $2)
-              where id = (select id from replays where state = 'open' and lease_until < clock_timestamp()
+                set worker = $1, epoch = epoch + 1,
+                    lease_until = clock_timestamp() + make_interval(secs => $2)
+              where id = (select id from replays where state = 'open'
+                             and lease_until < clock_timestamp()
                            order by lease_until limit 1 for update skip locked)
              returning id, connection_id, from_time, to_time, apply, cursor, epoch",
         )
@@ -137,8 +141,8 @@ impl Store {
         .transpose()
     }
 
-    /// Renews the lease of a replay, and records about how many webhooks it has unless that is known. Returns false when it
-    /// is another worker's, or was cancelled.
+    /// Renews the lease of a replay, and records its approximate number of webhooks unless known.
+    /// Returns false if another worker has it or it was cancelled.
     pub async fn renew_replay(
         &self,
         replay: &Replay,
@@ -148,7 +152,8 @@ impl Store {
         let renewed = sqlx::query(
             "-- replays.renew
              update replays
-                set lease_until = clock_timestamp() + make_interval(secs => $3), total = coalesce(total, $4)
+                set lease_until = clock_timestamp() + make_interval(secs => $3),
+                    total = coalesce(total, $4)
               where id = $1 and epoch = $2 and state = 'open'",
         )
         .bind(&replay.id)
@@ -160,12 +165,13 @@ impl Store {
         Ok(renewed.rows_affected() == 1)
     }
 
-    /// Records about how many webhooks of a replay are left to be decided, unless that is known.
+    /// Records the approximate number of undecided webhooks, unless the total is known.
     pub async fn count_replay(&self, replay: &Replay, left: u64) -> Result<(), StoreError> {
         sqlx::query(
             "-- replays.count
              update replays
-                set total = coalesce(total, $3 + (select count(*) from replay_results r where r.replay = replays.id))
+                set total = coalesce(total, $3 + (select count(*) from replay_results r
+                                                   where r.replay = replays.id))
               where id = $1 and epoch = $2",
         )
         .bind(&replay.id)
@@ -176,8 +182,8 @@ impl Store {
         Ok(())
     }
 
-    /// Records the result of a webhook, and moves the replay's cursor. Returns false when the replay is another worker's,
-    /// or was cancelled. Running twice records one result.
+    /// Records the result of a webhook, and moves the replay's cursor. Idempotent. Returns false if
+    /// another worker has the replay or it was cancelled.
     pub async fn record_replay_result(
         &self,
         replay: &Replay,
@@ -187,11 +193,13 @@ impl Store {
             "-- replays.record
              with fence as (
                  update replays set cursor = greatest(cursor, $3)
-                  where id = $1 and epoch = $2 and state = 'open' and lease_until > clock_timestamp() returning 1),
+                  where id = $1 and epoch = $2 and state = 'open'
+                    and lease_until > clock_timestamp() returning 1),
              recorded as (
                  insert into replay_results (replay, sequence, stored_at, kind, outcome, effects)
                  select $1, $3, $4, $5, $6, $7 from fence
-                 on conflict (replay, sequence) do update set outcome = excluded.outcome, effects = excluded.effects)
+                 on conflict (replay, sequence) do update set outcome = excluded.outcome,
+                    effects = excluded.effects)
              select exists (select from fence)",
         )
         .bind(&replay.id)
@@ -200,7 +208,7 @@ impl Store {
         .bind(result.stored_at)
         .bind(&result.kind)
         .bind(&result.outcome)
-        .bind(result.effects.iter().map(|effect| storable(effect)).collect::<Vec<_>>());
+        .bind(result.effects.iter().map(|effect| replace_nul(effect)).collect::<Vec<_>>());
         Ok(fenced.fetch_one(&self.pool).await?)
     }
 
@@ -219,17 +227,18 @@ impl Store {
         .bind(&replay.id)
         .bind(replay.epoch)
         .bind(state)
-        .bind(storable(note))
+        .bind(replace_nul(note))
         .execute(&self.pool)
         .await?;
         Ok(())
     }
 
-    /// Cancels an open replay; deliveries that it enqueued stay. Returns false when there is no such open replay.
+    /// Cancels an open replay. Its enqueued deliveries stay. Returns false without such a replay.
     pub async fn cancel_replay(&self, id: &str) -> Result<bool, StoreError> {
         let cancelled = sqlx::query(
             "-- replays.cancel
-             update replays set state = 'cancelled', epoch = epoch + 1 where id = $1 and state = 'open'",
+             update replays set state = 'cancelled', epoch = epoch + 1 where id = $1
+                and state = 'open'",
         )
         .bind(id)
         .execute(&self.pool)
@@ -237,7 +246,7 @@ impl Store {
         Ok(cancelled.rows_affected() == 1)
     }
 
-    /// Returns one replay, or the newest ones, at most `limit`.
+    /// Returns one replay, or the newest, at most `limit`.
     pub async fn replays(
         &self,
         only: Option<&str>,
@@ -245,8 +254,9 @@ impl Store {
     ) -> Result<Vec<ReplayState>, StoreError> {
         let rows = sqlx::query(
             "-- replays.list
-             select id, connection_id, from_time, to_time, apply, state, note, total, worker, created_at,
-                    (select count(*) from replay_results r where r.replay = replays.id) as decided
+             select id, connection_id, from_time, to_time, apply, state, note, total, worker,
+                    created_at, (select count(*) from replay_results r
+                                  where r.replay = replays.id) as decided
                from replays where $1::text is null or id = $1 order by created_at desc limit $2",
         )
         .bind(only)
@@ -291,15 +301,15 @@ fn state(row: &PgRow) -> Result<ReplayState, StoreError> {
     let id: String = row.try_get("id")?;
     Ok(ReplayState {
         connection: column(row, TABLE, &id, "connection_id")?,
-        from: moment(row, TABLE, &id, "from_time")?,
-        to: moment(row, TABLE, &id, "to_time")?,
+        from: timestamp(row, TABLE, &id, "from_time")?,
+        to: timestamp(row, TABLE, &id, "to_time")?,
         apply: row.try_get("apply")?,
         state: row.try_get("state")?,
         note: row.try_get("note")?,
         total: row.try_get("total")?,
         decided: row.try_get("decided")?,
         worker: row.try_get("worker")?,
-        created_at: moment(row, TABLE, &id, "created_at")?,
+        created_at: timestamp(row, TABLE, &id, "created_at")?,
         id,
     })
 }

@@ -1,28 +1,31 @@
-//! Retention: rows that are past their time, deleted in bounded steps, and slots of rotating tables, truncated.
+//! Retention: deletes expired rows in bounded steps and truncates slots of rotating tables.
 //!
-//! Each step is independent: one that fails holds up no other.
+//! The maintenance of a worker calls it. Each step is independent, so that a failed one does not
+//! block others.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use sqlx::Row;
 use std::time::Duration;
 
-/// Rows that one step deletes at most.
-const STEP: i64 = 5_000;
+/// Maximum rows deleted per step.
+const STEP_ROWS: i64 = 5_000;
 
-/// Statements that delete rows past their time: the table, and a statement whose `$1` is the number of rows.
-const PRUNED: [(&str, &str); 11] = [
+/// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
+const PRUNE_STATEMENTS: [(&str, &str); 11] = [
     (
         "delivery_lanes",
         "-- retention.delivery_lanes
          delete from delivery_lanes where (connection_id, lane) in (
-             select connection_id, lane from delivery_lanes where head > tail and worker is null limit $1
+             select connection_id, lane from delivery_lanes where head > tail and worker is null
+              limit $1
                 for update skip locked) and head > tail and worker is null",
     ),
     (
         "outbox_lanes",
         "-- retention.outbox_lanes
          delete from outbox_lanes where (connection_id, lane) in (
-             select connection_id, lane from outbox_lanes where head > tail and worker is null limit $1
+             select connection_id, lane from outbox_lanes where head > tail and worker is null
+              limit $1
                 for update skip locked) and head > tail and worker is null",
     ),
     (
@@ -30,38 +33,44 @@ const PRUNED: [(&str, &str); 11] = [
         "-- retention.outbox_channels
          delete from outbox_channels where (connection_id, channel_key) in (
              select connection_id, channel_key from outbox_channels where pending = 0 limit $1
-                for update skip locked) and pending = 0 and next_at = 'infinity' and paced_until < now()",
+                for update skip locked) and pending = 0 and next_at = 'infinity'
+                    and paced_until < now()",
     ),
     (
         "outbox_failures",
         "-- retention.outbox_failures
          delete from outbox_failures where id in (
-             select id from outbox_failures where at < now() - interval '30 days' order by at limit $1)",
+             select id from outbox_failures where at < now() - interval '30 days' order by at
+              limit $1)",
     ),
     (
         "dead_letters",
         "-- retention.dead_letters
          delete from dead_letters where id in (
-             select id from dead_letters where at < now() - interval '30 days' order by at limit $1)",
+             select id from dead_letters where at < now() - interval '30 days' order by at
+              limit $1)",
     ),
     (
         "response_url_uses",
         "-- retention.response_url_uses
          delete from response_url_uses where dedup_key in (
-             select dedup_key from response_url_uses where at < now() - interval '1 hour' order by at limit $1)",
+             select dedup_key from response_url_uses where at < now() - interval '1 hour'
+              order by at limit $1)",
     ),
     (
         "connection_usage",
         "-- retention.connection_usage
          delete from connection_usage where (connection_id, hour) in (
-             select connection_id, hour from connection_usage where hour < now() - interval '400 days'
+             select connection_id, hour from connection_usage
+              where hour < now() - interval '400 days'
               order by hour limit $1)",
     ),
     (
         "replays",
         "-- retention.replays
          delete from replays where id in (
-             select id from replays where state <> 'open' and created_at < now() - interval '30 days'
+             select id from replays where state <> 'open'
+                and created_at < now() - interval '30 days'
               order by created_at limit $1)",
     ),
     (
@@ -74,53 +83,56 @@ const PRUNED: [(&str, &str); 11] = [
         "deleted_agents",
         "-- retention.deleted_agents
          delete from deleted_agents where (org_id, agent_id) in (
-             select org_id, agent_id from deleted_agents where deleted_at < now() - interval '2 days'
+             select org_id, agent_id from deleted_agents
+              where deleted_at < now() - interval '2 days'
               order by deleted_at limit $1)",
     ),
     (
         "pauses",
         "-- retention.pauses
          delete from pauses where id in (
-             select id from pauses where ended_at < now() - interval '30 days' order by id limit $1)",
+             select id from pauses where ended_at < now() - interval '30 days' order by id
+              limit $1)",
     ),
 ];
 
-/// Rotating tables and the slots that they have.
-const ROTATING: [(&str, i32); 4] =
+/// Rotating tables and their numbers of slots.
+const ROTATING_TABLES: [(&str, i32); 4] =
     [("processed_keys", 8), ("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
 
-/// What retention deleted.
+/// Result of retention.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PruneStats {
-    /// Tables with the number of rows deleted; those without are absent.
+    /// Tables with the number of deleted rows, if any.
     pub rows: Vec<(&'static str, u64)>,
-    /// Slots that were truncated.
+    /// Truncated slots.
     pub slots: Vec<String>,
 }
 
-/// What Postgres holds of work that is not done.
+/// Numbers of unfinished work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BacklogStats {
-    /// Deliveries that wait or run.
+    /// Waiting and running deliveries.
     pub deliveries: i64,
-    /// Time for which the oldest of them has waited.
+    /// Age of the oldest delivery.
     pub deliveries_oldest: Duration,
-    /// Dead letters that nobody decided about.
+    /// Dead letters.
     pub dead_letters: i64,
-    /// Messages that are to be sent.
+    /// Waiting messages.
     pub outbox: i64,
-    /// Time for which the oldest of them has waited.
+    /// Age of the oldest message.
     pub outbox_oldest: Duration,
-    /// Messages that Slack refused for good.
+    /// Messages that Slack rejected for good.
     pub outbox_failures: i64,
 }
 
 impl Store {
-    /// Counts work that is not done, by lanes: their number is that of conversations, not of webhooks.
+    /// Counts unfinished work, by lanes: their number is that of conversations, not of webhooks.
     pub async fn backlog_stats(&self) -> Result<BacklogStats, StoreError> {
         let row = sqlx::query(
             "-- retention.backlog
-             select (select coalesce(sum(tail - head + 1), 0)::bigint from delivery_lanes) as deliveries,
+             select (select coalesce(sum(tail - head + 1), 0)::bigint
+                       from delivery_lanes) as deliveries,
                     (select coalesce(extract(epoch from now() - min(d.inserted_at)), 0)::float8
                        from (select connection_id, lane, head from delivery_lanes where head <= tail
                               order by next_at limit 100) l
@@ -148,11 +160,11 @@ impl Store {
         })
     }
 
-    /// Deletes a step's worth of every table. `failed` hears of tables that could not be pruned.
+    /// Deletes a step of every table. Calls `failed` for each table that fails.
     pub async fn prune_expired(&self, mut failed: impl FnMut(&str, StoreError)) -> PruneStats {
         let mut stats = PruneStats::default();
-        for (table, sql) in PRUNED {
-            match sqlx::query(sql).bind(STEP).execute(&self.pool).await {
+        for (table, sql) in PRUNE_STATEMENTS {
+            match sqlx::query(sql).bind(STEP_ROWS).execute(&self.pool).await {
                 Ok(done) if done.rows_affected() > 0 => {
                     stats.rows.push((table, done.rows_affected()));
                 }
@@ -160,7 +172,7 @@ impl Store {
                 Err(error) => failed(table, error.into()),
             }
         }
-        for (family, slots) in ROTATING {
+        for (family, slots) in ROTATING_TABLES {
             match self.truncate_old_slots(family, slots).await {
                 Ok(truncated) => stats.slots.extend(truncated),
                 Err(error) => failed(family, error),
@@ -169,20 +181,23 @@ impl Store {
         stats
     }
 
-    /// Truncates the slots of a rotating table that no day in use has, and that are not empty.
+    /// Truncates filled slots of a rotating table that hold no day in use.
     async fn truncate_old_slots(
         &self,
         family: &'static str,
         slots: i32,
     ) -> Result<Vec<String>, StoreError> {
-        // Keys are kept 48 h beyond what every partition has read, and a webhook's own day may be two days off. Logs go by
-        // Postgres's day, and keep 30 with today. At least one slot is in no use, or nothing would ever be truncated.
+        // Keys are kept 48 h beyond what every partition has read, and a webhook's own day may be
+        // two days off. Logs use Postgres's day, and keep 30 days including today. At least one
+        // slot must be unused, or nothing would be truncated.
         let (first, last): (i32, i32) = sqlx::query_as(
             "-- retention.days
              select case when $1 = 'processed_keys'
-                         then floor(extract(epoch from least(now(), (select min(read_through) from partition_cursors
-                                                                   where messages > 0))) / 86400)::integer - 4
-                         when $1 = 'ignored_webhooks' then floor(extract(epoch from now()) / 86400)::integer - 3
+                         then floor(extract(epoch from least(now(), (
+                                  select min(read_through) from partition_cursors
+                                   where messages > 0))) / 86400)::integer - 4
+                         when $1 = 'ignored_webhooks'
+                         then floor(extract(epoch from now()) / 86400)::integer - 3
                          else floor(extract(epoch from now()) / 86400)::integer - 29 end,
                     floor(extract(epoch from now()) / 86400)::integer
                     + case when $1 in ('processed_keys', 'ignored_webhooks') then 2 else 1 end",

@@ -1,117 +1,55 @@
-//! Claims messages to Slack: round robin between connections, paced per channel, within Slack's limits per method.
+//! Claim of messages to Slack: round robin between connections, paced per channel, within Slack's
+//! rate limits per method.
 //!
-//! A claim visits connections with due channels by a loose index scan, takes of each due channel the due lane that became
-//! due first, and moves the channel's time in the same statement. A channel is locked only in the version that the claim's
-//! snapshot shows (`xmin`): whoever makes a lane due writes its channel afterwards, so what is not seen here is due again. The lane is marked before the call, and until when it may
-//! last: a message found marked after that may have been sent. Rows that another worker locks are skipped.
+//! A claim visits connections with due channels by a loose index scan, takes from each due channel
+//! the lane that became due first, and moves the channel's time in the same statement. A channel is
+//! locked only in the version of the claim's snapshot (`xmin`): enqueueing and ending write its
+//! channel afterwards, so that an unseen lane makes the channel due again. The lane is marked
+//! before the call, with the time until which the call may last: a message that is marked after
+//! that time may have been sent. Rows that another worker has locked are skipped.
 
 use super::{
-    super::{Store, StoreError, column, inconsistent},
-    enqueue::{COLUMN, Request},
-    rate_limits::{interval, interval_forgotten},
+    OutboxMessage, UnreadableMessage,
+    rate_limits::{interval, interval_over},
 };
-use crate::{
-    codec::envelope::{DedupeKey, Word},
-    partition::{Lane, Partition},
-    secrets::{Place, Sealed, Unopened},
-    types::{ConnectionId, Outgoing},
-};
-use sha2::{Digest, Sha256};
-use sqlx::{Row, postgres::PgRow};
+use crate::partition::Partition;
+use crate::store::{Store, StoreError};
+use sqlx::Row;
 use std::time::Duration;
 
-const TABLE: &str = "outbox";
-/// Connections that one claim visits at most.
+/// Maximum connections per claim.
 const CONNECTIONS_MAX: i32 = 256;
-/// Channels of one connection that a claim takes from, at most.
+/// Maximum channels of a connection per claim.
 const CHANNELS_MAX: i64 = 16;
 
-/// A message whose turn it is.
-#[derive(Debug)]
-pub struct OutboxMessage {
-    /// Its id: the same at every attempt.
-    pub id: i64,
-    /// Its connection.
-    pub connection: ConnectionId,
-    /// Its lane: the next message of it comes when this one is over.
-    pub lane: Lane,
-    /// The row of the worker that sends it.
-    pub worker: String,
-    /// The number of its turn: no other message ever has it.
-    pub turn: i64,
-    /// This attempt's number; the first is 1.
-    pub attempts: i32,
-    /// Attempts before that ended the process, or panicked.
-    pub crashes: i32,
-    /// The webhook that it answers.
-    pub dedup_key: DedupeKey,
-    /// What to send.
-    pub outgoing: Outgoing,
-    /// The trace of the request that it answers.
-    pub traceparent: Option<Word>,
-    /// How often its webhook's response_url was used before, by this message and by others.
-    pub uses: i64,
-    /// How long ago it was written, pauses of sending apart.
-    pub age: Duration,
-    /// When it was written, by Postgres's clock, since 1970.
-    pub written_at: Duration,
-    /// Whether it may have been sent before.
-    pub ambiguous: bool,
-}
-
-impl OutboxMessage {
-    /// The mark by which Slack's copy of this message is recognized: the same at every attempt, and of no use to who reads it
-    /// there.
-    pub fn mark(&self) -> String {
-        let text = format!("outbox\0{}\0{}", self.dedup_key, self.id);
-        let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
-        hash[..16].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
-    }
-}
-
-/// What a claim brought.
+/// Result of a claim.
 #[derive(Debug, Default)]
 pub struct ClaimedMessages {
-    /// Messages to be sent now.
+    /// Messages to send.
     pub messages: Vec<OutboxMessage>,
-    /// Messages that cannot be read: what is wrong, and whether waiting may help. They are marked as claimed.
+    /// Unreadable messages, which are marked as claimed.
     pub unreadable: Vec<UnreadableMessage>,
-    /// When a channel that was visited is due again, if one is.
+    /// Time until a visited channel is due.
     pub next_due: Option<Duration>,
-    /// The last connection that was visited, if there are more behind it.
+    /// Last visited connection, if others follow.
     pub more: Option<ClaimPosition>,
-    /// Lanes whose first message does not exist. They wait, and hold up no others.
+    /// Number of lanes without their first message. They wait without delaying others.
     pub missing: usize,
 }
 
-/// A place among the connections of some partitions, behind which the next claim begins.
+/// Position of a claim among partitions and connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimPosition {
     partition: i16,
     connection: String,
 }
 
-/// A message that cannot be read.
-#[derive(Debug)]
-pub struct UnreadableMessage {
-    /// Its connection.
-    pub connection: ConnectionId,
-    /// Its lane.
-    pub lane: Lane,
-    /// The number of its turn.
-    pub turn: i64,
-    /// This attempt's number.
-    pub attempts: i32,
-    /// What is wrong.
-    pub why: String,
-    /// Whether another release, or a key that is missing, can read it.
-    pub may_be_readable: bool,
-}
-
 impl Store {
-    /// Claims due messages of these partitions, at most `limit`, and marks them for `send_timeout`. `min_interval` is the
-    /// least time between two messages posted to one channel. Connections are visited by partition and id, beginning behind
-    /// `after`; the next claim begins behind what this one calls `more`.
+    /// Claims due messages of the partitions, at most `limit`, and marks them for `send_timeout`.
+    ///
+    /// `min_interval` is the minimum time between two messages posted to one channel. Connections
+    /// are visited by partition and id, starting after `after`. The next claim starts after `more`
+    /// of this one.
     pub async fn claim_outbox_messages(
         &self,
         worker: &str,
@@ -124,20 +62,23 @@ impl Store {
         let rows = sqlx::query(concat!(
             "-- outbox.claim
              with recursive me as (
-                 select from workers where id = $1 and alive_until > clock_timestamp() for key share),
+                 select from workers where id = $1 and alive_until > clock_timestamp()
+                    for key share),
              queues as (
                  select $6::smallint as partition, $7::text as connection_id, 0 as n
                  union all
                  select f.partition, f.connection_id, q.n + 1
                    from queues q, lateral (
                        (select c.partition, c.connection_id from outbox_channels c
-                         where c.partition = q.partition and q.partition = any ($2::smallint[]) and c.connection_id > q.connection_id
+                         where c.partition = q.partition and q.partition = any ($2::smallint[])
+                           and c.connection_id > q.connection_id
                            and c.next_at < 'infinity'
                          order by c.connection_id limit 1)
                        union all
                        (select c.* from unnest($2::smallint[]) p (partition), lateral (
                             select c.partition, c.connection_id from outbox_channels c
-                             where c.partition = p.partition and c.next_at < 'infinity' order by c.connection_id limit 1) c
+                             where c.partition = p.partition and c.next_at < 'infinity'
+                             order by c.connection_id limit 1) c
                          where p.partition > q.partition)
                        limit 1) f
                   where q.n < $8),
@@ -145,39 +86,48 @@ impl Store {
                  select q.*, coalesce(c.status = 'revoked', true) as ended,
                         coalesce(c.status = 'pending' and c.bot_token is null, false) as no_token
                    from queues q left join connections c on c.id = q.connection_id
-                  where q.n > 0 and c.sending_paused_at is null and c.status is distinct from 'stopped' and exists (select from me)),
+                  where q.n > 0 and c.sending_paused_at is null
+                    and c.status is distinct from 'stopped' and exists (select from me)),
              due as (
-                 select v.n, v.ended, v.no_token, c.*, row_number() over (partition by v.n order by c.next_at) as nth
+                 select v.n, v.ended, v.no_token, c.*,
+                        row_number() over (partition by v.n order by c.next_at) as nth
                    from visited v, lateral (
-                       select c.connection_id, c.channel_key, c.next_at, c.xmin as version from outbox_channels c
-                        where c.partition = v.partition and c.connection_id = v.connection_id and c.next_at <= now()
+                       select c.connection_id, c.channel_key, c.next_at, c.xmin as version
+                         from outbox_channels c
+                        where c.partition = v.partition and c.connection_id = v.connection_id
+                          and c.next_at <= now()
                         order by c.next_at limit $9) c),
              chosen as (select * from due order by nth, n limit $3::bigint),
              locked as (
                  select c.connection_id, c.channel_key, c.pending, d.ended, d.no_token
                    from chosen d join outbox_channels c
-                        on c.connection_id = d.connection_id and c.channel_key = d.channel_key and c.xmin = d.version
+                        on c.connection_id = d.connection_id and c.channel_key = d.channel_key
+                       and c.xmin = d.version
                     for update of c skip locked),
              heads as (
-                 select k.connection_id, k.channel_key, k.ended, k.no_token, l.lane, l.turn, o.position, o.method,
-                        o.dedup_key, o.channel_key as own_key, o.created_at, l.lane is not null and o.position is null as missing
+                 select k.connection_id, k.channel_key, k.ended, k.no_token, l.lane, l.turn,
+                        o.position, o.method, o.dedup_key, o.channel_key as own_key, o.created_at,
+                        l.lane is not null and o.position is null as missing
                    from locked k
                    left join lateral (
                        select l.lane, l.head, l.turn from outbox_lanes l
                         where l.connection_id = k.connection_id and l.channel_key = k.channel_key
                           and l.next_at <= now() and l.next_at < 'infinity'
                         order by l.turn limit 1 for update skip locked) l on true
-                   left join outbox o on o.connection_id = k.connection_id and o.lane = l.lane and o.position = l.head),
+                   left join outbox o on o.connection_id = k.connection_id and o.lane = l.lane
+                    and o.position = l.head),
              limits as (
-                 select h.connection_id, h.method, h.turn, l.gap, greatest(l.blocked_until, l.next_at) as free_at,
-                        row_number() over (partition by h.connection_id, h.method order by h.turn) as rank
+                 select h.connection_id, h.method, h.turn, l.gap,
+                        greatest(l.blocked_until, l.next_at) as free_at,
+                        row_number() over (partition by h.connection_id, h.method
+                                           order by h.turn) as rank
                    from heads h join (select l.*, ",
-                         interval!(),
-                         " as gap from slack_rate_limits l) l
+            interval!(),
+            " as gap from slack_rate_limits l) l
                      on l.connection_id = h.connection_id and l.method = h.method
                     and (l.blocked_until > now() or l.gap >= ",
-                         interval_forgotten!(),
-                         ")
+            interval_over!(),
+            ")
                   where not h.ended and h.own_key = h.channel_key),
              free as (
                  select l.connection_id, l.method, d.turn, d.gap
@@ -193,79 +143,111 @@ impl Store {
                           when h.lane is null then 'none'
                           when h.missing then 'missing'
                           when h.own_key <> h.channel_key then 'misplaced'
-                          when h.no_token and h.method <> 'response_url' and h.created_at > now() - interval '24 hours' then 'waits'
-                          when d.turn is not null and h.turn not in (select turn from turns) then 'limited'
+                          when h.no_token and h.method <> 'response_url'
+                              and h.created_at > now() - interval '24 hours' then 'waits'
+                          when d.turn is not null and h.turn not in (select turn from turns)
+                              then 'limited'
                           else 'take' end as verdict,
-                        greatest(d.free_at, now()) + make_interval(secs => d.gap * (d.rank - 1)) as free_at
-                   from heads h left join limits d on d.connection_id = h.connection_id and d.turn = h.turn),
+                        greatest(d.free_at, now()) +
+                        make_interval(secs => d.gap * (d.rank - 1)) as free_at
+                   from heads h left join limits d on d.connection_id = h.connection_id
+                    and d.turn = h.turn),
              strays as (
-                 select c.connection_id, c.channel_key, greatest(now(), c.paced_until) as next_at, v.lane
-                   from verdicts v join outbox_channels c on c.connection_id = v.connection_id and c.channel_key = v.own_key
+                 select c.connection_id, c.channel_key,
+                        greatest(now(), c.paced_until) as next_at, v.lane
+                   from verdicts v join outbox_channels c on c.connection_id = v.connection_id
+                    and c.channel_key = v.own_key
                   where v.verdict = 'misplaced' for update of c skip locked),
              lanes as (
                  update outbox_lanes l
                     set worker = case when verdict = 'take' then $1 end,
                         attempts = l.attempts + (verdict = 'take')::int,
-                        sending_until = case when verdict = 'take' then now() + make_interval(secs => $4::float8) end,
-                        next_at = case verdict when 'take' then 'infinity' when 'missing' then now() + interval '10 s' else l.next_at end,
+                        sending_until = case when verdict = 'take'
+                            then now() + make_interval(secs => $4::float8) end,
+                        next_at = case verdict when 'take' then 'infinity'
+                                  when 'missing' then now() + interval '10 s' else l.next_at end,
                         channel_key = coalesce(s.channel_key, l.channel_key)
-                   from verdicts v left join strays s on s.connection_id = v.connection_id and s.lane = v.lane
-                  where l.lane = v.lane and l.connection_id = v.connection_id and v.verdict in ('take', 'missing', 'misplaced')
-                 returning l.connection_id, l.lane, v.position, v.verdict, l.turn, l.attempts, l.crashes, l.ambiguous),
+                   from verdicts v left join strays s on s.connection_id = v.connection_id
+                    and s.lane = v.lane
+                  where l.lane = v.lane and l.connection_id = v.connection_id
+                    and v.verdict in ('take', 'missing', 'misplaced')
+                 returning l.connection_id, l.lane, v.position, v.verdict, l.turn, l.attempts,
+                           l.crashes, l.ambiguous),
              moves as (
-                 select connection_id, channel_key, min(next_at) as next_at, max(paced_until) as paced_until
+                 select connection_id, channel_key, min(next_at) as next_at,
+                        max(paced_until) as paced_until
                    from (select k.connection_id, k.channel_key,
                                 case v.verdict
                                   when 'take' then case when exists (
                                       select from outbox_lanes l
-                                       where l.connection_id = k.connection_id and l.channel_key = k.channel_key
+                                       where l.connection_id = k.connection_id
+                                         and l.channel_key = k.channel_key
                                          and l.next_at < 'infinity' and l.lane <> v.lane)
                                       then now() else now() + interval '30 s' end
                                   when 'limited' then v.free_at
-                                  when 'waits' then now() + interval '10 s' when 'missing' then now() when 'misplaced' then now()
+                                  when 'waits' then now() + interval '10 s'
+                                  when 'missing' then now() when 'misplaced' then now()
                                   else coalesce(
-                                      (select greatest(now() + interval '50 ms', least(now() + interval '30 s', min(l.next_at)))
+                                      (select greatest(now() + interval '50 ms',
+                                                       least(now() + interval '30 s',
+                                                           min(l.next_at)))
                                          from outbox_lanes l
-                                        where l.connection_id = k.connection_id and l.channel_key = k.channel_key
+                                        where l.connection_id = k.connection_id
+                                          and l.channel_key = k.channel_key
                                           and l.next_at < 'infinity' having count(*) > 0),
-                                      case when k.pending = 0 then 'infinity' else now() + interval '30 s' end)
+                                      case when k.pending = 0 then 'infinity'
+                                           else now() + interval '30 s' end)
                                 end as next_at, p.paced_until
                            from locked k join verdicts v using (connection_id, channel_key),
-                                lateral (select now() + case when v.verdict = 'take' and v.method = 'chat.postMessage' and not v.ended
-                                                        then make_interval(secs => $5::float8) else interval '0' end as paced_until) p
+                                lateral (select now() + case
+                                             when v.verdict = 'take' and not v.ended
+                                                  and v.method = 'chat.postMessage'
+                                             then make_interval(secs => $5::float8)
+                                             else interval '0' end as paced_until) p
                           union all
                           select connection_id, channel_key, next_at, next_at from strays) m
                   group by 1, 2),
              channels as (
-                 update outbox_channels c set next_at = greatest(m.next_at, m.paced_until), paced_until = greatest(c.paced_until, m.paced_until)
-                   from moves m where c.connection_id = m.connection_id and c.channel_key = m.channel_key
+                 update outbox_channels c set next_at = greatest(m.next_at, m.paced_until),
+                        paced_until = greatest(c.paced_until, m.paced_until)
+                   from moves m where c.connection_id = m.connection_id
+                    and c.channel_key = m.channel_key
                  returning c.next_at),
              used as (
                  insert into response_url_uses as u (dedup_key, connection_id, uses)
-                 select v.dedup_key, v.connection_id, 1 from verdicts v where v.verdict = 'take' and v.method = 'response_url' order by 1
+                 select v.dedup_key, v.connection_id, 1 from verdicts v where v.verdict = 'take'
+                    and v.method = 'response_url' order by 1
                  on conflict (dedup_key) do update set uses = u.uses + 1 returning dedup_key, uses),
              summary as (
-                 select case when (select count(*) from chosen where nth = 1) < (select count(*) from due where nth = 1)
+                 select case when (select count(*) from chosen
+                                    where nth = 1) < (select count(*) from due where nth = 1)
                              then (select max(n) from chosen where nth = 1)
                              when (select max(n) from queues) = $8 then $8 end as resume,
                         extract(epoch from least(
                             (select min(next_at) from channels),
                             (select min(f.next_at) from visited v, lateral (
                                  select c.next_at from outbox_channels c
-                                  where c.partition = v.partition and c.connection_id = v.connection_id and c.next_at > now() and c.next_at < 'infinity'
+                                  where c.partition = v.partition
+                                    and c.connection_id = v.connection_id and c.next_at > now()
+                                    and c.next_at < 'infinity'
                                   order by c.next_at limit 1) f),
-                            case when (select count(*) from locked) < (select count(*) from chosen) then now() + interval '20 ms' end)
+                            case when (select count(*) from locked) < (select count(*) from chosen)
+                                 then now() + interval '20 ms' end)
                           - now())::float8 as next_due)
-             select s.next_due, q.partition as after_partition, q.connection_id as after_connection, t.verdict, t.connection_id,
-                    t.lane, t.turn, t.attempts, t.crashes, t.ambiguous, o.id, o.dedup_key, o.request,
-                    coalesce(r.uses, 1) - 1 as uses, extract(epoch from o.created_at)::float8 as written_at,
+             select s.next_due, q.partition as after_partition, q.connection_id as after_connection,
+                    t.verdict, t.connection_id, t.lane, t.turn, t.attempts, t.crashes, t.ambiguous,
+                    o.id, o.dedup_key, o.request, coalesce(r.uses, 1) - 1 as uses,
+                    extract(epoch from o.created_at)::float8 as written_at,
                     extract(epoch from now() - o.created_at - coalesce((
-                        select sum(coalesce(ended_at, now()) - greatest(started_at, o.created_at)) from pauses p
-                         where p.connection_id = t.connection_id and coalesce(ended_at, now()) > o.created_at), '0'))::float8 as age
+                        select sum(coalesce(ended_at, now()) - greatest(started_at, o.created_at))
+                          from pauses p
+                         where p.connection_id = t.connection_id
+                           and coalesce(ended_at, now()) > o.created_at), '0'))::float8 as age
                from summary s
                left join queues q on q.n = s.resume
                left join lanes t on t.verdict in ('take', 'missing')
-               left join outbox o on o.connection_id = t.connection_id and o.lane = t.lane and o.position = t.position
+               left join outbox o on o.connection_id = t.connection_id and o.lane = t.lane
+                and o.position = t.position
                left join used r on r.dedup_key = o.dedup_key
               order by t.turn"
         ))
@@ -299,59 +281,5 @@ impl Store {
             }
         }
         Ok(claimed)
-    }
-
-    fn outbox_message(
-        &self,
-        row: &PgRow,
-        worker: &str,
-    ) -> Result<Result<OutboxMessage, UnreadableMessage>, StoreError> {
-        let id: i64 = row.try_get("id")?;
-        let connection: ConnectionId = column(row, TABLE, &id.to_string(), "connection_id")?;
-        let lane = Lane::from_bits(row.try_get("lane")?);
-        let (turn, attempts) = (row.try_get("turn")?, row.try_get("attempts")?);
-        let dedup_key = DedupeKey::stored(row.try_get("dedup_key")?);
-        let unreadable = |why: String, may_be_readable| UnreadableMessage {
-            connection,
-            lane,
-            turn,
-            attempts,
-            why,
-            may_be_readable,
-        };
-        let owner = format!("{connection}/{dedup_key}");
-        let place = Place { owner: &owner, column: COLUMN };
-        let sealed = Sealed::stored(row.try_get("request")?);
-        let clear = match self.rings.tokens.open(place, &sealed) {
-            Ok(clear) => clear,
-            Err(error) => {
-                let missing_key = matches!(error, Unopened::NoKey(_));
-                return Ok(Err(unreadable(error.to_string(), missing_key)));
-            }
-        };
-        let request: Request<Outgoing> = match serde_json::from_slice(&clear) {
-            Ok(request) => request,
-            // A newer release may have written it.
-            Err(error) => {
-                let why = inconsistent(TABLE, "request", &id.to_string(), error).to_string();
-                return Ok(Err(unreadable(why, true)));
-            }
-        };
-        Ok(Ok(OutboxMessage {
-            id,
-            connection,
-            lane,
-            worker: worker.to_owned(),
-            turn,
-            attempts,
-            crashes: row.try_get("crashes")?,
-            dedup_key,
-            outgoing: request.outgoing,
-            traceparent: request.traceparent.and_then(Word::new),
-            uses: row.try_get::<i32, _>("uses")?.into(),
-            age: Duration::from_secs_f64(row.try_get::<f64, _>("age")?.max(0.0)),
-            written_at: Duration::from_secs_f64(row.try_get::<f64, _>("written_at")?.max(0.0)),
-            ambiguous: row.try_get("ambiguous")?,
-        }))
     }
 }

@@ -1,6 +1,6 @@
-//! Enqueues messages to Slack as part of a larger statement.
+//! Enqueueing of messages to Slack as part of a larger statement.
 
-use super::super::{StoreError, inconsistent};
+use crate::store::{StoreError, inconsistent};
 use crate::{
     codec::envelope::{DedupeKey, Word},
     partition::{Lane, Partition},
@@ -10,12 +10,12 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, postgres::PgArguments, query::Query};
 
-/// The column that requests are sealed for.
+/// Column that requests are sealed for.
 pub const COLUMN: &str = "outbox.request";
 
-/// CTEs that enqueue the rows of a CTE `messages (n, connection_id, lane, partition, channel_key, method, dedup_key,
-/// request)`, which the surrounding statement has filtered by its fence. They use only the newest version of lane and
-/// channel rows and never look at other rows.
+/// CTEs that enqueue the rows of a CTE `messages (n, connection_id, lane, partition, channel_key,
+/// method, dedup_key, request)`, which the surrounding statement has filtered by its fence. They
+/// use only the newest version of lane and channel rows and read no other rows.
 macro_rules! enqueue_messages {
     () => {
         "outbox_rows as (
@@ -24,32 +24,38 @@ macro_rules! enqueue_messages {
                             row_number() over (partition by connection_id, lane order by n) as nth
                        from messages m order by n) m),
          outbox_tails as (
-             insert into outbox_lanes as l (connection_id, lane, partition, head, tail, channel_key, turn, next_at)
+             insert into outbox_lanes as l (connection_id, lane, partition, head, tail, channel_key,
+                                            turn, next_at)
              select connection_id, lane, partition, 1, of_lane, channel_key, turn, now()
                from outbox_rows where nth = 1 order by connection_id, lane
              on conflict (connection_id, lane) do update
                 set tail = l.tail + excluded.tail, partition = excluded.partition,
                     next_at = case when l.head > l.tail then now() else l.next_at end,
                     turn = case when l.head > l.tail then excluded.turn else l.turn end,
-                    channel_key = case when l.head > l.tail then excluded.channel_key else l.channel_key end
+                    channel_key = case when l.head > l.tail then excluded.channel_key
+                        else l.channel_key end
              returning connection_id, lane, tail),
          outbox_counted as (
-             insert into outbox_channels as c (connection_id, channel_key, partition, pending, next_at)
+             insert into outbox_channels as c (connection_id, channel_key, partition, pending,
+                                               next_at)
              select connection_id, channel_key, min(partition), count(*), now()
-               from outbox_rows join outbox_tails using (connection_id, lane) group by 1, 2 order by 1, 2
+               from outbox_rows join outbox_tails using (connection_id, lane) group by 1, 2
+              order by 1, 2
              on conflict (connection_id, channel_key) do update
                 set pending = c.pending + excluded.pending, partition = excluded.partition,
                     next_at = least(c.next_at, greatest(now(), c.paced_until))
              returning 1),
          outbox_queued as (
-             insert into outbox (connection_id, lane, position, partition, channel_key, method, dedup_key, request)
-             select connection_id, lane, t.tail - r.of_lane + r.nth, partition, channel_key, method, dedup_key, request
+             insert into outbox (connection_id, lane, position, partition, channel_key, method,
+                                 dedup_key, request)
+             select connection_id, lane, t.tail - r.of_lane + r.nth, partition, channel_key, method,
+                    dedup_key, request
                from outbox_rows r join outbox_tails t using (connection_id, lane) order by r.n)"
     };
 }
 pub(in crate::store) use enqueue_messages;
 
-/// A message's request, as it is sealed.
+/// Request of a message in clear.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Request<O> {
     #[serde(flatten)]
@@ -117,7 +123,7 @@ impl SealedMessages {
     }
 }
 
-/// What a message's rate is counted by: its channel, or its lane when it is posted into none.
+/// Returns the key that paces a message: its channel, or its lane when it is posted into none.
 fn channel_key(to: &Destination, lane: Lane) -> String {
     match to {
         Destination::PostMessage { channel, .. }

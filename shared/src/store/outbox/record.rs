@@ -1,53 +1,53 @@
-//! Records how sends ended, many at once, and frees lanes of workers that ended.
+//! Records of send outcomes in batches, and release of lanes of ended workers.
 
-use super::super::{Store, StoreError, storable};
+use crate::store::{Store, StoreError, replace_nul};
 use crate::{partition::Lane, types::ConnectionId};
 use sqlx::Row;
 use std::time::Duration;
 
-/// How an attempt to send ended.
+/// Outcome of a send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendOutcome {
     /// Sent.
     Sent,
-    /// Not sent; another attempt after this long.
+    /// Not sent. Another attempt follows after this time.
     Later(Duration, String),
-    /// May have been sent; looked up, and maybe sent again, after this long.
+    /// May have been sent. Reconciled, and perhaps resent, after this time.
     Ambiguous(Duration, String),
-    /// Not attempted; its turn comes after this long. Does not count as a use of a response_url, and an ambiguity stays.
+    /// Not attempted. Another attempt follows after this time. Does not count as a use of a
+    /// `response_url`. An ambiguity stays.
     Untried(Duration, String),
     /// Can never be sent.
     Failed(String),
 }
 
-/// What an attempt left of the ambiguity whether a message was sent before.
+/// Ambiguity that an attempt left.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SendAmbiguity {
-    /// It is still open: Slack was not asked, or did not answer.
+    /// Still ambiguous: Slack was not asked, or did not answer.
     pub open: bool,
-    /// It was sent again although Slack could not be asked. Counted.
+    /// Resent although Slack could not be asked. Counted.
     pub resent: bool,
 }
 
-/// An attempt to send, and how it ended.
+/// Send with its outcome.
 #[derive(Debug, Clone)]
 pub struct SendRecord {
-    /// The message's connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// Its lane.
+    /// Lane.
     pub lane: Lane,
-    /// The row of the worker that sent it, and
+    /// Worker row.
     pub worker: String,
-    /// the numbers of its turn and attempt: another message or attempt is not ended by this record, however often it is
-    /// written.
+    /// Number of the turn. With worker and attempt the fence of the record.
     pub turn: i64,
-    #[allow(missing_docs)] // see above
+    #[allow(missing_docs)] // Number of the attempt.
     pub attempts: i32,
-    /// How it ended.
+    /// Outcome.
     pub outcome: SendOutcome,
-    /// What is left of the ambiguity.
+    /// Remaining ambiguity.
     pub ambiguity: SendAmbiguity,
-    /// Whether it panicked.
+    /// True if the attempt panicked.
     pub crashed: bool,
 }
 
@@ -66,17 +66,18 @@ impl SendRecord {
 }
 
 impl Store {
-    /// Records how sends ended, but for lanes that were freed meanwhile.
+    /// Records outcomes of sends, except for lanes that were freed meanwhile. Idempotent.
     pub async fn record_send_results(&self, records: &[SendRecord]) -> Result<(), StoreError> {
         let columns = || records.iter().map(SendRecord::columns);
         sqlx::query(
             "-- outbox.record
              with u as (
                  select u.*, u.state <> 'later' as over
-                   from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::float8[],
-                               $8::text[], $9::boolean[], $10::integer[], $11::integer[], $12::boolean[])
-                        as u (connection_id, lane, worker, turn, attempts, state, after, error, ambiguous, tried, resent,
-                              crashed)),
+                   from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[],
+                               $6::text[], $7::float8[], $8::text[], $9::boolean[], $10::integer[],
+                               $11::integer[], $12::boolean[])
+                        as u (connection_id, lane, worker, turn, attempts, state, after, error,
+                              ambiguous, tried, resent, crashed)),
              fenced as (
                  select u.*, l.head, l.channel_key, l.resend_count + u.resent as resends
                    from outbox_lanes l join u using (lane, connection_id)
@@ -86,40 +87,45 @@ impl Store {
                  update outbox_lanes l
                     set head = l.head + f.over::integer, worker = null, sending_until = null,
                         turn = case when f.over then nextval('outbox_turns') else l.turn end,
-                        -- Never lowered for the same message: it is a part of the fence.
+                        -- Never lowered for the same message, as a part of the fence.
                         attempts = case when f.over then 0 else l.attempts end,
                         crashes = case when f.over then 0 else l.crashes + f.crashed::integer end,
                         ambiguous = not f.over and f.ambiguous,
                         resend_count = case when f.over then 0 else f.resends end,
                         last_error = f.error,
-                        -- If the next message is not seen yet, the claim corrects it.
+                        -- The claim corrects a next message that is not visible here.
                         channel_key = case when f.over then coalesce((
                             select o.channel_key from outbox o
-                             where o.connection_id = l.connection_id and o.lane = l.lane and o.position = l.head + 1),
+                             where o.connection_id = l.connection_id and o.lane = l.lane
+                               and o.position = l.head + 1),
                             l.channel_key) else l.channel_key end,
                         next_at = case when not f.over then now() + make_interval(secs => f.after)
                                        when l.head + 1 > l.tail then 'infinity' else now() end
                    from fenced f where l.lane = f.lane and l.connection_id = f.connection_id
-                 returning l.connection_id, l.lane, l.channel_key, l.next_at, f.over, f.channel_key as ended_key),
+                 returning l.connection_id, l.lane, l.channel_key, l.next_at, f.over,
+                           f.channel_key as ended_key),
              gone as (
                  delete from outbox o using fenced f
-                  where f.over and o.connection_id = f.connection_id and o.lane = f.lane and o.position = f.head
+                  where f.over and o.connection_id = f.connection_id and o.lane = f.lane
+                    and o.position = f.head
                  returning o.*, f.state, f.error, f.attempts, f.resends),
              logged as (
-                 insert into outbox_log (slot, outbox_id, connection_id, lane, channel_key, method, dedup_key, attempts,
-                                         resend_count, created_at)
-                 select extract(epoch from now())::bigint / 86400 % 32, id, connection_id, lane, channel_key, method,
-                        dedup_key, attempts, resends, created_at
+                 insert into outbox_log (slot, outbox_id, connection_id, lane, channel_key, method,
+                                         dedup_key, attempts, resend_count, created_at)
+                 select extract(epoch from now())::bigint / 86400 % 32, id, connection_id, lane,
+                        channel_key, method, dedup_key, attempts, resends, created_at
                    from gone where state = 'sent'),
              failed as (
-                 insert into outbox_failures (id, connection_id, lane, partition, channel_key, method, dedup_key, request,
-                                              error, attempts, resend_count, created_at)
-                 select id, connection_id, lane, partition, channel_key, method, dedup_key, request, error, attempts,
-                        resends, created_at
+                 insert into outbox_failures (id, connection_id, lane, partition, channel_key,
+                                              method, dedup_key, request, error, attempts,
+                                              resend_count, created_at)
+                 select id, connection_id, lane, partition, channel_key, method, dedup_key, request,
+                        error, attempts, resends, created_at
                    from gone where state = 'failed' on conflict do nothing),
              unused as (
                  update response_url_uses r set uses = r.uses - 1
-                   from fenced f join outbox o on o.connection_id = f.connection_id and o.lane = f.lane
+                   from fenced f join outbox o on o.connection_id = f.connection_id
+                    and o.lane = f.lane
                                               and o.position = f.head
                   where f.tried = 0 and o.method = 'response_url' and r.dedup_key = o.dedup_key),
              changed as (
@@ -137,7 +143,8 @@ impl Store {
                 set pending = c.pending - l.over,
                     next_at = case when c.pending <= l.over and l.due = 'infinity' then 'infinity'
                                    else greatest(least(c.next_at, l.due), c.paced_until) end
-               from locked l where c.connection_id = l.connection_id and c.channel_key = l.channel_key",
+               from locked l where c.connection_id = l.connection_id
+                and c.channel_key = l.channel_key",
         )
         .bind(records.iter().map(|r| r.connection.to_string()).collect::<Vec<_>>())
         .bind(records.iter().map(|r| r.lane.to_bits()).collect::<Vec<_>>())
@@ -146,7 +153,7 @@ impl Store {
         .bind(records.iter().map(|r| r.attempts).collect::<Vec<_>>())
         .bind(columns().map(|(state, ..)| state).collect::<Vec<_>>())
         .bind(columns().map(|(_, after, ..)| after.as_secs_f64()).collect::<Vec<_>>())
-        .bind(columns().map(|(_, _, error, ..)| storable(error)).collect::<Vec<_>>())
+        .bind(columns().map(|(_, _, error, ..)| replace_nul(error)).collect::<Vec<_>>())
         .bind(columns().map(|(.., ambiguous, _)| ambiguous).collect::<Vec<_>>())
         .bind(columns().map(|(.., tried)| tried).collect::<Vec<_>>())
         .bind(records.iter().map(|r| i32::from(r.ambiguity.resent)).collect::<Vec<_>>())
@@ -156,7 +163,8 @@ impl Store {
         Ok(())
     }
 
-    /// Frees lanes of a worker, at most `limit`, but none of `keep`: their messages may have been sent. Returns how many.
+    /// Frees lanes of a worker, except for `keep`, at most `limit`. Their messages may have been
+    /// sent. Returns their number.
     pub async fn release_outbox_lanes(
         &self,
         worker: &str,
@@ -169,23 +177,27 @@ impl Store {
             "-- outbox.release
              with orphans as (
                  select connection_id, lane from outbox_lanes
-                  where worker = $1 and (connection_id, lane) not in (select * from unnest($2::text[], $3::bigint[]))
+                  where worker = $1 and (connection_id, lane) not in (
+                        select * from unnest($2::text[], $3::bigint[]))
                   order by connection_id, lane limit $4 for update skip locked),
              freed as (
                  update outbox_lanes l
-                    set worker = null, crashes = l.crashes + $5::integer, last_error = 'the worker ended', ambiguous = true,
-                        -- Its call may still be under way.
+                    set worker = null, crashes = l.crashes + $5::integer,
+                        last_error = 'the worker ended', ambiguous = true,
+                        -- The call may still be running.
                         next_at = greatest(now(), l.sending_until), sending_until = null
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane
                  returning l.connection_id, l.channel_key, l.next_at),
              due as (
                  select c.connection_id, c.channel_key, f.due
                    from outbox_channels c join (
-                       select connection_id, channel_key, min(next_at) as due from freed group by 1, 2) f
+                       select connection_id, channel_key, min(next_at) as due from freed
+                        group by 1, 2) f
                         using (connection_id, channel_key)
                   order by 1, 2 for update of c),
              channels as (
-                 update outbox_channels c set next_at = least(c.next_at, greatest(due.due, c.paced_until)) from due
+                 update outbox_channels c
+                    set next_at = least(c.next_at, greatest(due.due, c.paced_until)) from due
                   where c.connection_id = due.connection_id and c.channel_key = due.channel_key)
              select count(*) as freed from freed",
         )
@@ -199,7 +211,7 @@ impl Store {
         Ok(u64::try_from(row.try_get::<i64, _>("freed")?).unwrap_or_default())
     }
 
-    /// Records that Slack refuses messages to a conversation, at its binding, for people.
+    /// Records at a conversation's binding that Slack rejects messages to it.
     pub async fn record_refused_channel(
         &self,
         connection: ConnectionId,

@@ -1,23 +1,24 @@
-//! Generations of the stream: what happens to a partition when the stream is not the one that was read.
+//! Generations of the stream: continuation of a partition after a stream reset.
 //!
-//! Sequences of another stream mean other webhooks, so the generation is raised and the partition is read again from the
-//! time up to which it was committed; `processed_keys` keeps effects single.
+//! The sequences of another stream refer to other webhooks. The generation is therefore raised, and
+//! the partition is read again from the time up to which it was committed. `processed_keys`
+//! prevents repeated effects.
 
-use super::super::{Store, StoreError};
 use super::FencingToken;
+use crate::store::{Store, StoreError};
 
-/// Where a partition goes on in another stream.
+/// Start of a partition in another stream.
 #[derive(Debug, Clone, Copy)]
 pub struct NewGeneration {
-    /// When the stream was created, in ns since 1970.
+    /// Creation time of the stream, in ns since 1970.
     pub created_ns: i64,
-    /// Everything up to this sequence of it is committed, or older than what was.
+    /// Sequence up to which everything is committed, or older than the last commit.
     pub cursor: u64,
 }
 
 impl Store {
-    /// Raises the generation of a partition that is still held, and gives it back: whoever claims it next goes on there.
-    /// Returns false when it is not held any more; then nothing changed.
+    /// Raises the generation of a held partition and releases its lease. Returns false, without a
+    /// change, if the partition is no longer held.
     pub async fn bump_generation(
         &self,
         token: &FencingToken,
@@ -27,10 +28,12 @@ impl Store {
             "-- generations.bump
              with raised as (
                  update partition_cursors
-                    set generation = generation + 1, stream_created_ns = $4, cursor = $5, generation_from = $5,
-                        messages = 0, last_sequence = null, last_key = null, last_stored_at = null
+                    set generation = generation + 1, stream_created_ns = $4, cursor = $5,
+                        generation_from = $5, messages = 0, last_sequence = null, last_key = null,
+                        last_stored_at = null
                   where partition = $1 and epoch = $2 and generation = $3 returning partition)
-             update partition_leases l set lease_until = '-infinity' from raised where l.partition = raised.partition",
+             update partition_leases l set lease_until = '-infinity' from raised
+              where l.partition = raised.partition",
         )
         .bind(token.partition.number() as i16)
         .bind(token.epoch)
@@ -42,7 +45,7 @@ impl Store {
         Ok(raised.rows_affected() == 1)
     }
 
-    /// Records that messages of a partition are about to be purged; the ledger subtracts them.
+    /// Records that messages of a partition will be purged, for the ledger.
     pub async fn record_removal(
         &self,
         token: &FencingToken,
@@ -51,7 +54,8 @@ impl Store {
     ) -> Result<i64, StoreError> {
         let id = sqlx::query_scalar(
             "-- stream_removals.insert
-             insert into stream_removals (partition, generation, subject, up_to) values ($1, $2, $3, $4) returning id",
+             insert into stream_removals (partition, generation, subject, up_to)
+             values ($1, $2, $3, $4) returning id",
         );
         Ok(id
             .bind(token.partition.number() as i16)
@@ -62,7 +66,7 @@ impl Store {
             .await?)
     }
 
-    /// Records how many messages were purged.
+    /// Records the number of purged messages.
     pub async fn record_removed(&self, id: i64, removed: u64) -> Result<(), StoreError> {
         sqlx::query(
             "-- stream_removals.removed\n update stream_removals set removed = $2 where id = $1",

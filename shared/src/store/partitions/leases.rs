@@ -1,70 +1,72 @@
-//! Leases on partitions: claimed, renewed, given back.
+//! Leases on partitions: claim, renewal, release.
 //!
-//! A claim raises the epoch, the fencing token of every commit. All times are Postgres's own, so workers' clocks don't
-//! matter. Claiming skips rows that another worker is claiming. `partition_cursors` is written by claims and commits alone;
-//! renewals write `partition_leases`, so that they never wait for a commit.
+//! A claim raises the epoch, the fencing token of every commit. All times are of Postgres, so that
+//! workers' clocks do not matter. Claims skip rows that another worker is claiming. Only claims and
+//! commits write `partition_cursors`. Renewals write `partition_leases`, so that they never wait
+//! for a commit.
 
-use super::super::{Store, StoreError, inconsistent};
 use crate::partition::Partition;
+use crate::store::{Store, StoreError, inconsistent};
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
 use time::OffsetDateTime;
 
-/// The right to commit for a partition. A commit under an older epoch or generation changes nothing.
+/// Right to commit for a partition. A commit with an older epoch or generation changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FencingToken {
-    /// The partition.
+    /// Partition.
     pub partition: Partition,
-    /// Raised by every claim.
+    /// Epoch, raised by every claim.
     pub epoch: i64,
-    /// Raised when the stream is another one.
+    /// Generation, raised by a stream reset.
     pub generation: i32,
 }
 
-/// The last own message that was committed: by it a stream is recognized.
+/// Last committed message of a partition, which identifies the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastMessage {
-    /// Its sequence.
+    /// Sequence.
     pub sequence: u64,
-    /// Its dedup key.
+    /// Dedup key.
     pub key: String,
-    /// When the stream got it, by the server's clock.
+    /// Time at which the stream stored the message, by the server's clock.
     pub stored_at: OffsetDateTime,
 }
 
-/// A partition just claimed.
+/// Claimed partition.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    /// The right to commit.
+    /// Right to commit.
     pub token: FencingToken,
-    /// How far intake has committed.
+    /// Position of intake.
     pub state: CursorState,
-    /// Claims since the cursor moved, this one included.
+    /// Number of claims since the cursor moved, including this one.
     pub claims: i32,
 }
 
-/// How far a partition is.
+/// Position of intake in a partition.
 #[derive(Debug, Clone)]
 pub struct CursorState {
-    /// The epoch of its last claim.
+    /// Epoch of the last claim.
     pub epoch: i64,
-    /// The generation of the stream that it counts in.
+    /// Generation of the stream.
     pub generation: i32,
-    /// Everything up to this sequence is committed.
+    /// Sequence up to which everything is committed.
     pub cursor: u64,
-    /// When the stream was created, in ns since 1970; `None` before it was first read.
+    /// Creation time of the stream, in ns since 1970. `None` before the first read.
     pub stream_created_ns: Option<i64>,
-    /// The last own message; `None` before the first one of this generation.
+    /// Last message of the partition. `None` before the first of this generation.
     pub last: Option<LastMessage>,
-    /// Everything that the stream got before this time is committed.
+    /// Time up to which everything that the stream stored is committed.
     pub read_through: OffsetDateTime,
 }
 
-const STATE: &str = "partition, epoch, generation, cursor, stream_created_ns, last_sequence, last_key, \
-                     last_stored_at, read_through, claims";
+const STATE: &str = "partition, epoch, generation, cursor, stream_created_ns, last_sequence, \
+                     last_key, last_stored_at, read_through, claims";
 
 impl Store {
-    /// Claims up to `count` partitions whose lease has run out, but none of `except`, raising their epochs.
+    /// Claims up to `count` partitions with an expired lease, except for `except`, and raises their
+    /// epochs.
     pub async fn claim_partitions(
         &self,
         worker: &str,
@@ -73,13 +75,13 @@ impl Store {
         ttl: Duration,
     ) -> Result<Vec<Lease>, StoreError> {
         let mut tx = self.leases.begin().await?;
-        // Both rows are locked first and the cursor is read after that, or a commit in between would be missed. A commit
-        // that is stuck holds its row, and must not hold up the claim of others.
+        // Both rows are locked before the cursor is read: a commit in between would be missed. A
+        // row that a hanging commit has locked is skipped.
         let free: Vec<i16> = sqlx::query_scalar(
             "-- leases.lock_free
              select l.partition from partition_leases l join partition_cursors c using (partition)
               where (l.lease_until < clock_timestamp()
-                     -- Written before the clock went back.
+                     -- Written before the clock was set back.
                      or l.lease_until > clock_timestamp() + make_interval(secs => 2 * $2))
                 and l.partition <> all ($3)
               order by random() limit $1 for update of l, c skip locked",
@@ -117,8 +119,9 @@ impl Store {
             .collect()
     }
 
-    /// Renews leases, each with the cursor that Postgres confirmed to its owner. Returns the partitions that are still held. A
-    /// Postgres that was restored may be behind that cursor: what it lost is read again under another lease.
+    /// Renews leases, each with the cursor that Postgres confirmed to its owner. Returns the
+    /// partitions that are still held. A restored Postgres may have an older cursor: the lost
+    /// messages are read again under another lease.
     pub async fn renew_partitions(
         &self,
         held: &[(FencingToken, u64)],
@@ -128,8 +131,10 @@ impl Store {
             held.iter().map(|(token, cursor)| (*token, *cursor as i64)).unzip();
         let rows = sqlx::query(
             "-- leases.renew
-             update partition_leases l set lease_until = clock_timestamp() + make_interval(secs => $4)
-               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u (partition, epoch, cursor)
+             update partition_leases l set lease_until = clock_timestamp() +
+                    make_interval(secs => $4)
+               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as u
+                    (partition, epoch, cursor)
                join partition_cursors c on c.partition = u.partition and c.cursor >= u.cursor
               where l.partition = u.partition and l.epoch = u.epoch returning l.partition",
         )
@@ -142,7 +147,7 @@ impl Store {
         rows.iter().map(partition_of).collect()
     }
 
-    /// Gives partitions back, so that the next worker claims them at once.
+    /// Releases partitions, so that another worker claims them without delay.
     pub async fn release_partitions(&self, held: &[FencingToken]) -> Result<(), StoreError> {
         sqlx::query(
             "-- leases.release
@@ -157,11 +162,13 @@ impl Store {
         Ok(())
     }
 
-    /// The cursor of a partition, once whatever writes it now is done: the answer to a commit with an unknown result.
+    /// Returns the cursor of a partition after a current write finished: the outcome of a commit
+    /// with an unknown result.
     pub async fn settled_cursor(&self, partition: Partition) -> Result<CursorState, StoreError> {
         let mut tx = self.leases.begin().await?;
         let sql = format!(
-            "-- leases.settled_cursor\n select {STATE} from partition_cursors where partition = $1 for update"
+            "-- leases.settled_cursor
+             select {STATE} from partition_cursors where partition = $1 for update"
         );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(partition.number() as i16)
@@ -171,7 +178,7 @@ impl Store {
         cursor_state(&row)
     }
 
-    /// Records which stream a partition's cursor counts in, once per generation.
+    /// Records the stream of a partition's cursor, once per generation.
     pub async fn record_stream(
         &self,
         token: &FencingToken,
@@ -210,8 +217,8 @@ impl Store {
         Ok(())
     }
 
-    /// Marks a webhook before it is decided alone, after claims without progress. Returns how often it was marked without a
-    /// commit since; `None` when the partition is another worker's.
+    /// Marks a webhook that is decided alone after claims without progress. Returns the number of
+    /// marks without a commit in between. `None` if another worker has the partition.
     pub async fn suspect_webhook(
         &self,
         token: &FencingToken,
@@ -220,7 +227,8 @@ impl Store {
         let row = sqlx::query(
             "-- leases.suspect
              update partition_cursors
-                set suspect_count = case when suspect_sequence = $4 then suspect_count + 1 else 1 end,
+                set suspect_count = case when suspect_sequence = $4 then suspect_count + 1
+                    else 1 end,
                     suspect_sequence = $4
               where partition = $1 and epoch = $2 and generation = $3 returning suspect_count",
         )
@@ -233,7 +241,7 @@ impl Store {
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
     }
 
-    /// Clears the mark of a webhook that was decided: what ends a process afterwards is not counted against it.
+    /// Clears the mark of a decided webhook, so that a later crash is not attributed to it.
     pub async fn clear_suspect(&self, token: &FencingToken) -> Result<(), StoreError> {
         sqlx::query(
             "-- leases.clear_suspect

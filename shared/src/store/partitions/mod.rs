@@ -1,4 +1,4 @@
-//! Ownership of partitions: leases, cursors, generations of the stream, and the workers that hold them.
+//! Ownership of partitions: leases, cursors, generations of the stream, worker rows.
 
 mod generations;
 mod leases;

@@ -1,47 +1,49 @@
-//! The state of partitions, for people. Nothing here changes anything.
+//! State of partitions for operators. Read-only.
 
-use super::super::{Store, StoreError, moment};
+use crate::store::{Store, StoreError, timestamp};
 use serde::Serialize;
 use sqlx::Row;
 
-/// The state of a partition.
+/// State of a partition.
 #[derive(Debug, Clone, Serialize)]
 pub struct PartitionState {
-    /// Its number.
+    /// Number.
     pub partition: i16,
-    /// The worker that claimed it last.
+    /// Worker of the last claim.
     pub owner: Option<String>,
-    /// How often it was claimed.
+    /// Epoch of the last claim.
     pub epoch: i64,
-    /// Whether that worker's lease has not run out.
+    /// True if the lease has not expired.
     pub held: bool,
-    /// For how many milliseconds.
+    /// Remaining lease in milliseconds.
     pub lease_ms: i64,
-    /// The generation of the stream that its cursor counts in.
+    /// Generation of the stream.
     pub generation: i32,
-    /// Everything up to this sequence is committed.
+    /// Sequence up to which everything is committed.
     pub cursor: i64,
     /// Webhooks committed in this generation.
     pub messages: i64,
-    /// Everything that the stream got before this time is committed.
+    /// Time up to which everything that the stream stored is committed.
     pub read_through: Option<String>,
-    /// Deliveries that wait or run, by their lanes.
+    /// Number of waiting and running deliveries.
     pub deliveries: i64,
 }
 
 impl Store {
-    /// Every partition, in order.
+    /// Returns all partitions, in order.
     pub async fn partition_states(&self) -> Result<Vec<PartitionState>, StoreError> {
         let rows = sqlx::query(
             "-- partitions.list
-             select partition, c.owner, c.epoch, l.lease_until > clock_timestamp() as held, c.generation, c.cursor,
-                    c.messages, c.read_through,
+             select partition, c.owner, c.epoch, l.lease_until > clock_timestamp() as held,
+                    c.generation, c.cursor, c.messages, c.read_through,
                     case when l.lease_until > clock_timestamp()
-                         then ceil(extract(epoch from l.lease_until - clock_timestamp()) * 1000)::bigint
+                         then ceil(extract(epoch from l.lease_until - clock_timestamp()) *
+                                   1000)::bigint
                          else 0 end as lease_ms,
                     (select coalesce(sum(d.tail - d.head + 1), 0)::bigint from delivery_lanes d
                       where d.partition = c.partition) as deliveries
-               from partition_cursors c join partition_leases l using (partition) order by partition",
+               from partition_cursors c join partition_leases l using (partition)
+              order by partition",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -58,7 +60,7 @@ impl Store {
                     generation: row.try_get("generation")?,
                     cursor: row.try_get("cursor")?,
                     messages: row.try_get("messages")?,
-                    read_through: moment(row, "partition_cursors", &key, "read_through")?,
+                    read_through: timestamp(row, "partition_cursors", &key, "read_through")?,
                     deliveries: row.try_get("deliveries")?,
                 })
             })

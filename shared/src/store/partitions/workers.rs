@@ -1,26 +1,27 @@
-//! Rows of worker processes. Running lanes and agent slots name a row; when it expires, whoever notices frees them.
+//! Rows of worker processes, to which running lanes and agent slots refer. Other workers free them
+//! when the row expires.
 //!
-//! The id is random per process start, so that a process that comes back never takes its former lanes for its own. A row
-//! that has expired is never renewed: its process begins anew under another id.
+//! The id is random per process start, so that a restarted process never assumes ownership of its
+//! former lanes. An expired row is never renewed: its process continues with a new id.
 
-use super::super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use sqlx::Row;
 use std::time::Duration;
 
-/// Lanes freed by one statement, at most.
+/// Maximum lanes freed by one statement.
 const FREED_MAX: i64 = 1_000;
 
-/// How many workers there are, the one that asks among them.
+/// Numbers of workers, including the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LiveWorkers {
-    /// Those whose row has not expired and that take partitions.
+    /// Workers whose row has not expired and that take partitions.
     pub living: usize,
-    /// Those of them that reach NATS.
+    /// Live workers that reach NATS.
     pub reading: usize,
 }
 
 impl Store {
-    /// Makes the row of a process start, or of a process that lost its row.
+    /// Inserts the row of a process, at its start or after its row expired.
     pub async fn register_worker(
         &self,
         id: &str,
@@ -40,7 +41,7 @@ impl Store {
         Ok(())
     }
 
-    /// Renews a row that has not expired, and counts the workers; `None` when it has expired.
+    /// Renews a row and counts the workers. `None` if the row has expired.
     pub async fn renew_worker(
         &self,
         id: &str,
@@ -51,7 +52,8 @@ impl Store {
         let row = sqlx::query(
             "-- workers.renew
              with me as (
-                 update workers set alive_until = clock_timestamp() + make_interval(secs => $4), reads = $2, stopping = $3
+                 update workers set alive_until = clock_timestamp() + make_interval(secs => $4),
+                        reads = $2, stopping = $3
                   where id = $1 and alive_until > clock_timestamp() returning 1),
              others as (
                  select reads from workers
@@ -72,23 +74,26 @@ impl Store {
         Ok(Some(LiveWorkers { living: count("living")?, reading: count("reading")? }))
     }
 
-    /// Marks rows that have expired, so that no statement under their ids begins any more, and returns their ids. Claims hold
-    /// the row `for key share`, so `for update` waits for, or skips, those under way. [`Store::free_worker`] comes next.
+    /// Marks expired rows, so that no statement with their ids begins. Returns the ids, for
+    /// [`Store::free_worker`]. Claims hold the row `for key share`, so that `for update` waits for
+    /// running ones or skips them.
     pub async fn expired_workers(&self, limit: i64) -> Result<Vec<String>, StoreError> {
         let ids = sqlx::query_scalar(
             "-- workers.expire
              update workers set alive_until = '-infinity'
-              where id in (select id from workers where alive_until < clock_timestamp() limit $1 for update skip locked)
+              where id in (select id from workers where alive_until < clock_timestamp() limit $1
+                              for update skip locked)
              returning id",
         );
         Ok(ids.bind(limit).fetch_all(&self.leases).await?)
     }
 
-    /// Ends the row of a process that stops: no statement under its id begins any more.
+    /// Ends the row of a process that stops, so that no statement with its id begins.
     pub async fn retire_worker(&self, id: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- workers.retire
-             update workers set alive_until = '-infinity' where id in (select id from workers where id = $1 for update)",
+             update workers set alive_until = '-infinity'
+              where id in (select id from workers where id = $1 for update)",
         )
         .bind(id)
         .execute(&self.leases)
@@ -96,9 +101,9 @@ impl Store {
         Ok(())
     }
 
-    /// Frees everything that runs under a row that has ended, and deletes the row when nothing is left. What a process that
-    /// died ran counts as an attempt; one that stopped has ended its attempts, and what is left it never heard of. Returns
-    /// the number of lanes.
+    /// Frees all lanes and slots of an ended row, then deletes the row. Interrupted runs of a
+    /// crashed process count as attempts. A process that stopped has finished its attempts: the
+    /// lanes left are ones it did not know of. Returns the number of lanes.
     pub async fn free_worker(&self, id: &str, died: bool) -> Result<u64, StoreError> {
         let (keep, mut lanes) = (if died { None } else { Some(&[][..]) }, 0);
         loop {

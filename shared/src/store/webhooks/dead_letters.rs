@@ -1,10 +1,11 @@
-//! Dead letters: webhooks and deliveries given up on, with a reason and their bytes, until an operator decides.
+//! Dead letters: webhooks and deliveries given up on, with a reason and their sealed payload.
 //!
-//! Written by intake's commit and by the end of a delivery. A dead letter of dispatch is redriven by one statement: it
-//! becomes a delivery at the end of its lane. One of intake is marked, and decided again by the owner of its partition.
+//! The commit of intake and the end of a delivery write them, operators list, redrive and delete
+//! them. One statement turns a dead letter of dispatch into a delivery at the end of its lane. A
+//! dead letter of intake is marked, and the owner of its partition decides it again.
 
 use super::{
-    super::{Store, StoreError, moment, partitions::FencingToken},
+    super::{Store, StoreError, partitions::FencingToken, timestamp},
     SealedPayload,
 };
 use crate::{partition::Partition, types::ConnectionId};
@@ -15,7 +16,7 @@ use sqlx::{
     query::Query,
 };
 
-/// A dead letter.
+/// Dead letter.
 #[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct DeadLetter {
@@ -40,39 +41,40 @@ pub struct DeadLetter {
     pub headers: Vec<(String, String)>,
     #[serde(skip)]
     pub body: Vec<u8>,
-    /// Why headers and body cannot be opened; they are empty then.
+    /// Failure to open headers and body, which are then empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
 }
 
 impl DeadLetter {
-    /// The row that its payload is sealed for: its dedup key, or its place in the stream.
+    /// Returns the row that the payload is sealed for: its dedup key, or its position in the
+    /// stream.
     pub(super) fn sealed_for(&self, token: &FencingToken) -> String {
         let place = || format!("{}#{}/{}", self.subject, token.generation, self.sequence);
         self.dedup_key.clone().unwrap_or_else(place)
     }
 }
 
-/// Selects dead letters. A field that is left open restricts nothing.
+/// Filter of dead letters. `None` matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterFilter {
-    /// These rows.
+    /// Ids.
     pub ids: Option<Vec<i64>>,
-    /// Those of this connection.
+    /// Connection.
     pub connection: Option<ConnectionId>,
-    /// Those whose reason or last error contains this text.
+    /// Substring of reason or last error.
     pub reason: Option<String>,
 }
 
-macro_rules! filtered {
+macro_rules! filter_condition {
     () => {
         "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
            and ($3::text is null or position($3 in reason) > 0 or position($3 in last_error) > 0))"
     };
 }
 
-/// A statement whose first three parameters are a filter.
-fn filtering<'q>(
+/// Returns a statement whose first three parameters are a filter.
+fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q DeadLetterFilter,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -83,18 +85,18 @@ fn filtering<'q>(
 }
 
 impl Store {
-    /// Returns the newest dead letters, at most `limit`. Bytes are opened only `with_payload`.
+    /// Returns the newest dead letters, at most `limit`. Opens payloads only `with_payload`.
     pub async fn dead_letters(
         &self,
         filter: &DeadLetterFilter,
         limit: i64,
         with_payload: bool,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- dead_letters.list
                  select *, case when $5 then payload end as bytes from dead_letters where ",
-                filtered!(),
+                filter_condition!(),
                 " order by id desc limit $4"
             ),
             filter,
@@ -106,12 +108,12 @@ impl Store {
         rows.iter().map(|row| self.dead_letter(row)).collect()
     }
 
-    /// Counts the dead letters that a filter selects.
+    /// Counts the matching dead letters.
     pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StoreError> {
-        let row = filtering(
+        let row = filtered_query(
             concat!(
                 "-- dead_letters.count\n select count(*) as count from dead_letters where ",
-                filtered!()
+                filter_condition!()
             ),
             filter,
         )
@@ -120,20 +122,20 @@ impl Store {
         Ok(row.try_get("count")?)
     }
 
-    /// Redrives dead letters, at most `limit`: those of dispatch become deliveries at once, those of intake are marked for
-    /// the owners of their partitions. Returns the ids.
+    /// Redrives dead letters, at most `limit`. Those of dispatch become deliveries, those of intake
+    /// are marked for the owners of their partitions. Returns the ids.
     pub async fn redrive_dead_letters(
         &self,
         filter: &DeadLetterFilter,
         limit: i64,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- dead_letters.redrive
                  with chosen as (
                      select id, stage from dead_letters
                       where redrive_at is null and payload is not null and ",
-                filtered!(),
+                filter_condition!(),
                 " order by id limit $4 for update skip locked),
                  marked as (
                      update dead_letters l set redrive_at = now() from chosen
@@ -143,26 +145,33 @@ impl Store {
                       where l.id = chosen.id and chosen.stage = 'dispatch' returning l.*),
                  d as (
                      select r.*, count(*) over (partition by connection_id, lane) as of_lane,
-                            row_number() over (partition by connection_id, lane order by id) as nth from revived r),
+                            row_number() over (partition by connection_id, lane order by id) as nth
+                                from revived r),
                  lanes as (
-                     insert into delivery_lanes as l (connection_id, lane, partition, head, tail, org_id, agent_id,
-                                                      priority, next_at)
-                     select connection_id, lane, partition, 1, of_lane, org_id, agent_id, 1, now() from d where nth = 1
+                     insert into delivery_lanes as l (connection_id, lane, partition, head, tail,
+                                                      org_id, agent_id, priority, next_at)
+                     select connection_id, lane, partition, 1, of_lane, org_id, agent_id, 1, now()
+                       from d where nth = 1
                       order by connection_id, lane
                      on conflict (connection_id, lane) do update
                         set tail = l.tail + excluded.tail,
                             next_at = case when l.head > l.tail then now() else l.next_at end,
-                            org_id = case when l.head > l.tail then excluded.org_id else l.org_id end,
-                            agent_id = case when l.head > l.tail then excluded.agent_id else l.agent_id end,
-                            priority = case when l.head > l.tail then excluded.priority else l.priority end
+                            org_id = case when l.head > l.tail then excluded.org_id
+                                else l.org_id end,
+                            agent_id = case when l.head > l.tail then excluded.agent_id
+                                else l.agent_id end,
+                            priority = case when l.head > l.tail then excluded.priority
+                                else l.priority end
                      returning connection_id, lane, tail),
                  enqueued as (
-                     insert into deliveries (connection_id, lane, position, partition, generation, sequence, org_id,
-                            agent_id, session, kind, priority, dedup_key, event_id, channel_id, ts, user_id, received_at,
-                            stored_at, payload, size, schema)
-                     select connection_id, lane, lanes.tail - d.of_lane + d.nth, partition, generation, sequence, org_id,
-                            agent_id, coalesce(session, 1), kind, 1, dedup_key, event_id, channel_id, ts, user_id,
-                            coalesce(stored_at, at), coalesce(stored_at, at), payload, length(payload), 1
+                     insert into deliveries (connection_id, lane, position, partition, generation,
+                            sequence, org_id, agent_id, session, kind, priority, dedup_key,
+                            event_id, channel_id, ts, user_id, received_at, stored_at, payload,
+                            size, schema)
+                     select connection_id, lane, lanes.tail - d.of_lane + d.nth, partition,
+                            generation, sequence, org_id, agent_id, coalesce(session, 1), kind, 1,
+                            dedup_key, event_id, channel_id, ts, user_id, coalesce(stored_at, at),
+                            coalesce(stored_at, at), payload, length(payload), 1
                        from d join lanes using (connection_id, lane))
                  select id from chosen order by id"
             ),
@@ -174,18 +183,18 @@ impl Store {
         ids(&rows)
     }
 
-    /// Deletes dead letters. Their dedup keys stay, so that no copy is processed.
+    /// Deletes dead letters. Their dedup keys stay, so that no copy is processed. Returns the ids.
     pub async fn delete_dead_letters(
         &self,
         filter: &DeadLetterFilter,
         limit: i64,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = filtering(
+        let rows = filtered_query(
             concat!(
                 "-- dead_letters.delete
                  delete from dead_letters where id in (
                      select id from dead_letters where ",
-                filtered!(),
+                filter_condition!(),
                 " order by id limit $4) returning id"
             ),
             filter,
@@ -196,7 +205,7 @@ impl Store {
         ids(&rows)
     }
 
-    /// Dead letters of intake that are to be decided again now, of these partitions, at most `limit`.
+    /// Returns marked dead letters of intake in these partitions, at most `limit`.
     pub async fn redriven_dead_letters(
         &self,
         partitions: &[Partition],
@@ -214,14 +223,15 @@ impl Store {
         rows.iter().map(|row| self.dead_letter(row)).collect()
     }
 
-    /// Which of these partitions have dead letters that are to be decided again now.
+    /// Returns those of the partitions that have marked dead letters.
     pub async fn partitions_to_redrive(
         &self,
         held: &[Partition],
     ) -> Result<Vec<Partition>, StoreError> {
         let numbers: Vec<i16> = sqlx::query_scalar(
             "-- dead_letters.partitions_to_redrive
-             select distinct partition from dead_letters where partition = any ($1) and redrive_at <= now()",
+             select distinct partition from dead_letters where partition = any ($1)
+                and redrive_at <= now()",
         )
         .bind(held.iter().map(|p| p.number() as i16).collect::<Vec<_>>())
         .fetch_all(&self.leases)
@@ -230,14 +240,15 @@ impl Store {
         Ok(partitions.filter_map(|n| Partition::try_from(n).ok()).collect())
     }
 
-    /// Records that a dead letter of intake could not be processed again.
+    /// Records the failed redrive of a dead letter of intake.
     pub async fn record_redrive_failure(&self, id: i64, error: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- dead_letters.redrive_failed
-             update dead_letters set redrive_at = null, last_error = $2, attempts = attempts + 1 where id = $1",
+             update dead_letters set redrive_at = null, last_error = $2, attempts = attempts + 1
+              where id = $1",
         )
         .bind(id)
-        .bind(super::super::storable(error))
+        .bind(crate::store::replace_nul(error))
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -264,14 +275,14 @@ impl Store {
             reason: row.try_get("reason")?,
             last_error: row.try_get("last_error")?,
             attempts: row.try_get("attempts")?,
-            at: moment(row, "dead_letters", &id.to_string(), "at")?,
-            redrive_at: moment(row, "dead_letters", &id.to_string(), "redrive_at")?,
+            at: timestamp(row, "dead_letters", &id.to_string(), "at")?,
+            redrive_at: timestamp(row, "dead_letters", &id.to_string(), "redrive_at")?,
             ..DeadLetter::default()
         };
         let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>("bytes")? else { return Ok(letter) };
         let place = || format!("{}#{}/{}", letter.subject, letter.generation, letter.sequence);
         let sealed_for = letter.dedup_key.clone().unwrap_or_else(place);
-        // One that cannot be opened must hide no other.
+        // An unreadable payload must not hide other dead letters.
         match SealedPayload::open(&self.rings.tokens, &sealed_for, &sealed) {
             Ok(payload) => (letter.headers, letter.body) = (payload.headers, payload.body),
             Err(why) => letter.unreadable = Some(why),

@@ -1,32 +1,34 @@
-//! What deciding a webhook leads to: the words between `routing`, which decides, and the commit, which puts it into force.
+//! Decisions on webhooks and their effects: the interface between `routing`, which decides, and the
+//! commit of intake.
 //!
-//! A [`Decision`] is made by a pure function from a webhook and what Postgres knows. Its changes are applied inside the
-//! transaction of the commit, after the fence, so each happens once. Guards stand in the statements: a change that finds
-//! nothing to change reports that, and the reply for that result is chosen there.
+//! A pure function makes a [`Decision`] from a webhook and the facts in Postgres. The transaction
+//! of the commit applies its changes after the fence, so that each happens once. Guards are inside
+//! the statements: a change without anything to change reports that, and its reply is chosen from
+//! the report.
 
-use super::super::{ConsumeClaim, StoreError};
+use super::Change;
+use crate::store::ConsumeClaim;
 use crate::{
     codec::envelope::{DedupeKey, Envelope},
-    types::{AgentId, AgentMode, ChannelId, ConnectionId, OrgId, Outgoing, TeamId, UserId},
+    types::{AgentId, AgentMode, OrgId, Outgoing},
 };
-use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 
-/// A webhook of the stream with its decision.
+/// Webhook of the stream with its decision.
 pub struct DecidedWebhook {
-    /// Its sequence in the stream.
+    /// Sequence in the stream.
     pub sequence: u64,
-    /// When the stream got it, by the server's clock.
+    /// Time at which the stream stored the webhook, by the server's clock.
     pub stored_at: OffsetDateTime,
-    /// The webhook.
+    /// Webhook.
     pub envelope: Envelope,
-    /// What people look it up by.
+    /// Ids for searches.
     pub ids: WebhookIds,
-    /// What it leads to.
+    /// Decision.
     pub decision: Decision,
 }
 
-/// Ids out of a webhook's body, for logs and look-ups. Text of people is never among them.
+/// Ids in a webhook's body, for logs and searches. Never text of people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // Slack's names
 pub struct WebhookIds {
@@ -36,34 +38,36 @@ pub struct WebhookIds {
     pub thread_ts: Option<String>,
     pub ts: Option<String>,
     pub user: Option<String>,
-    /// `event_time`, or the second of a message's `ts`: the webhook's own time, the same in every copy.
+    /// `event_time`, or the second of a message's `ts`: the time of the webhook, equal in every
+    /// copy.
     pub own_time: Option<i64>,
 }
 
-/// What a webhook leads to. A closed set: there is no other end of intake.
+/// Decision on a webhook.
 pub enum Decision {
-    /// Nothing: no effect, no dedup key.
+    /// No effect and no dedup key.
     Ignore {
-        /// Why.
+        /// Reason.
         reason: IgnoreReason,
-        /// Whether it was addressed to the app, so that people may ask why nothing happened.
+        /// True if the webhook addressed the app. Such webhooks are recorded, because people ask
+        /// about them.
         addressed: bool,
     },
-    /// It can never be processed; an operator decides.
+    /// Can never be processed. An operator decides.
     DeadLetter {
-        /// Why, the same words for all of its sort.
+        /// Constant reason.
         reason: &'static str,
-        /// What is particular about this one.
+        /// Details.
         error: String,
     },
     /// Effects, and at most one delivery.
     Apply(Box<Effects>),
 }
 
-/// Why a webhook leads to nothing.
+/// Reason to ignore a webhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IgnoreReason {
-    /// It was processed before.
+    /// Processed before.
     Duplicate,
     /// Another webhook about the same message was processed before.
     SameTrigger,
@@ -73,22 +77,22 @@ pub enum IgnoreReason {
     ConnectionRevoked,
     /// The connection was deleted.
     ConnectionDeleted,
-    /// Its conversation has no agent.
+    /// The conversation has no agent.
     NoAgent,
-    /// The bot itself, another bot, or a system user wrote it.
+    /// Written by the bot itself, another bot, or a system user.
     FromBot,
-    /// An edit, a join or another event that asks nothing of an agent.
+    /// An edit, a join or another event without a request to an agent.
     NotAMessage,
-    /// The connection does not work in this type of conversation.
+    /// The app is disabled on this surface.
     SurfaceDisabled,
-    /// It came too late to be answered.
+    /// Too late for a reply.
     TooLate,
-    /// There was nothing to change.
+    /// Nothing to change.
     NothingToChange,
 }
 
 impl IgnoreReason {
-    /// The word for tables, logs and metrics.
+    /// Returns the reason for tables, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             IgnoreReason::Duplicate => "duplicate",
@@ -106,24 +110,24 @@ impl IgnoreReason {
     }
 }
 
-/// What changes because of a webhook.
+/// Effects of a webhook.
 pub struct Effects {
-    /// A link code to consume, with the reply for each result.
+    /// Use of a link code, with the reply for each result.
     pub consume: Option<ConsumeClaim>,
-    /// What else is to change, each with the reply for either result.
+    /// Other changes, each with the replies for its results.
     pub changes: Vec<Change>,
-    /// Messages to Slack, whatever else.
+    /// Unconditional messages to Slack.
     pub messages: Vec<Outgoing>,
-    /// The delivery to an agent.
+    /// Delivery to an agent.
     pub delivery: Option<NewDelivery>,
-    /// What triggered all of this: a second webhook for the same trigger has no effect.
+    /// Key of the trigger. A second webhook with the same trigger has no effect.
     pub trigger: Option<DedupeKey>,
-    /// What is noted with the dedup key.
+    /// Outcome stored with the dedup key.
     pub processed_as: ProcessedAs,
 }
 
 impl Effects {
-    /// No effect but the dedup key.
+    /// Returns effects without any but the dedup key.
     pub fn new(processed_as: ProcessedAs) -> Self {
         Self {
             consume: None,
@@ -135,33 +139,34 @@ impl Effects {
         }
     }
 
-    /// Whether other webhooks may share its batch: nothing that it changes is read by a decision.
+    /// Returns whether other webhooks may share its batch, because no decision reads what these
+    /// effects change.
     pub fn may_share_batch(&self) -> bool {
-        // Named one by one, so that a new kind of effect is decided about.
+        // The pattern lists all fields, so that a new effect requires a choice here.
         let Self { consume, changes, messages: _, delivery: _, trigger: _, processed_as: _ } = self;
         consume.is_none() && changes.is_empty()
     }
 }
 
-/// What was done with a webhook, noted with its dedup key.
+/// Outcome of a webhook, stored with its dedup key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProcessedAs {
-    /// Handed to dispatch.
+    /// Enqueued as a delivery.
     Delivery,
-    /// One of Tidegate's own commands.
+    /// Command of Tidegate.
     Command,
-    /// An event about the installation.
+    /// Event about the installation.
     InstallationEvent,
-    /// A hint to a person: the conversation has no agent.
+    /// Notice to a person: the conversation has no agent.
     Notice,
-    /// Given up.
+    /// Dead letter.
     DeadLetter,
-    /// The second key of a webhook: what triggered it.
+    /// Second key of a webhook, for its trigger.
     Trigger,
 }
 
 impl ProcessedAs {
-    /// Every one, with the number of its column.
+    /// Outcomes with the numbers of the column.
     const ALL: [(ProcessedAs, i16, &'static str); 6] = [
         (ProcessedAs::Delivery, 1, "delivery"),
         (ProcessedAs::Command, 2, "command"),
@@ -171,69 +176,70 @@ impl ProcessedAs {
         (ProcessedAs::Trigger, 6, "trigger"),
     ];
 
-    /// The number in `processed_keys.outcome`.
+    /// Returns the number in `processed_keys.outcome`.
     pub fn number(self) -> i16 {
         Self::ALL.iter().find(|row| row.0 == self).map_or(0, |row| row.1)
     }
 
-    /// The word for people.
+    /// Returns the name of the outcome.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|row| row.0 == self).map_or("unknown", |row| row.2)
     }
 
-    /// From the column.
+    /// Converts the column.
     pub fn from_number(number: i16) -> Option<Self> {
         Self::ALL.iter().find(|row| row.1 == number).map(|row| row.0)
     }
 }
 
-/// The organization of the pseudo-agent that is the worker itself. No organization can be called so.
+/// Organization of the gateway's pseudo-agent. No organization can have this id.
 pub const GATEWAY_ORG: &str = "*";
-/// The pseudo-agent for deliveries that the worker answers itself: a team's own handler, views and menus without an app.
+/// Pseudo-agent of deliveries that the worker answers itself: handlers of an embedding application,
+/// views and menus without an app.
 pub const GATEWAY_AGENT: &str = "gateway";
 
-/// A delivery to be enqueued in the webhook's lane.
+/// Delivery to enqueue in the webhook's lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDelivery {
-    /// Who gets it: an organization's agent, or [`GATEWAY_ORG`] and [`GATEWAY_AGENT`].
+    /// Organization of the agent, or [`GATEWAY_ORG`].
     pub org: String,
-    /// The agent's id.
+    /// Id of the agent, or [`GATEWAY_AGENT`].
     pub agent: String,
-    /// The conversation's session.
+    /// Session of the conversation.
     pub session: i64,
-    /// Whether a person waits.
+    /// Priority.
     pub priority: Priority,
-    /// How many agents' answers led to it.
+    /// Number of agents' replies that led to the webhook.
     pub hops: i32,
-    /// Whether the effects tell its person that it waits.
+    /// True if the effects include a notice to the person that the delivery waits.
     pub tells: bool,
 }
 
 impl NewDelivery {
-    /// A delivery to an agent.
+    /// Returns a delivery to an agent.
     pub fn to_agent(agent: &AgentRef, session: i64, priority: Priority) -> Self {
         let (org, agent) = (agent.org.to_string(), agent.id.to_string());
         Self { org, agent, session, priority, hops: 0, tells: false }
     }
 
-    /// A delivery that the worker answers itself.
+    /// Returns a delivery that the worker answers itself.
     pub fn to_gateway(priority: Priority) -> Self {
         let (org, agent) = (GATEWAY_ORG.to_owned(), GATEWAY_AGENT.to_owned());
         Self { org, agent, session: 1, priority, hops: 0, tells: false }
     }
 }
 
-/// Which deliveries go first.
+/// Priority of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Priority {
     /// A person waits: commands, clicks, shortcuts, submissions.
     Interactive,
-    /// All else.
+    /// All other deliveries.
     Background,
 }
 
 impl Priority {
-    /// The number of the column.
+    /// Returns the number of the column.
     pub fn number(self) -> i16 {
         match self {
             Priority::Interactive => 0,
@@ -242,206 +248,15 @@ impl Priority {
     }
 }
 
-/// An agent as a decision needs it.
+/// Agent with the fields for a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentRef {
-    /// Its organization.
+    /// Organization.
     pub org: OrgId,
-    /// Its id.
+    /// Id.
     pub id: AgentId,
-    /// Its name, or its id when it has none.
+    /// Name, or the id without one.
     pub name: String,
-    /// How it is called.
+    /// Mode.
     pub mode: AgentMode,
-}
-
-/// A conversation that can be bound: a channel or a direct message of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)] // the columns' names; see the migration
-pub struct Chat {
-    pub connection: ConnectionId,
-    pub team: TeamId,
-    pub channel: ChannelId,
-}
-
-/// One change, and what is said when it changed something, and when there was nothing to change.
-pub struct Change {
-    /// What is to change.
-    pub what: What,
-    /// What is said for it. Runs inside the transaction.
-    pub reply: ReplyToChange,
-}
-
-/// What is said, told whether something changed.
-pub type ReplyToChange = Box<dyn Fn(bool) -> Vec<Outgoing> + Send + Sync>;
-
-/// What is to change.
-#[derive(Debug, Clone)]
-pub enum What {
-    /// The conversation belongs to this agent from now on. Nothing changes when there is no such agent any more.
-    Bind {
-        /// Which conversation.
-        chat: Chat,
-        /// Whose agent.
-        org: OrgId,
-        /// Which.
-        agent: AgentId,
-        /// Who asked for it.
-        by: UserId,
-    },
-    /// The conversation belongs to nobody in particular any more.
-    Unbind(Chat),
-    /// The conversation begins anew: its next questions carry another session.
-    NewSession(Chat),
-    /// Slack gave a channel another id: what is known of the one is known of the other.
-    MoveChannel {
-        /// On which connection.
-        connection: ConnectionId,
-        /// The id before.
-        from: ChannelId,
-        /// The id since.
-        to: ChannelId,
-    },
-    /// The app was uninstalled, or its tokens revoked. Nothing changes when it was installed anew since.
-    Revoke {
-        /// Which connection.
-        connection: ConnectionId,
-        /// When Slack says that happened, in seconds since 1970.
-        at: i64,
-        /// Slack's word for it.
-        why: &'static str,
-    },
-    /// A person is greeted. Nothing changes when that was done before.
-    Welcome {
-        /// On which connection.
-        connection: ConnectionId,
-        /// Which workspace they joined.
-        team: TeamId,
-        /// Who.
-        user: UserId,
-    },
-}
-
-impl What {
-    /// The words for it, which name nobody.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            What::Bind { .. } => "bind a conversation",
-            What::Unbind(_) => "unbind a conversation",
-            What::NewSession(_) => "begin a new session",
-            What::MoveChannel { .. } => "move a channel",
-            What::Revoke { .. } => "revoke the connection",
-            What::Welcome { .. } => "welcome a person",
-        }
-    }
-}
-
-/// Makes a change; whether there was anything to change.
-pub(in crate::store) async fn apply(
-    tx: &mut PgConnection,
-    what: &What,
-) -> Result<bool, StoreError> {
-    let changed = match what {
-        What::Bind { chat, org, agent, by } => {
-            sqlx::query(
-                "-- bindings.bind
-                 insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by)
-                 select $1, $2, $3, org_id, id, $6 from agents where org_id = $4 and id = $5
-                 on conflict (connection_id, team_id, channel_id)
-                 do update set org_id = excluded.org_id, agent_id = excluded.agent_id,
-                               bound_by = excluded.bound_by, bound_at = now()",
-            )
-            .bind(chat.connection.to_string())
-            .bind(chat.team.as_str())
-            .bind(chat.channel.as_str())
-            .bind(org.as_str())
-            .bind(agent.as_str())
-            .bind(by.as_str())
-            .execute(tx)
-            .await?
-        }
-        What::Unbind(chat) => {
-            sqlx::query(
-                "-- bindings.unbind
-                 delete from channel_bindings where connection_id = $1 and team_id = $2 and channel_id = $3",
-            )
-            .bind(chat.connection.to_string())
-            .bind(chat.team.as_str())
-            .bind(chat.channel.as_str())
-            .execute(tx)
-            .await?
-        }
-        What::NewSession(chat) => {
-            sqlx::query(
-                "-- sessions.renew
-                 insert into conversation_sessions (connection_id, team_id, channel_id, number) values ($1, $2, $3, 2)
-                 on conflict (connection_id, team_id, channel_id) do update set number = conversation_sessions.number + 1",
-            )
-            .bind(chat.connection.to_string())
-            .bind(chat.team.as_str())
-            .bind(chat.channel.as_str())
-            .execute(tx)
-            .await?
-        }
-        What::MoveChannel { connection, from, to } => {
-            return move_channel(tx, *connection, from, to).await;
-        }
-        What::Revoke { connection, at, why } => {
-            sqlx::query(
-                "-- connections.revoke
-                 update connections set status = 'revoked', status_reason = $3
-                  where id = $1 and status in ('pending', 'active', 'error')
-                    and (installed_at is null or date_trunc('second', installed_at) <= to_timestamp($2))",
-            )
-            .bind(connection.to_string())
-            .bind(*at as f64)
-            .bind(*why)
-            .execute(tx)
-            .await?
-        }
-        What::Welcome { connection, team, user } => {
-            sqlx::query(
-                "-- welcomed_users.note
-                 insert into welcomed_users (connection_id, team_id, user_id) values ($1, $2, $3) on conflict do nothing",
-            )
-            .bind(connection.to_string())
-            .bind(team.as_str())
-            .bind(user.as_str())
-            .execute(tx)
-            .await?
-        }
-    };
-    Ok(changed.rows_affected() > 0)
-}
-
-/// A binding that the new id has already was made later, by a person: it stays, and the old one goes.
-async fn move_channel(
-    tx: &mut PgConnection,
-    connection: ConnectionId,
-    from: &ChannelId,
-    to: &ChannelId,
-) -> Result<bool, StoreError> {
-    let row = sqlx::query(
-        "-- bindings.move
-         with old as (
-             delete from channel_bindings where connection_id = $1 and channel_id = $2 returning *),
-         moved as (
-             insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by, bound_at)
-             select connection_id, team_id, $3, org_id, agent_id, bound_by, bound_at from old
-             on conflict do nothing),
-         session as (
-             delete from conversation_sessions where connection_id = $1 and channel_id = $2 returning *),
-         kept as (
-             insert into conversation_sessions (connection_id, team_id, channel_id, number)
-             select connection_id, team_id, $3, number from session
-             on conflict (connection_id, team_id, channel_id)
-             do update set number = greatest(conversation_sessions.number, excluded.number))
-         select exists (select from old) as moved",
-    )
-    .bind(connection.to_string())
-    .bind(from.as_str())
-    .bind(to.as_str())
-    .fetch_one(tx)
-    .await?;
-    Ok(row.try_get("moved")?)
 }

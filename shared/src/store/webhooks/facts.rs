@@ -1,7 +1,7 @@
-//! What Postgres knows about the webhooks of a batch, read in one query and never from a cache.
+//! Facts for the decisions on a batch, read in one query without a cache.
 
-use super::super::{Store, StoreError, column, connections::settings, nullable};
 use super::effects::AgentRef;
+use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use crate::{
     codec::envelope::DedupeKey,
     partition::{Lane, Partition},
@@ -10,71 +10,73 @@ use crate::{
 use sha2::{Digest, Sha256};
 use sqlx::{Row, postgres::PgRow};
 
-/// What is looked up for one webhook.
+/// Keys of the facts for one webhook.
 #[derive(Debug, Clone)]
 pub struct FactsQuery {
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionId,
-    /// The workspace that its body names; the connection's own goes before it.
+    /// Workspace in the body. The connection's own takes precedence.
     pub team: Option<String>,
-    /// The channel that it happened in, if it happened in one.
+    /// Channel, if any.
     pub channel: Option<String>,
-    /// Its lane.
+    /// Lane.
     pub lane: Lane,
-    /// Its own dedup key.
+    /// Dedup key.
     pub key: ProcessedKey,
-    /// The key of its trigger, if it has one. Of the same day.
+    /// Key of the trigger, if any. Has the same day.
     pub trigger: Option<ProcessedKey>,
 }
 
-/// A row's key in `processed_keys`.
+/// Key of a row in `processed_keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProcessedKey {
-    /// Days since 1970 of the webhook's own time.
+    /// Day of the webhook's own time, counted from 1970.
     pub day: i32,
-    /// The first 16 bytes of the SHA-256 of the dedup key.
+    /// First 16 bytes of the SHA-256 of the dedup key.
     pub key: [u8; 16],
 }
 
 impl ProcessedKey {
-    /// The row's key of a dedup key.
+    /// Returns the row key of a dedup key.
     pub fn new(day: i32, dedup_key: &DedupeKey) -> Self {
         let hash: [u8; 32] = Sha256::digest(dedup_key.as_str().as_bytes()).into();
         Self { day, key: *hash.first_chunk().expect("SHA-256 has 32 bytes") }
     }
 }
 
-/// What is known about one webhook.
+/// Facts for one webhook.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// Its connection.
+    /// Connection.
     pub connection: ConnectionState,
-    /// Its conversation. Of the first session and without a binding when nothing is known of it.
+    /// Conversation. An unknown one is unbound and in its first session.
     pub conversation: ConversationState,
-    /// The connection's own agent.
+    /// Default agent of the connection.
     pub own_agent: Option<AgentRef>,
-    /// Whether its dedup key is processed.
+    /// True if the dedup key is processed.
     pub processed: bool,
-    /// Whether its trigger is processed.
+    /// True if the trigger is processed.
     pub trigger_processed: bool,
-    /// Whether the circuit of its agent is open, and the conversation was not told within the hour that it waits.
+    /// True if the agent's circuit breaker is open and the conversation got no notice within the
+    /// hour.
     pub tell_waiting: bool,
 }
 
-/// A connection as a decision sees it.
+/// Connection for a decision.
 #[derive(Debug, Clone)]
 pub enum ConnectionState {
-    /// There is a row.
+    /// Existing row.
     Known(Box<ConnectionFacts>),
-    /// It was deleted.
+    /// Deleted.
     Deleted,
-    /// No connection of this id is known.
+    /// No connection has this id.
     Unknown,
-    /// Its row, or one that it names, holds what this release can't read; this is what.
+    /// The row, or one that it references, has a value that this release can't read. Contains the
+    /// failure.
     Unreadable(String),
 }
 
-/// A connection's row without its secrets.
+/// Row of a connection without secrets.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct ConnectionFacts {
@@ -88,19 +90,20 @@ pub struct ConnectionFacts {
     pub settings: Settings,
 }
 
-/// A conversation as a decision sees it.
+/// Conversation for a decision.
 #[derive(Debug, Clone, Default)]
 pub struct ConversationState {
-    /// Who it is routed to: its binding's agent, else the connection's own, but on a preview connection only a binding's.
+    /// Agent: of the binding, else the connection's default, which a preview connection does not
+    /// use.
     pub agent: Option<AgentRef>,
-    /// Who linked it, if it was linked.
+    /// Person who created the binding.
     pub linked_by: Option<UserId>,
-    /// Its session; the first is 1, and 0 stands for unknown.
+    /// Session. The first is 1. 0 means unknown.
     pub session: i64,
 }
 
 impl Store {
-    /// Reads what is known about the webhooks of a batch, in their order.
+    /// Reads the facts for the webhooks of a batch, in their order.
     pub async fn load_facts(
         &self,
         partition: Partition,
@@ -108,31 +111,37 @@ impl Store {
     ) -> Result<Vec<Facts>, StoreError> {
         let rows = sqlx::query(
             "-- intake.facts
-             select c.id is not null as known, d.id is not null as deleted, c.org_id, c.enterprise_id, c.team_id,
-                    c.preview_mode, c.status, c.bot_user_id, c.settings,
+             select c.id is not null as known, d.id is not null as deleted, c.org_id,
+                    c.enterprise_id, c.team_id, c.preview_mode, c.status, c.bot_user_id, c.settings,
                     b.bound_by, coalesce(s.number, 1) as session,
-                    a.org_id as bound_org, a.id as bound_id, a.name as bound_name, a.mode as bound_mode,
-                    o.id as own_id, o.name as own_name, o.mode as own_mode,
+                    a.org_id as bound_org, a.id as bound_id, a.name as bound_name,
+                    a.mode as bound_mode, o.id as own_id, o.name as own_name, o.mode as own_mode,
                     exists (select from processed_keys p
-                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.key) as processed,
+                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
+                               and p.key = u.key) as processed,
                     exists (select from processed_keys p
-                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day and p.key = u.trigger)
+                             where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
+                               and p.key = u.trigger)
                         as trigger_processed,
                     h.agent_id is not null
                     and not exists (select from delivery_lanes l
                                      where l.lane = u.lane and l.connection_id = u.connection
                                        and l.told_at > now() - interval '1 hour') as tell_waiting
-               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[], $7::bytea[], $8::bigint[])
+               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[],
+                           $7::bytea[], $8::bigint[])
                         with ordinality as u (connection, team, channel, day, key, trigger, lane, n)
                left join connections c on c.id = u.connection
                left join deleted_connections d on d.id = u.connection and c.id is null
                left join channel_bindings b on b.connection_id = u.connection
-                                           and b.team_id = coalesce(c.team_id, u.team) and b.channel_id = u.channel
+                                           and b.team_id = coalesce(c.team_id, u.team)
+                                           and b.channel_id = u.channel
                left join conversation_sessions s on s.connection_id = u.connection
-                                                and s.team_id = coalesce(c.team_id, u.team) and s.channel_id = u.channel
+                                                and s.team_id = coalesce(c.team_id, u.team)
+                                                and s.channel_id = u.channel
                left join agents a on a.org_id = b.org_id and a.id = b.agent_id
                left join agents o on o.org_id = c.org_id and o.id = c.agent_id
-               left join agent_health h on h.org_id = coalesce(a.org_id, o.org_id) and h.agent_id = coalesce(a.id, o.id)
+               left join agent_health h on h.org_id = coalesce(a.org_id, o.org_id)
+                and h.agent_id = coalesce(a.id, o.id)
               order by u.n",
         )
         .bind(partition.number() as i16)
@@ -167,7 +176,7 @@ fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
         return without(ConnectionState::Unknown);
     }
     match known_facts(row, query.connection) {
-        // The other webhooks of the batch don't need it.
+        // The failure affects no other webhook of the batch.
         Err(error @ StoreError::Inconsistent { .. }) => {
             without(ConnectionState::Unreadable(error.to_string()))
         }
@@ -189,7 +198,7 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     };
     let own_agent = match nullable(row, "agents", &key, "own_id")? {
         Some(id) => Some(AgentRef {
-            name: named(row, "own_name", &id)?,
+            name: display_name(row, "own_name", &id)?,
             mode: column(row, "agents", &key, "own_mode")?,
             org: known.org.clone(),
             id,
@@ -198,7 +207,7 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     };
     let bound = match nullable(row, "agents", &key, "bound_id")? {
         Some(id) => Some(AgentRef {
-            name: named(row, "bound_name", &id)?,
+            name: display_name(row, "bound_name", &id)?,
             mode: column(row, "agents", &key, "bound_mode")?,
             org: column(row, "agents", &key, "bound_org")?,
             id,
@@ -220,7 +229,11 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
     })
 }
 
-fn named(row: &PgRow, column: &str, id: &crate::types::AgentId) -> Result<String, StoreError> {
+fn display_name(
+    row: &PgRow,
+    column: &str,
+    id: &crate::types::AgentId,
+) -> Result<String, StoreError> {
     let name: String = row.try_get(column)?;
     Ok(if name.is_empty() { id.to_string() } else { name })
 }

@@ -1,16 +1,20 @@
-//! Webhooks: what is known when one is decided, what deciding leads to, and the commit that puts it into force.
+//! Webhooks: facts for decisions, decisions with their effects, and the commit of intake.
 
 mod batch;
+mod changes;
 mod dead_letters;
-pub(super) mod effects;
+mod effects;
 mod facts;
+mod fence;
 mod sealed_payload;
 
 pub use batch::{BatchCommit, CommitOutcome, LastOfBatch};
+pub(in crate::store) use changes::apply_change;
+pub use changes::{Change, Chat, ReplyToChange, What};
 pub use dead_letters::{DeadLetter, DeadLetterFilter};
 pub use effects::{
-    AgentRef, Change, Chat, DecidedWebhook, Decision, Effects, GATEWAY_AGENT, GATEWAY_ORG,
-    IgnoreReason, NewDelivery, Priority, ProcessedAs, ReplyToChange, WebhookIds, What,
+    AgentRef, DecidedWebhook, Decision, Effects, GATEWAY_AGENT, GATEWAY_ORG, IgnoreReason,
+    NewDelivery, Priority, ProcessedAs, WebhookIds,
 };
 pub use facts::{
     ConnectionFacts, ConnectionState, ConversationState, Facts, FactsQuery, ProcessedKey,

@@ -1,19 +1,20 @@
-//! The bytes of a webhook at rest: headers and body as they were in the stream, sealed under the token keyring, since
-//! bodies hold people's text and a response_url is a secret.
+//! Payload of a webhook at rest: headers and body of the stream, sealed with the token ring,
+//! because bodies contain people's text and a `response_url` is a secret.
 
-use super::super::{StoreError, inconsistent};
 use crate::secrets::{KeyRing, Place};
+use crate::store::{StoreError, inconsistent};
 use serde::{Deserialize, Serialize};
 
-/// The column that payloads are sealed for, in whichever table they are: a delivery that is given up keeps its bytes.
+/// Column that payloads are sealed for, in every table: a dead letter keeps the sealed bytes of its
+/// delivery.
 pub const COLUMN: &str = "webhook.payload";
 
-/// The bytes of a webhook.
+/// Payload of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedPayload {
-    /// Its headers, as they were in the stream.
+    /// Headers of the stream.
     pub headers: Vec<(String, String)>,
-    /// Its body.
+    /// Body.
     pub body: Vec<u8>,
 }
 
@@ -23,7 +24,8 @@ struct Head {
 }
 
 impl SealedPayload {
-    /// Seals headers and body for a row. `row` is the dedup key, which names the connection, or a place in the stream.
+    /// Seals headers and body. `row` is the dedup key, which contains the connection, or a position
+    /// in the stream.
     pub fn seal(
         ring: &KeyRing,
         row: &str,
@@ -36,7 +38,7 @@ impl SealedPayload {
         Ok(ring.seal_bytes(Place { owner: row, column: COLUMN }, &clear)?)
     }
 
-    /// Opens what [`SealedPayload::seal`] made. The error holds nothing of it.
+    /// Opens a result of [`SealedPayload::seal`]. The error contains no part of the payload.
     pub fn open(ring: &KeyRing, row: &str, sealed: &[u8]) -> Result<Self, String> {
         let place = Place { owner: row, column: COLUMN };
         let clear = ring.open_bytes(place, sealed).map_err(|error| error.to_string())?;

@@ -1,21 +1,20 @@
-//! The life of a connection as an operator sees and changes it: switched, looked at, deleted.
+//! Operations of an operator on connections: status, summaries, deletion.
 //!
-//! `pending → active → stopped | error | revoked`. What Slack's refusals do to it is in [`super::refusals`], what its events
-//! do in [`super::webhooks`]. Every change raises the row's version, and directory sync updates the directory.
+//! Statuses are `pending → active → stopped | error | revoked`. [`super::token_failures`] applies
+//! failures of Slack, [`crate::store::webhooks`] applies its events. Every change raises the
+//! version of the row, and directory sync updates the directory.
 //!
-//! A deletion begins with the connection's row, in one statement: a trigger leaves a tombstone, by which webhooks that still
-//! come are ignored. Its traffic follows in bounded steps, which find it by index and begin anew wherever they ended.
+//! Deletion starts with the row of the connection, in one statement. A trigger leaves a tombstone,
+//! because of which intake ignores later webhooks. Bounded steps then delete the traffic by index.
+//! An interrupted deletion can be repeated.
 
-use super::{
-    Store, StoreError, column,
-    connections::{TABLE, settings},
-    moment, nullable,
-};
+use super::{TABLE, settings};
+use crate::store::{Store, StoreError, column, inconsistent, nullable, timestamp};
 use crate::types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId};
 use serde::Serialize;
 use sqlx::{PgExecutor, Row, postgres::PgRow};
 
-/// A connection as an operator sees it: no secrets.
+/// Connection without secrets, for operators.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct ConnectionSummary {
@@ -38,7 +37,7 @@ pub struct ConnectionSummary {
     pub version: i64,
 }
 
-/// A change of a connection's status.
+/// Change of a connection's status.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct HistoryEntry {
@@ -47,7 +46,7 @@ pub struct HistoryEntry {
     pub reason: String,
 }
 
-/// The rows of a connection that were deleted.
+/// Numbers of deleted rows of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)] // the tables' names
 pub struct DeletedConnection {
@@ -59,7 +58,7 @@ pub struct DeletedConnection {
 }
 
 impl Store {
-    /// Sets the status. An unknown connection is [`StoreError::Missing`].
+    /// Sets the status. [`StoreError::Missing`] for an unknown connection.
     pub async fn set_connection_status(
         &self,
         id: ConnectionId,
@@ -79,17 +78,19 @@ impl Store {
         Ok(())
     }
 
-    /// Every connection, or one.
+    /// Returns all connections, or one.
     pub async fn connection_summaries(
         &self,
         only: Option<ConnectionId>,
     ) -> Result<Vec<ConnectionSummary>, StoreError> {
         let rows = sqlx::query(
             "-- connections.summaries
-             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode, c.status,
-                    c.status_reason, c.bot_user_id, c.bot_token is not null as has_bot_token, c.settings,
-                    c.sending_paused_at, c.installed_at, c.updated_at, c.version,
-                    (select count(*) from channel_bindings b where b.connection_id = c.id) as bindings
+             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id,
+                    c.preview_mode, c.status, c.status_reason, c.bot_user_id,
+                    c.bot_token is not null as has_bot_token, c.settings, c.sending_paused_at,
+                    c.installed_at, c.updated_at, c.version,
+                    (select count(*) from channel_bindings b
+                      where b.connection_id = c.id) as bindings
                from connections c where $1::text is null or c.id = $1
               order by c.org_id, c.app_id, c.team_id nulls first",
         )
@@ -99,14 +100,15 @@ impl Store {
         rows.iter().map(summary).collect()
     }
 
-    /// How a connection's status changed, oldest first.
+    /// Returns the status changes of a connection, oldest first.
     pub async fn connection_history(
         &self,
         id: ConnectionId,
     ) -> Result<Vec<HistoryEntry>, StoreError> {
         let rows = sqlx::query(
             "-- connections.history
-             select id::text, at, status, reason from connection_status_history where connection_id = $1 order by id",
+             select id::text, at, status, reason from connection_status_history
+              where connection_id = $1 order by id",
         )
         .bind(id.to_string())
         .fetch_all(&self.pool)
@@ -115,7 +117,7 @@ impl Store {
             .map(|row| {
                 let key: String = row.try_get("id")?;
                 Ok(HistoryEntry {
-                    at: moment(row, "connection_status_history", &key, "at")?,
+                    at: timestamp(row, "connection_status_history", &key, "at")?,
                     status: column(row, "connection_status_history", &key, "status")?,
                     reason: row.try_get("reason")?,
                 })
@@ -123,13 +125,14 @@ impl Store {
             .collect()
     }
 
-    /// Deletes a connection and everything that is kept for it. Dedup keys are hashes, and go by their age. An unknown
-    /// connection is [`StoreError::Missing`]; deleting one again that was deleted deletes what came meanwhile.
+    /// Deletes a connection and its data. Dedup keys are hashes, and are deleted by retention.
+    /// [`StoreError::Missing`] for an unknown connection. For a deleted one, deletes traffic that
+    /// arrived since.
     pub async fn delete_connection(
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        let mut deleted = match delete(&self.pool, id).await {
+        let mut deleted = match delete_row(&self.pool, id).await {
             Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
                 DeletedConnection::default()
             }
@@ -146,12 +149,13 @@ impl Store {
         }
     }
 
-    /// Deletes traffic that came for connections after they were deleted within the last day: of each at most a step's
-    /// worth. Returns the number of rows.
+    /// Deletes traffic that arrived for connections after they were deleted within the last day: at
+    /// most a step per connection. Returns the number of rows.
     pub async fn delete_late_traffic(&self) -> Result<u64, StoreError> {
         let ids: Vec<String> = sqlx::query_scalar(
             "-- deleted_connections.recent
-             select id from deleted_connections where deleted_at > now() - interval '1 day' order by deleted_at",
+             select id from deleted_connections where deleted_at > now() - interval '1 day'
+              order by deleted_at",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -159,7 +163,7 @@ impl Store {
         for id in ids {
             let id = id
                 .parse()
-                .map_err(|error| super::inconsistent("deleted_connections", "id", &id, error))?;
+                .map_err(|error| inconsistent("deleted_connections", "id", &id, error))?;
             rows += self.delete_traffic(id).await?.rows;
         }
         Ok(rows)
@@ -167,23 +171,25 @@ impl Store {
 
     async fn has_tombstone(&self, id: ConnectionId) -> Result<bool, StoreError> {
         let query = sqlx::query_scalar(
-            "-- deleted_connections.get\n select exists (select from deleted_connections where id = $1)",
+            "-- deleted_connections.get
+             select exists (select from deleted_connections where id = $1)",
         );
         Ok(query.bind(id.to_string()).fetch_one(&self.pool).await?)
     }
 
-    /// Deletes a step's worth of a deleted connection's traffic.
-    async fn delete_traffic(&self, id: ConnectionId) -> Result<Step, StoreError> {
-        let mut step = Step::default();
+    /// Deletes a step of a deleted connection's traffic.
+    async fn delete_traffic(&self, id: ConnectionId) -> Result<DeletionStep, StoreError> {
+        let mut step = DeletionStep::default();
         step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
         step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;
         step.rows = (step.deliveries + step.outbox) as u64;
-        for table in tables() {
+        for table in traffic_tables() {
             let sql = format!(
                 "-- connections.delete_traffic
-                 delete from {table} where ctid = any (array (select ctid from {table} where connection_id = $1 limit $2))"
+                 delete from {table} where ctid = any (array (select ctid from {table}
+                     where connection_id = $1 limit $2))"
             );
-            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP);
+            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP_ROWS);
             let rows = query.execute(&self.pool).await?.rows_affected();
             step.rows += rows;
             match table.as_str() {
@@ -195,8 +201,8 @@ impl Store {
         Ok(step)
     }
 
-    /// Deletes rows of lanes, with the lanes once they are empty. The lanes are locked first, in the order that others keep,
-    /// so that nothing is enqueued or claimed meanwhile.
+    /// Deletes rows of lanes, and the lanes once they are empty. Locks the lanes first, in the
+    /// order of all statements, so that nothing is enqueued or claimed meanwhile.
     async fn delete_lanes(
         &self,
         id: ConnectionId,
@@ -204,31 +210,34 @@ impl Store {
         delete: &'static str,
     ) -> Result<i64, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let lanes: Vec<i64> =
-            sqlx::query_scalar(lock).bind(id.to_string()).bind(LANES).fetch_all(&mut *tx).await?;
-        let query = sqlx::query_scalar(delete).bind(id.to_string()).bind(lanes).bind(STEP);
+        let lanes: Vec<i64> = sqlx::query_scalar(lock)
+            .bind(id.to_string())
+            .bind(STEP_LANES)
+            .fetch_all(&mut *tx)
+            .await?;
+        let query = sqlx::query_scalar(delete).bind(id.to_string()).bind(lanes).bind(STEP_ROWS);
         let rows = query.fetch_one(&mut *tx).await?;
         tx.commit().await?;
         Ok(rows)
     }
 }
 
-/// Rows of one step, of each table.
-const STEP: i64 = 5_000;
-/// Lanes of one step.
-const LANES: i64 = 100;
+/// Maximum rows per table and step.
+const STEP_ROWS: i64 = 5_000;
+/// Maximum lanes per step.
+const STEP_LANES: i64 = 100;
 
-/// A step of a deletion.
+/// Result of a step.
 #[derive(Default)]
-struct Step {
+struct DeletionStep {
     deliveries: i64,
     outbox: i64,
     dead_letters: i64,
     rows: u64,
 }
 
-/// Tables whose rows go without ceremony, a slot of a rotating one at a time.
-fn tables() -> impl Iterator<Item = String> {
+/// Returns the tables whose rows need no lock of a lane, with each slot of a rotating table.
+fn traffic_tables() -> impl Iterator<Item = String> {
     let plain = [
         "outbox_channels",
         "outbox_failures",
@@ -245,33 +254,37 @@ fn tables() -> impl Iterator<Item = String> {
     plain.into_iter().map(str::to_owned).chain(slots)
 }
 
-/// Lanes that have deliveries, whether or not they have a row, locked if they have one.
+/// Lanes with deliveries. Locks the rows of those that have one.
 const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
-    with page as (select distinct lane from deliveries where connection_id = $1 order by lane limit $2),
+    with page as (select distinct lane from deliveries where connection_id = $1 order by lane
+                   limit $2),
     locked as (
         select l.lane from page p join delivery_lanes l on l.lane = p.lane and l.connection_id = $1
          order by l.lane for update of l)
     select p.lane from page p left join locked using (lane)";
 
-/// Deletes deliveries of lanes that are locked. When all are gone, the lanes go; else nothing of them is due. Slots of
-/// running ones are free in either case.
+/// Deletes deliveries of locked lanes. Deletes the lanes when all their deliveries are gone,
+/// otherwise postpones them. Frees the slots of running ones in both cases.
 const DELETE_DELIVERIES: &str = "-- connections.delete_deliveries
     with gone as (
         delete from deliveries where ctid = any (array (
-            select ctid from deliveries where connection_id = $1 and lane = any ($2) limit $3)) returning 1),
+            select ctid from deliveries where connection_id = $1 and lane = any ($2) limit $3))
+            returning 1),
     n as (select count(*) as n from gone),
     slots as (
-        update agent_slots s set connection_id = null, lane = null, worker = null from delivery_lanes l
+        update agent_slots s set connection_id = null, lane = null, worker = null
+          from delivery_lanes l
          where l.connection_id = $1 and l.lane = any ($2) and l.worker is not null
            and s.worker = l.worker and s.connection_id = l.connection_id and s.lane = l.lane),
     lanes as (
-        delete from delivery_lanes l using n where n.n < $3 and l.connection_id = $1 and l.lane = any ($2)),
+        delete from delivery_lanes l using n where n.n < $3 and l.connection_id = $1
+           and l.lane = any ($2)),
     held as (
         update delivery_lanes l set worker = null, next_at = 'infinity' from n
          where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
     select n from n";
 
-/// Lanes that have messages, locked.
+/// Lanes with messages, locked.
 const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
     with page as (select distinct lane from outbox where connection_id = $1 order by lane limit $2),
     locked as (
@@ -279,21 +292,24 @@ const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
          order by l.lane for update of l)
     select p.lane from page p left join locked using (lane)";
 
-/// Deletes messages of lanes that are locked; then the lanes, or nothing of them is due.
+/// Deletes messages of locked lanes, then the lanes, or postpones them.
 const DELETE_OUTBOX: &str = "-- connections.delete_outbox
     with gone as (
         delete from outbox where ctid = any (array (
-            select ctid from outbox where connection_id = $1 and lane = any ($2) limit $3)) returning 1),
+            select ctid from outbox where connection_id = $1 and lane = any ($2) limit $3))
+            returning 1),
     n as (select count(*) as n from gone),
     lanes as (
-        delete from outbox_lanes l using n where n.n < $3 and l.connection_id = $1 and l.lane = any ($2)),
+        delete from outbox_lanes l using n where n.n < $3 and l.connection_id = $1
+           and l.lane = any ($2)),
     held as (
         update outbox_lanes l set worker = null, next_at = 'infinity' from n
          where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
     select n from n";
 
-/// Deletes a connection's row, and what belongs to it by key. Its traffic is for [`Store::delete_connection`].
-pub(super) async fn delete(
+/// Deletes the row of a connection and rows that reference it. [`Store::delete_connection`] deletes
+/// its traffic.
+pub(in crate::store) async fn delete_row(
     executor: impl PgExecutor<'_>,
     id: ConnectionId,
 ) -> Result<DeletedConnection, StoreError> {
@@ -337,9 +353,9 @@ fn summary(row: &PgRow) -> Result<ConnectionSummary, StoreError> {
         has_bot_token: row.try_get("has_bot_token")?,
         settings,
         bindings: row.try_get("bindings")?,
-        sending_paused_at: moment(row, TABLE, &key, "sending_paused_at")?,
-        installed_at: moment(row, TABLE, &key, "installed_at")?,
-        updated_at: moment(row, TABLE, &key, "updated_at")?,
+        sending_paused_at: timestamp(row, TABLE, &key, "sending_paused_at")?,
+        installed_at: timestamp(row, TABLE, &key, "installed_at")?,
+        updated_at: timestamp(row, TABLE, &key, "updated_at")?,
         version: row.try_get("version")?,
     })
 }

@@ -1,14 +1,15 @@
-//! What Slack's refusals do to a connection.
+//! Consecutive failures of a connection's token.
 //!
-//! Guarded by the version under which the token was read: word of an old token never harms a new installation. Refusals in a
-//! row are counted over all workers in a table of their own: counting does not change the row that workers cache.
+//! Each call is guarded by the version under which the token was read, so that a failure of an old
+//! token never affects a new installation. Failures are counted over all workers, in a separate
+//! table, because a change of the connection's row would invalidate the workers' caches.
 
-use super::{Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::types::{ConnectionId, Status};
 
 impl Store {
-    /// Slack refused the token that this version of a connection has; how often in a row, with less than ten minutes between.
-    /// Nothing is counted for a version that is over.
+    /// Counts a rejection of the token of this version. Returns the number of consecutive
+    /// rejections with less than ten minutes between two. Returns 0 for an old version.
     pub async fn count_refusal(
         &self,
         connection: ConnectionId,
@@ -19,8 +20,10 @@ impl Store {
              insert into token_failures as r (connection_id, installed_at, consecutive_failures)
              select id, installed_at, 1 from connections where id = $1 and version = $2
              on conflict (connection_id) do update
-                set consecutive_failures = case when r.installed_at is distinct from excluded.installed_at
-                                      or r.at < now() - interval '10 minutes' then 1 else r.consecutive_failures + 1 end,
+                set consecutive_failures =
+                    case when r.installed_at is distinct from excluded.installed_at
+                                      or r.at < now() - interval '10 minutes' then 1
+                                         else r.consecutive_failures + 1 end,
                     installed_at = excluded.installed_at, at = now()
              returning consecutive_failures as refusals",
         )
@@ -31,8 +34,8 @@ impl Store {
         Ok(count.unwrap_or_default())
     }
 
-    /// Slack does not know us any more, or not well: the connection is revoked or in error. `version` is the one whose
-    /// token was refused; none, when it is not about a token that may have changed since. True if it changed.
+    /// Sets a connection to revoked or error. `version` is that of the rejected token, or `None` if
+    /// the cause is not a token. Returns whether the status changed.
     pub async fn connection_refused(
         &self,
         connection: ConnectionId,
@@ -43,7 +46,8 @@ impl Store {
         let changed = sqlx::query(
             "-- refusals.refused
              update connections set status = $3, status_reason = $4
-              where id = $1 and ($2::bigint is null or version = $2) and status in ('active', 'error') and status <> $3",
+              where id = $1 and ($2::bigint is null or version = $2)
+                and status in ('active', 'error') and status <> $3",
         )
         .bind(connection.to_string())
         .bind(version)
@@ -54,7 +58,7 @@ impl Store {
         Ok(changed.rows_affected() > 0)
     }
 
-    /// Slack takes what we say again: nothing is counted any more, and the connection is not in error.
+    /// Clears the failures and the error status after a successful call.
     pub async fn connection_works(
         &self,
         connection: ConnectionId,

@@ -1,7 +1,15 @@
-//! Connections: made, read with their secrets, projected, watched. Changes of their status are in [`super::lifecycle`],
-//! declarations of an operator in [`super::declared`].
+//! Connections: creation, secrets, projection to the directory, notifications. Status changes are
+//! in [`admin`], declarations of operators in [`super::declarative`].
 
-use super::{Store, StoreError, column, inconsistent, nullable, session::Listener};
+mod admin;
+mod token_failures;
+mod token_rotation;
+
+pub(in crate::store) use admin::delete_row;
+pub use admin::{ConnectionSummary, DeletedConnection, HistoryEntry};
+pub use token_rotation::{DueRotation, NewRotation};
+
+use super::{Store, StoreError, column, inconsistent, nullable, pool::Listener};
 use crate::{
     directory::{Entry, Known, SIGNING_SECRET_COLUMN, SealedSigningSecret},
     secrets::{Place, Sealed, Secret},
@@ -14,7 +22,7 @@ use time::OffsetDateTime;
 pub(super) const TABLE: &str = "connections";
 pub(super) const BOT_TOKEN_COLUMN: &str = "connections.bot_token";
 
-/// A connection to be made.
+/// Connection to create.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct NewConnection {
@@ -32,7 +40,7 @@ pub struct NewConnection {
     pub settings: Settings,
 }
 
-/// A connection as a worker needs it.
+/// Connection with the fields that a worker needs.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct Connection {
@@ -45,7 +53,7 @@ pub struct Connection {
     pub status: Status,
     pub bot_token: Option<Secret>,
     pub bot_user: Option<String>,
-    /// What a webhook that is handed on to an app is signed with.
+    /// Secret that signs webhooks forwarded to an app.
     pub signing_secret: Secret,
     pub settings: Settings,
     pub version: i64,
@@ -67,7 +75,7 @@ impl From<&Connection> for super::ConnectionFacts {
 }
 
 impl Store {
-    /// Makes a connection; gives its version.
+    /// Creates a connection. Returns its version.
     pub async fn create_connection(&self, new: &NewConnection) -> Result<i64, StoreError> {
         let id = new.id.to_string();
         let place = Place { owner: &id, column: SIGNING_SECRET_COLUMN };
@@ -77,8 +85,9 @@ impl Store {
             new.bot_token.as_ref().map(|t| self.rings.tokens.seal_secret(place, t)).transpose()?;
         let row = sqlx::query(
             "-- connections.create
-             insert into connections (id, org_id, agent_id, app_id, enterprise_id, team_id, preview_mode, status,
-                                      signing_secret, bot_token, bot_user_id, settings, installed_at)
+             insert into connections (id, org_id, agent_id, app_id, enterprise_id, team_id,
+                                      preview_mode, status, signing_secret, bot_token, bot_user_id,
+                                      settings, installed_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now())
              returning version",
         )
@@ -99,7 +108,8 @@ impl Store {
         Ok(row.try_get("version")?)
     }
 
-    /// Replaces the signing secret; the one before stays good for `overlap`, since nobody knows when Slack changes over.
+    /// Replaces the signing secret. The previous one stays valid for `overlap`, because the time of
+    /// Slack's change is unknown.
     pub async fn rotate_signing_secret(
         &self,
         id: ConnectionId,
@@ -127,24 +137,24 @@ impl Store {
         Ok(())
     }
 
-    /// The live connection, tokens opened; `None` when there is no such row. Never writes it.
+    /// Returns a connection with opened tokens. Read-only.
     pub async fn hydrate_connection(
         &self,
         id: ConnectionId,
     ) -> Result<Option<Connection>, StoreError> {
         let row = sqlx::query(
             "-- connections.hydrate
-             select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token, bot_user_id, signing_secret,
-                    settings, version
+             select org_id, agent_id, enterprise_id, team_id, preview_mode, status, bot_token,
+                    bot_user_id, signing_secret, settings, version
                from connections where id = $1",
         )
         .bind(id.to_string())
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| self.connection(id, &row)).transpose()
+        row.map(|row| self.connection_of(id, &row)).transpose()
     }
 
-    fn connection(&self, id: ConnectionId, row: &PgRow) -> Result<Connection, StoreError> {
+    fn connection_of(&self, id: ConnectionId, row: &PgRow) -> Result<Connection, StoreError> {
         let key = id.to_string();
         let token: Option<String> = row.try_get("bot_token")?;
         let place = Place { owner: &key, column: BOT_TOKEN_COLUMN };
@@ -175,7 +185,7 @@ impl Store {
         })
     }
 
-    /// What the directory should say of a connection; `None` when there is no such row.
+    /// Returns the directory entry of a connection.
     pub async fn directory_entry(&self, id: ConnectionId) -> Result<Option<Entry>, StoreError> {
         let row = sqlx::query(
             "-- connections.directory_entry
@@ -209,7 +219,7 @@ impl Store {
         })))
     }
 
-    /// A version newer than any that a connection has or had: a tombstone's.
+    /// Returns a version above all versions of connections, for a tombstone.
     pub async fn next_connection_version(&self) -> Result<i64, StoreError> {
         let next = sqlx::query_scalar(
             "-- connections.next_version\n select nextval('connection_versions')",
@@ -217,7 +227,7 @@ impl Store {
         Ok(next.fetch_one(&self.pool).await?)
     }
 
-    /// Every connection and its version, for the sweep.
+    /// Returns ids and versions of all connections, for the directory sync.
     pub async fn connection_versions(&self) -> Result<Vec<(ConnectionId, i64)>, StoreError> {
         let rows = sqlx::query("-- connections.versions\n select id, version from connections")
             .fetch_all(&self.pool)
@@ -227,25 +237,27 @@ impl Store {
             .collect()
     }
 
-    /// Hears of every change to a connection, as it commits.
+    /// Subscribes to committed changes of connections.
     pub async fn connection_changes(&self) -> Result<ChangeSubscription, StoreError> {
         Ok(ChangeSubscription(self.pool.listen("connections").await?))
     }
 }
 
-/// The settings of a connection's row.
+/// Parses the settings of a row.
 pub(super) fn settings(row: &PgRow, key: &str) -> Result<Settings, StoreError> {
     let Json(value): Json<serde_json::Value> = row.try_get("settings")?;
     serde_json::from_value(value).map_err(|why| inconsistent(TABLE, "settings", key, why))
 }
 
-/// A subscription to changes. Lost words are possible (a lost link): re-read now and then all the same.
+/// Subscription to changes. Notifications may be lost with the connection to Postgres, so that its
+/// user must also poll.
 pub struct ChangeSubscription(Listener);
 
 impl ChangeSubscription {
-    /// The next connection that changed; `None` when the link was lost and words may be missing.
+    /// Returns the next changed connection. `None`: the connection to Postgres was lost, and
+    /// notifications may be missing.
     pub async fn next(&mut self) -> Result<Option<ConnectionId>, StoreError> {
-        let heard = self.0.next().await?;
-        Ok(heard.and_then(|notification| notification.payload().parse().ok()))
+        let notification = self.0.next().await?;
+        Ok(notification.and_then(|n| n.payload().parse().ok()))
     }
 }

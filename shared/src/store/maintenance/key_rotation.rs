@@ -1,48 +1,52 @@
-//! Key rotation: seals the values of every sealed column anew with the newest key of its ring, while all goes on.
+//! Key rotation: re-encrypts all sealed columns with the newest key of their ring, without
+//! downtime.
 //!
-//! A step reads some rows that another key sealed, and writes each only if it did not change meanwhile. A value that does not
-//! open stays as it is and is reported: it holds up nothing else. Text columns hold `<key id>:<base64>`; bytes begin with the
-//! length of the key's id and the id, and are compared by this head alone, so that no payload is read for its key.
+//! `tidegate keys rewrap` calls it in steps. A step reads rows that another key sealed, and
+//! replaces each value only if it did not change meanwhile. A value that does not open is reported
+//! and stays. Text columns hold `<key id>:<base64>`. Bytes begin with the length of the key id and
+//! the id. Only this prefix is compared, so that no payload is read for its key.
 
-use super::{Store, StoreError, connections::BOT_TOKEN_COLUMN};
+use crate::store::{Store, StoreError, connections::BOT_TOKEN_COLUMN};
 use crate::{
     directory::SIGNING_SECRET_COLUMN,
     secrets::{KeyRing, Place, Sealed},
 };
 use sqlx::Row;
 
-/// Rows of one step: secrets and requests,
-const STEP: i64 = 200;
-/// and payloads, which may have a MiB each.
-const PAYLOADS: i64 = 20;
+/// Maximum rows per step, for secrets and requests.
+const STEP_ROWS: i64 = 200;
+/// Maximum rows per step, for payloads of up to 1 MiB.
+const STEP_PAYLOADS: i64 = 20;
 
-/// Begins with another head than that of the key `$1`.
+/// Condition on payloads that another key than `$1` sealed.
 macro_rules! payload_of_another_key {
     () => {
-        "substring(payload for 1 + length($1)) <> decode(lpad(to_hex(length($1)), 2, '0'), 'hex') || convert_to($1, 'UTF8')"
+        "substring(payload for 1 + length($1)) <> decode(lpad(to_hex(length($1)), 2, '0'), 'hex') ||
+        convert_to($1, 'UTF8')"
     };
 }
 
-/// A column of sealed values.
+/// Column of sealed values.
 #[derive(Debug)]
 pub struct SealedColumn {
-    /// Table and column, for people.
+    /// Table and column.
     pub name: &'static str,
-    /// Whether the signing ring seals it; else the tokens ring does.
+    /// True if the signing ring seals it, instead of the token ring.
     signing: bool,
-    /// Whether it holds bytes; else text.
+    /// True if it holds bytes, instead of text.
     bytes: bool,
-    /// What its values are sealed for.
+    /// Column that its values are sealed for.
     place: &'static str,
-    /// Rows sealed with another key than `$1`, after the key `$2`, at most `$3`: key, owner, sealed.
+    /// Query of rows that another key than `$1` sealed, after row key `$2`, at most `$3`: key,
+    /// owner, sealed.
     list: &'static str,
-    /// Replaces `$2` by `$3` in the row of key `$1`.
+    /// Statement that replaces `$2` by `$3` in the row of key `$1`.
     write: &'static str,
-    /// Key ids, and how much rests under each.
+    /// Query of key ids and numbers of values.
     count: &'static str,
 }
 
-/// All of them. A test compares this list with the schema.
+/// All sealed columns. A test compares this list with the schema.
 pub const SEALED_COLUMNS: [SealedColumn; 10] = [
     SealedColumn {
         name: "connections.signing_secret",
@@ -55,7 +59,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         write: "-- rewrap.signing_secret
             update connections set signing_secret = $3 where id = $1 and signing_secret = $2",
         count: "-- rewrap.count_signing_secrets
-            select split_part(signing_secret, ':', 1) as key, count(*) as count from connections group by 1",
+            select split_part(signing_secret, ':', 1) as key, count(*) as count from connections
+             group by 1",
     },
     SealedColumn {
         name: "connections.signing_secret_previous",
@@ -66,9 +71,11 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
             select id as key, id as owner, signing_secret_previous as sealed from connections
              where id > $2 and signing_secret_previous not like $1 || ':%' order by id limit $3",
         write: "-- rewrap.previous_secret
-            update connections set signing_secret_previous = $3 where id = $1 and signing_secret_previous = $2",
+            update connections set signing_secret_previous = $3 where id = $1
+               and signing_secret_previous = $2",
         count: "-- rewrap.count_previous_secrets
-            select split_part(signing_secret_previous, ':', 1) as key, count(*) as count from connections
+            select split_part(signing_secret_previous, ':', 1) as key, count(*) as count
+              from connections
              where signing_secret_previous is not null group by 1",
     },
     SealedColumn {
@@ -91,7 +98,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "agents.secret",
         list: "-- rewrap.list_agents
-            select org_id || '/' || id as key, org_id || '/' || id as owner, secret as sealed from agents
+            select org_id || '/' || id as key, org_id || '/' || id as owner, secret as sealed
+              from agents
              where org_id || '/' || id > $2 and secret not like $1 || ':%' order by 1 limit $3",
         write: "-- rewrap.agent
             update agents set secret = $3 where org_id || '/' || id = $1 and secret = $2",
@@ -104,12 +112,15 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "token_rotations.client_secret",
         list: "-- rewrap.list_client_secrets
-            select connection_id as key, connection_id as owner, client_secret as sealed from token_rotations
+            select connection_id as key, connection_id as owner, client_secret as sealed
+              from token_rotations
              where connection_id > $2 and client_secret not like $1 || ':%' order by 1 limit $3",
         write: "-- rewrap.client_secret
-            update token_rotations set client_secret = $3 where connection_id = $1 and client_secret = $2",
+            update token_rotations set client_secret = $3 where connection_id = $1
+               and client_secret = $2",
         count: "-- rewrap.count_client_secrets
-            select split_part(client_secret, ':', 1) as key, count(*) as count from token_rotations group by 1",
+            select split_part(client_secret, ':', 1) as key, count(*) as count from token_rotations
+             group by 1",
     },
     SealedColumn {
         name: "token_rotations.refresh_token",
@@ -117,12 +128,15 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "token_rotations.refresh_token",
         list: "-- rewrap.list_refresh_tokens
-            select connection_id as key, connection_id as owner, refresh_token as sealed from token_rotations
+            select connection_id as key, connection_id as owner, refresh_token as sealed
+              from token_rotations
              where connection_id > $2 and refresh_token not like $1 || ':%' order by 1 limit $3",
         write: "-- rewrap.refresh_token
-            update token_rotations set refresh_token = $3 where connection_id = $1 and refresh_token = $2",
+            update token_rotations set refresh_token = $3 where connection_id = $1
+               and refresh_token = $2",
         count: "-- rewrap.count_refresh_tokens
-            select split_part(refresh_token, ':', 1) as key, count(*) as count from token_rotations group by 1",
+            select split_part(refresh_token, ':', 1) as key, count(*) as count from token_rotations
+             group by 1",
     },
     SealedColumn {
         name: "outbox.request",
@@ -130,8 +144,10 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "outbox.request",
         list: "-- rewrap.list_outbox
-            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed from outbox
-             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%' order by id limit $3",
+            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed
+              from outbox
+             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%'
+             order by id limit $3",
         write: "-- rewrap.outbox
             update outbox set request = $3 where id = $1::bigint and request = $2",
         count: "-- rewrap.count_outbox
@@ -143,12 +159,15 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         bytes: false,
         place: "outbox.request",
         list: "-- rewrap.list_outbox_failures
-            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed from outbox_failures
-             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%' order by id limit $3",
+            select id::text as key, connection_id || '/' || dedup_key as owner, request as sealed
+              from outbox_failures
+             where id > coalesce(nullif($2, ''), '0')::bigint and request not like $1 || ':%'
+             order by id limit $3",
         write: "-- rewrap.outbox_failure
             update outbox_failures set request = $3 where id = $1::bigint and request = $2",
         count: "-- rewrap.count_outbox_failures
-            select split_part(request, ':', 1) as key, count(*) as count from outbox_failures group by 1",
+            select split_part(request, ':', 1) as key, count(*) as count from outbox_failures
+             group by 1",
     },
     SealedColumn {
         name: "deliveries.payload",
@@ -157,11 +176,12 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         place: "webhook.payload",
         list: concat!(
             "-- rewrap.list_deliveries
-            select connection_id || '/' || lane || '/' || position || '/' || part as key, dedup_key as owner,
-                   payload as sealed
+            select connection_id || '/' || lane || '/' || position || '/' || part as key,
+                   dedup_key as owner, payload as sealed
               from deliveries
              where (connection_id, lane, position, part)
-                       > (split_part($2, '/', 1), coalesce(nullif(split_part($2, '/', 2), ''), '0')::bigint,
+                       > (split_part($2, '/', 1),
+                          coalesce(nullif(split_part($2, '/', 2), ''), '0')::bigint,
                           coalesce(nullif(split_part($2, '/', 3), ''), '0')::bigint,
                           coalesce(nullif(split_part($2, '/', 4), ''), '0')::smallint)
                and ",
@@ -171,10 +191,11 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         write: "-- rewrap.delivery
             update deliveries set payload = $3
              where connection_id = split_part($1, '/', 1) and lane = split_part($1, '/', 2)::bigint
-               and position = split_part($1, '/', 3)::bigint and part = split_part($1, '/', 4)::smallint and payload = $2",
+               and position = split_part($1, '/', 3)::bigint
+               and part = split_part($1, '/', 4)::smallint and payload = $2",
         count: "-- rewrap.count_deliveries
-            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)), 'UTF8') as key,
-                   count(*) as count
+            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)),
+                   'UTF8') as key, count(*) as count
               from deliveries group by 1",
     },
     SealedColumn {
@@ -184,7 +205,8 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         place: "webhook.payload",
         list: concat!(
             "-- rewrap.list_dead_letters
-            select id::text as key, coalesce(dedup_key, subject || '#' || generation || '/' || sequence) as owner,
+            select id::text as key, coalesce(dedup_key, subject || '#' || generation || '/' ||
+                   sequence) as owner,
                    payload as sealed
               from dead_letters
              where id > coalesce(nullif($2, ''), '0')::bigint and ",
@@ -194,32 +216,33 @@ pub const SEALED_COLUMNS: [SealedColumn; 10] = [
         write: "-- rewrap.dead_letter
             update dead_letters set payload = $3 where id = $1::bigint and payload = $2",
         count: "-- rewrap.count_dead_letters
-            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)), 'UTF8') as key,
-                   count(*) as count
+            select convert_from(substring(payload from 2 for get_byte(substring(payload for 1), 0)),
+                   'UTF8') as key, count(*) as count
               from dead_letters where payload is not null group by 1",
     },
 ];
 
-/// What a step did.
+/// Result of a step.
 #[derive(Debug, Default)]
 pub struct Rewrapped {
-    /// Where the next step begins; absent when this was the last.
+    /// Start of the next step. `None` after the last.
     pub next: Option<String>,
-    /// Values that are under the newest key since.
+    /// Number of re-encrypted values.
     pub written: u64,
     /// Values that did not open, by column and row.
     pub unopened: Vec<String>,
 }
 
 impl Store {
-    /// Seals some of a column's values anew, after the key `after`; the first step begins with an empty one.
+    /// Re-encrypts a step of a column's values, after the row key `after`, which is empty for the
+    /// first step.
     pub async fn rewrap(
         &self,
         column: &SealedColumn,
         after: &str,
     ) -> Result<Rewrapped, StoreError> {
         let ring = self.ring_of(column);
-        let limit = if column.bytes { PAYLOADS } else { STEP };
+        let limit = if column.bytes { STEP_PAYLOADS } else { STEP_ROWS };
         let rows = sqlx::query(column.list)
             .bind(ring.newest())
             .bind(after)
@@ -259,13 +282,13 @@ impl Store {
         Ok(done)
     }
 
-    /// The ids of keys that a column's values are under, and how many are under each.
+    /// Returns the key ids of a column's values, and the number of values of each.
     pub async fn keys_of(&self, column: &SealedColumn) -> Result<Vec<(String, i64)>, StoreError> {
         let rows = sqlx::query(column.count).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("count")?))).collect()
     }
 
-    /// Whether a key's id is the newest of the ring that seals a column.
+    /// Returns whether a key is the newest of the column's ring.
     pub fn is_newest(&self, column: &SealedColumn, key: &str) -> bool {
         self.ring_of(column).newest() == key
     }

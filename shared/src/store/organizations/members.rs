@@ -1,24 +1,25 @@
-//! Who a Slack user is among our own users, and which agents that lets them link by name.
+//! Identities of Slack users, and the agents that members may bind by name.
 //!
-//! Declared by an operator, never inferred: that somebody used a code says nothing about who they are.
+//! Operators declare identities. The use of a link code proves no identity.
 
-use super::{Store, StoreError, column};
+use crate::store::{Store, StoreError, column};
 use crate::types::{AgentId, OrgId, Platform, TeamId, UserId};
 use sqlx::Row;
 
-/// An agent, as people call it.
+/// Agent with its display name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedAgent {
-    /// Its organization.
+    /// Organization.
     pub org: OrgId,
-    /// Its id.
+    /// Id.
     pub agent: AgentId,
-    /// Its name, or its id when it has none.
+    /// Name, or the id without one.
     pub name: String,
 }
 
 impl Store {
-    /// The agents of this id that a person may link without a code: one per organization they are a member of.
+    /// Returns the agents with this id in the organizations of a person, which may be bound without
+    /// a code.
     pub async fn linkable_agents(
         &self,
         platform: Platform,
@@ -32,7 +33,8 @@ impl Store {
                from user_identities i
                join organization_members m on m.user_id = i.user_id
                join agents a on a.org_id = m.org_id and a.id = $4
-              where i.platform = $1 and i.team_id = $2 and i.platform_user_id = $3 order by a.org_id",
+              where i.platform = $1 and i.team_id = $2 and i.platform_user_id = $3
+              order by a.org_id",
         )
         .bind(platform.as_str())
         .bind(team.as_str())
@@ -40,23 +42,24 @@ impl Store {
         .bind(agent.as_str())
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(named).collect()
+        rows.iter().map(named_agent).collect()
     }
 
-    /// The agents of an organization, by name.
+    /// Returns the agents of an organization, ordered by id.
     pub async fn agents_of(&self, org: &OrgId) -> Result<Vec<NamedAgent>, StoreError> {
         let rows = sqlx::query(
             "-- agents.of
-             select org_id, id, coalesce(nullif(name, ''), id) as name from agents where org_id = $1 order by id",
+             select org_id, id, coalesce(nullif(name, ''), id) as name from agents where org_id = $1
+              order by id",
         )
         .bind(org.as_str())
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(named).collect()
+        rows.iter().map(named_agent).collect()
     }
 }
 
-fn named(row: &sqlx::postgres::PgRow) -> Result<NamedAgent, StoreError> {
+fn named_agent(row: &sqlx::postgres::PgRow) -> Result<NamedAgent, StoreError> {
     let key: String = row.try_get("id")?;
     Ok(NamedAgent {
         org: column(row, "agents", &key, "org_id")?,

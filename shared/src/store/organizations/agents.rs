@@ -1,6 +1,6 @@
 //! Organizations and their agents.
 
-use super::{Store, StoreError, column, inconsistent};
+use crate::store::{Store, StoreError, column, inconsistent};
 use crate::{
     secrets::{Place, Sealed, Secret},
     types::{AgentId, AgentMode, OrgId},
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const SECRET_COLUMN: &str = "agents.secret";
 
-/// An agent to be made, or changed.
+/// Agent to create or change.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct NewAgent {
@@ -26,7 +26,7 @@ pub struct NewAgent {
     pub keep_for: Duration,
 }
 
-/// An agent as a worker calls it.
+/// Agent with the fields for a call.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct Agent {
@@ -38,25 +38,26 @@ pub struct Agent {
     pub secret: Secret,
     /// Limit of one attempt.
     pub timeout: Duration,
-    /// Attempts that run at once, on all workers together.
+    /// Maximum number of concurrent attempts over all workers.
     pub max_concurrent: u16,
-    /// Time from the first attempt after which a delivery is given up; without it by mode.
+    /// Time from the first attempt after which a delivery is given up. `None`: the default of the
+    /// mode.
     pub retry_for: Option<Duration>,
-    /// Time that a delivery may wait for its first attempt.
+    /// Maximum wait of a delivery for its first attempt.
     pub keep_for: Duration,
 }
 
 impl NewAgent {
-    /// Limit of one attempt, when nobody says otherwise.
+    /// Default limit of one attempt.
     pub const TIMEOUT: Duration = Duration::from_secs(60);
-    /// Attempts at once, when nobody says otherwise.
+    /// Default number of concurrent attempts.
     pub const MAX_CONCURRENT: u16 = 16;
-    /// Time that a delivery may wait for its first attempt, when nobody says otherwise.
+    /// Default wait of a delivery for its first attempt.
     pub const KEEP_FOR: Duration = Duration::from_secs(72 * 3600);
 }
 
 impl Store {
-    /// Makes an organization, unless it is there.
+    /// Creates an organization, unless it exists.
     pub async fn ensure_organization(&self, id: &OrgId, name: &str) -> Result<(), StoreError> {
         sqlx::query(
             "-- organizations.ensure
@@ -69,12 +70,12 @@ impl Store {
         Ok(())
     }
 
-    /// Makes an agent, or changes the one of that id in that organization.
+    /// Creates or changes an agent.
     pub async fn put_agent(&self, new: &NewAgent) -> Result<(), StoreError> {
         self.put_agent_in(&self.pool, new).await
     }
 
-    pub(super) async fn put_agent_in(
+    pub(in crate::store) async fn put_agent_in(
         &self,
         executor: impl PgExecutor<'_>,
         new: &NewAgent,
@@ -84,11 +85,13 @@ impl Store {
         let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
         sqlx::query(
             "-- agents.put
-             insert into agents (org_id, id, name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms)
+             insert into agents (org_id, id, name, mode, url, secret, timeout_ms, max_concurrent,
+                                 retry_for_ms, keep_for_ms)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              on conflict (org_id, id) do update
-                set name = excluded.name, mode = excluded.mode, url = excluded.url, secret = excluded.secret,
-                    timeout_ms = excluded.timeout_ms, max_concurrent = excluded.max_concurrent,
+                set name = excluded.name, mode = excluded.mode, url = excluded.url,
+                    secret = excluded.secret, timeout_ms = excluded.timeout_ms,
+                    max_concurrent = excluded.max_concurrent,
                     retry_for_ms = excluded.retry_for_ms, keep_for_ms = excluded.keep_for_ms",
         )
         .bind(new.org.as_str())
@@ -106,12 +109,12 @@ impl Store {
         Ok(())
     }
 
-    /// An agent, its secret opened.
+    /// Returns an agent with its opened secret.
     pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Agent>, StoreError> {
         self.agent_in(&self.pool, org, id).await
     }
 
-    pub(super) async fn agent_in(
+    pub(in crate::store) async fn agent_in(
         &self,
         executor: impl PgExecutor<'_>,
         org: &OrgId,
@@ -119,7 +122,8 @@ impl Store {
     ) -> Result<Option<Agent>, StoreError> {
         let row = sqlx::query(
             "-- agents.get
-             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms from agents
+             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms
+               from agents
               where org_id = $1 and id = $2",
         )
         .bind(org.as_str())
@@ -129,8 +133,8 @@ impl Store {
         row.map(|row| self.agent_of(&row, org.clone(), id.clone())).transpose()
     }
 
-    /// The agent in a row's columns, named as in its table.
-    pub(super) fn agent_of(
+    /// Converts the columns of `agents` in a row.
+    pub(in crate::store) fn agent_of(
         &self,
         row: &PgRow,
         org: OrgId,
@@ -162,7 +166,7 @@ impl Store {
     }
 }
 
-/// The row's key, as secrets are bound to it. Ids hold no `/`.
+/// Returns the key that secrets are bound to. Ids contain no `/`.
 fn owner(org: &OrgId, id: &AgentId) -> String {
     format!("{org}/{id}")
 }

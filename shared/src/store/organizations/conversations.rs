@@ -1,25 +1,25 @@
-//! Bindings and sessions: this conversation of this connection belongs to that agent, and is in its n-th session.
+//! Bindings and sessions of conversations: reads.
 //!
-//! They are written where a webhook's effects are (see [`super::changes`] and [`super::claims`]), and read here.
+//! [`crate::store::webhooks`] and [`super::link_codes`] write them with the effects of a webhook.
 
-use super::{Agent, Chat, Store, StoreError, nullable};
+use crate::store::{Agent, Chat, Store, StoreError, nullable};
 use crate::types::{AgentId, OrgId, UserId};
 use sqlx::Row;
 
-/// What is known of a conversation.
+/// State of a conversation.
 #[derive(Debug, Clone)]
 pub struct ChatState {
-    /// Whose it is: the agent it was linked to, else the one that was asked for. `None` if there is no such agent.
+    /// Agent: bound, or the default. `None` if there is no such agent.
     pub agent: Option<Agent>,
-    /// Who linked it, if it was linked.
+    /// Person who created the binding.
     pub linked_by: Option<UserId>,
-    /// Which session it is in. The first is 1.
+    /// Number of the session. The first is 1.
     pub session: i64,
 }
 
 impl Store {
-    /// What is known of a conversation, in one query; `otherwise` is whose it is when nobody linked it. A conversation nobody
-    /// heard of is in its first session.
+    /// Returns the state of a conversation. `otherwise` is the default agent without a binding. An
+    /// unknown conversation is in its first session.
     pub async fn chat(
         &self,
         chat: &Chat,
@@ -27,12 +27,13 @@ impl Store {
     ) -> Result<ChatState, StoreError> {
         let row = sqlx::query(
             "-- bindings.chat
-             select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode, a.url, a.secret,
-                    a.timeout_ms, a.max_concurrent, a.retry_for_ms, a.keep_for_ms
+             select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode,
+                    a.url, a.secret, a.timeout_ms, a.max_concurrent, a.retry_for_ms, a.keep_for_ms
                from (values ($1, $2, $3)) as here (connection_id, team_id, channel_id)
                left join channel_bindings b using (connection_id, team_id, channel_id)
                left join conversation_sessions s using (connection_id, team_id, channel_id)
-               left join agents a on a.org_id = coalesce(b.org_id, $4) and a.id = coalesce(b.agent_id, $5)",
+               left join agents a on a.org_id = coalesce(b.org_id, $4)
+                and a.id = coalesce(b.agent_id, $5)",
         )
         .bind(chat.connection.to_string())
         .bind(chat.team.as_str())

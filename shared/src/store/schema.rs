@@ -1,24 +1,24 @@
-//! The server and the schema themselves, for whoever asks whether all is well.
+//! Migrations, and facts about server and schema for `tidegate doctor`.
 
 use super::{Store, StoreError};
 use sqlx::{Row, migrate::Migrator};
 
-/// Every migration of this release.
+/// Migrations of this release.
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// What Postgres says of itself.
+/// Facts about the server.
 #[derive(Debug)]
 pub struct ServerFacts {
-    /// Its version, as 160004.
+    /// Version of Postgres, as 160004.
     pub version: i32,
-    /// Its clock, in milliseconds since 1970.
+    /// Clock of the server, in milliseconds since 1970.
     pub now_ms: i64,
-    /// The newest migration that was made; absent without a schema.
+    /// Newest applied migration. `None` without a schema.
     pub schema: Option<i64>,
 }
 
 impl Store {
-    /// What Postgres says of itself.
+    /// Queries facts about the server.
     pub async fn server_facts(&self) -> Result<ServerFacts, StoreError> {
         let row = sqlx::query(
             "-- server.facts
@@ -40,7 +40,7 @@ impl Store {
         Ok(ServerFacts { version, now_ms, schema })
     }
 
-    /// The newest migration of this release.
+    /// Returns the newest migration of this release.
     pub fn newest_migration() -> i64 {
         MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
     }

@@ -1,9 +1,11 @@
-//! Bot tokens that rotate: refreshed ahead of their end, by one worker at a time, and never overwritten by an older one.
+//! Token rotation of bot tokens: refresh before expiry by one worker at a time.
 //!
-//! A lease on the row keeps refreshers apart; `generation` is compared when the new tokens are written, in the same
-//! transaction as the connection's own token. A lease does not change the connection's row, so no worker reads it again.
+//! A lease on the row of `token_rotations` separates workers. The update of tokens compares
+//! `generation`, in one statement with the connection's token, so that no older token overwrites a
+//! newer one. A lease does not change the connection's row, so that workers keep their cached
+//! connection.
 
-use super::{Store, StoreError, column, inconsistent};
+use crate::store::{Store, StoreError, column, inconsistent};
 use crate::{
     secrets::{Place, Sealed, Secret},
     types::ConnectionId,
@@ -15,10 +17,10 @@ const TABLE: &str = "token_rotations";
 const CLIENT_SECRET: &str = "token_rotations.client_secret";
 const REFRESH_TOKEN: &str = "token_rotations.refresh_token";
 const BOT_TOKEN: &str = "connections.bot_token";
-/// A token is refreshed when this share of its life is over.
+/// Share of a token's lifetime after which it is refreshed.
 const REFRESH_AT: f64 = 0.8;
 
-/// What a rotating token is refreshed with.
+/// Credentials for the rotation of a token.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct NewRotation {
@@ -26,11 +28,11 @@ pub struct NewRotation {
     pub client_id: String,
     pub client_secret: Secret,
     pub refresh_token: Secret,
-    /// How long the connection's present token is good.
+    /// Remaining validity of the connection's token.
     pub expires_in: Duration,
 }
 
-/// A token that is to be refreshed, and ours to refresh for a while.
+/// Due token refresh, leased by the caller.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct DueRotation {
@@ -43,7 +45,7 @@ pub struct DueRotation {
 }
 
 impl Store {
-    /// Begins, or begins anew, to rotate a connection's token.
+    /// Starts or restarts the rotation of a connection's token.
     pub async fn put_rotation(&self, new: &NewRotation) -> Result<(), StoreError> {
         let owner = new.connection.to_string();
         let seal = |column, secret: &Secret| {
@@ -51,12 +53,15 @@ impl Store {
         };
         sqlx::query(
             "-- tokens.put
-             insert into token_rotations as t (connection_id, client_id, client_secret, refresh_token, refresh_at, expires_at)
-             values ($1, $2, $3, $4, now() + make_interval(secs => $5 * $6), now() + make_interval(secs => $5))
+             insert into token_rotations as t (connection_id, client_id, client_secret,
+                                               refresh_token, refresh_at, expires_at)
+             values ($1, $2, $3, $4, now() + make_interval(secs => $5 * $6),
+                     now() + make_interval(secs => $5))
              on conflict (connection_id) do update
                 set client_id = excluded.client_id, client_secret = excluded.client_secret,
                     refresh_token = excluded.refresh_token, refresh_at = excluded.refresh_at,
-                    expires_at = excluded.expires_at, generation = t.generation + 1, failures = 0, last_error = ''",
+                    expires_at = excluded.expires_at, generation = t.generation + 1, failures = 0,
+                    last_error = ''",
         )
         .bind(&owner)
         .bind(&new.client_id)
@@ -69,8 +74,8 @@ impl Store {
         Ok(())
     }
 
-    /// Slack calls the token that this version of a connection has expired: it is refreshed now, unless it was meanwhile.
-    /// True if it is one that rotates.
+    /// Makes the refresh of an expired token due, unless it was refreshed since this version.
+    /// Returns whether the token rotates.
     pub async fn refresh_now(
         &self,
         connection: ConnectionId,
@@ -90,16 +95,19 @@ impl Store {
         Ok(rotates)
     }
 
-    /// Leases one token that is due, if there is one that nobody else has.
+    /// Leases a due token refresh that no other worker has.
     pub async fn lease_rotation(&self, lease: Duration) -> Result<Option<DueRotation>, StoreError> {
         let row = sqlx::query(
             "-- tokens.lease
              update token_rotations set leased_until = now() + make_interval(secs => $1)
               where connection_id = (
-                 select t.connection_id from token_rotations t join connections c on c.id = t.connection_id
-                  where t.refresh_at <= now() and t.leased_until <= now() and c.status in ('active', 'error')
+                 select t.connection_id from token_rotations t
+                   join connections c on c.id = t.connection_id
+                  where t.refresh_at <= now() and t.leased_until <= now()
+                    and c.status in ('active', 'error')
                   order by t.refresh_at limit 1 for update of t skip locked)
-             returning connection_id, client_id, client_secret, refresh_token, generation, failures",
+             returning connection_id, client_id, client_secret, refresh_token, generation,
+                       failures",
         )
         .bind(lease.as_secs_f64())
         .fetch_optional(&self.pool)
@@ -122,7 +130,7 @@ impl Store {
         }))
     }
 
-    /// Writes the new tokens, unless somebody else did meanwhile; true if they are in force.
+    /// Writes refreshed tokens, unless another worker did. Returns whether they were written.
     pub async fn rotated(
         &self,
         due: &DueRotation,
@@ -138,8 +146,9 @@ impl Store {
             "-- tokens.rotated
              with rotated as (
                  update token_rotations
-                    set refresh_token = $3, generation = generation + 1, leased_until = '-infinity', failures = 0,
-                        last_error = '', refresh_at = now() + make_interval(secs => $5 * $6),
+                    set refresh_token = $3, generation = generation + 1, leased_until = '-infinity',
+                        failures = 0, last_error = '',
+                        refresh_at = now() + make_interval(secs => $5 * $6),
                         expires_at = now() + make_interval(secs => $5)
                   where connection_id = $1 and generation = $2 returning connection_id)
              update connections set bot_token = $4 where id in (select connection_id from rotated)",
@@ -155,7 +164,8 @@ impl Store {
         Ok(written.rows_affected() > 0)
     }
 
-    /// It could not be refreshed; tried again after this long. False if somebody else refreshed it meanwhile.
+    /// Records a failed refresh and schedules the next attempt. Returns false if another worker
+    /// refreshed the token.
     pub async fn rotation_failed(
         &self,
         due: &DueRotation,

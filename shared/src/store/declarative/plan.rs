@@ -1,70 +1,70 @@
-//! What differs from what is declared, in words.
+//! Differences between declarations and database.
 
 use crate::{secrets::Secret, types::ConnectionId};
 use serde::Serialize;
 
-/// What differed from what is declared, in the order in which it is brought about.
+/// Differences from the declarations, in the order of their application.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// What is made, changed or deleted.
+    /// Creations, changes and deletions.
     pub steps: Vec<PlanStep>,
-    /// What is there without being declared, and stays.
+    /// Undeclared objects that are kept.
     pub kept: Vec<String>,
-    /// How many declared things were as declared.
+    /// Number of declared objects without a difference.
     pub unchanged: usize,
-    /// Every declared connection.
+    /// Ids of all declared connections.
     pub connections: Vec<ConnectionId>,
-    /// Connections that were deleted.
+    /// Ids of deleted connections.
     pub deleted: Vec<ConnectionId>,
 }
 
-/// One difference.
+/// Difference of one object.
 #[derive(Debug, Serialize)]
 pub struct PlanStep {
-    /// What happens to it.
+    /// Action.
     pub action: Action,
-    /// What it is: `agent acme/helper`.
+    /// Object, as `agent acme/helper`.
     pub what: String,
-    /// Field by field, in words that hold no secret.
+    /// Changed fields, without secrets.
     pub fields: Vec<String>,
 }
 
-/// What happens to something that is not as declared.
+/// Action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // plain words
+#[allow(missing_docs)] // self-explanatory
 pub enum Action {
     Create,
     Change,
     Delete,
 }
 
-/// The fields in which something differs from what is declared.
+/// Changed fields of an object.
 pub(super) struct Diff {
-    there: bool,
+    exists: bool,
     fields: Vec<String>,
 }
 
 impl Diff {
-    pub(super) fn against(there: bool) -> Self {
-        Self { there, fields: Vec::new() }
+    pub(super) fn against(exists: bool) -> Self {
+        Self { exists, fields: Vec::new() }
     }
 
     pub(super) fn text(&mut self, name: &str, old: Option<&str>, new: Option<&str>) {
         let shown =
             |text: Option<&str>| text.filter(|t| !t.is_empty()).unwrap_or("none").to_owned();
         match (old, new) {
-            (old, new) if self.there && old != new => {
+            (old, new) if self.exists && old != new => {
                 self.fields.push(format!("{name}: {} → {}", shown(old), shown(new)));
             }
-            (_, Some(new)) if !self.there && !new.is_empty() => {
+            (_, Some(new)) if !self.exists && !new.is_empty() => {
                 self.fields.push(format!("{name}: {new}"));
             }
             _ => {}
         }
     }
 
-    /// Whether it differs.
+    /// Compares a secret. Returns whether it differs.
     pub(super) fn secret(
         &mut self,
         name: &str,
@@ -73,23 +73,23 @@ impl Diff {
     ) -> bool {
         let differs = old.map(Secret::expose) != new.map(Secret::expose);
         if differs {
-            let word = match (old, new) {
+            let state = match (old, new) {
                 (_, None) => "removed",
                 (None, _) => "set",
                 _ => "changed",
             };
-            self.fields.push(format!("{name}: {word}"));
+            self.fields.push(format!("{name}: {state}"));
         }
         differs
     }
 
-    /// Takes it into the plan; whether there is anything to do.
-    pub(super) fn note(self, plan: &mut Plan, what: String) -> bool {
-        if self.there && self.fields.is_empty() {
+    /// Adds the object to the plan. Returns whether it differs.
+    pub(super) fn add_to(self, plan: &mut Plan, what: String) -> bool {
+        if self.exists && self.fields.is_empty() {
             plan.unchanged += 1;
             return false;
         }
-        let action = if self.there { Action::Change } else { Action::Create };
+        let action = if self.exists { Action::Change } else { Action::Create };
         plan.steps.push(PlanStep { action, what, fields: self.fields });
         true
     }

@@ -1,10 +1,11 @@
-//! Link claims: minted, and consumed at most once. Guessing is limited (see [`super::guesses`]).
+//! Link codes: creation and single use. [`super::link_code_attempts`] limits wrong codes.
 //!
-//! Consuming decides first and changes after, under the row's lock: a code used in the wrong place is not
-//! burnt. Whoever consumed it is written down, so that the same person using it again in the same place hears the
-//! same success (the first answer may have been lost on its way).
+//! Consuming checks first and changes later, under the lock of the row, so that a code used in the
+//! wrong conversation stays valid. The row stores its user. A repeated use by the same person in
+//! the same conversation succeeds again, because the first reply may have been lost.
 
-use super::{Store, StoreError, column, guesses, inconsistent, moment, nullable};
+use super::link_code_attempts;
+use crate::store::{Store, StoreError, column, inconsistent, nullable, timestamp};
 use crate::{
     codec::envelope::DedupeKey,
     types::{
@@ -18,72 +19,73 @@ use std::time::Duration;
 
 const TABLE: &str = "link_codes";
 
-/// A claim to be minted.
+/// Link code to create.
 #[derive(Debug)]
 pub struct NewClaim {
-    /// Whose agent.
+    /// Owner of the agent.
     pub org: OrgId,
-    /// Which agent the code binds to.
+    /// Agent that the code binds.
     pub agent: AgentId,
-    /// On which platform it may be used.
+    /// Platform on which the code is valid.
     pub platform: Platform,
-    /// Where it may be used.
+    /// Surfaces on which the code is valid.
     pub surfaces: Vec<Surface>,
-    /// The one connection it is good on; any preview connection, if absent.
+    /// Connection on which the code is valid. `None`: any preview connection.
     pub connection: Option<ConnectionId>,
-    /// How long it is good; at most an hour.
+    /// Lifetime, at most an hour.
     pub ttl: Duration,
-    /// Who asked for it.
+    /// Requester.
     pub created_by: String,
 }
 
-/// Somebody typed a code.
+/// Use of a link code.
 pub struct ConsumeClaim {
-    /// The code's hash.
+    /// Hash of the code.
     pub code: ClaimHash,
-    /// Where: the connection,
+    /// Connection.
     pub connection: ConnectionId,
-    /// the workspace,
+    /// Workspace.
     pub team: TeamId,
-    /// the conversation,
+    /// Conversation.
     pub channel: ChannelId,
-    /// and what sort that is.
+    /// Surface of the conversation.
     pub surface: Surface,
-    /// Who.
+    /// Person.
     pub user: UserId,
-    /// What is said for each result. Runs inside the transaction that decides it.
+    /// Reply for each result. Called inside the transaction.
     pub reply: ReplyTo,
 }
 
-/// What is said for a result.
+/// Reply for a result.
 pub type ReplyTo = Box<dyn Fn(&ClaimResult) -> Vec<Outgoing> + Send + Sync>;
 
-/// What became of a code.
+/// Result of using a code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimResult {
-    /// The conversation is bound: now, or by the same person's earlier use of the code.
+    /// The conversation is bound, by this use or an earlier one of the same person.
     Bound {
-        /// The agent's name, or its id when it has none.
+        /// Name of the agent, or its id.
         agent: String,
     },
-    /// No such code, expired, or not for this connection: one answer, so that nothing can be learnt from it.
+    /// Unknown, expired, or for another connection. One result for all, so that it discloses
+    /// nothing.
     NotFound,
-    /// Good, but not here. It can still be used where it is allowed.
+    /// Valid on other surfaces, where it can still be used.
     WrongSurface {
-        /// Where it is.
+        /// Surfaces on which the code is valid.
         allowed: Vec<Surface>,
     },
-    /// Somebody else was first, or it was used elsewhere.
+    /// Used by another person or in another conversation.
     AlreadyUsed,
-    /// This person or workspace was wrong too often: the code was not even looked at.
+    /// The person or workspace exceeded its limit. The code was not checked.
     TooManyGuesses,
 }
 
-/// A claim as an operator sees it: not its code, which nobody has.
+/// Link code without its secret, for operators.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct MintedClaim {
-    /// The beginning of the code's hash: what a claim is called by.
+    /// Prefix of the code's hash, which identifies the code.
     pub id: String,
     pub org: OrgId,
     pub agent: AgentId,
@@ -101,7 +103,7 @@ pub struct MintedClaim {
 }
 
 impl ClaimResult {
-    /// The word for logs and metrics.
+    /// Returns the result for logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
             ClaimResult::Bound { .. } => "bound",
@@ -114,18 +116,20 @@ impl ClaimResult {
 }
 
 impl Store {
-    /// Mints a claim. The code is given here, once, and nowhere else. An agent or connection that is not there is
-    /// [`StoreError::Missing`].
+    /// Creates a link code. Only this call returns the code. [`StoreError::Missing`] for an unknown
+    /// agent or connection.
     pub async fn mint_claim(&self, new: &NewClaim) -> Result<ClaimCode, StoreError> {
         let code = ClaimCode::random()?;
         let surfaces: Vec<&str> = new.surfaces.iter().map(|s| s.as_str()).collect();
         let minted = sqlx::query(
             "-- claims.mint
-             insert into link_codes (code_hash, org_id, agent_id, platform, surfaces, connection_id, created_by, expires_at)
+             insert into link_codes (code_hash, org_id, agent_id, platform, surfaces, connection_id,
+                                     created_by, expires_at)
              select $1, org_id, id, $4, $5, $6, $7, now() + make_interval(secs => $8)
                from agents
               where org_id = $2 and id = $3
-                and ($6::text is null or exists (select from connections where id = $6 and platform = $4))",
+                and ($6::text is null or exists (select from connections where id = $6
+                                                    and platform = $4))",
         )
         .bind(code.hash().as_bytes())
         .bind(new.org.as_str())
@@ -143,39 +147,43 @@ impl Store {
             let NewClaim { org, agent, .. } = new;
             return Err(StoreError::Missing(format!("agent {agent} of organization {org}{on}")));
         }
-        // Nobody asks for these any more; whoever mints the next takes them away.
+        // Old codes are deleted when the next is created.
         sqlx::query(
             "-- claims.sweep
              delete from link_codes where ctid = any (array (
-                 select ctid from link_codes where expires_at < now() - interval '30 days' limit 1000))",
+                 select ctid from link_codes where expires_at < now() - interval '30 days'
+                  limit 1000))",
         )
         .execute(&self.pool)
         .await?;
         Ok(code)
     }
 
-    /// The newest claims, at most `limit`.
+    /// Returns the newest link codes, at most `limit`.
     pub async fn claims(&self, limit: i64) -> Result<Vec<MintedClaim>, StoreError> {
         let rows = sqlx::query(
             "-- claims.list
-             select substr(encode(code_hash, 'hex'), 1, 16) as id, org_id, agent_id, platform, surfaces, connection_id,
-                    created_by, created_at, expires_at, consumed_connection, consumed_channel, consumed_user,
-                    case when consumed_at is not null then 'used' when revoked_at is not null then 'revoked'
+             select substr(encode(code_hash, 'hex'), 1, 16) as id, org_id, agent_id, platform,
+                    surfaces, connection_id, created_by, created_at, expires_at,
+                    consumed_connection, consumed_channel, consumed_user,
+                    case when consumed_at is not null then 'used'
+                         when revoked_at is not null then 'revoked'
                          when expires_at <= now() then 'expired' else 'open' end as state
                from link_codes order by created_at desc limit $1",
         )
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(minted).collect()
+        rows.iter().map(minted_code).collect()
     }
 
-    /// Takes a claim back that nobody used yet. False: there is no such open claim.
+    /// Revokes an open link code. Returns false without one.
     pub async fn revoke_claim(&self, id: &str) -> Result<bool, StoreError> {
         let revoked = sqlx::query(
             "-- claims.revoke
              update link_codes set revoked_at = now(), expires_at = now()
-              where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null and expires_at > now()",
+              where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null
+                and expires_at > now()",
         )
         .bind(id)
         .execute(&self.pool)
@@ -184,7 +192,7 @@ impl Store {
     }
 }
 
-fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
+fn minted_code(row: &PgRow) -> Result<MintedClaim, StoreError> {
     let id: String = row.try_get("id")?;
     Ok(MintedClaim {
         org: column(row, TABLE, &id, "org_id")?,
@@ -194,8 +202,8 @@ fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
         connection: nullable(row, TABLE, &id, "connection_id")?,
         created_by: row.try_get("created_by")?,
         state: row.try_get("state")?,
-        created_at: moment(row, TABLE, &id, "created_at")?,
-        expires_at: moment(row, TABLE, &id, "expires_at")?,
+        created_at: timestamp(row, TABLE, &id, "created_at")?,
+        expires_at: timestamp(row, TABLE, &id, "expires_at")?,
         consumed_connection: nullable(row, TABLE, &id, "consumed_connection")?,
         consumed_channel: nullable(row, TABLE, &id, "consumed_channel")?,
         consumed_user: nullable(row, TABLE, &id, "consumed_user")?,
@@ -203,23 +211,23 @@ fn minted(row: &PgRow) -> Result<MintedClaim, StoreError> {
     })
 }
 
-/// Consumes a claim inside a caller's transaction.
-pub(super) async fn consume(
+/// Uses a link code inside the caller's transaction.
+pub(in crate::store) async fn consume_link_code(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
     by: &DedupeKey,
 ) -> Result<ClaimResult, StoreError> {
-    if guesses::exhausted(tx, claim).await? {
+    if link_code_attempts::is_over_limit(tx, claim).await? {
         return Ok(ClaimResult::TooManyGuesses);
     }
-    let result = judge_and_consume(tx, claim, by).await?;
+    let result = check_and_consume(tx, claim, by).await?;
     if result == ClaimResult::NotFound {
-        guesses::note_miss(tx, claim).await?;
+        link_code_attempts::record_wrong_code(tx, claim).await?;
     }
     Ok(result)
 }
 
-async fn judge_and_consume(
+async fn check_and_consume(
     tx: &mut PgConnection,
     claim: &ConsumeClaim,
     by: &DedupeKey,
@@ -230,12 +238,14 @@ async fn judge_and_consume(
          select c.surfaces, c.org_id, c.agent_id, c.consumed_at is not null as consumed,
                 c.expires_at > now() as fresh, coalesce(nullif(a.name, ''), a.id) as agent_name,
                 coalesce(c.connection_id = $2, n.preview_mode) as here,
-                coalesce(c.consumed_connection = $2 and c.consumed_team = $3 and c.consumed_channel = $4
+                coalesce(c.consumed_connection = $2 and c.consumed_team = $3
+                         and c.consumed_channel = $4
                          and c.consumed_user = $5 and b.agent_id is not null, false) as same_use
            from link_codes c
            join agents a on a.org_id = c.org_id and a.id = c.agent_id
            join connections n on n.id = $2 and n.platform = c.platform
-           left join channel_bindings b on b.connection_id = $2 and b.team_id = $3 and b.channel_id = $4
+           left join channel_bindings b on b.connection_id = $2 and b.team_id = $3
+            and b.channel_id = $4
                                        and b.org_id = c.org_id and b.agent_id = c.agent_id
           where c.code_hash = $1
             for update of c",
@@ -259,26 +269,28 @@ async fn judge_and_consume(
     if !row.try_get::<bool, _>("fresh")? {
         return Ok(ClaimResult::NotFound);
     }
-    let words: Vec<String> = row.try_get("surfaces")?;
-    let allowed: Result<Vec<Surface>, String> = words.iter().map(|word| word.parse()).collect();
+    let surfaces: Vec<String> = row.try_get("surfaces")?;
+    let allowed: Result<Vec<Surface>, String> = surfaces.iter().map(|text| text.parse()).collect();
     let allowed = allowed
         .map_err(|why| inconsistent(TABLE, "surfaces", &format!("{:?}", claim.code), why))?;
     if !allowed.contains(&claim.surface) {
         return Ok(ClaimResult::WrongSurface { allowed });
     }
-    // The lock is held since the judgement, so the guard can't miss; it stands here all the same.
+    // The lock makes this guard redundant.
     let consumed = sqlx::query(
         "-- claims.consume
          with used as (
              update link_codes
-                set consumed_at = now(), consumed_by = $6, consumed_connection = $2, consumed_team = $3,
-                    consumed_channel = $4, consumed_user = $5
+                set consumed_at = now(), consumed_by = $6, consumed_connection = $2,
+                    consumed_team = $3, consumed_channel = $4, consumed_user = $5
               where code_hash = $1 and consumed_at is null
              returning org_id, agent_id)
-         insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by)
+         insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id,
+                                       bound_by)
          select $2, $3, $4, org_id, agent_id, $5 from used
          on conflict (connection_id, team_id, channel_id)
-         do update set org_id = excluded.org_id, agent_id = excluded.agent_id, bound_by = excluded.bound_by, bound_at = now()",
+         do update set org_id = excluded.org_id, agent_id = excluded.agent_id,
+                       bound_by = excluded.bound_by, bound_at = now()",
     )
     .bind(claim.code.as_bytes())
     .bind(&connection)

@@ -1,11 +1,13 @@
-//! What an operator declares, brought about: organizations, members, agents and connections, in one transaction.
+//! Declarative configuration: organizations, members, agents and connections, applied in one
+//! transaction.
 //!
-//! In: everything declared. Out: a [`Plan`] of what differed, applied unless only asked for; or what clashes, and then
-//! nothing is applied. Secrets are compared in clear, so that declaring the same again changes nothing although sealing
-//! never gives the same text twice. What is not declared is named, and deleted only when told to.
+//! `tidegate apply` passes all declarations, and gets a [`Plan`] of the differences or a list of
+//! conflicts, in which case nothing is applied. Secrets are compared in clear: sealing gives a
+//! different text each time, and a repeated declaration must change nothing. Undeclared objects are
+//! reported, and deleted only with `prune`.
 
 mod connections;
-mod owners;
+mod organizations;
 mod plan;
 
 pub use plan::{Action, Plan, PlanStep};
@@ -16,7 +18,7 @@ use crate::{
     types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, TeamId, UserId},
 };
 
-/// Everything declared.
+/// All declarations.
 #[derive(Debug, Default)]
 #[allow(missing_docs)] // the tables' names
 pub struct Declared {
@@ -26,7 +28,7 @@ pub struct Declared {
     pub connections: Vec<DeclaredConnection>,
 }
 
-/// Somebody who may link an organization's agents by name, and who they are in Slack.
+/// Member who may bind an organization's agents by name, with identities in Slack.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct DeclaredMember {
@@ -35,7 +37,7 @@ pub struct DeclaredMember {
     pub identities: Vec<(TeamId, UserId)>,
 }
 
-/// A connection, called by its app and installation; its id is made up when it is new and none is given.
+/// Connection, identified by app and installation. A new one without an id gets a random id.
 #[derive(Debug)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct DeclaredConnection {
@@ -52,19 +54,19 @@ pub struct DeclaredConnection {
     pub settings: Settings,
 }
 
-/// What can't be brought about. Nothing was.
+/// Conflict that prevents the application of all declarations.
 #[derive(Debug)]
 pub struct Clash {
-    /// Which of the declared connections, by its place in the list.
+    /// Index of the declared connection.
     pub connection: usize,
-    /// What is wrong, and what to do.
+    /// Cause and remedy.
     pub why: String,
 }
 
 type Outcome = Result<Plan, Vec<Clash>>;
 
 impl Store {
-    /// Brings about what is declared, or, as a dry run, only says what that would change.
+    /// Applies the declarations, or with `dry_run` only computes the plan.
     pub async fn apply_declared(
         &self,
         declared: &Declared,
@@ -72,17 +74,20 @@ impl Store {
         dry_run: bool,
     ) -> Result<Outcome, StoreError> {
         let mut tx = self.pool.begin().await?;
-        // Two of these take turns; whoever handles webhooks waits for this one a moment.
-        sqlx::query("-- declared.lock\n lock table organizations, agents, connections in share row exclusive mode")
-            .execute(&mut *tx)
-            .await?;
+        // Serializes applications, and briefly blocks the handling of webhooks.
+        sqlx::query(
+            "-- declared.lock
+             lock table organizations, agents, connections in share row exclusive mode",
+        )
+        .execute(&mut *tx)
+        .await?;
         let mut plan = Plan::default();
         self.organizations(&mut tx, declared, &mut plan).await?;
         self.members(&mut tx, declared, prune, &mut plan).await?;
         self.agents(&mut tx, declared, &mut plan).await?;
         let clashes = self.connections(&mut tx, declared, prune, &mut plan).await?;
         if !clashes.is_empty() {
-            return Ok(Err(clashes)); // dropping the transaction undoes it
+            return Ok(Err(clashes)); // the drop rolls back
         }
         self.undeclared_owners(&mut tx, declared, prune, &mut plan).await?;
         if dry_run {
@@ -91,7 +96,7 @@ impl Store {
         }
         tx.commit().await?;
         for &deleted in &plan.deleted {
-            self.delete_connection(deleted).await?; // its traffic
+            self.delete_connection(deleted).await?; // deletes traffic
         }
         Ok(Ok(plan))
     }

@@ -1,7 +1,7 @@
-//! Connections: made, changed, named where they clash.
+//! Declared connections: creation, changes, conflicts.
 //!
-//! In: what is declared of them. Out: steps of the plan, taken, and what can't be. A connection is known by its app and
-//! installation, and keeps its id; a token that rotates is not the operator's to change.
+//! App and installation identify a connection, which keeps its id. A token that rotates is not
+//! changed.
 
 use super::{Action, Clash, Declared, DeclaredConnection, Plan, PlanStep, plan::Diff};
 use crate::{
@@ -9,14 +9,14 @@ use crate::{
     secrets::{Place, Sealed, Secret},
     store::{
         Store, StoreError, column,
-        connections::{BOT_TOKEN_COLUMN, TABLE, settings},
-        inconsistent, lifecycle, nullable,
+        connections::{self, BOT_TOKEN_COLUMN, TABLE, settings},
+        inconsistent, nullable,
     },
     types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId, UserId},
 };
 use sqlx::{PgConnection, Row, postgres::PgRow, types::Json};
 
-/// A signing secret that was replaced stays good for this long: nobody knows when Slack changes over.
+/// Validity of a replaced signing secret in hours. The time of Slack's change is unknown.
 const OVERLAP_HOURS: i32 = 24;
 
 impl Store {
@@ -29,67 +29,70 @@ impl Store {
     ) -> Result<Vec<Clash>, StoreError> {
         let rows = sqlx::query(
             "-- declared.connections
-             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode, c.status,
-                    c.signing_secret, c.bot_token, c.bot_user_id, c.settings,
-                    exists (select from token_rotations t where t.connection_id = c.id) as rotates
+             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id,
+                    c.preview_mode, c.status, c.signing_secret, c.bot_token, c.bot_user_id,
+                    c.settings, exists (select from token_rotations t
+                                         where t.connection_id = c.id) as rotates
                from connections c order by c.id",
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut there: Vec<There> =
-            rows.iter().map(|row| self.there(row)).collect::<Result<_, _>>()?;
+        let mut existing: Vec<ExistingConnection> =
+            rows.iter().map(|row| self.existing_connection(row)).collect::<Result<_, _>>()?;
         let mut clashes = Vec::new();
         for (n, new) in declared.connections.iter().enumerate() {
             let mut clash = |why: String| clashes.push(Clash { connection: n, why });
-            if let Some(why) = self.lacks_owner(tx, new).await? {
+            if let Some(why) = self.missing_owner(tx, new).await? {
                 clash(why);
                 continue;
             }
-            let called = called(&new.app, new.enterprise.as_ref(), new.team.as_ref());
-            let at = there.iter().position(|old| old.is_installation_of(new));
-            let by_id = there.iter().position(|old| Some(old.id) == new.id);
+            let label = label(&new.app, new.enterprise.as_ref(), new.team.as_ref());
+            let at = existing.iter().position(|old| old.is_installation_of(new));
+            let by_id = existing.iter().position(|old| Some(old.id) == new.id);
             match (at, by_id) {
                 (None, Some(other)) => {
                     clash(format!(
-                        "connection {} is of another installation ({}): leave its id out, or delete it first",
-                        there[other].id,
-                        there[other].called()
+                        "connection {} is of another installation ({}): leave its id out, or \
+                         delete it first",
+                        existing[other].id,
+                        existing[other].label()
                     ));
                     continue;
                 }
-                (Some(at), _) if new.id.is_some_and(|id| id != there[at].id) => {
+                (Some(at), _) if new.id.is_some_and(|id| id != existing[at].id) => {
                     clash(format!(
-                        "{called} is there already, as {}: say that id, or none",
-                        there[at].id
+                        "{label} is there already, as {}: say that id, or none",
+                        existing[at].id
                     ));
                     continue;
                 }
-                (Some(at), _) if there[at].org != new.org => {
+                (Some(at), _) if existing[at].org != new.org => {
                     clash(format!(
-                        "{called} belongs to organization {}: delete it first (tidegate connections delete {})",
-                        there[at].org, there[at].id
+                        "{label} belongs to organization {}: delete it first \
+                         (tidegate connections delete {})",
+                        existing[at].org, existing[at].id
                     ));
                     continue;
                 }
                 _ => {}
             }
-            let old = at.map(|at| there.swap_remove(at));
-            self.connection_step(tx, new, old, called, plan).await?;
+            let old = at.map(|at| existing.swap_remove(at));
+            self.apply_connection(tx, new, old, label, plan).await?;
         }
-        for old in there {
+        for old in existing {
             if !prune {
-                plan.kept.push(format!("{} ({})", old.called(), old.id));
+                plan.kept.push(format!("{} ({})", old.label(), old.id));
                 continue;
             }
-            lifecycle::delete(&mut *tx, old.id).await?;
-            let what = format!("{} ({})", old.called(), old.id);
+            connections::delete_row(&mut *tx, old.id).await?;
+            let what = format!("{} ({})", old.label(), old.id);
             plan.steps.push(PlanStep { action: Action::Delete, what, fields: Vec::new() });
             plan.deleted.push(old.id);
         }
         Ok(clashes)
     }
 
-    async fn lacks_owner(
+    async fn missing_owner(
         &self,
         tx: &mut PgConnection,
         new: &DeclaredConnection,
@@ -97,7 +100,8 @@ impl Store {
         let row = sqlx::query(
             "-- declared.owner
              select exists (select from organizations where id = $1) as org,
-                    $2::text is null or exists (select from agents where org_id = $1 and id = $2) as agent",
+                    $2::text is null or exists (select from agents where org_id = $1
+                                                   and id = $2) as agent",
         )
         .bind(new.org.as_str())
         .bind(new.agent.as_ref().map(AgentId::as_str))
@@ -118,16 +122,16 @@ impl Store {
         })
     }
 
-    async fn connection_step(
+    async fn apply_connection(
         &self,
         tx: &mut PgConnection,
         new: &DeclaredConnection,
-        old: Option<There>,
-        called: String,
+        old: Option<ExistingConnection>,
+        label: String,
         plan: &mut Plan,
     ) -> Result<(), StoreError> {
         let (mut diff, before) = (Diff::against(old.is_some()), old.as_ref());
-        let words = |yes: bool| if yes { "true" } else { "false" };
+        let flag = |yes: bool| if yes { "true" } else { "false" };
         diff.text(
             "agent",
             before.and_then(|c| c.agent.as_ref()).map(AgentId::as_str),
@@ -135,8 +139,8 @@ impl Store {
         );
         diff.text(
             "preview_mode",
-            before.map(|c| words(c.preview_mode)),
-            Some(words(new.preview_mode)),
+            before.map(|c| flag(c.preview_mode)),
+            Some(flag(new.preview_mode)),
         );
         diff.secret("signing_secret", before.map(|c| &c.signing_secret), Some(&new.signing_secret));
         let rotates = before.is_some_and(|c| c.rotates);
@@ -162,7 +166,7 @@ impl Store {
             let old = before.map(|c| of(&c.settings));
             diff.text(name, old.as_deref(), Some(of(&new.settings).as_str()));
         }
-        // A new token is a new installation: whatever was wrong with the one before is over.
+        // A new token means a new installation, which clears an error.
         let status = match before.map(|c| c.status) {
             Some(Status::Stopped) => Status::Stopped,
             Some(status) if !(new_token && new.bot_token.is_some()) => status,
@@ -175,7 +179,7 @@ impl Store {
             None => ConnectionId::random()?,
         };
         plan.connections.push(id);
-        if !diff.note(plan, format!("{called} ({id})")) {
+        if !diff.add_to(plan, format!("{label} ({id})")) {
             return Ok(());
         }
         let owner = id.to_string();
@@ -188,19 +192,25 @@ impl Store {
             before.is_some_and(|c| c.signing_secret.expose() != new.signing_secret.expose());
         sqlx::query(
             "-- declared.put_connection
-             insert into connections as c (id, org_id, agent_id, app_id, enterprise_id, team_id, preview_mode, status,
-                                           signing_secret, bot_token, bot_user_id, settings, installed_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, case when $10::text is not null then now() end)
+             insert into connections as c (id, org_id, agent_id, app_id, enterprise_id, team_id,
+                                           preview_mode, status, signing_secret, bot_token,
+                                           bot_user_id, settings, installed_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+                     case when $10::text is not null then now() end)
              on conflict (id) do update
-                set agent_id = excluded.agent_id, preview_mode = excluded.preview_mode, status = excluded.status,
-                    status_reason = case when c.status = excluded.status then c.status_reason else '' end,
+                set agent_id = excluded.agent_id, preview_mode = excluded.preview_mode,
+                    status = excluded.status, status_reason = case when c.status = excluded.status
+                        then c.status_reason else '' end,
                     bot_user_id = excluded.bot_user_id, settings = c.settings || excluded.settings,
                     bot_token = case when $13 then excluded.bot_token else c.bot_token end,
                     installed_at = case when $13 then excluded.installed_at else c.installed_at end,
-                    signing_secret_previous = case when $14 then c.signing_secret else c.signing_secret_previous end,
-                    signing_secret_previous_until = case when $14 then now() + make_interval(hours => $15)
+                    signing_secret_previous = case when $14 then c.signing_secret
+                        else c.signing_secret_previous end,
+                    signing_secret_previous_until = case when $14
+                        then now() + make_interval(hours => $15)
                                                          else c.signing_secret_previous_until end,
-                    signing_secret = case when $14 then excluded.signing_secret else c.signing_secret end
+                    signing_secret = case when $14 then excluded.signing_secret
+                        else c.signing_secret end
               where c.org_id = excluded.org_id",
         )
         .bind(&owner)
@@ -223,7 +233,7 @@ impl Store {
         Ok(())
     }
 
-    fn there(&self, row: &PgRow) -> Result<There, StoreError> {
+    fn existing_connection(&self, row: &PgRow) -> Result<ExistingConnection, StoreError> {
         let key: String = row.try_get("id")?;
         let open = |ring: &crate::secrets::KeyRing, column, name, text: String| {
             let place = Place { owner: &key, column };
@@ -233,7 +243,7 @@ impl Store {
         let token: Option<String> = row.try_get("bot_token")?;
         let token = token.map(|t| open(&self.rings.tokens, BOT_TOKEN_COLUMN, "bot_token", t));
         let signing = row.try_get("signing_secret")?;
-        Ok(There {
+        Ok(ExistingConnection {
             id: column(row, TABLE, &key, "id")?,
             org: column(row, TABLE, &key, "org_id")?,
             agent: nullable(row, TABLE, &key, "agent_id")?,
@@ -256,8 +266,8 @@ impl Store {
     }
 }
 
-/// A connection that is there.
-struct There {
+/// Connection in the database.
+struct ExistingConnection {
     id: ConnectionId,
     org: OrgId,
     agent: Option<AgentId>,
@@ -273,18 +283,18 @@ struct There {
     rotates: bool,
 }
 
-impl There {
+impl ExistingConnection {
     fn is_installation_of(&self, new: &DeclaredConnection) -> bool {
         self.app == new.app && self.enterprise == new.enterprise && self.team == new.team
     }
 
-    fn called(&self) -> String {
-        called(&self.app, self.enterprise.as_ref(), self.team.as_ref())
+    fn label(&self) -> String {
+        label(&self.app, self.enterprise.as_ref(), self.team.as_ref())
     }
 }
 
-/// Connections are called by this wherever people read.
-fn called(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
+/// Returns the label of a connection in messages.
+fn label(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
     let installation = [enterprise.map(EnterpriseId::as_str), team.map(TeamId::as_str)];
     let installation: Vec<&str> = installation.into_iter().flatten().collect();
     let rest = if installation.is_empty() { "preview".into() } else { installation.join("/") };

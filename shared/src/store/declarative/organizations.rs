@@ -1,6 +1,6 @@
-//! Those whose connections are: organizations, their members and agents.
+//! Declared organizations, members and agents.
 //!
-//! In: what is declared of them. Out: steps of the plan, taken. What is not declared goes last, for connections may belong to it.
+//! Undeclared ones are deleted last, because connections may belong to them.
 
 use super::{Action, Declared, DeclaredMember, Plan, PlanStep, plan::Diff};
 use crate::store::{Store, StoreError};
@@ -20,14 +20,14 @@ impl Store {
         let rows = sqlx::query("-- declared.organizations\n select id, name from organizations")
             .fetch_all(&mut *tx)
             .await?;
-        let mut there = BTreeMap::new();
+        let mut existing = BTreeMap::new();
         for row in &rows {
-            there.insert(row.try_get::<String, _>("id")?, row.try_get::<String, _>("name")?);
+            existing.insert(row.try_get::<String, _>("id")?, row.try_get::<String, _>("name")?);
         }
         for (id, name) in &declared.organizations {
-            let mut diff = Diff::against(there.contains_key(id.as_str()));
-            diff.text("name", there.get(id.as_str()).map(String::as_str), Some(name.as_str()));
-            if diff.note(plan, format!("organization {id}")) {
+            let mut diff = Diff::against(existing.contains_key(id.as_str()));
+            diff.text("name", existing.get(id.as_str()).map(String::as_str), Some(name.as_str()));
+            if diff.add_to(plan, format!("organization {id}")) {
                 sqlx::query(
                     "-- declared.put_organization
                      insert into organizations (id, name) values ($1, $2)
@@ -51,31 +51,32 @@ impl Store {
     ) -> Result<(), StoreError> {
         let rows = sqlx::query(
             "-- declared.members
-             select m.org_id, m.user_id, coalesce(array_agg(i.team_id || '/' || i.platform_user_id order by 1)
+             select m.org_id, m.user_id,
+                    coalesce(array_agg(i.team_id || '/' || i.platform_user_id order by 1)
                         filter (where i.user_id is not null), '{}') as identities
                from organization_members m left join user_identities i using (user_id)
               group by m.org_id, m.user_id",
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut there: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+        let mut existing: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
         for row in &rows {
             let identities: Vec<String> = row.try_get("identities")?;
             let key = (row.try_get("org_id")?, row.try_get("user_id")?);
-            there.insert(key, identities.into_iter().collect());
+            existing.insert(key, identities.into_iter().collect());
         }
         for member in &declared.members {
-            let before = there.remove(&(member.org.to_string(), member.user.clone()));
+            let before = existing.remove(&(member.org.to_string(), member.user.clone()));
             let after: BTreeSet<String> =
                 member.identities.iter().map(|(team, user)| format!("{team}/{user}")).collect();
             let mut diff = Diff::against(before.is_some());
             let text = |ids: &BTreeSet<String>| ids.iter().cloned().collect::<Vec<_>>().join(" ");
             diff.text("slack", before.as_ref().map(text).as_deref(), Some(text(&after).as_str()));
-            if diff.note(plan, format!("member {}/{}", member.org, member.user)) {
+            if diff.add_to(plan, format!("member {}/{}", member.org, member.user)) {
                 put_member(tx, member).await?;
             }
         }
-        for (org, user) in there.into_keys() {
+        for (org, user) in existing.into_keys() {
             let what = format!("member {org}/{user}");
             if !prune {
                 plan.kept.push(what);
@@ -87,7 +88,8 @@ impl Store {
                  with gone as (delete from organization_members where org_id = $1 and user_id = $2)
                  delete from user_identities
                   where user_id = $2
-                    and not exists (select from organization_members where user_id = $2 and org_id <> $1)",
+                    and not exists (select from organization_members where user_id = $2
+                                       and org_id <> $1)",
             )
             .bind(org)
             .bind(user)
@@ -133,14 +135,15 @@ impl Store {
             ] {
                 diff.text(name, old.as_deref(), Some(new.as_str()));
             }
-            if diff.note(plan, format!("agent {}/{}", new.org, new.id)) {
+            if diff.add_to(plan, format!("agent {}/{}", new.org, new.id)) {
                 self.put_agent_in(&mut *tx, new).await?;
             }
         }
         Ok(())
     }
 
-    /// Agents and organizations that are not declared; after the connections, which may belong to them.
+    /// Deletes or reports undeclared agents and organizations. Runs after the connections, which
+    /// may belong to them.
     pub(super) async fn undeclared_owners(
         &self,
         tx: &mut PgConnection,
@@ -152,7 +155,8 @@ impl Store {
             declared.agents.iter().map(|a| format!("{}/{}", a.org, a.id)).collect();
         let rows = sqlx::query(
             "-- declared.undeclared_agents
-             select org_id || '/' || id as name from agents where org_id || '/' || id <> all ($1) order by 1",
+             select org_id || '/' || id as name from agents where org_id || '/' || id <> all ($1)
+              order by 1",
         )
         .bind(&agents)
         .fetch_all(&mut *tx)
@@ -166,9 +170,9 @@ impl Store {
         .bind(&orgs)
         .fetch_all(&mut *tx)
         .await?;
-        let names = |rows: &[PgRow], sort: &str| -> Result<Vec<String>, StoreError> {
+        let names = |rows: &[PgRow], kind: &str| -> Result<Vec<String>, StoreError> {
             rows.iter()
-                .map(|row| Ok(format!("{sort} {}", row.try_get::<String, _>("name")?)))
+                .map(|row| Ok(format!("{kind} {}", row.try_get::<String, _>("name")?)))
                 .collect()
         };
         let undeclared = [names(&rows, "agent")?, names(&org_rows, "organization")?].concat();
@@ -181,7 +185,8 @@ impl Store {
         }
         for (sql, kept) in [
             (
-                "-- declared.delete_agents\n delete from agents where org_id || '/' || id <> all ($1)",
+                "-- declared.delete_agents
+                 delete from agents where org_id || '/' || id <> all ($1)",
                 agents,
             ),
             (
@@ -201,13 +206,17 @@ async fn put_member(tx: &mut PgConnection, member: &DeclaredMember) -> Result<()
     sqlx::query(
         "-- declared.put_member
          with member as (
-             insert into organization_members (org_id, user_id) values ($1, $2) on conflict do nothing),
+             insert into organization_members (org_id, user_id) values ($1, $2)
+                 on conflict do nothing),
          gone as (
              delete from user_identities
-              where user_id = $2 and (team_id, platform_user_id) not in (select * from unnest($3::text[], $4::text[])))
+              where user_id = $2 and (team_id, platform_user_id) not in (
+                        select * from unnest($3::text[], $4::text[])))
          insert into user_identities (platform, team_id, platform_user_id, user_id)
-         select 'slack', team, platform_user, $2 from unnest($3::text[], $4::text[]) as u (team, platform_user)
-         on conflict (platform, team_id, platform_user_id) do update set user_id = excluded.user_id",
+         select 'slack', team, platform_user, $2
+           from unnest($3::text[], $4::text[]) as u (team, platform_user)
+         on conflict (platform, team_id, platform_user_id) do update
+            set user_id = excluded.user_id",
     )
     .bind(member.org.as_str())
     .bind(&member.user)

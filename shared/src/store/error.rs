@@ -1,0 +1,62 @@
+//! Error type of the store.
+
+use std::borrow::Cow;
+
+/// Failure of a request to Postgres.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Postgres is unavailable, or a statement failed.
+    #[error("Postgres request failed")]
+    Postgres(#[from] sqlx::Error),
+    /// The statement of a batch of requests failed, for all of them.
+    #[error(transparent)]
+    Batch(std::sync::Arc<StoreError>),
+    /// A migration failed.
+    #[error("failed to migrate Postgres")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A column holds a value that no statement writes.
+    #[error("{table}.{column} of row {row} makes no sense: {why}")]
+    Inconsistent {
+        /// Table.
+        table: &'static str,
+        /// Column.
+        column: &'static str,
+        /// Key of the row.
+        row: String,
+        /// Cause. Never contains the value of a secret.
+        why: String,
+    },
+    /// The operating system provided no randomness.
+    #[error("the operating system provided no randomness")]
+    Randomness(#[from] getrandom::Error),
+    /// The row does not exist.
+    #[error("{0} does not exist")]
+    Missing(String),
+    /// The setting is not a URL of Postgres.
+    #[error("TIDEGATE_POSTGRES_URL is malformed; use postgres://user:password@host/database")]
+    Url,
+}
+
+impl StoreError {
+    /// Returns whether Postgres rejected a batch for its contents (SQLSTATE classes 21, 22, 23, 54)
+    /// or its duration, so that sending it again is useless.
+    pub fn refuses_contents(&self) -> bool {
+        let contents =
+            |code: &str| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class));
+        self.code().is_some_and(|code| contents(&code)) || self.refuses_duration()
+    }
+
+    /// Returns whether Postgres cancelled a statement at its timeout (57014), because of the
+    /// statement or a slow server.
+    pub fn refuses_duration(&self) -> bool {
+        self.code().as_deref() == Some("57014")
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        match self {
+            StoreError::Postgres(sqlx::Error::Database(error)) => error.code(),
+            StoreError::Batch(error) => error.code(),
+            _ => None,
+        }
+    }
+}
