@@ -142,7 +142,10 @@ async fn a_message_that_the_agent_refuses_is_a_dead_letter_and_what_follows_goes
     assert_eq!(dead[0].body, poison.body, "its bytes are kept");
     let asked = world.agent.asked();
     assert_eq!(asked.iter().filter(|asked| asked.id == poison.dedupe.as_str()).count(), 3);
-    let told = world.slack.told("the person is told", |r| r.text().contains("Ask an administrator about `")).await;
+    let told = world
+        .slack
+        .told("the person is told", |r| r.text().contains("Ask an administrator about `"))
+        .await;
     assert_eq!(told.by, "chat.postEphemeral");
 }
 
