@@ -5,8 +5,8 @@
 //! worker dies; the verb asks for it, watches it and prints its results. Asked again under the same name it shows that one.
 
 use crate::{
-    StoreSettings,
-    print::{self, nothing_matched},
+    output::{self, nothing_matched},
+    settings::StoreSettings,
 };
 use anyhow::{Context, ensure};
 use shared::{
@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Results fetched at once.
 const BATCH: i64 = 500;
 
-const COLUMNS: [print::Column; 5] = [
+const COLUMNS: [output::Column; 5] = [
     ("sequence", true),
     ("stored at", false),
     ("kind", false),
@@ -30,7 +30,7 @@ const COLUMNS: [print::Column; 5] = [
     ("effects", false),
 ];
 
-const LIST_COLUMNS: [print::Column; 7] = [
+const LIST_COLUMNS: [output::Column; 7] = [
     ("name", false),
     ("connection", false),
     ("mode", false),
@@ -131,17 +131,17 @@ impl Replay {
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
                 store.cancel_replay(&id).await?;
-                print::progress_over();
+                output::progress_over();
                 anyhow::bail!("replay {id} is cancelled; what it enqueued stays");
             }
         };
-        print::progress_over();
+        output::progress_over();
         let webhooks = self.print(&store, &id).await?;
         ensure!(
             ended.state == "done",
             "replay {id} is {}: {}",
             ended.state,
-            print::or_dash(Some(&ended.note))
+            output::or_dash(Some(&ended.note))
         );
         if webhooks == 0 {
             return nothing_matched(
@@ -167,7 +167,7 @@ impl Replay {
             }
             let of = state.total.map_or_else(String::new, |total| format!(" of about {total}"));
             let by = state.worker.as_deref().unwrap_or("no worker yet");
-            print::progress(&format!("{}{of} decided, by {}", state.decided, print::plain(by)));
+            output::progress(&format!("{}{of} decided, by {}", state.decided, output::plain(by)));
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
@@ -181,17 +181,17 @@ impl Replay {
             after = last.sequence;
             count += some.len();
             match self.json {
-                true => some.iter().try_for_each(print::json)?,
+                true => some.iter().try_for_each(output::json)?,
                 false => rows.extend(some.iter().map(row)),
             }
         }
         if !self.json && count > 0 {
-            print::table(&COLUMNS, &rows)?;
+            output::table(&COLUMNS, &rows)?;
             let done = match self.apply {
                 true => "decided; their deliveries are enqueued",
                 false => "decided, and nothing was done; --apply enqueues their deliveries",
             };
-            print::line(&format!("{count} {done}"))?;
+            output::line(&format!("{count} {done}"))?;
         }
         Ok(count)
     }
@@ -210,9 +210,9 @@ fn row(result: &ReplayResult) -> Vec<String> {
     vec![
         result.sequence.to_string(),
         result.stored_at.format(&Rfc3339).unwrap_or_else(|_| "-".into()),
-        print::plain(&result.kind),
-        print::plain(&result.outcome),
-        print::or_dash(Some(&result.effects.join(", "))),
+        output::plain(&result.kind),
+        output::plain(&result.outcome),
+        output::or_dash(Some(&result.effects.join(", "))),
     ]
 }
 
@@ -233,36 +233,36 @@ impl List {
             return nothing_matched("there are no replays");
         }
         if self.json {
-            return replays.iter().try_for_each(print::json);
+            return replays.iter().try_for_each(output::json);
         }
         let rows: Vec<_> = replays
             .iter()
             .map(|replay| {
                 vec![
-                    print::plain(&replay.id),
+                    output::plain(&replay.id),
                     replay.connection.to_string(),
                     mode(replay.apply).into(),
                     replay.state.clone(),
                     replay.decided.to_string(),
                     replay.total.map_or_else(|| "-".into(), |total| total.to_string()),
-                    print::or_dash(replay.worker.as_deref()),
+                    output::or_dash(replay.worker.as_deref()),
                 ]
             })
             .collect();
-        Ok(print::table(&LIST_COLUMNS, &rows)?)
+        Ok(output::table(&LIST_COLUMNS, &rows)?)
     }
 }
 
 impl Cancel {
     async fn run(self) -> anyhow::Result<()> {
-        let name = print::plain(&self.name);
+        let name = output::plain(&self.name);
         if !self.store.open()?.cancel_replay(&self.name).await? {
             return nothing_matched(format!("there is no open replay {name}"));
         }
         if self.json {
-            return print::json(&serde_json::json!({ "cancelled": self.name }));
+            return output::json(&serde_json::json!({ "cancelled": self.name }));
         }
-        Ok(print::line(&format!("replay {name} is cancelled"))?)
+        Ok(output::line(&format!("replay {name} is cancelled"))?)
     }
 }
 

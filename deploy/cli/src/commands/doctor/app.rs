@@ -4,7 +4,7 @@
 //! somewhere else, says "app did not respond", and never sends it again.
 
 use super::Finding;
-use crate::manifest::{EVENTS, scopes};
+use crate::app_manifest::{EVENTS, scopes};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -138,12 +138,13 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Level;
     use super::*;
-    use crate::{doctor::Level, manifest};
+    use crate::app_manifest;
     const URL: &str = "https://gw.example.com/slack/events";
 
     fn found(change: impl FnOnce(&mut Value)) -> Vec<(Level, String)> {
-        let mut manifest = manifest::build("/lobu", URL, "Lobu");
+        let mut manifest = app_manifest::build("/lobu", URL, "Lobu");
         change(&mut manifest);
         let found = examine(&manifest.to_string(), "/lobu", URL);
         assert!(found.iter().all(|f| f.level == Level::Good || !f.remedy.is_empty()), "{found:?}");

@@ -4,14 +4,10 @@
 //! makes streams none in Postgres. Hence the verb alone does both, and `migrate schema` and `migrate stream` ask for the
 //! settings of one.
 
-use crate::jetstream;
+use crate::settings::NatsSettings;
 use anyhow::Context;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
-use shared::{
-    config::{Nats, Postgres},
-    store::Store,
-    stream,
-};
+use shared::{config::Postgres, store::Store, stream};
 
 /// What is to be migrated.
 #[derive(Debug)]
@@ -37,7 +33,7 @@ pub struct Schema {
 #[command(name = "stream")]
 pub struct Stream {
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
     /// Copies of everything in NATS: 3 in production. Unset: as it is; 1 for a new stream.
     #[arg(long, env = "TIDEGATE_STREAM_REPLICAS", value_name = "N")]
     replicas: Option<usize>,
@@ -102,7 +98,7 @@ impl Schema {
 
 impl Stream {
     async fn run(self) -> anyhow::Result<()> {
-        let js = jetstream(&self.nats).await?;
+        let js = self.nats.jetstream().await?;
         let sizing = stream::Sizing { replicas: self.replicas, max_bytes: self.max_bytes };
         stream::ensure(&js, sizing).await.context("NATS")?;
         println!("nats      stream {} and its buckets are there", stream::STREAM);

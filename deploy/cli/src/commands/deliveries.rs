@@ -4,9 +4,8 @@
 //! heads; `cancel --whole-lane` on all that wait. Acting on more than one asks for `--yes`.
 
 use crate::{
-    StoreSettings,
-    agents::AgentName,
-    print::{self, nothing_matched},
+    output::{self, nothing_matched},
+    settings::{AgentName, StoreSettings},
 };
 use anyhow::{bail, ensure};
 use shared::{
@@ -15,7 +14,7 @@ use shared::{
     types::ConnectionId,
 };
 
-const COLUMNS: [print::Column; 8] = [
+const COLUMNS: [output::Column; 8] = [
     ("lane", false),
     ("connection", false),
     ("agent", false),
@@ -26,7 +25,7 @@ const COLUMNS: [print::Column; 8] = [
     ("last error", false),
 ];
 
-const OPEN_COLUMNS: [print::Column; 6] = [
+const OPEN_COLUMNS: [output::Column; 6] = [
     ("position", true),
     ("kind", false),
     ("agent", false),
@@ -168,9 +167,9 @@ impl List {
             return nothing_matched("no deliveries wait or run");
         }
         if self.json {
-            return lanes.iter().try_for_each(print::json);
+            return lanes.iter().try_for_each(output::json);
         }
-        Ok(print::table(&COLUMNS, &lanes.iter().map(row).collect::<Vec<_>>())?)
+        Ok(output::table(&COLUMNS, &lanes.iter().map(row).collect::<Vec<_>>())?)
     }
 }
 
@@ -178,12 +177,12 @@ fn row(state: &LaneState) -> Vec<String> {
     vec![
         state.lane.clone(),
         state.connection.clone(),
-        print::plain(&state.agent),
+        output::plain(&state.agent),
         state.state.clone(),
         state.waiting.to_string(),
         state.attempts.to_string(),
-        print::or_dash(state.next_at.as_deref()),
-        print::or_dash(Some(&state.last_error)),
+        output::or_dash(state.next_at.as_deref()),
+        output::or_dash(Some(&state.last_error)),
     ]
 }
 
@@ -202,14 +201,14 @@ impl Show {
         };
         let open = store.open_deliveries(connection, lane, i64::from(self.limit)).await?;
         if self.json {
-            return print::json(&serde_json::json!({ "lane": state, "deliveries": open }));
+            return output::json(&serde_json::json!({ "lane": state, "deliveries": open }));
         }
-        let text = |text: &Option<String>| print::or_dash(text.as_deref());
-        print::facts(&[
+        let text = |text: &Option<String>| output::or_dash(text.as_deref());
+        output::facts(&[
             ("lane", state.lane.clone()),
             ("connection", state.connection.clone()),
             ("partition", state.partition.to_string()),
-            ("agent", print::plain(&state.agent)),
+            ("agent", output::plain(&state.agent)),
             ("state", state.state.clone()),
             ("waiting", state.waiting.to_string()),
             ("waits since", text(&state.waiting_since)),
@@ -218,24 +217,24 @@ impl Show {
             ("first attempt", text(&state.first_attempt_at)),
             ("next attempt", text(&state.next_at)),
             ("worker", text(&state.worker)),
-            ("last error", print::or_dash(Some(&state.last_error))),
+            ("last error", output::or_dash(Some(&state.last_error))),
             ("channel", text(&state.channel)),
             ("user", text(&state.user)),
             ("replay", text(&state.replay)),
         ])?;
-        print::line("")?;
-        Ok(print::table(&OPEN_COLUMNS, &open.iter().map(open_row).collect::<Vec<_>>())?)
+        output::line("")?;
+        Ok(output::table(&OPEN_COLUMNS, &open.iter().map(open_row).collect::<Vec<_>>())?)
     }
 }
 
 fn open_row(delivery: &OpenDelivery) -> Vec<String> {
     vec![
         delivery.position.to_string(),
-        print::plain(&delivery.kind),
-        print::plain(&delivery.agent),
+        output::plain(&delivery.kind),
+        output::plain(&delivery.agent),
         delivery.inserted_at.clone(),
         delivery.size.to_string(),
-        print::plain(&delivery.dedup_key),
+        output::plain(&delivery.dedup_key),
     ]
 }
 
@@ -256,7 +255,7 @@ async fn find(
     ensure!(
         found.len() < 2,
         "{} names {} deliveries; add --connection, or name one by its dedup key",
-        print::plain(target),
+        output::plain(target),
         found.len()
     );
     Ok(found.pop())
@@ -268,7 +267,7 @@ fn named_lane(target: &str) -> Option<(ConnectionId, Lane)> {
 }
 
 fn no_delivery(target: &str) -> String {
-    let target = print::plain(target);
+    let target = output::plain(target);
     format!("no delivery of {target} waits or runs; tidegate webhook show {target} tells more")
 }
 
@@ -304,9 +303,9 @@ impl Act {
         let many = if whole_lanes { count.deliveries } else { count.lanes };
         let is_refused = many > 1 && !self.yes;
         match self.json {
-            true if is_refused => print::json(&count)?,
+            true if is_refused => output::json(&count)?,
             true => {}
-            false => print::line(&described(&count))?,
+            false => output::line(&described(&count))?,
         }
         ensure!(!is_refused, "nothing was done; pass --yes to act on more than one");
         Ok(if heads_only { filter } else { of_lane })
@@ -342,11 +341,11 @@ impl Act {
             if word == "cancelled" {
                 line.insert("requested".into(), requested.into());
             }
-            return print::json(&line);
+            return output::json(&line);
         }
-        print::line(&format!("{word}: {ended}"))?;
+        output::line(&format!("{word}: {ended}"))?;
         if requested > 0 {
-            print::line(&format!("running, ended by their workers shortly: {requested}"))?;
+            output::line(&format!("running, ended by their workers shortly: {requested}"))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use super::Finding;
 use shared::{
-    config::{self, Nats},
+    config,
     directory::{Directory, DirectoryWait, Entry},
     store::Store,
     stream::{self, BODY_BYTES_MAX, HEADER_BYTES_MAX, STREAM},
@@ -107,7 +107,7 @@ pub(super) async fn postgres(store: &Store, found: &mut Vec<Finding>) -> bool {
     }
 }
 
-pub(super) async fn nats(settings: &Nats, store: Option<&Store>, found: &mut Vec<Finding>) {
+pub(super) async fn nats(settings: &config::Nats, store: Option<&Store>, found: &mut Vec<Finding>) {
     const OF: &str = "nats";
     let away = |what: String| {
         Finding::problem(

@@ -1,8 +1,8 @@
 //! `tidegate webhook show`: everything that is known of one webhook, wherever it is now.
 
 use crate::{
-    StoreSettings,
-    print::{self, nothing_matched},
+    output::{self, nothing_matched},
+    settings::StoreSettings,
 };
 use serde_json::Value;
 use shared::{
@@ -55,24 +55,24 @@ impl Show {
                     "one that was ignored, and not addressed to the app, leaves no row: tidegate replay decides it again"
                 }
             };
-            let webhook = print::plain(&self.webhook);
+            let webhook = output::plain(&self.webhook);
             return nothing_matched(format!("nothing is known of a webhook {webhook}; {hint}"));
         }
         if self.json {
-            return records.iter().try_for_each(print::json);
+            return records.iter().try_for_each(output::json);
         }
         records.iter().try_for_each(print_record)
     }
 }
 
 fn print_record(record: &WebhookRecord) -> anyhow::Result<()> {
-    print::line(&print::plain(&record.dedup_key))?;
+    output::line(&output::plain(&record.dedup_key))?;
     for (name, rows) in &record.rows {
         for row in rows.as_array().into_iter().flatten() {
-            print::line(&format!("  {}", name.replace('_', " ")))?;
+            output::line(&format!("  {}", name.replace('_', " ")))?;
             for (name, value) in row.as_object().into_iter().flatten() {
                 if let Some(text) = text(value) {
-                    print::line(&format!("    {:<18}  {}", name.replace('_', " "), text))?;
+                    output::line(&format!("    {:<18}  {}", name.replace('_', " "), text))?;
                 }
             }
         }
@@ -85,7 +85,7 @@ fn text(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(print::plain(text)),
+        Value::String(text) => Some(output::plain(text)),
         other => Some(other.to_string()),
     }
 }

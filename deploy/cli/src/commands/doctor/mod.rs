@@ -6,10 +6,12 @@
 mod app;
 mod servers;
 
-use crate::{StoreSettings, manifest, print};
+use crate::{
+    app_manifest, output,
+    settings::{NatsSettings, StoreSettings},
+};
 use anyhow::{Context, ensure};
 use serde::Serialize;
-use shared::config::Nats;
 use std::{fs, path::PathBuf};
 
 /// Settings of `tidegate doctor`.
@@ -18,12 +20,12 @@ pub struct Doctor {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
     /// An app's manifest, exported from Slack as JSON, to be compared with what we need; asks for --base-url.
     #[arg(long, value_name = "FILE", requires = "base_url")]
     manifest: Option<PathBuf>,
     #[command(flatten)]
-    reached: manifest::Reached,
+    reached: app_manifest::Reached,
     /// Print JSON, a line each.
     #[arg(long)]
     json: bool,
@@ -79,7 +81,7 @@ impl Doctor {
         }
         let store = self.store.open()?;
         let postgres = servers::postgres(&store, &mut findings).await;
-        servers::nats(&self.nats, postgres.then_some(&store), &mut findings).await;
+        servers::nats(&self.nats.nats, postgres.then_some(&store), &mut findings).await;
         let problems = findings.iter().filter(|f| f.level == Level::Problem).count();
         self.print(&findings)?;
         ensure!(problems == 0, "problems: {problems}");
@@ -88,7 +90,7 @@ impl Doctor {
 
     fn print(&self, findings: &[Finding]) -> anyhow::Result<()> {
         if self.json {
-            return findings.iter().try_for_each(print::json);
+            return findings.iter().try_for_each(output::json);
         }
         for Finding { level, of, what, remedy } in findings {
             let (word, colour) = match level {
@@ -96,10 +98,10 @@ impl Doctor {
                 Level::Warning => ("warning", "33"),
                 Level::Problem => ("problem", "31"),
             };
-            let word = print::painted(colour, &format!("{word:<8}"));
-            print::line(&format!("{word} {of:<9} {}", print::plain(what)))?;
+            let word = output::painted(colour, &format!("{word:<8}"));
+            output::line(&format!("{word} {of:<9} {}", output::plain(what)))?;
             if !remedy.is_empty() {
-                print::line(&format!("{:18} → {}", "", print::plain(remedy)))?;
+                output::line(&format!("{:18} → {}", "", output::plain(remedy)))?;
             }
         }
         Ok(())

@@ -7,15 +7,12 @@
 mod file;
 
 use crate::{
-    StoreSettings,
-    announce::{announce, bury},
-    jetstream, print,
+    directory::{announce, bury},
+    output,
+    settings::{NatsSettings, StoreSettings},
 };
 use anyhow::{Context, bail};
-use shared::{
-    config::Nats,
-    store::{Action, Plan},
-};
+use shared::store::{Action, Plan};
 use std::{fs, path::PathBuf};
 
 /// Settings of `tidegate apply`.
@@ -24,7 +21,7 @@ pub struct Apply {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
     /// The file that declares everything.
     #[arg(short, long, value_name = "FILE", default_value = "tidegate.toml")]
     file: PathBuf,
@@ -52,7 +49,7 @@ impl Apply {
         };
         let store = self.store.open()?;
         // Reached before anything is changed: what is changed has to be announced.
-        let js = jetstream(&self.nats).await?;
+        let js = self.nats.jetstream().await?;
         if !self.dry_run {
             shared::directory::Directory::open(&js).await?;
         }
@@ -69,15 +66,15 @@ impl Apply {
             bury(&store, &js, gone).await?;
         }
         if !self.json {
-            print::line("in force on every ingest")?;
+            output::line("in force on every ingest")?;
         }
         Ok(())
     }
 
     fn print(&self, plan: &Plan) -> anyhow::Result<()> {
         if self.json {
-            plan.steps.iter().try_for_each(print::json)?;
-            return print::json(&serde_json::json!({
+            plan.steps.iter().try_for_each(output::json)?;
+            return output::json(&serde_json::json!({
                 "unchanged": plan.unchanged, "undeclared": plan.kept, "connections": plan.connections,
                 "dry_run": self.dry_run,
             }));
@@ -88,16 +85,19 @@ impl Apply {
                 Action::Change => ("~", "33"),
                 Action::Delete => ("-", "31"),
             };
-            print::line(&print::painted(colour, &format!("{sign} {}", print::plain(&step.what))))?;
+            output::line(&output::painted(
+                colour,
+                &format!("{sign} {}", output::plain(&step.what)),
+            ))?;
             for field in &step.fields {
-                print::line(&format!("    {}", print::plain(field)))?;
+                output::line(&format!("    {}", output::plain(field)))?;
             }
         }
         for kept in &plan.kept {
-            print::line(&format!("  {}: not in the file, stays", print::plain(kept)))?;
+            output::line(&format!("  {}: not in the file, stays", output::plain(kept)))?;
         }
         let done = if self.dry_run { "to change" } else { "changed" };
         let (changed, unchanged) = (plan.steps.len(), plan.unchanged);
-        Ok(print::line(&format!("{done}: {changed}, as declared: {unchanged}"))?)
+        Ok(output::line(&format!("{done}: {changed}, as declared: {unchanged}"))?)
     }
 }

@@ -4,15 +4,15 @@
 //! partition's cursor, plus what was purged. More than were committed: webhooks are missing. Fewer: the stream has dropped
 //! some by age, which is no loss.
 
-use crate::{StoreSettings, jetstream, partitions::stored_after, print};
-use anyhow::{Context, ensure};
+use crate::{
+    output,
+    settings::{NatsSettings, StoreSettings},
+    stream_reader,
+};
+use anyhow::ensure;
 use async_nats::jetstream::stream::Stream;
 use serde::Serialize;
-use shared::{
-    config::Nats,
-    store::{LedgerEntry, Store},
-    stream::STREAM,
-};
+use shared::store::{LedgerEntry, Store};
 use std::time::Duration;
 
 /// A difference is looked at so often: a consumer may sit on a replica that lags behind.
@@ -20,7 +20,7 @@ const ROUNDS: usize = 3;
 /// Time between two of these.
 const ROUND_INTERVAL: Duration = Duration::from_millis(500);
 
-const COLUMNS: [print::Column; 8] = [
+const COLUMNS: [output::Column; 8] = [
     ("partition", true),
     ("generation", true),
     ("from", true),
@@ -44,7 +44,7 @@ pub struct Verify {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
     /// Print JSON, a line each: the partitions that differ, then the sum.
     #[arg(long)]
     json: bool,
@@ -98,10 +98,8 @@ impl Ledger {
 
 impl Verify {
     async fn run(self) -> anyhow::Result<()> {
-        let (js, store) = (jetstream(&self.nats).await?, self.store.open()?);
-        let stream = js.get_stream(STREAM).await.context(
-            "failed to look at the stream of webhooks; check that NATS is up and tidegate migrate was run",
-        )?;
+        let (js, store) = (self.nats.jetstream().await?, self.store.open()?);
+        let stream = stream_reader::open(&js).await?;
         let mut lines = count(&store, &stream, None).await?;
         for _ in 1..ROUNDS {
             if lines.iter().all(|line| line.missing == 0) {
@@ -124,17 +122,17 @@ impl Verify {
         let sum = |of: fn(&Line) -> u64| lines.iter().map(of).sum::<u64>();
         let (committed, expired) = (sum(|l| l.committed), sum(|l| l.expired));
         if self.json {
-            differing.iter().try_for_each(print::json)?;
-            return print::json(&serde_json::json!({
+            differing.iter().try_for_each(output::json)?;
+            return output::json(&serde_json::json!({
                 "partitions": lines.len(), "committed": committed, "stored": sum(|l| l.stored.unwrap_or(0)),
                 "purged": sum(|l| l.purged), "expired": expired, "missing": missing,
             }));
         }
         if !differing.is_empty() {
-            print::table(&COLUMNS, &differing.into_iter().map(row).collect::<Vec<_>>())?;
+            output::table(&COLUMNS, &differing.into_iter().map(row).collect::<Vec<_>>())?;
         }
         let partitions = lines.len();
-        Ok(print::line(&format!(
+        Ok(output::line(&format!(
             "{partitions} partitions: {committed} committed, {expired} no longer in the stream, {missing} missing"
         ))?)
     }
@@ -171,9 +169,9 @@ async fn count(
                 lines.push(Line::new(entry, stored));
             }
         }
-        print::progress(&format!("partition {n}"));
+        output::progress(&format!("partition {n}"));
     }
-    print::progress_over();
+    output::progress_over();
     Ok(lines)
 }
 
@@ -183,8 +181,8 @@ async fn stored(stream: &Stream, entry: &LedgerEntry) -> anyhow::Result<u64> {
     if entry.cursor <= entry.from {
         return Ok(0);
     }
-    let all = stored_after(stream, entry.partition, entry.from).await?;
-    let behind = stored_after(stream, entry.partition, entry.cursor).await?;
+    let all = stream_reader::count_after(stream, entry.partition, entry.from).await?;
+    let behind = stream_reader::count_after(stream, entry.partition, entry.cursor).await?;
     Ok(all.saturating_sub(behind))
 }
 

@@ -3,7 +3,7 @@
 //! In: what Slack gave with the token when the app was installed. Out: a row that workers refresh by. The token itself is
 //! the connection's own; once it rotates it is theirs to change.
 
-use crate::{StoreSettings, print};
+use crate::{output, settings::StoreSettings};
 use anyhow::ensure;
 use shared::{config, secrets::Secret, store::NewRotation, types::ConnectionId};
 use std::time::Duration;
@@ -46,6 +46,6 @@ impl Rotation {
             expires_in: self.expires_in,
         };
         store.put_rotation(&rotation).await?;
-        Ok(print::line(&format!("{id}: workers refresh its bot token from now on"))?)
+        Ok(output::line(&format!("{id}: workers refresh its bot token from now on"))?)
     }
 }

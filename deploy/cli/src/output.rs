@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
+    process::ExitCode,
 };
 
 /// A column's name, and whether it is numbers.
@@ -98,7 +99,19 @@ pub fn progress_over() {
     progress("");
 }
 
-/// Whether this is the error of printing to somebody who stopped reading, as in `tidegate tail | head`.
-pub fn nobody_reads(error: &anyhow::Error) -> bool {
+/// Returns the exit code for the result of a command, and prints its error.
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            if error.is::<NothingMatched>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Returns true if the reader of the output stopped reading, as in `tidegate tail | head`.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

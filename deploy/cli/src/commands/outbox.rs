@@ -1,8 +1,8 @@
 //! `tidegate outbox failures`: messages that Slack refused for good. Their text is never printed.
 
 use crate::{
-    StoreSettings,
-    print::{self, nothing_matched},
+    output::{self, nothing_matched},
+    settings::StoreSettings,
 };
 use anyhow::ensure;
 use shared::{
@@ -10,7 +10,7 @@ use shared::{
     types::ConnectionId,
 };
 
-const COLUMNS: [print::Column; 7] = [
+const COLUMNS: [output::Column; 7] = [
     ("id", true),
     ("connection", false),
     ("channel", false),
@@ -111,9 +111,9 @@ impl List {
             return nothing_matched("there are no such failures");
         }
         if self.json {
-            return failures.iter().try_for_each(print::json);
+            return failures.iter().try_for_each(output::json);
         }
-        Ok(print::table(&COLUMNS, &failures.iter().map(row).collect::<Vec<_>>())?)
+        Ok(output::table(&COLUMNS, &failures.iter().map(row).collect::<Vec<_>>())?)
     }
 }
 
@@ -121,11 +121,11 @@ fn row(failure: &OutboxFailure) -> Vec<String> {
     vec![
         failure.id.to_string(),
         failure.connection.clone(),
-        print::plain(&failure.channel_key),
+        output::plain(&failure.channel_key),
         failure.method.clone(),
         failure.attempts.to_string(),
         failure.at.clone(),
-        print::plain(&failure.error),
+        output::plain(&failure.error),
     ]
 }
 
@@ -157,9 +157,9 @@ impl Act {
         }
         if self.json {
             let line = serde_json::Map::from_iter([(word.to_owned(), count.into())]);
-            return print::json(&line);
+            return output::json(&line);
         }
-        print::line(&format!("{word}: {count}"))?;
+        output::line(&format!("{word}: {count}"))?;
         let missing = self.ids.len().saturating_sub(count);
         ensure!(self.all || missing == 0, "there are no failures of {missing} of the ids");
         Ok(())

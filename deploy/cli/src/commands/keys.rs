@@ -4,13 +4,14 @@
 //! `k2,k1` (the first seals), then `tidegate keys rewrap`, then `k2` alone. `keys status` says when nothing is left
 //! under the old key.
 
-use crate::{StoreSettings, announce::announce, jetstream, print};
+use crate::{
+    directory::announce,
+    output,
+    settings::{NatsSettings, StoreSettings},
+};
 use anyhow::ensure;
 use serde::Serialize;
-use shared::{
-    config::Nats,
-    store::{SEALED_COLUMNS, Store},
-};
+use shared::store::{SEALED_COLUMNS, Store};
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
@@ -37,7 +38,7 @@ pub struct Rewrap {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
     /// Print JSON, a line each.
     #[arg(long)]
     json: bool,
@@ -64,7 +65,7 @@ impl Keys {
 impl Rewrap {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        let js = jetstream(&self.nats).await?;
+        let js = self.nats.jetstream().await?;
         let mut unopened = Vec::new();
         for column in &SEALED_COLUMNS {
             let (mut after, mut written) = (String::new(), 0);
@@ -72,13 +73,13 @@ impl Rewrap {
                 let step = store.rewrap(column, &after).await?;
                 written += step.written;
                 unopened.extend(step.unopened);
-                print::progress(&format!("{}: {written}", column.name));
+                output::progress(&format!("{}: {written}", column.name));
                 let Some(next) = step.next else { break };
                 after = next;
             }
-            print::progress_over();
+            output::progress_over();
             if !self.json {
-                print::line(&format!("{}: {written}", column.name))?;
+                output::line(&format!("{}: {written}", column.name))?;
             }
         }
         // Signing secrets lie in the directory as they lie in Postgres.
@@ -104,15 +105,20 @@ async fn show(store: &Store, json: bool) -> anyhow::Result<()> {
         }
     }
     if json {
-        return counts.iter().try_for_each(print::json);
+        return counts.iter().try_for_each(output::json);
     }
     let rows: Vec<_> = counts
         .iter()
         .map(|count| {
             let age = if count.newest { "newest" } else { "old" };
-            vec![count.column.into(), print::plain(&count.key), count.count.to_string(), age.into()]
+            vec![
+                count.column.into(),
+                output::plain(&count.key),
+                count.count.to_string(),
+                age.into(),
+            ]
         })
         .collect();
     let columns = [("sealed", false), ("key", false), ("values", true), ("", false)];
-    Ok(print::table(&columns, &rows)?)
+    Ok(output::table(&columns, &rows)?)
 }

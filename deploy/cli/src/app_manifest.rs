@@ -1,9 +1,8 @@
 //! `tidegate manifest`: the manifest of a Slack app for this deployment, to be pasted at api.slack.com/apps.
 //!
-//! In: where Slack reaches us. Out: JSON with every address, event and scope that we use, and no others. [`super::doctor`]
+//! In: where Slack reaches us. Out: JSON with every address, event and scope that we use, and no others. `tidegate doctor`
 //! compares what Slack has with what stands here.
 
-use crate::print;
 use anyhow::Context;
 use serde_json::{Value, json};
 use shared::types::ConnectionId;
@@ -73,24 +72,6 @@ fn base_url(text: &str) -> Result<String, String> {
         Ok(text.trim_end_matches('/').to_owned())
     } else {
         Err("say https://host: Slack sends nowhere else".into())
-    }
-}
-
-/// Settings of `tidegate manifest`.
-#[derive(Debug, clap::Args)]
-pub struct Manifest {
-    #[command(flatten)]
-    reached: Reached,
-    /// What the app is called.
-    #[arg(long, default_value = "Lobu")]
-    name: String,
-}
-
-impl Manifest {
-    /// Runs it.
-    pub fn run(self) -> anyhow::Result<()> {
-        let manifest = build(&self.reached.command, &self.reached.url()?, &self.name);
-        Ok(print::line(&serde_json::to_string_pretty(&manifest)?)?)
     }
 }
 

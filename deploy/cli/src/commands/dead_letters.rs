@@ -4,8 +4,8 @@
 //! that owns its partition. `redrive` waits for that.
 
 use crate::{
-    StoreSettings,
-    print::{self, nothing_matched},
+    output::{self, nothing_matched},
+    settings::StoreSettings,
 };
 use anyhow::{bail, ensure};
 use serde::Serialize;
@@ -26,7 +26,7 @@ const STEP: i64 = 1_000;
 /// Ids that a message names.
 const NAMED_MAX: usize = 20;
 
-const COLUMNS: [print::Column; 7] = [
+const COLUMNS: [output::Column; 7] = [
     ("id", true),
     ("stage", false),
     ("sequence", true),
@@ -162,9 +162,9 @@ impl List {
             return nothing_matched("there are no such dead letters");
         }
         if self.json {
-            return letters.iter().try_for_each(print::json);
+            return letters.iter().try_for_each(output::json);
         }
-        Ok(print::table(&COLUMNS, &letters.iter().map(row).collect::<Vec<_>>())?)
+        Ok(output::table(&COLUMNS, &letters.iter().map(row).collect::<Vec<_>>())?)
     }
 }
 
@@ -174,10 +174,10 @@ fn row(letter: &DeadLetter) -> Vec<String> {
         letter.id.to_string(),
         letter.stage.clone(),
         letter.sequence.to_string(),
-        print::or_dash(letter.connection.as_deref()),
+        output::or_dash(letter.connection.as_deref()),
         letter.attempts.to_string(),
-        print::or_dash(letter.at.as_deref()),
-        print::plain(&format!("{}{error}{}", letter.reason, letter.last_error)),
+        output::or_dash(letter.at.as_deref()),
+        output::plain(&format!("{}{error}{}", letter.reason, letter.last_error)),
     ]
 }
 
@@ -197,14 +197,14 @@ impl Show {
         let Some(letter) = found.first() else { return nothing_matched(unknown(&[self.id])) };
         let body = self.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
         if self.json {
-            return print::json(&Shown { letter, body });
+            return output::json(&Shown { letter, body });
         }
-        let text = |text: &Option<String>| print::or_dash(text.as_deref());
-        print::facts(&[
+        let text = |text: &Option<String>| output::or_dash(text.as_deref());
+        output::facts(&[
             ("id", letter.id.to_string()),
             ("stage", letter.stage.clone()),
-            ("reason", print::plain(&letter.reason)),
-            ("last error", print::or_dash(Some(&letter.last_error))),
+            ("reason", output::plain(&letter.reason)),
+            ("last error", output::or_dash(Some(&letter.last_error))),
             ("attempts", letter.attempts.to_string()),
             ("given up at", text(&letter.at)),
             ("redrive since", text(&letter.redrive_at)),
@@ -217,22 +217,22 @@ impl Show {
             ("partition", letter.partition.to_string()),
             ("generation", letter.generation.to_string()),
             ("sequence", letter.sequence.to_string()),
-            ("subject", print::plain(&letter.subject)),
+            ("subject", output::plain(&letter.subject)),
             ("dedup key", text(&letter.dedup_key)),
             (
                 "bytes",
                 match &letter.unreadable {
-                    Some(why) => format!("failed to open: {}", print::plain(why)),
+                    Some(why) => format!("failed to open: {}", output::plain(why)),
                     None if letter.headers.is_empty() => "in the stream alone".into(),
                     None => letter.body.len().to_string(),
                 },
             ),
         ])?;
         for (name, value) in &letter.headers {
-            print::facts(&[("header", print::plain(&format!("{name}: {value}")))])?;
+            output::facts(&[("header", output::plain(&format!("{name}: {value}")))])?;
         }
         match body {
-            Some(body) => Ok(print::line(&format!("\n{}", print::plain(&body)))?),
+            Some(body) => Ok(output::line(&format!("\n{}", output::plain(&body)))?),
             None => Ok(()),
         }
     }
@@ -287,14 +287,14 @@ impl Redrive {
                 break redriven;
             }
             let done = asked.len() - redriven.waiting.len();
-            print::progress(&format!("{done} of {} redriven", asked.len()));
+            output::progress(&format!("{done} of {} redriven", asked.len()));
             tokio::time::sleep(POLL_INTERVAL).await;
         };
-        print::progress_over();
+        output::progress_over();
         if self.json {
-            print::json(&redriven)?;
+            output::json(&redriven)?;
         } else {
-            print::line(&format!("redriven: {}", redriven.redriven))?;
+            output::line(&format!("redriven: {}", redriven.redriven))?;
         }
         let Redriven { failed, waiting, .. } = &redriven;
         ensure!(
@@ -339,9 +339,9 @@ impl Delete {
             gone.extend(ids);
         }
         if self.json {
-            print::json(&serde_json::json!({ "deleted": gone.len() }))?;
+            output::json(&serde_json::json!({ "deleted": gone.len() }))?;
         } else {
-            print::line(&format!("deleted: {}", gone.len()))?;
+            output::line(&format!("deleted: {}", gone.len()))?;
         }
         let left_out = self.selection.without(&gone);
         if !left_out.is_empty() {

@@ -1,7 +1,7 @@
 //! `tidegate claims`: link claims. A code is printed once, when it is minted; only its hash is stored. From then on a claim
 //! goes by its id, the beginning of that hash.
 
-use crate::{StoreSettings, print};
+use crate::{output, settings::StoreSettings};
 use anyhow::ensure;
 use shared::{
     config,
@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Longest a claim may live.
 const TTL_MAX: Duration = Duration::from_secs(3600);
 
-const COLUMNS: [print::Column; 7] = [
+const COLUMNS: [output::Column; 7] = [
     ("id", false),
     ("state", false),
     ("agent", false),
@@ -110,9 +110,9 @@ impl Mint {
         let code = self.store.open()?.mint_claim(&claim).await?.reveal();
         if self.json {
             let ttl = claim.ttl.as_secs();
-            return print::json(&serde_json::json!({ "code": code, "ttl_seconds": ttl }));
+            return output::json(&serde_json::json!({ "code": code, "ttl_seconds": ttl }));
         }
-        Ok(print::line(&code)?)
+        Ok(output::line(&code)?)
     }
 }
 
@@ -120,7 +120,7 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let claims = self.store.open()?.claims(i64::from(self.limit)).await?;
         if self.json {
-            return claims.iter().try_for_each(print::json);
+            return claims.iter().try_for_each(output::json);
         }
         let rows: Vec<_> = claims
             .iter()
@@ -136,12 +136,12 @@ impl List {
                     format!("{}/{}", claim.org, claim.agent),
                     claim.surfaces.join(","),
                     connection.unwrap_or_else(|| "any preview".into()),
-                    print::or_dash(claim.expires_at.as_deref()),
-                    print::or_dash(used.as_deref()),
+                    output::or_dash(claim.expires_at.as_deref()),
+                    output::or_dash(used.as_deref()),
                 ]
             })
             .collect();
-        Ok(print::table(&COLUMNS, &rows)?)
+        Ok(output::table(&COLUMNS, &rows)?)
     }
 }
 
@@ -150,8 +150,8 @@ impl Revoke {
         ensure!(
             self.store.open()?.revoke_claim(&self.id).await?,
             "there is no open claim {}: tidegate claims list says which there are",
-            print::plain(&self.id)
+            output::plain(&self.id)
         );
-        Ok(print::line(&format!("{} is good no more", print::plain(&self.id)))?)
+        Ok(output::line(&format!("{} is good no more", output::plain(&self.id)))?)
     }
 }

@@ -1,12 +1,10 @@
 //! `tidegate tail`: webhooks as they are stored; never their bodies.
 
-use crate::{jetstream, print};
-use anyhow::Context;
+use crate::{output, settings::NatsSettings, stream_reader};
 use async_nats::jetstream;
 use serde::Serialize;
 use shared::{
     codec::envelope::Envelope,
-    config::Nats,
     follow::{Follow, Followed, Place},
     stream::{self, STREAM},
     types::ConnectionId,
@@ -20,7 +18,7 @@ pub const EVERY: &str = "slack.in.*.*";
 #[derive(Debug, clap::Args)]
 pub struct Tail {
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
     /// Only those of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
@@ -53,13 +51,12 @@ impl Tail {
     }
 
     async fn follow(&self) -> anyhow::Result<()> {
-        let js = jetstream(&self.nats).await?;
-        let there = js.get_stream(STREAM).await.context(
-            "NATS has no stream of webhooks for us: is it up, and did tidegate migrate run?",
-        )?;
+        let js = self.nats.jetstream().await?;
+        let there = stream_reader::open(&js).await?;
         let next = there.cached_info().state.last_sequence + 1;
         let filter = self.connection.map_or_else(|| EVERY.into(), |id| format!("slack.in.*.{id}"));
-        let mut follow = Follow::new(js, STREAM, filter, reader("tail")?, next);
+        let mut follow =
+            Follow::new(js, STREAM, filter, stream_reader::consumer_name("tail")?, next);
         let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
             match follow.next().await {
@@ -80,16 +77,16 @@ impl Tail {
 
     fn print(&self, line: &Line) -> anyhow::Result<()> {
         if self.json {
-            return print::json(line);
+            return output::json(line);
         }
         let Line { time, sequence, partition, kind, connection, lane, dedupe } = line;
         let partition = partition.map_or_else(|| "-".into(), |partition| partition.to_string());
         let connection = connection.map_or_else(|| "-".into(), |id| id.to_string());
-        Ok(print::line(&format!(
+        Ok(output::line(&format!(
             "{time}  {sequence:>10}  {partition:>2}  {:<11}  {connection:<32}  {:<16}  {}",
             kind.unwrap_or("-"),
-            print::or_dash(lane.as_deref()),
-            print::or_dash(dedupe.as_deref()),
+            output::or_dash(lane.as_deref()),
+            output::or_dash(dedupe.as_deref()),
         ))?)
     }
 }
@@ -115,9 +112,4 @@ impl Line {
 pub fn envelope(message: &jetstream::Message) -> Option<Envelope> {
     let body = message.payload.clone();
     Envelope::decode(&message.subject, message.headers.as_ref(), body).ok()
-}
-
-/// A name that no other reader has.
-pub fn reader(verb: &str) -> anyhow::Result<String> {
-    Ok(format!("operator-{verb}-{}", ConnectionId::random()?))
 }

@@ -1,16 +1,16 @@
 //! `tidegate agents`: looked at, paused, resumed. `tidegate apply` makes and changes them.
 
 use crate::{
-    StoreSettings,
-    print::{self, nothing_matched},
+    output::{self, nothing_matched},
+    settings::{AgentName, StoreSettings},
 };
 use shared::{
     store::{AgentState, StoreError},
-    types::{AgentId, OrgId},
+    types::OrgId,
 };
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
-const COLUMNS: [print::Column; 7] = [
+const COLUMNS: [output::Column; 7] = [
     ("agent", false),
     ("mode", false),
     ("state", false),
@@ -58,22 +58,6 @@ pub struct Named {
     json: bool,
 }
 
-/// An agent's name on the command line: `<organization>/<agent>`.
-#[derive(Debug, Clone)]
-pub struct AgentName {
-    pub org: OrgId,
-    pub agent: AgentId,
-}
-
-impl FromStr for AgentName {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (org, agent) = text.split_once('/').ok_or("an agent is <organization>/<agent>")?;
-        let org = org.parse().map_err(|error| format!("{error}"))?;
-        Ok(Self { org, agent: agent.parse().map_err(|error| format!("{error}"))? })
-    }
-}
-
 impl Agents {
     /// Runs the verb.
     pub async fn run(self) -> anyhow::Result<()> {
@@ -93,7 +77,7 @@ impl List {
             return nothing_matched("there are no such agents");
         }
         if self.json {
-            return agents.iter().try_for_each(print::json);
+            return agents.iter().try_for_each(output::json);
         }
         let rows: Vec<_> = agents
             .iter()
@@ -105,11 +89,11 @@ impl List {
                     agent.running.to_string(),
                     agent.max_concurrent.to_string(),
                     agent.deliveries.to_string(),
-                    print::plain(&agent.url),
+                    output::plain(&agent.url),
                 ]
             })
             .collect();
-        Ok(print::table(&COLUMNS, &rows)?)
+        Ok(output::table(&COLUMNS, &rows)?)
     }
 }
 
@@ -129,20 +113,20 @@ impl Named {
             return nothing_matched(format!("there is no agent {org}/{agent}"));
         };
         if self.json {
-            return print::json(found);
+            return output::json(found);
         }
         let time = |ms: i64| {
             humantime::format_duration(Duration::from_millis(ms.unsigned_abs())).to_string()
         };
-        print::facts(&[
+        output::facts(&[
             ("agent", format!("{org}/{agent}")),
-            ("name", print::or_dash(Some(&found.name))),
+            ("name", output::or_dash(Some(&found.name))),
             ("mode", found.mode.clone()),
-            ("url", print::plain(&found.url)),
+            ("url", output::plain(&found.url)),
             ("state", state(found).into()),
-            ("paused at", print::or_dash(found.paused_at.as_deref())),
-            ("circuit opened", print::or_dash(found.circuit_opened_at.as_deref())),
-            ("circuit error", print::or_dash(found.circuit_error.as_deref())),
+            ("paused at", output::or_dash(found.paused_at.as_deref())),
+            ("circuit opened", output::or_dash(found.circuit_opened_at.as_deref())),
+            ("circuit error", output::or_dash(found.circuit_error.as_deref())),
             ("timeout", time(found.timeout_ms)),
             ("max concurrent", found.max_concurrent.to_string()),
             ("retry for", found.retry_for_ms.map_or_else(|| "by mode".into(), time)),
@@ -169,23 +153,10 @@ impl Named {
             changed => changed?,
         };
         if self.json {
-            return print::json(&serde_json::json!({ "paused": pause, "changed": changed }));
+            return output::json(&serde_json::json!({ "paused": pause, "changed": changed }));
         }
         let state = if pause { "paused" } else { "resumed" };
         let already = if changed { "" } else { " already" };
-        Ok(print::line(&format!("{org}/{agent} is {state}{already}"))?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn agent_name_has_organization() {
-        let name: AgentName = "acme/helper".parse().expect("a name");
-        assert_eq!((name.org.as_str(), name.agent.as_str()), ("acme", "helper"));
-        assert!("helper".parse::<AgentName>().is_err());
-        assert!("a.b/helper".parse::<AgentName>().is_err());
+        Ok(output::line(&format!("{org}/{agent} is {state}{already}"))?)
     }
 }

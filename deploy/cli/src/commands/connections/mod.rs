@@ -2,22 +2,24 @@
 //! verb returns.
 
 use crate::{
-    StoreSettings,
-    announce::{announce, bury},
-    jetstream, print,
-    rotation::Rotation,
+    directory::{announce, bury},
+    output,
+    settings::{NatsSettings, StoreSettings},
 };
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use shared::{
-    config::{self, Nats},
+    config,
     secrets::Secret,
     store::{ConnectionSummary, HistoryEntry, Store, StoreError},
     types::{ConnectionId, EnterpriseId, Status, TeamId},
 };
 use std::time::Duration;
+use token_rotation::Rotation;
 
-const COLUMNS: [print::Column; 7] = [
+mod token_rotation;
+
+const COLUMNS: [output::Column; 7] = [
     ("id", false),
     ("organization", false),
     ("app", false),
@@ -80,7 +82,7 @@ pub struct Switch {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
-    nats: Nats,
+    nats: NatsSettings,
 }
 
 /// Settings of `tidegate connections pause-sending` and `resume-sending`.
@@ -131,7 +133,7 @@ impl Connections {
                 let (id, store) = (rotate.switch.connection, rotate.switch.store.open()?);
                 store.rotate_signing_secret(id, &rotate.secret, rotate.overlap).await?;
                 rotate.switch.announce(&store).await?;
-                Ok(print::line(&format!("{id} has a new signing secret, on every ingest"))?)
+                Ok(output::line(&format!("{id} has a new signing secret, on every ingest"))?)
             }
             Connections::PauseSending(sending) => sending.switch(true).await,
             Connections::ResumeSending(sending) => sending.switch(false).await,
@@ -150,11 +152,11 @@ impl Switch {
         );
         store.set_connection_status(id, status).await?;
         self.announce(&store).await?;
-        Ok(print::line(&format!("{id} is {status}, on every ingest"))?)
+        Ok(output::line(&format!("{id} is {status}, on every ingest"))?)
     }
 
     async fn announce(&self, store: &Store) -> anyhow::Result<()> {
-        announce(store, &jetstream(&self.nats).await?, &[self.connection]).await
+        announce(store, &self.nats.jetstream().await?, &[self.connection]).await
     }
 }
 
@@ -167,18 +169,18 @@ impl Sending {
         };
         let changed = match changed {
             Err(StoreError::Missing(what)) => {
-                return print::nothing_matched(format!(
+                return output::nothing_matched(format!(
                     "there is no {what}; tidegate connections list shows them"
                 ));
             }
             changed => changed?,
         };
         if self.json {
-            return print::json(&serde_json::json!({ "paused": pause, "changed": changed }));
+            return output::json(&serde_json::json!({ "paused": pause, "changed": changed }));
         }
         let state = if pause { "paused" } else { "resumed" };
         let already = if changed { "" } else { " already" };
-        Ok(print::line(&format!("{id}: sending is {state}{already}"))?)
+        Ok(output::line(&format!("{id}: sending is {state}{already}"))?)
     }
 }
 
@@ -194,7 +196,7 @@ impl Delete {
                 installation(&found)
             );
         }
-        let js = jetstream(&nats).await?;
+        let js = nats.jetstream().await?;
         // Nothing more is taken before anything goes.
         store.set_connection_status(id, Status::Stopped).await?;
         announce(&store, &js, &[id]).await?;
@@ -208,10 +210,10 @@ impl Delete {
             ("dead letters", gone.dead_letters),
         ];
         for (what, count) in rest {
-            print::line(&format!("{what}: {count}"))?;
+            output::line(&format!("{what}: {count}"))?;
         }
-        print::line(&format!("webhooks in the stream: {purged}"))?;
-        Ok(print::line(&format!("{id} is gone, on every ingest"))?)
+        output::line(&format!("webhooks in the stream: {purged}"))?;
+        Ok(output::line(&format!("{id} is gone, on every ingest"))?)
     }
 }
 
@@ -235,7 +237,7 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let connections = self.store.open()?.connection_summaries(None).await?;
         if self.json {
-            return connections.iter().try_for_each(print::json);
+            return connections.iter().try_for_each(output::json);
         }
         let rows: Vec<_> = connections
             .iter()
@@ -247,11 +249,11 @@ impl List {
                     installation(connection),
                     connection.status.to_string(),
                     connection.bindings.to_string(),
-                    print::or_dash(Some(&connection.reason)),
+                    output::or_dash(Some(&connection.reason)),
                 ]
             })
             .collect();
-        Ok(print::table(&COLUMNS, &rows)?)
+        Ok(output::table(&COLUMNS, &rows)?)
     }
 }
 
@@ -268,34 +270,34 @@ impl Show {
         let connection = find(&store, self.connection).await?;
         let history = store.connection_history(self.connection).await?;
         if self.json {
-            return print::json(&Shown { connection: &connection, history: &history });
+            return output::json(&Shown { connection: &connection, history: &history });
         }
         let surfaces: Vec<&str> =
             connection.settings.surfaces.iter().map(|surface| surface.as_str()).collect();
         let facts = [
             ("id", connection.id.to_string()),
             ("organization", connection.organization.to_string()),
-            ("agent", print::or_dash(connection.agent.as_ref().map(|agent| agent.as_str()))),
+            ("agent", output::or_dash(connection.agent.as_ref().map(|agent| agent.as_str()))),
             ("app", connection.app.to_string()),
             ("installation", installation(&connection)),
             ("status", connection.status.to_string()),
-            ("why", print::or_dash(Some(&connection.reason))),
-            ("bot user", print::or_dash(connection.bot_user.as_deref())),
+            ("why", output::or_dash(Some(&connection.reason))),
+            ("bot user", output::or_dash(connection.bot_user.as_deref())),
             ("bot token", if connection.has_bot_token { "set" } else { "-" }.into()),
             ("surfaces", surfaces.join(",")),
             ("welcome", connection.settings.welcome.to_string()),
             ("answer bots", connection.settings.answer_bots.to_string()),
             ("links", connection.bindings.to_string()),
-            ("sending paused", print::or_dash(connection.sending_paused_at.as_deref())),
-            ("installed at", print::or_dash(connection.installed_at.as_deref())),
+            ("sending paused", output::or_dash(connection.sending_paused_at.as_deref())),
+            ("installed at", output::or_dash(connection.installed_at.as_deref())),
             ("version", connection.version.to_string()),
             ("webhooks", format!("<base>/api/v1/webhooks/{}", connection.id)),
         ];
-        print::facts(&facts)?;
+        output::facts(&facts)?;
         for HistoryEntry { at, status, reason } in &history {
             let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-            let at = print::or_dash(at.as_deref());
-            print::facts(&[("was", print::plain(&format!("{at} {status}{why}")))])?;
+            let at = output::or_dash(at.as_deref());
+            output::facts(&[("was", output::plain(&format!("{at} {status}{why}")))])?;
         }
         Ok(())
     }
