@@ -1,14 +1,13 @@
-//! `tidegate manifest`: the manifest of a Slack app for this deployment, to be pasted at api.slack.com/apps.
+//! Manifest of a Slack app: every URL, event and scope that Tidegate uses, and no others.
 //!
-//! In: where Slack reaches us. Out: JSON with every address, event and scope that we use, and no others. `tidegate doctor`
-//! compares what Slack has with what stands here.
+//! `tidegate manifest` prints it, and `tidegate doctor` compares the manifest of an app with it.
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use shared::types::ConnectionId;
 
-/// What Slack is to tell us, and the scope each needs. A mention comes as `message` already: `app_mention` beside it would
-/// tell every mention twice.
+/// Events that an app subscribes to, and the scope of each. `app_mention` is not among them: Slack
+/// also sends every mention as `message`.
 pub const EVENTS: [(&str, Option<&str>); 8] = [
     ("app_uninstalled", None),
     ("channel_id_changed", Some("channels:read")),
@@ -20,14 +19,14 @@ pub const EVENTS: [(&str, Option<&str>); 8] = [
     ("tokens_revoked", None),
 ];
 
-/// What we call, and the scope each needs.
+/// Features and methods that Tidegate uses, and the scope of each.
 const CALLS: [(&str, &str); 3] = [
     ("slash commands", "commands"),
     ("chat.postMessage, chat.postEphemeral, chat.update", "chat:write"),
     ("conversations.open", "im:write"),
 ];
 
-/// Every scope, sorted, each once.
+/// Returns the scopes in order, without duplicates.
 pub fn scopes() -> Vec<&'static str> {
     let mut scopes: Vec<&str> = CALLS.iter().map(|(_, scope)| *scope).collect();
     scopes.extend(EVENTS.iter().filter_map(|(_, scope)| *scope));
@@ -36,26 +35,26 @@ pub fn scopes() -> Vec<&'static str> {
     scopes
 }
 
-/// Where Slack reaches us.
+/// Settings of the app that depend on the deployment.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Reached {
-    /// Where Slack reaches this deployment, as https://gateway.example.com.
+pub struct AppSettings {
+    /// URL at which Slack reaches this deployment, as https://gateway.example.com.
     #[arg(long, env = "TIDEGATE_BASE_URL", value_name = "URL", value_parser = base_url)]
     base_url: Option<String>,
-    /// The connection whose app it is; the shared app, if unset.
+    /// Connection of the app. Default: the shared app.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// The slash command, with its slash.
+    /// Slash command, with its slash.
     #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
     pub command: String,
 }
 
-impl Reached {
-    /// The one address that everything is sent to.
+impl AppSettings {
+    /// Returns the URL for all webhooks of the app.
     pub fn url(&self) -> anyhow::Result<String> {
         let base = self.base_url.as_ref();
         let base =
-            base.context("TIDEGATE_BASE_URL is not set: say where Slack reaches this deployment")?;
+            base.context("TIDEGATE_BASE_URL is not set; pass the URL at which Slack reaches us")?;
         Ok(match self.connection {
             Some(id) => format!("{base}/api/v1/webhooks/{id}"),
             None => format!("{base}/slack/events"),
@@ -71,11 +70,11 @@ fn base_url(text: &str) -> Result<String, String> {
     if good {
         Ok(text.trim_end_matches('/').to_owned())
     } else {
-        Err("say https://host: Slack sends nowhere else".into())
+        Err("expected https://host, because Slack requires HTTPS".into())
     }
 }
 
-/// The manifest.
+/// Returns the manifest.
 pub fn build(command: &str, url: &str, name: &str) -> Value {
     let events: Vec<&str> = EVENTS.iter().map(|(event, _)| *event).collect();
     json!({

@@ -1,4 +1,4 @@
-//! A change of connections, told to every ingest: written to the directory, and waited for.
+//! Changes of connections in the directory, confirmed by every ingest.
 
 use anyhow::Context;
 use async_nats::jetstream;
@@ -11,11 +11,11 @@ use shared::{
 };
 use std::time::Duration;
 
-/// Longest the ingests may take to apply a change before a verb says which have not.
-const APPLY_WITHIN: Duration = Duration::from_secs(10);
+/// Maximum time for ingests to apply a change. Then a command fails and names those that have not.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Tells what Postgres says of these connections now, and returns when every live ingest has it.
-pub async fn announce(
+/// Copies connections from Postgres to the directory, and waits until every live ingest has them.
+pub async fn publish(
     store: &Store,
     js: &jetstream::Context,
     connections: &[ConnectionId],
@@ -23,18 +23,18 @@ pub async fn announce(
     let directory = Directory::open(js).await?;
     let mut revision = 0;
     for &id in connections {
-        let entry = store
-            .directory_entry(id)
-            .await?
-            .with_context(|| format!("there is no connection {id}"))?;
+        let entry = store.directory_entry(id).await?;
+        let entry = entry.with_context(|| format!("connection {id} not found"))?;
         revision = revision.max(directory.project(id, &entry).await?);
     }
-    Ok(directory.applied_everywhere(revision, APPLY_WITHIN).await?)
+    Ok(directory.applied_everywhere(revision, APPLY_TIMEOUT).await?)
 }
 
-/// Tells that a connection is gone, and, when every live ingest knows, deletes what it sent from the stream. Returns the
-/// number of webhooks. What intake has committed is purged first, and recorded, for `tidegate ledger verify`.
-pub async fn bury(
+/// Marks a connection as deleted and, when every live ingest has applied that, purges its webhooks
+/// from the stream. Returns the number of purged webhooks.
+///
+/// Webhooks that intake has committed are purged first and recorded for `tidegate ledger verify`.
+pub async fn publish_deletion(
     store: &Store,
     js: &jetstream::Context,
     connection: ConnectionId,
@@ -42,7 +42,7 @@ pub async fn bury(
     let directory = Directory::open(js).await?;
     let entry = Entry::Deleted { version: store.next_connection_version().await? };
     let revision = directory.project(connection, &entry).await?;
-    directory.applied_everywhere(revision, APPLY_WITHIN).await?;
+    directory.applied_everywhere(revision, APPLY_TIMEOUT).await?;
     let mut purged = 0;
     let of_connection = format!("slack.in.*.{connection}");
     let webhooks = js.get_stream(stream::STREAM).await?;

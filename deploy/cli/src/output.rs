@@ -1,14 +1,16 @@
-//! What the verbs print: lines, JSON lines, tables with aligned columns. Text that came from outside can't steer the
-//! terminal.
+//! Output of commands: lines, JSON lines, tables and the exit code.
+//!
+//! Text that others wrote goes through [`sanitize`], so that it cannot control the terminal.
 
 use serde::Serialize;
+use shared::store::StoreError;
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
-/// A column's name, and whether it is numbers.
+/// Name of a table column, and true if its cells are numbers, which are aligned to the right.
 pub type Column = (&'static str, bool);
 
 /// Prints a line.
@@ -18,100 +20,126 @@ pub fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints a thing as one line of JSON.
-pub fn json(thing: &impl Serialize) -> anyhow::Result<()> {
-    Ok(line(&serde_json::to_string(thing)?)?)
+/// Prints a value as one line of JSON.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(line(&serde_json::to_string(value)?)?)
 }
 
-/// Prints a table. Numbers stand to the right of their column; the last column is not padded.
-pub fn table(columns: &[Column], rows: &[Vec<String>]) -> io::Result<()> {
-    let widths: Vec<usize> = columns
-        .iter()
-        .enumerate()
-        .map(|(n, (name, _))| {
-            let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count());
-            cells.max().unwrap_or(0).max(name.chars().count())
-        })
-        .collect();
+/// Prints items as JSON, one per line, or as a table.
+pub fn list<T: Serialize>(
+    items: &[T],
+    as_json: bool,
+    columns: &[Column],
+    row: fn(&T) -> Vec<String>,
+) -> anyhow::Result<()> {
+    if as_json {
+        return items.iter().try_for_each(json);
+    }
+    Ok(line(&table(columns, items, row))?)
+}
+
+/// Returns a table with a row per item. The last column is not padded.
+pub fn table<T>(columns: &[Column], items: &[T], row: impl Fn(&T) -> Vec<String>) -> String {
     let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-    for row in std::iter::once(&names).chain(rows) {
+    let rows: Vec<_> = std::iter::once(names).chain(items.iter().map(row)).collect();
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let lines = rows.iter().map(|row| {
         let cells = row.iter().zip(columns).zip(&widths).map(|((cell, (_, number)), &width)| {
             if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Prints a thing's facts, a line each.
-pub fn facts(facts: &[(&str, String)]) -> anyhow::Result<()> {
-    for (name, fact) in facts {
-        line(&format!("{name:<14}  {fact}"))?;
-    }
-    Ok(())
+/// Returns a line per fact: its name and its value.
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let lines = facts.iter().map(|(name, fact)| format!("{name:<14}  {fact}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Nothing is there of what was asked for, or to be acted on. The exit code is 3.
+/// Prints that a pause or resumption took effect, or that it was not needed.
+pub fn paused(subject: &str, paused: bool, changed: bool, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return json(&serde_json::json!({ "paused": paused, "changed": changed }));
+    }
+    let state = match (paused, changed) {
+        (true, true) => "paused",
+        (true, false) => "was already paused",
+        (false, true) => "resumed",
+        (false, false) => "was not paused",
+    };
+    Ok(line(&format!("{subject} {state}"))?)
+}
+
+/// Error of a command that found nothing to show or to change. The exit code is 3.
 #[derive(Debug)]
-pub struct NothingMatched(String);
+pub struct NotFoundError(String);
 
-impl fmt::Display for NothingMatched {
+impl fmt::Display for NotFoundError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for NothingMatched {}
+impl std::error::Error for NotFoundError {}
 
-/// Ends a verb with [`NothingMatched`].
-pub fn nothing_matched<T>(what: impl Into<String>) -> anyhow::Result<T> {
-    Err(NothingMatched(what.into()).into())
+/// Returns [`NotFoundError`].
+pub fn not_found<T>(message: impl Into<String>) -> anyhow::Result<T> {
+    Err(NotFoundError(message.into()).into())
 }
 
-/// The text on one line, without control characters.
-pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// The text, or a dash.
-pub fn or_dash(text: Option<&str>) -> String {
-    text.filter(|text| !text.is_empty()).map_or_else(|| "-".into(), plain)
-}
-
-/// The text in a colour, when a person looks at it.
-pub fn painted(colour: &str, text: &str) -> String {
-    if io::stdout().is_terminal() {
-        format!("\x1b[{colour}m{text}\x1b[0m")
-    } else {
-        text.to_owned()
+/// Turns [`StoreError::Missing`] into [`NotFoundError`] with the command that lists the rows.
+pub fn found<T>(result: Result<T, StoreError>, list_command: &str) -> anyhow::Result<T> {
+    match result {
+        Err(StoreError::Missing(row)) => {
+            not_found(format!("{row} not found; list them with {list_command}"))
+        }
+        result => Ok(result?),
     }
 }
 
-/// Says how far a long run is, when a person watches. Each line takes the place of the one before.
+/// Returns the text on one line, without control characters.
+pub fn sanitize(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Returns the sanitized text, or a dash if there is none.
+pub fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).map_or_else(|| "-".into(), sanitize)
+}
+
+/// Returns the text in an ANSI color if the output is a terminal.
+pub fn colored(color: &str, text: &str) -> String {
+    if io::stdout().is_terminal() { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Replaces the progress line on a terminal.
 pub fn progress(text: &str) {
     if io::stderr().is_terminal() {
         eprint!("\r\x1b[K{text}");
     }
 }
 
-/// Clears the line of [`progress`].
-pub fn progress_over() {
+/// Removes the progress line.
+pub fn clear_progress() {
     progress("");
 }
 
-/// Returns the exit code for the result of a command, and prints its error.
+/// Prints the error of a command, if any, and returns its exit code.
 pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
-            if error.is::<NothingMatched>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+            if error.is::<NotFoundError>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }
 
-/// Returns true if the reader of the output stopped reading, as in `tidegate tail | head`.
+/// Returns true if the reader closed the pipe, as in `tidegate tail | head`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -1,57 +1,56 @@
-//! `tidegate agents`: looked at, paused, resumed. `tidegate apply` makes and changes them.
+//! `tidegate agents`: lists, shows, pauses and resumes agents. `tidegate apply` declares them.
 
 use crate::{
-    output::{self, nothing_matched},
+    output,
     settings::{AgentName, StoreSettings},
 };
-use shared::{
-    store::{AgentState, StoreError},
-    types::OrgId,
-};
+use shared::{store::AgentState, types::OrgId};
 use std::time::Duration;
+
+const LIST: &str = "tidegate agents list";
 
 const COLUMNS: [output::Column; 7] = [
     ("agent", false),
     ("mode", false),
     ("state", false),
     ("running", true),
-    ("of", true),
+    ("max", true),
     ("waiting", true),
     ("url", false),
 ];
 
-/// The verbs.
+/// Commands of `tidegate agents`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Agents {
     /// List agents.
     List(List),
-    /// Show an agent; never its secret.
+    /// Show an agent, without its secret.
     Show(Named),
-    /// Pause an agent: no attempt begins, and what waits for it does not age.
+    /// Pause an agent: no attempt begins, and deliveries wait and do not expire.
     Pause(Named),
     /// Resume an agent.
     Resume(Named),
 }
 
-/// Settings of `tidegate agents list`.
+/// Arguments of `tidegate agents list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
-    /// Only those of this organization.
+    /// Only list agents of this organization.
     #[arg(long)]
     org: Option<OrgId>,
-    /// Print JSON, a line each.
+    /// Print JSON, one agent per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of the other verbs.
+/// Arguments of commands on one agent.
 #[derive(Debug, clap::Args)]
 pub struct Named {
     #[command(flatten)]
     store: StoreSettings,
-    /// The agent, as <organization>/<agent>.
+    /// Agent, as <organization>/<agent>.
     agent: AgentName,
     /// Print JSON.
     #[arg(long)]
@@ -59,13 +58,13 @@ pub struct Named {
 }
 
 impl Agents {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Agents::List(list) => list.run().await,
             Agents::Show(named) => named.show().await,
-            Agents::Pause(named) => named.switch(true).await,
-            Agents::Resume(named) => named.switch(false).await,
+            Agents::Pause(named) => named.set_paused(true).await,
+            Agents::Resume(named) => named.set_paused(false).await,
         }
     }
 }
@@ -74,27 +73,22 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let agents = self.store.open()?.agent_states(self.org.as_ref(), None).await?;
         if agents.is_empty() {
-            return nothing_matched("there are no such agents");
+            return output::not_found("no agents found");
         }
-        if self.json {
-            return agents.iter().try_for_each(output::json);
-        }
-        let rows: Vec<_> = agents
-            .iter()
-            .map(|agent| {
-                vec![
-                    format!("{}/{}", agent.organization, agent.id),
-                    agent.mode.clone(),
-                    state(agent).into(),
-                    agent.running.to_string(),
-                    agent.max_concurrent.to_string(),
-                    agent.deliveries.to_string(),
-                    output::plain(&agent.url),
-                ]
-            })
-            .collect();
-        Ok(output::table(&COLUMNS, &rows)?)
+        output::list(&agents, self.json, &COLUMNS, row)
     }
+}
+
+fn row(agent: &AgentState) -> Vec<String> {
+    vec![
+        format!("{}/{}", agent.organization, agent.id),
+        agent.mode.clone(),
+        state(agent).into(),
+        agent.running.to_string(),
+        agent.max_concurrent.to_string(),
+        agent.deliveries.to_string(),
+        output::sanitize(&agent.url),
+    ]
 }
 
 fn state(agent: &AgentState) -> &'static str {
@@ -110,53 +104,47 @@ impl Named {
         let AgentName { org, agent } = &self.agent;
         let found = self.store.open()?.agent_states(Some(org), Some(agent)).await?;
         let Some(found) = found.first() else {
-            return nothing_matched(format!("there is no agent {org}/{agent}"));
+            return output::not_found(format!(
+                "agent {org}/{agent} not found; list them with {LIST}"
+            ));
         };
         if self.json {
             return output::json(found);
         }
-        let time = |ms: i64| {
-            humantime::format_duration(Duration::from_millis(ms.unsigned_abs())).to_string()
-        };
-        output::facts(&[
-            ("agent", format!("{org}/{agent}")),
-            ("name", output::or_dash(Some(&found.name))),
-            ("mode", found.mode.clone()),
-            ("url", output::plain(&found.url)),
-            ("state", state(found).into()),
-            ("paused at", output::or_dash(found.paused_at.as_deref())),
-            ("circuit opened", output::or_dash(found.circuit_opened_at.as_deref())),
-            ("circuit error", output::or_dash(found.circuit_error.as_deref())),
-            ("timeout", time(found.timeout_ms)),
-            ("max concurrent", found.max_concurrent.to_string()),
-            ("retry for", found.retry_for_ms.map_or_else(|| "by mode".into(), time)),
-            ("keep for", time(found.keep_for_ms)),
-            ("running", found.running.to_string()),
-            ("waiting", format!("{} in {} conversations", found.deliveries, found.lanes)),
-            ("links", found.bindings.to_string()),
-        ])
+        Ok(output::line(&render(found))?)
     }
 
-    async fn switch(self, pause: bool) -> anyhow::Result<()> {
+    async fn set_paused(self, pause: bool) -> anyhow::Result<()> {
         let AgentName { org, agent } = &self.agent;
         let store = self.store.open()?;
-        let changed = match pause {
-            true => store.pause_agent(org, agent).await,
-            false => store.resume_agent(org, agent).await,
+        let changed = if pause {
+            store.pause_agent(org, agent).await
+        } else {
+            store.resume_agent(org, agent).await
         };
-        let changed = match changed {
-            Err(StoreError::Missing(what)) => {
-                return nothing_matched(format!(
-                    "there is no {what}; tidegate agents list shows them"
-                ));
-            }
-            changed => changed?,
-        };
-        if self.json {
-            return output::json(&serde_json::json!({ "paused": pause, "changed": changed }));
-        }
-        let state = if pause { "paused" } else { "resumed" };
-        let already = if changed { "" } else { " already" };
-        Ok(output::line(&format!("{org}/{agent} is {state}{already}"))?)
+        let changed = output::found(changed, LIST)?;
+        output::paused(&format!("agent {org}/{agent}"), pause, changed, self.json)
     }
+}
+
+fn render(agent: &AgentState) -> String {
+    let time =
+        |ms: i64| humantime::format_duration(Duration::from_millis(ms.unsigned_abs())).to_string();
+    output::facts(&[
+        ("agent", format!("{}/{}", agent.organization, agent.id)),
+        ("name", output::or_dash(Some(&agent.name))),
+        ("mode", agent.mode.clone()),
+        ("url", output::sanitize(&agent.url)),
+        ("state", state(agent).into()),
+        ("paused at", output::or_dash(agent.paused_at.as_deref())),
+        ("circuit opened", output::or_dash(agent.circuit_opened_at.as_deref())),
+        ("circuit error", output::or_dash(agent.circuit_error.as_deref())),
+        ("timeout", time(agent.timeout_ms)),
+        ("max concurrent", agent.max_concurrent.to_string()),
+        ("retry for", agent.retry_for_ms.map_or_else(|| "by mode".into(), time)),
+        ("keep for", time(agent.keep_for_ms)),
+        ("running", agent.running.to_string()),
+        ("waiting", format!("{} in {} conversations", agent.deliveries, agent.lanes)),
+        ("bindings", agent.bindings.to_string()),
+    ])
 }

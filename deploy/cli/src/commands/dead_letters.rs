@@ -1,10 +1,10 @@
-//! `tidegate dead-letters`: webhooks and deliveries that were given up on, why, and what is to become of them.
+//! `tidegate dead-letters`: lists, shows, redrives and deletes dead letters.
 //!
-//! A redriven delivery waits at the end of its conversation; a webhook that was never decided is decided again by the worker
-//! that owns its partition. `redrive` waits for that.
+//! A redriven delivery is enqueued at the tail of its conversation. A webhook that intake gave up
+//! on is processed again by the worker that owns its partition; `redrive` waits for that.
 
 use crate::{
-    output::{self, nothing_matched},
+    output::{self, not_found},
     settings::StoreSettings,
 };
 use anyhow::{bail, ensure};
@@ -19,12 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Time between two looks at the progress of a redrive.
+/// Interval at which `redrive` reads its progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Dead letters that one statement acts on.
-const STEP: i64 = 1_000;
-/// Ids that a message names.
-const NAMED_MAX: usize = 20;
+/// Dead letters per statement.
+const BATCH_SIZE: i64 = 1_000;
+/// Maximum number of ids in a message.
+const MAX_NAMED_IDS: usize = 20;
 
 const COLUMNS: [output::Column; 7] = [
     ("id", true),
@@ -36,46 +36,48 @@ const COLUMNS: [output::Column; 7] = [
     ("reason", false),
 ];
 
-/// The verbs.
+/// Commands of `tidegate dead-letters`.
 #[derive(Debug, clap::Subcommand)]
 pub enum DeadLetters {
-    /// List dead letters, the newest first.
+    /// List dead letters, newest first.
     List(List),
-    /// Show a dead letter; its body only when asked for.
+    /// Show a dead letter, without its body by default.
     Show(Show),
-    /// Process dead letters again, behind what their conversations got meanwhile. Waits for webhooks that are decided again.
+    /// Process dead letters again, after what their conversations received in the meantime.
+    ///
+    /// Waits until workers have processed the webhooks among them. Exits 1 if one fails again.
     Redrive(Redrive),
-    /// Delete dead letters for good.
+    /// Delete dead letters permanently.
     Delete(Delete),
 }
 
-/// Settings of `tidegate dead-letters list`.
+/// Arguments of `tidegate dead-letters list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
-    /// Only those of this connection.
+    /// Only list dead letters of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// Only those whose reason or last error contains this text.
+    /// Only list dead letters whose reason or last error contains this text.
     #[arg(long)]
     reason: Option<String>,
-    /// How many at most.
+    /// Maximum number of dead letters.
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Print JSON, a line each.
+    /// Print JSON, one dead letter per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate dead-letters show`.
+/// Arguments of `tidegate dead-letters show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
     #[command(flatten)]
     store: StoreSettings,
-    /// Its id.
+    /// Id of the dead letter.
     id: i64,
-    /// Print the body, too: text of people.
+    /// Print the body, which contains text that people wrote.
     #[arg(long)]
     body: bool,
     /// Print JSON.
@@ -83,31 +85,31 @@ pub struct Show {
     json: bool,
 }
 
-/// Selects dead letters.
+/// Selection of dead letters.
 #[derive(Debug, clap::Args)]
 pub struct Selection {
-    /// These, by their ids.
+    /// Ids of dead letters.
     #[arg(conflicts_with = "all")]
     ids: Vec<i64>,
-    /// All of them.
+    /// Select all dead letters.
     #[arg(long)]
     all: bool,
-    /// Of all, those of this connection.
+    /// With --all: only select dead letters of this connection.
     #[arg(long, requires = "all")]
     connection: Option<ConnectionId>,
-    /// Of all, those whose reason or last error contains this text.
+    /// With --all: only select dead letters whose reason or last error contains this text.
     #[arg(long, requires = "all")]
     reason: Option<String>,
 }
 
-/// Settings of `tidegate dead-letters delete`.
+/// Arguments of `tidegate dead-letters delete`.
 #[derive(Debug, clap::Args)]
 pub struct Delete {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     selection: Selection,
-    /// Delete them; without this they are only counted.
+    /// Delete the selection. Without this flag only print its size.
     #[arg(long)]
     yes: bool,
     /// Print JSON.
@@ -115,33 +117,33 @@ pub struct Delete {
     json: bool,
 }
 
-/// Settings of `tidegate dead-letters redrive`.
+/// Arguments of `tidegate dead-letters redrive`.
 #[derive(Debug, clap::Args)]
 pub struct Redrive {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     selection: Selection,
-    /// Redrive all that match; without this they are only counted. Not needed for ids.
+    /// With --all: redrive the selection. Without this flag only print its size.
     #[arg(long)]
     yes: bool,
-    /// How long to wait for the workers.
+    /// Maximum time to wait for workers.
     #[arg(long, default_value = "60s", value_parser = config::duration)]
     timeout: Duration,
-    /// Print JSON: how many were redriven, and those that were not.
+    /// Print JSON: the number of redriven dead letters, and the ids of the others.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Serialize)]
-struct Redriven {
+struct Progress {
     redriven: usize,
     failed: Vec<i64>,
     waiting: Vec<i64>,
 }
 
 impl DeadLetters {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             DeadLetters::List(list) => list.run().await,
@@ -159,17 +161,14 @@ impl List {
             DeadLetterFilter { ids: None, connection: self.connection, reason: self.reason };
         let letters = store.dead_letters(&filter, i64::from(self.limit), self.json).await?;
         if letters.is_empty() {
-            return nothing_matched("there are no such dead letters");
+            return not_found("no dead letters found");
         }
-        if self.json {
-            return letters.iter().try_for_each(output::json);
-        }
-        Ok(output::table(&COLUMNS, &letters.iter().map(row).collect::<Vec<_>>())?)
+        output::list(&letters, self.json, &COLUMNS, row)
     }
 }
 
 fn row(letter: &DeadLetter) -> Vec<String> {
-    let error = if letter.last_error.is_empty() { "" } else { ": " };
+    let separator = if letter.last_error.is_empty() { "" } else { ": " };
     vec![
         letter.id.to_string(),
         letter.stage.clone(),
@@ -177,15 +176,15 @@ fn row(letter: &DeadLetter) -> Vec<String> {
         output::or_dash(letter.connection.as_deref()),
         letter.attempts.to_string(),
         output::or_dash(letter.at.as_deref()),
-        output::plain(&format!("{}{error}{}", letter.reason, letter.last_error)),
+        output::sanitize(&format!("{}{separator}{}", letter.reason, letter.last_error)),
     ]
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct Details<'a> {
     #[serde(flatten)]
     letter: &'a DeadLetter,
-    /// As text; what is no UTF-8 in it is replaced.
+    /// Body as text. Bytes that are not UTF-8 are replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
 }
@@ -194,48 +193,51 @@ impl Show {
     async fn run(self) -> anyhow::Result<()> {
         let filter = DeadLetterFilter { ids: Some(vec![self.id]), ..DeadLetterFilter::default() };
         let found = self.store.open()?.dead_letters(&filter, 1, true).await?;
-        let Some(letter) = found.first() else { return nothing_matched(unknown(&[self.id])) };
+        let Some(letter) = found.first() else { return not_found(unknown(&[self.id])) };
         let body = self.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
         if self.json {
-            return output::json(&Shown { letter, body });
+            return output::json(&Details { letter, body });
         }
-        let text = |text: &Option<String>| output::or_dash(text.as_deref());
-        output::facts(&[
-            ("id", letter.id.to_string()),
-            ("stage", letter.stage.clone()),
-            ("reason", output::plain(&letter.reason)),
-            ("last error", output::or_dash(Some(&letter.last_error))),
-            ("attempts", letter.attempts.to_string()),
-            ("given up at", text(&letter.at)),
-            ("redrive since", text(&letter.redrive_at)),
-            ("connection", text(&letter.connection)),
-            ("agent", text(&letter.agent)),
-            ("event id", text(&letter.event_id)),
-            ("channel", text(&letter.channel)),
-            ("ts", text(&letter.ts)),
-            ("user", text(&letter.user)),
-            ("partition", letter.partition.to_string()),
-            ("generation", letter.generation.to_string()),
-            ("sequence", letter.sequence.to_string()),
-            ("subject", output::plain(&letter.subject)),
-            ("dedup key", text(&letter.dedup_key)),
-            (
-                "bytes",
-                match &letter.unreadable {
-                    Some(why) => format!("failed to open: {}", output::plain(why)),
-                    None if letter.headers.is_empty() => "in the stream alone".into(),
-                    None => letter.body.len().to_string(),
-                },
-            ),
-        ])?;
-        for (name, value) in &letter.headers {
-            output::facts(&[("header", output::plain(&format!("{name}: {value}")))])?;
-        }
+        output::line(&render(letter))?;
         match body {
-            Some(body) => Ok(output::line(&format!("\n{}", output::plain(&body)))?),
+            Some(body) => Ok(output::line(&format!("\n{}", output::sanitize(&body)))?),
             None => Ok(()),
         }
     }
+}
+
+fn render(letter: &DeadLetter) -> String {
+    let text = |text: &Option<String>| output::or_dash(text.as_deref());
+    let bytes = match &letter.unreadable {
+        Some(reason) => format!("failed to open: {}", output::sanitize(reason)),
+        None if letter.headers.is_empty() => "only in the stream".into(),
+        None => letter.body.len().to_string(),
+    };
+    let mut facts = vec![
+        ("id", letter.id.to_string()),
+        ("stage", letter.stage.clone()),
+        ("reason", output::sanitize(&letter.reason)),
+        ("last error", output::or_dash(Some(&letter.last_error))),
+        ("attempts", letter.attempts.to_string()),
+        ("given up at", text(&letter.at)),
+        ("redrive since", text(&letter.redrive_at)),
+        ("connection", text(&letter.connection)),
+        ("agent", text(&letter.agent)),
+        ("event id", text(&letter.event_id)),
+        ("channel", text(&letter.channel)),
+        ("ts", text(&letter.ts)),
+        ("user", text(&letter.user)),
+        ("partition", letter.partition.to_string()),
+        ("generation", letter.generation.to_string()),
+        ("sequence", letter.sequence.to_string()),
+        ("subject", output::sanitize(&letter.subject)),
+        ("dedup key", text(&letter.dedup_key)),
+        ("bytes", bytes),
+    ];
+    for (name, value) in &letter.headers {
+        facts.push(("header", output::sanitize(&format!("{name}: {value}"))));
+    }
+    output::facts(&facts)
 }
 
 impl Selection {
@@ -244,22 +246,22 @@ impl Selection {
         DeadLetterFilter { ids, connection: self.connection, reason: self.reason.clone() }
     }
 
-    /// The ids that were named and are not among these.
-    fn without(&self, there: &BTreeSet<i64>) -> Vec<i64> {
-        self.ids.iter().copied().filter(|id| !there.contains(id)).collect()
+    /// Returns the selected ids that are not in the set.
+    fn without(&self, found: &BTreeSet<i64>) -> Vec<i64> {
+        self.ids.iter().copied().filter(|id| !found.contains(id)).collect()
     }
 
-    /// Counts what is selected. Nothing, and anything without `yes`, ends the verb.
-    async fn confirm(&self, store: &Store, yes: bool, what: &str) -> anyhow::Result<()> {
-        ensure!(self.all || !self.ids.is_empty(), "name dead letters by their ids, or say --all");
+    /// Counts the selection. Fails if it is empty or not confirmed.
+    async fn confirm(&self, store: &Store, yes: bool, operation: &str) -> anyhow::Result<()> {
+        ensure!(self.all || !self.ids.is_empty(), "no dead letters selected; pass ids or --all");
         let count = store.count_dead_letters(&self.filter()).await?;
-        if count == 0 {
-            return match self.ids.is_empty() {
-                true => nothing_matched("there are no such dead letters"),
-                false => nothing_matched(unknown(&self.ids)),
-            };
+        if count == 0 && self.all {
+            return not_found("no dead letters found");
         }
-        ensure!(yes, "would {what}: {count} dead letters; pass --yes to do it");
+        if count == 0 {
+            return not_found(unknown(&self.ids));
+        }
+        ensure!(yes, "would {operation}: {count} dead letters; pass --yes to do it");
         Ok(())
     }
 }
@@ -268,82 +270,83 @@ impl Redrive {
     async fn run(self) -> anyhow::Result<()> {
         let (store, deadline) = (self.store.open()?, Instant::now() + self.timeout);
         self.selection.confirm(&store, self.yes || !self.selection.all, "redrive").await?;
-        let (filter, mut asked) = (self.selection.filter(), Vec::new());
+        let (filter, mut requested) = (self.selection.filter(), Vec::new());
         loop {
-            let ids = store.redrive_dead_letters(&filter, STEP).await?;
-            let is_last = ids.is_empty();
-            asked.extend(ids);
-            if is_last {
+            let ids = store.redrive_dead_letters(&filter, BATCH_SIZE).await?;
+            if ids.is_empty() {
                 break;
             }
+            requested.extend(ids);
         }
-        let left_out = self.selection.without(&asked.iter().copied().collect());
-        if asked.is_empty() {
-            return nothing_matched("they are being redriven already, or have no bytes");
+        let left_out = self.selection.without(&requested.iter().copied().collect());
+        if requested.is_empty() {
+            return not_found("nothing to redrive: already being redriven, or without bytes");
         }
-        let redriven = loop {
-            let redriven = look(&store, &asked).await?;
-            if redriven.waiting.is_empty() || Instant::now() >= deadline {
-                break redriven;
+        let progress = loop {
+            let progress = progress(&store, &requested).await?;
+            if progress.waiting.is_empty() || Instant::now() >= deadline {
+                break progress;
             }
-            let done = asked.len() - redriven.waiting.len();
-            output::progress(&format!("{done} of {} redriven", asked.len()));
+            let done = requested.len() - progress.waiting.len();
+            output::progress(&format!("{done} of {} redriven", requested.len()));
             tokio::time::sleep(POLL_INTERVAL).await;
         };
-        output::progress_over();
+        output::clear_progress();
         if self.json {
-            output::json(&redriven)?;
+            output::json(&progress)?;
         } else {
-            output::line(&format!("redriven: {}", redriven.redriven))?;
+            output::line(&format!("redriven: {}", progress.redriven))?;
         }
-        let Redriven { failed, waiting, .. } = &redriven;
+        let Progress { failed, waiting, .. } = &progress;
         ensure!(
             waiting.is_empty(),
-            "still waiting for the owners of their partitions: {}; check with tidegate partitions that workers run",
+            "not redriven within {}: {}; check with tidegate partitions that workers run",
+            humantime::format_duration(self.timeout),
             named(waiting)
         );
         ensure!(
             failed.is_empty(),
-            "failed again: {}; tidegate dead-letters show tells why",
+            "failed again: {}; tidegate dead-letters show prints the reason",
             named(failed)
         );
         ensure!(
             left_out.is_empty(),
-            "not redriven: {}; there is no such dead letter, it is being redriven, or it has no bytes",
+            "not redriven: {} (not found, already being redriven, or without bytes)",
             named(&left_out)
         );
         Ok(())
     }
 }
 
-/// The progress of a redrive. A row that is gone is redriven; one that is no longer to be redriven failed again.
-async fn look(store: &Store, asked: &[i64]) -> anyhow::Result<Redriven> {
-    let filter = DeadLetterFilter { ids: Some(asked.to_vec()), ..DeadLetterFilter::default() };
+/// Returns the progress of a redrive. A deleted row is redriven. A row without a redrive time
+/// failed again.
+async fn progress(store: &Store, requested: &[i64]) -> anyhow::Result<Progress> {
+    let filter = DeadLetterFilter { ids: Some(requested.to_vec()), ..DeadLetterFilter::default() };
     let left = store.dead_letters(&filter, i64::MAX, false).await?;
     let ids = |waits: bool| {
         left.iter().filter(|l| l.redrive_at.is_some() == waits).map(|l| l.id).collect()
     };
-    Ok(Redriven { redriven: asked.len() - left.len(), failed: ids(false), waiting: ids(true) })
+    Ok(Progress { redriven: requested.len() - left.len(), failed: ids(false), waiting: ids(true) })
 }
 
 impl Delete {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        self.selection.confirm(&store, self.yes, "delete for good").await?;
-        let (filter, mut gone) = (self.selection.filter(), BTreeSet::new());
+        self.selection.confirm(&store, self.yes, "delete permanently").await?;
+        let (filter, mut deleted) = (self.selection.filter(), BTreeSet::new());
         loop {
-            let ids = store.delete_dead_letters(&filter, STEP).await?;
+            let ids = store.delete_dead_letters(&filter, BATCH_SIZE).await?;
             if ids.is_empty() {
                 break;
             }
-            gone.extend(ids);
+            deleted.extend(ids);
         }
         if self.json {
-            output::json(&serde_json::json!({ "deleted": gone.len() }))?;
+            output::json(&serde_json::json!({ "deleted": deleted.len() }))?;
         } else {
-            output::line(&format!("deleted: {}", gone.len()))?;
+            output::line(&format!("deleted: {}", deleted.len()))?;
         }
-        let left_out = self.selection.without(&gone);
+        let left_out = self.selection.without(&deleted);
         if !left_out.is_empty() {
             bail!(unknown(&left_out));
         }
@@ -352,13 +355,13 @@ impl Delete {
 }
 
 fn unknown(ids: &[i64]) -> String {
-    format!("there is no dead letter {}; tidegate dead-letters list shows them", named(ids))
+    format!("dead letter {} not found; list them with tidegate dead-letters list", named(ids))
 }
 
 fn named(ids: &[i64]) -> String {
-    let mut names: Vec<String> = ids.iter().take(NAMED_MAX).map(ToString::to_string).collect();
-    if ids.len() > NAMED_MAX {
-        names.push(format!("and {} more", ids.len() - NAMED_MAX));
+    let mut names: Vec<String> = ids.iter().take(MAX_NAMED_IDS).map(ToString::to_string).collect();
+    if ids.len() > MAX_NAMED_IDS {
+        names.push(format!("and {} more", ids.len() - MAX_NAMED_IDS));
     }
     names.join(", ")
 }

@@ -1,10 +1,11 @@
-//! `tidegate deliveries`: what waits for agents, by conversation, and what an operator can do about it.
+//! `tidegate deliveries`: lists, shows, retries, skips and cancels deliveries, by conversation.
 //!
-//! A conversation's deliveries are a lane, and only its first one, the head, is tried. `retry`, `skip` and `cancel` act on
-//! heads; `cancel --whole-lane` on all that wait. Acting on more than one asks for `--yes`.
+//! The deliveries of a conversation are a lane, and only the first one, the head, is attempted.
+//! `retry`, `skip` and `cancel` change heads; `cancel --whole-lane` changes all deliveries. Changes
+//! of more than one delivery require `--yes`.
 
 use crate::{
-    output::{self, nothing_matched},
+    output::{self, not_found},
     settings::{AgentName, StoreSettings},
 };
 use anyhow::{bail, ensure};
@@ -34,50 +35,50 @@ const OPEN_COLUMNS: [output::Column; 6] = [
     ("dedup key", false),
 ];
 
-/// The verbs.
+/// Commands of `tidegate deliveries`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Deliveries {
-    /// List conversations with deliveries, those that are stuck for longest first.
+    /// List conversations with deliveries, longest delayed first.
     List(List),
-    /// Show a conversation's deliveries.
+    /// Show the deliveries of a conversation.
     Show(Show),
-    /// Retry the first delivery of conversations now instead of after its backoff.
-    Retry(Act),
-    /// Skip the first delivery of conversations without a dead letter, unless it runs. What follows is tried.
-    Skip(Act),
-    /// Cancel the first delivery of conversations. One that runs is ended by its worker.
+    /// Attempt the first delivery of conversations now, without its backoff.
+    Retry(Change),
+    /// Skip the first delivery of conversations, unless it runs. Creates no dead letter.
+    Skip(Change),
+    /// Cancel the first delivery of conversations, even if it runs.
     Cancel(Cancel),
 }
 
-/// Settings of `tidegate deliveries list`.
+/// Arguments of `tidegate deliveries list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     filter: Filter,
-    /// List the newest first.
+    /// List newest conversations first.
     #[arg(long)]
     newest: bool,
-    /// How many at most.
+    /// Maximum number of conversations.
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Print JSON, a line each.
+    /// Print JSON, one conversation per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate deliveries show`.
+/// Arguments of `tidegate deliveries show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
     #[command(flatten)]
     store: StoreSettings,
-    /// <connection>/<lane>, or a webhook's dedup key or Slack's event id.
+    /// Conversation as <connection>/<lane>, or dedup key or Slack's event id of a webhook.
     target: String,
-    /// Only webhooks of this connection.
+    /// Only search webhooks of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// How many deliveries at most.
+    /// Maximum number of deliveries.
     #[arg(long, default_value_t = 50)]
     limit: u32,
     /// Print JSON.
@@ -85,19 +86,19 @@ pub struct Show {
     json: bool,
 }
 
-/// Settings of `tidegate deliveries retry` and `skip`.
+/// Arguments of `tidegate deliveries retry` and `skip`.
 #[derive(Debug, clap::Args)]
-pub struct Act {
+pub struct Change {
     #[command(flatten)]
     store: StoreSettings,
-    /// <connection>/<lane>, or a webhook's dedup key or Slack's event id.
+    /// Conversation as <connection>/<lane>, or dedup key or Slack's event id of a webhook.
     target: Option<String>,
     #[command(flatten)]
     filter: Filter,
-    /// Act on all conversations.
+    /// Select all conversations.
     #[arg(long, conflicts_with_all = ["target", "connection", "agent", "lane"])]
     all: bool,
-    /// Act on more than one; without this they are only counted.
+    /// Change more than one delivery. Without this flag only print the number.
     #[arg(long)]
     yes: bool,
     /// Print JSON.
@@ -105,36 +106,37 @@ pub struct Act {
     json: bool,
 }
 
-/// Settings of `tidegate deliveries cancel`.
+/// Arguments of `tidegate deliveries cancel`.
 #[derive(Debug, clap::Args)]
 pub struct Cancel {
     #[command(flatten)]
-    act: Act,
-    /// Cancel everything that waits in the conversations, not only their first deliveries.
+    change: Change,
+    /// Cancel all deliveries of the conversations, not only the first ones.
     #[arg(long)]
     whole_lane: bool,
 }
 
-/// Selects conversations.
+/// Selection of conversations.
 #[derive(Debug, clap::Args)]
 pub struct Filter {
-    /// Only those of this connection.
+    /// Only select conversations of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// Only those whose first delivery is for this agent, as <organization>/<agent>.
+    /// Only select conversations whose first delivery is for this agent, as
+    /// <organization>/<agent>.
     #[arg(long)]
     agent: Option<AgentName>,
-    /// Only this lane, as `list` prints it.
+    /// Only select this lane, as tidegate deliveries list prints it.
     #[arg(long, value_parser = lane)]
     lane: Option<Lane>,
 }
 
 fn lane(text: &str) -> Result<Lane, String> {
-    text.parse().map_err(|()| "a lane is 16 lower-case hex digits".into())
+    text.parse().map_err(|()| "expected 16 lower-case hex digits".into())
 }
 
 impl Filter {
-    fn selected(&self) -> DeliveryFilter {
+    fn delivery_filter(&self) -> DeliveryFilter {
         DeliveryFilter {
             connection: self.connection,
             org: self.agent.as_ref().map(|name| name.org.clone()),
@@ -146,14 +148,14 @@ impl Filter {
 }
 
 impl Deliveries {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Deliveries::List(list) => list.run().await,
             Deliveries::Show(show) => show.run().await,
-            Deliveries::Retry(act) => act.retry().await,
-            Deliveries::Skip(act) => act.skip().await,
-            Deliveries::Cancel(Cancel { act, whole_lane }) => act.cancel(whole_lane).await,
+            Deliveries::Retry(change) => change.retry().await,
+            Deliveries::Skip(change) => change.skip().await,
+            Deliveries::Cancel(Cancel { change, whole_lane }) => change.cancel(whole_lane).await,
         }
     }
 }
@@ -161,15 +163,12 @@ impl Deliveries {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        let filter = self.filter.selected();
+        let filter = self.filter.delivery_filter();
         let lanes = store.lane_states(&filter, self.newest, i64::from(self.limit)).await?;
         if lanes.is_empty() {
-            return nothing_matched("no deliveries wait or run");
+            return not_found("no waiting or running deliveries found");
         }
-        if self.json {
-            return lanes.iter().try_for_each(output::json);
-        }
-        Ok(output::table(&COLUMNS, &lanes.iter().map(row).collect::<Vec<_>>())?)
+        output::list(&lanes, self.json, &COLUMNS, row)
     }
 }
 
@@ -177,7 +176,7 @@ fn row(state: &LaneState) -> Vec<String> {
     vec![
         state.lane.clone(),
         state.connection.clone(),
-        output::plain(&state.agent),
+        output::sanitize(&state.agent),
         state.state.clone(),
         state.waiting.to_string(),
         state.attempts.to_string(),
@@ -190,55 +189,58 @@ impl Show {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         let found = find(&store, &self.target, self.connection).await?;
-        let Some(filter) = found else { return nothing_matched(no_delivery(&self.target)) };
-        // Whether or not the delivery that was asked for is its head.
+        let Some(filter) = found else { return not_found(no_delivery(&self.target)) };
+        // The lane, even if the delivery is not its head.
         let of_lane = DeliveryFilter { head: None, ..filter };
         let states = store.lane_states(&of_lane, false, 1).await?;
         let (Some(state), Some(connection), Some(lane)) =
             (states.first(), of_lane.connection, of_lane.lane)
         else {
-            return nothing_matched(no_delivery(&self.target));
+            return not_found(no_delivery(&self.target));
         };
         let open = store.open_deliveries(connection, lane, i64::from(self.limit)).await?;
         if self.json {
             return output::json(&serde_json::json!({ "lane": state, "deliveries": open }));
         }
-        let text = |text: &Option<String>| output::or_dash(text.as_deref());
-        output::facts(&[
-            ("lane", state.lane.clone()),
-            ("connection", state.connection.clone()),
-            ("partition", state.partition.to_string()),
-            ("agent", output::plain(&state.agent)),
-            ("state", state.state.clone()),
-            ("waiting", state.waiting.to_string()),
-            ("waits since", text(&state.waiting_since)),
-            ("attempts", state.attempts.to_string()),
-            ("crashes", state.crashes.to_string()),
-            ("first attempt", text(&state.first_attempt_at)),
-            ("next attempt", text(&state.next_at)),
-            ("worker", text(&state.worker)),
-            ("last error", output::or_dash(Some(&state.last_error))),
-            ("channel", text(&state.channel)),
-            ("user", text(&state.user)),
-            ("replay", text(&state.replay)),
-        ])?;
-        output::line("")?;
-        Ok(output::table(&OPEN_COLUMNS, &open.iter().map(open_row).collect::<Vec<_>>())?)
+        output::line(&render(state))?;
+        Ok(output::line(&format!("\n{}", output::table(&OPEN_COLUMNS, &open, open_row)))?)
     }
+}
+
+fn render(state: &LaneState) -> String {
+    let text = |text: &Option<String>| output::or_dash(text.as_deref());
+    output::facts(&[
+        ("lane", state.lane.clone()),
+        ("connection", state.connection.clone()),
+        ("partition", state.partition.to_string()),
+        ("agent", output::sanitize(&state.agent)),
+        ("state", state.state.clone()),
+        ("waiting", state.waiting.to_string()),
+        ("waiting since", text(&state.waiting_since)),
+        ("attempts", state.attempts.to_string()),
+        ("crashes", state.crashes.to_string()),
+        ("first attempt", text(&state.first_attempt_at)),
+        ("next attempt", text(&state.next_at)),
+        ("worker", text(&state.worker)),
+        ("last error", output::or_dash(Some(&state.last_error))),
+        ("channel", text(&state.channel)),
+        ("user", text(&state.user)),
+        ("replay", text(&state.replay)),
+    ])
 }
 
 fn open_row(delivery: &OpenDelivery) -> Vec<String> {
     vec![
         delivery.position.to_string(),
-        output::plain(&delivery.kind),
-        output::plain(&delivery.agent),
+        output::sanitize(&delivery.kind),
+        output::sanitize(&delivery.agent),
         delivery.inserted_at.clone(),
         delivery.size.to_string(),
-        output::plain(&delivery.dedup_key),
+        output::sanitize(&delivery.dedup_key),
     ]
 }
 
-/// The lane that a text names, with the position when it names a webhook.
+/// Returns the lane that the target names, with the position if it names a webhook.
 async fn find(
     store: &Store,
     target: &str,
@@ -254,8 +256,8 @@ async fn find(
     }
     ensure!(
         found.len() < 2,
-        "{} names {} deliveries; add --connection, or name one by its dedup key",
-        output::plain(target),
+        "{} matches {} deliveries; pass --connection or a dedup key",
+        output::sanitize(target),
         found.len()
     );
     Ok(found.pop())
@@ -267,13 +269,16 @@ fn named_lane(target: &str) -> Option<(ConnectionId, Lane)> {
 }
 
 fn no_delivery(target: &str) -> String {
-    let target = output::plain(target);
-    format!("no delivery of {target} waits or runs; tidegate webhook show {target} tells more")
+    let target = output::sanitize(target);
+    format!(
+        "no waiting or running delivery of {target} found; \
+         tidegate webhook show {target} prints what is known of a webhook"
+    )
 }
 
-impl Act {
-    /// The lanes that are meant, counted. More than one is refused without `--yes`.
-    async fn chosen(
+impl Change {
+    /// Returns the selection and prints its size. Fails if it is empty or not confirmed.
+    async fn confirm(
         &self,
         store: &Store,
         whole_lanes: bool,
@@ -283,75 +288,82 @@ impl Act {
         let is_filtered = connection.is_some() || agent.is_some() || lane.is_some();
         ensure!(
             self.target.is_some() || is_filtered || self.all,
-            "name a conversation or webhook, or select some with --connection, --agent or --lane, or say --all"
+            "no deliveries selected; \
+             pass a conversation, a webhook, --connection, --agent, --lane or --all"
         );
         let filter = match &self.target {
-            None => self.filter.selected(),
+            None => self.filter.delivery_filter(),
             Some(target) => match find(store, target, self.filter.connection).await? {
                 Some(found) => found,
-                None => return nothing_matched(no_delivery(target)),
+                None => return not_found(no_delivery(target)),
             },
         };
         let of_lane = DeliveryFilter { head: None, ..filter.clone() };
         let count = store.count_deliveries(&of_lane).await?;
         if count.lanes == 0 {
-            return nothing_matched("no deliveries match");
+            return not_found("no deliveries found");
         }
         if heads_only && store.count_deliveries(&filter).await?.lanes == 0 {
-            bail!("that delivery waits behind others of its conversation; act on the first one");
+            bail!("the delivery is not the first of its conversation; select the first one");
         }
-        let many = if whole_lanes { count.deliveries } else { count.lanes };
-        let is_refused = many > 1 && !self.yes;
-        match self.json {
-            true if is_refused => output::json(&count)?,
-            true => {}
-            false => output::line(&described(&count))?,
+        let number = if whole_lanes { count.deliveries } else { count.lanes };
+        let is_confirmed = number < 2 || self.yes;
+        if !self.json {
+            output::line(&summary(&count))?;
+        } else if !is_confirmed {
+            output::json(&count)?;
         }
-        ensure!(!is_refused, "nothing was done; pass --yes to act on more than one");
+        ensure!(is_confirmed, "nothing changed; pass --yes to change more than one delivery");
         Ok(if heads_only { filter } else { of_lane })
     }
 
     async fn retry(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        let filter = self.chosen(&store, false, false).await?;
+        let filter = self.confirm(&store, false, false).await?;
         let lanes = store.retry_deliveries(&filter).await?;
-        self.done("retried", lanes, 0, "it runs already")
+        self.finish("retried", lanes, 0, "already running")
     }
 
     async fn skip(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        let filter = self.chosen(&store, false, true).await?;
+        let filter = self.confirm(&store, false, true).await?;
         let done = store.skip_deliveries(&filter).await?;
-        self.done("skipped", done.ended, 0, "what runs is cancelled, not skipped")
+        self.finish("skipped", done.ended, 0, "it runs; cancel it instead")
     }
 
     async fn cancel(self, whole_lanes: bool) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        let filter = self.chosen(&store, whole_lanes, !whole_lanes).await?;
+        let filter = self.confirm(&store, whole_lanes, !whole_lanes).await?;
         let done = store.cancel_deliveries(&filter, whole_lanes).await?;
-        self.done("cancelled", done.ended, done.requested, "it ended meanwhile")
+        self.finish("cancelled", done.ended, done.requested, "it has ended")
     }
 
-    fn done(&self, word: &str, ended: u64, requested: u64, why_none: &str) -> anyhow::Result<()> {
+    fn finish(
+        &self,
+        done: &str,
+        ended: u64,
+        requested: u64,
+        reason_for_none: &str,
+    ) -> anyhow::Result<()> {
         if ended + requested == 0 {
-            return nothing_matched(format!("nothing was {word}: {why_none}"));
+            return not_found(format!("nothing {done}: {reason_for_none}"));
         }
         if self.json {
-            let mut line = serde_json::Map::from_iter([(word.to_owned(), ended.into())]);
-            if word == "cancelled" {
+            let mut line = serde_json::Map::from_iter([(done.to_owned(), ended.into())]);
+            if done == "cancelled" {
                 line.insert("requested".into(), requested.into());
             }
             return output::json(&line);
         }
-        output::line(&format!("{word}: {ended}"))?;
+        output::line(&format!("{done}: {ended}"))?;
         if requested > 0 {
-            output::line(&format!("running, ended by their workers shortly: {requested}"))?;
+            output::line(&format!("running, to be ended by their workers: {requested}"))?;
         }
         Ok(())
     }
 }
 
-fn described(count: &DeliveryCount) -> String {
+fn summary(count: &DeliveryCount) -> String {
     let DeliveryCount { lanes, deliveries, running } = count;
     format!(
         "matched: {lanes} conversations with {deliveries} deliveries, {running} of them running"
@@ -363,7 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lane_is_named_with_its_connection() {
+    fn lane_name_has_connection() {
         let id = format!("{:032x}", 7);
         let lane = "00000000000000ff";
         assert!(named_lane(&format!("{id}/{lane}")).is_some());

@@ -1,8 +1,8 @@
-//! `tidegate keygen`: every key that a new installation needs, as files that settings can name.
+//! `tidegate keygen`: generates the keys of a new installation as files that settings can name.
 //!
-//! Out: two key rings, a seed for each of NATS's users, and their public keys as an environment
-//! for NATS's servers.
-//! Nothing that is there is ever overwritten: a key that is lost takes what it sealed with it.
+//! Writes two keyrings, an nkey seed for each NATS user, and their public keys as an environment
+//! file for NATS servers. Existing files are never overwritten: what a lost key has encrypted is
+//! lost with it.
 
 use anyhow::{Context, ensure};
 use nkeys::KeyPair;
@@ -14,27 +14,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Who connects to NATS.
+/// NATS users.
 const USERS: [&str; 3] = ["ingest", "worker", "operator"];
-/// The environment that NATS's configuration names them by.
+/// Environment file with the public keys that the configuration of NATS names.
 const PUBLIC_KEYS: &str = "nats-users.env";
 
-/// Settings of `tidegate keygen`.
+/// Arguments of `tidegate keygen`.
 #[derive(Debug, clap::Args)]
 pub struct Keygen {
-    /// The folder to write them to.
+    /// Folder for the files.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Name of the rings' first key.
+    /// Name of the first key of the keyrings.
     #[arg(long, value_name = "NAME", default_value = "k1", value_parser = config::name)]
     key_id: String,
-    /// Leave a folder that has them as it is, and succeed.
+    /// Succeed without changes if the folder has keys.
     #[arg(long)]
     if_missing: bool,
 }
 
 impl Keygen {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let out = &self.out;
         let complete = out.join(PUBLIC_KEYS); // written last
@@ -42,7 +42,8 @@ impl Keygen {
             println!("{} has keys", out.display());
             return Ok(());
         }
-        fs::create_dir_all(out).with_context(|| format!("{} can't be made", out.display()))?;
+        fs::create_dir_all(out)
+            .with_context(|| format!("failed to create folder {}", out.display()))?;
         for ring in ["signing.keys", "token.keys"] {
             write(&out.join(ring), &KeyRing::generate(&self.key_id)?, 0o600)?;
         }
@@ -53,19 +54,19 @@ impl Keygen {
             public += &format!("TIDEGATE_{}_NKEY={}\n", user.to_uppercase(), pair.public_key());
         }
         write(&complete, &public, 0o644)?;
-        println!("{}: two key rings, {} seeds, {PUBLIC_KEYS}", out.display(), USERS.len());
+        println!("{}: two keyrings, {} seeds, {PUBLIC_KEYS}", out.display(), USERS.len());
         Ok(())
     }
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let there = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
+    let exists = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
     ensure!(
-        !there,
-        "{} is there already: keys are never overwritten; name another folder",
+        !exists,
+        "{} exists already, and keys are never overwritten; name another folder with --out",
         path.display()
     );
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| format!("{} can't be written", path.display()))
+    written.with_context(|| format!("failed to write {}", path.display()))
 }

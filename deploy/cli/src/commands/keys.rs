@@ -1,45 +1,48 @@
-//! `tidegate keys`: under which keys secrets rest, and all of them sealed anew with the newest.
+//! `tidegate keys`: key rotation of the encrypted columns.
 //!
-//! A ring is rotated online, in four steps: every process gets `k1,k2` (so that all can open what the new key seals), then
-//! `k2,k1` (the first seals), then `tidegate keys rewrap`, then `k2` alone. `keys status` says when nothing is left
-//! under the old key.
+//! A keyring is rotated online, in four steps. Every process gets `k1,k2`, so that all can decrypt
+//! with the new key; then `k2,k1`, so that the new key encrypts; then `tidegate keys rewrap`; then
+//! `k2` alone. `tidegate keys status` shows when no value is left under the old key.
 
 use crate::{
-    directory::announce,
-    output,
+    directory, output,
     settings::{NatsSettings, StoreSettings},
 };
 use anyhow::ensure;
 use serde::Serialize;
 use shared::store::{SEALED_COLUMNS, Store};
 
-/// The verbs.
+const COLUMNS: [output::Column; 4] =
+    [("column", false), ("key", false), ("values", true), ("age", false)];
+
+/// Commands of `tidegate keys`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Keys {
-    /// Under which keys everything sealed rests.
+    /// Count the encrypted values of each column by key.
     Status(Status),
-    /// Seal everything anew with the newest key of its ring, while all goes on. Safe to run again.
+    /// Encrypt all values with the newest key of their keyring. Safe while processes run, and to
+    /// repeat.
     Rewrap(Rewrap),
 }
 
-/// Settings of `tidegate keys status`.
+/// Arguments of `tidegate keys status`.
 #[derive(Debug, clap::Args)]
 pub struct Status {
     #[command(flatten)]
     store: StoreSettings,
-    /// Print JSON, a line each.
+    /// Print JSON, one column and key per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate keys rewrap`.
+/// Arguments of `tidegate keys rewrap`.
 #[derive(Debug, clap::Args)]
 pub struct Rewrap {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// Print JSON, a line each.
+    /// Print JSON, one column and key per line.
     #[arg(long)]
     json: bool,
 }
@@ -53,10 +56,10 @@ struct Count<'a> {
 }
 
 impl Keys {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
-            Keys::Status(status) => show(&status.store.open()?, status.json).await,
+            Keys::Status(status) => print_status(&status.store.open()?, status.json).await,
             Keys::Rewrap(rewrap) => rewrap.run().await,
         }
     }
@@ -77,26 +80,26 @@ impl Rewrap {
                 let Some(next) = step.next else { break };
                 after = next;
             }
-            output::progress_over();
+            output::clear_progress();
             if !self.json {
                 output::line(&format!("{}: {written}", column.name))?;
             }
         }
-        // Signing secrets lie in the directory as they lie in Postgres.
+        // The directory holds the ciphertexts of signing secrets.
         let connections = store.connection_summaries(None).await?;
         let ids: Vec<_> = connections.iter().map(|connection| connection.id).collect();
-        announce(&store, &js, &ids).await?;
-        show(&store, self.json).await?;
+        directory::publish(&store, &js, &ids).await?;
+        print_status(&store, self.json).await?;
         ensure!(
             unopened.is_empty(),
-            "these could not be opened, and rest as they were; give back the key that sealed them:\n{}",
+            "failed to decrypt these values; add the keys that encrypted them to the keyring:\n{}",
             unopened.join("\n")
         );
         Ok(())
     }
 }
 
-async fn show(store: &Store, json: bool) -> anyhow::Result<()> {
+async fn print_status(store: &Store, json: bool) -> anyhow::Result<()> {
     let mut counts = Vec::new();
     for column in &SEALED_COLUMNS {
         for (key, count) in store.keys_of(column).await? {
@@ -104,21 +107,10 @@ async fn show(store: &Store, json: bool) -> anyhow::Result<()> {
             counts.push(Count { column: column.name, key, count, newest });
         }
     }
-    if json {
-        return counts.iter().try_for_each(output::json);
-    }
-    let rows: Vec<_> = counts
-        .iter()
-        .map(|count| {
-            let age = if count.newest { "newest" } else { "old" };
-            vec![
-                count.column.into(),
-                output::plain(&count.key),
-                count.count.to_string(),
-                age.into(),
-            ]
-        })
-        .collect();
-    let columns = [("sealed", false), ("key", false), ("values", true), ("", false)];
-    Ok(output::table(&columns, &rows)?)
+    output::list(&counts, json, &COLUMNS, row)
+}
+
+fn row(count: &Count) -> Vec<String> {
+    let age = if count.newest { "newest" } else { "old" };
+    vec![count.column.into(), output::sanitize(&count.key), count.count.to_string(), age.into()]
 }

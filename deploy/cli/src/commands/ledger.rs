@@ -1,8 +1,9 @@
-//! `tidegate ledger verify`: every webhook that the stream holds is committed, or not yet read.
+//! `tidegate ledger verify`: checks that every webhook in the stream is committed or past the cursor.
 //!
-//! Per partition the number of webhooks that intake has committed is compared with the number that the stream holds up to the
-//! partition's cursor, plus what was purged. More than were committed: webhooks are missing. Fewer: the stream has dropped
-//! some by age, which is no loss.
+//! Compares, for each partition, the number of webhooks that intake has committed with the number
+//! that the stream holds up to the cursor, plus those that were purged. If more are stored than
+//! committed, webhooks are missing. If fewer are stored, the stream has deleted some by age, which
+//! is no loss.
 
 use crate::{
     output,
@@ -15,10 +16,11 @@ use serde::Serialize;
 use shared::store::{LedgerEntry, Store};
 use std::time::Duration;
 
-/// A difference is looked at so often: a consumer may sit on a replica that lags behind.
-const ROUNDS: usize = 3;
-/// Time between two of these.
-const ROUND_INTERVAL: Duration = Duration::from_millis(500);
+/// Maximum number of counts of a partition that misses webhooks: a consumer can be on a replica
+/// that lags behind.
+const MAX_COUNTS: usize = 3;
+/// Interval between counts.
+const COUNT_INTERVAL: Duration = Duration::from_millis(500);
 
 const COLUMNS: [output::Column; 8] = [
     ("partition", true),
@@ -31,26 +33,26 @@ const COLUMNS: [output::Column; 8] = [
     ("missing", true),
 ];
 
-/// The verbs.
+/// Commands of `tidegate ledger`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Ledger {
     /// Check that every stored webhook is accounted for. Exits 1 if one is missing.
     Verify(Verify),
 }
 
-/// Settings of `tidegate ledger verify`.
+/// Arguments of `tidegate ledger verify`.
 #[derive(Debug, clap::Args)]
 pub struct Verify {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// Print JSON, a line each: the partitions that differ, then the sum.
+    /// Print JSON: one line per partition that differs, then the totals.
     #[arg(long)]
     json: bool,
 }
 
-/// A partition with its counts.
+/// Counts of a partition.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Line {
     partition: u16,
@@ -58,11 +60,11 @@ struct Line {
     from: u64,
     cursor: u64,
     committed: u64,
-    /// Absent when the cursor counts in another stream than there is.
+    /// Absent if the cursor is of another stream than the current one.
     stored: Option<u64>,
     purged: u64,
     missing: u64,
-    /// Committed webhooks that the stream no longer holds and that were not purged: dropped by age.
+    /// Committed webhooks that the stream has deleted by age.
     expired: u64,
 }
 
@@ -86,10 +88,23 @@ impl Line {
     fn differs(&self) -> bool {
         self.missing > 0 || self.expired > 0 || self.stored.is_none()
     }
+
+    fn row(&self) -> Vec<String> {
+        vec![
+            self.partition.to_string(),
+            self.generation.to_string(),
+            self.from.to_string(),
+            self.cursor.to_string(),
+            self.committed.to_string(),
+            self.stored.map_or_else(|| "another stream".into(), |stored| stored.to_string()),
+            self.purged.to_string(),
+            self.missing.to_string(),
+        ]
+    }
 }
 
 impl Ledger {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let Ledger::Verify(verify) = self;
         verify.run().await
@@ -101,65 +116,54 @@ impl Verify {
         let (js, store) = (self.nats.jetstream().await?, self.store.open()?);
         let stream = stream_reader::open(&js).await?;
         let mut lines = count(&store, &stream, None).await?;
-        for _ in 1..ROUNDS {
+        for _ in 1..MAX_COUNTS {
             if lines.iter().all(|line| line.missing == 0) {
                 break;
             }
-            tokio::time::sleep(ROUND_INTERVAL).await;
+            tokio::time::sleep(COUNT_INTERVAL).await;
             lines = count(&store, &stream, Some(lines)).await?;
         }
         let missing: u64 = lines.iter().map(|line| line.missing).sum();
         self.print(&lines, missing)?;
         ensure!(
             missing == 0,
-            "missing webhooks: {missing}; the stream still holds them: keep it, and look at the logs of workers"
+            "missing webhooks: {missing}; the stream still holds them: \
+             do not delete it, and read the logs of the workers"
         );
         Ok(())
     }
 
     fn print(&self, lines: &[Line], missing: u64) -> anyhow::Result<()> {
-        let differing: Vec<&Line> = lines.iter().filter(|line| line.differs()).collect();
+        let differing: Vec<Line> = lines.iter().copied().filter(Line::differs).collect();
+        if self.json || !differing.is_empty() {
+            output::list(&differing, self.json, &COLUMNS, Line::row)?;
+        }
         let sum = |of: fn(&Line) -> u64| lines.iter().map(of).sum::<u64>();
         let (committed, expired) = (sum(|l| l.committed), sum(|l| l.expired));
+        let partitions = lines.len();
         if self.json {
-            differing.iter().try_for_each(output::json)?;
             return output::json(&serde_json::json!({
-                "partitions": lines.len(), "committed": committed, "stored": sum(|l| l.stored.unwrap_or(0)),
-                "purged": sum(|l| l.purged), "expired": expired, "missing": missing,
+                "partitions": partitions, "committed": committed,
+                "stored": sum(|l| l.stored.unwrap_or(0)), "purged": sum(|l| l.purged),
+                "expired": expired, "missing": missing,
             }));
         }
-        if !differing.is_empty() {
-            output::table(&COLUMNS, &differing.into_iter().map(row).collect::<Vec<_>>())?;
-        }
-        let partitions = lines.len();
         Ok(output::line(&format!(
-            "{partitions} partitions: {committed} committed, {expired} no longer in the stream, {missing} missing"
+            "{partitions} partitions: {committed} committed, \
+             {expired} no longer in the stream, {missing} missing"
         ))?)
     }
 }
 
-fn row(line: &Line) -> Vec<String> {
-    vec![
-        line.partition.to_string(),
-        line.generation.to_string(),
-        line.from.to_string(),
-        line.cursor.to_string(),
-        line.committed.to_string(),
-        line.stored.map_or_else(|| "another stream".into(), |stored| stored.to_string()),
-        line.purged.to_string(),
-        line.missing.to_string(),
-    ]
-}
-
-/// Counts every partition, or anew those of which something was missing.
+/// Counts every partition, or those of an earlier count that miss webhooks.
 async fn count(
     store: &Store,
     stream: &Stream,
     before: Option<Vec<Line>>,
 ) -> anyhow::Result<Vec<Line>> {
-    let created_ns = stream.cached_info().created.unix_timestamp_nanos() as i64; // good until 2262
+    let created_ns = stream.cached_info().created.unix_timestamp_nanos() as i64; // until 2262
     let mut lines = Vec::new();
-    // The ledger is read before the stream: a purge in between only makes the stream hold less.
+    // The ledger is read before the stream: a purge in between only lowers the stream's count.
     for (n, entry) in store.ledger().await?.iter().enumerate() {
         match before.as_ref().and_then(|lines| lines.get(n)) {
             Some(line) if line.missing == 0 => lines.push(*line),
@@ -171,19 +175,19 @@ async fn count(
         }
         output::progress(&format!("partition {n}"));
     }
-    output::progress_over();
+    output::clear_progress();
     Ok(lines)
 }
 
-/// The number of webhooks that the stream holds between a partition's first sequence and its cursor. What arrives between the
-/// two questions makes it smaller, never larger.
+/// Returns the number of webhooks that the stream holds between a partition's first sequence and
+/// its cursor. A webhook that arrives between the two requests lowers it.
 async fn stored(stream: &Stream, entry: &LedgerEntry) -> anyhow::Result<u64> {
     if entry.cursor <= entry.from {
         return Ok(0);
     }
     let all = stream_reader::count_after(stream, entry.partition, entry.from).await?;
-    let behind = stream_reader::count_after(stream, entry.partition, entry.cursor).await?;
-    Ok(all.saturating_sub(behind))
+    let lag = stream_reader::count_after(stream, entry.partition, entry.cursor).await?;
+    Ok(all.saturating_sub(lag))
 }
 
 #[cfg(test)]
@@ -192,7 +196,7 @@ mod tests {
     use shared::partition::Partition;
 
     #[test]
-    fn more_in_the_stream_than_committed_is_missing() {
+    fn more_stored_than_committed_is_missing() {
         let entry = LedgerEntry {
             partition: Partition::try_from(7).expect("below 64"),
             generation: 1,

@@ -1,17 +1,19 @@
-//! `tidegate claims`: link claims. A code is printed once, when it is minted; only its hash is stored. From then on a claim
-//! goes by its id, the beginning of that hash.
+//! `tidegate link-codes`: creates, lists and revokes link codes.
+//!
+//! A code is printed once, when it is created: Postgres stores its hash. A code's id is the
+//! beginning of that hash.
 
 use crate::{output, settings::StoreSettings};
 use anyhow::ensure;
 use shared::{
     config,
-    store::NewClaim,
+    store::{MintedClaim, NewClaim},
     types::{AgentId, ConnectionId, OrgId, Platform, Surface},
 };
 use std::time::Duration;
 
-/// Longest a claim may live.
-const TTL_MAX: Duration = Duration::from_secs(3600);
+/// Maximum lifetime of a link code.
+const MAX_TTL: Duration = Duration::from_secs(3600);
 
 const COLUMNS: [output::Column; 7] = [
     ("id", false),
@@ -23,38 +25,38 @@ const COLUMNS: [output::Column; 7] = [
     ("used by", false),
 ];
 
-/// The verbs.
+/// Commands of `tidegate link-codes`.
 #[derive(Debug, clap::Subcommand)]
-pub enum Claims {
-    /// Mint a code that links a conversation to an agent.
-    Mint(Mint),
-    /// The newest first, and what became of each.
+pub enum LinkCodes {
+    /// Create a code that links a conversation to an agent, and print it.
+    Create(Create),
+    /// List link codes and their states, newest first.
     List(List),
-    /// Take a claim back that nobody used yet.
+    /// Revoke a link code that was not used.
     Revoke(Revoke),
 }
 
-/// Settings of `tidegate claims mint`.
+/// Arguments of `tidegate link-codes create`.
 #[derive(Debug, clap::Args)]
-pub struct Mint {
+pub struct Create {
     #[command(flatten)]
     store: StoreSettings,
-    /// The agent's organization.
+    /// Organization of the agent.
     #[arg(long)]
     org: OrgId,
-    /// The agent.
+    /// Agent id.
     #[arg(long)]
     agent: AgentId,
-    /// The platform it is good on.
+    /// Platform that accepts the code.
     #[arg(long, default_value = "slack")]
     platform: Platform,
-    /// Where the code may be used: dm, channel, or both, comma-separated.
+    /// Types of conversations that accept the code: dm, channel, or both, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "dm")]
     surfaces: Vec<Surface>,
-    /// The connection it is good on; any preview connection, if unset.
+    /// Connection that accepts the code. Default: any preview connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// How long it is good; 1h at most.
+    /// Lifetime of the code, at most 1h.
     #[arg(long, default_value = "15m", value_parser = config::duration)]
     ttl: Duration,
     /// Print JSON.
@@ -62,43 +64,43 @@ pub struct Mint {
     json: bool,
 }
 
-/// Settings of `tidegate claims list`.
+/// Arguments of `tidegate link-codes list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
-    /// How many at most.
+    /// Maximum number of link codes.
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Print JSON, a line each.
+    /// Print JSON, one link code per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate claims revoke`.
+/// Arguments of `tidegate link-codes revoke`.
 #[derive(Debug, clap::Args)]
 pub struct Revoke {
     #[command(flatten)]
     store: StoreSettings,
-    /// The claim's id, as `tidegate claims list` has it.
+    /// Id that `tidegate link-codes list` prints.
     id: String,
 }
 
-impl Claims {
-    /// Runs the verb.
+impl LinkCodes {
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
-            Claims::Mint(mint) => mint.run().await,
-            Claims::List(list) => list.run().await,
-            Claims::Revoke(revoke) => revoke.run().await,
+            LinkCodes::Create(create) => create.run().await,
+            LinkCodes::List(list) => list.run().await,
+            LinkCodes::Revoke(revoke) => revoke.run().await,
         }
     }
 }
 
-impl Mint {
+impl Create {
     async fn run(self) -> anyhow::Result<()> {
-        ensure!(self.ttl <= TTL_MAX, "--ttl is too long: a claim lives an hour at most");
-        let claim = NewClaim {
+        ensure!(self.ttl <= MAX_TTL, "--ttl is above the maximum of 1h; pass a shorter time");
+        let new = NewClaim {
             org: self.org,
             agent: self.agent,
             platform: self.platform,
@@ -107,9 +109,9 @@ impl Mint {
             ttl: self.ttl,
             created_by: "tidegate".into(),
         };
-        let code = self.store.open()?.mint_claim(&claim).await?.reveal();
+        let code = self.store.open()?.mint_claim(&new).await?.reveal();
         if self.json {
-            let ttl = claim.ttl.as_secs();
+            let ttl = new.ttl.as_secs();
             return output::json(&serde_json::json!({ "code": code, "ttl_seconds": ttl }));
         }
         Ok(output::line(&code)?)
@@ -118,40 +120,36 @@ impl Mint {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let claims = self.store.open()?.claims(i64::from(self.limit)).await?;
-        if self.json {
-            return claims.iter().try_for_each(output::json);
-        }
-        let rows: Vec<_> = claims
-            .iter()
-            .map(|claim| {
-                let connection = claim.connection.map(|id| id.to_string());
-                let used = claim.consumed_user.as_ref().map(|user| {
-                    let channel = claim.consumed_channel.as_ref().map(|c| format!(" in {c}"));
-                    format!("{user}{}", channel.unwrap_or_default())
-                });
-                vec![
-                    claim.id.clone(),
-                    claim.state.clone(),
-                    format!("{}/{}", claim.org, claim.agent),
-                    claim.surfaces.join(","),
-                    connection.unwrap_or_else(|| "any preview".into()),
-                    output::or_dash(claim.expires_at.as_deref()),
-                    output::or_dash(used.as_deref()),
-                ]
-            })
-            .collect();
-        Ok(output::table(&COLUMNS, &rows)?)
+        let codes = self.store.open()?.claims(i64::from(self.limit)).await?;
+        output::list(&codes, self.json, &COLUMNS, row)
     }
+}
+
+fn row(code: &MintedClaim) -> Vec<String> {
+    let connection = code.connection.map(|id| id.to_string());
+    let used_by = code.consumed_user.as_ref().map(|user| {
+        let channel = code.consumed_channel.as_ref().map(|channel| format!(" in {channel}"));
+        format!("{user}{}", channel.unwrap_or_default())
+    });
+    vec![
+        code.id.clone(),
+        code.state.clone(),
+        format!("{}/{}", code.org, code.agent),
+        code.surfaces.join(","),
+        connection.unwrap_or_else(|| "any preview".into()),
+        output::or_dash(code.expires_at.as_deref()),
+        output::or_dash(used_by.as_deref()),
+    ]
 }
 
 impl Revoke {
     async fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.store.open()?.revoke_claim(&self.id).await?,
-            "there is no open claim {}: tidegate claims list says which there are",
-            output::plain(&self.id)
-        );
-        Ok(output::line(&format!("{} is good no more", output::plain(&self.id)))?)
+        let id = output::sanitize(&self.id);
+        if !self.store.open()?.revoke_claim(&self.id).await? {
+            return output::not_found(format!(
+                "no open link code {id} found; list them with tidegate link-codes list"
+            ));
+        }
+        Ok(output::line(&format!("link code {id} revoked"))?)
     }
 }

@@ -1,52 +1,58 @@
-//! `tidegate migrate`: the schema in Postgres; the stream and the buckets in NATS.
+//! `tidegate migrate`: migrates the schema in Postgres, and the stream and buckets in NATS.
 //!
-//! In production each half runs as a job of its own: the role that owns the schema has nothing to say in NATS, and the key that
-//! makes streams none in Postgres. Hence the verb alone does both, and `migrate schema` and `migrate stream` ask for the
-//! settings of one.
+//! In production each half runs as its own job: the role that owns the schema has no NATS user, and
+//! the NATS user that creates streams has no Postgres role. `migrate schema` and `migrate stream`
+//! therefore require the settings of one server.
 
 use crate::settings::NatsSettings;
 use anyhow::Context;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 use shared::{config::Postgres, store::Store, stream};
 
-/// What is to be migrated.
+/// Arguments of `tidegate migrate`.
 #[derive(Debug)]
 pub enum Migrate {
-    /// Both.
+    /// Both halves.
     Both(Schema, Stream),
-    /// Postgres.
+    /// `tidegate migrate schema`.
     Schema(Schema),
-    /// NATS.
+    /// `tidegate migrate stream`.
     Stream(Stream),
 }
 
-/// Only Postgres's schema.
+/// Migrate the schema in Postgres.
 #[derive(Debug, Parser)]
 #[command(name = "schema")]
 pub struct Schema {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Settings")]
     postgres: Postgres,
 }
 
-/// Only the stream and the buckets in NATS.
+/// Create or update the stream and the buckets in NATS.
 #[derive(Debug, Parser)]
 #[command(name = "stream")]
 pub struct Stream {
     #[command(flatten)]
     nats: NatsSettings,
-    /// Copies of everything in NATS: 3 in production. Unset: as it is; 1 for a new stream.
+    /// Replicas of the stream and the buckets: 3 in production. Default: unchanged, or 1 for a new
+    /// stream.
     #[arg(long, env = "TIDEGATE_STREAM_REPLICAS", value_name = "N")]
     replicas: Option<usize>,
-    /// Room for webhooks in bytes, below the volume's size. Unset: as it is; 1 GiB for a new stream.
+    /// Maximum size of the stream in bytes, below the size of the volume. Default: unchanged, or
+    /// 1 GiB for a new stream.
     #[arg(long, env = "TIDEGATE_STREAM_MAX_BYTES", value_name = "BYTES")]
     max_bytes: Option<i64>,
 }
 
-// By hand, because what the verb requires is not required of the verbs below it.
+// Written by hand: what `migrate` requires is not required of its subcommands.
 impl Args for Migrate {
     fn augment_args(command: clap::Command) -> clap::Command {
         let both = Stream::augment_args(Schema::augment_args(command));
-        both.about("Bring Postgres's schema and NATS's stream and buckets to this release's. Safe to run again")
+        both.about("Migrate the schema in Postgres, and the stream and buckets in NATS")
+            .long_about(
+                "Migrate the schema in Postgres, and the stream and buckets in NATS, \
+                 to this release. Safe to repeat.",
+            )
             .subcommand_negates_reqs(true)
             .subcommands([Schema::command(), Stream::command()])
     }
@@ -59,8 +65,8 @@ impl Args for Migrate {
 impl FromArgMatches for Migrate {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         match matches.subcommand() {
-            Some(("schema", verb)) => Schema::from_arg_matches(verb).map(Self::Schema),
-            Some((_, verb)) => Stream::from_arg_matches(verb).map(Self::Stream),
+            Some(("schema", schema)) => Schema::from_arg_matches(schema).map(Self::Schema),
+            Some((_, stream)) => Stream::from_arg_matches(stream).map(Self::Stream),
             None => Ok(Self::Both(
                 Schema::from_arg_matches(matches)?,
                 Stream::from_arg_matches(matches)?,
@@ -75,7 +81,7 @@ impl FromArgMatches for Migrate {
 }
 
 impl Migrate {
-    /// Runs it.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Migrate::Both(schema, stream) => {
@@ -100,8 +106,10 @@ impl Stream {
     async fn run(self) -> anyhow::Result<()> {
         let js = self.nats.jetstream().await?;
         let sizing = stream::Sizing { replicas: self.replicas, max_bytes: self.max_bytes };
-        stream::ensure(&js, sizing).await.context("NATS")?;
-        println!("nats      stream {} and its buckets are there", stream::STREAM);
+        stream::ensure(&js, sizing)
+            .await
+            .with_context(|| format!("failed to migrate stream {} in NATS", stream::STREAM))?;
+        println!("nats      stream {} and its buckets are up to date", stream::STREAM);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A file for each family of commands. They do not import each other.
+//! Commands of `tidegate`, a file for each family. They do not import each other.
 
 mod agents;
 mod apply;
@@ -21,29 +21,28 @@ mod webhook;
 /// Commands of `tidegate`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Bring Postgres's schema and NATS's stream and buckets to this release's. Safe to run again
     Migrate(migrate::Migrate),
-    /// Make the keys of a new installation: key rings, and what NATS knows its users by.
+    /// Generate the keys of a new installation: keyrings, and nkeys of the NATS users.
     Keygen(keygen::Keygen),
-    /// Bring about what a file declares: organizations, agents, connections.
+    /// Create, change and delete organizations, agents and connections as a file declares.
     Apply(apply::Apply),
-    /// Link claims.
+    /// Create, list and revoke link codes.
     #[command(subcommand)]
-    Claims(link_codes::Claims),
-    /// Connections.
+    LinkCodes(link_codes::LinkCodes),
+    /// List, disable, enable and delete connections, and rotate their secrets.
     #[command(subcommand)]
     Connections(connections::Connections),
-    /// Look for what is wrong with this deployment, or with a Slack app's manifest. Fails when something is.
+    /// Check this deployment, or the manifest of a Slack app. Exits 1 if there is a problem.
     Doctor(Box<doctor::Doctor>),
     /// Print the manifest of a Slack app for this deployment.
     Manifest(manifest::Manifest),
-    /// Under which keys secrets rest.
+    /// Show by which keys values are encrypted, and encrypt them with the newest.
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// Manage webhooks and deliveries that were given up on.
+    /// List, show, redrive and delete dead letters.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Manage what waits for agents.
+    /// List, show, retry, skip and cancel deliveries.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
     /// Manage messages to Slack.
@@ -52,20 +51,20 @@ pub enum Command {
     /// Look up a webhook.
     #[command(subcommand)]
     Webhook(webhook::Webhook),
-    /// Look at, pause and resume agents.
+    /// List, show, pause and resume agents.
     #[command(subcommand)]
     Agents(agents::Agents),
-    /// List partitions with their owners, and how far each is.
+    /// List partitions with their owners, cursors and lag.
     Partitions(partitions::Partitions),
     /// Check that no webhook was lost.
     #[command(subcommand)]
     Ledger(ledger::Ledger),
-    /// Decide a range of a connection's webhooks again. Only shows what would happen, unless told to apply.
+    /// Process a range of a connection's webhooks again. Changes nothing without --apply.
     Replay(replay::Replay),
     /// List and cancel replays.
     #[command(subcommand)]
     Replays(replay::Replays),
-    /// Print webhooks as they are stored, never their bodies, until Ctrl-C.
+    /// Print webhooks as they are stored, without their bodies, until Ctrl-C.
     Tail(tail::Tail),
 }
 
@@ -73,24 +72,24 @@ impl Command {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
-            Command::Migrate(verb) => verb.run().await,
-            Command::Keygen(verb) => verb.run(),
-            Command::Apply(verb) => verb.run().await,
-            Command::Claims(verb) => verb.run().await,
-            Command::Connections(verb) => verb.run().await,
-            Command::Doctor(verb) => verb.run().await,
-            Command::Manifest(verb) => verb.run(),
-            Command::Keys(verb) => verb.run().await,
-            Command::DeadLetters(verb) => verb.run().await,
-            Command::Deliveries(verb) => verb.run().await,
-            Command::Outbox(verb) => verb.run().await,
-            Command::Webhook(verb) => verb.run().await,
-            Command::Agents(verb) => verb.run().await,
-            Command::Partitions(verb) => verb.run().await,
-            Command::Ledger(verb) => verb.run().await,
-            Command::Replay(verb) => verb.run().await,
-            Command::Replays(verb) => verb.run().await,
-            Command::Tail(verb) => verb.run().await,
+            Command::Migrate(command) => command.run().await,
+            Command::Keygen(command) => command.run(),
+            Command::Apply(command) => command.run().await,
+            Command::LinkCodes(command) => command.run().await,
+            Command::Connections(command) => command.run().await,
+            Command::Doctor(command) => command.run().await,
+            Command::Manifest(command) => command.run(),
+            Command::Keys(command) => command.run().await,
+            Command::DeadLetters(command) => command.run().await,
+            Command::Deliveries(command) => command.run().await,
+            Command::Outbox(command) => command.run().await,
+            Command::Webhook(command) => command.run().await,
+            Command::Agents(command) => command.run().await,
+            Command::Partitions(command) => command.run().await,
+            Command::Ledger(command) => command.run().await,
+            Command::Replay(command) => command.run().await,
+            Command::Replays(command) => command.run().await,
+            Command::Tail(command) => command.run().await,
         }
     }
 }

@@ -1,7 +1,9 @@
-//! `tidegate outbox failures`: messages that Slack refused for good. Their text is never printed.
+//! `tidegate outbox failures`: lists, retries and deletes messages that Slack rejected permanently.
+//!
+//! The text of a message is never printed.
 
 use crate::{
-    output::{self, nothing_matched},
+    output::{self, not_found},
     settings::StoreSettings,
 };
 use anyhow::ensure;
@@ -20,62 +22,62 @@ const COLUMNS: [output::Column; 7] = [
     ("error", false),
 ];
 
-/// The verbs.
+/// Commands of `tidegate outbox`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Outbox {
-    /// Manage messages that Slack refused for good.
+    /// Manage messages that Slack rejected permanently.
     #[command(subcommand)]
     Failures(Failures),
 }
 
-/// The verbs of `tidegate outbox failures`.
+/// Commands of `tidegate outbox failures`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Failures {
-    /// List failures, the newest first.
+    /// List failures, newest first.
     List(List),
-    /// Send messages once more, behind what their conversations send now.
-    Retry(Act),
-    /// Delete failures for good; their messages are never sent.
-    Delete(Act),
+    /// Send messages again, after the pending messages of their conversations.
+    Retry(Change),
+    /// Delete failures permanently. Their messages are never sent.
+    Delete(Change),
 }
 
-/// Settings of `tidegate outbox failures list`.
+/// Arguments of `tidegate outbox failures list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
-    /// Only those of this connection.
+    /// Only list failures of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// Only those whose error contains this text.
+    /// Only list failures whose error contains this text.
     #[arg(long)]
     error: Option<String>,
-    /// How many at most.
+    /// Maximum number of failures.
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Print JSON, a line each.
+    /// Print JSON, one failure per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate outbox failures retry` and `delete`.
+/// Arguments of `tidegate outbox failures retry` and `delete`.
 #[derive(Debug, clap::Args)]
-pub struct Act {
+pub struct Change {
     #[command(flatten)]
     store: StoreSettings,
-    /// These, by their ids.
+    /// Ids of failures.
     #[arg(conflicts_with = "all")]
     ids: Vec<i64>,
-    /// All of them.
+    /// Select all failures.
     #[arg(long)]
     all: bool,
-    /// Of all, those of this connection.
+    /// With --all: only select failures of this connection.
     #[arg(long, requires = "all")]
     connection: Option<ConnectionId>,
-    /// Of all, those whose error contains this text.
+    /// With --all: only select failures whose error contains this text.
     #[arg(long, requires = "all")]
     error: Option<String>,
-    /// Act on all that match; without this they are only counted. Not needed to retry ids.
+    /// Change the selection. Without this flag only print its size. Not required to retry ids.
     #[arg(long)]
     yes: bool,
     /// Print JSON.
@@ -84,19 +86,19 @@ pub struct Act {
 }
 
 impl Outbox {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Outbox::Failures(Failures::List(list)) => list.run().await,
-            Outbox::Failures(Failures::Retry(act)) => {
-                let (store, filter) = act.confirmed("retry", act.yes || !act.all).await?;
+            Outbox::Failures(Failures::Retry(change)) => {
+                let (store, filter) = change.confirm("retry", change.yes || !change.all).await?;
                 let ids = store.retry_outbox_failures(&filter).await?;
-                act.done("retried", ids.len())
+                change.finish("retried", ids.len())
             }
-            Outbox::Failures(Failures::Delete(act)) => {
-                let (store, filter) = act.confirmed("delete for good", act.yes).await?;
+            Outbox::Failures(Failures::Delete(change)) => {
+                let (store, filter) = change.confirm("delete permanently", change.yes).await?;
                 let ids = store.delete_outbox_failures(&filter).await?;
-                act.done("deleted", ids.len())
+                change.finish("deleted", ids.len())
             }
         }
     }
@@ -108,12 +110,9 @@ impl List {
             OutboxFailureFilter { ids: None, connection: self.connection, error: self.error };
         let failures = self.store.open()?.outbox_failures(&filter, i64::from(self.limit)).await?;
         if failures.is_empty() {
-            return nothing_matched("there are no such failures");
+            return not_found("no failures found");
         }
-        if self.json {
-            return failures.iter().try_for_each(output::json);
-        }
-        Ok(output::table(&COLUMNS, &failures.iter().map(row).collect::<Vec<_>>())?)
+        output::list(&failures, self.json, &COLUMNS, row)
     }
 }
 
@@ -121,22 +120,22 @@ fn row(failure: &OutboxFailure) -> Vec<String> {
     vec![
         failure.id.to_string(),
         failure.connection.clone(),
-        output::plain(&failure.channel_key),
+        output::sanitize(&failure.channel_key),
         failure.method.clone(),
         failure.attempts.to_string(),
         failure.at.clone(),
-        output::plain(&failure.error),
+        output::sanitize(&failure.error),
     ]
 }
 
-impl Act {
-    /// The store and what is selected, if that is something and confirmed.
-    async fn confirmed(
+impl Change {
+    /// Returns the store and the selection. Fails if it is empty or not confirmed.
+    async fn confirm(
         &self,
-        what: &str,
+        operation: &str,
         yes: bool,
     ) -> anyhow::Result<(Store, OutboxFailureFilter)> {
-        ensure!(self.all || !self.ids.is_empty(), "name failures by their ids, or say --all");
+        ensure!(self.all || !self.ids.is_empty(), "no failures selected; pass ids or --all");
         let store = self.store.open()?;
         let filter = OutboxFailureFilter {
             ids: (!self.all).then(|| self.ids.clone()),
@@ -145,23 +144,23 @@ impl Act {
         };
         let count = store.count_outbox_failures(&filter).await?;
         if count == 0 {
-            return nothing_matched("there are no such failures");
+            return not_found("no failures found; list them with tidegate outbox failures list");
         }
-        ensure!(yes, "would {what}: {count} messages; pass --yes to do it");
+        ensure!(yes, "would {operation}: {count} messages; pass --yes to do it");
         Ok((store, filter))
     }
 
-    fn done(&self, word: &str, count: usize) -> anyhow::Result<()> {
+    fn finish(&self, done: &str, count: usize) -> anyhow::Result<()> {
         if count == 0 {
-            return nothing_matched(format!("nothing was {word}: others did meanwhile"));
+            return not_found(format!("nothing {done}: another process changed the failures"));
         }
         if self.json {
-            let line = serde_json::Map::from_iter([(word.to_owned(), count.into())]);
+            let line = serde_json::Map::from_iter([(done.to_owned(), count.into())]);
             return output::json(&line);
         }
-        output::line(&format!("{word}: {count}"))?;
+        output::line(&format!("{done}: {count}"))?;
         let missing = self.ids.len().saturating_sub(count);
-        ensure!(self.all || missing == 0, "there are no failures of {missing} of the ids");
+        ensure!(self.all || missing == 0, "{missing} of the ids not found");
         Ok(())
     }
 }

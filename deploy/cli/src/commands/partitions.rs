@@ -1,7 +1,7 @@
-//! `tidegate partitions`: partitions with their owners, and how far each is.
+//! `tidegate partitions`: lists partitions with their owners, cursors and lag.
 //!
-//! `lag` counts the webhooks that the stream holds for the partition past its cursor: those that intake has not committed.
-//! `deliveries` counts what is committed and waits for agents.
+//! `lag` is the number of stored webhooks past the cursor. `deliveries` is the number of deliveries
+//! that wait or run.
 
 use crate::{
     output,
@@ -23,62 +23,61 @@ const COLUMNS: [output::Column; 9] = [
     ("deliveries", true),
 ];
 
-/// Settings of `tidegate partitions`.
+/// Arguments of `tidegate partitions`.
 #[derive(Debug, clap::Args)]
 pub struct Partitions {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// Print JSON, a line each.
+    /// Print JSON, one partition per line.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct Line {
     #[serde(flatten)]
-    state: &'a PartitionState,
+    state: PartitionState,
     lag: u64,
 }
 
 impl Partitions {
-    /// Runs it.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let js = self.nats.jetstream().await?;
         let stream = stream_reader::open(&js).await?;
-        let states = self.store.open()?.partition_states().await?;
-        let mut lines = Vec::with_capacity(states.len());
-        for state in &states {
-            let number = u16::try_from(state.partition).ok();
-            let partition = number.and_then(|n| Partition::try_from(n).ok());
-            let lag = match partition {
+        let mut lines = Vec::new();
+        for state in self.store.open()?.partition_states().await? {
+            let partition = u16::try_from(state.partition).ok();
+            let lag = match partition.and_then(|number| Partition::try_from(number).ok()) {
                 Some(partition) => {
-                    stream_reader::count_after(&stream, partition, state.cursor.max(0) as u64)
-                        .await?
+                    let cursor = state.cursor.max(0) as u64;
+                    stream_reader::count_after(&stream, partition, cursor).await?
                 }
                 None => 0,
             };
             lines.push(Line { state, lag });
         }
-        if self.json {
-            return lines.iter().try_for_each(output::json);
+        output::list(&lines, self.json, &COLUMNS, Line::row)?;
+        if !self.json {
+            output::line(&summary(&lines))?;
         }
-        let rows: Vec<_> = lines.iter().map(Line::row).collect();
-        output::table(&COLUMNS, &rows)?;
-        let held = states.iter().filter(|state| state.held).count();
-        let lag: u64 = lines.iter().map(|line| line.lag).sum();
-        let deliveries: i64 = states.iter().map(|state| state.deliveries).sum();
-        let (all, free) = (lines.len(), lines.len() - held);
-        Ok(output::line(&format!(
-            "{all} partitions: {held} held, {free} free; lag {lag}; deliveries {deliveries}"
-        ))?)
+        Ok(())
     }
 }
 
-impl Line<'_> {
+fn summary(lines: &[Line]) -> String {
+    let held = lines.iter().filter(|line| line.state.held).count();
+    let lag: u64 = lines.iter().map(|line| line.lag).sum();
+    let deliveries: i64 = lines.iter().map(|line| line.state.deliveries).sum();
+    let (all, free) = (lines.len(), lines.len() - held);
+    format!("{all} partitions: {held} held, {free} free; lag {lag}; deliveries {deliveries}")
+}
+
+impl Line {
     fn row(&self) -> Vec<String> {
-        let state = self.state;
+        let state = &self.state;
         vec![
             state.partition.to_string(),
             output::or_dash(state.owner.as_deref()),

@@ -1,11 +1,13 @@
-//! `tidegate replay`: a range of a connection's webhooks, decided again by the workers.
+//! `tidegate replay` and `tidegate replays`: process a range of a connection's webhooks again.
 //!
-//! Dry by default: per webhook it shows what would be changed, sent and called. With `--apply` the deliveries among that are
-//! enqueued, in lanes and under dedup keys of their own, and nothing else is done. A replay is leased, so it goes on when a
-//! worker dies; the verb asks for it, watches it and prints its results. Asked again under the same name it shows that one.
+//! By default a replay is dry: it shows, for each webhook, what would be changed, sent and called.
+//! With `--apply` it enqueues the deliveries, in their own lanes and with their own dedup keys, and
+//! does nothing else. Workers run it under a lease, so it continues if a worker dies. The command
+//! requests the replay, waits for it and prints its results. With the name of an existing replay it
+//! prints the results of that one.
 
 use crate::{
-    output::{self, nothing_matched},
+    output::{self, not_found},
     settings::StoreSettings,
 };
 use anyhow::{Context, ensure};
@@ -17,10 +19,10 @@ use shared::{
 use std::time::{Duration, Instant};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Time between two looks at its progress.
+/// Interval at which the command reads the progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Results fetched at once.
-const BATCH: i64 = 500;
+/// Results per statement.
+const BATCH_SIZE: i64 = 500;
 
 const COLUMNS: [output::Column; 5] = [
     ("sequence", true),
@@ -35,70 +37,70 @@ const LIST_COLUMNS: [output::Column; 7] = [
     ("connection", false),
     ("mode", false),
     ("state", false),
-    ("decided", true),
-    ("of", true),
+    ("processed", true),
+    ("total", true),
     ("worker", false),
 ];
 
-/// Settings of `tidegate replay`.
+/// Arguments of `tidegate replay`.
 #[derive(Debug, clap::Args)]
 pub struct Replay {
     #[command(flatten)]
     store: StoreSettings,
-    /// The connection whose webhooks are decided again.
+    /// Connection of the webhooks.
     #[arg(long)]
     connection: ConnectionId,
-    /// Start: so long ago, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
+    /// Start: a duration before now, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
     #[arg(long, value_parser = since)]
     from: OffsetDateTime,
-    /// End, likewise; now, if unset.
+    /// End, in the same form. Default: now.
     #[arg(long, value_parser = since)]
     to: Option<OffsetDateTime>,
-    /// Enqueue the deliveries: agents get these webhooks once more. Nothing else is done again.
+    /// Enqueue the deliveries, so that agents receive these webhooks again.
     #[arg(long, conflicts_with = "dry_run")]
     apply: bool,
-    /// Change nothing and call nothing; show what would be. The default.
+    /// Only show what would be done. This is the default.
     #[arg(long)]
     dry_run: bool,
-    /// A name for it; made up when unset. One name is one replay.
+    /// Name of the replay. An existing one is not repeated. Default: random.
     #[arg(long)]
     name: Option<OrgId>,
-    /// How long to wait for the workers before it is cancelled.
+    /// Maximum time to wait for workers. Then the replay is cancelled.
     #[arg(long, default_value = "1h", value_parser = config::duration)]
     timeout: Duration,
-    /// Print JSON, a line a webhook.
+    /// Print JSON, one webhook per line.
     #[arg(long)]
     json: bool,
 }
 
-/// The verbs of `tidegate replays`.
+/// Commands of `tidegate replays`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Replays {
-    /// List replays, the newest first.
+    /// List replays, newest first.
     List(List),
-    /// Cancel a replay that is not done. Deliveries that it enqueued stay.
+    /// Cancel a replay that is not done. Its enqueued deliveries stay.
     Cancel(Cancel),
 }
 
-/// Settings of `tidegate replays list`.
+/// Arguments of `tidegate replays list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
-    /// How many at most.
+    /// Maximum number of replays.
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Print JSON, a line each.
+    /// Print JSON, one replay per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate replays cancel`.
+/// Arguments of `tidegate replays cancel`.
 #[derive(Debug, clap::Args)]
 pub struct Cancel {
     #[command(flatten)]
     store: StoreSettings,
-    /// Its name.
+    /// Name of the replay.
     name: String,
     /// Print JSON.
     #[arg(long)]
@@ -106,10 +108,10 @@ pub struct Cancel {
 }
 
 impl Replay {
-    /// Runs it.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let to = self.to.unwrap_or_else(OffsetDateTime::now_utc);
-        ensure!(self.from < to, "--from lies after --to: there is nothing between");
+        ensure!(self.from < to, "--from is after --to; pass an earlier time");
         let store = self.store.open()?;
         let id = match &self.name {
             Some(name) => name.to_string(),
@@ -117,25 +119,25 @@ impl Replay {
         };
         let (connection, from, apply) = (self.connection, self.from, self.apply);
         if !store.create_replay(&NewReplay { id: id.clone(), connection, from, to, apply }).await? {
-            let there = state(&store, &id).await?;
+            let existing = state(&store, &id).await?;
             ensure!(
-                there.apply == apply && there.connection == connection,
-                "there is a replay {id} of connection {} already, {}; choose another --name",
-                there.connection,
-                mode(there.apply)
+                existing.apply == apply && existing.connection == connection,
+                "replay {id} exists already, of connection {} and {}; pass another --name",
+                existing.connection,
+                mode(existing.apply)
             );
-            eprintln!("there is a replay {id} already; these are its results");
+            eprintln!("replay {id} exists already; printing its results");
         }
         let ended = tokio::select! {
             ended = self.watch(&store, &id) => ended?,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
                 store.cancel_replay(&id).await?;
-                output::progress_over();
-                anyhow::bail!("replay {id} is cancelled; what it enqueued stays");
+                output::clear_progress();
+                anyhow::bail!("replay {id} cancelled; its enqueued deliveries stay");
             }
         };
-        output::progress_over();
+        output::clear_progress();
         let webhooks = self.print(&store, &id).await?;
         ensure!(
             ended.state == "done",
@@ -144,8 +146,8 @@ impl Replay {
             output::or_dash(Some(&ended.note))
         );
         if webhooks == 0 {
-            return nothing_matched(
-                "the stream holds no webhooks of this connection in this range",
+            return not_found(
+                "no webhooks of this connection found in the stream between --from and --to",
             );
         }
         Ok(())
@@ -161,45 +163,49 @@ impl Replay {
             if Instant::now() >= deadline {
                 store.cancel_replay(id).await?;
                 anyhow::bail!(
-                    "replay {id} was not done within {}, and is cancelled; check with tidegate partitions that workers run",
+                    "replay {id} not done within {} and cancelled; \
+                     check with tidegate partitions that workers run",
                     humantime::format_duration(self.timeout)
                 );
             }
             let of = state.total.map_or_else(String::new, |total| format!(" of about {total}"));
             let by = state.worker.as_deref().unwrap_or("no worker yet");
-            output::progress(&format!("{}{of} decided, by {}", state.decided, output::plain(by)));
+            output::progress(&format!(
+                "{}{of} webhooks processed, by {}",
+                state.decided,
+                output::sanitize(by)
+            ));
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Prints the results; returns their number.
+    /// Prints the results and returns their number.
     async fn print(&self, store: &Store, id: &str) -> anyhow::Result<usize> {
-        let (mut after, mut count, mut rows) = (0, 0, Vec::new());
+        let (mut after, mut results) = (0, Vec::new());
         loop {
-            let some = store.replay_results(id, after, BATCH).await?;
-            let Some(last) = some.last() else { break };
+            let batch = store.replay_results(id, after, BATCH_SIZE).await?;
+            let Some(last) = batch.last() else { break };
             after = last.sequence;
-            count += some.len();
-            match self.json {
-                true => some.iter().try_for_each(output::json)?,
-                false => rows.extend(some.iter().map(row)),
-            }
+            results.extend(batch);
         }
-        if !self.json && count > 0 {
-            output::table(&COLUMNS, &rows)?;
-            let done = match self.apply {
-                true => "decided; their deliveries are enqueued",
-                false => "decided, and nothing was done; --apply enqueues their deliveries",
+        if self.json || !results.is_empty() {
+            output::list(&results, self.json, &COLUMNS, row)?;
+        }
+        if !self.json && !results.is_empty() {
+            let done = if self.apply {
+                "processed; their deliveries are enqueued"
+            } else {
+                "processed, and nothing changed; --apply enqueues their deliveries"
             };
-            output::line(&format!("{count} {done}"))?;
+            output::line(&format!("{} webhooks {done}", results.len()))?;
         }
-        Ok(count)
+        Ok(results.len())
     }
 }
 
 async fn state(store: &Store, id: &str) -> anyhow::Result<ReplayState> {
     let found = store.replays(Some(id), 1).await?.pop();
-    found.with_context(|| format!("replay {id} was deleted"))
+    found.with_context(|| format!("replay {id} not found"))
 }
 
 fn mode(apply: bool) -> &'static str {
@@ -210,14 +216,14 @@ fn row(result: &ReplayResult) -> Vec<String> {
     vec![
         result.sequence.to_string(),
         result.stored_at.format(&Rfc3339).unwrap_or_else(|_| "-".into()),
-        output::plain(&result.kind),
-        output::plain(&result.outcome),
+        output::sanitize(&result.kind),
+        output::sanitize(&result.outcome),
         output::or_dash(Some(&result.effects.join(", "))),
     ]
 }
 
 impl Replays {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Replays::List(list) => list.run().await,
@@ -230,43 +236,40 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let replays = self.store.open()?.replays(None, i64::from(self.limit)).await?;
         if replays.is_empty() {
-            return nothing_matched("there are no replays");
+            return not_found("no replays found");
         }
-        if self.json {
-            return replays.iter().try_for_each(output::json);
-        }
-        let rows: Vec<_> = replays
-            .iter()
-            .map(|replay| {
-                vec![
-                    output::plain(&replay.id),
-                    replay.connection.to_string(),
-                    mode(replay.apply).into(),
-                    replay.state.clone(),
-                    replay.decided.to_string(),
-                    replay.total.map_or_else(|| "-".into(), |total| total.to_string()),
-                    output::or_dash(replay.worker.as_deref()),
-                ]
-            })
-            .collect();
-        Ok(output::table(&LIST_COLUMNS, &rows)?)
+        output::list(&replays, self.json, &LIST_COLUMNS, list_row)
     }
+}
+
+fn list_row(replay: &ReplayState) -> Vec<String> {
+    vec![
+        output::sanitize(&replay.id),
+        replay.connection.to_string(),
+        mode(replay.apply).into(),
+        replay.state.clone(),
+        replay.decided.to_string(),
+        replay.total.map_or_else(|| "-".into(), |total| total.to_string()),
+        output::or_dash(replay.worker.as_deref()),
+    ]
 }
 
 impl Cancel {
     async fn run(self) -> anyhow::Result<()> {
-        let name = output::plain(&self.name);
+        let name = output::sanitize(&self.name);
         if !self.store.open()?.cancel_replay(&self.name).await? {
-            return nothing_matched(format!("there is no open replay {name}"));
+            return not_found(format!(
+                "no open replay {name} found; list them with tidegate replays list"
+            ));
         }
         if self.json {
             return output::json(&serde_json::json!({ "cancelled": self.name }));
         }
-        Ok(output::line(&format!("replay {name} is cancelled"))?)
+        Ok(output::line(&format!("replay {name} cancelled"))?)
     }
 }
 
-/// A time, or a duration before now.
+/// Parses a time, or a duration before now.
 fn since(text: &str) -> Result<OffsetDateTime, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(time);
@@ -274,5 +277,5 @@ fn since(text: &str) -> Result<OffsetDateTime, String> {
     let back = humantime::parse_duration(text).ok();
     let back = back.and_then(|back| time::Duration::try_from(back).ok());
     back.and_then(|back| OffsetDateTime::now_utc().checked_sub(back))
-        .ok_or_else(|| "say how long ago, as in 1h, or a time, as in 2026-01-31T12:00:00Z".into())
+        .ok_or_else(|| "expected 1h or 2026-01-31T12:00:00Z".into())
 }

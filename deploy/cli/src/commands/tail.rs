@@ -1,4 +1,4 @@
-//! `tidegate tail`: webhooks as they are stored; never their bodies.
+//! `tidegate tail`: prints webhooks as they are stored, without their bodies.
 
 use crate::{output, settings::NatsSettings, stream_reader};
 use async_nats::jetstream;
@@ -11,21 +11,18 @@ use shared::{
 };
 use time::format_description::well_known::Rfc3339;
 
-/// Every webhook of every connection.
-pub const EVERY: &str = "slack.in.*.*";
-
-/// Settings of `tidegate tail`.
+/// Arguments of `tidegate tail`.
 #[derive(Debug, clap::Args)]
 pub struct Tail {
     #[command(flatten)]
     nats: NatsSettings,
-    /// Only those of this connection.
+    /// Only print webhooks of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// End after so many.
+    /// Exit after this number of webhooks.
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Print JSON, a line each.
+    /// Print JSON, one webhook per line.
     #[arg(long)]
     json: bool,
 }
@@ -38,11 +35,11 @@ struct Line {
     kind: Option<&'static str>,
     connection: Option<ConnectionId>,
     lane: Option<String>,
-    dedupe: Option<String>,
+    dedup_key: Option<String>,
 }
 
 impl Tail {
-    /// Runs it.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         tokio::select! {
             done = self.follow() => done,
@@ -52,22 +49,23 @@ impl Tail {
 
     async fn follow(&self) -> anyhow::Result<()> {
         let js = self.nats.jetstream().await?;
-        let there = stream_reader::open(&js).await?;
-        let next = there.cached_info().state.last_sequence + 1;
-        let filter = self.connection.map_or_else(|| EVERY.into(), |id| format!("slack.in.*.{id}"));
-        let mut follow =
-            Follow::new(js, STREAM, filter, stream_reader::consumer_name("tail")?, next);
+        let stream = stream_reader::open(&js).await?;
+        let next = stream.cached_info().state.last_sequence + 1;
+        let connection = self.connection.map_or_else(|| "*".into(), |id| id.to_string());
+        let filter = format!("slack.in.*.{connection}");
+        let name = stream_reader::consumer_name("tail")?;
+        let mut reader = Follow::new(js, STREAM, filter, name, next);
         let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
-            match follow.next().await {
-                Followed::Message(at, message) => {
-                    self.print(&Line::of(at, &message)?)?;
+            match reader.next().await {
+                Followed::Message(position, message) => {
+                    self.print(&Line::new(position, &message)?)?;
                     left -= 1;
                 }
-                Followed::Opened(state) if state.last_sequence + 1 < follow.next_sequence() => {
-                    // A stream made anew counts from one.
-                    eprintln!("the stream was made anew; going on with it from its beginning");
-                    follow.restart_at(1);
+                Followed::Opened(state) if state.last_sequence + 1 < reader.next_sequence() => {
+                    // The sequences of a recreated stream begin at 1.
+                    eprintln!("stream {STREAM} was recreated; reading it from the beginning");
+                    reader.restart_at(1);
                 }
                 Followed::Opened(_) | Followed::CaughtUp(..) => {}
             }
@@ -79,37 +77,36 @@ impl Tail {
         if self.json {
             return output::json(line);
         }
-        let Line { time, sequence, partition, kind, connection, lane, dedupe } = line;
-        let partition = partition.map_or_else(|| "-".into(), |partition| partition.to_string());
-        let connection = connection.map_or_else(|| "-".into(), |id| id.to_string());
-        Ok(output::line(&format!(
-            "{time}  {sequence:>10}  {partition:>2}  {:<11}  {connection:<32}  {:<16}  {}",
-            kind.unwrap_or("-"),
-            output::or_dash(lane.as_deref()),
-            output::or_dash(dedupe.as_deref()),
-        ))?)
+        Ok(output::line(&line.render())?)
     }
 }
 
 impl Line {
-    fn of(at: Place, message: &jetstream::Message) -> anyhow::Result<Self> {
-        let place = stream::parse_subject(&message.subject);
-        let envelope = envelope(message);
-        let dedupe = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
+    fn new(position: Place, message: &jetstream::Message) -> anyhow::Result<Self> {
+        let subject = stream::parse_subject(&message.subject);
+        let headers = message.headers.as_ref();
+        let envelope = Envelope::decode(&message.subject, headers, message.payload.clone()).ok();
+        let dedup_key = headers.and_then(|headers| headers.get("Nats-Msg-Id"));
         Ok(Self {
-            time: at.stored_at.format(&Rfc3339)?,
-            sequence: at.sequence,
-            partition: place.map(|(partition, _)| partition.number()),
+            time: position.stored_at.format(&Rfc3339)?,
+            sequence: position.sequence,
+            partition: subject.map(|(partition, _)| partition.number()),
             kind: envelope.as_ref().map(|envelope| envelope.kind.as_str()),
-            connection: place.map(|(_, connection)| connection),
+            connection: subject.map(|(_, connection)| connection),
             lane: envelope.as_ref().map(|envelope| envelope.lane.to_string()),
-            dedupe: dedupe.map(|key| key.as_str().to_owned()),
+            dedup_key: dedup_key.map(|key| key.as_str().to_owned()),
         })
     }
-}
 
-/// A message of the stream as an envelope, if this release can read it.
-pub fn envelope(message: &jetstream::Message) -> Option<Envelope> {
-    let body = message.payload.clone();
-    Envelope::decode(&message.subject, message.headers.as_ref(), body).ok()
+    fn render(&self) -> String {
+        let Line { time, sequence, partition, kind, connection, lane, dedup_key } = self;
+        let partition = partition.map_or_else(|| "-".into(), |partition| partition.to_string());
+        let connection = connection.map_or_else(|| "-".into(), |id| id.to_string());
+        format!(
+            "{time}  {sequence:>10}  {partition:>2}  {:<11}  {connection:<32}  {:<16}  {}",
+            kind.unwrap_or("-"),
+            output::or_dash(lane.as_deref()),
+            output::or_dash(dedup_key.as_deref()),
+        )
+    }
 }

@@ -1,7 +1,7 @@
-//! `tidegate webhook show`: everything that is known of one webhook, wherever it is now.
+//! `tidegate webhook show`: prints all rows about one webhook.
 
 use crate::{
-    output::{self, nothing_matched},
+    output::{self, not_found},
     settings::StoreSettings,
 };
 use serde_json::Value;
@@ -10,30 +10,30 @@ use shared::{
     types::ConnectionId,
 };
 
-/// The verbs.
+/// Commands of `tidegate webhook`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Webhook {
-    /// Show everything that is known of a webhook: its decision, delivery, attempts, dead letter and messages.
+    /// Show the routing, delivery, attempts, dead letter and messages of a webhook.
     Show(Show),
 }
 
-/// Settings of `tidegate webhook show`.
+/// Arguments of `tidegate webhook show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
     #[command(flatten)]
     store: StoreSettings,
-    /// Slack's event id, the reference of a message about a failure, a dedup key, or <channel>/<ts>.
+    /// Slack's event id, the reference in an error message, a dedup key, or <channel>/<ts>.
     webhook: String,
-    /// Its connection. Finds more, and sooner where there are many.
+    /// Connection of the webhook. Finds more, and is faster with many connections.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// Print JSON, a line each.
+    /// Print JSON, one webhook per line.
     #[arg(long)]
     json: bool,
 }
 
 impl Webhook {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let Webhook::Show(show) = self;
         show.run().await
@@ -49,43 +49,41 @@ impl Show {
             records.extend(store.webhook(&key).await?);
         }
         if records.is_empty() {
-            let hint = match self.connection {
-                None => "--connection finds also those that left only their key",
-                Some(_) => {
-                    "one that was ignored, and not addressed to the app, leaves no row: tidegate replay decides it again"
-                }
+            let remedy = match self.connection {
+                None => "pass --connection to search processed webhooks, too",
+                Some(_) => "an ignored webhook leaves no row; tidegate replay processes it again",
             };
-            let webhook = output::plain(&self.webhook);
-            return nothing_matched(format!("nothing is known of a webhook {webhook}; {hint}"));
+            let webhook = output::sanitize(&self.webhook);
+            return not_found(format!("webhook {webhook} not found; {remedy}"));
         }
         if self.json {
             return records.iter().try_for_each(output::json);
         }
-        records.iter().try_for_each(print_record)
+        records.iter().try_for_each(|record| Ok(output::line(&render(record))?))
     }
 }
 
-fn print_record(record: &WebhookRecord) -> anyhow::Result<()> {
-    output::line(&output::plain(&record.dedup_key))?;
+fn render(record: &WebhookRecord) -> String {
+    let mut lines = vec![output::sanitize(&record.dedup_key)];
     for (name, rows) in &record.rows {
         for row in rows.as_array().into_iter().flatten() {
-            output::line(&format!("  {}", name.replace('_', " ")))?;
+            lines.push(format!("  {}", name.replace('_', " ")));
             for (name, value) in row.as_object().into_iter().flatten() {
                 if let Some(text) = text(value) {
-                    output::line(&format!("    {:<18}  {}", name.replace('_', " "), text))?;
+                    lines.push(format!("    {:<18}  {text}", name.replace('_', " ")));
                 }
             }
         }
     }
-    Ok(())
+    lines.join("\n")
 }
 
-/// A value for people; none for what is empty.
+/// Returns the text of a value, or none if it is empty.
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(output::plain(text)),
+        Value::String(text) => Some(output::sanitize(text)),
         other => Some(other.to_string()),
     }
 }

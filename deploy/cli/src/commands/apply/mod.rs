@@ -1,72 +1,72 @@
-//! `tidegate apply -f tidegate.toml`: what the file declares is brought about, and in force on every ingest when the verb
-//! returns.
+//! `tidegate apply`: applies the organizations, agents, members and connections of a [`file`].
 //!
-//! In: the file (see [`file`]). Out: a plan, as a diff, and then its result. The whole plan is one transaction: with any error
-//! nothing is applied. Applied again it changes nothing. What is not in the file stays, unless `--prune` is said.
+//! Prints a plan as a diff, and returns when every ingest has applied it. The plan is one
+//! transaction: after an error nothing is applied. A second run changes nothing. Rows that the file
+//! does not declare stay, except with `--prune`.
 
 mod file;
+mod schema;
 
 use crate::{
-    directory::{announce, bury},
-    output,
+    directory, output,
     settings::{NatsSettings, StoreSettings},
 };
 use anyhow::{Context, bail};
 use shared::store::{Action, Plan};
 use std::{fs, path::PathBuf};
 
-/// Settings of `tidegate apply`.
+/// Arguments of `tidegate apply`.
 #[derive(Debug, clap::Args)]
 pub struct Apply {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// The file that declares everything.
+    /// File that declares organizations, agents, members and connections.
     #[arg(short, long, value_name = "FILE", default_value = "tidegate.toml")]
     file: PathBuf,
-    /// Only say what would change.
+    /// Only print what would change.
     #[arg(long)]
     dry_run: bool,
-    /// Delete what the file does not declare, connections with all that is kept for them.
+    /// Delete what the file does not declare, connections with their data.
     #[arg(long)]
     prune: bool,
-    /// Print JSON, a line each: the steps, then the summary.
+    /// Print JSON: one line per step, then the summary.
     #[arg(long)]
     json: bool,
 }
 
 impl Apply {
-    /// Runs it.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let shown = self.file.display();
         let text = fs::read_to_string(&self.file)
-            .with_context(|| format!("{shown} can't be read: name the file with -f"))?;
-        let beside = self.file.parent().unwrap_or(&self.file);
-        let read = match file::read(&text, beside) {
-            Ok(read) => read,
-            Err(problems) => bail!("{}", file::tell(&problems, &shown.to_string())),
+            .with_context(|| format!("failed to read {shown}; name the file with --file"))?;
+        let folder = self.file.parent().unwrap_or(&self.file);
+        let file = match file::read(&text, folder) {
+            Ok(file) => file,
+            Err(problems) => bail!("{}", file::render(&problems, &shown.to_string())),
         };
         let store = self.store.open()?;
-        // Reached before anything is changed: what is changed has to be announced.
+        // NATS has to be up before Postgres changes: every change has to reach the directory.
         let js = self.nats.jetstream().await?;
         if !self.dry_run {
             shared::directory::Directory::open(&js).await?;
         }
-        let plan = match store.apply_declared(&read.declared, self.prune, self.dry_run).await? {
+        let plan = match store.apply_declared(&file.declared, self.prune, self.dry_run).await? {
             Ok(plan) => plan,
-            Err(clashes) => bail!("{}", file::tell(&read.located(clashes), &shown.to_string())),
+            Err(clashes) => bail!("{}", file::render(&file.locate(clashes), &shown.to_string())),
         };
         self.print(&plan)?;
         if self.dry_run {
             return Ok(());
         }
-        announce(&store, &js, &plan.connections).await?;
-        for &gone in &plan.deleted {
-            bury(&store, &js, gone).await?;
+        directory::publish(&store, &js, &plan.connections).await?;
+        for &deleted in &plan.deleted {
+            directory::publish_deletion(&store, &js, deleted).await?;
         }
         if !self.json {
-            output::line("in force on every ingest")?;
+            output::line("applied on every ingest")?;
         }
         Ok(())
     }
@@ -75,29 +75,29 @@ impl Apply {
         if self.json {
             plan.steps.iter().try_for_each(output::json)?;
             return output::json(&serde_json::json!({
-                "unchanged": plan.unchanged, "undeclared": plan.kept, "connections": plan.connections,
-                "dry_run": self.dry_run,
+                "unchanged": plan.unchanged, "undeclared": plan.kept,
+                "connections": plan.connections, "dry_run": self.dry_run,
             }));
         }
         for step in &plan.steps {
-            let (sign, colour) = match step.action {
+            let (sign, color) = match step.action {
                 Action::Create => ("+", "32"),
                 Action::Change => ("~", "33"),
                 Action::Delete => ("-", "31"),
             };
-            output::line(&output::painted(
-                colour,
-                &format!("{sign} {}", output::plain(&step.what)),
+            output::line(&output::colored(
+                color,
+                &format!("{sign} {}", output::sanitize(&step.what)),
             ))?;
             for field in &step.fields {
-                output::line(&format!("    {}", output::plain(field)))?;
+                output::line(&format!("    {}", output::sanitize(field)))?;
             }
         }
         for kept in &plan.kept {
-            output::line(&format!("  {}: not in the file, stays", output::plain(kept)))?;
+            output::line(&format!("  {}: not in the file, unchanged", output::sanitize(kept)))?;
         }
         let done = if self.dry_run { "to change" } else { "changed" };
         let (changed, unchanged) = (plan.steps.len(), plan.unchanged);
-        Ok(output::line(&format!("{done}: {changed}, as declared: {unchanged}"))?)
+        Ok(output::line(&format!("{done}: {changed}, unchanged: {unchanged}"))?)
     }
 }

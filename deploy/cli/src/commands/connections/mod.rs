@@ -1,23 +1,25 @@
-//! `tidegate connections`: looked at, switched off and on, given a new secret, deleted. In force on every ingest when a
-//! verb returns.
+//! `tidegate connections`: lists, disables, enables and deletes connections, and rotates secrets.
+//!
+//! A command returns when every ingest has applied its change.
+
+mod token_rotation;
 
 use crate::{
-    directory::{announce, bury},
-    output,
+    directory, output,
     settings::{NatsSettings, StoreSettings},
 };
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use serde::Serialize;
 use shared::{
     config,
     secrets::Secret,
-    store::{ConnectionSummary, HistoryEntry, Store, StoreError},
+    store::{ConnectionSummary, HistoryEntry, Store},
     types::{ConnectionId, EnterpriseId, Status, TeamId},
 };
 use std::time::Duration;
-use token_rotation::Rotation;
+use token_rotation::EnableTokenRotation;
 
-mod token_rotation;
+const LIST: &str = "tidegate connections list";
 
 const COLUMNS: [output::Column; 7] = [
     ("id", false),
@@ -25,47 +27,47 @@ const COLUMNS: [output::Column; 7] = [
     ("app", false),
     ("installation", false),
     ("status", false),
-    ("links", true),
-    ("why", false),
+    ("bindings", true),
+    ("reason", false),
 ];
 
-/// The verbs.
+/// Commands of `tidegate connections`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Connections {
-    /// All of them.
+    /// List connections.
     List(List),
-    /// All about one of them; never its secrets.
+    /// Show a connection, without its secrets.
     Show(Show),
-    /// Switch a connection off: its webhooks are answered 404.
-    Stop(Switch),
-    /// Switch a connection on.
-    Start(Switch),
-    /// Give a connection a new signing secret; the one before stays good for a while.
-    Rotate(Rotate),
-    /// A connection's bot token rotates: workers keep it fresh from now on.
-    Rotation(Rotation),
-    /// Pause sending: nothing goes to Slack for a connection, and what waits does not age.
+    /// Disable a connection: ingest answers its webhooks with 404.
+    Disable(Change),
+    /// Enable a connection.
+    Enable(Change),
+    /// Replace the signing secret of a connection. The previous one stays valid for a while.
+    RotateSigningSecret(RotateSigningSecret),
+    /// Let workers refresh the bot token of a connection before it expires.
+    EnableTokenRotation(EnableTokenRotation),
+    /// Pause calls to Slack for a connection. Messages wait and do not expire.
     PauseSending(Sending),
-    /// Resume sending.
+    /// Resume calls to Slack for a connection.
     ResumeSending(Sending),
-    /// Delete a connection and everything that is kept for it, in Postgres, the directory and the stream.
+    /// Delete a connection and its data in Postgres, the directory and the stream.
     Delete(Delete),
 }
 
-/// Settings of `tidegate connections list`.
+/// Arguments of `tidegate connections list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
     store: StoreSettings,
-    /// Print JSON, a line each.
+    /// Print JSON, one connection per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Settings of `tidegate connections show`.
+/// Arguments of `tidegate connections show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    /// The connection's id.
+    /// Connection id.
     connection: ConnectionId,
     #[command(flatten)]
     store: StoreSettings,
@@ -74,10 +76,10 @@ pub struct Show {
     json: bool,
 }
 
-/// Settings of `tidegate connections stop` and `start`.
+/// Arguments of commands that change the directory entry of a connection.
 #[derive(Debug, clap::Args)]
-pub struct Switch {
-    /// The connection's id.
+pub struct Change {
+    /// Connection id.
     connection: ConnectionId,
     #[command(flatten)]
     store: StoreSettings,
@@ -85,10 +87,10 @@ pub struct Switch {
     nats: NatsSettings,
 }
 
-/// Settings of `tidegate connections pause-sending` and `resume-sending`.
+/// Arguments of `tidegate connections pause-sending` and `resume-sending`.
 #[derive(Debug, clap::Args)]
 pub struct Sending {
-    /// The connection's id.
+    /// Connection id.
     connection: ConnectionId,
     #[command(flatten)]
     store: StoreSettings,
@@ -97,168 +99,156 @@ pub struct Sending {
     json: bool,
 }
 
-/// Settings of `tidegate connections rotate`.
+/// Arguments of `tidegate connections rotate-signing-secret`.
 #[derive(Debug, clap::Args)]
-pub struct Rotate {
+pub struct RotateSigningSecret {
     #[command(flatten)]
-    switch: Switch,
-    /// The new signing secret, as file:<path>; or the text itself, which other users of this machine may then see.
-    #[arg(long, env = "TIDEGATE_NEW_SIGNING_SECRET", value_parser = config::secret, hide_env_values = true)]
+    change: Change,
+    /// New signing secret, as file:<path>, or as text that other users of this machine can see.
+    #[arg(
+        long,
+        env = "TIDEGATE_NEW_SIGNING_SECRET",
+        value_parser = config::secret,
+        hide_env_values = true
+    )]
     secret: Secret,
-    /// How long the secret before it stays good.
+    /// Time for which the previous secret stays valid.
     #[arg(long, default_value = "24h", value_parser = config::duration)]
     overlap: Duration,
 }
 
-/// Settings of `tidegate connections delete`.
+/// Arguments of `tidegate connections delete`.
 #[derive(Debug, clap::Args)]
 pub struct Delete {
     #[command(flatten)]
-    switch: Switch,
-    /// Do it; without this it is only said what would go.
+    change: Change,
+    /// Delete the connection. Without this flag only print what would be deleted.
     #[arg(long)]
     yes: bool,
 }
 
 impl Connections {
-    /// Runs the verb.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Connections::List(list) => list.run().await,
             Connections::Show(show) => show.run().await,
-            Connections::Stop(switch) => switch.set(Status::Stopped).await,
-            Connections::Start(switch) => switch.set(Status::Active).await,
-            Connections::Rotation(rotation) => rotation.run().await,
-            Connections::Rotate(rotate) => {
-                let (id, store) = (rotate.switch.connection, rotate.switch.store.open()?);
-                store.rotate_signing_secret(id, &rotate.secret, rotate.overlap).await?;
-                rotate.switch.announce(&store).await?;
-                Ok(output::line(&format!("{id} has a new signing secret, on every ingest"))?)
-            }
-            Connections::PauseSending(sending) => sending.switch(true).await,
-            Connections::ResumeSending(sending) => sending.switch(false).await,
+            Connections::Disable(change) => change.set(Status::Stopped).await,
+            Connections::Enable(change) => change.set(Status::Active).await,
+            Connections::RotateSigningSecret(rotate) => rotate.run().await,
+            Connections::EnableTokenRotation(enable) => enable.run().await,
+            Connections::PauseSending(sending) => sending.set_paused(true).await,
+            Connections::ResumeSending(sending) => sending.set_paused(false).await,
             Connections::Delete(delete) => delete.run().await,
         }
     }
 }
 
-impl Switch {
+impl Change {
     async fn set(&self, status: Status) -> anyhow::Result<()> {
         let (id, store) = (self.connection, self.store.open()?);
-        let now = find(&store, id).await?.status;
+        let current = find(&store, id).await?.status;
         ensure!(
-            !(status == Status::Active && now == Status::Revoked),
-            "{id} is revoked: its tokens are no good any more. Install the app again and give tidegate apply the new bot_token"
+            !(status == Status::Active && current == Status::Revoked),
+            "failed to enable connection {id}: its tokens are revoked; \
+             install the app again and declare its new bot_token with tidegate apply"
         );
         store.set_connection_status(id, status).await?;
-        self.announce(&store).await?;
-        Ok(output::line(&format!("{id} is {status}, on every ingest"))?)
+        self.publish(&store).await?;
+        Ok(output::line(&format!("connection {id} is {status} on every ingest"))?)
     }
 
-    async fn announce(&self, store: &Store) -> anyhow::Result<()> {
-        announce(store, &self.nats.jetstream().await?, &[self.connection]).await
+    async fn publish(&self, store: &Store) -> anyhow::Result<()> {
+        directory::publish(store, &self.nats.jetstream().await?, &[self.connection]).await
+    }
+}
+
+impl RotateSigningSecret {
+    async fn run(self) -> anyhow::Result<()> {
+        let (id, store) = (self.change.connection, self.change.store.open()?);
+        let rotated = store.rotate_signing_secret(id, &self.secret, self.overlap).await;
+        output::found(rotated, LIST)?;
+        self.change.publish(&store).await?;
+        Ok(output::line(&format!("signing secret of connection {id} rotated on every ingest"))?)
     }
 }
 
 impl Sending {
-    async fn switch(self, pause: bool) -> anyhow::Result<()> {
+    async fn set_paused(self, pause: bool) -> anyhow::Result<()> {
         let (id, store) = (self.connection, self.store.open()?);
-        let changed = match pause {
-            true => store.pause_sending(id).await,
-            false => store.resume_sending(id).await,
-        };
-        let changed = match changed {
-            Err(StoreError::Missing(what)) => {
-                return output::nothing_matched(format!(
-                    "there is no {what}; tidegate connections list shows them"
-                ));
-            }
-            changed => changed?,
-        };
-        if self.json {
-            return output::json(&serde_json::json!({ "paused": pause, "changed": changed }));
-        }
-        let state = if pause { "paused" } else { "resumed" };
-        let already = if changed { "" } else { " already" };
-        Ok(output::line(&format!("{id}: sending is {state}{already}"))?)
+        let changed =
+            if pause { store.pause_sending(id).await } else { store.resume_sending(id).await };
+        let changed = output::found(changed, LIST)?;
+        output::paused(&format!("sending of connection {id}"), pause, changed, self.json)
     }
 }
 
 impl Delete {
     async fn run(self) -> anyhow::Result<()> {
-        let Switch { connection: id, store, nats } = self.switch;
+        let Change { connection: id, store, nats } = self.change;
         let store = store.open()?;
         let found = find(&store, id).await?;
         if !self.yes {
-            let (app, links) = (&found.app, found.bindings);
             bail!(
-                "would delete {id} (app {app}, {}, links: {links}) with all that it sent. Say --yes to do it",
-                installation(&found)
+                "would delete connection {id} (app {}, {}, bindings: {}) with its data; \
+                 pass --yes to do it",
+                found.app,
+                installation(&found),
+                found.bindings
             );
         }
         let js = nats.jetstream().await?;
-        // Nothing more is taken before anything goes.
+        // Ingests stop to accept webhooks before anything is deleted.
         store.set_connection_status(id, Status::Stopped).await?;
-        announce(&store, &js, &[id]).await?;
-        let gone = store.delete_connection(id).await?;
-        let purged = bury(&store, &js, id).await?;
-        let rest = [
-            ("links", gone.bindings),
-            ("link codes", gone.link_codes),
-            ("messages to Slack", gone.outbox),
-            ("deliveries", gone.deliveries),
-            ("dead letters", gone.dead_letters),
-        ];
-        for (what, count) in rest {
-            output::line(&format!("{what}: {count}"))?;
-        }
+        directory::publish(&store, &js, &[id]).await?;
+        let deleted = store.delete_connection(id).await?;
+        let purged = directory::publish_deletion(&store, &js, id).await?;
+        output::line(&format!("bindings: {}", deleted.bindings))?;
+        output::line(&format!("link codes: {}", deleted.link_codes))?;
+        output::line(&format!("messages to Slack: {}", deleted.outbox))?;
+        output::line(&format!("deliveries: {}", deleted.deliveries))?;
+        output::line(&format!("dead letters: {}", deleted.dead_letters))?;
         output::line(&format!("webhooks in the stream: {purged}"))?;
-        Ok(output::line(&format!("{id} is gone, on every ingest"))?)
+        Ok(output::line(&format!("connection {id} deleted on every ingest"))?)
     }
 }
 
 async fn find(store: &Store, id: ConnectionId) -> anyhow::Result<ConnectionSummary> {
-    let mut found = store.connection_summaries(Some(id)).await?;
-    found.pop().with_context(|| format!("there is no connection {id}"))
+    match store.connection_summaries(Some(id)).await?.pop() {
+        Some(found) => Ok(found),
+        None => output::not_found(format!("connection {id} not found; list them with {LIST}")),
+    }
 }
 
-/// What it is installed in, in words.
+/// Returns the ids that the app is installed in.
 fn installation(connection: &ConnectionSummary) -> String {
     let enterprise = connection.enterprise.as_ref().map(EnterpriseId::as_str);
-    let ids = [enterprise, connection.team.as_ref().map(TeamId::as_str)];
-    let mut words: Vec<&str> = ids.into_iter().flatten().collect();
-    if connection.preview_mode {
-        words.push("preview");
-    }
-    words.join(" ")
+    let team = connection.team.as_ref().map(TeamId::as_str);
+    let preview = connection.preview_mode.then_some("preview");
+    [enterprise, team, preview].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let connections = self.store.open()?.connection_summaries(None).await?;
-        if self.json {
-            return connections.iter().try_for_each(output::json);
-        }
-        let rows: Vec<_> = connections
-            .iter()
-            .map(|connection| {
-                vec![
-                    connection.id.to_string(),
-                    connection.organization.to_string(),
-                    connection.app.to_string(),
-                    installation(connection),
-                    connection.status.to_string(),
-                    connection.bindings.to_string(),
-                    output::or_dash(Some(&connection.reason)),
-                ]
-            })
-            .collect();
-        Ok(output::table(&COLUMNS, &rows)?)
+        output::list(&connections, self.json, &COLUMNS, row)
     }
 }
 
+fn row(connection: &ConnectionSummary) -> Vec<String> {
+    vec![
+        connection.id.to_string(),
+        connection.organization.to_string(),
+        connection.app.to_string(),
+        installation(connection),
+        connection.status.to_string(),
+        connection.bindings.to_string(),
+        output::or_dash(Some(&connection.reason)),
+    ]
+}
+
 #[derive(Serialize)]
-struct Shown<'a> {
+struct Details<'a> {
     #[serde(flatten)]
     connection: &'a ConnectionSummary,
     history: &'a [HistoryEntry],
@@ -270,35 +260,38 @@ impl Show {
         let connection = find(&store, self.connection).await?;
         let history = store.connection_history(self.connection).await?;
         if self.json {
-            return output::json(&Shown { connection: &connection, history: &history });
+            return output::json(&Details { connection: &connection, history: &history });
         }
-        let surfaces: Vec<&str> =
-            connection.settings.surfaces.iter().map(|surface| surface.as_str()).collect();
-        let facts = [
-            ("id", connection.id.to_string()),
-            ("organization", connection.organization.to_string()),
-            ("agent", output::or_dash(connection.agent.as_ref().map(|agent| agent.as_str()))),
-            ("app", connection.app.to_string()),
-            ("installation", installation(&connection)),
-            ("status", connection.status.to_string()),
-            ("why", output::or_dash(Some(&connection.reason))),
-            ("bot user", output::or_dash(connection.bot_user.as_deref())),
-            ("bot token", if connection.has_bot_token { "set" } else { "-" }.into()),
-            ("surfaces", surfaces.join(",")),
-            ("welcome", connection.settings.welcome.to_string()),
-            ("answer bots", connection.settings.answer_bots.to_string()),
-            ("links", connection.bindings.to_string()),
-            ("sending paused", output::or_dash(connection.sending_paused_at.as_deref())),
-            ("installed at", output::or_dash(connection.installed_at.as_deref())),
-            ("version", connection.version.to_string()),
-            ("webhooks", format!("<base>/api/v1/webhooks/{}", connection.id)),
-        ];
-        output::facts(&facts)?;
-        for HistoryEntry { at, status, reason } in &history {
-            let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-            let at = output::or_dash(at.as_deref());
-            output::facts(&[("was", output::plain(&format!("{at} {status}{why}")))])?;
-        }
-        Ok(())
+        Ok(output::line(&render(&connection, &history))?)
     }
+}
+
+fn render(connection: &ConnectionSummary, history: &[HistoryEntry]) -> String {
+    let surfaces: Vec<&str> =
+        connection.settings.surfaces.iter().map(|surface| surface.as_str()).collect();
+    let mut facts = vec![
+        ("id", connection.id.to_string()),
+        ("organization", connection.organization.to_string()),
+        ("agent", output::or_dash(connection.agent.as_ref().map(|agent| agent.as_str()))),
+        ("app", connection.app.to_string()),
+        ("installation", installation(connection)),
+        ("status", connection.status.to_string()),
+        ("reason", output::or_dash(Some(&connection.reason))),
+        ("bot user", output::or_dash(connection.bot_user.as_deref())),
+        ("bot token", if connection.has_bot_token { "set" } else { "-" }.into()),
+        ("surfaces", surfaces.join(",")),
+        ("welcome", connection.settings.welcome.to_string()),
+        ("answer bots", connection.settings.answer_bots.to_string()),
+        ("bindings", connection.bindings.to_string()),
+        ("sending paused", output::or_dash(connection.sending_paused_at.as_deref())),
+        ("installed at", output::or_dash(connection.installed_at.as_deref())),
+        ("version", connection.version.to_string()),
+        ("webhooks", format!("<base>/api/v1/webhooks/{}", connection.id)),
+    ];
+    for HistoryEntry { at, status, reason } in history {
+        let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let at = output::or_dash(at.as_deref());
+        facts.push(("history", output::sanitize(&format!("{at} {status}{reason}"))));
+    }
+    output::facts(&facts)
 }

@@ -1,22 +1,22 @@
-//! A Slack app's manifest, as Slack exports it, compared with what this deployment needs.
+//! Comparison of a Slack app's manifest, as Slack exports it, with what Tidegate requires.
 //!
-//! In: JSON. Out: findings. A slash command with a wrong address is the one that nobody notices until a user does: Slack sends it
-//! somewhere else, says "app did not respond", and never sends it again.
+//! A wrong URL of the slash command is easy to miss: Slack sends the command elsewhere, shows the
+//! user "app did not respond", and does not resend it.
 
 use super::Finding;
 use crate::app_manifest::{EVENTS, scopes};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-const OF: &str = "app";
+const COMPONENT: &str = "app";
 
-/// Compares.
-pub(super) fn examine(text: &str, name: &str, url: &str) -> Vec<Finding> {
+/// Compares a manifest with the slash command and the URL of this deployment.
+pub(super) fn check(text: &str, name: &str, url: &str) -> Vec<Finding> {
     let Ok(manifest) = serde_json::from_str::<Value>(text) else {
         return vec![Finding::problem(
-            OF,
+            COMPONENT,
             "the manifest is not JSON",
-            "export it as JSON: api.slack.com/apps, App Manifest, JSON",
+            "export the manifest as JSON at api.slack.com/apps, App Manifest",
         )];
     };
     let mut found = Vec::new();
@@ -26,17 +26,17 @@ pub(super) fn examine(text: &str, name: &str, url: &str) -> Vec<Finding> {
     let command = commands.into_iter().flatten().find(|c| c["command"] == name);
     match command {
         None => found.push(Finding::problem(
-            OF,
-            format!("there is no slash command {name}"),
-            format!("Slash Commands: create {name} with the Request URL {url}"),
+            COMPONENT,
+            format!("slash command {name} is missing"),
+            format!("create {name} under Slash Commands with the Request URL {url}"),
         )),
         Some(command) => compare(
             &mut found,
-            &format!("the slash command {name}"),
+            &format!("slash command {name}"),
             command["url"].as_str().unwrap_or_default(),
             url,
-            "users read \"app did not respond\", and nothing reaches us",
-            &format!("Slash Commands, {name}: set the Request URL to {url}"),
+            "users see \"app did not respond\"",
+            &format!("set the Request URL of {name} under Slash Commands to {url}"),
         ),
     }
     compare(
@@ -44,49 +44,49 @@ pub(super) fn examine(text: &str, name: &str, url: &str) -> Vec<Finding> {
         "events",
         at("/settings/event_subscriptions/request_url"),
         url,
-        "no message reaches us",
-        &format!("Event Subscriptions: set the Request URL to {url}"),
+        "Tidegate receives no events",
+        &format!("set the Request URL under Event Subscriptions to {url}"),
     );
     compare(
         &mut found,
-        "clicks and views",
+        "interactions",
         at("/settings/interactivity/request_url"),
         url,
-        "no click reaches us",
-        &format!("Interactivity & Shortcuts: switch it on, and set the Request URL to {url}"),
+        "Tidegate receives no clicks and no views",
+        &format!("enable Interactivity & Shortcuts, and set its Request URL to {url}"),
     );
     let menus = at("/settings/interactivity/message_menu_options_url");
     if !menus.is_empty() {
-        let remedy = format!("Interactivity & Shortcuts: set the Options Load URL to {url}");
-        compare(&mut found, "menus", menus, url, "menus stay empty", &remedy);
+        let remedy = format!("set the Options Load URL under Interactivity & Shortcuts to {url}");
+        compare(&mut found, "options", menus, url, "menus are empty", &remedy);
     }
     if manifest.pointer("/settings/socket_mode_enabled") == Some(&Value::Bool(true)) {
         found.push(Finding::problem(
-            OF,
-            "socket mode is on: Slack sends no webhooks at all",
-            "Socket Mode: switch it off",
+            COMPONENT,
+            "socket mode is enabled: Slack sends no webhooks",
+            "disable Socket Mode",
         ));
     }
     subscriptions(&manifest, &mut found);
     if found.is_empty() {
-        found.push(Finding::good(OF, "the manifest has every address, event and scope"));
+        found.push(Finding::good(COMPONENT, "the manifest has every URL, event and scope"));
     }
     found
 }
 
 fn compare(
     found: &mut Vec<Finding>,
-    what: &str,
-    there: &str,
-    wanted: &str,
-    so: &str,
+    kind: &str,
+    actual: &str,
+    required: &str,
+    effect: &str,
     remedy: &str,
 ) {
-    if there.trim_end_matches('/') != wanted {
-        let there = if there.is_empty() { "nowhere" } else { there };
+    if actual.trim_end_matches('/') != required {
+        let actual = if actual.is_empty() { "no URL" } else { actual };
         found.push(Finding::problem(
-            OF,
-            format!("{what}: sent to {there}, not to {wanted}: {so}"),
+            COMPONENT,
+            format!("{kind}: sent to {actual} instead of {required}: {effect}"),
             remedy,
         ));
     }
@@ -101,10 +101,10 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
     for scope in scopes() {
         if !granted.contains(scope) {
             found.push(Finding::problem(
-                OF,
-                format!("the scope {scope} is missing"),
+                COMPONENT,
+                format!("scope {scope} is missing"),
                 format!(
-                    "OAuth & Permissions: add the bot scope {scope}, and install the app again"
+                    "add the bot scope {scope} under OAuth & Permissions, and install the app again"
                 ),
             ));
         }
@@ -114,24 +114,24 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
     for (event, _) in EVENTS {
         if !bot.contains(event) {
             found.push(Finding::problem(
-                OF,
-                format!("the event {event} is not subscribed to"),
-                format!("Event Subscriptions: add the bot event {event}"),
+                COMPONENT,
+                format!("event {event} is not subscribed"),
+                format!("add the bot event {event} under Event Subscriptions"),
             ));
         }
     }
     for event in bot.intersection(&user) {
         found.push(Finding::warning(
-            OF,
-            format!("the event {event} is subscribed to twice, for the bot and for users: Slack sends each twice"),
-            format!("Event Subscriptions: remove {event} from the events on behalf of users"),
+            COMPONENT,
+            format!("event {event} is subscribed for the bot and for users: Slack sends it twice"),
+            format!("remove {event} from the user events under Event Subscriptions"),
         ));
     }
     if bot.contains("app_mention") && bot.contains("message.channels") {
         found.push(Finding::warning(
-            OF,
-            "app_mention and message.channels are both subscribed to: Slack tells every mention twice",
-            "Event Subscriptions: remove app_mention; the agent is asked once either way",
+            COMPONENT,
+            "app_mention and message.channels are both subscribed: Slack sends mentions twice",
+            "remove app_mention under Event Subscriptions; agents receive a mention once either way",
         ));
     }
 }
@@ -146,44 +146,43 @@ mod tests {
     fn found(change: impl FnOnce(&mut Value)) -> Vec<(Level, String)> {
         let mut manifest = app_manifest::build("/lobu", URL, "Lobu");
         change(&mut manifest);
-        let found = examine(&manifest.to_string(), "/lobu", URL);
+        let found = check(&manifest.to_string(), "/lobu", URL);
         assert!(found.iter().all(|f| f.level == Level::Good || !f.remedy.is_empty()), "{found:?}");
-        found.into_iter().map(|f| (f.level, f.what)).collect()
+        found.into_iter().map(|f| (f.level, f.summary)).collect()
     }
 
     #[test]
-    fn our_own_manifest_is_good() {
+    fn built_manifest_is_good() {
         let found = found(|_| {});
         assert_eq!((found.len(), found[0].0), (1, Level::Good), "{found:?}");
     }
 
     #[test]
-    fn each_thing_that_is_wrong_is_found_alone() {
+    fn each_problem_is_found() {
         type Change = fn(&mut Value);
         let cases: [(Change, Level, &str); 9] = [
-            // The incident that the original's users lived through.
             (
                 |m| {
                     m["features"]["slash_commands"][0]["url"] =
                         "https://old.example.com/slack/events".into()
                 },
                 Level::Problem,
-                "the slash command /lobu: sent to https://old.example.com/slack/events, not to https://gw.example.com/slack/events: users read",
+                "slash command /lobu: sent to https://old.example.com/slack/events instead of",
             ),
             (
                 |m| m["features"]["slash_commands"][0]["command"] = "/other".into(),
                 Level::Problem,
-                "there is no slash command /lobu",
+                "slash command /lobu is missing",
             ),
             (
                 |m| m["settings"]["event_subscriptions"]["request_url"] = Value::Null,
                 Level::Problem,
-                "events: sent to nowhere",
+                "events: sent to no URL",
             ),
             (
                 |m| m["settings"]["interactivity"]["request_url"] = "https://x.example/".into(),
                 Level::Problem,
-                "clicks and views: sent to https://x.example/",
+                "interactions: sent to https://x.example/",
             ),
             (
                 |m| {
@@ -193,7 +192,7 @@ mod tests {
                         .retain(|s| s != "im:history");
                 },
                 Level::Problem,
-                "the scope im:history is missing",
+                "scope im:history is missing",
             ),
             (
                 |m| {
@@ -203,7 +202,7 @@ mod tests {
                         .retain(|e| e != "tokens_revoked");
                 },
                 Level::Problem,
-                "the event tokens_revoked is not",
+                "event tokens_revoked is not",
             ),
             (
                 |m| {
@@ -211,7 +210,7 @@ mod tests {
                         serde_json::json!(["message.im"])
                 },
                 Level::Warning,
-                "the event message.im is subscribed to twice",
+                "event message.im is subscribed for the bot and for users",
             ),
             (
                 |m| {
@@ -226,7 +225,7 @@ mod tests {
             (
                 |m| m["settings"]["socket_mode_enabled"] = true.into(),
                 Level::Problem,
-                "socket mode is on",
+                "socket mode is enabled",
             ),
         ];
         for (change, level, says) in cases {
@@ -235,7 +234,7 @@ mod tests {
             assert!(found[0].0 == level && found[0].1.starts_with(says), "{says}: {found:?}");
         }
         assert_eq!(
-            examine("display_information:\n", "/lobu", URL)[0].what,
+            check("display_information:\n", "/lobu", URL)[0].summary,
             "the manifest is not JSON"
         );
     }

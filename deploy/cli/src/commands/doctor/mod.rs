@@ -1,109 +1,120 @@
-//! `tidegate doctor`: what is wrong with a deployment, and what to do about each.
+//! `tidegate doctor`: finds problems of a deployment and of a Slack app, and prints remedies.
 //!
-//! In: the settings of everything, and maybe an app's manifest as Slack exports it. Out: findings; the exit code says whether
-//! one of them is a problem. It looks and changes nothing.
+//! Reads only. Exits 1 if a finding is a problem.
 
 mod app;
+mod directory;
 mod servers;
 
 use crate::{
-    app_manifest, output,
+    app_manifest::AppSettings,
+    output,
     settings::{NatsSettings, StoreSettings},
 };
 use anyhow::{Context, ensure};
 use serde::Serialize;
 use std::{fs, path::PathBuf};
 
-/// Settings of `tidegate doctor`.
+/// Arguments of `tidegate doctor`.
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// An app's manifest, exported from Slack as JSON, to be compared with what we need; asks for --base-url.
+    /// Manifest of a Slack app to check, exported from Slack as JSON. Requires --base-url.
     #[arg(long, value_name = "FILE", requires = "base_url")]
     manifest: Option<PathBuf>,
     #[command(flatten)]
-    reached: app_manifest::Reached,
-    /// Print JSON, a line each.
+    app: AppSettings,
+    /// Print JSON, one finding per line.
     #[arg(long)]
     json: bool,
 }
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
     /// As it should be.
     Good,
-    /// It works, and should be looked at.
+    /// Works, but a person should look at it.
     Warning,
-    /// Something does not work, or will not.
+    /// Does not work, or will stop to work.
     Problem,
 }
 
-/// Something found.
+/// Result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
-    /// What was looked at: `nats`, `postgres`, …
-    of: &'static str,
-    /// What was found.
-    what: String,
-    /// What to do; empty where nothing is to be done.
+    /// Checked component, as `nats` or `postgres`.
+    component: &'static str,
+    summary: String,
+    /// Remedy. Empty if nothing has to be done.
     remedy: String,
 }
 
 impl Finding {
-    fn good(of: &'static str, what: impl Into<String>) -> Self {
-        Self { level: Level::Good, of, what: what.into(), remedy: String::new() }
+    fn good(component: &'static str, summary: impl Into<String>) -> Self {
+        Self { level: Level::Good, component, summary: summary.into(), remedy: String::new() }
     }
 
-    fn warning(of: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { level: Level::Warning, of, what: what.into(), remedy: remedy.into() }
+    fn warning(
+        component: &'static str,
+        summary: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let (summary, remedy) = (summary.into(), remedy.into());
+        Self { level: Level::Warning, component, summary, remedy }
     }
 
-    fn problem(of: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { level: Level::Problem, of, what: what.into(), remedy: remedy.into() }
+    fn problem(
+        component: &'static str,
+        summary: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { level: Level::Problem, ..Self::warning(component, summary, remedy) }
+    }
+
+    fn render(&self) -> String {
+        let Finding { level, component, summary, remedy } = self;
+        let (word, color) = match level {
+            Level::Good => ("good", "32"),
+            Level::Warning => ("warning", "33"),
+            Level::Problem => ("problem", "31"),
+        };
+        let word = output::colored(color, &format!("{word:<8}"));
+        let summary = format!("{word} {component:<9} {}", output::sanitize(summary));
+        if remedy.is_empty() {
+            return summary;
+        }
+        format!("{summary}\n{:18} → {}", "", output::sanitize(remedy))
     }
 }
 
 impl Doctor {
-    /// Runs it.
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut findings = Vec::new();
         if let Some(file) = &self.manifest {
             let text = fs::read_to_string(file).with_context(|| {
-                format!("{} can't be read: name it with --manifest", file.display())
+                format!("failed to read {}; name the manifest with --manifest", file.display())
             })?;
-            findings.extend(app::examine(&text, &self.reached.command, &self.reached.url()?));
+            findings.extend(app::check(&text, &self.app.command, &self.app.url()?));
         }
         let store = self.store.open()?;
-        let postgres = servers::postgres(&store, &mut findings).await;
-        servers::nats(&self.nats.nats, postgres.then_some(&store), &mut findings).await;
+        let has_schema = servers::postgres(&store, &mut findings).await;
+        servers::nats(&self.nats.nats, has_schema.then_some(&store), &mut findings).await;
         let problems = findings.iter().filter(|f| f.level == Level::Problem).count();
-        self.print(&findings)?;
-        ensure!(problems == 0, "problems: {problems}");
-        Ok(())
-    }
-
-    fn print(&self, findings: &[Finding]) -> anyhow::Result<()> {
-        if self.json {
-            return findings.iter().try_for_each(output::json);
-        }
-        for Finding { level, of, what, remedy } in findings {
-            let (word, colour) = match level {
-                Level::Good => ("good", "32"),
-                Level::Warning => ("warning", "33"),
-                Level::Problem => ("problem", "31"),
-            };
-            let word = output::painted(colour, &format!("{word:<8}"));
-            output::line(&format!("{word} {of:<9} {}", output::plain(what)))?;
-            if !remedy.is_empty() {
-                output::line(&format!("{:18} → {}", "", output::plain(remedy)))?;
+        for finding in &findings {
+            if self.json {
+                output::json(finding)?;
+            } else {
+                output::line(&finding.render())?;
             }
         }
+        ensure!(problems == 0, "problems: {problems}");
         Ok(())
     }
 }

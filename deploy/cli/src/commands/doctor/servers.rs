@@ -1,219 +1,218 @@
-//! Postgres, NATS, and the directory between them.
-//!
-//! In: where they are. Out: findings. Each question waits for a few seconds at most: a server that is away is a finding, not
-//! a reason to hang.
+//! Checks of Postgres and NATS. A server that does not respond is a finding after a few seconds.
 
-use super::Finding;
+use super::{Finding, directory};
 use shared::{
     config,
-    directory::{Directory, DirectoryWait, Entry},
+    directory::Directory,
     store::Store,
     stream::{self, BODY_BYTES_MAX, HEADER_BYTES_MAX, STREAM},
     telemetry::Chain,
-    types::Status,
 };
-use std::{
-    collections::HashMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Longest wait for an answer.
-const WITHIN: Duration = Duration::from_secs(3);
-/// Clocks may differ by this much; Slack's signatures are good for 300 s.
-const SKEW_MAX: Duration = Duration::from_secs(5);
-/// Postgres has to be this new.
-const POSTGRES_MIN: i32 = 140_000;
-/// Above this share of its room the stream is looked at by a person.
-const FULL: f64 = 0.7;
-/// So many connections are named.
-const NAMED_MAX: usize = 10;
+/// Maximum time for a response.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum difference between clocks. Slack's signatures are valid for 300 s.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// Minimum version of Postgres, as `server_version_num`.
+const MIN_POSTGRES_VERSION: i32 = 140_000;
+/// Share of its maximum size above which the stream is a warning.
+const NEARLY_FULL: f64 = 0.7;
 
 fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as i64)
 }
 
-/// Compares a server's clock with ours.
-fn clock(of: &'static str, theirs_ms: i64, asked_ms: i64, found: &mut Vec<Finding>) {
-    let ours = asked_ms + (now_ms() - asked_ms) / 2;
-    let skew = (theirs_ms - ours).unsigned_abs();
-    if u128::from(skew) > SKEW_MAX.as_millis() {
-        found.push(Finding::problem(
-            of,
-            format!("its clock and this machine's differ by {:.1} s", skew as f64 / 1000.0),
-            "run NTP on both: Slack's signatures are refused 300 s off, and leases are timed by Postgres",
+/// Compares the clock of a server with the clock of this machine.
+fn clock(component: &'static str, server_ms: i64, request_ms: i64, findings: &mut Vec<Finding>) {
+    let local_ms = request_ms + (now_ms() - request_ms) / 2;
+    let skew = (server_ms - local_ms).unsigned_abs();
+    if u128::from(skew) > MAX_CLOCK_SKEW.as_millis() {
+        findings.push(Finding::problem(
+            component,
+            format!("clock differs by {:.1} s from this machine's", skew as f64 / 1000.0),
+            "run NTP on both: signatures expire after 300 s, and leases use the clock of Postgres",
         ));
     } else {
-        found.push(Finding::good(of, format!("its clock is {skew} ms from ours")));
+        findings.push(Finding::good(
+            component,
+            format!("clock differs by {skew} ms from this machine's"),
+        ));
     }
 }
 
-/// Whether it can be asked more.
-pub(super) async fn postgres(store: &Store, found: &mut Vec<Finding>) -> bool {
-    const OF: &str = "postgres";
-    let asked = now_ms();
-    let facts = match tokio::time::timeout(WITHIN, store.server_facts()).await {
+/// Checks Postgres. Returns true if the schema can be queried.
+pub(super) async fn postgres(store: &Store, findings: &mut Vec<Finding>) -> bool {
+    const COMPONENT: &str = "postgres";
+    let requested_at = now_ms();
+    let facts = match tokio::time::timeout(QUERY_TIMEOUT, store.server_facts()).await {
         Ok(Ok(facts)) => facts,
-        Ok(Err(error)) => {
-            let what = format!("it does not answer: {}", Chain(&error));
-            found.push(Finding::problem(
-                OF,
-                what,
-                "check TIDEGATE_POSTGRES_URL, and that it is up",
-            ));
-            return false;
-        }
-        Err(_) => {
-            let what = format!("it does not answer within {WITHIN:?}");
-            found.push(Finding::problem(
-                OF,
-                what,
-                "check TIDEGATE_POSTGRES_URL, and that it is up",
+        failed => {
+            let reason = match failed {
+                Ok(Err(error)) => Chain(&error).to_string(),
+                _ => format!("no response within {QUERY_TIMEOUT:?}"),
+            };
+            findings.push(Finding::problem(
+                COMPONENT,
+                format!("failed to connect: {reason}"),
+                "check TIDEGATE_POSTGRES_URL, and that Postgres is up",
             ));
             return false;
         }
     };
-    clock(OF, facts.now_ms, asked, found);
-    if facts.version < POSTGRES_MIN {
-        let what = format!("it is version {}", facts.version / 10_000);
-        found.push(Finding::problem(OF, what, "use Postgres 14 or newer"));
+    clock(COMPONENT, facts.now_ms, requested_at, findings);
+    if facts.version < MIN_POSTGRES_VERSION {
+        let summary = format!("Postgres {} is not supported", facts.version / 10_000);
+        findings.push(Finding::problem(COMPONENT, summary, "use Postgres 14 or newer"));
     }
-    let wanted = Store::newest_migration();
+    let required = Store::newest_migration();
     match facts.schema {
-        Some(schema) if schema == wanted => {
-            found.push(Finding::good(
-                OF,
-                format!("the schema is at {schema}, as this release needs"),
+        Some(schema) if schema == required => {
+            findings.push(Finding::good(
+                COMPONENT,
+                format!("schema has version {schema}, as required"),
             ));
             true
         }
-        Some(schema) if schema > wanted => {
-            found.push(Finding::warning(
-                OF,
-                format!("the schema is at {schema}, newer than this release's {wanted}"),
-                "finish the roll-out: a newer release migrated it",
+        Some(schema) if schema > required => {
+            findings.push(Finding::warning(
+                COMPONENT,
+                format!("schema has version {schema}, newer than the required {required}"),
+                "finish the roll-out of the newer release",
             ));
             true
         }
         Some(schema) => {
-            let what = format!("the schema is at {schema}; this release needs {wanted}");
-            found.push(Finding::problem(OF, what, "run tidegate migrate"));
+            let summary = format!("schema has version {schema}; required is {required}");
+            findings.push(Finding::problem(COMPONENT, summary, "run tidegate migrate"));
             false
         }
         None => {
-            found.push(Finding::problem(OF, "there is no schema", "run tidegate migrate"));
+            findings.push(Finding::problem(COMPONENT, "schema is missing", "run tidegate migrate"));
             false
         }
     }
 }
 
-pub(super) async fn nats(settings: &config::Nats, store: Option<&Store>, found: &mut Vec<Finding>) {
-    const OF: &str = "nats";
-    let away = |what: String| {
+/// Checks NATS, the stream, the permissions and, if the schema can be queried, the directory.
+pub(super) async fn nats(
+    settings: &config::Nats,
+    store: Option<&Store>,
+    findings: &mut Vec<Finding>,
+) {
+    const COMPONENT: &str = "nats";
+    let unavailable = |reason: String| {
         Finding::problem(
-            OF,
-            what,
-            "check TIDEGATE_NATS_URL and TIDEGATE_NATS_NKEY_FILE, and that it is up",
+            COMPONENT,
+            format!("failed to connect: {reason}"),
+            "check TIDEGATE_NATS_URL and TIDEGATE_NATS_NKEY_FILE, and that NATS is up",
         )
     };
     let client = match settings.connect("operator").await {
         Ok(client) => client,
-        Err(error) => return found.push(away(format!("no connection: {}", Chain(&error)))),
+        Err(error) => return findings.push(unavailable(Chain(&error).to_string())),
     };
-    if !matches!(tokio::time::timeout(WITHIN, client.flush()).await, Ok(Ok(()))) {
-        return found.push(away(format!("it does not answer within {WITHIN:?}")));
+    if !matches!(tokio::time::timeout(QUERY_TIMEOUT, client.flush()).await, Ok(Ok(()))) {
+        return findings.push(unavailable(format!("no response within {QUERY_TIMEOUT:?}")));
     }
     let max_payload = client.server_info().max_payload;
-    if max_payload < BODY_BYTES_MAX + HEADER_BYTES_MAX {
-        found.push(Finding::problem(
-            OF,
-            format!(
-                "it takes messages of {max_payload} bytes; the largest webhook needs {}",
-                BODY_BYTES_MAX + HEADER_BYTES_MAX
-            ),
-            format!("set max_payload: {} in its configuration", BODY_BYTES_MAX + HEADER_BYTES_MAX),
+    let required = BODY_BYTES_MAX + HEADER_BYTES_MAX;
+    if max_payload < required {
+        findings.push(Finding::problem(
+            COMPONENT,
+            format!("max_payload is {max_payload} bytes; the largest webhook needs {required}"),
+            format!("set max_payload: {required} in the configuration of NATS"),
         ));
     }
-    permissions(&client, found).await;
+    permissions(&client, findings).await;
     let js = config::jetstream(client.clone());
-    let asked = now_ms();
+    let requested_at = now_ms();
     let info = client.request(format!("$JS.API.STREAM.INFO.{STREAM}"), "".into()).await;
     let info = info.ok().and_then(|m| serde_json::from_slice::<serde_json::Value>(&m.payload).ok());
     let ts = info.as_ref().and_then(|info| info["ts"].as_str());
-    if let Some(theirs) = ts.and_then(|ts| OffsetDateTime::parse(ts, &Rfc3339).ok()) {
-        clock(OF, (theirs.unix_timestamp_nanos() / 1_000_000) as i64, asked, found);
+    if let Some(server_time) = ts.and_then(|ts| OffsetDateTime::parse(ts, &Rfc3339).ok()) {
+        clock(
+            COMPONENT,
+            (server_time.unix_timestamp_nanos() / 1_000_000) as i64,
+            requested_at,
+            findings,
+        );
     }
     match js.get_stream(STREAM).await {
         Ok(stream) => {
             let info = stream.cached_info();
-            let wrong = stream::differences(&info.config);
-            if wrong.is_empty() {
-                found.push(Finding::good(OF, format!("the stream {STREAM} is as it has to be")));
+            let differences = stream::differences(&info.config);
+            if differences.is_empty() {
+                findings.push(Finding::good(
+                    COMPONENT,
+                    format!("stream {STREAM} has the required configuration"),
+                ));
             } else {
-                let what = format!(
-                    "the stream {STREAM} differs from what this release needs: {}",
-                    wrong.join(", ")
+                let summary = format!(
+                    "stream {STREAM} differs from the required configuration: {}",
+                    differences.join(", ")
                 );
-                found.push(Finding::problem(OF, what, "run tidegate migrate"));
+                findings.push(Finding::problem(COMPONENT, summary, "run tidegate migrate"));
             }
             if info.config.num_replicas < 3 {
-                found.push(Finding::warning(
-                    OF,
-                    format!("the stream has {} copy of everything", info.config.num_replicas),
-                    "in production run three servers, and tidegate migrate --replicas 3",
+                findings.push(Finding::warning(
+                    COMPONENT,
+                    format!("stream {STREAM} has replicas: {}", info.config.num_replicas),
+                    "in production run three NATS servers, and tidegate migrate --replicas 3",
                 ));
             }
             let share = info.state.bytes as f64 / info.config.max_bytes.max(1) as f64;
-            if share > FULL {
-                found.push(Finding::warning(
-                    OF,
-                    format!("the stream uses {:.0} % of its room", share * 100.0),
-                    "look at tidegate deliveries list and tidegate partitions for what is not worked off, or raise --max-bytes",
+            if share > NEARLY_FULL {
+                findings.push(Finding::warning(
+                    COMPONENT,
+                    format!("stream {STREAM} uses {:.0} % of its maximum size", share * 100.0),
+                    "check the lag with tidegate partitions, or run tidegate migrate with a higher --max-bytes",
                 ));
             }
         }
-        Err(error) => found.push(Finding::problem(
-            OF,
-            format!("there is no stream {STREAM} for us: {error}"),
-            "run tidegate migrate; if that was done, this user lacks the permission to look at it",
+        Err(error) => findings.push(Finding::problem(
+            COMPONENT,
+            format!("failed to open stream {STREAM}: {error}"),
+            "run tidegate migrate, or give this NATS user the permission to read the stream",
         )),
     }
     match (Directory::open(&js).await, store) {
-        (Ok(directory), Some(store)) => freshness(&directory, store, found).await,
+        (Ok(directory), Some(store)) => directory::check(&directory, store, findings).await,
         (Ok(_), None) => {}
-        (Err(error), _) => found.push(Finding::problem(
+        (Err(error), _) => findings.push(Finding::problem(
             "directory",
-            format!("{}", Chain(&error)),
-            "run tidegate migrate; if that was done, this user lacks the permission to read it",
+            format!("failed to open: {}", Chain(&error)),
+            "run tidegate migrate, or give this NATS user the permission to read the bucket",
         )),
     }
 }
 
-/// What the server says that this user may do, against what the verbs need.
-async fn permissions(client: &async_nats::Client, found: &mut Vec<Finding>) {
-    const OF: &str = "nats";
-    let asked = client.request("$SYS.REQ.USER.INFO", "".into());
-    let Ok(Ok(answer)) = tokio::time::timeout(WITHIN, asked).await else {
-        return found.push(Finding::warning(
-            OF,
-            "the server does not say what this user may do",
-            "allow it to publish to $SYS.REQ.USER.INFO, or check the permissions by hand",
+/// Compares the permissions of this NATS user with those that the commands require.
+async fn permissions(client: &async_nats::Client, findings: &mut Vec<Finding>) {
+    const COMPONENT: &str = "nats";
+    let request = client.request("$SYS.REQ.USER.INFO", "".into());
+    let Ok(Ok(response)) = tokio::time::timeout(QUERY_TIMEOUT, request).await else {
+        return findings.push(Finding::warning(
+            COMPONENT,
+            "failed to read the permissions of this NATS user",
+            "allow this user to publish to $SYS.REQ.USER.INFO",
         ));
     };
-    let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-    let missing = forbidden(&answer["data"]["permissions"]);
+    let response: serde_json::Value = serde_json::from_slice(&response.payload).unwrap_or_default();
+    let missing = forbidden(&response["data"]["permissions"]);
     if missing.is_empty() {
-        found.push(Finding::good(OF, "this user may do what the verbs need"));
+        findings.push(Finding::good(COMPONENT, "this NATS user has all required permissions"));
     } else {
-        found.push(Finding::problem(
-            OF,
-            format!("this user may not publish to {}", missing.join(", ")),
-            "give the operator's user these permissions in the server's configuration",
+        findings.push(Finding::problem(
+            COMPONENT,
+            format!("this NATS user must not publish to {}", missing.join(", ")),
+            "allow these subjects for the operator's user in the configuration of NATS",
         ));
     }
 }
 
-/// What the verbs publish to, as far as this user may not.
+/// Returns the subjects that the commands publish to and the permissions do not allow.
 fn forbidden(permissions: &serde_json::Value) -> Vec<String> {
     let needed = [
         format!("$JS.API.STREAM.INFO.{STREAM}"),
@@ -228,13 +227,14 @@ fn forbidden(permissions: &serde_json::Value) -> Vec<String> {
         list.iter().filter_map(|subject| subject.as_str().map(str::to_owned)).collect()
     };
     let (allow, deny) = (list("allow"), list("deny"));
-    let any = |patterns: &[String], subject: &str| patterns.iter().any(|p| covers(p, subject));
-    let may = |subject: &str| (allow.is_empty() || any(&allow, subject)) && !any(&deny, subject);
-    needed.into_iter().filter(|subject| !may(subject)).collect()
+    let any = |patterns: &[String], subject: &str| patterns.iter().any(|p| matches(p, subject));
+    let is_allowed =
+        |subject: &str| (allow.is_empty() || any(&allow, subject)) && !any(&deny, subject);
+    needed.into_iter().filter(|subject| !is_allowed(subject)).collect()
 }
 
-/// Whether a subject with `*` and `>` covers another.
-fn covers(pattern: &str, subject: &str) -> bool {
+/// Returns true if a subject pattern with `*` and `>` matches a subject.
+fn matches(pattern: &str, subject: &str) -> bool {
     let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
     loop {
         match (pattern.next(), subject.next()) {
@@ -245,77 +245,12 @@ fn covers(pattern: &str, subject: &str) -> bool {
     }
 }
 
-/// Whether the directory says what Postgres says, and every ingest has read it.
-async fn freshness(directory: &Directory, store: &Store, found: &mut Vec<Finding>) {
-    const OF: &str = "directory";
-    let compared = async {
-        let rows: HashMap<_, _> = store.connection_versions().await?.into_iter().collect();
-        let mut stale = Vec::new();
-        for (&id, &version) in &rows {
-            match directory.entry(id).await? {
-                Some(entry) if entry.version() >= version => {}
-                _ => stale.push(id.to_string()),
-            }
-        }
-        for id in directory.connections().await?.into_iter().filter(|id| !rows.contains_key(id)) {
-            if matches!(directory.entry(id).await?, Some(Entry::Known(_))) {
-                stale.push(format!("{id} (deleted)"));
-            }
-        }
-        anyhow::Ok((stale, directory.identity().await?.1))
-    };
-    let (stale, revision) = match compared.await {
-        Ok(compared) => compared,
-        Err(error) => {
-            return found.push(Finding::problem(OF, format!("{error:#}"), "see above"));
-        }
-    };
-    if stale.is_empty() {
-        found.push(Finding::good(OF, "it says what Postgres says"));
-    } else {
-        let named = stale.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
-        found.push(Finding::problem(
-            OF,
-            format!("{} of its entries are old: {named}", stale.len()),
-            "a worker repairs this within half a minute: is one running? tidegate partitions says",
-        ));
-    }
-    match directory.applied_everywhere(revision, Duration::ZERO).await {
-        Ok(()) => found.push(Finding::good(OF, "every ingest that runs has read all of it")),
-        Err(DirectoryWait::Behind(behind)) => found.push(Finding::problem(
-            OF,
-            format!("these ingests are behind: {}", behind.join(", ")),
-            "look at their logs: they can't read NATS, or were cut off from it",
-        )),
-        Err(DirectoryWait::Directory(error)) => {
-            found.push(Finding::problem(OF, format!("{}", Chain(&error)), "see above"));
-        }
-    }
-    if let Ok(connections) = store.connection_summaries(None).await {
-        for one in connections {
-            let remedy = match one.status {
-                Status::Error => {
-                    "look at what Slack says of its token; install the app again if it is bad"
-                }
-                Status::Revoked => {
-                    "install the app again and give tidegate apply the new token, or delete the connection"
-                }
-                _ => continue,
-            };
-            let why =
-                if one.reason.is_empty() { String::new() } else { format!(": {}", one.reason) };
-            let what = format!("connection {} is {}{why}", one.id, one.status);
-            found.push(Finding::warning("slack", what, remedy));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_covered_as_nats_says() {
+    fn pattern_matches_subject() {
         for (pattern, subject, yes) in [
             ("a.b", "a.b", true),
             ("a.*", "a.b", true),
@@ -325,14 +260,16 @@ mod tests {
             ("a.*", "a.b.c", false),
             ("a.b.c", "a.b", false),
         ] {
-            assert_eq!(covers(pattern, subject), yes, "{pattern} {subject}");
+            assert_eq!(matches(pattern, subject), yes, "{pattern} {subject}");
         }
     }
 
     #[test]
-    fn what_a_user_may_not_do_is_named() {
+    fn forbidden_subjects_are_named() {
         assert_eq!(forbidden(&serde_json::Value::Null), [""; 0], "no permissions, no limits");
-        let some = serde_json::json!({ "publish": { "allow": ["$JS.API.>"], "deny": ["$JS.API.STREAM.PURGE.>"] } });
+        let some = serde_json::json!({
+            "publish": { "allow": ["$JS.API.>"], "deny": ["$JS.API.STREAM.PURGE.>"] },
+        });
         assert_eq!(forbidden(&some), ["$JS.API.STREAM.PURGE.SLACK_IN", "$KV.connections.x"]);
     }
 }
