@@ -54,7 +54,7 @@ impl AppSettings {
     pub fn url(&self) -> anyhow::Result<String> {
         let base = self.base_url.as_ref();
         let base =
-            base.context("TIDEGATE_BASE_URL is not set; pass the URL at which Slack reaches us")?;
+            base.context("TIDEGATE_BASE_URL is not set; pass the public URL of this deployment")?;
         Ok(match self.connection {
             Some(id) => format!("{base}/api/v1/webhooks/{id}"),
             None => format!("{base}/slack/events"),

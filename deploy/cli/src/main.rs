@@ -46,3 +46,48 @@ async fn main() -> ExitCode {
         Err(code) => code,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Appends the help of a command and its subcommands, without the settings of the servers.
+    fn append_help(command: &mut clap::Command, text: &mut String) {
+        let help = command.render_help().to_string();
+        let blocks: Vec<_> =
+            help.trim_end().split("\n\n").filter(|block| !block.starts_with("Settings:")).collect();
+        let name = command.get_bin_name().unwrap_or("tidegate");
+        *text += &format!("## {name}\n\n{}\n\n", blocks.join("\n\n"));
+        for subcommand in command.get_subcommands_mut().filter(|c| c.get_name() != "help") {
+            append_help(subcommand, text);
+        }
+    }
+
+    /// Hides the values of environment variables, which depend on the machine.
+    fn hide_environment(command: clap::Command) -> clap::Command {
+        command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_environment)
+    }
+
+    #[test]
+    fn renders_help() {
+        let mut command = hide_environment(Cli::command());
+        command.build();
+        let mut text = String::new();
+        append_help(&mut command, &mut text);
+        insta::assert_snapshot!("help", text);
+    }
+
+    /// Every help begins with an imperative verb and names the exit codes.
+    #[test]
+    fn help_is_imperative() {
+        fn check(command: &clap::Command) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let verb = about.split([' ', ',']).next().unwrap_or_default();
+            let is_third_person = verb.ends_with('s') && !verb.ends_with("ss");
+            assert!(!verb.is_empty() && !is_third_person, "{}: {about}", command.get_name());
+            assert!(command.get_after_help().is_some(), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

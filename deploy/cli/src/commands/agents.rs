@@ -35,26 +35,26 @@ pub enum Agents {
 /// Arguments of `tidegate agents list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Only list agents of this organization.
     #[arg(long)]
     org: Option<OrgId>,
     /// Print JSON, one agent per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of commands on one agent.
 #[derive(Debug, clap::Args)]
 pub struct Named {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Agent, as <organization>/<agent>.
     agent: AgentName,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 impl Agents {
@@ -147,4 +147,47 @@ fn render(agent: &AgentState) -> String {
         ("waiting", format!("{} in {} conversations", agent.deliveries, agent.lanes)),
         ("bindings", agent.bindings.to_string()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renders_agents() {
+        let agent: AgentState = serde_json::from_value(serde_json::json!({
+            "organization": "acme", "id": "helper", "name": "Helper", "mode": "reply",
+            "url": "https://helper.example/", "timeout_ms": 60_000, "max_concurrent": 16,
+            "retry_for_ms": null, "keep_for_ms": 259_200_000, "paused_at": null,
+            "circuit_opened_at": "2026-01-31T12:00:00Z", "circuit_error": "503",
+            "running": 3, "lanes": 2, "deliveries": 120, "bindings": 5,
+        }))
+        .expect("an agent");
+        let paused_at = Some("2026-01-31T12:00:00Z".into());
+        let paused = AgentState { id: "second".into(), paused_at, ..agent.clone() };
+        let active = AgentState { id: "third".into(), circuit_opened_at: None, ..agent.clone() };
+        insta::assert_snapshot!(render(&agent), @r"
+        agent           acme/helper
+        name            Helper
+        mode            reply
+        url             https://helper.example/
+        state           circuit open
+        paused at       -
+        circuit opened  2026-01-31T12:00:00Z
+        circuit error   503
+        timeout         1m
+        max concurrent  16
+        retry for       by mode
+        keep for        3days
+        running         3
+        waiting         120 in 2 conversations
+        bindings        5
+        ");
+        insta::assert_snapshot!(output::table(&COLUMNS, &[agent, paused, active], row), @r"
+        agent        mode   state         running  max  waiting  url
+        acme/helper  reply  circuit open        3   16      120  https://helper.example/
+        acme/second  reply  paused              3   16      120  https://helper.example/
+        acme/third   reply  active              3   16      120  https://helper.example/
+        ");
+    }
 }

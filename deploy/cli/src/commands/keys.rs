@@ -28,23 +28,23 @@ pub enum Keys {
 /// Arguments of `tidegate keys status`.
 #[derive(Debug, clap::Args)]
 pub struct Status {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Print JSON, one column and key per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate keys rewrap`.
 #[derive(Debug, clap::Args)]
 pub struct Rewrap {
+    /// Print JSON, one column and key per line.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// Print JSON, one column and key per line.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Serialize)]

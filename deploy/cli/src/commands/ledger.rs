@@ -1,4 +1,4 @@
-//! `tidegate ledger verify`: checks that every webhook in the stream is committed or past the cursor.
+//! `tidegate ledger verify`: checks that every webhook up to the cursors is committed.
 //!
 //! Compares, for each partition, the number of webhooks that intake has committed with the number
 //! that the stream holds up to the cursor, plus those that were purged. If more are stored than
@@ -43,13 +43,13 @@ pub enum Ledger {
 /// Arguments of `tidegate ledger verify`.
 #[derive(Debug, clap::Args)]
 pub struct Verify {
+    /// Print JSON: one line per partition that differs, then the totals.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// Print JSON: one line per partition that differs, then the totals.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Counts of a partition.
@@ -213,5 +213,11 @@ mod tests {
             assert_eq!((line.missing, line.expired), (missing, expired), "{stored:?}");
             assert_eq!(line.differs(), stored != Some(6), "{stored:?}");
         }
+        let lines = [Some(8), None].map(|stored| Line::new(&entry, stored));
+        insta::assert_snapshot!(output::table(&COLUMNS, &lines, Line::row), @r"
+        partition  generation  from  cursor  committed       in stream  purged  missing
+                7           1     0      20         10               8       4        2
+                7           1     0      20         10  another stream       4        0
+        ");
     }
 }

@@ -39,8 +39,6 @@ pub enum LinkCodes {
 /// Arguments of `tidegate link-codes create`.
 #[derive(Debug, clap::Args)]
 pub struct Create {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Organization of the agent.
     #[arg(long)]
     org: OrgId,
@@ -62,28 +60,30 @@ pub struct Create {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate link-codes list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Maximum number of link codes.
     #[arg(long, default_value_t = 50)]
     limit: u32,
     /// Print JSON, one link code per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate link-codes revoke`.
 #[derive(Debug, clap::Args)]
 pub struct Revoke {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Id that `tidegate link-codes list` prints.
     id: String,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 impl LinkCodes {
@@ -151,5 +151,33 @@ impl Revoke {
             ));
         }
         Ok(output::line(&format!("link code {id} revoked"))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renders_link_codes() {
+        let open = MintedClaim {
+            id: "9f86d081884c7d65".into(),
+            org: "acme".parse().expect("an id"),
+            agent: "helper".parse().expect("an id"),
+            platform: Platform::Slack,
+            surfaces: vec!["dm".into(), "channel".into()],
+            connection: None,
+            created_by: "tidegate".into(),
+            state: "open".into(),
+            created_at: None,
+            expires_at: Some("2026-01-31T12:00:00Z".into()),
+            consumed_connection: None,
+            consumed_channel: None,
+            consumed_user: None,
+        };
+        insta::assert_snapshot!(output::table(&COLUMNS, &[open], row), @r"
+        id                state  agent        surfaces    connection   expires               used by
+        9f86d081884c7d65  open   acme/helper  dm,channel  any preview  2026-01-31T12:00:00Z  -
+        ");
     }
 }

@@ -32,8 +32,6 @@ pub struct Schema {
 #[derive(Debug, Parser)]
 #[command(name = "stream")]
 pub struct Stream {
-    #[command(flatten)]
-    nats: NatsSettings,
     /// Replicas of the stream and the buckets: 3 in production. Default: unchanged, or 1 for a new
     /// stream.
     #[arg(long, env = "TIDEGATE_STREAM_REPLICAS", value_name = "N")]
@@ -42,12 +40,14 @@ pub struct Stream {
     /// 1 GiB for a new stream.
     #[arg(long, env = "TIDEGATE_STREAM_MAX_BYTES", value_name = "BYTES")]
     max_bytes: Option<i64>,
+    #[command(flatten)]
+    nats: NatsSettings,
 }
 
 // Written by hand: what `migrate` requires is not required of its subcommands.
 impl Args for Migrate {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let both = Stream::augment_args(Schema::augment_args(command));
+        let both = Schema::augment_args(Stream::augment_args(command));
         both.about("Migrate the schema in Postgres, and the stream and buckets in NATS")
             .long_about(
                 "Migrate the schema in Postgres, and the stream and buckets in NATS, \

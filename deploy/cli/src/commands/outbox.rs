@@ -44,8 +44,6 @@ pub enum Failures {
 /// Arguments of `tidegate outbox failures list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Only list failures of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
@@ -58,13 +56,13 @@ pub struct List {
     /// Print JSON, one failure per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate outbox failures retry` and `delete`.
 #[derive(Debug, clap::Args)]
 pub struct Change {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Ids of failures.
     #[arg(conflicts_with = "all")]
     ids: Vec<i64>,
@@ -83,6 +81,8 @@ pub struct Change {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 impl Outbox {
@@ -162,5 +162,25 @@ impl Change {
         let missing = self.ids.len().saturating_sub(count);
         ensure!(self.all || missing == 0, "{missing} of the ids not found");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renders_failures() {
+        let failure: OutboxFailure = serde_json::from_value(serde_json::json!({
+            "id": 17, "connection": format!("{:032x}", 7), "lane": "00000000000000ff",
+            "channel_key": "C0123456", "method": "chat.postMessage", "dedup_key": "key",
+            "error": "channel_not_found", "attempts": 1, "resend_count": 0,
+            "created_at": "2026-01-31T12:00:00Z", "at": "2026-01-31T12:00:01Z",
+        }))
+        .expect("a failure");
+        insta::assert_snapshot!(output::table(&COLUMNS, &[failure], row), @r"
+        id  connection                        channel   method            attempts  given up at           error
+        17  00000000000000000000000000000007  C0123456  chat.postMessage         1  2026-01-31T12:00:01Z  channel_not_found
+        ");
     }
 }

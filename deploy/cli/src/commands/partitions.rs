@@ -26,13 +26,13 @@ const COLUMNS: [output::Column; 9] = [
 /// Arguments of `tidegate partitions`.
 #[derive(Debug, clap::Args)]
 pub struct Partitions {
+    /// Print JSON, one partition per line.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
-    /// Print JSON, one partition per line.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Serialize)]
@@ -89,5 +89,35 @@ impl Line {
             self.lag.to_string(),
             state.deliveries.to_string(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renders_partitions() {
+        let state = PartitionState {
+            partition: 0,
+            owner: Some("worker-1".into()),
+            epoch: 12,
+            held: true,
+            lease_ms: 2_730,
+            generation: 1,
+            cursor: 104_233,
+            messages: 90_112,
+            read_through: None,
+            deliveries: 3,
+        };
+        let free = PartitionState { partition: 1, owner: None, held: false, ..state.clone() };
+        let lines = [Line { state, lag: 0 }, Line { state: free, lag: 1_200 }];
+        let table = output::table(&COLUMNS, &lines, Line::row);
+        insta::assert_snapshot!(format!("{table}\n{}", summary(&lines)), @r"
+        partition  owner     epoch  lease  ms left  generation  cursor   lag  deliveries
+                0  worker-1     12  held      2730           1  104233     0           3
+                1  -            12  free      2730           1  104233  1200           3
+        2 partitions: 1 held, 1 free; lag 1200; deliveries 6
+        ");
     }
 }

@@ -45,8 +45,6 @@ const LIST_COLUMNS: [output::Column; 7] = [
 /// Arguments of `tidegate replay`.
 #[derive(Debug, clap::Args)]
 pub struct Replay {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Connection of the webhooks.
     #[arg(long)]
     connection: ConnectionId,
@@ -71,6 +69,8 @@ pub struct Replay {
     /// Print JSON, one webhook per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Commands of `tidegate replays`.
@@ -85,26 +85,26 @@ pub enum Replays {
 /// Arguments of `tidegate replays list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Maximum number of replays.
     #[arg(long, default_value_t = 50)]
     limit: u32,
     /// Print JSON, one replay per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate replays cancel`.
 #[derive(Debug, clap::Args)]
 pub struct Cancel {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Name of the replay.
     name: String,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 impl Replay {

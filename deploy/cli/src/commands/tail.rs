@@ -14,8 +14,6 @@ use time::format_description::well_known::Rfc3339;
 /// Arguments of `tidegate tail`.
 #[derive(Debug, clap::Args)]
 pub struct Tail {
-    #[command(flatten)]
-    nats: NatsSettings,
     /// Only print webhooks of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
@@ -25,6 +23,8 @@ pub struct Tail {
     /// Print JSON, one webhook per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    nats: NatsSettings,
 }
 
 #[derive(Serialize)]

@@ -20,8 +20,6 @@ pub enum Webhook {
 /// Arguments of `tidegate webhook show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Slack's event id, the reference in an error message, a dedup key, or <channel>/<ts>.
     webhook: String,
     /// Connection of the webhook. Finds more, and is faster with many connections.
@@ -30,6 +28,8 @@ pub struct Show {
     /// Print JSON, one webhook per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 impl Webhook {

@@ -18,8 +18,8 @@ use toml::Spanned;
 
 /// Bounds of an agent's `timeout`.
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// Bounds of an agent's `retry_for` and `keep_for`. The retention of the stream does not limit them:
-/// deliveries contain their bytes.
+/// Bounds of an agent's `retry_for` and `keep_for`. The retention of the stream does not limit
+/// them: deliveries contain their bytes.
 const KEEP_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_secs(14 * 24 * 3600));
 /// Bounds of an agent's `max_concurrent`.

@@ -18,10 +18,6 @@ use std::{fs, path::PathBuf};
 /// Arguments of `tidegate apply`.
 #[derive(Debug, clap::Args)]
 pub struct Apply {
-    #[command(flatten)]
-    store: StoreSettings,
-    #[command(flatten)]
-    nats: NatsSettings,
     /// File that declares organizations, agents, members and connections.
     #[arg(short, long, value_name = "FILE", default_value = "tidegate.toml")]
     file: PathBuf,
@@ -34,6 +30,10 @@ pub struct Apply {
     /// Print JSON: one line per step, then the summary.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: NatsSettings,
 }
 
 impl Apply {

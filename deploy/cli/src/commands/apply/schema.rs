@@ -14,7 +14,7 @@
 //! secret = "env:HELPER_SECRET"            # env:<name> or file:<path>, never the secret itself
 //! timeout = "60s"                         # maximum time of an attempt: 1s to 10m
 //! max_concurrent = 16                     # running attempts of all workers together: 1 to 1000
-//! retry_for = "1h"                        # from the first attempt; default: 1h for reply, 24h for forward
+//! retry_for = "1h"                        # from the first attempt; default: 1h, forward: 24h
 //! keep_for = "72h"                        # maximum wait for the first attempt
 //!
 //! [[connection]]

@@ -57,11 +57,11 @@ pub enum Connections {
 /// Arguments of `tidegate connections list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Print JSON, one connection per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate connections show`.
@@ -69,11 +69,11 @@ pub struct List {
 pub struct Show {
     /// Connection id.
     connection: ConnectionId,
-    #[command(flatten)]
-    store: StoreSettings,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of commands that change the directory entry of a connection.
@@ -92,18 +92,16 @@ pub struct Change {
 pub struct Sending {
     /// Connection id.
     connection: ConnectionId,
-    #[command(flatten)]
-    store: StoreSettings,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate connections rotate-signing-secret`.
 #[derive(Debug, clap::Args)]
 pub struct RotateSigningSecret {
-    #[command(flatten)]
-    change: Change,
     /// New signing secret, as file:<path>, or as text that other users of this machine can see.
     #[arg(
         long,
@@ -115,16 +113,18 @@ pub struct RotateSigningSecret {
     /// Time for which the previous secret stays valid.
     #[arg(long, default_value = "24h", value_parser = config::duration)]
     overlap: Duration,
+    #[command(flatten)]
+    change: Change,
 }
 
 /// Arguments of `tidegate connections delete`.
 #[derive(Debug, clap::Args)]
 pub struct Delete {
-    #[command(flatten)]
-    change: Change,
     /// Delete the connection. Without this flag only print what would be deleted.
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    change: Change,
 }
 
 impl Connections {
@@ -294,4 +294,65 @@ fn render(connection: &ConnectionSummary, history: &[HistoryEntry]) -> String {
         facts.push(("history", output::sanitize(&format!("{at} {status}{reason}"))));
     }
     output::facts(&facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::types::Settings;
+
+    #[test]
+    fn renders_connections() {
+        let connection = |status, preview_mode: bool| ConnectionSummary {
+            id: format!("{:032x}", 7).parse().expect("an id"),
+            organization: "acme".parse().expect("an id"),
+            agent: Some("helper".parse().expect("an id")),
+            app: "A0123456".parse().expect("an id"),
+            enterprise: None,
+            team: (!preview_mode).then(|| "T0123456".parse().expect("an id")),
+            preview_mode,
+            status,
+            reason: if status == Status::Error { "invalid_auth" } else { "" }.into(),
+            bot_user: Some("U0123456".into()),
+            has_bot_token: true,
+            settings: Settings::default(),
+            bindings: 4,
+            sending_paused_at: None,
+            installed_at: Some("2026-01-31T12:00:00Z".into()),
+            updated_at: None,
+            version: 9,
+        };
+        let failed = connection(Status::Error, false);
+        let history = [HistoryEntry {
+            at: Some("2026-01-31T12:00:00Z".into()),
+            status: Status::Error,
+            reason: "invalid_auth".into(),
+        }];
+        insta::assert_snapshot!(render(&failed, &history), @r"
+        id              00000000000000000000000000000007
+        organization    acme
+        agent           helper
+        app             A0123456
+        installation    T0123456
+        status          error
+        reason          invalid_auth
+        bot user        U0123456
+        bot token       set
+        surfaces        dm,channel
+        welcome         true
+        answer bots     false
+        bindings        4
+        sending paused  -
+        installed at    2026-01-31T12:00:00Z
+        version         9
+        webhooks        <base>/api/v1/webhooks/00000000000000000000000000000007
+        history         2026-01-31T12:00:00Z error: invalid_auth
+        ");
+        let connections = [failed, connection(Status::Active, true)];
+        insta::assert_snapshot!(output::table(&COLUMNS, &connections, row), @r"
+        id                                organization  app       installation  status  bindings  reason
+        00000000000000000000000000000007  acme          A0123456  T0123456      error          4  invalid_auth
+        00000000000000000000000000000007  acme          A0123456  preview       active         4  -
+        ");
+    }
 }

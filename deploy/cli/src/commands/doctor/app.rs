@@ -131,16 +131,16 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
         found.push(Finding::warning(
             COMPONENT,
             "app_mention and message.channels are both subscribed: Slack sends mentions twice",
-            "remove app_mention under Event Subscriptions; agents receive a mention once either way",
+            "remove app_mention under Event Subscriptions; agents still receive mentions",
         ));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Level;
     use super::*;
     use crate::app_manifest;
+    use crate::commands::doctor::{Level, render};
     const URL: &str = "https://gw.example.com/slack/events";
 
     fn found(change: impl FnOnce(&mut Value)) -> Vec<(Level, String)> {
@@ -149,6 +149,67 @@ mod tests {
         let found = check(&manifest.to_string(), "/lobu", URL);
         assert!(found.iter().all(|f| f.level == Level::Good || !f.remedy.is_empty()), "{found:?}");
         found.into_iter().map(|f| (f.level, f.summary)).collect()
+    }
+
+    #[test]
+    fn renders_findings() {
+        let mut manifest = app_manifest::build("/other", "https://old.example.com", "Lobu");
+        let settings = &mut manifest["settings"];
+        settings["socket_mode_enabled"] = true.into();
+        let events = &mut settings["event_subscriptions"];
+        events["bot_events"] = serde_json::json!(["message.channels", "app_mention"]);
+        events["user_events"] = serde_json::json!(["message.channels"]);
+        manifest["oauth_config"]["scopes"]["bot"] = serde_json::json!(["commands"]);
+        insta::assert_snapshot!(render(&check(&manifest.to_string(), "/lobu", URL)), @r"
+        problem  app       slash command /lobu is missing
+                           → create /lobu under Slash Commands with the Request URL https://gw.example.com/slack/events
+        problem  app       events: sent to https://old.example.com instead of https://gw.example.com/slack/events: Tidegate receives no events
+                           → set the Request URL under Event Subscriptions to https://gw.example.com/slack/events
+        problem  app       interactions: sent to https://old.example.com instead of https://gw.example.com/slack/events: Tidegate receives no clicks and no views
+                           → enable Interactivity & Shortcuts, and set its Request URL to https://gw.example.com/slack/events
+        problem  app       options: sent to https://old.example.com instead of https://gw.example.com/slack/events: menus are empty
+                           → set the Options Load URL under Interactivity & Shortcuts to https://gw.example.com/slack/events
+        problem  app       socket mode is enabled: Slack sends no webhooks
+                           → disable Socket Mode
+        problem  app       scope channels:history is missing
+                           → add the bot scope channels:history under OAuth & Permissions, and install the app again
+        problem  app       scope channels:read is missing
+                           → add the bot scope channels:read under OAuth & Permissions, and install the app again
+        problem  app       scope chat:write is missing
+                           → add the bot scope chat:write under OAuth & Permissions, and install the app again
+        problem  app       scope groups:history is missing
+                           → add the bot scope groups:history under OAuth & Permissions, and install the app again
+        problem  app       scope im:history is missing
+                           → add the bot scope im:history under OAuth & Permissions, and install the app again
+        problem  app       scope im:write is missing
+                           → add the bot scope im:write under OAuth & Permissions, and install the app again
+        problem  app       scope mpim:history is missing
+                           → add the bot scope mpim:history under OAuth & Permissions, and install the app again
+        problem  app       scope users:read is missing
+                           → add the bot scope users:read under OAuth & Permissions, and install the app again
+        problem  app       event app_uninstalled is not subscribed
+                           → add the bot event app_uninstalled under Event Subscriptions
+        problem  app       event channel_id_changed is not subscribed
+                           → add the bot event channel_id_changed under Event Subscriptions
+        problem  app       event message.groups is not subscribed
+                           → add the bot event message.groups under Event Subscriptions
+        problem  app       event message.im is not subscribed
+                           → add the bot event message.im under Event Subscriptions
+        problem  app       event message.mpim is not subscribed
+                           → add the bot event message.mpim under Event Subscriptions
+        problem  app       event team_join is not subscribed
+                           → add the bot event team_join under Event Subscriptions
+        problem  app       event tokens_revoked is not subscribed
+                           → add the bot event tokens_revoked under Event Subscriptions
+        warning  app       event message.channels is subscribed for the bot and for users: Slack sends it twice
+                           → remove message.channels from the user events under Event Subscriptions
+        warning  app       app_mention and message.channels are both subscribed: Slack sends mentions twice
+                           → remove app_mention under Event Subscriptions; agents still receive mentions
+        ");
+        insta::assert_snapshot!(render(&check("not JSON", "/lobu", URL)), @r"
+        problem  app       the manifest is not JSON
+                           → export the manifest as JSON at api.slack.com/apps, App Manifest
+        ");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! Reads only. Exits 1 if a finding is a problem.
 
 mod app;
+mod clock;
 mod directory;
-mod servers;
+mod nats;
+mod postgres;
 
 use crate::{
     app_manifest::AppSettings,
@@ -13,15 +15,14 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use serde::Serialize;
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
+
+/// Maximum time for a response of a server.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Arguments of `tidegate doctor`.
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
-    #[command(flatten)]
-    store: StoreSettings,
-    #[command(flatten)]
-    nats: NatsSettings,
     /// Manifest of a Slack app to check, exported from Slack as JSON. Requires --base-url.
     #[arg(long, value_name = "FILE", requires = "base_url")]
     manifest: Option<PathBuf>,
@@ -30,6 +31,10 @@ pub struct Doctor {
     /// Print JSON, one finding per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: NatsSettings,
 }
 
 /// Severity of a finding.
@@ -104,8 +109,8 @@ impl Doctor {
             findings.extend(app::check(&text, &self.app.command, &self.app.url()?));
         }
         let store = self.store.open()?;
-        let has_schema = servers::postgres(&store, &mut findings).await;
-        servers::nats(&self.nats.nats, has_schema.then_some(&store), &mut findings).await;
+        let has_schema = postgres::check(&store, &mut findings).await;
+        nats::check(&self.nats.nats, has_schema.then_some(&store), &mut findings).await;
         let problems = findings.iter().filter(|f| f.level == Level::Problem).count();
         for finding in &findings {
             if self.json {
@@ -117,4 +122,9 @@ impl Doctor {
         ensure!(problems == 0, "problems: {problems}");
         Ok(())
     }
+}
+
+#[cfg(test)]
+fn render(findings: &[Finding]) -> String {
+    findings.iter().map(Finding::render).collect::<Vec<_>>().join("\n")
 }

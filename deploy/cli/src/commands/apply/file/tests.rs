@@ -75,7 +75,8 @@ fn problems_have_line_and_remedy() {
         (
             with(
                 "[[agent]]",
-                "[[member]]\norganization = \"acme\"\nuser = \"a\"\nslack = [\"T1/U1\"]\n[[member]]\norganization = \"acme\"\nuser = \"b\"\nslack = [\"T1/U1\"]\n[[agent]]",
+                "[[member]]\norganization = \"acme\"\nuser = \"a\"\nslack = [\"T1/U1\"]\n\
+                 [[member]]\norganization = \"acme\"\nuser = \"b\"\nslack = [\"T1/U1\"]\n[[agent]]",
             ),
             12,
             "is user a already",

@@ -3,24 +3,21 @@
 //! A redriven delivery is enqueued at the tail of its conversation. A webhook that intake gave up
 //! on is processed again by the worker that owns its partition; `redrive` waits for that.
 
+mod redrive;
+
 use crate::{
     output::{self, not_found},
     settings::StoreSettings,
 };
 use anyhow::{bail, ensure};
+use redrive::Redrive;
 use serde::Serialize;
 use shared::{
-    config,
     store::{DeadLetter, DeadLetterFilter, Store},
     types::ConnectionId,
 };
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeSet;
 
-/// Interval at which `redrive` reads its progress.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Dead letters per statement.
 const BATCH_SIZE: i64 = 1_000;
 /// Maximum number of ids in a message.
@@ -54,8 +51,6 @@ pub enum DeadLetters {
 /// Arguments of `tidegate dead-letters list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Only list dead letters of this connection.
     #[arg(long)]
     connection: Option<ConnectionId>,
@@ -68,13 +63,13 @@ pub struct List {
     /// Print JSON, one dead letter per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate dead-letters show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Id of the dead letter.
     id: i64,
     /// Print the body, which contains text that people wrote.
@@ -83,6 +78,8 @@ pub struct Show {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Selection of dead letters.
@@ -106,8 +103,6 @@ pub struct Selection {
 #[derive(Debug, clap::Args)]
 pub struct Delete {
     #[command(flatten)]
-    store: StoreSettings,
-    #[command(flatten)]
     selection: Selection,
     /// Delete the selection. Without this flag only print its size.
     #[arg(long)]
@@ -115,31 +110,8 @@ pub struct Delete {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// Arguments of `tidegate dead-letters redrive`.
-#[derive(Debug, clap::Args)]
-pub struct Redrive {
     #[command(flatten)]
     store: StoreSettings,
-    #[command(flatten)]
-    selection: Selection,
-    /// With --all: redrive the selection. Without this flag only print its size.
-    #[arg(long)]
-    yes: bool,
-    /// Maximum time to wait for workers.
-    #[arg(long, default_value = "60s", value_parser = config::duration)]
-    timeout: Duration,
-    /// Print JSON: the number of redriven dead letters, and the ids of the others.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Serialize)]
-struct Progress {
-    redriven: usize,
-    failed: Vec<i64>,
-    waiting: Vec<i64>,
 }
 
 impl DeadLetters {
@@ -266,69 +238,6 @@ impl Selection {
     }
 }
 
-impl Redrive {
-    async fn run(self) -> anyhow::Result<()> {
-        let (store, deadline) = (self.store.open()?, Instant::now() + self.timeout);
-        self.selection.confirm(&store, self.yes || !self.selection.all, "redrive").await?;
-        let (filter, mut requested) = (self.selection.filter(), Vec::new());
-        loop {
-            let ids = store.redrive_dead_letters(&filter, BATCH_SIZE).await?;
-            if ids.is_empty() {
-                break;
-            }
-            requested.extend(ids);
-        }
-        let left_out = self.selection.without(&requested.iter().copied().collect());
-        if requested.is_empty() {
-            return not_found("nothing to redrive: already being redriven, or without bytes");
-        }
-        let progress = loop {
-            let progress = progress(&store, &requested).await?;
-            if progress.waiting.is_empty() || Instant::now() >= deadline {
-                break progress;
-            }
-            let done = requested.len() - progress.waiting.len();
-            output::progress(&format!("{done} of {} redriven", requested.len()));
-            tokio::time::sleep(POLL_INTERVAL).await;
-        };
-        output::clear_progress();
-        if self.json {
-            output::json(&progress)?;
-        } else {
-            output::line(&format!("redriven: {}", progress.redriven))?;
-        }
-        let Progress { failed, waiting, .. } = &progress;
-        ensure!(
-            waiting.is_empty(),
-            "not redriven within {}: {}; check with tidegate partitions that workers run",
-            humantime::format_duration(self.timeout),
-            named(waiting)
-        );
-        ensure!(
-            failed.is_empty(),
-            "failed again: {}; tidegate dead-letters show prints the reason",
-            named(failed)
-        );
-        ensure!(
-            left_out.is_empty(),
-            "not redriven: {} (not found, already being redriven, or without bytes)",
-            named(&left_out)
-        );
-        Ok(())
-    }
-}
-
-/// Returns the progress of a redrive. A deleted row is redriven. A row without a redrive time
-/// failed again.
-async fn progress(store: &Store, requested: &[i64]) -> anyhow::Result<Progress> {
-    let filter = DeadLetterFilter { ids: Some(requested.to_vec()), ..DeadLetterFilter::default() };
-    let left = store.dead_letters(&filter, i64::MAX, false).await?;
-    let ids = |waits: bool| {
-        left.iter().filter(|l| l.redrive_at.is_some() == waits).map(|l| l.id).collect()
-    };
-    Ok(Progress { redriven: requested.len() - left.len(), failed: ids(false), waiting: ids(true) })
-}
-
 impl Delete {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
@@ -364,4 +273,66 @@ fn named(ids: &[i64]) -> String {
         names.push(format!("and {} more", ids.len() - MAX_NAMED_IDS));
     }
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renders_dead_letters() {
+        let dispatch = DeadLetter {
+            id: 17,
+            stage: "dispatch".into(),
+            sequence: 1_234,
+            connection: Some(format!("{:032x}", 7)),
+            agent: Some("acme/helper".into()),
+            reason: "agent rejected the delivery".into(),
+            last_error: "422".into(),
+            attempts: 3,
+            at: Some("2026-01-31T12:00:00Z".into()),
+            headers: vec![("Content-Type".into(), "application/json".into())],
+            body: b"{}".into(),
+            ..DeadLetter::default()
+        };
+        let intake = DeadLetter {
+            id: 8,
+            stage: "intake".into(),
+            reason: "undecodable envelope: it has no headers".into(),
+            ..DeadLetter::default()
+        };
+        insta::assert_snapshot!(render(&dispatch), @r"
+        id              17
+        stage           dispatch
+        reason          agent rejected the delivery
+        last error      422
+        attempts        3
+        given up at     2026-01-31T12:00:00Z
+        redrive since   -
+        connection      00000000000000000000000000000007
+        agent           acme/helper
+        event id        -
+        channel         -
+        ts              -
+        user            -
+        partition       0
+        generation      0
+        sequence        1234
+        subject         
+        dedup key       -
+        bytes           2
+        header          Content-Type: application/json
+        ");
+        insta::assert_snapshot!(output::table(&COLUMNS, &[dispatch, intake], row), @r"
+        id  stage     sequence  connection                        attempts  given up at           reason
+        17  dispatch      1234  00000000000000000000000000000007         3  2026-01-31T12:00:00Z  agent rejected the delivery: 422
+         8  intake           0  -                                        0  -                     undecodable envelope: it has no headers
+        ");
+    }
+
+    #[test]
+    fn names_at_most_20_ids() {
+        assert!(named(&(1..=20).collect::<Vec<_>>()).ends_with("19, 20"));
+        assert!(named(&(1..=22).collect::<Vec<_>>()).ends_with("20, and 2 more"));
+    }
 }

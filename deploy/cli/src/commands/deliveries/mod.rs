@@ -4,14 +4,17 @@
 //! `retry`, `skip` and `cancel` change heads; `cancel --whole-lane` changes all deliveries. Changes
 //! of more than one delivery require `--yes`.
 
+mod change;
+
 use crate::{
     output::{self, not_found},
     settings::{AgentName, StoreSettings},
 };
-use anyhow::{bail, ensure};
+use anyhow::ensure;
+use change::{Cancel, Change};
 use shared::{
     partition::Lane,
-    store::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery, Store, WebhookQuery},
+    store::{DeliveryFilter, LaneState, OpenDelivery, Store, WebhookQuery},
     types::ConnectionId,
 };
 
@@ -54,8 +57,6 @@ pub enum Deliveries {
 #[derive(Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
-    store: StoreSettings,
-    #[command(flatten)]
     filter: Filter,
     /// List newest conversations first.
     #[arg(long)]
@@ -66,13 +67,13 @@ pub struct List {
     /// Print JSON, one conversation per line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Arguments of `tidegate deliveries show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    #[command(flatten)]
-    store: StoreSettings,
     /// Conversation as <connection>/<lane>, or dedup key or Slack's event id of a webhook.
     target: String,
     /// Only search webhooks of this connection.
@@ -84,36 +85,8 @@ pub struct Show {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// Arguments of `tidegate deliveries retry` and `skip`.
-#[derive(Debug, clap::Args)]
-pub struct Change {
     #[command(flatten)]
     store: StoreSettings,
-    /// Conversation as <connection>/<lane>, or dedup key or Slack's event id of a webhook.
-    target: Option<String>,
-    #[command(flatten)]
-    filter: Filter,
-    /// Select all conversations.
-    #[arg(long, conflicts_with_all = ["target", "connection", "agent", "lane"])]
-    all: bool,
-    /// Change more than one delivery. Without this flag only print the number.
-    #[arg(long)]
-    yes: bool,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-/// Arguments of `tidegate deliveries cancel`.
-#[derive(Debug, clap::Args)]
-pub struct Cancel {
-    #[command(flatten)]
-    change: Change,
-    /// Cancel all deliveries of the conversations, not only the first ones.
-    #[arg(long)]
-    whole_lane: bool,
 }
 
 /// Selection of conversations.
@@ -155,7 +128,7 @@ impl Deliveries {
             Deliveries::Show(show) => show.run().await,
             Deliveries::Retry(change) => change.retry().await,
             Deliveries::Skip(change) => change.skip().await,
-            Deliveries::Cancel(Cancel { change, whole_lane }) => change.cancel(whole_lane).await,
+            Deliveries::Cancel(cancel) => cancel.run().await,
         }
     }
 }
@@ -276,100 +249,6 @@ fn no_delivery(target: &str) -> String {
     )
 }
 
-impl Change {
-    /// Returns the selection and prints its size. Fails if it is empty or not confirmed.
-    async fn confirm(
-        &self,
-        store: &Store,
-        whole_lanes: bool,
-        heads_only: bool,
-    ) -> anyhow::Result<DeliveryFilter> {
-        let Filter { connection, agent, lane } = &self.filter;
-        let is_filtered = connection.is_some() || agent.is_some() || lane.is_some();
-        ensure!(
-            self.target.is_some() || is_filtered || self.all,
-            "no deliveries selected; \
-             pass a conversation, a webhook, --connection, --agent, --lane or --all"
-        );
-        let filter = match &self.target {
-            None => self.filter.delivery_filter(),
-            Some(target) => match find(store, target, self.filter.connection).await? {
-                Some(found) => found,
-                None => return not_found(no_delivery(target)),
-            },
-        };
-        let of_lane = DeliveryFilter { head: None, ..filter.clone() };
-        let count = store.count_deliveries(&of_lane).await?;
-        if count.lanes == 0 {
-            return not_found("no deliveries found");
-        }
-        if heads_only && store.count_deliveries(&filter).await?.lanes == 0 {
-            bail!("the delivery is not the first of its conversation; select the first one");
-        }
-        let number = if whole_lanes { count.deliveries } else { count.lanes };
-        let is_confirmed = number < 2 || self.yes;
-        if !self.json {
-            output::line(&summary(&count))?;
-        } else if !is_confirmed {
-            output::json(&count)?;
-        }
-        ensure!(is_confirmed, "nothing changed; pass --yes to change more than one delivery");
-        Ok(if heads_only { filter } else { of_lane })
-    }
-
-    async fn retry(self) -> anyhow::Result<()> {
-        let store = self.store.open()?;
-        let filter = self.confirm(&store, false, false).await?;
-        let lanes = store.retry_deliveries(&filter).await?;
-        self.finish("retried", lanes, 0, "already running")
-    }
-
-    async fn skip(self) -> anyhow::Result<()> {
-        let store = self.store.open()?;
-        let filter = self.confirm(&store, false, true).await?;
-        let done = store.skip_deliveries(&filter).await?;
-        self.finish("skipped", done.ended, 0, "it runs; cancel it instead")
-    }
-
-    async fn cancel(self, whole_lanes: bool) -> anyhow::Result<()> {
-        let store = self.store.open()?;
-        let filter = self.confirm(&store, whole_lanes, !whole_lanes).await?;
-        let done = store.cancel_deliveries(&filter, whole_lanes).await?;
-        self.finish("cancelled", done.ended, done.requested, "it has ended")
-    }
-
-    fn finish(
-        &self,
-        done: &str,
-        ended: u64,
-        requested: u64,
-        reason_for_none: &str,
-    ) -> anyhow::Result<()> {
-        if ended + requested == 0 {
-            return not_found(format!("nothing {done}: {reason_for_none}"));
-        }
-        if self.json {
-            let mut line = serde_json::Map::from_iter([(done.to_owned(), ended.into())]);
-            if done == "cancelled" {
-                line.insert("requested".into(), requested.into());
-            }
-            return output::json(&line);
-        }
-        output::line(&format!("{done}: {ended}"))?;
-        if requested > 0 {
-            output::line(&format!("running, to be ended by their workers: {requested}"))?;
-        }
-        Ok(())
-    }
-}
-
-fn summary(count: &DeliveryCount) -> String {
-    let DeliveryCount { lanes, deliveries, running } = count;
-    format!(
-        "matched: {lanes} conversations with {deliveries} deliveries, {running} of them running"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,5 +261,47 @@ mod tests {
         for other in [format!("C1/{lane}"), format!("{id}/1.2"), id] {
             assert!(named_lane(&other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn renders_lanes() {
+        let waiting: LaneState = serde_json::from_value(serde_json::json!({
+            "connection": format!("{:032x}", 7), "lane": "00000000000000ff", "partition": 12,
+            "agent": "acme/helper", "state": "waiting", "waiting": 10, "attempts": 3,
+            "crashes": 0, "waiting_since": "2026-01-31T12:00:00Z",
+            "next_at": "2026-01-31T12:05:00Z", "last_error": "503 Service\nUnavailable",
+            "cancel_requested": false,
+        }))
+        .expect("a lane");
+        let due = LaneState {
+            state: "due".into(),
+            attempts: 0,
+            next_at: None,
+            last_error: String::new(),
+            ..waiting.clone()
+        };
+        insta::assert_snapshot!(render(&waiting), @r"
+        lane            00000000000000ff
+        connection      00000000000000000000000000000007
+        partition       12
+        agent           acme/helper
+        state           waiting
+        waiting         10
+        waiting since   2026-01-31T12:00:00Z
+        attempts        3
+        crashes         0
+        first attempt   -
+        next attempt    2026-01-31T12:05:00Z
+        worker          -
+        last error      503 Service�Unavailable
+        channel         -
+        user            -
+        replay          -
+        ");
+        insta::assert_snapshot!(output::table(&COLUMNS, &[waiting, due], row), @r"
+        lane              connection                        agent        state    waiting  attempts  next attempt          last error
+        00000000000000ff  00000000000000000000000000000007  acme/helper  waiting       10         3  2026-01-31T12:05:00Z  503 Service�Unavailable
+        00000000000000ff  00000000000000000000000000000007  acme/helper  due           10         0  -                     -
+        ");
     }
 }
