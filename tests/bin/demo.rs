@@ -192,7 +192,7 @@ async fn cold(world: &World) -> anyhow::Result<()> {
 
 async fn stopped(world: &World) -> anyhow::Result<()> {
     let app = world.declare()?;
-    let printed = world.tidegate(&["connections", "stop", &app.connection.to_string()])?;
+    let printed = world.tidegate(&["connections", "disable", &app.connection.to_string()])?;
     line("tidegate", printed.trim());
     let webhook = Webhook::message(&world.slack, &app, CHANNEL, USER, "hello?");
     for ingest in &world.ingests {

@@ -32,7 +32,15 @@ pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
         .in_world(&world, async |world, app| {
             let (began, id) = (Instant::now(), app.connection.to_string());
             let overlap = format!("{}s", OVERLAP.as_secs());
-            let rotate = ["connections", "rotate", &id, "--secret", NEW, "--overlap", &overlap];
+            let rotate = [
+                "connections",
+                "rotate-signing-secret",
+                &id,
+                "--secret",
+                NEW,
+                "--overlap",
+                &overlap,
+            ];
             world.operate(&rotate).await?;
             let in_force = began.elapsed();
             trial.signing.with(&[&app.secret, NEW]);

@@ -1,6 +1,6 @@
 //! Organizations, agents and connections for a [`World`], so that there is somebody to send webhooks to.
 //!
-//! Two ways: as an operator does it, by `tidegate apply` and `tidegate claims mint` ([`World::declare`]); and straight into
+//! Two ways: as an operator does it, by `tidegate apply` and `tidegate link-codes create` ([`World::declare`]); and straight into
 //! the store, with whatever a test wants to be otherwise ([`World::connect_as`]).
 
 use crate::{
@@ -99,7 +99,7 @@ bot_token = "file:org-{n}.token"
     /// A code for this app's sample agent, minted as an operator mints one.
     pub fn mint_by_verb(&self, app: &App, surface: Surface) -> anyhow::Result<String> {
         let (org, agent, id) = (app.org.as_str(), agent_id(), app.connection.to_string());
-        let args = ["claims", "mint", "--org", org, "--agent", agent.as_str()];
+        let args = ["link-codes", "create", "--org", org, "--agent", agent.as_str()];
         let on = ["--surfaces", surface.as_str(), "--connection", &id];
         Ok(self.tidegate(&[&args[..], &on[..]].concat())?.trim().to_owned())
     }

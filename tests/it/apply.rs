@@ -63,7 +63,7 @@ async fn what_is_declared_is_shown_as_a_diff_applied_once_and_pruned_only_when_t
     secrets(&world);
     let all = async || world.store.connection_summaries(None).await.expect("a look");
     let (ok, plan, error) = apply(&world, FILE, &["--dry-run"]);
-    assert!(ok && plan.ends_with("to change: 5, as declared: 0\n"), "{plan}{error}");
+    assert!(ok && plan.ends_with("to change: 5, unchanged: 0\n"), "{plan}{error}");
     assert!(
         plan.contains("+ agent acme/helper\n") && plan.contains("    bot_token: set\n"),
         "{plan}"
@@ -73,7 +73,7 @@ async fn what_is_declared_is_shown_as_a_diff_applied_once_and_pruned_only_when_t
 
     let (ok, plan, error) = apply(&world, FILE, &[]);
     assert!(
-        ok && plan.ends_with("changed: 5, as declared: 0\nin force on every ingest\n"),
+        ok && plan.ends_with("changed: 5, unchanged: 0\napplied on every ingest\n"),
         "{plan}{error}"
     );
     let made = all().await;
@@ -86,7 +86,7 @@ async fn what_is_declared_is_shown_as_a_diff_applied_once_and_pruned_only_when_t
     assert_eq!((preview.settings.welcome, preview.settings.surfaces.len()), (false, 1));
 
     let (ok, plan, _) = apply(&world, FILE, &[]);
-    assert!(ok && plan == "changed: 0, as declared: 5\nin force on every ingest\n", "{plan}");
+    assert!(ok && plan == "changed: 0, unchanged: 5\napplied on every ingest\n", "{plan}");
     let again = all().await;
     assert_eq!(again[1].version, team.version, "applied again, nothing is written");
 
@@ -113,10 +113,10 @@ async fn what_is_declared_is_shown_as_a_diff_applied_once_and_pruned_only_when_t
     assert!(plan.starts_with("changed: 0"), "{plan}");
     let (_, error) = {
         let ran =
-            world.try_tidegate(&["connections", "start", &team.id.to_string()]).expect("it runs");
+            world.try_tidegate(&["connections", "enable", &team.id.to_string()]).expect("it runs");
         (ran.status, String::from_utf8(ran.stderr).expect("text"))
     };
-    assert!(error.contains("Install the app again"), "{error}");
+    assert!(error.contains("install the app again"), "{error}");
     world.write("token.secret", "another-clear-token-secret").expect("written");
     let (_, plan, _) = apply(&world, &changed, &[]);
     assert!(plan.contains("    bot_token: changed\n    status: revoked → active\n"), "{plan}");
@@ -128,7 +128,7 @@ async fn what_is_declared_is_shown_as_a_diff_applied_once_and_pruned_only_when_t
     let (_, plan, _) = apply(&world, &less, &[]);
     assert!(
         plan.contains(&format!(
-            "  connection A1/preview ({}): not in the file, stays\n",
+            "  connection A1/preview ({}): not in the file, unchanged\n",
             preview.id
         )),
         "{plan}"
@@ -156,7 +156,7 @@ async fn a_file_that_clashes_with_itself_or_with_what_is_there_changes_nothing_a
         let (ok, out, error) = apply(&world, text, &[]);
         let found = error.contains(&format!("tidegate.toml:{line}: ")) && error.contains(says);
         assert!(!ok && found && out.is_empty(), "{line} {says}: {out}{error}");
-        assert!(error.ends_with("nothing was applied\n"), "{error}");
+        assert!(error.ends_with("nothing applied\n"), "{error}");
         let count: i64 = sqlx::query_scalar("select count(*) from organizations")
             .fetch_one(&world.pool)
             .await

@@ -52,7 +52,7 @@ async fn a_stopped_connection_is_answered_404() {
     let id = app.connection.to_string();
     let sent = |app: &App| Webhook::message(&world.slack, app, "C1", "U1", "hello");
     assert_eq!(world.send(&app, &sent(&app)).await.expect("an answer").status, 200);
-    world.tidegate(&["connections", "stop", &id]).expect("stopped");
+    world.tidegate(&["connections", "disable", &id]).expect("stopped");
     let before = world.stored().await.expect("a count");
     for ingest in &world.ingests {
         let answer =
@@ -61,7 +61,7 @@ async fn a_stopped_connection_is_answered_404() {
         assert_eq!(answer.headers["x-slack-no-retry"], "1");
     }
     assert_eq!(world.stored().await.expect("a count"), before);
-    world.tidegate(&["connections", "start", &id]).expect("started");
+    world.tidegate(&["connections", "enable", &id]).expect("started");
     for ingest in &world.ingests {
         let answer =
             world.slack.send(&ingest.url(&app), &app.secret, &sent(&app)).await.expect("an answer");
@@ -78,7 +78,7 @@ async fn a_connection_stopped_between_accept_and_handling_has_no_effect() {
         Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     world.workers[0].process.freeze();
     assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
-    world.tidegate(&["connections", "stop", &app.connection.to_string()]).expect("stopped");
+    world.tidegate(&["connections", "disable", &app.connection.to_string()]).expect("stopped");
     world.workers[0].process.thaw();
     assert_eq!(world.handled(&webhook.dedupe).await.outcome, "ignored");
     assert_eq!(world.binding(&app, "C1").await.expect("a look"), None);
@@ -119,7 +119,7 @@ async fn a_pending_connection_answers_the_handshake_and_its_replies_wait() {
     assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
     assert_eq!(world.handled(&webhook.dedupe).await.outcome, "command");
     assert!(world.slack.receipts().is_empty(), "nothing is sent while it is pending");
-    world.tidegate(&["connections", "start", &app.connection.to_string()]).expect("started");
+    world.tidegate(&["connections", "enable", &app.connection.to_string()]).expect("started");
     world.slack.told("the answer", |told| webhook.response_url.ends_with(&told.to)).await;
 }
 
@@ -136,12 +136,12 @@ async fn replies_of_a_stopped_connection_wait_until_it_is_started() {
     let running = "select count(*) from agent_slots where lane is not null";
     until("the agent is asked", SOON, async || count(running, 1).await).await;
     let id = app.connection.to_string();
-    world.tidegate(&["connections", "stop", &id]).expect("stopped");
+    world.tidegate(&["connections", "disable", &id]).expect("stopped");
     let waiting = "select count(*) from outbox";
     until("the reply waits", SOON, async || count(waiting, 1).await).await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await; // it would be sent within milliseconds
     count(waiting, 1).await.expect("it still waits");
-    world.tidegate(&["connections", "start", &id]).expect("started");
+    world.tidegate(&["connections", "enable", &id]).expect("started");
     world.slack.told("the reply", |told| told.text() == "I heard: slow:1500 hello").await;
     count("select count(*) from outbox_failures", 0).await.expect("nothing was given up");
 }

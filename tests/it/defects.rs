@@ -104,7 +104,7 @@ async fn preview_mode_is_declared_in_a_file_and_works() {
     let app = world
         .declare_as(|file| file.replace("team =", "preview_mode = true\nteam ="))
         .expect("applied");
-    let args = ["claims", "mint", "--org", app.org.as_str(), "--agent", "sample"];
+    let args = ["link-codes", "create", "--org", app.org.as_str(), "--agent", "sample"];
     let code = world.tidegate(&args).expect("a code for any preview bot");
     let webhook = Webhook::message(&world.slack, &app, "D1", "U1", code.trim());
     world.send(&app, &webhook).await.expect("an answer");

@@ -80,7 +80,7 @@ fn tidegate_settings() -> BTreeSet<String> {
         assert!(ran.status.success(), "tidegate {verb:?} is no verb");
         String::from_utf8(ran.stdout).expect("text")
     };
-    let all = help(&["migrate"]) + &help(&["connections", "stop"]);
+    let all = help(&["migrate"]) + &help(&["connections", "disable"]);
     let named = all.split("[env: ").skip(1);
     named.filter_map(|rest| rest.split(['=', ']']).next()).map(str::to_owned).collect()
 }

@@ -29,7 +29,8 @@ async fn a_rotated_signing_secret_is_in_force_on_every_ingest_when_the_verb_retu
     let app = world.connect().await.expect("a connection");
     let rotate = |secret: &str, overlap: &str| {
         let id = app.connection.to_string();
-        let args = ["connections", "rotate", &id, "--secret", secret, "--overlap", overlap];
+        let args =
+            ["connections", "rotate-signing-secret", &id, "--secret", secret, "--overlap", overlap];
         world.tidegate(&args).expect("rotated");
     };
     rotate("the second", "1h");
@@ -64,7 +65,7 @@ async fn a_stop_is_in_force_when_the_verb_returns_also_right_after_nats_restarte
         })
         .await;
         world.nats.restart().await.expect("NATS comes back");
-        world.tidegate(&["connections", "stop", &app.connection.to_string()]).expect("stopped");
+        world.tidegate(&["connections", "disable", &app.connection.to_string()]).expect("stopped");
         let first = [
             status(&world, 0, &app, &app.secret).await,
             status(&world, 1, &app, &app.secret).await,
@@ -78,7 +79,7 @@ async fn a_stop_is_in_force_when_the_verb_returns_also_right_after_nats_restarte
             (both == [404, 404]).then_some(())
         })
         .await;
-        world.tidegate(&["connections", "start", &app.connection.to_string()]).expect("started");
+        world.tidegate(&["connections", "enable", &app.connection.to_string()]).expect("started");
     }
 }
 
@@ -153,7 +154,7 @@ async fn the_shared_route_finds_the_installations_connection_and_never_another_t
     let preview = preview.await.expect("a preview connection");
     assert_eq!(stored_for("T0STRANGER").await, Some(preview.connection.to_string()));
     assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
-    world.tidegate(&["connections", "stop", &two.connection.to_string()]).expect("stopped");
+    world.tidegate(&["connections", "disable", &two.connection.to_string()]).expect("stopped");
     assert_eq!(stored_for(&two.team).await, None, "stopped is not the preview's, either");
     let unrouted = Webhook::command(
         &world.slack,

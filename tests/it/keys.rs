@@ -88,7 +88,13 @@ async fn the_list_of_sealed_columns_leaves_none_out() {
     world.start_worker().await.expect("a worker");
     let app = world.declare().expect("applied");
     world
-        .tidegate(&["connections", "rotate", &app.connection.to_string(), "--secret", "another"])
+        .tidegate(&[
+            "connections",
+            "rotate-signing-secret",
+            &app.connection.to_string(),
+            "--secret",
+            "another",
+        ])
         .expect("rotated");
     let webhook = Webhook::command(&world.slack, &app, "C1", "U1", "/lobu", "help");
     world.send(&app, &webhook).await.expect("an answer");

@@ -124,17 +124,17 @@ async fn a_code_for_another_platform_expired_or_taken_back_binds_nothing_and_sur
     assert_eq!(bindings(&world).await, 1);
 
     let other = world.mint(&app, &[Surface::Channel]).await.expect("another code");
-    let listed = world.tidegate(&["claims", "list", "--json"]).expect("a list");
+    let listed = world.tidegate(&["link-codes", "list", "--json"]).expect("a list");
     let claims: Vec<serde_json::Value> =
         listed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let states: Vec<_> = claims.iter().map(|claim| claim["state"].as_str()).collect();
     assert_eq!(states, [Some("open"), Some("used")]);
     assert!(!listed.contains(&code) && !listed.contains(&other), "a list of codes: {listed}");
     let id = claims[0]["id"].as_str().expect("an id");
-    world.tidegate(&["claims", "revoke", id]).expect("taken back");
+    world.tidegate(&["link-codes", "revoke", id]).expect("taken back");
     let said = link(&world, &app, "C2", "U4", &other).await;
     assert!(said.contains("invalid or expired"), "{said}");
-    assert!(!world.try_tidegate(&["claims", "revoke", id]).expect("it runs").status.success());
+    assert!(!world.try_tidegate(&["link-codes", "revoke", id]).expect("it runs").status.success());
 }
 
 #[tokio::test]

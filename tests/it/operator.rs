@@ -179,7 +179,7 @@ async fn the_dead_are_listed_by_connection_and_shown_with_their_bodies_only_when
     assert_eq!(shown[0]["body"], "no envelope 0");
     let (_, error) =
         printed(&world.try_tidegate(&["dead-letters", "show", "99"]).expect("it runs"));
-    assert_eq!(error, "there is no dead letter 99; tidegate dead-letters list shows them\n");
+    assert_eq!(error, "dead letter 99 not found; list them with tidegate dead-letters list\n");
 }
 
 /// A dead letter of dispatch is a delivery again, behind what its conversation got meanwhile.
@@ -212,7 +212,11 @@ async fn what_is_redriven_is_delivered_behind_what_its_conversation_got_meanwhil
     let asked = world.agent.asked().iter().filter(|a| a.question["text"] == "poison").count();
     assert_eq!(asked, 6, "three attempts each time");
     let ran = world.try_tidegate(&["dead-letters", "redrive", &dead.0]).expect("it runs");
-    assert!(printed(&ran).1.starts_with("there is no dead letter"), "{}", printed(&ran).1);
+    assert!(
+        printed(&ran).1.ends_with("list them with tidegate dead-letters list\n"),
+        "{}",
+        printed(&ran).1
+    );
     assert_eq!(ran.status.code(), Some(3));
 }
 
@@ -222,7 +226,7 @@ async fn deleting_says_how_many_and_does_it_only_when_told_so() {
     let app = world.connect().await.expect("a connection");
     let ids = die(&world, &app, 3).await;
     let ran = world.try_tidegate(&["dead-letters", "delete", "--all"]).expect("it runs");
-    assert_eq!(printed(&ran).1, "would delete for good: 3 dead letters; pass --yes to do it\n");
+    assert_eq!(printed(&ran).1, "would delete permanently: 3 dead letters; pass --yes to do it\n");
     assert_eq!(
         (ran.status.code(), world.dead_letters().await.expect("a list").len()),
         (Some(1), 3)
@@ -270,6 +274,6 @@ async fn tail_prints_what_is_stored_and_nothing_of_another_connection_or_of_bodi
             (&line["kind"], line["lane"].as_str().map(str::len)),
             (&"command".into(), Some(16))
         );
-        assert!(sent.iter().any(|key| line["dedupe"] == key.as_str()), "{line}");
+        assert!(sent.iter().any(|key| line["dedup_key"] == key.as_str()), "{line}");
     }
 }

@@ -36,7 +36,7 @@ async fn rotating(world: &World, expires_in: Duration) -> (App, Secret) {
     world
         .tidegate(&[
             "connections",
-            "rotation",
+            "enable-token-rotation",
             &id,
             "--client-id=1.2",
             "--client-secret=client secret",

@@ -55,10 +55,10 @@ async fn live(world: &World, app: &App) -> (String, String) {
     world.send_shared(&shared).await.expect("an answer");
     let mut printed = String::new();
     for args in [
-        &["connections", "rotate", &id, "--secret", ROTATED][..],
+        &["connections", "rotate-signing-secret", &id, "--secret", ROTATED][..],
         &["connections", "list"],
         &["connections", "show", &id, "--json"],
-        &["claims", "list"],
+        &["link-codes", "list"],
         &["dead", "list"],
         &["keys", "status"],
         &["doctor"],

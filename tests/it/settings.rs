@@ -109,7 +109,7 @@ fn the_keys_of_a_new_installation_are_made_once_and_never_overwritten() {
         assert!(public.contains(&format!("TIDEGATE_{}_NKEY=U", user.to_uppercase())), "{public}");
     }
     let (code, said) = keygen(&[]);
-    assert!(code == Some(1) && said.contains("signing.keys is there already"), "{said}");
+    assert!(code == Some(1) && said.contains("signing.keys exists already"), "{said}");
     assert_eq!(keygen(&["--if-missing"]), (Some(0), String::new()));
     assert_eq!(read("signing.keys"), signing);
 }

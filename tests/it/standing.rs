@@ -41,7 +41,7 @@ async fn a_thousand_webhooks_that_belong_to_nobody_cost_the_shared_app_nothing()
 async fn an_app_half_way_to_being_switched_off_is_told_of() {
     let world = World::start(INGEST_ONLY).await.expect("a world");
     let app = world.connect().await.expect("a connection");
-    world.tidegate(&["connections", "stop", &app.connection.to_string()]).expect("stopped");
+    world.tidegate(&["connections", "disable", &app.connection.to_string()]).expect("stopped");
     for _ in 0..500 {
         let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
         assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 404);

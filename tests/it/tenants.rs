@@ -73,7 +73,8 @@ async fn a_deleted_connection_is_gone_from_postgres_the_directory_and_the_stream
     assert!(!ran.status.success() && error.contains("--yes"), "{error}");
     let said = world.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
     assert!(
-        said.contains("links: 1\nlink codes: 2\n") && said.contains("webhooks in the stream: 2\n"),
+        said.contains("bindings: 1\nlink codes: 2\n")
+            && said.contains("webhooks in the stream: 2\n"),
         "{said}"
     );
     let gone = try_until("no row names it", SOON, async || {

@@ -1,0 +1,94 @@
+//! Tests of valid and invalid files.
+
+use super::*;
+
+fn problems(text: &str) -> String {
+    match read(text, Path::new(env!("CARGO_MANIFEST_DIR"))) {
+        Ok(_) => String::new(),
+        Err(problems) => render(&problems, "t.toml"),
+    }
+}
+
+const GOOD: &str = r#"
+[[organization]]
+id = "acme"
+
+[[agent]]
+organization = "acme"
+id = "helper"
+url = "https://helper.example/"
+secret = "file:Cargo.toml"
+
+[[connection]]
+organization = "acme"
+app = "A1"
+team = "T1"
+signing_secret = "file:Cargo.toml"
+"#;
+
+/// The documented example is valid, except that its secrets do not exist.
+#[test]
+fn reads_documented_example() {
+    let head = include_str!("../schema.rs").lines().take_while(|line| line.starts_with("//!"));
+    let lines = head.map(|line| line.trim_start_matches("//!").trim_start());
+    let example: Vec<&str> = lines
+        .skip_while(|line| *line != "```toml")
+        .skip(1)
+        .take_while(|line| *line != "```")
+        .collect();
+    let found = problems(&example.join("\n"));
+    let about: Vec<&str> =
+        ["HELPER_SECRET is not set", "failed to read acme.signing", "ACME_BOT_TOKEN is not set"]
+            .into();
+    assert_eq!(found.lines().count(), about.len() + 1, "{found}");
+    assert!(about.iter().all(|about| found.contains(about)), "{found}");
+}
+
+#[test]
+fn problems_have_line_and_remedy() {
+    assert_eq!(problems(GOOD), "");
+    let with = |old: &str, new: &str| problems(&GOOD.replacen(old, new, 1));
+    for (found, line, says) in [
+        (with("app = \"A1\"", "aps = \"A1\""), 13, "unknown field `aps`"),
+        (with("team = \"T1\"", "team = 7"), 14, "invalid type"),
+        (with("team = \"T1\"", "preview_mode = \"yes\""), 14, "invalid type"),
+        (with("team = \"T1\"\n", ""), 13, "add one, or preview_mode = true"),
+        (with("id = \"acme\"", "id = \"a.b\""), 3, "an organization id"),
+        (
+            with("\"acme\"\nid = \"helper\"", "\"other\"\nid = \"helper\""),
+            6,
+            "add [[organization]]",
+        ),
+        (with("https://helper.example/", "helper"), 8, "write https://host/path"),
+        (with("file:Cargo.toml", "xoxb-hunter2"), 9, "write env:<name> or file:<path>"),
+        (with("file:Cargo.toml", "env:NO_SUCH_NAME"), 9, "NO_SUCH_NAME is not set"),
+        (with("file:Cargo.toml", "file:nowhere"), 9, "failed to read nowhere"),
+        (with("[[connection]]", "timeout = \"11m\"\n[[connection]]"), 11, "1s to 10m"),
+        (with("[[connection]]", "keep_for = \"soon\"\n[[connection]]"), 11, "1s to 14days"),
+        (with("[[connection]]", "max_concurrent = 0\n[[connection]]"), 11, "1 to 1000"),
+        (
+            with("team = \"T1\"", "team = \"T1\"\nsettings = { surface = [] }"),
+            15,
+            "unknown field `surface`",
+        ),
+        (with("[[agent]]", "[[organization]]\nid = \"acme\"\n[[agent]]"), 6, "in line 3 already"),
+        (
+            with(
+                "[[agent]]",
+                "[[member]]\norganization = \"acme\"\nuser = \"a\"\nslack = [\"T1/U1\"]\n\
+                 [[member]]\norganization = \"acme\"\nuser = \"b\"\nslack = [\"T1/U1\"]\n[[agent]]",
+            ),
+            12,
+            "is user a already",
+        ),
+        (with("[[agent]]", "[[agents]]"), 5, "unknown field `agents`"),
+        (with("[[agent]]", "[[agent]"), 5, ""),
+    ] {
+        let start = format!("t.toml:{line}: ");
+        assert!(found.starts_with(&start) && found.contains(says), "{line} {says}: {found}");
+        assert!(!found.contains("hunter2") && found.ends_with("nothing applied"), "{found}");
+    }
+    let several =
+        problems("[[connection]]\norganization = \"a\"\napp = \"A1\"\nsigning_secret = \"x\"\n");
+    assert_eq!(several.lines().count(), 3, "all of it at once: {several}");
+}

@@ -1,0 +1,126 @@
+//! Checks of the directory: its copies of connections, the ingests that read it, and failed
+//! connections.
+
+use super::Finding;
+use shared::{
+    directory::{Directory, DirectoryWait, Entry},
+    store::Store,
+    telemetry::Chain,
+    types::{ConnectionId, Status},
+};
+use std::{collections::HashMap, time::Duration};
+
+const COMPONENT: &str = "directory";
+/// Maximum number of connections that a finding names.
+const MAX_NAMED: usize = 10;
+
+/// Compares the directory with Postgres, and with what every ingest has applied.
+pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut Vec<Finding>) {
+    let compared = async {
+        let rows: HashMap<_, _> = store.connection_versions().await?.into_iter().collect();
+        let mut stale = Vec::new();
+        for (&id, &version) in &rows {
+            match directory.entry(id).await? {
+                Some(entry) if entry.version() >= version => {}
+                _ => stale.push(id.to_string()),
+            }
+        }
+        for id in directory.connections().await?.into_iter().filter(|id| !rows.contains_key(id)) {
+            if matches!(directory.entry(id).await?, Some(Entry::Known(_))) {
+                stale.push(format!("{id} (deleted)"));
+            }
+        }
+        anyhow::Ok((stale, directory.identity().await?.1))
+    };
+    let (stale, revision) = match compared.await {
+        Ok(compared) => compared,
+        Err(error) => {
+            return findings.push(failed(&format!("{error:#}")));
+        }
+    };
+    findings.push(entries(&stale));
+    findings.push(match directory.applied_everywhere(revision, Duration::ZERO).await {
+        Ok(()) => ingests(&[]),
+        Err(DirectoryWait::Behind(behind)) => ingests(&behind),
+        Err(DirectoryWait::Directory(error)) => failed(&Chain(&error).to_string()),
+    });
+    if let Ok(connections) = store.connection_summaries(None).await {
+        findings.extend(
+            connections.iter().filter_map(|c| failed_connection(c.id, c.status, &c.reason)),
+        );
+    }
+}
+
+fn entries(stale: &[String]) -> Finding {
+    if stale.is_empty() {
+        return Finding::good(COMPONENT, "has all connections of Postgres");
+    }
+    let named = stale.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    Finding::problem(
+        COMPONENT,
+        format!("entries older than Postgres: {} ({named})", stale.len()),
+        "check with tidegate partitions that a worker runs: it repairs them within 30 s",
+    )
+}
+
+fn ingests(behind: &[String]) -> Finding {
+    if behind.is_empty() {
+        return Finding::good(COMPONENT, "every running ingest has applied all entries");
+    }
+    Finding::problem(
+        COMPONENT,
+        format!("ingests that have not applied all entries: {}", behind.join(", ")),
+        "read their logs: they fail to read the directory from NATS",
+    )
+}
+
+fn failed(reason: &str) -> Finding {
+    let remedy = "check the findings about Postgres and NATS";
+    Finding::problem(COMPONENT, format!("failed to compare with Postgres: {reason}"), remedy)
+}
+
+/// Returns a warning if Slack rejects the token of a connection.
+fn failed_connection(id: ConnectionId, status: Status, reason: &str) -> Option<Finding> {
+    let remedy = match status {
+        Status::Error => "install the app again if Slack rejects its token",
+        Status::Revoked => {
+            "install the app again and declare its new token with tidegate apply, \
+             or delete the connection"
+        }
+        _ => return None,
+    };
+    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    Some(Finding::warning("slack", format!("connection {id} is {status}{reason}"), remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::doctor::render;
+
+    #[test]
+    fn renders_findings() {
+        let ids = ["first".to_owned(), "second".to_owned()];
+        let found = [entries(&[]), entries(&ids), ingests(&[]), ingests(&ids), failed("timed out")];
+        insta::assert_snapshot!(render(&found), @r"
+        good     directory has all connections of Postgres
+        problem  directory entries older than Postgres: 2 (first, second)
+                           → check with tidegate partitions that a worker runs: it repairs them within 30 s
+        good     directory every running ingest has applied all entries
+        problem  directory ingests that have not applied all entries: first, second
+                           → read their logs: they fail to read the directory from NATS
+        problem  directory failed to compare with Postgres: timed out
+                           → check the findings about Postgres and NATS
+        ");
+        let id = format!("{:032x}", 7).parse().expect("an id");
+        let statuses = [Status::Error, Status::Revoked];
+        let found = statuses.map(|status| failed_connection(id, status, "token_revoked"));
+        insta::assert_snapshot!(render(&found.map(|found| found.expect("found"))), @r"
+        warning  slack     connection 00000000000000000000000000000007 is error: token_revoked
+                           → install the app again if Slack rejects its token
+        warning  slack     connection 00000000000000000000000000000007 is revoked: token_revoked
+                           → install the app again and declare its new token with tidegate apply, or delete the connection
+        ");
+        assert!(failed_connection(id, Status::Active, "").is_none());
+    }
+}

@@ -1,0 +1,130 @@
+//! `tidegate doctor`: finds problems of a deployment and of a Slack app, and prints remedies.
+//!
+//! Reads only. Exits 1 if a finding is a problem.
+
+mod app;
+mod clock;
+mod directory;
+mod nats;
+mod postgres;
+
+use crate::{
+    app_manifest::AppSettings,
+    output,
+    settings::{NatsSettings, StoreSettings},
+};
+use anyhow::{Context, ensure};
+use serde::Serialize;
+use std::{fs, path::PathBuf, time::Duration};
+
+/// Maximum time for a response of a server.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Arguments of `tidegate doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Doctor {
+    /// Manifest of a Slack app to check, exported from Slack as JSON. Requires --base-url.
+    #[arg(long, value_name = "FILE", requires = "base_url")]
+    manifest: Option<PathBuf>,
+    #[command(flatten)]
+    app: AppSettings,
+    /// Print JSON, one finding per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: NatsSettings,
+}
+
+/// Severity of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    /// As it should be.
+    Good,
+    /// Works, but a person should look at it.
+    Warning,
+    /// Does not work, or will stop to work.
+    Problem,
+}
+
+/// Result of one check.
+#[derive(Debug, Serialize)]
+struct Finding {
+    level: Level,
+    /// Checked component, as `nats` or `postgres`.
+    component: &'static str,
+    summary: String,
+    /// Remedy. Empty if nothing has to be done.
+    remedy: String,
+}
+
+impl Finding {
+    fn good(component: &'static str, summary: impl Into<String>) -> Self {
+        Self { level: Level::Good, component, summary: summary.into(), remedy: String::new() }
+    }
+
+    fn warning(
+        component: &'static str,
+        summary: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let (summary, remedy) = (summary.into(), remedy.into());
+        Self { level: Level::Warning, component, summary, remedy }
+    }
+
+    fn problem(
+        component: &'static str,
+        summary: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { level: Level::Problem, ..Self::warning(component, summary, remedy) }
+    }
+
+    fn render(&self) -> String {
+        let Finding { level, component, summary, remedy } = self;
+        let (word, color) = match level {
+            Level::Good => ("good", "32"),
+            Level::Warning => ("warning", "33"),
+            Level::Problem => ("problem", "31"),
+        };
+        let word = output::colored(color, &format!("{word:<8}"));
+        let summary = format!("{word} {component:<9} {}", output::sanitize(summary));
+        if remedy.is_empty() {
+            return summary;
+        }
+        format!("{summary}\n{:18} → {}", "", output::sanitize(remedy))
+    }
+}
+
+impl Doctor {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let mut findings = Vec::new();
+        if let Some(file) = &self.manifest {
+            let text = fs::read_to_string(file).with_context(|| {
+                format!("failed to read {}; name the manifest with --manifest", file.display())
+            })?;
+            findings.extend(app::check(&text, &self.app.command, &self.app.url()?));
+        }
+        let store = self.store.open()?;
+        let has_schema = postgres::check(&store, &mut findings).await;
+        nats::check(&self.nats.nats, has_schema.then_some(&store), &mut findings).await;
+        let problems = findings.iter().filter(|f| f.level == Level::Problem).count();
+        for finding in &findings {
+            if self.json {
+                output::json(finding)?;
+            } else {
+                output::line(&finding.render())?;
+            }
+        }
+        ensure!(problems == 0, "problems: {problems}");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+fn render(findings: &[Finding]) -> String {
+    findings.iter().map(Finding::render).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,80 @@
+//! Checks of Postgres. A server that does not respond is a finding after a few seconds.
+
+use super::{Finding, QUERY_TIMEOUT, clock};
+use shared::{store::Store, telemetry::Chain};
+
+const COMPONENT: &str = "postgres";
+/// Minimum version of Postgres, as `server_version_num`.
+const MIN_VERSION: i32 = 140_000;
+
+/// Checks Postgres. Returns true if the schema can be queried.
+pub(super) async fn check(store: &Store, findings: &mut Vec<Finding>) -> bool {
+    let requested_at = clock::now_ms();
+    let facts = match tokio::time::timeout(QUERY_TIMEOUT, store.server_facts()).await {
+        Ok(Ok(facts)) => facts,
+        Ok(Err(error)) => {
+            findings.push(unavailable(&Chain(&error).to_string()));
+            return false;
+        }
+        Err(_) => {
+            findings.push(unavailable(&format!("no response within {QUERY_TIMEOUT:?}")));
+            return false;
+        }
+    };
+    findings.push(clock::compare(COMPONENT, facts.now_ms, clock::midpoint(requested_at)));
+    if facts.version < MIN_VERSION {
+        let summary = format!("Postgres {} is not supported", facts.version / 10_000);
+        findings.push(Finding::problem(COMPONENT, summary, "use Postgres 14 or newer"));
+    }
+    let required = Store::newest_migration();
+    findings.push(schema(facts.schema, required));
+    facts.schema.is_some_and(|version| version >= required)
+}
+
+fn unavailable(reason: &str) -> Finding {
+    let remedy = "check TIDEGATE_POSTGRES_URL, and that Postgres is up";
+    Finding::problem(COMPONENT, format!("failed to connect: {reason}"), remedy)
+}
+
+fn schema(version: Option<i64>, required: i64) -> Finding {
+    match version {
+        Some(version) if version == required => {
+            Finding::good(COMPONENT, format!("schema has the required version {version}"))
+        }
+        Some(version) if version > required => Finding::warning(
+            COMPONENT,
+            format!("schema has version {version}, newer than the required {required}"),
+            "finish the roll-out of the newer release",
+        ),
+        Some(version) => Finding::problem(
+            COMPONENT,
+            format!("schema has version {version}, older than the required {required}"),
+            "run tidegate migrate",
+        ),
+        None => Finding::problem(COMPONENT, "schema is missing", "run tidegate migrate"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::doctor::render;
+
+    #[test]
+    fn renders_findings() {
+        let schemas = [Some(3), Some(4), Some(2), None].map(|version| schema(version, 3));
+        insta::assert_snapshot!(render(&schemas), @r"
+        good     postgres  schema has the required version 3
+        warning  postgres  schema has version 4, newer than the required 3
+                           → finish the roll-out of the newer release
+        problem  postgres  schema has version 2, older than the required 3
+                           → run tidegate migrate
+        problem  postgres  schema is missing
+                           → run tidegate migrate
+        ");
+        insta::assert_snapshot!(render(&[unavailable("no response within 3s")]), @r"
+        problem  postgres  failed to connect: no response within 3s
+                           → check TIDEGATE_POSTGRES_URL, and that Postgres is up
+        ");
+    }
+}

@@ -1,0 +1,72 @@
+//! `tidegate keygen`: generates the keys of a new installation as files that settings can name.
+//!
+//! Writes two keyrings, an nkey seed for each NATS user, and their public keys as an environment
+//! file for NATS servers. Existing files are never overwritten: what a lost key has encrypted is
+//! lost with it.
+
+use anyhow::{Context, ensure};
+use nkeys::KeyPair;
+use shared::{config, secrets::KeyRing};
+use std::{
+    fs::{self, OpenOptions},
+    io::{ErrorKind, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// NATS users.
+const USERS: [&str; 3] = ["ingest", "worker", "operator"];
+/// Environment file with the public keys that the configuration of NATS names.
+const PUBLIC_KEYS: &str = "nats-users.env";
+
+/// Arguments of `tidegate keygen`.
+#[derive(Debug, clap::Args)]
+pub struct Keygen {
+    /// Folder for the files.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Name of the first key of the keyrings.
+    #[arg(long, value_name = "NAME", default_value = "k1", value_parser = config::name)]
+    key_id: String,
+    /// Succeed without changes if the folder has keys.
+    #[arg(long)]
+    if_missing: bool,
+}
+
+impl Keygen {
+    /// Runs the command.
+    pub fn run(self) -> anyhow::Result<()> {
+        let out = &self.out;
+        let complete = out.join(PUBLIC_KEYS); // written last
+        if self.if_missing && complete.exists() {
+            println!("{} has keys", out.display());
+            return Ok(());
+        }
+        fs::create_dir_all(out)
+            .with_context(|| format!("failed to create folder {}", out.display()))?;
+        for ring in ["signing.keys", "token.keys"] {
+            write(&out.join(ring), &KeyRing::generate(&self.key_id)?, 0o600)?;
+        }
+        let mut public = String::new();
+        for user in USERS {
+            let pair = KeyPair::new_user();
+            write(&out.join(format!("nats-{user}.seed")), &pair.seed()?, 0o600)?;
+            public += &format!("TIDEGATE_{}_NKEY={}\n", user.to_uppercase(), pair.public_key());
+        }
+        write(&complete, &public, 0o644)?;
+        println!("{}: two keyrings, {} seeds, {PUBLIC_KEYS}", out.display(), USERS.len());
+        Ok(())
+    }
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let exists = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
+    ensure!(
+        !exists,
+        "{} exists already, and keys are never overwritten; name another folder with --out",
+        path.display()
+    );
+    let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.with_context(|| format!("failed to write {}", path.display()))
+}

@@ -1,0 +1,116 @@
+//! `tidegate keys`: key rotation of the encrypted columns.
+//!
+//! A keyring is rotated online, in four steps. Every process gets `k1,k2`, so that all can decrypt
+//! with the new key; then `k2,k1`, so that the new key encrypts; then `tidegate keys rewrap`; then
+//! `k2` alone. `tidegate keys status` shows when no value is left under the old key.
+
+use crate::{
+    directory, output,
+    settings::{NatsSettings, StoreSettings},
+};
+use anyhow::ensure;
+use serde::Serialize;
+use shared::store::{SEALED_COLUMNS, Store};
+
+const COLUMNS: [output::Column; 4] =
+    [("column", false), ("key", false), ("values", true), ("age", false)];
+
+/// Commands of `tidegate keys`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Keys {
+    /// Count the encrypted values of each column by key.
+    Status(Status),
+    /// Encrypt all values with the newest key of their keyring. Safe while processes run, and to
+    /// repeat.
+    Rewrap(Rewrap),
+}
+
+/// Arguments of `tidegate keys status`.
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    /// Print JSON, one column and key per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+/// Arguments of `tidegate keys rewrap`.
+#[derive(Debug, clap::Args)]
+pub struct Rewrap {
+    /// Print JSON, one column and key per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: NatsSettings,
+}
+
+#[derive(Serialize)]
+struct Count<'a> {
+    column: &'a str,
+    key: String,
+    count: i64,
+    newest: bool,
+}
+
+impl Keys {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Keys::Status(status) => print_status(&status.store.open()?, status.json).await,
+            Keys::Rewrap(rewrap) => rewrap.run().await,
+        }
+    }
+}
+
+impl Rewrap {
+    async fn run(self) -> anyhow::Result<()> {
+        let store = self.store.open()?;
+        let js = self.nats.jetstream().await?;
+        let mut unopened = Vec::new();
+        for column in &SEALED_COLUMNS {
+            let (mut after, mut written) = (String::new(), 0);
+            loop {
+                let step = store.rewrap(column, &after).await?;
+                written += step.written;
+                unopened.extend(step.unopened);
+                output::progress(&format!("{}: {written}", column.name));
+                let Some(next) = step.next else { break };
+                after = next;
+            }
+            output::clear_progress();
+            if !self.json {
+                output::line(&format!("{}: {written}", column.name))?;
+            }
+        }
+        // The directory holds the ciphertexts of signing secrets.
+        let connections = store.connection_summaries(None).await?;
+        let ids: Vec<_> = connections.iter().map(|connection| connection.id).collect();
+        directory::publish(&store, &js, &ids).await?;
+        print_status(&store, self.json).await?;
+        ensure!(
+            unopened.is_empty(),
+            "failed to decrypt these values; add the keys that encrypted them to the keyring:\n{}",
+            unopened.join("\n")
+        );
+        Ok(())
+    }
+}
+
+async fn print_status(store: &Store, json: bool) -> anyhow::Result<()> {
+    let mut counts = Vec::new();
+    for column in &SEALED_COLUMNS {
+        for (key, count) in store.keys_of(column).await? {
+            let newest = store.is_newest(column, &key);
+            counts.push(Count { column: column.name, key, count, newest });
+        }
+    }
+    output::list(&counts, json, &COLUMNS, row)
+}
+
+fn row(count: &Count) -> Vec<String> {
+    let age = if count.newest { "newest" } else { "old" };
+    vec![count.column.into(), output::sanitize(&count.key), count.count.to_string(), age.into()]
+}

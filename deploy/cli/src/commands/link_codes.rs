@@ -1,0 +1,183 @@
+//! `tidegate link-codes`: creates, lists and revokes link codes.
+//!
+//! A code is printed once, when it is created: Postgres stores its hash. A code's id is the
+//! beginning of that hash.
+
+use crate::{output, settings::StoreSettings};
+use anyhow::ensure;
+use shared::{
+    config,
+    store::{MintedClaim, NewClaim},
+    types::{AgentId, ConnectionId, OrgId, Platform, Surface},
+};
+use std::time::Duration;
+
+/// Maximum lifetime of a link code.
+const MAX_TTL: Duration = Duration::from_secs(3600);
+
+const COLUMNS: [output::Column; 7] = [
+    ("id", false),
+    ("state", false),
+    ("agent", false),
+    ("surfaces", false),
+    ("connection", false),
+    ("expires", false),
+    ("used by", false),
+];
+
+/// Commands of `tidegate link-codes`.
+#[derive(Debug, clap::Subcommand)]
+pub enum LinkCodes {
+    /// Create a code that links a conversation to an agent, and print it.
+    Create(Create),
+    /// List link codes and their states, newest first.
+    List(List),
+    /// Revoke a link code that was not used.
+    Revoke(Revoke),
+}
+
+/// Arguments of `tidegate link-codes create`.
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    /// Organization of the agent.
+    #[arg(long)]
+    org: OrgId,
+    /// Agent id.
+    #[arg(long)]
+    agent: AgentId,
+    /// Platform that accepts the code.
+    #[arg(long, default_value = "slack")]
+    platform: Platform,
+    /// Types of conversations that accept the code: dm, channel, or both, comma-separated.
+    #[arg(long, value_delimiter = ',', default_value = "dm")]
+    surfaces: Vec<Surface>,
+    /// Connection that accepts the code. Default: any preview connection.
+    #[arg(long)]
+    connection: Option<ConnectionId>,
+    /// Lifetime of the code, at most 1h.
+    #[arg(long, default_value = "15m", value_parser = config::duration)]
+    ttl: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+/// Arguments of `tidegate link-codes list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    /// Maximum number of link codes.
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+    /// Print JSON, one link code per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+/// Arguments of `tidegate link-codes revoke`.
+#[derive(Debug, clap::Args)]
+pub struct Revoke {
+    /// Id that `tidegate link-codes list` prints.
+    id: String,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+impl LinkCodes {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            LinkCodes::Create(create) => create.run().await,
+            LinkCodes::List(list) => list.run().await,
+            LinkCodes::Revoke(revoke) => revoke.run().await,
+        }
+    }
+}
+
+impl Create {
+    async fn run(self) -> anyhow::Result<()> {
+        ensure!(self.ttl <= MAX_TTL, "--ttl is above the maximum of 1h; pass a shorter time");
+        let new = NewClaim {
+            org: self.org,
+            agent: self.agent,
+            platform: self.platform,
+            surfaces: self.surfaces,
+            connection: self.connection,
+            ttl: self.ttl,
+            created_by: "tidegate".into(),
+        };
+        let code = self.store.open()?.mint_claim(&new).await?.reveal();
+        if self.json {
+            let ttl = new.ttl.as_secs();
+            return output::json(&serde_json::json!({ "code": code, "ttl_seconds": ttl }));
+        }
+        Ok(output::line(&code)?)
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let codes = self.store.open()?.claims(i64::from(self.limit)).await?;
+        output::list(&codes, self.json, &COLUMNS, row)
+    }
+}
+
+fn row(code: &MintedClaim) -> Vec<String> {
+    let connection = code.connection.map(|id| id.to_string());
+    let used_by = code.consumed_user.as_ref().map(|user| {
+        let channel = code.consumed_channel.as_ref().map(|channel| format!(" in {channel}"));
+        format!("{user}{}", channel.unwrap_or_default())
+    });
+    vec![
+        code.id.clone(),
+        code.state.clone(),
+        format!("{}/{}", code.org, code.agent),
+        code.surfaces.join(","),
+        connection.unwrap_or_else(|| "any preview".into()),
+        output::or_dash(code.expires_at.as_deref()),
+        output::or_dash(used_by.as_deref()),
+    ]
+}
+
+impl Revoke {
+    async fn run(self) -> anyhow::Result<()> {
+        let id = output::sanitize(&self.id);
+        if !self.store.open()?.revoke_claim(&self.id).await? {
+            return output::not_found(format!(
+                "no open link code {id} found; list them with tidegate link-codes list"
+            ));
+        }
+        Ok(output::line(&format!("link code {id} revoked"))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renders_link_codes() {
+        let open = MintedClaim {
+            id: "9f86d081884c7d65".into(),
+            org: "acme".parse().expect("an id"),
+            agent: "helper".parse().expect("an id"),
+            platform: Platform::Slack,
+            surfaces: vec!["dm".into(), "channel".into()],
+            connection: None,
+            created_by: "tidegate".into(),
+            state: "open".into(),
+            created_at: None,
+            expires_at: Some("2026-01-31T12:00:00Z".into()),
+            consumed_connection: None,
+            consumed_channel: None,
+            consumed_user: None,
+        };
+        insta::assert_snapshot!(output::table(&COLUMNS, &[open], row), @r"
+        id                state  agent        surfaces    connection   expires               used by
+        9f86d081884c7d65  open   acme/helper  dm,channel  any preview  2026-01-31T12:00:00Z  -
+        ");
+    }
+}

@@ -1,0 +1,95 @@
+//! Commands of `tidegate`, a file for each family. They do not import each other.
+
+mod agents;
+mod apply;
+mod connections;
+mod dead_letters;
+mod deliveries;
+mod doctor;
+mod keygen;
+mod keys;
+mod ledger;
+mod link_codes;
+mod manifest;
+mod migrate;
+mod outbox;
+mod partitions;
+mod replay;
+mod tail;
+mod webhook;
+
+/// Commands of `tidegate`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    Migrate(migrate::Migrate),
+    /// Generate the keys of a new installation: keyrings, and nkeys of the NATS users.
+    Keygen(keygen::Keygen),
+    /// Create, change and delete organizations, agents and connections as a file declares.
+    Apply(apply::Apply),
+    /// Create, list and revoke link codes.
+    #[command(subcommand)]
+    LinkCodes(link_codes::LinkCodes),
+    /// List, disable, enable and delete connections, and rotate their secrets.
+    #[command(subcommand)]
+    Connections(connections::Connections),
+    /// Check this deployment, or the manifest of a Slack app. Exits 1 if there is a problem.
+    Doctor(Box<doctor::Doctor>),
+    /// Print the manifest of a Slack app for this deployment.
+    Manifest(manifest::Manifest),
+    /// Show by which keys values are encrypted, and encrypt them with the newest.
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// List, show, redrive and delete dead letters.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLetters),
+    /// List, show, retry, skip and cancel deliveries.
+    #[command(subcommand)]
+    Deliveries(deliveries::Deliveries),
+    /// Manage messages to Slack.
+    #[command(subcommand)]
+    Outbox(outbox::Outbox),
+    /// Look up a webhook.
+    #[command(subcommand)]
+    Webhook(webhook::Webhook),
+    /// List, show, pause and resume agents.
+    #[command(subcommand)]
+    Agents(agents::Agents),
+    /// List partitions with their owners, cursors and lag.
+    Partitions(partitions::Partitions),
+    /// Check that no webhook was lost.
+    #[command(subcommand)]
+    Ledger(ledger::Ledger),
+    /// Process a range of a connection's webhooks again. Changes nothing without --apply.
+    Replay(replay::Replay),
+    /// List and cancel replays.
+    #[command(subcommand)]
+    Replays(replay::Replays),
+    /// Print webhooks as they are stored, without their bodies, until Ctrl-C.
+    Tail(tail::Tail),
+}
+
+impl Command {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Command::Migrate(command) => command.run().await,
+            Command::Keygen(command) => command.run(),
+            Command::Apply(command) => command.run().await,
+            Command::LinkCodes(command) => command.run().await,
+            Command::Connections(command) => command.run().await,
+            Command::Doctor(command) => command.run().await,
+            Command::Manifest(command) => command.run(),
+            Command::Keys(command) => command.run().await,
+            Command::DeadLetters(command) => command.run().await,
+            Command::Deliveries(command) => command.run().await,
+            Command::Outbox(command) => command.run().await,
+            Command::Webhook(command) => command.run().await,
+            Command::Agents(command) => command.run().await,
+            Command::Partitions(command) => command.run().await,
+            Command::Ledger(command) => command.run().await,
+            Command::Replay(command) => command.run().await,
+            Command::Replays(command) => command.run().await,
+            Command::Tail(command) => command.run().await,
+        }
+    }
+}

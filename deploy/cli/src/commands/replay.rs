@@ -1,0 +1,281 @@
+//! `tidegate replay` and `tidegate replays`: process a range of a connection's webhooks again.
+//!
+//! By default a replay is dry: it shows, for each webhook, what would be changed, sent and called.
+//! With `--apply` it enqueues the deliveries, in their own lanes and with their own dedup keys, and
+//! does nothing else. Workers run it under a lease, so it continues if a worker dies. The command
+//! requests the replay, waits for it and prints its results. With the name of an existing replay it
+//! prints the results of that one.
+
+use crate::{
+    output::{self, not_found},
+    settings::StoreSettings,
+};
+use anyhow::{Context, ensure};
+use shared::{
+    config,
+    store::{NewReplay, ReplayResult, ReplayState, Store},
+    types::{ConnectionId, OrgId},
+};
+use std::time::{Duration, Instant};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// Interval at which the command reads the progress.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Results per statement.
+const BATCH_SIZE: i64 = 500;
+
+const COLUMNS: [output::Column; 5] = [
+    ("sequence", true),
+    ("stored at", false),
+    ("kind", false),
+    ("outcome", false),
+    ("effects", false),
+];
+
+const LIST_COLUMNS: [output::Column; 7] = [
+    ("name", false),
+    ("connection", false),
+    ("mode", false),
+    ("state", false),
+    ("processed", true),
+    ("total", true),
+    ("worker", false),
+];
+
+/// Arguments of `tidegate replay`.
+#[derive(Debug, clap::Args)]
+pub struct Replay {
+    /// Connection of the webhooks.
+    #[arg(long)]
+    connection: ConnectionId,
+    /// Start: a duration before now, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
+    #[arg(long, value_parser = since)]
+    from: OffsetDateTime,
+    /// End, in the same form. Default: now.
+    #[arg(long, value_parser = since)]
+    to: Option<OffsetDateTime>,
+    /// Enqueue the deliveries, so that agents receive these webhooks again.
+    #[arg(long, conflicts_with = "dry_run")]
+    apply: bool,
+    /// Only show what would be done. This is the default.
+    #[arg(long)]
+    dry_run: bool,
+    /// Name of the replay. An existing one is not repeated. Default: random.
+    #[arg(long)]
+    name: Option<OrgId>,
+    /// Maximum time to wait for workers. Then the replay is cancelled.
+    #[arg(long, default_value = "1h", value_parser = config::duration)]
+    timeout: Duration,
+    /// Print JSON, one webhook per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+/// Commands of `tidegate replays`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Replays {
+    /// List replays, newest first.
+    List(List),
+    /// Cancel a replay that is not done. Its enqueued deliveries stay.
+    Cancel(Cancel),
+}
+
+/// Arguments of `tidegate replays list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    /// Maximum number of replays.
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+    /// Print JSON, one replay per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+/// Arguments of `tidegate replays cancel`.
+#[derive(Debug, clap::Args)]
+pub struct Cancel {
+    /// Name of the replay.
+    name: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+impl Replay {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let to = self.to.unwrap_or_else(OffsetDateTime::now_utc);
+        ensure!(self.from < to, "--from is after --to; pass an earlier time");
+        let store = self.store.open()?;
+        let id = match &self.name {
+            Some(name) => name.to_string(),
+            None => ConnectionId::random()?.to_string(),
+        };
+        let (connection, from, apply) = (self.connection, self.from, self.apply);
+        if !store.create_replay(&NewReplay { id: id.clone(), connection, from, to, apply }).await? {
+            let existing = state(&store, &id).await?;
+            ensure!(
+                existing.apply == apply && existing.connection == connection,
+                "replay {id} exists already, of connection {} and {}; pass another --name",
+                existing.connection,
+                mode(existing.apply)
+            );
+            eprintln!("replay {id} exists already; printing its results");
+        }
+        let ended = tokio::select! {
+            ended = self.watch(&store, &id) => ended?,
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                store.cancel_replay(&id).await?;
+                output::clear_progress();
+                anyhow::bail!("replay {id} cancelled; its enqueued deliveries stay");
+            }
+        };
+        output::clear_progress();
+        let webhooks = self.print(&store, &id).await?;
+        ensure!(
+            ended.state == "done",
+            "replay {id} is {}: {}",
+            ended.state,
+            output::or_dash(Some(&ended.note))
+        );
+        if webhooks == 0 {
+            return not_found(
+                "no webhooks of this connection found in the stream between --from and --to",
+            );
+        }
+        Ok(())
+    }
+
+    async fn watch(&self, store: &Store, id: &str) -> anyhow::Result<ReplayState> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let state = state(store, id).await?;
+            if state.state != "open" {
+                return Ok(state);
+            }
+            if Instant::now() >= deadline {
+                store.cancel_replay(id).await?;
+                anyhow::bail!(
+                    "replay {id} not done within {} and cancelled; \
+                     check with tidegate partitions that workers run",
+                    humantime::format_duration(self.timeout)
+                );
+            }
+            let of = state.total.map_or_else(String::new, |total| format!(" of about {total}"));
+            let by = state.worker.as_deref().unwrap_or("no worker yet");
+            output::progress(&format!(
+                "{}{of} webhooks processed, by {}",
+                state.decided,
+                output::sanitize(by)
+            ));
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Prints the results and returns their number.
+    async fn print(&self, store: &Store, id: &str) -> anyhow::Result<usize> {
+        let (mut after, mut results) = (0, Vec::new());
+        loop {
+            let batch = store.replay_results(id, after, BATCH_SIZE).await?;
+            let Some(last) = batch.last() else { break };
+            after = last.sequence;
+            results.extend(batch);
+        }
+        if self.json || !results.is_empty() {
+            output::list(&results, self.json, &COLUMNS, row)?;
+        }
+        if !self.json && !results.is_empty() {
+            let done = if self.apply {
+                "processed; their deliveries are enqueued"
+            } else {
+                "processed, and nothing changed; --apply enqueues their deliveries"
+            };
+            output::line(&format!("{} webhooks {done}", results.len()))?;
+        }
+        Ok(results.len())
+    }
+}
+
+async fn state(store: &Store, id: &str) -> anyhow::Result<ReplayState> {
+    let found = store.replays(Some(id), 1).await?.pop();
+    found.with_context(|| format!("replay {id} not found"))
+}
+
+fn mode(apply: bool) -> &'static str {
+    if apply { "apply" } else { "dry" }
+}
+
+fn row(result: &ReplayResult) -> Vec<String> {
+    vec![
+        result.sequence.to_string(),
+        result.stored_at.format(&Rfc3339).unwrap_or_else(|_| "-".into()),
+        output::sanitize(&result.kind),
+        output::sanitize(&result.outcome),
+        output::or_dash(Some(&result.effects.join(", "))),
+    ]
+}
+
+impl Replays {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Replays::List(list) => list.run().await,
+            Replays::Cancel(cancel) => cancel.run().await,
+        }
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let replays = self.store.open()?.replays(None, i64::from(self.limit)).await?;
+        if replays.is_empty() {
+            return not_found("no replays found");
+        }
+        output::list(&replays, self.json, &LIST_COLUMNS, list_row)
+    }
+}
+
+fn list_row(replay: &ReplayState) -> Vec<String> {
+    vec![
+        output::sanitize(&replay.id),
+        replay.connection.to_string(),
+        mode(replay.apply).into(),
+        replay.state.clone(),
+        replay.decided.to_string(),
+        replay.total.map_or_else(|| "-".into(), |total| total.to_string()),
+        output::or_dash(replay.worker.as_deref()),
+    ]
+}
+
+impl Cancel {
+    async fn run(self) -> anyhow::Result<()> {
+        let name = output::sanitize(&self.name);
+        if !self.store.open()?.cancel_replay(&self.name).await? {
+            return not_found(format!(
+                "no open replay {name} found; list them with tidegate replays list"
+            ));
+        }
+        if self.json {
+            return output::json(&serde_json::json!({ "cancelled": self.name }));
+        }
+        Ok(output::line(&format!("replay {name} cancelled"))?)
+    }
+}
+
+/// Parses a time, or a duration before now.
+fn since(text: &str) -> Result<OffsetDateTime, String> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time);
+    }
+    let back = humantime::parse_duration(text).ok();
+    let back = back.and_then(|back| time::Duration::try_from(back).ok());
+    back.and_then(|back| OffsetDateTime::now_utc().checked_sub(back))
+        .ok_or_else(|| "expected 1h or 2026-01-31T12:00:00Z".into())
+}

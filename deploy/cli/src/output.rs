@@ -1,0 +1,145 @@
+//! Output of commands: lines, JSON lines, tables and the exit code.
+//!
+//! Text that others wrote goes through [`sanitize`], so that it cannot control the terminal.
+
+use serde::Serialize;
+use shared::store::StoreError;
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+/// Name of a table column, and true if its cells are numbers, which are aligned to the right.
+pub type Column = (&'static str, bool);
+
+/// Prints a line.
+pub fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
+
+/// Prints a value as one line of JSON.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(line(&serde_json::to_string(value)?)?)
+}
+
+/// Prints items as JSON, one per line, or as a table.
+pub fn list<T: Serialize>(
+    items: &[T],
+    as_json: bool,
+    columns: &[Column],
+    row: fn(&T) -> Vec<String>,
+) -> anyhow::Result<()> {
+    if as_json {
+        return items.iter().try_for_each(json);
+    }
+    Ok(line(&table(columns, items, row))?)
+}
+
+/// Returns a table with a row per item. The last column is not padded.
+pub fn table<T>(columns: &[Column], items: &[T], row: impl Fn(&T) -> Vec<String>) -> String {
+    let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let rows: Vec<_> = std::iter::once(names).chain(items.iter().map(row)).collect();
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, (_, number)), &width)| {
+            if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns a line per fact: its name and its value.
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let lines = facts.iter().map(|(name, fact)| format!("{name:<14}  {fact}"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Prints that a pause or resumption took effect, or that it was not needed.
+pub fn paused(subject: &str, paused: bool, changed: bool, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return json(&serde_json::json!({ "paused": paused, "changed": changed }));
+    }
+    let state = match (paused, changed) {
+        (true, true) => "paused",
+        (true, false) => "was already paused",
+        (false, true) => "resumed",
+        (false, false) => "was not paused",
+    };
+    Ok(line(&format!("{subject} {state}"))?)
+}
+
+/// Error of a command that found nothing to show or to change. The exit code is 3.
+#[derive(Debug)]
+pub struct NotFoundError(String);
+
+impl fmt::Display for NotFoundError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotFoundError {}
+
+/// Returns [`NotFoundError`].
+pub fn not_found<T>(message: impl Into<String>) -> anyhow::Result<T> {
+    Err(NotFoundError(message.into()).into())
+}
+
+/// Turns [`StoreError::Missing`] into [`NotFoundError`] with the command that lists the rows.
+pub fn found<T>(result: Result<T, StoreError>, list_command: &str) -> anyhow::Result<T> {
+    match result {
+        Err(StoreError::Missing(row)) => {
+            not_found(format!("{row} not found; list them with {list_command}"))
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Returns the text on one line, without control characters.
+pub fn sanitize(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Returns the sanitized text, or a dash if there is none.
+pub fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).map_or_else(|| "-".into(), sanitize)
+}
+
+/// Returns the text in an ANSI color if the output is a terminal.
+pub fn colored(color: &str, text: &str) -> String {
+    if io::stdout().is_terminal() { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Replaces the progress line on a terminal.
+pub fn progress(text: &str) {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+    }
+}
+
+/// Removes the progress line.
+pub fn clear_progress() {
+    progress("");
+}
+
+/// Prints the error of a command, if any, and returns its exit code.
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            if error.is::<NotFoundError>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Returns true if the reader closed the pipe, as in `tidegate tail | head`.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,48 @@
+//! Access to the stream of webhooks for commands that read or count it.
+
+use anyhow::Context;
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::Stream,
+};
+use shared::{
+    partition::Partition,
+    stream::{self, STREAM},
+    types::ConnectionId,
+};
+use std::time::Duration;
+
+/// Returns the stream of webhooks.
+pub async fn open(js: &jetstream::Context) -> anyhow::Result<Stream> {
+    js.get_stream(STREAM).await.with_context(|| {
+        format!("failed to open stream {STREAM}; check TIDEGATE_NATS_URL, and run tidegate migrate")
+    })
+}
+
+/// Returns the number of webhooks of a partition that the stream holds after a sequence.
+pub async fn count_after(
+    stream: &Stream,
+    partition: Partition,
+    sequence: u64,
+) -> anyhow::Result<u64> {
+    let consumer = stream
+        .create_consumer(pull::Config {
+            name: Some(consumer_name("lag")?),
+            filter_subject: stream::subjects_of(partition),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: Duration::from_secs(5),
+            ..pull::Config::default()
+        })
+        .await
+        .with_context(|| format!("failed to create a consumer for partition {partition}"))?;
+    Ok(consumer.cached_info().num_pending)
+}
+
+/// Returns a unique consumer name.
+pub fn consumer_name(command: &str) -> anyhow::Result<String> {
+    Ok(format!("operator-{command}-{}", ConnectionId::random()?))
+}
