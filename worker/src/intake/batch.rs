@@ -69,6 +69,29 @@ impl BatchHalving {
     }
 }
 
+/// How many webhooks are decided together. Those behind one that is committed alone are decided again, so few are while most are
+/// such.
+#[derive(Debug, Clone, Copy)]
+pub struct PrepareLimit(usize);
+
+impl PrepareLimit {
+    /// Whole batches.
+    pub fn new() -> Self {
+        Self(BATCH_WEBHOOKS_MAX)
+    }
+
+    /// Webhooks that are decided together next, at most.
+    pub fn get(self) -> usize {
+        self.0
+    }
+
+    /// So many of the webhooks that were decided together were committed.
+    pub fn on_committed(&mut self, committed: usize, prepared: usize) {
+        let fit = if committed < prepared { committed } else { self.0 };
+        self.0 = (2 * fit).clamp(1, BATCH_WEBHOOKS_MAX);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +113,33 @@ mod tests {
         assert_eq!(commit_length([true, true, false, true]), 2);
         assert_eq!(commit_length([false, true]), 1);
         assert_eq!(commit_length([true]), 1);
+    }
+
+    /// Decides and commits webhooks, of which some are committed alone; returns the sizes of batches and how many were decided.
+    fn commit_all(may_share: &[bool]) -> (Vec<usize>, usize) {
+        let (mut limit, mut next, mut batches, mut decided) =
+            (PrepareLimit::new(), 0, Vec::new(), 0);
+        while next < may_share.len() {
+            let prepared = limit.get().min(may_share.len() - next);
+            let committed = commit_length(may_share[next..next + prepared].iter().copied());
+            limit.on_committed(committed, prepared);
+            batches.push(committed);
+            (next, decided) = (next + committed, decided + prepared);
+        }
+        (batches, decided)
+    }
+
+    #[test]
+    fn webhooks_that_are_committed_alone_are_decided_about_once() {
+        let (batches, decided) = commit_all(&[false; 2_000]);
+        assert_eq!(batches.len(), 2_000);
+        assert!(decided < 2 * 2_000 + BATCH_WEBHOOKS_MAX, "{decided}");
+        assert_eq!(commit_all(&[true; 2_000]).0.len(), 2_000_usize.div_ceil(BATCH_WEBHOOKS_MAX));
+        bolero::check!().with_type::<Vec<bool>>().for_each(|may_share| {
+            let (batches, decided) = commit_all(may_share);
+            assert_eq!(batches.iter().sum::<usize>(), may_share.len());
+            assert!(decided <= 4 * may_share.len() + BATCH_WEBHOOKS_MAX, "{decided}");
+        });
     }
 
     #[test]

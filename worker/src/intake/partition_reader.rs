@@ -5,7 +5,9 @@
 //! for. The next batch is prepared when the outcome of the one before is known.
 
 use super::{
-    batch::{AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, batch_length, commit_length},
+    batch::{
+        AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, PrepareLimit, batch_length, commit_length,
+    },
     owned_partition::OwnedPartition,
     redrive,
     stream_reset::{self, StreamReset},
@@ -71,6 +73,7 @@ struct Reader<'a> {
     follow: Follow,
     cursor: u64,
     halving: BatchHalving,
+    prepare_limit: PrepareLimit,
     pending: VecDeque<Pending>,
     /// Read, but there was no room for it.
     unread: Option<(Place, Box<jetstream::Message>)>,
@@ -95,6 +98,7 @@ pub async fn run(
         follow,
         cursor: state.cursor,
         halving: BatchHalving::new(part.claims),
+        prepare_limit: PrepareLimit::new(),
         pending: VecDeque::new(),
         unread: None,
         waiting: 0,
@@ -250,8 +254,8 @@ impl Reader<'_> {
                 return self.give_up(&first, "its process ended when it was decided", "").await;
             }
             let sizes = self.webhooks().map(|read| read.envelope.body.len());
-            let length = batch_length(sizes, self.halving.limit());
-            let prepared = self.prepare(length).await?;
+            let limit = self.halving.limit().min(self.prepare_limit.get());
+            let prepared = self.prepare(batch_length(sizes, limit)).await?;
             if suspected {
                 // Whatever ends the process from here on, deciding it does not.
                 let (store, token) = (&self.context.store, &self.part.token);
@@ -260,9 +264,10 @@ impl Reader<'_> {
             let length = commit_length(
                 prepared.iter().map(|(_, webhook)| may_share_batch(&webhook.decision)),
             );
-            let prepared = &prepared[..length];
+            let (count, prepared) = (prepared.len(), &prepared[..length]);
             match self.commit(prepared).await? {
                 Ok(last) => {
+                    self.prepare_limit.on_committed(length, count);
                     self.committed(prepared, &last);
                     return Some(last);
                 }
