@@ -79,7 +79,7 @@ pub async fn slack_in_trouble(_: Run) -> anyhow::Result<Outcome> {
     let other = world.connect_as(|new| new.agent = Some(agent_id())).await?;
     let mut slowest = Duration::ZERO;
     // After a 429 calls keep a distance: more would only be waited for.
-    let pace = Duration::from_millis(400);
+    let pace = Duration::from_secs(1);
     let trial = Trial { pace, drained_within: Duration::from_secs(90), ..Trial::default() };
     let verdict = trial
         .in_world(&world, async |world, app| {

@@ -142,6 +142,9 @@ impl Intake {
         }
         s.rows.suspect = Some((next, marks + 1));
         self.prepare(s, w, next, next);
+        if matches!(s.workers[w].phase, Phase::Prepared(_)) {
+            s.rows.suspect = None; // cleared when the decision is made
+        }
     }
 
     /// Sends a batch.

@@ -76,6 +76,29 @@ impl BatchHalving {
     }
 }
 
+/// Maximum number of webhooks that are decided together. Webhooks behind one that is committed
+/// alone are decided again, so the limit is small while most are committed alone.
+#[derive(Debug, Clone, Copy)]
+pub struct PrepareLimit(usize);
+
+impl PrepareLimit {
+    /// Creates the limit of whole batches.
+    pub fn new() -> Self {
+        Self(BATCH_WEBHOOKS_MAX)
+    }
+
+    /// Returns the limit of the next batch.
+    pub fn get(self) -> usize {
+        self.0
+    }
+
+    /// Records how many of the webhooks that were decided together were committed.
+    pub fn on_committed(&mut self, committed: usize, prepared: usize) {
+        let fit = if committed < prepared { committed } else { self.0 };
+        self.0 = (2 * fit).clamp(1, BATCH_WEBHOOKS_MAX);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +120,33 @@ mod tests {
         assert_eq!(commit_length([true, true, false, true]), 2);
         assert_eq!(commit_length([false, true]), 1);
         assert_eq!(commit_length([true]), 1);
+    }
+
+    /// Returns the sizes of committed batches and the number of decisions.
+    fn commit_all(may_share: &[bool]) -> (Vec<usize>, usize) {
+        let (mut limit, mut next, mut batches, mut decided) =
+            (PrepareLimit::new(), 0, Vec::new(), 0);
+        while next < may_share.len() {
+            let prepared = limit.get().min(may_share.len() - next);
+            let committed = commit_length(may_share[next..next + prepared].iter().copied());
+            limit.on_committed(committed, prepared);
+            batches.push(committed);
+            (next, decided) = (next + committed, decided + prepared);
+        }
+        (batches, decided)
+    }
+
+    #[test]
+    fn decides_about_once_when_committed_alone() {
+        let (batches, decided) = commit_all(&[false; 2_000]);
+        assert_eq!(batches.len(), 2_000);
+        assert!(decided < 2 * 2_000 + BATCH_WEBHOOKS_MAX, "{decided}");
+        assert_eq!(commit_all(&[true; 2_000]).0.len(), 2_000_usize.div_ceil(BATCH_WEBHOOKS_MAX));
+        bolero::check!().with_type::<Vec<bool>>().for_each(|may_share| {
+            let (batches, decided) = commit_all(may_share);
+            assert_eq!(batches.iter().sum::<usize>(), may_share.len());
+            assert!(decided <= 4 * may_share.len() + BATCH_WEBHOOKS_MAX, "{decided}");
+        });
     }
 
     #[test]

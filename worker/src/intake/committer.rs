@@ -5,7 +5,9 @@
 //! is committed twice or skipped.
 
 use super::{
-    batch::{AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, batch_length, commit_length},
+    batch::{
+        AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, PrepareLimit, batch_length, commit_length,
+    },
     owned_partition::OwnedPartition,
     pending::{PendingMessage, PendingMessages},
 };
@@ -38,6 +40,7 @@ pub struct Committer<'a> {
     /// Sequence up to which the partition is committed.
     pub(super) cursor: u64,
     pub(super) halving: BatchHalving,
+    pub(super) prepare_limit: PrepareLimit,
 }
 
 impl Committer<'_> {
@@ -69,8 +72,9 @@ impl Committer<'_> {
                 return self.give_up(pending, reason, "").await;
             }
             let sizes = pending.webhooks().map(|read| read.envelope.body.len());
+            let limit = self.halving.limit().min(self.prepare_limit.get());
             let batch: Vec<&ReadWebhook> =
-                pending.webhooks().take(batch_length(sizes, self.halving.limit())).collect();
+                pending.webhooks().take(batch_length(sizes, limit)).collect();
             let (partition, decider) = (self.owned.partition(), self.decider);
             let decide = || decider.decide(partition, batch.iter().copied());
             let decided = self.retry("prepare batch", decide).await?;
@@ -80,9 +84,10 @@ impl Committer<'_> {
                 self.retry("clear mark", || store.clear_suspect(token)).await?;
             }
             let length = commit_length(decided.iter().map(|(_, w)| may_share_batch(&w.decision)));
-            let decided = &decided[..length];
+            let (prepared, decided) = (decided.len(), &decided[..length]);
             match self.commit(decided).await? {
                 Ok(last) => {
+                    self.prepare_limit.on_committed(length, prepared);
                     self.record_committed(pending, decided, &last);
                     return Some(last);
                 }

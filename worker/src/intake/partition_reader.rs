@@ -6,7 +6,7 @@
 //! waits. The next batch is prepared when the outcome of the one before is known.
 
 use super::{
-    batch::BatchHalving,
+    batch::{BatchHalving, PrepareLimit},
     committer::Committer,
     owned_partition::OwnedPartition,
     pending::{PendingMessages, ReadResult},
@@ -54,6 +54,7 @@ pub async fn run(
         decider: &decider,
         cursor: state.cursor,
         halving: BatchHalving::new(owned.claims),
+        prepare_limit: PrepareLimit::new(),
     };
     let reason = tokio::select! {
         _ = owned.lost.cancelled() => EndReason::Stopped,
