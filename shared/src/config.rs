@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value() {
+    fn reports_wrong_settings_without_values() {
         let unset = wrong(&["probe"]);
         assert!(unset.starts_with("TIDEGATE_NATS_URL is not set: "), "{unset}");
         let malformed = wrong(&["probe", "--nats-url", "nats://h", "--ttl", "hunter2"]);

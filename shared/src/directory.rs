@@ -1,10 +1,10 @@
 //! Directory: connections as a key-value bucket in NATS, projected from Postgres.
 //!
-//! Workers, the command line and the control server write entries. Every ingest follows the bucket
-//! `connections`. Keys are connection ids, and `team.<app>.<enterprise or _>.<team or _>` for the
-//! shared route. Writes use compare-and-swap and require a newer version, so that writers may race
-//! and repeat. Signing secrets are sealed. Tokens are never in the directory. A deleted connection
-//! leaves a tombstone, so that a late writer with an older version can't restore the connection.
+//! Workers and the command line write entries. Every ingest follows the bucket `connections`. Keys
+//! are connection ids, and `team.<app>.<enterprise or _>.<team or _>` for the shared route. Writes
+//! use compare-and-swap and require a newer version, so that writers may race and repeat. Signing
+//! secrets are sealed. Tokens are never in the directory. A deleted connection leaves a tombstone,
+//! so that a late writer with an older version can't restore the connection.
 //!
 //! Writers commit to Postgres first and project after the commit. The directory sync of the workers
 //! repairs missed projections.

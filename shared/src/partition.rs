@@ -169,7 +169,7 @@ mod tests {
     /// A change of these values moves live conversations to other partitions and lanes and breaks
     /// their order.
     #[test]
-    fn known_conversations_keep_their_partition_and_lane() {
+    fn keeps_partitions_and_lanes() {
         let known = [(1, "C1"), (1, "C2"), (2, "C1"), (2, "D9")].map(|(n, channel)| {
             let lane = Lane::of(connection(n), Conversation::Thread(channel, "1700000000.000100"));
             (Partition::of(connection(n), Some(channel)).number(), lane.to_string())
@@ -187,7 +187,7 @@ mod tests {
     const KNOWN_WITHOUT_CHANNEL: u16 = 5;
 
     #[test]
-    fn connections_spread_and_use_few_partitions() {
+    fn spreads_connections_over_few_partitions() {
         let mut counts = [0_u32; PARTITIONS as usize];
         for n in 0..8_000_u32 {
             let id: ConnectionId = format!("{:032x}", n + 1).parse().expect("an id");
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_round_trips_through_header_and_column() {
+    fn round_trips_lanes() {
         let lane = Lane::of(connection(1), Conversation::View("V1"));
         assert_eq!(lane.to_string().parse(), Ok(lane));
         assert_eq!(Lane::from_bits(lane.to_bits()), lane);

@@ -242,7 +242,7 @@ mod tests {
     const HERE: Place<'static> = Place { owner: "c1", column: "connections.bot_token" };
 
     #[test]
-    fn the_first_key_seals_and_every_key_opens() {
+    fn seals_with_first_key_opens_with_all() {
         let old = ring("k1");
         let sealed = old.parse::<KeyRing>().expect("ring").seal(HERE, b"clear").expect("sealed");
         let both: KeyRing = format!("{},{old}", ring("k2")).parse().expect("ring");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_value_opens_only_in_its_place() {
+    fn opens_only_for_same_row_and_column() {
         let ring: KeyRing = ring("k1").parse().expect("ring");
         let sealed = ring.seal(HERE, b"clear").expect("sealed");
         for place in [Place { owner: "c2", ..HERE }, Place { column: "connections.other", ..HERE }]
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_ring_is_named_without_its_keys() {
+    fn reports_bad_rings_without_keys() {
         let twice = format!("{},{}", ring("k1"), ring("k1"));
         for (text, expected) in [
             ("", "entry 1"),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_prints() {
+    fn prints_no_secrets() {
         let secret = Secret::new("xoxb-1".into()).expect("not empty");
         let ring: KeyRing = ring("k1").parse().expect("ring");
         let sealed = ring.seal_secret(HERE, &secret).expect("sealed");

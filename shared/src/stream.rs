@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_has_one_reading() {
+    fn round_trips_subjects() {
         let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
         let partition = Partition::try_from(63).expect("below 64");
         assert_eq!(parse_subject(&subject(partition, connection)), Some((partition, connection)));

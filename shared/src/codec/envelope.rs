@@ -291,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_comes_back_as_it_went() {
+    fn round_trips_envelopes() {
         let sent = envelope();
         let back = Envelope::decode(&sent.subject(), Some(&sent.headers()), sent.body.clone());
         assert_eq!(format!("{:?}", back.expect("decodes")), format!("{sent:?}"));
     }
 
     #[test]
-    fn a_newer_schema_is_held_and_anything_else_wrong_is_undecodable() {
+    fn separates_newer_from_undecodable() {
         let sent = envelope();
         let decode = |subject: &str, headers: &HeaderMap| {
             Envelope::decode(subject, Some(headers), sent.body.clone()).expect_err("wrong")
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_dedupe_key_can_not_run_into_each_other() {
+    fn separates_parts_of_dedup_keys() {
         let id = envelope().connection;
         let key = |parts: &[&[u8]]| DedupeKey::new(id, "trigger", parts);
         assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));

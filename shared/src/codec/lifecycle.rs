@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_events_hold_is_read_and_other_shapes_are_nothing() {
+    fn reads_known_shapes_of_events() {
         let body =
             br#"{"event":{"type":"tokens_revoked","tokens":{"oauth":["U1"],"bot":["UBOT",7]}}}"#;
         assert_eq!(revoked_bots(body), ["UBOT"]);
@@ -84,10 +84,10 @@ mod tests {
         let join =
             |user: &str| joined_person(format!(r#"{{"event":{{"user":{user}}}}}"#).as_bytes());
         assert_eq!(join(r#"{"id":"U1","is_bot":false}"#).as_deref(), Some("U1"));
-        for nobody in
+        for user in
             [r#"{"id":"U1","is_bot":true}"#, r#"{"id":"U1","deleted":true}"#, "\"U1\"", "null"]
         {
-            assert_eq!(join(nobody), None, "{nobody}");
+            assert_eq!(join(user), None, "{user}");
         }
     }
 }

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_is_read_or_skipped_and_never_refused() {
+    fn accepts_every_json_shape() {
         for shape in
             ["null", "1", "-1", "1.5", "true", "\"x\"", "[]", "{}", "[[{}]]", r#"{"id":3}"#]
         {

@@ -1,9 +1,9 @@
 //! Access to Postgres: all statements, with one folder per aggregate.
 //!
-//! Workers, the command line, the control server and the tests use it. The first line of a
+//! Workers, the command line and the tests use it, with the types of `types`. The first line of a
 //! statement is its name, which `pg_stat_activity` shows. Guards are inside the statements, so that
-//! repetitions and races change nothing. Transactions never leave this module. Its interface are
-//! the types of `types`. An invalid value is an error that names table, column and row.
+//! repetitions and races change nothing. Transactions never leave this module. An invalid value is
+//! an error that names table, column and row.
 //!
 //! There is no trait for the store, because there is one implementation and tests use it.
 

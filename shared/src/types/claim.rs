@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_survives_the_ways_people_type_it() {
+    fn parses_variant_spellings() {
         let code = ClaimCode::random().expect("randomness");
         let shown = code.reveal();
         for typed in
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_is_refused() {
+    fn rejects_malformed_codes() {
         for bad in
             ["", "link", "7K3M-Q2XW-9FH", "7K3M-Q2XW-9FHAA", "7K3M-Q2XW-9FHU", "7K3M Q2XW 9FHA"]
         {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_does_not_print() {
+    fn does_not_print_codes() {
         let code = ClaimCode::random().expect("randomness");
         assert_eq!(format!("{code:?}"), "ClaimCode(…)");
     }

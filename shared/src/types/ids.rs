@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_always_one_token_of_a_subject() {
+    fn rejects_ids_unsafe_in_subjects() {
         for bad in ["", "a.b", "a b", "a*", ">", "a\r\nb", "ü", &"x".repeat(65)] {
             assert!(bad.parse::<TeamId>().is_err(), "{bad:?}");
         }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_id_has_one_spelling() {
+    fn rejects_other_spellings_of_connection_ids() {
         let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
         assert_eq!(id.parse::<ConnectionId>().map(|id| id.to_string()).as_deref(), Ok(id));
         for bad in ["00FF00FF00FF00FF00FF00FF00FF00FF", "+0ff00ff00ff00ff00ff00ff00ff00ff", "0f"] {

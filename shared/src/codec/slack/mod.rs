@@ -180,7 +180,7 @@ mod tests {
     use crate::codec::loose::Number;
 
     #[test]
-    fn the_media_type_counts_and_its_parameters_do_not() {
+    fn ignores_media_type_parameters() {
         let of = Media::from_content_type;
         assert_eq!(of("application/json; charset=utf-8"), Some(Media::Json));
         assert_eq!(of("Application/X-WWW-Form-Urlencoded"), Some(Media::Form));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ssl_check_is_nothing_else_even_beside_a_payload() {
+    fn prefers_ssl_check_to_payload() {
         let body = b"payload=%7B%7D&command=%2Flobu&ssl_check=1";
         assert!(matches!(Parts::split(Media::Form, body), Parts::SslCheck));
         let body = b"ssl_check=11&command=%2Flobu";
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limit_notice_with_an_odd_minute_is_still_an_event() {
+    fn reads_rate_limit_notices() {
         let body = br#"{"type":"app_rate_limited","minute_rate_limited":1518467820}"#;
         let parts = Parts::split(Media::Json, body);
         let Inbound::Event(event) = parts.read() else { panic!("not an event") };
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_not_understood_and_does_not_fail() {
+    fn reports_invalid_json_as_not_understood() {
         for body in [&b""[..], b"{", b"\xff", b"[1]", &[b'['; 4096]] {
             assert!(matches!(Parts::split(Media::Json, body).read(), Inbound::NotUnderstood));
         }

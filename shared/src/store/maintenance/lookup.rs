@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_search_is_read_by_its_form() {
+    fn parses_searches_by_form() {
         let id = format!("{:032x}", 7);
         let key = format!("{id}:event:Ev1");
         assert_eq!(WebhookQuery::from(key.as_str()), WebhookQuery::DedupKey(key.clone()));

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_read_as_the_trigger_writes_it() {
+    fn parses_notifications_of_the_trigger() {
         let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
         let limit = parse_limit(&format!("{id} chat.postMessage 1500")).expect("a limit");
         assert_eq!(

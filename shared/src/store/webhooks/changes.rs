@@ -1,8 +1,8 @@
 //! Changes of conversations and connections that a webhook causes.
 //!
-//! The transaction of the commit applies them after the fence, so that each happens once. Guards are
-//! inside the statements: a change without anything to change reports that, and its reply is chosen
-//! from the report.
+//! The transaction of the commit applies them after the fence, so that each happens once. Guards
+//! are inside the statements: a change without anything to change reports that, and its reply is
+//! chosen from the report.
 
 use crate::store::StoreError;
 use crate::types::{AgentId, ChannelId, ConnectionId, OrgId, Outgoing, TeamId, UserId};
