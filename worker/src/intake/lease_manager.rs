@@ -1,7 +1,8 @@
 //! Owns partitions: claims them up to this worker's share, renews them, gives them back; and keeps this process's row in
 //! `workers`, under which lanes run.
 //!
-//! The share is `ceil(64 / live workers that read)`. Leases are renewed every sixth of the TTL. Partitions are given back
+//! The share is `ceil(64 / live workers that read)`. Leases are renewed every sixth of the TTL; whether a partition is free is
+//! looked at more often, so that what another worker gives back stands still for a moment only. Partitions are given back
 //! when there are more workers, when NATS is out of this worker's reach and not of others', or on shutdown; they are lost
 //! when they could not be renewed. Postgres decides ownership, and every commit asks it again by epoch; this process's own
 //! deadline, counted from before the renewal was sent, ends needless work.
@@ -26,6 +27,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+/// Between two looks whether a partition is free.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Partitions that were written by a newer release are claimed again after this long: the newer worker may be gone.
 const NEEDS_NEWER_PERIOD: Duration = Duration::from_secs(30);
 
@@ -90,9 +93,19 @@ impl LeaseManager {
     pub async fn run(mut self, stop: CancellationToken, finished: CancellationToken) {
         let mut tick = tokio::time::interval(self.ttl / 6);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What is free may be nothing for this worker: then it is not looked for until the next tick.
+        let mut looks = true;
         loop {
             tokio::select! {
-                _ = tick.tick() => {}
+                _ = tick.tick() => looks = true,
+                _ = look.tick(), if looks && !stop.is_cancelled() => {
+                    if !self.sees_free_partition().await {
+                        continue;
+                    }
+                    looks = false;
+                }
                 _ = self.ended.notified() => {}
                 _ = stop.cancelled(), if !self.parts.is_empty() && self.parts.values().any(|part| !part.stop.is_cancelled()) => {}
                 _ = finished.cancelled(), if self.parts.is_empty() => break,
@@ -100,12 +113,14 @@ impl LeaseManager {
             if stop.is_cancelled() {
                 self.parts.values().for_each(|part| part.stop.cancel());
             }
+            let held = self.parts.len();
             // A turn that hangs must not extend what it has not renewed.
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
                 Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
                 Err(_) => warn!("Postgres did not answer in time; leases were not renewed"),
             }
+            looks |= self.parts.len() > held;
             self.drop_expired();
             if self.context.worker.end_if_expired() {
                 warn!("the worker's row expired; everything that it ran was cancelled");
@@ -116,6 +131,11 @@ impl LeaseManager {
         {
             warn!(error = %Chain(&error), "failed to delete the worker's row");
         }
+    }
+
+    async fn sees_free_partition(&self) -> bool {
+        let free = self.context.store.has_free_partition();
+        matches!(tokio::time::timeout(self.ttl / 6, free).await, Ok(Ok(true)))
     }
 
     async fn turn(&mut self, stopping: bool) -> Result<(), StoreError> {

@@ -117,6 +117,15 @@ impl Store {
             .collect()
     }
 
+    /// Returns whether the lease of some partition has run out or was given back.
+    pub async fn has_free_partition(&self) -> Result<bool, StoreError> {
+        let free = sqlx::query_scalar(
+            "-- leases.has_free
+             select exists (select from partition_leases where lease_until < clock_timestamp())",
+        );
+        Ok(free.fetch_one(&self.leases).await?)
+    }
+
     /// Renews leases. Returns the partitions that are still held.
     pub async fn renew_partitions(
         &self,
