@@ -5,7 +5,7 @@ pub const BATCH_WEBHOOKS_MAX: usize = 256;
 /// Bytes of bodies in a batch, at most; a batch has at least one webhook.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Claims without progress after which webhooks are decided one by one.
-const CLAIMS_BEFORE_ALONE: i32 = 3;
+pub const CLAIMS_BEFORE_ALONE: i32 = 3;
 
 /// Returns how many of the webhooks that wait, given by the sizes of their bodies, make a batch.
 pub fn batch_length(sizes: impl IntoIterator<Item = usize>, limit: usize) -> usize {
@@ -28,6 +28,8 @@ pub fn commit_length(may_share: impl IntoIterator<Item = bool>) -> usize {
 pub struct BatchHalving {
     limit: usize,
     prepared_anew: bool,
+    /// Webhooks that are still to be decided one by one: the one that ended the process is among them.
+    alone: usize,
 }
 
 /// What follows a refusal.
@@ -40,10 +42,15 @@ pub enum AfterRefusal {
 }
 
 impl BatchHalving {
-    /// Whole batches; one by one after several claims without progress.
-    pub fn new(claims: i32) -> Self {
-        let limit = if claims >= CLAIMS_BEFORE_ALONE { 1 } else { BATCH_WEBHOOKS_MAX };
-        Self { limit, prepared_anew: false }
+    /// Whole batches; `alone`, after a process ended, one by one as many webhooks as a batch may have.
+    pub fn new(alone: bool) -> Self {
+        let (limit, alone) = if alone { (1, BATCH_WEBHOOKS_MAX) } else { (BATCH_WEBHOOKS_MAX, 0) };
+        Self { limit, prepared_anew: false, alone }
+    }
+
+    /// Whether webhooks are decided one by one because a process ended.
+    pub fn is_alone(&self) -> bool {
+        self.alone > 0
     }
 
     /// Webhooks of the next batch, at most.
@@ -51,9 +58,13 @@ impl BatchHalving {
         self.limit
     }
 
-    /// A batch of this length was committed: batches grow again.
+    /// A batch was committed: batches grow again.
     pub fn on_committed(&mut self) {
-        *self = Self { limit: (self.limit * 2).min(BATCH_WEBHOOKS_MAX), prepared_anew: false };
+        self.prepared_anew = false;
+        self.alone = self.alone.saturating_sub(1);
+        if self.alone == 0 {
+            self.limit = (self.limit * 2).min(BATCH_WEBHOOKS_MAX);
+        }
     }
 
     /// A batch of this length was refused.
@@ -97,7 +108,7 @@ mod tests {
         bolero::check!().with_type::<(u8, u8)>().for_each(|(total, bad)| {
             let (total, bad) = (usize::from(*total) + 1, usize::from(*bad));
             let (mut halving, mut next, mut dead, mut refusals) =
-                (BatchHalving::new(1), 0, Vec::new(), 0);
+                (BatchHalving::new(false), 0, Vec::new(), 0);
             while next < total {
                 let length = batch_length((next..total).map(|_| 100), halving.limit());
                 if !(next..next + length).contains(&bad) {
@@ -119,8 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn claims_without_progress_decide_one_by_one() {
-        assert_eq!(BatchHalving::new(2).limit(), BATCH_WEBHOOKS_MAX);
-        assert_eq!(BatchHalving::new(3).limit(), 1);
+    fn as_many_as_a_batch_are_decided_one_by_one() {
+        assert_eq!(BatchHalving::new(false).limit(), BATCH_WEBHOOKS_MAX);
+        let mut halving = BatchHalving::new(true);
+        for _ in 0..BATCH_WEBHOOKS_MAX {
+            assert_eq!((halving.limit(), halving.is_alone()), (1, true));
+            halving.on_committed();
+        }
+        assert_eq!((halving.limit(), halving.is_alone()), (2, false));
     }
 }

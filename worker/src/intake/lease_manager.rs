@@ -7,7 +7,7 @@
 //! when they could not be renewed. Postgres decides ownership, and every commit asks it again by epoch; this process's own
 //! deadline, counted from before the renewal was sent, ends needless work.
 
-use super::{owned_partition::OwnedPartition, partition_reader};
+use super::{batch::CLAIMS_BEFORE_ALONE, owned_partition::OwnedPartition, partition_reader};
 use crate::{context::Context, decider::Decider, metrics::LeaseTransition};
 use async_nats::{connection::State, jetstream};
 use shared::{
@@ -207,7 +207,8 @@ impl LeaseManager {
             let (partition, epoch) = (lease.token.partition, lease.token.epoch);
             info!(%partition, epoch, cursor = lease.state.cursor, "partition claimed");
             self.context.metrics.lease(LeaseTransition::Claimed);
-            let part = Arc::new(OwnedPartition::new(lease.token, lease.claims, holds_until));
+            let alone = lease.is_suspecting || lease.claims >= CLAIMS_BEFORE_ALONE;
+            let part = Arc::new(OwnedPartition::new(lease.token, alone, holds_until));
             if let Some(before) = self.parts.insert(partition, Arc::clone(&part)) {
                 before.lost.cancel(); // its lease had run out, and it was claimed again under a new epoch
             }

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 pub struct OwnedPartition {
     /// The right to commit.
     pub token: FencingToken,
-    /// Claims since the cursor moved.
-    pub claims: i32,
+    /// Whether webhooks are decided one by one at first, because a process ended.
+    pub alone: bool,
     /// Read no further; the batch in progress ends.
     pub stop: CancellationToken,
     /// The partition is another worker's, or its lease ran out: drop everything.
@@ -29,10 +29,10 @@ pub struct OwnedPartition {
 
 impl OwnedPartition {
     /// A partition just claimed, whose lease lasts at least until then.
-    pub fn new(token: FencingToken, claims: i32, holds_until: Instant) -> Self {
+    pub fn new(token: FencingToken, alone: bool, holds_until: Instant) -> Self {
         Self {
             token,
-            claims,
+            alone,
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             finished: CancellationToken::new(),

@@ -94,7 +94,7 @@ pub async fn run(
         decider: &decider,
         follow,
         cursor: state.cursor,
-        halving: BatchHalving::new(part.claims),
+        halving: BatchHalving::new(part.alone),
         pending: VecDeque::new(),
         unread: None,
         waiting: 0,
@@ -244,7 +244,7 @@ impl Reader<'_> {
 
     async fn commit_webhooks(&mut self) -> Option<LastMessage> {
         loop {
-            if self.halving.limit() == 1 && !self.suspect_next().await? {
+            if self.halving.is_alone() && !self.suspect_next().await? {
                 let first = self.webhooks().next()?.clone();
                 return self.give_up(&first, "its process ended when it was decided", "").await;
             }
@@ -284,9 +284,6 @@ impl Reader<'_> {
 
     /// Marks the next webhook before it is decided alone. Returns false when its process ended too often with the mark set.
     async fn suspect_next(&mut self) -> Option<bool> {
-        if self.part.claims < 3 {
-            return Some(true); // alone because Postgres refused it, not because a process ended
-        }
         let sequence = self.webhooks().next()?.sequence;
         let (store, token) = (&self.context.store, &self.part.token);
         let count = self.retry("mark webhook", || store.suspect_webhook(token, sequence)).await??;

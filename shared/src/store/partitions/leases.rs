@@ -41,6 +41,8 @@ pub struct Lease {
     pub state: CursorState,
     /// Claims since the cursor moved, this one included.
     pub claims: i32,
+    /// Whether a webhook is marked: it was decided alone when the process before ended.
+    pub is_suspecting: bool,
 }
 
 /// How far a partition is.
@@ -61,7 +63,7 @@ pub struct CursorState {
 }
 
 const STATE: &str = "partition, epoch, generation, cursor, stream_created_ns, last_sequence, last_key, \
-                     last_stored_at, read_through, claims";
+                     last_stored_at, read_through, claims, suspect_sequence";
 
 impl Store {
     /// Claims up to `count` partitions whose lease has run out, but none of `except`, raising their epochs.
@@ -112,7 +114,9 @@ impl Store {
                 let state = cursor_state(row)?;
                 let CursorState { epoch, generation, .. } = state;
                 let token = FencingToken { partition: partition_of(row)?, epoch, generation };
-                Ok(Lease { token, state, claims: row.try_get("claims")? })
+                let suspect: Option<i64> = row.try_get("suspect_sequence")?;
+                let claims = row.try_get("claims")?;
+                Ok(Lease { token, state, claims, is_suspecting: suspect.is_some() })
             })
             .collect()
     }
