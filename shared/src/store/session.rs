@@ -40,6 +40,9 @@ const TRANSACTION: Duration = Duration::from_secs(10);
 /// Postgres ends our session after this long without a word inside a transaction: a worker frozen there must not
 /// hold its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
+/// What a session asks of Postgres's planner. Tables of traffic are often empty when a plan is made, and a plan is kept: it must
+/// not be one that reads the whole table once that is full. And no statement is worth being compiled.
+const PLANNER: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
 /// A session that was idle for longer is asked before it is lent; so is one that was idle when another failed, for what ended that
 /// may have ended it, too. To ask every time would cost a round trip for each statement.
 const ASKED_AFTER: Duration = Duration::from_secs(1);
@@ -75,6 +78,7 @@ impl Sessions {
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
         ]);
+        let options = options.options(PLANNER);
         let failed = Failed::default();
         let others = failed.clone();
         let pool = PgPoolOptions::new()
