@@ -31,9 +31,11 @@ use tokio::runtime::Handle;
 
 /// Longest wait for a free session or a new one.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Postgres ends a statement of ours after this long: a lease must not hang on one,
+/// Postgres ends a statement of ours after this long: a lease must not hang on one;
 const STATEMENT_TIMEOUT: &str = "5s";
-/// and this long we wait for it to say so.
+/// and sooner when it only waits for a lock: that says nothing about what the statement writes.
+const LOCK_TIMEOUT: &str = "4s";
+/// This long we wait for Postgres to say so.
 const STATEMENT: Duration = Duration::from_secs(6);
 /// Longest for all statements of a transaction.
 const TRANSACTION: Duration = Duration::from_secs(10);
@@ -76,6 +78,7 @@ impl Sessions {
     pub fn new(options: PgConnectOptions, most: u32) -> Self {
         let options = options.options([
             ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
         ]);
         let options = options.options(PLANNER);
