@@ -236,7 +236,7 @@ impl Store {
         .bind(token.epoch)
         .bind(token.generation)
         .bind(sequence as i64)
-        .fetch_optional(&self.leases)
+        .fetch_optional(&self.pool)
         .await?;
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
     }
