@@ -1,4 +1,5 @@
-//! A worker whose handler does what the message says: hang, panic, or succeed.
+//! A worker whose handler does what the message says: hang, panic, or succeed; and whose decision does, too: panic, or end the
+//! process.
 
 use shared::codec::slack::Inbound;
 use std::{process::ExitCode, time::Duration};
@@ -14,13 +15,24 @@ impl Drop for PrintsWhenDropped {
     }
 }
 
+fn text<'a>(inbound: &'a Inbound<'_>) -> Option<&'a str> {
+    match inbound {
+        Inbound::Event(body) => body.event.0.as_ref().and_then(|event| event.text.get()),
+        _ => None,
+    }
+}
+
 impl Handler for Unwell {
+    fn on_decision(&self, inbound: &Inbound<'_>) {
+        match text(inbound) {
+            Some("panic when it is decided") => panic!("as it was told"),
+            Some("end when it is decided") => std::process::abort(),
+            _ => {}
+        }
+    }
+
     async fn handle(&self, _: &HandlerContext<'_>, inbound: &Inbound<'_>) -> HandlerOutcome {
-        let text = match inbound {
-            Inbound::Event(body) => body.event.0.as_ref().and_then(|event| event.text.get()),
-            _ => None,
-        };
-        match text {
+        match text(inbound) {
             Some("hang") => {
                 let cancelled = PrintsWhenDropped;
                 tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -14,7 +14,6 @@ use crate::{
     maintenance,
     metrics::Metrics,
     outbox,
-    routing::RoutingOptions,
     slack::Slack,
     usage::UsageCounters,
 };
@@ -75,9 +74,7 @@ async fn run_worker(config: Config, handler: Option<AnyHandler>) -> anyhow::Resu
     let nats = config.nats.connect("worker").await?;
     let rings = Rings { signing: config.signing_keys, tokens: config.token_keys };
     let store = Store::new(&config.postgres, rings)?;
-    let options =
-        RoutingOptions { slash_command: config.command.clone(), own_handler: handler.is_some() };
-    let decider = Decider::new(store.clone(), options);
+    let decider = Decider::new(store.clone(), config.command.clone(), handler.clone());
     let connections = Arc::new(ConnectionCache::new(store.clone()));
     let slack = Slack::new(config.slack_api, config.response_url_origins, store.clone())
         .context("failed to make an HTTP client for Slack")?;

@@ -3,7 +3,10 @@
 //! Called by intake for what it reads, and by redrives and replays. Facts come from Postgres and never from a cache; dedup
 //! keys within the batch are compared in memory, in order.
 
-use crate::routing::{self, RosterNeed, RoutingOptions, Webhook};
+use crate::{
+    dispatch::AnyHandler,
+    routing::{self, RosterNeed, RoutingOptions, Webhook},
+};
 use shared::{
     codec::{envelope::Envelope, slack::Parts},
     partition::Partition,
@@ -39,12 +42,14 @@ pub struct ReadWebhook {
 pub struct Decider {
     store: Store,
     options: RoutingOptions,
+    handler: Option<AnyHandler>,
 }
 
 impl Decider {
-    /// Decides by these settings.
-    pub fn new(store: Store, options: RoutingOptions) -> Self {
-        Self { store, options }
+    /// Decides for Tidegate's slash command, and for the team's own handler if there is one.
+    pub fn new(store: Store, slash_command: String, handler: Option<AnyHandler>) -> Self {
+        let options = RoutingOptions { slash_command, own_handler: handler.is_some() };
+        Self { store, options, handler }
     }
 
     /// Decides webhooks of one partition, in stream order, each with the day of its dedup key.
@@ -125,7 +130,12 @@ impl Decider {
 
     /// A decision that panics concerns its own webhook alone.
     fn decide_one(&self, webhook: &Webhook<'_>, facts: &Facts, roster: &[NamedAgent]) -> Decision {
-        let deciding = || routing::decide(webhook, facts, roster, &self.options);
+        let deciding = || {
+            if let Some(handler) = &self.handler {
+                handler.on_decision(&webhook.inbound);
+            }
+            routing::decide(webhook, facts, roster, &self.options)
+        };
         catch_unwind(AssertUnwindSafe(deciding)).unwrap_or_else(|_| Decision::DeadLetter {
             reason: "deciding it panicked",
             error: String::new(),

@@ -89,6 +89,10 @@ pub trait Handler: Send + Sync + 'static {
         context: &HandlerContext<'_>,
         inbound: &Inbound<'_>,
     ) -> impl Future<Output = HandlerOutcome> + Send;
+
+    /// Called as part of the decision of each webhook. Tests panic here, or end the process: no webhook is known that does.
+    #[doc(hidden)]
+    fn on_decision(&self, _inbound: &Inbound<'_>) {}
 }
 
 /// No handler: webhooks go to agents.
@@ -109,6 +113,8 @@ trait Erased: Send + Sync {
         context: &'a HandlerContext<'a>,
         inbound: &'a Inbound<'a>,
     ) -> Handling<'a>;
+
+    fn on_decision(&self, inbound: &Inbound<'_>);
 }
 
 impl<H: Handler> Erased for H {
@@ -118,6 +124,10 @@ impl<H: Handler> Erased for H {
         inbound: &'a Inbound<'a>,
     ) -> Handling<'a> {
         Box::pin(Handler::handle(self, context, inbound))
+    }
+
+    fn on_decision(&self, inbound: &Inbound<'_>) {
+        Handler::on_decision(self, inbound);
     }
 }
 
@@ -138,5 +148,10 @@ impl AnyHandler {
         inbound: &Inbound<'_>,
     ) -> HandlerOutcome {
         self.0.handle(context, inbound).await
+    }
+
+    /// See [`Handler::on_decision`].
+    pub fn on_decision(&self, inbound: &Inbound<'_>) {
+        self.0.on_decision(inbound);
     }
 }
