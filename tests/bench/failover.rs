@@ -57,7 +57,7 @@ pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
     }
     let name = "worst partition stall after kill -9 of a worker";
     report.target(name, killed.max(), AtMost(ttl + 1.0), "s");
-    report.target("worst partition stall after SIGTERM", told.max(), AtMost(1.0), "s");
+    report.target("worst partition stall after SIGTERM", told.max(), AtMost(0.5), "s");
     report.ratio("worst stall after kill -9, to the lease's time to live", killed.max() / ttl);
     report.figure("stall after kill -9, median round", killed.median(), "s");
     report.figure("stall after SIGTERM, median round", told.median(), "s");

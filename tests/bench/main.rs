@@ -9,7 +9,7 @@
 //! ceiling             (a) and (b), the least code
 //! commits             (e), the bare commit statement
 //! stage, workshop     what the way in is measured on, and the way out
-//! ingest, worker, latency, backlog, failover      what is measured
+//! ingest, worker, latency, isolation, backlog, failover      what is measured
 //! turns, machine, report      how it is compared, where, and told
 //! ```
 //!
@@ -21,6 +21,7 @@ mod client;
 mod commits;
 mod failover;
 mod ingest;
+mod isolation;
 mod latency;
 mod machine;
 mod report;
@@ -79,6 +80,8 @@ enum Part {
     Worker,
     /// From accept to committed.
     Latency,
+    /// A tenant beside one whose agent is slow.
+    Isolation,
     /// A backlog.
     Backlog,
     /// Cold connections.
@@ -113,6 +116,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Connections => ingest::connections(&mut report).await,
             Part::Worker => worker::throughput(&mut report).await,
             Part::Latency => latency::accept_to_committed(&mut report).await,
+            Part::Isolation => isolation::beside_slow_agent(&mut report).await,
             Part::Backlog => backlog::drain(&mut report, args.full).await,
             Part::Hydration => backlog::hydration(&mut report, args.full).await,
             Part::Failover => failover::stalls(&mut report).await,

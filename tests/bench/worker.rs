@@ -11,17 +11,13 @@ use crate::{
 use anyhow::ensure;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::{
-    codec::{
-        envelope::{Envelope, Word},
-        slack::Media,
-    },
     follow::{Follow, Followed},
-    partition::{Conversation, Lane, Partition},
+    partition::Conversation,
     stream::STREAM,
     types::{Kind, Surface},
 };
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tests::{slack::webhook::Webhook, world::App};
+use std::time::{Duration, Instant};
+use tests::slack::webhook::Webhook;
 
 /// One slice of the ceilings.
 const SLICE: Duration = Duration::from_millis(700);
@@ -106,8 +102,7 @@ async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progre
         let slack = &workshop.world.slack;
         let webhook = Webhook::message(slack, app, &channel, "U00000001", "hello");
         let thread = number().to_string();
-        let lane = Lane::of(app.connection, Conversation::Thread(&channel, &thread));
-        envelope(app, &channel, lane, Kind::Event, webhook)
+        webhook.envelope(app, &channel, Conversation::Thread(&channel, &thread), Kind::Event)
     });
     let last = workshop.publish(envelopes).await?;
     let progress = workshop.drained(first, last).await?;
@@ -132,8 +127,7 @@ async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progress>
         let slack = &workshop.world.slack;
         let text = format!("link {code}");
         let webhook = Webhook::command(slack, app, &channel, &user, "/lobu", &text);
-        let lane = Lane::of(app.connection, Conversation::Person(&channel, &user));
-        envelope(app, &channel, lane, Kind::Command, webhook)
+        webhook.envelope(app, &channel, Conversation::Person(&channel, &user), Kind::Command)
     });
     let last = workshop.publish(envelopes).await?;
     let progress = workshop.drained(first, last).await?;
@@ -145,26 +139,6 @@ async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progress>
     .await?;
     ensure!(linked as usize >= count, "{linked} of {count} codes were consumed");
     Ok(progress)
-}
-
-fn envelope(app: &App, channel: &str, lane: Lane, kind: Kind, webhook: Webhook) -> Envelope {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let word = |text: String| Word::new(text).expect("a plain word");
-    Envelope {
-        connection: app.connection,
-        partition: Partition::of(app.connection, Some(channel)),
-        kind,
-        lane,
-        dedupe: webhook.dedupe,
-        received_at_ms: now.as_millis() as u64,
-        media: Media::from_content_type(webhook.content_type).expect("one of the two"),
-        signature: word(format!("v0={:064x}", 0)),
-        timestamp: word(now.as_secs().to_string()),
-        retry: None,
-        traceparent: None,
-        reply: None,
-        body: webhook.body.into(),
-    }
 }
 
 /// (d), and the product's own reader: all that this part published, read again from the beginning.

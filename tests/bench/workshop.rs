@@ -3,9 +3,8 @@
 //! In: webhooks, as ingest would store them. Out: how fast they were handled, by the counts that Postgres has of them.
 
 use crate::{client::number, commits::Commits, tenants::Tenants};
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use async_nats::jetstream;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::{
     codec::envelope::Envelope,
     config,
@@ -23,8 +22,6 @@ use tests::{
 
 /// Connections that webhooks come for: more than the slots that one of them may have.
 const APPS: usize = 64;
-/// Publishes in flight.
-const AT_ONCE: usize = 256;
 /// Longest that a backlog may take.
 const DRAINED_WITHIN: Duration = Duration::from_secs(900);
 
@@ -115,24 +112,9 @@ impl Workshop {
     /// the sequence of the last.
     pub async fn publish(&self, envelopes: impl Iterator<Item = Envelope>) -> anyhow::Result<u64> {
         self.world.workers.iter().for_each(|worker| worker.process.freeze());
-        let published = self.publish_beside(envelopes).await;
+        let published = self.world.publish(envelopes).await;
         self.world.workers.iter().for_each(|worker| worker.process.thaw());
         published
-    }
-
-    async fn publish_beside(
-        &self,
-        envelopes: impl Iterator<Item = Envelope>,
-    ) -> anyhow::Result<u64> {
-        let js = &self.js;
-        let published = stream::iter(envelopes)
-            .map(async |envelope: Envelope| -> anyhow::Result<u64> {
-                let (subject, headers) = (envelope.subject(), envelope.headers());
-                Ok(js.publish_with_headers(subject, headers, envelope.body).await?.await?.sequence)
-            })
-            .buffer_unordered(AT_ONCE)
-            .try_fold(0, async |last, sequence| Ok(last.max(sequence)));
-        published.await.context("publishing")
     }
 
     /// The sequence that the stream is at.

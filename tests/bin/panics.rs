@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     process::ExitCode,
 };
-use worker::Stage;
+use worker::{NoHandler, Stage};
 
 /// One in so many webhooks makes a stage panic once.
 const ONE_IN: u64 = 24;
@@ -34,5 +34,5 @@ fn probe(stage: Stage, subject: &[u8]) {
 }
 
 fn main() -> ExitCode {
-    worker::run_with_probe(probe)
+    worker::run_with_probe(None::<NoHandler>, probe)
 }

@@ -6,6 +6,8 @@
 //! provision   organizations, agents and connections for it
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
+//! counter     an agent that counts, for more questions than fit into memory
+//! size        how large a test is
 //! load        conversations, sent until they are taken
 //! race        people who race for link codes
 //! strike      what can be done to it meanwhile
@@ -30,6 +32,8 @@ pub mod world;
 pub mod provision;
 pub mod slack;
 pub mod agent;
+pub mod counter;
+pub mod size;
 pub mod load;
 pub mod race;
 pub mod strike;

@@ -11,11 +11,20 @@ use anyhow::Context;
 use shared::{
     config,
     directory::Directory,
+    partition::Partition,
     secrets::Secret,
     store::{NewAgent, NewClaim, NewConnection},
     types::{AgentId, AgentMode, ConnectionId, OrgId, Platform, Settings, Status, Surface},
 };
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// Connection ids of which the one with the most partitions that are missing is taken.
+const IDS_TRIED: usize = 200;
+/// With so many channels a connection reaches all of its partitions.
+const CHANNELS_TRIED: usize = 64;
 
 /// A Slack app as both sides know it: its connection here, its secrets there.
 #[derive(Debug, Clone)]
@@ -116,6 +125,39 @@ bot_token = "file:org-{n}.token"
         let app = self.prepare_as(change).await?;
         self.project(&app).await?;
         Ok(app)
+    }
+
+    /// Connections of one organization and its sample agent, with a channel of them in each partition: a connection alone has
+    /// channels in few.
+    pub async fn connect_everywhere(&self) -> anyhow::Result<Vec<(App, String)>> {
+        let mut everywhere: Vec<(App, String)> = Vec::new();
+        let mut left: BTreeSet<Partition> = Partition::all().collect();
+        while !left.is_empty() {
+            let mut best = (ConnectionId::random()?, BTreeMap::new());
+            for _ in 0..IDS_TRIED {
+                let id = ConnectionId::random()?;
+                let channels = (0..CHANNELS_TRIED).map(|n| format!("C{n:08}"));
+                let placed = channels.map(|channel| (Partition::of(id, Some(&channel)), channel));
+                let new: BTreeMap<_, _> = placed.filter(|(p, _)| left.contains(p)).collect();
+                if new.len() > best.1.len() {
+                    best = (id, new);
+                }
+            }
+            let org = everywhere.first().map(|(first, _)| first.org.clone());
+            let mut app = self
+                .connect_as(|new| {
+                    new.id = best.0;
+                    new.agent = Some(agent_id());
+                    new.org = org.clone().unwrap_or_else(|| new.org.clone());
+                })
+                .await?;
+            app.org = org.unwrap_or(app.org);
+            for (partition, channel) in best.1 {
+                left.remove(&partition);
+                everywhere.push((app.clone(), channel));
+            }
+        }
+        Ok(everywhere)
     }
 
     /// A connection in Postgres only: its directory entry is still to be written.

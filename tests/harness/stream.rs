@@ -3,9 +3,9 @@
 use crate::{until::try_until, world::World};
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::Context, stream::LastRawMessageErrorKind};
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use shared::{
-    codec::envelope::{DedupeKey, MSG_ID},
+    codec::envelope::{DedupeKey, Envelope, MSG_ID},
     follow::{Follow, Followed},
     partition::Partition,
     stream::{STREAM, parse_subject, subjects_of},
@@ -20,6 +20,8 @@ use tokio::sync::Mutex;
 
 /// Without another message for this long, an index has all of them.
 const INDEXED: Duration = Duration::from_millis(30);
+/// Webhooks that were published and are not confirmed, at most.
+const UNCONFIRMED_MAX: usize = 256;
 /// A reader is opened within this.
 const OPENED: Duration = Duration::from_secs(1);
 
@@ -175,6 +177,21 @@ impl World {
         });
         index.read_on().await;
         index.stored.get(dedupe.as_str()).copied()
+    }
+
+    /// Stores webhooks in the stream as ingest would, in this order; gives the sequence of the last.
+    pub async fn publish(
+        &self,
+        envelopes: impl IntoIterator<Item = Envelope>,
+    ) -> anyhow::Result<u64> {
+        let js = &self.jetstream();
+        let sent = stream::iter(envelopes).then(async |envelope: Envelope| {
+            let (subject, headers) = (envelope.subject(), envelope.headers());
+            js.publish_with_headers(subject, headers, envelope.body).await
+        });
+        let confirmed = sent.map(async |sent| anyhow::Ok(sent?.await?.sequence));
+        let stored = confirmed.buffered(UNCONFIRMED_MAX).try_fold(0, async |_, last| Ok(last));
+        stored.await.context("publishing")
     }
 
     /// Changes what the stream is configured to.

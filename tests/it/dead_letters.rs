@@ -1,11 +1,65 @@
 //! What can't be handled is kept, with why, and holds nobody up.
 
-use shared::{partition::Partition, store::DeadLetterFilter, stream, types::ConnectionId};
+use shared::{
+    partition::Partition,
+    store::{DeadLetter, DeadLetterFilter},
+    stream,
+    types::ConnectionId,
+};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 use tests::{
     slack::webhook::Webhook,
     until::until,
-    world::{SMALL, SOON, World, agent_id},
+    world::{App, SMALL, SOON, World, agent_id},
 };
+
+/// A worker is started again, and waits for the lease of the one before, several times.
+const PATIENTLY: Duration = Duration::from_secs(90);
+/// A table is locked for as long as two commits take to time out, and longer.
+const LOCKED: Duration = Duration::from_secs(13);
+/// Messages beside the one that is given up, in the same partition.
+const OTHERS: usize = 12;
+
+/// Sends messages of one channel that are committed together, one of them `bad`, from `user`. Gives that one and the others.
+async fn in_one_batch(world: &World, app: &App, bad: &str, user: &str) -> (Webhook, Vec<Webhook>) {
+    until("the partition is owned", SOON, async || world.owner_of(app, "C1").await.ok()).await;
+    let mut blocked = world.pool.begin().await.expect("a transaction");
+    sqlx::query("select from partition_cursors for update")
+        .execute(&mut *blocked)
+        .await
+        .expect("no commit goes through");
+    let mut others = Vec::new();
+    let poison = Webhook::message(&world.slack, app, "C1", user, bad);
+    for n in 0..OTHERS {
+        if n == OTHERS / 2 {
+            assert_eq!(world.send(app, &poison).await.expect("an answer").status, 200);
+        }
+        let other = Webhook::message(&world.slack, app, "C1", "U1", &format!("other {n}"));
+        assert_eq!(world.send(app, &other).await.expect("an answer").status, 200);
+        others.push(other);
+    }
+    blocked.rollback().await.expect("commits go on");
+    (poison, others)
+}
+
+/// The only dead letter is the bad one, with its bytes, and all others were handled.
+async fn only_one_is_dead(world: &World, bad: &Webhook, others: &[Webhook]) -> DeadLetter {
+    for other in others {
+        let handled = async || world.look(&other.dedupe).await;
+        let handled = until(&format!("{} is handled", other.what), PATIENTLY, handled).await;
+        assert_eq!(handled.outcome, "completed", "{}", other.what);
+    }
+    let mut dead = world.dead_letters().await.expect("a list");
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    let dead = dead.remove(0);
+    assert_eq!(dead.dedup_key.as_deref(), Some(bad.dedupe.as_str()));
+    assert_eq!(dead.body, bad.body, "its bytes are kept");
+    dead
+}
 
 #[tokio::test]
 async fn an_undecodable_envelope_is_dead_with_its_reason_and_stops_nothing() {
@@ -136,4 +190,77 @@ async fn a_connection_that_can_not_be_read_stops_no_other_of_its_partition() {
     set("{}").await;
     world.tidegate(&["dead-letters", "redrive", &dead[0].id.to_string()]).expect("redriven");
     assert_eq!(world.handled(&unread.dedupe).await.outcome, "completed");
+}
+
+/// A constraint that a row of it breaks stands for whatever Postgres refuses.
+#[tokio::test]
+async fn webhook_that_postgres_refuses_is_given_up_alone() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    sqlx::query("alter table deliveries add check (user_id <> 'UREFUSED')")
+        .execute(&world.pool)
+        .await
+        .expect("a constraint");
+    let (bad, others) = in_one_batch(&world, &app, "refused", "UREFUSED").await;
+    let dead = only_one_is_dead(&world, &bad, &others).await;
+    assert_eq!(dead.reason, "Postgres refuses its effects");
+    assert!(dead.last_error.contains("violates check constraint"), "{}", dead.last_error);
+    let refused = world.workers[0].metric("tidegate_worker_batches_refused_total").await;
+    assert!(refused.expect("metrics") >= 3.0, "it was found by halving the batch");
+}
+
+/// Commits fail while somebody else locks their table, as a change of the schema does: that is no webhook's fault.
+#[tokio::test]
+async fn table_that_is_locked_for_long_kills_no_webhook() {
+    let world = World::start(SMALL).await.expect("a world");
+    let app = world.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    until("the partition is owned", SOON, async || world.owner_of(&app, "C1").await.ok()).await;
+    let mut locked = world.pool.begin().await.expect("a transaction");
+    sqlx::query("lock table deliveries in share mode").execute(&mut *locked).await.expect("a lock");
+    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
+    assert_eq!(world.send(&app, &webhook).await.expect("an answer").status, 200);
+    tokio::time::sleep(LOCKED).await;
+    locked.rollback().await.expect("it is free");
+    assert_eq!(world.handled(&webhook.dedupe).await.outcome, "completed");
+    assert_eq!(world.dead_letters().await.expect("a list").len(), 0);
+}
+
+/// A world whose worker panics, or ends, when a message says so.
+async fn unwell() -> (World, App) {
+    let mut world = World::without_processes(SMALL).await.expect("servers");
+    world.start_ingest().await.expect("an ingest");
+    world.start_worker_of(Path::new(env!("CARGO_BIN_EXE_unwell"))).expect("a worker");
+    let app = world.connect().await.expect("a connection");
+    (world, app)
+}
+
+#[tokio::test]
+async fn decision_that_panics_is_given_up_alone() {
+    let (world, app) = unwell().await;
+    let (bad, others) = in_one_batch(&world, &app, "panic when it is decided", "U1").await;
+    let dead = only_one_is_dead(&world, &bad, &others).await;
+    assert_eq!(dead.reason, "deciding it panicked");
+    assert!(world.workers[0].process.is_running(), "the process goes on");
+}
+
+/// The worker is started again each time, as by an orchestrator.
+#[tokio::test]
+async fn webhook_that_ends_the_process_is_given_up_alone() {
+    let (world, app) = unwell().await;
+    let (worker, ends) = (&world.workers[0].process, AtomicUsize::new(0));
+    let (bad, others) = in_one_batch(&world, &app, "end when it is decided", "U1").await;
+    until("it is a dead letter", PATIENTLY, async || {
+        if !worker.is_running() {
+            ends.fetch_add(1, Relaxed);
+            worker.restart().expect("it starts again");
+        }
+        (!world.dead_letters().await.ok()?.is_empty()).then_some(())
+    })
+    .await;
+    let dead = only_one_is_dead(&world, &bad, &others).await;
+    assert_eq!(dead.reason, "its process ended when it was decided");
+    assert!(worker.is_running());
+    // Up to three times with the others, then twice alone.
+    let ends = ends.into_inner();
+    assert!(ends <= 5, "the process ended {ends} times");
 }

@@ -418,49 +418,6 @@ async fn an_agent_runs_as_many_attempts_as_it_may() {
     assert_eq!(most.into_inner(), 3);
 }
 
-/// Each of A's messages is a conversation of its own; B's partitions are among A's.
-async fn others_are_not_held_up(agent_takes: &str) {
-    let world = World::start(SMALL).await.expect("a world");
-    let (a, b) = (answered(&world).await, answered(&world).await);
-    let said: Vec<_> = (0..620)
-        .map(|n| Webhook::message(&world.slack, &a, &format!("C{}", n % 20), "U1", agent_takes))
-        .collect();
-    for chunk in said.chunks(62) {
-        let sent = chunk.iter().map(|webhook| world.send(&a, webhook));
-        for sent in futures_util::future::join_all(sent).await {
-            assert_eq!(sent.expect("an answer").status, 200);
-        }
-    }
-    until("all of A's are committed", SOON, async || {
-        (count(&world, "waiting").await >= 600).then_some(())
-    })
-    .await;
-    for n in 0..20 {
-        let (channel, text) = (format!("D{n}"), format!("b {n}"));
-        let began = Instant::now();
-        say(&world, &b, &channel, &text).await;
-        heard(&world, &channel, 1).await;
-        assert!(began.elapsed() < Duration::from_secs(2), "{text}: {:?}", began.elapsed());
-        let command = Webhook::command(&world.slack, &b, &channel, "U1", "/lobu", "help");
-        let began = Instant::now();
-        world.send(&b, &command).await.expect("an answer");
-        let told = |r: &tests::slack::Receipt| command.response_url.ends_with(&r.to);
-        world.slack.told("the person hears", told).await;
-        assert!(began.elapsed() < Duration::from_secs(2), "help {n}: {:?}", began.elapsed());
-    }
-    assert!(count(&world, "waiting").await >= 500, "A's agent is still at it");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slow_agent_holds_up_no_other_tenant() {
-    others_are_not_held_up("slow:15000 x").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_never_answers_holds_up_no_other_tenant() {
-    others_are_not_held_up("slow:600000 x").await;
-}
-
 #[tokio::test]
 async fn an_agent_that_needs_25_seconds_answers_once_and_is_asked_once() {
     let world = World::start(SMALL).await.expect("a world");

@@ -45,8 +45,8 @@ pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
 
 /// Runs a worker that calls a probe in each stage.
 #[doc(hidden)]
-pub fn run_with_probe(probe: Probe) -> ExitCode {
-    start(None, Some(probe))
+pub fn run_with_probe<H: Handler>(handler: Option<H>, probe: Probe) -> ExitCode {
+    start(handler.map(|handler| Arc::new(handler) as AnyHandler), Some(probe))
 }
 
 fn start(handler: Option<AnyHandler>, probe: Option<Probe>) -> ExitCode {

@@ -34,6 +34,9 @@ use tokio::runtime::Handle;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Server-side limit of a statement: a lease must not depend on a hanging one.
 const STATEMENT_TIMEOUT: &str = "5s";
+/// Server-side limit of a wait for a lock. Shorter than `STATEMENT_TIMEOUT`, so that a locked table
+/// is not taken for a statement that takes too long.
+const LOCK_TIMEOUT: &str = "4s";
 /// Client-side limit of a statement. Exceeds `STATEMENT_TIMEOUT` by the time Postgres needs to
 /// report it.
 const STATEMENT_CLIENT_TIMEOUT: Duration = Duration::from_secs(6);
@@ -91,6 +94,7 @@ impl Pool {
         };
         let options = options.options([
             ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
             ("jit", "off"),
         ]);

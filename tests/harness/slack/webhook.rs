@@ -3,7 +3,15 @@
 use super::Slack;
 use crate::world::App;
 use serde_json::json;
-use shared::codec::envelope::DedupeKey;
+use shared::{
+    codec::{
+        envelope::{DedupeKey, Envelope, Word},
+        slack::Media,
+    },
+    partition::{Conversation, Lane, Partition},
+    types::Kind,
+};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A body ready to be signed and sent, as often as one likes: the same webhook each time.
 #[derive(Debug, Clone)]
@@ -102,12 +110,52 @@ impl Webhook {
         ts: &str,
     ) -> Self {
         slack.write(&app.team, channel, user, text, ts);
+        Self::said_unkept(slack, app, kind, channel, user, text, ts)
+    }
+
+    /// The same, and the fake Slack does not keep it: for more than fits into its memory.
+    pub fn said_unkept(
+        slack: &Slack,
+        app: &App,
+        kind: &str,
+        channel: &str,
+        user: &str,
+        text: &str,
+        ts: &str,
+    ) -> Self {
         let channel_type = if channel.starts_with('D') { "im" } else { "channel" };
         let inner = json!({
             "type": kind, "channel": channel, "user": user, "text": text, "ts": ts, "event_ts": ts,
             "channel_type": channel_type, "team": app.team,
         });
         Self::event(slack, app, text, inner)
+    }
+
+    /// The webhook as ingest would store it.
+    pub fn envelope(
+        self,
+        app: &App,
+        channel: &str,
+        conversation: Conversation<'_>,
+        kind: Kind,
+    ) -> Envelope {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let word = |text: String| Word::new(text).expect("a plain word");
+        Envelope {
+            connection: app.connection,
+            partition: Partition::of(app.connection, Some(channel)),
+            kind,
+            lane: Lane::of(app.connection, conversation),
+            dedupe: self.dedupe,
+            received_at_ms: now.as_millis() as u64,
+            media: Media::from_content_type(self.content_type).expect("one of the two"),
+            signature: word(format!("v0={:064x}", 0)),
+            timestamp: word(now.as_secs().to_string()),
+            retry: None,
+            traceparent: None,
+            reply: None,
+            body: self.body.into(),
+        }
     }
 
     /// The view that it names, if it is about one.

@@ -33,7 +33,7 @@ impl Intake {
             s.rows.claims = (s.rows.claims + 1).min(3);
         }
         s.rows.lease = Some(s.seen.claims);
-        let alone = s.rows.claims >= 3;
+        let alone = s.rows.claims >= 3 || s.rows.suspect.is_some();
         s.workers[w] = Worker {
             claim: Some(Claim { number: s.seen.claims, epoch: s.rows.epoch }),
             cursor: s.rows.cursor,

@@ -33,6 +33,8 @@ pub struct BatchHalving {
     limit: usize,
     prepared_anew: bool,
     alone_too_slow: u32,
+    /// Number of webhooks to decide one by one: the one that ended the process is among them.
+    alone: usize,
 }
 
 /// Reaction to a refusal.
@@ -45,10 +47,16 @@ pub enum AfterRefusal {
 }
 
 impl BatchHalving {
-    /// Begins with full batches, or with single webhooks after several claims without progress.
-    pub fn new(claims: i32) -> Self {
-        let limit = if claims >= CLAIMS_BEFORE_ALONE { 1 } else { BATCH_WEBHOOKS_MAX };
-        Self { limit, prepared_anew: false, alone_too_slow: 0 }
+    /// Begins with full batches; if `alone`, after a process ended, with as many single webhooks as
+    /// a batch may have.
+    pub fn new(alone: bool) -> Self {
+        let (limit, alone) = if alone { (1, BATCH_WEBHOOKS_MAX) } else { (BATCH_WEBHOOKS_MAX, 0) };
+        Self { limit, prepared_anew: false, alone_too_slow: 0, alone }
+    }
+
+    /// Returns whether webhooks are decided one by one because a process ended.
+    pub fn is_alone(&self) -> bool {
+        self.alone > 0
     }
 
     /// Returns the maximum number of webhooks in the next batch.
@@ -56,10 +64,11 @@ impl BatchHalving {
         self.limit
     }
 
-    /// Doubles the limit after a commit.
+    /// Doubles the limit after a commit, once webhooks are no longer decided one by one.
     pub fn on_committed(&mut self) {
-        let limit = (self.limit * 2).min(BATCH_WEBHOOKS_MAX);
-        *self = Self { limit, prepared_anew: false, alone_too_slow: 0 };
+        let alone = self.alone.saturating_sub(1);
+        let limit = if alone > 0 { 1 } else { (self.limit * 2).min(BATCH_WEBHOOKS_MAX) };
+        *self = Self { limit, prepared_anew: false, alone_too_slow: 0, alone };
     }
 
     /// Halves the limit after a refusal, and returns the reaction.
@@ -154,7 +163,7 @@ mod tests {
         bolero::check!().with_type::<(u8, u8)>().for_each(|(total, bad)| {
             let (total, bad) = (usize::from(*total) + 1, usize::from(*bad));
             let (mut halving, mut next, mut dead, mut refusals) =
-                (BatchHalving::new(1), 0, Vec::new(), 0);
+                (BatchHalving::new(false), 0, Vec::new(), 0);
             while next < total {
                 let length = batch_length((next..total).map(|_| 100), halving.limit());
                 if !(next..next + length).contains(&bad) {
@@ -177,7 +186,7 @@ mod tests {
 
     #[test]
     fn keeps_webhooks_for_a_minute_of_slow_postgres() {
-        let mut halving = BatchHalving::new(1);
+        let mut halving = BatchHalving::new(false);
         let mut refusals = 0;
         while halving.limit() > 1 {
             halving.on_refused(halving.limit(), true);
@@ -189,8 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn claims_without_progress_decide_one_by_one() {
-        assert_eq!(BatchHalving::new(2).limit(), BATCH_WEBHOOKS_MAX);
-        assert_eq!(BatchHalving::new(3).limit(), 1);
+    fn decides_a_batch_one_by_one_after_a_crash() {
+        assert_eq!(BatchHalving::new(false).limit(), BATCH_WEBHOOKS_MAX);
+        let mut halving = BatchHalving::new(true);
+        for _ in 0..BATCH_WEBHOOKS_MAX {
+            assert_eq!((halving.limit(), halving.is_alone()), (1, true));
+            halving.on_committed();
+        }
+        assert_eq!((halving.limit(), halving.is_alone()), (2, false));
     }
 }

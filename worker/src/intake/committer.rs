@@ -5,9 +5,7 @@
 //! is committed twice or skipped.
 
 use super::{
-    batch::{
-        AfterRefusal, BatchHalving, CLAIMS_BEFORE_ALONE, PrepareLimit, batch_length, commit_length,
-    },
+    batch::{AfterRefusal, BatchHalving, PrepareLimit, batch_length, commit_length},
     owned_partition::OwnedPartition,
     pending::{PendingMessage, PendingMessages},
 };
@@ -66,7 +64,7 @@ impl Committer<'_> {
 
     async fn commit_webhooks(&mut self, pending: &mut PendingMessages) -> Option<LastMessage> {
         loop {
-            let suspected = self.halving.limit() == 1 && self.owned.claims >= CLAIMS_BEFORE_ALONE;
+            let suspected = self.halving.is_alone();
             if suspected && !self.suspect_next(pending).await? {
                 let reason = "its process ended when it was decided";
                 return self.give_up(pending, reason, "").await;

@@ -1,7 +1,8 @@
 //! Owns the partitions of this worker and its row in `workers`, under which lanes run.
 //!
 //! The worker claims up to `ceil(64 / live workers that read)` partitions and renews them every
-//! sixth of the TTL. It releases partitions when more workers join, when only this worker cannot
+//! sixth of the TTL. It looks for free partitions more often, so that a partition that another
+//! worker releases is not read for a moment only. It releases partitions when more workers join, when only this worker cannot
 //! reach NATS, and on shutdown. It loses partitions that it fails to renew. Postgres decides
 //! ownership: every commit is fenced by epoch. The local deadline, counted from before the renewal
 //! was sent, only ends needless work.
@@ -26,6 +27,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+/// Interval of looking for a free partition.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time after which a partition that needs a newer release is claimed again: the newer worker may
 /// have stopped.
 const NEEDS_NEWER_PERIOD: Duration = Duration::from_secs(30);
@@ -89,9 +92,19 @@ impl LeaseManager {
     pub async fn run(mut self, stop: CancellationToken, finished: CancellationToken) {
         let mut tick = tokio::time::interval(self.ttl / 6);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A free partition may exceed this worker's share: then it looks again at the next tick.
+        let mut looks = true;
         loop {
             tokio::select! {
-                _ = tick.tick() => {}
+                _ = tick.tick() => looks = true,
+                _ = look.tick(), if looks && !stop.is_cancelled() => {
+                    if !self.sees_free_partition().await {
+                        continue;
+                    }
+                    looks = false;
+                }
                 _ = self.ended.notified() => {}
                 _ = stop.cancelled(), if self.reads_any() => {}
                 _ = finished.cancelled(), if self.partitions.is_empty() => break,
@@ -99,12 +112,14 @@ impl LeaseManager {
             if stop.is_cancelled() {
                 self.partitions.values().for_each(|owned| owned.stop.cancel());
             }
+            let held = self.partitions.len();
             // A turn that hangs must not extend leases that it did not renew.
             match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
                 Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
                 Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
                 Err(_) => warn!("failed to renew leases in time"),
             }
+            looks |= self.partitions.len() > held;
             self.drop_expired();
             if self.context.worker.end_if_expired() {
                 warn!("worker row expired; its attempts and sends are cancelled");
@@ -115,6 +130,11 @@ impl LeaseManager {
         {
             warn!(error = %Chain(&error), "failed to delete worker row");
         }
+    }
+
+    async fn sees_free_partition(&self) -> bool {
+        let free = self.context.store.has_free_partition();
+        matches!(tokio::time::timeout(self.ttl / 6, free).await, Ok(Ok(true)))
     }
 
     async fn retire(&self, id: &str) -> Result<(), StoreError> {

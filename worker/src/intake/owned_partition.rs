@@ -1,5 +1,6 @@
 //! State of a partition that this worker owns.
 
+use super::batch::CLAIMS_BEFORE_ALONE;
 use crate::metrics::PartitionProgress;
 use shared::{
     partition::Partition,
@@ -15,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 /// Partition that this worker owns, shared by the lease manager and the reader.
 pub struct OwnedPartition {
     pub token: FencingToken,
-    /// Number of claims since the cursor moved.
-    pub claims: i32,
+    /// True if webhooks are decided one by one at first, because a process ended.
+    pub alone: bool,
     /// Cancelled to end the reader after the batch in progress.
     pub stop: CancellationToken,
     /// Cancelled when another worker owns the partition or the lease expired.
@@ -36,10 +37,10 @@ pub struct OwnedPartition {
 impl OwnedPartition {
     /// Creates the state of a claimed partition. Its lease is valid until `holds_until` or longer.
     pub fn new(lease: &Lease, holds_until: Instant) -> Self {
-        let Lease { token, state, claims } = lease;
+        let Lease { token, state, claims, is_suspecting } = lease;
         Self {
             token: *token,
-            claims: *claims,
+            alone: *is_suspecting || *claims >= CLAIMS_BEFORE_ALONE,
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
             finished: CancellationToken::new(),

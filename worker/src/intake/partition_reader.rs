@@ -53,7 +53,7 @@ pub async fn run(
         owned: &owned,
         decider: &decider,
         cursor: state.cursor,
-        halving: BatchHalving::new(owned.claims),
+        halving: BatchHalving::new(owned.alone),
         prepare_limit: PrepareLimit::new(),
     };
     let reason = tokio::select! {

@@ -90,10 +90,14 @@ impl Store {
                  select v.org_id, v.agent_id, count(distinct v.connection_id) as waiting,
                         max(a.max_concurrent) as max_concurrent,
                         bool_or(h.agent_id is not null) as open
-                   from visited v left join agents a on a.org_id = v.org_id and a.id = v.agent_id
+                   from visited v left join lateral (
+                       -- By key, as connections: a plan of small tables may read them whole.
+                       select * from agents a
+                        where a.org_id = v.org_id and a.id = v.agent_id limit 1) a on true
                    left join agent_health h on h.org_id = v.org_id and h.agent_id = v.agent_id
-                   join connections c on c.id = v.connection_id
-                    and c.status in ('pending', 'active', 'error')
+                   join lateral (
+                       select status from connections c where c.id = v.connection_id limit 1) c
+                     on c.status in ('pending', 'active', 'error')
                   where v.due and ((a.id is not null and a.paused_at is null) or v.org_id = $9)
                   group by 1, 2),
              probes as (
@@ -130,7 +134,9 @@ impl Store {
                              else f.free end as share
                    from visited v join agents_of a using (org_id, agent_id)
                    join vacant f using (org_id, agent_id)
-                   join connections c on c.id = v.connection_id
+                   join lateral (
+                       select status from connections c where c.id = v.connection_id limit 1) c
+                     on true
                   where v.due and f.free > 0 and c.status in ('pending', 'active', 'error')
                     and (not a.open
                          or exists (select from probes p where p.org_id = v.org_id
@@ -170,8 +176,10 @@ impl Store {
                      select from delivery_lanes l
                       where l.lane = f.lane and l.connection_id = f.connection_id
                         and l.next_at <= now()
-                        and l.worker is null and l.org_id = f.org_id and l.agent_id = f.agent_id
-                        and l.priority = $6
+                        and l.worker is null and l.priority = $6
+                        -- Not by an index: a plan of the empty table may prefer the one by agent.
+                        and l.org_id is not distinct from f.org_id
+                        and l.agent_id is not distinct from f.agent_id
                         for update skip locked) l),
              slots as (
                  select w.org_id, w.agent_id, s.n,

@@ -42,6 +42,8 @@ pub struct Lease {
     pub state: CursorState,
     /// Number of claims since the cursor moved, including this one.
     pub claims: i32,
+    /// True if a webhook is marked: the process before ended while it decided the webhook.
+    pub is_suspecting: bool,
 }
 
 /// Position of intake in a partition.
@@ -62,7 +64,7 @@ pub struct CursorState {
 }
 
 const STATE: &str = "partition, epoch, generation, cursor, stream_created_ns, last_sequence, \
-                     last_key, last_stored_at, read_through, claims";
+                     last_key, last_stored_at, read_through, claims, suspect_sequence";
 
 impl Store {
     /// Claims up to `count` partitions with an expired lease, except for `except`, and raises their
@@ -114,9 +116,20 @@ impl Store {
                 let state = cursor_state(row)?;
                 let CursorState { epoch, generation, .. } = state;
                 let token = FencingToken { partition: partition_of(row)?, epoch, generation };
-                Ok(Lease { token, state, claims: row.try_get("claims")? })
+                let suspect: Option<i64> = row.try_get("suspect_sequence")?;
+                let claims = row.try_get("claims")?;
+                Ok(Lease { token, state, claims, is_suspecting: suspect.is_some() })
             })
             .collect()
+    }
+
+    /// Returns whether the lease of any partition has expired or was released.
+    pub async fn has_free_partition(&self) -> Result<bool, StoreError> {
+        let free = sqlx::query_scalar(
+            "-- leases.has_free
+             select exists (select from partition_leases where lease_until < clock_timestamp())",
+        );
+        Ok(free.fetch_one(&self.leases).await?)
     }
 
     /// Renews leases, each with the cursor that Postgres confirmed to its owner. Returns the
@@ -236,7 +249,7 @@ impl Store {
         .bind(token.epoch)
         .bind(token.generation)
         .bind(sequence as i64)
-        .fetch_optional(&self.leases)
+        .fetch_optional(&self.pool)
         .await?;
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
     }
@@ -251,7 +264,7 @@ impl Store {
         .bind(token.partition.number() as i16)
         .bind(token.epoch)
         .bind(token.generation)
-        .execute(&self.leases)
+        .execute(&self.pool)
         .await?;
         Ok(())
     }

@@ -1,0 +1,161 @@
+//! What a tenant whose agent is slow costs another in the same partitions: the time from a message's being due at ingest to
+//! its answer's being in Slack, in quiet and beside the slow one, in turns.
+//!
+//! The slow tenant sends to all partitions, each message a thread of its own, and its backlog is deleted after each turn. When
+//! an answer was taken by Slack is what the worker recorded.
+
+use crate::{
+    client::{Client, Pace},
+    report::{Bound::*, Report},
+    tenants::{Tenants, Way, number_of},
+    turns::Series,
+};
+use anyhow::Context;
+use hdrhistogram::Histogram;
+use shared::{codec::envelope::Envelope, partition::Conversation, types::Kind};
+use sqlx::Row;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tests::{
+    counter::CountingAgent,
+    provision::new_agent,
+    slack::webhook::Webhook,
+    until::try_until,
+    world::{App, SOON, Size, World, agent_id},
+};
+
+/// Messages a second of the tenant that is measured, and of the slow one.
+const RATE: f64 = 50.0;
+const RATE_OF_SLOW: f64 = 50.0;
+/// Messages of the slow tenant that wait when a turn beside it begins.
+const WAITING: usize = 600;
+/// Its agent takes this long.
+const AGENT_TAKES: Duration = Duration::from_secs(15);
+const SLICE: Duration = Duration::from_secs(6);
+const ROUNDS: usize = 5;
+/// Connections of the tenant that is measured.
+const APPS: usize = 10;
+
+/// A tenant in quiet, and beside a slow one.
+pub async fn beside_slow_agent(report: &mut Report) -> anyhow::Result<()> {
+    report.part("isolation");
+    let size = Size { ingests: 0, workers: 0, own_postgres: true };
+    let mut world = World::synced_seldom(size).await?;
+    world.start_ingest().await?;
+    world.start_worker().await?;
+    world.settled().await?;
+    let mut apps = Vec::new();
+    for _ in 0..APPS {
+        apps.push(world.connect_as(|new| new.agent = Some(agent_id())).await?);
+    }
+    let tenants = Tenants::of(apps.iter().map(|app| (app.connection, app.secret.clone())));
+    let tenants = Arc::new(tenants.with_messages());
+    let address = world.ingests[0].path("").trim_start_matches("http://").parse()?;
+    let mut client = Client::new(address, &tenants, Way::Connection, 64);
+    let slow = Slow::start(&world).await?;
+
+    let (mut quiet, mut beside): ([Series; 2], [Series; 2]) = Default::default();
+    for round in 0..=ROUNDS {
+        let alone = answered(&world, &mut client).await?;
+        world.publish((0..WAITING).map(|n| slow.message(&world, n))).await?;
+        let (sent, together) =
+            tokio::join!(slow.keep_sending(&world), answered(&world, &mut client));
+        sent?;
+        let together = together?;
+        slow.forget(&world).await?;
+        if round > 0 {
+            for (series, latency) in [(&mut quiet, &alone), (&mut beside, &together)] {
+                series[0].push(latency.value_at_quantile(0.5) as f64 / 1e3);
+                series[1].push(latency.value_at_quantile(0.99) as f64 / 1e3);
+            }
+        }
+    }
+    let bound = quiet[1].median() * 2.0 + 50.0;
+    let name = "due to answered p99, beside a tenant with a slow agent";
+    report.target(name, beside[1].median(), AtMost(bound), "ms");
+    report.ratio("due to answered p99, beside a slow agent to quiet", beside[1].to(&quiet[1]));
+    for (who, series) in [("quiet", &quiet), ("beside a slow agent", &beside)] {
+        report.figure(format!("due to answered, {who}: p50"), series[0].median(), "ms");
+        report.figure(format!("due to answered, {who}: p99"), series[1].median(), "ms");
+    }
+    Ok(())
+}
+
+/// Sends for a slice, and gives how long the answers took.
+async fn answered(world: &World, client: &mut Client) -> anyhow::Result<Histogram<u64>> {
+    let (wall, steady) = (SystemTime::now(), Instant::now());
+    let (_, schedule) = client.open(RATE, Duration::ZERO, SLICE).await?;
+    let rows = async || {
+        let rows = sqlx::query(
+            "select dedup_key, extract(epoch from at)::float8 as at from outbox_log
+              where method = 'chat.postMessage' and created_at > to_timestamp($1)",
+        )
+        .bind(wall.duration_since(UNIX_EPOCH).ok()?.as_secs_f64() - 0.001)
+        .fetch_all(&world.pool)
+        .await
+        .ok()?;
+        let of_slice = |row: &sqlx::postgres::PgRow| {
+            let due = schedule.due(number_of(row.try_get("dedup_key").ok()?)?)?;
+            Some((due, row.try_get::<f64, _>("at").ok()?))
+        };
+        let rows: Vec<_> = rows.iter().filter_map(of_slice).collect();
+        (rows.len() as u64 >= schedule.count).then_some(rows)
+    };
+    let mut latency = crate::client::histogram();
+    for (due, at) in try_until("all of a slice is answered", SOON, rows).await? {
+        let due = wall.duration_since(UNIX_EPOCH)? + (due - steady);
+        latency.saturating_record(((at - due.as_secs_f64()).max(0.0) * 1e6) as u64);
+    }
+    Ok(latency)
+}
+
+/// The tenant with the slow agent.
+struct Slow {
+    places: Vec<(App, String)>,
+}
+
+impl Slow {
+    async fn start(world: &World) -> anyhow::Result<Self> {
+        let places = world.connect_everywhere().await?;
+        let agent = CountingAgent::start().await?;
+        agent.set_takes(AGENT_TAKES);
+        let agent = new_agent(&places[0].0.org, agent_id(), agent.url())?;
+        world.store.put_agent(&agent).await?;
+        Ok(Self { places })
+    }
+
+    fn message(&self, world: &World, n: usize) -> Envelope {
+        let (app, channel) = &self.places[n % self.places.len()];
+        let (ts, slack) = (world.slack.ts(), &world.slack);
+        let webhook = Webhook::said_unkept(slack, app, "message", channel, "U1", "hello", &ts);
+        webhook.envelope(app, channel, Conversation::Thread(channel, &ts), Kind::Event)
+    }
+
+    async fn keep_sending(&self, world: &World) -> anyhow::Result<()> {
+        let pace = Pace::start(RATE_OF_SLOW, SLICE);
+        while let Some((_, number)) = pace.next().await {
+            world.publish([self.message(world, number as usize)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what waits, and waits for what runs.
+    async fn forget(&self, world: &World) -> anyhow::Result<()> {
+        let connections: Vec<String> =
+            self.places.iter().map(|(app, _)| app.connection.to_string()).collect();
+        for sql in [
+            "delete from deliveries where connection_id = any ($1)",
+            "delete from delivery_lanes where connection_id = any ($1)",
+        ] {
+            sqlx::query(sql).bind(&connections).execute(&world.pool).await.context(sql)?;
+        }
+        let free = async || {
+            let taken = "select count(*) from agent_slots where connection_id = any ($1)";
+            let taken = sqlx::query_scalar::<_, i64>(taken).bind(&connections);
+            (taken.fetch_one(&world.pool).await.ok()? == 0).then_some(())
+        };
+        try_until("the slow agent's slots are free", AGENT_TAKES + SOON, free).await
+    }
+}

@@ -1,0 +1,138 @@
+//! An agent that counts the questions it is asked and keeps none of them: for tests whose questions would not fit into memory.
+//!
+//! The text of a question ends in `<conversation>/<place>`, places counted from 0. The agent counts places that came in order,
+//! too early, or again, and questions that were open at once. Its answer is always 204.
+
+use anyhow::Context;
+use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::net::TcpListener;
+
+/// An agent on a loopback port. Cheap to clone.
+#[derive(Clone)]
+pub struct CountingAgent {
+    address: SocketAddr,
+    state: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    away: AtomicBool,
+    takes_ms: AtomicU64,
+    running: AtomicUsize,
+    most: AtomicUsize,
+    conversations: Mutex<HashMap<u32, Conversation>>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Conversation {
+    next: u32,
+    skipped: u32,
+    repeated: u32,
+}
+
+/// What it was asked and answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Questions answered for the first time, each after the one before it.
+    pub in_order: usize,
+    /// Questions that came before the one before them.
+    pub skipped: usize,
+    /// Questions that came again.
+    pub repeated: usize,
+    /// Most questions that were open at once.
+    pub most: usize,
+}
+
+/// A question that is open.
+struct Open<'a>(&'a Counts);
+
+impl<'a> Open<'a> {
+    fn new(counts: &'a Counts) -> Self {
+        let running = counts.running.fetch_add(1, Relaxed) + 1;
+        counts.most.fetch_max(running, Relaxed);
+        Self(counts)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
+    }
+}
+
+impl CountingAgent {
+    /// Starts it; it ends with the runtime.
+    pub async fn start() -> anyhow::Result<Self> {
+        let listener =
+            TcpListener::bind("127.0.0.1:0").await.context("a port for the counting agent")?;
+        let agent = Self { address: listener.local_addr()?, state: Arc::default() };
+        // A body of 1 MiB is more in JSON.
+        let limit = axum::extract::DefaultBodyLimit::max(8 << 20);
+        let routes = Router::new().route("/", post(answer)).layer(limit);
+        let routes = routes.with_state(Arc::clone(&agent.state));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Ok(agent)
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// From now on every question is answered 503 and not counted, or no longer.
+    pub fn set_away(&self, away: bool) {
+        self.state.away.store(away, Relaxed);
+    }
+
+    /// From now on it takes this long to answer.
+    pub fn set_takes(&self, time: Duration) {
+        self.state.takes_ms.store(time.as_millis() as u64, Relaxed);
+    }
+
+    /// What it was asked so far.
+    pub fn counted(&self) -> Counted {
+        let most = self.state.most.load(Relaxed);
+        let all = self.state.conversations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().fold(Counted { most, ..Counted::default() }, |counted, one| Counted {
+            in_order: counted.in_order + one.next as usize,
+            skipped: counted.skipped + one.skipped as usize,
+            repeated: counted.repeated + one.repeated as usize,
+            most,
+        })
+    }
+}
+
+async fn answer(State(counts): State<Arc<Counts>>, body: Bytes) -> StatusCode {
+    let _open = Open::new(&counts);
+    let takes = Duration::from_millis(counts.takes_ms.load(Relaxed));
+    if !takes.is_zero() {
+        tokio::time::sleep(takes).await;
+    }
+    if counts.away.load(Relaxed) {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    let question: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let place = question["text"].as_str().and_then(|text| {
+        let (conversation, place) = text.split_whitespace().last()?.split_once('/')?;
+        Some((conversation.parse::<u32>().ok()?, place.parse::<u32>().ok()?))
+    });
+    let Some((conversation, place)) = place else { return StatusCode::NO_CONTENT };
+    let mut all = counts.conversations.lock().unwrap_or_else(PoisonError::into_inner);
+    let of = all.entry(conversation).or_default();
+    match place.cmp(&of.next) {
+        std::cmp::Ordering::Equal => of.next += 1,
+        std::cmp::Ordering::Less => of.repeated += 1,
+        std::cmp::Ordering::Greater => of.skipped += 1,
+    }
+    StatusCode::NO_CONTENT
+}
