@@ -50,7 +50,7 @@ async fn an_app_half_way_to_being_switched_off_is_told_of() {
         world.ingests[0].metric("tidegate_ingest_apps_at_risk").await.expect("metrics"),
         1.0
     );
-    let log = world.logged("Slack switches an app off").await.expect("a warning");
+    let log = world.logged("half of Slack's failure limit exceeded").await.expect("a warning");
     assert!(log.contains(&app.app), "the warning names it");
     let ready = world.ingests[0].ready().await;
     assert!(ready.is_ok(), "an ingest that leaves makes nothing better");
