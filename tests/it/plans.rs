@@ -195,6 +195,9 @@ fn judge(world: &World, from: usize, when: &str) {
     }
 }
 
+/// All may have been attempted a moment ago.
+const REATTEMPTED_WITHIN: Duration = Duration::from_secs(90);
+
 /// Makes Postgres log the plan of each statement with what it read; what it knows of the tables is what the test says.
 async fn log_plans(world: &World) {
     let mut session = world.pool.acquire().await.expect("a session");
@@ -236,14 +239,19 @@ async fn statements_of_workers_read_few_rows_of_many() {
 async fn observed(world: &World, b: &App, when: &str) {
     let from = world.postgres.process().log().len();
     traffic(world, b).await;
-    let attempted = async || {
-        let attempted = "select count(*) from delivery_lanes where last_error <> ''";
-        sqlx::query_scalar::<_, i64>(attempted).fetch_one(&world.pool).await.expect("a count")
-    };
-    let before = attempted().await;
-    run(world, "delete from agent_health").await;
-    until("some were attempted", SOON, async || (attempted().await >= before + 200).then_some(()))
-        .await;
+    let began: time::OffsetDateTime =
+        sqlx::query_scalar("select now()").fetch_one(&world.pool).await.expect("the time");
+    until("some were attempted", REATTEMPTED_WITHIN, async || {
+        // The circuit opens again, since messages of B fail.
+        run(world, "delete from agent_health").await;
+        // A delivery that can't be opened is due again a minute after its attempt.
+        let attempted = "select count(*) from delivery_lanes
+                          where next_at > $1 + interval '59 s' and next_at < 'infinity'";
+        let attempted: i64 =
+            sqlx::query_scalar(attempted).bind(began).fetch_one(&world.pool).await.ok()?;
+        (attempted >= 200).then_some(())
+    })
+    .await;
     traffic(world, b).await;
     tokio::time::sleep(ROUND).await;
     judge(world, from, when);
