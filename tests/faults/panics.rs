@@ -57,7 +57,7 @@ pub async fn in_every_stage(_: Run) -> anyhow::Result<Outcome> {
                         .ok()?
                 })
                 .await?;
-            ensure!(failed == "sending it panicked", "given up: {failed}");
+            ensure!(failed == "the send panicked", "given up: {failed}");
             redriven_again(world).await
         })
         .await?;
