@@ -431,6 +431,8 @@ create table dead_letters (
     payload         bytea,
     -- Time of an operator's redrive, which the owner of the partition performs.
     redrive_at      timestamptz,
+    -- Starts of this redrive: a process may end while it decides the webhook.
+    redrive_starts  integer not null default 0,
     at              timestamptz not null default now()
 );
 alter table dead_letters alter column payload set storage external;

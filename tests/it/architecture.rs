@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
@@ -60,7 +60,8 @@ fn names(file: &Path, word: &str) -> bool {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains(word))
 }
 
-fn sources(dir: &Path) -> Vec<std::path::PathBuf> {
+/// Returns the Rust files of a folder.
+pub fn sources(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).expect("a folder") {
         let path = entry.expect("an entry").path();

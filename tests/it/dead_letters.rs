@@ -248,12 +248,15 @@ async fn decision_that_panics_is_given_up_alone() {
 async fn webhook_that_ends_the_process_is_given_up_alone() {
     let (world, app) = unwell().await;
     let (worker, ends) = (&world.workers[0].process, AtomicUsize::new(0));
-    let (bad, others) = in_one_batch(&world, &app, "end when it is decided", "U1").await;
-    until("it is a dead letter", PATIENTLY, async || {
+    let kept_running = || {
         if !worker.is_running() {
             ends.fetch_add(1, Relaxed);
             worker.restart().expect("it starts again");
         }
+    };
+    let (bad, others) = in_one_batch(&world, &app, "end when it is decided", "U1").await;
+    until("it is a dead letter", PATIENTLY, async || {
+        kept_running();
         (!world.dead_letters().await.ok()?.is_empty()).then_some(())
     })
     .await;
@@ -261,6 +264,19 @@ async fn webhook_that_ends_the_process_is_given_up_alone() {
     assert_eq!(dead.reason, "its process ended when it was decided");
     assert!(worker.is_running());
     // Up to three times with the others, then twice alone.
-    let ends = ends.into_inner();
-    assert!(ends <= 5, "the process ended {ends} times");
+    let until_dead = ends.load(Relaxed);
+    assert!(until_dead <= 5, "the process ended {until_dead} times");
+
+    // The same when it is redriven.
+    let mark = "update dead_letters set redrive_at = now()";
+    sqlx::query(mark).execute(&world.pool).await.expect("what redrive does");
+    until("its redrive is given up", PATIENTLY, async || {
+        kept_running();
+        let dead = world.dead_letters().await.ok()?.pop()?;
+        let reason = "its process ended when it was decided";
+        (dead.redrive_at.is_none() && dead.last_error == reason).then_some(())
+    })
+    .await;
+    let redriving = ends.load(Relaxed) - until_dead;
+    assert_eq!(redriving, 2, "the process ended {redriving} times");
 }

@@ -1,13 +1,14 @@
 //! The data map of SECURITY.md agrees with the schema, the sealed columns and the streams; links lead to headings; the README stays
 //! short.
 
+use crate::architecture::{root, sources};
 use shared::{
     store::SEALED_COLUMNS,
     stream::{DIRECTORY_BUCKET, INGESTS_BUCKET, STREAM},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Documents whose links are checked. RUNBOOK.md and CAPACITY.md have a test of their own.
@@ -22,10 +23,6 @@ const DOCUMENTS: [&str; 6] = [
 /// Limits of the README.
 const WORDS_MAX: usize = 900;
 const LINES_MAX: usize = 110;
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -99,17 +96,6 @@ fn the_data_map_names_every_sealed_column_and_no_other() {
     assert_eq!(columns, sealed);
 }
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 #[test]
 fn the_data_map_names_every_stream_and_bucket_and_no_other() {
     let security = read(&root().join(".github/SECURITY.md"));
@@ -126,7 +112,7 @@ fn the_data_map_names_every_stream_and_bucket_and_no_other() {
     // What the code creates has these names: there is one place that creates.
     let mut files = Vec::new();
     for folder in ["shared/src", "ingest/src", "worker/src", "deploy/cli/src"] {
-        sources(&root().join(folder), &mut files);
+        files.extend(sources(&root().join(folder)));
     }
     let mut created = Vec::new();
     for file in files {

@@ -1,10 +1,7 @@
 //! The README and the table of guarantees name tests, paths, commands and settings that exist.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::architecture::{root, sources};
+use std::{collections::BTreeSet, process::Command};
 use tests::{binaries::Binaries, guard::RunDir};
 
 /// Documents whose paths and settings are checked.
@@ -28,10 +25,6 @@ const CHAPTERS: [&str; 7] = [
 ];
 /// Id of a connection in commands.
 const CONNECTION: &str = "0123456789abcdef0123456789abcdef";
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
 
 fn read(document: &str) -> String {
     let path = root().join(document);
@@ -220,23 +213,11 @@ fn the_output_it_shows_is_the_demos() {
     }
 }
 
-/// Rust files and configurations in which settings are read.
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|it| it == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 #[test]
 fn every_setting_it_names_is_read() {
     let mut files = Vec::new();
     for folder in ["ingest/src", "worker/src", "shared/src", "deploy/cli/src", "tests"] {
-        sources(&root().join(folder), &mut files);
+        files.extend(sources(&root().join(folder)));
     }
     let code: String =
         files.iter().map(|file| std::fs::read_to_string(file).expect("a source file")).collect();

@@ -19,7 +19,6 @@ use crate::{
     routing::Webhook,
 };
 use bytes::Bytes;
-use futures_util::FutureExt;
 use shared::{
     codec::{
         envelope::{Envelope, Word},
@@ -29,10 +28,9 @@ use shared::{
         Change, ClaimedDelivery, Connection, FinishedDelivery, FinishedOutcome, PostponedDelivery,
     },
     telemetry::{self, Chain, DESTINATION},
-    types::{AgentMode, Outgoing},
+    types::{AgentMode, ConnectionId, Kind, Outgoing},
 };
 use std::{
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -40,6 +38,10 @@ use tracing::{Instrument, Span, info, warn};
 
 /// Wait after Postgres or the worker's row was unavailable, or when the worker had no capacity.
 pub const RELEASE_WAIT: Duration = Duration::from_millis(500);
+
+/// Reason and error of a delivery that is given up after crashes.
+const CRASHED: (&str, &str) =
+    ("its attempts ended without an outcome", "a panic, or a process that died");
 
 /// Outcome of an attempt, to be recorded.
 pub enum AttemptOutcome {
@@ -63,37 +65,31 @@ impl CallResult {
     }
 }
 
-/// Runs an attempt. A panic counts as a crash; [`CRASHES_MAX`] of them end the delivery.
+/// Runs an attempt. After [`CRASHES_MAX`] crashes the delivery is given up.
 pub async fn run(
     context: &AttemptContext,
     term: &WorkerTerm,
     delivery: ClaimedDelivery,
 ) -> AttemptOutcome {
     let began = Instant::now();
+    if delivery.crashes > CRASHES_MAX {
+        // Giving it up with a notice crashed, too.
+        let (reason, error) = CRASHED;
+        return dead_letter(delivery, reason, error.into(), None, None);
+    }
     let envelope = match payloads::load(context, &delivery).await {
         Ok(envelope) => envelope,
-        Err(PayloadError::Wait(after, error)) => return released(delivery, after, error, false),
+        Err(PayloadError::Wait(after, error)) => return released(delivery, after, error),
         Err(PayloadError::Gone(error)) => {
             return dead_letter(delivery, "its bytes are gone", error, None, None);
         }
     };
     let span = span(&delivery, &envelope);
     let call = call(context, term, &delivery, &envelope).instrument(span);
-    let call = AssertUnwindSafe(call).catch_unwind();
-    let called = notices::while_waiting(context, &delivery, &envelope, call).await;
-    let (result, crashed) = match called {
-        Ok(result) => (result, false),
-        Err(_) => {
-            warn!(key = %delivery.dedup_key, "attempt panicked");
-            let error = "the attempt panicked".to_owned();
-            (CallResult::Released { after: RELEASE_WAIT, error }, true)
-        }
-    };
+    let result = notices::while_waiting(context, &delivery, &envelope, call).await;
     let kind = delivery.kind;
-    let (label, outcome) = outcome_of(context, delivery, &envelope, result, crashed).await;
-    let usage = &context.clients.usage;
-    usage.record_attempt(envelope.connection, began.elapsed(), label != "completed");
-    context.metrics.record_attempt(kind, label, began.elapsed());
+    let (label, outcome) = outcome_of(context, delivery, &envelope, result).await;
+    record(context, envelope.connection, kind, label, began);
     if matches!(outcome, AttemptOutcome::Finished(..)) {
         let received = UNIX_EPOCH + Duration::from_millis(envelope.received_at_ms);
         let latency = SystemTime::now().duration_since(received).unwrap_or_default();
@@ -102,13 +98,24 @@ pub async fn run(
     outcome
 }
 
+fn record(
+    context: &AttemptContext,
+    connection: ConnectionId,
+    kind: Kind,
+    label: &'static str,
+    began: Instant,
+) {
+    let is_failure = label != "completed";
+    context.clients.usage.record_attempt(connection, began.elapsed(), is_failure);
+    context.metrics.record_attempt(kind, label, began.elapsed());
+}
+
 /// Returns the outcome of a call, with its metric label.
 async fn outcome_of(
     context: &AttemptContext,
     delivery: ClaimedDelivery,
     envelope: &Envelope,
     result: CallResult,
-    crashed: bool,
 ) -> (&'static str, AttemptOutcome) {
     let (reason, error) = match result {
         CallResult::Completed(completion) => {
@@ -125,8 +132,7 @@ async fn outcome_of(
             return ("completed", AttemptOutcome::Finished(Box::new(finished), change));
         }
         CallResult::Released { after, error } => {
-            let label = if crashed { "panicked" } else { "released" };
-            return (label, released(delivery, after, error, crashed));
+            return ("released", released(delivery, after, error));
         }
         CallResult::DeadLetter { reason, error } => (reason, error),
         CallResult::Failed(error, retry_for) => {
@@ -181,8 +187,8 @@ async fn call(
 ) -> CallResult {
     let clients = &context.clients;
     if delivery.crashes >= CRASHES_MAX {
-        let reason = "its attempts ended without an outcome".to_owned();
-        return CallResult::DeadLetter { reason, error: "a panic, or a process that died".into() };
+        let (reason, error) = CRASHED;
+        return CallResult::DeadLetter { reason: reason.into(), error: error.into() };
     }
     let unavailable = |error: String| CallResult::Released { after: RELEASE_WAIT, error };
     let unreached = |outcome| CallResult::completed(Completion::unreached(outcome, Vec::new()));
@@ -266,14 +272,22 @@ async fn relayed_or_late(
     }
 }
 
-/// Returns the outcome that puts a delivery back. The attempt counts only if it crashed.
-pub fn released(
+/// Returns the outcome that puts a delivery back. The attempt does not count.
+pub fn released(delivery: ClaimedDelivery, after: Duration, error: String) -> AttemptOutcome {
+    let (counts, fault, crashed) = (false, false, false);
+    AttemptOutcome::Postponed(PostponedDelivery { delivery, after, error, counts, fault, crashed })
+}
+
+/// Returns the outcome of an attempt that panicked. The attempt counts as a crash.
+pub fn panicked(
+    context: &AttemptContext,
     delivery: ClaimedDelivery,
-    after: Duration,
-    error: String,
-    crashed: bool,
+    began: Instant,
 ) -> AttemptOutcome {
-    let (counts, fault) = (crashed, false);
+    warn!(key = %delivery.dedup_key, "attempt panicked");
+    record(context, delivery.key.connection, delivery.kind, "panicked", began);
+    let (after, error) = (RELEASE_WAIT, "the attempt panicked".to_owned());
+    let (counts, fault, crashed) = (true, false, true);
     AttemptOutcome::Postponed(PostponedDelivery { delivery, after, error, counts, fault, crashed })
 }
 

@@ -28,6 +28,8 @@ const AGENT_TTL: Duration = Duration::from_secs(1);
 /// Number of cached agents above which expired rows are evicted.
 const AGENTS_MAX: usize = 4_096;
 
+/// Opened payload, or the reason why it cannot be opened.
+type LoadedPayload = Result<SealedPayload, String>;
 /// Agents' rows, with the time at which they were read.
 type AgentCache = HashMap<(OrgId, AgentId), (Instant, Arc<Agent>)>;
 
@@ -36,7 +38,7 @@ pub struct AttemptContext {
     pub handler: Option<(AnyHandler, HandlerSettings)>,
     pub metrics: DispatchMetrics,
     /// Loads payloads, many per query.
-    pub payloads: Batcher<ClaimedDelivery, Result<Result<SealedPayload, String>, StoreError>>,
+    pub payloads: Batcher<ClaimedDelivery, Result<Option<LoadedPayload>, StoreError>>,
     pub recorder: OutcomeRecorder,
     breakers: Mutex<CircuitBreakers>,
     agents: Mutex<AgentCache>,

@@ -45,7 +45,7 @@ pub async fn while_waiting<T>(
     }
 }
 
-/// Enqueues the notice that a delivery waits, at most once per delivery.
+/// Enqueues the notice that a delivery waits, unless its conversation got one within the hour.
 pub async fn enqueue_waiting(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,

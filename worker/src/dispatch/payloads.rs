@@ -34,9 +34,9 @@ pub async fn load(
     let loaded = context.payloads.run(delivery.clone()).await;
     let loaded = loaded.ok_or_else(|| wait("reading its bytes failed".into()))?;
     let payload = match loaded.map_err(|error| wait(Chain(&error).to_string()))? {
-        Ok(payload) => payload,
-        Err(reason) if reason.contains("deleted") => return Err(PayloadError::Gone(reason)),
-        Err(reason) => {
+        None => return Err(PayloadError::Gone("the delivery was deleted".into())),
+        Some(Ok(payload)) => payload,
+        Some(Err(reason)) => {
             warn!(key = %delivery.dedup_key, reason, "failed to open payload of a delivery");
             return Err(PayloadError::Wait(UNREADABLE_WAIT, reason));
         }

@@ -13,6 +13,7 @@ use super::{
     outcome_recorder::RECORD_INTERVAL,
 };
 use crate::context::{ByteBudget, Context, WorkerTerm};
+use futures_util::FutureExt;
 use shared::{
     partition::{Lane, Partition},
     store::{ClaimRequest, ClaimedDelivery, Priority, QueueKey},
@@ -21,6 +22,7 @@ use shared::{
 };
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
@@ -310,13 +312,16 @@ async fn attempt_and_record(
     stop: &Stop,
 ) -> Option<Duration> {
     let released =
-        |delivery, error: &str| attempt::released(delivery, RELEASE_WAIT, error.to_owned(), false);
+        |delivery, error: &str| attempt::released(delivery, RELEASE_WAIT, error.to_owned());
     let end = match &permit {
         None => released(delivery, "the worker had no capacity"),
         Some(_) => {
-            let running = attempt::run(context, term, delivery.clone());
+            let began = std::time::Instant::now();
+            let running = AssertUnwindSafe(attempt::run(context, term, delivery.clone()));
             tokio::select! {
-                end = running => end,
+                end = running.catch_unwind() => {
+                    end.unwrap_or_else(|_| attempt::panicked(context, delivery, began))
+                }
                 _ = term.ended.cancelled() => return None, // another worker frees its lane
                 _ = stop.release.cancelled() => released(delivery, "the worker stops"),
                 _ = stop.cancel.cancelled() => attempt::cancelled(delivery),

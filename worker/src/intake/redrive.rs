@@ -21,6 +21,8 @@ use tracing::{info, warn};
 
 /// Maximum number of dead letters per query.
 const BATCH: i64 = 16;
+/// Maximum number of starts of one redrive: each further start means that a process ended.
+const STARTS_MAX: i32 = 2;
 
 /// Redrives dead letters of a partition. Never returns.
 pub async fn run(context: &Context, owned: &OwnedPartition, decider: &Decider) {
@@ -44,10 +46,18 @@ async fn redrive_due(
             if owned.stop.is_cancelled() || !owned.holds_lease() {
                 return Ok(());
             }
-            // A panic would end the reader of the partition, and again at its next owner.
-            let redrive = AssertUnwindSafe(redrive_one(context, owned, decider, dead));
-            let redriven = redrive.catch_unwind().await;
-            match redriven.unwrap_or_else(|_| Ok(Err("deciding it panicked".to_owned())))? {
+            let redriven = match context.store.start_redrive(dead.id).await? {
+                None => continue,
+                Some(starts) if starts > STARTS_MAX => {
+                    Err("its process ended when it was decided".to_owned())
+                }
+                // A panic would end the reader of the partition, and again at its next owner.
+                Some(_) => AssertUnwindSafe(redrive_one(context, owned, decider, dead))
+                    .catch_unwind()
+                    .await
+                    .unwrap_or_else(|_| Ok(Err("deciding it panicked".to_owned())))?,
+            };
+            match redriven {
                 Ok(()) => info!(dead_letter = dead.id, "dead letter redriven"),
                 Err(reason) => {
                     info!(dead_letter = dead.id, reason, "dead letter not redriven");

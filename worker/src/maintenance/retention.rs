@@ -28,9 +28,7 @@ pub async fn run(context: &Context, until: CancellationToken) {
             for _ in 0..STEPS_MAX {
                 match context.store.end_unreachable_deliveries().await {
                     Ok(0) => break,
-                    Ok(ended) => {
-                        info!(ended, "unreachable deliveries ended")
-                    }
+                    Ok(ended) => info!(ended, "unreachable deliveries ended"),
                     Err(error) => {
                         warn!(error = %Chain(&error), "failed to end unreachable deliveries");
                         break;

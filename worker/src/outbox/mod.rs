@@ -176,8 +176,10 @@ async fn claim(
         running.insert(lane, turn);
         let (shared, term) = (Arc::clone(shared), Arc::clone(&term));
         sends.spawn(async move {
+            let sending = AssertUnwindSafe(send(&shared, &term, message)).catch_unwind();
             tokio::select! {
-                () = send(&shared, &term, message) => {}
+                // The next poll frees the lane of a send that panicked.
+                sent = sending => if sent.is_err() { error!("task of a send panicked") },
                 _ = term.ended.cancelled() => {} // another worker frees its lane
             }
             (lane, turn)
@@ -190,7 +192,7 @@ fn ended(sent: Result<(LaneKey, i64), tokio::task::JoinError>, running: &mut Run
     match sent {
         Ok((lane, turn)) if running.get(&lane) == Some(&turn) => drop(running.remove(&lane)),
         Ok(_) => {} // the next message of the lane is being sent
-        Err(panic) => error!(%panic, "task of a send panicked"),
+        Err(error) => error!(%error, "task of a send cancelled"),
     }
 }
 

@@ -65,11 +65,12 @@ pub struct ClaimedDelivery {
 }
 
 impl Store {
-    /// Opens the payloads of claimed deliveries. An unreadable payload is an error of its own.
+    /// Opens the payloads of claimed deliveries. An unreadable payload is an error of its own, and
+    /// `None` stands for a deleted delivery.
     pub async fn load_payloads(
         &self,
         deliveries: &[&ClaimedDelivery],
-    ) -> Result<Vec<Result<SealedPayload, String>>, StoreError> {
+    ) -> Result<Vec<Option<Result<SealedPayload, String>>>, StoreError> {
         let rows = sqlx::query(
             "-- deliveries.payloads
              select d.payload
@@ -88,10 +89,10 @@ impl Store {
             .zip(deliveries)
             .map(|(row, delivery)| {
                 let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>("payload")? else {
-                    return Ok(Err("the delivery was deleted".to_owned()));
+                    return Ok(None);
                 };
                 let key = delivery.dedup_key.as_str();
-                Ok(SealedPayload::open(&self.rings.tokens, key, &sealed))
+                Ok(Some(SealedPayload::open(&self.rings.tokens, key, &sealed)))
             })
             .collect()
     }

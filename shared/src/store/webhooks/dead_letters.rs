@@ -138,7 +138,7 @@ impl Store {
                 filter_condition!(),
                 " order by id limit $4 for update skip locked),
                  marked as (
-                     update dead_letters l set redrive_at = now() from chosen
+                     update dead_letters l set redrive_at = now(), redrive_starts = 0 from chosen
                       where l.id = chosen.id and chosen.stage = 'intake' returning l.id),
                  revived as (
                      delete from dead_letters l using chosen
@@ -238,6 +238,17 @@ impl Store {
         .await?;
         let partitions = numbers.into_iter().filter_map(|n| u16::try_from(n).ok());
         Ok(partitions.filter_map(|n| Partition::try_from(n).ok()).collect())
+    }
+
+    /// Records the start of a redrive. Returns the number of starts, `None` if the dead letter is no
+    /// longer marked.
+    pub async fn start_redrive(&self, id: i64) -> Result<Option<i32>, StoreError> {
+        let starts = sqlx::query_scalar(
+            "-- dead_letters.start_redrive
+             update dead_letters set redrive_starts = redrive_starts + 1
+              where id = $1 and redrive_at is not null returning redrive_starts",
+        );
+        Ok(starts.bind(id).fetch_optional(&self.pool).await?)
     }
 
     /// Records the failed redrive of a dead letter of intake.
