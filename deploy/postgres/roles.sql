@@ -6,15 +6,16 @@
 -- tidegate_owner     owns the schema: `tidegate migrate`, and nothing else
 -- tidegate_worker    workers: reads and writes rows, with the exceptions below
 -- tidegate_operator  the other verbs of `tidegate`: rows, too, but no lease, cursor or worker
+-- tidegate_control   the control API: only the tables and columns below
 --
 -- ingest has no role: it is not told where Postgres is. Roles have no password here; give them one, or certificates.
--- The tests run under exactly these roles, and tests/it/privilege.rs says what each may not do.
+-- The tests run under exactly these roles, and tests/integration/deployment/permissions.rs says what each may not do.
 
 do $$
 declare
     name text;
 begin
-    foreach name in array array['tidegate_owner', 'tidegate_worker', 'tidegate_operator'] loop
+    foreach name in array array['tidegate_owner', 'tidegate_worker', 'tidegate_operator', 'tidegate_control'] loop
         begin
             execute format('create role %I login', name);
             -- Behind the session's own: whoever forgets a transaction must not hold its locks.
@@ -29,7 +30,7 @@ end $$;
 
 revoke create on schema public from public;
 grant usage, create on schema public to tidegate_owner;
-grant usage on schema public to tidegate_worker, tidegate_operator;
+grant usage on schema public to tidegate_worker, tidegate_operator, tidegate_control;
 
 -- Whatever a migration makes: rows may be read and written, by both; neither truncates, alters or drops.
 alter default privileges for role tidegate_owner in schema public
@@ -50,32 +51,112 @@ begin
         ('organization_members', 'tidegate_worker',  'select'),
         ('user_identities',     'tidegate_worker',   'select'),
         ('agents',              'tidegate_worker',   'select'),
+        ('apps',                'tidegate_worker',   'select, update (signing_secret_previous, signing_secret_previous_until)'),
         ('connections',         'tidegate_worker',   'select, update'),
         ('link_codes',          'tidegate_worker',   'select, update'),
         -- Tombstones are written by a trigger, whoever deletes.
-        ('deleted_connections', 'tidegate_worker',   'select'),
+        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at)'),
         ('deleted_connections', 'tidegate_operator', 'select'),
         -- There are 64 partitions; workers own them, nobody else.
         ('partition_cursors',   'tidegate_worker',   'select, update'),
         ('partition_leases',    'tidegate_worker',   'select, update'),
         ('partition_cursors',   'tidegate_operator', 'select'),
         ('partition_leases',    'tidegate_operator', 'select'),
-        ('workers',             'tidegate_operator', 'select')
+        ('workers',             'tidegate_operator', 'select'),
+        -- Whoever changes something adds a row. Ids and times are Postgres's, and rows stay.
+        ('audit_log', 'tidegate_worker',
+         'insert (actor, action, object_kind, object_id, org_id, before, after)'),
+        ('audit_log', 'tidegate_operator',
+         'select, insert (actor, action, object_kind, object_id, org_id, before, after)'),
+        -- Keys of the control API are no business of workers. They delete old responses.
+        ('api_keys',            'tidegate_worker',   null),
+        ('install_links',       'tidegate_worker',   null),
+        ('install_states',      'tidegate_worker',   null),
+        ('idempotency_keys',    'tidegate_worker',   'select, delete'),
+        -- Triggers write notifications. Workers send them.
+        ('notification_endpoint', 'tidegate_worker', 'select'),
+        ('notifications',       'tidegate_worker',   'select, update, delete'),
+        ('notifications',       'tidegate_operator', 'select, delete'),
+        ('notification_endpoint', 'tidegate_control', 'select, insert, update, delete'),
+        ('notifications',       'tidegate_control',  'select, delete'),
+        -- The control API gets each table by itself. It creates no API key and reads no body. Workers delete the traffic of
+        -- the connections that it deletes.
+        ('_sqlx_migrations',    'tidegate_control',  'select'),
+        ('organizations',       'tidegate_control',  'select, insert, update (name), delete'),
+        ('organization_members', 'tidegate_control', 'select, insert, delete'),
+        ('user_identities',     'tidegate_control',  'select, insert, update (user_id), delete'),
+        ('agents',              'tidegate_control',  'select, insert, update, delete'),
+        ('agent_slots',         'tidegate_control',  'select'),
+        ('agent_health',        'tidegate_control',  'select'),
+        ('apps',                'tidegate_control',  'select'),
+        ('connections',         'tidegate_control',
+         'select, insert, delete, update (org_id, agent_id, enterprise_id, preview_mode, status, status_reason, signing_secret,
+                                          signing_secret_previous, signing_secret_previous_until, bot_token, bot_user_id,
+                                          settings, scopes, installed_by, installed_at, sending_paused_at)'),
+        ('token_rotations',     'tidegate_control',
+         'select (connection_id, generation), insert, update, delete'),
+        ('install_links',       'tidegate_control',  'select, insert, update (revoked_at, used_at, connection_id), delete'),
+        ('install_states',      'tidegate_control',  'select, insert, update (consumed_at), delete'),
+        ('connection_status_history', 'tidegate_control', 'select, insert'),
+        ('connection_usage',    'tidegate_control',  'select'),
+        ('connection_backlog',  'tidegate_control',  'select'),
+        ('deleted_connections', 'tidegate_control',  'select'),
+        ('pauses',              'tidegate_control',  'select, insert, update'),
+        ('link_codes',          'tidegate_control',  'select, insert, delete, update (revoked_at, expires_at, consumed_channel, consumed_user)'),
+        ('channel_bindings',    'tidegate_control',
+         'select, insert, delete, update (org_id, agent_id, bound_by, bound_at)'),
+        ('channel_binding_history', 'tidegate_control', 'select, insert'),
+        ('processed_keys',      'tidegate_control',  'select'),
+        ('ignored_webhooks',    'tidegate_control',  'select'),
+        ('response_url_uses',   'tidegate_control',  'select'),
+        ('deliveries',          'tidegate_control',  'select, insert, delete'),
+        ('delivery_lanes',      'tidegate_control',  'select, insert, update'),
+        ('delivery_log',        'tidegate_control',  'select, insert'),
+        ('dead_letters',        'tidegate_control',  'select, update (redrive_at, redrive_starts), delete'),
+        ('replays',             'tidegate_control',  'select, insert, update (state, epoch)'),
+        ('replay_results',      'tidegate_control',  'select'),
+        ('outbox',              'tidegate_control',  'select, insert'),
+        ('outbox_lanes',        'tidegate_control',  'select, insert, update'),
+        ('outbox_channels',     'tidegate_control',  'select, insert, update'),
+        ('outbox_log',          'tidegate_control',  'select'),
+        ('outbox_failures',     'tidegate_control',  'select, update (attempts), delete'),
+        ('api_keys',            'tidegate_control',  'select, update (last_used_at)'),
+        ('idempotency_keys',    'tidegate_control',  'select, insert, update, delete'),
+        ('audit_log',           'tidegate_control',
+         'select, insert (actor, action, object_kind, object_id, org_id, before, after)')
     ) as rules (tab, who, may) loop
         if to_regclass('public.' || rule.tab) is not null then
             execute format('revoke all on %I from %I', rule.tab, rule.who);
-            execute format('grant %s on %I to %I', rule.may, rule.tab, rule.who);
+            if rule.may is not null then
+                execute format('grant %s on %I to %I', rule.may, rule.tab, rule.who);
+            end if;
+        end if;
+    end loop;
+    -- Versions of changed connections, and turns of messages that are sent again.
+    for rule in select unnest(array['connection_versions', 'outbox_turns']) as tab loop
+        if to_regclass('public.' || rule.tab) is not null then
+            execute format('grant usage on sequence %I to tidegate_control', rule.tab);
         end if;
     end loop;
 end $$;
 
--- Functions that act with the owner's rights. Triggers ask for no right of whoever fires them; what is called is the worker's.
+-- Functions that act with the owner's rights. Triggers ask for no right of whoever fires them; what is called is the
+-- worker's or the operator's.
 do $$
 declare
-    called regprocedure := to_regprocedure('public.truncate_slot(text, integer)');
+    rule record;
 begin
-    if called is not null then
-        execute format('revoke all on function %s from public, tidegate_operator', called);
-        execute format('grant execute on function %s to tidegate_worker', called);
-    end if;
+    for rule in select * from (values
+        (to_regprocedure('public.truncate_slot(text, integer)'), 'tidegate_worker'),
+        (to_regprocedure('public.prune_audit_log(interval, integer)'), 'tidegate_worker'),
+        (to_regprocedure('public.delete_uninstalled_connections(interval, integer)'), 'tidegate_worker'),
+        (to_regprocedure('public.erase_person_from_audit_log(text)'), 'tidegate_operator'),
+        (to_regprocedure('public.erase_organization_from_audit_log(text)'), 'tidegate_operator')
+    ) as rules (called, who) loop
+        if rule.called is not null then
+            execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control',
+                           rule.called);
+            execute format('grant execute on function %s to %I', rule.called, rule.who);
+        end if;
+    end loop;
 end $$;

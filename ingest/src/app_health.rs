@@ -5,7 +5,7 @@
 //! half of that ratio are counted, and logged once a minute. Readiness does not depend on it: one
 //! ingest less improves nothing.
 
-use shared::types::AppId;
+use shared::domain::AppId;
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn ignores_responses_after_an_hour() {
+    fn ignores_responses_after_one_hour() {
         let start = Instant::now();
         let minute = |n: u64| start + Duration::from_secs(n * 60);
         let health = AppHealth::new(start);

@@ -1,19 +1,24 @@
 //! Settings of the `ingest` binary. Each is a flag and an environment variable.
 
+use crate::{http::HEAD_BYTES_MAX, webhook::QuotaLimits};
 use clap::Parser;
 use shared::{
-    config::{self, Nats, Telemetry},
+    domain::AppId,
+    runtime::{
+        config::{self, NatsConfig, TelemetryConfig},
+        telemetry::TRACE_SETTINGS,
+    },
     secrets::{KeyRing, Secret},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 /// Verify Slack's webhooks and store them in JetStream.
 #[derive(Debug, Parser)]
-#[command(name = "ingest", version)]
+#[command(name = "ingest", version, after_help = TRACE_SETTINGS)]
 pub struct Config {
     /// Address and port for Slack's webhooks.
-    #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
-    pub listen: SocketAddr,
+    #[arg(long, env = "TIDEGATE_HTTP_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    pub http_listen: SocketAddr,
     /// Address and port for health and metrics; not for the public.
     #[arg(
         long,
@@ -22,46 +27,192 @@ pub struct Config {
         default_value = "0.0.0.0:9090"
     )]
     pub admin_listen: SocketAddr,
-    /// Keyring that unseals signing secrets, as k2:<base64>,k1:<base64> or file:<path>; the same as
-    /// that of the workers.
+    /// Keyring that unseals signing secrets, as k2:<base64>,k1:<base64>, file:<path> or
+    /// exec:<command>; the same as that of the workers.
     #[arg(
         long,
         env = "TIDEGATE_SIGNING_SECRET_KEYRING",
         value_name = "KEYRING",
-        value_parser = config::key_ring,
+        value_parser = config::parse_key_ring,
         hide_env_values = true
     )]
     pub signing_secret_keyring: KeyRing,
-    /// Signing secrets of the shared app, newest first, comma-separated or file:<path>; without
-    /// any, /slack/events is closed.
+    /// Signing secrets of shared apps that are not declared, newest first, comma-separated, each as
+    /// <app id>:<secret> or <app id>:file:<path>; without any and without declared apps,
+    /// /slack/events is closed.
     #[arg(
         long,
         env = "TIDEGATE_SHARED_SIGNING_SECRETS",
         value_name = "SECRETS",
         value_delimiter = ',',
-        value_parser = config::secret,
+        value_parser = shared_signing_secret,
         hide_env_values = true
     )]
-    pub shared_signing_secrets: Vec<Secret>,
+    pub shared_signing_secrets: Vec<(AppId, Secret)>,
     /// Maximum HTTP connections; more wait in the kernel's queue.
-    #[arg(long, env = "TIDEGATE_HTTP_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000)]
+    #[arg(long, env = "TIDEGATE_HTTP_MAX_CONNECTIONS", value_name = "N", default_value_t = 2_500,
+          value_parser = parse_connections)]
     pub http_max_connections: usize,
-    /// Maximum webhooks in flight; more are answered 503.
-    #[arg(long, env = "TIDEGATE_HTTP_MAX_IN_FLIGHT", value_name = "N", default_value_t = 2_000)]
+    /// Maximum bytes of bodies that are not verified yet; more are answered 503.
+    #[arg(
+        long,
+        env = "TIDEGATE_HTTP_MAX_UNVERIFIED_BYTES",
+        value_name = "BYTES",
+        default_value = "64MiB",
+        value_parser = parse_size
+    )]
+    pub http_max_unverified_bytes: usize,
+    /// Maximum verified webhooks in flight; more are answered 503.
+    #[arg(long, env = "TIDEGATE_HTTP_MAX_IN_FLIGHT", value_name = "N", default_value_t = 2_000,
+          value_parser = parse_connections)]
     pub http_max_in_flight: usize,
+    /// Maximum bytes of the bodies of webhooks in flight; more are answered 503.
+    #[arg(
+        long,
+        env = "TIDEGATE_HTTP_MAX_IN_FLIGHT_BYTES",
+        value_name = "BYTES",
+        default_value = "32MiB",
+        value_parser = parse_size
+    )]
+    pub http_max_in_flight_bytes: usize,
+    /// Quotas per connection and workspace.
+    #[command(flatten)]
+    pub quota: QuotaConfig,
     /// Time that webhooks are still accepted after SIGTERM, until the load balancer has noticed.
     #[arg(
         long,
-        env = "TIDEGATE_DRAIN_DELAY",
+        env = "TIDEGATE_DRAIN_PERIOD",
         value_name = "DURATION",
         default_value = "5s",
-        value_parser = config::duration
+        value_parser = config::parse_duration
     )]
-    pub drain_delay: Duration,
+    pub drain_period: Duration,
     /// NATS settings.
     #[command(flatten)]
-    pub nats: Nats,
+    pub nats: NatsConfig,
     /// Log and trace settings.
     #[command(flatten)]
-    pub telemetry: Telemetry,
+    pub telemetry: TelemetryConfig,
+}
+
+/// Settings of the quotas, which all ingests share. Slack's own maximum is 30,000 events per hour,
+/// workspace and app.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct QuotaConfig {
+    /// Webhooks per second of a connection and workspace, of all ingests together.
+    #[arg(
+        long,
+        env = "TIDEGATE_QUOTA_WEBHOOKS_PER_SECOND",
+        value_name = "N",
+        default_value = "50",
+        value_parser = parse_rate
+    )]
+    pub quota_webhooks_per_second: NonZeroU32,
+    /// Maximum webhooks of a connection and workspace at once.
+    #[arg(
+        long,
+        env = "TIDEGATE_QUOTA_MAX_WEBHOOK_BURST",
+        value_name = "N",
+        default_value = "1000",
+        value_parser = parse_rate
+    )]
+    pub quota_max_webhook_burst: NonZeroU32,
+    /// Bytes of bodies per second of a connection and workspace, of all ingests together.
+    #[arg(
+        long,
+        env = "TIDEGATE_QUOTA_BYTES_PER_SECOND",
+        value_name = "BYTES",
+        default_value = "256KiB",
+        value_parser = parse_byte_rate
+    )]
+    pub quota_bytes_per_second: NonZeroU32,
+    /// Maximum bytes of a connection and workspace at once.
+    #[arg(
+        long,
+        env = "TIDEGATE_QUOTA_MAX_BYTE_BURST",
+        value_name = "BYTES",
+        default_value = "16MiB",
+        value_parser = parse_byte_rate
+    )]
+    pub quota_max_byte_burst: NonZeroU32,
+}
+
+impl QuotaConfig {
+    /// Returns the limits.
+    pub(crate) fn limits(&self) -> QuotaLimits {
+        QuotaLimits {
+            webhooks_per_second: self.quota_webhooks_per_second,
+            webhook_burst: self.quota_max_webhook_burst,
+            bytes_per_second: self.quota_bytes_per_second,
+            byte_burst: self.quota_max_byte_burst,
+        }
+    }
+}
+
+/// Program, runtime, NATS client, and the tables of lookups, quotas and app health.
+const BASE_BYTES: usize = 48 << 20;
+/// Directory of 100,000 connections.
+const DIRECTORY_BYTES: usize = 128 << 20;
+/// Buffers of an HTTP connection: a head, unread responses, and its task.
+const CONNECTION_BYTES: usize = 2 * HEAD_BYTES_MAX + 2 * HEAD_BYTES_MAX + (8 << 10);
+/// Copies of a body in flight: as received, decoded, and sent up to twice to NATS.
+const IN_FLIGHT_COPIES: usize = 4;
+
+impl Config {
+    /// Returns the memory that the settings allow, in bytes. The memory limit of a container is
+    /// above it.
+    pub fn memory_max(&self) -> usize {
+        BASE_BYTES
+            + DIRECTORY_BYTES
+            + self.http_max_unverified_bytes
+            + self.http_max_in_flight_bytes * IN_FLIGHT_COPIES
+            + self.http_max_connections * CONNECTION_BYTES
+    }
+}
+
+/// Maximum of a rate or burst: a token of a quota lasts for a nanosecond or longer.
+const RATE_MAX: u64 = 1_000_000_000;
+
+fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
+    rate(text.parse().map_err(|_| "expected a number")?)
+}
+
+fn parse_byte_rate(text: &str) -> Result<NonZeroU32, String> {
+    rate(config::parse_bytes(text)?)
+}
+
+fn rate(number: u64) -> Result<NonZeroU32, String> {
+    let number = u32::try_from(number.min(RATE_MAX)).ok().and_then(NonZeroU32::new);
+    number.ok_or_else(|| "expected more than zero".into())
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    config::parse_connections(text).map(|number| number as usize)
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    usize::try_from(config::parse_bytes(text)?).map_err(|error| error.to_string())
+}
+
+/// Parses a signing secret with the app that it belongs to.
+fn shared_signing_secret(setting: &str) -> Result<(AppId, Secret), String> {
+    let named = setting.split_once(':').filter(|(app, _)| app.starts_with('A'));
+    let (app, secret) = named.ok_or("expected <app id>:<secret> or <app id>:file:<path>")?;
+    let app = app.parse().map_err(|error| format!("{error}"))?;
+    Ok((app, config::parse_secret(secret)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requires_app_of_shared_secret() {
+        let (app, secret) = shared_signing_secret("A012:0af3").expect("both");
+        assert_eq!((app.as_str(), secret.expose()), ("A012", "0af3"));
+        for wrong in ["0af3", "file:/run/secret", "A 1:0af3", "A012:", "A012:file:/nowhere"] {
+            let error = shared_signing_secret(wrong).expect_err(wrong);
+            assert!(!error.contains("0af3"), "{error}");
+        }
+    }
 }

@@ -9,6 +9,8 @@
 //! Folders import only downwards. NATS is the only service that ingest needs. No database can get
 //! onto this path: the crate `shared` comes without its feature `store`.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod app_health;
 mod config;
 mod directory;
@@ -17,36 +19,43 @@ mod metrics;
 mod webhook;
 
 pub use config::Config;
-pub use http::FINISH_TIMEOUT;
+pub use http::{FINISH_TIMEOUT, HEAD_BYTES_MAX};
 pub use webhook::{classify, signature};
 
 use anyhow::Context;
 use app_health::AppHealth;
 use directory::{Directory, SigningKey};
+use governor::clock::DefaultClock;
 use metrics::Metrics;
-use shared::{config::jetstream, shutdown::Shutdown, telemetry};
+use shared::runtime::{Shutdown, config::jetstream, telemetry};
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Instant};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use webhook::{Pipeline, Publisher, SyncResponses};
+use webhook::{InFlightLimit, Pipeline, Publisher, Quotas, SyncResponses, UnverifiedBudget};
 
 /// Maximum HTTP connections of the admin listener: Prometheus, the orchestrator and a person.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
+/// Size of the kernel's buffer for unread responses of an HTTP connection, which the kernel
+/// doubles. Responses are small; by default a peer that does not read fills megabytes.
+const SEND_BUFFER_BYTES: u32 = 64 * 1024;
+/// Maximum HTTP connections that wait in the kernel's queue. Linux has a maximum of its own.
+const LISTEN_BACKLOG: u32 = 1024;
 
 /// Runs ingest until SIGTERM, drains it and returns the exit code.
 pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init(&config.telemetry, "ingest")?;
-    let shutdown = Shutdown::on_signal()?;
+    let shutdown = Shutdown::on_signals()?;
     // Cancelled later than `shutdown`: until then the load balancer may still send webhooks.
     let stop = CancellationToken::new();
-    let listener = bind(config.listen, "TIDEGATE_LISTEN").await?;
-    let admin = bind(config.admin_listen, "TIDEGATE_ADMIN_LISTEN").await?;
+    let listener = bind(config.http_listen, "TIDEGATE_HTTP_LISTEN")?;
+    let admin = bind(config.admin_listen, "TIDEGATE_ADMIN_LISTEN")?;
     let (listen, admin_listen) = (listener.local_addr()?, admin.local_addr()?);
     info!(%listen, %admin_listen, version = env!("CARGO_PKG_VERSION"), "ingest started");
 
-    let nats = config.nats.connect("ingest").await?;
+    let (nats, nats_servers) = (config.nats.connect("ingest").await?, config.nats.servers());
     let js = jetstream(nats.clone());
+    let quotas = Quotas::new(config.quota.limits(), DefaultClock::default());
     let directory = Directory::new(nats.clone(), js.clone(), config.signing_secret_keyring);
     let sync_responses = SyncResponses::new(directory.ingest_name());
     let pipeline = Arc::new(Pipeline {
@@ -55,9 +64,15 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         sync_responses: sync_responses.clone(),
         metrics: Metrics::new(directory.cache_misses(), telemetry.dropped.clone()),
         app_health: AppHealth::new(Instant::now()),
-        shared_keys: config.shared_signing_secrets.iter().map(SigningKey::new).collect(),
-        in_flight: Semaphore::new(config.http_max_in_flight),
-        max_in_flight: config.http_max_in_flight,
+        shared_keys: config
+            .shared_signing_secrets
+            .into_iter()
+            .map(|(app, secret)| (app, SigningKey::new(&secret)))
+            .collect(),
+        unverified: UnverifiedBudget::new(config.http_max_unverified_bytes),
+        in_flight: InFlightLimit::new(config.http_max_in_flight, config.http_max_in_flight_bytes),
+        quotas,
+        nats_servers,
         stopping: shutdown.token().clone(),
     });
     let admin_router = http::admin_router(Arc::clone(&pipeline));
@@ -65,6 +80,9 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     shutdown.spawn_vital("admin server", admin_server);
     shutdown.spawn_vital("directory", directory.clone().follow(stop.clone()));
     shutdown.spawn_vital("directory report", directory.clone().report_revision(stop.clone()));
+    shutdown.spawn_vital("live ingests", directory.clone().count_ingests(stop.clone()));
+    let quotas = (Arc::clone(&pipeline), stop.clone());
+    shutdown.spawn_vital("quotas", async move { quotas.0.quotas.report(quotas.1).await });
     shutdown.spawn_vital("sync responses", sync_responses.listen(nats, stop.clone()));
 
     // Before the directory is complete, a connection would seem unknown.
@@ -77,13 +95,18 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     shutdown.spawn_vital("webhook server", server);
 
     shutdown.requested().await;
-    tokio::time::sleep(config.drain_delay).await;
+    tokio::time::sleep(config.drain_period).await;
     stop.cancel();
     Ok(shutdown.drain(FINISH_TIMEOUT).await)
 }
 
-async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("failed to listen on {address}; check {setting}"))
+fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        socket.bind(address)?;
+        socket.listen(LISTEN_BACKLOG)
+    };
+    listen().with_context(|| format!("failed to listen on {address}; check {setting}"))
 }

@@ -1,4 +1,5 @@
-//! Prometheus metrics of ingest. Labels have a closed set of values and are never ids.
+//! Prometheus metrics of ingest. Labels have a closed set of values, or are apps up to a maximum,
+//! and are never ids of connections, workspaces or people.
 
 use axum::http::StatusCode;
 use prometheus_client::{
@@ -6,8 +7,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry, Unit},
 };
-use shared::lines::Dropped;
-use std::{sync::atomic::AtomicU64, time::Duration};
+use shared::{domain::AppId, runtime::DroppedLines};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
 
 /// Seconds up to and beyond Slack's deadline of 3 s.
 const REQUEST_BUCKETS: [f64; 13] =
@@ -15,6 +20,15 @@ const REQUEST_BUCKETS: [f64; 13] =
 /// Seconds. A publish takes under 1 ms on one machine, and some ms with a replicated stream.
 const PUBLISH_BUCKETS: [f64; 13] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.8, 1.6, 2.5];
+
+/// Maximum number of apps with a label of their own; the label of the others is `other`.
+const MAX_LABELLED_APPS: usize = 500;
+const OTHER_APPS: &str = "other";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AppLabels {
+    app: String,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WebhookLabels {
@@ -42,7 +56,13 @@ pub struct Metrics {
     verified: Family<SecretLabels, Counter>,
     events_withheld: Counter,
     clock_skew: Gauge,
+    refusals: Family<AppLabels, Counter>,
+    labelled_apps: Mutex<HashSet<AppId>>,
     requests_in_flight: Gauge,
+    in_flight_bytes: Gauge,
+    unverified_bytes: Gauge,
+    live_ingests: Gauge,
+    quota_keys: Gauge,
     connections: Gauge,
     directory_revision: Gauge,
     nats_connected: Gauge,
@@ -53,6 +73,10 @@ pub struct Metrics {
 /// Values of the gauges that are read at each scrape.
 pub struct Snapshot {
     pub requests_in_flight: usize,
+    pub in_flight_bytes: usize,
+    pub unverified_bytes: usize,
+    pub live_ingests: u32,
+    pub quota_keys: usize,
     pub connections: usize,
     pub directory_revision: u64,
     pub is_nats_connected: bool,
@@ -69,7 +93,7 @@ fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help
 
 impl Metrics {
     /// Registers all metrics, among them the counters of the directory and the log.
-    pub fn new(cache_misses: Counter, dropped_lines: Dropped) -> Self {
+    pub fn new(cache_misses: Counter, dropped_lines: DroppedLines) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let r = &mut registry;
         let webhooks = metric(r, "ingest_webhooks", "Webhooks by outcome and kind");
@@ -103,8 +127,19 @@ impl Metrics {
             "ingest_clock_skew_seconds",
             "Difference between the local clock and the last timestamp that was rejected",
         );
+        let refusals: Family<AppLabels, Counter> =
+            metric(r, "ingest_quota_refusals", "Webhooks over the quota of their connection");
+        // Registered at zero, so that the first refusal is a change.
+        drop(refusals.get_or_create(&AppLabels { app: OTHER_APPS.into() }));
         let requests_in_flight =
-            metric(r, "ingest_requests_in_flight", "Webhooks that are being processed");
+            metric(r, "ingest_requests_in_flight", "Verified webhooks that are being processed");
+        let in_flight_bytes =
+            metric(r, "ingest_in_flight_body_bytes", "Bodies of webhooks in flight");
+        let unverified_bytes =
+            metric(r, "ingest_unverified_body_bytes", "Bodies that are not verified yet");
+        let live_ingests = metric(r, "ingest_live_ingests", "Live ingests, which share the quotas");
+        let quota_keys =
+            metric(r, "ingest_quota_keys", "Keys in the tables of quotas that are not full");
         let connections = metric(r, "ingest_connections", "Connections in the directory");
         let directory_revision =
             metric(r, "ingest_directory_revision", "Revision up to which the directory is applied");
@@ -133,7 +168,13 @@ impl Metrics {
             verified,
             events_withheld,
             clock_skew,
+            refusals,
+            labelled_apps: Mutex::default(),
             requests_in_flight,
+            in_flight_bytes,
+            unverified_bytes,
+            live_ingests,
+            quota_keys,
             connections,
             directory_revision,
             nats_connected,
@@ -177,6 +218,16 @@ impl Metrics {
         self.events_withheld.inc();
     }
 
+    /// Records a webhook of an app that was over quota.
+    pub fn record_refusal(&self, app: &AppId) {
+        let mut apps = self.labelled_apps.lock().unwrap_or_else(PoisonError::into_inner);
+        if apps.len() < MAX_LABELLED_APPS && !apps.contains(app) {
+            apps.insert(app.clone());
+        }
+        let app = if apps.contains(app) { app.as_str() } else { OTHER_APPS };
+        self.refusals.get_or_create(&AppLabels { app: app.to_owned() }).inc();
+    }
+
     /// Records the skew of a stale timestamp.
     pub fn record_skew(&self, skew: Duration) {
         self.clock_skew.set(skew.as_secs() as i64);
@@ -185,6 +236,10 @@ impl Metrics {
     /// Renders the metrics page.
     pub fn render(&self, snapshot: &Snapshot) -> String {
         self.requests_in_flight.set(snapshot.requests_in_flight as i64);
+        self.in_flight_bytes.set(snapshot.in_flight_bytes as i64);
+        self.unverified_bytes.set(snapshot.unverified_bytes as i64);
+        self.live_ingests.set(i64::from(snapshot.live_ingests));
+        self.quota_keys.set(snapshot.quota_keys as i64);
         self.connections.set(snapshot.connections as i64);
         self.directory_revision.set(snapshot.directory_revision as i64);
         self.nats_connected.set(i64::from(snapshot.is_nats_connected));

@@ -21,10 +21,14 @@ create table agents (
     timeout_ms      integer not null default 60000 check (timeout_ms between 1000 and 600000),
     -- Maximum concurrent attempts over all workers.
     max_concurrent  integer not null default 16 check (max_concurrent between 1 and 1000),
+    -- Maximum questions of one person in a minute.
+    max_per_user    integer not null default 30 check (max_per_user between 1 and 1000000),
     -- Time from the first attempt after which a delivery is given up. Null: by mode (reply 1 h, forward 24 h).
     retry_for_ms    bigint check (retry_for_ms > 0),
     -- Maximum wait of a delivery for its first attempt.
     keep_for_ms     bigint not null default 259200000 check (keep_for_ms > 0),
+    -- Forwarded webhooks are signed with the signing secret of a connection of the same organization.
+    signs_as_slack  boolean not null default false,
     -- Set by an operator: no attempt begins, and waiting deliveries do not age.
     paused_at       timestamptz,
     created_at      timestamptz not null default now(),
@@ -88,6 +92,38 @@ create table agent_health (
 -- One sequence for all rows: a version is newer than every earlier one, even of deleted rows.
 create sequence connection_versions;
 
+-- Slack apps. Their webhooks arrive on the shared route, and workspaces install them by OAuth. Signing secrets are sealed
+-- with the signing secret keyring, client secrets with the token keyring. A replaced secret stays valid for a while.
+create table apps (
+    id                  text primary key,
+    name                text not null default '',
+    -- The organization that may install the app. Null: each.
+    org_id              text references organizations (id),
+    client_id           text not null,
+    client_secret                 text not null,
+    client_secret_previous        text,
+    client_secret_previous_until  timestamptz,
+    signing_secret                text not null,
+    signing_secret_previous       text,
+    signing_secret_previous_until timestamptz,
+    scopes              text[] not null,
+    optional_scopes     text[] not null default '{}',
+    -- Address of the control API to which Slack sends the browser back.
+    redirect_url        text not null,
+    -- Addresses to which a browser may go after an installation: each begins with one of these.
+    return_urls         text[] not null default '{}',
+    -- Agent of new connections, by its id in the organization that installs the app.
+    agent_id            text,
+    -- Whom a person asks who can't install the app.
+    contact             text not null default '',
+    version             bigint not null default nextval('connection_versions'),
+    created_at          timestamptz not null default now(),
+    updated_at          timestamptz not null default now(),
+    check ((signing_secret_previous is null) = (signing_secret_previous_until is null)),
+    check ((client_secret_previous is null) = (client_secret_previous_until is null))
+);
+create index apps_by_org on apps (org_id) where org_id is not null;
+
 create table connections (
     id                  text primary key check (id ~ '^[0-9a-f]{32}$'),
     org_id              text not null references organizations (id),
@@ -102,13 +138,16 @@ create table connections (
                         check (status in ('pending', 'active', 'stopped', 'error', 'revoked')),
     -- Cause of `error` or `revoked`, for operators.
     status_reason       text not null default '',
-    -- Sealed with the signing secret keyring.
-    signing_secret                text not null,
+    -- Sealed with the signing secret keyring. Null: those of the app.
+    signing_secret                text,
     signing_secret_previous       text,
     signing_secret_previous_until timestamptz,
     -- Sealed with the token keyring.
     bot_token           text,
     bot_user_id         text,
+    -- Scopes that Slack granted to an installation by OAuth, and the person who installed.
+    scopes              text[] not null default '{}',
+    installed_by        text,
     settings            jsonb not null default '{}',
     -- Set by an operator: nothing is sent to Slack, and waiting messages do not age.
     sending_paused_at   timestamptz,
@@ -119,9 +158,13 @@ create table connections (
     foreign key (org_id, agent_id) references agents (org_id, id),
     check ((signing_secret_previous is null) = (signing_secret_previous_until is null))
 );
+-- A workspace is known by its own id, with or without the id of its organization.
 create unique index connections_one_per_app_and_team
-    on connections (app_id, coalesce(enterprise_id, ''), coalesce(team_id, ''));
+    on connections (app_id, coalesce(team_id, enterprise_id, ''));
 create index connections_by_agent on connections (org_id, agent_id);
+create index connections_by_version on connections (version);
+create index connections_previous_secrets on connections (signing_secret_previous_until)
+    where signing_secret_previous_until is not null;
 create index connections_revoked on connections (updated_at) where status = 'revoked';
 
 -- Every change raises the version and notifies the workers.
@@ -133,6 +176,8 @@ begin
 end $$;
 create trigger connections_changed before update on connections
     for each row execute function connections_changed();
+create trigger apps_changed before update on apps
+    for each row execute function connections_changed();
 
 create function connections_notify() returns trigger language plpgsql as $$
 begin
@@ -141,6 +186,15 @@ begin
 end $$;
 create trigger connections_notify after insert or update or delete on connections
     for each row execute function connections_notify();
+
+-- A change of an app concerns all of its connections: without an id every row is read again.
+create function apps_notify() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('connections', '');
+    return null;
+end $$;
+create trigger apps_notify after insert or update or delete on apps
+    for each statement execute function apps_notify();
 
 -- Changes of a connection's status. A trigger writes them, so that every change is recorded.
 create table connection_status_history (
@@ -151,6 +205,7 @@ create table connection_status_history (
     reason          text not null default ''
 );
 create index connection_status_history_of on connection_status_history (connection_id, id);
+create index connection_status_history_at on connection_status_history (at);
 
 create function connections_record_status() returns trigger language plpgsql as $$
 begin
@@ -166,8 +221,12 @@ create trigger connections_record_status after insert or update on connections
 -- Tombstones: webhooks of a deleted connection are ignored, those of an unknown one become dead letters.
 create table deleted_connections (
     id          text primary key,
-    deleted_at  timestamptz not null default now()
+    deleted_at  timestamptz not null default now(),
+    -- Time at which a worker purged the webhooks from the stream.
+    purged_at   timestamptz
 );
+create index deleted_connections_at on deleted_connections (deleted_at, id);
+create index deleted_connections_unpurged on deleted_connections (deleted_at) where purged_at is null;
 
 create function connections_add_tombstone() returns trigger
     language plpgsql security definer set search_path from current as $$
@@ -182,17 +241,89 @@ create trigger connections_add_tombstone after delete on connections
 -- connection. `generation` counts refreshes: the holder of an older one writes nothing.
 create table token_rotations (
     connection_id   text primary key references connections (id) on delete cascade,
-    client_id       text not null,
-    client_secret   text not null,
+    -- Null: those of the app.
+    client_id       text,
+    client_secret   text,
     refresh_token   text not null,
     generation      bigint not null default 0,
     refresh_at      timestamptz not null,
     expires_at      timestamptz not null,
     leased_until    timestamptz not null default '-infinity',
     failures        integer not null default 0,
-    last_error      text not null default ''
+    last_error      text not null default '',
+    check ((client_id is null) = (client_secret is null))
 );
 create index token_rotations_due on token_rotations (refresh_at);
+
+-- Links by which a person installs an app for an organization. A link that was used is good for the same workspace only.
+create table install_links (
+    link_hash       bytea primary key,
+    org_id          text not null references organizations (id) on delete cascade,
+    app_id          text not null references apps (id) on delete cascade,
+    -- Agent of a new connection. Null: that of the app.
+    agent_id        text,
+    -- Where the browser goes afterwards. Null: a page of the control API.
+    return_url      text,
+    created_by      text not null default '',
+    created_at      timestamptz not null default now(),
+    expires_at      timestamptz not null,
+    revoked_at      timestamptz,
+    used_at         timestamptz,
+    connection_id   text references connections (id) on delete set null,
+    foreign key (org_id, agent_id) references agents (org_id, id) on delete cascade,
+    check (expires_at <= created_at + interval '31 days')
+);
+create index install_links_expires on install_links (expires_at);
+create index install_links_by_org on install_links (org_id, created_at);
+create index install_links_by_app on install_links (app_id);
+create index install_links_by_connection on install_links (connection_id) where connection_id is not null;
+
+-- Installations that a browser began, each by one `state` of OAuth. What Slack must repeat is kept as it was sent.
+create table install_states (
+    state_hash      bytea primary key,
+    -- Cookie of the browser.
+    browser_hash    bytea not null,
+    link_hash       bytea not null references install_links (link_hash) on delete cascade,
+    redirect_url    text not null,
+    created_at      timestamptz not null default now(),
+    expires_at      timestamptz not null,
+    consumed_at     timestamptz
+);
+create index install_states_expires on install_states (expires_at);
+create index install_states_by_link on install_states (link_hash);
+
+-- A person removed the app, or Slack says that its tokens are dead: tokens of an installation by OAuth are erased with the
+-- status. A rotation that a refresh holds is skipped here, and erased by retention.
+create function connections_erase_tokens() returns trigger
+    language plpgsql security definer set search_path from current as $$
+begin
+    new.bot_token := null;
+    delete from token_rotations where connection_id in (
+        select connection_id from token_rotations where connection_id = new.id for update skip locked);
+    return new;
+end $$;
+create trigger connections_erase_tokens before update on connections
+    for each row when (new.status = 'revoked' and old.status <> 'revoked' and new.installed_by is not null)
+    execute function connections_erase_tokens();
+
+-- Deletes connections that people installed and uninstalled. Workers lack the right to delete connections, and a taken-over
+-- worker must not delete those that were uninstalled a moment ago.
+create function delete_uninstalled_connections(keep interval, most integer) returns bigint
+    language plpgsql security definer set search_path from current as $$
+declare
+    gone text[];
+begin
+    if keep < interval '1 day' then
+        raise exception 'the data of an uninstalled app is kept for a day at least';
+    end if;
+    gone := array (select id from connections
+                    where status = 'revoked' and installed_by is not null and updated_at < now() - keep
+                    order by updated_at limit most for update skip locked);
+    update link_codes set consumed_channel = null, consumed_user = null
+     where consumed_connection = any (gone) and (connection_id is null or connection_id <> all (gone));
+    delete from connections where id = any (gone);
+    return cardinality(gone);
+end $$;
 
 -- Consecutive rejections of an installation's token. A separate table, because a change of the connection would
 -- invalidate the workers' caches.
@@ -254,6 +385,54 @@ create table channel_bindings (
 );
 create index channel_bindings_by_agent on channel_bindings (org_id, agent_id);
 create index channel_bindings_by_channel on channel_bindings (connection_id, channel_id);
+
+-- Changes of bindings. A trigger writes them, so that every change is recorded. Without an agent the binding was removed.
+create table channel_binding_history (
+    id              bigint generated always as identity primary key,
+    at              timestamptz not null default now(),
+    connection_id   text not null,
+    team_id         text not null,
+    channel_id      text not null,
+    org_id          text,
+    agent_id        text,
+    changed_by      text not null default ''
+);
+create index channel_binding_history_of on channel_binding_history (connection_id, id);
+create index channel_binding_history_at on channel_binding_history (at);
+
+create function channel_bindings_record() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'DELETE' then
+        insert into channel_binding_history (connection_id, team_id, channel_id, changed_by)
+        values (old.connection_id, old.team_id, old.channel_id,
+                coalesce(current_setting('tidegate.changed_by', true), ''));
+    else
+        insert into channel_binding_history (connection_id, team_id, channel_id, org_id, agent_id, changed_by)
+        values (new.connection_id, new.team_id, new.channel_id, new.org_id, new.agent_id, new.bound_by);
+    end if;
+    return null;
+end $$;
+create trigger channel_bindings_record
+    after insert or delete or update of org_id, agent_id, bound_by on channel_bindings
+    for each row execute function channel_bindings_record();
+
+-- Private channels and direct messages that a bot is in, known by an event of them or by a message that was sent there.
+create table known_channels (
+    connection_id   text not null,
+    channel_id      text not null,
+    at              timestamptz not null default now(),
+    primary key (connection_id, channel_id)
+);
+
+-- Messages that people deleted. An answer to one is dropped.
+create table deleted_messages (
+    connection_id   text not null,
+    channel_id      text not null,
+    ts              text not null,
+    at              timestamptz not null default now(),
+    primary key (connection_id, channel_id, ts)
+);
+create index deleted_messages_at on deleted_messages (at);
 
 -- Sessions of conversations. Without a row the session is the first.
 create table conversation_sessions (
@@ -388,6 +567,22 @@ create table ignored_webhooks (
 create index ignored_webhooks_of on ignored_webhooks (connection_id, at);
 create index ignored_webhooks_by_key on ignored_webhooks (dedup_key);
 
+-- Questions of one person to agents within the newest minute, by the stream's time. A partition writes its own rows, and
+-- the limit counts those of all partitions. Not logged: a crash of Postgres forgets the counts of a minute.
+create unlogged table user_questions (
+    connection_id   text not null,
+    user_id         text not null,
+    partition       smallint not null,
+    -- Minute since 1970 in which the stream stored the questions.
+    minute          integer not null,
+    asked           integer not null,
+    -- True if the person got a notice that the limit is reached.
+    told            boolean not null,
+    at              timestamptz not null default now(),
+    primary key (connection_id, user_id, partition)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
+create index user_questions_at on user_questions (at);
+
 -- Hourly usage of connections, added once a minute from counters.
 create table connection_usage (
     connection_id   text not null,
@@ -419,16 +614,24 @@ create table dead_letters (
     session         bigint,
     kind            text,
     dedup_key       text,
+    hops            integer not null default 0,
     event_id        text,
+    team_id         text,
     channel_id      text,
+    thread_ts       text,
     ts              text,
     user_id         text,
+    traceparent     text,
+    received_at     timestamptz,
     stored_at       timestamptz,
+    -- Id of the replay that enqueued the delivery.
+    replay          text,
     reason          text not null,
     last_error      text not null default '',
     attempts        integer not null,
-    -- Null: the connection had too many dead letters, and the bytes are only in the stream.
+    -- Null: the connection had too many open deliveries or dead letters, and the bytes are only in the stream.
     payload         bytea,
+    payload_bytes   integer not null generated always as (coalesce(octet_length(payload), 0)) stored,
     -- Time of an operator's redrive, which the owner of the partition performs.
     redrive_at      timestamptz,
     -- Starts of this redrive: a process may end while it decides the webhook.
@@ -437,9 +640,126 @@ create table dead_letters (
 );
 alter table dead_letters alter column payload set storage external;
 create index dead_letters_to_redrive on dead_letters (partition, redrive_at) where redrive_at is not null;
-create index dead_letters_of on dead_letters (connection_id, id);
+create index dead_letters_of on dead_letters (connection_id, id) include (payload_bytes);
 create index dead_letters_by_key on dead_letters (dedup_key);
 create index dead_letters_at on dead_letters (at);
+
+-- Connections with much open, as one worker counted last. Intake reads the flags by key.
+create table connection_backlog (
+    connection_id       text primary key,
+    deliveries          bigint not null,
+    delivery_bytes      bigint not null,
+    dead_letters        bigint not null,
+    dead_letter_bytes   bigint not null,
+    -- A new delivery becomes a dead letter without bytes.
+    deliveries_full     boolean not null,
+    -- A new dead letter keeps no bytes.
+    dead_letters_full   boolean not null,
+    -- Dead letters are at twice their limit: what would become one is ignored.
+    ignores             boolean not null
+) with (fillfactor = 70);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Operations.
+
+-- Keys of the control API. A key has 256 random bits; its hash is stored, and `id` is the beginning of the hash.
+create table api_keys (
+    id              text primary key,
+    key_hash        bytea not null unique,
+    name            text not null default '',
+    role            text not null check (role in ('viewer', 'operator', 'owner')),
+    -- Null: all organizations.
+    org_id          text references organizations (id) on delete cascade,
+    created_by      text not null,
+    created_at      timestamptz not null default now(),
+    expires_at      timestamptz not null,
+    revoked_at      timestamptz,
+    -- Written at most once a minute.
+    last_used_at    timestamptz
+);
+create index api_keys_by_org on api_keys (org_id) where org_id is not null;
+
+-- Responses of writes by the control API, for repeated requests. `response` is sealed.
+create table idempotency_keys (
+    api_key_id      text not null references api_keys (id) on delete cascade,
+    key             text not null,
+    request_hash    bytea not null,
+    -- Null: the request has not ended.
+    status          smallint,
+    response        text,
+    at              timestamptz not null default now(),
+    primary key (api_key_id, key),
+    check ((status is null) = (response is null))
+);
+create index idempotency_keys_at on idempotency_keys (at);
+
+-- Changes by people and programs. A change and its row are one transaction. The roles may only add and read rows (an
+-- erasure replaces names by a function), and set neither id nor time. `before` and `after` have no secrets.
+create table audit_log (
+    id              bigint generated always as identity primary key,
+    at              timestamptz not null default now(),
+    actor           text not null,
+    action          text not null,
+    object_kind     text not null,
+    object_id       text not null,
+    -- Organization that the object belongs to. Null: none, or several.
+    org_id          text,
+    before          jsonb,
+    after           jsonb
+);
+create index audit_log_at on audit_log (at);
+create index audit_log_of on audit_log (object_kind, object_id, id);
+create index audit_log_by_actor on audit_log (actor, id);
+create index audit_log_by_org on audit_log (org_id, id);
+
+-- Deletes old rows of the audit log. Workers lack the right to delete them, and a taken-over worker must not delete
+-- those of the last 30 days.
+create function prune_audit_log(keep interval, most integer) returns bigint
+    language plpgsql security definer set search_path from current as $$
+declare
+    pruned bigint;
+begin
+    if keep < interval '30 days' then
+        raise exception 'the audit log keeps 30 days at least';
+    end if;
+    delete from audit_log where id in (
+        select id from audit_log where at < now() - keep order by at limit most);
+    get diagnostics pruned = row_count;
+    return pruned;
+end $$;
+
+-- Replaces the id of a person in the audit log, whose rows nobody may change otherwise.
+create function erase_person_from_audit_log(person text) returns bigint
+    language plpgsql security definer set search_path from current as $$
+declare
+    word text := '\m' || person || '\M';
+    erased bigint;
+begin
+    if person !~ '^[A-Za-z0-9]{1,64}$' then
+        raise exception 'no id of a person';
+    end if;
+    update audit_log
+       set actor = regexp_replace(actor, word, 'erased', 'g'), object_id = regexp_replace(object_id, word, 'erased', 'g'),
+           before = regexp_replace(before::text, word, 'erased', 'g')::jsonb,
+           after = regexp_replace(after::text, word, 'erased', 'g')::jsonb
+     where actor ~ word or object_id ~ word or before::text ~ word or after::text ~ word;
+    get diagnostics erased = row_count;
+    return erased;
+end $$;
+
+-- Empties the rows of the audit log about an organization: who did what to which kind of object, and when, remains.
+create function erase_organization_from_audit_log(organization text) returns bigint
+    language plpgsql security definer set search_path from current as $$
+declare
+    erased bigint;
+begin
+    update audit_log
+       set before = null, after = null, object_id = regexp_replace(object_id, '/.*', '/erased'),
+           actor = case when actor like 'slack-user:%' then 'slack-user:erased' else actor end
+     where org_id = organization;
+    get diagnostics erased = row_count;
+    return erased;
+end $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Dispatch.
@@ -477,7 +797,8 @@ create table deliveries (
     size            integer not null,
     schema          smallint not null,
     inserted_at     timestamptz not null default now(),
-    primary key (connection_id, lane, position, part)
+    -- The count of the backlog reads only the index.
+    primary key (connection_id, lane, position, part) include (size, inserted_at)
 ) with (autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02);
 alter table deliveries alter column payload set storage external;
 create index deliveries_by_key on deliveries (dedup_key);
@@ -518,6 +839,65 @@ create index delivery_lanes_queues on delivery_lanes (partition, priority, org_i
 create index delivery_lanes_of_worker on delivery_lanes (worker) where worker is not null;
 create index delivery_lanes_empty on delivery_lanes (partition) where head > tail;
 create index delivery_lanes_by_agent on delivery_lanes (org_id, agent_id);
+
+-- Runs: deliveries whose agent answers by a stream. A row exists from the head of the agent's response to the end of the
+-- delivery. The fence of every write is (worker, claim) of the lane.
+create table runs (
+    connection_id   text not null,
+    lane            bigint not null,
+    position        bigint not null,
+    id              text not null,
+    org_id          text not null,
+    agent_id        text not null,
+    channel_id      text not null,
+    thread_ts       text not null,
+    trigger_ts      text not null,
+    -- Id of the agent's last event that is in a part.
+    last_event_id   text,
+    parts           integer not null default 0,
+    -- Last part that Slack confirmed.
+    sent            integer not null default 0,
+    -- Message in Slack that is being written: its first part, and its id.
+    segment_from    integer not null default 0,
+    segment         text not null default 'none' check (segment in ('none', 'starting', 'open')),
+    segment_at      timestamptz not null default now(),
+    -- The segment is a message that is edited, instead of a stream.
+    edited          boolean not null default false,
+    ts              text,
+    text_bytes      bigint not null default 0,
+    -- Outcome, once the agent has ended.
+    ended           text,
+    started_at      timestamptz not null default now(),
+    primary key (connection_id, lane, position)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
+create index runs_by_agent on runs (org_id, agent_id);
+create index runs_started on runs (started_at);
+
+-- Parts of an answer, each written before Slack gets it. `payload` is sealed: it contains text.
+create table run_parts (
+    connection_id   text not null,
+    lane            bigint not null,
+    position        bigint not null,
+    n               integer not null,
+    -- The part begins a segment.
+    begins          boolean not null,
+    payload         bytea not null,
+    primary key (connection_id, lane, position, n)
+) with (autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02);
+
+-- Stops of runs. One applies to the runs of a conversation whose message is older, also to one that begins later.
+create table run_controls (
+    id              bigint generated always as identity primary key,
+    connection_id   text not null,
+    channel_id      text not null,
+    -- Null: all of a direct message.
+    thread_ts       text,
+    -- Time of the stop by Slack's clock.
+    ts              text not null,
+    at              timestamptz not null default now()
+);
+create index run_controls_of on run_controls (connection_id, channel_id, thread_ts);
+create index run_controls_at on run_controls (at);
 
 -- Outcomes of deliveries, for operators. No body. Slots by day modulo 32.
 create table delivery_log (
@@ -560,6 +940,7 @@ create table pauses (
     started_at      timestamptz not null,
     ended_at        timestamptz
 );
+create index pauses_ended on pauses (ended_at) where ended_at is not null;
 create index pauses_of_agent on pauses (org_id, agent_id, started_at) where agent_id is not null;
 create index pauses_of_connection on pauses (connection_id, started_at) where connection_id is not null;
 
@@ -583,6 +964,7 @@ create table replays (
 );
 create index replays_open on replays (lease_until) where state = 'open';
 create index replays_created on replays (created_at);
+create index replays_of on replays (connection_id);
 
 create table replay_results (
     replay      text not null references replays (id) on delete cascade,
@@ -722,6 +1104,119 @@ create table outbox_failures (
 create index outbox_failures_of on outbox_failures (connection_id, id);
 create index outbox_failures_by_key on outbox_failures (dedup_key);
 create index outbox_failures_at on outbox_failures (at);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Notifications.
+
+-- Backend of the operator that is told about events. At most one row. `secret` is sealed with the token keyring.
+create table notification_endpoint (
+    id      boolean primary key default true check (id),
+    url     text not null,
+    secret  text not null,
+    events  text[] not null
+);
+
+-- Notifications that the backend has not confirmed. Triggers write them in the transaction of their event. Those of a
+-- connection are sent one after the other, in the order of `id`.
+create table notifications (
+    id              bigint generated always as identity primary key,
+    connection_id   text not null,
+    event           text not null,
+    data            jsonb not null,
+    at              timestamptz not null default now(),
+    attempts        integer not null default 0,
+    next_at         timestamptz not null default now(),
+    last_error      text not null default ''
+);
+create index notifications_of on notifications (connection_id, id);
+
+-- Adds a notification, if the backend is told about such events. At most 100 of a connection wait. The last of them says
+-- that events are missing.
+create function add_notification(of_connection text, kind text, details jsonb) returns void
+    language plpgsql security definer set search_path from current as $$
+declare
+    most constant integer := 100;
+    waiting integer;
+begin
+    if not exists (select from notification_endpoint where kind = any (events)) then
+        return;
+    end if;
+    select count(*) into waiting
+      from (select from notifications where connection_id = of_connection limit most) n;
+    if waiting < most - 1 then
+        insert into notifications (connection_id, event, data) values (of_connection, kind, details);
+    elsif waiting = most - 1 then
+        insert into notifications (connection_id, event, data)
+        values (of_connection, 'notifications.missing', '{}');
+    end if;
+end $$;
+revoke all on function add_notification(text, text, jsonb) from public;
+
+-- A connection is installed when it gets a token. `scopes` is looked up by name: not every release has the column.
+create function connections_add_notification() returns trigger
+    language plpgsql security definer set search_path from current as $$
+declare
+    scopes jsonb := to_jsonb(new) -> 'scopes';
+begin
+    if new.status = 'active' and (tg_op = 'INSERT' or new.installed_at is distinct from old.installed_at) then
+        perform add_notification(new.id, 'connection.installed',
+            jsonb_build_object('installed_at', new.installed_at, 'scopes', scopes,
+                               'again', tg_op = 'UPDATE' and old.installed_at is not null));
+    end if;
+    if tg_op = 'UPDATE' then
+        if new.status <> old.status and new.status = 'revoked' then
+            perform add_notification(new.id, 'connection.uninstalled', jsonb_build_object('reason', new.status_reason));
+        elsif new.status <> old.status and new.status = 'error' then
+            perform add_notification(new.id, 'connection.token_failed', jsonb_build_object('reason', new.status_reason));
+        end if;
+        if scopes is distinct from to_jsonb(old) -> 'scopes' then
+            perform add_notification(new.id, 'connection.scopes_changed',
+                jsonb_build_object('before', to_jsonb(old) -> 'scopes', 'after', scopes));
+        end if;
+    end if;
+    return null;
+end $$;
+create trigger connections_add_notification after insert or update on connections
+    for each row execute function connections_add_notification();
+
+create function link_codes_add_notification() returns trigger
+    language plpgsql security definer set search_path from current as $$
+begin
+    perform add_notification(new.consumed_connection, 'link_code.used', jsonb_build_object(
+        'link_code', substr(encode(new.code_hash, 'hex'), 1, 16), 'agent', new.org_id || '/' || new.agent_id,
+        'channel', new.consumed_channel, 'user', new.consumed_user));
+    return null;
+end $$;
+create trigger link_codes_add_notification after update of consumed_at on link_codes
+    for each row when (old.consumed_at is null and new.consumed_at is not null)
+    execute function link_codes_add_notification();
+
+-- One notification stands for all dead letters of a connection until it is sent.
+create function dead_letters_add_notification() returns trigger
+    language plpgsql security definer set search_path from current as $$
+begin
+    perform add_notification(l.connection_id, 'dead_letter.added', jsonb_build_object('dead_letter', l.first))
+       from (select connection_id, min(id) as first from added where connection_id is not null group by connection_id) l
+      where not exists (select from notifications n where n.connection_id = l.connection_id
+                           and n.event = 'dead_letter.added' and n.attempts = 0);
+    return null;
+end $$;
+create trigger dead_letters_add_notification after insert on dead_letters
+    referencing new table as added for each statement execute function dead_letters_add_notification();
+
+create function connection_backlog_add_notification() returns trigger
+    language plpgsql security definer set search_path from current as $$
+begin
+    if new.deliveries_full and (tg_op = 'INSERT' or not old.deliveries_full) then
+        perform add_notification(new.connection_id, 'limit.reached', '{"limit": "deliveries"}');
+    end if;
+    if new.dead_letters_full and (tg_op = 'INSERT' or not old.dead_letters_full) then
+        perform add_notification(new.connection_id, 'limit.reached', '{"limit": "dead_letters"}');
+    end if;
+    return null;
+end $$;
+create trigger connection_backlog_add_notification after insert or update on connection_backlog
+    for each row execute function connection_backlog_add_notification();
 
 -- Rotating tables: a fixed number of slots, each truncated before its day recurs.
 do $$

@@ -1,18 +1,19 @@
 //! Directory: connections as a key-value bucket in NATS, projected from Postgres.
 //!
 //! Workers and the command line write entries. Every ingest follows the bucket `connections`. Keys
-//! are connection ids, and `team.<app>.<enterprise or _>.<team or _>` for the shared route. Writes
-//! use compare-and-swap and require a newer version, so that writers may race and repeat. Signing
-//! secrets are sealed. Tokens are never in the directory. A deleted connection leaves a tombstone,
-//! so that a late writer with an older version can't restore the connection.
+//! are connection ids, and for the shared route `app.<app>`, `team.<app>.<team>`,
+//! `enterprise.<app>.<enterprise>` and `preview.<app>`. Writes use compare-and-swap and require a
+//! newer version, so that writers may race and repeat. Signing secrets are sealed. Tokens are never
+//! in the directory. A deleted connection leaves a tombstone, so that a late writer with an older
+//! version can't restore it.
 //!
 //! Writers commit to Postgres first and project after the commit. The directory sync of the workers
 //! repairs missed projections.
 
 use crate::{
-    secrets::Sealed,
+    domain::{AppId, ConnectionId, ConnectionStatus, EnterpriseId, TeamId},
+    secrets::SealedValue,
     stream::{DIRECTORY_BUCKET, INGESTS_BUCKET},
-    types::{AppId, ConnectionId, EnterpriseId, Status, TeamId},
 };
 use async_nats::jetstream::{
     self, kv,
@@ -26,12 +27,54 @@ use std::time::Duration;
 /// Column that a signing secret is sealed for. The directory contains the text of the row.
 pub const SIGNING_SECRET_COLUMN: &str = "connections.signing_secret";
 
+/// Column that a signing secret of an app is sealed for.
+pub const APP_SIGNING_SECRET_COLUMN: &str = "apps.signing_secret";
+/// Beginning of the keys of apps.
+const APP_PREFIX: &str = "app.";
+
+/// Value under an app's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum AppEntry {
+    /// Declared app.
+    Known {
+        /// Version of the row, which rises with every change.
+        version: i64,
+        /// Valid signing secrets, newest first. Two during a rotation.
+        signing_secrets: Vec<SealedSigningSecret>,
+    },
+    /// Deleted app.
+    Deleted {
+        /// Version above all versions of the app.
+        version: i64,
+    },
+}
+
+impl AppEntry {
+    /// Returns the version.
+    pub fn version(&self) -> i64 {
+        match self {
+            AppEntry::Known { version, .. } | AppEntry::Deleted { version } => *version,
+        }
+    }
+}
+
+/// Returns the key of an app.
+pub fn app_key(app: &AppId) -> String {
+    format!("{APP_PREFIX}{app}")
+}
+
+/// Returns the app of a key, `None` for keys of teams and connections.
+pub fn app_of_key(key: &str) -> Option<AppId> {
+    key.strip_prefix(APP_PREFIX)?.parse().ok()
+}
+
 /// Value under a connection's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "lowercase")]
-pub enum Entry {
+pub enum DirectoryEntry {
     /// Existing connection.
-    Known(Known),
+    Known(ConnectionRecord),
     /// Deleted connection.
     Deleted {
         /// Version above all versions of the connection.
@@ -41,11 +84,11 @@ pub enum Entry {
 
 /// Fields of a connection that ingest needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
+pub struct ConnectionRecord {
     /// Version of the row, which rises with every change.
     pub version: i64,
     /// Status.
-    pub status: Status,
+    pub status: ConnectionStatus,
     /// Slack app.
     pub app: AppId,
     /// Enterprise organization, if any.
@@ -54,17 +97,18 @@ pub struct Known {
     pub team: Option<TeamId>,
     /// Receives webhooks of the shared route that match no other connection.
     pub preview_mode: bool,
-    /// Valid signing secrets, newest first. Two during a rotation.
+    /// Valid signing secrets, newest first. Two during a rotation: retention removes the previous
+    /// one by Postgres's clock, which may differ from an ingest's. Empty: those of the
+    /// app.
     pub signing_secrets: Vec<SealedSigningSecret>,
 }
 
 /// Sealed signing secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedSigningSecret {
-    /// Secret, sealed with the signing ring for [`SIGNING_SECRET_COLUMN`] of its connection.
-    pub sealed: Sealed,
-    /// End of validity in milliseconds since 1970. `None`: unlimited.
-    pub until_ms: Option<u64>,
+    /// Secret, sealed with the signing ring for [`SIGNING_SECRET_COLUMN`] of its connection or
+    /// [`APP_SIGNING_SECRET_COLUMN`] of its app.
+    pub sealed: SealedValue,
 }
 
 /// Value under a team's key.
@@ -76,38 +120,40 @@ pub struct TeamEntry {
     pub connection: Option<ConnectionId>,
 }
 
-impl Known {
+impl ConnectionRecord {
     /// Returns the key of the connection's team on the shared route.
     pub fn team_key(&self) -> String {
         team_key(&self.app, self.enterprise.as_ref(), self.team.as_ref())
     }
 }
 
-impl Entry {
+impl DirectoryEntry {
     /// Returns the key of the connection's team on the shared route. `None` for a deleted
     /// connection.
     pub fn team_key(&self) -> Option<String> {
         match self {
-            Entry::Known(known) => Some(known.team_key()),
-            Entry::Deleted { .. } => None,
+            DirectoryEntry::Known(known) => Some(known.team_key()),
+            DirectoryEntry::Deleted { .. } => None,
         }
     }
 
     /// Returns the version.
     pub fn version(&self) -> i64 {
         match self {
-            Entry::Known(known) => known.version,
-            Entry::Deleted { version } => *version,
+            DirectoryEntry::Known(known) => known.version,
+            DirectoryEntry::Deleted { version } => *version,
         }
     }
 }
 
-/// Returns the key of a team on the shared route. Ids contain no dots, so that keys are
-/// unambiguous.
+/// Returns the key of an installation on the shared route. A workspace's key has no enterprise:
+/// Slack does not always name it. Ids contain no dots, so that keys are unambiguous.
 pub fn team_key(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
-    let enterprise = enterprise.map_or("_", EnterpriseId::as_str);
-    let team = team.map_or("_", TeamId::as_str);
-    format!("team.{app}.{enterprise}.{team}")
+    match (enterprise, team) {
+        (_, Some(team)) => format!("team.{app}.{team}"),
+        (Some(enterprise), None) => format!("enterprise.{app}.{enterprise}"),
+        (None, None) => format!("preview.{app}"),
+    }
 }
 
 /// Writer of the directory.
@@ -119,16 +165,28 @@ pub struct Directory {
 
 /// Failure to read, write or parse the directory.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to {what}")]
+#[error("failed to {action}")]
 pub struct DirectoryError {
-    what: &'static str,
+    action: &'static str,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
-    what: &'static str,
+    action: &'static str,
 ) -> impl FnOnce(E) -> DirectoryError {
-    move |error| DirectoryError { what, source: error.into() }
+    move |error| DirectoryError { action, source: error.into() }
+}
+
+/// Returns the keys of a bucket that match a pattern, deleted ones included.
+///
+/// The client's `keys` creates a consumer per call. Servers limit their number, and a user who may
+/// create consumers may make the server publish.
+async fn keys(bucket: &kv::Store, pattern: &str) -> Result<Vec<String>, BoxError> {
+    let prefix = format!("$KV.{}.", bucket.name);
+    let subjects = bucket.stream.info_with_subjects(format!("{prefix}{pattern}")).await?;
+    let subjects: Vec<(String, usize)> = subjects.try_collect().await?;
+    let key = |(subject, _): (String, _)| subject.strip_prefix(&prefix).map(str::to_owned);
+    Ok(subjects.into_iter().filter_map(key).collect())
 }
 
 /// Maximum number of compare-and-swap attempts against concurrent writers of a key.
@@ -146,10 +204,15 @@ impl Directory {
 
     /// Writes the entries of a connection and its team, unless the bucket has the same or a newer
     /// version. Returns the revision of the bucket that includes the change.
-    pub async fn project(&self, id: ConnectionId, entry: &Entry) -> Result<u64, DirectoryError> {
+    pub async fn project(
+        &self,
+        id: ConnectionId,
+        entry: &DirectoryEntry,
+    ) -> Result<u64, DirectoryError> {
         let version = entry.version();
         let before = self.entry(id).await?;
-        let (new_key, old_key) = (entry.team_key(), before.as_ref().and_then(Entry::team_key));
+        let (new_key, old_key) =
+            (entry.team_key(), before.as_ref().and_then(DirectoryEntry::team_key));
         // The entry under the id is written last: a crash before leaves the old entry, and the
         // projection is repeated.
         let mut revision = 0;
@@ -165,20 +228,40 @@ impl Directory {
                 revision = revision.max(cleared);
             }
         }
-        let own = self.write(&id.to_string(), version, entry, Entry::version).await?;
+        let own = self.write(&id.to_string(), version, entry, DirectoryEntry::version).await?;
         Ok(revision.max(own))
     }
 
+    /// Writes the entry of an app, unless the bucket has the same or a newer version. Returns the
+    /// revision of the bucket that includes the change.
+    pub async fn project_app(&self, id: &AppId, entry: &AppEntry) -> Result<u64, DirectoryError> {
+        self.write(&app_key(id), entry.version(), entry, AppEntry::version).await
+    }
+
+    /// Returns the apps with an entry that is no tombstone.
+    pub async fn apps(&self) -> Result<Vec<AppId>, DirectoryError> {
+        let keys = keys(&self.bucket, "app.*").await;
+        let keys = keys.map_err(failed("list apps of the directory"))?;
+        let mut known = Vec::new();
+        for id in keys.iter().filter_map(|key| app_of_key(key)) {
+            let entry = self.read::<AppEntry>(&app_key(&id)).await?;
+            if entry.is_some_and(|(entry, _)| matches!(entry, AppEntry::Known { .. })) {
+                known.push(id);
+            }
+        }
+        Ok(known)
+    }
+
     /// Returns the entry of a connection.
-    pub async fn entry(&self, id: ConnectionId) -> Result<Option<Entry>, DirectoryError> {
+    pub async fn entry(&self, id: ConnectionId) -> Result<Option<DirectoryEntry>, DirectoryError> {
         Ok(self.read(&id.to_string()).await?.map(|(entry, _)| entry))
     }
 
     /// Returns the ids of all connections with an entry.
     pub async fn connections(&self) -> Result<Vec<ConnectionId>, DirectoryError> {
-        let keys = self.bucket.keys().await.map_err(failed("list connections of the directory"))?;
-        let keys: Vec<String> =
-            keys.try_collect().await.map_err(failed("list connections of the directory"))?;
+        // Ids are single tokens, and the keys of teams are not.
+        let keys = keys(&self.bucket, "*").await;
+        let keys = keys.map_err(failed("list connections of the directory"))?;
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
     }
 
@@ -191,32 +274,38 @@ impl Directory {
 
     /// Waits until every live ingest has applied `revision`. Returns the names of those that have
     /// not by the deadline.
-    pub async fn applied_everywhere(
+    pub async fn wait_until_applied(
         &self,
         revision: u64,
         within: Duration,
-    ) -> Result<(), DirectoryWait> {
+    ) -> Result<(), DirectoryTimeoutError> {
         let deadline = tokio::time::Instant::now() + within;
         loop {
-            let behind = self.behind(revision).await?;
+            let behind = self.ingests_behind(revision).await?;
             if behind.is_empty() {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(DirectoryWait::Behind(behind));
+                return Err(DirectoryTimeoutError::Behind(behind));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    async fn behind(&self, revision: u64) -> Result<Vec<String>, DirectoryError> {
-        let keys = self.ingests.keys().await.map_err(failed("list ingests"))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(failed("list ingests"))?;
+    /// Returns the names of the live ingests.
+    pub async fn ingests(&self) -> Result<Vec<String>, DirectoryError> {
+        keys(&self.ingests, "*").await.map_err(failed("list ingests"))
+    }
+
+    async fn ingests_behind(&self, revision: u64) -> Result<Vec<String>, DirectoryError> {
+        let keys = keys(&self.ingests, "*").await.map_err(failed("list ingests"))?;
         let mut behind = Vec::new();
         for key in keys {
-            let value =
-                self.ingests.get(&key).await.map_err(failed("read an ingest's revision"))?;
-            let applied = value.and_then(|v| std::str::from_utf8(&v).ok()?.parse::<u64>().ok());
+            // A replica that lags may miss an ingest that has just started.
+            let value = read_from_leader(&self.ingests, &key).await;
+            let value = value.map_err(failed("read an ingest's revision"))?;
+            let applied =
+                value.and_then(|(v, _)| std::str::from_utf8(&v).ok()?.parse::<u64>().ok());
             // An ingest whose key expired between listing and reading is gone.
             if applied.is_some_and(|applied| applied < revision) {
                 behind.push(key);
@@ -262,7 +351,7 @@ impl Directory {
                 Err(error) => last = error,
             }
         }
-        Err(DirectoryError { what: "write a directory entry", source: last })
+        Err(DirectoryError { action: "write a directory entry", source: last })
     }
 }
 
@@ -286,7 +375,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Failure to wait for all ingests.
 #[derive(Debug, thiserror::Error)]
-pub enum DirectoryWait {
+pub enum DirectoryTimeoutError {
     /// Ingests that have not applied the change.
     #[error("the change is stored, but these ingests have not applied it yet: {}", .0.join(", "))]
     Behind(Vec<String>),

@@ -2,30 +2,28 @@
 //! and no handlers.
 //!
 //! ```text
-//! types      domain types: ids, kinds, connections, link codes
-//! codec      wire formats: Slack's bodies, the envelope
-//! partition  partitions and lanes
-//! stream     JetStream: subjects, limits, configuration
-//! follow     ordered reader of a stream, without gaps
+//! domain     ids, kinds, statuses, settings, link codes, messages to Slack
+//! secrets    secrets in memory, and their encryption
+//! slack      lenient parser of Slack's webhooks
+//! stream     JetStream: envelope, partitions and lanes, configuration, reader without gaps
+//! runtime    process runtime: settings, logs and traces, shutdown, health check
 //! directory  ingest's copy of the connections
 //! store      Postgres (feature `store`)
-//! secrets    secrets in memory, and their encryption
-//! config, telemetry, lines, shutdown, healthcheck   process runtime
+//! operations audited changes by people and programs (feature `store`)
 //! ```
 //!
-//! Dependencies have one direction: `types ← codec, store, directory`.
+//! Imports have one direction: `domain` and `secrets` import nothing, `slack`, `stream` and
+//! `runtime` only these two, `directory` also `stream`, `store` all of them, and `operations` also `store`.
 
-pub mod types;
-pub mod codec;
-pub mod partition;
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
+pub mod domain;
+pub mod secrets;
+pub mod slack;
 pub mod stream;
-pub mod follow;
+pub mod runtime;
 pub mod directory;
 #[cfg(feature = "store")]
 pub mod store;
-pub mod secrets;
-pub mod config;
-pub mod telemetry;
-pub mod lines;
-pub mod shutdown;
-pub mod healthcheck;
+#[cfg(feature = "store")]
+pub mod operations;

@@ -23,13 +23,22 @@ pub struct Secret(SecretString);
 
 impl Secret {
     /// Wraps a clear text. Rejects an empty one: an empty signing secret would verify forgeries.
-    pub fn new(clear: String) -> Result<Self, EmptySecret> {
-        if clear.is_empty() { Err(EmptySecret) } else { Ok(Self(clear.into())) }
+    pub fn new(clear: String) -> Result<Self, EmptySecretError> {
+        if clear.is_empty() { Err(EmptySecretError) } else { Ok(Self(clear.into())) }
     }
 
     /// Returns the clear text.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
+    }
+
+    /// Returns the key of a Standard Webhooks secret: the text, or the decoded part of
+    /// `whsec_<base64>`. `None` if that is not base64 of 24 to 64 bytes.
+    pub fn webhook_key(&self) -> Option<Vec<u8>> {
+        match self.expose().strip_prefix("whsec_") {
+            None => Some(self.expose().into()),
+            Some(key) => BASE64.decode(key).ok().filter(|key| (24..=64).contains(&key.len())),
+        }
     }
 }
 
@@ -42,11 +51,11 @@ impl fmt::Debug for Secret {
 /// Failure to create an empty secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a secret must not be empty")]
-pub struct EmptySecret;
+pub struct EmptySecretError;
 
 /// Row and column that a value is sealed for.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct SealContext<'a> {
     /// Key of the row: id of a connection or agent.
     pub owner: &'a str,
     /// Table and column, as `connections.bot_token`.
@@ -56,16 +65,16 @@ pub struct Place<'a> {
 /// Sealed value: `<key id>:<base64 of nonce and ciphertext>`. Unreadable without the ring.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
-pub struct Sealed(String);
+pub struct SealedValue(String);
 
-impl Sealed {
+impl SealedValue {
     /// Returns the value as stored.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Wraps the text of a column or directory entry. Opening verifies the text.
-    pub fn stored(text: String) -> Self {
+    pub fn from_stored(text: String) -> Self {
         Self(text)
     }
 
@@ -75,25 +84,37 @@ impl Sealed {
     }
 }
 
-impl fmt::Debug for Sealed {
+impl fmt::Debug for SealedValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sealed({}:…)", self.key_id())
+        write!(f, "SealedValue({}:…)", self.key_id())
     }
 }
 
 /// Failure to open a sealed value. Contains no part of the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unopened {
+pub enum UnsealError {
     /// The ring lacks the key.
     #[error("key {0:?} is not in the key ring")]
-    NoKey(String),
+    UnknownKey(String),
     /// The value is damaged, or sealed for another row or column.
     #[error("failed to open {0}: damaged, or sealed for another row or column")]
-    Refused(&'static str),
+    Unreadable(&'static str),
 }
 
-/// Keys by id, as `k2:<base64 of 32 bytes>,k1:<…>`. The first seals, all open.
-#[derive(Clone)]
+/// Failure to seal a value.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The ring is the empty one of a command that seals nothing.
+    #[error("the key ring is empty")]
+    EmptyRing,
+    /// The operating system provided no randomness.
+    #[error("the operating system provided no randomness")]
+    Randomness(#[from] getrandom::Error),
+}
+
+/// Keys by id, as `k2:<base64 of 32 bytes>,k1:<…>`. The first seals, all open. The default is
+/// empty: it seals and opens nothing.
+#[derive(Clone, Default)]
 pub struct KeyRing(Arc<[Key]>);
 
 struct Key {
@@ -109,34 +130,44 @@ impl fmt::Debug for KeyRing {
 
 /// Failure to parse a key ring. Contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidKeyRing {
+pub enum InvalidKeyRingError {
     /// The entry is not `id:key`.
     #[error("entry {0} of the key ring is not <id>:<base64 key>")]
-    Shape(usize),
+    MalformedEntry(usize),
     /// The key is not 32 bytes of base64.
     #[error("key {0:?} of the key ring is not 32 bytes in base64 (try: openssl rand -base64 32)")]
-    Key(String),
+    InvalidKey(String),
     /// The id occurs twice.
     #[error("key id {0:?} occurs twice in the key ring")]
-    Twice(String),
+    DuplicateId(String),
+}
+
+/// Failure to parse the id of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected 1 to 64 letters and digits")]
+pub struct KeyIdError;
+
+/// Parses the id of a key, which stands before `:` in rings and sealed values.
+pub fn key_id(text: &str) -> Result<String, KeyIdError> {
+    let valid = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    valid.then(|| text.to_owned()).ok_or(KeyIdError)
 }
 
 impl FromStr for KeyRing {
-    type Err = InvalidKeyRing;
-    fn from_str(text: &str) -> Result<Self, InvalidKeyRing> {
+    type Err = InvalidKeyRingError;
+    fn from_str(text: &str) -> Result<Self, InvalidKeyRingError> {
         let mut keys: Vec<Key> = Vec::new();
         for (n, entry) in text.split(',').enumerate() {
-            let (id, key) = entry.trim().split_once(':').ok_or(InvalidKeyRing::Shape(n + 1))?;
-            if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
-                return Err(InvalidKeyRing::Shape(n + 1));
-            }
+            let (id, key) =
+                entry.trim().split_once(':').ok_or(InvalidKeyRingError::MalformedEntry(n + 1))?;
+            let id = key_id(id).map_err(|KeyIdError| InvalidKeyRingError::MalformedEntry(n + 1))?;
             if keys.iter().any(|key| key.id == id) {
-                return Err(InvalidKeyRing::Twice(id.to_owned()));
+                return Err(InvalidKeyRingError::DuplicateId(id));
             }
             let bytes = Zeroizing::new(BASE64.decode(key).unwrap_or_default());
             let cipher = XChaCha20Poly1305::new_from_slice(&bytes)
-                .map_err(|_| InvalidKeyRing::Key(id.to_owned()))?;
-            keys.push(Key { id: id.to_owned(), cipher });
+                .map_err(|_| InvalidKeyRingError::InvalidKey(id.clone()))?;
+            keys.push(Key { id, cipher });
         }
         Ok(Self(keys.into()))
     }
@@ -150,47 +181,60 @@ impl KeyRing {
         Ok(format!("{id}:{}", BASE64.encode(key.as_slice())))
     }
 
+    /// Returns whether the ring has no key.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the id of the key that seals.
-    pub fn newest(&self) -> &str {
-        &self.0[0].id // a ring is parsed from at least one entry
+    pub fn newest_key_id(&self) -> &str {
+        self.0.first().map_or("", |key| &key.id)
     }
 
     /// Seals bytes with the first key, as text.
-    pub fn seal(&self, place: Place<'_>, clear: &[u8]) -> Result<Sealed, getrandom::Error> {
-        let (id, sealed) = self.encrypt(place, clear)?;
-        Ok(Sealed(format!("{id}:{}", BASE64.encode(sealed))))
+    pub fn seal(&self, context: SealContext<'_>, clear: &[u8]) -> Result<SealedValue, SealError> {
+        let (id, sealed) = self.encrypt(context, clear)?;
+        Ok(SealedValue(format!("{id}:{}", BASE64.encode(sealed))))
     }
 
     /// Opens text that was sealed for this row and column.
-    pub fn open(&self, place: Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, Unopened> {
-        let refused = || Unopened::Refused(place.column);
-        let (id, text) = sealed.0.split_once(':').ok_or_else(refused)?;
-        self.decrypt(place, id, &BASE64.decode(text).map_err(|_| refused())?)
+    pub fn open(
+        &self,
+        context: SealContext<'_>,
+        sealed: &SealedValue,
+    ) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        let unreadable = || UnsealError::Unreadable(context.column);
+        let (id, text) = sealed.0.split_once(':').ok_or_else(unreadable)?;
+        self.decrypt(context, id, &BASE64.decode(text).map_err(|_| unreadable())?)
     }
 
     /// Seals bytes with the first key, as bytes: length of the key id, key id, nonce, ciphertext.
-    pub fn seal_bytes(&self, place: Place<'_>, clear: &[u8]) -> Result<Vec<u8>, getrandom::Error> {
-        let (id, sealed) = self.encrypt(place, clear)?;
+    pub fn seal_bytes(&self, context: SealContext<'_>, clear: &[u8]) -> Result<Vec<u8>, SealError> {
+        let (id, sealed) = self.encrypt(context, clear)?;
         Ok([&[id.len() as u8], id.as_bytes(), &sealed].concat())
     }
 
     /// Opens bytes that were sealed for this row and column.
     pub fn open_bytes(
         &self,
-        place: Place<'_>,
+        context: SealContext<'_>,
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Unopened> {
-        let refused = || Unopened::Refused(place.column);
-        let (length, rest) = sealed.split_first().ok_or_else(refused)?;
-        let (id, sealed) = rest.split_at_checked(usize::from(*length)).ok_or_else(refused)?;
-        self.decrypt(place, std::str::from_utf8(id).map_err(|_| refused())?, sealed)
+    ) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        let unreadable = || UnsealError::Unreadable(context.column);
+        let (length, rest) = sealed.split_first().ok_or_else(unreadable)?;
+        let (id, sealed) = rest.split_at_checked(usize::from(*length)).ok_or_else(unreadable)?;
+        self.decrypt(context, std::str::from_utf8(id).map_err(|_| unreadable())?, sealed)
     }
 
-    fn encrypt(&self, place: Place<'_>, clear: &[u8]) -> Result<(&str, Vec<u8>), getrandom::Error> {
-        let key = &self.0[0]; // a ring is parsed from at least one entry
+    fn encrypt(
+        &self,
+        context: SealContext<'_>,
+        clear: &[u8],
+    ) -> Result<(&str, Vec<u8>), SealError> {
+        let key = self.0.first().ok_or(SealError::EmptyRing)?;
         let mut nonce = [0; 24];
         getrandom::fill(&mut nonce)?;
-        let aad = aad(place, &key.id);
+        let aad = aad(context, &key.id);
         let sealed = key
             .cipher
             .encrypt(&XNonce::from(nonce), Payload { msg: clear, aad: &aad })
@@ -200,36 +244,46 @@ impl KeyRing {
 
     fn decrypt(
         &self,
-        place: Place<'_>,
+        context: SealContext<'_>,
         id: &str,
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Unopened> {
-        let refused = Unopened::Refused(place.column);
-        let key = self.0.iter().find(|key| key.id == id).ok_or(Unopened::NoKey(id.to_owned()))?;
-        let (nonce, cipher) = sealed.split_first_chunk::<24>().ok_or_else(|| refused.clone())?;
-        let payload = Payload { msg: cipher, aad: &aad(place, id) };
-        key.cipher.decrypt(&XNonce::from(*nonce), payload).map(Zeroizing::new).map_err(|_| refused)
+    ) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        let unreadable = UnsealError::Unreadable(context.column);
+        let key =
+            self.0.iter().find(|key| key.id == id).ok_or(UnsealError::UnknownKey(id.to_owned()))?;
+        let (nonce, cipher) = sealed.split_first_chunk::<24>().ok_or_else(|| unreadable.clone())?;
+        let payload = Payload { msg: cipher, aad: &aad(context, id) };
+        key.cipher
+            .decrypt(&XNonce::from(*nonce), payload)
+            .map(Zeroizing::new)
+            .map_err(|_| unreadable)
     }
 
     /// Seals a secret.
     pub fn seal_secret(
         &self,
-        place: Place<'_>,
+        context: SealContext<'_>,
         secret: &Secret,
-    ) -> Result<Sealed, getrandom::Error> {
-        self.seal(place, secret.expose().as_bytes())
+    ) -> Result<SealedValue, SealError> {
+        self.seal(context, secret.expose().as_bytes())
     }
 
     /// Opens a secret.
-    pub fn open_secret(&self, place: Place<'_>, sealed: &Sealed) -> Result<Secret, Unopened> {
-        let clear = self.open(place, sealed)?;
-        let text = std::str::from_utf8(&clear).map_err(|_| Unopened::Refused(place.column))?;
-        Secret::new(text.to_owned()).map_err(|EmptySecret| Unopened::Refused(place.column))
+    pub fn open_secret(
+        &self,
+        context: SealContext<'_>,
+        sealed: &SealedValue,
+    ) -> Result<Secret, UnsealError> {
+        let clear = self.open(context, sealed)?;
+        let text =
+            std::str::from_utf8(&clear).map_err(|_| UnsealError::Unreadable(context.column))?;
+        Secret::new(text.to_owned())
+            .map_err(|EmptySecretError| UnsealError::Unreadable(context.column))
     }
 }
 
-fn aad(place: Place<'_>, key_id: &str) -> Vec<u8> {
-    [place.owner, place.column, key_id].join("\0").into_bytes()
+fn aad(context: SealContext<'_>, key_id: &str) -> Vec<u8> {
+    [context.owner, context.column, key_id].join("\0").into_bytes()
 }
 
 #[cfg(test)]
@@ -239,7 +293,7 @@ mod tests {
     fn ring(id: &str) -> String {
         KeyRing::generate(id).expect("randomness")
     }
-    const HERE: Place<'static> = Place { owner: "c1", column: "connections.bot_token" };
+    const HERE: SealContext<'static> = SealContext { owner: "c1", column: "connections.bot_token" };
 
     #[test]
     fn seals_with_first_key_opens_with_all() {
@@ -249,16 +303,38 @@ mod tests {
         assert_eq!(both.open(HERE, &sealed).expect("opens").as_slice(), b"clear");
         assert_eq!(both.seal(HERE, b"x").expect("sealed").key_id(), "k2");
         let new: KeyRing = ring("k2").parse().expect("ring");
-        assert_eq!(new.open(HERE, &sealed).err(), Some(Unopened::NoKey("k1".into())));
+        assert_eq!(new.open(HERE, &sealed).err(), Some(UnsealError::UnknownKey("k1".into())));
+    }
+
+    #[test]
+    fn empty_ring_neither_seals_nor_opens() {
+        let sealed = ring("k1").parse::<KeyRing>().expect("ring").seal(HERE, b"x").expect("sealed");
+        let empty = KeyRing::default();
+        assert!(matches!(empty.seal(HERE, b"x"), Err(SealError::EmptyRing)));
+        assert_eq!(empty.open(HERE, &sealed).err(), Some(UnsealError::UnknownKey("k1".into())));
+    }
+
+    /// A ring that `tidegate keygen` writes is one that processes accept.
+    #[test]
+    fn key_ids_are_valid_in_rings() {
+        for id in ["k1", "2026", &"k".repeat(64)] {
+            let id = key_id(id).expect("valid");
+            assert_eq!(ring(&id).parse::<KeyRing>().expect("a ring").newest_key_id(), id);
+        }
+        for id in ["", "a-b", "a_b", "a:b", "a,b", "ä", &"k".repeat(65)] {
+            assert_eq!(key_id(id), Err(KeyIdError), "{id}");
+        }
     }
 
     #[test]
     fn opens_only_for_same_row_and_column() {
         let ring: KeyRing = ring("k1").parse().expect("ring");
         let sealed = ring.seal(HERE, b"clear").expect("sealed");
-        for place in [Place { owner: "c2", ..HERE }, Place { column: "connections.other", ..HERE }]
-        {
-            assert!(matches!(ring.open(place, &sealed), Err(Unopened::Refused(_))));
+        for context in [
+            SealContext { owner: "c2", ..HERE },
+            SealContext { column: "connections.other", ..HERE },
+        ] {
+            assert!(matches!(ring.open(context, &sealed), Err(UnsealError::Unreadable(_))));
         }
     }
 
@@ -282,6 +358,6 @@ mod tests {
         let ring: KeyRing = ring("k1").parse().expect("ring");
         let sealed = ring.seal_secret(HERE, &secret).expect("sealed");
         let printed = format!("{secret:?} {ring:?} {sealed:?}");
-        assert_eq!(printed, r#"Secret(…) ["k1"] Sealed(k1:…)"#);
+        assert_eq!(printed, r#"Secret(…) ["k1"] SealedValue(k1:…)"#);
     }
 }

@@ -1,36 +1,36 @@
-//! Much that waits, and much that is cold: a backlog is worked off at a flat rate; a connection that nobody knows yet costs
-//! a query, and some memory.
+//! Backlogs and cold connections: the rate while a backlog is processed, and the statements and
+//! memory of a connection that no worker has cached.
 
 use crate::{
     client::number,
+    interleaved::Series,
     machine::own_memory,
     report::{Bound::*, Report},
     tenants::{Tenant, Tenants},
-    turns::Series,
-    workshop::Workshop,
+    worker_fixture::WorkerFixture,
 };
 use anyhow::ensure;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::{sync::Arc, time::Duration};
-use tests::{provision::agent_id, until::try_until};
+use tests::{eventually::try_eventually, provision::agent_id};
 
-/// A small event, as most of Slack's are.
+/// Size of a small event, like most of Slack's.
 const BYTES: usize = 700;
-/// Webhooks under way at once, where memory is looked at, and how many come before.
+/// Concurrent webhooks while memory is measured, and webhooks before the measurement.
 const AT_ONCE: usize = 64;
 const WARM_UP: usize = 2_000;
 
-/// Worked off by two workers.
+/// Measures the rate of two workers over a backlog.
 pub async fn drain(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.part("backlog");
     let count = if full { 1_000_000 } else { 250_000 };
-    let mut workshop = Workshop::start().await?;
-    workshop.room(if full { 2 << 30 } else { 1 << 30 }).await?;
-    let first = workshop.last_sequence().await?;
-    let last = workshop.publish_events(count, BYTES).await?;
-    workshop.workers(2).await?;
-    let tenths = workshop.drained(first, last).await?.tenths();
-    // The first tenth has two workers starting in it.
+    let mut fixture = WorkerFixture::start().await?;
+    fixture.room(if full { 2 << 30 } else { 1 << 30 }).await?;
+    let first = fixture.last_sequence().await?;
+    let last = fixture.publish_events(count, BYTES).await?;
+    fixture.workers(2).await?;
+    let tenths = fixture.wait_until_processed(first, last).await?.tenths();
+    // Two workers start in the first tenth.
     let settled: Series = tenths[1..].iter().copied().collect();
     let slowest = tenths[1..].iter().copied().fold(f64::INFINITY, f64::min);
     let (early, late): (Series, Series) =
@@ -45,47 +45,45 @@ pub async fn drain(report: &mut Report, full: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A connection that no worker has in memory: decisions ask Postgres in any case, and calls to its agent and Slack need its row.
+/// Measures a connection that no worker has cached: decisions query Postgres in any case, and calls
+/// to its agent and to Slack need its row.
 pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.part("hydration");
     let count = if full { 15_000 } else { 3_000 };
-    let mut workshop = Workshop::start_with(Tenants::with_messages).await?;
-    let world = &workshop.world;
+    let mut fixture = WorkerFixture::start_with(Tenants::with_messages).await?;
+    let env = &fixture.env;
     let cold: Vec<_> = stream::iter(0..count)
-        .map(async |_| {
-            let app = world.prepare_as(|new| new.agent = Some(agent_id())).await?;
-            anyhow::Ok((app.connection, app.secret))
-        })
+        .map(|_| env.prepare_as(|new| new.agent = Some(agent_id())))
         .buffer_unordered(4)
         .try_collect()
         .await?;
-    let (cold, warm) = (Tenants::of(cold).with_messages(), Arc::clone(&workshop.tenants));
-    workshop.workers(1).await?;
-    let pid = workshop.world.workers[0].process.pid();
-    in_small_groups(&workshop, warm.all().iter().cycle().take(WARM_UP)).await?;
+    let (cold, warm) = (Tenants::of(&cold).with_messages(), Arc::clone(&fixture.tenants));
+    fixture.workers(1).await?;
+    let pid = fixture.env.workers[0].process.pid();
+    in_small_groups(&fixture, warm.all().iter().cycle().take(WARM_UP)).await?;
     let before = own_memory(pid);
-    in_small_groups(&workshop, cold.all().iter()).await?;
+    in_small_groups(&fixture, cold.all().iter()).await?;
     let each = own_memory(pid).saturating_sub(before) as f64 / count as f64;
     report.figure(format!("own memory per hydrated connection, of {count}"), each, "bytes");
 
-    let world = &workshop.world;
-    // Postgres itself says what it is asked, from now on.
-    sqlx::query("alter system set log_statement = 'all'").execute(&world.pool).await?;
-    sqlx::query("select pg_reload_conf()").execute(&world.pool).await?;
-    let log = || world.postgres.process().log();
-    let app = world.prepare_as(|new| new.agent = Some(agent_id())).await?;
-    try_until("Postgres logs statements", Duration::from_secs(30), async || {
+    let env = &fixture.env;
+    // From now on Postgres logs its statements.
+    sqlx::query("alter system set log_statement = 'all'").execute(&env.pool).await?;
+    sqlx::query("select pg_reload_conf()").execute(&env.pool).await?;
+    let log = || env.postgres.process().log();
+    let app = env.prepare_as(|new| new.agent = Some(agent_id())).await?;
+    try_eventually("Postgres logs statements", Duration::from_secs(30), async || {
         log().contains("-- leases.renew").then_some(())
     })
     .await?;
-    let one = Tenants::of([(app.connection, app.secret)]).with_messages();
+    let one = Tenants::of([&app]).with_messages();
     let mut asked = [0; 2];
     for asked in &mut asked {
         let before = log().matches("-- connections.hydrate").count();
-        let first = workshop.last_sequence().await?;
-        let last = workshop.publish([one.envelope(number(), BYTES)].into_iter()).await?;
-        workshop.drained(first, last).await?;
-        workshop.said().await?;
+        let first = fixture.last_sequence().await?;
+        let last = fixture.publish([one.envelope(number(), BYTES)].into_iter()).await?;
+        fixture.wait_until_processed(first, last).await?;
+        fixture.wait_until_sent().await?;
         *asked = log().matches("-- connections.hydrate").count() - before;
     }
     ensure!(asked[0] > 0, "a cold connection is asked for");
@@ -97,10 +95,10 @@ pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A webhook from each of these, few at a time: what a worker holds for those under way stays the same, and does not hide what it
-/// keeps of connections.
+/// Sends a webhook for each connection, few at a time, so that the memory of concurrent webhooks
+/// stays constant beside that of cached connections.
 async fn in_small_groups(
-    workshop: &Workshop,
+    fixture: &WorkerFixture,
     mut tenants: impl Iterator<Item = &Tenant>,
 ) -> anyhow::Result<()> {
     loop {
@@ -108,10 +106,10 @@ async fn in_small_groups(
         if group.is_empty() {
             return Ok(());
         }
-        let first = workshop.last_sequence().await?;
+        let first = fixture.last_sequence().await?;
         let webhooks = group.iter().map(|tenant| tenant.envelope(number(), BYTES));
-        let last = workshop.publish(webhooks).await?;
-        workshop.drained(first, last).await?;
-        workshop.said().await?;
+        let last = fixture.publish(webhooks).await?;
+        fixture.wait_until_processed(first, last).await?;
+        fixture.wait_until_sent().await?;
     }
 }

@@ -1,10 +1,11 @@
-//! A Slack in a hurry: signs webhooks with ids of their own and sends them over kept connections.
+//! A fast Slack: signs webhooks with ids of their own and sends them over kept connections.
 //!
-//! In: tenants, an address, and either how many at once (closed loop: the next goes when one is answered) or how many a
-//! second (open loop: each has a due time and is late if it waits). Out: how many were taken, and how long each took. In
-//! the open loop time runs from when a webhook was due, so a server that stalls is charged for all that had to wait.
+//! In a closed loop a webhook is sent when the previous one is answered. In an open loop each
+//! webhook has a due time, and its latency counts from then, so that a server that stalls is
+//! charged for all that had to wait.
 //!
-//! HTTP is written by hand, one write a request: on few cores the client's own work is part of what is measured.
+//! HTTP is written by hand, with one write per request, because the client shares the cores with
+//! the server.
 
 use crate::tenants::{Tenants, Way};
 use anyhow::{Context, ensure};
@@ -24,15 +25,15 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Numbers given out: no two webhooks of a run are one.
+/// Next number. No two webhooks of a run have the same.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// The next number.
+/// Returns the next number.
 pub fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Where webhooks go, and how many connections are kept to it.
+/// Target of webhooks, and its kept connections.
 pub struct Client {
     address: SocketAddr,
     tenants: Arc<Tenants>,
@@ -40,45 +41,46 @@ pub struct Client {
     lines: Vec<Line>,
 }
 
-/// What a stretch of load came to.
+/// Results of a load.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    /// Answered 200.
+    /// Requests answered 200.
     pub accepted: u64,
-    /// Answered otherwise, or not.
+    /// Other requests.
     pub refused: u64,
-    /// How long it took.
+    /// Duration of the load.
     pub took: Duration,
-    /// Microseconds from due (open) or sending (closed) to the answer.
+    /// Microseconds from due time (open) or sending (closed) to the answer.
     pub latency: Histogram<u64>,
 }
 
 impl Sent {
-    /// Accepted a second.
+    /// Returns the accepted requests per second.
     pub fn rate(&self) -> f64 {
         self.accepted as f64 / self.took.as_secs_f64()
     }
 }
 
-/// An empty histogram of microseconds, to three digits and ten minutes.
+/// Returns an empty histogram of microseconds with three digits, up to ten minutes.
 pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(600_000_000, 3).expect("a range and a precision that it has")
 }
 
 impl Client {
-    /// Keeps so many connections, each opened when it is first needed.
+    /// Returns a client with a number of connections, opened when first needed.
     pub fn new(address: SocketAddr, tenants: &Arc<Tenants>, way: Way, lines: usize) -> Self {
         let lines = (0..lines).map(|_| Line::new(address)).collect();
         Self { address, tenants: Arc::clone(tenants), way, lines }
     }
 
-    /// As many as it takes, one at a time on each connection.
+    /// Sends in a closed loop, one webhook at a time per connection.
     pub async fn closed(&mut self, lasting: Duration) -> anyhow::Result<Sent> {
         let now = Instant::now();
         self.drive(Next::AtOnce { until: now + lasting }, now).await
     }
 
-    /// So many a second, the latency of those that are due in the beginning not counted. Gives also when each was due.
+    /// Sends in an open loop at a rate. Latencies of the beginning do not count. Also returns the
+    /// schedule.
     pub async fn open(
         &mut self,
         rate: f64,
@@ -150,37 +152,38 @@ impl Next {
     }
 }
 
-/// When each of an open loop's webhooks was due.
+/// Due times of an open loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
-    /// When the first was.
+    /// Due time of the first webhook.
     pub start: Instant,
-    /// Its number.
+    /// Number of the first webhook.
     pub first: u64,
-    /// Those a second.
+    /// Webhooks per second.
     pub rate: f64,
-    /// How many.
+    /// Number of webhooks.
     pub count: u64,
 }
 
 impl Schedule {
-    /// When this one was due, if it is one of them.
+    /// Returns the due time of a webhook, if it is one of the schedule.
     pub fn due(&self, number: u64) -> Option<Instant> {
         let place = number.checked_sub(self.first).filter(|place| *place < self.count)?;
         Some(self.start + Duration::from_secs_f64(place as f64 / self.rate))
     }
 }
 
-/// Hands out due webhooks. A thread keeps the time: the runtime's timers tick in whole milliseconds.
+/// Releases due webhooks. A thread keeps the time, because timers of the runtime have a resolution
+/// of a millisecond.
 pub struct Pace {
-    /// When each is due.
+    /// Due times.
     pub schedule: Schedule,
     due: Semaphore,
     given: AtomicU64,
 }
 
 impl Pace {
-    /// Begins now.
+    /// Starts now.
     pub fn start(rate: f64, lasting: Duration) -> Arc<Self> {
         let count = (rate * lasting.as_secs_f64()) as u64;
         let first = NEXT.fetch_add(count, Ordering::Relaxed);
@@ -204,9 +207,9 @@ impl Pace {
         self.due.close();
     }
 
-    /// The next that is due, once it is; `None` when all are given out.
+    /// Waits for the next due webhook; `None` after the last.
     pub async fn next(&self) -> Option<(Instant, u64)> {
-        // An error says that all were released: what was not taken is still due.
+        // An error means that all were released: what was not taken is still due.
         if let Ok(permit) = self.due.acquire().await {
             permit.forget();
         }
@@ -216,7 +219,7 @@ impl Pace {
     }
 }
 
-/// One kept connection.
+/// A kept connection.
 struct Line {
     address: SocketAddr,
     stream: Option<TcpStream>,
@@ -230,8 +233,8 @@ impl Line {
         Self { address, stream: None, out, answer }
     }
 
-    /// Sends what was written and reads the status. A connection that was closed while it rested is opened again, as by any
-    /// client.
+    /// Sends the request and reads the status. A connection that was closed while it was idle is
+    /// opened again, as by any client.
     async fn ask(&mut self) -> anyhow::Result<u16> {
         if let Some(stream) = self.stream.take()
             && let Ok(status) = self.ask_over(stream).await

@@ -1,15 +1,15 @@
-//! (e): intake's own commit statement in a loop, and nothing else, in a database of its own on the same Postgres.
+//! (e): intake's commit statement in a loop, in a database of its own on the same Postgres.
 
 use crate::tenants::Tenants;
 use anyhow::ensure;
 use shared::{
-    codec::envelope::Envelope,
-    config,
+    runtime::config,
     secrets::KeyRing,
     store::{
-        BatchCommit, CommitOutcome, DecidedWebhook, Decision, FencingToken, IgnoreReason,
-        LastMessage, Rings, Store, WebhookIds,
+        BatchCommit, CommitOutcome, DecidedWebhook, Decision, FencingToken, IgnoreReason, KeyRings,
+        LastMessage, Store, WebhookIds,
     },
+    stream::Envelope,
 };
 use std::{
     sync::Arc,
@@ -18,9 +18,9 @@ use std::{
 use tests::postgres::Postgres;
 use tokio::{sync::Mutex, task::JoinSet};
 
-/// Sessions, as many as a worker has.
+/// Number of sessions, as of a worker.
 const SESSIONS: u32 = 16;
-/// As intake batches when there is much to do.
+/// Batch size of intake under load.
 const BATCH: usize = 256;
 const BATCHES_AT_ONCE: usize = 2;
 
@@ -28,36 +28,37 @@ const BATCHES_AT_ONCE: usize = 2;
 #[derive(Clone)]
 pub struct Commits {
     store: Store,
-    /// The right to commit for each partition, and its cursor.
+    /// Fencing token and cursor of each partition.
     partitions: Arc<Vec<(FencingToken, Mutex<u64>)>>,
     envelope: Envelope,
 }
 
 impl Commits {
-    /// Makes the database and owns all of its partitions.
+    /// Creates the database and claims all partitions.
     pub async fn start(postgres: &Postgres) -> anyhow::Result<Self> {
-        let url = postgres.create_database("ceiling").await?;
-        let settings = config::Postgres { url, connections: SESSIONS };
+        let url = postgres.create_database("baseline").await?;
+        let settings = config::PostgresConfig { url, ca_file: None, max_connections: SESSIONS };
         Store::migrate(&settings).await?;
         let ring = || -> anyhow::Result<KeyRing> { Ok(KeyRing::generate("k1")?.parse()?) };
         let store = Store::new(
             &settings,
-            Rings { signing: ring()?, tokens: ring()? },
-            shared::store::Plans::Once,
+            KeyRings { signing: ring()?, tokens: ring()? },
+            shared::store::PlanMode::Once,
         )?;
-        let claimed = store.claim_partitions("ceiling", 64, &[], Duration::from_secs(7200)).await?;
+        let claimed =
+            store.claim_partitions("baseline", 64, &[], Duration::from_secs(7200)).await?;
         let partitions =
             claimed.iter().map(|lease| (lease.token, Mutex::new(lease.state.cursor))).collect();
         let envelope = Tenants::random(1)?.envelope(0, 0);
         Ok(Self { store, partitions: Arc::new(partitions), envelope })
     }
 
-    /// One by one, on all sessions at once. A second.
+    /// Measures commits of one webhook per second, on all sessions.
     pub async fn singly(&self, lasting: Duration) -> anyhow::Result<f64> {
         self.drive(SESSIONS as usize, 1, lasting).await
     }
 
-    /// In batches, as intake makes them when there is much to do. A second.
+    /// Measures webhooks per second in batches, as of intake under load.
     pub async fn together(&self, lasting: Duration) -> anyhow::Result<f64> {
         self.drive(BATCHES_AT_ONCE, BATCH, lasting).await
     }
@@ -84,12 +85,12 @@ impl Commits {
         Ok(done as f64 / began.elapsed().as_secs_f64())
     }
 
-    /// Commits one that comes alone.
+    /// Commits a batch of one webhook.
     pub async fn commit_one(&self, number: u64) -> anyhow::Result<()> {
         self.commit(number as usize, 1).await
     }
 
-    /// Commits so many webhooks that nothing follows from, in one batch.
+    /// Commits a batch of webhooks without effects.
     async fn commit(&self, partition: usize, batch: usize) -> anyhow::Result<()> {
         let (token, cursor) = &self.partitions[partition % self.partitions.len()];
         let mut cursor = cursor.lock().await;
@@ -104,7 +105,7 @@ impl Commits {
         let last = LastMessage { sequence: to, key: to.to_string(), stored_at };
         let commit = BatchCommit { token: *token, from: *cursor, last, webhooks: &webhooks };
         let outcome = self.store.commit_batch(&commit).await?;
-        ensure!(outcome == CommitOutcome::Committed, "a ceiling's commit did nothing");
+        ensure!(outcome == CommitOutcome::Committed, "a baseline's commit did nothing");
         *cursor = to;
         Ok(())
     }

@@ -1,14 +1,14 @@
-//! How long a partition stands still when its worker is killed, or told to go.
+//! Stalls of partitions when their worker is killed or stopped.
 //!
-//! Messages come at an even rate for all partitions, and their agents are paused: the longest that one of them waited to be
-//! committed as a delivery is the worst stall of any.
+//! Messages arrive at an even rate for all partitions, and their agents are paused: the longest
+//! time until a message was committed as a delivery is the worst stall.
 
 use crate::{
     client::Pace,
+    interleaved::Series,
     report::{Bound::*, Report},
     tenants::{Tenants, number_of},
-    turns::Series,
-    workshop::Workshop,
+    worker_fixture::WorkerFixture,
 };
 use anyhow::{Context, ensure};
 use sqlx::Row;
@@ -17,40 +17,40 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tests::{
-    until::try_until,
-    world::{LEASE_TTL, SOON},
+    eventually::try_eventually,
+    test_env::{LEASE_TTL, TIMEOUT},
 };
 use tokio::task::JoinSet;
 
 const RATE: f64 = 300.0;
 const ROUNDS: usize = 3;
-/// Load before the blow, in which all is well.
+/// Load before the fault.
 const BEFORE: Duration = Duration::from_secs(1);
 
-/// kill -9, and SIGTERM.
+/// Measures the stalls after SIGKILL and SIGTERM.
 pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
     report.part("failover");
-    let mut workshop = Workshop::start_with(Tenants::with_messages).await?;
-    workshop.pause_agents().await?;
+    let mut fixture = WorkerFixture::start_with(Tenants::with_messages).await?;
+    fixture.pause_agents().await?;
     let ttl = LEASE_TTL.as_secs_f64();
     let (mut killed, mut told) = (Series::default(), Series::default());
     for _ in 0..ROUNDS {
-        workshop.workers(2).await?;
+        fixture.workers(2).await?;
         killed.push(
-            stall(&workshop, LEASE_TTL + Duration::from_secs(2), |workshop| {
-                running(workshop).process.kill();
+            stall(&fixture, LEASE_TTL + Duration::from_secs(2), |fixture| {
+                running(fixture).process.kill();
             })
             .await?,
         );
-        workshop.workers(2).await?;
+        fixture.workers(2).await?;
         told.push(
-            stall(&workshop, Duration::from_secs(2), |workshop| {
-                running(workshop).process.terminate();
+            stall(&fixture, Duration::from_secs(2), |fixture| {
+                running(fixture).process.terminate();
             })
             .await?,
         );
-        try_until("the one told to go has gone", SOON, async || {
-            let running = workshop.world.workers.iter().filter(|w| w.process.is_running());
+        try_eventually("the one told to go has gone", TIMEOUT, async || {
+            let running = fixture.env.workers.iter().filter(|w| w.process.is_running());
             (running.count() == 1).then_some(())
         })
         .await?;
@@ -64,24 +64,24 @@ pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn running(workshop: &Workshop) -> &tests::world::Worker {
-    let mut running = workshop.world.workers.iter().filter(|w| w.process.is_running());
+fn running(fixture: &WorkerFixture) -> &tests::test_env::Worker {
+    let mut running = fixture.env.workers.iter().filter(|w| w.process.is_running());
     running.next().expect("two of them run")
 }
 
 async fn stall(
-    workshop: &Workshop,
+    fixture: &WorkerFixture,
     after: Duration,
-    blow: impl FnOnce(&Workshop),
+    blow: impl FnOnce(&WorkerFixture),
 ) -> anyhow::Result<f64> {
     let (wall, steady) = (SystemTime::now(), Instant::now());
-    let first = workshop.last_sequence().await?;
+    let first = fixture.last_sequence().await?;
     let pace = Pace::start(RATE, BEFORE + after);
     let mut publishing = JoinSet::new();
     let schedule = pace.schedule;
     for _ in 0..32 {
-        let (js, pace) = (workshop.js.clone(), Arc::clone(&pace));
-        let tenants = Arc::clone(&workshop.tenants);
+        let (js, pace) = (fixture.js.clone(), Arc::clone(&pace));
+        let tenants = Arc::clone(&fixture.tenants);
         publishing.spawn(async move {
             while let Some((_, number)) = pace.next().await {
                 let e = tenants.envelope(number, 700);
@@ -91,16 +91,16 @@ async fn stall(
         });
     }
     tokio::time::sleep(BEFORE).await;
-    blow(workshop);
+    blow(fixture);
     while let Some(ended) = publishing.join_next().await {
         ended??;
     }
-    workshop.committed(workshop.last_sequence().await?).await?;
+    fixture.wait_until_committed(fixture.last_sequence().await?).await?;
     let rows = sqlx::query(
         "select dedup_key, extract(epoch from inserted_at)::float8 as at from deliveries where sequence > $1",
     )
     .bind(first as i64)
-    .fetch_all(&workshop.world.pool)
+    .fetch_all(&fixture.env.pool)
     .await?;
     ensure!(rows.len() as u64 == schedule.count, "{} of {}", rows.len(), schedule.count);
     let mut worst: f64 = 0.0;

@@ -1,13 +1,13 @@
-//! The way in: ingest against the least code that could stand in its place.
+//! Ingest beside its baselines.
 
 use crate::{
-    ceiling::TENANTS,
+    baseline::TENANTS,
     client::{Client, Sent, number},
+    ingest_fixture::{IngestFixture, Server},
+    interleaved::Series,
     machine::cpu,
     report::{Bound::*, Report},
-    stage::{Server, Stage},
     tenants::{BODY_BYTES, Tenants, Way},
-    turns::Series,
 };
 use async_nats::HeaderMap;
 use std::{
@@ -16,27 +16,31 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// Webhooks in flight at once, where as many as possible are sent.
+/// Concurrent webhooks of a closed loop.
 const IN_FLIGHT: usize = 64;
-/// Connections for the open loop: more than ever wait at half load.
+/// Connections of an open loop, more than ever wait at half load.
 const LINES: usize = 256;
-/// In which (b), (b′) and ingest are measured, round after round: NATS clears away in one slice what was stored in the one before.
+/// Orders of (b), (b′) and ingest, round after round: NATS removes in one slice what was stored in
+/// the previous one.
 const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1], [2, 0, 1], [1, 0, 2]];
-/// Of latencies.
+/// Quantiles of latencies.
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
-/// What is due right after the stream was purged waits for NATS to have done with that.
+/// Time after a purge of the stream whose latencies do not count, because NATS is still removing
+/// messages.
 const SETTLING: Duration = Duration::from_millis(250);
 
-/// One server, and three.
+/// Measures with one nats-server.
 pub async fn alone(report: &mut Report) -> anyhow::Result<()> {
     report.part("ingest R1");
-    measure(report, &Stage::start(1).await?, Rounds { closed: 12, open: 12, slice_ms: 500 }).await
+    measure(report, &IngestFixture::start(1).await?, Rounds { closed: 12, open: 12, slice_ms: 500 })
+        .await
 }
 
-/// Three servers on this one machine.
+/// Measures with three nats-servers on this machine.
 pub async fn replicated(report: &mut Report) -> anyhow::Result<()> {
     report.part("ingest R3");
-    measure(report, &Stage::start(3).await?, Rounds { closed: 6, open: 6, slice_ms: 600 }).await
+    measure(report, &IngestFixture::start(3).await?, Rounds { closed: 6, open: 6, slice_ms: 600 })
+        .await
 }
 
 struct Rounds {
@@ -45,24 +49,28 @@ struct Rounds {
     slice_ms: u64,
 }
 
-/// What one of those compared came to.
+/// Results of one of the compared servers.
 #[derive(Default)]
 struct Runner {
     rate: Series,
-    /// Microseconds of CPU per webhook: the server's, NATS's, and ours.
+    /// Microseconds of CPU per webhook of the server, of NATS and of the client.
     server: Series,
     nats: Series,
     client: Series,
 }
 
-async fn measure(report: &mut Report, stage: &Stage, rounds: Rounds) -> anyhow::Result<()> {
+async fn measure(
+    report: &mut Report,
+    fixture: &IngestFixture,
+    rounds: Rounds,
+) -> anyhow::Result<()> {
     let tenants = Arc::new(Tenants::random(TENANTS)?);
     let secret = &tenants.all()[0].secret;
-    stage.provision(&tenants).await?;
-    let (ingest, _) = stage.ingest("ingest").await?;
-    let bare = stage.ceiling("bare", secret).await?;
-    let least = stage.ceiling("publish", secret).await?;
-    let enveloped = stage.ceiling("enveloped", secret).await?;
+    fixture.provision(&tenants).await?;
+    let (ingest, _) = fixture.ingest("ingest").await?;
+    let bare = fixture.baseline("bare", secret).await?;
+    let least = fixture.baseline("publish", secret).await?;
+    let enveloped = fixture.baseline("enveloped", secret).await?;
     let slice = Duration::from_millis(rounds.slice_ms);
     let mut to_bare = bare.client(&tenants, Way::Root, IN_FLIGHT);
     let servers = [(&least, Way::Root), (&enveloped, Way::Root), (&ingest, Way::Connection)];
@@ -71,17 +79,18 @@ async fn measure(report: &mut Report, stage: &Stage, rounds: Rounds) -> anyhow::
     let (mut a, mut c) = <(Runner, Series)>::default();
     let mut runners = <[Runner; 3]>::default();
     for round in 0..=rounds.closed {
-        // The first round warms up, and is not counted.
+        // The first round warms up and does not count.
         let counted = round > 0;
-        let published = publishes(stage, &tenants, slice).await?;
+        let published = publishes(fixture, &tenants, slice).await?;
         if counted {
             c.push(published);
         }
-        // (a) leaves NATS in peace, which still clears away what (c) stored, twice as much as the others.
-        closed(stage, &mut to_bare, &bare, slice, counted.then_some(&mut a)).await?;
+        // (a) does not use NATS, which is still removing what (c) stored, twice as much as the
+        // others.
+        closed(fixture, &mut to_bare, &bare, slice, counted.then_some(&mut a)).await?;
         for n in ORDERS[round % ORDERS.len()] {
             let into = counted.then_some(&mut runners[n]);
-            closed(stage, &mut clients[n], servers[n].0, slice, into).await?;
+            closed(fixture, &mut clients[n], servers[n].0, slice, into).await?;
         }
     }
     let [b, same, ours] = runners;
@@ -123,15 +132,15 @@ async fn measure(report: &mut Report, stage: &Stage, rounds: Rounds) -> anyhow::
 
     let half = ours.rate.median().min(b.rate.median()) / 2.0;
     let mut clients = servers.map(|(server, way)| server.client(&tenants, way, LINES));
-    // Quantiles of each slice: of all slices together they would be those of the slowest one.
+    // Quantiles of each slice: those of all slices together would be those of the slowest slice.
     let mut acks = <[[Series; QUANTILES.len()]; 4]>::default();
     for round in 0..=rounds.open {
-        // (b) twice, at the end that changes, too: what it is to itself is what chance makes of this.
+        // (b) runs twice, at alternating ends: its ratio to itself shows the error of a ratio.
         let mut order = ORDERS[round % ORDERS.len()].map(|n| (n, n)).to_vec();
         order.insert(if round % 2 == 0 { 3 } else { 0 }, (3, 0));
         for (n, which) in order {
             let (sent, _) = clients[which].open(half, SETTLING, slice * 2).await?;
-            stage.clear().await?;
+            fixture.clear().await?;
             for (series, (_, quantile)) in acks[n].iter_mut().zip(QUANTILES) {
                 if round > 0 {
                     series.push(sent.latency.value_at_quantile(quantile) as f64 / 1e3);
@@ -156,17 +165,17 @@ async fn measure(report: &mut Report, stage: &Stage, rounds: Rounds) -> anyhow::
 }
 
 async fn closed(
-    stage: &Stage,
+    fixture: &IngestFixture,
     client: &mut Client,
     server: &Server,
     slice: Duration,
     into: Option<&mut Runner>,
 ) -> anyhow::Result<Sent> {
     let (server, ourselves) = (server.process.pid(), std::process::id());
-    let before = (cpu(server), stage.nats_cpu(), cpu(ourselves));
+    let before = (cpu(server), fixture.nats_cpu(), cpu(ourselves));
     let sent = client.closed(slice).await?;
-    let after = (cpu(server), stage.nats_cpu(), cpu(ourselves));
-    stage.clear().await?;
+    let after = (cpu(server), fixture.nats_cpu(), cpu(ourselves));
+    fixture.clear().await?;
     if let Some(runner) = into {
         let each = |spent: Duration| spent.as_secs_f64() * 1e6 / sent.accepted as f64;
         runner.rate.push(sent.rate());
@@ -177,10 +186,14 @@ async fn closed(
     Ok(sent)
 }
 
-/// (c): awaited publishes of the same bytes without HTTP, as many at once. A second.
-async fn publishes(stage: &Stage, tenants: &Arc<Tenants>, slice: Duration) -> anyhow::Result<f64> {
+/// (c): awaited publishes of the same bytes without HTTP, with the same concurrency, per second.
+async fn publishes(
+    fixture: &IngestFixture,
+    tenants: &Arc<Tenants>,
+    slice: Duration,
+) -> anyhow::Result<f64> {
     let (began, until) = (Instant::now(), Instant::now() + slice);
-    let js = async_nats::jetstream::new(stage.client().clone());
+    let js = async_nats::jetstream::new(fixture.client().clone());
     let mut tasks = JoinSet::new();
     for _ in 0..IN_FLIGHT {
         let (js, tenants) = (js.clone(), Arc::clone(tenants));
@@ -188,13 +201,13 @@ async fn publishes(stage: &Stage, tenants: &Arc<Tenants>, slice: Duration) -> an
             let (mut done, mut body) = (0u64, Vec::new());
             let bytes = tenants.envelope(0, BODY_BYTES).body;
             while Instant::now() < until {
-                // Its own bytes each time, as from a request.
+                // New bytes each time, as from a request.
                 body.clear();
                 body.extend_from_slice(&bytes);
                 let mut with = HeaderMap::new();
                 with.insert("Nats-Msg-Id", format!("c{:x}", number()));
                 let body = body.clone().into();
-                js.publish_with_headers("slack.in.0.ceiling", with, body).await?.await?;
+                js.publish_with_headers("slack.in.0.baseline", with, body).await?.await?;
                 done += 1;
             }
             anyhow::Ok(done)
@@ -205,34 +218,34 @@ async fn publishes(stage: &Stage, tenants: &Arc<Tenants>, slice: Duration) -> an
         done += ended??;
     }
     let rate = done as f64 / began.elapsed().as_secs_f64();
-    stage.clear().await?;
+    fixture.clear().await?;
     Ok(rate)
 }
 
-/// How many connections there are must not matter; and how an ingest starts that has many.
+/// Measures the rate with many connections, and the start of an ingest that has them.
 pub async fn connections(report: &mut Report) -> anyhow::Result<()> {
     report.part("connections");
     const SIZES: [usize; 3] = [10, 10_000, 100_000];
     let slice = Duration::from_millis(500);
-    let mut stages = Vec::new();
+    let mut fixtures = Vec::new();
     for size in SIZES {
-        let stage = Stage::start(1).await?;
+        let fixture = IngestFixture::start(1).await?;
         let tenants = Arc::new(Tenants::random(size)?);
-        stage.provision(&tenants).await?;
-        let (ingest, ready) = stage.ingest("ingest").await?;
+        fixture.provision(&tenants).await?;
+        let (ingest, ready) = fixture.ingest("ingest").await?;
         let own = crate::machine::own_memory(ingest.process.pid());
         let resident = ingest.process.resident()?;
         let client = ingest.client(&tenants, Way::Connection, IN_FLIGHT);
-        stages.push((stage, ingest, client, Runner::default(), ready, own, resident));
+        fixtures.push((fixture, ingest, client, Runner::default(), ready, own, resident));
     }
     for round in 0..=10 {
-        for (stage, ingest, client, runner, ..) in &mut stages {
+        for (fixture, ingest, client, runner, ..) in &mut fixtures {
             let counted = round > 0;
-            closed(stage, client, ingest, slice, counted.then_some(runner)).await?;
+            closed(fixture, client, ingest, slice, counted.then_some(runner)).await?;
         }
     }
-    let ten = &stages[0].3;
-    for (size, (_, _, _, runner, ..)) in SIZES.iter().zip(&stages) {
+    let ten = &fixtures[0].3;
+    for (size, (_, _, _, runner, ..)) in SIZES.iter().zip(&fixtures) {
         report.figure(format!("{size} connections: accepted"), runner.rate.median(), "/s");
         if *size > 10 {
             let name = format!("accepted/s with {size} connections, to 10");
@@ -243,12 +256,12 @@ pub async fn connections(report: &mut Report) -> anyhow::Result<()> {
             report.ratio(cpu("the client"), runner.client.to(&ten.client));
         }
     }
-    // Once more, with nothing else under way.
-    let (stage, _, _, _, first, own, resident) = stages.pop().expect("three");
-    drop(stages);
+    // Once more, without other load.
+    let (fixture, _, _, _, first, own, resident) = fixtures.pop().expect("three");
+    drop(fixtures);
     let mut ready = Series::from_iter([first.as_secs_f64()]);
     for n in 2..=3 {
-        let (again, took) = stage.ingest(&format!("ingest-{n}")).await?;
+        let (again, took) = fixture.ingest(&format!("ingest-{n}")).await?;
         drop(again);
         ready.push(took.as_secs_f64());
     }

@@ -1,18 +1,21 @@
-//! What a tenant whose agent is slow costs another in the same partitions: the time from a message's being due at ingest to
-//! its answer's being in Slack, in quiet and beside the slow one, in turns.
+//! Costs of a tenant with a slow agent for another tenant in the same partitions: the time from the
+//! due time of a message to the record of its reply, alone and beside the slow tenant, in turns.
 //!
-//! The slow tenant sends to all partitions, each message a thread of its own, and its backlog is deleted after each turn. When
-//! an answer was taken by Slack is what the worker recorded.
+//! The slow tenant sends to all partitions, each message in a thread of its own. Its backlog is
+//! deleted after each turn.
 
 use crate::{
     client::{Client, Pace},
+    interleaved::Series,
     report::{Bound::*, Report},
     tenants::{Tenants, Way, number_of},
-    turns::Series,
 };
 use anyhow::Context;
 use hdrhistogram::Histogram;
-use shared::{codec::envelope::Envelope, partition::Conversation, types::Kind};
+use shared::{
+    domain::WebhookKind,
+    stream::{Conversation, Envelope},
+};
 use sqlx::Row;
 use std::{
     sync::Arc,
@@ -20,51 +23,51 @@ use std::{
 };
 use tests::{
     counter::CountingAgent,
+    eventually::try_eventually,
     provision::new_agent,
     slack::webhook::Webhook,
-    until::try_until,
-    world::{App, SOON, Size, World, agent_id},
+    test_env::{App, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Messages a second of the tenant that is measured, and of the slow one.
+/// Messages per second of the measured tenant and of the slow one.
 const RATE: f64 = 50.0;
 const RATE_OF_SLOW: f64 = 50.0;
-/// Messages of the slow tenant that wait when a turn beside it begins.
+/// Waiting messages of the slow tenant when a turn begins.
 const WAITING: usize = 600;
-/// Its agent takes this long.
+/// Answer time of the slow agent.
 const AGENT_TAKES: Duration = Duration::from_secs(15);
 const SLICE: Duration = Duration::from_secs(6);
 const ROUNDS: usize = 5;
-/// Connections of the tenant that is measured.
+/// Connections of the measured tenant.
 const APPS: usize = 10;
 
-/// A tenant in quiet, and beside a slow one.
+/// Measures a tenant alone, and beside a slow one.
 pub async fn beside_slow_agent(report: &mut Report) -> anyhow::Result<()> {
     report.part("isolation");
     let size = Size { ingests: 0, workers: 0, own_postgres: true };
-    let mut world = World::synced_seldom(size).await?;
-    world.start_ingest().await?;
-    world.start_worker().await?;
-    world.settled().await?;
+    let mut env = TestEnv::with_rare_sync(size).await?;
+    env.start_ingest().await?;
+    env.start_worker().await?;
+    env.wait_until_balanced().await?;
     let mut apps = Vec::new();
     for _ in 0..APPS {
-        apps.push(world.connect_as(|new| new.agent = Some(agent_id())).await?);
+        apps.push(env.connect_as(|new| new.agent = Some(agent_id())).await?);
     }
-    let tenants = Tenants::of(apps.iter().map(|app| (app.connection, app.secret.clone())));
+    let tenants = Tenants::of(&apps);
     let tenants = Arc::new(tenants.with_messages());
-    let address = world.ingests[0].path("").trim_start_matches("http://").parse()?;
+    let address = env.ingests[0].path("").trim_start_matches("http://").parse()?;
     let mut client = Client::new(address, &tenants, Way::Connection, 64);
-    let slow = Slow::start(&world).await?;
+    let slow = Slow::start(&env).await?;
 
     let (mut quiet, mut beside): ([Series; 2], [Series; 2]) = Default::default();
     for round in 0..=ROUNDS {
-        let alone = answered(&world, &mut client).await?;
-        world.publish((0..WAITING).map(|n| slow.message(&world, n))).await?;
+        let alone = measure_answers(&env, &mut client).await?;
+        env.publish((0..WAITING).map(|n| slow.message(&env, n))).await?;
         let (sent, together) =
-            tokio::join!(slow.keep_sending(&world), answered(&world, &mut client));
+            tokio::join!(slow.keep_sending(&env), measure_answers(&env, &mut client));
         sent?;
         let together = together?;
-        slow.forget(&world).await?;
+        slow.delete_backlog(&env).await?;
         if round > 0 {
             for (series, latency) in [(&mut quiet, &alone), (&mut beside, &together)] {
                 series[0].push(latency.value_at_quantile(0.5) as f64 / 1e3);
@@ -83,8 +86,8 @@ pub async fn beside_slow_agent(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends for a slice, and gives how long the answers took.
-async fn answered(world: &World, client: &mut Client) -> anyhow::Result<Histogram<u64>> {
+/// Sends for a slice and returns the latencies of the replies.
+async fn measure_answers(env: &TestEnv, client: &mut Client) -> anyhow::Result<Histogram<u64>> {
     let (wall, steady) = (SystemTime::now(), Instant::now());
     let (_, schedule) = client.open(RATE, Duration::ZERO, SLICE).await?;
     let rows = async || {
@@ -93,7 +96,7 @@ async fn answered(world: &World, client: &mut Client) -> anyhow::Result<Histogra
               where method = 'chat.postMessage' and created_at > to_timestamp($1)",
         )
         .bind(wall.duration_since(UNIX_EPOCH).ok()?.as_secs_f64() - 0.001)
-        .fetch_all(&world.pool)
+        .fetch_all(&env.pool)
         .await
         .ok()?;
         let of_slice = |row: &sqlx::postgres::PgRow| {
@@ -104,7 +107,7 @@ async fn answered(world: &World, client: &mut Client) -> anyhow::Result<Histogra
         (rows.len() as u64 >= schedule.count).then_some(rows)
     };
     let mut latency = crate::client::histogram();
-    for (due, at) in try_until("all of a slice is answered", SOON, rows).await? {
+    for (due, at) in try_eventually("all of a slice is answered", TIMEOUT, rows).await? {
         let due = wall.duration_since(UNIX_EPOCH)? + (due - steady);
         latency.saturating_record(((at - due.as_secs_f64()).max(0.0) * 1e6) as u64);
     }
@@ -117,45 +120,46 @@ struct Slow {
 }
 
 impl Slow {
-    async fn start(world: &World) -> anyhow::Result<Self> {
-        let places = world.connect_everywhere().await?;
+    async fn start(env: &TestEnv) -> anyhow::Result<Self> {
+        let places = env.connect_everywhere().await?;
         let agent = CountingAgent::start().await?;
-        agent.set_takes(AGENT_TAKES);
+        agent.set_answer_time(AGENT_TAKES);
         let agent = new_agent(&places[0].0.org, agent_id(), agent.url())?;
-        world.store.put_agent(&agent).await?;
+        env.store.put_agent(&agent).await?;
         Ok(Self { places })
     }
 
-    fn message(&self, world: &World, n: usize) -> Envelope {
+    fn message(&self, env: &TestEnv, n: usize) -> Envelope {
         let (app, channel) = &self.places[n % self.places.len()];
-        let (ts, slack) = (world.slack.ts(), &world.slack);
-        let webhook = Webhook::said_unkept(slack, app, "message", channel, "U1", "hello", &ts);
-        webhook.envelope(app, channel, Conversation::Thread(channel, &ts), Kind::Event)
+        let (ts, slack) = (env.slack.ts(), &env.slack);
+        let webhook =
+            Webhook::unrecorded_message_event(slack, app, "message", channel, "U1", "hello", &ts);
+        webhook.envelope(app, channel, Conversation::Thread(channel, &ts), WebhookKind::Event)
     }
 
-    async fn keep_sending(&self, world: &World) -> anyhow::Result<()> {
+    async fn keep_sending(&self, env: &TestEnv) -> anyhow::Result<()> {
         let pace = Pace::start(RATE_OF_SLOW, SLICE);
         while let Some((_, number)) = pace.next().await {
-            world.publish([self.message(world, number as usize)]).await?;
+            env.publish([self.message(env, number as usize)]).await?;
         }
         Ok(())
     }
 
-    /// Deletes what waits, and waits for what runs.
-    async fn forget(&self, world: &World) -> anyhow::Result<()> {
+    /// Deletes the waiting messages and waits for the running ones.
+    async fn delete_backlog(&self, env: &TestEnv) -> anyhow::Result<()> {
         let connections: Vec<String> =
             self.places.iter().map(|(app, _)| app.connection.to_string()).collect();
         for sql in [
             "delete from deliveries where connection_id = any ($1)",
             "delete from delivery_lanes where connection_id = any ($1)",
         ] {
-            sqlx::query(sql).bind(&connections).execute(&world.pool).await.context(sql)?;
+            sqlx::query(sql).bind(&connections).execute(&env.pool).await.context(sql)?;
         }
         let free = async || {
             let taken = "select count(*) from agent_slots where connection_id = any ($1)";
             let taken = sqlx::query_scalar::<_, i64>(taken).bind(&connections);
-            (taken.fetch_one(&world.pool).await.ok()? == 0).then_some(())
+            (taken.fetch_one(&env.pool).await.ok()? == 0).then_some(())
         };
-        try_until("the slow agent's slots are free", AGENT_TAKES + SOON, free).await
+        try_eventually("the slow agent's slots are free", AGENT_TAKES + TIMEOUT, free).await
     }
 }

@@ -1,22 +1,22 @@
-//! From a message's being due to its effects being in force (its delivery enqueued, its cursor moved), at a rate that nothing is
-//! troubled by, against the three things that cannot be spared: a publish, a reading, a commit, one after the other in one
-//! process. Agents are paused, so that nothing else is under way; then they are asked, and how long that takes is told, too.
+//! Time from the due time of a message to its commit (delivery enqueued, cursor moved), at a
+//! moderate rate, beside its necessary parts: a publish, a read and a commit one after the other in
+//! one process. Agents are paused at first. Then the time to the call of the agent is measured.
 //!
-//! When a transaction was committed is what Postgres itself noted (`track_commit_timestamp`).
+//! The time of a commit is that of Postgres (`track_commit_timestamp`).
 
 use crate::{
     client::Pace,
     commits::Commits,
+    interleaved::Series,
     report::{Bound::*, Report},
     tenants::{BODY_BYTES, Tenants, Way, number_of},
-    turns::Series,
 };
 use anyhow::{Context, ensure};
 use async_nats::{HeaderMap, jetstream};
 use hdrhistogram::Histogram;
 use shared::{
-    config,
-    follow::{Follow, Followed},
+    runtime::config,
+    stream::{ReaderEvent, StreamReader},
 };
 use sqlx::Row;
 use std::{
@@ -24,8 +24,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tests::{
-    until::try_until,
-    world::{SOON, Size, World, agent_id},
+    eventually::try_eventually,
+    test_env::{Size, TIMEOUT, TestEnv, agent_id},
 };
 use tokio::task::JoinSet;
 
@@ -35,27 +35,27 @@ const ROUNDS: usize = 4;
 const STREAM: &str = "CHAIN";
 const SUBJECT: &str = "chain.in";
 
-/// At 200 a second.
+/// Measures at 200 messages per second.
 pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
     report.part("latency");
     let size = Size { ingests: 0, workers: 0, own_postgres: true };
-    let mut world = World::synced_seldom(size).await?;
-    sqlx::query("alter system set track_commit_timestamp = on").execute(&world.pool).await?;
-    world.postgres.restart().await?;
-    let commits = Commits::start(&world.postgres).await?;
-    world.start_ingest().await?;
-    world.start_worker().await?;
-    world.settled().await?;
+    let mut env = TestEnv::with_rare_sync(size).await?;
+    sqlx::query("alter system set track_commit_timestamp = on").execute(&env.pool).await?;
+    env.postgres.restart().await?;
+    let commits = Commits::start(&env.postgres).await?;
+    env.start_ingest().await?;
+    env.start_worker().await?;
+    env.wait_until_balanced().await?;
     let mut apps = Vec::new();
     for _ in 0..10 {
-        apps.push(world.connect_as(|new| new.agent = Some(agent_id())).await?);
+        apps.push(env.connect_as(|new| new.agent = Some(agent_id())).await?);
     }
-    let tenants = Tenants::of(apps.iter().map(|app| (app.connection, app.secret.clone())));
+    let tenants = Tenants::of(&apps);
     let tenants = Arc::new(tenants.with_messages());
-    sqlx::query("update agents set paused_at = now()").execute(&world.pool).await?;
-    let address = world.ingests[0].path("").trim_start_matches("http://").parse()?;
+    sqlx::query("update agents set paused_at = now()").execute(&env.pool).await?;
+    let address = env.ingests[0].path("").trim_start_matches("http://").parse()?;
     let mut client = crate::client::Client::new(address, &tenants, Way::Connection, 64);
-    let js = config::jetstream(world.client().clone());
+    let js = config::jetstream(env.client().clone());
     let chain = jetstream::stream::Config {
         name: STREAM.into(),
         subjects: vec![SUBJECT.into()],
@@ -67,7 +67,7 @@ pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
     let mut acked = Quantiles::default();
     for round in 0..=ROUNDS {
         let (alone, (ours, answered)) =
-            (parts_alone(&js, &commits, round).await?, product(&world, &mut client).await?);
+            (parts_alone(&js, &commits, round).await?, product(&env, &mut client).await?);
         if round > 0 {
             least.push(&alone);
             whole.push(&ours);
@@ -92,7 +92,7 @@ pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
         report.figure(format!("{who}: p50"), quantiles.p50.median(), "ms");
         report.figure(format!("{who}: p99"), quantiles.p99.median(), "ms");
     }
-    let asked = asked(&world, &mut client).await?;
+    let asked = measure_calls(&env, &mut client).await?;
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
         let ms = asked.value_at_quantile(quantile) as f64 / 1e3;
         report.figure(format!("received to agent asked: {name}"), ms, "ms");
@@ -100,9 +100,9 @@ pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From receipt to the call of the agent, by what is logged of each delivery.
-async fn asked(
-    world: &World,
+/// Measures from receipt to the call of the agent, as logged for each delivery.
+async fn measure_calls(
+    env: &TestEnv,
     client: &mut crate::client::Client,
 ) -> anyhow::Result<Histogram<u64>> {
     for sql in [
@@ -110,14 +110,14 @@ async fn asked(
         "delete from delivery_lanes",
         "update agents set paused_at = null",
     ] {
-        sqlx::query(sql).execute(&world.pool).await?;
+        sqlx::query(sql).execute(&env.pool).await?;
     }
     client.open(RATE, Duration::ZERO, SLICE).await?;
-    world.worked_off(SOON).await?;
+    env.wait_until_processed(TIMEOUT).await?;
     let waits: Vec<f64> = sqlx::query_scalar(
         "select extract(epoch from first_attempt_at - received_at)::float8 from delivery_log",
     )
-    .fetch_all(&world.pool)
+    .fetch_all(&env.pool)
     .await?;
     let mut latency = crate::client::histogram();
     waits.iter().for_each(|wait| latency.saturating_record((wait.max(0.0) * 1e6) as u64));
@@ -137,9 +137,9 @@ impl Quantiles {
     }
 }
 
-/// The product: until committed, and until answered.
+/// Measures the product: until the commit, and until the answer of ingest.
 async fn product(
-    world: &World,
+    env: &TestEnv,
     client: &mut crate::client::Client,
 ) -> anyhow::Result<(Histogram<u64>, Histogram<u64>)> {
     let (wall, steady) = (SystemTime::now(), Instant::now());
@@ -150,12 +150,12 @@ async fn product(
                from deliveries where inserted_at > to_timestamp($1)",
         )
         .bind(wall.duration_since(UNIX_EPOCH).ok()?.as_secs_f64() - 0.001)
-        .fetch_all(&world.pool)
+        .fetch_all(&env.pool)
         .await
         .ok()?;
         (rows.len() as u64 >= schedule.count).then_some(rows)
     };
-    let rows = try_until("all of a slice is done", SOON, rows).await?;
+    let rows = try_eventually("all of a slice is done", TIMEOUT, rows).await?;
     let mut latency = crate::client::histogram();
     for row in rows {
         let number = number_of(row.try_get("dedup_key")?).context("one of ours")?;
@@ -168,7 +168,7 @@ async fn product(
     Ok((latency, sent.latency))
 }
 
-/// A publish, the reading of it, a commit; nothing waits for the publish's confirmation.
+/// Measures a publish, its read and a commit, without a wait for the confirmation of the publish.
 async fn parts_alone(
     js: &jetstream::Context,
     commits: &Commits,
@@ -177,8 +177,8 @@ async fn parts_alone(
     let stream = js.get_stream(STREAM).await?;
     let next = stream.cached_info().state.last_sequence + 1;
     let name = format!("chain-{round}");
-    let mut follow = Follow::new(js.clone(), STREAM, SUBJECT.into(), name, next);
-    ensure!(matches!(follow.next().await, Followed::Opened(_)), "a reader is opened first");
+    let mut reader = StreamReader::new(js.clone(), STREAM, SUBJECT.into(), name, next);
+    ensure!(matches!(reader.next().await, ReaderEvent::Opened(_)), "a reader is opened first");
     let pace = Pace::start(RATE, SLICE);
     let body = Tenants::random(1)?.envelope(0, BODY_BYTES).body;
     let mut publishing = JoinSet::new();
@@ -197,7 +197,7 @@ async fn parts_alone(
     let mut committing = JoinSet::new();
     for _ in 0..pace.schedule.count {
         let message = loop {
-            if let Followed::Message(_, message) = follow.next().await {
+            if let ReaderEvent::Message(_, message) = reader.next().await {
                 break message;
             }
         };

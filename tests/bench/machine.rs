@@ -1,12 +1,12 @@
-//! Where it was measured: the machine, the versions, and what else the machine did meanwhile. Reads `/proc`.
+//! The machine of a run: hardware, versions, and its other load. Reads `/proc`.
 
 use serde::Serialize;
 use std::{fs, process::Command, time::Duration};
 
-/// Ticks a second in `/proc`: 100 on every Linux, whatever its kernel's own clock.
+/// Ticks per second in `/proc`: 100 on every Linux.
 const TICKS: u64 = 100;
 
-/// The machine and the versions.
+/// Machine and versions.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     cpu: String,
@@ -21,7 +21,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one, with these servers.
+    /// Returns this machine with these servers.
     pub fn here(nats_server: &std::path::Path, postgres: &std::path::Path) -> Self {
         let said = |program: &std::path::Path, args: &[&str]| {
             let output = Command::new(program).args(args).output().ok();
@@ -52,7 +52,7 @@ impl Machine {
         }
     }
 
-    /// One line for people.
+    /// Returns one line of text.
     pub fn line(&self) -> String {
         format!(
             "{} x {}, {} GiB, {}; {}; {}; {}; commit {}{}",
@@ -69,7 +69,7 @@ impl Machine {
     }
 }
 
-/// CPU time that a process has used, children that ended included.
+/// Returns the CPU time of a process and its ended children.
 pub fn cpu(pid: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = text.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
@@ -77,7 +77,7 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS)
 }
 
-/// Bytes of memory that are a process's own, neither files nor shared.
+/// Returns the private memory of a process in bytes, without files and shared memory.
 pub fn own_memory(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -85,7 +85,7 @@ pub fn own_memory(pid: u32) -> u64 {
     kib.unwrap_or_default() * 1024
 }
 
-/// How busy the machine was, and with what.
+/// Load of the machine from a start on.
 pub struct Watch {
     busy: u64,
     total: u64,
@@ -93,13 +93,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch.
+    /// Starts to watch.
     pub fn start() -> Self {
         let (busy, total) = jiffies();
         Self { busy, total, ours: cpu(std::process::id()) }
     }
 
-    /// The share of the machine that others used since, once all that we started has ended: what is left of the busy time.
+    /// Returns the share of the machine that other processes used since the start, after all
+    /// children have ended.
     pub fn others(&self) -> f64 {
         let (busy, total) = jiffies();
         let ours = (cpu(std::process::id()) - self.ours).as_secs_f64() * TICKS as f64;

@@ -1,22 +1,23 @@
-//! `cargo bench`: how fast Tidegate is, beside what it could be at best on the same machine.
+//! `cargo bench`: speed of Tidegate beside the best possible on the same machine.
 //!
-//! In: nothing; real servers are started, and release builds of the real programs. Out: ratios, what was measured, and a
-//! line per target, as a table or as JSON; each run is added to `history.jsonl`. What the figures mean, and what they do not
-//! say, is in the README beside this file.
+//! Starts real servers and release builds of the real programs. Prints ratios, measurements and a
+//! line per target, as tables or as JSON. Each run is added to `history.jsonl`. The README beside
+//! this file explains the figures.
 //!
 //! ```text
-//! client, tenants     a Slack in a hurry: closed loop and open loop
-//! ceiling             (a) and (b), the least code
-//! commits             (e), the bare commit statement
-//! stage, workshop     what the way in is measured on, and the way out
-//! ingest, worker, latency, isolation, backlog, failover      what is measured
-//! turns, machine, report      how it is compared, where, and told
+//! client, tenants              webhooks in a closed or open loop
+//! baseline                     (a), (b) and (b′), the least code
+//! commits                      (e), the commit statement alone
+//! ingest_fixture, worker_fixture          servers of a measurement
+//! ingest, worker, latency, isolation, backlog, failover      measurements
+//! interleaved, machine, report            comparison, machine, output
 //! ```
 //!
 //! No target is asserted: a slow machine is no defect.
 
+mod against;
 mod backlog;
-mod ceiling;
+mod baseline;
 mod client;
 mod commits;
 mod failover;
@@ -25,11 +26,11 @@ mod isolation;
 mod latency;
 mod machine;
 mod report;
-mod stage;
+mod ingest_fixture;
 mod tenants;
-mod turns;
+mod interleaved;
 mod worker;
-mod workshop;
+mod worker_fixture;
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -40,53 +41,59 @@ use std::{
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
-use tests::{fetch, guard::RunDir};
+use tests::{fetch, run_dir::RunDir};
 
-/// Measures Tidegate against its ceilings: cargo bench, or cargo bench -- --only ingest.
+/// Measure Tidegate against its baselines: cargo bench, or cargo bench -- --only ingest.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --", bin_name = "cargo bench --", subcommand_negates_reqs = true)]
 struct Args {
-    /// Also the largest sizes: a backlog of 1,000,000 webhooks, 20,000 cold connections.
+    /// Measure the largest sizes, too: a backlog of 1,000,000 webhooks, 20,000 cold connections.
     #[arg(long)]
     full: bool,
-    /// Only these parts, comma-separated; all, when unset.
+    /// Measure these parts only, comma-separated. Default: all.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// JSON instead of tables.
+    /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// What this run is about, for the history.
+    /// Set the subject of this run in the history.
     #[arg(long)]
     note: Option<String>,
-    /// Leaves the history as it is.
+    /// Compare with this benchmark program, built by another checkout, in turns.
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<std::path::PathBuf>,
+    /// Rounds of the comparison.
+    #[arg(long, default_value_t = 3, requires = "against")]
+    rounds: usize,
+    /// Do not add the run to the history.
     #[arg(long)]
     no_history: bool,
-    /// Said by cargo.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
     #[command(subcommand)]
-    role: Option<ceiling::Role>,
+    role: Option<baseline::Role>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Ingest on one nats-server.
+    /// Ingest with one nats-server.
     Ingest,
-    /// Ingest on three.
+    /// Ingest with three nats-servers.
     Replicated,
     /// Ingest with many connections, and its start.
     Connections,
     /// Workers.
     Worker,
-    /// From accept to committed.
+    /// From receipt to commit.
     Latency,
-    /// A tenant beside one whose agent is slow.
+    /// A tenant beside one with a slow agent.
     Isolation,
     /// A backlog.
     Backlog,
     /// Cold connections.
     Hydration,
-    /// A worker killed, and one told to go.
+    /// A worker killed, and one stopped.
     Failover,
 }
 
@@ -98,7 +105,12 @@ const SETTINGS: &str = "events of 2 KiB; R1: one nats-server synced every 2 min;
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(role) = args.role {
-        return ceiling::serve(role).await;
+        return baseline::serve(role).await;
+    }
+    let names = |part: &Part| part.to_possible_value().map(|value| value.get_name().to_owned());
+    if let Some(other) = args.against {
+        let parts: Vec<String> = args.only.iter().filter_map(names).collect();
+        return against::compare(&other, &parts, args.rounds);
     }
     let _ = rustls::crypto::ring::default_provider().install_default(); // for the harness's HTTP client
     let (began, watch) = (Instant::now(), Watch::start());
@@ -107,8 +119,7 @@ async fn main() -> anyhow::Result<()> {
         if !args.only.is_empty() && !args.only.contains(part) {
             continue;
         }
-        let name = part.to_possible_value().map(|value| value.get_name().to_owned());
-        let name = name.unwrap_or_default();
+        let name = names(part).unwrap_or_default();
         eprintln!("{:>5.0} s  {name} …", began.elapsed().as_secs_f64());
         let measured = match part {
             Part::Ingest => ingest::alone(&mut report).await,
@@ -121,7 +132,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Hydration => backlog::hydration(&mut report, args.full).await,
             Part::Failover => failover::stalls(&mut report).await,
         };
-        // What was measured before it, and what comes after, is worth having all the same.
+        // Results before and after it are still printed.
         if let Err(error) = measured {
             eprintln!("{name} could not be measured: {error:#}");
             failed.push(name);

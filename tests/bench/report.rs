@@ -1,4 +1,4 @@
-//! What is printed and kept: ratios first, what was measured second, and a line per target.
+//! Output of a run: ratios, measurements, and a line per target.
 
 use crate::machine::Machine;
 use serde::Serialize;
@@ -32,13 +32,13 @@ struct Target {
     unit: &'static str,
 }
 
-/// What a target asks for.
+/// Condition of a target.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// No less than this.
+    /// Minimum.
     AtLeast(f64),
-    /// No more than this.
+    /// Maximum.
     AtMost(f64),
 }
 
@@ -50,7 +50,7 @@ impl Bound {
         }
     }
 
-    /// How far a value is from meeting it, as a share of what is asked for.
+    /// Returns the distance of a value from the condition, as a share of the condition.
     fn missed_by(self, value: f64) -> f64 {
         match self {
             Bound::AtLeast(least) => 1.0 - value / least,
@@ -59,42 +59,42 @@ impl Bound {
     }
 }
 
-/// How and where it was measured.
+/// Circumstances of a run.
 #[derive(Debug, Serialize)]
 pub struct Context {
-    /// When, in seconds since 1970.
+    /// Time in seconds since 1970.
     pub at: u64,
-    /// What this run is about, if somebody said.
+    /// Subject of the run.
     pub note: Option<String>,
-    /// Whether the largest sizes were measured.
+    /// True if the largest sizes were measured.
     pub full: bool,
-    /// Where.
+    /// Machine.
     pub machine: Machine,
-    /// What share of the machine others used meanwhile.
+    /// Share of the machine that other processes used.
     pub others: f64,
-    /// How long it took, in seconds.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// What the servers and programs were told.
+    /// Settings of servers and programs.
     pub settings: &'static str,
 }
 
 impl Report {
-    /// What follows is of this part.
+    /// Sets the part of the following results.
     pub fn part(&mut self, part: &'static str) {
         self.part = part;
     }
 
-    /// How many times something else something is.
+    /// Adds a ratio.
     pub fn ratio(&mut self, name: impl Into<String>, value: f64) {
         self.ratios.push(Figure { part: self.part, name: name.into(), value, unit: "×" });
     }
 
-    /// Something measured.
+    /// Adds a measurement.
     pub fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
         self.figures.push(Figure { part: self.part, name: name.into(), value, unit });
     }
 
-    /// Something that is asked for.
+    /// Adds a target.
     pub fn target(
         &mut self,
         name: impl Into<String>,
@@ -106,13 +106,13 @@ impl Report {
         self.targets.push(Target { part: self.part, name, value, bound, met, unit });
     }
 
-    /// A ratio that is asked for.
+    /// Adds a ratio with a target.
     pub fn ratio_target(&mut self, name: &str, value: f64, bound: Bound) {
         self.ratio(name, value);
         self.target(name, value, bound, "×");
     }
 
-    /// The tables, for people.
+    /// Returns the tables.
     pub fn table(&self, context: &Context) -> String {
         let mut text = String::new();
         let mut section = |title: &str, lines: Vec<(&str, String)>| {
@@ -152,7 +152,7 @@ impl Report {
         text
     }
 
-    /// All of it on one line.
+    /// Returns the report as one line of JSON.
     pub fn json(&self, context: &Context) -> anyhow::Result<String> {
         let mut value = serde_json::to_value(self)?;
         value["context"] = serde_json::to_value(context)?;
@@ -166,7 +166,7 @@ pub fn remember(history: &Path, line: &str) -> anyhow::Result<()> {
     Ok(writeln!(file, "{line}")?)
 }
 
-/// Three digits that mean something.
+/// Formats a number with three significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => {

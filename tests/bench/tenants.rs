@@ -1,93 +1,99 @@
-//! Whose webhooks are sent, and what they look like.
+//! Tenants and their webhooks.
 //!
-//! In: a number. Out: a whole HTTP request: an event of 2 KiB with an id made of that number, from one of the tenants,
-//! signed with that tenant's secret. The same number is the same webhook.
+//! A number makes an HTTP request: an event of 2 KiB with an id made of the number, from one of the
+//! tenants, signed with its secret. The same number makes the same webhook.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use shared::{
-    codec::{
-        envelope::{DedupeKey, Envelope, Word},
-        slack::Media,
-    },
-    partition::{Conversation, Lane, Partition},
-    types::{ConnectionId, Kind},
+    domain::{ConnectionId, HeaderToken, MediaType, WebhookKind},
+    stream::{Conversation, DedupKey, Envelope, Lane, Partition},
 };
 use std::{
     io::Write,
     time::{SystemTime, UNIX_EPOCH},
 };
+use tests::test_env::App;
 
-/// Bytes of a body, unless something else is said.
+/// Default size of a body in bytes.
 pub const BODY_BYTES: usize = 2048;
-/// Conversations are spread over so many channels of a tenant.
+/// Channels of a tenant over which its conversations are spread.
 const CHANNELS: u64 = 512;
 
-/// Those that send.
+/// Tenants that send webhooks.
 pub struct Tenants(Vec<Tenant>);
 
-/// What they send.
+/// Kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// An event that no agent is asked about, so that what is measured is the way and not the destination.
+    /// An event that calls no agent, so that agents are not measured.
     Reaction,
-    /// A message, for the agent of its conversation.
+    /// A message, which calls the agent of its conversation.
     Message,
 }
 
-/// One that sends.
+/// A tenant.
 pub struct Tenant {
-    /// Its connection.
+    /// Connection.
     pub id: ConnectionId,
-    /// Its signing secret.
+    /// Signing secret.
     pub secret: String,
+    /// Its Slack app.
+    pub app: String,
+    /// Its workspace.
+    pub team: String,
     key: Hmac<Sha256>,
     event: Event,
 }
 
-/// How the server under load is addressed.
+/// Addressing of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// As ingest is: the path names the connection.
+    /// As of ingest: the path names the connection.
     Connection,
-    /// As the ceilings are: one path, one secret, the first tenant's.
+    /// As of the baselines: one path, and the secret of the first tenant.
     Root,
 }
 
 impl Tenants {
-    /// Some that nobody knows yet.
+    /// Returns new tenants.
     pub fn random(count: usize) -> anyhow::Result<Self> {
-        let tenant = |_| {
+        let tenant = |n| {
             let secret =
                 format!("{:032x}", u128::from_be_bytes(ConnectionId::random()?.to_bytes()));
-            Ok(Tenant::new(ConnectionId::random()?, secret))
+            let (app, team) = (format!("A{n:08}"), format!("T{n:08}"));
+            Ok(Tenant::new(ConnectionId::random()?, secret, app, team))
         };
         (0..count).map(tenant).collect::<anyhow::Result<_>>().map(Self)
     }
 
-    /// These.
-    pub fn of(tenants: impl IntoIterator<Item = (ConnectionId, String)>) -> Self {
-        Self(tenants.into_iter().map(|(id, secret)| Tenant::new(id, secret)).collect())
+    /// Returns tenants of existing connections.
+    pub fn of<'a>(apps: impl IntoIterator<Item = &'a App>) -> Self {
+        let tenant = |app: &App| {
+            let App { connection, secret, app, team, .. } = app.clone();
+            Tenant::new(connection, secret, app, team)
+        };
+        Self(apps.into_iter().map(tenant).collect())
     }
 
-    /// They send messages.
+    /// Switches to messages.
     pub fn with_messages(mut self) -> Self {
         self.0.iter_mut().for_each(|tenant| tenant.event = Event::Message);
         self
     }
 
-    /// All.
+    /// Returns all tenants.
     pub fn all(&self) -> &[Tenant] {
         &self.0
     }
 
     fn of_number(&self, number: u64) -> &Tenant {
-        // Scattered: with many tenants the next is never the one just used.
+        // Scattered: with many tenants the next is never the previous one.
         let scattered = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         &self.0[scattered as usize % self.0.len()]
     }
 
-    /// Writes a request, in place of what was there.
+    /// Replaces `request` by the request of a number.
     pub fn write(&self, way: Way, number: u64, request: &mut Vec<u8>) {
         request.clear();
         let tenant = match way {
@@ -112,31 +118,31 @@ impl Tenants {
         request.extend_from_slice(&body);
     }
 
-    /// The webhook as ingest would store it, of `bytes` bytes.
+    /// Returns the envelope of a number with `bytes` bytes, as ingest would store it.
     pub fn envelope(&self, number: u64, bytes: usize) -> Envelope {
         self.of_number(number).envelope(number, bytes)
     }
 }
 
 impl Tenant {
-    fn new(id: ConnectionId, secret: String) -> Self {
+    fn new(id: ConnectionId, secret: String, app: String, team: String) -> Self {
         let key = Hmac::new_from_slice(secret.as_bytes()).expect("a key of any length");
-        Self { id, secret, key, event: Event::Reaction }
+        Self { id, secret, app, team, key, event: Event::Reaction }
     }
 
-    /// A webhook of its own, as ingest would store it.
+    /// Returns a webhook of the tenant, as ingest would store it.
     pub fn envelope(&self, number: u64, bytes: usize) -> Envelope {
         let (id, channel) = (self.id, channel(number));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let word = |text: String| Word::new(text).expect("a plain word");
+        let word = |text: String| HeaderToken::new(text).expect("a plain word");
         Envelope {
             connection: id,
             partition: Partition::of(id, Some(&channel)),
-            kind: Kind::Event,
+            kind: WebhookKind::Event,
             lane: Lane::of(id, Conversation::Thread(&channel, &ts(number))),
-            dedupe: DedupeKey::event(id, &event_id(number)),
+            dedup_key: DedupKey::event(id, &event_id(number)),
             received_at_ms: now.as_millis() as u64,
-            media: Media::Json,
+            media: MediaType::Json,
             signature: word(format!("v0={:064x}", 0)),
             timestamp: word(now.as_secs().to_string()),
             retry: None,
@@ -149,6 +155,7 @@ impl Tenant {
     fn body(&self, number: u64, bytes: usize) -> Vec<u8> {
         let mut body = Vec::with_capacity(bytes);
         let (id, channel, ts) = (event_id(number), channel(number), ts(number));
+        let Self { app, team, .. } = self;
         let event = match self.event {
             Event::Reaction => format!(
                 r#""type":"reaction_added","user":"U00000001","reaction":"thumbsup","item_user":"U00000002","item":{{"type":"message","channel":"{channel}","ts":"{ts}"}}"#
@@ -159,10 +166,10 @@ impl Tenant {
         };
         let written = write!(
             body,
-            r#"{{"token":"legacy-token","team_id":"T00000001","api_app_id":"A00000001","event":{{{event},"event_ts":"{ts}"}},"type":"event_callback","event_id":"{id}","event_time":1700000000,"authorizations":[{{"enterprise_id":null,"team_id":"T00000001","user_id":"U0BOT","is_bot":true,"is_enterprise_install":false}}],"is_ext_shared_channel":false,"event_context":""#
+            r#"{{"token":"legacy-token","team_id":"{team}","api_app_id":"{app}","event":{{{event},"event_ts":"{ts}"}},"type":"event_callback","event_id":"{id}","event_time":1700000000,"authorizations":[{{"enterprise_id":null,"team_id":"{team}","user_id":"U0BOT","is_bot":true,"is_enterprise_install":false}}],"is_ext_shared_channel":false,"event_context":""#
         );
         written.expect("writing to memory does not fail");
-        // What fills it must not compress to nothing: the stream is compressed.
+        // Random filler, because the stream is compressed.
         let mut random = number.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
         while body.len() + 2 < bytes {
             random ^= random << 13;
@@ -190,14 +197,14 @@ impl Tenant {
     }
 }
 
-/// The id of the event of this number.
+/// Returns the event id of a number.
 pub fn event_id(number: u64) -> String {
     format!("Ev{number:016X}")
 }
 
-/// The number that a dedupe key of ours was made of.
-pub fn number_of(dedupe: &str) -> Option<u64> {
-    u64::from_str_radix(dedupe.rsplit_once(":Ev")?.1, 16).ok()
+/// Returns the number of a dedup key.
+pub fn number_of(dedup_key: &str) -> Option<u64> {
+    u64::from_str_radix(dedup_key.rsplit_once(":Ev")?.1, 16).ok()
 }
 
 fn channel(number: u64) -> String {

@@ -1,69 +1,71 @@
-//! The way out: events that nothing follows from, messages and link claims, against the bare commit statement.
+//! Workers: events without effects, messages and link commands, beside the commit statement.
 
 use crate::{
     client::number,
+    interleaved::Series,
     machine::cpu,
     report::{Bound::*, Report},
     tenants::BODY_BYTES,
-    turns::Series,
-    workshop::{Progress, Workshop},
+    worker_fixture::{Progress, WorkerFixture},
 };
 use anyhow::ensure;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::{
-    follow::{Follow, Followed},
-    partition::Conversation,
-    stream::STREAM,
-    types::{Kind, Surface},
+    domain::{Surface, WebhookKind},
+    stream::{Conversation, ReaderEvent, STREAM, StreamReader},
 };
 use std::time::{Duration, Instant};
 use tests::slack::webhook::Webhook;
 
-/// One slice of the ceilings.
+/// Duration of a slice of the baselines.
 const SLICE: Duration = Duration::from_millis(700);
-/// What a slice of the worker is made for.
+/// Intended duration of a slice of the worker, in seconds.
 const SLICE_OF_WORKER: f64 = 1.5;
 const ROUNDS: usize = 3;
 
-/// One worker, two, four.
+/// Measures one, two and four workers.
 pub async fn throughput(report: &mut Report) -> anyhow::Result<()> {
     report.part("worker");
-    let mut workshop = Workshop::start().await?;
-    // Longer than the stream takes to fill, for which workers are frozen.
-    workshop.world.set("TIDEGATE_LEASE_TTL", "20s");
+    let mut fixture = WorkerFixture::start().await?;
+    // Longer than the stream takes to fill, while workers are frozen.
+    fixture.env.set("TIDEGATE_LEASE_TTL", "20s");
     let mut shares = Vec::new();
     for workers in [1, 2, 4] {
-        workshop.workers(workers).await?;
-        shares.push(stage(report, &workshop, workers).await?);
+        fixture.workers(workers).await?;
+        shares.push(measure_workers(report, &fixture, workers).await?);
     }
     report.ratio("no-op events, 2 workers to 1", shares[1] / shares[0]);
     report.ratio("no-op events, 4 workers to 1", shares[2] / shares[0]);
-    let (bare, product) = reading(&workshop).await?;
+    let (bare, product) = reading(&fixture).await?;
     report.figure("(d) ack-less reading", bare, "/s");
     report.figure("the product's own reader", product, "/s");
     report.ratio("the product's reader, to (d)", product / bare);
     Ok(())
 }
 
-/// Gives the no-op events a second, in commits of (e) one by one.
-async fn stage(report: &mut Report, workshop: &Workshop, workers: usize) -> anyhow::Result<f64> {
+/// Returns the ratio of events without effects to single commits of (e).
+async fn measure_workers(
+    report: &mut Report,
+    fixture: &WorkerFixture,
+    workers: usize,
+) -> anyhow::Result<f64> {
     let (mut singly, mut together) = (Series::default(), Series::default());
     let (mut events, mut messages, mut links) =
         (Series::default(), Series::default(), Series::default());
     let mut spent = Series::default();
-    let warm = events_of(workshop, 2_000).await?.rate();
+    let warm = events_of(fixture, 2_000).await?.rate();
     let mut sizes = [warm * SLICE_OF_WORKER, 300.0, 300.0];
     for _ in 0..ROUNDS {
-        singly.push(workshop.commits.singly(SLICE).await?);
-        let before = all_cpu(workshop);
+        singly.push(fixture.commits.singly(SLICE).await?);
+        let before = all_cpu(fixture);
         let count = (sizes[0] as u64).clamp(1_000, 15_000);
-        let rate = events_of(workshop, count).await?.rate();
-        spent.push((all_cpu(workshop) - before).as_secs_f64() * 1e6 / count as f64);
+        let rate = events_of(fixture, count).await?.rate();
+        spent.push((all_cpu(fixture) - before).as_secs_f64() * 1e6 / count as f64);
         events.push(rate);
-        together.push(workshop.commits.together(SLICE).await?);
-        let rate = messages_of(workshop, (sizes[1] as usize).clamp(300, 4_000)).await?.rate();
+        together.push(fixture.commits.together(SLICE).await?);
+        let rate = messages_of(fixture, (sizes[1] as usize).clamp(300, 4_000)).await?.rate();
         messages.push(rate);
-        let claims = links_of(workshop, (sizes[2] as usize).clamp(300, 4_000)).await?.rate();
+        let claims = links_of(fixture, (sizes[2] as usize).clamp(300, 4_000)).await?.rate();
         links.push(claims);
         sizes = [events.median(), rate, claims].map(|rate| rate * SLICE_OF_WORKER);
     }
@@ -83,69 +85,69 @@ async fn stage(report: &mut Report, workshop: &Workshop, workers: usize) -> anyh
     Ok(to_singly)
 }
 
-fn all_cpu(workshop: &Workshop) -> Duration {
-    workshop.world.workers.iter().map(|worker| cpu(worker.process.pid())).sum()
+fn all_cpu(fixture: &WorkerFixture) -> Duration {
+    fixture.env.workers.iter().map(|worker| cpu(worker.process.pid())).sum()
 }
 
-async fn events_of(workshop: &Workshop, count: u64) -> anyhow::Result<Progress> {
-    let first = workshop.last_sequence().await?;
-    let last = workshop.publish_events(count, BODY_BYTES).await?;
-    workshop.drained(first, last).await
+async fn events_of(fixture: &WorkerFixture, count: u64) -> anyhow::Result<Progress> {
+    let first = fixture.last_sequence().await?;
+    let last = fixture.publish_events(count, BODY_BYTES).await?;
+    fixture.wait_until_processed(first, last).await
 }
 
-/// Messages that an agent is asked about and that are answered in Slack, all of it on this machine.
-async fn messages_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progress> {
-    let first = workshop.last_sequence().await?;
+/// Measures messages with calls of the agent and replies in Slack, all on this machine.
+async fn messages_of(fixture: &WorkerFixture, count: usize) -> anyhow::Result<Progress> {
+    let first = fixture.last_sequence().await?;
     let envelopes = (0..count).map(|n| {
-        let app = &workshop.apps[n % workshop.apps.len()];
+        let app = &fixture.apps[n % fixture.apps.len()];
         let channel = format!("C{:08}", number() % 4096);
-        let slack = &workshop.world.slack;
+        let slack = &fixture.env.slack;
         let webhook = Webhook::message(slack, app, &channel, "U00000001", "hello");
         let thread = number().to_string();
-        webhook.envelope(app, &channel, Conversation::Thread(&channel, &thread), Kind::Event)
+        webhook.envelope(app, &channel, Conversation::Thread(&channel, &thread), WebhookKind::Event)
     });
-    let last = workshop.publish(envelopes).await?;
-    let progress = workshop.drained(first, last).await?;
-    workshop.said().await?;
+    let last = fixture.publish(envelopes).await?;
+    let progress = fixture.wait_until_processed(first, last).await?;
+    fixture.wait_until_sent().await?;
     Ok(progress)
 }
 
-/// Commands that each consume a code of its own.
-async fn links_of(workshop: &Workshop, count: usize) -> anyhow::Result<Progress> {
+/// Measures commands that each consume a link code.
+async fn links_of(fixture: &WorkerFixture, count: usize) -> anyhow::Result<Progress> {
     let codes: Vec<(usize, String)> = stream::iter(0..count)
         .map(async |n| {
-            let app = &workshop.apps[n % workshop.apps.len()];
-            anyhow::Ok((n, workshop.world.mint(app, &[Surface::Channel]).await?))
+            let app = &fixture.apps[n % fixture.apps.len()];
+            anyhow::Ok((n, fixture.env.create_link_code(app, &[Surface::Channel]).await?))
         })
         .buffer_unordered(4)
         .try_collect()
         .await?;
-    let first = workshop.last_sequence().await?;
+    let first = fixture.last_sequence().await?;
     let envelopes = codes.into_iter().map(|(n, code)| {
-        let app = &workshop.apps[n % workshop.apps.len()];
+        let app = &fixture.apps[n % fixture.apps.len()];
         let (channel, user) = (format!("C{:08}", number()), format!("U{:08}", number()));
-        let slack = &workshop.world.slack;
+        let slack = &fixture.env.slack;
         let text = format!("link {code}");
         let webhook = Webhook::command(slack, app, &channel, &user, "/lobu", &text);
-        webhook.envelope(app, &channel, Conversation::Person(&channel, &user), Kind::Command)
+        webhook.envelope(app, &channel, Conversation::Person(&channel, &user), WebhookKind::Command)
     });
-    let last = workshop.publish(envelopes).await?;
-    let progress = workshop.drained(first, last).await?;
-    workshop.said().await?;
+    let last = fixture.publish(envelopes).await?;
+    let progress = fixture.wait_until_processed(first, last).await?;
+    fixture.wait_until_sent().await?;
     let linked: i64 = sqlx::query_scalar(
-        "select count(*) from link_codes where consumed_at is not null and created_by = 'test'",
+        "select count(*) from link_codes where consumed_at is not null and created_by = 'operator:test'",
     )
-    .fetch_one(&workshop.world.pool)
+    .fetch_one(&fixture.env.pool)
     .await?;
     ensure!(linked as usize >= count, "{linked} of {count} codes were consumed");
     Ok(progress)
 }
 
-/// (d), and the product's own reader: all that this part published, read again from the beginning.
-async fn reading(workshop: &Workshop) -> anyhow::Result<(f64, f64)> {
+/// (d), and the product's reader: reads everything that this part published.
+async fn reading(fixture: &WorkerFixture) -> anyhow::Result<(f64, f64)> {
     use async_nats::jetstream::consumer::{AckPolicy, pull};
     const MOST: u64 = 60_000;
-    let stream = workshop.js.get_stream(STREAM).await?;
+    let stream = fixture.js.get_stream(STREAM).await?;
     let state = &stream.cached_info().state;
     let count = state.messages.min(MOST);
     let (mut bare, mut product) = (Series::default(), Series::default());
@@ -163,13 +165,13 @@ async fn reading(workshop: &Workshop) -> anyhow::Result<(f64, f64)> {
             ensure!(messages.next().await.is_some(), "(d) ended");
         }
         let plain = count as f64 / began.elapsed().as_secs_f64();
-        let (js, name) = (workshop.js.clone(), format!("bench-{round}"));
+        let (js, name) = (fixture.js.clone(), format!("bench-{round}"));
         let filter = "slack.in.*.*".to_owned();
         let began = Instant::now();
-        let mut follow = Follow::new(js, STREAM, filter, name, state.first_sequence);
+        let mut reader = StreamReader::new(js, STREAM, filter, name, state.first_sequence);
         let mut read = 0;
         while read < count {
-            read += u64::from(matches!(follow.next().await, Followed::Message(..)));
+            read += u64::from(matches!(reader.next().await, ReaderEvent::Message(..)));
         }
         if round > 0 {
             bare.push(plain);

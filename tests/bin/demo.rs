@@ -1,27 +1,28 @@
-//! `cargo demo`: a whole Tidegate on this machine, and what it does, step by step.
+//! `cargo demo`: a complete Tidegate on this machine, shown in seven steps.
 //!
-//! Starts a private nats-server and Postgres, two ingests, two workers, a fake Slack and a sample agent, and takes them
-//! through seven steps, each with what was sent, answered, stored, handled and said. Then it stays up until Ctrl-C;
-//! with `--once` it ends by itself, with 0 only if every step held.
+//! Starts a private nats-server and Postgres, two ingests, two workers, a simulated Slack and a
+//! sample agent. Each step prints what was sent, answered, stored and posted. Then the demo runs
+//! until Ctrl-C; with `--once` it ends, with exit code 0 only if every step held.
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use shared::types::Surface;
+use shared::domain::Surface;
 use std::{
     io::IsTerminal,
     process::ExitCode,
     time::{Duration, Instant},
 };
 use tests::{
+    eventually::try_eventually,
     slack::{Answer, Receipt, webhook::Webhook},
-    until::try_until,
-    world::{App, PAIR, SOON, World, agent_id},
+    test_env::{App, PAIR, TIMEOUT, TestEnv, agent_id},
 };
 
-/// A whole Tidegate on this machine, and what it does, step by step.
+/// Show a complete Tidegate on this machine in seven steps. Exits 1 if a step of `--once` does not
+/// hold.
 #[derive(Parser)]
 struct Args {
-    /// End after the last step; the exit code says whether every step held.
+    /// End after the last step.
     #[arg(long)]
     once: bool,
 }
@@ -46,31 +47,35 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     println!("Tidegate: two ingests, two workers, a fake Slack, a sample agent");
     println!("building and starting …");
     let started = Instant::now();
-    let world = World::start(PAIR).await?;
+    let env = TestEnv::start(PAIR).await?;
     println!(
         "up after {:.1} s: a private nats-server and Postgres, schema and stream made",
         started.elapsed().as_secs_f64()
     );
 
-    let app = world.declare()?;
+    let app = env.declare()?;
     let mut steps = Steps { number: 0, failed: 0 };
-    steps.take("a signed slash command links a channel", link(&world, &app)).await;
-    steps.take("the message after it is answered by the agent", message(&world, &app)).await;
-    steps.take("a forged signature is refused, and nothing is stored", forged(&world, &app)).await;
-    steps
-        .take("one webhook delivered three times is handled once", three_times(&world, &app))
-        .await;
+    steps.take("a signed slash command links a channel", link(&env, &app)).await;
+    steps.take("the message after it is answered by the agent", message(&env, &app)).await;
+    steps.take("a forged signature is refused, and nothing is stored", forged(&env, &app)).await;
+    steps.take("one webhook delivered three times is handled once", three_times(&env, &app)).await;
     steps
         .take(
             "a connection made a moment ago works at once, on processes that never saw it",
-            cold(&world),
+            unseen_connection(&env),
         )
         .await;
     steps
-        .take("a stopped connection is answered 404, and Slack asked not to retry", stopped(&world))
+        .take(
+            "a stopped connection is answered 404, and Slack asked not to retry",
+            disabled_connection(&env),
+        )
         .await;
     steps
-        .take("a worker killed between accept and handling loses nothing", killed(&world, &app))
+        .take(
+            "a worker killed between accept and handling loses nothing",
+            killed_worker(&env, &app),
+        )
         .await;
 
     println!();
@@ -80,7 +85,7 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
         failed => println!("{failed} of {} steps did not hold.", steps.number),
     }
     if !args.once {
-        println!("Still up. POST signed webhooks to {}", world.ingests[0].url(&app));
+        println!("Still up. POST signed webhooks to {}", env.ingests[0].url(&app));
         println!("signing secret {} (of this demo only). Ctrl-C ends it all.", app.secret);
         tokio::signal::ctrl_c().await?;
     }
@@ -118,57 +123,59 @@ fn line(what: &str, says: impl std::fmt::Display) {
     println!("   {what:<9} {says}");
 }
 
-async fn link(world: &World, app: &App) -> anyhow::Result<()> {
-    let code = world.mint_by_verb(app, Surface::Channel)?;
+async fn link(env: &TestEnv, app: &App) -> anyhow::Result<()> {
+    let code = env.create_link_code_by_cli(app, Surface::Channel)?;
     let webhook =
-        Webhook::command(&world.slack, app, CHANNEL, USER, "/lobu", &format!("link {code}"));
-    accepted(world, app, &webhook).await?;
-    let said = told(world, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
+        Webhook::command(&env.slack, app, CHANNEL, USER, "/lobu", &format!("link {code}"));
+    send_accepted(env, app, &webhook).await?;
+    let said = wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
     ensure!(said.text().starts_with("Linked."), "the person was told {:?}", said.text());
-    let bound = world.binding(app, CHANNEL).await?;
+    let bound = env.binding(app, CHANNEL).await?;
     line("Postgres", format!("{CHANNEL} is bound to agent {}", bound.as_deref().unwrap_or("none")));
     ensure!(bound == Some(agent_id().to_string()), "the channel is not bound");
     Ok(())
 }
 
-async fn message(world: &World, app: &App) -> anyhow::Result<()> {
-    let webhook = Webhook::message(&world.slack, app, CHANNEL, USER, "is anybody there?");
-    accepted(world, app, &webhook).await?;
-    let said =
-        told(world, |receipt| receipt.by == "chat.postMessage" && receipt.to == CHANNEL).await?;
+async fn message(env: &TestEnv, app: &App) -> anyhow::Result<()> {
+    let webhook = Webhook::message(&env.slack, app, CHANNEL, USER, "is anybody there?");
+    send_accepted(env, app, &webhook).await?;
+    let said = wait_for_receipt(env, |receipt| {
+        let is_notice = receipt.text().contains("linked this channel");
+        receipt.by == "chat.postMessage" && receipt.to == CHANNEL && !is_notice
+    })
+    .await?;
     ensure!(said.text() == "I heard: is anybody there?", "the agent's answer is {:?}", said.text());
     ensure!(said.token.as_deref() == Some(app.token.as_str()), "it came with another token");
     Ok(())
 }
 
-async fn forged(world: &World, app: &App) -> anyhow::Result<()> {
-    let before = world.stored().await?;
-    let webhook = Webhook::message(&world.slack, app, CHANNEL, USER, "let me in");
+async fn forged(env: &TestEnv, app: &App) -> anyhow::Result<()> {
+    let before = env.stored().await?;
+    let webhook = Webhook::message(&env.slack, app, CHANNEL, USER, "let me in");
     line("sent      ".trim(), "a message signed with another secret");
-    let answer = world.slack.send(&world.ingests[0].url(app), "another secret", &webhook).await?;
-    answered(&answer);
+    let answer = env.slack.send(&env.ingests[0].url(app), "another secret", &webhook).await?;
+    print_answer(&answer);
     ensure!(answer.status == 401, "it was answered {}", answer.status);
-    let after = world.stored().await?;
+    let after = env.stored().await?;
     line("stored", format!("{} webhooks before, {} after", before, after));
     ensure!(before == after, "it was stored");
     Ok(())
 }
 
-async fn three_times(world: &World, app: &App) -> anyhow::Result<()> {
-    let webhook = Webhook::message(&world.slack, app, CHANNEL, USER, "say this once");
+async fn three_times(env: &TestEnv, app: &App) -> anyhow::Result<()> {
+    let webhook = Webhook::message(&env.slack, app, CHANNEL, USER, "say this once");
     for _ in 0..3 {
-        accepted(world, app, &webhook).await?;
+        send_accepted(env, app, &webhook).await?;
     }
-    // A message after it in the same conversation: when that is answered, all before it are over.
-    let last = Webhook::message(&world.slack, app, CHANNEL, USER, "and then this");
-    accepted(world, app, &last).await?;
-    told(world, |receipt| receipt.text() == "I heard: and then this").await?;
-    told(world, |receipt| receipt.text() == "I heard: say this once").await?;
-    let said =
-        world.slack.receipts().iter().filter(|r| r.text() == "I heard: say this once").count();
-    let asked = world
+    // A message after it in the same conversation: when it is answered, all before it are done.
+    let last = Webhook::message(&env.slack, app, CHANNEL, USER, "and then this");
+    send_accepted(env, app, &last).await?;
+    wait_for_receipt(env, |receipt| receipt.text() == "I heard: and then this").await?;
+    wait_for_receipt(env, |receipt| receipt.text() == "I heard: say this once").await?;
+    let said = env.slack.receipts().iter().filter(|r| r.text() == "I heard: say this once").count();
+    let asked = env
         .agent
-        .asked()
+        .requests()
         .iter()
         .filter(|asked| asked.question["text"] == "say this once")
         .count();
@@ -177,79 +184,82 @@ async fn three_times(world: &World, app: &App) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn cold(world: &World) -> anyhow::Result<()> {
+async fn unseen_connection(env: &TestEnv) -> anyhow::Result<()> {
     let made = Instant::now();
-    let app = world.declare()?;
+    let app = env.declare()?;
     line("made", format!("connection {} in {} ms", app.connection, made.elapsed().as_millis()));
-    let code = world.mint_by_verb(&app, Surface::Dm)?;
+    let code = env.create_link_code_by_cli(&app, Surface::Dm)?;
     let webhook =
-        Webhook::command(&world.slack, &app, "D0DIRECT", USER, "/lobu", &format!("link {code}"));
-    accepted(world, &app, &webhook).await?;
-    let said = told(world, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
+        Webhook::command(&env.slack, &app, "D0DIRECT", USER, "/lobu", &format!("link {code}"));
+    send_accepted(env, &app, &webhook).await?;
+    let said = wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
     ensure!(said.text().starts_with("Linked."), "the person was told {:?}", said.text());
     Ok(())
 }
 
-async fn stopped(world: &World) -> anyhow::Result<()> {
-    let app = world.declare()?;
-    let printed = world.tidegate(&["connections", "disable", &app.connection.to_string()])?;
+async fn disabled_connection(env: &TestEnv) -> anyhow::Result<()> {
+    let app = env.declare()?;
+    let printed = env.tidegate(&["connections", "disable", &app.connection.to_string()])?;
     line("tidegate", printed.trim());
-    let webhook = Webhook::message(&world.slack, &app, CHANNEL, USER, "hello?");
-    for ingest in &world.ingests {
+    let webhook = Webhook::message(&env.slack, &app, CHANNEL, USER, "hello?");
+    for ingest in &env.ingests {
         line("sent", &webhook.what);
-        let answer = world.slack.send(&ingest.url(&app), &app.secret, &webhook).await?;
-        answered(&answer);
+        let answer = env.slack.send(&ingest.url(&app), &app.secret, &webhook).await?;
+        print_answer(&answer);
         let no_retry = answer.headers.get("x-slack-no-retry").is_some_and(|value| value == "1");
         ensure!(answer.status == 404 && no_retry, "it was answered {}", answer.status);
     }
     Ok(())
 }
 
-async fn killed(world: &World, app: &App) -> anyhow::Result<()> {
+async fn killed_worker(env: &TestEnv, app: &App) -> anyhow::Result<()> {
     const ELSEWHERE: &str = "C0RANDOM";
-    let code = world.mint_by_verb(app, Surface::Channel)?;
+    let code = env.create_link_code_by_cli(app, Surface::Channel)?;
     let webhook =
-        Webhook::command(&world.slack, app, ELSEWHERE, USER, "/lobu", &format!("link {code}"));
-    let owner = world.owner_of(app, ELSEWHERE).await?;
-    // Frozen, it can't handle what is accepted now; then it is killed as it stands.
+        Webhook::command(&env.slack, app, ELSEWHERE, USER, "/lobu", &format!("link {code}"));
+    let owner = env.owner_of(app, ELSEWHERE).await?;
+    // A frozen worker can't handle the next webhook; then it is killed.
     owner.process.freeze();
     line("frozen", format!("{}, which owns the partition of {ELSEWHERE}", owner.id));
     line("sent", "/lobu link <code>");
-    let answer = world.send(app, &webhook).await?;
-    answered(&answer);
+    let answer = env.send(app, &webhook).await?;
+    print_answer(&answer);
     ensure!(answer.status == 200, "it was answered {}", answer.status);
-    ensure!(world.look(&webhook.dedupe).await.is_none(), "it was handled by a frozen worker");
+    ensure!(
+        env.find_outcome(&webhook.dedup_key).await.is_none(),
+        "it was handled by a frozen worker"
+    );
     owner.process.kill();
     let since = Instant::now();
     line("killed", format!("{} with SIGKILL: accepted, not handled", owner.id));
-    let handled = handled(world, &webhook).await?;
+    let handled = wait_for_outcome(env, &webhook).await?;
     ensure!(handled != owner.id, "it was handled by the worker that was killed");
     line("took over", format!("after {:.1} s, by the lease's end", since.elapsed().as_secs_f64()));
-    let said = told(world, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
+    let said = wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
     ensure!(said.text().starts_with("Linked."), "the person was told {:?}", said.text());
-    ensure!(world.binding(app, ELSEWHERE).await?.is_some(), "the channel is not bound");
+    ensure!(env.binding(app, ELSEWHERE).await?.is_some(), "the channel is not bound");
     Ok(())
 }
 
-/// Sends a webhook, and follows it until a worker has handled it.
-async fn accepted(world: &World, app: &App, webhook: &Webhook) -> anyhow::Result<()> {
+/// Sends a webhook and waits until a worker has handled it.
+async fn send_accepted(env: &TestEnv, app: &App, webhook: &Webhook) -> anyhow::Result<()> {
     let what = if webhook.what.contains(" link ") { "/lobu link <code>" } else { &webhook.what };
     line("sent", what);
-    let answer = world.send(app, webhook).await?;
-    answered(&answer);
+    let answer = env.send(app, webhook).await?;
+    print_answer(&answer);
     ensure!(
         answer.status == 200 && answer.body.is_empty(),
         "it was answered {} {:?}",
         answer.status,
         answer.body
     );
-    handled(world, webhook).await?;
+    wait_for_outcome(env, webhook).await?;
     Ok(())
 }
 
-async fn handled(world: &World, webhook: &Webhook) -> anyhow::Result<String> {
-    let look = async || world.look(&webhook.dedupe).await;
-    let handled = try_until("handled", SOON, look).await.with_context(|| world.logs())?;
+async fn wait_for_outcome(env: &TestEnv, webhook: &Webhook) -> anyhow::Result<String> {
+    let look = async || env.find_outcome(&webhook.dedup_key).await;
+    let handled = try_eventually("handled", TIMEOUT, look).await.with_context(|| env.logs())?;
     line(
         "stored",
         format!("SLACK_IN sequence {}, partition {}", handled.sequence, handled.partition),
@@ -258,15 +268,18 @@ async fn handled(world: &World, webhook: &Webhook) -> anyhow::Result<String> {
     Ok(handled.worker)
 }
 
-async fn told(world: &World, wanted: impl Fn(&Receipt) -> bool) -> anyhow::Result<Receipt> {
-    let look = async || world.slack.receipts().into_iter().find(|receipt| wanted(receipt));
-    let receipt = try_until("Slack was told", Duration::from_secs(15), look)
+async fn wait_for_receipt(
+    env: &TestEnv,
+    wanted: impl Fn(&Receipt) -> bool,
+) -> anyhow::Result<Receipt> {
+    let look = async || env.slack.receipts().into_iter().find(|receipt| wanted(receipt));
+    let receipt = try_eventually("Slack was told", Duration::from_secs(15), look)
         .await
-        .with_context(|| world.logs())?;
+        .with_context(|| env.logs())?;
     line("Slack got", format!("{}: {}", receipt.by, receipt.text()));
     Ok(receipt)
 }
 
-fn answered(answer: &Answer) {
+fn print_answer(answer: &Answer) {
     line("answer", format!("{} in {:.1} ms", answer.status, answer.took.as_secs_f64() * 1e3));
 }

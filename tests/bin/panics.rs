@@ -1,4 +1,5 @@
-//! A worker whose stages panic: always at a webhook that says so (`panic:<stage>`), and once at some of the others.
+//! A worker whose stages panic: always at a webhook with the text `panic:<stage>`, and once at some
+//! others.
 
 use std::{
     fs::File,
@@ -27,7 +28,7 @@ fn probe(stage: Stage, subject: &[u8]) {
     let mut hasher = DefaultHasher::new();
     (name, subject).hash(&mut hasher);
     let hash = hasher.finish();
-    // The file tells the other workers of this run, too.
+    // The file records the panic for the other workers of this run.
     if hash.is_multiple_of(ONE_IN) && File::create_new(format!("panicked-{hash:016x}")).is_ok() {
         panic!("probe: {name}, once");
     }

@@ -1,4 +1,5 @@
-//! A Slack to point at any gateway: one webhook, one of every sort, or a load; and what Slack would make of the answers.
+//! A simulated Slack for any gateway: sends one webhook, one of every kind, or a load, and checks
+//! the answers as Slack would.
 //!
 //! ```text
 //! export SLACK_SIGNING_SECRET=…
@@ -7,14 +8,13 @@
 //! cargo run -p tests --bin slack -- --url … load --rate 50 --seconds 10
 //! ```
 //!
-//! In: an address and its signing secret. Out: a line per webhook: what it got, in how many ms, and whether Slack would have been
-//! satisfied; with `--json` the same for scripts. Ends badly when Slack would not have been. It has a Web API and `response_url`s
-//! of its own: a gateway that is told where they are (they are printed) can be heard answering.
+//! Prints a line per webhook: the answer, its time in ms, and whether Slack would accept it; with
+//! `--json` the same for scripts. Exits 1 if Slack would not accept an answer. Serves a Web API and
+//! `response_url`s, whose URLs are printed: a gateway that is configured with them can post.
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
-use shared::{secrets::Secret, types::ConnectionId};
+use shared::{domain::ConnectionId, secrets::Secret};
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 use tests::{
     fixtures,
@@ -25,26 +25,33 @@ use tests::{
         unix_now,
         webhook::Webhook,
     },
-    world::App,
+    test_env::App,
 };
 
-/// A Slack to point at any gateway.
+/// Send webhooks to a gateway as Slack does, and check the answers. Exits 1 if Slack would not
+/// accept one.
 #[derive(Debug, Parser)]
 #[command(name = "slack")]
 struct Options {
-    /// Where webhooks go: a connection's own address, or the shared one.
+    /// URL for webhooks: of a connection, or the shared one.
     #[arg(long, value_name = "URL")]
     url: reqwest::Url,
-    /// The signing secret that the gateway knows.
-    #[arg(long, env = "SLACK_SIGNING_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = shared::config::secret)]
+    /// Signing secret that the gateway has.
+    #[arg(
+        long,
+        env = "SLACK_SIGNING_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true,
+        value_parser = shared::runtime::config::parse_secret
+    )]
     secret: Secret,
-    /// The app's id.
+    /// Id of the app.
     #[arg(long, value_name = "APP", default_value = "A0001APP")]
     app: String,
-    /// The workspace's id.
+    /// Id of the workspace.
     #[arg(long, value_name = "TEAM", default_value = "T0001TEAM")]
     team: String,
-    /// The report as JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
     #[command(subcommand)]
@@ -53,41 +60,41 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// One webhook.
+    /// Send one webhook.
     Send {
-        /// A message with this text.
+        /// Text of a message.
         #[arg(long, value_name = "TEXT", conflicts_with = "command")]
         message: Option<String>,
-        /// A slash command, as in "/lobu help".
+        /// Slash command, as in "/lobu help".
         #[arg(long, value_name = "COMMAND")]
         command: Option<String>,
-        /// The conversation.
+        /// Conversation.
         #[arg(long, value_name = "CHANNEL", default_value = "C0001CHAN")]
         channel: String,
-        /// Who says it.
+        /// Author.
         #[arg(long, value_name = "USER", default_value = "U0001USER")]
         user: String,
-        /// Delivers it as Slack does: again at once, after a minute, after five.
+        /// Retry as Slack does: at once, after one minute, after five.
         #[arg(long)]
         retry: bool,
     },
-    /// One webhook of every sort, copies, and forgeries.
+    /// Send one webhook of every kind, copies, and forgeries.
     Scenario,
-    /// Messages in many conversations, at a rate.
+    /// Send messages in many conversations at a rate.
     Load {
-        /// Webhooks a second.
+        /// Webhooks per second.
         #[arg(long, value_name = "N", default_value_t = 20)]
         rate: u32,
-        /// For how long.
+        /// Duration in seconds.
         #[arg(long, value_name = "SECONDS", default_value_t = 10)]
         seconds: u32,
-        /// In how many conversations.
+        /// Number of conversations.
         #[arg(long, value_name = "N", default_value_t = 20)]
         conversations: u32,
     },
 }
 
-/// A webhook, its answer, and Slack's opinion.
+/// A webhook, its answer, and the result of the check.
 struct Line {
     what: String,
     answer: Option<Answer>,
@@ -162,7 +169,7 @@ async fn send(
 fn line(what: &str, expects: Expects, challenge: &str, attempt: Attempt) -> Line {
     let wrong = match &attempt.answer {
         Some(answer) => conformance::wrong(expects, challenge, answer),
-        None => attempt.wrong.map(|reason: Reason| reason.word().to_owned()),
+        None => attempt.wrong.map(|reason: Reason| reason.as_str().to_owned()),
     };
     let what = match attempt.number {
         0 => what.to_owned(),
@@ -171,19 +178,19 @@ fn line(what: &str, expects: Expects, challenge: &str, attempt: Attempt) -> Line
     Line { what, answer: attempt.answer, wrong }
 }
 
-/// One of every sort, with ids of its own; a copy of the first; and what must be refused.
+/// Sends one webhook of every kind with new ids, a copy of the first, and forgeries.
 async fn scenario(options: &Options, slack: &Slack, app: &App) -> anyhow::Result<Vec<Line>> {
     let (url, mut lines) = (options.url.as_str(), Vec::new());
-    for fixture in fixtures::all().context("the fixtures lie in the sources of these tests")? {
+    for fixture in fixtures::all() {
         let text = fixture.content.to_string();
         let text = text.replace("A0001APP", &app.app).replace("T0001TEAM", &app.team);
         let mut content: Value = serde_json::from_str(&text)?;
         own_ids(slack, &mut content);
-        let webhook = fixtures::webhook(&fixture.name, &content);
+        let webhook = fixtures::webhook(&fixture.shape.name, &content);
         let expects = conformance::expects(&content);
         let challenge = content["challenge"].as_str().unwrap_or_default();
         let attempt = slack.attempt(url, &app.secret, &webhook, None).await;
-        lines.push(line(&fixture.name, expects, challenge, attempt));
+        lines.push(line(&fixture.shape.name, expects, challenge, attempt));
     }
     let message = Webhook::message(slack, app, "C0001CHAN", "U0001USER", "a message and its copy");
     for what in ["a message", "the same again"] {
@@ -201,7 +208,7 @@ async fn scenario(options: &Options, slack: &Slack, app: &App) -> anyhow::Result
     Ok(lines)
 }
 
-/// A second run is no copy of the first.
+/// Sets new ids, because a second run must not send copies of the first.
 fn own_ids(slack: &Slack, content: &mut Value) {
     let mark = format!("{}{}", unix_now(), slack.unique());
     for (at, start) in
@@ -283,7 +290,7 @@ async fn load(
     let at = |share: f64| took.get(((took.len() as f64 - 1.0) * share) as usize).copied();
     let failed: Vec<&Attempt> = attempts.iter().filter(|attempt| attempt.wrong.is_some()).collect();
     let mut reasons: Vec<&str> =
-        failed.iter().filter_map(|attempt| attempt.wrong.map(Reason::word)).collect();
+        failed.iter().filter_map(|attempt| attempt.wrong.map(Reason::as_str)).collect();
     reasons.sort_unstable();
     reasons.dedup();
     let off = slack.is_switched_off(options.url.as_str());

@@ -1,91 +1,80 @@
-//! Clocks that are wrong.
+//! Wrong clocks.
 
 use crate::{
     Run,
-    rows::Outcome,
-    trial::{TAKEN_OVER, Trial, held},
+    matrix::Outcome,
+    runner::{Runner, TAKEN_OVER, held},
 };
 use anyhow::ensure;
-use std::path::Path;
 use tests::{
+    fake_time,
+    fault::CALM,
     slack::{
-        trouble::{Fault, Trouble},
+        fault_injection::{Fault, FaultRule},
         webhook::Webhook,
     },
-    strike::CALM,
-    world::{Size, World},
+    test_env::{Size, TestEnv},
 };
 
-const LIBRARIES: [&str; 4] = [
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
-    "/usr/lib/faketime/libfaketime.so.1",
-    "/usr/local/lib/faketime/libfaketime.so.1",
-];
-
-fn library() -> Option<&'static str> {
-    LIBRARIES.into_iter().find(|path| Path::new(path).is_file())
-}
-
 fn missing() -> anyhow::Result<Outcome> {
-    Ok(Outcome::Skipped("there is no libfaketime here (apt-get install libfaketime)".into()))
+    Ok(Outcome::Skipped(fake_time::MISSING.into()))
 }
 
-/// One worker's clock is an hour ahead, another's an hour behind: only Postgres's and the stream's count.
+/// One worker's clock is an hour ahead, another's an hour behind: only those of Postgres and the
+/// stream count.
 pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
-    let Some(library) = library() else { return missing() };
-    let size = Size { ingests: 2, workers: 0, own_postgres: true };
-    let mut world = World::without_processes(size).await?;
-    world.start_processes().await?;
-    world.set("LD_PRELOAD", library);
-    world.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    for off in ["+1h", "-1h"] {
-        world.set("FAKETIME", off);
-        world.start_worker().await?;
+    if fake_time::settings("+1h").is_none() {
+        return missing();
     }
-    world.settled().await?;
-    let verdict = Trial::default()
-        .in_world(&world, async |world, app| {
-            // Slack is asked for what it took without an answer.
-            let cut = Trouble::new(Fault::Cut).on("chat.postMessage").with_token(&app.token);
-            world.slack.trouble(cut.times(12).after_the_fact());
+    let size = Size { ingests: 2, workers: 0, own_postgres: true };
+    let mut env = TestEnv::without_processes(size).await?;
+    env.start_processes().await?;
+    for off in ["+1h", "-1h"] {
+        env.set_clock(off);
+        env.start_worker().await?;
+    }
+    env.wait_until_balanced().await?;
+    let verdict = Runner::default()
+        .run_in(&env, async |env, app| {
+            // Messages that Slack accepted without an answer are reconciled.
+            let cut = FaultRule::new(Fault::Cut).on("chat.postMessage").with_token(&app.token);
+            env.slack.inject_fault(cut.times(12).after_the_fact());
             tokio::time::sleep(CALM).await;
-            world.workers[0].process.kill();
-            world.workers[0].process.restart()?;
-            world.settled().await
+            env.workers[0].process.kill();
+            env.workers[0].process.restart()?;
+            env.wait_until_balanced().await
         })
         .await?;
-    ensure!(verdict.turned_away == 0, "{} were turned away: {verdict}", verdict.turned_away);
+    ensure!(verdict.rejected == 0, "{} were turned away: {verdict}", verdict.rejected);
     ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
     ensure!(verdict.repeated == 0, "what Slack had taken was not found there: {verdict}");
     held(verdict, [])
 }
 
-/// One ingest's clock is ten minutes ahead: it takes nothing that Slack signs now, and says why; the other takes all of it.
+/// One ingest's clock is ten minutes ahead: it rejects current signatures and logs the reason. The
+/// other accepts all.
 pub async fn skewed(_: Run) -> anyhow::Result<Outcome> {
-    let Some(library) = library() else { return missing() };
-    let mut world =
-        World::without_processes(Size { ingests: 1, workers: 2, own_postgres: true }).await?;
-    world.start_processes().await?;
-    let verdict = Trial { users: 0, ..Trial::default() };
+    if fake_time::settings("+10m").is_none() {
+        return missing();
+    }
+    let mut env =
+        TestEnv::without_processes(Size { ingests: 1, workers: 2, own_postgres: true }).await?;
+    env.start_processes().await?;
+    let verdict = Runner { users: 0, ..Runner::default() };
     let verdict = verdict
-        .in_world(&world, async |_, _| {
+        .run_in(&env, async |_, _| {
             tokio::time::sleep(CALM).await;
             Ok(())
         })
         .await?;
-    for (name, value) in
-        [("LD_PRELOAD", library), ("FAKETIME", "+10m"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
-    {
-        world.set(name, value);
-    }
-    world.start_ingest().await?;
-    let app = world.connect().await?;
-    let webhook = Webhook::message(&world.slack, &app, "C1", "U1", "hello");
-    let skewed = &world.ingests[1];
-    let answer = world.slack.send(&skewed.url(&app), &app.secret, &webhook).await?;
+    env.set_clock("+10m");
+    env.start_ingest().await?;
+    let app = env.connect().await?;
+    let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+    let skewed = &env.ingests[1];
+    let answer = env.slack.send(&skewed.url(&app), &app.secret, &webhook).await?;
     ensure!(answer.status == 401, "ten minutes off, and {answer:?}");
-    let right = world.slack.send(&world.ingests[0].url(&app), &app.secret, &webhook).await?;
+    let right = env.slack.send(&env.ingests[0].url(&app), &app.secret, &webhook).await?;
     ensure!(right.status == 200, "{right:?}");
     held(verdict, [])
 }

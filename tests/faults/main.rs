@@ -1,64 +1,66 @@
-//! The fault matrix, run: what is killed, parted, slowed or filled up under load, and what must hold all the same.
+//! The fault matrix: faults of processes, links and resources under load, and the guarantees that
+//! must hold.
 //!
 //! ```text
-//! cargo faults                  what every change has to pass
-//! cargo faults --nightly        the rest, too: a cluster, a full disk, skewed clocks, everything at random
+//! cargo faults                  faults that every change has to pass
+//! cargo faults --nightly        all faults: a cluster, a full disk, wrong clocks, random faults
 //! cargo faults --only 3 --only 10a
 //! cargo faults --list
 //! ```
 //!
-//! In: nothing but the machine. Out: a line per fault, judged by the one checker: load offered, accepted, applied, lost, out of
-//! order, doubled, worst gap. Ends badly when one does not hold. What chance decides is decided by a seed, which is printed.
+//! Prints a line per fault, from the checker: load offered, accepted, applied, lost, out of order,
+//! doubled, worst gap. Exits 1 if a fault does not hold. A seed, which is printed, controls all
+//! random choices.
 
-mod claims;
+mod link_codes;
 mod clock;
 mod cluster;
 mod crash;
-mod declared;
-mod doors;
+mod operator_changes;
+mod resource_exhaustion;
 mod links;
 mod panics;
-mod refused;
-mod rows;
+mod rejected_requests;
+mod matrix;
 mod stream;
-mod trial;
-mod work;
+mod runner;
+mod agents_and_slack;
 
 use clap::Parser;
-use rows::{Outcome, ROWS, Row, Tier};
+use matrix::{Outcome, ROWS, Row, Tier};
 use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
     time::{Duration, Instant},
 };
-use tests::strike::Random;
+use tests::fault::Random;
 
-/// The fault matrix.
+/// Run the fault matrix. Exits 1 if a fault does not hold.
 #[derive(Debug, Parser)]
 #[command(name = "faults")]
 struct Options {
-    /// Also what takes long: a cluster of NATS, a full disk, skewed clocks, everything at random.
+    /// Run the long faults, too: a cluster of NATS, a full disk, wrong clocks, random faults.
     #[arg(long)]
     nightly: bool,
-    /// Only the fault with this number, as in 3 or 10a; may be said again.
+    /// Run the fault with this number only, as in 3 or 10a. May be repeated.
     #[arg(long, value_name = "NUMBER")]
     only: Vec<String>,
-    /// What chance decides is decided by this.
+    /// Seed of random choices.
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// How long everything at random goes on, in minutes.
+    /// Duration of the random faults in minutes.
     #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     minutes: u64,
-    /// Only says what there is.
+    /// List the faults.
     #[arg(long)]
     list: bool,
-    /// The report as JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What a row is given.
+/// Parameters of a fault.
 struct Run {
     random: Random,
     lasting: Duration,
@@ -79,7 +81,7 @@ async fn main() -> ExitCode {
     let chosen: Vec<&Row> = ROWS.iter().filter(wanted).collect();
     if options.list {
         ROWS.iter()
-            .for_each(|row| println!("{:>4}  {:<9} {}", row.number, row.tier.word(), row.what));
+            .for_each(|row| println!("{:>4}  {:<9} {}", row.number, row.tier.as_str(), row.what));
         return ExitCode::SUCCESS;
     }
     let seed = options.seed.unwrap_or_else(|| getrandom::u64().unwrap_or(1));
@@ -88,7 +90,7 @@ async fn main() -> ExitCode {
     let mut report = Vec::new();
     for row in chosen {
         let lasting = Duration::from_secs(60 * options.minutes);
-        // A row's chances are its own: the same alone as among the others.
+        // The seed of a row depends on its number only: the same alone and in the matrix.
         let of_the_row =
             row.number.bytes().fold(seed, |seed, byte| seed.rotate_left(8) ^ u64::from(byte));
         let run = Run { random: Random::new(of_the_row), lasting };
@@ -109,7 +111,7 @@ async fn main() -> ExitCode {
     if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A line as soon as a fault is over: the whole takes minutes.
+/// Prints a line when a fault is over.
 fn show(row: &Row, outcome: &Outcome, took: Duration) {
     let colours = std::io::stderr().is_terminal();
     let paint = |code: &str, text: &str| match colours {
@@ -128,7 +130,7 @@ fn show(row: &Row, outcome: &Outcome, took: Duration) {
     let _unread = std::io::stderr().flush();
 }
 
-/// The report: a line per fault.
+/// Prints the report: a line per fault.
 fn summary(report: &[(&Row, Outcome, Duration)]) {
     println!(
         "\n{:>4}  {:<58} {:>7} {:>8} {:>7} {:>4} {:>12} {:>7} {:>9}  notes",
@@ -151,7 +153,7 @@ fn summary(report: &[(&Row, Outcome, Duration)]) {
                 v.accepted,
                 v.applied,
                 v.lost.len(),
-                v.out_of_order.len() + v.asked_out_of_order.len(),
+                v.out_of_order.len() + v.calls_out_of_order.len(),
                 v.doubled.len(),
                 v.worst_gap.as_secs_f64(),
                 notes.join("; "),
@@ -176,7 +178,7 @@ fn in_json(seed: u64, report: &[(&Row, Outcome, Duration)]) -> serde_json::Value
                 line["accepted"] = v.accepted.into();
                 line["applied"] = v.applied.into();
                 line["lost"] = v.lost.len().into();
-                line["out_of_order"] = (v.out_of_order.len() + v.asked_out_of_order.len()).into();
+                line["out_of_order"] = (v.out_of_order.len() + v.calls_out_of_order.len()).into();
                 line["doubled"] = v.doubled.len().into();
                 line["said_twice"] = v.repeated.into();
                 line["worst_gap_seconds"] = v.worst_gap.as_secs_f64().into();

@@ -1,72 +1,72 @@
-//! Panics in every stage of a worker: once at some webhooks, and always at some others, of which each stage gives up its own.
+//! Panics in every stage of a worker: once at some webhooks, and always at one webhook per stage,
+//! which the stage gives up.
 
 use crate::{
     Run,
-    rows::Outcome,
-    trial::{Trial, held, in_time},
+    matrix::Outcome,
+    runner::{Runner, ensure_in_time, held},
 };
 use anyhow::ensure;
 use std::time::Duration;
 use tests::{
     binaries::Binaries,
+    eventually::try_eventually,
     slack::webhook::Webhook,
-    until::try_until,
-    world::{App, SOON, Size, World},
+    test_env::{App, Size, TIMEOUT, TestEnv},
 };
 
-/// The stages, and the reason for which each gives a webhook up at which it always panics.
+/// Stages, and the reason for which each gives up a webhook at which it always panics.
 const STAGES: [(&str, &str); 3] = [
     ("parse", "its process ended when it was decided"),
     ("decide", "deciding it panicked"),
     ("attempt", "its attempts ended without an outcome"),
 ];
-/// A partition stands still while a webhook at which parsing panics is found, by claims without progress.
+/// Time in which a webhook at which parsing panics is found, by claims without progress. Its
+/// partition stands still meanwhile.
 const FOUND_WITHIN: Duration = Duration::from_secs(10);
 
-/// No worker ends by it, and what panics once is done once; what always panics is given up, and what comes after it in its
-/// conversation is done. A dead letter that is redriven and panics again stays one.
+/// No worker ends. What panics once takes effect once. What always panics is given up, and later
+/// messages of its conversation are handled. A dead letter that is redriven and panics again stays
+/// one.
 pub async fn in_every_stage(_: Run) -> anyhow::Result<Outcome> {
-    let mut world =
-        World::without_processes(Size { ingests: 2, workers: 0, own_postgres: true }).await?;
-    world.start_processes().await?;
+    let mut env =
+        TestEnv::without_processes(Size { ingests: 2, workers: 0, own_postgres: true }).await?;
+    env.start_processes().await?;
     let program = Binaries::get()?.program("panics")?;
     for _ in 0..3 {
-        world.start_worker_of(&program)?;
+        env.start_worker_of(&program)?;
     }
-    world.settled().await?;
-    let trial = Trial { repeats: false, ..Trial::default() };
-    let verdict = trial
-        .in_world(&world, async |world, app| {
+    env.wait_until_balanced().await?;
+    let runner = Runner { repeats: false, ..Runner::default() };
+    let verdict = runner
+        .run_in(&env, async |env, app| {
             let mut after = Vec::new();
             for (stage, _) in STAGES {
                 let channel = format!("D9{stage}").to_uppercase();
-                say(world, app, &channel, &format!("panic:{stage}")).await?;
-                after.push(say(world, app, &channel, "after it").await?);
+                send_message(env, app, &channel, &format!("panic:{stage}")).await?;
+                after.push(send_message(env, app, &channel, "after it").await?);
             }
-            say(world, app, "D9SEND", "panic:send").await?;
-            after.push(say(world, app, "D9SEND", "after it").await?);
+            send_message(env, app, "D9SEND", "panic:send").await?;
+            after.push(send_message(env, app, "D9SEND", "after it").await?);
             for webhook in &after {
-                world.try_handled(&webhook.dedupe).await?;
+                env.try_wait_for_outcome(&webhook.dedup_key).await?;
             }
             let failed = "select error from outbox_failures";
             let failed =
-                try_until("the message that can't be sent is given up", SOON, async || {
-                    sqlx::query_scalar::<_, String>(failed)
-                        .fetch_optional(&world.pool)
-                        .await
-                        .ok()?
+                try_eventually("the message that can't be sent is given up", TIMEOUT, async || {
+                    sqlx::query_scalar::<_, String>(failed).fetch_optional(&env.pool).await.ok()?
                 })
                 .await?;
             ensure!(failed == "the send panicked", "given up: {failed}");
-            redriven_again(world).await
+            redrive_again(env).await
         })
         .await?;
-    in_time(&verdict)?;
+    ensure_in_time(&verdict)?;
     ensure!(verdict.worst_gap < FOUND_WITHIN, "{verdict}");
-    for worker in &world.workers {
+    for worker in &env.workers {
         ensure!(worker.process.is_running(), "{} ended by a panic", worker.id);
     }
-    let logs = world.logs();
+    let logs = env.logs();
     let once = |stage: &str| logs.matches(&format!("probe: {stage}, once")).count();
     let counts = ["parse", "attempt", "send"].map(|stage| (stage, once(stage)));
     ensure!(counts.iter().all(|(_, count)| *count > 0), "too few panics: {counts:?}");
@@ -74,24 +74,29 @@ pub async fn in_every_stage(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [format!("panicked once: {}", counts.join(", "))])
 }
 
-async fn say(world: &World, app: &App, channel: &str, text: &str) -> anyhow::Result<Webhook> {
-    let webhook = Webhook::message(&world.slack, app, channel, "U1", text);
-    let answer = world.send(app, &webhook).await?;
+async fn send_message(
+    env: &TestEnv,
+    app: &App,
+    channel: &str,
+    text: &str,
+) -> anyhow::Result<Webhook> {
+    let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
+    let answer = env.send(app, &webhook).await?;
     ensure!(answer.status == 200, "{answer:?}");
     Ok(webhook)
 }
 
-/// Every stage's webhook is a dead letter for its reason, also after all of them were redriven.
-async fn redriven_again(world: &World) -> anyhow::Result<()> {
+/// The webhook of every stage is a dead letter with its reason, also after a redrive.
+async fn redrive_again(env: &TestEnv) -> anyhow::Result<()> {
     let args = ["dead-letters", "redrive", "--all", "--yes"];
     for redriven in [false, true] {
         if redriven {
-            // It says that some failed again.
-            let _failed = world.operate(&args).await;
+            // The output reports that some failed again.
+            let _failed = env.run_tidegate(&args).await;
         }
         for (stage, reason) in STAGES {
-            try_until(&format!("{stage}: {reason}"), SOON, async || {
-                let dead = world.dead_letters().await.ok()?;
+            try_eventually(&format!("{stage}: {reason}"), TIMEOUT, async || {
+                let dead = env.dead_letters().await.ok()?;
                 let dead = dead.iter().find(|dead| dead.reason == reason)?;
                 (dead.redrive_at.is_none()).then_some(())
             })

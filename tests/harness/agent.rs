@@ -2,7 +2,9 @@
 //!
 //! What it is asked may tell it to behave: `slow:<ms> …` takes that long, `fail:<n> …` answers 503 so many times first,
 //! `poison …` is answered 422, always; `whisper …` is answered for one person only, `blocks …` in Block Kit, `loose …`
-//! beside the thread, `silent …` not at all. And it can be broken as a whole, as by a bad deploy.
+//! beside the thread, `silent …` not at all, `json …` by what follows. `stream:<words>:<ms>:<bytes>` is answered by an event
+//! stream of so many words of this length, at this interval; it goes on after `Last-Event-ID`. A fourth number delays its begin. And the agent can be broken as a
+//! whole, as by a bad deploy.
 
 use anyhow::Context;
 use axum::{
@@ -15,37 +17,50 @@ use axum::{
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::net::TcpListener;
 
-/// An agent on a loopback port.
+/// A sample agent on a loopback port.
 #[derive(Clone)]
 pub struct Agent {
     address: SocketAddr,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<AgentRequest>>>,
     broken: Arc<AtomicBool>,
     running: Arc<Mutex<Running>>,
+    streams: Arc<Mutex<HashMap<String, Instant>>>,
+    cancels: Arc<Mutex<Vec<Cancel>>>,
 }
 
-/// Questions that are being answered.
+/// A cancellation of a run.
+#[derive(Debug, Clone)]
+pub struct Cancel {
+    /// Id of the run.
+    pub run: String,
+    /// Reason.
+    pub reason: String,
+    /// Time.
+    pub at: Instant,
+}
+
+/// Requests that are being answered.
 #[derive(Debug, Default)]
 struct Running {
     ids: HashSet<String>,
-    /// Came while they were being answered.
+    /// Ids of requests that arrived while the same request was being answered.
     overlapped: Vec<String>,
 }
 
-/// Ends with the answer, or when nobody waits for it any more.
-struct RunningQuestion(Arc<Mutex<Running>>, String);
+/// A request that is being answered. Ends with the answer, or when the caller disconnects.
+struct RunningRequest(Arc<Mutex<Running>>, String);
 
-impl RunningQuestion {
+impl RunningRequest {
     fn new(running: &Arc<Mutex<Running>>, id: &str) -> Self {
         let mut now = running.lock().unwrap_or_else(PoisonError::into_inner);
         if !now.ids.insert(id.to_owned()) {
@@ -55,27 +70,27 @@ impl RunningQuestion {
     }
 }
 
-impl Drop for RunningQuestion {
+impl Drop for RunningRequest {
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ids.remove(&self.1);
     }
 }
 
-/// A question it was asked.
+/// A request to the agent.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    /// The idempotency key: the same however often the question comes.
+pub struct AgentRequest {
+    /// Idempotency key: the same for all attempts.
     pub id: String,
-    /// The question; null if it was no JSON.
+    /// Body as JSON; null if it is not JSON.
     pub question: Value,
-    /// All headers it came with.
+    /// All headers.
     pub headers: HeaderMap,
-    /// Its bytes.
+    /// Body as bytes.
     pub body: Bytes,
 }
 
 impl Agent {
-    /// Starts it; it ends with the runtime.
+    /// Starts the agent. It ends with the runtime.
     pub async fn start() -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind("127.0.0.1:0").await.context("a port for the sample agent")?;
@@ -84,43 +99,72 @@ impl Agent {
             asked: Arc::default(),
             broken: Arc::default(),
             running: Arc::default(),
+            streams: Arc::default(),
+            cancels: Arc::default(),
         };
-        let routes = Router::new().route("/", post(answer)).with_state(agent.clone());
+        let routes = Router::new()
+            .route("/", post(answer))
+            .route("/cancel", post(cancel))
+            .with_state(agent.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });
         Ok(agent)
     }
 
-    /// Its address.
+    /// Returns the URL of the agent.
     pub fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
 
-    /// From now on every question is answered 404, as by a bad deploy, or no longer.
-    pub fn break_down(&self, broken: bool) {
+    /// Sets whether every request is answered 404, as by a bad deployment.
+    pub fn set_failing(&self, broken: bool) {
         self.broken.store(broken, Ordering::Relaxed);
     }
 
-    /// Idempotency keys of questions that came again while they were being answered.
-    pub fn overlapped(&self) -> Vec<String> {
+    /// Returns the ids of requests that arrived while the same request was being answered.
+    pub fn overlapping_ids(&self) -> Vec<String> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).overlapped.clone()
     }
 
-    /// What it was asked so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    /// Returns the time at which the first event of a request's stream was sent.
+    pub fn first_event(&self, id: &str) -> Option<Instant> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+    }
+
+    /// Returns the cancellations so far.
+    pub fn cancels(&self) -> Vec<Cancel> {
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the number of requests that are being answered.
+    pub fn running(&self) -> usize {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).ids.len()
+    }
+
+    /// Returns the requests so far.
+    pub fn requests(&self) -> Vec<AgentRequest> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+async fn cancel(State(agent): State<Agent>, body: Bytes) -> StatusCode {
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    let cancel = Cancel { run: text("run"), reason: text("reason"), at: Instant::now() };
+    agent.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(cancel);
+    StatusCode::NO_CONTENT
 }
 
 async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> Response {
     let id =
         headers.get("idempotency-key").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let _running = RunningQuestion::new(&agent.running, &id);
+    let running = RunningRequest::new(&agent.running, &id);
     let question: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = question["text"].as_str().unwrap_or_default().to_owned();
     let before = {
         let mut asked = agent.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let before = asked.iter().filter(|asked| asked.id == id).count();
-        asked.push(Asked { id, question, headers, body });
+        let asked_for = headers.clone();
+        asked.push(AgentRequest { id, question, headers: asked_for, body });
         before
     };
     let told = |word: &str| text.strip_prefix(word)?.split_whitespace().next()?.parse::<u64>().ok();
@@ -139,6 +183,14 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
     if told("fail:").is_some_and(|times| before < times as usize) {
         return no(StatusCode::SERVICE_UNAVAILABLE, "not now");
     }
+    if let Some(words) = StreamedWords::parse(&text) {
+        let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+        tokio::time::sleep(words.delay).await;
+        return words.answer(agent.clone(), running, last.unwrap_or(0));
+    }
+    if let Some(answer) = text.strip_prefix("json ") {
+        return answer.to_owned().into_response();
+    }
     let mut answer = json!({ "text": format!("I heard: {text}") });
     match text.split_whitespace().next() {
         Some("silent") => return StatusCode::NO_CONTENT.into_response(),
@@ -151,4 +203,62 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
         _ => {}
     }
     answer.to_string().into_response()
+}
+
+/// Words of a streamed answer.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamedWords {
+    words: usize,
+    interval: Duration,
+    bytes: usize,
+    delay: Duration,
+}
+
+impl StreamedWords {
+    /// Parses `stream:<words>:<ms>:<bytes>`, perhaps with `:<ms>` before the first word.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.strip_prefix("stream:")?.split_whitespace().next()?.split(':');
+        let mut number = || numbers.next()?.parse::<u64>().ok();
+        let (words, ms, bytes) = (number()?, number()?, number()?);
+        let interval = Duration::from_millis(ms);
+        let delay = Duration::from_millis(number().unwrap_or(0));
+        Some(Self { words: words as usize, interval, bytes: bytes as usize, delay })
+    }
+
+    /// Returns the text of the whole answer.
+    pub fn text(&self) -> String {
+        (1..=self.words).map(|n| self.word(n)).collect()
+    }
+
+    fn word(&self, n: usize) -> String {
+        format!("{:x<width$} ", format!("w{n}"), width = self.bytes.saturating_sub(1))
+    }
+
+    fn answer(self, agent: Agent, running: RunningRequest, after: usize) -> Response {
+        let id = running.1.clone();
+        let events = futures_util::stream::unfold((after + 1, running), move |(n, running)| {
+            let (agent, id) = (agent.clone(), id.clone());
+            async move {
+                if n > self.words + 1 {
+                    return None;
+                }
+                if n > 1 {
+                    tokio::time::sleep(self.interval).await;
+                }
+                let event = match n > self.words {
+                    true => format!("id: {n}\nevent: done\ndata: {{}}\n\n"),
+                    false => {
+                        let data = json!({ "delta": self.word(n) });
+                        format!(": life sign\n\nid: {n}\nevent: text\ndata: {data}\n\n")
+                    }
+                };
+                let mut streams = agent.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                streams.entry(id).or_insert_with(Instant::now);
+                drop(streams);
+                Some((Ok::<_, std::convert::Infallible>(Bytes::from(event)), (n + 1, running)))
+            }
+        });
+        let body = axum::body::Body::from_stream(events);
+        ([("content-type", "text/event-stream")], body).into_response()
+    }
 }

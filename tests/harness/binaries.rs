@@ -1,8 +1,8 @@
-//! In: the workspace. Out: the product's own programs, built as this one was.
+//! Paths of the product's programs, built as the tests were.
 //!
-//! The tests run the real binaries, and cargo hands a test only those of its own package. So cargo is
-//! asked, once per process, with the whole workspace selected: then it resolves the same features as
-//! the build that made us and has nothing to compile twice.
+//! The tests run the real programs, and cargo builds only those of a test's own package. So cargo
+//! is called once per process for the whole workspace: it resolves the same features as the build
+//! of the tests and compiles nothing twice.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,8 +10,9 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, anyhow, ensure};
 
-/// Set by cargo for what it runs; a build script that looks at one of these would run again.
-const OF_THE_OUTER_CARGO: &[&str] = &[
+/// Variables that cargo sets for the programs it runs. A build script that depends on one would run
+/// again.
+const OUTER_CARGO_VARIABLES: &[&str] = &[
     "CARGO_BIN_",
     "CARGO_CRATE_",
     "CARGO_MANIFEST_",
@@ -24,21 +25,24 @@ const OF_THE_OUTER_CARGO: &[&str] = &[
 /// The product's programs.
 #[derive(Debug, Clone)]
 pub struct Binaries {
-    /// Takes webhooks in.
+    /// Receives webhooks.
     pub ingest: PathBuf,
-    /// Handles them.
+    /// Handles webhooks.
     pub worker: PathBuf,
-    /// The operator's command line.
+    /// Command line of operators.
     pub tidegate: PathBuf,
-    /// Where they are.
+    /// Control API.
+    pub control: PathBuf,
+    /// Folder of the programs.
     dir: PathBuf,
 }
 
 impl Binaries {
-    /// Builds them, or takes those in `TIDEGATE_BIN_DIR`. Blocks; later calls give the first answer.
+    /// Builds the programs, or takes those in `TIDEGATE_BIN_DIR`. Blocks. Later calls return the
+    /// first result.
     ///
     /// # Errors
-    /// What cargo said.
+    /// The output of cargo.
     pub fn get() -> anyhow::Result<&'static Self> {
         static ONCE: OnceLock<Result<Binaries, String>> = OnceLock::new();
         ONCE.get_or_init(|| Self::find().map_err(|error| format!("{error:#}")))
@@ -46,20 +50,20 @@ impl Binaries {
             .map_err(|error| anyhow!("{error}"))
     }
 
-    /// A worker of the tests' own.
+    /// Returns the path of a program of the tests.
     ///
     /// # Errors
-    /// When it is not where the others are.
+    /// If it is not in the folder of the programs.
     pub fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.dir.join(name);
         ensure!(path.is_file(), "no {name} in {}", self.dir.display());
         Ok(path)
     }
 
-    /// A program that an example of the product is.
+    /// Returns the path of an example of the product.
     ///
     /// # Errors
-    /// When it is not where the others are.
+    /// If it is not in the folder of the examples.
     pub fn example(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.dir.join("examples").join(name);
         ensure!(path.is_file(), "no examples/{name} in {}", self.dir.display());
@@ -74,7 +78,7 @@ impl Binaries {
         Self::in_dir(dir)
     }
 
-    /// Those that lie there.
+    /// Returns the programs in a folder.
     pub(crate) fn in_dir(dir: PathBuf) -> anyhow::Result<Self> {
         let program = |name: &str| {
             let path = dir.join(name);
@@ -85,12 +89,14 @@ impl Binaries {
             ingest: program("ingest")?,
             worker: program("worker")?,
             tidegate: program("tidegate")?,
+            // Not checked: earlier builds, which are compared with this one, have none.
+            control: dir.join("control"),
             dir: dir.clone(),
         })
     }
 }
 
-/// The target directory that we came from, and the profile, as `cargo --profile` calls it.
+/// Returns the target folder of the running program and its profile, as `cargo --profile` names it.
 pub(crate) fn target_and_profile() -> anyhow::Result<(PathBuf, String)> {
     let ourselves = std::env::current_exe().context("where this program is")?;
     let mut dir = ourselves.parent().context("a program is in a directory")?;
@@ -103,31 +109,33 @@ pub(crate) fn target_and_profile() -> anyhow::Result<(PathBuf, String)> {
     Ok((target.to_owned(), profile.to_owned()))
 }
 
-/// The directory in which cargo leaves a profile's programs.
+/// Returns the folder in which cargo puts the programs of a profile.
 pub(crate) fn programs(target: &Path, profile: &str) -> PathBuf {
     target.join(if profile == "dev" { "debug" } else { profile })
 }
 
-/// A cargo that knows nothing of the one that runs us.
+/// Returns a cargo command without the variables of the outer cargo.
 pub(crate) fn cargo() -> Command {
     let cargo = option_env!("CARGO").filter(|cargo| Path::new(cargo).is_file());
     let mut command = Command::new(cargo.unwrap_or("cargo"));
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
-        if OF_THE_OUTER_CARGO.iter().any(|prefix| name.starts_with(prefix)) {
+        if OUTER_CARGO_VARIABLES.iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(&key);
         }
     }
     command
 }
 
-/// Builds into the directory that we came from.
+/// Builds into the target folder of the running program.
 fn build() -> anyhow::Result<PathBuf> {
     let (target, profile) = target_and_profile()?;
     let mut command = cargo();
     command.args(["build", "--quiet", "--workspace", "--target-dir"]).arg(&target);
     command.args(["--profile", &profile]);
-    command.args(["--bin", "ingest", "--bin", "worker", "--bin", "tidegate", "--bin", "panics"]);
+    for program in ["ingest", "worker", "tidegate", "control", "panics"] {
+        command.args(["--bin", program]);
+    }
     command.args(["--example", "own_handler"]);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let output = command.output().context("cannot run cargo")?;

@@ -1,12 +1,13 @@
-//! What must be true of a run, whatever was done to it: one pure function over what was sent, what Postgres says was done,
-//! what the agent was asked and what Slack was told.
+//! Checks a run: one pure function over what was sent, what Postgres recorded, what the agent was
+//! called with and what was posted in Slack.
 //!
-//! In: a [`History`]. Out: a [`Verdict`]. What was attempted, accepted, refused and what nobody knows are kept apart: accepted is
-//! what Slack was told 200 for, and none of it may be lost or left unsaid; refused is what was turned away for good, and must
-//! have had no effect; unknown is the rest, and may have. Nothing may come from nowhere, and a conversation keeps its order,
-//! where it is told and where it is asked. What was said or asked twice is counted: a process killed between a call and the
-//! note of it may repeat it, nothing else may. A command that can't be stored is told so: nobody sends it again. A run in
-//! which nothing was accepted proves nothing, and fails.
+//! The input is a [`History`], the result a [`Verdict`]. An accepted message was answered 200: it
+//! must not be lost, and its reply must be posted. A rejected message was refused for good: it must
+//! have no effect. The others are unknown and may have effects. Nothing may appear that was not
+//! sent. A conversation keeps its order, in calls of the agent and in Slack. Repeated posts and
+//! calls are counted: a process that is killed between a call and its record may repeat the call,
+//! nothing else may. The user of a command that is not stored gets a notice, since Slack does not
+//! resend commands. A run without accepted messages proves nothing and fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,116 +15,118 @@ use std::{
     time::Duration,
 };
 
-/// A message in a conversation: which, and its place in it. Places are given in the order of sending, and in each
-/// conversation one was accepted before the next was sent.
-pub type Said = (u32, u32);
+/// Id of a message: its conversation and its position. Positions are assigned in the order of
+/// sending. In each conversation one message was accepted before the next was sent.
+pub type MessageId = (u32, u32);
 
-/// What became of a message at the door.
+/// Result of sending a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// Slack was told 200.
+pub enum Acceptance {
+    /// Answered 200.
     Accepted,
-    /// Slack was told that it will never be taken: 4xx.
+    /// Answered 4xx: refused for good.
     Refused,
-    /// Slack was told to send it again, or nothing: it may be stored all the same.
+    /// Answered with a request to resend, or not at all. The message may be stored.
     Unknown,
 }
 
-/// What became of a command.
+/// Result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Accepted; whether its user heard the answer.
+    /// Answered 200.
     Accepted {
-        /// By its `response_url`.
+        /// True if its `response_url` was called.
         answered: bool,
     },
-    /// Its user was told at once that it was not taken.
-    ToldSo,
+    /// Answered with a notice that the command was not stored.
+    Notified,
     /// The connection ended without an answer.
     Unknown,
-    /// Something that a user does not understand.
+    /// Answered with something else, which a user does not understand.
     Failed(String),
 }
 
-/// What happened.
+/// Record of a run.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// What was sent, and what Slack was told.
-    pub sent: BTreeMap<Said, Fate>,
-    /// How often something was sent, copies included.
+    /// Messages with the result of sending.
+    pub sent: BTreeMap<MessageId, Acceptance>,
+    /// Number of requests, copies included.
     pub attempts: usize,
-    /// How many of these were answered with anything but 2xx, or not at all.
-    pub turned_away: usize,
-    /// The slowest answer.
+    /// Number of requests that were not answered 2xx.
+    pub rejected: usize,
+    /// Slowest answer.
     pub slowest: Duration,
-    /// What Postgres says was done, in the order in which it was, with the time since the one before in its conversation.
-    pub done: Vec<(Said, Duration)>,
-    /// What Postgres says was given up.
-    pub dead: Vec<Said>,
-    /// What the agent was asked, in the order in which it was.
-    pub asked: Vec<Said>,
-    /// What Slack was told, in the order in which it was.
-    pub told: Vec<Said>,
+    /// Completed messages according to Postgres, in order, with the time since the previous one of
+    /// the conversation.
+    pub done: Vec<(MessageId, Duration)>,
+    /// Dead letters according to Postgres.
+    pub dead: Vec<MessageId>,
+    /// Calls of the agent, in order.
+    pub agent_calls: Vec<MessageId>,
+    /// Messages posted in Slack, in order.
+    pub posted: Vec<MessageId>,
     /// Commands.
     pub commands: Vec<Command>,
 }
 
-/// What is to be said of a run.
+/// Result of the check of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Sent.
+    /// Messages sent.
     pub offered: usize,
-    /// How often, copies included.
+    /// Requests, copies included.
     pub attempts: usize,
-    /// How many of these were answered with anything but 2xx, or not at all.
-    pub turned_away: usize,
-    /// The slowest answer at the door.
+    /// Requests that were not answered 2xx.
+    pub rejected: usize,
+    /// Slowest answer of ingest.
     pub slowest: Duration,
-    /// Answered 200.
+    /// Messages answered 200.
     pub accepted: usize,
-    /// Neither answered 200 nor turned away for good.
+    /// Messages with an unknown result.
     pub unknown: usize,
-    /// Done.
+    /// Completed messages.
     pub applied: usize,
-    /// Accepted, and neither done nor dead.
-    pub lost: Vec<Said>,
-    /// Done, and Slack was never told.
-    pub unsaid: Vec<Said>,
-    /// Done or told, and never sent, or turned away for good.
-    pub phantom: Vec<Said>,
-    /// Given up.
-    pub dead: Vec<Said>,
-    /// Done more than once.
-    pub doubled: Vec<Said>,
-    /// Told after something later of its conversation.
-    pub out_of_order: Vec<Said>,
-    /// Asked for the first time after something later of its conversation.
-    pub asked_out_of_order: Vec<Said>,
-    /// Told more than once.
+    /// Accepted messages that are neither completed nor dead letters.
+    pub lost: Vec<MessageId>,
+    /// Completed messages whose reply was not posted.
+    pub unsent: Vec<MessageId>,
+    /// Messages with effects that were never sent or were refused for good.
+    pub phantom: Vec<MessageId>,
+    /// Dead letters.
+    pub dead: Vec<MessageId>,
+    /// Messages completed more than once.
+    pub doubled: Vec<MessageId>,
+    /// Messages posted after a later one of their conversation.
+    pub out_of_order: Vec<MessageId>,
+    /// Messages that the agent was first called with after a later one of their conversation.
+    pub calls_out_of_order: Vec<MessageId>,
+    /// Number of repeated posts.
     pub repeated: usize,
-    /// Asked more than once.
-    pub asked_again: usize,
-    /// Commands that were accepted.
+    /// Number of repeated calls of the agent.
+    pub repeated_calls: usize,
+    /// Accepted commands.
     pub commands: usize,
-    /// Commands whose users were told that they were not taken.
-    pub told_so: usize,
-    /// Commands accepted and never answered, or answered with what no user understands.
+    /// Commands whose user got a notice.
+    pub notified: usize,
+    /// Accepted commands without an answer, or with one that no user understands.
     pub failed_commands: Vec<Command>,
-    /// The longest time in which nothing was done in some conversation.
+    /// Longest time in which a conversation made no progress.
     pub worst_gap: Duration,
 }
 
 impl Verdict {
-    /// Whether the run kept every promise. `repeats` are allowed when something was killed or frozen.
+    /// Returns true if the run kept every guarantee. `repeats` are allowed if a process was killed
+    /// or frozen.
     pub fn holds(&self, repeats: bool) -> bool {
         let broken = [
             &self.lost,
-            &self.unsaid,
+            &self.unsent,
             &self.phantom,
             &self.dead,
             &self.doubled,
             &self.out_of_order,
-            &self.asked_out_of_order,
+            &self.calls_out_of_order,
         ];
         self.accepted > 0
             && self.failed_commands.is_empty()
@@ -134,45 +137,45 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let order = self.out_of_order.len() + self.asked_out_of_order.len();
+        let order = self.out_of_order.len() + self.calls_out_of_order.len();
         write!(
             f,
-            "offered {} accepted {} applied {} lost {} unsaid {} out of order {order} doubled {} said twice {} asked twice {} worst gap {:.1} s",
+            "offered {} accepted {} applied {} lost {} unsent {} out of order {order} doubled {} sent twice {} asked twice {} worst gap {:.1} s",
             self.offered,
             self.accepted,
             self.applied,
             self.lost.len(),
-            self.unsaid.len(),
+            self.unsent.len(),
             self.doubled.len(),
             self.repeated,
-            self.asked_again,
+            self.repeated_calls,
             self.worst_gap.as_secs_f64(),
         )?;
-        if self.commands + self.told_so > 0 {
-            write!(f, " commands {} told so {}", self.commands, self.told_so)?;
+        if self.commands + self.notified > 0 {
+            write!(f, " commands {} notified {}", self.commands, self.notified)?;
         }
         Ok(())
     }
 }
 
-/// Judges a run.
+/// Checks a run.
 pub fn check(history: &History) -> Verdict {
-    let done: BTreeSet<Said> = history.done.iter().map(|(said, _)| *said).collect();
-    let dead: BTreeSet<Said> = history.dead.iter().copied().collect();
-    let told: BTreeSet<Said> = history.told.iter().copied().collect();
-    let of = |wanted: Fate| {
+    let done: BTreeSet<MessageId> = history.done.iter().map(|(id, _)| *id).collect();
+    let dead: BTreeSet<MessageId> = history.dead.iter().copied().collect();
+    let posted: BTreeSet<MessageId> = history.posted.iter().copied().collect();
+    let of = |wanted: Acceptance| {
         let sent = history.sent.iter().filter(move |(_, fate)| **fate == wanted);
-        sent.map(|(said, _)| *said)
+        sent.map(|(id, _)| *id)
     };
-    let accepted: Vec<Said> = of(Fate::Accepted).collect();
+    let accepted: Vec<MessageId> = of(Acceptance::Accepted).collect();
 
     let mut seen = BTreeSet::new();
-    let doubled =
-        history.done.iter().map(|(said, _)| *said).filter(|said| !seen.insert(*said)).collect();
-    let (out_of_order, repeated) = order(&history.told);
-    let (asked_out_of_order, asked_again) = order(&history.asked);
-    let possible =
-        |said: &Said| matches!(history.sent.get(said), Some(Fate::Accepted | Fate::Unknown));
+    let doubled = history.done.iter().map(|(id, _)| *id).filter(|id| !seen.insert(*id)).collect();
+    let (out_of_order, repeated) = order(&history.posted);
+    let (calls_out_of_order, repeated_calls) = order(&history.agent_calls);
+    let possible = |id: &MessageId| {
+        matches!(history.sent.get(id), Some(Acceptance::Accepted | Acceptance::Unknown))
+    };
     let commands = |wanted: &Command| history.commands.iter().filter(|c| *c == wanted).count();
     let failed = |command: &&Command| {
         matches!(command, Command::Failed(_) | Command::Accepted { answered: false })
@@ -180,33 +183,34 @@ pub fn check(history: &History) -> Verdict {
     Verdict {
         offered: history.sent.len(),
         attempts: history.attempts,
-        turned_away: history.turned_away,
+        rejected: history.rejected,
         slowest: history.slowest,
         accepted: accepted.len(),
-        unknown: of(Fate::Unknown).count(),
+        unknown: of(Acceptance::Unknown).count(),
         applied: done.len(),
         lost: accepted
             .iter()
             .copied()
-            .filter(|said| !done.contains(said) && !dead.contains(said))
+            .filter(|id| !done.contains(id) && !dead.contains(id))
             .collect(),
-        unsaid: done.iter().copied().filter(|said| !told.contains(said)).collect(),
-        phantom: done.union(&told).copied().filter(|said| !possible(said)).collect(),
+        unsent: done.iter().copied().filter(|id| !posted.contains(id)).collect(),
+        phantom: done.union(&posted).copied().filter(|id| !possible(id)).collect(),
         dead: history.dead.clone(),
         doubled,
         out_of_order,
-        asked_out_of_order,
+        calls_out_of_order,
         repeated,
-        asked_again,
+        repeated_calls,
         commands: commands(&Command::Accepted { answered: true }),
-        told_so: commands(&Command::ToldSo),
+        notified: commands(&Command::Notified),
         failed_commands: history.commands.iter().filter(failed).cloned().collect(),
         worst_gap: history.done.iter().map(|(_, gap)| *gap).max().unwrap_or_default(),
     }
 }
 
-/// Whose first time came after something later of its conversation, and how many times were not the first.
-fn order(all: &[Said]) -> (Vec<Said>, usize) {
+/// Returns the messages whose first occurrence is after a later one of their conversation, and the
+/// number of repeats.
+fn order(all: &[MessageId]) -> (Vec<MessageId>, usize) {
     let (mut seen, mut furthest) = (BTreeSet::new(), BTreeMap::<u32, u32>::new());
     let (mut out_of_order, mut repeated) = (Vec::new(), 0);
     for &(conversation, place) in all {

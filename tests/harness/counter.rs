@@ -1,7 +1,8 @@
-//! An agent that counts the questions it is asked and keeps none of them: for tests whose questions would not fit into memory.
+//! An agent that counts its requests and keeps none of them, for tests whose requests do not fit
+//! into memory.
 //!
-//! The text of a question ends in `<conversation>/<place>`, places counted from 0. The agent counts places that came in order,
-//! too early, or again, and questions that were open at once. Its answer is always 204.
+//! The text of a message ends in `<conversation>/<position>`; positions start at 0. The agent
+//! counts messages in order, too early and repeated, and concurrent requests. Its answer is 204.
 
 use anyhow::Context;
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
@@ -17,7 +18,7 @@ use std::{
 };
 use tokio::net::TcpListener;
 
-/// An agent on a loopback port. Cheap to clone.
+/// A counting agent on a loopback port. Cheap to clone.
 #[derive(Clone)]
 pub struct CountingAgent {
     address: SocketAddr,
@@ -40,23 +41,23 @@ struct Conversation {
     repeated: u32,
 }
 
-/// What it was asked and answered.
+/// Counts of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Questions answered for the first time, each after the one before it.
+pub struct RequestCounts {
+    /// Messages answered for the first time, each after its predecessor.
     pub in_order: usize,
-    /// Questions that came before the one before them.
+    /// Messages that arrived before their predecessor.
     pub skipped: usize,
-    /// Questions that came again.
+    /// Repeated messages.
     pub repeated: usize,
-    /// Most questions that were open at once.
+    /// Maximum number of concurrent requests.
     pub most: usize,
 }
 
-/// A question that is open.
-struct Open<'a>(&'a Counts);
+/// A request that is being answered.
+struct OpenRequest<'a>(&'a Counts);
 
-impl<'a> Open<'a> {
+impl<'a> OpenRequest<'a> {
     fn new(counts: &'a Counts) -> Self {
         let running = counts.running.fetch_add(1, Relaxed) + 1;
         counts.most.fetch_max(running, Relaxed);
@@ -64,19 +65,19 @@ impl<'a> Open<'a> {
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for OpenRequest<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Relaxed);
     }
 }
 
 impl CountingAgent {
-    /// Starts it; it ends with the runtime.
+    /// Starts the agent. It ends with the runtime.
     pub async fn start() -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind("127.0.0.1:0").await.context("a port for the counting agent")?;
         let agent = Self { address: listener.local_addr()?, state: Arc::default() };
-        // A body of 1 MiB is more in JSON.
+        // A body of 1 MiB is longer as JSON.
         let limit = axum::extract::DefaultBodyLimit::max(8 << 20);
         let routes = Router::new().route("/", post(answer)).layer(limit);
         let routes = routes.with_state(Arc::clone(&agent.state));
@@ -84,36 +85,38 @@ impl CountingAgent {
         Ok(agent)
     }
 
-    /// Its address.
+    /// Returns the URL of the agent.
     pub fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
 
-    /// From now on every question is answered 503 and not counted, or no longer.
-    pub fn set_away(&self, away: bool) {
+    /// Sets whether every request is answered 503 and not counted.
+    pub fn set_unavailable(&self, away: bool) {
         self.state.away.store(away, Relaxed);
     }
 
-    /// From now on it takes this long to answer.
-    pub fn set_takes(&self, time: Duration) {
+    /// Sets the time of an answer.
+    pub fn set_answer_time(&self, time: Duration) {
         self.state.takes_ms.store(time.as_millis() as u64, Relaxed);
     }
 
-    /// What it was asked so far.
-    pub fn counted(&self) -> Counted {
+    /// Returns the counts so far.
+    pub fn counts(&self) -> RequestCounts {
         let most = self.state.most.load(Relaxed);
         let all = self.state.conversations.lock().unwrap_or_else(PoisonError::into_inner);
-        all.values().fold(Counted { most, ..Counted::default() }, |counted, one| Counted {
-            in_order: counted.in_order + one.next as usize,
-            skipped: counted.skipped + one.skipped as usize,
-            repeated: counted.repeated + one.repeated as usize,
-            most,
+        all.values().fold(RequestCounts { most, ..RequestCounts::default() }, |counted, one| {
+            RequestCounts {
+                in_order: counted.in_order + one.next as usize,
+                skipped: counted.skipped + one.skipped as usize,
+                repeated: counted.repeated + one.repeated as usize,
+                most,
+            }
         })
     }
 }
 
 async fn answer(State(counts): State<Arc<Counts>>, body: Bytes) -> StatusCode {
-    let _open = Open::new(&counts);
+    let _open = OpenRequest::new(&counts);
     let takes = Duration::from_millis(counts.takes_ms.load(Relaxed));
     if !takes.is_zero() {
         tokio::time::sleep(takes).await;

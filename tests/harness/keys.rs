@@ -1,8 +1,8 @@
-//! Who may connect to NATS, as keys of one test.
+//! NATS keys of one test.
 //!
-//! In: a directory. Out: a seed file for each user, as processes are given them, and the public keys that a server knows them by.
+//! Each user has a seed file, as processes get it, and a public key for the server.
 
-use crate::guard::make_dir;
+use crate::run_dir::make_dir;
 use anyhow::Context;
 use async_nats::ConnectOptions;
 use nkeys::KeyPair;
@@ -18,16 +18,18 @@ pub enum User {
     Ingest,
     /// A worker.
     Worker,
-    /// The operator's command line.
+    /// The command line of operators.
     Operator,
-    /// The tests, who may do everything.
+    /// The control API.
+    Control,
+    /// The tests, with all permissions.
     Tests,
 }
 
-/// Everybody.
-const USERS: [User; 4] = [User::Ingest, User::Worker, User::Operator, User::Tests];
+/// All users.
+const USERS: [User; 5] = [User::Ingest, User::Worker, User::Operator, User::Control, User::Tests];
 
-/// A key for everybody.
+/// A key for each user.
 #[derive(Debug)]
 pub struct Keys {
     dir: PathBuf,
@@ -35,12 +37,13 @@ pub struct Keys {
 }
 
 impl User {
-    /// As it stands in names of files and inboxes.
+    /// Returns the name for files and inboxes.
     pub fn name(self) -> &'static str {
         match self {
             User::Ingest => "ingest",
             User::Worker => "worker",
             User::Operator => "operator",
+            User::Control => "control",
             User::Tests => "tests",
         }
     }
@@ -58,7 +61,7 @@ impl Keys {
         Ok(Self { dir: dir.to_owned(), public })
     }
 
-    /// The file that proves who somebody is.
+    /// Returns the path of the seed file.
     pub fn file(&self, user: User) -> PathBuf {
         self.dir.join(user.name())
     }
@@ -67,10 +70,10 @@ impl Keys {
         &self.public[user as usize]
     }
 
-    /// To connect as somebody, as the product does: with an inbox of one's own.
+    /// Returns the options to connect as the product does, with an inbox of the user's own.
     ///
     /// # Errors
-    /// When the seed is gone.
+    /// If the seed file is missing.
     pub fn options(&self, user: User) -> anyhow::Result<ConnectOptions> {
         let seed = fs::read_to_string(self.file(user)).context("a seed can't be read")?;
         let inbox = format!("_INBOX_{}", user.name());

@@ -4,6 +4,7 @@
 //! ```text
 //! world       a whole Tidegate, started
 //! provision   organizations, agents and connections for it
+//! install     an app to install by OAuth, and browsers
 //! slack       the fake: signs, sends, keeps receipts
 //! agent       an agent that answers
 //! counter     an agent that counts, for more questions than fit into memory
@@ -16,8 +17,12 @@
 //! day         a day of fifty connections, decided by a seed
 //! recording   what lay in the stream, as a file, and put into another
 //! effects     what it led to, and how two worlds or builds differ in that
-//! fixtures    a webhook of every sort
+//! shapes      the webhooks that Slack documents, and what must become of each
+//! fixtures    the same, ready to be sent
+//! dump        everything that rests in Postgres and NATS
+//! control_api callers of the control API
 //! sdk         Slack's own SDK, as another signer and verifier
+//! browser     Chromium, which clicks through an installation
 //! bolt        stock apps, written with Slack's own frameworks
 //! nats, postgres, process, binaries   the real parts
 //! keys        who may connect
@@ -28,34 +33,41 @@
 //! until       waits for a condition; there is no sleep
 //! ```
 
-pub mod world;
+pub mod test_env;
 pub mod provision;
+pub mod install;
+pub mod directory;
 pub mod slack;
 pub mod agent;
+pub mod control_api;
+pub mod dump;
 pub mod counter;
 pub mod size;
 pub mod load;
-pub mod race;
-pub mod strike;
+pub mod link_code_race;
+pub mod fault;
 mod stream;
 pub mod checker;
-pub mod day;
+pub mod scenario;
 pub mod recording;
 pub mod effects;
+pub mod shapes;
 pub mod fixtures;
 pub mod sdk;
 pub mod bolt;
+pub mod browser;
 pub mod nats;
 pub mod keys;
 pub mod proxy;
 pub mod netns;
+pub mod fake_time;
 pub mod postgres;
 pub mod process;
 pub mod binaries;
 
-pub mod guard;
+pub mod run_dir;
 pub mod fetch;
 pub mod port;
-pub mod until;
-mod wheel;
+pub mod eventually;
+mod python_wheel;
 mod npm;

@@ -1,16 +1,17 @@
-//! A load of conversations, sent as Slack sends: what is refused is sent again until it is taken.
+//! Messages in conversations, sent as Slack sends them: a refused message is resent until it is
+//! accepted.
 //!
-//! In: a world, an app whose conversations belong to the sample agent, and how much. Out: a [`History`] for the checker.
-//! In each conversation one message is accepted before the next is sent, so that the order in which they were accepted is
-//! known; conversations run beside each other. Commands are sent once, by users who are each told something.
+//! The result is a [`History`] for the checker. In each conversation one message is accepted before
+//! the next is sent, so the order of acceptance is known. Conversations run concurrently. Commands
+//! are sent once; each user gets an answer.
 
 use crate::{
-    checker::{Command, Fate, History, Said},
+    checker::{Acceptance, Command, History, MessageId},
+    eventually::try_eventually,
     slack::{Answer, signing::Signing, webhook::Webhook},
-    until::try_until,
-    world::{App, Ingest, World},
+    test_env::{App, Ingest, TestEnv},
 };
-use shared::codec::envelope::DedupeKey;
+use shared::stream::DedupKey;
 use sqlx::Row;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,30 +19,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two messages of a conversation, or two commands of a user.
+/// Time between two messages of a conversation, or two commands of a user.
 const PACE: Duration = Duration::from_millis(150);
-/// Slack would wait a minute; we have less time.
+/// Slack waits a minute; the tests are faster.
 const RESEND: Duration = Duration::from_millis(200);
-/// A message is sent this often at most: a minute's patience.
-const TRIES: usize = 300;
+/// Maximum number of attempts of a message, about a minute.
+const ATTEMPTS_MAX: usize = 300;
 
-/// What to send.
+/// Parameters of a load.
 pub struct Load<'a> {
-    world: &'a World,
+    env: &'a TestEnv,
     app: &'a App,
     conversations: u32,
     users: u32,
     pace: Duration,
-    says: String,
+    text_prefix: String,
     balanced: bool,
     signing: Signing,
     turn: AtomicUsize,
 }
 
-/// What was sent, and what came of it.
+/// Messages sent and their results.
 #[derive(Debug, Default)]
 pub struct Sent {
-    messages: BTreeMap<Said, (String, Fate)>,
+    messages: BTreeMap<MessageId, (String, Acceptance)>,
     commands: Vec<(Command, String)>,
     tally: Tally,
     token: String,
@@ -51,66 +52,67 @@ pub struct Sent {
 #[derive(Debug, Default)]
 struct Tally {
     attempts: usize,
-    turned_away: usize,
+    rejected: usize,
     slowest: Duration,
 }
 
-/// The channel of a conversation: a direct message each.
+/// Returns the channel of a conversation, a direct message.
 pub fn channel(conversation: u32) -> String {
     format!("D{conversation:04}")
 }
 
-/// Sends in so many conversations until `over` is set; every message that was begun is sent until it is taken.
-pub async fn run(world: &World, app: &App, conversations: u32, over: &AtomicBool) -> Sent {
-    Load::new(world, app, conversations).run(over).await
+/// Sends in conversations until `over` is set. Every message that was begun is sent until it is
+/// accepted.
+pub async fn run(env: &TestEnv, app: &App, conversations: u32, over: &AtomicBool) -> Sent {
+    Load::new(env, app, conversations).run(over).await
 }
 
 impl<'a> Load<'a> {
-    /// In so many conversations.
-    pub fn new(world: &'a World, app: &'a App, conversations: u32) -> Self {
+    /// Returns the load of a number of conversations.
+    pub fn new(env: &'a TestEnv, app: &'a App, conversations: u32) -> Self {
         let (pace, turn) = (PACE, AtomicUsize::new(0));
         Self {
-            world,
+            env,
             app,
             conversations,
             users: 0,
             pace,
-            says: String::new(),
+            text_prefix: String::new(),
             balanced: false,
             signing: Signing::default(),
             turn,
         }
     }
 
-    /// And so many users who send commands.
+    /// Adds users who send commands.
     pub fn commands(self, users: u32) -> Self {
         Self { users, ..self }
     }
 
-    /// This much time between two of a conversation.
+    /// Sets the time between two messages of a conversation.
     pub fn pace(self, pace: Duration) -> Self {
         Self { pace, ..self }
     }
 
-    /// Every message begins with these words, for the agent to behave by.
-    pub fn says(self, words: &str) -> Self {
-        Self { says: format!("{words} "), ..self }
+    /// Sets words before every message, which control the agent.
+    pub fn with_text(self, words: &str) -> Self {
+        Self { text_prefix: format!("{words} "), ..self }
     }
 
-    /// Sends only to ingests that say that they are ready, as a load balancer does.
-    pub fn balanced(self) -> Self {
+    /// Sends to ingests that are ready only, as a load balancer does.
+    pub fn ready_only(self) -> Self {
         Self { balanced: true, ..self }
     }
 
-    /// Signs with what this says at the moment.
+    /// Signs with the given secrets.
     pub fn signing(self, signing: Signing) -> Self {
         Self { signing, ..self }
     }
 
-    /// Sends until `over` is set; every message that was begun is sent until it is taken.
+    /// Sends until `over` is set. Every message that was begun is sent until it is accepted.
     pub async fn run(&self, over: &AtomicBool) -> Sent {
         let talks = futures_util::future::join_all(
-            (0..self.conversations).map(|conversation| self.talk(conversation, over)),
+            (0..self.conversations).map(|conversation| self.send_conversation(conversation, over)),
         );
         let people = futures_util::future::join_all((0..self.users).map(|n| self.command(n, over)));
         let (talks, people) = tokio::join!(talks, people);
@@ -127,37 +129,37 @@ impl<'a> Load<'a> {
         sent
     }
 
-    async fn talk(
+    async fn send_conversation(
         &self,
         conversation: u32,
         over: &AtomicBool,
-    ) -> (Vec<(Said, (String, Fate))>, Tally) {
+    ) -> (Vec<(MessageId, (String, Acceptance))>, Tally) {
         let channel = channel(conversation);
         let (mut sent, mut tally) = (Vec::new(), Tally::default());
         let mut pace = tokio::time::interval(self.pace);
         while !over.load(Ordering::Relaxed) {
             pace.tick().await;
             let place = sent.len() as u32;
-            let text = format!("{}{conversation}/{place}", self.says);
-            let webhook = Webhook::message(&self.world.slack, self.app, &channel, "U1", &text);
-            let mut fate = Fate::Refused;
-            for _ in 0..TRIES {
+            let text = format!("{}{conversation}/{place}", self.text_prefix);
+            let webhook = Webhook::message(&self.env.slack, self.app, &channel, "U1", &text);
+            let mut fate = Acceptance::Refused;
+            for _ in 0..ATTEMPTS_MAX {
                 let began = Instant::now();
                 let answer = self.send(&webhook).await;
                 tally.attempts += 1;
                 tally.slowest = tally.slowest.max(began.elapsed());
                 match answer {
                     Some(answer) if answer.status == 200 => {
-                        fate = Fate::Accepted;
+                        fate = Acceptance::Accepted;
                         break;
                     }
                     Some(answer) if (400..500).contains(&answer.status) => {}
-                    _ => fate = Fate::Unknown,
+                    _ => fate = Acceptance::Unknown,
                 }
-                tally.turned_away += 1;
+                tally.rejected += 1;
                 tokio::time::sleep(RESEND).await;
             }
-            sent.push(((conversation, place), (webhook.dedupe.to_string(), fate)));
+            sent.push(((conversation, place), (webhook.dedup_key.to_string(), fate)));
         }
         (sent, tally)
     }
@@ -168,14 +170,14 @@ impl<'a> Load<'a> {
         while !over.load(Ordering::Relaxed) {
             pace.tick().await;
             let webhook =
-                Webhook::command(&self.world.slack, self.app, "C0001", &user, "/lobu", "help");
+                Webhook::command(&self.env.slack, self.app, "C0001", &user, "/lobu", "help");
             let command = match self.send(&webhook).await {
                 None => Command::Unknown,
                 Some(answer) if answer.status == 200 && answer.body.is_empty() => {
                     Command::Accepted { answered: false } // not yet
                 }
                 Some(answer) if answer.status == 200 && answer.body.contains("try again") => {
-                    Command::ToldSo
+                    Command::Notified
                 }
                 Some(answer) => Command::Failed(format!("{} {}", answer.status, answer.body)),
             };
@@ -184,9 +186,9 @@ impl<'a> Load<'a> {
         sent
     }
 
-    /// To some ingest; where nobody listens, to the next, as a load balancer does.
+    /// Sends to one ingest, or to the next if the connection is refused, as a load balancer does.
     async fn send(&self, webhook: &Webhook) -> Option<Answer> {
-        let ingests = &self.world.ingests;
+        let ingests = &self.env.ingests;
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         for n in first..first + ingests.len() {
             let ingest = &ingests[n % ingests.len()];
@@ -195,7 +197,7 @@ impl<'a> Load<'a> {
             }
             let url = ingest.url(self.app);
             let secret = self.signing.next(&self.app.secret);
-            match self.world.slack.send(&url, &secret, webhook).await {
+            match self.env.slack.send(&url, &secret, webhook).await {
                 Ok(answer) => return Some(answer),
                 Err(error) => {
                     let error = error.downcast_ref::<reqwest::Error>();
@@ -217,31 +219,32 @@ async fn is_ready(ingest: &Ingest) -> bool {
 impl Tally {
     fn add(&mut self, other: &Tally) {
         self.attempts += other.attempts;
-        self.turned_away += other.turned_away;
+        self.rejected += other.rejected;
         self.slowest = self.slowest.max(other.slowest);
     }
 }
 
-/// Which message a text is.
-fn said(text: &str) -> Option<Said> {
+/// Returns the id of the message with this text.
+fn parse_message_id(text: &str) -> Option<MessageId> {
     let (conversation, place) = text.split_whitespace().last()?.split_once('/')?;
     Some((conversation.parse().ok()?, place.parse().ok()?))
 }
 
 impl Sent {
-    /// How many messages were accepted so far.
+    /// Returns the number of accepted messages.
     pub fn accepted(&self) -> usize {
-        self.messages.values().filter(|(_, fate)| *fate == Fate::Accepted).count()
+        self.messages.values().filter(|(_, fate)| *fate == Acceptance::Accepted).count()
     }
 
-    /// Waits until everything accepted is done or dead and nothing is left to be said, then gives what happened.
+    /// Waits until every accepted message is completed or a dead letter and the outbox is empty.
+    /// Returns the history.
     ///
     /// # Errors
-    /// When that is not so in time.
-    pub async fn history(self, world: &World, within: Duration) -> anyhow::Result<History> {
-        let keys: BTreeMap<&str, Said> =
-            self.messages.iter().map(|(said, (key, _))| (key.as_str(), *said)).collect();
-        let (accepted, slack) = (self.accepted(), &world.slack);
+    /// If that takes longer than `within`.
+    pub async fn history(self, env: &TestEnv, within: Duration) -> anyhow::Result<History> {
+        let keys: BTreeMap<&str, MessageId> =
+            self.messages.iter().map(|(id, (key, _))| (key.as_str(), *id)).collect();
+        let (accepted, slack) = (self.accepted(), &env.slack);
         let answered = || -> BTreeSet<String> {
             let receipts = slack.receipts().into_iter().filter(|r| r.by == "response_url");
             receipts.map(|receipt| receipt.to).collect()
@@ -254,27 +257,27 @@ impl Sent {
                 "select dedup_key, extract(epoch from at - lag(at) over (partition by lane order by at))::float8 as gap
                    from delivery_log where outcome = 'completed' order by at",
             );
-            let done: Vec<(Said, Duration)> = rows
-                .fetch_all(&world.pool)
+            let done: Vec<(MessageId, Duration)> = rows
+                .fetch_all(&env.pool)
                 .await
                 .ok()?
                 .iter()
                 .filter_map(|row| {
                     let gap: Option<f64> = row.get("gap");
-                    let said = keys.get(row.get::<&str, _>("dedup_key"))?;
-                    Some((*said, Duration::from_secs_f64(gap.unwrap_or_default())))
+                    let id = keys.get(row.get::<&str, _>("dedup_key"))?;
+                    Some((*id, Duration::from_secs_f64(gap.unwrap_or_default())))
                 })
                 .collect();
             let dead: Vec<String> = sqlx::query_scalar(
                 "select dedup_key from dead_letters where dedup_key is not null",
             )
-            .fetch_all(&world.pool)
+            .fetch_all(&env.pool)
             .await
             .ok()?;
-            let dead: Vec<Said> =
+            let dead: Vec<MessageId> =
                 dead.iter().filter_map(|key| keys.get(key.as_str()).copied()).collect();
             let open: i64 = sqlx::query_scalar("select count(*) from outbox")
-                .fetch_one(&world.pool)
+                .fetch_one(&env.pool)
                 .await
                 .ok()?;
             let answered = answered();
@@ -286,21 +289,22 @@ impl Sent {
                 && !self.commands.iter().any(waiting);
             finished.then_some((done, dead))
         };
-        let drained = try_until("everything accepted is done or dead, and said", within, drained);
+        let drained =
+            try_eventually("everything accepted is done or dead, and said", within, drained);
         let (done, dead) = match drained.await {
             Ok(drained) => drained,
             Err(late) => {
-                let left = world.unfinished().await?;
+                let left = env.unfinished().await?;
                 let unheard = self.commands.iter().filter(|(command, url)| {
                     matches!(command, Command::Accepted { .. }) && !heard(&answered(), url)
                 });
                 let unheard: Vec<&str> = unheard.map(|(_, url)| url.as_str()).collect();
                 let mut open = Vec::new();
-                for (said, (key, fate)) in &self.messages {
-                    if *fate == Fate::Accepted
-                        && world.look(&DedupeKey::stored(key.clone())).await.is_none()
+                for (id, (key, fate)) in &self.messages {
+                    if *fate == Acceptance::Accepted
+                        && env.find_outcome(&DedupKey::from_stored(key.clone())).await.is_none()
                     {
-                        open.push(said);
+                        open.push(id);
                     }
                 }
                 return Err(
@@ -308,26 +312,29 @@ impl Sent {
                 );
             }
         };
-        let told = slack.receipts();
-        let told = told.iter().filter(|receipt| receipt.token.as_ref() == Some(&self.token));
-        let told = told.filter_map(|receipt| said(receipt.text().strip_prefix("I heard: ")?));
-        let asked = world.agent.asked();
-        let asked = asked.iter().filter(|a| a.question["connection"] == self.connection.as_str());
-        let asked = asked.filter_map(|asked| said(asked.question["text"].as_str()?));
+        let posted = slack.receipts();
+        let posted = posted.iter().filter(|receipt| receipt.token.as_ref() == Some(&self.token));
+        let posted = posted
+            .filter_map(|receipt| parse_message_id(receipt.text().strip_prefix("I heard: ")?));
+        let agent_calls = env.agent.requests();
+        let agent_calls =
+            agent_calls.iter().filter(|a| a.question["connection"] == self.connection.as_str());
+        let agent_calls = agent_calls
+            .filter_map(|agent_calls| parse_message_id(agent_calls.question["text"].as_str()?));
         let answered = answered();
         let commands = self.commands.iter().map(|(command, url)| match command {
             Command::Accepted { .. } => Command::Accepted { answered: heard(&answered, url) },
             other => other.clone(),
         });
         Ok(History {
-            sent: self.messages.iter().map(|(said, (_, fate))| (*said, *fate)).collect(),
+            sent: self.messages.iter().map(|(id, (_, fate))| (*id, *fate)).collect(),
             attempts: self.tally.attempts,
-            turned_away: self.tally.turned_away,
+            rejected: self.tally.rejected,
             slowest: self.tally.slowest,
             done,
             dead,
-            asked: asked.collect(),
-            told: told.collect(),
+            agent_calls: agent_calls.collect(),
+            posted: posted.collect(),
             commands: commands.collect(),
         })
     }

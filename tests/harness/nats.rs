@@ -1,9 +1,9 @@
-//! In: a run. Out: a private nats-server with JetStream that keeps its port and store over restarts.
+//! A private nats-server with JetStream, which keeps its port and store over restarts.
 //!
-//! Every write is synced (`sync_interval: always`), so what was acknowledged is there after a kill:
-//! the tests of durability must not depend on the page cache. Who may do what is the deployment's own file; besides its three
-//! users there is one for the tests, who may do everything. Three of them make a cluster. The benchmark alone has one that is
-//! synced as seldom as nats-server does by itself: else it would measure the disk.
+//! Every write is synced (`sync_interval: always`), so a confirmed message survives a kill: tests
+//! of durability must not depend on the page cache. Permissions are those of the deployment; in
+//! addition to its three users there is one for the tests. Three servers make a cluster. The
+//! benchmark uses the default sync interval, because otherwise it would measure the disk.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,23 +14,23 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpStream;
 
-use crate::guard::{RunDir, copy_dir, make_dir};
+use crate::eventually::try_eventually;
 use crate::keys::{Keys, User};
 use crate::process::Process;
-use crate::until::try_until;
+use crate::run_dir::{RunDir, copy_dir, make_dir};
 use crate::{fetch, port};
 
 const READY: Duration = Duration::from_secs(15);
-/// A server of a cluster elects, and catches up with what it missed.
+/// A server of a cluster elects a leader and catches up.
 const CAUGHT_UP: Duration = Duration::from_secs(40);
-const FIRST_TRIES: usize = 5;
-/// A Slack body of 1 MiB and its envelope.
+const START_ATTEMPTS_MAX: usize = 5;
+/// A body of 1 MiB and its envelope.
 const MAX_PAYLOAD: u32 = 1_114_112;
 
-/// How often it syncs: with every write.
+/// Sync interval: every write.
 const ALWAYS: &str = "always";
 
-/// Who may do what, as it is deployed.
+/// Permissions of the deployment.
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
 
 /// A private nats-server.
@@ -45,18 +45,18 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Starts one and waits until JetStream answers.
+    /// Starts a server and waits until JetStream answers.
     ///
     /// # Errors
-    /// When no nats-server can be had, or it does not start.
+    /// If no nats-server is found, or it does not start.
     pub async fn start(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
         Self::start_synced(run, name, ALWAYS).await
     }
 
-    /// The same, synced every two minutes, as nats-server does when nobody says otherwise.
+    /// Starts a server that syncs every two minutes, the default of nats-server.
     ///
     /// # Errors
-    /// When no nats-server can be had, or it does not start.
+    /// If no nats-server is found, or it does not start.
     pub async fn start_synced_seldom(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
         Self::start_synced(run, name, "2m").await
     }
@@ -67,19 +67,19 @@ impl Nats {
         let mut tries = 1;
         loop {
             let nats = Self::launch(run, name, &program, &keys, sync, None)?;
-            match nats.ready().await {
+            match nats.wait_until_ready().await {
                 Ok(()) => return Ok(nats),
-                // Somebody else took a port between our look and its bind.
-                Err(_) if tries < FIRST_TRIES && !nats.process.is_running() => tries += 1,
+                // Another process took a port after it was chosen.
+                Err(_) if tries < START_ATTEMPTS_MAX && !nats.process.is_running() => tries += 1,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Starts several that are one cluster, and waits until each answers and JetStream has a leader.
+    /// Starts several servers as a cluster. Waits until each answers and JetStream has a leader.
     ///
     /// # Errors
-    /// When one does not start, or they don't find each other.
+    /// If a server does not start, or the cluster has no leader.
     pub async fn cluster(run: &Arc<RunDir>, count: usize) -> anyhow::Result<Vec<Self>> {
         let program = fetch::nats_server(run).await?;
         let keys = Arc::new(Keys::generate(&run.path().join("nats-keys"))?);
@@ -97,10 +97,10 @@ impl Nats {
             )?);
         }
         for nats in &all {
-            nats.ready().await?;
+            nats.wait_until_ready().await?;
         }
         for nats in &all {
-            nats.healthy().await?;
+            nats.wait_until_healthy().await?;
         }
         Ok(all)
     }
@@ -137,6 +137,7 @@ authorization {{
     {{ nkey: $TIDEGATE_INGEST_NKEY, permissions: $ingest_permissions }}
     {{ nkey: $TIDEGATE_WORKER_NKEY, permissions: $worker_permissions }}
     {{ nkey: $TIDEGATE_OPERATOR_NKEY, permissions: $operator_permissions }}
+    {{ nkey: $TIDEGATE_CONTROL_NKEY, permissions: $control_permissions }}
     {{ nkey: {} }}
   ]
 }}
@@ -155,130 +156,136 @@ authorization {{
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         fs::write(config.with_file_name("permissions.conf"), PERMISSIONS)?;
         let args = ["-c".as_ref(), config.as_os_str()];
-        let users =
-            [("INGEST", User::Ingest), ("WORKER", User::Worker), ("OPERATOR", User::Operator)];
+        let users = [
+            ("INGEST", User::Ingest),
+            ("WORKER", User::Worker),
+            ("OPERATOR", User::Operator),
+            ("CONTROL", User::Control),
+        ];
         let envs = users
             .map(|(name, user)| (format!("TIDEGATE_{name}_NKEY"), keys.public(user).to_owned()));
         let process = Process::start(run, name, program, &args, &envs, None)?;
         Ok(Self { keys: Arc::clone(keys), process, port, monitor, server_name, store })
     }
 
-    /// Who may connect.
+    /// Returns the keys of the users.
     #[must_use]
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
 
-    /// Where it listens.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its name among the servers of a cluster.
+    /// Returns the name of the server in its cluster.
     #[must_use]
     pub fn server_name(&self) -> &str {
         &self.server_name
     }
 
-    /// Connects as one of its users.
+    /// Connects as a user.
     ///
     /// # Errors
-    /// When it is away or does not know the user.
+    /// If the server does not answer or rejects the user.
     pub async fn connect(&self, user: User) -> anyhow::Result<async_nats::Client> {
         Ok(self.keys.options(user)?.connect(self.url()).await?)
     }
 
-    /// `nats://127.0.0.1:…`
+    /// Returns `nats://127.0.0.1:…`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// `http://127.0.0.1:…`, where `/healthz` and `/jsz` answer.
+    /// Returns `http://127.0.0.1:…`, the URL of `/healthz` and `/jsz`.
     #[must_use]
     pub fn monitor_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.monitor)
     }
 
-    /// Where JetStream stores.
+    /// Returns the folder of JetStream.
     #[must_use]
     pub fn store_dir(&self) -> &Path {
         &self.store
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&self) {
         self.process.kill();
     }
 
-    /// Starts it again (after a kill, if it still runs) on the same port and store; waits until ready.
+    /// Restarts the server, after a kill if it still runs, with the same port and store. Waits
+    /// until it is ready.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// If it does not become ready.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.process.restart()?;
-        self.ready().await
+        self.wait_until_ready().await
     }
 
-    /// Keeps a copy of its store as it is now, by stopping for a moment.
+    /// Copies the store. Stops the server for that time.
     ///
     /// # Errors
-    /// When it can't be copied, or the server does not come back.
+    /// If the store can't be copied, or the server does not become ready.
     pub async fn save(&self) -> anyhow::Result<()> {
         self.kill();
         copy_dir(&self.store, &self.store.with_file_name("saved")).await?;
         self.restart().await
     }
 
-    /// Goes back to the copy.
+    /// Restores the copy of the store.
     ///
     /// # Errors
-    /// When there is none, or the server does not come back.
+    /// If there is no copy, or the server does not become ready.
     pub async fn restore(&self) -> anyhow::Result<()> {
         self.kill();
         copy_dir(&self.store.with_file_name("saved"), &self.store).await?;
         self.restart().await
     }
 
-    /// SIGSTOP: connections stay open and nothing is answered.
+    /// Sends SIGSTOP: connections stay open without answers.
     pub fn freeze(&self) {
         self.process.freeze();
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn thaw(&self) {
         self.process.thaw();
     }
 
-    /// SIGUSR2: it hands its clients and leaderships over, and ends.
+    /// Sends SIGUSR2: the server moves its clients and leaderships to others, and ends.
     pub fn lame_duck(&self) {
         self.process.signal(rustix::process::Signal::USR2);
     }
 
-    /// Waits until it says that it is healthy: of a cluster, that it has caught up.
+    /// Waits until the server is healthy; in a cluster, until it has caught up.
     ///
     /// # Errors
-    /// When that takes too long.
-    pub async fn healthy(&self) -> anyhow::Result<()> {
+    /// If that takes too long.
+    pub async fn wait_until_healthy(&self) -> anyhow::Result<()> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // again for every server
         let healthy = async || {
             let answer = reqwest::get(format!("{}/healthz", self.monitor_url())).await.ok()?;
             answer.status().is_success().then_some(())
         };
         let what = format!("{} is healthy", self.server_name);
-        try_until(&what, CAUGHT_UP, healthy).await.with_context(|| self.process.log_tail())
+        try_eventually(&what, CAUGHT_UP, healthy).await.with_context(|| self.process.log_tail())
     }
 
-    /// The process behind it.
+    /// Returns the process.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// The greeting must carry our name: on a port that somebody else took, another server may answer.
-    async fn ready(&self) -> anyhow::Result<()> {
-        let ready = try_until("nats-server greets with JetStream", READY, async || {
+    /// Waits until the server with the expected name answers: another server may have taken the
+    /// port.
+    async fn wait_until_ready(&self) -> anyhow::Result<()> {
+        let ready = try_eventually("nats-server greets with JetStream", READY, async || {
             if !self.process.is_running() {
                 return Some(false);
             }
@@ -294,7 +301,7 @@ authorization {{
     }
 }
 
-/// The first line that a server on `port` sends.
+/// Returns the first line of the server on a port.
 async fn greeting(port: u16) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let stream = TcpStream::connect(address).await.ok()?;

@@ -1,7 +1,8 @@
-//! A network of its own for a process, and a cable to it that can be pulled: real packets, really lost.
+//! Network namespaces with a link that can be disconnected, so that packets are lost.
 //!
-//! In: a machine that lets us (root, Linux, `ip`). Out: a namespace with one link to here, or the reason why not. The other side of
-//! the link is an address of this machine, on which a [`crate::proxy::Proxy`] may listen. Removed when dropped.
+//! Needs root, Linux and `ip`; the error names what is missing. The other side of the link is an
+//! address of this machine, on which a [`crate::proxy::Proxy`] may listen. A namespace is removed
+//! when it is dropped.
 
 use anyhow::{Context, ensure};
 use std::{
@@ -22,10 +23,10 @@ pub struct Namespace {
 static NUMBER: AtomicU8 = AtomicU8::new(0);
 
 impl Namespace {
-    /// Makes one.
+    /// Creates a namespace.
     ///
     /// # Errors
-    /// Why this machine has none for us.
+    /// The reason why this machine can't create one.
     pub fn new() -> anyhow::Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
         let paths = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"].map(PathBuf::from);
@@ -33,7 +34,7 @@ impl Namespace {
         let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let name = format!("tidegate-{process}-{number}");
         let (near, far) = (format!("tg{process}a{number}"), format!("tg{process}b{number}"));
-        // Addresses that are nobody's: 198.18.0.0/15 is for tests of networks.
+        // 198.18.0.0/15 is reserved for tests of networks.
         let base = (process % 16_000) * 4 + 4 * u32::from(number) % 64_000;
         let net = format!("198.18.{}", base / 256 % 256);
         let (here, there) =
@@ -54,36 +55,36 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// This machine, as seen from in there.
+    /// Returns the address of this machine in the namespace.
     pub fn here(&self) -> &str {
         &self.here
     }
 
-    /// What a program is started by, to run in there: `ip netns exec <name>`.
+    /// Returns the command prefix of a program in the namespace: `ip netns exec <name>`.
     pub fn prefix(&self) -> (PathBuf, Vec<String>) {
         (self.ip.clone(), ["netns", "exec", &self.name].map(str::to_owned).into())
     }
 
-    /// Pulls the cable: nothing passes, and nobody is told.
+    /// Disconnects the link: packets are lost in both directions.
     ///
     /// # Errors
-    /// What `ip` said.
-    pub fn part(&self) -> anyhow::Result<()> {
+    /// The output of `ip`.
+    pub fn disconnect(&self) -> anyhow::Result<()> {
         self.ip(&["link", "set", &self.near, "down"])
     }
 
-    /// What is sent from in there is lost; what is sent to it arrives.
+    /// Drops the packets from the namespace; packets to it arrive.
     ///
     /// # Errors
-    /// What `ip` said.
-    pub fn part_one_way(&self) -> anyhow::Result<()> {
+    /// The output of `ip`.
+    pub fn disconnect_outbound(&self) -> anyhow::Result<()> {
         self.ip(&["-n", &self.name, "route", "add", "blackhole", &format!("{}/32", self.here)])
     }
 
-    /// A good link again.
+    /// Reconnects the link.
     ///
     /// # Errors
-    /// What `ip` said.
+    /// The output of `ip`.
     pub fn heal(&self) -> anyhow::Result<()> {
         let blackhole = format!("{}/32", self.here);
         let _was_none = self.ip(&["-n", &self.name, "route", "del", "blackhole", &blackhole]);

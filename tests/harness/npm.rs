@@ -1,24 +1,25 @@
-//! In: a pinned set of packages for JavaScript. Out: the directory that holds them, fetched if need be.
+//! Pinned JavaScript packages, fetched if necessary.
 //!
-//! npm reaches its registry through whatever mirror the machine is set up with; the lock file names every package's hash.
-//! What is fetched is laid out in the run's directory and renamed into the cache when complete, as wheels are.
+//! npm uses the registry or mirror that the machine is configured for. The lock file has the hash
+//! of every package. Packages are fetched into the folder of the run and moved into the cache when
+//! complete, as wheels are.
 
 use crate::{
     fetch::on_path,
-    guard::{RunDir, make_dir},
     process::Process,
+    run_dir::{RunDir, make_dir},
 };
 use anyhow::{Context, ensure};
-use std::{ffi::OsStr, fs, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsStr, fmt, fs, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 const FETCH: Duration = Duration::from_secs(300);
 
-/// Packages, as a `package.json` and its lock file have them.
+/// Packages with their `package.json` and lock file.
 pub(crate) struct Packages {
     name: &'static str,
     json: &'static str,
     lock: &'static str,
-    /// A file by which they are known to be whole.
+    /// File that exists when the packages are complete.
     proof: &'static str,
 }
 
@@ -29,8 +30,21 @@ pub(crate) const BOLT: Packages = Packages {
     proof: "@slack/bolt/package.json",
 };
 
+pub(crate) const BROWSER: Packages = Packages {
+    name: "playwright-core-1.56.1",
+    json: include_str!("browser/package.json"),
+    lock: include_str!("browser/package-lock.json"),
+    proof: "playwright-core/package.json",
+};
+
+impl fmt::Display for Packages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.proof.trim_end_matches("/package.json"))
+    }
+}
+
 impl Packages {
-    /// Their directory, from the cache or fetched.
+    /// Returns the folder of the packages, from the cache or fetched.
     pub(crate) async fn dir(
         &self,
         path: &OsStr,
@@ -52,7 +66,7 @@ impl Packages {
         fs::write(work.join("package-lock.json"), self.lock)?;
         let args = ["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"];
         let args: Vec<&OsStr> = args.iter().map(OsStr::new).chain([work.as_os_str()]).collect();
-        // All of our environment: mirrors, proxies, certificates.
+        // All variables of this process: mirrors, proxies, certificates.
         let envs: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
             .collect();

@@ -1,7 +1,7 @@
-//! In: nothing. Out: a loopback port that is free now and likely to be free again after a restart.
+//! Free loopback ports that are likely to be free after a restart, too.
 //!
-//! Asking the kernel for port 0 gives one from the ephemeral range, where any outgoing connection may
-//! take it while a killed server is down. So ports come from below that range, at random, probed.
+//! Port 0 gives a port of the ephemeral range, where any outgoing connection may take it while a
+//! killed server is down. So ports are chosen at random below that range, and probed.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,18 +11,18 @@ use anyhow::Context as _;
 
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
-const TRIES: usize = 200;
+const ATTEMPTS_MAX: usize = 200;
 
-/// Ports given out by this process: a server still starting has not bound its own yet.
+/// Ports used by this process: a server that is starting has not bound its port yet.
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// A free port of 127.0.0.1, given out once per process.
+/// Returns a free port of 127.0.0.1, once per process.
 ///
 /// # Errors
-/// When no free port is found.
+/// If no free port is found.
 pub fn free() -> anyhow::Result<u16> {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..TRIES {
+    for _ in 0..ATTEMPTS_MAX {
         let random = getrandom::u32().context("no randomness for a port")?;
         let offset = u16::try_from(random % u32::from(COUNT)).context("an offset below 12000")?;
         let port = FIRST + offset;

@@ -1,9 +1,9 @@
-//! In: a run. Out: a private Postgres that keeps its port and data over restarts.
+//! A private Postgres, which keeps its port and data over restarts.
 //!
-//! It need not survive a power cut, so nothing is synced (a killed process loses no write that the
-//! kernel has). It refuses root, so root starts it as nobody. Shared memory is kept inside the data
-//! directory, where removing the run removes it; the one System V segment that Postgres insists on is
-//! freed by ending it with SIGQUIT, or else by the guardian.
+//! It need not survive a power cut, so nothing is synced: a killed process loses no write that the
+//! kernel has. Postgres refuses root, so root starts it as the user nobody. Shared memory is inside
+//! the data folder and is removed with the run. The one System V segment that Postgres needs is
+//! freed by SIGQUIT, or by the reaper.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,14 +15,14 @@ use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-use crate::guard::{RunDir, copy_dir, is_root, make_dir};
-use crate::process::{Ending, Process, runs, stat};
-use crate::until::try_until;
+use crate::eventually::try_eventually;
+use crate::process::{Ending, Process, process_exists, stat};
+use crate::run_dir::{RunDir, copy_dir, is_root, make_dir};
 use crate::{fetch, port};
 
 const NOBODY: u32 = 65_534;
 const READY: Duration = Duration::from_secs(20);
-const FIRST_TRIES: usize = 5;
+const START_ATTEMPTS_MAX: usize = 5;
 const SETTINGS: &[&str] = &[
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
@@ -33,9 +33,9 @@ const SETTINGS: &[&str] = &[
     "dynamic_shared_memory_type=mmap",
 ];
 
-/// Who may do what, as it is deployed.
+/// Roles of the deployment.
 const ROLES: &str = include_str!("../../deploy/postgres/roles.sql");
-/// Whom the tests are, when they look through the product's own eyes.
+/// Role of the tests, which has the permissions of worker and operator.
 const TESTS_ROLE: &str = "do $$ begin
     create role tidegate_tests login in role tidegate_worker, tidegate_operator;
 exception when duplicate_object or unique_violation then null; end $$";
@@ -46,25 +46,27 @@ pub struct Postgres {
     process: Process,
     port: u16,
     data: PathBuf,
-    /// Children of a killed postmaster: they end by themselves, and no new one starts before that.
+    /// Children of a killed postmaster. They end by themselves; no new one starts before.
     orphans: Mutex<Vec<u32>>,
 }
 
 impl Postgres {
-    /// Makes a cluster, starts it, and waits until it answers.
+    /// Creates a database cluster, starts it and waits until it answers.
     ///
     /// # Errors
-    /// When no Postgres can be had, or it does not start.
+    /// If no Postgres is found, or it does not start.
     pub async fn start(run: &Arc<RunDir>, name: &str) -> anyhow::Result<Self> {
         let bin = fetch::postgres_bin(run).await?;
         let data = make_cluster(run, name, &bin).await?;
         let mut tries = 1;
         loop {
             let postgres = Self::launch(run, name, &bin, &data)?;
-            match postgres.ready().await {
+            match postgres.wait_until_ready().await {
                 Ok(()) => return Ok(postgres),
-                // Somebody else took the port between our look and its bind.
-                Err(_) if tries < FIRST_TRIES && !postgres.process.is_running() => tries += 1,
+                // Another process took the port after it was chosen.
+                Err(_) if tries < START_ATTEMPTS_MAX && !postgres.process.is_running() => {
+                    tries += 1
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -82,16 +84,17 @@ impl Postgres {
         Ok(Self { process, port, data: data.to_owned(), orphans: Mutex::default() })
     }
 
-    /// `postgres://…/<database>`, as the superuser.
+    /// Returns `postgres://…/<database>` for the superuser.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// Makes an empty database and gives its url. `name`: lower-case letters, digits, underscores.
+    /// Creates an empty database and returns its URL. `name` has lower-case letters, digits and
+    /// underscores.
     ///
     /// # Errors
-    /// When the name is not such, or is taken.
+    /// If the name is invalid or exists.
     pub async fn create_database(&self, name: &str) -> anyhow::Result<String> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         ensure!(!name.is_empty() && name.chars().all(plain), "not a plain name: {name:?}");
@@ -104,23 +107,23 @@ impl Postgres {
         Ok(self.url(name))
     }
 
-    /// `postgres://…/<database>`, as a role.
+    /// Returns `postgres://…/<database>` for a role.
     #[must_use]
     pub fn url_as(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// Where it listens.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Gives every role what it may do in a database, by the deployment's own script; and the tests' role, which is worker
-    /// and operator together.
+    /// Grants the permissions in a database with the deployment's script, and those of the tests'
+    /// role.
     ///
     /// # Errors
-    /// What Postgres said.
+    /// Errors of Postgres.
     pub async fn grant_roles(&self, database: &str) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.url(database)).await?;
         for script in [ROLES, TESTS_ROLE] {
@@ -130,92 +133,92 @@ impl Postgres {
         Ok(connection.close().await?)
     }
 
-    /// SIGKILL of the postmaster; its backends notice and end by themselves.
+    /// Sends SIGKILL to the postmaster. Its backends end by themselves.
     pub fn kill(&self) {
         let children = self.backends();
         self.process.kill();
-        // A frozen backend would notice nothing.
+        // A frozen backend does not notice the end of its parent.
         signal_each(&children, Signal::CONT);
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(children);
     }
 
-    /// Starts it again (after a kill, if it still runs) on the same port and data; waits until it has
-    /// recovered and answers.
+    /// Restarts Postgres, after a kill if it still runs, with the same port and data. Waits until
+    /// it has recovered.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// If it does not answer.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.stop().await?;
         self.process.restart()?;
-        self.ready().await
+        self.wait_until_ready().await
     }
 
-    /// Keeps a copy of all data as it is now, by stopping for a moment.
+    /// Copies all data. Stops Postgres for that time.
     ///
     /// # Errors
-    /// When it can't be copied, or Postgres does not come back.
+    /// If the data can't be copied, or Postgres does not answer.
     pub async fn save(&self) -> anyhow::Result<()> {
         self.stop().await?;
         copy_dir(&self.data, &self.data.with_extension("saved")).await?;
         self.restart().await
     }
 
-    /// Goes back to the copy.
+    /// Restores the copy.
     ///
     /// # Errors
-    /// When there is none, or Postgres does not come back.
+    /// If there is no copy, or Postgres does not answer.
     pub async fn restore(&self) -> anyhow::Result<()> {
         self.stop().await?;
         copy_dir(&self.data.with_extension("saved"), &self.data).await?;
         self.restart().await
     }
 
-    /// Kills it, if it runs, and waits until nothing of it writes any more.
+    /// Kills Postgres, if it runs, and waits until none of its processes writes.
     async fn stop(&self) -> anyhow::Result<()> {
         if self.process.is_running() {
             self.kill();
         }
-        try_until("the backends of the killed Postgres end", READY, async || {
+        try_eventually("the backends of the killed Postgres end", READY, async || {
             let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
-            orphans.retain(|pid| runs(*pid));
+            orphans.retain(|pid| process_exists(*pid));
             orphans.is_empty().then_some(())
         })
         .await
     }
 
-    /// SIGSTOP, of the postmaster and then of its backends: connections stay open, nothing answers.
+    /// Sends SIGSTOP to the postmaster and its backends: connections stay open without answers.
     pub fn freeze(&self) {
         self.process.freeze();
         signal_each(&self.backends(), Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn thaw(&self) {
         signal_each(&self.backends(), Signal::CONT);
         self.process.thaw();
     }
 
-    /// The process behind it, the postmaster.
+    /// Returns the process of the postmaster.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
     fn backends(&self) -> Vec<u32> {
-        // A reaped postmaster's id may be somebody else's by now.
+        // The id of a reaped postmaster may belong to another process.
         if self.process.is_running() { children(self.process.pid()) } else { Vec::new() }
     }
 
-    async fn ready(&self) -> anyhow::Result<()> {
+    async fn wait_until_ready(&self) -> anyhow::Result<()> {
         let url = self.url("postgres");
-        let ready = try_until("Postgres answers", READY, async || {
+        let ready = try_eventually("Postgres answers", READY, async || {
             if !self.process.is_running() {
                 return Some(false);
             }
             let mut connection = PgConnection::connect(&url).await.ok()?;
             connection.execute("SELECT 1").await.ok()?;
             let _it_answered = connection.close().await;
-            // On a port that somebody else took, another Postgres may have answered.
+            // Another Postgres may have taken the port and answered.
             self.process.is_running().then_some(true)
         })
         .await;
@@ -230,7 +233,7 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.thaw();
         self.process.signal(Signal::QUIT);
-        // Postgres gives its backends 5 s; normally this takes some milliseconds.
+        // Postgres gives its backends 5 s; usually this takes some milliseconds.
         for _ in 0..700 {
             if !self.process.is_running() {
                 break;
@@ -268,7 +271,7 @@ fn signal_each(pids: &[u32], signal: Signal) {
     }
 }
 
-/// The children of a process: from /proc where there is one, else as `ps` tells.
+/// Returns the children of a process, from /proc or from `ps`.
 fn children(parent: u32) -> Vec<u32> {
     let ids: Vec<(i32, i32)> = match fs::read_dir("/proc") {
         Ok(entries) => entries

@@ -1,10 +1,9 @@
-//! In: a program and its arguments. Out: a child that can be killed, frozen, and started again.
+//! Child processes that can be killed, frozen and restarted.
 //!
-//! The child records its own id before it becomes the program (`exec` keeps the id), so there is no
-//! moment at which it runs and the guardian does not know it. Its record is removed before it is
-//! reaped: until then the kernel gives its id to nobody else, so nobody else can be ended in its name.
-//! Each child leads its own process group: Ctrl-C reaches only the harness, which then ends the rest
-//! in order.
+//! A child records its id before it becomes the program (`exec` keeps the id), so the reaper knows
+//! every child that runs. The record is removed before the child is reaped: until then the kernel
+//! does not reuse the id, so no other process is killed. Each child leads a process group: Ctrl-C
+//! reaches the harness only, which ends the children in order.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -17,12 +16,12 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use rustix::process::{self as sys, Pid, Signal, WaitId, WaitIdOptions};
 
-use crate::guard::RunDir;
-use crate::until::try_until;
+use crate::eventually::try_eventually;
+use crate::run_dir::RunDir;
 
-const RECORD_THEN_BECOME: &str = r#"echo $$ > "$0" && exec "$@""#;
+const RECORD_AND_EXEC: &str = r#"echo $$ > "$0" && exec "$@""#;
 
-/// What a program may need of our own environment; the rest would make runs differ between machines.
+/// Variables of the environment that programs get. Others would make runs differ between machines.
 const INHERITED: &[&str] = &[
     "HOME",
     "LANG",
@@ -35,16 +34,16 @@ const INHERITED: &[&str] = &[
     "TMPDIR",
 ];
 
-/// How a process is ended once nobody is left to ask it nicely.
+/// Signal by which the reaper ends a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// SIGKILL.
     Kill,
-    /// SIGQUIT, then SIGKILL: what Postgres needs to free its shared memory.
+    /// SIGQUIT, then SIGKILL: Postgres frees its shared memory.
     Quit,
 }
 
-/// One child of the harness. Dropping it kills it.
+/// A child of the harness. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -66,11 +65,11 @@ struct Life {
 }
 
 impl Process {
-    /// Starts `program`; its output is appended to `<run>/<name>.log`, its working directory is the
-    /// run's. As `uid` (and the group of the same number) when one is given, which only root can.
+    /// Starts `program` in the folder of the run. Its output is appended to `<run>/<name>.log`.
+    /// With `uid`, which needs root, it runs as that user and the group of the same number.
     ///
     /// # Errors
-    /// When the program does not exist or cannot be started.
+    /// If the program does not exist or cannot be started.
     pub fn start<A: AsRef<OsStr>>(
         run: &Arc<RunDir>,
         name: &str,
@@ -107,24 +106,24 @@ impl Process {
         })
     }
 
-    /// Its process id, that of the latest start.
+    /// Returns the process id of the latest start.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.life().child.id()
     }
 
-    /// Bytes of memory that it holds now.
+    /// Returns the resident memory in bytes.
     ///
     /// # Errors
-    /// When it has ended.
+    /// If the process has ended.
     pub fn resident(&self) -> anyhow::Result<u64> {
         self.memory("VmRSS:")
     }
 
-    /// The most bytes of memory that it ever held, since its latest start.
+    /// Returns the peak resident memory in bytes since the latest start.
     ///
     /// # Errors
-    /// When it has ended.
+    /// If the process has ended.
     pub fn peak_resident(&self) -> anyhow::Result<u64> {
         self.memory("VmHWM:")
     }
@@ -136,13 +135,13 @@ impl Process {
         Ok(kib.with_context(|| format!("{} has ended", self.name))? * 1024)
     }
 
-    /// Whether it has not ended yet. A frozen process runs.
+    /// Returns true if the process has not ended. A frozen process runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.life().reap_if_over().is_none()
     }
 
-    /// SIGKILL, to its whole process group, and waits until it is gone.
+    /// Sends SIGKILL to the process group and waits until the process is gone.
     pub fn kill(&self) {
         let mut life = self.life();
         if life.reap_if_over().is_none() {
@@ -151,21 +150,22 @@ impl Process {
         }
     }
 
-    /// SIGTERM; [`Process::wait`] waits for the end.
+    /// Sends SIGTERM; [`Process::wait`] waits for the end.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     ///
     /// # Errors
-    /// When `deadline` passes first.
+    /// If `deadline` passes first.
     pub async fn wait(&self, deadline: Duration) -> anyhow::Result<ExitStatus> {
         let what = format!("{} ends", self.name);
-        try_until(&what, deadline, async || self.life().reap_if_over()).await
+        try_eventually(&what, deadline, async || self.life().reap_if_over()).await
     }
 
-    /// SIGSTOP; returns once it stands still. It keeps its connections and answers nothing.
+    /// Sends SIGSTOP and waits until the process is stopped. It keeps its connections without
+    /// answers.
     pub fn freeze(&self) {
         let mut life = self.life();
         if life.reap_if_over().is_none() {
@@ -175,15 +175,15 @@ impl Process {
         }
     }
 
-    /// SIGCONT: it goes on where it stood.
+    /// Sends SIGCONT.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Starts the same command again, after killing it if it still runs. The log goes on.
+    /// Starts the same command again, after a kill if it still runs. The log is continued.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn restart(&self) -> anyhow::Result<()> {
         self.kill();
         *self.life() = spawn(
@@ -199,16 +199,16 @@ impl Process {
         Ok(())
     }
 
-    /// Where its output goes.
+    /// Returns the path of the log.
     #[must_use]
     pub fn log_path(&self) -> &Path {
         &self.log
     }
 
-    /// All its output so far, of every start.
+    /// Returns the output of all starts.
     #[must_use]
     pub fn log(&self) -> String {
-        // A test may have put a pipe in its place, which never ends.
+        // A test may have replaced the log by a pipe, which never ends.
         let bytes = match fs::metadata(&self.log) {
             Ok(log) if log.is_file() => fs::read(&self.log).unwrap_or_default(),
             _ => Vec::new(),
@@ -216,7 +216,7 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The last lines of its output, for error messages.
+    /// Returns the last lines of the output, for error messages.
     pub(crate) fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.trim_end().lines().collect();
@@ -256,7 +256,7 @@ impl Life {
         self.over
     }
 
-    /// Only once it has ended or is being killed: it blocks.
+    /// Waits for the end of a process that has ended or is being killed. Blocks.
     fn reap(&mut self) {
         let _removed_with_the_run = fs::remove_file(&self.record);
         self.over = self.child.wait().ok();
@@ -284,14 +284,14 @@ fn spawn(
     File::create(&record).with_context(|| format!("cannot write {}", record.display()))?;
 
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", RECORD_THEN_BECOME]).arg(&record).arg(program).args(args);
+    command.args(["-c", RECORD_AND_EXEC]).arg(&record).arg(program).args(args);
     command.env_clear();
     command.envs(INHERITED.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
     command.envs(envs.iter().map(|(key, value)| (key, value)));
     command.current_dir(run.path()).process_group(0);
     command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     if let Some(uid) = uid {
-        // The record is written by the child, which has this identity by then.
+        // The child writes the record with this identity.
         std::os::unix::fs::chown(&record, Some(uid), Some(uid)).context("cannot change owner")?;
         command.uid(uid).gid(uid);
     }
@@ -304,16 +304,17 @@ fn spawn(
     }
 }
 
-/// Whether any process of this id runs. A zombie is over, also where the first process of a container
-/// reaps none.
+/// Returns true if a process of this id runs. A zombie does not run, even if no parent reaps it, as
+/// in a container.
 #[must_use]
-pub fn runs(pid: u32) -> bool {
+pub fn process_exists(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
     let zombie = || stat(pid.as_raw_nonzero().get()).is_some_and(|(state, _)| state == 'Z');
     sys::test_kill_process(pid).is_ok() && !zombie()
 }
 
-/// State and parent of a process, behind its name, which may hold anything, in parentheses.
+/// Returns state and parent of a process. They follow its name in parentheses, which may have any
+/// characters.
 pub(crate) fn stat(id: i32) -> Option<(char, i32)> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();

@@ -1,35 +1,38 @@
-//! Organizations, agents and connections for a [`World`], so that there is somebody to send webhooks to.
+//! Organizations, agents and connections of a [`TestEnv`].
 //!
-//! Two ways: as an operator does it, by `tidegate apply` and `tidegate link-codes create` ([`World::declare`]); and straight into
-//! the store, with whatever a test wants to be otherwise ([`World::connect_as`]).
+//! There are two ways: by `tidegate apply` and `tidegate link-codes create`, as an operator does
+//! ([`TestEnv::declare`]), or directly in the store with any settings ([`TestEnv::connect_as`]).
 
 use crate::{
     slack::tokens::Installation,
-    world::{SOON, World, unique},
+    test_env::{SHARED_APP, TIMEOUT, TestEnv, unique},
 };
 use anyhow::Context;
 use shared::{
-    config,
     directory::Directory,
-    partition::Partition,
+    domain::{
+        Actor, AgentId, AgentMode, ConnectionId, ConnectionSettings, ConnectionStatus, OrgId,
+        Platform, Surface,
+    },
+    runtime::config,
     secrets::Secret,
-    store::{NewAgent, NewClaim, NewConnection},
-    types::{AgentId, AgentMode, ConnectionId, OrgId, Platform, Settings, Status, Surface},
+    store::{NewAgent, NewConnection, NewLinkCode},
+    stream::Partition,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-/// Connection ids of which the one with the most partitions that are missing is taken.
+/// Number of connection ids of which the one with the most missing partitions is chosen.
 const IDS_TRIED: usize = 200;
-/// With so many channels a connection reaches all of its partitions.
+/// Number of channels with which a connection reaches all of its partitions.
 const CHANNELS_TRIED: usize = 64;
 
-/// A Slack app as both sides know it: its connection here, its secrets there.
+/// A Slack app: its connection in Tidegate and its secrets in Slack.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// The connection.
+    /// Id of the connection.
     pub connection: ConnectionId,
     /// The organization it belongs to.
     pub org: OrgId,
@@ -45,13 +48,13 @@ pub struct App {
     pub bot_user: String,
 }
 
-impl World {
-    /// A Slack app in a new organization, made as an operator makes one: declared in a file that is applied.
+impl TestEnv {
+    /// Declares a Slack app in a new organization with `tidegate apply`.
     pub fn declare(&self) -> anyhow::Result<App> {
         self.declare_as(|file| file)
     }
 
-    /// The same, with the file changed as a test wants it.
+    /// Declares a Slack app, with a changed file.
     pub fn declare_as(&self, change: impl FnOnce(String) -> String) -> anyhow::Result<App> {
         let n = self.slack.unique();
         let (secret, token) = (format!("{:032x}", unique()?), format!("xoxb-{:032x}", unique()?));
@@ -105,30 +108,35 @@ bot_token = "file:org-{n}.token"
         Ok(app)
     }
 
-    /// A code for this app's sample agent, minted as an operator mints one.
-    pub fn mint_by_verb(&self, app: &App, surface: Surface) -> anyhow::Result<String> {
+    /// Creates a link code for the app's sample agent with the command line.
+    pub fn create_link_code_by_cli(&self, app: &App, surface: Surface) -> anyhow::Result<String> {
         let (org, agent, id) = (app.org.as_str(), agent_id(), app.connection.to_string());
         let args = ["link-codes", "create", "--org", org, "--agent", agent.as_str()];
         let on = ["--surfaces", surface.as_str(), "--connection", &id];
         Ok(self.tidegate(&[&args[..], &on[..]].concat())?.trim().to_owned())
     }
 
-    /// A Slack app in a new organization, its connection active and in force on every ingest.
+    /// Creates an active connection in a new organization and waits until every ingest has it.
     pub async fn connect(&self) -> anyhow::Result<App> {
-        let app = self.prepare(Status::Active).await?;
-        self.project(&app).await?;
+        let app = self.prepare(ConnectionStatus::Active).await?;
+        self.write_directory_entry(&app).await?;
         Ok(app)
     }
 
-    /// The same, with what a test wants to be otherwise.
+    /// Creates a connection with changed settings.
     pub async fn connect_as(&self, change: impl FnOnce(&mut NewConnection)) -> anyhow::Result<App> {
         let app = self.prepare_as(change).await?;
-        self.project(&app).await?;
+        self.write_directory_entry(&app).await?;
         Ok(app)
     }
 
-    /// Connections of one organization and its sample agent, with a channel of them in each partition: a connection alone has
-    /// channels in few.
+    /// A connection of the app, workspace and organization that the fixtures name.
+    pub async fn connect_for_fixtures(&self) -> anyhow::Result<App> {
+        self.connect_as(of_fixtures).await
+    }
+
+    /// Creates connections of one organization with its sample agent, and a channel in each
+    /// partition: one connection has channels in few partitions.
     pub async fn connect_everywhere(&self) -> anyhow::Result<Vec<(App, String)>> {
         let mut everywhere: Vec<(App, String)> = Vec::new();
         let mut left: BTreeSet<Partition> = Partition::all().collect();
@@ -160,12 +168,12 @@ bot_token = "file:org-{n}.token"
         Ok(everywhere)
     }
 
-    /// A connection in Postgres only: its directory entry is still to be written.
-    pub async fn prepare(&self, status: Status) -> anyhow::Result<App> {
+    /// Creates a connection in Postgres, without a directory entry.
+    pub async fn prepare(&self, status: ConnectionStatus) -> anyhow::Result<App> {
         self.prepare_as(|new| new.status = status).await
     }
 
-    /// The same, with what a test wants to be otherwise.
+    /// Creates a connection in Postgres with changed settings.
     pub async fn prepare_as(&self, change: impl FnOnce(&mut NewConnection)) -> anyhow::Result<App> {
         let n = self.slack.unique();
         let mut app = App {
@@ -192,11 +200,11 @@ bot_token = "file:org-{n}.token"
             enterprise: None,
             team: Some(app.team.parse()?),
             preview_mode: false,
-            status: Status::Active,
+            status: ConnectionStatus::Active,
             signing_secret: Secret::new(app.secret.clone())?,
             bot_token: Some(Secret::new(app.token.clone())?),
             bot_user: Some(app.bot_user.clone()),
-            settings: Settings::default(),
+            settings: ConnectionSettings::default(),
         };
         change(&mut new);
         (app.connection, app.app) = (new.id, new.app.to_string());
@@ -213,30 +221,41 @@ bot_token = "file:org-{n}.token"
         Ok(app)
     }
 
-    /// Writes a connection's directory entry and waits until every ingest has it.
-    pub async fn project(&self, app: &App) -> anyhow::Result<()> {
+    /// Writes the directory entry of a connection and waits until every ingest has it.
+    pub async fn write_directory_entry(&self, app: &App) -> anyhow::Result<()> {
         let directory = Directory::open(&config::jetstream(self.client().clone())).await?;
         let entry = self.store.directory_entry(app.connection).await?.context("the connection")?;
         let revision = directory.project(app.connection, &entry).await?;
-        Ok(directory.applied_everywhere(revision, SOON).await?)
+        Ok(directory.wait_until_applied(revision, TIMEOUT).await?)
     }
 
-    /// A code that links a conversation of this app to its sample agent.
-    pub async fn mint(&self, app: &App, surfaces: &[Surface]) -> anyhow::Result<String> {
-        let claim = NewClaim {
+    /// Creates a link code for the app's sample agent.
+    pub async fn create_link_code(
+        &self,
+        app: &App,
+        surfaces: &[Surface],
+    ) -> anyhow::Result<String> {
+        let claim = NewLinkCode {
             org: app.org.clone(),
             agent: agent_id(),
             platform: Platform::Slack,
             surfaces: surfaces.to_vec(),
             connection: Some(app.connection),
             ttl: Duration::from_secs(900),
-            created_by: "test".into(),
         };
-        Ok(self.store.mint_claim(&claim).await?.reveal())
+        Ok(self.store.create_link_code(&actor(), &claim).await?.reveal())
     }
 }
 
-/// An agent with the settings of one of which nothing is said.
+/// Limit of one person's questions to agents of tests, whose messages come from few people.
+const UNLIMITED: u32 = 1_000_000;
+
+/// Returns the author of changes that tests make by the store.
+pub fn actor() -> Actor {
+    Actor::Operator("test".parse().expect("a name"))
+}
+
+/// Returns an agent with default settings, but no limit for one person.
 pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAgent> {
     Ok(NewAgent {
         org: org.clone(),
@@ -247,12 +266,20 @@ pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAge
         id,
         timeout: NewAgent::TIMEOUT,
         max_concurrent: NewAgent::MAX_CONCURRENT,
+        max_per_user: UNLIMITED,
         retry_for: None,
         keep_for: NewAgent::KEEP_FOR,
+        signs_as_slack: false,
     })
 }
 
-/// The sample agent's id, in every organization.
+/// Returns the id of the sample agent in every organization.
 pub fn agent_id() -> AgentId {
     "sample".parse().expect("a plain word is an id")
+}
+
+/// Makes a connection that of the app, workspace and organization that the fixtures name.
+pub fn of_fixtures(new: &mut NewConnection) {
+    new.app = SHARED_APP.parse().expect("an id");
+    (new.team, new.enterprise) = ("T0001TEAM".parse().ok(), "E0001ORG".parse().ok());
 }

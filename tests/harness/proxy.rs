@@ -1,7 +1,7 @@
-//! A link that can be slow, narrow, half open, cut: TCP between any two of the processes, through us.
+//! TCP links between processes that can be delayed, throttled, held and cut.
 //!
-//! In: where it leads. Out: a port that leads there, and a hand on what passes. What is held back is not lost: when the link
-//! heals it comes, as it would from a network that was parted. A cut resets connections, as a firewall or a dying host does.
+//! Held bytes are not lost: they arrive when the link is healed, as after a network partition. A
+//! cut resets connections, as a firewall or a failing host does.
 
 use crate::port;
 use anyhow::Context;
@@ -22,13 +22,13 @@ pub struct Proxy {
     _serving: AbortOnDropHandle<()>,
 }
 
-/// Which way something passes.
+/// Direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// From whoever connected.
-    There = 0,
-    /// To whoever connected.
-    Back = 1,
+pub enum Direction {
+    /// From the client.
+    FromClient = 0,
+    /// To the client.
+    ToClient = 1,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -42,18 +42,18 @@ struct Rules {
 }
 
 impl Proxy {
-    /// Opens a link to this port.
+    /// Opens a link to a port.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// If no port is free.
     pub async fn to(target: u16) -> anyhow::Result<Self> {
         Self::at("127.0.0.1", target).await
     }
 
-    /// The same, beginning at another address of this machine.
+    /// Opens a link to a port, at another address of this machine.
     ///
     /// # Errors
-    /// When no port can be had there.
+    /// If no port is free at that address.
     pub async fn at(address: &str, target: u16) -> anyhow::Result<Self> {
         let port = port::free()?;
         let listener = TcpListener::bind((address, port)).await.context("a port for a link")?;
@@ -62,32 +62,32 @@ impl Proxy {
         Ok(Self { port, rules, _serving: serving })
     }
 
-    /// Where it begins.
+    /// Returns the port of the link.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Everything that passes takes this much longer, either way.
+    /// Delays all bytes, in both directions.
     pub fn delay(&self, by: Duration) {
         self.rules.send_modify(|rules| rules.delay = by);
     }
 
-    /// So much passes in a second, either way.
+    /// Limits the bytes per second, in both directions.
     pub fn throttle(&self, bytes_per_second: u64) {
         self.rules.send_modify(|rules| rules.bytes_per_second = Some(bytes_per_second));
     }
 
-    /// Nothing passes this way any more, and no connection ends: half open.
-    pub fn hold(&self, way: Way) {
+    /// Holds all bytes in a direction. Connections stay open: half open.
+    pub fn hold(&self, way: Direction) {
         self.rules.send_modify(|rules| rules.held[way as usize] = true);
     }
 
-    /// Every connection is reset; new ones may come.
+    /// Resets every connection. New ones are possible.
     pub fn reset(&self) {
         self.rules.send_modify(|rules| rules.cuts += 1);
     }
 
-    /// Every connection is reset, and so is whoever comes.
+    /// Resets every connection and every new one.
     pub fn cut(&self) {
         self.rules.send_modify(|rules| {
             rules.cuts += 1;
@@ -95,13 +95,13 @@ impl Proxy {
         });
     }
 
-    /// Nothing passes on connections that are there, ever again, and they don't end; new ones are good: whoever was behind them is
-    /// gone without a word, and another has the address.
-    pub fn forsake(&self) {
+    /// Holds all bytes of existing connections for ever, without ending them. New connections work:
+    /// another server has the address of one that is gone.
+    pub fn abandon(&self) {
         self.rules.send_modify(|rules| rules.forsaken += 1);
     }
 
-    /// A good link again.
+    /// Removes all disturbances.
     pub fn heal(&self) {
         self.rules.send_modify(|rules| {
             let (cuts, forsaken) = (rules.cuts, rules.forsaken);
@@ -135,8 +135,8 @@ async fn link(mut near: TcpStream, target: u16, mut rules: watch::Receiver<Rules
         let (far_in, far_out) = far.split();
         let passing = async {
             tokio::join!(
-                pass(near_in, far_out, Way::There, there),
-                pass(far_in, near_out, Way::Back, back)
+                pass(near_in, far_out, Direction::FromClient, there),
+                pass(far_in, near_out, Direction::ToClient, back)
             )
         };
         tokio::select! {
@@ -149,11 +149,11 @@ async fn link(mut near: TcpStream, target: u16, mut rules: watch::Receiver<Rules
     }
 }
 
-/// Passes bytes one way, under the rules of the moment, until one side closes.
+/// Copies bytes in one direction, under the current rules, until one side closes.
 async fn pass(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    way: Way,
+    way: Direction,
     mut rules: watch::Receiver<Rules>,
 ) {
     let mut bytes = [0; 16 * 1024];

@@ -1,29 +1,30 @@
-//! A recording: what lay in the stream, as a file, and put into another stream to be worked off again.
+//! A recording: the content of a stream as a file, and its processing in another stream.
 //!
-//! In: a world whose stream holds webhooks, or a file. Out: a file of envelopes, a line of JSON for each message, in the order
-//! of the stream: subject, headers, body (in base64 where it is no text); or the same messages in a fresh world, with the same
-//! subjects, headers (the dedupe key among them) and bodies. Connections, agents and codes are no part of it: they have to be
-//! in the fresh world under the same ids before.
+//! The file has a line of JSON for each message, in the order of the stream: subject, headers, body
+//! (in base64 where it is not text). A new environment gets the same messages, with the same
+//! subjects, headers (the dedup key among them) and bodies. Connections, agents and codes are not
+//! part of a recording: the new environment must have them under the same ids.
 //!
-//! What the time since the recording changes:
+//! Effects of the time since the recording:
 //!
-//! * A `response_url` leads to the Slack that made it, and that Slack is gone. Its origin stands in the file's first line; where a
-//!   body names it, it is replaced by the new world's Slack, and the webhook signed anew with its connection's secret.
-//!   Nothing else is touched. Half an hour and five uses begin anew.
-//! * Nobody waits for an answer in Slack's own request any more: a submission is answered the late way (`views.update`), a
-//!   menu's options not at all. [`Recording::put`] waits until the youngest such window is over, so that it is always so.
-//! * What is retried is given up after a day: of an older recording, whatever fails once is dead.
-//! * A `trigger_id` would have run out. Neither Tidegate nor the sample agent uses one, so it makes no difference here.
-//! * Nothing else in Tidegate judges a webhook's age. An uninstall is compared with the time of the installation: whoever
-//!   declares the connections gives that, too.
+//! * A `response_url` leads to the Slack of the recording, which is gone. Its origin is in the first
+//!   line of the file. Where a body names it, it is replaced by that of the new Slack, and the webhook
+//!   is signed again with the secret of its connection. Nothing else is changed. Half an hour and five
+//!   uses start again.
+//! * No request of Slack waits for an answer: a submission is answered late (`views.update`), a menu's
+//!   options not at all. [`Recording::put`] waits until the last such request is over.
+//! * Retries end after a day: a delivery of an older recording that fails once is a dead letter.
+//! * A `trigger_id` would have expired. Neither Tidegate nor the sample agent uses one.
+//! * Tidegate does not check the age of a webhook otherwise. The removal of an app is compared with the
+//!   time of the installation, which must be provided with the connection.
 //!
-//! Conversations run beside each other, so what one changes for another (a link and a message that is answered by it, an
-//! uninstall) has a defined result only with a pause between. Where nothing came for [`PAUSE`], the fresh world gets the rest
-//! when all before it is worked off.
+//! Conversations run concurrently. An effect of one on another (a link and a message that is
+//! answered because of it, a removal) has a defined result only after a pause. Where no webhook
+//! came for [`PAUSE`], the new environment gets the rest when everything before is processed.
 
 use crate::{
     slack::sign,
-    world::{SOON, World},
+    test_env::{TIMEOUT, TestEnv},
 };
 use anyhow::{Context, bail, ensure};
 use async_nats::{HeaderMap, HeaderName, HeaderValue, jetstream};
@@ -31,10 +32,8 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shared::{
-    codec::envelope::MSG_ID,
-    follow::{Follow, Followed},
-    stream::{STREAM, parse_subject},
-    types::ConnectionId,
+    domain::ConnectionId,
+    stream::{DEDUP_KEY_HEADER, ReaderEvent, STREAM, StreamReader, parse_subject},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -42,19 +41,19 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Without a webhook for this long, all before is worked off before what comes after is put in.
+/// Pause after which everything before is processed first.
 pub const PAUSE: Duration = Duration::from_millis(300);
-/// Longest that what was put in may take to be worked off, up to the next pause.
-const WORKED_OFF_WITHIN: Duration = Duration::from_secs(60);
-/// A recording lies in memory: so many messages are one.
+/// Maximum time of processing up to the next pause.
+const PROCESSED_WITHIN: Duration = Duration::from_secs(60);
+/// Maximum number of messages of a recording, which is kept in memory.
 const MESSAGES_MAX: usize = 100_000;
-/// Messages on their way to JetStream at once.
+/// Maximum number of unconfirmed messages.
 const UNCONFIRMED_MAX: usize = 256;
-/// No window for an answer is longer.
+/// Maximum time that Slack waits for an answer.
 const WINDOW_MAX: Duration = Duration::from_secs(3);
-/// The layout of the file.
+/// Version of the file format.
 const LAYOUT: u32 = 1;
-/// Where real `response_url`s lead: the name of any Slack where it must not matter which it was.
+/// Origin of real `response_url`s: a placeholder for any Slack.
 pub const ANY_SLACK: &str = "https://hooks.slack.com";
 
 const RECEIVED_AT: &str = "Tidegate-Received-At";
@@ -65,12 +64,12 @@ const REPLY_BY: &str = "Tidegate-Reply-By";
 const SIGNATURE: &str = "X-Slack-Signature";
 const TIMESTAMP: &str = "X-Slack-Request-Timestamp";
 
-/// What lay in a stream.
+/// Content of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recording {
-    /// Where the `response_url`s of the Slack led that the webhooks came from.
+    /// Origin of the `response_url`s.
     pub slack: String,
-    /// In the order of the stream.
+    /// Messages in the order of the stream.
     pub messages: Vec<Recorded>,
 }
 
@@ -78,22 +77,22 @@ pub struct Recording {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Line", into = "Line")]
 pub struct Recorded {
-    /// What it was published to.
+    /// Subject.
     pub subject: String,
-    /// What it bore, each header once.
+    /// Headers.
     pub headers: BTreeMap<String, String>,
-    /// What Slack signed.
+    /// Body, as signed by Slack.
     pub body: Vec<u8>,
 }
 
-/// The first line of a file.
+/// First line of a file.
 #[derive(Serialize, Deserialize)]
 struct Head {
     recording: u32,
     slack: String,
 }
 
-/// A message as it stands in a file.
+/// A message in a file.
 #[derive(Serialize, Deserialize)]
 struct Line {
     subject: String,
@@ -129,17 +128,17 @@ impl TryFrom<Line> for Recorded {
 }
 
 impl Recorded {
-    /// One of its headers; empty if it has no such.
+    /// Returns a header; empty if it does not exist.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(String::as_str).unwrap_or_default()
     }
 
-    /// What a copy of it is known by.
+    /// Returns the dedup key.
     pub fn key(&self) -> &str {
-        self.header(MSG_ID)
+        self.header(DEDUP_KEY_HEADER)
     }
 
-    /// The conversation that it stands in order in.
+    /// Returns the lane.
     pub fn lane(&self) -> &str {
         self.header(LANE)
     }
@@ -150,32 +149,33 @@ impl Recorded {
 }
 
 impl Recording {
-    /// Everything that lies in a world's stream.
+    /// Records the stream of an environment.
     ///
     /// # Errors
-    /// What NATS said, or when that is more than a recording holds.
-    pub async fn of(world: &World) -> anyhow::Result<Self> {
-        let js = jetstream::new(world.client().clone());
-        let mut follow = Follow::new(js, STREAM, "slack.in.*.*".into(), "recording".into(), 1);
+    /// Errors of NATS, or if the stream has too many messages.
+    pub async fn of(env: &TestEnv) -> anyhow::Result<Self> {
+        let js = jetstream::new(env.client().clone());
+        let mut reader =
+            StreamReader::new(js, STREAM, "slack.in.*.*".into(), "recording".into(), 1);
         let mut messages = Vec::new();
         loop {
-            let followed = tokio::time::timeout(SOON, follow.next()).await;
+            let followed = tokio::time::timeout(TIMEOUT, reader.next()).await;
             match followed.context("the stream is not to be read")? {
-                Followed::Opened(_) => {}
-                Followed::CaughtUp(..) => break,
-                Followed::Message(_, message) => {
+                ReaderEvent::Opened(_) => {}
+                ReaderEvent::CaughtUp(..) => break,
+                ReaderEvent::Message(_, message) => {
                     ensure!(messages.len() < MESSAGES_MAX, "over {MESSAGES_MAX} messages");
                     messages.push(recorded(&message)?);
                 }
             }
         }
-        Ok(Self { slack: world.slack.response_origin(), messages })
+        Ok(Self { slack: env.slack.response_origin(), messages })
     }
 
-    /// Writes it to a file.
+    /// Writes a file.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// If the file can't be written.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let head = Head { recording: LAYOUT, slack: self.slack.clone() };
         let mut text = serde_json::to_string(&head)? + "\n";
@@ -185,10 +185,10 @@ impl Recording {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Reads it from a file.
+    /// Reads a file.
     ///
     /// # Errors
-    /// When there is none, or with the line that is none of a recording.
+    /// If there is no file, or with the number of an invalid line.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path);
         let text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -204,27 +204,28 @@ impl Recording {
         Ok(Self { slack, messages: lines.map(message).collect::<anyhow::Result<_>>()? })
     }
 
-    /// Puts it into a fresh world's stream. With pauses in it, some worker has to be there to work off what is before them.
+    /// Publishes the messages to the stream of a new environment. With pauses a worker must run.
     ///
     /// # Errors
-    /// When the stream holds something, a connection is not there, NATS does not take it, or it is not worked off in time.
-    pub async fn put(&self, world: &World) -> anyhow::Result<()> {
-        let there = world.stored().await?;
+    /// If the stream has messages, a connection is missing, NATS rejects a message, or processing
+    /// takes too long.
+    pub async fn put(&self, env: &TestEnv) -> anyhow::Result<()> {
+        let there = env.stored().await?;
         ensure!(
             there == 0,
             "{there} messages lie in the stream: a recording goes into a fresh one"
         );
-        self.windows_are_over().await;
-        let js = jetstream::new(world.client().clone());
+        self.wait_for_windows().await;
+        let js = jetstream::new(env.client().clone());
         let mut secrets = HashMap::new();
         for (n, stretch) in self.stretches().into_iter().enumerate() {
             if n > 0 {
-                world.worked_off(WORKED_OFF_WITHIN).await?;
+                env.wait_until_processed(PROCESSED_WITHIN).await?;
             }
             for some in stretch.chunks(UNCONFIRMED_MAX) {
                 let mut unconfirmed = Vec::new();
                 for message in some {
-                    let message = self.of_now(world, message, &mut secrets).await?;
+                    let message = self.for_env(env, message, &mut secrets).await?;
                     let (subject, headers) = (message.subject.clone(), headers(&message)?);
                     let put = js.publish_with_headers(subject, headers, message.body.into());
                     unconfirmed.push(put.await.context("NATS does not take a message")?);
@@ -237,7 +238,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Split where nothing came for a while.
+    /// Splits the messages at pauses.
     fn stretches(&self) -> Vec<&[Recorded]> {
         self.messages
             .chunk_by(|one, next| {
@@ -247,18 +248,19 @@ impl Recording {
             .collect()
     }
 
-    /// Waits until nobody waits for an answer to any of it.
-    async fn windows_are_over(&self) {
+    /// Waits until no request of Slack waits for an answer.
+    async fn wait_for_windows(&self) {
         let until = self.messages.iter().filter_map(|m| m.header(REPLY_BY).parse::<u64>().ok());
         let until = UNIX_EPOCH + Duration::from_millis(until.max().unwrap_or_default() + 1);
         let left = until.duration_since(SystemTime::now()).unwrap_or_default();
         tokio::time::sleep(left.min(WINDOW_MAX)).await;
     }
 
-    /// The message as this world's Slack would have sent it, which has to know what it names.
-    async fn of_now(
+    /// Returns the message as the Slack of this environment would have sent it. Registers what it
+    /// names there.
+    async fn for_env(
         &self,
-        world: &World,
+        env: &TestEnv,
         message: &Recorded,
         secrets: &mut HashMap<ConnectionId, String>,
     ) -> anyhow::Result<Recorded> {
@@ -267,59 +269,60 @@ impl Recording {
         let secret = match secrets.get(&connection) {
             Some(secret) => secret,
             None => {
-                let row = world.store.hydrate_connection(connection).await?;
+                let row = env.store.load_connection(connection).await?;
                 let row = row.with_context(|| {
-                    format!("connection {connection} is not in this world: declare it first")
+                    format!("connection {connection} is not in this environment: declare it first")
                 })?;
                 secrets.entry(connection).or_insert(row.signing_secret.expose().to_owned())
             }
         };
-        let here = world.slack.response_origin();
-        if let Some(body) = readdressed(&message.body, &self.slack, &here) {
+        let here = env.slack.response_origin();
+        if let Some(body) = replace_origin(&message.body, &self.slack, &here) {
             let signature = sign(secret, message.header(TIMESTAMP), &body);
             message.headers.insert(SIGNATURE.into(), signature);
             message.body = body;
         }
-        world.slack.adopt(&message.body);
+        env.slack.adopt(&message.body);
         Ok(message)
     }
 
-    /// A name for what is in it, without what chance and time have given: the same for every recording of the same webhooks.
+    /// Returns a digest without what depends on chance and time: the same for every recording of
+    /// the same webhooks.
     pub fn digest(&self) -> String {
-        let mut lines: Vec<String> = self.messages.iter().map(|m| self.lasting(m)).collect();
+        let mut lines: Vec<String> = self.messages.iter().map(|m| self.stable_text(m)).collect();
         lines.sort_unstable(); // conversations run beside each other
         let hash: [u8; 32] = Sha256::digest(lines.join("\n").as_bytes()).into();
         hash.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
-    fn lasting(&self, message: &Recorded) -> String {
-        let any = readdressed(&message.body, &self.slack, ANY_SLACK);
+    fn stable_text(&self, message: &Recorded) -> String {
+        let any = replace_origin(&message.body, &self.slack, ANY_SLACK);
         let body = any.as_ref().unwrap_or(&message.body);
         [
             &message.subject,
             message.header(KIND),
             message.lane(),
             message.header(CONTENT_TYPE),
-            &lasting_key(message.key()),
+            &stable_key(message.key()),
             &String::from_utf8_lossy(body),
         ]
         .join(" ")
     }
 }
 
-/// A dedupe key without what chance or the time of signing gave it.
-pub fn lasting_key(key: &str) -> String {
+/// Returns a dedup key without its random part and time of signing.
+pub fn stable_key(key: &str) -> String {
     match key.split(':').collect::<Vec<_>>()[..] {
         [connection, sort @ ("options" | "body"), _] => format!("{connection}:{sort}:*"),
         _ => key.to_owned(),
     }
 }
 
-/// A body in which addresses at one Slack lead to another; none if there are none.
-pub fn readdressed(body: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
+/// Replaces the origin of URLs in a body; `None` if there are none.
+pub fn replace_origin(body: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
     let text = str::from_utf8(body).ok()?;
     let in_form = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    // With the slash behind it, or port 4711 would be found in 47112.
+    // With the slash, because port 4711 is a prefix of 47112.
     let (from, to) = (format!("{from}/"), format!("{to}/"));
     let changed = text.replace(&from, &to).replace(&in_form(&from), &in_form(&to));
     (changed != text).then(|| changed.into_bytes())

@@ -1,14 +1,12 @@
-//! The stream of a [`World`], as its administrator has it: looked at, changed, deleted; and how far workers are in it.
+//! The stream of a [`TestEnv`], for administrators, and the progress of workers.
 
-use crate::{until::try_until, world::World};
+use crate::{eventually::try_eventually, test_env::TestEnv};
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::Context, stream::LastRawMessageErrorKind};
 use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
-use shared::{
-    codec::envelope::{DedupeKey, Envelope, MSG_ID},
-    follow::{Follow, Followed},
-    partition::Partition,
-    stream::{STREAM, parse_subject, subjects_of},
+use shared::stream::{
+    DEDUP_KEY_HEADER, DedupKey, Envelope, Partition, ReaderEvent, STREAM, StreamReader,
+    parse_subject, subject_filter,
 };
 use sqlx::Row;
 use std::{
@@ -18,28 +16,28 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// Without another message for this long, an index has all of them.
+/// Time without another message after which an index is complete.
 const INDEXED: Duration = Duration::from_millis(30);
-/// Webhooks that were published and are not confirmed, at most.
+/// Maximum number of unconfirmed messages.
 const UNCONFIRMED_MAX: usize = 256;
-/// A reader is opened within this.
+/// Maximum time to open a reader.
 const OPENED: Duration = Duration::from_secs(1);
 
-/// Where a message lies.
+/// Position of a message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stored {
     pub partition: i16,
     pub sequence: i64,
-    /// When the stream was made.
+    /// Time at which the stream was created.
     pub created_ns: i64,
 }
 
-/// The messages of a stream by their dedup keys, read on with every question.
+/// Messages of a stream by dedup key, updated with each query.
 #[derive(Default)]
 pub(crate) struct StreamIndex(Mutex<Option<Index>>);
 
 struct Index {
-    follow: Follow,
+    reader: StreamReader,
     created_ns: i64,
     stored: HashMap<String, Stored>,
 }
@@ -48,16 +46,17 @@ impl Index {
     async fn read_on(&mut self) {
         loop {
             let within = if self.created_ns == 0 { OPENED } else { INDEXED };
-            match tokio::time::timeout(within, self.follow.next()).await {
-                Ok(Followed::Opened(state)) => {
+            match tokio::time::timeout(within, self.reader.next()).await {
+                Ok(ReaderEvent::Opened(state)) => {
                     if self.created_ns != state.created_ns {
                         self.stored.clear();
                         self.created_ns = state.created_ns;
-                        self.follow.restart_at(1);
+                        self.reader.restart_at(1);
                     }
                 }
-                Ok(Followed::Message(place, message)) => {
-                    let id = message.headers.as_ref().and_then(|headers| headers.get(MSG_ID));
+                Ok(ReaderEvent::Message(place, message)) => {
+                    let id =
+                        message.headers.as_ref().and_then(|headers| headers.get(DEDUP_KEY_HEADER));
                     let (Some(id), Some((partition, _))) = (id, parse_subject(&message.subject))
                     else {
                         continue;
@@ -67,16 +66,16 @@ impl Index {
                         sequence: place.sequence as i64,
                         created_ns: self.created_ns,
                     };
-                    // Of several copies the first is the one that counts.
+                    // Of several copies the first counts.
                     self.stored.entry(id.as_str().to_owned()).or_insert(stored);
                 }
-                Ok(Followed::CaughtUp(..)) | Err(_) => return,
+                Ok(ReaderEvent::CaughtUp(..)) | Err(_) => return,
             }
         }
     }
 }
 
-/// What is not handled yet.
+/// Work that is not done yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unfinished {
     /// Partitions with messages past their cursors.
@@ -88,8 +87,8 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Whether there is nothing.
-    pub fn is_nothing(&self) -> bool {
+    /// Returns true if there is no work left.
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -104,30 +103,30 @@ impl fmt::Display for Unfinished {
     }
 }
 
-impl World {
-    /// JetStream, for what a test wants to do with it.
+impl TestEnv {
+    /// Returns JetStream, with the permissions of the tests.
     pub fn jetstream(&self) -> Context {
         jetstream::new(self.client().clone())
     }
 
-    /// Messages in the stream.
+    /// Returns the number of messages in the stream.
     pub async fn stored(&self) -> anyhow::Result<u64> {
         Ok(self.jetstream().get_stream(STREAM).await?.cached_info().state.messages)
     }
 
-    /// How many webhooks are handled, whatever came of them: committed by intake, and without an open delivery. Of this
-    /// generation of the stream.
+    /// Returns the number of webhooks of this stream generation that intake has committed and that
+    /// have no open delivery.
     pub async fn finished(&self) -> anyhow::Result<u64> {
         let finished = "select (select sum(messages) from partition_cursors)::bigint - (select count(*) from deliveries)";
         let finished: i64 = sqlx::query_scalar(finished).fetch_one(&self.pool).await?;
         Ok(finished.max(0) as u64)
     }
 
-    /// What of the stream is not handled, or not said, yet.
+    /// Returns the work that is not done yet.
     pub async fn unfinished(&self) -> anyhow::Result<Unfinished> {
         let stream = self.jetstream().get_stream_no_info(STREAM).await?;
         let last = Partition::all().map(async |partition| {
-            match stream.get_last_raw_message_by_subject(&subjects_of(partition)).await {
+            match stream.get_last_raw_message_by_subject(&subject_filter(partition)).await {
                 Ok(message) => Ok((partition.number() as i16, message.sequence as i64)),
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
                     Ok((partition.number() as i16, 0))
@@ -136,7 +135,7 @@ impl World {
             }
         });
         let last: BTreeMap<i16, i64> = try_join_all(last).await?.into_iter().collect();
-        // After the stream, and all in one snapshot: what is past its cursor later was not there before.
+        // After the stream, and in one snapshot: a message past a cursor afterwards is a newer one.
         let rows = sqlx::query(
             "select partition, cursor, (select count(*) from deliveries) as deliveries,
                     (select count(*) from outbox) as messages from partition_cursors",
@@ -152,13 +151,13 @@ impl World {
         })
     }
 
-    /// Waits until everything in the stream is handled, and everything that is to be said is said or was given up.
+    /// Waits until every webhook is processed and every message is sent or given up.
     ///
     /// # Errors
-    /// When that takes longer: what is left, and what the processes logged.
-    pub async fn worked_off(&self, within: Duration) -> anyhow::Result<()> {
-        let nothing = async || self.unfinished().await.ok().filter(Unfinished::is_nothing);
-        match try_until("what lies in the stream is worked off", within, nothing).await {
+    /// If that takes longer: the remaining work, and the logs.
+    pub async fn wait_until_processed(&self, within: Duration) -> anyhow::Result<()> {
+        let nothing = async || self.unfinished().await.ok().filter(Unfinished::is_empty);
+        match try_eventually("what lies in the stream is worked off", within, nothing).await {
             Ok(_) => Ok(()),
             Err(late) => {
                 let left = self.unfinished().await.context("NATS or Postgres is away")?;
@@ -167,19 +166,20 @@ impl World {
         }
     }
 
-    /// Where a webhook lies in the stream.
-    pub(crate) async fn stored_as(&self, dedupe: &DedupeKey) -> Option<Stored> {
+    /// Returns the position of a webhook in the stream.
+    pub(crate) async fn find_stored(&self, dedup_key: &DedupKey) -> Option<Stored> {
         let mut index = self.index.0.lock().await;
         let index = index.get_or_insert_with(|| {
             let (js, all) = (self.jetstream(), "slack.in.*.*".to_owned());
-            let follow = Follow::new(js, STREAM, all, format!("index-{}", self.slack.unique()), 1);
-            Index { follow, created_ns: 0, stored: HashMap::new() }
+            let reader =
+                StreamReader::new(js, STREAM, all, format!("index-{}", self.slack.unique()), 1);
+            Index { reader, created_ns: 0, stored: HashMap::new() }
         });
         index.read_on().await;
-        index.stored.get(dedupe.as_str()).copied()
+        index.stored.get(dedup_key.as_str()).copied()
     }
 
-    /// Stores webhooks in the stream as ingest would, in this order; gives the sequence of the last.
+    /// Publishes webhooks as ingest does, in order. Returns the sequence of the last.
     pub async fn publish(
         &self,
         envelopes: impl IntoIterator<Item = Envelope>,
@@ -194,7 +194,7 @@ impl World {
         stored.await.context("publishing")
     }
 
-    /// Changes what the stream is configured to.
+    /// Changes the configuration of the stream.
     pub async fn change_stream(
         &self,
         change: impl FnOnce(&mut jetstream::stream::Config),

@@ -4,7 +4,7 @@
 //! 5.4 of DESIGN.md), `dispatch` and `scheduling` (5.2), `outbox` (5.3). The tests named `holds…` check that the
 //! protocol as designed keeps every promise in every state and that every path ends with all work done. Each mutation
 //! is a deliberate flaw, and its test checks that the search finds a broken promise: a model that could not see the
-//! flaw would prove nothing. The models use nothing of the product; `tests/it` and `tests/faults` run the real
+//! flaw would prove nothing. The models use nothing of the product; `tests/integration` and `tests/faults` run the real
 //! processes.
 //!
 //! Not modelled: sizes and durations (of batches, 24 h, TTLs; an order of events stands for them), SQL plans,
@@ -116,7 +116,7 @@ mod outbox;
 
 /// Every mutation stands in the table above, with the promise by which its test finds it.
 #[test]
-fn table_names_every_mutation() {
+fn names_every_mutation() {
     let tables = [
         acknowledgement::MUTATIONS,
         intake::MUTATIONS,

@@ -1,8 +1,8 @@
 //! Worker with its own handler, which repeats each message. Settings are those of `worker`.
 
 use shared::{
-    codec::slack::Inbound,
-    types::{Destination, Outgoing},
+    domain::{Destination, OutgoingMessage},
+    slack::InboundPayload,
 };
 use std::process::ExitCode;
 use worker::{Handler, HandlerContext, HandlerOutcome};
@@ -10,16 +10,20 @@ use worker::{Handler, HandlerContext, HandlerOutcome};
 struct Echo;
 
 impl Handler for Echo {
-    async fn handle(&self, context: &HandlerContext<'_>, inbound: &Inbound<'_>) -> HandlerOutcome {
-        let Inbound::Event(body) = inbound else { return HandlerOutcome::done() };
-        let Some(event) = &body.event.0 else { return HandlerOutcome::done() };
-        let (Some(text), Some(Ok(channel)), None) =
-            (event.text.get(), event.channel.get().map(str::parse), event.bot_id.get())
+    async fn handle(
+        &self,
+        context: &HandlerContext<'_>,
+        inbound: &InboundPayload<'_>,
+    ) -> HandlerOutcome {
+        let InboundPayload::Event(body) = inbound else { return HandlerOutcome::completed() };
+        let Some(event) = &body.event.0 else { return HandlerOutcome::completed() };
+        let (Some(text), Some(Ok(channel)), false) =
+            (event.text.get(), event.channel.get().map(str::parse), event.is_by_bot())
         else {
-            return HandlerOutcome::done();
+            return HandlerOutcome::completed();
         };
         let message = serde_json::json!({ "text": format!("{text} ({})", context.id()) });
-        HandlerOutcome::send(vec![Outgoing {
+        HandlerOutcome::send(vec![OutgoingMessage {
             to: Destination::PostMessage {
                 channel,
                 thread_ts: event.thread_ts.get().map(str::to_owned),

@@ -9,12 +9,13 @@ use crate::{
     connection_cache::ConnectionCache,
     context::{ByteBudget, Context, OwnedPartitions, PayloadCache, WorkerLease},
     decider::Decider,
-    dispatch::{self, AnyHandler, DispatchMetrics, Handler, HandlerSettings},
-    intake::{LeaseManager, LeaseRenewal},
+    dispatch::{self, AnyHandler, DispatchMetrics, Handler, HandlerSettings, RunSettings},
+    intake::{LeaseManager, StreamProbe},
     maintenance,
     metrics::Metrics,
     outbox,
     probe::Probe,
+    readiness::{ObstacleProbe, Readiness},
     routing::RoutingOptions,
     slack::Slack,
     usage::UsageCounters,
@@ -22,11 +23,8 @@ use crate::{
 use anyhow::Context as _;
 use axum::{Router, http::StatusCode, routing::get};
 use shared::{
-    config,
-    healthcheck::Asked,
-    shutdown::Shutdown,
-    store::{Plans, Rings, Store},
-    telemetry,
+    runtime::{Invocation, Shutdown, config, telemetry},
+    store::{BacklogLimits, KeyRings, PlanMode, Store},
 };
 use std::{process::ExitCode, sync::Arc};
 use tokio::{net::TcpListener, sync::Notify};
@@ -51,8 +49,8 @@ pub fn run_with_probe<H: Handler>(handler: Option<H>, probe: Probe) -> ExitCode 
 
 fn start(handler: Option<AnyHandler>, probe: Option<Probe>) -> ExitCode {
     let config: Config = match config::parse() {
-        Ok(Asked::Run(config)) => config,
-        Ok(Asked::Healthcheck(healthcheck)) => return healthcheck.run(),
+        Ok(Invocation::Run(config)) => config,
+        Ok(Invocation::Healthcheck(healthcheck)) => return healthcheck.run(),
         Err(code) => return code,
     };
     if let Err(wrong) = config.check() {
@@ -75,24 +73,30 @@ async fn run_worker(
     probe: Option<Probe>,
 ) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init(&config.telemetry, "worker")?;
-    let shutdown = Shutdown::on_signal()?;
+    let shutdown = Shutdown::on_signals()?;
     let name = config.worker_id.clone().unwrap_or_else(random_name);
     let admin = TcpListener::bind(config.admin_listen).await.with_context(|| {
         format!("failed to listen on {}; check TIDEGATE_ADMIN_LISTEN", config.admin_listen)
     })?;
     info!(worker = name, version = env!("CARGO_PKG_VERSION"), "worker started");
 
-    let nats = config.nats.connect("worker").await?;
-    let rings = Rings { signing: config.signing_secret_keyring, tokens: config.token_keys };
-    let store = Store::new(&config.postgres, rings, Plans::Once)?;
-    let options =
-        RoutingOptions { slash_command: config.command.clone(), own_handler: handler.is_some() };
+    let (nats, servers) = (config.nats.connect("worker").await?, config.nats.servers());
+    let rings = KeyRings { signing: config.signing_secret_keyring, tokens: config.token_keyring };
+    let store = Store::new(&config.postgres, rings, PlanMode::Once)?;
+    let options = RoutingOptions {
+        slash_command: config.slash_command.clone(),
+        own_handler: handler.is_some(),
+        handler_max_per_user: config.handler_max_per_user.get().try_into().unwrap_or(i32::MAX),
+    };
     let decider = Decider::new(store.clone(), options, probe);
     let connections = Arc::new(ConnectionCache::new(store.clone()));
-    let slack = Slack::new(config.slack_api, config.response_url_origins, store.clone())
+    let slack = Slack::new(config.slack_api_url, config.response_url_origins, store.clone())
         .context("failed to make an HTTP client for Slack")?;
-    let agents = AgentClient::new(Networks::new(config.agent_networks))
-        .context("failed to make an HTTP client for agents")?;
+    let agents = AgentClient::new(
+        Networks::new(config.agent_allowed_networks),
+        config.agent_stream_silence_timeout,
+    )
+    .context("failed to make an HTTP client for agents")?;
     let mut dispatch_metrics = None;
     let metrics = Arc::new(Metrics::new(telemetry.dropped.clone(), |registry| {
         registry.register(
@@ -117,59 +121,88 @@ async fn run_worker(
         partitions: OwnedPartitions::default(),
         wake_dispatch: Notify::new(),
         wake_outbox: Notify::new(),
+        wake_controls: Notify::new(),
         token_expired: Arc::new(Notify::new()),
         intake_budget: ByteBudget::new(INTAKE_BYTES_MAX),
+        connection_bytes_max: config.stream_max_bytes_per_connection,
         payloads: PayloadCache::default(),
-        channel_min_interval: config.channel_pace,
-        slash_command: config.command,
+        channel_min_interval: config.slack_channel_min_interval,
+        slash_command: config.slash_command,
+        audit_log_retention: config.audit_log_retention_period,
+        uninstalled_retention: config.uninstalled_retention_period,
         probe,
     });
     let js = config::jetstream(nats);
     let stop = || shutdown.token().clone();
-    let leases =
-        LeaseManager::new(Arc::clone(&context), js.clone(), decider.clone(), config.lease_ttl);
+    let (access, obstacles) =
+        (StreamProbe::new(js.clone()), ObstacleProbe::new(Arc::clone(&context)));
+    let leases = LeaseManager::new(
+        Arc::clone(&context),
+        js.clone(),
+        decider.clone(),
+        config.lease_ttl,
+        access.access(),
+    );
+    let readiness = Readiness::new(&obstacles, leases.renewal(), access.access(), servers, stop());
     // The admin server runs until the process exits: a worker that drains is alive.
-    tokio::spawn(serve_admin(admin, Arc::clone(&context), leases.renewal(), stop()));
-    shutdown.spawn_vital("connection changes", connections.listen(stop()));
-    shutdown.spawn_vital("rate limits", context.slack.limits.clone().listen(stop()));
-    let maintenance = maintenance::run(Arc::clone(&context), js, decider, config.lease_ttl, stop());
+    #[expect(clippy::disallowed_methods, reason = "runs until the process exits")]
+    tokio::spawn(serve_admin(admin, Arc::clone(&context), readiness));
+    shutdown.spawn_vital("stream access", access.run(stop()));
+    shutdown.spawn_vital("obstacles", obstacles.run(stop()));
+    shutdown.spawn_vital("connection changes", connections.subscribe(stop()));
+    shutdown.spawn_vital("rate limits", context.slack.limits.clone().subscribe(stop()));
+    let limits = BacklogLimits {
+        rows: config.backlog_max_rows.get().try_into().unwrap_or(i64::MAX),
+        bytes: config.backlog_max_bytes.get().try_into().unwrap_or(i64::MAX),
+    };
+    let maintenance =
+        maintenance::run(Arc::clone(&context), js, decider, config.lease_ttl, limits, stop());
     shutdown.spawn_vital("maintenance", maintenance);
     // The worker's row must outlive the calls that run under it.
     let calls_ended = CancellationToken::new();
     let calls = {
         let (context, stop, ended) = (Arc::clone(&context), stop(), calls_ended.clone());
         let settings = HandlerSettings {
-            max_concurrent: config.handlers.get(),
-            timeout: config.handler_deadline,
+            max_concurrent: config.max_concurrent_handlers.get(),
+            timeout: config.handler_timeout,
         };
         let handler = handler.map(|handler| (handler, settings));
+        let runs = RunSettings {
+            segment_period: config.streamed_message_max_age,
+            append_interval: config.slack_append_min_interval,
+            start_interval: config.slack_stream_min_interval,
+            edit_interval: config.slack_edit_min_interval,
+            max_duration: config.run_timeout,
+        };
         let metrics = dispatch_metrics.context("metrics are registered once")?;
         async move {
-            let dispatching =
-                dispatch::run(Arc::clone(&context), handler, metrics, stop.clone(), config.grace);
+            let dispatching = dispatch::run(
+                Arc::clone(&context),
+                handler,
+                metrics,
+                runs,
+                stop.clone(),
+                config.shutdown_grace_period,
+            );
             tokio::join!(dispatching, outbox::run(context, stop));
             ended.cancel();
         }
     };
     shutdown.spawn_vital("dispatch and outbox", calls);
+    let usage = context.usage.clone();
+    shutdown.spawn_vital("usage", usage.run(context.store.clone(), calls_ended.clone()));
     shutdown.spawn_vital("leases", leases.run(stop(), calls_ended));
 
     shutdown.requested().await;
-    Ok(shutdown.drain(config.grace + BEYOND_GRACE).await)
+    Ok(shutdown.drain(config.shutdown_grace_period + BEYOND_GRACE).await)
 }
 
 /// Serves health and metrics until the process exits. `/healthz` needs no other service: an outage
-/// of Postgres must not restart every worker. `/readyz` fails while leases are not renewed and on
-/// shutdown.
-async fn serve_admin(
-    listener: TcpListener,
-    context: Arc<Context>,
-    renewal: LeaseRenewal,
-    stopping: CancellationToken,
-) {
-    let readyz = async move || match !stopping.is_cancelled() && renewal.is_recent() {
-        true => StatusCode::OK,
-        false => StatusCode::SERVICE_UNAVAILABLE,
+/// of Postgres must not restart every worker. `/readyz` names what keeps the worker from working.
+async fn serve_admin(listener: TcpListener, context: Arc<Context>, readiness: Readiness) {
+    let readyz = async move || match readiness.obstacles() {
+        obstacles if obstacles.is_empty() => (StatusCode::OK, String::new()),
+        obstacles => (StatusCode::SERVICE_UNAVAILABLE, obstacles.join("\n") + "\n"),
     };
     let metrics = async move || {
         let kind = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];

@@ -24,6 +24,7 @@ impl<Req: Send + 'static, Res: Send + 'static> Batcher<Req, Res> {
     {
         let (sender, mut requests) = mpsc::unbounded_channel();
         let (store, run) = (store.clone(), Arc::new(run));
+        #[expect(clippy::disallowed_methods, reason = "ends when every sender is dropped")]
         tokio::spawn(async move {
             let permits = Arc::new(Semaphore::new(BATCHES_MAX));
             loop {
@@ -33,6 +34,7 @@ impl<Req: Send + 'static, Res: Send + 'static> Batcher<Req, Res> {
                     return; // every sender is dropped
                 }
                 let (store, run) = (store.clone(), Arc::clone(&run));
+                #[expect(clippy::disallowed_methods, reason = "the callers wait for its results")]
                 tokio::spawn(async move {
                     let (requests, senders): (Vec<Req>, Vec<oneshot::Sender<Res>>) =
                         batch.into_iter().unzip();

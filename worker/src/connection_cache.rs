@@ -10,9 +10,9 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 use shared::{
+    domain::ConnectionId,
+    runtime::telemetry::ErrorChain,
     store::{Connection, Store, StoreError},
-    telemetry::Chain,
-    types::ConnectionId,
 };
 use std::{
     collections::HashMap,
@@ -61,7 +61,7 @@ impl ConnectionCache {
         let mut result = "hit";
         let read = async || {
             result = "miss";
-            Ok(self.store.hydrate_connection(id).await?.map(Arc::new))
+            Ok(self.store.load_connection(id).await?.map(Arc::new))
         };
         let row = entry.row.get_or_try_init(read).await.cloned();
         let result = if row.is_ok() { result } else { "failed" };
@@ -105,11 +105,11 @@ impl ConnectionCache {
     }
 
     /// Drops changed rows as Postgres notifies their changes, until `stop`.
-    pub async fn listen(self: Arc<Self>, stop: CancellationToken) {
+    pub async fn subscribe(self: Arc<Self>, stop: CancellationToken) {
         let listening = async {
             loop {
-                if let Err(error) = self.listen_once().await {
-                    warn!(error = %Chain(&error), "failed to listen for connection changes");
+                if let Err(error) = self.listen().await {
+                    warn!(error = %ErrorChain(&error), "failed to listen for connection changes");
                 }
                 // Notifications were missed meanwhile.
                 self.entries().clear();
@@ -119,8 +119,8 @@ impl ConnectionCache {
         stop.run_until_cancelled(listening).await;
     }
 
-    async fn listen_once(&self) -> Result<(), StoreError> {
-        let mut changes = self.store.connection_changes().await?;
+    async fn listen(&self) -> Result<(), StoreError> {
+        let mut changes = self.store.subscribe_connection_changes().await?;
         self.entries().clear();
         loop {
             match changes.next().await? {

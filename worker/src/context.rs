@@ -8,7 +8,10 @@ use crate::{
     slack::Slack,
     usage::UsageCounters,
 };
-use shared::{codec::envelope::Envelope, partition::Partition, store::Store};
+use shared::{
+    store::Store,
+    stream::{Envelope, Partition},
+};
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
@@ -42,15 +45,23 @@ pub struct Context {
     pub wake_dispatch: Notify,
     /// Wakes the outbox: a message was committed.
     pub wake_outbox: Notify,
+    /// Wakes the look-up of run controls: a change of a conversation was committed.
+    pub wake_controls: Notify,
     /// Wakes the token refresh: Slack rejected a token as expired.
     pub token_expired: Arc<Notify>,
     /// Bytes of webhooks that are read and not committed.
     pub intake_budget: ByteBudget,
+    /// Maximum bytes of a connection's committed webhooks in the stream.
+    pub connection_bytes_max: u64,
     /// Webhooks that intake committed a moment ago, which saves dispatch a query.
     pub payloads: PayloadCache,
     /// Minimum interval between two messages posted to one channel.
     pub channel_min_interval: Duration,
     pub slash_command: String,
+    /// Time for which entries of the audit log are kept.
+    pub audit_log_retention: Duration,
+    /// Time for which the data of uninstalled apps is kept.
+    pub uninstalled_retention: Duration,
     /// Called in each stage; none but in tests.
     pub probe: Option<Probe>,
 }
@@ -104,7 +115,7 @@ impl PayloadCache {
     pub fn insert(&self, envelope: &Envelope) {
         let (now, size) = (Instant::now(), envelope.body.len() + 1024);
         let mut payloads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = envelope.dedupe.as_str().to_owned();
+        let key = envelope.dedup_key.as_str().to_owned();
         payloads.order.push_back((now, key.clone(), size));
         payloads.bytes += size;
         payloads.by_key.insert(key, envelope.clone());

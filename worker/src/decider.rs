@@ -9,16 +9,16 @@ use crate::{
     routing::{self, NamedAgentQuery, RoutingOptions, Webhook},
 };
 use shared::{
-    codec::{envelope::Envelope, slack::Parts},
-    partition::Partition,
+    domain::Platform,
+    slack::BodyParts,
     store::{
-        DecidedWebhook, Decision, Effects, Facts, FactsQuery, NamedAgent, ProcessedKey, Store,
-        StoreError,
+        DecidedWebhook, Decision, Effects, Facts, FactsQuery, NamedAgent, ProcessedKey,
+        QuestionEffect, QuestionFacts, Store, StoreError, WebhookIds, minute_of,
     },
-    types::Platform,
+    stream::{Envelope, Partition},
 };
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 use time::OffsetDateTime;
@@ -75,11 +75,11 @@ impl Decider {
         batch: impl ExactSizeIterator<Item = &'a ReadWebhook> + Clone,
         again: bool,
     ) -> Result<Vec<(i32, DecidedWebhook)>, StoreError> {
-        let parts: Vec<Parts<'_>> = batch
+        let parts: Vec<BodyParts<'_>> = batch
             .clone()
             .map(|read| {
                 self.probe(Stage::Parse, read);
-                Parts::split(read.envelope.media, &read.envelope.body)
+                BodyParts::split(read.envelope.media, &read.envelope.body)
             })
             .collect();
         let webhooks: Vec<(&ReadWebhook, Webhook<'_>)> = batch
@@ -91,27 +91,44 @@ impl Decider {
         let queries: Vec<FactsQuery> = webhooks.iter().map(|(read, w)| query(read, w)).collect();
         let mut facts = self.store.load_facts(partition, &queries).await?;
         let (mut processed, mut noticed) = (HashSet::new(), HashSet::new());
+        let mut questions: HashMap<_, QuestionFacts> = HashMap::new();
         let mut decided = Vec::with_capacity(webhooks.len());
         for (((read, webhook), query), facts) in webhooks.iter().zip(&queries).zip(&mut facts) {
             facts.processed = !again && (facts.processed || processed.contains(&query.key));
             let trigger = query.trigger.as_ref();
             facts.trigger_processed = !again
                 && (facts.trigger_processed || trigger.is_some_and(|key| processed.contains(key)));
-            facts.tell_waiting &= !noticed.contains(&(query.connection, query.lane));
+            facts.is_notice_due &= !noticed.contains(&(query.connection, query.lane));
+            let person = query.user.clone().map(|user| (query.connection, user, query.minute));
+            if let Some(of_batch) = person.as_ref().and_then(|person| questions.get(person)) {
+                facts.questions.asked += of_batch.asked;
+                facts.questions.is_told |= of_batch.is_told;
+            }
             let named_agents = self.load_named_agents(webhook, facts).await?;
             let decision = self.decide_one(read, webhook, facts, &named_agents);
+            let decision =
+                if again { decision } else { routing::limit_backlog(decision, webhook, facts) };
             match &decision {
                 Decision::Ignore { .. } => {}
-                Decision::DeadLetter { .. } => drop(processed.insert(query.key.clone())),
+                Decision::DeadLetter { .. } | Decision::Overflow => {
+                    processed.insert(query.key.clone());
+                }
                 Decision::Apply(effects) => {
                     processed.insert(query.key.clone());
+                    if let Some((effect, person)) = effects.question.zip(person) {
+                        let of_batch = questions.entry(person).or_default();
+                        of_batch.asked += i64::from(effect == QuestionEffect::Asked);
+                        of_batch.is_told |= effect == QuestionEffect::Refused;
+                    }
                     processed.extend(trigger.filter(|_| effects.trigger.is_some()).cloned());
-                    if effects.delivery.as_ref().is_some_and(|delivery| delivery.tells) {
+                    if effects.delivery.as_ref().is_some_and(|delivery| delivery.has_waiting_notice)
+                    {
                         noticed.insert((query.connection, query.lane));
                     }
                 }
             }
-            let ids = routing::ids(webhook);
+            let new_channel = routing::new_channel(webhook, facts);
+            let ids = WebhookIds { new_channel, ..routing::ids(webhook) };
             let ReadWebhook { sequence, stored_at, envelope } = (*read).clone();
             let webhook = DecidedWebhook { sequence, stored_at, envelope, ids, decision };
             decided.push((query.key.day, webhook));
@@ -126,7 +143,7 @@ impl Decider {
     ) -> Result<Vec<NamedAgent>, StoreError> {
         match routing::named_agent_query(webhook, facts, &self.options) {
             NamedAgentQuery::None => Ok(Vec::new()),
-            NamedAgentQuery::OfOrganization(org) => self.store.agents_of(&org).await,
+            NamedAgentQuery::OfOrganization(org) => self.store.organization_agents(&org).await,
             NamedAgentQuery::Linkable { team, user, agent } => {
                 self.store.linkable_agents(Platform::Slack, &team, &user, &agent).await
             }
@@ -162,20 +179,23 @@ impl Decider {
 /// Returns whether other webhooks may share the batch of this decision.
 pub fn may_share_batch(decision: &Decision) -> bool {
     match decision {
-        Decision::Ignore { .. } | Decision::DeadLetter { .. } => true,
+        Decision::Ignore { .. } | Decision::DeadLetter { .. } | Decision::Overflow => true,
         Decision::Apply(effects) => Effects::may_share_batch(effects),
     }
 }
 
 fn query(read: &ReadWebhook, webhook: &Webhook<'_>) -> FactsQuery {
     let lookup = routing::lookup(webhook);
-    let day = dedup_day(read, routing::ids(webhook).own_time);
+    let ids = routing::ids(webhook);
+    let day = dedup_day(read, ids.own_time);
     FactsQuery {
         connection: read.envelope.connection,
         team: lookup.team,
         channel: lookup.channel,
+        user: ids.user,
+        minute: minute_of(read.stored_at),
         lane: read.envelope.lane,
-        key: ProcessedKey::new(day, &read.envelope.dedupe),
+        key: ProcessedKey::new(day, &read.envelope.dedup_key),
         trigger: lookup.trigger.as_ref().map(|trigger| ProcessedKey::new(day, trigger)),
     }
 }
@@ -184,7 +204,7 @@ fn query(read: &ReadWebhook, webhook: &Webhook<'_>) -> FactsQuery {
 /// parsing may have ended the process: the day is that of the request, which differs only for a
 /// retry around midnight.
 pub fn processed_key(read: &ReadWebhook) -> ProcessedKey {
-    ProcessedKey::new(dedup_day(read, None), &read.envelope.dedupe)
+    ProcessedKey::new(dedup_day(read, None), &read.envelope.dedup_key)
 }
 
 /// Returns the day under which a dedup key is stored: that of the webhook's own time, which is the

@@ -9,7 +9,11 @@
 //! team with its own handler in place of agents implements [`Handler`] and calls [`run`]; see
 //! `worker/examples/own_handler.rs`.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod agent_client;
+#[cfg(test)]
+mod answer_generator;
 mod app;
 mod batcher;
 mod config;
@@ -22,6 +26,7 @@ mod maintenance;
 mod metrics;
 mod outbox;
 mod probe;
+mod readiness;
 mod routing;
 mod slack;
 mod usage;

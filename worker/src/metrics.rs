@@ -10,7 +10,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry, Unit},
 };
-use shared::{lines::Dropped, partition::Partition, store::BacklogStats, types::Kind};
+use shared::{
+    domain::WebhookKind,
+    runtime::DroppedLines,
+    store::{BacklogStats, NotificationStats},
+    stream::Partition,
+};
 use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -41,6 +46,16 @@ struct TransitionLabels {
     transition: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FullLabels {
+    rows: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotificationLabels {
+    outcome: &'static str,
+}
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 pub struct Metrics {
@@ -62,7 +77,12 @@ pub struct Metrics {
     outbox: Gauge,
     outbox_oldest: Seconds,
     outbox_failures: Gauge,
+    full_connections: Family<FullLabels, Gauge>,
     stream_used: Seconds,
+    share_purges: Counter,
+    notifications: Family<NotificationLabels, Counter>,
+    notifications_waiting: Gauge,
+    notifications_oldest: Seconds,
     intake_bytes: Gauge,
     watched: Mutex<Vec<Weak<PartitionProgress>>>,
 }
@@ -89,6 +109,7 @@ impl PartitionProgress {
         self.oldest_stored_at.store(oldest, Ordering::Relaxed);
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the metrics page is read")]
     fn oldest_age(&self) -> f64 {
         match self.oldest_stored_at.load(Ordering::Relaxed) {
             0 => 0.0,
@@ -120,7 +141,7 @@ pub fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metr
 
 impl Metrics {
     /// Creates the metrics. `register` adds those of the stages.
-    pub fn new(dropped: Dropped, register: impl FnOnce(&mut Registry)) -> Self {
+    pub fn new(dropped: DroppedLines, register: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let r = &mut registry;
         let leases: Family<TransitionLabels, Counter> =
@@ -151,23 +172,66 @@ impl Metrics {
                 "Age of the oldest webhook of a partition that is read and not committed",
                 Family::default(),
             ),
-            deliveries: metric(r, "deliveries_pending", "Deliveries that wait or run"),
+            deliveries: metric(
+                r,
+                "deliveries_pending",
+                "Deliveries that wait or run, as counted in the last round",
+            ),
             deliveries_oldest: seconds(
                 r,
                 "deliveries_oldest_pending_age",
                 "Age of the oldest delivery that waits or runs",
                 Gauge::default(),
             ),
-            dead_letters: metric(r, "dead_letters", "Dead letters that wait for an operator"),
-            outbox: metric(r, "outbox_pending", "Messages that wait for Slack, of all workers"),
+            dead_letters: metric(
+                r,
+                "dead_letters",
+                "Dead letters that wait for an operator, as counted in the last round",
+            ),
+            outbox: metric(
+                r,
+                "outbox_pending",
+                "Messages that wait for Slack, of all workers; with more than 10,000 channels an \
+                 estimate of Postgres",
+            ),
             outbox_oldest: seconds(
                 r,
                 "outbox_oldest_pending_age",
                 "Age of the oldest message that waits",
                 Gauge::default(),
             ),
-            outbox_failures: metric(r, "outbox_failures", "Messages that could not be sent"),
+            outbox_failures: metric(
+                r,
+                "outbox_failures",
+                "Messages that could not be sent; above 10,000 an estimate of Postgres",
+            ),
+            full_connections: metric(
+                r,
+                "backlog_full_connections",
+                "Connections that have reached the limit of open deliveries or dead letters",
+            ),
             stream_used: metric(r, "stream_used_ratio", "Share of the stream's bytes that is used"),
+            share_purges: metric(
+                r,
+                "stream_share_purges",
+                "Purges of a connection that held more than its share of the stream",
+            ),
+            notifications: metric(
+                r,
+                "notifications",
+                "Attempts to notify the operator's backend: sent, failed, given_up",
+            ),
+            notifications_waiting: metric(
+                r,
+                "notifications_pending",
+                "Notifications that the operator's backend has not confirmed, at most 10,001",
+            ),
+            notifications_oldest: seconds(
+                r,
+                "notifications_oldest_pending_age",
+                "Age of the oldest notification that waits",
+                Gauge::default(),
+            ),
             intake_bytes: metric(
                 r,
                 "worker_intake_budget_used_bytes",
@@ -176,6 +240,8 @@ impl Metrics {
             watched: Mutex::default(),
             registry: Registry::default(),
         };
+        // Registered at zero, so that the first one is a change.
+        drop(this.notifications.get_or_create(&NotificationLabels { outcome: "given_up" }));
         register(r);
         r.register_collector(Box::new(dropped));
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
@@ -183,7 +249,7 @@ impl Metrics {
         Self { registry, ..this }
     }
 
-    pub fn record_decision(&self, kind: Kind, outcome: &'static str) {
+    pub fn record_decision(&self, kind: WebhookKind, outcome: &'static str) {
         self.decisions.get_or_create(&DecisionLabels { kind: kind.as_str(), outcome }).inc();
     }
 
@@ -223,18 +289,39 @@ impl Metrics {
     }
 
     /// Sets the backlog of all workers; zero if another worker reports it.
-    pub fn record_backlog(&self, stats: BacklogStats) {
+    pub fn record_backlog(&self, stats: &BacklogStats) {
         self.deliveries.set(stats.deliveries);
         self.deliveries_oldest.set(stats.deliveries_oldest.as_secs_f64());
         self.dead_letters.set(stats.dead_letters);
-        self.outbox.set(stats.outbox);
-        self.outbox_oldest.set(stats.outbox_oldest.as_secs_f64());
-        self.outbox_failures.set(stats.outbox_failures);
+        self.outbox.set(stats.outbox.waiting);
+        self.outbox_oldest.set(stats.outbox.oldest.as_secs_f64());
+        self.outbox_failures.set(stats.outbox.failures);
+        for (rows, count) in
+            [("deliveries", stats.full_of_deliveries), ("dead_letters", stats.full_of_dead_letters)]
+        {
+            self.full_connections.get_or_create(&FullLabels { rows }).set(count as i64);
+        }
+    }
+
+    /// Counts an attempt to notify the backend, by its outcome.
+    pub fn count_notification(&self, outcome: &'static str) {
+        self.notifications.get_or_create(&NotificationLabels { outcome }).inc();
+    }
+
+    /// Sets the notifications that wait; zero if another worker reports them.
+    pub fn record_notifications(&self, stats: &NotificationStats) {
+        self.notifications_waiting.set(stats.waiting);
+        self.notifications_oldest.set(stats.oldest.as_secs_f64());
     }
 
     /// Sets the share of the stream's bytes that is used.
     pub fn record_stream_usage(&self, bytes: u64, max: u64) {
         self.stream_used.set(bytes as f64 / max.max(1) as f64);
+    }
+
+    /// Counts a purge of a connection over its share of the stream.
+    pub fn record_share_purge(&self) {
+        self.share_purges.inc();
     }
 
     /// Shows a partition on the page while its progress is alive.

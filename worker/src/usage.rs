@@ -1,9 +1,9 @@
 //! Counters per connection, added to Postgres once a minute and never within a commit of intake.
 
 use shared::{
+    domain::ConnectionId,
+    runtime::telemetry::ErrorChain,
     store::{Decision, Store, UsageRow},
-    telemetry::Chain,
-    types::ConnectionId,
 };
 use std::{
     collections::HashMap,
@@ -17,6 +17,8 @@ use tracing::warn;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of connections counted between two writes; others are not counted.
 const CONNECTIONS_MAX: usize = 50_000;
+/// Connections per statement.
+const STEP_CONNECTIONS: usize = 1_000;
 
 /// Counters per connection. Clones share them.
 #[derive(Clone, Default)]
@@ -59,9 +61,13 @@ impl UsageCounters {
     pub async fn run(self, store: Store, stop: CancellationToken) {
         loop {
             let stopped = stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none();
-            let rows = std::mem::take(&mut *self.rows());
-            if let Err(error) = store.add_usage(&rows).await {
-                warn!(error = %Chain(&error), connections = rows.len(), "failed to record usage");
+            let mut rows = std::mem::take(&mut *self.rows()).into_iter();
+            while rows.len() > 0 {
+                let step: HashMap<_, _> = rows.by_ref().take(STEP_CONNECTIONS).collect();
+                if let Err(error) = store.add_usage(&step).await {
+                    let (error, connections) = (ErrorChain(&error), step.len());
+                    warn!(%error, connections, "failed to record usage");
+                }
             }
             if stopped {
                 return;

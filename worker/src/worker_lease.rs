@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_one_term_holds() {
+    fn holds_at_most_one_term() {
         shuttle::check_random(
             || {
                 let (past, future) = (Instant::now(), Instant::now() + Duration::from_secs(3600));

@@ -4,7 +4,7 @@
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use shared::types::ConnectionId;
+use shared::domain::ConnectionId;
 
 /// Events that an app subscribes to, and the scope of each. `app_mention` is not among them: Slack
 /// also sends every mention as `message`.
@@ -45,8 +45,8 @@ pub struct AppSettings {
     #[arg(long)]
     connection: Option<ConnectionId>,
     /// Slash command, with its slash.
-    #[arg(long, env = "TIDEGATE_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
-    pub command: String,
+    #[arg(long, env = "TIDEGATE_SLASH_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
+    pub slash_command: String,
 }
 
 impl AppSettings {

@@ -1,14 +1,17 @@
 //! `tidegate`: the operator's command line.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 use clap::{Args, CommandFactory, Parser};
-use shared::config;
+use shared::runtime::config;
 use std::process::ExitCode;
 
 mod app_manifest;
 mod commands;
-mod directory;
 mod output;
 mod settings;
+mod signature;
+mod slack_api;
 mod stream_reader;
 
 /// Exit codes, which the help of every command prints.
@@ -79,7 +82,7 @@ mod tests {
 
     /// Every help begins with an imperative verb and names the exit codes.
     #[test]
-    fn help_is_imperative() {
+    fn begins_help_with_imperative() {
         fn check(command: &clap::Command) {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             let verb = about.split([' ', ',']).next().unwrap_or_default();

@@ -3,7 +3,7 @@
 //! Text that others wrote goes through [`sanitize`], so that it cannot control the terminal.
 
 use serde::Serialize;
-use shared::store::StoreError;
+use shared::{operations::OperationError, runtime::telemetry::ErrorChain};
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
@@ -14,32 +14,32 @@ use std::{
 pub type Column = (&'static str, bool);
 
 /// Prints a line.
-pub fn line(text: &str) -> io::Result<()> {
+pub fn print_line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()
 }
 
 /// Prints a value as one line of JSON.
-pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    Ok(line(&serde_json::to_string(value)?)?)
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(print_line(&serde_json::to_string(value)?)?)
 }
 
 /// Prints items as JSON, one per line, or as a table.
-pub fn list<T: Serialize>(
+pub fn print_list<T: Serialize>(
     items: &[T],
     as_json: bool,
     columns: &[Column],
     row: fn(&T) -> Vec<String>,
 ) -> anyhow::Result<()> {
     if as_json {
-        return items.iter().try_for_each(json);
+        return items.iter().try_for_each(print_json);
     }
-    Ok(line(&table(columns, items, row))?)
+    Ok(print_line(&render_table(columns, items, row))?)
 }
 
 /// Returns a table with a row per item. The last column is not padded.
-pub fn table<T>(columns: &[Column], items: &[T], row: impl Fn(&T) -> Vec<String>) -> String {
+pub fn render_table<T>(columns: &[Column], items: &[T], row: impl Fn(&T) -> Vec<String>) -> String {
     let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
     let rows: Vec<_> = std::iter::once(names).chain(items.iter().map(row)).collect();
     let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
@@ -54,15 +54,20 @@ pub fn table<T>(columns: &[Column], items: &[T], row: impl Fn(&T) -> Vec<String>
 }
 
 /// Returns a line per fact: its name and its value.
-pub fn facts(facts: &[(&str, String)]) -> String {
+pub fn render_facts(facts: &[(&str, String)]) -> String {
     let lines = facts.iter().map(|(name, fact)| format!("{name:<14}  {fact}"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Prints that a pause or resumption took effect, or that it was not needed.
-pub fn paused(subject: &str, paused: bool, changed: bool, as_json: bool) -> anyhow::Result<()> {
+pub fn print_paused(
+    subject: &str,
+    paused: bool,
+    changed: bool,
+    as_json: bool,
+) -> anyhow::Result<()> {
     if as_json {
-        return json(&serde_json::json!({ "paused": paused, "changed": changed }));
+        return print_json(&serde_json::json!({ "paused": paused, "changed": changed }));
     }
     let state = match (paused, changed) {
         (true, true) => "paused",
@@ -70,7 +75,7 @@ pub fn paused(subject: &str, paused: bool, changed: bool, as_json: bool) -> anyh
         (false, true) => "resumed",
         (false, false) => "was not paused",
     };
-    Ok(line(&format!("{subject} {state}"))?)
+    Ok(print_line(&format!("{subject} {state}"))?)
 }
 
 /// Error of a command that found nothing to show or to change. The exit code is 3.
@@ -90,10 +95,13 @@ pub fn not_found<T>(message: impl Into<String>) -> anyhow::Result<T> {
     Err(NotFoundError(message.into()).into())
 }
 
-/// Turns [`StoreError::Missing`] into [`NotFoundError`] with the command that lists the rows.
-pub fn found<T>(result: Result<T, StoreError>, list_command: &str) -> anyhow::Result<T> {
+/// Turns [`OperationError::NotFound`] into [`NotFoundError`] with the command that lists the rows.
+pub fn require_found<T>(
+    result: Result<T, OperationError>,
+    list_command: &str,
+) -> anyhow::Result<T> {
     match result {
-        Err(StoreError::Missing(row)) => {
+        Err(OperationError::NotFound(row)) => {
             not_found(format!("{row} not found; list them with {list_command}"))
         }
         result => Ok(result?),
@@ -111,20 +119,26 @@ pub fn or_dash(text: Option<&str>) -> String {
 }
 
 /// Returns the text in an ANSI color if the output is a terminal.
-pub fn colored(color: &str, text: &str) -> String {
+pub fn colorize(color: &str, text: &str) -> String {
     if io::stdout().is_terminal() { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// Replaces the progress line on a terminal.
-pub fn progress(text: &str) {
+pub fn print_progress(text: &str) {
     if io::stderr().is_terminal() {
         eprint!("\r\x1b[K{text}");
     }
 }
 
+/// Prints a warning to standard error.
+pub fn print_warning(text: &str) {
+    // `eprintln!` would panic if the reader closed the pipe.
+    let _ = writeln!(io::stderr(), "warning: {text}");
+}
+
 /// Removes the progress line.
 pub fn clear_progress() {
-    progress("");
+    print_progress("");
 }
 
 /// Prints the error of a command, if any, and returns its exit code.
@@ -133,7 +147,8 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            // `eprintln!` would panic if the reader closed the pipe.
+            let _ = writeln!(io::stderr(), "{}", ErrorChain(error.as_ref()));
             if error.is::<NotFoundError>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }

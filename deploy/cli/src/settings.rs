@@ -1,60 +1,192 @@
 //! Settings and arguments that several commands take: commands do not import each other.
 
+use anyhow::Context;
 use async_nats::jetstream;
 use shared::{
-    config::{self, Nats, Postgres},
-    secrets::KeyRing,
-    store::{Plans, Rings, Store},
-    types::{AgentId, OrgId},
+    domain::{Actor, AgentId, OperatorName, OrgId},
+    operations::Operations,
+    runtime::config::{self, NatsConfig, PostgresConfig},
+    secrets::{KeyRing, Secret},
+    store::{KeyRings, PlanMode, Store},
 };
-use std::str::FromStr;
+use std::{env, fs, io, str::FromStr, time::Duration};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Postgres, and the keyrings that open its encrypted columns.
+/// Postgres. Commands that open or seal encrypted columns take keyrings as well.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct StoreSettings {
     #[command(flatten)]
-    postgres: Postgres,
-    /// Keyring of signing secrets, as k2:<base64>,k1:<base64> or file:<path>.
+    postgres: PostgresConfig,
+    /// Name under which the audit log records changes. Default: the user of the system.
+    #[arg(long, env = "TIDEGATE_OPERATOR_NAME", value_name = "NAME")]
+    operator_name: Option<OperatorName>,
+}
+
+/// Name of an operator whose system has no user names.
+const UNKNOWN_OPERATOR: &str = "unknown";
+
+impl StoreSettings {
+    /// Returns a store that opens and seals nothing. The first statement connects.
+    pub fn open(&self) -> anyhow::Result<Store> {
+        self.open_with(KeyRings::default())
+    }
+
+    /// Returns a store with keyrings. The first statement connects.
+    pub fn open_with(&self, rings: KeyRings) -> anyhow::Result<Store> {
+        Ok(Store::new(&self.postgres, rings, PlanMode::PerCall)?)
+    }
+
+    /// Returns the operations of this operator on a store.
+    pub fn operations(&self, store: &Store) -> anyhow::Result<Operations> {
+        let by_system =
+            || ["USER", "LOGNAME"].iter().find_map(|name| env::var(name).ok()?.parse().ok());
+        let name = match self.operator_name.clone().or_else(by_system) {
+            Some(name) => name,
+            None => UNKNOWN_OPERATOR.parse()?,
+        };
+        Ok(Operations::new(store.clone(), Actor::Operator(name)))
+    }
+}
+
+/// Keyring of signing secrets.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Settings")]
+pub struct SigningKeyring {
+    /// Keyring of signing secrets, as k2:<base64>,k1:<base64>, file:<path> or exec:<command>.
     #[arg(
         long,
         env = "TIDEGATE_SIGNING_SECRET_KEYRING",
         value_name = "RING",
-        value_parser = config::key_ring,
+        value_parser = config::parse_key_ring,
         hide_env_values = true
     )]
     signing_secret_keyring: KeyRing,
+}
+
+impl SigningKeyring {
+    /// Returns the ring, without one for tokens.
+    pub fn rings(&self) -> KeyRings {
+        KeyRings { signing: self.signing_secret_keyring.clone(), ..KeyRings::default() }
+    }
+}
+
+/// Keyring of tokens, payloads and agents' secrets.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Settings")]
+pub struct TokenKeyring {
     /// Keyring of tokens, payloads and agents' secrets, in the same form.
     #[arg(
         long,
-        env = "TIDEGATE_TOKEN_KEYS",
+        env = "TIDEGATE_TOKEN_KEYRING",
         value_name = "RING",
-        value_parser = config::key_ring,
+        value_parser = config::parse_key_ring,
         hide_env_values = true
     )]
-    token_keys: KeyRing,
+    token_keyring: KeyRing,
 }
 
-impl StoreSettings {
-    /// Returns the store. The first statement connects.
-    pub fn open(&self) -> anyhow::Result<Store> {
-        let rings =
-            Rings { signing: self.signing_secret_keyring.clone(), tokens: self.token_keys.clone() };
-        Ok(Store::new(&self.postgres, rings, Plans::PerCall)?)
+impl TokenKeyring {
+    /// Returns the ring, without one for signing secrets.
+    pub fn rings(&self) -> KeyRings {
+        KeyRings { tokens: self.token_keyring.clone(), ..KeyRings::default() }
     }
 }
+
+/// Both keyrings.
+#[derive(Debug, clap::Args)]
+pub struct Keyrings {
+    #[command(flatten)]
+    signing: SigningKeyring,
+    #[command(flatten)]
+    tokens: TokenKeyring,
+}
+
+impl Keyrings {
+    /// Returns the rings.
+    pub fn rings(&self) -> KeyRings {
+        KeyRings { signing: self.signing.rings().signing, ..self.tokens.rings() }
+    }
+}
+
+/// Parses a secret argument: `file:<path>`, `env:<name>`, or `-` for standard input.
+///
+/// Rejects the secret itself: other users of a machine can read arguments, and Kubernetes keeps
+/// those of a pod.
+pub fn secret(reference: &str) -> Result<Secret, String> {
+    let text = match reference.split_once(':') {
+        Some(("file", path)) => {
+            fs::read_to_string(path).map_err(|error| format!("failed to read the file: {error}"))
+        }
+        Some(("env", name)) => env::var(name).map_err(|error| format!("{name}: {error}")),
+        _ if reference == "-" => io::read_to_string(io::stdin())
+            .map_err(|error| format!("failed to read standard input: {error}")),
+        _ => Err("expected file:<path>, env:<name>, or - for standard input, \
+                  because other users can read arguments"
+            .to_owned()),
+    };
+    Secret::new(text?.trim_end().to_owned()).map_err(|error| error.to_string())
+}
+
+/// Time argument: a time, or a duration before now.
+#[derive(Debug, Clone, Copy)]
+pub enum TimeArgument {
+    At(OffsetDateTime),
+    Ago(time::Duration),
+}
+
+impl TimeArgument {
+    /// Returns the time. A duration ends now by the clock of Postgres: this machine's may be off.
+    pub async fn resolve(self, store: &Store) -> anyhow::Result<OffsetDateTime> {
+        match self {
+            Self::At(time) => Ok(time),
+            Self::Ago(back) => {
+                let time = store.now().await?.checked_sub(back);
+                time.context("the duration is too long; pass a time")
+            }
+        }
+    }
+}
+
+impl FromStr for TimeArgument {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+            return Ok(Self::At(time));
+        }
+        let back = humantime::parse_duration(text).ok();
+        let back = back.and_then(|back| time::Duration::try_from(back).ok());
+        back.map(Self::Ago).ok_or_else(|| "expected 1h or 2026-01-31T12:00:00Z".into())
+    }
+}
+
+/// Maximum time to connect to NATS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// NATS.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct NatsSettings {
     #[command(flatten)]
-    pub nats: Nats,
+    pub nats: NatsConfig,
 }
 
 impl NatsSettings {
-    /// Returns JetStream. A server that is down is noticed by the first request.
+    /// Returns JetStream of a connected client.
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
+        let client = self.nats.connect("operator").await?;
+        let answered = tokio::time::timeout(CONNECT_TIMEOUT, client.flush()).await;
+        anyhow::ensure!(
+            matches!(answered, Ok(Ok(()))),
+            "failed to connect to NATS at {} within {CONNECT_TIMEOUT:?}; check TIDEGATE_NATS_URL, \
+             TIDEGATE_NATS_NKEY_FILE and TIDEGATE_NATS_CA_FILE",
+            self.nats.servers()
+        );
+        Ok(config::jetstream(client))
+    }
+
+    /// Returns JetStream of a client that may not be connected. The first request notices it.
+    pub async fn lazy_jetstream(&self) -> anyhow::Result<jetstream::Context> {
         Ok(config::jetstream(self.nats.connect("operator").await?))
     }
 }
@@ -80,7 +212,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agent_name_has_organization() {
+    fn secret_arguments_are_references() {
+        let path = env::temp_dir().join(format!("tidegate-secret-{}", std::process::id()));
+        fs::write(&path, "hunter2\n").expect("written");
+        let read = secret(&format!("file:{}", path.display())).expect("a secret");
+        assert_eq!(read.expose(), "hunter2");
+        fs::write(&path, "\n").expect("written");
+        let empty = secret(&format!("file:{}", path.display()));
+        assert_eq!(empty.expect_err("empty"), "a secret must not be empty");
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(secret("env:PATH").expect("a secret").expose(), env::var("PATH").expect("set"));
+        for literal in ["hunter2", "xoxe-1-hunter2", "hunter2:x", "", "--"] {
+            let error = secret(literal).expect_err("a literal");
+            assert!(error.starts_with("expected file:<path>"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_agent_with_organization() {
         let name: AgentName = "acme/helper".parse().expect("a name");
         assert_eq!((name.org.as_str(), name.agent.as_str()), ("acme", "helper"));
         assert!("helper".parse::<AgentName>().is_err());

@@ -7,9 +7,8 @@ use async_nats::jetstream::{
     stream::Stream,
 };
 use shared::{
-    partition::Partition,
-    stream::{self, STREAM},
-    types::ConnectionId,
+    domain::ConnectionId,
+    stream::{self, Partition, STREAM},
 };
 use std::time::Duration;
 
@@ -26,10 +25,11 @@ pub async fn count_after(
     partition: Partition,
     sequence: u64,
 ) -> anyhow::Result<u64> {
+    let name = consumer_name("lag")?;
     let consumer = stream
         .create_consumer(pull::Config {
-            name: Some(consumer_name("lag")?),
-            filter_subject: stream::subjects_of(partition),
+            name: Some(name.clone()),
+            filter_subject: stream::subject_filter(partition),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
             ack_policy: AckPolicy::None,
             memory_storage: true,
@@ -39,6 +39,9 @@ pub async fn count_after(
         })
         .await
         .with_context(|| format!("failed to create a consumer for partition {partition}"))?;
+    // A server allows a stream a bounded number of consumers, which all commands and workers share.
+    let deleted = stream.delete_consumer(&name).await;
+    deleted.with_context(|| format!("failed to delete the consumer of partition {partition}"))?;
     Ok(consumer.cached_info().num_pending)
 }
 

@@ -5,14 +5,17 @@
 
 use super::SigningKey;
 use shared::{
-    directory::{Entry, Known, SIGNING_SECRET_COLUMN, TeamEntry},
-    secrets::{KeyRing, Place},
-    types::{AppId, ConnectionId, Status},
+    directory::{
+        APP_SIGNING_SECRET_COLUMN, AppEntry, ConnectionRecord, DirectoryEntry,
+        SIGNING_SECRET_COLUMN, SealedSigningSecret, TeamEntry, app_of_key,
+    },
+    domain::{AppId, ConnectionId, ConnectionStatus, EnterpriseId, TeamId},
+    secrets::{KeyRing, SealContext},
+    slack::InboundPayload,
 };
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tracing::warn;
 
@@ -23,20 +26,62 @@ pub struct Connection {
     pub id: ConnectionId,
     /// Slack app of the connection.
     pub app: AppId,
+    /// Enterprise organization, if any.
+    pub enterprise: Option<EnterpriseId>,
+    /// Workspace. `None` for organization-wide installations and preview connections.
+    pub team: Option<TeamId>,
     /// Status, which decides whether webhooks are accepted.
-    pub status: Status,
+    pub status: ConnectionStatus,
     /// True for the app's fallback connection on the shared route.
     pub preview_mode: bool,
     pub(super) version: i64,
     pub(super) team_key: String,
-    keys: Vec<(SigningKey, Option<SystemTime>)>,
+    keys: Keys,
+    keys_are_of_app: bool,
+}
+
+/// Signing keys, newest first.
+type Keys = Vec<SigningKey>;
+
+/// Declared app with unsealed signing secrets.
+#[derive(Debug)]
+pub struct App {
+    /// Slack's id of the app.
+    pub id: AppId,
+    version: i64,
+    keys: Keys,
+}
+
+impl App {
+    /// Returns the valid signing keys, newest first.
+    pub fn keys(&self) -> impl Iterator<Item = &SigningKey> {
+        self.keys.iter()
+    }
 }
 
 impl Connection {
-    /// Returns the signing keys that are valid at `now`, newest first.
-    pub fn keys(&self, now: SystemTime) -> impl Iterator<Item = &SigningKey> {
-        let valid = move |until: Option<SystemTime>| until.is_none_or(|until| now < until);
-        self.keys.iter().filter(move |(_, until)| valid(*until)).map(|(key, _)| key)
+    /// Returns the valid signing keys, newest first.
+    pub fn keys(&self) -> impl Iterator<Item = &SigningKey> {
+        self.keys.iter()
+    }
+
+    /// Returns whether the secrets of the app verify the connection's webhooks.
+    pub fn uses_keys_of_app(&self) -> bool {
+        self.keys_are_of_app
+    }
+
+    /// Returns whether a body is this connection's, or names neither app nor installation.
+    pub fn may_receive(&self, inbound: &InboundPayload<'_>) -> bool {
+        let (enterprise, team) = (self.enterprise.as_ref(), self.team.as_ref());
+        let installations = inbound.installations();
+        inbound.app().is_none_or(|app| app == self.app.as_str())
+            && (installations.is_empty()
+                || installations.iter().any(|named| named.may_be_of(enterprise, team)))
+    }
+
+    /// Returns whether the connection belongs to one installation. A preview connection does not.
+    pub fn has_installation(&self) -> bool {
+        self.team.is_some() || self.enterprise.is_some()
     }
 }
 
@@ -49,7 +94,22 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Entries {
     connections: HashMap<ConnectionId, CachedConnection>,
+    apps: HashMap<AppId, CachedApp>,
     teams: HashMap<String, TeamEntry>,
+}
+
+enum CachedApp {
+    Present(Arc<App>),
+    Deleted { version: i64 },
+}
+
+impl CachedApp {
+    fn version(&self) -> i64 {
+        match self {
+            Self::Present(app) => app.version,
+            Self::Deleted { version } => *version,
+        }
+    }
 }
 
 enum CachedConnection {
@@ -80,6 +140,24 @@ impl Cache {
         })
     }
 
+    /// Returns an app, `Some(None)` if it was deleted, or `None` if it is not cached.
+    pub fn app(&self, id: &AppId) -> Option<Option<Arc<App>>> {
+        self.read().apps.get(id).map(|cached| match cached {
+            CachedApp::Present(app) => Some(Arc::clone(app)),
+            CachedApp::Deleted { .. } => None,
+        })
+    }
+
+    /// Returns all apps.
+    pub fn apps(&self) -> Vec<Arc<App>> {
+        let entries = self.read();
+        let present = entries.apps.values().filter_map(|cached| match cached {
+            CachedApp::Present(app) => Some(Arc::clone(app)),
+            CachedApp::Deleted { .. } => None,
+        });
+        present.collect()
+    }
+
     /// Returns the connection of a team key, `Some(None)` if the team has none, or `None` if the
     /// key is not cached.
     pub fn team_connection(&self, key: &str) -> Option<Option<ConnectionId>> {
@@ -93,9 +171,27 @@ impl Cache {
         cached.filter(|cached| matches!(cached, CachedConnection::Present(_))).count()
     }
 
+    /// Returns whether the keyring opens none of the signing secrets. False without connections.
+    pub fn opens_no_secret(&self) -> bool {
+        let entries = self.read();
+        let mut cached = entries.connections.values().filter_map(|cached| match cached {
+            CachedConnection::Present(connection) => Some(connection),
+            CachedConnection::Deleted { .. } => None,
+        });
+        let Some(first) = cached.next() else { return false };
+        first.keys.is_empty() && cached.all(|connection| connection.keys.is_empty())
+    }
+
     /// Applies an entry of the bucket, unless the cache has a newer version.
     pub fn apply(&self, key: &str, value: &[u8]) {
-        if key.starts_with("team.") {
+        if let Some(id) = app_of_key(key) {
+            match serde_json::from_slice(value) {
+                Ok(app) => self.apply_app(id, app),
+                Err(error) => warn!(key, %error, "failed to decode directory entry"),
+            }
+            return;
+        }
+        if key.contains('.') {
             match serde_json::from_slice(value) {
                 Ok(team) => self.apply_team(key, team),
                 Err(error) => warn!(key, %error, "failed to decode directory entry"),
@@ -106,9 +202,11 @@ impl Cache {
             warn!(key, "unknown directory key skipped");
             return;
         };
-        let new = match serde_json::from_slice::<Entry>(value) {
-            Ok(Entry::Known(known)) => CachedConnection::Present(Arc::new(self.unseal(id, &known))),
-            Ok(Entry::Deleted { version }) => CachedConnection::Deleted { version },
+        let new = match serde_json::from_slice::<DirectoryEntry>(value) {
+            Ok(DirectoryEntry::Known(known)) => {
+                CachedConnection::Present(Arc::new(self.unseal(id, &known)))
+            }
+            Ok(DirectoryEntry::Deleted { version }) => CachedConnection::Deleted { version },
             Err(error) => {
                 warn!(key, %error, "failed to decode directory entry");
                 return;
@@ -127,32 +225,51 @@ impl Cache {
         }
     }
 
-    fn unseal(&self, id: ConnectionId, known: &Known) -> Connection {
-        let owner = id.to_string();
-        let place = Place { owner: &owner, column: SIGNING_SECRET_COLUMN };
-        let mut keys = Vec::with_capacity(known.signing_secrets.len());
-        for secret in &known.signing_secrets {
-            match self.keyring.open_secret(place, &secret.sealed) {
-                Ok(clear) => {
-                    let until = secret.until_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
-                    keys.push((SigningKey::new(&clear), until));
-                }
-                // The connection stays in the cache; its webhooks get 401.
+    fn apply_app(&self, id: AppId, entry: AppEntry) {
+        let new = match entry {
+            AppEntry::Known { version, signing_secrets } => {
+                let context = SealContext { owner: id.as_str(), column: APP_SIGNING_SECRET_COLUMN };
+                let keys = self.unseal_keys(context, &signing_secrets);
+                CachedApp::Present(Arc::new(App { id: id.clone(), version, keys }))
+            }
+            AppEntry::Deleted { version } => CachedApp::Deleted { version },
+        };
+        let mut entries = self.write();
+        if entries.apps.get(&id).is_none_or(|cached| cached.version() < new.version()) {
+            entries.apps.insert(id, new);
+        }
+    }
+
+    fn unseal_keys(&self, context: SealContext<'_>, secrets: &[SealedSigningSecret]) -> Keys {
+        let mut keys = Vec::with_capacity(secrets.len());
+        for secret in secrets {
+            match self.keyring.open_secret(context, &secret.sealed) {
+                Ok(clear) => keys.push(SigningKey::new(&clear)),
+                // The connection or app stays in the cache; its webhooks get 401.
                 Err(error) => warn!(
-                    connection = %id,
+                    owner = context.owner,
                     %error,
                     "failed to unseal signing secret; check TIDEGATE_SIGNING_SECRET_KEYRING"
                 ),
             }
         }
+        keys
+    }
+
+    fn unseal(&self, id: ConnectionId, known: &ConnectionRecord) -> Connection {
+        let owner = id.to_string();
+        let context = SealContext { owner: &owner, column: SIGNING_SECRET_COLUMN };
         Connection {
             id,
             app: known.app.clone(),
+            enterprise: known.enterprise.clone(),
+            team: known.team.clone(),
             status: known.status,
             preview_mode: known.preview_mode,
             version: known.version,
             team_key: known.team_key(),
-            keys,
+            keys: self.unseal_keys(context, &known.signing_secrets),
+            keys_are_of_app: known.signing_secrets.is_empty(),
         }
     }
 

@@ -7,11 +7,8 @@
 //! only then trusts the cache.
 
 use super::{Directory, DirectoryUnavailableError, unavailable};
-use shared::{
-    follow::{Follow, Followed},
-    stream::{DIRECTORY_BUCKET, INGEST_TTL},
-};
-use std::time::Duration;
+use shared::stream::{DIRECTORY_BUCKET, INGEST_TTL, ReaderEvent, StreamReader};
+use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -33,11 +30,12 @@ impl Directory {
         let prefix = format!("$KV.{DIRECTORY_BUCKET}.");
         let reader = format!("directory-{}", self.0.ingest_name);
         let stream = format!("KV_{DIRECTORY_BUCKET}");
-        let mut follow = Follow::new(self.0.js.clone(), &stream, format!("{prefix}>"), reader, 1);
+        let mut follow =
+            StreamReader::new(self.0.js.clone(), &stream, format!("{prefix}>"), reader, 1);
         let mut created_ns = None;
         while let Some(followed) = stop.run_until_cancelled(follow.next()).await {
             match followed {
-                Followed::Opened(state) => {
+                ReaderEvent::Opened(state) => {
                     // The cache is kept: versions only rise, also in a recreated bucket.
                     let previous = created_ns.replace(state.created_ns);
                     let recreated = previous.is_some_and(|previous| previous != state.created_ns);
@@ -47,12 +45,12 @@ impl Directory {
                         follow.restart_at(1);
                     }
                 }
-                Followed::Message(_, message) => {
+                ReaderEvent::Message(_, message) => {
                     if let Some(key) = message.subject.strip_prefix(&prefix) {
                         self.0.cache.apply(key, &message.payload);
                     }
                 }
-                Followed::CaughtUp(revision, _) => {
+                ReaderEvent::CaughtUp(revision, _) => {
                     if self.0.revision.send_replace(Some(revision)).is_none() {
                         info!(connections = self.0.cache.connection_count(), "directory loaded");
                     }
@@ -78,6 +76,22 @@ impl Directory {
             ingests.delete(&self.0.ingest_name).await.map_err(unavailable)
         };
         let _ = timeout(REQUEST_TIMEOUT, delete).await; // on failure the report expires
+    }
+
+    /// Counts the live ingests at intervals until `stop` is cancelled. Each has one key in the
+    /// bucket of reports, which expires. The last count is kept while NATS is away.
+    pub async fn count_ingests(self, stop: CancellationToken) {
+        let count = async || {
+            let info = self.0.buckets().await?.ingests.stream.get_info();
+            let info = timeout(REQUEST_TIMEOUT, info).await.map_err(unavailable)?;
+            Ok::<_, DirectoryUnavailableError>(info.map_err(unavailable)?.state.messages)
+        };
+        while stop.run_until_cancelled(sleep(REPORT_INTERVAL)).await.is_some() {
+            if let Ok(live) = count().await {
+                let live = u32::try_from(live.max(1)).unwrap_or(u32::MAX);
+                self.0.live_ingests.store(live, Ordering::Relaxed);
+            }
+        }
     }
 
     async fn report_once(&self, started: Instant) -> Result<(), DirectoryUnavailableError> {

@@ -1,6 +1,6 @@
 //! Limits on bucket reads, so that made-up ids cause a bounded number.
 
-use shared::types::ConnectionId;
+use shared::domain::ConnectionId;
 use std::{
     collections::{HashMap, HashSet},
     time::{Duration, Instant},
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn caches_miss_for_at_most_two_windows() {
+    fn caches_miss_for_two_windows() {
         let start = Instant::now();
         let mut limiter = LookupLimiter::new(start);
         assert_eq!(limiter.check_lookup("x", start), LookupDecision::Allowed);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn refreshes_connection_once_per_interval() {
+    fn refreshes_once_per_interval() {
         let start = Instant::now();
         let mut limiter = LookupLimiter::new(start);
         let id = format!("{:032x}", 1).parse().expect("valid id");

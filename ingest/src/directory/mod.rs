@@ -1,4 +1,4 @@
-//! Ingest's copy of connection ids, status and signing secrets.
+//! Ingest's copy of connections and apps: ids, status and signing secrets.
 //!
 //! Follows the NATS bucket `connections` from its beginning, and is complete before the first
 //! webhook is accepted. A connection that is not in the cache may have been created a moment ago,
@@ -11,7 +11,7 @@ mod follower;
 mod lookup_limiter;
 mod signing_key;
 
-pub use cache::Connection;
+pub use cache::{App, Connection};
 pub use signing_key::SigningKey;
 
 use async_nats::{
@@ -24,13 +24,17 @@ use futures_util::future::BoxFuture;
 use lookup_limiter::{LookupDecision, LookupLimiter};
 use prometheus_client::metrics::counter::Counter;
 use shared::{
-    directory::{read_from_leader, team_key},
+    directory::{app_key, read_from_leader, team_key},
+    domain::{AppId, ConnectionId},
     secrets::KeyRing,
+    slack::Installation,
     stream::{DIRECTORY_BUCKET, INGESTS_BUCKET},
-    types::{AppId, ConnectionId, EnterpriseId, TeamId},
 };
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -56,6 +60,7 @@ struct Inner {
     cache: Cache,
     revision: watch::Sender<Option<u64>>,
     trusted_until: watch::Sender<Option<Instant>>,
+    live_ingests: AtomicU32,
     read_permits: Semaphore,
     cache_misses: Counter,
     limiter: Mutex<LookupLimiter>,
@@ -64,17 +69,6 @@ struct Inner {
 struct Buckets {
     connections: kv::Store,
     ingests: kv::Store,
-}
-
-/// Ids that route a webhook of the shared route to a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Routing {
-    /// Slack app.
-    pub app: AppId,
-    /// Enterprise organization, if Slack names one.
-    pub enterprise: Option<EnterpriseId>,
-    /// Workspace; absent on an organization-wide install.
-    pub team: Option<TeamId>,
 }
 
 /// Result of a successful lookup.
@@ -108,6 +102,7 @@ impl Directory {
             cache: Cache::new(keyring),
             revision: watch::Sender::new(None),
             trusted_until: watch::Sender::new(None),
+            live_ingests: AtomicU32::new(1),
             read_permits: Semaphore::new(MAX_CONCURRENT_READS),
             cache_misses: Counter::default(),
             limiter: Mutex::new(LookupLimiter::new(std::time::Instant::now())),
@@ -135,6 +130,11 @@ impl Directory {
         self.0.cache.connection_count()
     }
 
+    /// Returns whether the keyring opens none of the signing secrets. False without connections.
+    pub fn opens_no_secret(&self) -> bool {
+        self.0.cache.opens_no_secret()
+    }
+
     /// Returns the counter of bucket reads caused by cache misses.
     pub fn cache_misses(&self) -> Counter {
         self.0.cache_misses.clone()
@@ -143,6 +143,11 @@ impl Directory {
     /// Returns the name of this ingest, unique among all ingests.
     pub fn ingest_name(&self) -> &str {
         &self.0.ingest_name
+    }
+
+    /// Returns the number of live ingests, at least 1 and up to a few seconds old.
+    pub fn live_ingests(&self) -> u32 {
+        self.0.live_ingests.load(Ordering::Relaxed)
     }
 
     /// Finds a connection by id.
@@ -168,25 +173,46 @@ impl Directory {
         }
     }
 
-    /// Finds the connection of a webhook on the shared route: the connection of its installation,
-    /// else the app's preview connection. Never returns another organization's connection.
+    /// Finds a declared app by id.
+    pub async fn app(&self, id: &AppId) -> Result<Option<Arc<App>>, DirectoryUnavailableError> {
+        if self.is_trusted()
+            && let Some(cached) = self.0.cache.app(id)
+        {
+            return Ok(cached);
+        }
+        let read = self.read(&app_key(id)).await;
+        match self.0.cache.app(id) {
+            Some(cached) => Ok(cached),
+            None => read.map(|()| None),
+        }
+    }
+
+    /// Returns all declared apps.
+    pub fn apps(&self) -> Vec<Arc<App>> {
+        self.0.cache.apps()
+    }
+
+    /// Finds the connection of a webhook on the shared route: the connection of an installation
+    /// that it names, else the app's preview connection. Never returns another organization's
+    /// connection.
     pub async fn route(
         &self,
-        routing: &Routing,
+        app: &AppId,
+        installations: &[Installation],
     ) -> Result<Option<FoundConnection>, DirectoryUnavailableError> {
-        let Routing { app, enterprise, team } = routing;
-        let (enterprise, team) = (enterprise.as_ref(), team.as_ref());
-        // A workspace is stored with or without its enterprise organization. An organization-wide
-        // install has no team.
-        let mut keys = vec![team_key(app, enterprise, team)];
-        if enterprise.is_some() && team.is_some() {
-            keys.push(team_key(app, None, team));
-            keys.push(team_key(app, enterprise, None));
-        }
-        for key in keys {
-            if let Some(found) = self.find_by_team_key(&key).await? {
-                return Ok(Some(found));
+        for Installation { enterprise, team } in installations {
+            let (enterprise, team) = (enterprise.as_ref(), team.as_ref());
+            // A workspace without its own connection may be part of an organization-wide install.
+            let of_organization = enterprise.and(team).map(|_| team_key(app, enterprise, None));
+            for key in [Some(team_key(app, enterprise, team)), of_organization] {
+                let Some(key) = key else { continue };
+                if let Some(found) = self.find_by_team_key(&key).await? {
+                    return Ok(Some(found));
+                }
             }
+        }
+        if installations.is_empty() {
+            return Ok(None);
         }
         let preview = self.find_by_team_key(&team_key(app, None, None)).await?;
         Ok(preview.filter(|found| found.connection.preview_mode))

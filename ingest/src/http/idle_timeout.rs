@@ -1,9 +1,10 @@
-//! Idle timeouts of an HTTP connection.
+//! Idle timeouts of an HTTP connection, for reads and for writes.
 //!
 //! hyper has one timer for two cases. The headers of a request must arrive within 3 s of its first
 //! byte, those of the first request within 3 s of the accept. Between requests a connection may be
 //! idle for longer than any load balancer keeps it open; otherwise the balancer would send a
-//! webhook into a connection that ingest is closing.
+//! webhook into a connection that ingest is closing. A peer that does not read its responses is
+//! closed when a write has made no progress for 5 s.
 
 use std::{
     io,
@@ -26,6 +27,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum time between two requests. Load balancers keep idle connections for 60 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// Maximum time in which a write makes no progress.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Phase of a connection: even while it waits for a request, odd while a request is answered.
 #[derive(Clone, Default)]
 pub struct RequestPhase(Arc<AtomicU64>);
@@ -41,26 +45,43 @@ impl RequestPhase {
     }
 }
 
-/// Socket whose reads fail after an idle timeout.
+/// Socket whose reads and writes fail after an idle timeout.
 pub struct IdleTimeoutStream {
     socket: TcpStream,
     phase: RequestPhase,
     last_phase: u64,
     idle: bool,
     timer: Pin<Box<Sleep>>,
+    /// Set while a write makes no progress, which is rare.
+    write_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl IdleTimeoutStream {
     /// Wraps a socket that was just accepted.
     pub fn new(socket: TcpStream, phase: RequestPhase) -> Self {
         let timer = Box::pin(sleep(HEADER_TIMEOUT));
-        Self { socket, phase, last_phase: 0, idle: false, timer }
+        Self { socket, phase, last_phase: 0, idle: false, timer, write_timer: None }
     }
 
     fn restart_timer(&mut self, idle: bool) {
         self.idle = idle;
         let timeout = if idle { IDLE_TIMEOUT } else { HEADER_TIMEOUT };
         self.timer.as_mut().reset(Instant::now() + timeout);
+    }
+
+    /// Returns the result of a write, or a failure when writes have made no progress for too long.
+    fn limit_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.write_timer = None;
+            return written;
+        }
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -99,7 +120,8 @@ impl AsyncWrite for IdleTimeoutStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.limit_write(cx, written)
     }
 
     fn poll_write_vectored(
@@ -107,7 +129,8 @@ impl AsyncWrite for IdleTimeoutStream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.limit_write(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -126,9 +149,11 @@ impl AsyncWrite for IdleTimeoutStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
+        time::advance,
     };
 
     async fn connected_pair() -> (TcpStream, IdleTimeoutStream, RequestPhase) {
@@ -164,13 +189,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keeps_idle_connection_between_requests() {
+    async fn keeps_idle_connection() {
         let (_client, mut server) = pair_after_request().await;
         assert_eq!(seconds_to_timeout(&mut server).await, IDLE_TIMEOUT.as_secs());
     }
 
     #[tokio::test]
-    async fn closes_connection_with_partial_headers() {
+    async fn closes_peer_that_does_not_read() {
+        let (_client, mut server, _) = connected_pair().await;
+        let (started, responses) = (Instant::now(), vec![0; 64 << 20]);
+        let written = server.write_all(&responses).await;
+        assert_eq!(written.expect_err("timeout").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed().as_secs(), WRITE_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test]
+    async fn allows_slow_progress() {
+        let (_client, mut server, _) = connected_pair().await;
+        let mut write = async |written: Option<usize>| {
+            poll_fn(|cx| {
+                let written = written.map_or(Poll::Pending, |count| Poll::Ready(Ok(count)));
+                Poll::Ready(server.limit_write(cx, written))
+            })
+            .await
+        };
+        for _ in 0..3 {
+            assert!(write(None).await.is_pending());
+            advance(WRITE_TIMEOUT - Duration::from_secs(1)).await;
+            assert!(write(None).await.is_pending(), "a little later");
+            assert!(matches!(write(Some(1)).await, Poll::Ready(Ok(1))));
+        }
+        assert!(write(None).await.is_pending());
+        advance(WRITE_TIMEOUT + Duration::from_secs(1)).await;
+        assert!(matches!(write(None).await, Poll::Ready(Err(_))));
+    }
+
+    #[tokio::test]
+    async fn closes_on_partial_headers() {
         let (mut client, mut server) = pair_after_request().await;
         client.write_all(b"b").await.expect("written");
         server.read_u8().await.expect("read");

@@ -6,4 +6,4 @@ mod routes;
 mod server;
 
 pub use routes::{admin_router, router};
-pub use server::{FINISH_TIMEOUT, serve};
+pub use server::{FINISH_TIMEOUT, HEAD_BYTES_MAX, serve};

@@ -4,13 +4,15 @@
 //! error message. Above 95 % non-2xx Slack disables an app in all workspaces, so the shared route
 //! answers 200 unless the failure is Tidegate's or the sender's.
 
-use crate::webhook::{Verdict, signature::SignatureError};
+use crate::webhook::{NoticePlace, Verdict, signature::SignatureError};
 use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, Response, StatusCode, header},
 };
 use bytes::Bytes;
-use shared::types::Kind;
+use serde_json::json;
+use shared::{domain::WebhookKind, slack::SyncResponseKind};
+use std::time::Duration;
 use tracing::Level;
 
 /// Response to a webhook.
@@ -37,14 +39,12 @@ pub enum ResponseBody {
     Json(Bytes),
     /// No body, and the header that stops Slack's retries.
     NoRetry,
-    /// No body, and a `Retry-After` header.
-    RetryLater,
+    /// No body, and a `Retry-After` header with these seconds.
+    RetryAfter(u64),
 }
 
-const NOT_STORED: &str = concat!(
-    r#"{"response_type":"ephemeral","#,
-    r#""text":"Sorry, this was not accepted. Please try again in a moment."}"#
-);
+const NOT_STORED: &str = "This was not accepted. Please try again in a moment.";
+const OVER_QUOTA: &str = "This workspace sends too much at once. Please try again in a moment.";
 const NOT_CONNECTED: &str =
     r#"{"response_type":"ephemeral","text":"This app is not connected here."}"#;
 const NO_OPTIONS: &str = r#"{"options":[]}"#;
@@ -53,13 +53,13 @@ const WORKING_ON_IT: &str = concat!(
     r#""title":{"type":"plain_text","text":"One moment"},"#,
     r#""blocks":[{"type":"section","text":{"type":"plain_text","text":"Working on it …"}}]}}"#
 );
-/// Error at an input block of a view.
-const SUBMISSION_NOT_STORED: &str = "This was not accepted. Please try again in a moment.";
+/// Time after which a webhook may be resent, when it is not known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl HttpResponse {
     /// Creates the response to a verdict.
     pub fn new(verdict: &Verdict) -> Self {
-        use ResponseBody::{Empty, Json, NoRetry, RetryLater, Text};
+        use ResponseBody::{Empty, Json, NoRetry, Text};
         use SignatureError::{BadSignature, NoSignature, NoTimestamp, Stale};
         let json = |text: &'static str| Json(Bytes::from_static(text.as_bytes()));
         let (status, body, level, outcome) = match verdict {
@@ -67,10 +67,16 @@ impl HttpResponse {
                 (200, Empty, Level::INFO, "accepted")
             }
             Verdict::Relayed(_, _, body) => (200, Json(body.clone()), Level::INFO, "accepted"),
-            Verdict::Unanswered(Kind::Options, _) => {
+            Verdict::Unanswered(SyncResponseKind::Options, ..) => {
                 (200, json(NO_OPTIONS), Level::WARN, "accepted")
             }
-            Verdict::Unanswered(..) => (200, json(WORKING_ON_IT), Level::WARN, "accepted"),
+            Verdict::Unanswered(SyncResponseKind::View, ..) => {
+                (200, json(WORKING_ON_IT), Level::WARN, "accepted")
+            }
+            // The dialog closes, the message stays; the response_url takes the rest.
+            Verdict::Unanswered(SyncResponseKind::Dialog | SyncResponseKind::Message, ..) => {
+                (200, Empty, Level::WARN, "accepted")
+            }
             Verdict::Stored(_, stored) if stored.is_duplicate() => {
                 (200, Empty, Level::INFO, "duplicate")
             }
@@ -84,29 +90,44 @@ impl HttpResponse {
             Verdict::Unverified(Stale { .. }) => (401, Empty, Level::WARN, "stale"),
             Verdict::UnknownConnection => (404, Empty, Level::INFO, "unknown_connection"),
             Verdict::Stopped(_) => (404, NoRetry, Level::INFO, "stopped"),
-            Verdict::Unrouted(Kind::Command) => (200, json(NOT_CONNECTED), Level::INFO, "unrouted"),
-            Verdict::Unrouted(Kind::Options) => (200, json(NO_OPTIONS), Level::INFO, "unrouted"),
+            Verdict::Unrouted(WebhookKind::Command) => {
+                (200, json(NOT_CONNECTED), Level::INFO, "unrouted")
+            }
+            Verdict::Unrouted(WebhookKind::Options) => {
+                (200, json(NO_OPTIONS), Level::INFO, "unrouted")
+            }
             Verdict::Unrouted(_) => (200, Empty, Level::INFO, "unrouted"),
+            Verdict::OtherInstallation(kind) => {
+                let response = Self::new(&Verdict::Unrouted(*kind));
+                return Self { level: Level::WARN, outcome: "other_installation", ..response };
+            }
+            Verdict::Forwarded => (508, Empty, Level::WARN, "forwarded"),
             Verdict::SharedRouteClosed => (404, Empty, Level::WARN, "shared_route_closed"),
             Verdict::DirectoryUnavailable(_) => {
-                (503, RetryLater, Level::ERROR, "directory_unavailable")
+                let (status, body) = retry_after(RETRY_AFTER);
+                (status, body, Level::ERROR, "directory_unavailable")
             }
-            Verdict::NotStored(Kind::Command, _) => {
-                (200, json(NOT_STORED), Level::ERROR, "unavailable")
+            Verdict::NotStored(_, place, _) => {
+                let (status, body) = refusal(place, NOT_STORED, RETRY_AFTER);
+                (status, body, Level::ERROR, "unavailable")
             }
-            Verdict::NotStored(Kind::Options, _) => {
-                (200, json(NO_OPTIONS), Level::ERROR, "unavailable")
-            }
-            Verdict::NotStored(..) => (503, RetryLater, Level::ERROR, "unavailable"),
-            Verdict::SubmissionNotStored(block, _) => {
-                (200, Json(view_error(block)), Level::ERROR, "unavailable")
+            Verdict::OverQuota(_, place, wait) => {
+                let (status, body) = refusal(place, OVER_QUOTA, *wait);
+                (status, body, Level::WARN, "over_quota")
             }
             Verdict::TooLarge => (413, Empty, Level::WARN, "too_large"),
             Verdict::UnsupportedMediaType => (415, Empty, Level::WARN, "media_type"),
             Verdict::TransferEncoding => (400, Empty, Level::WARN, "transfer_encoding"),
             Verdict::BodyTimeout => (408, Empty, Level::WARN, "body_timeout"),
             Verdict::BodyIncomplete => (400, Empty, Level::INFO, "body_incomplete"),
-            Verdict::Overloaded => (503, RetryLater, Level::ERROR, "overloaded"),
+            Verdict::BodyBudgetExhausted => {
+                let (status, body) = retry_after(RETRY_AFTER);
+                (status, body, Level::ERROR, "body_budget")
+            }
+            Verdict::Overloaded => {
+                let (status, body) = retry_after(RETRY_AFTER);
+                (status, body, Level::ERROR, "overloaded")
+            }
         };
         let status = StatusCode::from_u16(status).expect("the table holds valid statuses");
         Self { status, body, level, outcome }
@@ -114,23 +135,26 @@ impl HttpResponse {
 
     /// Converts the response to HTTP.
     pub fn into_http(self) -> Response<Body> {
+        let named = |name, value| Some((name, HeaderValue::from_static(value)));
         let (body, header) = match self.body {
             ResponseBody::Empty => (Body::empty(), None),
             ResponseBody::Text(text) => {
-                (Body::from(text), Some((header::CONTENT_TYPE, "text/plain")))
+                (Body::from(text), named(header::CONTENT_TYPE, "text/plain"))
             }
             ResponseBody::Json(json) => {
-                (Body::from(json), Some((header::CONTENT_TYPE, "application/json")))
+                (Body::from(json), named(header::CONTENT_TYPE, "application/json"))
             }
             ResponseBody::NoRetry => {
-                (Body::empty(), Some((HeaderName::from_static("x-slack-no-retry"), "1")))
+                (Body::empty(), named(HeaderName::from_static("x-slack-no-retry"), "1"))
             }
-            ResponseBody::RetryLater => (Body::empty(), Some((header::RETRY_AFTER, "1"))),
+            ResponseBody::RetryAfter(seconds) => {
+                (Body::empty(), Some((header::RETRY_AFTER, HeaderValue::from(seconds))))
+            }
         };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         if let Some((name, value)) = header {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
+            response.headers_mut().insert(name, value);
         }
         // The rest of an unread or incomplete body must not be parsed as the next request.
         if matches!(self.status.as_u16(), 400 | 408 | 413) {
@@ -140,14 +164,27 @@ impl HttpResponse {
     }
 }
 
-/// Returns a body that keeps a view open and shows an error at one of its inputs.
-fn view_error(block: &str) -> Bytes {
-    serde_json::json!({
-        "response_action": "errors",
-        "errors": { block: SUBMISSION_NOT_STORED },
-    })
-    .to_string()
-    .into()
+/// Returns the response to a webhook that is not stored: the text where Slack shows one, otherwise
+/// 503. Slack resends an event, and marks a click or view with an error of its own.
+fn refusal(place: &NoticePlace, text: &str, wait: Duration) -> (u16, ResponseBody) {
+    let body = match place {
+        NoticePlace::Command => json!({ "response_type": "ephemeral", "text": text }),
+        NoticePlace::LegacyMessage => {
+            json!({ "response_type": "ephemeral", "replace_original": false, "text": text })
+        }
+        NoticePlace::Options => json!({ "options": [] }),
+        NoticePlace::InputBlock(block) => {
+            json!({ "response_action": "errors", "errors": { block: text } })
+        }
+        NoticePlace::DialogElement(name) => json!({ "errors": [{ "name": name, "error": text }] }),
+        NoticePlace::Nowhere => return retry_after(wait),
+    };
+    (200, ResponseBody::Json(body.to_string().into()))
+}
+
+/// Returns a response after which Slack resends an event. Its header has whole seconds, at least 1.
+fn retry_after(wait: Duration) -> (u16, ResponseBody) {
+    (503, ResponseBody::RetryAfter(wait.as_millis().div_ceil(1_000).max(1) as u64))
 }
 
 #[cfg(test)]
@@ -157,9 +194,13 @@ mod tests {
         directory::DirectoryUnavailableError,
         webhook::publisher::{PublishError, Stored},
     };
-    use Verdict::{NotStored, Relayed, Unanswered, Unrouted, Unverified};
+    use NoticePlace::{DialogElement, InputBlock, LegacyMessage, Nowhere};
+    use SyncResponseKind::{Dialog, Message, Options, View};
+    use Verdict::{
+        NotStored, OtherInstallation, OverQuota, Relayed, Unanswered, Unrouted, Unverified,
+    };
+    use WebhookKind::{Command, Interaction};
     use async_nats::jetstream::publish::PublishAck;
-    use std::time::Duration;
 
     macro_rules! rows {
         ($($name:ident: $verdict:expr
@@ -174,7 +215,7 @@ mod tests {
                     ResponseBody::Text(text) => text,
                     ResponseBody::Json(json) => String::from_utf8_lossy(&json).into_owned(),
                     ResponseBody::NoRetry => "no retry".into(),
-                    ResponseBody::RetryLater => "retry later".into(),
+                    ResponseBody::RetryAfter(seconds) => format!("retry after {seconds}"),
                 };
                 assert_eq!(body, $body);
             }
@@ -191,10 +232,31 @@ mod tests {
     const E: Level = Level::ERROR;
     const FULL: PublishError = PublishError::StreamFull;
     const STALE: SignatureError = SignatureError::Stale { skew: Duration::MAX };
-    const EVENT: Kind = Kind::Event;
+    const EVENT: WebhookKind = WebhookKind::Event;
+    const WAIT: Duration = Duration::from_millis(3_200);
+    const COMMAND_NOT_STORED: &str = concat!(
+        r#"{"response_type":"ephemeral","#,
+        r#""text":"This was not accepted. Please try again in a moment."}"#
+    );
     const VIEW_ERROR: &str = concat!(
         r#"{"errors":{"b":"This was not accepted. Please try again in a moment."},"#,
         r#""response_action":"errors"}"#
+    );
+    const COMMAND_OVER_QUOTA: &str = concat!(
+        r#"{"response_type":"ephemeral","#,
+        r#""text":"This workspace sends too much at once. Please try again in a moment."}"#
+    );
+    const MESSAGE_OVER_QUOTA: &str = concat!(
+        r#"{"replace_original":false,"response_type":"ephemeral","#,
+        r#""text":"This workspace sends too much at once. Please try again in a moment."}"#
+    );
+    const VIEW_OVER_QUOTA: &str = concat!(
+        r#"{"errors":{"b":"This workspace sends too much at once. "#,
+        r#"Please try again in a moment."},"response_action":"errors"}"#
+    );
+    const DIALOG_OVER_QUOTA: &str = concat!(
+        r#"{"errors":[{"error":"This workspace sends too much at once. "#,
+        r#"Please try again in a moment.","name":"n"}]}"#
     );
 
     rows! {
@@ -205,34 +267,59 @@ mod tests {
         rejects_unknown_connection: Verdict::UnknownConnection => 404 "unknown_connection" I "";
         rejects_stopped_connection: Verdict::Stopped(EVENT) => 404 "stopped" I "no retry";
         accepts_unrouted_event: Unrouted(EVENT) => 200 "unrouted" I "";
-        explains_unrouted_command: Unrouted(Kind::Command) => 200 "unrouted" I NOT_CONNECTED;
-        returns_no_unrouted_options: Unrouted(Kind::Options) => 200 "unrouted" I NO_OPTIONS;
+        explains_unrouted_command: Unrouted(WebhookKind::Command) => 200 "unrouted" I NOT_CONNECTED;
+        returns_no_unrouted_options: Unrouted(WebhookKind::Options) => 200 "unrouted" I NO_OPTIONS;
+        accepts_event_of_other_installation: OtherInstallation(EVENT) => 200 "other_installation" W "";
+        explains_other_installation: OtherInstallation(WebhookKind::Command)
+            => 200 "other_installation" W NOT_CONNECTED;
+        rejects_forwarded_request: Verdict::Forwarded => 508 "forwarded" W "";
         rejects_closed_shared_route: Verdict::SharedRouteClosed => 404 "shared_route_closed" W "";
         echoes_challenge: Verdict::Challenge("c".into()) => 200 "challenge" I "c";
         accepts_ssl_check: Verdict::SslCheck => 200 "ssl_check" I "";
-        accepts_stored_command: Verdict::Stored(Kind::Command, stored(false)) => 200 "accepted" I "";
-        accepts_stored_unknown: Verdict::Stored(Kind::Unknown, stored(false)) => 200 "accepted" I "";
+        accepts_stored_command: Verdict::Stored(WebhookKind::Command, stored(false)) => 200 "accepted" I "";
+        accepts_stored_unknown: Verdict::Stored(WebhookKind::Unknown, stored(false)) => 200 "accepted" I "";
         accepts_duplicate: Verdict::Stored(EVENT, stored(true)) => 200 "duplicate" I "";
-        relays_body: Relayed(Kind::Options, stored(false), Bytes::from_static(b"{}"))
+        relays_body: Relayed(WebhookKind::Options, stored(false), Bytes::from_static(b"{}"))
             => 200 "accepted" I "{}";
-        relays_empty_body: Relayed(Kind::Interaction, stored(false), Bytes::new())
+        relays_empty_body: Relayed(WebhookKind::Interaction, stored(false), Bytes::new())
             => 200 "accepted" I "";
-        shows_unanswered_submission: Unanswered(Kind::Interaction, stored(false))
+        shows_unanswered_submission: Unanswered(View, WebhookKind::Interaction, stored(false))
             => 200 "accepted" W WORKING_ON_IT;
-        returns_no_unanswered_options: Unanswered(Kind::Options, stored(false)) => 200 "accepted" W NO_OPTIONS;
-        delays_event_not_stored: NotStored(EVENT, FULL) => 503 "unavailable" E "retry later";
-        delays_action_not_stored: NotStored(Kind::Interaction, FULL) => 503 "unavailable" E "retry later";
-        explains_command_not_stored: NotStored(Kind::Command, FULL) => 200 "unavailable" E NOT_STORED;
-        returns_no_options_not_stored: NotStored(Kind::Options, FULL) => 200 "unavailable" E NO_OPTIONS;
-        explains_submission_not_stored: Verdict::SubmissionNotStored("b".into(), FULL)
+        closes_unanswered_dialog: Unanswered(Dialog, WebhookKind::Interaction, stored(false))
+            => 200 "accepted" W "";
+        keeps_unanswered_message: Unanswered(Message, WebhookKind::Interaction, stored(false))
+            => 200 "accepted" W "";
+        returns_no_unanswered_options: Unanswered(Options, WebhookKind::Options, stored(false))
+            => 200 "accepted" W NO_OPTIONS;
+        delays_event_not_stored: NotStored(EVENT, Nowhere, FULL) => 503 "unavailable" E "retry after 1";
+        delays_click_not_stored: NotStored(Interaction, Nowhere, FULL) => 503 "unavailable" E "retry after 1";
+        explains_command_not_stored: NotStored(Command, NoticePlace::Command, FULL)
+            => 200 "unavailable" E COMMAND_NOT_STORED;
+        returns_no_options_not_stored: NotStored(WebhookKind::Options, NoticePlace::Options, FULL)
+            => 200 "unavailable" E NO_OPTIONS;
+        explains_submission_not_stored: NotStored(Interaction, InputBlock("b".into()), FULL)
             => 200 "unavailable" E VIEW_ERROR;
+        delays_event_over_quota: OverQuota(EVENT, Nowhere, WAIT) => 503 "over_quota" W "retry after 4";
+        delays_click_over_quota: OverQuota(Interaction, Nowhere, Duration::ZERO)
+            => 503 "over_quota" W "retry after 1";
+        explains_command_over_quota: OverQuota(Command, NoticePlace::Command, WAIT)
+            => 200 "over_quota" W COMMAND_OVER_QUOTA;
+        returns_no_options_over_quota: OverQuota(WebhookKind::Options, NoticePlace::Options, WAIT)
+            => 200 "over_quota" W NO_OPTIONS;
+        explains_submission_over_quota: OverQuota(Interaction, InputBlock("b".into()), WAIT)
+            => 200 "over_quota" W VIEW_OVER_QUOTA;
+        explains_dialog_over_quota: OverQuota(Interaction, DialogElement("n".into()), WAIT)
+            => 200 "over_quota" W DIALOG_OVER_QUOTA;
+        explains_legacy_click_over_quota: OverQuota(Interaction, LegacyMessage, WAIT)
+            => 200 "over_quota" W MESSAGE_OVER_QUOTA;
         delays_without_directory: Verdict::DirectoryUnavailable(DirectoryUnavailableError)
-            => 503 "directory_unavailable" E "retry later";
+            => 503 "directory_unavailable" E "retry after 1";
         rejects_large_body: Verdict::TooLarge => 413 "too_large" W "";
         rejects_media_type: Verdict::UnsupportedMediaType => 415 "media_type" W "";
         rejects_transfer_encoding: Verdict::TransferEncoding => 400 "transfer_encoding" W "";
         rejects_slow_body: Verdict::BodyTimeout => 408 "body_timeout" W "";
         rejects_incomplete_body: Verdict::BodyIncomplete => 400 "body_incomplete" I "";
-        delays_on_overload: Verdict::Overloaded => 503 "overloaded" E "retry later";
+        delays_without_body_budget: Verdict::BodyBudgetExhausted => 503 "body_budget" E "retry after 1";
+        delays_on_overload: Verdict::Overloaded => 503 "overloaded" E "retry after 1";
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 server with idle timeouts, a limit on connections and a graceful end.
+//! HTTP/1.1 server with timeouts, limits on connections and heads, and a graceful end.
 //!
 //! Not `axum::serve`: it sets no timeout, so slow and silent sockets would stay open forever.
 
@@ -16,6 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
 
+/// Maximum size of a request's head. The buffers of an HTTP connection grow no further than to its
+/// double: while that many bytes of responses are unsent, no further request is answered.
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Maximum number of headers of a request. A proxy and Slack together send about 20.
+const MAX_HEADERS: usize = 64;
 /// Maximum time from the stop of a server to its end. Longer than any webhook takes.
 pub const FINISH_TIMEOUT: Duration = Duration::from_secs(6);
 /// Part of it that is left for the rest of the shutdown.
@@ -68,8 +73,13 @@ fn serve_connection(
             response
         }
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
+    let connection = http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX) // a buffer may be larger than its maximum
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(socket), service);
     let watched = graceful.watch(connection);
+    #[expect(clippy::disallowed_methods, reason = "the server waits for its connections")]
     tokio::spawn(async move {
         let _ = watched.await; // an error means that the peer has left
         drop(permit);

@@ -5,31 +5,36 @@
 //! also of webhooks that fail.
 
 use super::{
-    Publisher, SyncResponses, Verdict, WebhookRequest,
+    InFlightLimit, NoticePlace, Publisher, Quotas, SyncResponses, UnverifiedBudget, Verdict,
+    WebhookRequest,
+    body_budget::InFlight,
     classify::{self, Placement},
     publisher::PublishError,
+    quota::QuotaKey,
     signature::{SignatureError, SigningKey, Verified, verify},
 };
 use crate::{
     app_health::AppHealth,
-    directory::{Connection, Directory, FoundConnection},
+    directory::{App, Connection, Directory, FoundConnection},
     metrics::Metrics,
 };
 use shared::{
-    codec::{
-        envelope::Envelope,
-        slack::{Inbound, Parts, first_input_block},
-    },
-    telemetry::{self, DESTINATION},
-    types::{AppId, ConnectionId, Kind, Status},
+    domain::{AppId, ConnectionId, ConnectionStatus},
+    runtime::telemetry::{self, DESTINATION_TEMPLATE},
+    slack::{BodyParts, InboundPayload},
+    stream::Envelope,
 };
 use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+
+/// Maximum bytes that are hashed for one webhook that names no app: its length times the number of
+/// apps. What names none is small: shortcuts, legacy interactions, challenges.
+const MAX_TRIAL_BYTES: usize = 16 << 20;
 
 /// Shared state of all requests.
 pub struct Pipeline {
@@ -43,14 +48,19 @@ pub struct Pipeline {
     pub metrics: Metrics,
     /// Failure ratio of each app.
     pub app_health: AppHealth,
-    /// Signing keys of the shared app. Without any, the shared route is closed.
-    pub shared_keys: Vec<SigningKey>,
-    /// Permits of the webhooks in flight.
-    pub in_flight: Semaphore,
-    /// Total of these permits.
-    pub max_in_flight: usize,
+    /// Signing keys of shared apps that settings name. Without any, and without declared apps, the
+    /// shared route is closed.
+    pub shared_keys: Vec<(AppId, SigningKey)>,
+    /// Budget for bodies that are not verified.
+    pub unverified: UnverifiedBudget,
+    /// Limits of verified webhooks in flight.
+    pub in_flight: InFlightLimit,
+    /// Quotas per connection and workspace.
+    pub quotas: Quotas,
     /// Token that is cancelled at shutdown. Responses then close their HTTP connection.
     pub stopping: CancellationToken,
+    /// Addresses of NATS, for messages.
+    pub nats_servers: String,
 }
 
 /// Facts about a request, collected while it is processed.
@@ -61,28 +71,37 @@ pub struct RequestContext {
     pub path_connection: Option<ConnectionId>,
     /// Connection that was found.
     pub connection: Option<Arc<Connection>>,
-    /// App that the body names, on the shared route.
-    pub routed_app: Option<AppId>,
+    /// App whose key verified the webhook, on the shared route.
+    pub shared_app: Option<AppId>,
+    /// True once the signature is verified.
+    pub verified: bool,
 }
 
 impl RequestContext {
     /// Creates the context of a request that has just arrived.
     pub fn new(path_connection: Option<ConnectionId>) -> Self {
-        Self { arrived_at: Instant::now(), path_connection, connection: None, routed_app: None }
+        Self {
+            arrived_at: Instant::now(),
+            path_connection,
+            connection: None,
+            shared_app: None,
+            verified: false,
+        }
     }
 
-    /// Returns the app of the webhook, if known.
-    pub fn app(&self) -> Option<&AppId> {
-        self.connection.as_ref().map(|connection| &connection.app).or(self.routed_app.as_ref())
+    /// Returns the app of a verified webhook.
+    pub fn verified_app(&self) -> Option<&AppId> {
+        let of_connection = || self.connection.as_ref().map(|connection| &connection.app);
+        self.shared_app.as_ref().or_else(of_connection).filter(|_| self.verified)
     }
 }
 
 impl Pipeline {
     /// Processes a webhook on the route of a connection, with the connection's own secrets.
-    pub async fn process(
+    pub async fn process<'r>(
         &self,
         context: &mut RequestContext,
-        request: impl Future<Output = Result<WebhookRequest, Verdict>>,
+        request: impl Future<Output = Result<WebhookRequest<'r>, Verdict>>,
     ) -> Result<Verdict, Verdict> {
         let id = context.path_connection.ok_or(Verdict::UnknownConnection)?;
         let found = self.directory.find(id).await.map_err(Verdict::DirectoryUnavailable)?;
@@ -90,23 +109,48 @@ impl Pipeline {
         context.connection = Some(Arc::clone(&found.connection));
         // After the lookup: the body of an unknown connection is not read.
         let request = request.await?;
-        if is_ssl_check(&request) {
+        if request.is_ssl_check() {
             return Ok(Verdict::SslCheck);
         }
+        #[expect(clippy::disallowed_methods, reason = "a webhook arrives")]
         let now = SystemTime::now();
-        let verified = match verify(request.unverified(), found.connection.keys(now), now) {
+        if found.connection.uses_keys_of_app() {
+            let app = self.directory.app(&found.connection.app).await;
+            let app = app.map_err(Verdict::DirectoryUnavailable)?;
+            let keys = app.iter().flat_map(|app| app.keys());
+            let verified = verify(request.unverified(), keys, now).map_err(Verdict::Unverified)?;
+            return self.process_verified(context, request, found, &verified, now).await;
+        }
+        let verified = match verify(request.unverified(), found.connection.keys(), now) {
             Err(SignatureError::BadSignature) => {
                 // The secret may have just changed.
                 let newer = self.directory.refresh(&found.connection).await;
                 found.connection =
                     newer.ok_or(Verdict::Unverified(SignatureError::BadSignature))?;
-                verify(request.unverified(), found.connection.keys(now), now)
+                verify(request.unverified(), found.connection.keys(), now)
             }
             result => result,
         };
-        let verified = self.record_verification(verified)?;
-        self.store(context, &request, &verified, now, async |inbound| {
-            if accepts_webhooks(&found.connection) {
+        let verified = verified.map_err(Verdict::Unverified)?;
+        self.process_verified(context, request, found, &verified, now).await
+    }
+
+    /// Processes a verified webhook on the route of a connection.
+    async fn process_verified(
+        &self,
+        context: &mut RequestContext,
+        mut request: WebhookRequest<'_>,
+        found: FoundConnection,
+        verified: &Verified,
+        now: SystemTime,
+    ) -> Result<Verdict, Verdict> {
+        context.verified = true;
+        self.metrics.record_verified(verified.key_index());
+        let _in_flight = self.admit(&mut request)?;
+        self.store(context, &request, verified, now, async |inbound| {
+            if !found.connection.may_receive(inbound) {
+                Err(Verdict::OtherInstallation(classify::kind(inbound)))
+            } else if accepts_webhooks(&found.connection) {
                 Ok(found)
             } else {
                 Err(Verdict::Stopped(classify::kind(inbound)))
@@ -115,38 +159,84 @@ impl Pipeline {
         .await
     }
 
-    /// Processes a webhook on the shared route: verifies it with the shared app's secrets and
-    /// routes it by the ids in its body.
-    pub async fn process_shared(
+    /// Processes a webhook on the shared route: verifies it with the secrets of the shared apps and
+    /// routes it by the app of that secret and the installations in its body.
+    pub async fn process_shared<'r>(
         &self,
         context: &mut RequestContext,
-        request: impl Future<Output = Result<WebhookRequest, Verdict>>,
+        request: impl Future<Output = Result<WebhookRequest<'r>, Verdict>>,
     ) -> Result<Verdict, Verdict> {
-        if self.shared_keys.is_empty() {
+        let declared = self.directory.apps();
+        if self.shared_keys.is_empty() && declared.is_empty() {
             return Err(Verdict::SharedRouteClosed);
         }
-        let request = request.await?;
-        if is_ssl_check(&request) {
+        let mut request = request.await?;
+        if request.is_ssl_check() {
             return Ok(Verdict::SslCheck);
         }
+        #[expect(clippy::disallowed_methods, reason = "a webhook arrives")]
         let now = SystemTime::now();
-        let verified =
-            self.record_verification(verify(request.unverified(), &self.shared_keys, now))?;
-        let mut app = None;
-        let result = self
-            .store(context, &request, &verified, now, async |inbound| {
-                let unrouted = || Verdict::Unrouted(classify::kind(inbound));
-                let routing = classify::routing(inbound).ok_or_else(unrouted)?;
-                app = Some(routing.app.clone());
-                let found = self.directory.route(&routing).await;
-                found
-                    .map_err(Verdict::DirectoryUnavailable)?
-                    .filter(|found| accepts_webhooks(&found.connection))
-                    .ok_or_else(unrouted)
-            })
-            .await;
-        context.routed_app = app;
-        result
+        let candidates = self.candidates(&request, declared).await?;
+        let of_settings = self.shared_keys.iter().map(|(app, key)| (app, key));
+        let of_apps = candidates.iter().flat_map(|app| app.keys().map(|key| (&app.id, key)));
+        let keys: Vec<(&AppId, &SigningKey)> = of_settings.chain(of_apps).collect();
+        let verified = verify(request.unverified(), keys.iter().map(|(_, key)| *key), now);
+        let verified = verified.map_err(Verdict::Unverified)?;
+        context.verified = true;
+        let (newer_keys, rest) = keys.split_at(verified.key_index());
+        let app = rest[0].0; // the index is that of the key that matched
+        let of_app = newer_keys.iter().filter(|(other, _)| *other == app);
+        self.metrics.record_verified(of_app.count());
+        context.shared_app = Some(app.clone());
+        let _in_flight = self.admit(&mut request)?;
+        self.store(context, &request, &verified, now, async |inbound| {
+            let unrouted = || Verdict::Unrouted(classify::kind(inbound));
+            if inbound.app().is_some_and(|named| named != app.as_str()) {
+                return Err(unrouted());
+            }
+            let found = self.directory.route(app, &inbound.installations()).await;
+            let may_receive = |connection: &Connection| {
+                let is_foreign =
+                    classify::is_installation_event(inbound) && !connection.has_installation();
+                accepts_webhooks(connection) && !is_foreign
+            };
+            found
+                .map_err(Verdict::DirectoryUnavailable)?
+                .filter(|found| may_receive(&found.connection))
+                .ok_or_else(unrouted)
+        })
+        .await
+    }
+
+    /// Returns the declared apps whose keys may verify a webhook of the shared route: the one that
+    /// the body names, or all of them if it names none, as shortcuts do. The body is not verified
+    /// yet, and only chooses among keys.
+    async fn candidates(
+        &self,
+        request: &WebhookRequest<'_>,
+        declared: Vec<Arc<App>>,
+    ) -> Result<Vec<Arc<App>>, Verdict> {
+        if declared.is_empty() {
+            return Ok(declared);
+        }
+        let parts = BodyParts::split(request.media, &request.body);
+        let inbound = parts.read();
+        if let Some(named) = inbound.app() {
+            let Ok(named) = named.parse() else { return Ok(Vec::new()) };
+            let app = self.directory.app(&named).await.map_err(Verdict::DirectoryUnavailable)?;
+            return Ok(app.into_iter().collect());
+        }
+        if declared.len().saturating_mul(request.body.len()) > MAX_TRIAL_BYTES {
+            return Ok(Vec::new());
+        }
+        Ok(declared)
+    }
+
+    /// Admits a verified webhook, whose body then counts as one in flight.
+    fn admit(&self, request: &mut WebhookRequest<'_>) -> Result<InFlight<'_>, Verdict> {
+        let in_flight = self.in_flight.admit(request.body.len()).ok_or(Verdict::Overloaded)?;
+        request.leave_budget();
+        Ok(in_flight)
     }
 
     /// Stores a verified webhook and waits for its sync response. `find_connection` returns the
@@ -154,10 +244,10 @@ impl Pipeline {
     async fn store(
         &self,
         context: &mut RequestContext,
-        request: &WebhookRequest,
+        request: &WebhookRequest<'_>,
         verified: &Verified,
         now: SystemTime,
-        find_connection: impl AsyncFnOnce(&Inbound<'_>) -> Result<FoundConnection, Verdict>,
+        find_connection: impl AsyncFnOnce(&InboundPayload<'_>) -> Result<FoundConnection, Verdict>,
     ) -> Result<Verdict, Verdict> {
         let parts = classify::split(request.media, verified);
         let inbound = parts.read();
@@ -169,23 +259,31 @@ impl Pipeline {
         }
         let FoundConnection { connection, is_current } = find_connection(&inbound).await?;
         let id = connection.id;
-        context.connection = Some(connection);
+        let connection = context.connection.insert(connection);
+        let (key, bytes) = (QuotaKey::of(connection, &inbound), request.body.len());
+        if let Err(wait) = self.quotas.take(key, bytes, self.directory.live_ingests()) {
+            self.quotas.record_refusal(connection, bytes);
+            self.metrics.record_refusal(&connection.app);
+            let kind = classify::kind(&inbound);
+            return Err(Verdict::OverQuota(kind, NoticePlace::of(kind, &inbound, &parts), wait));
+        }
         let Placement { kind, partition, lane, dedup_key } =
-            classify::place(id, &inbound, verified, random_id);
-        let (window, reply) = if classify::expects_sync_response(&inbound) {
-            let (window, reply) = self.sync_responses.open(context.arrived_at);
-            (Some(window), reply)
-        } else {
-            (None, None)
+            classify::place_webhook(id, &inbound, verified, random_id);
+        let (window, reply) = match classify::sync_response_kind(&inbound) {
+            Some(expected) => {
+                let (window, reply) = self.sync_responses.open(context.arrived_at);
+                (Some((expected, window)), reply)
+            }
+            None => (None, None),
         };
         let span = tracing::info_span!(
             target: "tidegate::trace",
             "send",
-            otel.name = format!("send {DESTINATION}"),
+            otel.name = format!("send {DESTINATION_TEMPLATE}"),
             otel.kind = "producer",
             messaging.system = "nats",
             messaging.operation.type = "send",
-            messaging.destination.template = DESTINATION,
+            messaging.destination.template = DESTINATION_TEMPLATE,
             messaging.message.id = %dedup_key,
         );
         let envelope = Envelope {
@@ -193,7 +291,7 @@ impl Pipeline {
             partition,
             kind,
             lane,
-            dedupe: dedup_key,
+            dedup_key,
             received_at_ms: now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64),
             media: request.media,
             signature: verified.signature().clone(),
@@ -212,41 +310,23 @@ impl Pipeline {
         self.metrics.record_publish(started.elapsed());
         match (published, window) {
             (Ok(stored), None) => Ok(Verdict::Stored(kind, stored)),
-            (Ok(stored), Some(window)) => Ok(match window.wait().await {
+            (Ok(stored), Some((expected, window))) => Ok(match window.wait().await {
                 Some(body) => Verdict::Relayed(kind, stored, body),
-                None => Verdict::Unanswered(kind, stored),
+                None => Verdict::Unanswered(expected, kind, stored),
             }),
-            (Err(error), _) => Err(match (kind, first_input_block(&parts)) {
-                (Kind::Interaction, Some(block)) => Verdict::SubmissionNotStored(block, error),
-                _ => Verdict::NotStored(kind, error),
-            }),
+            (Err(error), _) => {
+                let place = NoticePlace::of(kind, &inbound, &parts);
+                Err(Verdict::NotStored(kind, place, error))
+            }
         }
     }
-
-    /// Counts the key that matched, or records the clock skew.
-    fn record_verification(
-        &self,
-        result: Result<Verified, SignatureError>,
-    ) -> Result<Verified, Verdict> {
-        match &result {
-            Ok(verified) => self.metrics.record_verified(verified.key_index()),
-            Err(SignatureError::Stale { skew }) => self.metrics.record_skew(*skew),
-            Err(_) => {}
-        }
-        result.map_err(Verdict::Unverified)
-    }
-}
-
-/// Returns whether a body is Slack's check of the certificate, which is not signed.
-fn is_ssl_check(request: &WebhookRequest) -> bool {
-    matches!(Parts::split(request.media, &request.body), Parts::SslCheck)
 }
 
 /// Returns whether webhooks of a connection are stored. Those of a pending one wait in the stream.
 fn accepts_webhooks(connection: &Connection) -> bool {
     match connection.status {
-        Status::Pending | Status::Active | Status::Error => true,
-        Status::Stopped | Status::Revoked => false,
+        ConnectionStatus::Pending | ConnectionStatus::Active | ConnectionStatus::Error => true,
+        ConnectionStatus::Stopped | ConnectionStatus::Revoked => false,
     }
 }
 

@@ -2,12 +2,18 @@
 //!
 //! All attempts of a webhook share [`PUBLISH_TIMEOUT`] and the dedup key: if an attempt timed out
 //! but was stored, the next one is confirmed as a duplicate. A full stream ends the attempts early.
+//!
+//! Workers trust what is stored: they do not verify the signature again. They have neither the
+//! secrets of shared apps, which are a setting of ingest, nor secrets older than a connection's
+//! previous one, and they read webhooks days after their signature (replay, redrive, stream reset).
+//! Genuine webhooks would become dead letters after a rotation. A taken-over ingest, which has the
+//! signing secrets, would pass. The right to publish to `slack.in` is what protects the stream.
 
 use async_nats::{
     connection::State,
     jetstream::{self, ErrorCode, context::PublishErrorKind, publish::PublishAck},
 };
-use shared::codec::envelope::Envelope;
+use shared::stream::Envelope;
 use std::{error::Error, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 

@@ -1,68 +1,97 @@
 //! Reading of requests within limits of size and time.
 //!
-//! Nothing beyond the size limit is buffered: a larger `Content-Length` is rejected before the body
-//! is read.
+//! What the head alone decides is rejected before the body is read: a length over the limit, a
+//! malformed signature, a stale timestamp.
 
-use super::{Verdict, signature::UnverifiedRequest};
+use super::{
+    UnverifiedBudget, Verdict,
+    signature::{UnverifiedRequest, check_headers},
+};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderName, Request, header},
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use shared::{
-    codec::{
-        envelope::{Retry, Word},
-        slack::Media,
-    },
-    stream::BODY_BYTES_MAX,
+    domain::{HeaderToken, MediaType},
+    slack::BodyParts,
+    stream::{BODY_BYTES_MAX, FORWARDED_DELIVERY, RetryHeaders},
 };
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use tokio::sync::SemaphorePermit;
 
 /// Maximum time to receive a body. Slack gives up after 3 s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum length of Slack's check of the certificate: `ssl_check=1` and a token. It is not signed.
+const SSL_CHECK_BYTES_MAX: usize = 1024;
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-slack-signature");
 const TIMESTAMP: HeaderName = HeaderName::from_static("x-slack-request-timestamp");
 const RETRY_NUM: HeaderName = HeaderName::from_static("x-slack-retry-num");
 const RETRY_REASON: HeaderName = HeaderName::from_static("x-slack-retry-reason");
+const FORWARDED: HeaderName = HeaderName::from_static(FORWARDED_DELIVERY);
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Headers and complete body of a webhook, not verified yet.
 #[derive(Debug)]
-pub struct WebhookRequest {
+pub struct WebhookRequest<'b> {
     /// Media type of the body.
-    pub media: Media,
+    pub media: MediaType,
     /// Body as received.
     pub body: Bytes,
     headers: HeaderMap,
+    /// Bytes of the body in the budget for unverified bodies.
+    taken: Option<SemaphorePermit<'b>>,
 }
 
-impl WebhookRequest {
-    /// Reads a request to its end.
-    pub async fn read(request: Request<Body>) -> Result<Self, Verdict> {
+impl<'b> WebhookRequest<'b> {
+    /// Reads a request to its end. Its body counts against `budget`.
+    pub async fn read(
+        request: Request<Body>,
+        budget: &'b UnverifiedBudget,
+        now: SystemTime,
+    ) -> Result<Self, Verdict> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
+        // An agent's URL that is Tidegate's own would make a loop.
+        if headers.contains_key(FORWARDED) {
+            return Err(Verdict::Forwarded);
+        }
         // Slack sends a length. Both headers together are a means of request smuggling.
         if headers.contains_key(header::TRANSFER_ENCODING) {
             return Err(Verdict::TransferEncoding);
         }
         let media = single_header(&headers, &header::CONTENT_TYPE)
-            .and_then(Media::from_content_type)
+            .and_then(MediaType::from_content_type)
             .ok_or(Verdict::UnsupportedMediaType)?;
+        // A request without a length has no body.
         let length = single_header(&headers, &header::CONTENT_LENGTH)
-            .and_then(|length| length.parse::<usize>().ok());
-        if length.is_some_and(|length| length > BODY_BYTES_MAX) {
+            .and_then(|length| length.parse::<usize>().ok())
+            .unwrap_or(0);
+        if length > BODY_BYTES_MAX {
             return Err(Verdict::TooLarge);
         }
-        let body = Limited::new(body, BODY_BYTES_MAX).collect();
-        let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Verdict::TooLarge),
-            Ok(Err(_)) => return Err(Verdict::BodyIncomplete),
-            Err(_) => return Err(Verdict::BodyTimeout),
-        };
-        Ok(Self { media, body, headers })
+        let is_signed = headers.contains_key(SIGNATURE) || headers.contains_key(TIMESTAMP);
+        if is_signed || media != MediaType::Form || length > SSL_CHECK_BYTES_MAX {
+            let signature = single_header(&headers, &SIGNATURE);
+            let timestamp = single_header(&headers, &TIMESTAMP);
+            check_headers(signature, timestamp, now).map_err(Verdict::Unverified)?;
+        }
+        let receive = tokio::time::timeout(BODY_TIMEOUT, budget.receive(body, length));
+        let (body, taken) = receive.await.map_err(|_| Verdict::BodyTimeout)??;
+        Ok(Self { media, body, headers, taken: Some(taken) })
+    }
+
+    /// Returns whether the body is Slack's check of the certificate, which may be unsigned.
+    pub fn is_ssl_check(&self) -> bool {
+        self.media == MediaType::Form
+            && self.body.len() <= SSL_CHECK_BYTES_MAX
+            && matches!(BodyParts::split(self.media, &self.body), BodyParts::SslCheck)
+    }
+
+    /// Gives the body's bytes back to the budget for unverified bodies.
+    pub fn leave_budget(&mut self) {
+        self.taken = None;
     }
 
     /// Returns the parts that the signature covers.
@@ -75,15 +104,15 @@ impl WebhookRequest {
     }
 
     /// Returns the number and reason of Slack's retry, if it is one.
-    pub fn retry(&self) -> Option<Retry> {
+    pub fn retry(&self) -> Option<RetryHeaders> {
         let number = single_header(&self.headers, &RETRY_NUM)?.parse().ok()?;
-        let reason = single_header(&self.headers, &RETRY_REASON).and_then(Word::new);
-        Some(Retry { number, reason })
+        let reason = single_header(&self.headers, &RETRY_REASON).and_then(HeaderToken::new);
+        Some(RetryHeaders { number, reason })
     }
 
     /// Returns the trace context that a proxy has started.
-    pub fn traceparent(&self) -> Option<Word> {
-        single_header(&self.headers, &TRACEPARENT).and_then(Word::new)
+    pub fn traceparent(&self) -> Option<HeaderToken> {
+        single_header(&self.headers, &TRACEPARENT).and_then(HeaderToken::new)
     }
 }
 

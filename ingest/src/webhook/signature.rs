@@ -8,7 +8,7 @@
 pub use crate::directory::SigningKey;
 
 use bytes::Bytes;
-use shared::codec::envelope::Word;
+use shared::domain::HeaderToken;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Maximum difference between Slack's timestamp and the local clock, in either direction.
@@ -29,8 +29,8 @@ pub struct UnverifiedRequest<'a> {
 #[derive(Debug, Clone)]
 pub struct Verified {
     body: Bytes,
-    signature: Word,
-    timestamp: Word,
+    signature: HeaderToken,
+    timestamp: HeaderToken,
     key_index: usize,
 }
 
@@ -41,12 +41,12 @@ impl Verified {
     }
 
     /// Returns the signature header.
-    pub fn signature(&self) -> &Word {
+    pub fn signature(&self) -> &HeaderToken {
         &self.signature
     }
 
     /// Returns the timestamp header.
-    pub fn timestamp(&self) -> &Word {
+    pub fn timestamp(&self) -> &HeaderToken {
         &self.timestamp
     }
 
@@ -79,20 +79,32 @@ pub fn verify<'k>(
     keys: impl IntoIterator<Item = &'k SigningKey>,
     now: SystemTime,
 ) -> Result<Verified, SignatureError> {
-    let signature = request.signature.ok_or(SignatureError::NoSignature)?;
-    let tag = decode_tag(signature).ok_or(SignatureError::NoSignature)?;
-    let timestamp = request.timestamp.ok_or(SignatureError::NoTimestamp)?;
-    check_age(timestamp, now)?;
+    let UnverifiedRequest { signature, timestamp, body } = request;
+    let (signature, timestamp, tag) = check_headers(signature, timestamp, now)?;
     let key_index = keys
         .into_iter()
-        .position(|key| key.matches(timestamp, &request.body, &tag))
+        .position(|key| key.matches(timestamp, &body, &tag))
         .ok_or(SignatureError::BadSignature)?;
     Ok(Verified {
-        signature: Word::new(signature).ok_or(SignatureError::NoSignature)?,
-        timestamp: Word::new(timestamp).ok_or(SignatureError::NoTimestamp)?,
-        body: request.body,
+        signature: HeaderToken::new(signature).ok_or(SignatureError::NoSignature)?,
+        timestamp: HeaderToken::new(timestamp).ok_or(SignatureError::NoTimestamp)?,
+        body,
         key_index,
     })
+}
+
+/// Checks form and age of the headers of a signature. Needs no body, so that a request that can't
+/// be verified is refused before its body is read. Returns both headers and the signature's bytes.
+pub fn check_headers<'h>(
+    signature: Option<&'h str>,
+    timestamp: Option<&'h str>,
+    now: SystemTime,
+) -> Result<(&'h str, &'h str, [u8; 32]), SignatureError> {
+    let signature = signature.ok_or(SignatureError::NoSignature)?;
+    let tag = decode_tag(signature).ok_or(SignatureError::NoSignature)?;
+    let timestamp = timestamp.ok_or(SignatureError::NoTimestamp)?;
+    check_age(timestamp, now)?;
+    Ok((signature, timestamp, tag))
 }
 
 fn check_age(timestamp: &str, now: SystemTime) -> Result<(), SignatureError> {
@@ -100,11 +112,10 @@ fn check_age(timestamp: &str, now: SystemTime) -> Result<(), SignatureError> {
         return Err(SignatureError::NoTimestamp); // `parse` alone would accept a leading `+`
     }
     let seconds: u64 = timestamp.parse().map_err(|_| SignatureError::NoTimestamp)?;
-    let signed_at =
-        UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(SignatureError::NoTimestamp)?;
-    let skew = now.duration_since(signed_at).unwrap_or_else(|ahead| ahead.duration());
-    // Whole seconds, like Slack: otherwise the local milliseconds would make 300 s too old.
-    if skew.as_secs() <= MAX_SKEW.as_secs() { Ok(()) } else { Err(SignatureError::Stale { skew }) }
+    // Whole seconds on both sides: the local milliseconds must not decide.
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let skew = Duration::from_secs(now.abs_diff(seconds));
+    if skew <= MAX_SKEW { Ok(()) } else { Err(SignatureError::Stale { skew }) }
 }
 
 fn decode_tag(signature: &str) -> Option<[u8; 32]> {
@@ -169,6 +180,8 @@ mod tests {
         for (now, fresh) in [(-301, false), (-300, true), (300, true), (301, false)] {
             let now = (1531420618 + now) as u64;
             assert_eq!(check(SIGNATURE, TIMESTAMP, BODY, now).is_ok(), fresh, "{now}");
+            let late_in_second = at(now) + Duration::from_millis(999);
+            assert_eq!(check_age(TIMESTAMP, late_in_second).is_ok(), fresh, "{now}");
         }
     }
 

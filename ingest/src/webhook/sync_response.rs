@@ -10,8 +10,8 @@ use async_nats::Client;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use shared::{
-    codec::envelope::{LATE, RELAYED, ReplyWindow, Word},
-    stream::REPLY_SUBJECTS,
+    domain::HeaderToken,
+    stream::{REPLY_SUBJECTS, RESPONSE_LATE, RESPONSE_RELAYED, SyncResponseWindow},
 };
 use std::{
     collections::HashMap,
@@ -63,16 +63,17 @@ impl SyncResponses {
 
     /// Opens a window for a request that arrived at `arrived_at`, and returns its part of the
     /// envelope.
-    pub fn open(&self, arrived_at: Instant) -> (Window, Option<ReplyWindow>) {
+    pub fn open(&self, arrived_at: Instant) -> (Window, Option<SyncResponseWindow>) {
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, body) = oneshot::channel();
         self.waiting().insert(id, sender);
         let deadline = arrived_at + SYNC_RESPONSE_TIMEOUT;
         let window = Window { responses: self.clone(), id, deadline, body };
         let left = deadline.saturating_duration_since(Instant::now());
+        #[expect(clippy::disallowed_methods, reason = "a webhook arrives")]
         let by = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + left;
-        let to = Word::new(format!("{}.{id}", self.0.subject));
-        (window, to.map(|to| ReplyWindow { to, by_ms: by.as_millis() as u64 }))
+        let to = HeaderToken::new(format!("{}.{id}", self.0.subject));
+        (window, to.map(|to| SyncResponseWindow { to, by_ms: by.as_millis() as u64 }))
     }
 
     /// Receives sync responses until `stop` is cancelled.
@@ -83,7 +84,11 @@ impl SyncResponses {
                 match client.subscribe(subjects.clone()).await {
                     Ok(mut messages) => {
                         while let Some(message) = messages.next().await {
-                            let result = if self.deliver(&message) { RELAYED } else { LATE };
+                            let result = if self.deliver(&message) {
+                                RESPONSE_RELAYED
+                            } else {
+                                RESPONSE_LATE
+                            };
                             if let Some(worker) = message.reply {
                                 // A worker without an answer handles it like `late`.
                                 let _ = client.publish(worker, result.into()).await;
@@ -144,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn relays_to_its_window_once() {
+    async fn relays_once_per_window() {
         let responses = SyncResponses::new("i1");
         let (first, _) = responses.open(Instant::now());
         let (second, reply) = responses.open(Instant::now());

@@ -1,22 +1,24 @@
 //! Results of processing a webhook.
 
 use super::{
+    NoticePlace,
     publisher::{PublishError, Stored},
     signature::SignatureError,
 };
 use crate::directory::DirectoryUnavailableError;
 use bytes::Bytes;
-use shared::types::Kind;
+use shared::{domain::WebhookKind, slack::SyncResponseKind};
+use std::time::Duration;
 
 /// Result of processing a webhook. The HTTP response follows from it.
 #[derive(Debug)]
 pub enum Verdict {
     /// Stored; no sync response expected.
-    Stored(Kind, Stored),
+    Stored(WebhookKind, Stored),
     /// Stored, with the sync response of a worker.
-    Relayed(Kind, Stored, Bytes),
-    /// Stored; no sync response came in time.
-    Unanswered(Kind, Stored),
+    Relayed(WebhookKind, Stored, Bytes),
+    /// Stored; no sync response of this kind came in time.
+    Unanswered(SyncResponseKind, WebhookKind, Stored),
     /// Verified `url_verification` with this challenge.
     Challenge(String),
     /// `ssl_check=1`; the rest of the body is ignored.
@@ -26,17 +28,22 @@ pub enum Verdict {
     /// Unknown connection in the path.
     UnknownConnection,
     /// Verified webhook of a stopped or revoked connection.
-    Stopped(Kind),
+    Stopped(WebhookKind),
     /// Verified webhook of the shared route without a live connection.
-    Unrouted(Kind),
+    Unrouted(WebhookKind),
+    /// Verified webhook whose body names another app or installation than the connection's.
+    OtherInstallation(WebhookKind),
+    /// Request that Tidegate forwarded to itself as if it were an app.
+    Forwarded,
     /// Request to the shared route of a deployment without shared signing secrets.
     SharedRouteClosed,
     /// Failed lookup of the connection.
     DirectoryUnavailable(DirectoryUnavailableError),
-    /// Failed publish.
-    NotStored(Kind, PublishError),
-    /// Failed publish of a view submission, with the input block that can show an error.
-    SubmissionNotStored(String, PublishError),
+    /// Failed publish, with the place where the person who acted sees a notice.
+    NotStored(WebhookKind, NoticePlace, PublishError),
+    /// Webhook over the quota of its connection and workspace, with the same place and the time
+    /// until the quota has room.
+    OverQuota(WebhookKind, NoticePlace, Duration),
     /// Body over the size limit.
     TooLarge,
     /// Media type other than JSON and form.
@@ -47,21 +54,24 @@ pub enum Verdict {
     BodyTimeout,
     /// Body that ended early.
     BodyIncomplete,
-    /// Webhook over the limit of those in flight.
+    /// Body for which the budget of unverified bodies had no room.
+    BodyBudgetExhausted,
+    /// Verified webhook over the limits of those in flight.
     Overloaded,
 }
 
 impl Verdict {
     /// Returns the kind of the webhook, if known.
-    pub fn kind(&self) -> Option<Kind> {
+    pub fn kind(&self) -> Option<WebhookKind> {
         match self {
             Verdict::Stored(kind, _)
             | Verdict::Relayed(kind, ..)
-            | Verdict::Unanswered(kind, _)
+            | Verdict::Unanswered(_, kind, _)
             | Verdict::Stopped(kind)
+            | Verdict::OtherInstallation(kind)
             | Verdict::Unrouted(kind)
-            | Verdict::NotStored(kind, _) => Some(*kind),
-            Verdict::SubmissionNotStored(..) => Some(Kind::Interaction),
+            | Verdict::NotStored(kind, ..)
+            | Verdict::OverQuota(kind, ..) => Some(*kind),
             _ => None,
         }
     }
@@ -71,7 +81,7 @@ impl Verdict {
         match self {
             Verdict::Stored(_, stored)
             | Verdict::Relayed(_, stored, _)
-            | Verdict::Unanswered(_, stored) => Some(*stored),
+            | Verdict::Unanswered(.., stored) => Some(*stored),
             _ => None,
         }
     }
@@ -79,7 +89,7 @@ impl Verdict {
     /// Returns the error of a failed publish.
     pub fn publish_error(&self) -> Option<&PublishError> {
         match self {
-            Verdict::NotStored(_, error) | Verdict::SubmissionNotStored(_, error) => Some(error),
+            Verdict::NotStored(.., error) => Some(error),
             _ => None,
         }
     }

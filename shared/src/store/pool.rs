@@ -15,6 +15,7 @@ use futures_util::{
 };
 use sqlx::{
     Describe, Either, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr,
+    error::DatabaseError,
     pool::PoolConnection,
     postgres::{
         PgConnectOptions, PgListener, PgNotification, PgPoolOptions, PgQueryResult, PgRow,
@@ -51,6 +52,20 @@ const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// Interval without notifications after which a listener checks its connection.
 const LISTEN_PING_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Settings of sessions that plan each statement once. Traffic statements read few rows by index for
+/// any values, and planning takes longer than running them (5 ms and 1 ms). A plan lasts until its
+/// tables are analyzed, and they may have been small or empty when it was made. Sequential scans are
+/// therefore disabled, and the cost of a plan is the number of rows that it reads: otherwise Postgres
+/// joins a small table as a whole instead of by key.
+const PLAN_ONCE: [(&str, &str); 6] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("seq_page_cost", "0"),
+    ("random_page_cost", "0"),
+    ("cpu_tuple_cost", "1"),
+    ("cpu_index_tuple_cost", "1"),
+];
+
 /// Pool of connections for statements and transactions. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
@@ -60,12 +75,10 @@ pub(super) struct Pool {
 
 /// Planning mode of statements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plans {
+pub enum PlanMode {
     /// Plans for the values of each call, as Postgres decides.
     PerCall,
-    /// Plans once per connection. Traffic statements use an index for any values, and planning
-    /// takes longer than running them (5 ms and 1 ms). Sequential scans are disabled: a plan from
-    /// an empty table would use them until the table is analyzed.
+    /// Plans once per connection, as [`PLAN_ONCE`] says.
     Once,
 }
 
@@ -86,11 +99,10 @@ impl LastFailure {
 
 impl Pool {
     /// Creates a pool of at most `max` connections without connecting.
-    pub fn new(options: PgConnectOptions, max: u32, plans: Plans) -> Self {
+    pub fn new(options: PgConnectOptions, max: u32, plans: PlanMode) -> Self {
         let options = match plans {
-            Plans::PerCall => options,
-            Plans::Once => options
-                .options([("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")]),
+            PlanMode::PerCall => options,
+            PlanMode::Once => options.options(PLAN_ONCE),
         };
         let options = options.options([
             ("statement_timeout", STATEMENT_TIMEOUT),
@@ -116,6 +128,11 @@ impl Pool {
         Self { pool: pool.connect_lazy_with(options), failed }
     }
 
+    /// Returns the options of connections.
+    pub fn connect_options(&self) -> Arc<PgConnectOptions> {
+        self.pool.connect_options()
+    }
+
     /// Begins a transaction. Dropping it rolls it back.
     pub async fn begin(&self) -> Result<Transaction, Error> {
         let mut connection = self.acquire().await?;
@@ -126,16 +143,35 @@ impl Pool {
     /// Listens on a channel with a separate connection.
     pub async fn listen(&self, channel: &str) -> Result<Listener, Error> {
         let options = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
-        let own = options.connect_lazy_with((*self.pool.connect_options()).clone());
+        let own = options.connect_lazy_with((*self.connect_options()).clone());
         let mut listener = PgListener::connect_with(&own).await?;
         with_timeout(STATEMENT_CLIENT_TIMEOUT, listener.listen(channel)).await?;
         Ok(Listener(listener))
     }
 
     async fn acquire(&self) -> Result<PooledConnection, Error> {
-        let inner = self.pool.acquire().await?;
+        let acquired = self.pool.acquire().await;
+        let inner = acquired.map_err(|error| name_server(&self.connect_options(), error))?;
         Ok(PooledConnection { inner, finished: false, failed: self.failed.clone() })
     }
+}
+
+/// Adds the address of the server to a failure to connect, and the settings to check.
+pub(super) fn name_server(options: &PgConnectOptions, error: Error) -> Error {
+    let cause = match error {
+        Error::PoolTimedOut => format!("no connection within {ACQUIRE_TIMEOUT:?}"),
+        Error::Io(error) => error.to_string(),
+        Error::Tls(error) => format!("TLS failed: {error}"),
+        other => return other,
+    };
+    let address = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    };
+    Error::Io(io::Error::other(format!(
+        "failed to connect to Postgres at {address}: {cause}; \
+         check TIDEGATE_POSTGRES_URL and TIDEGATE_POSTGRES_CA_FILE"
+    )))
 }
 
 /// Connection in use.
@@ -147,11 +183,22 @@ struct PooledConnection {
 }
 
 impl PooledConnection {
-    /// Marks the connection as reusable after a result or an error of Postgres.
+    /// Marks the connection as reusable after a result or an error of Postgres, unless its prepared
+    /// statements no longer fit the schema.
     fn finish<T>(mut self, answer: Result<T, Error>) -> Result<T, Error> {
-        self.finished = matches!(answer, Ok(_) | Err(Error::Database(_)));
+        self.finished = match &answer {
+            Ok(_) => true,
+            Err(Error::Database(error)) => !has_outdated_plan(&**error),
+            Err(_) => false,
+        };
         answer
     }
+}
+
+/// Returns whether a column's type changed since the statement was prepared: Postgres refuses it in
+/// this session for ever.
+fn has_outdated_plan(error: &dyn DatabaseError) -> bool {
+    error.code().as_deref() == Some("0A000") && error.message().contains("cached plan")
 }
 
 impl Drop for PooledConnection {

@@ -1,6 +1,7 @@
 //! Conversion of columns to domain types.
 
 use super::StoreError;
+use crate::stream::Partition;
 use sqlx::{Row, postgres::PgRow};
 use std::{borrow::Cow, str::FromStr};
 
@@ -68,4 +69,11 @@ pub(super) fn inconsistent(
 /// Replaces NUL characters, which no column of Postgres accepts.
 pub(super) fn replace_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
+}
+
+/// Converts the number of a partition.
+pub(super) fn partition_of(number: i16) -> Result<Partition, StoreError> {
+    u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok()).ok_or_else(|| {
+        inconsistent("partition_leases", "partition", &number.to_string(), "not below 64")
+    })
 }

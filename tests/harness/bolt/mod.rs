@@ -1,21 +1,27 @@
-//! Stock apps behind Tidegate: one with Bolt for Python, one with Bolt for JavaScript, from the public registries.
+//! Unmodified apps behind Tidegate: one with Bolt for Python, one with Bolt for JavaScript, from
+//! the public registries.
 //!
-//! In: which of the two, and whose it is. Out: a process that serves `/slack/events`, to be stopped and started like any
-//! other. Both are written as Slack's documentation shows (`app.py`, `app.js`) and pinned: by hashes, by a lock file.
+//! An app is a process that serves `/slack/events`. Both apps are written as Slack's documentation
+//! shows (`app.py`, `app.js`). Their packages are pinned, by hashes and by a lock file.
 
 use crate::{
-    fetch::{SlackSdk, bolt_js, slack_bolt},
-    guard::RunDir,
+    eventually::eventually,
+    fetch::{PythonPackages, bolt_js, slack_bolt},
     port,
     process::Process,
+    run_dir::RunDir,
     slack::Slack,
-    until::until,
-    world::{App, SOON},
+    test_env::{App, TIMEOUT},
 };
-use std::{fs, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::Ipv4Addr,
+    sync::Arc,
+};
 use tokio::net::TcpStream;
 
-/// Which of the two.
+/// Language of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
     /// slack_bolt.
@@ -25,7 +31,7 @@ pub enum Language {
 }
 
 impl Language {
-    /// As the app calls itself.
+    /// Returns the name that the app uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Language::Python => "python",
@@ -43,11 +49,43 @@ pub struct Bolt {
 }
 
 impl Bolt {
-    /// Starts it and waits until it listens.
+    /// Starts the app and waits until it listens.
     ///
     /// # Errors
     /// One line that names what is missing and the remedy.
     pub async fn start(language: Language, slack: &Slack, app: &App) -> anyhow::Result<Self> {
+        let script = match language {
+            Language::Python => include_str!("app.py"),
+            Language::JavaScript => include_str!("app.js"),
+        };
+        Self::start_script(language, slack, app, script, "").await
+    }
+
+    /// Starts an app with a listener of each kind, and of each of these types of events.
+    ///
+    /// # Errors
+    /// One line that names what is missing and the remedy.
+    pub async fn start_with_kinds<'t>(
+        language: Language,
+        slack: &Slack,
+        app: &App,
+        event_types: impl IntoIterator<Item = &'t str>,
+    ) -> anyhow::Result<Self> {
+        let script = match language {
+            Language::Python => include_str!("kinds.py"),
+            Language::JavaScript => include_str!("kinds.js"),
+        };
+        let types = event_types.into_iter().collect::<Vec<_>>().join(",");
+        Self::start_script(language, slack, app, script, &types).await
+    }
+
+    async fn start_script(
+        language: Language,
+        slack: &Slack,
+        app: &App,
+        script: &str,
+        event_types: &str,
+    ) -> anyhow::Result<Self> {
         let run = Arc::new(RunDir::new("bolt")?);
         let port = port::free()?;
         let mut settings = vec![
@@ -55,45 +93,57 @@ impl Bolt {
             ("SLACK_BOT_TOKEN".to_owned(), app.token.clone()),
             ("SLACK_SIGNING_SECRET".to_owned(), app.secret.clone()),
             ("SLACK_API".to_owned(), slack.api()),
+            ("EVENT_TYPES".to_owned(), event_types.to_owned()),
         ];
         let (program, file) = match language {
             Language::Python => {
-                let SlackSdk { python, packages } = slack_bolt(&run).await?;
+                let PythonPackages { python, packages } = slack_bolt(&run).await?;
                 settings.push(("PYTHONPATH".into(), packages.display().to_string()));
                 settings.push(("PYTHONDONTWRITEBYTECODE".into(), "1".into()));
                 let file = run.path().join("app.py");
-                fs::write(&file, include_str!("app.py"))?;
+                fs::write(&file, script)?;
                 (python, file)
             }
             Language::JavaScript => {
                 let (node, modules) = bolt_js(&run).await?;
                 settings.push(("NODE_PATH".into(), modules.display().to_string()));
                 let file = run.path().join("app.js");
-                fs::write(&file, include_str!("app.js"))?;
+                fs::write(&file, script)?;
                 (node, file)
             }
         };
         let process = Process::start(&run, language.as_str(), &program, &[file], &settings, None)?;
         let bolt = Self { process, port, _run: run };
-        bolt.listens().await;
+        bolt.wait_until_listening().await;
         Ok(bolt)
     }
 
-    /// Where it takes what Slack sends.
+    /// Returns the URL for requests of Slack.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/slack/events", self.port)
     }
 
-    /// Waits until it listens.
-    pub async fn listens(&self) {
-        until("the app listens", SOON, async || {
+    /// Waits until the app listens.
+    pub async fn wait_until_listening(&self) {
+        eventually("the app listens", TIMEOUT, async || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.ok()
         })
         .await;
     }
 
-    /// What it heard in a conversation, in the order in which it came.
-    pub fn heard(&self, channel: &str) -> Vec<String> {
+    /// Returns the kinds of the listeners that each webhook reached, by its token.
+    pub fn kinds(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut kinds: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for line in self.process.log().lines() {
+            let line = line.strip_prefix("kind ").and_then(|line| line.split_once(' '));
+            let Some((token, kind)) = line else { continue };
+            kinds.entry(token.to_owned()).or_default().insert(kind.to_owned());
+        }
+        kinds
+    }
+
+    /// Returns the texts that the app received in a conversation, in order.
+    pub fn received_texts(&self, channel: &str) -> Vec<String> {
         let prefix = format!("heard {channel} ");
         self.process
             .log()

@@ -1,11 +1,11 @@
-//! Slack's own SDK for Python: a second opinion on what a signature is, by people who never saw our code.
+//! Slack's own SDK for Python, as a second implementation of signatures.
 //!
-//! In: webhooks. Out: what a gateway answered to them when the SDK had signed them; or whether the SDK takes what the
-//! fake signed. The scripts are ours, the SDK is a pinned wheel (`fetch.rs`).
+//! The SDK signs webhooks for a gateway, or verifies webhooks that the simulated Slack signed. The
+//! scripts belong to the tests; the SDK is a pinned wheel (`fetch.rs`).
 
 use crate::{
-    fetch::{SlackSdk, slack_sdk},
-    guard::RunDir,
+    fetch::{PythonPackages, slack_sdk},
+    run_dir::RunDir,
     slack::webhook::Webhook,
 };
 use anyhow::{Context, ensure};
@@ -18,10 +18,10 @@ use std::{
     sync::Arc,
 };
 
-/// The SDK, ready to run.
-pub struct Sdk(SlackSdk);
+/// The SDK.
+pub struct Sdk(PythonPackages);
 
-/// What a gateway answered.
+/// An answer of a gateway.
 #[derive(Debug, Deserialize)]
 pub struct Answer {
     /// The HTTP status.
@@ -31,7 +31,7 @@ pub struct Answer {
 }
 
 impl Sdk {
-    /// The SDK, fetched if need be.
+    /// Returns the SDK, fetched if necessary.
     ///
     /// # Errors
     /// One line that names what is missing and the remedy.
@@ -40,10 +40,11 @@ impl Sdk {
         Ok(Self(slack_sdk(&run).await?))
     }
 
-    /// Signs webhooks, as Slack does, and sends them all; with `flip`, changes a byte of each in between.
+    /// Signs webhooks as Slack does and sends them; with `flip`, changes a byte of each after
+    /// signing.
     ///
     /// # Errors
-    /// What Python said.
+    /// The output of Python.
     pub async fn send<'w>(
         &self,
         url: &str,
@@ -60,11 +61,11 @@ impl Sdk {
         self.run(include_str!("send.py"), webhooks.into_iter().map(line)).await
     }
 
-    /// Whether an app that is written with the SDK takes each of these for Slack's: body and headers.
+    /// Returns whether the SDK accepts the signature of each webhook.
     ///
     /// # Errors
-    /// What Python said.
-    pub async fn takes(
+    /// The output of Python.
+    pub async fn verifies_each(
         &self,
         secret: &str,
         webhooks: impl IntoIterator<Item = (&[u8], [(&str, &str); 2])>,
@@ -92,9 +93,9 @@ impl Sdk {
             serde_json::to_writer(&mut input, &line)?;
             input.push(b'\n');
         }
-        let SlackSdk { python, packages } = self.0.clone();
+        let PythonPackages { python, packages } = self.0.clone();
         let output = tokio::task::spawn_blocking(move || {
-            // -B: what is cached stays as it was fetched.
+            // -B: the cache stays as it was fetched.
             let mut child = Command::new(python)
                 .args(["-B", "-c", script])
                 .env("PYTHONPATH", packages)
@@ -104,7 +105,7 @@ impl Sdk {
                 .spawn()
                 .context("python3 does not start")?;
             let mut stdin = child.stdin.take().context("stdin is a pipe")?;
-            // A thread of its own: a script may answer before it has read everything.
+            // A thread: a script may answer before it has read everything.
             let fed = std::thread::spawn(move || stdin.write_all(&input));
             let output = child.wait_with_output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

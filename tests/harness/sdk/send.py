@@ -1,7 +1,7 @@
 """Signs webhooks with Slack's SDK and sends them.
 
-In: a JSON line each on stdin: url, secret, content_type, body (base64), flip (change a byte after signing).
-Out: in the same order a JSON line each: status, body. All are sent at once, since some wait for their answer.
+Reads a JSON line each from stdin: url, secret, content_type, body (base64), flip (change a byte after signing).
+Prints a JSON line each in the same order: status, body. All are sent concurrently, since some wait for an answer.
 """
 
 import base64

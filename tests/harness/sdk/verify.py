@@ -1,6 +1,6 @@
-"""Asks Slack's SDK, as an app would, whether Slack signed something.
+"""Verifies signatures with Slack's SDK, as an app does.
 
-In: a JSON line each on stdin: secret, body (base64), headers. Out: in the same order a JSON line each: valid.
+Reads a JSON line each from stdin: secret, body (base64), headers. Prints a JSON line each in the same order: valid.
 """
 
 import base64

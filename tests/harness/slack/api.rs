@@ -1,60 +1,67 @@
-//! The Web API, as far as an app like ours calls it: one method, one function.
+//! The Web API, as far as an app calls it: one function per method.
 //!
-//! In: a method, who calls, its arguments (JSON, a form or a query, as Slack takes them). Out: what Slack answers, and a line
-//! in the book of calls. The order of checks is Slack's: the token, the scope, the limit, then the arguments.
+//! A call has a method, a token and arguments (JSON, a form or a query). It is answered as Slack
+//! does and recorded. Checks have Slack's order: token, scope, rate limit, arguments.
 
 use super::{
     Receipt, Slack,
     conversations::{Message, Page},
+    fault_injection::Fault,
     http::Reply,
+    streams,
     tokens::{Installation, scopes},
-    trouble::Fault,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// The longest text of a message.
+/// Maximum length of a message in characters.
 const TEXT_MAX: usize = 40_000;
+/// Maximum length of the text of an updated message in characters.
+const UPDATE_TEXT_MAX: usize = 4_000;
+/// Maximum length of all markdown blocks of a message in characters.
+const MARKDOWN_MAX: usize = 12_000;
+/// The longest text of a section.
+const SECTION_MAX: usize = 3_000;
 
-/// Something that Slack was asked, taken or not.
+/// A call, successful or not.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Its name: `chat.postMessage`, or `response_url`.
+    /// Method: `chat.postMessage`, …, or `response_url`.
     pub method: String,
-    /// The workspace that the token belongs to.
+    /// Workspace of the token.
     pub team: String,
-    /// The conversation, if it names one; the path of a `response_url`.
+    /// Conversation, if the call names one; the path of a `response_url`.
     pub channel: String,
-    /// The token.
+    /// Token.
     pub token: Option<String>,
-    /// All of its arguments.
+    /// Arguments.
     pub args: Value,
-    /// When.
+    /// Time.
     pub at: Instant,
-    /// How it ended.
+    /// Result.
     pub outcome: Outcome,
 }
 
-/// How a call ended, as far as Slack knows.
+/// Result of a call on the side of Slack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It took effect and was answered.
+    /// Took effect and was answered.
     Taken,
-    /// `ok: false` and this word.
+    /// `ok: false` with this error.
     Refused(String),
-    /// 429, to come back after so many seconds.
+    /// 429, with the seconds to wait.
     RateLimited(u64),
-    /// Something went wrong by a test's will; whether it took effect all the same.
+    /// An injected fault.
     Broken {
-        /// What.
+        /// The fault.
         fault: Fault,
-        /// Whether it took effect.
+        /// True if the call took effect.
         taken: bool,
     },
 }
 
-/// Why a call is refused: Slack's word, and what it says beside it.
-struct Refused(String, Value);
+/// An error of Slack, with additional fields.
+pub(super) struct Refused(String, Value);
 
 impl From<&str> for Refused {
     fn from(error: &str) -> Self {
@@ -64,49 +71,62 @@ impl From<&str> for Refused {
 
 type Answered = Result<Value, Refused>;
 
-/// The scope that a method needs.
-fn needs(method: &str, channel: &str) -> Option<&'static str> {
+/// Returns the scope that a method needs.
+fn required_scope(method: &str, channel: &str) -> Option<&'static str> {
     Some(match method {
-        "chat.postMessage" | "chat.update" | "chat.postEphemeral" => "chat:write",
+        "chat.postMessage"
+        | "chat.update"
+        | "chat.postEphemeral"
+        | "chat.delete"
+        | "chat.startStream"
+        | "chat.appendStream"
+        | "chat.stopStream"
+        | "agents.sessions.setStatus" => "chat:write",
         "conversations.open" => "im:write",
         "conversations.history" | "conversations.replies" => match channel.chars().next() {
             Some('D') => "im:history",
             Some('G') => "groups:history",
             _ => "channels:history",
         },
-        "users.info" => "users:read",
+        "users.info" | "bots.info" => "users:read",
         "reactions.add" => "reactions:write",
         "assistant.threads.setStatus" => "assistant:write",
         _ => return None,
     })
 }
 
-/// What is said, and so leaves a receipt; the rest only asks.
-fn tells(method: &str) -> bool {
+/// Returns true for methods that leave a receipt, because a person sees their effect.
+fn leaves_receipt(method: &str) -> bool {
     !matches!(
         method,
         "auth.test"
             | "users.info"
+            | "bots.info"
             | "conversations.history"
             | "conversations.replies"
             | "conversations.open"
+            | "chat.delete"
+            | "chat.startStream"
+            | "chat.appendStream"
+            | "chat.stopStream"
+            | "agents.sessions.setStatus"
             | "oauth.v2.access"
     )
 }
 
-/// A call of the Web API, answered.
+/// Answers a call of the Web API.
 pub(super) async fn call(slack: &Slack, method: &str, token: Option<String>, args: Value) -> Reply {
-    let (fault, reply) = judge(slack, method, token, args);
-    spoil(fault, reply).await
+    let (fault, reply) = take_call(slack, method, token, args);
+    apply_fault(fault, reply).await
 }
 
-/// Something said by a `response_url`, answered.
+/// Answers a call of a `response_url`.
 pub(super) async fn respond(slack: &Slack, path: &str, body: Value) -> Reply {
-    let (fault, reply) = judge_response(slack, path, body);
-    spoil(fault, reply).await
+    let (fault, reply) = take_response(slack, path, body);
+    apply_fault(fault, reply).await
 }
 
-fn judge(
+fn take_call(
     slack: &Slack,
     method: &str,
     token: Option<String>,
@@ -135,8 +155,8 @@ fn judge(
         outcome: Outcome::Taken,
     };
 
-    let broken = state.troubles.strike(&call);
-    let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || slow(fault));
+    let broken = state.fault_rules.inject(&call);
+    let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || only_delays(fault));
     let mut answer = Err(Refused::from("internal_error"));
     let mut limited = None;
     if effective {
@@ -155,14 +175,14 @@ fn judge(
         };
     }
     call.outcome = match (&broken, limited, &answer) {
-        (Some((fault, _)), _, _) if !slow(fault) => {
+        (Some((fault, _)), _, _) if !only_delays(fault) => {
             Outcome::Broken { fault: fault.clone(), taken: answer.is_ok() }
         }
         (_, Some(seconds), _) => Outcome::RateLimited(seconds),
         (_, None, Err(Refused(error, _))) => Outcome::Refused(error.clone()),
         (_, None, Ok(_)) => Outcome::Taken,
     };
-    if answer.is_ok() && tells(method) {
+    if answer.is_ok() && leaves_receipt(method) {
         let Call { method, channel, token, args, .. } = call.clone();
         state.receipts.push(Receipt { by: method, to: channel, token, body: args });
     }
@@ -186,7 +206,7 @@ fn judge(
     (broken.map(|(fault, _)| fault), reply)
 }
 
-fn judge_response(slack: &Slack, path: &str, body: Value) -> (Option<Fault>, Reply) {
+fn take_response(slack: &Slack, path: &str, body: Value) -> (Option<Fault>, Reply) {
     let now = slack.clock().now();
     let mut state = slack.state();
     let mut call = Call {
@@ -198,11 +218,11 @@ fn judge_response(slack: &Slack, path: &str, body: Value) -> (Option<Fault>, Rep
         at: Instant::now(),
         outcome: Outcome::Taken,
     };
-    let broken = state.troubles.strike(&call);
-    let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || slow(fault));
+    let broken = state.fault_rules.inject(&call);
+    let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || only_delays(fault));
     let said = if effective { state.urls.take(path, now) } else { Err("not_taken") };
     call.outcome = match (&broken, said) {
-        (Some((fault, _)), _) if !slow(fault) => {
+        (Some((fault, _)), _) if !only_delays(fault) => {
             Outcome::Broken { fault: fault.clone(), taken: said.is_ok() }
         }
         (_, Err(error)) => Outcome::Refused(error.to_owned()),
@@ -220,13 +240,13 @@ fn judge_response(slack: &Slack, path: &str, body: Value) -> (Option<Fault>, Rep
     (broken.map(|(fault, _)| fault), reply)
 }
 
-/// Slow is no other answer.
-fn slow(fault: &Fault) -> bool {
+/// Returns true if the fault only delays the answer.
+fn only_delays(fault: &Fault) -> bool {
     matches!(fault, Fault::Slow(_))
 }
 
-/// What arrives instead of the answer.
-async fn spoil(fault: Option<Fault>, reply: Reply) -> Reply {
+/// Applies a fault to an answer.
+async fn apply_fault(fault: Option<Fault>, reply: Reply) -> Reply {
     let Some(fault) = fault else { return reply };
     match fault {
         Fault::Says(error) => Reply::ok(Vec::new(), json!({ "ok": false, "error": error })),
@@ -244,7 +264,7 @@ async fn spoil(fault: Option<Fault>, reply: Reply) -> Reply {
 }
 
 fn allowed(method: &str, channel: &str, there: &Installation) -> Result<(), Refused> {
-    match needs(method, channel) {
+    match required_scope(method, channel) {
         Some(scope) if !there.scopes.contains(scope) => Err(Refused(
             "missing_scope".into(),
             json!({ "needed": scope, "provided": scopes(there) }),
@@ -253,7 +273,7 @@ fn allowed(method: &str, channel: &str, there: &Installation) -> Result<(), Refu
     }
 }
 
-/// The workspace that is meant: on Grid an app of the whole organization has to say it.
+/// Returns the workspace of a call. On Grid an app of the whole organization has to name it.
 fn team(there: &Installation, args: &Value) -> String {
     let said = args["team_id"].as_str().map(str::to_owned);
     let own = there.team.clone().or_else(|| there.enterprise.clone());
@@ -285,6 +305,13 @@ fn perform(
             "bot_id": there.bot_id(), "enterprise_id": there.enterprise,
             "is_enterprise_install": there.team.is_none(),
         })),
+        "bots.info" => match text("bot") {
+            id if id == there.bot_id() => Ok(json!({ "ok": true, "bot": {
+                "id": id, "deleted": false, "name": "tidegate", "updated": 1700000000,
+                "app_id": there.app, "user_id": there.bot_user, "icons": {},
+            }})),
+            _ => Err("bot_not_found".into()),
+        },
         "users.info" => match text("user") {
             id if id.starts_with(['U', 'W']) => Ok(json!({ "ok": true, "user": {
                 "id": id, "team_id": team, "name": "steve", "deleted": false,
@@ -300,45 +327,73 @@ fn perform(
             }
         },
         "conversations.history" => {
-            Ok(state.conversations.history(team, in_one(channel)?, &page(args)))
+            Ok(state.conversations.history(team, required_channel(channel)?, &page(args)))
         }
         "conversations.replies" => {
-            let (channel, root) = (in_one(channel)?, text("ts"));
+            let (channel, root) = (required_channel(channel)?, text("ts"));
             let found = state.conversations.replies(team, channel, root, &page(args));
             found.ok_or_else(|| "thread_not_found".into())
         }
         "chat.postMessage" => {
-            let message = composed(slack, args, there)?;
+            let mut message = composed(slack, args, there)?;
+            message.thread_ts.take_if(|root| state.conversations.is_deleted(team, channel, root));
             let answer = json!({
                 "ok": true, "channel": channel, "ts": message.ts,
                 "message": message.json(true),
             });
-            state.conversations.add(team, in_one(channel)?, message);
+            state.conversations.add(team, required_channel(channel)?, message);
             Ok(answer)
         }
         "chat.postEphemeral" => {
             let message = composed(slack, args, there)?;
-            in_one(channel)?;
+            required_channel(channel)?;
             match text("user") {
                 "" => Err("user_not_in_channel".into()),
                 _ => Ok(json!({ "ok": true, "message_ts": message.ts })),
             }
         }
+        "chat.startStream" => {
+            let message = message(slack, args, there);
+            let to = (team, required_channel(channel)?);
+            streams::start(&mut state.conversations, &state.streams, to, args, message, now)
+        }
+        "chat.appendStream" => {
+            let to = (team, required_channel(channel)?);
+            streams::append(&mut state.conversations, &state.streams, to, args, now)
+        }
+        "chat.stopStream" => {
+            let to = (team, required_channel(channel)?);
+            streams::stop(&mut state.conversations, &state.streams, to, args, now)
+        }
         "chat.update" => {
             let new = composed(slack, args, there)?;
-            let there = state.conversations.find(team, in_one(channel)?, text("ts"));
+            if args["text"].as_str().is_some_and(|text| text.chars().count() > UPDATE_TEXT_MAX) {
+                return Err("msg_too_long".into());
+            }
+            let there = state.conversations.find(team, required_channel(channel)?, text("ts"));
             let there = there.ok_or("message_not_found")?;
             if there.bot_id != new.bot_id {
                 return Err("cant_update_message".into());
             }
+            streams::before_update(there, &state.streams, now)?;
             (there.text, there.blocks, there.edited) = (new.text, new.blocks, true);
             if !new.metadata.is_null() {
                 there.metadata = new.metadata;
             }
             Ok(json!({ "ok": true, "channel": channel, "ts": there.ts, "text": there.text }))
         }
+        "chat.delete" => {
+            match state.conversations.delete(team, required_channel(channel)?, text("ts")) {
+                true => Ok(json!({ "ok": true, "channel": channel, "ts": text("ts") })),
+                false => Err("message_not_found".into()),
+            }
+        }
+        "agents.sessions.setStatus" => {
+            required_channel(channel)?;
+            streams::set_session_status(args)
+        }
         "reactions.add" | "assistant.threads.setStatus" => {
-            in_one(channel)?;
+            required_channel(channel)?;
             Ok(json!({ "ok": true }))
         }
         "views.open" => Ok(state.views.open(args, now)?),
@@ -348,11 +403,11 @@ fn perform(
     }
 }
 
-fn in_one(channel: &str) -> Result<&str, Refused> {
+fn required_channel(channel: &str) -> Result<&str, Refused> {
     if channel.is_empty() { Err("channel_not_found".into()) } else { Ok(channel) }
 }
 
-/// A message of this bot's, if Slack takes it.
+/// Returns the message of the arguments, if Slack accepts it.
 fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message, Refused> {
     let text = args["text"].as_str().unwrap_or_default();
     let (blocks, metadata) = (&args["blocks"], &args["metadata"]);
@@ -365,20 +420,43 @@ fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message
     if !blocks.is_null() && blocks.as_array().is_none_or(|blocks| blocks.len() > 50) {
         return Err("invalid_blocks".into());
     }
+    let too_long = |block: &Value| {
+        let text = block["text"]["text"].as_str().unwrap_or_default();
+        block["type"] == "section" && text.chars().count() > SECTION_MAX
+    };
+    if blocks.as_array().is_some_and(|blocks| blocks.iter().any(too_long)) {
+        return Err("invalid_blocks".into());
+    }
+    let markdown = blocks.as_array().into_iter().flatten().filter(|b| b["type"] == "markdown");
+    let markdown = markdown.filter_map(|block| block["text"].as_str());
+    if markdown.map(|text| text.chars().count()).sum::<usize>() > MARKDOWN_MAX {
+        return Err("msg_blocks_too_long".into());
+    }
     let noted = metadata["event_type"].is_string() && metadata["event_payload"].is_object();
     if !metadata.is_null() && !noted {
         return Err("invalid_metadata_format".into());
     }
     Ok(Message {
+        text: text.to_owned(),
+        blocks: blocks.clone(),
+        metadata: metadata.clone(),
+        ..message(slack, args, there)
+    })
+}
+
+/// Returns a message of the caller without content.
+fn message(slack: &Slack, args: &Value, there: &Installation) -> Message {
+    Message {
         ts: slack.ts(),
         user: there.bot_user.clone(),
         bot_id: Some(there.bot_id()),
-        text: text.to_owned(),
-        blocks: blocks.clone(),
+        text: String::new(),
+        blocks: Value::Null,
         thread_ts: args["thread_ts"].as_str().map(str::to_owned),
-        metadata: metadata.clone(),
+        metadata: Value::Null,
         edited: false,
-    })
+        stream: None,
+    }
 }
 
 fn page(args: &Value) -> Page<'_> {
@@ -397,12 +475,12 @@ fn page(args: &Value) -> Page<'_> {
 }
 
 impl Call {
-    /// Whether it took effect.
+    /// Returns true if the call took effect.
     pub fn took_effect(&self) -> bool {
         matches!(self.outcome, Outcome::Taken | Outcome::Broken { taken: true, .. })
     }
 
-    /// How long before another call this one came.
+    /// Returns the time from this call to a later one.
     pub fn before(&self, later: &Call) -> Duration {
         later.at.saturating_duration_since(self.at)
     }

@@ -1,7 +1,7 @@
-//! Slack's own clock: an hour of retries, or a token's twelve hours, take no time in a test.
+//! Clock of the simulated Slack, which tests move forward: an hour of retries takes no time.
 //!
-//! In: moves, only forward. Out: the time by which this Slack spaces its retries, lets tokens, `trigger_id`s and `response_url`s
-//! run out, and limits rates. What it signs bears the machine's time all the same: the gateway looks at a clock that nobody moves.
+//! The clock controls retries, the expiry of tokens, `trigger_id`s and `response_url`s, and rate
+//! limits. Signatures have the time of the machine, because the gateway compares them with it.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// The hand of a clock; clones share it.
+/// A clock. Clones are the same clock.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicU64>,
@@ -20,23 +20,23 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// What it shows.
+    /// Returns the time.
     pub fn now(&self) -> SystemTime {
         SystemTime::now() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// The second it shows.
+    /// Returns the time in seconds since 1970.
     pub fn unix(&self) -> u64 {
         self.now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
     }
 
-    /// Moves it forward.
+    /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
         self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
         self.moved.notify_waiters();
     }
 
-    /// Waits until it shows this time, whether that comes or somebody moves the hand.
+    /// Waits until the clock shows a time.
     pub async fn reaches(&self, time: SystemTime) {
         loop {
             let moved = self.moved.notified();

@@ -1,30 +1,28 @@
-//! Whether Slack, and whoever looks at its screen, would be satisfied with an answer.
-//!
-//! In: what was sent, and the answer. Out: nothing, or in a few words what is wrong with it.
+//! Checks of answers: whether Slack and a user would accept them.
 
-use super::{Answer, delivery::PATIENCE};
+use super::{Answer, delivery::ANSWER_TIMEOUT};
 use serde_json::Value;
 
-/// What Slack expects an answer to.
+/// Kind of answer that Slack expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expects {
-    /// An event: any 2xx.
+    /// For an event: any 2xx.
     Taken,
-    /// A slash command: 200, and nothing in it or a message.
+    /// For a slash command: 200, empty or with a message.
     Message,
-    /// A click or a shortcut: 200.
+    /// For a click or a shortcut: 200.
     Ack,
-    /// A view's submission: 200, and nothing in it or what becomes of the view.
+    /// For the submission of a view: 200, empty or with an action.
     View,
-    /// A menu's options.
+    /// For a menu: options.
     Options,
-    /// The challenge, back.
+    /// For a handshake: the challenge.
     Challenge,
-    /// A forgery: Slack never sends one, and it must be refused.
+    /// For a forgery, which Slack never sends: a rejection.
     Refusal,
 }
 
-/// What Slack expects an answer to this body to be.
+/// Returns the kind of answer that Slack expects to a body.
 pub fn expects(content: &Value) -> Expects {
     let kind = |value: &Value| value["type"].as_str().unwrap_or_default().to_owned();
     if content.get("_form").is_some() {
@@ -36,7 +34,8 @@ pub fn expects(content: &Value) -> Expects {
     if let Some(payload) = content.get("_payload") {
         return match kind(payload).as_str() {
             "view_submission" => Expects::View,
-            "block_suggestion" => Expects::Options,
+            "block_suggestion" | "dialog_suggestion" => Expects::Options,
+            "interactive_message" if payload.get("actions").is_none() => Expects::Options,
             _ => Expects::Ack,
         };
     }
@@ -46,10 +45,10 @@ pub fn expects(content: &Value) -> Expects {
     }
 }
 
-/// What is wrong with an answer, if anything.
+/// Returns the problem of an answer, if there is one.
 pub fn wrong(expects: Expects, challenge: &str, answer: &Answer) -> Option<String> {
-    if answer.took >= PATIENCE {
-        return Some(format!("later than {} s", PATIENCE.as_secs()));
+    if answer.took >= ANSWER_TIMEOUT {
+        return Some(format!("later than {} s", ANSWER_TIMEOUT.as_secs()));
     }
     let (status, body) = (answer.status, answer.body.as_str());
     if expects == Expects::Refusal {

@@ -1,39 +1,44 @@
-//! What stands in the conversations: every message with its `ts`, thread and metadata.
+//! Conversations: every message with its `ts`, thread and metadata.
 //!
-//! In: what people say (the webhooks that tell of it) and what bots post. Out: history and threads, newest first and oldest
-//! first as Slack gives them. A conversation comes to be when something is said in it.
+//! Messages come from people (the webhooks that report them) and from bots. History is returned
+//! newest first, threads oldest first, as Slack does. A conversation exists from its first message
+//! on.
 
+use super::streams::Stream;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Its time, which is its name.
+    /// Time, which identifies the message.
     pub ts: String,
-    /// Who wrote it.
+    /// Author.
     pub user: String,
-    /// The bot, if it was one.
+    /// Bot, if the author is one.
     pub bot_id: Option<String>,
-    /// What a person reads.
+    /// Text.
     pub text: String,
-    /// Block Kit.
+    /// Blocks of Block Kit.
     pub blocks: Value,
-    /// The message whose thread it is in.
+    /// Parent message of the thread.
     pub thread_ts: Option<String>,
-    /// What its author noted beside it.
+    /// Metadata of the author.
     pub metadata: Value,
-    /// Whether it was changed.
+    /// True if the message was edited.
     pub edited: bool,
+    /// Stream, if the message was begun as one.
+    pub stream: Option<Stream>,
 }
 
 /// All conversations of all workspaces.
 #[derive(Debug, Default)]
 pub(super) struct Conversations {
     all: BTreeMap<(String, String), Vec<Message>>,
+    deleted: BTreeSet<(String, String, String)>,
 }
 
-/// Which messages to give.
+/// Selection of messages.
 pub(super) struct Page<'a> {
     pub(super) limit: usize,
     pub(super) cursor: &'a str,
@@ -44,6 +49,21 @@ pub(super) struct Page<'a> {
 }
 
 impl Conversations {
+    /// Deletes a message. What is posted in its thread from now on is posted beside it.
+    pub(super) fn delete(&mut self, team: &str, channel: &str, ts: &str) -> bool {
+        self.deleted.insert((team.to_owned(), channel.to_owned(), ts.to_owned()));
+        let Some(all) = self.all.get_mut(&(team.to_owned(), channel.to_owned())) else {
+            return false;
+        };
+        let before = all.len();
+        all.retain(|message| message.ts != ts);
+        all.len() < before
+    }
+
+    pub(super) fn is_deleted(&self, team: &str, channel: &str, ts: &str) -> bool {
+        self.deleted.contains(&(team.to_owned(), channel.to_owned(), ts.to_owned()))
+    }
+
     pub(super) fn add(&mut self, team: &str, channel: &str, message: Message) {
         self.all.entry((team.to_owned(), channel.to_owned())).or_default().push(message);
     }
@@ -52,18 +72,22 @@ impl Conversations {
         self.all.get(&(team.to_owned(), channel.to_owned())).map_or(&[], Vec::as_slice)
     }
 
+    pub(super) fn all_of(&mut self, team: &str, channel: &str) -> &mut [Message] {
+        self.all.entry((team.to_owned(), channel.to_owned())).or_default()
+    }
+
     pub(super) fn find(&mut self, team: &str, channel: &str, ts: &str) -> Option<&mut Message> {
         let messages = self.all.get_mut(&(team.to_owned(), channel.to_owned()))?;
         messages.iter_mut().find(|message| message.ts == ts)
     }
 
-    /// The direct conversation with these users. Named after them, so that its name does not hang on who was first.
+    /// Returns the direct message channel of these users. The name depends on the users only.
     pub(super) fn open(&self, users: &str) -> String {
         let kind = if users.contains(',') { 'G' } else { 'D' };
         format!("{kind}0OPEN{}", users.replace(',', "-"))
     }
 
-    /// `conversations.history`: newest first, and no replies that stand in threads only.
+    /// Returns `conversations.history`: newest first, without replies in threads.
     pub(super) fn history(&self, team: &str, channel: &str, page: &Page) -> Value {
         let roots = |m: &&Message| m.thread_ts.as_ref().is_none_or(|root| *root == m.ts);
         let mut messages: Vec<&Message> = self.of(team, channel).iter().filter(roots).collect();
@@ -71,7 +95,7 @@ impl Conversations {
         paged(&messages, page)
     }
 
-    /// `conversations.replies`: the parent, then its replies, oldest first.
+    /// Returns `conversations.replies`: the parent, then its replies, oldest first.
     pub(super) fn replies(
         &self,
         team: &str,
@@ -106,7 +130,14 @@ fn paged(messages: &[&Message], page: &Page) -> Value {
 }
 
 impl Message {
-    /// As Slack gives it.
+    pub(super) fn append_blocks(&mut self, blocks: &[Value]) {
+        match &mut self.blocks {
+            Value::Array(all) => all.extend(blocks.iter().cloned()),
+            other => *other = blocks.into(),
+        }
+    }
+
+    /// Returns the message in Slack's format.
     pub(super) fn json(&self, with_metadata: bool) -> Value {
         let mut message =
             json!({ "type": "message", "user": self.user, "text": self.text, "ts": self.ts });
@@ -120,6 +151,9 @@ impl Message {
         set("thread_ts", self.thread_ts.clone().into());
         if with_metadata {
             set("metadata", self.metadata.clone());
+        }
+        if let Some(stream) = &self.stream {
+            set("streaming_state", stream.state.as_str().into());
         }
         if self.edited {
             set("edited", json!({ "user": self.user, "ts": self.ts }));

@@ -1,11 +1,13 @@
-//! How Slack delivers: an answer within three seconds, or it comes again; and what it thinks of an app that fails too often.
+//! Deliveries of Slack: an answer within three seconds, or a retry; an app that fails too often is
+//! disabled.
 //!
-//! In: a webhook and where it goes. Out: every attempt, and what Slack made of it. Events come again at once, after a minute and
-//! after five, with the number and the reason; with delayed events every hour for a day after that. Two redirects are followed.
-//! Commands and clicks are sent once. An app more than 95 % of whose attempts fail within an hour gets nothing any more, until a
-//! person switches it on again; Slack spares those that get fewer than a thousand an hour.
+//! Events are retried at once, after one minute and after five, with the number and the reason.
+//! With delayed events they are then retried every hour for a day. Two redirects are followed.
+//! Commands and clicks are sent once. An app of whose attempts more than 95 % fail within an hour
+//! gets nothing until a person enables it again. Apps with fewer than a thousand attempts an hour
+//! are exempt.
 //!
-//! What Slack waits for, it waits for by its own [`super::clock::Clock`]: move it, and an hour takes no time.
+//! All waits use the clock of this Slack ([`super::clock::Clock`]).
 
 use super::{Answer, Slack, sign, unix_now, webhook::Webhook};
 use axum::http::header::LOCATION;
@@ -14,40 +16,40 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Slack waits this long for an answer.
-pub const PATIENCE: Duration = Duration::from_secs(3);
-/// Redirects that it follows.
+/// Time that Slack waits for an answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum number of redirects.
 const REDIRECTS_MAX: usize = 2;
 /// Waits before the second, third and fourth attempt.
 const RETRIES: [Duration; 3] =
     [Duration::ZERO, Duration::from_secs(60), Duration::from_secs(5 * 60)];
-/// With delayed events, this often and for so long after these.
+/// Interval and number of delayed attempts.
 const HOURLY: (Duration, u32) = (Duration::from_secs(3600), 24);
-/// An app is judged by its last hour.
+/// Period over which failures are counted.
 const HOUR: Duration = Duration::from_secs(3600);
-/// Fewer than so many an hour, and it is not judged.
+/// Number of attempts in that period from which an app may be disabled.
 const JUDGED_FROM: usize = 1_000;
-/// More than so many of a hundred failed: it is switched off.
+/// Percentage of failed attempts above which an app is disabled.
 const FAILED_MAX: usize = 95;
 
-/// Why Slack was not satisfied, in its own words.
+/// Reason of a failed attempt, in Slack's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// No answer in time.
     HttpTimeout,
     /// More than two redirects.
     TooManyRedirects,
-    /// Nobody listens.
+    /// Connection refused.
     ConnectionFailed,
-    /// Anything but 2xx.
+    /// Status other than 2xx.
     HttpError,
     /// The connection ended before an answer.
     UnknownError,
 }
 
 impl Reason {
-    /// As it stands in `x-slack-retry-reason`.
-    pub fn word(self) -> &'static str {
+    /// Returns the value of `x-slack-retry-reason`.
+    pub fn as_str(self) -> &'static str {
         match self {
             Reason::HttpTimeout => "http_timeout",
             Reason::TooManyRedirects => "too_many_redirects",
@@ -58,54 +60,54 @@ impl Reason {
     }
 }
 
-/// One try.
+/// One attempt.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// Which: 0 is the first.
+    /// Number, from 0.
     pub number: u32,
-    /// When, by Slack's clock.
+    /// Time of Slack's clock.
     pub at: SystemTime,
-    /// What it got.
+    /// The answer.
     pub answer: Option<Answer>,
-    /// Why that was not enough.
+    /// Reason of the failure.
     pub wrong: Option<Reason>,
 }
 
-/// All tries of one webhook.
+/// All attempts of one webhook.
 #[derive(Debug, Clone, Default)]
 pub struct Delivery {
-    /// In order.
+    /// Attempts in order.
     pub attempts: Vec<Attempt>,
-    /// The app is switched off: nothing was sent, or nothing more.
+    /// True if the app is disabled: nothing was sent, or nothing more.
     pub switched_off: bool,
 }
 
 impl Delivery {
-    /// Whether Slack is satisfied.
-    pub fn is_taken(&self) -> bool {
+    /// Returns true if the last attempt succeeded.
+    pub fn is_accepted(&self) -> bool {
         self.attempts.last().is_some_and(|attempt| attempt.wrong.is_none())
     }
 }
 
-/// How an app stands with Slack.
+/// Failure statistics of an app.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Standing {
+pub(super) struct FailureStats {
     attempts: VecDeque<(SystemTime, bool)>,
     off: bool,
 }
 
-/// How all apps stand, by the address that they are sent to.
+/// Failure statistics of all apps, by the URL of their webhooks.
 #[derive(Debug, Default)]
-pub(super) struct Standings(HashMap<String, Standing>);
+pub(super) struct AppFailureStats(HashMap<String, FailureStats>);
 
-impl Standings {
-    fn of(&mut self, url: &str) -> &mut Standing {
+impl AppFailureStats {
+    fn of(&mut self, url: &str) -> &mut FailureStats {
         self.0.entry(url.to_owned()).or_default()
     }
 }
 
-impl Standing {
-    fn note(&mut self, now: SystemTime, failed: bool) {
+impl FailureStats {
+    fn record(&mut self, now: SystemTime, failed: bool) {
         self.attempts.push_back((now, failed));
         while self.attempts.front().is_some_and(|(at, _)| *at + HOUR <= now) {
             self.attempts.pop_front();
@@ -119,7 +121,7 @@ impl Standing {
 }
 
 impl Slack {
-    /// Delivers an event as Slack does, to the end. `delayed`: the app asked for delayed events.
+    /// Delivers an event with all retries. `delayed`: the app subscribed to delayed events.
     pub async fn deliver(
         &self,
         url: &str,
@@ -150,7 +152,7 @@ impl Slack {
         }
     }
 
-    /// One attempt, and what Slack makes of it. `retry`: which, and why the one before was not enough.
+    /// Makes one attempt. `retry`: its number and the reason of the previous failure.
     pub async fn attempt(
         &self,
         url: &str,
@@ -159,7 +161,8 @@ impl Slack {
         retry: Option<(u32, Reason)>,
     ) -> Attempt {
         let at = self.clock().now();
-        let tried = tokio::time::timeout(PATIENCE, self.follow(url, secret, webhook, retry)).await;
+        let tried =
+            tokio::time::timeout(ANSWER_TIMEOUT, self.follow(url, secret, webhook, retry)).await;
         let (answer, wrong) = match tried {
             Err(_) => (None, Some(Reason::HttpTimeout)),
             Ok(Err(reason)) => (None, Some(reason)),
@@ -169,7 +172,7 @@ impl Slack {
             }
             Ok(Ok(answer)) => (Some(answer), Some(Reason::HttpError)),
         };
-        self.state().standings.of(url).note(at, wrong.is_some());
+        self.state().failure_stats.of(url).record(at, wrong.is_some());
         Attempt { number: retry.map_or(0, |(number, _)| number), at, answer, wrong }
     }
 
@@ -186,8 +189,10 @@ impl Slack {
         let mut headers =
             vec![("x-slack-signature", &*signature), ("x-slack-request-timestamp", &*second)];
         if let Some((_, reason)) = retry {
-            headers
-                .extend([("x-slack-retry-num", &*number), ("x-slack-retry-reason", reason.word())]);
+            headers.extend([
+                ("x-slack-retry-num", &*number),
+                ("x-slack-retry-reason", reason.as_str()),
+            ]);
         }
         let mut to = url.to_owned();
         for followed in 0.. {
@@ -215,19 +220,19 @@ impl Slack {
         Err(Reason::TooManyRedirects)
     }
 
-    /// Whether Slack has switched off what is sent to this address.
+    /// Returns true if Slack has disabled webhooks to a URL.
     pub fn is_switched_off(&self, url: &str) -> bool {
-        self.state().standings.of(url).off
+        self.state().failure_stats.of(url).off
     }
 
-    /// How many attempts were made at this address within the hour.
+    /// Returns the number of attempts to a URL within the hour.
     pub fn attempts_at(&self, url: &str) -> usize {
-        self.state().standings.of(url).attempts.len()
+        self.state().failure_stats.of(url).attempts.len()
     }
 
-    /// A person switches it on again.
+    /// Enables webhooks to a URL again, as a person does.
     pub fn switch_on(&self, url: &str) {
-        *self.state().standings.of(url) = Standing::default();
+        *self.state().failure_stats.of(url) = FailureStats::default();
     }
 }
 

@@ -1,20 +1,20 @@
-//! What a stranger may send in Slack's name.
+//! Forged webhooks.
 //!
-//! In: a webhook, its connection's signing secret, and what else a stranger may know. Out: every way to sign it that is none of
-//! Slack's, and every way to write the headers so that nobody could say what was signed. All are refused, and all alike.
+//! A forgery is made from a webhook, the signing secret of its connection and what an attacker may
+//! know: invalid signatures, and ambiguous headers. All are rejected alike.
 
 use super::{Answer, Slack, sign, unix_now, webhook::Webhook};
 
-/// A signature is good for this long, either way.
+/// Maximum age of a signature in seconds, in both directions.
 pub const GOOD_FOR: u64 = 300;
 
 const SIGNATURE: &str = "x-slack-signature";
 const TIMESTAMP: &str = "x-slack-request-timestamp";
 
-/// A webhook, and headers that Slack did not write for it.
+/// A webhook with headers that Slack did not write.
 #[derive(Debug, Clone)]
 pub struct Forgery {
-    /// In words, for people.
+    /// Description.
     pub what: &'static str,
     webhook: Webhook,
     headers: Vec<(&'static str, String)>,
@@ -26,7 +26,7 @@ impl Forgery {
         Self { what, webhook: webhook.clone(), headers }
     }
 
-    /// Sends it.
+    /// Sends the forgery.
     pub async fn send(&self, slack: &Slack, url: &str) -> anyhow::Result<Answer> {
         let headers: Vec<_> =
             self.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -34,8 +34,8 @@ impl Forgery {
     }
 }
 
-/// Signatures in the right shape that are not this connection's, not of this body, or not of this time. `another` is
-/// a secret of somebody else's.
+/// Returns well-formed signatures of another connection, another body or another time. `another` is
+/// the secret of another connection.
 pub fn signatures(webhook: &Webhook, secret: &str, another: &str) -> Vec<Forgery> {
     let now = unix_now();
     let signed = |secret: &str, second: u64| sign(secret, &second.to_string(), &webhook.body);
@@ -50,12 +50,12 @@ pub fn signatures(webhook: &Webhook, secret: &str, another: &str) -> Vec<Forgery
         Forgery::new("a byte changed after signing", &changed, &good, now),
         Forgery::new("another second", webhook, &good, now + 1),
         signed_at("too old", now - GOOD_FOR - 1),
-        // The second may be over when it arrives.
+        // The second may be over when the request arrives.
         signed_at("from the future", now + GOOD_FOR + 3),
     ]
 }
 
-/// Headers of which nobody could say what they sign.
+/// Returns ambiguous headers.
 pub fn headers(webhook: &Webhook, secret: &str) -> Vec<Forgery> {
     let now = unix_now();
     let good = sign(secret, &now.to_string(), &webhook.body);

@@ -1,8 +1,9 @@
-//! Slack's HTTP side, on hyper itself: a framework always answers, and this Slack sometimes must not.
+//! HTTP server of the simulated Slack, on hyper: a framework always answers, and this server
+//! sometimes must not.
 //!
-//! In: connections. Out: calls for [`super::api`], and their answers; or a connection that ends before the answer, or within it.
+//! Requests are calls of [`super::api`]. A connection may end before or within the answer.
 
-use super::{Slack, api};
+use super::{Slack, api, oauth};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
@@ -18,11 +19,11 @@ use serde_json::{Map, Value, json};
 use std::{convert::Infallible, io, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What goes back.
+/// An answer.
 pub(super) enum Reply {
-    /// An answer.
+    /// A complete answer.
     Answer { status: u16, kind: &'static str, headers: Vec<(&'static str, String)>, body: String },
-    /// The connection is closed instead.
+    /// The connection is closed without an answer.
     Cut,
     /// The connection is closed within the answer.
     MidBody,
@@ -37,6 +38,12 @@ impl Reply {
     pub(super) fn text(status: u16, body: &str) -> Self {
         let kind = "text/html; charset=utf-8";
         Self::Answer { status, kind, headers: Vec::new(), body: body.to_owned() }
+    }
+
+    pub(super) fn redirect(location: String) -> Self {
+        let headers = vec![("location", location)];
+        let kind = "text/html; charset=utf-8";
+        Self::Answer { status: 302, kind, headers, body: String::new() }
     }
 
     pub(super) fn rate_limited(seconds: u64) -> Self {
@@ -84,6 +91,8 @@ async fn answer(
             token = args["token"].as_str().map(str::to_owned);
         }
         api::call(slack, method, token, args).await
+    } else if path.starts_with("/oauth/v2/") {
+        oauth::page(slack, path, parts.uri.query().unwrap_or_default(), &body)
     } else if path.starts_with("/commands/") {
         match serde_json::from_slice(&body) {
             Ok(body) => api::respond(slack, path, body).await,
@@ -95,7 +104,7 @@ async fn answer(
     match reply {
         Reply::Cut => anyhow::bail!("cut by a test's will"),
         Reply::MidBody => {
-            // The first half leaves before the connection does.
+            // The first half is sent before the connection is closed.
             let body = futures_util::stream::unfold(0, |step| async move {
                 match step {
                     0 => Some((Ok(Frame::data(Bytes::from_static(b"{\"ok\":tr"))), 1)),
@@ -120,7 +129,7 @@ async fn answer(
     }
 }
 
-/// Arguments, wherever they stand. Structures inside a form are JSON in strings.
+/// Returns the arguments from the body or the query. Structures inside a form are JSON strings.
 fn arguments(content_type: &str, body: &[u8], query: Option<&str>) -> Value {
     let mut args = match serde_json::from_slice(body) {
         Ok(Value::Object(args)) if content_type.starts_with("application/json") => args,
@@ -140,7 +149,7 @@ fn arguments(content_type: &str, body: &[u8], query: Option<&str>) -> Value {
     Value::Object(args)
 }
 
-/// A client's name and password.
+/// Returns the name and password of a client.
 fn basic(authorization: &str) -> Option<(String, String)> {
     let decoded = BASE64.decode(authorization.strip_prefix("Basic ")?).ok()?;
     let (client, secret) = str::from_utf8(&decoded).ok()?.split_once(':')?;

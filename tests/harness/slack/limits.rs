@@ -1,7 +1,7 @@
-//! Slack's rate limits: per method and workspace, one message a second and channel, a cap per workspace.
+//! Rate limits of Slack: per method and workspace, one message per second and channel, a maximum
+//! per workspace.
 //!
-//! In: a call that would be taken. Out: that it may be, or the seconds to wait. Nothing is limited until a test says so: by
-//! [`Limit`]s of its own, or by Slack's own for posting.
+//! Nothing is limited until a test sets [`Limit`]s, of its own or Slack's own for posting.
 
 use super::api::Call;
 use std::{
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// So many calls in any such time.
+/// Maximum number of calls in a period.
 #[derive(Debug, Clone)]
 pub struct Limit {
     method: Option<String>,
@@ -25,23 +25,23 @@ enum Each {
 }
 
 impl Limit {
-    /// This method, in each workspace.
+    /// Returns a limit of a method in each workspace.
     pub fn method(method: &str, burst: usize, per: Duration) -> Self {
         Self { method: Some(method.to_owned()), each: Each::Workspace, burst, per }
     }
 
-    /// This method, in each conversation.
+    /// Returns a limit of a method in each conversation.
     pub fn channel(method: &str, burst: usize, per: Duration) -> Self {
         Self { each: Each::Channel, ..Self::method(method, burst, per) }
     }
 
-    /// Everything together, in each workspace.
+    /// Returns a limit of all methods in each workspace.
     pub fn workspace(burst: usize, per: Duration) -> Self {
         Self { method: None, each: Each::Workspace, burst, per }
     }
 
-    /// What Slack documents of posting: a message a second in a channel, with some room for a burst, and no more than some
-    /// hundreds a minute in a workspace.
+    /// Returns the limits that Slack documents for posting: one message per second in a channel
+    /// with some burst, and a few hundred per minute in a workspace.
     pub fn of_slack() -> Vec<Self> {
         const MINUTE: Duration = Duration::from_secs(60);
         vec![
@@ -75,7 +75,7 @@ impl Limits {
         self.0 = limits.into_iter().map(|limit| (limit, HashMap::new())).collect();
     }
 
-    /// Counts the call, or gives how long to wait.
+    /// Counts a call, or returns the seconds to wait.
     pub(super) fn take(&mut self, call: &Call, now: SystemTime) -> Result<(), u64> {
         let mut wait = Duration::ZERO;
         for (limit, used) in &mut self.0 {

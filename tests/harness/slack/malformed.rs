@@ -1,29 +1,30 @@
-//! Requests that Slack never sends: of two lengths, too large, of another sort, or signed well and nothing that anybody understands.
+//! Requests that Slack never sends: ambiguous length, too large, other media types, or signed but
+//! unparsable.
 //!
-//! In: where they go, the signing secret, and a webhook to spoil. Out: requests byte by byte, each signed well, with the status
-//! they are refused with; and webhooks that are taken all the same, since Slack signed them: a person finds them among the dead.
+//! Requests are bytes with a valid signature and the status of their rejection. Signed but
+//! unparsable webhooks are accepted, because Slack signed them, and become dead letters.
 
 use super::{
     Answer, Slack,
     socket::{Socket, head},
     webhook::Webhook,
 };
-use shared::{codec::envelope::DedupeKey, stream::BODY_BYTES_MAX};
+use shared::stream::{BODY_BYTES_MAX, DedupKey};
 use std::time::Duration;
 
-/// A request, and how it is refused.
+/// A request and its status.
 #[derive(Debug, Clone)]
 pub struct Malformed {
-    /// In words, for people.
+    /// Description.
     pub what: String,
-    /// All of it.
+    /// Bytes of the request.
     pub bytes: Vec<u8>,
-    /// The status it gets.
+    /// Expected status.
     pub status: u16,
 }
 
 impl Malformed {
-    /// Sends it on a connection of its own.
+    /// Sends the request on a connection of its own.
     pub async fn send(&self, url: &str, within: Duration) -> anyhow::Result<Answer> {
         let mut socket = Socket::open(url).await?;
         socket.send(&self.bytes).await?;
@@ -31,7 +32,7 @@ impl Malformed {
     }
 }
 
-/// Bodies whose length can be read in two ways, or in none.
+/// Returns requests with an ambiguous or missing body length.
 pub fn two_lengths(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
     let n = webhook.body.len();
     let length = format!("content-length: {n}");
@@ -64,7 +65,7 @@ pub fn two_lengths(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result
     framings.into_iter().map(malformed).collect()
 }
 
-/// Bodies over the limit, refused by their length: there is nothing but a head.
+/// Returns requests over the size limit, which are rejected by their length: only heads.
 pub fn too_large(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
     let length = |bytes: usize| format!("content-length: {bytes}");
     let (over, ten) = (length(BODY_BYTES_MAX + 1), length(10 * BODY_BYTES_MAX));
@@ -76,7 +77,7 @@ pub fn too_large(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<V
     framings.into_iter().map(malformed).collect()
 }
 
-/// What is of no sort that Slack sends, or not the bytes that were signed.
+/// Returns requests with other media types, or with other bytes than those signed.
 pub fn other_bytes(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
     let length = |bytes: &[u8]| format!("content-length: {}", bytes.len());
     let request = |what: &str, lines: &[&str], body: &[u8], status| {
@@ -93,13 +94,13 @@ pub fn other_bytes(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result
     ])
 }
 
-/// Signed well, and still no webhook that anybody understands: these are taken.
+/// Returns signed webhooks that cannot be parsed. They are accepted.
 pub fn not_understood(slack: &Slack) -> Vec<Webhook> {
     let number = slack.unique();
     let deep = "[".repeat(100_000) + &number.to_string() + &"]".repeat(100_000);
-    // In a field that is read: nobody looks at the others.
-    let no_text = format!(r#"{{"type":"event_callback","event_id":"Ev{number}"#).into_bytes();
-    let no_text = [&no_text[..], b"\xff\xfe\"}"].concat();
+    // Between fields: in a text these bytes are replaced.
+    let no_text = format!(r#"{{"type":"event_callback","event_id":"Ev{number}","#).into_bytes();
+    let no_text = [&no_text[..], b"\xff\xfe}"].concat();
     let bodies = [
         ("deep JSON", deep.into_bytes()),
         ("no UTF-8", no_text),
@@ -110,13 +111,13 @@ pub fn not_understood(slack: &Slack) -> Vec<Webhook> {
         what: what.into(),
         content_type: "application/json",
         body,
-        dedupe: DedupeKey::stored(String::new()), // it has no id: made of its bytes and of when it was signed
+        dedup_key: DedupKey::from_stored(String::new()), // it has no id: made of its bytes
         response_url: String::new(),
     };
     bodies.map(webhook).into()
 }
 
-/// As gzip begins; nobody may look any further.
+/// Returns bytes that begin like gzip. They must not be decompressed.
 fn packed(body: &[u8]) -> Vec<u8> {
     [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff", body].concat()
 }

@@ -1,54 +1,59 @@
-//! The only fake: a Slack that behaves like Slack. It signs webhooks and sends them, serves the Web API and `response_url`s,
-//! and keeps a book of all it was asked and a receipt of all it was told.
+//! Simulated Slack. Signs and sends webhooks, serves the Web API and `response_url`s, and records
+//! all calls.
 //!
 //! ```text
-//! webhook        what it sends
-//! socket         byte by byte, what it would never send
-//! forged         what a stranger sends in its name
-//! malformed      requests that are none
-//! slow           connections that are held for nothing
-//! signing        secrets that change meanwhile
-//! api, http      what it is asked, and how it answers
-//! tokens         who may call: installations, rotation
-//! conversations  what stands in channels and threads
-//! views, urls    modals and triggers; response_urls
-//! limits         how often
-//! delivery       how it delivers: retries, redirects, an app's standing
-//! conformance    whether it would be satisfied with an answer
-//! trouble        what goes wrong, by a test's will
-//! clock          its own, which can be moved
+//! webhook          webhooks
+//! socket           connections, byte by byte
+//! forged           forged webhooks
+//! malformed        invalid requests
+//! slow_clients     clients that hold connections
+//! signing          secrets during a rotation
+//! api, http        Web API
+//! tokens           installations and token rotation
+//! oauth            page and codes of OAuth
+//! conversations    messages of channels and threads
+//! views, response_urls    modals and triggers; response_urls
+//! limits           rate limits
+//! streams          streamed messages
+//! delivery         retries, redirects, disabled apps
+//! conformance      checks of answers
+//! fault_injection  faults of calls
+//! clock            clock of this Slack
 //! ```
 //!
-//! In: webhooks to send, installations, trouble. Out: what the gateway answered and how fast; every call and how it ended
-//! ([`Slack::calls`]); everything that was said and taken, in the order it came ([`Slack::receipts`]).
+//! [`Slack::calls`] are all calls with their results. [`Slack::receipts`] are the messages that
+//! took effect, in order.
 
 pub mod webhook;
 pub mod socket;
 pub mod forged;
 pub mod malformed;
-pub mod slow;
+pub mod slow_clients;
 pub mod signing;
 pub mod api;
 pub mod clock;
 pub mod conformance;
 pub mod delivery;
 pub mod limits;
+pub mod streams;
 pub mod tokens;
+pub mod oauth;
 pub mod conversations;
-pub mod trouble;
+pub mod fault_injection;
 mod http;
-mod urls;
+mod response_urls;
 mod views;
 
-use crate::until::until;
+use crate::{eventually::eventually, test_env::App};
 use anyhow::Context;
 use api::Call;
 use axum::http::HeaderMap;
 use clock::Clock;
 use conversations::Message;
+use fault_injection::FaultRule;
 use hmac::{Hmac, KeyInit, Mac};
 use limits::Limit;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::Sha256;
 use std::{
     net::SocketAddr,
@@ -60,10 +65,9 @@ use std::{
 };
 use tokens::{Installation, Pair};
 use tokio::net::TcpListener;
-use trouble::Trouble;
 use webhook::Webhook;
 
-/// A Slack on a loopback port.
+/// A simulated Slack on a loopback port.
 #[derive(Clone)]
 pub struct Slack {
     address: SocketAddr,
@@ -73,41 +77,42 @@ pub struct Slack {
     next: Arc<AtomicU64>,
 }
 
-/// All that it knows.
+/// State of the simulated Slack.
 #[derive(Default)]
 struct State {
     tokens: tokens::Tokens,
     conversations: conversations::Conversations,
     views: views::Views,
-    urls: urls::ResponseUrls,
+    urls: response_urls::ResponseUrls,
     limits: limits::Limits,
-    troubles: trouble::Troubles,
-    standings: delivery::Standings,
+    streams: streams::StreamSettings,
+    fault_rules: fault_injection::FaultRules,
+    failure_stats: delivery::AppFailureStats,
     calls: Vec<Call>,
     receipts: Vec<Receipt>,
 }
 
-/// Something that Slack was told.
+/// A message that took effect.
 #[derive(Debug, Clone)]
 pub struct Receipt {
-    /// `chat.postMessage`, or `response_url`.
+    /// `chat.postMessage`, …, or `response_url`.
     pub by: String,
-    /// The conversation, or the `response_url`'s own path.
+    /// Conversation, or the path of the `response_url`.
     pub to: String,
-    /// The bearer token it came with.
+    /// Bearer token.
     pub token: Option<String>,
-    /// The whole of it.
+    /// Body.
     pub body: Value,
 }
 
 impl Receipt {
-    /// What a person would read.
+    /// Returns the text.
     pub fn text(&self) -> &str {
         self.body["text"].as_str().unwrap_or_default()
     }
 }
 
-/// What the gateway answered.
+/// An answer of the gateway.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The HTTP status.
@@ -116,12 +121,12 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The body, as text.
     pub body: String,
-    /// From sending to having read it.
+    /// Time from sending to the end of the body.
     pub took: Duration,
 }
 
 impl Slack {
-    /// Starts it; it ends with the runtime.
+    /// Starts the server. It ends with the runtime.
     pub async fn start() -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind("127.0.0.1:0").await.context("a port for the fake Slack")?;
@@ -136,25 +141,25 @@ impl Slack {
         Ok(slack)
     }
 
-    /// The Web API's address.
+    /// Returns the URL of the Web API.
     pub fn api(&self) -> String {
         format!("http://{}/api/", self.address)
     }
 
-    /// Where its `response_url`s lie.
+    /// Returns the origin of `response_url`s.
     pub fn response_origin(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// A `response_url` that nobody has yet: good five times within half an hour from now.
+    /// Returns a new `response_url`, valid five times within half an hour.
     pub fn response_url(&self) -> String {
         let path = format!("/commands/{}", self.unique());
         self.state().urls.give(&path, self.clock.now());
         format!("http://{}{path}", self.address)
     }
 
-    /// What a webhook that we did not make ourselves names is ours from now on: its `response_url`, if that leads here, and its
-    /// view.
+    /// Registers what a webhook of another Slack names: its `response_url`, if it leads here, and
+    /// its view.
     pub fn adopt(&self, body: &[u8]) {
         let field = |wanted: &str| {
             form_urlencoded::parse(body).find(|(name, _)| name == wanted).map(|(_, value)| value)
@@ -172,74 +177,92 @@ impl Slack {
         }
     }
 
-    /// A `trigger_id` that nobody has yet: good once within three seconds from now.
+    /// Returns a new `trigger_id`, valid once within three seconds.
     pub fn trigger_id(&self) -> String {
         let id = format!("{}.{}.trigger", self.unique(), self.unique());
         self.state().views.trigger(&id, self.clock.now());
         id
     }
 
-    /// A `ts` later than all before.
+    /// Returns a `ts` later than all before.
     pub fn ts(&self) -> String {
         format!("{}.{:06}", self.clock.unix(), self.unique())
     }
 
-    /// Its clock.
+    /// Returns the clock.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// An app is installed: from now on this token speaks for it, and never runs out.
+    /// Installs an app with a token that does not expire.
     pub fn install(&self, token: &str, installation: Installation) {
         self.state().tokens.install(token, installation);
     }
 
-    /// An app is installed whose tokens rotate.
+    /// Installs an app whose tokens rotate.
     pub fn install_rotating(&self, installation: Installation) -> Pair {
         self.state().tokens.install_rotating(installation, self.clock.now())
     }
 
-    /// An app's name and password for `oauth.v2.access`.
+    /// Registers the client id and secret of an app for `oauth.v2.access`.
     pub fn register_client(&self, client_id: &str, client_secret: &str) {
         self.state().tokens.register(client_id, client_secret);
     }
 
-    /// A person agrees to an installation: the code that the redirect carries, good once.
+    /// Authorizes an installation. Returns the code of the redirect, valid once.
     pub fn authorize(&self, installation: Installation) -> String {
-        self.state().tokens.authorize(installation)
+        self.state().tokens.authorize(installation, self.clock.now())
     }
 
-    /// From now on whoever comes with this token is told this word: `token_revoked`, `account_inactive`, …
+    /// Rejects a token from now on with this error: `token_revoked`, `account_inactive`, …
     pub fn refuse_token(&self, token: &str, error: &str) {
         self.state().tokens.refuse(token, error);
     }
 
-    /// From now on these limits hold and no others. At first there are none.
+    /// Replaces the rate limits. Initially there are none.
     pub fn limit(&self, limits: Vec<Limit>) {
         self.state().limits.set(limits);
     }
 
-    /// Something goes wrong from now on.
-    pub fn trouble(&self, trouble: Trouble) {
-        self.state().troubles.add(trouble);
+    /// Changes the settings of streamed messages.
+    pub fn set_streams(&self, change: impl FnOnce(&mut streams::StreamSettings)) {
+        change(&mut self.state().streams);
     }
 
-    /// Nothing goes wrong any more.
-    pub fn heal(&self) {
-        self.state().troubles.clear();
+    /// A person stops an agent's session: its streams end. Returns the webhook.
+    pub fn stop_session(&self, app: &App, channel: &str, user: &str, thread_ts: &str) -> Webhook {
+        let mut state = self.state();
+        let messages = state.conversations.all_of(&app.team, channel);
+        let stopped = streams::stop_by_user(messages, thread_ts);
+        drop(state);
+        let inner = json!({
+            "type": "agent_session_stopped", "channel": channel, "thread_ts": thread_ts,
+            "user": user, "streaming_message_ts": stopped, "event_ts": self.ts(),
+        });
+        Webhook::event(self, app, "a stop", inner)
     }
 
-    /// What stands in a conversation, in the order in which it came to stand there.
+    /// Adds a fault.
+    pub fn inject_fault(&self, trouble: FaultRule) {
+        self.state().fault_rules.add(trouble);
+    }
+
+    /// Removes all faults.
+    pub fn clear_faults(&self) {
+        self.state().fault_rules.clear();
+    }
+
+    /// Returns the messages of a conversation, in order.
     pub fn messages(&self, team: &str, channel: &str) -> Vec<Message> {
         self.state().conversations.of(team, channel).to_vec()
     }
 
-    /// A view as it is shown now.
+    /// Returns the current state of a view.
     pub fn view(&self, id: &str) -> Option<Value> {
         self.state().views.find(id)
     }
 
-    /// A person writes something. [`Webhook::said`] tells of it, too.
+    /// Adds a message of a person. [`Webhook::message_event`] also returns its webhook.
     pub fn write(&self, team: &str, channel: &str, user: &str, text: &str, ts: &str) {
         let message = Message {
             ts: ts.to_owned(),
@@ -250,21 +273,27 @@ impl Slack {
             thread_ts: None,
             metadata: Value::Null,
             edited: false,
+            stream: None,
         };
         self.state().conversations.add(team, channel, message);
     }
 
-    /// A number that nothing in this Slack has yet.
+    /// A person deletes a message.
+    pub fn delete(&self, team: &str, channel: &str, ts: &str) {
+        self.state().conversations.delete(team, channel, ts);
+    }
+
+    /// Returns an unused number.
     pub fn unique(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Signs a webhook now and sends it.
+    /// Signs a webhook and sends it.
     pub async fn send(&self, url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Answer> {
         self.send_signed_at(url, secret, webhook, unix_now()).await
     }
 
-    /// Signs a webhook at a second of one's choice and sends it.
+    /// Signs a webhook with another time and sends it.
     pub async fn send_signed_at(
         &self,
         url: &str,
@@ -284,7 +313,7 @@ impl Slack {
         .await
     }
 
-    /// Sends a webhook with these headers and no others of Slack's.
+    /// Sends a webhook with these headers instead of Slack's.
     pub async fn send_with(
         &self,
         url: &str,
@@ -309,33 +338,33 @@ impl Slack {
         Ok(Answer { status, headers, body, took: started.elapsed() })
     }
 
-    /// Everything it was told and took so far.
+    /// Returns all messages that took effect.
     pub fn receipts(&self) -> Vec<Receipt> {
         self.state().receipts.clone()
     }
 
-    /// Everything it was asked so far, and how that ended.
+    /// Returns all calls with their results.
     pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
 
-    /// The calls of one method.
+    /// Returns the calls of a method.
     pub fn calls_of(&self, method: &str) -> Vec<Call> {
         let mut calls = self.calls();
         calls.retain(|call| call.method == method);
         calls
     }
 
-    /// The latest call that `wanted` knows. Nothing else is copied: whoever looks again and again disturbs nobody; but
-    /// `wanted` must not ask us anything.
+    /// Returns the latest call that satisfies `wanted`. Copies nothing else, for frequent use.
+    /// `wanted` must not use this Slack.
     pub fn call(&self, wanted: impl Fn(&Call) -> bool) -> Option<Call> {
         self.state().calls.iter().rev().find(|call| wanted(call)).cloned()
     }
 
-    /// Waits until it has been told something that `wanted` knows.
-    pub async fn told(&self, what: &str, wanted: impl Fn(&Receipt) -> bool) -> Receipt {
-        // Of a copy: `wanted` may ask us something, too.
-        until(what, Duration::from_secs(20), async || {
+    /// Waits for a message that satisfies `wanted`.
+    pub async fn wait_for_receipt(&self, what: &str, wanted: impl Fn(&Receipt) -> bool) -> Receipt {
+        // Of a copy, because `wanted` may use this Slack.
+        eventually(what, Duration::from_secs(20), async || {
             self.receipts().into_iter().find(|r| wanted(r))
         })
         .await
@@ -346,7 +375,7 @@ impl Slack {
     }
 }
 
-/// Slack's signature, as docs.slack.dev (authentication/verifying-requests-from-slack) has it.
+/// Returns Slack's signature, as of docs.slack.dev (authentication/verifying-requests-from-slack).
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
@@ -359,7 +388,7 @@ pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
         .fold("v0=".to_owned(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// The present second, as Slack stamps it.
+/// Returns the seconds since 1970.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }

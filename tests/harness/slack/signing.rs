@@ -1,35 +1,37 @@
-//! What webhooks are signed with while that changes: Slack's side of a rotation.
+//! Signing secrets during a rotation on the side of Slack.
 //!
-//! In: the secrets that are good now. Out: each of them in turn, for whoever signs next. Clones are one.
+//! The current secrets are used in turn. Clones share them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The secrets of the moment; at first the app's own.
+/// The current secrets; initially that of the app.
 #[derive(Debug, Clone, Default)]
-pub struct Signing(Arc<Mutex<Turns>>);
+pub struct Signing(Arc<Mutex<SecretsInTurn>>);
 
 #[derive(Debug, Default)]
-struct Turns {
+struct SecretsInTurn {
     secrets: Vec<String>,
     next: usize,
 }
 
 impl Signing {
-    /// From now on these are used, in turn.
-    pub fn with(&self, secrets: &[&str]) {
+    /// Replaces the secrets.
+    pub fn use_secrets(&self, secrets: &[&str]) {
         let secrets = secrets.iter().map(|secret| (*secret).to_owned()).collect();
-        *self.turns() = Turns { secrets, next: 0 };
+        *self.state() = SecretsInTurn { secrets, next: 0 };
     }
 
-    /// What to sign the next one with, by an app whose own secret is this.
+    /// Returns the secret of the next webhook of an app with the secret `own`.
     pub fn next(&self, own: &str) -> String {
-        let mut turns = self.turns();
-        turns.next += 1;
-        let count = turns.secrets.len().max(1);
-        turns.secrets.get(turns.next % count).cloned().unwrap_or_else(|| own.to_owned())
+        let mut state = self.state();
+        state.next += 1;
+        let count = state.secrets.len().max(1);
+        // Not alternating: webhooks alternate between two ingests, and each must see each secret.
+        let index = state.next.count_ones() as usize % count;
+        state.secrets.get(index).cloned().unwrap_or_else(|| own.to_owned())
     }
 
-    fn turns(&self) -> std::sync::MutexGuard<'_, Turns> {
+    fn state(&self) -> std::sync::MutexGuard<'_, SecretsInTurn> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

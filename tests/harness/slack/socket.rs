@@ -1,6 +1,4 @@
-//! A connection to an ingest, byte by byte: for what no well-behaved client sends.
-//!
-//! In: bytes, at a pace of one's choice. Out: answers, and when the other side closed.
+//! A connection to an ingest, byte by byte, for requests that no well-behaved client sends.
 
 use super::{Answer, sign, unix_now, webhook::Webhook};
 use anyhow::{Context, bail, ensure};
@@ -8,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use std::time::{Duration, Instant};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -20,7 +18,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to where this address is served.
+    /// Connects to the server of a URL.
     pub async fn open(url: &str) -> anyhow::Result<Self> {
         let opened = Instant::now();
         let stream = TcpStream::connect(split(url)?.0).await?;
@@ -28,12 +26,30 @@ impl Socket {
         Ok(Self { stream, opened, unread: Vec::new() })
     }
 
-    /// Sends these bytes, whatever they are.
+    /// Connects with a small buffer for what is received.
+    pub async fn open_narrow(url: &str) -> anyhow::Result<Self> {
+        let opened = Instant::now();
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4 * 1024)?;
+        let stream = socket.connect(split(url)?.0.parse()?).await?;
+        Ok(Self { stream, opened, unread: Vec::new() })
+    }
+
+    /// Sends the same bytes repeatedly and reads nothing. Returns the age of the connection when
+    /// the other side has closed it, at most `age_max`.
+    pub async fn flood(mut self, bytes: &[u8], age_max: Duration) -> anyhow::Result<Duration> {
+        let left = age_max.saturating_sub(self.opened.elapsed());
+        let send = async { while self.stream.write_all(bytes).await.is_ok() {} };
+        timeout(left, send).await.with_context(|| format!("still open after {age_max:?}"))?;
+        Ok(self.opened.elapsed())
+    }
+
+    /// Sends bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         Ok(self.stream.write_all(bytes).await?)
     }
 
-    /// Reads the next answer. It counts from now.
+    /// Reads the next answer. Its time counts from now.
     pub async fn answer(&mut self, within: Duration) -> anyhow::Result<Answer> {
         let asked = Instant::now();
         let read = async {
@@ -49,10 +65,10 @@ impl Socket {
         timeout(within, read).await.context("no answer in time")?
     }
 
-    /// Waits until the other side closes; gives how long the connection had been open, which is at most `age_max`.
+    /// Waits until the other side closes. Returns the age of the connection, at most `age_max`.
     pub async fn closed(&mut self, age_max: Duration) -> anyhow::Result<Duration> {
         let read = async {
-            // A reset closes, too.
+            // A reset also closes the connection.
             while self.stream.read_buf(&mut self.unread).await.unwrap_or(0) > 0 {}
         };
         let left = age_max.saturating_sub(self.opened.elapsed());
@@ -60,12 +76,12 @@ impl Socket {
         Ok(self.opened.elapsed())
     }
 
-    /// The answers that came and nobody read.
+    /// Returns the unread answers.
     pub fn unread(&self) -> String {
         String::from_utf8_lossy(&self.unread).into_owned()
     }
 
-    /// Sends the same bytes again and again, at this pace, until the other side closes; see [`Socket::closed`].
+    /// Sends the same bytes repeatedly until the other side closes; see [`Socket::closed`].
     pub async fn drip(
         mut self,
         bytes: &'static [u8],
@@ -84,7 +100,7 @@ impl Socket {
     }
 }
 
-/// The head of a webhook's request, well signed; how its body is framed is up to the caller.
+/// Returns the head of a signed webhook; the caller chooses the framing of the body.
 pub fn head(
     url: &str,
     secret: &str,
@@ -107,7 +123,7 @@ pub fn head(
     Ok(head.into_bytes())
 }
 
-/// A webhook's whole request, as Slack sends it.
+/// Returns the request of a webhook, as Slack sends it.
 pub fn request(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<u8>> {
     let length = format!("content-length: {}", webhook.body.len());
     let mut request = head(url, secret, webhook, &[&length])?;
@@ -120,7 +136,7 @@ fn split(url: &str) -> anyhow::Result<(&str, &str)> {
     Ok(rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash)))
 }
 
-/// The first answer of these bytes, and its length, once it is all there.
+/// Parses the first answer. Returns the answer and its length, once it is complete.
 fn parse(bytes: &[u8], asked: Instant) -> anyhow::Result<Option<(Answer, usize)>> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&bytes[..end])?;

@@ -1,22 +1,23 @@
-//! Who may call: installations, their tokens, and how those are renewed.
+//! Installations, their tokens, and token rotation.
 //!
-//! In: installations that a test makes. Out: for a token, the installation it speaks for, or Slack's word for why not. A token
-//! that rotates is good for twelve hours; a refresh token is good once, and for a moment more, because two may ask at once;
-//! at most two access tokens of an installation are good at a time.
+//! A token belongs to an installation, or is rejected with an error of Slack. A rotating token is
+//! valid for twelve hours. A refresh token is valid once, and a moment longer because two callers
+//! may use it concurrently. At most two access tokens of an installation are valid.
 
+use super::oauth::{Client, Code, code_expiry};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeSet, HashMap},
     time::{Duration, SystemTime},
 };
 
-/// A token that rotates lives this long.
+/// Lifetime of a rotating token.
 const TOKEN_LIFE: Duration = Duration::from_secs(12 * 3600);
-/// A refresh token that was used still answers for this long.
+/// Time for which a used refresh token is still valid.
 const REFRESH_GRACE: Duration = Duration::from_secs(5);
-/// Good access tokens of an installation at a time.
+/// Maximum number of valid access tokens of an installation.
 const TOKENS_MAX: usize = 2;
-/// What an app usually asks for.
+/// Usual scopes of an app.
 const SCOPES: [&str; 12] = [
     "app_mentions:read",
     "assistant:write",
@@ -32,23 +33,23 @@ const SCOPES: [&str; 12] = [
     "users:read",
 ];
 
-/// An app in a workspace, or in a whole organization on Grid.
+/// An app in a workspace, or in an organization on Grid.
 #[derive(Debug, Clone)]
 pub struct Installation {
     /// The app.
     pub app: String,
-    /// The workspace; none when it is installed for the whole organization.
+    /// The workspace; `None` for an organization.
     pub team: Option<String>,
     /// The organization on Grid.
     pub enterprise: Option<String>,
-    /// The bot's user.
+    /// User of the bot.
     pub bot_user: String,
-    /// What it may do.
+    /// Scopes.
     pub scopes: BTreeSet<String>,
 }
 
 impl Installation {
-    /// An app in a workspace, allowed what apps like ours ask for.
+    /// Returns an installation in a workspace with the usual scopes.
     pub fn new(app: &str, team: &str, bot_user: &str) -> Self {
         Self {
             app: app.to_owned(),
@@ -59,31 +60,31 @@ impl Installation {
         }
     }
 
-    /// The same, without something it might do.
+    /// Removes a scope.
     pub fn without(mut self, scope: &str) -> Self {
         self.scopes.remove(scope);
         self
     }
 
-    /// The same, for a whole organization.
+    /// Installs the app for an organization.
     pub fn of_enterprise(mut self, enterprise: &str) -> Self {
         self.enterprise = Some(enterprise.to_owned());
         self.team = None;
         self
     }
 
-    /// The bot, as messages name it.
+    /// Returns the id of the bot in messages.
     pub fn bot_id(&self) -> String {
         format!("B{}", self.bot_user.trim_start_matches(['U', 'W']))
     }
 }
 
-/// A token and the one that renews it, as an installation gives them out.
+/// A token and its refresh token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     /// The bot token.
     pub token: String,
-    /// What renews it.
+    /// The refresh token.
     pub refresh: String,
 }
 
@@ -101,50 +102,101 @@ struct Refresh {
     used: Option<SystemTime>,
 }
 
-/// Every installation and token there is.
+/// All installations and tokens.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
     installations: Vec<Installation>,
     tokens: HashMap<String, Token>,
     refreshes: HashMap<String, Refresh>,
-    codes: HashMap<String, usize>,
-    clients: HashMap<String, String>,
+    codes: HashMap<String, Code>,
+    pub(super) clients: HashMap<String, Client>,
+    installers: HashMap<usize, String>,
     count: u64,
 }
 
 impl Tokens {
-    /// A token that never runs out.
+    /// Adds a token that does not expire.
     pub(super) fn install(&mut self, token: &str, installation: Installation) {
         let installation = self.add(installation);
         self.put(token.to_owned(), installation, None);
     }
 
-    /// Tokens that rotate.
+    /// Adds tokens that rotate.
     pub(super) fn install_rotating(&mut self, installation: Installation, now: SystemTime) -> Pair {
         let installation = self.add(installation);
         self.renewed(installation, now)
     }
 
-    /// A code that the installation's redirect would carry.
-    pub(super) fn authorize(&mut self, installation: Installation) -> String {
+    /// Returns a code for the redirect of an installation.
+    pub(super) fn authorize(&mut self, installation: Installation, now: SystemTime) -> String {
         let installation = self.add(installation);
+        self.give_code(installation, None, "U0INSTALLER".into(), now)
+    }
+
+    /// Returns a code for an installation that a person allowed. An app is installed once in a
+    /// workspace or organization: a re-installation replaces its scopes.
+    pub(super) fn allow(
+        &mut self,
+        installation: Installation,
+        request: Option<(String, String, Option<String>)>,
+        installer: String,
+        now: SystemTime,
+    ) -> String {
+        let is_same = |there: &Installation| {
+            let place = |of: &Installation| of.team.clone().or_else(|| of.enterprise.clone());
+            there.app == installation.app && place(there) == place(&installation)
+        };
+        let number = match self.installations.iter().position(is_same) {
+            Some(number) => {
+                self.installations[number] = installation;
+                number
+            }
+            None => self.add(installation),
+        };
+        self.give_code(number, request, installer, now)
+    }
+
+    fn give_code(
+        &mut self,
+        installation: usize,
+        request: Option<(String, String, Option<String>)>,
+        installer: String,
+        now: SystemTime,
+    ) -> String {
         let code = format!("code.{}", self.number());
-        self.codes.insert(code.clone(), installation);
+        let expires = code_expiry(now);
+        self.codes.insert(code.clone(), Code { installation, request, installer, expires });
         code
     }
 
-    pub(super) fn register(&mut self, client: &str, secret: &str) {
-        self.clients.insert(client.to_owned(), secret.to_owned());
+    /// Rejects all tokens of an installation, and its refresh tokens.
+    pub(super) fn uninstall(&mut self, app: &str, place: &str) {
+        let removed: Vec<usize> = (0..self.installations.len())
+            .filter(|n| {
+                let there = &self.installations[*n];
+                let of = there.team.as_deref().or(there.enterprise.as_deref());
+                there.app == app && of == Some(place)
+            })
+            .collect();
+        for token in self.tokens.values_mut().filter(|t| removed.contains(&t.installation)) {
+            token.refused = Some("account_inactive".into());
+        }
+        self.refreshes.retain(|_, refresh| !removed.contains(&refresh.installation));
     }
 
-    /// From now on this token is answered with this word.
+    pub(super) fn register(&mut self, client: &str, secret: &str) {
+        let client_of = Client { secret: secret.to_owned(), ..Client::default() };
+        self.clients.insert(client.to_owned(), client_of);
+    }
+
+    /// Rejects a token with an error from now on.
     pub(super) fn refuse(&mut self, token: &str, error: &str) {
         if let Some(token) = self.tokens.get_mut(token) {
             token.refused = Some(error.to_owned());
         }
     }
 
-    /// Whom a token speaks for.
+    /// Returns the installation of a token.
     pub(super) fn caller(&self, token: &str, now: SystemTime) -> Result<&Installation, &str> {
         let Some(token) = self.tokens.get(token) else { return Err("invalid_auth") };
         if let Some(error) = &token.refused {
@@ -156,12 +208,14 @@ impl Tokens {
         Ok(&self.installations[token.installation])
     }
 
-    /// `oauth.v2.access`, by a code or a refresh token.
+    /// Answers `oauth.v2.access` for a code or a refresh token.
     pub(super) fn access(&mut self, args: &Value, now: SystemTime) -> Result<Value, &'static str> {
         let text = |name: &str| args[name].as_str().unwrap_or_default();
         match self.clients.get(text("client_id")) {
             None => return Err("invalid_client_id"),
-            Some(secret) if secret != text("client_secret") => return Err("bad_client_secret"),
+            Some(client) if client.secret != text("client_secret") => {
+                return Err("bad_client_secret");
+            }
             Some(_) => {}
         }
         let (installation, rotating) = if text("grant_type") == "refresh_token" {
@@ -173,7 +227,10 @@ impl Tokens {
             refresh.used.get_or_insert(now);
             (refresh.installation, true)
         } else {
-            (self.codes.remove(text("code")).ok_or("invalid_code")?, true)
+            self.codes.get(text("code")).ok_or("invalid_code")?.check(args, now)?;
+            let code = self.codes.remove(text("code")).ok_or("invalid_code")?;
+            self.installers.insert(code.installation, code.installer);
+            (code.installation, true)
         };
         let pair = self.renewed(installation, now);
         let there = &self.installations[installation];
@@ -183,7 +240,9 @@ impl Tokens {
             "ok": true, "access_token": pair.token, "token_type": "bot", "app_id": there.app,
             "bot_user_id": there.bot_user, "scope": scopes(there), "team": team,
             "enterprise": enterprise, "is_enterprise_install": there.team.is_none(),
-            "authed_user": { "id": "U0INSTALLER" },
+            "authed_user": {
+                "id": self.installers.get(&installation).map_or("U0INSTALLER", String::as_str),
+            },
         });
         if rotating {
             answer["refresh_token"] = pair.refresh.into();
@@ -230,7 +289,7 @@ impl Tokens {
     }
 }
 
-/// As Slack lists them.
+/// Returns the scopes in Slack's format.
 pub(super) fn scopes(installation: &Installation) -> String {
     installation.scopes.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }

@@ -1,6 +1,5 @@
-//! Modals and what opens them: `trigger_id`s, good for three seconds and once; views, with a hash that changes.
-//!
-//! In: triggers that webhooks carry, and views that an app shows. Out: the view as Slack has it, or its word for why not.
+//! Modals and triggers: `trigger_id`s are valid once within three seconds; views have a hash that
+//! changes.
 
 use serde_json::{Value, json};
 use std::{
@@ -8,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// A person looks at a screen: a trigger is good for this long.
+/// Lifetime of a trigger.
 pub(super) const TRIGGER_LIFE: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
@@ -17,7 +16,7 @@ struct Trigger {
     used: bool,
 }
 
-/// All of them.
+/// All views and triggers.
 #[derive(Debug, Default)]
 pub(super) struct Views {
     triggers: HashMap<String, Trigger>,
@@ -30,7 +29,7 @@ impl Views {
         self.triggers.insert(id.to_owned(), Trigger { made: now, used: false });
     }
 
-    /// A view that a webhook names is open.
+    /// Registers the open view of a webhook.
     pub(super) fn known(&mut self, view: &Value) {
         if let Some(id) = view["id"].as_str() {
             self.views.entry(id.to_owned()).or_insert_with(|| view.clone());
@@ -69,7 +68,7 @@ impl Views {
         Ok(self.put(&id, view))
     }
 
-    /// A person's home.
+    /// Publishes a person's home view.
     pub(super) fn publish(&mut self, team: &str, args: &Value) -> Result<Value, &'static str> {
         let user = args["user_id"].as_str().ok_or("invalid_arguments")?;
         let view = shown(&args["view"])?;

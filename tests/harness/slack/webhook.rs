@@ -1,35 +1,31 @@
-//! Webhooks in the shapes that docs.slack.dev prints, with ids of their own.
+//! Webhooks in the formats of docs.slack.dev, with ids of their own.
 
 use super::Slack;
-use crate::world::App;
+use crate::test_env::App;
 use serde_json::json;
 use shared::{
-    codec::{
-        envelope::{DedupeKey, Envelope, Word},
-        slack::Media,
-    },
-    partition::{Conversation, Lane, Partition},
-    types::Kind,
+    domain::{HeaderToken, MediaType, WebhookKind},
+    stream::{Conversation, DedupKey, Envelope, Lane, Partition},
 };
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A body ready to be signed and sent, as often as one likes: the same webhook each time.
+/// A body that is signed and sent any number of times, always as the same webhook.
 #[derive(Debug, Clone)]
 pub struct Webhook {
-    /// In words, for people.
+    /// Description.
     pub what: String,
-    /// Its media type.
+    /// Media type.
     pub content_type: &'static str,
-    /// Its bytes.
+    /// Bytes of the body.
     pub body: Vec<u8>,
-    /// What Tidegate is expected to tell copies by.
-    pub dedupe: DedupeKey,
-    /// Where its answer may be said.
+    /// Dedup key that Tidegate should give it.
+    pub dedup_key: DedupKey,
+    /// URL for answers.
     pub response_url: String,
 }
 
 impl Webhook {
-    /// A slash command.
+    /// Returns a slash command.
     pub fn command(
         slack: &Slack,
         app: &App,
@@ -59,12 +55,12 @@ impl Webhook {
             what: format!("{command} {text}"),
             content_type: "application/x-www-form-urlencoded",
             body: body.into_bytes(),
-            dedupe: DedupeKey::new(app.connection, "trigger", &[trigger_id.as_bytes()]),
+            dedup_key: DedupKey::new(app.connection, "trigger", &[trigger_id.as_bytes()]),
             response_url,
         }
     }
 
-    /// An event around this inner event.
+    /// Returns an event with this inner event.
     pub fn event(slack: &Slack, app: &App, what: &str, inner: serde_json::Value) -> Self {
         let event_id = format!("Ev{:08}", slack.unique());
         let body = json!({
@@ -88,19 +84,19 @@ impl Webhook {
             what: what.to_owned(),
             content_type: "application/json",
             body: body.to_string().into_bytes(),
-            dedupe: DedupeKey::event(app.connection, &event_id),
+            dedup_key: DedupKey::event(app.connection, &event_id),
             response_url: String::new(),
         }
     }
 
-    /// A message that a person wrote.
+    /// Returns a message of a person.
     pub fn message(slack: &Slack, app: &App, channel: &str, user: &str, text: &str) -> Self {
         let ts = slack.ts();
-        Self::said(slack, app, "message", channel, user, text, &ts)
+        Self::message_event(slack, app, "message", channel, user, text, &ts)
     }
 
-    /// Something said, as `message` or `app_mention`, at this `ts`.
-    pub fn said(
+    /// Returns a `message` or `app_mention` event with this `ts`.
+    pub fn message_event(
         slack: &Slack,
         app: &App,
         kind: &str,
@@ -110,11 +106,12 @@ impl Webhook {
         ts: &str,
     ) -> Self {
         slack.write(&app.team, channel, user, text, ts);
-        Self::said_unkept(slack, app, kind, channel, user, text, ts)
+        Self::unrecorded_message_event(slack, app, kind, channel, user, text, ts)
     }
 
-    /// The same, and the fake Slack does not keep it: for more than fits into its memory.
-    pub fn said_unkept(
+    /// Returns such an event without keeping the message in the simulated Slack, for more than fits
+    /// into memory.
+    pub fn unrecorded_message_event(
         slack: &Slack,
         app: &App,
         kind: &str,
@@ -131,24 +128,24 @@ impl Webhook {
         Self::event(slack, app, text, inner)
     }
 
-    /// The webhook as ingest would store it.
+    /// Returns the envelope that ingest would store.
     pub fn envelope(
         self,
         app: &App,
         channel: &str,
         conversation: Conversation<'_>,
-        kind: Kind,
+        kind: WebhookKind,
     ) -> Envelope {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let word = |text: String| Word::new(text).expect("a plain word");
+        let word = |text: String| HeaderToken::new(text).expect("a plain word");
         Envelope {
             connection: app.connection,
             partition: Partition::of(app.connection, Some(channel)),
             kind,
             lane: Lane::of(app.connection, conversation),
-            dedupe: self.dedupe,
+            dedup_key: self.dedup_key,
             received_at_ms: now.as_millis() as u64,
-            media: Media::from_content_type(self.content_type).expect("one of the two"),
+            media: MediaType::from_content_type(self.content_type).expect("one of the two"),
             signature: word(format!("v0={:064x}", 0)),
             timestamp: word(now.as_secs().to_string()),
             retry: None,
@@ -158,7 +155,7 @@ impl Webhook {
         }
     }
 
-    /// The view that it names, if it is about one.
+    /// Returns the view that it names, if it has one.
     pub fn view(&self) -> Option<serde_json::Value> {
         let (_, payload) =
             form_urlencoded::parse(&self.body).find(|(name, _)| name == "payload")?;
@@ -166,7 +163,7 @@ impl Webhook {
         Some(payload["view"].take()).filter(|view| !view.is_null())
     }
 
-    /// The handshake when an address is entered at Slack.
+    /// Returns the handshake of a new request URL.
     pub fn url_verification(app: &App, challenge: &str) -> Self {
         let body =
             json!({ "token": "legacy-token", "challenge": challenge, "type": "url_verification" });
@@ -174,7 +171,7 @@ impl Webhook {
             what: "url_verification".into(),
             content_type: "application/json",
             body: body.to_string().into_bytes(),
-            dedupe: DedupeKey::new(app.connection, "never-stored", &[]),
+            dedup_key: DedupKey::new(app.connection, "never-stored", &[]),
             response_url: String::new(),
         }
     }

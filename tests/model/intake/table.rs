@@ -138,11 +138,11 @@ fn holds_without_keys() {
 }
 
 #[test]
-fn holds_with_unwell_webhooks() {
+fn holds_with_faulty_webhooks() {
     assert_holds(|| unwell(Mutation::None));
 }
 
 #[test]
-fn holds_when_a_webhook_ends_processes() {
+fn holds_with_crashing_webhook() {
     assert_holds(|| crashing(Mutation::None));
 }

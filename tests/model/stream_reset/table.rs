@@ -80,17 +80,17 @@ fn holds(faults: Faults) {
 }
 
 #[test]
-fn holds_when_cut_short() {
+fn holds_when_truncated() {
     holds(Faults { cuts: 1, copies: 1, reopenings: 1, late_commits: 1, ..Faults::default() });
 }
 
 #[test]
-fn holds_when_cut_short_twice() {
+fn holds_when_truncated_twice() {
     holds(Faults { cuts: 2, reopenings: 1, ..Faults::default() });
 }
 
 #[test]
-fn holds_when_created_anew() {
+fn holds_when_recreated() {
     holds(Faults { recreations: 1, copies: 1, late_commits: 1, purges: 1, ..Faults::default() });
 }
 

@@ -1,25 +1,36 @@
 //! Forwards webhooks to apps as Slack sent them, so that an app written for Slack needs no change.
 //!
-//! A webhook is signed again with the connection's signing secret and the current time, since apps
-//! reject signatures older than five minutes. Slack's retry headers are left out: this is the first
-//! request to the app, and some apps drop retries. The header [`DELIVERY`] identifies a repetition.
+//! A webhook is signed again with the current time, since apps reject signatures older than five
+//! minutes, and with the agent's own secret: whoever has the connection's signing secret can forge
+//! its webhooks. Slack's retry headers are left out: this is the first request to the app, and some
+//! apps drop retries. The header [`FORWARDED_DELIVERY`] identifies a repetition, and lets ingest
+//! refuse a webhook that is forwarded to Tidegate itself.
 
-use super::{AgentClient, AgentError, Response, refusal, send, signature, unix_now};
+use super::{AgentClient, AgentError, refusal, send, signature, unix_now};
+use serde_json::Value;
 use shared::{
-    codec::envelope::Envelope,
-    secrets::Secret,
-    store::Agent,
-    types::{AgentMode, Kind},
+    domain::{AgentMode, WebhookKind},
+    slack::repair,
+    store::{Agent, Connection},
+    stream::{Envelope, FORWARDED_DELIVERY},
 };
+use std::time::{Duration, Instant};
 
-/// Header with the id of a delivery, the same for every attempt.
-pub const DELIVERY: &str = "tidegate-delivery";
+/// Time after which Bolt answers 404 for a listener that did not acknowledge: Slack's limit, less
+/// the inaccuracy of timers.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_millis(2_900);
 
 /// Response of an app.
 #[derive(Debug)]
 pub enum ForwardResult {
-    /// Status 2xx, with the body.
+    /// Status 2xx, with the body. An empty body also stands for an acknowledgement that came too
+    /// late.
     Handled(Vec<u8>),
+    /// Status 2xx with a body that is too long or ended early.
+    HandledUnreadably,
+    /// Status 404 of Bolt after its time-out: a listener did not acknowledge in time, or, in
+    /// JavaScript, the app has none.
+    Unacknowledged,
     /// Status 404 of Bolt: the app does not listen for this webhook.
     Unhandled,
 }
@@ -28,12 +39,13 @@ impl AgentClient {
     pub async fn forward(
         &self,
         agent: &Agent,
-        signing_secret: &Secret,
+        connection: &Connection,
         envelope: &Envelope,
     ) -> Result<ForwardResult, AgentError> {
-        let result = self.try_forward(agent, signing_secret, envelope).await;
+        let result = self.try_forward(agent, connection, envelope).await;
         let label = |result: &ForwardResult| match result {
-            ForwardResult::Handled(_) => "taken",
+            ForwardResult::Handled(_) | ForwardResult::HandledUnreadably => "taken",
+            ForwardResult::Unacknowledged => "unacknowledged",
             ForwardResult::Unhandled => "unhandled",
         };
         self.metrics.record(AgentMode::Forward, &result, label);
@@ -43,21 +55,32 @@ impl AgentClient {
     async fn try_forward(
         &self,
         agent: &Agent,
-        signing_secret: &Secret,
+        connection: &Connection,
         envelope: &Envelope,
     ) -> Result<ForwardResult, AgentError> {
-        let now = unix_now();
+        let (began, now) = (Instant::now(), unix_now());
+        let secret = match agent.signs_as_slack && agent.org == connection.org {
+            true => &connection.signing_secret,
+            false => &agent.secret,
+        };
         let request = self
-            .post(agent)?
+            .post(agent, &agent.url)?
             .header("content-type", envelope.media.as_str())
             .header("x-slack-request-timestamp", now)
-            .header("x-slack-signature", signature::slack(signing_secret, now, &envelope.body))
-            .header(DELIVERY, envelope.dedupe.as_str())
+            .header("x-slack-signature", signature::slack(secret, now, &envelope.body))
+            .header(FORWARDED_DELIVERY, envelope.dedup_key.as_str())
             .body(envelope.body.clone());
         let response = send(agent, request).await?;
-        match response.status {
-            200..300 => Ok(ForwardResult::Handled(response.body)),
-            404 if is_unhandled_by_bolt(envelope.kind, &response) => Ok(ForwardResult::Unhandled),
+        match (response.status, &response.body) {
+            (200..300, Ok(_)) => Ok(ForwardResult::Handled(response.body.unwrap_or_default())),
+            // The app has handled it, so it must not get it again.
+            (200..300, Err(_)) => Ok(ForwardResult::HandledUnreadably),
+            (404, Ok(body)) if is_unhandled_by_bolt(envelope.kind, body) => {
+                Ok(match began.elapsed() >= ACKNOWLEDGE_TIMEOUT {
+                    true => ForwardResult::Unacknowledged,
+                    false => ForwardResult::Unhandled,
+                })
+            }
             _ => Err(refusal(agent, &response)),
         }
     }
@@ -66,20 +89,14 @@ impl AgentClient {
 /// Returns whether Bolt sent a 404 because the app has no listener: in Python for any webhook, in
 /// JavaScript, with an empty body, for all but events, which it accepts in any case. A proxy of an
 /// unavailable app sends other bodies, which must not count as an answer.
-fn is_unhandled_by_bolt(kind: Kind, response: &Response) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Said<'a> {
-        error: &'a str,
-    }
-    match serde_json::from_slice(&response.body) {
-        Ok(Said { error }) => {
-            // Bolt for Python, for Python with middleware, for Java.
-            matches!(
-                error,
-                "unhandled request" | "no next() calls in middleware" | "no handler found"
-            )
-        }
-        Err(_) => response.body.trim_ascii().is_empty() && kind != Kind::Event,
+pub(super) fn is_unhandled_by_bolt(kind: WebhookKind, body: &[u8]) -> bool {
+    match serde_json::from_str::<Value>(&repair(body)) {
+        // Bolt for Python, for Python with middleware, for Java.
+        Ok(answer) => matches!(
+            answer["error"].as_str(),
+            Some("unhandled request" | "no next() calls in middleware" | "no handler found")
+        ),
+        Err(_) => body.trim_ascii().is_empty() && kind != WebhookKind::Event,
     }
 }
 
@@ -89,16 +106,11 @@ mod tests {
 
     #[test]
     fn rejects_404_of_proxy_or_wrong_path() {
-        let said = |kind, body: &[u8]| {
-            is_unhandled_by_bolt(
-                kind,
-                &Response { status: 404, body: body.into(), retry_after: None },
-            )
-        };
-        assert!(said(Kind::Event, br#"{"error": "unhandled request"}"#));
-        assert!(said(Kind::Event, br#"{"error":"no handler found"}"#));
-        assert!(said(Kind::Command, b"") && !said(Kind::Event, b""));
-        assert!(!said(Kind::Command, b"<html>404 Not Found</html>"));
-        assert!(!said(Kind::Command, br#"{"message":"no Route matched"}"#));
+        let said = is_unhandled_by_bolt;
+        assert!(said(WebhookKind::Event, br#"{"error": "unhandled request"}"#));
+        assert!(said(WebhookKind::Event, br#"{"error":"no handler found"}"#));
+        assert!(said(WebhookKind::Command, b"") && !said(WebhookKind::Event, b""));
+        assert!(!said(WebhookKind::Command, b"<html>404 Not Found</html>"));
+        assert!(!said(WebhookKind::Command, br#"{"message":"no Route matched"}"#));
     }
 }

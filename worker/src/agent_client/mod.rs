@@ -5,32 +5,54 @@
 //! A failure is classified by its meaning for agent and delivery. Redirects are not followed, and
 //! addresses are checked by [`ssrf_guard`].
 
+mod event_filter;
+mod event_stream;
+mod events;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod metrics;
+mod notification;
+mod reply;
 mod signature;
 mod ssrf_guard;
 
+pub use event_stream::{AgentStream, StreamEvent};
+#[cfg(test)]
+pub use events::TaskStatus;
+pub use events::{AgentEvent, AgentFailure, TaskUpdate};
 pub use forward::ForwardResult;
 pub use metrics::AgentMetrics;
+pub use reply::AgentReply;
 pub use ssrf_guard::Networks;
 
-use reqwest::{RequestBuilder, Url, header::RETRY_AFTER};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use shared::{
-    store::Agent,
-    telemetry::Chain,
-    types::{AgentMode, ChannelId, ConnectionId, TeamId},
+use reply::parse_reply;
+use reqwest::{
+    RequestBuilder, Url,
+    header::{CONTENT_TYPE, RETRY_AFTER},
 };
-use ssrf_guard::{BlockedAddressError, Guard, System};
+use serde::Serialize;
+use serde_json::Value;
+use shared::{
+    domain::{AgentMode, ChannelId, ConnectionId, TeamId},
+    runtime::telemetry::ErrorChain,
+    slack::repair,
+    store::Agent,
+};
+use ssrf_guard::{BlockedAddressError, GuardedResolver, SystemResolver};
 use std::{
     error::Error,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::time::Instant;
 
 /// Maximum bytes of a response. Slack's limit for a message is 40,000 characters.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024;
+/// Maximum time of a connection's begin: an agent that accepts none is unavailable.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time of a cancellation.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum characters of an agent's error that are kept.
 const ERROR_CHARS: usize = 200;
 
@@ -40,8 +62,10 @@ pub struct AgentClient {
     networks: Networks,
     /// Client for all allowed addresses.
     https: reqwest::Client,
-    /// Client for networks of TIDEGATE_AGENT_NETWORKS.
+    /// Client for networks of TIDEGATE_AGENT_ALLOWED_NETWORKS.
     plain_http: reqwest::Client,
+    /// Maximum silence within an event stream.
+    silence: Duration,
     pub metrics: AgentMetrics,
 }
 
@@ -49,8 +73,13 @@ pub struct AgentClient {
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)] // the JSON's names: worker/docs/agents.md
 pub struct AgentRequest<'a> {
+    /// Version of the protocol. Both sides ignore unknown fields.
+    pub protocol: u8,
     #[serde(rename = "type")]
     pub kind: &'static str,
+    /// Execution of this question, the same in every attempt.
+    pub run: &'a str,
+    pub trigger: Trigger<'a>,
     pub connection: ConnectionId,
     pub team: &'a TeamId,
     pub channel: &'a ChannelId,
@@ -59,17 +88,29 @@ pub struct AgentRequest<'a> {
     pub ts: &'a str,
     pub thread_ts: Option<&'a str>,
     pub session: i64,
+    #[serde(flatten)]
+    pub content: MessageContent,
 }
 
-/// Reply of an agent.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AgentReply {
-    /// Message with `text` and `blocks`.
-    pub message: Value,
-    /// True if only the author of the message sees the reply.
-    pub ephemeral: bool,
-    /// True for a reply in a thread; by default that depends on the conversation.
-    pub thread: Option<bool>,
+/// Cause of a request.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)] // the JSON's names
+pub struct Trigger<'a> {
+    pub kind: &'static str,
+    pub ts: &'a str,
+    pub event_id: Option<&'a str>,
+}
+
+/// Content of a message besides its text, as Slack sent it.
+#[derive(Debug, Default, Serialize)]
+#[allow(missing_docs)] // Slack's names
+pub struct MessageContent {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Value>,
 }
 
 /// Failure of a call to an agent.
@@ -94,39 +135,58 @@ pub enum FailureKind {
     Refused,
 }
 
+/// Answer of an agent.
+pub enum Answer {
+    /// JSON: a reply, or `None` if the agent has none.
+    Reply(Option<AgentReply>),
+    /// Event stream.
+    Stream(AgentStream),
+}
+
 struct Response {
     status: u16,
-    body: Vec<u8>,
+    /// Body, or the failure to read it.
+    body: Result<Vec<u8>, AgentError>,
     retry_after: Option<Duration>,
 }
 
 impl AgentClient {
-    /// Creates a client for agents at public addresses and in `networks`.
-    pub fn new(networks: Networks) -> reqwest::Result<Self> {
+    /// Creates a client for agents at public addresses and in `networks`. A stream fails after
+    /// `silence`.
+    pub fn new(networks: Networks, silence: Duration) -> reqwest::Result<Self> {
         let client = |named_only| {
-            let guard = Guard { lookup: Arc::new(System), networks: networks.clone(), named_only };
+            let guard = GuardedResolver {
+                lookup: Arc::new(SystemResolver),
+                networks: networks.clone(),
+                named_only,
+            };
             reqwest::Client::builder()
                 .redirect(reqwest::redirect::Policy::none())
                 .no_proxy() // a proxy would resolve names behind the guard's back
                 .dns_resolver(Arc::new(guard))
+                .connect_timeout(CONNECT_TIMEOUT)
                 .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         };
         let https = client(false).https_only(true).build()?;
         let plain_http = client(true).build()?;
-        Ok(Self { networks, https, plain_http, metrics: AgentMetrics::default() })
+        Ok(Self { networks, https, plain_http, silence, metrics: AgentMetrics::default() })
     }
 
-    /// Sends a request. `id` is the same in every attempt. Returns `None` if the agent has no
-    /// reply.
+    /// Sends a request. `id` is the same in every attempt. `resume_after` is the id of the last
+    /// event of an earlier attempt.
     pub async fn ask(
         &self,
         agent: &Agent,
         id: &str,
         request: &AgentRequest<'_>,
-    ) -> Result<Option<AgentReply>, AgentError> {
-        let answer = self.try_ask(agent, id, request).await;
-        let label =
-            |answer: &Option<AgentReply>| if answer.is_some() { "answered" } else { "silent" };
+        resume_after: Option<&str>,
+    ) -> Result<Answer, AgentError> {
+        let answer = self.try_ask(agent, id, request, resume_after).await;
+        let label = |answer: &Answer| match answer {
+            Answer::Reply(Some(_)) => "answered",
+            Answer::Reply(None) => "silent",
+            Answer::Stream(_) => "streams",
+        };
         self.metrics.record(AgentMode::Reply, &answer, label);
         answer
     }
@@ -136,7 +196,8 @@ impl AgentClient {
         agent: &Agent,
         id: &str,
         request: &AgentRequest<'_>,
-    ) -> Result<Option<AgentReply>, AgentError> {
+        resume_after: Option<&str>,
+    ) -> Result<Answer, AgentError> {
         #[derive(Serialize)]
         struct RequestBody<'a> {
             id: &'a str,
@@ -146,67 +207,140 @@ impl AgentClient {
         let invalid = |reason: String| unusable(agent, &reason);
         let body = serde_json::to_vec(&RequestBody { id, request })
             .map_err(|error| invalid(error.to_string()))?;
+        let mut request = self
+            .signed_post(agent, id, &agent.url, body)?
+            .header("accept", "text/event-stream, application/json");
+        if let Some(last) = resume_after {
+            request = request.header("last-event-id", last);
+        }
+        let deadline = Instant::now() + agent.timeout;
+        let response = begin(agent, request, deadline).await?;
+        let media = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_stream = media.is_some_and(is_event_stream) && response.status().as_u16() == 200;
+        if is_stream {
+            return Ok(Answer::Stream(AgentStream::of_response(agent, response, self.silence)));
+        }
+        let response = read(agent, response, deadline).await;
+        if !(200..300).contains(&response.status) {
+            return Err(refusal(agent, &response));
+        }
+        parse_reply(&response.body?).map(Answer::Reply).map_err(|reason| invalid(reason.into()))
+    }
+
+    /// Tells an agent that a run was cancelled: POST `cancel` below its address.
+    pub async fn cancel(&self, agent: &Agent, run: &str, reason: &str) -> Result<(), AgentError> {
+        let result = self.try_cancel(agent, run, reason).await;
+        self.metrics.record(AgentMode::Reply, &result, |()| "cancelled");
+        result
+    }
+
+    async fn try_cancel(&self, agent: &Agent, run: &str, reason: &str) -> Result<(), AgentError> {
+        let mut url: Url =
+            agent.url.parse().map_err(|_| unusable(agent, "its address is no URL"))?;
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push("cancel");
+        }
+        let body = serde_json::json!({ "run": run, "reason": reason }).to_string();
+        let request =
+            self.signed_post(agent, &format!("{run}:cancel"), url.as_str(), body.into())?;
+        let deadline = Instant::now() + agent.timeout.min(CANCEL_TIMEOUT);
+        let response = begin(agent, request, deadline).await?;
+        match response.status().as_u16() {
+            200..300 => Ok(()),
+            _ => Err(refusal(agent, &read(agent, response, deadline).await)),
+        }
+    }
+
+    /// Returns a POST request with the signature of Standard Webhooks.
+    fn signed_post(
+        &self,
+        agent: &Agent,
+        id: &str,
+        url: &str,
+        body: Vec<u8>,
+    ) -> Result<RequestBuilder, AgentError> {
         let now = unix_now();
-        let request = self
-            .post(agent)?
+        let signature = signature::standard_webhooks(&agent.secret, id, now, &body)
+            .ok_or_else(|| unusable(agent, "its secret whsec_… is malformed"))?;
+        let request = self.post(agent, url)?;
+        Ok(request
             .header("content-type", "application/json")
             .header("idempotency-key", id)
             .header("webhook-id", id)
             .header("webhook-timestamp", now)
-            .header(
-                "webhook-signature",
-                signature::standard_webhooks(&agent.secret, id, now, &body),
-            )
-            .body(body);
-        let response = send(agent, request).await?;
-        if !(200..300).contains(&response.status) {
-            return Err(refusal(agent, &response));
-        }
-        read(&response.body).map_err(|reason| invalid(reason.into()))
+            .header("webhook-signature", signature)
+            .body(body))
     }
 
     /// Returns a POST request to the agent if its address is allowed.
-    fn post(&self, agent: &Agent) -> Result<RequestBuilder, AgentError> {
+    fn post(&self, agent: &Agent, url: &str) -> Result<RequestBuilder, AgentError> {
         let invalid = |reason: String| unusable(agent, &reason);
-        let url: Url = agent.url.parse().map_err(|_| invalid("its address is no URL".into()))?;
+        let url: Url = url.parse().map_err(|_| invalid("its address is no URL".into()))?;
         let plain_http =
             self.networks.check(&url).map_err(|refused| invalid(refused.to_string()))?;
         let client = if plain_http { &self.plain_http } else { &self.https };
-        Ok(client.post(url).timeout(agent.timeout))
+        Ok(client.post(url))
     }
 }
 
+/// Sends a request and reads the response, within the agent's timeout.
 async fn send(agent: &Agent, request: RequestBuilder) -> Result<Response, AgentError> {
-    let failed = |error: reqwest::Error| {
-        let error = error.without_url();
-        match blocked(&error) {
-            Some(blocked) => unusable(agent, &blocked.to_string()),
-            None => AgentError {
-                kind: if error.is_timeout() && !error.is_connect() {
-                    FailureKind::Failing
-                } else {
-                    FailureKind::Unavailable
-                },
-                message: format!("agent {}: {}", agent.id, Chain(&error)),
-                retry_after: None,
-            },
-        }
-    };
-    let mut response = request.send().await.map_err(failed)?;
-    let (status, mut body) = (response.status().as_u16(), Vec::new());
+    let deadline = Instant::now() + agent.timeout;
+    let response = begin(agent, request, deadline).await?;
+    Ok(read(agent, response, deadline).await)
+}
+
+/// Sends a request and waits for the head of the response.
+async fn begin(
+    agent: &Agent,
+    request: RequestBuilder,
+    deadline: Instant,
+) -> Result<reqwest::Response, AgentError> {
+    let begun = tokio::time::timeout_at(deadline, request.send()).await;
+    begun.map_err(|_| too_slow(agent))?.map_err(|error| failed(agent, error))
+}
+
+/// Reads the body of a response.
+async fn read(agent: &Agent, mut response: reqwest::Response, deadline: Instant) -> Response {
+    let status = response.status().as_u16();
     let retry_after = response.headers().get(RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
     let retry_after = retry_after.map(Duration::from_secs);
-    while let Some(chunk) = response.chunk().await.map_err(failed)? {
-        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
-            return Err(unusable(
-                agent,
-                &format!("its answer has over {RESPONSE_BYTES_MAX} bytes"),
-            ));
+    let body = async {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| failed(agent, error))? {
+            if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                let reason = format!("its answer has over {RESPONSE_BYTES_MAX} bytes");
+                return Err(unusable(agent, &reason));
+            }
+            body.extend_from_slice(&chunk);
         }
-        body.extend_from_slice(&chunk);
+        Ok(body)
+    };
+    let body = tokio::time::timeout_at(deadline, body).await;
+    Response { status, body: body.unwrap_or_else(|_| Err(too_slow(agent))), retry_after }
+}
+
+fn failed(agent: &Agent, error: reqwest::Error) -> AgentError {
+    let error = error.without_url();
+    match blocked(&error) {
+        Some(blocked) => unusable(agent, &blocked.to_string()),
+        None => AgentError {
+            kind: FailureKind::Unavailable,
+            message: format!("agent {}: {}", agent.id, ErrorChain(&error)),
+            retry_after: None,
+        },
     }
-    Ok(Response { status, body, retry_after })
+}
+
+fn too_slow(agent: &Agent) -> AgentError {
+    let message = format!("agent {}: no answer within {:?}", agent.id, agent.timeout);
+    AgentError { kind: FailureKind::Failing, message, retry_after: None }
+}
+
+fn is_event_stream(media: &str) -> bool {
+    let kind = media.split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("text/event-stream")
 }
 
 fn unusable(agent: &Agent, reason: &str) -> AgentError {
@@ -217,15 +351,13 @@ fn unusable(agent: &Agent, reason: &str) -> AgentError {
 /// Classifies a response without a reply. Only an error in the protocol is final: other 4xx may
 /// come from a proxy or a deployment.
 fn refusal(agent: &Agent, response: &Response) -> AgentError {
-    #[derive(Deserialize)]
-    struct Body {
-        error: String,
-    }
     let status = response.status;
-    let error = serde_json::from_slice(&response.body).ok().map(|body: Body| body.error);
+    let body = response.body.as_deref().unwrap_or_default();
+    let body: Value = serde_json::from_str(&repair(body)).unwrap_or_default();
+    let error = body["error"].as_str();
     let in_protocol = error.is_some();
-    let error: String =
-        error.unwrap_or_default().chars().filter(|c| !c.is_control()).take(ERROR_CHARS).collect();
+    let error = error.unwrap_or_default().chars().filter(|c| !c.is_control());
+    let error: String = error.take(ERROR_CHARS).collect();
     let message = match error.is_empty() {
         true => format!("agent {} answered {status}", agent.id),
         false => format!("agent {} answered {status}: {error}", agent.id),
@@ -251,51 +383,7 @@ fn blocked(error: &reqwest::Error) -> Option<BlockedAddressError> {
     None
 }
 
-/// Parses a reply. Fields that an agent may not set are dropped, null means absent.
-fn read(answer: &[u8]) -> Result<Option<AgentReply>, &'static str> {
-    if answer.iter().all(u8::is_ascii_whitespace) {
-        return Ok(None);
-    }
-    let answer = answer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(answer);
-    let answer: Value =
-        serde_json::from_slice(answer).map_err(|_| "its answer is not {\"text\":…}")?;
-    let fields = answer.as_object().ok_or("its answer is not {\"text\":…}")?;
-    let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
-    let wrong_type =
-        [("text", Value::is_string as fn(&Value) -> bool), ("blocks", Value::is_array)];
-    if wrong_type.iter().any(|(name, is)| field(name).is_some_and(|value| !is(value))) {
-        return Err("its answer has text that is no string, or blocks that are no list");
-    }
-    let text = field("text").and_then(Value::as_str).unwrap_or_default();
-    let blocks = field("blocks").and_then(Value::as_array).filter(|blocks| !blocks.is_empty());
-    let message = match (text.is_empty(), blocks) {
-        (true, None) => return Ok(None),
-        (false, None) => json!({ "text": text }),
-        (_, Some(blocks)) => json!({ "text": text, "blocks": blocks }),
-    };
-    let flag = |name: &str| field(name).and_then(Value::as_bool);
-    let ephemeral = flag("ephemeral").unwrap_or_default();
-    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread") }))
-}
-
+#[expect(clippy::disallowed_methods, reason = "time of a request to an agent")]
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_only_allowed_fields_of_a_reply() {
-        let reply = read(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
-        let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
-        assert_eq!(reply, Ok(Some(answer)));
-        for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
-            assert_eq!(read(nothing), Ok(None));
-        }
-        assert!(read(b"hi").is_err() && read(br#"{"blocks":"x"}"#).is_err());
-        let null = read(br#"{"text":"hi","blocks":null,"thread":null}"#).expect("an answer");
-        assert_eq!(null.map(|answer| answer.message), Some(json!({"text": "hi"})));
-    }
 }

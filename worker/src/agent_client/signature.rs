@@ -6,15 +6,11 @@ use sha2::Sha256;
 use shared::secrets::Secret;
 
 /// Returns `v1,<base64>` over `<id>.<timestamp>.<body>`. A secret `whsec_<base64>` is decoded
-/// first.
-pub fn standard_webhooks(secret: &Secret, id: &str, timestamp: u64, body: &[u8]) -> String {
-    let text = secret.expose();
-    let key = text
-        .strip_prefix("whsec_")
-        .and_then(|key| BASE64.decode(key).ok())
-        .unwrap_or_else(|| text.into());
+/// first; `None` if it is malformed.
+pub fn standard_webhooks(secret: &Secret, id: &str, timestamp: u64, body: &[u8]) -> Option<String> {
+    let key = secret.webhook_key()?;
     let tag = hmac(&key, &[id.as_bytes(), b".", timestamp.to_string().as_bytes(), b".", body]);
-    format!("v1,{}", BASE64.encode(tag))
+    Some(format!("v1,{}", BASE64.encode(tag)))
 }
 
 /// Returns `v0=<hex>` over `v0:<timestamp>:<body>`, as in
@@ -43,18 +39,21 @@ mod tests {
 
     /// Example of the Standard Webhooks specification.
     #[test]
-    fn signs_requests_as_standard_webhooks() {
+    fn signs_as_standard_webhooks() {
         let key = secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
         let (id, body) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", br#"{"test": 2432232314}"#);
         assert_eq!(
-            standard_webhooks(&key, id, 1614265330, body),
-            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+            standard_webhooks(&key, id, 1614265330, body).as_deref(),
+            Some("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=")
         );
+        for malformed in ["whsec_", "whsec_no base64!", "whsec_c2hvcnQ="] {
+            assert_eq!(standard_webhooks(&secret(malformed), id, 1614265330, body), None);
+        }
     }
 
     /// Example of Slack's page, which also tests ingest.
     #[test]
-    fn signs_forwarded_webhooks_as_slack() {
+    fn signs_forwards_as_slack() {
         let body = b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&\
             channel_id=G8PSS9T3V&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&\
             command=%2Fwebhook-collect&text=&\

@@ -1,4 +1,4 @@
-//! Limits agents to public addresses and the networks in TIDEGATE_AGENT_NETWORKS.
+//! Limits agents to public addresses and the networks in TIDEGATE_AGENT_ALLOWED_NETWORKS.
 //!
 //! An organization chooses the URL of its agent, which must not lead into internal networks or to a
 //! cloud's metadata. Addresses are checked when names are resolved, and the checked addresses are
@@ -17,9 +17,7 @@ use std::{
 
 /// Address that no agent may have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0}: no address for an agent (the deployment may allow its network by TIDEGATE_AGENT_NETWORKS)"
-)]
+#[error("{0}: no address for an agent; TIDEGATE_AGENT_ALLOWED_NETWORKS may allow its network")]
 pub struct BlockedAddressError(pub String);
 
 /// Networks that are allowed besides public addresses.
@@ -32,26 +30,33 @@ impl Networks {
         Self(named.into())
     }
 
-    fn names(&self, address: IpAddr) -> bool {
+    fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    fn admits(&self, address: IpAddr, named_only: bool) -> bool {
-        self.names(address) || (!named_only && is_public(address))
+    fn allows(&self, address: IpAddr, named_only: bool) -> bool {
+        self.contains(address) || (!named_only && is_public(address))
     }
 
-    /// Checks the scheme, and the host if it is an address. Returns whether the call is without
-    /// TLS.
+    /// Checks scheme, user info and port, and the host if it is an address. Returns whether the
+    /// call is without TLS.
     pub fn check(&self, url: &Url) -> Result<bool, BlockedAddressError> {
         let is_plain_http = match url.scheme() {
             "https" => false,
             "http" => true,
             other => return Err(BlockedAddressError(format!("{other}:"))),
         };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(BlockedAddressError("a URL with a user or password".into()));
+        }
+        // Below 1024 are services that are no agents, as SSH and SMTP.
+        if let Some(port @ ..1024) = url.port().filter(|port| ![80, 443].contains(port)) {
+            return Err(BlockedAddressError(format!("port {port}")));
+        }
         let host = url.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse() {
-            Ok(address) if !self.admits(address, is_plain_http) => {
+            Ok(address) if !self.allows(address, is_plain_http) => {
                 Err(BlockedAddressError(address.to_string()))
             }
             _ => Ok(is_plain_http),
@@ -100,33 +105,33 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 }
 
 /// Resolver that returns allowed addresses only.
-pub struct Guard {
+pub struct GuardedResolver {
     pub lookup: Arc<dyn Resolve>,
     pub networks: Networks,
     /// True for calls without TLS: only the named networks are allowed.
     pub named_only: bool,
 }
 
-impl Resolve for Guard {
+impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (networks, named_only) = (self.networks.clone(), self.named_only);
         let called = name.as_str().to_owned();
         let looking = self.lookup.resolve(name);
         Box::pin(async move {
-            let admitted: Vec<_> =
-                looking.await?.filter(|found| networks.admits(found.ip(), named_only)).collect();
-            match admitted.is_empty() {
+            let allowed: Vec<_> =
+                looking.await?.filter(|found| networks.allows(found.ip(), named_only)).collect();
+            match allowed.is_empty() {
                 true => Err(BlockedAddressError(called).into()),
-                false => Ok(Box::new(admitted.into_iter()) as Addrs),
+                false => Ok(Box::new(allowed.into_iter()) as Addrs),
             }
         })
     }
 }
 
 /// Resolver of the operating system.
-pub struct System;
+pub struct SystemResolver;
 
-impl Resolve for System {
+impl Resolve for SystemResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
@@ -141,7 +146,7 @@ mod tests {
     use std::net::SocketAddr;
 
     #[test]
-    fn blocks_internal_addresses_in_any_spelling() {
+    fn blocks_internal_addresses() {
         let networks = Networks::default();
         for url in [
             "https://127.0.0.1/",
@@ -171,6 +176,10 @@ mod tests {
             "https://[fe80::1]/",
             "https://[ff02::1]/",
             "https://user:pass@127.0.0.1:8443/",
+            "https://user:pass@example.com/",
+            "https://user@example.com/",
+            "https://example.com:22/",
+            "https://93.184.216.34:25/",
             "http://93.184.216.34/",
             "ftp://93.184.216.34/",
             "file:///etc/passwd",
@@ -178,9 +187,12 @@ mod tests {
             let url: Url = url.parse().expect("a URL");
             assert!(networks.check(&url).is_err(), "{url}");
         }
-        for url in
-            ["https://93.184.216.34/", "https://[2606:2800:220:1::1]/", "https://example.com/"]
-        {
+        for url in [
+            "https://93.184.216.34/",
+            "https://[2606:2800:220:1::1]/",
+            "https://example.com/",
+            "https://example.com:8443/",
+        ] {
             assert_eq!(networks.check(&url.parse().expect("a URL")), Ok(false), "{url}");
         }
     }
@@ -214,7 +226,7 @@ mod tests {
         let answers = ["93.184.216.34:0", "127.0.0.1:0", "[::ffff:169.254.169.254]:0"];
         let answers = answers.map(|address| address.parse().expect("an address"));
         let lookup = Arc::new(Rebinding(std::sync::Mutex::new(answers.into())));
-        let guard = Guard { lookup, networks: Networks::default(), named_only: false };
+        let guard = GuardedResolver { lookup, networks: Networks::default(), named_only: false };
         let resolve = async || guard.resolve("agent.example".parse().expect("a name")).await;
         assert_eq!(resolve().await.map(Iterator::count).ok(), Some(1));
         for _ in 0..2 {

@@ -10,7 +10,9 @@ use super::{
     handler::{AnyHandler, HandlerContext, HandlerOutcome, HandlerSettings},
     notices,
     payloads::{self, PayloadError},
+    question,
     retry::{self, AfterFailure, CRASHES_MAX, Failure},
+    runs::StreamingRun,
 };
 use crate::{
     agent_client::{AgentError, FailureKind},
@@ -20,15 +22,13 @@ use crate::{
 };
 use bytes::Bytes;
 use shared::{
-    codec::{
-        envelope::{Envelope, Word},
-        slack::Parts,
-    },
+    domain::{AgentMode, ConnectionId, HeaderToken, OutgoingMessage, WebhookKind},
+    runtime::telemetry::{self, DESTINATION_TEMPLATE, ErrorChain},
+    slack::BodyParts,
     store::{
         Change, ClaimedDelivery, Connection, FinishedDelivery, FinishedOutcome, PostponedDelivery,
     },
-    telemetry::{self, Chain, DESTINATION},
-    types::{AgentMode, ConnectionId, Kind, Outgoing},
+    stream::Envelope,
 };
 use std::{
     sync::Arc,
@@ -52,15 +52,31 @@ pub enum AttemptOutcome {
 }
 
 /// Result of calling the agent or the handler.
-enum CallResult {
+pub enum CallResult {
     Completed(Box<Completion>),
     Failed(AgentError, Duration),
-    DeadLetter { reason: String, error: String },
-    Released { after: Duration, error: String },
+    DeadLetter {
+        reason: String,
+        error: String,
+    },
+    Released {
+        after: Duration,
+        error: String,
+    },
+    /// The agent streams its answer.
+    Streaming(Box<StreamingRun>),
+}
+
+/// Result of an attempt.
+#[expect(clippy::large_enum_variant, reason = "returned, never stored")]
+pub enum Attempted {
+    Ended(AttemptOutcome),
+    /// The attempt goes on as a run.
+    Streaming(Box<StreamingRun>),
 }
 
 impl CallResult {
-    fn completed(completion: Completion) -> Self {
+    pub fn completed(completion: Completion) -> Self {
         Self::Completed(Box::new(completion))
     }
 }
@@ -70,38 +86,47 @@ pub async fn run(
     context: &AttemptContext,
     term: &WorkerTerm,
     delivery: ClaimedDelivery,
-) -> AttemptOutcome {
+) -> Attempted {
     let began = Instant::now();
     if delivery.crashes > CRASHES_MAX {
         // Giving it up with a notice crashed, too.
         let (reason, error) = CRASHED;
-        return dead_letter(delivery, reason, error.into(), None, None);
+        return Attempted::Ended(dead_letter(delivery, reason, error.into(), None, None));
     }
     let envelope = match payloads::load(context, &delivery).await {
         Ok(envelope) => envelope,
-        Err(PayloadError::Wait(after, error)) => return released(delivery, after, error),
+        Err(PayloadError::Wait(after, error)) => {
+            return Attempted::Ended(released_outcome(delivery, after, error));
+        }
         Err(PayloadError::Gone(error)) => {
-            return dead_letter(delivery, "its bytes are gone", error, None, None);
+            let outcome = dead_letter(delivery, "its bytes are gone", error, None, None);
+            return Attempted::Ended(outcome);
         }
     };
     let span = span(&delivery, &envelope);
     let call = call(context, term, &delivery, &envelope).instrument(span);
-    let result = notices::while_waiting(context, &delivery, &envelope, call).await;
+    let result = notices::run_with_waiting_notice(context, &delivery, &envelope, call).await;
     let kind = delivery.kind;
+    if let CallResult::Streaming(run) = result {
+        context.record_success(&delivery).await;
+        record(context, envelope.connection, kind, "completed", began);
+        return Attempted::Streaming(run);
+    }
     let (label, outcome) = outcome_of(context, delivery, &envelope, result).await;
     record(context, envelope.connection, kind, label, began);
     if matches!(outcome, AttemptOutcome::Finished(..)) {
         let received = UNIX_EPOCH + Duration::from_millis(envelope.received_at_ms);
+        #[expect(clippy::disallowed_methods, reason = "a delivery ends")]
         let latency = SystemTime::now().duration_since(received).unwrap_or_default();
         context.metrics.record_latency(latency);
     }
-    outcome
+    Attempted::Ended(outcome)
 }
 
 fn record(
     context: &AttemptContext,
     connection: ConnectionId,
-    kind: Kind,
+    kind: WebhookKind,
     label: &'static str,
     began: Instant,
 ) {
@@ -111,7 +136,7 @@ fn record(
 }
 
 /// Returns the outcome of a call, with its metric label.
-async fn outcome_of(
+pub async fn outcome_of(
     context: &AttemptContext,
     delivery: ClaimedDelivery,
     envelope: &Envelope,
@@ -121,7 +146,7 @@ async fn outcome_of(
         CallResult::Completed(completion) => {
             let Completion { outcome, mut messages, response, change, reached } = *completion;
             if let Some((body, late)) = response {
-                messages.extend(relayed_or_late(&context.clients, envelope, body, late).await);
+                messages.extend(relay_response(&context.clients, envelope, body, late).await);
             }
             if reached {
                 context.record_success(&delivery).await;
@@ -132,9 +157,13 @@ async fn outcome_of(
             return ("completed", AttemptOutcome::Finished(Box::new(finished), change));
         }
         CallResult::Released { after, error } => {
-            return ("released", released(delivery, after, error));
+            return ("released", released_outcome(delivery, after, error));
         }
         CallResult::DeadLetter { reason, error } => (reason, error),
+        CallResult::Streaming(_) => {
+            // `run` handles it.
+            return ("released", released_outcome(delivery, RELEASE_WAIT, String::new()));
+        }
         CallResult::Failed(error, retry_for) => {
             let AgentError { kind, message, retry_after } = error;
             if matches!(kind, FailureKind::Unavailable | FailureKind::Failing) {
@@ -147,13 +176,13 @@ async fn outcome_of(
                 age: delivery.age,
                 retry_for,
                 retry_after,
-                answers_others: context.answers_others(&delivery),
+                has_answered_others: context.has_answered_others(&delivery),
             };
             match retry::after_failure(&failure, jitter()) {
                 AfterFailure::DeadLetter(reason) => (reason.to_owned(), message),
                 AfterFailure::Retry(after) => {
                     if delivery.waited > notices::NOTICE_AFTER {
-                        notices::enqueue_waiting(context, &delivery, envelope).await;
+                        notices::enqueue_waiting_notice(context, &delivery, envelope).await;
                     }
                     info!(
                         key = %delivery.dedup_key, agent = delivery.agent,
@@ -174,7 +203,7 @@ async fn outcome_of(
             }
         }
     };
-    let notice = notices::given_up(context, &delivery, envelope).await;
+    let notice = notices::build_failure_notice(context, &delivery, envelope).await;
     let traceparent = envelope.traceparent.clone();
     ("dead_letter", dead_letter(delivery, &reason, error, notice, traceparent))
 }
@@ -195,10 +224,10 @@ async fn call(
     let connection = match clients.connections.connection(delivery.key.connection).await {
         Ok(Some(connection)) => connection,
         Ok(None) => return unreached("connection_deleted"),
-        Err(error) => return unavailable(Chain(&error).to_string()),
+        Err(error) => return unavailable(ErrorChain(&error).to_string()),
     };
     clients.probe(Stage::Attempt, &envelope.body);
-    let parts = Parts::split(envelope.media, &envelope.body);
+    let parts = BodyParts::split(envelope.media, &envelope.body);
     let webhook = Webhook { envelope, inbound: parts.read() };
     let Some((org, id)) = delivery.agent() else {
         return match &context.handler {
@@ -211,7 +240,7 @@ async fn call(
     let agent = match context.agent(&org, &id).await {
         Ok(Some(agent)) => agent,
         Ok(None) => return unreached("agent_deleted"),
-        Err(error) => return unavailable(Chain(&error).to_string()),
+        Err(error) => return unavailable(ErrorChain(&error).to_string()),
     };
     if delivery.attempts == 1 && delivery.waited > agent.keep_for {
         let reason = "it waited too long for its first attempt".to_owned();
@@ -221,9 +250,12 @@ async fn call(
         return unavailable("the worker's row expired".into());
     }
     let completed = match agent.mode {
+        AgentMode::Forward if !connection.allows_app_of(&agent.org) => {
+            return unreached("agent_not_allowed");
+        }
         AgentMode::Forward => agents::forward(&clients.agents, &agent, &connection, &webhook).await,
         AgentMode::Reply => {
-            agents::ask(clients, term, &agent, &connection, &webhook, delivery.session).await
+            return question::ask(context, term, &agent, &connection, &webhook, delivery).await;
         }
     };
     let retry_for = retry::retry_for(agent.retry_for, agent.mode);
@@ -243,11 +275,11 @@ async fn call_handler(
         CallResult::Failed(error, retry::retry_for(None, AgentMode::Forward))
     };
     match tokio::time::timeout(settings.timeout, handling).await {
-        Ok(HandlerOutcome::Done { messages, response }) => {
+        Ok(HandlerOutcome::Completed { messages, response }) => {
             CallResult::completed(Completion { messages, response, ..Completion::new("completed") })
         }
         Ok(HandlerOutcome::Retry { cause }) => failed(FailureKind::Unavailable, cause),
-        Ok(HandlerOutcome::Fail { error }) => failed(FailureKind::Unusable, error),
+        Ok(HandlerOutcome::Failed { error }) => failed(FailureKind::Unusable, error),
         Ok(HandlerOutcome::DeadLetter { reason, error }) => {
             CallResult::DeadLetter { reason, error }
         }
@@ -260,12 +292,12 @@ async fn call_handler(
 
 /// Sends a response into the HTTP request that waits for it. Returns the messages to send instead
 /// if no request waits.
-async fn relayed_or_late(
+async fn relay_response(
     context: &Context,
     envelope: &Envelope,
     body: Bytes,
-    late: Vec<Outgoing>,
-) -> Vec<Outgoing> {
+    late: Vec<OutgoingMessage>,
+) -> Vec<OutgoingMessage> {
     match &envelope.reply {
         Some(window) if agents::relay(&context.nats, window, body).await => Vec::new(),
         _ => late,
@@ -273,13 +305,17 @@ async fn relayed_or_late(
 }
 
 /// Returns the outcome that puts a delivery back. The attempt does not count.
-pub fn released(delivery: ClaimedDelivery, after: Duration, error: String) -> AttemptOutcome {
+pub fn released_outcome(
+    delivery: ClaimedDelivery,
+    after: Duration,
+    error: String,
+) -> AttemptOutcome {
     let (counts, fault, crashed) = (false, false, false);
     AttemptOutcome::Postponed(PostponedDelivery { delivery, after, error, counts, fault, crashed })
 }
 
 /// Returns the outcome of an attempt that panicked. The attempt counts as a crash.
-pub fn panicked(
+pub fn panicked_outcome(
     context: &AttemptContext,
     delivery: ClaimedDelivery,
     began: Instant,
@@ -292,7 +328,7 @@ pub fn panicked(
 }
 
 /// Returns the outcome that ends a delivery which an operator cancelled.
-pub fn cancelled(delivery: ClaimedDelivery) -> AttemptOutcome {
+pub fn cancelled_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
     let outcome = FinishedOutcome::Completed("cancelled");
     let finished = FinishedDelivery { delivery, outcome, messages: Vec::new(), traceparent: None };
     AttemptOutcome::Finished(Box::new(finished), None)
@@ -302,8 +338,8 @@ fn dead_letter(
     delivery: ClaimedDelivery,
     reason: &str,
     error: String,
-    notice: Option<Outgoing>,
-    traceparent: Option<Word>,
+    notice: Option<OutgoingMessage>,
+    traceparent: Option<HeaderToken>,
 ) -> AttemptOutcome {
     warn!(
         key = %delivery.dedup_key, agent = delivery.agent, attempts = delivery.attempts, reason,
@@ -328,15 +364,15 @@ fn span(delivery: &ClaimedDelivery, envelope: &Envelope) -> Span {
     let span = tracing::info_span!(
         target: "tidegate::trace",
         "process",
-        otel.name = format!("process {DESTINATION}"),
+        otel.name = format!("process {DESTINATION_TEMPLATE}"),
         otel.kind = "consumer",
         messaging.system = "nats",
         messaging.operation.type = "process",
-        messaging.destination.template = DESTINATION,
+        messaging.destination.template = DESTINATION_TEMPLATE,
         messaging.message.id = %delivery.dedup_key,
     );
     if let Some(traceparent) = &envelope.traceparent {
-        telemetry::link(&span, traceparent);
+        telemetry::link_span(&span, traceparent);
     }
     span
 }

@@ -5,15 +5,16 @@ use super::{
     handler::{AnyHandler, HandlerSettings},
     metrics::DispatchMetrics,
     outcome_recorder::OutcomeRecorder,
+    runs::{Budgets, Controls, RunSettings},
 };
 use crate::{
     batcher::{Batcher, each_result},
     context::Context,
 };
 use shared::{
-    store::{Agent, ClaimedDelivery, SealedPayload, Store, StoreError},
-    telemetry::Chain,
-    types::{AgentId, OrgId},
+    domain::{AgentId, OrgId},
+    runtime::telemetry::ErrorChain,
+    store::{Agent, ClaimedDelivery, RunWrite, SealedPayload, Store, StoreError},
 };
 use std::{
     collections::HashMap,
@@ -40,6 +41,11 @@ pub struct AttemptContext {
     /// Loads payloads, many per query.
     pub payloads: Batcher<ClaimedDelivery, Result<Option<LoadedPayload>, StoreError>>,
     pub recorder: OutcomeRecorder,
+    /// Writes runs, many per statement.
+    pub run_writes: Batcher<RunWrite, Result<bool, StoreError>>,
+    pub run_settings: RunSettings,
+    pub budgets: Budgets,
+    pub controls: Controls,
     breakers: Mutex<CircuitBreakers>,
     agents: Mutex<AgentCache>,
 }
@@ -49,18 +55,27 @@ impl AttemptContext {
         context: Arc<Context>,
         handler: Option<(AnyHandler, HandlerSettings)>,
         metrics: DispatchMetrics,
+        run_settings: RunSettings,
     ) -> Self {
         let load = |store: Store, deliveries: Vec<ClaimedDelivery>| async move {
             let deliveries: Vec<&ClaimedDelivery> = deliveries.iter().collect();
             each_result(deliveries.len(), store.load_payloads(&deliveries).await)
         };
         let payloads = Batcher::new(&context.store, load);
+        let save = |store: Store, writes: Vec<RunWrite>| async move {
+            each_result(writes.len(), store.save_runs(&writes).await)
+        };
+        let run_writes = Batcher::new(&context.store, save);
         Self {
             recorder: OutcomeRecorder::new(Arc::clone(&context)),
             clients: context,
             handler,
             metrics,
             payloads,
+            run_writes,
+            run_settings,
+            budgets: Budgets::default(),
+            controls: Controls::default(),
             breakers: Mutex::default(),
             agents: Mutex::default(),
         }
@@ -106,12 +121,12 @@ impl AttemptContext {
             None => return,
         };
         if let Err(error) = recorded {
-            warn!(org, agent, error = %Chain(&error), "failed to record circuit breaker");
+            warn!(org, agent, error = %ErrorChain(&error), "failed to record circuit breaker");
         }
     }
 
     /// Returns whether the agent answered another delivery since the first attempt of this one.
-    pub fn answers_others(&self, delivery: &ClaimedDelivery) -> bool {
+    pub fn has_answered_others(&self, delivery: &ClaimedDelivery) -> bool {
         let agent = (delivery.org.as_str(), delivery.agent.as_str());
         self.breakers().has_answered_within(agent, delivery.age, Clock::now())
     }

@@ -4,7 +4,7 @@
 //! agent cannot handle does not mean that the agent is unavailable. While a circuit is open,
 //! Postgres allows one probe at a time (see `deliveries.claim`). Any success closes it.
 
-use shared::partition::Lane;
+use shared::stream::Lane;
 use std::{
     collections::{HashMap, HashSet},
     time::{Duration, Instant},
@@ -73,6 +73,12 @@ impl CircuitBreakers {
         opens.then_some(Transition::Open)
     }
 
+    /// Returns the agents whose circuits this worker opened.
+    pub fn open_agents(&self) -> Vec<(String, String)> {
+        let open = self.0.iter().filter(|(_, circuit)| circuit.opened_at.is_some());
+        open.map(|(agent, _)| agent.clone()).collect()
+    }
+
     /// Resets circuits that this worker opened and that are no longer recorded as open: a probe of
     /// another worker succeeded.
     pub fn retain_open(&mut self, recorded: &HashSet<(String, String)>, now: Instant) {
@@ -132,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_again_after_another_worker_closed_it() {
+    fn reopens_after_other_worker_closed() {
         let (mut breakers, now) = (CircuitBreakers::default(), Instant::now());
         let fail = |breakers: &mut CircuitBreakers, now| {
             let mut failed = |n| breakers.on_failure(AGENT, Lane::from_bits(n), false, now);
@@ -149,8 +155,8 @@ mod tests {
     }
 
     #[test]
-    fn opens_only_after_enough_failures_in_a_row() {
-        bolero::check!().with_type::<Vec<(bool, u8)>>().for_each(|steps| {
+    fn opens_after_consecutive_failures() {
+        bolero::check!().with_iterations(10_000).with_type::<Vec<(bool, u8)>>().for_each(|steps| {
             let (mut breakers, now) = (CircuitBreakers::default(), Instant::now());
             let (mut run, mut open) = (Vec::new(), false);
             for (fails, lane) in steps {

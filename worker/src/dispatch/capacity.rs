@@ -1,5 +1,11 @@
 //! Capacity of a worker for attempts: pure arithmetic.
+//!
+//! Places are shared by all organizations. One organization gets at most half of them. The last
+//! quarter of the places of each priority is a reserve: only organizations without a running
+//! attempt get a place of it, one each. So a few organizations with slow agents never hold all
+//! places, and others are answered at once.
 
+use shared::store::Priority;
 use std::collections::HashMap;
 
 /// Maximum number of attempts that run in a worker.
@@ -8,6 +14,10 @@ pub const ATTEMPTS_MAX: usize = 256;
 pub const INTERACTIVE_RESERVE: usize = ATTEMPTS_MAX / 4;
 /// Maximum number of attempts of one organization's agents.
 const ORGANIZATION_MAX: usize = ATTEMPTS_MAX / 2;
+/// Part of the capacity for background deliveries that is for organizations without an attempt.
+const BACKGROUND_NEWCOMERS: usize = (ATTEMPTS_MAX - INTERACTIVE_RESERVE) / 4;
+/// Part of the reserve of interactive deliveries that is for organizations without an attempt.
+const INTERACTIVE_NEWCOMERS: usize = INTERACTIVE_RESERVE / 4;
 
 /// Running attempts, in total and per organization.
 #[derive(Debug, Default)]
@@ -16,25 +26,44 @@ pub struct AttemptCapacity {
     by_organization: HashMap<String, usize>,
 }
 
-impl AttemptCapacity {
-    /// Returns the number of interactive deliveries that may start.
-    pub fn free_for_interactive(&self) -> usize {
-        ATTEMPTS_MAX - self.running
-    }
+/// Attempts that a claim may start.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Vacancies {
+    /// Maximum of all organizations together.
+    pub total: usize,
+    /// Maximum of each organization with running attempts.
+    pub by_organization: Vec<(String, usize)>,
+    /// Maximum of each other organization.
+    pub newcomer: usize,
+}
 
-    /// Returns the number of background deliveries that may start.
-    pub fn free_for_background(&self) -> usize {
-        (ATTEMPTS_MAX - INTERACTIVE_RESERVE).saturating_sub(self.running)
+impl AttemptCapacity {
+    /// Returns the attempts of a priority that may start.
+    pub fn vacancies(&self, priority: Priority) -> Vacancies {
+        let (places, reserve) = match priority {
+            Priority::Interactive => (ATTEMPTS_MAX, INTERACTIVE_NEWCOMERS),
+            Priority::Background => (ATTEMPTS_MAX - INTERACTIVE_RESERVE, BACKGROUND_NEWCOMERS),
+        };
+        let free = places.saturating_sub(self.running);
+        let open_to_all = free.saturating_sub(reserve);
+        let room = |running: usize| ORGANIZATION_MAX.saturating_sub(running).min(open_to_all);
+        let by_organization =
+            self.by_organization.iter().map(|(name, running)| (name.clone(), room(*running)));
+        Vacancies {
+            total: if open_to_all > 0 { open_to_all } else { free },
+            by_organization: by_organization.collect(),
+            newcomer: if open_to_all > 0 { room(0) } else { free.min(1) },
+        }
     }
 
     /// Adds an attempt. Returns false if the organization or the worker is at its limit.
     #[must_use]
     pub fn take(&mut self, organization: &str) -> bool {
-        let of_organization = self.by_organization.entry(organization.to_owned()).or_default();
-        if *of_organization >= ORGANIZATION_MAX || self.running >= ATTEMPTS_MAX {
+        let of_organization = self.by_organization.get(organization).copied().unwrap_or_default();
+        if of_organization >= ORGANIZATION_MAX || self.running >= ATTEMPTS_MAX {
             return false;
         }
-        *of_organization += 1;
+        self.by_organization.insert(organization.to_owned(), of_organization + 1);
         self.running += 1;
         true
     }
@@ -55,8 +84,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_attempts_in_total_and_per_organization() {
-        bolero::check!().with_type::<Vec<(bool, u8)>>().for_each(|steps| {
+    fn bounds_attempts_per_organization() {
+        bolero::check!().with_iterations(300).with_type::<Vec<(bool, u8)>>().for_each(|steps| {
             let (mut capacity, mut held) = (AttemptCapacity::default(), Vec::new());
             for (takes, organization) in steps.iter().cycle().take(600) {
                 let organization = (organization % 4).to_string();
@@ -71,8 +100,78 @@ mod tests {
                     let name = organization.to_string();
                     let count = held.iter().filter(|held| **held == name).count();
                     assert!(count <= ORGANIZATION_MAX);
+                    assert_eq!(count > 0, capacity.by_organization.contains_key(&name));
                 }
-                assert!(capacity.free_for_background() <= ATTEMPTS_MAX - INTERACTIVE_RESERVE);
+            }
+        });
+    }
+
+    /// Claims as the statement does: as many as the organization wants within the vacancies.
+    fn claim(capacity: &mut AttemptCapacity, priority: Priority, wants: &[(String, usize)]) {
+        let vacancies = capacity.vacancies(priority);
+        let mut left = vacancies.total;
+        for (name, wanted) in wants {
+            let known = vacancies.by_organization.iter().find(|(known, _)| known == name);
+            let room = known.map_or(vacancies.newcomer, |(_, room)| *room);
+            for _ in 0..room.min(*wanted).min(left) {
+                assert!(capacity.take(name), "a claim within the vacancies was refused");
+                left -= 1;
+            }
+        }
+    }
+
+    fn organizations(count: usize, wanted: usize) -> Vec<(String, usize)> {
+        (0..count).map(|n| (format!("org{n}"), wanted)).collect()
+    }
+
+    #[test]
+    fn keeps_places_for_newcomers() {
+        for (slow, wanted) in [(2, 192), (12, 16), (16, 16), (40, 8)] {
+            let mut capacity = AttemptCapacity::default();
+            let wants = organizations(slow, wanted);
+            for _ in 0..50 {
+                claim(&mut capacity, Priority::Background, &wants);
+            }
+            assert!(capacity.running >= 144, "{slow}: only {} run", capacity.running);
+            let vacancies = capacity.vacancies(Priority::Background);
+            assert_eq!(vacancies.newcomer, 1, "{slow} organizations hold all places");
+            assert!(vacancies.by_organization.iter().all(|(_, room)| *room == 0));
+        }
+    }
+
+    #[test]
+    fn uses_all_places() {
+        let mut capacity = AttemptCapacity::default();
+        for _ in 0..50 {
+            claim(&mut capacity, Priority::Background, &organizations(200, 1));
+        }
+        assert_eq!(capacity.running, ATTEMPTS_MAX - INTERACTIVE_RESERVE);
+        assert_eq!(capacity.vacancies(Priority::Background).total, 0);
+        assert!(capacity.vacancies(Priority::Interactive).total > 0);
+    }
+
+    #[test]
+    fn never_claims_beyond_limits() {
+        type Step = (bool, u8, u8, bool);
+        bolero::check!().with_iterations(500).with_type::<Vec<Step>>().for_each(|steps| {
+            let (mut capacity, mut held) = (AttemptCapacity::default(), Vec::<String>::new());
+            for (interactive, organization, wanted, ends) in steps.iter().cycle().take(200) {
+                let name = (organization % 32).to_string();
+                let priority =
+                    if *interactive { Priority::Interactive } else { Priority::Background };
+                let before = capacity.running;
+                let is_new = !capacity.by_organization.contains_key(&name);
+                let places = if *interactive { ATTEMPTS_MAX } else { 192 };
+                claim(&mut capacity, priority, &[(name.clone(), usize::from(*wanted))]);
+                let taken = capacity.running - before;
+                held.extend(std::iter::repeat_n(name, taken));
+                assert!(
+                    capacity.running <= ATTEMPTS_MAX && (taken == 0 || capacity.running <= places)
+                );
+                assert!(taken > 0 || !is_new || *wanted == 0 || before >= places);
+                if *ends && let Some(name) = held.pop() {
+                    capacity.free(&name);
+                }
             }
         });
     }

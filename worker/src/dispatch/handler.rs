@@ -1,11 +1,7 @@
 //! Handler that a team runs in place of agents, behind the same queue and limits.
 
 use bytes::Bytes;
-use shared::{
-    codec::{envelope::Envelope, slack::Inbound},
-    store::Connection,
-    types::Outgoing,
-};
+use shared::{domain::OutgoingMessage, slack::InboundPayload, store::Connection, stream::Envelope};
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 /// Limits of the team's own handler.
@@ -20,11 +16,11 @@ pub struct HandlerSettings {
 /// Outcome of a handler.
 pub enum HandlerOutcome {
     /// The webhook is handled.
-    Done {
+    Completed {
         /// Messages to send to Slack.
-        messages: Vec<Outgoing>,
+        messages: Vec<OutgoingMessage>,
         /// The sync response, and the messages that replace it if Slack no longer waits.
-        response: Option<(Bytes, Vec<Outgoing>)>,
+        response: Option<(Bytes, Vec<OutgoingMessage>)>,
     },
     /// A dependency of the handler is unavailable: retry later.
     Retry {
@@ -32,7 +28,7 @@ pub enum HandlerOutcome {
         cause: String,
     },
     /// The handler failed on this webhook: retry a few times.
-    Fail {
+    Failed {
         /// Description of the failure.
         error: String,
     },
@@ -47,19 +43,19 @@ pub enum HandlerOutcome {
 
 impl HandlerOutcome {
     /// Returns the outcome without messages.
-    pub fn done() -> Self {
+    pub fn completed() -> Self {
         Self::send(Vec::new())
     }
 
     /// Returns the outcome that sends messages.
-    pub fn send(messages: Vec<Outgoing>) -> Self {
-        Self::Done { messages, response: None }
+    pub fn send(messages: Vec<OutgoingMessage>) -> Self {
+        Self::Completed { messages, response: None }
     }
 
     /// Returns the outcome with a sync response: the content of a view or a menu. `late` is sent
     /// instead if Slack no longer waits.
-    pub fn respond(response: Bytes, late: Vec<Outgoing>) -> Self {
-        Self::Done { messages: Vec::new(), response: Some((response, late)) }
+    pub fn respond(response: Bytes, late: Vec<OutgoingMessage>) -> Self {
+        Self::Completed { messages: Vec::new(), response: Some((response, late)) }
     }
 }
 
@@ -72,7 +68,7 @@ pub struct HandlerContext<'a> {
 impl HandlerContext<'_> {
     /// Returns the id of the webhook, the same for every repetition: the key for idempotency.
     pub fn id(&self) -> &str {
-        self.envelope.dedupe.as_str()
+        self.envelope.dedup_key.as_str()
     }
 
     /// Returns the connection: organization, tokens and settings.
@@ -96,7 +92,7 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(
         &self,
         context: &HandlerContext<'_>,
-        inbound: &Inbound<'_>,
+        inbound: &InboundPayload<'_>,
     ) -> impl Future<Output = HandlerOutcome> + Send;
 }
 
@@ -104,8 +100,8 @@ pub trait Handler: Send + Sync + 'static {
 pub struct NoHandler;
 
 impl Handler for NoHandler {
-    async fn handle(&self, _: &HandlerContext<'_>, _: &Inbound<'_>) -> HandlerOutcome {
-        HandlerOutcome::done()
+    async fn handle(&self, _: &HandlerContext<'_>, _: &InboundPayload<'_>) -> HandlerOutcome {
+        HandlerOutcome::completed()
     }
 }
 
@@ -120,7 +116,7 @@ pub trait DynHandler: Send + Sync {
     fn handle<'a>(
         &'a self,
         context: &'a HandlerContext<'a>,
-        inbound: &'a Inbound<'a>,
+        inbound: &'a InboundPayload<'a>,
     ) -> HandlerFuture<'a>;
 }
 
@@ -128,7 +124,7 @@ impl<H: Handler> DynHandler for H {
     fn handle<'a>(
         &'a self,
         context: &'a HandlerContext<'a>,
-        inbound: &'a Inbound<'a>,
+        inbound: &'a InboundPayload<'a>,
     ) -> HandlerFuture<'a> {
         Box::pin(Handler::handle(self, context, inbound))
     }

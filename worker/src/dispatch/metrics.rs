@@ -6,7 +6,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use shared::types::Kind;
+use shared::domain::WebhookKind;
 use std::time::Duration;
 
 /// An attempt takes milliseconds, or minutes with a slow agent.
@@ -28,6 +28,7 @@ pub struct DispatchMetrics {
     durations: Histogram,
     latency: Histogram,
     running: Gauge,
+    runs: Gauge,
     payload_bytes: Gauge,
     open_circuits: Gauge,
 }
@@ -49,6 +50,7 @@ impl DispatchMetrics {
                 Histogram::new(LATENCY_BUCKETS),
             ),
             running: metric(r, "worker_attempts_running", "Attempts that run: used agent slots"),
+            runs: metric(r, "worker_runs_open", "Answers that agents stream"),
             payload_bytes: metric(
                 r,
                 "worker_payload_budget_used_bytes",
@@ -57,12 +59,12 @@ impl DispatchMetrics {
             open_circuits: metric(
                 r,
                 "agent_circuit_breakers_open",
-                "Agents with an open circuit, of all workers",
+                "Agents with an open circuit, of all workers; 1,000 stands for more",
             ),
         }
     }
 
-    pub fn record_attempt(&self, kind: Kind, outcome: &'static str, took: Duration) {
+    pub fn record_attempt(&self, kind: WebhookKind, outcome: &'static str, took: Duration) {
         self.attempts.get_or_create(&AttemptLabels { kind: kind.as_str(), outcome }).inc();
         self.durations.observe(took.as_secs_f64());
     }
@@ -78,7 +80,12 @@ impl DispatchMetrics {
         self.payload_bytes.set(payload_bytes as i64);
     }
 
-    pub fn set_open_circuits(&self, open: usize) {
-        self.open_circuits.set(open as i64);
+    /// Sets the number of runs.
+    pub fn set_runs(&self, runs: usize) {
+        self.runs.set(runs as i64);
+    }
+
+    pub fn set_open_circuits(&self, open: i64) {
+        self.open_circuits.set(open);
     }
 }

@@ -2,7 +2,8 @@
 //! limited per agent.
 //!
 //! Run by `app`. `scheduler` claims due deliveries, `attempt` runs one and returns its outcome,
-//! `outcome_recorder` records it, `agents` converts webhooks and answers. `breaker`, `capacity` and
+//! `outcome_recorder` records it, `agents` converts webhooks and answers, `runs` writes answers that
+//! agents stream. `breaker`, `capacity` and
 //! `retry` are pure. Dispatch meets intake in the table `deliveries` and the outbox in the table
 //! `outbox`.
 
@@ -15,12 +16,16 @@ mod metrics;
 mod notices;
 mod outcome_recorder;
 mod payloads;
+mod question;
 mod capacity;
 mod retry;
+mod runs;
 mod scheduler;
+mod tasks;
 
 pub use handler::{
     AnyHandler, Handler, HandlerContext, HandlerOutcome, HandlerSettings, NoHandler,
 };
 pub use metrics::DispatchMetrics;
+pub use runs::RunSettings;
 pub use scheduler::run;

@@ -4,10 +4,11 @@ use super::{agents, attempt_context::AttemptContext};
 use crate::routing::{self, Webhook};
 use futures_util::future::{Either, select};
 use shared::{
-    codec::{envelope::Envelope, slack::Parts},
+    domain::{AgentMode, OutgoingMessage},
+    runtime::telemetry::ErrorChain,
+    slack::BodyParts,
     store::{ClaimedDelivery, Connection},
-    telemetry::Chain,
-    types::{AgentMode, Outgoing},
+    stream::Envelope,
 };
 use std::{pin::pin, time::Duration};
 use tracing::warn;
@@ -18,17 +19,17 @@ pub const NOTICE_AFTER: Duration = Duration::from_secs(30);
 const NOTICE_DELAY: Duration = Duration::from_secs(2);
 
 /// Returns the notice for the person whose webhook is given up.
-pub async fn given_up(
+pub async fn build_failure_notice(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
-) -> Option<Outgoing> {
-    to_person(context, delivery, envelope, agents::given_up).await
+) -> Option<OutgoingMessage> {
+    build_notice(context, delivery, envelope, agents::failure_notice).await
 }
 
 /// Awaits an attempt. If the delivery has waited too long meanwhile, enqueues the notice that it
 /// waits.
-pub async fn while_waiting<T>(
+pub async fn run_with_waiting_notice<T>(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
@@ -37,7 +38,7 @@ pub async fn while_waiting<T>(
     let delay = NOTICE_AFTER.saturating_sub(delivery.waited).max(NOTICE_DELAY);
     let noticing = async {
         tokio::time::sleep(delay).await;
-        enqueue_waiting(context, delivery, envelope).await;
+        enqueue_waiting_notice(context, delivery, envelope).await;
     };
     match select(pin!(attempt), pin!(noticing)).await {
         Either::Left((result, _)) => result,
@@ -46,34 +47,36 @@ pub async fn while_waiting<T>(
 }
 
 /// Enqueues the notice that a delivery waits, unless its conversation got one within the hour.
-pub async fn enqueue_waiting(
+pub async fn enqueue_waiting_notice(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
 ) {
-    if delivery.told || delivery.agent().is_none() {
+    if delivery.was_notified || delivery.agent().is_none() {
         return;
     }
     let notice = |webhook: &Webhook<'_>, connection: &Connection| {
         routing::notice(webhook, connection.team.as_ref(), routing::WAITING)
     };
-    let Some(message) = to_person(context, delivery, envelope, notice).await else { return };
-    match context.clients.store.tell_waiting(delivery, &message).await {
+    let Some(message) = build_notice(context, delivery, envelope, notice).await else { return };
+    match context.clients.store.enqueue_waiting_notice(delivery, &message).await {
         Ok(()) => context.clients.wake_outbox.notify_one(),
         Err(error) => {
-            warn!(key = %delivery.dedup_key, error = %Chain(&error), "failed to enqueue notice");
+            warn!(
+                key = %delivery.dedup_key, error = %ErrorChain(&error), "failed to enqueue notice"
+            );
         }
     }
 }
 
 /// Returns a message for the person behind a webhook, `None` if no person addressed the app: apps
 /// get messages that are not addressed to them.
-async fn to_person(
+async fn build_notice(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
-    message: impl Fn(&Webhook<'_>, &Connection) -> Option<Outgoing>,
-) -> Option<Outgoing> {
+    message: impl Fn(&Webhook<'_>, &Connection) -> Option<OutgoingMessage>,
+) -> Option<OutgoingMessage> {
     let id = delivery.key.connection;
     let connection = context.clients.connections.connection(id).await.ok()??;
     let is_message = match delivery.agent() {
@@ -83,7 +86,7 @@ async fn to_person(
         }
         None => false,
     };
-    let parts = Parts::split(envelope.media, &envelope.body);
+    let parts = BodyParts::split(envelope.media, &envelope.body);
     let webhook = Webhook { envelope, inbound: parts.read() };
     let is_addressed = routing::is_addressed(&webhook, connection.bot_user.as_deref(), is_message);
     is_addressed.then(|| message(&webhook, &connection)).flatten()

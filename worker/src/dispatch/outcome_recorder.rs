@@ -9,10 +9,10 @@ use crate::{
     context::{Context, WorkerTerm},
 };
 use shared::{
+    runtime::telemetry::ErrorChain,
     store::{
         ClaimedDelivery, FinishedDelivery, FinishedOutcome, PostponedDelivery, Store, StoreError,
     },
-    telemetry::Chain,
 };
 use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
@@ -73,7 +73,7 @@ impl OutcomeRecorder {
                     Err(error) => Record::Postponed(Box::new(PostponedDelivery {
                         delivery,
                         after: RELEASE_WAIT,
-                        error: Chain(&error).to_string(),
+                        error: ErrorChain(&error).to_string(),
                         counts: true,
                         fault: false,
                         crashed: false,
@@ -106,7 +106,7 @@ impl OutcomeRecorder {
                     return Some(after);
                 }
                 Err(error) if error.refuses_contents() => {
-                    let error = Chain(&error).to_string();
+                    let error = ErrorChain(&error).to_string();
                     warn!(%key, error, "attempt outcome refused by Postgres");
                     match record {
                         // Only the messages can be the cause of the refusal.
@@ -118,7 +118,7 @@ impl OutcomeRecorder {
                     }
                 }
                 Err(error) => {
-                    warn!(%key, error = %Chain(&error), "failed to record attempt outcome");
+                    warn!(%key, error = %ErrorChain(&error), "failed to record attempt outcome");
                     if !term.holds() {
                         return None;
                     }

@@ -3,10 +3,9 @@
 
 use super::{attempt::RELEASE_WAIT, attempt_context::AttemptContext};
 use shared::{
-    codec::envelope::{Envelope, NotDecoded},
+    runtime::telemetry::ErrorChain,
     store::{ClaimedDelivery, SealedPayload},
-    stream::{self, pairs_to_headers},
-    telemetry::Chain,
+    stream::{self, DecodeError, Envelope, pairs_to_headers},
 };
 use std::time::Duration;
 use tracing::warn;
@@ -33,7 +32,7 @@ pub async fn load(
     let wait = |error: String| PayloadError::Wait(RELEASE_WAIT, error);
     let loaded = context.payloads.run(delivery.clone()).await;
     let loaded = loaded.ok_or_else(|| wait("reading its bytes failed".into()))?;
-    let payload = match loaded.map_err(|error| wait(Chain(&error).to_string()))? {
+    let payload = match loaded.map_err(|error| wait(ErrorChain(&error).to_string()))? {
         None => return Err(PayloadError::Gone("the delivery was deleted".into())),
         Some(Ok(payload)) => payload,
         Some(Err(reason)) => {
@@ -45,8 +44,8 @@ pub async fn load(
     let subject = stream::subject(delivery.partition, delivery.key.connection);
     match Envelope::decode(&subject, Some(&pairs_to_headers(&headers)), body.into()) {
         // A replayed delivery has its own dedup key.
-        Ok(envelope) => Ok(Envelope { dedupe: delivery.dedup_key.clone(), ..envelope }),
-        Err(newer @ NotDecoded::Newer(_)) => {
+        Ok(envelope) => Ok(Envelope { dedup_key: delivery.dedup_key.clone(), ..envelope }),
+        Err(newer @ DecodeError::Newer(_)) => {
             Err(PayloadError::Wait(UNREADABLE_WAIT, newer.to_string()))
         }
         Err(reason) => Err(PayloadError::Gone(reason.to_string())),

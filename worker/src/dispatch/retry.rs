@@ -1,7 +1,7 @@
 //! Reaction to a failed attempt: a pure decision.
 
 use crate::agent_client::FailureKind;
-use shared::types::AgentMode;
+use shared::domain::AgentMode;
 use std::time::Duration;
 
 /// Number of refusals by the agent after which a delivery is given up.
@@ -33,7 +33,7 @@ pub struct Failure {
     pub retry_for: Duration,
     pub retry_after: Option<Duration>,
     /// True if the agent answered other deliveries meanwhile.
-    pub answers_others: bool,
+    pub has_answered_others: bool,
 }
 
 /// Reaction to a failure.
@@ -51,7 +51,7 @@ impl Failure {
     pub fn is_fault(&self) -> bool {
         match self.kind {
             FailureKind::Refused | FailureKind::Unusable => true,
-            FailureKind::Failing => self.answers_others,
+            FailureKind::Failing => self.has_answered_others,
             FailureKind::Unavailable => false,
         }
     }
@@ -103,12 +103,12 @@ mod tests {
 
     fn failure(kind: FailureKind, faults: i32) -> Failure {
         let (age, retry_for) = (Duration::from_secs(10), Duration::from_secs(3600));
-        let (attempts, retry_after, answers_others) = (faults + 1, None, false);
-        Failure { kind, attempts, faults, age, retry_for, retry_after, answers_others }
+        let (attempts, retry_after, has_answered_others) = (faults + 1, None, false);
+        Failure { kind, attempts, faults, age, retry_for, retry_after, has_answered_others }
     }
 
     #[test]
-    fn failures_have_their_limits() {
+    fn limits_each_kind_of_failure() {
         use FailureKind::{Failing, Refused, Unavailable, Unusable};
         let gives_up =
             |failure| matches!(after_failure(&failure, 0.0), AfterFailure::DeadLetter(_));
@@ -118,10 +118,10 @@ mod tests {
             (failure(Unusable, 8), false),
             (failure(Unusable, 9), true),
             (failure(Unavailable, 500), false),
-            (Failure { answers_others: true, ..failure(Unavailable, 500) }, false),
+            (Failure { has_answered_others: true, ..failure(Unavailable, 500) }, false),
             (failure(Failing, 500), false),
-            (Failure { answers_others: true, ..failure(Failing, 8) }, false),
-            (Failure { answers_others: true, ..failure(Failing, 9) }, true),
+            (Failure { has_answered_others: true, ..failure(Failing, 8) }, false),
+            (Failure { has_answered_others: true, ..failure(Failing, 9) }, true),
             (Failure { age: Duration::from_secs(3601), ..failure(Unavailable, 0) }, true),
             (Failure { age: Duration::from_secs(3601), ..failure(Unusable, 0) }, true),
         ] {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn agent_may_ask_for_a_longer_wait() {
+    fn accepts_longer_wait_of_agent() {
         let asked = |seconds| {
             let retry_after = Some(Duration::from_secs(seconds));
             after_failure(&Failure { retry_after, ..failure(FailureKind::Unavailable, 0) }, 0.0)
@@ -141,12 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn backoff_is_bounded_and_grows() {
-        bolero::check!().with_type::<(i32, u8)>().for_each(|&(attempts, jitter)| {
-            let jitter = f64::from(jitter) / 256.0;
-            let wait = backoff(attempts, jitter);
-            assert!(wait >= BACKOFF_BASE && wait <= BACKOFF_MAX.mul_f64(1.25));
-            assert!(backoff(attempts.saturating_add(1), jitter) >= wait);
-        });
+    fn grows_within_bounds() {
+        bolero::check!().with_iterations(10_000).with_type::<(i32, u8)>().for_each(
+            |&(attempts, jitter)| {
+                let jitter = f64::from(jitter) / 256.0;
+                let wait = backoff(attempts, jitter);
+                assert!(wait >= BACKOFF_BASE && wait <= BACKOFF_MAX.mul_f64(1.25));
+                assert!(backoff(attempts.saturating_add(1), jitter) >= wait);
+            },
+        );
     }
 }

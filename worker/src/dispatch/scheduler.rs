@@ -5,28 +5,28 @@
 //! frees their lanes.
 
 use super::{
-    attempt::{self, RELEASE_WAIT},
+    attempt::RELEASE_WAIT,
     attempt_context::AttemptContext,
-    capacity::{ATTEMPTS_MAX, AttemptCapacity},
+    capacity::{ATTEMPTS_MAX, AttemptCapacity, Vacancies},
     handler::{AnyHandler, HandlerSettings},
     metrics::DispatchMetrics,
     outcome_recorder::RECORD_INTERVAL,
+    runs::{self, RUNS_MAX, RunSettings, StreamingRun},
+    tasks::{StopTokens, TaskEnd, attempt_and_record, run_and_record},
 };
 use crate::context::{ByteBudget, Context, WorkerTerm};
-use futures_util::FutureExt;
 use shared::{
-    partition::{Lane, Partition},
+    domain::ConnectionId,
+    runtime::telemetry::ErrorChain,
     store::{ClaimRequest, ClaimedDelivery, Priority, QueueKey},
-    telemetry::Chain,
-    types::ConnectionId,
+    stream::{Lane, Partition},
 };
 use std::{
     collections::{BTreeSet, HashMap},
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::Instant};
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -48,35 +48,46 @@ pub async fn run(
     context: Arc<Context>,
     handler: Option<(AnyHandler, HandlerSettings)>,
     metrics: DispatchMetrics,
+    run_settings: RunSettings,
     stop: CancellationToken,
     grace: Duration,
 ) {
     let slots = handler.as_ref().map_or(ATTEMPTS_MAX, |(_, of)| of.max_concurrent);
     let slots = i32::try_from(slots).unwrap_or(i32::MAX);
     while let Err(error) = context.store.ensure_gateway_slots(slots).await {
-        warn!(error = %Chain(&error), "failed to create agent slots of the handler");
+        warn!(error = %ErrorChain(&error), "failed to create agent slots of the handler");
         if stop.run_until_cancelled(tokio::time::sleep(RECORD_INTERVAL)).await.is_none() {
             return;
         }
     }
-    let context = Arc::new(AttemptContext::new(context, handler, metrics));
+    let context = Arc::new(AttemptContext::new(context, handler, metrics, run_settings));
     let mut scheduler = Scheduler {
         context,
         attempts: JoinSet::new(),
         running: HashMap::new(),
+        runs: HashMap::new(),
         capacity: AttemptCapacity::default(),
         budget: ByteBudget::new(PAYLOAD_BYTES_MAX),
         due: BTreeSet::new(),
         next: HashMap::new(),
     };
-    scheduler.work(&stop).await;
-    scheduler.drain(grace).await;
+    let controls = Arc::clone(&scheduler.context);
+    let working = async {
+        scheduler.work(&stop).await;
+        scheduler.drain(grace).await;
+    };
+    tokio::select! {
+        () = working => {}
+        () = runs::watch_controls(&controls) => {}
+    }
 }
 
 struct Scheduler {
     context: Arc<AttemptContext>,
-    attempts: JoinSet<Option<Duration>>,
-    running: HashMap<tokio::task::Id, Running>,
+    attempts: JoinSet<TaskEnd>,
+    running: HashMap<tokio::task::Id, RunningAttempt>,
+    /// Tasks of `attempts` that write an answer which an agent streams.
+    runs: HashMap<tokio::task::Id, RunningRun>,
     capacity: AttemptCapacity,
     budget: ByteBudget,
     /// Times at which retries of this worker become due.
@@ -86,19 +97,16 @@ struct Scheduler {
 }
 
 /// Running attempt.
-struct Running {
+struct RunningAttempt {
     lane: LaneKey,
     organization: String,
-    stop: Stop,
+    stop: StopTokens,
 }
 
-/// Signals that end an attempt early.
-#[derive(Clone, Default)]
-struct Stop {
-    /// The worker stops: the delivery waits, and the attempt does not count.
-    release: CancellationToken,
-    /// An operator cancelled the delivery.
-    cancel: CancellationToken,
+/// Running run. It uses neither capacity nor the budget of payloads.
+struct RunningRun {
+    lane: LaneKey,
+    stop: StopTokens,
 }
 
 impl Scheduler {
@@ -114,6 +122,7 @@ impl Scheduler {
                 self.claim_due(stop).await;
             }
             self.context.metrics.set_running(self.running.len(), self.budget.in_use());
+            self.context.metrics.set_runs(self.runs.len());
             let now = Instant::now();
             while self.due.first().is_some_and(|due| *due <= now) {
                 self.due.pop_first();
@@ -124,7 +133,7 @@ impl Scheduler {
             tokio::select! {
                 _ = stop.cancelled() => {}
                 Some(ended) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => {
-                    self.ended(ended);
+                    self.remove_ended(ended);
                     self.join_ended();
                 }
                 _ = self.context.clients.wake_dispatch.notified() => {}
@@ -140,14 +149,16 @@ impl Scheduler {
         loop {
             let next = tokio::time::timeout_at(deadline, self.attempts.join_next_with_id()).await;
             match next {
-                Ok(Some(ended)) => self.ended(ended),
+                Ok(Some(ended)) => self.remove_ended(ended),
                 Ok(None) => return,
                 Err(_) => break,
             }
         }
-        warn!(attempts = self.running.len(), "grace period expired; running attempts released");
-        for running in self.running.values() {
-            running.stop.release.cancel();
+        let (attempts, runs) = (self.running.len(), self.runs.len());
+        warn!(attempts, runs, "grace period expired; running attempts released");
+        let stops = self.running.values().map(|running| &running.stop);
+        for stop in stops.chain(self.runs.values().map(|run| &run.stop)) {
+            stop.release.cancel();
         }
         let rest = async { while self.attempts.join_next().await.is_some() {} };
         if tokio::time::timeout(RELEASE_WAIT, rest).await.is_err() {
@@ -157,14 +168,11 @@ impl Scheduler {
 
     fn join_ended(&mut self) {
         while let Some(ended) = self.attempts.try_join_next_with_id() {
-            self.ended(ended);
+            self.remove_ended(ended);
         }
     }
 
-    fn ended(
-        &mut self,
-        ended: Result<(tokio::task::Id, Option<Duration>), tokio::task::JoinError>,
-    ) {
+    fn remove_ended(&mut self, ended: Result<(tokio::task::Id, TaskEnd), tokio::task::JoinError>) {
         let id = match &ended {
             Ok((id, _)) => *id,
             // The next poll frees the lane, since it is not in memory.
@@ -173,11 +181,29 @@ impl Scheduler {
                 panic.id()
             }
         };
+        self.runs.remove(&id);
         if let Some(running) = self.running.remove(&id) {
             self.capacity.free(&running.organization);
         }
-        let again_after = ended.ok().and_then(|(_, after)| after);
-        self.due.extend(again_after.map(|after| Instant::now() + after));
+        match ended {
+            Ok((_, TaskEnd::Recorded(after))) => {
+                self.due.extend(after.map(|after| Instant::now() + after));
+            }
+            Ok((_, TaskEnd::Streaming(run, term))) => self.start_run(run, term),
+            Err(_) => {}
+        }
+    }
+
+    /// Goes on with an attempt as a run, or puts it back if there are too many.
+    fn start_run(&mut self, run: Box<StreamingRun>, term: Arc<WorkerTerm>) {
+        let lane = (run.delivery.key.connection, run.delivery.key.lane);
+        let (context, stop) = (Arc::clone(&self.context), StopTokens::default());
+        let has_room = self.runs.len() < RUNS_MAX;
+        let stopped = stop.clone();
+        let task = self.attempts.spawn(async move {
+            TaskEnd::Recorded(run_and_record(&context, &term, *run, has_room, &stopped).await)
+        });
+        self.runs.insert(task.id(), RunningRun { lane, stop });
     }
 
     /// Claims and starts deliveries until none is due or the capacity is used.
@@ -186,15 +212,12 @@ impl Scheduler {
             let mut empty = 0;
             while empty < EMPTY_CLAIMS_MAX && !stop.is_cancelled() {
                 self.join_ended();
-                let free = match priority {
-                    Priority::Interactive => self.capacity.free_for_interactive(),
-                    Priority::Background => self.capacity.free_for_background(),
-                };
+                let vacancies = self.capacity.vacancies(priority);
                 let Some(term) = self.context.clients.worker.term() else { return };
-                if free == 0 {
+                if vacancies.total == 0 {
                     break;
                 }
-                match self.claim(&term, priority, free).await {
+                match self.claim(&term, priority, vacancies).await {
                     Some((0, false)) | None => break,
                     Some((0, true)) => empty += 1,
                     Some(_) => empty = 0,
@@ -208,7 +231,7 @@ impl Scheduler {
         &mut self,
         term: &Arc<WorkerTerm>,
         priority: Priority,
-        free: usize,
+        vacancies: Vacancies,
     ) -> Option<(usize, bool)> {
         let mut partitions = self.context.clients.partitions.all();
         if partitions.is_empty() {
@@ -228,13 +251,15 @@ impl Scheduler {
             partitions: &partitions,
             after,
             priority,
-            limit: free as i64,
+            limit: vacancies.total as i64,
+            organizations: &vacancies.by_organization,
+            other_organizations: vacancies.newcomer,
         };
         let claimed = match self.context.clients.store.claim_deliveries(&request).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 // If the claim succeeded all the same, the next poll frees its lanes.
-                warn!(error = %Chain(&error), "failed to claim deliveries");
+                warn!(error = %ErrorChain(&error), "failed to claim deliveries");
                 return None;
             }
         };
@@ -257,17 +282,17 @@ impl Scheduler {
     fn start(&mut self, term: &Arc<WorkerTerm>, delivery: ClaimedDelivery) {
         let lane = (delivery.key.connection, delivery.key.lane);
         let (context, term) = (Arc::clone(&self.context), Arc::clone(term));
-        let stop = Stop::default();
+        let stop = StopTokens::default();
         let permit = self.budget.try_acquire(delivery.size * PAYLOAD_COPIES);
         let organization = delivery.org.clone();
         let has_capacity = permit.is_some() && self.capacity.take(&organization);
         let permit = permit.filter(|_| has_capacity);
         let stopped = stop.clone();
         let task = self.attempts.spawn(async move {
-            attempt_and_record(&context, &term, delivery, permit, &stopped).await
+            attempt_and_record(&context, term, delivery, permit, &stopped).await
         });
         if has_capacity {
-            self.running.insert(task.id(), Running { lane, organization, stop });
+            self.running.insert(task.id(), RunningAttempt { lane, organization, stop });
         }
     }
 
@@ -277,14 +302,16 @@ impl Scheduler {
         let store = &self.context.clients.store;
         let Some(term) = self.context.clients.worker.term() else { return };
         // Released attempts are not in `running` until they end, which is soon.
-        if self.attempts.len() == self.running.len() {
-            let keep: Vec<LaneKey> = self.running.values().map(|running| running.lane).collect();
+        if self.attempts.len() == self.running.len() + self.runs.len() {
+            let attempts = self.running.values().map(|running| running.lane);
+            let keep: Vec<LaneKey> =
+                attempts.chain(self.runs.values().map(|run| run.lane)).collect();
             match store.release_delivery_lanes(&term.id, Some(&keep), RELEASE_MAX).await {
                 Ok(0) => {}
                 Ok(lanes) => {
                     warn!(lanes, "lanes freed after claims with unknown results")
                 }
-                Err(error) => warn!(error = %Chain(&error), "failed to free forgotten lanes"),
+                Err(error) => warn!(error = %ErrorChain(&error), "failed to free forgotten lanes"),
             }
         }
         match store.cancelled_lanes(&term.id).await {
@@ -292,42 +319,20 @@ impl Scheduler {
                 for lane in cancelled {
                     let of_lane = self.running.values().filter(|running| running.lane == lane);
                     of_lane.for_each(|running| running.stop.cancel.cancel());
+                    let of_lane = self.runs.values().filter(|run| run.lane == lane);
+                    of_lane.for_each(|run| run.stop.cancel.cancel());
                 }
             }
-            Err(error) => warn!(error = %Chain(&error), "failed to query cancelled deliveries"),
+            Err(error) => {
+                warn!(error = %ErrorChain(&error), "failed to query cancelled deliveries")
+            }
         }
-        if let Ok(open) = store.open_circuits().await {
-            self.context.metrics.set_open_circuits(open.len());
+        if let Ok(count) = store.count_open_circuits().await {
+            self.context.metrics.set_open_circuits(count);
+        }
+        let opened_here = self.context.breakers().open_agents();
+        if let Ok(open) = store.open_circuits(&opened_here).await {
             self.context.breakers().retain_open(&open, std::time::Instant::now());
         }
     }
-}
-
-/// Runs an attempt and records its outcome. Returns the time after which the lane is due again.
-async fn attempt_and_record(
-    context: &AttemptContext,
-    term: &WorkerTerm,
-    delivery: ClaimedDelivery,
-    permit: Option<OwnedSemaphorePermit>,
-    stop: &Stop,
-) -> Option<Duration> {
-    let released =
-        |delivery, error: &str| attempt::released(delivery, RELEASE_WAIT, error.to_owned());
-    let end = match &permit {
-        None => released(delivery, "the worker had no capacity"),
-        Some(_) => {
-            let began = std::time::Instant::now();
-            let running = AssertUnwindSafe(attempt::run(context, term, delivery.clone()));
-            tokio::select! {
-                end = running.catch_unwind() => {
-                    end.unwrap_or_else(|_| attempt::panicked(context, delivery, began))
-                }
-                _ = term.ended.cancelled() => return None, // another worker frees its lane
-                _ = stop.release.cancelled() => released(delivery, "the worker stops"),
-                _ = stop.cancel.cancelled() => attempt::cancelled(delivery),
-            }
-        }
-    };
-    drop(permit);
-    context.recorder.record(term, end).await
 }

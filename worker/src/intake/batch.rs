@@ -113,19 +113,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batch_is_bounded_and_not_empty() {
-        bolero::check!().with_type::<(Vec<u32>, u8)>().for_each(|(sizes, limit)| {
-            let sizes: Vec<usize> = sizes.iter().map(|size| *size as usize % (2 << 20)).collect();
-            let length = batch_length(sizes.iter().copied(), usize::from(*limit));
-            assert!(length <= BATCH_WEBHOOKS_MAX && length <= usize::from(*limit).max(1));
-            assert_eq!(length == 0, sizes.is_empty());
-            let bytes: usize = sizes[..length].iter().sum();
-            assert!(length == 1 || bytes <= BATCH_BYTES_MAX);
-        });
+    fn bounds_batches() {
+        bolero::check!().with_iterations(5_000).with_type::<(Vec<u32>, u8)>().for_each(
+            |(sizes, limit)| {
+                let sizes: Vec<usize> =
+                    sizes.iter().map(|size| *size as usize % (2 << 20)).collect();
+                let length = batch_length(sizes.iter().copied(), usize::from(*limit));
+                assert!(length <= BATCH_WEBHOOKS_MAX && length <= usize::from(*limit).max(1));
+                assert_eq!(length == 0, sizes.is_empty());
+                let bytes: usize = sizes[..length].iter().sum();
+                assert!(length == 1 || bytes <= BATCH_BYTES_MAX);
+            },
+        );
     }
 
     #[test]
-    fn changes_are_committed_alone() {
+    fn commits_changes_alone() {
         assert_eq!(commit_length([true, true, false, true]), 2);
         assert_eq!(commit_length([false, true]), 1);
         assert_eq!(commit_length([true]), 1);
@@ -146,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn decides_about_once_when_committed_alone() {
+    fn decides_single_commits_about_once() {
         let (batches, decided) = commit_all(&[false; 2_000]);
         assert_eq!(batches.len(), 2_000);
         assert!(decided < 2 * 2_000 + BATCH_WEBHOOKS_MAX, "{decided}");
         assert_eq!(commit_all(&[true; 2_000]).0.len(), 2_000_usize.div_ceil(BATCH_WEBHOOKS_MAX));
-        bolero::check!().with_type::<Vec<bool>>().for_each(|may_share| {
+        bolero::check!().with_iterations(5_000).with_type::<Vec<bool>>().for_each(|may_share| {
             let (batches, decided) = commit_all(may_share);
             assert_eq!(batches.iter().sum::<usize>(), may_share.len());
             assert!(decided <= 4 * may_share.len() + BATCH_WEBHOOKS_MAX, "{decided}");
@@ -159,8 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn halving_isolates_refused_webhook() {
-        bolero::check!().with_type::<(u8, u8)>().for_each(|(total, bad)| {
+    fn isolates_refused_webhook() {
+        bolero::check!().with_iterations(5_000).with_type::<(u8, u8)>().for_each(|(total, bad)| {
             let (total, bad) = (usize::from(*total) + 1, usize::from(*bad));
             let (mut halving, mut next, mut dead, mut refusals) =
                 (BatchHalving::new(false), 0, Vec::new(), 0);
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_webhooks_for_a_minute_of_slow_postgres() {
+    fn waits_for_slow_postgres() {
         let mut halving = BatchHalving::new(false);
         let mut refusals = 0;
         while halving.limit() > 1 {
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn decides_a_batch_one_by_one_after_a_crash() {
+    fn decides_one_by_one_after_crash() {
         assert_eq!(BatchHalving::new(false).limit(), BATCH_WEBHOOKS_MAX);
         let mut halving = BatchHalving::new(true);
         for _ in 0..BATCH_WEBHOOKS_MAX {

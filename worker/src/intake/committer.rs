@@ -6,6 +6,7 @@
 
 use super::{
     batch::{AfterRefusal, BatchHalving, PrepareLimit, batch_length, commit_length},
+    connection_share::{ConnectionShares, OverShare},
     owned_partition::OwnedPartition,
     pending::{PendingMessage, PendingMessages},
 };
@@ -14,18 +15,20 @@ use crate::{
     decider::{Decider, ReadWebhook, may_share_batch, processed_key},
 };
 use shared::{
+    runtime::telemetry::ErrorChain,
     store::{
         BatchCommit, CommitOutcome, DeadLetter, DecidedWebhook, Decision, LastMessage,
         ProcessedKey, StoreError,
     },
     stream,
-    telemetry::Chain,
 };
 use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 /// Wait before a statement is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// Size of the headers of a stored webhook, about.
+const STORED_HEADER_BYTES: usize = 600;
 /// Maximum number of times a webhook is marked before it is decided alone. Each mark that is left
 /// means that the process ended while it decided the webhook.
 const SUSPECTED_MAX: i32 = 2;
@@ -39,6 +42,9 @@ pub struct Committer<'a> {
     pub(super) cursor: u64,
     pub(super) halving: BatchHalving,
     pub(super) prepare_limit: PrepareLimit,
+    pub(super) shares: ConnectionShares,
+    /// Messages to be purged because their connections hold more than their shares.
+    pub(super) over_share: Vec<OverShare>,
 }
 
 impl Committer<'_> {
@@ -65,9 +71,16 @@ impl Committer<'_> {
     async fn commit_webhooks(&mut self, pending: &mut PendingMessages) -> Option<LastMessage> {
         loop {
             let suspected = self.halving.is_alone();
-            if suspected && !self.suspect_next(pending).await? {
-                let reason = "its process ended when it was decided";
-                return self.give_up(pending, reason, "").await;
+            if suspected {
+                let sequence = pending.webhooks().next()?.sequence;
+                let Some(count) = self.suspect(sequence).await else {
+                    self.withdraw_suspect(sequence).await;
+                    return None;
+                };
+                if count > SUSPECTED_MAX {
+                    let reason = "its process ended when it was decided";
+                    return self.give_up(pending, reason, "").await;
+                }
             }
             let sizes = pending.webhooks().map(|read| read.envelope.body.len());
             let limit = self.halving.limit().min(self.prepare_limit.get());
@@ -75,11 +88,19 @@ impl Committer<'_> {
                 pending.webhooks().take(batch_length(sizes, limit)).collect();
             let (partition, decider) = (self.owned.partition(), self.decider);
             let decide = || decider.decide(partition, batch.iter().copied());
-            let decided = self.retry("prepare batch", decide).await?;
+            let Some(decided) = self.retry("prepare batch", decide).await else {
+                if suspected {
+                    self.withdraw_suspect(batch[0].sequence).await;
+                }
+                return None;
+            };
             if suspected {
                 // A process that ends from here on did not end because of the decision.
                 let (store, token) = (&self.context.store, &self.owned.token);
-                self.retry("clear mark", || store.clear_suspect(token)).await?;
+                if self.retry("clear mark", || store.clear_suspect(token)).await.is_none() {
+                    self.withdraw_suspect(batch[0].sequence).await;
+                    return None;
+                }
             }
             let length = commit_length(decided.iter().map(|(_, w)| may_share_batch(&w.decision)));
             let (prepared, decided) = (decided.len(), &decided[..length]);
@@ -93,11 +114,11 @@ impl Committer<'_> {
                     self.context.metrics.record_refused_batch();
                     warn!(
                         %partition, sequence = decided[0].1.sequence, length,
-                        error = %Chain(&refusal), "failed to commit batch"
+                        error = %ErrorChain(&refusal), "failed to commit batch"
                     );
                     let next = self.halving.on_refused(length, refusal.refuses_duration());
                     if next == AfterRefusal::DeadLetter {
-                        let error = Chain(&refusal).to_string();
+                        let error = ErrorChain(&refusal).to_string();
                         return self.give_up(pending, "Postgres refuses its effects", &error).await;
                     }
                 }
@@ -105,13 +126,18 @@ impl Committer<'_> {
         }
     }
 
-    /// Marks the next webhook before it is decided alone. Returns false if its process ended too
-    /// often with the mark set.
-    async fn suspect_next(&self, pending: &PendingMessages) -> Option<bool> {
-        let sequence = pending.webhooks().next()?.sequence;
+    /// Marks a webhook before it is decided alone. Returns how often it was marked without a commit.
+    async fn suspect(&self, sequence: u64) -> Option<i32> {
         let (store, token) = (&self.context.store, &self.owned.token);
-        let count = self.retry("mark webhook", || store.suspect_webhook(token, sequence)).await??;
-        Some(count <= SUSPECTED_MAX)
+        self.retry("mark webhook", || store.suspect_webhook(token, sequence)).await?
+    }
+
+    /// Withdraws the mark after the loss of the lease: the process did not end.
+    async fn withdraw_suspect(&self, sequence: u64) {
+        let partition = self.owned.partition();
+        if let Err(error) = self.context.store.withdraw_suspect(partition, sequence).await {
+            warn!(%partition, sequence, error = %ErrorChain(&error), "failed to withdraw mark");
+        }
     }
 
     /// Commits decided webhooks. The inner error is Postgres's refusal of their contents.
@@ -122,7 +148,7 @@ impl Committer<'_> {
         let last = &decided.last()?.1;
         let last = LastMessage {
             sequence: last.sequence,
-            key: last.envelope.dedupe.as_str().to_owned(),
+            key: last.envelope.dedup_key.as_str().to_owned(),
             stored_at: last.stored_at,
         };
         let (token, from) = (self.owned.token, self.cursor);
@@ -145,7 +171,9 @@ impl Committer<'_> {
         let (partition, sequence) = (self.owned.partition(), last.sequence);
         let commit = || store.commit_dead_letter(token, from, &last, dead, key);
         if let Err(error) = self.commit_until_known(sequence, commit).await? {
-            error!(%partition, sequence, error = %Chain(&error), "failed to write dead letter");
+            error!(
+                %partition, sequence, error = %ErrorChain(&error), "failed to write dead letter"
+            );
             return None;
         }
         let (reason, error) = (&dead.reason, &dead.last_error);
@@ -167,7 +195,7 @@ impl Committer<'_> {
     ) -> Option<LastMessage> {
         let read = pending.webhooks().next()?.clone();
         let envelope = &read.envelope;
-        let key = envelope.dedupe.as_str().to_owned();
+        let key = envelope.dedup_key.as_str().to_owned();
         let dead = DeadLetter {
             sequence: read.sequence as i64,
             subject: envelope.subject(),
@@ -197,11 +225,12 @@ impl Committer<'_> {
         self.halving.on_committed();
         pending.remove(decided.len());
         let (context, metrics) = (self.context, &self.context.metrics);
-        let (mut deliveries, mut messages) = (false, false);
+        let (mut deliveries, mut messages, mut changes) = (false, false, false);
         for (_, DecidedWebhook { sequence, envelope, decision, .. }) in decided {
             let (connection, kind) = (envelope.connection, envelope.kind);
             match decision {
                 Decision::Apply(effects) => {
+                    changes |= !effects.changes.is_empty();
                     messages |= !effects.messages.is_empty() || !effects.may_share_batch();
                     if effects.delivery.is_some() {
                         deliveries = true;
@@ -216,6 +245,10 @@ impl Committer<'_> {
                     debug!(sequence, %connection, %kind, reason, "webhook ignored");
                     metrics.record_decision(kind, "ignored");
                 }
+                Decision::Overflow => {
+                    debug!(sequence, %connection, %kind, "webhook exceeds the backlog limit");
+                    metrics.record_decision(kind, "overflow");
+                }
                 Decision::DeadLetter { reason, error } => {
                     error!(
                         sequence, %connection, reason, error, "webhook moved to the dead letters"
@@ -225,12 +258,17 @@ impl Committer<'_> {
                 }
             }
             context.usage.record_webhook(connection, decision);
+            let bytes = envelope.body.len() + STORED_HEADER_BYTES;
+            self.over_share.extend(self.shares.record(connection, *sequence, bytes));
         }
         if deliveries {
             context.wake_dispatch.notify_one();
         }
         if messages {
             context.wake_outbox.notify_one();
+        }
+        if changes {
+            context.wake_controls.notify_one();
         }
         self.record_progress(pending);
     }
@@ -243,7 +281,7 @@ impl Committer<'_> {
 
     /// Repeats a commit until its result is known. After an unknown result, and after a commit that
     /// changed nothing, the cursor in Postgres decides. Returns `None` if the partition is lost.
-    /// The inner error is a refusal of the contents.
+    /// The inner error is a refusal of the contents or the duration.
     async fn commit_until_known<F>(
         &self,
         to: u64,
@@ -259,10 +297,12 @@ impl Committer<'_> {
             }
             match commit().await {
                 Ok(CommitOutcome::Committed) => return Some(Ok(())),
-                Err(error) if error.refuses_contents() => return Some(Err(error)),
+                Err(error) if error.refuses_contents() || error.refuses_duration() => {
+                    return Some(Err(error));
+                }
                 Ok(CommitOutcome::NotMatched) => {}
                 Err(error) => {
-                    let error = Chain(&error);
+                    let error = ErrorChain(&error);
                     warn!(%partition, %error, "commit has an unknown result; reading the cursor");
                 }
             }
@@ -292,7 +332,7 @@ impl Committer<'_> {
             match run().await {
                 Ok(result) => return Some(result),
                 Err(error) => {
-                    let (partition, error) = (self.owned.partition(), Chain(&error));
+                    let (partition, error) = (self.owned.partition(), ErrorChain(&error));
                     warn!(%partition, action, %error, "failed to run statement of intake");
                 }
             }

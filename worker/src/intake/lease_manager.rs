@@ -2,18 +2,18 @@
 //!
 //! The worker claims up to `ceil(64 / live workers that read)` partitions and renews them every
 //! sixth of the TTL. It looks for free partitions more often, so that a partition that another
-//! worker releases is not read for a moment only. It releases partitions when more workers join, when only this worker cannot
-//! reach NATS, and on shutdown. It loses partitions that it fails to renew. Postgres decides
-//! ownership: every commit is fenced by epoch. The local deadline, counted from before the renewal
-//! was sent, only ends needless work.
+//! worker releases is not read for a moment only. It releases partitions when more workers join,
+//! when only this worker cannot read from NATS, and on shutdown. It loses partitions that it fails to
+//! renew. Postgres decides ownership: every commit is fenced by epoch. The local deadline, counted
+//! from before the renewal was sent, only ends needless work.
 
-use super::{owned_partition::OwnedPartition, partition_reader};
+use super::{owned_partition::OwnedPartition, partition_reader, stream_access::StreamAccess};
 use crate::{context::Context, decider::Decider, metrics::LeaseTransition};
 use async_nats::{connection::State, jetstream};
 use shared::{
-    partition::{PARTITIONS, Partition},
+    runtime::telemetry::ErrorChain,
     store::{FencingToken, StoreError},
-    telemetry::Chain,
+    stream::{PARTITIONS, Partition},
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -25,10 +25,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Interval of looking for a free partition.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum time of a turn without a lease, a new connection included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which a partition that needs a newer release is claimed again: the newer worker may
 /// have stopped.
 const NEEDS_NEWER_PERIOD: Duration = Duration::from_secs(30);
@@ -38,8 +40,9 @@ pub struct LeaseManager {
     js: jetstream::Context,
     decider: Decider,
     ttl: Duration,
+    access: StreamAccess,
     partitions: BTreeMap<Partition, Arc<OwnedPartition>>,
-    /// Time since which only this worker cannot reach NATS.
+    /// Time since which only this worker cannot read from NATS.
     nats_lost_at: Option<Instant>,
     /// Partitions that need a newer release, with the time of detection.
     needs_newer: Vec<(Partition, Instant)>,
@@ -68,12 +71,14 @@ impl LeaseManager {
         js: jetstream::Context,
         decider: Decider,
         ttl: Duration,
+        access: StreamAccess,
     ) -> Self {
         Self {
             context,
             js,
             decider,
             ttl,
+            access,
             partitions: BTreeMap::new(),
             nats_lost_at: None,
             needs_newer: Vec::new(),
@@ -90,6 +95,7 @@ impl LeaseManager {
     /// Owns partitions until `stop`, then releases them. Keeps the worker's row until `finished`,
     /// since calls to agents and Slack may end after the partitions are released.
     pub async fn run(mut self, stop: CancellationToken, finished: CancellationToken) {
+        self.access.wait_for_first_result().await;
         let mut tick = tokio::time::interval(self.ttl / 6);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK_INTERVAL);
@@ -113,11 +119,21 @@ impl LeaseManager {
                 self.partitions.values().for_each(|owned| owned.stop.cancel());
             }
             let held = self.partitions.len();
-            // A turn that hangs must not extend leases that it did not renew.
-            match tokio::time::timeout(self.ttl / 2, self.turn(stop.is_cancelled())).await {
-                Ok(Ok(())) => drop(self.renewal.send(Some(Instant::now()))),
-                Ok(Err(error)) => warn!(error = %Chain(&error), "failed to renew leases"),
-                Err(_) => warn!("failed to renew leases in time"),
+            match self.renew_in_time(&stop).await {
+                Ok(wanted) => {
+                    let _ = self.renewal.send(Some(Instant::now()));
+                    // Its own time: a claim that is cut off may be committed, and held for a TTL.
+                    let timeout = self.ttl / 2;
+                    match tokio::time::timeout(timeout, self.claim(wanted)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            warn!(error = %ErrorChain(&error), "failed to claim partitions");
+                        }
+                        Err(_) => warn!("failed to claim partitions in time"),
+                    }
+                }
+                Err(Some(error)) => warn!(error = %ErrorChain(&error), "failed to renew leases"),
+                Err(None) => warn!("failed to renew leases in time"),
             }
             looks |= self.partitions.len() > held;
             self.drop_expired();
@@ -128,13 +144,32 @@ impl LeaseManager {
         if let Some(term) = self.context.worker.term()
             && let Err(error) = self.retire(&term.id).await
         {
-            warn!(error = %Chain(&error), "failed to delete worker row");
+            warn!(error = %ErrorChain(&error), "failed to delete worker row");
         }
     }
 
     async fn sees_free_partition(&self) -> bool {
         let free = self.context.store.has_free_partition();
-        matches!(tokio::time::timeout(self.ttl / 6, free).await, Ok(Ok(true)))
+        matches!(tokio::time::timeout(self.ttl / 3, free).await, Ok(Ok(true)))
+    }
+
+    /// Runs a turn. Returns the number of partitions to claim, or an error, `None` if the time was
+    /// over. A turn that hangs must not extend leases that it did not renew. Without a lease there
+    /// is none to lose: then there is time for a new connection to a Postgres that is far away.
+    async fn renew_in_time(
+        &mut self,
+        stop: &CancellationToken,
+    ) -> Result<usize, Option<StoreError>> {
+        let stopping = stop.is_cancelled();
+        let is_idle = self.partitions.is_empty() && !stopping;
+        let timeout = if is_idle { CONNECT_TIMEOUT.max(self.ttl / 2) } else { self.ttl / 2 };
+        tokio::select! {
+            turn = tokio::time::timeout(timeout, self.turn(stopping)) => match turn {
+                Ok(turn) => turn.map_err(Some),
+                Err(_) => Err(None),
+            },
+            () = stop.cancelled(), if is_idle => Err(None),
+        }
     }
 
     async fn retire(&self, id: &str) -> Result<(), StoreError> {
@@ -143,23 +178,25 @@ impl LeaseManager {
         Ok(())
     }
 
-    async fn turn(&mut self, stopping: bool) -> Result<(), StoreError> {
-        let reads = self.js.client().connection_state() == State::Connected;
+    /// Renews what is held, and releases what ended or exceeds the share. Returns the number of
+    /// partitions to claim.
+    async fn turn(&mut self, stopping: bool) -> Result<usize, StoreError> {
+        let is_connected = self.js.client().connection_state() == State::Connected;
+        let reads = is_connected && self.access.works();
         let share = self.renew_worker(reads, stopping).await?;
         self.renew().await?;
         self.release_ended().await?;
         if stopping {
-            return Ok(());
+            return Ok(0);
         }
         self.notify_redrives().await?;
         let working: Vec<_> =
             self.partitions.values().filter(|owned| !owned.stop.is_cancelled()).collect();
         if working.len() > share {
             working[share..].iter().for_each(|owned| owned.stop.cancel());
-        } else if self.partitions.len() < share {
-            self.claim(share - self.partitions.len()).await?;
+            return Ok(0);
         }
-        Ok(())
+        Ok(share.saturating_sub(self.partitions.len()))
     }
 
     /// Renews the worker's row or creates another one. Returns this worker's share of partitions.
@@ -192,7 +229,7 @@ impl LeaseManager {
             Some(since) => {
                 if self.reads_any() {
                     let elapsed = since.elapsed();
-                    warn!(?elapsed, "partitions given up: only this worker cannot reach NATS");
+                    warn!(?elapsed, "partitions given up: only this worker cannot read from NATS");
                 }
                 0
             }
@@ -200,15 +237,23 @@ impl LeaseManager {
     }
 
     async fn claim(&mut self, count: usize) -> Result<(), StoreError> {
+        if count == 0 {
+            return Ok(());
+        }
         let holds_until = Instant::now() + self.ttl;
         self.needs_newer.retain(|(_, at)| at.elapsed() < NEEDS_NEWER_PERIOD);
         let except: HashSet<Partition> = self.needs_newer.iter().map(|(p, _)| *p).collect();
         let except: Vec<Partition> = except.into_iter().collect();
         let name = &self.context.worker_name;
         let claimed = self.context.store.claim_partitions(name, count, &except, self.ttl).await?;
+        if !claimed.is_empty() {
+            let partitions: Vec<u16> =
+                claimed.iter().map(|lease| lease.token.partition.number()).collect();
+            info!(count = claimed.len(), ?partitions, "partitions claimed");
+        }
         for lease in claimed {
             let (partition, epoch) = (lease.token.partition, lease.token.epoch);
-            info!(%partition, epoch, cursor = lease.state.cursor, "partition claimed");
+            debug!(%partition, epoch, cursor = lease.state.cursor, "partition claimed");
             self.context.metrics.record_lease_transition(LeaseTransition::Claimed);
             let owned = Arc::new(OwnedPartition::new(&lease, holds_until));
             if let Some(before) = self.partitions.insert(partition, Arc::clone(&owned)) {
@@ -219,6 +264,10 @@ impl LeaseManager {
             let guard = ReaderGuard(Arc::clone(&owned), Arc::clone(&self.ended));
             let (context, js) = (Arc::clone(&self.context), self.js.clone());
             let decider = self.decider.clone();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the manager counts its readers and waits for them"
+            )]
             tokio::spawn(async move {
                 // The guard releases the lease even if the reader panics.
                 let _guard = guard;

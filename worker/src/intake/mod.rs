@@ -7,12 +7,15 @@
 
 mod batch;
 mod committer;
+mod connection_share;
 mod lease_manager;
 mod owned_partition;
 mod partition_reader;
 mod pending;
 mod redrive;
+mod stream_access;
 mod stream_reset;
 mod stream_retention;
 
 pub use lease_manager::{LeaseManager, LeaseRenewal};
+pub use stream_access::{StreamAccess, StreamProbe};

@@ -3,8 +3,8 @@
 use super::batch::CLAIMS_BEFORE_ALONE;
 use crate::metrics::PartitionProgress;
 use shared::{
-    partition::Partition,
     store::{FencingToken, Lease},
+    stream::Partition,
 };
 use std::sync::{
     Arc, Mutex, PoisonError,

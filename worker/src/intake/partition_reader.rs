@@ -8,6 +8,7 @@
 use super::{
     batch::{BatchHalving, PrepareLimit},
     committer::Committer,
+    connection_share::ConnectionShares,
     owned_partition::OwnedPartition,
     pending::{PendingMessages, ReadResult},
     redrive,
@@ -17,10 +18,9 @@ use super::{
 use crate::{context::Context, decider::Decider};
 use async_nats::jetstream;
 use shared::{
-    follow::Follow,
+    runtime::telemetry::ErrorChain,
     store::CursorState,
-    stream::{STREAM, subjects_of},
-    telemetry::Chain,
+    stream::{STREAM, StreamReader, subject_filter},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -46,8 +46,8 @@ pub async fn run(
     decider: Decider,
 ) {
     let name = format!("p{}-e{}-{}", owned.partition(), owned.token.epoch, context.worker_name);
-    let subjects = subjects_of(owned.partition());
-    let follow = Follow::new(js.clone(), STREAM, subjects, name, state.cursor + 1);
+    let subjects = subject_filter(owned.partition());
+    let reader = StreamReader::new(js.clone(), STREAM, subjects, name, state.cursor + 1);
     let committer = Committer {
         context: &context,
         owned: &owned,
@@ -55,10 +55,12 @@ pub async fn run(
         cursor: state.cursor,
         halving: BatchHalving::new(owned.alone),
         prepare_limit: PrepareLimit::new(),
+        shares: ConnectionShares::new(context.connection_bytes_max),
+        over_share: Vec::new(),
     };
     let reason = tokio::select! {
         _ = owned.lost.cancelled() => EndReason::Stopped,
-        reason = read(committer, follow, &js, state.clone()) => reason,
+        reason = read(committer, reader, &js, state.clone()) => reason,
         () = redrive::run(&context, &owned, &decider) => EndReason::Stopped,
     };
     owned.progress.record(0, None);
@@ -69,7 +71,7 @@ pub async fn run(
 
 async fn read(
     mut committer: Committer<'_>,
-    mut follow: Follow,
+    mut reader: StreamReader,
     js: &jetstream::Context,
     mut state: CursorState,
 ) -> EndReason {
@@ -80,7 +82,7 @@ async fn read(
         let result = tokio::select! {
             biased;
             _ = owned.stop.cancelled() => return EndReason::Stopped,
-            result = pending.read(&mut follow) => result,
+            result = pending.read(&mut reader) => result,
         };
         match result {
             ReadResult::Messages => committer.record_progress(&pending),
@@ -99,7 +101,7 @@ async fn read(
                     recorded = Instant::now();
                     let advanced = context.store.advance_read_through(&owned.token, through);
                     if let Err(error) = advanced.await {
-                        let (partition, error) = (owned.partition(), Chain(&error));
+                        let (partition, error) = (owned.partition(), ErrorChain(&error));
                         warn!(%partition, %error, "failed to record read-through time");
                     }
                     stream_retention::make_room(context, js, owned, &state).await;
@@ -110,6 +112,9 @@ async fn read(
             match committer.commit_next(&mut pending).await {
                 Some(last) => state.last = Some(last),
                 None => return EndReason::Stopped,
+            }
+            for over in std::mem::take(&mut committer.over_share) {
+                stream_retention::purge_over_share(context, js, owned, over).await;
             }
             if owned.stop.is_cancelled() {
                 return EndReason::Stopped;

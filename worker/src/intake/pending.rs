@@ -4,10 +4,11 @@ use super::batch::BATCH_WEBHOOKS_MAX;
 use crate::{context::ByteBudget, decider::ReadWebhook};
 use async_nats::jetstream;
 use shared::{
-    codec::envelope::{Envelope, MSG_ID, NotDecoded},
-    follow::{Follow, Followed, Place, StreamState},
     store::{DeadLetter, LastMessage},
-    stream,
+    stream::{
+        self, DEDUP_KEY_HEADER, DecodeError, Envelope, ReaderEvent, StreamPosition, StreamReader,
+        StreamState,
+    },
 };
 use std::collections::VecDeque;
 use time::OffsetDateTime;
@@ -20,7 +21,7 @@ const BODY_COPIES: usize = 4;
 pub struct PendingMessages {
     queue: VecDeque<Pending>,
     /// Message that was read when the byte budget had no room.
-    unread: Option<(Place, Box<jetstream::Message>)>,
+    unread: Option<(StreamPosition, Box<jetstream::Message>)>,
     /// Stored messages past the last one that was read.
     waiting: u64,
     budget: ByteBudget,
@@ -90,21 +91,23 @@ impl PendingMessages {
     }
 
     /// Waits for a message, then reads without waiting until a batch is full. Cancel-safe.
-    pub async fn read(&mut self, follow: &mut Follow) -> ReadResult {
+    pub async fn read(&mut self, reader: &mut StreamReader) -> ReadResult {
         match self.unread.take() {
             Some((at, message)) => self.add(at, message).await,
-            None => match follow.next().await {
-                Followed::Opened(state) => return ReadResult::Opened(state),
-                Followed::CaughtUp(_, at) => {
+            None => match reader.next().await {
+                ReaderEvent::Opened(state) => return ReadResult::Opened(state),
+                ReaderEvent::CaughtUp(_, at) => {
                     self.waiting = 0;
                     return ReadResult::CaughtUp(at);
                 }
-                Followed::Message(at, message) => self.add(at, message).await,
+                ReaderEvent::Message(at, message) => self.add(at, message).await,
             },
         }
         while self.queue.len() < BATCH_WEBHOOKS_MAX {
             // Other events are handled after the commit of these messages.
-            let Some(Followed::Message(at, message)) = follow.ready().await else { break };
+            let Some(ReaderEvent::Message(at, message)) = reader.next_if_ready().await else {
+                break;
+            };
             match self.budget.try_acquire(message.payload.len() * BODY_COPIES) {
                 Some(permit) => self.push(at, &message, permit),
                 None => {
@@ -116,7 +119,7 @@ impl PendingMessages {
         ReadResult::Messages
     }
 
-    async fn add(&mut self, at: Place, message: Box<jetstream::Message>) {
+    async fn add(&mut self, at: StreamPosition, message: Box<jetstream::Message>) {
         let bytes = message.payload.len() * BODY_COPIES;
         // The message stays in `self` while it waits: dropping this future loses nothing.
         self.unread = Some((at, message));
@@ -126,22 +129,27 @@ impl PendingMessages {
         }
     }
 
-    fn push(&mut self, at: Place, message: &jetstream::Message, permit: OwnedSemaphorePermit) {
+    fn push(
+        &mut self,
+        at: StreamPosition,
+        message: &jetstream::Message,
+        permit: OwnedSemaphorePermit,
+    ) {
         self.waiting = at.waiting;
         self.queue.push_back(Pending { message: decode(at, message), _permit: permit });
     }
 }
 
-fn decode(at: Place, message: &jetstream::Message) -> PendingMessage {
-    let Place { sequence, stored_at, .. } = at;
+fn decode(at: StreamPosition, message: &jetstream::Message) -> PendingMessage {
+    let StreamPosition { sequence, stored_at, .. } = at;
     let headers = message.headers.as_ref();
     match Envelope::decode(&message.subject, headers, message.payload.clone()) {
         Ok(envelope) => {
             PendingMessage::Webhook(Box::new(ReadWebhook { sequence, stored_at, envelope }))
         }
-        Err(NotDecoded::Newer(schema)) => PendingMessage::Newer { sequence, schema },
+        Err(DecodeError::Newer(schema)) => PendingMessage::Newer { sequence, schema },
         Err(undecodable) => {
-            let id = headers.and_then(|headers| headers.get(MSG_ID));
+            let id = headers.and_then(|headers| headers.get(DEDUP_KEY_HEADER));
             let key = id.map(|id| id.as_str().to_owned()).unwrap_or_default();
             let connection = stream::parse_subject(&message.subject);
             let dead = DeadLetter {

@@ -10,10 +10,9 @@ use crate::{
 };
 use futures_util::FutureExt;
 use shared::{
-    codec::envelope::Envelope,
+    runtime::telemetry::ErrorChain,
     store::{CommitOutcome, DeadLetter, Decision, StoreError},
-    stream::pairs_to_headers,
-    telemetry::Chain,
+    stream::{Envelope, pairs_to_headers},
 };
 use std::panic::AssertUnwindSafe;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -29,7 +28,7 @@ pub async fn run(context: &Context, owned: &OwnedPartition, decider: &Decider) {
     loop {
         owned.redrive.notified().await;
         if let Err(error) = redrive_due(context, owned, decider).await {
-            let (partition, error) = (owned.partition(), Chain(&error));
+            let (partition, error) = (owned.partition(), ErrorChain(&error));
             warn!(%partition, %error, "failed to redrive dead letters");
         }
     }
@@ -95,7 +94,7 @@ async fn redrive_one(
         // The dead letter was redriven or deleted meanwhile, or another worker owns the partition.
         Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
         Err(error) if error.refuses_contents() => {
-            Ok(Err(format!("Postgres refuses its effects: {}", Chain(&error))))
+            Ok(Err(format!("Postgres refuses its effects: {}", ErrorChain(&error))))
         }
         Err(error) => Err(error),
     }

@@ -13,11 +13,9 @@ use super::owned_partition::OwnedPartition;
 use crate::context::Context;
 use async_nats::jetstream::{self, stream::RawMessageErrorKind};
 use shared::{
-    codec::envelope::MSG_ID,
-    follow::{self, Broken, StreamState},
+    runtime::telemetry::ErrorChain,
     store::{CursorState, NewGeneration},
-    stream::{STREAM, subjects_of},
-    telemetry::Chain,
+    stream::{self, BoxError, DEDUP_KEY_HEADER, STREAM, StreamState, subject_filter},
 };
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -72,7 +70,7 @@ async fn find(
     owned: &OwnedPartition,
     state: &CursorState,
     attempt: u32,
-) -> Result<Evidence, Broken> {
+) -> Result<Evidence, BoxError> {
     let Some(last) = &state.last else {
         if state.cursor == 0 {
             return Ok(Evidence::Nothing);
@@ -83,7 +81,7 @@ async fn find(
     let stream = js.get_stream_no_info(STREAM).await?;
     match stream.get_raw_message(last.sequence).await {
         Ok(message) => {
-            let key = message.headers.get(MSG_ID).map(|key| key.as_str().to_owned());
+            let key = message.headers.get(DEDUP_KEY_HEADER).map(|key| key.as_str().to_owned());
             Ok(Evidence::Message(key.unwrap_or_default(), message.time))
         }
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(Evidence::Nothing),
@@ -98,11 +96,11 @@ async fn first_since_cursor(
     owned: &OwnedPartition,
     state: &CursorState,
     reader: String,
-) -> Result<Option<u64>, Broken> {
+) -> Result<Option<u64>, BoxError> {
     let since = state.last.as_ref().map_or(state.read_through, |last| last.stored_at);
     let reader = format!("p{}-e{}-{reader}", owned.partition(), owned.token.epoch);
     let stream = js.get_stream(STREAM).await?;
-    follow::first_since(&stream, subjects_of(owned.partition()), since, reader).await
+    stream::first_since(&stream, subject_filter(owned.partition()), since, reader).await
 }
 
 /// Returns the evidence of a reset, `None` if the stream is the same.
@@ -162,7 +160,7 @@ pub async fn bump_generation(
                 break;
             }
             Err(error) => {
-                warn!(%partition, error = %Chain(&*error), "failed to raise the generation");
+                warn!(%partition, error = %ErrorChain(&*error), "failed to raise the generation");
             }
         }
         tokio::select! {
@@ -181,7 +179,7 @@ async fn try_bump(
     state: &CursorState,
     stream: StreamState,
     attempt: u32,
-) -> Result<bool, Broken> {
+) -> Result<bool, BoxError> {
     let first = first_since_cursor(js, owned, state, format!("since-{attempt}")).await?;
     let cursor = first.map_or(stream.last_sequence, |first| first.saturating_sub(1));
     let new = NewGeneration { created_ns: stream.created_ns, cursor };

@@ -2,24 +2,28 @@
 //!
 //! A process that changes a connection writes the directory entry after its commit. If it crashes
 //! in between, the entry is old. So one worker (the owner of partition 0) projects every change
-//! that Postgres notifies, and compares all entries every 30 seconds. Two such workers do no harm,
-//! since versions of entries only grow.
+//! that Postgres notifies. Every 30 seconds it projects what has a newer version than it has seen,
+//! in pages by version, and looks for entries without a row; apps are compared first. It begins with all connections. Two
+//! such workers do no harm, since versions of entries only grow.
 
 use async_nats::jetstream;
 use shared::{
-    directory::{Directory, DirectoryError, Entry},
+    directory::{AppEntry, Directory, DirectoryEntry, DirectoryError},
+    domain::{AppId, ConnectionId},
+    runtime::telemetry::ErrorChain,
     store::{ChangeSubscription, Store, StoreError},
-    telemetry::Chain,
-    types::ConnectionId,
 };
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-/// Interval at which all connections are compared.
+/// Interval at which connections are compared. Longer than a transaction lasts.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
-/// Version of a connection whose tombstone is written.
-const TOMBSTONE: i64 = 0;
+/// Maximum number of connections per query.
+const PAGE: usize = 1_000;
 /// Wait after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -36,7 +40,7 @@ pub async fn run(store: Store, js: jetstream::Context, until: CancellationToken)
     let synchronizing = async {
         loop {
             if let Err(error) = synchronize(&store, &js).await {
-                warn!(error = %Chain(&error), "failed to synchronize the directory");
+                warn!(error = %ErrorChain(&error), "failed to synchronize the directory");
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
@@ -46,17 +50,19 @@ pub async fn run(store: Store, js: jetstream::Context, until: CancellationToken)
 
 async fn synchronize(store: &Store, js: &jetstream::Context) -> Result<(), SyncError> {
     let directory = Directory::open(js).await?;
-    let mut changes = store.connection_changes().await?;
-    let mut projected = HashMap::new();
+    let mut changes = store.subscribe_connection_changes().await?;
+    let mut progress = Progress::default();
     let mut bucket = directory.identity().await?;
     loop {
         let (created, last) = directory.identity().await?;
         if created != bucket.0 || last < bucket.1 {
             warn!("directory recreated or truncated; writing all entries");
-            projected.clear();
+            progress = Progress::default();
         }
         bucket = (created, last);
-        compare_all(store, &directory, &mut projected).await?;
+        project_apps(store, &directory, &mut progress).await?;
+        project_changes(store, &directory, &mut progress).await?;
+        project_deletions(store, &directory, &mut progress).await?;
         let next_comparison = tokio::time::sleep(COMPARE_INTERVAL);
         tokio::pin!(next_comparison);
         while let Some(id) = next_change(&mut changes, next_comparison.as_mut()).await? {
@@ -65,23 +71,87 @@ async fn synchronize(store: &Store, js: &jetstream::Context) -> Result<(), SyncE
     }
 }
 
-/// Projects connections whose version is not known to be in the directory, and writes a tombstone
-/// for entries without a row.
-async fn compare_all(
+/// Progress of the comparisons with one bucket.
+#[derive(Default)]
+struct Progress {
+    /// Highest version of the comparison before the last. A transaction that had a lower version
+    /// then is committed now.
+    settled: i64,
+    /// Highest version of the last comparison.
+    newest: i64,
+    /// Versions above `settled` that are projected.
+    projected: HashMap<ConnectionId, i64>,
+    /// Entries without a row whose tombstone is written.
+    tombstones: HashSet<ConnectionId>,
+    /// Versions of apps that are projected.
+    apps: HashMap<AppId, i64>,
+}
+
+/// Projects apps that changed, and writes tombstones for entries without a row. There are few.
+async fn project_apps(
     store: &Store,
     directory: &Directory,
-    projected: &mut HashMap<ConnectionId, i64>,
+    progress: &mut Progress,
 ) -> Result<(), SyncError> {
-    let entries = directory.connections().await?;
-    let rows: HashMap<_, _> = store.connection_versions().await?.into_iter().collect();
-    for (&id, &version) in &rows {
-        if projected.get(&id) != Some(&version) && project(store, directory, id).await {
-            projected.insert(id, version);
+    let apps = store.app_entries().await?;
+    for id in directory.apps().await? {
+        if !apps.iter().any(|(app, _)| *app == id) {
+            let entry = AppEntry::Deleted { version: store.next_connection_version().await? };
+            directory.project_app(&id, &entry).await?;
         }
     }
-    for id in entries.into_iter().filter(|id| !rows.contains_key(id)) {
-        if projected.get(&id) != Some(&TOMBSTONE) && project(store, directory, id).await {
-            projected.insert(id, TOMBSTONE);
+    for (id, entry) in apps {
+        if progress.apps.get(&id) != Some(&entry.version()) {
+            directory.project_app(&id, &entry).await?;
+            progress.apps.insert(id, entry.version());
+        }
+    }
+    Ok(())
+}
+
+/// Projects connections whose version is above those that are known to be in the directory.
+async fn project_changes(
+    store: &Store,
+    directory: &Directory,
+    progress: &mut Progress,
+) -> Result<(), SyncError> {
+    let (mut after, mut failed) = (progress.settled, false);
+    loop {
+        let page = store.connection_versions(after, PAGE as i64).await?;
+        for &(id, version) in &page {
+            after = version;
+            if progress.projected.get(&id) != Some(&version) {
+                if project(store, directory, id).await {
+                    progress.projected.insert(id, version);
+                } else {
+                    failed = true;
+                }
+            }
+        }
+        if page.len() < PAGE {
+            break;
+        }
+    }
+    if !failed {
+        progress.settled = progress.newest.max(progress.settled);
+        progress.newest = after.max(progress.newest);
+        progress.projected.retain(|_, version| *version > progress.settled);
+    }
+    Ok(())
+}
+
+/// Writes a tombstone for entries without a row.
+async fn project_deletions(
+    store: &Store,
+    directory: &Directory,
+    progress: &mut Progress,
+) -> Result<(), SyncError> {
+    let entries = directory.connections().await?;
+    for page in entries.chunks(PAGE) {
+        for id in store.missing_connections(page).await? {
+            if !progress.tombstones.contains(&id) && project(store, directory, id).await {
+                progress.tombstones.insert(id);
+            }
         }
     }
     Ok(())
@@ -103,8 +173,8 @@ async fn project(store: &Store, directory: &Directory, id: ConnectionId) -> bool
     let projected = async {
         let entry = match store.directory_entry(id).await? {
             Some(entry) => entry,
-            None if matches!(directory.entry(id).await?, Some(Entry::Known(_))) => {
-                Entry::Deleted { version: store.next_connection_version().await? }
+            None if matches!(directory.entry(id).await?, Some(DirectoryEntry::Known(_))) => {
+                DirectoryEntry::Deleted { version: store.next_connection_version().await? }
             }
             None => return Ok(()),
         };
@@ -113,7 +183,7 @@ async fn project(store: &Store, directory: &Directory, id: ConnectionId) -> bool
     };
     let projected = projected.await;
     if let Err(error) = &projected {
-        error!(connection = %id, error = %Chain(error), "failed to write directory entry");
+        error!(connection = %id, error = %ErrorChain(error), "failed to write directory entry");
     }
     projected.is_ok()
 }

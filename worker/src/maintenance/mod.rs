@@ -1,16 +1,22 @@
-//! Periodic tasks: retention, directory sync, lanes of expired workers, replays, token refresh.
+//! Periodic tasks: retention, directory sync, notifications, lanes of expired workers, replays, token refresh.
 //!
 //! Run by `app`. Tasks for one worker at a time run on the owner of partition 0; two owners for a
 //! moment do no harm.
 
+mod backlog;
 mod directory_sync;
+mod notifications;
 mod replay;
 mod retention;
 mod token_refresh;
 
 use crate::{context::Context, decider::Decider};
 use async_nats::jetstream;
-use shared::{partition::Partition, store::BacklogStats, telemetry::Chain};
+use shared::{
+    runtime::telemetry::ErrorChain,
+    store::{BacklogLimits, BacklogStats, NotificationStats},
+    stream::Partition,
+};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,6 +34,7 @@ pub async fn run(
     js: jetstream::Context,
     decider: Decider,
     lease_ttl: Duration,
+    limits: BacklogLimits,
     stop: CancellationToken,
 ) {
     let tokens = token_refresh::run(
@@ -36,14 +43,12 @@ pub async fn run(
         Arc::clone(&context.token_expired),
         stop.clone(),
     );
-    let usage = context.usage.clone().run(context.store.clone(), stop.clone());
     let replays = replay::run(&context, &js, &decider, lease_ttl, &stop);
     tokio::join!(
         tokens,
-        usage,
         replays,
         free_expired_workers(&context, &stop),
-        run_exclusive(&context, &js, &stop)
+        run_exclusive(&context, &js, limits, &stop)
     );
 }
 
@@ -53,7 +58,7 @@ async fn free_expired_workers(context: &Context, stop: &CancellationToken) {
         let expired = match context.store.expired_workers(EXPIRED_MAX).await {
             Ok(expired) => expired,
             Err(error) => {
-                warn!(error = %Chain(&error), "failed to query expired workers");
+                warn!(error = %ErrorChain(&error), "failed to query expired workers");
                 continue;
             }
         };
@@ -65,7 +70,10 @@ async fn free_expired_workers(context: &Context, stop: &CancellationToken) {
                     context.wake_outbox.notify_one();
                 }
                 Err(error) => {
-                    warn!(worker, error = %Chain(&error), "failed to free lanes of expired worker");
+                    warn!(
+                        worker, error = %ErrorChain(&error),
+                        "failed to free lanes of expired worker"
+                    );
                 }
             }
         }
@@ -73,7 +81,12 @@ async fn free_expired_workers(context: &Context, stop: &CancellationToken) {
 }
 
 /// Runs the tasks for one worker at a time while this worker owns partition 0.
-async fn run_exclusive(context: &Arc<Context>, js: &jetstream::Context, stop: &CancellationToken) {
+async fn run_exclusive(
+    context: &Arc<Context>,
+    js: &jetstream::Context,
+    limits: BacklogLimits,
+    stop: &CancellationToken,
+) {
     let lock = Partition::try_from(0).expect("0 is a partition");
     loop {
         let owned = context.partitions.all().contains(&lock);
@@ -81,7 +94,9 @@ async fn run_exclusive(context: &Arc<Context>, js: &jetstream::Context, stop: &C
             let held = CancellationToken::new();
             let guard = held.clone().drop_guard();
             let sync = directory_sync::run(context.store.clone(), js.clone(), held.clone());
-            let retention = retention::run(context, held.clone());
+            let retention = retention::run(context, js, held.clone());
+            let backlog = backlog::run(context, limits, held.clone());
+            let notifications = notifications::run(context, held.clone());
             let lost = async {
                 while context.partitions.all().contains(&lock) {
                     tokio::time::sleep(LOCK_INTERVAL).await;
@@ -92,9 +107,12 @@ async fn run_exclusive(context: &Arc<Context>, js: &jetstream::Context, stop: &C
                 () = lost => {}
                 () = sync => {}
                 () = retention => {}
+                () = backlog => {}
+                () = notifications => {}
             }
             drop(guard);
-            context.metrics.record_backlog(BacklogStats::default()); // another worker reports it
+            context.metrics.record_backlog(&BacklogStats::default()); // another worker reports it
+            context.metrics.record_notifications(&NotificationStats::default());
         }
         if stop.run_until_cancelled(tokio::time::sleep(LOCK_INTERVAL)).await.is_none() {
             return;

@@ -11,11 +11,9 @@ use crate::{
 };
 use async_nats::jetstream;
 use shared::{
-    codec::envelope::{DedupeKey, Envelope},
-    follow::{Broken, Follow, Followed, first_since},
+    runtime::telemetry::ErrorChain,
     store::{DecidedWebhook, Decision, Replay, ReplayResult},
-    stream::STREAM,
-    telemetry::Chain,
+    stream::{BoxError, DedupKey, Envelope, ReaderEvent, STREAM, StreamReader, first_since},
 };
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +21,8 @@ use tracing::{info, warn};
 
 /// Interval at which replays are looked for.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Error of a replay whose lease is lost.
+const NOT_OURS: &str = "another worker runs the replay, or it was cancelled";
 
 /// Runs replays, one at a time, until `stop`.
 pub async fn run(
@@ -38,7 +38,7 @@ pub async fn run(
                 Ok(Some(replay)) => run_replay(context, js, decider, ttl, &replay).await,
                 Ok(None) => tokio::time::sleep(INTERVAL).await,
                 Err(error) => {
-                    warn!(error = %Chain(&error), "failed to claim replay");
+                    warn!(error = %ErrorChain(&error), "failed to claim replay");
                     tokio::time::sleep(INTERVAL).await;
                 }
             }
@@ -63,11 +63,11 @@ async fn run_replay(
             return;
         }
     };
-    let result = ended.map_err(|error| Chain(&*error).to_string());
+    let result = ended.map_err(|error| ErrorChain(&*error).to_string());
     info!(replay = id, ?result, "replay ended");
     let result = result.as_ref().copied().map_err(String::as_str);
     if let Err(error) = context.store.end_replay(replay, result).await {
-        warn!(replay = id, error = %Chain(&error), "failed to record replay result");
+        warn!(replay = id, error = %ErrorChain(&error), "failed to record replay result");
     }
 }
 
@@ -80,7 +80,7 @@ async fn renew(context: &Context, replay: &Replay, ttl: Duration) {
         match context.store.renew_replay(replay, None, ttl).await {
             Ok(true) => renewed = before,
             Ok(false) => return,
-            Err(error) => warn!(error = %Chain(&error), "failed to renew lease of replay"),
+            Err(error) => warn!(error = %ErrorChain(&error), "failed to renew lease of replay"),
         }
     }
 }
@@ -90,24 +90,25 @@ async fn decide_all(
     js: &jetstream::Context,
     decider: &Decider,
     replay: &Replay,
-) -> Result<(), Broken> {
+) -> Result<(), BoxError> {
     let filter = format!("slack.in.*.{}", replay.connection);
     let stream = js.get_stream(STREAM).await?;
     let last = stream.cached_info().state.last_sequence;
     let name = format!("{}-e{}", replay.id.replace(':', "-"), replay.epoch);
     let first = first_since(&stream, filter.clone(), replay.from, format!("{name}-since")).await?;
     let Some(first) = first else { return Ok(()) };
-    let mut follow = Follow::new(js.clone(), STREAM, filter, name, first.max(replay.cursor + 1));
+    let mut reader =
+        StreamReader::new(js.clone(), STREAM, filter, name, first.max(replay.cursor + 1));
     let mut counted = false;
     loop {
-        let (at, message) = match follow.next().await {
-            Followed::Message(at, _) if at.stored_at >= replay.to => return Ok(()),
-            Followed::Message(at, message) => (at, message),
-            Followed::CaughtUp(through, _) if through >= last => return Ok(()),
-            Followed::Opened(state) if state.last_sequence < last => {
+        let (at, message) = match reader.next().await {
+            ReaderEvent::Message(at, _) if at.stored_at >= replay.to => return Ok(()),
+            ReaderEvent::Message(at, message) => (at, message),
+            ReaderEvent::CaughtUp(through, _) if through >= last => return Ok(()),
+            ReaderEvent::Opened(state) if state.last_sequence < last => {
                 return Err("the stream was recreated during the replay".into());
             }
-            Followed::CaughtUp(..) | Followed::Opened(_) => continue,
+            ReaderEvent::CaughtUp(..) | ReaderEvent::Opened(_) => continue,
         };
         if !std::mem::replace(&mut counted, true) {
             context.store.count_replay(replay, at.waiting + 1).await?;
@@ -140,7 +141,7 @@ async fn decide_all(
             },
         };
         if !context.store.record_replay_result(replay, &result).await? {
-            return Err("another worker runs the replay, or it was cancelled".into());
+            return Err(NOT_OURS.into());
         }
         if at.waiting == 0 && at.sequence >= last {
             return Ok(());
@@ -153,16 +154,18 @@ async fn enqueue(
     context: &Context,
     replay: &Replay,
     mut webhook: DecidedWebhook,
-) -> Result<(), Broken> {
+) -> Result<(), BoxError> {
     if !matches!(&webhook.decision, Decision::Apply(effects) if effects.delivery.is_some()) {
         return Ok(());
     }
     // The agent would drop a delivery with the original key as a repetition.
-    let key = format!("{}:replay:{}", webhook.envelope.dedupe, replay.id);
-    webhook.envelope.dedupe = DedupeKey::stored(key);
+    let key = format!("{}:replay:{}", webhook.envelope.dedup_key, replay.id);
+    webhook.envelope.dedup_key = DedupKey::from_stored(key);
     webhook.envelope.lane = webhook.envelope.lane.of_replay(&replay.id);
     webhook.envelope.reply = None; // that request has ended
-    context.store.enqueue_replayed(replay, &webhook).await?;
+    if !context.store.enqueue_replayed(replay, &webhook).await? {
+        return Err(NOT_OURS.into());
+    }
     context.wake_dispatch.notify_one();
     Ok(())
 }
@@ -174,9 +177,10 @@ fn describe(decision: &Decision) -> (String, Vec<String>) {
         Decision::DeadLetter { reason, error } => {
             ("dead_letter".into(), vec![format!("{reason} {error}").trim().to_owned()])
         }
+        Decision::Overflow => ("dead_letter".into(), vec![Decision::OVERFLOW.to_owned()]),
         Decision::Apply(effects) => {
             let consume = effects.consume.iter().map(|_| "consume a link code".to_owned());
-            let changes = effects.changes.iter().map(|change| change.what.as_str().to_owned());
+            let changes = effects.changes.iter().map(|change| change.action.as_str().to_owned());
             let messages =
                 effects.messages.iter().map(|message| format!("send by {}", message.to.as_str()));
             let delivery = effects

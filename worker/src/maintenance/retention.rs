@@ -1,7 +1,8 @@
-//! Deletes expired rows and counts the backlog for the metrics page.
+//! Deletes expired rows.
 
 use crate::context::Context;
-use shared::{store::PruneStats, telemetry::Chain};
+use async_nats::jetstream;
+use shared::{operations, runtime::telemetry::ErrorChain, store::PruneStats};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -10,14 +11,21 @@ use tracing::{info, warn};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum number of steps per round.
 const STEPS_MAX: usize = 100;
+/// Maximum number of uninstalled connections that are deleted per round.
+const UNINSTALLED_MAX: i32 = 100;
+/// Time after the deletion of a connection in which every ingest has its tombstone.
+const TOMBSTONE_TIME: Duration = Duration::from_secs(15);
+/// Maximum number of pages of deleted connections per round.
+const LATE_PAGES_MAX: usize = 10;
 
 /// Deletes until cancelled.
-pub async fn run(context: &Context, until: CancellationToken) {
+pub async fn run(context: &Context, js: &jetstream::Context, until: CancellationToken) {
     let pruning = async {
+        let mut late_after = None;
         loop {
             for _ in 0..STEPS_MAX {
                 let failed = |table: &str, error| {
-                    warn!(table, error = %Chain(&error), "failed to prune table");
+                    warn!(table, error = %ErrorChain(&error), "failed to prune table");
                 };
                 let stats = context.store.prune_expired(failed).await;
                 if stats == PruneStats::default() {
@@ -30,24 +38,68 @@ pub async fn run(context: &Context, until: CancellationToken) {
                     Ok(0) => break,
                     Ok(ended) => info!(ended, "unreachable deliveries ended"),
                     Err(error) => {
-                        warn!(error = %Chain(&error), "failed to end unreachable deliveries");
+                        warn!(error = %ErrorChain(&error), "failed to end unreachable deliveries");
                         break;
                     }
                 }
             }
-            match context.store.delete_late_traffic().await {
-                Ok(0) => {}
-                Ok(rows) => info!(rows, "rows of deleted connections deleted"),
-                Err(error) => {
-                    warn!(error = %Chain(&error), "failed to delete rows of deleted connections");
+            for _ in 0..STEPS_MAX {
+                match context.store.prune_audit_log(context.audit_log_retention).await {
+                    Ok(0) => break,
+                    Ok(rows) => info!(rows, "expired rows of the audit log deleted"),
+                    Err(error) => {
+                        warn!(error = %ErrorChain(&error), "failed to prune the audit log");
+                        break;
+                    }
                 }
             }
-            match context.store.backlog_stats().await {
-                Ok(stats) => context.metrics.record_backlog(stats),
-                Err(error) => warn!(error = %Chain(&error), "failed to count the backlog"),
+            let kept = context.uninstalled_retention;
+            match context.store.delete_uninstalled_connections(kept, UNINSTALLED_MAX).await {
+                Ok(0) => {}
+                Ok(connections) => info!(connections, "uninstalled connections deleted"),
+                Err(error) => {
+                    let error = ErrorChain(&error);
+                    warn!(%error, "failed to delete uninstalled connections");
+                }
             }
+            for _ in 0..LATE_PAGES_MAX {
+                match context.store.delete_late_traffic(late_after.as_ref()).await {
+                    Ok((rows, next)) => {
+                        late_after = next;
+                        if rows > 0 {
+                            info!(rows, "rows of deleted connections deleted");
+                        }
+                    }
+                    Err(error) => {
+                        let error = ErrorChain(&error);
+                        warn!(%error, "failed to delete rows of deleted connections");
+                        break;
+                    }
+                }
+                if late_after.is_none() {
+                    break;
+                }
+            }
+            purge_deleted_connections(context, js).await;
             tokio::time::sleep(INTERVAL).await;
         }
     };
     until.run_until_cancelled(pruning).await;
+}
+
+/// Purges the webhooks of connections that were deleted, after every ingest has their tombstones.
+async fn purge_deleted_connections(context: &Context, js: &jetstream::Context) {
+    let purge = async {
+        for id in context.store.unpurged_connections(TOMBSTONE_TIME).await? {
+            let webhooks = operations::purge_webhooks(&context.store, js, id).await?;
+            context.store.record_purged_connection(id).await?;
+            if webhooks > 0 {
+                info!(connection = %id, webhooks, "webhooks of deleted connection purged");
+            }
+        }
+        Ok::<_, operations::OperationError>(())
+    };
+    if let Err(error) = purge.await {
+        warn!(error = %ErrorChain(&error), "failed to purge webhooks of deleted connections");
+    }
 }

@@ -1,19 +1,23 @@
 //! Refreshes rotating bot tokens before they expire.
 //!
 //! Any worker refreshes any token that is due. A lease limits this to one worker, and the
-//! generation of the row rejects an old result. Slack accepts the previous refresh token for a
-//! short while: if a worker crashes before it records new tokens, another one can refresh again.
-//! Hence the short lease.
+//! generation of the row rejects an old result. Slack's answer uses up the old refresh token, so
+//! that the worker writes the new tokens until Postgres takes them, whatever outage comes between.
+//!
+//! A lease that ended without a result is of a worker that crashed, or that still has new tokens to
+//! write. So it is taken over only by a worker that has reached Postgres for a while: after an
+//! outage the worker with the new tokens comes first. Slack accepts the previous refresh token for
+//! a short while, which is enough for the refresh of a worker that crashed.
 
 use crate::slack::{Action, ApiResult, SEND_TIMEOUT, Slack};
 use shared::{
+    domain::ConnectionStatus,
+    runtime::telemetry::ErrorChain,
     secrets::Secret,
-    store::{DueRotation, Store, StoreError},
-    telemetry::Chain,
-    types::Status,
+    store::{DueTokenRefresh, Store, StoreError},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -21,22 +25,32 @@ use tracing::{error, info, warn};
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Time after which another worker may refresh the same token; longer than a call.
 const LEASE: Duration = Duration::from_secs(15);
-const _: () = assert!(SEND_TIMEOUT.as_secs() * 2 < LEASE.as_secs());
-/// Interval at which the recording of a refreshed token is repeated.
-const RECORD_INTERVAL: Duration = Duration::from_millis(500);
-/// Maximum number of attempts to record a refreshed token, about ten minutes.
-const RECORD_ATTEMPTS: u32 = 1_200;
+const _: () = assert!(SEND_TIMEOUT.as_secs() * 2 < LEASE.as_secs()); // two client secrets
+/// Slack's error for a client secret that it does not know.
+const BAD_CLIENT_SECRET: &str = "bad_client_secret";
+/// Time for which Postgres has answered a worker before it takes over a lease.
+const TAKEOVER_AFTER: Duration = Duration::from_secs(30);
+/// Maximum interval at which the recording of a refreshed token is repeated. The first is a tenth.
+const RECORD_INTERVAL_MAX: Duration = Duration::from_secs(5);
+// After an outage the new tokens are written before another worker takes over.
+const _: () = assert!(RECORD_INTERVAL_MAX.as_secs() * 2 < TAKEOVER_AFTER.as_secs());
 /// Maximum wait after a failed refresh. Tokens are refreshed with a fifth of their lifetime left,
 /// which is hours for Slack's twelve.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Maximum lifetime of a token that is believed. Slack's is twelve hours.
+const LIFETIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Refreshes tokens until `stop`. `now` is notified when Slack rejects a token as expired.
 pub async fn run(store: Store, slack: Slack, now: Arc<Notify>, stop: CancellationToken) {
+    let mut refresher = Refresher { store, slack, postgres_since: None };
     loop {
-        match refresh_one(&store, &slack).await {
+        match refresher.refresh_one().await {
             Ok(true) => continue,
             Ok(false) => {}
-            Err(error) => warn!(error = %Chain(&error), "failed to query due token refreshes"),
+            Err(error) => {
+                refresher.postgres_since = None;
+                warn!(error = %ErrorChain(&error), "failed to query due token refreshes");
+            }
         }
         tokio::select! {
             _ = stop.cancelled() => return,
@@ -46,56 +60,111 @@ pub async fn run(store: Store, slack: Slack, now: Arc<Notify>, stop: Cancellatio
     }
 }
 
-/// Refreshes one token that is due. Returns false if none is.
-async fn refresh_one(store: &Store, slack: &Slack) -> Result<bool, StoreError> {
-    let Some(due) = store.lease_rotation(LEASE).await? else { return Ok(false) };
-    let connection = due.connection;
-    let result = slack.refresh(&due.client_id, &due.client_secret, &due.refresh_token).await;
-    let (after, reason) = match result {
-        ApiResult::Done(answer) => match read(&answer) {
-            Some((bot_token, refresh_token, expires_in)) => {
-                // The old refresh token is used up: the new one must not be lost if Postgres is
-                // unavailable.
-                let mut in_force =
-                    store.rotated(&due, &bot_token, &refresh_token, expires_in).await;
-                for _ in 0..RECORD_ATTEMPTS {
-                    let Err(error) = &in_force else { break };
-                    warn!(%connection, error = %Chain(error), "failed to record refreshed token");
-                    tokio::time::sleep(RECORD_INTERVAL).await;
-                    in_force = store.rotated(&due, &bot_token, &refresh_token, expires_in).await;
+/// Refresher of a worker.
+struct Refresher {
+    store: Store,
+    slack: Slack,
+    /// Time since which Postgres has answered, as far as this task asked.
+    postgres_since: Option<Instant>,
+}
+
+/// Tokens that Slack returned.
+struct NewTokens {
+    bot_token: Secret,
+    refresh_token: Secret,
+    expires_at: Instant,
+}
+
+impl Refresher {
+    /// Refreshes one token that is due. Returns false if none is.
+    async fn refresh_one(&mut self) -> Result<bool, StoreError> {
+        let takes_over = self.postgres_since.is_some_and(|since| since.elapsed() >= TAKEOVER_AFTER);
+        let due = self.store.lease_token_refresh(LEASE, takes_over).await?;
+        self.postgres_since.get_or_insert_with(Instant::now);
+        let Some(due) = due else { return Ok(false) };
+        let connection = due.connection;
+        let mut secrets = due.client_secrets.iter();
+        let result = loop {
+            let secret = secrets.next().expect("a token rotation has a client secret");
+            let result = self.slack.refresh(&due.client_id, secret, &due.refresh_token).await;
+            // During a rotation of the app's secret Slack may still have the previous one.
+            let is_wrong =
+                matches!(&result, ApiResult::Refused(_, code) if code == BAD_CLIENT_SECRET);
+            if !is_wrong || secrets.len() == 0 {
+                break result;
+            }
+        };
+        let (after, reason) = match result {
+            ApiResult::Succeeded(answer) => match read(&answer) {
+                Some(tokens) => {
+                    let in_force = self.record(&due, &tokens).await?;
+                    info!(%connection, in_force, "token refreshed");
+                    return Ok(true);
                 }
-                let in_force = in_force?;
-                info!(%connection, in_force, ?expires_in, "token refreshed");
+                None => (backoff(&due), "Slack's answer holds no new tokens".to_owned()),
+            },
+            ApiResult::Refused(Action::ReloadToken, text) => {
+                // Another worker may have refreshed the token: then the generation differs.
+                let in_force =
+                    self.store.record_token_refresh_failure(&due, BACKOFF_MAX, &text).await?;
+                if in_force {
+                    error!(%connection, "refresh token used up; the app must be installed again");
+                    let reason = "the refresh token is used up: install the app again";
+                    let status = ConnectionStatus::Error;
+                    self.store.record_connection_failure(connection, None, status, reason).await?;
+                }
                 return Ok(true);
             }
-            None => (backoff(&due), "Slack's answer holds no new tokens".to_owned()),
-        },
-        ApiResult::Refused(Action::ReloadToken, text) => {
-            // Another worker may have refreshed the token: then the generation differs.
-            let in_force = store.rotation_failed(&due, BACKOFF_MAX, &text).await?;
-            if in_force {
-                error!(%connection, "refresh token used up; the app must be installed again");
-                let reason = "the refresh token is used up: install the app again";
-                store.connection_refused(connection, None, Status::Error, reason).await?;
+            ApiResult::Refused(_, text) => (BACKOFF_MAX, text),
+            ApiResult::RateLimited(after) => (after, "rate limited".to_owned()),
+            ApiResult::NotSent(reason) | ApiResult::Ambiguous(reason) => (backoff(&due), reason),
+        };
+        warn!(%connection, reason, ?after, "failed to refresh token");
+        self.store.record_token_refresh_failure(&due, after, &reason).await?;
+        Ok(true)
+    }
+
+    /// Records new tokens, again and again until they expire: nothing else has them. Returns false
+    /// if another worker refreshed the token.
+    async fn record(
+        &mut self,
+        due: &DueTokenRefresh,
+        tokens: &NewTokens,
+    ) -> Result<bool, StoreError> {
+        let mut interval = RECORD_INTERVAL_MAX / 10;
+        loop {
+            let left = tokens.expires_at.saturating_duration_since(Instant::now());
+            let recorded = self
+                .store
+                .record_token_refresh(due, &tokens.bot_token, &tokens.refresh_token, left)
+                .await;
+            match recorded {
+                Err(error) if !left.is_zero() => {
+                    self.postgres_since = None;
+                    let connection = due.connection;
+                    warn!(
+                        %connection, error = %ErrorChain(&error), "failed to record refreshed token"
+                    );
+                }
+                recorded => return recorded,
             }
-            return Ok(true);
+            tokio::time::sleep(interval).await;
+            interval = (interval * 2).min(RECORD_INTERVAL_MAX);
         }
-        ApiResult::Refused(_, text) => (BACKOFF_MAX, text),
-        ApiResult::RateLimited(after) => (after, "rate limited".to_owned()),
-        ApiResult::NotSent(reason) | ApiResult::Ambiguous(reason) => (backoff(&due), reason),
-    };
-    warn!(%connection, reason, ?after, "failed to refresh token");
-    store.rotation_failed(&due, after, &reason).await?;
-    Ok(true)
+    }
 }
 
 /// Returns `access_token`, `refresh_token` and `expires_in`.
-fn read(answer: &serde_json::Value) -> Option<(Secret, Secret, Duration)> {
+fn read(answer: &serde_json::Value) -> Option<NewTokens> {
     let secret = |name: &str| Secret::new(answer[name].as_str()?.to_owned()).ok();
-    let expires_in = Duration::from_secs(answer["expires_in"].as_u64()?);
-    Some((secret("access_token")?, secret("refresh_token")?, expires_in))
+    let expires_in = Duration::from_secs(answer["expires_in"].as_u64()?).min(LIFETIME_MAX);
+    Some(NewTokens {
+        bot_token: secret("access_token")?,
+        refresh_token: secret("refresh_token")?,
+        expires_at: Instant::now() + expires_in,
+    })
 }
 
-fn backoff(due: &DueRotation) -> Duration {
+fn backoff(due: &DueTokenRefresh) -> Duration {
     Duration::from_secs(1 << due.failures.clamp(0, 8)).min(BACKOFF_MAX)
 }

@@ -18,13 +18,13 @@ use crate::{
 };
 use futures_util::FutureExt;
 use shared::{
-    partition::Lane,
+    domain::{ConnectionId, Destination},
+    runtime::telemetry::{self, ErrorChain},
     store::{
         ClaimPosition, OutboxMessage, SendAmbiguity, SendOutcome, SendRecord, Store, StoreError,
         UnreadableMessage,
     },
-    telemetry::{self, Chain},
-    types::{ConnectionId, Destination},
+    stream::Lane,
 };
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use token_health::TokenFailures;
@@ -56,9 +56,9 @@ const LIMITED_INTERVAL: Duration = Duration::from_millis(50);
 type LaneKey = (ConnectionId, Lane);
 /// Lanes that are being sent, with the turn of the last claimed message: the task of the previous
 /// message may end later.
-type Running = HashMap<LaneKey, i64>;
+type RunningSends = HashMap<LaneKey, i64>;
 
-struct Shared {
+struct SendShared {
     context: Arc<Context>,
     token_failures: TokenFailures,
     recording: Batcher<SendRecord, Result<(), StoreError>>,
@@ -72,8 +72,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     };
     let recording = Batcher::new(&context.store, record);
     let token_failures = TokenFailures::default();
-    let shared = Arc::new(Shared { context, token_failures, recording });
-    let (mut sends, mut running) = (JoinSet::new(), Running::new());
+    let shared = Arc::new(SendShared { context, token_failures, recording });
+    let (mut sends, mut running) = (JoinSet::new(), RunningSends::new());
     let mut polled = Instant::now();
     // The claim after the last connection begins at the first.
     let mut after = None;
@@ -113,9 +113,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         tokio::select! {
             _ = stop.cancelled() => {}
             Some(sent) = sends.join_next(), if !sends.is_empty() => {
-                ended(sent, &mut running);
+                remove_ended(sent, &mut running);
                 while let Some(sent) = sends.try_join_next() {
-                    ended(sent, &mut running);
+                    remove_ended(sent, &mut running);
                 }
             }
             _ = shared.context.wake_outbox.notified(), if sends.len() < SENDS_MAX => {}
@@ -128,19 +128,19 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
 }
 
-struct Claimed {
+struct ClaimSummary {
     messages: usize,
     next_due: Option<Duration>,
 }
 
 /// Claims once and starts the sends. Returns `None` when nothing can be claimed now.
 async fn claim(
-    shared: &Arc<Shared>,
+    shared: &Arc<SendShared>,
     room: usize,
     after: &mut Option<ClaimPosition>,
     sends: &mut JoinSet<(LaneKey, i64)>,
-    running: &mut Running,
-) -> Option<Claimed> {
+    running: &mut RunningSends,
+) -> Option<ClaimSummary> {
     let context = &shared.context;
     let term = context.worker.term()?;
     let partitions = context.partitions.all();
@@ -159,7 +159,7 @@ async fn claim(
         Ok(claimed) => claimed,
         Err(error) => {
             // If the claim succeeded all the same, the next poll frees its lanes.
-            warn!(error = %Chain(&error), "failed to claim outbox messages");
+            warn!(error = %ErrorChain(&error), "failed to claim outbox messages");
             return None;
         }
     };
@@ -185,10 +185,10 @@ async fn claim(
             (lane, turn)
         });
     }
-    Some(Claimed { messages: count, next_due: claimed.next_due })
+    Some(ClaimSummary { messages: count, next_due: claimed.next_due })
 }
 
-fn ended(sent: Result<(LaneKey, i64), tokio::task::JoinError>, running: &mut Running) {
+fn remove_ended(sent: Result<(LaneKey, i64), tokio::task::JoinError>, running: &mut RunningSends) {
     match sent {
         Ok((lane, turn)) if running.get(&lane) == Some(&turn) => drop(running.remove(&lane)),
         Ok(_) => {} // the next message of the lane is being sent
@@ -197,7 +197,7 @@ fn ended(sent: Result<(LaneKey, i64), tokio::task::JoinError>, running: &mut Run
 }
 
 /// Frees lanes that name this worker and are not in its memory.
-async fn release_forgotten(shared: &Shared, running: &Running) {
+async fn release_forgotten(shared: &SendShared, running: &RunningSends) {
     let Some(term) = shared.context.worker.term() else { return };
     let keep: Vec<LaneKey> = running.keys().copied().collect();
     let released = shared.context.store.release_outbox_lanes(&term.id, Some(&keep), RELEASE_MAX);
@@ -206,11 +206,11 @@ async fn release_forgotten(shared: &Shared, running: &Running) {
         Ok(lanes) => {
             warn!(lanes, "outbox lanes freed after claims with unknown results")
         }
-        Err(error) => warn!(error = %Chain(&error), "failed to free forgotten outbox lanes"),
+        Err(error) => warn!(error = %ErrorChain(&error), "failed to free forgotten outbox lanes"),
     }
 }
 
-async fn record_unreadable(shared: &Shared, term: &WorkerTerm, message: UnreadableMessage) {
+async fn record_unreadable(shared: &SendShared, term: &WorkerTerm, message: UnreadableMessage) {
     let UnreadableMessage { connection, lane, turn, attempts, why: reason, may_be_readable } =
         message;
     error!(%connection, %lane, reason, may_be_readable, "failed to read outbox message");
@@ -222,12 +222,12 @@ async fn record_unreadable(shared: &Shared, term: &WorkerTerm, message: Unreadab
     let record =
         SendRecord { connection, lane, worker, turn, attempts, outcome, ambiguity, crashed: false };
     if let Some(Err(error)) = shared.recording.run(record).await {
-        warn!(error = %Chain(&error), "failed to record unreadable message");
+        warn!(error = %ErrorChain(&error), "failed to record unreadable message");
     }
 }
 
 /// Sends a message and records the result. A message without a recorded result is ambiguous.
-async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
+async fn send(shared: &SendShared, term: &WorkerTerm, message: OutboxMessage) {
     let (id, to, connection) = (message.id, message.outgoing.to.as_str(), message.connection);
     let mut ambiguity = SendAmbiguity { open: message.ambiguous, resent: false };
     let span = span(&message);
@@ -253,7 +253,7 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
         SendOutcome::Later(_, reason)
         | SendOutcome::Ambiguous(_, reason)
         | SendOutcome::Untried(_, reason)
-            if message.age > given_up_after(&message.outgoing.to) =>
+            if message.age > max_age(&message.outgoing.to) =>
         {
             SendOutcome::Failed(format!("given up after {:?}: {reason}", message.age))
         }
@@ -287,7 +287,7 @@ async fn send(shared: &Shared, term: &WorkerTerm, message: OutboxMessage) {
         crashed,
     };
     while let Some(Err(error)) = shared.recording.run(record.clone()).await {
-        warn!(outbox = id, error = %Chain(&error), "failed to record send result");
+        warn!(outbox = id, error = %ErrorChain(&error), "failed to record send result");
         if !term.holds() {
             return;
         }
@@ -306,14 +306,14 @@ fn span(message: &OutboxMessage) -> Span {
         error.type = field::Empty,
     );
     if let Some(traceparent) = &message.traceparent {
-        telemetry::link(&span, traceparent);
+        telemetry::link_span(&span, traceparent);
     }
     span
 }
 
 /// Returns the age at which a message is given up: half an hour for a response_url without a
 /// fallback, otherwise a day.
-fn given_up_after(to: &Destination) -> Duration {
+fn max_age(to: &Destination) -> Duration {
     match to {
         Destination::ResponseUrl { fallback: None, .. } => Duration::from_secs(30 * 60),
         Destination::ResponseUrl { .. }

@@ -1,7 +1,7 @@
 //! Reconciles an ambiguous message: looks for its mark in the conversation.
 
 use super::sender::AuthenticatedSender;
-use crate::slack::{ApiResult, Method, bears_mark};
+use crate::slack::{ApiResult, Method, has_mark};
 use serde_json::json;
 use shared::store::SendOutcome;
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub async fn look_up(
             "cursor": (!cursor.is_empty()).then_some(&cursor),
         });
         let answer = match sender.call(method, &body).await {
-            Ok(ApiResult::Done(answer)) => answer,
+            Ok(ApiResult::Succeeded(answer)) => answer,
             // Some apps may call a method once a minute: waiting for it would delay the lane.
             Ok(ApiResult::RateLimited(after)) | Err(SendOutcome::Untried(after, _)) => {
                 return match message.age < LIMIT_WAIT_MAX && after <= LIMIT_WAIT_MAX {
@@ -60,7 +60,7 @@ pub async fn look_up(
             Err(_) => return later(Duration::ZERO, "the worker's row expired".into()),
         };
         let found = answer["messages"].as_array();
-        if found.is_some_and(|messages| messages.iter().any(|m| bears_mark(m, &mark))) {
+        if found.is_some_and(|messages| messages.iter().any(|m| has_mark(m, &mark))) {
             return LookupResult::Found;
         }
         cursor = answer["response_metadata"]["next_cursor"].as_str().unwrap_or_default().to_owned();

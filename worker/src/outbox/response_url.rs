@@ -3,16 +3,16 @@
 
 use super::{
     sender::SendContext,
-    web_api::{self, AMBIGUITY_WAIT},
+    web_api::{self, AMBIGUITY_WAIT, FORM_ERRORS, text_alone},
 };
-use crate::slack::ResponseUrlResult;
+use crate::slack::{ResponseUrlResult, fit};
 use serde_json::Value;
 use shared::{
+    domain::{Destination, Fallback},
     store::{SendAmbiguity, SendOutcome},
-    types::{Destination, Fallback},
 };
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Slack's limit of uses of a response_url.
 const USES_MAX: i64 = 5;
@@ -25,7 +25,9 @@ pub async fn send(
     fallback: Option<&Fallback>,
     ambiguity: &mut SendAmbiguity,
 ) -> SendOutcome {
-    let message = &sending.message.outgoing.message;
+    let mut message = sending.message.outgoing.message.clone();
+    fit(&mut message);
+    let message = &message;
     let reason = if sending.message.uses >= USES_MAX {
         "the response_url was used five times".to_owned()
     } else if sending.message.age >= USABLE_FOR {
@@ -35,8 +37,20 @@ pub async fn send(
             return lost;
         }
         sending.mark_resent(ambiguity);
-        match sending.context().slack.respond(url, message).await {
-            ResponseUrlResult::Done => return SendOutcome::Sent,
+        let slack = &sending.context().slack;
+        let mut result = slack.post_response_url(url, message).await;
+        if let ResponseUrlResult::Refused(code) = &result
+            && FORM_ERRORS.iter().any(|error| code.contains(error))
+            && let Some(text) = text_alone(message)
+        {
+            warn!(
+                outbox = sending.message.id,
+                code, "message refused for its form; sending only its text"
+            );
+            result = slack.post_response_url(url, &text).await;
+        }
+        match result {
+            ResponseUrlResult::Succeeded => return SendOutcome::Sent,
             ResponseUrlResult::RateLimited(after) => {
                 return SendOutcome::Later(after, "limited".into());
             }
@@ -82,7 +96,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn replacing_a_message_needs_the_response_url() {
+    fn requires_url_to_replace_message() {
         let plain = json!({ "response_type": "ephemeral", "text": "hi" });
         assert_eq!(without_response_url(&plain), Some(plain));
         assert_eq!(without_response_url(&json!({ "delete_original": true })), None);

@@ -1,16 +1,16 @@
 //! Sends one message: by response_url, or by the Web API with the connection's token.
 
-use super::{Shared, response_url, web_api};
+use super::{SendShared, response_url, web_api};
 use crate::{
     context::{Context, WorkerTerm},
     probe::Stage,
     slack::Reconciliation,
 };
 use shared::{
+    domain::{ConnectionStatus, Destination},
+    runtime::telemetry::ErrorChain,
     secrets::Secret,
     store::{Connection, OutboxMessage, SendAmbiguity, SendOutcome},
-    telemetry::Chain,
-    types::{Destination, Status},
 };
 use std::{sync::Arc, time::Duration};
 use tracing::warn;
@@ -25,7 +25,7 @@ const PENDING_WAIT: Duration = Duration::from_secs(30);
 /// Message that is being sent.
 #[derive(Clone, Copy)]
 pub struct SendContext<'a> {
-    pub shared: &'a Shared,
+    pub shared: &'a SendShared,
     pub term: &'a WorkerTerm,
     pub message: &'a OutboxMessage,
 }
@@ -37,7 +37,7 @@ pub struct AuthenticatedSender<'a> {
 }
 
 pub async fn send(
-    shared: &Shared,
+    shared: &SendShared,
     term: &WorkerTerm,
     message: &OutboxMessage,
     ambiguity: &mut SendAmbiguity,
@@ -67,7 +67,7 @@ impl<'a> SendContext<'a> {
     /// from the cache.
     pub async fn authenticate(self) -> Result<AuthenticatedSender<'a>, SendOutcome> {
         let connections = &self.context().connections;
-        let later = |error| SendOutcome::Later(self.backoff(), Chain(&error).to_string());
+        let later = |error| SendOutcome::Later(self.backoff(), ErrorChain(&error).to_string());
         let mut connection =
             connections.connection(self.message.connection).await.map_err(later)?;
         if final_failure(connection.as_deref()).is_some() {
@@ -78,7 +78,7 @@ impl<'a> SendContext<'a> {
         }
         let token = connection.as_ref().and_then(|connection| connection.bot_token.clone());
         match connection.zip(token) {
-            Some((connection, token)) if connection.status != Status::Stopped => {
+            Some((connection, token)) if connection.status != ConnectionStatus::Stopped => {
                 Ok(AuthenticatedSender { sending: self, connection, token })
             }
             _ => {
@@ -116,11 +116,11 @@ impl<'a> SendContext<'a> {
 fn final_failure(connection: Option<&Connection>) -> Option<String> {
     let Some(connection) = connection else { return Some("the connection does not exist".into()) };
     match connection.status {
-        Status::Revoked => Some("the connection is revoked".into()),
-        Status::Pending | Status::Stopped => None,
-        Status::Active | Status::Error if connection.bot_token.is_none() => {
+        ConnectionStatus::Revoked => Some("the connection is revoked".into()),
+        ConnectionStatus::Pending | ConnectionStatus::Stopped => None,
+        ConnectionStatus::Active | ConnectionStatus::Error if connection.bot_token.is_none() => {
             Some("the connection has no bot token".into())
         }
-        Status::Active | Status::Error => None,
+        ConnectionStatus::Active | ConnectionStatus::Error => None,
     }
 }

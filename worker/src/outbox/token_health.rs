@@ -4,9 +4,9 @@ use super::{sender::AuthenticatedSender, web_api::LONG_WAIT};
 use crate::slack::{Action, ApiResult, Method};
 use serde_json::json;
 use shared::{
+    domain::{ConnectionId, ConnectionStatus},
+    runtime::telemetry::ErrorChain,
     store::SendOutcome,
-    telemetry::Chain,
-    types::{ConnectionId, Status},
 };
 use std::{
     collections::HashSet,
@@ -40,16 +40,17 @@ impl TokenFailures {
 /// Wakes the token refresh for an expired token.
 pub async fn refresh(sender: &AuthenticatedSender<'_>, text: String) -> SendOutcome {
     let (context, wait) = (sender.sending.context(), sender.sending.backoff());
-    match context.store.refresh_now(sender.connection.id, sender.connection.version).await {
+    match context.store.request_token_refresh(sender.connection.id, sender.connection.version).await
+    {
         Ok(true) => {
             context.token_expired.notify_one();
             SendOutcome::Later(wait, text)
         }
         Ok(false) => {
-            record_refusal(sender, Status::Error, &text).await;
+            record_refusal(sender, ConnectionStatus::Error, &text).await;
             SendOutcome::Later(LONG_WAIT, text)
         }
-        Err(error) => SendOutcome::Later(wait, Chain(&error).to_string()),
+        Err(error) => SendOutcome::Later(wait, ErrorChain(&error).to_string()),
     }
 }
 
@@ -58,7 +59,7 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
     let is_refused = match sender.call(Method::AuthTest, &json!({})).await {
         Ok(ApiResult::Refused(action, text)) => match action {
             Action::Revoke => {
-                record_refusal(sender, Status::Revoked, &text).await;
+                record_refusal(sender, ConnectionStatus::Revoked, &text).await;
                 return SendOutcome::Failed(text);
             }
             other => other == Action::ConfirmToken,
@@ -68,13 +69,15 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
     if is_refused {
         let (id, version) = (sender.connection.id, sender.connection.version);
         sender.sending.shared.token_failures.record(id);
-        match sender.sending.context().store.count_refusal(id, version).await {
+        match sender.sending.context().store.count_token_rejection(id, version).await {
             Ok(count) if count >= FAILURES_MAX => {
-                record_refusal(sender, Status::Error, &text).await
+                record_refusal(sender, ConnectionStatus::Error, &text).await
             }
             Ok(_) => {}
             Err(error) => {
-                warn!(connection = %id, error = %Chain(&error), "failed to count token failure");
+                warn!(
+                    connection = %id, error = %ErrorChain(&error), "failed to count token failure"
+                );
             }
         }
     }
@@ -82,15 +85,21 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
 }
 
 /// Records that Slack refused a connection: its status changes.
-pub async fn record_refusal(sender: &AuthenticatedSender<'_>, status: Status, code: &str) {
+pub async fn record_refusal(
+    sender: &AuthenticatedSender<'_>,
+    status: ConnectionStatus,
+    code: &str,
+) {
     let (id, version) = (sender.connection.id, sender.connection.version);
     let (store, reason) = (&sender.sending.context().store, format!("Slack error: {code}"));
-    match store.connection_refused(id, Some(version), status, &reason).await {
+    match store.record_connection_failure(id, Some(version), status, &reason).await {
         Ok(changed) => {
             warn!(connection = %id, %status, code, changed, "connection refused by Slack");
         }
         Err(error) => {
-            warn!(connection = %id, error = %Chain(&error), "failed to record refused connection");
+            warn!(
+                connection = %id, error = %ErrorChain(&error), "failed to record refused connection"
+            );
         }
     }
 }
@@ -99,9 +108,10 @@ pub async fn record_refusal(sender: &AuthenticatedSender<'_>, status: Status, co
 pub async fn record_success(sender: &AuthenticatedSender<'_>) {
     let (id, version) = (sender.connection.id, sender.connection.version);
     let was_refused = sender.sending.shared.token_failures.forget(id);
-    if (was_refused || sender.connection.status == Status::Error)
-        && let Err(error) = sender.sending.context().store.connection_works(id, version).await
+    if (was_refused || sender.connection.status == ConnectionStatus::Error)
+        && let Err(error) =
+            sender.sending.context().store.record_connection_success(id, version).await
     {
-        warn!(connection = %id, error = %Chain(&error), "failed to record working token");
+        warn!(connection = %id, error = %ErrorChain(&error), "failed to record working token");
     }
 }

@@ -5,29 +5,29 @@ use super::{
     sender::AuthenticatedSender,
     token_health,
 };
-use crate::slack::{Action, ApiResult, Method, Reconciliation, postable};
+use crate::slack::{Action, ApiResult, Method, Reconciliation, TEXT_CHARS_MAX, postable};
 use serde_json::{Value, json};
 use shared::{
+    domain::{ConnectionStatus, Destination},
+    runtime::telemetry::ErrorChain,
     store::{SendAmbiguity, SendOutcome},
-    telemetry::Chain,
-    types::{Destination, Status},
 };
 use std::time::Duration;
 use tracing::{error, info, warn};
 
 /// Wait before an ambiguous message is looked up, since Slack may still process the call.
 pub const AMBIGUITY_WAIT: Duration = Duration::from_secs(2);
+/// Wait before a claim checks the limit of a method, which may not be recorded yet.
+const RECHECK_WAIT: Duration = Duration::from_millis(100);
 /// Wait for a person or for Slack to act.
 pub const LONG_WAIT: Duration = Duration::from_secs(60);
 /// Slack's errors about the form of a message; its text alone may be accepted.
 #[rustfmt::skip]
-const FORM_ERRORS: [&str; 8] = [
+pub const FORM_ERRORS: [&str; 8] = [
     "invalid_blocks", "invalid_blocks_format", "invalid_attachments",
     "attachment_payload_limit_exceeded", "too_many_attachments", "msg_too_long",
     "msg_blocks_too_long", "no_text",
 ];
-/// Slack's limit for the text of a message, in characters.
-const TEXT_CHARS_MAX: usize = 40_000;
 
 pub async fn send(
     sender: &AuthenticatedSender<'_>,
@@ -40,12 +40,18 @@ pub async fn send(
         Destination::DirectMessage { user } => {
             let open = json!({ "users": user.as_str() });
             let opened = match sender.call(Method::OpenConversation, &open).await {
-                Ok(ApiResult::Done(answer)) => answer["channel"]["id"].as_str().map(str::to_owned),
+                Ok(ApiResult::Succeeded(answer)) => {
+                    answer["channel"]["id"].as_str().map(str::to_owned)
+                }
                 Ok(other) => return sender.apply_result(other, None).await,
                 Err(outcome) => return outcome,
             };
             return match opened.map(|channel| channel.parse()) {
                 Some(Ok(channel)) => {
+                    let (store, id) = (&sending.context().store, sender.connection.id);
+                    if let Err(error) = store.record_known_channel(id, &channel).await {
+                        warn!(error = %ErrorChain(&error), "failed to record direct message");
+                    }
                     let to = Destination::PostMessage { channel, thread_ts: None };
                     Box::pin(send(sender, &to, message, ambiguity)).await
                 }
@@ -86,8 +92,14 @@ pub async fn send(
         }
     }
     let channel = body["channel"].as_str();
+    // Claims hold messages of a limited method back, in their order. A lane that waited by itself
+    // could be due a moment after a later one.
+    let is_held_by_claims = sending.message.outgoing.to.as_str() == method.as_str();
+    let wait = |after: Duration| if is_held_by_claims { after.min(RECHECK_WAIT) } else { after };
     let result = match sender.call(method, &body).await {
+        Ok(ApiResult::RateLimited(after)) => ApiResult::RateLimited(wait(after)),
         Ok(result) => result,
+        Err(SendOutcome::Untried(after, error)) => return SendOutcome::Untried(wait(after), error),
         Err(outcome) => return outcome,
     };
     let result = match result {
@@ -99,7 +111,24 @@ pub async fn send(
         }
         result => result,
     };
+    if let ApiResult::Succeeded(answer) = &result
+        && let Some(thread) = body["thread_ts"].as_str()
+        && method == Method::PostMessage
+        && answer["message"]["thread_ts"] != *thread
+    {
+        return withdraw(sender, answer).await;
+    }
     sender.apply_result(result, channel).await
+}
+
+/// Deletes a message that Slack posted beside its thread, since the thread's first message was
+/// deleted meanwhile.
+async fn withdraw(sender: &AuthenticatedSender<'_>, answer: &Value) -> SendOutcome {
+    let posted = json!({ "channel": answer["channel"], "ts": answer["ts"] });
+    if let Ok(ApiResult::Succeeded(_)) = sender.call(Method::DeleteMessage, &posted).await {
+        return SendOutcome::Failed("the thread of the message was deleted".into());
+    }
+    SendOutcome::Failed("the thread was deleted, and Slack posted the message beside it".into())
 }
 
 /// Sends only the text of a message that was refused for its form. If that is refused, too, posts a
@@ -133,7 +162,7 @@ async fn send_simpler(
 }
 
 /// Returns the message with only its text, `None` if that is empty or no change.
-fn text_alone(body: &Value) -> Option<Value> {
+pub fn text_alone(body: &Value) -> Option<Value> {
     let text = body["text"].as_str().filter(|text| !text.is_empty())?;
     let short: String = text.chars().take(TEXT_CHARS_MAX).collect();
     let mut alone = body.clone();
@@ -161,7 +190,7 @@ impl AuthenticatedSender<'_> {
     async fn apply_result(&self, result: ApiResult, channel: Option<&str>) -> SendOutcome {
         let (sending, id) = (self.sending, self.connection.id);
         let (action, text) = match result {
-            ApiResult::Done(_) => {
+            ApiResult::Succeeded(_) => {
                 token_health::record_success(self).await;
                 return SendOutcome::Sent;
             }
@@ -175,18 +204,18 @@ impl AuthenticatedSender<'_> {
         let context = sending.context();
         match action {
             Action::Revoke => {
-                token_health::record_refusal(self, Status::Revoked, &text).await;
+                token_health::record_refusal(self, ConnectionStatus::Revoked, &text).await;
                 SendOutcome::Failed(text)
             }
             Action::ConfirmToken => token_health::confirm(self, text).await,
             Action::MarkMisconfigured => {
                 let error = &text;
                 error!(connection = %id, error, "failed to call Slack: misconfigured app or token");
-                token_health::record_refusal(self, Status::Error, &text).await;
+                token_health::record_refusal(self, ConnectionStatus::Error, &text).await;
                 SendOutcome::Later(LONG_WAIT, text)
             }
             Action::RefreshToken => token_health::refresh(self, text).await,
-            Action::Pause => SendOutcome::Later(LONG_WAIT, text),
+            Action::Pause | Action::Wait => SendOutcome::Later(LONG_WAIT, text),
             Action::ReportBlockedAddress => {
                 error!(connection = %id, error = text, "failed to call Slack: address blocked");
                 SendOutcome::Later(LONG_WAIT, text)
@@ -196,7 +225,7 @@ impl AuthenticatedSender<'_> {
                     && let Err(error) =
                         context.store.record_refused_channel(id, channel, &text).await
                 {
-                    warn!(error = %Chain(&error), "failed to record refused conversation");
+                    warn!(error = %ErrorChain(&error), "failed to record refused conversation");
                 }
                 SendOutcome::Failed(text)
             }
@@ -205,7 +234,6 @@ impl AuthenticatedSender<'_> {
                 warn!(connection = %id, to, "scope missing; the app must be installed again");
                 SendOutcome::Failed(text)
             }
-            Action::Wait => SendOutcome::Later(LONG_WAIT, text),
             Action::PauseMessages => {
                 for method in [Method::PostMessage, Method::PostEphemeral, Method::UpdateMessage] {
                     context.slack.limits.record_limit(id, method.as_str(), LONG_WAIT).await;
@@ -268,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_alone_drops_what_may_be_refused() {
+    fn drops_blocks_from_text_alone() {
         let body = json!({ "channel": "C1", "text": "hi", "blocks": [{}] });
         assert_eq!(text_alone(&body), Some(json!({ "channel": "C1", "text": "hi" })));
         assert_eq!(text_alone(&json!({ "text": "hi" })), None);

@@ -8,9 +8,13 @@
 use super::{Input, Webhook, commands, event, ignore};
 use serde_json::{Value, json};
 use shared::{
-    codec::slack::{Event, EventBody, Inbound},
-    store::{ConnectionFacts, Decision, Effects, IgnoreReason, ProcessedAs},
-    types::{ChannelId, Destination, Outgoing, Surface, TeamId},
+    domain::{AgentMode, ChannelId, Destination, OutgoingMessage, Surface, TeamId},
+    slack::repair,
+    slack::{Event, EventBody, InboundPayload},
+    store::{
+        Change, ConnectionFacts, ConnectionState, ConversationChange, Decision, Effects, Facts,
+        IgnoreReason, ProcessedAs,
+    },
 };
 
 /// Maximum number of answers in a row to messages of bots.
@@ -25,8 +29,6 @@ pub(crate) struct AgentMessage<'a> {
     pub channel: ChannelId,
     /// Author: a user id or a bot id.
     pub user: &'a str,
-    /// Workspace of the author, if it may differ from the installation's.
-    pub user_team: Option<&'a str>,
     pub text: &'a str,
     /// Id of the message in its channel.
     pub ts: &'a str,
@@ -49,8 +51,7 @@ pub(crate) fn agent_message<'a>(
         team: team.cloned().or_else(named)?,
         in_direct_message: is_direct(event),
         channel,
-        user: event.user.get().or_else(|| event.bot_id.get())?,
-        user_team: event.user_team.get(),
+        user: event.user.get().or_else(|| event.bot())?,
         text: event.text.get().unwrap_or_default(),
         ts: event.ts.get()?,
         thread_ts: event.thread_ts.get(),
@@ -70,7 +71,7 @@ impl AgentMessage<'_> {
         mut message: Value,
         ephemeral: bool,
         thread: Option<bool>,
-    ) -> Outgoing {
+    ) -> OutgoingMessage {
         let in_thread = thread.unwrap_or(!self.in_direct_message);
         let thread = match thread {
             Some(false) => None,
@@ -86,7 +87,7 @@ impl AgentMessage<'_> {
                 Destination::PostMessage { channel, thread_ts }
             }
         };
-        Outgoing { to, message }
+        OutgoingMessage { to, message }
     }
 }
 
@@ -97,13 +98,22 @@ pub(super) fn read<'a>(input: &Input<'a>) -> Result<AgentMessage<'a>, IgnoreReas
         return Err(IgnoreReason::NotAMessage);
     }
     let ConnectionFacts { team, bot_user, settings, .. } = input.connection;
-    let refused_bot = is_by_bot(event) && (!settings.answer_bots || hops(event) >= HOPS_MAX);
+    let refused_bot = event.is_by_bot() && (!settings.answer_bots || hops(event) >= HOPS_MAX);
     let user = event.user.get();
     let is_own = user.is_some() && user == bot_user.as_deref();
     if refused_bot || is_own || user.is_some_and(|user| SYSTEM_USERS.contains(&user)) {
         return Err(IgnoreReason::FromBot);
     }
-    agent_message(input.webhook, team.as_ref()).ok_or(IgnoreReason::NotAMessage)
+    let message = agent_message(input.webhook, team.as_ref()).ok_or(IgnoreReason::NotAMessage)?;
+    let has_content = || {
+        let event = raw_event(input.webhook);
+        let has = |name: &str| event[name].as_array().is_some_and(|list| !list.is_empty());
+        ["files", "attachments", "blocks"].into_iter().any(has)
+    };
+    match message.text.trim().is_empty() && !has_content() {
+        true => Err(IgnoreReason::NotAMessage),
+        false => Ok(message),
+    }
 }
 
 /// Decides a message in a conversation without an app.
@@ -115,25 +125,102 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
     if let Some(agent) = input.agent() {
         return input.deliver(agent, input.lookup.trigger.clone());
     }
-    let is_addressed_here = is_addressed(input.webhook, connection.bot_user.as_deref(), false);
-    match commands::Invocation::of_message(connection, message) {
-        Ok(invocation) if connection.preview_mode && is_addressed_here => {
-            let messages = vec![invocation.reply(&commands::unlinked(input))];
+    let is_by_person = event(input.webhook).is_some_and(|(_, event)| !event.is_by_bot());
+    let is_addressed_here =
+        is_by_person && is_addressed(input.webhook, connection.bot_user.as_deref(), false);
+    match commands::CommandInvocation::of_message(connection, message) {
+        Ok(invocation) if is_addressed_here => {
+            let messages = vec![invocation.reply(&commands::unlinked_text(input))];
             input.apply(Effects { messages, ..Effects::new(ProcessedAs::Notice) })
         }
         _ => input.ignore(IgnoreReason::NoAgent),
     }
 }
 
+/// Returns the decision on an event about a deleted message: an agent's answer to it is dropped.
+pub(super) fn deletion(input: &Input<'_>) -> Option<Decision> {
+    let (_, event) = event(input.webhook)?;
+    let agent = input.agent().filter(|_| event.kind.get() == Some("message"))?;
+    let raw = match event.subtype.get() {
+        Some("message_deleted" | "message_changed") => raw_event(input.webhook),
+        _ => return None,
+    };
+    let ts = match event.subtype.get() {
+        Some("message_deleted") => raw["deleted_ts"].as_str(),
+        // The first message of a thread that has replies leaves a tombstone.
+        _ if raw["message"]["subtype"] == "tombstone" => raw["message"]["ts"].as_str(),
+        _ => None,
+    };
+    let (ts, channel) = (ts?.to_owned(), event.channel.get()?.parse().ok()?);
+    let is_valid = agent.mode == AgentMode::Reply && ts.bytes().all(|b| b.is_ascii_graphic());
+    let action = ConversationChange::DropAnswer { connection: input.connection.id, channel, ts };
+    let change = Change { action, reply: Box::new(|_| Vec::new()) };
+    let effects = Effects { changes: vec![change], ..Effects::new(ProcessedAs::Deletion) };
+    is_valid.then(|| Decision::Apply(Box::new(effects)))
+}
+
+/// Word that stops the agent, as a message in a thread or a direct message.
+const STOP_WORD: &str = "!stop";
+
+/// Returns the decision on a stop of the agent: Slack's button, or the stop word.
+pub(super) fn stop(input: &Input<'_>) -> Option<Decision> {
+    let (_, event) = event(input.webhook)?;
+    input.agent().filter(|agent| agent.mode == AgentMode::Reply)?;
+    let channel: ChannelId = event.channel.get()?.parse().ok()?;
+    let is_ts = |ts: &&str| ts.len() <= 32 && ts.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let (before, thread_ts) = if event.kind.get() == Some("agent_session_stopped") {
+        let raw = raw_event(input.webhook);
+        let field = |name: &str| raw[name].as_str().filter(|ts| is_ts(ts)).map(str::to_owned);
+        (field("event_ts")?, field("thread_ts"))
+    } else {
+        let text = event.text.get()?.trim();
+        let bot = input.connection.bot_user.as_deref();
+        let text = bot.and_then(|bot| after_mention(text, bot)).unwrap_or(text);
+        if text.trim() != STOP_WORD || event.is_by_bot() || !is_written(event) {
+            return None;
+        }
+        let thread_ts = event.thread_ts.get().filter(is_ts).map(str::to_owned);
+        if thread_ts.is_none() && !is_direct(event) {
+            return None; // it begins a conversation, in which nothing runs
+        }
+        (event.ts.get().filter(is_ts)?.to_owned(), thread_ts)
+    };
+    let connection = input.connection.id;
+    let action = ConversationChange::StopRuns { connection, channel, thread_ts, before };
+    let change = Change { action, reply: Box::new(|_| Vec::new()) };
+    let effects = Effects { changes: vec![change], ..Effects::new(ProcessedAs::Command) };
+    Some(if input.facts.trigger_processed {
+        ignore(IgnoreReason::SameTrigger)
+    } else {
+        input.apply(effects)
+    })
+}
+
+/// Returns the channel of an event if it is private or a direct message and the bot was not known
+/// to be in it.
+pub(crate) fn new_channel(webhook: &Webhook<'_>, facts: &Facts) -> Option<String> {
+    let (_, event) = event(webhook).filter(|_| !facts.channel_known)?;
+    if !matches!(facts.connection, ConnectionState::Known(_))
+        || matches!(event.channel_type.get(), Some("channel"))
+    {
+        return None;
+    }
+    let channel: ChannelId = event.channel.get()?.parse().ok()?;
+    let body: Value = serde_json::from_str(&repair(&webhook.envelope.body)).ok()?;
+    // A person who authorized the app may be in conversations that the bot is not in.
+    let is_of_bot = body["authorizations"][0]["is_bot"] != false;
+    is_of_bot.then(|| channel.to_string())
+}
+
 /// Returns whether a person addressed the app: mention, direct message, command, click, submission,
 /// or a message in a bound channel.
 pub(crate) fn is_addressed(webhook: &Webhook<'_>, bot: Option<&str>, is_bound: bool) -> bool {
     match &webhook.inbound {
-        Inbound::Command(_) => true,
-        Inbound::Interaction(interaction) => {
+        InboundPayload::Command(_) => true,
+        InboundPayload::Interaction(interaction) => {
             interaction.kind.get().is_some_and(|kind| kind != "view_closed")
         }
-        Inbound::Event(_) => event(webhook).is_some_and(|(_, event)| {
+        InboundPayload::Event(_) => event(webhook).is_some_and(|(_, event)| {
             let is_own = event.user.get().is_some() && event.user.get() == bot;
             let text = event.text.get().unwrap_or_default();
             let is_mentioned = || bot.is_some_and(|bot| mentions(text, bot));
@@ -141,20 +228,26 @@ pub(crate) fn is_addressed(webhook: &Webhook<'_>, bot: Option<&str>, is_bound: b
             let is_meant = is_mention || is_bound || is_direct(event) || is_mentioned();
             is_written(event) && !is_own && is_meant
         }),
-        Inbound::NotUnderstood => false,
+        InboundPayload::Unparsable => false,
     }
+}
+
+/// Returns the inner event with all of its fields, null if the webhook has none.
+pub(crate) fn raw_event(webhook: &Webhook<'_>) -> Value {
+    let body: Result<Value, _> = serde_json::from_str(&repair(&webhook.envelope.body));
+    body.map(|mut body| body["event"].take()).unwrap_or_default()
 }
 
 /// Returns the workspace of the installation that an event was sent for. The outer workspace may be
 /// another company's.
 pub(super) fn installation_team<'a>(body: &'a EventBody<'_>) -> Option<&'a str> {
-    let authorized = body.authorizations.0.as_ref().and_then(|a| a.team_id.get());
-    authorized.or_else(|| body.team_id.get())
+    let authorized = body.authorizations.0.first().and_then(|a| a.team_id.get());
+    authorized.or(body.team_id.get()).or(body.context_team_id.get())
 }
 
 /// Returns the number of agents' answers that led to an event, 0 for a person's.
 pub(super) fn hops(event: &Event<'_>) -> i32 {
-    if is_by_bot(event) { event.hops().try_into().unwrap_or(i32::MAX) } else { 0 }
+    if event.is_by_bot() { event.hops().try_into().unwrap_or(i32::MAX) } else { 0 }
 }
 
 /// Returns the text after a mention of the bot at its start: `<@U1>` or `<@U1|name>`.
@@ -168,17 +261,16 @@ fn mentions(text: &str, bot: &str) -> bool {
 }
 
 /// Returns whether an event is a message that was written. Other subtypes are edits, joins and the
-/// like.
+/// like. A mention addresses the bot whatever its subtype is, as `document_mention`.
 fn is_written(event: &Event<'_>) -> bool {
     let written = [None, Some("file_share"), Some("thread_broadcast"), Some("me_message")];
     let subtype = event.subtype.get();
-    matches!(event.kind.get(), Some("message" | "app_mention"))
-        && !event.hidden.0
-        && (written.contains(&subtype) || subtype == Some("bot_message"))
-}
-
-fn is_by_bot(event: &Event<'_>) -> bool {
-    event.bot_id.get().is_some() || event.subtype.get() == Some("bot_message")
+    let is_written = match event.kind.get() {
+        Some("message") => written.contains(&subtype) || subtype == Some("bot_message"),
+        Some("app_mention") => !matches!(subtype, Some("message_changed" | "message_deleted")),
+        _ => false,
+    };
+    is_written && !event.hidden.0
 }
 
 fn is_direct(event: &Event<'_>) -> bool {

@@ -6,26 +6,30 @@
 //! the team's own handler, if there is one, or to the agent of the conversation: an app (mode
 //! `forward`) gets everything, an agent (mode `reply`) gets messages.
 
+mod backlog;
 mod commands;
 mod installation_events;
 mod messages;
 mod notices;
+mod questions;
 mod views;
 
+pub(crate) use backlog::limit_backlog;
 pub(crate) use commands::clear_command;
-pub(crate) use messages::{AgentMessage, agent_message, is_addressed};
-pub(crate) use notices::{WAITING, notice, response_url};
+pub(crate) use messages::{AgentMessage, agent_message, is_addressed, new_channel, raw_event};
+pub(crate) use notices::{WAITING, escape, notice, response_url};
 
 use shared::{
-    codec::{
-        envelope::{DedupeKey, Envelope},
-        slack::{Event, EventBody, Inbound},
+    domain::{
+        AgentId, AgentMode, ChannelId, ConnectionStatus, OrgId, Surface, TeamId, UserId,
+        WebhookKind,
     },
+    slack::{Event, EventBody, InboundPayload},
     store::{
         AgentRef, ConnectionFacts, ConnectionState, Decision, Effects, Facts, IgnoreReason,
-        NamedAgent, NewDelivery, Priority, ProcessedAs, WebhookIds,
+        NamedAgent, NewDelivery, Priority, ProcessedAs, QuestionEffect, WebhookIds,
     },
-    types::{AgentId, AgentMode, ChannelId, Kind, OrgId, Status, Surface, TeamId, UserId},
+    stream::{DedupKey, Envelope},
 };
 
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub(crate) struct RoutingOptions {
     pub slash_command: String,
     /// True if webhooks go to the team's own handler instead of agents.
     pub own_handler: bool,
+    /// Maximum questions of one person to the team's own handler in a minute.
+    pub handler_max_per_user: i32,
 }
 
 /// Stored webhook with its parsed body.
@@ -40,7 +46,7 @@ pub(crate) struct RoutingOptions {
 pub(crate) struct Webhook<'a> {
     pub envelope: &'a Envelope,
     /// Body as far as Tidegate parses it.
-    pub inbound: Inbound<'a>,
+    pub inbound: InboundPayload<'a>,
 }
 
 /// Keys by which the facts of a webhook are loaded.
@@ -49,7 +55,7 @@ pub(crate) struct Lookup {
     pub team: Option<String>,
     pub channel: Option<String>,
     /// Key of the message, shared by the two events that Slack sends for a mention.
-    pub trigger: Option<DedupeKey>,
+    pub trigger: Option<DedupKey>,
 }
 
 /// Query for the named agents that a command needs.
@@ -76,31 +82,24 @@ pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
     let mut ids =
         WebhookIds { team: valid(team), channel: valid(channel), ..WebhookIds::default() };
     match &webhook.inbound {
-        Inbound::Event(body) => {
+        InboundPayload::Event(body) => {
             ids.event_id = valid(body.event_id.get());
             ids.own_time = body.event_time.0.map(seconds);
             if let Some(event) = &body.event.0 {
-                let (inner, item) = (event.message.0.as_ref(), event.item.0.as_ref());
-                let assistant = event.assistant_thread.0.as_ref();
-                let of_inner = || inner.and_then(|message| message.thread_ts.get());
-                let of_assistant = || assistant.and_then(|thread| thread.thread_ts.get());
-                let thread = event.thread_ts.get().or_else(of_inner).or_else(of_assistant);
-                // An edit is looked up by the message that was edited.
-                let ts = inner.and_then(|message| message.ts.get()).or(event.ts.get());
-                let of_assistant = || assistant.and_then(|thread| thread.user_id.get());
-                ids.thread_ts = valid(thread);
-                ids.ts = valid(ts.or_else(|| item.and_then(|item| item.ts.get())));
-                ids.user = valid(event.user.get().or_else(of_assistant));
+                // An edit, a reaction or a pin is looked up by its message.
+                ids.ts = valid(event.message_ts_of());
+                ids.thread_ts = valid(event.thread_ts_of());
+                ids.user = valid(event.user_of());
                 let second = |ts: &str| ts.split('.').next()?.parse::<u64>().ok();
                 let of_message = || event.ts.get().and_then(second).map(seconds);
                 ids.own_time = ids.own_time.or_else(of_message);
             }
         }
-        Inbound::Command(command) => ids.user = valid(Some(&command.user_id)),
-        Inbound::Interaction(interaction) => {
+        InboundPayload::Command(command) => ids.user = valid(Some(&command.user_id)),
+        InboundPayload::Interaction(interaction) => {
             ids.user = valid(interaction.user.0.as_ref().and_then(|user| user.id.get()));
         }
-        Inbound::NotUnderstood => {}
+        InboundPayload::Unparsable => {}
     }
     ids
 }
@@ -114,7 +113,7 @@ pub(crate) fn lookup(webhook: &Webhook<'_>) -> Lookup {
         let is_message = matches!(event.kind.get(), Some("message" | "app_mention"));
         let (channel, ts) = event.channel.get().filter(|_| is_message).zip(event.ts.get())?;
         let parts = [channel.as_bytes(), ts.as_bytes()];
-        Some(DedupeKey::new(webhook.envelope.connection, "trigger-of-agent", &parts))
+        Some(DedupKey::new(webhook.envelope.connection, "trigger-of-agent", &parts))
     });
     Lookup { team, channel, trigger }
 }
@@ -152,7 +151,7 @@ fn decide_input(input: &Input<'_>) -> Decision {
     let own_handler = input.options.own_handler;
     if let Ok(message) = &message
         && !own_handler
-        && !input.works_in(message.surface())
+        && !input.is_enabled_on(message.surface())
     {
         return input.ignore(IgnoreReason::SurfaceDisabled);
     }
@@ -169,20 +168,26 @@ fn decide_input(input: &Input<'_>) -> Decision {
     }
     // Both events of a mention are delivered: an app or a handler may listen to either.
     if own_handler {
-        return deliver_to_worker(input);
+        let refusal = questions::refusal(input, input.options.handler_max_per_user, None);
+        return refusal.unwrap_or_else(|| deliver_to_worker(input));
     }
     if let Some(app) = input.app() {
         return input.deliver(app, None);
     }
+    if let Some(decision) = messages::stop(input) {
+        return decision;
+    }
     match (&input.webhook.inbound, message) {
-        (Inbound::Event(_), Ok(message)) => messages::decide(input, &message),
-        (Inbound::Event(body), Err(reason)) => match body.kind.get() {
-            Some("event_callback" | "app_rate_limited") => input.ignore(reason),
-            kind => not_understood(kind.unwrap_or("no type")),
+        (InboundPayload::Event(_), Ok(message)) => messages::decide(input, &message),
+        (InboundPayload::Event(body), Err(reason)) => match body.kind.get() {
+            Some("event_callback" | "app_rate_limited") => {
+                messages::deletion(input).unwrap_or_else(|| input.ignore(reason))
+            }
+            kind => unparsable(kind.unwrap_or("no type")),
         },
-        (Inbound::Interaction(interaction), _) => views::decide(input, interaction),
-        (Inbound::Command(_) | Inbound::NotUnderstood, _) => {
-            not_understood("neither event, command nor interaction")
+        (InboundPayload::Interaction(interaction), _) => views::decide(input, interaction),
+        (InboundPayload::Command(_) | InboundPayload::Unparsable, _) => {
+            unparsable("neither event, command nor interaction")
         }
     }
 }
@@ -232,9 +237,11 @@ impl<'a> Input<'a> {
         match connection.status {
             // A pending connection lacks a token, so its sends wait. Status `error` may be
             // outdated.
-            Status::Pending | Status::Active | Status::Error => Ok(input),
-            Status::Stopped => Err(input.ignore(IgnoreReason::ConnectionStopped)),
-            Status::Revoked => Err(input.ignore(IgnoreReason::ConnectionRevoked)),
+            ConnectionStatus::Pending | ConnectionStatus::Active | ConnectionStatus::Error => {
+                Ok(input)
+            }
+            ConnectionStatus::Stopped => Err(input.ignore(IgnoreReason::ConnectionStopped)),
+            ConnectionStatus::Revoked => Err(input.ignore(IgnoreReason::ConnectionRevoked)),
         }
     }
 
@@ -254,14 +261,16 @@ impl<'a> Input<'a> {
         self.agent().filter(|agent| agent.mode == AgentMode::Forward)
     }
 
-    fn works_in(&self, surface: Surface) -> bool {
+    fn is_enabled_on(&self, surface: Surface) -> bool {
         self.connection.settings.surfaces.contains(&surface)
     }
 
     fn priority(&self) -> Priority {
         match self.webhook.envelope.kind {
-            Kind::Command | Kind::Interaction | Kind::Options => Priority::Interactive,
-            Kind::Event | Kind::Unknown => Priority::Background,
+            WebhookKind::Command | WebhookKind::Interaction | WebhookKind::Options => {
+                Priority::Interactive
+            }
+            WebhookKind::Event | WebhookKind::Unknown => Priority::Background,
         }
     }
 
@@ -273,25 +282,34 @@ impl<'a> Input<'a> {
 
     /// Delivers the webhook to an agent. While the circuit of the agent is open, a person who
     /// addressed the app gets a notice.
-    fn deliver(&self, agent: &AgentRef, trigger: Option<DedupeKey>) -> Decision {
+    fn deliver(&self, agent: &AgentRef, trigger: Option<DedupKey>) -> Decision {
+        if let Some(refusal) = questions::refusal(self, agent.max_per_user, trigger.as_ref()) {
+            return refusal;
+        }
         let mut delivery = self.delivery_to(agent);
         let connection = self.connection;
         let is_meant = || {
             let is_message = agent.mode == AgentMode::Reply;
             messages::is_addressed(self.webhook, connection.bot_user.as_deref(), is_message)
         };
-        let tells = self.facts.tell_waiting && is_meant();
+        let has_waiting_notice = self.facts.is_notice_due && is_meant();
         let team = connection.team.as_ref();
-        let notice = tells.then(|| notice(self.webhook, team, notices::WAITING)).flatten();
-        delivery.tells = notice.is_some();
+        let notice =
+            has_waiting_notice.then(|| notice(self.webhook, team, notices::WAITING)).flatten();
+        delivery.has_waiting_notice = notice.is_some();
         let messages = notice.into_iter().collect();
         let effects = Effects {
             delivery: Some(delivery),
             messages,
+            question: self.question(),
             trigger,
             ..Effects::new(ProcessedAs::Delivery)
         };
         Decision::Apply(Box::new(effects))
+    }
+
+    fn question(&self) -> Option<QuestionEffect> {
+        questions::is_question(self.webhook).then_some(QuestionEffect::Asked)
     }
 
     /// Applies effects, at most once for all webhooks about one message.
@@ -309,30 +327,25 @@ impl<'a> Input<'a> {
 
 /// Returns the event of an `event_callback`, with its outer object.
 fn event<'a>(webhook: &'a Webhook<'_>) -> Option<(&'a EventBody<'a>, &'a Event<'a>)> {
-    let Inbound::Event(body) = &webhook.inbound else { return None };
+    let InboundPayload::Event(body) = &webhook.inbound else { return None };
     let event = body.event.0.as_ref().filter(|_| body.kind.get() == Some("event_callback"))?;
     Some((body, event))
 }
 
 /// Returns the workspace and the channel that a body names.
-fn team_and_channel<'a>(inbound: &'a Inbound<'_>) -> (Option<&'a str>, Option<&'a str>) {
+fn team_and_channel<'a>(inbound: &'a InboundPayload<'_>) -> (Option<&'a str>, Option<&'a str>) {
     match inbound {
-        Inbound::Event(body) => {
-            let channel = body.event.0.as_ref().and_then(|event| {
-                let of_item = || event.item.0.as_ref()?.channel.get();
-                let of_thread = || event.assistant_thread.0.as_ref()?.channel_id.get();
-                event.channel.get().or_else(of_item).or_else(of_thread)
-            });
+        InboundPayload::Event(body) => {
+            let channel = body.event.0.as_ref().and_then(Event::channel_of);
             (messages::installation_team(body), channel)
         }
-        Inbound::Command(command) => (Some(&*command.team_id), Some(&*command.channel_id)),
-        Inbound::Interaction(interaction) => {
+        InboundPayload::Command(command) => (Some(&*command.team_id), Some(&*command.channel_id)),
+        InboundPayload::Interaction(interaction) => {
             let of_user = || interaction.user.0.as_ref()?.team_id.get();
-            let of_container = || interaction.container.0.as_ref()?.channel_id.get();
             let team = interaction.team.0.as_ref().and_then(|team| team.id.get());
-            (team.or_else(of_user), interaction.channel.get().or_else(of_container))
+            (team.or_else(of_user), interaction.channel_of())
         }
-        Inbound::NotUnderstood => (None, None),
+        InboundPayload::Unparsable => (None, None),
     }
 }
 
@@ -354,11 +367,12 @@ fn ignore(reason: IgnoreReason) -> Decision {
 /// Delivers a webhook to the worker's own handler or its answers for views.
 fn deliver_to_worker(input: &Input<'_>) -> Decision {
     let delivery = Some(NewDelivery::to_gateway(input.priority()));
-    let effects = Effects { delivery, ..Effects::new(ProcessedAs::Delivery) };
+    let question = input.question();
+    let effects = Effects { delivery, question, ..Effects::new(ProcessedAs::Delivery) };
     Decision::Apply(Box::new(effects))
 }
 
-fn not_understood(detail: &str) -> Decision {
+fn unparsable(detail: &str) -> Decision {
     let error = detail.chars().take(80).collect();
     Decision::DeadLetter { reason: "signed by Slack, but not understood", error }
 }

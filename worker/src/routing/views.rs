@@ -1,19 +1,21 @@
 //! Decides clicks, shortcuts and views that no app gets.
 //!
-//! A person waits for the response to a submission or a menu, so dispatch answers it. Agents in
-//! mode `reply` do not get interactions.
+//! A person waits for the response to a submission, a menu or a legacy click, so dispatch answers
+//! it. Agents in mode `reply` do not get interactions.
 
-use super::{Input, deliver_to_worker, not_understood};
+use super::{Input, deliver_to_worker, unparsable};
 use shared::{
-    codec::slack::Interaction,
+    slack::Interaction,
     store::{Decision, IgnoreReason},
 };
 
 /// Decides an interaction in a conversation without an app.
 pub(super) fn decide(input: &Input<'_>, interaction: &Interaction<'_>) -> Decision {
+    if interaction.sync_response_kind().is_some() {
+        return deliver_to_worker(input);
+    }
     match interaction.kind.get() {
-        Some("view_submission" | "block_suggestion") => deliver_to_worker(input),
         Some(_) => input.ignore(IgnoreReason::NotAMessage),
-        None => not_understood("neither event, command nor interaction"),
+        None => unparsable("neither event, command nor interaction"),
     }
 }

@@ -80,23 +80,23 @@ mod tests {
     }
 
     rows! {
-        removed_app_revokes_connection: "account_inactive" | "token_revoked" => Revoke;
-        invalid_token_is_confirmed: "invalid_auth" => ConfirmToken;
-        misconfiguration_is_marked: "not_authed" | "not_allowed_token_type" => MarkMisconfigured;
-        expired_token_is_refreshed: "token_expired" => RefreshToken;
-        used_refresh_token_is_reloaded: "invalid_refresh_token" => ReloadToken;
-        migrating_workspace_pauses: "team_added_to_org" | "org_login_required" => Pause;
-        team_without_access_is_refused: "team_access_not_granted" => RefuseTeam;
-        blocked_address_is_reported: "accesslimited" => ReportBlockedAddress;
-        missing_scope_is_reported: "missing_scope" => ReportMissingScope;
-        closed_conversation_is_refused:
+        revokes_for_removed_app: "account_inactive" | "token_revoked" => Revoke;
+        confirms_invalid_token: "invalid_auth" => ConfirmToken;
+        marks_misconfiguration: "not_authed" | "not_allowed_token_type" => MarkMisconfigured;
+        refreshes_expired_token: "token_expired" => RefreshToken;
+        reloads_used_refresh_token: "invalid_refresh_token" => ReloadToken;
+        pauses_migrating_workspace: "team_added_to_org" | "org_login_required" => Pause;
+        refuses_team_without_access: "team_access_not_granted" => RefuseTeam;
+        reports_blocked_address: "accesslimited" => ReportBlockedAddress;
+        reports_missing_scope: "missing_scope" => ReportMissingScope;
+        refuses_closed_conversation:
             "channel_not_found" | "not_in_channel" | "is_archived" | "restricted_action"
             | "restricted_action_read_only_channel" => RefuseConversation;
-        rate_limit_waits_in_both_spellings: "ratelimited" | "rate_limited" => Wait;
-        full_workspace_pauses_messages: "message_limit_exceeded" => PauseMessages;
-        server_error_is_reconciled:
+        waits_for_rate_limit: "ratelimited" | "rate_limited" => Wait;
+        pauses_full_workspace: "message_limit_exceeded" => PauseMessages;
+        reconciles_server_error:
             "fatal_error" | "internal_error" | "service_unavailable"
             | "request_timeout" => Reconcile;
-        unknown_code_fails_one_call: "no_text" | "" | "msg_too_long" => Fail;
+        fails_call_for_unknown_code: "no_text" | "" | "msg_too_long" => Fail;
     }
 }

@@ -1,6 +1,7 @@
 //! Metadata of messages that Tidegate posts: a mark that identifies the message, and its number of
 //! hops.
 
+use super::message_limits;
 use serde_json::{Value, json};
 
 const EVENT_TYPE: &str = "tidegate";
@@ -8,7 +9,8 @@ const EVENT_TYPE: &str = "tidegate";
 const MESSAGE_FIELDS: [&str; 6] =
     ["text", "blocks", "attachments", "mrkdwn", "unfurl_links", "unfurl_media"];
 
-/// Returns the fields of a message that may reach Slack, with `mark` in its metadata.
+/// Returns the fields of a message that may reach Slack, within Slack's limits, with `mark` in its
+/// metadata.
 pub fn postable(message: &Value, mark: Option<&str>) -> Value {
     let mut postable = json!({});
     for name in MESSAGE_FIELDS {
@@ -16,6 +18,7 @@ pub fn postable(message: &Value, mark: Option<&str>) -> Value {
             postable[name] = value.clone();
         }
     }
+    message_limits::fit(&mut postable);
     if let Some(mark) = mark {
         let mut payload = json!({ "id": mark });
         if let Some(hops) = message.pointer("/metadata/event_payload/hops").and_then(Value::as_u64)
@@ -28,7 +31,7 @@ pub fn postable(message: &Value, mark: Option<&str>) -> Value {
 }
 
 /// Returns whether a message in Slack has the mark.
-pub fn bears_mark(message: &Value, mark: &str) -> bool {
+pub fn has_mark(message: &Value, mark: &str) -> bool {
     let metadata = &message["metadata"];
     metadata["event_type"] == EVENT_TYPE && metadata["event_payload"]["id"] == *mark
 }
@@ -45,7 +48,7 @@ mod tests {
         let postable = postable(&message, Some("m"));
         assert_eq!(postable["text"], "hi");
         assert_eq!(postable.as_object().map(serde_json::Map::len), Some(2));
-        assert!(bears_mark(&postable, "m") && !bears_mark(&postable, "n"));
+        assert!(has_mark(&postable, "m") && !has_mark(&postable, "n"));
         let hops =
             json!({ "text": "x", "metadata": { "event_payload": { "hops": 2, "id": "y" } } });
         assert_eq!(super::postable(&hops, Some("m"))["metadata"]["event_payload"]["hops"], 2);

@@ -52,7 +52,7 @@ impl SlackMetrics {
 
     pub fn record_call(&self, method: &'static str, result: &ApiResult) {
         let outcome = match result {
-            ApiResult::Done(_) => "done",
+            ApiResult::Succeeded(_) => "done",
             ApiResult::Refused(..) => "refused",
             ApiResult::RateLimited(_) => "limited",
             ApiResult::NotSent(_) => "not_sent",
@@ -63,7 +63,7 @@ impl SlackMetrics {
 
     pub fn record_response_url(&self, result: &ResponseUrlResult) {
         let outcome = match result {
-            ResponseUrlResult::Done => "done",
+            ResponseUrlResult::Succeeded => "done",
             ResponseUrlResult::UsedUp(_) => "used_up",
             ResponseUrlResult::Refused(_) => "refused",
             ResponseUrlResult::RateLimited(_) => "limited",

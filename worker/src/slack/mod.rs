@@ -5,18 +5,22 @@
 //! have an allowed origin, since it came in a webhook's body.
 
 mod error;
+#[cfg(test)]
+mod fuzz;
+mod message_limits;
 mod metadata;
 mod metrics;
 mod rate_limits;
 
 pub use error::Action;
-pub use metadata::{bears_mark, postable};
+pub use message_limits::{TEXT_CHARS_MAX, fit};
+pub use metadata::{has_mark, postable};
 pub use metrics::{Reconciliation, SlackMetrics};
 pub use rate_limits::{CallPermit, RateLimits};
 
 use reqwest::{Response, Url, header::RETRY_AFTER};
 use serde_json::Value;
-use shared::{secrets::Secret, store::Store};
+use shared::{secrets::Secret, slack::repair, store::Store};
 use std::time::Duration;
 
 /// Timeout of a call.
@@ -27,6 +31,8 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(30);
 const RETRY_AFTER_MAX: u64 = 24 * 3600;
 /// Maximum bytes of an answer; a page of a conversation's history is the longest.
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
+/// Maximum bytes of an answer of a response_url.
+const RESPONSE_URL_BYTES_MAX: usize = 64 << 10;
 
 /// Client of Slack. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +51,10 @@ pub enum Method {
     PostMessage,
     PostEphemeral,
     UpdateMessage,
+    DeleteMessage,
+    StartStream,
+    AppendStream,
+    StopStream,
     OpenConversation,
     History,
     Replies,
@@ -52,6 +62,7 @@ pub enum Method {
     UpdateView,
     PublishView,
     SetStatus,
+    SetSessionStatus,
     AuthTest,
     OauthAccess,
 }
@@ -63,6 +74,10 @@ impl Method {
             Method::PostMessage => "chat.postMessage",
             Method::PostEphemeral => "chat.postEphemeral",
             Method::UpdateMessage => "chat.update",
+            Method::DeleteMessage => "chat.delete",
+            Method::StartStream => "chat.startStream",
+            Method::AppendStream => "chat.appendStream",
+            Method::StopStream => "chat.stopStream",
             Method::OpenConversation => "conversations.open",
             Method::History => "conversations.history",
             Method::Replies => "conversations.replies",
@@ -70,6 +85,7 @@ impl Method {
             Method::UpdateView => "views.update",
             Method::PublishView => "views.publish",
             Method::SetStatus => "assistant.threads.setStatus",
+            Method::SetSessionStatus => "agents.sessions.setStatus",
             Method::AuthTest => "auth.test",
             Method::OauthAccess => "oauth.v2.access",
         }
@@ -85,7 +101,7 @@ impl Method {
 #[derive(Debug)]
 pub enum ApiResult {
     /// Slack's answer to a call that succeeded.
-    Done(Value),
+    Succeeded(Value),
     /// Action and code of an error: the call had no effect.
     Refused(Action, String),
     /// Rate limit, known to all workers, and the wait.
@@ -99,7 +115,7 @@ pub enum ApiResult {
 /// Result of a message to a `response_url`.
 #[derive(Debug)]
 pub enum ResponseUrlResult {
-    Done,
+    Succeeded,
     /// The URL expired or was used too often.
     UsedUp(String),
     Refused(String),
@@ -118,8 +134,12 @@ impl Slack {
         if !api.path().ends_with('/') {
             api.set_path(&format!("{}/", api.path())); // otherwise `join` replaces the last segment
         }
+        let https_only =
+            std::iter::once(&api).chain(&response_origins).all(|url| url.scheme() == "https");
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
+            .no_proxy() // a proxy of the environment would see tokens and response_urls
+            .https_only(https_only)
             .timeout(SEND_TIMEOUT)
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
             .build()?;
@@ -130,7 +150,7 @@ impl Slack {
     /// Waits for a permit to call a method. Returns the time to wait if there is none soon.
     pub async fn permit(
         &self,
-        connection: shared::types::ConnectionId,
+        connection: shared::domain::ConnectionId,
         method: Method,
     ) -> Result<(CallPermit, Method), Duration> {
         Ok((self.limits.permit(connection, method.as_str()).await?, method))
@@ -143,7 +163,7 @@ impl Slack {
         body: &Value,
     ) -> ApiResult {
         let Ok(url) = self.api.join(method.as_str()) else {
-            return ApiResult::NotSent("TIDEGATE_SLACK_API is not a base URL".into());
+            return ApiResult::NotSent("TIDEGATE_SLACK_API_URL is not a base URL".into());
         };
         let request = self.http.post(url).bearer_auth(token.expose());
         let request = match method.uses_form() {
@@ -167,7 +187,7 @@ impl Slack {
         refresh_token: &Secret,
     ) -> ApiResult {
         let Ok(url) = self.api.join(Method::OauthAccess.as_str()) else {
-            return ApiResult::NotSent("TIDEGATE_SLACK_API is not a base URL".into());
+            return ApiResult::NotSent("TIDEGATE_SLACK_API_URL is not a base URL".into());
         };
         let form = form(&serde_json::json!({
             "grant_type": "refresh_token", "refresh_token": refresh_token.expose(),
@@ -183,13 +203,13 @@ impl Slack {
         result
     }
 
-    pub async fn respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
-        let result = self.try_respond(url, message).await;
+    pub async fn post_response_url(&self, url: &str, message: &Value) -> ResponseUrlResult {
+        let result = self.try_post_response_url(url, message).await;
         self.metrics.record_response_url(&result);
         result
     }
 
-    async fn try_respond(&self, url: &str, message: &Value) -> ResponseUrlResult {
+    async fn try_post_response_url(&self, url: &str, message: &Value) -> ResponseUrlResult {
         let Ok(url) = Url::parse(url) else {
             return ResponseUrlResult::Refused("no response_url".into());
         };
@@ -203,17 +223,21 @@ impl Slack {
             }
             Err(error) => return ResponseUrlResult::Ambiguous(error.without_url().to_string()),
         };
+        Self::read_response_url(response).await
+    }
+
+    async fn read_response_url(response: Response) -> ResponseUrlResult {
         let status = response.status();
         if status.is_success() {
             // Slack answers some refusals with 200.
-            let text = body(response).await.unwrap_or_default();
-            let answer: Value = serde_json::from_slice(&text).unwrap_or_default();
+            let text = body(response, RESPONSE_URL_BYTES_MAX).await.unwrap_or_default();
+            let answer: Value = serde_json::from_str(&repair(&text)).unwrap_or_default();
             return match answer["ok"] == false {
                 true => {
                     let code = answer["error"].as_str().unwrap_or("no reason");
                     ResponseUrlResult::Refused(code.chars().take(80).collect())
                 }
-                false => ResponseUrlResult::Done,
+                false => ResponseUrlResult::Succeeded,
             };
         }
         if status.as_u16() == 429 {
@@ -222,7 +246,7 @@ impl Slack {
         if status.is_server_error() {
             return ResponseUrlResult::Ambiguous(status.to_string());
         }
-        let text = body(response).await.unwrap_or_default();
+        let text = body(response, RESPONSE_URL_BYTES_MAX).await.unwrap_or_default();
         let text: String = String::from_utf8_lossy(&text).chars().take(80).collect();
         let over = matches!(status.as_u16(), 404 | 410)
             || ["used_url", "expired_url"].iter().any(|word| text.contains(word));
@@ -257,16 +281,20 @@ async fn read(request: reqwest::RequestBuilder) -> ApiResult {
         }
         Err(error) => return ApiResult::Ambiguous(error.without_url().to_string()),
     };
+    read_answer(response).await
+}
+
+async fn read_answer(response: Response) -> ApiResult {
     let status = response.status();
     if status.as_u16() == 429 {
         return ApiResult::RateLimited(retry_after(&response));
     }
     let retry_after = retry_after(&response);
-    let body = match body(response).await {
+    let body = match body(response, RESPONSE_BYTES_MAX).await {
         Ok(body) => body,
         Err(reason) => return ApiResult::Ambiguous(reason),
     };
-    let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
+    let Ok(answer) = serde_json::from_str::<Value>(&repair(&body)) else {
         // A server that broke may have processed the call; one that refused it did not.
         return match status.is_client_error() {
             true => ApiResult::Refused(Action::Fail, status.to_string()),
@@ -274,7 +302,7 @@ async fn read(request: reqwest::RequestBuilder) -> ApiResult {
         };
     };
     if answer["ok"] == true {
-        return ApiResult::Done(answer);
+        return ApiResult::Succeeded(answer);
     }
     let code: String = answer["error"].as_str().unwrap_or("no error").chars().take(80).collect();
     match Action::of_error(&code) {
@@ -283,13 +311,13 @@ async fn read(request: reqwest::RequestBuilder) -> ApiResult {
     }
 }
 
-async fn body(mut response: Response) -> Result<Vec<u8>, String> {
+async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) =
         response.chunk().await.map_err(|error| error.without_url().to_string())?
     {
-        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
-            return Err(format!("Slack answered over {RESPONSE_BYTES_MAX} bytes"));
+        if body.len() + chunk.len() > max {
+            return Err(format!("Slack answered over {max} bytes"));
         }
         body.extend_from_slice(&chunk);
     }

@@ -7,9 +7,9 @@
 //! `outbox::rate_limits`).
 
 use shared::{
+    domain::ConnectionId,
+    runtime::telemetry::ErrorChain,
     store::{Store, StoreError},
-    telemetry::Chain,
-    types::ConnectionId,
 };
 use std::{
     collections::HashMap,
@@ -83,17 +83,17 @@ impl RateLimits {
         retry_after: Duration,
     ) {
         self.block(connection, method, retry_after);
-        if let Err(error) = self.0.store.limit_slack(connection, method, retry_after).await {
-            warn!(error = %Chain(&error), method, "failed to record rate limit");
+        if let Err(error) = self.0.store.record_rate_limit(connection, method, retry_after).await {
+            warn!(error = %ErrorChain(&error), method, "failed to record rate limit");
         }
     }
 
     /// Applies limits that other workers recorded, until `stop`.
-    pub async fn listen(self, stop: CancellationToken) {
+    pub async fn subscribe(self, stop: CancellationToken) {
         let listening = async {
             loop {
-                if let Err(error) = self.listen_once().await {
-                    warn!(error = %Chain(&error), "failed to listen for rate limits");
+                if let Err(error) = self.listen().await {
+                    warn!(error = %ErrorChain(&error), "failed to listen for rate limits");
                 }
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
@@ -101,8 +101,8 @@ impl RateLimits {
         stop.run_until_cancelled(listening).await;
     }
 
-    async fn listen_once(&self) -> Result<(), StoreError> {
-        let mut limits = self.0.store.slack_rate_limits().await?;
+    async fn listen(&self) -> Result<(), StoreError> {
+        let mut limits = self.0.store.subscribe_rate_limits().await?;
         loop {
             if let Some(limit) = limits.next().await? {
                 self.block(limit.connection, &limit.method, limit.left);

@@ -2,11 +2,13 @@
 //!
 //! Writes two keyrings, an nkey seed for each NATS user, and their public keys as an environment
 //! file for NATS servers. Existing files are never overwritten: what a lost key has encrypted is
-//! lost with it.
+//! lost with it. With `--by-role` each process has a folder of its own, with the keys that it needs
+//! and no others.
 
+use crate::output;
 use anyhow::{Context, ensure};
 use nkeys::KeyPair;
-use shared::{config, secrets::KeyRing};
+use shared::{runtime::config, secrets::KeyRing};
 use std::{
     fs::{self, OpenOptions},
     io::{ErrorKind, Write},
@@ -15,7 +17,15 @@ use std::{
 };
 
 /// NATS users.
-const USERS: [&str; 3] = ["ingest", "worker", "operator"];
+const USERS: [&str; 4] = ["ingest", "worker", "operator", "control"];
+/// Files in the folder of each role.
+const ROLES: [(&str, &[&str]); 5] = [
+    ("ingest", &["signing.keys", "nats-ingest.seed"]),
+    ("worker", &["signing.keys", "token.keys", "nats-worker.seed"]),
+    ("operator", &["signing.keys", "token.keys", "nats-operator.seed"]),
+    ("control", &["signing.keys", "token.keys", "nats-control.seed"]),
+    ("nats", &[PUBLIC_KEYS]),
+];
 /// Environment file with the public keys that the configuration of NATS names.
 const PUBLIC_KEYS: &str = "nats-users.env";
 
@@ -26,8 +36,12 @@ pub struct Keygen {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Name of the first key of the keyrings.
-    #[arg(long, value_name = "NAME", default_value = "k1", value_parser = config::name)]
+    #[arg(long, value_name = "NAME", default_value = "k1", value_parser = config::key_id)]
     key_id: String,
+    /// Also copy the keys that each process needs to a folder named ingest, worker, operator,
+    /// control or nats.
+    #[arg(long)]
+    by_role: bool,
     /// Succeed without changes if the folder has keys.
     #[arg(long)]
     if_missing: bool,
@@ -39,8 +53,7 @@ impl Keygen {
         let out = &self.out;
         let complete = out.join(PUBLIC_KEYS); // written last
         if self.if_missing && complete.exists() {
-            println!("{} has keys", out.display());
-            return Ok(());
+            return Ok(output::print_line(&format!("{} has keys", out.display()))?);
         }
         fs::create_dir_all(out)
             .with_context(|| format!("failed to create folder {}", out.display()))?;
@@ -54,8 +67,18 @@ impl Keygen {
             public += &format!("TIDEGATE_{}_NKEY={}\n", user.to_uppercase(), pair.public_key());
         }
         write(&complete, &public, 0o644)?;
-        println!("{}: two keyrings, {} seeds, {PUBLIC_KEYS}", out.display(), USERS.len());
-        Ok(())
+        for (role, files) in ROLES.iter().filter(|_| self.by_role) {
+            let folder = out.join(role);
+            fs::create_dir(&folder)
+                .with_context(|| format!("failed to create folder {}", folder.display()))?;
+            for file in *files {
+                fs::copy(out.join(file), folder.join(file))
+                    .with_context(|| format!("failed to copy {file} for {role}"))?;
+            }
+        }
+        let (out, seeds) = (out.display(), USERS.len());
+        let line = format!("{out}: two keyrings, {seeds} seeds, {PUBLIC_KEYS}");
+        Ok(output::print_line(&line)?)
     }
 }
 

@@ -5,12 +5,12 @@
 //! `k2` alone. `tidegate keys status` shows when no value is left under the old key.
 
 use crate::{
-    directory, output,
-    settings::{NatsSettings, StoreSettings},
+    output,
+    settings::{Keyrings, NatsSettings, StoreSettings},
 };
 use anyhow::ensure;
 use serde::Serialize;
-use shared::store::{SEALED_COLUMNS, Store};
+use shared::store::{SEALED_COLUMNS, SealedColumn, Store};
 
 const COLUMNS: [output::Column; 4] =
     [("column", false), ("key", false), ("values", true), ("age", false)];
@@ -33,6 +33,8 @@ pub struct Status {
     json: bool,
     #[command(flatten)]
     store: StoreSettings,
+    #[command(flatten)]
+    keyrings: Keyrings,
 }
 
 /// Arguments of `tidegate keys rewrap`.
@@ -43,6 +45,8 @@ pub struct Rewrap {
     json: bool,
     #[command(flatten)]
     store: StoreSettings,
+    #[command(flatten)]
+    keyrings: Keyrings,
     #[command(flatten)]
     nats: NatsSettings,
 }
@@ -59,7 +63,9 @@ impl Keys {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
-            Keys::Status(status) => print_status(&status.store.open()?, status.json).await,
+            Keys::Status(status) => {
+                print_status(&status.store.open_with(status.keyrings.rings())?, status.json).await
+            }
             Keys::Rewrap(rewrap) => rewrap.run().await,
         }
     }
@@ -67,28 +73,21 @@ impl Keys {
 
 impl Rewrap {
     async fn run(self) -> anyhow::Result<()> {
-        let store = self.store.open()?;
+        let store = self.store.open_with(self.keyrings.rings())?;
         let js = self.nats.jetstream().await?;
-        let mut unopened = Vec::new();
-        for column in &SEALED_COLUMNS {
-            let (mut after, mut written) = (String::new(), 0);
-            loop {
-                let step = store.rewrap(column, &after).await?;
-                written += step.written;
-                unopened.extend(step.unopened);
-                output::progress(&format!("{}: {written}", column.name));
-                let Some(next) = step.next else { break };
-                after = next;
+        let mut printed = Ok(());
+        let step = |column: &SealedColumn, written: u64, is_last: bool| {
+            let line = format!("{}: {written}", column.name);
+            output::print_progress(&line);
+            if is_last {
+                output::clear_progress();
+                if !self.json && printed.is_ok() {
+                    printed = output::print_line(&line);
+                }
             }
-            output::clear_progress();
-            if !self.json {
-                output::line(&format!("{}: {written}", column.name))?;
-            }
-        }
-        // The directory holds the ciphertexts of signing secrets.
-        let connections = store.connection_summaries(None).await?;
-        let ids: Vec<_> = connections.iter().map(|connection| connection.id).collect();
-        directory::publish(&store, &js, &ids).await?;
+        };
+        let unopened = self.store.operations(&store)?.rewrap(&js, step).await?;
+        printed?;
         print_status(&store, self.json).await?;
         ensure!(
             unopened.is_empty(),
@@ -102,12 +101,12 @@ impl Rewrap {
 async fn print_status(store: &Store, json: bool) -> anyhow::Result<()> {
     let mut counts = Vec::new();
     for column in &SEALED_COLUMNS {
-        for (key, count) in store.keys_of(column).await? {
+        for (key, count) in store.count_values_by_key(column).await? {
             let newest = store.is_newest(column, &key);
             counts.push(Count { column: column.name, key, count, newest });
         }
     }
-    output::list(&counts, json, &COLUMNS, row)
+    output::print_list(&counts, json, &COLUMNS, row)
 }
 
 fn row(count: &Count) -> Vec<String> {

@@ -136,19 +136,19 @@ impl Verify {
     fn print(&self, lines: &[Line], missing: u64) -> anyhow::Result<()> {
         let differing: Vec<Line> = lines.iter().copied().filter(Line::differs).collect();
         if self.json || !differing.is_empty() {
-            output::list(&differing, self.json, &COLUMNS, Line::row)?;
+            output::print_list(&differing, self.json, &COLUMNS, Line::row)?;
         }
         let sum = |of: fn(&Line) -> u64| lines.iter().map(of).sum::<u64>();
         let (committed, expired) = (sum(|l| l.committed), sum(|l| l.expired));
         let partitions = lines.len();
         if self.json {
-            return output::json(&serde_json::json!({
+            return output::print_json(&serde_json::json!({
                 "partitions": partitions, "committed": committed,
                 "stored": sum(|l| l.stored.unwrap_or(0)), "purged": sum(|l| l.purged),
                 "expired": expired, "missing": missing,
             }));
         }
-        Ok(output::line(&format!(
+        Ok(output::print_line(&format!(
             "{partitions} partitions: {committed} committed, \
              {expired} no longer in the stream, {missing} missing"
         ))?)
@@ -173,7 +173,7 @@ async fn count(
                 lines.push(Line::new(entry, stored));
             }
         }
-        output::progress(&format!("partition {n}"));
+        output::print_progress(&format!("partition {n}"));
     }
     output::clear_progress();
     Ok(lines)
@@ -193,10 +193,10 @@ async fn stored(stream: &Stream, entry: &LedgerEntry) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::partition::Partition;
+    use shared::stream::Partition;
 
     #[test]
-    fn more_stored_than_committed_is_missing() {
+    fn reports_uncommitted_messages() {
         let entry = LedgerEntry {
             partition: Partition::try_from(7).expect("below 64"),
             generation: 1,
@@ -214,7 +214,7 @@ mod tests {
             assert_eq!(line.differs(), stored != Some(6), "{stored:?}");
         }
         let lines = [Some(8), None].map(|stored| Line::new(&entry, stored));
-        insta::assert_snapshot!(output::table(&COLUMNS, &lines, Line::row), @r"
+        insta::assert_snapshot!(output::render_table(&COLUMNS, &lines, Line::row), @r"
         partition  generation  from  cursor  committed       in stream  purged  missing
                 7           1     0      20         10               8       4        2
                 7           1     0      20         10  another stream       4        0

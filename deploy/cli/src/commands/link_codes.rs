@@ -4,16 +4,13 @@
 //! beginning of that hash.
 
 use crate::{output, settings::StoreSettings};
-use anyhow::ensure;
 use shared::{
-    config,
-    store::{MintedClaim, NewClaim},
-    types::{AgentId, ConnectionId, OrgId, Platform, Surface},
+    domain::{AgentId, ConnectionId, OrgId, Platform, Surface},
+    operations::{MAX_LINK_CODE_TTL, OperationError},
+    runtime::config,
+    store::{ConnectionSummary, LinkCodeRecord, NewLinkCode},
 };
 use std::time::Duration;
-
-/// Maximum lifetime of a link code.
-const MAX_TTL: Duration = Duration::from_secs(3600);
 
 const COLUMNS: [output::Column; 7] = [
     ("id", false),
@@ -24,6 +21,9 @@ const COLUMNS: [output::Column; 7] = [
     ("expires", false),
     ("used by", false),
 ];
+
+/// Number of newest codes among which a code just created is.
+const NEWEST: i64 = 100;
 
 /// Commands of `tidegate link-codes`.
 #[derive(Debug, clap::Subcommand)]
@@ -55,7 +55,7 @@ pub struct Create {
     #[arg(long)]
     connection: Option<ConnectionId>,
     /// Lifetime of the code, at most 1h.
-    #[arg(long, default_value = "15m", value_parser = config::duration)]
+    #[arg(long, default_value = "15m", value_parser = config::parse_duration)]
     ttl: Duration,
     /// Print JSON.
     #[arg(long)]
@@ -99,33 +99,48 @@ impl LinkCodes {
 
 impl Create {
     async fn run(self) -> anyhow::Result<()> {
-        ensure!(self.ttl <= MAX_TTL, "--ttl is above the maximum of 1h; pass a shorter time");
-        let new = NewClaim {
+        let is_allowed = self.ttl <= MAX_LINK_CODE_TTL;
+        anyhow::ensure!(is_allowed, "--ttl is above the maximum of 1h; pass a shorter time");
+        let new = NewLinkCode {
             org: self.org,
             agent: self.agent,
             platform: self.platform,
             surfaces: self.surfaces,
             connection: self.connection,
             ttl: self.ttl,
-            created_by: "tidegate".into(),
         };
-        let code = self.store.open()?.mint_claim(&new).await?.reveal();
-        if self.json {
-            let ttl = new.ttl.as_secs();
-            return output::json(&serde_json::json!({ "code": code, "ttl_seconds": ttl }));
+        let store = self.store.open()?;
+        let code = self.store.operations(&store)?.create_link_code(&new).await?;
+        let is_preview = |c: &ConnectionSummary| c.preview_mode;
+        if new.connection.is_none()
+            && !store.connection_summaries(None).await?.iter().any(is_preview)
+        {
+            output::print_warning(
+                "no conversation accepts this code: no connection has preview_mode; \
+                 pass --connection, as tidegate connections list prints it",
+            );
         }
-        Ok(output::line(&code)?)
+        if self.json {
+            let (id, ttl) = (code.hash().id(), new.ttl.as_secs());
+            let created = store.link_codes(NEWEST).await?;
+            let expires_at = created.into_iter().find(|new| new.id == id);
+            let expires_at = expires_at.and_then(|new| new.expires_at);
+            return output::print_json(&serde_json::json!({
+                "id": id, "code": code.reveal(), "ttl_seconds": ttl, "expires_at": expires_at,
+            }));
+        }
+        Ok(output::print_line(&code.reveal())?)
     }
 }
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let codes = self.store.open()?.claims(i64::from(self.limit)).await?;
-        output::list(&codes, self.json, &COLUMNS, row)
+        let codes = self.store.open()?.link_codes(i64::from(self.limit)).await?;
+        output::print_list(&codes, self.json, &COLUMNS, row)
     }
 }
 
-fn row(code: &MintedClaim) -> Vec<String> {
+fn row(code: &LinkCodeRecord) -> Vec<String> {
     let connection = code.connection.map(|id| id.to_string());
     let used_by = code.consumed_user.as_ref().map(|user| {
         let channel = code.consumed_channel.as_ref().map(|channel| format!(" in {channel}"));
@@ -145,12 +160,16 @@ fn row(code: &MintedClaim) -> Vec<String> {
 impl Revoke {
     async fn run(self) -> anyhow::Result<()> {
         let id = output::sanitize(&self.id);
-        if !self.store.open()?.revoke_claim(&self.id).await? {
-            return output::not_found(format!(
-                "no open link code {id} found; list them with tidegate link-codes list"
-            ));
+        let operations = self.store.operations(&self.store.open()?)?;
+        match operations.revoke_link_code(&self.id).await {
+            Err(OperationError::NotFound(_)) => {
+                return output::not_found(format!(
+                    "no open link code {id} found; list them with tidegate link-codes list"
+                ));
+            }
+            revoked => revoked?,
         }
-        Ok(output::line(&format!("link code {id} revoked"))?)
+        Ok(output::print_line(&format!("link code {id} revoked"))?)
     }
 }
 
@@ -160,7 +179,7 @@ mod tests {
 
     #[test]
     fn renders_link_codes() {
-        let open = MintedClaim {
+        let open = LinkCodeRecord {
             id: "9f86d081884c7d65".into(),
             org: "acme".parse().expect("an id"),
             agent: "helper".parse().expect("an id"),
@@ -175,7 +194,7 @@ mod tests {
             consumed_channel: None,
             consumed_user: None,
         };
-        insta::assert_snapshot!(output::table(&COLUMNS, &[open], row), @r"
+        insta::assert_snapshot!(output::render_table(&COLUMNS, &[open], row), @r"
         id                state  agent        surfaces    connection   expires               used by
         9f86d081884c7d65  open   acme/helper  dm,channel  any preview  2026-01-31T12:00:00Z  -
         ");

@@ -18,7 +18,7 @@ pub struct Manifest {
 impl Manifest {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
-        let manifest = app_manifest::build(&self.app.command, &self.app.url()?, &self.name);
-        Ok(output::line(&serde_json::to_string_pretty(&manifest)?)?)
+        let manifest = app_manifest::build(&self.app.slash_command, &self.app.url()?, &self.name);
+        Ok(output::print_line(&serde_json::to_string_pretty(&manifest)?)?)
     }
 }

@@ -4,10 +4,10 @@
 //! the NATS user that creates streams has no Postgres role. `migrate schema` and `migrate stream`
 //! therefore require the settings of one server.
 
-use crate::settings::NatsSettings;
+use crate::{output, settings::NatsSettings};
 use anyhow::Context;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
-use shared::{config::Postgres, store::Store, stream};
+use shared::{runtime::config::PostgresConfig, store::Store, stream};
 
 /// Arguments of `tidegate migrate`.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub enum Migrate {
 #[command(name = "schema")]
 pub struct Schema {
     #[command(flatten, next_help_heading = "Settings")]
-    postgres: Postgres,
+    postgres: PostgresConfig,
 }
 
 /// Create or update the stream and the buckets in NATS.
@@ -97,19 +97,18 @@ impl Migrate {
 impl Schema {
     async fn run(self) -> anyhow::Result<()> {
         Store::migrate(&self.postgres).await?;
-        println!("postgres  schema is up to date");
-        Ok(())
+        Ok(output::print_line("postgres  schema is up to date")?)
     }
 }
 
 impl Stream {
     async fn run(self) -> anyhow::Result<()> {
         let js = self.nats.jetstream().await?;
-        let sizing = stream::Sizing { replicas: self.replicas, max_bytes: self.max_bytes };
-        stream::ensure(&js, sizing)
+        let sizing = stream::StreamSize { replicas: self.replicas, max_bytes: self.max_bytes };
+        stream::provision(&js, sizing)
             .await
             .with_context(|| format!("failed to migrate stream {} in NATS", stream::STREAM))?;
-        println!("nats      stream {} and its buckets are up to date", stream::STREAM);
-        Ok(())
+        let line = format!("nats      stream {} and its buckets are up to date", stream::STREAM);
+        Ok(output::print_line(&line)?)
     }
 }

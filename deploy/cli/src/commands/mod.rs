@@ -1,11 +1,16 @@
 //! Commands of `tidegate`, a file for each family. They do not import each other.
 
 mod agents;
+mod api_keys;
 mod apply;
+mod apps;
+mod audit_log;
 mod connections;
 mod dead_letters;
 mod deliveries;
 mod doctor;
+mod erase;
+mod export;
 mod keygen;
 mod keys;
 mod ledger;
@@ -15,7 +20,9 @@ mod migrate;
 mod outbox;
 mod partitions;
 mod replay;
+mod status;
 mod tail;
+mod trigger;
 mod webhook;
 
 /// Commands of `tidegate`.
@@ -24,8 +31,11 @@ pub enum Command {
     Migrate(migrate::Migrate),
     /// Generate the keys of a new installation: keyrings, and nkeys of the NATS users.
     Keygen(keygen::Keygen),
-    /// Create, change and delete organizations, agents and connections as a file declares.
+    /// Create, change and delete organizations, agents, apps and connections as a file declares.
     Apply(apply::Apply),
+    /// List and show apps.
+    #[command(subcommand)]
+    Apps(apps::Apps),
     /// Create, list and revoke link codes.
     #[command(subcommand)]
     LinkCodes(link_codes::LinkCodes),
@@ -51,9 +61,19 @@ pub enum Command {
     /// Look up a webhook.
     #[command(subcommand)]
     Webhook(webhook::Webhook),
-    /// List, show, pause and resume agents.
+    /// List, show, test, pause and resume agents.
     #[command(subcommand)]
     Agents(agents::Agents),
+    /// Create, list and revoke keys of the control API.
+    #[command(subcommand)]
+    ApiKeys(api_keys::ApiKeys),
+    /// List changes by people and programs, newest first.
+    AuditLog(audit_log::AuditLog),
+    /// Print an organization as JSON lines: settings, bindings, usage, changes. No secrets.
+    Export(export::Export),
+    /// Erase a person or an organization from Postgres and the stream.
+    #[command(subcommand)]
+    Erase(erase::Erase),
     /// List partitions with their owners, cursors and lag.
     Partitions(partitions::Partitions),
     /// Check that no webhook was lost.
@@ -64,6 +84,10 @@ pub enum Command {
     /// List and cancel replays.
     #[command(subcommand)]
     Replays(replay::Replays),
+    /// Show the state of this deployment on one screen. Exits 1 if something needs attention.
+    Status(status::Status),
+    /// Send a webhook in the shape that Slack documents, signed, to a deployment of your own.
+    Trigger(Box<trigger::Trigger>),
     /// Print webhooks as they are stored, without their bodies, until Ctrl-C.
     Tail(tail::Tail),
 }
@@ -75,6 +99,7 @@ impl Command {
             Command::Migrate(command) => command.run().await,
             Command::Keygen(command) => command.run(),
             Command::Apply(command) => command.run().await,
+            Command::Apps(command) => command.run().await,
             Command::LinkCodes(command) => command.run().await,
             Command::Connections(command) => command.run().await,
             Command::Doctor(command) => command.run().await,
@@ -85,10 +110,16 @@ impl Command {
             Command::Outbox(command) => command.run().await,
             Command::Webhook(command) => command.run().await,
             Command::Agents(command) => command.run().await,
+            Command::ApiKeys(command) => command.run().await,
+            Command::AuditLog(command) => command.run().await,
+            Command::Export(command) => command.run().await,
+            Command::Erase(command) => command.run().await,
             Command::Partitions(command) => command.run().await,
             Command::Ledger(command) => command.run().await,
             Command::Replay(command) => command.run().await,
             Command::Replays(command) => command.run().await,
+            Command::Status(command) => command.run().await,
+            Command::Trigger(command) => command.run().await,
             Command::Tail(command) => command.run().await,
         }
     }

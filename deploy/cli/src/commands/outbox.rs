@@ -8,8 +8,9 @@ use crate::{
 };
 use anyhow::ensure;
 use shared::{
-    store::{OutboxFailure, OutboxFailureFilter, Store},
-    types::ConnectionId,
+    domain::ConnectionId,
+    operations::Operations,
+    store::{FailureFilter, OutboxFailure},
 };
 
 const COLUMNS: [output::Column; 7] = [
@@ -91,13 +92,14 @@ impl Outbox {
         match self {
             Outbox::Failures(Failures::List(list)) => list.run().await,
             Outbox::Failures(Failures::Retry(change)) => {
-                let (store, filter) = change.confirm("retry", change.yes || !change.all).await?;
-                let ids = store.retry_outbox_failures(&filter).await?;
+                let (operations, filter) =
+                    change.confirm("retry", change.yes || !change.all).await?;
+                let ids = operations.retry_outbox_failures(&filter).await?;
                 change.finish("retried", ids.len())
             }
             Outbox::Failures(Failures::Delete(change)) => {
-                let (store, filter) = change.confirm("delete permanently", change.yes).await?;
-                let ids = store.delete_outbox_failures(&filter).await?;
+                let (operations, filter) = change.confirm("delete permanently", change.yes).await?;
+                let ids = operations.delete_outbox_failures(&filter).await?;
                 change.finish("deleted", ids.len())
             }
         }
@@ -106,13 +108,16 @@ impl Outbox {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let filter =
-            OutboxFailureFilter { ids: None, connection: self.connection, error: self.error };
+        let filter = FailureFilter {
+            connection: self.connection,
+            text: self.error,
+            ..FailureFilter::default()
+        };
         let failures = self.store.open()?.outbox_failures(&filter, i64::from(self.limit)).await?;
         if failures.is_empty() {
             return not_found("no failures found");
         }
-        output::list(&failures, self.json, &COLUMNS, row)
+        output::print_list(&failures, self.json, &COLUMNS, row)
     }
 }
 
@@ -129,25 +134,26 @@ fn row(failure: &OutboxFailure) -> Vec<String> {
 }
 
 impl Change {
-    /// Returns the store and the selection. Fails if it is empty or not confirmed.
+    /// Returns the operations and the selection. Fails if it is empty or not confirmed.
     async fn confirm(
         &self,
         operation: &str,
         yes: bool,
-    ) -> anyhow::Result<(Store, OutboxFailureFilter)> {
+    ) -> anyhow::Result<(Operations, FailureFilter)> {
         ensure!(self.all || !self.ids.is_empty(), "no failures selected; pass ids or --all");
         let store = self.store.open()?;
-        let filter = OutboxFailureFilter {
+        let filter = FailureFilter {
             ids: (!self.all).then(|| self.ids.clone()),
             connection: self.connection,
-            error: self.error.clone(),
+            text: self.error.clone(),
+            ..FailureFilter::default()
         };
         let count = store.count_outbox_failures(&filter).await?;
         if count == 0 {
             return not_found("no failures found; list them with tidegate outbox failures list");
         }
         ensure!(yes, "would {operation}: {count} messages; pass --yes to do it");
-        Ok((store, filter))
+        Ok((self.store.operations(&store)?, filter))
     }
 
     fn finish(&self, done: &str, count: usize) -> anyhow::Result<()> {
@@ -156,9 +162,9 @@ impl Change {
         }
         if self.json {
             let line = serde_json::Map::from_iter([(done.to_owned(), count.into())]);
-            return output::json(&line);
+            return output::print_json(&line);
         }
-        output::line(&format!("{done}: {count}"))?;
+        output::print_line(&format!("{done}: {count}"))?;
         let missing = self.ids.len().saturating_sub(count);
         ensure!(self.all || missing == 0, "{missing} of the ids not found");
         Ok(())
@@ -178,7 +184,7 @@ mod tests {
             "created_at": "2026-01-31T12:00:00Z", "at": "2026-01-31T12:00:01Z",
         }))
         .expect("a failure");
-        insta::assert_snapshot!(output::table(&COLUMNS, &[failure], row), @r"
+        insta::assert_snapshot!(output::render_table(&COLUMNS, &[failure], row), @r"
         id  connection                        channel   method            attempts  given up at           error
         17  00000000000000000000000000000007  C0123456  chat.postMessage         1  2026-01-31T12:00:01Z  channel_not_found
         ");

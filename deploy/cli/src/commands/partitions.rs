@@ -9,7 +9,7 @@ use crate::{
     stream_reader,
 };
 use serde::Serialize;
-use shared::{partition::Partition, store::PartitionState};
+use shared::{store::PartitionState, stream::Partition};
 
 const COLUMNS: [output::Column; 9] = [
     ("partition", true),
@@ -59,9 +59,9 @@ impl Partitions {
             };
             lines.push(Line { state, lag });
         }
-        output::list(&lines, self.json, &COLUMNS, Line::row)?;
+        output::print_list(&lines, self.json, &COLUMNS, Line::row)?;
         if !self.json {
-            output::line(&summary(&lines))?;
+            output::print_line(&summary(&lines))?;
         }
         Ok(())
     }
@@ -112,7 +112,7 @@ mod tests {
         };
         let free = PartitionState { partition: 1, owner: None, held: false, ..state.clone() };
         let lines = [Line { state, lag: 0 }, Line { state: free, lag: 1_200 }];
-        let table = output::table(&COLUMNS, &lines, Line::row);
+        let table = output::render_table(&COLUMNS, &lines, Line::row);
         insta::assert_snapshot!(format!("{table}\n{}", summary(&lines)), @r"
         partition  owner     epoch  lease  ms left  generation  cursor   lag  deliveries
                 0  worker-1     12  held      2730           1  104233     0           3

@@ -8,16 +8,17 @@
 
 use crate::{
     output::{self, not_found},
-    settings::StoreSettings,
+    settings::{StoreSettings, TimeArgument},
 };
 use anyhow::{Context, ensure};
 use shared::{
-    config,
-    store::{NewReplay, ReplayResult, ReplayState, Store},
-    types::{ConnectionId, OrgId},
+    domain::{ConnectionId, OrgId},
+    operations::{OperationError, Operations, ReplayRequest},
+    runtime::config,
+    store::{ReplayResult, ReplayState, Store},
 };
 use std::time::{Duration, Instant};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::format_description::well_known::Rfc3339;
 
 /// Interval at which the command reads the progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -49,11 +50,11 @@ pub struct Replay {
     #[arg(long)]
     connection: ConnectionId,
     /// Start: a duration before now, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
-    #[arg(long, value_parser = since)]
-    from: OffsetDateTime,
+    #[arg(long)]
+    from: TimeArgument,
     /// End, in the same form. Default: now.
-    #[arg(long, value_parser = since)]
-    to: Option<OffsetDateTime>,
+    #[arg(long)]
+    to: Option<TimeArgument>,
     /// Enqueue the deliveries, so that agents receive these webhooks again.
     #[arg(long, conflicts_with = "dry_run")]
     apply: bool,
@@ -64,7 +65,7 @@ pub struct Replay {
     #[arg(long)]
     name: Option<OrgId>,
     /// Maximum time to wait for workers. Then the replay is cancelled.
-    #[arg(long, default_value = "1h", value_parser = config::duration)]
+    #[arg(long, default_value = "1h", value_parser = config::parse_duration)]
     timeout: Duration,
     /// Print JSON, one webhook per line.
     #[arg(long)]
@@ -110,15 +111,19 @@ pub struct Cancel {
 impl Replay {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
-        let to = self.to.unwrap_or_else(OffsetDateTime::now_utc);
-        ensure!(self.from < to, "--from is after --to; pass an earlier time");
         let store = self.store.open()?;
-        let id = match &self.name {
-            Some(name) => name.to_string(),
-            None => ConnectionId::random()?.to_string(),
+        let from = self.from.resolve(&store).await?;
+        let to = match self.to {
+            Some(to) => to.resolve(&store).await?,
+            None => store.now().await?,
         };
-        let (connection, from, apply) = (self.connection, self.from, self.apply);
-        if !store.create_replay(&NewReplay { id: id.clone(), connection, from, to, apply }).await? {
+        ensure!(from < to, "--from is after --to; pass an earlier time");
+        let operations = self.store.operations(&store)?;
+        let (connection, apply) = (self.connection, self.apply);
+        let id = self.name.as_ref().map(ToString::to_string);
+        let request = ReplayRequest { id, connection, from, to, apply };
+        let (id, is_new) = operations.create_replay(&request).await?;
+        if !is_new {
             let existing = state(&store, &id).await?;
             ensure!(
                 existing.apply == apply && existing.connection == connection,
@@ -129,10 +134,10 @@ impl Replay {
             eprintln!("replay {id} exists already; printing its results");
         }
         let ended = tokio::select! {
-            ended = self.watch(&store, &id) => ended?,
+            ended = self.watch(&store, &operations, &id) => ended?,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
-                store.cancel_replay(&id).await?;
+                operations.cancel_replay(&id).await.or_else(ignore_ended)?;
                 output::clear_progress();
                 anyhow::bail!("replay {id} cancelled; its enqueued deliveries stay");
             }
@@ -153,7 +158,12 @@ impl Replay {
         Ok(())
     }
 
-    async fn watch(&self, store: &Store, id: &str) -> anyhow::Result<ReplayState> {
+    async fn watch(
+        &self,
+        store: &Store,
+        operations: &Operations,
+        id: &str,
+    ) -> anyhow::Result<ReplayState> {
         let deadline = Instant::now() + self.timeout;
         loop {
             let state = state(store, id).await?;
@@ -161,7 +171,7 @@ impl Replay {
                 return Ok(state);
             }
             if Instant::now() >= deadline {
-                store.cancel_replay(id).await?;
+                operations.cancel_replay(id).await.or_else(ignore_ended)?;
                 anyhow::bail!(
                     "replay {id} not done within {} and cancelled; \
                      check with tidegate partitions that workers run",
@@ -170,7 +180,7 @@ impl Replay {
             }
             let of = state.total.map_or_else(String::new, |total| format!(" of about {total}"));
             let by = state.worker.as_deref().unwrap_or("no worker yet");
-            output::progress(&format!(
+            output::print_progress(&format!(
                 "{}{of} webhooks processed, by {}",
                 state.decided,
                 output::sanitize(by)
@@ -189,7 +199,7 @@ impl Replay {
             results.extend(batch);
         }
         if self.json || !results.is_empty() {
-            output::list(&results, self.json, &COLUMNS, row)?;
+            output::print_list(&results, self.json, &COLUMNS, row)?;
         }
         if !self.json && !results.is_empty() {
             let done = if self.apply {
@@ -197,10 +207,15 @@ impl Replay {
             } else {
                 "processed, and nothing changed; --apply enqueues their deliveries"
             };
-            output::line(&format!("{} webhooks {done}", results.len()))?;
+            output::print_line(&format!("{} webhooks {done}", results.len()))?;
         }
         Ok(results.len())
     }
+}
+
+/// Accepts that a replay ended before its cancellation.
+fn ignore_ended(error: OperationError) -> Result<(), OperationError> {
+    if matches!(error, OperationError::NotFound(_)) { Ok(()) } else { Err(error) }
 }
 
 async fn state(store: &Store, id: &str) -> anyhow::Result<ReplayState> {
@@ -238,7 +253,7 @@ impl List {
         if replays.is_empty() {
             return not_found("no replays found");
         }
-        output::list(&replays, self.json, &LIST_COLUMNS, list_row)
+        output::print_list(&replays, self.json, &LIST_COLUMNS, list_row)
     }
 }
 
@@ -257,25 +272,18 @@ fn list_row(replay: &ReplayState) -> Vec<String> {
 impl Cancel {
     async fn run(self) -> anyhow::Result<()> {
         let name = output::sanitize(&self.name);
-        if !self.store.open()?.cancel_replay(&self.name).await? {
-            return not_found(format!(
-                "no open replay {name} found; list them with tidegate replays list"
-            ));
+        let operations = self.store.operations(&self.store.open()?)?;
+        match operations.cancel_replay(&self.name).await {
+            Err(OperationError::NotFound(_)) => {
+                return not_found(format!(
+                    "no open replay {name} found; list them with tidegate replays list"
+                ));
+            }
+            cancelled => cancelled?,
         }
         if self.json {
-            return output::json(&serde_json::json!({ "cancelled": self.name }));
+            return output::print_json(&serde_json::json!({ "cancelled": self.name }));
         }
-        Ok(output::line(&format!("replay {name} cancelled"))?)
+        Ok(output::print_line(&format!("replay {name} cancelled"))?)
     }
-}
-
-/// Parses a time, or a duration before now.
-fn since(text: &str) -> Result<OffsetDateTime, String> {
-    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
-        return Ok(time);
-    }
-    let back = humantime::parse_duration(text).ok();
-    let back = back.and_then(|back| time::Duration::try_from(back).ok());
-    back.and_then(|back| OffsetDateTime::now_utc().checked_sub(back))
-        .ok_or_else(|| "expected 1h or 2026-01-31T12:00:00Z".into())
 }

@@ -4,10 +4,8 @@ use crate::{output, settings::NatsSettings, stream_reader};
 use async_nats::jetstream;
 use serde::Serialize;
 use shared::{
-    codec::envelope::Envelope,
-    follow::{Follow, Followed, Place},
-    stream::{self, STREAM},
-    types::ConnectionId,
+    domain::ConnectionId,
+    stream::{self, Envelope, ReaderEvent, STREAM, StreamPosition, StreamReader},
 };
 use time::format_description::well_known::Rfc3339;
 
@@ -54,20 +52,20 @@ impl Tail {
         let connection = self.connection.map_or_else(|| "*".into(), |id| id.to_string());
         let filter = format!("slack.in.*.{connection}");
         let name = stream_reader::consumer_name("tail")?;
-        let mut reader = Follow::new(js, STREAM, filter, name, next);
+        let mut reader = StreamReader::new(js, STREAM, filter, name, next);
         let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
             match reader.next().await {
-                Followed::Message(position, message) => {
+                ReaderEvent::Message(position, message) => {
                     self.print(&Line::new(position, &message)?)?;
                     left -= 1;
                 }
-                Followed::Opened(state) if state.last_sequence + 1 < reader.next_sequence() => {
+                ReaderEvent::Opened(state) if state.last_sequence + 1 < reader.next_sequence() => {
                     // The sequences of a recreated stream begin at 1.
                     eprintln!("stream {STREAM} was recreated; reading it from the beginning");
                     reader.restart_at(1);
                 }
-                Followed::Opened(_) | Followed::CaughtUp(..) => {}
+                ReaderEvent::Opened(_) | ReaderEvent::CaughtUp(..) => {}
             }
         }
         Ok(())
@@ -75,14 +73,14 @@ impl Tail {
 
     fn print(&self, line: &Line) -> anyhow::Result<()> {
         if self.json {
-            return output::json(line);
+            return output::print_json(line);
         }
-        Ok(output::line(&line.render())?)
+        Ok(output::print_line(&line.render())?)
     }
 }
 
 impl Line {
-    fn new(position: Place, message: &jetstream::Message) -> anyhow::Result<Self> {
+    fn new(position: StreamPosition, message: &jetstream::Message) -> anyhow::Result<Self> {
         let subject = stream::parse_subject(&message.subject);
         let headers = message.headers.as_ref();
         let envelope = Envelope::decode(&message.subject, headers, message.payload.clone()).ok();

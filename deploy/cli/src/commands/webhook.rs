@@ -6,8 +6,8 @@ use crate::{
 };
 use serde_json::Value;
 use shared::{
+    domain::ConnectionId,
     store::{WebhookQuery, WebhookRecord},
-    types::ConnectionId,
 };
 
 /// Commands of `tidegate webhook`.
@@ -57,9 +57,9 @@ impl Show {
             return not_found(format!("webhook {webhook} not found; {remedy}"));
         }
         if self.json {
-            return records.iter().try_for_each(output::json);
+            return records.iter().try_for_each(output::print_json);
         }
-        records.iter().try_for_each(|record| Ok(output::line(&render(record))?))
+        records.iter().try_for_each(|record| Ok(output::print_line(&render(record))?))
     }
 }
 

@@ -1,18 +1,22 @@
-//! Operations of an operator on connections: status, summaries, deletion.
+//! Operations of an operator on connections: status and summaries. [`super::deletion`] deletes
+//! them.
 //!
 //! Statuses are `pending → active → stopped | error | revoked`. [`super::token_failures`] applies
 //! failures of Slack, [`crate::store::webhooks`] applies its events. Every change raises the
 //! version of the row, and directory sync updates the directory.
-//!
-//! Deletion starts with the row of the connection, in one statement. A trigger leaves a tombstone,
-//! because of which intake ignores later webhooks. Bounded steps then delete the traffic by index.
-//! An interrupted deletion can be repeated.
 
 use super::{TABLE, settings};
-use crate::store::{Store, StoreError, column, inconsistent, nullable, timestamp};
-use crate::types::{AgentId, AppId, ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId};
+use crate::domain::{
+    Actor, AgentId, AppId, ConnectionId, ConnectionSettings, ConnectionStatus, EnterpriseId, OrgId,
+    TeamId,
+};
+use crate::store::{
+    AuditAction, AuditOrg, ConnectionBacklog, NewAuditEntry, Store, StoreError, add_audit_entries,
+    column, nullable, timestamp,
+};
 use serde::Serialize;
-use sqlx::{PgExecutor, Row, postgres::PgRow};
+use serde_json::json;
+use sqlx::{FromRow, Row, postgres::PgRow};
 
 /// Connection without secrets, for operators.
 #[derive(Debug, Serialize)]
@@ -25,12 +29,16 @@ pub struct ConnectionSummary {
     pub enterprise: Option<EnterpriseId>,
     pub team: Option<TeamId>,
     pub preview_mode: bool,
-    pub status: Status,
+    pub status: ConnectionStatus,
     pub reason: String,
     pub bot_user: Option<String>,
+    pub scopes: Vec<String>,
+    pub installed_by: Option<String>,
     pub has_bot_token: bool,
-    pub settings: Settings,
+    pub settings: ConnectionSettings,
     pub bindings: i64,
+    /// Backlog, if it is near a limit.
+    pub backlog: Option<ConnectionBacklog>,
     pub sending_paused_at: Option<String>,
     pub installed_at: Option<String>,
     pub updated_at: Option<String>,
@@ -42,40 +50,139 @@ pub struct ConnectionSummary {
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct HistoryEntry {
     pub at: Option<String>,
-    pub status: Status,
+    pub status: ConnectionStatus,
     pub reason: String,
 }
 
-/// Numbers of deleted rows of a connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)] // the tables' names
-pub struct DeletedConnection {
-    pub bindings: i64,
-    pub link_codes: i64,
-    pub outbox: i64,
-    pub deliveries: i64,
-    pub dead_letters: i64,
+/// Columns of a [`ConnectionSummary`], and the tables they are from.
+macro_rules! summary_columns {
+    () => {
+        "c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode, c.status,
+         c.status_reason, c.bot_user_id, c.scopes, c.installed_by, c.bot_token is not null as has_bot_token, c.settings,
+         c.sending_paused_at, c.installed_at, c.updated_at, c.version,
+         (select count(*) from channel_bindings b where b.connection_id = c.id) as bindings, g.*
+           from connections c left join connection_backlog g on g.connection_id = c.id "
+    };
 }
 
 impl Store {
-    /// Sets the status. [`StoreError::Missing`] for an unknown connection.
+    /// Sets the status and returns the resulting one: a revoked connection stays revoked, since its
+    /// tokens are no longer valid. [`StoreError::Missing`] for an unknown connection.
     pub async fn set_connection_status(
         &self,
+        by: &Actor,
         id: ConnectionId,
-        status: Status,
+        status: ConnectionStatus,
+    ) -> Result<ConnectionStatus, StoreError> {
+        let action = match status {
+            ConnectionStatus::Stopped => AuditAction::ConnectionDisable,
+            ConnectionStatus::Active => AuditAction::ConnectionEnable,
+            _ => AuditAction::ConnectionChange,
+        };
+        self.change_status(by, action, id, status).await
+    }
+
+    /// Stops a connection before its deletion, so that ingests accept no more webhooks. Adds the
+    /// entry of the deletion to the audit log.
+    pub async fn begin_connection_deletion(
+        &self,
+        by: &Actor,
+        id: ConnectionId,
     ) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let stopped = ConnectionStatus::Stopped;
+        self.change_status(by, AuditAction::ConnectionDelete, id, stopped).await.map(drop)
+    }
+
+    async fn change_status(
+        &self,
+        by: &Actor,
+        action: AuditAction,
+        id: ConnectionId,
+        status: ConnectionStatus,
+    ) -> Result<ConnectionStatus, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query(
             "-- connections.set_status
-             update connections set status = $2, status_reason = '' where id = $1",
+             with old as (
+                 select id, status, org_id, app_id, enterprise_id, team_id from connections
+                  where id = $1 for update)
+             update connections c
+                set status = case when c.status = 'revoked' then c.status else $2 end,
+                    status_reason = case when c.status = 'revoked' then c.status_reason else '' end
+               from old where c.id = old.id
+             returning c.status, old.status as old_status, old.org_id, old.app_id,
+                       coalesce(old.team_id, old.enterprise_id) as installation",
         )
         .bind(id.to_string())
         .bind(status.as_str())
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        if changed.rows_affected() == 0 {
-            return Err(StoreError::Missing(format!("connection {id}")));
+        let row = row.ok_or_else(|| StoreError::Missing(format!("connection {id}")))?;
+        let key = id.to_string();
+        let now: ConnectionStatus = column(&row, TABLE, &key, "status")?;
+        let before: ConnectionStatus = column(&row, TABLE, &key, "old_status")?;
+        let is_deletion = action == AuditAction::ConnectionDelete;
+        if is_deletion || now != before {
+            let org = AuditOrg::Org(column(&row, TABLE, &key, "org_id")?);
+            let entry = NewAuditEntry::new(action, id, org);
+            let entry = if is_deletion {
+                let (app, installation): (String, Option<String>) =
+                    (row.try_get("app_id")?, row.try_get("installation")?);
+                entry.before(json!({
+                    "status": before.as_str(), "app": app, "installation": installation,
+                }))
+            } else {
+                let shown = |status: ConnectionStatus| json!({ "status": status.as_str() });
+                entry.before(shown(before)).after(shown(now))
+            };
+            add_audit_entries(&mut tx, by, &[entry]).await?;
         }
-        Ok(())
+        tx.commit().await?;
+        Ok(now)
+    }
+
+    /// Moves a connection to another organization, whose agent it gets. [`StoreError::Missing`] for
+    /// an unknown connection, organization or agent.
+    pub async fn move_connection(
+        &self,
+        by: &Actor,
+        id: ConnectionId,
+        org: &OrgId,
+        agent: Option<&AgentId>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query(
+            "-- connections.move
+             with old as (
+                 select id, org_id, agent_id from connections where id = $1 for update)
+             update connections c set org_id = $2, agent_id = $3
+               from old where c.id = old.id and exists (select from organizations where id = $2)
+                and ($3::text is null
+                     or exists (select from agents where org_id = $2 and id = $3))
+             returning old.org_id, old.agent_id",
+        )
+        .bind(id.to_string())
+        .bind(org.as_str())
+        .bind(agent.map(AgentId::as_str))
+        .fetch_optional(&mut *tx)
+        .await?;
+        let missing = || {
+            let agent = agent.map(|agent| format!(" with agent {agent}")).unwrap_or_default();
+            StoreError::Missing(format!("connection {id}, or organization {org}{agent},"))
+        };
+        let row = row.ok_or_else(missing)?;
+        let key = id.to_string();
+        let before: OrgId = column(&row, TABLE, &key, "org_id")?;
+        let old_agent: Option<AgentId> = nullable(&row, TABLE, &key, "agent_id")?;
+        // Both organizations see the change.
+        let orgs = if before == *org { vec![org] } else { vec![&before, org] };
+        let entries = orgs.into_iter().map(|of| {
+            NewAuditEntry::new(AuditAction::ConnectionMove, id, AuditOrg::Org(of.clone()))
+                .before(json!({ "organization": before, "agent": old_agent }))
+                .after(json!({ "organization": org, "agent": agent }))
+        });
+        add_audit_entries(&mut tx, by, &entries.collect::<Vec<_>>()).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Returns all connections, or one.
@@ -83,18 +190,34 @@ impl Store {
         &self,
         only: Option<ConnectionId>,
     ) -> Result<Vec<ConnectionSummary>, StoreError> {
-        let rows = sqlx::query(
-            "-- connections.summaries
-             select c.id, c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id,
-                    c.preview_mode, c.status, c.status_reason, c.bot_user_id,
-                    c.bot_token is not null as has_bot_token, c.settings, c.sending_paused_at,
-                    c.installed_at, c.updated_at, c.version,
-                    (select count(*) from channel_bindings b
-                      where b.connection_id = c.id) as bindings
-               from connections c where $1::text is null or c.id = $1
-              order by c.org_id, c.app_id, c.team_id nulls first",
-        )
+        let rows = sqlx::query(concat!(
+            "-- connections.summaries\n select ",
+            summary_columns!(),
+            " where $1::text is null or c.id = $1
+              order by c.org_id, c.app_id, c.team_id nulls first"
+        ))
         .bind(only.map(|id| id.to_string()))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(summary).collect()
+    }
+
+    /// Returns connections after an id, of all organizations or one, at most `limit`.
+    pub async fn connections_page(
+        &self,
+        org: Option<&OrgId>,
+        after: Option<ConnectionId>,
+        limit: i64,
+    ) -> Result<Vec<ConnectionSummary>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "-- connections.page\n select ",
+            summary_columns!(),
+            " where ($1::text is null or c.org_id = $1) and ($2::text is null or c.id > $2)
+              order by c.id limit $3"
+        ))
+        .bind(org.map(OrgId::as_str))
+        .bind(after.map(|id| id.to_string()))
+        .bind(limit)
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(summary).collect()
@@ -124,216 +247,6 @@ impl Store {
             })
             .collect()
     }
-
-    /// Deletes a connection and its data. Dedup keys are hashes, and are deleted by retention.
-    /// [`StoreError::Missing`] for an unknown connection. For a deleted one, deletes traffic that
-    /// arrived since.
-    pub async fn delete_connection(
-        &self,
-        id: ConnectionId,
-    ) -> Result<DeletedConnection, StoreError> {
-        let mut deleted = match delete_row(&self.pool, id).await {
-            Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
-                DeletedConnection::default()
-            }
-            deleted => deleted?,
-        };
-        loop {
-            let step = self.delete_traffic(id).await?;
-            deleted.outbox += step.outbox;
-            deleted.deliveries += step.deliveries;
-            deleted.dead_letters += step.dead_letters;
-            if step.rows == 0 {
-                return Ok(deleted);
-            }
-        }
-    }
-
-    /// Deletes traffic that arrived for connections after they were deleted within the last day: at
-    /// most a step per connection. Returns the number of rows.
-    pub async fn delete_late_traffic(&self) -> Result<u64, StoreError> {
-        let ids: Vec<String> = sqlx::query_scalar(
-            "-- deleted_connections.recent
-             select id from deleted_connections where deleted_at > now() - interval '1 day'
-              order by deleted_at",
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let mut rows = 0;
-        for id in ids {
-            let id = id
-                .parse()
-                .map_err(|error| inconsistent("deleted_connections", "id", &id, error))?;
-            rows += self.delete_traffic(id).await?.rows;
-        }
-        Ok(rows)
-    }
-
-    async fn has_tombstone(&self, id: ConnectionId) -> Result<bool, StoreError> {
-        let query = sqlx::query_scalar(
-            "-- deleted_connections.get
-             select exists (select from deleted_connections where id = $1)",
-        );
-        Ok(query.bind(id.to_string()).fetch_one(&self.pool).await?)
-    }
-
-    /// Deletes a step of a deleted connection's traffic.
-    async fn delete_traffic(&self, id: ConnectionId) -> Result<DeletionStep, StoreError> {
-        let mut step = DeletionStep::default();
-        step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
-        step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;
-        step.rows = (step.deliveries + step.outbox) as u64;
-        for table in traffic_tables() {
-            let sql = format!(
-                "-- connections.delete_traffic
-                 delete from {table} where ctid = any (array (select ctid from {table}
-                     where connection_id = $1 limit $2))"
-            );
-            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).bind(STEP_ROWS);
-            let rows = query.execute(&self.pool).await?.rows_affected();
-            step.rows += rows;
-            match table.as_str() {
-                "dead_letters" => step.dead_letters += rows as i64,
-                "outbox_failures" => step.outbox += rows as i64,
-                _ => {}
-            }
-        }
-        Ok(step)
-    }
-
-    /// Deletes rows of lanes, and the lanes once they are empty. Locks the lanes first, in the
-    /// order of all statements, so that nothing is enqueued or claimed meanwhile.
-    async fn delete_lanes(
-        &self,
-        id: ConnectionId,
-        lock: &'static str,
-        delete: &'static str,
-    ) -> Result<i64, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        let lanes: Vec<i64> = sqlx::query_scalar(lock)
-            .bind(id.to_string())
-            .bind(STEP_LANES)
-            .fetch_all(&mut *tx)
-            .await?;
-        let query = sqlx::query_scalar(delete).bind(id.to_string()).bind(lanes).bind(STEP_ROWS);
-        let rows = query.fetch_one(&mut *tx).await?;
-        tx.commit().await?;
-        Ok(rows)
-    }
-}
-
-/// Maximum rows per table and step.
-const STEP_ROWS: i64 = 5_000;
-/// Maximum lanes per step.
-const STEP_LANES: i64 = 100;
-
-/// Result of a step.
-#[derive(Default)]
-struct DeletionStep {
-    deliveries: i64,
-    outbox: i64,
-    dead_letters: i64,
-    rows: u64,
-}
-
-/// Returns the tables whose rows need no lock of a lane, with each slot of a rotating table.
-fn traffic_tables() -> impl Iterator<Item = String> {
-    let plain = [
-        "outbox_channels",
-        "outbox_failures",
-        "dead_letters",
-        "connection_usage",
-        "replays",
-        "pauses",
-        "response_url_uses",
-    ];
-    let rotating = [("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
-    let slots = rotating
-        .into_iter()
-        .flat_map(|(family, slots)| (0..slots).map(move |slot| format!("{family}_{slot}")));
-    plain.into_iter().map(str::to_owned).chain(slots)
-}
-
-/// Lanes with deliveries. Locks the rows of those that have one.
-const LOCK_DELIVERY_LANES: &str = "-- connections.lock_delivery_lanes
-    with page as (select distinct lane from deliveries where connection_id = $1 order by lane
-                   limit $2),
-    locked as (
-        select l.lane from page p join delivery_lanes l on l.lane = p.lane and l.connection_id = $1
-         order by l.lane for update of l)
-    select p.lane from page p left join locked using (lane)";
-
-/// Deletes deliveries of locked lanes. Deletes the lanes when all their deliveries are gone,
-/// otherwise postpones them. Frees the slots of running ones in both cases.
-const DELETE_DELIVERIES: &str = "-- connections.delete_deliveries
-    with gone as (
-        delete from deliveries where ctid = any (array (
-            select ctid from deliveries where connection_id = $1 and lane = any ($2) limit $3))
-            returning 1),
-    n as (select count(*) as n from gone),
-    slots as (
-        update agent_slots s set connection_id = null, lane = null, worker = null
-          from delivery_lanes l
-         where l.connection_id = $1 and l.lane = any ($2) and l.worker is not null
-           and s.worker = l.worker and s.connection_id = l.connection_id and s.lane = l.lane),
-    lanes as (
-        delete from delivery_lanes l using n where n.n < $3 and l.connection_id = $1
-           and l.lane = any ($2)),
-    held as (
-        update delivery_lanes l set worker = null, next_at = 'infinity' from n
-         where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
-    select n from n";
-
-/// Lanes with messages, locked.
-const LOCK_OUTBOX_LANES: &str = "-- connections.lock_outbox_lanes
-    with page as (select distinct lane from outbox where connection_id = $1 order by lane limit $2),
-    locked as (
-        select l.lane from page p join outbox_lanes l on l.lane = p.lane and l.connection_id = $1
-         order by l.lane for update of l)
-    select p.lane from page p left join locked using (lane)";
-
-/// Deletes messages of locked lanes, then the lanes, or postpones them.
-const DELETE_OUTBOX: &str = "-- connections.delete_outbox
-    with gone as (
-        delete from outbox where ctid = any (array (
-            select ctid from outbox where connection_id = $1 and lane = any ($2) limit $3))
-            returning 1),
-    n as (select count(*) as n from gone),
-    lanes as (
-        delete from outbox_lanes l using n where n.n < $3 and l.connection_id = $1
-           and l.lane = any ($2)),
-    held as (
-        update outbox_lanes l set worker = null, next_at = 'infinity' from n
-         where n.n >= $3 and l.connection_id = $1 and l.lane = any ($2))
-    select n from n";
-
-/// Deletes the row of a connection and rows that reference it. [`Store::delete_connection`] deletes
-/// its traffic.
-pub(in crate::store) async fn delete_row(
-    executor: impl PgExecutor<'_>,
-    id: ConnectionId,
-) -> Result<DeletedConnection, StoreError> {
-    let row = sqlx::query(
-        "-- connections.delete
-         with used as (
-             update link_codes set consumed_channel = null, consumed_user = null
-              where consumed_connection = $1 and connection_id is distinct from $1),
-         gone as (delete from connections where id = $1 returning 1)
-         select (select count(*) from channel_bindings where connection_id = $1) as bindings,
-                (select count(*) from link_codes where connection_id = $1) as link_codes,
-                exists (select from gone) as there",
-    )
-    .bind(id.to_string())
-    .fetch_one(executor)
-    .await?;
-    if !row.try_get::<bool, _>("there")? {
-        return Err(StoreError::Missing(format!("connection {id}")));
-    }
-    Ok(DeletedConnection {
-        bindings: row.try_get("bindings")?,
-        link_codes: row.try_get("link_codes")?,
-        ..DeletedConnection::default()
-    })
 }
 
 fn summary(row: &PgRow) -> Result<ConnectionSummary, StoreError> {
@@ -350,9 +263,15 @@ fn summary(row: &PgRow) -> Result<ConnectionSummary, StoreError> {
         status: column(row, TABLE, &key, "status")?,
         reason: row.try_get("status_reason")?,
         bot_user: row.try_get("bot_user_id")?,
+        scopes: row.try_get("scopes")?,
+        installed_by: row.try_get("installed_by")?,
         has_bot_token: row.try_get("has_bot_token")?,
         settings,
         bindings: row.try_get("bindings")?,
+        backlog: match row.try_get::<Option<String>, _>("connection_id")? {
+            Some(_) => Some(ConnectionBacklog::from_row(row)?),
+            None => None,
+        },
         sending_paused_at: timestamp(row, TABLE, &key, "sending_paused_at")?,
         installed_at: timestamp(row, TABLE, &key, "installed_at")?,
         updated_at: timestamp(row, TABLE, &key, "updated_at")?,

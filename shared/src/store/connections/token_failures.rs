@@ -4,13 +4,13 @@
 //! token never affects a new installation. Failures are counted over all workers, in a separate
 //! table, because a change of the connection's row would invalidate the workers' caches.
 
+use crate::domain::{ConnectionId, ConnectionStatus};
 use crate::store::{Store, StoreError};
-use crate::types::{ConnectionId, Status};
 
 impl Store {
     /// Counts a rejection of the token of this version. Returns the number of consecutive
     /// rejections with less than ten minutes between two. Returns 0 for an old version.
-    pub async fn count_refusal(
+    pub async fn count_token_rejection(
         &self,
         connection: ConnectionId,
         version: i64,
@@ -36,11 +36,11 @@ impl Store {
 
     /// Sets a connection to revoked or error. `version` is that of the rejected token, or `None` if
     /// the cause is not a token. Returns whether the status changed.
-    pub async fn connection_refused(
+    pub async fn record_connection_failure(
         &self,
         connection: ConnectionId,
         version: Option<i64>,
-        status: Status,
+        status: ConnectionStatus,
         reason: &str,
     ) -> Result<bool, StoreError> {
         let changed = sqlx::query(
@@ -59,7 +59,7 @@ impl Store {
     }
 
     /// Clears the failures and the error status after a successful call.
-    pub async fn connection_works(
+    pub async fn record_connection_success(
         &self,
         connection: ConnectionId,
         version: i64,

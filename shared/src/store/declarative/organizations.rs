@@ -2,19 +2,23 @@
 //!
 //! Undeclared ones are deleted last, because connections may belong to them.
 
-use super::{Action, Declared, DeclaredMember, Plan, PlanStep, plan::Diff};
-use crate::store::{Store, StoreError};
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use super::{
+    Declarations, DeclaredMember, Plan, PlanStep,
+    plan::{Diff, PlanObject},
+};
+use crate::domain::OrgId;
+use crate::store::{NewAgent, Store, StoreError};
+use sqlx::{PgConnection, Row};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 impl Store {
-    pub(super) async fn organizations(
+    pub(super) async fn apply_organizations(
         &self,
         tx: &mut PgConnection,
-        declared: &Declared,
+        declared: &Declarations,
         plan: &mut Plan,
     ) -> Result<(), StoreError> {
         let rows = sqlx::query("-- declared.organizations\n select id, name from organizations")
@@ -25,27 +29,16 @@ impl Store {
             existing.insert(row.try_get::<String, _>("id")?, row.try_get::<String, _>("name")?);
         }
         for (id, name) in &declared.organizations {
-            let mut diff = Diff::against(existing.contains_key(id.as_str()));
-            diff.text("name", existing.get(id.as_str()).map(String::as_str), Some(name.as_str()));
-            if diff.add_to(plan, format!("organization {id}")) {
-                sqlx::query(
-                    "-- declared.put_organization
-                     insert into organizations (id, name) values ($1, $2)
-                     on conflict (id) do update set name = excluded.name",
-                )
-                .bind(id.as_str())
-                .bind(name)
-                .execute(&mut *tx)
-                .await?;
-            }
+            let before = existing.get(id.as_str()).map(String::as_str);
+            apply_organization(tx, id, name, before, plan).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn members(
+    pub(super) async fn apply_members(
         &self,
         tx: &mut PgConnection,
-        declared: &Declared,
+        declared: &Declarations,
         prune: bool,
         plan: &mut Plan,
     ) -> Result<(), StoreError> {
@@ -69,20 +62,24 @@ impl Store {
             let before = existing.remove(&(member.org.to_string(), member.user.clone()));
             let after: BTreeSet<String> =
                 member.identities.iter().map(|(team, user)| format!("{team}/{user}")).collect();
-            let mut diff = Diff::against(before.is_some());
+            let mut diff = Diff::new(before.is_some());
             let text = |ids: &BTreeSet<String>| ids.iter().cloned().collect::<Vec<_>>().join(" ");
-            diff.text("slack", before.as_ref().map(text).as_deref(), Some(text(&after).as_str()));
-            if diff.add_to(plan, format!("member {}/{}", member.org, member.user)) {
+            diff.compare_text(
+                "slack",
+                before.as_ref().map(text).as_deref(),
+                Some(text(&after).as_str()),
+            );
+            let object = PlanObject::Member(member.org.to_string(), member.user.clone());
+            if diff.add_to_plan(plan, object) {
                 put_member(tx, member).await?;
             }
         }
         for (org, user) in existing.into_keys() {
-            let what = format!("member {org}/{user}");
             if !prune {
-                plan.kept.push(what);
+                plan.kept.push(format!("member {org}/{user}"));
                 continue;
             }
-            plan.steps.push(PlanStep { action: Action::Delete, what, fields: Vec::new() });
+            plan.steps.push(PlanStep::delete(PlanObject::Member(org.clone(), user.clone())));
             sqlx::query(
                 "-- declared.delete_member
                  with gone as (delete from organization_members where org_id = $1 and user_id = $2)
@@ -99,55 +96,72 @@ impl Store {
         Ok(())
     }
 
-    pub(super) async fn agents(
+    pub(super) async fn apply_agents(
         &self,
         tx: &mut PgConnection,
-        declared: &Declared,
+        declared: &Declarations,
         plan: &mut Plan,
     ) -> Result<(), StoreError> {
         for new in &declared.agents {
-            let before = self.agent_in(&mut *tx, &new.org, &new.id).await?;
-            let mut diff = Diff::against(before.is_some());
-            let before = before.as_ref();
-            diff.text("name", before.map(|a| a.name.as_str()), Some(new.name.as_str()));
-            diff.text("mode", before.map(|a| a.mode.as_str()), Some(new.mode.as_str()));
-            diff.text("url", before.map(|a| a.url.as_str()), Some(new.url.as_str()));
-            diff.secret("secret", before.map(|a| &a.secret), Some(&new.secret));
-            let by_mode =
-                |time: Option<Duration>| time.map_or("by mode".into(), |t| format!("{t:?}"));
-            for (name, old, new) in [
-                (
-                    "timeout",
-                    before.map(|a| format!("{:?}", a.timeout)),
-                    format!("{:?}", new.timeout),
-                ),
-                (
-                    "max_concurrent",
-                    before.map(|a| a.max_concurrent.to_string()),
-                    new.max_concurrent.to_string(),
-                ),
-                ("retry_for", before.map(|a| by_mode(a.retry_for)), by_mode(new.retry_for)),
-                (
-                    "keep_for",
-                    before.map(|a| format!("{:?}", a.keep_for)),
-                    format!("{:?}", new.keep_for),
-                ),
-            ] {
-                diff.text(name, old.as_deref(), Some(new.as_str()));
-            }
-            if diff.add_to(plan, format!("agent {}/{}", new.org, new.id)) {
-                self.put_agent_in(&mut *tx, new).await?;
-            }
+            self.apply_agent(tx, new, plan).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates or changes an agent.
+    pub(super) async fn apply_agent(
+        &self,
+        tx: &mut PgConnection,
+        new: &NewAgent,
+        plan: &mut Plan,
+    ) -> Result<(), StoreError> {
+        let before = self.agent_in(&mut *tx, &new.org, &new.id).await?;
+        let mut diff = Diff::new(before.is_some());
+        let before = before.as_ref();
+        diff.compare_text("name", before.map(|a| a.name.as_str()), Some(new.name.as_str()));
+        diff.compare_text("mode", before.map(|a| a.mode.as_str()), Some(new.mode.as_str()));
+        diff.compare_text("url", before.map(|a| a.url.as_str()), Some(new.url.as_str()));
+        diff.compare_secret("secret", before.map(|a| &a.secret), Some(&new.secret));
+        let by_mode = |time: Option<Duration>| time.map_or("by mode".into(), |t| format!("{t:?}"));
+        for (name, old, new) in [
+            ("timeout", before.map(|a| format!("{:?}", a.timeout)), format!("{:?}", new.timeout)),
+            (
+                "max_concurrent",
+                before.map(|a| a.max_concurrent.to_string()),
+                new.max_concurrent.to_string(),
+            ),
+            (
+                "max_per_user",
+                before.map(|a| a.max_per_user.to_string()),
+                new.max_per_user.to_string(),
+            ),
+            ("retry_for", before.map(|a| by_mode(a.retry_for)), by_mode(new.retry_for)),
+            (
+                "keep_for",
+                before.map(|a| format!("{:?}", a.keep_for)),
+                format!("{:?}", new.keep_for),
+            ),
+            (
+                "signs_as_slack",
+                before.map(|a| a.signs_as_slack.to_string()),
+                new.signs_as_slack.to_string(),
+            ),
+        ] {
+            diff.compare_text(name, old.as_deref(), Some(new.as_str()));
+        }
+        let object = PlanObject::Agent(new.org.to_string(), new.id.to_string());
+        if diff.add_to_plan(plan, object) {
+            self.put_agent_in(&mut *tx, new).await?;
         }
         Ok(())
     }
 
     /// Deletes or reports undeclared agents and organizations. Runs after the connections, which
     /// may belong to them.
-    pub(super) async fn undeclared_owners(
+    pub(super) async fn prune_owners(
         &self,
         tx: &mut PgConnection,
-        declared: &Declared,
+        declared: &Declarations,
         prune: bool,
         plan: &mut Plan,
     ) -> Result<(), StoreError> {
@@ -155,8 +169,8 @@ impl Store {
             declared.agents.iter().map(|a| format!("{}/{}", a.org, a.id)).collect();
         let rows = sqlx::query(
             "-- declared.undeclared_agents
-             select org_id || '/' || id as name from agents where org_id || '/' || id <> all ($1)
-              order by 1",
+             select org_id, id from agents where org_id || '/' || id <> all ($1)
+              order by org_id || '/' || id",
         )
         .bind(&agents)
         .fetch_all(&mut *tx)
@@ -165,24 +179,23 @@ impl Store {
             declared.organizations.iter().map(|(id, _)| id.to_string()).collect();
         let org_rows = sqlx::query(
             "-- declared.undeclared_organizations
-             select id as name from organizations where id <> all ($1) order by 1",
+             select id from organizations where id <> all ($1) order by 1",
         )
         .bind(&orgs)
         .fetch_all(&mut *tx)
         .await?;
-        let names = |rows: &[PgRow], kind: &str| -> Result<Vec<String>, StoreError> {
-            rows.iter()
-                .map(|row| Ok(format!("{kind} {}", row.try_get::<String, _>("name")?)))
-                .collect()
-        };
-        let undeclared = [names(&rows, "agent")?, names(&org_rows, "organization")?].concat();
+        let mut undeclared = Vec::new();
+        for row in &rows {
+            undeclared.push(PlanObject::Agent(row.try_get("org_id")?, row.try_get("id")?));
+        }
+        for row in &org_rows {
+            undeclared.push(PlanObject::Organization(row.try_get("id")?));
+        }
         if !prune {
-            plan.kept.extend(undeclared);
+            plan.kept.extend(undeclared.iter().map(PlanObject::label));
             return Ok(());
         }
-        for what in undeclared {
-            plan.steps.push(PlanStep { action: Action::Delete, what, fields: Vec::new() });
-        }
+        plan.steps.extend(undeclared.into_iter().map(PlanStep::delete));
         for (sql, kept) in [
             (
                 "-- declared.delete_agents
@@ -198,6 +211,30 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Creates an organization or changes its name.
+pub(super) async fn apply_organization(
+    tx: &mut PgConnection,
+    id: &OrgId,
+    name: &str,
+    before: Option<&str>,
+    plan: &mut Plan,
+) -> Result<(), StoreError> {
+    let mut diff = Diff::new(before.is_some());
+    diff.compare_text("name", before, Some(name));
+    if diff.add_to_plan(plan, PlanObject::Organization(id.to_string())) {
+        sqlx::query(
+            "-- declared.put_organization
+             insert into organizations (id, name) values ($1, $2)
+             on conflict (id) do update set name = excluded.name",
+        )
+        .bind(id.as_str())
+        .bind(name)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
 }
 
 async fn put_member(tx: &mut PgConnection, member: &DeclaredMember) -> Result<(), StoreError> {

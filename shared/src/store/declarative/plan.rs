@@ -1,7 +1,12 @@
 //! Differences between declarations and database.
 
-use crate::{secrets::Secret, types::ConnectionId};
+use crate::{
+    domain::{AppId, ConnectionId, OrgId},
+    secrets::Secret,
+    store::{AuditAction, AuditOrg, NewAuditEntry},
+};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// Differences from the declarations, in the order of their application.
 #[derive(Debug, Default)]
@@ -16,24 +21,131 @@ pub struct Plan {
     pub connections: Vec<ConnectionId>,
     /// Ids of deleted connections.
     pub deleted: Vec<ConnectionId>,
+    /// Ids of all declared apps.
+    pub apps: Vec<AppId>,
+    /// Ids of deleted apps.
+    pub deleted_apps: Vec<AppId>,
 }
 
 /// Difference of one object.
 #[derive(Debug, Serialize)]
 pub struct PlanStep {
     /// Action.
-    pub action: Action,
+    pub action: PlanAction,
     /// Object, as `agent acme/helper`.
     pub what: String,
     /// Changed fields, without secrets.
     pub fields: Vec<String>,
+    #[serde(skip)]
+    object: PlanObject,
+    /// Values of the changed fields, without secrets.
+    #[serde(skip)]
+    before: Map<String, Value>,
+    #[serde(skip)]
+    after: Map<String, Value>,
+}
+
+impl PlanStep {
+    /// Returns a step that deletes an object.
+    pub(super) fn delete(object: PlanObject) -> Self {
+        Self {
+            action: PlanAction::Delete,
+            what: object.label(),
+            fields: Vec::new(),
+            object,
+            before: Map::new(),
+            after: Map::new(),
+        }
+    }
+
+    /// Returns the entry of the step in the audit log.
+    pub(super) fn audit_entry(&self) -> NewAuditEntry {
+        let (id, org) = self.object.id_and_org();
+        let value = |fields: &Map<String, Value>| {
+            Some(Value::Object(fields.clone())).filter(|_| !fields.is_empty())
+        };
+        let entry = NewAuditEntry::new(self.object.action(self.action), id, org);
+        NewAuditEntry { before: value(&self.before), after: value(&self.after), ..entry }
+    }
+}
+
+/// Object of a step.
+#[derive(Debug, Clone)]
+pub(super) enum PlanObject {
+    Organization(String),
+    /// Organization and id.
+    Member(String, String),
+    /// Organization and id.
+    Agent(String, String),
+    /// Id, and the organization that may install it.
+    App(AppId, Option<OrgId>),
+    Connection {
+        id: ConnectionId,
+        org: OrgId,
+        /// App and installation, for people.
+        label: String,
+    },
+    /// Endpoint of notifications.
+    Notifications,
+}
+
+impl PlanObject {
+    pub(super) fn label(&self) -> String {
+        match self {
+            PlanObject::Organization(id) => format!("organization {id}"),
+            PlanObject::Member(org, id) => format!("member {org}/{id}"),
+            PlanObject::Agent(org, id) => format!("agent {org}/{id}"),
+            PlanObject::App(id, _) => format!("app {id}"),
+            PlanObject::Connection { id, label, .. } => format!("{label} ({id})"),
+            PlanObject::Notifications => "notifications".into(),
+        }
+    }
+
+    fn id_and_org(&self) -> (String, AuditOrg) {
+        let org = |org: &str| org.parse().map_or(AuditOrg::None, AuditOrg::Org);
+        match self {
+            PlanObject::Organization(id) => (id.clone(), org(id)),
+            PlanObject::Member(of, id) | PlanObject::Agent(of, id) => {
+                (format!("{of}/{id}"), org(of))
+            }
+            PlanObject::App(id, org) => {
+                (id.to_string(), org.clone().map_or(AuditOrg::None, AuditOrg::Org))
+            }
+            PlanObject::Connection { id, org, .. } => (id.to_string(), AuditOrg::Org(org.clone())),
+            PlanObject::Notifications => ("backend".into(), AuditOrg::None),
+        }
+    }
+
+    fn action(&self, action: PlanAction) -> AuditAction {
+        use PlanAction::{Change, Create, Delete};
+        match (self, action) {
+            (PlanObject::Organization(_), Create) => AuditAction::OrganizationCreate,
+            (PlanObject::Organization(_), Change) => AuditAction::OrganizationChange,
+            (PlanObject::Organization(_), Delete) => AuditAction::OrganizationDelete,
+            (PlanObject::Member(..), Create) => AuditAction::MemberCreate,
+            (PlanObject::Member(..), Change) => AuditAction::MemberChange,
+            (PlanObject::Member(..), Delete) => AuditAction::MemberDelete,
+            (PlanObject::Agent(..), Create) => AuditAction::AgentCreate,
+            (PlanObject::Agent(..), Change) => AuditAction::AgentChange,
+            (PlanObject::Agent(..), Delete) => AuditAction::AgentDelete,
+            (PlanObject::App(..), Create) => AuditAction::AppCreate,
+            (PlanObject::App(..), Change) => AuditAction::AppChange,
+            (PlanObject::App(..), Delete) => AuditAction::AppDelete,
+            (PlanObject::Connection { .. }, Create) => AuditAction::ConnectionCreate,
+            (PlanObject::Connection { .. }, Change) => AuditAction::ConnectionChange,
+            (PlanObject::Connection { .. }, Delete) => AuditAction::ConnectionDelete,
+            (PlanObject::Notifications, Create) => AuditAction::NotificationsCreate,
+            (PlanObject::Notifications, Change) => AuditAction::NotificationsChange,
+            (PlanObject::Notifications, Delete) => AuditAction::NotificationsDelete,
+        }
+    }
 }
 
 /// Action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // self-explanatory
-pub enum Action {
+pub enum PlanAction {
     Create,
     Change,
     Delete,
@@ -43,29 +155,34 @@ pub enum Action {
 pub(super) struct Diff {
     exists: bool,
     fields: Vec<String>,
+    before: Map<String, Value>,
+    after: Map<String, Value>,
 }
 
 impl Diff {
-    pub(super) fn against(exists: bool) -> Self {
-        Self { exists, fields: Vec::new() }
+    pub(super) fn new(exists: bool) -> Self {
+        Self { exists, fields: Vec::new(), before: Map::new(), after: Map::new() }
     }
 
-    pub(super) fn text(&mut self, name: &str, old: Option<&str>, new: Option<&str>) {
+    pub(super) fn compare_text(&mut self, name: &str, old: Option<&str>, new: Option<&str>) {
         let shown =
             |text: Option<&str>| text.filter(|t| !t.is_empty()).unwrap_or("none").to_owned();
         match (old, new) {
             (old, new) if self.exists && old != new => {
                 self.fields.push(format!("{name}: {} → {}", shown(old), shown(new)));
+                self.before.insert(name.to_owned(), old.into());
+                self.after.insert(name.to_owned(), new.into());
             }
             (_, Some(new)) if !self.exists && !new.is_empty() => {
                 self.fields.push(format!("{name}: {new}"));
+                self.after.insert(name.to_owned(), new.into());
             }
             _ => {}
         }
     }
 
     /// Compares a secret. Returns whether it differs.
-    pub(super) fn secret(
+    pub(super) fn compare_secret(
         &mut self,
         name: &str,
         old: Option<&Secret>,
@@ -79,18 +196,21 @@ impl Diff {
                 _ => "changed",
             };
             self.fields.push(format!("{name}: {state}"));
+            self.after.insert(name.to_owned(), state.into());
         }
         differs
     }
 
     /// Adds the object to the plan. Returns whether it differs.
-    pub(super) fn add_to(self, plan: &mut Plan, what: String) -> bool {
+    pub(super) fn add_to_plan(self, plan: &mut Plan, object: PlanObject) -> bool {
         if self.exists && self.fields.is_empty() {
             plan.unchanged += 1;
             return false;
         }
-        let action = if self.exists { Action::Change } else { Action::Create };
-        plan.steps.push(PlanStep { action, what, fields: self.fields });
+        let action = if self.exists { PlanAction::Change } else { PlanAction::Create };
+        let Self { fields, before, after, .. } = self;
+        let what = object.label();
+        plan.steps.push(PlanStep { action, what, fields, object, before, after });
         true
     }
 }

@@ -6,12 +6,9 @@
 //! breaker thus costs one visit, not one per lane. Rows of lanes and slots that another worker has
 //! locked are skipped, so that a claim never waits.
 
-use super::{
-    ClaimedDelivery,
-    claimed_delivery::{claimed_delivery, partition_of},
-};
-use crate::partition::Partition;
-use crate::store::{GATEWAY_ORG, Priority, Store, StoreError};
+use super::{ClaimedDelivery, claimed_delivery::claimed_delivery};
+use crate::store::{GATEWAY_ORG, Priority, Store, StoreError, partition_of};
+use crate::stream::Partition;
 use sqlx::{Row, postgres::PgRow};
 
 /// Maximum queues per claim.
@@ -30,6 +27,10 @@ pub struct ClaimRequest<'a> {
     pub priority: Priority,
     /// Maximum deliveries.
     pub limit: i64,
+    /// Maximum deliveries for the agents of these organizations. Queues of one with 0 are skipped.
+    pub organizations: &'a [(String, usize)],
+    /// Maximum deliveries for the agents of each other organization.
+    pub other_organizations: usize,
 }
 
 /// Queue within its partition and priority.
@@ -57,11 +58,17 @@ impl Store {
         request: &ClaimRequest<'_>,
     ) -> Result<ClaimedDeliveries, StoreError> {
         let after = request.after.clone().unwrap_or_default();
+        let names: Vec<&str> =
+            request.organizations.iter().map(|(name, _)| name.as_str()).collect();
+        let full = request.organizations.iter().filter(|(_, room)| *room == 0);
+        let full: Vec<&str> = full.map(|(name, _)| name.as_str()).collect();
         let rows = sqlx::query(
             "-- deliveries.claim
              with me as (
                  select id from workers where id = $1 and alive_until > clock_timestamp()
                     for key share),
+             rooms as materialized (
+                 select * from unnest($10::text[], $11::bigint[]) as r (org_id, room)),
              visited as materialized (
                  select p.ord, p.partition, q.*, q.next_at <= now() as due
                    from unnest($2::smallint[]) with ordinality p (partition, ord), me, lateral (
@@ -77,20 +84,31 @@ impl Store {
                            order by l.org_id, l.agent_id, l.connection_id, l.next_at limit 1)
                          union all
                          select n.* from q, lateral (
-                             select l.org_id, l.agent_id, l.connection_id, l.next_at
-                               from delivery_lanes l
-                              where l.partition = p.partition and l.priority = $6
-                                and l.next_at < 'infinity'
-                                and (l.org_id, l.agent_id, l.connection_id) > (q.org_id, q.agent_id,
-                                    q.connection_id)
-                              order by l.org_id, l.agent_id, l.connection_id, l.next_at limit 1) n)
+                             (select l.org_id, l.agent_id, l.connection_id, l.next_at
+                                from delivery_lanes l
+                               where l.partition = p.partition and l.priority = $6
+                                 and l.next_at < 'infinity' and q.org_id <> all ($13::text[])
+                                 and (l.org_id, l.agent_id, l.connection_id)
+                                     > (q.org_id, q.agent_id, q.connection_id)
+                               order by l.org_id, l.agent_id, l.connection_id, l.next_at limit 1)
+                             union all
+                             -- An organization without room costs one visit, not one per queue.
+                             (select l.org_id, l.agent_id, l.connection_id, l.next_at
+                                from delivery_lanes l
+                               where l.partition = p.partition and l.priority = $6
+                                 and l.next_at < 'infinity' and q.org_id = any ($13::text[])
+                                 and l.org_id > q.org_id
+                               order by l.org_id, l.agent_id, l.connection_id, l.next_at
+                               limit 1)) n)
                      select * from q) q
                   limit $8),
              agents_of as (
                  select v.org_id, v.agent_id, count(distinct v.connection_id) as waiting,
                         max(a.max_concurrent) as max_concurrent,
+                        max(coalesce(r.room, $12)) as room,
                         bool_or(h.agent_id is not null) as open
-                   from visited v left join lateral (
+                   from visited v left join rooms r on r.org_id = v.org_id
+                   left join lateral (
                        -- By key, as connections: a plan of small tables may read them whole.
                        select * from agents a
                         where a.org_id = v.org_id and a.id = v.agent_id limit 1) a on true
@@ -99,6 +117,7 @@ impl Store {
                        select status from connections c where c.id = v.connection_id limit 1) c
                      on c.status in ('pending', 'active', 'error')
                   where v.due and ((a.id is not null and a.paused_at is null) or v.org_id = $9)
+                    and coalesce(r.room, $12) > 0
                   group by 1, 2),
              probes as (
                  update agent_health h
@@ -122,7 +141,7 @@ impl Store {
                  select org_id, agent_id, count(*) filter (where lane is null) as free
                    from slot group by 1, 2),
              eligible as (
-                 select v.*, a.open, f.free, random() as luck,
+                 select v.*, a.open, a.room, f.free, random() as luck,
                         case when a.open then 1
                              -- While other connections of the agent wait, one gets at most a
                              -- quarter of its slots, or an even share.
@@ -160,7 +179,7 @@ impl Store {
                           and l.next_at < 'infinity'
                         order by l.partition, l.priority, l.org_id, l.agent_id, l.connection_id,
                               l.next_at
-                        limit greatest(0, least(e.share, e.free, $7))) l),
+                        limit greatest(0, least(e.share, e.free, e.room, $7))) l),
              ranked as (
                  select h.*, row_number() over (partition by org_id, agent_id
                                                 order by turn, luck) as nth
@@ -169,8 +188,11 @@ impl Store {
                                     as of_connection from heads h) h
                   where of_connection <= share),
              fitting as (
-                 select * from ranked where nth <= free and (not open or nth = 1)
-                  order by turn, luck limit $7),
+                 select * from (
+                     select r.*, row_number() over (partition by org_id order by turn, luck)
+                                 as of_organization
+                       from ranked r where nth <= free and (not open or nth = 1)) r
+                  where of_organization <= room order by turn, luck limit $7),
              chosen as materialized (
                  select f.* from fitting f, lateral (
                      select from delivery_lanes l
@@ -252,6 +274,10 @@ impl Store {
         .bind(request.limit)
         .bind(QUEUES_MAX)
         .bind(GATEWAY_ORG)
+        .bind(&names)
+        .bind(request.organizations.iter().map(|(_, room)| *room as i64).collect::<Vec<_>>())
+        .bind(request.other_organizations as i64)
+        .bind(&full)
         .fetch_all(&self.pool)
         .await?;
         let mut claimed = ClaimedDeliveries::default();

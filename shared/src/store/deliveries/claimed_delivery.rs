@@ -1,11 +1,10 @@
 //! Claimed deliveries: their rows and payloads.
 
 use super::ClaimRequest;
-use crate::store::{GATEWAY_ORG, Priority, SealedPayload, Store, StoreError, column, inconsistent};
+use crate::store::{GATEWAY_ORG, Priority, SealedPayload, Store, StoreError, column, partition_of};
 use crate::{
-    codec::envelope::DedupeKey,
-    partition::{Lane, Partition},
-    types::{AgentId, ConnectionId, Kind, OrgId},
+    domain::{AgentId, ConnectionId, OrgId, WebhookKind},
+    stream::{DedupKey, Lane, Partition},
 };
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
@@ -47,11 +46,11 @@ pub struct ClaimedDelivery {
     /// Session of the conversation at the time of the decision.
     pub session: i64,
     /// Kind.
-    pub kind: Kind,
+    pub kind: WebhookKind,
     /// Priority.
     pub priority: Priority,
     /// Dedup key.
-    pub dedup_key: DedupeKey,
+    pub dedup_key: DedupKey,
     /// Bytes of the sealed payload.
     pub size: usize,
     /// Time since the first attempt, without pauses of the agent.
@@ -59,7 +58,7 @@ pub struct ClaimedDelivery {
     /// Time since the enqueueing, without pauses of the agent.
     pub waited: Duration,
     /// True if the person got a notice that the delivery waits.
-    pub told: bool,
+    pub was_notified: bool,
     /// True if this attempt probes an open circuit breaker.
     pub probe: bool,
 }
@@ -98,12 +97,6 @@ impl Store {
     }
 }
 
-pub(super) fn partition_of(number: i16) -> Result<Partition, StoreError> {
-    u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok()).ok_or_else(|| {
-        inconsistent("delivery_lanes", "partition", &number.to_string(), "not below 64")
-    })
-}
-
 /// Converts a row. `None` if the head is missing, or has another agent or priority than the lane's
 /// row.
 pub(super) fn claimed_delivery(
@@ -139,13 +132,13 @@ pub(super) fn claimed_delivery(
         slot: row.try_get("n")?,
         partition: partition_of(row.try_get("partition")?)?,
         session: row.try_get("session")?,
-        kind: kind.parse().unwrap_or(Kind::Unknown),
+        kind: kind.parse().unwrap_or(WebhookKind::Unknown),
         priority: request.priority,
-        dedup_key: DedupeKey::stored(row.try_get("dedup_key")?),
+        dedup_key: DedupKey::from_stored(row.try_get("dedup_key")?),
         size: usize::try_from(row.try_get::<i32, _>("size")?).unwrap_or_default(),
         age: seconds("age")?,
         waited: seconds("waited")?,
-        told: row.try_get::<Option<bool>, _>("told")?.unwrap_or_default(),
+        was_notified: row.try_get::<Option<bool>, _>("told")?.unwrap_or_default(),
         probe: row.try_get("probe")?,
     }))
 }

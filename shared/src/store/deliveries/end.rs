@@ -14,7 +14,7 @@ use super::{
     },
     ClaimedDelivery,
 };
-use crate::{codec::envelope::Word, types::Outgoing};
+use crate::domain::{HeaderToken, OutgoingMessage};
 use sqlx::{PgExecutor, Row};
 use std::{collections::HashSet, time::Duration};
 
@@ -25,9 +25,9 @@ pub struct FinishedDelivery {
     /// Outcome.
     pub outcome: FinishedOutcome,
     /// Messages to Slack.
-    pub messages: Vec<Outgoing>,
+    pub messages: Vec<OutgoingMessage>,
     /// Trace context of the request.
-    pub traceparent: Option<Word>,
+    pub traceparent: Option<HeaderToken>,
 }
 
 /// Outcome of a finished delivery.
@@ -70,10 +70,12 @@ const FINISH: &str = concat!(
                   as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome,
                         reason, error)),
      locked as (
-         select u.i, l.connection_id, l.lane, l.attempts, l.first_attempt_at
-           from delivery_lanes l join u using (connection_id, lane)
-          where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane
-            for update of l),
+         select u.i, u.connection_id, u.lane, l.attempts, l.first_attempt_at
+           from (select * from u order by connection_id, lane) u, lateral (
+               -- By key: the index by worker has entries of all its earlier lanes.
+               select l.attempts, l.first_attempt_at from delivery_lanes l
+                where l.lane = u.lane and l.connection_id = u.connection_id
+                  and l.worker is not distinct from u.worker and l.claim = u.claim for update) l),
      ended as (
          update delivery_lanes l
             set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0,
@@ -104,12 +106,18 @@ const FINISH: &str = concat!(
            from gone g join u using (i) left join workers w on w.id = u.worker),
      dead as (
          insert into dead_letters (stage, partition, generation, sequence, subject, connection_id,
-                lane, org_id, agent_id, session, kind, dedup_key, event_id, channel_id, ts, user_id,
-                stored_at, reason, last_error, attempts, payload)
+                lane, org_id, agent_id, session, kind, dedup_key, hops, event_id, team_id,
+                channel_id, thread_ts, ts, user_id, traceparent, received_at, stored_at, replay,
+                reason, last_error, attempts, payload)
          select 'dispatch', g.partition, g.generation, g.sequence,
                 'slack.in.' || g.partition || '.' || g.connection_id, g.connection_id, g.lane,
-                g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.event_id, g.channel_id,
-                g.ts, g.user_id, g.stored_at, u.reason, u.error, g.attempts, g.payload
+                g.org_id, g.agent_id, g.session, g.kind, g.dedup_key, g.hops, g.event_id,
+                g.team_id, g.channel_id, g.thread_ts, g.ts, g.user_id, g.traceparent,
+                g.received_at, g.stored_at, g.replay, u.reason, u.error, g.attempts,
+                case when not exists (select from connection_backlog b
+                                       where b.connection_id = g.connection_id
+                                         and b.dead_letters_full)
+                     then g.payload end
            from gone g join u using (i) where u.reason is not null),
      messages as (
          select m.n, m.connection_id, m.lane, m.partition, m.channel_key, m.method, m.dedup_key,
@@ -124,7 +132,7 @@ const FINISH: &str = concat!(
     " select i from ended"
 );
 
-const TELL_WAITING: &str = concat!(
+const WAITING_NOTICE: &str = concat!(
     "-- deliveries.tell
      with told as (
          update delivery_lanes set told_at = now()
@@ -142,10 +150,10 @@ const TELL_WAITING: &str = concat!(
 impl Store {
     /// Enqueues a notice to the person behind a running delivery that it waits, at most once per
     /// hour and conversation.
-    pub async fn tell_waiting(
+    pub async fn enqueue_waiting_notice(
         &self,
         delivery: &ClaimedDelivery,
-        message: &Outgoing,
+        message: &OutgoingMessage,
     ) -> Result<(), StoreError> {
         let mut messages = SealedMessages::default();
         messages.push(
@@ -157,7 +165,7 @@ impl Store {
             None,
             message,
         )?;
-        let query = sqlx::query(TELL_WAITING)
+        let query = sqlx::query(WAITING_NOTICE)
             .bind(delivery.key.connection.to_string())
             .bind(delivery.key.lane.to_bits())
             .bind(&delivery.worker)
@@ -183,7 +191,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         with_transaction_timeout(async {
             let mut tx = self.pool.begin().await?;
-            let changed = apply_change(&mut tx, &change.what).await?;
+            let changed = apply_change(&mut tx, &change.action).await?;
             finished.messages.extend((change.reply)(changed));
             let in_force = self.finish_in(&mut *tx, &[&finished]).await?;
             match in_force[..] {
@@ -228,7 +236,7 @@ impl Store {
             .bind(outcomes.clone().map(|(_, reason, _)| reason).collect::<Vec<_>>())
             .bind(outcomes.map(|(.., error)| replace_nul(error)).collect::<Vec<_>>());
         let rows = messages.bind(query).bind(message_of).fetch_all(executor).await?;
-        in_force(&rows, finished.len())
+        fences_held(&rows, finished.len())
     }
 
     /// Puts deliveries back into their lanes. Returns for each whether its fence held.
@@ -247,10 +255,12 @@ impl Store {
                           as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot,
                                 after, error, counts, crashed, fault)),
              locked as (
-                 select l.connection_id, l.lane from delivery_lanes l
-                   join u using (connection_id, lane)
-                  where l.worker = u.worker and l.claim = u.claim order by l.connection_id, l.lane
-                    for update of l),
+                 select u.connection_id, u.lane
+                   from (select * from u order by connection_id, lane) u, lateral (
+                       select from delivery_lanes l
+                        where l.lane = u.lane and l.connection_id = u.connection_id
+                          and l.worker is not distinct from u.worker and l.claim = u.claim
+                          for update) l),
              ended as (
                  update delivery_lanes l
                     set worker = null, claim = null, attempts = l.attempts - case when u.counts
@@ -262,7 +272,6 @@ impl Store {
                         last_error = u.error, next_at = now() + make_interval(secs => u.after)
                    from locked join u using (connection_id, lane)
                   where l.connection_id = locked.connection_id and l.lane = locked.lane
-                    and l.worker = u.worker and l.claim = u.claim
                  returning u.i),
              freed as (
                  update agent_slots s set connection_id = null, lane = null, worker = null
@@ -280,7 +289,7 @@ impl Store {
             .bind(postponed.iter().map(|p| p.fault).collect::<Vec<_>>())
             .fetch_all(&self.pool)
             .await?;
-        in_force(&rows, postponed.len())
+        fences_held(&rows, postponed.len())
     }
 }
 
@@ -299,7 +308,7 @@ fn bind_attempts<'q>(query: Statement<'q>, deliveries: &[&ClaimedDelivery]) -> S
         .bind(deliveries.iter().map(|d| d.slot).collect::<Vec<_>>())
 }
 
-fn in_force(rows: &[sqlx::postgres::PgRow], count: usize) -> Result<Vec<bool>, StoreError> {
+fn fences_held(rows: &[sqlx::postgres::PgRow], count: usize) -> Result<Vec<bool>, StoreError> {
     let ended: HashSet<i64> = rows.iter().map(|row| row.try_get("i")).collect::<Result<_, _>>()?;
     Ok((0..count as i64).map(|i| ended.contains(&i)).collect())
 }

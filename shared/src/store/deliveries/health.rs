@@ -3,6 +3,9 @@
 use crate::store::{Store, StoreError, replace_nul};
 use std::collections::HashSet;
 
+/// Maximum number of open circuit breakers that are counted.
+const CIRCUITS_COUNTED_MAX: i64 = 1_000;
+
 impl Store {
     /// Records that an agent's circuit breaker opened. The first probe is due in a second.
     pub async fn open_circuit(
@@ -38,10 +41,30 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the agents with an open circuit breaker, by organization and id.
-    pub async fn open_circuits(&self) -> Result<HashSet<(String, String)>, StoreError> {
-        let open =
-            sqlx::query_as("-- agent_health.list\n select org_id, agent_id from agent_health");
+    /// Returns those of the agents, by organization and id, that have an open circuit breaker.
+    pub async fn open_circuits(
+        &self,
+        agents: &[(String, String)],
+    ) -> Result<HashSet<(String, String)>, StoreError> {
+        if agents.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let open = sqlx::query_as(
+            "-- agent_health.open_among
+             select h.org_id, h.agent_id from unnest($1::text[], $2::text[]) u (org_id, agent_id)
+               join agent_health h on h.org_id = u.org_id and h.agent_id = u.agent_id",
+        )
+        .bind(agents.iter().map(|(org, _)| org.as_str()).collect::<Vec<_>>())
+        .bind(agents.iter().map(|(_, agent)| agent.as_str()).collect::<Vec<_>>());
         Ok(open.fetch_all(&self.pool).await?.into_iter().collect())
+    }
+
+    /// Counts the agents with an open circuit breaker, up to [`CIRCUITS_COUNTED_MAX`].
+    pub async fn count_open_circuits(&self) -> Result<i64, StoreError> {
+        let count = sqlx::query_scalar(
+            "-- agent_health.count
+             select count(*) from (select from agent_health limit $1) h",
+        );
+        Ok(count.bind(CIRCUITS_COUNTED_MAX).fetch_one(&self.pool).await?)
     }
 }

@@ -2,7 +2,7 @@
 //! that does not know them because the result of its claim was lost.
 
 use crate::store::{Store, StoreError};
-use crate::{partition::Lane, types::ConnectionId};
+use crate::{domain::ConnectionId, stream::Lane};
 use sqlx::Row;
 
 impl Store {

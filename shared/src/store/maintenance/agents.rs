@@ -1,8 +1,8 @@
 //! State of agents for operators: settings, pause, circuit breaker and load. No secrets.
 
 use super::json;
+use crate::domain::{AgentId, OrgId};
 use crate::store::{Store, StoreError};
-use crate::types::{AgentId, OrgId};
 use serde::{Deserialize, Serialize};
 
 /// Agent for operators.
@@ -16,6 +16,7 @@ pub struct AgentState {
     pub url: String,
     pub timeout_ms: i64,
     pub max_concurrent: i64,
+    pub max_per_user: i64,
     pub retry_for_ms: Option<i64>,
     pub keep_for_ms: i64,
     pub paused_at: Option<String>,
@@ -43,7 +44,8 @@ impl Store {
             "-- agents.list
              select to_jsonb(t) as row from (
                  select a.org_id as organization, a.id, a.name, a.mode, a.url, a.timeout_ms,
-                        a.max_concurrent, a.retry_for_ms, a.keep_for_ms, a.paused_at,
+                        a.max_concurrent, a.max_per_user, a.retry_for_ms, a.keep_for_ms,
+                        a.paused_at,
                         h.opened_at as circuit_opened_at, h.last_error as circuit_error,
                         (select count(*) from agent_slots s
                           where s.org_id = a.org_id and s.agent_id = a.id

@@ -4,8 +4,8 @@
 use super::json;
 use crate::store::{Store, StoreError, column};
 use crate::{
-    partition::Lane,
-    types::{AgentId, ConnectionId, OrgId},
+    domain::{AgentId, ConnectionId, OrgId},
+    stream::Lane,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
@@ -23,6 +23,8 @@ pub struct DeliveryFilter {
     pub lane: Option<Lane>,
     /// Position of the head.
     pub head: Option<i64>,
+    /// Organization of the connection.
+    pub owner: Option<OrgId>,
 }
 
 /// Lane with deliveries, and its head.
@@ -88,18 +90,20 @@ pub struct DeliveryCount {
     pub running: i64,
 }
 
-/// Condition on `delivery_lanes l` with the five parameters of `filtered_query`.
+/// Condition on `delivery_lanes l` with the six parameters of `filtered_query`.
 macro_rules! filter_condition {
     () => {
         "(l.head <= l.tail and ($1::text is null or l.connection_id = $1)
           and ($2::text is null or l.org_id = $2)
            and ($3::text is null or l.agent_id = $3) and ($4::bigint is null or l.lane = $4)
-           and ($5::bigint is null or l.head = $5))"
+           and ($5::bigint is null or l.head = $5)
+           and ($6::text is null
+                or l.connection_id in (select o.id from connections o where o.org_id = $6)))"
     };
 }
 pub(super) use filter_condition;
 
-/// Returns a statement whose first five parameters are a filter.
+/// Returns a statement whose first six parameters are a filter.
 pub(super) fn filtered_query<'q>(
     sql: &'static str,
     filter: &'q DeliveryFilter,
@@ -110,6 +114,39 @@ pub(super) fn filtered_query<'q>(
         .bind(filter.agent.as_ref().map(AgentId::as_str))
         .bind(filter.lane.map(Lane::to_bits))
         .bind(filter.head)
+        .bind(filter.owner.as_ref().map(OrgId::as_str))
+}
+
+/// Statement that describes the lanes of a subquery, in the order of its column `rank`.
+macro_rules! lane_states {
+    ($name:literal, $lanes:expr) => {
+        concat!(
+            "-- ",
+            $name,
+            "\n select to_jsonb(t) as row from (
+                 select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane,
+                        l.partition, l.org_id || '/' || l.agent_id as agent,
+                        case when l.worker is not null then 'running'
+                             when a.paused_at is not null then 'paused'
+                             when c.status in ('stopped', 'revoked') then c.status
+                             when h.opened_at is not null then 'circuit open'
+                             when l.next_at <= now() then 'due' else 'waiting' end as state,
+                        l.tail - l.head + 1 as waiting, l.attempts, l.crashes,
+                        d.inserted_at as waiting_since, l.first_attempt_at,
+                        nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
+                        l.cancel_requested, d.kind, d.dedup_key, d.event_id,
+                        d.channel_id as channel, d.ts, d.user_id as user, d.replay
+                   from (",
+            $lanes,
+            ") l
+                   left join deliveries d on d.connection_id = l.connection_id and d.lane = l.lane
+                                         and d.position = l.head and d.part = 0
+                   left join agents a on a.org_id = l.org_id and a.id = l.agent_id
+                   left join agent_health h on h.org_id = l.org_id and h.agent_id = l.agent_id
+                   left join connections c on c.id = l.connection_id
+                  order by l.rank) t"
+        )
+    };
 }
 
 impl Store {
@@ -122,38 +159,48 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<LaneState>, StoreError> {
         let rows = filtered_query(
-            concat!(
-                "-- deliveries.list
-                 select to_jsonb(t) as row from (
-                     select l.connection_id as connection, lpad(to_hex(l.lane), 16, '0') as lane,
-                            l.partition, l.org_id || '/' || l.agent_id as agent,
-                            case when l.worker is not null then 'running'
-                                 when a.paused_at is not null then 'paused'
-                                 when c.status in ('stopped', 'revoked') then c.status
-                                 when h.opened_at is not null then 'circuit open'
-                                 when l.next_at <= now() then 'due' else 'waiting' end as state,
-                            l.tail - l.head + 1 as waiting, l.attempts, l.crashes,
-                            d.inserted_at as waiting_since, l.first_attempt_at,
-                            nullif(l.next_at, 'infinity') as next_at, l.worker, l.last_error,
-                            l.cancel_requested, d.kind, d.dedup_key, d.event_id,
-                            d.channel_id as channel, d.ts, d.user_id as user, d.replay
-                       from (select l.*,
-                                    extract(epoch from least(first_attempt_at, next_at))
-                                    * $6::integer as age
-                               from delivery_lanes l where ",
-                filter_condition!(),
-                " order by age limit $7) l
-                       left join deliveries d on d.connection_id = l.connection_id
-                        and d.lane = l.lane
-                                             and d.position = l.head and d.part = 0
-                       left join agents a on a.org_id = l.org_id and a.id = l.agent_id
-                       left join agent_health h on h.org_id = l.org_id and h.agent_id = l.agent_id
-                       left join connections c on c.id = l.connection_id
-                      order by age) t"
+            lane_states!(
+                "deliveries.list",
+                concat!(
+                    "select l.*,
+                            extract(epoch from least(first_attempt_at, next_at)) * $7::integer
+                                as rank
+                       from delivery_lanes l where ",
+                    filter_condition!(),
+                    " order by rank limit $8"
+                )
             ),
             filter,
         )
         .bind(if newest_first { -1 } else { 1 })
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(json).collect()
+    }
+
+    /// Returns lanes with deliveries after a lane of a connection, in the order of lanes.
+    pub async fn lanes_page(
+        &self,
+        filter: &DeliveryFilter,
+        after: Option<(Lane, ConnectionId)>,
+        limit: i64,
+    ) -> Result<Vec<LaneState>, StoreError> {
+        let rows = filtered_query(
+            lane_states!(
+                "deliveries.page_of_lanes",
+                concat!(
+                    "select l.*, row_number() over (order by l.lane, l.connection_id) as rank
+                       from delivery_lanes l where ",
+                    filter_condition!(),
+                    " and ($7::bigint is null or (l.lane, l.connection_id) > ($7, $8))
+                      order by l.lane, l.connection_id limit $9"
+                )
+            ),
+            filter,
+        )
+        .bind(after.map(|(lane, _)| lane.to_bits()))
+        .bind(after.map(|(_, connection)| connection.to_string()))
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;

@@ -5,10 +5,13 @@
 //! enqueued before. Operations visit lanes in bounded steps.
 
 use super::deliveries::{DeliveryFilter, filter_condition, filtered_query};
-use crate::store::{Store, StoreError};
+use crate::domain::Actor;
+use crate::store::{AuditAction, AuditOrg, NewAuditEntry, StepEntry, Store, StoreError};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
+/// Maximum revoked connections, and deleted agents, per step.
+const STEP_OWNERS: i64 = 100;
 /// Maximum lanes per step.
 const STEP_LANES: i64 = 1_000;
 /// Maximum lanes per step for whole lanes.
@@ -38,9 +41,16 @@ enum Extent {
 
 impl Store {
     /// Makes waiting heads of lanes due. Returns the number of lanes. Attempts and ages stay.
-    pub async fn retry_deliveries(&self, filter: &DeliveryFilter) -> Result<u64, StoreError> {
+    pub async fn retry_deliveries(
+        &self,
+        by: &Actor,
+        filter: &DeliveryFilter,
+    ) -> Result<u64, StoreError> {
+        let mut entry =
+            StepEntry::new(by, audit_entry(AuditAction::DeliveriesRetry, filter, false));
         let (mut after, mut lanes) = (start_key(), 0);
         loop {
+            let mut tx = self.pool.begin().await?;
             let rows = filtered_query(
                 concat!(
                     "-- deliveries.retry
@@ -48,8 +58,8 @@ impl Store {
                          select l.connection_id, l.lane from delivery_lanes l where ",
                     filter_condition!(),
                     " and l.worker is null and l.next_at < 'infinity'
-                        and (l.lane, l.connection_id) > ($6, $7)
-                          order by l.lane, l.connection_id limit $8),
+                        and (l.lane, l.connection_id) > ($7, $8)
+                          order by l.lane, l.connection_id limit $9),
                      chosen as (
                          select l.connection_id, l.lane from page p
                            join delivery_lanes l using (lane, connection_id)
@@ -65,8 +75,10 @@ impl Store {
             .bind(after.0)
             .bind(&after.1)
             .bind(STEP_LANES)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *tx)
             .await?;
+            entry.add(&mut tx, !rows.is_empty()).await?;
+            tx.commit().await?;
             lanes += rows.len() as u64;
             let Some(last) = lane_keys(&rows)?.pop().filter(|_| rows.len() as i64 == STEP_LANES)
             else {
@@ -80,19 +92,24 @@ impl Store {
     /// deliveries due.
     pub async fn skip_deliveries(
         &self,
+        by: &Actor,
         filter: &DeliveryFilter,
     ) -> Result<EndedDeliveries, StoreError> {
-        self.end_deliveries(filter, "skipped", Extent::WaitingHead).await
+        let entry = audit_entry(AuditAction::DeliveriesSkip, filter, false);
+        let entry = StepEntry::new(by, entry);
+        self.end_deliveries(entry, filter, "skipped", Extent::WaitingHead).await
     }
 
     /// Cancels the heads of lanes, or all of their deliveries. Workers end running ones.
     pub async fn cancel_deliveries(
         &self,
+        by: &Actor,
         filter: &DeliveryFilter,
         whole_lanes: bool,
     ) -> Result<EndedDeliveries, StoreError> {
         let extent = if whole_lanes { Extent::WholeLane } else { Extent::Head };
-        self.end_deliveries(filter, "cancelled", extent).await
+        let entry = audit_entry(AuditAction::DeliveriesCancel, filter, whole_lanes);
+        self.end_deliveries(StepEntry::new(by, entry), filter, "cancelled", extent).await
     }
 
     /// Ends deliveries of connections that were revoked and agents that were deleted within the
@@ -100,14 +117,21 @@ impl Store {
     pub async fn end_unreachable_deliveries(&self) -> Result<u64, StoreError> {
         let rows = sqlx::query(
             "-- deliveries.unreachable
-             select id as a, '' as b, 'connection_revoked' as outcome from connections
-              where status = 'revoked' and updated_at > now() - interval '1 day'
+             (select c.id as a, '' as b, 'connection_revoked' as outcome from connections c
+               where c.status = 'revoked' and c.updated_at > now() - interval '1 day'
+                 and exists (select from deliveries d where d.connection_id = c.id)
+               order by c.updated_at limit $1)
              union all
-             select d.org_id, d.agent_id, 'agent_deleted' from deleted_agents d
-              where d.deleted_at > now() - interval '1 day'
-                and not exists (select from agents a where a.org_id = d.org_id
-                                   and a.id = d.agent_id)",
+             (select d.org_id, d.agent_id, 'agent_deleted' from deleted_agents d
+               where d.deleted_at > now() - interval '1 day'
+                 and not exists (select from agents a where a.org_id = d.org_id
+                                    and a.id = d.agent_id)
+                 and exists (select from delivery_lanes l
+                              where l.org_id = d.org_id and l.agent_id = d.agent_id
+                                and l.head <= l.tail and l.worker is null)
+               order by d.deleted_at limit $1)",
         )
+        .bind(STEP_OWNERS)
         .fetch_all(&self.pool)
         .await?;
         let mut ended = 0;
@@ -137,6 +161,7 @@ impl Store {
 
     async fn end_deliveries(
         &self,
+        mut entry: StepEntry<'_>,
         filter: &DeliveryFilter,
         outcome: &str,
         extent: Extent,
@@ -152,8 +177,8 @@ impl Store {
                         "-- deliveries.page
                          select l.lane, l.connection_id from delivery_lanes l where ",
                         filter_condition!(),
-                        " and ($9 or l.worker is null) and (l.lane, l.connection_id) > ($6, $7)
-                          order by l.lane, l.connection_id limit $8"
+                        " and ($10 or l.worker is null) and (l.lane, l.connection_id) > ($7, $8)
+                          order by l.lane, l.connection_id limit $9"
                     ),
                     filter,
                 )
@@ -173,17 +198,34 @@ impl Store {
                 .bind(STEP_DEPTH)
                 .fetch_one(&mut *tx)
                 .await?;
+            let (ended, running): (i64, i64) = (row.try_get("ended")?, row.try_get("running")?);
+            entry.add(&mut tx, ended + running > 0).await?;
             tx.commit().await?;
-            all.ended += row.try_get::<i64, _>("ended")? as u64;
+            all.ended += ended as u64;
             if row.try_get("more")? {
                 continue; // same lanes again
             }
-            all.requested += row.try_get::<i64, _>("running")? as u64;
+            all.requested += running as u64;
             let is_full = page.len() as i64 == lanes;
             let Some(last) = page.into_iter().last().filter(|_| is_full) else { return Ok(all) };
             after = last;
         }
     }
+}
+
+/// Returns the entry of an operation in the audit log.
+fn audit_entry(action: AuditAction, filter: &DeliveryFilter, whole_lanes: bool) -> NewAuditEntry {
+    let object = match (filter.connection, filter.lane) {
+        (Some(connection), Some(lane)) => format!("{connection}/{lane}"),
+        _ => "*".to_owned(),
+    };
+    NewAuditEntry::new(action, object, AuditOrg::of(filter.connection, &filter.owner)).after(
+        serde_json::json!({
+            "connection": filter.connection, "organization": filter.org, "agent": filter.agent,
+            "lane": filter.lane.map(|lane| lane.to_string()), "position": filter.head,
+            "whole_lanes": whole_lanes,
+        }),
+    )
 }
 
 /// Statement that ends the deliveries from `first` to `last` of each locked lane in `c`.

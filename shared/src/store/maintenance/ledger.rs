@@ -6,7 +6,7 @@
 //! is not recorded: the stream then holds fewer webhooks than were committed, never more.
 
 use crate::store::{Store, StoreError};
-use crate::{partition::Partition, types::ConnectionId};
+use crate::{domain::ConnectionId, stream::Partition};
 use sqlx::Row;
 
 /// Webhooks of the current stream that a partition has committed.

@@ -6,7 +6,7 @@
 
 use super::json;
 use crate::store::{Store, StoreError, webhooks::ProcessedAs};
-use crate::{codec::envelope::DedupeKey, store::ProcessedKey, types::ConnectionId};
+use crate::{domain::ConnectionId, store::ProcessedKey, stream::DedupKey};
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::Row;
@@ -253,7 +253,7 @@ impl Store {
 
     /// Returns all records of a webhook. `None` without any.
     pub async fn webhook(&self, dedup_key: &str) -> Result<Option<WebhookRecord>, StoreError> {
-        let key = ProcessedKey::new(0, &DedupeKey::stored(dedup_key.to_owned()));
+        let key = ProcessedKey::new(0, &DedupKey::from_stored(dedup_key.to_owned()));
         let connection = dedup_key.split(':').next().unwrap_or_default();
         let mut rows = serde_json::Map::new();
         for (name, sql) in SECTIONS {

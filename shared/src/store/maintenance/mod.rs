@@ -2,34 +2,49 @@
 //! operations.
 
 mod agents;
+mod backlog;
 mod deliveries;
 mod delivery_operations;
+mod erasure;
+mod export;
+mod failure_filter;
 mod key_rotation;
 mod ledger;
 mod lookup;
+mod obstacles;
 mod outbox_failures;
 mod pauses;
 mod replays;
 mod retention;
+mod sealed_columns;
 mod usage;
 
 pub use agents::AgentState;
+pub use backlog::{
+    BacklogLimits, BacklogStats, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
+    DeliveryPosition, EXACT_MAX, OutboxBacklog,
+};
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
-pub use key_rotation::{Rewrapped, SEALED_COLUMNS, SealedColumn};
+pub use erasure::{ERASED, ErasedRows};
+pub use export::ExportPosition;
+pub use failure_filter::FailureFilter;
+pub use key_rotation::RewrapStats;
 pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
-pub use outbox_failures::{OutboxFailure, OutboxFailureFilter};
+pub use obstacles::Obstacle;
+pub use outbox_failures::OutboxFailure;
 pub use replays::{NewReplay, Replay, ReplayResult, ReplayState};
-pub use retention::{BacklogStats, PruneStats};
-pub use usage::UsageRow;
+pub use retention::PruneStats;
+pub use sealed_columns::{SEALED_COLUMNS, SealedColumn};
+pub use usage::{HourlyUsage, UsageFilter, UsageRow};
 
 use super::StoreError;
 use serde::de::DeserializeOwned;
 use sqlx::{Row, postgres::PgRow, types::Json};
 
 /// Parses a row that its statement converted to JSON.
-fn json<T: DeserializeOwned>(row: &PgRow) -> Result<T, StoreError> {
+pub(in crate::store) fn json<T: DeserializeOwned>(row: &PgRow) -> Result<T, StoreError> {
     let Json(value) = row.try_get::<Json<T>, _>("row")?;
     Ok(value)
 }

@@ -3,9 +3,11 @@
 //! One statement enqueues a retried message at the end of its lane and deletes its failure. Its
 //! request stays sealed, because the seal is bound to connection and dedup key, which stay.
 
-use super::json;
-use crate::store::{Store, StoreError, outbox::enqueue_messages};
-use crate::types::ConnectionId;
+use super::{FailureFilter, json};
+use crate::domain::{Actor, OrgId};
+use crate::store::{
+    AuditAction, AuditOrg, NewAuditEntry, StepEntry, Store, StoreError, outbox::enqueue_messages,
+};
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 
@@ -29,40 +31,34 @@ pub struct OutboxFailure {
     pub at: String,
 }
 
-/// Filter of failures. `None` matches everything.
-#[derive(Debug, Clone, Default)]
-pub struct OutboxFailureFilter {
-    /// Ids.
-    pub ids: Option<Vec<i64>>,
-    /// Connection.
-    pub connection: Option<ConnectionId>,
-    /// Substring of the error.
-    pub error: Option<String>,
-}
-
 macro_rules! filter_condition {
     () => {
         "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
-           and ($3::text is null or position($3 in error) > 0))"
+           and ($3::text is null or position($3 in error) > 0)
+           and ($4::text is null
+                or connection_id in (select c.id from connections c where c.org_id = $4))
+           and ($5::bigint is null or id < $5))"
     };
 }
 
-/// Returns a statement whose first three parameters are a filter.
+/// Returns a statement whose first five parameters are a filter.
 fn filtered_query<'q>(
     sql: &'static str,
-    filter: &'q OutboxFailureFilter,
+    filter: &'q FailureFilter,
 ) -> Query<'q, Postgres, PgArguments> {
     sqlx::query(sql)
         .bind(&filter.ids)
         .bind(filter.connection.map(|id| id.to_string()))
-        .bind(&filter.error)
+        .bind(&filter.text)
+        .bind(filter.org.as_ref().map(OrgId::as_str))
+        .bind(filter.below)
 }
 
 impl Store {
     /// Returns the newest failures, at most `limit`.
     pub async fn outbox_failures(
         &self,
-        filter: &OutboxFailureFilter,
+        filter: &FailureFilter,
         limit: i64,
     ) -> Result<Vec<OutboxFailure>, StoreError> {
         let rows = filtered_query(
@@ -74,7 +70,7 @@ impl Store {
                             created_at, at
                        from outbox_failures where ",
                 filter_condition!(),
-                " order by id desc limit $4) t"
+                " order by id desc limit $6) t"
             ),
             filter,
         )
@@ -85,10 +81,7 @@ impl Store {
     }
 
     /// Counts the matching failures.
-    pub async fn count_outbox_failures(
-        &self,
-        filter: &OutboxFailureFilter,
-    ) -> Result<i64, StoreError> {
+    pub async fn count_outbox_failures(&self, filter: &FailureFilter) -> Result<i64, StoreError> {
         let row = filtered_query(
             concat!(
                 "-- outbox_failures.count\n select count(*) as count from outbox_failures where ",
@@ -105,16 +98,19 @@ impl Store {
     /// failures.
     pub async fn retry_outbox_failures(
         &self,
-        filter: &OutboxFailureFilter,
+        by: &Actor,
+        filter: &FailureFilter,
     ) -> Result<Vec<i64>, StoreError> {
-        self.in_steps(
+        self.change_outbox_failures(
+            by,
+            AuditAction::OutboxFailuresRetry,
             concat!(
                 "-- outbox_failures.retry
                  with gone as (
                      delete from outbox_failures where id in (
                          select id from outbox_failures where ",
                 filter_condition!(),
-                " and id > $4 order by id limit $5 for update skip locked)
+                " and id > $6 order by id limit $7 for update skip locked)
                      returning *),
                  messages as (
                      select id as n, connection_id, lane, partition, channel_key, method, dedup_key,
@@ -130,16 +126,19 @@ impl Store {
     /// Deletes failures. Returns their ids.
     pub async fn delete_outbox_failures(
         &self,
-        filter: &OutboxFailureFilter,
+        by: &Actor,
+        filter: &FailureFilter,
     ) -> Result<Vec<i64>, StoreError> {
-        self.in_steps(
+        self.change_outbox_failures(
+            by,
+            AuditAction::OutboxFailuresDelete,
             concat!(
                 "-- outbox_failures.delete
                  with gone as (
                      delete from outbox_failures where id in (
                          select id from outbox_failures where ",
                 filter_condition!(),
-                " and id > $4 order by id limit $5 for update skip locked)
+                " and id > $6 order by id limit $7 for update skip locked)
                      returning id)
                  select id from gone order by id"
             ),
@@ -148,19 +147,28 @@ impl Store {
         .await
     }
 
-    async fn in_steps(
+    async fn change_outbox_failures(
         &self,
+        by: &Actor,
+        action: AuditAction,
         sql: &'static str,
-        filter: &OutboxFailureFilter,
+        filter: &FailureFilter,
     ) -> Result<Vec<i64>, StoreError> {
-        let mut done: Vec<i64> = Vec::new();
+        let entry = NewAuditEntry::new(action, "*", AuditOrg::of(filter.connection, &filter.org))
+            .after(serde_json::json!({
+                "ids": filter.ids, "connection": filter.connection, "text": filter.text,
+            }));
+        let (mut entry, mut done) = (StepEntry::new(by, entry), Vec::<i64>::new());
         loop {
+            let mut tx = self.pool.begin().await?;
             let after = done.last().copied().unwrap_or_default();
             let rows = filtered_query(sql, filter)
                 .bind(after)
                 .bind(STEP_MESSAGES)
-                .fetch_all(&self.pool)
+                .fetch_all(&mut *tx)
                 .await?;
+            entry.add(&mut tx, !rows.is_empty()).await?;
+            tx.commit().await?;
             for row in &rows {
                 done.push(row.try_get("id")?);
             }

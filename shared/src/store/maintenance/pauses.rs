@@ -3,14 +3,22 @@
 //! Each pause is a row of `pauses` whose duration is subtracted from ages, so that waiting work
 //! does not expire. Repeated operations change nothing.
 
-use crate::store::{Store, StoreError};
-use crate::types::{AgentId, ConnectionId, OrgId};
+use crate::domain::{Actor, AgentId, ConnectionId, OrgId};
+use crate::store::{AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries};
+use serde_json::json;
 
 impl Store {
     /// Pauses an agent: no attempt begins. Returns false if it was paused. [`StoreError::Missing`]
     /// for an unknown agent.
-    pub async fn pause_agent(&self, org: &OrgId, agent: &AgentId) -> Result<bool, StoreError> {
+    pub async fn pause_agent(
+        &self,
+        by: &Actor,
+        org: &OrgId,
+        agent: &AgentId,
+    ) -> Result<bool, StoreError> {
         self.switch_agent(
+            by,
+            AuditAction::AgentPause,
             "-- pauses.pause_agent
              with a as (select paused_at from agents where org_id = $1 and id = $2),
              paused as (
@@ -29,8 +37,15 @@ impl Store {
 
     /// Resumes an agent. Returns false if it was not paused. [`StoreError::Missing`] for an unknown
     /// agent.
-    pub async fn resume_agent(&self, org: &OrgId, agent: &AgentId) -> Result<bool, StoreError> {
+    pub async fn resume_agent(
+        &self,
+        by: &Actor,
+        org: &OrgId,
+        agent: &AgentId,
+    ) -> Result<bool, StoreError> {
         self.switch_agent(
+            by,
+            AuditAction::AgentResume,
             "-- pauses.resume_agent
              with a as (select paused_at from agents where org_id = $1 and id = $2),
              resumed as (
@@ -49,19 +64,35 @@ impl Store {
 
     async fn switch_agent(
         &self,
+        by: &Actor,
+        action: AuditAction,
         sql: &'static str,
         org: &OrgId,
         agent: &AgentId,
     ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
         let query = sqlx::query_scalar(sql).bind(org.as_str()).bind(agent.as_str());
-        let changed = query.fetch_optional(&self.pool).await?;
-        changed.ok_or_else(|| StoreError::Missing(format!("agent {org}/{agent}")))
+        let changed: Option<bool> = query.fetch_optional(&mut *tx).await?;
+        let changed = changed.ok_or_else(|| StoreError::Missing(format!("agent {org}/{agent}")))?;
+        if changed {
+            let object = format!("{org}/{agent}");
+            let entry = NewAuditEntry::new(action, object, AuditOrg::Org(org.clone()));
+            add_audit_entries(&mut tx, by, &[paused(entry)]).await?;
+        }
+        tx.commit().await?;
+        Ok(changed)
     }
 
     /// Pauses sending for a connection. Returns false if it was paused. [`StoreError::Missing`] for
     /// an unknown connection.
-    pub async fn pause_sending(&self, connection: ConnectionId) -> Result<bool, StoreError> {
+    pub async fn pause_sending(
+        &self,
+        by: &Actor,
+        connection: ConnectionId,
+    ) -> Result<bool, StoreError> {
         self.switch_sending(
+            by,
+            AuditAction::ConnectionPauseSending,
             "-- pauses.pause_sending
              with c as (select sending_paused_at from connections where id = $1),
              paused as (
@@ -79,8 +110,14 @@ impl Store {
 
     /// Resumes sending for a connection. Returns false if it was not paused.
     /// [`StoreError::Missing`] for an unknown connection.
-    pub async fn resume_sending(&self, connection: ConnectionId) -> Result<bool, StoreError> {
+    pub async fn resume_sending(
+        &self,
+        by: &Actor,
+        connection: ConnectionId,
+    ) -> Result<bool, StoreError> {
         self.switch_sending(
+            by,
+            AuditAction::ConnectionResumeSending,
             "-- pauses.resume_sending
              with c as (select sending_paused_at from connections where id = $1),
              resumed as (
@@ -98,11 +135,29 @@ impl Store {
 
     async fn switch_sending(
         &self,
+        by: &Actor,
+        action: AuditAction,
         sql: &'static str,
         connection: ConnectionId,
     ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
         let query = sqlx::query_scalar(sql).bind(connection.to_string());
-        let changed = query.fetch_optional(&self.pool).await?;
-        changed.ok_or_else(|| StoreError::Missing(format!("connection {connection}")))
+        let changed: Option<bool> = query.fetch_optional(&mut *tx).await?;
+        let changed =
+            changed.ok_or_else(|| StoreError::Missing(format!("connection {connection}")))?;
+        if changed {
+            let org = AuditOrg::OfConnection(connection);
+            let entry = NewAuditEntry::new(action, connection, org);
+            add_audit_entries(&mut tx, by, &[paused(entry)]).await?;
+        }
+        tx.commit().await?;
+        Ok(changed)
     }
+}
+
+/// Adds the state before and after a pause or resumption.
+fn paused(entry: NewAuditEntry) -> NewAuditEntry {
+    let pauses =
+        matches!(entry.action, AuditAction::AgentPause | AuditAction::ConnectionPauseSending);
+    entry.before(json!({ "paused": !pauses })).after(json!({ "paused": pauses }))
 }

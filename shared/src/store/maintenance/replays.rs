@@ -4,8 +4,11 @@
 //! per webhook. A claim raises the epoch, so that a worker that lost its lease records and enqueues
 //! nothing.
 
-use crate::store::{Store, StoreError, column, replace_nul, timestamp};
-use crate::types::ConnectionId;
+use crate::domain::{Actor, ConnectionId, OrgId};
+use crate::store::{
+    AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries, column,
+    replace_nul, timestamp,
+};
 use serde::{Serialize, Serializer, ser::Error as _};
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
@@ -89,7 +92,8 @@ fn rfc3339<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S
 
 impl Store {
     /// Creates a replay. Returns false, without a change, if the id exists.
-    pub async fn create_replay(&self, new: &NewReplay) -> Result<bool, StoreError> {
+    pub async fn create_replay(&self, by: &Actor, new: &NewReplay) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
         let created = sqlx::query(
             "-- replays.create
              insert into replays (id, connection_id, from_time, to_time, apply)
@@ -101,9 +105,21 @@ impl Store {
         .bind(new.from)
         .bind(new.to)
         .bind(new.apply)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
-        Ok(created.rows_affected() == 1)
+        if created.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+        let org = AuditOrg::OfConnection(new.connection);
+        let entry =
+            NewAuditEntry::new(AuditAction::ReplayCreate, &new.id, org).after(serde_json::json!({
+                "connection": new.connection, "from": time(new.from), "to": time(new.to),
+                "apply": new.apply,
+            }));
+        add_audit_entries(&mut tx, by, &[entry]).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Leases an open replay with an expired lease.
@@ -234,16 +250,24 @@ impl Store {
     }
 
     /// Cancels an open replay. Its enqueued deliveries stay. Returns false without such a replay.
-    pub async fn cancel_replay(&self, id: &str) -> Result<bool, StoreError> {
+    pub async fn cancel_replay(&self, by: &Actor, id: &str) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
         let cancelled = sqlx::query(
             "-- replays.cancel
              update replays set state = 'cancelled', epoch = epoch + 1 where id = $1
-                and state = 'open'",
+                and state = 'open' returning connection_id",
         )
         .bind(id)
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(cancelled.rows_affected() == 1)
+        let Some(row) = cancelled else { return Ok(false) };
+        let org = AuditOrg::OfConnection(column(&row, TABLE, id, "connection_id")?);
+        let entry = NewAuditEntry::new(AuditAction::ReplayCancel, id, org)
+            .before(serde_json::json!({ "state": "open" }))
+            .after(serde_json::json!({ "state": "cancelled" }));
+        add_audit_entries(&mut tx, by, &[entry]).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Returns one replay, or the newest, at most `limit`.
@@ -260,6 +284,32 @@ impl Store {
                from replays where $1::text is null or id = $1 order by created_at desc limit $2",
         )
         .bind(only)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(state).collect()
+    }
+
+    /// Returns replays after one, newest first, of all organizations or one, at most `limit`.
+    pub async fn replays_page(
+        &self,
+        org: Option<&OrgId>,
+        after: Option<(&str, &str)>,
+        limit: i64,
+    ) -> Result<Vec<ReplayState>, StoreError> {
+        let rows = sqlx::query(
+            "-- replays.page
+             select p.id, p.connection_id, p.from_time, p.to_time, p.apply, p.state, p.note,
+                    p.total, p.worker, p.created_at,
+                    (select count(*) from replay_results r where r.replay = p.id) as decided
+               from replays p join connections c on c.id = p.connection_id
+              where ($1::text is null or c.org_id = $1)
+                and ($2::text is null or (p.created_at, p.id) < ($2::timestamptz, $3))
+              order by p.created_at desc, p.id desc limit $4",
+        )
+        .bind(org.map(OrgId::as_str))
+        .bind(after.map(|(at, _)| at))
+        .bind(after.map(|(_, id)| id))
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;

@@ -4,14 +4,12 @@
 //! block others.
 
 use crate::store::{Store, StoreError};
-use sqlx::Row;
-use std::time::Duration;
 
 /// Maximum rows deleted per step.
 const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNE_STATEMENTS: [(&str, &str); 11] = [
+const PRUNE_STATEMENTS: [(&str, &str); 25] = [
     (
         "delivery_lanes",
         "-- retention.delivery_lanes
@@ -19,6 +17,22 @@ const PRUNE_STATEMENTS: [(&str, &str); 11] = [
              select connection_id, lane from delivery_lanes where head > tail and worker is null
               limit $1
                 for update skip locked) and head > tail and worker is null",
+    ),
+    (
+        "runs",
+        "-- retention.runs (of deliveries that ended without the deletion of their run)
+         with ended as (
+             delete from runs where (connection_id, lane, position) in (
+                 select connection_id, lane, position from (
+                     select connection_id, lane, position from runs
+                      where started_at < now() - interval '1 hour' order by started_at
+                      limit least($1, 1000)) r
+                  where not exists (select from deliveries d
+                                     where d.connection_id = r.connection_id and d.lane = r.lane
+                                       and d.position = r.position))
+             returning connection_id, lane, position)
+         delete from run_parts p using ended e
+          where p.connection_id = e.connection_id and p.lane = e.lane and p.position = e.position",
     ),
     (
         "outbox_lanes",
@@ -58,6 +72,13 @@ const PRUNE_STATEMENTS: [(&str, &str); 11] = [
               order by at limit $1)",
     ),
     (
+        "idempotency_keys",
+        "-- retention.idempotency_keys
+         delete from idempotency_keys where (api_key_id, key) in (
+             select api_key_id, key from idempotency_keys where at < now() - interval '24 hours'
+              order by at limit $1)",
+    ),
+    (
         "connection_usage",
         "-- retention.connection_usage
          delete from connection_usage where (connection_id, hour) in (
@@ -66,18 +87,103 @@ const PRUNE_STATEMENTS: [(&str, &str); 11] = [
               order by hour limit $1)",
     ),
     (
+        "replay_results",
+        "-- retention.replay_results
+         delete from replay_results where ctid = any (array (
+             select r.ctid from (
+                 select id from replays where state <> 'open'
+                    and created_at < now() - interval '30 days'
+                  order by created_at limit 16) expired, lateral (
+                 select r.ctid from replay_results r where r.replay = expired.id limit $1) r
+              limit $1))",
+    ),
+    (
         "replays",
         "-- retention.replays
          delete from replays where id in (
-             select id from replays where state <> 'open'
-                and created_at < now() - interval '30 days'
-              order by created_at limit $1)",
+             select p.id from replays p where p.state <> 'open'
+                and p.created_at < now() - interval '30 days'
+                and not exists (select from replay_results r where r.replay = p.id)
+              order by p.created_at limit least($1, 16))",
+    ),
+    (
+        "connection_status_history",
+        "-- retention.connection_status_history
+         delete from connection_status_history where id in (
+             select id from connection_status_history where at < now() - interval '400 days'
+              order by at limit $1)",
+    ),
+    (
+        "token_rotations",
+        "-- retention.token_rotations (those of inactive connections are not due for an hour)
+         update token_rotations set refresh_at = now() + interval '1 hour' where connection_id in (
+             select t.connection_id from token_rotations t
+               join connections c on c.id = t.connection_id
+              where t.refresh_at <= now() and c.status not in ('active', 'error')
+              order by t.refresh_at limit $1)",
+    ),
+    (
+        "token_rotations",
+        "-- retention.erase_rotations (of connections that people uninstalled)
+         delete from token_rotations where connection_id in (
+             select t.connection_id from token_rotations t
+               join connections c on c.id = t.connection_id
+              where c.status = 'revoked' and c.installed_by is not null limit $1)",
+    ),
+    (
+        "stream_removals",
+        "-- retention.stream_removals (of earlier streams)
+         delete from stream_removals where id in (
+             select r.id from partition_cursors c, lateral (
+                 select id from stream_removals r
+                  where r.partition = c.partition and r.generation < c.generation limit $1) r
+              limit $1)",
+    ),
+    (
+        "stream_removals",
+        "-- retention.merge_removals (the ledger needs their sum)
+         with old as (
+             delete from stream_removals where id in (
+                 select r.id from partition_cursors c, lateral (
+                     select id from stream_removals r
+                      where r.partition = c.partition and r.generation = c.generation
+                        and r.removed is not null and r.at < now() - interval '1 day'
+                      limit $1) r
+                  limit $1)
+             returning partition, generation, up_to, removed)
+         insert into stream_removals (partition, generation, subject, up_to, removed)
+         select partition, generation, 'merged', max(up_to), sum(removed) from old group by 1, 2",
+    ),
+    (
+        "user_questions",
+        "-- retention.user_questions
+         delete from user_questions where (connection_id, user_id, partition) in (
+             select connection_id, user_id, partition from user_questions
+              where at < now() - interval '10 minutes' order by at limit $1)
+            and at < now() - interval '10 minutes'",
     ),
     (
         "link_code_attempts",
         "-- retention.link_code_attempts
          delete from link_code_attempts where who in (
              select who from link_code_attempts where until < now() order by until limit $1)",
+    ),
+    (
+        "connections",
+        "-- retention.previous_signing_secrets (the change reaches the directory of every ingest)
+         update connections
+            set signing_secret_previous = null, signing_secret_previous_until = null
+          where id in (select id from connections where signing_secret_previous_until < now()
+                        order by signing_secret_previous_until limit $1)
+            and signing_secret_previous_until < now()",
+    ),
+    (
+        "apps",
+        "-- retention.app_signing_secrets
+         update apps
+            set signing_secret_previous = null, signing_secret_previous_until = null
+          where id in (select id from apps where signing_secret_previous_until < now()
+                        order by signing_secret_previous_until limit $1)",
     ),
     (
         "deleted_agents",
@@ -88,11 +194,32 @@ const PRUNE_STATEMENTS: [(&str, &str); 11] = [
               order by deleted_at limit $1)",
     ),
     (
+        "deleted_messages",
+        "-- retention.deleted_messages
+         delete from deleted_messages where (connection_id, channel_id, ts) in (
+             select connection_id, channel_id, ts from deleted_messages
+              where at < now() - interval '14 days' order by at limit $1)",
+    ),
+    (
+        "run_controls",
+        "-- retention.run_controls
+         delete from run_controls where id in (
+             select id from run_controls where at < now() - interval '14 days' order by at
+              limit $1)",
+    ),
+    (
+        "channel_binding_history",
+        "-- retention.channel_binding_history
+         delete from channel_binding_history where id in (
+             select id from channel_binding_history where at < now() - interval '400 days'
+              order by at limit $1)",
+    ),
+    (
         "pauses",
         "-- retention.pauses
          delete from pauses where id in (
-             select id from pauses where ended_at < now() - interval '30 days' order by id
-              limit $1)",
+             select id from pauses where ended_at < now() - interval '30 days'
+              order by ended_at limit $1)",
     ),
 ];
 
@@ -109,57 +236,7 @@ pub struct PruneStats {
     pub slots: Vec<String>,
 }
 
-/// Numbers of unfinished work.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct BacklogStats {
-    /// Waiting and running deliveries.
-    pub deliveries: i64,
-    /// Age of the oldest delivery.
-    pub deliveries_oldest: Duration,
-    /// Dead letters.
-    pub dead_letters: i64,
-    /// Waiting messages.
-    pub outbox: i64,
-    /// Age of the oldest message.
-    pub outbox_oldest: Duration,
-    /// Messages that Slack rejected for good.
-    pub outbox_failures: i64,
-}
-
 impl Store {
-    /// Counts unfinished work, by lanes: their number is that of conversations, not of webhooks.
-    pub async fn backlog_stats(&self) -> Result<BacklogStats, StoreError> {
-        let row = sqlx::query(
-            "-- retention.backlog
-             select (select coalesce(sum(tail - head + 1), 0)::bigint
-                       from delivery_lanes) as deliveries,
-                    (select coalesce(extract(epoch from now() - min(d.inserted_at)), 0)::float8
-                       from (select connection_id, lane, head from delivery_lanes where head <= tail
-                              order by next_at limit 100) l
-                       join deliveries d on d.connection_id = l.connection_id and d.lane = l.lane
-                                        and d.position = l.head) as deliveries_oldest,
-                    (select count(*) from dead_letters) as dead_letters,
-                    (select count(*) from outbox_failures) as outbox_failures,
-                    (select coalesce(sum(pending), 0)::bigint from outbox_channels) as outbox,
-                    (select coalesce(extract(epoch from now() - created_at), 0)::float8 from outbox
-                      order by id limit 1) as outbox_oldest",
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        let age = |column| -> Result<Duration, StoreError> {
-            let seconds: Option<f64> = row.try_get(column)?;
-            Ok(Duration::from_secs_f64(seconds.unwrap_or_default().max(0.0)))
-        };
-        Ok(BacklogStats {
-            deliveries: row.try_get("deliveries")?,
-            deliveries_oldest: age("deliveries_oldest")?,
-            dead_letters: row.try_get("dead_letters")?,
-            outbox: row.try_get("outbox")?,
-            outbox_oldest: age("outbox_oldest")?,
-            outbox_failures: row.try_get("outbox_failures")?,
-        })
-    }
-
     /// Deletes a step of every table. Calls `failed` for each table that fails.
     pub async fn prune_expired(&self, mut failed: impl FnMut(&str, StoreError)) -> PruneStats {
         let mut stats = PruneStats::default();

@@ -1,8 +1,11 @@
 //! Hourly usage of connections.
 
+use super::json;
+use crate::domain::{ConnectionId, OrgId};
 use crate::store::{Store, StoreError};
-use crate::types::ConnectionId;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use time::OffsetDateTime;
 
 /// Increment of a connection's hour.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,7 +20,69 @@ pub struct UsageRow {
     pub failures: i64,
 }
 
+/// Usage of a connection in an hour.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct HourlyUsage {
+    pub organization: Option<String>,
+    pub connection: String,
+    pub hour: String,
+    pub webhooks: i64,
+    pub ignored: i64,
+    pub deliveries: i64,
+    pub attempts: i64,
+    pub agent_ms: i64,
+    pub replies: i64,
+    pub failures: i64,
+}
+
+/// Filter of usage. `None` matches everything.
+#[derive(Debug, Clone, Default)]
+pub struct UsageFilter {
+    /// Organization of the connection.
+    pub org: Option<OrgId>,
+    /// Connection.
+    pub connection: Option<ConnectionId>,
+    /// First hour.
+    pub from: Option<OffsetDateTime>,
+    /// End of the hours, exclusive.
+    pub to: Option<OffsetDateTime>,
+    /// Hour and connection after which the page begins.
+    pub after: Option<(String, String)>,
+}
+
 impl Store {
+    /// Returns a page of usage, oldest hours first, at most `limit` rows.
+    pub async fn usage(
+        &self,
+        filter: &UsageFilter,
+        limit: i64,
+    ) -> Result<Vec<HourlyUsage>, StoreError> {
+        let rows = sqlx::query(
+            "-- usage.page
+             select to_jsonb(t) as row from (
+                 select c.org_id as organization, u.connection_id as connection, u.hour, u.webhooks,
+                        u.ignored, u.deliveries, u.attempts, u.agent_ms, u.replies, u.failures
+                   from connection_usage u left join connections c on c.id = u.connection_id
+                  where ($1::text is null or c.org_id = $1)
+                    and ($2::text is null or u.connection_id = $2)
+                    and ($3::timestamptz is null or u.hour >= $3)
+                    and ($4::timestamptz is null or u.hour < $4)
+                    and ($5::text is null or (u.hour, u.connection_id) > ($5::timestamptz, $6))
+                  order by u.hour, u.connection_id limit $7) t",
+        )
+        .bind(filter.org.as_ref().map(OrgId::as_str))
+        .bind(filter.connection.map(|id| id.to_string()))
+        .bind(filter.from)
+        .bind(filter.to)
+        .bind(filter.after.as_ref().map(|(hour, _)| hour))
+        .bind(filter.after.as_ref().map(|(_, connection)| connection))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(json).collect()
+    }
+
     /// Adds to the current hour of connections.
     pub async fn add_usage(
         &self,

@@ -2,8 +2,8 @@
 
 use crate::store::{Store, StoreError, column, inconsistent};
 use crate::{
-    secrets::{Place, Sealed, Secret},
-    types::{AgentId, AgentMode, OrgId},
+    domain::{AgentId, AgentMode, OrgId},
+    secrets::{SealContext, SealedValue, Secret},
 };
 use sqlx::{PgExecutor, Row, postgres::PgRow};
 use std::time::Duration;
@@ -22,8 +22,10 @@ pub struct NewAgent {
     pub secret: Secret,
     pub timeout: Duration,
     pub max_concurrent: u16,
+    pub max_per_user: u32,
     pub retry_for: Option<Duration>,
     pub keep_for: Duration,
+    pub signs_as_slack: bool,
 }
 
 /// Agent with the fields for a call.
@@ -40,11 +42,16 @@ pub struct Agent {
     pub timeout: Duration,
     /// Maximum number of concurrent attempts over all workers.
     pub max_concurrent: u16,
+    /// Maximum questions of one person in a minute.
+    pub max_per_user: u32,
     /// Time from the first attempt after which a delivery is given up. `None`: the default of the
     /// mode.
     pub retry_for: Option<Duration>,
     /// Maximum wait of a delivery for its first attempt.
     pub keep_for: Duration,
+    /// True if webhooks of connections of its own organization are signed with the connection's
+    /// signing secret, not with the agent's.
+    pub signs_as_slack: bool,
 }
 
 impl NewAgent {
@@ -52,6 +59,8 @@ impl NewAgent {
     pub const TIMEOUT: Duration = Duration::from_secs(60);
     /// Default number of concurrent attempts.
     pub const MAX_CONCURRENT: u16 = 16;
+    /// Default number of questions of one person in a minute.
+    pub const MAX_PER_USER: u32 = 30;
     /// Default wait of a delivery for its first attempt.
     pub const KEEP_FOR: Duration = Duration::from_secs(72 * 3600);
 }
@@ -81,18 +90,20 @@ impl Store {
         new: &NewAgent,
     ) -> Result<(), StoreError> {
         let owner = owner(&new.org, &new.id);
-        let place = Place { owner: &owner, column: SECRET_COLUMN };
-        let secret = self.rings.tokens.seal_secret(place, &new.secret)?;
+        let context = SealContext { owner: &owner, column: SECRET_COLUMN };
+        let secret = self.rings.tokens.seal_secret(context, &new.secret)?;
         sqlx::query(
             "-- agents.put
              insert into agents (org_id, id, name, mode, url, secret, timeout_ms, max_concurrent,
-                                 retry_for_ms, keep_for_ms)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                                 retry_for_ms, keep_for_ms, signs_as_slack, max_per_user)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
              on conflict (org_id, id) do update
                 set name = excluded.name, mode = excluded.mode, url = excluded.url,
                     secret = excluded.secret, timeout_ms = excluded.timeout_ms,
                     max_concurrent = excluded.max_concurrent,
-                    retry_for_ms = excluded.retry_for_ms, keep_for_ms = excluded.keep_for_ms",
+                    retry_for_ms = excluded.retry_for_ms, keep_for_ms = excluded.keep_for_ms,
+                    signs_as_slack = excluded.signs_as_slack,
+                    max_per_user = excluded.max_per_user",
         )
         .bind(new.org.as_str())
         .bind(new.id.as_str())
@@ -104,6 +115,8 @@ impl Store {
         .bind(i32::from(new.max_concurrent))
         .bind(new.retry_for.map(|time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
         .bind(i64::try_from(new.keep_for.as_millis()).unwrap_or(i64::MAX))
+        .bind(new.signs_as_slack)
+        .bind(i32::try_from(new.max_per_user).unwrap_or(i32::MAX))
         .execute(executor)
         .await?;
         Ok(())
@@ -122,7 +135,8 @@ impl Store {
     ) -> Result<Option<Agent>, StoreError> {
         let row = sqlx::query(
             "-- agents.get
-             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms
+             select name, mode, url, secret, timeout_ms, max_concurrent, retry_for_ms, keep_for_ms,
+                    signs_as_slack, max_per_user
                from agents
               where org_id = $1 and id = $2",
         )
@@ -141,11 +155,11 @@ impl Store {
         id: AgentId,
     ) -> Result<Agent, StoreError> {
         let owner = owner(&org, &id);
-        let place = Place { owner: &owner, column: SECRET_COLUMN };
+        let context = SealContext { owner: &owner, column: SECRET_COLUMN };
         let secret = self
             .rings
             .tokens
-            .open_secret(place, &Sealed::stored(row.try_get("secret")?))
+            .open_secret(context, &SealedValue::from_stored(row.try_get("secret")?))
             .map_err(|error| inconsistent("agents", "secret", &owner, error))?;
         let (name, url) = (row.try_get("name")?, row.try_get("url")?);
         let mode = column(row, "agents", &owner, "mode")?;
@@ -154,8 +168,10 @@ impl Store {
         Ok(Agent {
             timeout: ms(row.try_get::<i32, _>("timeout_ms")?.into()),
             max_concurrent: u16::try_from(max_concurrent).unwrap_or(NewAgent::MAX_CONCURRENT),
+            max_per_user: row.try_get::<i32, _>("max_per_user")?.unsigned_abs(),
             retry_for: row.try_get::<Option<i64>, _>("retry_for_ms")?.map(ms),
             keep_for: ms(row.try_get("keep_for_ms")?),
+            signs_as_slack: row.try_get("signs_as_slack")?,
             org,
             id,
             name,

@@ -4,7 +4,7 @@
 //! workspace: concurrent attempts may each pass. A code has 60 bits, so that the limits make
 //! guessing hopeless. A person who mistypes waits for at most 15 minutes.
 
-use crate::store::{ConsumeClaim, StoreError};
+use crate::store::{LinkCodeUse, StoreError};
 use sqlx::PgConnection;
 
 /// Maximum wrong codes of a person within the window.
@@ -14,18 +14,18 @@ const TEAM_CODES_MAX: i32 = 100;
 /// Maximum expired rows that one wrong code deletes.
 const EXPIRED_MAX: i64 = 100;
 
-fn keys(claim: &ConsumeClaim) -> (String, String) {
-    let team = format!("{}/{}", claim.connection, claim.team);
-    (format!("{team}/{}", claim.user), team)
+fn keys(code_use: &LinkCodeUse) -> (String, String) {
+    let team = format!("{}/{}", code_use.connection, code_use.team);
+    (format!("{team}/{}", code_use.user), team)
 }
 
 /// Returns whether the person or workspace has exceeded its limit. Serializes the attempts of a
 /// person until the end of the transaction.
 pub(super) async fn is_over_limit(
     tx: &mut PgConnection,
-    claim: &ConsumeClaim,
+    code_use: &LinkCodeUse,
 ) -> Result<bool, StoreError> {
-    let (person, team) = keys(claim);
+    let (person, team) = keys(code_use);
     sqlx::query(
         "-- guesses.take_turns
          select pg_advisory_xact_lock(hashtextextended('guesses ' || $1, 0))",
@@ -51,9 +51,9 @@ pub(super) async fn is_over_limit(
 /// Records a wrong code and deletes expired rows.
 pub(super) async fn record_wrong_code(
     tx: &mut PgConnection,
-    claim: &ConsumeClaim,
+    code_use: &LinkCodeUse,
 ) -> Result<(), StoreError> {
-    let (person, team) = keys(claim);
+    let (person, team) = keys(code_use);
     sqlx::query(
         "-- guesses.note
          insert into link_code_attempts as g (who, misses, until)

@@ -2,8 +2,8 @@
 //!
 //! Operators declare identities. The use of a link code proves no identity.
 
+use crate::domain::{AgentId, OrgId, Platform, TeamId, UserId};
 use crate::store::{Store, StoreError, column};
-use crate::types::{AgentId, OrgId, Platform, TeamId, UserId};
 use sqlx::Row;
 
 /// Agent with its display name.
@@ -46,7 +46,7 @@ impl Store {
     }
 
     /// Returns the agents of an organization, ordered by id.
-    pub async fn agents_of(&self, org: &OrgId) -> Result<Vec<NamedAgent>, StoreError> {
+    pub async fn organization_agents(&self, org: &OrgId) -> Result<Vec<NamedAgent>, StoreError> {
         let rows = sqlx::query(
             "-- agents.of
              select org_id, id, coalesce(nullif(name, ''), id) as name from agents where org_id = $1

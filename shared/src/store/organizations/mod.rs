@@ -1,13 +1,19 @@
-//! Organizations: members, agents, bindings of conversations and link codes.
+//! Organizations: members, agents, bindings of conversations, link codes and API keys.
 
 mod agents;
+mod api_keys;
 mod conversations;
+mod idempotency_keys;
 mod link_code_attempts;
 mod link_codes;
 mod members;
+mod pages;
 
 pub use agents::{Agent, NewAgent};
-pub use conversations::ChatState;
+pub use api_keys::{ApiCaller, ApiKeyRecord, NewApiKey};
+pub use conversations::{BindingChange, ConversationState};
+pub use idempotency_keys::{ClaimResult, IdempotencyClaim};
 pub(in crate::store) use link_codes::consume_link_code;
-pub use link_codes::{ClaimResult, ConsumeClaim, MintedClaim, NewClaim, ReplyTo};
+pub use link_codes::{LinkCodeRecord, LinkCodeResult, LinkCodeUse, NewLinkCode, ReplyForLinkCode};
 pub use members::NamedAgent;
+pub use pages::{BindingRecord, OrganizationRecord};

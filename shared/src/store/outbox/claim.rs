@@ -12,8 +12,8 @@ use super::{
     OutboxMessage, UnreadableMessage,
     rate_limits::{interval, interval_over},
 };
-use crate::partition::Partition;
 use crate::store::{Store, StoreError};
+use crate::stream::Partition;
 use sqlx::Row;
 use std::time::Duration;
 
@@ -94,9 +94,14 @@ impl Store {
                    from visited v, lateral (
                        select c.connection_id, c.channel_key, c.next_at, c.xmin as version
                          from outbox_channels c
-                        where c.partition = v.partition and c.connection_id = v.connection_id
-                          and c.next_at <= now()
-                        order by c.next_at limit $9) c),
+                        -- Row comparisons in the order of the index: Postgres then reads due
+                        -- channels from the index instead of sorting all of a connection.
+                        where (c.partition, c.connection_id, c.next_at)
+                              >= (v.partition, v.connection_id, '-infinity'::timestamptz)
+                          and (c.partition, c.connection_id, c.next_at)
+                              <= (v.partition, v.connection_id, now())
+                          and c.next_at < 'infinity'
+                        order by c.partition, c.connection_id, c.next_at limit $9) c),
              chosen as (select * from due order by nth, n limit $3::bigint),
              locked as (
                  select c.connection_id, c.channel_key, c.pending, d.ended, d.no_token
@@ -227,10 +232,12 @@ impl Store {
                             (select min(next_at) from channels),
                             (select min(f.next_at) from visited v, lateral (
                                  select c.next_at from outbox_channels c
-                                  where c.partition = v.partition
-                                    and c.connection_id = v.connection_id and c.next_at > now()
+                                  where (c.partition, c.connection_id, c.next_at)
+                                        > (v.partition, v.connection_id, now())
+                                    and (c.partition, c.connection_id)
+                                        <= (v.partition, v.connection_id)
                                     and c.next_at < 'infinity'
-                                  order by c.next_at limit 1) f),
+                                  order by c.partition, c.connection_id, c.next_at limit 1) f),
                             case when (select count(*) from locked) < (select count(*) from chosen)
                                  then now() + interval '20 ms' end)
                           - now())::float8 as next_due)

@@ -2,10 +2,9 @@
 
 use crate::store::{StoreError, inconsistent};
 use crate::{
-    codec::envelope::{DedupeKey, Word},
-    partition::{Lane, Partition},
-    secrets::{KeyRing, Place},
-    types::{ConnectionId, Destination, Outgoing},
+    domain::{ConnectionId, Destination, HeaderToken, OutgoingMessage},
+    secrets::{KeyRing, SealContext},
+    stream::{DedupKey, Lane, Partition},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, postgres::PgArguments, query::Query};
@@ -86,15 +85,15 @@ impl SealedMessages {
         partition: Partition,
         lane: Lane,
         connection: ConnectionId,
-        dedup_key: &DedupeKey,
-        traceparent: Option<&Word>,
-        outgoing: &Outgoing,
+        dedup_key: &DedupKey,
+        traceparent: Option<&HeaderToken>,
+        outgoing: &OutgoingMessage,
     ) -> Result<(), StoreError> {
         let traceparent = traceparent.map(|word| word.as_str().to_owned());
         let clear = serde_json::to_vec(&Request { outgoing, traceparent })
             .map_err(|error| inconsistent("outbox", "request", dedup_key.as_str(), error))?;
         let owner = format!("{connection}/{dedup_key}");
-        let sealed = ring.seal(Place { owner: &owner, column: COLUMN }, &clear)?;
+        let sealed = ring.seal(SealContext { owner: &owner, column: COLUMN }, &clear)?;
         self.n.push(self.n.len() as i64);
         self.connections.push(connection.to_string());
         self.lanes.push(lane.to_bits());
@@ -104,6 +103,11 @@ impl SealedMessages {
         self.dedup_keys.push(dedup_key.as_str().to_owned());
         self.requests.push(sealed.as_str().to_owned());
         Ok(())
+    }
+
+    /// Returns whether there is no message.
+    pub fn is_empty(&self) -> bool {
+        self.n.is_empty()
     }
 
     /// Binds the eight arrays, in the order of the CTE's columns.

@@ -3,10 +3,9 @@
 use super::enqueue::{COLUMN, Request};
 use crate::store::{Store, StoreError, column, inconsistent};
 use crate::{
-    codec::envelope::{DedupeKey, Word},
-    partition::Lane,
-    secrets::{Place, Sealed, Unopened},
-    types::{ConnectionId, Outgoing},
+    domain::{ConnectionId, HeaderToken, OutgoingMessage},
+    secrets::{SealContext, SealedValue, UnsealError},
+    stream::{DedupKey, Lane},
 };
 use sha2::{Digest, Sha256};
 use sqlx::{Row, postgres::PgRow};
@@ -32,11 +31,11 @@ pub struct OutboxMessage {
     /// Earlier attempts that panicked or ended the process.
     pub crashes: i32,
     /// Dedup key of the webhook that it replies to.
-    pub dedup_key: DedupeKey,
+    pub dedup_key: DedupKey,
     /// Message.
-    pub outgoing: Outgoing,
+    pub outgoing: OutgoingMessage,
     /// Trace context of the webhook's request.
-    pub traceparent: Option<Word>,
+    pub traceparent: Option<HeaderToken>,
     /// Earlier uses of the webhook's `response_url`, by all its messages.
     pub uses: i64,
     /// Time since the enqueueing, without pauses of sending.
@@ -85,7 +84,7 @@ impl Store {
         let connection: ConnectionId = column(row, TABLE, &id.to_string(), "connection_id")?;
         let lane = Lane::from_bits(row.try_get("lane")?);
         let (turn, attempts) = (row.try_get("turn")?, row.try_get("attempts")?);
-        let dedup_key = DedupeKey::stored(row.try_get("dedup_key")?);
+        let dedup_key = DedupKey::from_stored(row.try_get("dedup_key")?);
         let unreadable = |why: String, may_be_readable| UnreadableMessage {
             connection,
             lane,
@@ -95,16 +94,16 @@ impl Store {
             may_be_readable,
         };
         let owner = format!("{connection}/{dedup_key}");
-        let place = Place { owner: &owner, column: COLUMN };
-        let sealed = Sealed::stored(row.try_get("request")?);
-        let clear = match self.rings.tokens.open(place, &sealed) {
+        let context = SealContext { owner: &owner, column: COLUMN };
+        let sealed = SealedValue::from_stored(row.try_get("request")?);
+        let clear = match self.rings.tokens.open(context, &sealed) {
             Ok(clear) => clear,
             Err(error) => {
-                let missing_key = matches!(error, Unopened::NoKey(_));
+                let missing_key = matches!(error, UnsealError::UnknownKey(_));
                 return Ok(Err(unreadable(error.to_string(), missing_key)));
             }
         };
-        let request: Request<Outgoing> = match serde_json::from_slice(&clear) {
+        let request: Request<OutgoingMessage> = match serde_json::from_slice(&clear) {
             Ok(request) => request,
             // A newer release may have written it.
             Err(error) => {
@@ -122,7 +121,7 @@ impl Store {
             crashes: row.try_get("crashes")?,
             dedup_key,
             outgoing: request.outgoing,
-            traceparent: request.traceparent.and_then(Word::new),
+            traceparent: request.traceparent.and_then(HeaderToken::new),
             uses: row.try_get::<i32, _>("uses")?.into(),
             age: Duration::from_secs_f64(row.try_get::<f64, _>("age")?.max(0.0)),
             written_at: Duration::from_secs_f64(row.try_get::<f64, _>("written_at")?.max(0.0)),

@@ -13,5 +13,5 @@ mod record;
 pub use claim::{ClaimPosition, ClaimedMessages};
 pub(in crate::store) use enqueue::{SealedMessages, enqueue_messages};
 pub use message::{OutboxMessage, UnreadableMessage};
-pub use rate_limits::{Limit, LimitSubscription};
+pub use rate_limits::{RateLimitSubscription, SlackRateLimit};
 pub use record::{SendAmbiguity, SendOutcome, SendRecord};

@@ -4,8 +4,8 @@
 //! statement that takes messages. A notification informs other workers, for messages that they have
 //! already claimed.
 
+use crate::domain::ConnectionId;
 use crate::store::{Store, StoreError, pool::Listener};
-use crate::types::ConnectionId;
 use std::time::Duration;
 
 /// Minimum interval between two calls after a first 429: fifty a minute, Slack's limit of most
@@ -36,7 +36,7 @@ pub(super) use interval_over;
 
 /// Current limit of a method.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limit {
+pub struct SlackRateLimit {
     /// Connection.
     pub connection: ConnectionId,
     /// Method.
@@ -48,7 +48,7 @@ pub struct Limit {
 impl Store {
     /// Records a 429. Calls wait for `retry_after`, and then keep an interval: twice the one that
     /// was too short. The interval shrinks over time.
-    pub async fn limit_slack(
+    pub async fn record_rate_limit(
         &self,
         connection: ConnectionId,
         method: &str,
@@ -82,29 +82,29 @@ impl Store {
     }
 
     /// Subscribes to new limits.
-    pub async fn slack_rate_limits(&self) -> Result<LimitSubscription, StoreError> {
-        Ok(LimitSubscription(self.pool.listen("slack_rate_limits").await?))
+    pub async fn subscribe_rate_limits(&self) -> Result<RateLimitSubscription, StoreError> {
+        Ok(RateLimitSubscription(self.pool.listen("slack_rate_limits").await?))
     }
 }
 
 /// Subscription to limits. A lost notification costs one 429.
-pub struct LimitSubscription(Listener);
+pub struct RateLimitSubscription(Listener);
 
-impl LimitSubscription {
+impl RateLimitSubscription {
     /// Returns the next limit. `None` if the connection to Postgres was lost or the notification is
     /// malformed.
-    pub async fn next(&mut self) -> Result<Option<Limit>, StoreError> {
+    pub async fn next(&mut self) -> Result<Option<SlackRateLimit>, StoreError> {
         let notification = self.0.next().await?;
         Ok(notification.and_then(|n| parse_limit(n.payload())))
     }
 }
 
 /// Parses `<connection> <method> <milliseconds>`.
-fn parse_limit(payload: &str) -> Option<Limit> {
+fn parse_limit(payload: &str) -> Option<SlackRateLimit> {
     let mut words = payload.split(' ');
     let (connection, method, left) = (words.next()?, words.next()?, words.next()?);
     let left = left.parse::<f64>().ok().filter(|ms| *ms > 0.0 && *ms < 1e9)?;
-    Some(Limit {
+    Some(SlackRateLimit {
         connection: connection.parse().ok()?,
         method: method.to_owned(),
         left: Duration::from_secs_f64(left / 1000.0),
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_notifications_of_the_trigger() {
+    fn parses_trigger_notifications() {
         let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
         let limit = parse_limit(&format!("{id} chat.postMessage 1500")).expect("a limit");
         assert_eq!(

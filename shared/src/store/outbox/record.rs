@@ -1,7 +1,7 @@
 //! Records of send outcomes in batches, and release of lanes of ended workers.
 
 use crate::store::{Store, StoreError, replace_nul};
-use crate::{partition::Lane, types::ConnectionId};
+use crate::{domain::ConnectionId, stream::Lane};
 use sqlx::Row;
 use std::time::Duration;
 
@@ -80,9 +80,12 @@ impl Store {
                               ambiguous, tried, resent, crashed)),
              fenced as (
                  select u.*, l.head, l.channel_key, l.resend_count + u.resent as resends
-                   from outbox_lanes l join u using (lane, connection_id)
-                  where l.worker = u.worker and l.turn = u.turn and l.attempts = u.attempts
-                  order by l.connection_id, l.lane for update of l),
+                   from (select * from u order by connection_id, lane) u, lateral (
+                       -- By key: the index by worker has entries of all its earlier lanes.
+                       select l.head, l.channel_key, l.resend_count from outbox_lanes l
+                        where l.lane = u.lane and l.connection_id = u.connection_id
+                          and l.worker is not distinct from u.worker and l.turn = u.turn
+                          and l.attempts = u.attempts for update) l),
              lanes as (
                  update outbox_lanes l
                     set head = l.head + f.over::integer, worker = null, sending_until = null,
@@ -115,6 +118,13 @@ impl Store {
                  select extract(epoch from now())::bigint / 86400 % 32, id, connection_id, lane,
                         channel_key, method, dedup_key, attempts, resends, created_at
                    from gone where state = 'sent'),
+             known as (
+                 insert into known_channels (connection_id, channel_id)
+                 select distinct connection_id, channel_key from gone
+                  where state = 'sent' and method = 'chat.postMessage'
+                    and channel_key not like 'lane:%'
+                  order by 1, 2
+                 on conflict do nothing),
              failed as (
                  insert into outbox_failures (id, connection_id, lane, partition, channel_key,
                                               method, dedup_key, request, error, attempts,

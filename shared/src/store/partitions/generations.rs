@@ -40,36 +40,50 @@ impl Store {
         .bind(token.generation)
         .bind(new.created_ns)
         .bind(new.cursor as i64)
-        .execute(&self.leases)
+        .execute(&self.pool)
         .await?;
         Ok(raised.rows_affected() == 1)
     }
 
-    /// Records that messages of a partition will be purged, for the ledger.
+    /// Records that messages of a partition will be purged, for the ledger. `None`, without a
+    /// record, if the partition is no longer held: in another stream the same sequences are of
+    /// webhooks that no worker has read.
     pub async fn record_removal(
         &self,
         token: &FencingToken,
         subject: &str,
         up_to: u64,
-    ) -> Result<i64, StoreError> {
+    ) -> Result<Option<i64>, StoreError> {
         let id = sqlx::query_scalar(
             "-- stream_removals.insert
              insert into stream_removals (partition, generation, subject, up_to)
-             values ($1, $2, $3, $4) returning id",
+             select partition, generation, $3, $4 from partition_cursors
+              where partition = $1 and generation = $2 and epoch = $5
+             returning id",
         );
         Ok(id
             .bind(token.partition.number() as i16)
             .bind(token.generation)
             .bind(subject)
             .bind(up_to as i64)
-            .fetch_one(&self.pool)
+            .bind(token.epoch)
+            .fetch_optional(&self.pool)
             .await?)
     }
 
-    /// Records the number of purged messages.
+    /// Records the number of purged messages. Rows of earlier purges of the same subject are added
+    /// up in this one.
     pub async fn record_removed(&self, id: i64, removed: u64) -> Result<(), StoreError> {
         sqlx::query(
-            "-- stream_removals.removed\n update stream_removals set removed = $2 where id = $1",
+            "-- stream_removals.removed
+             with earlier as (
+                 delete from stream_removals e using stream_removals r
+                  where r.id = $1 and e.partition = r.partition and e.generation = r.generation
+                    and e.subject = r.subject and e.id < r.id and e.removed is not null
+                 returning e.removed)
+             update stream_removals
+                set removed = $2 + (select coalesce(sum(removed), 0)::bigint from earlier)
+              where id = $1",
         )
         .bind(id)
         .bind(removed as i64)

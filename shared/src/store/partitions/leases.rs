@@ -3,10 +3,10 @@
 //! A claim raises the epoch, the fencing token of every commit. All times are of Postgres, so that
 //! workers' clocks do not matter. Claims skip rows that another worker is claiming. Only claims and
 //! commits write `partition_cursors`. Renewals write `partition_leases`, so that they never wait
-//! for a commit.
+//! for a commit: claims skip locked rows, and what may wait for a commit has no lease session.
 
-use crate::partition::Partition;
-use crate::store::{Store, StoreError, inconsistent};
+use crate::store::{Store, StoreError, partition_of};
+use crate::stream::Partition;
 use sqlx::{Row, postgres::PgRow};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -115,7 +115,11 @@ impl Store {
             .map(|row| {
                 let state = cursor_state(row)?;
                 let CursorState { epoch, generation, .. } = state;
-                let token = FencingToken { partition: partition_of(row)?, epoch, generation };
+                let token = FencingToken {
+                    partition: partition_of(row.try_get("partition")?)?,
+                    epoch,
+                    generation,
+                };
                 let suspect: Option<i64> = row.try_get("suspect_sequence")?;
                 let claims = row.try_get("claims")?;
                 Ok(Lease { token, state, claims, is_suspecting: suspect.is_some() })
@@ -157,7 +161,7 @@ impl Store {
         .bind(ttl.as_secs_f64())
         .fetch_all(&self.leases)
         .await?;
-        rows.iter().map(partition_of).collect()
+        rows.iter().map(|row| partition_of(row.try_get("partition")?)).collect()
     }
 
     /// Releases partitions, so that another worker claims them without delay.
@@ -178,7 +182,7 @@ impl Store {
     /// Returns the cursor of a partition after a current write finished: the outcome of a commit
     /// with an unknown result.
     pub async fn settled_cursor(&self, partition: Partition) -> Result<CursorState, StoreError> {
-        let mut tx = self.leases.begin().await?;
+        let mut tx = self.pool.begin().await?;
         let sql = format!(
             "-- leases.settled_cursor
              select {STATE} from partition_cursors where partition = $1 for update"
@@ -205,7 +209,7 @@ impl Store {
         .bind(token.partition.number() as i16)
         .bind(token.epoch)
         .bind(created_ns)
-        .execute(&self.leases)
+        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -225,7 +229,7 @@ impl Store {
         .bind(token.epoch)
         .bind(token.generation)
         .bind(through)
-        .execute(&self.leases)
+        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -252,6 +256,27 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
+    }
+
+    /// Withdraws the mark of a webhook whose process lost its lease, but goes on. The new owner may
+    /// have marked the same webhook since; its mark stays.
+    pub async fn withdraw_suspect(
+        &self,
+        partition: Partition,
+        sequence: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- leases.withdraw_suspect
+             update partition_cursors
+                set suspect_count = suspect_count - 1,
+                    suspect_sequence = case when suspect_count > 1 then suspect_sequence end
+              where partition = $1 and suspect_sequence = $2 and suspect_count > 0",
+        )
+        .bind(partition.number() as i16)
+        .bind(sequence as i64)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Clears the mark of a decided webhook, so that a later crash is not attributed to it.
@@ -295,12 +320,5 @@ fn cursor_state(row: &PgRow) -> Result<CursorState, StoreError> {
         stream_created_ns: row.try_get("stream_created_ns")?,
         last,
         read_through: row.try_get("read_through")?,
-    })
-}
-
-pub(super) fn partition_of(row: &PgRow) -> Result<Partition, StoreError> {
-    let number: i16 = row.try_get("partition")?;
-    u16::try_from(number).ok().and_then(|n| Partition::try_from(n).ok()).ok_or_else(|| {
-        inconsistent("partition_leases", "partition", &number.to_string(), "not below 64")
     })
 }

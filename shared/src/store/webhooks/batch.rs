@@ -8,9 +8,10 @@
 //! committed alone: its changes come first, in one transaction with the statement.
 
 use super::{
-    DeadLetter, DecidedWebhook, Decision, Effects, NewDelivery, Priority, ProcessedAs,
-    ProcessedKey, SealedPayload, apply_change,
-    fence::{Columns, Fence, commit_outcome, fence_cursor, run_commit},
+    DeadLetter, DecidedWebhook, Decision, Effects, IgnoreReason, NewDelivery, Priority,
+    ProcessedAs, ProcessedKey, QuestionEffect, SealedPayload, apply_change,
+    columns::Columns,
+    fence::{Fence, commit_outcome, fence_cursor, run_commit},
 };
 use crate::store::{
     Store, StoreError,
@@ -20,10 +21,7 @@ use crate::store::{
     pool::with_transaction_timeout,
     replace_nul,
 };
-use crate::{codec::envelope::DedupeKey, stream};
-
-/// Last webhook of a batch, to which the cursor moves.
-pub type LastOfBatch = LastMessage;
+use crate::stream::{self, DedupKey};
 
 /// Batch to commit.
 pub struct BatchCommit<'a> {
@@ -32,7 +30,7 @@ pub struct BatchCommit<'a> {
     /// Cursor before the batch.
     pub from: u64,
     /// Last webhook of the batch. Its sequence is the new cursor.
-    pub last: LastOfBatch,
+    pub last: LastMessage,
     /// Webhooks in stream order, with the days of their dedup keys.
     pub webhooks: &'a [(i32, DecidedWebhook)],
 }
@@ -77,11 +75,14 @@ impl Store {
         let Some(delivery) = &effects.delivery else { return Ok(true) };
         let partition = webhook.envelope.partition;
         let token = FencingToken { partition, epoch: 0, generation: 1 };
-        let delivery =
-            NewDelivery { priority: Priority::Background, tells: false, ..delivery.clone() };
+        let delivery = NewDelivery {
+            priority: Priority::Background,
+            has_waiting_notice: false,
+            ..delivery.clone()
+        };
         let day = (webhook.stored_at.unix_timestamp() / 86_400) as i32;
         let mut columns = Columns::default();
-        let key = ProcessedKey::new(day, &webhook.envelope.dedupe);
+        let key = ProcessedKey::new(day, &webhook.envelope.dedup_key);
         columns.keys.push(key, webhook.sequence, ProcessedAs::Delivery);
         columns.deliveries.push((webhook, &delivery, self.seal_payload(webhook)?));
         match run_commit(&self.pool, &token, Fence::Replay(replay), &columns).await {
@@ -105,7 +106,7 @@ impl Store {
             [(_, DecidedWebhook { decision: Decision::Apply(effects), envelope, .. })]
                 if !effects.may_share_batch() =>
             {
-                Some((effects, &envelope.dedupe))
+                Some((effects, &envelope.dedup_key))
             }
             _ => None,
         };
@@ -132,26 +133,34 @@ impl Store {
         token: &FencingToken,
         fence: &Fence<'_>,
         webhooks: &'a [(i32, DecidedWebhook)],
-        replies: &[crate::types::Outgoing],
+        replies: &[crate::domain::OutgoingMessage],
     ) -> Result<Columns<'a>, StoreError> {
         let mut columns = Columns::default();
         // The key of a dead letter was inserted when it was given up.
         let has_key = matches!(fence, Fence::DeadLetter { .. });
         for (day, webhook) in webhooks {
+            if let Some(channel) = &webhook.ids.new_channel {
+                columns.known_channels.push((webhook.envelope.connection, channel));
+            }
             match &webhook.decision {
                 Decision::Ignore { reason, addressed: true } => {
                     columns.ignored.push((webhook, reason.as_str()));
                 }
                 Decision::Ignore { .. } => {}
                 Decision::DeadLetter { reason, error } => {
-                    let key = ProcessedKey::new(*day, &webhook.envelope.dedupe);
+                    let key = ProcessedKey::new(*day, &webhook.envelope.dedup_key);
                     columns.keys.push(key, webhook.sequence, ProcessedAs::DeadLetter);
-                    let payload = self.seal_payload(webhook)?;
+                    let payload = Some(self.seal_payload(webhook)?);
                     columns.dead.push((webhook, reason, replace_nul(error).into_owned(), payload));
+                }
+                Decision::Overflow => {
+                    let key = ProcessedKey::new(*day, &webhook.envelope.dedup_key);
+                    columns.keys.push(key, webhook.sequence, ProcessedAs::DeadLetter);
+                    columns.dead.push((webhook, Decision::OVERFLOW, String::new(), None));
                 }
                 Decision::Apply(effects) => {
                     if !has_key {
-                        let key = ProcessedKey::new(*day, &webhook.envelope.dedupe);
+                        let key = ProcessedKey::new(*day, &webhook.envelope.dedup_key);
                         columns.keys.push(key, webhook.sequence, effects.processed_as);
                     }
                     self.add_effects(&mut columns, token, *day, webhook, effects, replies)?;
@@ -168,7 +177,7 @@ impl Store {
         day: i32,
         webhook: &'a DecidedWebhook,
         effects: &'a Effects,
-        replies: &[crate::types::Outgoing],
+        replies: &[crate::domain::OutgoingMessage],
     ) -> Result<(), StoreError> {
         let envelope = &webhook.envelope;
         if let Some(trigger) = &effects.trigger {
@@ -181,7 +190,7 @@ impl Store {
                 token.partition,
                 envelope.lane,
                 envelope.connection,
-                &envelope.dedupe,
+                &envelope.dedup_key,
                 envelope.traceparent.as_ref(),
                 message,
             )?;
@@ -189,13 +198,24 @@ impl Store {
         if let Some(delivery) = &effects.delivery {
             columns.deliveries.push((webhook, delivery, self.seal_payload(webhook)?));
         }
+        if let Some(effect) = effects.question {
+            columns.questions.add(webhook, effect);
+            if effect == QuestionEffect::Refused {
+                columns.ignored.push((webhook, IgnoreReason::TooManyQuestions.as_str()));
+            }
+        }
         Ok(())
     }
 
     fn seal_payload(&self, webhook: &DecidedWebhook) -> Result<Vec<u8>, StoreError> {
         let envelope = &webhook.envelope;
         let headers = stream::headers_to_pairs(Some(&envelope.headers()));
-        SealedPayload::seal(&self.rings.tokens, envelope.dedupe.as_str(), headers, &envelope.body)
+        SealedPayload::seal(
+            &self.rings.tokens,
+            envelope.dedup_key.as_str(),
+            headers,
+            &envelope.body,
+        )
     }
 
     /// Moves a message that is no envelope, or that ended the process, to the dead letters, and the
@@ -224,7 +244,11 @@ impl Store {
                  insert into dead_letters (stage, partition, generation, sequence, subject,
                                            connection_id, dedup_key, reason, last_error, attempts,
                                            payload)
-                 select 'intake', $1, $3, $5, $8, $9, $10, $11, $12, 0, $13 from fence),
+                 select 'intake', $1, $3, $5, $8, $9, $10, $11, $12, 0,
+                        case when not exists (select from connection_backlog
+                                               where connection_id = $9 and dead_letters_full)
+                             then $13::bytea end
+                   from fence),
              keys as (
                  insert into processed_keys (slot, partition, day, key, generation, sequence,
                                              outcome)
@@ -257,15 +281,15 @@ impl Store {
 async fn apply_changes(
     tx: &mut sqlx::PgConnection,
     effects: &Effects,
-    dedup_key: &DedupeKey,
-) -> Result<Vec<crate::types::Outgoing>, StoreError> {
+    dedup_key: &DedupKey,
+) -> Result<Vec<crate::domain::OutgoingMessage>, StoreError> {
     let mut replies = Vec::new();
     if let Some(consume) = &effects.consume {
         let result = consume_link_code(&mut *tx, consume, dedup_key).await?;
         replies.extend((consume.reply)(&result));
     }
     for change in &effects.changes {
-        replies.extend((change.reply)(apply_change(&mut *tx, &change.what).await?));
+        replies.extend((change.reply)(apply_change(&mut *tx, &change.action).await?));
     }
     Ok(replies)
 }

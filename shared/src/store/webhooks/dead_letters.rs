@@ -5,10 +5,16 @@
 //! dead letter of intake is marked, and the owner of its partition decides it again.
 
 use super::{
-    super::{Store, StoreError, partitions::FencingToken, timestamp},
+    super::{
+        AuditAction, AuditOrg, FailureFilter, NewAuditEntry, StepEntry, Store, StoreError,
+        partitions::FencingToken, timestamp,
+    },
     SealedPayload,
 };
-use crate::{partition::Partition, types::ConnectionId};
+use crate::{
+    domain::{Actor, OrgId},
+    stream::Partition,
+};
 use serde::Serialize;
 use sqlx::{
     Postgres, Row,
@@ -55,49 +61,46 @@ impl DeadLetter {
     }
 }
 
-/// Filter of dead letters. `None` matches everything.
-#[derive(Debug, Clone, Default)]
-pub struct DeadLetterFilter {
-    /// Ids.
-    pub ids: Option<Vec<i64>>,
-    /// Connection.
-    pub connection: Option<ConnectionId>,
-    /// Substring of reason or last error.
-    pub reason: Option<String>,
-}
+/// Maximum dead letters per step of an operation.
+const STEP_DEAD_LETTERS: i64 = 1_000;
 
 macro_rules! filter_condition {
     () => {
         "(($1::bigint[] is null or id = any ($1)) and ($2::text is null or connection_id = $2)
-           and ($3::text is null or position($3 in reason) > 0 or position($3 in last_error) > 0))"
+           and ($3::text is null or position($3 in reason) > 0 or position($3 in last_error) > 0)
+           and ($4::text is null
+                or connection_id in (select c.id from connections c where c.org_id = $4))
+           and ($5::bigint is null or id < $5))"
     };
 }
 
-/// Returns a statement whose first three parameters are a filter.
+/// Returns a statement whose first five parameters are a filter.
 fn filtered_query<'q>(
     sql: &'static str,
-    filter: &'q DeadLetterFilter,
+    filter: &'q FailureFilter,
 ) -> Query<'q, Postgres, PgArguments> {
     sqlx::query(sql)
         .bind(&filter.ids)
         .bind(filter.connection.map(|id| id.to_string()))
-        .bind(&filter.reason)
+        .bind(&filter.text)
+        .bind(filter.org.as_ref().map(OrgId::as_str))
+        .bind(filter.below)
 }
 
 impl Store {
     /// Returns the newest dead letters, at most `limit`. Opens payloads only `with_payload`.
     pub async fn dead_letters(
         &self,
-        filter: &DeadLetterFilter,
+        filter: &FailureFilter,
         limit: i64,
         with_payload: bool,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let rows = filtered_query(
             concat!(
                 "-- dead_letters.list
-                 select *, case when $5 then payload end as bytes from dead_letters where ",
+                 select *, case when $7 then payload end as bytes from dead_letters where ",
                 filter_condition!(),
-                " order by id desc limit $4"
+                " order by id desc limit $6"
             ),
             filter,
         )
@@ -109,7 +112,7 @@ impl Store {
     }
 
     /// Counts the matching dead letters.
-    pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StoreError> {
+    pub async fn count_dead_letters(&self, filter: &FailureFilter) -> Result<i64, StoreError> {
         let row = filtered_query(
             concat!(
                 "-- dead_letters.count\n select count(*) as count from dead_letters where ",
@@ -122,21 +125,23 @@ impl Store {
         Ok(row.try_get("count")?)
     }
 
-    /// Redrives dead letters, at most `limit`. Those of dispatch become deliveries, those of intake
-    /// are marked for the owners of their partitions. Returns the ids.
+    /// Redrives dead letters. Those of dispatch become deliveries, those of intake are marked for
+    /// the owners of their partitions. Returns the ids.
     pub async fn redrive_dead_letters(
         &self,
-        filter: &DeadLetterFilter,
-        limit: i64,
+        by: &Actor,
+        filter: &FailureFilter,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = filtered_query(
+        self.change_dead_letters(
+            by,
+            AuditAction::DeadLettersRedrive,
             concat!(
                 "-- dead_letters.redrive
                  with chosen as (
                      select id, stage from dead_letters
                       where redrive_at is null and payload is not null and ",
                 filter_condition!(),
-                " order by id limit $4 for update skip locked),
+                " and id > $7 order by id limit $6 for update skip locked),
                  marked as (
                      update dead_letters l set redrive_at = now(), redrive_starts = 0 from chosen
                       where l.id = chosen.id and chosen.stage = 'intake' returning l.id),
@@ -165,44 +170,68 @@ impl Store {
                      returning connection_id, lane, tail),
                  enqueued as (
                      insert into deliveries (connection_id, lane, position, partition, generation,
-                            sequence, org_id, agent_id, session, kind, priority, dedup_key,
-                            event_id, channel_id, ts, user_id, received_at, stored_at, payload,
-                            size, schema)
+                            sequence, org_id, agent_id, session, kind, priority, dedup_key, hops,
+                            event_id, team_id, channel_id, thread_ts, ts, user_id, traceparent,
+                            received_at, stored_at, replay, payload, size, schema)
                      select connection_id, lane, lanes.tail - d.of_lane + d.nth, partition,
                             generation, sequence, org_id, agent_id, coalesce(session, 1), kind, 1,
-                            dedup_key, event_id, channel_id, ts, user_id, coalesce(stored_at, at),
-                            coalesce(stored_at, at), payload, length(payload), 1
+                            dedup_key, hops, event_id, team_id, channel_id, thread_ts, ts, user_id,
+                            traceparent, coalesce(received_at, at), coalesce(stored_at, at), replay,
+                            payload, length(payload), 1
                        from d join lanes using (connection_id, lane))
                  select id from chosen order by id"
             ),
             filter,
         )
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
-        ids(&rows)
+        .await
     }
 
     /// Deletes dead letters. Their dedup keys stay, so that no copy is processed. Returns the ids.
     pub async fn delete_dead_letters(
         &self,
-        filter: &DeadLetterFilter,
-        limit: i64,
+        by: &Actor,
+        filter: &FailureFilter,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = filtered_query(
+        self.change_dead_letters(
+            by,
+            AuditAction::DeadLettersDelete,
             concat!(
                 "-- dead_letters.delete
                  delete from dead_letters where id in (
                      select id from dead_letters where ",
                 filter_condition!(),
-                " order by id limit $4) returning id"
+                " and id > $7 order by id limit $6) returning id"
             ),
             filter,
         )
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
-        ids(&rows)
+        .await
+    }
+
+    /// Runs a statement in steps, in the order of ids: a worker may mark a row again meanwhile.
+    /// Returns the ids of all changed rows.
+    async fn change_dead_letters(
+        &self,
+        by: &Actor,
+        action: AuditAction,
+        sql: &'static str,
+        filter: &FailureFilter,
+    ) -> Result<Vec<i64>, StoreError> {
+        let entry = NewAuditEntry::new(action, "*", AuditOrg::of(filter.connection, &filter.org))
+            .after(serde_json::json!({
+                "ids": filter.ids, "connection": filter.connection, "text": filter.text,
+            }));
+        let (mut entry, mut done, mut after) = (StepEntry::new(by, entry), Vec::new(), 0);
+        loop {
+            let mut tx = self.pool.begin().await?;
+            let rows = filtered_query(sql, filter).bind(STEP_DEAD_LETTERS).bind(after);
+            let changed = ids(&rows.fetch_all(&mut *tx).await?)?;
+            entry.add(&mut tx, !changed.is_empty()).await?;
+            tx.commit().await?;
+            // `returning` has no order.
+            let Some(last) = changed.iter().copied().max() else { return Ok(done) };
+            after = last;
+            done.extend(changed);
+        }
     }
 
     /// Returns marked dead letters of intake in these partitions, at most `limit`.
@@ -213,8 +242,11 @@ impl Store {
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let rows = sqlx::query(
             "-- dead_letters.redriven
-             select *, payload as bytes from dead_letters
-              where partition = any ($1) and redrive_at <= now() order by redrive_at limit $2",
+             select d.*, d.payload as bytes from unnest($1::smallint[]) p (partition), lateral (
+                 select * from dead_letters l
+                  where l.partition = p.partition and l.redrive_at <= now()
+                  order by l.redrive_at limit $2) d
+              order by d.redrive_at limit $2",
         )
         .bind(partitions.iter().map(|p| p.number() as i16).collect::<Vec<_>>())
         .bind(limit)
@@ -230,8 +262,9 @@ impl Store {
     ) -> Result<Vec<Partition>, StoreError> {
         let numbers: Vec<i16> = sqlx::query_scalar(
             "-- dead_letters.partitions_to_redrive
-             select distinct partition from dead_letters where partition = any ($1)
-                and redrive_at <= now()",
+             select partition from unnest($1::smallint[]) p (partition)
+              where exists (select from dead_letters l
+                             where l.partition = p.partition and l.redrive_at <= now())",
         )
         .bind(held.iter().map(|p| p.number() as i16).collect::<Vec<_>>())
         .fetch_all(&self.leases)
@@ -240,8 +273,8 @@ impl Store {
         Ok(partitions.filter_map(|n| Partition::try_from(n).ok()).collect())
     }
 
-    /// Records the start of a redrive. Returns the number of starts, `None` if the dead letter is no
-    /// longer marked.
+    /// Records the start of a redrive. Returns the number of starts, `None` if the dead letter is
+    /// no longer marked.
     pub async fn start_redrive(&self, id: i64) -> Result<Option<i32>, StoreError> {
         let starts = sqlx::query_scalar(
             "-- dead_letters.start_redrive

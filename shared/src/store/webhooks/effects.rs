@@ -7,10 +7,10 @@
 //! the report.
 
 use super::Change;
-use crate::store::ConsumeClaim;
+use crate::store::LinkCodeUse;
 use crate::{
-    codec::envelope::{DedupeKey, Envelope},
-    types::{AgentId, AgentMode, OrgId, Outgoing},
+    domain::{AgentId, AgentMode, OrgId, OutgoingMessage},
+    stream::{DedupKey, Envelope},
 };
 use time::OffsetDateTime;
 
@@ -28,6 +28,18 @@ pub struct DecidedWebhook {
     pub decision: Decision,
 }
 
+impl DecidedWebhook {
+    /// Returns the minute since 1970 in which the stream stored the webhook.
+    pub fn minute(&self) -> i32 {
+        minute_of(self.stored_at)
+    }
+}
+
+/// Returns the minute since 1970 of a time of the stream.
+pub fn minute_of(stored_at: OffsetDateTime) -> i32 {
+    stored_at.unix_timestamp().div_euclid(60) as i32
+}
+
 /// Ids in a webhook's body, for logs and searches. Never text of people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // Slack's names
@@ -41,6 +53,8 @@ pub struct WebhookIds {
     /// `event_time`, or the second of a message's `ts`: the time of the webhook, equal in every
     /// copy.
     pub own_time: Option<i64>,
+    /// Private channel or direct message that the bot was not known to be in.
+    pub new_channel: Option<String>,
 }
 
 /// Decision on a webhook.
@@ -60,8 +74,15 @@ pub enum Decision {
         /// Details.
         error: String,
     },
+    /// Dead letter without bytes and other effects: the connection has too many open deliveries.
+    Overflow,
     /// Effects, and at most one delivery.
     Apply(Box<Effects>),
+}
+
+impl Decision {
+    /// Reason of dead letters by [`Decision::Overflow`].
+    pub const OVERFLOW: &'static str = "the connection has too many open deliveries";
 }
 
 /// Reason to ignore a webhook.
@@ -89,6 +110,10 @@ pub enum IgnoreReason {
     TooLate,
     /// Nothing to change.
     NothingToChange,
+    /// The person sent more questions than the agent takes in a minute.
+    TooManyQuestions,
+    /// The connection has too many dead letters.
+    TooManyDeadLetters,
 }
 
 impl IgnoreReason {
@@ -106,6 +131,8 @@ impl IgnoreReason {
             IgnoreReason::SurfaceDisabled => "surface_disabled",
             IgnoreReason::TooLate => "too_late",
             IgnoreReason::NothingToChange => "nothing_to_change",
+            IgnoreReason::TooManyQuestions => "too_many_questions",
+            IgnoreReason::TooManyDeadLetters => "too_many_dead_letters",
         }
     }
 }
@@ -113,15 +140,17 @@ impl IgnoreReason {
 /// Effects of a webhook.
 pub struct Effects {
     /// Use of a link code, with the reply for each result.
-    pub consume: Option<ConsumeClaim>,
+    pub consume: Option<LinkCodeUse>,
     /// Other changes, each with the replies for its results.
     pub changes: Vec<Change>,
     /// Unconditional messages to Slack.
-    pub messages: Vec<Outgoing>,
+    pub messages: Vec<OutgoingMessage>,
     /// Delivery to an agent.
     pub delivery: Option<NewDelivery>,
+    /// Effect on the person's questions of the minute, if the webhook is one.
+    pub question: Option<QuestionEffect>,
     /// Key of the trigger. A second webhook with the same trigger has no effect.
-    pub trigger: Option<DedupeKey>,
+    pub trigger: Option<DedupKey>,
     /// Outcome stored with the dedup key.
     pub processed_as: ProcessedAs,
 }
@@ -134,6 +163,7 @@ impl Effects {
             changes: Vec::new(),
             messages: Vec::new(),
             delivery: None,
+            question: None,
             trigger: None,
             processed_as,
         }
@@ -142,10 +172,28 @@ impl Effects {
     /// Returns whether other webhooks may share its batch, because no decision reads what these
     /// effects change.
     pub fn may_share_batch(&self) -> bool {
-        // The pattern lists all fields, so that a new effect requires a choice here.
-        let Self { consume, changes, messages: _, delivery: _, trigger: _, processed_as: _ } = self;
+        // The pattern lists all fields, so that a new effect requires a choice here. Deciders count
+        // the questions of a batch in memory.
+        let Self {
+            consume,
+            changes,
+            messages: _,
+            delivery: _,
+            question: _,
+            trigger: _,
+            processed_as: _,
+        } = self;
         consume.is_none() && changes.is_empty()
     }
+}
+
+/// Effect of a question on the counts of the person who sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum QuestionEffect {
+    /// An agent gets the question, which counts.
+    Asked,
+    /// The limit is reached, and the person is told. The question is recorded as ignored.
+    Refused,
 }
 
 /// Outcome of a webhook, stored with its dedup key.
@@ -163,17 +211,23 @@ pub enum ProcessedAs {
     DeadLetter,
     /// Second key of a webhook, for its trigger.
     Trigger,
+    /// Event about a deleted message.
+    Deletion,
+    /// Notice to a person who sent too many questions.
+    Refusal,
 }
 
 impl ProcessedAs {
     /// Outcomes with the numbers of the column.
-    const ALL: [(ProcessedAs, i16, &'static str); 6] = [
+    const ALL: [(ProcessedAs, i16, &'static str); 8] = [
         (ProcessedAs::Delivery, 1, "delivery"),
         (ProcessedAs::Command, 2, "command"),
         (ProcessedAs::InstallationEvent, 3, "installation_event"),
         (ProcessedAs::Notice, 4, "notice"),
         (ProcessedAs::DeadLetter, 5, "dead_letter"),
         (ProcessedAs::Trigger, 6, "trigger"),
+        (ProcessedAs::Deletion, 7, "deletion"),
+        (ProcessedAs::Refusal, 8, "refusal"),
     ];
 
     /// Returns the number in `processed_keys.outcome`.
@@ -212,20 +266,20 @@ pub struct NewDelivery {
     /// Number of agents' replies that led to the webhook.
     pub hops: i32,
     /// True if the effects include a notice to the person that the delivery waits.
-    pub tells: bool,
+    pub has_waiting_notice: bool,
 }
 
 impl NewDelivery {
     /// Returns a delivery to an agent.
     pub fn to_agent(agent: &AgentRef, session: i64, priority: Priority) -> Self {
         let (org, agent) = (agent.org.to_string(), agent.id.to_string());
-        Self { org, agent, session, priority, hops: 0, tells: false }
+        Self { org, agent, session, priority, hops: 0, has_waiting_notice: false }
     }
 
     /// Returns a delivery that the worker answers itself.
     pub fn to_gateway(priority: Priority) -> Self {
         let (org, agent) = (GATEWAY_ORG.to_owned(), GATEWAY_AGENT.to_owned());
-        Self { org, agent, session: 1, priority, hops: 0, tells: false }
+        Self { org, agent, session: 1, priority, hops: 0, has_waiting_notice: false }
     }
 }
 
@@ -259,4 +313,6 @@ pub struct AgentRef {
     pub name: String,
     /// Mode.
     pub mode: AgentMode,
+    /// Maximum questions of one person in a minute.
+    pub max_per_user: i32,
 }

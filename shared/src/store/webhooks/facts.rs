@@ -3,12 +3,15 @@
 use super::effects::AgentRef;
 use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use crate::{
-    codec::envelope::DedupeKey,
-    partition::{Lane, Partition},
-    types::{ConnectionId, EnterpriseId, OrgId, Settings, Status, TeamId, UserId},
+    domain::{
+        AgentMode, ConnectionId, ConnectionSettings, ConnectionStatus, EnterpriseId, OrgId, TeamId,
+        UserId,
+    },
+    stream::{DedupKey, Lane, Partition},
 };
 use sha2::{Digest, Sha256};
 use sqlx::{Row, postgres::PgRow};
+use std::{collections::HashMap, sync::Arc};
 
 /// Keys of the facts for one webhook.
 #[derive(Debug, Clone)]
@@ -19,6 +22,10 @@ pub struct FactsQuery {
     pub team: Option<String>,
     /// Channel, if any.
     pub channel: Option<String>,
+    /// Person, if any.
+    pub user: Option<String>,
+    /// Minute since 1970 in which the stream stored the webhook.
+    pub minute: i32,
     /// Lane.
     pub lane: Lane,
     /// Dedup key.
@@ -38,7 +45,7 @@ pub struct ProcessedKey {
 
 impl ProcessedKey {
     /// Returns the row key of a dedup key.
-    pub fn new(day: i32, dedup_key: &DedupeKey) -> Self {
+    pub fn new(day: i32, dedup_key: &DedupKey) -> Self {
         let hash: [u8; 32] = Sha256::digest(dedup_key.as_str().as_bytes()).into();
         Self { day, key: *hash.first_chunk().expect("SHA-256 has 32 bytes") }
     }
@@ -50,23 +57,52 @@ pub struct Facts {
     /// Connection.
     pub connection: ConnectionState,
     /// Conversation. An unknown one is unbound and in its first session.
-    pub conversation: ConversationState,
+    pub conversation: ConversationFacts,
     /// Default agent of the connection.
     pub own_agent: Option<AgentRef>,
     /// True if the dedup key is processed.
     pub processed: bool,
     /// True if the trigger is processed.
     pub trigger_processed: bool,
+    /// True if the bot is known to be in the channel, by an event or a message sent there.
+    pub channel_known: bool,
+    /// True if the person is a declared member of the connection's organization. Only read if a
+    /// setting needs it.
+    pub is_admin: bool,
     /// True if the agent's circuit breaker is open and the conversation got no notice within the
     /// hour.
-    pub tell_waiting: bool,
+    pub is_notice_due: bool,
+    /// Questions of the person within the webhook's minute.
+    pub questions: QuestionFacts,
+    /// Limits that the connection has reached.
+    pub backlog: BacklogFacts,
+}
+
+/// Limits that a connection has reached, as counted last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BacklogFacts {
+    /// A new delivery becomes a dead letter without bytes.
+    pub is_full: bool,
+    /// What would become a dead letter is ignored.
+    pub ignores: bool,
+}
+
+/// Questions of one person on a connection that were committed for the same minute of the stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuestionFacts {
+    /// Minute since 1970.
+    pub minute: i32,
+    /// Number of questions that agents got.
+    pub asked: i64,
+    /// True if the person was told that the limit is reached.
+    pub is_told: bool,
 }
 
 /// Connection for a decision.
 #[derive(Debug, Clone)]
 pub enum ConnectionState {
     /// Existing row.
-    Known(Box<ConnectionFacts>),
+    Known(Arc<ConnectionFacts>),
     /// Deleted.
     Deleted,
     /// No connection has this id.
@@ -85,14 +121,14 @@ pub struct ConnectionFacts {
     pub enterprise: Option<EnterpriseId>,
     pub team: Option<TeamId>,
     pub preview_mode: bool,
-    pub status: Status,
+    pub status: ConnectionStatus,
     pub bot_user: Option<String>,
-    pub settings: Settings,
+    pub settings: ConnectionSettings,
 }
 
 /// Conversation for a decision.
 #[derive(Debug, Clone, Default)]
-pub struct ConversationState {
+pub struct ConversationFacts {
     /// Agent: of the binding, else the connection's default, which a preview connection does not
     /// use.
     pub agent: Option<AgentRef>,
@@ -111,37 +147,84 @@ impl Store {
     ) -> Result<Vec<Facts>, StoreError> {
         let rows = sqlx::query(
             "-- intake.facts
-             select c.id is not null as known, d.id is not null as deleted, c.org_id,
-                    c.enterprise_id, c.team_id, c.preview_mode, c.status, c.bot_user_id, c.settings,
-                    b.bound_by, coalesce(s.number, 1) as session,
-                    a.org_id as bound_org, a.id as bound_id, a.name as bound_name,
-                    a.mode as bound_mode, o.id as own_id, o.name as own_name, o.mode as own_mode,
+             with u as materialized (
+                 select * from unnest($2::text[], $3::text[], $4::text[], $5::integer[],
+                                      $6::bytea[], $7::bytea[], $8::bigint[], $9::text[],
+                                      $10::integer[])
+                        with ordinality
+                        as u (connection, team, channel, day, key, trigger, lane, person, minute,
+                              n)),
+             -- By key, a row at a time (`limit`, and `offset` below): a plan that was made when the
+             -- tables were small may read them whole.
+             of_connection as materialized (
+                 select u.connection, u.n as first, c.*, d.id is not null as deleted, o.id as own_id,
+                        o.name as own_name, o.mode as own_mode,
+                        o.max_per_user as own_max_per_user, g.deliveries_full, g.ignores
+                   from (select connection, min(n) as n from u group by 1) u
+                   left join lateral (
+                       select id, org_id, enterprise_id, team_id, preview_mode, status, bot_user_id,
+                              settings, platform, agent_id
+                         from connections where id = u.connection limit 1) c on true
+                   left join lateral (
+                       select id from deleted_connections
+                        where id = u.connection and c.id is null limit 1) d on true
+                   left join lateral (
+                       select id, name, mode, max_per_user from agents
+                        where org_id = c.org_id and id = c.agent_id limit 1) o on true
+                   left join lateral (
+                       select deliveries_full, ignores from connection_backlog
+                        where connection_id = u.connection limit 1) g on true)
+             -- Columns of the connection stand in its first row only.
+             select c.id is not null as known, c.deleted, f.id is not null as first, f.org_id,
+                    f.enterprise_id, f.team_id, f.preview_mode, f.status, f.bot_user_id, f.settings,
+                    f.own_id, f.own_name, f.own_mode, f.own_max_per_user,
+                    b.bound_by, coalesce(s.number, 1) as session, a.org_id as bound_org,
+                    a.id as bound_id, a.name as bound_name, a.mode as bound_mode,
+                    a.max_per_user as bound_max_per_user, q.asked, q.told,
+                    coalesce(c.deliveries_full, false) as is_full,
+                    coalesce(c.ignores, false) as ignores,
                     exists (select from processed_keys p
                              where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
-                               and p.key = u.key) as processed,
+                               and p.key = u.key offset 0) as processed,
                     exists (select from processed_keys p
                              where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
-                               and p.key = u.trigger)
-                        as trigger_processed,
+                               and p.key = u.trigger offset 0) as trigger_processed,
+                    exists (select from known_channels k
+                             where k.connection_id = u.connection and k.channel_id = u.channel
+                            offset 0) as channel_known,
+                    coalesce(c.settings ->> 'link_by' <> 'anyone', false)
+                    and exists (select from user_identities i
+                                  join organization_members m on m.user_id = i.user_id
+                                 where i.platform = c.platform
+                                   and i.team_id = coalesce(c.team_id, u.team)
+                                   and i.platform_user_id = u.person and m.org_id = c.org_id
+                                offset 0) as is_admin,
                     h.agent_id is not null
                     and not exists (select from delivery_lanes l
                                      where l.lane = u.lane and l.connection_id = u.connection
-                                       and l.told_at > now() - interval '1 hour') as tell_waiting
-               from unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::bytea[],
-                           $7::bytea[], $8::bigint[])
-                        with ordinality as u (connection, team, channel, day, key, trigger, lane, n)
-               left join connections c on c.id = u.connection
-               left join deleted_connections d on d.id = u.connection and c.id is null
-               left join channel_bindings b on b.connection_id = u.connection
-                                           and b.team_id = coalesce(c.team_id, u.team)
-                                           and b.channel_id = u.channel
-               left join conversation_sessions s on s.connection_id = u.connection
-                                                and s.team_id = coalesce(c.team_id, u.team)
-                                                and s.channel_id = u.channel
-               left join agents a on a.org_id = b.org_id and a.id = b.agent_id
-               left join agents o on o.org_id = c.org_id and o.id = c.agent_id
-               left join agent_health h on h.org_id = coalesce(a.org_id, o.org_id)
-                and h.agent_id = coalesce(a.id, o.id)
+                                       and l.told_at > now() - interval '1 hour' offset 0)
+                        as tell_waiting
+               from u join of_connection c using (connection)
+               left join of_connection f on f.connection = u.connection and f.first = u.n
+               left join lateral (
+                   select * from channel_bindings b
+                    where b.connection_id = u.connection and b.channel_id = u.channel
+                      and b.team_id = coalesce(c.team_id, u.team) limit 1) b on true
+               left join lateral (
+                   select number from conversation_sessions s
+                    where s.connection_id = u.connection and s.channel_id = u.channel
+                      and s.team_id = coalesce(c.team_id, u.team) limit 1) s on true
+               left join lateral (
+                   select * from agents where org_id = b.org_id and id = b.agent_id limit 1) a
+                 on true
+               left join lateral (
+                   select agent_id from agent_health h
+                    where h.org_id = coalesce(a.org_id, c.org_id)
+                      and h.agent_id = coalesce(a.id, c.own_id) limit 1) h on true
+               left join lateral (
+                   select sum(asked) as asked, bool_or(told) as told from user_questions q
+                    where q.connection_id = u.connection and q.user_id = u.person
+                      and q.minute = u.minute) q on true
               order by u.n",
         )
         .bind(partition.number() as i16)
@@ -152,21 +235,36 @@ impl Store {
         .bind(queries.iter().map(|q| &q.key.key[..]).collect::<Vec<_>>())
         .bind(queries.iter().map(|q| q.trigger.as_ref().map(|t| &t.key[..])).collect::<Vec<_>>())
         .bind(queries.iter().map(|q| q.lane.to_bits()).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.user.as_deref()).collect::<Vec<_>>())
+        .bind(queries.iter().map(|q| q.minute).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().zip(queries).map(|(row, query)| facts(row, query)).collect()
+        let mut connections = Connections::new();
+        rows.iter().zip(queries).map(|(row, query)| facts(row, query, &mut connections)).collect()
     }
 }
 
-fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
+/// Connections of a batch with their default agents. An error is the reason why one is unreadable.
+type Connections = HashMap<ConnectionId, Result<(Arc<ConnectionFacts>, Option<AgentRef>), String>>;
+
+fn facts(
+    row: &PgRow,
+    query: &FactsQuery,
+    connections: &mut Connections,
+) -> Result<Facts, StoreError> {
+    let id = query.connection;
     let without = |connection| -> Result<Facts, StoreError> {
         Ok(Facts {
             connection,
-            conversation: ConversationState::default(),
+            conversation: ConversationFacts::default(),
             own_agent: None,
             processed: row.try_get("processed")?,
             trigger_processed: row.try_get("trigger_processed")?,
-            tell_waiting: false,
+            channel_known: false,
+            is_admin: false,
+            is_notice_due: false,
+            questions: QuestionFacts { minute: query.minute, ..QuestionFacts::default() },
+            backlog: backlog_facts(row)?,
         })
     };
     if row.try_get("deleted")? {
@@ -175,16 +273,50 @@ fn facts(row: &PgRow, query: &FactsQuery) -> Result<Facts, StoreError> {
     if !row.try_get::<bool, _>("known")? {
         return without(ConnectionState::Unknown);
     }
-    match known_facts(row, query.connection) {
-        // The failure affects no other webhook of the batch.
-        Err(error @ StoreError::Inconsistent { .. }) => {
-            without(ConnectionState::Unreadable(error.to_string()))
-        }
-        facts => facts,
+    if row.try_get("first")? {
+        connections.insert(id, readable(connection_facts(row, id))?);
+    }
+    let (known, own_agent) = match connections.get(&id) {
+        Some(Ok(known)) => known,
+        // The failure affects no webhook of another connection.
+        Some(Err(error)) => return without(ConnectionState::Unreadable(error.clone())),
+        None => return without(ConnectionState::Unknown),
+    };
+    let conversation = match readable(conversation_facts(row, known, own_agent.as_ref()))? {
+        Ok(conversation) => conversation,
+        Err(error) => return without(ConnectionState::Unreadable(error)),
+    };
+    Ok(Facts {
+        connection: ConnectionState::Known(Arc::clone(known)),
+        conversation,
+        own_agent: own_agent.clone(),
+        processed: row.try_get("processed")?,
+        trigger_processed: row.try_get("trigger_processed")?,
+        channel_known: row.try_get("channel_known")?,
+        is_admin: row.try_get("is_admin")?,
+        is_notice_due: row.try_get("tell_waiting")?,
+        questions: QuestionFacts {
+            minute: query.minute,
+            asked: row.try_get::<Option<_>, _>("asked")?.unwrap_or_default(),
+            is_told: row.try_get::<Option<_>, _>("told")?.unwrap_or_default(),
+        },
+        backlog: backlog_facts(row)?,
+    })
+}
+
+/// Separates a value that this release can't read from failures of Postgres.
+fn readable<T>(result: Result<T, StoreError>) -> Result<Result<T, String>, StoreError> {
+    match result {
+        Err(error @ StoreError::Inconsistent { .. }) => Ok(Err(error.to_string())),
+        result => result.map(Ok),
     }
 }
 
-fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
+/// Reads the columns of a connection and its default agent.
+fn connection_facts(
+    row: &PgRow,
+    id: ConnectionId,
+) -> Result<(Arc<ConnectionFacts>, Option<AgentRef>), StoreError> {
     let key = id.to_string();
     let known = ConnectionFacts {
         id,
@@ -200,39 +332,54 @@ fn known_facts(row: &PgRow, id: ConnectionId) -> Result<Facts, StoreError> {
         Some(id) => Some(AgentRef {
             name: display_name(row, "own_name", &id)?,
             mode: column(row, "agents", &key, "own_mode")?,
+            max_per_user: row.try_get("own_max_per_user")?,
             org: known.org.clone(),
             id,
         }),
         None => None,
     };
+    Ok((Arc::new(known), own_agent))
+}
+
+/// Reads the columns of a binding and a session.
+fn conversation_facts(
+    row: &PgRow,
+    known: &ConnectionFacts,
+    own_agent: Option<&AgentRef>,
+) -> Result<ConversationFacts, StoreError> {
+    let key = known.id.to_string();
     let bound = match nullable(row, "agents", &key, "bound_id")? {
         Some(id) => Some(AgentRef {
             name: display_name(row, "bound_name", &id)?,
             mode: column(row, "agents", &key, "bound_mode")?,
+            max_per_user: row.try_get("bound_max_per_user")?,
             org: column(row, "agents", &key, "bound_org")?,
             id,
         }),
         None => None,
     };
-    let conversation = ConversationState {
-        agent: bound.or_else(|| own_agent.clone().filter(|_| !known.preview_mode)),
+    // Also after the mode of a bound agent or the setting of the connection changed.
+    let is_allowed = |agent: &AgentRef| {
+        let is_own = agent.mode == AgentMode::Reply || agent.org == known.org;
+        is_own || known.settings.foreign_apps
+    };
+    Ok(ConversationFacts {
+        agent: bound
+            .filter(is_allowed)
+            .or_else(|| own_agent.filter(|_| !known.preview_mode).cloned()),
         linked_by: nullable(row, "channel_bindings", &key, "bound_by")?,
         session: row.try_get("session")?,
-    };
-    Ok(Facts {
-        connection: ConnectionState::Known(Box::new(known)),
-        conversation,
-        own_agent,
-        processed: row.try_get("processed")?,
-        trigger_processed: row.try_get("trigger_processed")?,
-        tell_waiting: row.try_get("tell_waiting")?,
     })
+}
+
+fn backlog_facts(row: &PgRow) -> Result<BacklogFacts, StoreError> {
+    Ok(BacklogFacts { is_full: row.try_get("is_full")?, ignores: row.try_get("ignores")? })
 }
 
 fn display_name(
     row: &PgRow,
     column: &str,
-    id: &crate::types::AgentId,
+    id: &crate::domain::AgentId,
 ) -> Result<String, StoreError> {
     let name: String = row.try_get(column)?;
     Ok(if name.is_empty() { id.to_string() } else { name })

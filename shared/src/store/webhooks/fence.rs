@@ -1,13 +1,14 @@
 //! Statements of the commit of intake: a fence, and the inserts that select from it.
 
-use super::{CommitOutcome, DecidedWebhook, NewDelivery, ProcessedAs, ProcessedKey};
-use crate::codec::envelope::SCHEMA;
+use super::{
+    CommitOutcome,
+    columns::{Columns, Parts},
+};
 use crate::store::{
     StoreError,
     maintenance::Replay,
-    outbox::{SealedMessages, enqueue_messages},
+    outbox::enqueue_messages,
     partitions::{FencingToken, LastMessage},
-    replace_nul,
 };
 use sqlx::{PgExecutor, Postgres, Row, postgres::PgArguments, query::Query};
 use time::OffsetDateTime;
@@ -29,54 +30,54 @@ pub(super) fn fence_cursor<'q>(
     sqlx::query(sql).bind(token.partition.number() as i16).bind(token.epoch).bind(token.generation)
 }
 
-/// Arrays of a commit statement.
-#[derive(Default)]
-pub(super) struct Columns<'a> {
-    pub keys: Keys,
-    pub deliveries: Vec<(&'a DecidedWebhook, &'a NewDelivery, Vec<u8>)>,
-    pub dead: Vec<(&'a DecidedWebhook, &'static str, String, Vec<u8>)>,
-    pub ignored: Vec<(&'a DecidedWebhook, &'static str)>,
-    pub messages: SealedMessages,
-}
-
-/// Rows of `processed_keys`, by column.
-#[derive(Default)]
-pub(super) struct Keys {
-    days: Vec<i32>,
-    keys: Vec<Vec<u8>>,
-    sequences: Vec<i64>,
-    outcomes: Vec<i16>,
-}
-
-impl Keys {
-    pub fn push(&mut self, key: ProcessedKey, sequence: u64, processed_as: ProcessedAs) {
-        self.days.push(key.day);
-        self.keys.push(key.key.to_vec());
-        self.sequences.push(sequence as i64);
-        self.outcomes.push(processed_as.number());
-    }
-}
-
-/// Rest of a commit statement after its fence: keys, deliveries, dead letters, ignored webhooks and
-/// messages.
-macro_rules! commit_rest {
+/// Fence that moves the cursor.
+macro_rules! move_cursor {
     () => {
-        concat!(
-            ", keys as (
+        "with fence as (
+             update partition_cursors
+                set cursor = $5, last_sequence = $5, last_key = $6, last_stored_at = $7,
+                    messages = messages + $8, read_through = greatest(read_through, $7), claims = 0,
+                    suspect_sequence = null, suspect_count = 0
+              where partition = $1 and epoch = $2 and generation = $3 and cursor = $4 returning 1)"
+    };
+}
+
+/// Part of a commit statement: ignored webhooks.
+macro_rules! ignored_part {
+    () => {
+        ",
+             ignored as (
+                 insert into ignored_webhooks (slot, connection_id, partition, generation, sequence,
+                        dedup_key, event_id, channel_id, ts, user_id, reason)
+                 select extract(epoch from now())::bigint / 86400 % 8, u.connection_id, $1, $3,
+                        u.sequence, u.dedup_key, u.event_id, u.channel_id, u.ts, u.user_id, u.reason
+                   from fence, unnest($9::text[], $10::bigint[], $11::text[], $12::text[],
+                                      $13::text[], $14::text[],
+                        $15::text[], $16::text[])
+                        as u (connection_id, sequence, dedup_key, event_id, channel_id, ts, user_id,
+                              reason))"
+    };
+}
+
+/// Part of a commit statement: dedup keys, deliveries and counts of questions.
+macro_rules! delivery_part {
+    () => {
+        ",
+             keys as (
                  insert into processed_keys (slot, partition, day, key, generation, sequence,
                                              outcome)
                  select u.day % 8, $1, u.day, u.key, $3, u.sequence, u.outcome
-                   from fence, unnest($9::integer[], $10::bytea[], $11::bigint[], $12::smallint[])
+                   from fence, unnest($17::integer[], $18::bytea[], $19::bigint[], $20::smallint[])
                             as u (day, key, sequence, outcome)),
              d as (
                  select u.*, count(*) over (partition by connection_id, lane) as of_lane,
                         row_number() over (partition by connection_id, lane order by n) as nth
-                   from fence, unnest($13::text[], $14::bigint[], $15::bigint[], $16::text[],
-                                      $17::text[], $18::bigint[],
-                        $19::text[], $20::smallint[], $21::text[], $22::integer[], $23::text[],
-                        $24::text[], $25::text[], $26::text[], $27::text[], $28::text[],
-                        $29::text[], $30::timestamptz[], $31::timestamptz[], $32::bytea[],
-                        $33::integer[], $63::boolean[]) with ordinality
+                   from fence, unnest($21::text[], $22::bigint[], $23::bigint[], $24::text[],
+                                      $25::text[], $26::bigint[],
+                        $27::text[], $28::smallint[], $29::text[], $30::integer[], $31::text[],
+                        $32::text[], $33::text[], $34::text[], $35::text[], $36::text[],
+                        $37::text[], $38::timestamptz[], $39::timestamptz[], $40::bytea[],
+                        $41::integer[], $42::boolean[]) with ordinality
                         as u (connection_id, lane, sequence, org_id, agent_id, session, kind,
                               priority, dedup_key, hops, event_id, team_id, channel_id, thread_ts,
                               ts, user_id, traceparent, received_at, stored_at, payload, size,
@@ -105,54 +106,111 @@ macro_rules! commit_rest {
                  select connection_id, lane, lanes.tail - d.of_lane + d.nth, $1, $3, sequence,
                         org_id, agent_id, session, kind, priority, dedup_key, hops, event_id,
                         team_id, channel_id, thread_ts, ts, user_id, traceparent, received_at,
-                        stored_at, payload, size, $34, substring(dedup_key from ':replay:(.*)$')
+                        stored_at, payload, size, $43, substring(dedup_key from ':replay:(.*)$')
                    from d join lanes using (connection_id, lane)),
+             questions as (
+                 insert into user_questions as q (connection_id, user_id, partition, minute, asked,
+                                                  told)
+                 select u.connection_id, u.user_id, $1, u.minute, u.asked, u.told
+                   from fence, unnest($44::text[], $45::text[], $46::integer[], $47::integer[],
+                                      $48::boolean[])
+                        as u (connection_id, user_id, minute, asked, told)
+                  order by 1, 2
+                 on conflict (connection_id, user_id, partition) do update
+                    set minute = excluded.minute,
+                        asked = case when q.minute = excluded.minute then q.asked else 0 end
+                                + excluded.asked,
+                        told = excluded.told or (q.told and q.minute = excluded.minute),
+                        at = case when q.minute = excluded.minute then q.at else now() end
+                  where excluded.minute >= q.minute)"
+    };
+}
+
+/// Part of a commit statement: dead letters, known channels and messages.
+macro_rules! rare_part {
+    () => {
+        concat!(
+            ",
              dead as (
                  insert into dead_letters (stage, partition, generation, sequence, subject,
                         connection_id, lane, dedup_key, event_id, channel_id, ts, user_id, reason,
                         last_error, attempts, payload)
                  select 'intake', $1, $3, u.sequence, u.subject, u.connection_id, u.lane,
                         u.dedup_key, u.event_id, u.channel_id, u.ts, u.user_id, u.reason, u.error,
-                        0, u.payload
-                   from fence, unnest($35::bigint[], $36::text[], $37::text[], $38::bigint[],
-                                      $39::text[], $40::text[],
-                        $41::text[], $42::text[], $43::text[], $44::text[], $45::text[],
-                        $46::bytea[])
+                        0, case when not exists (select from connection_backlog b
+                                                  where b.connection_id = u.connection_id
+                                                    and b.dead_letters_full)
+                                then u.payload end
+                   from fence, unnest($49::bigint[], $50::text[], $51::text[], $52::bigint[],
+                                      $53::text[], $54::text[],
+                        $55::text[], $56::text[], $57::text[], $58::text[], $59::text[],
+                        $60::bytea[])
                         as u (sequence, subject, connection_id, lane, dedup_key, event_id,
                               channel_id, ts, user_id, reason, error, payload)),
-             ignored as (
-                 insert into ignored_webhooks (slot, connection_id, partition, generation, sequence,
-                        dedup_key, event_id, channel_id, ts, user_id, reason)
-                 select extract(epoch from now())::bigint / 86400 % 8, u.connection_id, $1, $3,
-                        u.sequence, u.dedup_key, u.event_id, u.channel_id, u.ts, u.user_id, u.reason
-                   from fence, unnest($47::text[], $48::bigint[], $49::text[], $50::text[],
-                                      $51::text[], $52::text[],
-                        $53::text[], $54::text[])
-                        as u (connection_id, sequence, dedup_key, event_id, channel_id, ts, user_id,
-                              reason)),
+             known as (
+                 insert into known_channels (connection_id, channel_id)
+                 select distinct u.connection_id, u.channel_id
+                   from fence, unnest($61::text[], $62::text[]) as u (connection_id, channel_id)
+                  order by 1, 2 -- as all statements that insert several
+                 on conflict do nothing),
              messages as (
                  -- Delivery lanes are locked before outbox lanes, as by the end of a delivery.
                  select u.* from fence, (select count(*) from lanes) locked,
-                        unnest($55::bigint[], $56::text[], $57::bigint[], $58::smallint[],
-                               $59::text[], $60::text[], $61::text[], $62::text[])
+                        unnest($63::bigint[], $64::text[], $65::bigint[], $66::smallint[],
+                               $67::text[], $68::text[], $69::text[], $70::text[])
                         as u (n, connection_id, lane, partition, channel_key, method, dedup_key,
-                              request)), ",
-            enqueue_messages!(),
+                              request)),
+             ",
+            enqueue_messages!()
+        )
+    };
+}
+
+/// All parts of a commit statement after its fence.
+macro_rules! all_parts {
+    () => {
+        concat!(
+            ignored_part!(),
+            delivery_part!(),
+            rare_part!(),
             " select count(*) as committed from fence"
         )
     };
 }
 
-const COMMIT: &str = concat!(
-    "-- intake.commit
-     with fence as (
-         update partition_cursors
-            set cursor = $5, last_sequence = $5, last_key = $6, last_stored_at = $7,
-                messages = messages + $8, read_through = greatest(read_through, $7), claims = 0,
-                suspect_sequence = null, suspect_count = 0
-          where partition = $1 and epoch = $2 and generation = $3 and cursor = $4 returning 1)",
-    commit_rest!()
+/// Commits of a cursor. Postgres sets up every part of a statement, also without rows: that takes
+/// longer than the rest of a small batch. A batch therefore uses the first statement that has the
+/// parts it needs. Each is a prefix of the next, so that parameters have the same numbers.
+const COMMIT_CURSOR: &str = concat!(
+    "-- intake.commit_cursor\n ",
+    move_cursor!(),
+    " select count(*) as committed from fence"
 );
+const COMMIT_IGNORED: &str = concat!(
+    "-- intake.commit_ignored\n ",
+    move_cursor!(),
+    ignored_part!(),
+    " select count(*) as committed from fence"
+);
+const COMMIT_DELIVERIES: &str = concat!(
+    "-- intake.commit_deliveries\n ",
+    move_cursor!(),
+    ignored_part!(),
+    delivery_part!(),
+    " select count(*) as committed from fence"
+);
+const COMMIT: &str = concat!("-- intake.commit\n ", move_cursor!(), all_parts!());
+
+/// Returns the statement that moves the cursor and has these parts.
+fn statement_of(parts: Parts) -> &'static str {
+    match parts {
+        Parts::None => COMMIT_CURSOR,
+        Parts::Ignored => COMMIT_IGNORED,
+        Parts::Deliveries => COMMIT_DELIVERIES,
+        Parts::All => COMMIT,
+    }
+}
+
 /// Statement of a redrive. Mentions the cursor's parameters, because the statements share their
 /// numbering.
 const REDRIVE: &str = concat!(
@@ -164,7 +222,7 @@ const REDRIVE: &str = concat!(
           where d.id = $4 and d.redrive_at is not null
             and $5::bigint is null and $6::text is null and $7::timestamptz is null
             and $8::bigint is null returning 1)",
-    commit_rest!()
+    all_parts!()
 );
 
 const REPLAY: &str = concat!(
@@ -175,7 +233,7 @@ const REPLAY: &str = concat!(
             and $2::bigint is not null and $6::text is null and $7::timestamptz is null
             and $8::bigint is null
             for share)",
-    commit_rest!()
+    all_parts!()
 );
 
 pub(super) async fn run_commit(
@@ -184,33 +242,29 @@ pub(super) async fn run_commit(
     fence: Fence<'_>,
     columns: &Columns<'_>,
 ) -> Result<CommitOutcome, StoreError> {
-    let query = match fence {
-        Fence::Cursor { from, last, messages } => fence_cursor(COMMIT, token)
-            .bind(from as i64)
+    let parts = columns.parts();
+    let query = match &fence {
+        Fence::Cursor { from, last, messages } => fence_cursor(statement_of(parts), token)
+            .bind(*from as i64)
             .bind(Some(last.sequence as i64))
-            .bind(Some(last.key.clone()))
+            .bind(Some(&*last.key))
             .bind(Some(last.stored_at))
-            .bind(Some(messages as i64)),
+            .bind(Some(*messages as i64)),
         Fence::DeadLetter { id } => fence_cursor(REDRIVE, token)
-            .bind(id)
+            .bind(*id)
             .bind(None::<i64>)
-            .bind(None::<String>)
+            .bind(None::<&str>)
             .bind(None::<OffsetDateTime>)
             .bind(None::<i64>),
         Fence::Replay(replay) => fence_cursor(REPLAY, token)
             .bind(&replay.id)
             .bind(replay.epoch)
-            .bind(None::<String>)
+            .bind(None::<&str>)
             .bind(None::<OffsetDateTime>)
             .bind(None::<i64>),
     };
-    let keys = &columns.keys;
-    let query = query.bind(&keys.days).bind(&keys.keys).bind(&keys.sequences).bind(&keys.outcomes);
-    let query = bind_deliveries(query, &columns.deliveries);
-    let query = bind_dead_letters(query, &columns.dead);
-    let query = bind_ignored(query, &columns.ignored);
-    let tells = column(&columns.deliveries, |(_, delivery, _)| delivery.tells);
-    commit_outcome(&columns.messages.bind(query).bind(tells).fetch_one(executor).await?)
+    let parts = if matches!(fence, Fence::Cursor { .. }) { parts } else { Parts::All };
+    commit_outcome(&columns.bind(query, parts).fetch_one(executor).await?)
 }
 
 pub(super) fn commit_outcome(row: &sqlx::postgres::PgRow) -> Result<CommitOutcome, StoreError> {
@@ -218,79 +272,4 @@ pub(super) fn commit_outcome(row: &sqlx::postgres::PgRow) -> Result<CommitOutcom
         0 => CommitOutcome::NotMatched,
         _ => CommitOutcome::Committed,
     })
-}
-
-type Statement<'q> = Query<'q, Postgres, PgArguments>;
-
-/// Returns a column of the rows as an array.
-fn column<'a, R, T>(rows: &'a [R], of: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(of).collect()
-}
-
-fn received_at(webhook: &DecidedWebhook) -> OffsetDateTime {
-    let ns = i128::from(webhook.envelope.received_at_ms) * 1_000_000;
-    OffsetDateTime::from_unix_timestamp_nanos(ns).unwrap_or(webhook.stored_at)
-}
-
-fn bind_deliveries<'q>(
-    query: Statement<'q>,
-    rows: &'q [(&'q DecidedWebhook, &'q NewDelivery, Vec<u8>)],
-) -> Statement<'q> {
-    query
-        .bind(column(rows, |(w, ..)| w.envelope.connection.to_string()))
-        .bind(column(rows, |(w, ..)| w.envelope.lane.to_bits()))
-        .bind(column(rows, |(w, ..)| w.sequence as i64))
-        .bind(column(rows, |(_, d, _)| d.org.as_str()))
-        .bind(column(rows, |(_, d, _)| d.agent.as_str()))
-        .bind(column(rows, |(_, d, _)| d.session))
-        .bind(column(rows, |(w, ..)| w.envelope.kind.as_str()))
-        .bind(column(rows, |(_, d, _)| d.priority.number()))
-        .bind(column(rows, |(w, ..)| w.envelope.dedupe.as_str()))
-        .bind(column(rows, |(_, d, _)| d.hops))
-        .bind(column(rows, |(w, ..)| w.ids.event_id.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.team.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.channel.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.thread_ts.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.envelope.traceparent.as_ref().map(|word| word.as_str())))
-        .bind(column(rows, |(w, ..)| received_at(w)))
-        .bind(column(rows, |(w, ..)| w.stored_at))
-        .bind(column(rows, |(.., payload)| payload.as_slice()))
-        .bind(column(rows, |(.., payload)| payload.len() as i32))
-        .bind(SCHEMA as i16)
-}
-
-fn bind_dead_letters<'q>(
-    query: Statement<'q>,
-    rows: &'q [(&'q DecidedWebhook, &'static str, String, Vec<u8>)],
-) -> Statement<'q> {
-    query
-        .bind(column(rows, |(w, ..)| w.sequence as i64))
-        .bind(column(rows, |(w, ..)| w.envelope.subject()))
-        .bind(column(rows, |(w, ..)| w.envelope.connection.to_string()))
-        .bind(column(rows, |(w, ..)| w.envelope.lane.to_bits()))
-        .bind(column(rows, |(w, ..)| w.envelope.dedupe.as_str()))
-        .bind(column(rows, |(w, ..)| w.ids.event_id.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.channel.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(replace_nul)))
-        .bind(column(rows, |(_, reason, ..)| *reason))
-        .bind(column(rows, |(_, _, error, _)| error.as_str()))
-        .bind(column(rows, |(.., payload)| payload.as_slice()))
-}
-
-fn bind_ignored<'q>(
-    query: Statement<'q>,
-    rows: &'q [(&'q DecidedWebhook, &'static str)],
-) -> Statement<'q> {
-    query
-        .bind(column(rows, |(w, _)| w.envelope.connection.to_string()))
-        .bind(column(rows, |(w, _)| w.sequence as i64))
-        .bind(column(rows, |(w, _)| w.envelope.dedupe.as_str()))
-        .bind(column(rows, |(w, _)| w.ids.event_id.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, _)| w.ids.channel.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, _)| w.ids.ts.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, _)| w.ids.user.as_deref().map(replace_nul)))
-        .bind(column(rows, |(_, reason)| *reason))
 }

@@ -2,21 +2,23 @@
 
 mod batch;
 mod changes;
+mod columns;
 mod dead_letters;
 mod effects;
 mod facts;
 mod fence;
 mod sealed_payload;
 
-pub use batch::{BatchCommit, CommitOutcome, LastOfBatch};
+pub use batch::{BatchCommit, CommitOutcome};
 pub(in crate::store) use changes::apply_change;
-pub use changes::{Change, Chat, ReplyToChange, What};
-pub use dead_letters::{DeadLetter, DeadLetterFilter};
+pub use changes::{Change, ConversationChange, ConversationKey, ReplyForChange};
+pub use dead_letters::DeadLetter;
 pub use effects::{
     AgentRef, DecidedWebhook, Decision, Effects, GATEWAY_AGENT, GATEWAY_ORG, IgnoreReason,
-    NewDelivery, Priority, ProcessedAs, WebhookIds,
+    NewDelivery, Priority, ProcessedAs, QuestionEffect, WebhookIds, minute_of,
 };
 pub use facts::{
-    ConnectionFacts, ConnectionState, ConversationState, Facts, FactsQuery, ProcessedKey,
+    BacklogFacts, ConnectionFacts, ConnectionState, ConversationFacts, Facts, FactsQuery,
+    ProcessedKey, QuestionFacts,
 };
 pub use sealed_payload::SealedPayload;

@@ -1,7 +1,7 @@
 //! Payload of a webhook at rest: headers and body of the stream, sealed with the token ring,
 //! because bodies contain people's text and a `response_url` is a secret.
 
-use crate::secrets::{KeyRing, Place};
+use crate::secrets::{KeyRing, SealContext};
 use crate::store::{StoreError, inconsistent};
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +35,13 @@ impl SealedPayload {
         let head = serde_json::to_vec(&Head { headers })
             .map_err(|error| inconsistent("deliveries", "payload", row, error))?;
         let clear = [&(head.len() as u32).to_be_bytes(), &head[..], body].concat();
-        Ok(ring.seal_bytes(Place { owner: row, column: COLUMN }, &clear)?)
+        Ok(ring.seal_bytes(SealContext { owner: row, column: COLUMN }, &clear)?)
     }
 
     /// Opens a result of [`SealedPayload::seal`]. The error contains no part of the payload.
     pub fn open(ring: &KeyRing, row: &str, sealed: &[u8]) -> Result<Self, String> {
-        let place = Place { owner: row, column: COLUMN };
-        let clear = ring.open_bytes(place, sealed).map_err(|error| error.to_string())?;
+        let context = SealContext { owner: row, column: COLUMN };
+        let clear = ring.open_bytes(context, sealed).map_err(|error| error.to_string())?;
         let damaged = || "the payload is damaged".to_owned();
         let (length, rest) = clear.split_first_chunk::<4>().ok_or_else(damaged)?;
         let length = u32::from_be_bytes(*length) as usize;

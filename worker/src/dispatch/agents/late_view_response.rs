@@ -7,12 +7,14 @@
 
 use serde_json::{Value, json};
 use shared::{
-    codec::{envelope::Envelope, slack::Parts},
-    types::{Destination, Outgoing},
+    domain::{Destination, OutgoingMessage},
+    slack::BodyParts,
+    slack::repair,
+    stream::Envelope,
 };
 
 /// Returns the view to show, `None` if the submission names no view.
-pub(super) fn for_submission(submission: &Value, answer: &Value) -> Option<Outgoing> {
+pub(super) fn build(submission: &Value, answer: &Value) -> Option<OutgoingMessage> {
     let submitted = &submission["view"];
     let view_id = submitted["id"].as_str()?.to_owned();
     let view = match answer["response_action"].as_str() {
@@ -20,19 +22,24 @@ pub(super) fn for_submission(submission: &Value, answer: &Value) -> Option<Outgo
         Some("errors") => with_errors(submitted, &answer["errors"]),
         _ => done(),
     };
-    Some(Outgoing { to: Destination::UpdateView { view_id }, message: view })
+    Some(OutgoingMessage { to: Destination::UpdateView { view_id }, message: view })
 }
 
 /// Returns the view which shows that a submission could not be delivered.
-pub(super) fn failed(submission: &Value, text: &str) -> Option<Outgoing> {
+pub(super) fn build_failure(submission: &Value, text: &str) -> Option<OutgoingMessage> {
     let view_id = submission["view"]["id"].as_str()?.to_owned();
-    Some(Outgoing { to: Destination::UpdateView { view_id }, message: modal("Failed", text) })
+    Some(OutgoingMessage {
+        to: Destination::UpdateView { view_id },
+        message: modal("Failed", text),
+    })
 }
 
 /// Returns the payload of a view submission.
-pub(super) fn submission(envelope: &Envelope) -> Value {
-    match Parts::split(envelope.media, &envelope.body) {
-        Parts::Payload(json) => serde_json::from_str(&json).unwrap_or_default(),
+pub(super) fn parse_submission(envelope: &Envelope) -> Value {
+    match BodyParts::split(envelope.media, &envelope.body) {
+        BodyParts::Payload(json) => {
+            serde_json::from_str(&repair(json.as_bytes())).unwrap_or_default()
+        }
         _ => Value::Null,
     }
 }
@@ -141,11 +148,11 @@ mod tests {
     }
 
     fn view(answer: Value) -> Value {
-        for_submission(&submission(), &answer).expect("a view").message
+        build(&submission(), &answer).expect("a view").message
     }
 
     #[test]
-    fn shows_errors_with_submitted_input() {
+    fn shows_errors_with_input() {
         let shown =
             view(json!({ "response_action": "errors", "errors": { "title": "too short" } }));
         assert_eq!(shown["callback_id"], "ticket");
@@ -158,18 +165,18 @@ mod tests {
     }
 
     #[test]
-    fn shows_done_instead_of_closing_view() {
+    fn shows_done_for_close() {
         for answer in [Value::Null, json!({}), json!({ "response_action": "clear" })] {
             assert_eq!(view(answer)["title"]["text"], "Done");
         }
     }
 
     #[test]
-    fn shows_other_views_unchanged() {
+    fn shows_other_views() {
         for action in ["update", "push"] {
             let next = json!({ "type": "modal", "blocks": [] });
             assert_eq!(view(json!({ "response_action": action, "view": next })), next);
         }
-        assert!(for_submission(&Value::Null, &Value::Null).is_none(), "no view, nothing to show");
+        assert!(build(&Value::Null, &Value::Null).is_none(), "no view, nothing to show");
     }
 }

@@ -2,23 +2,49 @@
 //!
 //! While a slow agent works the thread shows a status. A status that Slack rejects is ignored.
 
-use super::Completion;
+use super::{Completion, message_policy::restrict};
 use crate::{
-    agent_client::{AgentError, AgentReply, AgentRequest, FailureKind},
+    agent_client::{
+        AgentError, AgentReply, AgentRequest, AgentStream, Answer, FailureKind, MessageContent,
+        Trigger,
+    },
     context::{Context, WorkerTerm},
     routing::{self, AgentMessage, Webhook},
     slack::Method,
 };
+use serde_json::Value;
 use shared::{
-    store::{Agent, Connection, ConnectionFacts},
-    types::TeamId,
+    domain::TeamId,
+    runtime::telemetry::ErrorChain,
+    slack::InboundPayload,
+    store::{Agent, Connection, ConnectionFacts, RunControlReason},
 };
 use std::time::Duration;
+use tracing::warn;
 
 /// Time after which the status of an agent is shown.
 const STATUS_AFTER: Duration = Duration::from_secs(2);
 
-/// Sends a message or `clear` to an agent. Returns the completion with the agent's reply.
+/// Version of the protocol.
+const PROTOCOL: u8 = 2;
+
+/// Answer of an agent to a webhook.
+#[expect(clippy::large_enum_variant, reason = "returned, never stored")]
+pub enum Asked {
+    Completed(Completion),
+    Streaming(AgentStream),
+}
+
+/// Execution of a question.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    pub id: &'a str,
+    /// Id of the last event of an earlier attempt.
+    pub resume_after: Option<&'a str>,
+}
+
+/// Sends a message or `clear` to an agent. Returns the completion with the agent's reply, or the
+/// stream of the answer.
 pub async fn ask(
     context: &Context,
     term: &WorkerTerm,
@@ -26,40 +52,59 @@ pub async fn ask(
     connection: &Connection,
     webhook: &Webhook<'_>,
     session: i64,
-) -> Result<Completion, AgentError> {
+    run: Run<'_>,
+) -> Result<Asked, AgentError> {
     let facts = ConnectionFacts::from(connection);
     if let Some(clear) = routing::clear_command(webhook, &facts, &context.slash_command) {
         let request = AgentRequest {
+            protocol: PROTOCOL,
             kind: "forget",
+            run: run.id,
+            trigger: trigger(webhook, "message", ""),
             connection: connection.id,
-            team: &clear.chat.team,
-            channel: &clear.chat.channel,
+            team: &clear.conversation.team,
+            channel: &clear.conversation.channel,
             user: clear.user.as_str(),
             text: "",
             ts: "",
             thread_ts: None,
             session,
+            content: MessageContent::default(),
         };
-        let id = webhook.envelope.dedupe.as_str();
-        return Ok(match context.agents.ask(agent, id, &request).await {
-            Ok(_) => Completion { change: Some(clear.cleared()), ..Completion::new("completed") },
+        let id = webhook.envelope.dedup_key.as_str();
+        return Ok(Asked::Completed(match context.agents.ask(agent, id, &request, None).await {
+            Ok(_) => {
+                Completion { change: Some(clear.clear_change()), ..Completion::new("completed") }
+            }
             // The person waits: a failure now is better than a success in an hour.
-            Err(_) => Completion::unreached("completed", vec![clear.not_cleared()]),
-        });
+            Err(_) => Completion::unreached("completed", vec![clear.clear_failure()]),
+        }));
     }
     let Some(message) = routing::agent_message(webhook, connection.team.as_ref()) else {
         let message = "the webhook holds no message for an agent".to_owned();
         return Err(AgentError { kind: FailureKind::Refused, message, retry_after: None });
     };
-    let answer = ask_message(context, term, agent, connection, webhook, &message, session).await?;
-    Ok(match answer {
-        Some(AgentReply { message: text, ephemeral, thread }) => {
-            Completion::with("completed", vec![message.reply(text, ephemeral, thread)])
+    let answer =
+        ask_message(context, term, agent, connection, webhook, &message, session, run).await?;
+    let reply = match answer {
+        Answer::Reply(reply) => reply,
+        Answer::Stream(stream) => return Ok(Asked::Streaming(stream)),
+    };
+    let unwanted = match &reply {
+        Some(_) => unwanted(context, connection, webhook).await,
+        None => None,
+    };
+    Ok(Asked::Completed(match reply {
+        Some(_) if unwanted.is_some() => Completion::new(unwanted.unwrap_or_default()),
+        Some(AgentReply { message: mut answer, ephemeral, thread }) => {
+            restrict(&mut answer, agent, connection);
+            Completion::with_messages("completed", vec![message.reply(answer, ephemeral, thread)])
         }
         None => Completion::new("completed"),
-    })
+    }))
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn ask_message(
     context: &Context,
     term: &WorkerTerm,
@@ -68,10 +113,14 @@ async fn ask_message(
     webhook: &Webhook<'_>,
     message: &AgentMessage<'_>,
     session: i64,
-) -> Result<Option<AgentReply>, AgentError> {
+    run: Run<'_>,
+) -> Result<Answer, AgentError> {
     let team: &TeamId = &message.team;
     let request = AgentRequest {
+        protocol: PROTOCOL,
         kind: "message",
+        run: run.id,
+        trigger: trigger(webhook, "message", message.ts),
         connection: connection.id,
         team,
         channel: &message.channel,
@@ -80,9 +129,10 @@ async fn ask_message(
         ts: message.ts,
         thread_ts: message.thread_ts,
         session,
+        content: content(webhook),
     };
-    let id = webhook.envelope.dedupe.as_str();
-    let mut call = std::pin::pin!(context.agents.ask(agent, id, &request));
+    let id = webhook.envelope.dedup_key.as_str();
+    let mut call = std::pin::pin!(context.agents.ask(agent, id, &request, run.resume_after));
     let mut status = std::pin::pin!(async {
         tokio::time::sleep(STATUS_AFTER).await;
         set_status(context, term, connection, message, "is thinking…").await;
@@ -95,10 +145,51 @@ async fn ask_message(
         }
     };
     // Slack removes the status when a reply is posted.
-    if shown && !matches!(answer, Ok(Some(_))) {
+    if shown && !matches!(answer, Ok(Answer::Reply(Some(_)) | Answer::Stream(_))) {
         set_status(context, term, connection, message, "").await;
     }
     answer
+}
+
+/// Returns the outcome of a message that was deleted, or whose answer was stopped, meanwhile. Nobody
+/// waits for an answer then.
+pub async fn unwanted(
+    context: &Context,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+) -> Option<&'static str> {
+    let message = routing::agent_message(webhook, connection.team.as_ref())?;
+    let thread = message.thread_ts.unwrap_or(message.ts);
+    let found = context.store.run_control(connection.id, &message.channel, thread, message.ts);
+    match found.await {
+        Ok(Some(RunControlReason::Deleted)) => Some("message_deleted"),
+        Ok(Some(RunControlReason::Stop)) => Some("stopped"),
+        Ok(None) => None,
+        Err(error) => {
+            let (connection, error) = (connection.id, ErrorChain(&error));
+            warn!(%connection, %error, "failed to look up run control");
+            None
+        }
+    }
+}
+
+fn trigger<'a>(webhook: &'a Webhook<'_>, kind: &'static str, ts: &'a str) -> Trigger<'a> {
+    let event_id = match &webhook.inbound {
+        InboundPayload::Event(body) => body.event_id.get(),
+        _ => None,
+    };
+    Trigger { kind, ts, event_id }
+}
+
+/// Returns the content of a message besides its text.
+fn content(webhook: &Webhook<'_>) -> MessageContent {
+    let mut event = routing::raw_event(webhook);
+    let mut list = |name: &str| match event[name].take() {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    };
+    let (files, attachments, blocks) = (list("files"), list("attachments"), list("blocks"));
+    MessageContent { files, attachments, blocks }
 }
 
 async fn set_status(

@@ -3,20 +3,20 @@
 //! The agents of an organization are listed and tried only on its preview connection: another bot
 //! of the organization must not show or offer them.
 
-use super::{Input, Invocation, link};
+use super::{super::notices::escape, CommandInvocation, Input, link};
 use shared::store::{Effects, NamedAgent};
 
-pub(super) fn status(input: &Input<'_>, invocation: &Invocation) -> Effects {
+pub(super) fn status(input: &Input<'_>, invocation: &CommandInvocation) -> Effects {
     let state = &input.facts.conversation;
-    let Some(agent) = &state.agent else { return invocation.answer(&unlinked(input)) };
-    let (name, session) = (&agent.name, state.session);
+    let Some(agent) = &state.agent else { return invocation.answer(&unlinked_text(input)) };
+    let (name, session) = (escape(&agent.name), state.session);
     invocation.answer(&match &state.linked_by {
         Some(by) => format!("*{name}* answers here, linked by <@{by}>. Session {session}."),
         None => format!("*{name}* answers here by default. Session {session}."),
     })
 }
 
-pub(super) fn list(input: &Input<'_>, invocation: &Invocation) -> Effects {
+pub(super) fn list(input: &Input<'_>, invocation: &CommandInvocation) -> Effects {
     if !input.connection.preview_mode {
         return invocation.answer(&preview_only(input));
     }
@@ -26,7 +26,7 @@ pub(super) fn list(input: &Input<'_>, invocation: &Invocation) -> Effects {
 /// Runs `try`, which is a keyword in Rust.
 pub(super) fn try_agent(
     input: &Input<'_>,
-    invocation: Invocation,
+    invocation: CommandInvocation,
     argument: Option<&str>,
 ) -> Effects {
     if !input.connection.preview_mode {
@@ -40,7 +40,7 @@ pub(super) fn try_agent(
 }
 
 /// Returns the text for a conversation without an agent.
-pub(in crate::routing) fn unlinked(input: &Input<'_>) -> String {
+pub(in crate::routing) fn unlinked_text(input: &Input<'_>) -> String {
     let name = &input.options.slash_command;
     let text = format!(
         "This conversation isn't linked to an agent. \
@@ -60,7 +60,7 @@ fn agents_to_try<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a NamedAgent> 
 
 fn menu(input: &Input<'_>) -> String {
     let name = &input.options.slash_command;
-    let row = |a: &NamedAgent| format!("`{name} try {}` for *{}*", a.agent, a.name);
+    let row = |a: &NamedAgent| format!("`{name} try {}` for *{}*", a.agent, escape(&a.name));
     let rows: Vec<String> = agents_to_try(input).map(row).collect();
     if rows.is_empty() { "No agents are available to try.".into() } else { rows.join("\n") }
 }

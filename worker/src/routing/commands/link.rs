@@ -4,25 +4,32 @@
 //! knows. A declared member of an organization links its agents by name, without a code. If several
 //! organizations have an agent of this name, the name must include the organization.
 
-use super::{super::NamedAgentQuery, Input, Invocation, effects, surface_names};
+use super::{
+    super::{NamedAgentQuery, notices::escape},
+    CommandInvocation, Input, effects, surface_names,
+};
 use shared::{
-    store::{ClaimResult, ConsumeClaim, Effects, NamedAgent, What},
-    types::{AgentId, ClaimCode, OrgId},
+    domain::{AgentId, LinkBy, LinkCode, OrgId},
+    store::{ConversationChange, Effects, LinkCodeResult, LinkCodeUse, NamedAgent},
 };
 
 /// Returns the query for the agents that a person may link by this argument.
-pub(super) fn named_agent_query(invocation: &Invocation, argument: &str) -> NamedAgentQuery {
+pub(super) fn named_agent_query(invocation: &CommandInvocation, argument: &str) -> NamedAgentQuery {
     let (_, agent) = organization_and_agent(argument);
     match agent.parse::<AgentId>() {
         Ok(agent) => {
-            let (team, user) = (invocation.chat.team.clone(), invocation.user.clone());
+            let (team, user) = (invocation.conversation.team.clone(), invocation.user.clone());
             NamedAgentQuery::Linkable { team, user, agent }
         }
         Err(_) => NamedAgentQuery::None,
     }
 }
 
-pub(super) fn link(input: &Input<'_>, invocation: Invocation, argument: Option<&str>) -> Effects {
+pub(super) fn link(
+    input: &Input<'_>,
+    invocation: CommandInvocation,
+    argument: Option<&str>,
+) -> Effects {
     let name = &input.options.slash_command;
     let Some(argument) = argument else {
         let usage = format!("Use `{name} link <code>` with the code you were given.");
@@ -48,41 +55,77 @@ pub(super) fn link(input: &Input<'_>, invocation: Invocation, argument: Option<&
     }
 }
 
-pub(super) fn unlink(invocation: Invocation) -> Effects {
+pub(super) fn unlink(invocation: CommandInvocation) -> Effects {
     let (changed, unchanged) =
         ("Unlinked. The agent no longer answers here.", "This conversation isn't linked.");
-    let what = What::Unbind(invocation.chat.clone());
-    Effects { changes: vec![invocation.change(what, changed, unchanged)], ..effects() }
+    let action = ConversationChange::Unbind {
+        conversation: invocation.conversation.clone(),
+        by: invocation.user.clone(),
+    };
+    let announcement = Some("unlinked this channel from its agent.".to_owned());
+    let change = invocation.change(action, changed, unchanged, announcement);
+    Effects { changes: vec![change], ..effects() }
+}
+
+/// Returns the reason why a person may not change the link of a conversation, if there is one.
+pub(super) fn refusal(input: &Input<'_>, invocation: &CommandInvocation) -> Option<String> {
+    let binder = input.facts.conversation.linked_by.as_ref();
+    match input.connection.settings.link_by {
+        _ if input.facts.is_admin => None,
+        LinkBy::Anyone => None,
+        LinkBy::Binder => binder.filter(|by| **by != invocation.user).map(|by| {
+            format!("Only <@{by}> and administrators of this app can change the link here.")
+        }),
+        LinkBy::Admins => Some("Only administrators of this app can change links.".into()),
+    }
+}
+
+/// Returns whether the app may be in the conversation of a command. Slack accepts commands in
+/// private conversations of others, where the app hears and says nothing.
+pub(super) fn may_be_in(input: &Input<'_>, invocation: &CommandInvocation) -> bool {
+    !invocation.is_private
+        || input.facts.channel_known
+        || input.facts.conversation.linked_by.is_some()
 }
 
 /// Binds the conversation to an agent that the person may link.
-pub(super) fn bind(invocation: Invocation, agent: &NamedAgent) -> Effects {
+pub(super) fn bind(invocation: CommandInvocation, agent: &NamedAgent) -> Effects {
     let NamedAgent { org, agent, name } = agent.clone();
-    let (chat, by) = (invocation.chat.clone(), invocation.user.clone());
-    let what = What::Bind { chat, org, agent, by };
-    let change = invocation.change(what, &linked(&name), "This agent no longer exists.");
+    let (conversation, by) = (invocation.conversation.clone(), invocation.user.clone());
+    let action = ConversationChange::Bind { conversation, org, agent, by };
+    let announcement = Some(announcement(&name));
+    let change = invocation.change(
+        action,
+        &linked_text(&name),
+        "This agent can't be linked here.",
+        announcement,
+    );
     Effects { changes: vec![change], ..effects() }
 }
 
 /// Parses a link code. Ignores quotes, brackets, emphasis and invisible characters around it.
-pub(super) fn parse_code(text: &str) -> Option<ClaimCode> {
-    strip_formatting(text).parse().ok()
+pub(super) fn parse_code(text: &str) -> Option<LinkCode> {
+    let is_formatting = |c: char| "*_~`".contains(c) || c.is_whitespace();
+    plain(text).replace(is_formatting, "").parse().ok()
 }
 
-/// Returns a word without characters that come from copying or formatting, with any dash as `-`.
-pub(super) fn strip_formatting(word: &str) -> String {
-    let word = word.replace("&lt;", "").replace("&gt;", "");
-    word.trim_matches(|c: char| !c.is_alphanumeric())
+/// Returns a word as it was meant: without quotes, brackets, emphasis and punctuation around it,
+/// without invisible characters, and with any dash as `-`.
+pub(super) fn plain(word: &str) -> String {
+    let word: String = word
+        .replace("&lt;", "")
+        .replace("&gt;", "")
         .chars()
         .filter_map(|c| match c {
             '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' => None,
-            '\u{2060}'..='\u{2069}' | '\u{feff}' => None,
+            '\u{2060}'..='\u{2069}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' => None,
             '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe58}' | '\u{fe63}' | '\u{ff0d}' => {
                 Some('-')
             }
             c => Some(c),
         })
-        .collect()
+        .collect();
+    word.trim_matches(|c: char| !c.is_alphanumeric() && !"-_".contains(c)).to_owned()
 }
 
 fn organization_and_agent(word: &str) -> (Option<OrgId>, &str) {
@@ -92,39 +135,54 @@ fn organization_and_agent(word: &str) -> (Option<OrgId>, &str) {
     }
 }
 
-fn consume(invocation: Invocation, code: &str) -> Effects {
+fn consume(invocation: CommandInvocation, code: &str) -> Effects {
     let Some(code) = parse_code(code) else {
-        return invocation.answer(&text(&ClaimResult::NotFound));
+        return invocation.answer(&result_text(&LinkCodeResult::NotFound));
     };
-    let consume = ConsumeClaim {
+    let consume = LinkCodeUse {
         code: code.hash(),
-        connection: invocation.chat.connection,
-        team: invocation.chat.team.clone(),
-        channel: invocation.chat.channel.clone(),
+        connection: invocation.conversation.connection,
+        team: invocation.conversation.team.clone(),
+        channel: invocation.conversation.channel.clone(),
         surface: invocation.surface,
         user: invocation.user.clone(),
-        reply: Box::new(move |result| vec![invocation.reply(&text(result))]),
+        reply: Box::new(move |result| {
+            let announced = match result {
+                LinkCodeResult::Bound { agent, is_new: true } => {
+                    invocation.announcement(&announcement(agent))
+                }
+                _ => None,
+            };
+            std::iter::once(invocation.reply(&result_text(result))).chain(announced).collect()
+        }),
     };
     Effects { consume: Some(consume), ..effects() }
 }
 
-fn linked(agent: &str) -> String {
-    format!("Linked. *{agent}* answers here now.")
+fn linked_text(agent: &str) -> String {
+    format!("Linked. *{}* answers here now.", escape(agent))
+}
+
+fn announcement(agent: &str) -> String {
+    format!("linked this channel to the agent *{}*.", escape(agent))
 }
 
 /// Returns the text for a result. Invalid codes share one text, so that it reveals nothing.
-fn text(result: &ClaimResult) -> String {
+fn result_text(result: &LinkCodeResult) -> String {
     match result {
-        ClaimResult::Bound { agent } => linked(agent),
-        ClaimResult::NotFound | ClaimResult::TooManyGuesses => {
+        LinkCodeResult::Bound { agent, .. } => linked_text(agent),
+        LinkCodeResult::NotFound | LinkCodeResult::TooManyAttempts => {
             "This code is invalid or expired. Ask for a new one; \
              after several wrong codes, wait 15 minutes."
                 .into()
         }
-        ClaimResult::WrongSurface { allowed } => {
+        LinkCodeResult::WrongSurface { allowed } => {
             format!("This code can't be used here. Use it in {}.", surface_names(allowed))
         }
-        ClaimResult::AlreadyUsed => "This code was already used. Ask for a new one.".into(),
+        LinkCodeResult::ForeignApp => {
+            "This code is for an app of another organization, which this app does not allow.".into()
+        }
+        LinkCodeResult::AlreadyUsed => "This code was already used. Ask for a new one.".into(),
     }
 }
 
@@ -133,13 +191,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_codes_as_people_paste_them() {
+    fn reads_pasted_codes() {
         let code = parse_code("7K3M-Q2XW-9FHA");
         assert!(code.is_some());
         for typed in [
             "`7k3m-q2xw-9fha`",
             "*7K3M-Q2XW-9FHA*",
             "_7K3M-Q2XW-9FHA_.",
+            "*`7K3M`*-_Q2XW_-9FHA!",
+            "7K3M - Q2XW - 9FHA",
             "\u{201c}7K3M-Q2XW-9FHA\u{201d}",
             "\u{ab}7K3M-Q2XW-9FHA\u{bb}",
             "<7K3M-Q2XW-9FHA>",
@@ -157,9 +217,9 @@ mod tests {
     }
 
     #[test]
-    fn names_the_reason_of_a_refused_code() {
-        let allowed = vec![shared::types::Surface::Dm];
-        let text = text(&ClaimResult::WrongSurface { allowed });
+    fn names_reason_of_refused_code() {
+        let allowed = vec![shared::domain::Surface::Dm];
+        let text = result_text(&LinkCodeResult::WrongSurface { allowed });
         assert_eq!(text, "This code can't be used here. Use it in a direct message with this app.");
     }
 }

@@ -8,18 +8,18 @@ mod link;
 mod agents;
 mod session;
 
-pub(super) use agents::unlinked;
-pub(crate) use invocation::Invocation;
+pub(super) use agents::unlinked_text;
+pub(crate) use invocation::CommandInvocation;
 
 use super::{Input, NamedAgentQuery, Webhook, messages};
 use shared::{
-    codec::slack::Inbound,
+    domain::{InvalidIdError, Surface},
+    slack::InboundPayload,
     store::{ConnectionFacts, Effects, ProcessedAs},
-    types::{InvalidId, Surface},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verb {
+enum Subcommand {
     Help,
     Status,
     Link,
@@ -30,48 +30,54 @@ enum Verb {
     Clear,
 }
 
-/// Rows: verb, word, argument, description, and whether it is for preview connections alone.
-const TABLE: [(Verb, &str, &str, &str, bool); 8] = [
-    (Verb::Help, "help", "", "lists the commands", false),
-    (Verb::Status, "status", "", "shows the agent that answers here", false),
-    (Verb::Link, "link", "<code>", "links this conversation to an agent", false),
-    (Verb::Unlink, "unlink", "", "removes the link", false),
-    (Verb::Agents, "agents", "", "lists agents to try", true),
-    (Verb::Try, "try", "<agent>", "links this conversation to one of them", true),
-    (Verb::New, "new", "", "starts a new session with the agent", false),
-    (Verb::Clear, "clear", "", "asks the agent to forget, and starts a new session", false),
+/// Rows: subcommand, word, argument, description, and whether it is for preview connections alone.
+const TABLE: [(Subcommand, &str, &str, &str, bool); 8] = [
+    (Subcommand::Help, "help", "", "lists the commands", false),
+    (Subcommand::Status, "status", "", "shows the agent that answers here", false),
+    (Subcommand::Link, "link", "<code>", "links this conversation to an agent", false),
+    (Subcommand::Unlink, "unlink", "", "removes the link", false),
+    (Subcommand::Agents, "agents", "", "lists agents to try", true),
+    (Subcommand::Try, "try", "<agent>", "links this conversation to one of them", true),
+    (Subcommand::New, "new", "", "starts a new session with the agent", false),
+    (Subcommand::Clear, "clear", "", "asks the agent to forget, and starts a new session", false),
 ];
 
-/// Returns the verb of a word, and the maximum number of words after it.
-fn verb(word: &str) -> Option<(Verb, usize)> {
-    let word = word.trim_start_matches('/').to_lowercase();
+/// Returns the subcommand of a word, and the maximum number of words after it.
+fn find_subcommand(word: &str) -> Option<(Subcommand, usize)> {
+    let word = link::plain(word).trim_matches(['-', '_']).to_lowercase();
     let row = TABLE.iter().find(|(_, name, ..)| *name == word)?;
     Some((row.0, usize::from(!row.2.is_empty())))
 }
 
-/// Returns the verb of a command and its argument. No text is `help`; no verb is an unknown
-/// command.
-fn parse(text: &str) -> (Option<Verb>, Option<&str>) {
-    let mut words = text.split_whitespace();
-    let verb = verb(words.next().unwrap_or("help")).map(|(verb, _)| verb);
-    (verb, words.next())
+/// Returns the subcommand of a command and its argument. No text is `help`; no known word is an
+/// unknown command. The argument may be a code with spaces.
+fn parse(text: &str) -> (Option<Subcommand>, Option<String>) {
+    let mut words = text.split_whitespace().map(link::plain).filter(|word| !word.is_empty());
+    let subcommand =
+        find_subcommand(&words.next().unwrap_or("help".into())).map(|(subcommand, _)| subcommand);
+    let rest: Vec<String> = words.collect();
+    let all = rest.concat();
+    let is_code = rest.len() > 1 && link::parse_code(&all).is_some();
+    (subcommand, if is_code { Some(all) } else { rest.into_iter().next() })
 }
 
 /// Returns the command in a webhook, with its text. A malformed id is an error.
-pub(super) fn find(input: &Input<'_>) -> Option<Result<(Invocation, String), InvalidId>> {
+pub(super) fn find(
+    input: &Input<'_>,
+) -> Option<Result<(CommandInvocation, String), InvalidIdError>> {
     let (connection, options) = (input.connection, input.options);
     match &input.webhook.inbound {
         // Without an app or a handler every slash command is Tidegate's.
-        Inbound::Command(command)
+        InboundPayload::Command(command)
             if command.command == options.slash_command
                 || !(options.own_handler || input.app().is_some()) =>
         {
-            let invocation = Invocation::of_command(connection, command);
+            let invocation = CommandInvocation::of_command(connection, command);
             Some(invocation.map(|invocation| (invocation, command.text.to_string())))
         }
-        Inbound::Event(_) if !options.own_handler => {
+        InboundPayload::Event(_) if !options.own_handler => {
             let message = messages::read(input).ok()?;
-            text::command(connection, &message, &options.slash_command).map(Ok)
+            text::command(input.webhook, connection, &message, &options.slash_command).map(Ok)
         }
         _ => None,
     }
@@ -80,59 +86,77 @@ pub(super) fn find(input: &Input<'_>) -> Option<Result<(Invocation, String), Inv
 /// Returns the query for the named agents that the command in a webhook needs.
 pub(super) fn named_agent_query(input: &Input<'_>) -> NamedAgentQuery {
     let Some(Ok((invocation, text))) = find(input) else { return NamedAgentQuery::None };
-    if !input.works_in(invocation.surface) {
+    if invocation.is_guest || !input.is_enabled_on(invocation.surface) {
         return NamedAgentQuery::None;
     }
-    match parse(&text) {
-        (Some(Verb::Link), Some(word)) => link::named_agent_query(&invocation, word),
-        (Some(Verb::Agents | Verb::Try), _) if input.connection.preview_mode => {
+    let (subcommand, argument) = parse(&text);
+    match (subcommand, argument.as_deref()) {
+        (Some(Subcommand::Link), Some(word)) => link::named_agent_query(&invocation, word),
+        (Some(Subcommand::Agents | Subcommand::Try), _) if input.connection.preview_mode => {
             NamedAgentQuery::OfOrganization(input.connection.org.clone())
         }
         _ => NamedAgentQuery::None,
     }
 }
 
-pub(super) fn run(input: &Input<'_>, invocation: Invocation, text: &str) -> Effects {
-    let (verb, argument) = parse(text);
-    let Some(verb) = verb else {
+pub(super) fn run(input: &Input<'_>, invocation: CommandInvocation, text: &str) -> Effects {
+    if invocation.is_guest {
+        return invocation.answer("Only members of this workspace can use commands of this app.");
+    }
+    let (subcommand, argument) = parse(text);
+    let argument = argument.as_deref();
+    let Some(subcommand) = subcommand else {
         return invocation
             .answer(&format!("Unknown command. Use `{} help`.", input.options.slash_command));
     };
-    if verb != Verb::Help && !input.works_in(invocation.surface) {
-        return invocation.answer(&disabled(&input.connection.settings.surfaces));
+    if subcommand != Subcommand::Help && !input.is_enabled_on(invocation.surface) {
+        return invocation.answer(&disabled_text(&input.connection.settings.surfaces));
     }
-    match verb {
-        Verb::Help => invocation.answer(&help(input)),
-        Verb::Status => agents::status(input, &invocation),
-        Verb::Link => link::link(input, invocation, argument),
-        Verb::Unlink => link::unlink(invocation),
-        Verb::Agents => agents::list(input, &invocation),
-        Verb::Try => agents::try_agent(input, invocation, argument),
-        Verb::New => session::new(input, invocation),
-        Verb::Clear => session::clear(input, &invocation),
+    if matches!(subcommand, Subcommand::Link | Subcommand::Unlink | Subcommand::Try)
+        && let Some(why) = link::refusal(input, &invocation)
+    {
+        return invocation.answer(&why);
+    }
+    if matches!(subcommand, Subcommand::Link | Subcommand::Try)
+        && !link::may_be_in(input, &invocation)
+    {
+        return invocation.answer(
+            "This app isn't known to be in this conversation, so nothing was linked. Add the app \
+             here or write it a message, then use the command again.",
+        );
+    }
+    match subcommand {
+        Subcommand::Help => invocation.answer(&help_text(input)),
+        Subcommand::Status => agents::status(input, &invocation),
+        Subcommand::Link => link::link(input, invocation, argument),
+        Subcommand::Unlink => link::unlink(invocation),
+        Subcommand::Agents => agents::list(input, &invocation),
+        Subcommand::Try => agents::try_agent(input, invocation, argument),
+        Subcommand::New => session::new(input, invocation),
+        Subcommand::Clear => session::clear(input, &invocation),
     }
 }
 
 /// Returns the `clear` command in a delivery to an agent in mode `reply`, if it has one. The answer
-/// is [`Invocation::cleared`] or [`Invocation::not_cleared`].
+/// is [`CommandInvocation::clear_change`] or [`CommandInvocation::clear_failure`].
 pub(crate) fn clear_command(
     webhook: &Webhook<'_>,
     connection: &ConnectionFacts,
     slash_command: &str,
-) -> Option<Invocation> {
+) -> Option<CommandInvocation> {
     let (invocation, text) = match &webhook.inbound {
-        Inbound::Command(command) => {
-            (Invocation::of_command(connection, command).ok()?, command.text.to_string())
+        InboundPayload::Command(command) => {
+            (CommandInvocation::of_command(connection, command).ok()?, command.text.to_string())
         }
         _ => {
             let message = messages::agent_message(webhook, connection.team.as_ref())?;
-            text::command(connection, &message, slash_command)?
+            text::command(webhook, connection, &message, slash_command)?
         }
     };
-    (parse(&text).0 == Some(Verb::Clear)).then_some(invocation)
+    (!invocation.is_guest && parse(&text).0 == Some(Subcommand::Clear)).then_some(invocation)
 }
 
-fn help(input: &Input<'_>) -> String {
+fn help_text(input: &Input<'_>) -> String {
     let name = &input.options.slash_command;
     let rows = TABLE.iter().filter(|(.., preview)| !preview || input.connection.preview_mode);
     rows.map(|(_, word, argument, does, _)| {
@@ -143,7 +167,7 @@ fn help(input: &Input<'_>) -> String {
     .join("\n")
 }
 
-fn disabled(surfaces: &[Surface]) -> String {
+fn disabled_text(surfaces: &[Surface]) -> String {
     let disabled = "This app is disabled in this type of conversation.";
     match surfaces {
         [] => disabled.into(),

@@ -4,23 +4,23 @@
 //! agent gets with every request. `new` raises it. `clear` raises it after dispatch asked the agent
 //! to clear its history and the agent confirmed. An app (mode `forward`) is not asked.
 
-use super::{super::Input, Invocation, agents::unlinked, effects};
+use super::{super::Input, CommandInvocation, agents::unlinked_text, effects};
 use shared::{
-    store::{Change, Effects, NewDelivery, Priority, ProcessedAs, What},
-    types::{AgentMode, Outgoing},
+    domain::{AgentMode, OutgoingMessage},
+    store::{Change, ConversationChange, Effects, NewDelivery, Priority, ProcessedAs},
 };
 
-pub(super) fn new(input: &Input<'_>, invocation: Invocation) -> Effects {
+pub(super) fn new(input: &Input<'_>, invocation: CommandInvocation) -> Effects {
     if input.facts.conversation.agent.is_none() {
-        return invocation.answer(&unlinked(input));
+        return invocation.answer(&unlinked_text(input));
     }
     let change = invocation.begin_session("A new session starts here.");
     Effects { changes: vec![change], ..effects() }
 }
 
-pub(super) fn clear(input: &Input<'_>, invocation: &Invocation) -> Effects {
+pub(super) fn clear(input: &Input<'_>, invocation: &CommandInvocation) -> Effects {
     let Some(agent) = &input.facts.conversation.agent else {
-        return invocation.answer(&unlinked(input));
+        return invocation.answer(&unlinked_text(input));
     };
     match agent.mode {
         AgentMode::Forward => invocation.answer(
@@ -34,21 +34,22 @@ pub(super) fn clear(input: &Input<'_>, invocation: &Invocation) -> Effects {
     }
 }
 
-impl Invocation {
+impl CommandInvocation {
     /// Returns the change after the agent confirmed.
-    pub(crate) fn cleared(self) -> Change {
+    pub(crate) fn clear_change(self) -> Change {
         self.begin_session(
             "The agent was asked to forget this conversation. A new session starts here.",
         )
     }
 
     /// Returns the answer when the agent did not confirm.
-    pub(crate) fn not_cleared(&self) -> Outgoing {
+    pub(crate) fn clear_failure(&self) -> OutgoingMessage {
         self.reply("The agent did not confirm, so this session continues. Try again later.")
     }
 
     fn begin_session(self, text: &str) -> Change {
-        let what = What::NewSession(self.chat.clone());
-        self.change(what, text, text)
+        let (conversation, by) = (self.conversation.clone(), self.user.clone());
+        let action = ConversationChange::NewSession { conversation, by };
+        self.change(action, text, text, None)
     }
 }

@@ -1,11 +1,24 @@
 //! Tests of decisions by table: a row is a webhook, the facts, and the decision as one line.
 
+/// Defines a test for each row of a table: a webhook, the facts, and the decision.
+macro_rules! decisions {
+    ($($name:ident: $webhook:expr, [$($tweak:ident),*] => $decision:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            check(&[($webhook, &[$($tweak),*], &$decision)]);
+        }
+    )*};
+}
+
 mod setup;
+mod shapes;
 mod webhooks;
 mod conversations;
 mod commands;
 mod parts;
+mod texts;
 mod properties;
+mod questions;
 
 use super::*;
 use serde_json::json;

@@ -3,7 +3,7 @@
 use super::{setup::*, *};
 
 #[test]
-fn ids_are_read_from_every_kind() {
+fn reads_ids_of_every_kind() {
     let words = |name: &str| {
         with_webhook(&fixture(name), |webhook| {
             let ids = ids(webhook);
@@ -17,24 +17,51 @@ fn ids_are_read_from_every_kind() {
     for (name, expected) in [
         (
             "message_im",
-            "Ev0MESSAGEIM T0001TEAM D0001DIRECT - 1355517523.000005 U0001USER 1234567890",
+            "Ev0MESSAGEIM T0001TEAM D0001DIRECT - 1755000020.000200 U0001USER 1234567890",
         ),
-        ("app_mention", "Ev0APPMENT T0001TEAM C0001CHAN - 1515449522.000016 W0001USER 1515449522"),
+        (
+            "app_mention",
+            "Ev0APPMENTION T0001TEAM C0001CHAN - 1755000020.000200 W0001USER 1755000020",
+        ),
         (
             "connect_message",
-            "Ev0CONNECT T0001TEAM C0009SHARED - 1355517523.000006 U0009OTHER 1234567890",
+            "Ev0CONNECTMESSAGE T0001TEAM C0009SHARED - 1755000020.000200 U0009OTHER 1234567890",
         ),
         (
             "reaction_added",
-            "Ev0REACTION T0001TEAM C0001CHAN - 1355517523.000005 U0001USER 1234567890",
+            "Ev0REACTIONADDED T0001TEAM C0001CHAN - 1755000020.000200 U0001USER 1234567890",
         ),
-        ("tokens_revoked", "Ev0TOKENSR T0001TEAM - - - - 1234567890"),
+        ("tokens_revoked", "Ev0TOKENSREVOKED T0001TEAM - - - - 1234567890"),
         ("command", "- T0001TEAM C0001CHAN - - U0001USER -"),
         ("view_submission", "- T0001TEAM - - - U0001USER -"),
         ("block_actions", "- T0001TEAM C0001CHAN - - U0001USER -"),
         ("ssl_check", "- - - - - - -"),
     ] {
         assert_eq!(words(name), expected, "{name}");
+    }
+    for (event, expected) in [
+        (
+            json!({ "type": "file_shared", "channel_id": "C1", "user_id": "U1", "file_id": "F1" }),
+            "C1 - - U1",
+        ),
+        (
+            json!({ "type": "pin_added", "user": "U1", "channel_id": "C1", "item": {
+                "type": "message", "channel": "C1", "message": { "ts": "1.2", "thread_ts": "1.1" } } }),
+            "C1 1.1 1.2 U1",
+        ),
+        (
+            json!({ "type": "message", "subtype": "message_deleted", "channel": "C1", "ts": "2.2",
+                "deleted_ts": "1.2", "previous_message": [{ "ts": "1.2", "thread_ts": "1.1" }] }),
+            "C1 1.1 1.2 -",
+        ),
+    ] {
+        with_webhook(&event_body(event), |webhook| {
+            let ids = ids(webhook);
+            let word = |id: Option<String>| id.unwrap_or_else(|| "-".into());
+            let words = [ids.channel, ids.thread_ts, ids.ts, ids.user].map(word);
+            assert_eq!(words.join(" "), expected);
+            assert_eq!(lookup(webhook).channel.as_deref(), Some("C1"));
+        });
     }
     let odd = event_body(json!({ "type": "message", "channel": "C\u{0}", "ts": "1700000001.5" }));
     with_webhook(&odd, |webhook| {
@@ -48,7 +75,7 @@ fn ids_are_read_from_every_kind() {
 }
 
 #[test]
-fn both_events_of_a_mention_have_one_trigger() {
+fn gives_mention_one_trigger() {
     let trigger = |body: &Body| with_webhook(body, |webhook| lookup(webhook).trigger);
     assert!(trigger(&mention("hi")).is_some());
     assert_eq!(trigger(&mention("hi")), trigger(&channel("hi")));
@@ -59,7 +86,7 @@ fn both_events_of_a_mention_have_one_trigger() {
 }
 
 #[test]
-fn event_times_are_read_in_any_unit() {
+fn reads_event_times_in_any_unit() {
     for time in [1_515_449_522, 1_515_449_522_000, 1_515_449_522_000_016] {
         assert_eq!(seconds(time), 1_515_449_522);
     }

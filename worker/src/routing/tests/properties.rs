@@ -2,7 +2,7 @@
 
 use super::{setup::*, *};
 use serde_json::{Map, Value};
-use shared::codec::slack::Media;
+use shared::domain::MediaType;
 
 #[rustfmt::skip]
 const TWEAKS: [Tweak; 16] = [
@@ -54,11 +54,17 @@ fn jsonish(bytes: &mut impl Iterator<Item = u8>, depth: usize) -> Value {
 type Input = (u8, u16, Vec<u8>);
 
 fn body(shape: u8, bytes: &[u8]) -> Body {
-    let kinds = [Kind::Event, Kind::Command, Kind::Interaction, Kind::Options, Kind::Unknown];
+    let kinds = [
+        WebhookKind::Event,
+        WebhookKind::Command,
+        WebhookKind::Interaction,
+        WebhookKind::Options,
+        WebhookKind::Unknown,
+    ];
     let mut rest = bytes.iter().copied();
     let body = match shape / 8 % 6 {
-        0 => (Kind::Event, Media::Json, bytes.to_vec()),
-        1 => (Kind::Event, Media::Form, bytes.to_vec()),
+        0 => (WebhookKind::Event, MediaType::Json, bytes.to_vec()),
+        1 => (WebhookKind::Event, MediaType::Form, bytes.to_vec()),
         2 => payload(jsonish(&mut rest, 4)),
         3 => event_body(jsonish(&mut rest, 3)),
         4 => {
@@ -68,7 +74,7 @@ fn body(shape: u8, bytes: &[u8]) -> Body {
             let names = ["command", "text", "team_id", "channel_id", "user_id", "response_url"];
             form(&names.map(|name| (name, text(&mut rest))))
         }
-        _ => (Kind::Event, Media::Json, jsonish(&mut rest, 5).to_string().into_bytes()),
+        _ => (WebhookKind::Event, MediaType::Json, jsonish(&mut rest, 5).to_string().into_bytes()),
     };
     (kinds[usize::from(shape) % kinds.len()], body.1, body.2)
 }
@@ -81,39 +87,45 @@ fn tweaks(bits: u16) -> Vec<Tweak> {
 
 #[test]
 fn decides_any_webhook() {
-    bolero::check!().with_type::<Input>().for_each(|(shape, bits, bytes)| {
-        let (body, setup) = (body(*shape, bytes), setup(&tweaks(*bits)));
-        with_webhook(&body, |webhook| {
-            let _ = (ids(webhook), named_agent_query(webhook, &setup.facts, &setup.options));
-            let decision = decide(webhook, &setup.facts, &setup.named_agents, &setup.options);
-            let _ = show(&decision);
-            let message = agent_message(webhook, None);
-            if let Some(message) = message {
-                let _ = message.reply(serde_json::json!({}), bits & 1 == 1, None);
-            }
-            if let Decision::Apply(effects) = decision {
-                let Effects { consume, changes, messages, delivery, trigger, .. } = &*effects;
-                let nothing = consume.is_none() && changes.is_empty() && messages.is_empty();
-                assert!(!nothing || delivery.is_some(), "effects without an effect");
-                assert!(changes.len() + usize::from(consume.is_some()) <= 1, "several changes");
-                assert!(trigger.is_none() || *trigger == lookup(webhook).trigger);
-            }
-        });
-    });
+    bolero::check!().with_iterations(5_000).with_type::<Input>().for_each(
+        |(shape, bits, bytes)| {
+            let (body, setup) = (body(*shape, bytes), setup(&tweaks(*bits)));
+            with_webhook(&body, |webhook| {
+                let _ = (ids(webhook), named_agent_query(webhook, &setup.facts, &setup.options));
+                let decision = decide(webhook, &setup.facts, &setup.named_agents, &setup.options);
+                let _ = show(&decision);
+                let message = agent_message(webhook, None);
+                if let Some(message) = message {
+                    let _ = message.reply(serde_json::json!({}), bits & 1 == 1, None);
+                }
+                if let Decision::Apply(effects) = decision {
+                    let Effects { consume, changes, messages, delivery, trigger, .. } = &*effects;
+                    let nothing = consume.is_none() && changes.is_empty() && messages.is_empty();
+                    assert!(!nothing || delivery.is_some(), "effects without an effect");
+                    assert!(changes.len() + usize::from(consume.is_some()) <= 1, "several changes");
+                    assert!(trigger.is_none() || *trigger == lookup(webhook).trigger);
+                }
+            });
+        },
+    );
 }
 
 #[test]
-fn duplicates_are_always_ignored() {
-    bolero::check!().with_type::<Input>().for_each(|(shape, bits, bytes)| {
-        let tweaks = [tweaks(*bits), vec![processed as Tweak]].concat();
-        assert_eq!(show(&decide_in(&body(*shape, bytes), &tweaks)), "ignore duplicate");
-    });
+fn ignores_duplicates() {
+    bolero::check!().with_iterations(5_000).with_type::<Input>().for_each(
+        |(shape, bits, bytes)| {
+            let tweaks = [tweaks(*bits), vec![processed as Tweak]].concat();
+            assert_eq!(show(&decide_in(&body(*shape, bytes), &tweaks)), "ignore duplicate");
+        },
+    );
 }
 
 #[test]
-fn the_same_facts_give_the_same_decision() {
-    bolero::check!().with_type::<Input>().for_each(|(shape, bits, bytes)| {
-        let (body, tweaks) = (body(*shape, bytes), tweaks(*bits));
-        assert_eq!(show(&decide_in(&body, &tweaks)), show(&decide_in(&body, &tweaks)));
-    });
+fn decides_equal_facts_equally() {
+    bolero::check!().with_iterations(5_000).with_type::<Input>().for_each(
+        |(shape, bits, bytes)| {
+            let (body, tweaks) = (body(*shape, bytes), tweaks(*bits));
+            assert_eq!(show(&decide_in(&body, &tweaks)), show(&decide_in(&body, &tweaks)));
+        },
+    );
 }

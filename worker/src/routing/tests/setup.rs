@@ -4,19 +4,19 @@ use crate::routing::*;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use shared::{
-    codec::{
-        envelope::Word,
-        slack::{Media, Parts},
-    },
-    partition::{Conversation, Lane, Partition},
-    store::{ConversationState, What},
-    types::{ConnectionId, Outgoing, Settings},
+    domain::{ConnectionId, ConnectionSettings, HeaderToken, LinkBy, MediaType, OutgoingMessage},
+    slack::BodyParts,
+    store::{BacklogFacts, ConversationChange, ConversationFacts, QuestionFacts},
+    stream::{Conversation, Lane, Partition},
 };
+use std::sync::Arc;
 
+/// Minute in which the webhooks were stored.
+const MINUTE: i32 = 28_333_333;
 const CONNECTION: &str = "00000000000000000000000000000007";
 
 /// Body of a webhook, with its kind.
-pub(super) type Body = (Kind, Media, Vec<u8>);
+pub(super) type Body = (WebhookKind, MediaType, Vec<u8>);
 /// Change of the facts or the settings.
 pub(super) type Tweak = fn(&mut Setup);
 pub(super) type Row<'a> = (Body, &'a [Tweak], &'a str);
@@ -41,7 +41,10 @@ pub(super) fn check(rows: &[Row<'_>]) {
 
 pub(super) fn decide_in(body: &Body, tweaks: &[Tweak]) -> Decision {
     let setup = setup(tweaks);
-    with_webhook(body, |w| decide(w, &setup.facts, &setup.named_agents, &setup.options))
+    with_webhook(body, |w| {
+        let decision = decide(w, &setup.facts, &setup.named_agents, &setup.options);
+        limit_backlog(decision, w, &setup.facts)
+    })
 }
 
 pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) -> T {
@@ -50,18 +53,18 @@ pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) ->
         connection,
         partition: Partition::of(connection, None),
         kind: body.0,
-        lane: Lane::of(connection, Conversation::Elsewhere("")),
-        dedupe: DedupeKey::event(connection, "Ev1"),
+        lane: Lane::of(connection, Conversation::WithoutChannel("")),
+        dedup_key: DedupKey::event(connection, "Ev1"),
         received_at_ms: 1_700_000_000_123,
         media: body.1,
-        signature: Word::new("v0=00").expect("a word"),
-        timestamp: Word::new("1700000000").expect("a word"),
+        signature: HeaderToken::new("v0=00").expect("a word"),
+        timestamp: HeaderToken::new("1700000000").expect("a word"),
         retry: None,
         traceparent: None,
         reply: None,
         body: Bytes::copy_from_slice(&body.2),
     };
-    let parts = Parts::split(body.1, &body.2);
+    let parts = BodyParts::split(body.1, &body.2);
     f(&Webhook { envelope: &envelope, inbound: parts.read() })
 }
 
@@ -73,34 +76,42 @@ pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
         enterprise: None,
         team: Some(id("T0001TEAM")),
         preview_mode: false,
-        status: Status::Active,
+        status: ConnectionStatus::Active,
         bot_user: Some("U0BOT".into()),
-        settings: Settings::default(),
+        settings: ConnectionSettings::default(),
     };
     let agent = Some(agent("support", "Support", AgentMode::Reply));
-    let conversation = ConversationState { agent: agent.clone(), linked_by: None, session: 1 };
-    let connection = ConnectionState::Known(Box::new(connection));
+    let conversation = ConversationFacts { agent: agent.clone(), linked_by: None, session: 1 };
+    let connection = ConnectionState::Known(Arc::new(connection));
     let facts = Facts {
         connection,
         conversation,
         own_agent: agent,
         processed: false,
         trigger_processed: false,
-        tell_waiting: false,
+        channel_known: false,
+        is_admin: false,
+        is_notice_due: false,
+        questions: QuestionFacts { minute: MINUTE, ..QuestionFacts::default() },
+        backlog: BacklogFacts::default(),
     };
-    let options = RoutingOptions { slash_command: "/lobu".into(), own_handler: false };
+    let options = RoutingOptions {
+        slash_command: "/lobu".into(),
+        own_handler: false,
+        handler_max_per_user: 30,
+    };
     let mut setup = Setup { facts, named_agents: Vec::new(), options };
     tweaks.iter().for_each(|tweak| tweak(&mut setup));
     setup
 }
 
 fn agent(agent: &str, name: &str, mode: AgentMode) -> AgentRef {
-    AgentRef { org: id("acme"), id: id(agent), name: name.into(), mode }
+    AgentRef { org: id("acme"), id: id(agent), name: name.into(), mode, max_per_user: 30 }
 }
 
 fn connection(setup: &mut Setup) -> &mut ConnectionFacts {
     match &mut setup.facts.connection {
-        ConnectionState::Known(connection) => connection,
+        ConnectionState::Known(connection) => Arc::make_mut(connection),
         _ => panic!("not known"),
     }
 }
@@ -111,10 +122,10 @@ macro_rules! tweaks {
     };
 }
 tweaks! {
-    pending: |s| connection(s).status = Status::Pending;
-    error: |s| connection(s).status = Status::Error;
-    stopped: |s| connection(s).status = Status::Stopped;
-    revoked: |s| connection(s).status = Status::Revoked;
+    pending: |s| connection(s).status = ConnectionStatus::Pending;
+    error: |s| connection(s).status = ConnectionStatus::Error;
+    stopped: |s| connection(s).status = ConnectionStatus::Stopped;
+    revoked: |s| connection(s).status = ConnectionStatus::Revoked;
     deleted: |s| s.facts.connection = ConnectionState::Deleted;
     unknown: |s| s.facts.connection = ConnectionState::Unknown;
     processed: |s| s.facts.processed = true;
@@ -123,8 +134,17 @@ tweaks! {
     no_team: |s| connection(s).team = None;
     no_bot: |s| connection(s).bot_user = None;
     other_bot: |s| connection(s).bot_user = Some("U0OTHER".into());
+    org_wide: |s| {
+        connection(s).team = None;
+        connection(s).enterprise = Some(id("E0001ORG"))
+    };
     organization: |s| connection(s).enterprise = Some(id("E1"));
     answer_bots: |s| connection(s).settings.answer_bots = true;
+    named_oddly: |s| s.facts.conversation.agent.as_mut().expect("an agent").name = "<A&B>".into();
+    by_binder: |s| connection(s).settings.link_by = LinkBy::Binder;
+    by_admins: |s| connection(s).settings.link_by = LinkBy::Admins;
+    admin: |s| s.facts.is_admin = true;
+    channel_known: |s| s.facts.channel_known = true;
     no_welcome: |s| connection(s).settings.welcome = false;
     dm_only: |s| connection(s).settings.surfaces = vec![Surface::Dm];
     nowhere: |s| connection(s).settings.surfaces.clear();
@@ -137,7 +157,12 @@ tweaks! {
         s.facts.own_agent.clone_from(&app);
         s.facts.conversation.agent = app
     };
-    circuit_open: |s| s.facts.tell_waiting = true;
+    asked_29: |s| s.facts.questions.asked = 29;
+    asked_30: |s| s.facts.questions.asked = 30;
+    told: |s| s.facts.questions.is_told = true;
+    full: |s| s.facts.backlog.is_full = true;
+    ignores: |s| s.facts.backlog.ignores = true;
+    circuit_open: |s| s.facts.is_notice_due = true;
     app_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
     agents_acme: |s| s.named_agents.push(named("acme", "sales"));
     agents_all: |s| s.named_agents.extend([named("acme", "sales"), named("acme", "support")]);
@@ -148,42 +173,41 @@ fn named(org: &str, agent: &str) -> NamedAgent {
     NamedAgent { org: id(org), agent: id(agent), name: agent.into() }
 }
 
-/// Returns a recorded webhook of `tests/fixtures/slack`.
+/// Returns a webhook of the table.
 pub(super) fn fixture(name: &str) -> Body {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/slack");
-    let text = std::fs::read_to_string(format!("{folder}/{name}.json")).expect(name);
-    let mut value: Value = serde_json::from_str(&text).expect(name);
-    if let Some(fields) = value.get("_form").and_then(Value::as_object) {
+    let shape = super::shapes::all().into_iter().find(|shape| shape.name == name);
+    let mut content = shape.unwrap_or_else(|| panic!("no row is called {name}")).content();
+    if let Some(fields) = content.get("_form").and_then(Value::as_object) {
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default())).collect();
         let (_, media, body) = form(&fields);
-        let kind = if name == "ssl_check" { Kind::Unknown } else { Kind::Command };
+        let kind = if name == "ssl_check" { WebhookKind::Unknown } else { WebhookKind::Command };
         return (kind, media, body);
     }
-    if let Some(interaction) = value.get_mut("_payload") {
+    if let Some(interaction) = content.get_mut("_payload") {
         return payload(interaction.take());
     }
-    let kind = if name == "url_verification" { Kind::Unknown } else { Kind::Event };
-    (kind, Media::Json, value.to_string().into_bytes())
+    let kind = if name == "url_verification" { WebhookKind::Unknown } else { WebhookKind::Event };
+    (kind, MediaType::Json, content.to_string().into_bytes())
 }
 
 pub(super) fn form(fields: &[(&str, &str)]) -> Body {
     let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
-    (Kind::Command, Media::Form, body.into_bytes())
+    (WebhookKind::Command, MediaType::Form, body.into_bytes())
 }
 
 pub(super) fn payload(interaction: Value) -> Body {
     let kind = match interaction["type"].as_str() {
-        Some("block_suggestion") => Kind::Options,
-        Some(_) => Kind::Interaction,
-        None => Kind::Unknown,
+        Some("block_suggestion" | "dialog_suggestion") => WebhookKind::Options,
+        Some(_) => WebhookKind::Interaction,
+        None => WebhookKind::Unknown,
     };
     let (_, media, body) = form(&[("payload", &interaction.to_string())]);
     (kind, media, body)
 }
 
 pub(super) fn json_body(text: &str) -> Body {
-    (Kind::Unknown, Media::Json, text.into())
+    (WebhookKind::Unknown, MediaType::Json, text.into())
 }
 
 pub(super) fn event_body(event: Value) -> Body {
@@ -191,7 +215,7 @@ pub(super) fn event_body(event: Value) -> Body {
         "type": "event_callback", "event_id": "Ev1", "event_time": 1_700_000_001,
         "team_id": "T0001TEAM", "event": event,
     });
-    (Kind::Event, Media::Json, body.to_string().into_bytes())
+    (WebhookKind::Event, MediaType::Json, body.to_string().into_bytes())
 }
 
 /// Returns a message in channel `C1` with these fields changed.
@@ -219,7 +243,13 @@ pub(super) fn im(text: &str) -> Body {
 }
 
 pub(super) fn slash(command: &str, text: &str) -> Body {
+    slash_in("general", command, text)
+}
+
+/// Returns a slash command in a channel that Slack names so.
+pub(super) fn slash_in(channel_name: &str, command: &str, text: &str) -> Body {
     form(&[
+        ("channel_name", channel_name),
         ("command", command),
         ("text", text),
         ("team_id", "T0001TEAM"),
@@ -237,12 +267,13 @@ pub(super) fn show(decision: &Decision) -> String {
             format!("ignore {}{addressed}", reason.as_str())
         }
         Decision::DeadLetter { reason, error } => format!("dead letter: {reason}: {error}"),
+        Decision::Overflow => format!("dead letter without bytes: {}", Decision::OVERFLOW),
         Decision::Apply(effects) => show_effects(effects),
     }
 }
 
 fn show_effects(effects: &Effects) -> String {
-    let Effects { consume, changes, messages, delivery, trigger, processed_as } = effects;
+    let Effects { consume, changes, messages, delivery, question, trigger, processed_as } = effects;
     let mut parts = Vec::new();
     parts.extend(
         consume
@@ -250,15 +281,15 @@ fn show_effects(effects: &Effects) -> String {
             .map(|c| format!("consume in {} {}/{} by {}", c.surface, c.team, c.channel, c.user)),
     );
     for change in changes {
-        let what = match &change.what {
-            What::Bind { org, agent, .. } => format!(" to {org}/{agent}"),
-            What::Revoke { at, why, .. } => format!(" at {at}, {why}"),
+        let action = match &change.action {
+            ConversationChange::Bind { org, agent, .. } => format!(" to {org}/{agent}"),
+            ConversationChange::Revoke { at, why, .. } => format!(" at {at}, {why}"),
             _ => String::new(),
         };
         let (yes, no) =
             (show_messages(&(change.reply)(true)), show_messages(&(change.reply)(false)));
         let reply = if yes.is_empty() { yes } else { format!(": {yes} / {no}") };
-        parts.push(format!("change {}{what}{reply}", change.what.as_str()));
+        parts.push(format!("change {}{action}{reply}", change.action.as_str()));
     }
     if !messages.is_empty() {
         parts.push(show_messages(messages));
@@ -269,12 +300,13 @@ fn show_effects(effects: &Effects) -> String {
         let hops = if d.hops == 0 { String::new() } else { format!(", {} hops", d.hops) };
         format!("to {}/{} s{} {priority}{hops}", d.org, d.agent, d.session)
     }));
+    parts.extend((*question == Some(QuestionEffect::Refused)).then(|| "refused".to_owned()));
     parts.extend(trigger.as_ref().map(|_| "trigger".to_owned()));
     format!("{}: {}", processed_as.as_str(), parts.join("; "))
 }
 
-fn show_messages(messages: &[Outgoing]) -> String {
-    let line = |m: &Outgoing| {
+fn show_messages(messages: &[OutgoingMessage]) -> String {
+    let line = |m: &OutgoingMessage| {
         format!("{} {}", m.to.as_str(), m.message["text"].as_str().unwrap_or_default())
     };
     messages.iter().map(line).collect::<Vec<_>>().join(" + ")

@@ -1,11 +1,16 @@
 //! Reads the file of `tidegate apply`. Returns its declarations, or all of its problems, each with
 //! its line and a remedy. The format is documented in [`super::schema`].
 
-use super::schema::File;
+mod apps;
+
+use super::schema::{self, File};
 use shared::{
+    domain::{AgentId, EnterpriseId, NotificationEvent, OrgId, TeamId, UserId},
     secrets::Secret,
-    store::{Clash, Declared, DeclaredConnection, DeclaredMember, NewAgent},
-    types::{AgentId, EnterpriseId, OrgId, TeamId, UserId},
+    store::{
+        ConflictError, Declarations, Declared, DeclaredConnection, DeclaredMember, NewAgent,
+        NotificationEndpoint,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +30,9 @@ const KEEP_BOUNDS: (Duration, Duration) =
 /// Bounds of an agent's `max_concurrent`.
 const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
 
+/// Bounds of an agent's `max_per_user`.
+const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
+
 /// Problem of the file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -34,17 +42,22 @@ pub struct Problem {
 
 /// Declarations of a file, and their lines.
 pub struct ParsedFile {
-    pub declared: Declared,
+    pub declared: Declarations,
+    app_lines: Vec<usize>,
     connection_lines: Vec<usize>,
 }
 
 impl ParsedFile {
     /// Returns conflicts with existing rows as problems with their lines.
-    pub fn locate(&self, clashes: Vec<Clash>) -> Vec<Problem> {
-        let line = |n: usize| self.connection_lines.get(n).copied().unwrap_or(1);
-        clashes
+    pub fn locate(&self, conflicts: Vec<ConflictError>) -> Vec<Problem> {
+        let line = |at: Declared| match at {
+            Declared::App(n) => self.app_lines.get(n).copied(),
+            Declared::Connection(n) => self.connection_lines.get(n).copied(),
+            Declared::Nothing => None,
+        };
+        conflicts
             .into_iter()
-            .map(|clash| Problem { line: line(clash.connection), text: clash.why })
+            .map(|conflict| Problem { line: line(conflict.at).unwrap_or(1), text: conflict.why })
             .collect()
     }
 }
@@ -75,7 +88,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn declared(&mut self, file: File) -> ParsedFile {
-        let mut declared = Declared::default();
+        let mut declared = Declarations::default();
         let mut connection_lines = Vec::new();
         let mut lines = BTreeMap::new();
         let (mut users, mut lists) = (BTreeMap::new(), BTreeMap::new());
@@ -115,18 +128,11 @@ impl Reader<'_> {
             let retry_for =
                 agent.retry_for.map(|time| self.time(Some(time), KEEP_BOUNDS, NewAgent::KEEP_FOR));
             let keep_for = self.time(agent.keep_for, KEEP_BOUNDS, NewAgent::KEEP_FOR);
-            let max_concurrent = agent.max_concurrent.map_or(NewAgent::MAX_CONCURRENT, |max| {
-                if !MAX_CONCURRENT_BOUNDS.contains(max.get_ref()) {
-                    let (least, most) =
-                        (MAX_CONCURRENT_BOUNDS.start(), MAX_CONCURRENT_BOUNDS.end());
-                    self.problem(
-                        &max.span(),
-                        format!("max_concurrent is out of bounds; write {least} to {most}"),
-                    );
-                }
-                max.into_inner()
-            });
-            let Some(secret) = self.secret(&agent.secret) else { continue };
+            let max = (agent.max_concurrent, MAX_CONCURRENT_BOUNDS);
+            let max_concurrent = self.limit("max_concurrent", max, NewAgent::MAX_CONCURRENT);
+            let max = (agent.max_per_user, MAX_PER_USER_BOUNDS);
+            let max_per_user = self.limit("max_per_user", max, NewAgent::MAX_PER_USER);
+            let Some(secret) = self.webhook_secret(&agent.secret) else { continue };
             declared.agents.push(NewAgent {
                 org: agent.organization.into_inner(),
                 id: agent.id.into_inner(),
@@ -136,10 +142,14 @@ impl Reader<'_> {
                 secret,
                 timeout,
                 max_concurrent,
+                max_per_user,
                 retry_for,
                 keep_for,
+                signs_as_slack: agent.signs_as_slack,
             });
         }
+        let (apps, app_lines) = self.apps(file.app, &organizations, &mut lines);
+        declared.apps = apps;
         for connection in file.connection {
             let span = connection.app.span();
             let installation = (connection.enterprise.as_ref(), connection.team.as_ref());
@@ -149,22 +159,25 @@ impl Reader<'_> {
                     "no team or enterprise; add one, or preview_mode = true".into(),
                 );
             }
-            let part = |id: Option<&str>| id.unwrap_or("_").to_owned();
-            let item = format!(
-                "connection {}/{}/{}",
-                connection.app.get_ref(),
-                part(installation.0.map(EnterpriseId::as_str)),
-                part(installation.1.map(TeamId::as_str)),
-            );
+            // A workspace is known by its own id, with or without the id of its organization.
+            let of_organization = || installation.0.map(EnterpriseId::as_str);
+            let place = installation.1.map(TeamId::as_str).or_else(of_organization);
+            let item =
+                format!("connection {}/{}", connection.app.get_ref(), place.unwrap_or("(preview)"));
             self.require_unique(&mut lines, item, &span);
             if let Some(id) = connection.id {
                 self.require_unique(&mut lines, format!("connection {id}"), &span);
             }
-            let signing_secret = self.secret(&connection.signing_secret);
+            let is_of_app = apps::is_declared(&declared.apps, connection.app.get_ref());
+            if connection.signing_secret.is_none() && !is_of_app {
+                let why = "no signing_secret; add one, or declare the app as [[app]]";
+                self.problem(&span, why.into());
+            }
+            let signing_secret = connection.signing_secret.as_ref().map(|s| self.secret(s));
             let bot_token = connection.bot_token.as_ref().map(|token| self.secret(token));
-            let (Some(signing_secret), None | Some(Some(_))) = (signing_secret, &bot_token) else {
+            if [&signing_secret, &bot_token].iter().any(|secret| matches!(secret, Some(None))) {
                 continue;
-            };
+            }
             connection_lines.push(line_of(self.text, &span));
             declared.connections.push(DeclaredConnection {
                 id: connection.id,
@@ -174,13 +187,32 @@ impl Reader<'_> {
                 enterprise: connection.enterprise,
                 team: connection.team,
                 preview_mode: connection.preview_mode,
-                signing_secret,
+                signing_secret: signing_secret.flatten(),
                 bot_token: bot_token.flatten(),
                 bot_user: connection.bot_user,
                 settings: connection.settings.into(),
             });
         }
-        ParsedFile { declared, connection_lines }
+        declared.notifications = file.notifications.and_then(|found| self.notifications(found));
+        ParsedFile { declared, app_lines, connection_lines }
+    }
+
+    fn notifications(&mut self, declared: schema::Notifications) -> Option<NotificationEndpoint> {
+        self.address(&declared.url);
+        let secret = self.webhook_secret(&declared.secret)?;
+        let events = declared.events.unwrap_or_else(|| NotificationEvent::ALL.to_vec());
+        Some(NotificationEndpoint::new(declared.url.into_inner(), secret, &events))
+    }
+
+    /// Returns the secret of a reference, which has to be usable for signatures.
+    fn webhook_secret(&mut self, reference: &Spanned<String>) -> Option<Secret> {
+        let secret = self.secret(reference)?;
+        if secret.webhook_key().is_none() {
+            let why = "malformed secret; write whsec_ and base64 of 24 to 64 bytes, \
+                       or a secret without whsec_";
+            self.problem(&reference.span(), why.into());
+        }
+        Some(secret)
     }
 
     fn problem(&mut self, span: &Range<usize>, text: String) {
@@ -242,7 +274,26 @@ impl Reader<'_> {
         let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
         if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
             self.problem(&url.span(), "malformed url; write https://host/path".into());
+        } else if host.is_some_and(|host| host.contains('@')) {
+            let why = "user or password in url; remove them, requests are signed with secret";
+            self.problem(&url.span(), why.into());
         }
+    }
+
+    /// Returns a number within bounds, or the default if there is none.
+    fn limit<N: Copy + PartialOrd + std::fmt::Display>(
+        &mut self,
+        name: &str,
+        (max, bounds): (Option<Spanned<N>>, RangeInclusive<N>),
+        default: N,
+    ) -> N {
+        let Some(max) = max else { return default };
+        if !bounds.contains(max.get_ref()) {
+            let (least, most) = bounds.into_inner();
+            let why = format!("{name} is out of bounds; write {least} to {most}");
+            self.problem(&max.span(), why);
+        }
+        max.into_inner()
     }
 
     /// Parses a duration within bounds. Returns the default if there is none.

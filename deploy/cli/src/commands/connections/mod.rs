@@ -1,33 +1,42 @@
-//! `tidegate connections`: lists, disables, enables and deletes connections, and rotates secrets.
+//! `tidegate connections`: lists, imports, disables, enables and deletes connections, and rotates secrets.
 //!
 //! A command returns when every ingest has applied its change.
 
+mod backlog;
+mod import;
+mod move_to;
 mod token_rotation;
 
 use crate::{
-    directory, output,
-    settings::{NatsSettings, StoreSettings},
+    output,
+    settings::{self, NatsSettings, SigningKeyring, StoreSettings},
 };
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail};
+use import::Import;
+use move_to::Move;
 use serde::Serialize;
 use shared::{
-    config,
+    domain::{ConnectionId, EnterpriseId, TeamId},
+    operations::OperationError,
+    runtime::config,
     secrets::Secret,
-    store::{ConnectionSummary, HistoryEntry, Store},
-    types::{ConnectionId, EnterpriseId, Status, TeamId},
+    store::{BindingChange, ConnectionSummary, HistoryEntry, Store},
 };
 use std::time::Duration;
 use token_rotation::EnableTokenRotation;
 
 const LIST: &str = "tidegate connections list";
+/// Number of changes of bindings that `show` prints.
+const BINDING_CHANGES_SHOWN: i64 = 20;
 
-const COLUMNS: [output::Column; 7] = [
+const COLUMNS: [output::Column; 8] = [
     ("id", false),
     ("organization", false),
     ("app", false),
     ("installation", false),
     ("status", false),
     ("bindings", true),
+    ("backlog", false),
     ("reason", false),
 ];
 
@@ -38,6 +47,8 @@ pub enum Connections {
     List(List),
     /// Show a connection, without its secrets.
     Show(Show),
+    /// Create connections from the installations of a Bolt app. Continues an interrupted import.
+    Import(Box<Import>),
     /// Disable a connection: ingest answers its webhooks with 404.
     Disable(Change),
     /// Enable a connection.
@@ -50,6 +61,8 @@ pub enum Connections {
     PauseSending(Sending),
     /// Resume calls to Slack for a connection.
     ResumeSending(Sending),
+    /// Move a connection to another organization. Its bindings stay.
+    Move(Move),
     /// Delete a connection and its data in Postgres, the directory and the stream.
     Delete(Delete),
 }
@@ -102,19 +115,17 @@ pub struct Sending {
 /// Arguments of `tidegate connections rotate-signing-secret`.
 #[derive(Debug, clap::Args)]
 pub struct RotateSigningSecret {
-    /// New signing secret, as file:<path>, or as text that other users of this machine can see.
-    #[arg(
-        long,
-        env = "TIDEGATE_NEW_SIGNING_SECRET",
-        value_parser = config::secret,
-        hide_env_values = true
-    )]
+    /// New signing secret, as file:<path>, env:<name>, or - for standard input.
+    #[arg(long, value_parser = settings::secret)]
     secret: Secret,
-    /// Time for which the previous secret stays valid.
-    #[arg(long, default_value = "24h", value_parser = config::duration)]
+    /// Time for which the previous secret stays valid, by the clock of Postgres. A worker ends it
+    /// within a minute after that.
+    #[arg(long, default_value = "24h", value_parser = config::parse_duration)]
     overlap: Duration,
     #[command(flatten)]
     change: Change,
+    #[command(flatten)]
+    keyring: SigningKeyring,
 }
 
 /// Arguments of `tidegate connections delete`.
@@ -133,60 +144,65 @@ impl Connections {
         match self {
             Connections::List(list) => list.run().await,
             Connections::Show(show) => show.run().await,
-            Connections::Disable(change) => change.set(Status::Stopped).await,
-            Connections::Enable(change) => change.set(Status::Active).await,
+            Connections::Import(import) => import.run().await,
+            Connections::Disable(change) => change.set_enabled(false).await,
+            Connections::Enable(change) => change.set_enabled(true).await,
             Connections::RotateSigningSecret(rotate) => rotate.run().await,
             Connections::EnableTokenRotation(enable) => enable.run().await,
             Connections::PauseSending(sending) => sending.set_paused(true).await,
             Connections::ResumeSending(sending) => sending.set_paused(false).await,
+            Connections::Move(moving) => moving.run().await,
             Connections::Delete(delete) => delete.run().await,
         }
     }
 }
 
 impl Change {
-    async fn set(&self, status: Status) -> anyhow::Result<()> {
-        let (id, store) = (self.connection, self.store.open()?);
-        let current = find(&store, id).await?.status;
-        ensure!(
-            !(status == Status::Active && current == Status::Revoked),
-            "failed to enable connection {id}: its tokens are revoked; \
-             install the app again and declare its new bot_token with tidegate apply"
-        );
-        store.set_connection_status(id, status).await?;
-        self.publish(&store).await?;
-        Ok(output::line(&format!("connection {id} is {status} on every ingest"))?)
-    }
-
-    async fn publish(&self, store: &Store) -> anyhow::Result<()> {
-        directory::publish(store, &self.nats.jetstream().await?, &[self.connection]).await
+    async fn set_enabled(&self, enabled: bool) -> anyhow::Result<()> {
+        // While NATS is away the change is stored in Postgres.
+        let (id, js) = (self.connection, self.nats.lazy_jetstream().await?);
+        let operations = self.store.operations(&self.store.open()?)?;
+        let set = operations.set_connection_enabled(&js, id, enabled).await;
+        if let Err(OperationError::Directory(_)) = set {
+            let state = if enabled { "enabled" } else { "disabled" };
+            return Err(set.expect_err("matched")).with_context(|| {
+                format!(
+                    "connection {id} is {state} in Postgres, but ingests do not know it yet: \
+                     failed to reach NATS at {}; a worker announces it when NATS is back",
+                    self.nats.nats.servers()
+                )
+            });
+        }
+        let status = output::require_found(set, LIST)?;
+        Ok(output::print_line(&format!("connection {id} is {status} on every ingest"))?)
     }
 }
 
 impl RotateSigningSecret {
     async fn run(self) -> anyhow::Result<()> {
-        let (id, store) = (self.change.connection, self.change.store.open()?);
-        let rotated = store.rotate_signing_secret(id, &self.secret, self.overlap).await;
-        output::found(rotated, LIST)?;
-        self.change.publish(&store).await?;
-        Ok(output::line(&format!("signing secret of connection {id} rotated on every ingest"))?)
+        let Change { connection: id, store, nats } = self.change;
+        let operations = store.operations(&store.open_with(self.keyring.rings())?)?;
+        let js = nats.jetstream().await?;
+        let rotated = operations.rotate_signing_secret(&js, id, &self.secret, self.overlap).await;
+        output::require_found(rotated, LIST)?;
+        Ok(output::print_line(&format!(
+            "signing secret of connection {id} rotated on every ingest"
+        ))?)
     }
 }
 
 impl Sending {
     async fn set_paused(self, pause: bool) -> anyhow::Result<()> {
-        let (id, store) = (self.connection, self.store.open()?);
-        let changed =
-            if pause { store.pause_sending(id).await } else { store.resume_sending(id).await };
-        let changed = output::found(changed, LIST)?;
-        output::paused(&format!("sending of connection {id}"), pause, changed, self.json)
+        let (id, operations) = (self.connection, self.store.operations(&self.store.open()?)?);
+        let changed = output::require_found(operations.set_sending_paused(id, pause).await, LIST)?;
+        output::print_paused(&format!("sending of connection {id}"), pause, changed, self.json)
     }
 }
 
 impl Delete {
     async fn run(self) -> anyhow::Result<()> {
-        let Change { connection: id, store, nats } = self.change;
-        let store = store.open()?;
+        let Change { connection: id, store: settings, nats } = self.change;
+        let store = settings.open()?;
         let found = find(&store, id).await?;
         if !self.yes {
             bail!(
@@ -198,18 +214,14 @@ impl Delete {
             );
         }
         let js = nats.jetstream().await?;
-        // Ingests stop to accept webhooks before anything is deleted.
-        store.set_connection_status(id, Status::Stopped).await?;
-        directory::publish(&store, &js, &[id]).await?;
-        let deleted = store.delete_connection(id).await?;
-        let purged = directory::publish_deletion(&store, &js, id).await?;
-        output::line(&format!("bindings: {}", deleted.bindings))?;
-        output::line(&format!("link codes: {}", deleted.link_codes))?;
-        output::line(&format!("messages to Slack: {}", deleted.outbox))?;
-        output::line(&format!("deliveries: {}", deleted.deliveries))?;
-        output::line(&format!("dead letters: {}", deleted.dead_letters))?;
-        output::line(&format!("webhooks in the stream: {purged}"))?;
-        Ok(output::line(&format!("connection {id} deleted on every ingest"))?)
+        let (deleted, purged) = settings.operations(&store)?.delete_connection(&js, id).await?;
+        output::print_line(&format!("bindings: {}", deleted.bindings))?;
+        output::print_line(&format!("link codes: {}", deleted.link_codes))?;
+        output::print_line(&format!("messages to Slack: {}", deleted.outbox))?;
+        output::print_line(&format!("deliveries: {}", deleted.deliveries))?;
+        output::print_line(&format!("dead letters: {}", deleted.dead_letters))?;
+        output::print_line(&format!("webhooks in the stream: {purged}"))?;
+        Ok(output::print_line(&format!("connection {id} deleted on every ingest"))?)
     }
 }
 
@@ -231,7 +243,7 @@ fn installation(connection: &ConnectionSummary) -> String {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let connections = self.store.open()?.connection_summaries(None).await?;
-        output::list(&connections, self.json, &COLUMNS, row)
+        output::print_list(&connections, self.json, &COLUMNS, row)
     }
 }
 
@@ -243,6 +255,7 @@ fn row(connection: &ConnectionSummary) -> Vec<String> {
         installation(connection),
         connection.status.to_string(),
         connection.bindings.to_string(),
+        backlog::state(connection.backlog.as_ref()).into(),
         output::or_dash(Some(&connection.reason)),
     ]
 }
@@ -252,6 +265,7 @@ struct Details<'a> {
     #[serde(flatten)]
     connection: &'a ConnectionSummary,
     history: &'a [HistoryEntry],
+    binding_history: &'a [BindingChange],
 }
 
 impl Show {
@@ -259,14 +273,24 @@ impl Show {
         let store = self.store.open()?;
         let connection = find(&store, self.connection).await?;
         let history = store.connection_history(self.connection).await?;
+        let changes = store.binding_history(self.connection, BINDING_CHANGES_SHOWN).await?;
         if self.json {
-            return output::json(&Details { connection: &connection, history: &history });
+            let (history, binding_history) = (&history[..], &changes[..]);
+            return output::print_json(&Details {
+                connection: &connection,
+                history,
+                binding_history,
+            });
         }
-        Ok(output::line(&render(&connection, &history))?)
+        Ok(output::print_line(&render(&connection, &history, &changes))?)
     }
 }
 
-fn render(connection: &ConnectionSummary, history: &[HistoryEntry]) -> String {
+fn render(
+    connection: &ConnectionSummary,
+    history: &[HistoryEntry],
+    changes: &[BindingChange],
+) -> String {
     let surfaces: Vec<&str> =
         connection.settings.surfaces.iter().map(|surface| surface.as_str()).collect();
     let mut facts = vec![
@@ -278,11 +302,17 @@ fn render(connection: &ConnectionSummary, history: &[HistoryEntry]) -> String {
         ("status", connection.status.to_string()),
         ("reason", output::or_dash(Some(&connection.reason))),
         ("bot user", output::or_dash(connection.bot_user.as_deref())),
+        ("installed by", output::or_dash(connection.installed_by.as_deref())),
+        ("scopes", output::or_dash(Some(&connection.scopes.join(" ")))),
         ("bot token", if connection.has_bot_token { "set" } else { "-" }.into()),
         ("surfaces", surfaces.join(",")),
         ("welcome", connection.settings.welcome.to_string()),
         ("answer bots", connection.settings.answer_bots.to_string()),
+        ("broadcasts", connection.settings.broadcasts.to_string()),
+        ("foreign apps", connection.settings.foreign_apps.to_string()),
+        ("link by", connection.settings.link_by.to_string()),
         ("bindings", connection.bindings.to_string()),
+        ("backlog", backlog::describe(connection.backlog.as_ref())),
         ("sending paused", output::or_dash(connection.sending_paused_at.as_deref())),
         ("installed at", output::or_dash(connection.installed_at.as_deref())),
         ("version", connection.version.to_string()),
@@ -293,66 +323,16 @@ fn render(connection: &ConnectionSummary, history: &[HistoryEntry]) -> String {
         let at = output::or_dash(at.as_deref());
         facts.push(("history", output::sanitize(&format!("{at} {status}{reason}"))));
     }
-    output::facts(&facts)
+    for BindingChange { at, channel, org, agent, by } in changes {
+        let (at, by) = (output::or_dash(at.as_deref()), output::or_dash(Some(by)));
+        let what = match org.as_ref().zip(agent.as_ref()) {
+            Some((org, agent)) => format!("linked to {org}/{agent}"),
+            None => "unlinked".into(),
+        };
+        facts.push(("binding", output::sanitize(&format!("{at} {channel} {what} by {by}"))));
+    }
+    output::render_facts(&facts)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use shared::types::Settings;
-
-    #[test]
-    fn renders_connections() {
-        let connection = |status, preview_mode: bool| ConnectionSummary {
-            id: format!("{:032x}", 7).parse().expect("an id"),
-            organization: "acme".parse().expect("an id"),
-            agent: Some("helper".parse().expect("an id")),
-            app: "A0123456".parse().expect("an id"),
-            enterprise: None,
-            team: (!preview_mode).then(|| "T0123456".parse().expect("an id")),
-            preview_mode,
-            status,
-            reason: if status == Status::Error { "invalid_auth" } else { "" }.into(),
-            bot_user: Some("U0123456".into()),
-            has_bot_token: true,
-            settings: Settings::default(),
-            bindings: 4,
-            sending_paused_at: None,
-            installed_at: Some("2026-01-31T12:00:00Z".into()),
-            updated_at: None,
-            version: 9,
-        };
-        let failed = connection(Status::Error, false);
-        let history = [HistoryEntry {
-            at: Some("2026-01-31T12:00:00Z".into()),
-            status: Status::Error,
-            reason: "invalid_auth".into(),
-        }];
-        insta::assert_snapshot!(render(&failed, &history), @r"
-        id              00000000000000000000000000000007
-        organization    acme
-        agent           helper
-        app             A0123456
-        installation    T0123456
-        status          error
-        reason          invalid_auth
-        bot user        U0123456
-        bot token       set
-        surfaces        dm,channel
-        welcome         true
-        answer bots     false
-        bindings        4
-        sending paused  -
-        installed at    2026-01-31T12:00:00Z
-        version         9
-        webhooks        <base>/api/v1/webhooks/00000000000000000000000000000007
-        history         2026-01-31T12:00:00Z error: invalid_auth
-        ");
-        let connections = [failed, connection(Status::Active, true)];
-        insta::assert_snapshot!(output::table(&COLUMNS, &connections, row), @r"
-        id                                organization  app       installation  status  bindings  reason
-        00000000000000000000000000000007  acme          A0123456  T0123456      error          4  invalid_auth
-        00000000000000000000000000000007  acme          A0123456  preview       active         4  -
-        ");
-    }
-}
+mod tests;

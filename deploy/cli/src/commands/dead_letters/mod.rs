@@ -7,19 +7,17 @@ mod redrive;
 
 use crate::{
     output::{self, not_found},
-    settings::StoreSettings,
+    settings::{StoreSettings, TokenKeyring},
 };
 use anyhow::{bail, ensure};
 use redrive::Redrive;
 use serde::Serialize;
 use shared::{
-    store::{DeadLetter, DeadLetterFilter, Store},
-    types::ConnectionId,
+    domain::ConnectionId,
+    store::{DeadLetter, FailureFilter, Store},
 };
 use std::collections::BTreeSet;
 
-/// Dead letters per statement.
-const BATCH_SIZE: i64 = 1_000;
 /// Maximum number of ids in a message.
 const MAX_NAMED_IDS: usize = 20;
 
@@ -80,6 +78,8 @@ pub struct Show {
     json: bool,
     #[command(flatten)]
     store: StoreSettings,
+    #[command(flatten)]
+    keyring: TokenKeyring,
 }
 
 /// Selection of dead letters.
@@ -129,13 +129,16 @@ impl DeadLetters {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
-        let filter =
-            DeadLetterFilter { ids: None, connection: self.connection, reason: self.reason };
-        let letters = store.dead_letters(&filter, i64::from(self.limit), self.json).await?;
+        let filter = FailureFilter {
+            connection: self.connection,
+            text: self.reason,
+            ..FailureFilter::default()
+        };
+        let letters = store.dead_letters(&filter, i64::from(self.limit), false).await?;
         if letters.is_empty() {
             return not_found("no dead letters found");
         }
-        output::list(&letters, self.json, &COLUMNS, row)
+        output::print_list(&letters, self.json, &COLUMNS, row)
     }
 }
 
@@ -163,16 +166,17 @@ struct Details<'a> {
 
 impl Show {
     async fn run(self) -> anyhow::Result<()> {
-        let filter = DeadLetterFilter { ids: Some(vec![self.id]), ..DeadLetterFilter::default() };
-        let found = self.store.open()?.dead_letters(&filter, 1, true).await?;
+        let filter = FailureFilter { ids: Some(vec![self.id]), ..FailureFilter::default() };
+        let store = self.store.open_with(self.keyring.rings())?;
+        let found = store.dead_letters(&filter, 1, true).await?;
         let Some(letter) = found.first() else { return not_found(unknown(&[self.id])) };
         let body = self.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
         if self.json {
-            return output::json(&Details { letter, body });
+            return output::print_json(&Details { letter, body });
         }
-        output::line(&render(letter))?;
+        output::print_line(&render(letter))?;
         match body {
-            Some(body) => Ok(output::line(&format!("\n{}", output::sanitize(&body)))?),
+            Some(body) => Ok(output::print_line(&format!("\n{}", output::sanitize(&body)))?),
             None => Ok(()),
         }
     }
@@ -209,13 +213,14 @@ fn render(letter: &DeadLetter) -> String {
     for (name, value) in &letter.headers {
         facts.push(("header", output::sanitize(&format!("{name}: {value}"))));
     }
-    output::facts(&facts)
+    output::render_facts(&facts)
 }
 
 impl Selection {
-    fn filter(&self) -> DeadLetterFilter {
+    fn filter(&self) -> FailureFilter {
         let ids = (!self.all).then(|| self.ids.clone());
-        DeadLetterFilter { ids, connection: self.connection, reason: self.reason.clone() }
+        let (connection, text) = (self.connection, self.reason.clone());
+        FailureFilter { ids, connection, text, ..FailureFilter::default() }
     }
 
     /// Returns the selected ids that are not in the set.
@@ -242,18 +247,13 @@ impl Delete {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         self.selection.confirm(&store, self.yes, "delete permanently").await?;
-        let (filter, mut deleted) = (self.selection.filter(), BTreeSet::new());
-        loop {
-            let ids = store.delete_dead_letters(&filter, BATCH_SIZE).await?;
-            if ids.is_empty() {
-                break;
-            }
-            deleted.extend(ids);
-        }
+        let operations = self.store.operations(&store)?;
+        let deleted = operations.delete_dead_letters(&self.selection.filter()).await?;
+        let deleted: BTreeSet<i64> = deleted.into_iter().collect();
         if self.json {
-            output::json(&serde_json::json!({ "deleted": deleted.len() }))?;
+            output::print_json(&serde_json::json!({ "deleted": deleted.len() }))?;
         } else {
-            output::line(&format!("deleted: {}", deleted.len()))?;
+            output::print_line(&format!("deleted: {}", deleted.len()))?;
         }
         let left_out = self.selection.without(&deleted);
         if !left_out.is_empty() {
@@ -323,7 +323,7 @@ mod tests {
         bytes           2
         header          Content-Type: application/json
         ");
-        insta::assert_snapshot!(output::table(&COLUMNS, &[dispatch, intake], row), @r"
+        insta::assert_snapshot!(output::render_table(&COLUMNS, &[dispatch, intake], row), @r"
         id  stage     sequence  connection                        attempts  given up at           reason
         17  dispatch      1234  00000000000000000000000000000007         3  2026-01-31T12:00:00Z  agent rejected the delivery: 422
          8  intake           0  -                                        0  -                     undecodable envelope: it has no headers

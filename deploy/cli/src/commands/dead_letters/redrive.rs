@@ -1,6 +1,6 @@
 //! `tidegate dead-letters redrive`: processes dead letters again and waits for the result.
 
-use super::{BATCH_SIZE, Selection, named};
+use super::{Selection, named};
 use crate::{
     output::{self, not_found},
     settings::StoreSettings,
@@ -8,8 +8,8 @@ use crate::{
 use anyhow::ensure;
 use serde::Serialize;
 use shared::{
-    config,
-    store::{DeadLetterFilter, Store},
+    runtime::config,
+    store::{FailureFilter, Store},
 };
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub struct Redrive {
     #[arg(long)]
     yes: bool,
     /// Maximum time to wait for workers.
-    #[arg(long, default_value = "60s", value_parser = config::duration)]
+    #[arg(long, default_value = "60s", value_parser = config::parse_duration)]
     timeout: Duration,
     /// Print JSON: the number of redriven dead letters, and the ids of the others.
     #[arg(long)]
@@ -45,14 +45,8 @@ impl Redrive {
     pub async fn run(self) -> anyhow::Result<()> {
         let (store, deadline) = (self.store.open()?, Instant::now() + self.timeout);
         self.selection.confirm(&store, self.yes || !self.selection.all, "redrive").await?;
-        let (filter, mut requested) = (self.selection.filter(), Vec::new());
-        loop {
-            let ids = store.redrive_dead_letters(&filter, BATCH_SIZE).await?;
-            if ids.is_empty() {
-                break;
-            }
-            requested.extend(ids);
-        }
+        let operations = self.store.operations(&store)?;
+        let requested = operations.redrive_dead_letters(&self.selection.filter()).await?;
         let left_out = self.selection.without(&requested.iter().copied().collect());
         if requested.is_empty() {
             return not_found("nothing to redrive: already being redriven, or without bytes");
@@ -63,14 +57,14 @@ impl Redrive {
                 break progress;
             }
             let done = requested.len() - progress.waiting.len();
-            output::progress(&format!("{done} of {} redriven", requested.len()));
+            output::print_progress(&format!("{done} of {} redriven", requested.len()));
             tokio::time::sleep(POLL_INTERVAL).await;
         };
         output::clear_progress();
         if self.json {
-            output::json(&progress)?;
+            output::print_json(&progress)?;
         } else {
-            output::line(&format!("redriven: {}", progress.redriven))?;
+            output::print_line(&format!("redriven: {}", progress.redriven))?;
         }
         let Progress { failed, waiting, .. } = &progress;
         ensure!(
@@ -96,7 +90,7 @@ impl Redrive {
 /// Returns the progress of a redrive. A deleted row is redriven. A row without a redrive time
 /// failed again.
 async fn progress(store: &Store, requested: &[i64]) -> anyhow::Result<Progress> {
-    let filter = DeadLetterFilter { ids: Some(requested.to_vec()), ..DeadLetterFilter::default() };
+    let filter = FailureFilter { ids: Some(requested.to_vec()), ..FailureFilter::default() };
     let left = store.dead_letters(&filter, i64::MAX, false).await?;
     let ids = |waits: bool| {
         left.iter().filter(|l| l.redrive_at.is_some() == waits).map(|l| l.id).collect()

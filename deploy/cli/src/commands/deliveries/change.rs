@@ -71,9 +71,9 @@ impl Change {
         let number = if whole_lanes { count.deliveries } else { count.lanes };
         let is_confirmed = number < 2 || self.yes;
         if !self.json {
-            output::line(&summary(&count))?;
+            output::print_line(&summary(&count))?;
         } else if !is_confirmed {
-            output::json(&count)?;
+            output::print_json(&count)?;
         }
         ensure!(is_confirmed, "nothing changed; pass --yes to change more than one delivery");
         Ok(if heads_only { filter } else { of_lane })
@@ -82,14 +82,14 @@ impl Change {
     pub async fn retry(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         let filter = self.confirm(&store, false, false).await?;
-        let lanes = store.retry_deliveries(&filter).await?;
+        let lanes = self.store.operations(&store)?.retry_deliveries(&filter).await?;
         self.finish("retried", lanes, 0, "already running")
     }
 
     pub async fn skip(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         let filter = self.confirm(&store, false, true).await?;
-        let done = store.skip_deliveries(&filter).await?;
+        let done = self.store.operations(&store)?.skip_deliveries(&filter).await?;
         self.finish("skipped", done.ended, 0, "it runs; cancel it instead")
     }
 
@@ -108,11 +108,11 @@ impl Change {
             if done == "cancelled" {
                 line.insert("requested".into(), requested.into());
             }
-            return output::json(&line);
+            return output::print_json(&line);
         }
-        output::line(&format!("{done}: {ended}"))?;
+        output::print_line(&format!("{done}: {ended}"))?;
         if requested > 0 {
-            output::line(&format!("running, to be ended by their workers: {requested}"))?;
+            output::print_line(&format!("running, to be ended by their workers: {requested}"))?;
         }
         Ok(())
     }
@@ -123,7 +123,8 @@ impl Cancel {
         let Cancel { change, whole_lane } = self;
         let store = change.store.open()?;
         let filter = change.confirm(&store, whole_lane, !whole_lane).await?;
-        let done = store.cancel_deliveries(&filter, whole_lane).await?;
+        let operations = change.store.operations(&store)?;
+        let done = operations.cancel_deliveries(&filter, whole_lane).await?;
         change.finish("cancelled", done.ended, done.requested, "it has ended")
     }
 }

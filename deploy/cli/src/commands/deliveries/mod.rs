@@ -13,9 +13,9 @@ use crate::{
 use anyhow::ensure;
 use change::{Cancel, Change};
 use shared::{
-    partition::Lane,
+    domain::ConnectionId,
     store::{DeliveryFilter, LaneState, OpenDelivery, Store, WebhookQuery},
-    types::ConnectionId,
+    stream::Lane,
 };
 
 const COLUMNS: [output::Column; 8] = [
@@ -116,6 +116,7 @@ impl Filter {
             agent: self.agent.as_ref().map(|name| name.agent.clone()),
             lane: self.lane,
             head: None,
+            owner: None,
         }
     }
 }
@@ -141,7 +142,7 @@ impl List {
         if lanes.is_empty() {
             return not_found("no waiting or running deliveries found");
         }
-        output::list(&lanes, self.json, &COLUMNS, row)
+        output::print_list(&lanes, self.json, &COLUMNS, row)
     }
 }
 
@@ -173,16 +174,19 @@ impl Show {
         };
         let open = store.open_deliveries(connection, lane, i64::from(self.limit)).await?;
         if self.json {
-            return output::json(&serde_json::json!({ "lane": state, "deliveries": open }));
+            return output::print_json(&serde_json::json!({ "lane": state, "deliveries": open }));
         }
-        output::line(&render(state))?;
-        Ok(output::line(&format!("\n{}", output::table(&OPEN_COLUMNS, &open, open_row)))?)
+        output::print_line(&render(state))?;
+        Ok(output::print_line(&format!(
+            "\n{}",
+            output::render_table(&OPEN_COLUMNS, &open, open_row)
+        ))?)
     }
 }
 
 fn render(state: &LaneState) -> String {
     let text = |text: &Option<String>| output::or_dash(text.as_deref());
-    output::facts(&[
+    output::render_facts(&[
         ("lane", state.lane.clone()),
         ("connection", state.connection.clone()),
         ("partition", state.partition.to_string()),
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lane_name_has_connection() {
+    fn names_lane_with_connection() {
         let id = format!("{:032x}", 7);
         let lane = "00000000000000ff";
         assert!(named_lane(&format!("{id}/{lane}")).is_some());
@@ -298,7 +302,7 @@ mod tests {
         user            -
         replay          -
         ");
-        insta::assert_snapshot!(output::table(&COLUMNS, &[waiting, due], row), @r"
+        insta::assert_snapshot!(output::render_table(&COLUMNS, &[waiting, due], row), @r"
         lane              connection                        agent        state    waiting  attempts  next attempt          last error
         00000000000000ff  00000000000000000000000000000007  acme/helper  waiting       10         3  2026-01-31T12:05:00Z  503 Service�Unavailable
         00000000000000ff  00000000000000000000000000000007  acme/helper  due           10         0  -                     -

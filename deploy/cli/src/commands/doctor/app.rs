@@ -213,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn built_manifest_is_good() {
+    fn accepts_built_manifest() {
         let found = found(|_| {});
         assert_eq!((found.len(), found[0].0), (1, Level::Good), "{found:?}");
     }
 
     #[test]
-    fn each_problem_is_found() {
+    fn finds_each_problem() {
         type Change = fn(&mut Value);
         let cases: [(Change, Level, &str); 9] = [
             (

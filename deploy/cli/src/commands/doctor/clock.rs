@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const MAX_SKEW: Duration = Duration::from_secs(5);
 
 /// Returns the time of this machine in milliseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "the clock is compared")]
 pub(super) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as i64)
 }

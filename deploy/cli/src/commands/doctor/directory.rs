@@ -3,10 +3,10 @@
 
 use super::Finding;
 use shared::{
-    directory::{Directory, DirectoryWait, Entry},
+    directory::{Directory, DirectoryEntry, DirectoryTimeoutError},
+    domain::{ConnectionId, ConnectionStatus},
+    runtime::telemetry::ErrorChain,
     store::Store,
-    telemetry::Chain,
-    types::{ConnectionId, Status},
 };
 use std::{collections::HashMap, time::Duration};
 
@@ -17,7 +17,8 @@ const MAX_NAMED: usize = 10;
 /// Compares the directory with Postgres, and with what every ingest has applied.
 pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut Vec<Finding>) {
     let compared = async {
-        let rows: HashMap<_, _> = store.connection_versions().await?.into_iter().collect();
+        let rows: HashMap<_, _> =
+            store.connection_versions(0, i64::MAX).await?.into_iter().collect();
         let mut stale = Vec::new();
         for (&id, &version) in &rows {
             match directory.entry(id).await? {
@@ -26,7 +27,7 @@ pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut V
             }
         }
         for id in directory.connections().await?.into_iter().filter(|id| !rows.contains_key(id)) {
-            if matches!(directory.entry(id).await?, Some(Entry::Known(_))) {
+            if matches!(directory.entry(id).await?, Some(DirectoryEntry::Known(_))) {
                 stale.push(format!("{id} (deleted)"));
             }
         }
@@ -39,10 +40,10 @@ pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut V
         }
     };
     findings.push(entries(&stale));
-    findings.push(match directory.applied_everywhere(revision, Duration::ZERO).await {
+    findings.push(match directory.wait_until_applied(revision, Duration::ZERO).await {
         Ok(()) => ingests(&[]),
-        Err(DirectoryWait::Behind(behind)) => ingests(&behind),
-        Err(DirectoryWait::Directory(error)) => failed(&Chain(&error).to_string()),
+        Err(DirectoryTimeoutError::Behind(behind)) => ingests(&behind),
+        Err(DirectoryTimeoutError::Directory(error)) => failed(&ErrorChain(&error).to_string()),
     });
     if let Ok(connections) = store.connection_summaries(None).await {
         findings.extend(
@@ -79,11 +80,15 @@ fn failed(reason: &str) -> Finding {
     Finding::problem(COMPONENT, format!("failed to compare with Postgres: {reason}"), remedy)
 }
 
-/// Returns a warning if Slack rejects the token of a connection.
-fn failed_connection(id: ConnectionId, status: Status, reason: &str) -> Option<Finding> {
+/// Returns a warning if a connection has no token, or Slack rejects it.
+fn failed_connection(id: ConnectionId, status: ConnectionStatus, reason: &str) -> Option<Finding> {
     let remedy = match status {
-        Status::Error => "install the app again if Slack rejects its token",
-        Status::Revoked => {
+        ConnectionStatus::Pending => {
+            "declare its bot_token with tidegate apply; an app in mode forward needs none, and \
+             tidegate connections enable is enough"
+        }
+        ConnectionStatus::Error => "install the app again if Slack rejects its token",
+        ConnectionStatus::Revoked => {
             "install the app again and declare its new token with tidegate apply, \
              or delete the connection"
         }
@@ -113,14 +118,17 @@ mod tests {
                            → check the findings about Postgres and NATS
         ");
         let id = format!("{:032x}", 7).parse().expect("an id");
-        let statuses = [Status::Error, Status::Revoked];
+        let statuses =
+            [ConnectionStatus::Pending, ConnectionStatus::Error, ConnectionStatus::Revoked];
         let found = statuses.map(|status| failed_connection(id, status, "token_revoked"));
         insta::assert_snapshot!(render(&found.map(|found| found.expect("found"))), @r"
+        warning  slack     connection 00000000000000000000000000000007 is pending: token_revoked
+                           → declare its bot_token with tidegate apply; an app in mode forward needs none, and tidegate connections enable is enough
         warning  slack     connection 00000000000000000000000000000007 is error: token_revoked
                            → install the app again if Slack rejects its token
         warning  slack     connection 00000000000000000000000000000007 is revoked: token_revoked
                            → install the app again and declare its new token with tidegate apply, or delete the connection
         ");
-        assert!(failed_connection(id, Status::Active, "").is_none());
+        assert!(failed_connection(id, ConnectionStatus::Active, "").is_none());
     }
 }

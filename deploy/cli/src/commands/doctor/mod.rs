@@ -1,12 +1,15 @@
 //! `tidegate doctor`: finds problems of a deployment and of a Slack app, and prints remedies.
 //!
-//! Reads only. Exits 1 if a finding is a problem.
+//! Reads only, and asks Slack with the tokens of connections. Exits 1 if a finding is a problem.
 
 mod app;
 mod clock;
 mod directory;
 mod nats;
 mod postgres;
+mod processes;
+mod settings;
+mod slack;
 
 use crate::{
     app_manifest::AppSettings,
@@ -35,6 +38,8 @@ pub struct Doctor {
     store: StoreSettings,
     #[command(flatten)]
     nats: NatsSettings,
+    #[command(flatten)]
+    slack: settings::SlackSettings,
 }
 
 /// Severity of a finding.
@@ -89,7 +94,7 @@ impl Finding {
             Level::Warning => ("warning", "33"),
             Level::Problem => ("problem", "31"),
         };
-        let word = output::colored(color, &format!("{word:<8}"));
+        let word = output::colorize(color, &format!("{word:<8}"));
         let summary = format!("{word} {component:<9} {}", output::sanitize(summary));
         if remedy.is_empty() {
             return summary;
@@ -106,17 +111,21 @@ impl Doctor {
             let text = fs::read_to_string(file).with_context(|| {
                 format!("failed to read {}; name the manifest with --manifest", file.display())
             })?;
-            findings.extend(app::check(&text, &self.app.command, &self.app.url()?));
+            findings.extend(app::check(&text, &self.app.slash_command, &self.app.url()?));
         }
-        let store = self.store.open()?;
+        let store = self.store.open_with(self.slack.rings())?;
         let has_schema = postgres::check(&store, &mut findings).await;
         nats::check(&self.nats.nats, has_schema.then_some(&store), &mut findings).await;
+        if has_schema {
+            postgres::check_keyrings(&store, &mut findings).await;
+            slack::check(&self.slack, &store, &mut findings).await;
+        }
         let problems = findings.iter().filter(|f| f.level == Level::Problem).count();
         for finding in &findings {
             if self.json {
-                output::json(finding)?;
+                output::print_json(finding)?;
             } else {
-                output::line(&finding.render())?;
+                output::print_line(&finding.render())?;
             }
         }
         ensure!(problems == 0, "problems: {problems}");

@@ -1,13 +1,12 @@
 //! Checks of NATS. A server that does not respond is a finding after a few seconds.
 
-use super::{Finding, QUERY_TIMEOUT, clock, directory};
+use super::{Finding, QUERY_TIMEOUT, clock, directory, processes};
 use async_nats::{Client, jetstream};
 use shared::{
-    config,
     directory::Directory,
+    runtime::{config, telemetry::ErrorChain},
     store::Store,
     stream::{self, BODY_BYTES_MAX, HEADER_BYTES_MAX, STREAM},
-    telemetry::Chain,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -17,16 +16,20 @@ const NEARLY_FULL: f64 = 0.7;
 
 /// Checks NATS, the stream, the permissions and, if the schema can be queried, the directory.
 pub(super) async fn check(
-    settings: &config::Nats,
+    settings: &config::NatsConfig,
     store: Option<&Store>,
     findings: &mut Vec<Finding>,
 ) {
     let client = match settings.connect("operator").await {
         Ok(client) => client,
-        Err(error) => return findings.push(unavailable(&Chain(&error).to_string())),
+        Err(error) => {
+            let reason = ErrorChain(&error).to_string();
+            return findings.push(unavailable(&settings.servers(), &reason));
+        }
     };
     if !matches!(tokio::time::timeout(QUERY_TIMEOUT, client.flush()).await, Ok(Ok(()))) {
-        return findings.push(unavailable(&format!("no response within {QUERY_TIMEOUT:?}")));
+        let reason = format!("no response within {QUERY_TIMEOUT:?}");
+        return findings.push(unavailable(&settings.servers(), &reason));
     }
     findings.extend(max_payload(client.server_info().max_payload));
     findings.push(permissions(&client).await);
@@ -34,19 +37,22 @@ pub(super) async fn check(
     let js = config::jetstream(client);
     check_stream(&js, findings).await;
     match (Directory::open(&js).await, store) {
-        (Ok(directory), Some(store)) => directory::check(&directory, store, findings).await,
+        (Ok(directory), Some(store)) => {
+            directory::check(&directory, store, findings).await;
+            processes::check(&directory, store, findings).await;
+        }
         (Ok(_), None) => {}
         (Err(error), _) => findings.push(Finding::problem(
             "directory",
-            format!("failed to open: {}", Chain(&error)),
+            format!("failed to open: {}", ErrorChain(&error)),
             "run tidegate migrate, or give this NATS user the permission to read the bucket",
         )),
     }
 }
 
-fn unavailable(reason: &str) -> Finding {
+fn unavailable(servers: &str, reason: &str) -> Finding {
     let remedy = "check TIDEGATE_NATS_URL and TIDEGATE_NATS_NKEY_FILE, and that NATS is up";
-    Finding::problem(COMPONENT, format!("failed to connect: {reason}"), remedy)
+    Finding::problem(COMPONENT, format!("failed to connect to {servers}: {reason}"), remedy)
 }
 
 fn max_payload(bytes: usize) -> Option<Finding> {
@@ -168,7 +174,7 @@ mod tests {
     use crate::commands::doctor::render;
 
     #[test]
-    fn pattern_matches_subject() {
+    fn matches_subject_patterns() {
         for (pattern, subject, yes) in [
             ("a.b", "a.b", true),
             ("a.*", "a.b", true),
@@ -183,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn forbidden_subjects_are_named() {
+    fn names_forbidden_subjects() {
         assert_eq!(forbidden(&serde_json::Value::Null), [""; 0], "no permissions, no limits");
         let some = serde_json::json!({
             "publish": { "allow": ["$JS.API.>"], "deny": ["$JS.API.STREAM.PURGE.>"] },
@@ -193,9 +199,9 @@ mod tests {
 
     #[test]
     fn renders_findings() {
-        let findings = [unavailable("no response within 3s"), permission(&[])];
+        let findings = [unavailable("nats:4222", "no response within 3s"), permission(&[])];
         insta::assert_snapshot!(render(&findings), @r"
-        problem  nats      failed to connect: no response within 3s
+        problem  nats      failed to connect to nats:4222: no response within 3s
                            → check TIDEGATE_NATS_URL and TIDEGATE_NATS_NKEY_FILE, and that NATS is up
         good     nats      this NATS user has all required permissions
         ");

@@ -1,7 +1,10 @@
 //! Checks of Postgres. A server that does not respond is a finding after a few seconds.
 
 use super::{Finding, QUERY_TIMEOUT, clock};
-use shared::{store::Store, telemetry::Chain};
+use shared::{
+    runtime::telemetry::ErrorChain,
+    store::{Store, Transport},
+};
 
 const COMPONENT: &str = "postgres";
 /// Minimum version of Postgres, as `server_version_num`.
@@ -13,7 +16,7 @@ pub(super) async fn check(store: &Store, findings: &mut Vec<Finding>) -> bool {
     let facts = match tokio::time::timeout(QUERY_TIMEOUT, store.server_facts()).await {
         Ok(Ok(facts)) => facts,
         Ok(Err(error)) => {
-            findings.push(unavailable(&Chain(&error).to_string()));
+            findings.push(unavailable(&ErrorChain(&error).to_string()));
             return false;
         }
         Err(_) => {
@@ -22,6 +25,7 @@ pub(super) async fn check(store: &Store, findings: &mut Vec<Finding>) -> bool {
         }
     };
     findings.push(clock::compare(COMPONENT, facts.now_ms, clock::midpoint(requested_at)));
+    findings.extend(transport(facts.transport));
     if facts.version < MIN_VERSION {
         let summary = format!("Postgres {} is not supported", facts.version / 10_000);
         findings.push(Finding::problem(COMPONENT, summary, "use Postgres 14 or newer"));
@@ -31,9 +35,33 @@ pub(super) async fn check(store: &Store, findings: &mut Vec<Finding>) -> bool {
     facts.schema.is_some_and(|version| version >= required)
 }
 
+/// Checks that the keyrings open stored secrets. Rings that are not set are not checked.
+pub(super) async fn check_keyrings(store: &Store, findings: &mut Vec<Finding>) {
+    match store.find_obstacles().await {
+        Ok(obstacles) => findings.extend(obstacles.iter().map(|obstacle| {
+            Finding::problem("keys", obstacle.to_string(), "compare it with the workers' setting")
+        })),
+        Err(error) => findings.push(unavailable(&ErrorChain(&error).to_string())),
+    }
+}
+
 fn unavailable(reason: &str) -> Finding {
-    let remedy = "check TIDEGATE_POSTGRES_URL, and that Postgres is up";
+    let remedy = "check TIDEGATE_POSTGRES_URL, TIDEGATE_POSTGRES_CA_FILE, and that Postgres is up";
     Finding::problem(COMPONENT, format!("failed to connect: {reason}"), remedy)
+}
+
+fn transport(transport: Transport) -> Option<Finding> {
+    let summary = match transport {
+        Transport::Local => return None,
+        Transport::Verified => {
+            return Some(Finding::good(COMPONENT, "TLS certificate is verified"));
+        }
+        Transport::Unverified => "TLS certificate is not verified",
+        Transport::Clear => "connection is not encrypted",
+    };
+    let remedy = "remove sslmode from TIDEGATE_POSTGRES_URL, \
+                  and set TIDEGATE_POSTGRES_CA_FILE to the certificate authority of Postgres";
+    Some(Finding::warning(COMPONENT, summary, remedy))
 }
 
 fn schema(version: Option<i64>, required: i64) -> Finding {
@@ -74,7 +102,16 @@ mod tests {
         ");
         insta::assert_snapshot!(render(&[unavailable("no response within 3s")]), @r"
         problem  postgres  failed to connect: no response within 3s
-                           → check TIDEGATE_POSTGRES_URL, and that Postgres is up
+                           → check TIDEGATE_POSTGRES_URL, TIDEGATE_POSTGRES_CA_FILE, and that Postgres is up
+        ");
+        let all = [Transport::Local, Transport::Verified, Transport::Unverified, Transport::Clear];
+        let transports: Vec<_> = all.into_iter().filter_map(transport).collect();
+        insta::assert_snapshot!(render(&transports), @r"
+        good     postgres  TLS certificate is verified
+        warning  postgres  TLS certificate is not verified
+                           → remove sslmode from TIDEGATE_POSTGRES_URL, and set TIDEGATE_POSTGRES_CA_FILE to the certificate authority of Postgres
+        warning  postgres  connection is not encrypted
+                           → remove sslmode from TIDEGATE_POSTGRES_URL, and set TIDEGATE_POSTGRES_CA_FILE to the certificate authority of Postgres
         ");
     }
 }

@@ -37,15 +37,21 @@ fn reads_documented_example() {
         .take_while(|line| *line != "```")
         .collect();
     let found = problems(&example.join("\n"));
-    let about: Vec<&str> =
-        ["HELPER_SECRET is not set", "failed to read acme.signing", "ACME_BOT_TOKEN is not set"]
-            .into();
+    let about: Vec<&str> = [
+        "HELPER_SECRET is not set",
+        "failed to read acme.signing",
+        "ACME_BOT_TOKEN is not set",
+        "failed to read helper.client",
+        "failed to read helper.signing",
+        "NOTIFICATION_SECRET is not set",
+    ]
+    .into();
     assert_eq!(found.lines().count(), about.len() + 1, "{found}");
     assert!(about.iter().all(|about| found.contains(about)), "{found}");
 }
 
 #[test]
-fn problems_have_line_and_remedy() {
+fn reports_line_and_remedy() {
     assert_eq!(problems(GOOD), "");
     let with = |old: &str, new: &str| problems(&GOOD.replacen(old, new, 1));
     for (found, line, says) in [
@@ -60,11 +66,19 @@ fn problems_have_line_and_remedy() {
             "add [[organization]]",
         ),
         (with("https://helper.example/", "helper"), 8, "write https://host/path"),
+        (with("https://helper", "https://u:hunter2@helper"), 8, "user or password in url"),
+        (with("https://helper", "https://hunter2@helper"), 8, "user or password in url"),
+        (
+            with("team = \"T1\"", "team = \"T1\"\nsettings = { link_by = \"nobody\" }"),
+            15,
+            "unknown variant `nobody`",
+        ),
         (with("file:Cargo.toml", "xoxb-hunter2"), 9, "write env:<name> or file:<path>"),
         (with("file:Cargo.toml", "env:NO_SUCH_NAME"), 9, "NO_SUCH_NAME is not set"),
         (with("file:Cargo.toml", "file:nowhere"), 9, "failed to read nowhere"),
         (with("[[connection]]", "timeout = \"11m\"\n[[connection]]"), 11, "1s to 10m"),
         (with("[[connection]]", "keep_for = \"soon\"\n[[connection]]"), 11, "1s to 14days"),
+        (with("[[connection]]", "max_per_user = 0\n[[connection]]"), 11, "1 to 1000000"),
         (with("[[connection]]", "max_concurrent = 0\n[[connection]]"), 11, "1 to 1000"),
         (
             with("team = \"T1\"", "team = \"T1\"\nsettings = { surface = [] }"),

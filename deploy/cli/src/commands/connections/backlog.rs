@@ -1,0 +1,56 @@
+//! Backlog of a connection for operators, if it is near a limit.
+
+use shared::store::ConnectionBacklog;
+
+/// Returns whether a limit is reached.
+pub fn state(backlog: Option<&ConnectionBacklog>) -> &'static str {
+    match backlog {
+        Some(backlog) if backlog.deliveries_full || backlog.dead_letters_full => "full",
+        Some(_) => "large",
+        None => "-",
+    }
+}
+
+/// Returns the counts and what happens at a limit.
+pub fn describe(backlog: Option<&ConnectionBacklog>) -> String {
+    let Some(backlog) = backlog else { return "-".into() };
+    let mib = |bytes: i64| bytes / (1 << 20);
+    let mut text = format!(
+        "{} deliveries ({} MiB), {} dead letters ({} MiB)",
+        backlog.deliveries,
+        mib(backlog.delivery_bytes),
+        backlog.dead_letters,
+        mib(backlog.dead_letter_bytes),
+    );
+    for (is_so, what) in [
+        (backlog.deliveries_full, "; full: new deliveries become dead letters without bytes"),
+        (backlog.dead_letters_full, "; new dead letters keep no bytes"),
+        (backlog.ignores, "; what would become a dead letter is ignored"),
+    ] {
+        text.push_str(if is_so { what } else { "" });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn describes_full_backlog() {
+        let mut backlog = ConnectionBacklog {
+            deliveries: 1_000_000,
+            delivery_bytes: 3 << 30,
+            dead_letters: 7,
+            deliveries_full: true,
+            ..ConnectionBacklog::default()
+        };
+        insta::assert_snapshot!(
+            describe(Some(&backlog)),
+            @"1000000 deliveries (3072 MiB), 7 dead letters (0 MiB); full: new deliveries become dead letters without bytes"
+        );
+        assert_eq!(state(Some(&backlog)), "full");
+        backlog.deliveries_full = false;
+        assert_eq!((state(Some(&backlog)), state(None)), ("large", "-"));
+    }
+}

@@ -1,0 +1,115 @@
+//! `tidegate erase`: erases a person or an organization from Postgres and the stream.
+
+use crate::{
+    output,
+    settings::{NatsSettings, StoreSettings},
+};
+use anyhow::{bail, ensure};
+use shared::domain::{OrgId, TeamId, UserId};
+use std::str::FromStr;
+
+/// Commands of `tidegate erase`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Erase {
+    /// Erase a person of a workspace. Exits 1 while something of the person is open.
+    Person(Person),
+    /// Erase an organization with its connections, their data and their history.
+    Organization(Organization),
+}
+
+/// Person in Slack on the command line: `<team>/<user>`.
+#[derive(Debug, Clone)]
+struct SlackPerson {
+    team: TeamId,
+    user: UserId,
+}
+
+impl FromStr for SlackPerson {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (team, user) = text.split_once('/').ok_or("expected <team>/<user>")?;
+        let team = team.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self { team, user: user.parse().map_err(|error| format!("{error}"))? })
+    }
+}
+
+/// Arguments of `tidegate erase person`.
+#[derive(Debug, clap::Args)]
+pub struct Person {
+    /// Person, as <team>/<user>.
+    person: SlackPerson,
+    /// Erase the person. Without this flag nothing is changed.
+    #[arg(long)]
+    yes: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: NatsSettings,
+}
+
+/// Arguments of `tidegate erase organization`.
+#[derive(Debug, clap::Args)]
+pub struct Organization {
+    /// Organization.
+    organization: OrgId,
+    /// Erase the organization. Without this flag nothing is changed.
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    nats: NatsSettings,
+}
+
+impl Erase {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Erase::Person(person) => person.run().await,
+            Erase::Organization(organization) => organization.run().await,
+        }
+    }
+}
+
+impl Person {
+    async fn run(self) -> anyhow::Result<()> {
+        let SlackPerson { team, user } = &self.person;
+        ensure!(self.yes, "would erase person {team}/{user}; pass --yes to do it");
+        let (store, js) = (self.store.open()?, self.nats.jetstream().await?);
+        let erased = self.store.operations(&store)?.erase_person(&js, team, user).await?;
+        if self.json {
+            output::print_json(&erased)?;
+        } else {
+            output::print_line(&format!("rows: {}", erased.rows.rows))?;
+            output::print_line(&format!("webhooks in the stream: {}", erased.webhooks))?;
+        }
+        if erased.is_complete() {
+            return Ok(());
+        }
+        bail!(
+            "open deliveries: {}, open messages: {}, open webhooks: {}; end the deliveries \
+             (tidegate deliveries cancel), and run this command again",
+            erased.rows.open_deliveries,
+            erased.rows.open_messages,
+            erased.open_webhooks
+        )
+    }
+}
+
+impl Organization {
+    async fn run(self) -> anyhow::Result<()> {
+        let (id, store) = (&self.organization, self.store.open()?);
+        if !self.yes {
+            let connections = store.organization_connections(id).await?.len();
+            bail!(
+                "would erase organization {id} (connections: {connections}); pass --yes to do it"
+            );
+        }
+        let js = self.nats.jetstream().await?;
+        let connections = self.store.operations(&store)?.erase_organization(&js, id).await?;
+        Ok(output::print_line(&format!("organization {id} erased, connections: {connections}"))?)
+    }
+}

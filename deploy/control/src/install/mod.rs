@@ -1,0 +1,96 @@
+//! Installation of apps by OAuth: the page of an install link, Slack's redirect, and what follows.
+//!
+//! ```text
+//! flow      requests: start page, begin, callback
+//! browser   cookies, and which site opened a page
+//! pages     what a person sees, and its headers
+//! slack     client of Slack's OAuth
+//! ```
+//!
+//! A link's page is one click away from Slack. The click makes a `state` that is stored as a hash,
+//! taken once, valid for ten minutes, and bound to a cookie; the code verifier of PKCE is made from
+//! both. A browser that Slack sends back without a state sees the page again: a code alone is never
+//! exchanged.
+
+mod browser;
+mod flow;
+mod pages;
+mod slack;
+
+pub use pages::STYLE;
+pub use slack::Slack;
+
+use crate::metrics::{Metrics, Rejection};
+use async_nats::jetstream;
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use pages::Message;
+use shared::{domain::OAUTH_CALLBACK_PATH, store::Store};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+/// Maximum requests of browsers in flight. An installation waits for Slack and for the ingests.
+const MAX_IN_FLIGHT: usize = 256;
+/// Maximum time of a request. Longer than two calls of Slack and the wait for ingests.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Clients and limits of installations.
+pub struct Installer {
+    store: Store,
+    js: jetstream::Context,
+    slack: Slack,
+    metrics: Arc<Metrics>,
+    in_flight: Semaphore,
+}
+
+impl Installer {
+    /// Creates the installer.
+    pub fn new(store: Store, js: jetstream::Context, slack: Slack, metrics: Arc<Metrics>) -> Self {
+        Self { store, js, slack, metrics, in_flight: Semaphore::new(MAX_IN_FLIGHT) }
+    }
+}
+
+/// Returns the routes for browsers.
+pub fn router(installer: Arc<Installer>) -> Router {
+    let limited = middleware::from_fn_with_state(Arc::clone(&installer), limit);
+    Router::new()
+        .route("/install/{link}", get(flow::start).post(flow::begin))
+        .route(OAUTH_CALLBACK_PATH, get(flow::callback))
+        .layer(limited)
+        .with_state(installer)
+}
+
+/// Limits and measures the requests of browsers.
+async fn limit(State(installer): State<Arc<Installer>>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let busy = || {
+        let text = "Please try again in a minute.";
+        let message = Message::new(StatusCode::SERVICE_UNAVAILABLE, "Too many requests", text);
+        message.respond(&installer.slack.origin())
+    };
+    let response = match installer.in_flight.try_acquire() {
+        Ok(_permit) => match timeout(REQUEST_TIMEOUT, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => busy(),
+        },
+        Err(_) => {
+            installer.metrics.record_rejection(Rejection::Overloaded);
+            busy()
+        }
+    };
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let status = response.status().as_u16();
+    installer.metrics.record_request(method.as_str(), route, status, begun.elapsed());
+    response.into_response()
+}

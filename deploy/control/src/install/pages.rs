@@ -1,0 +1,134 @@
+//! Pages that a person sees, and their headers.
+
+use askama::Template;
+use axum::{
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use sha2::{Digest, Sha256};
+
+/// Style of all pages. The policy of the pages allows exactly this text.
+pub const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:34rem;\
+    padding:0 1rem;color:#1d1c1d}button{font:inherit;padding:.6rem 1.2rem;border:0;\
+    border-radius:.3rem;background:#4a154b;color:#fff;cursor:pointer}";
+
+/// Page of an install link.
+#[derive(Template)]
+#[template(path = "start.html")]
+pub struct StartPage<'a> {
+    pub app: &'a str,
+    pub organization: &'a str,
+    pub contact: &'a str,
+    /// Secret of the link, from the address of this page.
+    pub link: &'a str,
+    /// Slack sent the browser here after an approval.
+    pub is_approved: bool,
+}
+
+/// Page that says how an installation ended.
+#[derive(Template)]
+#[template(path = "message.html")]
+struct MessagePage<'a> {
+    title: &'a str,
+    text: &'a str,
+    contact: &'a str,
+    continue_to: Option<&'a str>,
+}
+
+/// End of an installation, for a person.
+#[derive(Debug)]
+pub struct Message {
+    status: StatusCode,
+    title: &'static str,
+    text: String,
+    contact: String,
+    continue_to: Option<String>,
+}
+
+impl Message {
+    /// Makes a page.
+    pub fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
+        let (contact, continue_to) = (String::new(), None);
+        Self { status, title, text: text.into(), contact, continue_to }
+    }
+
+    /// Names whom the person may ask.
+    pub fn ask(self, contact: &str) -> Self {
+        Self { contact: contact.to_owned(), ..self }
+    }
+
+    /// Adds a link.
+    pub fn continue_to(self, target: Option<String>) -> Self {
+        Self { continue_to: target, ..self }
+    }
+
+    /// Returns the title, by which logs and tests know the page.
+    pub fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// Returns the response.
+    pub fn respond(&self, slack: &str) -> Response {
+        let page = MessagePage {
+            title: self.title,
+            text: &self.text,
+            contact: &self.contact,
+            continue_to: self.continue_to.as_deref(),
+        };
+        respond(self.status, &page, slack)
+    }
+}
+
+/// Renders a page. `slack` is the origin to which its form may lead.
+pub fn respond(status: StatusCode, page: &impl Template, slack: &str) -> Response {
+    let Ok(text) = page.render() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    (status, headers(slack), Html(text)).into_response()
+}
+
+/// Returns the headers of all responses: nothing is cached, framed, executed or loaded, and no
+/// address, which may have a secret, is told to another site.
+pub fn headers(slack: &str) -> HeaderMap {
+    let style = STANDARD.encode(Sha256::digest(STYLE.as_bytes()));
+    // A browser checks the address to which a form is redirected, too.
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{style}'; form-action 'self' {slack}; \
+         frame-ancestors 'none'; base-uri 'none'"
+    );
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::STRICT_TRANSPORT_SECURITY, "max-age=31536000"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_names() {
+        let page = StartPage {
+            app: "<script>alert(1)</script>",
+            organization: "\"'><img src=x>",
+            contact: "<b>",
+            link: "abc",
+            is_approved: false,
+        };
+        let text = page.render().expect("a page");
+        for raw in ["<script", "<img", "<b>"] {
+            assert!(!text.contains(raw), "{text}");
+        }
+        assert!(text.contains("<form method=\"post\" action=\"/install/abc\">"), "{text}");
+        assert!(text.contains(STYLE), "the style is the one that the policy allows");
+    }
+}

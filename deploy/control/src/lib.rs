@@ -1,0 +1,24 @@
+//! HTTP API by which an operator's own backend lives with Tidegate.
+//!
+//! ```text
+//! api      /v1: keys, roles, rate limits, idempotency, and the routes
+//! install  pages and redirects of OAuth
+//! server   HTTP/1.1 with timeouts and a graceful end
+//! app      wiring: settings, clients, listeners, shutdown
+//! ```
+//!
+//! The process has no state of its own: any number run at once, and each request may reach another
+//! one. Every change is an operation of `shared::operations`, as it is for the command line.
+
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
+mod api;
+mod app;
+mod config;
+mod install;
+mod metrics;
+mod server;
+
+pub use app::run;
+pub use config::Config;
+pub use server::FINISH_TIMEOUT;

@@ -1,0 +1,77 @@
+//! HTTP/1.1 server with timeouts, a limit on connections and a graceful end.
+//!
+//! Not `axum::serve`, which sets no timeout: silent sockets would stay open for ever.
+
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::warn;
+
+/// Maximum time from one request to the end of the next head, on one connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time from the stop of a server to its end. Longer than any request takes.
+pub const FINISH_TIMEOUT: Duration = Duration::from_secs(32);
+/// Part of it that is left for the rest of the shutdown.
+const FINISH_MARGIN: Duration = Duration::from_millis(500);
+/// Wait after a failed accept, most likely for lack of file descriptors.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Serves until `stop` is cancelled, then finishes the requests in progress.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    max_connections: usize,
+    stop: CancellationToken,
+) {
+    let permits = Arc::new(Semaphore::new(max_connections));
+    let graceful = GracefulShutdown::new();
+    let accept = async || {
+        let permit = Arc::clone(&permits).acquire_owned().await;
+        (permit, listener.accept().await)
+    };
+    while let Some(accepted) = stop.run_until_cancelled(accept()).await {
+        let (Ok(permit), Ok((socket, _))) = accepted else {
+            warn!("failed to accept HTTP connection");
+            sleep(ACCEPT_RETRY_INTERVAL).await;
+            continue;
+        };
+        let _ = socket.set_nodelay(true); // a failure only delays responses
+        serve_connection(socket, router.clone(), permit, &graceful);
+    }
+    drop(listener);
+    if timeout(FINISH_TIMEOUT - FINISH_MARGIN, graceful.shutdown()).await.is_err() {
+        warn!("open HTTP connections aborted");
+    }
+}
+
+fn serve_connection(
+    socket: TcpStream,
+    router: Router,
+    permit: OwnedSemaphorePermit,
+    graceful: &GracefulShutdown,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        router.clone().oneshot(request.map(axum::body::Body::new))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(socket), service);
+    let watched = graceful.watch(connection);
+    #[expect(clippy::disallowed_methods, reason = "the server waits for its connections")]
+    tokio::spawn(async move {
+        let _ = watched.await; // an error means that the peer has left
+        drop(permit);
+    });
+}

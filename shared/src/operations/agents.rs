@@ -1,0 +1,151 @@
+//! Operations on organizations and agents.
+
+use super::{OperationError, Operations, Result};
+use crate::{
+    domain::{AgentId, AgentMode, OrgId},
+    secrets::Secret,
+    store::{NewAgent, PlanAction},
+};
+use std::{ops::RangeInclusive, time::Duration};
+
+/// Bounds of an agent's settings.
+const TIMEOUT_BOUNDS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+const TIME_BOUNDS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
+const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
+/// Bounds of `max_per_user`.
+const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
+/// Maximum length of names in characters.
+const NAME_CHARS_MAX: usize = 256;
+
+/// Settings of an agent to create or change.
+#[derive(Debug)]
+#[allow(missing_docs)] // the columns' names; see the migration
+pub struct AgentSettings {
+    pub name: String,
+    pub mode: AgentMode,
+    pub url: String,
+    /// `None`: unchanged. A new agent requires one.
+    pub secret: Option<Secret>,
+    pub timeout: Duration,
+    pub max_concurrent: u16,
+    pub max_per_user: u32,
+    pub retry_for: Option<Duration>,
+    pub keep_for: Duration,
+    pub signs_as_slack: bool,
+}
+
+impl AgentSettings {
+    fn check(&self) -> Result<()> {
+        let require = |holds: bool, rule: &str| match holds {
+            true => Ok(()),
+            false => Err(OperationError::Invalid(rule.to_owned())),
+        };
+        require_name(&self.name)?;
+        let has_scheme = self.url.starts_with("https://") || self.url.starts_with("http://");
+        let is_plain = self.url.bytes().all(|b| b.is_ascii_graphic());
+        require(has_scheme && is_plain, "url must be an http or https address")?;
+        require(TIMEOUT_BOUNDS.contains(&self.timeout), "timeout_ms must be 1000 to 600000")?;
+        let is_bounded = MAX_CONCURRENT_BOUNDS.contains(&self.max_concurrent);
+        require(is_bounded, "max_concurrent must be 1 to 1000")?;
+        let is_bounded = MAX_PER_USER_BOUNDS.contains(&self.max_per_user);
+        require(is_bounded, "max_per_user must be 1 to 1000000")?;
+        let times = [Some(self.keep_for), self.retry_for];
+        let are_bounded = times.iter().flatten().all(|time| TIME_BOUNDS.contains(time));
+        require(are_bounded, "retry_for_ms and keep_for_ms must be 1 s to 30 days")?;
+        let is_usable = self.secret.as_ref().is_none_or(|secret| secret.webhook_key().is_some());
+        require(is_usable, "secret must be whsec_ and base64 of 24 to 64 bytes, or other text")
+    }
+}
+
+fn require_name(name: &str) -> Result<()> {
+    if name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(OperationError::Invalid("name must have 256 characters at most, without controls".into()))
+}
+
+impl Operations {
+    /// Creates an organization or changes its name. Returns the action, `None` without a
+    /// difference.
+    pub async fn save_organization(&self, id: &OrgId, name: &str) -> Result<Option<PlanAction>> {
+        self.require_org(id, || format!("organization {id}"))?;
+        require_name(name)?;
+        Ok(self.store.save_organization(&self.actor, id, name).await?)
+    }
+
+    /// Creates or changes an agent. Returns the action, `None` without a difference.
+    pub async fn save_agent(
+        &self,
+        org: &OrgId,
+        id: &AgentId,
+        settings: AgentSettings,
+    ) -> Result<Option<PlanAction>> {
+        self.require_org(org, || format!("organization {org}"))?;
+        settings.check()?;
+        if self.store.organizations(Some(org), None, 1).await?.is_empty() {
+            return Err(OperationError::NotFound(format!("organization {org}")));
+        }
+        let secret = match settings.secret {
+            Some(secret) => secret,
+            None => match self.store.agent(org, id).await? {
+                Some(agent) => agent.secret,
+                None => return Err(OperationError::Conflict("a new agent needs a secret".into())),
+            },
+        };
+        let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
+            settings;
+        let new = NewAgent {
+            org: org.clone(),
+            id: id.clone(),
+            name,
+            mode,
+            url,
+            secret,
+            timeout,
+            max_concurrent,
+            max_per_user: settings.max_per_user,
+            retry_for,
+            keep_for,
+            signs_as_slack: settings.signs_as_slack,
+        };
+        Ok(self.store.save_agent(&self.actor, &new).await?)
+    }
+
+    /// Deletes an agent with its bindings and link codes. Its waiting deliveries end.
+    pub async fn delete_agent(&self, org: &OrgId, id: &AgentId) -> Result<()> {
+        self.require_org(org, || format!("agent {org}/{id}"))?;
+        match self.store.delete_agent(&self.actor, org, id).await? {
+            0 => Ok(()),
+            used => Err(OperationError::Conflict(format!(
+                "agent {org}/{id} is the default agent of connections: {used}; change them first"
+            ))),
+        }
+    }
+
+    /// Deletes an organization with its agents, members and API keys.
+    pub async fn delete_organization(&self, id: &OrgId) -> Result<()> {
+        self.require_org(id, || format!("organization {id}"))?;
+        match self.store.delete_organization(&self.actor, id).await? {
+            0 => Ok(()),
+            used => Err(OperationError::Conflict(format!(
+                "organization {id} has connections: {used}; delete them first"
+            ))),
+        }
+    }
+
+    /// Pauses or resumes an agent. Returns whether anything changed.
+    pub async fn set_agent_paused(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        paused: bool,
+    ) -> Result<bool> {
+        self.require_org(org, || format!("agent {org}/{agent}"))?;
+        Ok(if paused {
+            self.store.pause_agent(&self.actor, org, agent).await?
+        } else {
+            self.store.resume_agent(&self.actor, org, agent).await?
+        })
+    }
+}

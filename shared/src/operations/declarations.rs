@@ -1,0 +1,83 @@
+//! Operations on the whole deployment: declarations, key rotation.
+
+use super::{Operations, Result, directory};
+use crate::{
+    directory::Directory,
+    store::{ConflictError, Declarations, Plan, Prune, RewrapStats, SEALED_COLUMNS, SealedColumn},
+};
+use async_nats::jetstream;
+
+impl Operations {
+    /// Applies declarations on every ingest, or with `dry_run` only computes the plan. `review`
+    /// gets the plan after its commit.
+    pub async fn apply_declarations(
+        &self,
+        js: &jetstream::Context,
+        declared: &Declarations,
+        prune: Prune,
+        dry_run: bool,
+        review: impl FnOnce(&Plan),
+    ) -> Result<std::result::Result<Plan, Vec<ConflictError>>> {
+        self.require_all_orgs()?;
+        self.require_signing_ring()?;
+        // NATS has to be up before Postgres changes: every change has to reach the directory.
+        if !dry_run {
+            Directory::open(js).await?;
+        }
+        let applied = self.store.apply_declarations(&self.actor, declared, prune, dry_run).await?;
+        let plan = match applied {
+            Ok(plan) => plan,
+            Err(conflicts) => return Ok(Err(conflicts)),
+        };
+        review(&plan);
+        if !dry_run {
+            // Before their connections, whose webhooks they verify.
+            directory::publish_apps(&self.store, js, &plan.apps, &plan.deleted_apps).await?;
+            if self.deletes_traffic {
+                for &deleted in &plan.deleted {
+                    self.store.delete_connection(deleted).await?;
+                }
+            }
+            directory::publish(&self.store, js, &plan.connections).await?;
+            for &deleted in &plan.deleted {
+                directory::publish_tombstone(&self.store, js, deleted).await?;
+                if self.deletes_traffic {
+                    directory::purge_webhooks(&self.store, js, deleted).await?;
+                }
+            }
+        }
+        Ok(Ok(plan))
+    }
+
+    /// Encrypts all values with the newest key of their keyring, also in the directory. `step` gets
+    /// each column with its steps. Returns the values that did not open.
+    pub async fn rewrap(
+        &self,
+        js: &jetstream::Context,
+        mut step: impl FnMut(&SealedColumn, u64, bool),
+    ) -> Result<Vec<String>> {
+        self.require_all_orgs()?;
+        self.store.begin_rewrap(&self.actor).await?;
+        let mut unopened = Vec::new();
+        for column in &SEALED_COLUMNS {
+            let (mut after, mut written) = (String::new(), 0);
+            loop {
+                let RewrapStats { next, written: of_step, unopened: not_opened } =
+                    self.store.rewrap(column, &after).await?;
+                written += of_step;
+                unopened.extend(not_opened);
+                step(column, written, next.is_none());
+                let Some(next) = next else { break };
+                after = next;
+            }
+        }
+        // The directory holds the ciphertexts of signing secrets.
+        let versions = self.store.connection_versions(0, i64::MAX).await?;
+        let ids: Vec<_> = versions.into_iter().map(|(id, _)| id).collect();
+        directory::publish(&self.store, js, &ids).await?;
+        let apps = self.store.app_entries().await?;
+        let apps: Vec<_> = apps.into_iter().map(|(id, _)| id).collect();
+        directory::publish_apps(&self.store, js, &apps, &[]).await?;
+        Ok(unopened)
+    }
+}

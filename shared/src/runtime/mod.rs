@@ -1,0 +1,16 @@
+//! Runtime of a process: settings, logs and traces, shutdown, health check.
+//!
+//! Ingest, worker and the command line use it. It knows neither webhooks nor the store.
+
+pub mod config;
+pub mod telemetry;
+mod command_line;
+mod command_output;
+mod healthcheck;
+mod log_writer;
+mod secret_sources;
+mod shutdown;
+
+pub use healthcheck::{Healthcheck, Invocation};
+pub use log_writer::DroppedLines;
+pub use shutdown::{DrainOutcome, Shutdown};

@@ -1,0 +1,187 @@
+//! Fields of the Events API that Tidegate reads.
+
+use crate::slack::lenient::{First, Flag, Id, List, Number, Object, Text, fields};
+
+fields! {
+    /// Outer object of the Events API.
+    #[allow(missing_docs)] // Slack's names: docs.slack.dev/apis/events-api
+    pub struct EventBody<'a> {
+        pub kind: Text<'a> = "type",
+        pub challenge: Text<'a>,
+        pub event_id: Text<'a>,
+        pub event_time: Number,
+        pub api_app_id: Text<'a>,
+        pub team_id: Text<'a>,
+        pub enterprise_id: Text<'a>,
+        /// Workspace in which the event is shown. In a shared channel it may be the only one named.
+        pub context_team_id: Text<'a>,
+        pub context_enterprise_id: Text<'a>,
+        pub authorizations: List<Authorization<'a>>,
+        pub event: Object<Event<'a>>,
+        pub minute_rate_limited: Number,
+    }
+
+    /// Installation that an event was sent for.
+    #[allow(missing_docs)]
+    pub struct Authorization<'a> {
+        pub team_id: Text<'a>,
+        pub enterprise_id: Text<'a>,
+        pub is_enterprise_install: Flag,
+    }
+
+    /// Inner event.
+    #[allow(missing_docs)]
+    pub struct Event<'a> {
+        pub kind: Text<'a> = "type",
+        pub subtype: Text<'a>,
+        pub channel: Id<'a>,
+        /// Name of the channel in events about files, pins and metadata.
+        pub channel_id: Id<'a>,
+        pub channel_type: Text<'a>,
+        pub user: Id<'a>,
+        pub user_id: Id<'a>,
+        /// Workspace of the author, in a channel shared with another company.
+        pub user_team: Text<'a>,
+        pub bot_id: Text<'a>,
+        /// Bot that wrote a message. Some messages have it without a `bot_id`.
+        pub bot_profile: Object<BotProfile<'a>>,
+        pub text: Text<'a>,
+        pub ts: Text<'a>,
+        pub thread_ts: Text<'a>,
+        /// Message that a link or metadata belongs to.
+        pub message_ts: Text<'a>,
+        /// Message that was deleted.
+        pub deleted_ts: Text<'a>,
+        pub hidden: Flag,
+        /// Metadata that the author attached.
+        pub metadata: Object<Metadata<'a>>,
+        /// Channel and message of a reaction, pin or star.
+        pub item: First<Item<'a>>,
+        /// Edited message, with its own `ts`.
+        pub message: First<Item<'a>>,
+        /// Message before its edit or deletion.
+        pub previous_message: First<Item<'a>>,
+        /// Ids of an assistant event.
+        pub assistant_thread: Object<AssistantThread<'a>>,
+    }
+
+    /// `event.bot_profile`.
+    #[allow(missing_docs)]
+    pub struct BotProfile<'a> {
+        pub id: Text<'a>,
+    }
+
+    /// `event.metadata`: docs.slack.dev/messaging/message-metadata.
+    #[allow(missing_docs)]
+    pub struct Metadata<'a> {
+        pub event_type: Text<'a>,
+        pub event_payload: Object<TidegateMetadata>,
+    }
+
+    /// Metadata that Tidegate attaches to its messages.
+    #[allow(missing_docs)]
+    pub struct TidegateMetadata {
+        pub hops: Number,
+    }
+
+    /// Message that an event or a click refers to.
+    #[allow(missing_docs)]
+    pub struct Item<'a> {
+        pub channel: Id<'a>,
+        pub ts: Text<'a>,
+        pub thread_ts: Text<'a>,
+        /// Message of a pin or star.
+        pub message: First<Box<Item<'a>>>,
+    }
+
+    /// `event.assistant_thread`.
+    #[allow(missing_docs)]
+    pub struct AssistantThread<'a> {
+        pub channel_id: Text<'a>,
+        pub thread_ts: Text<'a>,
+        pub user_id: Text<'a>,
+    }
+}
+
+impl EventBody<'_> {
+    /// Returns whether the event is about an installation of the app, and not about a conversation.
+    pub fn is_installation_event(&self) -> bool {
+        let kind = self.event.0.as_ref().and_then(|event| event.kind.get());
+        matches!(
+            kind,
+            Some("app_uninstalled" | "tokens_revoked" | "channel_id_changed" | "team_join")
+        )
+    }
+}
+
+impl Event<'_> {
+    /// Returns the channel that the event is about.
+    pub fn channel_of(&self) -> Option<&str> {
+        let of_item = || self.item.0.as_ref()?.channel.get();
+        let of_assistant = || self.assistant_thread.0.as_ref()?.channel_id.get();
+        let channel = self.channel.get().or(self.channel_id.get());
+        channel.or_else(of_item).or_else(of_assistant)
+    }
+
+    /// Returns the user who caused the event.
+    pub fn user_of(&self) -> Option<&str> {
+        let of_assistant = || self.assistant_thread.0.as_ref()?.user_id.get();
+        self.user.get().or(self.user_id.get()).or_else(of_assistant)
+    }
+
+    /// Returns the bot that wrote a message.
+    pub fn bot(&self) -> Option<&str> {
+        self.bot_id.get().or_else(|| self.bot_profile.0.as_ref()?.id.get())
+    }
+
+    /// Returns whether a bot wrote a message. It may have neither an id nor a user.
+    pub fn is_by_bot(&self) -> bool {
+        self.bot_id.get().is_some()
+            || self.bot_profile.0.is_some()
+            || self.subtype.get() == Some("bot_message")
+    }
+
+    /// Returns the message that the event is about: itself, or one that was edited, deleted,
+    /// reacted to or pinned.
+    pub fn message_ts_of(&self) -> Option<&str> {
+        let of_item = || self.item.0.as_ref()?.message_ts();
+        self.messages()
+            .find_map(|message| message.ts.get())
+            .or(self.deleted_ts.get())
+            .or_else(of_item)
+            .or(self.message_ts.get())
+            .or(self.ts.get())
+    }
+
+    /// Returns the first message of the thread that the event is about. Slack does not tell it for
+    /// a message outside threads.
+    pub fn thread_ts_of(&self) -> Option<&str> {
+        let of_assistant = || self.assistant_thread.0.as_ref()?.thread_ts.get();
+        let of_messages = || self.messages().find_map(|message| message.thread_ts.get());
+        let of_item = || self.item.0.as_ref()?.thread_root();
+        let thread = self.thread_ts.get().or_else(of_assistant);
+        thread.or_else(of_messages).or_else(of_item)
+    }
+
+    /// Returns the number of Tidegate's replies that led to this message, as counted in its
+    /// metadata.
+    pub fn hops(&self) -> u64 {
+        let ours = self.metadata.0.as_ref().filter(|m| m.event_type.get() == Some("tidegate"));
+        ours.and_then(|m| m.event_payload.0.as_ref()?.hops.0).unwrap_or(0)
+    }
+
+    /// Returns the message after and before an edit or deletion.
+    fn messages(&self) -> impl Iterator<Item = &Item<'_>> {
+        self.message.0.iter().chain(&self.previous_message.0)
+    }
+}
+
+impl Item<'_> {
+    fn message_ts(&self) -> Option<&str> {
+        self.ts.get().or_else(|| self.message.0.as_ref()?.ts.get())
+    }
+
+    fn thread_root(&self) -> Option<&str> {
+        self.thread_ts.get().or_else(|| self.message.0.as_ref()?.thread_ts.get())
+    }
+}

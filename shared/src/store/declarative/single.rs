@@ -1,0 +1,140 @@
+//! Single organizations and agents, with the differences that a declaration would have.
+
+use super::{Plan, PlanAction, PlanStep, organizations::apply_organization};
+use crate::domain::{Actor, AgentId, OrgId};
+use crate::store::{
+    AuditAction, AuditOrg, NewAgent, NewAuditEntry, Store, StoreError, add_audit_entries,
+};
+use sqlx::PgConnection;
+
+impl Store {
+    /// Creates an organization or changes its name. Returns the action, `None` without a
+    /// difference.
+    pub async fn save_organization(
+        &self,
+        by: &Actor,
+        id: &OrgId,
+        name: &str,
+    ) -> Result<Option<PlanAction>, StoreError> {
+        let (mut tx, mut plan) = (self.pool.begin().await?, Plan::default());
+        let before = lock_organization(&mut tx, id).await?;
+        apply_organization(&mut tx, id, name, before.as_deref(), &mut plan).await?;
+        let action = record(&mut tx, by, &plan).await?;
+        tx.commit().await?;
+        Ok(action)
+    }
+
+    /// Creates or changes an agent. Returns the action, `None` without a difference.
+    /// [`StoreError::Missing`] for an unknown organization.
+    pub async fn save_agent(
+        &self,
+        by: &Actor,
+        new: &NewAgent,
+    ) -> Result<Option<PlanAction>, StoreError> {
+        let (mut tx, mut plan) = (self.pool.begin().await?, Plan::default());
+        if lock_organization(&mut tx, &new.org).await?.is_none() {
+            return Err(StoreError::Missing(format!("organization {}", new.org)));
+        }
+        self.apply_agent(&mut tx, new, &mut plan).await?;
+        let action = record(&mut tx, by, &plan).await?;
+        tx.commit().await?;
+        Ok(action)
+    }
+}
+
+impl Store {
+    /// Deletes an agent with its bindings and link codes. Waiting deliveries end later. Returns
+    /// the number of connections whose default agent it is, and then changes nothing.
+    /// [`StoreError::Missing`] for an unknown agent.
+    pub async fn delete_agent(
+        &self,
+        by: &Actor,
+        org: &OrgId,
+        id: &AgentId,
+    ) -> Result<i64, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        lock_organization(&mut tx, org).await?;
+        let used: i64 = sqlx::query_scalar(
+            "-- agents.uses\n select count(*) from connections where org_id = $1 and agent_id = $2",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await?;
+        if used > 0 {
+            return Ok(used);
+        }
+        let deleted =
+            sqlx::query("-- agents.delete\n delete from agents where org_id = $1 and id = $2")
+                .bind(org.as_str())
+                .bind(id.as_str())
+                .execute(&mut *tx)
+                .await?;
+        let object = format!("{org}/{id}");
+        if deleted.rows_affected() == 0 {
+            return Err(StoreError::Missing(format!("agent {object}")));
+        }
+        let org = AuditOrg::Org(org.clone());
+        let entry = NewAuditEntry::new(AuditAction::AgentDelete, object, org);
+        add_audit_entries(&mut tx, by, &[entry]).await?;
+        tx.commit().await?;
+        Ok(0)
+    }
+
+    /// Deletes an organization with its agents, members and API keys. Returns the number of its
+    /// connections, and then changes nothing. [`StoreError::Missing`] for an unknown organization.
+    pub async fn delete_organization(&self, by: &Actor, id: &OrgId) -> Result<i64, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        if lock_organization(&mut tx, id).await?.is_none() {
+            return Err(StoreError::Missing(format!("organization {id}")));
+        }
+        let used: i64 = sqlx::query_scalar(
+            "-- organizations.uses\n select count(*) from connections where org_id = $1",
+        )
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await?;
+        if used > 0 {
+            return Ok(used);
+        }
+        sqlx::query(
+            "-- organizations.delete
+             with gone as (delete from organization_members where org_id = $1 returning user_id),
+             identities as (
+                 delete from user_identities i using gone g
+                  where i.user_id = g.user_id
+                    and not exists (select from organization_members m
+                                     where m.user_id = g.user_id and m.org_id <> $1))
+             delete from organizations where id = $1",
+        )
+        .bind(id.as_str())
+        .execute(&mut *tx)
+        .await?;
+        let org = AuditOrg::Org(id.clone());
+        let entry = NewAuditEntry::new(AuditAction::OrganizationDelete, id, org);
+        add_audit_entries(&mut tx, by, &[entry]).await?;
+        tx.commit().await?;
+        Ok(0)
+    }
+}
+
+/// Serializes changes of an organization and its agents. Returns its name.
+pub(super) async fn lock_organization(
+    tx: &mut PgConnection,
+    id: &OrgId,
+) -> Result<Option<String>, StoreError> {
+    let name = sqlx::query_scalar(
+        "-- declared.lock_organization\n select name from organizations where id = $1 for update",
+    );
+    Ok(name.bind(id.as_str()).fetch_optional(tx).await?)
+}
+
+pub(super) async fn record(
+    tx: &mut PgConnection,
+    by: &Actor,
+    plan: &Plan,
+) -> Result<Option<PlanAction>, StoreError> {
+    let entries: Vec<_> = plan.steps.iter().map(PlanStep::audit_entry).collect();
+    add_audit_entries(tx, by, &entries).await?;
+    Ok(plan.steps.first().map(|step| step.action))
+}

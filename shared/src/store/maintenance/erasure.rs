@@ -1,0 +1,255 @@
+//! Erasure of a person, and of an organization's traces in the audit log.
+//!
+//! Nothing is erased while deliveries or messages of the person are open, because their conversations
+//! wait for them. Their numbers are returned, and the erasure is repeated when there are none.
+
+use crate::domain::{Actor, ConnectionId, OrgId, TeamId, UserId};
+use crate::store::{
+    AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries, column,
+};
+use serde::Serialize;
+use serde_json::json;
+use sqlx::Row;
+
+/// Replacement of the id of an erased person. Valid as the id of a user.
+pub const ERASED: &str = "erased";
+
+/// Connections of a workspace or organization of Slack.
+macro_rules! connections_of_team {
+    () => {
+        "(select id from connections where coalesce(team_id, enterprise_id) = $1)"
+    };
+}
+
+/// Statements that erase a person: `$1` is the workspace, `$2` the person, `$3` the person's direct
+/// messages with apps.
+const PERSON: [&str; 18] = [
+    "-- erasure.user_identities
+     delete from user_identities where team_id = $1 and platform_user_id = $2 and $3::text[] is not null",
+    "-- erasure.welcomed_users
+     delete from welcomed_users where team_id = $1 and user_id = $2 and $3::text[] is not null",
+    concat!(
+        "-- erasure.user_questions
+         delete from user_questions where user_id = $2 and $3::text[] is not null
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    "-- erasure.link_code_attempts
+     delete from link_code_attempts where right(who, length($1) + length($2) + 2) = '/' || $1 || '/' || $2
+        and $3::text[] is not null",
+    "-- erasure.link_codes
+     update link_codes set consumed_user = null, consumed_channel = null
+      where consumed_team = $1 and consumed_user = $2 and $3::text[] is not null",
+    concat!(
+        "-- erasure.ignored_webhooks
+         delete from ignored_webhooks where (user_id = $2 or channel_id = any ($3))
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.dead_letters
+         delete from dead_letters where (user_id = $2 or channel_id = any ($3))
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.delivery_log
+         update delivery_log set user_id = null, channel_id = null, ts = null, thread_ts = null, error = ''
+          where (user_id = $2 or channel_id = any ($3)) and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.direct_bindings
+         delete from channel_bindings where $2 <> '' and channel_id = any ($3) and connection_id in ",
+        connections_of_team!()
+    ),
+    "-- erasure.bindings
+     update channel_bindings set bound_by = 'erased'
+      where team_id = $1 and bound_by = $2 and $3::text[] is not null",
+    concat!(
+        "-- erasure.direct_binding_history
+         delete from channel_binding_history where $2 <> '' and channel_id = any ($3)
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.binding_history
+         update channel_binding_history set changed_by = 'erased'
+          where changed_by = $2 and $3::text[] is not null and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.sessions
+         delete from conversation_sessions where $2 <> '' and channel_id = any ($3)
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.known_channels
+         delete from known_channels where $2 <> '' and channel_id = any ($3) and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.outbox_channels
+         delete from outbox_channels where $2 <> '' and pending = 0 and channel_key = any ($3)
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.outbox_log
+         delete from outbox_log where $2 <> '' and channel_key = any ($3) and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.outbox_failures
+         delete from outbox_failures where $2 <> '' and channel_key = any ($3) and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.notifications
+         delete from notifications where (data ->> 'user' = $2 or data ->> 'channel' = any ($3))
+            and connection_id in ",
+        connections_of_team!()
+    ),
+];
+
+/// Numbers of an erasure in Postgres.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)] // self-explanatory
+pub struct ErasedRows {
+    /// Deleted or changed rows.
+    pub rows: u64,
+    /// Deliveries of the person that have not ended.
+    pub open_deliveries: i64,
+    /// Messages to the person's direct messages that are not sent.
+    pub open_messages: i64,
+}
+
+impl Store {
+    /// Erases a person of a workspace, if no delivery and message of the person is open.
+    /// Repeatable.
+    pub async fn erase_person(
+        &self,
+        by: &Actor,
+        team: &TeamId,
+        user: &UserId,
+    ) -> Result<ErasedRows, StoreError> {
+        let channels: Vec<String> = sqlx::query_scalar(concat!(
+            "-- erasure.direct_channels
+             select distinct channel_id from (
+                 select channel_id, user_id, connection_id from delivery_log
+                 union all select channel_id, user_id, connection_id from ignored_webhooks
+                 union all select channel_id, user_id, connection_id from dead_letters
+                 union all select channel_id, user_id, connection_id from deliveries
+                 union all select consumed_channel, consumed_user, consumed_connection from link_codes
+                 union all select channel_id, bound_by, connection_id from channel_bindings) t
+              where user_id = $2 and channel_id like 'D%' and connection_id in ",
+            connections_of_team!()
+        ))
+        .bind(team.as_str())
+        .bind(user.as_str())
+        .fetch_all(&self.pool)
+        .await?;
+        let open = sqlx::query(concat!(
+            "-- erasure.open
+             select (select count(*) from deliveries where user_id = $2 and connection_id in ",
+            connections_of_team!(),
+            ") as deliveries,
+                    (select count(*) from outbox where channel_key = any ($3) and connection_id in ",
+            connections_of_team!(),
+            ") as messages"
+        ))
+        .bind(team.as_str())
+        .bind(user.as_str())
+        .bind(&channels)
+        .fetch_one(&self.pool)
+        .await?;
+        let mut erased = ErasedRows {
+            rows: 0,
+            open_deliveries: open.try_get("deliveries")?,
+            open_messages: open.try_get("messages")?,
+        };
+        // Until then the rows tell which direct messages are the person's.
+        if erased.open_deliveries + erased.open_messages > 0 {
+            return Ok(erased);
+        }
+        for sql in PERSON {
+            let query = sqlx::query(sql).bind(team.as_str()).bind(user.as_str()).bind(&channels);
+            erased.rows += query.execute(&self.pool).await?.rows_affected();
+        }
+        let mut tx = self.pool.begin().await?;
+        let in_log: i64 =
+            sqlx::query_scalar("-- erasure.audit_log\n select erase_person_from_audit_log($1)")
+                .bind(user.as_str())
+                .fetch_one(&mut *tx)
+                .await?;
+        erased.rows += in_log.unsigned_abs();
+        // The log does not tell who was erased.
+        let entry = NewAuditEntry::new(AuditAction::PersonErase, ERASED, AuditOrg::None);
+        let entry = entry.after(json!({ "rows": erased.rows }));
+        add_audit_entries(&mut tx, by, &[entry]).await?;
+        tx.commit().await?;
+        Ok(erased)
+    }
+
+    /// Empties the audit log's rows about an organization, and records that. Returns their number.
+    pub async fn erase_organization_history(
+        &self,
+        by: &Actor,
+        org: &OrgId,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let rows: i64 = sqlx::query_scalar(
+            "-- erasure.organization_audit_log\n select erase_organization_from_audit_log($1)",
+        )
+        .bind(org.as_str())
+        .fetch_one(&mut *tx)
+        .await?;
+        let of = AuditOrg::Org(org.clone());
+        let entry = NewAuditEntry::new(AuditAction::OrganizationErase, org, of);
+        add_audit_entries(&mut tx, by, &[entry]).await?;
+        tx.commit().await?;
+        Ok(rows.unsigned_abs())
+    }
+
+    /// Deletes the wrong link codes of a connection's people.
+    pub async fn erase_link_code_attempts(
+        &self,
+        connection: ConnectionId,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- erasure.attempts_of_connection
+             delete from link_code_attempts where starts_with(who, $1 || '/')",
+        )
+        .bind(connection.to_string())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Returns the connections of a workspace or organization of Slack.
+    pub async fn team_connections(&self, team: &TeamId) -> Result<Vec<ConnectionId>, StoreError> {
+        let rows = sqlx::query(
+            "-- erasure.connections
+             select id from connections where coalesce(team_id, enterprise_id) = $1 order by id",
+        )
+        .bind(team.as_str())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| column(row, "connections", "team", "id")).collect()
+    }
+
+    /// Returns the connections of an organization.
+    pub async fn organization_connections(
+        &self,
+        org: &OrgId,
+    ) -> Result<Vec<ConnectionId>, StoreError> {
+        let rows = sqlx::query(
+            "-- organizations.connections\n select id from connections where org_id = $1 order by id",
+        )
+        .bind(org.as_str())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| column(row, "connections", "organization", "id")).collect()
+    }
+}

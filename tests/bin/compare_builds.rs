@@ -1,0 +1,111 @@
+//! Compares two builds by their effects on a scenario: a day of fifty connections.
+//!
+//! ```text
+//! cargo compare --effects before.json                                       in one checkout
+//! cargo compare --compare before.json                                       in another
+//! TIDEGATE_BIN_DIR=../other/target/debug cargo compare --compare before.json    with other programs
+//! cargo compare --recording day.jsonl --effects before.json                 with one recording for both
+//! ```
+//!
+//! Writes a file of effects, or prints the differences to such a file; exits 1 if there are any.
+//! Without a recording the scenario is sent through this build's ingest and recorded, so changes of
+//! what ingest stores are differences, too. With a recording both builds process the same bytes.
+//! Effects are always those of the recording in a new stream, because those of a live run depend on
+//! the answers that were in time.
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tests::{
+    effects::{Effects, report},
+    recording::Recording,
+    scenario::Scenario,
+};
+
+/// Compare two builds by their effects on a scenario. Exits 1 if they differ.
+#[derive(Debug, Parser)]
+#[command(name = "cargo compare")]
+struct Options {
+    /// Seed of the scenario.
+    #[arg(long, value_name = "SEED", default_value_t = 7)]
+    seed: u64,
+    /// File of the recording: read if it exists, else written.
+    #[arg(long, value_name = "FILE")]
+    recording: Option<PathBuf>,
+    /// Write the effects to a file.
+    #[arg(long, value_name = "FILE")]
+    effects: Option<PathBuf>,
+    /// Compare with the effects in a file; exit 1 if they differ.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+}
+
+/// A file of effects.
+#[derive(Serialize, Deserialize)]
+struct EffectsFile {
+    seed: u64,
+    effects: Effects,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Options::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(options: Options) -> anyhow::Result<bool> {
+    // Read first, so that a missing file is reported before the scenario runs.
+    let before = options.compare.as_deref().map(read).transpose()?;
+    if let Some(EffectsFile { seed, .. }) = &before {
+        ensure!(*seed == options.seed, "those are the effects of --seed {seed}");
+    }
+    let scenario = Scenario::of(options.seed)?;
+    println!("scenario of seed {}: {} webhooks", options.seed, scenario.stored());
+    let recording = match options.recording.as_deref() {
+        Some(file) if file.is_file() => Recording::read(file)?,
+        file => record(&scenario, file).await?,
+    };
+    println!("recorded: {} messages, {}", recording.messages.len(), recording.digest());
+    let env = scenario.process(&recording).await?;
+    let effects = Effects::of(&env).await?;
+    drop(env);
+    println!("processed: {} effects", effects.lines());
+    let differences =
+        before.map(|EffectsFile { effects: before, .. }| match before.is_of_version_1() {
+            true => before
+                .without_version_differences()
+                .differences(&effects.clone().without_version_differences()),
+            false => before.differences(&effects),
+        });
+    if let Some(file) = options.effects {
+        let text = serde_json::to_string_pretty(&EffectsFile { seed: options.seed, effects })?;
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let Some(differences) = differences else { return Ok(true) };
+    println!("{}", report(&differences));
+    Ok(differences.is_empty())
+}
+
+async fn record(scenario: &Scenario, file: Option<&Path>) -> anyhow::Result<Recording> {
+    let (_, recording) = scenario.run_live().await?;
+    if let Some(file) = file {
+        recording.write(file)?;
+    }
+    Ok(recording)
+}
+
+fn read(file: &Path) -> anyhow::Result<EffectsFile> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
+    serde_json::from_str(&text?).with_context(|| format!("{} holds no effects", file.display()))
+}

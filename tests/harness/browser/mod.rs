@@ -1,0 +1,57 @@
+//! A real browser: Chromium, driven by Playwright from the npm registry.
+
+use crate::{
+    fetch::{Finder, on_path},
+    npm::BROWSER,
+    process::Process,
+    run_dir::RunDir,
+};
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+/// Maximum time of a script, with the start of the browser on a busy machine.
+const SCRIPT_WITHIN: Duration = Duration::from_secs(120);
+/// Names of the program.
+const PROGRAMS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+
+/// Whether pages may run scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scripts {
+    /// They may, if their policy allows it.
+    On,
+    /// The browser runs none.
+    Off,
+}
+
+/// Opens an install link, clicks "Add to Slack", then the button on Slack's page. Returns what the
+/// person saw.
+///
+/// # Errors
+/// One line that names what is missing and the remedy, or what the browser did not find.
+pub async fn install(link: &str, button: &str, scripts: Scripts) -> anyhow::Result<Value> {
+    let run = Arc::new(RunDir::new("browser")?);
+    let finder = Finder::here()?;
+    let remedy = "apt-get install -y chromium";
+    let program = PROGRAMS.iter().find_map(|name| on_path(&finder.path, name));
+    let program = program.with_context(|| format!("no Chromium found: {remedy}"))?;
+    let (node, modules): (PathBuf, PathBuf) = finder.node_packages(&BROWSER, &run).await?;
+    let file = run.path().join("install.js");
+    fs::write(&file, include_str!("install.js"))?;
+    let scripts = if scripts == Scripts::On { "on" } else { "off" };
+    let settings = [
+        ("NODE_PATH", modules.display().to_string()),
+        ("CHROMIUM", program.display().to_string()),
+        ("HOME", run.path().display().to_string()),
+        ("LINK", link.to_owned()),
+        ("BUTTON", button.to_owned()),
+        ("SCRIPTS", scripts.to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
+    let process = Process::start(&run, "browser", &node, &[file], &settings, None)?;
+    let status = process.wait(SCRIPT_WITHIN).await?;
+    let log = process.log();
+    ensure!(status.success(), "the browser failed: {log}");
+    let line = log.lines().find(|line| line.starts_with('{')).context("no line of JSON")?;
+    Ok(serde_json::from_str(line)?)
+}

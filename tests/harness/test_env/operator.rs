@@ -1,0 +1,56 @@
+//! Operator of a test environment: the command line, and other programs with its settings.
+
+use super::{Role, TestEnv};
+use crate::binaries::Binaries;
+use anyhow::ensure;
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+impl TestEnv {
+    /// Runs the command line of operators. Returns its output.
+    pub fn tidegate(&self, args: &[&str]) -> anyhow::Result<String> {
+        let ran = self.try_tidegate(args)?;
+        ensure!(
+            ran.status.success(),
+            "tidegate {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&ran.stderr)
+        );
+        Ok(String::from_utf8(ran.stdout)?)
+    }
+
+    /// Runs the command line of operators, which may fail.
+    pub fn try_tidegate(&self, args: &[&str]) -> anyhow::Result<Output> {
+        Ok(self.operator(args)?.output()?)
+    }
+
+    /// Runs the command line of operators while a load continues.
+    pub async fn run_tidegate(&self, args: &[&str]) -> anyhow::Result<()> {
+        let mut operator = self.operator(args)?;
+        let ran = tokio::task::spawn_blocking(move || operator.output()).await??;
+        let said = String::from_utf8_lossy(&ran.stderr);
+        ensure!(ran.status.success(), "tidegate {}: {said}", args.join(" "));
+        Ok(())
+    }
+
+    /// Writes a secret to a file, and returns the argument that names it.
+    pub fn secret_argument(&self, secret: &str) -> anyhow::Result<String> {
+        let file = self.write(&format!("secret-{:032x}", super::unique()?), secret)?;
+        Ok(format!("file:{}", file.display()))
+    }
+
+    fn operator(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(&Binaries::get()?.tidegate);
+        let role = if args.first() == Some(&"migrate") { Role::Owner } else { Role::Operator };
+        command.args(args).envs(self.settings_of(role));
+        Ok(command)
+    }
+
+    /// Runs another program with the settings of the operator.
+    pub fn run(&self, program: &Path, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(program);
+        Ok(command.args(args).envs(self.settings_of(Role::Operator)).output()?)
+    }
+}

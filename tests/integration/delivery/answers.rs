@@ -1,0 +1,242 @@
+//! Answers of agents: what Slack would refuse, what nobody should get, and what comes too late.
+
+use serde_json::{Value, json};
+use shared::{
+    runtime::{config::PostgresConfig, telemetry::ErrorChain},
+    store::{KeyRings, NewConnection, PlanMode, Store},
+};
+use std::time::Duration;
+use tests::{
+    eventually::eventually,
+    slack::{
+        fault_injection::{Fault, FaultRule},
+        webhook::Webhook,
+    },
+    test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
+};
+
+fn answered(new: &mut NewConnection) {
+    new.agent = Some(agent_id());
+}
+
+async fn say(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
+    let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
+    assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
+    webhook
+}
+
+async fn first_failure(env: &TestEnv) -> String {
+    eventually("it is given up", TIMEOUT, async || {
+        let query = sqlx::query_scalar("select error from outbox_failures");
+        query.fetch_optional(&env.pool).await.ok()?
+    })
+    .await
+}
+
+/// The setting allows them to agents of the connection's own organization.
+#[tokio::test]
+async fn neutralizes_broadcasts_of_agents() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let allowed = |new: &mut NewConnection| {
+        answered(new);
+        new.settings.broadcasts = true;
+    };
+    let allowed = env.connect_as(allowed).await.expect("another");
+    let rich = json!({ "blocks": [{ "type": "rich_text", "elements": [{ "type": "rich_text_section",
+        "elements": [{ "type": "broadcast", "range": "channel" }] }] }] });
+    say(&env, &app, "C1", "hi <!channel>").await;
+    say(&env, &app, "C2", &format!("json {rich}")).await;
+    say(&env, &allowed, "C3", "hi <!channel>").await;
+    let told = async |channel: &str| {
+        env.slack.wait_for_receipt(channel, |receipt| receipt.to == channel).await
+    };
+    let plain = told("C1").await;
+    assert_eq!(plain.text(), "I heard: hi @channel");
+    assert_eq!(
+        (&plain.body["unfurl_links"], &plain.body["unfurl_media"]),
+        (&json!(false), &json!(false))
+    );
+    let element = told("C2").await.body["blocks"][0]["elements"][0]["elements"][0].clone();
+    assert_eq!(element, json!({ "type": "text", "text": "@channel" }));
+    assert_eq!(told("C3").await.text(), "I heard: hi <!channel>");
+}
+
+#[tokio::test]
+async fn shortens_answers_to_slacks_limits() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let section =
+        |text: &str| json!({ "type": "section", "text": { "type": "mrkdwn", "text": text } });
+    for (channel, answer) in [
+        ("C1", json!({ "text": "x".repeat(40_001) })),
+        ("C2", json!({ "blocks": vec![section("x"); 51] })),
+        ("C3", json!({ "text": "short", "blocks": [section(&"x".repeat(3_001))] })),
+    ] {
+        say(&env, &app, channel, &format!("json {answer}")).await;
+    }
+    let told = async |channel: &str| {
+        env.slack.wait_for_receipt(channel, |receipt| receipt.to == channel).await.body
+    };
+    assert!(told("C1").await["text"].as_str().is_some_and(|text| text.ends_with("x…")));
+    let blocks = told("C2").await["blocks"].as_array().expect("blocks").len();
+    assert_eq!(blocks, 50);
+    let text = told("C3").await["blocks"][0]["text"]["text"].clone();
+    assert!(text.as_str().is_some_and(|text| text.ends_with("x…")), "not the text alone");
+    assert_eq!(env.slack.calls_of("chat.postMessage").len(), 3, "Slack refused none");
+}
+
+#[tokio::test]
+async fn reads_answers_with_odd_characters() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    say(&env, &app, "C1", r#"json {"text":"cut \ud83d","blocks":null,"ephemeral":"?"}"#).await;
+    env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == "cut \u{fffd}").await;
+    assert_eq!(env.agent.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn asks_with_files_or_not_at_all() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let shared = |files: Value| {
+        let ts = env.slack.ts();
+        let inner = json!({ "type": "message", "subtype": "file_share", "channel": "D1", "user": "U1",
+            "text": "", "ts": ts, "event_ts": ts, "channel_type": "im", "files": files });
+        Webhook::event(&env.slack, &app, "a file", inner)
+    };
+    let file = json!({ "id": "F1", "name": "a.pdf", "mimetype": "application/pdf", "size": 9 });
+    let (empty, full) = (shared(json!([])), shared(json!([file])));
+    for webhook in [&empty, &full] {
+        env.send(&app, webhook).await.expect("an answer");
+    }
+    assert_eq!(env.wait_for_outcome(&empty.dedup_key).await.outcome, "ignored");
+    assert_eq!(env.wait_for_outcome(&full.dedup_key).await.outcome, "completed");
+    let asked = env.agent.requests();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].question["files"], json!([file]));
+}
+
+#[tokio::test]
+async fn drops_answer_to_deleted_message() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let ts = env.slack.ts();
+    let question =
+        Webhook::message_event(&env.slack, &app, "message", "D1", "U1", "slow:3000 hello", &ts);
+    env.send(&app, &question).await.expect("an answer");
+    eventually("the agent is asked", TIMEOUT, async || env.agent.requests().pop()).await;
+    let deletion_ts = env.slack.ts();
+    let deletion = json!({ "type": "message", "subtype": "message_deleted", "hidden": true,
+        "channel": "D1", "channel_type": "im", "ts": deletion_ts, "event_ts": deletion_ts,
+        "deleted_ts": ts, "previous_message": { "type": "message", "user": "U1", "ts": ts } });
+    let deletion = Webhook::event(&env.slack, &app, "a deletion", deletion);
+    env.send(&app, &deletion).await.expect("an answer");
+    assert_eq!(env.wait_for_outcome(&deletion.dedup_key).await.outcome, "deletion");
+    assert_eq!(env.wait_for_outcome(&question.dedup_key).await.outcome, "message_deleted");
+    say(&env, &app, "D1", "next").await;
+    env.slack
+        .wait_for_receipt("the next answer", |receipt| receipt.text() == "I heard: next")
+        .await;
+    assert_eq!(env.slack.calls_of("chat.postMessage").len(), 1);
+}
+
+/// Slack reports no deletion here, and posts a message beside its thread without an error.
+#[tokio::test]
+async fn withdraws_message_beside_its_thread() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let ts = env.slack.ts();
+    let question =
+        Webhook::message_event(&env.slack, &app, "message", "C1", "U1", "slow:1500 hello", &ts);
+    env.send(&app, &question).await.expect("an answer");
+    eventually("the agent is asked", TIMEOUT, async || env.agent.requests().pop()).await;
+    env.slack.delete(&app.team, "C1", &ts);
+    assert_eq!(first_failure(&env).await, "the thread of the message was deleted");
+    assert_eq!(env.slack.messages(&app.team, "C1"), [], "nothing stands in the channel");
+}
+
+/// Slack refuses the blocks; the text is sent alone, and nothing is given up.
+#[tokio::test]
+async fn sends_text_without_refused_blocks() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let refusal = Fault::Says("invalid_blocks".into());
+    env.slack.inject_fault(FaultRule::new(refusal).on("chat.postMessage").times(1));
+    say(&env, &app, "C1", "blocks hello").await;
+    let posted = env.slack.wait_for_receipt("the text", |receipt| receipt.to == "C1").await;
+    assert_eq!((posted.text(), &posted.body["blocks"]), ("I heard: blocks hello", &Value::Null));
+    let calls = env.slack.calls_of("chat.postMessage");
+    assert_eq!(calls.iter().filter(|call| call.args["blocks"].is_array()).count(), 1);
+    assert_eq!(calls.len(), 2);
+}
+
+/// Slack answers some refusals of a `response_url` with status 200.
+#[tokio::test]
+async fn counts_ok_false_as_failure() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let refusal = Fault::Says("invalid_blocks".into());
+    env.slack.inject_fault(FaultRule::new(refusal).on("response_url").times(1));
+    let help = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    env.send(&app, &help).await.expect("an answer");
+    assert_eq!(first_failure(&env).await, "invalid_blocks");
+}
+
+/// Slack takes about one message a second per channel, so that answers wait for each other.
+#[tokio::test]
+async fn keeps_order_within_channel() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let limited = FaultRule::new(Fault::RateLimited(3)).on("chat.postMessage").times(1);
+    env.slack.inject_fault(limited);
+    let mut expected = Vec::new();
+    for n in 0..8 {
+        let question = say(&env, &app, "C1", &format!("number {n}")).await;
+        env.wait_for_outcome(&question.dedup_key).await;
+        expected.push(format!("I heard: number {n}"));
+    }
+    eventually("all are answered", TIMEOUT, async || {
+        (env.slack.receipts().len() == 8).then_some(())
+    })
+    .await;
+    let receipts = env.slack.receipts();
+    assert_eq!(receipts.iter().map(|receipt| receipt.text()).collect::<Vec<_>>(), expected);
+}
+
+/// A column's type changes while sessions hold statements that were prepared before.
+#[tokio::test]
+async fn goes_on_after_column_type_changes() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    for n in 0..8 {
+        say(&env, &app, &format!("D{n}"), "before").await;
+    }
+    let answers = |text: &str| {
+        let wanted = format!("I heard: {text}");
+        env.slack.receipts().iter().filter(|receipt| receipt.text() == wanted).count()
+    };
+    eventually("all are answered", TIMEOUT, async || (answers("before") == 8).then_some(())).await;
+    let database = sqlx::query_scalar("select current_database()");
+    let database: String = database.fetch_one(&env.pool).await.expect("a name");
+    let url = env.postgres.url_as("tidegate_worker", &database);
+    let of_one_session = PostgresConfig { url, ca_file: None, max_connections: 1 };
+    let store = Store::new(&of_one_session, KeyRings::default(), PlanMode::Once).expect("a store");
+    store.connection_summaries(None).await.expect("the statement is prepared");
+    for alter in [
+        "alter table agents alter column name type varchar(200)",
+        "alter table connections alter column bot_user_id type varchar(200)",
+    ] {
+        sqlx::query(alter).execute(&env.pool).await.expect(alter);
+    }
+    let error = store.connection_summaries(None).await.expect_err("the plan is outdated");
+    assert!(ErrorChain(&error).to_string().contains("cached plan"), "{error}");
+    store.connection_summaries(None).await.expect("another session takes its place");
+    for n in 0..8 {
+        say(&env, &app, &format!("D{n}"), "after").await;
+    }
+    eventually("all are answered", Duration::from_secs(20), async || {
+        (answers("after") == 8).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,239 @@
+//! Mode `forward`: whose secret signs, whose app may listen, and what becomes of an app's answer.
+
+use axum::{Router, extract::State, http::HeaderMap};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use shared::{
+    domain::{AgentMode, OrgId, Platform, Surface},
+    secrets::Secret,
+    store::{NewAgent, NewConnection, NewLinkCode},
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tests::{
+    eventually::eventually,
+    slack::{sign, webhook::Webhook},
+    test_env::{App, SMALL, TIMEOUT, TestEnv, actor, agent_id, new_agent},
+};
+use tokio::net::TcpListener;
+
+const SECRET: &str = "the app's own secret";
+
+/// An app that answers every webhook alike.
+#[derive(Clone)]
+struct Stub {
+    asked: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,
+    status: u16,
+    body: String,
+    after: Duration,
+}
+
+impl Stub {
+    /// Starts an app and makes it the sample agent of an organization.
+    async fn start(env: &TestEnv, org: &OrgId, status: u16, body: &str, after: Duration) -> Self {
+        let stub = Self { asked: Arc::default(), status, body: body.to_owned(), after };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("an address"));
+        let router = Router::new().fallback(answer).with_state(stub.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        put(env, org, url, false).await;
+        stub
+    }
+
+    fn requests(&self) -> Vec<(HeaderMap, Bytes)> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+async fn answer(
+    State(stub): State<Stub>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> (axum::http::StatusCode, String) {
+    stub.asked.lock().expect("no panic").push((headers, body));
+    tokio::time::sleep(stub.after).await;
+    (axum::http::StatusCode::from_u16(stub.status).expect("a status"), stub.body)
+}
+
+async fn put(env: &TestEnv, org: &OrgId, url: String, signs_as_slack: bool) {
+    let agent = NewAgent {
+        mode: AgentMode::Forward,
+        secret: Secret::new(SECRET.into()).expect("not empty"),
+        signs_as_slack,
+        ..new_agent(org, agent_id(), url).expect("an agent")
+    };
+    env.store.put_agent(&agent).await.expect("Postgres");
+}
+
+fn answered(new: &mut NewConnection) {
+    new.agent = Some(agent_id());
+}
+
+fn interaction(env: &TestEnv, app: &App, more: Value) -> Webhook {
+    let mut webhook = Webhook::command(&env.slack, app, "C1", "U1", "/x", "");
+    let mut payload = json!({
+        "team": { "id": app.team, "domain": "example" }, "user": { "id": "U1", "team_id": app.team },
+        "api_app_id": app.app, "token": "legacy-token", "trigger_id": env.slack.trigger_id(),
+        "response_url": webhook.response_url,
+    });
+    let fields = payload.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    webhook.body = form_urlencoded::Serializer::new(String::new())
+        .append_pair("payload", &payload.to_string())
+        .finish()
+        .into_bytes();
+    webhook
+}
+
+/// Whoever has the signing secret of a connection can forge any webhook of it.
+#[tokio::test]
+async fn signs_with_secret_of_agent() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    for (n, (signs_as_slack, secret)) in
+        [(false, SECRET), (true, app.secret.as_str())].into_iter().enumerate()
+    {
+        put(&env, &app.org, env.agent.url(), signs_as_slack).await;
+        tokio::time::sleep(Duration::from_millis(1_200)).await; // workers read an agent once a second
+        let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+        env.send(&app, &webhook).await.expect("an answer");
+        let asked =
+            eventually("it is forwarded", TIMEOUT, async || env.agent.requests().get(n).cloned());
+        let asked = asked.await;
+        let header = |name: &str| asked.headers[name].to_str().expect("text").to_owned();
+        let signature = sign(secret, &header("x-slack-request-timestamp"), &asked.body);
+        assert_eq!(header("x-slack-signature"), signature, "signs_as_slack = {signs_as_slack}");
+    }
+}
+
+#[tokio::test]
+async fn refuses_apps_of_others() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let preview = env.connect_as(|new| new.preview_mode = true).await.expect("a preview");
+    let theirs = env.connect().await.expect("another organization");
+    put(&env, &theirs.org, env.agent.url(), true).await;
+    let claim = NewLinkCode {
+        org: theirs.org.clone(),
+        agent: agent_id(),
+        platform: Platform::Slack,
+        surfaces: vec![Surface::Channel],
+        connection: None,
+        ttl: Duration::from_secs(900),
+    };
+    let code = env.store.create_link_code(&actor(), &claim).await.expect("a code").reveal();
+    let link = async || {
+        let text = format!("link {code}");
+        let webhook = Webhook::command(&env.slack, &preview, "C1", "U1", "/lobu", &text);
+        env.send(&preview, &webhook).await.expect("an answer");
+        let heard = env
+            .slack
+            .wait_for_receipt("the answer", |r| webhook.response_url.ends_with(&r.to))
+            .await;
+        heard.text().to_owned()
+    };
+    let set = async |allowed: bool| {
+        sqlx::query(
+            "update connections set settings = jsonb_set(settings, '{foreign_apps}', to_jsonb($1))
+              where id = $2",
+        )
+        .bind(allowed)
+        .bind(preview.connection.to_string())
+        .execute(&env.pool)
+        .await
+        .expect("Postgres");
+    };
+    let refused = link().await;
+    assert!(refused.contains("an app of another organization"), "{refused}");
+    set(true).await;
+    assert!(link().await.starts_with("Linked."), "the code was not used up");
+    // The setting counts when a webhook is decided, too; and the connection's secret is never used.
+    let hello = async || {
+        let webhook = Webhook::message(&env.slack, &preview, "C1", "U1", "hello");
+        env.send(&preview, &webhook).await.expect("an answer");
+        env.wait_for_outcome(&webhook.dedup_key).await.outcome
+    };
+    assert_eq!(hello().await, "completed");
+    let asked = env.agent.requests().pop().expect("it was forwarded");
+    let header = |name: &str| asked.headers[name].to_str().expect("text").to_owned();
+    let signature = sign(SECRET, &header("x-slack-request-timestamp"), &asked.body);
+    assert_eq!(header("x-slack-signature"), signature);
+    set(false).await;
+    assert_eq!(hello().await, "ignored");
+}
+
+#[tokio::test]
+async fn forwards_odd_values_unchanged() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    put(&env, &app.org, env.agent.url(), false).await;
+    let mut webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+    let deep = format!("{}1e999{}", "[".repeat(500), "]".repeat(500));
+    let body = String::from_utf8(webhook.body).expect("text");
+    let body = body.replacen(r#""channel":"C1""#, &format!(r#""channel":"C1","blocks":{deep}"#), 1);
+    webhook.body = body.into_bytes();
+    env.send(&app, &webhook).await.expect("an answer");
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
+    assert_eq!(env.agent.requests().pop().expect("it was forwarded").body, webhook.body);
+}
+
+#[tokio::test]
+async fn calls_app_once_for_bad_answer() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let text = Stub::start(&env, &app.org, 200, "ok", Duration::ZERO).await;
+    let view = json!({ "id": "V1", "type": "modal", "team_id": app.team, "blocks": [] });
+    let submission = json!({ "type": "view_submission", "view": view });
+    let submission = interaction(&env, &app, submission);
+    let closed = env.send(&app, &submission).await.expect("an answer");
+    assert_eq!((closed.status, closed.body.as_str()), (200, ""), "the view closes");
+    assert_eq!(text.requests().len(), 1);
+
+    let long = "x".repeat(300 * 1024);
+    let long = Stub::start(&env, &app.org, 200, &long, Duration::ZERO).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await; // workers read an agent once a second
+    for command in ["/long", "/again"] {
+        let webhook = Webhook::command(&env.slack, &app, "C1", "U1", command, "");
+        env.send(&app, &webhook).await.expect("an answer");
+        let told =
+            env.slack.wait_for_receipt("a notice", |r| webhook.response_url.ends_with(&r.to)).await;
+        assert!(told.text().contains("its answer can't be shown"), "{told:?}");
+    }
+    assert_eq!(long.requests().len(), 2, "each once");
+}
+
+/// Bolt answers 404 for a listener that did not acknowledge within 3 s.
+#[tokio::test]
+async fn late_ack_is_no_missing_listener() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let unhandled = r#"{"error":"unhandled request"}"#;
+    let late = Stub::start(&env, &app.org, 404, unhandled, Duration::from_millis(3_050)).await;
+    let slow = Webhook::command(&env.slack, &app, "C1", "U1", "/slow", "");
+    env.send(&app, &slow).await.expect("an answer");
+    assert_eq!(env.wait_for_outcome(&slow.dedup_key).await.outcome, "completed");
+    let text = "The app did not acknowledge `/slow` in time.";
+    env.slack.wait_for_receipt("a notice", |receipt| receipt.text() == text).await;
+    assert_eq!((late.requests().len(), env.slack.receipts().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn says_answer_to_legacy_message() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(answered).await.expect("a connection");
+    let approved = json!({ "text": "approved" }).to_string();
+    Stub::start(&env, &app.org, 200, &approved, Duration::ZERO).await;
+    let click = json!({ "type": "interactive_message", "callback_id": "c", "message_ts": "1.1",
+        "action_ts": "2.2", "attachment_id": "1", "channel": { "id": "C1", "name": "general" },
+        "actions": [{ "name": "approve", "type": "button", "value": "1" }] });
+    let click = interaction(&env, &app, click);
+    let answer = env.send(&app, &click).await.expect("an answer");
+    if answer.body.is_empty() {
+        let told =
+            env.slack.wait_for_receipt("the answer", |r| click.response_url.ends_with(&r.to)).await;
+        assert_eq!((told.text(), &told.body["replace_original"]), ("approved", &json!(true)));
+    } else {
+        assert!(answer.body.contains("approved"), "{answer:?}");
+    }
+}

@@ -1,0 +1,361 @@
+//! Messages to Slack are sent once where Slack offers a look-up, and resends are counted where it
+//! does not.
+
+use axum::{Router, http::StatusCode};
+use futures_util::future::join_all;
+use shared::store::NewConnection;
+use sqlx::Row;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tests::{
+    eventually::eventually,
+    slack::{
+        api::Outcome,
+        fault_injection::{Fault, FaultRule},
+        tokens::Installation,
+        webhook::Webhook,
+    },
+    test_env::{App, PAIR, SMALL, TIMEOUT, TestEnv, agent_id},
+};
+use tokio::net::TcpListener;
+
+const POST: &str = "chat.postMessage";
+
+fn use_sample_agent(new: &mut NewConnection) {
+    new.agent = Some(agent_id());
+}
+
+/// Sends one message in each conversation, half of them direct. All are accepted.
+async fn send_messages(env: &TestEnv, app: &App, conversations: usize, text: &str) {
+    let sending = (0..conversations).map(|n| async move {
+        let webhook = Webhook::message(&env.slack, app, &channel(n), "U1", text);
+        assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
+    });
+    join_all(sending).await;
+}
+
+fn channel(n: usize) -> String {
+    format!("{}{n:04}", if n.is_multiple_of(2) { "C" } else { "D" })
+}
+
+/// Returns the number of the bot's messages in all of them.
+fn count_posts(env: &TestEnv, app: &App, conversations: usize) -> usize {
+    let of = |n| env.slack.messages(&app.team, &channel(n));
+    (0..conversations).flat_map(of).filter(|message| message.bot_id.is_some()).count()
+}
+
+/// Returns the numbers of sent, unsent and resent ambiguous messages.
+async fn count_rows(env: &TestEnv) -> (i64, i64, i64) {
+    let row = sqlx::query(
+        "select (select count(*) from outbox_log) as sent,
+                (select count(*) from outbox) + (select count(*) from outbox_failures) as other,
+                (select coalesce(sum(resend_count), 0)::bigint
+                   from (select resend_count from outbox_log union all select resend_count from outbox_failures) r)
+                    as resends",
+    )
+    .fetch_one(&env.pool)
+    .await
+    .expect("a count");
+    (row.get("sent"), row.get("other"), row.get("resends"))
+}
+
+async fn wait_until_sent(env: &TestEnv, count: i64, within: Duration) -> i64 {
+    eventually(&format!("{count} rows are sent"), within, async || {
+        let (sent, other, doubts) = count_rows(env).await;
+        (sent == count && other == 0).then_some(doubts)
+    })
+    .await
+}
+
+async fn status(env: &TestEnv, app: &App) -> String {
+    sqlx::query_scalar("select status from connections where id = $1")
+        .bind(app.connection.to_string())
+        .fetch_one(&env.pool)
+        .await
+        .expect("a status")
+}
+
+/// Each connection is cut after Slack accepted the message.
+#[tokio::test]
+async fn sends_once_despite_1000_cuts() {
+    let env = TestEnv::start(PAIR).await.expect("a test environment");
+    let app = env.connect_as(use_sample_agent).await.expect("a connection");
+    env.slack.inject_fault(FaultRule::new(Fault::Cut).on(POST).after_the_fact().times(1000));
+    for round in 0..4 {
+        send_messages(&env, &app, 250, &format!("round {round}")).await;
+    }
+    let doubts = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
+    assert_eq!(count_posts(&env, &app, 250), 1000, "each once");
+    let calls = env.slack.calls_of(POST);
+    assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Broken { taken: true, .. })));
+    assert_eq!((calls.len(), doubts), (1000, 0), "no call was repeated, no doubt was left");
+}
+
+#[tokio::test]
+async fn counts_resends_without_lookup() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(use_sample_agent).await.expect("a connection");
+    let blind = Installation::new(&app.app, &app.team, &app.bot_user)
+        .without("channels:history")
+        .without("im:history");
+    env.slack.install(&app.token, blind);
+    let cut = |on: &str, times| FaultRule::new(Fault::Cut).on(on).after_the_fact().times(times);
+    env.slack.inject_fault(cut(POST, 20));
+    env.slack.inject_fault(cut("response_url", 10));
+    send_messages(&env, &app, 20, "hello").await;
+    for n in 0..10 {
+        let user = format!("U{n}");
+        let help = Webhook::command(&env.slack, &app, "C1", &user, "/lobu", "help");
+        env.send(&app, &help).await.expect("an answer");
+    }
+    let doubts = wait_until_sent(&env, 30, TIMEOUT).await;
+    assert_eq!(doubts, 30, "every one of them was in doubt, once");
+    assert_eq!(count_posts(&env, &app, 20), 40, "and is there twice");
+    let calls = env.slack.calls_of("response_url");
+    assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
+    for (method, count) in [(POST, 20.0), ("response_url", 10.0)] {
+        let line = format!(
+            "tidegate_outbox_ambiguous_sends_total{{method=\"{method}\",outcome=\"resent\"}}"
+        );
+        assert_eq!(env.workers[0].metric(&line).await.expect("a page"), count, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn reconciles_before_resend() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(use_sample_agent).await.expect("a connection");
+    let faults = [
+        Fault::Says("fatal_error".into()),
+        Fault::Says("internal_error".into()),
+        Fault::Status(503),
+        Fault::Garbage,
+        Fault::MidBody,
+        Fault::Cut,
+    ];
+    for fault in &faults {
+        for taken in [true, false] {
+            let trouble = FaultRule::new(fault.clone()).on(POST).times(1);
+            env.slack.inject_fault(if taken { trouble.after_the_fact() } else { trouble });
+        }
+    }
+    send_messages(&env, &app, 2 * faults.len(), "hello").await;
+    let doubts = wait_until_sent(&env, 2 * faults.len() as i64, TIMEOUT).await;
+    assert_eq!((count_posts(&env, &app, 2 * faults.len()), doubts), (2 * faults.len(), 0));
+}
+
+#[tokio::test]
+async fn sends_once_after_freeze() {
+    let env = TestEnv::start(PAIR).await.expect("a test environment");
+    let app = env.connect_as(use_sample_agent).await.expect("a connection");
+    // Accepted at once, answered late: the sender is frozen in between.
+    env.slack.inject_fault(FaultRule::new(Fault::Slow(Duration::from_secs(4))).on(POST).times(1));
+    send_messages(&env, &app, 1, "hello").await;
+    eventually("Slack has it", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
+    let sender = env.owner_of(&app, &channel(0)).await.expect("an owner");
+    sender.process.freeze();
+    let doubts = wait_until_sent(&env, 1, TIMEOUT).await;
+    sender.process.thaw();
+    env.wait_until_balanced().await.expect("the woken one works again");
+    assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), doubts), (1, 1, 0));
+}
+
+/// A `response_url` that is expired, used up or of another origin is replaced by the Web API.
+#[tokio::test]
+async fn replaces_invalid_response_url() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let help = |user: &str| Webhook::command(&env.slack, &app, "C1", user, "/lobu", "help");
+
+    // Too old for Slack.
+    let old = help("U1");
+    env.slack.clock().advance(Duration::from_secs(31 * 60));
+    env.send(&app, &old).await.expect("an answer");
+    let told =
+        env.slack.wait_for_receipt("told another way", |r| r.by == "chat.postEphemeral").await;
+    assert_eq!((told.to.as_str(), told.body["user"].as_str()), ("C1", Some("U1")));
+    assert!(told.body.get("response_type").is_none(), "{:?}", told.body);
+
+    // Used five times without success.
+    env.slack.inject_fault(FaultRule::new(Fault::RateLimited(0)).on("response_url").times(9));
+    env.send(&app, &help("U2")).await.expect("an answer");
+    env.slack
+        .wait_for_receipt("told another way", |r| {
+            r.by == "chat.postEphemeral" && r.body["user"] == "U2"
+        })
+        .await;
+    let calls = env.slack.calls_of("response_url");
+    let limited = calls.iter().filter(|call| matches!(call.outcome, Outcome::Broken { .. }));
+    assert_eq!(limited.count(), 5);
+    env.slack.clear_faults();
+
+    // Of another origin.
+    let mut foreign = help("U3");
+    let body = String::from_utf8(foreign.body).expect("text");
+    let (ours, theirs) = ("127.0.0.1", "127.0.0.2");
+    assert!(body.contains(ours), "{body}");
+    foreign.body = body.replace(ours, theirs).into_bytes();
+    env.send(&app, &foreign).await.expect("an answer");
+    let why: String = eventually("given up", TIMEOUT, async || {
+        sqlx::query_scalar("select error from outbox_failures")
+            .fetch_optional(&env.pool)
+            .await
+            .ok()?
+    })
+    .await;
+    assert_eq!(why, "the response_url is not Slack's");
+}
+
+/// An error about a token changes its own connection only.
+#[tokio::test]
+async fn applies_token_errors() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let gone = env.connect_as(use_sample_agent).await.expect("a connection");
+    let doubtful = env.connect_as(use_sample_agent).await.expect("a connection");
+    let good = env.connect_as(use_sample_agent).await.expect("a connection");
+    env.slack.refuse_token(&gone.token, "account_inactive");
+    env.slack.refuse_token(&doubtful.token, "invalid_auth");
+    for app in [&gone, &doubtful, &good] {
+        send_messages(&env, app, 1, "hello").await;
+    }
+    let becomes = async |app: &App, wanted: &str| {
+        eventually(wanted, TIMEOUT, async || (status(&env, app).await == wanted).then_some(()))
+            .await;
+    };
+    becomes(&gone, "revoked").await;
+    becomes(&doubtful, "error").await;
+    let asked = env.slack.calls_of("auth.test");
+    assert!(asked.len() >= 3, "not before it was confirmed several times: {}", asked.len());
+    assert_eq!(status(&env, &good).await, "active");
+    assert_eq!(count_posts(&env, &good, 1), 1);
+
+    // The message is kept and sent as soon as the token is valid.
+    let there = Installation::new(&doubtful.app, &doubtful.team, &doubtful.bot_user);
+    env.slack.install(&doubtful.token, there);
+    becomes(&doubtful, "active").await;
+    assert_eq!(count_posts(&env, &doubtful, 1), 1);
+}
+
+/// Each error decides whether the message is kept or given up, and the status of the connection.
+#[tokio::test]
+async fn handles_each_error_of_slack() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let words = [
+        ("team_added_to_org", "pending", "active"),
+        ("accesslimited", "pending", "active"),
+        ("not_allowed_token_type", "pending", "error"),
+        ("message_limit_exceeded", "pending", "active"),
+        ("missing_scope", "failed", "active"),
+        ("team_access_not_granted", "failed", "active"),
+        ("msg_too_long", "failed", "active"),
+        ("no\0word of Slack's", "failed", "active"), // Postgres keeps no NUL in a text
+    ];
+    let mut apps = Vec::new();
+    for (word, ..) in words {
+        let app = env.connect_as(use_sample_agent).await.expect("a connection");
+        env.slack
+            .inject_fault(FaultRule::new(Fault::Says(word.into())).on(POST).with_token(&app.token));
+        send_messages(&env, &app, 1, "hello").await;
+        apps.push(app);
+    }
+    for ((word, state, becomes), app) in words.into_iter().zip(&apps) {
+        let (found, error): (String, String) = eventually(word, TIMEOUT, async || {
+            let query = "select 'failed', error from outbox_failures where connection_id = $1
+                         union all
+                         select 'pending', last_error from outbox_lanes where connection_id = $1 and last_error <> ''";
+            let row = sqlx::query_as(query).bind(app.connection.to_string());
+            row.fetch_optional(&env.pool).await.ok()?
+        })
+        .await;
+        assert_eq!((found.as_str(), error), (state, word.replace('\0', "\u{fffd}")));
+        assert_eq!(status(&env, app).await, becomes, "{word}");
+    }
+    let limited: i64 =
+        sqlx::query_scalar("select count(*) from slack_rate_limits where connection_id = $1")
+            .bind(apps[3].connection.to_string())
+            .fetch_one(&env.pool)
+            .await
+            .expect("a count");
+    assert_eq!(limited, 3, "a full workspace pauses all that is said there");
+}
+
+/// Slack rejects the text alone, too: the person gets a note with a reference for the operator.
+#[tokio::test]
+async fn sends_note_for_rejected_reply() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(use_sample_agent).await.expect("a connection");
+    let refusals = FaultRule::new(Fault::Says("msg_too_long".into())).on(POST).times(1);
+    env.slack.inject_fault(refusals);
+    send_messages(&env, &app, 1, "hello").await;
+    let note = env.slack.wait_for_receipt("the note", |told| {
+        told.to == channel(0) && told.text().starts_with("Slack did not accept the answer.")
+    });
+    let note = note.await;
+    let key: String = eventually("it is given up", TIMEOUT, async || {
+        let query = "select dedup_key from outbox_failures where error = 'msg_too_long'";
+        sqlx::query_scalar(query).fetch_optional(&env.pool).await.ok()?
+    })
+    .await;
+    let reference = key.rsplit(':').next().expect("a reference");
+    assert!(note.text().contains(reference), "{note:?}");
+}
+
+#[tokio::test]
+async fn ignores_redirect_of_response_url() {
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let origin = format!("http://{}", listener.local_addr().expect("an address"));
+    let count = Arc::clone(&asked);
+    let answer = move || async move {
+        count.fetch_add(1, Ordering::Relaxed);
+        (StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")])
+    };
+    let router = Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    env.set("TIDEGATE_RESPONSE_URL_ORIGINS", &origin);
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
+    env.wait_until_balanced().await.expect("settled");
+    let app = env.connect().await.expect("a connection");
+    let mut help = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    let body = form_urlencoded::parse(&help.body).into_owned().map(|(name, value)| {
+        let value = if name == "response_url" { format!("{origin}/here") } else { value };
+        (name, value)
+    });
+    help.body =
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(body).finish().into_bytes();
+    env.send(&app, &help).await.expect("an answer");
+    let why: String = eventually("given up", TIMEOUT, async || {
+        let query = "select error from outbox_failures";
+        sqlx::query_scalar(query).fetch_optional(&env.pool).await.ok()?
+    })
+    .await;
+    assert!(why.starts_with("307"), "{why}");
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "the redirect was followed");
+}
+
+#[tokio::test]
+async fn isolates_closed_conversation() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(use_sample_agent).await.expect("a connection");
+    env.slack.inject_fault(
+        FaultRule::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"),
+    );
+    send_messages(&env, &app, 2, "hello").await;
+    eventually("one is said, one is given up", TIMEOUT, async || {
+        let failed: i64 = sqlx::query_scalar("select count(*) from outbox_failures")
+            .fetch_one(&env.pool)
+            .await
+            .ok()?;
+        (failed == 1 && count_rows(&env).await == (1, 1, 0)).then_some(())
+    })
+    .await;
+    assert_eq!(env.slack.calls_of(POST).len(), 2, "it is not tried again");
+    assert_eq!(status(&env, &app).await, "active");
+}

@@ -1,0 +1,269 @@
+//! Answers that agents stream: parts, segments, refusals, killed workers, deploys.
+//!
+//! Durations are 60 times shorter than Slack's and the worker's own.
+
+use std::time::{Duration, Instant};
+use tests::{
+    agent::StreamedWords,
+    eventually::{eventually, try_eventually},
+    fault::Random,
+    size::ci_or_full,
+    slack::{
+        conversations::Message,
+        fault_injection::{Fault, FaultRule},
+        streams::StreamingState,
+        webhook::Webhook,
+    },
+    test_env::{App, PAIR, SMALL, Size, TIMEOUT, TestEnv, agent_id},
+};
+
+/// Maximum time from the agent's first event to the first text in Slack.
+const FIRST_TEXT_WITHIN: Duration = Duration::from_millis(300);
+/// Lifetime of a stream in Slack.
+const LIFETIME: Duration = Duration::from_secs(5);
+
+async fn start_env(size: Size) -> (TestEnv, App) {
+    let mut env = TestEnv::without_processes(size).await.expect("servers");
+    for (name, value) in [
+        ("TIDEGATE_STREAMED_MESSAGE_MAX_AGE", "4s"),
+        ("TIDEGATE_SLACK_APPEND_MIN_INTERVAL", "12ms"),
+        ("TIDEGATE_SLACK_STREAM_MIN_INTERVAL", "50ms"),
+        ("TIDEGATE_SLACK_EDIT_MIN_INTERVAL", "50ms"),
+        ("TIDEGATE_SHUTDOWN_GRACE_PERIOD", "1s"),
+    ] {
+        env.set(name, value);
+    }
+    env.slack.set_streams(|streams| streams.lifetime = LIFETIME);
+    env.start_processes().await.expect("processes");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    (env, app)
+}
+
+async fn ask(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
+    let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
+    assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
+    webhook
+}
+
+fn expected(text: &str) -> String {
+    StreamedWords::parse(text).expect("words").text()
+}
+
+/// Returns the messages of the bot, in order.
+fn answers(env: &TestEnv, app: &App, channel: &str) -> Vec<Message> {
+    let mut messages = env.slack.messages(&app.team, channel);
+    messages.retain(|message| message.bot_id.is_some());
+    messages
+}
+
+fn state(message: &Message) -> Option<StreamingState> {
+    message.stream.as_ref().map(|stream| stream.state)
+}
+
+/// Returns the text that a person sees: that of an update, which has blocks, or of the stream.
+fn shown(message: &Message) -> String {
+    let blocks = message.blocks.as_array().into_iter().flatten();
+    let texts: Vec<&str> = blocks.filter_map(|block| block["text"].as_str()).collect();
+    if texts.is_empty() { message.text.clone() } else { texts.concat() }
+}
+
+fn joined(messages: &[Message]) -> String {
+    messages.iter().map(shown).collect()
+}
+
+async fn wait_for_parts(env: &TestEnv) {
+    let begun = async || (!env.slack.calls_of("chat.appendStream").is_empty()).then_some(());
+    let begun = try_eventually("parts are appended", TIMEOUT, begun).await;
+    begun.unwrap_or_else(|error| panic!("{error}: {:#?}\n{}", env.slack.calls(), env.logs()));
+}
+
+async fn count(env: &TestEnv, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
+}
+
+#[tokio::test]
+async fn answer_appears_whole_and_once() {
+    let (env, app) = start_env(SMALL).await;
+    let text = "stream:40:50:8 please";
+    let webhook = ask(&env, &app, "C1", text).await;
+    wait_for_parts(&env).await;
+    let slots = "select count(*) from agent_slots where lane is not null";
+    assert_eq!(count(&env, slots).await, 0, "a run holds a slot");
+    assert_eq!(count(&env, "select count(*) from runs").await, 1);
+    assert_eq!(state(&answers(&env, &app, "C1")[0]), Some(StreamingState::InProgress));
+
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
+    let messages = answers(&env, &app, "C1");
+    assert_eq!(joined(&messages), expected(text));
+    assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
+    let started = &env.slack.calls_of("chat.startStream")[0];
+    assert_eq!(started.args["thread_ts"], env.slack.messages(&app.team, "C1")[0].ts);
+    assert_eq!(started.args["recipient_user_id"], "U1");
+    let first = env.agent.first_event(webhook.dedup_key.as_str()).expect("it streamed");
+    let took = started.at.saturating_duration_since(first);
+    println!(
+        "first text after {took:?}, {} appends",
+        env.slack.calls_of("chat.appendStream").len()
+    );
+    assert!(took <= FIRST_TEXT_WITHIN, "first text after {took:?}");
+    let question = &env.agent.requests()[0].question;
+    assert_eq!(
+        (&question["protocol"], &question["trigger"]["kind"]),
+        (&2.into(), &"message".into())
+    );
+    assert!(question["run"].as_str().is_some_and(|run| run.starts_with("run_")), "{question}");
+    let left = async || (count(&env, "select count(*) from runs").await == 0).then_some(());
+    eventually("the run is deleted", TIMEOUT, left).await;
+    assert_eq!(count(&env, "select count(*) from run_parts").await, 0);
+}
+
+/// The next question of the conversation waits, and its answer follows.
+#[tokio::test]
+async fn next_answer_follows_stream() {
+    let (env, app) = start_env(SMALL).await;
+    ask(&env, &app, "D1", "hello").await;
+    let text = "stream:20:50:8 please";
+    ask(&env, &app, "D1", text).await;
+    let last = ask(&env, &app, "D1", "and now").await;
+    env.wait_for_outcome(&last.dedup_key).await;
+    env.slack.wait_for_receipt("the last", |r| r.text() == "I heard: and now").await;
+    let texts: Vec<String> = answers(&env, &app, "D1").iter().map(shown).collect();
+    assert_eq!(texts, ["I heard: hello".into(), expected(text), "I heard: and now".into()]);
+}
+
+/// A message ends before Slack ends its stream, and before Slack's maximum size.
+#[tokio::test]
+async fn continues_in_next_message() {
+    let (env, app) = start_env(SMALL).await;
+    let (slow, large) = ("stream:120:80:8 please", "stream:40:20:1000 please");
+    let (of_slow, of_large) =
+        (ask(&env, &app, "C1", slow).await, ask(&env, &app, "C2", large).await);
+    env.wait_for_outcome(&of_slow.dedup_key).await;
+    env.wait_for_outcome(&of_large.dedup_key).await;
+    for (channel, text, least) in [("C1", slow, 3), ("C2", large, 5)] {
+        let messages = answers(&env, &app, channel);
+        assert!(messages.len() >= least, "{} messages in {channel}", messages.len());
+        assert_eq!(joined(&messages), expected(text));
+        assert!(messages.iter().all(|m| state(m) == Some(StreamingState::Completed) && !m.edited));
+    }
+}
+
+#[tokio::test]
+async fn edits_message_without_streams() {
+    let (env, app) = start_env(SMALL).await;
+    env.slack.set_streams(|streams| streams.refuses = Some("channel_type_not_supported".into()));
+    let text = "stream:30:30:8 please";
+    for channel in ["C1", "C2"] {
+        let webhook = ask(&env, &app, channel, text).await;
+        env.wait_for_outcome(&webhook.dedup_key).await;
+        let messages = answers(&env, &app, channel);
+        assert_eq!((messages.len(), joined(&messages)), (1, expected(text)));
+        assert_eq!((state(&messages[0]), messages[0].edited), (None, true));
+    }
+    assert_eq!(env.slack.calls_of("chat.startStream").len(), 1, "refusals are remembered");
+}
+
+/// Answers of Slack are lost, after the call took effect or before: nothing is shown twice.
+#[tokio::test]
+async fn settles_ambiguous_calls() {
+    let (env, app) = start_env(SMALL).await;
+    let text = "stream:40:30:8 please";
+    for (n, (method, taken)) in [
+        ("chat.startStream", true),
+        ("chat.startStream", false),
+        ("chat.appendStream", true),
+        ("chat.appendStream", false),
+        ("chat.stopStream", true),
+        ("chat.stopStream", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let channel = format!("C{n}");
+        let fault = FaultRule::new(Fault::Cut).on(method).in_channel(&channel).times(1);
+        env.slack.inject_fault(if taken { fault.after_the_fact() } else { fault });
+        let webhook = ask(&env, &app, &channel, text).await;
+        env.wait_for_outcome(&webhook.dedup_key).await;
+        let messages = answers(&env, &app, &channel);
+        assert_eq!(joined(&messages), expected(text), "{method}, taken: {taken}");
+        assert!(messages.iter().all(|m| state(m) == Some(StreamingState::Completed)), "{method}");
+    }
+}
+
+/// Each round kills the workers while streams are open.
+#[tokio::test]
+async fn killed_workers_repeat_no_part() {
+    const STREAMS: usize = 10;
+    let pairs = ci_or_full(20, 1_000);
+    let (env, app) = start_env(PAIR).await;
+    let mut random = Random::new(7);
+    let (mut killed, mut round) = (0, 0);
+    while killed < pairs {
+        round += 1;
+        let text = "stream:80:50:8 please";
+        let channels: Vec<String> = (0..STREAMS).map(|n| format!("C{round}x{n}")).collect();
+        let mut webhooks = Vec::new();
+        for channel in &channels {
+            webhooks.push(ask(&env, &app, channel, text).await);
+        }
+        let began = Instant::now();
+        let open = async || {
+            (count(&env, "select count(*) from runs").await >= STREAMS as i64).then_some(())
+        };
+        let _ = try_eventually("all streams are open", Duration::from_secs(5), open).await;
+        tokio::time::sleep(Duration::from_millis(random.below(1_500) as u64)).await;
+        let worker = &env.workers[round % 2].process;
+        killed += count(
+            &env,
+            "select count(*) from runs r join delivery_lanes l using (connection_id, lane)
+               join workers w on w.id = l.worker where r.ended is null",
+        )
+        .await
+            / 2;
+        worker.kill();
+        worker.restart().expect("it starts again");
+        for webhook in &webhooks {
+            env.wait_for_outcome(&webhook.dedup_key).await;
+        }
+        for channel in &channels {
+            let messages = answers(&env, &app, channel);
+            assert_eq!(joined(&messages), expected(text), "{channel}: {messages:#?}");
+            for message in &messages {
+                assert_eq!(state(message), Some(StreamingState::Completed), "{channel}");
+            }
+        }
+        println!("round {round}: {killed} pairs, {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn run_outlives_rolling_deploys() {
+    let (mut env, app) = start_env(PAIR).await;
+    let deploys = ci_or_full(2, 5);
+    let text = format!("stream:{}:100:8 please", 100 * deploys);
+    let webhook = ask(&env, &app, "C1", &text).await;
+    wait_for_parts(&env).await;
+    for _ in 0..deploys {
+        let running = env.workers.iter().filter(|worker| worker.process.is_running()).count();
+        let first = env.workers.len() - running;
+        for _ in 0..running {
+            env.start_worker().await.expect("another worker");
+        }
+        for worker in &env.workers[first..first + running] {
+            worker.process.terminate();
+            worker.process.wait(Duration::from_secs(20)).await.expect("it ends");
+        }
+    }
+    let is_open = env.find_outcome(&webhook.dedup_key).await.is_none();
+    assert!(is_open, "the run ended before the last deploy");
+    let ended = async || env.find_outcome(&webhook.dedup_key).await;
+    let outcome = eventually("the run ends", Duration::from_secs(120), ended).await.outcome;
+    assert_eq!(outcome, "completed");
+    assert_eq!(joined(&answers(&env, &app, "C1")), expected(&text));
+    assert!(env.agent.overlapping_ids().is_empty(), "the agent was asked twice at once");
+    println!(
+        "{} requests, {} messages",
+        env.agent.requests().len(),
+        answers(&env, &app, "C1").len()
+    );
+}

@@ -1,0 +1,259 @@
+//! Processes that are killed, frozen or stopped: accepted webhooks are handled once by others.
+
+use futures_util::TryStreamExt;
+use shared::domain::Surface;
+use std::time::{Duration, Instant};
+use tests::{
+    eventually::eventually,
+    slack::webhook::Webhook,
+    test_env::{LEASE_TTL, PAIR, Role, SMALL, Server, Size, TIMEOUT, TestEnv, agent_id},
+};
+
+#[tokio::test]
+async fn handles_webhook_of_killed_worker() {
+    let env = TestEnv::start(PAIR).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
+    let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
+    let owner = env.owner_of(&app, "C1").await.expect("an owner");
+    owner.process.freeze();
+    assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
+    owner.process.kill();
+    let said = env
+        .slack
+        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .await;
+    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
+}
+
+/// Lost webhooks are read again without a later webhook and without an expired lease.
+#[tokio::test]
+async fn rereads_after_postgres_restore() {
+    let size = Size { ingests: 1, workers: 1, own_postgres: true };
+    let mut env = TestEnv::without_processes(size).await.expect("servers");
+    env.set("TIDEGATE_LEASE_TTL", "12s");
+    env.start_processes().await.expect("processes");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    env.postgres.save().await.expect("it comes back");
+    let webhook = Webhook::message(&env.slack, &app, "D1", "U1", "hello");
+    assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
+    env.wait_for_outcome(&webhook.dedup_key).await;
+    env.postgres.restore().await.expect("it comes back");
+    env.wait_for_outcome(&webhook.dedup_key).await;
+    assert_eq!(env.agent.requests().len(), 2);
+}
+
+/// Postgres rejects commits, as with a full disk, and workers are killed meanwhile: no webhook is
+/// given up, and attempts are spaced.
+#[tokio::test]
+async fn retries_failing_commits() {
+    const KILLS: usize = 4;
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let run = async |sql: &'static str| {
+        sqlx::raw_sql(sql).execute(&env.pool).await.expect("done");
+    };
+    run("update partition_cursors set claims = 5;
+         create function disk_full() returns trigger language plpgsql as
+             $$ begin raise exception 'no space left' using errcode = '53100'; end $$;
+         create trigger disk_full before insert on deliveries for each row execute function disk_full()")
+        .await;
+    let worker = &env.workers[0].process;
+    worker.kill();
+    let webhook = Webhook::message(&env.slack, &app, "D1", "U1", "hello");
+    assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
+    let refused = || worker.log().matches("commit has an unknown result").count();
+    for _ in 0..KILLS {
+        let before = refused();
+        worker.restart().expect("it starts");
+        eventually("it tries", TIMEOUT, async || (refused() > before).then_some(())).await;
+        worker.kill();
+    }
+    let before = refused();
+    worker.restart().expect("it starts");
+    eventually("it tries", TIMEOUT, async || (refused() > before).then_some(())).await;
+    let (before, began) = (refused(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let tries = refused() - before;
+    let most = began.elapsed().as_millis() as usize / 250 + 2;
+    assert!(tries <= most, "{tries} tries in {:?}", began.elapsed());
+    run("drop trigger disk_full on deliveries").await;
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
+}
+
+/// Postgres cancels the statement that records an answer at its timeout, as after a freeze: the
+/// answer is recorded later, and the delivery is not given up.
+#[tokio::test]
+async fn records_outcome_after_timeout() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let run = async |sql: &'static str| {
+        sqlx::raw_sql(sql).execute(&env.pool).await.expect("done");
+    };
+    run("create function slow() returns trigger language plpgsql as
+             $$ begin perform pg_sleep(60); return new; end $$;
+         create trigger slow before insert on outbox for each row execute function slow()")
+    .await;
+    let webhook = Webhook::message(&env.slack, &app, "D1", "U1", "hello");
+    assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
+    let log = || env.workers[0].process.log();
+    eventually("the statement is cancelled", TIMEOUT, async || {
+        log().contains("canceling statement due to statement timeout").then_some(())
+    })
+    .await;
+    run("drop trigger slow on outbox").await;
+    env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == "I heard: hello").await;
+    assert_eq!(env.agent.requests().len(), 1, "{}", log());
+}
+
+#[tokio::test]
+async fn fences_frozen_worker() {
+    let env = TestEnv::start(PAIR).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let owner = env.owner_of(&app, "C1").await.expect("an owner");
+    owner.process.freeze();
+    let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    env.send(&app, &webhook).await.expect("an answer");
+    let handled = env.wait_for_outcome(&webhook.dedup_key).await;
+    assert_ne!(handled.worker, owner.id);
+    owner.process.thaw();
+    eventually("the sleeper finds out", TIMEOUT, async || {
+        let log = owner.process.log();
+        (log.contains("partition lost") || log.contains("row expired")).then_some(())
+    })
+    .await;
+    env.wait_until_balanced().await.expect("it takes part again");
+    let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    env.send(&app, &after).await.expect("an answer");
+    env.slack
+        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .await;
+    let receipts = env.slack.receipts();
+    assert_eq!(
+        receipts.iter().filter(|receipt| webhook.response_url.ends_with(&receipt.to)).count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn releases_partitions_on_stop() {
+    let env = TestEnv::start(PAIR).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let owner = env.owner_of(&app, "C1").await.expect("an owner");
+    owner.process.terminate();
+    let status = owner.process.wait(TIMEOUT).await.expect("it ends");
+    assert!(status.success(), "{status}\n{}", owner.process.log());
+    let times = |words| owner.process.log().matches(words).count();
+    let (took, gave) = (times("took a partition"), times("gave a partition back"));
+    assert_eq!(took, gave, "some were left to run out: {}", owner.process.log());
+    env.wait_until_balanced().await.expect("the other takes all");
+    let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    env.send(&app, &webhook).await.expect("an answer");
+    assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
+}
+
+#[tokio::test]
+async fn recovers_from_nats_outage() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    env.nats.kill();
+    let event = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+    let answer = env.send(&app, &event).await.expect("an answer");
+    assert_eq!(
+        (answer.status, &answer.headers["retry-after"]),
+        (503, &"1".parse().expect("a value"))
+    );
+    assert!(answer.took < Duration::from_secs(3), "{:?}", answer.took);
+    let command = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    let answer = env.send(&app, &command).await.expect("an answer");
+    assert_eq!(answer.status, 200, "nobody sends a command again, so its user is told");
+    assert!(
+        answer.body.contains("try again") && answer.took < Duration::from_secs(3),
+        "{answer:?}"
+    );
+    env.nats.restart().await.expect("NATS comes back");
+    eventually("webhooks are taken again", TIMEOUT, async || {
+        let answer = env.send(&app, &event).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(env.wait_for_outcome(&event.dedup_key).await.outcome, "ignored");
+}
+
+#[tokio::test]
+async fn recovers_from_postgres_outage() {
+    let env =
+        TestEnv::start(Size { own_postgres: true, ..SMALL }).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    env.postgres.kill();
+    let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    let answer = env.send(&app, &webhook).await.expect("an answer");
+    assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    env.postgres.restart().await.expect("Postgres comes back");
+    env.slack
+        .wait_for_receipt("the person hears", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .await;
+}
+
+/// Readers are deleted by a person or lost by the server: new ones continue.
+#[tokio::test]
+async fn recreates_deleted_readers() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let js = async_nats::jetstream::new(env.client().clone());
+    let stream = js.get_stream(shared::stream::STREAM).await.expect("the stream");
+    let readers = async || {
+        let names = stream.consumer_names().try_collect::<Vec<String>>().await;
+        names.expect("names").into_iter().filter(|name| name.starts_with('p')).collect::<Vec<_>>()
+    };
+    let before = eventually("every partition is read", TIMEOUT, async || {
+        let names = readers().await;
+        (names.len() == 64).then_some(names)
+    })
+    .await;
+    for name in &before {
+        stream.delete_consumer(name).await.expect("it goes");
+    }
+    for n in 0..8 {
+        let user = format!("U{n}");
+        let webhook = Webhook::command(&env.slack, &app, "C1", &user, "/lobu", "help");
+        env.send(&app, &webhook).await.expect("an answer");
+        env.wait_for_outcome(&webhook.dedup_key).await;
+    }
+    eventually("all of them are read again", TIMEOUT, async || {
+        (readers().await.len() == 64).then_some(())
+    })
+    .await;
+}
+
+/// A worker far from Postgres owns all partitions, keeps them, and handles webhooks.
+#[tokio::test(flavor = "multi_thread")]
+async fn owns_partitions_at_high_latency() {
+    const ONE_WAY: Duration = Duration::from_millis(100);
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    env.start_ingest().await.expect("an ingest");
+    let link = env.link_through_proxy(Role::Worker, Server::Postgres).await.expect("a link");
+    link.delay(ONE_WAY);
+    env.start_worker().await.expect("a worker");
+    env.wait_until_balanced().await.expect("it owns all partitions");
+    let epochs = "select sum(epoch)::bigint from partition_cursors";
+    let epochs =
+        async || -> i64 { sqlx::query_scalar(epochs).fetch_one(&env.pool).await.expect("a sum") };
+    // At first each statement is prepared, which takes further round trips.
+    eventually("it keeps its partitions", TIMEOUT * 2, async || {
+        let before = epochs().await;
+        tokio::time::sleep(2 * LEASE_TTL).await;
+        (epochs().await == before).then_some(())
+    })
+    .await;
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    for n in 0..3 {
+        let text = format!("message {n}");
+        let webhook = Webhook::message(&env.slack, &app, "C1", "U1", &text);
+        assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
+        let heard = format!("I heard: {text}");
+        env.slack.wait_for_receipt("the answer", |r| r.text() == heard).await;
+    }
+    env.wait_until_balanced().await.expect("it owns all partitions");
+}

@@ -1,0 +1,220 @@
+//! A worker without a partition's lease changes nothing in it.
+
+use shared::{
+    domain::{ConnectionId, Destination, HeaderToken, MediaType, OutgoingMessage, WebhookKind},
+    store::{
+        BatchCommit, CommitOutcome, DecidedWebhook, Decision, Effects, FencingToken, LastMessage,
+        Lease, NewDelivery, NewGeneration, Priority, ProcessedAs, WebhookIds,
+    },
+    stream::{Conversation, DedupKey, Envelope, Lane},
+};
+use std::time::Duration;
+use tests::{
+    eventually::eventually,
+    test_env::{Size, TIMEOUT, TestEnv},
+};
+use time::OffsetDateTime;
+
+const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
+const SHORT_TTL: Duration = Duration::from_millis(1);
+
+/// Leases a partition by `first` for a moment and then by `second`.
+async fn take_over(env: &TestEnv) -> (Lease, Lease) {
+    let first = env.store.claim_partitions("first", 1, &[], SHORT_TTL).await.expect("a claim");
+    let first = first.into_iter().next().expect("a lease");
+    let second = eventually("the lease has run out", TIMEOUT, async || {
+        let minute = Duration::from_secs(60);
+        let claimed = env.store.claim_partitions("second", 64, &[], minute).await.ok()?;
+        claimed.into_iter().find(|lease| lease.token.partition == first.token.partition)
+    })
+    .await;
+    assert_eq!(second.token.epoch, first.token.epoch + 1);
+    (first, second)
+}
+
+/// Returns a webhook of the lease's partition with a delivery and an outbox message.
+fn webhook(lease: &Lease, sequence: u64, event: &str) -> (i32, DecidedWebhook) {
+    let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
+    let to = Destination::ResponseUrl { url: "http://127.0.0.1:1/".into(), fallback: None };
+    let effects = Effects {
+        delivery: Some(NewDelivery::to_gateway(Priority::Background)),
+        messages: vec![OutgoingMessage { to, message: "x".into() }],
+        ..Effects::new(ProcessedAs::Delivery)
+    };
+    let envelope = Envelope {
+        connection,
+        partition: lease.token.partition,
+        kind: WebhookKind::Event,
+        lane: Lane::of(connection, Conversation::DirectMessage("D1")),
+        dedup_key: DedupKey::event(connection, event),
+        received_at_ms: 1_700_000_000_000,
+        media: MediaType::Json,
+        signature: HeaderToken::new("v0=00").expect("a word"),
+        timestamp: HeaderToken::new("1700000000").expect("a word"),
+        retry: None,
+        traceparent: None,
+        reply: None,
+        body: "{}".into(),
+    };
+    let decision = Decision::Apply(Box::new(effects));
+    let stored_at = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let ids = WebhookIds::default();
+    (19_675, DecidedWebhook { sequence, stored_at, envelope, ids, decision })
+}
+
+fn last_message(webhook: &DecidedWebhook) -> LastMessage {
+    let key = webhook.envelope.dedup_key.as_str().to_owned();
+    LastMessage { sequence: webhook.sequence, key, stored_at: webhook.stored_at }
+}
+
+async fn commit(
+    env: &TestEnv,
+    token: FencingToken,
+    from: u64,
+    webhooks: &[(i32, DecidedWebhook)],
+) -> Result<CommitOutcome, shared::store::StoreError> {
+    let last = last_message(&webhooks.last().expect("a webhook").1);
+    env.store.commit_batch(&BatchCommit { token, from, last, webhooks }).await
+}
+
+/// Counts the rows that commits write, table by table.
+async fn count_rows(env: &TestEnv) -> Vec<i64> {
+    sqlx::query_scalar(
+        "select count(*) from processed_keys union all select count(*) from deliveries
+         union all select coalesce(sum(tail), 0)::bigint from delivery_lanes union all select count(*) from outbox
+         union all select coalesce(sum(pending), 0)::bigint from outbox_channels
+         union all select count(*) from dead_letters",
+    )
+    .fetch_all(&env.pool)
+    .await
+    .expect("counts")
+}
+
+const NO_ROWS: [i64; 6] = [0; 6];
+
+#[tokio::test]
+async fn rejects_old_epoch() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let (first, second) = take_over(&env).await;
+    let batch = [webhook(&first, 1, "Ev1")];
+    let outcome = commit(&env, first.token, 0, &batch).await.expect("an answer");
+    assert_eq!((outcome, &count_rows(&env).await[..]), (CommitOutcome::NotMatched, &NO_ROWS[..]));
+    let dead = shared::store::DeadLetter { subject: "x".into(), ..Default::default() };
+    let outcome = env
+        .store
+        .commit_dead_letter(&first.token, 0, &last_message(&batch[0].1), &dead, None)
+        .await;
+    assert_eq!(outcome.expect("an answer"), CommitOutcome::NotMatched);
+    assert_eq!(count_rows(&env).await, NO_ROWS);
+
+    let outcome = commit(&env, second.token, 0, &batch).await.expect("an answer");
+    assert_eq!(outcome, CommitOutcome::Committed);
+    assert_eq!(count_rows(&env).await, [1, 1, 1, 1, 1, 0]);
+    let state = env.store.settled_cursor(first.token.partition).await.expect("a cursor");
+    assert_eq!((state.cursor, state.last), (1, Some(last_message(&batch[0].1))));
+}
+
+#[tokio::test]
+async fn rejects_other_cursor_or_generation() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let (_, lease) = take_over(&env).await;
+    let batch = [webhook(&lease, 1, "Ev1")];
+    assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
+    let before = count_rows(&env).await;
+    // Sent again after an unknown result: the cursor has moved.
+    let again = [webhook(&lease, 1, "Ev1")];
+    let outcome = commit(&env, lease.token, 0, &again).await.expect("an answer");
+    assert_eq!((outcome, count_rows(&env).await), (CommitOutcome::NotMatched, before.clone()));
+    let new = NewGeneration { created_ns: 5, cursor: 0 };
+    assert!(env.store.bump_generation(&lease.token, new).await.expect("an answer"));
+    assert!(!env.store.bump_generation(&lease.token, new).await.expect("an answer"), "once");
+    let outcome = commit(&env, lease.token, 0, &[webhook(&lease, 2, "Ev2")]).await;
+    assert_eq!(outcome.expect("an answer"), CommitOutcome::NotMatched);
+    assert_eq!(count_rows(&env).await, before);
+}
+
+/// The copy was unknown when the batch was prepared: nothing is committed, and the batch is
+/// prepared again.
+#[tokio::test]
+async fn rejects_batch_with_copy() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let (_, lease) = take_over(&env).await;
+    let first = [webhook(&lease, 1, "Ev1")];
+    assert_eq!(commit(&env, lease.token, 0, &first).await.ok(), Some(CommitOutcome::Committed));
+    let before = count_rows(&env).await;
+    for batch in [
+        [webhook(&lease, 2, "Ev2"), webhook(&lease, 3, "Ev1")],
+        [webhook(&lease, 2, "Ev3"), webhook(&lease, 3, "Ev3")],
+    ] {
+        let error = commit(&env, lease.token, 1, &batch).await.expect_err("a copy");
+        assert!(error.refuses_contents(), "{error:?}");
+        assert_eq!(count_rows(&env).await, before);
+    }
+    let state = env.store.settled_cursor(lease.token.partition).await.expect("a cursor");
+    assert_eq!(state.cursor, 1);
+}
+
+#[tokio::test]
+async fn rejects_expired_worker_row() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.store.register_worker("w", "name", SHORT_TTL).await.expect("a row");
+    eventually("it has expired", TIMEOUT, async || {
+        let renewed = env.store.renew_worker("w", true, false, Duration::from_secs(60)).await;
+        renewed.ok()?.is_none().then_some(())
+    })
+    .await;
+    let (_, lease) = take_over(&env).await;
+    env.store.ensure_gateway_slots(4).await.expect("slots");
+    let batch = [webhook(&lease, 1, "Ev1")];
+    assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
+    let partitions = [lease.token.partition];
+    let request = shared::store::ClaimRequest {
+        organizations: &[],
+        other_organizations: 8,
+        worker: "w",
+        partitions: &partitions,
+        after: None,
+        priority: Priority::Background,
+        limit: 10,
+    };
+    let claimed = env.store.claim_deliveries(&request).await.expect("an answer");
+    assert!(claimed.deliveries.is_empty());
+    let minute = Duration::from_secs(60);
+    let claimed =
+        env.store.claim_outbox_messages("w", &partitions, None, 10, minute, Duration::ZERO).await;
+    assert!(claimed.expect("an answer").messages.is_empty());
+    assert_eq!(env.store.expired_workers(16).await.expect("a list"), ["w"]);
+}
+
+/// A process that lost only its lease withdraws its own mark, not that of the new owner.
+#[tokio::test]
+async fn withdraws_own_mark_only() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let (_, lease) = take_over(&env).await;
+    let (token, partition) = (lease.token, lease.token.partition);
+    let mark = async || env.store.suspect_webhook(&token, 7).await.expect("an answer");
+    assert_eq!((mark().await, mark().await), (Some(1), Some(2)));
+    env.store.withdraw_suspect(partition, 7).await.expect("withdrawn");
+    env.store.withdraw_suspect(partition, 8).await.expect("another webhook's");
+    assert_eq!(mark().await, Some(2));
+    env.store.withdraw_suspect(partition, 7).await.expect("withdrawn");
+    env.store.withdraw_suspect(partition, 7).await.expect("withdrawn");
+    env.store.withdraw_suspect(partition, 7).await.expect("none is left");
+    assert_eq!(mark().await, Some(1));
+}
+
+/// A worker that lost a partition purges nothing: in another stream the same sequences are of other
+/// webhooks.
+#[tokio::test]
+async fn rejects_purge_of_old_epoch() {
+    let env = TestEnv::start(SERVERS).await.expect("servers");
+    let (first, second) = take_over(&env).await;
+    let record = async |token: &FencingToken| {
+        env.store.record_removal(token, "slack.in.0.*", 100).await.expect("Postgres")
+    };
+    assert_eq!(record(&first.token).await, None);
+    assert!(record(&second.token).await.is_some());
+    let new = NewGeneration { created_ns: 2, cursor: 0 };
+    assert!(env.store.bump_generation(&second.token, new).await.expect("Postgres"));
+    assert_eq!(record(&second.token).await, None);
+}

@@ -1,0 +1,193 @@
+//! The directory of every ingest is up to date, also during outages.
+
+use shared::{
+    directory::{Directory, DirectoryEntry},
+    runtime::config,
+};
+use std::time::Duration;
+use tests::{
+    eventually::eventually,
+    slack::webhook::Webhook,
+    test_env::{App, PAIR, SHARED_APP, SMALL, Size, TIMEOUT, TestEnv},
+};
+
+const INGEST_ONLY: Size = Size { ingests: 1, workers: 0, own_postgres: false };
+
+async fn status(env: &TestEnv, ingest: usize, app: &App, secret: &str) -> u16 {
+    let webhook = Webhook::message(&env.slack, app, "C1", "U1", "hello");
+    env.slack.send(&env.ingests[ingest].url(app), secret, &webhook).await.expect("an answer").status
+}
+
+/// The new secret is in force when the command returns.
+#[tokio::test]
+async fn rotates_secret_on_every_ingest() {
+    let env = TestEnv::start(Size { ingests: 2, ..INGEST_ONLY }).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let rotate = |secret: &str, overlap: &str| {
+        let id = app.connection.to_string();
+        let secret = env.secret_argument(secret).expect("a file");
+        let args = [
+            "connections",
+            "rotate-signing-secret",
+            &id,
+            "--secret",
+            &secret,
+            "--overlap",
+            overlap,
+        ];
+        env.tidegate(&args).expect("rotated");
+    };
+    rotate("the second", "1h");
+    for ingest in 0..2 {
+        assert_eq!(status(&env, ingest, &app, "the second").await, 200);
+        assert_eq!(status(&env, ingest, &app, &app.secret).await, 200, "it is still good");
+        let matched = async |secret: &str| {
+            let line = format!("tidegate_ingest_signatures_verified_total{{secret=\"{secret}\"}}");
+            env.ingests[ingest].metric(&line).await.expect("metrics")
+        };
+        assert_eq!((matched("current").await, matched("previous").await), (1.0, 1.0));
+    }
+    rotate("the third", "0s");
+    for ingest in 0..2 {
+        assert_eq!(status(&env, ingest, &app, "the third").await, 200);
+        assert_eq!(status(&env, ingest, &app, "the second").await, 401, "its time is over");
+    }
+}
+
+/// During the outage no ingest was notified. A change right afterwards must still be in force when
+/// the command returns.
+#[tokio::test]
+async fn disables_right_after_nats_restart() {
+    let env = TestEnv::start(PAIR).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    for round in 0..3 {
+        // The reports of the ingests expire meanwhile: no ingest is waited for.
+        env.nats.kill();
+        eventually("the ingests' reports are too old", TIMEOUT, async || {
+            let answer = status(&env, 0, &app, &app.secret).await;
+            (env.logs().matches("failed to read directory").count() > 2 * round && answer == 503)
+                .then_some(())
+        })
+        .await;
+        env.nats.restart().await.expect("NATS comes back");
+        env.tidegate(&["connections", "disable", &app.connection.to_string()]).expect("stopped");
+        let first =
+            [status(&env, 0, &app, &app.secret).await, status(&env, 1, &app, &app.secret).await];
+        assert!(first.iter().all(|status| [404, 503].contains(status)), "round {round}: {first:?}");
+        eventually("both know", TIMEOUT, async || {
+            let both = [
+                status(&env, 0, &app, &app.secret).await,
+                status(&env, 1, &app, &app.secret).await,
+            ];
+            (both == [404, 404]).then_some(())
+        })
+        .await;
+        env.tidegate(&["connections", "enable", &app.connection.to_string()]).expect("started");
+    }
+}
+
+#[tokio::test]
+async fn starts_ingest_without_postgres() {
+    let mut env = TestEnv::start(Size { own_postgres: true, ..INGEST_ONLY })
+        .await
+        .expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    env.postgres.kill();
+    env.start_ingest().await.expect("it starts");
+    assert_eq!(status(&env, 1, &app, &app.secret).await, 200);
+}
+
+#[tokio::test]
+async fn rejects_older_write_after_delete() {
+    let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    assert_eq!(status(&env, 0, &app, &app.secret).await, 200);
+    let directory =
+        Directory::open(&config::jetstream(env.client().clone())).await.expect("the directory");
+    let old = env.store.directory_entry(app.connection).await.expect("a row").expect("there");
+    let gone = DirectoryEntry::Deleted { version: old.version() + 1 };
+    let revision = directory.project(app.connection, &gone).await.expect("written");
+    directory.wait_until_applied(revision, TIMEOUT).await.expect("in force");
+    assert_eq!(status(&env, 0, &app, &app.secret).await, 404);
+    directory.project(app.connection, &old).await.expect("refused without an error");
+    assert_eq!(directory.entry(app.connection).await.expect("read"), Some(gone));
+    assert_eq!(status(&env, 0, &app, &app.secret).await, 404);
+}
+
+#[tokio::test]
+async fn writes_tombstone_for_missing_row() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    sqlx::query("delete from connections where id = $1")
+        .bind(app.connection.to_string())
+        .execute(&env.pool)
+        .await
+        .expect("deleted");
+    eventually("it is unknown", TIMEOUT, async || {
+        (status(&env, 0, &app, &app.secret).await == 404).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn isolates_tenants_on_shared_route() {
+    let env = TestEnv::start(Size { ingests: 1, workers: 0, own_postgres: false })
+        .await
+        .expect("a test environment");
+    let shared = SHARED_APP;
+    let one =
+        env.connect_as(|new| new.app = shared.parse().expect("an id")).await.expect("one tenant");
+    let two =
+        env.connect_as(|new| new.app = shared.parse().expect("an id")).await.expect("another");
+    let stored_for = async |team: &str| {
+        let app = App { team: team.into(), ..one.clone() };
+        let before = env.stored().await.expect("a count");
+        let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+        assert_eq!(env.send_shared(&webhook).await.expect("an answer").status, 200);
+        (env.stored().await.expect("a count") > before).then_some(())?;
+        let js = async_nats::jetstream::new(env.client().clone());
+        let stream = js.get_stream(shared::stream::STREAM).await.expect("the stream");
+        let last = stream.get_last_raw_message_by_subject("slack.in.*.*").await.expect("a message");
+        last.subject.rsplit('.').next().map(str::to_owned)
+    };
+    assert_eq!(stored_for(&one.team).await, Some(one.connection.to_string()));
+    assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
+    assert_eq!(stored_for("T0STRANGER").await, None, "unrouted, and nobody else's");
+    let preview = env.connect_as(|new| {
+        (new.app, new.team, new.preview_mode) = (shared.parse().expect("an id"), None, true);
+    });
+    let preview = preview.await.expect("a preview connection");
+    assert_eq!(stored_for("T0STRANGER").await, Some(preview.connection.to_string()));
+    assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
+    env.tidegate(&["connections", "disable", &two.connection.to_string()]).expect("stopped");
+    assert_eq!(stored_for(&two.team).await, None, "stopped is not the preview's, either");
+    let unrouted = Webhook::command(
+        &env.slack,
+        &App { team: two.team.clone(), ..one.clone() },
+        "C1",
+        "U1",
+        "/lobu",
+        "help",
+    );
+    let answer = env.send_shared(&unrouted).await.expect("an answer");
+    assert!(answer.status == 200 && answer.body.contains("ephemeral"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn restores_recreated_directory() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect().await.expect("a connection");
+    let js = async_nats::jetstream::new(env.client().clone());
+    js.delete_key_value("connections").await.expect("deleted");
+    env.tidegate(&["migrate"]).expect("recreated");
+    assert_eq!(status(&env, 0, &app, &app.secret).await, 200, "what was known is not forgotten");
+    let fresh = env.connect().await.expect("a connection after that");
+    eventually("both are taken", Duration::from_secs(60), async || {
+        let both = [
+            status(&env, 0, &app, &app.secret).await,
+            status(&env, 0, &fresh, &fresh.secret).await,
+        ];
+        (both == [200, 200]).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,127 @@
+//! The checker finds any record that is dropped, repeated, swapped or invented.
+
+use std::time::Duration;
+use tests::checker::{Acceptance, Command, History, MessageId, check};
+
+/// Returns the history of a correct run, with messages sent round robin.
+fn correct_run(conversations: u32, messages: u32) -> History {
+    let all: Vec<MessageId> =
+        (0..messages).flat_map(|place| (0..conversations).map(move |c| (c, place))).collect();
+    History {
+        sent: all.iter().map(|said| (*said, Acceptance::Accepted)).collect(),
+        done: all.iter().map(|said| (*said, Duration::from_millis(5))).collect(),
+        agent_calls: all.clone(),
+        posted: all,
+        ..History::default()
+    }
+}
+
+fn check_runs(check: impl Fn(History, usize) + std::panic::RefUnwindSafe) {
+    bolero::check!().with_iterations(500).with_type::<(u8, u8, usize)>().for_each(|(c, m, at)| {
+        let history = correct_run(u32::from(c % 5) + 1, u32::from(m % 7) + 2);
+        let at = at % history.posted.len();
+        check(history, at);
+    });
+}
+
+#[test]
+fn accepts_correct_run() {
+    check_runs(|history, _| assert!(check(&history).holds(false), "{}", check(&history)));
+}
+
+#[test]
+fn rejects_run_without_acceptance() {
+    assert!(!check(&History::default()).holds(true));
+    check_runs(|mut history, _| {
+        history.sent.values_mut().for_each(|fate| *fate = Acceptance::Unknown);
+        assert!(!check(&history).holds(true));
+    });
+}
+
+#[test]
+fn finds_dropped_record() {
+    check_runs(|history, at| {
+        let mut undone = history.clone();
+        let (said, _) = undone.done.remove(at);
+        assert_eq!(check(&undone).lost, [said]);
+        let mut untold = history.clone();
+        let said = untold.posted.remove(at);
+        assert_eq!(check(&untold).unsent, [said]);
+        let mut unsent = history;
+        unsent.sent.remove(&said);
+        assert_eq!(check(&unsent).phantom, [said]);
+    });
+}
+
+#[test]
+fn counts_repeated_records() {
+    check_runs(|history, at| {
+        let mut twice = history.clone();
+        let done = twice.done[at];
+        twice.done.push(done);
+        assert_eq!(check(&twice).doubled, [done.0]);
+        let mut twice = history;
+        let said = twice.posted[at];
+        twice.posted.push(said);
+        let verdict = check(&twice);
+        assert_eq!(verdict.repeated, 1);
+        assert!(
+            verdict.holds(true) && !verdict.holds(false),
+            "only a killed process may say something twice"
+        );
+    });
+}
+
+#[test]
+fn finds_swapped_messages() {
+    check_runs(|mut history, at| {
+        let (conversation, place) = history.posted[at];
+        let other = history
+            .posted
+            .iter()
+            .position(|said| said.0 == conversation && said.1 != place)
+            .expect("two at least");
+        let mut agent_calls = history.clone();
+        agent_calls.agent_calls.swap(at, other);
+        assert!(!check(&agent_calls).calls_out_of_order.is_empty());
+        history.posted.swap(at, other);
+        assert!(!check(&history).out_of_order.is_empty());
+    });
+}
+
+#[test]
+fn lists_dead_letters() {
+    check_runs(|mut history, at| {
+        let (said, _) = history.done.remove(at);
+        history.dead.push(said);
+        let verdict = check(&history);
+        assert!(verdict.lost.is_empty() && !verdict.holds(true));
+    });
+}
+
+/// A message with an unknown result may have effects; a rejected one must not.
+#[test]
+fn allows_effects_of_unknown_results() {
+    check_runs(|history, at| {
+        let said = history.posted[at];
+        for (fate, phantom) in [(Acceptance::Unknown, 0), (Acceptance::Refused, 1)] {
+            let mut history = history.clone();
+            history.sent.insert(said, fate);
+            assert_eq!(check(&history).phantom.len(), phantom, "{fate:?}");
+        }
+    });
+}
+
+#[test]
+fn requires_answer_or_notice() {
+    for (command, holds) in [
+        (Command::Accepted { answered: true }, true),
+        (Command::Notified, true),
+        (Command::Unknown, true),
+        (Command::Accepted { answered: false }, false),
+        (Command::Failed("500".into()), false),
+    ] {
+        let history = History { commands: vec![command.clone()], ..correct_run(1, 2) };
+        assert_eq!(check(&history).holds(false), holds, "{command:?}");
+    }
+}

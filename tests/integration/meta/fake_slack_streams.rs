@@ -1,0 +1,106 @@
+//! The simulated Slack's streamed messages have the limits and errors that Slack documents, and the
+//! lifetime that apps report.
+
+use serde_json::{Value, json};
+use std::time::Duration;
+use tests::slack::{Slack, streams::StreamingState, tokens::Installation};
+
+const TOKEN: &str = "xoxb-1";
+const ROOT: &str = "1.000001";
+
+async fn start_slack() -> Slack {
+    let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
+    let slack = Slack::start().await.expect("a Slack");
+    slack.install(TOKEN, Installation::new("A1", "T1", "UBOT1"));
+    slack.write("T1", "D1", "U1", "hello", ROOT);
+    slack.write("T1", "C1", "U1", "hello", ROOT);
+    slack
+}
+
+async fn call(slack: &Slack, method: &str, args: Value) -> Value {
+    let url = format!("{}{method}", slack.api());
+    let sent = reqwest::Client::new().post(url).bearer_auth(TOKEN).json(&args).send().await;
+    sent.expect("an answer").json().await.expect("JSON")
+}
+
+fn text(text: &str) -> Value {
+    json!([{ "type": "markdown_text", "text": text }])
+}
+
+async fn start_stream(slack: &Slack) -> Value {
+    let args = json!({ "channel": "D1", "thread_ts": ROOT, "chunks": text("a") });
+    let started = call(slack, "chat.startStream", args).await;
+    assert_eq!(started["ok"], true, "{started}");
+    started["ts"].clone()
+}
+
+async fn append(slack: &Slack, ts: &Value, chunks: Value) -> Value {
+    let args = json!({ "channel": "D1", "ts": ts, "chunks": chunks });
+    call(slack, "chat.appendStream", args).await
+}
+
+#[tokio::test]
+async fn checks_place_of_stream() {
+    let slack = start_slack().await;
+    for (args, error) in [
+        (json!({ "channel": "D1", "chunks": text("a") }), "invalid_thread_ts"),
+        (json!({ "channel": "D1", "thread_ts": "9.9", "chunks": text("a") }), "invalid_thread_ts"),
+        (json!({ "channel": "C1", "thread_ts": ROOT }), "missing_recipient_user_id"),
+        (
+            json!({ "channel": "C1", "thread_ts": ROOT, "recipient_user_id": "U1" }),
+            "missing_recipient_team_id",
+        ),
+        (
+            json!({ "channel": "D1", "thread_ts": ROOT, "markdown_text": "a", "chunks": text("a") }),
+            "cannot_provide_both_markdown_text_and_chunks",
+        ),
+    ] {
+        assert_eq!(call(&slack, "chat.startStream", args.clone()).await["error"], error, "{args}");
+    }
+    let complete = json!({
+        "channel": "C1", "thread_ts": ROOT, "recipient_user_id": "U1", "recipient_team_id": "T1",
+    });
+    assert_eq!(call(&slack, "chat.startStream", complete).await["ok"], true);
+}
+
+#[tokio::test]
+async fn checks_chunks_of_stream() {
+    let slack = start_slack().await;
+    let ts = start_stream(&slack).await;
+    let task = |title: &str, status: &str| json!([{ "type": "task_update", "id": "t", "title": title, "status": status }]);
+    for (chunks, error) in [
+        (task(&"x".repeat(257), "complete"), "invalid_chunks"),
+        (task("x", "done"), "invalid_chunks"),
+        (json!([{ "type": "song" }]), "invalid_chunks"),
+        (json!([{ "type": "blocks", "blocks": vec![json!({}); 51] }]), "msg_blocks_too_many"),
+        (text(&"x".repeat(12_001)), "msg_too_long"),
+    ] {
+        assert_eq!(append(&slack, &ts, chunks.clone()).await["error"], error);
+    }
+    let mismatch = json!({ "channel": "D1", "ts": ts, "markdown_text": "b" });
+    let mismatch = call(&slack, "chat.appendStream", mismatch).await;
+    assert_eq!(mismatch["error"], "streaming_mode_mismatch");
+    assert_eq!(append(&slack, &ts, task("x", "complete")).await["ok"], true);
+    let stopped = json!({ "channel": "D1", "ts": ts, "chunks": text("b") });
+    let stopped = call(&slack, "chat.stopStream", stopped).await;
+    assert_eq!(stopped["message"]["text"], "ab", "{stopped}");
+    assert_eq!(stopped["message"]["streaming_state"], "completed");
+}
+
+#[tokio::test]
+async fn ends_streams_like_slack() {
+    let slack = start_slack().await;
+    let ts = start_stream(&slack).await;
+    let update = json!({ "channel": "D1", "ts": ts, "text": "whole" });
+    let early = call(&slack, "chat.update", update.clone()).await;
+    assert_eq!(early["error"], "streaming_state_conflict");
+    slack.clock().advance(Duration::from_secs(299));
+    assert_eq!(append(&slack, &ts, text("b")).await["ok"], true);
+    slack.clock().advance(Duration::from_secs(2));
+    let late = append(&slack, &ts, text("c")).await;
+    assert_eq!(late["error"], "message_not_in_streaming_state");
+    let state = || slack.messages("T1", "D1")[1].stream.as_ref().map(|stream| stream.state);
+    assert_eq!(state(), Some(StreamingState::Errored));
+    assert_eq!(call(&slack, "chat.update", update).await["ok"], true);
+    assert_eq!(state(), Some(StreamingState::Completed));
+}

@@ -1,0 +1,147 @@
+//! Defects of the gateway before Tidegate, each with the test that finds it.
+//!
+//! The defects were read in its source and its issues. Most of the tests are in the modules of
+//! their subject, the others here.
+
+use crate::meta::architecture::listed_tests;
+use shared::domain::Surface;
+use tests::{
+    slack::webhook::Webhook,
+    test_env::{SMALL, Size, TestEnv},
+};
+
+const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
+
+/// The defect and the test.
+const DEFECTS: [(&str, &str); 18] = [
+    ("a code used on the wrong surface was burnt", "link_codes::rejects_wrong_surface"),
+    (
+        "preview mode had to be edited into the database",
+        "regressions::applies_preview_mode_from_file",
+    ),
+    (
+        "a link across organizations was written under one and looked up under the other",
+        "link_codes::links_other_organization",
+    ),
+    (
+        "a code could be used on another tenant's bot",
+        "link_codes::hides_codes_of_other_connections",
+    ),
+    ("any tenant's bot listed and bound its agents", "commands::hides_agents_without_preview"),
+    (
+        "whoever used a code was taken for whoever minted it",
+        "regressions::separates_user_and_creator",
+    ),
+    ("codes had 31 bits and no limit on guesses", "link_codes::limits_guesses"),
+    ("a code was good on every platform", "link_codes::rejects_invalid_codes"),
+    (
+        "an agent was linked by an id that several organizations may have",
+        "commands::links_agent_by_name",
+    ),
+    (
+        "new and clear only said that they did something",
+        "commands::unlinks_and_resets_conversation",
+    ),
+    (
+        "help and the slash form differed from the text form",
+        "commands::treats_slash_and_text_alike",
+    ),
+    (
+        "replies were public, and failed where the bot was no member",
+        "regressions::answers_privately_as_non_member",
+    ),
+    ("an upsert took over another organization's row", "apply::rejects_conflicting_file"),
+    ("an installation needed an agent that nobody made", "regressions::installs_app_without_agent"),
+    ("two installations at once made two rows", "regressions::merges_concurrent_installations"),
+    ("webhooks of Grid and Connect went to the wrong workspace", "routing::classifies_every_shape"),
+    ("one mention came twice", "commands::runs_command_of_mention_once"),
+    (
+        "an app that was removed went on being spoken for",
+        "installation_events::revokes_removed_app",
+    ),
+];
+
+#[test]
+fn names_test_of_every_defect() {
+    let tests = listed_tests();
+    for (defect, test) in DEFECTS {
+        assert!(tests.contains(test), "{defect}: there is no test {test}");
+    }
+}
+
+#[tokio::test]
+async fn applies_preview_mode_from_file() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env
+        .declare_as(|file| file.replace("team =", "preview_mode = true\nteam ="))
+        .expect("applied");
+    let args = ["link-codes", "create", "--org", app.org.as_str(), "--agent", "sample"];
+    let code = env.tidegate(&args).expect("a code for any preview bot");
+    let webhook = Webhook::message(&env.slack, &app, "D1", "U1", code.trim());
+    env.send(&app, &webhook).await.expect("an answer");
+    let said = env.slack.wait_for_receipt("linked", |receipt| receipt.to == "D1").await;
+    assert!(said.text().starts_with("Linked."), "{}", said.text());
+}
+
+#[tokio::test]
+async fn separates_user_and_creator() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.declare().expect("applied");
+    let code = env.create_link_code_by_cli(&app, Surface::Channel).expect("a code");
+    for (text, starts) in
+        [(format!("link {code}"), "Linked."), ("link sample".into(), "This code is invalid")]
+    {
+        let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &text);
+        env.send(&app, &webhook).await.expect("an answer");
+        let said =
+            env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
+        assert!(said.text().starts_with(starts), "{text}: {}", said.text());
+    }
+    let known: i64 = sqlx::query_scalar("select count(*) from user_identities")
+        .fetch_one(&env.pool)
+        .await
+        .expect("a count");
+    assert_eq!(known, 0);
+}
+
+#[tokio::test]
+async fn answers_privately_as_non_member() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.declare().expect("applied");
+    for text in ["help", "status", "link", "agents", "unlink", "new"] {
+        let webhook = Webhook::command(&env.slack, &app, "C0NOMEMBER", "U1", "/lobu", text);
+        env.send(&app, &webhook).await.expect("an answer");
+        let said =
+            env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
+        assert_eq!(said.body["response_type"], "ephemeral", "{text}");
+    }
+    let told = env.slack.receipts();
+    assert!(told.iter().all(|receipt| receipt.by == "response_url"), "{told:?}");
+}
+
+#[tokio::test]
+async fn installs_app_without_agent() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let app = env.declare_as(|file| {
+        let (before, rest) = file.split_once("[[agent]]").expect("an agent");
+        let (_, after) = rest.split_once("[[connection]]").expect("a connection");
+        format!("{before}[[connection]]{after}")
+    });
+    let app = app.expect("applied");
+    let found = env.store.connection_summaries(Some(app.connection)).await.expect("a look");
+    assert_eq!((found[0].agent.as_ref(), found[0].has_bot_token), (None, true));
+}
+
+#[tokio::test]
+async fn merges_concurrent_installations() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let made = (0..8).map(|_| {
+        env.prepare_as(|new| {
+            new.app = "A1".parse().expect("an id");
+            new.team = Some("T1".parse().expect("an id"));
+        })
+    });
+    let made = futures_util::future::join_all(made).await;
+    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+    assert_eq!(env.store.connection_summaries(None).await.expect("a look").len(), 1);
+}

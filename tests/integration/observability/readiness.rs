@@ -1,0 +1,110 @@
+//! Readiness of a process that cannot work, although it runs and its servers answer.
+
+use shared::secrets::KeyRing;
+use tests::{
+    eventually::eventually,
+    keys::User,
+    test_env::{Size, TIMEOUT, TestEnv},
+};
+
+const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
+
+/// Waits until `/readyz` answers 503 with a text.
+async fn wait_for_obstacle(url: String, text: &str) {
+    eventually(&format!("not ready: {text}"), TIMEOUT, async || {
+        let answer = reqwest::get(&url).await.ok()?;
+        let status = answer.status().as_u16();
+        (status == 503 && answer.text().await.ok()?.contains(text)).then_some(())
+    })
+    .await;
+}
+
+async fn wait_until_ready(url: String) {
+    eventually("ready", TIMEOUT, async || {
+        reqwest::get(&url).await.ok()?.status().is_success().then_some(())
+    })
+    .await;
+}
+
+fn other_ring() -> String {
+    KeyRing::generate("k1").expect("a ring")
+}
+
+#[tokio::test]
+async fn worker_names_wrong_keyrings() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.declare().expect("a connection with secret and token");
+    for (setting, column) in [
+        ("TIDEGATE_TOKEN_KEYRING", "connections.bot_token"),
+        ("TIDEGATE_TOKEN_KEYRING", "agents.secret"),
+        ("TIDEGATE_SIGNING_SECRET_KEYRING", "connections.signing_secret"),
+    ] {
+        let right = env.setting(setting).expect("a ring").to_owned();
+        env.set(setting, &other_ring());
+        env.start_worker().await.expect("a worker");
+        let worker = env.workers.pop().expect("a worker");
+        let text = format!("{setting} opens none of the values in {column}");
+        wait_for_obstacle(worker.admin("/readyz"), &text).await;
+        env.set(setting, &right);
+    }
+    env.start_worker().await.expect("a worker");
+    wait_until_ready(env.workers[0].admin("/readyz")).await;
+}
+
+/// A worker with the NATS user of another process connects, and each of its requests times out.
+#[tokio::test]
+async fn worker_without_stream_owns_nothing() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.start_worker().await.expect("a worker");
+    wait_until_ready(env.workers[0].admin("/readyz")).await;
+    let seed = env.nats.keys().file(User::Operator).display().to_string();
+    env.set("TIDEGATE_NATS_NKEY_FILE", &seed);
+    env.start_worker().await.expect("a worker");
+    let text = "failed to read stream SLACK_IN from NATS at 127.0.0.1:";
+    wait_for_obstacle(env.workers[1].admin("/readyz"), text).await;
+    let owned = async |n: usize| env.workers[n].metric("tidegate_worker_partitions_owned").await;
+    eventually("the other worker has all partitions", TIMEOUT, async || {
+        (owned(0).await.ok()? == 64.0 && owned(1).await.ok()? == 0.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn worker_names_old_schema() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    sqlx::query("update _sqlx_migrations set version = version - 1000")
+        .execute(&env.pool)
+        .await
+        .expect("changed");
+    env.start_worker().await.expect("a worker");
+    wait_for_obstacle(env.workers[0].admin("/readyz"), "run tidegate migrate").await;
+    sqlx::query("update _sqlx_migrations set version = version + 1000")
+        .execute(&env.pool)
+        .await
+        .expect("changed");
+    wait_until_ready(env.workers[0].admin("/readyz")).await;
+}
+
+#[tokio::test]
+async fn ingest_names_obstacles() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.declare().expect("a connection");
+    let seed = env.nats.keys().file(User::Worker).display().to_string();
+    let right = env.nats.keys().file(User::Ingest).display().to_string();
+    env.set("TIDEGATE_NATS_NKEY_FILE", &seed);
+    let ingest = env.spawn_ingest().expect("an ingest");
+    wait_for_obstacle(ingest.admin("/readyz"), "check that TIDEGATE_NATS_NKEY_FILE is ingest's")
+        .await;
+    drop(ingest);
+
+    env.set("TIDEGATE_NATS_NKEY_FILE", &right);
+    let ring = env.setting("TIDEGATE_SIGNING_SECRET_KEYRING").expect("a ring").to_owned();
+    env.set("TIDEGATE_SIGNING_SECRET_KEYRING", &other_ring());
+    let ingest = env.spawn_ingest().expect("an ingest");
+    let text = "TIDEGATE_SIGNING_SECRET_KEYRING opens no signing secret of the directory";
+    wait_for_obstacle(ingest.admin("/readyz"), text).await;
+    drop(ingest);
+
+    env.set("TIDEGATE_SIGNING_SECRET_KEYRING", &ring);
+    env.start_ingest().await.expect("a ready ingest");
+}

@@ -1,0 +1,132 @@
+//! Traces from Slack's request to the handling of its webhook, across the stream.
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, Uri},
+    routing::post,
+};
+use shared::stream::STREAM;
+use std::sync::{Arc, Mutex};
+use tests::{
+    eventually::eventually,
+    slack::webhook::Webhook,
+    test_env::{Size, TIMEOUT, TestEnv, agent_id},
+};
+
+type Received = Arc<Mutex<Vec<Bytes>>>;
+
+/// Starts a collector that keeps what it gets (OTLP: protobuf, with texts and ids in clear), after
+/// the path and the header `authorization` of the request.
+async fn start_collector() -> (String, Received) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    let received = Received::default();
+    let keep =
+        async |State(received): State<Received>, uri: Uri, headers: HeaderMap, body: Bytes| {
+            let authorization = headers.get("authorization").map(|value| value.as_bytes());
+            let kept =
+                [uri.path().as_bytes(), b" ", authorization.unwrap_or_default(), b" ", &body];
+            received.lock().expect("nobody panics here").push(kept.concat().into());
+        };
+    let routes = Router::new()
+        .route("/v1/traces", post(keep))
+        .route("/custom", post(keep))
+        .with_state(Arc::clone(&received));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (address, received)
+}
+
+fn contains_all(received: &Received, words: &[&[u8]]) -> bool {
+    let received = received.lock().expect("nobody panics here");
+    received
+        .iter()
+        .any(|body| words.iter().all(|word| body.windows(word.len()).any(|part| part == *word)))
+}
+
+#[tokio::test]
+async fn links_processing_to_request() {
+    let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
+        .await
+        .expect("servers");
+    let (address, received) = start_collector().await;
+    env.set("OTEL_EXPORTER_OTLP_ENDPOINT", &address);
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "the words of a user");
+    env.send(&app, &webhook).await.expect("an answer");
+    env.wait_for_outcome(&webhook.dedup_key).await;
+
+    let js = async_nats::jetstream::new(env.client().clone());
+    let stream = js.get_stream(STREAM).await.expect("the stream");
+    let stored = stream.get_last_raw_message_by_subject("slack.in.*.*").await.expect("a message");
+    let traceparent =
+        stored.headers.get("traceparent").expect("the request's trace context").to_string();
+    let trace = u128::from_str_radix(&traceparent[3..35], 16).expect("hex").to_be_bytes();
+
+    let request = [
+        &trace[..],
+        b"/v1/traces ",
+        b"POST /api/v1/webhooks/{connection}",
+        b"send slack.in.{partition}.{connection}",
+    ];
+    eventually("the request's trace arrives", TIMEOUT, async || {
+        contains_all(&received, &request).then_some(())
+    })
+    .await;
+    let processing = [
+        &trace[..],
+        b"process slack.in.{partition}.{connection}",
+        webhook.dedup_key.as_str().as_bytes(),
+    ];
+    eventually("the linked trace arrives", TIMEOUT, async || {
+        contains_all(&received, &processing).then_some(())
+    })
+    .await;
+    let reply = [&trace[..], b"send chat.postMessage", webhook.dedup_key.as_str().as_bytes()];
+    eventually("the reply's trace arrives", TIMEOUT, async || {
+        contains_all(&received, &reply).then_some(())
+    })
+    .await;
+    for secret in ["the words of a user", app.secret.as_str(), app.token.as_str()] {
+        assert!(!contains_all(&received, &[secret.as_bytes()]), "{secret} is in a trace");
+    }
+}
+
+/// The SDK reads the variables of OpenTelemetry. A URL for traces precedes the base URL and is used
+/// unchanged.
+#[tokio::test]
+async fn reads_opentelemetry_variables() {
+    let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
+        .await
+        .expect("servers");
+    let (address, received) = start_collector().await;
+    env.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+    env.set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &format!("{address}/custom"));
+    env.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20collector-token");
+    env.set("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging-7");
+    env.start_ingest().await.expect("an ingest");
+    let app = env.connect().await.expect("a connection");
+    let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+    env.send(&app, &webhook).await.expect("an answer");
+    let sent: [&[u8]; 4] = [
+        b"/custom Bearer collector-token ",
+        b"POST /api/v1/webhooks/{connection}",
+        b"service.name\x12\x08\x0a\x06ingest",
+        b"staging-7",
+    ];
+    eventually("the trace arrives", TIMEOUT, async || contains_all(&received, &sent).then_some(()))
+        .await;
+
+    env.set("OTEL_SERVICE_NAME", "gateway-7");
+    env.start_ingest().await.expect("another ingest");
+    let url = env.ingests[1].url(&app);
+    env.slack.send(&url, &app.secret, &webhook).await.expect("an answer");
+    let named: [&[u8]; 2] = [b"service.name\x12\x0b\x0a\x09gateway-7", b"staging-7"];
+    eventually("the trace arrives", TIMEOUT, async || {
+        contains_all(&received, &named).then_some(())
+    })
+    .await;
+}

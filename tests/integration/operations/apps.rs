@@ -1,0 +1,156 @@
+//! Slack apps: declared with `tidegate apply`, shown without secrets, rotated with an overlap, and
+//! deleted only on purpose.
+
+use serde_json::Value;
+use tests::test_env::{Size, TestEnv};
+
+const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
+
+const FILE: &str = r#"
+[[organization]]
+id = "acme"
+
+[[agent]]
+organization = "acme"
+id = "helper"
+url = "https://helper.example/"
+secret = "file:agent.secret"
+
+[[app]]
+id = "A1"
+name = "Helper"
+organization = "acme"
+client_id = "1.2"
+client_secret = "file:client.secret"
+signing_secret = "file:signing.secret"
+scopes = ["app_mentions:read", "chat:write"]
+optional_scopes = ["files:read"]
+redirect_url = "https://control.example/slack/oauth/callback"
+return_urls = ["https://app.example/slack"]
+agent = "helper"
+contact = "support@acme.example"
+"#;
+
+const CONNECTION: &str = r#"
+[[connection]]
+organization = "acme"
+app = "A1"
+team = "T1"
+"#;
+
+fn write_secrets(env: &TestEnv) {
+    for name in ["agent", "client", "signing"] {
+        env.write(&format!("{name}.secret"), &format!("clear-{name}-secret")).expect("written");
+    }
+}
+
+fn apply(env: &TestEnv, text: &str, args: &[&str]) -> (bool, String, String) {
+    let file = env.write("tidegate.toml", text).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let ran = env.try_tidegate(&[&["apply", "-f", file], args].concat()).expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (ran.status.success(), text(ran.stdout), text(ran.stderr))
+}
+
+fn listed(env: &TestEnv) -> Vec<Value> {
+    let printed = env.tidegate(&["apps", "list", "--json"]).expect("apps");
+    printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// An app is created once, shown without secrets, and keeps a replaced secret for a while.
+#[tokio::test]
+async fn rotates_secrets_of_app() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    write_secrets(&env);
+    let (ok, plan, error) = apply(&env, FILE, &[]);
+    assert!(ok && plan.contains("+ app A1\n    name: Helper\n"), "{plan}{error}");
+    assert!(plan.contains("    client_secret: set\n") && !plan.contains("clear-"), "{plan}");
+    let (ok, plan, _) = apply(&env, FILE, &[]);
+    assert!(ok && plan.contains("changed: 0, unchanged: 3"), "{plan}");
+
+    let apps = listed(&env);
+    assert_eq!((&apps[0]["id"], &apps[0]["connections"]), (&"A1".into(), &0.into()), "{apps:?}");
+    assert_eq!(apps[0]["client_secret_previous_until"], Value::Null);
+    let id = "A1".parse().expect("an id");
+    let secrets = async || {
+        let app = env.store.app(&id).await.expect("Postgres").expect("the app");
+        app.client_secrets.iter().map(|s| s.expose().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(secrets().await, ["clear-client-secret"]);
+
+    env.write("client.secret", "clear-second-secret").expect("written");
+    let (ok, plan, error) = apply(&env, FILE, &[]);
+    assert!(ok && plan.contains("~ app A1\n    client_secret: changed\n"), "{plan}{error}");
+    assert_eq!(secrets().await, ["clear-second-secret", "clear-client-secret"], "newest first");
+    let shown = env.tidegate(&["apps", "show", "A1"]).expect("an app");
+    assert!(!shown.contains("clear-") && !shown.contains("old client      -"), "{shown}");
+    let expire = "update apps set client_secret_previous_until = now()";
+    sqlx::query(expire).execute(&env.pool).await.expect("expired");
+    assert_eq!(secrets().await, ["clear-second-secret"]);
+    let log = env.tidegate(&["audit-log", "--json"]).expect("entries");
+    assert!(log.contains("app.create") && log.contains("app.change"), "{log}");
+    assert!(!log.contains("clear-") && !env.logs().contains("clear-"), "{log}");
+}
+
+/// An app with connections is deleted with `--prune --yes` only. A connection that a person
+/// installed is declared by its app, and stays.
+#[tokio::test]
+async fn keeps_app_with_connections() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    write_secrets(&env);
+    let (ok, plan, error) = apply(&env, &format!("{FILE}{CONNECTION}"), &[]);
+    assert!(ok, "{plan}{error}");
+    let id = env.store.connection_summaries(None).await.expect("a look")[0].id;
+    let loaded = env.store.load_connection(id).await.expect("Postgres").expect("the connection");
+    assert_eq!(loaded.signing_secret.expose(), "clear-signing-secret", "that of its app");
+
+    let installed = "update connections set installed_by = 'U1'";
+    sqlx::query(installed).execute(&env.pool).await.expect("installed");
+    let (ok, plan, error) = apply(&env, FILE, &["--prune"]);
+    assert!(ok && plan.contains("changed: 0"), "{plan}{error}");
+    let without_app = FILE.split("[[app]]").next().expect("the rest");
+    let (ok, plan, _) = apply(&env, without_app, &[]);
+    assert!(ok && plan.contains("app A1: not in the file, unchanged"), "{plan}");
+    for args in [&["--prune"][..], &["--prune", "--dry-run"]] {
+        let (ok, _, error) = apply(&env, without_app, args);
+        let named = "app A1 is not in the file and has connections";
+        assert!(!ok && error.contains(named) && error.contains(&id.to_string()), "{error}");
+        assert!(error.contains("pass --yes"), "{error}");
+    }
+    assert_eq!(listed(&env)[0]["connections"], 1, "refused, and nothing applied");
+    let (ok, plan, error) = apply(&env, without_app, &["--prune", "--yes"]);
+    assert!(ok && plan.contains("- app A1\n") && plan.contains(&id.to_string()), "{plan}{error}");
+    assert!(env.store.connection_summaries(None).await.expect("a look").is_empty());
+    let none = env.try_tidegate(&["apps", "list"]).expect("it runs");
+    assert_eq!(none.status.code(), Some(3), "no apps");
+}
+
+/// What is wrong with an app is named with its line and a remedy.
+#[tokio::test]
+async fn rejects_unusable_app() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    write_secrets(&env);
+    for (old, new, says) in [
+        (
+            "https://control.example/slack/oauth/callback",
+            "https://control.example/",
+            "redirect_url",
+        ),
+        ("https://control.example/", "http://control.example/", "redirect_url"),
+        ("https://app.example/slack", "app.example", "malformed return URL"),
+        ("agent = \"helper\"\ncontact", "agent = \"none\"\ncontact", "has no agent none"),
+        ("\"chat:write\"]", "\"chat write\"]", "malformed scope"),
+        ("client_id = \"1.2\"", "client_id = \"1 2\"", "malformed client_id"),
+        (
+            "organization = \"acme\"\nclient",
+            "organization = \"b\"\nclient",
+            "organization b is not",
+        ),
+    ] {
+        let (ok, plan, error) = apply(&env, &FILE.replace(old, new), &[]);
+        assert!(!ok && error.contains(says) && error.contains("nothing applied"), "{plan}{error}");
+    }
+    let other = CONNECTION.replace("A1", "A2");
+    let (ok, _, error) = apply(&env, &format!("{FILE}{other}"), &[]);
+    assert!(!ok && error.contains("declare the app as [[app]]"), "{error}");
+}

@@ -1,0 +1,140 @@
+//! Connections, agents, organizations and bindings by the control API, as the command line does.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tests::{
+    control_api::Caller,
+    eventually::eventually,
+    slack::{tokens::Installation, webhook::Webhook},
+    test_env::{App, SMALL, TIMEOUT, TestEnv},
+};
+
+/// Creates an organization, an agent and a connection by the API.
+async fn create(env: &TestEnv, owner: &Caller, team: &str) -> App {
+    let org = "/v1/organizations/acme";
+    let (status, why) = owner.send(Method::PUT, org, &json!({ "name": "Acme" })).await;
+    assert_eq!(status, StatusCode::OK, "{why}");
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    let (status, why) = owner.send(Method::PUT, &format!("{org}/agents/helper"), &agent).await;
+    assert_eq!(status, StatusCode::OK, "{why}");
+    let (secret, token) = (format!("signing-of-{team}"), format!("xoxb-of-{team}"));
+    let new = json!({
+        "organization": "acme", "agent": "helper", "app": "A07", "team": team,
+        "signing_secret": secret, "bot_token": token, "bot_user": "UBOT07",
+        "settings": { "welcome": false },
+    });
+    let (status, made) = owner.post("/v1/connections", &new).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    assert_eq!((&made["status"], &made["settings"]["welcome"]), (&json!("active"), &json!(false)));
+    assert!(!made.to_string().contains(&secret) && !made.to_string().contains(&token), "{made}");
+    env.slack.install(&token, Installation::new("A07", team, "UBOT07"));
+    App {
+        connection: made["id"].as_str().expect("an id").parse().expect("an id"),
+        org: "acme".parse().expect("an id"),
+        secret,
+        token,
+        app: "A07".into(),
+        team: team.into(),
+        bot_user: "UBOT07".into(),
+    }
+}
+
+async fn actions(owner: &Caller) -> Vec<String> {
+    let (_, log) = owner.get("/v1/audit-log?organization=acme").await;
+    let entries = log["items"].as_array().expect("entries").iter();
+    entries.map(|entry| entry["action"].as_str().expect("an action").to_owned()).collect()
+}
+
+/// A connection that the API creates answers as soon as the request returns, keeps what a change
+/// leaves out, and is gone on every ingest when its deletion returns. Workers delete its data.
+#[tokio::test]
+async fn creates_then_deletes() {
+    let mut env = TestEnv::start(SMALL).await.expect("a test environment");
+    env.start_control().await.expect("a control API");
+    let owner = Caller::create(&env, "owner", None);
+    let app = create(&env, &owner, "T07").await;
+    let path = format!("/v1/connections/{}", app.connection);
+    let hello = Webhook::message(&env.slack, &app, "D1", "U1", "hello");
+    assert_eq!(env.send(&app, &hello).await.expect("an answer").status, 200);
+    eventually("the agent's answer is sent", TIMEOUT, async || {
+        (!env.slack.messages("T07", "D1").is_empty()).then_some(())
+    })
+    .await;
+
+    let same = json!({
+        "organization": "acme", "app": "A07", "team": "T07", "signing_secret": "another",
+    });
+    let (status, why) = owner.post("/v1/connections", &same).await;
+    assert_eq!(status, StatusCode::CONFLICT, "one connection per installation: {why}");
+    let (status, _) = owner.send(Method::PUT, "/v1/organizations/other", &json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+    let foreign = json!({
+        "organization": "other", "app": "A07", "team": "T07", "signing_secret": "another",
+    });
+    let (status, why) = owner.post("/v1/connections", &foreign).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{why}");
+    assert!(!why.to_string().contains("acme"), "the owner is not told: {why}");
+
+    let patch = json!({ "agent": null, "settings": { "broadcasts": true } });
+    let (status, changed) = owner.send(Method::PATCH, &path, &patch).await;
+    assert_eq!((status, &changed["agent"]), (StatusCode::OK, &Value::Null), "{changed}");
+    let settings = &changed["settings"];
+    assert_eq!((&settings["broadcasts"], &settings["welcome"]), (&json!(true), &json!(false)));
+    assert_eq!(changed["status"], "active", "the token stays");
+    let binding = format!("{path}/bindings/T07/C9");
+    let (status, why) = owner.send(Method::PUT, &binding, &json!({ "agent": "helper" })).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{why}");
+    let (status, _) = owner.send(Method::PUT, &binding, &json!({ "agent": "none" })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (_, page) = owner.get(&format!("{path}/bindings")).await;
+    assert_eq!(page["items"][0]["bound_by"], "UBOT07", "by the app: {page}");
+
+    let rotate = format!("{path}/rotate-signing-secret");
+    let new = json!({ "secret": "signing-new", "overlap_seconds": 0 });
+    assert_eq!(owner.post(&rotate, &new).await.0, StatusCode::NO_CONTENT);
+    let late = Webhook::message(&env.slack, &app, "D1", "U1", "signed with the old secret");
+    assert_eq!(env.send(&app, &late).await.expect("an answer").status, 401);
+
+    let in_use = "/v1/organizations/acme/agents/helper";
+    let (status, why) =
+        owner.send(Method::PATCH, &path, &json!({ "agent": "helper", "bot_user": null })).await;
+    assert_eq!(status, StatusCode::OK, "{why}");
+    let delete = async |path: &str| owner.send(Method::DELETE, path, &json!({})).await.0;
+    assert_eq!(delete(in_use).await, StatusCode::CONFLICT, "a connection's default agent");
+    assert_eq!(delete("/v1/organizations/acme").await, StatusCode::CONFLICT, "it has a connection");
+    assert_eq!(delete(&path).await, StatusCode::NO_CONTENT);
+    assert_eq!(delete(&path).await, StatusCode::NOT_FOUND);
+    let signed = App { secret: "signing-new".into(), ..app.clone() };
+    let gone = Webhook::message(&env.slack, &signed, "D1", "U1", "too late");
+    assert_eq!(env.send(&signed, &gone).await.expect("an answer").status, 404);
+    assert_eq!(delete(in_use).await, StatusCode::NO_CONTENT);
+    assert_eq!(delete("/v1/organizations/acme").await, StatusCode::NO_CONTENT);
+    assert_eq!(delete("/v1/organizations/acme").await, StatusCode::NOT_FOUND);
+    let expected = [
+        "organization.delete",
+        "agent.delete",
+        "connection.delete",
+        "connection.change",
+        "connection.rotate_signing_secret",
+        "binding.create",
+        "connection.change",
+        "connection.create",
+        "agent.create",
+        "organization.create",
+    ];
+    assert_eq!(actions(&owner).await, expected);
+
+    let count = "select (select count(*) from delivery_log where connection_id = $1)
+                      + (select count(*) from outbox_log where connection_id = $1)
+                      + (select count(*) from deleted_connections where id = $1 and purged_at is null)";
+    eventually("workers have deleted its data", 3 * TIMEOUT, async || {
+        let rows: i64 = sqlx::query_scalar(count)
+            .bind(app.connection.to_string())
+            .fetch_one(&env.pool)
+            .await
+            .expect("a count");
+        (rows == 0).then_some(())
+    })
+    .await;
+    assert_eq!(env.stored().await.expect("a count"), 0, "its webhooks are purged");
+}

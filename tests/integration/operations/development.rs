@@ -1,0 +1,100 @@
+//! Commands for development: an agent is tested without a deployment, a webhook is triggered, and the
+//! state is one screen.
+
+use serde_json::json;
+use tests::{
+    agent::Agent,
+    eventually::eventually,
+    test_env::{SMALL, TIMEOUT, TestEnv},
+};
+
+/// An agent is asked as by a worker. The sample agent verifies no signature, and is told so.
+#[tokio::test(flavor = "multi_thread")]
+async fn tests_agent_without_deployment() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let agent = Agent::start().await.expect("an agent");
+    let secret = env.secret_argument("agent-secret").expect("a file");
+    let test = |text: &str| {
+        let url = agent.url();
+        let args = ["agents", "test", &url, "--secret", &secret, "--text", text];
+        let ran = env.try_tidegate(&args).expect("it runs");
+        (ran.status.code(), String::from_utf8(ran.stdout).expect("text"))
+    };
+    let (code, said) = test("hello");
+    assert_eq!(code, Some(0), "{said}");
+    for text in
+        ["good     status     200", "first byte after", "| I heard: hello", "wrong signature"]
+    {
+        assert!(said.contains(text), "{text}: {said}");
+    }
+    let asked = agent.requests().remove(0);
+    assert_eq!(asked.question["type"], json!("message"));
+    for header in ["idempotency-key", "webhook-id", "webhook-timestamp", "webhook-signature"] {
+        assert!(asked.headers.contains_key(header), "{header}");
+    }
+    for (text, problem) in [
+        ("json nonsense", "it is no JSON object"),
+        ("json {\"text\":1}", "field text has a wrong type"),
+        ("poison", "422"),
+    ] {
+        let (code, said) = test(text);
+        assert!(code == Some(1) && said.contains(problem), "{text}: {said}");
+    }
+}
+
+/// A triggered webhook is Slack's for ingest and worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn triggers_documented_webhooks() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.declare().expect("a connection");
+    let (url, secret) =
+        (env.ingests[0].url(&app), env.secret_argument(&app.secret).expect("a file"));
+    let team = app.team.clone();
+    let trigger = |kind: &str, secret: &str, more: &[&str]| {
+        let args = ["trigger", kind, "--url", &url, "--secret", secret, "--team", &team, "--app"];
+        let ran =
+            env.try_tidegate(&[&args, &[app.app.as_str()][..], more].concat()).expect("it runs");
+        let said = String::from_utf8([ran.stdout, ran.stderr].concat()).expect("text");
+        (ran.status.code(), said)
+    };
+    let list = env.tidegate(&["trigger", "--list"]).expect("a list");
+    assert!(list.lines().count() > 200 && list.contains("app_mention"), "{list}");
+    for kind in ["message_im", "app_mention", "block_actions", "command"] {
+        let kind = list.lines().find(|line| line.starts_with(kind)).expect(kind);
+        let kind = kind.split_whitespace().next().expect("a name");
+        let (code, said) = trigger(kind, &secret, &[]);
+        assert!(code == Some(0) && said.contains("answered 200"), "{kind}: {said}");
+        let (code, said) = trigger(kind, &secret, &["--text", "again"]);
+        assert!(code == Some(0) && said.contains("answered 200"), "{kind} twice: {said}");
+    }
+    let stored = env.stored().await.expect("a count");
+    assert_eq!(stored, 8, "none is a duplicate");
+    let wrong = env.secret_argument("another").expect("a file");
+    let (code, said) = trigger("app_mention", &wrong, &[]);
+    assert!(code == Some(1) && said.contains("pass the signing secret"), "{said}");
+    let (code, said) = trigger("no_such_kind", &secret, &[]);
+    assert!(code == Some(1) && said.contains("tidegate trigger --list"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shows_status_on_one_screen() {
+    let mut env = TestEnv::start(SMALL).await.expect("a test environment");
+    env.declare().expect("a connection");
+    let status = |env: &TestEnv| {
+        let ran = env.try_tidegate(&["status"]).expect("it runs");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (ran.status.code(), text(ran.stdout), text(ran.stderr))
+    };
+    let (code, screen, said) = status(&env);
+    assert_eq!(code, Some(0), "{screen}{said}");
+    assert!(screen.contains("1 live") && screen.contains("64 of 64 held"), "{screen}");
+    assert!(screen.contains("1 active") && screen.lines().count() <= 24, "{screen}");
+    drop(env.workers.pop());
+    drop(env.ingests.pop());
+    eventually("the processes are missed", TIMEOUT, async || {
+        let (code, _, said) = status(&env);
+        (code == Some(1) && said.contains("no ingest runs; partitions without a worker: 64"))
+            .then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,144 @@
+//! Rotation of keyrings during operation.
+
+use serde_json::Value;
+use shared::{domain::Surface, secrets::KeyRing, store::SEALED_COLUMNS};
+use std::{collections::BTreeSet, sync::Arc};
+use tests::{
+    eventually::eventually,
+    slack::webhook::Webhook,
+    test_env::{App, Size, TIMEOUT, TestEnv},
+};
+
+const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
+
+async fn send_and_wait(env: &TestEnv, app: &App, text: &str) {
+    let webhook = Webhook::message(&env.slack, app, "C1", "U1", text);
+    assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
+    let expected = format!("I heard: {text}");
+    env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == expected).await;
+}
+
+fn json_lines(printed: &str) -> Vec<Value> {
+    printed.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+/// Afterwards the old keys are removed.
+#[tokio::test]
+async fn reencrypts_during_operation() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let (app, other) = (env.declare().expect("one"), env.declare().expect("another"));
+    let rings: Vec<(String, String)> =
+        ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYRING"]
+            .into_iter()
+            .map(|name| {
+                let old = env.setting(name).expect("a ring").to_owned();
+                (old, KeyRing::generate("k2").expect("randomness"))
+            })
+            .collect();
+    for (name, (old, new)) in
+        ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYRING"].into_iter().zip(&rings)
+    {
+        env.set(name, &format!("{new},{old}"));
+    }
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
+    env.wait_until_balanced().await.expect("settled");
+    let code = env.create_link_code_by_cli(&app, Surface::Channel).expect("a code");
+    let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
+    env.send(&app, &webhook).await.expect("an answer");
+    env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
+    let before = json_lines(&env.tidegate(&["keys", "status", "--json"]).expect("counts"));
+    let old = |counts: &[Value]| counts.iter().filter(|c| c["key"] == "k1").count();
+    assert!(old(&before) >= 3, "{before:?}");
+
+    let shared = Arc::new(env);
+    let operator = Arc::clone(&shared);
+    let rewrap =
+        tokio::task::spawn_blocking(move || operator.tidegate(&["keys", "rewrap", "--json"]));
+    let mut meanwhile = 0;
+    while !rewrap.is_finished() || meanwhile < 10 {
+        send_and_wait(&shared, &app, &format!("meanwhile {meanwhile}")).await;
+        meanwhile += 1;
+    }
+    let after = json_lines(&rewrap.await.expect("no panic").expect("all is under the new keys"));
+    let mut env = Arc::into_inner(shared).expect("nobody else has it");
+    assert_eq!(old(&after), 0, "{after:?}");
+    let again = env.tidegate(&["keys", "rewrap"]).expect("nothing left to do");
+    assert!(again.contains("connections.bot_token: 0\n"), "{again}");
+
+    // Now the old keys are removed. The directory does not need them either.
+    for (name, (_, new)) in
+        ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYRING"].into_iter().zip(&rings)
+    {
+        env.set(name, new);
+    }
+    env.ingests.remove(0);
+    env.workers.remove(0);
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
+    send_and_wait(&env, &app, "under the new key").await;
+    let webhook = Webhook::message(&env.slack, &other, "C1", "U1", "verified");
+    assert_eq!(env.send(&other, &webhook).await.expect("an answer").status, 200);
+}
+
+/// Every encrypted column is in the list of columns to re-encrypt.
+#[tokio::test]
+async fn lists_every_encrypted_column() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
+    let app = env.declare().expect("applied");
+    env.tidegate(&[
+        "connections",
+        "rotate-signing-secret",
+        &app.connection.to_string(),
+        "--secret",
+        &env.secret_argument("another").expect("a file"),
+    ])
+    .expect("rotated");
+    let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
+    env.send(&app, &webhook).await.expect("an answer");
+    env.wait_for_outcome(&webhook.dedup_key).await;
+    let js = async_nats::jetstream::new(env.client().clone());
+    let subject = shared::stream::subject(
+        shared::stream::Partition::of(app.connection, Some("C1")),
+        app.connection,
+    );
+    js.publish(subject, "no envelope".into()).await.expect("sent").await.expect("stored");
+    eventually("it is dead", TIMEOUT, async || {
+        (!env.dead_letters().await.ok()?.is_empty()).then_some(())
+    })
+    .await;
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "select table_name::text, column_name::text from information_schema.columns
+          where table_schema = 'public' and data_type = 'text'",
+    )
+    .fetch_all(&env.pool)
+    .await
+    .expect("columns");
+    let mut sealed = BTreeSet::new();
+    for (table, column) in columns {
+        let sql = format!(
+            "select exists (select from {table} where {column} ~ '^k1:[A-Za-z0-9+/=]{{30,}}$')"
+        );
+        let found: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&env.pool)
+            .await
+            .expect("a look");
+        if found {
+            sealed.insert(format!("{table}.{column}"));
+        }
+    }
+    // Bodies of webhooks are encrypted as bytes.
+    let payloads: Vec<(String, String)> = sqlx::query_as(
+        "select table_name::text, column_name::text from information_schema.columns
+          where table_schema = 'public' and data_type = 'bytea' and column_name = 'payload'",
+    )
+    .fetch_all(&env.pool)
+    .await
+    .expect("columns");
+    assert!(payloads.len() >= 2, "{payloads:?}");
+    sealed.extend(payloads.into_iter().map(|(table, column)| format!("{table}.{column}")));
+    let known: BTreeSet<String> = SEALED_COLUMNS.iter().map(|c| c.name.to_owned()).collect();
+    assert!(sealed.len() >= 6 && sealed.is_subset(&known), "{sealed:?}");
+}

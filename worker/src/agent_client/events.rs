@@ -1,0 +1,152 @@
+//! Events of agents that answer with an event stream. Unknown events and fields, and fields with a
+//! wrong type, are ignored.
+
+use serde_json::Value;
+use shared::slack::repair;
+
+/// Event of a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentEvent {
+    /// More text of the answer, in Markdown.
+    Text(String),
+    /// Step of the work, new or changed.
+    Task(TaskUpdate),
+    /// Block Kit blocks.
+    Blocks(Vec<Value>),
+    /// What the agent does now, for the status of the thread.
+    Status(String),
+    /// The agent cannot go on after the last event that Tidegate has: the answer begins anew.
+    Reset,
+    /// The answer is complete.
+    Done,
+    Failed(AgentFailure),
+    /// Event that this release does not know, or without content.
+    Ignored,
+}
+
+/// Step of an agent's work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskUpdate {
+    pub id: String,
+    pub title: String,
+    pub status: TaskStatus,
+    /// Text to append to the details of the step.
+    pub details: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // Slack's names
+pub enum TaskStatus {
+    Pending,
+    InProgress,
+    Complete,
+    Error,
+}
+
+/// End of a stream by an error of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentFailure {
+    /// Code, for operators.
+    pub code: String,
+    /// True if another attempt may succeed.
+    pub retry: bool,
+    /// Words for the person.
+    pub say: Option<String>,
+}
+
+/// Maximum characters of a code.
+const CODE_CHARS: usize = 80;
+/// Maximum characters of words for the person.
+const SAY_CHARS: usize = 500;
+
+impl TaskStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InProgress => "in_progress",
+            Self::Complete => "complete",
+            Self::Error => "error",
+        }
+    }
+
+    fn parse(word: &str) -> Self {
+        match word {
+            "pending" => Self::Pending,
+            "complete" => Self::Complete,
+            "error" => Self::Error,
+            _ => Self::InProgress,
+        }
+    }
+}
+
+/// Parses an event by its name and data.
+pub(super) fn parse_event(name: &str, data: &str) -> AgentEvent {
+    let data: Value = serde_json::from_str(&repair(data.as_bytes())).unwrap_or_default();
+    let text = |name: &str| data[name].as_str().unwrap_or_default();
+    let short = |name: &str, max: usize| -> String {
+        text(name).chars().filter(|c| !c.is_control()).take(max).collect()
+    };
+    match name {
+        "text" if !text("delta").is_empty() => AgentEvent::Text(text("delta").to_owned()),
+        "task" if !text("id").is_empty() => AgentEvent::Task(TaskUpdate {
+            id: text("id").to_owned(),
+            title: text("title").to_owned(),
+            status: TaskStatus::parse(text("status")),
+            details: text("delta").to_owned(),
+        }),
+        "blocks" => match data["blocks"].as_array() {
+            Some(blocks) if !blocks.is_empty() => AgentEvent::Blocks(blocks.clone()),
+            _ => AgentEvent::Ignored,
+        },
+        "status" => AgentEvent::Status(short("text", CODE_CHARS)),
+        "reset" => AgentEvent::Reset,
+        "done" => AgentEvent::Done,
+        "error" => AgentEvent::Failed(AgentFailure {
+            code: short("code", CODE_CHARS),
+            retry: data["retry"].as_bool().unwrap_or_default(),
+            say: Some(short("say", SAY_CHARS)).filter(|say| !say.is_empty()),
+        }),
+        _ => AgentEvent::Ignored,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_each_event() {
+        let task = TaskUpdate {
+            id: "t".into(),
+            title: "Search".into(),
+            status: TaskStatus::Complete,
+            details: "3 pages".into(),
+        };
+        let failure = AgentFailure { code: "busy".into(), retry: true, say: None };
+        for (name, data, event) in [
+            ("text", r#"{"delta":"hi"}"#, AgentEvent::Text("hi".into())),
+            ("text", r#"{"delta":"cut \ud83d"}"#, AgentEvent::Text("cut \u{fffd}".into())),
+            ("text", r#"{"delta":""}"#, AgentEvent::Ignored),
+            (
+                "task",
+                r#"{"id":"t","title":"Search","status":"complete","delta":"3 pages","new":1}"#,
+                AgentEvent::Task(task),
+            ),
+            ("task", r#"{"title":"Search"}"#, AgentEvent::Ignored),
+            (
+                "blocks",
+                r#"{"blocks":[{}]}"#,
+                AgentEvent::Blocks(vec![Value::Object(<_>::default())]),
+            ),
+            ("blocks", r#"{"blocks":"x"}"#, AgentEvent::Ignored),
+            ("status", r#"{"text":"Searching"}"#, AgentEvent::Status("Searching".into())),
+            ("reset", "", AgentEvent::Reset),
+            ("done", "not JSON", AgentEvent::Done),
+            ("error", r#"{"code":"busy","retry":true,"say":7}"#, AgentEvent::Failed(failure)),
+            ("weather", r#"{"delta":"sunny"}"#, AgentEvent::Ignored),
+            ("", r#"{"delta":"x"}"#, AgentEvent::Ignored),
+        ] {
+            assert_eq!(parse_event(name, data), event, "{name} {data}");
+        }
+    }
+}

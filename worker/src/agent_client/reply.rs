@@ -1,0 +1,79 @@
+//! JSON answers of agents.
+
+use serde_json::{Value, json};
+use shared::slack::repair;
+
+/// Reply of an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentReply {
+    /// Message with `text` and `blocks`.
+    pub message: Value,
+    /// True if only the author of the message sees the reply.
+    pub ephemeral: bool,
+    /// True for a reply in a thread; by default that depends on the conversation.
+    pub thread: Option<bool>,
+}
+
+/// Parses a reply. Fields that an agent may not set or that have a wrong type are dropped, null
+/// means absent. Fails if nothing usable is left of a text or blocks.
+pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static str> {
+    let answer = repair(answer);
+    if answer.trim().is_empty() {
+        return Ok(None);
+    }
+    let answer: Value =
+        serde_json::from_str(&answer).map_err(|_| "its answer is not {\"text\":…}")?;
+    let fields = answer.as_object().ok_or("its answer is not {\"text\":…}")?;
+    let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
+    let text = field("text").and_then(Value::as_str).unwrap_or_default();
+    let blocks = field("blocks").and_then(Value::as_array).filter(|blocks| !blocks.is_empty());
+    let message = match (text.is_empty(), blocks) {
+        (true, None) => {
+            let has_wrong_type = field("text").is_some_and(|text| !text.is_string())
+                || field("blocks").is_some_and(|blocks| !blocks.is_array());
+            return match has_wrong_type {
+                true => Err("its answer has text that is no string, or blocks that are no list"),
+                false => Ok(None),
+            };
+        }
+        (false, None) => json!({ "text": text }),
+        (_, Some(blocks)) => json!({ "text": text, "blocks": blocks }),
+    };
+    let flag = |name: &str| field(name).and_then(Value::as_bool);
+    let ephemeral = flag("ephemeral").unwrap_or_default();
+    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_only_allowed_fields() {
+        let reply = parse_reply(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
+        let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
+        assert_eq!(reply, Ok(Some(answer)));
+        for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
+            assert_eq!(parse_reply(nothing), Ok(None));
+        }
+        assert!(parse_reply(b"hi").is_err() && parse_reply(br#"{"blocks":"x"}"#).is_err());
+        let null = parse_reply(br#"{"text":"hi","blocks":null,"thread":null}"#).expect("an answer");
+        assert_eq!(null.map(|answer| answer.message), Some(json!({"text": "hi"})));
+        for odd in [
+            &b"\xef\xbb\xbf{\"text\":\"cut \\ud83d\"}"[..],
+            b"{\"text\":\"old\",\"text\":\"cut \xff\"}",
+            br#"{"text":"cut \ufffd","blocks":"x","thread":"yes","ephemeral":1}"#,
+            br#"{"cost":1e999,"blocks":-1E400,"thread":1e999,"text":"cut \ufffd"}"#,
+            format!(
+                "{{\"trace\":{}1{},\"text\":\"cut \u{fffd}\"}}",
+                "[".repeat(500),
+                "]".repeat(500)
+            )
+            .as_bytes(),
+        ] {
+            let answer = parse_reply(odd).expect("an answer").expect("a message");
+            assert_eq!(answer.message, json!({ "text": "cut \u{fffd}" }));
+            assert_eq!((answer.thread, answer.ephemeral), (None, false));
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Limits on messages of agents and apps: no broadcasts, no unfurled links.
+//!
+//! A broadcast notifies a whole channel or user group, and agents write what people ask them to. A
+//! connection's setting allows broadcasts to agents of its own organization.
+
+use serde_json::{Value, json};
+use shared::store::{Agent, Connection};
+
+/// Applies the limits of a connection to a message of an agent.
+pub(super) fn restrict(message: &mut Value, agent: &Agent, connection: &Connection) {
+    if !AnswerPolicy::new(agent, connection).broadcasts {
+        neutralize(message);
+    }
+    for name in ["unfurl_links", "unfurl_media"] {
+        if message.get(name).is_none_or(Value::is_null) {
+            message[name] = false.into();
+        }
+    }
+}
+
+/// Limits on a streamed answer.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerPolicy {
+    /// True if the answer may notify a channel or a user group.
+    pub broadcasts: bool,
+}
+
+impl AnswerPolicy {
+    pub fn new(agent: &Agent, connection: &Connection) -> Self {
+        Self { broadcasts: connection.settings.broadcasts && agent.org == connection.org }
+    }
+
+    /// Applies the limits to Block Kit blocks.
+    pub fn restrict_blocks(&self, blocks: &mut [Value]) {
+        if !self.broadcasts {
+            blocks.iter_mut().for_each(neutralize);
+        }
+    }
+}
+
+/// Replaces broadcasts by plain text, in all texts and rich text elements.
+fn neutralize(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains("<!") => *text = without_broadcasts(text),
+        Value::Array(items) => items.iter_mut().for_each(neutralize),
+        Value::Object(fields) => {
+            let name = match fields.get("type").and_then(Value::as_str) {
+                Some("broadcast") => fields.get("range"),
+                Some("usergroup") => fields.get("usergroup_id"),
+                _ => None,
+            };
+            match name.map(|name| name.as_str().unwrap_or("channel").to_owned()) {
+                Some(name) => *value = json!({ "type": "text", "text": format!("@{name}") }),
+                None => fields.values_mut().for_each(neutralize),
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Returns mrkdwn text without special mentions. Dates stay, and anything else that begins with
+/// `<!` is escaped.
+pub fn without_broadcasts(text: &str) -> String {
+    let (mut plain, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find("<!") {
+        plain.push_str(&rest[..at]);
+        let command = &rest[at + 2..];
+        let (word, after) = command.split_once('>').unwrap_or((command, ""));
+        let (name, label) = word.split_once('|').unwrap_or((word, ""));
+        rest = match name {
+            "channel" | "here" | "everyone" | "group" => {
+                plain.push('@');
+                plain.push_str(name);
+                after
+            }
+            _ if name.starts_with("subteam^") => {
+                plain.push('@');
+                plain.push_str(match label.trim_start_matches('@') {
+                    "" => "group",
+                    label => label,
+                });
+                after
+            }
+            _ => {
+                plain.push_str(if name.starts_with("date^") { "<!" } else { "&lt;!" });
+                command
+            }
+        };
+    }
+    plain + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcasts_become_plain_text() {
+        for (text, expected) in [
+            ("hi <!channel>", "hi @channel"),
+            ("<!here|here> and <!everyone>, <!group>", "@here and @everyone, @group"),
+            ("<!subteam^S1|@team> <!subteam^S2>", "@team @group"),
+            ("<!<!here>channel>", "&lt;!@herechannel>"),
+            ("<!date^1392734382^{date}|then> <!channel", "<!date^1392734382^{date}|then> @channel"),
+            (
+                "<!CHANNEL> <@U1> <#C1> <https://example.com>",
+                "&lt;!CHANNEL> <@U1> <#C1> <https://example.com>",
+            ),
+        ] {
+            assert_eq!(without_broadcasts(text), expected);
+        }
+    }
+
+    #[test]
+    fn finds_broadcasts_in_blocks() {
+        let mut message = json!({
+            "text": "x",
+            "blocks": [
+                { "type": "section", "fields": [{ "type": "mrkdwn", "text": "<!here>" }] },
+                { "type": "rich_text", "elements": [{ "type": "rich_text_section", "elements": [
+                    { "type": "broadcast", "range": "everyone" },
+                    { "type": "usergroup", "usergroup_id": "S1" },
+                    { "type": "user", "user_id": "U1" },
+                ] }] },
+            ],
+            "attachments": [{ "pretext": "<!channel>" }],
+        });
+        neutralize(&mut message);
+        let text = message.to_string();
+        for broadcast in ["<!", "broadcast", "usergroup"] {
+            assert!(!text.contains(broadcast), "{text}");
+        }
+        for kept in ["@here", "@everyone", "@S1", "@channel", "U1"] {
+            assert!(text.contains(kept), "{text}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Asks an agent in mode `reply`, in the first attempt and in later ones.
+
+use super::{
+    agents::{self, AnswerPolicy, Asked, Completion},
+    attempt::{CallResult, RELEASE_WAIT},
+    attempt_context::AttemptContext,
+    retry,
+    runs::{self, RunTarget, StreamingRun},
+};
+use crate::{
+    context::WorkerTerm,
+    routing::{self, Webhook},
+};
+use shared::{
+    runtime::telemetry::ErrorChain,
+    store::{Agent, ClaimedDelivery, Connection},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Wait after which the message of a delivery may have been deleted before its first attempt.
+const DELETION_CHECK_AFTER: Duration = Duration::from_secs(1);
+
+/// Asks an agent in mode `reply`, or goes on with the run of an earlier attempt.
+pub async fn ask(
+    context: &AttemptContext,
+    term: &WorkerTerm,
+    agent: &Arc<Agent>,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+    delivery: &ClaimedDelivery,
+) -> CallResult {
+    let clients = &context.clients;
+    let id = runs::run_id(delivery.key.connection, &delivery.dedup_key);
+    let mut stored = None;
+    // The first attempt has no run.
+    if delivery.attempts > 1 {
+        stored = match clients.store.stored_run(delivery.into()).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                let error = ErrorChain(&error).to_string();
+                return CallResult::Released { after: RELEASE_WAIT, error };
+            }
+        };
+    }
+    let mut has_ended = stored.as_ref().is_some_and(|run| run.state.ended.is_some());
+    if delivery.waited > DELETION_CHECK_AFTER
+        && let Some(outcome) = agents::unwanted(clients, connection, webhook).await
+    {
+        if stored.is_none() {
+            return CallResult::completed(Completion::unreached(outcome, Vec::new()));
+        }
+        has_ended = true; // what is shown of it is ended
+    }
+    let stream = if has_ended {
+        None
+    } else {
+        let resume_after = stored.as_ref().and_then(|run| run.state.last_event_id.as_deref());
+        let run = agents::Run { id: &id, resume_after };
+        let session = delivery.session;
+        match agents::ask(clients, term, agent, connection, webhook, session, run).await {
+            Ok(Asked::Completed(completion)) => return CallResult::completed(completion),
+            Ok(Asked::Streaming(stream)) => Some(stream),
+            Err(error) => {
+                let retry_for = retry::retry_for(agent.retry_for, agent.mode);
+                return CallResult::Failed(error, retry_for);
+            }
+        }
+    };
+    let Some(message) = routing::agent_message(webhook, connection.team.as_ref()) else {
+        return CallResult::completed(Completion::new("completed"));
+    };
+    CallResult::Streaming(Box::new(StreamingRun {
+        delivery: delivery.clone(),
+        agent: Arc::clone(agent),
+        target: RunTarget::new(id, &message),
+        stream,
+        stored,
+        policy: AnswerPolicy::new(agent, connection),
+        traceparent: webhook.envelope.traceparent.clone(),
+    }))
+}

@@ -1,0 +1,172 @@
+//! Controls of this worker's runs: stops, deletions and cancellations by operators.
+//!
+//! A run registers itself before it asks for its own controls, so that none is missed. Afterwards
+//! one query finds the new controls for all runs. It is made when this worker's intake commits one,
+//! and at an interval, for those of other workers.
+
+use super::RunTarget;
+use crate::dispatch::attempt_context::AttemptContext;
+use shared::{
+    domain::ConnectionId,
+    runtime::telemetry::ErrorChain,
+    store::{RunControl, RunControlReason},
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+use tracing::warn;
+
+/// Interval at which controls are looked for without a wake-up.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Minimum interval between two queries.
+const QUERY_INTERVAL: Duration = Duration::from_millis(10);
+/// Age up to which a control is new: longer than a commit may take to become visible.
+const RECENT: Duration = Duration::from_secs(30);
+
+/// Reason for which a run is cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelReason {
+    Stop,
+    Deleted,
+    Admin,
+    Timeout,
+}
+
+impl CancelReason {
+    /// Returns the word for the agent.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Deleted => "deleted",
+            Self::Admin => "admin",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// Returns the outcome of the delivery.
+    pub fn outcome(self) -> &'static str {
+        match self {
+            Self::Stop => "stopped",
+            Self::Deleted => "message_deleted",
+            Self::Admin => "cancelled",
+            Self::Timeout => "run_timed_out",
+        }
+    }
+}
+
+impl From<RunControlReason> for CancelReason {
+    fn from(reason: RunControlReason) -> Self {
+        match reason {
+            RunControlReason::Stop => Self::Stop,
+            RunControlReason::Deleted => Self::Deleted,
+        }
+    }
+}
+
+/// Runs that can be cancelled.
+#[derive(Debug, Default)]
+pub struct Controls(Mutex<Registered>);
+
+#[derive(Debug, Default)]
+struct Registered {
+    next: u64,
+    runs: HashMap<u64, RegisteredRun>,
+}
+
+#[derive(Debug)]
+struct RegisteredRun {
+    connection: ConnectionId,
+    target: RunTarget,
+    cancelled: watch::Sender<Option<CancelReason>>,
+}
+
+/// Registration of a run. Ends when it is dropped.
+pub struct Registration {
+    id: u64,
+    context: Arc<AttemptContext>,
+    cancelled: watch::Receiver<Option<CancelReason>>,
+}
+
+impl Registration {
+    pub fn new(
+        context: &Arc<AttemptContext>,
+        connection: ConnectionId,
+        target: &RunTarget,
+    ) -> Self {
+        let (sender, cancelled) = watch::channel(None);
+        let run = RegisteredRun { connection, target: target.clone(), cancelled: sender };
+        let mut registered = context.controls.registered();
+        let id = registered.next;
+        registered.next += 1;
+        registered.runs.insert(id, run);
+        drop(registered);
+        Self { id, context: Arc::clone(context), cancelled }
+    }
+
+    /// Waits until the run is cancelled.
+    pub async fn cancelled(&mut self) -> CancelReason {
+        loop {
+            let reason = *self.cancelled.borrow_and_update();
+            if let Some(reason) = reason {
+                return reason;
+            }
+            if self.cancelled.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.context.controls.registered().runs.remove(&self.id);
+    }
+}
+
+impl Controls {
+    fn registered(&self) -> MutexGuard<'_, Registered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.registered().runs.is_empty()
+    }
+
+    fn apply(&self, controls: &[RunControl]) {
+        let registered = self.registered();
+        for RegisteredRun { connection, target, cancelled } in registered.runs.values() {
+            let applies = controls.iter().find(|control| {
+                let RunTarget { channel, thread_ts, trigger_ts, .. } = target;
+                control.applies_to(*connection, channel, thread_ts, trigger_ts)
+            });
+            if let Some(control) = applies {
+                cancelled.send_if_modified(|reason| {
+                    let is_new = reason.is_none();
+                    *reason = reason.or(Some(control.reason.into()));
+                    is_new
+                });
+            }
+        }
+    }
+}
+
+/// Applies new controls to the runs of this worker. Never returns.
+pub async fn watch(context: &AttemptContext) {
+    loop {
+        tokio::select! {
+            _ = context.clients.wake_controls.notified() => {}
+            _ = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+        if context.controls.is_empty() {
+            continue;
+        }
+        match context.clients.store.recent_run_controls(RECENT).await {
+            Ok(controls) => context.controls.apply(&controls),
+            Err(error) => warn!(error = %ErrorChain(&error), "failed to look up run controls"),
+        }
+        tokio::time::sleep(QUERY_INTERVAL).await;
+    }
+}

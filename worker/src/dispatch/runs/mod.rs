@@ -1,0 +1,268 @@
+//! Runs: answers that an agent streams, for seconds or hours.
+//!
+//! The scheduler starts a run when an agent answers with an event stream. A run belongs to its
+//! delivery, whose lane it holds, and has freed the agent's slot. What the agent sends is gathered,
+//! stored as a part of the answer, and then sent: `writer` decides, `calls` talks to Slack. The run
+//! ends its delivery like any attempt. If it is interrupted, the next attempt asks the agent again,
+//! with the id of the last event that is stored.
+
+mod budget;
+mod calls;
+mod chunks;
+mod controls;
+mod execution;
+mod fences;
+mod lookup;
+mod pending;
+mod render;
+mod segments;
+mod writer;
+
+pub use budget::Budgets;
+pub use controls::{Controls, watch as watch_controls};
+
+use super::{
+    agents::AnswerPolicy,
+    attempt::{AttemptOutcome, CallResult, outcome_of},
+    attempt_context::AttemptContext,
+    outcome_recorder::RECORD_INTERVAL,
+    payloads, retry,
+};
+use crate::{
+    agent_client::{AgentError, AgentStream},
+    context::WorkerTerm,
+    routing::AgentMessage,
+};
+use controls::{CancelReason, Registration};
+use execution::{Canceller, Executed, RunEnd, execute};
+use pending::Pending;
+use sha2::{Digest, Sha256};
+use shared::{
+    domain::{AgentMode, ChannelId, ConnectionId, HeaderToken, TeamId},
+    runtime::telemetry::ErrorChain,
+    store::{
+        Agent, ClaimedDelivery, FinishedDelivery, FinishedOutcome, NewRun, PostponedDelivery,
+        StoredRun,
+    },
+    stream::DedupKey,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use writer::{WriteEnd, Writer};
+
+/// Maximum number of runs of a worker.
+pub const RUNS_MAX: usize = 2_048;
+/// Number of runs of an agent, on all workers, above which a run keeps its slot.
+const RUNS_PER_AGENT_MAX: i64 = 1_000;
+/// Maximum bytes of an answer's text.
+const TEXT_BYTES_MAX: i64 = 1 << 20;
+
+/// Settings of runs.
+#[derive(Debug, Clone, Copy)]
+pub struct RunSettings {
+    /// Age at which a stream of Slack is ended and another one begun.
+    pub segment_period: Duration,
+    /// Minimum time between two parts of an answer, and of a connection's answers in the mean.
+    pub append_interval: Duration,
+    /// Minimum time between two begins of a connection's streams in the mean.
+    pub start_interval: Duration,
+    /// Minimum time between two edits of a message.
+    pub edit_interval: Duration,
+    /// Maximum time of a run.
+    pub max_duration: Duration,
+}
+
+/// Place of an answer.
+#[derive(Debug, Clone)]
+pub struct RunTarget {
+    /// Id of the run, the same in every attempt.
+    pub run: String,
+    pub team: TeamId,
+    pub channel: ChannelId,
+    /// Thread of the answer; streams have one in direct messages, too.
+    pub thread_ts: String,
+    /// Message that the agent answers.
+    pub trigger_ts: String,
+    /// Author of the message.
+    pub user: String,
+}
+
+/// Run to execute.
+pub struct StreamingRun {
+    pub delivery: ClaimedDelivery,
+    pub agent: Arc<Agent>,
+    pub target: RunTarget,
+    /// Stream of the agent; `None` if the agent had ended in an earlier attempt.
+    pub stream: Option<AgentStream>,
+    /// Progress of an earlier attempt.
+    pub stored: Option<StoredRun>,
+    pub policy: AnswerPolicy,
+    pub traceparent: Option<HeaderToken>,
+}
+
+impl RunTarget {
+    pub fn new(run: String, message: &AgentMessage<'_>) -> Self {
+        Self {
+            run,
+            team: message.team.clone(),
+            channel: message.channel.clone(),
+            thread_ts: message.thread_ts.unwrap_or(message.ts).to_owned(),
+            trigger_ts: message.ts.to_owned(),
+            user: message.user.to_owned(),
+        }
+    }
+}
+
+/// Returns the id of a delivery's run: equal in every attempt, and useless to its readers.
+pub fn run_id(connection: ConnectionId, dedup_key: &DedupKey) -> String {
+    let text = format!("run\0{connection}\0{dedup_key}");
+    let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
+    hash[..12].iter().fold("run_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
+}
+
+/// Executes a run. Returns its outcome, `None` if another worker has the lane.
+pub async fn run(
+    context: &Arc<AttemptContext>,
+    term: &Arc<WorkerTerm>,
+    run: StreamingRun,
+    cancel: &CancellationToken,
+) -> Option<AttemptOutcome> {
+    let StreamingRun { delivery, agent, target, stream, stored, policy, traceparent } = run;
+    let age = begin(context, term, &delivery, &target).await?;
+    let settings = context.run_settings;
+    let id = target.run.clone();
+    let mut registration = Registration::new(context, delivery.key.connection, &target);
+    let control = find_control(context, term, &delivery, &target).await;
+    let (context_of, term_of) = (Arc::clone(context), Arc::clone(term));
+    let mut writer = Writer::new(context_of, term_of, delivery.clone(), target, settings);
+    let mut pending = Pending::new(policy);
+    if let Some(stored) = stored {
+        // An agent without event ids begins anew.
+        let begins_anew = stored.state.last_event_id.is_none() && stored.state.parts > 0;
+        pending.resume(begins_anew, stored.state.text_bytes);
+        writer.adopt(stored);
+    }
+    let deadline = Instant::now() + settings.max_duration.saturating_sub(age);
+    let began = Instant::now();
+    let cancelled = Box::pin(async {
+        tokio::select! {
+            reason = registration.cancelled() => reason,
+            _ = cancel.cancelled() => CancelReason::Admin,
+            reason = std::future::ready(control.unwrap_or(CancelReason::Stop)), if control.is_some() => reason,
+        }
+    });
+    let agent_of = Canceller { context, agent: &agent, run: &id };
+    let Executed { end, last_progress, writer } =
+        execute(&mut pending, writer, stream, deadline, cancelled, agent_of).await;
+    let (seconds, outcome) = (began.elapsed().as_secs(), end.name());
+    info!(run = id, seconds, outcome, "run ended");
+    let finished = |outcome| {
+        let outcome = FinishedOutcome::Completed(outcome);
+        let (delivery, messages) = (delivery.clone(), Vec::new());
+        let finished = FinishedDelivery { delivery, outcome, messages, traceparent };
+        AttemptOutcome::Finished(Box::new(finished), None)
+    };
+    match end {
+        RunEnd::Completed(outcome) => Some(finished(outcome)),
+        RunEnd::Write(WriteEnd::Gone(outcome)) => {
+            if let Some(writer) = writer.filter(|_| outcome == CancelReason::Stop.outcome()) {
+                writer.set_session_active().await;
+            }
+            Some(finished(outcome))
+        }
+        RunEnd::Write(WriteEnd::Lost) => None,
+        RunEnd::Interrupted(error) => {
+            let outcome = after_failure(context, delivery, &agent, error, last_progress).await;
+            // No attempt follows that would end the message.
+            if let (AttemptOutcome::Finished(..), Some(mut writer)) = (&outcome, writer) {
+                let _ = writer.end_segment().await;
+            }
+            Some(outcome)
+        }
+    }
+}
+
+/// Returns the outcome that puts a run back when its worker stops.
+pub fn released_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
+    let (after, error) = (Duration::ZERO, "the worker stops".to_owned());
+    let (counts, fault, crashed) = (true, false, false);
+    AttemptOutcome::Postponed(PostponedDelivery { delivery, after, error, counts, fault, crashed })
+}
+
+/// Records the run until Postgres confirms it. Returns its age.
+async fn begin(
+    context: &AttemptContext,
+    term: &WorkerTerm,
+    delivery: &ClaimedDelivery,
+    target: &RunTarget,
+) -> Option<Duration> {
+    let new = NewRun {
+        id: &target.run,
+        channel: target.channel.as_str(),
+        thread_ts: &target.thread_ts,
+        trigger_ts: &target.trigger_ts,
+        max_runs: RUNS_PER_AGENT_MAX,
+    };
+    loop {
+        match context.clients.store.begin_run(delivery, &new).await {
+            Ok(begun) => {
+                if begun.is_some_and(|begun| begun.frees_slot) {
+                    context.clients.wake_dispatch.notify_one();
+                }
+                return begun.map(|begun| begun.age);
+            }
+            Err(error) => warn!(error = %ErrorChain(&error), "failed to begin run"),
+        }
+        tokio::time::sleep(RECORD_INTERVAL).await;
+        if !term.holds() {
+            return None;
+        }
+    }
+}
+
+/// Returns the control that applies to a run already.
+async fn find_control(
+    context: &AttemptContext,
+    term: &WorkerTerm,
+    delivery: &ClaimedDelivery,
+    target: &RunTarget,
+) -> Option<CancelReason> {
+    let RunTarget { channel, thread_ts, trigger_ts, .. } = target;
+    let (store, connection) = (&context.clients.store, delivery.key.connection);
+    while term.holds() {
+        match store.run_control(connection, channel, thread_ts, trigger_ts).await {
+            Ok(reason) => return reason.map(CancelReason::from),
+            Err(error) => warn!(error = %ErrorChain(&error), "failed to look up run control"),
+        }
+        tokio::time::sleep(RECORD_INTERVAL).await;
+    }
+    None
+}
+
+/// Returns the outcome after the agent's stream failed. A run that made progress begins its retries
+/// anew.
+async fn after_failure(
+    context: &AttemptContext,
+    mut delivery: ClaimedDelivery,
+    agent: &Agent,
+    error: AgentError,
+    last_progress: Option<Instant>,
+) -> AttemptOutcome {
+    if let Some(at) = last_progress {
+        (delivery.attempts, delivery.faults, delivery.age) = (1, 0, at.elapsed());
+    }
+    let retry_for = retry::retry_for(agent.retry_for, AgentMode::Reply);
+    match payloads::load(context, &delivery).await {
+        Ok(envelope) => {
+            outcome_of(context, delivery, &envelope, CallResult::Failed(error, retry_for)).await.1
+        }
+        Err(_) => {
+            let (after, error) = (retry::backoff(delivery.attempts, 0.0), error.message);
+            let (counts, fault, crashed) = (true, false, false);
+            let postponed = PostponedDelivery { delivery, after, error, counts, fault, crashed };
+            AttemptOutcome::Postponed(postponed)
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Writer of one run's answer: each part is in Postgres before Slack gets it, and what Slack
+//! confirmed is recorded.
+//!
+//! A part that Slack may or may not have is never sent again: its segment is ended and compared
+//! with what it should hold. What is left of an earlier attempt is settled the same way.
+
+use super::{
+    RunSettings, RunTarget,
+    chunks::{Chunk, text_of},
+    segments::{PlannedPart, SegmentPlan},
+};
+use crate::{
+    context::WorkerTerm,
+    dispatch::{attempt_context::AttemptContext, outcome_recorder::RECORD_INTERVAL},
+};
+use shared::{
+    runtime::telemetry::ErrorChain,
+    store::{ClaimedDelivery, RunPart, RunState, RunWrite, SegmentState, StoredRun},
+};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+/// Wait before the outbox is looked at again.
+const OUTBOX_WAIT: Duration = Duration::from_millis(100);
+
+/// Reason for which a run cannot be written any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteEnd {
+    /// Another worker has the lane.
+    Lost,
+    /// Nobody can read the answer. The value is the outcome of the delivery.
+    Gone(&'static str),
+}
+
+/// What the agent sent since the last write.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub chunks: Vec<Chunk>,
+    /// True if it begins a segment, as the answer begins anew.
+    pub begins: bool,
+    pub last_event_id: Option<String>,
+    /// Outcome, if the agent has ended.
+    pub ended: Option<&'static str>,
+}
+
+pub struct Writer {
+    pub(super) context: Arc<AttemptContext>,
+    pub(super) term: Arc<WorkerTerm>,
+    pub(super) delivery: ClaimedDelivery,
+    pub(super) target: RunTarget,
+    pub(super) settings: RunSettings,
+    pub(super) state: RunState,
+    plan: SegmentPlan,
+    /// Content of the segment, with what is being sent.
+    pub(super) content: Vec<Chunk>,
+    /// Parts that wait to be sent, by number.
+    queue: VecDeque<(i32, PlannedPart)>,
+    pub(super) segment_at: Instant,
+    /// Time of the last call that wrote.
+    pub(super) written_at: Option<Instant>,
+}
+
+impl Writer {
+    pub fn new(
+        context: Arc<AttemptContext>,
+        term: Arc<WorkerTerm>,
+        delivery: ClaimedDelivery,
+        target: RunTarget,
+        settings: RunSettings,
+    ) -> Self {
+        Self {
+            context,
+            term,
+            delivery,
+            target,
+            settings,
+            state: RunState::default(),
+            plan: SegmentPlan::new(),
+            content: Vec::new(),
+            queue: VecDeque::new(),
+            segment_at: Instant::now(),
+            written_at: None,
+        }
+    }
+
+    /// Adopts the run of an earlier attempt. [`Writer::settle`] follows.
+    pub fn adopt(&mut self, stored: StoredRun) {
+        self.state = stored.state;
+        self.segment_at = Instant::now().checked_sub(stored.segment_age).unwrap_or(self.segment_at);
+        let mut all = Vec::new();
+        for RunPart { n, begins, content } in stored.parts {
+            match serde_json::from_slice::<Vec<Chunk>>(&content) {
+                Ok(chunks) => all.push((n, PlannedPart { begins, chunks })),
+                Err(error) => error!(%error, n, "failed to parse part of a run; it is dropped"),
+            }
+        }
+        for (n, part) in &all {
+            if *n <= self.state.sent && *n >= self.state.segment_from {
+                self.content.extend(part.chunks.iter().cloned());
+            }
+        }
+        let is_open = self.state.segment != SegmentState::None;
+        let segment: Vec<Chunk> = all.iter().flat_map(|(_, part)| part.chunks.clone()).collect();
+        self.plan = SegmentPlan::resume(&segment, is_open && !all.is_empty());
+        self.queue = all.into_iter().filter(|(n, _)| *n > self.state.sent).collect();
+    }
+
+    /// Settles what an earlier attempt left, and sends its parts.
+    pub async fn settle(&mut self) -> Result<(), WriteEnd> {
+        match self.state.segment {
+            SegmentState::None => {}
+            SegmentState::Starting => {
+                if let Some((n, part)) = self.queue.front().cloned() {
+                    self.begin_again(n, part).await?;
+                    self.queue.pop_front();
+                }
+            }
+            SegmentState::Open => {
+                if let Some((n, part)) = self.queue.front().cloned()
+                    && !part.begins
+                {
+                    self.content.extend(part.chunks);
+                    self.reconcile(n).await?;
+                    self.queue.pop_front();
+                }
+            }
+        }
+        self.send_queued().await
+    }
+
+    /// Returns the last character that was planned.
+    pub fn last_char(&self) -> Option<char> {
+        self.plan.last_char()
+    }
+
+    /// Returns the time at which the segment must be ended.
+    pub fn ends_segment_at(&self) -> Option<Instant> {
+        let is_stream = self.state.segment == SegmentState::Open && !self.state.edited;
+        is_stream.then(|| self.segment_at + self.settings.segment_period)
+    }
+
+    /// Stores a batch and sends it.
+    pub async fn write(&mut self, batch: Batch) -> Result<(), WriteEnd> {
+        if batch.begins {
+            self.plan.end_segment();
+            self.plan.forget_fences();
+        }
+        if self.state.segment == SegmentState::None
+            || self.ends_segment_at().is_some_and(|at| at <= Instant::now())
+        {
+            self.plan.end_segment();
+        }
+        let planned = self.plan.add(batch.chunks);
+        let mut parts = Vec::new();
+        for part in planned {
+            self.state.parts += 1;
+            let n = self.state.parts;
+            self.state.text_bytes += text_of(&part.chunks).len() as i64;
+            let content = serde_json::to_vec(&part.chunks).unwrap_or_default();
+            parts.push(RunPart { n, begins: part.begins, content });
+            self.queue.push_back((n, part));
+        }
+        self.state.last_event_id = batch.last_event_id.or(self.state.last_event_id.take());
+        self.state.ended = batch.ended.map(str::to_owned).or(self.state.ended.take());
+        if self.state.segment == SegmentState::None
+            && let Some((n, part)) = self.queue.front().cloned()
+        {
+            self.prepare_segment(n, &part);
+        }
+        self.save(parts).await?;
+        self.send_queued().await
+    }
+
+    /// Ends the segment if it is old.
+    pub async fn end_old_segment(&mut self) -> Result<(), WriteEnd> {
+        match self.ends_segment_at() {
+            Some(at) if at <= Instant::now() => self.end_segment().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the segment. What follows is another one.
+    pub async fn end_segment(&mut self) -> Result<(), WriteEnd> {
+        self.plan.end_segment();
+        if self.state.segment == SegmentState::Open {
+            self.stop_segment().await?;
+            self.state.segment = SegmentState::None;
+            self.save(Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_queued(&mut self) -> Result<(), WriteEnd> {
+        while let Some((n, part)) = self.queue.front().cloned() {
+            if self.state.segment == SegmentState::Open && part.begins {
+                self.stop_segment().await?;
+                self.state.segment = SegmentState::None;
+            }
+            match self.state.segment {
+                SegmentState::Open => self.append(n, part.chunks).await?,
+                SegmentState::None | SegmentState::Starting => self.begin(n, part).await?,
+            }
+            self.queue.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Begins a segment with a part.
+    async fn begin(&mut self, n: i32, part: PlannedPart) -> Result<(), WriteEnd> {
+        if self.state.segment != SegmentState::Starting || self.state.segment_from != n {
+            self.prepare_segment(n, &part);
+            self.save(Vec::new()).await?;
+        }
+        self.wait_for_outbox().await?;
+        self.content = part.chunks;
+        let ts = self.start_segment().await?;
+        self.opened(n, ts).await
+    }
+
+    /// Begins a segment that an earlier attempt may have begun.
+    async fn begin_again(&mut self, n: i32, part: PlannedPart) -> Result<(), WriteEnd> {
+        self.content.clone_from(&part.chunks);
+        let sent_by = self.segment_at;
+        match self.find_segment(sent_by).await? {
+            Some(ts) => self.opened(n, ts).await,
+            None => self.begin(n, part).await,
+        }
+    }
+
+    async fn opened(&mut self, n: i32, ts: String) -> Result<(), WriteEnd> {
+        (self.state.ts, self.state.sent) = (Some(ts), n);
+        self.state.segment = SegmentState::Open;
+        self.segment_at = Instant::now();
+        self.save(Vec::new()).await
+    }
+
+    fn prepare_segment(&mut self, n: i32, part: &PlannedPart) {
+        self.state.segment = SegmentState::Starting;
+        (self.state.segment_from, self.state.ts) = (n, None);
+        self.state.edited = !self.may_stream();
+        self.content.clone_from(&part.chunks);
+    }
+
+    /// Appends a part to the segment.
+    async fn append(&mut self, n: i32, chunks: Vec<Chunk>) -> Result<(), WriteEnd> {
+        self.content.extend(chunks.iter().cloned());
+        match self.append_to_segment(chunks).await? {
+            Appended::Confirmed => self.confirm(n, SegmentState::Open).await,
+            Appended::Unknown => self.reconcile(n).await,
+            Appended::Expired => {
+                self.update_segment().await?;
+                self.confirm(n, SegmentState::None).await
+            }
+        }
+    }
+
+    /// Ends a segment whose last part is ambiguous, and makes it whole.
+    async fn reconcile(&mut self, n: i32) -> Result<(), WriteEnd> {
+        self.settle_segment().await?;
+        self.confirm(n, SegmentState::None).await
+    }
+
+    async fn confirm(&mut self, n: i32, segment: SegmentState) -> Result<(), WriteEnd> {
+        (self.state.sent, self.state.segment) = (n, segment);
+        self.save(Vec::new()).await
+    }
+
+    /// Returns the text that completes the segment: the end of an open code fence.
+    pub(super) fn closing(&self) -> String {
+        let plan = SegmentPlan::resume(&self.content, true);
+        plan.closing()
+    }
+
+    /// Waits for messages of the conversation that were committed before: replies keep their order.
+    async fn wait_for_outbox(&self) -> Result<(), WriteEnd> {
+        let key = &self.delivery.key;
+        loop {
+            let store = &self.context.clients.store;
+            match store.has_outbox_messages(key.connection, key.lane).await {
+                Ok(false) => return Ok(()),
+                Ok(true) => tokio::time::sleep(OUTBOX_WAIT).await,
+                Err(error) => {
+                    warn!(error = %ErrorChain(&error), "failed to look up waiting messages");
+                    tokio::time::sleep(RECORD_INTERVAL).await;
+                }
+            }
+            if !self.term.holds() {
+                return Err(WriteEnd::Lost);
+            }
+        }
+    }
+
+    /// Saves the state and new parts until Postgres confirms them.
+    async fn save(&self, parts: Vec<RunPart>) -> Result<(), WriteEnd> {
+        let write = RunWrite::new(&self.delivery, self.state.clone(), parts);
+        loop {
+            match self.context.run_writes.run(write.clone()).await {
+                Some(Ok(true)) => return Ok(()),
+                Some(Ok(false)) => return Err(WriteEnd::Lost),
+                Some(Err(error)) => {
+                    warn!(error = %ErrorChain(&error), "failed to save run");
+                }
+                None => warn!("batch of runs panicked"),
+            }
+            tokio::time::sleep(RECORD_INTERVAL).await;
+            if !self.term.holds() {
+                return Err(WriteEnd::Lost);
+            }
+        }
+    }
+}
+
+/// Result of appending a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Appended {
+    Confirmed,
+    /// Slack may have it.
+    Unknown,
+    /// Slack ended the stream before.
+    Expired,
+}
