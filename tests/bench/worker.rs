@@ -21,6 +21,9 @@ use tests::slack::webhook::Webhook;
 const SLICE: Duration = Duration::from_millis(700);
 /// Intended duration of a slice of the worker, in seconds.
 const SLICE_OF_WORKER: f64 = 1.5;
+/// Minimum number of messages of a slice of the worker. A shorter slice measures how workers continue
+/// after their pause.
+const MIN_SLICE: usize = 1_000;
 const ROUNDS: usize = 3;
 
 /// Measures one, two and four workers.
@@ -54,7 +57,7 @@ async fn measure_workers(
         (Series::default(), Series::default(), Series::default());
     let mut spent = Series::default();
     let warm = events_of(fixture, 2_000).await?.rate();
-    let mut sizes = [warm * SLICE_OF_WORKER, 300.0, 300.0];
+    let mut sizes = [warm * SLICE_OF_WORKER, MIN_SLICE as f64, MIN_SLICE as f64];
     for _ in 0..ROUNDS {
         singly.push(fixture.commits.singly(SLICE).await?);
         let before = all_cpu(fixture);
@@ -63,9 +66,9 @@ async fn measure_workers(
         spent.push((all_cpu(fixture) - before).as_secs_f64() * 1e6 / count as f64);
         events.push(rate);
         together.push(fixture.commits.together(SLICE).await?);
-        let rate = messages_of(fixture, (sizes[1] as usize).clamp(300, 4_000)).await?.rate();
+        let rate = messages_of(fixture, (sizes[1] as usize).clamp(MIN_SLICE, 4_000)).await?.rate();
         messages.push(rate);
-        let claims = links_of(fixture, (sizes[2] as usize).clamp(300, 4_000)).await?.rate();
+        let claims = links_of(fixture, (sizes[2] as usize).clamp(MIN_SLICE, 4_000)).await?.rate();
         links.push(claims);
         sizes = [events.median(), rate, claims].map(|rate| rate * SLICE_OF_WORKER);
     }

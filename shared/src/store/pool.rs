@@ -49,6 +49,9 @@ const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
 /// another failed, because the cause may have affected both. A ping before each use would cost a
 /// round trip per statement.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// Maximum time of such a ping. When one takes longer, the connections that were idle meanwhile are
+/// closed without a ping: each would take as long, and a pool has many.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval without notifications after which a listener checks its connection.
 const LISTEN_PING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -111,16 +114,23 @@ impl Pool {
             ("jit", "off"),
         ]);
         let failed = LastFailure::default();
-        let others = failed.clone();
+        let (others, unanswered) = (failed.clone(), LastFailure::default());
         let pool = PgPoolOptions::new()
             .max_connections(max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(move |session, lent| {
                 let needs_ping = lent.idle_for > PING_AFTER_IDLE || others.is_within(lent.idle_for);
+                let unanswered = unanswered.clone();
                 Box::pin(async move {
+                    if unanswered.is_within(lent.idle_for) {
+                        return Err(timeout_error(PING_TIMEOUT));
+                    }
                     if needs_ping {
-                        sqlx::Connection::ping(session).await?;
+                        let ping = sqlx::Connection::ping(session);
+                        with_timeout(PING_TIMEOUT, ping)
+                            .await
+                            .inspect_err(|_| unanswered.record())?;
                     }
                     Ok(true)
                 })

@@ -9,6 +9,8 @@ use tracing::{info, warn};
 
 /// Interval between two rounds.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Interval at which replaced signing secrets are expired: they verify forgeries for as long.
+const SECRETS_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of steps per round.
 const STEPS_MAX: usize = 100;
 /// Maximum number of uninstalled connections that are deleted per round.
@@ -84,7 +86,23 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
             tokio::time::sleep(INTERVAL).await;
         }
     };
-    until.run_until_cancelled(pruning).await;
+    let both = async { tokio::join!(pruning, expire_signing_secrets(context)) };
+    until.run_until_cancelled(both).await;
+}
+
+/// Removes replaced signing secrets soon after their overlap, however long a round of the other
+/// steps takes.
+async fn expire_signing_secrets(context: &Context) {
+    loop {
+        match context.store.expire_signing_secrets().await {
+            Ok(0) => {}
+            Ok(secrets) => info!(secrets, "replaced signing secrets removed"),
+            Err(error) => {
+                warn!(error = %ErrorChain(&error), "failed to remove replaced signing secrets");
+            }
+        }
+        tokio::time::sleep(SECRETS_INTERVAL).await;
+    }
 }
 
 /// Purges the webhooks of connections that were deleted, after every ingest has their tombstones.

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNE_STATEMENTS: [(&str, &str); 25] = [
+const PRUNE_STATEMENTS: [(&str, &str); 23] = [
     (
         "delivery_lanes",
         "-- retention.delivery_lanes
@@ -169,23 +169,6 @@ const PRUNE_STATEMENTS: [(&str, &str); 25] = [
              select who from link_code_attempts where until < now() order by until limit $1)",
     ),
     (
-        "connections",
-        "-- retention.previous_signing_secrets (the change reaches the directory of every ingest)
-         update connections
-            set signing_secret_previous = null, signing_secret_previous_until = null
-          where id in (select id from connections where signing_secret_previous_until < now()
-                        order by signing_secret_previous_until limit $1)
-            and signing_secret_previous_until < now()",
-    ),
-    (
-        "apps",
-        "-- retention.app_signing_secrets
-         update apps
-            set signing_secret_previous = null, signing_secret_previous_until = null
-          where id in (select id from apps where signing_secret_previous_until < now()
-                        order by signing_secret_previous_until limit $1)",
-    ),
-    (
         "deleted_agents",
         "-- retention.deleted_agents
          delete from deleted_agents where (org_id, agent_id) in (
@@ -223,6 +206,22 @@ const PRUNE_STATEMENTS: [(&str, &str); 25] = [
     ),
 ];
 
+/// Statements that remove replaced signing secrets whose overlap ended. `$1` is the maximum number
+/// of rows. The change reaches the directory of every ingest.
+const EXPIRE_SECRETS: [&str; 2] = [
+    "-- retention.previous_signing_secrets
+     update connections
+        set signing_secret_previous = null, signing_secret_previous_until = null
+      where id in (select id from connections where signing_secret_previous_until < now()
+                    order by signing_secret_previous_until limit $1)
+        and signing_secret_previous_until < now()",
+    "-- retention.app_signing_secrets
+     update apps
+        set signing_secret_previous = null, signing_secret_previous_until = null
+      where id in (select id from apps where signing_secret_previous_until < now()
+                    order by signing_secret_previous_until limit $1)",
+];
+
 /// Rotating tables and their numbers of slots.
 const ROTATING_TABLES: [(&str, i32); 4] =
     [("processed_keys", 8), ("ignored_webhooks", 8), ("delivery_log", 32), ("outbox_log", 32)];
@@ -256,6 +255,17 @@ impl Store {
             }
         }
         stats
+    }
+
+    /// Removes replaced signing secrets whose overlap ended. Returns the number of connections and
+    /// apps.
+    pub async fn expire_signing_secrets(&self) -> Result<u64, StoreError> {
+        let mut expired = 0;
+        for sql in EXPIRE_SECRETS {
+            let done = sqlx::query(sql).bind(STEP_ROWS).execute(&self.pool).await?;
+            expired += done.rows_affected();
+        }
+        Ok(expired)
     }
 
     /// Truncates filled slots of a rotating table that hold no day in use.
