@@ -72,6 +72,7 @@ mod operations {
     mod apply;
     mod apps;
     mod tenants;
+    mod local_development;
     mod late_traffic;
     mod key_rotation;
     mod secrets;
@@ -112,6 +113,8 @@ mod deployment {
     mod messages;
     mod deploy;
     mod artifacts;
+    mod quickstart;
+    mod reference;
     mod rolling_restart;
 }
 
@@ -127,6 +130,7 @@ mod meta {
     mod checker;
     mod harness;
     mod fake_slack;
+    mod fake_slack_sockets;
     mod fake_slack_streams;
     mod fake_slack_delivery;
     mod slack_simulator;

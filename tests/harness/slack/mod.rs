@@ -16,6 +16,7 @@
 //! limits           rate limits
 //! streams          streamed messages
 //! delivery         retries, redirects, disabled apps
+//! socket_mode      connections of Socket Mode
 //! conformance      checks of answers
 //! fault_injection  faults of calls
 //! clock            clock of this Slack
@@ -42,6 +43,7 @@ pub mod conversations;
 pub mod fault_injection;
 mod http;
 mod response_urls;
+pub mod socket_mode;
 mod views;
 
 use crate::{eventually::eventually, test_env::App};
@@ -88,6 +90,7 @@ struct State {
     streams: streams::StreamSettings,
     fault_rules: fault_injection::FaultRules,
     failure_stats: delivery::AppFailureStats,
+    sockets: socket_mode::SocketMode,
     calls: Vec<Call>,
     receipts: Vec<Receipt>,
 }

@@ -29,14 +29,7 @@ signing_secret = "file:Cargo.toml"
 /// The documented example is valid, except that its secrets do not exist.
 #[test]
 fn reads_documented_example() {
-    let head = include_str!("../schema.rs").lines().take_while(|line| line.starts_with("//!"));
-    let lines = head.map(|line| line.trim_start_matches("//!").trim_start());
-    let example: Vec<&str> = lines
-        .skip_while(|line| *line != "```toml")
-        .skip(1)
-        .take_while(|line| *line != "```")
-        .collect();
-    let found = problems(&example.join("\n"));
+    let found = problems(include_str!("../../../../../tidegate.example.toml"));
     let about: Vec<&str> = [
         "HELPER_SECRET is not set",
         "failed to read acme.signing",
@@ -48,6 +41,36 @@ fn reads_documented_example() {
     .into();
     assert_eq!(found.lines().count(), about.len() + 1, "{found}");
     assert!(about.iter().all(|about| found.contains(about)), "{found}");
+}
+
+/// Every field of the schema is a key of the example.
+#[test]
+fn documents_every_key() {
+    let text_of_example = include_str!("../../../../../tidegate.example.toml");
+    let example: toml::Table = toml::from_str(text_of_example).expect("TOML");
+    let schema = include_str!("../schema.rs");
+    let mut keys = 0;
+    let structs = schema.split("\npub struct ").skip(1);
+    for text in structs {
+        let (name, fields) = text.split_once(" {\n").expect("a struct");
+        let table = match name {
+            "File" => Some(&example),
+            "SettingsTable" => example["connection"][0]["settings"].as_table(),
+            other => {
+                let table = &example[&other.to_lowercase()];
+                table.get(0).unwrap_or(table).as_table()
+            }
+        };
+        let table = table.expect("a table");
+        let fields = fields.lines().take_while(|line| *line != "}");
+        for field in fields.filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':')) {
+            // Keys that exclude others are comments.
+            let is_comment = text_of_example.contains(&format!("\n# {} = ", field.0));
+            assert!(table.contains_key(field.0) || is_comment, "{name}: {}", field.0);
+            keys += 1;
+        }
+    }
+    assert!(keys > 40, "{keys}");
 }
 
 #[test]
