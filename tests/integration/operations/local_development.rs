@@ -247,6 +247,21 @@ async fn relays_webhooks_by_socket_mode() {
     laptop.slack.cut_sockets("A0NEW");
     connected(1).await;
     laptop.ask("after a cut").await;
+    // Events of one connection keep Slack's order.
+    let texts: Vec<String> = (0..12).map(|n| format!("in order {n}")).collect();
+    let message = |text| Webhook::message(&laptop.slack, &laptop.app, "D0STEVE", "U0STEVE", text);
+    let messages: Vec<_> = texts.iter().map(|text| message(text)).collect();
+    let deliveries = messages.iter().map(|m| laptop.slack.deliver_by_socket("A0NEW", m));
+    let delivered = futures_util::future::join_all(deliveries).await;
+    assert!(delivered.iter().all(|delivered| delivered.attempts == 1), "{}", dev.log());
+    eventually("the agent has all of them", TIMEOUT, async || {
+        let asked = laptop.agent.requests().into_iter();
+        let asked =
+            asked.filter_map(|request| request.question["text"].as_str().map(str::to_owned));
+        let asked: Vec<_> = asked.filter(|text| text.starts_with("in order")).collect();
+        (asked.len() == texts.len()).then(|| assert_eq!(asked, texts))
+    })
+    .await;
     eventually("the other connection is seen", TIMEOUT, async || {
         dev.log().contains("warning: the app has 2 connections").then_some(())
     })

@@ -80,6 +80,13 @@ fn reports_line_and_remedy() {
     for (found, line, says) in [
         (with("app = \"A1\"", "aps = \"A1\""), 13, "unknown field `aps`"),
         (with("team = \"T1\"", "team = 7"), 14, "invalid type"),
+        (with("app = \"A1\"", "app = \"my-app\""), 13, "malformed app; write its id"),
+        (with("team = \"T1\"", "team = \"T1\"\nbot_user = \"steve\""), 13, "malformed bot_user"),
+        (
+            with("team = \"T1\"", "team = \"T1\"\nbot_token = \"file:Cargo.toml\""),
+            15,
+            "the bot token does not begin with xoxb-",
+        ),
         (with("team = \"T1\"", "preview_mode = \"yes\""), 14, "invalid type"),
         (with("team = \"T1\"\n", ""), 13, "add one, or preview_mode = true"),
         (with("id = \"acme\"", "id = \"a.b\""), 3, "an organization id"),
