@@ -108,7 +108,7 @@ pub async fn run(
     let result = notices::run_with_waiting_notice(context, &delivery, &envelope, call).await;
     let kind = delivery.kind;
     if let CallResult::Streaming(run) = result {
-        context.record_success(&delivery).await;
+        // The first event of the stream is a success for the circuit breaker.
         record(context, envelope.connection, kind, "completed", began);
         return Attempted::Streaming(run);
     }
