@@ -383,27 +383,3 @@ pub enum DirectoryTimeoutError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    /// An id may be any word, also one that is a part of keys.
-    #[test]
-    fn separates_keys_of_installations() {
-        let words = ["_", "team", "enterprise", "preview", "app", "T1"];
-        let mut keys = Vec::new();
-        for app in words {
-            let app: AppId = app.parse().expect("an id");
-            keys.extend([app_key(&app), team_key(&app, None, None)]);
-            for id in words {
-                let (enterprise, team) = (id.parse().expect("an id"), id.parse().expect("an id"));
-                keys.push(team_key(&app, Some(&enterprise), None));
-                keys.push(team_key(&app, None, Some(&team)));
-            }
-        }
-        let distinct: BTreeSet<&String> = keys.iter().collect();
-        assert_eq!(distinct.len(), keys.len(), "{keys:?}");
-    }
-}
