@@ -1,5 +1,4 @@
-//! Memory limits of every process with many webhooks of the maximum size, and a budget that keeps the
-//! worker's.
+//! Memory limits of every process with many webhooks of the maximum size.
 //!
 //! With `TIDEGATE_FULL_SIZE` there are 2,000 of 1 MiB, which requires release builds
 //! (`TIDEGATE_BIN_DIR`); in CI 200 of 64 KiB, with a smaller limit. Peak memory is printed with
@@ -79,49 +78,4 @@ async fn bounds_memory_of_largest_webhooks() {
         assert!(held < bytes_max, "{name} held {} MiB", held >> 20);
     }
     assert_eq!(agent.counts().in_order, count);
-}
-
-/// Webhooks of the maximum size, of which the budget of a worker's attempts does not hold all.
-const LARGE_WEBHOOKS: usize = 40;
-/// Budget of payloads of running attempts, each counted twice.
-const PAYLOAD_BYTES_MAX: usize = 64 << 20;
-
-/// A delivery for which a worker has no room waits in Postgres.
-#[tokio::test(flavor = "multi_thread")]
-async fn attempts_within_byte_budget() {
-    const LOADED: Duration = Duration::from_secs(120);
-    let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let places = env.connect_everywhere().await.expect("connections");
-    let org = &places[0].0.org;
-    let agent = CountingAgent::start().await.expect("an agent");
-    agent.set_answer_time(Duration::from_secs(4));
-    let mut new = new_agent(org, agent_id(), agent.url()).expect("an agent");
-    new.max_concurrent = 128;
-    env.store.put_agent(&new).await.expect("Postgres");
-    let name = format!("{org}/{}", agent_id());
-    env.tidegate(&["agents", "pause", &name]).expect("paused");
-    for (n, (app, channel)) in places.iter().take(LARGE_WEBHOOKS).enumerate() {
-        let webhook = large(&env, app, channel, n, BODY_BYTES_MAX);
-        assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    }
-    eventually("all are committed", LOADED, async || {
-        let count = sqlx::query_scalar("select count(*) from deliveries");
-        let count: i64 = count.fetch_one(&env.pool).await.ok()?;
-        (count == LARGE_WEBHOOKS as i64).then_some(())
-    })
-    .await;
-    env.tidegate(&["agents", "resume", &name]).expect("resumed");
-    eventually("the budget is used", LOADED, async || {
-        let line = "tidegate_worker_payload_budget_used_bytes";
-        let used = env.workers[0].metric(line).await.ok()?;
-        // Bodies are a few bytes shorter than 1 MiB.
-        (used >= (PAYLOAD_BYTES_MAX - (2 << 20)) as f64).then_some(())
-    })
-    .await;
-    eventually("all are delivered", LOADED, async || {
-        (agent.counts().in_order == LARGE_WEBHOOKS).then_some(())
-    })
-    .await;
-    let most = agent.counts().most;
-    assert!(most <= PAYLOAD_BYTES_MAX / 2 / BODY_BYTES_MAX, "{most} attempts at once");
 }
