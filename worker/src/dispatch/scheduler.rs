@@ -12,6 +12,7 @@ use super::{
     metrics::DispatchMetrics,
     outcome_recorder::RECORD_INTERVAL,
     runs::{self, RUNS_MAX, RunSettings, StreamingRun},
+    sessions,
     tasks::{StopTokens, TaskEnd, attempt_and_record, run_and_record},
 };
 use crate::context::{ByteBudget, Context, WorkerTerm};
@@ -79,7 +80,9 @@ pub async fn run(
     tokio::select! {
         () = working => {}
         () = runs::watch_controls(&controls) => {}
+        () = sessions::show(&controls) => {}
     }
+    sessions::finish(&controls).await;
 }
 
 struct Scheduler {

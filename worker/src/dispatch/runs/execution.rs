@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     agent_client::{AgentError, AgentStream, FailureKind, StreamEvent},
-    dispatch::attempt_context::AttemptContext,
+    dispatch::{attempt_context::AttemptContext, sessions::ActiveSession},
 };
 use futures_util::future::BoxFuture;
 use shared::store::Agent;
@@ -96,6 +96,7 @@ pub(super) async fn execute(
     deadline: Instant,
     mut cancelled: impl Future<Output = CancelReason> + Unpin,
     agent: Canceller<'_>,
+    session: &ActiveSession,
 ) -> Executed {
     let ended_before = writer.state.ended.clone();
     let (mut idle, mut writing) = (None::<Writer>, Some(start(writer, Task::Settle)));
@@ -111,7 +112,7 @@ pub(super) async fn execute(
             let is_due = pending.is_due(writer.written_at, &writer.settings, end.is_some(), now);
             let task = if is_due {
                 last_progress = Some(now);
-                Some(Task::Write(pending.take(writer.last_char(), end.as_ref())))
+                Some(Task::Write(pending.take(end.as_ref())))
             } else if let Some(ended) = &end {
                 match ended {
                     StreamEnd::Failed(error) => {
@@ -164,7 +165,10 @@ pub(super) async fn execute(
             () = complete(&mut cancelling) => cancelling = None,
             event = next(&mut stream), if is_open && pending.has_room() => {
                 end = match event {
-                    Ok(Some(event)) => pending.add(event),
+                    Ok(Some(event)) => {
+                        session.apply(&event.event);
+                        pending.add(event)
+                    }
                     Ok(None) => Some(StreamEnd::Failed(without_done())),
                     Err(error) => Some(StreamEnd::Failed(error)),
                 };
