@@ -39,6 +39,7 @@ pub mod install;
 pub mod directory;
 pub mod slack;
 pub mod agent;
+pub mod markdown;
 pub mod control_api;
 pub mod dump;
 pub mod counter;

@@ -45,6 +45,8 @@ mod delivery {
     mod soak;
     mod agents;
     mod answers;
+    mod markdown;
+    mod sessions;
     mod streaming;
     mod run_controls;
     mod forwarding;

@@ -131,26 +131,6 @@ async fn posts_reply_as_agent_requests() {
     assert_eq!(env.slack.receipts().iter().filter(|r| r.to == "C5").count(), 0);
 }
 
-#[tokio::test]
-async fn shows_status_of_slow_agent() {
-    let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let app = env.connect_as(use_sample_agent).await.expect("a connection");
-    let ts = env.slack.ts();
-    let webhook =
-        Webhook::message_event(&env.slack, &app, "message", "C1", "U1", "slow:4000 hello", &ts);
-    env.send(&app, &webhook).await.expect("an answer");
-    send_message(&env, &app, "C2", "hello").await;
-    let status =
-        env.slack.wait_for_receipt("a status", |r| r.by == "assistant.threads.setStatus").await;
-    assert_eq!(
-        (&status.body["channel_id"], &status.body["thread_ts"], &status.body["status"]),
-        (&json!("C1"), &json!(ts), &json!("is thinking…"))
-    );
-    wait_for_text(&env, "slow:4000 hello").await;
-    let shown = env.slack.calls_of("assistant.threads.setStatus");
-    assert_eq!(shown.len(), 1, "once, and not for the quick one");
-}
-
 /// Messages of bots reach an agent only if a setting allows them, and two bots that answer each
 /// other stop.
 #[tokio::test]

@@ -84,7 +84,7 @@ impl CallResult {
 /// Runs an attempt. After [`CRASHES_MAX`] crashes the delivery is given up.
 pub async fn run(
     context: &AttemptContext,
-    term: &WorkerTerm,
+    term: &Arc<WorkerTerm>,
     delivery: ClaimedDelivery,
 ) -> Attempted {
     let began = Instant::now();
@@ -218,7 +218,7 @@ pub async fn outcome_of(
 
 async fn call(
     context: &AttemptContext,
-    term: &WorkerTerm,
+    term: &Arc<WorkerTerm>,
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
 ) -> CallResult {

@@ -6,6 +6,7 @@ use super::{
     metrics::DispatchMetrics,
     outcome_recorder::OutcomeRecorder,
     runs::{Budgets, Controls, RunSettings},
+    sessions::Sessions,
 };
 use crate::{
     batcher::{Batcher, each_result},
@@ -46,6 +47,7 @@ pub struct AttemptContext {
     pub run_settings: RunSettings,
     pub budgets: Budgets,
     pub controls: Controls,
+    pub sessions: Arc<Sessions>,
     breakers: Mutex<CircuitBreakers>,
     agents: Mutex<AgentCache>,
 }
@@ -86,6 +88,7 @@ impl AttemptContext {
             run_settings,
             budgets: Budgets::default(),
             controls: Controls::default(),
+            sessions: Arc::default(),
             breakers: Mutex::default(),
             agents: Mutex::default(),
         }

@@ -12,6 +12,7 @@ use super::{
     metrics::DispatchMetrics,
     outcome_recorder::RECORD_INTERVAL,
     runs::{self, RUNS_MAX, RunSettings, StreamingRun},
+    sessions,
     tasks::{StopTokens, TaskEnd, attempt_and_record, run_and_record},
 };
 use crate::context::{Context, WorkerTerm};
@@ -76,8 +77,12 @@ pub async fn run(
         scheduler.drain(grace).await;
     };
     let mut watching = JoinSet::new(); // ends with this future
-    watching.spawn(runs::watch_controls(controls));
-    working.await;
+    watching.spawn(runs::watch_controls(Arc::clone(&controls)));
+    tokio::select! {
+        () = working => {}
+        () = sessions::show(&controls) => {}
+    }
+    sessions::finish(&controls).await;
 }
 
 struct Scheduler {

@@ -11,7 +11,7 @@ mod views;
 
 pub use forward::forward;
 pub use message::{Asked, Run, ask, unwanted};
-pub use message_policy::{AnswerPolicy, without_broadcasts};
+pub use message_policy::AnswerPolicy;
 pub use sync_response::relay;
 pub use views::{answer_view, failure_notice, failure_response};
 

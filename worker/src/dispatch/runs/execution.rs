@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     agent_client::{AgentError, AgentStream, FailureKind, StreamEvent},
-    dispatch::attempt_context::AttemptContext,
+    dispatch::{attempt_context::AttemptContext, sessions::ActiveSession},
 };
 use futures_util::future::BoxFuture;
 use shared::store::Agent;
@@ -101,6 +101,7 @@ pub(super) async fn execute(
     deadline: Instant,
     mut cancelled: impl Future<Output = CancelReason> + Unpin,
     agent: Canceller<'_>,
+    session: &ActiveSession,
 ) -> Executed {
     let (delivery, ended_before) = (writer.delivery.clone(), writer.state.ended.clone());
     let (mut has_answered, mut give_up) = (false, None::<(Instant, &'static str)>);
@@ -117,7 +118,7 @@ pub(super) async fn execute(
             let is_due = pending.is_due(writer.written_at, &writer.settings, end.is_some(), now);
             let task = if is_due {
                 last_progress = Some(now);
-                Some(Task::Write(pending.take(writer.last_char(), end.as_ref())))
+                Some(Task::Write(pending.take(end.as_ref())))
             } else if let Some(ended) = &end {
                 match ended {
                     StreamEnd::Failed(error) => {
@@ -175,7 +176,10 @@ pub(super) async fn execute(
                     agent.context.record_success(&delivery).await;
                 }
                 end = match event {
-                    Ok(Some(event)) => pending.add(event),
+                    Ok(Some(event)) => {
+                        session.apply(&event.event);
+                        pending.add(event)
+                    }
                     Ok(None) => Some(StreamEnd::Failed(without_done())),
                     Err(error) => Some(StreamEnd::Failed(error)),
                 };
