@@ -6,7 +6,7 @@ use tests::{
     control_api::Caller,
     eventually::eventually,
     slack::{tokens::Installation, webhook::Webhook},
-    test_env::{App, SMALL, TIMEOUT, TestEnv},
+    test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
 /// Creates an organization, an agent and a connection by the API.
@@ -137,4 +137,40 @@ async fn creates_then_deletes() {
     })
     .await;
     assert_eq!(env.stored().await.expect("a count"), 0, "its webhooks are purged");
+}
+
+/// The key of an organization makes no connection of an app that it shares with others: the app's
+/// secret would verify webhooks of their workspaces for it.
+#[tokio::test]
+async fn creates_no_connection_of_others_app() {
+    let size = Size { ingests: 0, workers: 0, own_postgres: false };
+    let mut env = TestEnv::without_processes(size).await.expect("servers");
+    env.start_control().await.expect("a control API");
+    for org in ["acme", "other"] {
+        env.store
+            .ensure_organization(&org.parse().expect("an id"), "Example")
+            .await
+            .expect("stored");
+    }
+    let (all, own) =
+        (Caller::create(&env, "owner", None), Caller::create(&env, "owner", Some("acme")));
+    let declare = "insert into apps (id, org_id, client_id, client_secret, signing_secret, scopes, redirect_url)
+                   values ($1, $2, '1', 'k1:', 'k1:', '{}', 'https://example.com/')";
+    for (app, org) in [("A0SHARED", None), ("A0OTHER", Some("other")), ("A0OWN", Some("acme"))] {
+        let query = sqlx::query(declare).bind(app).bind(org);
+        query.execute(&env.pool).await.expect("declared");
+    }
+    let new = |org: &str, app: &str, team: &str| {
+        json!({ "organization": org, "app": app, "team": team, "signing_secret": "x" })
+    };
+    let (status, why) = all.post("/v1/connections", &new("other", "A0PLAIN", "T1")).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    for app in ["A0SHARED", "A0OTHER", "A0PLAIN"] {
+        let (status, why) = own.post("/v1/connections", &new("acme", app, "T9")).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{app}: {why}");
+    }
+    for (caller, app) in [(&own, "A0OWN"), (&own, "A0NEW"), (&all, "A0SHARED")] {
+        let (status, why) = caller.post("/v1/connections", &new("acme", app, "T9")).await;
+        assert_eq!(status, StatusCode::CREATED, "{app}: {why}");
+    }
 }
