@@ -226,16 +226,14 @@ async fn verifies_by_named_app() {
 async fn ignores_connection_with_other_secret() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.start_ingest().await.expect("an ingest");
-    let app = |n: usize| {
-        (app_id(0).parse().expect("an id"), format!("T{n:06}").parse().ok())
-    };
+    assert!(declare(&env, 0..1, signing_secret), "the app is declared");
+    let app = |n: usize| (app_id(0).parse().expect("an id"), format!("T{n:06}").parse().ok());
     let own = env.connect_as(|new| (new.app, new.team) = app(1)).await.expect("a connection");
     let of_app = |new: &mut shared::store::NewConnection| {
         (new.app, new.team) = app(2);
         new.signing_secret = shared::secrets::Secret::new(signing_secret(0)).expect("a secret");
     };
     env.connect_as(of_app).await.expect("a connection");
-    assert!(declare(&env, 0..1, signing_secret), "the app is declared");
     let shared = env.ingests[0].path("/slack/events");
     for (n, team, stored) in [(1, 1, 0), (2, 2, 1)] {
         let sent = env.slack.send(&shared, &signing_secret(0), &webhook(&env, n, 0, team)).await;
