@@ -223,9 +223,11 @@ create table deleted_connections (
     id          text primary key,
     deleted_at  timestamptz not null default now(),
     -- Time at which a worker purged the webhooks from the stream.
-    purged_at   timestamptz
+    purged_at   timestamptz,
+    -- Time at which a worker found no traffic, a day or more after the deletion: none arrives any more.
+    emptied_at  timestamptz
 );
-create index deleted_connections_at on deleted_connections (deleted_at, id);
+create index deleted_connections_unemptied on deleted_connections (deleted_at, id) where emptied_at is null;
 create index deleted_connections_unpurged on deleted_connections (deleted_at) where purged_at is null;
 
 create function connections_add_tombstone() returns trigger

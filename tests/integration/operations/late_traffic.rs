@@ -47,6 +47,34 @@ async fn deletes_rows_after_deletion() {
     assert_eq!(count(&env, left, &other.connection.to_string()).await, 12_061);
 }
 
+/// Traffic of a connection that was deleted days ago, while no worker ran, is deleted. Afterwards the
+/// connection is not visited again.
+#[tokio::test]
+async fn deletes_rows_of_old_deletion() {
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    let app = env.declare().expect("applied");
+    let id = app.connection.to_string();
+    for sql in [
+        "delete from connections where id = $1",
+        "update deleted_connections set deleted_at = now() - interval '3 days' where id = $1",
+        "insert into outbox (connection_id, lane, position, partition, channel_key, method, dedup_key, request)
+         select $1, n, 1, 0, 'C' || n, 'x', n, 'x' from generate_series(1, 1000) n",
+        "insert into outbox_failures (id, connection_id, lane, partition, channel_key, method, dedup_key, request, error,
+                                      attempts, created_at)
+         select n, $1, n, 0, 'C', 'x', n, 'x', 'x', 1, now() from generate_series(1, 20) n",
+    ] {
+        sqlx::query(sql).bind(&id).execute(&env.pool).await.expect("rows");
+    }
+    env.start_processes().await.expect("processes");
+    let left = "select (select count(*) from outbox where connection_id = $1)
+                     + (select count(*) from outbox_failures where connection_id = $1)
+                     + (select count(*) from deleted_connections where id = $1 and emptied_at is null)";
+    eventually("the rows are gone, and the connection is done with", WITHIN, async || {
+        (count(&env, left, &id).await == 0).then_some(())
+    })
+    .await;
+}
+
 /// Records of purges are merged after a day, and those of earlier streams are deleted.
 #[tokio::test]
 async fn bounds_records_of_purges() {

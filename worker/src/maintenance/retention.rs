@@ -65,7 +65,11 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
                 }
             }
             for _ in 0..LATE_PAGES_MAX {
-                match context.store.delete_late_traffic(late_after.as_ref()).await {
+                let failed = |connection: &str, error| {
+                    let error = ErrorChain(&error);
+                    warn!(connection, %error, "failed to delete rows of deleted connection");
+                };
+                match context.store.delete_late_traffic(late_after.as_ref(), failed).await {
                     Ok((rows, next)) => {
                         late_after = next;
                         if rows > 0 {
@@ -105,19 +109,31 @@ async fn expire_signing_secrets(context: &Context) {
     }
 }
 
-/// Purges the webhooks of connections that were deleted, after every ingest has their tombstones.
+/// Purges the webhooks of connections that were deleted, after every ingest has their tombstones. A
+/// connection that fails does not keep the others.
 async fn purge_deleted_connections(context: &Context, js: &jetstream::Context) {
-    let purge = async {
-        for id in context.store.unpurged_connections(TOMBSTONE_TIME).await? {
+    let connections = match context.store.unpurged_connections(TOMBSTONE_TIME).await {
+        Ok(connections) => connections,
+        Err(error) => {
+            warn!(error = %ErrorChain(&error), "failed to read deleted connections");
+            return;
+        }
+    };
+    for id in connections {
+        let purge = async {
             let webhooks = operations::purge_webhooks(&context.store, js, id).await?;
             context.store.record_purged_connection(id).await?;
-            if webhooks > 0 {
+            Ok::<_, operations::OperationError>(webhooks)
+        };
+        match purge.await {
+            Ok(0) => {}
+            Ok(webhooks) => {
                 info!(connection = %id, webhooks, "webhooks of deleted connection purged");
             }
+            Err(error) => {
+                let error = ErrorChain(&error);
+                warn!(connection = %id, %error, "failed to purge webhooks of deleted connection");
+            }
         }
-        Ok::<_, operations::OperationError>(())
-    };
-    if let Err(error) = purge.await {
-        warn!(error = %ErrorChain(&error), "failed to purge webhooks of deleted connections");
     }
 }
