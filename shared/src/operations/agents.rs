@@ -65,6 +65,13 @@ fn require_name(name: &str) -> Result<()> {
     Err(OperationError::Invalid("name must have 256 characters at most, without controls".into()))
 }
 
+/// Returns the conflict of an organization that apps are declared for.
+pub(super) fn owns_apps(id: &OrgId, apps: i64) -> OperationError {
+    OperationError::Conflict(format!(
+        "apps are declared for organization {id}: {apps}; remove them with tidegate apply first"
+    ))
+}
+
 impl Operations {
     /// Creates an organization or changes its name. Returns the action, `None` without a
     /// difference.
@@ -127,8 +134,9 @@ impl Operations {
     pub async fn delete_organization(&self, id: &OrgId) -> Result<()> {
         self.require_org(id, || format!("organization {id}"))?;
         match self.store.delete_organization(&self.actor, id).await? {
-            0 => Ok(()),
-            used => Err(OperationError::Conflict(format!(
+            (0, 0) => Ok(()),
+            (0, apps) => Err(owns_apps(id, apps)),
+            (used, _) => Err(OperationError::Conflict(format!(
                 "organization {id} has connections: {used}; delete them first"
             ))),
         }

@@ -172,6 +172,13 @@ impl Store {
         Ok(query.bind(id.as_str()).fetch_optional(&self.pool).await?)
     }
 
+    /// Returns the number of apps that are declared for one organization.
+    pub async fn count_apps_of(&self, org: &OrgId) -> Result<i64, StoreError> {
+        let query =
+            sqlx::query_scalar("-- apps.count_of\n select count(*) from apps where org_id = $1");
+        Ok(query.bind(org.as_str()).fetch_one(&self.pool).await?)
+    }
+
     /// Returns whether an app is declared for other organizations than one, or has a connection of
     /// another one.
     pub async fn is_app_of_others(&self, id: &AppId, org: &OrgId) -> Result<bool, StoreError> {

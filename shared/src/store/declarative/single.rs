@@ -81,20 +81,27 @@ impl Store {
         Ok(0)
     }
 
-    /// Deletes an organization with its agents, members and API keys. Returns the number of its
-    /// connections, and then changes nothing. [`StoreError::Missing`] for an unknown organization.
-    pub async fn delete_organization(&self, by: &Actor, id: &OrgId) -> Result<i64, StoreError> {
+    /// Deletes an organization with its agents, members and API keys. Returns the numbers of its
+    /// connections and apps, and changes nothing unless both are 0. [`StoreError::Missing`] for an
+    /// unknown organization.
+    pub async fn delete_organization(
+        &self,
+        by: &Actor,
+        id: &OrgId,
+    ) -> Result<(i64, i64), StoreError> {
         let mut tx = self.pool.begin().await?;
         if lock_organization(&mut tx, id).await?.is_none() {
             return Err(StoreError::Missing(format!("organization {id}")));
         }
-        let used: i64 = sqlx::query_scalar(
-            "-- organizations.uses\n select count(*) from connections where org_id = $1",
+        let used: (i64, i64) = sqlx::query_as(
+            "-- organizations.uses
+             select (select count(*) from connections where org_id = $1),
+                    (select count(*) from apps where org_id = $1)",
         )
         .bind(id.as_str())
         .fetch_one(&mut *tx)
         .await?;
-        if used > 0 {
+        if used != (0, 0) {
             return Ok(used);
         }
         sqlx::query(
@@ -114,7 +121,7 @@ impl Store {
         let entry = NewAuditEntry::new(AuditAction::OrganizationDelete, id, org);
         add_audit_entries(&mut tx, by, &[entry]).await?;
         tx.commit().await?;
-        Ok(0)
+        Ok((0, 0))
     }
 }
 
