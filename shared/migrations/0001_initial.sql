@@ -70,6 +70,8 @@ create function agents_drop_slots() returns trigger language plpgsql security de
 begin
     delete from agent_slots where org_id = old.org_id and agent_id = old.id;
     delete from agent_health where org_id = old.org_id and agent_id = old.id;
+    -- An open pause would stop the clock of deliveries to a new agent with this id.
+    delete from pauses where org_id = old.org_id and agent_id = old.id;
     insert into deleted_agents (org_id, agent_id) values (old.org_id, old.id)
         on conflict (org_id, agent_id) do update set deleted_at = excluded.deleted_at;
     return null;

@@ -139,21 +139,25 @@ async fn creates_then_deletes() {
     assert_eq!(env.stored().await.expect("a count"), 0, "its webhooks are purged");
 }
 
+/// Starts a control API without other processes. Returns the key of all organizations; `acme` exists.
+async fn start_control() -> (TestEnv, Caller) {
+    let size = Size { ingests: 0, workers: 0, own_postgres: false };
+    let mut env = TestEnv::without_processes(size).await.expect("servers");
+    env.start_control().await.expect("a control API");
+    let acme = "acme".parse().expect("an id");
+    env.store.ensure_organization(&acme, "Acme").await.expect("stored");
+    let owner = Caller::create(&env, "owner", None);
+    (env, owner)
+}
+
 /// The key of an organization makes no connection of an app that it shares with others: the app's
 /// secret would verify webhooks of their workspaces for it.
 #[tokio::test]
 async fn creates_no_connection_of_others_app() {
-    let size = Size { ingests: 0, workers: 0, own_postgres: false };
-    let mut env = TestEnv::without_processes(size).await.expect("servers");
-    env.start_control().await.expect("a control API");
-    for org in ["acme", "other"] {
-        env.store
-            .ensure_organization(&org.parse().expect("an id"), "Example")
-            .await
-            .expect("stored");
-    }
-    let (all, own) =
-        (Caller::create(&env, "owner", None), Caller::create(&env, "owner", Some("acme")));
+    let (env, all) = start_control().await;
+    let other = "other".parse().expect("an id");
+    env.store.ensure_organization(&other, "Other").await.expect("stored");
+    let own = Caller::create(&env, "owner", Some("acme"));
     let declare = "insert into apps (id, org_id, client_id, client_secret, signing_secret, scopes, redirect_url)
                    values ($1, $2, '1', 'k1:', 'k1:', '{}', 'https://example.com/')";
     for (app, org) in [("A0SHARED", None), ("A0OTHER", Some("other")), ("A0OWN", Some("acme"))] {
@@ -173,4 +177,22 @@ async fn creates_no_connection_of_others_app() {
         let (status, why) = caller.post("/v1/connections", &new("acme", app, "T9")).await;
         assert_eq!(status, StatusCode::CREATED, "{app}: {why}");
     }
+}
+
+/// The pause of an agent ends with the agent: another one with its id is not paused.
+#[tokio::test]
+async fn ends_pause_with_agent() {
+    let (env, owner) = start_control().await;
+    let path = "/v1/organizations/acme/agents/helper";
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    assert_eq!(owner.send(Method::PUT, path, &agent).await.0, StatusCode::OK);
+    let (status, why) = owner.post(&format!("{path}/pause"), &json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{why}");
+    let count = async || -> i64 {
+        let query = sqlx::query_scalar("select count(*) from pauses where agent_id = 'helper'");
+        query.fetch_one(&env.pool).await.expect("a count")
+    };
+    assert_eq!(count().await, 1);
+    assert_eq!(owner.send(Method::DELETE, path, &json!({})).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(count().await, 0);
 }
