@@ -90,19 +90,9 @@ impl Operations {
     ) -> Result<Option<PlanAction>> {
         self.require_org(org, || format!("organization {org}"))?;
         settings.check()?;
-        if self.store.organizations(Some(org), None, 1).await?.is_empty() {
-            return Err(OperationError::NotFound(format!("organization {org}")));
-        }
-        let secret = match settings.secret {
-            Some(secret) => secret,
-            None => match self.store.agent(org, id).await? {
-                Some(agent) => agent.secret,
-                None => return Err(OperationError::Conflict("a new agent needs a secret".into())),
-            },
-        };
         let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
             settings;
-        let new = NewAgent {
+        let new = |secret| NewAgent {
             org: org.clone(),
             id: id.clone(),
             name,
@@ -116,7 +106,8 @@ impl Operations {
             keep_for,
             signs_as_slack: settings.signs_as_slack,
         };
-        Ok(self.store.save_agent(&self.actor, &new).await?)
+        let saved = self.store.save_agent(&self.actor, (org, id), settings.secret, new).await?;
+        saved.map_err(OperationError::Conflict)
     }
 
     /// Deletes an agent with its bindings and link codes. Its waiting deliveries end.

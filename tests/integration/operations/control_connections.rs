@@ -196,3 +196,69 @@ async fn ends_pause_with_agent() {
     assert_eq!(owner.send(Method::DELETE, path, &json!({})).await.0, StatusCode::NO_CONTENT);
     assert_eq!(count().await, 0);
 }
+
+/// Sends a change while a transaction of another one holds a row, and commits that after the change
+/// waits for it.
+async fn send_during(
+    env: &TestEnv,
+    caller: &Caller,
+    (method, path, body): (Method, &str, &Value),
+    lock: &'static str,
+    meanwhile: impl AsyncFnOnce(&mut sqlx::PgConnection),
+) {
+    let mut tx = env.pool.begin().await.expect("Postgres");
+    sqlx::query(lock).execute(&mut *tx).await.expect("locked");
+    let change = async {
+        let (status, why) = caller.send(method, path, body).await;
+        assert_eq!(status, StatusCode::OK, "{why}");
+    };
+    let commit = async {
+        eventually("the change waits", TIMEOUT, async || {
+            let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                                           and wait_event_type = 'Lock')";
+            let waits: bool = sqlx::query_scalar(waits).fetch_one(&env.pool).await.ok()?;
+            waits.then_some(())
+        })
+        .await;
+        meanwhile(&mut tx).await;
+        tx.commit().await.expect("committed");
+    };
+    tokio::join!(change, commit);
+}
+
+/// A change of some fields keeps what a concurrent one wrote to the others.
+#[tokio::test]
+async fn keeps_concurrent_changes() {
+    let (env, owner) = start_control().await;
+    let path = "/v1/organizations/acme/agents/helper";
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    assert_eq!(owner.send(Method::PUT, path, &agent).await.0, StatusCode::OK);
+    let renamed = json!({ "url": env.agent.url(), "name": "Helper" });
+    let (org, id) = ("acme".parse().expect("an id"), "helper".parse().expect("an id"));
+    let lock = "select 1 from organizations where id = 'acme' for update";
+    send_during(&env, &owner, (Method::PUT, path, &renamed), lock, async |_| {
+        let new = tests::test_env::new_agent(&org, id, env.agent.url()).expect("an agent");
+        env.store.put_agent(&new).await.expect("stored");
+    })
+    .await;
+    let id = "helper".parse().expect("an id");
+    let stored = env.store.agent(&org, &id).await.expect("Postgres").expect("the agent");
+    assert_eq!(stored.name, "Helper");
+    assert_eq!(stored.secret.expose(), "secret of helper of acme", "the newer secret");
+
+    let new =
+        json!({ "organization": "acme", "app": "A07", "team": "T07", "signing_secret": "x" });
+    let (status, made) = owner.post("/v1/connections", &new).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let path = format!("/v1/connections/{}", made["id"].as_str().expect("an id"));
+    let patch = json!({ "settings": { "welcome": false } });
+    let lock = "select 1 from connections for update";
+    send_during(&env, &owner, (Method::PATCH, &path, &patch), lock, async |tx| {
+        let set = "update connections set settings = settings || '{\"broadcasts\": true}'";
+        sqlx::query(set).execute(tx).await.expect("changed");
+    })
+    .await;
+    let (_, shown) = owner.get(&path).await;
+    let settings = &shown["settings"];
+    assert_eq!((&settings["broadcasts"], &settings["welcome"]), (&json!(true), &json!(false)));
+}
