@@ -655,6 +655,8 @@ create table connection_backlog (
     delivery_bytes      bigint not null,
     dead_letters        bigint not null,
     dead_letter_bytes   bigint not null,
+    -- Messages to Slack that wait or were rejected.
+    messages            bigint not null default 0,
     -- A new delivery becomes a dead letter without bytes.
     deliveries_full     boolean not null,
     -- A new dead letter keeps no bytes.

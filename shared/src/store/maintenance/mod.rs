@@ -21,7 +21,7 @@ mod usage;
 
 pub use agents::AgentState;
 pub use backlog::{
-    BacklogLimits, BacklogStats, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
+    BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
     DeliveryPosition, EXACT_MAX, OutboxBacklog,
 };
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
