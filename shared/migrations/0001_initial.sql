@@ -310,23 +310,50 @@ create trigger connections_erase_tokens before update on connections
     for each row when (new.status = 'revoked' and old.status <> 'revoked' and new.installed_by is not null)
     execute function connections_erase_tokens();
 
--- Deletes connections that people installed and uninstalled. Workers lack the right to delete connections, and a taken-over
--- worker must not delete those that were uninstalled a moment ago.
-create function delete_uninstalled_connections(keep interval, most integer) returns bigint
+-- Deletes rows that reference a connection, at most `most` of each table, so that the deletion of the connection is short.
+-- Returns their number.
+create function delete_connection_references(of_connection text, most integer) returns bigint
     language plpgsql security definer set search_path from current as $$
 declare
+    deleted bigint;
+    total bigint := 0;
+    tab text;
+begin
+    if exists (select from connections where id = of_connection and status not in ('stopped', 'revoked')) then
+        raise exception 'the connection is not stopped';
+    end if;
+    foreach tab in array array['channel_bindings', 'conversation_sessions', 'welcomed_users', 'connection_status_history'] loop
+        execute format('delete from %1$I where ctid = any (array (
+                            select ctid from %1$I where connection_id = $1 limit $2))', tab)
+          using of_connection, most;
+        get diagnostics deleted = row_count;
+        total := total + deleted;
+    end loop;
+    return total;
+end $$;
+
+-- Deletes connections that people installed and uninstalled, after the `skip` oldest. Those with many rows take several
+-- calls. Returns the number of connections that are deleted or shrank. Workers lack the right to delete connections, and
+-- a taken-over worker must not delete those that were uninstalled a moment ago.
+create function delete_uninstalled_connections(keep interval, most integer, skip integer) returns bigint
+    language plpgsql security definer set search_path from current as $$
+declare
+    step constant integer := 5000;
     gone text[];
+    large text[];
 begin
     if keep < interval '1 day' then
         raise exception 'the data of an uninstalled app is kept for a day at least';
     end if;
     gone := array (select id from connections
                     where status = 'revoked' and installed_by is not null and updated_at < now() - keep
-                    order by updated_at limit most for update skip locked);
+                    order by updated_at offset skip limit most for update skip locked);
+    large := array (select id from unnest(gone) id where delete_connection_references(id, step) >= step);
+    gone := array (select id from unnest(gone) id where id <> all (large));
     update link_codes set consumed_channel = null, consumed_user = null
      where consumed_connection = any (gone) and (connection_id is null or connection_id <> all (gone));
     delete from connections where id = any (gone);
-    return cardinality(gone);
+    return cardinality(gone) + cardinality(large);
 end $$;
 
 -- Consecutive rejections of an installation's token. A separate table, because a change of the connection would
@@ -734,37 +761,39 @@ begin
     return pruned;
 end $$;
 
--- Replaces the id of a person in the audit log, whose rows nobody may change otherwise.
-create function erase_person_from_audit_log(person text) returns bigint
+-- Replaces the id of a person in the next `most` rows of the audit log, which nobody may change otherwise. Returns the
+-- last of these rows, null without one, and the number of changed rows.
+create function erase_person_from_audit_log(person text, after_id bigint, most integer, out last bigint, out erased bigint)
     language plpgsql security definer set search_path from current as $$
 declare
     word text := '\m' || person || '\M';
-    erased bigint;
 begin
     if person !~ '^[A-Za-z0-9]{1,64}$' then
         raise exception 'no id of a person';
     end if;
+    select max(id) into last from (select id from audit_log where id > after_id order by id limit most) page;
     update audit_log
        set actor = regexp_replace(actor, word, 'erased', 'g'), object_id = regexp_replace(object_id, word, 'erased', 'g'),
            before = regexp_replace(before::text, word, 'erased', 'g')::jsonb,
            after = regexp_replace(after::text, word, 'erased', 'g')::jsonb
-     where actor ~ word or object_id ~ word or before::text ~ word or after::text ~ word;
+     where id > after_id and id <= last
+       and (actor ~ word or object_id ~ word or before::text ~ word or after::text ~ word);
     get diagnostics erased = row_count;
-    return erased;
 end $$;
 
--- Empties the rows of the audit log about an organization: who did what to which kind of object, and when, remains.
-create function erase_organization_from_audit_log(organization text) returns bigint
+-- Empties the next `most` rows of the audit log about an organization: who did what to which kind of object, and when,
+-- remains. Returns as the function above.
+create function erase_organization_from_audit_log(organization text, after_id bigint, most integer, out last bigint,
+                                                  out erased bigint)
     language plpgsql security definer set search_path from current as $$
-declare
-    erased bigint;
 begin
+    select max(id) into last
+      from (select id from audit_log where org_id = organization and id > after_id order by id limit most) page;
     update audit_log
        set before = null, after = null, object_id = regexp_replace(object_id, '/.*', '/erased'),
            actor = case when actor like 'slack-user:%' then 'slack-user:erased' else actor end
-     where org_id = organization;
+     where org_id = organization and id > after_id and id <= last;
     get diagnostics erased = row_count;
-    return erased;
 end $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------

@@ -55,15 +55,7 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
                     }
                 }
             }
-            let kept = context.uninstalled_retention;
-            match context.store.delete_uninstalled_connections(kept, UNINSTALLED_MAX).await {
-                Ok(0) => {}
-                Ok(connections) => info!(connections, "uninstalled connections deleted"),
-                Err(error) => {
-                    let error = ErrorChain(&error);
-                    warn!(%error, "failed to delete uninstalled connections");
-                }
-            }
+            delete_uninstalled_connections(context).await;
             for _ in 0..LATE_PAGES_MAX {
                 let failed = |connection: &str, error| {
                     let error = ErrorChain(&error);
@@ -92,6 +84,40 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
     };
     let both = async { tokio::join!(pruning, expire_signing_secrets(context)) };
     until.run_until_cancelled(both).await;
+}
+
+/// Deletes uninstalled connections. If they can't be deleted together, deletes each by itself, so that
+/// one does not keep the others.
+async fn delete_uninstalled_connections(context: &Context) {
+    let kept = context.uninstalled_retention;
+    let delete = async |most, skip| match context
+        .store
+        .delete_uninstalled_connections(kept, most, skip)
+        .await
+    {
+        Ok(connections) => {
+            if connections > 0 {
+                info!(connections, "uninstalled connections deleted");
+            }
+            Some(connections)
+        }
+        Err(error) => {
+            let error = ErrorChain(&error);
+            warn!(%error, "failed to delete uninstalled connections");
+            None
+        }
+    };
+    if delete(UNINSTALLED_MAX, 0).await.is_some() {
+        return;
+    }
+    let mut skip = 0;
+    for _ in 0..UNINSTALLED_MAX {
+        match delete(1, skip).await {
+            Some(0) => return,
+            Some(_) => {}
+            None => skip += 1,
+        }
+    }
 }
 
 /// Removes replaced signing secrets soon after their overlap, however long a round of the other

@@ -30,7 +30,7 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        let mut deleted = match delete_row(&self.pool, id).await {
+        let mut deleted = match self.delete_connection_row(id).await {
             Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
                 DeletedConnection::default()
             }
@@ -52,7 +52,29 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        delete_row(&self.pool, id).await
+        // In steps: the deletion of the row is one statement, with all rows that reference it.
+        let counts: (i64, i64) = sqlx::query_as(
+            "-- connections.count_references
+             select (select count(*) from channel_bindings where connection_id = $1),
+                    (select count(*) from link_codes where connection_id = $1)",
+        )
+        .bind(id.to_string())
+        .fetch_one(&self.pool)
+        .await?;
+        loop {
+            let deleted: i64 = sqlx::query_scalar(
+                "-- connections.delete_references\n select delete_connection_references($1, $2)",
+            )
+            .bind(id.to_string())
+            .bind(STEP_ROWS as i32)
+            .fetch_one(&self.pool)
+            .await?;
+            if deleted < STEP_ROWS {
+                break;
+            }
+        }
+        let deleted = delete_row(&self.pool, id).await?;
+        Ok(DeletedConnection { bindings: counts.0, link_codes: counts.1, ..deleted })
     }
 
     /// Returns connections that were deleted at least `after` ago, whose webhooks may be in the
@@ -140,19 +162,22 @@ impl Store {
         Ok(rows)
     }
 
-    /// Deletes connections that people uninstalled before `keep`, at most `most`. Returns their
-    /// number. Directory sync writes their tombstones, and their traffic goes as late traffic.
+    /// Deletes connections that people uninstalled before `keep`, at most `most`, after the `skip`
+    /// oldest. Returns the number of those that are deleted, or shrank because they have many rows.
+    /// Directory sync writes their tombstones, and their traffic goes as late traffic.
     pub async fn delete_uninstalled_connections(
         &self,
         keep: Duration,
         most: i32,
+        skip: i32,
     ) -> Result<u64, StoreError> {
         let deleted: i64 = sqlx::query_scalar(
             "-- connections.delete_uninstalled
-             select delete_uninstalled_connections(make_interval(secs => $1), $2)",
+             select delete_uninstalled_connections(make_interval(secs => $1), $2, $3)",
         )
         .bind(keep.as_secs_f64())
         .bind(most)
+        .bind(skip)
         .fetch_one(&self.pool)
         .await?;
         Ok(deleted.unsigned_abs())
