@@ -82,6 +82,7 @@ pub struct Api {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     max_in_flight: usize,
+    keys_in_flight: caller::KeysInFlight,
     key_limits: DefaultKeyedRateLimiter<String>,
     clock: DefaultClock,
 }
@@ -101,6 +102,7 @@ impl Api {
             metrics,
             in_flight: Semaphore::new(limits.in_flight),
             max_in_flight: limits.in_flight,
+            keys_in_flight: caller::KeysInFlight::default(),
             key_limits: DefaultKeyedRateLimiter::keyed(quota),
             clock: DefaultClock::default(),
         }
