@@ -350,6 +350,25 @@ async fn links_channel_by_api() {
     assert_eq!(entries[3]["actor"], format!("slack-user:{}/U1", app.team));
 }
 
+/// Usage as CSV is read and sent in pages: each row once, and no length before the last page.
+#[tokio::test]
+async fn streams_usage_in_pages() {
+    let env = start().await;
+    let insert = "insert into connection_usage (connection_id, hour, webhooks)
+                  select 'c' || n % 7, date_trunc('hour', now()) - n / 7 * interval '1 hour', n
+                    from generate_series(1, 2500) n";
+    sqlx::query(insert).execute(&env.pool).await.expect("rows");
+    let caller = Caller::create(&env, "viewer", None);
+    let response = caller.request(Method::GET, "/v1/usage.csv").send().await.expect("an answer");
+    assert_eq!(response.content_length(), None, "it is streamed");
+    let text = response.text().await.expect("a body");
+    let mut lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2_501);
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), 2_501);
+}
+
 /// The process stops cleanly, is not ready before, and exports no id.
 #[tokio::test]
 async fn stops_cleanly() {
