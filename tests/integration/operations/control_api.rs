@@ -2,6 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use shared::domain::ApiKey;
 use std::collections::BTreeSet;
 use tests::{
     control_api::{Caller, answer},
@@ -367,6 +368,31 @@ async fn streams_usage_in_pages() {
     lines.sort_unstable();
     lines.dedup();
     assert_eq!(lines.len(), 2_501);
+}
+
+/// Few responses are streamed at once, and a revoked key reads no further page.
+#[tokio::test]
+async fn bounds_streamed_responses() {
+    let env = start().await;
+    // More than the buffers of the sockets.
+    let insert = "insert into connection_usage (connection_id, hour, webhooks)
+                  select repeat('c', 1000) || n % 97, date_trunc('hour', now()) - n / 97 * interval '1 hour', n
+                    from generate_series(1, 40000) n";
+    sqlx::query(insert).execute(&env.pool).await.expect("rows");
+    let caller = Caller::create(&env, "viewer", None);
+    let get = async || {
+        caller.request(Method::GET, "/v1/usage.csv").send().await.expect("an answer")
+    };
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(get().await);
+    }
+    assert!(streams.iter().all(|response| response.status() == StatusCode::OK));
+    assert_eq!(get().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let key: ApiKey = caller.key.parse().expect("a key");
+    env.tidegate(&["api-keys", "revoke", &key.hash().id()]).expect("revoked");
+    let read = streams.remove(0).text().await;
+    assert!(read.is_err(), "it ends early: {} bytes", read.unwrap_or_default().len());
 }
 
 /// The process stops cleanly, is not ready before, and exports no id.

@@ -7,6 +7,7 @@ use super::{
     page::{Page, PageQuery},
     problem::Failures,
     resource,
+    stream_permit::{StreamError, StreamPermit},
 };
 use axum::{
     body::{Body, Bytes},
@@ -18,7 +19,7 @@ use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use shared::{
     domain::{ConnectionId, OrgId},
-    store::{ApiCaller, HourlyUsage, StoreError, UsageFilter},
+    store::{ApiCaller, HourlyUsage, UsageFilter},
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use utoipa::IntoParams;
@@ -116,18 +117,24 @@ pub async fn csv(
     Query(filter): Query<Filter>,
 ) -> Result<Response, Problem> {
     let filter = filter.checked(&caller)?;
+    let permit = StreamPermit::acquire(&api, &caller)?;
     // The first page is read before the status is sent.
     let first = api.store.usage(&filter, CSV_PAGE_ROWS).await?;
     let head = stream::once(async { Ok(Bytes::from_static(CSV_HEAD.as_bytes())) });
-    let state = (api, filter, first, 0);
-    let pages = stream::try_unfold(state, async |(api, mut filter, page, sent)| {
-        let Some(last) = page.last() else { return Ok::<_, StoreError>(None) };
+    let state = (permit, api, filter, first, 0);
+    let pages = stream::try_unfold(state, async |(permit, api, mut filter, page, sent)| {
+        let Some(last) = page.last() else { return Ok::<_, StreamError>(None) };
         filter.after = Some((last.hour.clone(), last.connection.clone()));
         let (text, sent) = (Bytes::from(render(&page)), sent + page.len() as i64);
         let limit = CSV_PAGE_ROWS.min(MAX_CSV_ROWS - sent);
         let is_last = (page.len() as i64) < CSV_PAGE_ROWS || limit <= 0;
-        let next = if is_last { Vec::new() } else { api.store.usage(&filter, limit).await? };
-        Ok(Some((text, (api, filter, next, sent))))
+        let next = if is_last {
+            Vec::new()
+        } else {
+            permit.check().await?;
+            api.store.usage(&filter, limit).await?
+        };
+        Ok(Some((text, (permit, api, filter, next, sent))))
     });
     let body = Body::from_stream(head.chain(pages));
     Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], body).into_response())
