@@ -389,6 +389,7 @@ create table link_codes (
     check ((consumed_at is null) = (consumed_by is null))
 );
 create index link_codes_expires on link_codes (expires_at);
+create index link_codes_by_agent on link_codes (org_id, agent_id);
 create index link_codes_consumed_on on link_codes (consumed_connection) where consumed_connection is not null;
 
 -- Recent wrong link codes, per person and per workspace. Retention deletes expired rows.

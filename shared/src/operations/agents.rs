@@ -4,7 +4,7 @@ use super::{OperationError, Operations, Result};
 use crate::{
     domain::{AgentId, AgentMode, OrgId},
     secrets::Secret,
-    store::{NewAgent, PlanAction},
+    store::{LimitedKind, NewAgent, PlanAction},
 };
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -15,6 +15,8 @@ const TIME_BOUNDS: RangeInclusive<Duration> =
 const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
 /// Bounds of `max_per_user`.
 const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
+/// Maximum length of addresses.
+const URL_BYTES_MAX: usize = 2_048;
 /// Maximum length of names in characters.
 const NAME_CHARS_MAX: usize = 256;
 
@@ -45,6 +47,7 @@ impl AgentSettings {
         let has_scheme = self.url.starts_with("https://") || self.url.starts_with("http://");
         let is_plain = self.url.bytes().all(|b| b.is_ascii_graphic());
         require(has_scheme && is_plain, "url must be an http or https address")?;
+        require(self.url.len() <= URL_BYTES_MAX, "url must have 2048 characters at most")?;
         require(TIMEOUT_BOUNDS.contains(&self.timeout), "timeout_ms must be 1000 to 600000")?;
         let is_bounded = MAX_CONCURRENT_BOUNDS.contains(&self.max_concurrent);
         require(is_bounded, "max_concurrent must be 1 to 1000")?;
@@ -90,6 +93,9 @@ impl Operations {
     ) -> Result<Option<PlanAction>> {
         self.require_org(org, || format!("organization {org}"))?;
         settings.check()?;
+        if self.store.agent(org, id).await?.is_none() {
+            self.require_room(org, LimitedKind::Agent).await?;
+        }
         let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
             settings;
         let new = |secret| NewAgent {

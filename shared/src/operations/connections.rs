@@ -5,7 +5,8 @@ use crate::{
     domain::{AgentId, ConnectionId, ConnectionStatus, OrgId, UserId},
     secrets::Secret,
     store::{
-        ConnectionChange, ConversationKey, DeclaredConnection, DeletedConnection, NewTokenRotation,
+        ConnectionChange, ConversationKey, DeclaredConnection, DeletedConnection, LimitedKind,
+        NewTokenRotation,
     },
 };
 use async_nats::jetstream;
@@ -31,6 +32,7 @@ impl Operations {
         {
             return Err(OperationError::NotFound(format!("app {} of organization {own}", new.app)));
         }
+        self.require_room(&new.org, LimitedKind::Connection).await?;
         let created = self.store.create_declared_connection(&self.actor, new).await?;
         let id = created.map_err(OperationError::Conflict)?;
         directory::publish(&self.store, js, &[id]).await?;

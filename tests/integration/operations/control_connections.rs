@@ -262,3 +262,51 @@ async fn keeps_concurrent_changes() {
     let settings = &shown["settings"];
     assert_eq!((&settings["broadcasts"], &settings["welcome"]), (&json!(true), &json!(false)));
 }
+
+/// An organization can't create objects without limit. Existing ones can be changed.
+#[tokio::test]
+async fn limits_objects_of_organization() {
+    let (env, owner) = start_control().await;
+    let agents = "/v1/organizations/acme/agents";
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    assert_eq!(
+        owner.send(Method::PUT, &format!("{agents}/first"), &agent).await.0,
+        StatusCode::OK
+    );
+    for sql in [
+        "insert into apps (id, client_id, client_secret, signing_secret, scopes, redirect_url)
+         values ('A07', '1', 'k1:', 'k1:', '{}', 'https://example.com/')",
+        "insert into agents (org_id, id, url, secret, max_concurrent)
+         select 'acme', 'a' || n, 'https://example.com/', 'k1:', 1 from generate_series(2, 10000) n",
+        "insert into link_codes (code_hash, org_id, agent_id, surfaces, expires_at)
+         select sha256(n::text::bytea), 'acme', 'first', '{dm}', now() + interval '30 minutes' from generate_series(1, 10000) n",
+        "insert into install_links (link_hash, org_id, app_id, expires_at)
+         select sha256(n::text::bytea), 'acme', 'A07', now() + interval '1 day' from generate_series(1, 100000) n",
+        "insert into connections (id, org_id, app_id, team_id)
+         select lpad(to_hex(n), 32, '0'), 'acme', 'A08', 'T' || n from generate_series(1, 100000) n",
+    ] {
+        let mut tx = env.pool.begin().await.expect("Postgres");
+        let quick = "set local session_replication_role = replica";
+        sqlx::query(quick).execute(&mut *tx).await.expect("no triggers");
+        sqlx::query(sql).execute(&mut *tx).await.expect("rows");
+        tx.commit().await.expect("committed");
+    }
+    let new = json!({ "organization": "acme", "app": "A08", "team": "T", "signing_secret": "x" });
+    let org = "/v1/organizations/acme";
+    for (method, path, body) in [
+        (Method::PUT, format!("{agents}/more"), agent.clone()),
+        (Method::POST, format!("{org}/link-codes"), json!({ "agent": "first" })),
+        (Method::POST, format!("{org}/install-links"), json!({ "app": "A07" })),
+        (Method::POST, "/v1/connections".into(), new),
+    ] {
+        let (status, why) = owner.send(method, &path, &body).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{path}: {why}");
+        assert!(why.to_string().contains("has the maximum of"), "{why}");
+    }
+    let renamed = json!({ "url": env.agent.url(), "name": "First" });
+    let first = format!("{agents}/first");
+    assert_eq!(owner.send(Method::PUT, &first, &renamed).await.0, StatusCode::OK);
+    let long = json!({ "url": format!("https://example.com/{}", "x".repeat(2_048)) });
+    let (status, why) = owner.send(Method::PUT, &first, &long).await;
+    assert!(status.is_client_error() && why.to_string().contains("2048"), "{why}");
+}
