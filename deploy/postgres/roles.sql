@@ -58,7 +58,7 @@ begin
         ('connections',         'tidegate_worker',   'select, update'),
         ('link_codes',          'tidegate_worker',   'select, update'),
         -- Tombstones are written by a trigger, whoever deletes.
-        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at)'),
+        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at, emptied_at)'),
         ('deleted_connections', 'tidegate_operator', 'select'),
         -- There are 64 partitions; workers own them, nobody else.
         ('partition_cursors',   'tidegate_worker',   'select, update'),
@@ -152,14 +152,15 @@ begin
     for rule in select * from (values
         (to_regprocedure('public.truncate_slot(text, integer)'), 'tidegate_worker'),
         (to_regprocedure('public.prune_audit_log(interval, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.delete_uninstalled_connections(interval, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.erase_person_from_audit_log(text)'), 'tidegate_operator'),
-        (to_regprocedure('public.erase_organization_from_audit_log(text)'), 'tidegate_operator')
+        (to_regprocedure('public.delete_uninstalled_connections(interval, integer, integer)'), 'tidegate_worker'),
+        (to_regprocedure('public.erase_person_from_audit_log(text, bigint, integer)'), 'tidegate_operator'),
+        (to_regprocedure('public.erase_organization_from_audit_log(text, bigint, integer)'), 'tidegate_operator'),
+        (to_regprocedure('public.delete_connection_references(text, integer)'), 'tidegate_operator, tidegate_control')
     ) as rules (called, who) loop
         if rule.called is not null then
             execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader',
                            rule.called);
-            execute format('grant execute on function %s to %I', rule.called, rule.who);
+            execute format('grant execute on function %s to %s', rule.called, rule.who);
         end if;
     end loop;
 end $$;

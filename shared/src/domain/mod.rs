@@ -21,7 +21,7 @@ mod webhook_kind;
 pub use actor::{Actor, InvalidOperatorNameError, OperatorName};
 pub use agent_mode::{AgentMode, UnknownModeError};
 pub use api_key::{ApiKey, ApiKeyHash, ApiKeyRole, ParseApiKeyError};
-pub use connection_settings::{ConnectionSettings, LinkBy};
+pub use connection_settings::{ConnectionSettings, LinkBy, SettingsChange};
 pub use connection_status::{ConnectionStatus, UnknownStatusError};
 pub use header_token::HeaderToken;
 pub use ids::{

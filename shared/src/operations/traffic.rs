@@ -3,7 +3,9 @@
 use super::{OperationError, Operations, Result};
 use crate::{
     domain::ConnectionId,
-    store::{DeliveryFilter, EndedDeliveries, FailureFilter, NewReplay},
+    store::{
+        CreatedReplay, DeliveryFilter, EndedDeliveries, FailureFilter, MAX_OPEN_REPLAYS, NewReplay,
+    },
 };
 use time::OffsetDateTime;
 
@@ -75,7 +77,13 @@ impl Operations {
         };
         let ReplayRequest { connection, from, to, apply, .. } = *request;
         let new = NewReplay { id: id.clone(), connection, from, to, apply };
-        Ok((id, self.store.create_replay(&self.actor, &new).await?))
+        match self.store.create_replay(&self.actor, &new).await? {
+            CreatedReplay::Created => Ok((id, true)),
+            CreatedReplay::Exists => Ok((id, false)),
+            CreatedReplay::TooMany => Err(OperationError::Conflict(format!(
+                "the connection has {MAX_OPEN_REPLAYS} open replays; wait for one or cancel one"
+            ))),
+        }
     }
 
     /// Cancels an open replay. Its enqueued deliveries stay.

@@ -30,6 +30,7 @@ mod outbox_failures;
 mod page;
 mod problem;
 mod replays;
+mod stream_permit;
 mod usage;
 mod webhooks;
 
@@ -82,6 +83,9 @@ pub struct Api {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     max_in_flight: usize,
+    /// Responses that are streamed.
+    streams: Arc<Semaphore>,
+    keys_in_flight: caller::KeysInFlight,
     key_limits: DefaultKeyedRateLimiter<String>,
     clock: DefaultClock,
 }
@@ -101,6 +105,8 @@ impl Api {
             metrics,
             in_flight: Semaphore::new(limits.in_flight),
             max_in_flight: limits.in_flight,
+            streams: Arc::new(Semaphore::new(stream_permit::MAX_STREAMS)),
+            keys_in_flight: caller::KeysInFlight::default(),
             key_limits: DefaultKeyedRateLimiter::keyed(quota),
             clock: DefaultClock::default(),
         }

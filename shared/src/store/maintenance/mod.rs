@@ -21,7 +21,7 @@ mod usage;
 
 pub use agents::AgentState;
 pub use backlog::{
-    BacklogLimits, BacklogStats, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
+    BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
     DeliveryPosition, EXACT_MAX, OutboxBacklog,
 };
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
@@ -34,7 +34,9 @@ pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
 pub use obstacles::Obstacle;
 pub use outbox_failures::OutboxFailure;
-pub use replays::{NewReplay, Replay, ReplayResult, ReplayState};
+pub use replays::{
+    CreatedReplay, MAX_OPEN_REPLAYS, NewReplay, Replay, ReplayResult, ReplayState,
+};
 pub use retention::PruneStats;
 pub use sealed_columns::{SEALED_COLUMNS, SealedColumn};
 pub use usage::{HourlyUsage, UsageFilter, UsageRow};
