@@ -87,6 +87,7 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     if !args.once {
         println!("Still up. POST signed webhooks to {}", env.ingests[0].url(&app));
         println!("signing secret {} (of this demo only). Ctrl-C ends it all.", app.secret);
+        println!("To go on with a real workspace: deploy/QUICKSTART.md, tidegate init, tidegate dev --slack");
         tokio::signal::ctrl_c().await?;
     }
     Ok(held)

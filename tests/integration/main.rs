@@ -74,6 +74,7 @@ mod operations {
     mod apply;
     mod apps;
     mod tenants;
+    mod local_development;
     mod late_traffic;
     mod key_rotation;
     mod secrets;
@@ -114,6 +115,8 @@ mod deployment {
     mod messages;
     mod deploy;
     mod artifacts;
+    mod quickstart;
+    mod reference;
     mod rolling_restart;
 }
 
@@ -129,6 +132,7 @@ mod meta {
     mod checker;
     mod harness;
     mod fake_slack;
+    mod fake_slack_sockets;
     mod fake_slack_streams;
     mod fake_slack_delivery;
     mod slack_simulator;

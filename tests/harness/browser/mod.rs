@@ -1,7 +1,7 @@
 //! A real browser: Chromium, driven by Playwright from the npm registry.
 
 use crate::{
-    fetch::{Finder, on_path},
+    fetch::{Finder, node_packages, on_path},
     npm::BROWSER,
     process::Process,
     run_dir::RunDir,
@@ -35,7 +35,7 @@ pub async fn install(link: &str, button: &str, scripts: Scripts) -> anyhow::Resu
     let remedy = "apt-get install -y chromium";
     let program = PROGRAMS.iter().find_map(|name| on_path(&finder.path, name));
     let program = program.with_context(|| format!("no Chromium found: {remedy}"))?;
-    let (node, modules): (PathBuf, PathBuf) = finder.node_packages(&BROWSER, &run).await?;
+    let (node, modules): (PathBuf, PathBuf) = node_packages(&finder, &BROWSER, &run).await?;
     let file = run.path().join("install.js");
     fs::write(&file, include_str!("install.js"))?;
     let scripts = if scripts == Scripts::On { "on" } else { "off" };
