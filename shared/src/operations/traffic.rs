@@ -3,7 +3,7 @@
 use super::{OperationError, Operations, Result};
 use crate::{
     domain::ConnectionId,
-    store::{DeliveryFilter, EndedDeliveries, FailureFilter, NewReplay},
+    store::{DeliveryFilter, EndedDeliveries, FailureFilter, NewReplay, RevealedWebhook},
 };
 use time::OffsetDateTime;
 
@@ -89,6 +89,16 @@ impl Operations {
             true => Ok(()),
             false => Err(missing()),
         }
+    }
+
+    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has none.
+    pub async fn reveal_webhook(
+        &self,
+        connection: ConnectionId,
+        dedup_key: &str,
+    ) -> Result<Option<RevealedWebhook>> {
+        self.require_connection(connection).await?;
+        Ok(self.store.reveal_webhook(&self.actor, connection, dedup_key).await?)
     }
 
     fn own_deliveries(&self, filter: &DeliveryFilter) -> DeliveryFilter {

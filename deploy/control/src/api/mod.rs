@@ -33,6 +33,10 @@ mod replays;
 mod usage;
 mod webhooks;
 
+pub use caller::org_filter;
+pub use page::{Page, PageQuery, unknown_cursor};
+pub use problem::Problem;
+
 use crate::metrics::Metrics;
 use async_nats::jetstream;
 use axum::{
@@ -43,7 +47,6 @@ use axum::{
     routing::get,
 };
 use governor::{DefaultKeyedRateLimiter, Quota, clock::DefaultClock};
-use problem::Problem;
 use shared::{
     domain::Actor,
     operations::Operations,
