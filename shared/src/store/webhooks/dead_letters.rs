@@ -6,8 +6,8 @@
 
 use super::{
     super::{
-        AuditAction, AuditOrg, BoundedCount, FailureFilter, NewAuditEntry, StepEntry, Store, StoreError,
-        partitions::FencingToken, timestamp,
+        AuditAction, AuditOrg, BoundedCount, FailureFilter, NewAuditEntry, StepEntry, Store,
+        StoreError, partitions::FencingToken, timestamp,
     },
     SealedPayload,
 };
