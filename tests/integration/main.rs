@@ -86,6 +86,8 @@ mod operations {
     mod development;
     mod audit_and_redrive;
     mod audit_log;
+    mod console;
+    mod console_webhooks;
     mod control_api;
     mod control_connections;
     mod control_schema;

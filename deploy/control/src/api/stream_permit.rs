@@ -46,9 +46,11 @@ impl StreamPermit {
     /// Fails when too many responses are streamed.
     pub fn acquire(api: &Arc<Api>, caller: &ApiCaller) -> Result<Self, Problem> {
         let permit = Arc::clone(&api.streams).try_acquire_owned();
-        let permit = permit.map_err(|TryAcquireError::Closed | TryAcquireError::NoPermits| {
-            api.metrics.record_rejection(Rejection::Overloaded);
-            Problem::unavailable("too many exports are in progress").retry_after(10)
+        let permit = permit.map_err(|TryAcquireError::Closed| {
+            TryAcquireError::NoPermits | {
+                api.metrics.record_rejection(Rejection::Overloaded);
+                Problem::unavailable("too many exports are in progress").retry_after(10)
+            }
         })?;
         let deadline = Instant::now() + STREAM_TIMEOUT;
         Ok(Self { api: Arc::clone(api), key: caller.key.clone(), deadline, _permit: permit })
