@@ -1,6 +1,7 @@
 //! HTTP/1.1 server with timeouts, a limit on connections and a graceful end.
 //!
-//! Not `axum::serve`, which sets no timeout: silent sockets would stay open for ever.
+//! Not `axum::serve`, which sets no timeout: silent sockets, and those of peers that do not read, would
+//! stay open for ever.
 
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -8,6 +9,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
+use shared::runtime::{IdleTimeoutStream, RequestPhase};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -64,6 +66,8 @@ fn serve_connection(
     let service = service_fn(move |request: Request<Incoming>| {
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
+    // hyper limits reads. A peer that does not read its responses would keep its place for ever.
+    let socket = IdleTimeoutStream::new(socket, RequestPhase::without_read_timeout());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
