@@ -1,6 +1,7 @@
 //! HTTP/1.1 server with timeouts, a limit on connections and a graceful end.
 //!
-//! Not `axum::serve`, which sets no timeout: silent sockets would stay open for ever.
+//! Not `axum::serve`, which sets no timeout: silent sockets, and those of peers that do not read, would
+//! stay open for ever.
 
 use axum::{
     Router,
@@ -11,6 +12,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
+use shared::runtime::{IdleTimeoutStream, RequestPhase};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -69,6 +71,8 @@ fn serve_connection(
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
+    // hyper limits reads. A peer that does not read its responses would keep its place for ever.
+    let socket = IdleTimeoutStream::new(socket, RequestPhase::without_read_timeout());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -3,13 +3,14 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shared::domain::ApiKey;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tests::{
     control_api::{Caller, answer},
     eventually::eventually,
     slack::webhook::Webhook,
     test_env::{SMALL, Size, TIMEOUT, TestEnv, agent_id},
 };
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
@@ -393,6 +394,28 @@ async fn bounds_streamed_responses() {
     env.tidegate(&["api-keys", "revoke", &key.hash().id()]).expect("revoked");
     let read = streams.remove(0).text().await;
     assert!(read.is_err(), "it ends early: {} bytes", read.unwrap_or_default().len());
+}
+
+/// Peers that never read their responses do not keep the places of others. They need no key.
+#[tokio::test]
+async fn closes_peers_that_do_not_read() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.set("TIDEGATE_HTTP_MAX_CONNECTIONS", "2");
+    env.start_control().await.expect("a control API");
+    let base = env.controls[0].path("");
+    let address = base.trim_start_matches("http://").to_owned();
+    let requests = "GET /v1/openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500);
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect(&address).await.expect("connected");
+        socket.write_all(requests.as_bytes()).await.expect("sent");
+        silent.push(socket);
+    }
+    eventually("another peer gets a response", TIMEOUT, async || {
+        let get = reqwest::get(format!("{base}/v1/openapi.json"));
+        tokio::time::timeout(Duration::from_secs(1), get).await.ok()?.ok().map(drop)
+    })
+    .await;
 }
 
 /// The process stops cleanly, is not ready before, and exports no id.
