@@ -20,6 +20,7 @@
 //! shapes      the webhooks that Slack documents, and what must become of each
 //! fixtures    the same, ready to be sent
 //! dump        everything that rests in Postgres and NATS
+//! console     browsers of the console, without scripts
 //! control_api callers of the control API
 //! sdk         Slack's own SDK, as another signer and verifier
 //! browser     Chromium, which clicks through an installation
@@ -40,6 +41,8 @@ pub mod install;
 pub mod directory;
 pub mod slack;
 pub mod agent;
+pub mod markdown;
+pub mod console;
 pub mod control_api;
 pub mod dump;
 pub mod counter;

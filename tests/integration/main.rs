@@ -45,6 +45,8 @@ mod delivery {
     mod soak;
     mod agents;
     mod answers;
+    mod markdown;
+    mod sessions;
     mod streaming;
     mod run_controls;
     mod forwarding;
@@ -84,6 +86,8 @@ mod operations {
     mod development;
     mod audit_and_redrive;
     mod audit_log;
+    mod console;
+    mod console_webhooks;
     mod control_api;
     mod control_connections;
     mod control_schema;

@@ -15,6 +15,8 @@
 //! views, response_urls    modals and triggers; response_urls
 //! limits           rate limits
 //! streams          streamed messages
+//! sessions         agents' sessions
+//! blocks           limits of blocks
 //! delivery         retries, redirects, disabled apps
 //! socket_mode      connections of Socket Mode
 //! conformance      checks of answers
@@ -36,6 +38,8 @@ pub mod clock;
 pub mod conformance;
 pub mod delivery;
 pub mod limits;
+pub mod blocks;
+pub mod sessions;
 pub mod streams;
 pub mod tokens;
 pub mod oauth;
@@ -88,6 +92,7 @@ struct State {
     urls: response_urls::ResponseUrls,
     limits: limits::Limits,
     streams: streams::StreamSettings,
+    sessions: sessions::Sessions,
     fault_rules: fault_injection::FaultRules,
     failure_stats: delivery::AppFailureStats,
     sockets: socket_mode::SocketMode,

@@ -119,13 +119,16 @@ const DEV: Order = &[
     ("postgres", &["eventually", "port", "process", "run_dir"]),
 ];
 
+/// The console shares the API's pages of lists and its errors.
 const CONTROL: Order = &[
     ("config", &[]),
+    ("cookies", &[]),
     ("metrics", &[]),
     ("server", &[]),
     ("api", &["metrics"]),
-    ("install", &["metrics"]),
-    ("app", &["api", "config", "install", "metrics", "server"]),
+    ("console", &["api", "cookies", "metrics"]),
+    ("install", &["cookies", "metrics"]),
+    ("app", &["api", "config", "console", "install", "metrics", "server"]),
 ];
 
 /// Returns the first words of the paths that begin with `crate::`, in code.
