@@ -7,10 +7,7 @@ use shared::{
     store::{ApiCaller, StoreError},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{OwnedSemaphorePermit, TryAcquireError},
-    time::Instant,
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Maximum number of responses that are streamed at once.
 pub const MAX_STREAMS: usize = 8;
@@ -46,7 +43,7 @@ impl StreamPermit {
     /// Fails when too many responses are streamed.
     pub fn acquire(api: &Arc<Api>, caller: &ApiCaller) -> Result<Self, Problem> {
         let permit = Arc::clone(&api.streams).try_acquire_owned();
-        let permit = permit.map_err(|TryAcquireError::Closed | TryAcquireError::NoPermits| {
+        let permit = permit.map_err(|_| {
             api.metrics.record_rejection(Rejection::Overloaded);
             Problem::unavailable("too many exports are in progress").retry_after(10)
         })?;
