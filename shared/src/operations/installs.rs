@@ -4,9 +4,7 @@ use super::{OperationError, Operations, Result, directory};
 use crate::{
     domain::{AgentId, ConnectionId, InstallLink, OrgId, is_return_url_allowed},
     secrets::Secret,
-    store::{
-        LimitedKind, NewInstallLink, NewInstallation, OpenInstallLink, RecordedInstallation,
-    },
+    store::{LimitedKind, NewInstallLink, NewInstallation, OpenInstallLink, RecordedInstallation},
 };
 use async_nats::jetstream;
 use std::time::Duration;

@@ -381,9 +381,8 @@ async fn bounds_streamed_responses() {
                     from generate_series(1, 40000) n";
     sqlx::query(insert).execute(&env.pool).await.expect("rows");
     let caller = Caller::create(&env, "viewer", None);
-    let get = async || {
-        caller.request(Method::GET, "/v1/usage.csv").send().await.expect("an answer")
-    };
+    let get =
+        async || caller.request(Method::GET, "/v1/usage.csv").send().await.expect("an answer");
     let mut streams = Vec::new();
     for _ in 0..8 {
         streams.push(get().await);

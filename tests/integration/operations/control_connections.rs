@@ -214,7 +214,8 @@ async fn send_during(
     };
     let commit = async {
         eventually("the change waits", TIMEOUT, async || {
-            let waits = "select exists (select from pg_stat_activity where datname = current_database()
+            let waits =
+                "select exists (select from pg_stat_activity where datname = current_database()
                                            and wait_event_type = 'Lock')";
             let waits: bool = sqlx::query_scalar(waits).fetch_one(&env.pool).await.ok()?;
             waits.then_some(())
@@ -246,8 +247,7 @@ async fn keeps_concurrent_changes() {
     assert_eq!(stored.name, "Helper");
     assert_eq!(stored.secret.expose(), "secret of helper of acme", "the newer secret");
 
-    let new =
-        json!({ "organization": "acme", "app": "A07", "team": "T07", "signing_secret": "x" });
+    let new = json!({ "organization": "acme", "app": "A07", "team": "T07", "signing_secret": "x" });
     let (status, made) = owner.post("/v1/connections", &new).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
     let path = format!("/v1/connections/{}", made["id"].as_str().expect("an id"));
@@ -269,10 +269,7 @@ async fn limits_objects_of_organization() {
     let (env, owner) = start_control().await;
     let agents = "/v1/organizations/acme/agents";
     let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
-    assert_eq!(
-        owner.send(Method::PUT, &format!("{agents}/first"), &agent).await.0,
-        StatusCode::OK
-    );
+    assert_eq!(owner.send(Method::PUT, &format!("{agents}/first"), &agent).await.0, StatusCode::OK);
     for sql in [
         "insert into apps (id, client_id, client_secret, signing_secret, scopes, redirect_url)
          values ('A07', '1', 'k1:', 'k1:', '{}', 'https://example.com/')",

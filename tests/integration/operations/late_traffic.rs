@@ -139,7 +139,8 @@ async fn deletes_in_bounded_steps() {
     let age = "update connections set updated_at = now() - interval '3 days' where id = $1";
     sqlx::query(age).bind(&id).execute(&env.pool).await.expect("aged");
     for expected in [1, 1, 1, 1, 0] {
-        let delete = "select delete_uninstalled_connections(interval '2 days', 100, 0) where $1 <> ''";
+        let delete =
+            "select delete_uninstalled_connections(interval '2 days', 100, 0) where $1 <> ''";
         assert_eq!(count(&env, delete, "x").await, expected);
     }
     assert_eq!(count(&env, "select count(*) from connections where id = $1", &id).await, 0);

@@ -21,8 +21,8 @@ mod usage;
 
 pub use agents::AgentState;
 pub use backlog::{
-    BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
-    DeliveryPosition, EXACT_MAX, OutboxBacklog,
+    BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows,
+    DeadLetterPosition, DeliveryPosition, EXACT_MAX, OutboxBacklog,
 };
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
@@ -34,9 +34,7 @@ pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
 pub use obstacles::Obstacle;
 pub use outbox_failures::OutboxFailure;
-pub use replays::{
-    CreatedReplay, MAX_OPEN_REPLAYS, NewReplay, Replay, ReplayResult, ReplayState,
-};
+pub use replays::{CreatedReplay, MAX_OPEN_REPLAYS, NewReplay, Replay, ReplayResult, ReplayState};
 pub use retention::PruneStats;
 pub use sealed_columns::{SEALED_COLUMNS, SealedColumn};
 pub use usage::{HourlyUsage, UsageFilter, UsageRow};

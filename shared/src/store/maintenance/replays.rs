@@ -113,10 +113,12 @@ impl Store {
         new: &NewReplay,
     ) -> Result<CreatedReplay, StoreError> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("-- replays.lock_connection\n select 1 from connections where id = $1 for update")
-            .bind(new.connection.to_string())
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "-- replays.lock_connection\n select 1 from connections where id = $1 for update",
+        )
+        .bind(new.connection.to_string())
+        .execute(&mut *tx)
+        .await?;
         let (exists, open): (bool, i64) = sqlx::query_as(
             "-- replays.count_open
              select exists (select from replays where id = $1),
