@@ -713,6 +713,18 @@ create table api_keys (
 );
 create index api_keys_by_org on api_keys (org_id) where org_id is not null;
 
+-- Sessions of browsers in the console, each begun with an API key, whose role and organization it has.
+create table console_sessions (
+    session_hash    bytea primary key,
+    api_key_id      text not null references api_keys (id) on delete cascade,
+    created_at      timestamptz not null default now(),
+    expires_at      timestamptz not null,
+    -- Written at most once a minute.
+    used_at         timestamptz not null default now()
+);
+create index console_sessions_expires on console_sessions (expires_at);
+create index console_sessions_of_key on console_sessions (api_key_id);
+
 -- Responses of writes by the control API, for repeated requests. `response` is sealed.
 create table idempotency_keys (
     api_key_id      text not null references api_keys (id) on delete cascade,
@@ -904,6 +916,8 @@ create table runs (
     -- Outcome, once the agent has ended.
     ended           text,
     started_at      timestamptz not null default now(),
+    -- Time of the newest part: later failures are counted from it.
+    progressed_at   timestamptz,
     primary key (connection_id, lane, position)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 create index runs_by_agent on runs (org_id, agent_id);
@@ -966,6 +980,8 @@ create index delivery_log_by_event on delivery_log (connection_id, event_id);
 create index delivery_log_by_message on delivery_log (connection_id, channel_id, ts);
 create index delivery_log_by_agent on delivery_log (org_id, agent_id, at);
 create index delivery_log_by_key on delivery_log (dedup_key);
+create index delivery_log_by_user on delivery_log (user_id, at) where user_id is not null;
+create index delivery_log_at on delivery_log (at);
 
 -- Pauses of agents, and of sending for connections. Their time does not count as age.
 create table pauses (

@@ -45,6 +45,8 @@ mod delivery {
     mod soak;
     mod agents;
     mod answers;
+    mod markdown;
+    mod sessions;
     mod streaming;
     mod run_controls;
     mod forwarding;
@@ -72,6 +74,7 @@ mod operations {
     mod apply;
     mod apps;
     mod tenants;
+    mod local_development;
     mod late_traffic;
     mod key_rotation;
     mod secrets;
@@ -83,6 +86,8 @@ mod operations {
     mod development;
     mod audit_and_redrive;
     mod audit_log;
+    mod console;
+    mod console_webhooks;
     mod control_api;
     mod control_connections;
     mod control_schema;
@@ -112,6 +117,8 @@ mod deployment {
     mod messages;
     mod deploy;
     mod artifacts;
+    mod quickstart;
+    mod reference;
     mod rolling_restart;
 }
 
@@ -127,6 +134,7 @@ mod meta {
     mod checker;
     mod harness;
     mod fake_slack;
+    mod fake_slack_sockets;
     mod fake_slack_streams;
     mod fake_slack_delivery;
     mod slack_simulator;

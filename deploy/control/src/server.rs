@@ -3,14 +3,17 @@
 //! Not `axum::serve`, which sets no timeout: silent sockets, and those of peers that do not read, would
 //! stay open for ever.
 
-use axum::{Router, extract::Request};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
 use shared::runtime::{IdleTimeoutStream, RequestPhase};
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -43,13 +46,13 @@ pub async fn serve(
         (permit, listener.accept().await)
     };
     while let Some(accepted) = stop.run_until_cancelled(accept()).await {
-        let (Ok(permit), Ok((socket, _))) = accepted else {
+        let (Ok(permit), Ok((socket, peer))) = accepted else {
             warn!("failed to accept HTTP connection");
             sleep(ACCEPT_RETRY_INTERVAL).await;
             continue;
         };
         let _ = socket.set_nodelay(true); // a failure only delays responses
-        serve_connection(socket, router.clone(), permit, &graceful);
+        serve_connection(socket, peer, router.clone(), permit, &graceful);
     }
     drop(listener);
     if timeout(FINISH_TIMEOUT - FINISH_MARGIN, graceful.shutdown()).await.is_err() {
@@ -59,11 +62,13 @@ pub async fn serve(
 
 fn serve_connection(
     socket: TcpStream,
+    peer: SocketAddr,
     router: Router,
     permit: OwnedSemaphorePermit,
     graceful: &GracefulShutdown,
 ) {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
     // hyper limits reads. A peer that does not read its responses would keep its place for ever.

@@ -5,6 +5,7 @@ use crate::{
     domain::ConnectionId,
     store::{
         CreatedReplay, DeliveryFilter, EndedDeliveries, FailureFilter, MAX_OPEN_REPLAYS, NewReplay,
+        RevealedWebhook,
     },
 };
 use time::OffsetDateTime;
@@ -97,6 +98,16 @@ impl Operations {
             true => Ok(()),
             false => Err(missing()),
         }
+    }
+
+    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has none.
+    pub async fn reveal_webhook(
+        &self,
+        connection: ConnectionId,
+        dedup_key: &str,
+    ) -> Result<Option<RevealedWebhook>> {
+        self.require_connection(connection).await?;
+        Ok(self.store.reveal_webhook(&self.actor, connection, dedup_key).await?)
     }
 
     fn own_deliveries(&self, filter: &DeliveryFilter) -> DeliveryFilter {

@@ -164,9 +164,7 @@ async fn creates_no_connection_of_others_app() {
         let query = sqlx::query(declare).bind(app).bind(org);
         query.execute(&env.pool).await.expect("declared");
     }
-    let new = |org: &str, app: &str, team: &str| {
-        json!({ "organization": org, "app": app, "team": team, "signing_secret": "x" })
-    };
+    let new = |org: &str, app: &str, team: &str| json!({ "organization": org, "app": app, "team": team, "signing_secret": "x" });
     let (status, why) = all.post("/v1/connections", &new("other", "A0PLAIN", "T1")).await;
     assert_eq!(status, StatusCode::CREATED, "{why}");
     for app in ["A0SHARED", "A0OTHER", "A0PLAIN"] {

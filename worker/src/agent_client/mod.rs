@@ -20,10 +20,10 @@ mod ssrf_guard;
 pub use event_stream::{AgentStream, StreamEvent};
 #[cfg(test)]
 pub use events::TaskStatus;
-pub use events::{AgentEvent, AgentFailure, TaskUpdate};
+pub use events::{AgentEvent, AgentFailure, Prompt, TaskUpdate};
 pub use forward::ForwardResult;
 pub use metrics::AgentMetrics;
-pub use reply::AgentReply;
+pub use reply::{AgentReply, SessionChange};
 pub use ssrf_guard::Networks;
 
 use reply::parse_reply;

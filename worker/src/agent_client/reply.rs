@@ -1,5 +1,6 @@
 //! JSON answers of agents.
 
+use super::events::{Prompt, read_prompts, read_title};
 use serde_json::{Value, json};
 use shared::slack::repair;
 
@@ -8,10 +9,20 @@ use shared::slack::repair;
 pub struct AgentReply {
     /// Message with `text` and `blocks`.
     pub message: Value,
+    /// Markdown that replaces the text.
+    pub markdown: Option<String>,
     /// True if only the author of the message sees the reply.
     pub ephemeral: bool,
     /// True for a reply in a thread; by default that depends on the conversation.
     pub thread: Option<bool>,
+    pub session: SessionChange,
+}
+
+/// Change of the session in Slack.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionChange {
+    pub title: Option<String>,
+    pub prompts: Option<Vec<Prompt>>,
 }
 
 /// Parses a reply. Fields that an agent may not set or that have a wrong type are dropped, null
@@ -25,11 +36,14 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
         serde_json::from_str(&answer).map_err(|_| "its answer is not {\"text\":…}")?;
     let fields = answer.as_object().ok_or("its answer is not {\"text\":…}")?;
     let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
-    let text = field("text").and_then(Value::as_str).unwrap_or_default();
+    let string = |name: &str| field(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let (text, markdown) = (string("text").unwrap_or_default(), string("markdown"));
     let blocks = field("blocks").and_then(Value::as_array).filter(|blocks| !blocks.is_empty());
     let message = match (text.is_empty(), blocks) {
+        (true, None) if markdown.is_some() => json!({ "text": "" }),
         (true, None) => {
             let has_wrong_type = field("text").is_some_and(|text| !text.is_string())
+                || field("markdown").is_some_and(|text| !text.is_string())
                 || field("blocks").is_some_and(|blocks| !blocks.is_array());
             return match has_wrong_type {
                 true => Err("its answer has text that is no string, or blocks that are no list"),
@@ -41,7 +55,11 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
     };
     let flag = |name: &str| field(name).and_then(Value::as_bool);
     let ephemeral = flag("ephemeral").unwrap_or_default();
-    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread") }))
+    let markdown = markdown.map(str::to_owned);
+    let (title, prompts) =
+        (answer["title"].as_str().and_then(read_title), read_prompts(&answer["prompts"]));
+    let session = SessionChange { title, prompts };
+    Ok(Some(AgentReply { message, markdown, ephemeral, thread: flag("thread"), session }))
 }
 
 #[cfg(test)]
@@ -51,12 +69,17 @@ mod tests {
     #[test]
     fn reads_only_allowed_fields() {
         let reply = parse_reply(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
-        let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
+        let (message, markdown) = (json!({ "text": "hi" }), None);
+        let session = SessionChange::default();
+        let answer = AgentReply { message, markdown, ephemeral: true, thread: None, session };
         assert_eq!(reply, Ok(Some(answer)));
+        let reply = parse_reply(br##"{"markdown":"# hi","blocks":null}"##).expect("an answer");
+        assert_eq!(reply.and_then(|reply| reply.markdown).as_deref(), Some("# hi"));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
             assert_eq!(parse_reply(nothing), Ok(None));
         }
         assert!(parse_reply(b"hi").is_err() && parse_reply(br#"{"blocks":"x"}"#).is_err());
+        assert!(parse_reply(br#"{"markdown":["x"]}"#).is_err());
         let null = parse_reply(br#"{"text":"hi","blocks":null,"thread":null}"#).expect("an answer");
         assert_eq!(null.map(|answer| answer.message), Some(json!({"text": "hi"})));
         for odd in [

@@ -34,6 +34,10 @@ mod stream_permit;
 mod usage;
 mod webhooks;
 
+pub use caller::org_filter;
+pub use page::{Page, PageQuery, unknown_cursor};
+pub use problem::Problem;
+
 use crate::metrics::Metrics;
 use async_nats::jetstream;
 use axum::{
@@ -44,7 +48,6 @@ use axum::{
     routing::get,
 };
 use governor::{DefaultKeyedRateLimiter, Quota, clock::DefaultClock};
-use problem::Problem;
 use shared::{
     domain::Actor,
     operations::Operations,

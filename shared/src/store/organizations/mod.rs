@@ -2,6 +2,7 @@
 
 mod agents;
 mod api_keys;
+mod console_sessions;
 mod conversations;
 mod idempotency_keys;
 mod limits;

@@ -1,29 +1,25 @@
 //! Sends messages and the command `clear` to an agent in mode `reply`.
-//!
-//! While a slow agent works the thread shows a status. A status that Slack rejects is ignored.
 
-use super::{Completion, message_policy::restrict};
+use super::{
+    Completion,
+    message_policy::{AnswerPolicy, restrict},
+};
 use crate::{
     agent_client::{
         AgentError, AgentReply, AgentRequest, AgentStream, Answer, FailureKind, MessageContent,
-        Trigger,
+        SessionChange, Trigger,
     },
-    context::{Context, WorkerTerm},
-    routing::{self, AgentMessage, Webhook},
-    slack::Method,
+    context::Context,
+    dispatch::content,
+    routing::{self, Webhook},
 };
 use serde_json::Value;
 use shared::{
-    domain::TeamId,
     runtime::telemetry::ErrorChain,
     slack::InboundPayload,
     store::{Agent, Connection, ConnectionFacts, RunControlReason},
 };
-use std::time::Duration;
 use tracing::warn;
-
-/// Time after which the status of an agent is shown.
-const STATUS_AFTER: Duration = Duration::from_secs(2);
 
 /// Version of the protocol.
 const PROTOCOL: u8 = 2;
@@ -32,6 +28,8 @@ const PROTOCOL: u8 = 2;
 #[expect(clippy::large_enum_variant, reason = "returned, never stored")]
 pub enum Asked {
     Completed(Completion),
+    /// Answered by JSON, perhaps with a change of the session in Slack.
+    Replied(Completion, SessionChange),
     Streaming(AgentStream),
 }
 
@@ -47,7 +45,6 @@ pub struct Run<'a> {
 /// stream of the answer.
 pub async fn ask(
     context: &Context,
-    term: &WorkerTerm,
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
@@ -84,8 +81,23 @@ pub async fn ask(
         let message = "the webhook holds no message for an agent".to_owned();
         return Err(AgentError { kind: FailureKind::Refused, message, retry_after: None });
     };
-    let answer =
-        ask_message(context, term, agent, connection, webhook, &message, session, run).await?;
+    let request = AgentRequest {
+        protocol: PROTOCOL,
+        kind: "message",
+        run: run.id,
+        trigger: trigger(webhook, "message", message.ts),
+        connection: connection.id,
+        team: &message.team,
+        channel: &message.channel,
+        user: message.user,
+        text: message.text,
+        ts: message.ts,
+        thread_ts: message.thread_ts,
+        session,
+        content: content(webhook),
+    };
+    let id = webhook.envelope.dedup_key.as_str();
+    let answer = context.agents.ask(agent, id, &request, run.resume_after).await?;
     let reply = match answer {
         Answer::Reply(reply) => reply,
         Answer::Stream(stream) => return Ok(Asked::Streaming(stream)),
@@ -96,59 +108,24 @@ pub async fn ask(
     };
     Ok(Asked::Completed(match reply {
         Some(_) if unwanted.is_some() => Completion::new(unwanted.unwrap_or_default()),
-        Some(AgentReply { message: mut answer, ephemeral, thread }) => {
-            restrict(&mut answer, agent, connection);
-            Completion::with_messages("completed", vec![message.reply(answer, ephemeral, thread)])
+        Some(AgentReply { message: answer, markdown, ephemeral, thread, session: change }) => {
+            let answers = match markdown {
+                Some(markdown) => {
+                    let blocks = answer["blocks"].as_array().map_or(&[][..], Vec::as_slice);
+                    let broadcasts = AnswerPolicy::new(agent, connection).broadcasts;
+                    content::messages(&markdown, blocks, broadcasts)
+                }
+                None => vec![answer],
+            };
+            let reply = |mut answer| {
+                restrict(&mut answer, agent, connection);
+                message.reply(answer, ephemeral, thread)
+            };
+            let messages = answers.into_iter().map(reply).collect();
+            return Ok(Asked::Replied(Completion::with_messages("completed", messages), change));
         }
         None => Completion::new("completed"),
     }))
-}
-
-#[allow(clippy::too_many_arguments)]
-async fn ask_message(
-    context: &Context,
-    term: &WorkerTerm,
-    agent: &Agent,
-    connection: &Connection,
-    webhook: &Webhook<'_>,
-    message: &AgentMessage<'_>,
-    session: i64,
-    run: Run<'_>,
-) -> Result<Answer, AgentError> {
-    let team: &TeamId = &message.team;
-    let request = AgentRequest {
-        protocol: PROTOCOL,
-        kind: "message",
-        run: run.id,
-        trigger: trigger(webhook, "message", message.ts),
-        connection: connection.id,
-        team,
-        channel: &message.channel,
-        user: message.user,
-        text: message.text,
-        ts: message.ts,
-        thread_ts: message.thread_ts,
-        session,
-        content: content(webhook),
-    };
-    let id = webhook.envelope.dedup_key.as_str();
-    let mut call = std::pin::pin!(context.agents.ask(agent, id, &request, run.resume_after));
-    let mut status = std::pin::pin!(async {
-        tokio::time::sleep(STATUS_AFTER).await;
-        set_status(context, term, connection, message, "is thinking…").await;
-    });
-    let mut shown = false;
-    let answer = loop {
-        tokio::select! {
-            answer = &mut call => break answer,
-            () = &mut status, if !shown => shown = true,
-        }
-    };
-    // Slack removes the status when a reply is posted.
-    if shown && !matches!(answer, Ok(Answer::Reply(Some(_)) | Answer::Stream(_))) {
-        set_status(context, term, connection, message, "").await;
-    }
-    answer
 }
 
 /// Returns the outcome of a message that was deleted, or whose answer was stopped, meanwhile. Nobody
@@ -190,23 +167,4 @@ fn content(webhook: &Webhook<'_>) -> MessageContent {
     };
     let (files, attachments, blocks) = (list("files"), list("attachments"), list("blocks"));
     MessageContent { files, attachments, blocks }
-}
-
-async fn set_status(
-    context: &Context,
-    term: &WorkerTerm,
-    connection: &Connection,
-    message: &AgentMessage<'_>,
-    status: &str,
-) {
-    let Some(token) = &connection.bot_token else { return };
-    let slack = &context.slack;
-    let Ok(permit) = slack.permit(connection.id, Method::SetStatus).await else { return };
-    let thread = message.thread_ts.unwrap_or(message.ts);
-    let body = serde_json::json!({
-        "channel_id": message.channel.as_str(), "thread_ts": thread, "status": status,
-    });
-    if term.holds() {
-        slack.call(permit, token, &body).await;
-    }
 }

@@ -4,7 +4,7 @@
 //! seconds even while text comes. So an answer continues in another message before that.
 
 use super::{
-    chunks::{Chunk, push},
+    chunks::{Chunk, is_table, push},
     fences::Fences,
 };
 use std::collections::HashSet;
@@ -13,6 +13,9 @@ use std::collections::HashSet;
 pub const SEGMENT_BYTES_MAX: usize = 9_000;
 /// Maximum cards of a segment: tasks and blocks.
 pub const SEGMENT_CARDS_MAX: usize = 40;
+/// Maximum cards and texts of a segment. Slack's limit is 50 blocks in a message, and each text
+/// between cards is one.
+const SEGMENT_BLOCKS_MAX: usize = 48;
 /// Bytes that are kept for the text that closes a code fence.
 const CLOSING_BYTES: usize = 120;
 
@@ -29,11 +32,16 @@ pub struct PlannedPart {
 pub struct SegmentPlan {
     bytes: usize,
     cards: usize,
+    /// Texts between cards.
+    texts: usize,
+    /// True if the last block is a text.
+    is_in_text: bool,
+    /// True if a block is a table: Slack refuses a second one in a message.
+    has_table: bool,
     tasks: HashSet<String>,
     fences: Fences,
     /// The next part begins a segment.
     begins: bool,
-    last_char: Option<char>,
 }
 
 impl SegmentPlan {
@@ -60,10 +68,6 @@ impl SegmentPlan {
         self.fences = Fences::default();
     }
 
-    pub fn last_char(&self) -> Option<char> {
-        self.last_char
-    }
-
     /// Returns the text that completes the segment.
     pub fn closing(&self) -> String {
         self.fences.closing()
@@ -78,7 +82,10 @@ impl SegmentPlan {
                 Chunk::MarkdownText { text } => self.add_text(&text, &mut parts),
                 Chunk::Blocks { blocks } => {
                     for blocks in blocks.chunks(SEGMENT_CARDS_MAX) {
-                        self.add_whole(Chunk::Blocks { blocks: blocks.to_vec() }, &mut parts);
+                        let groups = blocks.chunk_by(|_, next| !is_table(next));
+                        for blocks in groups {
+                            self.add_whole(Chunk::Blocks { blocks: blocks.to_vec() }, &mut parts);
+                        }
                     }
                 }
                 task @ Chunk::TaskUpdate { .. } => self.add_whole(task, &mut parts),
@@ -88,6 +95,9 @@ impl SegmentPlan {
     }
 
     fn add_text(&mut self, mut text: &str, parts: &mut Vec<PlannedPart>) {
+        if !self.is_in_text && self.cards + self.texts >= SEGMENT_BLOCKS_MAX {
+            self.end_segment();
+        }
         while !text.is_empty() {
             let used = if self.begins { self.fences.clone().reopen().len() } else { self.bytes };
             let room = (SEGMENT_BYTES_MAX - CLOSING_BYTES).saturating_sub(used);
@@ -109,7 +119,9 @@ impl SegmentPlan {
     fn add_whole(&mut self, chunk: Chunk, parts: &mut Vec<PlannedPart>) {
         let cards = self.new_cards(&chunk);
         let fits = self.bytes + chunk.size() + CLOSING_BYTES <= SEGMENT_BYTES_MAX
-            && self.cards + cards <= SEGMENT_CARDS_MAX;
+            && self.cards + cards <= SEGMENT_CARDS_MAX
+            && self.cards + self.texts + cards <= SEGMENT_BLOCKS_MAX
+            && !(self.has_table && chunk.has_table());
         if !fits && !self.begins && self.bytes + self.cards > 0 {
             self.end_segment();
         }
@@ -120,10 +132,10 @@ impl SegmentPlan {
         if std::mem::take(&mut self.begins) {
             let opening = self.fences.reopen();
             let fences = std::mem::take(&mut self.fences);
-            *self =
-                Self { bytes: opening.len(), fences, last_char: self.last_char, ..Self::default() };
+            *self = Self { bytes: opening.len(), fences, ..Self::default() };
             let mut chunks = Vec::new();
             if !opening.is_empty() {
+                (self.texts, self.is_in_text) = (1, true);
                 chunks.push(Chunk::MarkdownText { text: opening });
             }
             parts.push(PlannedPart { begins: true, chunks });
@@ -138,9 +150,14 @@ impl SegmentPlan {
 
     fn count(&mut self, chunk: &Chunk) {
         self.bytes += chunk.size();
-        self.cards += self.new_cards(chunk);
+        let new_cards = self.new_cards(chunk);
+        self.cards += new_cards;
+        if !chunk.text().is_empty() && !std::mem::replace(&mut self.is_in_text, true) {
+            self.texts += 1;
+        }
+        self.is_in_text &= new_cards == 0;
+        self.has_table |= chunk.has_table();
         self.fences.push(chunk.text());
-        self.last_char = chunk.text().chars().last().or(self.last_char);
         if let Chunk::TaskUpdate { id, .. } = chunk {
             self.tasks.insert(id.clone());
         }
@@ -155,16 +172,22 @@ impl SegmentPlan {
     }
 }
 
-/// Returns the length of the text that fits into `room` bytes: up to a line's end, else a space,
-/// else any character.
+/// Returns the text that completes a message with this content: the end of an open code fence.
+pub fn closing_of(content: &[Chunk]) -> String {
+    SegmentPlan::resume(content, true).closing()
+}
+
+/// Returns the length of the text that fits into `room` bytes: up to a paragraph's end, else a
+/// line's, else a space, else any character.
 fn cut(text: &str, room: usize) -> usize {
     if text.len() <= room {
         return text.len();
     }
     let end = (0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
     let fits = &text[..end];
-    let after = |c: char| fits.rfind(c).map(|at| at + 1).filter(|at| *at > end / 2);
-    after('\n').or_else(|| after(' ')).unwrap_or(end)
+    let after =
+        |border: &str| fits.rfind(border).map(|at| at + border.len()).filter(|at| *at > end / 2);
+    after("\n\n").or_else(|| after("\n")).or_else(|| after(" ")).unwrap_or(end)
 }
 
 #[cfg(test)]

@@ -37,6 +37,16 @@ impl Fences {
         }
     }
 
+    /// Returns whether the text ends within a fence.
+    pub fn is_open(&self) -> bool {
+        self.at_end_of_line().is_some()
+    }
+
+    /// Returns whether the next text begins a line.
+    pub fn is_at_line_start(&self) -> bool {
+        !self.is_in_line
+    }
+
     /// Returns the text that closes an open fence, empty without one.
     pub fn closing(&self) -> String {
         let Some(fence) = self.at_end_of_line() else { return String::new() };

@@ -1,6 +1,10 @@
 //! Content of an answer, in the form of Slack's stream chunks.
 
-use crate::{agent_client::TaskUpdate, dispatch::agents::without_broadcasts};
+use super::{
+    broadcasts::plain_markdown,
+    tables::{code, text_of_table},
+};
+use crate::agent_client::TaskUpdate;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -29,12 +33,12 @@ pub enum Chunk {
 
 impl Chunk {
     pub fn task(task: TaskUpdate) -> Self {
-        let short = |text: String| text.chars().take(TASK_CHARS_MAX).collect();
+        let short = |text: &str| text.chars().take(TASK_CHARS_MAX).collect();
         Self::TaskUpdate {
-            id: short(task.id),
-            title: short(task.title),
+            id: short(&task.id),
+            title: short(&plain_markdown(&task.title)),
             status: task.status.as_str().to_owned(),
-            details: short(task.details),
+            details: short(&plain_markdown(&task.details)),
         }
     }
 
@@ -46,6 +50,26 @@ impl Chunk {
         }
     }
 
+    pub fn has_table(&self) -> bool {
+        matches!(self, Self::Blocks { blocks } if blocks.iter().any(is_table))
+    }
+
+    /// Returns the text to which the chunk is reduced after Slack refused its form: for a block that
+    /// is a table its cells, for other blocks and tasks nothing.
+    pub fn reduced(&self) -> Option<Self> {
+        let text = match self {
+            Self::MarkdownText { text } => text.clone(),
+            Self::TaskUpdate { .. } => String::new(),
+            Self::Blocks { blocks } => blocks
+                .iter()
+                .map(text_of_table)
+                .filter(|text| !text.is_empty())
+                .map(|text| format!("\n{}", code(&text)))
+                .collect(),
+        };
+        (!text.is_empty()).then_some(Self::MarkdownText { text })
+    }
+
     /// Returns the size in bytes that counts for Slack's limit of a message.
     pub fn size(&self) -> usize {
         match self {
@@ -54,6 +78,11 @@ impl Chunk {
             Self::Blocks { blocks } => blocks.iter().map(|block| block.to_string().len()).sum(),
         }
     }
+}
+
+/// Returns whether a block is a table.
+pub fn is_table(block: &Value) -> bool {
+    block["type"] == "table"
 }
 
 /// Appends a chunk; text continues the text before it.
@@ -69,16 +98,6 @@ pub fn push(chunks: &mut Vec<Chunk>, chunk: Chunk) {
 /// Returns the text of chunks.
 pub fn text_of(chunks: &[Chunk]) -> String {
     chunks.iter().map(Chunk::text).collect()
-}
-
-/// Replaces broadcasts in text by plain text, also those that two parts form together. `before` is
-/// the last character before the text.
-pub fn plain_text(before: Option<char>, text: &str) -> String {
-    let plain = without_broadcasts(text);
-    match before == Some('<') && plain.starts_with('!') {
-        true => format!("\u{200b}{plain}"),
-        false => plain,
-    }
 }
 
 #[cfg(test)]
@@ -102,6 +121,11 @@ mod tests {
                 "status": "in_progress",
             })
         );
+        let blocks =
+            vec![json!({ "type": "table", "rows": [[{ "type": "raw_text", "text": "a" }]] })];
+        let table = Chunk::Blocks { blocks };
+        let text = Chunk::MarkdownText { text: "\n```\na\n```\n".into() };
+        assert_eq!((table.reduced(), task.reduced()), (Some(text), None));
         let mut chunks = vec![task];
         push(&mut chunks, Chunk::MarkdownText { text: "a".into() });
         push(&mut chunks, Chunk::MarkdownText { text: "b".into() });
@@ -109,18 +133,5 @@ mod tests {
             serde_json::to_value(&chunks[1..]).expect("JSON"),
             json!([{ "type": "markdown_text", "text": "ab" }])
         );
-    }
-
-    /// However a text is cut, it notifies nobody.
-    #[test]
-    fn cut_broadcasts_become_plain_text() {
-        let text = "a <!channel> b <!subteam^S1|team> <!here|here>";
-        for cut in 0..=text.len() {
-            let (first, second) = text.split_at(cut);
-            let first = plain_text(None, first);
-            let joined = plain_text(first.chars().last(), second);
-            let joined = first + &joined;
-            assert!(!joined.contains("<!"), "{joined}");
-        }
     }
 }
