@@ -281,7 +281,7 @@ const LATE_TRAFFIC: &str = "-- deleted_connections.recent
            or exists (select from delivery_log t where t.connection_id = d.id)
            or exists (select from outbox_log t where t.connection_id = d.id) as has_traffic
       from (select deleted_at, id from deleted_connections
-             where emptied_at is null and (deleted_at, id) > (coalesce($1, '-infinity'), $2)
+             where emptied_at is null and (deleted_at, id) > (coalesce($1::timestamptz, '-infinity'), $2)
              order by deleted_at, id limit $3) d
      order by d.deleted_at, d.id";
 
