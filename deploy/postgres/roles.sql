@@ -7,6 +7,7 @@
 -- tidegate_worker    workers: reads and writes rows, with the exceptions below
 -- tidegate_operator  the other verbs of `tidegate`: rows, too, but no lease, cursor or worker
 -- tidegate_control   the control API: only the tables and columns below
+-- tidegate_reader    the verbs of `tidegate` that only look, for people who change nothing: reads all rows, sealed values as they are
 --
 -- ingest has no role: it is not told where Postgres is. Roles have no password here; give them one, or certificates.
 -- The tests run under exactly these roles, and tests/integration/deployment/permissions.rs says what each may not do.
@@ -15,7 +16,7 @@ do $$
 declare
     name text;
 begin
-    foreach name in array array['tidegate_owner', 'tidegate_worker', 'tidegate_operator', 'tidegate_control'] loop
+    foreach name in array array['tidegate_owner', 'tidegate_worker', 'tidegate_operator', 'tidegate_control', 'tidegate_reader'] loop
         begin
             execute format('create role %I login', name);
             -- Behind the session's own: whoever forgets a transaction must not hold its locks.
@@ -30,11 +31,13 @@ end $$;
 
 revoke create on schema public from public;
 grant usage, create on schema public to tidegate_owner;
-grant usage on schema public to tidegate_worker, tidegate_operator, tidegate_control;
+grant usage on schema public to tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader;
 
 -- Whatever a migration makes: rows may be read and written, by both; neither truncates, alters or drops.
 alter default privileges for role tidegate_owner in schema public
     grant select, insert, update, delete on tables to tidegate_worker, tidegate_operator;
+alter default privileges for role tidegate_owner in schema public
+    grant select on tables to tidegate_reader;
 alter default privileges for role tidegate_owner in schema public
     grant usage on sequences to tidegate_worker, tidegate_operator;
 
@@ -154,7 +157,7 @@ begin
         (to_regprocedure('public.erase_organization_from_audit_log(text)'), 'tidegate_operator')
     ) as rules (called, who) loop
         if rule.called is not null then
-            execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control',
+            execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader',
                            rule.called);
             execute format('grant execute on function %s to %I', rule.called, rule.who);
         end if;

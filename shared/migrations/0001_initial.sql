@@ -868,6 +868,8 @@ create table runs (
     -- Outcome, once the agent has ended.
     ended           text,
     started_at      timestamptz not null default now(),
+    -- Time of the newest part: later failures are counted from it.
+    progressed_at   timestamptz,
     primary key (connection_id, lane, position)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 create index runs_by_agent on runs (org_id, agent_id);

@@ -352,6 +352,14 @@ mod tests {
         }
     }
 
+    /// The keys of rings and the states of HMACs, which are those of SHA-256. Compiles only if so.
+    #[test]
+    fn wipes_keys_on_drop() {
+        fn is_wiped<T: zeroize::ZeroizeOnDrop>() {}
+        is_wiped::<XChaCha20Poly1305>();
+        is_wiped::<sha2::Sha256>();
+    }
+
     #[test]
     fn prints_no_secrets() {
         let secret = Secret::new("xoxb-1".into()).expect("not empty");

@@ -42,9 +42,12 @@ impl AgentSettings {
             false => Err(OperationError::Invalid(rule.to_owned())),
         };
         require_name(&self.name)?;
-        let has_scheme = self.url.starts_with("https://") || self.url.starts_with("http://");
+        let rest = ["https://", "http://"].iter().find_map(|scheme| self.url.strip_prefix(scheme));
         let is_plain = self.url.bytes().all(|b| b.is_ascii_graphic());
-        require(has_scheme && is_plain, "url must be an http or https address")?;
+        let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+        require(!host.is_empty() && is_plain, "url must be an http or https address")?;
+        // A password would be stored in clear, and calls of such an address fail.
+        require(!host.contains('@'), "url must have no user or password")?;
         require(TIMEOUT_BOUNDS.contains(&self.timeout), "timeout_ms must be 1000 to 600000")?;
         let is_bounded = MAX_CONCURRENT_BOUNDS.contains(&self.max_concurrent);
         require(is_bounded, "max_concurrent must be 1 to 1000")?;

@@ -97,10 +97,16 @@ async fn sends_requests_as_documented() {
     assert!(check_schema("answer", &json!({ "blocks": "x" })).is_err());
 }
 
-/// An agent chooses visibility, thread and blocks of its reply; other fields have no effect.
+/// An agent chooses visibility, thread and blocks of its reply; other fields have no effect. Calls
+/// to agents and Slack use no proxy of the environment.
 #[tokio::test]
 async fn posts_reply_as_agent_requests() {
-    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    for name in ["http_proxy", "https_proxy", "all_proxy"] {
+        env.set(name, "http://127.0.0.1:1");
+    }
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
     let thread = |receipt: &Receipt| receipt.body.get("thread_ts").is_some();
 

@@ -158,6 +158,51 @@ fn sets_valid_settings_in_compose() {
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
+/// A process of the compose file has the keys of its role only, no superuser of Postgres, and no port
+/// for other machines. Agents reach neither NATS nor Postgres.
+#[test]
+fn separates_roles_in_compose() {
+    let names = |list: &Value| -> BTreeSet<String> {
+        let list = list.as_array().into_iter().flatten();
+        list.map(|name| name.as_str().expect("text").to_owned()).collect()
+    };
+    let (mut of_keys, mut ports) = (BTreeSet::new(), 0);
+    let (mut with_agents, mut with_servers) = (BTreeSet::new(), BTreeSet::new());
+    for (name, service) in services() {
+        let role = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+        let role = if role == "migrate" || role == "tidegate" { "operator" } else { role };
+        let volumes = service["volumes"].as_array().into_iter().flatten();
+        for volume in volumes.filter(|volume| volume.to_string().contains("keys")) {
+            match role {
+                "keys" => {} // makes them
+                _ => {
+                    let folder = (&volume["volume"]["subpath"], &volume["read_only"]);
+                    let expected = (&Value::from(role), &Value::from(true));
+                    assert_eq!(folder, expected, "{name}: {volume}");
+                }
+            }
+            of_keys.insert(role.to_owned());
+        }
+        let url = service["environment"]["TIDEGATE_POSTGRES_URL"].as_str();
+        assert!(url.is_none_or(|url| url.starts_with("postgres://tidegate_")), "{name}: {url:?}");
+        for port in names(&service["ports"]) {
+            assert!(port.starts_with("127.0.0.1:"), "{name}: {port}");
+            ports += 1;
+        }
+        let networks = names(&service["networks"]);
+        assert!(!networks.is_empty(), "{name} is in the network of all");
+        if name == "nats" || name == "postgres" {
+            with_servers.extend(networks);
+        } else if name == "agent" {
+            with_agents.extend(networks);
+        }
+    }
+    let roles = ["control", "ingest", "keys", "nats", "operator", "worker"];
+    assert!(of_keys.iter().eq(roles), "{of_keys:?}");
+    assert_eq!(ports, 2, "the proxy's and the API's");
+    assert!(!with_agents.is_empty() && with_agents.is_disjoint(&with_servers), "{with_agents:?}");
+}
+
 /// Budgets, buffers and the directory of an ingest add up to less than its container may use.
 #[test]
 fn fits_ingest_in_memory_limits() {

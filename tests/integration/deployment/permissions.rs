@@ -260,6 +260,49 @@ async fn restricts_operator_in_postgres() {
     assert_denied(&env, "tidegate_operator", &forbidden).await;
 }
 
+/// Whoever only looks needs no right to change anything.
+#[tokio::test]
+async fn restricts_reader_in_postgres() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let app = env.declare().expect("applied");
+    let forbidden = [
+        "create table mine (id bigint)",
+        "set role tidegate_owner",
+        "insert into organizations (id, name) values ('mine', '')",
+        "update agents set url = 'http://mine/'",
+        "delete from dead_letters",
+        "truncate dead_letters",
+        "update partition_cursors set owner = 'mine'",
+        "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
+        "select prune_audit_log(interval '400 days', 1)",
+        "select erase_organization_from_audit_log('mine')",
+    ];
+    assert_denied(&env, "tidegate_reader", &forbidden).await;
+
+    let database: String =
+        sqlx::query_scalar("select current_database()").fetch_one(&env.pool).await.expect("one");
+    env.set("TIDEGATE_POSTGRES_URL", &env.postgres.url_as("tidegate_reader", &database));
+    let id = app.connection.to_string();
+    let looks: [&[&str]; 8] = [
+        &["partitions"],
+        &["connections", "list"],
+        &["connections", "show", &id],
+        &["link-codes", "list"],
+        &["agents", "list"],
+        &["deliveries", "list"],
+        &["dead-letters", "list"],
+        &["audit-log"],
+    ];
+    for args in looks {
+        let ran = env.try_tidegate(args).expect("it runs");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {said}");
+    }
+    let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.code() == Some(1) && said.contains("permission denied"), "{said}");
+}
+
 /// The control API changes no connection's app, creates no API key or lease, and reads no secret but
 /// sealed ones.
 #[tokio::test]
@@ -322,6 +365,7 @@ async fn denies_ingest_in_postgres() {
         "tidegate_control",
         "tidegate_operator",
         "tidegate_owner",
+        "tidegate_reader",
         "tidegate_tests",
         "tidegate_worker",
     ];

@@ -150,6 +150,7 @@ async fn changes_agents_with_audit() {
     assert_eq!((status, paused["paused_at"].is_string()), (StatusCode::OK, true), "{paused}");
     for (body, expected) in [
         (json!({ "url": "ftp://x" }), 422),
+        (json!({ "url": "https://user:password@example.com/" }), 422),
         (json!({ "url": env.agent.url(), "timeout_ms": 1 }), 422),
         (json!({ "url": env.agent.url(), "unknown": 1 }), 422),
         (json!({ "name": "no url" }), 422),

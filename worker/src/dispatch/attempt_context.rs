@@ -65,7 +65,17 @@ impl AttemptContext {
         };
         let payloads = Batcher::new(&context.store, load);
         let save = |store: Store, writes: Vec<RunWrite>| async move {
-            each_result(writes.len(), store.save_runs(&writes).await)
+            match store.save_runs(&writes).await {
+                // A write that Postgres refuses must not hold up the others.
+                Err(error) if error.refuses_contents() && writes.len() > 1 => {
+                    let mut results = Vec::with_capacity(writes.len());
+                    for write in writes {
+                        results.extend(each_result(1, store.save_runs(&[write]).await));
+                    }
+                    results
+                }
+                result => each_result(writes.len(), result),
+            }
         };
         let run_writes = Batcher::new(&context.store, save);
         Self {

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNE_STATEMENTS: [(&str, &str); 23] = [
+const PRUNE_STATEMENTS: [(&str, &str); 22] = [
     (
         "delivery_lanes",
         "-- retention.delivery_lanes
@@ -17,22 +17,6 @@ const PRUNE_STATEMENTS: [(&str, &str); 23] = [
              select connection_id, lane from delivery_lanes where head > tail and worker is null
               limit $1
                 for update skip locked) and head > tail and worker is null",
-    ),
-    (
-        "runs",
-        "-- retention.runs (of deliveries that ended without the deletion of their run)
-         with ended as (
-             delete from runs where (connection_id, lane, position) in (
-                 select connection_id, lane, position from (
-                     select connection_id, lane, position from runs
-                      where started_at < now() - interval '1 hour' order by started_at
-                      limit least($1, 1000)) r
-                  where not exists (select from deliveries d
-                                     where d.connection_id = r.connection_id and d.lane = r.lane
-                                       and d.position = r.position))
-             returning connection_id, lane, position)
-         delete from run_parts p using ended e
-          where p.connection_id = e.connection_id and p.lane = e.lane and p.position = e.position",
     ),
     (
         "outbox_lanes",

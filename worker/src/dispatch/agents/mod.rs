@@ -13,7 +13,7 @@ pub use forward::forward;
 pub use message::{Asked, Run, ask, unwanted};
 pub use message_policy::AnswerPolicy;
 pub use sync_response::relay;
-pub use views::{answer_view, failure_notice};
+pub use views::{answer_view, failure_notice, failure_response};
 
 use bytes::Bytes;
 use shared::{domain::OutgoingMessage, store::Change};

@@ -12,6 +12,7 @@ use crate::{
 };
 use futures_util::future::BoxFuture;
 use shared::store::Agent;
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -88,6 +89,10 @@ impl<'a> Canceller<'a> {
     }
 }
 
+/// Maximum time of a write after the run was cancelled or took too long: Slack may refuse the calls
+/// of a connection for hours.
+const WRITE_WAIT: Duration = Duration::from_secs(30);
+
 /// Reads the agent's events and writes them until both have ended.
 pub(super) async fn execute(
     pending: &mut Pending,
@@ -98,7 +103,8 @@ pub(super) async fn execute(
     agent: Canceller<'_>,
     session: &ActiveSession,
 ) -> Executed {
-    let ended_before = writer.state.ended.clone();
+    let (delivery, ended_before) = (writer.delivery.clone(), writer.state.ended.clone());
+    let (mut has_answered, mut give_up) = (false, None::<(Instant, &'static str)>);
     let (mut idle, mut writing) = (None::<Writer>, Some(start(writer, Task::Settle)));
     let (mut end, mut last_progress, mut is_finishing) = (None, None, false);
     let (mut is_cancelled, mut cancelling) = (false, None::<BoxFuture<'_, ()>>);
@@ -145,6 +151,7 @@ pub(super) async fn execute(
             biased; // a run that is stopped writes nothing more
             reason = &mut cancelled, if !is_cancelled => {
                 is_cancelled = true;
+                give_up = give_up.or(Some((Instant::now() + WRITE_WAIT, reason.outcome())));
                 if is_open {
                     (end, stream) = (Some(pending.cancel(reason.outcome())), None);
                     cancelling = Some(agent.cancel(reason));
@@ -164,6 +171,10 @@ pub(super) async fn execute(
             }
             () = complete(&mut cancelling) => cancelling = None,
             event = next(&mut stream), if is_open && pending.has_room() => {
+                if !has_answered && matches!(event, Ok(Some(_))) {
+                    has_answered = true;
+                    agent.context.record_success(&delivery).await;
+                }
                 end = match event {
                     Ok(Some(event)) => {
                         session.apply(&event.event);
@@ -179,10 +190,17 @@ pub(super) async fn execute(
             _ = tokio::time::sleep_until(deadline), if is_open => {
                 let reason = CancelReason::Timeout;
                 end = Some(pending.end_with("The agent took too long.", reason.outcome()));
+                give_up = give_up.or(Some((Instant::now() + WRITE_WAIT, reason.outcome())));
                 stream = None;
                 cancelling = Some(agent.cancel(reason));
             }
             _ = tokio::time::sleep_until(wake.unwrap_or(deadline)), if wake.is_some() => {}
+            _ = tokio::time::sleep_until(give_up.map_or(deadline, |(at, _)| at)),
+                if give_up.is_some() && writing.is_some() =>
+            {
+                let outcome = give_up.map_or("cancelled", |(_, outcome)| outcome);
+                break (RunEnd::Write(WriteEnd::Gone(outcome)), None);
+            }
         }
     };
     drop(stream);
