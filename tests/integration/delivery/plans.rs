@@ -234,7 +234,6 @@ fn check_costs(env: &TestEnv, from: usize, when: &str) {
         "backlog.outbox",
         "runs.begin",
         "runs.save",
-        "runs.delete",
         "run_controls.find",
         "run_controls.recent",
     ] {
