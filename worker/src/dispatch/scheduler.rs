@@ -78,10 +78,9 @@ pub async fn run(
     };
     let mut watching = JoinSet::new(); // ends with this future
     watching.spawn(runs::watch_controls(Arc::clone(&controls)));
-    tokio::select! {
-        () = working => {}
-        () = sessions::show(&controls) => {}
-    }
+    watching.spawn(sessions::show(Arc::clone(&controls)));
+    working.await;
+    watching.abort_all();
     sessions::finish(&controls).await;
 }
 

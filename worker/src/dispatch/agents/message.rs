@@ -25,7 +25,6 @@ use tracing::warn;
 const PROTOCOL: u8 = 2;
 
 /// Answer of an agent to a webhook.
-#[expect(clippy::large_enum_variant, reason = "returned, never stored")]
 pub enum Asked {
     Completed(Completion),
     /// Answered by JSON, perhaps with a change of the session in Slack.

@@ -91,7 +91,7 @@ fn check(message: &Value) {
 
 #[test]
 fn any_markdown_becomes_messages() {
-    bolero::check!().with_iterations(10_000).with_type::<Vec<(u8, u8, char)>>().for_each(|steps| {
+    bolero::check!().with_iterations(1_500).with_type::<Vec<(u8, u8, char)>>().for_each(|steps| {
         messages(&document(steps), &[], false).iter().for_each(check);
     });
 }
@@ -100,7 +100,7 @@ fn any_markdown_becomes_messages() {
 #[test]
 fn any_pieces_become_messages() {
     type Piece = (Vec<(u8, u8, char)>, bool);
-    bolero::check!().with_iterations(1_000).with_type::<Vec<Piece>>().for_each(|pieces| {
+    bolero::check!().with_iterations(200).with_type::<Vec<Piece>>().for_each(|pieces| {
         let (mut markdown, mut plan) = (Markdown::new(false), SegmentPlan::new());
         let (mut kept, mut content) = (String::new(), Vec::<Chunk>::new());
         let show = |content: &[Chunk]| {

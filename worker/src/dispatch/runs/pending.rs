@@ -288,6 +288,6 @@ mod tests {
             AgentError { kind: FailureKind::Failing, message: String::new(), retry_after: None };
         assert_eq!(pending.take(Some(&StreamEnd::Failed(failed))).last_event_id, None);
         let batch = pending.take(Some(&StreamEnd::Completed("completed")));
-        assert_eq!((batch.last_event_id.as_deref(), batch.chunks.len()), (Some("5"), 2));
+        assert_eq!((batch.last_event_id.as_deref(), batch.chunks.len()), (Some("5"), 1));
     }
 }

@@ -137,7 +137,8 @@ pub async fn finish(context: &AttemptContext) {
 }
 
 /// Makes the calls that are due. Never returns.
-pub async fn show(context: &AttemptContext) {
+pub async fn show(context: Arc<AttemptContext>) {
+    let context = &*context;
     let sessions = &context.sessions;
     let mut calls = FuturesUnordered::new();
     loop {
