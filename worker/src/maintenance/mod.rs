@@ -40,6 +40,7 @@ pub async fn run(
     let tokens = token_refresh::run(
         context.store.clone(),
         context.slack.clone(),
+        Arc::clone(&context.metrics),
         Arc::clone(&context.token_expired),
         stop.clone(),
     );
