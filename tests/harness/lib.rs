@@ -66,6 +66,7 @@ pub mod process;
 pub mod binaries;
 
 pub mod run_dir;
+pub mod s2;
 pub mod fetch;
 pub mod port;
 pub mod eventually;

@@ -36,13 +36,23 @@ impl Store {
             }
             deleted => deleted?,
         };
+        self.delete_all_traffic(id, &mut deleted).await?;
+        Ok(deleted)
+    }
+
+    /// Deletes the traffic of a connection whose row is deleted, and adds the numbers.
+    pub async fn delete_all_traffic(
+        &self,
+        id: ConnectionId,
+        deleted: &mut DeletedConnection,
+    ) -> Result<(), StoreError> {
         loop {
             let step = self.delete_traffic(id).await?;
             deleted.outbox += step.outbox;
             deleted.deliveries += step.deliveries;
             deleted.dead_letters += step.dead_letters;
             if step.rows == 0 {
-                return Ok(deleted);
+                return Ok(());
             }
         }
     }

@@ -6,6 +6,7 @@ mod backlog;
 mod deliveries;
 mod delivery_operations;
 mod erasure;
+mod erasure_requests;
 mod export;
 mod failure_filter;
 mod key_rotation;
@@ -27,6 +28,7 @@ pub use backlog::{
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
 pub use erasure::{ERASED, ErasedRows};
+pub use erasure_requests::{ErasureRecord, ErasureTarget, OpenErasure};
 pub use export::ExportPosition;
 pub use failure_filter::FailureFilter;
 pub use key_rotation::RewrapStats;

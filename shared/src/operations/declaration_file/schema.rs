@@ -62,11 +62,11 @@
 //! events = ["connection.installed"]       # default: all
 //! ```
 
-use serde::Deserialize;
-use shared::domain::{
+use crate::domain::{
     AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EnterpriseId, LinkBy,
     NotificationEvent, OrgId, Surface, TeamId, UserId,
 };
+use serde::Deserialize;
 use toml::Spanned;
 
 #[derive(Deserialize)]
