@@ -263,10 +263,9 @@ mod tests {
             .with_type::<(Vec<u8>, Vec<(String, i64)>)>()
             .for_each(|(bytes, fields)| {
                 repair(bytes);
-                let value: Value = fields
-                    .iter()
-                    .rev()
-                    .fold(Value::Null, |inner, (key, n)| json!([{ key: n }, key, inner]));
+                let value = fields.iter().rev().fold(Value::Null, |inner, (key, n)| {
+                    Value::Array(vec![json!({ key: n }), json!(key), inner])
+                });
                 let is_deep = fields.len() >= JSON_DEPTH_MAX - 1;
                 let text = value.to_string();
                 assert!(is_deep || repair(text.as_bytes()) == text, "{text}");

@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn bounds_attempts_per_organization() {
-        bolero::check!().with_iterations(300).with_type::<Vec<(bool, u8)>>().for_each(|steps| {
+        bolero::check!().with_iterations(100).with_type::<Vec<(bool, u8)>>().for_each(|steps| {
             let (mut capacity, mut held) = (AttemptCapacity::default(), Vec::new());
             for (takes, organization) in steps.iter().cycle().take(600) {
                 let organization = (organization % 4).to_string();

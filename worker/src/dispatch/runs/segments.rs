@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn keeps_all_text_within_limits() {
         type Step = (u8, u16, bool);
-        bolero::check!().with_iterations(150).with_type::<Vec<Step>>().for_each(|steps| {
+        bolero::check!().with_iterations(60).with_type::<Vec<Step>>().for_each(|steps| {
             let (mut plan, mut added, mut shown) =
                 (SegmentPlan::new(), String::new(), String::new());
             let (mut bytes, mut cards) = (0, 0);

@@ -176,7 +176,12 @@ fn named(org: &str, agent: &str) -> NamedAgent {
 /// Returns a webhook of the table.
 pub(super) fn fixture(name: &str) -> Body {
     let shape = super::shapes::all().into_iter().find(|shape| shape.name == name);
-    let mut content = shape.unwrap_or_else(|| panic!("no row is called {name}")).content();
+    body_of(&shape.unwrap_or_else(|| panic!("no row is called {name}")))
+}
+
+/// Returns the body of a webhook that Slack documents.
+pub(super) fn body_of(shape: &super::shapes::Shape) -> Body {
+    let (name, mut content) = (shape.name.as_str(), shape.content());
     if let Some(fields) = content.get("_form").and_then(Value::as_object) {
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default())).collect();

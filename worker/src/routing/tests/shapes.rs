@@ -26,7 +26,7 @@ fn receiver(decision: &Decision) -> String {
 fn every_shape_reaches_its_receiver() {
     let mut wrong = Vec::new();
     for shape in all().iter().filter(|shape| shape.is_stored()) {
-        let body = fixture(&shape.name);
+        let body = body_of(shape);
         let install: Tweak = match shape.install.as_deref() {
             Some("E0001ORG") => org_wide,
             _ => |_| (),
