@@ -163,7 +163,7 @@ async fn applies_same_by_api_and_database() {
             assert!(!printed.contains("clear-") && !error.contains("clear-"), "{printed}{error}");
             // Connections have random ids, in parentheses.
             let without_ids = |text: &str| {
-                let words = text.split(' ').filter(|word| !word.contains("(") && word.len() < 40);
+                let words = text.split(' ').filter(|word| !word.contains("(") && word.len() < 32);
                 words.collect::<Vec<_>>().join(" ")
             };
             let file = deployment.env.write("tidegate.toml", text).expect("written");

@@ -98,7 +98,7 @@ async fn live(setup: &Setup, team: &str, rounds: usize) -> BTreeSet<ConnectionId
 /// refreshes, and gets an answer after each of them, while other workspaces do the same and a load
 /// goes on.
 #[tokio::test(flavor = "multi_thread")]
-async fn keeps_workspaces_apart_under_load() {
+async fn keeps_teams_apart_under_load() {
     let (teams, rounds) = ci_or_full((6, 4), (100, 40));
     let setup = Setup::start(SERVERS).await;
     assert_eq!(setup.install("acme", &Allowed::in_team("T0LOAD")).await.status(), StatusCode::OK);

@@ -227,9 +227,7 @@ impl Installer {
                 ),
             };
             let link = browser::last_link(headers).map(|link| format!("/install/{link}"));
-            Message::new(status, title, text)
-                .continue_to(link)
-                .ends(InstallOutcome::StateRefused)
+            Message::new(status, title, text).continue_to(link).ends(InstallOutcome::StateRefused)
         };
         let parsed: InstallState = state.parse().map_err(|_| refused(StateRefusal::Unknown))?;
         let browser: InstallHash = match browser::known(headers) {
