@@ -52,7 +52,10 @@ begin
         -- What is declared to a worker, it does not declare. Slots of agents are made and dropped by triggers.
         ('organizations',       'tidegate_worker',   'select'),
         ('organization_members', 'tidegate_worker',  'select'),
-        ('user_identities',     'tidegate_worker',   'select'),
+        ('user_identities',     'tidegate_worker',   'select, delete'),
+        -- The control API and the command line request erasures; workers carry them out, and request none.
+        ('erasures',            'tidegate_worker',   'select, update (state, note, rows, webhooks, next_at), delete'),
+        ('erasures',            'tidegate_control',  'select, insert, update (next_at)'),
         ('agents',              'tidegate_worker',   'select'),
         ('apps',                'tidegate_worker',   'select, update (signing_secret_previous, signing_secret_previous_until)'),
         ('connections',         'tidegate_worker',   'select, update'),
@@ -93,7 +96,7 @@ begin
         ('agents',              'tidegate_control',  'select, insert, update, delete'),
         ('agent_slots',         'tidegate_control',  'select'),
         ('agent_health',        'tidegate_control',  'select'),
-        ('apps',                'tidegate_control',  'select'),
+        ('apps',                'tidegate_control',  'select, insert, update, delete'),
         ('connections',         'tidegate_control',
          'select, insert, delete, update (org_id, agent_id, enterprise_id, preview_mode, status, status_reason, signing_secret,
                                           signing_secret_previous, signing_secret_previous_until, bot_token, bot_user_id,
@@ -157,9 +160,12 @@ begin
         (to_regprocedure('public.truncate_slot(text, integer)'), 'tidegate_worker'),
         (to_regprocedure('public.prune_audit_log(interval, integer)'), 'tidegate_worker'),
         (to_regprocedure('public.delete_uninstalled_connections(interval, integer, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.erase_person_from_audit_log(text, bigint, integer)'), 'tidegate_operator'),
-        (to_regprocedure('public.erase_organization_from_audit_log(text, bigint, integer)'), 'tidegate_operator'),
-        (to_regprocedure('public.delete_connection_references(text, integer)'), 'tidegate_operator, tidegate_control')
+        (to_regprocedure('public.delete_connection_references(text, integer)'), 'tidegate_operator, tidegate_control, tidegate_worker'),
+        -- Of these each requires an open erasure.
+        (to_regprocedure('public.erase_person_from_audit_log(text, bigint, integer)'), 'tidegate_operator, tidegate_worker'),
+        (to_regprocedure('public.erase_organization_from_audit_log(text, bigint, integer)'), 'tidegate_operator, tidegate_worker'),
+        (to_regprocedure('public.delete_erased_connection(text)'), 'tidegate_operator, tidegate_worker'),
+        (to_regprocedure('public.delete_erased_organization(text)'), 'tidegate_operator, tidegate_worker')
     ) as rules (called, who) loop
         if rule.called is not null then
             execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader',

@@ -784,6 +784,9 @@ begin
     if person !~ '^[A-Za-z0-9]{1,64}$' then
         raise exception 'no id of a person';
     end if;
+    if not exists (select from erasures where state = 'open' and user_id = person) then
+        raise insufficient_privilege using message = 'there is no open erasure of the person';
+    end if;
     select max(id) into last from (select id from audit_log where id > after_id order by id limit most) page;
     update audit_log
        set actor = regexp_replace(actor, word, 'erased', 'g'), object_id = regexp_replace(object_id, word, 'erased', 'g'),
@@ -800,6 +803,9 @@ create function erase_organization_from_audit_log(organization text, after_id bi
                                                   out erased bigint)
     language plpgsql security definer set search_path from current as $$
 begin
+    if not exists (select from erasures where state = 'open' and org_id = organization) then
+        raise insufficient_privilege using message = 'there is no open erasure of the organization';
+    end if;
     select max(id) into last
       from (select id from audit_log where org_id = organization and id > after_id order by id limit most) page;
     update audit_log
@@ -807,6 +813,75 @@ begin
            actor = case when actor like 'slack-user:%' then 'slack-user:erased' else actor end
      where org_id = organization and id > after_id and id <= last;
     get diagnostics erased = row_count;
+end $$;
+
+-- Requests to erase a person or an organization. Workers carry them out, or the command line does. The ids of a person go with the
+-- end of the erasure.
+create table erasures (
+    id              text primary key,
+    org_id          text,
+    team_id         text,
+    user_id         text,
+    -- As in the audit log.
+    requested_by    text not null default '',
+    state           text not null default 'open' check (state in ('open', 'done')),
+    -- What an open one waits for.
+    note            text not null default '',
+    rows            bigint not null default 0,
+    webhooks        bigint not null default 0,
+    next_at         timestamptz not null default now(),
+    created_at      timestamptz not null default now(),
+    ended_at        timestamptz,
+    check (state = 'done' or (org_id is null) <> (team_id is null or user_id is null))
+);
+create index erasures_due on erasures (next_at) where state = 'open';
+create index erasures_created on erasures (created_at, id);
+create unique index erasures_of_person on erasures (team_id, user_id) where state = 'open' and user_id is not null;
+create unique index erasures_of_organization on erasures (org_id) where state = 'open' and org_id is not null;
+
+create function erasures_forget_person() returns trigger
+    language plpgsql as $$
+begin
+    new.team_id := null;
+    new.user_id := null;
+    new.ended_at := now();
+    return new;
+end $$;
+create trigger erasures_forget_person before update on erasures
+    for each row when (new.state = 'done') execute function erasures_forget_person();
+
+-- Deletes a connection of an organization that is erased. Workers lack the right to delete others.
+create function delete_erased_connection(connection text) returns boolean
+    language plpgsql security definer set search_path from current as $$
+begin
+    if not exists (select from connections c join erasures e on e.org_id = c.org_id and e.state = 'open'
+                    where c.id = connection) then
+        raise insufficient_privilege using message = 'there is no open erasure of the connection';
+    end if;
+    update link_codes set consumed_channel = null, consumed_user = null
+     where consumed_connection = connection and connection_id is distinct from connection;
+    delete from connections where id = connection;
+    return found;
+end $$;
+
+-- Deletes an organization that is erased, with its agents, members and API keys, once it has no connections. Returns whether it was
+-- there.
+create function delete_erased_organization(organization text) returns boolean
+    language plpgsql security definer set search_path from current as $$
+declare
+    people text[];
+begin
+    if not exists (select from erasures where state = 'open' and org_id = organization) then
+        raise insufficient_privilege using message = 'there is no open erasure of the organization';
+    end if;
+    people := array (select user_id from organization_members where org_id = organization);
+    delete from organizations where id = organization;
+    if not found then
+        return false;
+    end if;
+    delete from user_identities i where i.user_id = any (people)
+       and not exists (select from organization_members m where m.user_id = i.user_id);
+    return true;
 end $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -1221,7 +1296,7 @@ begin
         elsif new.status <> old.status and new.status = 'error' then
             perform add_notification(new.id, 'connection.token_failed', jsonb_build_object('reason', new.status_reason));
         end if;
-        if scopes is distinct from to_jsonb(old) -> 'scopes' then
+        if old.installed_at is not null and scopes is distinct from to_jsonb(old) -> 'scopes' then
             perform add_notification(new.id, 'connection.scopes_changed',
                 jsonb_build_object('before', to_jsonb(old) -> 'scopes', 'after', scopes));
         end if;

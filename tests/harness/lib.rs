@@ -68,6 +68,7 @@ pub mod fake_time;
 pub mod postgres;
 pub mod binaries;
 
+pub mod s2;
 pub mod fetch;
 
 mod npm;

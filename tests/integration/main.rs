@@ -92,10 +92,13 @@ mod operations {
     mod control_connections;
     mod control_schema;
     mod control_tenants;
+    mod declarations;
     mod erasure;
     mod import;
     mod install;
     mod install_attacks;
+    mod install_load;
+    mod members;
     mod notifications;
     mod replay;
     mod recording;

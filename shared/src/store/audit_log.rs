@@ -44,6 +44,7 @@ actions! {
     OrganizationExport => "organization.export",
     OrganizationErase => "organization.erase",
     PersonErase => "person.erase",
+    ErasureRequest => "erasure.request",
     MemberCreate => "member.create",
     MemberChange => "member.change",
     MemberDelete => "member.delete",

@@ -168,6 +168,11 @@ impl Control {
     pub fn admin(&self, path: &str) -> String {
         format!("{}{path}", self.admin)
     }
+
+    /// Returns the value of a metric by its name and labels; 0 if it does not exist.
+    pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
+        metric(&self.admin("/metrics"), line).await
+    }
 }
 
 async fn wait_until_ready(what: &str, url: &str, process: &Process) -> anyhow::Result<()> {

@@ -113,7 +113,7 @@ async fn restricts_worker_in_nats() {
         "$JS.API.STREAM.UPDATE.SLACK_IN",
         "$JS.API.STREAM.CREATE.ANOTHER",
         "$JS.API.STREAM.PURGE.KV_connections",
-        "$JS.API.STREAM.MSG.DELETE.SLACK_IN",
+        "$JS.API.STREAM.MSG.DELETE.KV_connections",
         "$KV.ingests.somebody",
         "_INBOX_ingest.forged",
         "$JS.API.CONSUMER.CREATE.KV_connections",
@@ -235,6 +235,12 @@ async fn restricts_worker_in_postgres() {
         "update audit_log set actor = 'mine'",
         "delete from audit_log",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
+        // Nobody has requested an erasure.
+        "insert into erasures (id, org_id) values ('mine', 'acme')",
+        "select erase_person_from_audit_log('U1')",
+        "select erase_organization_from_audit_log('acme')",
+        "select delete_erased_connection('0123456789abcdef0123456789abcdef')",
+        "select delete_erased_organization('acme')",
     ];
     assert_denied(&env, "tidegate_worker", &forbidden).await;
 }
@@ -330,6 +336,9 @@ async fn restricts_control_in_postgres() {
         "delete from audit_log",
         "select prune_audit_log(interval '400 days', 1)",
         "select truncate_slot('processed_keys', 0)",
+        "update erasures set state = 'done'",
+        "select delete_erased_organization('acme')",
+        "select erase_organization_from_audit_log('acme')",
     ];
     assert_denied(&env, "tidegate_control", &forbidden).await;
 }

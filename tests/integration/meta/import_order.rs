@@ -61,7 +61,7 @@ const WORKER: Order = &[
         ],
     ),
     ("outbox", &["batcher", "context", "probe", "slack"]),
-    ("maintenance", &["context", "decider", "routing", "slack"]),
+    ("maintenance", &["metrics", "context", "decider", "routing", "slack"]),
     ("readiness", &["context", "intake"]),
     (
         "app",

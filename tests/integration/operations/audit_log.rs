@@ -61,6 +61,11 @@ const READS: [&str; 38] = [
 ];
 
 /// A command that changes something, with its arguments and the actions that the log gets.
+/// Organization without connections.
+const EMPTY_ORG: &str = "empty";
+const ORGANIZATION_ERASED: &[&str] =
+    &["erasure.request", "organization.delete", "organization.erase"];
+
 struct Verb {
     command: &'static str,
     args: Vec<String>,
@@ -154,9 +159,9 @@ fn verbs(env: &TestEnv, prepared: &Prepared) -> Vec<Verb> {
         verb("api-keys revoke", &[key], &["api_key.revoke"]),
         verb("keys rewrap", &[], &["keyring.rewrap"]),
         verb("export", &[org], &["organization.export"]),
-        verb("erase person", &["T0/U0", "--yes"], &["person.erase"]),
+        verb("erase person", &["T0/U0", "--yes"], &["erasure.request", "person.erase"]),
         // An erasure of this one would empty the rows that the test reads.
-        verb("erase organization", &["unknown", "--yes"], &["organization.erase"]),
+        verb("erase organization", &[EMPTY_ORG, "--yes"], ORGANIZATION_ERASED),
         verb("apply", &["-f", changed], &["agent.change"]),
         verb("connections delete", &[id, "--yes"], &["connection.delete"]),
     ]
@@ -196,6 +201,8 @@ async fn prepare(env: &TestEnv) -> Prepared {
     let key = ["api-keys", "create", "--role", "owner", "--org", app.org.as_str(), "--json"];
     let key: Value = serde_json::from_str(&env.tidegate(&key).expect("a key")).expect("JSON");
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let empty = "insert into organizations (id) values ($1)";
+    sqlx::query(empty).bind(EMPTY_ORG).execute(&env.pool).await.expect("an organization");
     Prepared {
         app,
         code,

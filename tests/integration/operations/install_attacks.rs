@@ -63,6 +63,12 @@ async fn rejects_forged_state() {
         attack.refuses(&forged, StatusCode::BAD_REQUEST, "Unknown installation").await;
     }
     attack.succeeds().await;
+    // An alert watches both.
+    for (outcome, count) in [("state_refused", 6.0), ("installed", 1.0)] {
+        let metric = format!("tidegate_control_installs_total{{outcome=\"{outcome}\"}}");
+        let counted = attack.setup.env.controls[0].metric(&metric).await;
+        assert_eq!(counted.expect("a metric"), count, "{outcome}");
+    }
 }
 
 #[tokio::test]

@@ -18,13 +18,16 @@ mod caller;
 mod connection_changes;
 mod connections;
 mod dead_letters;
+mod declarations;
 mod deliveries;
+mod erasures;
 mod export;
 mod extract;
 mod failures;
 mod idempotency;
 mod install_links;
 mod link_codes;
+mod members;
 mod organizations;
 mod outbox_failures;
 mod page;
@@ -146,7 +149,7 @@ type Shared = State<Arc<Api>>;
                        `cursor`. Writes take an `Idempotency-Key`: a repeated request gets the \
                        response of the first one for 24 hours.",
     ),
-    components(schemas(Problem)),
+    components(schemas(Problem, problem::LineProblem)),
     modifiers(&ApiKeyScheme),
     security(("api_key" = []))
 )]
@@ -168,10 +171,17 @@ fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(organizations::list))
         .routes(routes!(organizations::get, organizations::put, organizations::delete))
         .routes(routes!(export::get))
+        .routes(routes!(members::list))
+        .routes(routes!(members::put, members::delete))
+        .routes(routes!(erasures::list))
+        .routes(routes!(erasures::get))
+        .routes(routes!(erasures::erase_person))
+        .routes(routes!(erasures::erase_organization))
         .routes(routes!(agents::list))
         .routes(routes!(agents::get, agents::put, agents::delete))
         .routes(routes!(agents::pause))
         .routes(routes!(agents::resume))
+        .routes(routes!(declarations::apply))
         .routes(routes!(apps::list))
         .routes(routes!(apps::get))
         .routes(routes!(connections::list, connection_changes::create))

@@ -35,13 +35,23 @@ impl Store {
             }
             deleted => deleted?,
         };
+        self.delete_all_traffic(id, &mut deleted).await?;
+        Ok(deleted)
+    }
+
+    /// Deletes the traffic of a connection whose row is deleted, and adds the numbers.
+    pub async fn delete_all_traffic(
+        &self,
+        id: ConnectionId,
+        deleted: &mut DeletedConnection,
+    ) -> Result<(), StoreError> {
         loop {
             let step = self.delete_traffic(id).await?;
             deleted.outbox += step.outbox;
             deleted.deliveries += step.deliveries;
             deleted.dead_letters += step.dead_letters;
             if step.rows == 0 {
-                return Ok(deleted);
+                return Ok(());
             }
         }
     }
@@ -106,7 +116,10 @@ impl Store {
     }
 
     /// Deletes a step of a deleted connection's traffic.
-    pub(super) async fn delete_traffic(&self, id: ConnectionId) -> Result<DeletionStep, StoreError> {
+    pub(super) async fn delete_traffic(
+        &self,
+        id: ConnectionId,
+    ) -> Result<DeletionStep, StoreError> {
         let mut step = DeletionStep::default();
         step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
         step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;

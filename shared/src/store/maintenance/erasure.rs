@@ -238,6 +238,34 @@ impl Store {
         Ok(())
     }
 
+    /// Deletes the row of a connection whose organization is erased. Returns false if it is gone.
+    pub async fn delete_erased_connection(&self, id: ConnectionId) -> Result<bool, StoreError> {
+        let deleted = sqlx::query_scalar(
+            "-- erasure.delete_connection\n select delete_erased_connection($1)",
+        );
+        Ok(deleted.bind(id.to_string()).fetch_one(&self.pool).await?)
+    }
+
+    /// Deletes an organization that is erased and has no connections. Returns false if it is gone.
+    pub async fn delete_erased_organization(
+        &self,
+        by: &Actor,
+        org: &OrgId,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let deleted = sqlx::query_scalar(
+            "-- erasure.delete_organization\n select delete_erased_organization($1)",
+        );
+        let deleted: bool = deleted.bind(org.as_str()).fetch_one(&mut *tx).await?;
+        if deleted {
+            let of = AuditOrg::Org(org.clone());
+            let entry = NewAuditEntry::new(AuditAction::OrganizationDelete, org, of);
+            add_audit_entries(&mut tx, by, &[entry]).await?;
+        }
+        tx.commit().await?;
+        Ok(deleted)
+    }
+
     /// Returns the connections of a workspace or organization of Slack.
     pub async fn team_connections(&self, team: &TeamId) -> Result<Vec<ConnectionId>, StoreError> {
         let rows = sqlx::query(

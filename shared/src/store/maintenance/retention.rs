@@ -9,7 +9,14 @@ use crate::store::{Store, StoreError};
 const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNE_STATEMENTS: [(&str, &str); 22] = [
+const PRUNE_STATEMENTS: [(&str, &str); 23] = [
+    (
+        "erasures",
+        "-- retention.erasures
+         delete from erasures where id in (
+             select id from erasures where state = 'done' and created_at < now() - interval '400 days'
+              limit $1)",
+    ),
     (
         "delivery_lanes",
         "-- retention.delivery_lanes

@@ -1,10 +1,10 @@
-//! Reads the file of `tidegate apply`. Returns its declarations, or all of its problems, each with
-//! its line and a remedy. The format is documented in [`super::schema`].
+//! The file of `tidegate apply`, for command line and control API: its declarations, or all of its
+//! problems, each with its line and a remedy. The format is documented in [`schema`].
 
 mod apps;
+mod schema;
 
-use super::schema::{self, File};
-use shared::{
+use crate::{
     domain::{AgentId, EnterpriseId, NotificationEvent, OrgId, TeamId, UserId},
     secrets::Secret,
     store::{
@@ -12,11 +12,10 @@ use shared::{
         NotificationEndpoint,
     },
 };
+use schema::File;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
     ops::{Range, RangeInclusive},
-    path::Path,
     time::Duration,
 };
 use toml::Spanned;
@@ -35,21 +34,24 @@ const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
 
 /// Problem of the file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    line: usize,
-    text: String,
+pub struct FileProblem {
+    /// Line, from 1.
+    pub line: usize,
+    /// Cause and remedy.
+    pub text: String,
 }
 
 /// Declarations of a file, and their lines.
-pub struct ParsedFile {
+pub struct DeclarationFile {
+    /// Declarations.
     pub declared: Declarations,
     app_lines: Vec<usize>,
     connection_lines: Vec<usize>,
 }
 
-impl ParsedFile {
+impl DeclarationFile {
     /// Returns conflicts with existing rows as problems with their lines.
-    pub fn locate(&self, conflicts: Vec<ConflictError>) -> Vec<Problem> {
+    pub fn locate(&self, conflicts: Vec<ConflictError>) -> Vec<FileProblem> {
         let line = |at: Declared| match at {
             Declared::App(n) => self.app_lines.get(n).copied(),
             Declared::Connection(n) => self.connection_lines.get(n).copied(),
@@ -57,24 +59,27 @@ impl ParsedFile {
         };
         conflicts
             .into_iter()
-            .map(|conflict| Problem { line: line(conflict.at).unwrap_or(1), text: conflict.why })
+            .map(|conflict| FileProblem {
+                line: line(conflict.at).unwrap_or(1),
+                text: conflict.why,
+            })
             .collect()
     }
 }
 
-/// Returns a line per problem.
-pub fn render(problems: &[Problem], file: &str) -> String {
-    let lines = problems.iter().map(|p| format!("{file}:{}: {}", p.line, p.text));
-    lines.chain(["nothing applied".to_owned()]).collect::<Vec<_>>().join("\n")
-}
+/// Returns the secret that a reference names, `env:<name>` or `file:<path>`, or cause and remedy.
+pub type SecretSource<'a> = &'a mut (dyn FnMut(&str) -> Result<String, String> + Send);
 
-/// Reads a file. Relative paths of secrets are relative to `folder`.
-pub fn read(text: &str, folder: &Path) -> Result<ParsedFile, Vec<Problem>> {
+/// Reads a file. Secrets are those that `source` returns for its references.
+pub fn read_declarations(
+    text: &str,
+    source: SecretSource<'_>,
+) -> Result<DeclarationFile, Vec<FileProblem>> {
     let file: File = toml::from_str(text).map_err(|error| {
         let line = line_of(text, &error.span().unwrap_or(0..0));
-        vec![Problem { line, text: error.message().replace('\n', " ") }]
+        vec![FileProblem { line, text: error.message().replace('\n', " ") }]
     })?;
-    let mut reader = Reader { text, folder, problems: Vec::new() };
+    let mut reader = Reader { text, source, problems: Vec::new() };
     let parsed = reader.declared(file);
     reader.problems.sort();
     if reader.problems.is_empty() { Ok(parsed) } else { Err(reader.problems) }
@@ -82,12 +87,12 @@ pub fn read(text: &str, folder: &Path) -> Result<ParsedFile, Vec<Problem>> {
 
 struct Reader<'a> {
     text: &'a str,
-    folder: &'a Path,
-    problems: Vec<Problem>,
+    source: SecretSource<'a>,
+    problems: Vec<FileProblem>,
 }
 
 impl Reader<'_> {
-    fn declared(&mut self, file: File) -> ParsedFile {
+    fn declared(&mut self, file: File) -> DeclarationFile {
         let mut declared = Declarations::default();
         let mut connection_lines = Vec::new();
         let mut lines = BTreeMap::new();
@@ -207,7 +212,7 @@ impl Reader<'_> {
             });
         }
         declared.notifications = file.notifications.and_then(|found| self.notifications(found));
-        ParsedFile { declared, app_lines, connection_lines }
+        DeclarationFile { declared, app_lines, connection_lines }
     }
 
     fn notifications(&mut self, declared: schema::Notifications) -> Option<NotificationEndpoint> {
@@ -229,7 +234,7 @@ impl Reader<'_> {
     }
 
     fn problem(&mut self, span: &Range<usize>, text: String) {
-        self.problems.push(Problem { line: line_of(self.text, span), text });
+        self.problems.push(FileProblem { line: line_of(self.text, span), text });
     }
 
     fn require_unique(
@@ -241,7 +246,7 @@ impl Reader<'_> {
         let line = line_of(self.text, span);
         if let Some(first) = lines.get(&item) {
             let text = format!("{item} is declared in line {first} already; remove one of them");
-            self.problems.push(Problem { line, text });
+            self.problems.push(FileProblem { line, text });
         }
         lines.entry(item).or_insert(line);
     }
@@ -332,14 +337,7 @@ impl Reader<'_> {
     fn secret(&mut self, reference: &Spanned<String>) -> Option<Secret> {
         let span = reference.span();
         let found = match reference.get_ref().split_once(':') {
-            Some(("env", name)) => env::var(name).map_err(|_| {
-                format!("environment variable {name} is not set; set it, or name another")
-            }),
-            Some(("file", path)) => fs::read_to_string(self.folder.join(path))
-                .map(|text| text.trim_end().to_owned())
-                .map_err(|error| {
-                    format!("failed to read {path} ({error}); write the secret to this file")
-                }),
+            Some(("env" | "file", _)) => (self.source)(reference.get_ref()),
             _ => Err("secret in the file; write env:<name> or file:<path> instead".to_owned()),
         };
         let secret = found.and_then(|text| {

@@ -1,11 +1,11 @@
 //! TOML schema of the file of `tidegate apply`. `deploy/tidegate.example.toml` is an example with every
 //! key and its meaning.
 
-use serde::Deserialize;
-use shared::domain::{
+use crate::domain::{
     AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EnterpriseId, LinkBy,
     NotificationEvent, OrgId, Surface, TeamId, UserId,
 };
+use serde::Deserialize;
 use toml::Spanned;
 
 #[derive(Deserialize)]

@@ -1,8 +1,7 @@
 //! Declared apps.
 
-use super::{Reader, line_of};
-use crate::commands::apply::schema::App;
-use shared::{
+use super::{Reader, line_of, schema::App};
+use crate::{
     domain::{AppId, OAUTH_CALLBACK_PATH, OrgId, parse_web_address},
     store::NewApp,
 };
