@@ -58,7 +58,7 @@ begin
         ('connections',         'tidegate_worker',   'select, update'),
         ('link_codes',          'tidegate_worker',   'select, update'),
         -- Tombstones are written by a trigger, whoever deletes.
-        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at)'),
+        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at, emptied_at)'),
         ('deleted_connections', 'tidegate_operator', 'select'),
         -- There are 64 partitions; workers own them, nobody else.
         ('partition_cursors',   'tidegate_worker',   'select, update'),
@@ -73,6 +73,8 @@ begin
          'select, insert (actor, action, object_kind, object_id, org_id, before, after)'),
         -- Keys of the control API are no business of workers. They delete old responses.
         ('api_keys',            'tidegate_worker',   null),
+        ('console_sessions',    'tidegate_worker',   null),
+        ('console_sessions',    'tidegate_operator', null),
         ('install_links',       'tidegate_worker',   null),
         ('install_states',      'tidegate_worker',   null),
         ('idempotency_keys',    'tidegate_worker',   'select, delete'),
@@ -82,8 +84,8 @@ begin
         ('notifications',       'tidegate_operator', 'select, delete'),
         ('notification_endpoint', 'tidegate_control', 'select, insert, update, delete'),
         ('notifications',       'tidegate_control',  'select, delete'),
-        -- The control API gets each table by itself. It creates no API key and reads no body. Workers delete the traffic of
-        -- the connections that it deletes.
+        -- The control API gets each table by itself. It creates no API key, and reads a body only where the console reveals it.
+        -- Workers delete the traffic of the connections that it deletes.
         ('_sqlx_migrations',    'tidegate_control',  'select'),
         ('organizations',       'tidegate_control',  'select, insert, update (name), delete'),
         ('organization_members', 'tidegate_control', 'select, insert, delete'),
@@ -116,6 +118,7 @@ begin
         ('delivery_lanes',      'tidegate_control',  'select, insert, update'),
         ('delivery_log',        'tidegate_control',  'select, insert'),
         ('dead_letters',        'tidegate_control',  'select, update (redrive_at, redrive_starts), delete'),
+        ('runs',                'tidegate_control',  'select'),
         ('replays',             'tidegate_control',  'select, insert, update (state, epoch)'),
         ('replay_results',      'tidegate_control',  'select'),
         ('outbox',              'tidegate_control',  'select, insert'),
@@ -124,6 +127,7 @@ begin
         ('outbox_log',          'tidegate_control',  'select'),
         ('outbox_failures',     'tidegate_control',  'select, update (attempts), delete'),
         ('api_keys',            'tidegate_control',  'select, update (last_used_at)'),
+        ('console_sessions',    'tidegate_control',  'select, insert, update (used_at), delete'),
         ('idempotency_keys',    'tidegate_control',  'select, insert, update, delete'),
         ('audit_log',           'tidegate_control',
          'select, insert (actor, action, object_kind, object_id, org_id, before, after)')
@@ -152,14 +156,15 @@ begin
     for rule in select * from (values
         (to_regprocedure('public.truncate_slot(text, integer)'), 'tidegate_worker'),
         (to_regprocedure('public.prune_audit_log(interval, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.delete_uninstalled_connections(interval, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.erase_person_from_audit_log(text)'), 'tidegate_operator'),
-        (to_regprocedure('public.erase_organization_from_audit_log(text)'), 'tidegate_operator')
+        (to_regprocedure('public.delete_uninstalled_connections(interval, integer, integer)'), 'tidegate_worker'),
+        (to_regprocedure('public.erase_person_from_audit_log(text, bigint, integer)'), 'tidegate_operator'),
+        (to_regprocedure('public.erase_organization_from_audit_log(text, bigint, integer)'), 'tidegate_operator'),
+        (to_regprocedure('public.delete_connection_references(text, integer)'), 'tidegate_operator, tidegate_control')
     ) as rules (called, who) loop
         if rule.called is not null then
             execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader',
                            rule.called);
-            execute format('grant execute on function %s to %I', rule.called, rule.who);
+            execute format('grant execute on function %s to %s', rule.called, rule.who);
         end if;
     end loop;
 end $$;

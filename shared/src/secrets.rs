@@ -186,6 +186,11 @@ impl KeyRing {
         self.0.is_empty()
     }
 
+    /// Returns whether the ring has a key of this id.
+    pub fn has_key(&self, id: &str) -> bool {
+        self.0.iter().any(|key| key.id == id)
+    }
+
     /// Returns the id of the key that seals.
     pub fn newest_key_id(&self) -> &str {
         self.0.first().map_or("", |key| &key.id)

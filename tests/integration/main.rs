@@ -74,6 +74,7 @@ mod operations {
     mod apply;
     mod apps;
     mod tenants;
+    mod local_development;
     mod late_traffic;
     mod key_rotation;
     mod secrets;
@@ -85,6 +86,8 @@ mod operations {
     mod development;
     mod audit_and_redrive;
     mod audit_log;
+    mod console;
+    mod console_webhooks;
     mod control_api;
     mod control_connections;
     mod control_schema;
@@ -114,6 +117,8 @@ mod deployment {
     mod messages;
     mod deploy;
     mod artifacts;
+    mod quickstart;
+    mod reference;
     mod rolling_restart;
 }
 
@@ -129,6 +134,7 @@ mod meta {
     mod checker;
     mod harness;
     mod fake_slack;
+    mod fake_slack_sockets;
     mod fake_slack_streams;
     mod fake_slack_delivery;
     mod slack_simulator;

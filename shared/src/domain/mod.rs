@@ -7,6 +7,7 @@ mod agent_mode;
 mod api_key;
 mod connection_settings;
 mod connection_status;
+mod console_session;
 mod header_token;
 mod ids;
 mod install;
@@ -21,8 +22,9 @@ mod webhook_kind;
 pub use actor::{Actor, InvalidOperatorNameError, OperatorName};
 pub use agent_mode::{AgentMode, UnknownModeError};
 pub use api_key::{ApiKey, ApiKeyHash, ApiKeyRole, ParseApiKeyError};
-pub use connection_settings::{ConnectionSettings, LinkBy};
+pub use connection_settings::{ConnectionSettings, LinkBy, SettingsChange};
 pub use connection_status::{ConnectionStatus, UnknownStatusError};
+pub use console_session::{ConsoleSession, ConsoleSessionHash, ParseConsoleSessionError};
 pub use header_token::HeaderToken;
 pub use ids::{
     AgentId, AppId, ChannelId, ConnectionId, EnterpriseId, InvalidIdError, OrgId, TeamId, UserId,

@@ -1,6 +1,6 @@
 //! Export and erasure: of a person in a workspace, and of an organization.
 
-use super::{OperationError, Operations, Result, directory::failed};
+use super::{OperationError, Operations, Result, agents::owns_apps, directory::failed};
 use crate::{
     domain::{ConnectionId, OrgId, TeamId, UserId},
     store::{ErasedRows, ExportPosition, Store},
@@ -82,6 +82,11 @@ impl Operations {
     /// of connections. Repeatable after an interruption.
     pub async fn erase_organization(&self, js: &jetstream::Context, org: &OrgId) -> Result<usize> {
         self.require_all_orgs()?;
+        // Before anything is erased: an organization with apps can't be deleted.
+        match self.store.count_apps_of(org).await? {
+            0 => {}
+            apps => return Err(owns_apps(org, apps)),
+        }
         let connections = self.store.organization_connections(org).await?;
         for &connection in &connections {
             self.set_connection_enabled(js, connection, false).await.or_else(

@@ -25,7 +25,7 @@ pub use traffic::ReplayRequest;
 use crate::{
     directory::{DirectoryError, DirectoryTimeoutError},
     domain::{Actor, ConnectionId, OrgId},
-    store::{Store, StoreError},
+    store::{LimitedKind, Store, StoreError},
 };
 
 /// Operations of an author, limited to one organization or not.
@@ -95,6 +95,18 @@ impl Operations {
         match &self.org {
             Some(own) if own != org => Err(OperationError::NotFound(object())),
             _ => Ok(()),
+        }
+    }
+
+    /// Fails if an organization has as many objects of a kind as it may have.
+    async fn require_room(&self, org: &OrgId, kind: LimitedKind) -> Result<()> {
+        match self.store.has_room(org, kind).await? {
+            true => Ok(()),
+            false => Err(OperationError::Conflict(format!(
+                "organization {org} has the maximum of {} {}",
+                kind.limit(),
+                kind.name()
+            ))),
         }
     }
 

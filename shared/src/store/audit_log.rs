@@ -83,6 +83,7 @@ actions! {
     DeadLettersDelete => "dead_letters.delete",
     OutboxFailuresRetry => "outbox_failures.retry",
     OutboxFailuresDelete => "outbox_failures.delete",
+    WebhookReveal => "webhook.reveal",
     ReplayCreate => "replay.create",
     ReplayCancel => "replay.cancel",
     ApiKeyCreate => "api_key.create",

@@ -113,6 +113,7 @@ fn leaves_receipt(method: &str) -> bool {
             | "assistant.threads.setTitle"
             | "assistant.threads.setSuggestedPrompts"
             | "oauth.v2.access"
+            | "apps.connections.open"
     )
 }
 
@@ -139,7 +140,7 @@ fn take_call(
     let channel = args["channel"].as_str().or_else(|| args["channel_id"].as_str());
     let channel = channel.unwrap_or_default().to_owned();
     let caller = match method {
-        "oauth.v2.access" => None,
+        "oauth.v2.access" | "apps.connections.open" => None,
         _ => Some(match &token {
             None => Err("not_authed".to_owned()),
             Some(token) => state.tokens.caller(token, now).cloned().map_err(str::to_owned),
@@ -297,6 +298,12 @@ fn perform(
     let Some(there) = there else {
         return match call.method.as_str() {
             "oauth.v2.access" => Ok(state.tokens.access(args, now)?),
+            "apps.connections.open" => {
+                let token = call.token.as_deref().ok_or("not_authed")?;
+                let ticket = state.sockets.open(token, format!("ticket-{}", slack.unique()))?;
+                let url = format!("ws://{}/link/?ticket={ticket}", slack.address);
+                Ok(json!({ "ok": true, "url": url }))
+            }
             _ => Err("not_authed".into()),
         };
     };

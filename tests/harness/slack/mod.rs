@@ -18,6 +18,7 @@
 //! sessions         agents' sessions
 //! blocks           limits of blocks
 //! delivery         retries, redirects, disabled apps
+//! socket_mode      connections of Socket Mode
 //! conformance      checks of answers
 //! fault_injection  faults of calls
 //! clock            clock of this Slack
@@ -46,6 +47,7 @@ pub mod conversations;
 pub mod fault_injection;
 mod http;
 mod response_urls;
+pub mod socket_mode;
 mod views;
 
 use crate::{eventually::eventually, test_env::App};
@@ -93,6 +95,7 @@ struct State {
     sessions: sessions::Sessions,
     fault_rules: fault_injection::FaultRules,
     failure_stats: delivery::AppFailureStats,
+    sockets: socket_mode::SocketMode,
     calls: Vec<Call>,
     receipts: Vec<Receipt>,
 }

@@ -20,9 +20,11 @@ const ROWS_MAX: u64 = 1_000;
 const PAGES_MAX: u64 = 3_000;
 /// Statements that read more, and the maximum: they count in pages or up to a bound, on one worker
 /// at a time.
-const PAGES: [(&str, u64); 6] = [
+const PAGES: [(&str, u64); 8] = [
     ("backlog.count_deliveries", 2 * 20_000),
     ("backlog.count_dead_letters", 2 * 20_000),
+    ("backlog.count_messages", 2 * 20_000),
+    ("backlog.count_failures", 2 * 20_000),
     ("backlog.outbox", 2 * 10_001),
     ("connections.versions", 2 * 1_000),
     ("connections.missing", 2 * 1_000),

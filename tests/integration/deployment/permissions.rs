@@ -255,6 +255,7 @@ async fn restricts_operator_in_postgres() {
         "delete from audit_log",
         "truncate audit_log",
         "select prune_audit_log(interval '400 days', 1)",
+        "select * from console_sessions",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
     ];
     assert_denied(&env, "tidegate_operator", &forbidden).await;
@@ -315,6 +316,8 @@ async fn restricts_control_in_postgres() {
         "insert into api_keys (id, key_hash, role, created_by, expires_at) values ('', '', 'owner', '', now())",
         "update api_keys set role = 'owner'",
         "update api_keys set org_id = null",
+        "update console_sessions set expires_at = now()",
+        "delete from runs",
         "update organizations set id = 'mine'",
         "update link_codes set consumed_at = null",
         "update channel_bindings set channel_id = 'mine'",

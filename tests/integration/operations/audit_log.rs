@@ -17,7 +17,7 @@ const REFRESH_TOKEN: &str = "xoxe-1-0123456789abcdef";
 const ROTATED: &str = "0123456789abcdef-rotated-secret";
 
 /// Commands that change nothing, or whose role can't write the audit log.
-const READS: [&str; 35] = [
+const READS: [&str; 38] = [
     "agents list",
     "agents show",
     "agents test",
@@ -32,11 +32,15 @@ const READS: [&str; 35] = [
     "dead-letters show",
     "deliveries list",
     "deliveries show",
+    // Changes the directory only, and connections by `apply`.
+    "dev",
     "doctor",
+    "init",
     "keygen",
     "keys status",
     "ledger verify",
     "link-codes list",
+    "listen",
     "manifest",
     "migrate",
     "migrate schema",

@@ -30,8 +30,13 @@ mod outbox_failures;
 mod page;
 mod problem;
 mod replays;
+mod stream_permit;
 mod usage;
 mod webhooks;
+
+pub use caller::org_filter;
+pub use page::{Page, PageQuery, unknown_cursor};
+pub use problem::Problem;
 
 use crate::metrics::Metrics;
 use async_nats::jetstream;
@@ -43,7 +48,6 @@ use axum::{
     routing::get,
 };
 use governor::{DefaultKeyedRateLimiter, Quota, clock::DefaultClock};
-use problem::Problem;
 use shared::{
     domain::Actor,
     operations::Operations,
@@ -82,6 +86,9 @@ pub struct Api {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     max_in_flight: usize,
+    /// Responses that are streamed.
+    streams: Arc<Semaphore>,
+    keys_in_flight: caller::KeysInFlight,
     key_limits: DefaultKeyedRateLimiter<String>,
     clock: DefaultClock,
 }
@@ -101,6 +108,8 @@ impl Api {
             metrics,
             in_flight: Semaphore::new(limits.in_flight),
             max_in_flight: limits.in_flight,
+            streams: Arc::new(Semaphore::new(stream_permit::MAX_STREAMS)),
+            keys_in_flight: caller::KeysInFlight::default(),
             key_limits: DefaultKeyedRateLimiter::keyed(quota),
             clock: DefaultClock::default(),
         }

@@ -79,6 +79,16 @@ impl Problem {
         Self { kind, title, status: status.as_u16(), detail, retry_after: None }
     }
 
+    /// Returns the HTTP status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    /// Returns the kind of error and this error, for people.
+    pub fn texts(&self) -> (&'static str, &str) {
+        (self.title, &self.detail)
+    }
+
     /// Sets the time after which the request may be repeated.
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
@@ -87,7 +97,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let status = self.status();
         let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();

@@ -30,7 +30,7 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        let mut deleted = match delete_row(&self.pool, id).await {
+        let mut deleted = match self.delete_connection_row(id).await {
             Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
                 DeletedConnection::default()
             }
@@ -52,11 +52,33 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        delete_row(&self.pool, id).await
+        // In steps: the deletion of the row is one statement, with all rows that reference it.
+        let counts: (i64, i64) = sqlx::query_as(
+            "-- connections.count_references
+             select (select count(*) from channel_bindings where connection_id = $1),
+                    (select count(*) from link_codes where connection_id = $1)",
+        )
+        .bind(id.to_string())
+        .fetch_one(&self.pool)
+        .await?;
+        loop {
+            let deleted: i64 = sqlx::query_scalar(
+                "-- connections.delete_references\n select delete_connection_references($1, $2)",
+            )
+            .bind(id.to_string())
+            .bind(STEP_ROWS as i32)
+            .fetch_one(&self.pool)
+            .await?;
+            if deleted < STEP_ROWS {
+                break;
+            }
+        }
+        let deleted = delete_row(&self.pool, id).await?;
+        Ok(DeletedConnection { bindings: counts.0, link_codes: counts.1, ..deleted })
     }
 
-    /// Returns connections that were deleted within the last day, and at least `after` ago, whose
-    /// webhooks may be in the stream. At most a page.
+    /// Returns connections that were deleted at least `after` ago, whose webhooks may be in the
+    /// stream. At most a page.
     pub async fn unpurged_connections(
         &self,
         after: Duration,
@@ -65,7 +87,6 @@ impl Store {
             "-- deleted_connections.unpurged
              select id from deleted_connections
               where purged_at is null and deleted_at < now() - make_interval(secs => $1)
-                and deleted_at > now() - interval '1 day'
               order by deleted_at limit $2",
         )
         .bind(after.as_secs_f64())
@@ -90,12 +111,14 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes traffic that arrived for connections after they were deleted within the last day: at
-    /// most a step per connection, for a page of them after `after`. Returns the number of rows and
-    /// the next page, `None` after the last.
+    /// Deletes traffic of deleted connections, also what arrived after the deletion: at most
+    /// [`VISIT_STEPS`] steps per connection, for a page of them after `after`. A connection is visited
+    /// until nothing is found a day after its deletion. Calls `failed` for each connection that fails.
+    /// Returns the number of rows and the next page, `None` after the last.
     pub async fn delete_late_traffic(
         &self,
         after: Option<&(OffsetDateTime, String)>,
+        mut failed: impl FnMut(&str, StoreError),
     ) -> Result<(u64, Option<(OffsetDateTime, String)>), StoreError> {
         let page: Vec<(OffsetDateTime, String, bool)> = sqlx::query_as(LATE_TRAFFIC)
             .bind(after.map(|(at, _)| *at))
@@ -104,32 +127,57 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         let mut rows = 0;
-        for (_, id, has_traffic) in &page {
-            if *has_traffic {
-                let id = id
-                    .parse()
-                    .map_err(|error| inconsistent("deleted_connections", "id", id, error))?;
-                rows += self.delete_traffic(id).await?.rows;
+        for (_, id, _) in page.iter().filter(|(.., has_traffic)| *has_traffic) {
+            match self.visit_deleted(id).await {
+                Ok(deleted) => rows += deleted,
+                Err(error) => failed(id, error),
             }
         }
+        let empty = page.iter().filter(|(.., has_traffic)| !has_traffic);
+        let empty: Vec<&str> = empty.map(|(_, id, _)| id.as_str()).collect();
+        sqlx::query(
+            "-- deleted_connections.record_emptied
+             update deleted_connections set emptied_at = now()
+              where id = any ($1) and emptied_at is null and purged_at is not null
+                and deleted_at < now() - interval '1 day'",
+        )
+        .bind(empty)
+        .execute(&self.pool)
+        .await?;
         let is_full = page.len() as i64 == LATE_TRAFFIC_PAGE;
         let next = page.into_iter().last().filter(|_| is_full).map(|(at, id, _)| (at, id));
         Ok((rows, next))
     }
 
-    /// Deletes connections that people uninstalled before `keep`, at most `most`. Returns their
-    /// number. Directory sync writes their tombstones, and their traffic goes as late traffic.
+    async fn visit_deleted(&self, id: &str) -> Result<u64, StoreError> {
+        let parsed =
+            id.parse().map_err(|error| inconsistent("deleted_connections", "id", id, error))?;
+        let mut rows = 0;
+        for _ in 0..VISIT_STEPS {
+            match self.delete_traffic(parsed).await?.rows {
+                0 => break,
+                deleted => rows += deleted,
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Deletes connections that people uninstalled before `keep`, at most `most`, after the `skip`
+    /// oldest. Returns the number of those that are deleted, or shrank because they have many rows.
+    /// Directory sync writes their tombstones, and their traffic goes as late traffic.
     pub async fn delete_uninstalled_connections(
         &self,
         keep: Duration,
         most: i32,
+        skip: i32,
     ) -> Result<u64, StoreError> {
         let deleted: i64 = sqlx::query_scalar(
             "-- connections.delete_uninstalled
-             select delete_uninstalled_connections(make_interval(secs => $1), $2)",
+             select delete_uninstalled_connections(make_interval(secs => $1), $2, $3)",
         )
         .bind(keep.as_secs_f64())
         .bind(most)
+        .bind(skip)
         .fetch_one(&self.pool)
         .await?;
         Ok(deleted.unsigned_abs())
@@ -206,7 +254,9 @@ impl Store {
 
 /// Deleted connections per page of [`LATE_TRAFFIC`].
 const LATE_TRAFFIC_PAGE: i64 = 50;
-/// Connections that were deleted within the last day, by id, and whether each has traffic.
+/// Maximum steps per connection and visit.
+const VISIT_STEPS: usize = 20;
+/// Deleted connections that may have traffic, by time, and whether each has some.
 const LATE_TRAFFIC: &str = "-- deleted_connections.recent
     select d.deleted_at, d.id,
            exists (select from deliveries t where t.connection_id = d.id)
@@ -231,7 +281,7 @@ const LATE_TRAFFIC: &str = "-- deleted_connections.recent
            or exists (select from delivery_log t where t.connection_id = d.id)
            or exists (select from outbox_log t where t.connection_id = d.id) as has_traffic
       from (select deleted_at, id from deleted_connections
-             where (deleted_at, id) > (greatest($1, now() - interval '1 day'), $2)
+             where emptied_at is null and (deleted_at, id) > (coalesce($1, '-infinity'), $2)
              order by deleted_at, id limit $3) d
      order by d.deleted_at, d.id";
 

@@ -3,6 +3,7 @@
 
 mod agents;
 mod backlog;
+mod counts;
 mod deliveries;
 mod delivery_operations;
 mod erasure;
@@ -14,16 +15,20 @@ mod lookup;
 mod obstacles;
 mod outbox_failures;
 mod pauses;
+mod recent_webhooks;
 mod replays;
 mod retention;
+mod reveal;
 mod sealed_columns;
+mod troubles;
 mod usage;
 
 pub use agents::AgentState;
 pub use backlog::{
-    BacklogLimits, BacklogStats, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
-    DeliveryPosition, EXACT_MAX, OutboxBacklog,
+    BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows,
+    DeadLetterPosition, DeliveryPosition, EXACT_MAX, OutboxBacklog,
 };
+pub use counts::BoundedCount;
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
 pub use erasure::{ERASED, ErasedRows};
@@ -34,9 +39,12 @@ pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
 pub use obstacles::Obstacle;
 pub use outbox_failures::OutboxFailure;
-pub use replays::{NewReplay, Replay, ReplayResult, ReplayState};
+pub use recent_webhooks::{RecentFilter, RecentWebhook};
+pub use replays::{CreatedReplay, MAX_OPEN_REPLAYS, NewReplay, Replay, ReplayResult, ReplayState};
 pub use retention::PruneStats;
+pub use reveal::RevealedWebhook;
 pub use sealed_columns::{SEALED_COLUMNS, SealedColumn};
+pub use troubles::{TroubledAgent, TroubledConnection};
 pub use usage::{HourlyUsage, UsageFilter, UsageRow};
 
 use super::StoreError;

@@ -31,6 +31,20 @@ pub struct NewReplay {
     pub apply: bool,
 }
 
+/// Maximum number of open replays of a connection.
+pub const MAX_OPEN_REPLAYS: i64 = 3;
+
+/// Result of the creation of a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreatedReplay {
+    /// The replay is open.
+    Created,
+    /// A replay with the id exists.
+    Exists,
+    /// The connection has as many open replays as it may have.
+    TooMany,
+}
+
 /// Leased replay.
 #[derive(Debug, Clone)]
 pub struct Replay {
@@ -91,9 +105,35 @@ fn rfc3339<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S
 }
 
 impl Store {
-    /// Creates a replay. Returns false, without a change, if the id exists.
-    pub async fn create_replay(&self, by: &Actor, new: &NewReplay) -> Result<bool, StoreError> {
+    /// Creates a replay. Changes nothing if the id exists, or if the connection has
+    /// [`MAX_OPEN_REPLAYS`].
+    pub async fn create_replay(
+        &self,
+        by: &Actor,
+        new: &NewReplay,
+    ) -> Result<CreatedReplay, StoreError> {
         let mut tx = self.pool.begin().await?;
+        sqlx::query(
+            "-- replays.lock_connection\n select 1 from connections where id = $1 for update",
+        )
+        .bind(new.connection.to_string())
+        .execute(&mut *tx)
+        .await?;
+        let (exists, open): (bool, i64) = sqlx::query_as(
+            "-- replays.count_open
+             select exists (select from replays where id = $1),
+                    (select count(*) from replays where connection_id = $2 and state = 'open')",
+        )
+        .bind(&new.id)
+        .bind(new.connection.to_string())
+        .fetch_one(&mut *tx)
+        .await?;
+        if exists {
+            return Ok(CreatedReplay::Exists);
+        }
+        if open >= MAX_OPEN_REPLAYS {
+            return Ok(CreatedReplay::TooMany);
+        }
         let created = sqlx::query(
             "-- replays.create
              insert into replays (id, connection_id, from_time, to_time, apply)
@@ -108,7 +148,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         if created.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(CreatedReplay::Exists);
         }
         let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
         let org = AuditOrg::OfConnection(new.connection);
@@ -119,10 +159,11 @@ impl Store {
             }));
         add_audit_entries(&mut tx, by, &[entry]).await?;
         tx.commit().await?;
-        Ok(true)
+        Ok(CreatedReplay::Created)
     }
 
-    /// Leases an open replay with an expired lease.
+    /// Leases the oldest open replay with an expired lease, of a connection without another leased
+    /// one.
     pub async fn claim_replay(
         &self,
         worker: &str,
@@ -133,9 +174,13 @@ impl Store {
              update replays
                 set worker = $1, epoch = epoch + 1,
                     lease_until = clock_timestamp() + make_interval(secs => $2)
-              where id = (select id from replays where state = 'open'
+              where id = (select id from replays p where state = 'open'
                              and lease_until < clock_timestamp()
-                           order by lease_until limit 1 for update skip locked)
+                             and not exists (select from replays o
+                                              where o.connection_id = p.connection_id
+                                                and o.state = 'open'
+                                                and o.lease_until >= clock_timestamp())
+                           order by created_at, id limit 1 for update skip locked)
              returning id, connection_id, from_time, to_time, apply, cursor, epoch",
         )
         .bind(worker)

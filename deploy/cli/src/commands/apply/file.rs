@@ -175,6 +175,19 @@ impl Reader<'_> {
             }
             let signing_secret = connection.signing_secret.as_ref().map(|s| self.secret(s));
             let bot_token = connection.bot_token.as_ref().map(|token| self.secret(token));
+            if let (Some(Some(token)), Some(reference)) = (&bot_token, &connection.bot_token)
+                && !["xoxb-", "xoxe.xoxb-"].iter().any(|start| token.expose().starts_with(start))
+            {
+                let why = "the bot token does not begin with xoxb-; \
+                           take the Bot User OAuth Token of OAuth & Permissions";
+                self.problem(&reference.span(), why.into());
+            }
+            if !connection.app.get_ref().as_str().starts_with('A') {
+                self.problem(&span, "malformed app; write its id, as in A0123456".into());
+            }
+            if connection.bot_user.as_ref().is_some_and(|id| !id.as_str().starts_with(['U', 'W'])) {
+                self.problem(&span, "malformed bot_user; write its id, as in U0123456".into());
+            }
             if [&signing_secret, &bot_token].iter().any(|secret| matches!(secret, Some(None))) {
                 continue;
             }

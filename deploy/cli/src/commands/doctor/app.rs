@@ -139,12 +139,12 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app_manifest;
+    use crate::app_manifest::{self, Delivery};
     use crate::commands::doctor::{Level, render};
     const URL: &str = "https://gw.example.com/slack/events";
 
     fn found(change: impl FnOnce(&mut Value)) -> Vec<(Level, String)> {
-        let mut manifest = app_manifest::build("/lobu", URL, "Lobu");
+        let mut manifest = app_manifest::build("/lobu", Delivery::Http(URL), "Lobu");
         change(&mut manifest);
         let found = check(&manifest.to_string(), "/lobu", URL);
         assert!(found.iter().all(|f| f.level == Level::Good || !f.remedy.is_empty()), "{found:?}");
@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn renders_findings() {
-        let mut manifest = app_manifest::build("/other", "https://old.example.com", "Lobu");
+        let mut manifest =
+            app_manifest::build("/other", Delivery::Http("https://old.example.com"), "Lobu");
         let settings = &mut manifest["settings"];
         settings["socket_mode_enabled"] = true.into();
         let events = &mut settings["event_subscriptions"];

@@ -29,14 +29,7 @@ signing_secret = "file:Cargo.toml"
 /// The documented example is valid, except that its secrets do not exist.
 #[test]
 fn reads_documented_example() {
-    let head = include_str!("../schema.rs").lines().take_while(|line| line.starts_with("//!"));
-    let lines = head.map(|line| line.trim_start_matches("//!").trim_start());
-    let example: Vec<&str> = lines
-        .skip_while(|line| *line != "```toml")
-        .skip(1)
-        .take_while(|line| *line != "```")
-        .collect();
-    let found = problems(&example.join("\n"));
+    let found = problems(include_str!("../../../../../tidegate.example.toml"));
     let about: Vec<&str> = [
         "HELPER_SECRET is not set",
         "failed to read acme.signing",
@@ -50,6 +43,36 @@ fn reads_documented_example() {
     assert!(about.iter().all(|about| found.contains(about)), "{found}");
 }
 
+/// Every field of the schema is a key of the example.
+#[test]
+fn documents_every_key() {
+    let text_of_example = include_str!("../../../../../tidegate.example.toml");
+    let example: toml::Table = toml::from_str(text_of_example).expect("TOML");
+    let schema = include_str!("../schema.rs");
+    let mut keys = 0;
+    let structs = schema.split("\npub struct ").skip(1);
+    for text in structs {
+        let (name, fields) = text.split_once(" {\n").expect("a struct");
+        let table = match name {
+            "File" => Some(&example),
+            "SettingsTable" => example["connection"][0]["settings"].as_table(),
+            other => {
+                let table = &example[&other.to_lowercase()];
+                table.get(0).unwrap_or(table).as_table()
+            }
+        };
+        let table = table.expect("a table");
+        let fields = fields.lines().take_while(|line| *line != "}");
+        for field in fields.filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':')) {
+            // Keys that exclude others are comments.
+            let is_comment = text_of_example.contains(&format!("\n# {} = ", field.0));
+            assert!(table.contains_key(field.0) || is_comment, "{name}: {}", field.0);
+            keys += 1;
+        }
+    }
+    assert!(keys > 40, "{keys}");
+}
+
 #[test]
 fn reports_line_and_remedy() {
     assert_eq!(problems(GOOD), "");
@@ -57,6 +80,13 @@ fn reports_line_and_remedy() {
     for (found, line, says) in [
         (with("app = \"A1\"", "aps = \"A1\""), 13, "unknown field `aps`"),
         (with("team = \"T1\"", "team = 7"), 14, "invalid type"),
+        (with("app = \"A1\"", "app = \"my-app\""), 13, "malformed app; write its id"),
+        (with("team = \"T1\"", "team = \"T1\"\nbot_user = \"steve\""), 13, "malformed bot_user"),
+        (
+            with("team = \"T1\"", "team = \"T1\"\nbot_token = \"file:Cargo.toml\""),
+            15,
+            "the bot token does not begin with xoxb-",
+        ),
         (with("team = \"T1\"", "preview_mode = \"yes\""), 14, "invalid type"),
         (with("team = \"T1\"\n", ""), 13, "add one, or preview_mode = true"),
         (with("id = \"acme\"", "id = \"a.b\""), 3, "an organization id"),

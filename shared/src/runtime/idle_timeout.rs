@@ -31,7 +31,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Phase of a connection: even while it waits for a request, odd while a request is answered.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RequestPhase(Arc<AtomicU64>);
 
 impl RequestPhase {
@@ -45,7 +45,17 @@ impl RequestPhase {
     }
 }
 
+impl RequestPhase {
+    /// Returns the phase of a connection whose reads are limited elsewhere.
+    pub fn without_read_timeout() -> Self {
+        let phase = Self::default();
+        phase.advance();
+        phase
+    }
+}
+
 /// Socket whose reads and writes fail after an idle timeout.
+#[derive(Debug)]
 pub struct IdleTimeoutStream {
     socket: TcpStream,
     phase: RequestPhase,

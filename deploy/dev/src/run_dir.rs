@@ -121,7 +121,10 @@ fn cache_home() -> Option<PathBuf> {
 }
 
 /// Creates a folder independent of the umask: readable for others as root, private otherwise.
-pub(crate) fn make_dir(path: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If the folder cannot be made.
+pub fn make_dir(path: &Path) -> anyhow::Result<()> {
     let mode = if is_root() { 0o755 } else { 0o700 };
     if !path.is_dir() {
         fs::DirBuilder::new()
@@ -136,7 +139,10 @@ pub(crate) fn make_dir(path: &Path) -> anyhow::Result<()> {
 }
 
 /// Copies a folder with its content and replaces the target.
-pub(crate) async fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub async fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
     let (from, to) = (from.to_owned(), to.to_owned());
     // The load continues meanwhile.
     tokio::task::spawn_blocking(move || {
