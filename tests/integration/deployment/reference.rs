@@ -40,7 +40,8 @@ fn reference() -> String {
                 text => format!("`{text}`"),
             };
             let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-            setting.meaning = help.trim_end_matches('.').replace('|', "\\|");
+            let help = help.trim_end_matches('.').replace('|', "\\|");
+            setting.meaning = help.replace('<', "\\<");
         }
     }
     let rows = settings.iter().map(|(name, setting)| {

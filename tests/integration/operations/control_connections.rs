@@ -219,7 +219,7 @@ async fn send_during(
             waits.then_some(())
         })
         .await;
-        meanwhile(&mut tx).await;
+        meanwhile(&mut *tx).await;
         tx.commit().await.expect("committed");
     };
     tokio::join!(change, commit);

@@ -249,7 +249,8 @@ async fn relays_webhooks_by_socket_mode() {
     laptop.ask("after a cut").await;
     // Events of one connection keep Slack's order.
     let texts: Vec<String> = (0..12).map(|n| format!("in order {n}")).collect();
-    let message = |text| Webhook::message(&laptop.slack, &laptop.app, "D0STEVE", "U0STEVE", text);
+    let message =
+        |text: &str| Webhook::message(&laptop.slack, &laptop.app, "D0STEVE", "U0STEVE", text);
     let messages: Vec<_> = texts.iter().map(|text| message(text)).collect();
     let deliveries = messages.iter().map(|m| laptop.slack.deliver_by_socket("A0NEW", m));
     let delivered = futures_util::future::join_all(deliveries).await;

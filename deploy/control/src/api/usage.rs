@@ -121,7 +121,7 @@ pub async fn csv(
     // The first page is read before the status is sent.
     let first = api.store.usage(&filter, CSV_PAGE_ROWS).await?;
     let head = stream::once(async { Ok(Bytes::from_static(CSV_HEAD.as_bytes())) });
-    let state = (permit, api, filter, first, 0);
+    let state = (permit, api, filter, first, 0_i64);
     let pages = stream::try_unfold(state, async |(permit, api, mut filter, page, sent)| {
         let Some(last) = page.last() else { return Ok::<_, StreamError>(None) };
         filter.after = Some((last.hour.clone(), last.connection.clone()));
