@@ -53,7 +53,7 @@ impl Broadcasts {
             self.seen.len() >= length
                 && self.seen[self.seen.len() - length..].iter().copied().eq(mention.chars())
         };
-        MENTIONS.iter().any(|mention| ends_with(mention))
+        MENTIONS.iter().any(ends_with)
     }
 
     /// Returns whether the source ends with a reference of a character that mentions have: `&#64;`.

@@ -363,7 +363,7 @@ mod tests {
         for _ in 0..ATTEMPTS_MAX {
             let calls = due(&mut board, now);
             let title = SessionCall::Title { title: "Plan".into(), is_working: false };
-            assert_eq!(calls, [title.clone()]);
+            assert_eq!(calls, std::slice::from_ref(&title));
             board.finish(&key, title, SessionCallEnd::Retry(AFTER), now);
             now += AFTER;
         }
