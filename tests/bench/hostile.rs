@@ -75,7 +75,7 @@ pub async fn acks(report: &mut Report) -> anyhow::Result<()> {
     }
     report.figure("ack p99, quiet", quiet.median(), "ms");
     for ((who, _), series) in ALL.iter().zip(&beside) {
-        report.target(&format!("ack p99 beside {who}"), series.median(), AtMost(50.0), "ms");
+        report.target(format!("ack p99 beside {who}"), series.median(), AtMost(50.0), "ms");
     }
     const MIB: f64 = 1024.0 * 1024.0;
     let peak = ingest.process.peak_resident()? as f64 / MIB;
