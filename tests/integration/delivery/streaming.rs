@@ -96,6 +96,8 @@ async fn answer_appears_whole_and_once() {
     let messages = answers(&env, &app, "C1");
     assert_eq!(joined(&messages), expected(text));
     assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
+    // Agents that answer each other stop by it.
+    assert_eq!(messages[0].metadata["event_payload"]["hops"], 1);
     let started = &env.slack.calls_of("chat.startStream")[0];
     assert_eq!(started.args["thread_ts"], env.slack.messages(&app.team, "C1")[0].ts);
     assert_eq!(started.args["recipient_user_id"], "U1");
@@ -158,6 +160,7 @@ async fn edits_message_without_streams() {
         let messages = answers(&env, &app, channel);
         assert_eq!((messages.len(), joined(&messages)), (1, expected(text)));
         assert_eq!((state(&messages[0]), messages[0].edited), (None, true));
+        assert_eq!(messages[0].metadata["event_payload"]["hops"], 1);
     }
     assert_eq!(env.slack.calls_of("chat.startStream").len(), 1, "refusals are remembered");
 }

@@ -11,7 +11,7 @@ use super::{
     handler::{AnyHandler, HandlerSettings},
     metrics::DispatchMetrics,
     outcome_recorder::RECORD_INTERVAL,
-    runs::{self, RUNS_MAX, RunSettings, StreamingRun},
+    runs::{self, RunSettings, StreamingRun},
     sessions,
     tasks::{StopTokens, TaskEnd, attempt_and_record, run_and_record},
 };
@@ -109,6 +109,7 @@ struct RunningAttempt {
 /// Running run. It uses no capacity of attempts.
 struct RunningRun {
     lane: LaneKey,
+    organization: String,
     stop: StopTokens,
 }
 
@@ -202,12 +203,14 @@ impl Scheduler {
     fn start_run(&mut self, run: Box<StreamingRun>, term: Arc<WorkerTerm>) {
         let lane = (run.delivery.key.connection, run.delivery.key.lane);
         let (context, stop) = (Arc::clone(&self.context), StopTokens::default());
-        let has_room = self.runs.len() < RUNS_MAX;
+        let organization = run.delivery.org.clone();
+        let of_organization = self.runs.values().filter(|run| run.organization == organization);
+        let has_room = runs::has_room(self.runs.len(), of_organization.count());
         let stopped = stop.clone();
         let task = self.attempts.spawn(async move {
             TaskEnd::Recorded(run_and_record(&context, &term, *run, has_room, &stopped).await)
         });
-        self.runs.insert(task.id(), RunningRun { lane, stop });
+        self.runs.insert(task.id(), RunningRun { lane, organization, stop });
     }
 
     /// Claims and starts deliveries until none is due or the capacity is used. Returns whether

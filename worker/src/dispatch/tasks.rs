@@ -11,6 +11,9 @@ use shared::store::ClaimedDelivery;
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
+/// Wait of a run for which the worker has no room. The agent is asked again.
+const NO_ROOM_WAIT: Duration = Duration::from_secs(10);
+
 /// End of a task.
 pub enum TaskEnd {
     /// The outcome is recorded. The lane is due again after this time, if it is known.
@@ -84,7 +87,7 @@ pub async fn run_and_record(
         }
     } else {
         let error = "the worker has too many runs".to_owned();
-        attempt::released_outcome(delivery, RELEASE_WAIT, error)
+        attempt::released_outcome(delivery, NO_ROOM_WAIT, error)
     };
     context.recorder.record(term, end).await
 }

@@ -30,6 +30,11 @@ pub fn postable(message: &Value, mark: Option<&str>) -> Value {
     postable
 }
 
+/// Returns the metadata of an answer with its hops.
+pub fn hops_metadata(hops: i32) -> Value {
+    json!({ "event_type": EVENT_TYPE, "event_payload": { "hops": hops } })
+}
+
 /// Returns whether a message in Slack has the mark.
 pub fn has_mark(message: &Value, mark: &str) -> bool {
     let metadata = &message["metadata"];

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     dispatch::content::{Chunk, render, text_of},
-    slack::{Action, ApiResult, Method},
+    slack::{Action, ApiResult, Method, hops_metadata},
 };
 use serde_json::{Value, json};
 use shared::{domain::ConnectionStatus, runtime::telemetry::ErrorChain, store::Connection};
@@ -56,7 +56,7 @@ impl Writer {
                 false => match self.pace(Pace::Start, self.settings.start_interval) {
                     Ok(()) => self.start_stream().await?,
                     Err(wait) if wait > START_WAIT_MAX => {
-                        self.state.edited = true;
+                        self.edit_from_now_on().await?;
                         continue;
                     }
                     Err(wait) => {
@@ -93,10 +93,17 @@ impl Writer {
                         budgets.record_unsupported(id, Feature::Streams, Instant::now());
                     }
                     info!(code, "stream refused; the answer is a message that is edited");
-                    self.state.edited = true;
+                    self.edit_from_now_on().await?;
                 }
             }
         }
+    }
+
+    /// Switches the segment to a message that is edited. Saved before the call, since another worker
+    /// looks for the two in different ways.
+    async fn edit_from_now_on(&mut self) -> Result<(), WriteEnd> {
+        self.state.edited = true;
+        self.save(Vec::new()).await
     }
 
     async fn start_stream(&self) -> Result<Called, WriteEnd> {
@@ -113,6 +120,7 @@ impl Writer {
         let mut body = render(&self.content, &self.closing(), Some(&self.mark()));
         body["channel"] = self.target.channel.as_str().into();
         body["thread_ts"] = self.target.thread_ts.as_str().into();
+        body["metadata"]["event_payload"]["hops"] = self.target.hops.into();
         self.call(Method::PostMessage, &body).await
     }
 
@@ -183,7 +191,10 @@ impl Writer {
                 false => Ok(()),
             };
         }
-        let mut body = json!({ "channel": self.target.channel.as_str(), "ts": self.state.ts });
+        let mut body = json!({
+            "channel": self.target.channel.as_str(), "ts": self.state.ts,
+            "metadata": hops_metadata(self.target.hops),
+        });
         let (budgets, id) = (&self.context.budgets, self.delivery.key.connection);
         // Else Slack shows that the agent has ended.
         let goes_on =

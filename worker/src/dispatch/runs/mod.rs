@@ -49,8 +49,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use writer::{WriteEnd, Writer};
 
-/// Maximum number of runs of a worker.
-pub const RUNS_MAX: usize = 2_048;
+/// Maximum number of runs of a worker. One organization gets at most half of them; the last quarter
+/// is for organizations without a run.
+const RUNS_MAX: usize = 2_048;
 /// Maximum bytes of an answer's text.
 const TEXT_BYTES_MAX: i64 = 1 << 20;
 
@@ -84,6 +85,8 @@ pub struct RunTarget {
     pub trigger_ts: String,
     /// Author of the message.
     pub user: String,
+    /// Number of agents that answered each other, this answer included.
+    pub hops: i32,
 }
 
 /// Run to execute.
@@ -109,8 +112,15 @@ impl RunTarget {
             thread_ts: message.thread_ts.unwrap_or(message.ts).to_owned(),
             trigger_ts: message.ts.to_owned(),
             user: message.user.to_owned(),
+            hops: message.hops.saturating_add(1),
         }
     }
+}
+
+/// Returns whether another run fits beside those of all organizations and of its own.
+pub fn has_room(all: usize, of_organization: usize) -> bool {
+    let is_newcomer = of_organization == 0;
+    all < RUNS_MAX && of_organization < RUNS_MAX / 2 && (is_newcomer || all < RUNS_MAX * 3 / 4)
 }
 
 /// Returns the id of a delivery's run: equal in every attempt, and useless to its readers.
@@ -264,5 +274,19 @@ async fn after_failure(
             let postponed = PostponedDelivery { delivery, after, error, counts, fault, crashed };
             AttemptOutcome::Postponed(postponed)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_room_between_organizations() {
+        let half = RUNS_MAX / 2;
+        assert!(has_room(0, 0) && has_room(half - 1, half - 1));
+        assert!(!has_room(half, half), "one organization has its share");
+        assert!(!has_room(RUNS_MAX * 3 / 4, 1) && has_room(RUNS_MAX * 3 / 4, 0));
+        assert!(!has_room(RUNS_MAX, 0));
     }
 }

@@ -296,7 +296,7 @@ impl Writer {
     }
 
     /// Saves the state and new parts until Postgres confirms them.
-    async fn save(&self, parts: Vec<RunPart>) -> Result<(), WriteEnd> {
+    pub(super) async fn save(&self, parts: Vec<RunPart>) -> Result<(), WriteEnd> {
         let write = RunWrite::new(&self.delivery, self.state.clone(), parts);
         loop {
             match self.context.run_writes.run(write.clone()).await {
