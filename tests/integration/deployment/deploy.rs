@@ -200,7 +200,7 @@ fn separates_roles_in_compose() {
     }
     let roles = ["control", "ingest", "keys", "nats", "operator", "worker"];
     assert!(of_keys.iter().eq(roles), "{of_keys:?}");
-    assert_eq!(ports, 2, "the proxy's and the API's");
+    assert_eq!(ports, 3, "the proxy's, the API's and the console's");
     assert!(!with_agents.is_empty() && with_agents.is_disjoint(&with_servers), "{with_agents:?}");
 }
 

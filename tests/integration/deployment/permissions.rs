@@ -237,8 +237,8 @@ async fn restricts_worker_in_postgres() {
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
         // Nobody has requested an erasure.
         "insert into erasures (id, org_id) values ('mine', 'acme')",
-        "select erase_person_from_audit_log('U1')",
-        "select erase_organization_from_audit_log('acme')",
+        "select erase_person_from_audit_log('U1', 0, 10)",
+        "select erase_organization_from_audit_log('acme', 0, 10)",
         "select delete_erased_connection('0123456789abcdef0123456789abcdef')",
         "select delete_erased_organization('acme')",
     ];
@@ -282,7 +282,7 @@ async fn restricts_reader_in_postgres() {
         "update partition_cursors set owner = 'mine'",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
         "select prune_audit_log(interval '400 days', 1)",
-        "select erase_organization_from_audit_log('mine')",
+        "select erase_organization_from_audit_log('mine', 0, 10)",
     ];
     assert_denied(&env, "tidegate_reader", &forbidden).await;
 
@@ -338,7 +338,7 @@ async fn restricts_control_in_postgres() {
         "select truncate_slot('processed_keys', 0)",
         "update erasures set state = 'done'",
         "select delete_erased_organization('acme')",
-        "select erase_organization_from_audit_log('acme')",
+        "select erase_organization_from_audit_log('acme', 0, 10)",
     ];
     assert_denied(&env, "tidegate_control", &forbidden).await;
 }
