@@ -36,6 +36,7 @@ mod conversations {
 /// Order, isolation, agents, and messages to Slack.
 mod delivery {
     mod ordering;
+    mod overlap;
     mod isolation;
     mod capacity;
     mod backlog;
@@ -43,8 +44,11 @@ mod delivery {
     mod memory;
     mod plans;
     mod soak;
+    mod agent_headers;
     mod agents;
     mod answers;
+    mod approvals;
+    mod clicks;
     mod streaming;
     mod run_controls;
     mod forwarding;

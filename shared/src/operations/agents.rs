@@ -86,12 +86,12 @@ impl Operations {
         if self.store.organizations(Some(org), None, 1).await?.is_empty() {
             return Err(OperationError::NotFound(format!("organization {org}")));
         }
-        let secret = match settings.secret {
-            Some(secret) => secret,
-            None => match self.store.agent(org, id).await? {
-                Some(agent) => agent.secret,
-                None => return Err(OperationError::Conflict("a new agent needs a secret".into())),
-            },
+        let before = self.store.agent(org, id).await?;
+        // What only `apply` sets stays as it is.
+        let kept = before.as_ref().map(|agent| (agent.headers.current.clone(), agent.policies));
+        let (headers, policies) = kept.unwrap_or_default();
+        let Some(secret) = settings.secret.or(before.map(|agent| agent.secret)) else {
+            return Err(OperationError::Conflict("a new agent needs a secret".into()));
         };
         let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
             settings;
@@ -108,6 +108,8 @@ impl Operations {
             retry_for,
             keep_for,
             signs_as_slack: settings.signs_as_slack,
+            headers,
+            policies,
         };
         Ok(self.store.save_agent(&self.actor, &new).await?)
     }

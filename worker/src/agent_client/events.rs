@@ -1,6 +1,7 @@
 //! Events of agents that answer with an event stream. Unknown events and fields, and fields with a
 //! wrong type, are ignored.
 
+use super::ask::{AgentAsk, parse_ask};
 use serde_json::Value;
 use shared::slack::repair;
 
@@ -13,6 +14,8 @@ pub enum AgentEvent {
     Task(TaskUpdate),
     /// Block Kit blocks.
     Blocks(Vec<Value>),
+    /// Question to people. It ends the answer.
+    Ask(Box<AgentAsk>),
     /// What the agent does now, for the status of the thread.
     Status(String),
     /// The agent cannot go on after the last event that Tidegate has: the answer begins anew.
@@ -99,6 +102,7 @@ pub(super) fn parse_event(name: &str, data: &str) -> AgentEvent {
             _ => AgentEvent::Ignored,
         },
         "status" => AgentEvent::Status(short("text", CODE_CHARS)),
+        "ask" => parse_ask(&data).map_or(AgentEvent::Ignored, |ask| AgentEvent::Ask(Box::new(ask))),
         "reset" => AgentEvent::Reset,
         "done" => AgentEvent::Done,
         "error" => AgentEvent::Failed(AgentFailure {
@@ -140,6 +144,7 @@ mod tests {
             ),
             ("blocks", r#"{"blocks":"x"}"#, AgentEvent::Ignored),
             ("status", r#"{"text":"Searching"}"#, AgentEvent::Status("Searching".into())),
+            ("ask", r#"{"id":"a"}"#, AgentEvent::Ignored),
             ("reset", "", AgentEvent::Reset),
             ("done", "not JSON", AgentEvent::Done),
             ("error", r#"{"code":"busy","retry":true,"say":7}"#, AgentEvent::Failed(failure)),

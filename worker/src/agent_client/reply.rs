@@ -1,17 +1,20 @@
 //! JSON answers of agents.
 
+use super::ask::{AgentAsk, parse_ask};
 use serde_json::{Value, json};
 use shared::slack::repair;
 
 /// Reply of an agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentReply {
-    /// Message with `text` and `blocks`.
+    /// Message with `text` and `blocks`; null if there is only a question to people.
     pub message: Value,
     /// True if only the author of the message sees the reply.
     pub ephemeral: bool,
     /// True for a reply in a thread; by default that depends on the conversation.
     pub thread: Option<bool>,
+    /// Question to people.
+    pub ask: Option<AgentAsk>,
 }
 
 /// Parses a reply. Fields that an agent may not set or that have a wrong type are dropped, null
@@ -27,7 +30,9 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
     let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
     let text = field("text").and_then(Value::as_str).unwrap_or_default();
     let blocks = field("blocks").and_then(Value::as_array).filter(|blocks| !blocks.is_empty());
+    let ask = field("ask").and_then(parse_ask);
     let message = match (text.is_empty(), blocks) {
+        (true, None) if ask.is_some() => Value::Null,
         (true, None) => {
             let has_wrong_type = field("text").is_some_and(|text| !text.is_string())
                 || field("blocks").is_some_and(|blocks| !blocks.is_array());
@@ -41,7 +46,7 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
     };
     let flag = |name: &str| field(name).and_then(Value::as_bool);
     let ephemeral = flag("ephemeral").unwrap_or_default();
-    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread") }))
+    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread"), ask }))
 }
 
 #[cfg(test)]
@@ -51,8 +56,11 @@ mod tests {
     #[test]
     fn reads_only_allowed_fields() {
         let reply = parse_reply(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
-        let answer = AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None };
+        let answer =
+            AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None, ask: None };
         assert_eq!(reply, Ok(Some(answer)));
+        let asks = parse_reply(br#"{"ask":{"prompt":"Deploy?"}}"#).expect("an answer");
+        assert!(asks.is_some_and(|reply| reply.message.is_null() && reply.ask.is_some()));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
             assert_eq!(parse_reply(nothing), Ok(None));
         }

@@ -3,6 +3,7 @@
 //! Run by `app`. Tasks for one worker at a time run on the owner of partition 0; two owners for a
 //! moment do no harm.
 
+mod approvals;
 mod backlog;
 mod directory_sync;
 mod notifications;
@@ -96,6 +97,7 @@ async fn run_exclusive(
             let sync = directory_sync::run(context.store.clone(), js.clone(), held.clone());
             let retention = retention::run(context, js, held.clone());
             let backlog = backlog::run(context, limits, held.clone());
+            let approvals = approvals::run(context, held.clone());
             let notifications = notifications::run(context, held.clone());
             let lost = async {
                 while context.partitions.all().contains(&lock) {
@@ -108,6 +110,7 @@ async fn run_exclusive(
                 () = sync => {}
                 () = retention => {}
                 () = backlog => {}
+                () = approvals => {}
                 () = notifications => {}
             }
             drop(guard);

@@ -217,6 +217,8 @@ const LATE_TRAFFIC: &str = "-- deleted_connections.recent
            or exists (select from runs t where t.connection_id = d.id)
            or exists (select from run_parts t where t.connection_id = d.id)
            or exists (select from run_controls t where t.connection_id = d.id)
+           or exists (select from approvals t where t.connection_id = d.id)
+           or exists (select from feedback t where t.connection_id = d.id)
            or exists (select from connection_usage t where t.connection_id = d.id)
            or exists (select from replays t where t.connection_id = d.id)
            or exists (select from pauses t where t.connection_id = d.id)
@@ -257,6 +259,8 @@ fn traffic_tables() -> impl Iterator<Item = String> {
         "runs",
         "run_parts",
         "run_controls",
+        "approvals",
+        "feedback",
         "dead_letters",
         "connection_usage",
         "replays",

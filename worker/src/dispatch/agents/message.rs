@@ -2,11 +2,15 @@
 //!
 //! While a slow agent works the thread shows a status. A status that Slack rejects is ignored.
 
-use super::{Completion, message_policy::restrict};
+use super::{
+    Completion,
+    approvals::{AskPlace, ask_change},
+    message_policy::{AnswerPolicy, restrict},
+};
 use crate::{
     agent_client::{
-        AgentError, AgentReply, AgentRequest, AgentStream, Answer, FailureKind, MessageContent,
-        Trigger,
+        AgentError, AgentReply, AgentRequest, AgentStream, Answer, ApprovalAnswer, FailureKind,
+        MessageContent, MessagePart, Subject, Trigger,
     },
     context::{Context, WorkerTerm},
     routing::{self, AgentMessage, Webhook},
@@ -17,7 +21,7 @@ use shared::{
     domain::TeamId,
     runtime::telemetry::ErrorChain,
     slack::InboundPayload,
-    store::{Agent, Connection, ConnectionFacts, RunControlReason},
+    store::{Agent, ClaimedDelivery, Connection, ConnectionFacts, RunControlReason, StoreError},
 };
 use std::time::Duration;
 use tracing::warn;
@@ -41,6 +45,13 @@ pub struct Run<'a> {
     pub id: &'a str,
     /// Id of the last event of an earlier attempt.
     pub resume_after: Option<&'a str>,
+    pub delivery: &'a ClaimedDelivery,
+    /// Idempotency key of the question.
+    pub request_id: &'a str,
+    /// Messages that are answered together; empty for one.
+    pub parts: &'a [MessagePart],
+    /// Time of the last of them.
+    pub asked_at: Option<&'a str>,
 }
 
 /// Sends a message or `clear` to an agent. Returns the completion with the agent's reply, or the
@@ -51,7 +62,6 @@ pub async fn ask(
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
-    session: i64,
     run: Run<'_>,
 ) -> Result<Asked, AgentError> {
     let facts = ConnectionFacts::from(connection);
@@ -68,8 +78,9 @@ pub async fn ask(
             text: "",
             ts: "",
             thread_ts: None,
-            session,
+            session: run.delivery.session,
             content: MessageContent::default(),
+            subject: Subject::default(),
         };
         let id = webhook.envelope.dedup_key.as_str();
         return Ok(Asked::Completed(match context.agents.ask(agent, id, &request, None).await {
@@ -84,8 +95,12 @@ pub async fn ask(
         let message = "the webhook holds no message for an agent".to_owned();
         return Err(AgentError { kind: FailureKind::Refused, message, retry_after: None });
     };
-    let answer =
-        ask_message(context, term, agent, connection, webhook, &message, session, run).await?;
+    let question = match question(context, connection, webhook, run.parts).await? {
+        Some(question) => question,
+        None => return Ok(Asked::Completed(Completion::unreached("approval_deleted", Vec::new()))),
+    };
+    let asking = Asking { context, term, agent, connection, webhook, message: &message, run };
+    let answer = asking.ask(question).await?;
     let reply = match answer {
         Answer::Reply(reply) => reply,
         Answer::Stream(stream) => return Ok(Asked::Streaming(stream)),
@@ -96,59 +111,129 @@ pub async fn ask(
     };
     Ok(Asked::Completed(match reply {
         Some(_) if unwanted.is_some() => Completion::new(unwanted.unwrap_or_default()),
-        Some(AgentReply { message: mut answer, ephemeral, thread }) => {
-            restrict(&mut answer, agent, connection);
-            Completion::with_messages("completed", vec![message.reply(answer, ephemeral, thread)])
+        Some(AgentReply { message: mut answer, ephemeral, thread, ask }) => {
+            let mut completion = Completion::new("completed");
+            if !answer.is_null() {
+                restrict(&mut answer, agent, connection);
+                completion.messages.push(message.reply(answer, ephemeral, thread));
+            }
+            if let Some(ask) = ask {
+                let place = AskPlace {
+                    run: run.id,
+                    channel: &message.channel,
+                    thread_ts: message.thread_of_reply(thread),
+                    user: message.user,
+                };
+                let policy = AnswerPolicy::new(agent, connection);
+                let change = ask_change(context, run.delivery, &place, ask, policy);
+                completion.change = change.map_err(not_recorded)?;
+            }
+            completion
         }
         None => Completion::new("completed"),
     }))
 }
 
-#[allow(clippy::too_many_arguments)]
-async fn ask_message(
+/// Parts of a question that depend on its cause.
+struct Question {
+    kind: &'static str,
+    /// Kind of the trigger.
+    trigger: &'static str,
+    subject: Subject,
+}
+
+/// Returns the kind of question in a webhook. `None` if it is a decision that was deleted.
+async fn question(
     context: &Context,
-    term: &WorkerTerm,
-    agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
-    message: &AgentMessage<'_>,
-    session: i64,
-    run: Run<'_>,
-) -> Result<Answer, AgentError> {
-    let team: &TeamId = &message.team;
-    let request = AgentRequest {
-        protocol: PROTOCOL,
-        kind: "message",
-        run: run.id,
-        trigger: trigger(webhook, "message", message.ts),
-        connection: connection.id,
-        team,
-        channel: &message.channel,
-        user: message.user,
-        text: message.text,
-        ts: message.ts,
-        thread_ts: message.thread_ts,
-        session,
-        content: content(webhook),
+    parts: &[MessagePart],
+) -> Result<Option<Question>, AgentError> {
+    let InboundPayload::Interaction(interaction) = &webhook.inbound else {
+        let trigger = match (routing::is_edit_webhook(webhook), parts.len()) {
+            (true, _) => "edit",
+            (false, 0 | 1) => "message",
+            (false, _) => "merge",
+        };
+        let subject = Subject { parts: parts.to_vec(), ..Subject::default() };
+        return Ok(Some(Question { kind: "message", trigger, subject }));
     };
-    let id = webhook.envelope.dedup_key.as_str();
-    let mut call = std::pin::pin!(context.agents.ask(agent, id, &request, run.resume_after));
-    let mut status = std::pin::pin!(async {
-        tokio::time::sleep(STATUS_AFTER).await;
-        set_status(context, term, connection, message, "is thinking…").await;
-    });
-    let mut shown = false;
-    let answer = loop {
-        tokio::select! {
-            answer = &mut call => break answer,
-            () = &mut status, if !shown => shown = true,
-        }
-    };
-    // Slack removes the status when a reply is posted.
-    if shown && !matches!(answer, Ok(Answer::Reply(Some(_)) | Answer::Stream(_))) {
-        set_status(context, term, connection, message, "").await;
+    if let Some((id, _)) = routing::approval_of(interaction) {
+        let decided = context.store.decided_approval(connection.id, &id).await;
+        return Ok(decided.map_err(not_recorded)?.map(|decided| {
+            let approval = ApprovalAnswer {
+                id: decided.ask,
+                run: decided.run,
+                decision: decided.decision,
+                user: decided.by,
+            };
+            let subject = Subject { approval: Some(approval), ..Subject::default() };
+            Question { kind: "approval", trigger: "approval", subject }
+        }));
     }
-    answer
+    let kind = if routing::is_feedback(interaction) { "feedback" } else { "action" };
+    let subject = Subject { actions: routing::raw_actions(webhook), ..Subject::default() };
+    Ok(Some(Question { kind, trigger: kind, subject }))
+}
+
+/// Returns the failure of an attempt that needs Postgres.
+fn not_recorded(error: StoreError) -> AgentError {
+    let message = ErrorChain(&error).to_string();
+    AgentError { kind: FailureKind::Unavailable, message, retry_after: None }
+}
+
+/// Call of an agent.
+struct Asking<'a> {
+    context: &'a Context,
+    term: &'a WorkerTerm,
+    agent: &'a Agent,
+    connection: &'a Connection,
+    webhook: &'a Webhook<'a>,
+    message: &'a AgentMessage<'a>,
+    run: Run<'a>,
+}
+
+impl Asking<'_> {
+    async fn ask(&self, question: Question) -> Result<Answer, AgentError> {
+        let Self { context, term, agent, connection, webhook, message, run } = self;
+        let Question { kind, trigger: cause, subject } = question;
+        let text = subject.parts.iter().map(|part| &*part.text).collect::<Vec<_>>().join("\n");
+        let team: &TeamId = &message.team;
+        let request = AgentRequest {
+            protocol: PROTOCOL,
+            kind,
+            run: run.id,
+            trigger: trigger(webhook, cause, run.asked_at.unwrap_or(message.asked_at)),
+            connection: connection.id,
+            team,
+            channel: &message.channel,
+            user: message.user,
+            text: if subject.parts.is_empty() { message.text } else { &text },
+            ts: message.ts,
+            thread_ts: message.thread_ts,
+            session: run.delivery.session,
+            content: content(webhook),
+            subject,
+        };
+        let id = run.request_id;
+        let mut call = std::pin::pin!(context.agents.ask(agent, id, &request, run.resume_after));
+        let mut status = std::pin::pin!(async {
+            tokio::time::sleep(STATUS_AFTER).await;
+            set_status(context, term, connection, message, "is thinking…").await;
+        });
+        let mut shown = false;
+        let answer = loop {
+            tokio::select! {
+                answer = &mut call => break answer,
+                () = &mut status, if !shown => shown = true,
+            }
+        };
+        // Slack removes the status when a reply is posted.
+        if shown && !matches!(answer, Ok(Answer::Reply(Some(_)) | Answer::Stream(_))) {
+            set_status(context, term, connection, message, "").await;
+        }
+        answer
+    }
 }
 
 /// Returns the outcome of a message that was deleted, or whose answer was stopped, meanwhile. Nobody
@@ -160,10 +245,18 @@ pub async fn unwanted(
 ) -> Option<&'static str> {
     let message = routing::agent_message(webhook, connection.team.as_ref())?;
     let thread = message.thread_ts.unwrap_or(message.ts);
-    let found = context.store.run_control(connection.id, &message.channel, thread, message.ts);
+    let found = context.store.run_control(
+        connection.id,
+        &message.channel,
+        thread,
+        message.ts,
+        message.asked_at,
+    );
     match found.await {
         Ok(Some(RunControlReason::Deleted)) => Some("message_deleted"),
         Ok(Some(RunControlReason::Stop)) => Some("stopped"),
+        Ok(Some(RunControlReason::Edited)) => Some("edited"),
+        Ok(Some(RunControlReason::Interrupted)) => Some("interrupted"),
         Ok(None) => None,
         Err(error) => {
             let (connection, error) = (connection.id, ErrorChain(&error));
@@ -182,8 +275,11 @@ fn trigger<'a>(webhook: &'a Webhook<'_>, kind: &'static str, ts: &'a str) -> Tri
 }
 
 /// Returns the content of a message besides its text.
-fn content(webhook: &Webhook<'_>) -> MessageContent {
+pub fn content(webhook: &Webhook<'_>) -> MessageContent {
     let mut event = routing::raw_event(webhook);
+    if routing::is_edit_webhook(webhook) {
+        event = event["message"].take();
+    }
     let mut list = |name: &str| match event[name].take() {
         Value::Array(items) => items,
         _ => Vec::new(),

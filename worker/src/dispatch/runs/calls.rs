@@ -185,6 +185,9 @@ impl Writer {
             };
         }
         let mut body = json!({ "channel": self.target.channel.as_str(), "ts": self.state.ts });
+        if self.state.ask.is_some() {
+            body["session_status"] = "suspended".into(); // people are asked
+        }
         let closing = self.closing();
         if !closing.is_empty() {
             body["chunks"] = json!([Chunk::MarkdownText { text: closing.clone() }]);

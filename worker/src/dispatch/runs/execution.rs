@@ -11,7 +11,7 @@ use crate::{
     dispatch::attempt_context::AttemptContext,
 };
 use futures_util::future::BoxFuture;
-use shared::store::Agent;
+use shared::{runtime::telemetry::TRACE_TARGET, store::Agent};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -100,6 +100,7 @@ pub(super) async fn execute(
     let ended_before = writer.state.ended.clone();
     let (mut idle, mut writing) = (None::<Writer>, Some(start(writer, Task::Settle)));
     let (mut end, mut last_progress, mut is_finishing) = (None, None, false);
+    let mut is_first = true;
     let (mut is_cancelled, mut cancelling) = (false, None::<BoxFuture<'_, ()>>);
     if stream.is_none() {
         let outcome = ended_before.as_deref().map_or("completed", pending::outcome_name);
@@ -163,6 +164,9 @@ pub(super) async fn execute(
             }
             () = complete(&mut cancelling) => cancelling = None,
             event = next(&mut stream), if is_open && pending.has_room() => {
+                if std::mem::take(&mut is_first) && matches!(event, Ok(Some(_))) {
+                    info!(target: TRACE_TARGET, "first event received");
+                }
                 end = match event {
                     Ok(Some(event)) => pending.add(event),
                     Ok(None) => Some(StreamEnd::Failed(without_done())),

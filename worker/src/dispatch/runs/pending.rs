@@ -6,7 +6,7 @@ use super::{
     writer::Batch,
 };
 use crate::{
-    agent_client::{AgentError, AgentEvent, AgentFailure, FailureKind, StreamEvent},
+    agent_client::{AgentAsk, AgentError, AgentEvent, AgentFailure, FailureKind, StreamEvent},
     dispatch::agents::AnswerPolicy,
 };
 use std::collections::HashSet;
@@ -37,6 +37,7 @@ pub struct Pending {
     text_bytes: i64,
     tasks: HashSet<String>,
     begins: bool,
+    ask: Option<AgentAsk>,
     last_event_id: Option<String>,
     has_news: bool,
 }
@@ -50,6 +51,9 @@ pub fn outcome_name(stored: &str) -> &'static str {
         "stopped" => "stopped",
         "message_deleted" => "message_deleted",
         "cancelled" => "cancelled",
+        "asked" => "asked",
+        "edited" => "edited",
+        "interrupted" => "interrupted",
         _ => "completed",
     }
 }
@@ -64,6 +68,7 @@ impl Pending {
             text_bytes: 0,
             tasks: HashSet::new(),
             begins: false,
+            ask: None,
             last_event_id: None,
             has_news: false,
         }
@@ -110,6 +115,10 @@ impl Pending {
             AgentEvent::Reset => {
                 self.chunks.clear();
                 (self.chars, self.bytes, self.begins) = (0, 0, true);
+            }
+            AgentEvent::Ask(ask) => {
+                self.ask = Some(*ask);
+                return Some(StreamEnd::Completed("asked"));
             }
             AgentEvent::Done => return Some(StreamEnd::Completed("completed")),
             AgentEvent::Failed(AgentFailure { code, retry: true, .. }) => {
@@ -199,6 +208,7 @@ impl Pending {
         Batch {
             chunks,
             begins: std::mem::take(&mut self.begins),
+            ask: self.ask.take(),
             last_event_id: self.last_event_id.take(),
             ended: match end {
                 Some(StreamEnd::Completed(outcome)) => Some(outcome),

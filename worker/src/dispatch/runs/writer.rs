@@ -10,6 +10,7 @@ use super::{
     segments::{PlannedPart, SegmentPlan},
 };
 use crate::{
+    agent_client::AgentAsk,
     context::WorkerTerm,
     dispatch::{attempt_context::AttemptContext, outcome_recorder::RECORD_INTERVAL},
 };
@@ -40,6 +41,8 @@ pub struct Batch {
     /// True if it begins a segment, as the answer begins anew.
     pub begins: bool,
     pub last_event_id: Option<String>,
+    /// Question to people that ends the answer.
+    pub ask: Option<AgentAsk>,
     /// Outcome, if the agent has ended.
     pub ended: Option<&'static str>,
 }
@@ -162,6 +165,9 @@ impl Writer {
             self.queue.push_back((n, part));
         }
         self.state.last_event_id = batch.last_event_id.or(self.state.last_event_id.take());
+        if let Some(ask) = batch.ask {
+            self.state.ask = serde_json::to_vec(&ask).ok();
+        }
         self.state.ended = batch.ended.map(str::to_owned).or(self.state.ended.take());
         if self.state.segment == SegmentState::None
             && let Some((n, part)) = self.queue.front().cloned()

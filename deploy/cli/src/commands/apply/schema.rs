@@ -17,6 +17,9 @@
 //! max_per_user = 30                       # questions of one person in a minute
 //! retry_for = "1h"                        # from the first attempt; default: 1h, forward: 24h
 //! keep_for = "72h"                        # maximum wait for the first attempt
+//! edits = "ignore"                        # or "rerun": a new text, if no answer has begun
+//! overlap = "queue"                       # or "merge", "interrupt": messages while one is answered
+//! headers = { x-key = "env:HELPER_KEY" }  # of calls; replaced ones stay usable for 24 hours
 //! signs_as_slack = false                  # forward: sign with the connection's signing secret
 //!
 //! [[app]]                                 # Slack app that workspaces install by OAuth
@@ -64,9 +67,10 @@
 
 use serde::Deserialize;
 use shared::domain::{
-    AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EnterpriseId, LinkBy,
-    NotificationEvent, OrgId, Surface, TeamId, UserId,
+    AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EditPolicy, EnterpriseId, LinkBy,
+    NotificationEvent, OrgId, OverlapPolicy, Surface, TeamId, UserId,
 };
+use std::collections::BTreeMap;
 use toml::Spanned;
 
 #[derive(Deserialize)]
@@ -146,6 +150,12 @@ pub struct Agent {
     pub max_per_user: Option<Spanned<u32>>,
     pub retry_for: Option<Spanned<String>>,
     pub keep_for: Option<Spanned<String>>,
+    #[serde(default)]
+    pub edits: EditPolicy,
+    #[serde(default)]
+    pub overlap: OverlapPolicy,
+    #[serde(default)]
+    pub headers: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     pub signs_as_slack: bool,
 }
