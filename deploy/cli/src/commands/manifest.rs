@@ -1,4 +1,5 @@
-//! `tidegate manifest`: prints the manifest of a Slack app for this deployment.
+//! `tidegate manifest`: prints the manifest of a Slack app for this deployment, and on stderr the
+//! feature and reason of each event and scope.
 
 use crate::{
     app_manifest::{self, AppSettings},
@@ -18,7 +19,9 @@ pub struct Manifest {
 impl Manifest {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
-        let manifest = app_manifest::build(&self.app.slash_command, &self.app.url()?, &self.name);
+        let AppSettings { slash_command, features, .. } = &self.app;
+        let manifest = app_manifest::build(slash_command, &self.app.url()?, &self.name, features);
+        eprintln!("{}", app_manifest::explain(features));
         Ok(output::print_line(&serde_json::to_string_pretty(&manifest)?)?)
     }
 }
