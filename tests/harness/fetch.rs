@@ -15,8 +15,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, ensure};
 use tokio::sync::Mutex;
 
-use crate::npm::{BOLT, Packages};
-use crate::python_wheel::{NATS, POSTGRES, PythonWheel, SCHEMATHESIS, SLACK_BOLT, SLACK_SDK};
+use crate::npm::{self, BOLT, Packages};
+use crate::python_wheel::{self, NATS, POSTGRES, PythonWheel, SCHEMATHESIS, SLACK_BOLT, SLACK_SDK};
 use crate::run_dir::{RunDir, is_root, state_root};
 
 const NATS_NEEDED: (u32, u32) = (2, 12);
@@ -104,7 +104,25 @@ pub async fn bolt_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// A Python with Slack's SDK, Bolt or Schemathesis.
+/// Returns the library of Standard Webhooks for Python, fetched if necessary.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn standard_webhooks_python(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
+    let wheel = &python_wheel::STANDARD_WEBHOOKS;
+    Finder::here()?.slack_wheel(wheel, "standardwebhooks", run).await
+}
+
+/// Returns the path of Node and the folder of the library of Standard Webhooks for JavaScript,
+/// fetched if necessary.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn standard_webhooks_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    Finder::here()?.node_packages(&npm::STANDARD_WEBHOOKS, run).await
+}
+
+/// A Python with Slack's SDK, Bolt or another package.
 #[derive(Debug, Clone)]
 pub struct PythonPackages {
     /// Path of Python.

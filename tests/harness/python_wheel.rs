@@ -76,6 +76,13 @@ pub(crate) const SLACK_BOLT: PythonWheel = PythonWheel {
     built_for: BuiltFor::Fixed,
 };
 
+pub(crate) const STANDARD_WEBHOOKS: PythonWheel = PythonWheel {
+    requirements: include_str!("servers/standardwebhooks.txt"),
+    dir: "",
+    proof: Proof::Exists("standardwebhooks/__init__.py"),
+    built_for: BuiltFor::Fixed,
+};
+
 pub(crate) const SCHEMATHESIS: PythonWheel = PythonWheel {
     requirements: include_str!("servers/schemathesis.txt"),
     dir: "",

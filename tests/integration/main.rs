@@ -56,6 +56,7 @@ mod delivery {
     mod bolt_kinds;
     mod outbox;
     mod rate_limits;
+    mod samples;
     mod token_rotation;
 }
 
