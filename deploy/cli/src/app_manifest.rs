@@ -143,9 +143,17 @@ pub struct AppSettings {
     /// Slash command, with its slash.
     #[arg(long, env = "TIDEGATE_SLASH_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
     pub slash_command: String,
-    /// Features of the app. What others need is declared as optional scopes.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "FEATURE",
-          default_values_t = DEFAULT_FEATURES)]
+    /// Features of the app: direct-messages, channels, private-channels, group-messages, command,
+    /// greetings, agent. Default: all but agent.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "FEATURE",
+        default_values_t = DEFAULT_FEATURES,
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
     pub features: Vec<Feature>,
 }
 
