@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn declares_only_what_features_need() {
+    fn declares_what_features_need() {
         let manifest = build("/lobu", "https://gw", "Lobu", &[Feature::DirectMessages]);
         assert_eq!(
             manifest["settings"]["event_subscriptions"]["bot_events"],
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn explains_each_event_and_scope() {
+    fn explains_events_and_scopes() {
         let explained = explain(&[Feature::DirectMessages]);
         for line in [
             "scope           im:history             direct-messages  receives direct messages",

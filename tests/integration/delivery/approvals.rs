@@ -152,7 +152,7 @@ async fn one_of_many_clicks_decides() {
 }
 
 #[tokio::test]
-async fn foreign_and_forged_clicks_are_refused() {
+async fn refuses_foreign_clicks() {
     let (env, app) = start_env(SMALL).await;
     let question = json!({ "id": "a", "prompt": "Deploy?", "allowed": ["U7"] });
     let asked = ask(&env, &app, "C1", &question).await;

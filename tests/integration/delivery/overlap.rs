@@ -56,7 +56,7 @@ async fn outcome(env: &TestEnv, webhook: &Webhook) -> String {
 }
 
 #[tokio::test]
-async fn edit_replaces_unanswered_question() {
+async fn edit_replaces_question() {
     let (env, app) = start_env(SMALL, EditPolicy::Rerun, OverlapPolicy::Queue).await;
     let (question, ts) = ask(&env, &app, "D1", "U1", "slow:1500 old").await;
     let (second, second_ts) = ask(&env, &app, "D1", "U1", "older").await;
@@ -116,7 +116,7 @@ fn parts(question: &Value) -> Vec<(String, String, String)> {
 
 /// Each message is in one question, with its author, in order; also when the worker dies.
 #[tokio::test]
-async fn waiting_messages_become_one_question() {
+async fn merges_waiting_messages() {
     let (env, app) = start_env(PAIR, EditPolicy::Ignore, OverlapPolicy::Merge).await;
     let (first, _) = ask(&env, &app, "D1", "U1", "slow:1500 first").await;
     wait_for_questions(&env, 1).await;
@@ -164,7 +164,7 @@ async fn waiting_messages_become_one_question() {
 }
 
 #[tokio::test]
-async fn next_message_interrupts_run() {
+async fn message_interrupts_run() {
     let (env, app) = start_env(SMALL, EditPolicy::Ignore, OverlapPolicy::Interrupt).await;
     let (long, _) = ask(&env, &app, "D1", "U1", "stream:600:100:8 please").await;
     let (other, _) = ask(&env, &app, "C1", "U1", "stream:40:50:8 please").await;

@@ -123,6 +123,7 @@ const CLOCK_READERS: [(&str, &str); 9] = [
     ("ingest/src/webhook/pipeline.rs", "the age of a signature; a time for logs and metrics"),
     ("ingest/src/webhook/sync_response.rs", "a time for recordings"),
     ("worker/src/agent_client/mod.rs", "the time of a signature for agents"),
+    ("worker/src/dispatch/agents/approvals.rs", "a time in a message"),
     ("worker/src/dispatch/attempt.rs", "a metric"),
     ("worker/src/metrics.rs", "a metric"),
     ("deploy/cli/src/commands/connections/import/mod.rs", "the expiry of a token in a file"),

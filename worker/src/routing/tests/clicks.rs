@@ -85,7 +85,7 @@ fn reach_agent() {
 }
 
 #[test]
-fn edits_reach_agent_if_wanted() {
+fn edits_reach_agent() {
     let text = |text: &str| json!({ "text": text });
     let reruns = "delivery: if C1/1.2 waits; to acme/support s1 background";
     let ignored = "ignore not_a_message";
@@ -104,7 +104,7 @@ fn edits_reach_agent_if_wanted() {
 }
 
 #[test]
-fn messages_interrupt_if_wanted() {
+fn messages_interrupt() {
     let interrupts = "delivery: change interrupt a run; to acme/support s1 background; trigger";
     check(&[
         (im("hi"), &[interrupt], interrupts),
