@@ -7,6 +7,7 @@
 -- tidegate_worker    workers: reads and writes rows, with the exceptions below
 -- tidegate_operator  the other verbs of `tidegate`: rows, too, but no lease, cursor or worker
 -- tidegate_control   the control API: only the tables and columns below
+-- tidegate_reader    the verbs of `tidegate` that only look, for people who change nothing: reads all rows, sealed values as they are
 --
 -- ingest has no role: it is not told where Postgres is. Roles have no password here; give them one, or certificates.
 -- The tests run under exactly these roles, and tests/integration/deployment/permissions.rs says what each may not do.
@@ -15,7 +16,7 @@ do $$
 declare
     name text;
 begin
-    foreach name in array array['tidegate_owner', 'tidegate_worker', 'tidegate_operator', 'tidegate_control'] loop
+    foreach name in array array['tidegate_owner', 'tidegate_worker', 'tidegate_operator', 'tidegate_control', 'tidegate_reader'] loop
         begin
             execute format('create role %I login', name);
             -- Behind the session's own: whoever forgets a transaction must not hold its locks.
@@ -30,11 +31,13 @@ end $$;
 
 revoke create on schema public from public;
 grant usage, create on schema public to tidegate_owner;
-grant usage on schema public to tidegate_worker, tidegate_operator, tidegate_control;
+grant usage on schema public to tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader;
 
 -- Whatever a migration makes: rows may be read and written, by both; neither truncates, alters or drops.
 alter default privileges for role tidegate_owner in schema public
     grant select, insert, update, delete on tables to tidegate_worker, tidegate_operator;
+alter default privileges for role tidegate_owner in schema public
+    grant select on tables to tidegate_reader;
 alter default privileges for role tidegate_owner in schema public
     grant usage on sequences to tidegate_worker, tidegate_operator;
 
@@ -49,13 +52,16 @@ begin
         -- What is declared to a worker, it does not declare. Slots of agents are made and dropped by triggers.
         ('organizations',       'tidegate_worker',   'select'),
         ('organization_members', 'tidegate_worker',  'select'),
-        ('user_identities',     'tidegate_worker',   'select'),
+        ('user_identities',     'tidegate_worker',   'select, delete'),
+        -- The control API and the command line request erasures; workers carry them out, and request none.
+        ('erasures',            'tidegate_worker',   'select, update (state, note, rows, webhooks, next_at), delete'),
+        ('erasures',            'tidegate_control',  'select, insert, update (next_at)'),
         ('agents',              'tidegate_worker',   'select, update (headers_previous, headers_previous_until)'),
         ('apps',                'tidegate_worker',   'select, update (signing_secret_previous, signing_secret_previous_until)'),
         ('connections',         'tidegate_worker',   'select, update'),
         ('link_codes',          'tidegate_worker',   'select, update'),
         -- Tombstones are written by a trigger, whoever deletes.
-        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at)'),
+        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at, emptied_at)'),
         ('deleted_connections', 'tidegate_operator', 'select'),
         -- There are 64 partitions; workers own them, nobody else.
         ('partition_cursors',   'tidegate_worker',   'select, update'),
@@ -70,6 +76,8 @@ begin
          'select, insert (actor, action, object_kind, object_id, org_id, before, after)'),
         -- Keys of the control API are no business of workers. They delete old responses.
         ('api_keys',            'tidegate_worker',   null),
+        ('console_sessions',    'tidegate_worker',   null),
+        ('console_sessions',    'tidegate_operator', null),
         ('install_links',       'tidegate_worker',   null),
         ('install_states',      'tidegate_worker',   null),
         ('idempotency_keys',    'tidegate_worker',   'select, delete'),
@@ -83,8 +91,8 @@ begin
         ('notifications',       'tidegate_operator', 'select, delete'),
         ('notification_endpoint', 'tidegate_control', 'select, insert, update, delete'),
         ('notifications',       'tidegate_control',  'select, delete'),
-        -- The control API gets each table by itself. It creates no API key and reads no body. Workers delete the traffic of
-        -- the connections that it deletes.
+        -- The control API gets each table by itself. It creates no API key, and reads a body only where the console reveals it.
+        -- Workers delete the traffic of the connections that it deletes.
         ('_sqlx_migrations',    'tidegate_control',  'select'),
         ('organizations',       'tidegate_control',  'select, insert, update (name), delete'),
         ('organization_members', 'tidegate_control', 'select, insert, delete'),
@@ -92,7 +100,7 @@ begin
         ('agents',              'tidegate_control',  'select, insert, update, delete'),
         ('agent_slots',         'tidegate_control',  'select'),
         ('agent_health',        'tidegate_control',  'select'),
-        ('apps',                'tidegate_control',  'select'),
+        ('apps',                'tidegate_control',  'select, insert, update, delete'),
         ('connections',         'tidegate_control',
          'select, insert, delete, update (org_id, agent_id, enterprise_id, preview_mode, status, status_reason, signing_secret,
                                           signing_secret_previous, signing_secret_previous_until, bot_token, bot_user_id,
@@ -117,6 +125,7 @@ begin
         ('delivery_lanes',      'tidegate_control',  'select, insert, update'),
         ('delivery_log',        'tidegate_control',  'select, insert'),
         ('dead_letters',        'tidegate_control',  'select, update (redrive_at, redrive_starts), delete'),
+        ('runs',                'tidegate_control',  'select'),
         ('replays',             'tidegate_control',  'select, insert, update (state, epoch)'),
         ('replay_results',      'tidegate_control',  'select'),
         ('outbox',              'tidegate_control',  'select, insert'),
@@ -125,6 +134,7 @@ begin
         ('outbox_log',          'tidegate_control',  'select'),
         ('outbox_failures',     'tidegate_control',  'select, update (attempts), delete'),
         ('api_keys',            'tidegate_control',  'select, update (last_used_at)'),
+        ('console_sessions',    'tidegate_control',  'select, insert, update (used_at), delete'),
         ('idempotency_keys',    'tidegate_control',  'select, insert, update, delete'),
         ('audit_log',           'tidegate_control',
          'select, insert (actor, action, object_kind, object_id, org_id, before, after)')
@@ -153,14 +163,18 @@ begin
     for rule in select * from (values
         (to_regprocedure('public.truncate_slot(text, integer)'), 'tidegate_worker'),
         (to_regprocedure('public.prune_audit_log(interval, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.delete_uninstalled_connections(interval, integer)'), 'tidegate_worker'),
-        (to_regprocedure('public.erase_person_from_audit_log(text)'), 'tidegate_operator'),
-        (to_regprocedure('public.erase_organization_from_audit_log(text)'), 'tidegate_operator')
+        (to_regprocedure('public.delete_uninstalled_connections(interval, integer, integer)'), 'tidegate_worker'),
+        (to_regprocedure('public.delete_connection_references(text, integer)'), 'tidegate_operator, tidegate_control, tidegate_worker'),
+        -- Of these each requires an open erasure.
+        (to_regprocedure('public.erase_person_from_audit_log(text, bigint, integer)'), 'tidegate_operator, tidegate_worker'),
+        (to_regprocedure('public.erase_organization_from_audit_log(text, bigint, integer)'), 'tidegate_operator, tidegate_worker'),
+        (to_regprocedure('public.delete_erased_connection(text)'), 'tidegate_operator, tidegate_worker'),
+        (to_regprocedure('public.delete_erased_organization(text)'), 'tidegate_operator, tidegate_worker')
     ) as rules (called, who) loop
         if rule.called is not null then
-            execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control',
+            execute format('revoke all on function %s from public, tidegate_worker, tidegate_operator, tidegate_control, tidegate_reader',
                            rule.called);
-            execute format('grant execute on function %s to %I', rule.called, rule.who);
+            execute format('grant execute on function %s to %s', rule.called, rule.who);
         end if;
     end loop;
 end $$;

@@ -80,6 +80,8 @@ create function agents_drop_slots() returns trigger language plpgsql security de
 begin
     delete from agent_slots where org_id = old.org_id and agent_id = old.id;
     delete from agent_health where org_id = old.org_id and agent_id = old.id;
+    -- An open pause would stop the clock of deliveries to a new agent with this id.
+    delete from pauses where org_id = old.org_id and agent_id = old.id;
     insert into deleted_agents (org_id, agent_id) values (old.org_id, old.id)
         on conflict (org_id, agent_id) do update set deleted_at = excluded.deleted_at;
     return null;
@@ -233,9 +235,11 @@ create table deleted_connections (
     id          text primary key,
     deleted_at  timestamptz not null default now(),
     -- Time at which a worker purged the webhooks from the stream.
-    purged_at   timestamptz
+    purged_at   timestamptz,
+    -- Time at which a worker found no traffic, a day or more after the deletion: none arrives any more.
+    emptied_at  timestamptz
 );
-create index deleted_connections_at on deleted_connections (deleted_at, id);
+create index deleted_connections_unemptied on deleted_connections (deleted_at, id) where emptied_at is null;
 create index deleted_connections_unpurged on deleted_connections (deleted_at) where purged_at is null;
 
 create function connections_add_tombstone() returns trigger
@@ -316,23 +320,50 @@ create trigger connections_erase_tokens before update on connections
     for each row when (new.status = 'revoked' and old.status <> 'revoked' and new.installed_by is not null)
     execute function connections_erase_tokens();
 
--- Deletes connections that people installed and uninstalled. Workers lack the right to delete connections, and a taken-over
--- worker must not delete those that were uninstalled a moment ago.
-create function delete_uninstalled_connections(keep interval, most integer) returns bigint
+-- Deletes rows that reference a connection, at most `most` of each table, so that the deletion of the connection is short.
+-- Returns their number.
+create function delete_connection_references(of_connection text, most integer) returns bigint
     language plpgsql security definer set search_path from current as $$
 declare
+    deleted bigint;
+    total bigint := 0;
+    tab text;
+begin
+    if exists (select from connections where id = of_connection and status not in ('stopped', 'revoked')) then
+        raise exception 'the connection is not stopped';
+    end if;
+    foreach tab in array array['channel_bindings', 'conversation_sessions', 'welcomed_users', 'connection_status_history'] loop
+        execute format('delete from %1$I where ctid = any (array (
+                            select ctid from %1$I where connection_id = $1 limit $2))', tab)
+          using of_connection, most;
+        get diagnostics deleted = row_count;
+        total := total + deleted;
+    end loop;
+    return total;
+end $$;
+
+-- Deletes connections that people installed and uninstalled, after the `skip` oldest. Those with many rows take several
+-- calls. Returns the number of connections that are deleted or shrank. Workers lack the right to delete connections, and
+-- a taken-over worker must not delete those that were uninstalled a moment ago.
+create function delete_uninstalled_connections(keep interval, most integer, skip integer) returns bigint
+    language plpgsql security definer set search_path from current as $$
+declare
+    step constant integer := 5000;
     gone text[];
+    large text[];
 begin
     if keep < interval '1 day' then
         raise exception 'the data of an uninstalled app is kept for a day at least';
     end if;
     gone := array (select id from connections
                     where status = 'revoked' and installed_by is not null and updated_at < now() - keep
-                    order by updated_at limit most for update skip locked);
+                    order by updated_at offset skip limit most for update skip locked);
+    large := array (select id from unnest(gone) id where delete_connection_references(id, step) >= step);
+    gone := array (select id from unnest(gone) id where id <> all (large));
     update link_codes set consumed_channel = null, consumed_user = null
      where consumed_connection = any (gone) and (connection_id is null or connection_id <> all (gone));
     delete from connections where id = any (gone);
-    return cardinality(gone);
+    return cardinality(gone) + cardinality(large);
 end $$;
 
 -- Consecutive rejections of an installation's token. A separate table, because a change of the connection would
@@ -368,6 +399,7 @@ create table link_codes (
     check ((consumed_at is null) = (consumed_by is null))
 );
 create index link_codes_expires on link_codes (expires_at);
+create index link_codes_by_agent on link_codes (org_id, agent_id);
 create index link_codes_consumed_on on link_codes (consumed_connection) where consumed_connection is not null;
 
 -- Recent wrong link codes, per person and per workspace. Retention deletes expired rows.
@@ -661,6 +693,8 @@ create table connection_backlog (
     delivery_bytes      bigint not null,
     dead_letters        bigint not null,
     dead_letter_bytes   bigint not null,
+    -- Messages to Slack that wait or were rejected.
+    messages            bigint not null default 0,
     -- A new delivery becomes a dead letter without bytes.
     deliveries_full     boolean not null,
     -- A new dead letter keeps no bytes.
@@ -688,6 +722,18 @@ create table api_keys (
     last_used_at    timestamptz
 );
 create index api_keys_by_org on api_keys (org_id) where org_id is not null;
+
+-- Sessions of browsers in the console, each begun with an API key, whose role and organization it has.
+create table console_sessions (
+    session_hash    bytea primary key,
+    api_key_id      text not null references api_keys (id) on delete cascade,
+    created_at      timestamptz not null default now(),
+    expires_at      timestamptz not null,
+    -- Written at most once a minute.
+    used_at         timestamptz not null default now()
+);
+create index console_sessions_expires on console_sessions (expires_at);
+create index console_sessions_of_key on console_sessions (api_key_id);
 
 -- Responses of writes by the control API, for repeated requests. `response` is sealed.
 create table idempotency_keys (
@@ -738,37 +784,114 @@ begin
     return pruned;
 end $$;
 
--- Replaces the id of a person in the audit log, whose rows nobody may change otherwise.
-create function erase_person_from_audit_log(person text) returns bigint
+-- Replaces the id of a person in the next `most` rows of the audit log, which nobody may change otherwise. Returns the
+-- last of these rows, null without one, and the number of changed rows.
+create function erase_person_from_audit_log(person text, after_id bigint, most integer, out last bigint, out erased bigint)
     language plpgsql security definer set search_path from current as $$
 declare
     word text := '\m' || person || '\M';
-    erased bigint;
 begin
     if person !~ '^[A-Za-z0-9]{1,64}$' then
         raise exception 'no id of a person';
     end if;
+    if not exists (select from erasures where state = 'open' and user_id = person) then
+        raise insufficient_privilege using message = 'there is no open erasure of the person';
+    end if;
+    select max(id) into last from (select id from audit_log where id > after_id order by id limit most) page;
     update audit_log
        set actor = regexp_replace(actor, word, 'erased', 'g'), object_id = regexp_replace(object_id, word, 'erased', 'g'),
            before = regexp_replace(before::text, word, 'erased', 'g')::jsonb,
            after = regexp_replace(after::text, word, 'erased', 'g')::jsonb
-     where actor ~ word or object_id ~ word or before::text ~ word or after::text ~ word;
+     where id > after_id and id <= last
+       and (actor ~ word or object_id ~ word or before::text ~ word or after::text ~ word);
     get diagnostics erased = row_count;
-    return erased;
 end $$;
 
--- Empties the rows of the audit log about an organization: who did what to which kind of object, and when, remains.
-create function erase_organization_from_audit_log(organization text) returns bigint
+-- Empties the next `most` rows of the audit log about an organization: who did what to which kind of object, and when,
+-- remains. Returns as the function above.
+create function erase_organization_from_audit_log(organization text, after_id bigint, most integer, out last bigint,
+                                                  out erased bigint)
     language plpgsql security definer set search_path from current as $$
-declare
-    erased bigint;
 begin
+    if not exists (select from erasures where state = 'open' and org_id = organization) then
+        raise insufficient_privilege using message = 'there is no open erasure of the organization';
+    end if;
+    select max(id) into last
+      from (select id from audit_log where org_id = organization and id > after_id order by id limit most) page;
     update audit_log
        set before = null, after = null, object_id = regexp_replace(object_id, '/.*', '/erased'),
            actor = case when actor like 'slack-user:%' then 'slack-user:erased' else actor end
-     where org_id = organization;
+     where org_id = organization and id > after_id and id <= last;
     get diagnostics erased = row_count;
-    return erased;
+end $$;
+
+-- Requests to erase a person or an organization. Workers carry them out, or the command line does. The ids of a person go with the
+-- end of the erasure.
+create table erasures (
+    id              text primary key,
+    org_id          text,
+    team_id         text,
+    user_id         text,
+    -- As in the audit log.
+    requested_by    text not null default '',
+    state           text not null default 'open' check (state in ('open', 'done')),
+    -- What an open one waits for.
+    note            text not null default '',
+    rows            bigint not null default 0,
+    webhooks        bigint not null default 0,
+    next_at         timestamptz not null default now(),
+    created_at      timestamptz not null default now(),
+    ended_at        timestamptz,
+    check (state = 'done' or (org_id is null) <> (team_id is null or user_id is null))
+);
+create index erasures_due on erasures (next_at) where state = 'open';
+create index erasures_created on erasures (created_at, id);
+create unique index erasures_of_person on erasures (team_id, user_id) where state = 'open' and user_id is not null;
+create unique index erasures_of_organization on erasures (org_id) where state = 'open' and org_id is not null;
+
+create function erasures_forget_person() returns trigger
+    language plpgsql as $$
+begin
+    new.team_id := null;
+    new.user_id := null;
+    new.ended_at := now();
+    return new;
+end $$;
+create trigger erasures_forget_person before update on erasures
+    for each row when (new.state = 'done') execute function erasures_forget_person();
+
+-- Deletes a connection of an organization that is erased. Workers lack the right to delete others.
+create function delete_erased_connection(connection text) returns boolean
+    language plpgsql security definer set search_path from current as $$
+begin
+    if not exists (select from connections c join erasures e on e.org_id = c.org_id and e.state = 'open'
+                    where c.id = connection) then
+        raise insufficient_privilege using message = 'there is no open erasure of the connection';
+    end if;
+    update link_codes set consumed_channel = null, consumed_user = null
+     where consumed_connection = connection and connection_id is distinct from connection;
+    delete from connections where id = connection;
+    return found;
+end $$;
+
+-- Deletes an organization that is erased, with its agents, members and API keys, once it has no connections. Returns whether it was
+-- there.
+create function delete_erased_organization(organization text) returns boolean
+    language plpgsql security definer set search_path from current as $$
+declare
+    people text[];
+begin
+    if not exists (select from erasures where state = 'open' and org_id = organization) then
+        raise insufficient_privilege using message = 'there is no open erasure of the organization';
+    end if;
+    people := array (select user_id from organization_members where org_id = organization);
+    delete from organizations where id = organization;
+    if not found then
+        return false;
+    end if;
+    delete from user_identities i where i.user_id = any (people)
+       and not exists (select from organization_members m where m.user_id = i.user_id);
+    return true;
 end $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -882,6 +1005,8 @@ create table runs (
     -- Question to a person that ends the answer, sealed.
     ask             text,
     started_at      timestamptz not null default now(),
+    -- Time of the newest part: later failures are counted from it.
+    progressed_at   timestamptz,
     primary key (connection_id, lane, position)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 create index runs_by_agent on runs (org_id, agent_id);
@@ -1000,6 +1125,8 @@ create index delivery_log_by_event on delivery_log (connection_id, event_id);
 create index delivery_log_by_message on delivery_log (connection_id, channel_id, ts);
 create index delivery_log_by_agent on delivery_log (org_id, agent_id, at);
 create index delivery_log_by_key on delivery_log (dedup_key);
+create index delivery_log_by_user on delivery_log (user_id, at) where user_id is not null;
+create index delivery_log_at on delivery_log (at);
 
 -- Pauses of agents, and of sending for connections. Their time does not count as age.
 create table pauses (
@@ -1239,7 +1366,7 @@ begin
         elsif new.status <> old.status and new.status = 'error' then
             perform add_notification(new.id, 'connection.token_failed', jsonb_build_object('reason', new.status_reason));
         end if;
-        if scopes is distinct from to_jsonb(old) -> 'scopes' then
+        if old.installed_at is not null and scopes is distinct from to_jsonb(old) -> 'scopes' then
             perform add_notification(new.id, 'connection.scopes_changed',
                 jsonb_build_object('before', to_jsonb(old) -> 'scopes', 'after', scopes));
         end if;

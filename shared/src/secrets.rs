@@ -186,6 +186,11 @@ impl KeyRing {
         self.0.is_empty()
     }
 
+    /// Returns whether the ring has a key of this id.
+    pub fn has_key(&self, id: &str) -> bool {
+        self.0.iter().any(|key| key.id == id)
+    }
+
     /// Returns the id of the key that seals.
     pub fn newest_key_id(&self) -> &str {
         self.0.first().map_or("", |key| &key.id)
@@ -350,6 +355,14 @@ mod tests {
             let error = text.parse::<KeyRing>().expect_err("bad").to_string();
             assert!(error.contains(expected) && !error.contains("c2hvcnQ"), "{error}");
         }
+    }
+
+    /// The keys of rings and the states of HMACs, which are those of SHA-256. Compiles only if so.
+    #[test]
+    fn wipes_keys_on_drop() {
+        fn is_wiped<T: zeroize::ZeroizeOnDrop>() {}
+        is_wiped::<XChaCha20Poly1305>();
+        is_wiped::<sha2::Sha256>();
     }
 
     #[test]

@@ -53,6 +53,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Returns the address of its HTTP listener.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Returns a client with a number of kept connections.
     pub fn client(&self, tenants: &Arc<Tenants>, way: Way, lines: usize) -> Client {
         Client::new(self.address, tenants, way, lines)
@@ -97,8 +102,18 @@ impl IngestFixture {
         directory::write(&self.js, &self.ring.parse()?, entries).await
     }
 
-    /// Starts an ingest. Also returns its time to readiness.
+    /// Starts an ingest without quotas. Also returns its time to readiness.
     pub async fn ingest(&self, name: &str) -> anyhow::Result<(Server, Duration)> {
+        self.ingest_with(name, &UNLIMITED_QUOTAS).await
+    }
+
+    /// Starts an ingest with settings besides those of its servers. Also returns its time to
+    /// readiness.
+    pub async fn ingest_with(
+        &self,
+        name: &str,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<(Server, Duration)> {
         let address = SocketAddr::from(([127, 0, 0, 1], port::free()?));
         let admin = SocketAddr::from(([127, 0, 0, 1], port::free()?));
         let envs = [
@@ -112,7 +127,7 @@ impl IngestFixture {
             ("TIDEGATE_ADMIN_LISTEN", admin.to_string()),
         ]
         .into_iter()
-        .chain(UNLIMITED_QUOTAS.map(|(key, value)| (key, value.to_owned())))
+        .chain(settings.iter().map(|(key, value)| (*key, (*value).to_owned())))
         .map(|(key, value)| (key.to_owned(), value));
         let envs: Vec<_> = envs.collect();
         let program = &Binaries::get()?.ingest;

@@ -9,7 +9,7 @@
 //! baseline                     (a), (b) and (b′), the least code
 //! commits                      (e), the commit statement alone
 //! ingest_fixture, worker_fixture          servers of a measurement
-//! ingest, worker, latency, isolation, backlog, failover      measurements
+//! ingest, hostile, worker, latency, isolation, backlog, failover      measurements
 //! interleaved, machine, report            comparison, machine, output
 //! ```
 //!
@@ -21,6 +21,7 @@ mod baseline;
 mod client;
 mod commits;
 mod failover;
+mod hostile;
 mod ingest;
 mod isolation;
 mod latency;
@@ -83,6 +84,8 @@ enum Part {
     Replicated,
     /// Ingest with many connections, and its start.
     Connections,
+    /// Ingest beside hostile clients.
+    Hostile,
     /// Workers.
     Worker,
     /// From receipt to commit.
@@ -125,6 +128,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Ingest => ingest::alone(&mut report).await,
             Part::Replicated => ingest::replicated(&mut report).await,
             Part::Connections => ingest::connections(&mut report).await,
+            Part::Hostile => hostile::acks(&mut report).await,
             Part::Worker => worker::throughput(&mut report).await,
             Part::Latency => latency::accept_to_committed(&mut report).await,
             Part::Isolation => isolation::beside_slow_agent(&mut report).await,

@@ -87,6 +87,12 @@ impl Tenants {
         &self.0
     }
 
+    /// Moves the last tenant into a set of its own.
+    pub fn split_last(mut self) -> (Self, Self) {
+        let last = self.0.split_off(self.0.len().saturating_sub(1));
+        (self, Self(last))
+    }
+
     fn of_number(&self, number: u64) -> &Tenant {
         // Scattered: with many tenants the next is never the previous one.
         let scattered = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -95,12 +101,17 @@ impl Tenants {
 
     /// Replaces `request` by the request of a number.
     pub fn write(&self, way: Way, number: u64, request: &mut Vec<u8>) {
+        self.write_sized(way, number, BODY_BYTES, request);
+    }
+
+    /// Replaces `request` by the request of a number with a body of `bytes` bytes.
+    pub fn write_sized(&self, way: Way, number: u64, bytes: usize, request: &mut Vec<u8>) {
         request.clear();
         let tenant = match way {
             Way::Connection => self.of_number(number),
             Way::Root => &self.0[0],
         };
-        let body = tenant.body(number, BODY_BYTES);
+        let body = tenant.body(number, bytes);
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let path = match way {
             Way::Connection => format!("/api/v1/webhooks/{}", tenant.id),

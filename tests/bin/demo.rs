@@ -14,6 +14,7 @@ use std::{
 };
 use tests::{
     eventually::try_eventually,
+    install::key,
     slack::{Answer, Receipt, webhook::Webhook},
     test_env::{App, PAIR, TIMEOUT, TestEnv, agent_id},
 };
@@ -47,7 +48,8 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     println!("Tidegate: two ingests, two workers, a fake Slack, a sample agent");
     println!("building and starting …");
     let started = Instant::now();
-    let env = TestEnv::start(PAIR).await?;
+    let mut env = TestEnv::start(PAIR).await?;
+    env.start_control().await?;
     println!(
         "up after {:.1} s: a private nats-server and Postgres, schema and stream made",
         started.elapsed().as_secs_f64()
@@ -86,7 +88,12 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     }
     if !args.once {
         println!("Still up. POST signed webhooks to {}", env.ingests[0].url(&app));
-        println!("signing secret {} (of this demo only). Ctrl-C ends it all.", app.secret);
+        println!("signing secret {} (of this demo only).", app.secret);
+        println!("The console is at {}", env.controls[0].console("/"));
+        println!("API key {} (of this demo only). Ctrl-C ends it all.", key(&env, "owner", None));
+        println!(
+            "To go on with a real workspace: deploy/QUICKSTART.md, tidegate init, tidegate dev --slack"
+        );
         tokio::signal::ctrl_c().await?;
     }
     Ok(held)

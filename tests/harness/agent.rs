@@ -2,10 +2,12 @@
 //!
 //! What it is asked may tell it to behave: `slow:<ms> …` takes that long, `fail:<n> …` answers 503 so many times first,
 //! `poison …` is answered 422, always; `whisper …` is answered for one person only, `blocks …` in Block Kit, `loose …`
-//! beside the thread, `silent …` not at all, `json …` by what follows. `stream:<words>:<ms>:<bytes>` is answered by an event
+//! beside the thread, `silent …` not at all, `json …` by what follows. `markdown:<seed>` is answered by the document of the seed, with `:<n>`
+//! by a stream of so many documents. `stream:<words>:<ms>:<bytes>` is answered by an event
 //! stream of so many words of this length, at this interval; it goes on after `Last-Event-ID`. A fourth number delays its begin. And the agent can be broken as a
 //! whole, as by a bad deploy.
 
+use crate::markdown;
 use anyhow::Context;
 use axum::{
     Router,
@@ -220,6 +222,9 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
         Some("feedback") => return StatusCode::NO_CONTENT.into_response(),
         _ => {}
     }
+    if let Some(documents) = text.strip_prefix("markdown:") {
+        return markdown_answer(documents, running);
+    }
     if let Some(answer) = text.strip_prefix("json ") {
         return answer.to_owned().into_response();
     }
@@ -235,6 +240,36 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
         _ => {}
     }
     answer.to_string().into_response()
+}
+
+/// Returns the answer `<seed>`, a document as JSON, or `<seed>:<n>`, documents that are streamed,
+/// each as if the answer began anew.
+fn markdown_answer(documents: &str, running: RunningRequest) -> Response {
+    let number = |text: &str| text.parse::<u64>().unwrap_or_default();
+    let Some((seed, count)) = documents.split_once(':') else {
+        return json!({ "markdown": markdown::document(number(documents)) })
+            .to_string()
+            .into_response();
+    };
+    let (seed, count) = (number(seed), number(count));
+    let events = futures_util::stream::unfold((0, running), move |(n, running)| async move {
+        let event = |name: &str, data: Value| format!("event: {name}\ndata: {data}\n\n");
+        let events = match n {
+            n if n > count => return None,
+            n if n == count => event("done", json!({})),
+            n => {
+                if n > 0 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let texts = markdown::pieces(seed + n);
+                let texts = texts.iter().map(|delta| event("text", json!({ "delta": delta })));
+                event("reset", json!({})) + &texts.collect::<String>()
+            }
+        };
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(events)), (n + 1, running)))
+    });
+    let body = axum::body::Body::from_stream(events);
+    ([("content-type", "text/event-stream")], body).into_response()
 }
 
 /// Words of a streamed answer.

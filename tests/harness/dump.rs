@@ -1,7 +1,7 @@
 //! Everything that rests in Postgres and NATS, for searches.
 
-use crate::test_env::TestEnv;
-use std::{fs, path::Path};
+use crate::{fetch, s2, test_env::TestEnv};
+use std::{fs, path::Path, process::Command};
 
 /// Returns every row of every table as text.
 pub async fn dump_postgres(env: &TestEnv) -> String {
@@ -24,6 +24,60 @@ pub async fn dump_postgres(env: &TestEnv) -> String {
     dump
 }
 
+/// Returns what `pg_dump` writes of the database: schema, rows and sequences. `None` if this Postgres
+/// came without it.
+pub async fn pg_dump(env: &TestEnv) -> Option<String> {
+    let program = fetch::postgres_bin(&env.run).await.expect("a Postgres").join("pg_dump");
+    if !program.exists() {
+        return None;
+    }
+    let database: String = sqlx::query_scalar("select current_database()::text")
+        .fetch_one(&env.pool)
+        .await
+        .expect("a database");
+    let ran = Command::new(program).arg(env.postgres.url(&database)).output().expect("it runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    Some(String::from_utf8_lossy(&ran.stdout).into_owned())
+}
+
+/// Files of the stream of webhooks.
+#[derive(Debug, Default)]
+pub struct StreamFiles {
+    /// All of their bytes. Those of compressed blocks are followed by what they decompress to.
+    pub bytes: Vec<u8>,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Number of compressed blocks.
+    pub compressed: usize,
+}
+
+/// Returns the files of the stream of webhooks.
+pub fn stream_files(env: &TestEnv) -> StreamFiles {
+    let mut found = StreamFiles::default();
+    collect_stream_files(env.nats.store_dir(), false, &mut found);
+    assert!(!found.bytes.is_empty(), "the stream has files");
+    found
+}
+
+fn collect_stream_files(folder: &Path, is_of_stream: bool, found: &mut StreamFiles) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            let is_of_stream = is_of_stream || path.ends_with("SLACK_IN");
+            collect_stream_files(&path, is_of_stream, found);
+        } else if is_of_stream {
+            // A file may be removed meanwhile.
+            let bytes = fs::read(&path).unwrap_or_default();
+            found.blocks += usize::from(path.extension().is_some_and(|it| it == "blk"));
+            if s2::is_compressed(&bytes) {
+                found.compressed += 1;
+                found.bytes.extend(s2::decompress(&bytes).expect("a block"));
+            }
+            found.bytes.extend(bytes);
+        }
+    }
+}
+
 /// Returns the content of all files below a folder.
 pub fn read_all(dir: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -39,7 +93,7 @@ pub fn read_all(dir: &Path) -> Vec<u8> {
     bytes
 }
 
-/// Returns every message of every stream, because blocks of the store may be compressed.
+/// Returns every message of every stream.
 pub async fn dump_streams(env: &TestEnv) -> Vec<u8> {
     use futures_util::TryStreamExt;
     let js = async_nats::jetstream::new(env.client().clone());

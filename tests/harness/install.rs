@@ -193,6 +193,25 @@ impl Setup {
         }
     }
 
+    /// Returns the connection of a workspace.
+    pub async fn app_in(&self, team: &str) -> App {
+        let connections = self.connections().await;
+        let of_team = |it: &&shared::store::ConnectionSummary| {
+            it.team.as_ref().is_some_and(|found| found.as_str() == team)
+        };
+        let of_team: Vec<_> = connections.iter().filter(of_team).collect();
+        let [found] = of_team[..] else { panic!("not one connection of {team}: {of_team:?}") };
+        App {
+            connection: found.id,
+            org: found.organization.clone(),
+            secret: SIGNING.to_owned(),
+            token: String::new(),
+            app: APP.to_owned(),
+            team: team.to_owned(),
+            bot_user: found.bot_user.clone().unwrap_or_default(),
+        }
+    }
+
     /// A person mentions the bot. Waits for the answer.
     pub async fn mention(&self, app: &App, text: &str) {
         let channel = "C0GENERAL";

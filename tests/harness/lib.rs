@@ -20,18 +20,20 @@
 //! shapes      the webhooks that Slack documents, and what must become of each
 //! fixtures    the same, ready to be sent
 //! dump        everything that rests in Postgres and NATS
+//! console     browsers of the console, without scripts
 //! control_api callers of the control API
 //! sdk         Slack's own SDK, as another signer and verifier
 //! browser     Chromium, which clicks through an installation
 //! bolt        stock apps, written with Slack's own frameworks
-//! nats, postgres, process, binaries   the real parts
+//! nats, postgres, binaries   the real parts
 //! keys        who may connect
 //! proxy       a link that can be slow, cut, half open
 //! netns       a network of its own, and a cable to pull
-//! guard       nothing is left behind, however we end
-//! fetch, wheel, npm, port   where the servers and the SDK come from
-//! until       waits for a condition; there is no sleep
+//! fetch, npm  where the SDKs come from
 //! ```
+//!
+//! The crate `dev` finds the servers, runs processes and leaves nothing behind, however we end; it
+//! waits for conditions, and there is no sleep.
 
 pub mod test_env;
 pub mod provision;
@@ -39,6 +41,8 @@ pub mod install;
 pub mod directory;
 pub mod slack;
 pub mod agent;
+pub mod markdown;
+pub mod console;
 pub mod control_api;
 pub mod dump;
 pub mod counter;
@@ -63,12 +67,11 @@ pub mod proxy;
 pub mod netns;
 pub mod fake_time;
 pub mod postgres;
-pub mod process;
 pub mod binaries;
 
-pub mod run_dir;
+pub mod s2;
 pub mod fetch;
-pub mod port;
-pub mod eventually;
-mod python_wheel;
+
 mod npm;
+
+pub use dev::{eventually, port, process, run_dir};

@@ -6,32 +6,24 @@
 //! benchmark uses the default sync interval, because otherwise it would measure the disk.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-
-use anyhow::Context as _;
-use tokio::net::TcpStream;
 
 use crate::eventually::try_eventually;
 use crate::keys::{Keys, User};
 use crate::process::Process;
 use crate::run_dir::{RunDir, copy_dir, make_dir};
 use crate::{fetch, port};
+use anyhow::Context as _;
+use dev::nats::{MAX_PAYLOAD, PERMISSIONS, greeting};
 
 const READY: Duration = Duration::from_secs(15);
 /// A server of a cluster elects a leader and catches up.
 const CAUGHT_UP: Duration = Duration::from_secs(40);
 const START_ATTEMPTS_MAX: usize = 5;
-/// A body of 1 MiB and its envelope.
-const MAX_PAYLOAD: u32 = 1_114_112;
-
 /// Sync interval: every write.
 const ALWAYS: &str = "always";
-
-/// Permissions of the deployment.
-const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
 
 /// A private nats-server.
 #[derive(Debug)]
@@ -299,22 +291,4 @@ authorization {{
             _ => anyhow::bail!("nats-server did not start: {}", self.process.log_tail()),
         }
     }
-}
-
-/// Returns the first line of the server on a port.
-async fn greeting(port: u16) -> Option<String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let stream = TcpStream::connect(address).await.ok()?;
-    let mut line = Vec::new();
-    while !line.ends_with(b"\n") {
-        stream.readable().await.ok()?;
-        let mut bytes = [0; 4096];
-        match stream.try_read(&mut bytes) {
-            Ok(0) => return None,
-            Ok(count) => line.extend_from_slice(&bytes[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => return None,
-        }
-    }
-    String::from_utf8(line).ok()
 }

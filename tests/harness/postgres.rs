@@ -16,22 +16,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::eventually::try_eventually;
-use crate::process::{Ending, Process, process_exists, stat};
-use crate::run_dir::{RunDir, copy_dir, is_root, make_dir};
+use crate::process::{Ending, Options, Process, process_exists, stat};
+use crate::run_dir::{RunDir, copy_dir, make_dir};
 use crate::{fetch, port};
+use dev::postgres::{SETTINGS as LOOPBACK, create_cluster, unprivileged};
 
-const NOBODY: u32 = 65_534;
 const READY: Duration = Duration::from_secs(20);
 const START_ATTEMPTS_MAX: usize = 5;
-const SETTINGS: &[&str] = &[
-    "listen_addresses=127.0.0.1",
-    "unix_socket_directories=",
-    "fsync=off",
-    "full_page_writes=off",
-    "max_connections=300",
-    "log_min_messages=warning",
-    "dynamic_shared_memory_type=mmap",
-];
+const SETTINGS: [&str; 3] = ["fsync=off", "full_page_writes=off", "max_connections=300"];
 
 /// Roles of the deployment.
 const ROLES: &str = include_str!("../../deploy/postgres/roles.sql");
@@ -76,11 +68,11 @@ impl Postgres {
         let port = port::free()?;
         let (number, program) = (port.to_string(), bin.join("postgres"));
         let mut args = vec!["-D".as_ref(), data.as_os_str(), "-p".as_ref(), number.as_ref()];
-        for setting in SETTINGS {
+        for setting in LOOPBACK.iter().chain(&SETTINGS) {
             args.extend(["-c", setting].map(OsStr::new));
         }
-        let process =
-            Process::start_ending(run, name, &program, &args, &[], unprivileged(), Ending::Quit)?;
+        let options = Options { uid: unprivileged(), ending: Ending::Quit, log: None };
+        let process = Process::start_with(run, name, &program, &args, &[], options)?;
         Ok(Self { process, port, data: data.to_owned(), orphans: Mutex::default() })
     }
 
@@ -244,25 +236,10 @@ impl Drop for Postgres {
 }
 
 async fn make_cluster(run: &Arc<RunDir>, name: &str, bin: &Path) -> anyhow::Result<PathBuf> {
-    let home = run.path().join(name);
-    let data = home.join("data");
-    make_dir(&home)?;
-    make_dir(&data)?;
-    if let Some(uid) = unprivileged() {
-        std::os::unix::fs::chown(&data, Some(uid), Some(uid)).context("cannot change owner")?;
-    }
-    let mut args = vec!["-D".as_ref(), data.as_os_str()];
-    let settings = "-A trust --no-locale --no-sync -U postgres -E UTF8";
-    args.extend(settings.split(' ').map(OsStr::new));
-    let log = format!("{name}-initdb");
-    let initdb = Process::start(run, &log, &bin.join("initdb"), &args, &[], unprivileged())?;
-    let status = initdb.wait(Duration::from_secs(60)).await?;
-    ensure!(status.success(), "initdb failed: {}", initdb.log_tail());
+    let data = run.path().join(name).join("data");
+    make_dir(&run.path().join(name))?;
+    create_cluster(run, name, bin, &data, None).await?;
     Ok(data)
-}
-
-fn unprivileged() -> Option<u32> {
-    is_root().then_some(NOBODY)
 }
 
 fn signal_each(pids: &[u32], signal: Signal) {

@@ -49,6 +49,8 @@ mod delivery {
     mod answers;
     mod approvals;
     mod clicks;
+    mod markdown;
+    mod sessions;
     mod streaming;
     mod run_controls;
     mod forwarding;
@@ -77,6 +79,7 @@ mod operations {
     mod apply;
     mod apps;
     mod tenants;
+    mod local_development;
     mod late_traffic;
     mod key_rotation;
     mod secrets;
@@ -88,14 +91,19 @@ mod operations {
     mod development;
     mod audit_and_redrive;
     mod audit_log;
+    mod console;
+    mod console_webhooks;
     mod control_api;
     mod control_connections;
     mod control_schema;
     mod control_tenants;
+    mod declarations;
     mod erasure;
     mod import;
     mod install;
     mod install_attacks;
+    mod install_load;
+    mod members;
     mod notifications;
     mod replay;
     mod recording;
@@ -117,6 +125,8 @@ mod deployment {
     mod messages;
     mod deploy;
     mod artifacts;
+    mod quickstart;
+    mod reference;
     mod rolling_restart;
 }
 
@@ -132,6 +142,7 @@ mod meta {
     mod checker;
     mod harness;
     mod fake_slack;
+    mod fake_slack_sockets;
     mod fake_slack_streams;
     mod fake_slack_delivery;
     mod slack_simulator;

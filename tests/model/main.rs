@@ -1,7 +1,7 @@
 //! Models of the worker's protocol, and a search of all their states (crate `stateright`).
 //!
-//! Six small models, each of one stage with its faults: `acknowledgement` (ingest), `intake` and `stream_reset` (5.1,
-//! 5.4 of DESIGN.md), `dispatch` and `scheduling` (5.2), `outbox` (5.3). The tests named `holds…` check that the
+//! Seven small models, each of one stage with its faults: `acknowledgement` (ingest), `intake` and `stream_reset` (5.1,
+//! 5.4 of DESIGN.md), `dispatch` and `scheduling` (5.2), `runs` (AGENT-TURN.md 3.3, 3.4), `outbox` (5.3). The tests named `holds…` check that the
 //! protocol as designed keeps every promise in every state and that every path ends with all work done. Each mutation
 //! is a deliberate flaw, and its test checks that the search finds a broken promise: a model that could not see the
 //! flaw would prove nothing. The models use nothing of the product; `tests/integration` and `tests/faults` run the real
@@ -90,6 +90,19 @@
 //! | scheduling | 5.2 "the prober is who wins `update … set probe_at …`" | `ProbesWithoutMovingTime` | an open circuit gets one probe at a time |
 //! | scheduling | 5.2 "Terminal only when the agent says so in the protocol" | `TimeoutIsTerminal` | only the agent's word ends a delivery early |
 //! | scheduling | 2.7 "that it failed"; 5.2 "when it is given up, that it was" | `GivenUpSilently` | a person is told of a delivery given up |
+//! | runs | 3.3 "`run_events` (run, seq; written *before* Slack)" | `SentBeforeStored` | a part is stored before it is shown |
+//! | runs | 3.3 "Append ambiguous: don't repeat" | `AmbiguousPartRepeated` | a part of an answer is shown once |
+//! | runs | 3.3 "compare its `message` with the log" | `AmbiguousPartTakenForSent` | an answer that has ended is shown whole |
+//! | runs | 3.3 "Start ambiguous: look in the gateway's log" | `BeginRepeatedWithoutLookUp` | a part of an answer is shown once |
+//! | runs | 3.3 "none in 5 s → start anew": not before the call must be over | `LookedUpBeforeCallIsOver` | a part of an answer is shown once |
+//! | runs | 3.3 "Re-ask: same run, `Last-Event-ID`" | `AskedFromStart` | a part of an answer is shown once |
+//! | runs | 3.3 "The agent goes on after it": the id is stored with the part, not before it | `IdStoredBeforePart` | an answer that has ended is shown whole |
+//! | runs | 3.3 "A running lane names its worker": the fence of a write | `WriteWithoutFence` | a process without the lane writes no run |
+//! | runs | 3.3 "A worker that can't renew ends its calls to agents and Slack before that" | `CallsAfterTakeover` | a part of an answer is shown once |
+//! | runs | 3.4 "run known or not" | `StopOfUnknownRunDropped` | a run that begins after its stop shows nothing |
+//! | runs | 3.4 "the row is the truth": a run asks for it after it has registered | `ControlsAskedBeforeRegistration` | when no step is left, everything is done |
+//! | runs | 3.4 "the row is the truth, read at each renewal": also by a run of another worker | `NextWorkerIgnoresStop` | when no step is left, everything is done |
+//! | runs | 1.3 "it hits only runs whose trigger is older than `event_ts`" | `StopHitsNewerRun` | a stop ends no newer run |
 //! | outbox | 5.3 "marked with the attempt before the call" | `NotMarkedBeforeCall` | Slack gets a message once |
 //! | outbox | 5.3 "in the statement that takes"; a lane that was freed while marked is ambiguous | `FreedMessageTakenForUnsent` | Slack gets a message once |
 //! | outbox | 5.3 "ambiguity counted": a call without an answer may have arrived | `LostAnswerTakenForUnsent` | Slack gets a message once |
@@ -112,6 +125,7 @@ mod intake;
 mod stream_reset;
 mod dispatch;
 mod scheduling;
+mod runs;
 mod outbox;
 
 /// Every mutation stands in the table above, with the promise by which its test finds it.
@@ -123,6 +137,7 @@ fn names_every_mutation() {
         stream_reset::MUTATIONS,
         dispatch::MUTATIONS,
         scheduling::MUTATIONS,
+        runs::MUTATIONS,
         outbox::MUTATIONS,
     ];
     let table = include_str!("main.rs");

@@ -173,6 +173,7 @@ async fn run_worker(
             start_interval: config.slack_stream_min_interval,
             edit_interval: config.slack_edit_min_interval,
             max_duration: config.run_timeout,
+            max_runs_per_agent: config.agent_max_runs.get(),
         };
         let metrics = dispatch_metrics.context("metrics are registered once")?;
         async move {

@@ -110,6 +110,9 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_STREAMED_MESSAGE_MAX_AGE", value_name = "DURATION",
           default_value = "240s", value_parser = config::parse_duration)]
     pub streamed_message_max_age: Duration,
+    /// Streamed answers of an agent, on all workers, above which another one keeps its slot
+    #[arg(long, env = "TIDEGATE_AGENT_MAX_RUNS", value_name = "COUNT", default_value = "1000")]
+    pub agent_max_runs: NonZeroU32,
     /// Minimum interval between two parts of streamed answers of a connection: Slack allows about
     /// 100 in a minute
     #[arg(long, env = "TIDEGATE_SLACK_APPEND_MIN_INTERVAL", value_name = "DURATION",

@@ -56,6 +56,22 @@ struct NotificationLabels {
     outcome: &'static str,
 }
 
+/// End of an attempt to refresh a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshOutcome {
+    /// Slack returned new tokens.
+    Refreshed,
+    /// Slack did not, and the attempt is repeated.
+    Failed,
+    /// The refresh token was used already: only a new installation helps.
+    UsedUp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefreshLabels {
+    outcome: &'static str,
+}
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 pub struct Metrics {
@@ -83,6 +99,7 @@ pub struct Metrics {
     notifications: Family<NotificationLabels, Counter>,
     notifications_waiting: Gauge,
     notifications_oldest: Seconds,
+    refreshes: Family<RefreshLabels, Counter>,
     intake_bytes: Gauge,
     watched: Mutex<Vec<Weak<PartitionProgress>>>,
 }
@@ -232,6 +249,11 @@ impl Metrics {
                 "Age of the oldest notification that waits",
                 Gauge::default(),
             ),
+            refreshes: metric(
+                r,
+                "token_refreshes",
+                "Attempts to refresh a bot token: refreshed, failed, used_up",
+            ),
             intake_bytes: metric(
                 r,
                 "worker_intake_budget_used_bytes",
@@ -242,6 +264,9 @@ impl Metrics {
         };
         // Registered at zero, so that the first one is a change.
         drop(this.notifications.get_or_create(&NotificationLabels { outcome: "given_up" }));
+        for outcome in ["refreshed", "failed", "used_up"] {
+            drop(this.refreshes.get_or_create(&RefreshLabels { outcome }));
+        }
         register(r);
         r.register_collector(Box::new(dropped));
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
@@ -306,6 +331,16 @@ impl Metrics {
     /// Counts an attempt to notify the backend, by its outcome.
     pub fn count_notification(&self, outcome: &'static str) {
         self.notifications.get_or_create(&NotificationLabels { outcome }).inc();
+    }
+
+    /// Counts an attempt to refresh a token.
+    pub fn count_refresh(&self, outcome: RefreshOutcome) {
+        let outcome = match outcome {
+            RefreshOutcome::Refreshed => "refreshed",
+            RefreshOutcome::Failed => "failed",
+            RefreshOutcome::UsedUp => "used_up",
+        };
+        self.refreshes.get_or_create(&RefreshLabels { outcome }).inc();
     }
 
     /// Sets the notifications that wait; zero if another worker reports them.

@@ -170,7 +170,8 @@ impl AppSettings {
     }
 }
 
-fn base_url(text: &str) -> Result<String, String> {
+/// Parses the public URL of a deployment.
+pub fn base_url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://localhost"));
     let good = host.is_some_and(|host| {
         !host.contains([' ', '?', '#']) && (!host.is_empty() || text != "https://")
@@ -182,8 +183,21 @@ fn base_url(text: &str) -> Result<String, String> {
     }
 }
 
+/// Way on which Slack sends webhooks.
+#[derive(Debug, Clone, Copy)]
+pub enum Delivery<'a> {
+    /// To this URL.
+    Http(&'a str),
+    /// By Socket Mode, which has no URLs.
+    SocketMode,
+}
+
 /// Returns the manifest.
-pub fn build(command: &str, url: &str, name: &str, features: &[Feature]) -> Value {
+pub fn build(command: &str, delivery: Delivery<'_>, name: &str, features: &[Feature]) -> Value {
+    let url = match delivery {
+        Delivery::Http(url) => Some(url),
+        Delivery::SocketMode => None,
+    };
     let (events, optional) = (events(features), optional_scopes(features));
     // Slack's field has all scopes, also those that a person may decline.
     let all = sorted(scopes(features).into_iter().chain(optional.iter().copied()));
@@ -206,7 +220,7 @@ pub fn build(command: &str, url: &str, name: &str, features: &[Feature]) -> Valu
                 "message_menu_options_url": url,
             },
             "org_deploy_enabled": false,
-            "socket_mode_enabled": false,
+            "socket_mode_enabled": url.is_none(),
             "token_rotation_enabled": false,
         },
     });
@@ -223,7 +237,31 @@ pub fn build(command: &str, url: &str, name: &str, features: &[Feature]) -> Valu
         manifest["features"]["agent_view"] =
             json!({ "agent_description": format!("{name} answers here.") });
     }
+    if url.is_none() {
+        remove_nulls(&mut manifest);
+    }
     manifest
+}
+
+/// Removes the fields of URLs that there are not.
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        _ => {}
+    }
+}
+
+/// Returns the address at which Slack creates an app of a manifest.
+pub fn creation_link(manifest: &Value) -> String {
+    let query = form_urlencoded::Serializer::new(String::new())
+        .append_pair("new_app", "1")
+        .append_pair("manifest_json", &manifest.to_string())
+        .finish();
+    format!("https://api.slack.com/apps?{query}")
 }
 
 #[cfg(test)]
@@ -231,8 +269,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn socket_mode_has_no_addresses() {
+        let manifest = build("/lobu", Delivery::SocketMode, "Lobu", &DEFAULT_FEATURES);
+        assert_eq!(manifest["settings"]["socket_mode_enabled"], true);
+        assert!(!manifest.to_string().contains("url"), "{manifest}");
+        let events = &manifest["settings"]["event_subscriptions"]["bot_events"];
+        assert_eq!(events.as_array().map(Vec::len), Some(super::events(&DEFAULT_FEATURES).len()));
+        let by_http =
+            build("/lobu", Delivery::Http("https://a.example/x"), "Lobu", &DEFAULT_FEATURES);
+        assert_eq!(by_http["settings"]["socket_mode_enabled"], false);
+        assert_eq!(by_http.to_string().matches("https://a.example/x").count(), 4);
+    }
+
+    #[test]
+    fn link_holds_manifest() {
+        let manifest = build("/lobu", Delivery::SocketMode, "A & B", &DEFAULT_FEATURES);
+        let link = creation_link(&manifest);
+        let (_, query) = link.split_once('?').expect("a query");
+        let fields: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+        assert_eq!(fields[0], ("new_app".into(), "1".into()));
+        assert_eq!(fields[1], ("manifest_json".into(), manifest.to_string().into()));
+    }
+
+    #[test]
     fn declares_what_features_need() {
-        let manifest = build("/lobu", "https://gw", "Lobu", &[Feature::DirectMessages]);
+        let manifest =
+            build("/lobu", Delivery::Http("https://gw"), "Lobu", &[Feature::DirectMessages]);
         assert_eq!(
             manifest["settings"]["event_subscriptions"]["bot_events"],
             json!(["app_uninstalled", "message.im", "tokens_revoked"])
@@ -249,7 +311,7 @@ mod tests {
         assert!(manifest["features"].get("slash_commands").is_none());
         assert!(optional.contains(&"commands".into()) && optional.contains(&"users:read".into()));
         let all = [&DEFAULT_FEATURES[..], &[Feature::Agent]].concat();
-        let manifest = build("/lobu", "https://gw", "Lobu", &all);
+        let manifest = build("/lobu", Delivery::Http("https://gw"), "Lobu", &all);
         assert_eq!(manifest["oauth_config"]["scopes"]["bot_optional"], json!([]));
         assert!(manifest["features"]["agent_view"].is_object());
     }
@@ -266,7 +328,8 @@ mod tests {
             assert!(explained.lines().any(|found| found.starts_with(line)), "{line}\n{explained}");
         }
         assert!(!explained.contains("message.channels"), "{explained}");
-        let manifest = build("/lobu", "https://gw", "Lobu", &[Feature::DirectMessages]);
+        let manifest =
+            build("/lobu", Delivery::Http("https://gw"), "Lobu", &[Feature::DirectMessages]);
         let scopes = manifest["oauth_config"]["scopes"]["bot"].as_array().expect("a list").iter();
         for name in scopes.filter_map(Value::as_str) {
             assert!(explained.contains(name), "{name}");

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod app_manifest;
 mod commands;
+mod dev_settings;
 mod output;
 mod settings;
 mod signature;

@@ -9,7 +9,12 @@ use shared::{
     secrets::{KeyRing, Secret},
     store::{KeyRings, PlanMode, Store},
 };
-use std::{env, fs, io, str::FromStr, time::Duration};
+use std::{
+    env, fs,
+    io::{self, IsTerminal},
+    str::FromStr,
+    time::Duration,
+};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Postgres. Commands that open or seal encrypted columns take keyrings as well.
@@ -126,6 +131,43 @@ pub fn secret(reference: &str) -> Result<Secret, String> {
             .to_owned()),
     };
     Secret::new(text?.trim_end().to_owned()).map_err(|error| error.to_string())
+}
+
+/// File of the app-level token that `tidegate init` writes, beside the declaration.
+pub const APP_TOKEN_FILE: &str = ".tidegate/app.token";
+
+/// Asks a person for a secret, which the terminal does not show.
+pub fn prompt_secret(what: &str, flag: &str) -> anyhow::Result<Secret> {
+    require_terminal(what, flag)?;
+    let typed = dialoguer::Password::new().with_prompt(what).interact();
+    let typed = typed.with_context(|| format!("failed to read {what}; pass {flag}"))?;
+    Ok(Secret::new(typed.trim().to_owned())?)
+}
+
+/// Asks a person for a text.
+pub fn prompt_text(what: &str, flag: &str, default: &str) -> anyhow::Result<String> {
+    require_terminal(what, flag)?;
+    let mut input = dialoguer::Input::<String>::new().with_prompt(what);
+    if !default.is_empty() {
+        input = input.default(default.to_owned());
+    }
+    input.interact_text().with_context(|| format!("failed to read {what}; pass {flag}"))
+}
+
+fn require_terminal(what: &str, flag: &str) -> anyhow::Result<()> {
+    let is_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+    anyhow::ensure!(is_terminal, "{what} is missing, and there is no terminal to ask; pass {flag}");
+    Ok(())
+}
+
+/// Checks the form of an app-level token.
+pub fn check_app_token(token: &Secret) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        token.expose().starts_with("xapp-"),
+        "the app-level token does not begin with xapp-; create one with the scope \
+         connections:write in the settings of the app, under Basic Information"
+    );
+    Ok(())
 }
 
 /// Time argument: a time, or a duration before now.

@@ -1,4 +1,5 @@
-//! Slack's Web API, as far as it tells to which installation a token belongs.
+//! Slack's Web API, as far as it tells to which installation a token belongs, and opens connections
+//! of Socket Mode.
 
 use anyhow::{Context, bail, ensure};
 use reqwest::{Client, StatusCode, Url, header};
@@ -35,6 +36,15 @@ pub enum Answer {
     RateLimited(Duration),
 }
 
+/// Result of asking for a connection of Socket Mode.
+pub enum SocketAddress {
+    /// Address with a ticket, which opens one connection.
+    Url(Secret),
+    /// Error code of Slack.
+    Refused(String),
+    Failed(String),
+}
+
 /// Slack takes no further call for a time.
 #[derive(Debug)]
 struct RateLimited(Duration);
@@ -47,7 +57,7 @@ impl fmt::Display for RateLimited {
 
 impl std::error::Error for RateLimited {}
 
-/// Client of the two methods that name the owner of a token.
+/// Client of the methods that name the owner of a token, or open a connection of Socket Mode.
 pub struct SlackApi {
     http: Client,
     base: Url,
@@ -103,6 +113,24 @@ impl SlackApi {
             bot_user: text("user_id").map(str::to_owned),
             app: bot["bot"]["app_id"].as_str().map(str::to_owned),
         }))
+    }
+
+    /// Asks for the address of a new connection of Socket Mode (`apps.connections.open`).
+    pub async fn open_socket(&self, token: &Secret) -> anyhow::Result<SocketAddress> {
+        let answer = match self.call("apps.connections.open", token, &[]).await {
+            Ok(answer) => answer,
+            Err(error) => return Ok(SocketAddress::Failed(format!("{error:#}"))),
+        };
+        if answer["ok"] != true {
+            let code = answer["error"].as_str().unwrap_or("no error code");
+            return Ok(SocketAddress::Refused(code.chars().take(80).collect()));
+        }
+        let url = answer["url"].as_str().unwrap_or_default();
+        let is_secure = url.starts_with("wss://");
+        // A simulator on this machine has no certificate.
+        let is_simulator = url.starts_with("ws://127.0.0.1:") && self.base.scheme() == "http";
+        ensure!(is_secure || is_simulator, "apps.connections.open answered no wss address");
+        Ok(SocketAddress::Url(Secret::new(url.to_owned())?))
     }
 
     async fn call(

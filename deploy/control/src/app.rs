@@ -3,6 +3,7 @@
 use crate::{
     api::{self, Api, ApiLimits},
     config::Config,
+    console::{self, Console},
     install::{self, Installer, Slack},
     metrics::Metrics,
     server::{self, FINISH_TIMEOUT},
@@ -62,6 +63,16 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let slack = Slack::new(config.slack_api_url).context("failed to make an HTTP client")?;
     let installer = Installer::new(store.clone(), js.clone(), slack, Arc::clone(&metrics));
     let installer = Arc::new(installer);
+    if let Some(address) = config.console_listen {
+        let listener = bind(address, "TIDEGATE_CONSOLE_LISTEN").await?;
+        info!(listen = %listener.local_addr()?, "console started");
+        let reveals = config.console_reveal;
+        let console = Console::new(store.clone(), js.clone(), Arc::clone(&metrics), reveals);
+        let router = console::router(Arc::new(console));
+        let most = console::MAX_CONNECTIONS;
+        let server = server::serve(listener, router, most, stop.clone());
+        shutdown.spawn_vital("console", server);
+    }
     let api = Arc::new(Api::new(store.clone(), js, Arc::clone(&metrics), &limits));
     let is_reachable = Arc::new(AtomicBool::new(false));
     let admin_router =

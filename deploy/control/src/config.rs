@@ -26,6 +26,19 @@ pub struct Config {
         default_value = "0.0.0.0:9090"
     )]
     pub admin_listen: SocketAddr,
+    /// Address and port for the console, which people log in to; not for the public. Without it there
+    /// is no console.
+    #[arg(long, env = "TIDEGATE_CONSOLE_LISTEN", value_name = "ADDR")]
+    pub console_listen: Option<SocketAddr>,
+    /// Let operators see bodies of webhooks in the console, each time with an entry in the audit log.
+    #[arg(
+        long,
+        env = "TIDEGATE_CONSOLE_REVEAL",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub console_reveal: bool,
     /// Keyring of tokens and agents' secrets, as k2:<base64>,k1:<base64>, file:<path> or
     /// exec:<command>; the same as that of the workers.
     #[arg(

@@ -3,6 +3,7 @@
 //! ```text
 //! api      /v1: keys, roles, rate limits, idempotency, and the routes
 //! install  pages and redirects of OAuth
+//! console  pages for operators, on a listener of their own
 //! server   HTTP/1.1 with timeouts and a graceful end
 //! app      wiring: settings, clients, listeners, shutdown
 //! ```
@@ -15,6 +16,8 @@
 mod api;
 mod app;
 mod config;
+mod console;
+mod cookies;
 mod install;
 mod metrics;
 mod server;

@@ -36,11 +36,56 @@ struct RejectionLabels {
     reason: &'static str,
 }
 
+/// End of an installation in a browser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InstallOutcome {
+    /// The app is connected.
+    Installed,
+    /// The person did not allow the app.
+    Cancelled,
+    /// The state was unknown, used, expired or another browser's.
+    StateRefused,
+    /// The workspace belongs to another organization, or the link was used.
+    Refused,
+    /// Slack exchanged no code.
+    ExchangeFailed,
+    /// Tidegate could not connect the app.
+    Failed,
+}
+
+impl InstallOutcome {
+    const ALL: [Self; 6] = [
+        Self::Installed,
+        Self::Cancelled,
+        Self::StateRefused,
+        Self::Refused,
+        Self::ExchangeFailed,
+        Self::Failed,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Installed => "installed",
+            Self::Cancelled => "cancelled",
+            Self::StateRefused => "state_refused",
+            Self::Refused => "refused",
+            Self::ExchangeFailed => "exchange_failed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InstallLabels {
+    outcome: &'static str,
+}
+
 /// Registry of all metrics, and those that requests update.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
     rejected: Family<RejectionLabels, Counter>,
+    installs: Family<InstallLabels, Counter>,
     in_flight: Gauge,
     postgres_reachable: Gauge,
 }
@@ -63,6 +108,12 @@ impl Metrics {
             "Requests rejected before their route, by reason",
             rejected.clone(),
         );
+        let installs = Family::default();
+        registry.register(
+            "control_installs",
+            "Installations that ended in a browser, by outcome",
+            installs.clone(),
+        );
         let in_flight = Gauge::default();
         registry.register(
             "control_requests_in_flight",
@@ -78,9 +129,14 @@ impl Metrics {
         registry.register_collector(Box::new(dropped_lines));
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "Version of the binary", build);
-        let metrics = Self { registry, requests, rejected, in_flight, postgres_reachable };
+        let metrics =
+            Self { registry, requests, rejected, installs, in_flight, postgres_reachable };
         for reason in [Rejection::Unauthorized, Rejection::RateLimited, Rejection::Overloaded] {
             let _ = metrics.rejected.get_or_create(&labels(reason));
+        }
+        // Registered at zero, so that the first one is a change.
+        for outcome in InstallOutcome::ALL {
+            let _ = metrics.installs.get_or_create(&InstallLabels { outcome: outcome.as_str() });
         }
         metrics
     }
@@ -98,6 +154,11 @@ impl Metrics {
     /// Records a rejected request.
     pub fn record_rejection(&self, reason: Rejection) {
         self.rejected.get_or_create(&labels(reason)).inc();
+    }
+
+    /// Records the end of an installation.
+    pub fn record_install(&self, outcome: InstallOutcome) {
+        self.installs.get_or_create(&InstallLabels { outcome: outcome.as_str() }).inc();
     }
 
     /// Records whether Postgres answered.

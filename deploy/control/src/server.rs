@@ -1,14 +1,19 @@
 //! HTTP/1.1 server with timeouts, a limit on connections and a graceful end.
 //!
-//! Not `axum::serve`, which sets no timeout: silent sockets would stay open for ever.
+//! Not `axum::serve`, which sets no timeout: silent sockets, and those of peers that do not read, would
+//! stay open for ever.
 
-use axum::{Router, extract::Request};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
-use std::{sync::Arc, time::Duration};
+use shared::runtime::{IdleTimeoutStream, RequestPhase};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -41,13 +46,13 @@ pub async fn serve(
         (permit, listener.accept().await)
     };
     while let Some(accepted) = stop.run_until_cancelled(accept()).await {
-        let (Ok(permit), Ok((socket, _))) = accepted else {
+        let (Ok(permit), Ok((socket, peer))) = accepted else {
             warn!("failed to accept HTTP connection");
             sleep(ACCEPT_RETRY_INTERVAL).await;
             continue;
         };
         let _ = socket.set_nodelay(true); // a failure only delays responses
-        serve_connection(socket, router.clone(), permit, &graceful);
+        serve_connection(socket, peer, router.clone(), permit, &graceful);
     }
     drop(listener);
     if timeout(FINISH_TIMEOUT - FINISH_MARGIN, graceful.shutdown()).await.is_err() {
@@ -57,13 +62,17 @@ pub async fn serve(
 
 fn serve_connection(
     socket: TcpStream,
+    peer: SocketAddr,
     router: Router,
     permit: OwnedSemaphorePermit,
     graceful: &GracefulShutdown,
 ) {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
+    // hyper limits reads. A peer that does not read its responses would keep its place for ever.
+    let socket = IdleTimeoutStream::new(socket, RequestPhase::without_read_timeout());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -1,6 +1,5 @@
 //! HTTP front: listeners, routes and responses.
 
-mod idle_timeout;
 mod response;
 mod routes;
 mod server;

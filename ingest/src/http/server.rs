@@ -2,10 +2,10 @@
 //!
 //! Not `axum::serve`: it sets no timeout, so slow and silent sockets would stay open forever.
 
-use super::idle_timeout::{IdleTimeoutStream, RequestPhase};
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use shared::runtime::{IdleTimeoutStream, RequestPhase};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},

@@ -167,6 +167,9 @@ fn conversation_of_event<'a>(event: &'a Event<'_>) -> (Option<&'a str>, Conversa
     let Some(channel) = event.channel_of() else {
         return (None, Conversation::WithoutChannel(event.user_of().unwrap_or_default()));
     };
+    if let Some(root) = event.session_root() {
+        return (Some(channel), Conversation::Thread(channel, root));
+    }
     let conversation = match event.thread_ts_of().or_else(|| event.message_ts_of()) {
         _ if event.channel_type.get() == Some("im") => Conversation::DirectMessage(channel),
         Some(root) => conversation_of_message(channel, root),

@@ -183,6 +183,7 @@ impl Pipeline {
         let verified = verify(request.unverified(), keys.iter().map(|(_, key)| *key), now);
         let verified = verified.map_err(Verdict::Unverified)?;
         context.verified = true;
+        let is_declared = verified.key_index() >= self.shared_keys.len();
         let (newer_keys, rest) = keys.split_at(verified.key_index());
         let app = rest[0].0; // the index is that of the key that matched
         let of_app = newer_keys.iter().filter(|(other, _)| *other == app);
@@ -195,10 +196,17 @@ impl Pipeline {
                 return Err(unrouted());
             }
             let found = self.directory.route(app, &inbound.installations()).await;
+            // A declared app's secret speaks for the connections that are verified by it, not for one
+            // with another secret.
+            let is_verified = |connection: &Connection| {
+                !is_declared
+                    || connection.uses_keys_of_app()
+                    || verify(request.unverified(), connection.keys(), now).is_ok()
+            };
             let may_receive = |connection: &Connection| {
                 let is_foreign =
                     classify::is_installation_event(inbound) && !connection.has_installation();
-                accepts_webhooks(connection) && !is_foreign
+                accepts_webhooks(connection) && !is_foreign && is_verified(connection)
             };
             found
                 .map_err(Verdict::DirectoryUnavailable)?

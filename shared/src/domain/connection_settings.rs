@@ -24,6 +24,32 @@ pub struct ConnectionSettings {
     pub link_by: LinkBy,
 }
 
+/// Change of a connection's settings. `None` leaves a setting as it is.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)] // the fields of `ConnectionSettings`
+pub struct SettingsChange {
+    pub surfaces: Option<Vec<Surface>>,
+    pub welcome: Option<bool>,
+    pub answer_bots: Option<bool>,
+    pub broadcasts: Option<bool>,
+    pub foreign_apps: Option<bool>,
+    pub link_by: Option<LinkBy>,
+}
+
+impl SettingsChange {
+    /// Returns settings with the change.
+    pub fn apply(self, old: ConnectionSettings) -> ConnectionSettings {
+        ConnectionSettings {
+            surfaces: self.surfaces.unwrap_or(old.surfaces),
+            welcome: self.welcome.unwrap_or(old.welcome),
+            answer_bots: self.answer_bots.unwrap_or(old.answer_bots),
+            broadcasts: self.broadcasts.unwrap_or(old.broadcasts),
+            foreign_apps: self.foreign_apps.unwrap_or(old.foreign_apps),
+            link_by: self.link_by.unwrap_or(old.link_by),
+        }
+    }
+}
+
 /// People who may change the binding of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -8,6 +8,7 @@ mod agent_policies;
 mod api_key;
 mod connection_settings;
 mod connection_status;
+mod console_session;
 mod header_token;
 mod ids;
 mod install;
@@ -23,8 +24,9 @@ pub use actor::{Actor, InvalidOperatorNameError, OperatorName};
 pub use agent_mode::{AgentMode, UnknownModeError};
 pub use agent_policies::{AgentPolicies, EditPolicy, OverlapPolicy, UnknownPolicyError};
 pub use api_key::{ApiKey, ApiKeyHash, ApiKeyRole, ParseApiKeyError};
-pub use connection_settings::{ConnectionSettings, LinkBy};
+pub use connection_settings::{ConnectionSettings, LinkBy, SettingsChange};
 pub use connection_status::{ConnectionStatus, UnknownStatusError};
+pub use console_session::{ConsoleSession, ConsoleSessionHash, ParseConsoleSessionError};
 pub use header_token::HeaderToken;
 pub use ids::{
     AgentId, AppId, ChannelId, ConnectionId, EnterpriseId, InvalidIdError, OrgId, TeamId, UserId,

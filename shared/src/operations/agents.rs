@@ -4,7 +4,7 @@ use super::{OperationError, Operations, Result};
 use crate::{
     domain::{AgentId, AgentMode, OrgId},
     secrets::Secret,
-    store::{NewAgent, PlanAction},
+    store::{LimitedKind, NewAgent, PlanAction},
 };
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -15,6 +15,8 @@ const TIME_BOUNDS: RangeInclusive<Duration> =
 const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
 /// Bounds of `max_per_user`.
 const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
+/// Maximum length of addresses.
+const URL_BYTES_MAX: usize = 2_048;
 /// Maximum length of names in characters.
 const NAME_CHARS_MAX: usize = 256;
 
@@ -42,9 +44,13 @@ impl AgentSettings {
             false => Err(OperationError::Invalid(rule.to_owned())),
         };
         require_name(&self.name)?;
-        let has_scheme = self.url.starts_with("https://") || self.url.starts_with("http://");
+        let rest = ["https://", "http://"].iter().find_map(|scheme| self.url.strip_prefix(scheme));
         let is_plain = self.url.bytes().all(|b| b.is_ascii_graphic());
-        require(has_scheme && is_plain, "url must be an http or https address")?;
+        let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+        require(!host.is_empty() && is_plain, "url must be an http or https address")?;
+        // A password would be stored in clear, and calls of such an address fail.
+        require(!host.contains('@'), "url must have no user or password")?;
+        require(self.url.len() <= URL_BYTES_MAX, "url must have 2048 characters at most")?;
         require(TIMEOUT_BOUNDS.contains(&self.timeout), "timeout_ms must be 1000 to 600000")?;
         let is_bounded = MAX_CONCURRENT_BOUNDS.contains(&self.max_concurrent);
         require(is_bounded, "max_concurrent must be 1 to 1000")?;
@@ -65,6 +71,13 @@ fn require_name(name: &str) -> Result<()> {
     Err(OperationError::Invalid("name must have 256 characters at most, without controls".into()))
 }
 
+/// Returns the conflict of an organization that apps are declared for.
+pub(super) fn owns_apps(id: &OrgId, apps: i64) -> OperationError {
+    OperationError::Conflict(format!(
+        "apps are declared for organization {id}: {apps}; remove them with tidegate apply first"
+    ))
+}
+
 impl Operations {
     /// Creates an organization or changes its name. Returns the action, `None` without a
     /// difference.
@@ -83,19 +96,12 @@ impl Operations {
     ) -> Result<Option<PlanAction>> {
         self.require_org(org, || format!("organization {org}"))?;
         settings.check()?;
-        if self.store.organizations(Some(org), None, 1).await?.is_empty() {
-            return Err(OperationError::NotFound(format!("organization {org}")));
+        if self.store.agent(org, id).await?.is_none() {
+            self.require_room(org, LimitedKind::Agent).await?;
         }
-        let before = self.store.agent(org, id).await?;
-        // What only `apply` sets stays as it is.
-        let kept = before.as_ref().map(|agent| (agent.headers.current.clone(), agent.policies));
-        let (headers, policies) = kept.unwrap_or_default();
-        let Some(secret) = settings.secret.or(before.map(|agent| agent.secret)) else {
-            return Err(OperationError::Conflict("a new agent needs a secret".into()));
-        };
         let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
             settings;
-        let new = NewAgent {
+        let new = |secret, headers, policies| NewAgent {
             org: org.clone(),
             id: id.clone(),
             name,
@@ -111,7 +117,8 @@ impl Operations {
             headers,
             policies,
         };
-        Ok(self.store.save_agent(&self.actor, &new).await?)
+        let saved = self.store.save_agent(&self.actor, (org, id), settings.secret, new).await?;
+        saved.map_err(OperationError::Conflict)
     }
 
     /// Deletes an agent with its bindings and link codes. Its waiting deliveries end.
@@ -129,8 +136,9 @@ impl Operations {
     pub async fn delete_organization(&self, id: &OrgId) -> Result<()> {
         self.require_org(id, || format!("organization {id}"))?;
         match self.store.delete_organization(&self.actor, id).await? {
-            0 => Ok(()),
-            used => Err(OperationError::Conflict(format!(
+            (0, 0) => Ok(()),
+            (0, apps) => Err(owns_apps(id, apps)),
+            (used, _) => Err(OperationError::Conflict(format!(
                 "organization {id} has connections: {used}; delete them first"
             ))),
         }

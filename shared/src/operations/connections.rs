@@ -5,7 +5,8 @@ use crate::{
     domain::{AgentId, ConnectionId, ConnectionStatus, OrgId, UserId},
     secrets::Secret,
     store::{
-        ConnectionChange, ConversationKey, DeclaredConnection, DeletedConnection, NewTokenRotation,
+        ConnectionChange, ConversationKey, DeclaredConnection, DeletedConnection, LimitedKind,
+        NewTokenRotation,
     },
 };
 use async_nats::jetstream;
@@ -24,6 +25,14 @@ impl Operations {
             let why = "a connection needs a team, an enterprise, or preview_mode";
             return Err(OperationError::Conflict(why.into()));
         }
+        // Webhooks of an app that others share are routed by its own secret: a connection of it comes
+        // from an installation or from an author of all organizations.
+        if let Some(own) = &self.org
+            && self.store.is_app_of_others(&new.app, own).await?
+        {
+            return Err(OperationError::NotFound(format!("app {} of organization {own}", new.app)));
+        }
+        self.require_room(&new.org, LimitedKind::Connection).await?;
         let created = self.store.create_declared_connection(&self.actor, new).await?;
         let id = created.map_err(OperationError::Conflict)?;
         directory::publish(&self.store, js, &[id]).await?;

@@ -3,34 +3,35 @@
 use super::{Operations, Result, directory};
 use crate::{
     directory::Directory,
-    store::{ConflictError, Declarations, Plan, Prune, RewrapStats, SEALED_COLUMNS, SealedColumn},
+    store::{
+        ApplyMode, ConflictError, Declarations, Plan, RewrapStats, SEALED_COLUMNS, SealedColumn,
+    },
 };
 use async_nats::jetstream;
 
 impl Operations {
-    /// Applies declarations on every ingest, or with `dry_run` only computes the plan. `review`
-    /// gets the plan after its commit.
+    /// Applies declarations on every ingest, or only computes the plan. `review` gets the plan, after
+    /// its commit.
     pub async fn apply_declarations(
         &self,
         js: &jetstream::Context,
         declared: &Declarations,
-        prune: Prune,
-        dry_run: bool,
+        mode: ApplyMode,
         review: impl FnOnce(&Plan),
     ) -> Result<std::result::Result<Plan, Vec<ConflictError>>> {
         self.require_all_orgs()?;
         self.require_signing_ring()?;
         // NATS has to be up before Postgres changes: every change has to reach the directory.
-        if !dry_run {
+        if !mode.dry_run {
             Directory::open(js).await?;
         }
-        let applied = self.store.apply_declarations(&self.actor, declared, prune, dry_run).await?;
+        let applied = self.store.apply_declarations(&self.actor, declared, mode).await?;
         let plan = match applied {
             Ok(plan) => plan,
             Err(conflicts) => return Ok(Err(conflicts)),
         };
         review(&plan);
-        if !dry_run {
+        if plan.is_applied {
             // Before their connections, whose webhooks they verify.
             directory::publish_apps(&self.store, js, &plan.apps, &plan.deleted_apps).await?;
             if self.deletes_traffic {

@@ -1,15 +1,25 @@
 //! Export and erasure: of a person in a workspace, and of an organization.
 
-use super::{OperationError, Operations, Result, directory::failed};
+use super::{
+    OperationError, Operations, Result,
+    agents::owns_apps,
+    directory::{self, failed},
+};
 use crate::{
     domain::{ConnectionId, OrgId, TeamId, UserId},
-    store::{ErasedRows, ExportPosition, Store},
+    store::{DeletedConnection, ErasedRows, ErasureTarget, ExportPosition, OpenErasure, Store},
     stream::{self, Partition},
 };
 use async_nats::jetstream;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use serde_json::Value;
+use std::time::Duration;
+
+/// Interval at which an erasure that was not complete is repeated.
+pub const ERASURE_INTERVAL: Duration = Duration::from_secs(10);
+/// Time after which workers continue an erasure that a command began.
+const TAKEOVER_AFTER: Duration = Duration::from_secs(60);
 
 /// Result of the erasure of a person.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -57,16 +67,107 @@ impl Operations {
         Ok(self.store.export_page(org, at).await?)
     }
 
+    /// Requests the erasure of a person or an organization, which a worker carries out. Returns its
+    /// id, or that of one that is open.
+    pub async fn request_erasure(&self, target: &ErasureTarget) -> Result<String> {
+        self.request_erasure_after(target, Duration::ZERO).await
+    }
+
+    async fn request_erasure_after(
+        &self,
+        target: &ErasureTarget,
+        due_after: Duration,
+    ) -> Result<String> {
+        match (target, &self.org) {
+            (ErasureTarget::Organization(org), _) => {
+                self.require_org(org, || format!("organization {org}"))?;
+            }
+            // A person of a workspace may have written to several organizations.
+            (ErasureTarget::Person(team, user), Some(_)) => {
+                return Err(OperationError::NotFound(format!("person {team}/{user}")));
+            }
+            (ErasureTarget::Person(..), None) => {}
+        }
+        // An interrupted erasure may have deleted the organization.
+        if let Some(open) = self.store.reopen_erasure(target, due_after).await? {
+            return Ok(open);
+        }
+        if let ErasureTarget::Organization(org) = target
+            && self.store.organizations(Some(org), None, 1).await?.is_empty()
+        {
+            return Err(OperationError::NotFound(format!("organization {org}")));
+        }
+        // Before anything is erased: an organization with apps can't be deleted.
+        if let ErasureTarget::Organization(org) = target {
+            match self.store.count_apps_of(org).await? {
+                0 => {}
+                apps => return Err(owns_apps(org, apps)),
+            }
+        }
+        let id = ConnectionId::random().map_err(crate::store::StoreError::from)?.to_string();
+        match self.store.request_erasure(&self.actor, &id, target, due_after).await? {
+            true => Ok(id),
+            false => {
+                let why = "the same erasure was requested at this moment; repeat the request";
+                Err(OperationError::Conflict(why.into()))
+            }
+        }
+    }
+
+    /// Carries out an erasure as far as it goes.
+    pub async fn run_erasure(&self, js: &jetstream::Context, erasure: &OpenErasure) -> Result<()> {
+        let id = &erasure.id;
+        let erased = match &erasure.target {
+            ErasureTarget::Person(team, user) => {
+                self.run_person_erasure(js, id, team, user).await.map(drop)
+            }
+            ErasureTarget::Organization(org) => {
+                self.run_organization_erasure(js, id, org).await.map(drop)
+            }
+        };
+        self.unless_ended(id, erased).await
+    }
+
     /// Erases a person of a workspace from Postgres and from the stream, where each webhook that
-    /// names the person is overwritten. While something is open the rows stay, and the erasure has
-    /// to be repeated.
+    /// names the person is overwritten. While something is open the rows stay, and workers repeat
+    /// the erasure.
     pub async fn erase_person(
         &self,
         js: &jetstream::Context,
         team: &TeamId,
         user: &UserId,
     ) -> Result<ErasedPerson> {
-        self.require_all_orgs()?;
+        let target = ErasureTarget::Person(team.clone(), user.clone());
+        let id = self.request_erasure_after(&target, TAKEOVER_AFTER).await?;
+        let erased = self.run_person_erasure(js, &id, team, user).await;
+        self.unless_ended(&id, erased).await
+    }
+
+    /// Erases an organization with its connections, whose webhooks are overwritten in the stream,
+    /// and what the audit log tells of it beside ids of it, actions and times. Returns the number
+    /// of connections. Workers continue after an interruption.
+    pub async fn erase_organization(&self, js: &jetstream::Context, org: &OrgId) -> Result<usize> {
+        let target = ErasureTarget::Organization(org.clone());
+        let id = self.request_erasure_after(&target, TAKEOVER_AFTER).await?;
+        let erased = self.run_organization_erasure(js, &id, org).await;
+        self.unless_ended(&id, erased).await
+    }
+
+    /// Ignores the failure of an erasure that another process has ended meanwhile.
+    async fn unless_ended<T: Default>(&self, id: &str, erased: Result<T>) -> Result<T> {
+        match erased {
+            Err(_) if !self.store.is_erasure_open(id).await? => Ok(T::default()),
+            erased => erased,
+        }
+    }
+
+    async fn run_person_erasure(
+        &self,
+        js: &jetstream::Context,
+        id: &str,
+        team: &TeamId,
+        user: &UserId,
+    ) -> Result<ErasedPerson> {
         let mut result = ErasedPerson::default();
         for connection in self.store.team_connections(team).await? {
             let of = erase_webhooks(&self.store, js, connection, Some(user.as_str())).await?;
@@ -74,15 +175,23 @@ impl Operations {
             result.open_webhooks += of.open;
         }
         result.rows = self.store.erase_person(&self.actor, team, user).await?;
+        let note = format!(
+            "open deliveries: {}, open messages: {}, open webhooks: {}",
+            result.rows.open_deliveries, result.rows.open_messages, result.open_webhooks
+        );
+        let open = (!result.is_complete()).then_some((note.as_str(), ERASURE_INTERVAL));
+        self.store.record_erasure(id, result.rows.rows, result.webhooks, open).await?;
         Ok(result)
     }
 
-    /// Erases an organization with its connections, whose webhooks are overwritten in the stream,
-    /// and what the audit log tells of it beside ids of it, actions and times. Returns the number
-    /// of connections. Repeatable after an interruption.
-    pub async fn erase_organization(&self, js: &jetstream::Context, org: &OrgId) -> Result<usize> {
-        self.require_all_orgs()?;
+    async fn run_organization_erasure(
+        &self,
+        js: &jetstream::Context,
+        id: &str,
+        org: &OrgId,
+    ) -> Result<usize> {
         let connections = self.store.organization_connections(org).await?;
+        let mut webhooks = 0;
         for &connection in &connections {
             self.set_connection_enabled(js, connection, false).await.or_else(
                 |error| match error {
@@ -91,17 +200,19 @@ impl Operations {
                     error => Err(error),
                 },
             )?;
-            erase_webhooks(&self.store, js, connection, None).await?;
-            self.delete_connection(js, connection).await?;
+            webhooks += erase_webhooks(&self.store, js, connection, None).await?.erased;
+            self.store.begin_connection_deletion(&self.actor, connection).await?;
+            directory::publish(&self.store, js, &[connection]).await?;
+            self.store.delete_erased_connection(connection).await?;
+            let mut deleted = DeletedConnection::default();
+            self.store.delete_all_traffic(connection, &mut deleted).await?;
+            directory::publish_tombstone(&self.store, js, connection).await?;
+            directory::purge_webhooks(&self.store, js, connection).await?;
             self.store.erase_link_code_attempts(connection).await?;
         }
-        match self.delete_organization(org).await {
-            Ok(()) => {}
-            // An interrupted erasure has deleted it.
-            Err(OperationError::NotFound(_)) if connections.is_empty() => {}
-            Err(error) => return Err(error),
-        }
-        self.store.erase_organization_history(&self.actor, org).await?;
+        self.store.delete_erased_organization(&self.actor, org).await?;
+        let rows = self.store.erase_organization_history(&self.actor, org).await?;
+        self.store.record_erasure(id, rows, webhooks, None).await?;
         Ok(connections.len())
     }
 }

@@ -4,7 +4,7 @@ use super::{OperationError, Operations, Result, directory};
 use crate::{
     domain::{AgentId, ConnectionId, InstallLink, OrgId, is_return_url_allowed},
     secrets::Secret,
-    store::{NewInstallLink, NewInstallation, OpenInstallLink, RecordedInstallation},
+    store::{LimitedKind, NewInstallLink, NewInstallation, OpenInstallLink, RecordedInstallation},
 };
 use async_nats::jetstream;
 use std::time::Duration;
@@ -51,6 +51,7 @@ impl Operations {
                 "return_url must be below one of the app's return_urls".into(),
             ));
         }
+        self.require_room(&new.org, LimitedKind::OpenInstallLink).await?;
         Ok((self.store.create_install_link(&self.actor, new).await?, redirect_url))
     }
 

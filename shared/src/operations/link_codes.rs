@@ -1,7 +1,10 @@
 //! Operations on link codes.
 
 use super::{OperationError, Operations, Result};
-use crate::{domain::LinkCode, store::NewLinkCode};
+use crate::{
+    domain::LinkCode,
+    store::{LimitedKind, NewLinkCode},
+};
 use std::time::Duration;
 
 /// Maximum lifetime of a link code.
@@ -20,6 +23,7 @@ impl Operations {
         if let Some(connection) = new.connection {
             self.require_connection(connection).await?;
         }
+        self.require_room(&new.org, LimitedKind::OpenLinkCode).await?;
         Ok(self.store.create_link_code(&self.actor, new).await?)
     }
 

@@ -7,17 +7,20 @@
 mod agents;
 mod api_keys;
 mod connections;
+mod declaration_file;
 mod declarations;
 mod directory;
 mod erasure;
 mod installs;
 mod link_codes;
+mod members;
 mod traffic;
 
 pub use agents::AgentSettings;
 pub use api_keys::MAX_API_KEY_TTL;
+pub use declaration_file::{DeclarationFile, FileProblem, read_declarations};
 pub use directory::purge_webhooks;
-pub use erasure::ErasedPerson;
+pub use erasure::{ERASURE_INTERVAL, ErasedPerson};
 pub use installs::{InstallResult, MAX_INSTALL_LINK_TTL};
 pub use link_codes::MAX_LINK_CODE_TTL;
 pub use traffic::ReplayRequest;
@@ -25,7 +28,7 @@ pub use traffic::ReplayRequest;
 use crate::{
     directory::{DirectoryError, DirectoryTimeoutError},
     domain::{Actor, ConnectionId, OrgId},
-    store::{Store, StoreError},
+    store::{LimitedKind, Store, StoreError},
 };
 
 /// Operations of an author, limited to one organization or not.
@@ -95,6 +98,18 @@ impl Operations {
         match &self.org {
             Some(own) if own != org => Err(OperationError::NotFound(object())),
             _ => Ok(()),
+        }
+    }
+
+    /// Fails if an organization has as many objects of a kind as it may have.
+    async fn require_room(&self, org: &OrgId, kind: LimitedKind) -> Result<()> {
+        match self.store.has_room(org, kind).await? {
+            true => Ok(()),
+            false => Err(OperationError::Conflict(format!(
+                "organization {org} has the maximum of {} {}",
+                kind.limit(),
+                kind.name()
+            ))),
         }
     }
 

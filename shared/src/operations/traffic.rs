@@ -3,7 +3,10 @@
 use super::{OperationError, Operations, Result};
 use crate::{
     domain::ConnectionId,
-    store::{DeliveryFilter, EndedDeliveries, FailureFilter, NewReplay},
+    store::{
+        CreatedReplay, DeliveryFilter, EndedDeliveries, FailureFilter, MAX_OPEN_REPLAYS, NewReplay,
+        RevealedWebhook,
+    },
 };
 use time::OffsetDateTime;
 
@@ -75,7 +78,13 @@ impl Operations {
         };
         let ReplayRequest { connection, from, to, apply, .. } = *request;
         let new = NewReplay { id: id.clone(), connection, from, to, apply };
-        Ok((id, self.store.create_replay(&self.actor, &new).await?))
+        match self.store.create_replay(&self.actor, &new).await? {
+            CreatedReplay::Created => Ok((id, true)),
+            CreatedReplay::Exists => Ok((id, false)),
+            CreatedReplay::TooMany => Err(OperationError::Conflict(format!(
+                "the connection has {MAX_OPEN_REPLAYS} open replays; wait for one or cancel one"
+            ))),
+        }
     }
 
     /// Cancels an open replay. Its enqueued deliveries stay.
@@ -89,6 +98,16 @@ impl Operations {
             true => Ok(()),
             false => Err(missing()),
         }
+    }
+
+    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has none.
+    pub async fn reveal_webhook(
+        &self,
+        connection: ConnectionId,
+        dedup_key: &str,
+    ) -> Result<Option<RevealedWebhook>> {
+        self.require_connection(connection).await?;
+        Ok(self.store.reveal_webhook(&self.actor, connection, dedup_key).await?)
     }
 
     fn own_deliveries(&self, filter: &DeliveryFilter) -> DeliveryFilter {

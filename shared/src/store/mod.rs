@@ -34,8 +34,9 @@ pub use apps::{App, AppSummary, MAX_APPS, NewApp};
 pub use audit_log::{AuditAction, AuditEntry, AuditLogFilter};
 pub use connections::*;
 pub use declarative::{
-    ConflictError, ConnectionChange, Declarations, Declared, DeclaredConnection, DeclaredMember,
-    Plan, PlanAction, PlanStep, Prune,
+    ApplyMode, ConflictError, ConnectionChange, Declarations, Declared, DeclaredConnection,
+    DeclaredMember, MemberRecord, Plan, PlanAction, PlanStep, PlanSummary, SavedMember,
+    StepSummary,
 };
 pub use deliveries::*;
 pub use error::StoreError;

@@ -124,7 +124,7 @@ fn config(replicas: usize, max_bytes: i64) -> Config {
         max_message_size: (BODY_BYTES_MAX + HEADER_BYTES_MAX) as i32,
         duplicate_window: DEDUP_WINDOW,
         allow_direct: true,
-        // An erasure deletes single messages, which overwrites them; only operators have the right.
+        // An erasure deletes single messages, which overwrites them; only operators and workers have the right.
         deny_delete: false,
         compression: Some(Compression::S2),
         ..Config::default()

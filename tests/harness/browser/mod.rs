@@ -1,7 +1,7 @@
 //! A real browser: Chromium, driven by Playwright from the npm registry.
 
 use crate::{
-    fetch::{Finder, on_path},
+    fetch::{Finder, node_packages, on_path},
     npm::BROWSER,
     process::Process,
     run_dir::RunDir,
@@ -30,24 +30,50 @@ pub enum Scripts {
 /// # Errors
 /// One line that names what is missing and the remedy, or what the browser did not find.
 pub async fn install(link: &str, button: &str, scripts: Scripts) -> anyhow::Result<Value> {
+    let settings = [("LINK", link), ("BUTTON", button)];
+    run_script("install.js", include_str!("install.js"), &settings, scripts).await
+}
+
+/// Uses the console: finds a webhook by its reference, reveals and redrives it, stops a connection;
+/// then on a phone in the dark, and as a person of another organization. Returns what was seen.
+///
+/// # Errors
+/// As those of [`install`].
+pub async fn console(
+    base: &str,
+    key: &str,
+    foreign: &str,
+    reference: &str,
+    scripts: Scripts,
+) -> anyhow::Result<Value> {
+    let settings = [("BASE", base), ("KEY", key), ("FOREIGN", foreign), ("REFERENCE", reference)];
+    run_script("console.js", include_str!("console.js"), &settings, scripts).await
+}
+
+/// Runs a script of Playwright. Returns the line of JSON that it prints.
+async fn run_script(
+    name: &str,
+    script: &str,
+    settings: &[(&str, &str)],
+    scripts: Scripts,
+) -> anyhow::Result<Value> {
     let run = Arc::new(RunDir::new("browser")?);
     let finder = Finder::here()?;
     let remedy = "apt-get install -y chromium";
     let program = PROGRAMS.iter().find_map(|name| on_path(&finder.path, name));
     let program = program.with_context(|| format!("no Chromium found: {remedy}"))?;
-    let (node, modules): (PathBuf, PathBuf) = finder.node_packages(&BROWSER, &run).await?;
-    let file = run.path().join("install.js");
-    fs::write(&file, include_str!("install.js"))?;
-    let scripts = if scripts == Scripts::On { "on" } else { "off" };
-    let settings = [
+    let (node, modules): (PathBuf, PathBuf) = node_packages(&finder, &BROWSER, &run).await?;
+    let file = run.path().join(name);
+    fs::write(&file, script)?;
+    let own = [
         ("NODE_PATH", modules.display().to_string()),
         ("CHROMIUM", program.display().to_string()),
         ("HOME", run.path().display().to_string()),
-        ("LINK", link.to_owned()),
-        ("BUTTON", button.to_owned()),
-        ("SCRIPTS", scripts.to_owned()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value));
+        ("SCRIPTS", if scripts == Scripts::On { "on" } else { "off" }.to_owned()),
+    ];
+    let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    let settings: Vec<(String, String)> =
+        settings.chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
     let process = Process::start(&run, "browser", &node, &[file], &settings, None)?;
     let status = process.wait(SCRIPT_WITHIN).await?;
     let log = process.log();

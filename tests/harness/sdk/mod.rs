@@ -3,6 +3,10 @@
 //! The SDK signs webhooks for a gateway, or verifies webhooks that the simulated Slack signed. The
 //! scripts belong to the tests; the SDK is a pinned wheel (`fetch.rs`).
 
+mod socket_client;
+
+pub use socket_client::SocketClient;
+
 use crate::{
     fetch::{PythonPackages, slack_sdk},
     run_dir::RunDir,

@@ -4,7 +4,7 @@
 //! does and recorded. Checks have Slack's order: token, scope, rate limit, arguments.
 
 use super::{
-    Receipt, Slack,
+    Receipt, Slack, blocks,
     conversations::{Message, Page},
     fault_injection::Fault,
     http::Reply,
@@ -18,10 +18,6 @@ use std::time::{Duration, Instant};
 const TEXT_MAX: usize = 40_000;
 /// Maximum length of the text of an updated message in characters.
 const UPDATE_TEXT_MAX: usize = 4_000;
-/// Maximum length of all markdown blocks of a message in characters.
-const MARKDOWN_MAX: usize = 12_000;
-/// The longest text of a section.
-const SECTION_MAX: usize = 3_000;
 
 /// A call, successful or not.
 #[derive(Debug, Clone)]
@@ -81,7 +77,8 @@ fn required_scope(method: &str, channel: &str) -> Option<&'static str> {
         | "chat.startStream"
         | "chat.appendStream"
         | "chat.stopStream"
-        | "agents.sessions.setStatus" => "chat:write",
+        | "agents.sessions.setStatus"
+        | "agents.sessions.rename" => "chat:write",
         "conversations.open" => "im:write",
         "conversations.history" | "conversations.replies" => match channel.chars().next() {
             Some('D') => "im:history",
@@ -90,7 +87,9 @@ fn required_scope(method: &str, channel: &str) -> Option<&'static str> {
         },
         "users.info" | "bots.info" => "users:read",
         "reactions.add" => "reactions:write",
-        "assistant.threads.setStatus" => "assistant:write",
+        "assistant.threads.setStatus"
+        | "assistant.threads.setTitle"
+        | "assistant.threads.setSuggestedPrompts" => "assistant:write",
         _ => return None,
     })
 }
@@ -110,7 +109,11 @@ fn leaves_receipt(method: &str) -> bool {
             | "chat.appendStream"
             | "chat.stopStream"
             | "agents.sessions.setStatus"
+            | "agents.sessions.rename"
+            | "assistant.threads.setTitle"
+            | "assistant.threads.setSuggestedPrompts"
             | "oauth.v2.access"
+            | "apps.connections.open"
     )
 }
 
@@ -137,7 +140,7 @@ fn take_call(
     let channel = args["channel"].as_str().or_else(|| args["channel_id"].as_str());
     let channel = channel.unwrap_or_default().to_owned();
     let caller = match method {
-        "oauth.v2.access" => None,
+        "oauth.v2.access" | "apps.connections.open" => None,
         _ => Some(match &token {
             None => Err("not_authed".to_owned()),
             Some(token) => state.tokens.caller(token, now).cloned().map_err(str::to_owned),
@@ -295,6 +298,12 @@ fn perform(
     let Some(there) = there else {
         return match call.method.as_str() {
             "oauth.v2.access" => Ok(state.tokens.access(args, now)?),
+            "apps.connections.open" => {
+                let token = call.token.as_deref().ok_or("not_authed")?;
+                let ticket = state.sockets.open(token, format!("ticket-{}", slack.unique()))?;
+                let url = format!("ws://{}/link/?ticket={ticket}", slack.address);
+                Ok(json!({ "ok": true, "url": url }))
+            }
             _ => Err("not_authed".into()),
         };
     };
@@ -355,7 +364,12 @@ fn perform(
         "chat.startStream" => {
             let message = message(slack, args, there);
             let to = (team, required_channel(channel)?);
-            streams::start(&mut state.conversations, &state.streams, to, args, message, now)
+            let thread = text("thread_ts");
+            let started =
+                streams::start(&mut state.conversations, &state.streams, to, args, message, now)?;
+            let place = (team, channel, thread);
+            state.sessions.set_by_stream(place, &"processing".into(), now)?;
+            Ok(started)
         }
         "chat.appendStream" => {
             let to = (team, required_channel(channel)?);
@@ -363,7 +377,11 @@ fn perform(
         }
         "chat.stopStream" => {
             let to = (team, required_channel(channel)?);
-            streams::stop(&mut state.conversations, &state.streams, to, args, now)
+            let stopped = streams::stop(&mut state.conversations, &state.streams, to, args, now)?;
+            let thread = stopped["message"]["thread_ts"].as_str().unwrap_or_default();
+            let place = (team, channel, thread);
+            state.sessions.set_by_stream(place, &args["session_status"], now)?;
+            Ok(stopped)
         }
         "chat.update" => {
             let new = composed(slack, args, there)?;
@@ -388,11 +406,15 @@ fn perform(
                 false => Err("message_not_found".into()),
             }
         }
-        "agents.sessions.setStatus" => {
-            required_channel(channel)?;
-            streams::set_session_status(args)
+        "agents.sessions.setStatus"
+        | "agents.sessions.rename"
+        | "assistant.threads.setStatus"
+        | "assistant.threads.setTitle"
+        | "assistant.threads.setSuggestedPrompts" => {
+            let place = (team, required_channel(channel)?);
+            state.sessions.call(&call.method, place, args, now)
         }
-        "reactions.add" | "assistant.threads.setStatus" => {
+        "reactions.add" => {
             required_channel(channel)?;
             Ok(json!({ "ok": true }))
         }
@@ -417,21 +439,7 @@ fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message
     if text.chars().count() > TEXT_MAX {
         return Err("msg_too_long".into());
     }
-    if !blocks.is_null() && blocks.as_array().is_none_or(|blocks| blocks.len() > 50) {
-        return Err("invalid_blocks".into());
-    }
-    let too_long = |block: &Value| {
-        let text = block["text"]["text"].as_str().unwrap_or_default();
-        block["type"] == "section" && text.chars().count() > SECTION_MAX
-    };
-    if blocks.as_array().is_some_and(|blocks| blocks.iter().any(too_long)) {
-        return Err("invalid_blocks".into());
-    }
-    let markdown = blocks.as_array().into_iter().flatten().filter(|b| b["type"] == "markdown");
-    let markdown = markdown.filter_map(|block| block["text"].as_str());
-    if markdown.map(|text| text.chars().count()).sum::<usize>() > MARKDOWN_MAX {
-        return Err("msg_blocks_too_long".into());
-    }
+    blocks::check(blocks)?;
     let noted = metadata["event_type"].is_string() && metadata["event_payload"].is_object();
     if !metadata.is_null() && !noted {
         return Err("invalid_metadata_format".into());

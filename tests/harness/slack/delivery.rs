@@ -21,7 +21,7 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum number of redirects.
 const REDIRECTS_MAX: usize = 2;
 /// Waits before the second, third and fourth attempt.
-const RETRIES: [Duration; 3] =
+pub(super) const RETRIES: [Duration; 3] =
     [Duration::ZERO, Duration::from_secs(60), Duration::from_secs(5 * 60)];
 /// Interval and number of delayed attempts.
 const HOURLY: (Duration, u32) = (Duration::from_secs(3600), 24);

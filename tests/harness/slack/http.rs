@@ -10,7 +10,10 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     Request, Response,
     body::{Frame, Incoming},
-    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    header::{
+        AUTHORIZATION, CONNECTION, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+        SEC_WEBSOCKET_KEY, UPGRADE,
+    },
     server::conn::http1,
     service::service_fn,
 };
@@ -18,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use std::{convert::Infallible, io, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// An answer.
 pub(super) enum Reply {
@@ -69,13 +73,16 @@ async fn connection(stream: TcpStream, slack: Slack) {
         async move { answer(&slack, request).await }
     });
     let _closed_or_cut =
-        http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
 async fn answer(
     slack: &Slack,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> anyhow::Result<Response<BoxBody<Bytes, io::Error>>> {
+    if request.uri().path() == "/link/" {
+        return upgrade(slack, &mut request);
+    }
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let header = |name| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -127,6 +134,27 @@ async fn answer(
             Ok(response.body(Full::from(body).map_err(never).boxed())?)
         }
     }
+}
+
+/// Answers the handshake of a connection of Socket Mode.
+fn upgrade(
+    slack: &Slack,
+    request: &mut Request<Incoming>,
+) -> anyhow::Result<Response<BoxBody<Bytes, io::Error>>> {
+    let empty = || Full::<Bytes>::default().map_err(|never: Infallible| match never {}).boxed();
+    let app = slack.take_ticket(request.uri().query().unwrap_or_default());
+    let (Some(app), Some(key)) = (app, request.headers().get(SEC_WEBSOCKET_KEY)) else {
+        return Ok(Response::builder().status(404).body(empty())?);
+    };
+    let accept = derive_accept_key(key.as_bytes());
+    let (slack, upgrade) = (slack.clone(), hyper::upgrade::on(request));
+    tokio::spawn(async move { slack.serve_socket(app, upgrade).await });
+    let response = Response::builder()
+        .status(101)
+        .header(UPGRADE, "websocket")
+        .header(CONNECTION, "Upgrade")
+        .header(SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response.body(empty())?)
 }
 
 /// Returns the arguments from the body or the query. Structures inside a form are JSON strings.

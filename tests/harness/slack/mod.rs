@@ -15,7 +15,10 @@
 //! views, response_urls    modals and triggers; response_urls
 //! limits           rate limits
 //! streams          streamed messages
+//! sessions         agents' sessions
+//! blocks           limits of blocks
 //! delivery         retries, redirects, disabled apps
+//! socket_mode      connections of Socket Mode
 //! conformance      checks of answers
 //! fault_injection  faults of calls
 //! clock            clock of this Slack
@@ -35,6 +38,8 @@ pub mod clock;
 pub mod conformance;
 pub mod delivery;
 pub mod limits;
+pub mod blocks;
+pub mod sessions;
 pub mod streams;
 pub mod tokens;
 pub mod oauth;
@@ -42,6 +47,7 @@ pub mod conversations;
 pub mod fault_injection;
 mod http;
 mod response_urls;
+pub mod socket_mode;
 mod views;
 
 use crate::{eventually::eventually, test_env::App};
@@ -86,8 +92,10 @@ struct State {
     urls: response_urls::ResponseUrls,
     limits: limits::Limits,
     streams: streams::StreamSettings,
+    sessions: sessions::Sessions,
     fault_rules: fault_injection::FaultRules,
     failure_stats: delivery::AppFailureStats,
+    sockets: socket_mode::SocketMode,
     calls: Vec<Call>,
     receipts: Vec<Receipt>,
 }

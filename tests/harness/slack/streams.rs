@@ -6,6 +6,7 @@
 
 use super::{
     api::Refused,
+    blocks,
     conversations::{Conversations, Message},
 };
 use serde_json::{Value, json};
@@ -216,6 +217,7 @@ fn add(message: &mut Message, settings: &StreamSettings, args: &Value) -> Result
     if new.text.len() > settings.bytes_max {
         return Err("msg_too_long".into());
     }
+    blocks::check(&new.blocks)?;
     *message = new;
     Ok(())
 }
@@ -279,19 +281,4 @@ pub(super) fn stop_by_user(messages: &mut [Message], thread_ts: &str) -> Vec<Str
         }
     }
     stopped
-}
-
-/// Statuses of agents' sessions.
-const SESSION_STATUSES: [&str; 4] = ["active", "processing", "suspended", "closed"];
-
-/// Sets the status of a session.
-pub(super) fn set_session_status(args: &Value) -> Result<Value, Refused> {
-    let status = args["status"].as_str().unwrap_or_default();
-    if !SESSION_STATUSES.contains(&status) {
-        return Err("invalid_status".into());
-    }
-    if args["thread_ts"].as_str().is_none_or(str::is_empty) {
-        return Err("thread_ts_required".into());
-    }
-    Ok(json!({ "ok": true, "status": status, "agent_status": status }))
 }

@@ -131,7 +131,7 @@ pub struct TestEnv {
     database: String,
     size: Size,
     // Last: the reaper waits until everything above is dropped.
-    run: Arc<RunDir>,
+    pub(crate) run: Arc<RunDir>,
 }
 
 static SHARED_POSTGRES: OnceCell<(Arc<RunDir>, Arc<Postgres>)> = OnceCell::const_new();

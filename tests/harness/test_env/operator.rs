@@ -1,7 +1,7 @@
 //! Operator of a test environment: the command line, and other programs with its settings.
 
 use super::{Role, TestEnv};
-use crate::binaries::Binaries;
+use crate::{binaries::Binaries, process::Process};
 use anyhow::ensure;
 use std::{
     path::Path,
@@ -33,6 +33,12 @@ impl TestEnv {
         let said = String::from_utf8_lossy(&ran.stderr);
         ensure!(ran.status.success(), "tidegate {}: {said}", args.join(" "));
         Ok(())
+    }
+
+    /// Starts the command line of operators, which runs until its end or a signal.
+    pub fn start_tidegate(&self, name: &str, args: &[&str]) -> anyhow::Result<Process> {
+        let settings = self.settings_of(Role::Operator);
+        Process::start(&self.run, name, &Binaries::get()?.tidegate, args, &settings, None)
     }
 
     /// Writes a secret to a file, and returns the argument that names it.

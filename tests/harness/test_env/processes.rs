@@ -24,12 +24,13 @@ pub struct Worker {
     admin: String,
 }
 
-/// A control API.
+/// A control API with a console.
 pub struct Control {
     /// The process.
     pub process: Process,
     address: String,
     admin: String,
+    console: String,
 }
 
 impl TestEnv {
@@ -37,14 +38,17 @@ impl TestEnv {
     pub async fn start_control(&mut self) -> anyhow::Result<()> {
         let (listen, admin) =
             (format!("127.0.0.1:{}", port::free()?), format!("127.0.0.1:{}", port::free()?));
+        let console = format!("127.0.0.1:{}", port::free()?);
         let mut settings = self.settings_of(Role::Control);
+        settings.push(("TIDEGATE_CONSOLE_LISTEN".into(), console.clone()));
         settings.push(("TIDEGATE_HTTP_LISTEN".into(), listen.clone()));
         settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
         let name = format!("control-{}", self.controls.len() + 1);
         let program = &Binaries::get()?.control;
         let process = Process::start(&self.run, &name, program, &[] as &[&str], &settings, None)?;
         let (address, admin) = (format!("http://{listen}"), format!("http://{admin}"));
-        let control = Control { process, address, admin };
+        let console = format!("http://{console}");
+        let control = Control { process, address, admin, console };
         wait_until_ready("control", &control.admin("/readyz"), &control.process).await?;
         self.controls.push(control);
         Ok(())
@@ -155,9 +159,19 @@ impl Control {
         format!("{}{path}", self.address)
     }
 
+    /// Returns the URL of a page of the console.
+    pub fn console(&self, path: &str) -> String {
+        format!("{}{path}", self.console)
+    }
+
     /// Returns the URL of the admin server.
     pub fn admin(&self, path: &str) -> String {
         format!("{}{path}", self.admin)
+    }
+
+    /// Returns the value of a metric by its name and labels; 0 if it does not exist.
+    pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
+        metric(&self.admin("/metrics"), line).await
     }
 }
 

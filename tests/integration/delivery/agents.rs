@@ -99,10 +99,16 @@ async fn sends_requests_as_documented() {
     assert!(check_schema("answer", &json!({ "blocks": "x" })).is_err());
 }
 
-/// An agent chooses visibility, thread and blocks of its reply; other fields have no effect.
+/// An agent chooses visibility, thread and blocks of its reply; other fields have no effect. Calls
+/// to agents and Slack use no proxy of the environment.
 #[tokio::test]
 async fn posts_reply_as_agent_requests() {
-    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    for name in ["http_proxy", "https_proxy", "all_proxy"] {
+        env.set(name, "http://127.0.0.1:1");
+    }
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
     let thread = |receipt: &Receipt| receipt.body.get("thread_ts").is_some();
 
@@ -125,26 +131,6 @@ async fn posts_reply_as_agent_requests() {
     assert_eq!((whisper.by.as_str(), &whisper.body["user"]), ("chat.postEphemeral", &json!("U1")));
     env.wait_for_outcome(&silent.dedup_key).await;
     assert_eq!(env.slack.receipts().iter().filter(|r| r.to == "C5").count(), 0);
-}
-
-#[tokio::test]
-async fn shows_status_of_slow_agent() {
-    let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let app = env.connect_as(use_sample_agent).await.expect("a connection");
-    let ts = env.slack.ts();
-    let webhook =
-        Webhook::message_event(&env.slack, &app, "message", "C1", "U1", "slow:4000 hello", &ts);
-    env.send(&app, &webhook).await.expect("an answer");
-    send_message(&env, &app, "C2", "hello").await;
-    let status =
-        env.slack.wait_for_receipt("a status", |r| r.by == "assistant.threads.setStatus").await;
-    assert_eq!(
-        (&status.body["channel_id"], &status.body["thread_ts"], &status.body["status"]),
-        (&json!("C1"), &json!(ts), &json!("is thinking…"))
-    );
-    wait_for_text(&env, "slow:4000 hello").await;
-    let shown = env.slack.calls_of("assistant.threads.setStatus");
-    assert_eq!(shown.len(), 1, "once, and not for the quick one");
 }
 
 /// Messages of bots reach an agent only if a setting allows them, and two bots that answer each

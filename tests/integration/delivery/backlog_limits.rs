@@ -145,6 +145,32 @@ async fn bounds_dead_letters() {
     wait_for_state(&env, &app, "-").await;
 }
 
+/// Messages that wait while sending is paused, and rejected ones, count as deliveries do.
+#[tokio::test]
+async fn bounds_messages() {
+    let env = start().await;
+    let app = connect(&env).await;
+    let id = app.connection.to_string();
+    env.tidegate(&["connections", "pause-sending", &id]).expect("paused");
+    for n in 0..ROWS_MAX / 2 {
+        send(&env, &app, &format!("waiting {n}")).await;
+    }
+    let rejected = "insert into outbox_failures (id, connection_id, lane, partition, channel_key, method, dedup_key,
+                                                 request, error, attempts, created_at)
+                    select -n, $1, n, 0, 'C1', 'chat.postMessage', 'rejected-' || n, 'k1:', 'error', 1, now()
+                      from generate_series(1, $2) n";
+    let rejected = sqlx::query(rejected).bind(&id).bind(ROWS_MAX as i64 / 2);
+    rejected.execute(&env.pool).await.expect("rows");
+    wait_for_state(&env, &app, "full").await;
+    let late = send(&env, &app, "beyond").await;
+    let (stage, reason, bytes, _) = dead_letter(&env, &late).await;
+    assert_eq!((&*stage, bytes), ("intake", 0));
+    assert_eq!(reason, "the connection has too many open deliveries");
+    env.tidegate(&["connections", "resume-sending", &id]).expect("resumed");
+    wait_for_answer(&env, &format!("waiting {}", ROWS_MAX / 2 - 1)).await;
+    wait_for_state(&env, &app, "large").await;
+}
+
 /// Workers decide by the counts of the last round, each by itself: a connection exceeds its limit by
 /// at most what its quota allows in two rounds (deploy/RUNBOOK.md, ConnectionBacklogFull), whatever the number of workers
 /// and partitions.

@@ -14,7 +14,7 @@ use std::{
 };
 use tests::{
     eventually::eventually,
-    slack::{sign, webhook::Webhook},
+    slack::{Receipt, sign, webhook::Webhook},
     test_env::{App, SMALL, TIMEOUT, TestEnv, actor, agent_id, new_agent},
 };
 use tokio::net::TcpListener;
@@ -24,6 +24,7 @@ const SECRET: &str = "the app's own secret";
 /// An app that answers every webhook alike.
 #[derive(Clone)]
 struct Stub {
+    url: String,
     asked: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,
     status: u16,
     body: String,
@@ -33,9 +34,10 @@ struct Stub {
 impl Stub {
     /// Starts an app and makes it the sample agent of an organization.
     async fn start(env: &TestEnv, org: &OrgId, status: u16, body: &str, after: Duration) -> Self {
-        let stub = Self { asked: Arc::default(), status, body: body.to_owned(), after };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/", listener.local_addr().expect("an address"));
+        let (asked, body) = (Arc::default(), body.to_owned());
+        let stub = Self { url: url.clone(), asked, status, body, after };
         let router = Router::new().fallback(answer).with_state(stub.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         put(env, org, url, false).await;
@@ -57,13 +59,16 @@ async fn answer(
     (axum::http::StatusCode::from_u16(stub.status).expect("a status"), stub.body)
 }
 
-async fn put(env: &TestEnv, org: &OrgId, url: String, signs_as_slack: bool) {
-    let agent = NewAgent {
+fn forward_agent(org: &OrgId, url: String) -> NewAgent {
+    NewAgent {
         mode: AgentMode::Forward,
         secret: Secret::new(SECRET.into()).expect("not empty"),
-        signs_as_slack,
         ..new_agent(org, agent_id(), url).expect("an agent")
-    };
+    }
+}
+
+async fn put(env: &TestEnv, org: &OrgId, url: String, signs_as_slack: bool) {
+    let agent = NewAgent { signs_as_slack, ..forward_agent(org, url) };
     env.store.put_agent(&agent).await.expect("Postgres");
 }
 
@@ -201,6 +206,41 @@ async fn calls_app_once_for_bad_answer() {
         assert!(told.text().contains("its answer can't be shown"), "{told:?}");
     }
     assert_eq!(long.requests().len(), 2, "each once");
+}
+
+/// A submission becomes a dead letter, after Slack's request or within it: the person does not wait
+/// without end.
+#[tokio::test]
+async fn shows_failure_in_submitted_view() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let submit = async |app: &App, id: &str| {
+        let view = json!({ "id": id, "type": "modal", "team_id": app.team, "blocks": [] });
+        let webhook = json!({ "type": "view_submission", "view": view });
+        env.send(app, &interaction(&env, app, webhook)).await.expect("an answer").body
+    };
+    let is_failure = |shown: &str| shown.contains("Ask an administrator about `");
+    let updated = async |id: &str| {
+        let is_update = |r: &Receipt| r.by == "views.update" && r.body["view_id"] == id;
+        env.slack.wait_for_receipt("the view is updated", is_update).await.body.to_string()
+    };
+
+    let app = env.connect_as(answered).await.expect("a connection");
+    let away = Stub::start(&env, &app.org, 403, "", Duration::ZERO).await;
+    let retry_for = Some(Duration::from_secs(3)); // Slack's request is open for a shorter time
+    let agent = NewAgent { retry_for, ..forward_agent(&app.org, away.url.clone()) };
+    env.store.put_agent(&agent).await.expect("Postgres");
+    let answer = submit(&app, "V1").await;
+    assert!(answer.contains("Working on it"), "{answer}");
+    let shown = updated("V1").await;
+    assert!(is_failure(&shown), "{shown}");
+
+    let app = env.connect_as(answered).await.expect("a connection");
+    let refusal = r#"{"error":"no such form"}"#;
+    Stub::start(&env, &app.org, 422, refusal, Duration::ZERO).await;
+    let answer = submit(&app, "V2").await;
+    assert!(is_failure(&answer), "it is given up while Slack's request is open: {answer}");
+    let updates = env.slack.calls_of("views.update");
+    assert_eq!(updates.len(), 1, "not twice: {updates:?}");
 }
 
 /// Bolt answers 404 for a listener that did not acknowledge within 3 s.

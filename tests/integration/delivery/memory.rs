@@ -79,3 +79,37 @@ async fn bounds_memory_of_largest_webhooks() {
     }
     assert_eq!(agent.counts().in_order, count);
 }
+
+/// Memory that the open streams of a worker take.
+const STREAMS_BYTES_MAX: u64 = 64 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_memory_of_open_streams() {
+    let streams = ci_or_full(60, 1_000);
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    env.set("TIDEGATE_SLACK_APPEND_MIN_INTERVAL", "12ms");
+    env.set("TIDEGATE_SLACK_STREAM_MIN_INTERVAL", "5ms");
+    env.start_processes().await.expect("processes");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let ask = async |n: usize, text: &str| {
+        let webhook = Webhook::message(&env.slack, &app, &format!("C{n}"), "U1", text);
+        assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
+        webhook
+    };
+    let first = ask(streams, "stream:3:10:8 please").await;
+    env.wait_for_outcome(&first.dedup_key).await;
+    let worker = &env.workers[0].process;
+    let before = worker.peak_resident().expect("it runs");
+    for n in 0..streams {
+        ask(n, "stream:3000:1000:100 please").await;
+    }
+    let open = async || {
+        let open = "select count(*) from runs where segment = 'open' and parts > 1";
+        let open: i64 = sqlx::query_scalar(open).fetch_one(&env.pool).await.ok()?;
+        (open >= streams as i64).then_some(())
+    };
+    eventually("all answers are open", Duration::from_secs(300), open).await;
+    let grew = worker.peak_resident().expect("it did not die").saturating_sub(before);
+    println!("{streams} open streams: {} KiB", grew >> 10);
+    assert!(grew < STREAMS_BYTES_MAX, "{} MiB", grew >> 20);
+}

@@ -20,9 +20,11 @@ const ROWS_MAX: u64 = 1_000;
 const PAGES_MAX: u64 = 3_000;
 /// Statements that read more, and the maximum: they count in pages or up to a bound, on one worker
 /// at a time.
-const PAGES: [(&str, u64); 6] = [
+const PAGES: [(&str, u64); 8] = [
     ("backlog.count_deliveries", 2 * 20_000),
     ("backlog.count_dead_letters", 2 * 20_000),
+    ("backlog.count_messages", 2 * 20_000),
+    ("backlog.count_failures", 2 * 20_000),
     ("backlog.outbox", 2 * 10_001),
     ("connections.versions", 2 * 1_000),
     ("connections.missing", 2 * 1_000),
@@ -164,6 +166,14 @@ async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
          select $1, 'C' || n from generate_series(1, $3) n where $2 >= 0::smallint and $4 || $5 <> ''",
         "insert into conversation_sessions (connection_id, team_id, channel_id, number)
          select $1, 'T1', 'C' || n, 2 from generate_series(1, $3) n where $2 >= 0::smallint and $4 || $5 <> ''",
+        "insert into runs (connection_id, lane, position, id, org_id, agent_id, channel_id, thread_ts, trigger_ts)
+         select $1, n, 1, 'run_' || n, $4, $5, 'C1', '1.1', '1.1' from generate_series(1, $3) n where $2 >= 0::smallint",
+        "insert into run_parts (connection_id, lane, position, n, begins, payload)
+         select $1, n, 1, 1, true, decode(repeat('00', 700), 'hex') from generate_series(1, $3) n
+          where $2 >= 0::smallint and $4 || $5 <> ''",
+        "insert into run_controls (connection_id, channel_id, thread_ts, ts, at)
+         select $1, 'C' || n, '1.1', '2.1', now() - interval '1 h' from generate_series(1, $3) n
+          where $2 >= 0::smallint and $4 || $5 <> ''",
         // A channel that Slack has closed for an hour.
         "insert into outbox_channels (connection_id, channel_key, partition, pending, next_at, paced_until)
          select $1, 'C1', $2, $3, now() + interval '1 h', now() + interval '1 h' where $4 || $5 <> ''",
@@ -200,6 +210,10 @@ async fn send_traffic(env: &TestEnv, b: &App) {
         let handled = async || env.find_outcome(&message.dedup_key).await;
         eventually("the message is handled", TIMEOUT, handled).await;
     }
+    let streamed = Webhook::message(&env.slack, b, CHANNEL, "U1", "stream:20:50:8 please");
+    assert_eq!(env.send(b, &streamed).await.expect("an answer").status, 200);
+    let ended = async || env.find_outcome(&streamed.dedup_key).await;
+    eventually("the streamed answer ends", TIMEOUT, ended).await;
 }
 
 /// Prints a table of costs.
@@ -215,7 +229,16 @@ fn check_costs(env: &TestEnv, from: usize, when: &str) {
     let log = env.postgres.process().log();
     let costs = costs(&log[from..]);
     print_costs(when, &costs);
-    for needed in ["deliveries.claim", "intake.commit", "outbox.claim", "backlog.outbox"] {
+    for needed in [
+        "deliveries.claim",
+        "intake.commit",
+        "outbox.claim",
+        "backlog.outbox",
+        "runs.begin",
+        "runs.save",
+        "run_controls.find",
+        "run_controls.recent",
+    ] {
         assert!(costs.contains_key(needed), "{when}: {needed} was not sent");
     }
     for (name, cost) in costs.iter() {

@@ -92,6 +92,9 @@ async fn refreshes_before_expiry() {
         env.slack.wait_for_receipt("answered", |receipt| receipt.by == "chat.postMessage").await;
     assert_eq!(said.token.as_deref(), Some(fresh.expose()));
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
+    // An alert watches refreshes that fail.
+    let metric = "tidegate_token_refreshes_total{outcome=\"refreshed\"}";
+    assert_eq!(env.workers[0].metric(metric).await.expect("a metric"), 1.0);
 }
 
 /// Returns the number of refreshes of a connection's token.

@@ -4,6 +4,7 @@
 use clap::CommandFactory;
 use serde_json::Value;
 use shared::{
+    domain::OAUTH_CALLBACK_PATH,
     runtime::config,
     stream::{self, PARTITIONS},
 };
@@ -158,6 +159,51 @@ fn sets_valid_settings_in_compose() {
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
+/// A process of the compose file has the keys of its role only, no superuser of Postgres, and no port
+/// for other machines. Agents reach neither NATS nor Postgres.
+#[test]
+fn separates_roles_in_compose() {
+    let names = |list: &Value| -> BTreeSet<String> {
+        let list = list.as_array().into_iter().flatten();
+        list.map(|name| name.as_str().expect("text").to_owned()).collect()
+    };
+    let (mut of_keys, mut ports) = (BTreeSet::new(), 0);
+    let (mut with_agents, mut with_servers) = (BTreeSet::new(), BTreeSet::new());
+    for (name, service) in services() {
+        let role = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+        let role = if role == "migrate" || role == "tidegate" { "operator" } else { role };
+        let volumes = service["volumes"].as_array().into_iter().flatten();
+        for volume in volumes.filter(|volume| volume.to_string().contains("keys")) {
+            match role {
+                "keys" => {} // makes them
+                _ => {
+                    let folder = (&volume["volume"]["subpath"], &volume["read_only"]);
+                    let expected = (&Value::from(role), &Value::from(true));
+                    assert_eq!(folder, expected, "{name}: {volume}");
+                }
+            }
+            of_keys.insert(role.to_owned());
+        }
+        let url = service["environment"]["TIDEGATE_POSTGRES_URL"].as_str();
+        assert!(url.is_none_or(|url| url.starts_with("postgres://tidegate_")), "{name}: {url:?}");
+        for port in names(&service["ports"]) {
+            assert!(port.starts_with("127.0.0.1:"), "{name}: {port}");
+            ports += 1;
+        }
+        let networks = names(&service["networks"]);
+        assert!(!networks.is_empty(), "{name} is in the network of all");
+        if name == "nats" || name == "postgres" {
+            with_servers.extend(networks);
+        } else if name == "agent" {
+            with_agents.extend(networks);
+        }
+    }
+    let roles = ["control", "ingest", "keys", "nats", "operator", "worker"];
+    assert!(of_keys.iter().eq(roles), "{of_keys:?}");
+    assert_eq!(ports, 2, "the proxy's and the API's");
+    assert!(!with_agents.is_empty() && with_agents.is_disjoint(&with_servers), "{with_agents:?}");
+}
+
 /// Budgets, buffers and the directory of an ingest add up to less than its container may use.
 #[test]
 fn fits_ingest_in_memory_limits() {
@@ -197,11 +243,63 @@ fn allows_largest_webhook_in_nats() {
     assert!(limits.lines().any(|line| line == format!("max_payload: {most}")), "{limits}");
 }
 
-/// Returns the only document of a kind.
-fn manifest(kind: &str) -> Value {
-    let of_kind: Vec<_> = manifests().into_iter().filter(|(_, it)| it["kind"] == kind).collect();
-    let [(_, manifest)] = &of_kind[..] else { panic!("not one {kind}: {of_kind:?}") };
+/// Returns the only document of a kind and name.
+fn manifest(kind: &str, name: &str) -> Value {
+    let named = |it: &Value| it["kind"] == kind && it["metadata"]["name"] == name;
+    let found: Vec<_> = manifests().into_iter().filter(|(_, it)| named(it)).collect();
+    let [(_, manifest)] = &found[..] else { panic!("not one {kind} {name}: {found:?}") };
     manifest.clone()
+}
+
+/// Returns the prefixes of paths that a route of the edge publishes.
+fn published(route: &Value) -> Vec<String> {
+    let rules = route["spec"]["rules"].as_array().expect("rules");
+    let matches = rules.iter().flat_map(|rule| rule["matches"].as_array().expect("paths"));
+    matches.map(|of| of["path"]["value"].as_str().expect("a path").to_owned()).collect()
+}
+
+/// Returns a time of a manifest.
+fn seconds(value: &Value) -> Duration {
+    config::parse_duration(value.as_str().expect("text")).expect("a duration")
+}
+
+/// Browsers reach the pages of an installation and no other path of the control API, for as long as
+/// a page may take.
+#[test]
+fn publishes_installs_alone() {
+    let (gateway, route) = (manifest("Gateway", "slack"), manifest("HTTPRoute", "installs"));
+    assert_eq!(published(&route), ["/install", "/slack/oauth"]);
+    assert!(OAUTH_CALLBACK_PATH.starts_with("/slack/oauth/"));
+    assert_eq!(route["spec"]["rules"][0]["backendRefs"][0]["name"], "control");
+    let listeners = gateway["spec"]["listeners"].as_array().expect("listeners");
+    let listener = listeners.iter().find(|it| it["name"] == "installs").expect("a listener");
+    assert_eq!(route["spec"]["parentRefs"][0]["sectionName"], listener["name"]);
+    assert_eq!(route["spec"]["hostnames"][0], listener["hostname"]);
+    let client = manifest("ClientTrafficPolicy", "installs");
+    assert_eq!(client["spec"]["targetRefs"][0]["sectionName"], listener["name"]);
+    let backend = manifest("BackendTrafficPolicy", "installs");
+    assert_eq!(backend["spec"]["targetRefs"][0]["name"], route["metadata"]["name"]);
+    assert!(backend["spec"]["retry"].is_null(), "a code is exchanged once");
+    let http = &client["spec"]["timeout"]["http"];
+    for time in [&http["streamIdleTimeout"], &backend["spec"]["timeout"]["http"]["requestTimeout"]]
+    {
+        assert!(seconds(time) > control::FINISH_TIMEOUT, "{time}");
+    }
+    let policy = manifest("NetworkPolicy", "installs");
+    assert_eq!(policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"], "control");
+    let webhooks = manifest("NetworkPolicy", "webhooks");
+    assert_eq!(policy["spec"]["ingress"], webhooks["spec"]["ingress"], "the same proxies");
+
+    let proxy = read(&deploy_folder().join("compose/haproxy.cfg"));
+    assert!(proxy.contains("acl installs path_beg /install/ /slack/oauth/\n"), "{proxy}");
+    let (_, backend) = proxy.split_once("backend controls\n").expect("a backend");
+    let backend = backend.split("\nbackend").next().unwrap_or_default();
+    let time = backend.lines().find_map(|line| line.trim().strip_prefix("timeout server "));
+    let time = config::parse_duration(time.expect("a time")).expect("a duration");
+    assert!(time > control::FINISH_TIMEOUT && backend.contains("retries 0"), "{backend}");
+    let services = services();
+    let networks = |name: &str| services[name]["networks"].as_array().expect("networks").clone();
+    assert!(networks("control").contains(&networks("proxy")[0]), "the proxy reaches it");
 }
 
 /// Webhooks pass a gateway that buffers whole requests, limits rates and times, and has the limits
@@ -211,16 +309,17 @@ fn edge_has_limits_of_ingest() {
     let kinds: BTreeSet<String> =
         manifests().iter().map(|(_, it)| it["kind"].as_str().unwrap_or_default().into()).collect();
     assert!(!kinds.contains("Ingress"), "{kinds:?}");
-    let (gateway, route) = (manifest("Gateway"), manifest("HTTPRoute"));
+    let (gateway, route) = (manifest("Gateway", "slack"), manifest("HTTPRoute", "slack"));
     assert_eq!(route["spec"]["parentRefs"][0]["name"], gateway["metadata"]["name"]);
-    let paths = route["spec"]["rules"][0]["matches"].as_array().expect("paths").iter();
-    let paths: Vec<&Value> = paths.map(|of| &of["path"]["value"]).collect();
+    let paths = published(&route);
     assert_eq!(paths, ["/api/v1/webhooks", "/slack/events"], "no more than Slack needs");
 
-    let (client, backend) = (manifest("ClientTrafficPolicy"), manifest("BackendTrafficPolicy"));
+    let client = manifest("ClientTrafficPolicy", "slack");
+    let backend = manifest("BackendTrafficPolicy", "slack");
     let target = |policy: &Value| policy["spec"]["targetRefs"][0].clone();
     assert_eq!(target(&client)["kind"], "Gateway");
     assert_eq!(target(&client)["name"], gateway["metadata"]["name"]);
+    assert_eq!(target(&client)["sectionName"], route["spec"]["parentRefs"][0]["sectionName"]);
     assert_eq!(target(&backend)["kind"], "HTTPRoute");
     assert_eq!(target(&backend)["name"], route["metadata"]["name"]);
 

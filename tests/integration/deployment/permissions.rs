@@ -113,7 +113,7 @@ async fn restricts_worker_in_nats() {
         "$JS.API.STREAM.UPDATE.SLACK_IN",
         "$JS.API.STREAM.CREATE.ANOTHER",
         "$JS.API.STREAM.PURGE.KV_connections",
-        "$JS.API.STREAM.MSG.DELETE.SLACK_IN",
+        "$JS.API.STREAM.MSG.DELETE.KV_connections",
         "$KV.ingests.somebody",
         "_INBOX_ingest.forged",
         "$JS.API.CONSUMER.CREATE.KV_connections",
@@ -235,6 +235,12 @@ async fn restricts_worker_in_postgres() {
         "update audit_log set actor = 'mine'",
         "delete from audit_log",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
+        // Nobody has requested an erasure.
+        "insert into erasures (id, org_id) values ('mine', 'acme')",
+        "select erase_person_from_audit_log('U1')",
+        "select erase_organization_from_audit_log('acme')",
+        "select delete_erased_connection('0123456789abcdef0123456789abcdef')",
+        "select delete_erased_organization('acme')",
     ];
     assert_denied(&env, "tidegate_worker", &forbidden).await;
 }
@@ -255,9 +261,53 @@ async fn restricts_operator_in_postgres() {
         "delete from audit_log",
         "truncate audit_log",
         "select prune_audit_log(interval '400 days', 1)",
+        "select * from console_sessions",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
     ];
     assert_denied(&env, "tidegate_operator", &forbidden).await;
+}
+
+/// Whoever only looks needs no right to change anything.
+#[tokio::test]
+async fn restricts_reader_in_postgres() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let app = env.declare().expect("applied");
+    let forbidden = [
+        "create table mine (id bigint)",
+        "set role tidegate_owner",
+        "insert into organizations (id, name) values ('mine', '')",
+        "update agents set url = 'http://mine/'",
+        "delete from dead_letters",
+        "truncate dead_letters",
+        "update partition_cursors set owner = 'mine'",
+        "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
+        "select prune_audit_log(interval '400 days', 1)",
+        "select erase_organization_from_audit_log('mine')",
+    ];
+    assert_denied(&env, "tidegate_reader", &forbidden).await;
+
+    let database: String =
+        sqlx::query_scalar("select current_database()").fetch_one(&env.pool).await.expect("one");
+    env.set("TIDEGATE_POSTGRES_URL", &env.postgres.url_as("tidegate_reader", &database));
+    let id = app.connection.to_string();
+    let looks: [&[&str]; 8] = [
+        &["partitions"],
+        &["connections", "list"],
+        &["connections", "show", &id],
+        &["link-codes", "list"],
+        &["agents", "list"],
+        &["deliveries", "list"],
+        &["dead-letters", "list"],
+        &["audit-log"],
+    ];
+    for args in looks {
+        let ran = env.try_tidegate(args).expect("it runs");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {said}");
+    }
+    let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.code() == Some(1) && said.contains("permission denied"), "{said}");
 }
 
 /// The control API changes no connection's app, creates no API key or lease, and reads no secret but
@@ -272,6 +322,8 @@ async fn restricts_control_in_postgres() {
         "insert into api_keys (id, key_hash, role, created_by, expires_at) values ('', '', 'owner', '', now())",
         "update api_keys set role = 'owner'",
         "update api_keys set org_id = null",
+        "update console_sessions set expires_at = now()",
+        "delete from runs",
         "update organizations set id = 'mine'",
         "update link_codes set consumed_at = null",
         "update channel_bindings set channel_id = 'mine'",
@@ -284,6 +336,9 @@ async fn restricts_control_in_postgres() {
         "delete from audit_log",
         "select prune_audit_log(interval '400 days', 1)",
         "select truncate_slot('processed_keys', 0)",
+        "update erasures set state = 'done'",
+        "select delete_erased_organization('acme')",
+        "select erase_organization_from_audit_log('acme')",
     ];
     assert_denied(&env, "tidegate_control", &forbidden).await;
 }
@@ -322,6 +377,7 @@ async fn denies_ingest_in_postgres() {
         "tidegate_control",
         "tidegate_operator",
         "tidegate_owner",
+        "tidegate_reader",
         "tidegate_tests",
         "tidegate_worker",
     ];

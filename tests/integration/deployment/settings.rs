@@ -236,6 +236,8 @@ fn generates_keys_once() {
     let (code, said) = keygen(&[]);
     assert!(code == Some(1) && said.contains("signing.keys exists already"), "{said}");
     assert_eq!(keygen(&["--if-missing"]), (Some(0), String::new()));
+    let (code, said) = keygen(&["--key-id", "a-b"]); // no process would read such a ring
+    assert!(code == Some(64) && said.contains("letters and digits"), "{said}");
     assert_eq!(read("signing.keys"), signing);
     let split = run_dir.path().join("split");
     let out = split.to_str().expect("text");

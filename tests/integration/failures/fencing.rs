@@ -3,8 +3,9 @@
 use shared::{
     domain::{ConnectionId, Destination, HeaderToken, MediaType, OutgoingMessage, WebhookKind},
     store::{
-        BatchCommit, CommitOutcome, DecidedWebhook, Decision, Effects, FencingToken, LastMessage,
-        Lease, NewDelivery, NewGeneration, Priority, ProcessedAs, WebhookIds,
+        BatchCommit, ClaimRequest, ClaimedDelivery, CommitOutcome, DecidedWebhook, Decision,
+        Effects, FencingToken, FinishedDelivery, FinishedOutcome, LastMessage, Lease, NewDelivery,
+        NewGeneration, NewRun, Priority, ProcessedAs, RunPart, RunState, RunWrite, WebhookIds,
     },
     stream::{Conversation, DedupKey, Envelope, Lane},
 };
@@ -34,7 +35,16 @@ async fn take_over(env: &TestEnv) -> (Lease, Lease) {
 
 /// Returns a webhook of the lease's partition with a delivery and an outbox message.
 fn webhook(lease: &Lease, sequence: u64, event: &str) -> (i32, DecidedWebhook) {
-    let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
+    let connection = format!("{:032x}", 7).parse().expect("an id");
+    webhook_of(connection, lease, sequence, event)
+}
+
+fn webhook_of(
+    connection: ConnectionId,
+    lease: &Lease,
+    sequence: u64,
+    event: &str,
+) -> (i32, DecidedWebhook) {
     let to = Destination::ResponseUrl { url: "http://127.0.0.1:1/".into(), fallback: None };
     let effects = Effects {
         delivery: Some(NewDelivery::to_gateway(Priority::Background)),
@@ -168,7 +178,7 @@ async fn rejects_expired_worker_row() {
     let batch = [webhook(&lease, 1, "Ev1")];
     assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
     let partitions = [lease.token.partition];
-    let request = shared::store::ClaimRequest {
+    let request = ClaimRequest {
         organizations: &[],
         other_organizations: 8,
         worker: "w",
@@ -217,4 +227,61 @@ async fn rejects_purge_of_old_epoch() {
     let new = NewGeneration { created_ns: 2, cursor: 0 };
     assert!(env.store.bump_generation(&second.token, new).await.expect("Postgres"));
     assert_eq!(record(&second.token).await, None);
+}
+
+/// Claims the due delivery for worker `w`.
+async fn claim_delivery(env: &TestEnv, lease: &Lease) -> Option<ClaimedDelivery> {
+    let request = ClaimRequest {
+        organizations: &[],
+        other_organizations: 8,
+        worker: "w",
+        partitions: &[lease.token.partition],
+        after: None,
+        priority: Priority::Background,
+        limit: 10,
+    };
+    env.store.claim_deliveries(&request).await.expect("an answer").deliveries.pop()
+}
+
+/// A write of a run whose result was lost is repeated without effect. The run ends with its
+/// delivery: a later one has the same position.
+#[tokio::test]
+async fn repeats_run_write() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let app = env.connect().await.expect("a connection");
+    let (_, lease) = take_over(&env).await;
+    env.store.register_worker("w", "name", Duration::from_secs(60)).await.expect("a row");
+    env.store.ensure_gateway_slots(4).await.expect("slots");
+    let batch = [webhook_of(app.connection, &lease, 1, "Ev1")];
+    assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
+    let delivery = claim_delivery(&env, &lease).await.expect("a delivery");
+    let new =
+        NewRun { id: "run_1", channel: "C1", thread_ts: "1.1", trigger_ts: "1.1", max_runs: 8 };
+    let begun = env.store.begin_run(&delivery, &new).await.expect("an answer");
+    assert!(begun.is_some());
+    let parts = vec![RunPart { n: 1, begins: true, content: b"a".to_vec() }];
+    let write = RunWrite::new(&delivery, RunState { parts: 1, ..RunState::default() }, parts);
+    for _ in 0..2 {
+        let saved = env.store.save_runs(std::slice::from_ref(&write)).await.expect("an answer");
+        assert_eq!(saved, [true]);
+    }
+
+    // A worker that stops in time does not count the attempt, but later ones look for its run.
+    let released = env.store.release_delivery_lanes("w", Some(&[]), 10).await.expect("an answer");
+    assert_eq!(released, 1);
+    let delivery = claim_delivery(&env, &lease).await.expect("a delivery");
+    assert_eq!(delivery.attempts, 2);
+    let stored = env.store.stored_run((&delivery).into()).await.expect("an answer").expect("a run");
+    assert_eq!(stored.parts, write.parts);
+
+    let outcome = FinishedOutcome::Completed("completed");
+    let key = (&delivery).into();
+    let finished = FinishedDelivery { delivery, outcome, messages: vec![], traceparent: None };
+    assert_eq!(env.store.finish_deliveries(&[&finished]).await.expect("an answer"), [true]);
+    assert_eq!(env.store.stored_run(key).await.expect("an answer"), None);
+    let parts: i64 = sqlx::query_scalar("select count(*) from run_parts")
+        .fetch_one(&env.pool)
+        .await
+        .expect("a count");
+    assert_eq!(parts, 0);
 }

@@ -1,10 +1,11 @@
 //! The directory of every ingest is up to date, also during outages.
 
 use shared::{
-    directory::{Directory, DirectoryEntry},
+    directory::{Directory, DirectoryEntry, app_key, team_key},
+    domain::AppId,
     runtime::config,
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use tests::{
     eventually::eventually,
     slack::webhook::Webhook,
@@ -190,4 +191,22 @@ async fn restores_recreated_directory() {
         (both == [200, 200]).then_some(())
     })
     .await;
+}
+
+/// An id may be any word, also one that is a part of keys.
+#[test]
+fn separates_keys_of_installations() {
+    let words = ["_", "team", "enterprise", "preview", "app", "T1"];
+    let mut keys = Vec::new();
+    for app in words {
+        let app: AppId = app.parse().expect("an id");
+        keys.extend([app_key(&app), team_key(&app, None, None)]);
+        for id in words {
+            let (enterprise, team) = (id.parse().expect("an id"), id.parse().expect("an id"));
+            keys.push(team_key(&app, Some(&enterprise), None));
+            keys.push(team_key(&app, None, Some(&team)));
+        }
+    }
+    let distinct: BTreeSet<&String> = keys.iter().collect();
+    assert_eq!(distinct.len(), keys.len(), "{keys:?}");
 }

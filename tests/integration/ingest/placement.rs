@@ -91,6 +91,18 @@ fn keeps_events_with_their_message() {
     }
 }
 
+/// In an agent's direct message each message without a thread begins a session.
+#[test]
+fn separates_sessions_of_agent() {
+    let mut inner = json!({ "type": "message", "channel": "D1", "channel_type": "im", "user": "U1",
+        "ts": "1.1", "app_context": { "entities": [] } });
+    is_in(&event(inner.clone()), Some("D1"), Conversation::Thread("D1", "1.1"));
+    inner["thread_ts"] = "1.0".into();
+    is_in(&event(inner.clone()), Some("D1"), Conversation::Thread("D1", "1.0"));
+    inner["app_context"] = Value::Null;
+    is_in(&event(inner), Some("D1"), Conversation::DirectMessage("D1"));
+}
+
 #[test]
 fn reads_channel_id_and_user_id() {
     let file = json!({ "type": "file_shared", "channel_id": "C1", "file_id": "F1", "user_id": "U1",

@@ -219,3 +219,27 @@ async fn verifies_by_named_app() {
     })
     .await;
 }
+
+/// The shared route takes no connection of a declared app with a secret of its own, which did not
+/// sign the webhook.
+#[tokio::test]
+async fn ignores_connection_with_other_secret() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.start_ingest().await.expect("an ingest");
+    assert!(declare(&env, 0..1, signing_secret), "the app is declared");
+    let app = |n: usize| (app_id(0).parse().expect("an id"), format!("T{n:06}").parse().ok());
+    let own = env.connect_as(|new| (new.app, new.team) = app(1)).await.expect("a connection");
+    let of_app = |new: &mut shared::store::NewConnection| {
+        (new.app, new.team) = app(2);
+        new.signing_secret = shared::secrets::Secret::new(signing_secret(0)).expect("a secret");
+    };
+    env.connect_as(of_app).await.expect("a connection");
+    let shared = env.ingests[0].path("/slack/events");
+    for (n, team, stored) in [(1, 1, 0), (2, 2, 1)] {
+        let sent = env.slack.send(&shared, &signing_secret(0), &webhook(&env, n, 0, team)).await;
+        sent.expect("an answer");
+        assert_eq!(env.stored().await.expect("a count"), stored, "of team {team}");
+    }
+    let webhook = Webhook::message(&env.slack, &own, "C1", "U1", "on its own route");
+    assert_eq!(env.send(&own, &webhook).await.expect("an answer").status, 200);
+}

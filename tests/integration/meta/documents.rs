@@ -15,13 +15,14 @@ use std::{
 use tests::run_dir::RunDir;
 
 /// Documents whose links are checked. RUNBOOK.md and CAPACITY.md have a test of their own.
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "tests/GUARANTEES.md",
     "shared/docs/ARCHITECTURE.md",
     ".github/CONTRIBUTING.md",
     ".github/SECURITY.md",
     "deploy/CHANGELOG.md",
+    "deploy/QUICKSTART.md",
 ];
 /// Limits of the README.
 const WORDS_MAX: usize = 900;

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 use std::time::Duration;
-use tests::slack::{Slack, streams::StreamingState, tokens::Installation};
+use tests::slack::{
+    Slack, blocks::notifies, sessions::AppKind, streams::StreamingState, tokens::Installation,
+};
 
 const TOKEN: &str = "xoxb-1";
 const ROOT: &str = "1.000001";
@@ -103,4 +105,81 @@ async fn ends_streams_like_slack() {
     assert_eq!(state(), Some(StreamingState::Errored));
     assert_eq!(call(&slack, "chat.update", update).await["ok"], true);
     assert_eq!(state(), Some(StreamingState::Completed));
+}
+
+#[tokio::test]
+async fn checks_sessions() {
+    let slack = start_slack().await;
+    let session = |fields: Value| {
+        let mut args = json!({ "channel_id": "D1", "thread_ts": ROOT });
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            args[name] = value.clone();
+        }
+        args
+    };
+    let error = async |method: &str, fields: Value| {
+        call(&slack, method, session(fields)).await["error"].as_str().map(str::to_owned)
+    };
+    let (set, rename) = ("agents.sessions.setStatus", "agents.sessions.rename");
+    for (method, fields, expected) in [
+        (set, json!({ "status": "busy" }), "invalid_status"),
+        (set, json!({ "status": "active", "thread_ts": "" }), "thread_ts_required"),
+        (rename, json!({ "title": "Plan" }), "session_not_found"),
+        (rename, json!({ "title": "x".repeat(201) }), "invalid_name"),
+    ] {
+        let refused = error(method, fields.clone()).await;
+        assert_eq!(refused.as_deref(), Some(expected), "{method} {fields}");
+    }
+    assert_eq!(error(set, json!({ "status": "processing", "title": "Old" })).await, None);
+    assert_eq!(error(rename, json!({ "title": "Plan" })).await, None);
+    let shown = || slack.session("T1", "D1", ROOT).map(|session| (session.status, session.title));
+    assert_eq!(shown(), Some(("processing".into(), "Plan".into())));
+    slack.clock().advance(Duration::from_secs(3_601));
+    assert_eq!(shown().map(|(status, _)| status), Some("active".into()));
+
+    let prompts = "assistant.threads.setSuggestedPrompts";
+    let set_prompts = json!({ "prompts": [{ "title": "a", "message": "b" }] });
+    assert_eq!(error(prompts, set_prompts.clone()).await, None);
+    assert_eq!(slack.prompts("T1", "D1"), None, "Slack ignores prompts for a thread");
+    slack.set_sessions(|sessions| sessions.kind = AppKind::Assistant);
+    let without_thread = json!({ "channel_id": "D1", "prompts": set_prompts["prompts"] });
+    let refused = call(&slack, prompts, without_thread).await;
+    assert_eq!(refused["error"], "missing_thread_ts");
+    assert_eq!(error(set, json!({ "status": "active" })).await.as_deref(), Some("not_authorized"));
+    slack.set_sessions(|sessions| sessions.kind = AppKind::Plain);
+    let status = error("assistant.threads.setStatus", json!({ "status": "x" })).await;
+    assert_eq!(status.as_deref(), Some("not_agent_app"));
+}
+
+#[tokio::test]
+async fn checks_blocks() {
+    let slack = start_slack().await;
+    let markdown = |text: &str| json!({ "type": "markdown", "text": text });
+    let raw = |text: &str| json!({ "type": "raw_text", "text": text });
+    let table = |rows: Vec<Vec<Value>>| json!({ "type": "table", "rows": rows });
+    let valid = table(vec![vec![raw("a"); 20]; 100]);
+    for (blocks, error) in [
+        (json!([markdown("x"), valid]), None),
+        (json!([markdown(" \n")]), Some("invalid_blocks")),
+        (
+            json!([markdown(&"x".repeat(6_001)), markdown(&"x".repeat(6_000))]),
+            Some("msg_blocks_too_long"),
+        ),
+        (json!([valid, valid]), Some("invalid_blocks")),
+        (json!([table(vec![vec![raw("a")]; 101])]), Some("invalid_blocks")),
+        (json!([table(vec![vec![raw("a"); 21]])]), Some("invalid_blocks")),
+        (json!([table(vec![vec![raw("")]])]), Some("invalid_blocks")),
+        (json!([table(vec![vec![raw(&"x".repeat(10_001))]])]), Some("invalid_blocks")),
+        (json!([{ "type": "context", "elements": [] }]), Some("invalid_blocks")),
+        (Value::Array(vec![json!({ "type": "divider" }); 51]), Some("invalid_blocks")),
+    ] {
+        let args = json!({ "channel": "D1", "text": "x", "blocks": blocks });
+        let posted = call(&slack, "chat.postMessage", args).await;
+        assert_eq!(posted["error"].as_str(), error, "{blocks}");
+    }
+    for text in ["<!channel>", "<!subteam^S1>", "@Here", "a <!EVERYONE|x>"] {
+        assert!(notifies(&json!({ "blocks": [markdown(text)] })), "{text}");
+    }
+    assert!(notifies(&json!([{ "type": "broadcast", "range": "here" }])));
+    assert!(!notifies(&json!(["@home", "<@U1>", "<!DOCTYPE html>"])));
 }

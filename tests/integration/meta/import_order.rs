@@ -61,7 +61,7 @@ const WORKER: Order = &[
         ],
     ),
     ("outbox", &["batcher", "context", "probe", "slack"]),
-    ("maintenance", &["context", "decider", "routing", "slack"]),
+    ("maintenance", &["metrics", "context", "decider", "routing", "slack"]),
     ("readiness", &["context", "intake"]),
     (
         "app",
@@ -87,6 +87,7 @@ const WORKER: Order = &[
 ];
 const CLI: Order = &[
     ("app_manifest", &[]),
+    ("dev_settings", &[]),
     ("output", &[]),
     ("settings", &[]),
     ("signature", &[]),
@@ -94,17 +95,40 @@ const CLI: Order = &[
     ("stream_reader", &[]),
     (
         "commands",
-        &["app_manifest", "output", "settings", "signature", "slack_api", "stream_reader"],
+        &[
+            "app_manifest",
+            "dev_settings",
+            "output",
+            "settings",
+            "signature",
+            "slack_api",
+            "stream_reader",
+        ],
     ),
 ];
 
+const DEV: Order = &[
+    ("eventually", &[]),
+    ("port", &[]),
+    ("run_dir", &[]),
+    ("process", &["eventually", "run_dir"]),
+    ("programs", &[]),
+    ("python_wheel", &["process", "programs", "run_dir"]),
+    ("finder", &["programs", "python_wheel", "run_dir"]),
+    ("nats", &["eventually", "port", "process", "run_dir"]),
+    ("postgres", &["eventually", "port", "process", "run_dir"]),
+];
+
+/// The console shares the API's pages of lists and its errors.
 const CONTROL: Order = &[
     ("config", &[]),
+    ("cookies", &[]),
     ("metrics", &[]),
     ("server", &[]),
     ("api", &["metrics"]),
-    ("install", &["metrics"]),
-    ("app", &["api", "config", "install", "metrics", "server"]),
+    ("console", &["api", "cookies", "metrics"]),
+    ("install", &["cookies", "metrics"]),
+    ("app", &["api", "config", "console", "install", "metrics", "server"]),
 ];
 
 /// Returns the first words of the paths that begin with `crate::`, in code.
@@ -160,6 +184,7 @@ fn imports_go_downwards() {
         ("worker", WORKER),
         ("deploy/cli", CLI),
         ("deploy/control", CONTROL),
+        ("deploy/dev", DEV),
     ];
     let mut wrong = Vec::new();
     for (name, order) in crates {

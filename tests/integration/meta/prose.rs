@@ -6,8 +6,14 @@ use std::path::PathBuf;
 use tests::test_env::{SMALL, TestEnv};
 
 /// Folders of the product. Programs that only tests run, and examples, are not part of it.
-const PRODUCT: [&str; 5] =
-    ["ingest/src", "worker/src", "shared/src", "deploy/cli/src", "deploy/control/src"];
+const PRODUCT: [&str; 6] = [
+    "ingest/src",
+    "worker/src",
+    "shared/src",
+    "deploy/cli/src",
+    "deploy/control/src",
+    "deploy/dev/src",
+];
 /// First words of a doc comment that is a noun clause, and so neither "Returns …" nor "Limits of …".
 const CLAUSE_OPENERS: [&str; 8] =
     ["what", "whose", "who", "how", "whether", "where", "nobody", "somebody"];

@@ -46,8 +46,9 @@ settings = { surfaces = ["dm"], welcome = false }
 "#;
 
 fn write_secrets(env: &TestEnv) {
-    for name in ["agent", "signing", "token"] {
-        env.write(&format!("{name}.secret"), &format!("clear-{name}-secret")).expect("written");
+    for (name, start) in [("agent", ""), ("signing", ""), ("token", "xoxb-")] {
+        let text = format!("{start}clear-{name}-secret");
+        env.write(&format!("{name}.secret"), &text).expect("written");
     }
 }
 
@@ -127,11 +128,12 @@ async fn applies_diff_once() {
         let error = String::from_utf8(ran.stderr).expect("text");
         assert!(error.contains("install the app again"), "{verb}: {error}");
     }
-    env.write("token.secret", "another-clear-token-secret").expect("written");
+    env.write("token.secret", "xoxb-another-clear-token-secret").expect("written");
     let (_, plan, _) = apply(&env, &changed, &[]);
     assert!(plan.contains("    bot_token: changed\n    status: revoked → active\n"), "{plan}");
     let found = env.store.load_connection(team.id).await.expect("a look").expect("a row");
-    assert_eq!(found.bot_token.as_ref().map(Secret::expose), Some("another-clear-token-secret"));
+    let token = found.bot_token.as_ref().map(Secret::expose);
+    assert_eq!(token, Some("xoxb-another-clear-token-secret"));
 
     // Rows that the file does not name stay, unless `--prune` is set.
     let less = changed[..changed.rfind("[[connection]]").expect("two of them")].to_owned();

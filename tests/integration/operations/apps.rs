@@ -1,8 +1,12 @@
 //! Slack apps: declared with `tidegate apply`, shown without secrets, rotated with an overlap, and
 //! deleted only on purpose.
 
+use reqwest::{Method, StatusCode};
 use serde_json::Value;
-use tests::test_env::{Size, TestEnv};
+use tests::{
+    control_api::Caller,
+    test_env::{Size, TestEnv},
+};
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
@@ -153,4 +157,27 @@ async fn rejects_unusable_app() {
     let other = CONNECTION.replace("A1", "A2");
     let (ok, _, error) = apply(&env, &format!("{FILE}{other}"), &[]);
     assert!(!ok && error.contains("declare the app as [[app]]"), "{error}");
+}
+
+/// An organization that an app is declared for is neither deleted nor partly erased.
+#[tokio::test]
+async fn keeps_organization_with_app() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.start_control().await.expect("a control API");
+    write_secrets(&env);
+    let (ok, plan, error) = apply(&env, &format!("{FILE}{CONNECTION}"), &[]);
+    assert!(ok, "{plan}{error}");
+    let erased = env.try_tidegate(&["erase", "organization", "acme", "--yes"]).expect("it runs");
+    let error = String::from_utf8_lossy(&erased.stderr).into_owned();
+    assert!(!erased.status.success() && error.contains("apps are declared for"), "{error}");
+    assert_eq!(listed(&env)[0]["connections"], 1, "nothing is erased");
+    let delete = "delete from connections";
+    sqlx::query(delete).execute(&env.pool).await.expect("deleted");
+    let owner = Caller::create(&env, "owner", None);
+    let body = serde_json::json!({});
+    let (status, why) = owner.send(Method::DELETE, "/v1/organizations/acme", &body).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{why}");
+    let without_app = FILE.split("[[app]]").next().expect("the rest");
+    assert!(apply(&env, without_app, &["--prune", "--yes"]).0, "the app is removed");
+    env.tidegate(&["erase", "organization", "acme", "--yes"]).expect("erased");
 }

@@ -2,13 +2,15 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use shared::domain::ApiKey;
+use std::{collections::BTreeSet, time::Duration};
 use tests::{
     control_api::{Caller, answer},
     eventually::eventually,
     slack::webhook::Webhook,
     test_env::{SMALL, Size, TIMEOUT, TestEnv, agent_id},
 };
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
@@ -150,6 +152,7 @@ async fn changes_agents_with_audit() {
     assert_eq!((status, paused["paused_at"].is_string()), (StatusCode::OK, true), "{paused}");
     for (body, expected) in [
         (json!({ "url": "ftp://x" }), 422),
+        (json!({ "url": "https://user:password@example.com/" }), 422),
         (json!({ "url": env.agent.url(), "timeout_ms": 1 }), 422),
         (json!({ "url": env.agent.url(), "unknown": 1 }), 422),
         (json!({ "name": "no url" }), 422),
@@ -348,6 +351,71 @@ async fn links_channel_by_api() {
     ];
     assert_eq!(actions, expected);
     assert_eq!(entries[3]["actor"], format!("slack-user:{}/U1", app.team));
+}
+
+/// Usage as CSV is read and sent in pages: each row once, and no length before the last page.
+#[tokio::test]
+async fn streams_usage_in_pages() {
+    let env = start().await;
+    let insert = "insert into connection_usage (connection_id, hour, webhooks)
+                  select 'c' || n % 7, date_trunc('hour', now()) - n / 7 * interval '1 hour', n
+                    from generate_series(1, 2500) n";
+    sqlx::query(insert).execute(&env.pool).await.expect("rows");
+    let caller = Caller::create(&env, "viewer", None);
+    let response = caller.request(Method::GET, "/v1/usage.csv").send().await.expect("an answer");
+    assert_eq!(response.content_length(), None, "it is streamed");
+    let text = response.text().await.expect("a body");
+    let mut lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2_501);
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), 2_501);
+}
+
+/// Few responses are streamed at once, and a revoked key reads no further page.
+#[tokio::test]
+async fn bounds_streamed_responses() {
+    let env = start().await;
+    // More than the buffers of the sockets.
+    let insert = "insert into connection_usage (connection_id, hour, webhooks)
+                  select repeat('c', 1000) || n % 97, date_trunc('hour', now()) - n / 97 * interval '1 hour', n
+                    from generate_series(1, 40000) n";
+    sqlx::query(insert).execute(&env.pool).await.expect("rows");
+    let caller = Caller::create(&env, "viewer", None);
+    let get =
+        async || caller.request(Method::GET, "/v1/usage.csv").send().await.expect("an answer");
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(get().await);
+    }
+    assert!(streams.iter().all(|response| response.status() == StatusCode::OK));
+    assert_eq!(get().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let key: ApiKey = caller.key.parse().expect("a key");
+    env.tidegate(&["api-keys", "revoke", &key.hash().id()]).expect("revoked");
+    let read = streams.remove(0).text().await;
+    assert!(read.is_err(), "it ends early: {} bytes", read.unwrap_or_default().len());
+}
+
+/// Peers that never read their responses do not keep the places of others. They need no key.
+#[tokio::test]
+async fn closes_peers_that_do_not_read() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    env.set("TIDEGATE_HTTP_MAX_CONNECTIONS", "2");
+    env.start_control().await.expect("a control API");
+    let base = env.controls[0].path("");
+    let address = base.trim_start_matches("http://").to_owned();
+    let requests = "GET /v1/openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500);
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect(&address).await.expect("connected");
+        socket.write_all(requests.as_bytes()).await.expect("sent");
+        silent.push(socket);
+    }
+    eventually("another peer gets a response", TIMEOUT, async || {
+        let get = reqwest::get(format!("{base}/v1/openapi.json"));
+        tokio::time::timeout(Duration::from_secs(1), get).await.ok()?.ok().map(drop)
+    })
+    .await;
 }
 
 /// The process stops cleanly, is not ready before, and exports no id.

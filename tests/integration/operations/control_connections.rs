@@ -6,7 +6,7 @@ use tests::{
     control_api::Caller,
     eventually::eventually,
     slack::{tokens::Installation, webhook::Webhook},
-    test_env::{App, SMALL, TIMEOUT, TestEnv},
+    test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
 /// Creates an organization, an agent and a connection by the API.
@@ -137,4 +137,171 @@ async fn creates_then_deletes() {
     })
     .await;
     assert_eq!(env.stored().await.expect("a count"), 0, "its webhooks are purged");
+}
+
+/// Starts a control API without other processes. Returns the key of all organizations; `acme` exists.
+async fn start_control() -> (TestEnv, Caller) {
+    let size = Size { ingests: 0, workers: 0, own_postgres: false };
+    let mut env = TestEnv::without_processes(size).await.expect("servers");
+    env.start_control().await.expect("a control API");
+    let acme = "acme".parse().expect("an id");
+    env.store.ensure_organization(&acme, "Acme").await.expect("stored");
+    let owner = Caller::create(&env, "owner", None);
+    (env, owner)
+}
+
+/// The key of an organization makes no connection of an app that it shares with others: the app's
+/// secret would verify webhooks of their workspaces for it.
+#[tokio::test]
+async fn creates_no_connection_of_others_app() {
+    let (env, all) = start_control().await;
+    let other = "other".parse().expect("an id");
+    env.store.ensure_organization(&other, "Other").await.expect("stored");
+    let own = Caller::create(&env, "owner", Some("acme"));
+    let declare = "insert into apps (id, org_id, client_id, client_secret, signing_secret, scopes, redirect_url)
+                   values ($1, $2, '1', 'k1:', 'k1:', '{}', 'https://example.com/')";
+    for (app, org) in [("A0SHARED", None), ("A0OTHER", Some("other")), ("A0OWN", Some("acme"))] {
+        let query = sqlx::query(declare).bind(app).bind(org);
+        query.execute(&env.pool).await.expect("declared");
+    }
+    let new = |org: &str, app: &str, team: &str| json!({ "organization": org, "app": app, "team": team, "signing_secret": "x" });
+    let (status, why) = all.post("/v1/connections", &new("other", "A0PLAIN", "T1")).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    for app in ["A0SHARED", "A0OTHER", "A0PLAIN"] {
+        let (status, why) = own.post("/v1/connections", &new("acme", app, "T9")).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{app}: {why}");
+    }
+    for (caller, app) in [(&own, "A0OWN"), (&own, "A0NEW"), (&all, "A0SHARED")] {
+        let (status, why) = caller.post("/v1/connections", &new("acme", app, "T9")).await;
+        assert_eq!(status, StatusCode::CREATED, "{app}: {why}");
+    }
+}
+
+/// The pause of an agent ends with the agent: another one with its id is not paused.
+#[tokio::test]
+async fn ends_pause_with_agent() {
+    let (env, owner) = start_control().await;
+    let path = "/v1/organizations/acme/agents/helper";
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    assert_eq!(owner.send(Method::PUT, path, &agent).await.0, StatusCode::OK);
+    let (status, why) = owner.post(&format!("{path}/pause"), &json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{why}");
+    let count = async || -> i64 {
+        let query = sqlx::query_scalar("select count(*) from pauses where agent_id = 'helper'");
+        query.fetch_one(&env.pool).await.expect("a count")
+    };
+    assert_eq!(count().await, 1);
+    assert_eq!(owner.send(Method::DELETE, path, &json!({})).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(count().await, 0);
+}
+
+/// Sends a change while a transaction of another one holds a row, and commits that after the change
+/// waits for it.
+async fn send_during(
+    env: &TestEnv,
+    caller: &Caller,
+    (method, path, body): (Method, &str, &Value),
+    lock: &'static str,
+    meanwhile: impl AsyncFnOnce(&mut sqlx::PgConnection),
+) {
+    let mut tx = env.pool.begin().await.expect("Postgres");
+    sqlx::query(lock).execute(&mut *tx).await.expect("locked");
+    let change = async {
+        let (status, why) = caller.send(method, path, body).await;
+        assert_eq!(status, StatusCode::OK, "{why}");
+    };
+    let commit = async {
+        eventually("the change waits", TIMEOUT, async || {
+            let waits =
+                "select exists (select from pg_stat_activity where datname = current_database()
+                                           and wait_event_type = 'Lock')";
+            let waits: bool = sqlx::query_scalar(waits).fetch_one(&env.pool).await.ok()?;
+            waits.then_some(())
+        })
+        .await;
+        meanwhile(&mut *tx).await;
+        tx.commit().await.expect("committed");
+    };
+    tokio::join!(change, commit);
+}
+
+/// A change of some fields keeps what a concurrent one wrote to the others.
+#[tokio::test]
+async fn keeps_concurrent_changes() {
+    let (env, owner) = start_control().await;
+    let path = "/v1/organizations/acme/agents/helper";
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    assert_eq!(owner.send(Method::PUT, path, &agent).await.0, StatusCode::OK);
+    let renamed = json!({ "url": env.agent.url(), "name": "Helper" });
+    let (org, id) = ("acme".parse().expect("an id"), "helper".parse().expect("an id"));
+    let lock = "select 1 from organizations where id = 'acme' for update";
+    send_during(&env, &owner, (Method::PUT, path, &renamed), lock, async |_| {
+        let new = tests::test_env::new_agent(&org, id, env.agent.url()).expect("an agent");
+        env.store.put_agent(&new).await.expect("stored");
+    })
+    .await;
+    let id = "helper".parse().expect("an id");
+    let stored = env.store.agent(&org, &id).await.expect("Postgres").expect("the agent");
+    assert_eq!(stored.name, "Helper");
+    assert_eq!(stored.secret.expose(), "secret of helper of acme", "the newer secret");
+
+    let new = json!({ "organization": "acme", "app": "A07", "team": "T07", "signing_secret": "x" });
+    let (status, made) = owner.post("/v1/connections", &new).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let path = format!("/v1/connections/{}", made["id"].as_str().expect("an id"));
+    let patch = json!({ "settings": { "welcome": false } });
+    let lock = "select 1 from connections for update";
+    send_during(&env, &owner, (Method::PATCH, &path, &patch), lock, async |tx| {
+        let set = "update connections set settings = settings || '{\"broadcasts\": true}'";
+        sqlx::query(set).execute(tx).await.expect("changed");
+    })
+    .await;
+    let (_, shown) = owner.get(&path).await;
+    let settings = &shown["settings"];
+    assert_eq!((&settings["broadcasts"], &settings["welcome"]), (&json!(true), &json!(false)));
+}
+
+/// An organization can't create objects without limit. Existing ones can be changed.
+#[tokio::test]
+async fn limits_objects_of_organization() {
+    let (env, owner) = start_control().await;
+    let agents = "/v1/organizations/acme/agents";
+    let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });
+    assert_eq!(owner.send(Method::PUT, &format!("{agents}/first"), &agent).await.0, StatusCode::OK);
+    for sql in [
+        "insert into apps (id, client_id, client_secret, signing_secret, scopes, redirect_url)
+         values ('A07', '1', 'k1:', 'k1:', '{}', 'https://example.com/')",
+        "insert into agents (org_id, id, url, secret, max_concurrent)
+         select 'acme', 'a' || n, 'https://example.com/', 'k1:', 1 from generate_series(2, 10000) n",
+        "insert into link_codes (code_hash, org_id, agent_id, surfaces, expires_at)
+         select sha256(n::text::bytea), 'acme', 'first', '{dm}', now() + interval '30 minutes' from generate_series(1, 10000) n",
+        "insert into install_links (link_hash, org_id, app_id, expires_at)
+         select sha256(n::text::bytea), 'acme', 'A07', now() + interval '1 day' from generate_series(1, 100000) n",
+        "insert into connections (id, org_id, app_id, team_id)
+         select lpad(to_hex(n), 32, '0'), 'acme', 'A08', 'T' || n from generate_series(1, 100000) n",
+    ] {
+        let mut tx = env.pool.begin().await.expect("Postgres");
+        let quick = "set local session_replication_role = replica";
+        sqlx::query(quick).execute(&mut *tx).await.expect("no triggers");
+        sqlx::query(sql).execute(&mut *tx).await.expect("rows");
+        tx.commit().await.expect("committed");
+    }
+    let new = json!({ "organization": "acme", "app": "A08", "team": "T", "signing_secret": "x" });
+    let org = "/v1/organizations/acme";
+    for (method, path, body) in [
+        (Method::PUT, format!("{agents}/more"), agent.clone()),
+        (Method::POST, format!("{org}/link-codes"), json!({ "agent": "first" })),
+        (Method::POST, format!("{org}/install-links"), json!({ "app": "A07" })),
+        (Method::POST, "/v1/connections".into(), new),
+    ] {
+        let (status, why) = owner.send(method, &path, &body).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{path}: {why}");
+        assert!(why.to_string().contains("has the maximum of"), "{why}");
+    }
+    let renamed = json!({ "url": env.agent.url(), "name": "First" });
+    let first = format!("{agents}/first");
+    assert_eq!(owner.send(Method::PUT, &first, &renamed).await.0, StatusCode::OK);
+    let long = json!({ "url": format!("https://example.com/{}", "x".repeat(2_048)) });
+    let (status, why) = owner.send(Method::PUT, &first, &long).await;
+    assert!(status.is_client_error() && why.to_string().contains("2048"), "{why}");
 }

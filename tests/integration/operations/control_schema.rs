@@ -3,6 +3,7 @@
 //! Schemathesis sends valid and invalid requests to each operation, alone and in sequences in which
 //! one uses what another returned, and checks each response against the description.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tests::{
@@ -36,6 +37,10 @@ async fn configuration(env: &TestEnv, caller: &Caller) -> String {
             "from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z",
         });
         let (_, replay) = caller.post("/v1/replays", &replay).await;
+        let person = json!({ "team": app.team, "user": "U1" });
+        let (_, erasure) = caller.post("/v1/erasures/people", &person).await;
+        let member = format!("/v1/organizations/{}/members/steve", app.org);
+        caller.send(Method::PUT, &member, &json!({ "slack": [] })).await;
         for (name, value) in [
             ("organization", app.org.to_string()),
             ("connection", app.connection.to_string()),
@@ -44,6 +49,8 @@ async fn configuration(env: &TestEnv, caller: &Caller) -> String {
             ("channel", "C1".to_owned()),
             ("link_code", code["id"].as_str().expect("an id").to_owned()),
             ("replay", replay["id"].as_str().expect("an id").to_owned()),
+            ("erasure", erasure["id"].as_str().expect("an id").to_owned()),
+            ("member", "steve".to_owned()),
         ] {
             ids.entry(name).or_default().push(value);
         }

@@ -17,6 +17,8 @@ const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 const FOREIGN_REQUESTS: usize = 10_000;
 /// Organizations besides the key's own.
 const OTHERS: usize = 8;
+/// User who is a member of each organization.
+const MEMBER: &str = "steve";
 /// Requests at once.
 const CONCURRENT: usize = 8;
 
@@ -49,6 +51,8 @@ async fn seed(env: &TestEnv, app: &App, n: i64) {
              values ('{id}', '{}', 'C1', '{org}', '{agent}', 'U1')",
             app.team
         ),
+        format!("insert into organization_members (org_id, user_id) values ('{org}', '{MEMBER}')"),
+        format!("insert into erasures (id, org_id) values ('{org}', '{org}')"),
     ] {
         sqlx::query(AssertSqlSafe(sql)).execute(&env.pool).await.expect("seeded");
     }
@@ -93,7 +97,7 @@ impl Ids {
             "app" => &self.app,
             "connection" => &self.connection,
             "link_code" => &self.link_code,
-            "replay" => &self.replay,
+            "replay" | "erasure" => &self.replay,
             _ => return None,
         })
     }
@@ -134,6 +138,11 @@ fn bodies(id: &str, own: &Ids, foreign: &Ids, in_path: bool) -> Vec<Value> {
             benign(json!({ "agent": agent, "organization": own.org }));
             bodies.push(json!({ "agent": agent, "organization": foreign.org }));
         }
+        "putMember" => benign(json!({ "slack": [] })),
+        "eraseOrganization" => bodies.push(json!({ "organization": foreign.org })),
+        "erasePerson" => bodies.push(json!({ "team": foreign.team, "user": "U1" })),
+        // It needs a key of all organizations (`declarations::rejects_key_of_organization`).
+        "applyDeclarations" => {}
         "createInstallLink" => benign(json!({ "app": own.app, "agent": agent })),
         // Moving an own connection needs a key of all organizations (`install::moves_connection_to_organization`).
         "moveConnection" => benign(json!({ "organization": own.org, "agent": agent })),
@@ -183,6 +192,7 @@ fn paths(template: &str, own: &Ids, foreign: &Ids) -> Vec<(String, bool)> {
                     Some(("team", ..)) => vec![plain(&foreign.team)],
                     Some(("channel", ..)) => vec![plain("C1")],
                     Some(("install_link", ..)) => vec![plain("mine")],
+                    Some(("member", ..)) => vec![plain(MEMBER)],
                     Some((name, ..)) => panic!("{name} needs a value here"),
                 }
             })
@@ -240,6 +250,7 @@ async fn state(env: &TestEnv) -> String {
         "user_identities",
         "token_rotations",
         "api_keys",
+        "erasures",
         "agents",
         "connections",
         "channel_bindings",
@@ -345,8 +356,9 @@ async fn hides_other_organizations() {
     let covered =
         operations().filter(|operation| !requests(*operation, own, &others[0]).is_empty());
     let (covered, of) = (covered.count(), operations().count());
-    // The lists of organizations and of apps have no parameter.
-    assert!(covered + 2 >= of, "{covered} of {of} operations name objects");
+    // The lists of organizations, of apps and of erasures have no parameter, and declarations are a
+    // file.
+    assert!(covered + 4 >= of, "{covered} of {of} operations name objects");
     stream::iter(generated.iter().cycle().take(FOREIGN_REQUESTS))
         .for_each_concurrent(CONCURRENT, async |(request, foreign)| {
             assert_hidden(&caller, request, foreign).await;

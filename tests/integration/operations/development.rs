@@ -5,7 +5,7 @@ use serde_json::json;
 use tests::{
     agent::Agent,
     eventually::eventually,
-    test_env::{SMALL, TIMEOUT, TestEnv},
+    test_env::{SMALL, Size, TIMEOUT, TestEnv},
 };
 
 /// An agent is asked as by a worker. The sample agent verifies no signature, and is told so.
@@ -74,6 +74,31 @@ async fn triggers_documented_webhooks() {
     assert!(code == Some(1) && said.contains("pass the signing secret"), "{said}");
     let (code, said) = trigger("no_such_kind", &secret, &[]);
     assert!(code == Some(1) && said.contains("tidegate trigger --list"), "{said}");
+}
+
+/// A code that no conversation accepts is created with a warning, and printed with its id and end.
+#[tokio::test(flavor = "multi_thread")]
+async fn warns_of_useless_link_code() {
+    let size = Size { ingests: 1, workers: 0, own_postgres: false };
+    let env = TestEnv::start(size).await.expect("a test environment");
+    let app = env.declare().expect("a connection");
+    let create = |more: &[&str]| {
+        let args = ["link-codes", "create", "--org", app.org.as_str(), "--agent", "sample"];
+        let ran = env.try_tidegate(&[&args[..], more].concat()).expect("it runs");
+        assert!(ran.status.success());
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (text(ran.stdout), text(ran.stderr))
+    };
+    let (code, warning) = create(&[]);
+    assert!(!code.trim().is_empty());
+    assert!(warning.contains("no conversation accepts this code"), "{warning}");
+    let connection = app.connection.to_string();
+    let (printed, warning) = create(&["--connection", &connection, "--json"]);
+    assert_eq!(warning, "");
+    let printed: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    for field in ["id", "code", "ttl_seconds", "expires_at"] {
+        assert!(!printed[field].is_null(), "{field}: {printed}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -151,6 +151,32 @@ async fn names_faults_of_deployment() {
     .await;
 }
 
+/// `--fix` writes what a worker would write, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn fixes_stale_directory() {
+    let size = Size { ingests: 1, workers: 0, own_postgres: false };
+    let env = TestEnv::start(size).await.expect("a test environment");
+    let app = env.declare().expect("a connection");
+    let stopped = "update connections set status = 'stopped' where id = $1";
+    let id = app.connection.to_string();
+    sqlx::query(stopped).bind(&id).execute(&env.pool).await.expect("changed without an entry");
+    assert_names("stale", &findings(&env, &[]), "entries older than Postgres: 1");
+    let fixed = findings(&env, &["--fix"]);
+    let said = |text: &str| {
+        let mut summaries = fixed.iter().filter_map(|finding| finding["summary"].as_str());
+        summaries.any(|summary| summary.contains(text))
+    };
+    assert!(said("entries written that were older than Postgres: 1"), "{fixed:#?}");
+    assert!(said("has all connections of Postgres"), "{fixed:#?}");
+    let webhook = tests::slack::webhook::Webhook::message(&env.slack, &app, "D1", "U1", "hello");
+    eventually("the ingest has it", TIMEOUT, async || {
+        (env.send(&app, &webhook).await.ok()?.status == 404).then_some(())
+    })
+    .await;
+    let again = findings(&env, &["--fix"]);
+    assert!(!again.iter().any(|f| f["summary"].to_string().contains("written")), "{again:#?}");
+}
+
 /// O15 of a review: addresses, events and scopes of an app.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_faults_of_app() {

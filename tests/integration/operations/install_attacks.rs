@@ -63,6 +63,12 @@ async fn rejects_forged_state() {
         attack.refuses(&forged, StatusCode::BAD_REQUEST, "Unknown installation").await;
     }
     attack.succeeds().await;
+    // An alert watches both.
+    for (outcome, count) in [("state_refused", 6.0), ("installed", 1.0)] {
+        let metric = format!("tidegate_control_installs_total{{outcome=\"{outcome}\"}}");
+        let counted = attack.setup.env.controls[0].metric(&metric).await;
+        assert_eq!(counted.expect("a metric"), count, "{outcome}");
+    }
 }
 
 #[tokio::test]
@@ -286,4 +292,19 @@ async fn rejects_unusable_link() {
         assert_eq!(browser.open(&back).await.status().as_u16(), status, "{team}");
     }
     assert_eq!(setup.connections().await.len(), 1, "a used link is good for the same workspace");
+}
+
+/// A link does not install an app that was declared for another organization since.
+#[tokio::test]
+async fn rejects_link_of_restricted_app() {
+    let mut attack = Attack::start().await;
+    let link = attack.setup.link("acme", json!({ "app": APP })).await;
+    let restrict = "update apps set org_id = 'beta'";
+    sqlx::query(restrict).execute(&attack.setup.env.pool).await.expect("restricted");
+    let page = attack.browser.open(&link).await;
+    assert_eq!(page.status(), StatusCode::GONE, "{:?}", page.text().await);
+    let back = attack.back.clone();
+    let page = attack.browser.open(&back).await;
+    assert_eq!(page.status(), StatusCode::CONFLICT, "{:?}", page.text().await);
+    assert!(attack.setup.connections().await.is_empty());
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tests::{
     eventually::eventually,
-    test_env::{SMALL, TestEnv},
+    test_env::{SMALL, Size, TestEnv},
 };
 
 /// Two rounds of retention.
@@ -45,6 +45,105 @@ async fn deletes_rows_after_deletion() {
     })
     .await;
     assert_eq!(count(&env, left, &other.connection.to_string()).await, 12_061);
+}
+
+/// Traffic of a connection that was deleted days ago, while no worker ran, is deleted. Afterwards the
+/// connection is not visited again.
+#[tokio::test]
+async fn deletes_rows_of_old_deletion() {
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    let app = env.declare().expect("applied");
+    let id = app.connection.to_string();
+    for sql in [
+        "delete from connections where id = $1",
+        "update deleted_connections set deleted_at = now() - interval '3 days' where id = $1",
+        "insert into outbox (connection_id, lane, position, partition, channel_key, method, dedup_key, request)
+         select $1, n, 1, 0, 'C' || n, 'x', n, 'x' from generate_series(1, 1000) n",
+        "insert into outbox_failures (id, connection_id, lane, partition, channel_key, method, dedup_key, request, error,
+                                      attempts, created_at)
+         select n, $1, n, 0, 'C', 'x', n, 'x', 'x', 1, now() from generate_series(1, 20) n",
+    ] {
+        sqlx::query(sql).bind(&id).execute(&env.pool).await.expect("rows");
+    }
+    env.start_processes().await.expect("processes");
+    let left = "select (select count(*) from outbox where connection_id = $1)
+                     + (select count(*) from outbox_failures where connection_id = $1)
+                     + (select count(*) from deleted_connections where id = $1 and emptied_at is null)";
+    eventually("the rows are gone, and the connection is done with", WITHIN, async || {
+        (count(&env, left, &id).await == 0).then_some(())
+    })
+    .await;
+}
+
+/// No statement of a deletion or erasure changes more rows of a table than a step: it would reach its
+/// timeout each time.
+#[tokio::test]
+async fn deletes_in_bounded_steps() {
+    let size = Size { ingests: 0, workers: 0, own_postgres: false };
+    let env = TestEnv::without_processes(size).await.expect("servers");
+    let (app, uninstalled) = (env.declare().expect("one"), env.declare().expect("another"));
+    let function = "create function limit_rows() returns trigger language plpgsql as $$
+                    begin
+                        if (select count(*) from changed) > 5000 then
+                            raise exception 'a statement changes % rows', (select count(*) from changed);
+                        end if;
+                        return null;
+                    end $$";
+    sqlx::query(function).execute(&env.pool).await.expect("created");
+    for (table, event) in [
+        ("channel_bindings", "delete"),
+        ("conversation_sessions", "delete"),
+        ("welcomed_users", "delete"),
+        ("audit_log", "update"),
+    ] {
+        let trigger = format!(
+            "create trigger limit_rows after {event} on {table} referencing old table as changed
+             for each statement execute function limit_rows()"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(trigger)).execute(&env.pool).await.expect("created");
+    }
+    for connection in [&app, &uninstalled] {
+        for sql in [
+            "insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id, bound_by)
+             select $1, 'T', 'C' || n, a.org_id, a.id, 'U1'
+               from generate_series(1, 12000) n, connections c join agents a using (org_id) where c.id = $1",
+            "insert into conversation_sessions (connection_id, team_id, channel_id, number)
+             select $1, 'T', 'C' || n, 1 from generate_series(1, 12000) n",
+            "insert into welcomed_users (connection_id, team_id, user_id)
+             select $1, 'T', 'U' || n from generate_series(1, 12000) n",
+            "insert into audit_log (actor, action, object_kind, object_id, org_id)
+             select 'slack-user:T/U0GONE', 'x', 'x', 'x/' || n, c.org_id
+               from generate_series(1, 6000) n, connections c where c.id = $1",
+        ] {
+            let query = sqlx::query(sql).bind(connection.connection.to_string());
+            query.execute(&env.pool).await.expect("rows");
+        }
+    }
+    let person = format!("{}/U0GONE", app.team);
+    env.tidegate(&["erase", "person", &person, "--yes"]).expect("erased");
+    let left = "select count(*) from audit_log where actor like '%' || $1";
+    assert_eq!(count(&env, left, "U0GONE").await, 0);
+    let id = app.connection.to_string();
+    let said = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
+    assert!(said.contains("bindings: 12000\n"), "{said}");
+    env.tidegate(&["erase", "organization", app.org.as_str(), "--yes"]).expect("erased");
+    let left = "select count(*) from audit_log where org_id = $1 and object_id like 'x/%'
+                   and object_id <> 'x/erased'";
+    assert_eq!(count(&env, left, app.org.as_str()).await, 0);
+
+    let id = uninstalled.connection.to_string();
+    let revoke = "update connections set status = 'revoked', installed_by = 'U1' where id = $1";
+    sqlx::query(revoke).bind(&id).execute(&env.pool).await.expect("revoked");
+    let age = "alter table connections disable trigger connections_changed";
+    sqlx::query(age).execute(&env.pool).await.expect("disabled");
+    let age = "update connections set updated_at = now() - interval '3 days' where id = $1";
+    sqlx::query(age).bind(&id).execute(&env.pool).await.expect("aged");
+    for expected in [1, 1, 1, 1, 0] {
+        let delete =
+            "select delete_uninstalled_connections(interval '2 days', 100, 0) where $1 <> ''";
+        assert_eq!(count(&env, delete, "x").await, expected);
+    }
+    assert_eq!(count(&env, "select count(*) from connections where id = $1", &id).await, 0);
 }
 
 /// Records of purges are merged after a day, and those of earlier streams are deleted.

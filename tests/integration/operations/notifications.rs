@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use tests::{
     eventually::eventually,
-    slack::webhook::Webhook,
+    install::Setup,
+    slack::{oauth::Allowed, webhook::Webhook},
     test_env::{App, SMALL, TIMEOUT, TestEnv},
 };
 use tokio::{
@@ -212,6 +213,31 @@ async fn notifies_of_each_kind() {
     ];
     assert_eq!(order, expected, "one for all dead letters");
     assert!(!env.logs().contains(SECRET), "the secret is in no log");
+}
+
+/// A new installation that grants other scopes is told, with the scopes before and after. One that
+/// grants the same is not.
+#[tokio::test]
+async fn notifies_of_changed_scopes() {
+    let setup = Setup::start(SMALL).await;
+    let backend = Backend::start().await;
+    declare(&setup.env, &backend);
+    let mut all = Allowed::in_team("T0NEW");
+    assert!(setup.install("acme", &all).await.status().is_success());
+    let app = setup.app().await;
+    backend.wait_for(&app, "connection.installed").await;
+    assert!(setup.install("acme", &all).await.status().is_success());
+    all.without = vec!["files:read".into()];
+    assert!(setup.install("acme", &all).await.status().is_success());
+    let changed = backend.wait_for(&app, "connection.scopes_changed").await;
+    changed.assert_signed();
+    let data = &changed.json()["data"];
+    let (before, after) = (data["before"].to_string(), data["after"].to_string());
+    assert!(before.contains("files:read") && !after.contains("files:read"), "{data}");
+    assert!(after.contains("chat:write"), "{data}");
+    let told = backend.kinds_of(&app);
+    let changes = told.iter().filter(|kind| *kind == "connection.scopes_changed").count();
+    assert_eq!(changes, 1, "{told:?}");
 }
 
 /// A backend that fails gets each notification later, with the same id and in order, and the events

@@ -1,11 +1,13 @@
 //! Replays of a range of the stream: as a preview, or applied.
 
+use reqwest::StatusCode;
 use serde_json::Value;
 use std::{process::Output, sync::Arc, time::Duration};
 use tests::{
+    control_api::Caller,
     eventually::eventually,
     slack::webhook::Webhook,
-    test_env::{App, PAIR, SMALL, TestEnv, agent_id},
+    test_env::{App, PAIR, SMALL, Size, TestEnv, agent_id},
 };
 
 /// Sends three messages in two conversations and a command. Returns the messages when all are
@@ -153,4 +155,34 @@ async fn fails_without_commit() {
     sqlx::raw_sql("drop trigger refuse on deliveries").execute(&env.pool).await.expect("dropped");
     let shown = json_lines(&stdout(&run_replay(&env, &app, &["--apply", "--json"])));
     assert_eq!(shown.len(), 4, "{shown:?}");
+}
+
+/// A connection has three open replays at most, and one of them runs at a time: those of another
+/// connection do not wait for all of them.
+#[tokio::test]
+async fn bounds_replays_of_connection() {
+    let size = Size { ingests: 0, workers: 0, own_postgres: false };
+    let mut env = TestEnv::without_processes(size).await.expect("servers");
+    env.start_control().await.expect("a control API");
+    let (many, other) = (env.declare().expect("applied"), env.declare().expect("applied"));
+    let operator = Caller::create(&env, "operator", None);
+    let create = async |app: &App| {
+        let body = serde_json::json!({
+            "connection": app.connection, "from": "2026-01-01T00:00:00Z",
+            "to": "2026-01-02T00:00:00Z",
+        });
+        operator.post("/v1/replays", &body).await.0
+    };
+    for _ in 0..3 {
+        assert_eq!(create(&many).await, StatusCode::CREATED);
+    }
+    assert_eq!(create(&many).await, StatusCode::CONFLICT);
+    assert_eq!(create(&other).await, StatusCode::CREATED);
+    let claim = async || {
+        let claimed = env.store.claim_replay("w", Duration::from_secs(60)).await;
+        claimed.expect("Postgres").map(|replay| replay.connection)
+    };
+    assert_eq!(claim().await, Some(many.connection), "the oldest");
+    assert_eq!(claim().await, Some(other.connection));
+    assert_eq!(claim().await, None);
 }

@@ -2,6 +2,7 @@
 //! wrong type, are ignored.
 
 use super::ask::{AgentAsk, parse_ask};
+use serde::Serialize;
 use serde_json::Value;
 use shared::slack::repair;
 
@@ -18,6 +19,10 @@ pub enum AgentEvent {
     Ask(Box<AgentAsk>),
     /// What the agent does now, for the status of the thread.
     Status(String),
+    /// Title of the session.
+    Title(String),
+    /// Questions that the person may ask next.
+    Prompts(Vec<Prompt>),
     /// The agent cannot go on after the last event that Tidegate has: the answer begins anew.
     Reset,
     /// The answer is complete.
@@ -35,6 +40,14 @@ pub struct TaskUpdate {
     pub status: TaskStatus,
     /// Text to append to the details of the step.
     pub details: String,
+}
+
+/// Question that the person may ask next. Its JSON is Slack's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Prompt {
+    pub title: String,
+    /// Text of the question.
+    pub message: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +74,12 @@ pub struct AgentFailure {
 const CODE_CHARS: usize = 80;
 /// Maximum characters of words for the person.
 const SAY_CHARS: usize = 500;
+/// Slack's limit for the title of a session, in characters.
+const TITLE_CHARS: usize = 200;
+/// Slack's limit of suggested prompts.
+const PROMPTS_MAX: usize = 4;
+/// Maximum characters of a prompt's title and of its text.
+const PROMPT_CHARS: (usize, usize) = (100, 2_000);
 
 impl TaskStatus {
     pub fn as_str(self) -> &'static str {
@@ -103,6 +122,10 @@ pub(super) fn parse_event(name: &str, data: &str) -> AgentEvent {
         },
         "status" => AgentEvent::Status(short("text", CODE_CHARS)),
         "ask" => parse_ask(&data).map_or(AgentEvent::Ignored, |ask| AgentEvent::Ask(Box::new(ask))),
+        "title" => read_title(text("title")).map_or(AgentEvent::Ignored, AgentEvent::Title),
+        "prompts" => {
+            read_prompts(&data["prompts"]).map_or(AgentEvent::Ignored, AgentEvent::Prompts)
+        }
         "reset" => AgentEvent::Reset,
         "done" => AgentEvent::Done,
         "error" => AgentEvent::Failed(AgentFailure {
@@ -112,6 +135,25 @@ pub(super) fn parse_event(name: &str, data: &str) -> AgentEvent {
         }),
         _ => AgentEvent::Ignored,
     }
+}
+
+/// Reads the title of a session, `None` without one.
+pub(super) fn read_title(title: &str) -> Option<String> {
+    let title: String = title.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect();
+    Some(title.trim().to_owned()).filter(|title| !title.is_empty())
+}
+
+/// Reads suggested prompts, `None` if the value is no list.
+pub(super) fn read_prompts(prompts: &Value) -> Option<Vec<Prompt>> {
+    let prompt = |prompt: &Value| {
+        let text = |name: &str, max: usize| -> Option<String> {
+            let text: String = prompt[name].as_str()?.chars().take(max).collect();
+            Some(text).filter(|text| !text.trim().is_empty())
+        };
+        let (title, message) = (text("title", PROMPT_CHARS.0), text("message", PROMPT_CHARS.1));
+        title.zip(message).map(|(title, message)| Prompt { title, message })
+    };
+    Some(prompts.as_array()?.iter().filter_map(prompt).take(PROMPTS_MAX).collect())
 }
 
 #[cfg(test)]
@@ -126,6 +168,7 @@ mod tests {
             status: TaskStatus::Complete,
             details: "3 pages".into(),
         };
+        let prompt = Prompt { title: "Why?".into(), message: "Why so?".into() };
         let failure = AgentFailure { code: "busy".into(), retry: true, say: None };
         for (name, data, event) in [
             ("text", r#"{"delta":"hi"}"#, AgentEvent::Text("hi".into())),
@@ -145,6 +188,14 @@ mod tests {
             ("blocks", r#"{"blocks":"x"}"#, AgentEvent::Ignored),
             ("status", r#"{"text":"Searching"}"#, AgentEvent::Status("Searching".into())),
             ("ask", r#"{"id":"a"}"#, AgentEvent::Ignored),
+            ("title", r#"{"title":" A\nB "}"#, AgentEvent::Title("AB".into())),
+            ("title", r#"{"title":7}"#, AgentEvent::Ignored),
+            (
+                "prompts",
+                r#"{"prompts":[{"title":"Why?","message":"Why so?"},{"title":"x"},7]}"#,
+                AgentEvent::Prompts(vec![prompt]),
+            ),
+            ("prompts", r#"{"prompts":{}}"#, AgentEvent::Ignored),
             ("reset", "", AgentEvent::Reset),
             ("done", "not JSON", AgentEvent::Done),
             ("error", r#"{"code":"busy","retry":true,"say":7}"#, AgentEvent::Failed(failure)),

@@ -23,10 +23,10 @@ pub use ask::AgentAsk;
 pub use event_stream::{AgentStream, StreamEvent};
 #[cfg(test)]
 pub use events::TaskStatus;
-pub use events::{AgentEvent, AgentFailure, TaskUpdate};
+pub use events::{AgentEvent, AgentFailure, Prompt, TaskUpdate};
 pub use forward::ForwardResult;
 pub use metrics::AgentMetrics;
-pub use reply::AgentReply;
+pub use reply::{AgentReply, SessionChange};
 pub use request::{AgentRequest, ApprovalAnswer, MessageContent, MessagePart, Subject, Trigger};
 pub use ssrf_guard::Networks;
 

@@ -1,6 +1,9 @@
 //! JSON answers of agents.
 
-use super::ask::{AgentAsk, parse_ask};
+use super::{
+    ask::{AgentAsk, parse_ask},
+    events::{Prompt, read_prompts, read_title},
+};
 use serde_json::{Value, json};
 use shared::slack::repair;
 
@@ -9,12 +12,22 @@ use shared::slack::repair;
 pub struct AgentReply {
     /// Message with `text` and `blocks`; null if there is only a question to people.
     pub message: Value,
+    /// Markdown that replaces the text.
+    pub markdown: Option<String>,
     /// True if only the author of the message sees the reply.
     pub ephemeral: bool,
     /// True for a reply in a thread; by default that depends on the conversation.
     pub thread: Option<bool>,
     /// Question to people.
     pub ask: Option<AgentAsk>,
+    pub session: SessionChange,
+}
+
+/// Change of the session in Slack.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionChange {
+    pub title: Option<String>,
+    pub prompts: Option<Vec<Prompt>>,
 }
 
 /// Parses a reply. Fields that an agent may not set or that have a wrong type are dropped, null
@@ -28,13 +41,16 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
         serde_json::from_str(&answer).map_err(|_| "its answer is not {\"text\":…}")?;
     let fields = answer.as_object().ok_or("its answer is not {\"text\":…}")?;
     let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
-    let text = field("text").and_then(Value::as_str).unwrap_or_default();
+    let string = |name: &str| field(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let (text, markdown) = (string("text").unwrap_or_default(), string("markdown"));
     let blocks = field("blocks").and_then(Value::as_array).filter(|blocks| !blocks.is_empty());
     let ask = field("ask").and_then(parse_ask);
     let message = match (text.is_empty(), blocks) {
+        (true, None) if markdown.is_some() => json!({ "text": "" }),
         (true, None) if ask.is_some() => Value::Null,
         (true, None) => {
             let has_wrong_type = field("text").is_some_and(|text| !text.is_string())
+                || field("markdown").is_some_and(|text| !text.is_string())
                 || field("blocks").is_some_and(|blocks| !blocks.is_array());
             return match has_wrong_type {
                 true => Err("its answer has text that is no string, or blocks that are no list"),
@@ -46,7 +62,11 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
     };
     let flag = |name: &str| field(name).and_then(Value::as_bool);
     let ephemeral = flag("ephemeral").unwrap_or_default();
-    Ok(Some(AgentReply { message, ephemeral, thread: flag("thread"), ask }))
+    let markdown = markdown.map(str::to_owned);
+    let (title, prompts) =
+        (answer["title"].as_str().and_then(read_title), read_prompts(&answer["prompts"]));
+    let session = SessionChange { title, prompts };
+    Ok(Some(AgentReply { message, markdown, ephemeral, thread: flag("thread"), ask, session }))
 }
 
 #[cfg(test)]
@@ -56,15 +76,19 @@ mod tests {
     #[test]
     fn reads_only_allowed_fields() {
         let reply = parse_reply(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
-        let answer =
-            AgentReply { message: json!({"text": "hi"}), ephemeral: true, thread: None, ask: None };
+        let (message, markdown) = (json!({ "text": "hi" }), None);
+        let (ask, session) = (None, SessionChange::default());
+        let answer = AgentReply { message, markdown, ephemeral: true, thread: None, ask, session };
         assert_eq!(reply, Ok(Some(answer)));
         let asks = parse_reply(br#"{"ask":{"prompt":"Deploy?"}}"#).expect("an answer");
         assert!(asks.is_some_and(|reply| reply.message.is_null() && reply.ask.is_some()));
+        let reply = parse_reply(br##"{"markdown":"# hi","blocks":null}"##).expect("an answer");
+        assert_eq!(reply.and_then(|reply| reply.markdown).as_deref(), Some("# hi"));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {
             assert_eq!(parse_reply(nothing), Ok(None));
         }
         assert!(parse_reply(b"hi").is_err() && parse_reply(br#"{"blocks":"x"}"#).is_err());
+        assert!(parse_reply(br#"{"markdown":["x"]}"#).is_err());
         let null = parse_reply(br#"{"text":"hi","blocks":null,"thread":null}"#).expect("an answer");
         assert_eq!(null.map(|answer| answer.message), Some(json!({"text": "hi"})));
         for odd in [

@@ -84,14 +84,14 @@ impl CallResult {
 /// Runs an attempt. After [`CRASHES_MAX`] crashes the delivery is given up.
 pub async fn run(
     context: &AttemptContext,
-    term: &WorkerTerm,
+    term: &Arc<WorkerTerm>,
     delivery: ClaimedDelivery,
 ) -> Attempted {
     let began = Instant::now();
     if delivery.crashes > CRASHES_MAX {
         // Giving it up with a notice crashed, too.
         let (reason, error) = CRASHED;
-        return Attempted::Ended(dead_letter(delivery, reason, error.into(), None, None));
+        return Attempted::Ended(dead_letter(delivery, reason, error.into(), Vec::new(), None));
     }
     let envelope = match payloads::load(context, &delivery).await {
         Ok(envelope) => envelope,
@@ -99,7 +99,7 @@ pub async fn run(
             return Attempted::Ended(released_outcome(delivery, after, error));
         }
         Err(PayloadError::Gone(error)) => {
-            let outcome = dead_letter(delivery, "its bytes are gone", error, None, None);
+            let outcome = dead_letter(delivery, "its bytes are gone", error, Vec::new(), None);
             return Attempted::Ended(outcome);
         }
     };
@@ -108,7 +108,7 @@ pub async fn run(
     let result = notices::run_with_waiting_notice(context, &delivery, &envelope, call).await;
     let kind = delivery.kind;
     if let CallResult::Streaming(run) = result {
-        context.record_success(&delivery).await;
+        // The first event of the stream is a success for the circuit breaker.
         record(context, envelope.connection, kind, "completed", began);
         return Attempted::Streaming(run);
     }
@@ -204,13 +204,21 @@ pub async fn outcome_of(
         }
     };
     let notice = notices::build_failure_notice(context, &delivery, envelope).await;
+    // Slack would replace a view that is updated before its open request is answered.
+    let messages = match notice.as_ref().and_then(agents::failure_response) {
+        Some(body) => {
+            let late = notice.into_iter().collect();
+            relay_response(&context.clients, envelope, body, late).await
+        }
+        None => notice.into_iter().collect(),
+    };
     let traceparent = envelope.traceparent.clone();
-    ("dead_letter", dead_letter(delivery, &reason, error, notice, traceparent))
+    ("dead_letter", dead_letter(delivery, &reason, error, messages, traceparent))
 }
 
 async fn call(
     context: &AttemptContext,
-    term: &WorkerTerm,
+    term: &Arc<WorkerTerm>,
     delivery: &ClaimedDelivery,
     envelope: &Envelope,
 ) -> CallResult {
@@ -338,7 +346,7 @@ fn dead_letter(
     delivery: ClaimedDelivery,
     reason: &str,
     error: String,
-    notice: Option<OutgoingMessage>,
+    messages: Vec<OutgoingMessage>,
     traceparent: Option<HeaderToken>,
 ) -> AttemptOutcome {
     warn!(
@@ -346,7 +354,6 @@ fn dead_letter(
         error, "delivery moved to the dead letters"
     );
     let outcome = FinishedOutcome::DeadLetter { reason: reason.to_owned(), error };
-    let messages = notice.into_iter().collect();
     let finished = FinishedDelivery { delivery, outcome, messages, traceparent };
     AttemptOutcome::Finished(Box::new(finished), None)
 }

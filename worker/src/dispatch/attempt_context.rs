@@ -6,6 +6,7 @@ use super::{
     metrics::DispatchMetrics,
     outcome_recorder::OutcomeRecorder,
     runs::{Budgets, Controls, RunSettings},
+    sessions::Sessions,
 };
 use crate::{
     batcher::{Batcher, each_result},
@@ -46,6 +47,7 @@ pub struct AttemptContext {
     pub run_settings: RunSettings,
     pub budgets: Budgets,
     pub controls: Controls,
+    pub sessions: Arc<Sessions>,
     breakers: Mutex<CircuitBreakers>,
     agents: Mutex<AgentCache>,
 }
@@ -63,7 +65,17 @@ impl AttemptContext {
         };
         let payloads = Batcher::new(&context.store, load);
         let save = |store: Store, writes: Vec<RunWrite>| async move {
-            each_result(writes.len(), store.save_runs(&writes).await)
+            match store.save_runs(&writes).await {
+                // A write that Postgres refuses must not hold up the others.
+                Err(error) if error.refuses_contents() && writes.len() > 1 => {
+                    let mut results = Vec::with_capacity(writes.len());
+                    for write in writes {
+                        results.extend(each_result(1, store.save_runs(&[write]).await));
+                    }
+                    results
+                }
+                result => each_result(writes.len(), result),
+            }
         };
         let run_writes = Batcher::new(&context.store, save);
         Self {
@@ -76,6 +88,7 @@ impl AttemptContext {
             run_settings,
             budgets: Budgets::default(),
             controls: Controls::default(),
+            sessions: Arc::default(),
             breakers: Mutex::default(),
             agents: Mutex::default(),
         }

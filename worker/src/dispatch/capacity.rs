@@ -3,7 +3,7 @@
 //! Places are shared by all organizations. One organization gets at most half of them. The last
 //! quarter of the places of each priority is a reserve: only organizations without a running
 //! attempt get a place of it, one each. So a few organizations with slow agents never hold all
-//! places, and others are answered at once.
+//! places, and others are answered at once. The bytes of payloads have the same shares.
 
 use shared::store::Priority;
 use std::collections::HashMap;
@@ -19,11 +19,27 @@ const BACKGROUND_NEWCOMERS: usize = (ATTEMPTS_MAX - INTERACTIVE_RESERVE) / 4;
 /// Part of the reserve of interactive deliveries that is for organizations without an attempt.
 const INTERACTIVE_NEWCOMERS: usize = INTERACTIVE_RESERVE / 4;
 
+/// Maximum bytes of the running attempts' payloads.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// Maximum bytes of the payloads of one organization's attempts.
+const ORGANIZATION_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
+/// Bytes that only organizations without a running attempt get.
+const NEWCOMER_BYTES: usize = PAYLOAD_BYTES_MAX / 4;
+/// Free bytes below which nothing is claimed: two copies of the largest payload.
+const CLAIM_BYTES: usize = 3 << 20;
+
 /// Running attempts, in total and per organization.
 #[derive(Debug, Default)]
 pub struct AttemptCapacity {
-    running: usize,
-    by_organization: HashMap<String, usize>,
+    all: Use,
+    by_organization: HashMap<String, Use>,
+}
+
+/// Number of attempts, and bytes of their payloads.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Use {
+    attempts: usize,
+    bytes: usize,
 }
 
 /// Attempts that a claim may start.
@@ -44,38 +60,61 @@ impl AttemptCapacity {
             Priority::Interactive => (ATTEMPTS_MAX, INTERACTIVE_NEWCOMERS),
             Priority::Background => (ATTEMPTS_MAX - INTERACTIVE_RESERVE, BACKGROUND_NEWCOMERS),
         };
-        let free = places.saturating_sub(self.running);
+        let has_bytes = self.all.bytes + CLAIM_BYTES <= PAYLOAD_BYTES_MAX;
+        let free = if has_bytes { places.saturating_sub(self.all.attempts) } else { 0 };
         let open_to_all = free.saturating_sub(reserve);
-        let room = |running: usize| ORGANIZATION_MAX.saturating_sub(running).min(open_to_all);
+        let is_open = open_to_all > 0 && self.has_room_for_all(CLAIM_BYTES);
+        let room = |of: Use| match is_open && of.bytes + CLAIM_BYTES <= ORGANIZATION_BYTES_MAX {
+            true => ORGANIZATION_MAX.saturating_sub(of.attempts).min(open_to_all),
+            false => 0,
+        };
         let by_organization =
-            self.by_organization.iter().map(|(name, running)| (name.clone(), room(*running)));
+            self.by_organization.iter().map(|(name, of)| (name.clone(), room(*of)));
         Vacancies {
-            total: if open_to_all > 0 { open_to_all } else { free },
+            total: if is_open { open_to_all } else { free },
             by_organization: by_organization.collect(),
-            newcomer: if open_to_all > 0 { room(0) } else { free.min(1) },
+            newcomer: if is_open { room(Use::default()) } else { free.min(1) },
         }
+    }
+
+    /// Returns whether bytes fit without the reserve.
+    fn has_room_for_all(&self, bytes: usize) -> bool {
+        self.all.bytes + bytes <= PAYLOAD_BYTES_MAX - NEWCOMER_BYTES
     }
 
     /// Adds an attempt. Returns false if the organization or the worker is at its limit.
     #[must_use]
-    pub fn take(&mut self, organization: &str) -> bool {
-        let of_organization = self.by_organization.get(organization).copied().unwrap_or_default();
-        if of_organization >= ORGANIZATION_MAX || self.running >= ATTEMPTS_MAX {
+    pub fn take(&mut self, organization: &str, bytes: usize) -> bool {
+        let of = self.by_organization.get(organization).copied().unwrap_or_default();
+        let is_full = of.attempts >= ORGANIZATION_MAX
+            || self.all.attempts >= ATTEMPTS_MAX
+            || of.bytes + bytes > ORGANIZATION_BYTES_MAX
+            || self.all.bytes + bytes > PAYLOAD_BYTES_MAX
+            || of.attempts > 0 && !self.has_room_for_all(bytes);
+        if is_full {
             return false;
         }
-        self.by_organization.insert(organization.to_owned(), of_organization + 1);
-        self.running += 1;
+        let of = self.by_organization.entry(organization.to_owned()).or_default();
+        for of in [of, &mut self.all] {
+            *of = Use { attempts: of.attempts + 1, bytes: of.bytes + bytes };
+        }
         true
     }
 
-    pub fn free(&mut self, organization: &str) {
-        self.running = self.running.saturating_sub(1);
-        if let Some(of_organization) = self.by_organization.get_mut(organization) {
-            *of_organization -= 1;
-            if *of_organization == 0 {
-                self.by_organization.remove(organization);
-            }
+    /// Removes an attempt that was added.
+    pub fn free(&mut self, organization: &str, bytes: usize) {
+        let Some(of) = self.by_organization.get_mut(organization) else { return };
+        for of in [of, &mut self.all] {
+            *of = Use { attempts: of.attempts - 1, bytes: of.bytes - bytes };
         }
+        if self.by_organization[organization].attempts == 0 {
+            self.by_organization.remove(organization);
+        }
+    }
+
+    /// Returns the bytes of the running attempts' payloads.
+    pub fn bytes(&self) -> usize {
+        self.all.bytes
     }
 }
 
@@ -89,13 +128,13 @@ mod tests {
             let (mut capacity, mut held) = (AttemptCapacity::default(), Vec::new());
             for (takes, organization) in steps.iter().cycle().take(600) {
                 let organization = (organization % 4).to_string();
-                if *takes && capacity.take(&organization) {
+                if *takes && capacity.take(&organization, 1) {
                     held.push(organization);
                 } else if let Some(organization) = held.pop() {
-                    capacity.free(&organization);
+                    capacity.free(&organization, 1);
                 }
-                assert_eq!(capacity.running, held.len());
-                assert!(capacity.running <= ATTEMPTS_MAX);
+                assert_eq!(capacity.all, Use { attempts: held.len(), bytes: held.len() });
+                assert!(capacity.all.attempts <= ATTEMPTS_MAX);
                 for organization in 0..4 {
                     let name = organization.to_string();
                     let count = held.iter().filter(|held| **held == name).count();
@@ -114,7 +153,7 @@ mod tests {
             let known = vacancies.by_organization.iter().find(|(known, _)| known == name);
             let room = known.map_or(vacancies.newcomer, |(_, room)| *room);
             for _ in 0..room.min(*wanted).min(left) {
-                assert!(capacity.take(name), "a claim within the vacancies was refused");
+                assert!(capacity.take(name, 0), "a claim within the vacancies was refused");
                 left -= 1;
             }
         }
@@ -132,7 +171,7 @@ mod tests {
             for _ in 0..50 {
                 claim(&mut capacity, Priority::Background, &wants);
             }
-            assert!(capacity.running >= 144, "{slow}: only {} run", capacity.running);
+            assert!(capacity.all.attempts >= 144, "{slow}: only {} run", capacity.all.attempts);
             let vacancies = capacity.vacancies(Priority::Background);
             assert_eq!(vacancies.newcomer, 1, "{slow} organizations hold all places");
             assert!(vacancies.by_organization.iter().all(|(_, room)| *room == 0));
@@ -145,7 +184,7 @@ mod tests {
         for _ in 0..50 {
             claim(&mut capacity, Priority::Background, &organizations(200, 1));
         }
-        assert_eq!(capacity.running, ATTEMPTS_MAX - INTERACTIVE_RESERVE);
+        assert_eq!(capacity.all.attempts, ATTEMPTS_MAX - INTERACTIVE_RESERVE);
         assert_eq!(capacity.vacancies(Priority::Background).total, 0);
         assert!(capacity.vacancies(Priority::Interactive).total > 0);
     }
@@ -159,20 +198,47 @@ mod tests {
                 let name = (organization % 32).to_string();
                 let priority =
                     if *interactive { Priority::Interactive } else { Priority::Background };
-                let before = capacity.running;
+                let before = capacity.all.attempts;
                 let is_new = !capacity.by_organization.contains_key(&name);
                 let places = if *interactive { ATTEMPTS_MAX } else { 192 };
                 claim(&mut capacity, priority, &[(name.clone(), usize::from(*wanted))]);
-                let taken = capacity.running - before;
+                let taken = capacity.all.attempts - before;
                 held.extend(std::iter::repeat_n(name, taken));
                 assert!(
-                    capacity.running <= ATTEMPTS_MAX && (taken == 0 || capacity.running <= places)
+                    capacity.all.attempts <= ATTEMPTS_MAX
+                        && (taken == 0 || capacity.all.attempts <= places)
                 );
                 assert!(taken > 0 || !is_new || *wanted == 0 || before >= places);
                 if *ends && let Some(name) = held.pop() {
-                    capacity.free(&name);
+                    capacity.free(&name, 0);
                 }
             }
         });
+    }
+
+    /// One organization's large payloads leave room for others, and stop claims before they are
+    /// refused.
+    #[test]
+    fn shares_bytes() {
+        const LARGE: usize = 2 << 20;
+        let mut capacity = AttemptCapacity::default();
+        while capacity.take("large", LARGE) {}
+        assert_eq!(capacity.bytes(), ORGANIZATION_BYTES_MAX);
+        let vacancies = capacity.vacancies(Priority::Interactive);
+        assert_eq!(vacancies.by_organization, [("large".to_owned(), 0)]);
+        assert!(vacancies.newcomer > 1);
+        while capacity.take("second", LARGE) {}
+        assert!(capacity.bytes() <= PAYLOAD_BYTES_MAX - NEWCOMER_BYTES);
+        assert_eq!(capacity.vacancies(Priority::Interactive).newcomer, 1);
+        assert!(capacity.take("third", LARGE) && !capacity.take("third", LARGE));
+        for n in 0.. {
+            if !capacity.take(&n.to_string(), LARGE) {
+                break;
+            }
+        }
+        assert_eq!(capacity.bytes(), PAYLOAD_BYTES_MAX);
+        assert_eq!(capacity.vacancies(Priority::Interactive).total, 0);
+        capacity.free("large", LARGE);
+        assert_eq!(capacity.bytes(), PAYLOAD_BYTES_MAX - LARGE);
     }
 }

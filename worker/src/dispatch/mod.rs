@@ -3,7 +3,7 @@
 //!
 //! Run by `app`. `scheduler` claims due deliveries, `attempt` runs one and returns its outcome,
 //! `outcome_recorder` records it, `agents` converts webhooks and answers, `runs` writes answers that
-//! agents stream. `breaker`, `capacity` and
+//! agents stream, `content` gives answers Slack's form, `sessions` shows their status. `breaker`, `capacity`, `content` and
 //! `retry` are pure. Dispatch meets intake in the table `deliveries` and the outbox in the table
 //! `outbox`.
 
@@ -19,9 +19,11 @@ mod outcome_recorder;
 mod payloads;
 mod question;
 mod capacity;
+mod content;
 mod retry;
 mod runs;
 mod scheduler;
+mod sessions;
 mod tasks;
 
 pub use handler::{

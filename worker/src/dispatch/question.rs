@@ -6,6 +6,7 @@ use super::{
     attempt_context::AttemptContext,
     merging, retry,
     runs::{self, RunTarget, StreamingRun},
+    sessions::SessionKey,
 };
 use crate::{
     context::WorkerTerm,
@@ -23,7 +24,7 @@ const DELETION_CHECK_AFTER: Duration = Duration::from_secs(1);
 /// Asks an agent in mode `reply`, or goes on with the run of an earlier attempt.
 pub async fn ask(
     context: &AttemptContext,
-    term: &WorkerTerm,
+    term: &Arc<WorkerTerm>,
     agent: &Arc<Agent>,
     connection: &Connection,
     webhook: &Webhook<'_>,
@@ -52,6 +53,14 @@ pub async fn ask(
         has_ended = true; // what is shown of it is ended
     }
     let mut asked_at = None;
+    let message = routing::agent_message(webhook, connection.team.as_ref());
+    let active = message.as_ref().map(|message| {
+        let (channel, thread_ts) = (message.channel.clone(), message.root_ts().to_owned());
+        let key = SessionKey { connection: connection.id, channel, thread_ts };
+        // An earlier attempt may have shown it, whose worker died.
+        let may_be_shown = stored.is_some() || delivery.crashes > 0;
+        context.sessions.begin(key, term, may_be_shown)
+    });
     let stream = if has_ended {
         None
     } else {
@@ -77,8 +86,20 @@ pub async fn ask(
             parts: &parts,
             asked_at: asked_at.as_deref(),
         };
-        match agents::ask(clients, term, agent, connection, webhook, run).await {
-            Ok(Asked::Completed(completion)) => return CallResult::completed(completion),
+        match agents::ask(clients, agent, connection, webhook, run).await {
+            Ok(Asked::Completed(completion)) => {
+                return CallResult::completed(completion);
+            }
+            Ok(Asked::Replied(completion, change)) => {
+                if let Some(active) = &active {
+                    change.title.into_iter().for_each(|title| active.set_title(title));
+                    change.prompts.into_iter().for_each(|prompts| active.set_prompts(prompts));
+                    if !completion.messages.is_empty() || completion.change.is_some() {
+                        active.reply_posted();
+                    }
+                }
+                return CallResult::completed(completion);
+            }
             Ok(Asked::Streaming(stream)) => Some(stream),
             Err(error) => {
                 let retry_for = retry::retry_for(agent.retry_for, agent.mode);
@@ -86,7 +107,7 @@ pub async fn ask(
             }
         }
     };
-    let Some(message) = routing::agent_message(webhook, connection.team.as_ref()) else {
+    let Some((message, session)) = message.zip(active) else {
         return CallResult::completed(Completion::new("completed"));
     };
     let target = RunTarget::new(id, &message);
@@ -98,6 +119,7 @@ pub async fn ask(
         stream,
         stored,
         policy: AnswerPolicy::new(agent, connection),
+        session,
         traceparent: webhook.envelope.traceparent.clone(),
     }))
 }

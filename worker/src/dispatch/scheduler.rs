@@ -12,9 +12,10 @@ use super::{
     metrics::DispatchMetrics,
     outcome_recorder::RECORD_INTERVAL,
     runs::{self, RUNS_MAX, RunSettings, StreamingRun},
+    sessions,
     tasks::{StopTokens, TaskEnd, attempt_and_record, run_and_record},
 };
-use crate::context::{ByteBudget, Context, WorkerTerm};
+use crate::context::{Context, WorkerTerm};
 use shared::{
     domain::ConnectionId,
     runtime::telemetry::ErrorChain,
@@ -32,12 +33,12 @@ use tracing::{error, info, warn};
 
 /// Interval at which due deliveries and orphaned lanes are looked for without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum bytes of payloads in use.
-const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// Copies of a payload in memory: its bytes and their parsed form.
 const PAYLOAD_COPIES: usize = 2;
 /// Maximum number of claims in a row that visit queues and find nothing to run.
 const EMPTY_CLAIMS_MAX: u32 = 32;
+/// Wait after so many claims, if queues are left to visit.
+const VISIT_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum number of lanes freed by one statement.
 const RELEASE_MAX: i64 = 1_000;
 
@@ -67,7 +68,6 @@ pub async fn run(
         running: HashMap::new(),
         runs: HashMap::new(),
         capacity: AttemptCapacity::default(),
-        budget: ByteBudget::new(PAYLOAD_BYTES_MAX),
         due: BTreeSet::new(),
         next: HashMap::new(),
     };
@@ -76,10 +76,12 @@ pub async fn run(
         scheduler.work(&stop).await;
         scheduler.drain(grace).await;
     };
-    tokio::select! {
-        () = working => {}
-        () = runs::watch_controls(&controls) => {}
-    }
+    let mut watching = JoinSet::new(); // ends with this future
+    watching.spawn(runs::watch_controls(Arc::clone(&controls)));
+    watching.spawn(sessions::show(Arc::clone(&controls)));
+    working.await;
+    watching.abort_all();
+    sessions::finish(&controls).await;
 }
 
 struct Scheduler {
@@ -89,7 +91,6 @@ struct Scheduler {
     /// Tasks of `attempts` that write an answer which an agent streams.
     runs: HashMap<tokio::task::Id, RunningRun>,
     capacity: AttemptCapacity,
-    budget: ByteBudget,
     /// Times at which retries of this worker become due.
     due: BTreeSet<Instant>,
     /// Position at which the next claim of each priority begins.
@@ -100,10 +101,12 @@ struct Scheduler {
 struct RunningAttempt {
     lane: LaneKey,
     organization: String,
+    /// Bytes of its payload, counted per copy.
+    bytes: usize,
     stop: StopTokens,
 }
 
-/// Running run. It uses neither capacity nor the budget of payloads.
+/// Running run. It uses no capacity of attempts.
 struct RunningRun {
     lane: LaneKey,
     stop: StopTokens,
@@ -118,17 +121,18 @@ impl Scheduler {
                 polled = Instant::now();
                 self.release_forgotten().await;
             }
-            if claims {
-                self.claim_due(stop).await;
-            }
-            self.context.metrics.set_running(self.running.len(), self.budget.in_use());
+            let has_more = claims && self.claim_due(stop).await;
+            self.context.metrics.set_running(self.running.len(), self.capacity.bytes());
             self.context.metrics.set_runs(self.runs.len());
             let now = Instant::now();
             while self.due.first().is_some_and(|due| *due <= now) {
                 self.due.pop_first();
             }
             let next_poll = polled + POLL_INTERVAL;
-            let wake = self.due.first().map_or(next_poll, |due| (*due).min(next_poll));
+            let mut wake = self.due.first().map_or(next_poll, |due| (*due).min(next_poll));
+            if has_more {
+                wake = wake.min(now + VISIT_INTERVAL);
+            }
             (claims, poll) = (true, false);
             tokio::select! {
                 _ = stop.cancelled() => {}
@@ -183,7 +187,7 @@ impl Scheduler {
         };
         self.runs.remove(&id);
         if let Some(running) = self.running.remove(&id) {
-            self.capacity.free(&running.organization);
+            self.capacity.free(&running.organization, running.bytes);
         }
         match ended {
             Ok((_, TaskEnd::Recorded(after))) => {
@@ -206,14 +210,16 @@ impl Scheduler {
         self.runs.insert(task.id(), RunningRun { lane, stop });
     }
 
-    /// Claims and starts deliveries until none is due or the capacity is used.
-    async fn claim_due(&mut self, stop: &CancellationToken) {
+    /// Claims and starts deliveries until none is due or the capacity is used. Returns whether
+    /// queues are left to visit.
+    async fn claim_due(&mut self, stop: &CancellationToken) -> bool {
+        let mut has_more = false;
         for priority in [Priority::Interactive, Priority::Background] {
             let mut empty = 0;
             while empty < EMPTY_CLAIMS_MAX && !stop.is_cancelled() {
                 self.join_ended();
                 let vacancies = self.capacity.vacancies(priority);
-                let Some(term) = self.context.clients.worker.term() else { return };
+                let Some(term) = self.context.clients.worker.term() else { return false };
                 if vacancies.total == 0 {
                     break;
                 }
@@ -223,7 +229,9 @@ impl Scheduler {
                     Some(_) => empty = 0,
                 }
             }
+            has_more |= empty == EMPTY_CLAIMS_MAX;
         }
+        has_more
     }
 
     /// Claims once. Returns the number of claimed deliveries, and whether queues are left to visit.
@@ -283,16 +291,14 @@ impl Scheduler {
         let lane = (delivery.key.connection, delivery.key.lane);
         let (context, term) = (Arc::clone(&self.context), Arc::clone(term));
         let stop = StopTokens::default();
-        let permit = self.budget.try_acquire(delivery.size * PAYLOAD_COPIES);
-        let organization = delivery.org.clone();
-        let has_capacity = permit.is_some() && self.capacity.take(&organization);
-        let permit = permit.filter(|_| has_capacity);
+        let (organization, bytes) = (delivery.org.clone(), delivery.size * PAYLOAD_COPIES);
+        let has_capacity = self.capacity.take(&organization, bytes);
         let stopped = stop.clone();
         let task = self.attempts.spawn(async move {
-            attempt_and_record(&context, term, delivery, permit, &stopped).await
+            attempt_and_record(&context, term, delivery, has_capacity, &stopped).await
         });
         if has_capacity {
-            self.running.insert(task.id(), RunningAttempt { lane, organization, stop });
+            self.running.insert(task.id(), RunningAttempt { lane, organization, bytes, stop });
         }
     }
 

@@ -1,20 +1,15 @@
 //! Tasks of the scheduler: one attempt, or one run, and the record of its outcome.
 
 use super::{
-    attempt::{self, AttemptOutcome, Attempted, RELEASE_WAIT},
+    attempt::{self, Attempted, RELEASE_WAIT},
     attempt_context::AttemptContext,
     runs::{self, StreamingRun},
 };
 use crate::context::WorkerTerm;
 use futures_util::FutureExt;
-use shared::{
-    runtime::telemetry::ErrorChain,
-    store::{ClaimedDelivery, RunKey},
-};
+use shared::store::ClaimedDelivery;
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 /// End of a task.
 pub enum TaskEnd {
@@ -38,15 +33,15 @@ pub async fn attempt_and_record(
     context: &AttemptContext,
     term: Arc<WorkerTerm>,
     delivery: ClaimedDelivery,
-    permit: Option<OwnedSemaphorePermit>,
+    has_capacity: bool,
     stop: &StopTokens,
 ) -> TaskEnd {
     let released = |delivery, error: &str| {
         Attempted::Ended(attempt::released_outcome(delivery, RELEASE_WAIT, error.to_owned()))
     };
-    let end = match &permit {
-        None => released(delivery, "the worker had no capacity"),
-        Some(_) => {
+    let end = match has_capacity {
+        false => released(delivery, "the worker had no capacity"),
+        true => {
             let began = std::time::Instant::now();
             let running = AssertUnwindSafe(attempt::run(context, &term, delivery.clone()));
             tokio::select! {
@@ -62,7 +57,6 @@ pub async fn attempt_and_record(
             }
         }
     };
-    drop(permit);
     match end {
         Attempted::Ended(end) => TaskEnd::Recorded(context.recorder.record(&term, end).await),
         Attempted::Streaming(run) => TaskEnd::Streaming(run, term),
@@ -78,7 +72,6 @@ pub async fn run_and_record(
     stop: &StopTokens,
 ) -> Option<Duration> {
     let (delivery, began) = (run.delivery.clone(), std::time::Instant::now());
-    let key = RunKey::from(&delivery);
     let end = if has_room {
         let running = AssertUnwindSafe(runs::run(context, term, run, &stop.cancel));
         tokio::select! {
@@ -93,11 +86,5 @@ pub async fn run_and_record(
         let error = "the worker has too many runs".to_owned();
         attempt::released_outcome(delivery, RELEASE_WAIT, error)
     };
-    let has_ended = matches!(end, AttemptOutcome::Finished(..));
-    let after = context.recorder.record(term, end).await;
-    if has_ended && let Err(error) = context.clients.store.delete_run(key).await {
-        // Retention deletes it.
-        warn!(error = %ErrorChain(&error), "failed to delete run");
-    }
-    after
+    context.recorder.record(term, end).await
 }

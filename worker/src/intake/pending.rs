@@ -108,15 +108,25 @@ impl PendingMessages {
             let Some(ReaderEvent::Message(at, message)) = reader.next_if_ready().await else {
                 break;
             };
-            match self.budget.try_acquire(message.payload.len() * BODY_COPIES) {
-                Some(permit) => self.push(at, &message, permit),
-                None => {
-                    self.unread = Some((at, message));
-                    break;
-                }
+            if !self.add_if_room(at, message) {
+                break;
             }
         }
         ReadResult::Messages
+    }
+
+    /// Adds a message if the budget has room, and keeps it for the next read otherwise.
+    fn add_if_room(&mut self, at: StreamPosition, message: Box<jetstream::Message>) -> bool {
+        match self.budget.try_acquire(message.payload.len() * BODY_COPIES) {
+            Some(permit) => {
+                self.push(at, &message, permit);
+                true
+            }
+            None => {
+                self.unread = Some((at, message));
+                false
+            }
+        }
     }
 
     async fn add(&mut self, at: StreamPosition, message: Box<jetstream::Message>) {
@@ -164,5 +174,51 @@ fn decode(at: StreamPosition, message: &jetstream::Message) -> PendingMessage {
             let last = LastMessage { sequence, key, stored_at };
             PendingMessage::Undecodable { last, dead: Box::new(dead) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::ConnectOptions;
+    use futures_util::FutureExt;
+
+    /// Bytes of each message.
+    const BYTES: usize = 1024;
+
+    #[tokio::test]
+    async fn reads_within_byte_budget() {
+        let client = ConnectOptions::new().retry_on_initial_connect().connect("127.0.0.1:1").await;
+        let context = jetstream::new(client.expect("a client without a connection"));
+        let message = |sequence| {
+            let message = async_nats::Message {
+                subject: "slack.in.1.none".into(),
+                reply: None,
+                payload: vec![b' '; BYTES].into(),
+                headers: None,
+                status: None,
+                description: None,
+                length: BYTES,
+            };
+            let stored_at = OffsetDateTime::UNIX_EPOCH;
+            let at = StreamPosition { sequence, stored_at, waiting: 0 };
+            (at, Box::new(jetstream::Message { message, context: context.clone() }))
+        };
+        let add_if_room = |pending: &mut PendingMessages, sequence| {
+            let (at, message) = message(sequence);
+            pending.add_if_room(at, message)
+        };
+        let budget = ByteBudget::new(2 * BODY_COPIES * BYTES);
+        let mut pending = PendingMessages::new(budget.clone());
+        let mut other = PendingMessages::new(budget.clone());
+        assert!(add_if_room(&mut pending, 1) && add_if_room(&mut other, 1));
+        assert!(!add_if_room(&mut pending, 2), "the budget is used");
+        assert_eq!((pending.queue.len(), budget.in_use()), (1, 2 * BODY_COPIES * BYTES));
+        let (at, message) = pending.unread.take().expect("the message is kept");
+        assert!(pending.add(at, message).now_or_never().is_none(), "it waits for room");
+        other.remove(1);
+        let (at, message) = pending.unread.take().expect("the message is kept");
+        assert!(pending.add(at, message).now_or_never().is_some());
+        assert_eq!(pending.queue.len(), 2);
     }
 }

@@ -1,15 +1,15 @@
-//! Counts the open deliveries and dead letters of each connection for its limits, and the backlog
-//! for the metrics page.
+//! Counts the open deliveries, dead letters and messages of each connection for its limits, and the
+//! backlog for the metrics page.
 //!
-//! A round walks both tables by index, a page at a time, so that no statement is long. Its result
+//! A round walks the tables by index, a page at a time, so that no statement is long. Its result
 //! is in force until the next round: a connection may exceed its limits by what arrives meanwhile.
 
 use crate::context::Context;
 use shared::{
     runtime::telemetry::ErrorChain,
     store::{
-        BacklogLimits, BacklogStats, ConnectionBacklog, CountedRows, DeadLetterPosition,
-        DeliveryPosition, EXACT_MAX, StoreError,
+        BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedRows,
+        DeadLetterPosition, DeliveryPosition, EXACT_MAX, StoreError,
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -65,6 +65,20 @@ async fn count_round(context: &Context, limits: &BacklogLimits) -> Result<(), St
     }
     let malformed = store.count_dead_letters_without_connection(EXACT_MAX).await?;
     let dead_letters = tally.total + malformed;
+    let mut after = Some(ChannelPosition::default());
+    while let Some(position) = after {
+        let page = store.count_message_page(&position, PAGE_ROWS).await?;
+        tally.add(page.counts, limits, |row, counted| row.messages += counted.rows);
+        after = page.next;
+        pause_before(&after).await;
+    }
+    let mut after = Some(DeadLetterPosition::default());
+    while let Some(position) = after {
+        let page = store.count_failure_page(&position, PAGE_ROWS).await?;
+        tally.add(page.counts, limits, |row, counted| row.messages += counted.rows);
+        after = page.next;
+        pause_before(&after).await;
+    }
     let rows = tally.finish(limits);
     store.put_connection_backlog(&rows).await?;
     let outbox = store.outbox_backlog().await?;

@@ -1,4 +1,4 @@
-//! Periodic tasks: retention, directory sync, notifications, lanes of expired workers, replays, token refresh.
+//! Periodic tasks: retention, erasures, directory sync, notifications, lanes of expired workers, replays, token refresh.
 //!
 //! Run by `app`. Tasks for one worker at a time run on the owner of partition 0; two owners for a
 //! moment do no harm.
@@ -6,6 +6,7 @@
 mod approvals;
 mod backlog;
 mod directory_sync;
+mod erasures;
 mod notifications;
 mod replay;
 mod retention;
@@ -41,6 +42,7 @@ pub async fn run(
     let tokens = token_refresh::run(
         context.store.clone(),
         context.slack.clone(),
+        Arc::clone(&context.metrics),
         Arc::clone(&context.token_expired),
         stop.clone(),
     );
@@ -96,6 +98,7 @@ async fn run_exclusive(
             let guard = held.clone().drop_guard();
             let sync = directory_sync::run(context.store.clone(), js.clone(), held.clone());
             let retention = retention::run(context, js, held.clone());
+            let erasures = erasures::run(context, js, held.clone());
             let backlog = backlog::run(context, limits, held.clone());
             let approvals = approvals::run(context, held.clone());
             let notifications = notifications::run(context, held.clone());
@@ -109,6 +112,7 @@ async fn run_exclusive(
                 () = lost => {}
                 () = sync => {}
                 () = retention => {}
+                () = erasures => {}
                 () = backlog => {}
                 () = approvals => {}
                 () = notifications => {}

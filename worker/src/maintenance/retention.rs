@@ -55,17 +55,13 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
                     }
                 }
             }
-            let kept = context.uninstalled_retention;
-            match context.store.delete_uninstalled_connections(kept, UNINSTALLED_MAX).await {
-                Ok(0) => {}
-                Ok(connections) => info!(connections, "uninstalled connections deleted"),
-                Err(error) => {
-                    let error = ErrorChain(&error);
-                    warn!(%error, "failed to delete uninstalled connections");
-                }
-            }
+            delete_uninstalled_connections(context).await;
             for _ in 0..LATE_PAGES_MAX {
-                match context.store.delete_late_traffic(late_after.as_ref()).await {
+                let failed = |connection: &str, error| {
+                    let error = ErrorChain(&error);
+                    warn!(connection, %error, "failed to delete rows of deleted connection");
+                };
+                match context.store.delete_late_traffic(late_after.as_ref(), failed).await {
                     Ok((rows, next)) => {
                         late_after = next;
                         if rows > 0 {
@@ -90,6 +86,40 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
     until.run_until_cancelled(both).await;
 }
 
+/// Deletes uninstalled connections. If they can't be deleted together, deletes each by itself, so that
+/// one does not keep the others.
+async fn delete_uninstalled_connections(context: &Context) {
+    let kept = context.uninstalled_retention;
+    let delete = async |most, skip| match context
+        .store
+        .delete_uninstalled_connections(kept, most, skip)
+        .await
+    {
+        Ok(connections) => {
+            if connections > 0 {
+                info!(connections, "uninstalled connections deleted");
+            }
+            Some(connections)
+        }
+        Err(error) => {
+            let error = ErrorChain(&error);
+            warn!(%error, "failed to delete uninstalled connections");
+            None
+        }
+    };
+    if delete(UNINSTALLED_MAX, 0).await.is_some() {
+        return;
+    }
+    let mut skip = 0;
+    for _ in 0..UNINSTALLED_MAX {
+        match delete(1, skip).await {
+            Some(0) => return,
+            Some(_) => {}
+            None => skip += 1,
+        }
+    }
+}
+
 /// Removes replaced signing secrets soon after their overlap, however long a round of the other
 /// steps takes.
 async fn expire_signing_secrets(context: &Context) {
@@ -105,19 +135,31 @@ async fn expire_signing_secrets(context: &Context) {
     }
 }
 
-/// Purges the webhooks of connections that were deleted, after every ingest has their tombstones.
+/// Purges the webhooks of connections that were deleted, after every ingest has their tombstones. A
+/// connection that fails does not keep the others.
 async fn purge_deleted_connections(context: &Context, js: &jetstream::Context) {
-    let purge = async {
-        for id in context.store.unpurged_connections(TOMBSTONE_TIME).await? {
+    let connections = match context.store.unpurged_connections(TOMBSTONE_TIME).await {
+        Ok(connections) => connections,
+        Err(error) => {
+            warn!(error = %ErrorChain(&error), "failed to read deleted connections");
+            return;
+        }
+    };
+    for id in connections {
+        let purge = async {
             let webhooks = operations::purge_webhooks(&context.store, js, id).await?;
             context.store.record_purged_connection(id).await?;
-            if webhooks > 0 {
+            Ok::<_, operations::OperationError>(webhooks)
+        };
+        match purge.await {
+            Ok(0) => {}
+            Ok(webhooks) => {
                 info!(connection = %id, webhooks, "webhooks of deleted connection purged");
             }
+            Err(error) => {
+                let error = ErrorChain(&error);
+                warn!(connection = %id, %error, "failed to purge webhooks of deleted connection");
+            }
         }
-        Ok::<_, operations::OperationError>(())
-    };
-    if let Err(error) = purge.await {
-        warn!(error = %ErrorChain(&error), "failed to purge webhooks of deleted connections");
     }
 }

@@ -9,7 +9,10 @@
 //! outage the worker with the new tokens comes first. Slack accepts the previous refresh token for
 //! a short while, which is enough for the refresh of a worker that crashed.
 
-use crate::slack::{Action, ApiResult, SEND_TIMEOUT, Slack};
+use crate::{
+    metrics::{Metrics, RefreshOutcome},
+    slack::{Action, ApiResult, SEND_TIMEOUT, Slack},
+};
 use shared::{
     domain::ConnectionStatus,
     runtime::telemetry::ErrorChain,
@@ -41,8 +44,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 const LIFETIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Refreshes tokens until `stop`. `now` is notified when Slack rejects a token as expired.
-pub async fn run(store: Store, slack: Slack, now: Arc<Notify>, stop: CancellationToken) {
-    let mut refresher = Refresher { store, slack, postgres_since: None };
+pub async fn run(
+    store: Store,
+    slack: Slack,
+    metrics: Arc<Metrics>,
+    now: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    let mut refresher = Refresher { store, slack, metrics, postgres_since: None };
     loop {
         match refresher.refresh_one().await {
             Ok(true) => continue,
@@ -64,6 +73,7 @@ pub async fn run(store: Store, slack: Slack, now: Arc<Notify>, stop: Cancellatio
 struct Refresher {
     store: Store,
     slack: Slack,
+    metrics: Arc<Metrics>,
     /// Time since which Postgres has answered, as far as this task asked.
     postgres_since: Option<Instant>,
 }
@@ -97,6 +107,7 @@ impl Refresher {
         let (after, reason) = match result {
             ApiResult::Succeeded(answer) => match read(&answer) {
                 Some(tokens) => {
+                    self.metrics.count_refresh(RefreshOutcome::Refreshed);
                     let in_force = self.record(&due, &tokens).await?;
                     info!(%connection, in_force, "token refreshed");
                     return Ok(true);
@@ -108,6 +119,7 @@ impl Refresher {
                 let in_force =
                     self.store.record_token_refresh_failure(&due, BACKOFF_MAX, &text).await?;
                 if in_force {
+                    self.metrics.count_refresh(RefreshOutcome::UsedUp);
                     error!(%connection, "refresh token used up; the app must be installed again");
                     let reason = "the refresh token is used up: install the app again";
                     let status = ConnectionStatus::Error;
@@ -120,6 +132,7 @@ impl Refresher {
             ApiResult::NotSent(reason) | ApiResult::Ambiguous(reason) => (backoff(&due), reason),
         };
         warn!(%connection, reason, ?after, "failed to refresh token");
+        self.metrics.count_refresh(RefreshOutcome::Failed);
         self.store.record_token_refresh_failure(&due, after, &reason).await?;
         Ok(true)
     }

@@ -80,7 +80,7 @@ pub(crate) fn agent_message<'a>(
         text: event.text.get().unwrap_or_default(),
         ts: event.ts.get()?,
         asked_at: event.ts.get()?,
-        thread_ts: event.thread_ts.get(),
+        thread_ts: event.thread_ts.get().or_else(|| event.session_root()),
         hops: hops(event),
     })
 }
@@ -112,6 +112,11 @@ fn clicked_message<'a>(
 }
 
 impl AgentMessage<'_> {
+    /// Returns the first message of the thread in which a stream answers, also in a direct message.
+    pub(crate) fn root_ts(&self) -> &str {
+        self.thread_ts.unwrap_or(self.ts)
+    }
+
     pub(super) fn surface(&self) -> Surface {
         if self.in_direct_message { Surface::Dm } else { Surface::Channel }
     }

@@ -63,6 +63,9 @@ pub enum Method {
     PublishView,
     SetStatus,
     SetSessionStatus,
+    RenameSession,
+    SetTitle,
+    SetPrompts,
     AuthTest,
     OauthAccess,
 }
@@ -86,6 +89,9 @@ impl Method {
             Method::PublishView => "views.publish",
             Method::SetStatus => "assistant.threads.setStatus",
             Method::SetSessionStatus => "agents.sessions.setStatus",
+            Method::RenameSession => "agents.sessions.rename",
+            Method::SetTitle => "assistant.threads.setTitle",
+            Method::SetPrompts => "assistant.threads.setSuggestedPrompts",
             Method::AuthTest => "auth.test",
             Method::OauthAccess => "oauth.v2.access",
         }

@@ -57,6 +57,8 @@ struct Count<'a> {
     key: String,
     count: i64,
     newest: bool,
+    /// The ring lacks the key: nothing opens these values.
+    missing: bool,
 }
 
 impl Keys {
@@ -103,13 +105,37 @@ async fn print_status(store: &Store, json: bool) -> anyhow::Result<()> {
     for column in &SEALED_COLUMNS {
         for (key, count) in store.count_values_by_key(column).await? {
             let newest = store.is_newest(column, &key);
-            counts.push(Count { column: column.name, key, count, newest });
+            let missing = !store.has_key(column, &key);
+            counts.push(Count { column: column.name, key, count, newest, missing });
         }
     }
     output::print_list(&counts, json, &COLUMNS, row)
 }
 
 fn row(count: &Count) -> Vec<String> {
-    let age = if count.newest { "newest" } else { "old" };
+    let age = match count {
+        Count { missing: true, .. } => "not in the ring",
+        Count { newest: true, .. } => "newest",
+        _ => "old",
+    };
     vec![count.column.into(), output::sanitize(&count.key), count.count.to_string(), age.into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keys_that_ring_lacks() {
+        let count = |newest, missing| Count {
+            column: "connections.bot_token",
+            key: "k1".into(),
+            count: 2,
+            newest,
+            missing,
+        };
+        let ages = [count(true, false), count(false, false), count(false, true)]
+            .map(|count| row(&count)[3].clone());
+        assert_eq!(ages, ["newest", "old", "not in the ring"]);
+    }
 }

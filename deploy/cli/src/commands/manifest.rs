@@ -2,7 +2,7 @@
 //! feature and reason of each event and scope.
 
 use crate::{
-    app_manifest::{self, AppSettings},
+    app_manifest::{self, AppSettings, Delivery},
     output,
 };
 
@@ -14,13 +14,18 @@ pub struct Manifest {
     /// Name of the app.
     #[arg(long, default_value = "Lobu")]
     name: String,
+    /// Receive webhooks by Socket Mode, for tidegate dev --slack.
+    #[arg(long)]
+    socket_mode: bool,
 }
 
 impl Manifest {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let AppSettings { slash_command, features, .. } = &self.app;
-        let manifest = app_manifest::build(slash_command, &self.app.url()?, &self.name, features);
+        let url = if self.socket_mode { None } else { Some(self.app.url()?) };
+        let delivery = url.as_deref().map_or(Delivery::SocketMode, Delivery::Http);
+        let manifest = app_manifest::build(slash_command, delivery, &self.name, features);
         eprintln!("{}", app_manifest::explain(features));
         Ok(output::print_line(&serde_json::to_string_pretty(&manifest)?)?)
     }

@@ -8,13 +8,16 @@ mod audit_log;
 mod connections;
 mod dead_letters;
 mod deliveries;
+mod dev;
 mod doctor;
 mod erase;
 mod export;
+mod init;
 mod keygen;
 mod keys;
 mod ledger;
 mod link_codes;
+mod listen;
 mod manifest;
 mod migrate;
 mod outbox;
@@ -29,6 +32,8 @@ mod webhook;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     Migrate(migrate::Migrate),
+    /// Create a Slack app and a connection: manifest, secrets, declaration.
+    Init(Box<init::Init>),
     /// Generate the keys of a new installation: keyrings, and nkeys of the NATS users.
     Keygen(keygen::Keygen),
     /// Create, change and delete organizations, agents, apps and connections as a file declares.
@@ -42,6 +47,8 @@ pub enum Command {
     /// List, disable, enable and delete connections, and rotate their secrets.
     #[command(subcommand)]
     Connections(connections::Connections),
+    /// Run a complete deployment on this machine, without containers and without root.
+    Dev(Box<dev::Dev>),
     /// Check this deployment, or the manifest of a Slack app. Exits 1 if there is a problem.
     Doctor(Box<doctor::Doctor>),
     /// Print the manifest of a Slack app for this deployment.
@@ -90,6 +97,9 @@ pub enum Command {
     Trigger(Box<trigger::Trigger>),
     /// Print webhooks as they are stored, without their bodies, until Ctrl-C.
     Tail(tail::Tail),
+    /// Mirror webhooks of a connection to an app on this machine, in order; its answers are shown,
+    /// not sent.
+    Listen(listen::Listen),
 }
 
 impl Command {
@@ -102,6 +112,8 @@ impl Command {
             Command::Apps(command) => command.run().await,
             Command::LinkCodes(command) => command.run().await,
             Command::Connections(command) => command.run().await,
+            Command::Init(command) => command.run().await,
+            Command::Dev(command) => command.run().await,
             Command::Doctor(command) => command.run().await,
             Command::Manifest(command) => command.run(),
             Command::Keys(command) => command.run().await,
@@ -121,6 +133,7 @@ impl Command {
             Command::Status(command) => command.run().await,
             Command::Trigger(command) => command.run().await,
             Command::Tail(command) => command.run().await,
+            Command::Listen(command) => command.run().await,
         }
     }
 }

@@ -59,8 +59,8 @@ pub struct AgentInput {
     /// `reply` (default) or `forward`.
     #[serde(default)]
     mode: Mode,
-    /// Address that webhooks are sent to.
-    #[schema(pattern = r"^https?://[!-~]+$")]
+    /// Address that webhooks are sent to, without user or password.
+    #[schema(max_length = 2048, pattern = r#"^https?://[!"$-.0->A-~]+([/?#][!-~]*)?$"#)]
     url: String,
     /// Secret that signs requests. Required for a new agent.
     #[schema(write_only, min_length = 1, pattern = r"^[^\x00]*$")]

@@ -10,14 +10,56 @@ use axum::{
 };
 use governor::clock::Clock;
 use shared::{
-    domain::{ApiKey, ApiKeyRole, OrgId},
+    domain::{ApiKey, ApiKeyHash, ApiKeyRole, OrgId},
     store::ApiCaller,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::timeout;
 
 /// Maximum time of a request. Longer than any operation waits for ingests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Maximum requests of a key in flight, valid or not: one key does not take the share of others.
+const MAX_IN_FLIGHT_OF_KEY: usize = 16;
+
+/// Numbers of requests in flight by key. At most as many keys as requests.
+#[derive(Default)]
+pub struct KeysInFlight(Mutex<HashMap<ApiKeyHash, usize>>);
+
+/// Request of a key in flight.
+struct KeyInFlight<'a> {
+    keys: &'a KeysInFlight,
+    key: ApiKeyHash,
+}
+
+impl KeysInFlight {
+    /// Admits a request, `None` if the key has too many.
+    fn admit(&self, key: ApiKeyHash) -> Option<KeyInFlight<'_>> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key).or_default();
+        if *count >= MAX_IN_FLIGHT_OF_KEY {
+            return None;
+        }
+        *count += 1;
+        Some(KeyInFlight { keys: self, key })
+    }
+}
+
+impl Drop for KeyInFlight<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.keys.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = counts.entry(self.key) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
 
 /// Authenticates a request, and limits the number of requests in flight and of each key.
 pub async fn authenticate(
@@ -37,7 +79,15 @@ pub async fn authenticate(
     if target.contains("%00") {
         return Problem::bad_request("the address must not contain NUL").into_response();
     }
-    let caller = match identify(&api, request.headers()).await {
+    let Some(key) = sent_key(request.headers()) else {
+        return unauthorized(&api).into_response();
+    };
+    let Some(_share) = api.keys_in_flight.admit(key) else {
+        api.metrics.record_rejection(Rejection::RateLimited);
+        let problem = Problem::rate_limited("the API key has too many requests in flight");
+        return problem.retry_after(1).into_response();
+    };
+    let caller = match identify(&api, key).await {
         Ok(caller) => caller,
         Err(problem) => return problem.into_response(),
     };
@@ -48,16 +98,20 @@ pub async fn authenticate(
     }
 }
 
-async fn identify(api: &Api, headers: &HeaderMap) -> Result<ApiCaller, Problem> {
-    let unauthorized = || {
-        api.metrics.record_rejection(Rejection::Unauthorized);
-        Problem::unauthorized("send a valid API key as Authorization: Bearer tgk_…")
-    };
-    let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let key = sent.and_then(|sent| sent.strip_prefix("Bearer ")).map(str::parse::<ApiKey>);
-    let Some(Ok(key)) = key else { return Err(unauthorized()) };
-    let Some(caller) = api.store.authenticate(&key.hash()).await? else {
-        return Err(unauthorized());
+fn sent_key(headers: &HeaderMap) -> Option<ApiKeyHash> {
+    let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())?;
+    let key: ApiKey = sent.strip_prefix("Bearer ")?.parse().ok()?;
+    Some(key.hash())
+}
+
+fn unauthorized(api: &Api) -> Problem {
+    api.metrics.record_rejection(Rejection::Unauthorized);
+    Problem::unauthorized("send a valid API key as Authorization: Bearer tgk_…")
+}
+
+async fn identify(api: &Api, key: ApiKeyHash) -> Result<ApiCaller, Problem> {
+    let Some(caller) = api.store.authenticate(&key).await? else {
+        return Err(unauthorized(api));
     };
     if let Err(exceeded) = api.key_limits.check_key(&caller.key) {
         api.metrics.record_rejection(Rejection::RateLimited);
@@ -121,4 +175,22 @@ pub fn require_org(caller: &ApiCaller, org: &OrgId) -> Result<(), Problem> {
 
 pub fn unknown_organization(org: &OrgId) -> Problem {
     Problem::not_found(format!("organization {org} does not exist"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_requests_between_keys() {
+        let keys = KeysInFlight::default();
+        let random = || ApiKey::random().expect("randomness").hash();
+        let (busy, other) = (random(), random());
+        let held: Vec<_> = (0..MAX_IN_FLIGHT_OF_KEY).map(|_| keys.admit(busy)).collect();
+        assert!(held.iter().all(Option::is_some));
+        assert!(keys.admit(busy).is_none() && keys.admit(other).is_some());
+        drop(held);
+        assert!(keys.0.lock().expect("a lock").is_empty(), "nothing is kept of idle keys");
+        assert!(keys.admit(busy).is_some());
+    }
 }

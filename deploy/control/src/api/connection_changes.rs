@@ -12,8 +12,8 @@ use axum::{extract::State, http::StatusCode};
 use serde::Deserialize;
 use shared::{
     domain::{
-        AgentId, AppId, ConnectionId, ConnectionSettings, EnterpriseId, LinkBy, OrgId, TeamId,
-        UserId,
+        AgentId, AppId, ConnectionId, ConnectionSettings, EnterpriseId, LinkBy, OrgId,
+        SettingsChange, TeamId, UserId,
     },
     secrets::Secret,
     store::{ConnectionChange, DeclaredConnection, NewTokenRotation},
@@ -91,21 +91,21 @@ pub enum LinkByInput {
     Admins,
 }
 
-impl SettingsInput {
-    fn apply(self, old: ConnectionSettings) -> ConnectionSettings {
-        let surfaces = self.surfaces.map(|all| all.into_iter().map(Into::into).collect());
-        let link_by = self.link_by.map(|who| match who {
+impl From<SettingsInput> for SettingsChange {
+    fn from(input: SettingsInput) -> Self {
+        let surfaces = input.surfaces.map(|all| all.into_iter().map(Into::into).collect());
+        let link_by = input.link_by.map(|who| match who {
             LinkByInput::Anyone => LinkBy::Anyone,
             LinkByInput::Binder => LinkBy::Binder,
             LinkByInput::Admins => LinkBy::Admins,
         });
-        ConnectionSettings {
-            surfaces: surfaces.unwrap_or(old.surfaces),
-            welcome: self.welcome.unwrap_or(old.welcome),
-            answer_bots: self.answer_bots.unwrap_or(old.answer_bots),
-            broadcasts: self.broadcasts.unwrap_or(old.broadcasts),
-            foreign_apps: self.foreign_apps.unwrap_or(old.foreign_apps),
-            link_by: link_by.unwrap_or(old.link_by),
+        Self {
+            surfaces,
+            welcome: input.welcome,
+            answer_bots: input.answer_bots,
+            broadcasts: input.broadcasts,
+            foreign_apps: input.foreign_apps,
+            link_by,
         }
     }
 }
@@ -199,7 +199,7 @@ pub async fn create(
         signing_secret: Some(secret(input.signing_secret)?),
         bot_token: input.bot_token.map(secret).transpose()?,
         bot_user: input.bot_user,
-        settings: input.settings.apply(ConnectionSettings::default()),
+        settings: SettingsChange::from(input.settings).apply(ConnectionSettings::default()),
     };
     let id = api.operations(&caller).create_connection(&api.js, &new).await?;
     Ok((StatusCode::CREATED, Json(find(&api, &caller, id).await?.into())))
@@ -219,14 +219,14 @@ pub async fn change(
     Path(id): Path<ConnectionId>,
     Json(patch): Json<ConnectionPatch>,
 ) -> Result<Json<Connection>, Problem> {
-    let old = find(&api, &caller, id).await?;
+    find(&api, &caller, id).await?;
     let token = |token: Option<String>| token.map(secret).transpose();
     let change = ConnectionChange {
         agent: patch.agent,
         signing_secret: None,
         bot_token: patch.bot_token.map(token).transpose()?,
         bot_user: patch.bot_user,
-        settings: patch.settings.map(|settings| settings.apply(old.settings)),
+        settings: patch.settings.map(Into::into).unwrap_or_default(),
     };
     api.operations(&caller).change_connection(&api.js, id, change).await?;
     Ok(Json(find(&api, &caller, id).await?.into()))

@@ -1,6 +1,12 @@
 //! Export of an organization.
 
-use super::{Problem, Shared, caller::Owner, extract::Path, problem::Failures};
+use super::{
+    Problem, Shared,
+    caller::Owner,
+    extract::Path,
+    problem::Failures,
+    stream_permit::{StreamError, StreamPermit},
+};
 use axum::{
     body::{Body, Bytes},
     extract::State,
@@ -8,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use shared::{domain::OrgId, operations::OperationError, store::ExportPosition};
+use shared::{domain::OrgId, store::ExportPosition};
 
 /// Export an organization as JSON lines, `{"kind": …, "row": …}` each: settings, connections,
 /// bindings, link codes, failures, usage and changes. No secrets and no text of people.
@@ -23,20 +29,24 @@ pub async fn get(
     Owner(caller): Owner,
     Path(org): Path<OrgId>,
 ) -> Result<Response, Problem> {
+    let permit = StreamPermit::acquire(&api, &caller)?;
     let operations = api.operations(&caller);
     operations.begin_export(&org).await?;
     // The first page is read before the status is sent.
     let first = operations.export_page(&org, &ExportPosition::default()).await?;
-    let pages =
-        stream::try_unfold((operations, org, Some(first)), async |(operations, org, page)| {
-            let Some((rows, at)) = page else { return Ok::<_, OperationError>(None) };
-            let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-            let next = match at {
-                Some(at) => Some(operations.export_page(&org, &at).await?),
-                None => None,
-            };
-            Ok(Some((Bytes::from(lines), (operations, org, next))))
-        });
+    let state = (permit, operations, org, Some(first));
+    let pages = stream::try_unfold(state, async |(permit, operations, org, page)| {
+        let Some((rows, at)) = page else { return Ok::<_, StreamError>(None) };
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        let next = match at {
+            Some(at) => {
+                permit.check().await?;
+                Some(operations.export_page(&org, &at).await?)
+            }
+            None => None,
+        };
+        Ok(Some((Bytes::from(lines), (permit, operations, org, next))))
+    });
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((kind, Body::from_stream(pages)).into_response())
 }

@@ -1,16 +1,17 @@
 //! Idempotency keys: a repeated write with the same `Idempotency-Key` gets the response of the
 //! first one, for 24 hours.
 
-use super::{Api, Problem};
+use super::{Api, Problem, declarations};
 use axum::{
     body::{Body, to_bytes},
     extract::{Request, State},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use sha2::{Digest, Sha256};
 use shared::{
+    domain::ApiKeyRole,
     runtime::telemetry::ErrorChain,
     store::{ApiCaller, ClaimResult, IdempotencyClaim},
 };
@@ -37,8 +38,10 @@ pub async fn answer_repeated(
 
 async fn run(api: &Api, request: Request, next: Next) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, MAX_BODY_BYTES).await;
-    let body = body.map_err(|_| Problem::too_large("the body must have 64 KiB at most"))?;
+    let max = max_body_bytes(&parts);
+    let body = to_bytes(body, max)
+        .await
+        .map_err(|_| Problem::too_large(format!("the body must have {} KiB at most", max >> 10)))?;
     let again = |body: axum::body::Bytes| Request::from_parts(parts.clone(), Body::from(body));
     let key = match parts.headers.get(HEADER) {
         Some(key) if parts.method != Method::GET => checked(key)?,
@@ -82,6 +85,16 @@ async fn run(api: &Api, request: Request, next: Next) -> Result<Response, Proble
         warn!(error = %ErrorChain(&error), "failed to record response for idempotency key");
     }
     Ok(Response::from_parts(parts, Body::from(body)))
+}
+
+/// Returns the maximum size of a body. Only those who may send declarations may send more.
+fn max_body_bytes(parts: &Parts) -> usize {
+    let caller = parts.extensions.get::<ApiCaller>();
+    let declares = caller.is_some_and(|it| it.org.is_none() && it.role >= ApiKeyRole::Owner);
+    match declares && parts.uri.path() == declarations::PATH {
+        true => declarations::MAX_BODY_BYTES,
+        false => MAX_BODY_BYTES,
+    }
 }
 
 fn checked(key: &HeaderValue) -> Result<&str, Problem> {

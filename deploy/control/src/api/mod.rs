@@ -18,20 +18,28 @@ mod caller;
 mod connection_changes;
 mod connections;
 mod dead_letters;
+mod declarations;
 mod deliveries;
+mod erasures;
 mod export;
 mod extract;
 mod failures;
 mod idempotency;
 mod install_links;
 mod link_codes;
+mod members;
 mod organizations;
 mod outbox_failures;
 mod page;
 mod problem;
 mod replays;
+mod stream_permit;
 mod usage;
 mod webhooks;
+
+pub use caller::org_filter;
+pub use page::{Page, PageQuery, unknown_cursor};
+pub use problem::Problem;
 
 use crate::metrics::Metrics;
 use async_nats::jetstream;
@@ -43,7 +51,6 @@ use axum::{
     routing::get,
 };
 use governor::{DefaultKeyedRateLimiter, Quota, clock::DefaultClock};
-use problem::Problem;
 use shared::{
     domain::Actor,
     operations::Operations,
@@ -82,6 +89,9 @@ pub struct Api {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     max_in_flight: usize,
+    /// Responses that are streamed.
+    streams: Arc<Semaphore>,
+    keys_in_flight: caller::KeysInFlight,
     key_limits: DefaultKeyedRateLimiter<String>,
     clock: DefaultClock,
 }
@@ -101,6 +111,8 @@ impl Api {
             metrics,
             in_flight: Semaphore::new(limits.in_flight),
             max_in_flight: limits.in_flight,
+            streams: Arc::new(Semaphore::new(stream_permit::MAX_STREAMS)),
+            keys_in_flight: caller::KeysInFlight::default(),
             key_limits: DefaultKeyedRateLimiter::keyed(quota),
             clock: DefaultClock::default(),
         }
@@ -137,7 +149,7 @@ type Shared = State<Arc<Api>>;
                        `cursor`. Writes take an `Idempotency-Key`: a repeated request gets the \
                        response of the first one for 24 hours.",
     ),
-    components(schemas(Problem)),
+    components(schemas(Problem, problem::LineProblem)),
     modifiers(&ApiKeyScheme),
     security(("api_key" = []))
 )]
@@ -159,10 +171,17 @@ fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(organizations::list))
         .routes(routes!(organizations::get, organizations::put, organizations::delete))
         .routes(routes!(export::get))
+        .routes(routes!(members::list))
+        .routes(routes!(members::put, members::delete))
+        .routes(routes!(erasures::list))
+        .routes(routes!(erasures::get))
+        .routes(routes!(erasures::erase_person))
+        .routes(routes!(erasures::erase_organization))
         .routes(routes!(agents::list))
         .routes(routes!(agents::get, agents::put, agents::delete))
         .routes(routes!(agents::pause))
         .routes(routes!(agents::resume))
+        .routes(routes!(declarations::apply))
         .routes(routes!(apps::list))
         .routes(routes!(apps::get))
         .routes(routes!(connections::list, connection_changes::create))

@@ -6,7 +6,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use shared::{operations::OperationError, runtime::telemetry::ErrorChain, store::StoreError};
+use shared::{
+    operations::{FileProblem, OperationError},
+    runtime::telemetry::ErrorChain,
+    store::StoreError,
+};
 use std::collections::BTreeMap;
 use tracing::warn;
 use utoipa::{
@@ -30,8 +34,20 @@ pub struct Problem {
     status: u16,
     /// This error, for people.
     detail: String,
+    /// Problems of a file, in the order of their lines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<LineProblem>,
     #[serde(skip)]
     retry_after: Option<u64>,
+}
+
+/// Problem of one line of a file.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LineProblem {
+    /// Line, from 1.
+    line: u64,
+    /// Cause and remedy.
+    text: String,
 }
 
 macro_rules! problems {
@@ -76,7 +92,24 @@ problems! {
 impl Problem {
     fn new(status: StatusCode, word: &str, title: &'static str, detail: String) -> Self {
         let kind = format!("urn:tidegate:problem:{word}");
-        Self { kind, title, status: status.as_u16(), detail, retry_after: None }
+        let errors = Vec::new();
+        Self { kind, title, status: status.as_u16(), detail, errors, retry_after: None }
+    }
+
+    /// Adds problems of a file.
+    pub fn with_errors(self, problems: Vec<FileProblem>) -> Self {
+        let of_line = |p: FileProblem| LineProblem { line: p.line as u64, text: p.text };
+        Self { errors: problems.into_iter().map(of_line).collect(), ..self }
+    }
+
+    /// Returns the HTTP status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    /// Returns the kind of error and this error, for people.
+    pub fn texts(&self) -> (&'static str, &str) {
+        (self.title, &self.detail)
     }
 
     /// Sets the time after which the request may be repeated.
@@ -87,7 +120,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let status = self.status();
         let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
@@ -125,7 +158,7 @@ const FAILURES: [(&str, &str); 11] = [
     ("403", "The role of the API key does not allow the request."),
     ("404", "The object does not exist, or belongs to another organization."),
     ("409", "The state of the object does not allow the request."),
-    ("413", "The body has more than 64 KiB."),
+    ("413", "The body has more than 64 KiB, or 1 MiB for declarations."),
     ("415", "The body is not JSON."),
     ("422", "A value is not allowed, or the Idempotency-Key was used for another request."),
     ("429", "The API key sends too many requests. `Retry-After` has the seconds to wait."),

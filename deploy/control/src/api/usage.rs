@@ -7,12 +7,15 @@ use super::{
     page::{Page, PageQuery},
     problem::Failures,
     resource,
+    stream_permit::{StreamError, StreamPermit},
 };
 use axum::{
+    body::{Body, Bytes},
     extract::State,
     http::header,
     response::{IntoResponse, Response},
 };
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use shared::{
     domain::{ConnectionId, OrgId},
@@ -23,6 +26,11 @@ use utoipa::IntoParams;
 
 /// Maximum rows of a CSV file.
 const MAX_CSV_ROWS: i64 = 100_000;
+/// Rows of a CSV file that are in memory at once.
+const CSV_PAGE_ROWS: i64 = 1_000;
+/// First line of a CSV file.
+const CSV_HEAD: &str = "organization,connection,hour,webhooks,ignored,deliveries,attempts,agent_ms,\
+                        replies,failures\r\n";
 
 resource! {
     /// Usage of a connection in an hour.
@@ -108,16 +116,33 @@ pub async fn csv(
     Viewer(caller): Viewer,
     Query(filter): Query<Filter>,
 ) -> Result<Response, Problem> {
-    let rows = api.store.usage(&filter.checked(&caller)?, MAX_CSV_ROWS).await?;
-    Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], render(&rows)).into_response())
+    let filter = filter.checked(&caller)?;
+    let permit = StreamPermit::acquire(&api, &caller)?;
+    // The first page is read before the status is sent.
+    let first = api.store.usage(&filter, CSV_PAGE_ROWS).await?;
+    let head = stream::once(async { Ok(Bytes::from_static(CSV_HEAD.as_bytes())) });
+    let state = (permit, api, filter, first, 0_i64);
+    let pages = stream::try_unfold(state, async |(permit, api, mut filter, page, sent)| {
+        let Some(last) = page.last() else { return Ok::<_, StreamError>(None) };
+        filter.after = Some((last.hour.clone(), last.connection.clone()));
+        let (text, sent) = (Bytes::from(render(&page)), sent + page.len() as i64);
+        let limit = CSV_PAGE_ROWS.min(MAX_CSV_ROWS - sent);
+        let is_last = (page.len() as i64) < CSV_PAGE_ROWS || limit <= 0;
+        let next = if is_last {
+            Vec::new()
+        } else {
+            permit.check().await?;
+            api.store.usage(&filter, limit).await?
+        };
+        Ok(Some((text, (permit, api, filter, next, sent))))
+    });
+    let body = Body::from_stream(head.chain(pages));
+    Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], body).into_response())
 }
 
 /// Returns rows as CSV. Ids and times need no quotes.
 fn render(rows: &[HourlyUsage]) -> String {
-    let mut text = String::from(
-        "organization,connection,hour,webhooks,ignored,deliveries,attempts,agent_ms,replies,\
-         failures\r\n",
-    );
+    let mut text = String::new();
     for row in rows {
         let HourlyUsage {
             connection,
@@ -154,7 +179,7 @@ mod tests {
         .expect("a row");
         let text = render(&[row]);
         let lines: Vec<&str> = text.split("\r\n").collect();
-        assert_eq!(lines[1], "acme,07,2026-01-31T12:00:00+00:00,9,1,8,10,1200,7,1");
-        assert_eq!(lines[0].split(',').count(), lines[1].split(',').count());
+        assert_eq!(lines[0], "acme,07,2026-01-31T12:00:00+00:00,9,1,8,10,1200,7,1");
+        assert_eq!(CSV_HEAD.split(',').count(), lines[0].split(',').count());
     }
 }

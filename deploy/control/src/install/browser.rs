@@ -1,6 +1,7 @@
 //! What a browser sends beside the address: cookies, and which site opened a page.
 
-use axum::http::{HeaderMap, header};
+use crate::cookies::cookie;
+use axum::http::HeaderMap;
 use shared::domain::{InstallBrowser, InstallLink, parse_web_address};
 
 /// Cookie of the browser. The prefix makes browsers refuse it from other hosts and without TLS.
@@ -32,16 +33,6 @@ pub fn known(headers: &HeaderMap) -> Option<InstallBrowser> {
     cookie(headers, BROWSER_COOKIE)?.parse().ok()
 }
 
-/// Returns the value of a cookie that is sent once.
-fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
-    let sent = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let pairs =
-        sent.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let mut values = pairs.filter(|(sent, _)| *sent == name).map(|(_, value)| value.to_owned());
-    let value = values.next()?;
-    values.next().is_none().then_some(value)
-}
-
 /// Returns whether the page of a link sent a form, and no other site. A browser tells it.
 pub fn is_same_site(headers: &HeaderMap, redirect_url: &str) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
@@ -65,16 +56,6 @@ mod tests {
             headers.append(*name, value.parse().expect("a header"));
         }
         headers
-    }
-
-    #[test]
-    fn reads_cookie_sent_once() {
-        let sent = headers(&[("cookie", "a=1; b=2"), ("cookie", "c=3=4")]);
-        assert_eq!(cookie(&sent, "b").as_deref(), Some("2"));
-        assert_eq!(cookie(&sent, "c").as_deref(), Some("3=4"));
-        assert_eq!(cookie(&sent, "d"), None);
-        let twice = headers(&[("cookie", "a=1; a=2")]);
-        assert_eq!(cookie(&twice, "a"), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::{
     pages::{self, Message, StartPage},
     slack::{ExchangeError, Grant},
 };
+use crate::metrics::InstallOutcome;
 use axum::{
     extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -71,6 +72,9 @@ pub async fn callback(
 
 fn finish(installer: &Installer, page: Page) -> Response {
     page.unwrap_or_else(|message| {
+        if let Some(outcome) = message.outcome() {
+            installer.metrics.record_install(outcome);
+        }
         info!(page = message.title(), "installation not completed");
         message.respond(&installer.slack.origin())
     })
@@ -169,7 +173,8 @@ impl Installer {
         let code = code.ok_or_else(|| refused_by_person("no code"))?;
         if taken.redirect_url != app.redirect_url {
             let text = "The app's address has changed since. Open the install link again.";
-            return Err(Message::new(StatusCode::CONFLICT, "Not completed", text));
+            let message = Message::new(StatusCode::CONFLICT, "Not completed", text);
+            return Err(message.ends(InstallOutcome::Refused));
         }
         // Both were parsed by `take_state`.
         let (Ok(state), Some(browser)) = (state.parse::<InstallState>(), browser::known(headers))
@@ -222,7 +227,7 @@ impl Installer {
                 ),
             };
             let link = browser::last_link(headers).map(|link| format!("/install/{link}"));
-            Message::new(status, title, text).continue_to(link)
+            Message::new(status, title, text).continue_to(link).ends(InstallOutcome::StateRefused)
         };
         let parsed: InstallState = state.parse().map_err(|_| refused(StateRefusal::Unknown))?;
         let browser: InstallHash = match browser::known(headers) {
@@ -268,31 +273,34 @@ impl Installer {
             warn!(error = %ErrorChain(&error), "failed to complete installation");
             let text = "The app is installed, but could not be connected completely. Try the \
                         install link again in a minute.";
-            Message::new(StatusCode::SERVICE_UNAVAILABLE, "Not completed", text).ask(&app.contact)
+            Message::new(StatusCode::SERVICE_UNAVAILABLE, "Not completed", text)
+                .ask(&app.contact)
+                .ends(InstallOutcome::Failed)
         })?;
         let connection = match installed {
             InstallResult::Installed(connection) => connection,
             InstallResult::Contested { .. } => {
                 let text =
                     "The app is installed several times at once. Open the install link again.";
-                return Err(Message::new(StatusCode::CONFLICT, "Not completed", text));
+                let message = Message::new(StatusCode::CONFLICT, "Not completed", text);
+                return Err(message.ends(InstallOutcome::Failed));
             }
             InstallResult::OtherOrganization => {
                 let text = "This workspace is connected with another organization already. Only \
                             whoever runs this service can move it.";
                 let message =
                     Message::new(StatusCode::CONFLICT, "Connected with another organization", text);
-                return Err(message.ask(&app.contact));
+                return Err(message.ask(&app.contact).ends(InstallOutcome::Refused));
             }
             InstallResult::LinkUsed => {
                 let text = "The link was used for another workspace, or was revoked. Ask for a new \
                             one.";
-                return Err(
-                    Message::new(StatusCode::CONFLICT, "Link was used", text).ask(&app.contact)
-                );
+                let message = Message::new(StatusCode::CONFLICT, "Link was used", text);
+                return Err(message.ask(&app.contact).ends(InstallOutcome::Refused));
             }
         };
         info!(%connection, missing_scopes = missing, "app installed");
+        self.metrics.record_install(InstallOutcome::Installed);
         let target = return_url
             // The list may have changed since the link was created.
             .filter(|url| is_return_url_allowed(url, &app.return_urls))
@@ -348,7 +356,7 @@ fn refused_by_person(error: &str) -> Message {
         "access_denied" => "You cancelled on Slack's page. Nothing was connected.",
         _ => "Slack did not allow the app. Nothing was connected.",
     };
-    Message::new(StatusCode::OK, "Not connected", text)
+    Message::new(StatusCode::OK, "Not connected", text).ends(InstallOutcome::Cancelled)
 }
 
 fn exchange_failed(app: &App, error: &ExchangeError) -> Message {
@@ -367,7 +375,9 @@ fn exchange_failed(app: &App, error: &ExchangeError) -> Message {
             "Slack's answer was for something else. Open the install link again.".to_owned(),
         ),
     };
-    Message::new(status, "Not connected", text).ask(&app.contact)
+    Message::new(status, "Not connected", text)
+        .ask(&app.contact)
+        .ends(InstallOutcome::ExchangeFailed)
 }
 
 fn unavailable(error: shared::store::StoreError) -> Message {

@@ -1,5 +1,6 @@
 //! Pages that a person sees, and their headers.
 
+use crate::metrics::InstallOutcome;
 use askama::Template;
 use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -44,13 +45,24 @@ pub struct Message {
     text: String,
     contact: String,
     continue_to: Option<String>,
+    outcome: Option<InstallOutcome>,
 }
 
 impl Message {
     /// Makes a page.
     pub fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
-        let (contact, continue_to) = (String::new(), None);
-        Self { status, title, text: text.into(), contact, continue_to }
+        let (contact, continue_to, outcome) = (String::new(), None, None);
+        Self { status, title, text: text.into(), contact, continue_to, outcome }
+    }
+
+    /// Counts the page as the end of an installation.
+    pub fn ends(self, outcome: InstallOutcome) -> Self {
+        Self { outcome: Some(outcome), ..self }
+    }
+
+    /// Returns the outcome of the installation that ended with the page.
+    pub fn outcome(&self) -> Option<InstallOutcome> {
+        self.outcome
     }
 
     /// Names whom the person may ask.

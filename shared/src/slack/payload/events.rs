@@ -63,6 +63,8 @@ fields! {
         pub previous_message: First<Item<'a>>,
         /// Ids of an assistant event.
         pub assistant_thread: Object<AssistantThread<'a>>,
+        /// What the person has open. Only messages to an app that is declared an agent have it.
+        pub app_context: Object<AppContext<'a>>,
     }
 
     /// `event.bot_profile`.
@@ -95,6 +97,18 @@ fields! {
         pub thread_ts: Text<'a>,
         /// Message of a pin or star.
         pub message: First<Box<Item<'a>>>,
+    }
+
+    /// `event.app_context`.
+    #[allow(missing_docs)]
+    pub struct AppContext<'a> {
+        pub entities: List<ContextEntity<'a>>,
+    }
+
+    /// Channel, canvas or message that a person has open.
+    #[allow(missing_docs)]
+    pub struct ContextEntity<'a> {
+        pub kind: Text<'a> = "type",
     }
 
     /// `event.assistant_thread`.
@@ -164,6 +178,15 @@ impl Event<'_> {
         let of_item = || self.item.0.as_ref()?.thread_root();
         let thread = self.thread_ts.get().or_else(of_assistant);
         thread.or_else(of_messages).or_else(of_item)
+    }
+
+    /// Returns the first message of the session that a message in an agent's direct message belongs
+    /// to: there each message without a thread begins one. `None` for other events.
+    pub fn session_root(&self) -> Option<&str> {
+        let is_to_agent = self.kind.get() == Some("message")
+            && self.channel_type.get() == Some("im")
+            && self.app_context.0.is_some();
+        if is_to_agent { self.thread_ts.get().or(self.ts.get()) } else { None }
     }
 
     /// Returns the number of Tidegate's replies that led to this message, as counted in its

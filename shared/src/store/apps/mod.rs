@@ -172,6 +172,24 @@ impl Store {
         Ok(query.bind(id.as_str()).fetch_optional(&self.pool).await?)
     }
 
+    /// Returns the number of apps that are declared for one organization.
+    pub async fn count_apps_of(&self, org: &OrgId) -> Result<i64, StoreError> {
+        let query =
+            sqlx::query_scalar("-- apps.count_of\n select count(*) from apps where org_id = $1");
+        Ok(query.bind(org.as_str()).fetch_one(&self.pool).await?)
+    }
+
+    /// Returns whether an app is declared for other organizations than one, or has a connection of
+    /// another one.
+    pub async fn is_app_of_others(&self, id: &AppId, org: &OrgId) -> Result<bool, StoreError> {
+        let query = sqlx::query_scalar(
+            "-- apps.is_of_others
+             select exists (select from apps where id = $1 and org_id is distinct from $2)
+                 or exists (select from connections where app_id = $1 and org_id <> $2)",
+        );
+        Ok(query.bind(id.as_str()).bind(org.as_str()).fetch_one(&self.pool).await?)
+    }
+
     /// Opens the columns of [`client_secret_columns`].
     pub(super) fn client_credentials(
         &self,

@@ -5,11 +5,10 @@
 //! interrupted deletion can be repeated.
 
 use crate::domain::ConnectionId;
-use crate::store::{Store, StoreError, inconsistent};
+use crate::store::{Store, StoreError};
 use serde::Serialize;
 use sqlx::{PgExecutor, Row};
 use std::time::Duration;
-use time::OffsetDateTime;
 
 /// Numbers of deleted rows of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -30,19 +29,29 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        let mut deleted = match delete_row(&self.pool, id).await {
+        let mut deleted = match self.delete_connection_row(id).await {
             Err(StoreError::Missing(_)) if self.has_tombstone(id).await? => {
                 DeletedConnection::default()
             }
             deleted => deleted?,
         };
+        self.delete_all_traffic(id, &mut deleted).await?;
+        Ok(deleted)
+    }
+
+    /// Deletes the traffic of a connection whose row is deleted, and adds the numbers.
+    pub async fn delete_all_traffic(
+        &self,
+        id: ConnectionId,
+        deleted: &mut DeletedConnection,
+    ) -> Result<(), StoreError> {
         loop {
             let step = self.delete_traffic(id).await?;
             deleted.outbox += step.outbox;
             deleted.deliveries += step.deliveries;
             deleted.dead_letters += step.dead_letters;
             if step.rows == 0 {
-                return Ok(deleted);
+                return Ok(());
             }
         }
     }
@@ -52,84 +61,47 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        delete_row(&self.pool, id).await
-    }
-
-    /// Returns connections that were deleted within the last day, and at least `after` ago, whose
-    /// webhooks may be in the stream. At most a page.
-    pub async fn unpurged_connections(
-        &self,
-        after: Duration,
-    ) -> Result<Vec<ConnectionId>, StoreError> {
-        let ids: Vec<String> = sqlx::query_scalar(
-            "-- deleted_connections.unpurged
-             select id from deleted_connections
-              where purged_at is null and deleted_at < now() - make_interval(secs => $1)
-                and deleted_at > now() - interval '1 day'
-              order by deleted_at limit $2",
-        )
-        .bind(after.as_secs_f64())
-        .bind(LATE_TRAFFIC_PAGE)
-        .fetch_all(&self.pool)
-        .await?;
-        let parse = |id: &String| {
-            id.parse().map_err(|error| inconsistent("deleted_connections", "id", id, error))
-        };
-        ids.iter().map(parse).collect()
-    }
-
-    /// Records that the webhooks of a deleted connection were purged from the stream.
-    pub async fn record_purged_connection(&self, id: ConnectionId) -> Result<(), StoreError> {
-        sqlx::query(
-            "-- deleted_connections.record_purged
-             update deleted_connections set purged_at = now() where id = $1",
+        // In steps: the deletion of the row is one statement, with all rows that reference it.
+        let counts: (i64, i64) = sqlx::query_as(
+            "-- connections.count_references
+             select (select count(*) from channel_bindings where connection_id = $1),
+                    (select count(*) from link_codes where connection_id = $1)",
         )
         .bind(id.to_string())
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(())
-    }
-
-    /// Deletes traffic that arrived for connections after they were deleted within the last day: at
-    /// most a step per connection, for a page of them after `after`. Returns the number of rows and
-    /// the next page, `None` after the last.
-    pub async fn delete_late_traffic(
-        &self,
-        after: Option<&(OffsetDateTime, String)>,
-    ) -> Result<(u64, Option<(OffsetDateTime, String)>), StoreError> {
-        let page: Vec<(OffsetDateTime, String, bool)> = sqlx::query_as(LATE_TRAFFIC)
-            .bind(after.map(|(at, _)| *at))
-            .bind(after.map(|(_, id)| id.as_str()).unwrap_or_default())
-            .bind(LATE_TRAFFIC_PAGE)
-            .fetch_all(&self.pool)
+        loop {
+            let deleted: i64 = sqlx::query_scalar(
+                "-- connections.delete_references\n select delete_connection_references($1, $2)",
+            )
+            .bind(id.to_string())
+            .bind(STEP_ROWS as i32)
+            .fetch_one(&self.pool)
             .await?;
-        let mut rows = 0;
-        for (_, id, has_traffic) in &page {
-            if *has_traffic {
-                let id = id
-                    .parse()
-                    .map_err(|error| inconsistent("deleted_connections", "id", id, error))?;
-                rows += self.delete_traffic(id).await?.rows;
+            if deleted < STEP_ROWS {
+                break;
             }
         }
-        let is_full = page.len() as i64 == LATE_TRAFFIC_PAGE;
-        let next = page.into_iter().last().filter(|_| is_full).map(|(at, id, _)| (at, id));
-        Ok((rows, next))
+        let deleted = delete_row(&self.pool, id).await?;
+        Ok(DeletedConnection { bindings: counts.0, link_codes: counts.1, ..deleted })
     }
 
-    /// Deletes connections that people uninstalled before `keep`, at most `most`. Returns their
-    /// number. Directory sync writes their tombstones, and their traffic goes as late traffic.
+    /// Deletes connections that people uninstalled before `keep`, at most `most`, after the `skip`
+    /// oldest. Returns the number of those that are deleted, or shrank because they have many rows.
+    /// Directory sync writes their tombstones, and their traffic goes as late traffic.
     pub async fn delete_uninstalled_connections(
         &self,
         keep: Duration,
         most: i32,
+        skip: i32,
     ) -> Result<u64, StoreError> {
         let deleted: i64 = sqlx::query_scalar(
             "-- connections.delete_uninstalled
-             select delete_uninstalled_connections(make_interval(secs => $1), $2)",
+             select delete_uninstalled_connections(make_interval(secs => $1), $2, $3)",
         )
         .bind(keep.as_secs_f64())
         .bind(most)
+        .bind(skip)
         .fetch_one(&self.pool)
         .await?;
         Ok(deleted.unsigned_abs())
@@ -144,7 +116,10 @@ impl Store {
     }
 
     /// Deletes a step of a deleted connection's traffic.
-    async fn delete_traffic(&self, id: ConnectionId) -> Result<DeletionStep, StoreError> {
+    pub(super) async fn delete_traffic(
+        &self,
+        id: ConnectionId,
+    ) -> Result<DeletionStep, StoreError> {
         let mut step = DeletionStep::default();
         step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
         step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;
@@ -204,39 +179,6 @@ impl Store {
     }
 }
 
-/// Deleted connections per page of [`LATE_TRAFFIC`].
-const LATE_TRAFFIC_PAGE: i64 = 50;
-/// Connections that were deleted within the last day, by id, and whether each has traffic.
-const LATE_TRAFFIC: &str = "-- deleted_connections.recent
-    select d.deleted_at, d.id,
-           exists (select from deliveries t where t.connection_id = d.id)
-           or exists (select from outbox t where t.connection_id = d.id)
-           or exists (select from outbox_channels t where t.connection_id = d.id)
-           or exists (select from outbox_failures t where t.connection_id = d.id)
-           or exists (select from dead_letters t where t.connection_id = d.id)
-           or exists (select from runs t where t.connection_id = d.id)
-           or exists (select from run_parts t where t.connection_id = d.id)
-           or exists (select from run_controls t where t.connection_id = d.id)
-           or exists (select from approvals t where t.connection_id = d.id)
-           or exists (select from feedback t where t.connection_id = d.id)
-           or exists (select from connection_usage t where t.connection_id = d.id)
-           or exists (select from replays t where t.connection_id = d.id)
-           or exists (select from pauses t where t.connection_id = d.id)
-           or exists (select from response_url_uses t where t.connection_id = d.id)
-           or exists (select from channel_binding_history t where t.connection_id = d.id)
-           or exists (select from known_channels t where t.connection_id = d.id)
-           or exists (select from deleted_messages t where t.connection_id = d.id)
-           or exists (select from user_questions t where t.connection_id = d.id)
-           or exists (select from connection_backlog t where t.connection_id = d.id)
-           or exists (select from notifications t where t.connection_id = d.id)
-           or exists (select from ignored_webhooks t where t.connection_id = d.id)
-           or exists (select from delivery_log t where t.connection_id = d.id)
-           or exists (select from outbox_log t where t.connection_id = d.id) as has_traffic
-      from (select deleted_at, id from deleted_connections
-             where (deleted_at, id) > (greatest($1, now() - interval '1 day'), $2)
-             order by deleted_at, id limit $3) d
-     order by d.deleted_at, d.id";
-
 /// Maximum rows per table and step.
 const STEP_ROWS: i64 = 5_000;
 /// Maximum lanes per step.
@@ -244,11 +186,11 @@ const STEP_LANES: i64 = 100;
 
 /// Result of a step.
 #[derive(Default)]
-struct DeletionStep {
+pub(super) struct DeletionStep {
     deliveries: i64,
     outbox: i64,
     dead_letters: i64,
-    rows: u64,
+    pub(super) rows: u64,
 }
 
 /// Returns the tables whose rows need no lock of a lane, with each slot of a rotating table.

@@ -3,6 +3,7 @@
 
 mod admin;
 mod deletion;
+mod late_traffic;
 mod token_failures;
 mod token_rotation;
 

@@ -14,9 +14,11 @@ mod organizations;
 mod plan;
 mod single;
 mod single_connection;
+mod single_member;
 
-pub use plan::{Plan, PlanAction, PlanStep};
+pub use plan::{Plan, PlanAction, PlanStep, PlanSummary, StepSummary};
 pub use single_connection::ConnectionChange;
+pub use single_member::{MemberRecord, SavedMember};
 
 use plan::PlanObject;
 
@@ -89,28 +91,28 @@ pub enum Declared {
     Nothing,
 }
 
-/// Deletion of what is not declared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prune {
-    /// Nothing is deleted.
-    Nothing,
-    /// Undeclared objects are deleted, except apps that have connections.
-    Undeclared,
-    /// Undeclared objects are deleted, apps with their connections.
-    UndeclaredApps,
+/// Extent of an application.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ApplyMode {
+    /// Undeclared objects are deleted.
+    pub prune: bool,
+    /// The author has confirmed deletions. Without it a plan that deletes is not applied, and an
+    /// undeclared app that has connections is a conflict.
+    pub confirmed: bool,
+    /// Only the plan is computed.
+    pub dry_run: bool,
 }
 
 type Outcome = Result<Plan, Vec<ConflictError>>;
 
 impl Store {
-    /// Applies the declarations, or with `dry_run` only computes the plan. The traffic of deleted
-    /// connections stays for [`Store::delete_connection`].
+    /// Applies the declarations, or only computes the plan. The traffic of deleted connections stays
+    /// for [`Store::delete_connection`].
     pub async fn apply_declarations(
         &self,
         by: &Actor,
         declared: &Declarations,
-        prune: Prune,
-        dry_run: bool,
+        mode: ApplyMode,
     ) -> Result<Outcome, StoreError> {
         let mut tx = self.pool.begin().await?;
         // Serializes applications, and briefly blocks the handling of webhooks.
@@ -122,32 +124,34 @@ impl Store {
         .await?;
         let mut plan = Plan::default();
         self.apply_organizations(&mut tx, declared, &mut plan).await?;
-        let deletes = prune != Prune::Nothing;
-        self.apply_members(&mut tx, declared, deletes, &mut plan).await?;
+        let prune = mode.prune;
+        self.apply_members(&mut tx, declared, prune, &mut plan).await?;
         self.apply_agents(&mut tx, declared, &mut plan).await?;
         let mut conflicts = self.apply_apps(&mut tx, declared, &mut plan).await?;
         let (undeclared, in_use) = apps::undeclared_apps(&mut tx, declared).await?;
-        match prune {
-            Prune::Nothing => plan.kept.extend(undeclared.iter().map(PlanObject::label)),
-            Prune::Undeclared => conflicts.extend(in_use),
-            Prune::UndeclaredApps => {}
+        match (prune, mode.confirmed) {
+            (false, _) => plan.kept.extend(undeclared.iter().map(PlanObject::label)),
+            (true, false) => conflicts.extend(in_use),
+            (true, true) => {}
         }
-        conflicts.extend(self.apply_connections(&mut tx, declared, deletes, &mut plan).await?);
+        conflicts.extend(self.apply_connections(&mut tx, declared, prune, &mut plan).await?);
         if !conflicts.is_empty() {
             return Ok(Err(conflicts)); // the drop rolls back
         }
-        if deletes {
+        if prune {
             apps::delete_apps(&mut tx, undeclared, &mut plan).await?;
         }
-        self.prune_owners(&mut tx, declared, deletes, &mut plan).await?;
-        self.apply_notifications(&mut tx, declared, deletes, &mut plan).await?;
-        if dry_run {
+        self.prune_owners(&mut tx, declared, prune, &mut plan).await?;
+        self.apply_notifications(&mut tx, declared, prune, &mut plan).await?;
+        let deletes = plan.steps.iter().any(|step| step.action == PlanAction::Delete);
+        if mode.dry_run || (deletes && !mode.confirmed) {
             tx.rollback().await?;
             return Ok(Ok(plan));
         }
         let entries: Vec<_> = plan.steps.iter().map(PlanStep::audit_entry).collect();
         add_audit_entries(&mut tx, by, &entries).await?;
         tx.commit().await?;
+        plan.is_applied = true;
         Ok(Ok(plan))
     }
 }

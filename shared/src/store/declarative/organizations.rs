@@ -60,38 +60,14 @@ impl Store {
         }
         for member in &declared.members {
             let before = existing.remove(&(member.org.to_string(), member.user.clone()));
-            let after: BTreeSet<String> =
-                member.identities.iter().map(|(team, user)| format!("{team}/{user}")).collect();
-            let mut diff = Diff::new(before.is_some());
-            let text = |ids: &BTreeSet<String>| ids.iter().cloned().collect::<Vec<_>>().join(" ");
-            diff.compare_text(
-                "slack",
-                before.as_ref().map(text).as_deref(),
-                Some(text(&after).as_str()),
-            );
-            let object = PlanObject::Member(member.org.to_string(), member.user.clone());
-            if diff.add_to_plan(plan, object) {
-                put_member(tx, member).await?;
-            }
+            apply_member(tx, member, before.as_ref(), plan).await?;
         }
         for (org, user) in existing.into_keys() {
             if !prune {
                 plan.kept.push(format!("member {org}/{user}"));
                 continue;
             }
-            plan.steps.push(PlanStep::delete(PlanObject::Member(org.clone(), user.clone())));
-            sqlx::query(
-                "-- declared.delete_member
-                 with gone as (delete from organization_members where org_id = $1 and user_id = $2)
-                 delete from user_identities
-                  where user_id = $2
-                    and not exists (select from organization_members where user_id = $2
-                                       and org_id <> $1)",
-            )
-            .bind(org)
-            .bind(user)
-            .execute(&mut *tx)
-            .await?;
+            delete_member(tx, org, user, plan).await?;
         }
         Ok(())
     }
@@ -250,6 +226,48 @@ pub(super) async fn apply_organization(
     Ok(())
 }
 
+/// Creates a member or changes the identities.
+pub(super) async fn apply_member(
+    tx: &mut PgConnection,
+    member: &DeclaredMember,
+    before: Option<&BTreeSet<String>>,
+    plan: &mut Plan,
+) -> Result<(), StoreError> {
+    let after: BTreeSet<String> =
+        member.identities.iter().map(|(team, user)| format!("{team}/{user}")).collect();
+    let mut diff = Diff::new(before.is_some());
+    let text = |ids: &BTreeSet<String>| ids.iter().cloned().collect::<Vec<_>>().join(" ");
+    diff.compare_text("slack", before.map(text).as_deref(), Some(text(&after).as_str()));
+    let object = PlanObject::Member(member.org.to_string(), member.user.clone());
+    if diff.add_to_plan(plan, object) {
+        put_member(tx, member).await?;
+    }
+    Ok(())
+}
+
+/// Deletes a member, and the identities if no other organization has the user.
+pub(super) async fn delete_member(
+    tx: &mut PgConnection,
+    org: String,
+    user: String,
+    plan: &mut Plan,
+) -> Result<(), StoreError> {
+    plan.steps.push(PlanStep::delete(PlanObject::Member(org.clone(), user.clone())));
+    sqlx::query(
+        "-- declared.delete_member
+         with gone as (delete from organization_members where org_id = $1 and user_id = $2)
+         delete from user_identities
+          where user_id = $2
+            and not exists (select from organization_members where user_id = $2
+                               and org_id <> $1)",
+    )
+    .bind(org)
+    .bind(user)
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
 async fn put_member(tx: &mut PgConnection, member: &DeclaredMember) -> Result<(), StoreError> {
     let teams: Vec<&str> = member.identities.iter().map(|(team, _)| team.as_str()).collect();
     let users: Vec<&str> = member.identities.iter().map(|(_, user)| user.as_str()).collect();
@@ -263,7 +281,7 @@ async fn put_member(tx: &mut PgConnection, member: &DeclaredMember) -> Result<()
               where user_id = $2 and (team_id, platform_user_id) not in (
                         select * from unnest($3::text[], $4::text[])))
          insert into user_identities (platform, team_id, platform_user_id, user_id)
-         select 'slack', team, platform_user, $2
+         select distinct 'slack', team, platform_user, $2
            from unnest($3::text[], $4::text[]) as u (team, platform_user)
          on conflict (platform, team_id, platform_user_id) do update
             set user_id = excluded.user_id",

@@ -5,12 +5,14 @@ use crate::{
     secrets::Secret,
     store::{AuditAction, AuditOrg, NewAuditEntry},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Differences from the declarations, in the order of their application.
 #[derive(Debug, Default)]
 pub struct Plan {
+    /// True after its commit.
+    pub is_applied: bool,
     /// Creations, changes and deletions.
     pub steps: Vec<PlanStep>,
     /// Undeclared objects that are kept.
@@ -27,8 +29,51 @@ pub struct Plan {
     pub deleted_apps: Vec<AppId>,
 }
 
+/// A plan for people and programs.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct PlanSummary {
+    /// False after a dry run, and if the plan deletes something without a confirmation.
+    pub applied: bool,
+    /// Creations, changes and deletions.
+    pub steps: Vec<StepSummary>,
+    /// Undeclared objects that are kept.
+    pub undeclared: Vec<String>,
+    /// Number of declared objects without a difference.
+    pub unchanged: u64,
+    /// Ids of all declared connections.
+    pub connections: Vec<ConnectionId>,
+}
+
+/// A step for people and programs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StepSummary {
+    /// Action.
+    pub action: PlanAction,
+    /// Object, as `agent acme/helper`.
+    pub what: String,
+    /// Changed fields, without secrets.
+    pub fields: Vec<String>,
+}
+
+impl From<&Plan> for PlanSummary {
+    fn from(plan: &Plan) -> Self {
+        let step = |step: &PlanStep| StepSummary {
+            action: step.action,
+            what: step.what.clone(),
+            fields: step.fields.clone(),
+        };
+        Self {
+            applied: plan.is_applied,
+            steps: plan.steps.iter().map(step).collect(),
+            undeclared: plan.kept.clone(),
+            unchanged: plan.unchanged as u64,
+            connections: plan.connections.clone(),
+        }
+    }
+}
+
 /// Difference of one object.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct PlanStep {
     /// Action.
     pub action: PlanAction,
@@ -36,12 +81,9 @@ pub struct PlanStep {
     pub what: String,
     /// Changed fields, without secrets.
     pub fields: Vec<String>,
-    #[serde(skip)]
     object: PlanObject,
     /// Values of the changed fields, without secrets.
-    #[serde(skip)]
     before: Map<String, Value>,
-    #[serde(skip)]
     after: Map<String, Value>,
 }
 
@@ -142,13 +184,24 @@ impl PlanObject {
 }
 
 /// Action of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // self-explanatory
 pub enum PlanAction {
     Create,
     Change,
     Delete,
+}
+
+impl PlanAction {
+    /// Returns the name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PlanAction::Create => "create",
+            PlanAction::Change => "change",
+            PlanAction::Delete => "delete",
+        }
+    }
 }
 
 /// Changed fields of an object.

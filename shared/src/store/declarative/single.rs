@@ -1,9 +1,11 @@
 //! Single organizations and agents, with the differences that a declaration would have.
 
 use super::{Plan, PlanAction, PlanStep, organizations::apply_organization};
-use crate::domain::{Actor, AgentId, OrgId};
+use crate::domain::{Actor, AgentId, AgentPolicies, OrgId};
+use crate::secrets::Secret;
 use crate::store::{
-    AuditAction, AuditOrg, NewAgent, NewAuditEntry, Store, StoreError, add_audit_entries,
+    AgentHeaders, AuditAction, AuditOrg, NewAgent, NewAuditEntry, Store, StoreError,
+    add_audit_entries,
 };
 use sqlx::PgConnection;
 
@@ -24,21 +26,31 @@ impl Store {
         Ok(action)
     }
 
-    /// Creates or changes an agent. Returns the action, `None` without a difference.
+    /// Creates or changes an agent, made of its secret: `secret`, or the one that it has, and of its
+    /// headers and policies, which only a declaration changes. Returns the action, `None` without a difference, or the conflict of a new agent without a secret.
     /// [`StoreError::Missing`] for an unknown organization.
     pub async fn save_agent(
         &self,
         by: &Actor,
-        new: &NewAgent,
-    ) -> Result<Option<PlanAction>, StoreError> {
+        (org, id): (&OrgId, &AgentId),
+        secret: Option<Secret>,
+        new: impl FnOnce(Secret, AgentHeaders, AgentPolicies) -> NewAgent,
+    ) -> Result<Result<Option<PlanAction>, String>, StoreError> {
         let (mut tx, mut plan) = (self.pool.begin().await?, Plan::default());
-        if lock_organization(&mut tx, &new.org).await?.is_none() {
-            return Err(StoreError::Missing(format!("organization {}", new.org)));
+        if lock_organization(&mut tx, org).await?.is_none() {
+            return Err(StoreError::Missing(format!("organization {org}")));
         }
-        self.apply_agent(&mut tx, new, &mut plan).await?;
+        // Read under the lock: another change may have replaced it a moment ago.
+        let before = self.agent_in(&mut *tx, org, id).await?;
+        let kept = before.as_ref().map(|agent| (agent.headers.current.clone(), agent.policies));
+        let (headers, policies) = kept.unwrap_or_default();
+        let Some(secret) = secret.or(before.map(|agent| agent.secret)) else {
+            return Ok(Err("a new agent needs a secret".into()));
+        };
+        self.apply_agent(&mut tx, &new(secret, headers, policies), &mut plan).await?;
         let action = record(&mut tx, by, &plan).await?;
         tx.commit().await?;
-        Ok(action)
+        Ok(Ok(action))
     }
 }
 
@@ -81,20 +93,27 @@ impl Store {
         Ok(0)
     }
 
-    /// Deletes an organization with its agents, members and API keys. Returns the number of its
-    /// connections, and then changes nothing. [`StoreError::Missing`] for an unknown organization.
-    pub async fn delete_organization(&self, by: &Actor, id: &OrgId) -> Result<i64, StoreError> {
+    /// Deletes an organization with its agents, members and API keys. Returns the numbers of its
+    /// connections and apps, and changes nothing unless both are 0. [`StoreError::Missing`] for an
+    /// unknown organization.
+    pub async fn delete_organization(
+        &self,
+        by: &Actor,
+        id: &OrgId,
+    ) -> Result<(i64, i64), StoreError> {
         let mut tx = self.pool.begin().await?;
         if lock_organization(&mut tx, id).await?.is_none() {
             return Err(StoreError::Missing(format!("organization {id}")));
         }
-        let used: i64 = sqlx::query_scalar(
-            "-- organizations.uses\n select count(*) from connections where org_id = $1",
+        let used: (i64, i64) = sqlx::query_as(
+            "-- organizations.uses
+             select (select count(*) from connections where org_id = $1),
+                    (select count(*) from apps where org_id = $1)",
         )
         .bind(id.as_str())
         .fetch_one(&mut *tx)
         .await?;
-        if used > 0 {
+        if used != (0, 0) {
             return Ok(used);
         }
         sqlx::query(
@@ -114,7 +133,7 @@ impl Store {
         let entry = NewAuditEntry::new(AuditAction::OrganizationDelete, id, org);
         add_audit_entries(&mut tx, by, &[entry]).await?;
         tx.commit().await?;
-        Ok(0)
+        Ok((0, 0))
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     connections::{ExistingConnection, Only, label},
     single::{lock_organization, record},
 };
-use crate::domain::{Actor, AgentId, ConnectionId, ConnectionSettings, UserId};
+use crate::domain::{Actor, AgentId, ConnectionId, SettingsChange, UserId};
 use crate::secrets::Secret;
 use crate::store::{Store, StoreError, connections::TABLE, inconsistent};
 use sqlx::PgConnection;
@@ -23,7 +23,7 @@ pub struct ConnectionChange {
     /// A new token is a new installation: the connection is active.
     pub bot_token: Option<Option<Secret>>,
     pub bot_user: Option<Option<UserId>>,
-    pub settings: Option<ConnectionSettings>,
+    pub settings: SettingsChange,
 }
 
 impl Store {
@@ -118,6 +118,6 @@ fn changed(
         signing_secret: change.signing_secret.or_else(|| old.signing_secret.clone()),
         bot_token: change.bot_token.unwrap_or_else(|| old.bot_token.clone()),
         bot_user: change.bot_user.unwrap_or(bot_user),
-        settings: change.settings.unwrap_or_else(|| old.settings.clone()),
+        settings: change.settings.apply(old.settings.clone()),
     })
 }

@@ -231,8 +231,7 @@ impl Store {
                     set worker = $1, claim = nextval('delivery_claims'), attempts = l.attempts + 1,
                         merged = case when l.attempts = 0 then 1 else l.merged end,
                         next_at = 'infinity',
-                        first_attempt_at = coalesce(l.first_attempt_at, now()),
-                        cancel_requested = false
+                        first_attempt_at = coalesce(l.first_attempt_at, now())
                    from granted g where l.connection_id = g.connection_id and l.lane = g.lane
                  returning l.connection_id, l.lane, l.head, l.claim, l.attempts, l.faults, l.merged,
                            l.crashes, l.first_attempt_at,
@@ -240,7 +239,7 @@ impl Store {
                            g.agent_id as queue_agent, g.n, g.open as probe)
              select t.*, d.position, d.partition, d.org_id, d.agent_id, d.session, d.kind,
                     d.priority, d.dedup_key, d.size,
-                    extract(epoch from now() - t.first_attempt_at - p.after_first)::float8 as age,
+                    extract(epoch from now() - f.since - p.after_first)::float8 as age,
                     extract(epoch from now() - d.inserted_at - p.after_enqueue)::float8 as waited,
                     null::smallint as last_partition, null::text as last_org,
                     null::text as last_agent, null::text as last_connection
@@ -248,10 +247,13 @@ impl Store {
                left join deliveries d on d.connection_id = t.connection_id and d.lane = t.lane
                 and d.position = t.head
                                      and d.part = 0
+               cross join lateral (
+                   select greatest(t.first_attempt_at, max(r.progressed_at)) as since from runs r
+                    where r.connection_id = t.connection_id and r.lane = t.lane
+                      and r.position = t.head) f
                left join lateral (
-                   select coalesce(sum(coalesce(ended_at, now()) - greatest(started_at,
-                       t.first_attempt_at))
-                                   filter (where coalesce(ended_at, now()) > t.first_attempt_at),
+                   select coalesce(sum(coalesce(ended_at, now()) - greatest(started_at, f.since))
+                                   filter (where coalesce(ended_at, now()) > f.since),
                                    '0') as after_first,
                           coalesce(sum(coalesce(ended_at, now()) - greatest(started_at,
                               d.inserted_at)), '0') as after_enqueue

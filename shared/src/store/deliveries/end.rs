@@ -94,6 +94,15 @@ const FINISH: &str = concat!(
           where d.connection_id = e.connection_id and d.lane = e.lane and d.position >= e.position
             and d.position < e.position + e.merged
          returning d.*, e.i, e.attempts, e.first_attempt_at, d.position > e.position as is_merged),
+     -- A later delivery of an emptied lane may have the same position.
+     runs_gone as (
+        delete from runs r using ended e
+          where r.connection_id = e.connection_id and r.lane = e.lane and r.position = e.position
+         returning r.connection_id, r.lane, r.position),
+     parts_gone as (
+        delete from run_parts p using runs_gone r
+          where p.connection_id = r.connection_id and p.lane = r.lane
+            and p.position = r.position),
      logged as (
          insert into delivery_log (slot, connection_id, partition, generation, sequence, lane,
                 dedup_key, event_id, channel_id, ts, thread_ts, user_id, org_id, agent_id, kind,

@@ -28,7 +28,12 @@ impl Store {
                   order by connection_id, lane limit $4 for update),
              freed as (
                  update delivery_lanes l
-                    set worker = null, claim = null, attempts = l.attempts - 1 + $5::integer,
+                    set worker = null, claim = null,
+                        -- An attempt that has a run counts: only later ones look for it.
+                        attempts = l.attempts - 1 + greatest($5::integer, exists (
+                            select from runs r
+                             where r.connection_id = l.connection_id and r.lane = l.lane
+                               and r.position = l.head)::integer),
                         -- A live worker never started the attempt of a lane that it does not know.
                         crashes = l.crashes + $5::integer, last_error = 'the worker ended',
                         next_at = now() + make_interval(

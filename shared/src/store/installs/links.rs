@@ -55,7 +55,7 @@ pub struct OpenInstallLink {
     pub app: AppId,
     pub agent: Option<AgentId>,
     pub return_url: Option<String>,
-    /// The link was revoked or has expired.
+    /// The link was revoked or has expired, or the app is for another organization by now.
     pub is_closed: bool,
     /// The link was used.
     pub is_used: bool,
@@ -65,7 +65,9 @@ pub struct OpenInstallLink {
 macro_rules! open_link_columns {
     () => {
         "l.link_hash, l.org_id, o.name as org_name, l.app_id, l.agent_id, l.return_url,
-         l.revoked_at is not null or l.expires_at <= now() as is_closed,
+         l.revoked_at is not null or l.expires_at <= now()
+             or exists (select from apps a where a.id = l.app_id and a.org_id <> l.org_id)
+             as is_closed,
          l.used_at is not null as is_used"
     };
 }

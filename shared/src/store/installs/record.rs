@@ -283,7 +283,9 @@ async fn use_link(
         "-- installs.use_link
          update install_links set used_at = coalesce(used_at, now()), connection_id = $2
           where link_hash = $1 and revoked_at is null
-            and (used_at is null or connection_id = $2)",
+            and (used_at is null or connection_id = $2)
+            and not exists (select from apps a where a.id = install_links.app_id
+                               and a.org_id <> install_links.org_id)",
     )
     .bind(link.hash.as_bytes())
     .bind(connection.to_string())

@@ -1,4 +1,4 @@
-//! Backlog of connections: counts of open deliveries and dead letters, in pages by index.
+//! Backlog of connections: counts of open deliveries, dead letters and messages, in pages by index.
 //!
 //! One worker counts in rounds. A statement reads at most a page of index entries. Connections with
 //! much get a row in `connection_backlog`, which intake reads by key: beyond the limits a delivery
@@ -39,16 +39,19 @@ pub struct ConnectionBacklog {
     pub delivery_bytes: i64,
     pub dead_letters: i64,
     pub dead_letter_bytes: i64,
+    /// Messages to Slack that wait or were rejected.
+    pub messages: i64,
     pub deliveries_full: bool,
     pub dead_letters_full: bool,
     pub ignores: bool,
 }
 
 impl ConnectionBacklog {
-    /// Judges the counts. At twice the limit of dead letters, webhooks are ignored.
+    /// Judges the counts. Deliveries cause messages, so that those also fill them. At twice the limit of dead letters, webhooks are ignored.
     pub fn judge(&mut self, limits: &BacklogLimits) {
         let (rows, bytes) = (self.dead_letters, self.dead_letter_bytes);
-        self.deliveries_full = limits.are_reached(self.deliveries, self.delivery_bytes, 1);
+        self.deliveries_full = limits.are_reached(self.deliveries, self.delivery_bytes, 1)
+            || limits.are_reached(self.messages, 0, 1);
         self.dead_letters_full = limits.are_reached(rows, bytes, 1);
         self.ignores = limits.are_reached(rows, bytes, 2);
     }
@@ -57,6 +60,7 @@ impl ConnectionBacklog {
     pub fn is_notable(&self, limits: &BacklogLimits) -> bool {
         limits.are_near(self.deliveries, self.delivery_bytes)
             || limits.are_near(self.dead_letters, self.dead_letter_bytes)
+            || limits.are_near(self.messages, 0)
     }
 }
 
@@ -97,11 +101,18 @@ pub struct DeliveryPosition {
     part: i16,
 }
 
-/// Position of the count of dead letters. The default is before all rows.
+/// Position of the count of dead letters or rejected messages. The default is before all rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeadLetterPosition {
     connection: String,
     id: i64,
+}
+
+/// Position of the count of waiting messages. The default is before all channels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChannelPosition {
+    connection: String,
+    channel: String,
 }
 
 /// Rows of a connection on a page.
@@ -192,15 +203,63 @@ impl Store {
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
+        pages_by_id(&rows, limit)
+    }
+
+    /// Counts waiting messages by a page of channels, `limit` of them, after a position.
+    pub async fn count_message_page(
+        &self,
+        after: &ChannelPosition,
+        limit: i64,
+    ) -> Result<CountedPage<ChannelPosition>, StoreError> {
+        let rows = sqlx::query(
+            "-- backlog.count_messages
+             with page as materialized (
+                 select connection_id, channel_key, pending from outbox_channels
+                  where (connection_id, channel_key) > ($1, $2)
+                  order by connection_id, channel_key limit $3)
+             select connection_id, sum(pending)::bigint as rows, 0::bigint as bytes,
+                    max(channel_key) as last, count(*) as channels
+               from page group by connection_id order by connection_id",
+        )
+        .bind(&after.connection)
+        .bind(&after.channel)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
         let mut page = CountedPage { counts: Vec::new(), oldest: Duration::ZERO, next: None };
+        let mut channels = 0;
         for row in &rows {
             page.counts.push(counted(row)?);
+            channels += row.try_get::<i64, _>("channels")?;
         }
-        if let Some(last) = rows.last().filter(|_| page.is_full(limit)) {
-            let (connection, id) = (last.try_get("connection_id")?, last.try_get("last")?);
-            page.next = Some(DeadLetterPosition { connection, id });
+        if let Some(last) = rows.last().filter(|_| channels >= limit) {
+            let (connection, channel) = (last.try_get("connection_id")?, last.try_get("last")?);
+            page.next = Some(ChannelPosition { connection, channel });
         }
         Ok(page)
+    }
+
+    /// Counts a page of rejected messages, `limit` rows, after a position.
+    pub async fn count_failure_page(
+        &self,
+        after: &DeadLetterPosition,
+        limit: i64,
+    ) -> Result<CountedPage<DeadLetterPosition>, StoreError> {
+        let rows = sqlx::query(
+            "-- backlog.count_failures
+             with page as materialized (
+                 select connection_id, id from outbox_failures
+                  where (connection_id, id) > ($1, $2) order by connection_id, id limit $3)
+             select connection_id, count(*) as rows, 0::bigint as bytes, max(id) as last
+               from page group by connection_id order by connection_id",
+        )
+        .bind(&after.connection)
+        .bind(after.id)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        pages_by_id(&rows, limit)
     }
 
     /// Counts dead letters of malformed messages, which have no connection, up to `limit`.
@@ -229,9 +288,10 @@ impl Store {
              with kept as (
                  insert into connection_backlog as b (connection_id, deliveries, delivery_bytes,
                         dead_letters, dead_letter_bytes, deliveries_full, dead_letters_full,
-                        ignores)
+                        ignores, messages)
                  select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[],
-                                      $5::bigint[], $6::boolean[], $7::boolean[], $8::boolean[])
+                                      $5::bigint[], $6::boolean[], $7::boolean[], $8::boolean[],
+                                      $9::bigint[])
                   order by 1
                  on conflict (connection_id) do update
                     set deliveries = excluded.deliveries,
@@ -240,12 +300,13 @@ impl Store {
                         dead_letter_bytes = excluded.dead_letter_bytes,
                         deliveries_full = excluded.deliveries_full,
                         dead_letters_full = excluded.dead_letters_full,
-                        ignores = excluded.ignores
+                        ignores = excluded.ignores, messages = excluded.messages
                   where (b.deliveries, b.delivery_bytes, b.dead_letters, b.dead_letter_bytes,
-                         b.deliveries_full, b.dead_letters_full, b.ignores)
+                         b.deliveries_full, b.dead_letters_full, b.ignores, b.messages)
                         is distinct from (excluded.deliveries, excluded.delivery_bytes,
                          excluded.dead_letters, excluded.dead_letter_bytes,
-                         excluded.deliveries_full, excluded.dead_letters_full, excluded.ignores))
+                         excluded.deliveries_full, excluded.dead_letters_full, excluded.ignores,
+                         excluded.messages))
              delete from connection_backlog where connection_id <> all ($1)",
         )
         .bind(column(rows, |row| row.connection_id.clone()))
@@ -256,6 +317,7 @@ impl Store {
         .bind(column(rows, |row| row.deliveries_full))
         .bind(column(rows, |row| row.dead_letters_full))
         .bind(column(rows, |row| row.ignores))
+        .bind(column(rows, |row| row.messages))
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -298,6 +360,22 @@ impl<P> CountedPage<P> {
     fn is_full(&self, limit: i64) -> bool {
         self.counts.iter().map(|counted| counted.rows).sum::<i64>() >= limit
     }
+}
+
+/// Returns the page of rows that are counted in the order of connection and id.
+fn pages_by_id(
+    rows: &[sqlx::postgres::PgRow],
+    limit: i64,
+) -> Result<CountedPage<DeadLetterPosition>, StoreError> {
+    let mut page = CountedPage { counts: Vec::new(), oldest: Duration::ZERO, next: None };
+    for row in rows {
+        page.counts.push(counted(row)?);
+    }
+    if let Some(last) = rows.last().filter(|_| page.is_full(limit)) {
+        let (connection, id) = (last.try_get("connection_id")?, last.try_get("last")?);
+        page.next = Some(DeadLetterPosition { connection, id });
+    }
+    Ok(page)
 }
 
 fn counted(row: &sqlx::postgres::PgRow) -> Result<CountedRows, StoreError> {

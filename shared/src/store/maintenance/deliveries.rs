@@ -1,7 +1,7 @@
 //! State of waiting and running deliveries for operators: lanes with their heads, and the
 //! deliveries behind.
 
-use super::json;
+use super::{BoundedCount, json};
 use crate::store::{Store, StoreError, column};
 use crate::{
     domain::{AgentId, ConnectionId, OrgId},
@@ -279,5 +279,25 @@ impl Store {
             deliveries: row.try_get("deliveries")?,
             running: row.try_get("running")?,
         })
+    }
+
+    /// Counts matching lanes, up to a bound.
+    pub async fn count_some_lanes(
+        &self,
+        filter: &DeliveryFilter,
+    ) -> Result<BoundedCount, StoreError> {
+        let row = filtered_query(
+            concat!(
+                "-- deliveries.count_some
+                 select count(*) as count from (select from delivery_lanes l where ",
+                filter_condition!(),
+                " limit $7) t"
+            ),
+            filter,
+        )
+        .bind(BoundedCount::READ_MAX)
+        .fetch_one(&self.pool)
+        .await?;
+        BoundedCount::of(row)
     }
 }

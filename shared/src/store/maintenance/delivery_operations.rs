@@ -241,6 +241,15 @@ macro_rules! end_statement {
          where d.connection_id = c.connection_id and d.lane = c.lane and d.position between c.first
            and c.last
         returning d.*),
+    runs_gone as (
+        delete from runs r using c
+         where r.connection_id = c.connection_id and r.lane = c.lane
+           and r.position between c.first and c.last
+        returning r.connection_id, r.lane, r.position),
+    parts_gone as (
+        delete from run_parts p using runs_gone r
+         where p.connection_id = r.connection_id and p.lane = r.lane
+           and p.position = r.position),
     logged as (
         insert into delivery_log (slot, connection_id, partition, generation, sequence, lane,
                dedup_key, event_id, channel_id, ts, thread_ts, user_id, org_id, agent_id, kind,

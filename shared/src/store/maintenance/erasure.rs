@@ -14,6 +14,9 @@ use sqlx::Row;
 /// Replacement of the id of an erased person. Valid as the id of a user.
 pub const ERASED: &str = "erased";
 
+/// Maximum rows of the audit log per statement.
+const STEP_ROWS: i32 = 5_000;
+
 /// Connections of a workspace or organization of Slack.
 macro_rules! connections_of_team {
     () => {
@@ -188,13 +191,10 @@ impl Store {
             let query = sqlx::query(sql).bind(team.as_str()).bind(user.as_str()).bind(&channels);
             erased.rows += query.execute(&self.pool).await?.rows_affected();
         }
+        let by_person =
+            "-- erasure.audit_log\n select * from erase_person_from_audit_log($1, $2, $3)";
+        erased.rows += self.erase_from_audit_log(by_person, user.as_str()).await?;
         let mut tx = self.pool.begin().await?;
-        let in_log: i64 =
-            sqlx::query_scalar("-- erasure.audit_log\n select erase_person_from_audit_log($1)")
-                .bind(user.as_str())
-                .fetch_one(&mut *tx)
-                .await?;
-        erased.rows += in_log.unsigned_abs();
         // The log does not tell who was erased.
         let entry = NewAuditEntry::new(AuditAction::PersonErase, ERASED, AuditOrg::None);
         let entry = entry.after(json!({ "rows": erased.rows }));
@@ -209,18 +209,29 @@ impl Store {
         by: &Actor,
         org: &OrgId,
     ) -> Result<u64, StoreError> {
+        let of_org = "-- erasure.organization_audit_log
+                      select * from erase_organization_from_audit_log($1, $2, $3)";
+        let rows = self.erase_from_audit_log(of_org, org.as_str()).await?;
         let mut tx = self.pool.begin().await?;
-        let rows: i64 = sqlx::query_scalar(
-            "-- erasure.organization_audit_log\n select erase_organization_from_audit_log($1)",
-        )
-        .bind(org.as_str())
-        .fetch_one(&mut *tx)
-        .await?;
         let of = AuditOrg::Org(org.clone());
         let entry = NewAuditEntry::new(AuditAction::OrganizationErase, org, of);
         add_audit_entries(&mut tx, by, &[entry]).await?;
         tx.commit().await?;
-        Ok(rows.unsigned_abs())
+        Ok(rows)
+    }
+
+    /// Erases in steps of [`STEP_ROWS`] rows of the audit log. Returns the number of changed rows.
+    async fn erase_from_audit_log(&self, sql: &'static str, of: &str) -> Result<u64, StoreError> {
+        let (mut after, mut rows) = (0_i64, 0);
+        loop {
+            let query = sqlx::query_as(sql).bind(of).bind(after).bind(STEP_ROWS);
+            let (last, erased): (Option<i64>, i64) = query.fetch_one(&self.pool).await?;
+            rows += erased.unsigned_abs();
+            match last {
+                Some(last) => after = last,
+                None => return Ok(rows),
+            }
+        }
     }
 
     /// Deletes the wrong link codes of a connection's people.
@@ -236,6 +247,34 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Deletes the row of a connection whose organization is erased. Returns false if it is gone.
+    pub async fn delete_erased_connection(&self, id: ConnectionId) -> Result<bool, StoreError> {
+        let deleted = sqlx::query_scalar(
+            "-- erasure.delete_connection\n select delete_erased_connection($1)",
+        );
+        Ok(deleted.bind(id.to_string()).fetch_one(&self.pool).await?)
+    }
+
+    /// Deletes an organization that is erased and has no connections. Returns false if it is gone.
+    pub async fn delete_erased_organization(
+        &self,
+        by: &Actor,
+        org: &OrgId,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let deleted = sqlx::query_scalar(
+            "-- erasure.delete_organization\n select delete_erased_organization($1)",
+        );
+        let deleted: bool = deleted.bind(org.as_str()).fetch_one(&mut *tx).await?;
+        if deleted {
+            let of = AuditOrg::Org(org.clone());
+            let entry = NewAuditEntry::new(AuditAction::OrganizationDelete, org, of);
+            add_audit_entries(&mut tx, by, &[entry]).await?;
+        }
+        tx.commit().await?;
+        Ok(deleted)
     }
 
     /// Returns the connections of a workspace or organization of Slack.

@@ -107,6 +107,11 @@ impl Store {
         self.ring_of(column).newest_key_id() == key
     }
 
+    /// Returns whether the column's ring has a key.
+    pub fn has_key(&self, column: &SealedColumn, key: &str) -> bool {
+        self.ring_of(column).has_key(key)
+    }
+
     fn ring_of(&self, column: &SealedColumn) -> &KeyRing {
         if column.signing { &self.rings.signing } else { &self.rings.tokens }
     }

@@ -59,7 +59,7 @@ pub struct WebhookRecord {
 }
 
 /// Queries by dedup key (`$1`), connection (`$2`) and key in `processed_keys` (`$3`).
-const SECTIONS: [(&str, &str); 9] = [
+const SECTIONS: [(&str, &str); 10] = [
     (
         "processed",
         "-- webhook.processed
@@ -97,6 +97,14 @@ const SECTIONS: [(&str, &str); 9] = [
                     case when d.position = l.head then l.worker end as worker,
                     case when d.position = l.head then l.last_error end as last_error
                from deliveries d left join delivery_lanes l using (connection_id, lane)
+              where d.dedup_key = $1 and $2::text is not null and $3::bytea is not null) t",
+    ),
+    (
+        "run",
+        "-- webhook.run
+         select to_jsonb(t) as row from (
+             select r.started_at, r.parts, r.sent, r.segment, r.text_bytes, r.ended
+               from deliveries d join runs r using (connection_id, lane, position)
               where d.dedup_key = $1 and $2::text is not null and $3::bytea is not null) t",
     ),
     (

@@ -3,40 +3,52 @@
 
 mod agents;
 mod backlog;
+mod counts;
 mod deliveries;
 mod delivery_operations;
 mod erasure;
+mod erasure_requests;
 mod export;
 mod failure_filter;
 mod key_rotation;
 mod ledger;
 mod lookup;
+mod new_replay;
 mod obstacles;
 mod outbox_failures;
 mod pauses;
+mod recent_webhooks;
 mod replays;
 mod retention;
+mod reveal;
 mod sealed_columns;
+mod troubles;
 mod usage;
 
 pub use agents::AgentState;
 pub use backlog::{
-    BacklogLimits, BacklogStats, ConnectionBacklog, CountedPage, CountedRows, DeadLetterPosition,
-    DeliveryPosition, EXACT_MAX, OutboxBacklog,
+    BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows,
+    DeadLetterPosition, DeliveryPosition, EXACT_MAX, OutboxBacklog,
 };
+pub use counts::BoundedCount;
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
 pub use erasure::{ERASED, ErasedRows};
+pub use erasure_requests::{ErasureRecord, ErasureTarget, OpenErasure};
 pub use export::ExportPosition;
 pub use failure_filter::FailureFilter;
 pub use key_rotation::RewrapStats;
 pub use ledger::LedgerEntry;
 pub use lookup::{WebhookQuery, WebhookRecord};
+pub use new_replay::{CreatedReplay, MAX_OPEN_REPLAYS, NewReplay};
 pub use obstacles::Obstacle;
 pub use outbox_failures::OutboxFailure;
-pub use replays::{NewReplay, Replay, ReplayResult, ReplayState};
+pub use recent_webhooks::{RecentFilter, RecentWebhook};
+pub use replays::{Replay, ReplayResult, ReplayState};
 pub use retention::PruneStats;
+pub use reveal::RevealedWebhook;
 pub use sealed_columns::{SEALED_COLUMNS, SealedColumn};
+pub use troubles::{TroubledAgent, TroubledConnection};
 pub use usage::{HourlyUsage, UsageFilter, UsageRow};
 
 use super::StoreError;

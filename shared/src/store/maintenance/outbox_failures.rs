@@ -3,7 +3,7 @@
 //! One statement enqueues a retried message at the end of its lane and deletes its failure. Its
 //! request stays sealed, because the seal is bound to connection and dedup key, which stay.
 
-use super::{FailureFilter, json};
+use super::{BoundedCount, FailureFilter, json};
 use crate::domain::{Actor, OrgId};
 use crate::store::{
     AuditAction, AuditOrg, NewAuditEntry, StepEntry, Store, StoreError, outbox::enqueue_messages,
@@ -92,6 +92,28 @@ impl Store {
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("count")?)
+    }
+
+    /// Counts the matching failures, up to a bound. Returns the newest id, too.
+    pub async fn count_some_outbox_failures(
+        &self,
+        filter: &FailureFilter,
+    ) -> Result<(BoundedCount, i64), StoreError> {
+        let row = filtered_query(
+            concat!(
+                "-- outbox_failures.count_some
+                 select count(*) as count, coalesce(max(id), 0) as newest from (
+                     select id from outbox_failures where ",
+                filter_condition!(),
+                " order by id desc limit $6) t"
+            ),
+            filter,
+        )
+        .bind(BoundedCount::READ_MAX)
+        .fetch_one(&self.pool)
+        .await?;
+        let newest = row.try_get("newest")?;
+        Ok((BoundedCount::of(row)?, newest))
     }
 
     /// Enqueues messages again, each at the end of its lane. Returns the ids of their deleted

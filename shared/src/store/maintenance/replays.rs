@@ -16,21 +16,6 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const TABLE: &str = "replays";
 
-/// Replay to create.
-#[derive(Debug, Clone)]
-pub struct NewReplay {
-    /// Id, unique per replay.
-    pub id: String,
-    /// Connection.
-    pub connection: ConnectionId,
-    /// Earliest time at which the stream stored the webhooks.
-    pub from: OffsetDateTime,
-    /// End of the range, exclusive.
-    pub to: OffsetDateTime,
-    /// True if deliveries are enqueued, instead of only recorded.
-    pub apply: bool,
-}
-
 /// Leased replay.
 #[derive(Debug, Clone)]
 pub struct Replay {
@@ -91,38 +76,8 @@ fn rfc3339<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S
 }
 
 impl Store {
-    /// Creates a replay. Returns false, without a change, if the id exists.
-    pub async fn create_replay(&self, by: &Actor, new: &NewReplay) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        let created = sqlx::query(
-            "-- replays.create
-             insert into replays (id, connection_id, from_time, to_time, apply)
-             values ($1, $2, $3, $4, $5)
-             on conflict (id) do nothing",
-        )
-        .bind(&new.id)
-        .bind(new.connection.to_string())
-        .bind(new.from)
-        .bind(new.to)
-        .bind(new.apply)
-        .execute(&mut *tx)
-        .await?;
-        if created.rows_affected() == 0 {
-            return Ok(false);
-        }
-        let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
-        let org = AuditOrg::OfConnection(new.connection);
-        let entry =
-            NewAuditEntry::new(AuditAction::ReplayCreate, &new.id, org).after(serde_json::json!({
-                "connection": new.connection, "from": time(new.from), "to": time(new.to),
-                "apply": new.apply,
-            }));
-        add_audit_entries(&mut tx, by, &[entry]).await?;
-        tx.commit().await?;
-        Ok(true)
-    }
-
-    /// Leases an open replay with an expired lease.
+    /// Leases the oldest open replay with an expired lease, of a connection without another leased
+    /// one.
     pub async fn claim_replay(
         &self,
         worker: &str,
@@ -133,9 +88,13 @@ impl Store {
              update replays
                 set worker = $1, epoch = epoch + 1,
                     lease_until = clock_timestamp() + make_interval(secs => $2)
-              where id = (select id from replays where state = 'open'
+              where id = (select id from replays p where state = 'open'
                              and lease_until < clock_timestamp()
-                           order by lease_until limit 1 for update skip locked)
+                             and not exists (select from replays o
+                                              where o.connection_id = p.connection_id
+                                                and o.state = 'open'
+                                                and o.lease_until >= clock_timestamp())
+                           order by created_at, id limit 1 for update skip locked)
              returning id, connection_id, from_time, to_time, apply, cursor, epoch",
         )
         .bind(worker)

@@ -11,28 +11,19 @@ const STEP_ROWS: i64 = 5_000;
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
 const PRUNE_STATEMENTS: [(&str, &str); 26] = [
     (
+        "erasures",
+        "-- retention.erasures
+         delete from erasures where id in (
+             select id from erasures where state = 'done' and created_at < now() - interval '400 days'
+              limit $1)",
+    ),
+    (
         "delivery_lanes",
         "-- retention.delivery_lanes
          delete from delivery_lanes where (connection_id, lane) in (
              select connection_id, lane from delivery_lanes where head > tail and worker is null
               limit $1
                 for update skip locked) and head > tail and worker is null",
-    ),
-    (
-        "runs",
-        "-- retention.runs (of deliveries that ended without the deletion of their run)
-         with ended as (
-             delete from runs where (connection_id, lane, position) in (
-                 select connection_id, lane, position from (
-                     select connection_id, lane, position from runs
-                      where started_at < now() - interval '1 hour' order by started_at
-                      limit least($1, 1000)) r
-                  where not exists (select from deliveries d
-                                     where d.connection_id = r.connection_id and d.lane = r.lane
-                                       and d.position = r.position))
-             returning connection_id, lane, position)
-         delete from run_parts p using ended e
-          where p.connection_id = e.connection_id and p.lane = e.lane and p.position = e.position",
     ),
     (
         "outbox_lanes",

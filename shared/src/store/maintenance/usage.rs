@@ -83,6 +83,26 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
+    /// Returns the sums of the last hours, oldest first: hour, webhooks and failures.
+    pub async fn usage_by_hour(
+        &self,
+        org: Option<&OrgId>,
+        hours: i64,
+    ) -> Result<Vec<(OffsetDateTime, i64, i64)>, StoreError> {
+        let rows = sqlx::query_as(
+            "-- usage.by_hour
+             select u.hour, sum(u.webhooks)::bigint, sum(u.failures)::bigint
+               from connection_usage u
+              where u.hour > now() - make_interval(hours => $2::integer)
+                and ($1::text is null
+                     or u.connection_id in (select c.id from connections c where c.org_id = $1))
+              group by u.hour order by u.hour",
+        )
+        .bind(org.map(OrgId::as_str))
+        .bind(i32::try_from(hours).unwrap_or(i32::MAX));
+        Ok(rows.fetch_all(&self.pool).await?)
+    }
+
     /// Adds to the current hour of connections.
     pub async fn add_usage(
         &self,

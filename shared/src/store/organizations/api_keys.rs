@@ -145,6 +145,16 @@ impl Store {
         Ok(true)
     }
 
+    /// Returns whether a key is neither revoked nor expired.
+    pub async fn is_api_key_valid(&self, id: &str) -> Result<bool, StoreError> {
+        let query = sqlx::query_scalar(
+            "-- api_keys.is_valid
+             select exists (select from api_keys
+                             where id = $1 and revoked_at is null and expires_at > now())",
+        );
+        Ok(query.bind(id).fetch_one(&self.pool).await?)
+    }
+
     /// Returns the caller with a key, and records the use at most once a minute. `None` for an
     /// unknown, revoked or expired key.
     pub async fn authenticate(&self, key: &ApiKeyHash) -> Result<Option<ApiCaller>, StoreError> {

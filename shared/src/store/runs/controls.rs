@@ -84,21 +84,25 @@ fn is_before(ts: &str, other: &str) -> bool {
 }
 
 impl Store {
-    /// Returns the controls of the last `within`.
+    /// Returns the controls of connections of the last `within`.
     pub async fn recent_run_controls(
         &self,
+        connections: &[String],
         within: Duration,
     ) -> Result<Vec<RunControl>, StoreError> {
         let rows = sqlx::query(
             "-- run_controls.recent
              (select connection_id, channel_id, thread_ts, ts, message_ts, reason from run_controls
-               where at > now() - make_interval(secs => $1) order by at desc limit $2)
+               where at > now() - make_interval(secs => $1) and connection_id = any ($3)
+               order by at desc limit $2)
              union all
              (select connection_id, channel_id, null, ts, null, 'deleted' from deleted_messages
-               where at > now() - make_interval(secs => $1) order by at desc limit $2)",
+               where at > now() - make_interval(secs => $1) and connection_id = any ($3)
+               order by at desc limit $2)",
         )
         .bind(within.as_secs_f64())
         .bind(CONTROLS_MAX)
+        .bind(connections)
         .fetch_all(&self.pool)
         .await?;
         rows.iter()

@@ -172,28 +172,6 @@ impl Store {
         );
         Ok(found.bind(connection.to_string()).bind(lane.to_bits()).fetch_one(&self.pool).await?)
     }
-
-    /// Deletes the run of a delivery that has ended.
-    pub async fn delete_run(&self, key: RunKey) -> Result<(), StoreError> {
-        sqlx::query(
-            "-- runs.delete
-             with gone as (
-                 delete from runs r
-                  where r.connection_id = $1 and r.lane = $2 and r.position = $3
-                    and not exists (select from deliveries d
-                                     where d.connection_id = $1 and d.lane = $2
-                                       and d.position = $3)
-                 returning 1)
-             delete from run_parts where connection_id = $1 and lane = $2 and position = $3
-                and exists (select from gone)",
-        )
-        .bind(key.connection.to_string())
-        .bind(key.lane.to_bits())
-        .bind(key.position)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
 }
 
 fn state(row: &PgRow, ring: &KeyRing, key: RunKey) -> Result<RunState, StoreError> {

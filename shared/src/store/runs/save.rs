@@ -30,8 +30,8 @@ impl RunWrite {
 
 impl Store {
     /// Writes runs: one write per run. Returns for each whether its fence held. Parts before the
-    /// segment are deleted. A run with new parts makes progress, so the crashes of its delivery no
-    /// longer count.
+    /// segment are deleted. A run with new parts makes progress, so the failures of its delivery
+    /// no longer count. A repetition has no effect.
     pub async fn save_runs(&self, writes: &[RunWrite]) -> Result<Vec<bool>, StoreError> {
         let (mut of, mut n, mut begins, mut sealed) = (vec![], vec![], vec![], vec![]);
         for (i, write) in writes.iter().enumerate() {
@@ -57,10 +57,10 @@ impl Store {
                           as u (connection_id, lane, position, worker, claim, last_event_id, parts,
                                 sent, segment_from, segment, edited, ts, text_bytes, ended, ask, i)),
              fenced as (
-                 select u.*, l.crashes
+                 select u.*, l.crashes, l.faults
                    from (select * from u order by connection_id, lane) u, lateral (
                        -- By key: the index by worker has entries of all its earlier lanes.
-                       select l.crashes from delivery_lanes l
+                       select l.crashes, l.faults from delivery_lanes l
                         where l.lane = u.lane and l.connection_id = u.connection_id
                           and l.worker is not distinct from u.worker and l.claim = u.claim
                           for update) l),
@@ -72,26 +72,31 @@ impl Store {
                                                 or r.segment_from <> f.segment_from)
                             then now() else r.segment_at end,
                         segment_from = f.segment_from, segment = f.segment, edited = f.edited,
-                        ts = f.ts, text_bytes = f.text_bytes, ended = f.ended,
-                        ask = f.ask
+                        ts = f.ts, text_bytes = f.text_bytes, ended = f.ended, ask = f.ask,
+                        progressed_at = case when f.parts > r.parts then now()
+                                             else r.progressed_at end
                    from fenced f
                   where r.connection_id = f.connection_id and r.lane = f.lane
                     and r.position = f.position
-                 returning f.i, f.connection_id, f.lane, f.position, f.segment_from, f.crashes),
+                 returning f.i, f.connection_id, f.lane, f.position, f.segment_from, f.crashes, f.faults),
              added as (
                  insert into run_parts (connection_id, lane, position, n, begins, payload)
                  select s.connection_id, s.lane, s.position, p.n, p.begins, p.payload
                    from unnest($15::bigint[], $16::integer[], $17::boolean[], $18::bytea[])
                         as p (i, n, begins, payload)
                    join saved s on s.i = p.i + 1
+                 -- A repetition after the result of the first write was lost.
+                 on conflict (connection_id, lane, position, n)
+                    do update set begins = excluded.begins, payload = excluded.payload
                  returning connection_id, lane),
              gone as (
                  delete from run_parts p using saved s
                   where p.connection_id = s.connection_id and p.lane = s.lane
                     and p.position = s.position and p.n < s.segment_from),
              progress as (
-                 update delivery_lanes l set crashes = 0 from saved s
-                  where l.lane = s.lane and l.connection_id = s.connection_id and s.crashes > 0
+                 update delivery_lanes l set crashes = 0, faults = 0 from saved s
+                  where l.lane = s.lane and l.connection_id = s.connection_id
+                    and (s.crashes > 0 or s.faults > 0)
                     and exists (select from added a
                                  where a.connection_id = s.connection_id and a.lane = s.lane))
              select i from saved",

@@ -6,8 +6,8 @@
 
 use super::{
     super::{
-        AuditAction, AuditOrg, FailureFilter, NewAuditEntry, StepEntry, Store, StoreError,
-        partitions::FencingToken, timestamp,
+        AuditAction, AuditOrg, BoundedCount, FailureFilter, NewAuditEntry, StepEntry, Store,
+        StoreError, partitions::FencingToken, timestamp,
     },
     SealedPayload,
 };
@@ -123,6 +123,28 @@ impl Store {
         .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("count")?)
+    }
+
+    /// Counts the matching dead letters, up to a bound. Returns the newest id, too.
+    pub async fn count_some_dead_letters(
+        &self,
+        filter: &FailureFilter,
+    ) -> Result<(BoundedCount, i64), StoreError> {
+        let row = filtered_query(
+            concat!(
+                "-- dead_letters.count_some
+                 select count(*) as count, coalesce(max(id), 0) as newest from (
+                     select id from dead_letters where ",
+                filter_condition!(),
+                " order by id desc limit $6) t"
+            ),
+            filter,
+        )
+        .bind(BoundedCount::READ_MAX)
+        .fetch_one(&self.pool)
+        .await?;
+        let newest = row.try_get("newest")?;
+        Ok((BoundedCount::of(row)?, newest))
     }
 
     /// Redrives dead letters. Those of dispatch become deliveries, those of intake are marked for

@@ -1,8 +1,10 @@
 //! Approvals: an agent ends its answer with a question to people. The question is committed with
 //! the end of the delivery; the decision is another delivery.
 
-use super::message_policy::{AnswerPolicy, without_broadcasts};
-use crate::{agent_client::AgentAsk, context::Context, routing};
+use super::message_policy::AnswerPolicy;
+use crate::{
+    agent_client::AgentAsk, context::Context, dispatch::content::without_broadcasts, routing,
+};
 use serde_json::json;
 use shared::{
     domain::{ChannelId, Destination, OutgoingMessage, UserId},

@@ -1,6 +1,4 @@
 //! Sends messages and the command `clear` to an agent in mode `reply`.
-//!
-//! While a slow agent works the thread shows a status. A status that Slack rejects is ignored.
 
 use super::{
     Completion,
@@ -10,32 +8,28 @@ use super::{
 use crate::{
     agent_client::{
         AgentError, AgentReply, AgentRequest, AgentStream, Answer, ApprovalAnswer, FailureKind,
-        MessageContent, MessagePart, Subject, Trigger,
+        MessageContent, MessagePart, SessionChange, Subject, Trigger,
     },
-    context::{Context, WorkerTerm},
+    context::Context,
+    dispatch::content,
     routing::{self, AgentMessage, Webhook},
-    slack::Method,
 };
 use serde_json::Value;
 use shared::{
-    domain::TeamId,
     runtime::telemetry::ErrorChain,
     slack::InboundPayload,
     store::{Agent, ClaimedDelivery, Connection, ConnectionFacts, RunControlReason, StoreError},
 };
-use std::time::Duration;
 use tracing::warn;
-
-/// Time after which the status of an agent is shown.
-const STATUS_AFTER: Duration = Duration::from_secs(2);
 
 /// Version of the protocol.
 const PROTOCOL: u8 = 2;
 
 /// Answer of an agent to a webhook.
-#[expect(clippy::large_enum_variant, reason = "returned, never stored")]
 pub enum Asked {
     Completed(Completion),
+    /// Answered by JSON, perhaps with a change of the session in Slack.
+    Replied(Completion, SessionChange),
     Streaming(AgentStream),
 }
 
@@ -58,7 +52,6 @@ pub struct Run<'a> {
 /// stream of the answer.
 pub async fn ask(
     context: &Context,
-    term: &WorkerTerm,
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
@@ -99,8 +92,7 @@ pub async fn ask(
         Some(question) => question,
         None => return Ok(Asked::Completed(Completion::unreached("approval_deleted", Vec::new()))),
     };
-    let asking = Asking { context, term, agent, connection, webhook, message: &message, run };
-    let answer = asking.ask(question).await?;
+    let answer = ask_agent(context, agent, connection, webhook, &message, question, run).await?;
     let reply = match answer {
         Answer::Reply(reply) => reply,
         Answer::Stream(stream) => return Ok(Asked::Streaming(stream)),
@@ -109,29 +101,39 @@ pub async fn ask(
         Some(_) => unwanted(context, connection, webhook).await,
         None => None,
     };
-    Ok(Asked::Completed(match reply {
-        Some(_) if unwanted.is_some() => Completion::new(unwanted.unwrap_or_default()),
-        Some(AgentReply { message: mut answer, ephemeral, thread, ask }) => {
-            let mut completion = Completion::new("completed");
-            if !answer.is_null() {
-                restrict(&mut answer, agent, connection);
-                completion.messages.push(message.reply(answer, ephemeral, thread));
-            }
-            if let Some(ask) = ask {
-                let place = AskPlace {
-                    run: run.id,
-                    channel: &message.channel,
-                    thread_ts: message.thread_of_reply(thread),
-                    user: message.user,
-                };
-                let policy = AnswerPolicy::new(agent, connection);
-                let change = ask_change(context, run.delivery, &place, ask, policy);
-                completion.change = change.map_err(not_recorded)?;
-            }
-            completion
+    let Some(reply) = reply else {
+        return Ok(Asked::Completed(Completion::new("completed")));
+    };
+    if let Some(outcome) = unwanted {
+        return Ok(Asked::Completed(Completion::new(outcome)));
+    }
+    let AgentReply { message: answer, markdown, ephemeral, thread, ask, session: change } = reply;
+    let policy = AnswerPolicy::new(agent, connection);
+    let answers = match markdown {
+        Some(markdown) => {
+            let blocks = answer["blocks"].as_array().map_or(&[][..], Vec::as_slice);
+            content::messages(&markdown, blocks, policy.broadcasts)
         }
-        None => Completion::new("completed"),
-    }))
+        None if answer.is_null() => Vec::new(),
+        None => vec![answer],
+    };
+    let reply = |mut answer| {
+        restrict(&mut answer, agent, connection);
+        message.reply(answer, ephemeral, thread)
+    };
+    let messages = answers.into_iter().map(reply).collect();
+    let mut completion = Completion::with_messages("completed", messages);
+    if let Some(ask) = ask {
+        let place = AskPlace {
+            run: run.id,
+            channel: &message.channel,
+            thread_ts: message.thread_of_reply(thread),
+            user: message.user,
+        };
+        let change = ask_change(context, run.delivery, &place, ask, policy);
+        completion.change = change.map_err(not_recorded)?;
+    }
+    Ok(Asked::Replied(completion, change))
 }
 
 /// Parts of a question that depend on its cause.
@@ -182,58 +184,34 @@ fn not_recorded(error: StoreError) -> AgentError {
     AgentError { kind: FailureKind::Unavailable, message, retry_after: None }
 }
 
-/// Call of an agent.
-struct Asking<'a> {
-    context: &'a Context,
-    term: &'a WorkerTerm,
-    agent: &'a Agent,
-    connection: &'a Connection,
-    webhook: &'a Webhook<'a>,
-    message: &'a AgentMessage<'a>,
-    run: Run<'a>,
-}
-
-impl Asking<'_> {
-    async fn ask(&self, question: Question) -> Result<Answer, AgentError> {
-        let Self { context, term, agent, connection, webhook, message, run } = self;
-        let Question { kind, trigger: cause, subject } = question;
-        let text = subject.parts.iter().map(|part| &*part.text).collect::<Vec<_>>().join("\n");
-        let team: &TeamId = &message.team;
-        let request = AgentRequest {
-            protocol: PROTOCOL,
-            kind,
-            run: run.id,
-            trigger: trigger(webhook, cause, run.asked_at.unwrap_or(message.asked_at)),
-            connection: connection.id,
-            team,
-            channel: &message.channel,
-            user: message.user,
-            text: if subject.parts.is_empty() { message.text } else { &text },
-            ts: message.ts,
-            thread_ts: message.thread_ts,
-            session: run.delivery.session,
-            content: content(webhook),
-            subject,
-        };
-        let id = run.request_id;
-        let mut call = std::pin::pin!(context.agents.ask(agent, id, &request, run.resume_after));
-        let mut status = std::pin::pin!(async {
-            tokio::time::sleep(STATUS_AFTER).await;
-            set_status(context, term, connection, message, "is thinking…").await;
-        });
-        let mut shown = false;
-        let answer = loop {
-            tokio::select! {
-                answer = &mut call => break answer,
-                () = &mut status, if !shown => shown = true,
-            }
-        };
-        // Slack removes the status when a reply is posted.
-        if shown && !matches!(answer, Ok(Answer::Reply(Some(_)) | Answer::Stream(_))) {
-            set_status(context, term, connection, message, "").await;
-        }
-        answer
-    }
+async fn ask_agent(
+    context: &Context,
+    agent: &Agent,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+    message: &AgentMessage<'_>,
+    question: Question,
+    run: Run<'_>,
+) -> Result<Answer, AgentError> {
+    let Question { kind, trigger: cause, subject } = question;
+    let text = subject.parts.iter().map(|part| &*part.text).collect::<Vec<_>>().join("\n");
+    let request = AgentRequest {
+        protocol: PROTOCOL,
+        kind,
+        run: run.id,
+        trigger: trigger(webhook, cause, run.asked_at.unwrap_or(message.asked_at)),
+        connection: connection.id,
+        team: &message.team,
+        channel: &message.channel,
+        user: message.user,
+        text: if subject.parts.is_empty() { message.text } else { &text },
+        ts: message.ts,
+        thread_ts: message.thread_ts,
+        session: run.delivery.session,
+        content: content(webhook),
+        subject,
+    };
+    context.agents.ask(agent, run.request_id, &request, run.resume_after).await
 }
 
 /// Returns the outcome of a message that was deleted, or whose answer was stopped, meanwhile. Nobody
@@ -286,23 +264,4 @@ pub fn content(webhook: &Webhook<'_>) -> MessageContent {
     };
     let (files, attachments, blocks) = (list("files"), list("attachments"), list("blocks"));
     MessageContent { files, attachments, blocks }
-}
-
-async fn set_status(
-    context: &Context,
-    term: &WorkerTerm,
-    connection: &Connection,
-    message: &AgentMessage<'_>,
-    status: &str,
-) {
-    let Some(token) = &connection.bot_token else { return };
-    let slack = &context.slack;
-    let Ok(permit) = slack.permit(connection.id, Method::SetStatus).await else { return };
-    let thread = message.thread_ts.unwrap_or(message.ts);
-    let body = serde_json::json!({
-        "channel_id": message.channel.as_str(), "thread_ts": thread, "status": status,
-    });
-    if term.holds() {
-        slack.call(permit, token, &body).await;
-    }
 }

@@ -3,6 +3,7 @@
 //! A broadcast notifies a whole channel or user group, and agents write what people ask them to. A
 //! connection's setting allows broadcasts to agents of its own organization.
 
+use crate::dispatch::content::{plain_markdown, without_broadcasts};
 use serde_json::{Value, json};
 use shared::domain::APPROVAL_ACTION_PREFIX;
 use shared::store::{Agent, Connection};
@@ -66,6 +67,12 @@ fn neutralize(value: &mut Value) {
         Value::String(text) if text.contains("<!") => *text = without_broadcasts(text),
         Value::Array(items) => items.iter_mut().for_each(neutralize),
         Value::Object(fields) => {
+            if fields.get("type").is_some_and(|kind| kind == "markdown") {
+                if let Some(Value::String(text)) = fields.get_mut("text") {
+                    *text = plain_markdown(text);
+                }
+                return;
+            }
             let name = match fields.get("type").and_then(Value::as_str) {
                 Some("broadcast") => fields.get("range"),
                 Some("usergroup") => fields.get("usergroup_id"),
@@ -80,58 +87,9 @@ fn neutralize(value: &mut Value) {
     }
 }
 
-/// Returns mrkdwn text without special mentions. Dates stay, and anything else that begins with
-/// `<!` is escaped.
-pub fn without_broadcasts(text: &str) -> String {
-    let (mut plain, mut rest) = (String::with_capacity(text.len()), text);
-    while let Some(at) = rest.find("<!") {
-        plain.push_str(&rest[..at]);
-        let command = &rest[at + 2..];
-        let (word, after) = command.split_once('>').unwrap_or((command, ""));
-        let (name, label) = word.split_once('|').unwrap_or((word, ""));
-        rest = match name {
-            "channel" | "here" | "everyone" | "group" => {
-                plain.push('@');
-                plain.push_str(name);
-                after
-            }
-            _ if name.starts_with("subteam^") => {
-                plain.push('@');
-                plain.push_str(match label.trim_start_matches('@') {
-                    "" => "group",
-                    label => label,
-                });
-                after
-            }
-            _ => {
-                plain.push_str(if name.starts_with("date^") { "<!" } else { "&lt;!" });
-                command
-            }
-        };
-    }
-    plain + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn broadcasts_become_plain_text() {
-        for (text, expected) in [
-            ("hi <!channel>", "hi @channel"),
-            ("<!here|here> and <!everyone>, <!group>", "@here and @everyone, @group"),
-            ("<!subteam^S1|@team> <!subteam^S2>", "@team @group"),
-            ("<!<!here>channel>", "&lt;!@herechannel>"),
-            ("<!date^1392734382^{date}|then> <!channel", "<!date^1392734382^{date}|then> @channel"),
-            (
-                "<!CHANNEL> <@U1> <#C1> <https://example.com>",
-                "&lt;!CHANNEL> <@U1> <#C1> <https://example.com>",
-            ),
-        ] {
-            assert_eq!(without_broadcasts(text), expected);
-        }
-    }
 
     #[test]
     fn finds_broadcasts_in_blocks() {
@@ -139,6 +97,7 @@ mod tests {
             "text": "x",
             "blocks": [
                 { "type": "section", "fields": [{ "type": "mrkdwn", "text": "<!here>" }] },
+                { "type": "markdown", "text": "<!DOCTYPE html> <!group>" },
                 { "type": "rich_text", "elements": [{ "type": "rich_text_section", "elements": [
                     { "type": "broadcast", "range": "everyone" },
                     { "type": "usergroup", "usergroup_id": "S1" },
@@ -148,6 +107,8 @@ mod tests {
             "attachments": [{ "pretext": "<!channel>" }],
         });
         neutralize(&mut message);
+        let markdown = message["blocks"][1]["text"].take();
+        assert_eq!(markdown, "<!DOCTYPE html> @group");
         let text = message.to_string();
         for broadcast in ["<!", "broadcast", "usergroup"] {
             assert!(!text.contains(broadcast), "{text}");

@@ -13,9 +13,9 @@ mod views;
 pub use approvals::{AskPlace, ask_change};
 pub use forward::forward;
 pub use message::{Asked, Run, ask, content, unwanted};
-pub use message_policy::{AnswerPolicy, without_broadcasts};
+pub use message_policy::AnswerPolicy;
 pub use sync_response::relay;
-pub use views::{answer_view, failure_notice};
+pub use views::{answer_view, failure_notice, failure_response};
 
 use bytes::Bytes;
 use shared::{domain::OutgoingMessage, store::Change};

@@ -3,9 +3,10 @@
 
 use super::{Completion, late_view_response};
 use crate::routing::{self, Webhook};
+use bytes::Bytes;
 use serde_json::{Value, json};
 use shared::{
-    domain::OutgoingMessage,
+    domain::{Destination, OutgoingMessage},
     slack::{InboundPayload, SyncResponseKind},
     store::Connection,
 };
@@ -52,4 +53,11 @@ pub fn failure_notice(webhook: &Webhook<'_>, connection: &Connection) -> Option<
         }
         _ => routing::notice(webhook, connection.team.as_ref(), &text),
     }
+}
+
+/// Returns the response to Slack's open request that shows a failure, `None` if it is not shown in a
+/// view.
+pub fn failure_response(notice: &OutgoingMessage) -> Option<Bytes> {
+    let Destination::UpdateView { .. } = notice.to else { return None };
+    Some(json!({ "response_action": "update", "view": notice.message }).to_string().into())
 }

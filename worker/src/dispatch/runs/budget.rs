@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// Calls that may come at once after a quiet time.
 const BURST: u32 = 10;
-/// Time for which streams are not attempted after Slack refused the feature.
+/// Time for which a feature is not attempted after Slack refused it.
 const UNSUPPORTED_FOR: Duration = Duration::from_secs(3600);
 /// Connections in memory above which quiet ones are dropped.
 const CONNECTIONS_MAX: usize = 4_096;
@@ -26,7 +26,26 @@ pub enum Pace {
     Start,
     /// `chat.appendStream`.
     Append,
+    /// Status, title and prompts of sessions.
+    Status,
 }
+
+/// Feature that Slack may refuse to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Feature {
+    Streams,
+    /// `agents.sessions.*`: for apps that are declared agents.
+    Sessions,
+    /// `assistant.threads.*`.
+    AssistantThreads,
+}
+
+/// Slack's errors that say that a connection lacks a feature.
+#[rustfmt::skip]
+pub const UNSUPPORTED: [&str; 6] = [
+    "feature_disabled", "not_authorized", "not_agent_app", "channel_type_not_supported",
+    "missing_scope", "unknown_method",
+];
 
 /// Paces of all connections.
 #[derive(Debug, Default)]
@@ -36,7 +55,7 @@ pub struct Budgets(Mutex<Paces>);
 struct Paces {
     /// Time at which the calls so far are paid.
     paid_at: HashMap<(ConnectionId, Pace), Instant>,
-    unsupported: HashMap<ConnectionId, Instant>,
+    unsupported: HashMap<(ConnectionId, Feature), Instant>,
 }
 
 impl Budgets {
@@ -62,17 +81,17 @@ impl Budgets {
         }
     }
 
-    /// Returns whether Slack accepts streams of a connection, as far as known.
-    pub fn has_streams(&self, connection: ConnectionId, now: Instant) -> bool {
-        self.paces().unsupported.get(&connection).is_none_or(|until| *until <= now)
+    /// Returns whether a connection has a feature, as far as known.
+    pub fn has(&self, connection: ConnectionId, feature: Feature, now: Instant) -> bool {
+        self.paces().unsupported.get(&(connection, feature)).is_none_or(|until| *until <= now)
     }
 
-    /// Records that Slack refuses streams of a connection.
-    pub fn record_unsupported(&self, connection: ConnectionId, now: Instant) {
+    /// Records that Slack refuses a feature to a connection.
+    pub fn record_unsupported(&self, connection: ConnectionId, feature: Feature, now: Instant) {
         let mut paces = self.paces();
         paces.unsupported.retain(|_, until| *until > now);
         if paces.unsupported.len() < CONNECTIONS_MAX {
-            paces.unsupported.insert(connection, now + UNSUPPORTED_FOR);
+            paces.unsupported.insert((connection, feature), now + UNSUPPORTED_FOR);
         }
     }
 

@@ -1,12 +1,13 @@
 //! Slack's side of a segment: a stream, or a message that is edited where streams are refused.
 
 use super::{
-    budget::Pace,
-    chunks::{Chunk, text_of},
-    render::render,
+    budget::{Feature, Pace, UNSUPPORTED},
     writer::{Appended, WriteEnd, Writer},
 };
-use crate::slack::{Action, ApiResult, Method};
+use crate::{
+    dispatch::content::{Chunk, render, text_of},
+    slack::{Action, ApiResult, Method},
+};
 use serde_json::{Value, json};
 use shared::{domain::ConnectionStatus, runtime::telemetry::ErrorChain, store::Connection};
 use std::time::Duration;
@@ -21,12 +22,6 @@ const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Wait for the begin of a stream above which the segment is a message instead.
 const START_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Slack's errors that say that a connection has no streams.
-#[rustfmt::skip]
-const UNSUPPORTED: [&str; 6] = [
-    "feature_disabled", "not_authorized", "not_agent_app", "channel_type_not_supported",
-    "missing_scope", "unknown_method",
-];
 /// Slack's errors about the form of a message.
 #[rustfmt::skip]
 const FORM_ERRORS: [&str; 6] = [
@@ -49,7 +44,7 @@ impl Writer {
     /// Returns whether the next segment may be a stream.
     pub(super) fn may_stream(&self) -> bool {
         let (budgets, id) = (&self.context.budgets, self.delivery.key.connection);
-        budgets.has_streams(id, Instant::now())
+        budgets.has(id, Feature::Streams, Instant::now())
     }
 
     /// Begins the segment with its content. Returns the id of the message.
@@ -58,7 +53,7 @@ impl Writer {
             let called_at = Instant::now();
             let started = match self.state.edited {
                 true => self.post().await?,
-                false => match self.pace(Pace::Start) {
+                false => match self.pace(Pace::Start, self.settings.start_interval) {
                     Ok(()) => self.start_stream().await?,
                     Err(wait) if wait > START_WAIT_MAX => {
                         self.state.edited = true;
@@ -75,6 +70,9 @@ impl Writer {
                     let ts = answer["ts"].as_str().unwrap_or_default().to_owned();
                     self.written_at = Some(Instant::now());
                     self.check_thread(&answer, &ts).await?;
+                    if !self.state.edited {
+                        self.session.stream_began();
+                    }
                     return Ok(ts);
                 }
                 Called::Ambiguous(reason) => {
@@ -89,9 +87,10 @@ impl Writer {
                     return Err(self.refused("chat.postMessage", &code));
                 }
                 Called::Refused(code) => {
-                    if UNSUPPORTED.contains(&code.as_str()) {
+                    if is_unsupported(&code) {
                         let id = self.delivery.key.connection;
-                        self.context.budgets.record_unsupported(id, Instant::now());
+                        let budgets = &self.context.budgets;
+                        budgets.record_unsupported(id, Feature::Streams, Instant::now());
                     }
                     info!(code, "stream refused; the answer is a message that is edited");
                     self.state.edited = true;
@@ -142,7 +141,7 @@ impl Writer {
         let body = json!({
             "channel": self.target.channel.as_str(), "ts": self.state.ts, "chunks": chunks,
         });
-        while let Err(wait) = self.pace(Pace::Append) {
+        while let Err(wait) = self.pace(Pace::Append, self.settings.append_interval) {
             tokio::time::sleep(wait).await;
         }
         let called = self.call(Method::AppendStream, &body).await?;
@@ -185,8 +184,16 @@ impl Writer {
             };
         }
         let mut body = json!({ "channel": self.target.channel.as_str(), "ts": self.state.ts });
-        if self.state.ask.is_some() {
+        let (budgets, id) = (&self.context.budgets, self.delivery.key.connection);
+        // Else Slack shows that the agent has ended.
+        let goes_on =
+            self.state.ended.is_none() && budgets.has(id, Feature::Sessions, Instant::now());
+        let is_suspended =
+            self.state.ask.is_some() && budgets.has(id, Feature::Sessions, Instant::now());
+        if is_suspended {
             body["session_status"] = "suspended".into(); // people are asked
+        } else if goes_on {
+            body["session_status"] = "processing".into();
         }
         let closing = self.closing();
         if !closing.is_empty() {
@@ -195,6 +202,9 @@ impl Writer {
         loop {
             match self.call(Method::StopStream, &body).await? {
                 Called::Succeeded(answer) => {
+                    if !goes_on {
+                        self.session.ended_by_slack();
+                    }
                     let expected = text_of(&self.content) + &closing;
                     return match is_ambiguous && answer["message"]["text"] != *expected {
                         true => self.update_segment().await,
@@ -205,6 +215,12 @@ impl Writer {
                     return self.update_segment().await;
                 }
                 Called::Refused(code) if code == STOPPED => return Err(WriteEnd::Gone("stopped")),
+                Called::Refused(code)
+                    if is_unsupported(&code) && body["session_status"] != json!(null) =>
+                {
+                    budgets.record_unsupported(id, Feature::Sessions, Instant::now());
+                    body["session_status"].take();
+                }
                 Called::Refused(code) => return Err(self.refused("chat.stopStream", &code)),
                 // Another stop tells.
                 Called::Ambiguous(_) => tokio::time::sleep(AMBIGUITY_WAIT).await,
@@ -226,19 +242,6 @@ impl Writer {
                 Called::Refused(code) if self.simplify(&code) => {}
                 Called::Refused(code) => return Err(self.refused("chat.update", &code)),
             }
-        }
-    }
-
-    /// Ends the status of a session whose stream a person stopped: Slack does not.
-    pub(super) async fn set_session_active(&self) {
-        let (channel, thread) = (self.target.channel.as_str(), &self.target.thread_ts);
-        let body = json!({ "channel_id": channel, "thread_ts": thread, "status": "active" });
-        let set = self.call(Method::SetSessionStatus, &body).await;
-        if let Ok(Called::Refused(code)) = set
-            && UNSUPPORTED.contains(&code.as_str())
-        {
-            let body = json!({ "channel_id": channel, "thread_ts": thread, "status": "" });
-            let _ = self.call(Method::SetStatus, &body).await;
         }
     }
 
@@ -324,23 +327,19 @@ impl Writer {
         if self.term.holds() { Ok(()) } else { Err(WriteEnd::Lost) }
     }
 
-    fn pace(&self, pace: Pace) -> Result<(), Duration> {
-        let interval = match pace {
-            Pace::Start => self.settings.start_interval,
-            Pace::Append => self.settings.append_interval,
-        };
+    fn pace(&self, pace: Pace, interval: Duration) -> Result<(), Duration> {
         let id = self.delivery.key.connection;
         self.context.budgets.take(id, pace, interval, Instant::now())
     }
 
-    /// Drops blocks and tasks after a refusal of the form. Returns false if only text is left.
+    /// Reduces blocks and tasks to text after a refusal of the form. Returns false if only text was
+    /// left.
     fn simplify(&mut self, code: &str) -> bool {
-        let before = self.content.len();
-        if FORM_ERRORS.contains(&code) {
-            self.content.retain(|chunk| !chunk.text().is_empty());
-        }
-        let is_simpler = self.content.len() < before && !self.content.is_empty();
+        let reduced: Vec<Chunk> = self.content.iter().filter_map(Chunk::reduced).collect();
+        let is_simpler =
+            FORM_ERRORS.contains(&code) && reduced != self.content && !reduced.is_empty();
         if is_simpler {
+            self.content = reduced;
             warn!(run = self.target.run, code, "segment refused for its form; sending its text");
         }
         is_simpler
@@ -354,4 +353,8 @@ impl Writer {
             _ => "refused_by_slack",
         })
     }
+}
+
+fn is_unsupported(code: &str) -> bool {
+    UNSUPPORTED.contains(&code)
 }

@@ -12,7 +12,7 @@ use shared::{
     store::{RunControl, RunControlReason},
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -139,14 +139,22 @@ impl Controls {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_empty(&self) -> bool {
-        self.registered().runs.is_empty()
+    /// Returns the connections of the runs.
+    fn connections(&self) -> Vec<String> {
+        let connections: HashSet<ConnectionId> =
+            self.registered().runs.values().map(|run| run.connection).collect();
+        connections.iter().map(ConnectionId::to_string).collect()
     }
 
     fn apply(&self, controls: &[RunControl]) {
+        let mut of_connection: HashMap<ConnectionId, Vec<&RunControl>> = HashMap::new();
+        for control in controls {
+            of_connection.entry(control.connection).or_default().push(control);
+        }
         let registered = self.registered();
         for RegisteredRun { connection, target, cancelled } in registered.runs.values() {
-            let applies = controls.iter().find(|control| {
+            let controls = of_connection.get(connection).into_iter().flatten();
+            let applies = controls.copied().find(|control| {
                 let RunTarget { channel, thread_ts, message_ts, trigger_ts, .. } = target;
                 control.applies_to(*connection, channel, thread_ts, message_ts, trigger_ts)
             });
@@ -162,16 +170,17 @@ impl Controls {
 }
 
 /// Applies new controls to the runs of this worker. Never returns.
-pub async fn watch(context: &AttemptContext) {
+pub async fn watch(context: Arc<AttemptContext>) {
     loop {
         tokio::select! {
             _ = context.clients.wake_controls.notified() => {}
             _ = tokio::time::sleep(POLL_INTERVAL) => {}
         }
-        if context.controls.is_empty() {
+        let connections = context.controls.connections();
+        if connections.is_empty() {
             continue;
         }
-        match context.clients.store.recent_run_controls(RECENT).await {
+        match context.clients.store.recent_run_controls(&connections, RECENT).await {
             Ok(controls) => context.controls.apply(&controls),
             Err(error) => warn!(error = %ErrorChain(&error), "failed to look up run controls"),
         }

@@ -8,10 +8,11 @@ use super::{
 };
 use crate::{
     agent_client::{AgentError, AgentStream, FailureKind, StreamEvent},
-    dispatch::attempt_context::AttemptContext,
+    dispatch::{attempt_context::AttemptContext, sessions::ActiveSession},
 };
 use futures_util::future::BoxFuture;
 use shared::{runtime::telemetry::TRACE_TARGET, store::Agent};
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -88,6 +89,10 @@ impl<'a> Canceller<'a> {
     }
 }
 
+/// Maximum time of a write after the run was cancelled or took too long: Slack may refuse the calls
+/// of a connection for hours.
+const WRITE_WAIT: Duration = Duration::from_secs(30);
+
 /// Reads the agent's events and writes them until both have ended.
 pub(super) async fn execute(
     pending: &mut Pending,
@@ -96,11 +101,12 @@ pub(super) async fn execute(
     deadline: Instant,
     mut cancelled: impl Future<Output = CancelReason> + Unpin,
     agent: Canceller<'_>,
+    session: &ActiveSession,
 ) -> Executed {
-    let ended_before = writer.state.ended.clone();
+    let (delivery, ended_before) = (writer.delivery.clone(), writer.state.ended.clone());
+    let (mut has_answered, mut give_up) = (false, None::<(Instant, &'static str)>);
     let (mut idle, mut writing) = (None::<Writer>, Some(start(writer, Task::Settle)));
     let (mut end, mut last_progress, mut is_finishing) = (None, None, false);
-    let mut is_first = true;
     let (mut is_cancelled, mut cancelling) = (false, None::<BoxFuture<'_, ()>>);
     if stream.is_none() {
         let outcome = ended_before.as_deref().map_or("completed", pending::outcome_name);
@@ -112,7 +118,7 @@ pub(super) async fn execute(
             let is_due = pending.is_due(writer.written_at, &writer.settings, end.is_some(), now);
             let task = if is_due {
                 last_progress = Some(now);
-                Some(Task::Write(pending.take(writer.last_char(), end.as_ref())))
+                Some(Task::Write(pending.take(end.as_ref())))
             } else if let Some(ended) = &end {
                 match ended {
                     StreamEnd::Failed(error) => {
@@ -145,6 +151,7 @@ pub(super) async fn execute(
             biased; // a run that is stopped writes nothing more
             reason = &mut cancelled, if !is_cancelled => {
                 is_cancelled = true;
+                give_up = give_up.or(Some((Instant::now() + WRITE_WAIT, reason.outcome())));
                 if is_open {
                     (end, stream) = (Some(pending.cancel(reason.outcome())), None);
                     cancelling = Some(agent.cancel(reason));
@@ -164,11 +171,16 @@ pub(super) async fn execute(
             }
             () = complete(&mut cancelling) => cancelling = None,
             event = next(&mut stream), if is_open && pending.has_room() => {
-                if std::mem::take(&mut is_first) && matches!(event, Ok(Some(_))) {
+                if !has_answered && matches!(event, Ok(Some(_))) {
+                    has_answered = true;
                     info!(target: TRACE_TARGET, "first event received");
+                    agent.context.record_success(&delivery).await;
                 }
                 end = match event {
-                    Ok(Some(event)) => pending.add(event),
+                    Ok(Some(event)) => {
+                        session.apply(&event.event);
+                        pending.add(event)
+                    }
                     Ok(None) => Some(StreamEnd::Failed(without_done())),
                     Err(error) => Some(StreamEnd::Failed(error)),
                 };
@@ -179,10 +191,17 @@ pub(super) async fn execute(
             _ = tokio::time::sleep_until(deadline), if is_open => {
                 let reason = CancelReason::Timeout;
                 end = Some(pending.end_with("The agent took too long.", reason.outcome()));
+                give_up = give_up.or(Some((Instant::now() + WRITE_WAIT, reason.outcome())));
                 stream = None;
                 cancelling = Some(agent.cancel(reason));
             }
             _ = tokio::time::sleep_until(wake.unwrap_or(deadline)), if wake.is_some() => {}
+            _ = tokio::time::sleep_until(give_up.map_or(deadline, |(at, _)| at)),
+                if give_up.is_some() && writing.is_some() =>
+            {
+                let outcome = give_up.map_or("cancelled", |(_, outcome)| outcome);
+                break (RunEnd::Write(WriteEnd::Gone(outcome)), None);
+            }
         }
     };
     drop(stream);

@@ -2,10 +2,12 @@
 
 use super::{
     calls::Called,
-    chunks::text_of,
     writer::{WriteEnd, Writer},
 };
-use crate::slack::{Method, SEND_TIMEOUT, has_mark};
+use crate::{
+    dispatch::content::text_of,
+    slack::{Method, SEND_TIMEOUT, has_mark},
+};
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -8,17 +8,13 @@
 
 mod budget;
 mod calls;
-mod chunks;
 mod controls;
 mod execution;
-mod fences;
 mod lookup;
 mod pending;
-mod render;
-mod segments;
 mod writer;
 
-pub use budget::Budgets;
+pub use budget::{Budgets, Feature, Pace, UNSUPPORTED};
 pub use controls::{Controls, watch as watch_controls};
 
 use super::{
@@ -27,6 +23,7 @@ use super::{
     attempt_context::AttemptContext,
     outcome_recorder::RECORD_INTERVAL,
     payloads, retry,
+    sessions::ActiveSession,
 };
 use crate::{
     agent_client::{AgentAsk, AgentError, AgentStream},
@@ -54,8 +51,6 @@ use writer::{WriteEnd, Writer};
 
 /// Maximum number of runs of a worker.
 pub const RUNS_MAX: usize = 2_048;
-/// Number of runs of an agent, on all workers, above which a run keeps its slot.
-const RUNS_PER_AGENT_MAX: i64 = 1_000;
 /// Maximum bytes of an answer's text.
 const TEXT_BYTES_MAX: i64 = 1 << 20;
 
@@ -72,6 +67,8 @@ pub struct RunSettings {
     pub edit_interval: Duration,
     /// Maximum time of a run.
     pub max_duration: Duration,
+    /// Number of runs of an agent, on all workers, above which a run keeps its slot.
+    pub max_runs_per_agent: u32,
 }
 
 /// Place of an answer.
@@ -101,6 +98,7 @@ pub struct StreamingRun {
     /// Progress of an earlier attempt.
     pub stored: Option<StoredRun>,
     pub policy: AnswerPolicy,
+    pub session: ActiveSession,
     pub traceparent: Option<HeaderToken>,
 }
 
@@ -158,20 +156,26 @@ async fn execute_run(
     run: StreamingRun,
     cancel: &CancellationToken,
 ) -> Option<AttemptOutcome> {
-    let StreamingRun { delivery, agent, target, stream, stored, policy, traceparent } = run;
+    let StreamingRun { delivery, agent, target, stream, stored, policy, session, traceparent } =
+        run;
+    let session = Arc::new(session);
+    session.set_goes_on(true); // a worker that stops leaves the run to the next one
     let age = begin(context, term, &delivery, &target).await?;
     let settings = context.run_settings;
     let id = target.run.clone();
     let mut registration = Registration::new(context, delivery.key.connection, &target);
     let control = find_control(context, term, &delivery, &target).await;
     let (context_of, term_of) = (Arc::clone(context), Arc::clone(term));
-    let mut writer = Writer::new(context_of, term_of, delivery.clone(), target.clone(), settings);
+    let (delivery_of, session_of) = (delivery.clone(), Arc::clone(&session));
+    let target_of = target.clone();
+    let mut writer = Writer::new(context_of, term_of, delivery_of, target_of, settings, session_of);
     let mut pending = Pending::new(policy);
     if let Some(stored) = stored {
         // An agent without event ids begins anew.
         let begins_anew = stored.state.last_event_id.is_none() && stored.state.parts > 0;
-        pending.resume(begins_anew, stored.state.text_bytes);
+        let text_bytes = stored.state.text_bytes;
         writer.adopt(stored);
+        pending.resume(begins_anew, text_bytes, &writer.planned_text());
     }
     let deadline = Instant::now() + settings.max_duration.saturating_sub(age);
     let began = Instant::now();
@@ -184,7 +188,7 @@ async fn execute_run(
     });
     let agent_of = Canceller { context, agent: &agent, run: &id };
     let Executed { end, last_progress, writer } =
-        execute(&mut pending, writer, stream, deadline, cancelled, agent_of).await;
+        execute(&mut pending, writer, stream, deadline, cancelled, agent_of, &session).await;
     let (seconds, outcome) = (began.elapsed().as_secs(), end.name());
     info!(run = id, seconds, outcome, "run ended");
     info!(target: TRACE_TARGET, outcome, "run ended");
@@ -194,6 +198,7 @@ async fn execute_run(
         let finished = FinishedDelivery { delivery, outcome, messages, traceparent };
         AttemptOutcome::Finished(Box::new(finished), change)
     };
+    session.set_goes_on(matches!(end, RunEnd::Write(WriteEnd::Lost)));
     match end {
         RunEnd::Completed(outcome) => {
             let ask = writer.and_then(|writer| writer.state.ask);
@@ -207,15 +212,11 @@ async fn execute_run(
                 }
             }
         }
-        RunEnd::Write(WriteEnd::Gone(outcome)) => {
-            if let Some(writer) = writer.filter(|_| outcome == CancelReason::Stop.outcome()) {
-                writer.set_session_active().await;
-            }
-            Some(finished(outcome, None))
-        }
+        RunEnd::Write(WriteEnd::Gone(outcome)) => Some(finished(outcome, None)),
         RunEnd::Write(WriteEnd::Lost) => None,
         RunEnd::Interrupted(error) => {
             let outcome = after_failure(context, delivery, &agent, error, last_progress).await;
+            session.set_goes_on(matches!(outcome, AttemptOutcome::Postponed(_)));
             // No attempt follows that would end the message.
             if let (AttemptOutcome::Finished(..), Some(mut writer)) = (&outcome, writer) {
                 let _ = writer.end_segment().await;
@@ -268,7 +269,7 @@ async fn begin(
         channel: target.channel.as_str(),
         thread_ts: &target.thread_ts,
         trigger_ts: &target.message_ts,
-        max_runs: RUNS_PER_AGENT_MAX,
+        max_runs: i64::from(context.run_settings.max_runs_per_agent),
     };
     loop {
         match context.clients.store.begin_run(delivery, &new).await {

@@ -4,15 +4,16 @@
 //! A part that Slack may or may not have is never sent again: its segment is ended and compared
 //! with what it should hold. What is left of an earlier attempt is settled the same way.
 
-use super::{
-    RunSettings, RunTarget,
-    chunks::{Chunk, text_of},
-    segments::{PlannedPart, SegmentPlan},
-};
+use super::{RunSettings, RunTarget};
 use crate::{
     agent_client::AgentAsk,
     context::WorkerTerm,
-    dispatch::{attempt_context::AttemptContext, outcome_recorder::RECORD_INTERVAL},
+    dispatch::{
+        attempt_context::AttemptContext,
+        content::{Chunk, PlannedPart, SegmentPlan, closing_of, text_of},
+        outcome_recorder::RECORD_INTERVAL,
+        sessions::ActiveSession,
+    },
 };
 use shared::{
     runtime::telemetry::ErrorChain,
@@ -53,6 +54,7 @@ pub struct Writer {
     pub(super) delivery: ClaimedDelivery,
     pub(super) target: RunTarget,
     pub(super) settings: RunSettings,
+    pub(super) session: Arc<ActiveSession>,
     pub(super) state: RunState,
     plan: SegmentPlan,
     /// Content of the segment, with what is being sent.
@@ -71,6 +73,7 @@ impl Writer {
         delivery: ClaimedDelivery,
         target: RunTarget,
         settings: RunSettings,
+        session: Arc<ActiveSession>,
     ) -> Self {
         Self {
             context,
@@ -78,6 +81,7 @@ impl Writer {
             delivery,
             target,
             settings,
+            session,
             state: RunState::default(),
             plan: SegmentPlan::new(),
             content: Vec::new(),
@@ -132,9 +136,10 @@ impl Writer {
         self.send_queued().await
     }
 
-    /// Returns the last character that was planned.
-    pub fn last_char(&self) -> Option<char> {
-        self.plan.last_char()
+    /// Returns the text of the segment, with what waits to be sent.
+    pub fn planned_text(&self) -> String {
+        let queued = self.queue.iter().map(|(_, part)| text_of(&part.chunks));
+        text_of(&self.content) + &queued.collect::<String>()
     }
 
     /// Returns the time at which the segment must be ended.
@@ -274,8 +279,7 @@ impl Writer {
 
     /// Returns the text that completes the segment: the end of an open code fence.
     pub(super) fn closing(&self) -> String {
-        let plan = SegmentPlan::resume(&self.content, true);
-        plan.closing()
+        closing_of(&self.content)
     }
 
     /// Waits for messages of the conversation that were committed before: replies keep their order.

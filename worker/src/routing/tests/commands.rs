@@ -28,6 +28,8 @@ fn answers_slash_command_privately() {
     let several = "Several agents have this name. \
         Use `/lobu link acme/sales` or `/lobu link other/sales`.";
     let menu = "`/lobu try sales` for *sales*";
+    let odd_menu = "`/lobu try sales` for *&lt;A&amp;B&gt;*";
+    let bind_odd = bind("acme", "sales").replace("*sales*", "*&lt;A&amp;B&gt;*");
     let app = "The app that answers here keeps its own history. This command can't clear it.";
     let linked = "*Support* answers here, linked by <@U0002>. Session 5.";
     let rows: &[(&str, &[Tweak], &str)] = &[
@@ -63,6 +65,8 @@ fn answers_slash_command_privately() {
         ("agents", &[agents_all, preview], menu),
         ("agents", &[preview], "No agents are available to try."),
         ("try sales", &[agents_acme, preview], &bind("acme", "sales")),
+        ("agents", &[agents_odd, preview], odd_menu),
+        ("try sales", &[agents_odd, preview], &bind_odd),
         ("try", &[agents_all, preview], menu),
         ("try support", &[agents_all, preview], menu),
         ("new", &[], NEW_SESSION),

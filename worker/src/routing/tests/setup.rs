@@ -181,6 +181,9 @@ tweaks! {
     agents_acme: |s| s.named_agents.push(named("acme", "sales"));
     agents_all: |s| s.named_agents.extend([named("acme", "sales"), named("acme", "support")]);
     agents_both: |s| s.named_agents.extend([named("acme", "sales"), named("other", "sales")]);
+    agents_odd: |s| {
+        s.named_agents.push(NamedAgent { name: "<A&B>".into(), ..named("acme", "sales") })
+    };
 }
 
 fn named(org: &str, agent: &str) -> NamedAgent {

@@ -1,19 +1,26 @@
-//! `tidegate apply`: applies the organizations, agents, members, apps and connections of a [`file`].
+//! `tidegate apply`: applies the organizations, agents, members, apps and connections of a file.
 //!
 //! Prints a plan as a diff, and returns when every ingest has applied it. The plan is one
 //! transaction: after an error nothing is applied. A second run changes nothing. Rows that the file
-//! does not declare stay, except with `--prune`.
+//! does not declare stay, except with `--prune`. The control API applies the same file by the same
+//! operation.
 
-mod file;
-mod schema;
+mod api;
+mod database;
 
-use crate::{
-    output,
-    settings::{Keyrings, NatsSettings, StoreSettings},
-};
+use crate::output;
 use anyhow::{Context, bail};
-use shared::store::{Plan, PlanAction, Prune};
-use std::{fs, path::PathBuf};
+use api::ApiSettings;
+use database::Database;
+use shared::{
+    operations::{FileProblem, read_declarations},
+    store::{ApplyMode, PlanAction, PlanSummary},
+};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 /// Maximum number of undeclared objects that a plan names.
 const KEPT_SHOWN: usize = 20;
@@ -37,65 +44,61 @@ pub struct Apply {
     /// Print JSON: one line per step, then the summary.
     #[arg(long)]
     json: bool,
+    // Before `api`, whose parser takes the argument that it looks for.
     #[command(flatten)]
-    store: StoreSettings,
+    database: Database,
     #[command(flatten)]
-    keyrings: Keyrings,
-    #[command(flatten)]
-    nats: NatsSettings,
+    api: ApiSettings,
 }
 
 impl Apply {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
-        let shown = self.file.display();
+        let shown = self.file.display().to_string();
         let text = fs::read_to_string(&self.file)
             .with_context(|| format!("failed to read {shown}; name the file with --file"))?;
         let folder = self.file.parent().unwrap_or(&self.file);
-        let file = match file::read(&text, folder) {
-            Ok(file) => file,
-            Err(problems) => bail!("{}", file::render(&problems, &shown.to_string())),
-        };
-        let store = self.store.open_with(self.keyrings.rings())?;
-        let (js, operations) = (self.nats.jetstream().await?, self.store.operations(&store)?);
-        let prune = match (self.prune, self.yes) {
-            (false, _) => Prune::Nothing,
-            (true, false) => Prune::Undeclared,
-            (true, true) => Prune::UndeclaredApps,
-        };
-        if self.prune && !self.yes && !self.dry_run {
-            let plan =
-                operations.apply_declarations(&js, &file.declared, prune, true, |_| ()).await?;
-            let plan = plan.unwrap_or_default();
-            let deleted = plan.steps.iter().filter(|step| step.action == PlanAction::Delete);
-            let deleted = deleted.count();
-            if deleted > 0 {
-                self.print(&plan, true)?;
-                bail!(
-                    "would delete what the file does not declare: {deleted}; pass --yes to do it"
-                );
-            }
-        }
+        let mut secrets = BTreeMap::new();
+        let file = read_declarations(&text, &mut |reference| {
+            let secret = secret(reference, folder)?;
+            secrets.insert(reference.to_owned(), secret.clone());
+            Ok(secret)
+        });
+        let file = file.or_else(|problems| bail!("{}", render(&problems, &shown)))?;
+        let mode = ApplyMode { prune: self.prune, confirmed: self.yes, dry_run: self.dry_run };
         let mut printed = Ok(());
-        let print = |plan: &Plan| printed = self.print(plan, self.dry_run);
-        let applied =
-            operations.apply_declarations(&js, &file.declared, prune, self.dry_run, print);
-        if let Err(conflicts) = applied.await? {
-            bail!("{}", file::render(&file.locate(conflicts), &shown.to_string()));
-        }
+        let applied = match (self.api.target(), &self.database.0) {
+            (Some(target), _) => {
+                let applied = api::apply(target, &text, &secrets, mode).await?;
+                applied.inspect(|plan| printed = self.print(plan))
+            }
+            (None, Some(database)) => {
+                let print = |plan: &PlanSummary| printed = self.print(plan);
+                database.apply(&file, mode, print).await?
+            }
+            (None, None) => bail!("no database; set TIDEGATE_POSTGRES_URL, or pass --api"),
+        };
+        let plan = applied.or_else(|problems| bail!("{}", render(&problems, &shown)))?;
         printed?;
+        if !plan.applied && !self.dry_run {
+            let deleted = plan.steps.iter().filter(|step| step.action == PlanAction::Delete);
+            bail!(
+                "would delete what the file does not declare: {}; pass --yes to do it",
+                deleted.count()
+            );
+        }
         if !self.json && !self.dry_run {
             output::print_line("applied on every ingest")?;
         }
         Ok(())
     }
 
-    fn print(&self, plan: &Plan, dry_run: bool) -> anyhow::Result<()> {
+    fn print(&self, plan: &PlanSummary) -> anyhow::Result<()> {
         if self.json {
             plan.steps.iter().try_for_each(output::print_json)?;
             return output::print_json(&serde_json::json!({
-                "unchanged": plan.unchanged, "undeclared": plan.kept,
-                "connections": plan.connections, "dry_run": dry_run,
+                "unchanged": plan.unchanged, "undeclared": plan.undeclared,
+                "connections": plan.connections, "dry_run": !plan.applied,
             }));
         }
         for step in &plan.steps {
@@ -112,18 +115,39 @@ impl Apply {
                 output::print_line(&format!("    {}", output::sanitize(field)))?;
             }
         }
-        for kept in plan.kept.iter().take(KEPT_SHOWN) {
+        for kept in plan.undeclared.iter().take(KEPT_SHOWN) {
             output::print_line(&format!(
                 "  {}: not in the file, unchanged",
                 output::sanitize(kept)
             ))?;
         }
-        if plan.kept.len() > KEPT_SHOWN {
-            let more = plan.kept.len() - KEPT_SHOWN;
+        if plan.undeclared.len() > KEPT_SHOWN {
+            let more = plan.undeclared.len() - KEPT_SHOWN;
             output::print_line(&format!("  and {more} more that are not in the file, unchanged"))?;
         }
-        let done = if dry_run { "to change" } else { "changed" };
+        let done = if plan.applied { "changed" } else { "to change" };
         let (changed, unchanged) = (plan.steps.len(), plan.unchanged);
         Ok(output::print_line(&format!("{done}: {changed}, unchanged: {unchanged}"))?)
+    }
+}
+
+/// Returns a line per problem.
+fn render(problems: &[FileProblem], file: &str) -> String {
+    let lines = problems.iter().map(|p| format!("{file}:{}: {}", p.line, p.text));
+    lines.chain(["nothing applied".to_owned()]).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the secret of a reference. Relative paths are relative to the folder of the file.
+fn secret(reference: &str, folder: &Path) -> Result<String, String> {
+    match reference.split_once(':') {
+        Some(("env", name)) => env::var(name).map_err(|_| {
+            format!("environment variable {name} is not set; set it, or name another")
+        }),
+        Some((_, path)) => {
+            fs::read_to_string(folder.join(path)).map(|text| text.trim_end().to_owned()).map_err(
+                |error| format!("failed to read {path} ({error}); write the secret to this file"),
+            )
+        }
+        None => Err("expected env:<name> or file:<path>".to_owned()),
     }
 }

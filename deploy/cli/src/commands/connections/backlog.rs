@@ -16,11 +16,12 @@ pub fn describe(backlog: Option<&ConnectionBacklog>) -> String {
     let Some(backlog) = backlog else { return "-".into() };
     let mib = |bytes: i64| bytes / (1 << 20);
     let mut text = format!(
-        "{} deliveries ({} MiB), {} dead letters ({} MiB)",
+        "{} deliveries ({} MiB), {} dead letters ({} MiB), {} messages",
         backlog.deliveries,
         mib(backlog.delivery_bytes),
         backlog.dead_letters,
         mib(backlog.dead_letter_bytes),
+        backlog.messages,
     );
     for (is_so, what) in [
         (backlog.deliveries_full, "; full: new deliveries become dead letters without bytes"),
@@ -47,7 +48,7 @@ mod tests {
         };
         insta::assert_snapshot!(
             describe(Some(&backlog)),
-            @"1000000 deliveries (3072 MiB), 7 dead letters (0 MiB); full: new deliveries become dead letters without bytes"
+            @"1000000 deliveries (3072 MiB), 7 dead letters (0 MiB), 0 messages; full: new deliveries become dead letters without bytes"
         );
         assert_eq!(state(Some(&backlog)), "full");
         backlog.deliveries_full = false;

@@ -141,12 +141,13 @@ fn subscriptions(manifest: &Value, features: &[Feature], found: &mut Vec<Finding
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app_manifest::{self, DEFAULT_FEATURES};
+    use crate::app_manifest::{self, DEFAULT_FEATURES, Delivery};
     use crate::commands::doctor::{Level, render};
     const URL: &str = "https://gw.example.com/slack/events";
 
     fn found(change: impl FnOnce(&mut Value)) -> Vec<(Level, String)> {
-        let mut manifest = app_manifest::build("/lobu", URL, "Lobu", &DEFAULT_FEATURES);
+        let mut manifest =
+            app_manifest::build("/lobu", Delivery::Http(URL), "Lobu", &DEFAULT_FEATURES);
         change(&mut manifest);
         let found = check(&manifest.to_string(), "/lobu", URL, &DEFAULT_FEATURES);
         assert!(found.iter().all(|f| f.level == Level::Good || !f.remedy.is_empty()), "{found:?}");
@@ -155,8 +156,8 @@ mod tests {
 
     #[test]
     fn renders_findings() {
-        let mut manifest =
-            app_manifest::build("/other", "https://old.example.com", "Lobu", &DEFAULT_FEATURES);
+        let old = Delivery::Http("https://old.example.com");
+        let mut manifest = app_manifest::build("/other", old, "Lobu", &DEFAULT_FEATURES);
         let settings = &mut manifest["settings"];
         settings["socket_mode_enabled"] = true.into();
         let events = &mut settings["event_subscriptions"];

@@ -14,8 +14,24 @@ const COMPONENT: &str = "directory";
 /// Maximum number of connections that a finding names.
 const MAX_NAMED: usize = 10;
 
-/// Compares the directory with Postgres, and with what every ingest has applied.
-pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut Vec<Finding>) {
+/// Compares the directory with Postgres, and with what every ingest has applied. With `fix`, first
+/// writes entries that are older than Postgres.
+pub(super) async fn check(
+    directory: &Directory,
+    store: &Store,
+    fix: bool,
+    findings: &mut Vec<Finding>,
+) {
+    if fix {
+        match write_stale(directory, store).await {
+            Ok(0) => {}
+            Ok(written) => {
+                let summary = format!("entries written that were older than Postgres: {written}");
+                findings.push(Finding::good(COMPONENT, summary));
+            }
+            Err(error) => findings.push(failed(&format!("{error:#}"))),
+        }
+    }
     let compared = async {
         let rows: HashMap<_, _> =
             store.connection_versions(0, i64::MAX).await?.into_iter().collect();
@@ -52,6 +68,22 @@ pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut V
     }
 }
 
+/// Writes entries that are older than Postgres. Returns their number. Those of deleted connections
+/// are left to a worker, which knows their versions.
+async fn write_stale(directory: &Directory, store: &Store) -> anyhow::Result<u64> {
+    let mut written = 0;
+    for (id, version) in store.connection_versions(0, i64::MAX).await? {
+        if directory.entry(id).await?.is_some_and(|entry| entry.version() >= version) {
+            continue;
+        }
+        if let Some(entry) = store.directory_entry(id).await? {
+            directory.project(id, &entry).await?;
+            written += 1;
+        }
+    }
+    Ok(written)
+}
+
 fn entries(stale: &[String]) -> Finding {
     if stale.is_empty() {
         return Finding::good(COMPONENT, "has all connections of Postgres");
@@ -60,7 +92,8 @@ fn entries(stale: &[String]) -> Finding {
     Finding::problem(
         COMPONENT,
         format!("entries older than Postgres: {} ({named})", stale.len()),
-        "check with tidegate partitions that a worker runs: it repairs them within 30 s",
+        "run tidegate doctor --fix; a worker repairs them within 30 s: check with tidegate \
+         partitions that one runs",
     )
 }
 
@@ -110,7 +143,7 @@ mod tests {
         insta::assert_snapshot!(render(&found), @r"
         good     directory has all connections of Postgres
         problem  directory entries older than Postgres: 2 (first, second)
-                           → check with tidegate partitions that a worker runs: it repairs them within 30 s
+                           → run tidegate doctor --fix; a worker repairs them within 30 s: check with tidegate partitions that one runs
         good     directory every running ingest has applied all entries
         problem  directory ingests that have not applied all entries: first, second
                            → read their logs: they fail to read the directory from NATS

@@ -1,6 +1,6 @@
 //! `tidegate doctor`: finds problems of a deployment and of a Slack app, and prints remedies.
 //!
-//! Reads only, and asks Slack with the tokens of connections. Exits 1 if a finding is a problem.
+//! Reads only, except with `--fix`, and asks Slack with the tokens of connections. Exits 1 if a finding is a problem.
 
 mod app;
 mod clock;
@@ -31,6 +31,9 @@ pub struct Doctor {
     manifest: Option<PathBuf>,
     #[command(flatten)]
     app: AppSettings,
+    /// Repair what is safe to repair: entries of the directory that are older than Postgres.
+    #[arg(long)]
+    fix: bool,
     /// Print JSON, one finding per line.
     #[arg(long)]
     json: bool,
@@ -120,7 +123,7 @@ impl Doctor {
         }
         let store = self.store.open_with(self.slack.rings())?;
         let has_schema = postgres::check(&store, &mut findings).await;
-        nats::check(&self.nats.nats, has_schema.then_some(&store), &mut findings).await;
+        nats::check(&self.nats.nats, has_schema.then_some(&store), self.fix, &mut findings).await;
         if has_schema {
             postgres::check_keyrings(&store, &mut findings).await;
             slack::check(&self.slack, &store, &mut findings).await;

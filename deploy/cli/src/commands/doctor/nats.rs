@@ -18,6 +18,7 @@ const NEARLY_FULL: f64 = 0.7;
 pub(super) async fn check(
     settings: &config::NatsConfig,
     store: Option<&Store>,
+    fix: bool,
     findings: &mut Vec<Finding>,
 ) {
     let client = match settings.connect("operator").await {
@@ -38,7 +39,7 @@ pub(super) async fn check(
     check_stream(&js, findings).await;
     match (Directory::open(&js).await, store) {
         (Ok(directory), Some(store)) => {
-            directory::check(&directory, store, findings).await;
+            directory::check(&directory, store, fix, findings).await;
             processes::check(&directory, store, findings).await;
         }
         (Ok(_), None) => {}

@@ -1,0 +1,111 @@
+//! Sends webhooks of Socket Mode through ingest, signed as Slack signs.
+
+use super::envelope::{Envelope, Kind, acknowledge};
+use crate::{output, signature};
+use anyhow::Context;
+use reqwest::{Client, Url};
+use shared::{
+    domain::{AppId, ConnectionId, MediaType},
+    secrets::Secret,
+    slack::BodyParts,
+    store::Store,
+};
+use std::sync::Mutex;
+
+/// Finds the connection of a webhook, and sends it to ingest.
+pub struct Forwarder {
+    store: Store,
+    http: Client,
+    ingest: Url,
+    /// App of the connections. Some interactions name none.
+    app: Mutex<Option<AppId>>,
+}
+
+impl Forwarder {
+    pub fn new(store: Store, http: Client, ingest: Url) -> Self {
+        Self { store, http, ingest, app: Mutex::default() }
+    }
+
+    /// Remembers the app that Slack names.
+    pub fn set_app(&self, app: &str) {
+        if let (Ok(mut own), Ok(app)) = (self.app.lock(), app.parse()) {
+            *own = Some(app);
+        }
+    }
+
+    /// Sends a webhook to ingest. Returns the acknowledgement if ingest took it.
+    pub async fn forward(&self, envelope: &Envelope) -> Option<String> {
+        let kind = match envelope.kind {
+            Kind::Event => "event",
+            Kind::Command => "command",
+            Kind::Interaction => "interaction",
+        };
+        let (said, ack) = match self.send(envelope).await {
+            Ok((status, body)) => {
+                let answered = format!("answered {status}");
+                (answered, acknowledge(envelope, status, &body))
+            }
+            Err(error) => (format!("not forwarded: {error:#}"), None),
+        };
+        let _closed_already = output::print_line(&format!("slack        {kind}: {said}"));
+        ack
+    }
+
+    async fn send(&self, envelope: &Envelope) -> anyhow::Result<(u16, String)> {
+        let request = &envelope.request;
+        let (connection, secret) = self.target(request.media, &request.body).await?;
+        let url = self.ingest.join(&format!("api/v1/webhooks/{connection}"))?;
+        let now = signature::unix_now();
+        let content_type = match request.media {
+            MediaType::Json => "application/json",
+            MediaType::Form => "application/x-www-form-urlencoded",
+        };
+        let mut sent = self
+            .http
+            .post(url)
+            .header("content-type", content_type)
+            .header("x-slack-request-timestamp", now)
+            .header("x-slack-signature", signature::slack(&secret, now, &request.body))
+            .body(request.body.clone());
+        if let Some((number, reason)) = &request.retry {
+            sent = sent
+                .header("x-slack-retry-num", *number)
+                .header("x-slack-retry-reason", reason.as_str());
+        }
+        let response = sent.send().await.map_err(reqwest::Error::without_url)?;
+        let status = response.status().as_u16();
+        Ok((status, response.text().await.map_err(reqwest::Error::without_url)?))
+    }
+
+    /// Returns the connection of a webhook, and its signing secret.
+    async fn target(
+        &self,
+        media: MediaType,
+        body: &[u8],
+    ) -> anyhow::Result<(ConnectionId, Secret)> {
+        let (named, installations) = {
+            let parts = BodyParts::split(media, body);
+            let payload = parts.read();
+            (payload.app().and_then(|app| app.parse().ok()), payload.installations())
+        };
+        let own = self.app.lock().ok().and_then(|app| app.clone());
+        let app: AppId = named.or(own).context("the webhook names no app")?;
+        for installation in &installations {
+            let (enterprise, team) = (installation.enterprise.as_ref(), installation.team.as_ref());
+            let found = self.store.installed_connection(&app, enterprise, team).await?;
+            let Some(id) = found else { continue };
+            let connection = self.store.load_connection(id).await?;
+            let connection = connection.with_context(|| format!("connection {id} is deleted"))?;
+            return Ok((id, connection.signing_secret));
+        }
+        let places = installations.iter().filter_map(|installation| {
+            let team = installation.team.as_ref().map(ToString::to_string);
+            team.or_else(|| installation.enterprise.as_ref().map(ToString::to_string))
+        });
+        let places = places.collect::<Vec<_>>().join(", ");
+        anyhow::bail!(
+            "no connection of app {app} in workspace {places}; declare it with tidegate init, \
+             or in tidegate.toml and tidegate apply"
+        )
+    }
+}

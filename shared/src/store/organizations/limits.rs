@@ -1,0 +1,70 @@
+//! Limits of what one organization may create. Agents and connections cost memory and rows of every
+//! process, and open links and codes are searched. `tidegate apply` has no limit.
+
+use crate::domain::OrgId;
+use crate::store::{Store, StoreError};
+
+/// Kind of object with a limit per organization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitedKind {
+    /// Agents. Each has up to 1,001 rows of slots.
+    Agent,
+    /// Connections. Each ingest has all of them in memory.
+    Connection,
+    /// Install links that can be used.
+    OpenInstallLink,
+    /// Link codes that can be used.
+    OpenLinkCode,
+}
+
+impl LimitedKind {
+    /// Returns the maximum number.
+    pub fn limit(self) -> i64 {
+        match self {
+            Self::Agent | Self::OpenLinkCode => 10_000,
+            Self::Connection | Self::OpenInstallLink => 100_000,
+        }
+    }
+
+    /// Returns the name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agents",
+            Self::Connection => "connections",
+            Self::OpenInstallLink => "open install links",
+            Self::OpenLinkCode => "open link codes",
+        }
+    }
+}
+
+impl Store {
+    /// Returns whether an organization has fewer objects of a kind than its limit. Concurrent
+    /// creations may exceed it by their number.
+    pub async fn has_room(&self, org: &OrgId, kind: LimitedKind) -> Result<bool, StoreError> {
+        let sql = match kind {
+            LimitedKind::Agent => {
+                "-- limits.agents
+                 select count(*) from (select from agents where org_id = $1 limit $2) t"
+            }
+            LimitedKind::Connection => {
+                "-- limits.connections
+                 select count(*) from (select from connections where org_id = $1 limit $2) t"
+            }
+            LimitedKind::OpenInstallLink => {
+                "-- limits.install_links
+                 select count(*) from (
+                     select from install_links where org_id = $1 and used_at is null
+                        and revoked_at is null and expires_at > now() limit $2) t"
+            }
+            LimitedKind::OpenLinkCode => {
+                "-- limits.link_codes
+                 select count(*) from (
+                     select from link_codes where org_id = $1 and consumed_at is null
+                        and expires_at > now() limit $2) t"
+            }
+        };
+        let limit = kind.limit();
+        let query = sqlx::query_scalar::<_, i64>(sql).bind(org.as_str()).bind(limit);
+        Ok(query.fetch_one(&self.pool).await? < limit)
+    }
+}
