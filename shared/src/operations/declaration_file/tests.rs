@@ -87,7 +87,7 @@ fn reports_line_and_remedy() {
         (with("app = \"A1\"", "app = \"my-app\""), 13, "malformed app; write its id"),
         (with("team = \"T1\"", "team = \"T1\"\nbot_user = \"steve\""), 13, "malformed bot_user"),
         (
-            with("team = \"T1\"", "team = \"T1\"\nbot_token = \"file:Cargo.toml\""),
+            with("team = \"T1\"", "team = \"T1\"\nbot_token = \"file:a.secret\""),
             15,
             "the bot token does not begin with xoxb-",
         ),
