@@ -56,7 +56,7 @@ begin
         -- The control API and the command line request erasures; workers carry them out, and request none.
         ('erasures',            'tidegate_worker',   'select, update (state, note, rows, webhooks, next_at), delete'),
         ('erasures',            'tidegate_control',  'select, insert, update (next_at)'),
-        ('agents',              'tidegate_worker',   'select'),
+        ('agents',              'tidegate_worker',   'select, update (headers_previous, headers_previous_until)'),
         ('apps',                'tidegate_worker',   'select, update (signing_secret_previous, signing_secret_previous_until)'),
         ('connections',         'tidegate_worker',   'select, update'),
         ('link_codes',          'tidegate_worker',   'select, update'),
@@ -81,6 +81,10 @@ begin
         ('install_links',       'tidegate_worker',   null),
         ('install_states',      'tidegate_worker',   null),
         ('idempotency_keys',    'tidegate_worker',   'select, delete'),
+        -- Decisions of people are made by workers only.
+        ('approvals',           'tidegate_operator', 'select, update (content), delete'),
+        ('feedback',            'tidegate_worker',   'select, insert, delete'),
+        ('feedback',            'tidegate_operator', 'select, delete'),
         -- Triggers write notifications. Workers send them.
         ('notification_endpoint', 'tidegate_worker', 'select'),
         ('notifications',       'tidegate_worker',   'select, update, delete'),

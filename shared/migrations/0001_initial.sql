@@ -29,11 +29,21 @@ create table agents (
     keep_for_ms     bigint not null default 259200000 check (keep_for_ms > 0),
     -- Forwarded webhooks are signed with the signing secret of a connection of the same organization.
     signs_as_slack  boolean not null default false,
+    -- Headers of calls, sealed, and those that were replaced: an agent that refuses the new ones gets these for a while.
+    headers                 text,
+    headers_previous        text,
+    headers_previous_until  timestamptz,
+    -- What an edit of a message does whose answer has not begun: nothing, or the agent gets the new text instead.
+    edits           text not null default 'ignore' check (edits in ('ignore', 'rerun')),
+    -- What a message does while an earlier one of its conversation is answered: it waits, all that wait become one
+    -- question, or it cancels the answer.
+    overlap         text not null default 'queue' check (overlap in ('queue', 'merge', 'interrupt')),
     -- Set by an operator: no attempt begins, and waiting deliveries do not age.
     paused_at       timestamptz,
     created_at      timestamptz not null default now(),
     primary key (org_id, id)
 );
+create index agents_previous_headers on agents (headers_previous_until) where headers_previous_until is not null;
 
 -- Rights to one running attempt of an agent. Slot 0 is only for interactive deliveries. A slot above the agent's
 -- `max_concurrent` is not granted. No statement of intake writes this table.
@@ -943,6 +953,8 @@ create table delivery_lanes (
     faults              integer not null default 0,
     -- Attempts without an outcome: a panic, or a worker that died.
     crashes             integer not null default 0,
+    -- Deliveries that the head's attempts answer together: the head and those behind it.
+    merged              integer not null default 1 check (merged >= 1),
     first_attempt_at    timestamptz,
     -- Time at which the head is due. Infinity while it runs, and when nothing waits.
     next_at             timestamptz not null,
@@ -990,6 +1002,8 @@ create table runs (
     text_bytes      bigint not null default 0,
     -- Outcome, once the agent has ended.
     ended           text,
+    -- Question to a person that ends the answer, sealed.
+    ask             text,
     started_at      timestamptz not null default now(),
     -- Time of the newest part: later failures are counted from it.
     progressed_at   timestamptz,
@@ -1010,7 +1024,8 @@ create table run_parts (
     primary key (connection_id, lane, position, n)
 ) with (autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02);
 
--- Stops of runs. One applies to the runs of a conversation whose message is older, also to one that begins later.
+-- Stops of runs. One applies to the runs of a conversation whose question is older, also to one that begins later. An edit
+-- or an interruption applies to the runs of one message.
 create table run_controls (
     id              bigint generated always as identity primary key,
     connection_id   text not null,
@@ -1019,10 +1034,65 @@ create table run_controls (
     thread_ts       text,
     -- Time of the stop by Slack's clock.
     ts              text not null,
-    at              timestamptz not null default now()
+    reason          text not null default 'stop' check (reason in ('stop', 'edit', 'interrupt')),
+    message_ts      text,
+    at              timestamptz not null default now(),
+    check ((reason = 'stop') = (message_ts is null))
 );
 create index run_controls_of on run_controls (connection_id, channel_id, thread_ts);
 create index run_controls_at on run_controls (at);
+
+-- Questions of agents to people, answered by a button. The first click of an allowed person decides, under the lock of
+-- the row. `content` is sealed: the prompt and the options.
+create table approvals (
+    -- Random: the value of the buttons. It identifies, and allows nothing.
+    id              text primary key,
+    connection_id   text not null,
+    partition       smallint not null,
+    lane            bigint not null,
+    channel_id      text not null,
+    org_id          text not null,
+    agent_id        text not null,
+    session         bigint not null,
+    -- Run that asked, and the id that the agent gave its question.
+    run_id          text not null,
+    ask_id          text not null,
+    content         text not null,
+    -- People who may decide.
+    allowed         text[] not null check (cardinality(allowed) between 1 and 50),
+    -- Message with the buttons, once it is known.
+    message_ts      text,
+    state           text not null default 'open' check (state in ('open', 'decided', 'expired')),
+    -- Id of the chosen option.
+    decision        text,
+    decided_by      text,
+    decided_at      timestamptz,
+    expires_at      timestamptz not null,
+    created_at      timestamptz not null default now(),
+    check ((state = 'decided') = (decision is not null and decided_by is not null and decided_at is not null)),
+    check (expires_at <= created_at + interval '15 days')
+);
+create index approvals_of on approvals (connection_id);
+create index approvals_open on approvals (org_id, agent_id) where state = 'open';
+create index approvals_due on approvals (expires_at) where state = 'open';
+create index approvals_created on approvals (created_at);
+
+-- Opinions of people on answers, by Slack's feedback buttons. The last one of a person on a message counts.
+create table feedback (
+    id              bigint generated always as identity primary key,
+    connection_id   text not null,
+    channel_id      text not null,
+    ts              text not null,
+    user_id         text not null,
+    org_id          text not null,
+    agent_id        text not null,
+    -- Value that the agent gave the button.
+    value           text not null check (length(value) <= 100),
+    at              timestamptz not null default now()
+);
+create index feedback_of on feedback (connection_id, channel_id, ts);
+create index feedback_by_agent on feedback (org_id, agent_id, at);
+create index feedback_at on feedback (at);
 
 -- Outcomes of deliveries, for operators. No body. Slots by day modulo 32.
 create table delivery_log (

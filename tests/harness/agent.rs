@@ -35,6 +35,8 @@ pub struct Agent {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<AgentRequest>>>,
     broken: Arc<AtomicBool>,
+    /// Value that the header `x-key` of each request must have.
+    key: Arc<Mutex<Option<String>>>,
     running: Arc<Mutex<Running>>,
     streams: Arc<Mutex<HashMap<String, Instant>>>,
     cancels: Arc<Mutex<Vec<Cancel>>>,
@@ -100,6 +102,7 @@ impl Agent {
             address: listener.local_addr()?,
             asked: Arc::default(),
             broken: Arc::default(),
+            key: Arc::default(),
             running: Arc::default(),
             streams: Arc::default(),
             cancels: Arc::default(),
@@ -120,6 +123,11 @@ impl Agent {
     /// Sets whether every request is answered 404, as by a bad deployment.
     pub fn set_failing(&self, broken: bool) {
         self.broken.store(broken, Ordering::Relaxed);
+    }
+
+    /// Sets the value of the header `x-key` without which requests are answered 401.
+    pub fn require_key(&self, key: &str) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.to_owned());
     }
 
     /// Returns the ids of requests that arrived while the same request was being answered.
@@ -166,6 +174,7 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
         let mut asked = agent.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let before = asked.iter().filter(|asked| asked.id == id).count();
         let asked_for = headers.clone();
+        let question = question.clone();
         asked.push(AgentRequest { id, question, headers: asked_for, body });
         before
     };
@@ -176,6 +185,10 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
     let no = |status: StatusCode, why: &str| {
         (status, json!({ "error": why }).to_string()).into_response()
     };
+    let key = agent.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if key.is_some_and(|key| headers.get("x-key").is_none_or(|value| value != key.as_str())) {
+        return no(StatusCode::UNAUTHORIZED, "who is it?");
+    }
     if agent.broken.load(Ordering::Relaxed) {
         return no(StatusCode::NOT_FOUND, "no such page");
     }
@@ -189,6 +202,25 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
         let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
         tokio::time::sleep(words.delay).await;
         return words.answer(agent.clone(), running, last.unwrap_or(0));
+    }
+    match question["type"].as_str() {
+        Some("approval") => {
+            let (decision, user) = (&question["approval"]["decision"], &question["user"]);
+            let text = format!(
+                "I heard: {} by {}",
+                decision.as_str().unwrap_or_default(),
+                user.as_str().unwrap_or_default()
+            );
+            return json!({ "text": text }).to_string().into_response();
+        }
+        Some("action") => {
+            let action = question["actions"][0]["action_id"].as_str().unwrap_or_default();
+            return json!({ "text": format!("I heard a click: {action}") })
+                .to_string()
+                .into_response();
+        }
+        Some("feedback") => return StatusCode::NO_CONTENT.into_response(),
+        _ => {}
     }
     if let Some(documents) = text.strip_prefix("markdown:") {
         return markdown_answer(documents, running);
@@ -247,6 +279,8 @@ pub struct StreamedWords {
     interval: Duration,
     bytes: usize,
     delay: Duration,
+    /// True if the answer ends with a question to people: the text has the word `asks`.
+    asks: bool,
 }
 
 impl StreamedWords {
@@ -257,7 +291,8 @@ impl StreamedWords {
         let (words, ms, bytes) = (number()?, number()?, number()?);
         let interval = Duration::from_millis(ms);
         let delay = Duration::from_millis(number().unwrap_or(0));
-        Some(Self { words: words as usize, interval, bytes: bytes as usize, delay })
+        let asks = text.split_whitespace().any(|word| word == "asks");
+        Some(Self { words: words as usize, interval, bytes: bytes as usize, delay, asks })
     }
 
     /// Returns the text of the whole answer.
@@ -281,6 +316,10 @@ impl StreamedWords {
                     tokio::time::sleep(self.interval).await;
                 }
                 let event = match n > self.words {
+                    true if self.asks => {
+                        let ask = json!({ "id": "deploy-7", "prompt": "Deploy?" });
+                        format!("id: {n}\nevent: ask\ndata: {ask}\n\n")
+                    }
                     true => format!("id: {n}\nevent: done\ndata: {{}}\n\n"),
                     false => {
                         let data = json!({ "delta": self.word(n) });

@@ -3,7 +3,7 @@
 //! They are always the pinned ones, so that their results are the same everywhere.
 //! [`dev::finder`] finds the servers.
 
-use crate::npm::{BOLT, Packages};
+use crate::npm::{self, BOLT, Packages};
 use crate::run_dir::RunDir;
 use anyhow::{Context as _, anyhow};
 use dev::python_wheel::{BuiltFor, Proof, PythonWheel};
@@ -29,6 +29,13 @@ const SLACK_BOLT: PythonWheel = PythonWheel {
     requirements: include_str!("servers/slack_bolt.txt"),
     dir: "",
     proof: Proof::Exists("slack_bolt/__init__.py"),
+    built_for: BuiltFor::Fixed,
+};
+
+const STANDARD_WEBHOOKS: PythonWheel = PythonWheel {
+    requirements: include_str!("servers/standardwebhooks.txt"),
+    dir: "",
+    proof: Proof::Exists("standardwebhooks/__init__.py"),
     built_for: BuiltFor::Fixed,
 };
 
@@ -92,7 +99,24 @@ pub async fn bolt_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
     sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
 }
 
-/// A Python with Slack's SDK, Bolt or Schemathesis.
+/// Returns the library of Standard Webhooks for Python, fetched if necessary.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn standard_webhooks_python(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
+    slack_wheel(&Finder::here()?, &STANDARD_WEBHOOKS, "standardwebhooks", run).await
+}
+
+/// Returns the path of Node and the folder of the library of Standard Webhooks for JavaScript,
+/// fetched if necessary.
+///
+/// # Errors
+/// One line that names what is missing and the remedy.
+pub async fn standard_webhooks_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    node_packages(&Finder::here()?, &npm::STANDARD_WEBHOOKS, run).await
+}
+
+/// A Python with Slack's SDK, Bolt or another package.
 #[derive(Debug, Clone)]
 pub struct PythonPackages {
     /// Path of Python.

@@ -57,6 +57,7 @@ pub mod recording;
 pub mod effects;
 pub mod shapes;
 pub mod fixtures;
+pub mod samples;
 pub mod sdk;
 pub mod bolt;
 pub mod browser;

@@ -30,6 +30,13 @@ pub(crate) const BOLT: Packages = Packages {
     proof: "@slack/bolt/package.json",
 };
 
+pub(crate) const STANDARD_WEBHOOKS: Packages = Packages {
+    name: "standardwebhooks-js-1.1.1",
+    json: include_str!("samples/package.json"),
+    lock: include_str!("samples/package-lock.json"),
+    proof: "standardwebhooks/package.json",
+};
+
 pub(crate) const BROWSER: Packages = Packages {
     name: "playwright-core-1.56.1",
     json: include_str!("browser/package.json"),

@@ -270,6 +270,8 @@ pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAge
         retry_for: None,
         keep_for: NewAgent::KEEP_FOR,
         signs_as_slack: false,
+        headers: Default::default(),
+        policies: Default::default(),
     })
 }
 

@@ -36,6 +36,7 @@ mod conversations {
 /// Order, isolation, agents, and messages to Slack.
 mod delivery {
     mod ordering;
+    mod overlap;
     mod isolation;
     mod capacity;
     mod backlog;
@@ -43,8 +44,11 @@ mod delivery {
     mod memory;
     mod plans;
     mod soak;
+    mod agent_headers;
     mod agents;
     mod answers;
+    mod approvals;
+    mod clicks;
     mod markdown;
     mod sessions;
     mod streaming;
@@ -54,6 +58,7 @@ mod delivery {
     mod bolt_kinds;
     mod outbox;
     mod rate_limits;
+    mod samples;
     mod token_rotation;
 }
 

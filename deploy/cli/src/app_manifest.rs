@@ -1,4 +1,5 @@
-//! Manifest of a Slack app: every URL, event and scope that Tidegate uses, and no others.
+//! Manifest of a Slack app: every URL, event and scope that its features need. Scopes of other
+//! features are optional: whoever installs the app may decline them.
 //!
 //! `tidegate manifest` prints it, and `tidegate doctor` compares the manifest of an app with it.
 
@@ -6,33 +7,128 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use shared::domain::ConnectionId;
 
-/// Events that an app subscribes to, and the scope of each. `app_mention` is not among them: Slack
-/// also sends every mention as `message`.
-pub const EVENTS: [(&str, Option<&str>); 8] = [
-    ("app_uninstalled", None),
-    ("channel_id_changed", Some("channels:read")),
-    ("message.channels", Some("channels:history")),
-    ("message.groups", Some("groups:history")),
-    ("message.im", Some("im:history")),
-    ("message.mpim", Some("mpim:history")),
-    ("team_join", Some("users:read")),
-    ("tokens_revoked", None),
+/// Feature of an app. What the features that are switched on need is declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Feature {
+    /// Direct messages with the app.
+    DirectMessages,
+    /// Public channels.
+    Channels,
+    /// Private channels.
+    PrivateChannels,
+    /// Direct messages of several people.
+    GroupMessages,
+    /// Tidegate's slash command.
+    Command,
+    /// Greetings of people who join the workspace.
+    Greetings,
+    /// Slack's view of agents, with its stop button.
+    Agent,
+}
+
+/// Features that are switched on by default.
+pub const DEFAULT_FEATURES: [Feature; 6] = [
+    Feature::DirectMessages,
+    Feature::Channels,
+    Feature::PrivateChannels,
+    Feature::GroupMessages,
+    Feature::Command,
+    Feature::Greetings,
 ];
 
-/// Features and methods that Tidegate uses, and the scope of each.
-const CALLS: [(&str, &str); 3] = [
-    ("slash commands", "commands"),
-    ("chat.postMessage, chat.postEphemeral, chat.update", "chat:write"),
-    ("conversations.open", "im:write"),
+/// Event or scope that a feature needs.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    /// Feature. `None`: every app.
+    feature: Option<Feature>,
+    /// Event, if it needs one.
+    event: Option<&'static str>,
+    /// Scope, if it needs one.
+    scope: Option<&'static str>,
+    reason: &'static str,
+}
+
+const fn need(
+    feature: Option<Feature>,
+    event: Option<&'static str>,
+    scope: Option<&'static str>,
+    reason: &'static str,
+) -> Need {
+    Need { feature, event, scope, reason }
+}
+
+/// All needs. `app_mention` is not among them: Slack also sends every mention as `message`.
+#[rustfmt::skip]
+const NEEDS: [Need; 12] = [
+    need(None, None, Some("chat:write"), "posts, streams and changes answers and notices"),
+    need(None, Some("app_uninstalled"), None, "ends a connection whose app was removed"),
+    need(None, Some("tokens_revoked"), None, "ends a connection whose token was revoked"),
+    need(Some(Feature::DirectMessages), Some("message.im"), Some("im:history"), "receives direct messages"),
+    need(Some(Feature::Channels), Some("message.channels"), Some("channels:history"), "receives messages in public channels"),
+    need(Some(Feature::Channels), Some("channel_id_changed"), Some("channels:read"), "keeps the agent of a channel whose id changes"),
+    need(Some(Feature::PrivateChannels), Some("message.groups"), Some("groups:history"), "receives messages in private channels"),
+    need(Some(Feature::GroupMessages), Some("message.mpim"), Some("mpim:history"), "receives messages of several people"),
+    need(Some(Feature::Command), None, Some("commands"), "receives the slash command"),
+    need(Some(Feature::Greetings), Some("team_join"), Some("users:read"), "hears of people who join"),
+    need(Some(Feature::Greetings), None, Some("im:write"), "opens a direct message with them"),
+    need(Some(Feature::Agent), Some("agent_session_stopped"), Some("assistant:write"), "stops an answer by Slack's button"),
 ];
 
-/// Returns the scopes in order, without duplicates.
-pub fn scopes() -> Vec<&'static str> {
-    let mut scopes: Vec<&str> = CALLS.iter().map(|(_, scope)| *scope).collect();
-    scopes.extend(EVENTS.iter().filter_map(|(_, scope)| *scope));
-    scopes.sort_unstable();
-    scopes.dedup();
-    scopes
+impl Feature {
+    /// Returns the name on the command line.
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+}
+
+impl Need {
+    fn is_on(&self, features: &[Feature]) -> bool {
+        self.feature.is_none_or(|feature| features.contains(&feature))
+    }
+}
+
+/// Returns the events of features, in order.
+pub fn events(features: &[Feature]) -> Vec<&'static str> {
+    let on = NEEDS.iter().filter(|need| need.is_on(features));
+    sorted(on.filter_map(|need| need.event))
+}
+
+/// Returns the scopes of features, in order.
+pub fn scopes(features: &[Feature]) -> Vec<&'static str> {
+    let on = NEEDS.iter().filter(|need| need.is_on(features));
+    sorted(on.filter_map(|need| need.scope))
+}
+
+/// Returns the scopes that only other features need, in order.
+fn optional_scopes(features: &[Feature]) -> Vec<&'static str> {
+    let required = scopes(features);
+    let off = NEEDS.iter().filter(|need| !need.is_on(features));
+    sorted(off.filter_map(|need| need.scope).filter(|scope| !required.contains(scope)))
+}
+
+fn sorted(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Returns a line for each event and scope: its feature and reason.
+pub fn explain(features: &[Feature]) -> String {
+    let mut lines = Vec::new();
+    for need in &NEEDS {
+        let feature = need.feature.map_or("every app".to_owned(), Feature::name);
+        let scope_state = if need.is_on(features) { "scope" } else { "optional scope" };
+        if let Some(scope) = need.scope {
+            lines.push(format!("{scope_state:14}  {scope:21}  {feature:15}  {}", need.reason));
+        }
+        if let Some(event) = need.event.filter(|_| need.is_on(features)) {
+            lines.push(format!("{:14}  {event:21}  {feature:15}  {}", "event", need.reason));
+        }
+    }
+    lines.join("\n")
 }
 
 /// Settings of the app that depend on the deployment.
@@ -47,6 +143,18 @@ pub struct AppSettings {
     /// Slash command, with its slash.
     #[arg(long, env = "TIDEGATE_SLASH_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
     pub slash_command: String,
+    /// Features of the app: direct-messages, channels, private-channels, group-messages, command,
+    /// greetings, agent. Default: all but agent.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "FEATURE",
+        default_values_t = DEFAULT_FEATURES,
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
+    pub features: Vec<Feature>,
 }
 
 impl AppSettings {
@@ -85,12 +193,14 @@ pub enum Delivery<'a> {
 }
 
 /// Returns the manifest.
-pub fn build(command: &str, delivery: Delivery<'_>, name: &str) -> Value {
+pub fn build(command: &str, delivery: Delivery<'_>, name: &str, features: &[Feature]) -> Value {
     let url = match delivery {
         Delivery::Http(url) => Some(url),
         Delivery::SocketMode => None,
     };
-    let events: Vec<&str> = EVENTS.iter().map(|(event, _)| *event).collect();
+    let (events, optional) = (events(features), optional_scopes(features));
+    // Slack's field has all scopes, also those that a person may decline.
+    let all = sorted(scopes(features).into_iter().chain(optional.iter().copied()));
     let mut manifest = json!({
         "display_information": { "name": name },
         "features": {
@@ -100,15 +210,8 @@ pub fn build(command: &str, delivery: Delivery<'_>, name: &str) -> Value {
                 "messages_tab_read_only_enabled": false,
             },
             "bot_user": { "display_name": name, "always_online": true },
-            "slash_commands": [{
-                "command": command,
-                "url": url,
-                "description": "Link this conversation to an agent",
-                "usage_hint": "help | link <code> | status",
-                "should_escape": false,
-            }],
         },
-        "oauth_config": { "scopes": { "bot": scopes() } },
+        "oauth_config": { "scopes": { "bot": all, "bot_optional": optional } },
         "settings": {
             "event_subscriptions": { "request_url": url, "bot_events": events },
             "interactivity": {
@@ -121,6 +224,19 @@ pub fn build(command: &str, delivery: Delivery<'_>, name: &str) -> Value {
             "token_rotation_enabled": false,
         },
     });
+    if features.contains(&Feature::Command) {
+        manifest["features"]["slash_commands"] = json!([{
+            "command": command,
+            "url": url,
+            "description": "Link this conversation to an agent",
+            "usage_hint": "help | link <code> | status",
+            "should_escape": false,
+        }]);
+    }
+    if features.contains(&Feature::Agent) {
+        manifest["features"]["agent_view"] =
+            json!({ "agent_description": format!("{name} answers here.") });
+    }
     if url.is_none() {
         remove_nulls(&mut manifest);
     }
@@ -154,23 +270,69 @@ mod tests {
 
     #[test]
     fn socket_mode_has_no_addresses() {
-        let manifest = build("/lobu", Delivery::SocketMode, "Lobu");
+        let manifest = build("/lobu", Delivery::SocketMode, "Lobu", &DEFAULT_FEATURES);
         assert_eq!(manifest["settings"]["socket_mode_enabled"], true);
         assert!(!manifest.to_string().contains("url"), "{manifest}");
         let events = &manifest["settings"]["event_subscriptions"]["bot_events"];
-        assert_eq!(events.as_array().map(Vec::len), Some(EVENTS.len()));
-        let by_http = build("/lobu", Delivery::Http("https://a.example/x"), "Lobu");
+        assert_eq!(events.as_array().map(Vec::len), Some(super::events(&DEFAULT_FEATURES).len()));
+        let by_http =
+            build("/lobu", Delivery::Http("https://a.example/x"), "Lobu", &DEFAULT_FEATURES);
         assert_eq!(by_http["settings"]["socket_mode_enabled"], false);
         assert_eq!(by_http.to_string().matches("https://a.example/x").count(), 4);
     }
 
     #[test]
     fn link_holds_manifest() {
-        let manifest = build("/lobu", Delivery::SocketMode, "A & B");
+        let manifest = build("/lobu", Delivery::SocketMode, "A & B", &DEFAULT_FEATURES);
         let link = creation_link(&manifest);
         let (_, query) = link.split_once('?').expect("a query");
         let fields: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
         assert_eq!(fields[0], ("new_app".into(), "1".into()));
         assert_eq!(fields[1], ("manifest_json".into(), manifest.to_string().into()));
+    }
+
+    #[test]
+    fn declares_what_features_need() {
+        let manifest =
+            build("/lobu", Delivery::Http("https://gw"), "Lobu", &[Feature::DirectMessages]);
+        assert_eq!(
+            manifest["settings"]["event_subscriptions"]["bot_events"],
+            json!(["app_uninstalled", "message.im", "tokens_revoked"])
+        );
+        let scopes = &manifest["oauth_config"]["scopes"];
+        let optional = scopes["bot_optional"].as_array().expect("a list");
+        let required: Vec<&Value> = scopes["bot"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter(|scope| !optional.contains(scope))
+            .collect();
+        assert_eq!(required, ["chat:write", "im:history"]);
+        assert!(manifest["features"].get("slash_commands").is_none());
+        assert!(optional.contains(&"commands".into()) && optional.contains(&"users:read".into()));
+        let all = [&DEFAULT_FEATURES[..], &[Feature::Agent]].concat();
+        let manifest = build("/lobu", Delivery::Http("https://gw"), "Lobu", &all);
+        assert_eq!(manifest["oauth_config"]["scopes"]["bot_optional"], json!([]));
+        assert!(manifest["features"]["agent_view"].is_object());
+    }
+
+    #[test]
+    fn explains_events_and_scopes() {
+        let explained = explain(&[Feature::DirectMessages]);
+        for line in [
+            "scope           im:history             direct-messages  receives direct messages",
+            "event           message.im             direct-messages  receives direct messages",
+            "optional scope  commands               command          receives the slash command",
+            "event           app_uninstalled        every app        ends a connection whose app",
+        ] {
+            assert!(explained.lines().any(|found| found.starts_with(line)), "{line}\n{explained}");
+        }
+        assert!(!explained.contains("message.channels"), "{explained}");
+        let manifest =
+            build("/lobu", Delivery::Http("https://gw"), "Lobu", &[Feature::DirectMessages]);
+        let scopes = manifest["oauth_config"]["scopes"]["bot"].as_array().expect("a list").iter();
+        for name in scopes.filter_map(Value::as_str) {
+            assert!(explained.contains(name), "{name}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 mod actor;
 mod agent_mode;
+mod agent_policies;
 mod api_key;
 mod connection_settings;
 mod connection_status;
@@ -21,6 +22,7 @@ mod webhook_kind;
 
 pub use actor::{Actor, InvalidOperatorNameError, OperatorName};
 pub use agent_mode::{AgentMode, UnknownModeError};
+pub use agent_policies::{AgentPolicies, EditPolicy, OverlapPolicy, UnknownPolicyError};
 pub use api_key::{ApiKey, ApiKeyHash, ApiKeyRole, ParseApiKeyError};
 pub use connection_settings::{ConnectionSettings, LinkBy, SettingsChange};
 pub use connection_status::{ConnectionStatus, UnknownStatusError};
@@ -35,7 +37,7 @@ pub use install::{
 pub use link_code::{LinkCode, LinkCodeHash, ParseLinkCodeError, Surface};
 pub use media_type::MediaType;
 pub use notification_event::NotificationEvent;
-pub use outgoing_message::{Destination, Fallback, OutgoingMessage};
+pub use outgoing_message::{APPROVAL_ACTION_PREFIX, Destination, Fallback, OutgoingMessage};
 pub use platform::Platform;
 pub use return_url::{OAUTH_CALLBACK_PATH, is_return_url_allowed, parse_web_address};
 pub use webhook_kind::WebhookKind;

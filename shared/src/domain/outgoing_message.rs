@@ -3,6 +3,9 @@
 use super::{ChannelId, UserId};
 use serde::{Deserialize, Serialize};
 
+/// Beginning of the action ids of buttons of approvals; their number follows.
+pub const APPROVAL_ACTION_PREFIX: &str = "tidegate_approval_";
+
 /// Message to Slack.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct OutgoingMessage {

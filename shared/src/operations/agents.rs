@@ -101,7 +101,7 @@ impl Operations {
         }
         let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
             settings;
-        let new = |secret| NewAgent {
+        let new = |secret, headers, policies| NewAgent {
             org: org.clone(),
             id: id.clone(),
             name,
@@ -114,6 +114,8 @@ impl Operations {
             retry_for,
             keep_for,
             signs_as_slack: settings.signs_as_slack,
+            headers,
+            policies,
         };
         let saved = self.store.save_agent(&self.actor, (org, id), settings.secret, new).await?;
         saved.map_err(OperationError::Conflict)

@@ -76,6 +76,7 @@ actions! {
     LinkCodeUse => "link_code.use",
     BindingCreate => "binding.create",
     BindingDelete => "binding.delete",
+    ApprovalDecide => "approval.decide",
     SessionCreate => "session.create",
     DeliveriesRetry => "deliveries.retry",
     DeliveriesSkip => "deliveries.skip",

@@ -7,6 +7,7 @@
 //!
 //! There is no trait for the store, because there is one implementation and tests use it.
 
+mod approvals;
 mod apps;
 mod audit_log;
 mod connections;
@@ -25,6 +26,10 @@ mod runs;
 mod schema;
 mod webhooks;
 
+pub use approvals::{
+    APPROVAL_COLUMN, ApprovalContent, ApprovalDecision, ApprovalOption, ApprovalResult,
+    ApprovalUse, AskedApproval, DecidedApproval, ExpiredApproval, NewApproval, ReplyForApproval,
+};
 pub use apps::{App, AppSummary, MAX_APPS, NewApp};
 pub use audit_log::{AuditAction, AuditEntry, AuditLogFilter};
 pub use connections::*;

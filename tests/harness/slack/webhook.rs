@@ -1,6 +1,6 @@
 //! Webhooks in the formats of docs.slack.dev, with ids of their own.
 
-use super::Slack;
+use super::{Slack, conversations::Message};
 use crate::test_env::App;
 use serde_json::json;
 use shared::{
@@ -126,6 +126,51 @@ impl Webhook {
             "channel_type": channel_type, "team": app.team,
         });
         Self::event(slack, app, text, inner)
+    }
+
+    /// Returns a person's click on an element of a message.
+    pub fn click(
+        slack: &Slack,
+        app: &App,
+        channel: &str,
+        user: &str,
+        message: &Message,
+        action: serde_json::Value,
+    ) -> Self {
+        let (trigger_id, response_url) = (slack.trigger_id(), slack.response_url());
+        let action_ts = slack.ts();
+        let mut action = action;
+        action["action_ts"] = action_ts.as_str().into();
+        let mut clicked = json!({
+            "type": "message", "ts": message.ts, "user": message.user, "bot_id": message.bot_id,
+            "text": message.text, "blocks": message.blocks,
+        });
+        if let Some(thread) = &message.thread_ts {
+            clicked["thread_ts"] = thread.as_str().into();
+        }
+        let payload = json!({
+            "type": "block_actions", "team": { "id": app.team, "domain": "example" },
+            "user": { "id": user, "username": "steve", "team_id": app.team },
+            "api_app_id": app.app, "token": "legacy-token", "enterprise": null,
+            "is_enterprise_install": false, "channel": { "id": channel, "name": "general" },
+            "container": {
+                "type": "message", "message_ts": message.ts, "channel_id": channel,
+                "is_ephemeral": false,
+            },
+            "message": clicked, "trigger_id": trigger_id, "response_url": response_url,
+            "state": { "values": {} }, "actions": [action],
+        });
+        let body = form_urlencoded::Serializer::new(String::new())
+            .append_pair("payload", &payload.to_string())
+            .finish();
+        let parts = [trigger_id.as_bytes(), action_ts.as_bytes()];
+        Self {
+            what: format!("a click of {user}"),
+            content_type: "application/x-www-form-urlencoded",
+            body: body.into_bytes(),
+            dedup_key: DedupKey::new(app.connection, "action", &parts),
+            response_url,
+        }
     }
 
     /// Returns the envelope that ingest would store.

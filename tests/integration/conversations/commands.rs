@@ -272,6 +272,8 @@ async fn links_agent_by_name() {
             retry_for: None,
             keep_for: NewAgent::KEEP_FOR,
             signs_as_slack: false,
+            headers: Default::default(),
+            policies: Default::default(),
         })
         .await
         .expect("an agent");

@@ -59,6 +59,8 @@ async fn sends_requests_as_documented() {
         retry_for: None,
         keep_for: NewAgent::KEEP_FOR,
         signs_as_slack: false,
+        headers: Default::default(),
+        policies: Default::default(),
     };
     env.store.put_agent(&agent).await.expect("Postgres");
     let webhook = send_message(&env, &app, "C1", "fail:1 hello").await;
@@ -195,6 +197,8 @@ async fn blocks_private_addresses() {
             retry_for: None,
             keep_for: NewAgent::KEEP_FOR,
             signs_as_slack: false,
+            headers: Default::default(),
+            policies: Default::default(),
         };
         env.store.put_agent(&agent).await.expect("Postgres");
         send_message(&env, &app, "C1", "hello").await;

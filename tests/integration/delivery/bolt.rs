@@ -31,6 +31,8 @@ async fn forward_to(env: &TestEnv, app: &App, url: String) {
         retry_for: None,
         keep_for: NewAgent::KEEP_FOR,
         signs_as_slack: false,
+        headers: Default::default(),
+        policies: Default::default(),
     };
     env.store.put_agent(&agent).await.expect("Postgres");
 }

@@ -118,11 +118,12 @@ fn keeps_sql_in_store() {
 
 /// Files that read the clock of their machine, with what it is for. Nothing else is decided by it:
 /// stored times are compared by Postgres, and times of the stream with each other.
-const CLOCK_READERS: [(&str, &str); 9] = [
+const CLOCK_READERS: [(&str, &str); 10] = [
     ("ingest/src/http/routes.rs", "the age of a signature, by the head"),
     ("ingest/src/webhook/pipeline.rs", "the age of a signature; a time for logs and metrics"),
     ("ingest/src/webhook/sync_response.rs", "a time for recordings"),
     ("worker/src/agent_client/mod.rs", "the time of a signature for agents"),
+    ("worker/src/dispatch/agents/approvals.rs", "a time in a message"),
     ("worker/src/dispatch/attempt.rs", "a metric"),
     ("worker/src/metrics.rs", "a metric"),
     ("deploy/cli/src/commands/connections/import/mod.rs", "the expiry of a token in a file"),

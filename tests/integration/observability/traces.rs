@@ -85,6 +85,12 @@ async fn links_processing_to_request() {
         contains_all(&received, &processing).then_some(())
     })
     .await;
+    // The call of the agent belongs to the trace of the processing.
+    let request = env.agent.requests().pop().expect("a question");
+    let called = request.headers.get("traceparent").expect("a trace context");
+    let called = called.to_str().expect("a text").to_owned();
+    let of_call = u128::from_str_radix(&called[3..35], 16).expect("hex").to_be_bytes();
+    assert!(contains_all(&received, &[&of_call, b"process slack.in.{partition}.{connection}"]));
     let reply = [&trace[..], b"send chat.postMessage", webhook.dedup_key.as_str().as_bytes()];
     eventually("the reply's trace arrives", TIMEOUT, async || {
         contains_all(&received, &reply).then_some(())
@@ -93,6 +99,28 @@ async fn links_processing_to_request() {
     for secret in ["the words of a user", app.secret.as_str(), app.token.as_str()] {
         assert!(!contains_all(&received, &[secret.as_bytes()]), "{secret} is in a trace");
     }
+}
+
+/// A streamed answer is one span, with the agent's first event and its end.
+#[tokio::test]
+async fn run_is_one_span() {
+    let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
+        .await
+        .expect("servers");
+    let (address, received) = start_collector().await;
+    env.set("OTEL_EXPORTER_OTLP_ENDPOINT", &address);
+    env.start_ingest().await.expect("an ingest");
+    env.start_worker().await.expect("a worker");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "stream:5:20:8 please");
+    env.send(&app, &webhook).await.expect("an answer");
+    env.wait_for_outcome(&webhook.dedup_key).await;
+    let run = env.agent.requests()[0].question["run"].as_str().expect("a run").to_owned();
+    let span: [&[u8]; 4] = [b"run of agent", run.as_bytes(), b"first event received", b"run ended"];
+    eventually("the run's span arrives", TIMEOUT, async || {
+        contains_all(&received, &span).then_some(())
+    })
+    .await;
 }
 
 /// The SDK reads the variables of OpenTelemetry. A URL for traces precedes the base URL and is used

@@ -327,8 +327,8 @@ async fn names_connection_in_manifest() {
     let text = said(&ran);
     assert!(ran.status.success(), "{text}");
     let file = std::fs::read_to_string(laptop.run.path().join("tidegate.toml")).expect("a file");
-    let ids = file.lines().filter_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
-    let id = ids.filter(|id| id.len() == 32).next_back();
+    let mut ids = file.lines().filter_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
+    let id = ids.rfind(|id| id.len() == 32);
     let url = format!("https://gateway.example.com/api/v1/webhooks/{}", id.expect("a connection"));
     assert_eq!(text.matches(&json!(url).to_string()).count(), 4, "{text}");
     assert!(!laptop.run.path().join(".tidegate/app.token").exists());

@@ -1,6 +1,7 @@
 //! Events of agents that answer with an event stream. Unknown events and fields, and fields with a
 //! wrong type, are ignored.
 
+use super::ask::{AgentAsk, parse_ask};
 use serde::Serialize;
 use serde_json::Value;
 use shared::slack::repair;
@@ -14,6 +15,8 @@ pub enum AgentEvent {
     Task(TaskUpdate),
     /// Block Kit blocks.
     Blocks(Vec<Value>),
+    /// Question to people. It ends the answer.
+    Ask(Box<AgentAsk>),
     /// What the agent does now, for the status of the thread.
     Status(String),
     /// Title of the session.
@@ -118,6 +121,7 @@ pub(super) fn parse_event(name: &str, data: &str) -> AgentEvent {
             _ => AgentEvent::Ignored,
         },
         "status" => AgentEvent::Status(short("text", CODE_CHARS)),
+        "ask" => parse_ask(&data).map_or(AgentEvent::Ignored, |ask| AgentEvent::Ask(Box::new(ask))),
         "title" => read_title(text("title")).map_or(AgentEvent::Ignored, AgentEvent::Title),
         "prompts" => {
             read_prompts(&data["prompts"]).map_or(AgentEvent::Ignored, AgentEvent::Prompts)
@@ -183,6 +187,7 @@ mod tests {
             ),
             ("blocks", r#"{"blocks":"x"}"#, AgentEvent::Ignored),
             ("status", r#"{"text":"Searching"}"#, AgentEvent::Status("Searching".into())),
+            ("ask", r#"{"id":"a"}"#, AgentEvent::Ignored),
             ("title", r#"{"title":" A\nB "}"#, AgentEvent::Title("AB".into())),
             ("title", r#"{"title":7}"#, AgentEvent::Ignored),
             (

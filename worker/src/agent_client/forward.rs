@@ -6,7 +6,7 @@
 //! apps drop retries. The header [`FORWARDED_DELIVERY`] identifies a repetition, and lets ingest
 //! refuse a webhook that is forwarded to Tidegate itself.
 
-use super::{AgentClient, AgentError, refusal, send, signature, unix_now};
+use super::{AgentClient, AgentError, read, refusal, signature, unix_now};
 use serde_json::Value;
 use shared::{
     domain::{AgentMode, WebhookKind},
@@ -63,14 +63,18 @@ impl AgentClient {
             true => &connection.signing_secret,
             false => &agent.secret,
         };
-        let request = self
-            .post(agent, &agent.url)?
-            .header("content-type", envelope.media.as_str())
-            .header("x-slack-request-timestamp", now)
-            .header("x-slack-signature", signature::slack(secret, now, &envelope.body))
-            .header(FORWARDED_DELIVERY, envelope.dedup_key.as_str())
-            .body(envelope.body.clone());
-        let response = send(agent, request).await?;
+        let request = || {
+            Ok(self
+                .post(agent, &agent.url)?
+                .header("content-type", envelope.media.as_str())
+                .header("x-slack-request-timestamp", now)
+                .header("x-slack-signature", signature::slack(secret, now, &envelope.body))
+                .header(FORWARDED_DELIVERY, envelope.dedup_key.as_str())
+                .body(envelope.body.clone()))
+        };
+        let deadline = tokio::time::Instant::now() + agent.timeout;
+        let response = self.begin_with_headers(agent, deadline, request).await?;
+        let response = read(agent, response, deadline).await;
         match (response.status, &response.body) {
             (200..300, Ok(_)) => Ok(ForwardResult::Handled(response.body.unwrap_or_default())),
             // The app has handled it, so it must not get it again.

@@ -5,6 +5,7 @@
 //! A failure is classified by its meaning for agent and delivery. Redirects are not followed, and
 //! addresses are checked by [`ssrf_guard`].
 
+mod ask;
 mod event_filter;
 mod event_stream;
 mod events;
@@ -14,9 +15,11 @@ mod fuzz;
 mod metrics;
 mod notification;
 mod reply;
+mod request;
 mod signature;
 mod ssrf_guard;
 
+pub use ask::AgentAsk;
 pub use event_stream::{AgentStream, StreamEvent};
 #[cfg(test)]
 pub use events::TaskStatus;
@@ -24,20 +27,21 @@ pub use events::{AgentEvent, AgentFailure, Prompt, TaskUpdate};
 pub use forward::ForwardResult;
 pub use metrics::AgentMetrics;
 pub use reply::{AgentReply, SessionChange};
+pub use request::{AgentRequest, ApprovalAnswer, MessageContent, MessagePart, Subject, Trigger};
 pub use ssrf_guard::Networks;
 
 use reply::parse_reply;
 use reqwest::{
     RequestBuilder, Url,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use serde::Serialize;
 use serde_json::Value;
 use shared::{
-    domain::{AgentMode, ChannelId, ConnectionId, TeamId},
-    runtime::telemetry::ErrorChain,
+    domain::AgentMode,
+    runtime::telemetry::{self, ErrorChain},
     slack::repair,
-    store::Agent,
+    store::{Agent, AgentHeaders, CurrentHeaders},
 };
 use ssrf_guard::{BlockedAddressError, GuardedResolver, SystemResolver};
 use std::{
@@ -67,50 +71,6 @@ pub struct AgentClient {
     /// Maximum silence within an event stream.
     silence: Duration,
     pub metrics: AgentMetrics,
-}
-
-/// Request to an agent in mode `reply`.
-#[derive(Debug, Serialize)]
-#[allow(missing_docs)] // the JSON's names: worker/docs/agents.md
-pub struct AgentRequest<'a> {
-    /// Version of the protocol. Both sides ignore unknown fields.
-    pub protocol: u8,
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// Execution of this question, the same in every attempt.
-    pub run: &'a str,
-    pub trigger: Trigger<'a>,
-    pub connection: ConnectionId,
-    pub team: &'a TeamId,
-    pub channel: &'a ChannelId,
-    pub user: &'a str,
-    pub text: &'a str,
-    pub ts: &'a str,
-    pub thread_ts: Option<&'a str>,
-    pub session: i64,
-    #[serde(flatten)]
-    pub content: MessageContent,
-}
-
-/// Cause of a request.
-#[derive(Debug, Serialize)]
-#[allow(missing_docs)] // the JSON's names
-pub struct Trigger<'a> {
-    pub kind: &'static str,
-    pub ts: &'a str,
-    pub event_id: Option<&'a str>,
-}
-
-/// Content of a message besides its text, as Slack sent it.
-#[derive(Debug, Default, Serialize)]
-#[allow(missing_docs)] // Slack's names
-pub struct MessageContent {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<Value>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub attachments: Vec<Value>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub blocks: Vec<Value>,
 }
 
 /// Failure of a call to an agent.
@@ -207,14 +167,18 @@ impl AgentClient {
         let invalid = |reason: String| unusable(agent, &reason);
         let body = serde_json::to_vec(&RequestBody { id, request })
             .map_err(|error| invalid(error.to_string()))?;
-        let mut request = self
-            .signed_post(agent, id, &agent.url, body)?
-            .header("accept", "text/event-stream, application/json");
-        if let Some(last) = resume_after {
-            request = request.header("last-event-id", last);
-        }
         let deadline = Instant::now() + agent.timeout;
-        let response = begin(agent, request, deadline).await?;
+        let response = self
+            .begin_with_headers(agent, deadline, || {
+                let request = self
+                    .signed_post(agent, id, &agent.url, body.clone())?
+                    .header("accept", "text/event-stream, application/json");
+                Ok(match resume_after {
+                    Some(last) => request.header("last-event-id", last),
+                    None => request,
+                })
+            })
+            .await?;
         let media = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let is_stream = media.is_some_and(is_event_stream) && response.status().as_u16() == 200;
         if is_stream {
@@ -241,13 +205,31 @@ impl AgentClient {
             path.pop_if_empty().push("cancel");
         }
         let body = serde_json::json!({ "run": run, "reason": reason }).to_string();
-        let request =
-            self.signed_post(agent, &format!("{run}:cancel"), url.as_str(), body.into())?;
+        let id = format!("{run}:cancel");
         let deadline = Instant::now() + agent.timeout.min(CANCEL_TIMEOUT);
-        let response = begin(agent, request, deadline).await?;
+        let request = || self.signed_post(agent, &id, url.as_str(), body.clone().into());
+        let response = self.begin_with_headers(agent, deadline, request).await?;
         match response.status().as_u16() {
             200..300 => Ok(()),
             _ => Err(refusal(agent, &read(agent, response, deadline).await)),
+        }
+    }
+
+    /// Begins a request with the agent's headers. An agent that refuses those that were declared
+    /// last gets the ones before, as long as they are kept.
+    async fn begin_with_headers(
+        &self,
+        agent: &Agent,
+        deadline: Instant,
+        request: impl Fn() -> Result<RequestBuilder, AgentError>,
+    ) -> Result<reqwest::Response, AgentError> {
+        let CurrentHeaders { current, previous } = &agent.headers;
+        let response = begin(agent, with_headers(request()?, current), deadline).await?;
+        match (response.status().as_u16(), previous) {
+            (401 | 403, Some(previous)) => {
+                begin(agent, with_headers(request()?, previous), deadline).await
+            }
+            _ => Ok(response),
         }
     }
 
@@ -283,11 +265,22 @@ impl AgentClient {
     }
 }
 
-/// Sends a request and reads the response, within the agent's timeout.
-async fn send(agent: &Agent, request: RequestBuilder) -> Result<Response, AgentError> {
-    let deadline = Instant::now() + agent.timeout;
-    let response = begin(agent, request, deadline).await?;
-    Ok(read(agent, response, deadline).await)
+/// Returns a request with headers whose values are not logged, and with the trace context of the
+/// present span.
+fn with_headers(request: RequestBuilder, headers: &AgentHeaders) -> RequestBuilder {
+    let mut all = HeaderMap::new();
+    for (name, value) in headers.iter() {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(mut value)) = (name, HeaderValue::from_str(value.expose())) {
+            value.set_sensitive(true);
+            all.insert(name, value);
+        }
+    }
+    let request = request.headers(all);
+    match telemetry::traceparent(&tracing::Span::current()) {
+        Some(context) => request.header("traceparent", context.as_str()),
+        None => request,
+    }
 }
 
 /// Sends a request and waits for the head of the response.

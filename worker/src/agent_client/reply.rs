@@ -1,13 +1,16 @@
 //! JSON answers of agents.
 
-use super::events::{Prompt, read_prompts, read_title};
+use super::{
+    ask::{AgentAsk, parse_ask},
+    events::{Prompt, read_prompts, read_title},
+};
 use serde_json::{Value, json};
 use shared::slack::repair;
 
 /// Reply of an agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentReply {
-    /// Message with `text` and `blocks`.
+    /// Message with `text` and `blocks`; null if there is only a question to people.
     pub message: Value,
     /// Markdown that replaces the text.
     pub markdown: Option<String>,
@@ -15,6 +18,8 @@ pub struct AgentReply {
     pub ephemeral: bool,
     /// True for a reply in a thread; by default that depends on the conversation.
     pub thread: Option<bool>,
+    /// Question to people.
+    pub ask: Option<AgentAsk>,
     pub session: SessionChange,
 }
 
@@ -39,8 +44,10 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
     let string = |name: &str| field(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let (text, markdown) = (string("text").unwrap_or_default(), string("markdown"));
     let blocks = field("blocks").and_then(Value::as_array).filter(|blocks| !blocks.is_empty());
+    let ask = field("ask").and_then(parse_ask);
     let message = match (text.is_empty(), blocks) {
         (true, None) if markdown.is_some() => json!({ "text": "" }),
+        (true, None) if ask.is_some() => Value::Null,
         (true, None) => {
             let has_wrong_type = field("text").is_some_and(|text| !text.is_string())
                 || field("markdown").is_some_and(|text| !text.is_string())
@@ -59,7 +66,7 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
     let (title, prompts) =
         (answer["title"].as_str().and_then(read_title), read_prompts(&answer["prompts"]));
     let session = SessionChange { title, prompts };
-    Ok(Some(AgentReply { message, markdown, ephemeral, thread: flag("thread"), session }))
+    Ok(Some(AgentReply { message, markdown, ephemeral, thread: flag("thread"), ask, session }))
 }
 
 #[cfg(test)]
@@ -70,9 +77,11 @@ mod tests {
     fn reads_only_allowed_fields() {
         let reply = parse_reply(br#"{"text":"hi","ephemeral":true,"channel":"C9","as_user":true}"#);
         let (message, markdown) = (json!({ "text": "hi" }), None);
-        let session = SessionChange::default();
-        let answer = AgentReply { message, markdown, ephemeral: true, thread: None, session };
+        let (ask, session) = (None, SessionChange::default());
+        let answer = AgentReply { message, markdown, ephemeral: true, thread: None, ask, session };
         assert_eq!(reply, Ok(Some(answer)));
+        let asks = parse_reply(br#"{"ask":{"prompt":"Deploy?"}}"#).expect("an answer");
+        assert!(asks.is_some_and(|reply| reply.message.is_null() && reply.ask.is_some()));
         let reply = parse_reply(br##"{"markdown":"# hi","blocks":null}"##).expect("an answer");
         assert_eq!(reply.and_then(|reply| reply.markdown).as_deref(), Some("# hi"));
         for nothing in [&b""[..], b"\n", b"{}", br#"{"text":""}"#] {

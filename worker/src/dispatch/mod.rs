@@ -12,6 +12,7 @@ mod attempt;
 mod attempt_context;
 mod breaker;
 mod handler;
+mod merging;
 mod metrics;
 mod notices;
 mod outcome_recorder;

@@ -4,7 +4,7 @@ use super::{
     agents::{self, AnswerPolicy, Asked, Completion},
     attempt::{CallResult, RELEASE_WAIT},
     attempt_context::AttemptContext,
-    retry,
+    merging, retry,
     runs::{self, RunTarget, StreamingRun},
     sessions::SessionKey,
 };
@@ -52,6 +52,7 @@ pub async fn ask(
         }
         has_ended = true; // what is shown of it is ended
     }
+    let mut asked_at = None;
     let message = routing::agent_message(webhook, connection.team.as_ref());
     let active = message.as_ref().map(|message| {
         let (channel, thread_ts) = (message.channel.clone(), message.root_ts().to_owned());
@@ -64,9 +65,28 @@ pub async fn ask(
         None
     } else {
         let resume_after = stored.as_ref().and_then(|run| run.state.last_event_id.as_deref());
-        let run = agents::Run { id: &id, resume_after };
-        let session = delivery.session;
-        match agents::ask(clients, agent, connection, webhook, session, run).await {
+        let parts = match merging::parts(context, agent, connection, webhook, delivery).await {
+            Ok(parts) => parts,
+            Err(error) => {
+                let error = ErrorChain(&error).to_string();
+                return CallResult::Released { after: RELEASE_WAIT, error };
+            }
+        };
+        // The same key never stands for other messages.
+        let mut request_id = webhook.envelope.dedup_key.as_str().to_owned();
+        if parts.len() > 1 {
+            request_id.push_str(&format!(":merge:{}", parts.len()));
+        }
+        asked_at = parts.last().map(|part| part.ts.clone());
+        let run = agents::Run {
+            id: &id,
+            resume_after,
+            delivery,
+            request_id: &request_id,
+            parts: &parts,
+            asked_at: asked_at.as_deref(),
+        };
+        match agents::ask(clients, agent, connection, webhook, run).await {
             Ok(Asked::Completed(completion)) => {
                 return CallResult::completed(completion);
             }
@@ -74,7 +94,7 @@ pub async fn ask(
                 if let Some(active) = &active {
                     change.title.into_iter().for_each(|title| active.set_title(title));
                     change.prompts.into_iter().for_each(|prompts| active.set_prompts(prompts));
-                    if !completion.messages.is_empty() {
+                    if !completion.messages.is_empty() || completion.change.is_some() {
                         active.reply_posted();
                     }
                 }
@@ -90,10 +110,12 @@ pub async fn ask(
     let Some((message, session)) = message.zip(active) else {
         return CallResult::completed(Completion::new("completed"));
     };
+    let target = RunTarget::new(id, &message);
+    let trigger = target.trigger_ts.clone();
     CallResult::Streaming(Box::new(StreamingRun {
         delivery: delivery.clone(),
         agent: Arc::clone(agent),
-        target: RunTarget::new(id, &message),
+        target: RunTarget { trigger_ts: asked_at.unwrap_or(trigger), ..target },
         stream,
         stored,
         policy: AnswerPolicy::new(agent, connection),

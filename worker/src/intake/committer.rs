@@ -230,7 +230,8 @@ impl Committer<'_> {
             let (connection, kind) = (envelope.connection, envelope.kind);
             match decision {
                 Decision::Apply(effects) => {
-                    changes |= !effects.changes.is_empty();
+                    changes |= !effects.changes.is_empty() || effects.edit.is_some();
+                    deliveries |= effects.decide.is_some();
                     messages |= !effects.messages.is_empty() || !effects.may_share_batch();
                     if effects.delivery.is_some() {
                         deliveries = true;

@@ -3,6 +3,7 @@
 //! Run by `app`. Tasks for one worker at a time run on the owner of partition 0; two owners for a
 //! moment do no harm.
 
+mod approvals;
 mod backlog;
 mod directory_sync;
 mod erasures;
@@ -99,6 +100,7 @@ async fn run_exclusive(
             let retention = retention::run(context, js, held.clone());
             let erasures = erasures::run(context, js, held.clone());
             let backlog = backlog::run(context, limits, held.clone());
+            let approvals = approvals::run(context, held.clone());
             let notifications = notifications::run(context, held.clone());
             let lost = async {
                 while context.partitions.all().contains(&lock) {
@@ -112,6 +114,7 @@ async fn run_exclusive(
                 () = retention => {}
                 () = erasures => {}
                 () = backlog => {}
+                () = approvals => {}
                 () = notifications => {}
             }
             drop(guard);

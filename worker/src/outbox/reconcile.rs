@@ -16,7 +16,8 @@ const PAGES_MAX: usize = 4;
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 pub enum LookupResult {
-    Found,
+    /// The message is in Slack. The value is its id.
+    Found(String),
     Absent,
     Later(Duration, String),
     /// The message cannot be looked up.
@@ -59,9 +60,9 @@ pub async fn look_up(
             }
             Err(_) => return later(Duration::ZERO, "the worker's row expired".into()),
         };
-        let found = answer["messages"].as_array();
-        if found.is_some_and(|messages| messages.iter().any(|m| has_mark(m, &mark))) {
-            return LookupResult::Found;
+        let mut messages = answer["messages"].as_array().into_iter().flatten();
+        if let Some(found) = messages.find(|message| has_mark(message, &mark)) {
+            return LookupResult::Found(found["ts"].as_str().unwrap_or_default().to_owned());
         }
         cursor = answer["response_metadata"]["next_cursor"].as_str().unwrap_or_default().to_owned();
         if cursor.is_empty() {

@@ -8,7 +8,7 @@ use super::{
 use crate::slack::{Action, ApiResult, Method, Reconciliation, TEXT_CHARS_MAX, postable};
 use serde_json::{Value, json};
 use shared::{
-    domain::{ConnectionStatus, Destination},
+    domain::{APPROVAL_ACTION_PREFIX, ConnectionStatus, Destination},
     runtime::telemetry::ErrorChain,
     store::{SendAmbiguity, SendOutcome},
 };
@@ -68,7 +68,8 @@ pub async fn send(
             Destination::PostMessage { channel, thread_ts } => {
                 let metrics = &slack.metrics;
                 match look_up(sender, channel.as_str(), thread_ts.as_deref()).await {
-                    LookupResult::Found => {
+                    LookupResult::Found(ts) => {
+                        record_approval(sender, &body, Some(&ts)).await;
                         metrics.record_reconciliation(method.as_str(), Reconciliation::Found);
                         return SendOutcome::Sent;
                     }
@@ -118,7 +119,26 @@ pub async fn send(
     {
         return withdraw(sender, answer).await;
     }
+    if let ApiResult::Succeeded(answer) = &result {
+        record_approval(sender, &body, answer["ts"].as_str()).await;
+    }
     sender.apply_result(result, channel).await
+}
+
+/// Records the message of an approval, so that it can be changed when nobody decides in time. A
+/// failure is not repeated: the buttons then say that it is too late.
+async fn record_approval(sender: &AuthenticatedSender<'_>, body: &Value, ts: Option<&str>) {
+    let buttons = body["blocks"].as_array().into_iter().flatten();
+    let buttons = buttons.filter_map(|block| block["elements"].as_array()).flatten();
+    let button = buttons.into_iter().find(|button| {
+        button["action_id"].as_str().is_some_and(|id| id.starts_with(APPROVAL_ACTION_PREFIX))
+    });
+    let id = button.and_then(|button| button["value"].as_str());
+    let Some((id, ts)) = id.zip(ts) else { return };
+    let (store, connection) = (&sender.sending.context().store, sender.connection.id);
+    if let Err(error) = store.record_approval_message(connection, id, ts).await {
+        warn!(approval = id, error = %ErrorChain(&error), "failed to record message of approval");
+    }
 }
 
 /// Deletes a message that Slack posted beside its thread, since the thread's first message was

@@ -8,9 +8,9 @@
 use super::{Input, Webhook, commands, event, ignore};
 use serde_json::{Value, json};
 use shared::{
-    domain::{AgentMode, ChannelId, Destination, OutgoingMessage, Surface, TeamId},
+    domain::{ChannelId, Destination, OutgoingMessage, OverlapPolicy, Surface, TeamId},
     slack::repair,
-    slack::{Event, EventBody, InboundPayload},
+    slack::{BodyParts, Event, EventBody, InboundPayload, Interaction},
     store::{
         Change, ConnectionFacts, ConnectionState, ConversationChange, Decision, Effects, Facts,
         IgnoreReason, ProcessedAs,
@@ -32,30 +32,82 @@ pub(crate) struct AgentMessage<'a> {
     pub text: &'a str,
     /// Id of the message in its channel.
     pub ts: &'a str,
+    /// Time of the question by Slack's clock: that of the message, or of the click on it.
+    pub asked_at: &'a str,
     pub thread_ts: Option<&'a str>,
     /// True in a direct message with the bot.
     pub in_direct_message: bool,
+    /// False if the message can have no thread.
+    pub has_thread: bool,
     /// Number of agents' answers that led to the message.
     pub hops: i32,
 }
 
-/// Returns the message in a webhook, for an agent or not. `team` is the connection's.
+/// Returns the message in a webhook, for an agent or not, or the click on one. `team` is the
+/// connection's.
 pub(crate) fn agent_message<'a>(
     webhook: &'a Webhook<'_>,
     team: Option<&TeamId>,
 ) -> Option<AgentMessage<'a>> {
+    if let InboundPayload::Interaction(interaction) = &webhook.inbound {
+        return clicked_message(interaction, team);
+    }
     let (body, event) = event(webhook)?;
     let channel: ChannelId = event.channel.get()?.parse().ok()?;
     let named = || installation_team(body)?.parse().ok();
+    let team = team.cloned().or_else(named)?;
+    if is_edit(event) {
+        let edited = event.message.0.as_ref()?;
+        return Some(AgentMessage {
+            team,
+            in_direct_message: is_direct(event),
+            has_thread: true,
+            channel,
+            user: edited.user.get()?,
+            text: edited.text.get().unwrap_or_default(),
+            ts: edited.ts.get()?,
+            asked_at: event.ts.get()?,
+            thread_ts: edited.thread_ts.get(),
+            hops: 0,
+        });
+    }
     Some(AgentMessage {
-        team: team.cloned().or_else(named)?,
+        team,
         in_direct_message: is_direct(event),
+        has_thread: true,
         channel,
         user: event.user.get().or_else(|| event.bot())?,
         text: event.text.get().unwrap_or_default(),
         ts: event.ts.get()?,
+        asked_at: event.ts.get()?,
         thread_ts: event.thread_ts.get().or_else(|| event.session_root()),
         hops: hops(event),
+    })
+}
+
+/// Returns the message that a person clicked.
+fn clicked_message<'a>(
+    interaction: &'a Interaction<'_>,
+    team: Option<&TeamId>,
+) -> Option<AgentMessage<'a>> {
+    let user = interaction.user.0.as_ref()?;
+    let of_team = || interaction.team.0.as_ref()?.id.get().or(user.team_id.get())?.parse().ok();
+    let channel: ChannelId = interaction.channel_of()?.parse().ok()?;
+    let ts = interaction.message_ts_of()?;
+    // A message that one person sees has no thread.
+    let is_ephemeral = interaction.container.0.as_ref().is_some_and(|c| c.is_ephemeral.0);
+    let clicked_at = interaction.actions.0.as_ref().and_then(|action| action.action_ts.get());
+    Some(AgentMessage {
+        team: team.cloned().or_else(of_team)?,
+        in_direct_message: channel.as_str().starts_with('D'),
+        has_thread: !is_ephemeral,
+        channel,
+        user: user.id.get()?,
+        text: "",
+        ts,
+        asked_at: clicked_at.unwrap_or(ts),
+        thread_ts: interaction.thread_ts_of(),
+        hops: 0,
     })
 }
 
@@ -69,6 +121,15 @@ impl AgentMessage<'_> {
         if self.in_direct_message { Surface::Dm } else { Surface::Channel }
     }
 
+    /// Returns the thread for an agent's answer.
+    pub(crate) fn thread_of_reply(&self, thread: Option<bool>) -> Option<&str> {
+        let in_thread = self.has_thread && thread.unwrap_or(!self.in_direct_message);
+        match thread {
+            Some(false) => None,
+            _ => self.thread_ts.or(in_thread.then_some(self.ts)),
+        }
+    }
+
     /// Returns the outbox message for an agent's answer. In a channel it goes into the thread of
     /// the message, in a direct message it does not, unless `thread` decides.
     pub(crate) fn reply(
@@ -77,12 +138,8 @@ impl AgentMessage<'_> {
         ephemeral: bool,
         thread: Option<bool>,
     ) -> OutgoingMessage {
-        let in_thread = thread.unwrap_or(!self.in_direct_message);
-        let thread = match thread {
-            Some(false) => None,
-            _ => self.thread_ts.or(in_thread.then_some(self.ts)),
-        };
-        let (channel, thread_ts) = (self.channel.clone(), thread.map(str::to_owned));
+        let thread_ts = self.thread_of_reply(thread).map(str::to_owned);
+        let channel = self.channel.clone();
         let to = match self.user.parse() {
             Ok(user) if ephemeral => Destination::PostEphemeral { channel, user, thread_ts },
             _ => {
@@ -128,7 +185,20 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
     }
     let connection = input.connection;
     if let Some(agent) = input.agent() {
-        return input.deliver(agent, input.lookup.trigger.clone());
+        let mut decision = input.deliver(agent, input.lookup.trigger.clone());
+        if let Decision::Apply(effects) = &mut decision
+            && effects.delivery.is_some()
+            && agent.policies.overlap == OverlapPolicy::Interrupt
+        {
+            let action = ConversationChange::InterruptRun {
+                connection: connection.id,
+                lane: input.webhook.envelope.lane,
+                channel: message.channel.clone(),
+                before: message.ts.to_owned(),
+            };
+            effects.changes.push(Change { action, reply: Box::new(|_| Vec::new()) });
+        }
+        return decision;
     }
     let is_by_person = event(input.webhook).is_some_and(|(_, event)| !event.is_by_bot());
     let is_addressed_here =
@@ -142,63 +212,19 @@ pub(super) fn decide(input: &Input<'_>, message: &AgentMessage<'_>) -> Decision 
     }
 }
 
-/// Returns the decision on an event about a deleted message: an agent's answer to it is dropped.
-pub(super) fn deletion(input: &Input<'_>) -> Option<Decision> {
-    let (_, event) = event(input.webhook)?;
-    let agent = input.agent().filter(|_| event.kind.get() == Some("message"))?;
-    let raw = match event.subtype.get() {
-        Some("message_deleted" | "message_changed") => raw_event(input.webhook),
-        _ => return None,
-    };
-    let ts = match event.subtype.get() {
-        Some("message_deleted") => raw["deleted_ts"].as_str(),
-        // The first message of a thread that has replies leaves a tombstone.
-        _ if raw["message"]["subtype"] == "tombstone" => raw["message"]["ts"].as_str(),
-        _ => None,
-    };
-    let (ts, channel) = (ts?.to_owned(), event.channel.get()?.parse().ok()?);
-    let is_valid = agent.mode == AgentMode::Reply && ts.bytes().all(|b| b.is_ascii_graphic());
-    let action = ConversationChange::DropAnswer { connection: input.connection.id, channel, ts };
-    let change = Change { action, reply: Box::new(|_| Vec::new()) };
-    let effects = Effects { changes: vec![change], ..Effects::new(ProcessedAs::Deletion) };
-    is_valid.then(|| Decision::Apply(Box::new(effects)))
+/// Returns whether an event is an edit or another change of a message.
+pub(super) fn is_edit(event: &Event<'_>) -> bool {
+    event.kind.get() == Some("message") && event.subtype.get() == Some("message_changed")
 }
 
-/// Word that stops the agent, as a message in a thread or a direct message.
-const STOP_WORD: &str = "!stop";
+/// Returns whether a webhook is an edit of a message.
+pub(crate) fn is_edit_webhook(webhook: &Webhook<'_>) -> bool {
+    event(webhook).is_some_and(|(_, event)| is_edit(event))
+}
 
-/// Returns the decision on a stop of the agent: Slack's button, or the stop word.
-pub(super) fn stop(input: &Input<'_>) -> Option<Decision> {
-    let (_, event) = event(input.webhook)?;
-    input.agent().filter(|agent| agent.mode == AgentMode::Reply)?;
-    let channel: ChannelId = event.channel.get()?.parse().ok()?;
-    let is_ts = |ts: &&str| ts.len() <= 32 && ts.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let (before, thread_ts) = if event.kind.get() == Some("agent_session_stopped") {
-        let raw = raw_event(input.webhook);
-        let field = |name: &str| raw[name].as_str().filter(|ts| is_ts(ts)).map(str::to_owned);
-        (field("event_ts")?, field("thread_ts"))
-    } else {
-        let text = event.text.get()?.trim();
-        let bot = input.connection.bot_user.as_deref();
-        let text = bot.and_then(|bot| after_mention(text, bot)).unwrap_or(text);
-        if text.trim() != STOP_WORD || event.is_by_bot() || !is_written(event) {
-            return None;
-        }
-        let thread_ts = event.thread_ts.get().filter(is_ts).map(str::to_owned);
-        if thread_ts.is_none() && !is_direct(event) {
-            return None; // it begins a conversation, in which nothing runs
-        }
-        (event.ts.get().filter(is_ts)?.to_owned(), thread_ts)
-    };
-    let connection = input.connection.id;
-    let action = ConversationChange::StopRuns { connection, channel, thread_ts, before };
-    let change = Change { action, reply: Box::new(|_| Vec::new()) };
-    let effects = Effects { changes: vec![change], ..Effects::new(ProcessedAs::Command) };
-    Some(if input.facts.trigger_processed {
-        ignore(IgnoreReason::SameTrigger)
-    } else {
-        input.apply(effects)
-    })
+/// Returns whether a webhook is a message that was written, and not an edit or a click.
+pub(crate) fn is_plain_message(webhook: &Webhook<'_>) -> bool {
+    event(webhook).is_some_and(|(_, event)| is_written(event))
 }
 
 /// Returns the channel of an event if it is private or a direct message and the bot was not known
@@ -243,6 +269,19 @@ pub(crate) fn raw_event(webhook: &Webhook<'_>) -> Value {
     body.map(|mut body| body["event"].take()).unwrap_or_default()
 }
 
+/// Returns the clicked elements of an interaction as Slack sent them.
+pub(crate) fn raw_actions(webhook: &Webhook<'_>) -> Vec<Value> {
+    let BodyParts::Payload(json) = BodyParts::split(webhook.envelope.media, &webhook.envelope.body)
+    else {
+        return Vec::new();
+    };
+    let payload: Result<Value, _> = serde_json::from_str(&json);
+    match payload.unwrap_or_default()["actions"].take() {
+        Value::Array(actions) => actions,
+        _ => Vec::new(),
+    }
+}
+
 /// Returns the workspace of the installation that an event was sent for. The outer workspace may be
 /// another company's.
 pub(super) fn installation_team<'a>(body: &'a EventBody<'_>) -> Option<&'a str> {
@@ -267,7 +306,7 @@ fn mentions(text: &str, bot: &str) -> bool {
 
 /// Returns whether an event is a message that was written. Other subtypes are edits, joins and the
 /// like. A mention addresses the bot whatever its subtype is, as `document_mention`.
-fn is_written(event: &Event<'_>) -> bool {
+pub(super) fn is_written(event: &Event<'_>) -> bool {
     let written = [None, Some("file_share"), Some("thread_broadcast"), Some("me_message")];
     let subtype = event.subtype.get();
     let is_written = match event.kind.get() {
@@ -278,7 +317,7 @@ fn is_written(event: &Event<'_>) -> bool {
     is_written && !event.hidden.0
 }
 
-fn is_direct(event: &Event<'_>) -> bool {
+pub(super) fn is_direct(event: &Event<'_>) -> bool {
     event.channel_type.get() == Some("im")
         || event.channel.get().is_some_and(|channel| channel.starts_with('D'))
 }

@@ -4,19 +4,29 @@
 //! No I/O, clock or randomness: the same arguments give the same [`Decision`], so a webhook may be
 //! decided again. Installation events and Tidegate's commands come first. All other webhooks go to
 //! the team's own handler, if there is one, or to the agent of the conversation: an app (mode
-//! `forward`) gets everything, an agent (mode `reply`) gets messages.
+//! `forward`) gets everything, an agent (mode `reply`) gets messages and clicks.
 
+mod approvals;
 mod backlog;
+mod clicks;
 mod commands;
 mod installation_events;
+mod message_changes;
 mod messages;
 mod notices;
 mod questions;
 mod views;
 
+pub(crate) use approvals::{
+    TOO_MANY as TOO_MANY_APPROVALS, asking as asking_approval, expired as expired_approval,
+};
 pub(crate) use backlog::limit_backlog;
+pub(crate) use clicks::{approval_of, is_feedback};
 pub(crate) use commands::clear_command;
-pub(crate) use messages::{AgentMessage, agent_message, is_addressed, new_channel, raw_event};
+pub(crate) use messages::{
+    AgentMessage, agent_message, is_addressed, is_edit_webhook, is_plain_message, new_channel,
+    raw_actions, raw_event,
+};
 pub(crate) use notices::{WAITING, escape, notice, response_url};
 
 use shared::{
@@ -98,6 +108,8 @@ pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
         InboundPayload::Command(command) => ids.user = valid(Some(&command.user_id)),
         InboundPayload::Interaction(interaction) => {
             ids.user = valid(interaction.user.0.as_ref().and_then(|user| user.id.get()));
+            ids.ts = valid(interaction.message_ts_of());
+            ids.thread_ts = valid(interaction.thread_ts_of());
         }
         InboundPayload::Unparsable => {}
     }
@@ -171,21 +183,28 @@ fn decide_input(input: &Input<'_>) -> Decision {
         let refusal = questions::refusal(input, input.options.handler_max_per_user, None);
         return refusal.unwrap_or_else(|| deliver_to_worker(input));
     }
+    if let Some(decision) = clicks::decision(input) {
+        return decision;
+    }
     if let Some(app) = input.app() {
         return input.deliver(app, None);
     }
-    if let Some(decision) = messages::stop(input) {
+    if let Some(decision) = message_changes::stop(input) {
         return decision;
     }
     match (&input.webhook.inbound, message) {
         (InboundPayload::Event(_), Ok(message)) => messages::decide(input, &message),
         (InboundPayload::Event(body), Err(reason)) => match body.kind.get() {
             Some("event_callback" | "app_rate_limited") => {
-                messages::deletion(input).unwrap_or_else(|| input.ignore(reason))
+                let changed =
+                    message_changes::deletion(input).or_else(|| message_changes::edit(input));
+                changed.unwrap_or_else(|| input.ignore(reason))
             }
             kind => unparsable(kind.unwrap_or("no type")),
         },
-        (InboundPayload::Interaction(interaction), _) => views::decide(input, interaction),
+        (InboundPayload::Interaction(interaction), _) => {
+            clicks::decide(input, interaction).unwrap_or_else(|| views::decide(input, interaction))
+        }
         (InboundPayload::Command(_) | InboundPayload::Unparsable, _) => {
             unparsable("neither event, command nor interaction")
         }

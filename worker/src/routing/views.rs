@@ -1,7 +1,7 @@
 //! Decides clicks, shortcuts and views that no app gets.
 //!
 //! A person waits for the response to a submission, a menu or a legacy click, so dispatch answers
-//! it. Agents in mode `reply` do not get interactions.
+//! it. Agents in mode `reply` do not get these.
 
 use super::{Input, deliver_to_worker, unparsable};
 use shared::{

@@ -1,4 +1,5 @@
-//! `tidegate manifest`: prints the manifest of a Slack app for this deployment.
+//! `tidegate manifest`: prints the manifest of a Slack app for this deployment, and on stderr the
+//! feature and reason of each event and scope.
 
 use crate::{
     app_manifest::{self, AppSettings, Delivery},
@@ -21,11 +22,11 @@ pub struct Manifest {
 impl Manifest {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
-        let command = &self.app.slash_command;
-        let manifest = match self.socket_mode {
-            true => app_manifest::build(command, Delivery::SocketMode, &self.name),
-            false => app_manifest::build(command, Delivery::Http(&self.app.url()?), &self.name),
-        };
+        let AppSettings { slash_command, features, .. } = &self.app;
+        let url = if self.socket_mode { None } else { Some(self.app.url()?) };
+        let delivery = url.as_deref().map_or(Delivery::SocketMode, Delivery::Http);
+        let manifest = app_manifest::build(slash_command, delivery, &self.name, features);
+        eprintln!("{}", app_manifest::explain(features));
         Ok(output::print_line(&serde_json::to_string_pretty(&manifest)?)?)
     }
 }

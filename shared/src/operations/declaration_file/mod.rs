@@ -5,11 +5,11 @@ mod apps;
 mod schema;
 
 use crate::{
-    domain::{AgentId, EnterpriseId, NotificationEvent, OrgId, TeamId, UserId},
+    domain::{AgentId, AgentPolicies, EnterpriseId, NotificationEvent, OrgId, TeamId, UserId},
     secrets::Secret,
     store::{
-        ConflictError, Declarations, Declared, DeclaredConnection, DeclaredMember, NewAgent,
-        NotificationEndpoint,
+        AgentHeaders, ConflictError, Declarations, Declared, DeclaredConnection, DeclaredMember,
+        NewAgent, NotificationEndpoint,
     },
 };
 use schema::File;
@@ -137,6 +137,8 @@ impl Reader<'_> {
             let max_concurrent = self.limit("max_concurrent", max, NewAgent::MAX_CONCURRENT);
             let max = (agent.max_per_user, MAX_PER_USER_BOUNDS);
             let max_per_user = self.limit("max_per_user", max, NewAgent::MAX_PER_USER);
+            let policies = AgentPolicies { edits: agent.edits, overlap: agent.overlap };
+            let headers = self.headers(agent.headers, &agent.id.span());
             let Some(secret) = self.webhook_secret(&agent.secret) else { continue };
             declared.agents.push(NewAgent {
                 org: agent.organization.into_inner(),
@@ -151,6 +153,8 @@ impl Reader<'_> {
                 retry_for,
                 keep_for,
                 signs_as_slack: agent.signs_as_slack,
+                headers,
+                policies,
             });
         }
         let (apps, app_lines) = self.apps(file.app, &organizations, &mut lines);
@@ -213,6 +217,20 @@ impl Reader<'_> {
         }
         declared.notifications = file.notifications.and_then(|found| self.notifications(found));
         DeclarationFile { declared, app_lines, connection_lines }
+    }
+
+    /// Returns the headers of calls, whose values are references.
+    fn headers(
+        &mut self,
+        declared: BTreeMap<String, Spanned<String>>,
+        span: &Range<usize>,
+    ) -> AgentHeaders {
+        let read = |(name, value)| Some((name, self.secret(&value)?));
+        let headers: Vec<_> = declared.into_iter().filter_map(read).collect();
+        AgentHeaders::new(headers).unwrap_or_else(|error| {
+            self.problem(span, error.to_string());
+            AgentHeaders::default()
+        })
     }
 
     fn notifications(&mut self, declared: schema::Notifications) -> Option<NotificationEndpoint> {

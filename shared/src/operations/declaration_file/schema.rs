@@ -2,10 +2,11 @@
 //! key and its meaning.
 
 use crate::domain::{
-    AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EnterpriseId, LinkBy,
-    NotificationEvent, OrgId, Surface, TeamId, UserId,
+    AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EditPolicy, EnterpriseId, LinkBy,
+    NotificationEvent, OrgId, OverlapPolicy, Surface, TeamId, UserId,
 };
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use toml::Spanned;
 
 #[derive(Deserialize)]
@@ -85,6 +86,12 @@ pub struct Agent {
     pub max_per_user: Option<Spanned<u32>>,
     pub retry_for: Option<Spanned<String>>,
     pub keep_for: Option<Spanned<String>>,
+    #[serde(default)]
+    pub edits: EditPolicy,
+    #[serde(default)]
+    pub overlap: OverlapPolicy,
+    #[serde(default)]
+    pub headers: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     pub signs_as_slack: bool,
 }

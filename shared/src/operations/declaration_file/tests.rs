@@ -35,6 +35,7 @@ fn reads_documented_example() {
     let found = problems(include_str!("../../../../deploy/tidegate.example.toml"));
     let about: Vec<&str> = [
         "no env:HELPER_SECRET",
+        "no env:HELPER_KEY",
         "no file:acme.signing",
         "no env:ACME_BOT_TOKEN",
         "no file:helper.client",

@@ -90,6 +90,9 @@ fields! {
     #[allow(missing_docs)]
     pub struct Item<'a> {
         pub channel: Id<'a>,
+        pub user: Id<'a>,
+        pub bot_id: Text<'a>,
+        pub text: Text<'a>,
         pub ts: Text<'a>,
         pub thread_ts: Text<'a>,
         /// Message of a pin or star.

@@ -51,6 +51,7 @@ fields! {
         pub channel_id: Text<'a>,
         pub message_ts: Text<'a>,
         pub thread_ts: Text<'a>,
+        pub is_ephemeral: Flag,
     }
 
     /// `view` of an interaction.
@@ -65,6 +66,10 @@ fields! {
     /// First of `actions`.
     #[allow(missing_docs)]
     pub struct Action<'a> {
+        pub kind: Text<'a> = "type",
+        pub block_id: Text<'a>,
+        pub action_id: Text<'a>,
+        pub value: Text<'a>,
         pub action_ts: Text<'a>,
     }
 }
@@ -100,6 +105,20 @@ impl Interaction<'_> {
     pub fn channel_of(&self) -> Option<&str> {
         let of_container = || self.container.0.as_ref()?.channel_id.get();
         self.channel.get().or_else(of_container)
+    }
+
+    /// Returns the message that was clicked.
+    pub fn message_ts_of(&self) -> Option<&str> {
+        let of_message = || self.message.0.as_ref()?.ts.get();
+        let of_container = || self.container.0.as_ref()?.message_ts.get();
+        of_message().or_else(of_container)
+    }
+
+    /// Returns the thread of the message that was clicked.
+    pub fn thread_ts_of(&self) -> Option<&str> {
+        let of_message = || self.message.0.as_ref()?.thread_ts.get();
+        let of_container = || self.container.0.as_ref()?.thread_ts.get();
+        of_message().or_else(of_container)
     }
 
     /// Returns the first message of the thread that the interaction is about.

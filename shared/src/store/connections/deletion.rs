@@ -201,6 +201,8 @@ fn traffic_tables() -> impl Iterator<Item = String> {
         "runs",
         "run_parts",
         "run_controls",
+        "approvals",
+        "feedback",
         "dead_letters",
         "connection_usage",
         "replays",

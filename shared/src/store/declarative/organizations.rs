@@ -98,6 +98,9 @@ impl Store {
         diff.compare_text("mode", before.map(|a| a.mode.as_str()), Some(new.mode.as_str()));
         diff.compare_text("url", before.map(|a| a.url.as_str()), Some(new.url.as_str()));
         diff.compare_secret("secret", before.map(|a| &a.secret), Some(&new.secret));
+        let headers = before.and_then(|a| a.headers.current.joined());
+        let changes_headers =
+            diff.compare_secret("headers", headers.as_ref(), new.headers.joined().as_ref());
         let by_mode = |time: Option<Duration>| time.map_or("by mode".into(), |t| format!("{t:?}"));
         for (name, old, new) in [
             ("timeout", before.map(|a| format!("{:?}", a.timeout)), format!("{:?}", new.timeout)),
@@ -118,6 +121,16 @@ impl Store {
                 format!("{:?}", new.keep_for),
             ),
             (
+                "edits",
+                before.map(|a| a.policies.edits.as_str().to_owned()),
+                new.policies.edits.as_str().to_owned(),
+            ),
+            (
+                "overlap",
+                before.map(|a| a.policies.overlap.as_str().to_owned()),
+                new.policies.overlap.as_str().to_owned(),
+            ),
+            (
                 "signs_as_slack",
                 before.map(|a| a.signs_as_slack.to_string()),
                 new.signs_as_slack.to_string(),
@@ -127,7 +140,7 @@ impl Store {
         }
         let object = PlanObject::Agent(new.org.to_string(), new.id.to_string());
         if diff.add_to_plan(plan, object) {
-            self.put_agent_in(&mut *tx, new).await?;
+            self.put_agent_in(&mut *tx, new, changes_headers).await?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! Single organizations and agents, with the differences that a declaration would have.
 
 use super::{Plan, PlanAction, PlanStep, organizations::apply_organization};
-use crate::domain::{Actor, AgentId, OrgId};
+use crate::domain::{Actor, AgentId, AgentPolicies, OrgId};
 use crate::secrets::Secret;
 use crate::store::{
-    AuditAction, AuditOrg, NewAgent, NewAuditEntry, Store, StoreError, add_audit_entries,
+    AgentHeaders, AuditAction, AuditOrg, NewAgent, NewAuditEntry, Store, StoreError,
+    add_audit_entries,
 };
 use sqlx::PgConnection;
 
@@ -25,29 +26,28 @@ impl Store {
         Ok(action)
     }
 
-    /// Creates or changes an agent, made of its secret: `secret`, or the one that it has. Returns the
-    /// action, `None` without a difference, or the conflict of a new agent without a secret.
+    /// Creates or changes an agent, made of its secret: `secret`, or the one that it has, and of its
+    /// headers and policies, which only a declaration changes. Returns the action, `None` without a difference, or the conflict of a new agent without a secret.
     /// [`StoreError::Missing`] for an unknown organization.
     pub async fn save_agent(
         &self,
         by: &Actor,
         (org, id): (&OrgId, &AgentId),
         secret: Option<Secret>,
-        new: impl FnOnce(Secret) -> NewAgent,
+        new: impl FnOnce(Secret, AgentHeaders, AgentPolicies) -> NewAgent,
     ) -> Result<Result<Option<PlanAction>, String>, StoreError> {
         let (mut tx, mut plan) = (self.pool.begin().await?, Plan::default());
         if lock_organization(&mut tx, org).await?.is_none() {
             return Err(StoreError::Missing(format!("organization {org}")));
         }
-        let secret = match secret {
-            Some(secret) => secret,
-            // Read under the lock: another change may have replaced it a moment ago.
-            None => match self.agent_in(&mut *tx, org, id).await? {
-                Some(agent) => agent.secret,
-                None => return Ok(Err("a new agent needs a secret".into())),
-            },
+        // Read under the lock: another change may have replaced it a moment ago.
+        let before = self.agent_in(&mut *tx, org, id).await?;
+        let kept = before.as_ref().map(|agent| (agent.headers.current.clone(), agent.policies));
+        let (headers, policies) = kept.unwrap_or_default();
+        let Some(secret) = secret.or(before.map(|agent| agent.secret)) else {
+            return Ok(Err("a new agent needs a secret".into()));
         };
-        self.apply_agent(&mut tx, &new(secret), &mut plan).await?;
+        self.apply_agent(&mut tx, &new(secret, headers, policies), &mut plan).await?;
         let action = record(&mut tx, by, &plan).await?;
         tx.commit().await?;
         Ok(Ok(action))

@@ -229,10 +229,11 @@ impl Store {
              taken as (
                  update delivery_lanes l
                     set worker = $1, claim = nextval('delivery_claims'), attempts = l.attempts + 1,
+                        merged = case when l.attempts = 0 then 1 else l.merged end,
                         next_at = 'infinity',
                         first_attempt_at = coalesce(l.first_attempt_at, now())
                    from granted g where l.connection_id = g.connection_id and l.lane = g.lane
-                 returning l.connection_id, l.lane, l.head, l.claim, l.attempts, l.faults,
+                 returning l.connection_id, l.lane, l.head, l.claim, l.attempts, l.faults, l.merged,
                            l.crashes, l.first_attempt_at,
                            l.told_at > now() - interval '1 hour' as told, g.org_id as queue_org,
                            g.agent_id as queue_agent, g.n, g.open as probe)
@@ -260,7 +261,7 @@ impl Store {
                     where org_id = d.org_id and agent_id = d.agent_id
                       and coalesce(ended_at, now()) > d.inserted_at) p on true
              union all
-             select null, null, null, null, null, null, null, null, null, null, null, null, null,
+             select null, null, null, null, null, null, null, null, null, null, null, null, null, null,
                     null, null, null, null, null, null, null, null, null, null, null, partition,
                     org_id, agent_id, connection_id
                from (select * from visited order by ord desc, org_id desc, agent_id desc,

@@ -35,6 +35,8 @@ pub struct ClaimedDelivery {
     pub faults: i32,
     /// Earlier attempts without an outcome.
     pub crashes: i32,
+    /// Deliveries that its attempts answer together: this one and those behind it.
+    pub merged: i32,
     /// Organization of the agent, or [`GATEWAY_ORG`].
     pub org: String,
     /// Id of the agent.
@@ -127,6 +129,7 @@ pub(super) fn claimed_delivery(
         attempts: row.try_get("attempts")?,
         faults: row.try_get("faults")?,
         crashes: row.try_get("crashes")?,
+        merged: row.try_get("merged")?,
         org,
         agent,
         slot: row.try_get("n")?,

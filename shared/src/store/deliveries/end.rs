@@ -70,20 +70,20 @@ const FINISH: &str = concat!(
                   as u (i, connection_id, lane, worker, claim, org_id, agent_id, slot, outcome,
                         reason, error)),
      locked as (
-         select u.i, u.connection_id, u.lane, l.attempts, l.first_attempt_at
+         select u.i, u.connection_id, u.lane, l.attempts, l.first_attempt_at, l.merged
            from (select * from u order by connection_id, lane) u, lateral (
                -- By key: the index by worker has entries of all its earlier lanes.
-               select l.attempts, l.first_attempt_at from delivery_lanes l
+               select l.attempts, l.first_attempt_at, l.merged from delivery_lanes l
                 where l.lane = u.lane and l.connection_id = u.connection_id
                   and l.worker is not distinct from u.worker and l.claim = u.claim for update) l),
      ended as (
          update delivery_lanes l
-            set head = l.head + 1, worker = null, claim = null, attempts = 0, faults = 0,
+            set head = l.head + k.merged, merged = 1, worker = null, claim = null, attempts = 0, faults = 0,
                 crashes = 0, first_attempt_at = null, last_error = '', cancel_requested = false,
-                next_at = case when l.head + 1 > l.tail then 'infinity' else now() end
+                next_at = case when l.head + k.merged > l.tail then 'infinity' else now() end
            from locked k where l.connection_id = k.connection_id and l.lane = k.lane
-         returning k.i, k.attempts, k.first_attempt_at, l.connection_id, l.lane,
-                   l.head - 1 as position),
+         returning k.i, k.attempts, k.first_attempt_at, k.merged, l.connection_id, l.lane,
+                   l.head - k.merged as position),
      freed as (
          update agent_slots s set connection_id = null, lane = null, worker = null
            from ended join u using (i)
@@ -91,15 +91,16 @@ const FINISH: &str = concat!(
             and s.worker = u.worker),
      gone as (
          delete from deliveries d using ended e
-          where d.connection_id = e.connection_id and d.lane = e.lane and d.position = e.position
-         returning d.*, e.i, e.attempts, e.first_attempt_at),
+          where d.connection_id = e.connection_id and d.lane = e.lane and d.position >= e.position
+            and d.position < e.position + e.merged
+         returning d.*, e.i, e.attempts, e.first_attempt_at, d.position > e.position as is_merged),
      -- A later delivery of an emptied lane may have the same position.
      runs_gone as (
-         delete from runs r using ended e
+        delete from runs r using ended e
           where r.connection_id = e.connection_id and r.lane = e.lane and r.position = e.position
          returning r.connection_id, r.lane, r.position),
      parts_gone as (
-         delete from run_parts p using runs_gone r
+        delete from run_parts p using runs_gone r
           where p.connection_id = r.connection_id and p.lane = r.lane
             and p.position = r.position),
      logged as (
@@ -109,7 +110,8 @@ const FINISH: &str = concat!(
                 first_attempt_at)
          select extract(epoch from now())::bigint / 86400 % 32, g.connection_id, g.partition,
                 g.generation, g.sequence, g.lane, g.dedup_key, g.event_id, g.channel_id, g.ts,
-                g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind, u.outcome, u.error,
+                g.thread_ts, g.user_id, g.org_id, g.agent_id, g.kind,
+                case when g.is_merged and u.reason is null then 'merged' else u.outcome end, u.error,
                 g.attempts, coalesce(w.name, ''), g.received_at, g.stored_at, g.inserted_at,
                 g.first_attempt_at
            from gone g join u using (i) left join workers w on w.id = u.worker),

@@ -7,10 +7,15 @@
 
 mod claim;
 mod claimed_delivery;
+mod edited;
 mod end;
 mod health;
+mod merge;
 mod release;
 
 pub use claim::{ClaimRequest, ClaimedDeliveries, QueueKey};
 pub use claimed_delivery::{ClaimedDelivery, DeliveryKey};
+pub use edited::EditedMessage;
+pub(in crate::store) use edited::drop_unanswered;
 pub use end::{FinishedDelivery, FinishedOutcome, PostponedDelivery};
+pub use merge::WaitingDelivery;

@@ -26,7 +26,7 @@ macro_rules! connections_of_team {
 
 /// Statements that erase a person: `$1` is the workspace, `$2` the person, `$3` the person's direct
 /// messages with apps.
-const PERSON: [&str; 18] = [
+const PERSON: [&str; 20] = [
     "-- erasure.user_identities
      delete from user_identities where team_id = $1 and platform_user_id = $2 and $3::text[] is not null",
     "-- erasure.welcomed_users
@@ -35,6 +35,17 @@ const PERSON: [&str; 18] = [
         "-- erasure.user_questions
          delete from user_questions where user_id = $2 and $3::text[] is not null
             and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.approvals
+         delete from approvals where ($2 = any (allowed) or decided_by = $2 or channel_id = any ($3))
+            and connection_id in ",
+        connections_of_team!()
+    ),
+    concat!(
+        "-- erasure.feedback
+         delete from feedback where (user_id = $2 or channel_id = any ($3)) and connection_id in ",
         connections_of_team!()
     ),
     "-- erasure.link_code_attempts

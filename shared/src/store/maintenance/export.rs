@@ -20,7 +20,7 @@ const SECTIONS: [(&str, &str); 10] = [
     (
         "agent",
         "-- export.agents
-         select id as key, to_jsonb(a) - 'secret' as row from agents a
+         select id as key, to_jsonb(a) - 'secret' - 'headers' - 'headers_previous' as row from agents a
           where org_id = $1 and id > $2 order by id limit $3",
     ),
     (

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNE_STATEMENTS: [(&str, &str); 23] = [
+const PRUNE_STATEMENTS: [(&str, &str); 26] = [
     (
         "erasures",
         "-- retention.erasures
@@ -180,6 +180,28 @@ const PRUNE_STATEMENTS: [(&str, &str); 23] = [
          delete from run_controls where id in (
              select id from run_controls where at < now() - interval '14 days' order by at
               limit $1)",
+    ),
+    (
+        "agents",
+        "-- retention.previous_headers
+         update agents set headers_previous = null, headers_previous_until = null
+          where (org_id, id) in (
+                select org_id, id from agents where headers_previous_until < now()
+                 order by headers_previous_until limit $1)
+            and headers_previous_until < now()",
+    ),
+    (
+        "approvals",
+        "-- retention.approvals (a decision may wait, and be redriven from a dead letter)
+         delete from approvals where id in (
+             select id from approvals where created_at < now() - interval '60 days'
+              order by created_at limit $1)",
+    ),
+    (
+        "feedback",
+        "-- retention.feedback
+         delete from feedback where id in (
+             select id from feedback where at < now() - interval '400 days' order by at limit $1)",
     ),
     (
         "channel_binding_history",

@@ -2,8 +2,10 @@
 
 use crate::directory::{APP_SIGNING_SECRET_COLUMN, SIGNING_SECRET_COLUMN};
 use crate::store::{
-    NOTIFICATION_SECRET_COLUMN, apps::CLIENT_SECRET_COLUMN, connections::BOT_TOKEN_COLUMN,
-    runs::RUN_PART_COLUMN,
+    AGENT_HEADERS_COLUMN, APPROVAL_COLUMN, NOTIFICATION_SECRET_COLUMN,
+    apps::CLIENT_SECRET_COLUMN,
+    connections::BOT_TOKEN_COLUMN,
+    runs::{RUN_ASK_COLUMN, RUN_PART_COLUMN},
 };
 
 /// Condition on payloads that another key than `$1` sealed.
@@ -35,7 +37,7 @@ pub struct SealedColumn {
 }
 
 /// All sealed columns. A test compares this list with the schema.
-pub const SEALED_COLUMNS: [SealedColumn; 17] = [
+pub const SEALED_COLUMNS: [SealedColumn; 21] = [
     SealedColumn {
         name: "connections.signing_secret",
         signing: true,
@@ -93,6 +95,39 @@ pub const SEALED_COLUMNS: [SealedColumn; 17] = [
             update agents set secret = $3 where org_id || '/' || id = $1 and secret = $2",
         count: "-- rewrap.count_agents
             select split_part(secret, ':', 1) as key, count(*) as count from agents group by 1",
+    },
+    SealedColumn {
+        name: "agents.headers",
+        signing: false,
+        bytes: false,
+        sealed_for: AGENT_HEADERS_COLUMN,
+        list: "-- rewrap.list_agent_headers
+            select org_id || '/' || id as key, org_id || '/' || id as owner, headers as sealed
+              from agents
+             where org_id || '/' || id > $2 and headers not like $1 || ':%' order by 1 limit $3",
+        write: "-- rewrap.agent_headers
+            update agents set headers = $3 where org_id || '/' || id = $1 and headers = $2",
+        count: "-- rewrap.count_agent_headers
+            select split_part(headers, ':', 1) as key, count(*) as count from agents
+             where headers is not null group by 1",
+    },
+    SealedColumn {
+        name: "agents.headers_previous",
+        signing: false,
+        bytes: false,
+        sealed_for: AGENT_HEADERS_COLUMN,
+        list: "-- rewrap.list_previous_agent_headers
+            select org_id || '/' || id as key, org_id || '/' || id as owner,
+                   headers_previous as sealed
+              from agents
+             where org_id || '/' || id > $2 and headers_previous not like $1 || ':%'
+             order by 1 limit $3",
+        write: "-- rewrap.previous_agent_headers
+            update agents set headers_previous = $3
+             where org_id || '/' || id = $1 and headers_previous = $2",
+        count: "-- rewrap.count_previous_agent_headers
+            select split_part(headers_previous, ':', 1) as key, count(*) as count from agents
+             where headers_previous is not null group by 1",
     },
     SealedColumn {
         name: "apps.signing_secret",
@@ -245,6 +280,39 @@ pub const SEALED_COLUMNS: [SealedColumn; 17] = [
         count: "-- rewrap.count_idempotency_keys
             select split_part(response, ':', 1) as key, count(*) as count from idempotency_keys
              where response is not null group by 1",
+    },
+    SealedColumn {
+        name: "approvals.content",
+        signing: false,
+        bytes: false,
+        sealed_for: APPROVAL_COLUMN,
+        list: "-- rewrap.list_approvals
+            select id as key, id as owner, content as sealed from approvals
+             where id > $2 and content not like $1 || ':%' order by id limit $3",
+        write: "-- rewrap.approval
+            update approvals set content = $3 where id = $1 and content = $2",
+        count: "-- rewrap.count_approvals
+            select split_part(content, ':', 1) as key, count(*) as count from approvals group by 1",
+    },
+    SealedColumn {
+        name: "runs.ask",
+        signing: false,
+        bytes: false,
+        sealed_for: RUN_ASK_COLUMN,
+        list: "-- rewrap.list_run_asks
+            select connection_id || '/' || lane || '/' || position as key,
+                   connection_id || '/' || lane || '/' || position as owner, ask as sealed
+              from runs
+             where connection_id || '/' || lane || '/' || position > $2
+               and ask not like $1 || ':%' order by 1 limit $3",
+        write: "-- rewrap.run_ask
+            update runs set ask = $3
+             where connection_id = split_part($1, '/', 1)
+               and lane = split_part($1, '/', 2)::bigint
+               and position = split_part($1, '/', 3)::bigint and ask = $2",
+        count: "-- rewrap.count_run_asks
+            select split_part(ask, ':', 1) as key, count(*) as count from runs
+             where ask is not null group by 1",
     },
     SealedColumn {
         name: "run_parts.payload",

@@ -42,7 +42,8 @@ impl Store {
             "-- bindings.chat
              select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode,
                     a.url, a.secret, a.timeout_ms, a.max_concurrent, a.retry_for_ms, a.keep_for_ms,
-                    a.signs_as_slack, a.max_per_user
+                    a.signs_as_slack, a.max_per_user, a.headers, a.edits, a.overlap,
+                    null::text as headers_previous
                from (values ($1, $2, $3)) as here (connection_id, team_id, channel_id)
                left join channel_bindings b using (connection_id, team_id, channel_id)
                left join conversation_sessions s using (connection_id, team_id, channel_id)

@@ -1,5 +1,6 @@
 //! Organizations: members, agents, bindings of conversations, link codes and API keys.
 
+mod agent_headers;
 mod agents;
 mod api_keys;
 mod console_sessions;
@@ -11,6 +12,7 @@ mod link_codes;
 mod members;
 mod pages;
 
+pub use agent_headers::{AGENT_HEADERS_COLUMN, AgentHeaders, CurrentHeaders, InvalidHeaderError};
 pub use agents::{Agent, NewAgent};
 pub use api_keys::{ApiCaller, ApiKeyRecord, NewApiKey};
 pub use conversations::{BindingChange, ConversationState};

@@ -1,4 +1,5 @@
-//! Run controls: stops and deletions, which apply only to runs of older messages.
+//! Run controls: stops, deletions, edits and interruptions, which apply only to runs of older
+//! questions.
 //!
 //! Intake writes them with its cursor, whether a run is known or not. Workers read the recent ones
 //! for their runs, and each attempt asks for its own.
@@ -18,6 +19,10 @@ pub enum RunControlReason {
     Stop,
     /// The author deleted the message.
     Deleted,
+    /// The author edited the message, and the agent gets the new text.
+    Edited,
+    /// A later message interrupts the answer.
+    Interrupted,
 }
 
 /// Run control.
@@ -28,14 +33,21 @@ pub struct RunControl {
     pub channel: String,
     /// Thread. `None`: all of the channel.
     pub thread_ts: Option<String>,
-    /// For a stop, the time of the event: messages before it. For a deletion, the message.
+    /// Time of the event: questions before it. For a deletion, the message.
     pub ts: String,
+    /// Message of an edit or an interruption.
+    pub message_ts: Option<String>,
     pub reason: RunControlReason,
 }
 
 impl RunControlReason {
     fn parse(word: &str) -> Self {
-        if word == "stop" { Self::Stop } else { Self::Deleted }
+        match word {
+            "stop" => Self::Stop,
+            "edit" => Self::Edited,
+            "interrupt" => Self::Interrupted,
+            _ => Self::Deleted,
+        }
     }
 }
 
@@ -46,16 +58,20 @@ impl RunControl {
         connection: ConnectionId,
         channel: &ChannelId,
         thread_ts: &str,
-        trigger_ts: &str,
+        message_ts: &str,
+        asked_at: &str,
     ) -> bool {
         if (self.connection, self.channel.as_str()) != (connection, channel.as_str()) {
             return false;
         }
         match self.reason {
-            RunControlReason::Deleted => self.ts == trigger_ts,
+            RunControlReason::Deleted => self.ts == message_ts,
+            RunControlReason::Edited | RunControlReason::Interrupted => {
+                self.message_ts.as_deref() == Some(message_ts) && is_before(asked_at, &self.ts)
+            }
             RunControlReason::Stop => {
                 self.thread_ts.as_deref().is_none_or(|thread| thread == thread_ts)
-                    && is_before(trigger_ts, &self.ts)
+                    && is_before(asked_at, &self.ts)
             }
         }
     }
@@ -76,11 +92,11 @@ impl Store {
     ) -> Result<Vec<RunControl>, StoreError> {
         let rows = sqlx::query(
             "-- run_controls.recent
-             (select connection_id, channel_id, thread_ts, ts, 'stop' as reason from run_controls
+             (select connection_id, channel_id, thread_ts, ts, message_ts, reason from run_controls
                where at > now() - make_interval(secs => $1) and connection_id = any ($3)
                order by at desc limit $2)
              union all
-             (select connection_id, channel_id, null, ts, 'deleted' from deleted_messages
+             (select connection_id, channel_id, null, ts, null, 'deleted' from deleted_messages
                where at > now() - make_interval(secs => $1) and connection_id = any ($3)
                order by at desc limit $2)",
         )
@@ -96,6 +112,7 @@ impl Store {
                     connection: column(row, "run_controls", &ts, "connection_id")?,
                     channel: row.try_get("channel_id")?,
                     thread_ts: row.try_get("thread_ts")?,
+                    message_ts: row.try_get("message_ts")?,
                     reason: RunControlReason::parse(row.try_get("reason")?),
                     ts,
                 })
@@ -109,24 +126,27 @@ impl Store {
         connection: ConnectionId,
         channel: &ChannelId,
         thread_ts: &str,
-        trigger_ts: &str,
+        message_ts: &str,
+        asked_at: &str,
     ) -> Result<Option<RunControlReason>, StoreError> {
         let found: Option<String> = sqlx::query_scalar(
             "-- run_controls.find
              (select 'deleted' from deleted_messages
                where connection_id = $1 and channel_id = $2 and ts = $4)
              union all
-             (select 'stop' from run_controls
+             (select reason from run_controls
                where connection_id = $1 and channel_id = $2
-                 and (thread_ts is null or thread_ts = $3)
+                 and case when reason = 'stop' then thread_ts is null or thread_ts = $3
+                          else message_ts = $4 end
                  and (length(split_part(ts, '.', 1)), ts collate \"C\")
-                     > (length(split_part($4, '.', 1)), $4 collate \"C\") limit 1)
+                     > (length(split_part($5, '.', 1)), $5 collate \"C\") limit 1)
               limit 1",
         )
         .bind(connection.to_string())
         .bind(channel.as_str())
         .bind(thread_ts)
-        .bind(trigger_ts)
+        .bind(message_ts)
+        .bind(asked_at)
         .fetch_optional(&self.pool)
         .await?;
         Ok(found.as_deref().map(RunControlReason::parse))
@@ -146,9 +166,21 @@ mod tests {
             channel: "C1".into(),
             thread_ts: thread_ts.map(str::to_owned),
             ts: "1700000000.000200".into(),
+            message_ts: Some("1700000000.000050".into()),
             reason,
         };
-        use RunControlReason::{Deleted, Stop};
+        use RunControlReason::{Deleted, Edited, Interrupted, Stop};
+        for reason in [Edited, Interrupted] {
+            let control = control(None, reason);
+            for (message, asked_at, applies) in [
+                ("1700000000.000050", "1700000000.000050", true),
+                ("1700000000.000050", "1700000000.000200", false),
+                ("1700000000.000100", "1700000000.000100", false),
+            ] {
+                let is_met = control.applies_to(connection, &channel, "1.1", message, asked_at);
+                assert_eq!(is_met, applies, "{reason:?} {message} {asked_at}");
+            }
+        }
         for (thread, reason, trigger, applies) in [
             (Some("1.1"), Stop, "1700000000.000100", true),
             (Some("1.1"), Stop, "1700000000.000200", false),
@@ -160,7 +192,7 @@ mod tests {
             (None, Deleted, "1700000000.000100", false),
         ] {
             let control = control(thread, reason);
-            assert_eq!(control.applies_to(connection, &channel, "1.1", trigger), applies);
+            assert_eq!(control.applies_to(connection, &channel, "1.1", trigger, trigger), applies);
         }
     }
 }

@@ -16,7 +16,7 @@ pub use save::RunWrite;
 use super::{ClaimedDelivery, Store, StoreError, inconsistent};
 use crate::{
     domain::ConnectionId,
-    secrets::{KeyRing, SealContext},
+    secrets::{KeyRing, SealContext, SealedValue},
     stream::Lane,
 };
 use sqlx::{Row, postgres::PgRow};
@@ -24,6 +24,9 @@ use std::time::Duration;
 
 /// Column that parts are sealed for.
 pub const RUN_PART_COLUMN: &str = "run_parts.payload";
+
+/// Column that questions to people are sealed for.
+pub const RUN_ASK_COLUMN: &str = "runs.ask";
 
 /// Key of a run: that of its delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +77,8 @@ pub struct RunState {
     pub text_bytes: i64,
     /// Outcome, once the agent has ended.
     pub ended: Option<String>,
+    /// Question to a person that ends the answer, for the worker.
+    pub ask: Option<Vec<u8>>,
 }
 
 /// Part of an answer.
@@ -122,7 +127,7 @@ impl Store {
         let rows = sqlx::query(
             "-- runs.load
              select r.last_event_id, r.parts, r.sent, r.segment_from, r.segment, r.edited, r.ts,
-                    r.text_bytes, r.ended,
+                    r.text_bytes, r.ended, r.ask,
                     extract(epoch from now() - r.segment_at)::float8 as segment_age,
                     p.n, p.begins, p.payload
                from runs r left join run_parts p
@@ -138,7 +143,7 @@ impl Store {
         let Some(first) = rows.first() else { return Ok(None) };
         let age: f64 = first.try_get("segment_age")?;
         let mut run = StoredRun {
-            state: state(first)?,
+            state: state(first, &self.rings.tokens, key)?,
             parts: Vec::new(),
             segment_age: Duration::from_secs_f64(age.max(0.0)),
         };
@@ -169,7 +174,16 @@ impl Store {
     }
 }
 
-fn state(row: &PgRow) -> Result<RunState, StoreError> {
+fn state(row: &PgRow, ring: &KeyRing, key: RunKey) -> Result<RunState, StoreError> {
+    let ask = match row.try_get::<Option<String>, _>("ask")? {
+        Some(sealed) => {
+            let owner = run_owner(key);
+            let context = SealContext { owner: &owner, column: RUN_ASK_COLUMN };
+            let opened = ring.open(context, &SealedValue::from_stored(sealed));
+            Some(opened.map_err(|e| inconsistent("runs", "ask", &owner, e))?.to_vec())
+        }
+        None => None,
+    };
     Ok(RunState {
         last_event_id: row.try_get("last_event_id")?,
         parts: row.try_get("parts")?,
@@ -180,11 +194,23 @@ fn state(row: &PgRow) -> Result<RunState, StoreError> {
         ts: row.try_get("ts")?,
         text_bytes: row.try_get("text_bytes")?,
         ended: row.try_get("ended")?,
+        ask,
     })
 }
 
+fn run_owner(key: RunKey) -> String {
+    format!("{}/{}/{}", key.connection, key.lane.to_bits(), key.position)
+}
+
 fn part_owner(key: RunKey, n: i32) -> String {
-    format!("{}/{}/{}/{n}", key.connection, key.lane.to_bits(), key.position)
+    format!("{}/{n}", run_owner(key))
+}
+
+fn seal_ask(ring: &KeyRing, write: &RunWrite) -> Result<Option<String>, StoreError> {
+    let Some(ask) = &write.state.ask else { return Ok(None) };
+    let owner = run_owner(write.key);
+    let context = SealContext { owner: &owner, column: RUN_ASK_COLUMN };
+    Ok(Some(ring.seal(context, ask)?.as_str().to_owned()))
 }
 
 fn context(owner: &str) -> SealContext<'_> {

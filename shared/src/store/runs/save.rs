@@ -1,6 +1,6 @@
 //! Writes of runs in batches: parts before they are sent, and what Slack confirmed.
 
-use super::{RunKey, RunPart, RunState, seal};
+use super::{RunKey, RunPart, RunState, seal, seal_ask};
 use crate::store::{ClaimedDelivery, Store, StoreError};
 use sqlx::Row;
 use std::collections::HashSet;
@@ -42,6 +42,8 @@ impl Store {
                 sealed.push(seal(&self.rings.tokens, write.key, part)?);
             }
         }
+        let asks: Result<Vec<_>, _> =
+            writes.iter().map(|write| seal_ask(&self.rings.tokens, write)).collect();
         fn column<T>(writes: &[RunWrite], value: impl Fn(&RunWrite) -> T) -> Vec<T> {
             writes.iter().map(value).collect()
         }
@@ -51,9 +53,9 @@ impl Store {
                  select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[],
                                       $5::bigint[], $6::text[], $7::integer[], $8::integer[],
                                       $9::integer[], $10::text[], $11::boolean[], $12::text[],
-                                      $13::bigint[], $14::text[]) with ordinality
+                                      $13::bigint[], $14::text[], $19::text[]) with ordinality
                           as u (connection_id, lane, position, worker, claim, last_event_id, parts,
-                                sent, segment_from, segment, edited, ts, text_bytes, ended, i)),
+                                sent, segment_from, segment, edited, ts, text_bytes, ended, ask, i)),
              fenced as (
                  select u.*, l.crashes, l.faults
                    from (select * from u order by connection_id, lane) u, lateral (
@@ -70,7 +72,7 @@ impl Store {
                                                 or r.segment_from <> f.segment_from)
                             then now() else r.segment_at end,
                         segment_from = f.segment_from, segment = f.segment, edited = f.edited,
-                        ts = f.ts, text_bytes = f.text_bytes, ended = f.ended,
+                        ts = f.ts, text_bytes = f.text_bytes, ended = f.ended, ask = f.ask,
                         progressed_at = case when f.parts > r.parts then now()
                                              else r.progressed_at end
                    from fenced f
@@ -117,6 +119,7 @@ impl Store {
         .bind(n)
         .bind(begins)
         .bind(sealed)
+        .bind(asks?)
         .fetch_all(&self.pool)
         .await?;
         let saved: HashSet<i64> =

@@ -15,13 +15,18 @@ use super::{
 };
 use crate::store::{
     Store, StoreError,
+    approvals::decide_approval,
+    deliveries::drop_unanswered,
     maintenance::Replay,
     organizations::consume_link_code,
     partitions::{FencingToken, LastMessage},
     pool::with_transaction_timeout,
     replace_nul,
 };
-use crate::stream::{self, DedupKey};
+use crate::{
+    domain::OutgoingMessage,
+    stream::{self, DedupKey},
+};
 
 /// Batch to commit.
 pub struct BatchCommit<'a> {
@@ -111,13 +116,14 @@ impl Store {
             _ => None,
         };
         let Some((effects, dedup_key)) = changes else {
-            let columns = self.columns(token, &fence, webhooks, &[])?;
+            let applied = AppliedChanges::default();
+            let columns = self.columns(token, &fence, webhooks, &applied)?;
             return run_commit(&self.pool, token, fence, &columns).await;
         };
         with_transaction_timeout(async {
             let mut tx = self.pool.begin().await?;
-            let replies = apply_changes(&mut tx, effects, dedup_key).await?;
-            let columns = self.columns(token, &fence, webhooks, &replies)?;
+            let applied = self.apply_changes(&mut tx, effects, dedup_key).await?;
+            let columns = self.columns(token, &fence, webhooks, &applied)?;
             let outcome = run_commit(&mut *tx, token, fence, &columns).await?;
             match outcome {
                 CommitOutcome::Committed => tx.commit().await?,
@@ -133,7 +139,7 @@ impl Store {
         token: &FencingToken,
         fence: &Fence<'_>,
         webhooks: &'a [(i32, DecidedWebhook)],
-        replies: &[crate::domain::OutgoingMessage],
+        applied: &'a AppliedChanges,
     ) -> Result<Columns<'a>, StoreError> {
         let mut columns = Columns::default();
         // The key of a dead letter was inserted when it was given up.
@@ -163,7 +169,7 @@ impl Store {
                         let key = ProcessedKey::new(*day, &webhook.envelope.dedup_key);
                         columns.keys.push(key, webhook.sequence, effects.processed_as);
                     }
-                    self.add_effects(&mut columns, token, *day, webhook, effects, replies)?;
+                    self.add_effects(&mut columns, token, *day, webhook, effects, applied)?;
                 }
             }
         }
@@ -177,14 +183,14 @@ impl Store {
         day: i32,
         webhook: &'a DecidedWebhook,
         effects: &'a Effects,
-        replies: &[crate::domain::OutgoingMessage],
+        applied: &'a AppliedChanges,
     ) -> Result<(), StoreError> {
         let envelope = &webhook.envelope;
         if let Some(trigger) = &effects.trigger {
             let key = ProcessedKey::new(day, trigger);
             columns.keys.push(key, webhook.sequence, ProcessedAs::Trigger);
         }
-        for message in effects.messages.iter().chain(replies) {
+        for message in effects.messages.iter().chain(&applied.replies) {
             columns.messages.push(
                 &self.rings.tokens,
                 token.partition,
@@ -195,7 +201,8 @@ impl Store {
                 message,
             )?;
         }
-        if let Some(delivery) = &effects.delivery {
+        let decided = effects.delivery.as_ref().filter(|_| !applied.drops_delivery);
+        if let Some(delivery) = decided.or(applied.delivery.as_ref()) {
             columns.deliveries.push((webhook, delivery, self.seal_payload(webhook)?));
         }
         if let Some(effect) = effects.question {
@@ -277,19 +284,40 @@ impl Store {
     }
 }
 
-/// Applies the changes that determine the replies. Returns the replies.
-async fn apply_changes(
-    tx: &mut sqlx::PgConnection,
-    effects: &Effects,
-    dedup_key: &DedupKey,
-) -> Result<Vec<crate::domain::OutgoingMessage>, StoreError> {
-    let mut replies = Vec::new();
-    if let Some(consume) = &effects.consume {
-        let result = consume_link_code(&mut *tx, consume, dedup_key).await?;
-        replies.extend((consume.reply)(&result));
+/// Results of changes that were applied before the statement of the commit.
+#[derive(Default)]
+struct AppliedChanges {
+    replies: Vec<OutgoingMessage>,
+    /// Delivery of a decision.
+    delivery: Option<NewDelivery>,
+    /// True if the delivery of the effects has no reason any more.
+    drops_delivery: bool,
+}
+
+impl Store {
+    /// Applies the changes that determine replies and deliveries.
+    async fn apply_changes(
+        &self,
+        tx: &mut sqlx::PgConnection,
+        effects: &Effects,
+        dedup_key: &DedupKey,
+    ) -> Result<AppliedChanges, StoreError> {
+        let mut applied = AppliedChanges::default();
+        if let Some(consume) = &effects.consume {
+            let result = consume_link_code(&mut *tx, consume, dedup_key).await?;
+            applied.replies.extend((consume.reply)(&result));
+        }
+        if let Some(click) = &effects.decide {
+            let (result, delivery) = decide_approval(&mut *tx, &self.rings.tokens, click).await?;
+            applied.replies.extend((click.reply)(&result));
+            applied.delivery = delivery;
+        }
+        if let Some(edit) = &effects.edit {
+            applied.drops_delivery = !drop_unanswered(&mut *tx, edit).await?;
+        }
+        for change in &effects.changes {
+            applied.replies.extend((change.reply)(apply_change(&mut *tx, &change.action).await?));
+        }
+        Ok(applied)
     }
-    for change in &effects.changes {
-        replies.extend((change.reply)(apply_change(&mut *tx, &change.action).await?));
-    }
-    Ok(replies)
 }

@@ -4,12 +4,17 @@
 //! are inside the statements: a change without anything to change reports that, and its reply is
 //! chosen from the report.
 
+use super::bindings::{bind, move_channel, unbind};
 use crate::domain::{
     Actor, AgentId, ChannelId, ConnectionId, OrgId, OutgoingMessage, TeamId, UserId,
 };
-use crate::store::{AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries};
+use crate::store::{
+    AuditAction, AuditOrg, NewApproval, NewAuditEntry, StoreError, add_audit_entries,
+    approvals::add_approval,
+};
+use crate::stream::Lane;
 use serde_json::json;
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 
 /// Conversation that can be bound: a channel or direct message of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +103,36 @@ pub enum ConversationChange {
         /// Time by Slack's clock.
         before: String,
     },
+    /// Cancels the run of the conversation, which answers an earlier message.
+    InterruptRun {
+        /// Connection.
+        connection: ConnectionId,
+        /// Lane of the conversation.
+        lane: Lane,
+        /// Channel.
+        channel: ChannelId,
+        /// Time of the later message by Slack's clock.
+        before: String,
+    },
+    /// Adds an approval. Changes nothing if its agent has too many.
+    Ask(Box<NewApproval>),
+    /// Records a person's opinion on an answer.
+    AddFeedback {
+        /// Connection.
+        connection: ConnectionId,
+        /// Channel.
+        channel: ChannelId,
+        /// Message with the buttons.
+        ts: String,
+        /// Person.
+        user: UserId,
+        /// Organization of the agent.
+        org: OrgId,
+        /// Agent.
+        agent: AgentId,
+        /// Value that the agent gave the button.
+        value: String,
+    },
     /// Records the welcome of a person. Changes nothing if the person was welcomed before.
     Welcome {
         /// Connection.
@@ -121,6 +156,9 @@ impl ConversationChange {
             ConversationChange::Welcome { .. } => "welcome a person",
             ConversationChange::DropAnswer { .. } => "drop the answer to a deleted message",
             ConversationChange::StopRuns { .. } => "stop runs",
+            ConversationChange::InterruptRun { .. } => "interrupt a run",
+            ConversationChange::Ask(_) => "ask for an approval",
+            ConversationChange::AddFeedback { .. } => "keep feedback",
         }
     }
 }
@@ -165,6 +203,9 @@ fn audit_entry(action: &ConversationChange) -> Option<(Actor, NewAuditEntry)> {
         ConversationChange::MoveChannel { .. }
         | ConversationChange::DropAnswer { .. }
         | ConversationChange::StopRuns { .. }
+        | ConversationChange::InterruptRun { .. }
+        | ConversationChange::Ask(_)
+        | ConversationChange::AddFeedback { .. }
         | ConversationChange::Welcome { .. } => return None,
     })
 }
@@ -236,6 +277,42 @@ async fn write_change(
             .execute(tx)
             .await?
         }
+        ConversationChange::InterruptRun { connection, lane, channel, before } => {
+            sqlx::query(
+                "-- run_controls.interrupt (the head, if it runs)
+                 insert into run_controls (connection_id, channel_id, ts, reason, message_ts)
+                 select $1, $3, $4, 'interrupt', d.ts
+                   from delivery_lanes l
+                   join deliveries d on d.connection_id = l.connection_id and d.lane = l.lane
+                                    and d.position = l.head and d.part = 0
+                  where l.lane = $2 and l.connection_id = $1 and l.worker is not null
+                    and d.ts is not null and d.ts <> $4",
+            )
+            .bind(connection.to_string())
+            .bind(lane.to_bits())
+            .bind(channel.as_str())
+            .bind(before)
+            .execute(tx)
+            .await?
+        }
+        ConversationChange::Ask(new) => return add_approval(tx, new).await,
+        ConversationChange::AddFeedback { connection, channel, ts, user, org, agent, value } => {
+            sqlx::query(
+                "-- feedback.add
+                 insert into feedback (connection_id, channel_id, ts, user_id, org_id, agent_id,
+                                       value)
+                 values ($1, $2, $3, $4, $5, $6, $7)",
+            )
+            .bind(connection.to_string())
+            .bind(channel.as_str())
+            .bind(ts)
+            .bind(user.as_str())
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(value)
+            .execute(tx)
+            .await?
+        }
         ConversationChange::Welcome { connection, team, user } => {
             sqlx::query(
                 "-- welcomed_users.note
@@ -250,136 +327,4 @@ async fn write_change(
         }
     };
     Ok(changed.rows_affected() > 0)
-}
-
-/// Binds a conversation to an agent, by a person or the app itself. Returns false without such an
-/// agent, or if the connection takes no apps of other organizations.
-async fn bind(
-    tx: &mut PgConnection,
-    conversation: &ConversationKey,
-    (org, agent): (&OrgId, &AgentId),
-    by: Option<&str>,
-) -> Result<bool, StoreError> {
-    let bound = sqlx::query(
-        "-- bindings.bind
-         insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id,
-                                       bound_by)
-         select $1, $2, $3, a.org_id, a.id, coalesce($6, n.bot_user_id, 'tidegate')
-           from agents a join connections n on n.id = $1
-          where a.org_id = $4 and a.id = $5
-            and (a.mode <> 'forward' or a.org_id = n.org_id
-                 or coalesce((n.settings ->> 'foreign_apps')::boolean, false))
-         on conflict (connection_id, team_id, channel_id)
-         do update set org_id = excluded.org_id, agent_id = excluded.agent_id,
-                       bound_by = excluded.bound_by, bound_at = now()",
-    )
-    .bind(conversation.connection.to_string())
-    .bind(conversation.team.as_str())
-    .bind(conversation.channel.as_str())
-    .bind(org.as_str())
-    .bind(agent.as_str())
-    .bind(by)
-    .execute(tx)
-    .await?;
-    Ok(bound.rows_affected() > 0)
-}
-
-/// Removes a binding. Returns whether there was one.
-async fn unbind(
-    tx: &mut PgConnection,
-    conversation: &ConversationKey,
-    by: &str,
-) -> Result<bool, StoreError> {
-    sqlx::query("-- bindings.changed_by\n select set_config('tidegate.changed_by', $1, true)")
-        .bind(by)
-        .execute(&mut *tx)
-        .await?;
-    let unbound = sqlx::query(
-        "-- bindings.unbind
-         delete from channel_bindings where connection_id = $1 and team_id = $2 and channel_id = $3",
-    )
-    .bind(conversation.connection.to_string())
-    .bind(conversation.team.as_str())
-    .bind(conversation.channel.as_str())
-    .execute(tx)
-    .await?;
-    Ok(unbound.rows_affected() > 0)
-}
-
-impl Store {
-    /// Binds a conversation to an agent for an operator, in the name of a person in Slack or of the
-    /// app. Returns false without such an agent. The channel is not told.
-    pub async fn save_binding(
-        &self,
-        by: &Actor,
-        conversation: &ConversationKey,
-        (org, agent): (&OrgId, &AgentId),
-        bound_by: Option<&UserId>,
-    ) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        if !bind(&mut tx, conversation, (org, agent), bound_by.map(UserId::as_str)).await? {
-            return Ok(false);
-        }
-        let ConversationKey { connection, team, channel } = conversation;
-        let object = format!("{connection}/{team}/{channel}");
-        let of_connection = AuditOrg::OfConnection(*connection);
-        let entry = NewAuditEntry::new(AuditAction::BindingCreate, object, of_connection);
-        let entry = entry.after(json!({ "agent": format!("{org}/{agent}") }));
-        add_audit_entries(&mut tx, by, &[entry]).await?;
-        tx.commit().await?;
-        Ok(true)
-    }
-
-    /// Removes the binding of a conversation for an operator. Returns false without one. The
-    /// channel is not told.
-    pub async fn delete_binding(
-        &self,
-        by: &Actor,
-        conversation: &ConversationKey,
-    ) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        if !unbind(&mut tx, conversation, &by.to_string()).await? {
-            return Ok(false);
-        }
-        let ConversationKey { connection, team, channel } = conversation;
-        let (action, org) = (AuditAction::BindingDelete, AuditOrg::OfConnection(*connection));
-        let object = format!("{connection}/{team}/{channel}");
-        add_audit_entries(&mut tx, by, &[NewAuditEntry::new(action, object, org)]).await?;
-        tx.commit().await?;
-        Ok(true)
-    }
-}
-
-/// Moves binding and session of a channel. A binding of the new id is later and stays.
-async fn move_channel(
-    tx: &mut PgConnection,
-    connection: ConnectionId,
-    from: &ChannelId,
-    to: &ChannelId,
-) -> Result<bool, StoreError> {
-    let row = sqlx::query(
-        "-- bindings.move
-         with old as (
-             delete from channel_bindings where connection_id = $1 and channel_id = $2 returning *),
-         moved as (
-             insert into channel_bindings (connection_id, team_id, channel_id, org_id, agent_id,
-                                           bound_by, bound_at)
-             select connection_id, team_id, $3, org_id, agent_id, bound_by, bound_at from old
-             on conflict do nothing),
-         session as (
-             delete from conversation_sessions where connection_id = $1 and channel_id = $2
-             returning *),
-         kept as (
-             insert into conversation_sessions (connection_id, team_id, channel_id, number)
-             select connection_id, team_id, $3, number from session
-             on conflict (connection_id, team_id, channel_id)
-             do update set number = greatest(conversation_sessions.number, excluded.number))
-         select exists (select from old) as moved",
-    )
-    .bind(connection.to_string())
-    .bind(from.as_str())
-    .bind(to.as_str())
-    .fetch_one(tx)
-    .await?;
-    Ok(row.try_get("moved")?)
 }

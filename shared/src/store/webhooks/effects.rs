@@ -7,9 +7,9 @@
 //! the report.
 
 use super::Change;
-use crate::store::LinkCodeUse;
+use crate::store::{ApprovalUse, EditedMessage, LinkCodeUse};
 use crate::{
-    domain::{AgentId, AgentMode, OrgId, OutgoingMessage},
+    domain::{AgentId, AgentMode, AgentPolicies, OrgId, OutgoingMessage},
     stream::{DedupKey, Envelope},
 };
 use time::OffsetDateTime;
@@ -141,6 +141,12 @@ impl IgnoreReason {
 pub struct Effects {
     /// Use of a link code, with the reply for each result.
     pub consume: Option<LinkCodeUse>,
+    /// Click on a button of an approval, with the reply for each result. The click that decides is
+    /// delivered to the agent that asked.
+    pub decide: Option<ApprovalUse>,
+    /// Edit of a message. The delivery is enqueued only if the answer to the earlier text has not
+    /// begun, which is then dropped.
+    pub edit: Option<EditedMessage>,
     /// Other changes, each with the replies for its results.
     pub changes: Vec<Change>,
     /// Unconditional messages to Slack.
@@ -160,6 +166,8 @@ impl Effects {
     pub fn new(processed_as: ProcessedAs) -> Self {
         Self {
             consume: None,
+            decide: None,
+            edit: None,
             changes: Vec::new(),
             messages: Vec::new(),
             delivery: None,
@@ -176,6 +184,8 @@ impl Effects {
         // the questions of a batch in memory.
         let Self {
             consume,
+            decide,
+            edit,
             changes,
             messages: _,
             delivery: _,
@@ -183,7 +193,8 @@ impl Effects {
             trigger: _,
             processed_as: _,
         } = self;
-        consume.is_none() && changes.is_empty()
+        let is_plain = consume.is_none() && decide.is_none() && edit.is_none();
+        is_plain && changes.is_empty()
     }
 }
 
@@ -215,11 +226,13 @@ pub enum ProcessedAs {
     Deletion,
     /// Notice to a person who sent too many questions.
     Refusal,
+    /// Click on a button of an approval.
+    Approval,
 }
 
 impl ProcessedAs {
     /// Outcomes with the numbers of the column.
-    const ALL: [(ProcessedAs, i16, &'static str); 8] = [
+    const ALL: [(ProcessedAs, i16, &'static str); 9] = [
         (ProcessedAs::Delivery, 1, "delivery"),
         (ProcessedAs::Command, 2, "command"),
         (ProcessedAs::InstallationEvent, 3, "installation_event"),
@@ -228,6 +241,7 @@ impl ProcessedAs {
         (ProcessedAs::Trigger, 6, "trigger"),
         (ProcessedAs::Deletion, 7, "deletion"),
         (ProcessedAs::Refusal, 8, "refusal"),
+        (ProcessedAs::Approval, 9, "approval"),
     ];
 
     /// Returns the number in `processed_keys.outcome`.
@@ -315,4 +329,6 @@ pub struct AgentRef {
     pub mode: AgentMode,
     /// Maximum questions of one person in a minute.
     pub max_per_user: i32,
+    /// Policies for edits and messages that come meanwhile.
+    pub policies: AgentPolicies,
 }

@@ -4,8 +4,8 @@ use super::effects::AgentRef;
 use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use crate::{
     domain::{
-        AgentMode, ConnectionId, ConnectionSettings, ConnectionStatus, EnterpriseId, OrgId, TeamId,
-        UserId,
+        AgentMode, AgentPolicies, ConnectionId, ConnectionSettings, ConnectionStatus, EnterpriseId,
+        OrgId, TeamId, UserId,
     },
     stream::{DedupKey, Lane, Partition},
 };
@@ -159,7 +159,8 @@ impl Store {
              of_connection as materialized (
                  select u.connection, u.n as first, c.*, d.id is not null as deleted, o.id as own_id,
                         o.name as own_name, o.mode as own_mode,
-                        o.max_per_user as own_max_per_user, g.deliveries_full, g.ignores
+                        o.max_per_user as own_max_per_user, o.edits as own_edits,
+                        o.overlap as own_overlap, g.deliveries_full, g.ignores
                    from (select connection, min(n) as n from u group by 1) u
                    left join lateral (
                        select id, org_id, enterprise_id, team_id, preview_mode, status, bot_user_id,
@@ -169,7 +170,7 @@ impl Store {
                        select id from deleted_connections
                         where id = u.connection and c.id is null limit 1) d on true
                    left join lateral (
-                       select id, name, mode, max_per_user from agents
+                       select id, name, mode, max_per_user, edits, overlap from agents
                         where org_id = c.org_id and id = c.agent_id limit 1) o on true
                    left join lateral (
                        select deliveries_full, ignores from connection_backlog
@@ -177,10 +178,12 @@ impl Store {
              -- Columns of the connection stand in its first row only.
              select c.id is not null as known, c.deleted, f.id is not null as first, f.org_id,
                     f.enterprise_id, f.team_id, f.preview_mode, f.status, f.bot_user_id, f.settings,
-                    f.own_id, f.own_name, f.own_mode, f.own_max_per_user,
+                    f.own_id, f.own_name, f.own_mode, f.own_max_per_user, f.own_edits,
+                    f.own_overlap,
                     b.bound_by, coalesce(s.number, 1) as session, a.org_id as bound_org,
                     a.id as bound_id, a.name as bound_name, a.mode as bound_mode,
-                    a.max_per_user as bound_max_per_user, q.asked, q.told,
+                    a.max_per_user as bound_max_per_user, a.edits as bound_edits,
+                    a.overlap as bound_overlap, q.asked, q.told,
                     coalesce(c.deliveries_full, false) as is_full,
                     coalesce(c.ignores, false) as ignores,
                     exists (select from processed_keys p
@@ -333,6 +336,7 @@ fn connection_facts(
             name: display_name(row, "own_name", &id)?,
             mode: column(row, "agents", &key, "own_mode")?,
             max_per_user: row.try_get("own_max_per_user")?,
+            policies: policies(row, &key, ["own_edits", "own_overlap"])?,
             org: known.org.clone(),
             id,
         }),
@@ -353,6 +357,7 @@ fn conversation_facts(
             name: display_name(row, "bound_name", &id)?,
             mode: column(row, "agents", &key, "bound_mode")?,
             max_per_user: row.try_get("bound_max_per_user")?,
+            policies: policies(row, &key, ["bound_edits", "bound_overlap"])?,
             org: column(row, "agents", &key, "bound_org")?,
             id,
         }),
@@ -370,6 +375,15 @@ fn conversation_facts(
         linked_by: nullable(row, "channel_bindings", &key, "bound_by")?,
         session: row.try_get("session")?,
     })
+}
+
+fn policies(
+    row: &PgRow,
+    key: &str,
+    [edits, overlap]: [&'static str; 2],
+) -> Result<AgentPolicies, StoreError> {
+    let overlap = column(row, "agents", key, overlap)?;
+    Ok(AgentPolicies { edits: column(row, "agents", key, edits)?, overlap })
 }
 
 fn backlog_facts(row: &PgRow) -> Result<BacklogFacts, StoreError> {

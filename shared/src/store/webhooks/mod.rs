@@ -1,6 +1,7 @@
 //! Webhooks: facts for decisions, decisions with their effects, and the commit of intake.
 
 mod batch;
+mod bindings;
 mod changes;
 mod columns;
 mod dead_letters;

@@ -2,22 +2,23 @@
 
 use super::{
     Completion,
+    approvals::{AskPlace, ask_change},
     message_policy::{AnswerPolicy, restrict},
 };
 use crate::{
     agent_client::{
-        AgentError, AgentReply, AgentRequest, AgentStream, Answer, FailureKind, MessageContent,
-        SessionChange, Trigger,
+        AgentError, AgentReply, AgentRequest, AgentStream, Answer, ApprovalAnswer, FailureKind,
+        MessageContent, MessagePart, SessionChange, Subject, Trigger,
     },
     context::Context,
     dispatch::content,
-    routing::{self, Webhook},
+    routing::{self, AgentMessage, Webhook},
 };
 use serde_json::Value;
 use shared::{
     runtime::telemetry::ErrorChain,
     slack::InboundPayload,
-    store::{Agent, Connection, ConnectionFacts, RunControlReason},
+    store::{Agent, ClaimedDelivery, Connection, ConnectionFacts, RunControlReason, StoreError},
 };
 use tracing::warn;
 
@@ -38,6 +39,13 @@ pub struct Run<'a> {
     pub id: &'a str,
     /// Id of the last event of an earlier attempt.
     pub resume_after: Option<&'a str>,
+    pub delivery: &'a ClaimedDelivery,
+    /// Idempotency key of the question.
+    pub request_id: &'a str,
+    /// Messages that are answered together; empty for one.
+    pub parts: &'a [MessagePart],
+    /// Time of the last of them.
+    pub asked_at: Option<&'a str>,
 }
 
 /// Sends a message or `clear` to an agent. Returns the completion with the agent's reply, or the
@@ -47,7 +55,6 @@ pub async fn ask(
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
-    session: i64,
     run: Run<'_>,
 ) -> Result<Asked, AgentError> {
     let facts = ConnectionFacts::from(connection);
@@ -64,8 +71,9 @@ pub async fn ask(
             text: "",
             ts: "",
             thread_ts: None,
-            session,
+            session: run.delivery.session,
             content: MessageContent::default(),
+            subject: Subject::default(),
         };
         let id = webhook.envelope.dedup_key.as_str();
         return Ok(Asked::Completed(match context.agents.ask(agent, id, &request, None).await {
@@ -80,23 +88,11 @@ pub async fn ask(
         let message = "the webhook holds no message for an agent".to_owned();
         return Err(AgentError { kind: FailureKind::Refused, message, retry_after: None });
     };
-    let request = AgentRequest {
-        protocol: PROTOCOL,
-        kind: "message",
-        run: run.id,
-        trigger: trigger(webhook, "message", message.ts),
-        connection: connection.id,
-        team: &message.team,
-        channel: &message.channel,
-        user: message.user,
-        text: message.text,
-        ts: message.ts,
-        thread_ts: message.thread_ts,
-        session,
-        content: content(webhook),
+    let question = match question(context, connection, webhook, run.parts).await? {
+        Some(question) => question,
+        None => return Ok(Asked::Completed(Completion::unreached("approval_deleted", Vec::new()))),
     };
-    let id = webhook.envelope.dedup_key.as_str();
-    let answer = context.agents.ask(agent, id, &request, run.resume_after).await?;
+    let answer = ask_agent(context, agent, connection, webhook, &message, question, run).await?;
     let reply = match answer {
         Answer::Reply(reply) => reply,
         Answer::Stream(stream) => return Ok(Asked::Streaming(stream)),
@@ -105,26 +101,117 @@ pub async fn ask(
         Some(_) => unwanted(context, connection, webhook).await,
         None => None,
     };
-    Ok(Asked::Completed(match reply {
-        Some(_) if unwanted.is_some() => Completion::new(unwanted.unwrap_or_default()),
-        Some(AgentReply { message: answer, markdown, ephemeral, thread, session: change }) => {
-            let answers = match markdown {
-                Some(markdown) => {
-                    let blocks = answer["blocks"].as_array().map_or(&[][..], Vec::as_slice);
-                    let broadcasts = AnswerPolicy::new(agent, connection).broadcasts;
-                    content::messages(&markdown, blocks, broadcasts)
-                }
-                None => vec![answer],
-            };
-            let reply = |mut answer| {
-                restrict(&mut answer, agent, connection);
-                message.reply(answer, ephemeral, thread)
-            };
-            let messages = answers.into_iter().map(reply).collect();
-            return Ok(Asked::Replied(Completion::with_messages("completed", messages), change));
+    let Some(reply) = reply else {
+        return Ok(Asked::Completed(Completion::new("completed")));
+    };
+    if let Some(outcome) = unwanted {
+        return Ok(Asked::Completed(Completion::new(outcome)));
+    }
+    let AgentReply { message: answer, markdown, ephemeral, thread, ask, session: change } = reply;
+    let policy = AnswerPolicy::new(agent, connection);
+    let answers = match markdown {
+        Some(markdown) => {
+            let blocks = answer["blocks"].as_array().map_or(&[][..], Vec::as_slice);
+            content::messages(&markdown, blocks, policy.broadcasts)
         }
-        None => Completion::new("completed"),
-    }))
+        None if answer.is_null() => Vec::new(),
+        None => vec![answer],
+    };
+    let reply = |mut answer| {
+        restrict(&mut answer, agent, connection);
+        message.reply(answer, ephemeral, thread)
+    };
+    let messages = answers.into_iter().map(reply).collect();
+    let mut completion = Completion::with_messages("completed", messages);
+    if let Some(ask) = ask {
+        let place = AskPlace {
+            run: run.id,
+            channel: &message.channel,
+            thread_ts: message.thread_of_reply(thread),
+            user: message.user,
+        };
+        let change = ask_change(context, run.delivery, &place, ask, policy);
+        completion.change = change.map_err(not_recorded)?;
+    }
+    Ok(Asked::Replied(completion, change))
+}
+
+/// Parts of a question that depend on its cause.
+struct Question {
+    kind: &'static str,
+    /// Kind of the trigger.
+    trigger: &'static str,
+    subject: Subject,
+}
+
+/// Returns the kind of question in a webhook. `None` if it is a decision that was deleted.
+async fn question(
+    context: &Context,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+    parts: &[MessagePart],
+) -> Result<Option<Question>, AgentError> {
+    let InboundPayload::Interaction(interaction) = &webhook.inbound else {
+        let trigger = match (routing::is_edit_webhook(webhook), parts.len()) {
+            (true, _) => "edit",
+            (false, 0 | 1) => "message",
+            (false, _) => "merge",
+        };
+        let subject = Subject { parts: parts.to_vec(), ..Subject::default() };
+        return Ok(Some(Question { kind: "message", trigger, subject }));
+    };
+    if let Some((id, _)) = routing::approval_of(interaction) {
+        let decided = context.store.decided_approval(connection.id, &id).await;
+        return Ok(decided.map_err(not_recorded)?.map(|decided| {
+            let approval = ApprovalAnswer {
+                id: decided.ask,
+                run: decided.run,
+                decision: decided.decision,
+                user: decided.by,
+            };
+            let subject = Subject { approval: Some(approval), ..Subject::default() };
+            Question { kind: "approval", trigger: "approval", subject }
+        }));
+    }
+    let kind = if routing::is_feedback(interaction) { "feedback" } else { "action" };
+    let subject = Subject { actions: routing::raw_actions(webhook), ..Subject::default() };
+    Ok(Some(Question { kind, trigger: kind, subject }))
+}
+
+/// Returns the failure of an attempt that needs Postgres.
+fn not_recorded(error: StoreError) -> AgentError {
+    let message = ErrorChain(&error).to_string();
+    AgentError { kind: FailureKind::Unavailable, message, retry_after: None }
+}
+
+async fn ask_agent(
+    context: &Context,
+    agent: &Agent,
+    connection: &Connection,
+    webhook: &Webhook<'_>,
+    message: &AgentMessage<'_>,
+    question: Question,
+    run: Run<'_>,
+) -> Result<Answer, AgentError> {
+    let Question { kind, trigger: cause, subject } = question;
+    let text = subject.parts.iter().map(|part| &*part.text).collect::<Vec<_>>().join("\n");
+    let request = AgentRequest {
+        protocol: PROTOCOL,
+        kind,
+        run: run.id,
+        trigger: trigger(webhook, cause, run.asked_at.unwrap_or(message.asked_at)),
+        connection: connection.id,
+        team: &message.team,
+        channel: &message.channel,
+        user: message.user,
+        text: if subject.parts.is_empty() { message.text } else { &text },
+        ts: message.ts,
+        thread_ts: message.thread_ts,
+        session: run.delivery.session,
+        content: content(webhook),
+        subject,
+    };
+    context.agents.ask(agent, run.request_id, &request, run.resume_after).await
 }
 
 /// Returns the outcome of a message that was deleted, or whose answer was stopped, meanwhile. Nobody
@@ -136,10 +223,18 @@ pub async fn unwanted(
 ) -> Option<&'static str> {
     let message = routing::agent_message(webhook, connection.team.as_ref())?;
     let thread = message.thread_ts.unwrap_or(message.ts);
-    let found = context.store.run_control(connection.id, &message.channel, thread, message.ts);
+    let found = context.store.run_control(
+        connection.id,
+        &message.channel,
+        thread,
+        message.ts,
+        message.asked_at,
+    );
     match found.await {
         Ok(Some(RunControlReason::Deleted)) => Some("message_deleted"),
         Ok(Some(RunControlReason::Stop)) => Some("stopped"),
+        Ok(Some(RunControlReason::Edited)) => Some("edited"),
+        Ok(Some(RunControlReason::Interrupted)) => Some("interrupted"),
         Ok(None) => None,
         Err(error) => {
             let (connection, error) = (connection.id, ErrorChain(&error));
@@ -158,8 +253,11 @@ fn trigger<'a>(webhook: &'a Webhook<'_>, kind: &'static str, ts: &'a str) -> Tri
 }
 
 /// Returns the content of a message besides its text.
-fn content(webhook: &Webhook<'_>) -> MessageContent {
+pub fn content(webhook: &Webhook<'_>) -> MessageContent {
     let mut event = routing::raw_event(webhook);
+    if routing::is_edit_webhook(webhook) {
+        event = event["message"].take();
+    }
     let mut list = |name: &str| match event[name].take() {
         Value::Array(items) => items,
         _ => Vec::new(),

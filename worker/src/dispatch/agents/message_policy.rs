@@ -5,12 +5,16 @@
 
 use crate::dispatch::content::{plain_markdown, without_broadcasts};
 use serde_json::{Value, json};
+use shared::domain::APPROVAL_ACTION_PREFIX;
 use shared::store::{Agent, Connection};
 
 /// Applies the limits of a connection to a message of an agent.
 pub(super) fn restrict(message: &mut Value, agent: &Agent, connection: &Connection) {
     if !AnswerPolicy::new(agent, connection).broadcasts {
         neutralize(message);
+    }
+    if let Some(blocks) = message.get_mut("blocks") {
+        release_reserved_ids(blocks);
     }
     for name in ["unfurl_links", "unfurl_media"] {
         if message.get(name).is_none_or(Value::is_null) {
@@ -36,6 +40,24 @@ impl AnswerPolicy {
         if !self.broadcasts {
             blocks.iter_mut().for_each(neutralize);
         }
+        blocks.iter_mut().for_each(release_reserved_ids);
+    }
+}
+
+/// Changes action ids that are reserved for the buttons of approvals: a click on an agent's own
+/// button never decides.
+fn release_reserved_ids(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(release_reserved_ids),
+        Value::Object(fields) => {
+            if let Some(Value::String(id)) = fields.get_mut("action_id")
+                && id.starts_with(APPROVAL_ACTION_PREFIX)
+            {
+                id.insert(0, '_');
+            }
+            fields.values_mut().for_each(release_reserved_ids);
+        }
+        _ => {}
     }
 }
 

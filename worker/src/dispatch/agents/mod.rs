@@ -1,5 +1,6 @@
 //! Converts webhooks to calls of agents, and replies to messages for Slack.
 
+mod approvals;
 mod forward;
 #[cfg(test)]
 mod fuzz;
@@ -9,8 +10,9 @@ mod message_policy;
 mod sync_response;
 mod views;
 
+pub use approvals::{AskPlace, ask_change};
 pub use forward::forward;
-pub use message::{Asked, Run, ask, unwanted};
+pub use message::{Asked, Run, ask, content, unwanted};
 pub use message_policy::AnswerPolicy;
 pub use sync_response::relay;
 pub use views::{answer_view, failure_notice, failure_response};

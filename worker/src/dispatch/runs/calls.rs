@@ -199,7 +199,11 @@ impl Writer {
         // Else Slack shows that the agent has ended.
         let goes_on =
             self.state.ended.is_none() && budgets.has(id, Feature::Sessions, Instant::now());
-        if goes_on {
+        let is_suspended =
+            self.state.ask.is_some() && budgets.has(id, Feature::Sessions, Instant::now());
+        if is_suspended {
+            body["session_status"] = "suspended".into(); // people are asked
+        } else if goes_on {
             body["session_status"] = "processing".into();
         }
         let closing = self.closing();

@@ -31,6 +31,8 @@ const RECENT: Duration = Duration::from_secs(30);
 pub enum CancelReason {
     Stop,
     Deleted,
+    Edited,
+    Interrupted,
     Admin,
     Timeout,
 }
@@ -41,6 +43,8 @@ impl CancelReason {
         match self {
             Self::Stop => "stop",
             Self::Deleted => "deleted",
+            Self::Edited => "edit",
+            Self::Interrupted => "interrupt",
             Self::Admin => "admin",
             Self::Timeout => "timeout",
         }
@@ -51,6 +55,8 @@ impl CancelReason {
         match self {
             Self::Stop => "stopped",
             Self::Deleted => "message_deleted",
+            Self::Edited => "edited",
+            Self::Interrupted => "interrupted",
             Self::Admin => "cancelled",
             Self::Timeout => "run_timed_out",
         }
@@ -62,6 +68,8 @@ impl From<RunControlReason> for CancelReason {
         match reason {
             RunControlReason::Stop => Self::Stop,
             RunControlReason::Deleted => Self::Deleted,
+            RunControlReason::Edited => Self::Edited,
+            RunControlReason::Interrupted => Self::Interrupted,
         }
     }
 }
@@ -147,8 +155,8 @@ impl Controls {
         for RegisteredRun { connection, target, cancelled } in registered.runs.values() {
             let controls = of_connection.get(connection).into_iter().flatten();
             let applies = controls.copied().find(|control| {
-                let RunTarget { channel, thread_ts, trigger_ts, .. } = target;
-                control.applies_to(*connection, channel, thread_ts, trigger_ts)
+                let RunTarget { channel, thread_ts, message_ts, trigger_ts, .. } = target;
+                control.applies_to(*connection, channel, thread_ts, message_ts, trigger_ts)
             });
             if let Some(control) = applies {
                 cancelled.send_if_modified(|reason| {

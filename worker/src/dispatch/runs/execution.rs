@@ -11,7 +11,7 @@ use crate::{
     dispatch::{attempt_context::AttemptContext, sessions::ActiveSession},
 };
 use futures_util::future::BoxFuture;
-use shared::store::Agent;
+use shared::{runtime::telemetry::TRACE_TARGET, store::Agent};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
@@ -173,6 +173,7 @@ pub(super) async fn execute(
             event = next(&mut stream), if is_open && pending.has_room() => {
                 if !has_answered && matches!(event, Ok(Some(_))) {
                     has_answered = true;
+                    info!(target: TRACE_TARGET, "first event received");
                     agent.context.record_success(&delivery).await;
                 }
                 end = match event {

@@ -18,7 +18,7 @@ pub use budget::{Budgets, Feature, Pace, UNSUPPORTED};
 pub use controls::{Controls, watch as watch_controls};
 
 use super::{
-    agents::AnswerPolicy,
+    agents::{AnswerPolicy, AskPlace, ask_change},
     attempt::{AttemptOutcome, CallResult, outcome_of},
     attempt_context::AttemptContext,
     outcome_recorder::RECORD_INTERVAL,
@@ -26,7 +26,7 @@ use super::{
     sessions::ActiveSession,
 };
 use crate::{
-    agent_client::{AgentError, AgentStream},
+    agent_client::{AgentAsk, AgentError, AgentStream},
     context::WorkerTerm,
     routing::AgentMessage,
 };
@@ -36,17 +36,17 @@ use pending::Pending;
 use sha2::{Digest, Sha256};
 use shared::{
     domain::{AgentMode, ChannelId, ConnectionId, HeaderToken, TeamId},
-    runtime::telemetry::ErrorChain,
+    runtime::telemetry::{self, ErrorChain, TRACE_TARGET},
     store::{
-        Agent, ClaimedDelivery, FinishedDelivery, FinishedOutcome, NewRun, PostponedDelivery,
-        StoredRun,
+        Agent, Change, ClaimedDelivery, FinishedDelivery, FinishedOutcome, NewRun,
+        PostponedDelivery, StoreError, StoredRun,
     },
     stream::DedupKey,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument, Span, info, warn};
 use writer::{WriteEnd, Writer};
 
 /// Maximum number of runs of a worker. One organization gets at most half of them; the last quarter
@@ -81,7 +81,9 @@ pub struct RunTarget {
     pub channel: ChannelId,
     /// Thread of the answer; streams have one in direct messages, too.
     pub thread_ts: String,
-    /// Message that the agent answers.
+    /// Message that the agent answers, or whose button was clicked.
+    pub message_ts: String,
+    /// Time of the question by Slack's clock.
     pub trigger_ts: String,
     /// Author of the message.
     pub user: String,
@@ -110,7 +112,8 @@ impl RunTarget {
             team: message.team.clone(),
             channel: message.channel.clone(),
             thread_ts: message.thread_ts.unwrap_or(message.ts).to_owned(),
-            trigger_ts: message.ts.to_owned(),
+            message_ts: message.ts.to_owned(),
+            trigger_ts: message.asked_at.to_owned(),
             user: message.user.to_owned(),
             hops: message.hops.saturating_add(1),
         }
@@ -130,8 +133,34 @@ pub fn run_id(connection: ConnectionId, dedup_key: &DedupKey) -> String {
     hash[..12].iter().fold("run_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
 }
 
-/// Executes a run. Returns its outcome, `None` if another worker has the lane.
+/// Executes a run within its trace span. Returns its outcome, `None` if another worker has the lane.
 pub async fn run(
+    context: &Arc<AttemptContext>,
+    term: &Arc<WorkerTerm>,
+    run: StreamingRun,
+    cancel: &CancellationToken,
+) -> Option<AttemptOutcome> {
+    let span = span(&run);
+    execute_run(context, term, run, cancel).instrument(span).await
+}
+
+/// Returns the trace span of a run, linked to the request that brought the webhook.
+fn span(run: &StreamingRun) -> Span {
+    let span = tracing::info_span!(
+        target: "tidegate::trace",
+        "run",
+        otel.name = "run of agent",
+        otel.kind = "client",
+        tidegate.run = run.target.run,
+        tidegate.agent = run.delivery.agent,
+    );
+    if let Some(traceparent) = &run.traceparent {
+        telemetry::link_span(&span, traceparent);
+    }
+    span
+}
+
+async fn execute_run(
     context: &Arc<AttemptContext>,
     term: &Arc<WorkerTerm>,
     run: StreamingRun,
@@ -148,7 +177,8 @@ pub async fn run(
     let control = find_control(context, term, &delivery, &target).await;
     let (context_of, term_of) = (Arc::clone(context), Arc::clone(term));
     let (delivery_of, session_of) = (delivery.clone(), Arc::clone(&session));
-    let mut writer = Writer::new(context_of, term_of, delivery_of, target, settings, session_of);
+    let target_of = target.clone();
+    let mut writer = Writer::new(context_of, term_of, delivery_of, target_of, settings, session_of);
     let mut pending = Pending::new(policy);
     if let Some(stored) = stored {
         // An agent without event ids begins anew.
@@ -171,16 +201,28 @@ pub async fn run(
         execute(&mut pending, writer, stream, deadline, cancelled, agent_of, &session).await;
     let (seconds, outcome) = (began.elapsed().as_secs(), end.name());
     info!(run = id, seconds, outcome, "run ended");
-    let finished = |outcome| {
+    info!(target: TRACE_TARGET, outcome, "run ended");
+    let finished = |outcome, change| {
         let outcome = FinishedOutcome::Completed(outcome);
         let (delivery, messages) = (delivery.clone(), Vec::new());
         let finished = FinishedDelivery { delivery, outcome, messages, traceparent };
-        AttemptOutcome::Finished(Box::new(finished), None)
+        AttemptOutcome::Finished(Box::new(finished), change)
     };
     session.set_goes_on(matches!(end, RunEnd::Write(WriteEnd::Lost)));
     match end {
-        RunEnd::Completed(outcome) => Some(finished(outcome)),
-        RunEnd::Write(WriteEnd::Gone(outcome)) => Some(finished(outcome)),
+        RunEnd::Completed(outcome) => {
+            let ask = writer.and_then(|writer| writer.state.ask);
+            let ask = ask.and_then(|ask| serde_json::from_slice(&ask).ok());
+            let Some(ask) = ask else { return Some(finished(outcome, None)) };
+            match asking(context, &delivery, &target, ask, policy) {
+                Ok(change) => Some(finished(outcome, change)),
+                Err(error) => {
+                    let (after, error) = (RECORD_INTERVAL, ErrorChain(&error).to_string());
+                    Some(released_outcome_after(delivery, after, error))
+                }
+            }
+        }
+        RunEnd::Write(WriteEnd::Gone(outcome)) => Some(finished(outcome, None)),
         RunEnd::Write(WriteEnd::Lost) => None,
         RunEnd::Interrupted(error) => {
             let outcome = after_failure(context, delivery, &agent, error, last_progress).await;
@@ -194,9 +236,33 @@ pub async fn run(
     }
 }
 
+/// Returns the change that asks people after the answer.
+fn asking(
+    context: &AttemptContext,
+    delivery: &ClaimedDelivery,
+    target: &RunTarget,
+    ask: AgentAsk,
+    policy: AnswerPolicy,
+) -> Result<Option<Change>, StoreError> {
+    let place = AskPlace {
+        run: &target.run,
+        channel: &target.channel,
+        thread_ts: Some(&target.thread_ts),
+        user: &target.user,
+    };
+    ask_change(&context.clients, delivery, &place, ask, policy)
+}
+
 /// Returns the outcome that puts a run back when its worker stops.
 pub fn released_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
-    let (after, error) = (Duration::ZERO, "the worker stops".to_owned());
+    released_outcome_after(delivery, Duration::ZERO, "the worker stops".to_owned())
+}
+
+fn released_outcome_after(
+    delivery: ClaimedDelivery,
+    after: Duration,
+    error: String,
+) -> AttemptOutcome {
     let (counts, fault, crashed) = (true, false, false);
     AttemptOutcome::Postponed(PostponedDelivery { delivery, after, error, counts, fault, crashed })
 }
@@ -212,7 +278,7 @@ async fn begin(
         id: &target.run,
         channel: target.channel.as_str(),
         thread_ts: &target.thread_ts,
-        trigger_ts: &target.trigger_ts,
+        trigger_ts: &target.message_ts,
         max_runs: i64::from(context.run_settings.max_runs_per_agent),
     };
     loop {
@@ -239,10 +305,10 @@ async fn find_control(
     delivery: &ClaimedDelivery,
     target: &RunTarget,
 ) -> Option<CancelReason> {
-    let RunTarget { channel, thread_ts, trigger_ts, .. } = target;
+    let RunTarget { channel, thread_ts, message_ts, trigger_ts, .. } = target;
     let (store, connection) = (&context.clients.store, delivery.key.connection);
     while term.holds() {
-        match store.run_control(connection, channel, thread_ts, trigger_ts).await {
+        match store.run_control(connection, channel, thread_ts, message_ts, trigger_ts).await {
             Ok(reason) => return reason.map(CancelReason::from),
             Err(error) => warn!(error = %ErrorChain(&error), "failed to look up run control"),
         }

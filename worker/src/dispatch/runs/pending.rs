@@ -2,7 +2,7 @@
 
 use super::{RunSettings, TEXT_BYTES_MAX, writer::Batch};
 use crate::{
-    agent_client::{AgentError, AgentEvent, AgentFailure, FailureKind, StreamEvent},
+    agent_client::{AgentAsk, AgentError, AgentEvent, AgentFailure, FailureKind, StreamEvent},
     dispatch::{
         agents::AnswerPolicy,
         content::{Chunk, Markdown, push},
@@ -39,6 +39,7 @@ pub struct Pending {
     text_bytes: i64,
     tasks: HashSet<String>,
     begins: bool,
+    ask: Option<AgentAsk>,
     /// Ids of events since the last one that is stored, with the text up to them.
     event_ids: VecDeque<(i64, String)>,
     has_news: bool,
@@ -53,6 +54,9 @@ pub fn outcome_name(stored: &str) -> &'static str {
         "stopped" => "stopped",
         "message_deleted" => "message_deleted",
         "cancelled" => "cancelled",
+        "asked" => "asked",
+        "edited" => "edited",
+        "interrupted" => "interrupted",
         _ => "completed",
     }
 }
@@ -69,6 +73,7 @@ impl Pending {
             text_bytes: 0,
             tasks: HashSet::new(),
             begins: false,
+            ask: None,
             event_ids: VecDeque::new(),
             has_news: false,
         }
@@ -124,6 +129,10 @@ impl Pending {
                 self.clear();
                 self.begins = true;
                 self.markdown.begin_anew();
+            }
+            AgentEvent::Ask(ask) => {
+                self.ask = Some(*ask);
+                return Some(StreamEnd::Completed("asked"));
             }
             AgentEvent::Done => return Some(StreamEnd::Completed("completed")),
             AgentEvent::Failed(AgentFailure { code, retry: true, .. }) => {
@@ -242,6 +251,7 @@ impl Pending {
         Batch {
             chunks,
             begins: std::mem::take(&mut self.begins),
+            ask: self.ask.take(),
             last_event_id,
             ended: match end {
                 Some(StreamEnd::Completed(outcome)) => Some(outcome),

@@ -6,6 +6,7 @@
 
 use super::{RunSettings, RunTarget};
 use crate::{
+    agent_client::AgentAsk,
     context::WorkerTerm,
     dispatch::{
         attempt_context::AttemptContext,
@@ -41,6 +42,8 @@ pub struct Batch {
     /// True if it begins a segment, as the answer begins anew.
     pub begins: bool,
     pub last_event_id: Option<String>,
+    /// Question to people that ends the answer.
+    pub ask: Option<AgentAsk>,
     /// Outcome, if the agent has ended.
     pub ended: Option<&'static str>,
 }
@@ -167,6 +170,9 @@ impl Writer {
             self.queue.push_back((n, part));
         }
         self.state.last_event_id = batch.last_event_id.or(self.state.last_event_id.take());
+        if let Some(ask) = batch.ask {
+            self.state.ask = serde_json::to_vec(&ask).ok();
+        }
         self.state.ended = batch.ended.map(str::to_owned).or(self.state.ended.take());
         if self.state.segment == SegmentState::None
             && let Some((n, part)) = self.queue.front().cloned()

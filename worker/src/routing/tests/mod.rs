@@ -19,6 +19,7 @@ mod parts;
 mod texts;
 mod properties;
 mod questions;
+mod clicks;
 
 use super::*;
 use serde_json::json;

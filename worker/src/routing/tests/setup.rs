@@ -4,9 +4,15 @@ use crate::routing::*;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use shared::{
-    domain::{ConnectionId, ConnectionSettings, HeaderToken, LinkBy, MediaType, OutgoingMessage},
+    domain::{
+        AgentPolicies, ConnectionId, ConnectionSettings, EditPolicy, HeaderToken, LinkBy,
+        MediaType, OutgoingMessage, OverlapPolicy,
+    },
     slack::BodyParts,
-    store::{BacklogFacts, ConversationChange, ConversationFacts, QuestionFacts},
+    store::{
+        ApprovalResult, ApprovalUse, BacklogFacts, ConversationChange, ConversationFacts,
+        QuestionFacts,
+    },
     stream::{Conversation, Lane, Partition},
 };
 use std::sync::Arc;
@@ -106,7 +112,9 @@ pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
 }
 
 fn agent(agent: &str, name: &str, mode: AgentMode) -> AgentRef {
-    AgentRef { org: id("acme"), id: id(agent), name: name.into(), mode, max_per_user: 30 }
+    let policies = AgentPolicies::default();
+    let (org, id, name) = (id("acme"), id(agent), name.into());
+    AgentRef { org, id, name, mode, max_per_user: 30, policies }
 }
 
 fn connection(setup: &mut Setup) -> &mut ConnectionFacts {
@@ -114,6 +122,10 @@ fn connection(setup: &mut Setup) -> &mut ConnectionFacts {
         ConnectionState::Known(connection) => Arc::make_mut(connection),
         _ => panic!("not known"),
     }
+}
+
+fn policies(setup: &mut Setup) -> &mut AgentPolicies {
+    &mut setup.facts.conversation.agent.as_mut().expect("an agent").policies
 }
 
 macro_rules! tweaks {
@@ -159,6 +171,8 @@ tweaks! {
     };
     asked_29: |s| s.facts.questions.asked = 29;
     asked_30: |s| s.facts.questions.asked = 30;
+    rerun: |s| policies(s).edits = EditPolicy::Rerun;
+    interrupt: |s| policies(s).overlap = OverlapPolicy::Interrupt;
     told: |s| s.facts.questions.is_told = true;
     full: |s| s.facts.backlog.is_full = true;
     ignores: |s| s.facts.backlog.ignores = true;
@@ -281,16 +295,33 @@ pub(super) fn show(decision: &Decision) -> String {
 }
 
 fn show_effects(effects: &Effects) -> String {
-    let Effects { consume, changes, messages, delivery, question, trigger, processed_as } = effects;
+    let Effects {
+        consume,
+        decide,
+        edit,
+        changes,
+        messages,
+        delivery,
+        question,
+        trigger,
+        processed_as,
+    } = effects;
     let mut parts = Vec::new();
     parts.extend(
         consume
             .as_ref()
             .map(|c| format!("consume in {} {}/{} by {}", c.surface, c.team, c.channel, c.user)),
     );
+    parts.extend(decide.as_ref().map(|click| {
+        let ApprovalUse { option, channel, message_ts, team, user, .. } = click;
+        let told = show_messages(&(click.reply)(&ApprovalResult::NotAllowed));
+        format!("option {option} on {channel}/{message_ts} by {team}/{user}: {told}")
+    }));
+    parts.extend(edit.as_ref().map(|edit| format!("if {}/{} waits", edit.channel, edit.ts)));
     for change in changes {
         let action = match &change.action {
             ConversationChange::Bind { org, agent, .. } => format!(" to {org}/{agent}"),
+            ConversationChange::AddFeedback { agent, value, .. } => format!(" {agent} {value}"),
             ConversationChange::Revoke { at, why, .. } => format!(" at {at}, {why}"),
             _ => String::new(),
         };

@@ -292,7 +292,6 @@ fn answers_only_views_without_app() {
         (payload(json!({ "type": "dialog_submission" })), &[], TO_WORKER),
         (payload(json!({ "type": "dialog_suggestion" })), &[no_agent], TO_WORKER),
         (payload(json!({ "type": "interactive_message" })), &[], TO_WORKER),
-        (fixture("block_actions"), &[], "ignore not_a_message, addressed"),
         (fixture("message_action"), &[no_agent], "ignore not_a_message, addressed"),
         (fixture("shortcut"), &[], "ignore not_a_message, addressed"),
         (fixture("view_closed"), &[], "ignore not_a_message"),

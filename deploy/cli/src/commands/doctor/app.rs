@@ -4,14 +4,15 @@
 //! user "app did not respond", and does not resend it.
 
 use super::Finding;
-use crate::app_manifest::{EVENTS, scopes};
+use crate::app_manifest::{Feature, events, scopes};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
 const COMPONENT: &str = "app";
 
-/// Compares a manifest with the slash command and the URL of this deployment.
-pub(super) fn check(text: &str, name: &str, url: &str) -> Vec<Finding> {
+/// Compares a manifest with the slash command, the URL of this deployment, and the features of the
+/// app.
+pub(super) fn check(text: &str, name: &str, url: &str, features: &[Feature]) -> Vec<Finding> {
     let Ok(manifest) = serde_json::from_str::<Value>(text) else {
         return vec![Finding::problem(
             COMPONENT,
@@ -25,6 +26,7 @@ pub(super) fn check(text: &str, name: &str, url: &str) -> Vec<Finding> {
     let commands = manifest.pointer("/features/slash_commands").and_then(Value::as_array);
     let command = commands.into_iter().flatten().find(|c| c["command"] == name);
     match command {
+        None if !features.contains(&Feature::Command) => {}
         None => found.push(Finding::problem(
             COMPONENT,
             format!("slash command {name} is missing"),
@@ -67,7 +69,7 @@ pub(super) fn check(text: &str, name: &str, url: &str) -> Vec<Finding> {
             "disable Socket Mode",
         ));
     }
-    subscriptions(&manifest, &mut found);
+    subscriptions(&manifest, features, &mut found);
     if found.is_empty() {
         found.push(Finding::good(COMPONENT, "the manifest has every URL, event and scope"));
     }
@@ -92,13 +94,13 @@ fn compare(
     }
 }
 
-fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
+fn subscriptions(manifest: &Value, features: &[Feature], found: &mut Vec<Finding>) {
     let listed = |pointer: &str| -> BTreeSet<&str> {
         let list = manifest.pointer(pointer).and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).collect()
     };
     let granted = listed("/oauth_config/scopes/bot");
-    for scope in scopes() {
+    for scope in scopes(features) {
         if !granted.contains(scope) {
             found.push(Finding::problem(
                 COMPONENT,
@@ -111,7 +113,7 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
     }
     let bot = listed("/settings/event_subscriptions/bot_events");
     let user = listed("/settings/event_subscriptions/user_events");
-    for (event, _) in EVENTS {
+    for event in events(features) {
         if !bot.contains(event) {
             found.push(Finding::problem(
                 COMPONENT,
@@ -139,29 +141,30 @@ fn subscriptions(manifest: &Value, found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app_manifest::{self, Delivery};
+    use crate::app_manifest::{self, DEFAULT_FEATURES, Delivery};
     use crate::commands::doctor::{Level, render};
     const URL: &str = "https://gw.example.com/slack/events";
 
     fn found(change: impl FnOnce(&mut Value)) -> Vec<(Level, String)> {
-        let mut manifest = app_manifest::build("/lobu", Delivery::Http(URL), "Lobu");
+        let mut manifest =
+            app_manifest::build("/lobu", Delivery::Http(URL), "Lobu", &DEFAULT_FEATURES);
         change(&mut manifest);
-        let found = check(&manifest.to_string(), "/lobu", URL);
+        let found = check(&manifest.to_string(), "/lobu", URL, &DEFAULT_FEATURES);
         assert!(found.iter().all(|f| f.level == Level::Good || !f.remedy.is_empty()), "{found:?}");
         found.into_iter().map(|f| (f.level, f.summary)).collect()
     }
 
     #[test]
     fn renders_findings() {
-        let mut manifest =
-            app_manifest::build("/other", Delivery::Http("https://old.example.com"), "Lobu");
+        let old = Delivery::Http("https://old.example.com");
+        let mut manifest = app_manifest::build("/other", old, "Lobu", &DEFAULT_FEATURES);
         let settings = &mut manifest["settings"];
         settings["socket_mode_enabled"] = true.into();
         let events = &mut settings["event_subscriptions"];
         events["bot_events"] = serde_json::json!(["message.channels", "app_mention"]);
         events["user_events"] = serde_json::json!(["message.channels"]);
         manifest["oauth_config"]["scopes"]["bot"] = serde_json::json!(["commands"]);
-        insta::assert_snapshot!(render(&check(&manifest.to_string(), "/lobu", URL)), @r"
+        insta::assert_snapshot!(render(&check(&manifest.to_string(), "/lobu", URL, &DEFAULT_FEATURES)), @r"
         problem  app       slash command /lobu is missing
                            → create /lobu under Slash Commands with the Request URL https://gw.example.com/slack/events
         problem  app       events: sent to https://old.example.com instead of https://gw.example.com/slack/events: Tidegate receives no events
@@ -207,7 +210,7 @@ mod tests {
         warning  app       app_mention and message.channels are both subscribed: Slack sends mentions twice
                            → remove app_mention under Event Subscriptions; agents still receive mentions
         ");
-        insta::assert_snapshot!(render(&check("not JSON", "/lobu", URL)), @r"
+        insta::assert_snapshot!(render(&check("not JSON", "/lobu", URL, &DEFAULT_FEATURES)), @r"
         problem  app       the manifest is not JSON
                            → export the manifest as JSON at api.slack.com/apps, App Manifest
         ");
@@ -296,7 +299,7 @@ mod tests {
             assert!(found[0].0 == level && found[0].1.starts_with(says), "{says}: {found:?}");
         }
         assert_eq!(
-            check("display_information:\n", "/lobu", URL)[0].summary,
+            check("display_information:\n", "/lobu", URL, &DEFAULT_FEATURES)[0].summary,
             "the manifest is not JSON"
         );
     }

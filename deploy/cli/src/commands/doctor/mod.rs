@@ -114,7 +114,12 @@ impl Doctor {
             let text = fs::read_to_string(file).with_context(|| {
                 format!("failed to read {}; name the manifest with --manifest", file.display())
             })?;
-            findings.extend(app::check(&text, &self.app.slash_command, &self.app.url()?));
+            findings.extend(app::check(
+                &text,
+                &self.app.slash_command,
+                &self.app.url()?,
+                &self.app.features,
+            ));
         }
         let store = self.store.open_with(self.slack.rings())?;
         let has_schema = postgres::check(&store, &mut findings).await;

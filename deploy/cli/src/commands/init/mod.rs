@@ -7,7 +7,7 @@
 mod declaration;
 
 use crate::{
-    app_manifest::{self, Delivery, base_url, creation_link},
+    app_manifest::{self, DEFAULT_FEATURES, Delivery, base_url, creation_link},
     dev_settings, output,
     settings::{self, APP_TOKEN_FILE},
     slack_api::{Answer, SlackApi, SocketAddress, TokenFacts},
@@ -144,7 +144,8 @@ impl Init {
     fn explain(&self, connection: ConnectionId) -> anyhow::Result<()> {
         let url = self.base_url.as_ref().map(|base| format!("{base}/api/v1/webhooks/{connection}"));
         let delivery = url.as_deref().map_or(Delivery::SocketMode, Delivery::Http);
-        let manifest = app_manifest::build(&self.slash_command, delivery, &self.name);
+        let manifest =
+            app_manifest::build(&self.slash_command, delivery, &self.name, &DEFAULT_FEATURES);
         output::print_line(&serde_json::to_string_pretty(&manifest)?)?;
         let app_token = match self.base_url {
             Some(_) => "",

@@ -1,0 +1,135 @@
+//! Decides clicks: on buttons of approvals, which Tidegate posted, and on buttons of an agent's own
+//! messages.
+//!
+//! A button of an approval carries a random id, which only identifies the approval: Postgres says
+//! who may decide, and the first allowed click counts. Every other click in a conversation of an
+//! agent in mode `reply` is a question to that agent; opinions on an answer are kept, too.
+
+use super::{Input, approvals};
+use serde_json::json;
+use shared::{
+    domain::{
+        APPROVAL_ACTION_PREFIX, AgentMode, ChannelId, Destination, OutgoingMessage, Surface,
+        TeamId, UserId,
+    },
+    slack::{InboundPayload, Interaction},
+    store::{
+        ApprovalResult, ApprovalUse, Change, ConversationChange, Decision, Effects, IgnoreReason,
+        ProcessedAs,
+    },
+};
+
+/// Type of Slack's buttons for an opinion on an answer.
+const FEEDBACK: &str = "feedback_buttons";
+/// Maximum characters of an opinion that are kept.
+const FEEDBACK_CHARS: usize = 100;
+
+/// Ids of a click on a button of a message.
+struct Click {
+    channel: ChannelId,
+    message_ts: String,
+    user: UserId,
+    team: TeamId,
+}
+
+/// Returns the id of the approval and the number of the button, if a click is on one.
+pub(crate) fn approval_of(interaction: &Interaction<'_>) -> Option<(String, usize)> {
+    let action = interaction.actions.0.as_ref()?;
+    if interaction.kind.get() != Some("block_actions") {
+        return None;
+    }
+    let option = action.action_id.get()?.strip_prefix(APPROVAL_ACTION_PREFIX)?.parse().ok()?;
+    let id = action.value.get()?;
+    let is_id = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    is_id.then(|| (id.to_owned(), option))
+}
+
+/// Returns whether a click is an opinion on an answer.
+pub(crate) fn is_feedback(interaction: &Interaction<'_>) -> bool {
+    interaction.actions.0.as_ref().and_then(|action| action.kind.get()) == Some(FEEDBACK)
+}
+
+/// Decides a click on a button of an approval.
+pub(super) fn decision(input: &Input<'_>) -> Option<Decision> {
+    let InboundPayload::Interaction(interaction) = &input.webhook.inbound else { return None };
+    let (id, option) = approval_of(interaction)?;
+    let Click { channel, message_ts, user, team } = click(input, interaction)?;
+    let url = interaction.response_url.get().map(str::to_owned);
+    let message = (channel.clone(), message_ts.clone());
+    let reply = move |result: &ApprovalResult| -> Vec<OutgoingMessage> {
+        let text = match result {
+            ApprovalResult::Decided { content, decision } => {
+                let (channel, ts) = message.clone();
+                let to = Destination::UpdateMessage { channel, ts };
+                return vec![OutgoingMessage {
+                    to,
+                    message: approvals::decided(content, decision),
+                }];
+            }
+            ApprovalResult::AlreadyDecided(decision) => approvals::decided_text(decision),
+            ApprovalResult::Expired => approvals::EXPIRED.to_owned(),
+            ApprovalResult::NotAllowed => approvals::NOT_ALLOWED.to_owned(),
+            ApprovalResult::Unknown => approvals::UNKNOWN.to_owned(),
+        };
+        let Some(url) = url.clone() else { return Vec::new() };
+        let to = Destination::ResponseUrl { url, fallback: None };
+        let message = json!({
+            "response_type": "ephemeral", "replace_original": false, "text": text,
+        });
+        vec![OutgoingMessage { to, message }]
+    };
+    let connection = input.connection.id;
+    let reply = Box::new(reply);
+    let decide = ApprovalUse { id, connection, channel, message_ts, team, user, option, reply };
+    let decide = Some(decide);
+    let effects = Effects { decide, ..Effects::new(ProcessedAs::Approval) };
+    Some(Decision::Apply(Box::new(effects)))
+}
+
+/// Decides a click on a button of an agent's own message. `None` for other interactions.
+pub(super) fn decide(input: &Input<'_>, interaction: &Interaction<'_>) -> Option<Decision> {
+    if interaction.kind.get() != Some("block_actions") {
+        return None;
+    }
+    let Click { channel, message_ts: ts, user, .. } = click(input, interaction)?;
+    let agent = input.agent().filter(|agent| agent.mode == AgentMode::Reply)?;
+    let is_direct = channel.as_str().starts_with('D');
+    if !input.is_enabled_on(if is_direct { Surface::Dm } else { Surface::Channel }) {
+        return Some(input.ignore(IgnoreReason::SurfaceDisabled));
+    }
+    let mut decision = input.deliver(agent, None);
+    if let Decision::Apply(effects) = &mut decision
+        && effects.delivery.is_some()
+        && is_feedback(interaction)
+    {
+        let value = interaction.actions.0.as_ref().and_then(|action| action.value.get());
+        let value = value.unwrap_or_default().replace('\0', "");
+        let action = ConversationChange::AddFeedback {
+            connection: input.connection.id,
+            channel,
+            ts,
+            user,
+            org: agent.org.clone(),
+            agent: agent.id.clone(),
+            value: value.chars().take(FEEDBACK_CHARS).collect(),
+        };
+        effects.changes.push(Change { action, reply: Box::new(|_| Vec::new()) });
+    }
+    Some(decision)
+}
+
+/// Returns the ids of a click on a message, `None` without valid ones.
+fn click(input: &Input<'_>, interaction: &Interaction<'_>) -> Option<Click> {
+    let user = interaction.user.0.as_ref()?;
+    let ts = interaction.message_ts_of()?;
+    let is_ts = ts.len() <= 32 && ts.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let team = user.team_id.get().and_then(|team| team.parse().ok());
+    Some(Click {
+        channel: input.lookup.channel.as_ref()?.parse().ok()?,
+        message_ts: is_ts.then(|| ts.to_owned())?,
+        user: user.id.get()?.parse().ok()?,
+        team: team
+            .or_else(|| input.connection.team.clone())
+            .or_else(|| input.lookup.team.as_ref()?.parse().ok())?,
+    })
+}
