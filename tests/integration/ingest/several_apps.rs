@@ -223,7 +223,7 @@ async fn verifies_by_named_app() {
 /// The shared route takes no connection of a declared app with a secret of its own, which did not
 /// sign the webhook.
 #[tokio::test]
-async fn ignores_connection_with_other_secret() {
+async fn ignores_other_secret() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.start_ingest().await.expect("an ingest");
     assert!(declare(&env, 0..1, signing_secret), "the app is declared");
