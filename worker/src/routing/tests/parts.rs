@@ -34,7 +34,7 @@ fn reads_ids_of_every_kind() {
         ("tokens_revoked", "Ev0TOKENSREVOKED T0001TEAM - - - - 1234567890"),
         ("command", "- T0001TEAM C0001CHAN - - U0001USER -"),
         ("view_submission", "- T0001TEAM - - - U0001USER -"),
-        ("block_actions", "- T0001TEAM C0001CHAN - - U0001USER -"),
+        ("block_actions", "- T0001TEAM C0001CHAN - 1755000020.000200 U0001USER -"),
         ("ssl_check", "- - - - - - -"),
     ] {
         assert_eq!(words(name), expected, "{name}");
