@@ -68,8 +68,13 @@ impl Deployment {
     async fn start() -> Self {
         let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
         env.start_control().await.expect("a control API");
-        for name in ["agent", "client", "signing", "token"] {
-            env.write(&format!("{name}.secret"), &format!("clear-{name}-secret")).expect("written");
+        for (name, secret) in [
+            ("agent", "clear-agent-secret"),
+            ("client", "clear-client-secret"),
+            ("signing", "clear-signing-secret"),
+            ("token", "xoxb-clear-token-secret"),
+        ] {
+            env.write(&format!("{name}.secret"), secret).expect("written");
         }
         let caller = Caller::create(&env, "owner", None);
         let key = env.write("api.key", &caller.key).expect("written");
