@@ -17,9 +17,9 @@ const UNITS: [&str; 5] = ["nats", "migrate", "ingest", "worker", "control"];
 /// Commands that a test runs, with its name. A command is named by its beginning.
 const RUN: [(&str, &str); 16] = [
     ("cargo build --workspace --bins", "the harness builds them"),
-    ("tidegate init", "local_development::leads_newcomer_to_first_answer, asks_for_secrets"),
+    ("tidegate init", "local_development::leads_newcomer_to_answer, asks_for_secrets"),
     ("tidegate init --base-url", "local_development::names_connection_in_manifest"),
-    ("tidegate dev --slack", "local_development::leads_newcomer_to_first_answer"),
+    ("tidegate dev --slack", "local_development::leads_newcomer_to_answer"),
     (". ~/.local/share/tidegate-dev", "local_development::starts_again_within_three_seconds"),
     ("tidegate status", "local_development::starts_again_within_three_seconds"),
     ("tidegate doctor", "doctor::"),

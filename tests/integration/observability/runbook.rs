@@ -64,6 +64,7 @@ fn shows_valid_commands() {
                     "<connection>" => "0123456789abcdef0123456789abcdef",
                     // A secret is read when the arguments are parsed.
                     word if word.starts_with("file:/run/declared/") => "env:PATH",
+                    "env:TIDEGATE_OWNER_KEY" => "env:PATH",
                     word => word,
                 });
                 // Arguments before --help are parsed first, and rejected if they are unknown.

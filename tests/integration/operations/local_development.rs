@@ -149,7 +149,7 @@ fn processes_of(folder: &Path) -> Vec<u32> {
 
 /// A newcomer with an agent: two commands, and a message in Slack.
 #[tokio::test(flavor = "multi_thread")]
-async fn leads_newcomer_to_first_answer() {
+async fn leads_newcomer_to_answer() {
     let laptop = Laptop::new().await;
     let started = Instant::now();
     let init = laptop.init(&["--app-token", "file:app"]);
