@@ -18,10 +18,10 @@ const UNITS: [&str; 5] = ["nats", "migrate", "ingest", "worker", "control"];
 const RUN: [(&str, &str); 16] = [
     ("cargo build --workspace --bins", "the harness builds them"),
     ("tidegate init", "local_development::leads_newcomer_to_answer, asks_for_secrets"),
-    ("tidegate init --base-url", "local_development::names_connection_in_manifest"),
+    ("tidegate init --base-url", "local_development::names_connection"),
     ("tidegate dev --slack", "local_development::leads_newcomer_to_answer"),
-    (". ~/.local/share/tidegate-dev", "local_development::starts_again_within_three_seconds"),
-    ("tidegate status", "local_development::starts_again_within_three_seconds"),
+    (". ~/.local/share/tidegate-dev", "local_development::restarts_in_three_seconds"),
+    ("tidegate status", "local_development::restarts_in_three_seconds"),
     ("tidegate doctor", "doctor::"),
     ("tidegate tail", "audit_and_redrive::"),
     ("tidegate listen --connection", "local_development::mirrors_webhooks_in_order"),

@@ -153,7 +153,7 @@ async fn start_control() -> (TestEnv, Caller) {
 /// The key of an organization makes no connection of an app that it shares with others: the app's
 /// secret would verify webhooks of their workspaces for it.
 #[tokio::test]
-async fn creates_no_connection_of_others_app() {
+async fn rejects_app_of_others() {
     let (env, all) = start_control().await;
     let other = "other".parse().expect("an id");
     env.store.ensure_organization(&other, "Other").await.expect("stored");
@@ -263,7 +263,7 @@ async fn keeps_concurrent_changes() {
 
 /// An organization can't create objects without limit. Existing ones can be changed.
 #[tokio::test]
-async fn limits_objects_of_organization() {
+async fn limits_organization() {
     let (env, owner) = start_control().await;
     let agents = "/v1/organizations/acme/agents";
     let agent = json!({ "url": env.agent.url(), "secret": "0123456789abcdef-agent" });

@@ -296,7 +296,7 @@ async fn rejects_unusable_link() {
 
 /// A link does not install an app that was declared for another organization since.
 #[tokio::test]
-async fn rejects_link_of_restricted_app() {
+async fn rejects_restricted_app() {
     let mut attack = Attack::start().await;
     let link = attack.setup.link("acme", json!({ "app": APP })).await;
     let restrict = "update apps set org_id = 'beta'";

@@ -191,7 +191,7 @@ async fn leads_newcomer_to_answer() {
 
 /// The second start is quick and keeps everything. However it ends, nothing runs any more.
 #[tokio::test(flavor = "multi_thread")]
-async fn starts_again_within_three_seconds() {
+async fn restarts_in_three_seconds() {
     let laptop = Laptop::new().await;
     assert!(laptop.init(&["--app-token", "file:app"]).status.success());
     let dev = laptop.dev(&[]).await;
@@ -227,7 +227,7 @@ async fn starts_again_within_three_seconds() {
 
 /// Webhooks survive a refresh, a cut, and an ingest that does not answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn relays_webhooks_by_socket_mode() {
+async fn relays_socket_mode() {
     let laptop = Laptop::new().await;
     assert!(laptop.init(&["--app-token", "file:app"]).status.success());
     let dev = laptop.dev(&["--slack"]).await;
@@ -321,7 +321,7 @@ async fn rejects_wrong_secrets() {
 
 /// The address of a gateway that Slack reaches needs no app-level token, and names the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn names_connection_in_manifest() {
+async fn names_connection() {
     let laptop = Laptop::new().await;
     let ran = laptop.init(&["--base-url", "https://gateway.example.com"]);
     let text = said(&ran);
