@@ -1,11 +1,12 @@
-//! A sample agent: says back what it heard, and remembers what it was asked.
+//! A sample agent that echoes each message and records each request.
 //!
-//! What it is asked may tell it to behave: `slow:<ms> …` takes that long, `fail:<n> …` answers 503 so many times first,
-//! `poison …` is answered 422, always; `whisper …` is answered for one person only, `blocks …` in Block Kit, `loose …`
-//! beside the thread, `silent …` not at all, `json …` by what follows. `markdown:<seed>` is answered by the document of the seed, with `:<n>`
-//! by a stream of so many documents. `stream:<words>:<ms>:<bytes>` is answered by an event
-//! stream of so many words of this length, at this interval; it goes on after `Last-Event-ID`. A fourth number delays its begin. And the agent can be broken as a
-//! whole, as by a bad deploy.
+//! The first word of a message controls the answer. `slow:<ms>` delays it; `fail:<n>` answers the
+//! first `n` attempts with 503; `poison` answers 422; `whisper` is ephemeral; `blocks` uses Block
+//! Kit; `loose` is outside the thread; `silent` answers 204; `json` answers with the rest of the
+//! message. `markdown:<seed>` answers with the document of the seed, `markdown:<seed>:<n>` with a
+//! stream of `n` documents. `stream:<words>:<ms>:<bytes>` answers with an event stream of so many
+//! words of this length, at this interval, and continues after `Last-Event-ID`; a fourth number
+//! delays its start, in ms. [`Agent::set_failing`] makes every request fail.
 
 use crate::markdown;
 use anyhow::Context;
@@ -42,7 +43,7 @@ pub struct Agent {
     cancels: Arc<Mutex<Vec<Cancel>>>,
 }
 
-/// A cancellation of a run.
+/// A cancellation of a run, as received at `/cancel`.
 #[derive(Debug, Clone)]
 pub struct Cancel {
     /// Id of the run.
@@ -96,8 +97,9 @@ pub struct AgentRequest {
 impl Agent {
     /// Starts the agent. It ends with the runtime.
     pub async fn start() -> anyhow::Result<Self> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").await.context("a port for the sample agent")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("failed to bind a port for the sample agent")?;
         let agent = Self {
             address: listener.local_addr()?,
             asked: Arc::default(),
@@ -178,25 +180,26 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
         asked.push(AgentRequest { id, question, headers: asked_for, body });
         before
     };
-    let told = |word: &str| text.strip_prefix(word)?.split_whitespace().next()?.parse::<u64>().ok();
-    if let Some(ms) = told("slow:") {
+    let number_after =
+        |word: &str| text.strip_prefix(word)?.split_whitespace().next()?.parse::<u64>().ok();
+    if let Some(ms) = number_after("slow:") {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-    let no = |status: StatusCode, why: &str| {
+    let reject = |status: StatusCode, why: &str| {
         (status, json!({ "error": why }).to_string()).into_response()
     };
     let key = agent.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if key.is_some_and(|key| headers.get("x-key").is_none_or(|value| value != key.as_str())) {
-        return no(StatusCode::UNAUTHORIZED, "who is it?");
+        return reject(StatusCode::UNAUTHORIZED, "wrong or missing x-key");
     }
     if agent.broken.load(Ordering::Relaxed) {
-        return no(StatusCode::NOT_FOUND, "no such page");
+        return reject(StatusCode::NOT_FOUND, "no such page");
     }
     if text.starts_with("poison") {
-        return no(StatusCode::UNPROCESSABLE_ENTITY, "I can't digest this");
+        return reject(StatusCode::UNPROCESSABLE_ENTITY, "poisoned message");
     }
-    if told("fail:").is_some_and(|times| before < times as usize) {
-        return no(StatusCode::SERVICE_UNAVAILABLE, "not now");
+    if number_after("fail:").is_some_and(|times| before < times as usize) {
+        return reject(StatusCode::SERVICE_UNAVAILABLE, "not now");
     }
     if let Some(words) = StreamedWords::parse(&text) {
         let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
@@ -242,8 +245,8 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
     answer.to_string().into_response()
 }
 
-/// Returns the answer `<seed>`, a document as JSON, or `<seed>:<n>`, documents that are streamed,
-/// each as if the answer began anew.
+/// Returns one document as JSON for `<seed>`, or a stream of `n` documents for `<seed>:<n>`, each
+/// after a `reset` event.
 fn markdown_answer(documents: &str, running: RunningRequest) -> Response {
     let number = |text: &str| text.parse::<u64>().unwrap_or_default();
     let Some((seed, count)) = documents.split_once(':') else {
@@ -279,12 +282,12 @@ pub struct StreamedWords {
     interval: Duration,
     bytes: usize,
     delay: Duration,
-    /// True if the answer ends with a question to people: the text has the word `asks`.
+    /// True if the answer ends with an approval request: the text has the word `asks`.
     asks: bool,
 }
 
 impl StreamedWords {
-    /// Parses `stream:<words>:<ms>:<bytes>`, perhaps with `:<ms>` before the first word.
+    /// Parses `stream:<words>:<ms>:<bytes>`, optionally with `:<ms>`, the delay of the first word.
     pub fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.strip_prefix("stream:")?.split_whitespace().next()?.split(':');
         let mut number = || numbers.next()?.parse::<u64>().ok();
@@ -323,7 +326,7 @@ impl StreamedWords {
                     true => format!("id: {n}\nevent: done\ndata: {{}}\n\n"),
                     false => {
                         let data = json!({ "delta": self.word(n) });
-                        format!(": life sign\n\nid: {n}\nevent: text\ndata: {data}\n\n")
+                        format!(": keep-alive\n\nid: {n}\nevent: text\ndata: {data}\n\n")
                     }
                 };
                 let mut streams = agent.streams.lock().unwrap_or_else(PoisonError::into_inner);

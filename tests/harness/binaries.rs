@@ -1,8 +1,8 @@
-//! Paths of the product's programs, built as the tests were.
+//! Paths of the product's programs, built with the profile of the tests.
 //!
-//! The tests run the real programs, and cargo builds only those of a test's own package. So cargo
-//! is called once per process for the whole workspace: it resolves the same features as the build
-//! of the tests and compiles nothing twice.
+//! The tests run the real programs, but cargo builds only those of a test's own package. So each
+//! test process calls cargo once for the whole workspace: this resolves the same features as the
+//! build of the tests, and compiles nothing twice.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,7 +38,7 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Builds the programs, or takes those in `TIDEGATE_BIN_DIR`. Blocks. Later calls return the
+    /// Builds the programs, or finds those in `TIDEGATE_BIN_DIR`. Blocks. Later calls return the
     /// first result.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Binaries {
             .map_err(|error| anyhow!("{error}"))
     }
 
-    /// Returns the path of a program of the tests.
+    /// Returns the path of a program that only the tests use.
     ///
     /// # Errors
     /// If it is not in the folder of the programs.
@@ -98,13 +98,16 @@ impl Binaries {
 
 /// Returns the target folder of the running program and its profile, as `cargo --profile` names it.
 pub(crate) fn target_and_profile() -> anyhow::Result<(PathBuf, String)> {
-    let ourselves = std::env::current_exe().context("where this program is")?;
-    let mut dir = ourselves.parent().context("a program is in a directory")?;
+    let this = std::env::current_exe().context("failed to find the path of this program")?;
+    let mut dir = this.parent().context("this program has no folder")?;
     if dir.ends_with("deps") {
-        dir = dir.parent().context("deps is in the profile's directory")?;
+        dir = dir.parent().context("deps has no parent folder")?;
     }
-    let profile = dir.file_name().and_then(|name| name.to_str()).context("it has a name")?;
-    let target = dir.parent().context("the profile's directory is in the target directory")?;
+    let profile = dir
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("the profile's folder has no name")?;
+    let target = dir.parent().context("the profile's folder has no parent folder")?;
     let profile = if profile == "debug" { "dev" } else { profile };
     Ok((target.to_owned(), profile.to_owned()))
 }
@@ -138,8 +141,8 @@ fn build() -> anyhow::Result<PathBuf> {
     }
     command.args(["--example", "own_handler"]);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    let output = command.output().context("cannot run cargo")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the product does not build:\n{said}");
+    let output = command.output().context("failed to run cargo")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "failed to build the product:\n{errors}");
     Ok(programs(&target, &profile))
 }

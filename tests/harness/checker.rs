@@ -1,12 +1,12 @@
-//! Checks a run: one pure function over what was sent, what Postgres recorded, what the agent was
-//! called with and what was posted in Slack.
+//! Checks a run against the guarantees, by a pure function over the sent webhooks, the records in
+//! Postgres, the calls of the agent and the messages posted in Slack.
 //!
 //! The input is a [`History`], the result a [`Verdict`]. An accepted message was answered 200: it
-//! must not be lost, and its reply must be posted. A rejected message was refused for good: it must
-//! have no effect. The others are unknown and may have effects. Nothing may appear that was not
-//! sent. A conversation keeps its order, in calls of the agent and in Slack. Repeated posts and
-//! calls are counted: a process that is killed between a call and its record may repeat the call,
-//! nothing else may. The user of a command that is not stored gets a notice, since Slack does not
+//! must not be lost, and its reply must be posted. A refused message was answered 4xx: it must have
+//! no effect. All other messages are unknown and may have effects. A message that was not sent must
+//! have no effect. A conversation keeps its order, in calls of the agent and in Slack. Repeated
+//! posts and calls are counted: only a process that is killed between a call and its record may
+//! repeat the call. The user of a command that is not stored gets a notice, since Slack does not
 //! resend commands. A run without accepted messages proves nothing and fails.
 
 use std::{
@@ -42,7 +42,7 @@ pub enum Command {
     Notified,
     /// The connection ended without an answer.
     Unknown,
-    /// Answered with something else, which a user does not understand.
+    /// Answered with anything else, as status and body.
     Failed(String),
 }
 
@@ -109,7 +109,8 @@ pub struct Verdict {
     pub commands: usize,
     /// Commands whose user got a notice.
     pub notified: usize,
-    /// Accepted commands without an answer, or with one that no user understands.
+    /// Accepted commands without an answer, and commands answered with neither a result nor a
+    /// notice.
     pub failed_commands: Vec<Command>,
     /// Longest time in which a conversation made no progress.
     pub worst_gap: Duration,
@@ -164,7 +165,7 @@ pub fn check(history: &History) -> Verdict {
     let dead: BTreeSet<MessageId> = history.dead.iter().copied().collect();
     let posted: BTreeSet<MessageId> = history.posted.iter().copied().collect();
     let of = |wanted: Acceptance| {
-        let sent = history.sent.iter().filter(move |(_, fate)| **fate == wanted);
+        let sent = history.sent.iter().filter(move |(_, acceptance)| **acceptance == wanted);
         sent.map(|(id, _)| *id)
     };
     let accepted: Vec<MessageId> = of(Acceptance::Accepted).collect();

@@ -1,4 +1,5 @@
-//! Browsers of the console that run no scripts: they keep the cookie, follow links and send forms.
+//! HTTP clients of the console that act as a browser without scripts: they keep the cookie, follow
+//! links and send forms.
 
 use crate::test_env::TestEnv;
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap, redirect::Policy};
@@ -42,7 +43,7 @@ impl Browser {
         Self { http, base, cookie: None }
     }
 
-    /// Logs in with a new API key. Without an organization it is for all of them.
+    /// Logs in with a new API key. Without an organization the key is for all organizations.
     pub async fn log_in(env: &TestEnv, role: &str, org: Option<&str>) -> Self {
         let mut browser = Self::new(env);
         let page = browser.log_in_with(&crate::install::key(env, role, org), "/").await;
@@ -76,7 +77,7 @@ impl Browser {
         Page { status, headers, text: response.text().await.expect("a body") }
     }
 
-    /// Opens a page, without following a redirect.
+    /// Opens a page. Does not follow redirects.
     pub async fn get(&mut self, path: &str) -> Page {
         let request = self.http.get(format!("{}{path}", self.base));
         self.open_request(request).await
@@ -92,12 +93,12 @@ impl Browser {
         page
     }
 
-    /// Sends a form, without following a redirect.
+    /// Sends a form. Does not follow redirects.
     pub async fn send(&mut self, form: &Form) -> Page {
         self.send_from("same-origin", form).await
     }
 
-    /// Sends a form from a site: `same-origin` or `cross-site`.
+    /// Sends a form with a value of `Sec-Fetch-Site`: `same-origin` or `cross-site`.
     pub async fn send_from(&mut self, site: &str, form: &Form) -> Page {
         let mut body = form_urlencoded::Serializer::new(String::new());
         body.extend_pairs(&form.fields);

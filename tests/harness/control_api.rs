@@ -15,7 +15,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Creates a key by the command line. Without an organization it is for all of them.
+    /// Creates a key with the command line. Without an organization the key is for all
+    /// organizations.
     pub fn create(env: &TestEnv, role: &str, org: Option<&str>) -> Self {
         let mut args = vec!["api-keys", "create", "--role", role];
         match org {
@@ -49,7 +50,7 @@ impl Caller {
     }
 }
 
-/// Returns status and body. An error must be a problem of RFC 9457.
+/// Sends a request. Returns status and body. Panics if an error is not a problem of RFC 9457.
 pub async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.expect("a response");
     let status = response.status();

@@ -1,8 +1,9 @@
-//! An agent that counts its requests and keeps none of them, for tests whose requests do not fit
-//! into memory.
+//! An agent that counts its requests without storing them, for tests whose requests do not fit into
+//! memory.
 //!
 //! The text of a message ends in `<conversation>/<position>`; positions start at 0. The agent
-//! counts messages in order, too early and repeated, and concurrent requests. Its answer is 204.
+//! counts the messages in order, skipped and repeated, and the concurrent requests. Its answer is
+//! 204.
 
 use anyhow::Context;
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
@@ -74,10 +75,11 @@ impl Drop for OpenRequest<'_> {
 impl CountingAgent {
     /// Starts the agent. It ends with the runtime.
     pub async fn start() -> anyhow::Result<Self> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").await.context("a port for the counting agent")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("failed to bind a port for the counting agent")?;
         let agent = Self { address: listener.local_addr()?, state: Arc::default() };
-        // A body of 1 MiB is longer as JSON.
+        // A body of 1 MiB gets longer when encoded as JSON.
         let limit = axum::extract::DefaultBodyLimit::max(8 << 20);
         let routes = Router::new().route("/", post(answer)).layer(limit);
         let routes = routes.with_state(Arc::clone(&agent.state));
@@ -95,7 +97,7 @@ impl CountingAgent {
         self.state.away.store(away, Relaxed);
     }
 
-    /// Sets the time of an answer.
+    /// Sets the delay of each answer.
     pub fn set_answer_time(&self, time: Duration) {
         self.state.takes_ms.store(time.as_millis() as u64, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Directories of many connections, written without Postgres.
+//! Writes directory entries of many connections without Postgres.
 
 use anyhow::Context as _;
 use async_nats::jetstream;
@@ -32,7 +32,7 @@ pub struct NewEntry<'a> {
 /// Writes active connections to the directory.
 ///
 /// # Errors
-/// If an id is malformed, or the bucket does not take an entry.
+/// If an id is malformed, or NATS rejects an entry.
 pub async fn write<'a>(
     js: &jetstream::Context,
     ring: &KeyRing,
@@ -63,5 +63,5 @@ pub async fn write<'a>(
             bucket.put(key, value.into()).await.map(drop)
         })
         .await
-        .context("writing the directory")
+        .context("failed to write the directory")
 }

@@ -1,4 +1,4 @@
-//! Everything that rests in Postgres and NATS, for searches.
+//! Dumps of everything stored in Postgres and NATS, which tests search for secrets and texts.
 
 use crate::{fetch, s2, test_env::TestEnv};
 use std::{fs, path::Path, process::Command};
@@ -24,8 +24,8 @@ pub async fn dump_postgres(env: &TestEnv) -> String {
     dump
 }
 
-/// Returns what `pg_dump` writes of the database: schema, rows and sequences. `None` if this Postgres
-/// came without it.
+/// Returns the output of `pg_dump`: schema, rows and sequences. `None` if this Postgres has no
+/// `pg_dump`.
 pub async fn pg_dump(env: &TestEnv) -> Option<String> {
     let program = fetch::postgres_bin(&env.run).await.expect("a Postgres").join("pg_dump");
     if !program.exists() {
@@ -43,7 +43,7 @@ pub async fn pg_dump(env: &TestEnv) -> Option<String> {
 /// Files of the stream of webhooks.
 #[derive(Debug, Default)]
 pub struct StreamFiles {
-    /// All of their bytes. Those of compressed blocks are followed by what they decompress to.
+    /// The bytes of all files. Each compressed block is preceded by its decompressed content.
     pub bytes: Vec<u8>,
     /// Number of blocks.
     pub blocks: usize,

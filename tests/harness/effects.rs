@@ -1,16 +1,17 @@
-//! Effects of webhooks, written so that two environments or two builds can be compared.
+//! Effects of webhooks as text lines, to compare two environments or two builds.
 //!
-//! [`Effects`] are lines under names, read from an environment in which everything is processed:
-//! for each webhook its outcome, its lane and its outbox messages; every binding, link code,
-//! session, greeting, wrong code and connection; the requests to agents and the messages in Slack,
-//! in the order of each conversation. As JSON they are a file.
+//! [`Effects`] map names to lines. They are read from an environment in which everything is
+//! processed: for each webhook its outcome, its lane and its outbox messages; every binding, link
+//! code, session, greeting, wrong code and connection; the requests to agents and the messages in
+//! Slack, in the order of each conversation. They are stored in a file as JSON.
 //!
-//! Left out is what depends on chance, time and the machine: times, sequences, workers, numbers of
-//! attempts, marks of messages, and calls that show nothing or are made only because something was
-//! slow (thread status, reconciliation). Messages in a channel outside its threads come from
-//! several conversations without a common order, and are sorted. Only `chat.postMessage` has a
-//! mark. Other calls are repeated when Slack's answer is late: two equal calls in a row count once,
-//! and the rows of the outbox show the intended messages.
+//! Effects exclude what depends on chance, time and the machine: times, sequences, workers, numbers
+//! of attempts, message ids in metadata, and calls that show nothing or are made only because
+//! something was slow (thread status, reconciliation). Messages in a channel outside its threads
+//! come from several conversations without a common order, and are sorted. Only `chat.postMessage`
+//! carries an id that prevents repeated posts. Other calls are repeated when Slack's answer is
+//! late: two equal calls in a row count once, and the rows of the outbox show the intended
+//! messages.
 
 use crate::{
     agent::AgentRequest,
@@ -26,8 +27,7 @@ use std::{
     fmt,
 };
 
-/// Queries of Postgres: the name of each line's subject, and the line, in the order of the lines of
-/// a name.
+/// Queries of Postgres. Each row is a name and a line; lines of one name are in order.
 const ROWS: [&str; 8] = [
     "select 'webhook ' || coalesce(dedup_key, subject), format('dead: %s: %s', reason, last_error) from dead_letters order by id",
     "select 'webhook ' || dedup_key, format('to be said by %s: %s', method, state)
@@ -44,7 +44,8 @@ const ROWS: [&str; 8] = [
     "select format('welcome %s %s %s', connection_id, team_id, user_id), 'greeted' from welcomed_users order by 1",
     "select 'wrong codes ' || who, misses::text from link_code_attempts order by 1",
 ];
-/// Outcomes of the webhooks with dedup keys `$1`, as of [`TestEnv::look`]; none for dead letters.
+/// Outcomes of the webhooks with dedup keys `$1`, as [`TestEnv::find_outcome`] returns them.
+/// Excludes dead letters.
 const OUTCOMES: &str = "
     select u.key, coalesce((select outcome from delivery_log where dedup_key = u.key order by at desc limit 1),
                            (array['delivery', 'command', 'installation_event', 'notice'])[p.outcome], 'ignored') as outcome
@@ -141,7 +142,7 @@ impl Effects {
 
     /// Returns the effects without those that depend on whether Slack's request was still open: a
     /// submission that is answered within the request is not answered by `views.update`, and a
-    /// menu's options are requested only while Slack waits. Serves to compare a live run with its
+    /// menu's options are requested only while Slack waits. Use it to compare a live run with its
     /// recording.
     pub fn without_window_effects(mut self) -> Self {
         for lines in self.0.values_mut() {
@@ -151,8 +152,8 @@ impl Effects {
         self
     }
 
-    /// Moves Tidegate's own messages to a name of their own, because they may precede replies of
-    /// agents. Removes the number of preceding messages from the metadata of replies.
+    /// Moves Tidegate's own messages to a separate name, because they may precede replies of
+    /// agents.
     fn separate_own_messages(self) -> Self {
         let mut apart = Self::default();
         for (name, lines) in self.0 {
@@ -170,13 +171,14 @@ impl Effects {
         self.0.values().flatten().any(|line| line.contains(", partition "))
     }
 
-    /// Returns the effects without what version 1 names or places differently: of each webhook only
-    /// its lane and whether it is a dead letter.
+    /// Returns the effects without what version 1 records differently. Keeps only the lane of each
+    /// webhook and whether it is a dead letter.
     pub fn without_version_differences(self) -> Self {
         let neutral = |line: String| match line.split_once(", ") {
             _ if line.starts_with("dead: ") => Some("dead".to_owned()),
             _ if line.starts_with("to be said") => Some(line),
-            // The second key of a webhook and the first of a dead letter have no lines any more.
+            // Only version 1 has lines for the second key of a webhook and the first key of a dead
+            // letter.
             Some(("trigger" | "dead", _)) => None,
             Some((_, place)) => Some(format!("handled, {}", place.split(", ").last()?)),
             None => Some(line),
@@ -230,9 +232,9 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Returns the longest common subsequence.
+/// Returns the longest common subsequence of two lists.
 fn longest_common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String> {
-    // Lengths of the common subsequences from each pair of positions on.
+    // Lengths of the longest common subsequences of the suffixes from each pair of positions.
     let mut length = vec![vec![0_usize; other.len() + 1]; one.len() + 1];
     for n in (0..one.len()).rev() {
         for m in (0..other.len()).rev() {
@@ -256,7 +258,7 @@ fn longest_common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String>
     common
 }
 
-/// Formats differences: some of each kind, and their number.
+/// Formats differences: the first [`SHOWN`] of each kind, and their number.
 pub fn report(differences: &[Difference]) -> String {
     const SHOWN: usize = 5;
     let mut sorts: BTreeMap<&str, Vec<&Difference>> = BTreeMap::new();
@@ -294,7 +296,7 @@ fn message_of(call: &Call) -> (String, String) {
     let mut args = call.args.clone();
     let noted = args.pointer_mut("/metadata/event_payload");
     if let Some(noted) = noted.and_then(Value::as_object_mut) {
-        noted.remove("id"); // a mark, made of the row's number
+        noted.remove("id"); // the id of the outbox row
     }
     let (team, channel) = (&call.team, &call.channel);
     let text = |name: &str| args[name].as_str().unwrap_or_default();

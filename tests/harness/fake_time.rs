@@ -1,7 +1,7 @@
-//! Wrong clocks of processes, by libfaketime.
+//! Settings that give a process a wrong clock, with libfaketime.
 
-/// Hint for tests that do nothing without the library.
-pub const MISSING: &str = "there is no libfaketime here (apt-get install libfaketime)";
+/// Message of tests that are skipped without the library.
+pub const MISSING: &str = "libfaketime is not installed (apt-get install libfaketime)";
 
 const LIBRARIES: [&str; 4] = [
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
@@ -10,8 +10,8 @@ const LIBRARIES: [&str; 4] = [
     "/usr/local/lib/faketime/libfaketime.so.1",
 ];
 
-/// Returns the settings of a process whose clock is off by a time, as `+1h` or `-4m`; `None`
-/// without the library. Its monotonic clock is right.
+/// Returns the environment variables that shift the clock of a process by a time like `+1h` or
+/// `-4m`. The monotonic clock stays right. Returns `None` without the library.
 #[must_use]
 pub fn settings(off: &str) -> Option<[(&'static str, String); 3]> {
     let library = LIBRARIES.into_iter().find(|path| std::path::Path::new(path).is_file())?;

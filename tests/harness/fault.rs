@@ -1,4 +1,4 @@
-//! Faults of processes under load, and a random number generator with a seed.
+//! Faults that tests inject into processes under load, and a seeded random number generator.
 
 use crate::test_env::{LEASE_TTL, TestEnv};
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Fault {
                 worker.terminate();
                 worker.wait(ENDS_WITHIN).await?;
                 worker.restart()?;
-                env.wait_until_balanced().await?; // it has its share again
+                env.wait_until_balanced().await?;
             }
             Fault::KillIngest => {
                 ingest.process.kill();
@@ -88,7 +88,7 @@ impl Fault {
     }
 }
 
-/// SplitMix64: small, and the same on every machine.
+/// SplitMix64 generator: small, with the same numbers on every machine.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 

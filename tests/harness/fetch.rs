@@ -1,7 +1,8 @@
-//! Finds or fetches the packages that the tests need: Slack's SDK and Bolt, Schemathesis.
+//! Finds or fetches the packages that the tests need: Slack's SDK and Bolt, Schemathesis, Standard
+//! Webhooks.
 //!
-//! They are always the pinned ones, so that their results are the same everywhere.
-//! [`dev::finder`] finds the servers.
+//! Versions are pinned, so that results are the same on every machine. [`dev::finder`] finds the
+//! servers.
 
 use crate::npm::{self, BOLT, Packages};
 use crate::run_dir::RunDir;
@@ -46,8 +47,8 @@ const SCHEMATHESIS: PythonWheel = PythonWheel {
     built_for: BuiltFor::Own,
 };
 
-/// Results of the search, once per process. The lock also keeps concurrent tests from fetching
-/// twice.
+/// Results of the search, which runs once per process. The lock also prevents that concurrent tests
+/// fetch twice.
 static FOUND_SLACK_SDK: Mutex<Option<Result<PythonPackages, String>>> = Mutex::const_new(None);
 static FOUND_SLACK_BOLT: Mutex<Option<Result<PythonPackages, String>>> = Mutex::const_new(None);
 static FOUND_BOLT_JS: Mutex<Option<Result<(PathBuf, PathBuf), String>>> = Mutex::const_new(None);
@@ -62,7 +63,7 @@ pub async fn slack_sdk(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
         let found = slack_wheel(&Finder::here()?, &SLACK_SDK, "slack_sdk", run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
     }
-    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+    sought.clone().context("the search has a result")?.map_err(|error| anyhow!(error))
 }
 
 /// Returns Bolt for Python, fetched if necessary.
@@ -75,7 +76,7 @@ pub async fn slack_bolt(run: &Arc<RunDir>) -> anyhow::Result<PythonPackages> {
         let found = slack_wheel(&Finder::here()?, &SLACK_BOLT, "slack_bolt", run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
     }
-    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+    sought.clone().context("the search has a result")?.map_err(|error| anyhow!(error))
 }
 
 /// Returns Schemathesis, which tests an API against its description, fetched if necessary.
@@ -96,7 +97,7 @@ pub async fn bolt_js(run: &Arc<RunDir>) -> anyhow::Result<(PathBuf, PathBuf)> {
         let found = node_packages(&Finder::here()?, &BOLT, run).await;
         *sought = Some(found.map_err(|error| format!("{error:#}")));
     }
-    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+    sought.clone().context("the search has a result")?.map_err(|error| anyhow!(error))
 }
 
 /// Returns the library of Standard Webhooks for Python, fetched if necessary.
@@ -125,7 +126,7 @@ pub struct PythonPackages {
     pub packages: PathBuf,
 }
 
-/// Returns Slack's SDK and its Python from these places.
+/// Returns Slack's SDK and its Python from the places of a finder.
 ///
 /// # Errors
 /// One line that names what is missing and the remedy.
@@ -150,7 +151,7 @@ pub(crate) async fn node_packages(
     let modules = packages
         .dir(&finder.path, &finder.cache, run)
         .await
-        .map_err(|why| anyhow!("no {packages} found and {why:#}: {remedy}"))?;
+        .map_err(|why| anyhow!("failed to find or fetch {packages}: {why:#}; {remedy}"))?;
     Ok((node, modules))
 }
 
@@ -170,6 +171,6 @@ async fn slack_wheel(
     let packages = wheel
         .dir(&finder.path, &finder.cache, run)
         .await
-        .map_err(|why| anyhow!("no {name} found and {why}: {remedy}"))?;
+        .map_err(|why| anyhow!("failed to find or fetch {name}: {why}; {remedy}"))?;
     Ok(PythonPackages { python, packages })
 }

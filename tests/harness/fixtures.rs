@@ -1,6 +1,7 @@
 //! Webhooks in the shapes that Slack documents, ready to be signed and sent.
 //!
-//! They name the app `A0001APP` and the team `T0001TEAM`: a test that needs them routed makes a connection with these ids.
+//! They name the app `A0001APP` and the team `T0001TEAM`. A test that routes them creates a
+//! connection with these ids ([`crate::provision::of_fixtures`]).
 
 use crate::{
     shapes::{self, Shape},
@@ -9,7 +10,7 @@ use crate::{
 use serde_json::Value;
 use shared::stream::DedupKey;
 
-/// A webhook out of the table.
+/// A webhook of the table.
 #[derive(Debug, Clone)]
 pub struct Fixture {
     /// The row.
@@ -20,7 +21,7 @@ pub struct Fixture {
     pub webhook: Webhook,
 }
 
-/// Returns all webhooks of the table, in its order.
+/// Returns all webhooks, in the order of the table.
 pub fn all() -> Vec<Fixture> {
     let fixture = |shape: Shape| {
         let content = shape.content();
@@ -29,13 +30,13 @@ pub fn all() -> Vec<Fixture> {
     shapes::all().into_iter().map(fixture).collect()
 }
 
-/// Returns the webhook of this name.
+/// Returns the webhook with a name.
 pub fn named(name: &str) -> Fixture {
     let found = all().into_iter().find(|fixture| fixture.shape.name == name);
-    found.unwrap_or_else(|| panic!("no row is called {name}"))
+    found.unwrap_or_else(|| panic!("no webhook is named {name} in deploy/cli/shapes"))
 }
 
-/// A content in the shape in which Slack sends it.
+/// Returns the webhook of a content, encoded as Slack encodes it.
 pub fn webhook(name: &str, content: &Value) -> Webhook {
     let form = |fields: &mut dyn Iterator<Item = (&str, String)>| {
         form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish()

@@ -1,4 +1,4 @@
-//! Installations by OAuth: a control API with an app, and browsers.
+//! Installations by OAuth: a control API with an app, and HTTP clients that act as browsers.
 
 use crate::{
     slack::{Receipt, oauth::Allowed, webhook::Webhook},
@@ -26,7 +26,7 @@ pub struct Setup {
     pub http: reqwest::Client,
 }
 
-/// A browser: it keeps cookies and follows no redirect by itself.
+/// An HTTP client that acts as a browser: it keeps cookies and follows no redirect by itself.
 pub struct Browser {
     http: reqwest::Client,
     cookies: BTreeMap<String, String>,
@@ -124,7 +124,7 @@ impl Setup {
         setup
     }
 
-    /// Declares two organizations and apps, also in Slack.
+    /// Declares two organizations, their agents and apps. Registers the apps in Slack.
     pub fn apply(&self, apps: &[(&str, &str, &str)]) {
         let env = &self.env;
         let mut file = String::new();
@@ -155,7 +155,7 @@ impl Setup {
         (response.status(), response.json().await.unwrap_or_default())
     }
 
-    /// Creates a link. Returns its address.
+    /// Creates an install link. Returns its address.
     pub async fn link(&self, org: &str, body: Value) -> String {
         let path = format!("/v1/organizations/{org}/install-links");
         let (status, made) = self.post(&self.key, &path, &body).await;
@@ -177,7 +177,7 @@ impl Setup {
         self.env.store.connection_summaries(None).await.expect("Postgres")
     }
 
-    /// Returns the only connection, as the harness sends webhooks for it.
+    /// Returns the only connection as an [`App`], for which the harness can send webhooks.
     pub async fn app(&self) -> App {
         let connections = self.connections().await;
         let [found] = &connections[..] else { panic!("{connections:?}") };
@@ -193,7 +193,7 @@ impl Setup {
         }
     }
 
-    /// Returns the connection of a workspace.
+    /// Returns the connection of a workspace as an [`App`] without a token.
     pub async fn app_in(&self, team: &str) -> App {
         let connections = self.connections().await;
         let of_team = |it: &&shared::store::ConnectionSummary| {
@@ -212,13 +212,20 @@ impl Setup {
         }
     }
 
-    /// A person mentions the bot. Waits for the answer.
+    /// Sends a mention of the bot and waits for the agent's answer.
     pub async fn mention(&self, app: &App, text: &str) {
         let channel = "C0GENERAL";
-        let said = format!("<@{}> {text}", app.bot_user);
+        let mention = format!("<@{}> {text}", app.bot_user);
         let ts = self.env.slack.ts();
-        let webhook =
-            Webhook::message_event(&self.env.slack, app, "app_mention", channel, "U1", &said, &ts);
+        let webhook = Webhook::message_event(
+            &self.env.slack,
+            app,
+            "app_mention",
+            channel,
+            "U1",
+            &mention,
+            &ts,
+        );
         let url = self.env.ingests[0].path("/slack/events");
         let answer = self.env.slack.send(&url, SIGNING, &webhook).await.expect("an answer");
         assert_eq!(answer.status, 200, "the connection is active on every ingest");
@@ -226,14 +233,14 @@ impl Setup {
         self.env.slack.wait_for_receipt(text, wanted).await;
     }
 
-    /// Returns a number of Postgres.
+    /// Returns the number that a query of Postgres selects.
     pub async fn count(&self, sql: &str) -> i64 {
         let query = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
         query.fetch_one(&self.env.pool).await.expect("Postgres")
     }
 }
 
-/// Creates an API key. Without an organization it is for all of them.
+/// Creates an API key. Without an organization the key is for all organizations.
 pub fn key(env: &TestEnv, role: &str, org: Option<&str>) -> String {
     let mut args = vec!["api-keys", "create", "--role", role];
     match org {

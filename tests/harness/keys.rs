@@ -1,6 +1,7 @@
-//! NATS keys of one test.
+//! NATS keys of the users of one test.
 //!
-//! Each user has a seed file, as processes get it, and a public key for the server.
+//! Each user has a seed file for its processes, and a public key in the configuration of the
+//! server.
 
 use crate::run_dir::make_dir;
 use anyhow::Context;
@@ -55,7 +56,8 @@ impl Keys {
         let mut public = Vec::new();
         for user in USERS {
             let pair = KeyPair::new_user();
-            fs::write(dir.join(user.name()), pair.seed()?).context("a seed can't be written")?;
+            fs::write(dir.join(user.name()), pair.seed()?)
+                .context("failed to write the seed file of a NATS user")?;
             public.push(pair.public_key());
         }
         Ok(Self { dir: dir.to_owned(), public })
@@ -70,12 +72,13 @@ impl Keys {
         &self.public[user as usize]
     }
 
-    /// Returns the options to connect as the product does, with an inbox of the user's own.
+    /// Returns the options with which the product connects: the user's key and inbox prefix.
     ///
     /// # Errors
     /// If the seed file is missing.
     pub fn options(&self, user: User) -> anyhow::Result<ConnectOptions> {
-        let seed = fs::read_to_string(self.file(user)).context("a seed can't be read")?;
+        let seed = fs::read_to_string(self.file(user))
+            .context("failed to read the seed file of a NATS user")?;
         let inbox = format!("_INBOX_{}", user.name());
         Ok(ConnectOptions::with_nkey(seed).custom_inbox_prefix(inbox))
     }

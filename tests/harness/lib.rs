@@ -1,39 +1,45 @@
-//! What Tidegate is tested with: real nats-server, real Postgres, the real binaries. Only Slack and the agents behind
-//! it are ours to play.
+//! Harness of the tests: a real nats-server, a real Postgres and the real programs. Only Slack and
+//! the agents are simulated.
 //!
 //! ```text
-//! world       a whole Tidegate, started
-//! provision   organizations, agents and connections for it
-//! install     an app to install by OAuth, and browsers
-//! slack       the fake: signs, sends, keeps receipts
-//! agent       an agent that answers
-//! counter     an agent that counts, for more questions than fit into memory
-//! size        how large a test is
-//! load        conversations, sent until they are taken
-//! race        people who race for link codes
-//! strike      what can be done to it meanwhile
-//! stream      its stream, as an administrator has it
-//! checker     what must be true of a run, whatever was done to it
-//! day         a day of fifty connections, decided by a seed
-//! recording   what lay in the stream, as a file, and put into another
-//! effects     what it led to, and how two worlds or builds differ in that
-//! shapes      the webhooks that Slack documents, and what must become of each
-//! fixtures    the same, ready to be sent
-//! dump        everything that rests in Postgres and NATS
-//! console     browsers of the console, without scripts
+//! test_env    a complete deployment of Tidegate on this machine
+//! provision   organizations, agents and connections of a test environment
+//! install     an app to install by OAuth, and HTTP clients that install it
+//! directory   directory entries of many connections, written without Postgres
+//! slack       the simulated Slack: sends signed webhooks, serves the Web API, records calls
+//! agent       a sample agent that echoes messages
+//! markdown    generated Markdown documents
+//! console     HTTP clients of the console, without scripts
 //! control_api callers of the control API
-//! sdk         Slack's own SDK, as another signer and verifier
-//! browser     Chromium, which clicks through an installation
-//! bolt        stock apps, written with Slack's own frameworks
-//! nats, postgres, binaries   the real parts
-//! keys        who may connect
-//! proxy       a link that can be slow, cut, half open
-//! netns       a network of its own, and a cable to pull
-//! fetch, npm  where the SDKs come from
+//! dump        everything stored in Postgres and NATS
+//! counter     an agent that counts requests without storing them
+//! size        sizes of tests: CI or full
+//! load        messages in conversations, resent until they are accepted
+//! link_code_race   people who race for link codes
+//! fault       faults of processes
+//! stream      administration of the stream
+//! checker     check of a run against the guarantees
+//! scenario    a day of fifty connections, generated from a seed
+//! recording   the content of a stream as a file, and its processing in another stream
+//! effects     effects of webhooks, and differences between environments or builds
+//! shapes      the webhooks that Slack documents, with their expected treatment
+//! fixtures    the same webhooks, ready to be sent
+//! samples     the sample agents of `worker/examples`
+//! sdk         Slack's SDK for Python, as a second implementation of signatures
+//! bolt        apps that use Slack's Bolt frameworks
+//! browser     Chromium, for the console and installations
+//! nats, postgres, binaries   the real servers and programs
+//! keys        NATS keys of the users
+//! proxy       TCP links that can be delayed, held and cut
+//! netns       network namespaces with a link that can be disconnected
+//! fake_time   processes with a wrong clock
+//! s2          decompression of JetStream's blocks
+//! fetch, npm  packages of the tests, pinned
 //! ```
 //!
-//! The crate `dev` finds the servers, runs processes and leaves nothing behind, however we end; it
-//! waits for conditions, and there is no sleep.
+//! The crate `dev` finds the servers, runs processes and removes everything when a test process
+//! ends, also if it is killed. Tests wait for conditions ([`eventually`]) instead of fixed times
+//! where they can.
 
 pub mod test_env;
 pub mod provision;

@@ -1,8 +1,8 @@
-//! Races of people for link codes, each person in a channel of their own.
+//! Races of people for link codes, each person in a separate channel.
 //!
-//! For the checker a code is a conversation and a person a position in it: every accepted command
-//! is answered once. In addition a code has one winner, whose channel is bound, and all others get
-//! the answer that the code was used.
+//! For the checker a code is a conversation and a person is a position in it: every accepted
+//! command must be answered once. In addition each code must have one winner, whose channel is
+//! bound; all other people get the answer that the code was used.
 
 use crate::{
     checker::{Acceptance, History, MessageId, Verdict, check},
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-/// Answer to all but the winner.
+/// Answer to everyone except the winner.
 const USED: &str = "This code was already used. Ask for a new one.";
 
 /// A race.
@@ -28,7 +28,7 @@ pub struct LinkCodeRace {
 }
 
 impl LinkCodeRace {
-    /// Creates the codes.
+    /// Creates the codes, and commands of `each` people for each code.
     ///
     /// # Errors
     /// If a code can't be created.
@@ -58,7 +58,10 @@ impl LinkCodeRace {
     pub async fn run(&self, env: &TestEnv, app: &App, at_once: usize) -> anyhow::Result<Duration> {
         let taken = stream::iter(&self.people).map(async |(id, webhook)| {
             let answer = env.send(app, webhook).await?;
-            ensure!(answer.status == 200 && answer.body.is_empty(), "{id:?} got {answer:?}");
+            ensure!(
+                answer.status == 200 && answer.body.is_empty(),
+                "the command of person {id:?} was not accepted: {answer:?}"
+            );
             Ok(answer.took)
         });
         let slowest = async |slowest: Duration, took| Ok(slowest.max(took));
@@ -71,59 +74,67 @@ impl LinkCodeRace {
     /// If one is missing after `within`.
     pub async fn wait_for_answers(&self, env: &TestEnv, within: Duration) -> anyhow::Result<()> {
         let consumed = "select count(*) from link_codes where consumed_at is not null";
-        let everybody: BTreeSet<&str> = self.paths(env).collect();
-        let heard = async || {
+        let expected: BTreeSet<&str> = self.paths(env).collect();
+        let all_answered = async || {
             // Queried first, because the search through all calls is more expensive.
             let consumed: i64 = sqlx::query_scalar(consumed).fetch_one(&env.pool).await.ok()?;
             (consumed == i64::from(self.codes)).then_some(())?;
             let receipts = env.slack.receipts();
-            let heard = receipts.iter().map(|receipt| receipt.to.as_str());
-            everybody.is_subset(&heard.collect()).then_some(())
+            let answered = receipts.iter().map(|receipt| receipt.to.as_str());
+            expected.is_subset(&answered.collect()).then_some(())
         };
-        try_eventually("everybody who raced has heard something", within, heard).await
+        try_eventually("every person has an answer", within, all_answered).await
     }
 
-    /// Checks the race, after the outbox is empty.
+    /// Waits until the outbox is empty, then checks the race.
     ///
     /// # Errors
     /// If a code has no winner or several, or a person got another answer.
     pub async fn verdict(&self, env: &TestEnv, within: Duration) -> anyhow::Result<Verdict> {
         let open = "select count(*) from outbox";
-        let all_said = async || {
+        let is_empty = async || {
             let open: i64 = sqlx::query_scalar(open).fetch_one(&env.pool).await.ok()?;
             (open == 0).then_some(())
         };
-        try_eventually("nothing is left to be said", within, all_said).await?;
+        try_eventually("the outbox is empty", within, is_empty).await?;
         let who: BTreeMap<&str, MessageId> =
             self.paths(env).zip(&self.people).map(|(path, (id, _))| (path, *id)).collect();
         let receipts = env.slack.receipts();
-        let mut heard = BTreeMap::<MessageId, BTreeSet<&str>>::new();
+        let mut answers = BTreeMap::<MessageId, BTreeSet<&str>>::new();
         let mut history = History { attempts: self.people.len(), ..History::default() };
         for receipt in &receipts {
             let Some(id) = who.get(receipt.to.as_str()) else { continue };
             history.posted.push(*id);
-            heard.entry(*id).or_default().insert(receipt.text());
+            answers.entry(*id).or_default().insert(receipt.text());
         }
-        history.posted.sort_unstable(); // they raced: there is no order between them
+        history.posted.sort_unstable(); // people of a race have no order
         let mut winners = Vec::new();
-        for (id, texts) in &heard {
+        for (id, texts) in &answers {
             match texts.iter().copied().collect::<Vec<_>>()[..] {
                 [text] if text.starts_with("Linked.") => winners.push(*id),
                 [USED] => {}
-                _ => anyhow::bail!("{id:?} heard {texts:?}"),
+                _ => anyhow::bail!("person {id:?} got unexpected answers: {texts:?}"),
             }
         }
         let won = |code: &u32| winners.iter().filter(|winner| winner.0 == *code).count();
         let wrong = (0..self.codes).map(|code| (code, won(&code))).find(|(_, times)| *times != 1);
-        ensure!(wrong.is_none(), "a code, and how often it was won: {wrong:?}");
+        ensure!(wrong.is_none(), "a link code does not have one winner (code, winners): {wrong:?}");
 
         let consumed = "select consumed_channel from link_codes where consumed_at is not null";
         let bound = "select channel_id from channel_bindings";
         let channels: BTreeSet<String> = winners.iter().map(|id| channel(*id)).collect();
         for (what, sql) in [("consumed", consumed), ("bound", bound)] {
             let there: Vec<String> = sqlx::query_scalar(sql).fetch_all(&env.pool).await?;
-            ensure!(there.len() == winners.len(), "{} {what} of {}", there.len(), self.codes);
-            ensure!(there.into_iter().collect::<BTreeSet<_>>() == channels, "{what} by others");
+            ensure!(
+                there.len() == winners.len(),
+                "{} channels {what} for {} codes",
+                there.len(),
+                self.codes
+            );
+            ensure!(
+                there.into_iter().collect::<BTreeSet<_>>() == channels,
+                "channels {what} for people who did not win"
+            );
         }
         let done = "select u.key from unnest($1::text[]) as u (key)
                       join processed_keys p on p.key = substr(sha256(convert_to(u.key, 'UTF8')), 1, 16)";

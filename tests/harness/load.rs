@@ -1,5 +1,5 @@
-//! Messages in conversations, sent as Slack sends them: a refused message is resent until it is
-//! accepted.
+//! Load of messages in conversations, sent as Slack sends them: a refused message is resent until
+//! it is accepted.
 //!
 //! The result is a [`History`] for the checker. In each conversation one message is accepted before
 //! the next is sent, so the order of acceptance is known. Conversations run concurrently. Commands
@@ -21,9 +21,9 @@ use std::{
 
 /// Time between two messages of a conversation, or two commands of a user.
 const PACE: Duration = Duration::from_millis(150);
-/// Slack waits a minute; the tests are faster.
+/// Time before a refused message is resent. Slack waits a minute.
 const RESEND: Duration = Duration::from_millis(200);
-/// Maximum number of attempts of a message, about a minute.
+/// Maximum number of attempts of a message, for about a minute.
 const ATTEMPTS_MAX: usize = 300;
 
 /// Parameters of a load.
@@ -56,13 +56,13 @@ struct Tally {
     slowest: Duration,
 }
 
-/// Returns the channel of a conversation, a direct message.
+/// Returns the direct message channel of a conversation.
 pub fn channel(conversation: u32) -> String {
     format!("D{conversation:04}")
 }
 
-/// Sends in conversations until `over` is set. Every message that was begun is sent until it is
-/// accepted.
+/// Sends messages in conversations until `over` is set. The last message of each conversation is
+/// still resent until it is accepted.
 pub async fn run(env: &TestEnv, app: &App, conversations: u32, over: &AtomicBool) -> Sent {
     Load::new(env, app, conversations).run(over).await
 }
@@ -94,12 +94,12 @@ impl<'a> Load<'a> {
         Self { pace, ..self }
     }
 
-    /// Sets words before every message, which control the agent.
+    /// Sets words at the start of every message, which control the sample agent.
     pub fn with_text(self, words: &str) -> Self {
         Self { text_prefix: format!("{words} "), ..self }
     }
 
-    /// Sends to ingests that are ready only, as a load balancer does.
+    /// Sends only to ingests that are ready, as a load balancer does.
     pub fn ready_only(self) -> Self {
         Self { balanced: true, ..self }
     }
@@ -109,19 +109,20 @@ impl<'a> Load<'a> {
         Self { signing, ..self }
     }
 
-    /// Sends until `over` is set. Every message that was begun is sent until it is accepted.
+    /// Sends messages and commands until `over` is set. The last message of each conversation is
+    /// still resent until it is accepted.
     pub async fn run(&self, over: &AtomicBool) -> Sent {
-        let talks = futures_util::future::join_all(
+        let conversations = futures_util::future::join_all(
             (0..self.conversations).map(|conversation| self.send_conversation(conversation, over)),
         );
         let people = futures_util::future::join_all((0..self.users).map(|n| self.command(n, over)));
-        let (talks, people) = tokio::join!(talks, people);
+        let (conversations, people) = tokio::join!(conversations, people);
         let mut sent = Sent {
             token: self.app.token.clone(),
             connection: self.app.connection.to_string(),
             ..Sent::default()
         };
-        for (messages, tally) in talks {
+        for (messages, tally) in conversations {
             sent.messages.extend(messages);
             sent.tally.add(&tally);
         }
@@ -142,7 +143,7 @@ impl<'a> Load<'a> {
             let place = sent.len() as u32;
             let text = format!("{}{conversation}/{place}", self.text_prefix);
             let webhook = Webhook::message(&self.env.slack, self.app, &channel, "U1", &text);
-            let mut fate = Acceptance::Refused;
+            let mut acceptance = Acceptance::Refused;
             for _ in 0..ATTEMPTS_MAX {
                 let began = Instant::now();
                 let answer = self.send(&webhook).await;
@@ -150,16 +151,16 @@ impl<'a> Load<'a> {
                 tally.slowest = tally.slowest.max(began.elapsed());
                 match answer {
                     Some(answer) if answer.status == 200 => {
-                        fate = Acceptance::Accepted;
+                        acceptance = Acceptance::Accepted;
                         break;
                     }
                     Some(answer) if (400..500).contains(&answer.status) => {}
-                    _ => fate = Acceptance::Unknown,
+                    _ => acceptance = Acceptance::Unknown,
                 }
                 tally.rejected += 1;
                 tokio::time::sleep(RESEND).await;
             }
-            sent.push(((conversation, place), (webhook.dedup_key.to_string(), fate)));
+            sent.push(((conversation, place), (webhook.dedup_key.to_string(), acceptance)));
         }
         (sent, tally)
     }
@@ -224,7 +225,7 @@ impl Tally {
     }
 }
 
-/// Returns the id of the message with this text.
+/// Returns the message id at the end of a text.
 fn parse_message_id(text: &str) -> Option<MessageId> {
     let (conversation, place) = text.split_whitespace().last()?.split_once('/')?;
     Some((conversation.parse().ok()?, place.parse().ok()?))
@@ -233,7 +234,7 @@ fn parse_message_id(text: &str) -> Option<MessageId> {
 impl Sent {
     /// Returns the number of accepted messages.
     pub fn accepted(&self) -> usize {
-        self.messages.values().filter(|(_, fate)| *fate == Acceptance::Accepted).count()
+        self.messages.values().filter(|(_, acceptance)| *acceptance == Acceptance::Accepted).count()
     }
 
     /// Waits until every accepted message is completed or a dead letter and the outbox is empty.
@@ -249,7 +250,7 @@ impl Sent {
             let receipts = slack.receipts().into_iter().filter(|r| r.by == "response_url");
             receipts.map(|receipt| receipt.to).collect()
         };
-        let heard = |answered: &BTreeSet<String>, url: &str| {
+        let is_answered = |answered: &BTreeSet<String>, url: &str| {
             answered.iter().any(|path| url.ends_with(path.as_str()))
         };
         let drained = async || {
@@ -282,34 +283,37 @@ impl Sent {
                 .ok()?;
             let answered = answered();
             let waiting = |(command, url): &(Command, String)| {
-                matches!(command, Command::Accepted { .. }) && !heard(&answered, url)
+                matches!(command, Command::Accepted { .. }) && !is_answered(&answered, url)
             };
             let finished = done.len() + dead.len() >= accepted
                 && open == 0
                 && !self.commands.iter().any(waiting);
             finished.then_some((done, dead))
         };
-        let drained =
-            try_eventually("everything accepted is done or dead, and said", within, drained);
+        let drained = try_eventually(
+            "all accepted messages are completed or dead letters, and the outbox is empty",
+            within,
+            drained,
+        );
         let (done, dead) = match drained.await {
             Ok(drained) => drained,
             Err(late) => {
                 let left = env.unfinished().await?;
-                let unheard = self.commands.iter().filter(|(command, url)| {
-                    matches!(command, Command::Accepted { .. }) && !heard(&answered(), url)
+                let unanswered = self.commands.iter().filter(|(command, url)| {
+                    matches!(command, Command::Accepted { .. }) && !is_answered(&answered(), url)
                 });
-                let unheard: Vec<&str> = unheard.map(|(_, url)| url.as_str()).collect();
+                let unanswered: Vec<&str> = unanswered.map(|(_, url)| url.as_str()).collect();
                 let mut open = Vec::new();
-                for (id, (key, fate)) in &self.messages {
-                    if *fate == Acceptance::Accepted
+                for (id, (key, acceptance)) in &self.messages {
+                    if *acceptance == Acceptance::Accepted
                         && env.find_outcome(&DedupKey::from_stored(key.clone())).await.is_none()
                     {
                         open.push(id);
                     }
                 }
-                return Err(
-                    late.context(format!("{left}; not handled: {open:?}; unheard: {unheard:?}"))
-                );
+                return Err(late.context(format!(
+                    "{left}; not processed: {open:?}; unanswered: {unanswered:?}"
+                )));
             }
         };
         let posted = slack.receipts();
@@ -323,11 +327,11 @@ impl Sent {
             .filter_map(|agent_calls| parse_message_id(agent_calls.question["text"].as_str()?));
         let answered = answered();
         let commands = self.commands.iter().map(|(command, url)| match command {
-            Command::Accepted { .. } => Command::Accepted { answered: heard(&answered, url) },
+            Command::Accepted { .. } => Command::Accepted { answered: is_answered(&answered, url) },
             other => other.clone(),
         });
         Ok(History {
-            sent: self.messages.iter().map(|(id, (_, fate))| (*id, *fate)).collect(),
+            sent: self.messages.iter().map(|(id, (_, acceptance))| (*id, *acceptance)).collect(),
             attempts: self.tally.attempts,
             rejected: self.tally.rejected,
             slowest: self.tally.slowest,

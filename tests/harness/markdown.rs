@@ -1,4 +1,5 @@
-//! Markdown documents with what a cut, a limit or a mention may break in Slack.
+//! Generated Markdown documents with constructs that a split, a limit or a mention may break in
+//! Slack.
 
 use crate::fault::Random;
 

@@ -1,9 +1,9 @@
-//! A private nats-server with JetStream, which keeps its port and store over restarts.
+//! A private nats-server with JetStream, which keeps its port and store across restarts.
 //!
 //! Every write is synced (`sync_interval: always`), so a confirmed message survives a kill: tests
 //! of durability must not depend on the page cache. Permissions are those of the deployment; in
-//! addition to its three users there is one for the tests. Three servers make a cluster. The
-//! benchmark uses the default sync interval, because otherwise it would measure the disk.
+//! addition to its four users there is one for the tests. The benchmark uses the default sync
+//! interval, because otherwise it would measure the disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use dev::nats::{MAX_PAYLOAD, PERMISSIONS, greeting};
 
 const READY: Duration = Duration::from_secs(15);
-/// A server of a cluster elects a leader and catches up.
+/// Maximum time in which a server of a cluster elects a leader and catches up.
 const CAUGHT_UP: Duration = Duration::from_secs(40);
 const START_ATTEMPTS_MAX: usize = 5;
 /// Sync interval: every write.
@@ -123,7 +123,7 @@ jetstream {{
   sync_interval: {sync}
 }}
 include permissions.conf
-# In place of the one in there: one user more.
+# Replaces `authorization` of permissions.conf: adds the user of the tests.
 authorization {{
   users = [
     {{ nkey: $TIDEGATE_INGEST_NKEY, permissions: $ingest_permissions }}
@@ -145,7 +145,8 @@ authorization {{
                 routes.join(", ")
             );
         }
-        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        fs::write(&config, text)
+            .with_context(|| format!("failed to write {}", config.display()))?;
         fs::write(config.with_file_name("permissions.conf"), PERMISSIONS)?;
         let args = ["-c".as_ref(), config.as_os_str()];
         let users = [
@@ -259,7 +260,7 @@ authorization {{
     /// # Errors
     /// If that takes too long.
     pub async fn wait_until_healthy(&self) -> anyhow::Result<()> {
-        let _ = rustls::crypto::ring::default_provider().install_default(); // again for every server
+        let _ = rustls::crypto::ring::default_provider().install_default(); // fails after the first call
         let healthy = async || {
             let answer = reqwest::get(format!("{}/healthz", self.monitor_url())).await.ok()?;
             answer.status().is_success().then_some(())
@@ -277,15 +278,16 @@ authorization {{
     /// Waits until the server with the expected name answers: another server may have taken the
     /// port.
     async fn wait_until_ready(&self) -> anyhow::Result<()> {
-        let ready = try_eventually("nats-server greets with JetStream", READY, async || {
-            if !self.process.is_running() {
-                return Some(false);
-            }
-            let greeting = greeting(self.port).await?;
-            let ours = greeting.contains(&format!(r#""server_name":"{}""#, self.server_name));
-            (ours && greeting.contains(r#""jetstream":true"#)).then_some(true)
-        })
-        .await;
+        let ready =
+            try_eventually("nats-server answers with JetStream enabled", READY, async || {
+                if !self.process.is_running() {
+                    return Some(false);
+                }
+                let greeting = greeting(self.port).await?;
+                let ours = greeting.contains(&format!(r#""server_name":"{}""#, self.server_name));
+                (ours && greeting.contains(r#""jetstream":true"#)).then_some(true)
+            })
+            .await;
         match ready {
             Ok(true) => Ok(()),
             _ => anyhow::bail!("nats-server did not start: {}", self.process.log_tail()),

@@ -1,8 +1,8 @@
 //! Network namespaces with a link that can be disconnected, so that packets are lost.
 //!
-//! Needs root, Linux and `ip`; the error names what is missing. The other side of the link is an
-//! address of this machine, on which a [`crate::proxy::Proxy`] may listen. A namespace is removed
-//! when it is dropped.
+//! Needs root, Linux and `ip`; the error names what is missing. The other end of the link is an
+//! address of this machine, on which a [`crate::proxy::Proxy`] may listen. Dropping a [`Namespace`]
+//! removes it.
 
 use anyhow::{Context, ensure};
 use std::{
@@ -30,11 +30,14 @@ impl Namespace {
     pub fn new() -> anyhow::Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
         let paths = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"].map(PathBuf::from);
-        let ip = paths.into_iter().find(|path| path.is_file()).context("there is no `ip` here")?;
+        let ip = paths
+            .into_iter()
+            .find(|path| path.is_file())
+            .context("`ip` is not installed; install iproute2")?;
         let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let name = format!("tidegate-{process}-{number}");
         let (near, far) = (format!("tg{process}a{number}"), format!("tg{process}b{number}"));
-        // 198.18.0.0/15 is reserved for tests of networks.
+        // 198.18.0.0/15 is reserved for network tests (RFC 2544).
         let base = (process % 16_000) * 4 + 4 * u32::from(number) % 64_000;
         let net = format!("198.18.{}", base / 256 % 256);
         let (here, there) =
@@ -55,7 +58,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Returns the address of this machine in the namespace.
+    /// Returns the address of this machine, as programs in the namespace reach it.
     pub fn here(&self) -> &str {
         &self.here
     }
@@ -65,7 +68,7 @@ impl Namespace {
         (self.ip.clone(), ["netns", "exec", &self.name].map(str::to_owned).into())
     }
 
-    /// Disconnects the link: packets are lost in both directions.
+    /// Disconnects the link: packets are dropped in both directions.
     ///
     /// # Errors
     /// The output of `ip`.
@@ -87,21 +90,21 @@ impl Namespace {
     /// The output of `ip`.
     pub fn heal(&self) -> anyhow::Result<()> {
         let blackhole = format!("{}/32", self.here);
-        let _was_none = self.ip(&["-n", &self.name, "route", "del", "blackhole", &blackhole]);
+        let _not_set = self.ip(&["-n", &self.name, "route", "del", "blackhole", &blackhole]);
         self.ip(&["link", "set", &self.near, "up"])
     }
 
     fn ip(&self, args: &[&str]) -> anyhow::Result<()> {
-        let done = Command::new(&self.ip).args(args).output().context("`ip` does not run")?;
-        let said = String::from_utf8_lossy(&done.stderr);
-        ensure!(done.status.success(), "ip {}: {}", args.join(" "), said.trim());
+        let done = Command::new(&self.ip).args(args).output().context("failed to run `ip`")?;
+        let errors = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "ip {} failed: {}", args.join(" "), errors.trim());
         Ok(())
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _gone_already = self.ip(&["netns", "del", &self.name]);
-        let _gone_with_it = self.ip(&["link", "del", &self.near]);
+        let _already_removed = self.ip(&["netns", "del", &self.name]);
+        let _removed_with_namespace = self.ip(&["link", "del", &self.near]);
     }
 }

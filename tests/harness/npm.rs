@@ -66,26 +66,30 @@ impl Packages {
     }
 
     async fn fetch(&self, path: &OsStr, run: &Arc<RunDir>, to: &Path) -> anyhow::Result<()> {
-        let npm = on_path(path, "npm").context("no npm to fetch it")?;
+        let npm = on_path(path, "npm").context("npm is not installed")?;
         let work = run.path().join(format!("fetch-{}", self.name));
         make_dir(&work)?;
         fs::write(work.join("package.json"), self.json)?;
         fs::write(work.join("package-lock.json"), self.lock)?;
         let args = ["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"];
         let args: Vec<&OsStr> = args.iter().map(OsStr::new).chain([work.as_os_str()]).collect();
-        // All variables of this process: mirrors, proxies, certificates.
+        // npm gets all variables of this process: mirrors, proxies, certificates.
         let envs: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         let process =
             Process::start(run, &format!("fetch-{}", self.name), &npm, &args, &envs, None)?;
         let status = process.wait(FETCH).await?;
-        ensure!(status.success(), "fetching it failed (npm: {})", process.log_tail());
-        ensure!(work.join("node_modules").join(self.proof).is_file(), "npm fetched something else");
-        make_dir(to.parent().context("the cache has a directory")?)?;
+        ensure!(status.success(), "npm failed to fetch the packages: {}", process.log_tail());
+        ensure!(
+            work.join("node_modules").join(self.proof).is_file(),
+            "npm fetched packages without {}",
+            self.proof
+        );
+        make_dir(to.parent().context("the cache folder has no parent")?)?;
         match fs::rename(&work, to) {
-            Err(_) if to.is_dir() => Ok(()), // another run was faster
-            renamed => renamed.with_context(|| format!("cannot write {}", to.display())),
+            Err(_) if to.is_dir() => Ok(()), // a concurrent run fetched the packages first
+            renamed => renamed.with_context(|| format!("failed to write {}", to.display())),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! A private Postgres, which keeps its port and data over restarts.
+//! A private Postgres, which keeps its port and data across restarts.
 //!
-//! It need not survive a power cut, so nothing is synced: a killed process loses no write that the
-//! kernel has. Postgres refuses root, so root starts it as the user nobody. Shared memory is inside
-//! the data folder and is removed with the run. The one System V segment that Postgres needs is
-//! freed by SIGQUIT, or by the reaper.
+//! Nothing is synced, because it need not survive a power failure: a killed process loses no write
+//! that the kernel has. Postgres refuses to run as root, so root starts it as the user `nobody`.
+//! Shared memory is in files below the data folder, which are removed with the run. SIGQUIT or the
+//! reaper frees the one System V segment that Postgres needs.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -38,7 +38,7 @@ pub struct Postgres {
     process: Process,
     port: u16,
     data: PathBuf,
-    /// Children of a killed postmaster. They end by themselves; no new one starts before.
+    /// Children of a killed postmaster. They end by themselves. A restart waits for that.
     orphans: Mutex<Vec<u32>>,
 }
 
@@ -76,7 +76,7 @@ impl Postgres {
         Ok(Self { process, port, data: data.to_owned(), orphans: Mutex::default() })
     }
 
-    /// Returns `postgres://…/<database>` for the superuser.
+    /// Returns the URL of a database for the superuser.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
@@ -89,17 +89,20 @@ impl Postgres {
     /// If the name is invalid or exists.
     pub async fn create_database(&self, name: &str) -> anyhow::Result<String> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        ensure!(!name.is_empty() && name.chars().all(plain), "not a plain name: {name:?}");
+        ensure!(
+            !name.is_empty() && name.chars().all(plain),
+            "invalid database name {name:?}; use lower-case letters, digits and underscores"
+        );
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
         connection
             .execute(AssertSqlSafe(format!(r#"CREATE DATABASE "{name}""#)))
             .await
-            .with_context(|| format!("cannot create the database {name}"))?;
+            .with_context(|| format!("failed to create database {name}"))?;
         connection.close().await?;
         Ok(self.url(name))
     }
 
-    /// Returns `postgres://…/<database>` for a role.
+    /// Returns the URL of a database for a role.
     #[must_use]
     pub fn url_as(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
@@ -120,7 +123,7 @@ impl Postgres {
         let mut connection = PgConnection::connect(&self.url(database)).await?;
         for script in [ROLES, TESTS_ROLE] {
             let ran = connection.execute(AssertSqlSafe(script)).await;
-            ran.context("deploy/postgres/roles.sql")?;
+            ran.context("failed to run deploy/postgres/roles.sql")?;
         }
         Ok(connection.close().await?)
     }
@@ -197,7 +200,7 @@ impl Postgres {
     }
 
     fn backends(&self) -> Vec<u32> {
-        // The id of a reaped postmaster may belong to another process.
+        // The process id of a reaped postmaster may belong to another process.
         if self.process.is_running() { children(self.process.pid()) } else { Vec::new() }
     }
 
@@ -209,7 +212,7 @@ impl Postgres {
             }
             let mut connection = PgConnection::connect(&url).await.ok()?;
             connection.execute("SELECT 1").await.ok()?;
-            let _it_answered = connection.close().await;
+            let _ = connection.close().await;
             // Another Postgres may have taken the port and answered.
             self.process.is_running().then_some(true)
         })
@@ -225,7 +228,7 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.thaw();
         self.process.signal(Signal::QUIT);
-        // Postgres gives its backends 5 s; usually this takes some milliseconds.
+        // Postgres waits up to 5 s for its backends; usually they end within milliseconds.
         for _ in 0..700 {
             if !self.process.is_running() {
                 break;
@@ -244,7 +247,7 @@ async fn make_cluster(run: &Arc<RunDir>, name: &str, bin: &Path) -> anyhow::Resu
 
 fn signal_each(pids: &[u32], signal: Signal) {
     for pid in pids.iter().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
-        let _gone_already = kill_process(pid, signal);
+        let _already_ended = kill_process(pid, signal);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Organizations, agents and connections of a [`TestEnv`].
 //!
-//! There are two ways: by `tidegate apply` and `tidegate link-codes create`, as an operator does
-//! ([`TestEnv::declare`]), or directly in the store with any settings ([`TestEnv::connect_as`]).
+//! [`TestEnv::declare`] uses `tidegate apply`, as an operator does. [`TestEnv::connect_as`] writes
+//! to the store, with any settings.
 
 use crate::{
     slack::tokens::Installation,
@@ -24,9 +24,10 @@ use std::{
     time::Duration,
 };
 
-/// Number of connection ids of which the one with the most missing partitions is chosen.
+/// Number of random connection ids of which the one that covers the most missing partitions is
+/// used.
 const IDS_TRIED: usize = 200;
-/// Number of channels with which a connection reaches all of its partitions.
+/// Number of channels that are enough to reach all partitions of a connection.
 const CHANNELS_TRIED: usize = 64;
 
 /// A Slack app: its connection in Tidegate and its secrets in Slack.
@@ -108,7 +109,7 @@ bot_token = "file:org-{n}.token"
         Ok(app)
     }
 
-    /// Creates a link code for the app's sample agent with the command line.
+    /// Creates a link code for the app's sample agent, with the command line.
     pub fn create_link_code_by_cli(&self, app: &App, surface: Surface) -> anyhow::Result<String> {
         let (org, agent, id) = (app.org.as_str(), agent_id(), app.connection.to_string());
         let args = ["link-codes", "create", "--org", org, "--agent", agent.as_str()];
@@ -130,13 +131,13 @@ bot_token = "file:org-{n}.token"
         Ok(app)
     }
 
-    /// A connection of the app, workspace and organization that the fixtures name.
+    /// Creates a connection of the app, workspace and Grid organization that the fixtures name.
     pub async fn connect_for_fixtures(&self) -> anyhow::Result<App> {
         self.connect_as(of_fixtures).await
     }
 
-    /// Creates connections of one organization with its sample agent, and a channel in each
-    /// partition: one connection has channels in few partitions.
+    /// Creates connections of one organization with its sample agent. Returns a channel in each
+    /// partition, with its connection: one connection has channels in few partitions only.
     pub async fn connect_everywhere(&self) -> anyhow::Result<Vec<(App, String)>> {
         let mut everywhere: Vec<(App, String)> = Vec::new();
         let mut left: BTreeSet<Partition> = Partition::all().collect();
@@ -247,15 +248,16 @@ bot_token = "file:org-{n}.token"
     }
 }
 
-/// Limit of one person's questions to agents of tests, whose messages come from few people.
+/// Limit of one person's messages to an agent. Practically unlimited, because the messages of tests
+/// come from few people.
 const UNLIMITED: u32 = 1_000_000;
 
-/// Returns the author of changes that tests make by the store.
+/// Returns the author of changes that tests make in the store.
 pub fn actor() -> Actor {
     Actor::Operator("test".parse().expect("a name"))
 }
 
-/// Returns an agent with default settings, but no limit for one person.
+/// Returns an agent with default settings, except for [`UNLIMITED`].
 pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAgent> {
     Ok(NewAgent {
         org: org.clone(),
@@ -277,10 +279,10 @@ pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAge
 
 /// Returns the id of the sample agent in every organization.
 pub fn agent_id() -> AgentId {
-    "sample".parse().expect("a plain word is an id")
+    "sample".parse().expect("a valid agent id")
 }
 
-/// Makes a connection that of the app, workspace and organization that the fixtures name.
+/// Sets the app, workspace and Grid organization of a connection to those that the fixtures name.
 pub fn of_fixtures(new: &mut NewConnection) {
     new.app = SHARED_APP.parse().expect("an id");
     (new.team, new.enterprise) = ("T0001TEAM".parse().ok(), "E0001ORG".parse().ok());

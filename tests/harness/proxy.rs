@@ -1,7 +1,7 @@
 //! TCP links between processes that can be delayed, throttled, held and cut.
 //!
 //! Held bytes are not lost: they arrive when the link is healed, as after a network partition. A
-//! cut resets connections, as a firewall or a failing host does.
+//! cut resets connections, as a firewall or a crashing host does.
 
 use crate::port;
 use anyhow::Context;
@@ -38,7 +38,7 @@ struct Rules {
     held: [bool; 2],
     refused: bool,
     cuts: u64,
-    forsaken: u64,
+    abandoned: u64,
 }
 
 impl Proxy {
@@ -56,7 +56,8 @@ impl Proxy {
     /// If no port is free at that address.
     pub async fn at(address: &str, target: u16) -> anyhow::Result<Self> {
         let port = port::free()?;
-        let listener = TcpListener::bind((address, port)).await.context("a port for a link")?;
+        let listener =
+            TcpListener::bind((address, port)).await.context("failed to bind a port for a link")?;
         let (rules, watched) = watch::channel(Rules::default());
         let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, target, watched)));
         Ok(Self { port, rules, _serving: serving })
@@ -77,17 +78,17 @@ impl Proxy {
         self.rules.send_modify(|rules| rules.bytes_per_second = Some(bytes_per_second));
     }
 
-    /// Holds all bytes in a direction. Connections stay open: half open.
+    /// Holds all bytes in a direction. Connections stay half open.
     pub fn hold(&self, way: Direction) {
         self.rules.send_modify(|rules| rules.held[way as usize] = true);
     }
 
-    /// Resets every connection. New ones are possible.
+    /// Resets every connection. New connections work.
     pub fn reset(&self) {
         self.rules.send_modify(|rules| rules.cuts += 1);
     }
 
-    /// Resets every connection and every new one.
+    /// Resets every connection and every new connection.
     pub fn cut(&self) {
         self.rules.send_modify(|rules| {
             rules.cuts += 1;
@@ -95,27 +96,27 @@ impl Proxy {
         });
     }
 
-    /// Holds all bytes of existing connections for ever, without ending them. New connections work:
-    /// another server has the address of one that is gone.
+    /// Holds all bytes of existing connections for ever, without closing them. New connections
+    /// work, as when another server takes over the address of a failed one.
     pub fn abandon(&self) {
-        self.rules.send_modify(|rules| rules.forsaken += 1);
+        self.rules.send_modify(|rules| rules.abandoned += 1);
     }
 
     /// Removes all disturbances.
     pub fn heal(&self) {
         self.rules.send_modify(|rules| {
-            let (cuts, forsaken) = (rules.cuts, rules.forsaken);
-            *rules = Rules { cuts, forsaken, ..Rules::default() };
+            let (cuts, abandoned) = (rules.cuts, rules.abandoned);
+            *rules = Rules { cuts, abandoned, ..Rules::default() };
         });
     }
 }
 
 async fn serve(listener: TcpListener, target: u16, rules: watch::Receiver<Rules>) {
-    let mut links = JoinSet::new(); // they end with us
+    let mut links = JoinSet::new(); // dropped with this task
     while let Ok((near, _)) = listener.accept().await {
         while links.try_join_next().is_some() {}
         if rules.borrow().refused {
-            let _gone_already = near.set_zero_linger();
+            let _already_closed = near.set_zero_linger();
             continue;
         }
         links.spawn(link(near, target, rules.clone()));
@@ -124,10 +125,10 @@ async fn serve(listener: TcpListener, target: u16, rules: watch::Receiver<Rules>
 
 async fn link(mut near: TcpStream, target: u16, mut rules: watch::Receiver<Rules>) {
     let Ok(mut far) = TcpStream::connect(("127.0.0.1", target)).await else {
-        let _gone_already = near.set_zero_linger();
+        let _already_closed = near.set_zero_linger();
         return;
     };
-    let _as_the_parties_would = (near.set_nodelay(true), far.set_nodelay(true));
+    let _best_effort = (near.set_nodelay(true), far.set_nodelay(true));
     let begun = rules.borrow().cuts;
     let (there, back) = (rules.clone(), rules.clone());
     let cut = {
@@ -145,7 +146,7 @@ async fn link(mut near: TcpStream, target: u16, mut rules: watch::Receiver<Rules
         }
     };
     if cut {
-        let _gone_already = (near.set_zero_linger(), far.set_zero_linger());
+        let _already_closed = (near.set_zero_linger(), far.set_zero_linger());
     }
 }
 
@@ -157,20 +158,20 @@ async fn pass(
     mut rules: watch::Receiver<Rules>,
 ) {
     let mut bytes = [0; 16 * 1024];
-    let begun = rules.borrow().forsaken;
+    let begun = rules.borrow().abandoned;
     loop {
         let count = match from.read(&mut bytes).await {
             Ok(count) if count > 0 => count,
             _ => break,
         };
         let now = rules.borrow().clone();
-        let narrow = now
+        let transfer_time = now
             .bytes_per_second
             .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(count as f64 / rate as f64));
-        if now.delay + narrow > Duration::ZERO {
-            tokio::time::sleep(now.delay + narrow).await;
+        if now.delay + transfer_time > Duration::ZERO {
+            tokio::time::sleep(now.delay + transfer_time).await;
         }
-        let passes = |rules: &Rules| !rules.held[way as usize] && rules.forsaken == begun;
+        let passes = |rules: &Rules| !rules.held[way as usize] && rules.abandoned == begun;
         if rules.wait_for(passes).await.is_err() {
             break;
         }
@@ -178,5 +179,5 @@ async fn pass(
             break;
         }
     }
-    let _closed_already = to.shutdown().await;
+    let _already_closed = to.shutdown().await;
 }

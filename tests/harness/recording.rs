@@ -1,26 +1,27 @@
-//! A recording: the content of a stream as a file, and its processing in another stream.
+//! Recordings: the content of a stream as a file, which another environment can process.
 //!
 //! The file has a line of JSON for each message, in the order of the stream: subject, headers, body
-//! (in base64 where it is not text). A new environment gets the same messages, with the same
-//! subjects, headers (the dedup key among them) and bodies. Connections, agents and codes are not
-//! part of a recording: the new environment must have them under the same ids.
+//! (in base64 if it is not UTF-8). A new environment gets the same messages, with the same
+//! subjects, headers (including the dedup key) and bodies. Connections, agents and codes are not
+//! part of a recording: the new environment must have them with the same ids.
 //!
-//! Effects of the time since the recording:
+//! The time since the recording has these effects:
 //!
-//! * A `response_url` leads to the Slack of the recording, which is gone. Its origin is in the first
-//!   line of the file. Where a body names it, it is replaced by that of the new Slack, and the webhook
-//!   is signed again with the secret of its connection. Nothing else is changed. Half an hour and five
-//!   uses start again.
+//! * A `response_url` names the simulated Slack of the recording, which no longer exists. The first
+//!   line of the file has its origin. Bodies get the origin of the new Slack instead, and such
+//!   webhooks are signed again with the secret of their connection. Nothing else is changed. The
+//!   limits of half an hour and five uses start again.
 //! * No request of Slack waits for an answer: a submission is answered late (`views.update`), a menu's
 //!   options not at all. [`Recording::put`] waits until the last such request is over.
-//! * Retries end after a day: a delivery of an older recording that fails once is a dead letter.
+//! * Retries end after a day: a delivery of an older recording that fails once becomes a dead
+//!   letter.
 //! * A `trigger_id` would have expired. Neither Tidegate nor the sample agent uses one.
-//! * Tidegate does not check the age of a webhook otherwise. The removal of an app is compared with the
-//!   time of the installation, which must be provided with the connection.
+//! * Tidegate does not check the age of a webhook otherwise. It compares the time of an app's
+//!   removal with the time of the installation, which the connection must have.
 //!
-//! Conversations run concurrently. An effect of one on another (a link and a message that is
-//! answered because of it, a removal) has a defined result only after a pause. Where no webhook
-//! came for [`PAUSE`], the new environment gets the rest when everything before is processed.
+//! Conversations are processed concurrently. An effect of one on another (a link that decides which
+//! agent answers a message, a removal) has a defined result only after a pause. Where no webhook
+//! arrived for [`PAUSE`], the new environment gets the rest when everything before is processed.
 
 use crate::{
     slack::sign,
@@ -41,11 +42,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Pause after which everything before is processed first.
+/// Minimum time between two webhooks that makes [`Recording::put`] wait until everything before is
+/// processed.
 pub const PAUSE: Duration = Duration::from_millis(300);
-/// Maximum time of processing up to the next pause.
+/// Maximum time to process the messages between two pauses.
 const PROCESSED_WITHIN: Duration = Duration::from_secs(60);
-/// Maximum number of messages of a recording, which is kept in memory.
+/// Maximum number of messages of a recording, which is held in memory.
 const MESSAGES_MAX: usize = 100_000;
 /// Maximum number of unconfirmed messages.
 const UNCONFIRMED_MAX: usize = 256;
@@ -53,7 +55,7 @@ const UNCONFIRMED_MAX: usize = 256;
 const WINDOW_MAX: Duration = Duration::from_secs(3);
 /// Version of the file format.
 const LAYOUT: u32 = 1;
-/// Origin of real `response_url`s: a placeholder for any Slack.
+/// Origin of real `response_url`s, used as a placeholder for the origin of a simulated Slack.
 pub const ANY_SLACK: &str = "https://hooks.slack.com";
 
 const RECEIVED_AT: &str = "Tidegate-Received-At";
@@ -121,7 +123,7 @@ impl TryFrom<Line> for Recorded {
         let body = match (body, base64) {
             (Some(text), None) => text.into_bytes(),
             (None, Some(bytes)) => BASE64.decode(bytes).map_err(|error| error.to_string())?,
-            _ => return Err("a message has either a body or a base64".into()),
+            _ => return Err("a message needs either `body` or `base64`".into()),
         };
         Ok(Self { subject, headers, body })
     }
@@ -160,11 +162,14 @@ impl Recording {
         let mut messages = Vec::new();
         loop {
             let followed = tokio::time::timeout(TIMEOUT, reader.next()).await;
-            match followed.context("the stream is not to be read")? {
+            match followed.context("timed out reading the stream")? {
                 ReaderEvent::Opened(_) => {}
                 ReaderEvent::CaughtUp(..) => break,
                 ReaderEvent::Message(_, message) => {
-                    ensure!(messages.len() < MESSAGES_MAX, "over {MESSAGES_MAX} messages");
+                    ensure!(
+                        messages.len() < MESSAGES_MAX,
+                        "the stream has more than {MESSAGES_MAX} messages"
+                    );
                     messages.push(recorded(&message)?);
                 }
             }
@@ -182,7 +187,7 @@ impl Recording {
         for message in &self.messages {
             text += &(serde_json::to_string(message)? + "\n");
         }
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
     }
 
     /// Reads a file.
@@ -191,11 +196,11 @@ impl Recording {
     /// If there is no file, or with the number of an invalid line.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path);
-        let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+        let text = text.with_context(|| format!("failed to read {}", path.display()))?;
         let mut lines = text.lines().enumerate();
         let head = lines.next().map(|(_, line)| serde_json::from_str::<Head>(line));
         let Some(Ok(Head { recording: LAYOUT, slack })) = head else {
-            bail!("{} is no recording of layout {LAYOUT}", path.display());
+            bail!("{} is not a recording of version {LAYOUT}", path.display());
         };
         let message = |(n, line)| {
             let read = serde_json::from_str::<Recorded>(line);
@@ -211,10 +216,7 @@ impl Recording {
     /// takes too long.
     pub async fn put(&self, env: &TestEnv) -> anyhow::Result<()> {
         let there = env.stored().await?;
-        ensure!(
-            there == 0,
-            "{there} messages lie in the stream: a recording goes into a fresh one"
-        );
+        ensure!(there == 0, "the stream has {there} messages; use a new environment");
         self.wait_for_windows().await;
         let js = jetstream::new(env.client().clone());
         let mut secrets = HashMap::new();
@@ -222,16 +224,16 @@ impl Recording {
             if n > 0 {
                 env.wait_until_processed(PROCESSED_WITHIN).await?;
             }
-            for some in stretch.chunks(UNCONFIRMED_MAX) {
+            for batch in stretch.chunks(UNCONFIRMED_MAX) {
                 let mut unconfirmed = Vec::new();
-                for message in some {
+                for message in batch {
                     let message = self.for_env(env, message, &mut secrets).await?;
                     let (subject, headers) = (message.subject.clone(), headers(&message)?);
                     let put = js.publish_with_headers(subject, headers, message.body.into());
-                    unconfirmed.push(put.await.context("NATS does not take a message")?);
+                    unconfirmed.push(put.await.context("failed to publish a message")?);
                 }
                 for confirmed in unconfirmed {
-                    confirmed.await.context("JetStream does not store a message")?;
+                    confirmed.await.context("failed to store a message")?;
                 }
             }
         }
@@ -256,8 +258,8 @@ impl Recording {
         tokio::time::sleep(left.min(WINDOW_MAX)).await;
     }
 
-    /// Returns the message as the Slack of this environment would have sent it. Registers what it
-    /// names there.
+    /// Returns the message as the simulated Slack of this environment would send it. Registers the
+    /// conversations and ids that it names there.
     async fn for_env(
         &self,
         env: &TestEnv,
@@ -271,7 +273,7 @@ impl Recording {
             None => {
                 let row = env.store.load_connection(connection).await?;
                 let row = row.with_context(|| {
-                    format!("connection {connection} is not in this environment: declare it first")
+                    format!("connection {connection} is not in this environment; declare it first")
                 })?;
                 secrets.entry(connection).or_insert(row.signing_secret.expose().to_owned())
             }
@@ -286,11 +288,11 @@ impl Recording {
         Ok(message)
     }
 
-    /// Returns a digest without what depends on chance and time: the same for every recording of
-    /// the same webhooks.
+    /// Returns a digest that excludes what depends on chance and time: the same for every recording
+    /// of the same webhooks.
     pub fn digest(&self) -> String {
         let mut lines: Vec<String> = self.messages.iter().map(|m| self.stable_text(m)).collect();
-        lines.sort_unstable(); // conversations run beside each other
+        lines.sort_unstable(); // conversations are concurrent
         let hash: [u8; 32] = Sha256::digest(lines.join("\n").as_bytes()).into();
         hash.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
@@ -310,7 +312,8 @@ impl Recording {
     }
 }
 
-/// Returns a dedup key without its random part and time of signing.
+/// Returns a dedup key without the parts that differ between runs: random ids, and hashes of
+/// bodies, which may have the origin of a `response_url`.
 pub fn stable_key(key: &str) -> String {
     match key.split(':').collect::<Vec<_>>()[..] {
         [connection, sort @ ("options" | "body"), _] => format!("{connection}:{sort}:*"),
@@ -318,7 +321,7 @@ pub fn stable_key(key: &str) -> String {
     }
 }
 
-/// Replaces the origin of URLs in a body; `None` if there are none.
+/// Replaces the origin of URLs in a body. Returns `None` if no URL has that origin.
 pub fn replace_origin(body: &[u8], from: &str, to: &str) -> Option<Vec<u8>> {
     let text = str::from_utf8(body).ok()?;
     let in_form = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
@@ -332,7 +335,7 @@ fn recorded(message: &async_nats::Message) -> anyhow::Result<Recorded> {
     let mut headers = BTreeMap::new();
     for (name, values) in message.headers.iter().flat_map(|headers| headers.iter()) {
         let [value] = &values[..] else {
-            bail!("a message to {} bears {name} {} times", message.subject, values.len())
+            bail!("the message on {} has the header {name} {} times", message.subject, values.len())
         };
         headers.insert(name.to_string(), value.to_string());
     }

@@ -1,4 +1,4 @@
-//! Table of the webhooks that Slack documents, with the treatment that each must get.
+//! Table of the webhooks that Slack documents, with the expected treatment of each.
 //!
 //! The rows are the lines of `deploy/cli/shapes`; the README beside them describes the columns.
 //! The unit tests of `worker` compile this file, too, so it uses no other module.
@@ -35,11 +35,11 @@ pub struct Shape {
     /// True if Slack reads the body of the response.
     #[serde(default)]
     pub sync: bool,
-    /// Receiver among apps (mode `forward`).
+    /// Expected receiver if agents have mode `forward`.
     pub app: String,
-    /// Receiver where the agents have mode `reply`.
+    /// Expected receiver if agents have mode `reply`.
     pub agent: String,
-    /// Kind of the listener that a Bolt app is called by.
+    /// Kind of the Bolt listener that receives the webhook.
     pub bolt: Option<String>,
     /// Reason why no Bolt app receives the webhook.
     pub unreceived: Option<String>,
@@ -56,7 +56,7 @@ pub struct Shape {
 
 impl Shape {
     /// Returns the content: an object is a JSON body, `_form` has form fields, `_payload` is the
-    /// form field `payload`. Its `token`, which nobody reads, is the name of the row.
+    /// form field `payload`. Its `token`, which no receiver checks, is the name of the row.
     pub fn content(&self) -> Value {
         let named = |value: &Value| {
             let mut value = value.clone();
@@ -94,7 +94,7 @@ impl Shape {
         content
     }
 
-    /// Returns whether ingest stores the webhook: it answers the two handshakes itself.
+    /// Returns true if ingest stores the webhook. It answers the two handshakes itself.
     pub fn is_stored(&self) -> bool {
         self.app != "none"
     }

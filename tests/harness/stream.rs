@@ -1,4 +1,4 @@
-//! The stream of a [`TestEnv`], for administrators, and the progress of workers.
+//! Administration of the stream of a [`TestEnv`], and the progress of workers.
 
 use crate::{eventually::try_eventually, test_env::TestEnv};
 use anyhow::Context as _;
@@ -16,14 +16,14 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// Time without another message after which an index is complete.
+/// Time without another message after which an index counts as complete.
 const INDEXED: Duration = Duration::from_millis(30);
 /// Maximum number of unconfirmed messages.
 const UNCONFIRMED_MAX: usize = 256;
 /// Maximum time to open a reader.
 const OPENED: Duration = Duration::from_secs(1);
 
-/// Position of a message.
+/// Position of a message in the stream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stored {
     pub partition: i16,
@@ -43,7 +43,7 @@ struct Index {
 }
 
 impl Index {
-    async fn read_on(&mut self) {
+    async fn update(&mut self) {
         loop {
             let within = if self.created_ns == 0 { OPENED } else { INDEXED };
             match tokio::time::timeout(within, self.reader.next()).await {
@@ -66,7 +66,7 @@ impl Index {
                         sequence: place.sequence as i64,
                         created_ns: self.created_ns,
                     };
-                    // Of several copies the first counts.
+                    // The first of several copies is processed.
                     self.stored.entry(id.as_str().to_owned()).or_insert(stored);
                 }
                 Ok(ReaderEvent::CaughtUp(..)) | Err(_) => return,
@@ -75,14 +75,14 @@ impl Index {
     }
 }
 
-/// Work that is not done yet.
+/// Remaining work of the workers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unfinished {
     /// Partitions with messages past their cursors.
     pub unread: usize,
-    /// Deliveries that wait or run.
+    /// Open deliveries: waiting or running.
     pub deliveries: i64,
-    /// Messages to Slack that are not sent.
+    /// Messages in the outbox.
     pub messages: i64,
 }
 
@@ -98,13 +98,13 @@ impl fmt::Display for Unfinished {
         let Self { unread, deliveries, messages } = self;
         write!(
             f,
-            "{unread} partitions are not read, {deliveries} deliveries and {messages} messages to Slack are open"
+            "{unread} partitions are unread; {deliveries} deliveries and {messages} outbox messages are open"
         )
     }
 }
 
 impl TestEnv {
-    /// Returns JetStream, with the permissions of the tests.
+    /// Returns JetStream, with all permissions.
     pub fn jetstream(&self) -> Context {
         jetstream::new(self.client().clone())
     }
@@ -114,15 +114,15 @@ impl TestEnv {
         Ok(self.jetstream().get_stream(STREAM).await?.cached_info().state.messages)
     }
 
-    /// Returns the number of webhooks of this stream generation that intake has committed and that
-    /// have no open delivery.
+    /// Returns the number of webhooks of this stream generation that intake has committed, minus
+    /// the open deliveries.
     pub async fn finished(&self) -> anyhow::Result<u64> {
         let finished = "select (select sum(messages) from partition_cursors)::bigint - (select count(*) from deliveries)";
         let finished: i64 = sqlx::query_scalar(finished).fetch_one(&self.pool).await?;
         Ok(finished.max(0) as u64)
     }
 
-    /// Returns the work that is not done yet.
+    /// Returns the remaining work.
     pub async fn unfinished(&self) -> anyhow::Result<Unfinished> {
         let stream = self.jetstream().get_stream_no_info(STREAM).await?;
         let last = Partition::all().map(async |partition| {
@@ -135,7 +135,8 @@ impl TestEnv {
             }
         });
         let last: BTreeMap<i16, i64> = try_join_all(last).await?.into_iter().collect();
-        // After the stream, and in one snapshot: a message past a cursor afterwards is a newer one.
+        // Read after the stream, and in one snapshot: work that starts later belongs to newer
+        // messages.
         let rows = sqlx::query(
             "select partition, cursor, (select count(*) from deliveries) as deliveries,
                     (select count(*) from outbox) as messages from partition_cursors",
@@ -151,16 +152,17 @@ impl TestEnv {
         })
     }
 
-    /// Waits until every webhook is processed and every message is sent or given up.
+    /// Waits until every webhook is processed and every outbox message is sent or has failed.
     ///
     /// # Errors
-    /// If that takes longer: the remaining work, and the logs.
+    /// If that takes longer than `within`; names the remaining work, and has the logs.
     pub async fn wait_until_processed(&self, within: Duration) -> anyhow::Result<()> {
-        let nothing = async || self.unfinished().await.ok().filter(Unfinished::is_empty);
-        match try_eventually("what lies in the stream is worked off", within, nothing).await {
+        let empty = async || self.unfinished().await.ok().filter(Unfinished::is_empty);
+        match try_eventually("all webhooks and outbox messages are processed", within, empty).await
+        {
             Ok(_) => Ok(()),
             Err(late) => {
-                let left = self.unfinished().await.context("NATS or Postgres is away")?;
+                let left = self.unfinished().await.context("failed to query NATS or Postgres")?;
                 Err(late.context(left.to_string()).context(self.logs()))
             }
         }
@@ -175,7 +177,7 @@ impl TestEnv {
                 StreamReader::new(js, STREAM, all, format!("index-{}", self.slack.unique()), 1);
             Index { reader, created_ns: 0, stored: HashMap::new() }
         });
-        index.read_on().await;
+        index.update().await;
         index.stored.get(dedup_key.as_str()).copied()
     }
 
@@ -191,7 +193,7 @@ impl TestEnv {
         });
         let confirmed = sent.map(async |sent| anyhow::Ok(sent?.await?.sequence));
         let stored = confirmed.buffered(UNCONFIRMED_MAX).try_fold(0, async |_, last| Ok(last));
-        stored.await.context("publishing")
+        stored.await.context("failed to publish webhooks")
     }
 
     /// Changes the configuration of the stream.

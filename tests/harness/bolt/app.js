@@ -1,7 +1,7 @@
-// A Slack app as the documentation of Bolt for JavaScript shows one. Knows nothing of Tidegate.
+// A Slack app in the style of the documentation of Bolt for JavaScript, without code for Tidegate.
 //
-// Settings: PORT, SLACK_BOT_TOKEN, SLACK_SIGNING_SECRET, SLACK_API (where the Web API is). Prints a line for everything it
-// hears, as it comes in.
+// Settings: PORT, SLACK_BOT_TOKEN, SLACK_SIGNING_SECRET, SLACK_API (base URL of the Web API). Prints a line for each
+// message event, in order of arrival.
 
 const { App } = require('@slack/bolt');
 

@@ -1,7 +1,7 @@
-"""A Slack app as the documentation of Bolt for Python shows one. Knows nothing of Tidegate.
+"""A Slack app in the style of the documentation of Bolt for Python, without code for Tidegate.
 
-Settings: PORT, SLACK_BOT_TOKEN, SLACK_SIGNING_SECRET, SLACK_API (where the Web API is). Prints a line for everything it
-hears, as it comes in.
+Settings: PORT, SLACK_BOT_TOKEN, SLACK_SIGNING_SECRET, SLACK_API (base URL of the Web API). Prints a line for each
+message event, in order of arrival.
 """
 
 import os
@@ -17,7 +17,7 @@ PEOPLE = ["Ada", "Alan", "Grace"]
 
 
 @app.middleware
-def tell(body, next):
+def log_message(body, next):
     event = body.get("event", {})
     if event.get("type") == "message":
         print("heard", event.get("channel"), event.get("text"), flush=True)

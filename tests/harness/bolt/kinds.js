@@ -1,6 +1,7 @@
-// A Bolt app with a listener of each kind. Prints the token and the kind of each webhook that reaches a listener.
+// A Bolt app with a listener of each kind. Prints the verification token and the kind of each webhook that reaches a
+// listener.
 //
-// Settings: PORT, SLACK_BOT_TOKEN, SLACK_SIGNING_SECRET, SLACK_API (where the Web API is), EVENT_TYPES.
+// Settings: PORT, SLACK_BOT_TOKEN, SLACK_SIGNING_SECRET, SLACK_API (base URL of the Web API), EVENT_TYPES.
 
 const { App } = require('@slack/bolt');
 

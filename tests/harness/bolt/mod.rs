@@ -1,8 +1,8 @@
-//! Unmodified apps behind Tidegate: one with Bolt for Python, one with Bolt for JavaScript, from
-//! the public registries.
+//! Slack apps that use unmodified Bolt for Python and Bolt for JavaScript, from the public
+//! registries.
 //!
-//! An app is a process that serves `/slack/events`. Both apps are written as Slack's documentation
-//! shows (`app.py`, `app.js`). Their packages are pinned, by hashes and by a lock file.
+//! An app is a process that serves `/slack/events`. Both apps follow Slack's documentation
+//! (`app.py`, `app.js`). Their packages are pinned, by hashes and by a lock file.
 
 use crate::{
     eventually::eventually,

@@ -1,4 +1,4 @@
-// Uses the console as a person does. Prints one line of JSON.
+// Operates the console in a browser. Prints one line of JSON with the contents of the pages.
 const { chromium } = require("playwright-core");
 
 async function main() {
@@ -40,7 +40,7 @@ async function main() {
   await page.waitForSelector("[role=status]");
   seen.pages.stopped = await page.innerText("[role=status]");
 
-  // The keyboard alone: the first stop of the tab key leads past the navigation.
+  // With the keyboard only: the first element that Tab reaches skips the navigation.
   await page.keyboard.press("Tab");
   seen.skip = await page.evaluate(() => document.activeElement.textContent).catch(() => "no scripts");
   const phone = await open({ viewport: { width: 360, height: 640 }, colorScheme: "dark" });

@@ -1,4 +1,5 @@
-// Installs an app as a person does: opens the link, clicks, allows, and ends on the last page. Prints one line of JSON.
+// Installs an app in a browser, from the install link to the last page. Prints one line of JSON with the contents of
+// the pages.
 const { chromium } = require("playwright-core");
 
 async function main() {

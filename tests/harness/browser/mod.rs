@@ -10,35 +10,37 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
-/// Maximum time of a script, with the start of the browser on a busy machine.
+/// Maximum time of a script, including the start of the browser on a busy machine.
 const SCRIPT_WITHIN: Duration = Duration::from_secs(120);
-/// Names of the program.
+/// Names under which Chromium is installed.
 const PROGRAMS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// Whether pages may run scripts.
+/// Permission of pages to run scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scripts {
-    /// They may, if their policy allows it.
+    /// Scripts run if the Content-Security-Policy of the page allows them.
     On,
-    /// The browser runs none.
+    /// The browser runs no scripts.
     Off,
 }
 
-/// Opens an install link, clicks "Add to Slack", then the button on Slack's page. Returns what the
-/// person saw.
+/// Opens an install link, clicks "Add to Slack", then the button on Slack's page. Returns the
+/// contents of the pages.
 ///
 /// # Errors
-/// One line that names what is missing and the remedy, or what the browser did not find.
+/// One line that names what is missing and the remedy, or the element that the browser did not
+/// find.
 pub async fn install(link: &str, button: &str, scripts: Scripts) -> anyhow::Result<Value> {
     let settings = [("LINK", link), ("BUTTON", button)];
     run_script("install.js", include_str!("install.js"), &settings, scripts).await
 }
 
-/// Uses the console: finds a webhook by its reference, reveals and redrives it, stops a connection;
-/// then on a phone in the dark, and as a person of another organization. Returns what was seen.
+/// Operates the console: finds a webhook by its reference, reveals and redrives it, stops a
+/// connection; then with a narrow screen in dark mode, and as a person of another organization.
+/// Returns the contents of the pages.
 ///
 /// # Errors
-/// As those of [`install`].
+/// The errors of [`install`].
 pub async fn console(
     base: &str,
     key: &str,
@@ -50,7 +52,7 @@ pub async fn console(
     run_script("console.js", include_str!("console.js"), &settings, scripts).await
 }
 
-/// Runs a script of Playwright. Returns the line of JSON that it prints.
+/// Runs a Playwright script. Returns the line of JSON that it prints.
 async fn run_script(
     name: &str,
     script: &str,

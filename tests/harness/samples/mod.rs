@@ -1,5 +1,5 @@
-//! The sample agents of `worker/examples`, with the libraries of Standard Webhooks from the public
-//! registries. Their packages are pinned, by hashes and by a lock file.
+//! Processes of the sample agents of `worker/examples`, with the libraries of Standard Webhooks
+//! from the public registries. Their packages are pinned, by hashes and by a lock file.
 
 use crate::{
     bolt::Language,

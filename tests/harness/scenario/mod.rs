@@ -1,5 +1,5 @@
-//! A scenario: a day of fifty connections with over two thousand webhooks of every kind, generated
-//! from a seed.
+//! Scenarios: a day of fifty connections with more than two thousand webhooks of every kind,
+//! generated from a seed.
 //!
 //! ```text
 //! tenants   connections, their agents, link codes
@@ -7,17 +7,17 @@
 //! timeline  the webhooks of each hour
 //! ```
 //!
-//! The same seed gives the same [`Scenario`] in every byte: ids, times, words and codes come from the
-//! seed, none from a clock. A scenario is declared to a test environment and sent through a real
-//! ingest, so that the stream holds real envelopes. Signatures, times of receipt and the origin of
-//! `response_url`s are those of the environment. A recording has some megabytes and is made faster
-//! than it is fetched, so the repository keeps its digest only. The digest shows changes of the
-//! scenario.
+//! The same seed gives the same [`Scenario`], byte for byte: ids, times, texts and codes come from
+//! the seed, none from a clock. A scenario is declared in a test environment and sent through a
+//! real ingest, so that the stream holds real envelopes. Signatures, times of receipt and the
+//! origin of `response_url`s are those of the environment. A recording has several megabytes and is
+//! generated faster than it is downloaded, so the repository has only its digest. A changed digest
+//! shows that the scenario changed.
 //!
-//! The conversations of an hour have one result, independent of the speed of processing, because no
-//! conversation changes another. First come messages, then, after a pause, the commands that change
-//! bindings. Events that end a connection come last. No webhook of an installation follows its end:
-//! whether ingest accepts it depends on the speed of the directory.
+//! The result of an hour does not depend on the speed of processing, because no conversation
+//! changes another. Messages come first, then, after a pause, the commands that change bindings.
+//! Events that end a connection come last. No webhook of an installation follows its end, because
+//! ingest accepts such a webhook or not depending on the speed of the directory.
 
 mod timeline;
 mod webhooks;
@@ -45,9 +45,9 @@ use tenants::{Code, Tenant};
 
 /// Conversations that are sent concurrently.
 const SENDERS: usize = 16;
-/// Maximum time to process a stretch.
+/// Maximum time to process the webhooks between two pauses.
 const PROCESSED_WITHIN: Duration = Duration::from_secs(60);
-/// A recording needs no ingest.
+/// Environment for processing a recording, which needs no ingest.
 const WORKER_ONLY: Size = Size { ingests: 0, workers: 1, own_postgres: false };
 
 /// A generated day.
@@ -55,11 +55,11 @@ const WORKER_ONLY: Size = Size { ingests: 0, workers: 1, own_postgres: false };
 pub struct Scenario {
     tenants: Vec<Tenant>,
     codes: Vec<Code>,
-    /// Separated by pauses.
+    /// Groups of conversations, separated by pauses.
     stretches: Vec<Vec<Exchange>>,
 }
 
-/// The webhooks of one conversation, in order. Others of the same stretch are sent concurrently.
+/// The webhooks of one conversation, in order. Exchanges of the same stretch are sent concurrently.
 type Exchange = Vec<Sent>;
 
 /// A webhook of the scenario.
@@ -120,7 +120,7 @@ impl Scenario {
         for stretch in &self.stretches {
             self.send(&env, stretch).await?;
             env.wait_until_processed(PROCESSED_WITHIN).await?;
-            tokio::time::sleep(PAUSE + PAUSE / 4).await; // the pause itself: nobody says anything
+            tokio::time::sleep(PAUSE + PAUSE / 4).await; // the pause that the recording has
         }
         let recording = Recording::of(&env).await?;
         Ok((env, recording))
@@ -129,7 +129,7 @@ impl Scenario {
     /// Processes a recording of the scenario in a new environment.
     ///
     /// # Errors
-    /// If it is not accepted, or not processed in time.
+    /// If the recording is not accepted, or not processed in time.
     pub async fn process(&self, recording: &Recording) -> anyhow::Result<TestEnv> {
         let env = TestEnv::start(WORKER_ONLY).await?;
         self.declare(&env).await?;
@@ -176,10 +176,10 @@ impl Scenario {
             };
             env.slack.install(&app.token, there);
             let entry = env.store.directory_entry(app.connection).await?;
-            let entry = entry.context("the connection that was just made")?;
+            let entry = entry.context("the directory entry of a new connection")?;
             revision = directory.project(app.connection, &entry).await?;
         }
-        // The day is in the past: its apps were installed before it.
+        // The scenario is in the past: its apps were installed a day before it.
         sqlx::query("update connections set installed_at = to_timestamp($1)")
             .bind((webhooks::START - 86_400) as f64)
             .execute(&env.pool)
@@ -192,13 +192,13 @@ impl Scenario {
 
     /// Sends a stretch.
     async fn send(&self, env: &TestEnv, stretch: &[Exchange]) -> anyhow::Result<()> {
-        let talks = stream::iter(stretch).map(|exchange| async move {
+        let exchanges = stream::iter(stretch).map(|exchange| async move {
             for sent in exchange {
                 self.send_one(env, sent).await?;
             }
             anyhow::Ok(())
         });
-        talks.buffer_unordered(SENDERS).try_collect().await
+        exchanges.buffer_unordered(SENDERS).try_collect().await
     }
 
     async fn send_one(&self, env: &TestEnv, sent: &Sent) -> anyhow::Result<()> {
@@ -208,16 +208,16 @@ impl Scenario {
             webhook.body = body;
         }
         env.slack.adopt(&webhook.body);
-        let ingest = env.ingests.first().context("an ingest to send to")?;
+        let ingest = env.ingests.first().context("the environment has no ingest")?;
         let url = ingest.url(app);
-        // Slack waits a minute, and a person retypes a command. Here the webhook is sent until it
-        // is accepted.
-        let taken = async || {
+        // Slack resends events after a minute, and a person retypes a command. Here the webhook is
+        // resent at once, until it is accepted.
+        let accepted = async || {
             let answer = env.slack.send(&url, &app.secret, &webhook).await.ok()?;
             (answer.status == 200 && !answer.body.contains("try again")).then_some(())
         };
-        let what = format!("{} is taken", webhook.what);
-        try_eventually(&what, TIMEOUT, taken).await.with_context(|| env.logs())?;
+        let what = format!("{} is accepted", webhook.what);
+        try_eventually(&what, TIMEOUT, accepted).await.with_context(|| env.logs())?;
         if sent.again {
             let lost = Some((1, Reason::HttpTimeout));
             env.slack.attempt(&url, &app.secret, &webhook, lost).await;

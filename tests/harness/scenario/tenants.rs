@@ -1,9 +1,9 @@
 //! Tenants of the scenario: connections of several kinds, their agents and link codes, generated
 //! from the seed.
 //!
-//! Most are a workspace whose agent answers everywhere. Some answer only where they are bound, some
-//! are preview bots, some are apps that get Slack's own webhooks, and some are installed for a
-//! whole organization on Grid.
+//! Most connections are a workspace whose agent answers everywhere. Some agents answer only where
+//! they are bound; some connections are preview connections, some have apps in mode `forward`, and
+//! some are installed for a whole organization on Grid.
 
 use crate::{
     fault::Random,
@@ -14,7 +14,7 @@ use shared::domain::{AgentId, AgentMode, ConnectionId, OrgId, Surface};
 
 /// Number of connections.
 const TENANTS: usize = 50;
-/// Active people and channels of a workspace.
+/// Number of active people in a workspace.
 pub(super) const PEOPLE: usize = 12;
 pub(super) const CHANNELS: usize = 5;
 
@@ -25,7 +25,7 @@ pub(super) struct Tenant {
     pub app: App,
     /// Id, name and mode of each agent.
     pub agents: Vec<(AgentId, &'static str, AgentMode)>,
-    /// Agent of conversations without a binding.
+    /// Agent of conversations without a binding, if there is one.
     pub own: Option<AgentId>,
     pub preview: bool,
     pub answer_bots: bool,
@@ -90,10 +90,10 @@ fn generate_one(random: &mut Random, number: usize) -> anyhow::Result<Tenant> {
         agents.push(("helper".parse()?, "Helper", AgentMode::Reply));
         agents.push(("poet".parse()?, "Poet", AgentMode::Reply));
     }
-    // Every fifth answers only where it is bound, as preview bots do.
+    // Every fifth agent answers only where it is bound, as in preview connections.
     let own = (!preview && number % 5 != 4).then(agent_id);
     let app = App {
-        connection: hex(random).parse().context("an id of our own making")?,
+        connection: hex(random).parse().context("a generated connection id")?,
         org: format!("day-{number}").parse()?,
         secret: hex(random),
         token: format!("xoxb-{}", hex(random)),

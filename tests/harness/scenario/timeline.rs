@@ -1,7 +1,7 @@
 //! Timeline of a [`Scenario`]: the webhooks of each hour.
 //!
-//! In a stretch all conversations are different, and none changes what another depends on: what one
-//! conversation reserves is reserved until the next stretch.
+//! In a stretch (the time between two pauses) no conversation changes what another depends on: a
+//! name that one conversation reserves stays reserved until the next stretch.
 
 use super::{
     Exchange, Scenario, Sent,
@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use shared::domain::Surface;
 use std::collections::HashSet;
 
-/// Hours, each with conversations and then commands.
+/// Number of hours. Each has conversations, then commands.
 const HOURS: u64 = 5;
-/// Minimum number of conversations of a tenant per hour, unless it is a busy one.
+/// Minimum number of conversations of a tenant per hour, before the factor of a busy tenant.
 const EXCHANGES_MIN: usize = 1;
-/// Words of messages.
+/// Texts of messages.
 const MESSAGE_TEXTS: [&str; 12] = [
     "is the build green?",
     "who is on call today?",
@@ -34,8 +34,7 @@ const MESSAGE_TEXTS: [&str; 12] = [
 ];
 /// Instructions for the sample agent in some messages.
 const AGENT_INSTRUCTIONS: [&str; 5] = ["blocks", "whisper", "silent", "slow:40", "fail:1"];
-/// Tenants that remove the app at the end, with Slack's event and whether it concerns the bot's own
-/// token.
+/// Tenants that remove the app at the end, with Slack's event.
 const REMOVALS: [(usize, &str); 7] = [
     (9, "app_uninstalled"),
     (19, "app_uninstalled"),
@@ -49,7 +48,7 @@ const REMOVALS: [(usize, &str); 7] = [
 struct ScenarioBuilder {
     tenants: Vec<Tenant>,
     writer: WebhookWriter,
-    /// Unused codes of each tenant.
+    /// All codes of all tenants.
     codes: Vec<Code>,
     /// Codes used in an earlier hour, with their tenant.
     used: Vec<(usize, String)>,
@@ -84,7 +83,7 @@ impl ScenarioBuilder {
         Sent { tenant: tenant.number, webhook, again, stored: true }
     }
 
-    /// Returns true in one of so many cases.
+    /// Returns true in one of `in_so_many` cases, at random.
     fn one_in(&mut self, in_so_many: usize) -> bool {
         self.writer.random.below(in_so_many) == 0
     }
@@ -110,7 +109,7 @@ impl ScenarioBuilder {
     /// Returns the conversations of an hour, for the tenants that `at` selects.
     fn exchanges(&mut self, at: impl Fn(&Tenant) -> bool) -> anyhow::Result<Vec<Exchange>> {
         self.taken.clear();
-        let mut talks = Vec::new();
+        let mut exchanges = Vec::new();
         for tenant in self.tenants.clone().iter().filter(|tenant| at(tenant)) {
             for _ in 0..tenant.busy * (EXCHANGES_MIN + self.writer.random.below(2)) {
                 let exchange = match self.writer.random.below(100) {
@@ -125,11 +124,11 @@ impl ScenarioBuilder {
                     95..98 => self.unparsable(tenant),
                     _ => self.handshake(tenant)?,
                 };
-                talks.push(exchange);
+                exchanges.push(exchange);
             }
         }
-        talks.retain(|exchange| !exchange.is_empty());
-        Ok(talks)
+        exchanges.retain(|exchange| !exchange.is_empty());
+        Ok(exchanges)
     }
 
     /// Returns a thread in a channel: messages with mentions, edits, reactions and bots.
@@ -271,8 +270,9 @@ impl ScenarioBuilder {
         if !self.reserve(format!("{user} in {channel}")) {
             return Ok(Vec::new());
         }
-        let said = [("/lobu", "help"), ("/lobu", ""), ("/lobu", "what?"), ("/weather", "Basel")];
-        let (command, text) = *self.writer.random.pick(&said);
+        let commands =
+            [("/lobu", "help"), ("/lobu", ""), ("/lobu", "what?"), ("/weather", "Basel")];
+        let (command, text) = *self.writer.random.pick(&commands);
         let webhook = self.writer.command(tenant, &channel, &user, command, text)?;
         Ok(vec![self.sent(tenant, webhook)])
     }
@@ -320,18 +320,18 @@ impl ScenarioBuilder {
             "api_app_id": tenant.app.app,
         });
         let webhook = fixtures::webhook("of_tomorrow", &content);
-        // A copy of it is known by its bytes: Slack never sends such again.
+        // Not resent, because Slack sends no such webhook. Its dedup key is a hash of the body.
         vec![Sent { tenant: tenant.number, webhook, again: false, stored: true }]
     }
 
-    /// Returns the handshake of a new request URL, which ingest answers.
+    /// Returns the handshake of a new request URL, which ingest answers and does not store.
     fn handshake(&mut self, tenant: &Tenant) -> anyhow::Result<Exchange> {
         let content = self.writer.fixture("url_verification", "")?;
         let webhook = fixtures::webhook("url_verification", &content);
         Ok(vec![Sent { tenant: tenant.number, webhook, again: false, stored: false }])
     }
 
-    /// Returns an unused code for a surface.
+    /// Creates a code for a surface and returns its text.
     fn unused_code(&mut self, tenant: &Tenant, surface: Surface) -> String {
         let code = tenant.code(&mut self.writer.random, &[surface]);
         let shown = code.code.clone();
@@ -339,11 +339,10 @@ impl ScenarioBuilder {
         shown
     }
 
-    /// Returns commands that change bindings. In each channel one person sends them one after the
-    /// other.
+    /// Returns commands that change bindings. In each channel one person sends them, in order.
     fn commands(&mut self) -> anyhow::Result<Vec<Exchange>> {
         self.taken.clear();
-        let (mut talks, mut linked, mut used) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut exchanges, mut linked, mut used) = (Vec::new(), Vec::new(), Vec::new());
         for tenant in &self.tenants.clone() {
             for n in 0..tenant.busy.min(CHANNELS) {
                 let first = self.writer.random.below(PEOPLE);
@@ -352,58 +351,63 @@ impl ScenarioBuilder {
                 if !self.reserve(channel.clone()) {
                     continue;
                 }
-                let mut says: Vec<String> = Vec::new();
+                let mut texts: Vec<String> = Vec::new();
                 match self.writer.random.below(10) {
                     0..3 => {
                         let code = self.unused_code(tenant, Surface::Channel);
-                        says.extend([format!("link {code}"), "status".into()]);
+                        texts.extend([format!("link {code}"), "status".into()]);
                         used.push((tenant.number, code));
                         linked.push((tenant.number, channel.clone()));
                     }
                     3 => {
                         let code = self.unused_code(tenant, Surface::Channel);
                         let link = format!("link {code}");
-                        says.extend([link.clone(), link.clone(), "unlink".into(), link]);
+                        texts.extend([link.clone(), link.clone(), "unlink".into(), link]);
                     }
-                    4 => says.push(format!("link {}", self.invalid_code(tenant))),
+                    4 => texts.push(format!("link {}", self.invalid_code(tenant))),
                     5 => {
                         let code = self.unused_code(tenant, Surface::Dm);
-                        says.extend([format!("link {code}"), "link".into()]);
+                        texts.extend([format!("link {code}"), "link".into()]);
                     }
                     6 => {
                         let theirs = self.used.iter().find(|(owner, _)| *owner == tenant.number);
                         let code = theirs.map(|(_, code)| code.clone());
                         let code = code.unwrap_or_else(|| "nonsense".into());
-                        says.extend([format!("link {code}"), "status".into()]);
+                        texts.extend([format!("link {code}"), "status".into()]);
                     }
-                    7 => says.extend(["new", "status", "clear"].map(str::to_owned)),
+                    7 => texts.extend(["new", "status", "clear"].map(str::to_owned)),
                     8 if tenant.preview => {
-                        says.extend(
+                        texts.extend(
                             ["agents", "try helper", "status", "try nobody"].map(str::to_owned),
                         );
                     }
-                    8 => says.extend(["agents", "unlink"].map(str::to_owned)),
+                    8 => texts.extend(["agents", "unlink"].map(str::to_owned)),
                     _ => {
                         let code = self.unused_code(tenant, Surface::Channel);
-                        talks.push(self.codes_in_thread(tenant, &channel, [&user, &other], &code));
+                        exchanges.push(self.codes_in_thread(
+                            tenant,
+                            &channel,
+                            [&user, &other],
+                            &code,
+                        ));
                         continue;
                     }
                 }
                 let mut exchange = Vec::new();
-                for text in says {
+                for text in texts {
                     let webhook = self.writer.command(tenant, &channel, &user, "/lobu", &text)?;
                     exchange.push(self.sent(tenant, webhook));
                 }
-                talks.push(exchange);
+                exchanges.push(exchange);
             }
         }
         self.linked.extend(linked);
         self.used.extend(used);
-        Ok(talks)
+        Ok(exchanges)
     }
 
-    /// Returns a thread in which two people use a code as text. The second is late. Then the thread
-    /// continues with the agent.
+    /// Returns a thread in which two people use the same code as text. The second use is too late.
+    /// Then the thread continues with the agent.
     fn codes_in_thread(
         &mut self,
         tenant: &Tenant,
@@ -413,8 +417,8 @@ impl ScenarioBuilder {
     ) -> Exchange {
         let (root, mut exchange) = (self.writer.ts(), Vec::new());
         let link = format!("/lobu link {code}");
-        let says = [(users[0], &*link), (users[1], &*link), (users[1], "so, who answers here?")];
-        for (n, (user, text)) in says.into_iter().enumerate() {
+        let texts = [(users[0], &*link), (users[1], &*link), (users[1], "so, who answers here?")];
+        for (n, (user, text)) in texts.into_iter().enumerate() {
             let (ts, thread) = match n {
                 0 => (root.clone(), None),
                 _ => (self.writer.ts(), Some(root.as_str())),
@@ -426,7 +430,7 @@ impl ScenarioBuilder {
         exchange
     }
 
-    /// Returns an invalid code: invented, of another connection, or expired.
+    /// Returns an invalid code: unknown, of another connection, or expired.
     fn invalid_code(&mut self, tenant: &Tenant) -> String {
         let other = self.tenants[(tenant.number + 1) % self.tenants.len()].clone();
         match self.writer.random.below(3) {
@@ -444,10 +448,10 @@ impl ScenarioBuilder {
     /// Returns events that change the ids of bound channels.
     fn channel_id_changes(&mut self) -> anyhow::Result<Vec<Exchange>> {
         self.taken.clear();
-        let mut talks = Vec::new();
+        let mut exchanges = Vec::new();
         for (number, channel) in self.linked.clone() {
             let tenant = self.tenants[number].clone();
-            if self.reserve(tenant.app.team.clone()) && talks.len() < 6 {
+            if self.reserve(tenant.app.team.clone()) && exchanges.len() < 6 {
                 let ts = self.writer.ts();
                 let webhook = self.writer.event(
                     &tenant,
@@ -456,17 +460,17 @@ impl ScenarioBuilder {
                         "new_channel_id": format!("CMOVED{:03}", tenant.number), "event_ts": ts,
                     }),
                 );
-                talks.push(vec![self.sent(&tenant, webhook)]);
+                exchanges.push(vec![self.sent(&tenant, webhook)]);
             }
         }
-        Ok(talks)
+        Ok(exchanges)
     }
 
-    /// Returns the last conversations: some tenants remove the app or a person's token, the others
-    /// continue.
+    /// Returns the last conversations: some tenants remove the app or revoke a person's token, the
+    /// others continue.
     fn removals(&mut self) -> anyhow::Result<Vec<Exchange>> {
         let leaves = |tenant: &Tenant| REMOVALS.iter().any(|(number, _)| *number == tenant.number);
-        let mut talks = self.exchanges(|tenant| !leaves(tenant))?;
+        let mut exchanges = self.exchanges(|tenant| !leaves(tenant))?;
         let persons = [(13, "tokens_revoked"), (33, "tokens_revoked")];
         for (number, word) in REMOVALS.into_iter().chain(persons) {
             let tenant = self.tenants[number].clone();
@@ -477,10 +481,11 @@ impl ScenarioBuilder {
             }
             let mut webhook = self.writer.event(&tenant, inner);
             webhook.what = word.into();
-            // Not resent: the copy would arrive after the connection is known to be gone.
+            // Not resent: ingest would reject or accept the copy, depending on the speed of the
+            // directory.
             let sent = Sent { tenant: number, webhook, again: false, stored: true };
-            talks.push(vec![sent]);
+            exchanges.push(vec![sent]);
         }
-        Ok(talks)
+        Ok(exchanges)
     }
 }

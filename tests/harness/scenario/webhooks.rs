@@ -1,7 +1,7 @@
-//! Webhooks of the scenario as Slack writes them, made from the fixtures with ids and times of the
+//! Webhooks of the scenario in Slack's format, made from the fixtures with ids and times of the
 //! scenario.
 //!
-//! Ids are numbered, so no two are the same. Each webhook advances the time by some seconds.
+//! Ids contain a counter, so they are unique. Each `ts` advances the time by up to 4 s.
 
 use super::tenants::Tenant;
 use crate::{fault::Random, fixtures, recording::ANY_SLACK, slack::webhook::Webhook};
@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Begin of the day in seconds since 1970: 4 March 2025, 08:00.
+/// Start of the day, in seconds since 1970: 2025-03-04 08:00 UTC.
 pub(super) const START: u64 = 1_741_075_200;
 
 pub(super) struct WebhookWriter {
@@ -44,7 +44,7 @@ impl WebhookWriter {
         format!("{}.{number:06}", self.second)
     }
 
-    /// Returns the current minute.
+    /// Returns the start of the current minute, in seconds since 1970.
     pub fn minute(&self) -> u64 {
         self.second / 60 * 60
     }
@@ -55,7 +55,7 @@ impl WebhookWriter {
         found.cloned().with_context(|| format!("the fixture {name} has no {at}"))
     }
 
-    /// Returns an event with this inner event.
+    /// Returns an Events API webhook with an inner event.
     pub fn event(&mut self, tenant: &Tenant, inner: Value) -> Webhook {
         let app = &tenant.app;
         let team = tenant.enterprise.is_none().then_some(&app.team);
@@ -72,7 +72,7 @@ impl WebhookWriter {
         fixtures::webhook(&what, &content)
     }
 
-    /// Returns a message event with this `ts`.
+    /// Returns a message event. `place` is the channel and the thread.
     pub fn message(
         &mut self,
         tenant: &Tenant,

@@ -1,4 +1,4 @@
-// Installs an app with Slack's own OAuth library against the fake Slack. Prints one line of JSON.
+// Installs an app in the simulated Slack with Slack's own OAuth library. Prints one line of JSON.
 const { InstallProvider } = require("@slack/oauth");
 
 async function main() {

@@ -1,4 +1,4 @@
-//! Slack's own SDK for Python, as a second implementation of signatures.
+//! Slack's SDK for Python, as a second implementation of signatures.
 //!
 //! The SDK signs webhooks for a gateway, or verifies webhooks that the simulated Slack signed. The
 //! scripts belong to the tests; the SDK is a pinned wheel (`fetch.rs`).
@@ -44,7 +44,7 @@ impl Sdk {
         Ok(Self(slack_sdk(&run).await?))
     }
 
-    /// Signs webhooks as Slack does and sends them; with `flip`, changes a byte of each after
+    /// Signs webhooks as Slack does and sends them. With `flip`, changes a bit of each after
     /// signing.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Sdk {
         self.run(include_str!("send.py"), webhooks.into_iter().map(line)).await
     }
 
-    /// Returns whether the SDK accepts the signature of each webhook.
+    /// Returns, for each webhook, true if the SDK accepts its signature.
     ///
     /// # Errors
     /// The output of Python.
@@ -99,7 +99,7 @@ impl Sdk {
         }
         let PythonPackages { python, packages } = self.0.clone();
         let output = tokio::task::spawn_blocking(move || {
-            // -B: the cache stays as it was fetched.
+            // -B: writes no bytecode into the cache.
             let mut child = Command::new(python)
                 .args(["-B", "-c", script])
                 .env("PYTHONPATH", packages)
@@ -107,13 +107,13 @@ impl Sdk {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
-                .context("python3 does not start")?;
-            let mut stdin = child.stdin.take().context("stdin is a pipe")?;
-            // A thread: a script may answer before it has read everything.
+                .context("failed to start python3")?;
+            let mut stdin = child.stdin.take().context("the child has no stdin")?;
+            // Written by a thread, because a script may print before it has read all input.
             let fed = std::thread::spawn(move || stdin.write_all(&input));
             let output = child.wait_with_output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            fed.join().ok().context("the thread that feeds it")??;
+            fed.join().ok().context("the thread that writes stdin panicked")??;
             Ok(output.stdout)
         });
         let text = String::from_utf8(output.await??)?;

@@ -1,6 +1,6 @@
 """Signs webhooks with Slack's SDK and sends them.
 
-Reads a JSON line each from stdin: url, secret, content_type, body (base64), flip (change a byte after signing).
+Reads a JSON line each from stdin: url, secret, content_type, body (base64), flip (change a bit after signing).
 Prints a JSON line each in the same order: status, body. All are sent concurrently, since some wait for an answer.
 """
 
@@ -14,7 +14,7 @@ import urllib.request
 
 from slack_sdk.signature import SignatureVerifier
 
-# A proxy that the machine is set up with can't reach our loopback.
+# Bypasses a proxy that the machine is configured for: it can't reach this machine's loopback.
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

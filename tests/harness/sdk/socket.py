@@ -1,4 +1,4 @@
-"""Connects with Slack's own Socket Mode client to the fake Slack. Prints a line of JSON per event."""
+"""Connects to the simulated Slack with Slack's Socket Mode client. Prints a line of JSON per event."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-//! Slack's own clients of Socket Mode, unmodified, as processes.
+//! Processes of Slack's Socket Mode clients.
 
 use crate::{
     bolt::Language,

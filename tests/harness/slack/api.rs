@@ -1,7 +1,7 @@
-//! The Web API, as far as an app calls it: one function per method.
+//! The methods of the Web API that apps call.
 //!
-//! A call has a method, a token and arguments (JSON, a form or a query). It is answered as Slack
-//! does and recorded. Checks have Slack's order: token, scope, rate limit, arguments.
+//! A call has a method, a token and arguments (JSON, a form or a query). It is recorded, and
+//! answered as Slack answers it. Checks have Slack's order: token, scope, rate limit, arguments.
 
 use super::{
     Receipt, Slack, blocks,
@@ -38,14 +38,14 @@ pub struct Call {
     pub outcome: Outcome,
 }
 
-/// Result of a call on the side of Slack.
+/// Result of a call, as Slack knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Took effect and was answered.
+    /// The call took effect and was answered.
     Taken,
-    /// `ok: false` with this error.
+    /// Answered with `ok: false` and this error.
     Refused(String),
-    /// 429, with the seconds to wait.
+    /// Answered with 429 and the seconds to wait.
     RateLimited(u64),
     /// An injected fault.
     Broken {
@@ -57,15 +57,15 @@ pub enum Outcome {
 }
 
 /// An error of Slack, with additional fields.
-pub(super) struct Refused(String, Value);
+pub(super) struct ApiError(String, Value);
 
-impl From<&str> for Refused {
+impl From<&str> for ApiError {
     fn from(error: &str) -> Self {
         Self(error.to_owned(), Value::Null)
     }
 }
 
-type Answered = Result<Value, Refused>;
+type Answered = Result<Value, ApiError>;
 
 /// Returns the scope that a method needs.
 fn required_scope(method: &str, channel: &str) -> Option<&'static str> {
@@ -94,7 +94,7 @@ fn required_scope(method: &str, channel: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns true for methods that leave a receipt, because a person sees their effect.
+/// Returns true for methods that are recorded as receipts, because a person sees their effect.
 fn leaves_receipt(method: &str) -> bool {
     !matches!(
         method,
@@ -160,11 +160,11 @@ fn take_call(
 
     let broken = state.fault_rules.inject(&call);
     let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || only_delays(fault));
-    let mut answer = Err(Refused::from("internal_error"));
+    let mut answer = Err(ApiError::from("internal_error"));
     let mut limited = None;
     if effective {
         let allowed = match caller {
-            Some(Err(error)) => Err(Refused::from(error.as_str())),
+            Some(Err(error)) => Err(ApiError::from(error.as_str())),
             Some(Ok(there)) => allowed(method, &call.channel, &there),
             None => Ok(()),
         };
@@ -182,7 +182,7 @@ fn take_call(
             Outcome::Broken { fault: fault.clone(), taken: answer.is_ok() }
         }
         (_, Some(seconds), _) => Outcome::RateLimited(seconds),
-        (_, None, Err(Refused(error, _))) => Outcome::Refused(error.clone()),
+        (_, None, Err(ApiError(error, _))) => Outcome::Refused(error.clone()),
         (_, None, Ok(_)) => Outcome::Taken,
     };
     if answer.is_ok() && leaves_receipt(method) {
@@ -198,7 +198,7 @@ fn take_call(
     let reply = match (limited, answer) {
         (Some(seconds), _) => Reply::rate_limited(seconds),
         (None, Ok(answer)) => Reply::ok(headers, answer),
-        (None, Err(Refused(error, with))) => {
+        (None, Err(ApiError(error, with))) => {
             let mut answer = json!({ "ok": false, "error": error });
             if let (Some(answer), Value::Object(with)) = (answer.as_object_mut(), with) {
                 answer.extend(with);
@@ -223,20 +223,20 @@ fn take_response(slack: &Slack, path: &str, body: Value) -> (Option<Fault>, Repl
     };
     let broken = state.fault_rules.inject(&call);
     let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || only_delays(fault));
-    let said = if effective { state.urls.take(path, now) } else { Err("not_taken") };
-    call.outcome = match (&broken, said) {
+    let result = if effective { state.urls.take(path, now) } else { Err("not_taken") };
+    call.outcome = match (&broken, result) {
         (Some((fault, _)), _) if !only_delays(fault) => {
-            Outcome::Broken { fault: fault.clone(), taken: said.is_ok() }
+            Outcome::Broken { fault: fault.clone(), taken: result.is_ok() }
         }
         (_, Err(error)) => Outcome::Refused(error.to_owned()),
         (_, Ok(())) => Outcome::Taken,
     };
     state.calls.push(call);
-    if said.is_ok() {
+    if result.is_ok() {
         let to = path.to_owned();
         state.receipts.push(Receipt { by: "response_url".into(), to, token: None, body });
     }
-    let reply = match said {
+    let reply = match result {
         Ok(()) => Reply::text(200, "ok"),
         Err(error) => Reply::text(404, error),
     };
@@ -266,9 +266,9 @@ async fn apply_fault(fault: Option<Fault>, reply: Reply) -> Reply {
     }
 }
 
-fn allowed(method: &str, channel: &str, there: &Installation) -> Result<(), Refused> {
+fn allowed(method: &str, channel: &str, there: &Installation) -> Result<(), ApiError> {
     match required_scope(method, channel) {
-        Some(scope) if !there.scopes.contains(scope) => Err(Refused(
+        Some(scope) if !there.scopes.contains(scope) => Err(ApiError(
             "missing_scope".into(),
             json!({ "needed": scope, "provided": scopes(there) }),
         )),
@@ -276,13 +276,13 @@ fn allowed(method: &str, channel: &str, there: &Installation) -> Result<(), Refu
     }
 }
 
-/// Returns the workspace of a call. On Grid an app of the whole organization has to name it.
+/// Returns the workspace of a call. On Grid an app of the whole organization names it in `team_id`.
 fn team(there: &Installation, args: &Value) -> String {
-    let said = args["team_id"].as_str().map(str::to_owned);
+    let named = args["team_id"].as_str().map(str::to_owned);
     let own = there.team.clone().or_else(|| there.enterprise.clone());
     match &there.team {
         Some(team) => team.clone(),
-        None => said.or(own).unwrap_or_default(),
+        None => named.or(own).unwrap_or_default(),
     }
 }
 
@@ -425,12 +425,12 @@ fn perform(
     }
 }
 
-fn required_channel(channel: &str) -> Result<&str, Refused> {
+fn required_channel(channel: &str) -> Result<&str, ApiError> {
     if channel.is_empty() { Err("channel_not_found".into()) } else { Ok(channel) }
 }
 
 /// Returns the message of the arguments, if Slack accepts it.
-fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message, Refused> {
+fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message, ApiError> {
     let text = args["text"].as_str().unwrap_or_default();
     let (blocks, metadata) = (&args["blocks"], &args["metadata"]);
     if text.is_empty() && blocks.is_null() && args["attachments"].is_null() {
@@ -440,8 +440,8 @@ fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message
         return Err("msg_too_long".into());
     }
     blocks::check(blocks)?;
-    let noted = metadata["event_type"].is_string() && metadata["event_payload"].is_object();
-    if !metadata.is_null() && !noted {
+    let is_valid = metadata["event_type"].is_string() && metadata["event_payload"].is_object();
+    if !metadata.is_null() && !is_valid {
         return Err("invalid_metadata_format".into());
     }
     Ok(Message {
@@ -452,7 +452,7 @@ fn composed(slack: &Slack, args: &Value, there: &Installation) -> Result<Message
     })
 }
 
-/// Returns a message of the caller without content.
+/// Returns a message of the caller, without content.
 fn message(slack: &Slack, args: &Value, there: &Installation) -> Message {
     Message {
         ts: slack.ts(),

@@ -1,4 +1,4 @@
-//! Blocks of messages: Slack's limits of their form, and mentions that notify a channel or a group.
+//! Checks of message blocks: Slack's limits, and mentions that notify a channel or a user group.
 
 use serde_json::Value;
 
@@ -109,8 +109,8 @@ fn cell_chars(value: &Value) -> usize {
     }
 }
 
-/// Returns whether a message or a part of it notifies a channel or a user group, or could do so:
-/// Slack does not document what becomes of mentions in Markdown.
+/// Returns true if a message or a part of it notifies a channel or a user group, or could do so:
+/// Slack does not document the effect of mentions in Markdown.
 pub fn notifies(value: &Value) -> bool {
     const MENTIONS: [&str; 8] = [
         "<!channel",

@@ -1,7 +1,8 @@
-//! Clock of the simulated Slack, which tests move forward: an hour of retries takes no time.
+//! Clock of the simulated Slack, which tests move forward instead of waiting.
 //!
 //! The clock controls retries, the expiry of tokens, `trigger_id`s and `response_url`s, and rate
-//! limits. Signatures have the time of the machine, because the gateway compares them with it.
+//! limits. Signatures use the time of the machine, because the gateway compares them with its own
+//! clock.
 
 use std::{
     sync::{
@@ -12,7 +13,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// A clock. Clones are the same clock.
+/// A clock. Clones share their time.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicU64>,
@@ -36,7 +37,7 @@ impl Clock {
         self.moved.notify_waiters();
     }
 
-    /// Waits until the clock shows a time.
+    /// Waits until the clock reaches a time.
     pub async fn reaches(&self, time: SystemTime) {
         loop {
             let moved = self.moved.notified();

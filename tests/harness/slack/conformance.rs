@@ -1,28 +1,28 @@
-//! Checks of answers: whether Slack and a user would accept them.
+//! Checks that Slack and a user would accept an answer.
 
 use super::{Answer, delivery::ANSWER_TIMEOUT};
 use serde_json::Value;
 
-/// Kind of answer that Slack expects.
+/// Answer that Slack expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expects {
-    /// For an event: any 2xx.
+    /// Any 2xx, for an event.
     Taken,
-    /// For a slash command: 200, empty or with a message.
+    /// 200, empty or with a message, for a slash command.
     Message,
-    /// For a click or a shortcut: 200.
+    /// 200, for a click or a shortcut.
     Ack,
-    /// For the submission of a view: 200, empty or with an action.
+    /// 200, empty or with a response action, for a view submission.
     View,
-    /// For a menu: options.
+    /// 200 with options, for a menu.
     Options,
-    /// For a handshake: the challenge.
+    /// 200 with the challenge, for a handshake.
     Challenge,
-    /// For a forgery, which Slack never sends: a rejection.
+    /// 401, for a forgery, which Slack never sends.
     Refusal,
 }
 
-/// Returns the kind of answer that Slack expects to a body.
+/// Returns the answer that Slack expects to a content.
 pub fn expects(content: &Value) -> Expects {
     let kind = |value: &Value| value["type"].as_str().unwrap_or_default().to_owned();
     if content.get("_form").is_some() {
@@ -45,7 +45,7 @@ pub fn expects(content: &Value) -> Expects {
     }
 }
 
-/// Returns the problem of an answer, if there is one.
+/// Returns the reason why an answer is wrong, or `None` if it is right.
 pub fn wrong(expects: Expects, challenge: &str, answer: &Answer) -> Option<String> {
     if answer.took >= ANSWER_TIMEOUT {
         return Some(format!("later than {} s", ANSWER_TIMEOUT.as_secs()));

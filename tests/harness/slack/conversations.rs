@@ -1,8 +1,7 @@
-//! Conversations: every message with its `ts`, thread and metadata.
+//! Messages of all conversations, with `ts`, thread and metadata.
 //!
-//! Messages come from people (the webhooks that report them) and from bots. History is returned
-//! newest first, threads oldest first, as Slack does. A conversation exists from its first message
-//! on.
+//! Messages come from people (by the webhooks that report them) and from bots. As in Slack, history
+//! is newest first, threads are oldest first. A conversation exists from its first message on.
 
 use super::streams::Stream;
 use serde_json::{Value, json};
@@ -11,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Time, which identifies the message.
+    /// Time stamp, which identifies the message.
     pub ts: String,
     /// Author.
     pub user: String,
@@ -27,7 +26,7 @@ pub struct Message {
     pub metadata: Value,
     /// True if the message was edited.
     pub edited: bool,
-    /// Stream, if the message was begun as one.
+    /// Stream, if the message is streamed.
     pub stream: Option<Stream>,
 }
 
@@ -49,7 +48,8 @@ pub(super) struct Page<'a> {
 }
 
 impl Conversations {
-    /// Deletes a message. What is posted in its thread from now on is posted beside it.
+    /// Deletes a message and returns true if it existed. Later messages in its thread are posted
+    /// outside the thread.
     pub(super) fn delete(&mut self, team: &str, channel: &str, ts: &str) -> bool {
         self.deleted.insert((team.to_owned(), channel.to_owned(), ts.to_owned()));
         let Some(all) = self.all.get_mut(&(team.to_owned(), channel.to_owned())) else {
@@ -81,7 +81,7 @@ impl Conversations {
         messages.iter_mut().find(|message| message.ts == ts)
     }
 
-    /// Returns the direct message channel of these users. The name depends on the users only.
+    /// Returns the direct message channel of some users. Its id depends on the users only.
     pub(super) fn open(&self, users: &str) -> String {
         let kind = if users.contains(',') { 'G' } else { 'D' };
         format!("{kind}0OPEN{}", users.replace(',', "-"))

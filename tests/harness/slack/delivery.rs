@@ -1,13 +1,12 @@
-//! Deliveries of Slack: an answer within three seconds, or a retry; an app that fails too often is
-//! disabled.
+//! Delivery of webhooks with Slack's timeout and retries. An app that fails too often is disabled.
 //!
-//! Events are retried at once, after one minute and after five, with the number and the reason.
-//! With delayed events they are then retried every hour for a day. Two redirects are followed.
-//! Commands and clicks are sent once. An app of whose attempts more than 95 % fail within an hour
-//! gets nothing until a person enables it again. Apps with fewer than a thousand attempts an hour
-//! are exempt.
+//! An app has three seconds to answer. Events are retried at once, after one minute and after five
+//! minutes, with the number and the reason of the retry. With delayed events they are then retried
+//! every hour for a day. Two redirects are followed. Commands and clicks are sent once. An app that
+//! fails more than 95 % of the attempts within an hour gets no webhooks until a person enables it
+//! again. Apps with fewer than a thousand attempts an hour are exempt.
 //!
-//! All waits use the clock of this Slack ([`super::clock::Clock`]).
+//! All waits between attempts use the clock of the simulated Slack ([`super::clock::Clock`]).
 
 use super::{Answer, Slack, sign, unix_now, webhook::Webhook};
 use axum::http::header::LOCATION;
@@ -20,14 +19,14 @@ use std::{
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum number of redirects.
 const REDIRECTS_MAX: usize = 2;
-/// Waits before the second, third and fourth attempt.
+/// Times before the second, third and fourth attempt.
 pub(super) const RETRIES: [Duration; 3] =
     [Duration::ZERO, Duration::from_secs(60), Duration::from_secs(5 * 60)];
 /// Interval and number of delayed attempts.
 const HOURLY: (Duration, u32) = (Duration::from_secs(3600), 24);
 /// Period over which failures are counted.
 const HOUR: Duration = Duration::from_secs(3600);
-/// Number of attempts in that period from which an app may be disabled.
+/// Minimum number of attempts in [`HOUR`] for an app to be disabled.
 const JUDGED_FROM: usize = 1_000;
 /// Percentage of failed attempts above which an app is disabled.
 const FAILED_MAX: usize = 95;
@@ -78,7 +77,7 @@ pub struct Attempt {
 pub struct Delivery {
     /// Attempts in order.
     pub attempts: Vec<Attempt>,
-    /// True if the app is disabled: nothing was sent, or nothing more.
+    /// True if the app was disabled before or during the delivery.
     pub switched_off: bool,
 }
 
@@ -121,7 +120,8 @@ impl FailureStats {
 }
 
 impl Slack {
-    /// Delivers an event with all retries. `delayed`: the app subscribed to delayed events.
+    /// Delivers an event with all retries. `delayed` is true if the app subscribed to delayed
+    /// events.
     pub async fn deliver(
         &self,
         url: &str,
@@ -152,7 +152,8 @@ impl Slack {
         }
     }
 
-    /// Makes one attempt. `retry`: its number and the reason of the previous failure.
+    /// Makes one attempt. `retry` is its number and the reason of the previous failure; `None` for
+    /// the first attempt.
     pub async fn attempt(
         &self,
         url: &str,
@@ -200,8 +201,8 @@ impl Slack {
                 Ok(answer) => answer,
                 Err(error) => {
                     let error = error.downcast_ref::<reqwest::Error>();
-                    let unheard = error.is_some_and(reqwest::Error::is_connect);
-                    return Err(match unheard {
+                    let not_connected = error.is_some_and(reqwest::Error::is_connect);
+                    return Err(match not_connected {
                         true => Reason::ConnectionFailed,
                         false => Reason::UnknownError,
                     });
@@ -225,7 +226,7 @@ impl Slack {
         self.state().failure_stats.of(url).off
     }
 
-    /// Returns the number of attempts to a URL within the hour.
+    /// Returns the number of attempts to a URL within the last hour.
     pub fn attempts_at(&self, url: &str) -> usize {
         self.state().failure_stats.of(url).attempts.len()
     }

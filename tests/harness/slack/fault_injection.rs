@@ -1,5 +1,4 @@
-//! Faults of calls that tests inject: calls that are refused, not answered, or answered after the
-//! connection is gone.
+//! Faults that tests inject into calls of the Web API: errors, missing, late and truncated answers.
 //!
 //! A rule selects calls and names their fault. The first rule that matches is applied.
 
@@ -9,21 +8,21 @@ use std::time::Duration;
 /// A fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// `ok: false` with this error.
+    /// Answers `ok: false` with this error.
     Says(String),
-    /// This status with an HTML page.
+    /// Answers this status with an HTML page.
     Status(u16),
-    /// 429 with the seconds to wait.
+    /// Answers 429 with the seconds to wait.
     RateLimited(u64),
-    /// No answer until the caller gives up.
+    /// Never answers.
     Silent,
-    /// An answer after this time.
+    /// Delays the answer by this time.
     Slow(Duration),
-    /// A connection closed before an answer.
+    /// Closes the connection before the answer.
     Cut,
-    /// A connection closed within the answer.
+    /// Closes the connection in the middle of the answer.
     MidBody,
-    /// 200 without JSON.
+    /// Answers 200 without JSON.
     Garbage,
 }
 
@@ -68,7 +67,7 @@ impl FaultRule {
         self
     }
 
-    /// Lets the call take effect: only its answer is lost.
+    /// Lets the call take effect before the fault: only its answer is lost.
     pub fn after_the_fact(mut self) -> Self {
         self.taken = true;
         self
@@ -88,8 +87,8 @@ impl FaultRule {
 pub(super) struct FaultRules(Vec<FaultRule>);
 
 impl FaultRules {
-    pub(super) fn add(&mut self, trouble: FaultRule) {
-        self.0.push(trouble);
+    pub(super) fn add(&mut self, rule: FaultRule) {
+        self.0.push(rule);
     }
 
     pub(super) fn clear(&mut self) {
@@ -98,8 +97,8 @@ impl FaultRules {
 
     /// Returns the fault of a call, and whether the call takes effect.
     pub(super) fn inject(&mut self, call: &Call) -> Option<(Fault, bool)> {
-        let trouble = self.0.iter_mut().find(|trouble| trouble.fits(call))?;
-        trouble.left = trouble.left.map(|left| left - 1);
-        Some((trouble.fault.clone(), trouble.taken))
+        let rule = self.0.iter_mut().find(|rule| rule.fits(call))?;
+        rule.left = rule.left.map(|left| left - 1);
+        Some((rule.fault.clone(), rule.taken))
     }
 }

@@ -1,17 +1,18 @@
-//! Forged webhooks.
+//! Forged webhooks, which ingest must reject.
 //!
-//! A forgery is made from a webhook, the signing secret of its connection and what an attacker may
-//! know: invalid signatures, and ambiguous headers. All are rejected alike.
+//! A forgery is a webhook of a connection with an invalid signature or ambiguous headers. All
+//! forgeries get the same response.
 
 use super::{Answer, Slack, sign, unix_now, webhook::Webhook};
 
-/// Maximum age of a signature in seconds, in both directions.
+/// Maximum difference between the time of a signature and the clock of ingest, in seconds, in both
+/// directions.
 pub const GOOD_FOR: u64 = 300;
 
 const SIGNATURE: &str = "x-slack-signature";
 const TIMESTAMP: &str = "x-slack-request-timestamp";
 
-/// A webhook with headers that Slack did not write.
+/// A webhook with headers that Slack did not send.
 #[derive(Debug, Clone)]
 pub struct Forgery {
     /// Description.
@@ -45,12 +46,12 @@ pub fn signatures(webhook: &Webhook, secret: &str, another: &str) -> Vec<Forgery
     changed.body[10] ^= 1;
     vec![
         Forgery::new("another connection's secret", webhook, &signed(another, now), now),
-        Forgery::new("a secret that nobody has", webhook, &signed("made up", now), now),
+        Forgery::new("an unknown secret", webhook, &signed("made up", now), now),
         Forgery::new("the secret in capitals", webhook, &signed(&secret.to_uppercase(), now), now),
         Forgery::new("a byte changed after signing", &changed, &good, now),
         Forgery::new("another second", webhook, &good, now + 1),
         signed_at("too old", now - GOOD_FOR - 1),
-        // The second may be over when the request arrives.
+        // 3 s instead of 1 s, because time passes until the request arrives.
         signed_at("from the future", now + GOOD_FOR + 3),
     ]
 }
@@ -70,7 +71,7 @@ pub fn headers(webhook: &Webhook, secret: &str) -> Vec<Forgery> {
         written("hex of another length", &good[..good.len() - 2]),
         written("no version", good.trim_start_matches("v0=")),
         written("empty", ""),
-        with("none at all", &[]),
+        with("no signature and no timestamp", &[]),
         with("no timestamp", &[(SIGNATURE, &good)]),
         with("a timestamp with a sign", &[(SIGNATURE, &good), (TIMESTAMP, &format!("+{stamp}"))]),
         with("two signatures", &[(SIGNATURE, &good), (SIGNATURE, &good), (TIMESTAMP, &stamp)]),

@@ -1,7 +1,7 @@
-//! HTTP server of the simulated Slack, on hyper: a framework always answers, and this server
-//! sometimes must not.
+//! HTTP server of the simulated Slack, on hyper instead of a framework: some faults close the
+//! connection without an answer.
 //!
-//! Requests are calls of [`super::api`]. A connection may end before or within the answer.
+//! Requests are answered by [`super::api`], [`super::oauth`] and [`super::socket_mode`].
 
 use super::{Slack, api, oauth};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -27,9 +27,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 pub(super) enum Reply {
     /// A complete answer.
     Answer { status: u16, kind: &'static str, headers: Vec<(&'static str, String)>, body: String },
-    /// The connection is closed without an answer.
+    /// Closes the connection without an answer.
     Cut,
-    /// The connection is closed within the answer.
+    /// Closes the connection in the middle of the answer.
     MidBody,
 }
 
@@ -62,7 +62,9 @@ pub(super) async fn serve(listener: TcpListener, slack: Slack) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, slack.clone()))),
-            Err(error) => eprintln!("the fake Slack could not accept: {error}"),
+            Err(error) => {
+                eprintln!("failed to accept a connection to the simulated Slack: {error}")
+            }
         }
     }
 }
@@ -109,7 +111,7 @@ async fn answer(
         Reply::text(404, "not_found")
     };
     match reply {
-        Reply::Cut => anyhow::bail!("cut by a test's will"),
+        Reply::Cut => anyhow::bail!("connection cut by an injected fault"),
         Reply::MidBody => {
             // The first half is sent before the connection is closed.
             let body = futures_util::stream::unfold(0, |step| async move {
@@ -136,7 +138,7 @@ async fn answer(
     }
 }
 
-/// Answers the handshake of a connection of Socket Mode.
+/// Answers the WebSocket handshake of a Socket Mode connection.
 fn upgrade(
     slack: &Slack,
     request: &mut Request<Incoming>,
@@ -157,7 +159,7 @@ fn upgrade(
     Ok(response.body(empty())?)
 }
 
-/// Returns the arguments from the body or the query. Structures inside a form are JSON strings.
+/// Returns the arguments from the body and the query. Structured values in a form are JSON strings.
 fn arguments(content_type: &str, body: &[u8], query: Option<&str>) -> Value {
     let mut args = match serde_json::from_slice(body) {
         Ok(Value::Object(args)) if content_type.starts_with("application/json") => args,
@@ -177,7 +179,7 @@ fn arguments(content_type: &str, body: &[u8], query: Option<&str>) -> Value {
     Value::Object(args)
 }
 
-/// Returns the name and password of a client.
+/// Returns the client id and secret of a Basic `Authorization` header.
 fn basic(authorization: &str) -> Option<(String, String)> {
     let decoded = BASE64.decode(authorization.strip_prefix("Basic ")?).ok()?;
     let (client, secret) = str::from_utf8(&decoded).ok()?.split_once(':')?;

@@ -1,7 +1,7 @@
-//! Rate limits of Slack: per method and workspace, one message per second and channel, a maximum
-//! per workspace.
+//! Rate limits of Slack, per method and workspace, per method and channel, or per workspace.
 //!
-//! Nothing is limited until a test sets [`Limit`]s, of its own or Slack's own for posting.
+//! There are no limits until a test sets [`Limit`]s. [`Limit::of_slack`] returns those of the real
+//! Slack.
 
 use super::api::Call;
 use std::{
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Maximum number of calls in a period.
+/// Maximum number of calls in a period, per workspace or channel.
 #[derive(Debug, Clone)]
 pub struct Limit {
     method: Option<String>,
@@ -40,8 +40,8 @@ impl Limit {
         Self { method: None, each: Each::Workspace, burst, per }
     }
 
-    /// Returns the limits that Slack documents for posting: one message per second in a channel
-    /// with some burst, and a few hundred per minute in a workspace.
+    /// Returns limits like those that Slack documents for posting: one message per second in a
+    /// channel, with a burst of three, and a few hundred per minute in a workspace.
     pub fn of_slack() -> Vec<Self> {
         const MINUTE: Duration = Duration::from_secs(60);
         vec![
@@ -66,7 +66,7 @@ impl Limit {
     }
 }
 
-/// All limits, and the calls that count.
+/// All limits, with the times of counted calls by workspace or channel.
 #[derive(Debug, Default)]
 pub(super) struct Limits(Vec<(Limit, HashMap<String, Vec<SystemTime>>)>);
 

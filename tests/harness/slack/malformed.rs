@@ -1,8 +1,8 @@
-//! Requests that Slack never sends: ambiguous length, too large, other media types, or signed but
-//! unparsable.
+//! Requests that Slack never sends: with an ambiguous length, too large, with other media types, or
+//! signed but unparsable.
 //!
-//! Requests are bytes with a valid signature and the status of their rejection. Signed but
-//! unparsable webhooks are accepted, because Slack signed them, and become dead letters.
+//! Requests are bytes, with the expected status of the response. Signed but unparsable webhooks are
+//! accepted, because Slack signed them, and become dead letters.
 
 use super::{
     Answer, Slack,
@@ -12,7 +12,7 @@ use super::{
 use shared::stream::{BODY_BYTES_MAX, DedupKey};
 use std::time::Duration;
 
-/// A request and its status.
+/// A malformed request and its expected status.
 #[derive(Debug, Clone)]
 pub struct Malformed {
     /// Description.
@@ -24,7 +24,7 @@ pub struct Malformed {
 }
 
 impl Malformed {
-    /// Sends the request on a connection of its own.
+    /// Sends the request on a new connection.
     pub async fn send(&self, url: &str, within: Duration) -> anyhow::Result<Answer> {
         let mut socket = Socket::open(url).await?;
         socket.send(&self.bytes).await?;
@@ -65,7 +65,7 @@ pub fn two_lengths(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result
     framings.into_iter().map(malformed).collect()
 }
 
-/// Returns requests over the size limit, which are rejected by their length: only heads.
+/// Returns heads of requests whose length exceeds the size limit. They are rejected before a body.
 pub fn too_large(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
     let length = |bytes: usize| format!("content-length: {bytes}");
     let (over, ten) = (length(BODY_BYTES_MAX + 1), length(10 * BODY_BYTES_MAX));
@@ -77,19 +77,24 @@ pub fn too_large(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<V
     framings.into_iter().map(malformed).collect()
 }
 
-/// Returns requests with other media types, or with other bytes than those signed.
+/// Returns requests whose bytes differ from the signed bytes, or with two media types.
 pub fn other_bytes(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec<Malformed>> {
     let length = |bytes: &[u8]| format!("content-length: {}", bytes.len());
     let request = |what: &str, lines: &[&str], body: &[u8], status| {
         let bytes = [&head(url, secret, webhook, lines)?, body].concat();
         anyhow::Ok(Malformed { what: what.into(), bytes, status })
     };
-    let (whole, packed) = (&webhook.body[..], packed(&webhook.body));
+    let (whole, gzipped) = (&webhook.body[..], gzipped(&webhook.body));
     let less = &whole[..whole.len() - 1];
     let another = "content-type: text/html";
     Ok(vec![
-        request("a byte less", &[&length(less)], less, 401)?,
-        request("packed on the way", &["content-encoding: gzip", &length(&packed)], &packed, 401)?,
+        request("the last byte is missing", &[&length(less)], less, 401)?,
+        request(
+            "a body that a proxy compressed",
+            &["content-encoding: gzip", &length(&gzipped)],
+            &gzipped,
+            401,
+        )?,
         request("two media types", &[another, &length(whole)], whole, 415)?,
     ])
 }
@@ -98,26 +103,26 @@ pub fn other_bytes(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result
 pub fn not_understood(slack: &Slack) -> Vec<Webhook> {
     let number = slack.unique();
     let deep = "[".repeat(100_000) + &number.to_string() + &"]".repeat(100_000);
-    // Between fields: in a text these bytes are replaced.
-    let no_text = format!(r#"{{"type":"event_callback","event_id":"Ev{number}","#).into_bytes();
-    let no_text = [&no_text[..], b"\xff\xfe}"].concat();
+    // Between fields, because invalid UTF-8 inside a string would be replaced.
+    let not_utf8 = format!(r#"{{"type":"event_callback","event_id":"Ev{number}","#).into_bytes();
+    let not_utf8 = [&not_utf8[..], b"\xff\xfe}"].concat();
     let bodies = [
         ("deep JSON", deep.into_bytes()),
-        ("no UTF-8", no_text),
-        ("packed by whom it is from", packed(number.to_string().as_bytes())),
-        ("half of it", format!(r#"{{"event_id":"Ev{number}","event":"#).into_bytes()),
+        ("no UTF-8", not_utf8),
+        ("a body that the sender compressed", gzipped(number.to_string().as_bytes())),
+        ("a truncated body", format!(r#"{{"event_id":"Ev{number}","event":"#).into_bytes()),
     ];
     let webhook = |(what, body): (&str, Vec<u8>)| Webhook {
         what: what.into(),
         content_type: "application/json",
         body,
-        dedup_key: DedupKey::from_stored(String::new()), // it has no id: made of its bytes
+        dedup_key: DedupKey::from_stored(String::new()), // depends on the connection
         response_url: String::new(),
     };
     bodies.map(webhook).into()
 }
 
-/// Returns bytes that begin like gzip. They must not be decompressed.
-fn packed(body: &[u8]) -> Vec<u8> {
+/// Returns bytes that begin with a gzip header. They are not valid gzip.
+fn gzipped(body: &[u8]) -> Vec<u8> {
     [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff", body].concat()
 }

@@ -1,5 +1,5 @@
-//! Simulated Slack. Signs and sends webhooks, serves the Web API and `response_url`s, and records
-//! all calls.
+//! A simulated Slack that signs and sends webhooks, serves the Web API and `response_url`s, and
+//! records all calls.
 //!
 //! ```text
 //! webhook          webhooks
@@ -136,8 +136,9 @@ pub struct Answer {
 impl Slack {
     /// Starts the server. It ends with the runtime.
     pub async fn start() -> anyhow::Result<Self> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").await.context("a port for the fake Slack")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("failed to bind a port for the simulated Slack")?;
         let slack = Self {
             address: listener.local_addr()?,
             http: reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?,
@@ -166,8 +167,8 @@ impl Slack {
         format!("http://{}{path}", self.address)
     }
 
-    /// Registers what a webhook of another Slack names: its `response_url`, if it leads here, and
-    /// its view.
+    /// Registers the `response_url` and the view of a webhook that another simulated Slack created.
+    /// The `response_url` must have this Slack's origin.
     pub fn adopt(&self, body: &[u8]) {
         let field = |wanted: &str| {
             form_urlencoded::parse(body).find(|(name, _)| name == wanted).map(|(_, value)| value)
@@ -237,7 +238,7 @@ impl Slack {
         change(&mut self.state().streams);
     }
 
-    /// A person stops an agent's session: its streams end. Returns the webhook.
+    /// Stops an agent's session as a person does, which ends its streams. Returns the webhook.
     pub fn stop_session(&self, app: &App, channel: &str, user: &str, thread_ts: &str) -> Webhook {
         let mut state = self.state();
         let messages = state.conversations.all_of(&app.team, channel);
@@ -251,8 +252,8 @@ impl Slack {
     }
 
     /// Adds a fault.
-    pub fn inject_fault(&self, trouble: FaultRule) {
-        self.state().fault_rules.add(trouble);
+    pub fn inject_fault(&self, rule: FaultRule) {
+        self.state().fault_rules.add(rule);
     }
 
     /// Removes all faults.
@@ -270,7 +271,7 @@ impl Slack {
         self.state().views.find(id)
     }
 
-    /// Adds a message of a person. [`Webhook::message_event`] also returns its webhook.
+    /// Adds a message of a person. [`Webhook::message_event`] adds it and returns its webhook.
     pub fn write(&self, team: &str, channel: &str, user: &str, text: &str, ts: &str) {
         let message = Message {
             ts: ts.to_owned(),
@@ -286,7 +287,7 @@ impl Slack {
         self.state().conversations.add(team, channel, message);
     }
 
-    /// A person deletes a message.
+    /// Deletes a message, as a person does.
     pub fn delete(&self, team: &str, channel: &str, ts: &str) {
         self.state().conversations.delete(team, channel, ts);
     }
@@ -321,7 +322,7 @@ impl Slack {
         .await
     }
 
-    /// Sends a webhook with these headers instead of Slack's.
+    /// Sends a webhook with the given headers instead of Slack's.
     pub async fn send_with(
         &self,
         url: &str,
@@ -363,15 +364,15 @@ impl Slack {
         calls
     }
 
-    /// Returns the latest call that satisfies `wanted`. Copies nothing else, for frequent use.
-    /// `wanted` must not use this Slack.
+    /// Returns the latest call that satisfies `wanted`. Copies no other call, so it is cheap.
+    /// `wanted` must not use this Slack, whose state is locked.
     pub fn call(&self, wanted: impl Fn(&Call) -> bool) -> Option<Call> {
         self.state().calls.iter().rev().find(|call| wanted(call)).cloned()
     }
 
     /// Waits for a message that satisfies `wanted`.
     pub async fn wait_for_receipt(&self, what: &str, wanted: impl Fn(&Receipt) -> bool) -> Receipt {
-        // Of a copy, because `wanted` may use this Slack.
+        // Searches a copy, because `wanted` may use this Slack.
         eventually(what, Duration::from_secs(20), async || {
             self.receipts().into_iter().find(|r| wanted(r))
         })
@@ -383,7 +384,8 @@ impl Slack {
     }
 }
 
-/// Returns Slack's signature, as of docs.slack.dev (authentication/verifying-requests-from-slack).
+/// Returns Slack's signature, as defined in docs.slack.dev
+/// (authentication/verifying-requests-from-slack).
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");

@@ -1,7 +1,7 @@
-//! Slack's OAuth v2: the page on which a person allows an app, and codes.
+//! Slack's OAuth v2: authorization codes, and the page on which a person allows an app.
 //!
-//! A code belongs to a client, a redirect URI and a challenge, is valid for ten minutes, and used
-//! once. The page is HTML, so that a browser can click it; [`Slack::allow`] clicks for tests.
+//! A code belongs to a client, a redirect URI and a challenge, is valid for ten minutes, and can be
+//! used once. The page is HTML for tests with a browser; [`Slack::allow`] needs no browser.
 
 use super::{Slack, http::Reply, tokens::Installation};
 use anyhow::{Context, ensure};
@@ -16,32 +16,32 @@ use std::{
 /// Lifetime of a code.
 const CODE_LIFE: Duration = Duration::from_secs(600);
 
-/// Client of OAuth: an app.
+/// OAuth client: an app.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Client {
     /// Valid client secret.
     pub secret: String,
     /// Slack's id of the app; empty for clients that only refresh tokens.
     pub app: String,
-    /// Addresses to which a browser may be sent.
+    /// Allowed redirect URIs.
     pub redirect_urls: Vec<String>,
 }
 
-/// Code that was given to a browser.
+/// Authorization code.
 #[derive(Debug)]
 pub(super) struct Code {
     /// Installation that the person allowed.
     pub installation: usize,
-    /// Client, redirect URI and challenge of the request. `None` for a code that a test made.
+    /// Client, redirect URI and challenge of the request. `None` for a code that a test created.
     pub request: Option<(String, String, Option<String>)>,
-    /// Person who allowed.
+    /// Person who installed the app.
     pub installer: String,
     /// End of validity.
     pub expires: SystemTime,
 }
 
 impl Code {
-    /// Checks what `oauth.v2.access` sends with the code.
+    /// Checks the arguments that `oauth.v2.access` sends with the code.
     pub(super) fn check(&self, args: &Value, now: SystemTime) -> Result<(), &'static str> {
         let text = |name: &str| args[name].as_str().unwrap_or_default();
         if self.expires <= now {
@@ -68,34 +68,34 @@ pub(super) fn code_expiry(now: SystemTime) -> SystemTime {
     now + CODE_LIFE
 }
 
-/// Place and person of an installation.
+/// Workspace or organization, person and scopes of an installation.
 #[derive(Debug, Clone)]
 pub struct Allowed {
     /// Workspace; `None` for the whole organization.
     pub team: Option<String>,
     /// Organization on Grid.
     pub enterprise: Option<String>,
-    /// Person who allows.
+    /// Person who installs the app.
     pub user: String,
-    /// Scopes that the person leaves out.
+    /// Scopes that the person does not grant.
     pub without: Vec<String>,
 }
 
 impl Allowed {
-    /// Returns a person who allows everything in a workspace.
+    /// Returns an installation with all scopes in a workspace.
     pub fn in_team(team: &str) -> Self {
         let (team, user) = (Some(team.to_owned()), "U0INSTALLER".to_owned());
         Self { team, enterprise: None, user, without: Vec::new() }
     }
 
-    /// Returns an admin who allows the app for an organization.
+    /// Returns an installation with all scopes by an admin for an organization.
     pub fn in_enterprise(enterprise: &str) -> Self {
         let enterprise = Some(enterprise.to_owned());
         Self { team: None, enterprise, user: "U0ADMIN".to_owned(), without: Vec::new() }
     }
 }
 
-/// Request of a browser to Slack's page.
+/// Parameters of an authorization request.
 struct Request {
     client: String,
     redirect: String,
@@ -116,37 +116,36 @@ impl Slack {
         self.state().tokens.clients.insert(client_id.to_owned(), client);
     }
 
-    /// Replaces the client secret of an app. The previous one is refused at once.
+    /// Replaces the client secret of an app. The previous secret is rejected at once.
     pub fn rotate_client_secret(&self, client_id: &str, secret: &str) {
         if let Some(client) = self.state().tokens.clients.get_mut(client_id) {
             client.secret = secret.to_owned();
         }
     }
 
-    /// A person removes an app from a workspace or organization: its tokens are dead.
+    /// Removes an app from a workspace or organization, as a person does. Its tokens are rejected.
     pub fn uninstall(&self, app: &str, place: &str) {
         self.state().tokens.uninstall(app, place);
     }
 
-    /// A person opens Slack's page and allows the app. Returns the address to which the browser is
-    /// sent.
+    /// Allows the app on Slack's page, as a person does. Returns the address of the redirect.
     ///
     /// # Errors
-    /// Slack's page shows an error and sends the browser nowhere.
+    /// Slack's error, if its page shows one instead of redirecting.
     pub fn allow(&self, authorize_url: &str, allowed: &Allowed) -> anyhow::Result<String> {
-        let (_, query) = authorize_url.split_once('?').context("an address with a query")?;
-        ensure!(authorize_url.contains("/oauth/v2/authorize?"), "not Slack's page");
+        let (_, query) = authorize_url.split_once('?').context("the authorize URL has no query")?;
+        ensure!(authorize_url.contains("/oauth/v2/authorize?"), "not the authorize URL of Slack");
         let request = self.authorize_request(query)?;
         let code = self.give_code(&request, allowed);
         Ok(redirect(&request, &[("code", &code)]))
     }
 
-    /// A person opens Slack's page and cancels. Returns the address to which the browser is sent.
+    /// Cancels on Slack's page, as a person does. Returns the address of the redirect.
     ///
     /// # Errors
-    /// Slack's page shows an error and sends the browser nowhere.
+    /// Slack's error, if its page shows one instead of redirecting.
     pub fn cancel(&self, authorize_url: &str) -> anyhow::Result<String> {
-        let (_, query) = authorize_url.split_once('?').context("an address with a query")?;
+        let (_, query) = authorize_url.split_once('?').context("the authorize URL has no query")?;
         let request = self.authorize_request(query)?;
         Ok(redirect(&request, &[("error", "access_denied")]))
     }
@@ -201,7 +200,7 @@ fn redirect(request: &Request, fields: &[(&str, &str)]) -> String {
     format!("{}?{}", request.redirect, query.finish())
 }
 
-/// Answers a request for Slack's page: the page, or after a click the redirect.
+/// Answers a request for Slack's page with the page, or after a click with the redirect.
 pub(super) fn page(slack: &Slack, path: &str, query: &str, form: &[u8]) -> Reply {
     let request = match slack.authorize_request(query) {
         Ok(request) => request,

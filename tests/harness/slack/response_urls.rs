@@ -1,4 +1,4 @@
-//! `response_url`s: valid five times within thirty minutes.
+//! `response_url`s, which can be used five times within thirty minutes.
 
 use std::{
     collections::HashMap,

@@ -1,7 +1,7 @@
-//! Agents' sessions: `agents.sessions.*` for apps that are declared agents, and the methods
-//! `assistant.threads.*` of the time before.
+//! Agents' sessions: `agents.sessions.*` for apps that are declared as agents, and the older
+//! methods `assistant.threads.*`.
 
-use super::{Slack, api::Refused};
+use super::{Slack, api::ApiError};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -16,12 +16,12 @@ const PROMPTS_MAX: usize = 4;
 /// Kind of an app.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum AppKind {
-    /// Declared agent: has sessions.
+    /// Declared as an agent, with sessions.
     #[default]
     Agent,
-    /// Has threads of an assistant, and no sessions.
+    /// With assistant threads and without sessions.
     Assistant,
-    /// Neither.
+    /// With neither sessions nor assistant threads.
     Plain,
 }
 
@@ -43,11 +43,11 @@ impl Default for SessionSettings {
 /// Session of a thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// Status, as set last.
+    /// Status that was set last.
     pub status: String,
     /// Title.
     pub title: String,
-    /// Time of the status.
+    /// Time at which the status was set.
     pub since: SystemTime,
 }
 
@@ -71,13 +71,13 @@ impl Sessions {
         }
     }
 
-    /// Sets the status for a stream that begins or ends.
+    /// Sets the status when a stream starts or stops.
     pub(super) fn set_by_stream(
         &mut self,
         place: (&str, &str, &str),
         status: &Value,
         now: SystemTime,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ApiError> {
         let status = status.as_str().unwrap_or("active");
         if !STATUSES.contains(&status) {
             return Err("invalid_status".into());
@@ -88,14 +88,14 @@ impl Sessions {
         Ok(())
     }
 
-    /// Answers a call.
+    /// Answers a call of `agents.sessions.*` or `assistant.threads.*`.
     pub(super) fn call(
         &mut self,
         method: &str,
         (team, channel): (&str, &str),
         args: &Value,
         now: SystemTime,
-    ) -> Result<Value, Refused> {
+    ) -> Result<Value, ApiError> {
         let text = |name: &str| args[name].as_str().unwrap_or_default();
         let kind = self.settings.kind;
         if method.starts_with("agents.sessions") && kind != AppKind::Agent {
@@ -145,7 +145,7 @@ impl Sessions {
                 }
                 match (kind, thread.is_empty()) {
                     (AppKind::Assistant, true) => return Err("missing_thread_ts".into()),
-                    (AppKind::Agent, false) => {} // Slack ignores it
+                    (AppKind::Agent, false) => {} // Slack ignores prompts of a thread
                     _ => {
                         let key = (team.to_owned(), channel.to_owned());
                         self.prompts.insert(key, args["prompts"].clone());
@@ -168,8 +168,8 @@ impl Slack {
         let (now, state) = (self.clock().now(), self.state());
         let key = (team.to_owned(), channel.to_owned(), thread_ts.to_owned());
         let mut session = state.sessions.all.get(&key)?.clone();
-        let lapses = session.since + state.sessions.settings.processing_for;
-        if session.status == "processing" && lapses <= now {
+        let expires = session.since + state.sessions.settings.processing_for;
+        if session.status == "processing" && expires <= now {
             session.status = "active".into();
         }
         Some(session)

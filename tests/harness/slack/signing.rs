@@ -1,10 +1,10 @@
-//! Signing secrets during a rotation on the side of Slack.
+//! Signing secrets that the simulated Slack uses during a rotation.
 //!
-//! The current secrets are used in turn. Clones share them.
+//! The current secrets take turns. Clones share them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The current secrets; initially that of the app.
+/// The current secrets; initially the secret of the app.
 #[derive(Debug, Clone, Default)]
 pub struct Signing(Arc<Mutex<SecretsInTurn>>);
 
@@ -15,7 +15,7 @@ struct SecretsInTurn {
 }
 
 impl Signing {
-    /// Replaces the secrets.
+    /// Replaces the secrets. An empty list means the secret of the app.
     pub fn use_secrets(&self, secrets: &[&str]) {
         let secrets = secrets.iter().map(|secret| (*secret).to_owned()).collect();
         *self.state() = SecretsInTurn { secrets, next: 0 };
@@ -26,7 +26,8 @@ impl Signing {
         let mut state = self.state();
         state.next += 1;
         let count = state.secrets.len().max(1);
-        // Not alternating: webhooks alternate between two ingests, and each must see each secret.
+        // Secrets do not alternate, because webhooks alternate between two ingests, and each ingest
+        // must get each secret.
         let index = state.next.count_ones() as usize % count;
         state.secrets.get(index).cloned().unwrap_or_else(|| own.to_owned())
     }

@@ -1,4 +1,4 @@
-//! Clients that hold connections.
+//! Clients that keep connections open without completing a request.
 
 use super::{
     socket::{Socket, head},
@@ -6,9 +6,9 @@ use super::{
 };
 use std::time::Duration;
 
-/// Three seconds for a head or a body, and some time to notice.
+/// Maximum time until ingest closes a connection: three seconds for a head or a body, and a margin.
 pub const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
-/// Minimum time until a connection without head or body is closed.
+/// Minimum time until ingest closes a connection without a complete head or body.
 pub const IDLE_MIN: Duration = Duration::from_secs(3);
 /// Interval between bytes.
 const PACE: Duration = Duration::from_millis(250);
@@ -18,9 +18,9 @@ const PACE: Duration = Duration::from_millis(250);
 pub enum SlowClient {
     /// Sends nothing.
     Silent,
-    /// Never ends its head.
+    /// Sends a head that never ends.
     Head,
-    /// Never ends its body.
+    /// Sends a body that never ends.
     Body,
 }
 

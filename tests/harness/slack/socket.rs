@@ -1,4 +1,4 @@
-//! A connection to an ingest, byte by byte, for requests that no well-behaved client sends.
+//! Raw TCP connections to an ingest, for requests that HTTP clients do not send.
 
 use super::{Answer, sign, unix_now, webhook::Webhook};
 use anyhow::{Context, bail, ensure};
@@ -26,7 +26,7 @@ impl Socket {
         Ok(Self { stream, opened, unread: Vec::new() })
     }
 
-    /// Connects with a small buffer for what is received.
+    /// Connects with a small receive buffer.
     pub async fn open_narrow(url: &str) -> anyhow::Result<Self> {
         let opened = Instant::now();
         let socket = TcpSocket::new_v4()?;
@@ -35,12 +35,14 @@ impl Socket {
         Ok(Self { stream, opened, unread: Vec::new() })
     }
 
-    /// Sends the same bytes repeatedly and reads nothing. Returns the age of the connection when
-    /// the other side has closed it, at most `age_max`.
+    /// Sends the same bytes repeatedly and reads nothing, until the peer closes the connection.
+    /// Returns the age of the connection; fails after `age_max`.
     pub async fn flood(mut self, bytes: &[u8], age_max: Duration) -> anyhow::Result<Duration> {
         let left = age_max.saturating_sub(self.opened.elapsed());
         let send = async { while self.stream.write_all(bytes).await.is_ok() {} };
-        timeout(left, send).await.with_context(|| format!("still open after {age_max:?}"))?;
+        timeout(left, send)
+            .await
+            .with_context(|| format!("the connection is still open after {age_max:?}"))?;
         Ok(self.opened.elapsed())
     }
 
@@ -49,30 +51,37 @@ impl Socket {
         Ok(self.stream.write_all(bytes).await?)
     }
 
-    /// Reads the next answer. Its time counts from now.
+    /// Reads the next answer. Its time is measured from this call.
     pub async fn answer(&mut self, within: Duration) -> anyhow::Result<Answer> {
-        let asked = Instant::now();
+        let started = Instant::now();
         let read = async {
             loop {
-                if let Some((answer, length)) = parse(&self.unread, asked)? {
+                if let Some((answer, length)) = parse(&self.unread, started)? {
                     self.unread.drain(..length);
                     return Ok(answer);
                 }
                 let count = self.stream.read_buf(&mut self.unread).await?;
-                ensure!(count > 0, "closed after {:?}", String::from_utf8_lossy(&self.unread));
+                ensure!(
+                    count > 0,
+                    "the connection was closed after {:?}",
+                    String::from_utf8_lossy(&self.unread)
+                );
             }
         };
         timeout(within, read).await.context("no answer in time")?
     }
 
-    /// Waits until the other side closes. Returns the age of the connection, at most `age_max`.
+    /// Waits until the peer closes the connection. Returns the age of the connection; fails after
+    /// `age_max`.
     pub async fn closed(&mut self, age_max: Duration) -> anyhow::Result<Duration> {
         let read = async {
             // A reset also closes the connection.
             while self.stream.read_buf(&mut self.unread).await.unwrap_or(0) > 0 {}
         };
         let left = age_max.saturating_sub(self.opened.elapsed());
-        timeout(left, read).await.with_context(|| format!("still open after {age_max:?}"))?;
+        timeout(left, read)
+            .await
+            .with_context(|| format!("the connection is still open after {age_max:?}"))?;
         Ok(self.opened.elapsed())
     }
 
@@ -81,7 +90,8 @@ impl Socket {
         String::from_utf8_lossy(&self.unread).into_owned()
     }
 
-    /// Sends the same bytes repeatedly until the other side closes; see [`Socket::closed`].
+    /// Sends the same bytes at an interval until the peer closes the connection, as
+    /// [`Socket::closed`].
     pub async fn drip(
         mut self,
         bytes: &'static [u8],
@@ -93,14 +103,14 @@ impl Socket {
             tokio::select! {
                 closed = self.closed(age_max) => return closed,
                 _ = pace.tick() => {
-                    let _closed_already = self.send(bytes).await;
+                    let _already_closed = self.send(bytes).await;
                 }
             }
         }
     }
 }
 
-/// Returns the head of a signed webhook; the caller chooses the framing of the body.
+/// Returns the head of a signed webhook, with the caller's headers for the length of the body.
 pub fn head(
     url: &str,
     secret: &str,
@@ -132,21 +142,21 @@ pub fn request(url: &str, secret: &str, webhook: &Webhook) -> anyhow::Result<Vec
 }
 
 fn split(url: &str) -> anyhow::Result<(&str, &str)> {
-    let rest = url.strip_prefix("http://").context("an http address")?;
+    let rest = url.strip_prefix("http://").context("the URL does not begin with http://")?;
     Ok(rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash)))
 }
 
-/// Parses the first answer. Returns the answer and its length, once it is complete.
-fn parse(bytes: &[u8], asked: Instant) -> anyhow::Result<Option<(Answer, usize)>> {
+/// Parses the first answer. Returns the answer and its length, or `None` while it is incomplete.
+fn parse(bytes: &[u8], started: Instant) -> anyhow::Result<Option<(Answer, usize)>> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&bytes[..end])?;
     let mut lines = text.split("\r\n");
     let status =
         lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok());
-    let Some(status) = status else { bail!("no HTTP/1.1: {text}") };
+    let Some(status) = status else { bail!("not an HTTP/1.1 response: {text}") };
     let mut headers = HeaderMap::new();
     for line in lines {
-        let (name, value) = line.split_once(':').context("a header has a colon")?;
+        let (name, value) = line.split_once(':').context("a header has no colon")?;
         headers.append(name.parse::<HeaderName>()?, HeaderValue::from_str(value.trim())?);
     }
     let length = match headers.get("content-length") {
@@ -158,5 +168,5 @@ fn parse(bytes: &[u8], asked: Instant) -> anyhow::Result<Option<(Answer, usize)>
         return Ok(None);
     }
     let body = String::from_utf8(body[..length].to_vec())?;
-    Ok(Some((Answer { status, headers, body, took: asked.elapsed() }, end + 4 + length)))
+    Ok(Some((Answer { status, headers, body, took: started.elapsed() }, end + 4 + length)))
 }

@@ -1,9 +1,9 @@
-//! Slack's Socket Mode, as of docs.slack.dev (apis/events-api/using-socket-mode).
+//! Slack's Socket Mode, as defined in docs.slack.dev (apis/events-api/using-socket-mode).
 //!
-//! An app opens a connection with an app-level token: `apps.connections.open` answers a URL with a
-//! ticket that is valid once. Every payload goes to one of the app's connections, and is repeated
-//! with the reason until it is acknowledged: events as webhooks are, commands and interactions
-//! never. The acknowledgement of a command or an interaction may carry a response.
+//! An app opens a connection with an app-level token: `apps.connections.open` returns a URL with a
+//! ticket that is valid once. Each payload goes to one of the app's connections. An event that is
+//! not acknowledged is retried like a webhook, with the reason. Commands and interactions are not
+//! retried; their acknowledgement may carry a response.
 
 use super::{
     Slack,
@@ -83,20 +83,22 @@ impl Slack {
         self.state().sockets.tokens.insert(token.to_owned(), app.to_owned());
     }
 
-    /// A person switches Socket Mode off: the app's connections end, and new ones are refused.
+    /// Disables Socket Mode, as a person does. The app's connections end, and new ones are
+    /// rejected.
     pub fn switch_sockets_off(&self, app: &str) {
         self.state().sockets.switched_off.insert(app.to_owned());
         self.disconnect_sockets(app, "link_disabled");
     }
 
-    /// Tells all connections of an app to go away: `warning`, `refresh_requested`, …
+    /// Sends `disconnect` to all connections of an app, with a reason: `warning`,
+    /// `refresh_requested`, …
     pub fn disconnect_sockets(&self, app: &str, reason: &str) {
         let frame = json!({
             "type": "disconnect", "reason": reason, "debug_info": { "host": "fake" },
         });
         let state = self.state();
         for id in state.sockets.of(app) {
-            let _gone_already =
+            let _already_closed =
                 state.sockets.connections[&id].out.send(Outgoing::Text(frame.clone()));
         }
     }
@@ -105,7 +107,7 @@ impl Slack {
     pub fn cut_sockets(&self, app: &str) {
         let state = self.state();
         for id in state.sockets.of(app) {
-            let _gone_already = state.sockets.connections[&id].out.send(Outgoing::Cut);
+            let _already_closed = state.sockets.connections[&id].out.send(Outgoing::Cut);
         }
     }
 
@@ -114,7 +116,7 @@ impl Slack {
         self.state().sockets.of(app).len()
     }
 
-    /// Delivers a webhook by Socket Mode: an event with all retries, anything else once.
+    /// Delivers a webhook by Socket Mode. Events are sent with all retries, other webhooks once.
     pub async fn deliver_by_socket(&self, app: &str, webhook: &Webhook) -> SocketDelivery {
         if let Some(view) = webhook.view() {
             self.state().views.known(&view);
@@ -159,14 +161,14 @@ impl Slack {
         acked.ok()?.ok()
     }
 
-    /// Returns the app of a ticket, which is used with that.
+    /// Removes a ticket and returns its app.
     pub(super) fn take_ticket(&self, query: &str) -> Option<String> {
         let fields = form_urlencoded::parse(query.as_bytes());
         let ticket = fields.into_iter().find(|(name, _)| name == "ticket")?.1.into_owned();
         self.state().sockets.tickets.remove(&ticket)
     }
 
-    /// Serves a connection until it ends.
+    /// Serves a Socket Mode connection until it ends.
     pub(super) async fn serve_socket(&self, app: String, upgrade: OnUpgrade) {
         let Ok(upgraded) = upgrade.await else { return };
         let io = TokioIo::new(upgraded);
@@ -196,11 +198,11 @@ impl Slack {
                 None => hello,
                 Some(reason) => json!({ "type": "disconnect", "reason": reason }),
             };
-            let _open = out.send(Outgoing::Text(first));
+            let _is_open = out.send(Outgoing::Text(first));
             refusal
         };
         if refusal.is_some() {
-            let _open = out.send(Outgoing::Cut);
+            let _is_open = out.send(Outgoing::Cut);
         }
         let mut pings = tokio::time::interval(PING_INTERVAL);
         loop {
@@ -230,7 +232,7 @@ impl Slack {
             }
         }
         self.state().sockets.connections.remove(&id);
-        let _closed_already = write.close().await;
+        let _already_closed = write.close().await;
     }
 
     fn acknowledge(&self, text: &str) {

@@ -1,11 +1,11 @@
 //! Streamed messages: `chat.startStream`, `chat.appendStream` and `chat.stopStream`, with Slack's
 //! limits and errors.
 //!
-//! Slack publishes neither the lifetime of a stream nor the size of its message: both are settings,
-//! with the values that apps report.
+//! Slack documents neither the lifetime of a stream nor the maximum size of its message. Both are
+//! settings, with the values that app developers report.
 
 use super::{
-    api::Refused,
+    api::ApiError,
     blocks,
     conversations::{Conversations, Message},
 };
@@ -22,7 +22,7 @@ const TASK_STATUSES: [&str; 4] = ["pending", "in_progress", "complete", "error"]
 /// Settings of streams.
 #[derive(Debug, Clone)]
 pub struct StreamSettings {
-    /// Time after which a stream ends by itself, even while text comes.
+    /// Time after which a stream ends, even while text is appended.
     pub lifetime: Duration,
     /// Maximum bytes of a message's text.
     pub bytes_max: usize,
@@ -41,9 +41,9 @@ impl Default for StreamSettings {
 pub enum StreamingState {
     /// Open.
     InProgress,
-    /// Stopped by the app.
+    /// Stopped by the app, or updated after its lifetime.
     Completed,
-    /// Ended by its lifetime. The message looks broken until it is updated.
+    /// Ended by its lifetime. Slack shows an error until the message is updated.
     Errored,
     /// Stopped by a person.
     StoppedByUser,
@@ -66,14 +66,14 @@ pub struct Stream {
     pub started: SystemTime,
     /// State.
     pub state: StreamingState,
-    /// True if it was begun with chunks, false with text.
+    /// True if it was started with chunks, false if with text.
     pub has_chunks: bool,
     /// Tasks by id: title, status, details.
     pub tasks: Vec<(String, String, String, String)>,
 }
 
 impl Stream {
-    /// Ends the stream if its time is over.
+    /// Ends the stream if its lifetime is over.
     fn expire(&mut self, settings: &StreamSettings, now: SystemTime) {
         if self.state == StreamingState::InProgress && self.started + settings.lifetime <= now {
             self.state = StreamingState::Errored;
@@ -81,7 +81,7 @@ impl Stream {
     }
 }
 
-/// Starts a stream in a message that is posted by the caller.
+/// Adds a message of the caller with an open stream to a conversation.
 pub(super) fn start(
     conversations: &mut Conversations,
     settings: &StreamSettings,
@@ -89,7 +89,7 @@ pub(super) fn start(
     args: &Value,
     mut message: Message,
     now: SystemTime,
-) -> Result<Value, Refused> {
+) -> Result<Value, ApiError> {
     if let Some(error) = &settings.refuses {
         return Err(error.as_str().into());
     }
@@ -122,7 +122,7 @@ pub(super) fn append(
     (team, channel): (&str, &str),
     args: &Value,
     now: SystemTime,
-) -> Result<Value, Refused> {
+) -> Result<Value, ApiError> {
     let message = open(conversations, settings, (team, channel), args, now)?;
     if args["chunks"].is_null() && args["markdown_text"].is_null() {
         return Err("no_text".into());
@@ -138,7 +138,7 @@ pub(super) fn stop(
     (team, channel): (&str, &str),
     args: &Value,
     now: SystemTime,
-) -> Result<Value, Refused> {
+) -> Result<Value, ApiError> {
     let message = open(conversations, settings, (team, channel), args, now)?;
     add(message, settings, args)?;
     if let Some(blocks) = args["blocks"].as_array() {
@@ -158,12 +158,12 @@ pub(super) fn stop(
     }))
 }
 
-/// Checks whether a message can be updated, and ends a stream that is over.
+/// Checks that a message can be updated, and completes a stream that has expired.
 pub(super) fn before_update(
     message: &mut Message,
     settings: &StreamSettings,
     now: SystemTime,
-) -> Result<(), Refused> {
+) -> Result<(), ApiError> {
     let Some(stream) = &mut message.stream else { return Ok(()) };
     stream.expire(settings, now);
     match stream.state {
@@ -182,7 +182,7 @@ fn open<'a>(
     (team, channel): (&str, &str),
     args: &Value,
     now: SystemTime,
-) -> Result<&'a mut Message, Refused> {
+) -> Result<&'a mut Message, ApiError> {
     let ts = args["ts"].as_str().unwrap_or_default();
     let message = conversations.find(team, channel, ts).ok_or("message_not_found")?;
     let stream = message.stream.as_mut().ok_or("message_not_in_streaming_state")?;
@@ -199,8 +199,8 @@ fn open<'a>(
     }
 }
 
-/// Adds the content of a call to a message, all or nothing.
-fn add(message: &mut Message, settings: &StreamSettings, args: &Value) -> Result<(), Refused> {
+/// Adds the content of a call to a message, completely or not at all.
+fn add(message: &mut Message, settings: &StreamSettings, args: &Value) -> Result<(), ApiError> {
     let (text, chunks) = (&args["markdown_text"], &args["chunks"]);
     if !text.is_null() && !chunks.is_null() {
         return Err("cannot_provide_both_markdown_text_and_chunks".into());
@@ -222,7 +222,7 @@ fn add(message: &mut Message, settings: &StreamSettings, args: &Value) -> Result
     Ok(())
 }
 
-fn add_text(message: &mut Message, text: &str) -> Result<(), Refused> {
+fn add_text(message: &mut Message, text: &str) -> Result<(), ApiError> {
     if text.chars().count() > MARKDOWN_MAX {
         return Err("msg_too_long".into());
     }
@@ -230,7 +230,7 @@ fn add_text(message: &mut Message, text: &str) -> Result<(), Refused> {
     Ok(())
 }
 
-fn add_chunk(message: &mut Message, chunk: &Value) -> Result<(), Refused> {
+fn add_chunk(message: &mut Message, chunk: &Value) -> Result<(), ApiError> {
     let text = |name: &str| chunk[name].as_str().unwrap_or_default();
     let short = |name: &str| text(name).chars().count() <= TASK_MAX;
     match chunk["type"].as_str() {
@@ -269,7 +269,7 @@ fn add_chunk(message: &mut Message, chunk: &Value) -> Result<(), Refused> {
     }
 }
 
-/// Stops the open streams of a thread, as a person does. Returns their messages.
+/// Stops the open streams of a thread, as a person does. Returns the `ts` of their messages.
 pub(super) fn stop_by_user(messages: &mut [Message], thread_ts: &str) -> Vec<String> {
     let mut stopped = Vec::new();
     for message in messages.iter_mut().filter(|m| m.thread_ts.as_deref() == Some(thread_ts)) {

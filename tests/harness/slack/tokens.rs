@@ -1,8 +1,9 @@
 //! Installations, their tokens, and token rotation.
 //!
 //! A token belongs to an installation, or is rejected with an error of Slack. A rotating token is
-//! valid for twelve hours. A refresh token is valid once, and a moment longer because two callers
-//! may use it concurrently. At most two access tokens of an installation are valid.
+//! valid for twelve hours. A refresh token is valid once, but stays valid for 5 s after its use,
+//! because two callers may use it concurrently. At most two rotating access tokens of an
+//! installation are valid.
 
 use super::oauth::{Client, Code, code_expiry};
 use serde_json::{Value, json};
@@ -13,11 +14,11 @@ use std::{
 
 /// Lifetime of a rotating token.
 const TOKEN_LIFE: Duration = Duration::from_secs(12 * 3600);
-/// Time for which a used refresh token is still valid.
+/// Time for which a used refresh token stays valid.
 const REFRESH_GRACE: Duration = Duration::from_secs(5);
-/// Maximum number of valid access tokens of an installation.
+/// Maximum number of valid rotating access tokens of an installation.
 const TOKENS_MAX: usize = 2;
-/// Usual scopes of an app.
+/// Scopes of an app unless a test changes them.
 const SCOPES: [&str; 12] = [
     "app_mentions:read",
     "assistant:write",
@@ -49,7 +50,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// Returns an installation in a workspace with the usual scopes.
+    /// Returns an installation in a workspace, with all scopes of [`SCOPES`].
     pub fn new(app: &str, team: &str, bot_user: &str) -> Self {
         Self {
             app: app.to_owned(),
@@ -127,14 +128,14 @@ impl Tokens {
         self.renewed(installation, now)
     }
 
-    /// Returns a code for the redirect of an installation.
+    /// Returns an authorization code of a new installation.
     pub(super) fn authorize(&mut self, installation: Installation, now: SystemTime) -> String {
         let installation = self.add(installation);
         self.give_code(installation, None, "U0INSTALLER".into(), now)
     }
 
-    /// Returns a code for an installation that a person allowed. An app is installed once in a
-    /// workspace or organization: a re-installation replaces its scopes.
+    /// Returns an authorization code for an installation that a person allowed. An app is installed
+    /// once in a workspace or organization: another installation replaces it.
     pub(super) fn allow(
         &mut self,
         installation: Installation,
@@ -189,7 +190,7 @@ impl Tokens {
         self.clients.insert(client.to_owned(), client_of);
     }
 
-    /// Rejects a token with an error from now on.
+    /// Makes all later calls with a token fail with an error.
     pub(super) fn refuse(&mut self, token: &str, error: &str) {
         if let Some(token) = self.tokens.get_mut(token) {
             token.refused = Some(error.to_owned());

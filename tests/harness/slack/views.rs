@@ -1,5 +1,5 @@
-//! Modals and triggers: `trigger_id`s are valid once within three seconds; views have a hash that
-//! changes.
+//! Modals and triggers. A `trigger_id` is valid once within three seconds. The hash of a view
+//! changes with each update.
 
 use serde_json::{Value, json};
 use std::{

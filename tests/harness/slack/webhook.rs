@@ -1,4 +1,4 @@
-//! Webhooks in the formats of docs.slack.dev, with ids of their own.
+//! Webhooks in the formats of docs.slack.dev, with unique ids.
 
 use super::{Slack, conversations::Message};
 use crate::test_env::App;
@@ -9,7 +9,7 @@ use shared::{
 };
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A body that is signed and sent any number of times, always as the same webhook.
+/// A webhook. It can be signed and sent any number of times.
 #[derive(Debug, Clone)]
 pub struct Webhook {
     /// Description.
@@ -18,9 +18,9 @@ pub struct Webhook {
     pub content_type: &'static str,
     /// Bytes of the body.
     pub body: Vec<u8>,
-    /// Dedup key that Tidegate should give it.
+    /// Dedup key that Tidegate must assign.
     pub dedup_key: DedupKey,
-    /// URL for answers.
+    /// `response_url`; empty if the webhook has none.
     pub response_url: String,
 }
 
@@ -60,7 +60,7 @@ impl Webhook {
         }
     }
 
-    /// Returns an event with this inner event.
+    /// Returns an Events API webhook with an inner event.
     pub fn event(slack: &Slack, app: &App, what: &str, inner: serde_json::Value) -> Self {
         let event_id = format!("Ev{:08}", slack.unique());
         let body = json!({
@@ -89,13 +89,13 @@ impl Webhook {
         }
     }
 
-    /// Returns a message of a person.
+    /// Returns a `message` event of a person, and adds the message to the simulated Slack.
     pub fn message(slack: &Slack, app: &App, channel: &str, user: &str, text: &str) -> Self {
         let ts = slack.ts();
         Self::message_event(slack, app, "message", channel, user, text, &ts)
     }
 
-    /// Returns a `message` or `app_mention` event with this `ts`.
+    /// Returns a `message` or `app_mention` event, and adds the message to the simulated Slack.
     pub fn message_event(
         slack: &Slack,
         app: &App,
@@ -109,8 +109,8 @@ impl Webhook {
         Self::unrecorded_message_event(slack, app, kind, channel, user, text, ts)
     }
 
-    /// Returns such an event without keeping the message in the simulated Slack, for more than fits
-    /// into memory.
+    /// Returns a `message` or `app_mention` event without adding the message to the simulated
+    /// Slack, for tests whose messages do not fit into memory.
     pub fn unrecorded_message_event(
         slack: &Slack,
         app: &App,
@@ -128,7 +128,7 @@ impl Webhook {
         Self::event(slack, app, text, inner)
     }
 
-    /// Returns a person's click on an element of a message.
+    /// Returns the webhook of a person's click on an element of a message.
     pub fn click(
         slack: &Slack,
         app: &App,
@@ -182,7 +182,7 @@ impl Webhook {
         kind: WebhookKind,
     ) -> Envelope {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let word = |text: String| HeaderToken::new(text).expect("a plain word");
+        let word = |text: String| HeaderToken::new(text).expect("a valid header value");
         Envelope {
             connection: app.connection,
             partition: Partition::of(app.connection, Some(channel)),
@@ -190,7 +190,7 @@ impl Webhook {
             lane: Lane::of(app.connection, conversation),
             dedup_key: self.dedup_key,
             received_at_ms: now.as_millis() as u64,
-            media: MediaType::from_content_type(self.content_type).expect("one of the two"),
+            media: MediaType::from_content_type(self.content_type).expect("JSON or a form"),
             signature: word(format!("v0={:064x}", 0)),
             timestamp: word(now.as_secs().to_string()),
             retry: None,
@@ -200,7 +200,7 @@ impl Webhook {
         }
     }
 
-    /// Returns the view that it names, if it has one.
+    /// Returns the view of the payload, if it has one.
     pub fn view(&self) -> Option<serde_json::Value> {
         let (_, payload) =
             form_urlencoded::parse(&self.body).find(|(name, _)| name == "payload")?;

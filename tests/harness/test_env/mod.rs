@@ -1,7 +1,7 @@
-//! A running Tidegate: NATS, Postgres, ingests, workers, a simulated Slack and an agent.
+//! Test environments: NATS, Postgres, ingests, workers, a simulated Slack and a sample agent.
 //!
-//! Every [`TestEnv`] has a NATS and a database of its own, so tests run concurrently and may kill
-//! their processes.
+//! Every [`TestEnv`] has its own nats-server, database and processes, so tests can run concurrently
+//! and kill processes.
 
 mod queries;
 mod operator;
@@ -36,13 +36,13 @@ pub use crate::stream::Unfinished;
 pub use processes::{Control, Ingest, Worker};
 pub use queries::WebhookOutcome;
 
-/// Maximum time for a part to start, on a machine that builds concurrently.
+/// Maximum time for a process to start, on a machine that also runs builds.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Maximum time of anything that should be quick.
+/// Maximum time of operations that usually take less than a second.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
-/// The shared app: the one that the fixtures name.
+/// Id of the shared app, which the fixtures name.
 pub const SHARED_APP: &str = "A0001APP";
-/// A short lease TTL keeps tests of failover short.
+/// Lease TTL of workers.
 pub const LEASE_TTL: Duration = Duration::from_secs(3);
 
 /// Kind of process.
@@ -80,8 +80,8 @@ pub struct Size {
     pub ingests: usize,
     /// Worker processes.
     pub workers: usize,
-    /// True for an own Postgres, which may be killed; false for a database in the Postgres that all
-    /// tests share.
+    /// True for a separate Postgres, which may be killed; false for a database in the Postgres that
+    /// the tests of this process share.
     pub own_postgres: bool,
 }
 
@@ -90,8 +90,8 @@ pub const SMALL: Size = Size { ingests: 1, workers: 1, own_postgres: false };
 /// Two ingests and two workers.
 pub const PAIR: Size = Size { ingests: 2, workers: 2, own_postgres: false };
 
-/// Settings of ingests with quotas that no load reaches: most tests and benchmarks send as one
-/// tenant.
+/// Settings of ingests with quotas that no load reaches, because most tests and benchmarks send all
+/// webhooks for one tenant.
 pub const UNLIMITED_QUOTAS: [(&str, &str); 4] = [
     ("TIDEGATE_QUOTA_WEBHOOKS_PER_SECOND", "1000000"),
     ("TIDEGATE_QUOTA_MAX_WEBHOOK_BURST", "1000000"),
@@ -111,9 +111,9 @@ pub struct TestEnv {
     pub replicas: Vec<Nats>,
     /// Postgres.
     pub postgres: Arc<Postgres>,
-    /// Database, for queries of the tests.
+    /// Connections to the database as superuser, for queries of the tests.
     pub pool: PgPool,
-    /// Database, as the product uses it.
+    /// The product's interface to the database.
     pub store: Store,
     /// Signing secret of the shared app.
     pub shared_secret: String,
@@ -127,17 +127,18 @@ pub struct TestEnv {
     pub(crate) index: StreamIndex,
     settings: Vec<(String, String)>,
     links: Links,
-    within: Option<(PathBuf, Vec<String>)>,
+    namespace_prefix: Option<(PathBuf, Vec<String>)>,
     database: String,
     size: Size,
-    // Last: the reaper waits until everything above is dropped.
+    // Last field, because the reaper waits until all fields above are dropped.
     pub(crate) run: Arc<RunDir>,
 }
 
 static SHARED_POSTGRES: OnceCell<(Arc<RunDir>, Arc<Postgres>)> = OnceCell::const_new();
 
 impl TestEnv {
-    /// Starts all processes and waits until they work.
+    /// Starts servers and processes, and waits until the processes are ready and own all
+    /// partitions.
     pub async fn start(size: Size) -> anyhow::Result<Self> {
         let mut env = Self::without_processes(size).await?;
         env.start_processes().await?;
@@ -160,7 +161,7 @@ impl TestEnv {
         Self::servers(size, 1).await
     }
 
-    /// Starts an environment with a cluster of nats-servers, each with every webhook.
+    /// Starts an environment with a cluster of nats-servers. The stream has a replica on each.
     pub async fn on_cluster(size: Size, servers: usize) -> anyhow::Result<Self> {
         let mut env = Self::servers(size, servers).await?;
         env.start_processes().await?;
@@ -189,8 +190,8 @@ impl TestEnv {
         mut servers: Vec<Nats>,
         size: Size,
     ) -> anyhow::Result<Self> {
-        let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
-        tokio::task::spawn_blocking(Binaries::get).await??; // built while nothing waits for it
+        let _ = rustls::crypto::ring::default_provider().install_default(); // fails after the first call
+        tokio::task::spawn_blocking(Binaries::get).await??; // before timeouts start
         let (replicas, nats) = (servers.len(), servers.remove(0));
         let postgres = if size.own_postgres {
             Arc::new(Postgres::start(&run, "postgres").await?)
@@ -255,7 +256,7 @@ impl TestEnv {
             index: StreamIndex::default(),
             settings,
             links: Links::default(),
-            within: None,
+            namespace_prefix: None,
             database,
             size,
             run,
@@ -270,13 +271,13 @@ impl TestEnv {
             .args(["migrate", "--replicas", &replicas.to_string()])
             .envs(self.settings_of(Role::Owner))
             .output()?;
-        let said = String::from_utf8_lossy(&migrate.stderr);
-        ensure!(migrate.status.success(), "tidegate migrate: {said}");
+        let errors = String::from_utf8_lossy(&migrate.stderr);
+        ensure!(migrate.status.success(), "tidegate migrate failed: {errors}");
         Ok(())
     }
 
-    /// Returns the settings of a process: its servers and credentials. Ingest gets no address of
-    /// Postgres.
+    /// Returns the settings of a process, including its servers and credentials. Ingest gets no
+    /// Postgres URL and no token keyring.
     fn settings_of(&self, role: Role) -> Vec<(String, String)> {
         let (user, postgres) = match role {
             Role::Ingest => (User::Ingest, None),
@@ -317,7 +318,7 @@ impl TestEnv {
         links.filter(|link| (link.0, link.1) == (role, server)).map(|link| link.2.as_str()).next()
     }
 
-    /// Opens a link for processes of a role that are started from now on.
+    /// Opens a link to a server, for processes of a role that are started from now on.
     pub async fn link_through_proxy(
         &mut self,
         role: Role,
@@ -326,7 +327,7 @@ impl TestEnv {
         self.link_through_proxy_at("127.0.0.1", role, server).await
     }
 
-    /// Opens a link at another address of this machine.
+    /// Opens a link as [`TestEnv::link_through_proxy`], at another address of this machine.
     pub async fn link_through_proxy_at(
         &mut self,
         address: &str,
@@ -342,24 +343,24 @@ impl TestEnv {
         Ok(link)
     }
 
-    /// Removes the links for processes that are started from now on.
+    /// Makes processes that are started from now on connect directly.
     pub fn remove_links(&mut self) {
         self.links.0.clear();
     }
 
-    /// Runs processes that are started from now on in a network namespace, or in none.
+    /// Runs workers that are started from now on in a network namespace, or in none.
     pub fn enter_namespace(&mut self, namespace: Option<&Namespace>) {
-        self.within = namespace.map(Namespace::prefix);
+        self.namespace_prefix = namespace.map(Namespace::prefix);
     }
 
-    /// Waits until the running workers own all partitions evenly.
+    /// Waits until the running workers own all partitions, in equal shares.
     pub async fn wait_until_balanced(&self) -> anyhow::Result<()> {
         let running = self.workers.iter().filter(|worker| worker.process.is_running()).count();
         if running == 0 {
             return Ok(());
         }
         let share = 64_usize.div_ceil(running) as i64;
-        let settled = async || {
+        let balanced = async || {
             let shares: Vec<i64> = sqlx::query_scalar(
                 "select count(*) from partition_leases join partition_cursors using (partition)
                   where lease_until > now() group by owner order by 1",
@@ -370,9 +371,10 @@ impl TestEnv {
             let all = shares.iter().sum::<i64>() == 64 && shares.len() == running;
             (all && shares.iter().all(|held| *held <= share)).then_some(())
         };
-        let settled =
-            try_eventually("every partition is owned, evenly", READY_WITHIN, settled).await;
-        settled.with_context(|| self.logs())
+        let result =
+            try_eventually("all partitions are owned, in equal shares", READY_WITHIN, balanced)
+                .await;
+        result.with_context(|| self.logs())
     }
 
     /// Sends a webhook to the route of the shared app.
@@ -392,8 +394,8 @@ impl TestEnv {
         self.settings.retain(|(there, _)| there != name);
     }
 
-    /// Sets the clocks of processes that are started from now on, as `+1h` or `-4m`. Returns false
-    /// without libfaketime.
+    /// Shifts the clocks of processes that are started from now on, by a time like `+1h` or `-4m`.
+    /// Returns false without libfaketime.
     pub fn set_clock(&mut self, off: &str) -> bool {
         let settings = fake_time::settings(off);
         for (name, value) in settings.iter().flatten() {
@@ -416,7 +418,8 @@ impl TestEnv {
     /// Creates a folder in the folder of the run.
     pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.run.path().join(name);
-        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        std::fs::create_dir(&path)
+            .with_context(|| format!("failed to create {}", path.display()))?;
         Ok(path)
     }
 
@@ -429,11 +432,12 @@ impl TestEnv {
     /// Writes a file in the folder of the run.
     pub fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         let path = self.run.path().join(name);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(&path, text)
+            .with_context(|| format!("failed to write {}", path.display()))?;
         Ok(path)
     }
 
-    /// Returns NATS, with the permissions of the tests.
+    /// Returns the NATS client, which has all permissions.
     pub fn client(&self) -> &async_nats::Client {
         &self.client
     }
@@ -446,6 +450,6 @@ impl TestEnv {
 
 pub(crate) fn unique() -> anyhow::Result<u128> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).context("randomness")?;
+    getrandom::fill(&mut bytes).context("failed to get random bytes")?;
     Ok(u128::from_be_bytes(bytes))
 }

@@ -1,4 +1,4 @@
-//! Operator of a test environment: the command line, and other programs with its settings.
+//! The command line of operators, and other programs with the operator's settings.
 
 use super::{Role, TestEnv};
 use crate::{binaries::Binaries, process::Process};
@@ -14,34 +14,34 @@ impl TestEnv {
         let ran = self.try_tidegate(args)?;
         ensure!(
             ran.status.success(),
-            "tidegate {}: {}",
+            "tidegate {} failed: {}",
             args.join(" "),
             String::from_utf8_lossy(&ran.stderr)
         );
         Ok(String::from_utf8(ran.stdout)?)
     }
 
-    /// Runs the command line of operators, which may fail.
+    /// Runs the command line of operators. Returns its output and exit status.
     pub fn try_tidegate(&self, args: &[&str]) -> anyhow::Result<Output> {
         Ok(self.operator(args)?.output()?)
     }
 
-    /// Runs the command line of operators while a load continues.
+    /// Runs the command line of operators without blocking the runtime.
     pub async fn run_tidegate(&self, args: &[&str]) -> anyhow::Result<()> {
         let mut operator = self.operator(args)?;
         let ran = tokio::task::spawn_blocking(move || operator.output()).await??;
-        let said = String::from_utf8_lossy(&ran.stderr);
-        ensure!(ran.status.success(), "tidegate {}: {said}", args.join(" "));
+        let errors = String::from_utf8_lossy(&ran.stderr);
+        ensure!(ran.status.success(), "tidegate {} failed: {errors}", args.join(" "));
         Ok(())
     }
 
-    /// Starts the command line of operators, which runs until its end or a signal.
+    /// Starts the command line of operators as a process.
     pub fn start_tidegate(&self, name: &str, args: &[&str]) -> anyhow::Result<Process> {
         let settings = self.settings_of(Role::Operator);
         Process::start(&self.run, name, &Binaries::get()?.tidegate, args, &settings, None)
     }
 
-    /// Writes a secret to a file, and returns the argument that names it.
+    /// Writes a secret to a file. Returns the argument that names the file.
     pub fn secret_argument(&self, secret: &str) -> anyhow::Result<String> {
         let file = self.write(&format!("secret-{:032x}", super::unique()?), secret)?;
         Ok(format!("file:{}", file.display()))

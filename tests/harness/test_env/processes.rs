@@ -17,7 +17,7 @@ pub struct Ingest {
 
 /// A worker process.
 pub struct Worker {
-    /// Name in Postgres.
+    /// Worker id in Postgres.
     pub id: String,
     /// The process.
     pub process: Process,
@@ -62,7 +62,7 @@ impl TestEnv {
         Ok(())
     }
 
-    /// Starts an ingest that may never be ready. It is not one of `ingests`.
+    /// Starts an ingest without waiting until it is ready. It is not added to `ingests`.
     pub fn spawn_ingest(&self) -> anyhow::Result<Ingest> {
         let (listen, admin) =
             (format!("127.0.0.1:{}", port::free()?), format!("127.0.0.1:{}", port::free()?));
@@ -85,7 +85,7 @@ impl TestEnv {
         })
     }
 
-    /// Starts another worker.
+    /// Starts another worker of the product.
     pub async fn start_worker(&mut self) -> anyhow::Result<()> {
         self.start_worker_of(&Binaries::get()?.worker)
     }
@@ -107,7 +107,7 @@ impl TestEnv {
         let mut settings = self.settings_of(Role::Worker);
         settings.push(("TIDEGATE_WORKER_ID".into(), id.clone()));
         settings.push(("TIDEGATE_ADMIN_LISTEN".into(), admin.clone()));
-        let (program, args) = match &self.within {
+        let (program, args) = match &self.namespace_prefix {
             None => (program.to_owned(), Vec::new()),
             Some((ip, prefix)) => {
                 let mut args = prefix.clone();
@@ -122,7 +122,7 @@ impl TestEnv {
 }
 
 impl Ingest {
-    /// Returns the URL of an app's own route.
+    /// Returns the URL of the route of an app's connection.
     pub fn url(&self, app: &App) -> String {
         format!("{}/api/v1/webhooks/{}", self.address, app.connection)
     }
@@ -142,7 +142,7 @@ impl Ingest {
         Ok(reqwest::get(self.admin("/metrics")).await?.error_for_status()?.text().await?)
     }
 
-    /// Returns the value of a metric by its name and labels; 0 if it does not exist.
+    /// Returns the value of a metric by its name and labels, or 0 if it does not exist.
     pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
         metric(&self.admin("/metrics"), line).await
     }
@@ -169,7 +169,7 @@ impl Control {
         format!("{}{path}", self.admin)
     }
 
-    /// Returns the value of a metric by its name and labels; 0 if it does not exist.
+    /// Returns the value of a metric by its name and labels, or 0 if it does not exist.
     pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
         metric(&self.admin("/metrics"), line).await
     }
@@ -188,7 +188,7 @@ impl Worker {
         format!("{}{path}", self.admin)
     }
 
-    /// Returns the value of a metric by its name and labels; 0 if it does not exist.
+    /// Returns the value of a metric by its name and labels, or 0 if it does not exist.
     pub async fn metric(&self, line: &str) -> anyhow::Result<f64> {
         metric(&self.admin("/metrics"), line).await
     }

@@ -9,13 +9,15 @@ use shared::{
 };
 use sqlx::Row;
 
-/// Reads the outcome of the webhook with dedup key `$1`, in one snapshot. It is handled when
+/// Reads the outcome of the webhook with dedup key `$1`, in one snapshot. The webhook is processed
+/// if
 ///
-/// * it has a processed key and no open delivery: the outcome of its delivery, else of intake;
+/// * it has a processed key and no open delivery: the outcome is that of its delivery, else of
+///   intake;
 /// * it is a dead letter of intake, which may have no processed key;
-/// * it was ignored, with a row because it addressed the app;
-/// * it was ignored without a row: it is at `$3` of partition `$2` in the stream created at `$4`,
-///   which is committed.
+/// * it was ignored, and has a row because it addressed the app;
+/// * it was ignored without a row: its sequence `$3` of partition `$2` in the stream created at
+///   `$4` is committed.
 const FIND_OUTCOME: &str = "
     with processed as (
         select sequence, partition, outcome from processed_keys
@@ -48,34 +50,36 @@ pub struct WebhookOutcome {
     pub sequence: i64,
     /// Partition.
     pub partition: i16,
-    /// Name of the worker that ended its delivery, else of the owner of its partition.
+    /// Name of the worker that ended its delivery, else of the owner of its partition; may be
+    /// empty.
     pub worker: String,
-    /// The outcome of its delivery (`completed`, `dead_letter`, …), else what intake did: `command`,
-    /// `installation_event`, `notice`, `deletion`, `dead_letter` or `ignored`.
+    /// Outcome of its delivery (`completed`, `dead_letter`, …), else of intake: `command`,
+    /// `installation_event`, `notice`, `trigger`, `deletion`, `dead_letter` or `ignored`.
     pub outcome: String,
 }
 
 impl TestEnv {
-    /// Waits for the outcome of a webhook.
+    /// Waits for the outcome of a webhook. Panics if the webhook is not processed in time.
     pub async fn wait_for_outcome(&self, dedup_key: &DedupKey) -> WebhookOutcome {
-        self.try_wait_for_outcome(dedup_key).await.expect("it is handled in time")
+        self.try_wait_for_outcome(dedup_key).await.expect("the webhook is processed in time")
     }
 
-    /// Waits for the outcome of a webhook. Fails if it is not handled in time.
+    /// Waits for the outcome of a webhook. Fails if the webhook is not processed in time.
     pub async fn try_wait_for_outcome(
         &self,
         dedup_key: &DedupKey,
     ) -> anyhow::Result<WebhookOutcome> {
-        let what = format!("{dedup_key} is handled");
+        let what = format!("webhook {dedup_key} is processed");
         try_eventually(&what, TIMEOUT, async || self.find_outcome(dedup_key).await).await
     }
 
-    /// Returns the outcome of a webhook; `None` if it is not handled.
+    /// Returns the outcome of a webhook, or `None` if it is not processed.
     pub async fn find_outcome(&self, dedup_key: &DedupKey) -> Option<WebhookOutcome> {
-        if let Some(handled) = self.query_outcome(dedup_key, None).await {
-            return Some(handled);
+        if let Some(outcome) = self.query_outcome(dedup_key, None).await {
+            return Some(outcome);
         }
-        // Most ignored webhooks have no row: then the position in the stream decides.
+        // Most ignored webhooks have no row, so their position in the stream is compared with the
+        // cursor.
         let stored = self.find_stored(dedup_key).await?;
         self.query_outcome(dedup_key, Some(stored)).await
     }
@@ -126,7 +130,10 @@ impl TestEnv {
                 .bind(partition)
                 .fetch_one(&self.pool)
                 .await?;
-        self.workers.iter().find(|worker| worker.id == owner).context("its owner is none of ours")
+        self.workers
+            .iter()
+            .find(|worker| worker.id == owner)
+            .context("the owner of the partition is not a worker of this environment")
     }
 
     /// Returns the logs of all processes of the product.
@@ -139,11 +146,11 @@ impl TestEnv {
             .join("\n")
     }
 
-    /// Waits until the logs contain these words, which are written a moment after the event.
+    /// Waits until the logs contain a text, because log lines are written a moment after the event.
     /// Returns the logs.
     pub async fn wait_for_log(&self, words: &str) -> anyhow::Result<String> {
-        let said = async || Some(self.logs()).filter(|logs| logs.contains(words));
-        let said = try_eventually(&format!("{words:?} is logged"), TIMEOUT, said).await;
-        said.with_context(|| self.logs())
+        let logged = async || Some(self.logs()).filter(|logs| logs.contains(words));
+        let logged = try_eventually(&format!("{words:?} is logged"), TIMEOUT, logged).await;
+        logged.with_context(|| self.logs())
     }
 }

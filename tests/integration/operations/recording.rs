@@ -128,7 +128,7 @@ async fn reproduces_effects_exactly() {
     let recording = Recording::of(&env).await.expect("a recording");
     let live = Effects::of(&env).await.expect("effects");
     let refused = recording.put(&env).await.expect_err("the stream is not fresh");
-    assert!(refused.to_string().contains("10 messages lie in the stream"), "{refused}");
+    assert!(refused.to_string().contains("the stream has 10 messages"), "{refused}");
     drop(env);
 
     let id = app.connection;
@@ -190,7 +190,7 @@ async fn rejects_invalid_recording() {
     let env = TestEnv::without_processes(WORKER_ONLY).await.expect("servers");
     let file = env.write("some.jsonl", "{\"kind\":\"a shopping list\"}\n").expect("a file");
     let error = Recording::read(&file).expect_err("no recording");
-    assert!(error.to_string().ends_with("some.jsonl is no recording of layout 1"), "{error}");
+    assert!(error.to_string().ends_with("some.jsonl is not a recording of version 1"), "{error}");
     let head = "{\"recording\":1,\"slack\":\"http://127.0.0.1:1\"}\n";
     let file = env.write("some.jsonl", &format!("{head}{{\"subject\":\"x\",\"headers\":{{}}}}\n"));
     let error = Recording::read(&file.expect("a file")).expect_err("half a message");
@@ -207,7 +207,7 @@ async fn rejects_invalid_recording() {
     recording.write(&file).expect("written");
     assert_eq!(Recording::read(&file).expect("read"), recording, "bytes that are no text");
     let error = recording.put(&env).await.expect_err("nobody's");
-    let why = format!("connection {:032x} is not in this environment: declare it first", 9);
+    let why = format!("connection {:032x} is not in this environment; declare it first", 9);
     assert_eq!(error.to_string(), why);
 }
 
