@@ -1,5 +1,5 @@
-//! Ack latency of ten tenants, alone and beside hostile clients, in turns: strangers with slow bodies,
-//! strangers that never read, and a tenant that signs the largest bodies as fast as it can.
+//! Ack latency of ten tenants, alone and beside hostile clients, in turns: strangers with slow
+//! bodies, strangers that never read, and a tenant that signs the largest bodies as fast as it can.
 //!
 //! The hostile clients share the cores with ingest, so that a part of the latency is theirs.
 

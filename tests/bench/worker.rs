@@ -21,8 +21,8 @@ use tests::slack::webhook::Webhook;
 const SLICE: Duration = Duration::from_millis(700);
 /// Intended duration of a slice of the worker, in seconds.
 const SLICE_OF_WORKER: f64 = 1.5;
-/// Minimum number of messages of a slice of the worker. A shorter slice measures how workers continue
-/// after their pause.
+/// Minimum number of messages of a slice of the worker. A shorter slice measures how workers
+/// continue after their pause.
 const MIN_SLICE: usize = 1_000;
 const ROUNDS: usize = 3;
 

@@ -11,8 +11,8 @@
 //!   line of the file has its origin. Bodies get the origin of the new Slack instead, and such
 //!   webhooks are signed again with the secret of their connection. Nothing else is changed. The
 //!   limits of half an hour and five uses start again.
-//! * No request of Slack waits for an answer: a submission is answered late (`views.update`), a menu's
-//!   options not at all. [`Recording::put`] waits until the last such request is over.
+//! * No request of Slack waits for an answer: a submission is answered late (`views.update`), a
+//!   menu's options not at all. [`Recording::put`] waits until the last such request is over.
 //! * Retries end after a day: a delivery of an older recording that fails once becomes a dead
 //!   letter.
 //! * A `trigger_id` would have expired. Neither Tidegate nor the sample agent uses one.

@@ -1,15 +1,16 @@
-//! The answer to Slack (DESIGN.md 2, promise 1): 200 only for a webhook that JetStream has confirmed.
+//! Model of ingest's answer to Slack (design 2, promise 1): 200 only for a webhook that JetStream
+//! has confirmed.
 //!
-//! Slack sends a webhook again when it hears nothing good; JetStream stores one copy within its window. A publish may
-//! be lost, or its confirmation.
+//! Slack resends a webhook that was not answered 200. JetStream stores one copy within its window.
+//! A publish or its confirmation may be lost.
 
 use crate::checked::{Checked, Protocol, QUIESCENT, Steps, assert_holds, mutations};
 use stateright::Property;
 
-/// Requests of Slack for one webhook.
+/// Maximum number of requests of Slack for one webhook.
 const REQUESTS: u8 = 4;
 
-pub const STORED: &str = "what Slack hears 200 for is stored";
+pub const STORED: &str = "a webhook answered 200 is stored";
 pub const ONE_COPY: &str = "a webhook is stored once";
 
 mutations! { acknowledgement;
@@ -30,7 +31,7 @@ struct Acknowledgement {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Request {
     Publishing,
-    /// JetStream has it, or never will; the confirmation may be on its way.
+    /// JetStream stored the webhook, or the publish was lost. The confirmation may still arrive.
     Published {
         confirmed: bool,
     },
@@ -41,8 +42,8 @@ struct State {
     request: Option<Request>,
     requests: u8,
     stored: u8,
-    heard_200: bool,
-    /// Publishes and confirmations that get lost.
+    got_200: bool,
+    /// Lost publishes and confirmations.
     losses: u8,
 }
 
@@ -61,11 +62,11 @@ impl Protocol for Acknowledgement {
         let is = |mutation| self.mutation == mutation;
         let first_only = is(Mutation::RefusalNotRepeated) && s.requests > 0;
         match s.request {
-            None if s.heard_200 || s.requests == REQUESTS || first_only => {}
+            None if s.got_200 || s.requests == REQUESTS || first_only => {}
             None => steps.step("Slack sends", s.requests.into(), |s| {
                 s.requests += 1;
                 s.request = Some(Request::Publishing);
-                s.heard_200 |= is(Mutation::AnsweredBeforeConfirmed);
+                s.got_200 |= is(Mutation::AnsweredBeforeConfirmed);
             }),
             Some(Request::Publishing) => {
                 steps.step("stored", 0, |s| {
@@ -82,14 +83,14 @@ impl Protocol for Acknowledgement {
             }
             Some(Request::Published { confirmed }) => {
                 if confirmed {
-                    steps.step("confirmed: 200", 0, |s| (s.request, s.heard_200) = (None, true));
+                    steps.step("confirmed: 200", 0, |s| (s.request, s.got_200) = (None, true));
                 }
                 if !confirmed || s.losses < 2 {
                     let fault = u8::from(confirmed);
                     steps.step("timed out: 503", 0, |s| {
                         s.losses += fault;
                         s.request = None;
-                        s.heard_200 |= is(Mutation::TimeoutAnswered200);
+                        s.got_200 |= is(Mutation::TimeoutAnswered200);
                     });
                 }
             }
@@ -97,12 +98,12 @@ impl Protocol for Acknowledgement {
     }
 
     fn is_done(&self, s: &State) -> bool {
-        s.heard_200 && s.stored > 0
+        s.got_200 && s.stored > 0
     }
 
     fn promises() -> Vec<Property<Checked<Self>>> {
         vec![
-            Property::always(STORED, |_, s: &State| !s.heard_200 || s.stored > 0),
+            Property::always(STORED, |_, s: &State| !s.got_200 || s.stored > 0),
             Property::always(ONE_COPY, |_, s: &State| s.stored <= 1),
         ]
     }

@@ -1,9 +1,10 @@
-//! The frame of all models: steps, faults, and the two searches.
+//! Common parts of all models: steps, faults, and the two searches.
 //!
-//! A protocol lists the steps that are possible in a state, each with the state after it. Faults are steps that
-//! nothing requires; each kind has a budget, so that every path is finite. "Eventually everything is done" is proved
-//! by two checks together: no path is infinite ([`find_cycle`]), and a state in which only faults are possible is a
-//! done one ([`QUIESCENT`]). Stateright's own `eventually` would miss paths that join.
+//! A protocol lists the steps that are possible in a state, each with the next state. Faults are
+//! steps that need not happen; each kind has a budget, so that every path is finite. Two checks
+//! together prove that all work is eventually done: no path is infinite ([`find_cycle`]), and in a
+//! state in which only faults are possible all work is done ([`QUIESCENT`]). Stateright's own
+//! `eventually` would miss paths that join.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::{
@@ -12,8 +13,8 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// Property of every model: nothing is forgotten.
-pub const QUIESCENT: &str = "when no step is left, everything is done";
+/// Property of every model: no work is forgotten.
+pub const QUIESCENT: &str = "if no step is possible, all work is done";
 /// Property of every model that [`find_cycle`] checks.
 pub const ENDS: &str = "every path ends";
 
@@ -64,7 +65,7 @@ impl<S: Clone> Steps<'_, S> {
 
 /// A protocol with its faults and promises.
 pub trait Protocol: Send + Sync + Sized + 'static {
-    /// Everything that is stored, in flight or remembered, and what the promises are judged by.
+    /// Rows, messages in flight, memory of processes, and the evidence for the promises.
     type State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static;
 
     /// Returns the state before the first step.
@@ -76,11 +77,11 @@ pub trait Protocol: Send + Sync + Sized + 'static {
     /// Returns true when all work is done.
     fn is_done(&self, state: &Self::State) -> bool;
 
-    /// Returns the promises that hold in every state, and examples that must be reachable.
+    /// Returns the promises, which must hold in every state, and examples, which must be reachable.
     fn promises() -> Vec<Property<Checked<Self>>>;
 }
 
-/// A protocol as a model of stateright.
+/// Adapter of a protocol to stateright's `Model`.
 pub struct Checked<P>(pub P);
 
 impl<P: Protocol> Checked<P> {
@@ -131,10 +132,10 @@ pub fn assert_holds<P: Protocol>(protocol: impl Fn() -> P) {
     }
     checker.assert_properties();
     println!("{} states, depth {}", checker.unique_state_count(), checker.max_depth());
-    assert_eq!(find_cycle(&Checked(protocol())), None, "an endless path");
+    assert_eq!(find_cycle(&Checked(protocol())), None, "endless path");
 }
 
-/// Checks that the search finds a state, or an endless path, that breaks a promise.
+/// Checks that the search finds a state or an endless path that breaks a promise.
 pub fn assert_broken<P: Protocol>(protocol: P, property: &'static str) {
     let model = Checked(protocol);
     if property == ENDS {
@@ -150,7 +151,7 @@ pub fn assert_broken<P: Protocol>(protocol: P, property: &'static str) {
     );
 }
 
-/// Returns the steps to a state that can be reached again from itself, if there is one.
+/// Returns the steps of a path that reaches one of its states again, if there is one.
 fn find_cycle<P: Protocol>(model: &Checked<P>) -> Option<Vec<String>> {
     let fingerprint = |state: &P::State| {
         let mut hasher = DefaultHasher::new();
@@ -158,7 +159,7 @@ fn find_cycle<P: Protocol>(model: &Checked<P>) -> Option<Vec<String>> {
         hasher.finish()
     };
     let start = model.0.initial();
-    // Whether a visited state is on the path that is being followed.
+    // True for a visited state that is on the current path, false for other visited states.
     let mut on_path = HashMap::from([(fingerprint(&start), true)]);
     let mut path = vec![(String::new(), fingerprint(&start), model.list(&start))];
     while let Some((_, current, steps)) = path.last_mut() {
@@ -184,8 +185,8 @@ fn find_cycle<P: Protocol>(model: &Checked<P>) -> Option<Vec<String>> {
     None
 }
 
-/// Declares the mutations of a protocol, each with the sentence that it breaks, and a test for each that names the
-/// promise by which the search finds it.
+/// Declares the mutations of a protocol. Each has the sentence of the design that it violates, a
+/// test, and the promise that the test must find broken.
 macro_rules! mutations {
     ($protocol:expr; $($(#[$sentence:meta])* $mutation:ident, $test:ident => $property:expr;)*) => {
         /// Deliberate flaws of the protocol.
@@ -196,7 +197,7 @@ macro_rules! mutations {
             $($(#[$sentence])* $mutation,)*
         }
 
-        /// Every mutation, and the promise that it breaks.
+        /// All mutations with the promise that each breaks.
         pub const MUTATIONS: &[(&str, &str)] = &[$((stringify!($mutation), $property),)*];
 
         mod finds {

@@ -1,9 +1,10 @@
-//! Dispatch (DESIGN.md 5.2): lanes with head and tail, agent slots, workers with a TTL.
+//! Model of dispatch (design 5.2): lanes with head and tail, agent slots, workers with a TTL.
 //!
-//! Two lanes of one agent, two processes. Statements run as in Postgres under `read committed`: a statement is
-//! planned and reads a snapshot when it begins; what it writes is re-checked against the newest version of the rows
-//! that it locks. So a statement that reads something has two steps, "begin" and "execute", and between them anything
-//! may happen. A result may be lost; then a statement may execute at any later time.
+//! There are two lanes of one agent and two processes. Statements run as in Postgres under `read
+//! committed`: a statement reads a snapshot when it begins; conditions of its writes are re-checked
+//! against the newest version of the rows that it locks. So a statement that reads rows has two
+//! steps, "begin" and "execute", and any other steps may happen between them. A result may be lost;
+//! then the statement may execute at any later time.
 
 mod protocol;
 mod statements;
@@ -14,10 +15,10 @@ pub use table::MUTATIONS;
 use table::Mutation;
 
 const LANES: usize = 2;
-/// Ids of processes: each process may start three times.
+/// Number of process ids: each of the two processes may start three times.
 const IDS: usize = 6;
 
-/// Dispatch of some of three deliveries: 0 and 1 in lane 0, 2 in lane 1.
+/// Dispatch of up to three deliveries: 0 and 1 in lane 0, 2 in lane 1.
 struct Dispatch {
     mutation: Mutation,
     deliveries: &'static [u8],
@@ -30,16 +31,16 @@ struct Dispatch {
 struct Faults {
     crashes: u8,
     freezes: u8,
-    /// Processes that lose Postgres, but run.
+    /// Processes that lose the connection to Postgres, but run.
     cuts: u8,
     lost_results: u8,
-    /// Attempts that fail and are repeated.
+    /// Attempts that fail and are retried.
     failures: u8,
-    /// Orderly stops: no fault for those who wait.
+    /// Orderly stops. They do not excuse a repeated call.
     stops: u8,
 }
 
-/// The right to end what a take started.
+/// Fence of an attempt: only a statement with the fence of the running attempt may end it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 struct Fence {
     id: usize,
@@ -51,7 +52,7 @@ struct Fence {
 struct Lane {
     head: u8,
     tail: u8,
-    /// The delivery at each position from 1 on.
+    /// Delivery at each position, starting at position 1.
     rows: [Option<u8>; 2],
     worker: Option<usize>,
     attempts: u8,
@@ -63,7 +64,7 @@ struct Lane {
 enum WorkerRow {
     Absent,
     Alive,
-    /// Marked by somebody who noticed; no statement under its id begins any more.
+    /// Marked as expired by another process. No new statement may use its id.
     Expired,
 }
 
@@ -81,9 +82,9 @@ enum Condition {
 enum Phase {
     Taken,
     Calling,
-    /// Answered; the end is to be sent.
+    /// Answered. The end statement is not sent yet.
     Answered,
-    /// The end was sent.
+    /// The end statement was sent.
     Ending,
 }
 
@@ -101,11 +102,12 @@ struct Process {
     condition: Condition,
     stopping: bool,
     attempts: [Option<Attempt>; LANES],
-    /// Waits for the result of a take, or of freeing what is not in its memory.
+    /// True while it waits for the result of a take, or of freeing a lane that is not in its
+    /// memory.
     waits: bool,
 }
 
-/// A statement between its begin and its execution.
+/// A statement that has begun and is not executed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 struct Statement {
     process: usize,
@@ -117,31 +119,33 @@ struct Statement {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 enum StatementKind {
-    /// Takes the head of a lane with this slot, both seen free.
+    /// Takes the head of a lane with a slot. The snapshot showed both as free.
     Take { slot: usize },
-    /// What a take took, on its way to the process.
+    /// Result of a take, on its way to the process.
     Taken(Option<Attempt>),
-    /// Ends an attempt of a delivery; `more` was seen behind the head, if the end looks there (a mutation).
+    /// Ends an attempt of a delivery. `more` is true if the snapshot had deliveries behind the head
+    /// (used by a mutation).
     End { fence: Fence, delivery: u8, more: bool },
     /// Frees a lane that names the process and is not in its memory.
     Free { fence: Fence },
-    /// Enqueues a delivery by a lane that was read before (a mutation).
+    /// Enqueues a delivery by a snapshot of the lane (used by a mutation).
     Enqueue { delivery: u8, seen: Lane },
 }
 
-/// What the promises are judged by.
+/// Evidence for the promises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Evidence {
-    /// Calls of each delivery.
+    /// Number of calls of each delivery.
     called: [u8; 3],
-    /// Deliveries by their first call, and by their replies.
+    /// Deliveries in the order of their first calls, and in the order of their replies.
     first_calls: Vec<u8>,
     replies: Vec<u8>,
-    /// Faults that excuse a repeated call.
+    /// Number of repeated calls that faults excuse.
     excuses: u8,
-    /// An end hit another delivery than the one that was called, or a lane that another process had taken.
+    /// True if an end applied to another delivery than the called one, or to a lane that another
+    /// process had taken.
     stray_end: bool,
-    /// A lane was freed though the process that ran it was alive and had it in memory.
+    /// True if a lane was freed although the process that ran it was alive and had it in memory.
     freed_alive: bool,
 }
 
@@ -154,9 +158,9 @@ struct State {
     workers: [WorkerRow; IDS],
     processes: [Process; 2],
     statements: Vec<Statement>,
-    /// How many deliveries intake has enqueued.
+    /// Number of deliveries that intake has enqueued.
     enqueued: usize,
-    /// Processes are alike: process 0 takes first.
+    /// True after the first take. Process 0 takes first, because the processes are symmetric.
     is_begun: bool,
     left: Faults,
     seen: Evidence,
@@ -177,7 +181,7 @@ impl Lane {
         self.head > self.tail
     }
 
-    /// Whether its head waits.
+    /// Returns true if the head may be taken.
     fn is_takeable(&self) -> bool {
         self.worker.is_none() && self.is_due && !self.is_empty()
     }

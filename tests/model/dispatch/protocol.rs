@@ -1,4 +1,4 @@
-//! The steps and faults of dispatch, and its promises.
+//! Steps, faults and promises of dispatch.
 
 use super::{
     Condition, Dispatch, Evidence, IDS, LANES, Lane, Mutation, Phase, Process, State, Statement,
@@ -116,7 +116,7 @@ impl Protocol for Dispatch {
     }
 }
 
-/// Returns the lanes with a call that a process which runs is making.
+/// Returns the lanes for which a running process makes a call.
 fn calls(s: &State) -> impl Iterator<Item = usize> {
     let runs = |process: &&Process| matches!(process.condition, Condition::Up | Condition::Cut);
     s.processes.iter().filter(runs).flat_map(|process| {
@@ -170,7 +170,8 @@ impl Dispatch {
                     send(s, take);
                 });
             }
-            // Freeing reads the memory; a take whose result is on its way is not in it.
+            // Freeing compares the lane with the memory, which lacks a take whose result is on its
+            // way.
             let can = !process.waits || self.is(Mutation::FreesDuringTake);
             let freeing = s.statements.iter().any(|sent| {
                 sent.id == id && sent.awaited && matches!(sent.kind, StatementKind::Free { .. })
@@ -242,8 +243,8 @@ impl Dispatch {
         }
     }
 
-    /// A process that did nothing for a while looks at its clock first: if its row may have expired, its calls end,
-    /// and it starts under another id.
+    /// Continues a process after a freeze. It reads its clock first: if its row may have expired,
+    /// its calls end, and it starts under a new id.
     fn come_back(&self, s: &mut State, p: usize) {
         let process = &mut s.processes[p];
         process.condition = Condition::Up;
@@ -255,7 +256,8 @@ impl Dispatch {
         }
     }
 
-    /// Whoever notices marks a row whose TTL is over, frees its lanes one by one, and deletes it.
+    /// Adds the steps that any running process takes for an expired worker row: marks it, frees its
+    /// lanes one by one, deletes it.
     fn reaper_steps(&self, s: &State, steps: &mut Steps<'_, State>) {
         if !s.processes.iter().any(|process| process.condition == Condition::Up) {
             return;
@@ -288,7 +290,7 @@ impl Dispatch {
 
     fn faults(&self, s: &State, p: usize, steps: &mut Steps<'_, State>) {
         let process = &s.processes[p];
-        // A process that starts anew takes an id that was never used.
+        // A process that restarts gets an unused id.
         let startable = process.id + 2 < IDS;
         if process.condition != Condition::Up || !startable {
             return;
@@ -358,7 +360,7 @@ impl Dispatch {
                 let process = &mut s.processes[p];
                 match sent.kind {
                     StatementKind::End { .. } => {
-                        // The end is sent again.
+                        // The end statement is sent again.
                         if let Some(attempt) = &mut process.attempts[lane] {
                             attempt.phase = Phase::Answered;
                         }
@@ -370,7 +372,7 @@ impl Dispatch {
     }
 }
 
-/// Starts a process under an id of its own.
+/// Starts a process under a new id.
 fn start(s: &mut State, p: usize) {
     let id = s.processes[p].id + 2;
     s.workers[id] = WorkerRow::Alive;

@@ -1,4 +1,4 @@
-//! The statements as Postgres executes them.
+//! Statements of dispatch as Postgres executes them.
 
 use super::{
     Attempt, Condition, Dispatch, Fence, Lane, Mutation, Phase, State, Statement, StatementKind,
@@ -77,7 +77,8 @@ impl Dispatch {
         s.statements.sort();
     }
 
-    /// Ends an attempt: the delivery goes, the head moves on, the slot is free, the replies stand in the outbox.
+    /// Ends an attempt: deletes the delivery, moves the head, frees the slot, writes the replies to
+    /// the outbox.
     fn end(&self, s: &mut State, lane: usize, fence: Fence, delivery: u8, more: bool) {
         let row = s.lanes[lane];
         let matches = match self.mutation {
@@ -106,7 +107,7 @@ impl Dispatch {
         }
     }
 
-    /// Lets an attempt be repeated.
+    /// Frees a lane after a failed attempt, so that the attempt is retried.
     pub(super) fn retry(&self, s: &mut State, lane: usize, fence: Fence) {
         if fence_of(&s.lanes[lane]) == Some(fence) {
             (s.lanes[lane].worker, s.lanes[lane].is_due) = (None, true);
@@ -114,7 +115,7 @@ impl Dispatch {
         }
     }
 
-    /// Frees a lane and its slot; the attempt counts.
+    /// Frees a lane and its slot. The attempt counts.
     pub(super) fn free(&self, s: &mut State, lane: usize) {
         let id = s.lanes[lane].worker;
         s.seen.freed_alive |= s.processes.iter().any(|process| {
@@ -129,7 +130,7 @@ impl Dispatch {
     }
 }
 
-/// Returns the right to end what runs in a lane.
+/// Returns the fence of the attempt that runs in a lane.
 pub(super) fn fence_of(lane: &Lane) -> Option<Fence> {
     lane.worker.map(|id| Fence { id, head: lane.head, attempts: lane.attempts })
 }

@@ -1,20 +1,21 @@
-//! The promises of dispatch, its mutations, and the test of each.
+//! Promises and mutations of dispatch, with the test of each mutation.
 
 use super::{Dispatch, Faults};
 use crate::checked::{QUIESCENT, assert_holds, mutations};
 
 pub const REPLIES_ONCE: &str = "a delivery ends once";
 pub const IN_ORDER: &str = "calls and replies of a lane keep the order";
-pub const NO_STRAY_END: &str = "an end hits only the attempt that ended";
-pub const RUNS_ONCE: &str = "one process at a time calls for a lane";
+pub const NO_STRAY_END: &str = "an end applies only to its own attempt";
+pub const RUNS_ONCE: &str = "one process at a time makes calls for a lane";
 pub const SLOTS_BOUND: &str = "no more attempts run than there are slots";
 pub const SLOTS_AND_LANES: &str = "a running lane holds one slot";
 pub const NO_NEEDLESS_CALL: &str = "without a fault no call is repeated";
 pub const COMMITTED_ONLY: &str = "only committed deliveries are called";
-pub const NOT_FREED_ALIVE: &str = "a lane that its process runs is not freed";
+pub const NOT_FREED_ALIVE: &str = "a lane is not freed while its process runs it";
 
 mutations! { dispatch;
-    /// 5.2 "Both use only the row's newest version and never look at other rows" (a stored head id).
+    /// 5.2 "Both use only the row's newest version and never look at other rows" (a stored head
+    /// id).
     NextHeadReadFromSnapshot, next_head_read_from_snapshot => QUIESCENT;
     /// 5.2 "Both use only the row's newest version".
     EnqueueReadsSnapshot, enqueue_reads_snapshot => QUIESCENT;
@@ -26,7 +27,8 @@ mutations! { dispatch;
     EndWithoutFence, end_without_fence => NO_STRAY_END;
     /// 5.2 "The fence of an end is (worker, attempts)": the worker.
     EndFencedWithoutWorker, end_fenced_without_worker => NO_STRAY_END;
-    /// 5.2 "The fence of an end is (worker, attempts)": as it stands, without the position of the head.
+    /// 5.2 "The fence of an end is (worker, attempts)": as it stands, without the position of the
+    /// head.
     EndFencedWithoutHead, end_fenced_without_head => NO_STRAY_END;
     /// 5.2 "Running lanes and slots belong to a `workers` row".
     TakeChecksNoLiveness, take_checks_no_liveness => QUIESCENT;
@@ -56,7 +58,7 @@ mutations! { dispatch;
     CalledBeforeCommit, called_before_commit => COMMITTED_ONLY;
 }
 
-/// Deliveries of one lane, of two, or both.
+/// Two deliveries of one lane, two deliveries of two lanes, or all three deliveries.
 const ONE_LANE: &[u8] = &[0, 1];
 const TWO_LANES: &[u8] = &[0, 2];
 const ALL: &[u8] = &[0, 1, 2];

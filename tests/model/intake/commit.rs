@@ -1,9 +1,9 @@
-//! The commit as Postgres executes it: a fence, and everything else selects from it.
+//! The commit statement as Postgres executes it: a fenced update from which all other parts select.
 
 use super::{Batch, Decision, Intake, Kind, Mutation, Phase, State, Statement};
 
 impl Intake {
-    /// Executes a statement; its worker gets the result if it still waits.
+    /// Executes a statement. Its worker gets the result if it still waits.
     pub(super) fn execute(&self, s: &mut State, index: usize) {
         let Statement { worker, claim, batch, awaited } = s.in_flight.remove(index);
         let is_owner = claim.number == s.seen.claims;
@@ -37,7 +37,8 @@ impl Intake {
         }
     }
 
-    /// Returns true when a dedup key exists already: keys are inserted without `on conflict`.
+    /// Returns true if a dedup key exists already. Keys are inserted without `on conflict`, so the
+    /// commit then fails.
     fn conflicts(&self, s: &State, batch: &Batch) -> bool {
         if self.is(Mutation::DedupOnlyWithinBatch) || self.is(Mutation::DedupOnlyAcrossBatches) {
             return false;
@@ -63,7 +64,7 @@ impl Intake {
                 Decision::Ignore => continue,
                 Decision::Apply { .. } if webhook.kind == Kind::Link => {
                     s.rows.bound = true;
-                    // The mutation has counted it when it took place.
+                    // The mutation counted the effect when it sent the batch.
                     s.seen.effects[key] += u8::from(!self.is(Mutation::EffectsOutsideTransaction));
                 }
                 Decision::Apply { bound } => {

@@ -1,9 +1,9 @@
-//! Intake of one partition (DESIGN.md 5.1): leases, epochs, batches, commits, duplicate copies, webhooks that end a
-//! process.
+//! Model of intake of one partition (design 5.1): leases, epochs, batches, commits, duplicate
+//! copies, webhooks that crash a process.
 //!
-//! Two workers. A statement that was sent is executed at any later time, also after its worker stopped waiting for
-//! it, crashed or lost the partition. Freezing needs no step of its own: any worker may do nothing for any time, and
-//! its lease may run out meanwhile.
+//! There are two workers. A statement that was sent is executed at any later time, even after its
+//! worker stopped waiting for it, crashed or lost the partition. A freeze needs no step, because
+//! any worker may do nothing for any time while its lease expires.
 
 mod commit;
 mod protocol;
@@ -14,12 +14,12 @@ pub use table::MUTATIONS;
 
 use table::Mutation;
 
-/// Webhooks in the stream, at most.
+/// Maximum number of webhooks in the stream.
 const WEBHOOKS: usize = 5;
-/// Webhooks of a batch, at most.
+/// Maximum number of webhooks of a batch.
 const BATCH: u8 = 2;
 
-/// The kind of a webhook, as far as it matters for the protocol.
+/// Kind of a webhook.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Kind {
     /// Has no effect.
@@ -28,9 +28,9 @@ enum Kind {
     Delivery,
     /// Changes a binding, which later webhooks must see.
     Link,
-    /// Postgres refuses its contents.
+    /// Postgres rejects its content.
     Refused,
-    /// Ends the process that decides it.
+    /// Crashes the process that decides it.
     Crashes,
     /// Needs a row that this release can't read.
     Unreadable,
@@ -38,7 +38,7 @@ enum Kind {
     Newer,
 }
 
-/// A webhook in the stream; copies have the same key.
+/// A webhook in the stream. Copies have the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Webhook {
     key: u8,
@@ -56,7 +56,7 @@ struct Intake {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Faults {
     crashes: u8,
-    /// Leases that run out though their owner lives: it was frozen or cut off.
+    /// Leases that expire although their owner lives, because it was frozen or disconnected.
     expiries: u8,
     /// Statements whose result does not arrive.
     lost_results: u8,
@@ -64,7 +64,7 @@ struct Faults {
     reader_ends: u8,
 }
 
-/// What becomes of a webhook.
+/// Decision about a webhook.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Decision {
     Ignore,
@@ -75,7 +75,7 @@ enum Decision {
     DeadLetter,
 }
 
-/// Decided webhooks `first..=to`; the cursor is expected at `from`.
+/// Decided webhooks `first..=to`. The commit expects the cursor at `from`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct Batch {
     from: u8,
@@ -90,11 +90,12 @@ struct Statement {
     worker: usize,
     claim: Claim,
     batch: Batch,
-    /// The worker waits for the result.
+    /// True while the worker waits for the result.
     awaited: bool,
 }
 
-/// A claim of the partition. The number counts claims; it is the epoch, unless a mutation spoils that.
+/// A claim of the partition. `number` counts claims and equals `epoch` unless a mutation breaks
+/// that.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct Claim {
     number: u8,
@@ -114,19 +115,19 @@ struct Worker {
     claim: Option<Claim>,
     cursor: u8,
     phase: Phase,
-    /// Webhooks of the next batch, at most.
+    /// Maximum number of webhooks of the next batch.
     limit: u8,
-    /// The batch was refused once and prepared anew.
+    /// True if the batch was rejected once and is prepared again.
     prepared_anew: bool,
-    /// Webhooks are decided one by one, each marked before.
+    /// True if webhooks are decided one by one, each after it was marked.
     alone: bool,
-    /// It found a webhook of a newer release and claims no more.
+    /// True if it found a webhook of a newer release. It then stops claiming.
     declines: bool,
-    /// A lease that is renewed though its reader ended (a mutation).
+    /// Lease that is renewed although its reader ended (used by a mutation).
     zombie: Option<u8>,
-    /// The binding as known when the partition was claimed (used by a mutation).
+    /// Binding at the time of the claim (used by a mutation).
     cached_bound: bool,
-    /// The batch after the one that was sent (a mutation).
+    /// Batch after the one that was sent (used by a mutation).
     ahead: Option<Batch>,
 }
 
@@ -135,36 +136,37 @@ struct Worker {
 struct Rows {
     epoch: u8,
     cursor: u8,
-    /// The number of the claim whose lease has not run out.
+    /// Number of the claim whose lease has not expired.
     lease: Option<u8>,
-    /// Claims since the cursor moved.
+    /// Number of claims since the cursor moved.
     claims: u8,
-    /// The webhook that is decided alone, and how often it was marked.
+    /// Webhook that is decided alone, and the number of its marks.
     suspect: Option<(u8, u8)>,
     keys: u8,
     bound: bool,
 }
 
-/// What the promises are judged by.
+/// Evidence for the promises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Evidence {
-    /// Claims so far.
+    /// Number of claims so far.
     claims: u8,
-    /// How often each webhook was decided, and how often the effects of each key took place.
+    /// Number of decisions of each webhook, and number of times that the effects of each key took
+    /// place.
     decided: [u8; WEBHOOKS],
     effects: [u8; WEBHOOKS],
     delivered: Vec<u8>,
-    /// A process wrote after its partition was claimed by another.
+    /// True if a process wrote after another process had claimed its partition.
     stale_write: bool,
-    /// A delivery was decided without the binding of a link before it.
+    /// True if a delivery was decided without the binding of a link before it.
     binding_missed: bool,
-    /// A webhook that is not at fault became a dead letter.
+    /// True if a webhook that is not at fault became a dead letter.
     innocent_dead: bool,
-    /// The old release decided a webhook of the newer one.
+    /// True if the old release decided a webhook of the newer release.
     newer_decided: bool,
-    /// How often a webhook ended a process.
+    /// Number of times that a webhook crashed a process.
     ended_process: u8,
-    /// How often the old release gave the partition back.
+    /// Number of times that the old release gave the partition back.
     given_back: u8,
 }
 

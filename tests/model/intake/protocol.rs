@@ -1,4 +1,4 @@
-//! The steps and faults of intake, and its promises.
+//! Steps, faults and promises of intake.
 
 use super::{Evidence, Intake, Kind, Mutation, Phase, Rows, State, Worker, table::*};
 use crate::checked::{Checked, Protocol, Steps};
@@ -85,7 +85,7 @@ impl Intake {
         let worker = &s.workers[w];
         if worker.claim.is_none() {
             let claims = !worker.declines || self.is(Mutation::ClaimsAgainAfterNewerSchema);
-            // Workers of one release are alike: the first idle one claims.
+            // Workers of one release are symmetric, so only the first idle one claims.
             let other = w == 1 && s.workers[0].claim.is_none() && self.is_one_release();
             if s.rows.lease.is_none() && claims && !other && s.rows.cursor < self.last() {
                 steps.step("claim", w, |s| self.claim(s, w));

@@ -1,4 +1,4 @@
-//! The promises of intake, its mutations, and the test of each.
+//! Promises and mutations of intake, with the test of each mutation.
 
 use super::{Faults, Intake, Kind, Webhook};
 use crate::checked::{ENDS, QUIESCENT, assert_holds, mutations};
@@ -23,8 +23,8 @@ mutations! { intake;
     CommitWithoutCursor, commit_without_cursor => DECIDED_ONCE;
     /// 5.1 "every other part of the statement selects from it".
     EffectsNotFenced, effects_not_fenced => FENCED;
-    /// 2.2 "its effects in Postgres and the partition's cursor are one transaction"; 5.1 "its effects first, in one
-    /// transaction with the fenced statement, which comes last".
+    /// 2.2 "its effects in Postgres and the partition's cursor are one transaction"; 5.1 "its
+    /// effects first, in one transaction with the fenced statement, which comes last".
     EffectsOutsideTransaction, effects_outside_transaction => EFFECTS_ONCE;
     /// 5.1 "is written by claims and commits only; renewals write `partition_leases`".
     RenewalWritesCursor, renewal_writes_cursor => DECIDED_ONCE;
@@ -40,7 +40,8 @@ mutations! { intake;
     LinkSharesBatch, link_shares_batch => BINDING_SEEN;
     /// 5.1 "one query reads … dedup keys of the batch"; "The commit inserts without `on conflict`".
     DedupOnlyWithinBatch, dedup_only_within_batch => EFFECTS_ONCE;
-    /// 5.1 "keys within the batch are compared in memory"; "The commit inserts without `on conflict`".
+    /// 5.1 "keys within the batch are compared in memory"; "The commit inserts without `on
+    /// conflict`".
     DedupOnlyAcrossBatches, dedup_only_across_batches => EFFECTS_ONCE;
     /// 5.1 "Every webhook but an `Ignore` has a row".
     DeadLetterWithoutKey, dead_letter_without_key => EFFECTS_ONCE;
@@ -54,7 +55,8 @@ mutations! { intake;
     RefusedWebhookSkipped, refused_webhook_skipped => NOTHING_LOST;
     /// 5.1 "From the third claim without progress".
     ClaimsNotCounted, claims_not_counted => CRASHES_BOUNDED;
-    /// 5.1 "the next one to crash the process alone": the mark is written before the webhook is decided.
+    /// 5.1 "the next one to crash the process alone": the mark is written before the webhook is
+    /// decided.
     MarkedAfterDeciding, marked_after_deciding => CRASHES_BOUNDED;
     /// 5.1 "webhooks are decided one by one".
     GivesUpFirstAfterThreeClaims, gives_up_first_after_three_claims => INNOCENT;
@@ -66,7 +68,7 @@ mutations! { intake;
     ClaimsAgainAfterNewerSchema, claims_again_after_newer_schema => GIVEN_BACK_ONCE;
 }
 
-/// The stream in which a mutation shows.
+/// Returns intake with a mutation and a stream in which the mutation breaks a promise.
 fn intake(mutation: Mutation) -> Intake {
     use Mutation::*;
     match mutation {
@@ -77,7 +79,7 @@ fn intake(mutation: Mutation) -> Intake {
         | MarkedAfterDeciding
         | UnreadableRowFailsBatch
         | NewerSchemaDecided
-        | ClaimsAgainAfterNewerSchema => unwell(mutation),
+        | ClaimsAgainAfterNewerSchema => faulty(mutation),
         GivesUpFirstAfterThreeClaims => crashing(mutation),
         CommitWithoutCursor
         | RenewalWritesCursor
@@ -88,22 +90,24 @@ fn intake(mutation: Mutation) -> Intake {
     }
 }
 
-/// A delivery in two copies, a link and a message after it.
+/// Returns intake of two copies of a delivery, a link and a message after the link.
 fn copies(mutation: Mutation) -> Intake {
     let kinds = [(0, Kind::Delivery), (0, Kind::Delivery), (1, Kind::Link), (2, Kind::Delivery)];
     let faults = Faults { crashes: 1, expiries: 1, lost_results: 1, reader_ends: 0 };
     Intake { mutation, stream: stream(&kinds), faults }
 }
 
-/// Webhooks without dedup keys between deliveries; results are lost twice, and a reader ends.
+/// Returns intake of a delivery between webhooks without dedup keys. Two results are lost, and a
+/// reader ends.
 fn keyless(mutation: Mutation) -> Intake {
     let kinds = [(0, Kind::Ignored), (1, Kind::Delivery), (2, Kind::Ignored)];
     let faults = Faults { crashes: 0, expiries: 1, lost_results: 2, reader_ends: 1 };
     Intake { mutation, stream: stream(&kinds), faults }
 }
 
-/// Webhooks that Postgres refuses (in two copies), that end the process, and that the old release can't read.
-fn unwell(mutation: Mutation) -> Intake {
+/// Returns intake of webhooks that Postgres rejects (in two copies), that crash the process, that
+/// need an unreadable row, and that only a newer release can read.
+fn faulty(mutation: Mutation) -> Intake {
     let kinds = [
         (0, Kind::Refused),
         (0, Kind::Refused),
@@ -115,8 +119,9 @@ fn unwell(mutation: Mutation) -> Intake {
     Intake { mutation, stream: stream(&kinds), faults }
 }
 
-/// A webhook that ends the process behind one that does not. One kill from outside may hit while the process decides
-/// alone; two, at the same webhook, make it a dead letter.
+/// Returns intake of a webhook that crashes the process, between two that do not. There is one
+/// other crash: two other crashes while the process decides the same webhook alone would make it a
+/// dead letter.
 fn crashing(mutation: Mutation) -> Intake {
     let kinds = [(0, Kind::Delivery), (1, Kind::Crashes), (2, Kind::Delivery)];
     let faults = Faults { crashes: 1, expiries: 0, lost_results: 0, reader_ends: 0 };
@@ -139,7 +144,7 @@ fn holds_without_keys() {
 
 #[test]
 fn holds_with_faulty_webhooks() {
-    assert_holds(|| unwell(Mutation::None));
+    assert_holds(|| faulty(Mutation::None));
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! A worker that owns the partition: prepares batches, sends them, and finds out what became of them.
+//! A worker of intake: claims the partition, prepares and sends batches, and handles their results.
 
 use super::{
     BATCH, Batch, Claim, Decision, Intake, Kind, Mutation, Phase, State, Statement, Worker,
 };
 
 impl Worker {
-    /// A process that owns nothing.
+    /// Returns a worker that owns nothing.
     pub(super) fn idle() -> Self {
         Self {
             claim: None,
@@ -23,7 +23,7 @@ impl Worker {
 }
 
 impl Intake {
-    /// Claims the partition: the epoch is raised, the cursor is read.
+    /// Claims the partition: raises the epoch and reads the cursor.
     pub(super) fn claim(&self, s: &mut State, w: usize) {
         s.seen.claims += 1;
         if !self.is(Mutation::ClaimKeepsEpoch) {
@@ -45,7 +45,7 @@ impl Intake {
         };
     }
 
-    /// Ends a reader; its lease is given up.
+    /// Ends a reader and gives up its lease.
     pub(super) fn give_up(&self, s: &mut State, w: usize) {
         let claim = s.workers[w].claim.map(|claim| claim.number);
         if s.rows.lease == claim {
@@ -55,7 +55,7 @@ impl Intake {
         s.workers[w] = Worker { declines, ..Worker::idle() };
     }
 
-    /// Ends the process; another starts in its place.
+    /// Ends the process. Another one starts in its place.
     pub(super) fn crash(&self, s: &mut State, w: usize) {
         s.in_flight
             .iter_mut()
@@ -65,8 +65,9 @@ impl Intake {
         s.workers[w] = Worker { declines, ..Worker::idle() };
     }
 
-    /// Returns the last webhook of a batch of at most `length` behind a cursor: it ends before a webhook of a newer
-    /// release, and one with other effects than deliveries is alone.
+    /// Returns the last webhook of a batch of at most `length` behind a cursor. A batch ends before
+    /// a webhook of a newer release. A webhook with other effects than deliveries is a batch of its
+    /// own.
     pub(super) fn end_of_batch(&self, w: usize, cursor: u8, length: u8) -> u8 {
         let mut to = cursor;
         while to < self.last() && to - cursor < length {
@@ -84,7 +85,8 @@ impl Intake {
         to
     }
 
-    /// Decides a batch by what Postgres has now. Returns `None` when a webhook ends the process.
+    /// Decides a batch by the current rows of Postgres. Returns `None` if a webhook crashes the
+    /// process.
     pub(super) fn decide(
         &self,
         s: &State,
@@ -114,7 +116,7 @@ impl Intake {
         Some(Batch { from: cursor, first, to, decisions })
     }
 
-    /// Decides a batch, or is ended by one of its webhooks.
+    /// Decides a batch, or crashes at one of its webhooks.
     pub(super) fn prepare(&self, s: &mut State, w: usize, first: u8, to: u8) {
         let cursor = s.workers[w].cursor;
         match self.decide(s, w, cursor, first, to) {
@@ -126,7 +128,8 @@ impl Intake {
         }
     }
 
-    /// Marks the next webhook and decides it alone; one that was marked twice already is given up undecided.
+    /// Marks the next webhook and decides it alone. A webhook that was marked twice becomes a dead
+    /// letter without a decision.
     pub(super) fn prepare_alone(&self, s: &mut State, w: usize) {
         let (claim, next) = (s.workers[w].claim, s.workers[w].cursor + 1);
         if claim.is_none_or(|claim| claim.epoch != s.rows.epoch) {
@@ -143,7 +146,7 @@ impl Intake {
         s.rows.suspect = Some((next, marks + 1));
         self.prepare(s, w, next, next);
         if matches!(s.workers[w].phase, Phase::Prepared(_)) {
-            s.rows.suspect = None; // cleared when the decision is made
+            s.rows.suspect = None; // cleared after the decision
         }
     }
 
@@ -164,7 +167,7 @@ impl Intake {
         s.workers[w].phase = Phase::Sent(batch.clone());
     }
 
-    /// Goes on behind a batch that is in force.
+    /// Continues after a committed batch.
     pub(super) fn committed(&self, s: &mut State, w: usize, batch: &Batch) {
         let worker = &mut s.workers[w];
         worker.cursor = batch.to;
@@ -172,7 +175,8 @@ impl Intake {
         worker.phase = worker.ahead.take().map_or(Phase::Ready, Phase::Prepared);
     }
 
-    /// Reacts to a refusal: prepare anew, then halve, then give the one webhook up.
+    /// Handles a rejected batch: prepares it again, then halves it, then makes its one webhook a
+    /// dead letter.
     pub(super) fn refused(&self, s: &mut State, w: usize, batch: &Batch) {
         let worker = &mut s.workers[w];
         (worker.phase, worker.ahead) = (Phase::Ready, None);
@@ -189,7 +193,7 @@ impl Intake {
         }
     }
 
-    /// Reads the cursor row after an unknown result or one without a row.
+    /// Reads the cursor row after an unknown result, or a result without a row.
     pub(super) fn read_cursor(&self, s: &mut State, w: usize, batch: &Batch) {
         let ours = s.workers[w].claim.is_some_and(|claim| claim.epoch == s.rows.epoch)
             || self.is(Mutation::EpochNotComparedAfterUnknown);

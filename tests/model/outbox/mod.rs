@@ -1,8 +1,10 @@
-//! The outbox (DESIGN.md 5.3): sends with a mark before the call, ambiguity, reconciling, pace, and Slack's limits.
+//! Model of the outbox (design 5.3): sends with a mark before the call, ambiguity, reconciling,
+//! intervals between sends, and Slack's limits.
 //!
-//! Two lanes of one channel, two processes with one send each at a time. A request that was sent reaches Slack at any
-//! time until its lane's `sending_until`; the model lets that time pass only when the request has arrived. Freeing
-//! the lanes of an expired worker is one step here; the `dispatch` model has its parts.
+//! There are two lanes of one channel and two processes, each with one send at a time. A request
+//! reaches Slack at any time until its lane's `sending_until`; in the model that time passes only
+//! after the request has arrived. Freeing the lanes of an expired worker is one step here; the
+//! `dispatch` model has its parts.
 
 mod protocol;
 mod sending;
@@ -15,7 +17,7 @@ use table::Mutation;
 const LANES: usize = 2;
 const MESSAGES: usize = 3;
 
-/// An outbox of messages 0 and 1 in lane 0, and message 2, which Slack refuses, in lane 1.
+/// An outbox with messages 0 and 1 in lane 0, and message 2, which Slack rejects, in lane 1.
 struct Outbox {
     mutation: Mutation,
     faults: Faults,
@@ -28,9 +30,9 @@ struct Faults {
     freezes: u8,
     /// Answers of Slack that do not arrive.
     lost_answers: u8,
-    /// Statements whose result does not arrive; they may be executed later.
+    /// Statements whose result does not arrive. They may be executed later.
     lost_results: u8,
-    /// Answers 429.
+    /// Calls that Slack answers with 429.
     limits: u8,
     /// Look-ups without a clear answer.
     unclear: u8,
@@ -47,11 +49,11 @@ struct Fence {
 struct Lane {
     head: u8,
     tail: u8,
-    /// Lower goes first within the channel.
+    /// Position in the channel: the lowest is taken first.
     turn: u8,
     worker: Option<usize>,
     attempts: u8,
-    /// A call may be under way, or was when its process ended.
+    /// True if a call may be running, or may have been running when its process ended.
     is_marked: bool,
     is_ambiguous: bool,
 }
@@ -59,11 +61,11 @@ struct Lane {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Outcome {
     Sent,
-    /// Slack refuses the message for good.
+    /// Slack rejected the message.
     Failed,
     /// Not sent.
     Later,
-    /// Maybe sent.
+    /// Possibly sent.
     Ambiguous,
 }
 
@@ -89,7 +91,7 @@ struct Attempt {
 enum Condition {
     Up,
     Frozen,
-    /// Frozen for longer than the TTL: its lanes were freed.
+    /// Frozen for longer than the TTL, so that its lanes were freed.
     Expired,
 }
 
@@ -120,16 +122,16 @@ struct Record {
     awaited: bool,
 }
 
-/// What the promises are judged by.
+/// Evidence for the promises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Evidence {
     /// Messages in the order in which Slack posted them.
     posts: Vec<u8>,
-    /// Messages recorded as sent, as failed, and failures that a person was told of.
+    /// Messages recorded as sent, recorded as failed, and failed with a notice to a person.
     sent: Vec<u8>,
     failed: Vec<u8>,
-    told: Vec<u8>,
-    /// Takes since the pace last allowed one.
+    notified: Vec<u8>,
+    /// Number of takes since the interval last allowed one.
     takes: u8,
     called_while_blocked: bool,
     passed_over: bool,
@@ -141,9 +143,9 @@ struct Evidence {
 struct State {
     lanes: [Lane; LANES],
     next_turn: u8,
-    /// The pace of the channel allows a message.
+    /// True if the interval of the channel allows a message.
     is_paced: bool,
-    /// Slack's Retry-After runs.
+    /// True until Slack's Retry-After is over.
     is_blocked: bool,
     processes: [Process; 2],
     requests: Vec<Request>,

@@ -1,4 +1,4 @@
-//! The steps and faults of the outbox, and its promises.
+//! Steps, faults and promises of the outbox.
 
 use super::{
     Attempt, Condition, Evidence, LANES, Lane, MESSAGES, Mutation, Outbox, Outcome, Phase, Process,
@@ -36,7 +36,7 @@ impl Protocol for Outbox {
 
     fn steps(&self, s: &State, steps: &mut Steps<'_, State>) {
         if !s.is_paced {
-            steps.step("pace allows the next", 0, |s| (s.is_paced, s.seen.takes) = (true, 0));
+            steps.step("interval is over", 0, |s| (s.is_paced, s.seen.takes) = (true, 0));
         }
         if s.is_blocked {
             steps.step("Retry-After is over", 0, |s| s.is_blocked = false);
@@ -94,7 +94,7 @@ impl Protocol for Outbox {
             Property::always(ATTEMPTS_BOUND, |_, s: &State| {
                 s.lanes.iter().all(|lane| lane.attempts <= 6)
             }),
-            Property::always(TOLD, |_, s: &State| s.seen.failed == s.seen.told),
+            Property::always(NOTIFIED, |_, s: &State| s.seen.failed == s.seen.notified),
         ]
     }
 }
@@ -137,7 +137,8 @@ impl Outbox {
         for lane in 0..LANES {
             let row = s.lanes[lane];
             let turn = Some(row.turn) == lowest || self.is(Mutation::TakesAnyHead);
-            // A call that was freed, or had no answer, is over before its message is looked up.
+            // The call of a freed lane, or a call without an answer, is over before its message is
+            // looked up.
             let over = !s.requests.iter().any(|request| request.lane == lane)
                 || self.is(Mutation::LookedUpBeforeCallIsOver);
             if due(&row) && turn && s.is_paced && !s.is_blocked && over {
@@ -199,7 +200,7 @@ impl Outbox {
     }
 }
 
-/// Nobody waits any more for what a process sent.
+/// Makes the results of all requests and statements of a process unawaited.
 fn forget(s: &mut State, p: usize) {
     s.requests.iter_mut().filter(|request| request.process == p).for_each(|r| r.awaited = false);
     s.records.iter_mut().filter(|record| record.process == p).for_each(|r| r.awaited = false);

@@ -1,4 +1,4 @@
-//! A send: take, look up, call, record.
+//! Steps of a send: take, look up, call, record.
 
 use super::{
     Attempt, Fence, Lane, Mutation, Outbox, Outcome, Phase, Record, Request, State, fence_of,
@@ -6,7 +6,7 @@ use super::{
 };
 
 impl Outbox {
-    /// Takes the head of a lane: marks it, and moves the channel's time in the same statement.
+    /// Takes and marks the head of a lane, and moves the channel's time in the same statement.
     pub(super) fn take(&self, s: &mut State, p: usize, lane: usize) {
         let due = |other: &&Lane| other.worker.is_none() && other.head <= other.tail;
         let lowest = s.lanes.iter().filter(due).map(|other| other.turn).min();
@@ -34,7 +34,7 @@ impl Outbox {
         s.processes[p].attempt = Some(Attempt { phase: Phase::Calling, ..attempt });
     }
 
-    /// Lets a request reach Slack; it answers. Message 2 is refused.
+    /// Lets a request reach Slack, which answers. Message 2 is rejected.
     pub(super) fn arrive(&self, s: &mut State, index: usize, is_limited: bool) {
         let request = s.requests.remove(index);
         let is_refused = request.message == 2;
@@ -54,7 +54,7 @@ impl Outbox {
         }
     }
 
-    /// Remembers how a call ended, to record it.
+    /// Sets the outcome of a call, which is recorded next.
     pub(super) fn ended(&self, s: &mut State, p: usize, outcome: Outcome) {
         if let Some(attempt) = &mut s.processes[p].attempt {
             attempt.phase = Phase::Record(outcome);
@@ -105,15 +105,16 @@ impl Outbox {
             Outcome::Sent => s.seen.sent.push(message),
             Outcome::Failed => {
                 s.seen.failed.push(message);
-                if !self.is(Mutation::RefusalNotTold) {
-                    s.seen.told.push(message);
+                if !self.is(Mutation::RefusalNotNotified) {
+                    s.seen.notified.push(message);
                 }
             }
             _ => {}
         }
     }
 
-    /// Frees the lanes of a process that ended or expired: what was marked may have been sent.
+    /// Frees the lanes of a process that ended or expired. A marked message may have been sent, so
+    /// it becomes ambiguous.
     pub(super) fn free(&self, s: &mut State, id: usize) {
         for lane in s.lanes.iter_mut().filter(|lane| lane.worker == Some(id)) {
             lane.worker = None;

@@ -1,4 +1,4 @@
-//! The promises of the outbox, its mutations, and the test of each.
+//! Promises and mutations of the outbox, with the test of each mutation.
 
 use super::{Faults, Outbox};
 use crate::checked::{assert_holds, mutations};
@@ -6,11 +6,11 @@ use crate::checked::{assert_holds, mutations};
 pub const POSTED_ONCE: &str = "Slack gets a message once";
 pub const NOTHING_DROPPED: &str = "a message recorded as sent was sent";
 pub const IN_ORDER: &str = "messages of a lane keep the order";
-pub const PACED: &str = "one message at a time is taken for a channel's interval";
+pub const PACED: &str = "one message is taken per interval of a channel";
 pub const NOT_BLOCKED: &str = "Slack is not called while it asks to wait";
-pub const LOWEST_FIRST: &str = "the head with the lowest turn goes first";
+pub const LOWEST_FIRST: &str = "the head with the lowest turn is taken first";
 pub const ATTEMPTS_BOUND: &str = "attempts of a message are bounded";
-pub const TOLD: &str = "a person is told of a message given up";
+pub const NOTIFIED: &str = "a person gets a notice of a message given up";
 
 mutations! { outbox;
     /// 5.3 "marked with the attempt before the call".
@@ -29,7 +29,8 @@ mutations! { outbox;
     UnclearLookUpTakenForSent, unclear_look_up_taken_for_sent => NOTHING_DROPPED;
     /// 5.3 "running lanes owned by the worker row": the fence of a record.
     RecordWithoutFence, record_without_fence => NOTHING_DROPPED;
-    /// 5.3 "with the same queue shape": a fence of (worker, attempts), without the position of the head.
+    /// 5.3 "with the same queue shape": a fence of (worker, attempts), without the position of the
+    /// head.
     RecordFencedWithoutHead, record_fenced_without_head => NOTHING_DROPPED;
     /// 2.3 "their replies keep that order": the next message waits for the end of the head.
     NextTakenBeforeHeadEnds, next_taken_before_head_ends => IN_ORDER;
@@ -42,7 +43,7 @@ mutations! { outbox;
     /// 5.3 "if that is refused too, … the row is a dead letter".
     RefusalRepeated, refusal_repeated => ATTEMPTS_BOUND;
     /// 2.7 "A person who waits hears something"; 5.3 "the person gets an ephemeral note".
-    RefusalNotTold, refusal_not_told => TOLD;
+    RefusalNotNotified, refusal_not_notified => NOTIFIED;
 }
 
 fn outbox(mutation: Mutation) -> Outbox {

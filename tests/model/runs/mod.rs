@@ -1,10 +1,10 @@
-//! Runs (AGENT-TURN.md 3.3, 3.4): answers that agents stream, in parts that are durable before Slack gets them, and
-//! stops.
+//! Model of runs (design of agent turns, 3.3 and 3.4): streamed answers, whose parts are stored
+//! before Slack gets them, and stops.
 //!
-//! One question whose agent sends parts 0 and 1 and then ends, two processes, and a second question of the same
-//! conversation, which is newer than the stop. A segment begins with a part (`chat.startStream`), gets another one
-//! (`chat.appendStream`) and is ended. A request to Slack may arrive, or be lost, at any time after it was sent, and
-//! so may its answer.
+//! There are two processes, one question, whose agent sends parts 0 and 1 and then ends, and a
+//! second question of the same conversation, which is newer than the stop. A segment starts with a
+//! part (`chat.startStream`), gets another part (`chat.appendStream`) and is ended. A request to
+//! Slack may arrive or be lost at any time after it was sent, and so may its answer.
 
 mod protocol;
 mod table;
@@ -13,16 +13,16 @@ pub use table::MUTATIONS;
 
 use table::Mutation;
 
-/// Parts of the answer.
+/// Number of parts of the answer.
 const PARTS: u8 = 2;
 
 /// Runs of one conversation.
 struct Runs {
     mutation: Mutation,
     faults: Faults,
-    /// A person stops the agent.
+    /// True if a person stops the run.
     has_stop: bool,
-    /// The agent sends nothing after its first part, until it is cancelled.
+    /// True if the agent sends nothing after its first part until it is cancelled.
     hangs: bool,
 }
 
@@ -30,7 +30,7 @@ struct Runs {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Faults {
     crashes: u8,
-    /// Processes that do nothing until their lane was freed.
+    /// Processes that do nothing until their lane is freed.
     freezes: u8,
     /// Answers of Slack that do not arrive.
     lost_answers: u8,
@@ -38,12 +38,12 @@ struct Faults {
     lost_requests: u8,
 }
 
-/// The segment as the row of the run has it.
+/// State of the segment in the row of the run.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 enum Segment {
     #[default]
     None,
-    /// Slack may have its first part.
+    /// Slack may have the first part of the segment.
     Starting,
     Open,
 }
@@ -51,34 +51,34 @@ enum Segment {
 /// The row of the run, with its parts.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Row {
-    /// Parts that are stored, by the event that brought them.
+    /// Stored parts, by the number of their event.
     parts: Vec<u8>,
-    /// Events of the agent up to the last one that the row names.
+    /// Number of events of the agent up to the last one in the row.
     events: u8,
-    /// Parts that Slack confirmed.
+    /// Number of parts that Slack confirmed.
     sent: u8,
     segment: Segment,
     has_ended: bool,
     is_stopped: bool,
 }
 
-/// A message in Slack: the parts that it shows.
+/// A message in Slack with the parts that it shows.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Message {
     parts: Vec<u8>,
     is_open: bool,
 }
 
-/// What a process does next.
+/// Next action of a process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Phase {
-    /// Looks for controls before it registers (a mutation), and found none.
+    /// Read the run controls before registering (used by a mutation).
     Checked,
-    /// Registered; asks for its controls.
+    /// Registered. Reads its run controls next.
     Registered,
-    /// Looks for the message of a segment whose begin is ambiguous.
+    /// Looks up the message of a segment whose start is ambiguous.
     LookUp,
-    /// Ends a segment that is ambiguous, and makes it whole.
+    /// Ends an ambiguous segment and completes its message.
     Settle,
     Idle,
     /// Waits for Slack.
@@ -90,7 +90,7 @@ struct Process {
     claim: u8,
     phase: Phase,
     row: Row,
-    /// Events that the agent sent to this process and that are not stored.
+    /// Number of events that the agent sent to this process and that are not stored.
     pending: u8,
     is_registered: bool,
     is_cancelled: bool,
@@ -101,24 +101,24 @@ struct Process {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct Request {
     process: usize,
-    /// Place in the list of parts.
+    /// Index in the list of parts.
     at: u8,
     part: u8,
-    /// Message that gets the part, `None` if it begins one.
+    /// Message that gets the part. `None` if the request starts a message.
     message: Option<usize>,
     awaited: bool,
 }
 
-/// What the promises are judged by.
+/// Evidence for the promises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Evidence {
-    /// A part was shown that was not stored.
+    /// True if a part was shown that was not stored.
     shown_unstored: bool,
-    /// A process that had lost the lane wrote the row.
+    /// True if a process that had lost the lane wrote the row.
     stray_write: bool,
-    /// The stop was committed before the run began.
+    /// True if the stop was committed before the run began.
     stopped_before: bool,
-    /// The newer question was stopped.
+    /// True if the newer question was stopped.
     newer_stopped: bool,
     newer_done: bool,
 }
@@ -128,11 +128,11 @@ struct Evidence {
 struct State {
     row: Row,
     has_row: bool,
-    /// The claim that holds the lane, `None` if it is free, and the number of claims.
+    /// Claim that holds the lane (`None` if it is free), and the number of claims.
     claim: Option<u8>,
     claims: u8,
     is_done: bool,
-    /// The stop is committed.
+    /// True if the stop is committed.
     is_stopped: bool,
     processes: [Option<Process>; 2],
     messages: Vec<Message>,

@@ -1,4 +1,4 @@
-//! The steps and faults of runs, and their promises.
+//! Steps, faults and promises of runs.
 
 use super::{
     Evidence, Message, Mutation, PARTS, Phase, Process, Request, Row, Runs, Segment, State,
@@ -149,7 +149,7 @@ impl Runs {
                 }
             }),
             Phase::LookUp => {
-                // The call of a process that died is over, or the look-up waits for it.
+                // The look-up waits until the call of a process that ended is over.
                 let is_over = !s.requests.iter().any(|request| request.message.is_none())
                     || self.is(Mutation::LookedUpBeforeCallIsOver);
                 if is_over {
@@ -234,7 +234,7 @@ impl Runs {
         }
     }
 
-    /// Slack gets a request.
+    /// Lets a request reach Slack.
     fn arrive(&self, s: &mut State, index: usize, is_answered: bool) {
         let request = s.requests.remove(index);
         s.seen.shown_unstored |= usize::from(request.at) >= s.row.parts.len();
@@ -243,7 +243,7 @@ impl Runs {
                 s.messages.push(Message { parts: vec![request.part], is_open: true });
                 true
             }
-            // Else it is no stream any more.
+            // Otherwise the stream has ended, and Slack rejects the part.
             Some(n) if s.messages[n].is_open => {
                 s.messages[n].parts.push(request.part);
                 true
@@ -264,7 +264,7 @@ impl Runs {
         self.write(s, p, |row| (row.sent, row.segment) = (at + 1, segment));
     }
 
-    /// A call has no answer.
+    /// Handles a call without an answer.
     fn unclear(&self, s: &mut State, request: Request) {
         let repeats = self.is(Mutation::AmbiguousPartRepeated) && request.message.is_some();
         let begins_again =
@@ -290,11 +290,11 @@ impl Runs {
             return self.confirm(s, p, at, Segment::Open);
         }
         if let Some(process) = &mut s.processes[p] {
-            process.phase = Phase::Idle; // it begins again
+            process.phase = Phase::Idle; // starts the segment again
         }
     }
 
-    /// Stops the stream, so that nothing arrives any more, and makes the message whole.
+    /// Stops the stream, so that no later request changes the message, and completes the message.
     fn settle(&self, s: &mut State, p: usize) {
         let Some(process) = &s.processes[p] else { return };
         let at = process.row.sent;
@@ -316,7 +316,7 @@ impl Runs {
         }
     }
 
-    /// A process that did nothing for a while looks at its clock before it calls.
+    /// Continues a process after a freeze. It reads its clock before it makes calls.
     fn thaw(&self, s: &mut State, p: usize) {
         let Some(process) = &mut s.processes[p] else { return };
         process.is_frozen = false;
@@ -359,7 +359,7 @@ impl Runs {
     }
 }
 
-/// Returns the phase in which a process goes on with what an earlier one left.
+/// Returns the phase in which a process continues the run of an earlier process.
 fn next_phase(row: &Row) -> Phase {
     match row.segment {
         Segment::None => Phase::Idle,

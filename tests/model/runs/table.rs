@@ -1,14 +1,14 @@
-//! The promises of runs, their mutations, and the test of each.
+//! Promises and mutations of runs, with the test of each mutation.
 
 use super::{Faults, Runs};
 use crate::checked::{QUIESCENT, assert_holds, mutations};
 
 pub const SHOWN_ONCE: &str = "a part of an answer is shown once";
 pub const STORED_FIRST: &str = "a part is stored before it is shown";
-pub const COMPLETE: &str = "an answer that has ended is shown whole";
-pub const NO_STRAY_WRITE: &str = "a process without the lane writes no run";
+pub const COMPLETE: &str = "an answer that has ended is shown completely";
+pub const NO_STRAY_WRITE: &str = "a process without the lane does not write the run";
 pub const STOPPED_SHOWS_NOTHING: &str = "a run that begins after its stop shows nothing";
-pub const NEWER_NOT_STOPPED: &str = "a stop ends no newer run";
+pub const NEWER_NOT_STOPPED: &str = "a stop does not end a newer run";
 
 mutations! { runs;
     /// 3.3 "`run_events` (run, seq; written *before* Slack)".

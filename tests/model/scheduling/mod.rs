@@ -1,8 +1,9 @@
-//! Taking in turn (DESIGN.md 5.2, and the promises 1, 4 and 7 of section 2): queues, shares, priority, circuit breaker,
-//! budgets, deliveries that fail.
+//! Model of scheduling (design 5.2, and promises 1, 4 and 7 of section 2): queues, shares,
+//! priority, circuit breaker, budgets, deliveries that fail.
 //!
-//! One agent with two slots and one slot more for interactive deliveries. Connection 0 has more deliveries than the
-//! agent can run; connection 1 has one. Takes are single steps here; the `dispatch` model has their parts.
+//! There is one agent with two slots and one more slot for interactive deliveries. Connection 0 has
+//! more deliveries than the agent can run; connection 1 has one. A take is a single step here; the
+//! `dispatch` model has its parts.
 
 mod protocol;
 mod table;
@@ -12,20 +13,21 @@ pub use table::MUTATIONS;
 use table::Mutation;
 
 const CONNECTIONS: usize = 2;
-/// Slots for all deliveries. One more is for interactive ones.
+/// Number of slots for all deliveries. One more slot is for interactive deliveries.
 const SLOTS: usize = 2;
-/// Of these, one connection has so many while others wait.
+/// Maximum number of these slots for one connection while others wait.
 const SHARE: usize = 1;
-/// Attempts of a delivery that the agent refuses.
+/// Number of refusals by the agent after which a delivery is given up.
 const REFUSALS: u8 = 3;
 
 /// Takes of one worker.
 struct Scheduling {
     mutation: Mutation,
-    /// Deliveries that wait at the start: background ones of each connection, and an interactive one of connection 0.
+    /// Number of deliveries that wait at the start: background deliveries of each connection, and
+    /// interactive deliveries of connection 0.
     background: [u8; CONNECTIONS],
     interactive: u8,
-    /// Bodies that the worker may hold in memory.
+    /// Maximum number of bodies that the worker may hold in memory.
     budget: usize,
     faults: Faults,
 }
@@ -37,9 +39,9 @@ struct Faults {
     timeouts: u8,
     /// Attempts that the agent refuses as malformed.
     refusals: u8,
-    /// Connection 0 is stopped, and started again.
+    /// Stops of connection 0, which is then started again.
     stops: u8,
-    /// The agent's circuit opens.
+    /// Times that the circuit of the agent opens.
     openings: u8,
 }
 
@@ -51,21 +53,22 @@ struct Delivery {
     refusals: u8,
 }
 
-/// What the promises are judged by.
+/// Evidence for the promises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Evidence {
-    /// Takes that got something since connection 1 began to wait with a slot that it may have.
+    /// Number of takes of other deliveries since connection 1 began to wait while it may use a
+    /// slot.
     passed_over: u8,
     share_exceeded: bool,
     background_first: bool,
     called_stopped: bool,
     called_open: bool,
-    /// Probes since the probe time moved.
+    /// Number of probes since the circuit opened.
     probes: u8,
     dead: u8,
-    /// A delivery was given up before the agent refused it often enough.
+    /// True if a delivery was given up before [`REFUSALS`].
     dead_early: bool,
-    told: u8,
+    notified: u8,
 }
 
 /// The state of the model.
@@ -73,16 +76,16 @@ struct Evidence {
 struct State {
     background: [u8; CONNECTIONS],
     interactive: u8,
-    /// Deliveries that failed and wait again.
+    /// Deliveries that failed and wait for another attempt.
     again: Vec<Delivery>,
     running: Vec<Delivery>,
-    /// Bodies in memory.
+    /// Number of bodies in memory.
     bodies: usize,
-    /// The queue that was visited last.
+    /// Queue that was visited last.
     visited: usize,
     is_stopped: bool,
     is_open: bool,
-    /// Workers that found the probe due.
+    /// Number of workers that found the probe due.
     probing: u8,
     is_probe_due: bool,
     ended: u8,

@@ -1,4 +1,4 @@
-//! The steps and faults of taking, and the promises.
+//! Steps, faults and promises of scheduling.
 
 use super::{
     CONNECTIONS, Delivery, Evidence, Mutation, REFUSALS, SHARE, SLOTS, Scheduling, State, table::*,
@@ -58,8 +58,8 @@ impl Protocol for Scheduling {
             Property::always(MEMORY_BOUND, |m: &Checked<Self>, s: &State| s.bodies <= m.0.budget),
             Property::always(STOPPED, |_, s: &State| !s.seen.called_stopped),
             Property::always(ONE_PROBE, |_, s: &State| s.seen.probes <= 1 && !s.seen.called_open),
-            Property::always(DEAD_BY_WORD, |_, s: &State| !s.seen.dead_early),
-            Property::always(TOLD, |_, s: &State| s.seen.dead == s.seen.told),
+            Property::always(DEAD_BY_REFUSAL, |_, s: &State| !s.seen.dead_early),
+            Property::always(NOTIFIED, |_, s: &State| s.seen.dead == s.seen.notified),
         ]
     }
 }
@@ -79,7 +79,7 @@ impl Scheduling {
         s.again.iter().find(of_queue).copied().or((count > 0).then_some(new))
     }
 
-    /// Returns true when a queue has a slot that its connection may take.
+    /// Returns true if there is a slot that a connection may use.
     fn has_place(&self, s: &State, connection: usize, is_interactive: bool) -> bool {
         let background = s.running.iter().filter(|running| !running.is_interactive).count();
         let total = s.running.len();
@@ -110,7 +110,8 @@ impl Scheduling {
         if s.is_open || !has_room {
             return;
         }
-        // A take visits one queue, the one behind the last; queues without a due head that may run are passed.
+        // A take visits the queue after the last visited one, and skips queues without a due head
+        // that may run.
         let order: Vec<usize> = if self.is(Mutation::VisitsFirstQueueAlways) {
             vec![0, 1]
         } else {
@@ -168,7 +169,7 @@ impl Scheduling {
         let give_up = |s: &mut State, refusals: u8| {
             s.seen.dead += 1;
             s.seen.dead_early |= refusals < REFUSALS;
-            s.seen.told += u8::from(!self.is(Mutation::GivenUpSilently));
+            s.seen.notified += u8::from(!self.is(Mutation::GivenUpSilently));
         };
         steps.step("answered", delivery.connection, |s| {
             leave(s);
@@ -199,7 +200,8 @@ impl Scheduling {
         }
     }
 
-    /// The circuit opens; who moves the probe time makes the probe, and its success closes the circuit.
+    /// Adds the steps of the circuit breaker: the circuit opens; the worker that moves the probe
+    /// time makes the probe; its success closes the circuit.
     fn breaker_steps(&self, s: &State, steps: &mut Steps<'_, State>) {
         if !s.is_open {
             if s.left.openings > 0 {
@@ -211,7 +213,8 @@ impl Scheduling {
             return;
         }
         if s.is_probe_due && s.probing < 2 {
-            // The probe time is read first only under the mutation; else it is moved by the statement that reads it.
+            // The mutation reads the probe time before it moves it. Otherwise one statement reads
+            // and moves it.
             steps.step("probe is due", usize::from(s.probing), |s| {
                 s.probing += 1;
                 s.is_probe_due = self.is(Mutation::ProbesWithoutMovingTime) && s.probing < 2;

@@ -1,8 +1,9 @@
-//! A stream that is lost, cut short or restored, and a Postgres that is restored (DESIGN.md 5.4).
+//! Model of stream resets (design 5.4): a stream that is lost, truncated or restored, and a
+//! Postgres that is restored.
 //!
-//! One reader of one partition; ownership is the `intake` model's. Webhooks are published one after another, each at
-//! a server time; two have the same time. A message that the stream lost before it was committed is nobody's promise:
-//! judged is what the stream has.
+//! There is one reader of one partition; the `intake` model has ownership. Webhooks are published
+//! one after another, each at a server time; two have the same time. Promises cover only messages
+//! that the stream has, not those that it lost before they were committed.
 
 mod protocol;
 mod reader;
@@ -12,13 +13,13 @@ pub use table::MUTATIONS;
 
 use table::Mutation;
 
-/// Server times of the webhooks 0 to 3: two have the same.
+/// Server times of webhooks 0 to 3. Two are equal.
 const TIMES: [u8; 4] = [1, 2, 2, 4];
-/// How long keys are kept after `read_through`, how long copies of a webhook may come, and how long purges spare
-/// messages.
+/// Time for which keys are kept after `read_through`, copies of a webhook may arrive, and purges
+/// spare messages.
 const DAY: u8 = 2;
 
-/// A partition of a stream that may become another one.
+/// A partition of a stream that may be replaced.
 struct StreamReset {
     mutation: Mutation,
     faults: Faults,
@@ -27,20 +28,20 @@ struct StreamReset {
 /// Faults that may still happen.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Faults {
-    /// The stream is created anew, empty or as it was.
+    /// Recreations of the stream, empty or with its messages.
     recreations: u8,
-    /// The stream loses its last messages; then it is as if an older copy had been restored.
+    /// Truncations: the stream loses its last messages, as if an older copy had been restored.
     cuts: u8,
-    /// Postgres is restored from a backup.
+    /// Restores of Postgres from a backup.
     restores: u8,
-    /// Copies of a webhook that come after the stream's own window.
+    /// Copies of a webhook that arrive after the dedup window of the stream.
     copies: u8,
-    /// Commits that are executed once more, late.
+    /// Commits that are executed a second time, later.
     late_commits: u8,
-    /// Readers that open the stream again.
+    /// Times that the reader opens the stream again.
     reopenings: u8,
     purges: u8,
-    /// Messages at the remembered sequence that an operator deletes.
+    /// Deletions of the message at the remembered sequence by an operator.
     deletions: u8,
 }
 
@@ -50,14 +51,14 @@ struct Message {
     time: u8,
 }
 
-/// The stream: messages from sequence 1 on, `None` where one was purged.
+/// The stream: messages from sequence 1 on, `None` for a purged message.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Stream {
     created: u8,
     messages: Vec<Option<Message>>,
 }
 
-/// The last own message that was committed. After a reset its sequence in the stream is unknown.
+/// The last committed message of this partition. After a reset its sequence is unknown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Last {
     sequence: Option<u8>,
@@ -74,9 +75,10 @@ struct Rows {
     last: Option<Last>,
     read_through: u8,
     keys: u8,
-    /// How often the effects of each webhook took place. Part of what is restored.
+    /// Number of times that the effects of each webhook took place. A restore of Postgres restores
+    /// them.
     effects: [u8; 4],
-    /// Purges that were recorded.
+    /// Number of recorded purges.
     recorded: u8,
 }
 
@@ -96,20 +98,20 @@ struct State {
     rows: Rows,
     backup: Option<Rows>,
     is_open: bool,
-    /// Webhooks published so far, and the server's time.
+    /// Number of published webhooks, and the time of the server.
     published: u8,
     clock: u8,
     late: Option<Commit>,
     left: Faults,
-    /// The stream became another one since the generation was raised.
+    /// Number of times that the stream was replaced.
     resets: u8,
-    /// Purges that took place.
+    /// Number of purges.
     purged: u8,
-    /// A message was purged that was not committed, or that a restored Postgres needs.
+    /// True if a message was purged that was not committed, or that a restored Postgres needs.
     needed_purged: bool,
-    /// The remembered message was decided again.
+    /// True if the remembered message was decided again.
     last_decided_again: bool,
-    false_alarm: bool,
+    false_reset: bool,
 }
 
 impl StreamReset {
@@ -128,7 +130,7 @@ impl Stream {
         self.messages.len() as u8
     }
 
-    /// Returns the first message behind a sequence.
+    /// Returns the first message after a sequence.
     fn next_after(&self, cursor: u8) -> Option<(u8, Message)> {
         (cursor + 1..=self.last_sequence()).find_map(|n| Some((n, self.at(n)?)))
     }

@@ -1,4 +1,4 @@
-//! The steps and faults around a stream that becomes another one, and the promises.
+//! Steps, faults and promises of stream resets.
 
 use super::{DAY, Message, Mutation, Rows, State, Stream, StreamReset, TIMES, table::*};
 use crate::checked::{Checked, Protocol, Steps};
@@ -31,7 +31,7 @@ impl Protocol for StreamReset {
             purged: 0,
             needed_purged: false,
             last_decided_again: false,
-            false_alarm: false,
+            false_reset: false,
         }
     }
 
@@ -83,7 +83,7 @@ impl Protocol for StreamReset {
         vec![
             Property::always(EFFECTS_ONCE, |_, s: &State| s.rows.effects.iter().all(|n| *n <= 1)),
             Property::always(NOTHING_SKIPPED, |_, s: &State| {
-                // The stream that was opened is the one that is there.
+                // Only an open stream is the current one.
                 let cursor = if s.is_open { s.rows.cursor } else { 0 };
                 let skipped = (1..=cursor).filter_map(|n| s.stream.at(n));
                 skipped
@@ -91,7 +91,7 @@ impl Protocol for StreamReset {
                     .all(|m| m.webhook == 1 || s.rows.effects[usize::from(m.webhook)] > 0)
             }),
             Property::always(NOT_AGAIN, |_, s: &State| !s.last_decided_again),
-            Property::always(NO_FALSE_ALARM, |_, s: &State| !s.false_alarm),
+            Property::always(NO_FALSE_RESET, |_, s: &State| !s.false_reset),
             Property::always(NOT_NEEDED, |_, s: &State| !s.needed_purged),
             Property::always(RECORDED, |_, s: &State| {
                 s.purged <= s.rows.recorded || s.backup.is_some()
@@ -107,7 +107,7 @@ fn publish(s: &mut State, webhook: u8) {
 }
 
 impl StreamReset {
-    /// Deletes the keys whose day is over.
+    /// Deletes keys that have expired.
     fn truncate(&self, s: &State, steps: &mut Steps<'_, State>) {
         let now =
             if self.is(Mutation::KeysTruncatedByClock) { s.clock } else { s.rows.read_through };
@@ -119,7 +119,7 @@ impl StreamReset {
         }
     }
 
-    /// Purges what is committed; recorded before.
+    /// Purges committed messages. Each purge is recorded first.
     fn purge(&self, s: &State, steps: &mut Steps<'_, State>) {
         if s.left.purges == 0 || !s.is_open {
             return;
@@ -144,9 +144,7 @@ impl StreamReset {
     fn faults(&self, s: &State, steps: &mut Steps<'_, State>) {
         if s.left.recreations > 0 {
             let whole = s.stream.messages.clone();
-            for (name, messages) in
-                [("stream created anew", Vec::new()), ("stream restored", whole)]
-            {
+            for (name, messages) in [("stream recreated", Vec::new()), ("stream restored", whole)] {
                 steps.fault(name, 0, |s| {
                     s.left.recreations -= 1;
                     replace(self, s, Stream { created: s.stream.created + 1, messages });
@@ -155,7 +153,7 @@ impl StreamReset {
         }
         let length = s.stream.messages.len();
         if s.left.cuts > 0 {
-            for (name, kept) in [("stream cut by one", 1), ("stream cut by two", 2)] {
+            for (name, kept) in [("stream truncated by one", 1), ("stream truncated by two", 2)] {
                 let Some(kept) = length.checked_sub(kept) else { continue };
                 steps.fault(name, 0, |s| {
                     s.left.cuts -= 1;
@@ -165,7 +163,7 @@ impl StreamReset {
             }
         }
         for webhook in 0..s.published {
-            // Slack sends copies for a while, not for ever.
+            // Slack resends a webhook for a limited time.
             if s.left.copies > 0 && s.clock <= TIMES[usize::from(webhook)] + DAY {
                 steps.fault("copy", webhook.into(), |s| {
                     s.left.copies -= 1;
@@ -186,7 +184,8 @@ impl StreamReset {
             }
         }
         let last = s.rows.last.and_then(|last| last.sequence).filter(|n| s.stream.at(*n).is_some());
-        // Deleted after a cut and before the next opening, it would hide the cut: the design accepts that.
+        // A deletion after a truncation and before the next opening would hide the truncation. The
+        // design accepts that.
         let can = s.left.deletions > 0 && s.left.cuts == self.faults.cuts;
         if let (true, Some(sequence)) = (can, last) {
             steps.fault("message deleted", 0, |s| {
@@ -203,7 +202,7 @@ impl StreamReset {
     }
 }
 
-/// Puts another stream in the place of the one that was read, which takes time; its readers lose their connection.
+/// Replaces the stream, which takes time. Its readers lose their connection.
 fn replace(model: &StreamReset, s: &mut State, stream: Stream) {
     s.stream = stream;
     (s.resets, s.clock) = (s.resets + 1, s.clock + 1);

@@ -1,9 +1,9 @@
-//! The reader: recognizes the stream, raises the generation, commits, purges.
+//! The reader of a stream: detects a replaced stream, raises the generation, commits, purges.
 
 use super::{Commit, DAY, Last, Message, Mutation, Rows, State, Stream, StreamReset};
 
 impl StreamReset {
-    /// Returns true when the stream is another one than the one that was read.
+    /// Returns true if the stream is not the one that was read before.
     pub(super) fn is_other(&self, stream: &Stream, rows: &Rows) -> bool {
         let Some(created) = rows.created else { return false };
         if created != stream.created && !self.is(Mutation::CreationNotCompared) {
@@ -13,14 +13,15 @@ impl StreamReset {
             return true;
         }
         let Some(Last { sequence, webhook, time }) = rows.last else { return false };
-        // Nothing of this generation was committed, so nothing recognizes the stream: the cursor is found anew.
+        // Without a commit of this generation no message identifies the stream, so the cursor is
+        // computed again.
         let Some(sequence) = sequence else {
             return self.cursor_since(stream, rows, 0) < rows.cursor
                 && !self.is(Mutation::CursorKeptUntilFirstCommit);
         };
         match stream.at(sequence) {
             Some(_) if self.is(Mutation::MessageNotCompared) => false,
-            // A copy of the same webhook may stand at the same sequence of another stream.
+            // Another stream may have a copy of the same webhook at the same sequence.
             Some(found) => {
                 let time_differs = found.time != time && !self.is(Mutation::TimeNotCompared);
                 found.webhook != webhook || time_differs
@@ -52,14 +53,14 @@ impl StreamReset {
         first.map_or(stream.last_sequence(), |first| first - 1)
     }
 
-    /// Opens the stream, or raises the generation.
+    /// Opens the stream, or raises the generation if the stream was replaced.
     pub(super) fn open(&self, s: &mut State) {
         if !self.is_other(&s.stream, &s.rows) {
             s.rows.created.get_or_insert(s.stream.created);
             s.is_open = true;
             return;
         }
-        s.false_alarm |= s.resets == 0;
+        s.false_reset |= s.resets == 0;
         let cursor = self.cursor_since(&s.stream, &s.rows, s.clock);
         if !self.is(Mutation::GenerationKept) {
             s.rows.generation += 1;
@@ -74,7 +75,7 @@ impl StreamReset {
         }
     }
 
-    /// Commits the next message; `is_late` leaves a second copy of the statement under way.
+    /// Commits the next message. With `is_late` a second copy of the statement is executed later.
     pub(super) fn commit_next(&self, s: &mut State, is_late: bool) {
         let Some((to, message)) = s.stream.next_after(s.rows.cursor) else { return };
         let commit = Commit { generation: s.rows.generation, from: s.rows.cursor, to, message };
@@ -84,7 +85,8 @@ impl StreamReset {
         self.execute(s, commit);
     }
 
-    /// Executes a commit. Keys keep effects single, and the remembered message is skipped.
+    /// Executes a commit. Skips the effects of webhooks whose key exists, and the remembered
+    /// message.
     pub(super) fn execute(&self, s: &mut State, commit: Commit) {
         let Commit { generation, from, to, message: Message { webhook, time } } = commit;
         let rows = &mut s.rows;
@@ -95,7 +97,7 @@ impl StreamReset {
         }
         let remembered =
             rows.last.is_some_and(|last| last.sequence.is_none() && last.webhook == webhook);
-        // A webhook that was ignored has no key.
+        // Webhook 1 is ignored, so it has no key.
         let has_key = webhook != 1;
         let skipped = remembered && !self.is(Mutation::RememberedMessageNotSkipped);
         if remembered && !skipped {
@@ -111,7 +113,7 @@ impl StreamReset {
         rows.last = Some(Last { sequence: Some(to), webhook, time });
     }
 
-    /// Returns the message that the partition's owner may purge.
+    /// Returns the sequence of the first message that the owner of the partition may purge.
     pub(super) fn purgeable(&self, s: &State) -> Option<u8> {
         let spares_last = !self.is(Mutation::LastMessagePurged);
         (1..=s.stream.last_sequence()).find(|n| {

@@ -1,4 +1,4 @@
-//! The promises about a stream that becomes another one, the mutations, and the test of each.
+//! Promises and mutations of stream resets, with the test of each mutation.
 
 use super::{Faults, StreamReset};
 use crate::checked::{QUIESCENT, assert_holds, mutations};
@@ -6,29 +6,30 @@ use crate::checked::{QUIESCENT, assert_holds, mutations};
 pub const EFFECTS_ONCE: &str = "effects take place once in all streams";
 pub const NOTHING_SKIPPED: &str = "the cursor passes no message of the stream without a decision";
 pub const NOT_AGAIN: &str = "the remembered message is not decided again";
-pub const NO_FALSE_ALARM: &str = "the generation is raised only when the stream is another";
-pub const NOT_NEEDED: &str = "no message is purged that somebody needs";
-pub const RECORDED: &str = "a removal is recorded";
+pub const NO_FALSE_RESET: &str = "the generation is raised only if the stream was replaced";
+pub const NOT_NEEDED: &str = "no message is purged that is still needed";
+pub const RECORDED: &str = "a purge is recorded before it happens";
 
 mutations! { stream_reset;
     /// 5.4 "Another message there … the stream is another".
     MessageNotCompared, message_not_compared => NOTHING_SKIPPED;
-    /// 5.4 "the key and server time of the last own message": as it stands only the key is compared, and a copy of
-    /// the same webhook may stand there.
+    /// 5.4 "the key and server time of the last own message": as it stands only the key is
+    /// compared, and a copy of the same webhook may stand there.
     TimeNotCompared, time_not_compared => NOTHING_SKIPPED;
     /// 5.4 "a changed `created`".
     CreationNotCompared, creation_not_compared => NOTHING_SKIPPED;
     /// 5.4 "or a last sequence below the cursor".
     LastSequenceNotCompared, last_sequence_not_compared => NOTHING_SKIPPED;
     /// 5.4 "*no message there* proves nothing".
-    MissingMessageTakenForReset, missing_message_taken_for_reset => NO_FALSE_ALARM;
+    MissingMessageTakenForReset, missing_message_taken_for_reset => NO_FALSE_RESET;
     /// 5.4 "At every opening".
     CheckedAtFirstOpeningOnly, checked_at_first_opening_only => QUIESCENT;
     /// 5.4 "reading from the cursor's server time".
     ResetKeepsCursor, reset_keeps_cursor => NOTHING_SKIPPED;
     /// 5.4 "reading from the cursor's server time": not from the start, where keys are gone.
     ResetReadsFromStart, reset_reads_from_start => EFFECTS_ONCE;
-    /// 5.4 "reading from the cursor's server time": messages of the same time are not committed yet.
+    /// 5.4 "reading from the cursor's server time": messages of the same time are not committed
+    /// yet.
     ReadsBehindTime, reads_behind_time => NOTHING_SKIPPED;
     /// 5.4 "Server times only".
     ReadsFromOwnClock, reads_from_own_clock => NOTHING_SKIPPED;
@@ -36,8 +37,8 @@ mutations! { stream_reset;
     ResetForgetsKeys, reset_forgets_keys => EFFECTS_ONCE;
     /// 5.4 "is skipped if its key is the remembered one".
     RememberedMessageNotSkipped, remembered_message_not_skipped => NOT_AGAIN;
-    /// 5.4 "With each cursor stand the key and server time of the last own message": also before the first commit
-    /// after a reset, when nothing in the stream recognizes it.
+    /// 5.4 "With each cursor stand the key and server time of the last own message": also before
+    /// the first commit after a reset, when nothing in the stream recognizes it.
     CursorKeptUntilFirstCommit, cursor_kept_until_first_commit => NOTHING_SKIPPED;
     /// 5.4 "generation + 1".
     GenerationKept, generation_kept => NOTHING_SKIPPED;
@@ -47,7 +48,8 @@ mutations! { stream_reset;
     PurgesPastCursor, purges_past_cursor => NOT_NEEDED;
     /// 5.4 "sparing the last own message".
     LastMessagePurged, last_message_purged => NOT_NEEDED;
-    /// 5.4 "and the last 24 h (a restored Postgres re-reads them)"; "only above 85 % … less is spared".
+    /// 5.4 "and the last 24 h (a restored Postgres re-reads them)"; "only above 85 % … less is
+    /// spared".
     DayNotSpared, day_not_spared => NOT_NEEDED;
     /// 5.1 "subtracted by the rows they write before they act".
     PurgeRecordedAfterwards, purge_recorded_afterwards => RECORDED;
