@@ -1,8 +1,8 @@
 //! Comparison with the benchmark of another checkout, in turns.
 //!
-//! Runs this program and the other one as child processes, with the same parts. Their order changes
-//! from round to round. Figures with equal names are compared: a ratio is the median of the ratios
-//! within each round.
+//! Runs this program and the other program as child processes, with the same parts. Their order
+//! alternates from round to round. Figures with equal names are compared: a ratio is the median of
+//! the ratios within each round.
 
 use crate::interleaved::Series;
 use anyhow::{Context as _, ensure};
@@ -13,12 +13,16 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Figures of one program by part and name, a value per round.
+/// Figures of one program by part and name: values (one per round) and unit.
 type Figures = BTreeMap<(String, String), (Series, String)>;
 
 /// Prints the figures of both programs and their ratios.
 pub fn compare(other: &Path, parts: &[String], rounds: usize) -> anyhow::Result<()> {
-    ensure!(other.is_file(), "{} is not a benchmark program", other.display());
+    ensure!(
+        other.is_file(),
+        "no benchmark program at {}; build it with cargo bench -p tests --no-run",
+        other.display()
+    );
     let this = std::env::current_exe()?;
     let (mut ours, mut theirs) = (Figures::default(), Figures::default());
     for round in 0..rounds {
@@ -46,7 +50,8 @@ fn run(program: &Path, parts: &[String]) -> anyhow::Result<Value> {
     if !parts.is_empty() {
         command.arg("--only").arg(parts.join(","));
     }
-    let output = command.output().with_context(|| program.display().to_string())?;
+    let output =
+        command.output().with_context(|| format!("failed to run {}", program.display()))?;
     ensure!(output.status.success(), "{} failed: {}", program.display(), output.status);
     let text = String::from_utf8(output.stdout)?;
     Ok(serde_json::from_str(text.lines().last().unwrap_or_default())?)

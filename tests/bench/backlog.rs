@@ -1,5 +1,5 @@
-//! Backlogs and cold connections: the rate while a backlog is processed, and the statements and
-//! memory of a connection that no worker has cached.
+//! Measurements of backlogs and cold connections: the rate while a backlog is processed, and the
+//! statements and memory for a connection that no worker has cached.
 
 use crate::{
     client::number,
@@ -14,9 +14,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use std::{sync::Arc, time::Duration};
 use tests::{eventually::try_eventually, provision::agent_id};
 
-/// Size of a small event, like most of Slack's.
+/// Size of a small event in bytes, like most events of Slack.
 const BYTES: usize = 700;
-/// Concurrent webhooks while memory is measured, and webhooks before the measurement.
+/// Number of concurrent webhooks while memory is measured, and of webhooks before the measurement.
 const AT_ONCE: usize = 64;
 const WARM_UP: usize = 2_000;
 
@@ -45,8 +45,8 @@ pub async fn drain(report: &mut Report, full: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures a connection that no worker has cached: decisions query Postgres in any case, and calls
-/// to its agent and to Slack need its row.
+/// Measures a connection that no worker has cached. Decisions always query Postgres; calls to its
+/// agent and to Slack need its row.
 pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.part("hydration");
     let count = if full { 15_000 } else { 3_000 };
@@ -67,7 +67,7 @@ pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     report.figure(format!("own memory per hydrated connection, of {count}"), each, "bytes");
 
     let env = &fixture.env;
-    // From now on Postgres logs its statements.
+    // Postgres logs all statements from here on.
     sqlx::query("alter system set log_statement = 'all'").execute(&env.pool).await?;
     sqlx::query("select pg_reload_conf()").execute(&env.pool).await?;
     let log = || env.postgres.process().log();
@@ -77,26 +77,26 @@ pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     })
     .await?;
     let one = Tenants::of([&app]).with_messages();
-    let mut asked = [0; 2];
-    for asked in &mut asked {
+    let mut statements = [0; 2];
+    for count in &mut statements {
         let before = log().matches("-- connections.hydrate").count();
         let first = fixture.last_sequence().await?;
         let last = fixture.publish([one.envelope(number(), BYTES)].into_iter()).await?;
         fixture.wait_until_processed(first, last).await?;
         fixture.wait_until_sent().await?;
-        *asked = log().matches("-- connections.hydrate").count() - before;
+        *count = log().matches("-- connections.hydrate").count() - before;
     }
-    ensure!(asked[0] > 0, "a cold connection is asked for");
-    report.figure("statements for a warm connection", asked[1] as f64, "");
-    report.figure("statements for a cold connection", asked[0] as f64, "");
-    // A session that never ran the statement prepares it first.
-    let trips = asked[0] as f64 + 1.0;
+    ensure!(statements[0] > 0, "no statement hydrated the cold connection");
+    report.figure("statements for a warm connection", statements[1] as f64, "");
+    report.figure("statements for a cold connection", statements[0] as f64, "");
+    // A session that has not run the statement yet prepares it first.
+    let trips = statements[0] as f64 + 1.0;
     report.target("round trips that a cold connection adds, at most", trips, AtMost(2.0), "");
     Ok(())
 }
 
-/// Sends a webhook for each connection, few at a time, so that the memory of concurrent webhooks
-/// stays constant beside that of cached connections.
+/// Sends a webhook for each connection, in small groups, so that only the memory of cached
+/// connections grows, not that of concurrent webhooks.
 async fn in_small_groups(
     fixture: &WorkerFixture,
     mut tenants: impl Iterator<Item = &Tenant>,

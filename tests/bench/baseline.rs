@@ -1,10 +1,10 @@
-//! Baselines: the least code in place of ingest.
+//! Baselines: the least code that can replace ingest.
 //!
 //! (a) checks the HMAC and answers. (b) also publishes the body under a dedup key and waits until
-//! JetStream confirms it. (b′) also stores what ingest stores, with its subjects, headers and user,
-//! so that the difference between (b′) and ingest is ingest's own work. All are processes of their
-//! own, as ingest is, without directory, age check, limits, deadlines, classification, log, metrics
-//! and drain.
+//! JetStream confirms it. (b′) stores the same as ingest, with ingest's subjects, headers and user,
+//! so that the difference between (b′) and ingest is ingest's own work. Each is a separate process,
+//! as ingest is, without directory, age check, limits, deadlines, classification, log, metrics and
+//! drain.
 
 use crate::{
     client::number,
@@ -27,9 +27,9 @@ use shared::{
 };
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-/// Number of connections, as of the client.
+/// Number of connections, equal to that of the client.
 pub const TENANTS: usize = 10;
-/// Number of envelopes, enough for all subjects.
+/// Number of prepared envelopes, enough for all subjects.
 const ENVELOPES: u64 = 8_192;
 
 /// Kind of baseline.
@@ -89,7 +89,7 @@ pub async fn serve(role: Role) -> anyhow::Result<()> {
     let router =
         Router::new().route("/", post(handle)).with_state(Arc::new(Least { key, js, envelopes }));
     let listener = tokio::net::TcpListener::bind(settings.listen).await?;
-    axum::serve(listener, router).await.context("serving")
+    axum::serve(listener, router).await.context("failed to serve HTTP")
 }
 
 async fn handle(

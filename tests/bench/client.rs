@@ -1,10 +1,11 @@
-//! A fast Slack: signs webhooks with ids of their own and sends them over kept connections.
+//! A fast HTTP client that signs webhooks with unique ids and sends them over keep-alive
+//! connections.
 //!
 //! In a closed loop a webhook is sent when the previous one is answered. In an open loop each
-//! webhook has a due time, and its latency counts from then, so that a server that stalls is
-//! charged for all that had to wait.
+//! webhook has a due time, from which its latency is measured, so that a stalled server is charged
+//! for every webhook that had to wait.
 //!
-//! HTTP is written by hand, with one write per request, because the client shares the cores with
+//! It has its own HTTP code, with one write per request, because the client shares the cores with
 //! the server.
 
 use crate::tenants::{Tenants, Way};
@@ -25,7 +26,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Next number. No two webhooks of a run have the same.
+/// Next number. Webhooks of a run have different numbers.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// Returns the next number.
@@ -33,7 +34,7 @@ pub fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Target of webhooks, and its kept connections.
+/// Address and keep-alive connections of a server.
 pub struct Client {
     address: SocketAddr,
     tenants: Arc<Tenants>,
@@ -63,7 +64,7 @@ impl Sent {
 
 /// Returns an empty histogram of microseconds with three digits, up to ten minutes.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(600_000_000, 3).expect("a range and a precision that it has")
+    Histogram::new_with_max(600_000_000, 3).expect("a valid range and precision")
 }
 
 impl Client {
@@ -73,14 +74,14 @@ impl Client {
         Self { address, tenants: Arc::clone(tenants), way, lines }
     }
 
-    /// Sends in a closed loop, one webhook at a time per connection.
+    /// Sends in a closed loop for a time, one webhook at a time per connection.
     pub async fn closed(&mut self, lasting: Duration) -> anyhow::Result<Sent> {
         let now = Instant::now();
         self.drive(Next::AtOnce { until: now + lasting }, now).await
     }
 
-    /// Sends in an open loop at a rate. Latencies of the beginning do not count. Also returns the
-    /// schedule.
+    /// Sends in an open loop at a rate per second. Latencies during `settling` are not counted.
+    /// Also returns the schedule.
     pub async fn open(
         &mut self,
         rate: f64,
@@ -125,7 +126,7 @@ impl Client {
         all.took = began.elapsed();
         ensure!(
             all.accepted > 0 && all.refused * 100 <= all.accepted,
-            "{} took {} webhooks and refused {}",
+            "the server at {} accepted {} webhooks and refused {}",
             self.address,
             all.accepted,
             all.refused
@@ -166,15 +167,15 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Returns the due time of a webhook, if it is one of the schedule.
+    /// Returns the due time of a webhook, or `None` if the webhook is not in the schedule.
     pub fn due(&self, number: u64) -> Option<Instant> {
         let place = number.checked_sub(self.first).filter(|place| *place < self.count)?;
         Some(self.start + Duration::from_secs_f64(place as f64 / self.rate))
     }
 }
 
-/// Releases due webhooks. A thread keeps the time, because timers of the runtime have a resolution
-/// of a millisecond.
+/// Releases webhooks when they are due. A thread measures the time, because timers of the runtime
+/// have a resolution of a millisecond.
 pub struct Pace {
     /// Due times.
     pub schedule: Schedule,
@@ -183,7 +184,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Starts now.
+    /// Starts a schedule now.
     pub fn start(rate: f64, lasting: Duration) -> Arc<Self> {
         let count = (rate * lasting.as_secs_f64()) as u64;
         let first = NEXT.fetch_add(count, Ordering::Relaxed);
@@ -207,9 +208,9 @@ impl Pace {
         self.due.close();
     }
 
-    /// Waits for the next due webhook; `None` after the last.
+    /// Waits for the next due webhook. Returns `None` after the last.
     pub async fn next(&self) -> Option<(Instant, u64)> {
-        // An error means that all were released: what was not taken is still due.
+        // An error means that all webhooks were released. Those not taken are still due.
         if let Ok(permit) = self.due.acquire().await {
             permit.forget();
         }
@@ -219,7 +220,7 @@ impl Pace {
     }
 }
 
-/// A kept connection.
+/// A keep-alive connection.
 struct Line {
     address: SocketAddr,
     stream: Option<TcpStream>,
@@ -233,15 +234,17 @@ impl Line {
         Self { address, stream: None, out, answer }
     }
 
-    /// Sends the request and reads the status. A connection that was closed while it was idle is
-    /// opened again, as by any client.
+    /// Sends the request and reads the status. Opens a connection that was closed while it was idle
+    /// again, as HTTP clients do.
     async fn ask(&mut self) -> anyhow::Result<u16> {
         if let Some(stream) = self.stream.take()
             && let Ok(status) = self.ask_over(stream).await
         {
             return Ok(status);
         }
-        let stream = TcpStream::connect(self.address).await.context("the server under load")?;
+        let stream = TcpStream::connect(self.address)
+            .await
+            .context("failed to connect to the server under load")?;
         stream.set_nodelay(true)?;
         self.ask_over(stream).await
     }
@@ -250,7 +253,7 @@ impl Line {
         stream.write_all(&self.out).await?;
         self.answer.clear();
         loop {
-            ensure!(stream.read_buf(&mut self.answer).await? > 0, "closed");
+            ensure!(stream.read_buf(&mut self.answer).await? > 0, "the connection was closed");
             let Some(end) = self.answer.windows(4).position(|four| four == b"\r\n\r\n") else {
                 continue;
             };
@@ -260,9 +263,9 @@ impl Line {
                 .filter_map(|line| line.split_once(':'))
                 .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
                 .map_or(Ok(0), |(_, value)| value.trim().parse())?;
-            let status = head.get(9..12).context("a status line")?.parse()?;
+            let status = head.get(9..12).context("the answer has no status")?.parse()?;
             while self.answer.len() < end + 4 + length {
-                ensure!(stream.read_buf(&mut self.answer).await? > 0, "closed");
+                ensure!(stream.read_buf(&mut self.answer).await? > 0, "the connection was closed");
             }
             self.stream = Some(stream);
             return Ok(status);

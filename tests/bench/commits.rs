@@ -1,4 +1,4 @@
-//! (e): intake's commit statement in a loop, in a database of its own on the same Postgres.
+//! Baseline (e): intake's commit statement in a loop, in a separate database on the same Postgres.
 
 use crate::tenants::Tenants;
 use anyhow::ensure;
@@ -18,7 +18,7 @@ use std::{
 use tests::postgres::Postgres;
 use tokio::{sync::Mutex, task::JoinSet};
 
-/// Number of sessions, as of a worker.
+/// Number of sessions with Postgres, as in a worker.
 const SESSIONS: u32 = 16;
 /// Batch size of intake under load.
 const BATCH: usize = 256;
@@ -53,12 +53,12 @@ impl Commits {
         Ok(Self { store, partitions: Arc::new(partitions), envelope })
     }
 
-    /// Measures commits of one webhook per second, on all sessions.
+    /// Returns the rate per second of commits of one webhook each, on all sessions.
     pub async fn singly(&self, lasting: Duration) -> anyhow::Result<f64> {
         self.drive(SESSIONS as usize, 1, lasting).await
     }
 
-    /// Measures webhooks per second in batches, as of intake under load.
+    /// Returns the webhooks per second that are committed in batches, as by intake under load.
     pub async fn together(&self, lasting: Duration) -> anyhow::Result<f64> {
         self.drive(BATCHES_AT_ONCE, BATCH, lasting).await
     }
@@ -73,7 +73,7 @@ impl Commits {
                 while Instant::now() < until {
                     commits.commit(partition, batch).await?;
                     done += batch;
-                    partition += at_once; // no two tasks wait for one partition
+                    partition += at_once; // tasks use different partitions
                 }
                 anyhow::Ok(done)
             });
@@ -105,7 +105,7 @@ impl Commits {
         let last = LastMessage { sequence: to, key: to.to_string(), stored_at };
         let commit = BatchCommit { token: *token, from: *cursor, last, webhooks: &webhooks };
         let outcome = self.store.commit_batch(&commit).await?;
-        ensure!(outcome == CommitOutcome::Committed, "a baseline's commit did nothing");
+        ensure!(outcome == CommitOutcome::Committed, "the commit of the baseline had no effect");
         *cursor = to;
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! Stalls of partitions when their worker is killed or stopped.
+//! Measurement of the stalls of partitions when their worker is killed or stopped.
 //!
-//! Messages arrive at an even rate for all partitions, and their agents are paused: the longest
-//! time until a message was committed as a delivery is the worst stall.
+//! Messages arrive at an even rate in all partitions, and their agents are paused. The worst stall
+//! is the longest time from the due time of a message to the commit of its delivery.
 
 use crate::{
     client::Pace,
@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 const RATE: f64 = 300.0;
 const ROUNDS: usize = 3;
-/// Load before the fault.
+/// Duration of the load before the fault.
 const BEFORE: Duration = Duration::from_secs(1);
 
 /// Measures the stalls after SIGKILL and SIGTERM.
@@ -33,7 +33,7 @@ pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
     let mut fixture = WorkerFixture::start_with(Tenants::with_messages).await?;
     fixture.pause_agents().await?;
     let ttl = LEASE_TTL.as_secs_f64();
-    let (mut killed, mut told) = (Series::default(), Series::default());
+    let (mut killed, mut stopped) = (Series::default(), Series::default());
     for _ in 0..ROUNDS {
         fixture.workers(2).await?;
         killed.push(
@@ -43,13 +43,13 @@ pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
             .await?,
         );
         fixture.workers(2).await?;
-        told.push(
+        stopped.push(
             stall(&fixture, Duration::from_secs(2), |fixture| {
                 running(fixture).process.terminate();
             })
             .await?,
         );
-        try_eventually("the one told to go has gone", TIMEOUT, async || {
+        try_eventually("the stopped worker has ended", TIMEOUT, async || {
             let running = fixture.env.workers.iter().filter(|w| w.process.is_running());
             (running.count() == 1).then_some(())
         })
@@ -57,22 +57,22 @@ pub async fn stalls(report: &mut Report) -> anyhow::Result<()> {
     }
     let name = "worst partition stall after kill -9 of a worker";
     report.target(name, killed.max(), AtMost(ttl + 1.0), "s");
-    report.target("worst partition stall after SIGTERM", told.max(), AtMost(0.5), "s");
+    report.target("worst partition stall after SIGTERM", stopped.max(), AtMost(0.5), "s");
     report.ratio("worst stall after kill -9, to the lease's time to live", killed.max() / ttl);
     report.figure("stall after kill -9, median round", killed.median(), "s");
-    report.figure("stall after SIGTERM, median round", told.median(), "s");
+    report.figure("stall after SIGTERM, median round", stopped.median(), "s");
     Ok(())
 }
 
 fn running(fixture: &WorkerFixture) -> &tests::test_env::Worker {
     let mut running = fixture.env.workers.iter().filter(|w| w.process.is_running());
-    running.next().expect("two of them run")
+    running.next().expect("a running worker")
 }
 
 async fn stall(
     fixture: &WorkerFixture,
     after: Duration,
-    blow: impl FnOnce(&WorkerFixture),
+    inject: impl FnOnce(&WorkerFixture),
 ) -> anyhow::Result<f64> {
     let (wall, steady) = (SystemTime::now(), Instant::now());
     let first = fixture.last_sequence().await?;
@@ -91,7 +91,7 @@ async fn stall(
         });
     }
     tokio::time::sleep(BEFORE).await;
-    blow(fixture);
+    inject(fixture);
     while let Some(ended) = publishing.join_next().await {
         ended??;
     }
@@ -102,11 +102,17 @@ async fn stall(
     .bind(first as i64)
     .fetch_all(&fixture.env.pool)
     .await?;
-    ensure!(rows.len() as u64 == schedule.count, "{} of {}", rows.len(), schedule.count);
+    ensure!(
+        rows.len() as u64 == schedule.count,
+        "{} of {} messages have a delivery",
+        rows.len(),
+        schedule.count
+    );
     let mut worst: f64 = 0.0;
     for row in rows {
-        let number = number_of(row.try_get("dedup_key")?).context("one of ours")?;
-        let due = schedule.due(number).context("of this round")? - steady;
+        let number =
+            number_of(row.try_get("dedup_key")?).context("a dedup key of the benchmark")?;
+        let due = schedule.due(number).context("a message of this round")? - steady;
         let due = (wall.duration_since(UNIX_EPOCH)? + due).as_secs_f64();
         worst = worst.max(row.try_get::<f64, _>("at")? - due);
     }

@@ -1,7 +1,8 @@
-//! Ack latency of ten tenants, alone and beside hostile clients, in turns: strangers with slow
-//! bodies, strangers that never read, and a tenant that signs the largest bodies as fast as it can.
+//! Ack latency of ten tenants, alone and beside hostile clients, in turns: unauthenticated clients
+//! with slow bodies, clients that never read, and a tenant that sends the largest bodies as fast as
+//! it can.
 //!
-//! The hostile clients share the cores with ingest, so that a part of the latency is theirs.
+//! The hostile clients share the cores with ingest, so they cause a part of the latency.
 
 use crate::{
     client::number,
@@ -27,9 +28,9 @@ const SETTLING: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 4;
 /// Largest body that ingest accepts.
 const LARGEST: usize = 1 << 20;
-/// Pause of a stranger before it connects again.
+/// Pause of an unauthenticated client before it connects again.
 const RECONNECT: Duration = Duration::from_millis(250);
-/// Memory limit of an ingest's container.
+/// Memory limit of an ingest's container, in MiB.
 const MEMORY_LIMIT: f64 = 512.0;
 
 /// Kind of hostile clients, with their number.
@@ -119,8 +120,8 @@ fn start(hostile: Hostile, address: SocketAddr, flooding: &Arc<Tenants>) -> Join
     clients
 }
 
-/// Begins a body with a made-up signature, and waits until the server closes. Every other body is
-/// large, and a part of it is sent.
+/// Sends the beginning of a body with an invalid signature, and waits until the server closes the
+/// connection. Every other body is large.
 async fn send_slow_body(address: SocketAddr, n: usize) -> std::io::Result<()> {
     let (length, part) = if n.is_multiple_of(2) { (9, 1) } else { (LARGEST, 64 << 10) };
     let mut stream = TcpStream::connect(address).await?;
@@ -137,7 +138,7 @@ async fn send_slow_body(address: SocketAddr, n: usize) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sends requests until the server closes, and reads nothing.
+/// Sends requests without reading responses, until the server closes the connection.
 async fn flood(address: SocketAddr) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4 * 1024)?;

@@ -1,4 +1,4 @@
-//! Ingest beside its baselines.
+//! Measurements of ingest beside its baselines.
 
 use crate::{
     baseline::TENANTS,
@@ -18,15 +18,15 @@ use tokio::task::JoinSet;
 
 /// Concurrent webhooks of a closed loop.
 const IN_FLIGHT: usize = 64;
-/// Connections of an open loop, more than ever wait at half load.
+/// Connections of an open loop, more than the webhooks that wait at half load.
 const LINES: usize = 256;
-/// Orders of (b), (b′) and ingest, round after round: NATS removes in one slice what was stored in
-/// the previous one.
+/// Orders of (b), (b′) and ingest in successive rounds, because NATS removes in one slice what was
+/// stored in the previous slice.
 const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1], [2, 0, 1], [1, 0, 2]];
 /// Quantiles of latencies.
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
-/// Time after a purge of the stream whose latencies do not count, because NATS is still removing
-/// messages.
+/// Time after a purge of the stream in which latencies are not counted, because NATS is still
+/// removing messages.
 const SETTLING: Duration = Duration::from_millis(250);
 
 /// Measures with one nats-server.
@@ -79,13 +79,13 @@ async fn measure(
     let (mut a, mut c) = <(Runner, Series)>::default();
     let mut runners = <[Runner; 3]>::default();
     for round in 0..=rounds.closed {
-        // The first round warms up and does not count.
+        // The first round is a warm-up and is not counted.
         let counted = round > 0;
         let published = publishes(fixture, &tenants, slice).await?;
         if counted {
             c.push(published);
         }
-        // (a) does not use NATS, which is still removing what (c) stored, twice as much as the
+        // (a) does not use NATS, which meanwhile removes what (c) stored, twice as much as the
         // others.
         closed(fixture, &mut to_bare, &bare, slice, counted.then_some(&mut a)).await?;
         for n in ORDERS[round % ORDERS.len()] {
@@ -132,10 +132,11 @@ async fn measure(
 
     let half = ours.rate.median().min(b.rate.median()) / 2.0;
     let mut clients = servers.map(|(server, way)| server.client(&tenants, way, LINES));
-    // Quantiles of each slice: those of all slices together would be those of the slowest slice.
+    // Quantiles of each slice, because those of all slices together would be those of the slowest
+    // slice.
     let mut acks = <[[Series; QUANTILES.len()]; 4]>::default();
     for round in 0..=rounds.open {
-        // (b) runs twice, at alternating ends: its ratio to itself shows the error of a ratio.
+        // (b) runs twice, at alternating ends. Its ratio to itself shows the error of a ratio.
         let mut order = ORDERS[round % ORDERS.len()].map(|n| (n, n)).to_vec();
         order.insert(if round % 2 == 0 { 3 } else { 0 }, (3, 0));
         for (n, which) in order {
@@ -186,7 +187,8 @@ async fn closed(
     Ok(sent)
 }
 
-/// (c): awaited publishes of the same bytes without HTTP, with the same concurrency, per second.
+/// Returns the rate per second of (c): awaited publishes of the same bytes without HTTP, with the
+/// same concurrency.
 async fn publishes(
     fixture: &IngestFixture,
     tenants: &Arc<Tenants>,
@@ -201,7 +203,7 @@ async fn publishes(
             let (mut done, mut body) = (0u64, Vec::new());
             let bytes = tenants.envelope(0, BODY_BYTES).body;
             while Instant::now() < until {
-                // New bytes each time, as from a request.
+                // A new buffer each time, as for a request.
                 body.clear();
                 body.extend_from_slice(&bytes);
                 let mut with = HeaderMap::new();
@@ -222,7 +224,7 @@ async fn publishes(
     Ok(rate)
 }
 
-/// Measures the rate with many connections, and the start of an ingest that has them.
+/// Measures the rate with many connections, and the startup of an ingest with so many connections.
 pub async fn connections(report: &mut Report) -> anyhow::Result<()> {
     report.part("connections");
     const SIZES: [usize; 3] = [10, 10_000, 100_000];
@@ -256,7 +258,7 @@ pub async fn connections(report: &mut Report) -> anyhow::Result<()> {
             report.ratio(cpu("the client"), runner.client.to(&ten.client));
         }
     }
-    // Once more, without other load.
+    // Startup again, without other load.
     let (fixture, _, _, _, first, own, resident) = fixtures.pop().expect("three");
     drop(fixtures);
     let mut ready = Series::from_iter([first.as_secs_f64()]);

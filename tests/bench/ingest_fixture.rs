@@ -1,8 +1,8 @@
 //! Servers for measurements of ingest: one or three nats-servers, an ingest, and its baselines.
 //!
-//! One server is synced every two minutes, as on a developer's machine: with a sync per message its
-//! rate would be the disk's, and all measurements equal. Three servers are synced always, as in
-//! production.
+//! One server is synced every two minutes, as on a developer's machine: with a sync per message the
+//! disk would limit the rate, and all measurements would be equal. Three servers sync every write,
+//! as in production.
 
 use crate::{
     client::Client,
@@ -58,7 +58,7 @@ impl Server {
         self.address
     }
 
-    /// Returns a client with a number of kept connections.
+    /// Returns a client with a number of keep-alive connections.
     pub fn client(&self, tenants: &Arc<Tenants>, way: Way, lines: usize) -> Client {
         Client::new(self.address, tenants, way, lines)
     }
@@ -76,8 +76,8 @@ impl IngestFixture {
         let client = nats[0].keys().options(User::Tests)?.connect(urls).await?;
         let js = config::jetstream(client.clone());
         let sizing = StreamSize { replicas: Some(replicas), max_bytes: None };
-        // A new cluster has no leader for a moment.
-        let ensured = try_eventually("the stream is made", TIMEOUT, async || {
+        // A new cluster has no leader at first.
+        let ensured = try_eventually("the stream is created", TIMEOUT, async || {
             shared::stream::provision(&js, sizing).await.ok()
         });
         if ensured.await.is_err() {
@@ -91,7 +91,7 @@ impl IngestFixture {
         self.nats.iter().map(Nats::url).collect::<Vec<_>>().join(",")
     }
 
-    /// Writes a directory of the tenants.
+    /// Writes directory entries of the tenants.
     pub async fn provision(&self, tenants: &Tenants) -> anyhow::Result<()> {
         let entries = tenants.all().iter().map(|tenant| NewEntry {
             id: tenant.id,
@@ -140,7 +140,7 @@ impl IngestFixture {
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 break;
             }
-            ensure!(began.elapsed() < TIMEOUT, "ingest is not ready: {}", process.log());
+            ensure!(began.elapsed() < TIMEOUT, "ingest did not become ready: {}", process.log());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok((Server { process, address }, began.elapsed()))
@@ -154,9 +154,9 @@ impl IngestFixture {
         let nkey = self.nats[0].keys().file(user).display().to_string();
         let args =
             [role, "--listen", &listen, "--secret", secret, "--nats", &nats, "--nkey-file", &nkey];
-        let ourselves = std::env::current_exe()?;
-        let process = Process::start(&self.run, role, &ourselves, &args, &[], None)?;
-        try_eventually("a baseline listens", TIMEOUT, async || {
+        let this = std::env::current_exe()?;
+        let process = Process::start(&self.run, role, &this, &args, &[], None)?;
+        try_eventually("the baseline listens", TIMEOUT, async || {
             tokio::net::TcpStream::connect(address).await.ok()
         })
         .await
@@ -164,7 +164,7 @@ impl IngestFixture {
         Ok(Server { process, address })
     }
 
-    /// Purges the stream, so that no slice pays for another.
+    /// Purges the stream, so that a slice does not affect the next one.
     pub async fn clear(&self) -> anyhow::Result<()> {
         let stream = self.js.get_stream_no_info(STREAM).await?;
         stream.purge().await?;
@@ -176,7 +176,7 @@ impl IngestFixture {
         self.nats.iter().map(|nats| crate::machine::cpu(nats.process().pid())).sum()
     }
 
-    /// Returns a client for awaited publishes without HTTP.
+    /// Returns the NATS client, for publishes without HTTP.
     pub fn client(&self) -> &async_nats::Client {
         &self.client
     }

@@ -1,5 +1,6 @@
-//! Interleaved measurement: compared servers are measured in short slices, in turns, so that other
-//! load of the machine affects all alike. A ratio is the median of the ratios within each round.
+//! Series of interleaved measurements: compared servers are measured in turns, in short slices, so
+//! that other load of the machine affects all equally. A ratio is the median of the ratios within
+//! each round.
 
 /// Values of a measurement, one per round.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +22,7 @@ impl Series {
         self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// Returns the median ratio to another series, within a round.
+    /// Returns the median of the ratios to another series within each round.
     pub fn to(&self, other: &Series) -> f64 {
         median(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
     }

@@ -1,8 +1,8 @@
-//! Costs of a tenant with a slow agent for another tenant in the same partitions: the time from the
+//! Effect of a tenant with a slow agent on another tenant in the same partitions: the time from the
 //! due time of a message to the record of its reply, alone and beside the slow tenant, in turns.
 //!
-//! The slow tenant sends to all partitions, each message in a thread of its own. Its backlog is
-//! deleted after each turn.
+//! The slow tenant sends to all partitions, each message in a new thread. Its backlog is deleted
+//! after each turn.
 
 use crate::{
     client::{Client, Pace},
@@ -29,7 +29,7 @@ use tests::{
     test_env::{App, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Messages per second of the measured tenant and of the slow one.
+/// Messages per second of the measured tenant and of the slow tenant.
 const RATE: f64 = 50.0;
 const RATE_OF_SLOW: f64 = 50.0;
 /// Waiting messages of the slow tenant when a turn begins.
@@ -41,7 +41,7 @@ const ROUNDS: usize = 5;
 /// Connections of the measured tenant.
 const APPS: usize = 10;
 
-/// Measures a tenant alone, and beside a slow one.
+/// Measures a tenant alone, and beside a tenant with a slow agent.
 pub async fn beside_slow_agent(report: &mut Report) -> anyhow::Result<()> {
     report.part("isolation");
     let size = Size { ingests: 0, workers: 0, own_postgres: true };
@@ -107,7 +107,7 @@ async fn measure_answers(env: &TestEnv, client: &mut Client) -> anyhow::Result<H
         (rows.len() as u64 >= schedule.count).then_some(rows)
     };
     let mut latency = crate::client::histogram();
-    for (due, at) in try_eventually("all of a slice is answered", TIMEOUT, rows).await? {
+    for (due, at) in try_eventually("all messages of a slice are answered", TIMEOUT, rows).await? {
         let due = wall.duration_since(UNIX_EPOCH)? + (due - steady);
         latency.saturating_record(((at - due.as_secs_f64()).max(0.0) * 1e6) as u64);
     }

@@ -1,8 +1,8 @@
-//! Time from the due time of a message to its commit (delivery enqueued, cursor moved), at a
-//! moderate rate, beside its necessary parts: a publish, a read and a commit one after the other in
-//! one process. Agents are paused at first. Then the time to the call of the agent is measured.
+//! Time from the due time of a message to its commit (delivery enqueued, cursor moved) at a
+//! moderate rate, beside its necessary parts: a publish, a read and a commit in sequence in one
+//! process. Agents are paused at first. Then the time to the call of the agent is measured.
 //!
-//! The time of a commit is that of Postgres (`track_commit_timestamp`).
+//! Postgres records the time of a commit (`track_commit_timestamp`).
 
 use crate::{
     client::Pace,
@@ -100,7 +100,7 @@ pub async fn accept_to_committed(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures from receipt to the call of the agent, as logged for each delivery.
+/// Measures the time from receipt to the call of the agent, as recorded for each delivery.
 async fn measure_calls(
     env: &TestEnv,
     client: &mut crate::client::Client,
@@ -137,7 +137,7 @@ impl Quantiles {
     }
 }
 
-/// Measures the product: until the commit, and until the answer of ingest.
+/// Measures the product: the times to the commit and to the answer of ingest.
 async fn product(
     env: &TestEnv,
     client: &mut crate::client::Client,
@@ -155,16 +155,22 @@ async fn product(
         .ok()?;
         (rows.len() as u64 >= schedule.count).then_some(rows)
     };
-    let rows = try_eventually("all of a slice is done", TIMEOUT, rows).await?;
+    let rows = try_eventually("all messages of a slice are committed", TIMEOUT, rows).await?;
     let mut latency = crate::client::histogram();
     for row in rows {
-        let number = number_of(row.try_get("dedup_key")?).context("one of ours")?;
+        let number =
+            number_of(row.try_get("dedup_key")?).context("a dedup key of the benchmark")?;
         let Some(due) = schedule.due(number) else { continue };
         let due = wall.duration_since(UNIX_EPOCH)? + (due - steady);
         let took = row.try_get::<f64, _>("at")? - due.as_secs_f64();
         latency.saturating_record((took.max(0.0) * 1e6) as u64);
     }
-    ensure!(latency.len() == schedule.count, "{} of {}", latency.len(), schedule.count);
+    ensure!(
+        latency.len() == schedule.count,
+        "{} of {} messages were measured",
+        latency.len(),
+        schedule.count
+    );
     Ok((latency, sent.latency))
 }
 
@@ -178,7 +184,10 @@ async fn parts_alone(
     let next = stream.cached_info().state.last_sequence + 1;
     let name = format!("chain-{round}");
     let mut reader = StreamReader::new(js.clone(), STREAM, SUBJECT.into(), name, next);
-    ensure!(matches!(reader.next().await, ReaderEvent::Opened(_)), "a reader is opened first");
+    ensure!(
+        matches!(reader.next().await, ReaderEvent::Opened(_)),
+        "the first event of the reader is not Opened"
+    );
     let pace = Pace::start(RATE, SLICE);
     let body = Tenants::random(1)?.envelope(0, BODY_BYTES).body;
     let mut publishing = JoinSet::new();
@@ -202,8 +211,8 @@ async fn parts_alone(
             }
         };
         let id = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
-        let number: u64 = id.context("a message of ours")?.as_str().parse()?;
-        let due = pace.schedule.due(number).context("one of this slice")?;
+        let number: u64 = id.context("the message has no dedup key")?.as_str().parse()?;
+        let due = pace.schedule.due(number).context("a message of this slice")?;
         let (commits, latency) = (commits.clone(), Arc::clone(&latency));
         committing.spawn(async move {
             commits.commit_one(number).await?;

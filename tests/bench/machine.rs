@@ -1,4 +1,4 @@
-//! The machine of a run: hardware, versions, and its other load. Reads `/proc`.
+//! The machine of a run: hardware, versions, and other load. Reads `/proc`.
 
 use serde::Serialize;
 use std::{fs, process::Command, time::Duration};
@@ -21,9 +21,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Returns this machine with these servers.
+    /// Returns this machine with the versions of these servers.
     pub fn here(nats_server: &std::path::Path, postgres: &std::path::Path) -> Self {
-        let said = |program: &std::path::Path, args: &[&str]| {
+        let output_of = |program: &std::path::Path, args: &[&str]| {
             let output = Command::new(program).args(args).output().ok();
             let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
             text.unwrap_or_default().trim().to_owned()
@@ -38,15 +38,15 @@ impl Machine {
             .next()
             .and_then(|kib| kib.parse().ok())
             .unwrap_or_default();
-        let git = |args: &[&str]| said("git".as_ref(), args);
+        let git = |args: &[&str]| output_of("git".as_ref(), args);
         Self {
             cpu: field("/proc/cpuinfo", "model name"),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             memory_gib: kib / (1024 * 1024),
-            kernel: said("uname".as_ref(), &["-sr"]),
-            rustc: said("rustc".as_ref(), &["--version"]),
-            nats_server: said(nats_server, &["--version"]),
-            postgres: said(&postgres.join("postgres"), &["--version"]),
+            kernel: output_of("uname".as_ref(), &["-sr"]),
+            rustc: output_of("rustc".as_ref(), &["--version"]),
+            nats_server: output_of(nats_server, &["--version"]),
+            postgres: output_of(&postgres.join("postgres"), &["--version"]),
             commit: git(&["rev-parse", "--short", "HEAD"]),
             changed_files: git(&["status", "--porcelain"]).lines().count(),
         }
@@ -77,7 +77,7 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS)
 }
 
-/// Returns the private memory of a process in bytes, without files and shared memory.
+/// Returns the private memory of a process in bytes, without mapped files and shared memory.
 pub fn own_memory(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -85,7 +85,7 @@ pub fn own_memory(pid: u32) -> u64 {
     kib.unwrap_or_default() * 1024
 }
 
-/// Load of the machine from a start on.
+/// Measures the load of the machine by other processes.
 pub struct Watch {
     busy: u64,
     total: u64,
@@ -93,14 +93,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch.
+    /// Starts the measurement.
     pub fn start() -> Self {
         let (busy, total) = jiffies();
         Self { busy, total, ours: cpu(std::process::id()) }
     }
 
-    /// Returns the share of the machine that other processes used since the start, after all
-    /// children have ended.
+    /// Returns the share of the machine (0 to 1) that other processes used since the start. All
+    /// children must have ended.
     pub fn others(&self) -> f64 {
         let (busy, total) = jiffies();
         let ours = (cpu(std::process::id()) - self.ours).as_secs_f64() * TICKS as f64;

@@ -1,8 +1,9 @@
-//! `cargo bench`: speed of Tidegate beside the best possible on the same machine.
+//! Benchmark (`cargo bench`): speed of Tidegate beside the fastest possible programs on the same
+//! machine.
 //!
 //! Starts real servers and release builds of the real programs. Prints ratios, measurements and a
-//! line per target, as tables or as JSON. Each run is added to `history.jsonl`. The README beside
-//! this file explains the figures.
+//! line per target, as tables or as JSON. Adds each run to `history.jsonl`. The README beside this
+//! file explains the figures.
 //!
 //! ```text
 //! client, tenants              webhooks in a closed or open loop
@@ -13,7 +14,7 @@
 //! interleaved, machine, report            comparison, machine, output
 //! ```
 //!
-//! No target is asserted: a slow machine is no defect.
+//! No target is asserted, because a slow machine is not a defect.
 
 mod against;
 mod backlog;
@@ -48,22 +49,22 @@ use tests::{fetch, run_dir::RunDir};
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --", bin_name = "cargo bench --", subcommand_negates_reqs = true)]
 struct Args {
-    /// Measure the largest sizes, too: a backlog of 1,000,000 webhooks, 20,000 cold connections.
+    /// Also measure the largest sizes: a backlog of 1,000,000 webhooks, 15,000 cold connections.
     #[arg(long)]
     full: bool,
-    /// Measure these parts only, comma-separated. Default: all.
+    /// Measure only these parts, comma-separated. Default: all.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// Set the subject of this run in the history.
+    /// Add a note to this run in the history.
     #[arg(long)]
     note: Option<String>,
-    /// Compare with this benchmark program, built by another checkout, in turns.
+    /// Compare with a benchmark program of another checkout, in turns.
     #[arg(long, value_name = "PROGRAM")]
     against: Option<std::path::PathBuf>,
-    /// Rounds of the comparison.
+    /// Set the number of rounds of the comparison.
     #[arg(long, default_value_t = 3, requires = "against")]
     rounds: usize,
     /// Do not add the run to the history.
@@ -82,21 +83,21 @@ enum Part {
     Ingest,
     /// Ingest with three nats-servers.
     Replicated,
-    /// Ingest with many connections, and its start.
+    /// Ingest with many connections, and its startup.
     Connections,
     /// Ingest beside hostile clients.
     Hostile,
     /// Workers.
     Worker,
-    /// From receipt to commit.
+    /// Time from receipt to commit.
     Latency,
-    /// A tenant beside one with a slow agent.
+    /// A tenant beside a tenant with a slow agent.
     Isolation,
     /// A backlog.
     Backlog,
     /// Cold connections.
     Hydration,
-    /// A worker killed, and one stopped.
+    /// Stalls after a worker is killed or stopped.
     Failover,
 }
 
@@ -136,9 +137,9 @@ async fn main() -> anyhow::Result<()> {
             Part::Hydration => backlog::hydration(&mut report, args.full).await,
             Part::Failover => failover::stalls(&mut report).await,
         };
-        // Results before and after it are still printed.
+        // The results of other parts are still printed.
         if let Err(error) = measured {
-            eprintln!("{name} could not be measured: {error:#}");
+            eprintln!("failed to measure {name}: {error:#}");
             failed.push(name);
         }
     }
@@ -160,8 +161,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if !args.no_history {
         let history = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/history.jsonl");
-        report::remember(&history, &line).with_context(|| history.display().to_string())?;
+        report::append_to_history(&history, &line)
+            .with_context(|| format!("failed to write {}", history.display()))?;
     }
-    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+    anyhow::ensure!(failed.is_empty(), "failed to measure: {}", failed.join(", "));
     Ok(())
 }

@@ -59,12 +59,12 @@ impl Bound {
     }
 }
 
-/// Circumstances of a run.
+/// Conditions of a run.
 #[derive(Debug, Serialize)]
 pub struct Context {
     /// Time in seconds since 1970.
     pub at: u64,
-    /// Subject of the run.
+    /// Note about the run.
     pub note: Option<String>,
     /// True if the largest sizes were measured.
     pub full: bool,
@@ -137,13 +137,13 @@ impl Report {
                 true => "met".to_owned(),
                 false => format!("missed by {:.0} %", t.bound.missed_by(t.value) * 100.0),
             };
-            let asked = format!("{word} {} {}", number(bound), t.unit);
-            (t.part, format!("{:<62} {:>12}   {asked:<18} {verdict}", t.name, number(t.value)))
+            let wanted = format!("{word} {} {}", number(bound), t.unit);
+            (t.part, format!("{:<62} {:>12}   {wanted:<18} {verdict}", t.name, number(t.value)))
         };
         section("Targets", self.targets.iter().map(target).collect());
         let _ = writeln!(
             text,
-            "\n{}\n{}\nmeasured for {:.0} s; others used {:.0} % of the machine meanwhile",
+            "\n{}\n{}\nmeasured for {:.0} s; other processes used {:.0} % of the machine",
             context.machine.line(),
             context.settings,
             context.seconds,
@@ -161,12 +161,12 @@ impl Report {
 }
 
 /// Adds a run to the history.
-pub fn remember(history: &Path, line: &str) -> anyhow::Result<()> {
+pub fn append_to_history(history: &Path, line: &str) -> anyhow::Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(history)?;
     Ok(writeln!(file, "{line}")?)
 }
 
-/// Formats a number with three significant digits.
+/// Formats a number with at least three significant digits and thousands separators.
 fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => {

@@ -1,7 +1,7 @@
 //! Tenants and their webhooks.
 //!
-//! A number makes an HTTP request: an event of 2 KiB with an id made of the number, from one of the
-//! tenants, signed with its secret. The same number makes the same webhook.
+//! A number determines a webhook: an event of 2 KiB from one of the tenants, signed with its
+//! secret, with an id that contains the number.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -17,7 +17,7 @@ use tests::test_env::App;
 
 /// Default size of a body in bytes.
 pub const BODY_BYTES: usize = 2048;
-/// Channels of a tenant over which its conversations are spread.
+/// Number of channels over which the conversations of a tenant are spread.
 const CHANNELS: u64 = 512;
 
 /// Tenants that send webhooks.
@@ -26,7 +26,7 @@ pub struct Tenants(Vec<Tenant>);
 /// Kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// An event that calls no agent, so that agents are not measured.
+    /// A reaction, which calls no agent, so that agents are not measured.
     Reaction,
     /// A message, which calls the agent of its conversation.
     Message,
@@ -46,12 +46,12 @@ pub struct Tenant {
     event: Event,
 }
 
-/// Addressing of the server.
+/// Address and secret that a webhook uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// As of ingest: the path names the connection.
+    /// For ingest: the path names the connection.
     Connection,
-    /// As of the baselines: one path, and the secret of the first tenant.
+    /// For the baselines: one path, and the secret of the first tenant.
     Root,
 }
 
@@ -76,7 +76,7 @@ impl Tenants {
         Self(apps.into_iter().map(tenant).collect())
     }
 
-    /// Switches to messages.
+    /// Makes the tenants send messages instead of reactions.
     pub fn with_messages(mut self) -> Self {
         self.0.iter_mut().for_each(|tenant| tenant.event = Event::Message);
         self
@@ -87,24 +87,24 @@ impl Tenants {
         &self.0
     }
 
-    /// Moves the last tenant into a set of its own.
+    /// Splits off the last tenant.
     pub fn split_last(mut self) -> (Self, Self) {
         let last = self.0.split_off(self.0.len().saturating_sub(1));
         (self, Self(last))
     }
 
     fn of_number(&self, number: u64) -> &Tenant {
-        // Scattered: with many tenants the next is never the previous one.
+        // Scattered, so that with many tenants consecutive webhooks come from different tenants.
         let scattered = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         &self.0[scattered as usize % self.0.len()]
     }
 
-    /// Replaces `request` by the request of a number.
+    /// Replaces `request` with the request of a number.
     pub fn write(&self, way: Way, number: u64, request: &mut Vec<u8>) {
         self.write_sized(way, number, BODY_BYTES, request);
     }
 
-    /// Replaces `request` by the request of a number with a body of `bytes` bytes.
+    /// Replaces `request` with the request of a number and a body of `bytes` bytes.
     pub fn write_sized(&self, way: Way, number: u64, bytes: usize, request: &mut Vec<u8>) {
         request.clear();
         let tenant = match way {
@@ -145,7 +145,7 @@ impl Tenant {
     pub fn envelope(&self, number: u64, bytes: usize) -> Envelope {
         let (id, channel) = (self.id, channel(number));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let word = |text: String| HeaderToken::new(text).expect("a plain word");
+        let word = |text: String| HeaderToken::new(text).expect("a valid header value");
         Envelope {
             connection: id,
             partition: Partition::of(id, Some(&channel)),
@@ -180,7 +180,7 @@ impl Tenant {
             r#"{{"token":"legacy-token","team_id":"{team}","api_app_id":"{app}","event":{{{event},"event_ts":"{ts}"}},"type":"event_callback","event_id":"{id}","event_time":1700000000,"authorizations":[{{"enterprise_id":null,"team_id":"{team}","user_id":"U0BOT","is_bot":true,"is_enterprise_install":false}}],"is_ext_shared_channel":false,"event_context":""#
         );
         written.expect("writing to memory does not fail");
-        // Random filler, because the stream is compressed.
+        // Random filler, so that the body does not compress well.
         let mut random = number.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
         while body.len() + 2 < bytes {
             random ^= random << 13;

@@ -1,4 +1,5 @@
-//! Workers: events without effects, messages and link commands, beside the commit statement.
+//! Measurements of workers: events without effects, messages and link commands, beside the commit
+//! statement.
 
 use crate::{
     client::number,
@@ -21,8 +22,8 @@ use tests::slack::webhook::Webhook;
 const SLICE: Duration = Duration::from_millis(700);
 /// Intended duration of a slice of the worker, in seconds.
 const SLICE_OF_WORKER: f64 = 1.5;
-/// Minimum number of messages of a slice of the worker. A shorter slice measures how workers
-/// continue after their pause.
+/// Minimum number of messages of a slice of the worker. A shorter slice would measure how workers
+/// resume after their pause.
 const MIN_SLICE: usize = 1_000;
 const ROUNDS: usize = 3;
 
@@ -30,7 +31,7 @@ const ROUNDS: usize = 3;
 pub async fn throughput(report: &mut Report) -> anyhow::Result<()> {
     report.part("worker");
     let mut fixture = WorkerFixture::start().await?;
-    // Longer than the stream takes to fill, while workers are frozen.
+    // Longer than the time to fill the stream, in which workers are frozen.
     fixture.env.set("TIDEGATE_LEASE_TTL", "20s");
     let mut shares = Vec::new();
     for workers in [1, 2, 4] {
@@ -146,7 +147,8 @@ async fn links_of(fixture: &WorkerFixture, count: usize) -> anyhow::Result<Progr
     Ok(progress)
 }
 
-/// (d), and the product's reader: reads everything that this part published.
+/// Returns the rates per second of (d) and of the product's reader, for the messages that this part
+/// published.
 async fn reading(fixture: &WorkerFixture) -> anyhow::Result<(f64, f64)> {
     use async_nats::jetstream::consumer::{AckPolicy, pull};
     const MOST: u64 = 60_000;
@@ -165,7 +167,7 @@ async fn reading(fixture: &WorkerFixture) -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
         let mut messages = consumer.stream().max_messages_per_batch(200).messages().await?;
         for _ in 0..count {
-            ensure!(messages.next().await.is_some(), "(d) ended");
+            ensure!(messages.next().await.is_some(), "the reader of (d) ended");
         }
         let plain = count as f64 / began.elapsed().as_secs_f64();
         let (js, name) = (fixture.js.clone(), format!("bench-{round}"));

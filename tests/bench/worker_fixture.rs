@@ -1,6 +1,6 @@
-//! A Tidegate whose stream is filled directly, so that only workers are measured.
+//! A test environment whose stream is filled directly, so that only workers are measured.
 //!
-//! Progress is measured by Postgres's counts.
+//! Progress is read from Postgres.
 
 use crate::{client::number, commits::Commits, tenants::Tenants};
 use anyhow::ensure;
@@ -19,30 +19,30 @@ use tests::{
     test_env::{App, Size, TestEnv},
 };
 
-/// Number of connections, more than the slots of one connection.
+/// Number of connections, so that the slots of one connection are not a limit.
 const APPS: usize = 64;
-/// Maximum time of a backlog.
+/// Maximum time to process a backlog.
 const DRAINED_WITHIN: Duration = Duration::from_secs(900);
 
 /// A test environment, the commit baseline, and the tenants.
 pub struct WorkerFixture {
     /// Test environment.
     pub env: TestEnv,
-    /// (e)
+    /// Baseline (e).
     pub commits: Commits,
     /// Connections with the sample agent.
     pub apps: Vec<App>,
-    /// The connections as senders.
+    /// The connections as senders of webhooks.
     pub tenants: Arc<Tenants>,
     /// JetStream.
     pub js: jetstream::Context,
 }
 
-/// Numbers of processed webhooks over time.
+/// Seconds since the start and numbers of processed webhooks.
 pub struct Progress(Vec<(f64, f64)>);
 
 impl Progress {
-    /// Returns the rate per second, without the beginning and the end, where not all workers are
+    /// Returns the rate per second without the first and last 5 %, in which not all workers are
     /// busy.
     pub fn rate(&self) -> f64 {
         self.between(0.05, 0.95)
@@ -58,11 +58,11 @@ impl Progress {
         (to - from) * all / (self.second_of(to * all) - self.second_of(from * all)).max(1e-6)
     }
 
-    /// Returns the time at which a number was processed, interpolated.
+    /// Returns the interpolated time at which a number of webhooks was processed.
     fn second_of(&self, done: f64) -> f64 {
-        let reached = self.0.windows(2).find(|looks| looks[1].1 >= done);
-        reached.map_or(0.0, |looks| {
-            let ((t0, d0), (t1, d1)) = (looks[0], looks[1]);
+        let reached = self.0.windows(2).find(|samples| samples[1].1 >= done);
+        reached.map_or(0.0, |samples| {
+            let ((t0, d0), (t1, d1)) = (samples[0], samples[1]);
             if d1 > d0 { t0 + (t1 - t0) * ((done - d0) / (d1 - d0)).max(0.0) } else { t1 }
         })
     }
@@ -74,7 +74,7 @@ impl WorkerFixture {
         Self::start_with(|tenants| tenants).await
     }
 
-    /// Starts with changed senders.
+    /// Starts servers and connections, with changed senders.
     pub async fn start_with(send: impl FnOnce(Tenants) -> Tenants) -> anyhow::Result<Self> {
         let size = Size { ingests: 0, workers: 0, own_postgres: true };
         let mut env = TestEnv::with_rare_sync(size).await?;
@@ -95,7 +95,7 @@ impl WorkerFixture {
         Ok(shared::stream::provision(&self.js, sizing).await?)
     }
 
-    /// Sets the number of workers, each with its share of the partitions.
+    /// Starts workers until `count` run, and waits until the partitions are balanced.
     pub async fn workers(&mut self, count: usize) -> anyhow::Result<()> {
         while self.env.workers.iter().filter(|w| w.process.is_running()).count() < count {
             self.env.start_worker().await?;
@@ -123,21 +123,25 @@ impl WorkerFixture {
         Ok(stream.cached_info().state.last_sequence)
     }
 
-    /// Waits until all webhooks after `first` and up to `last` are processed; earlier ones must be.
-    /// Returns the progress.
+    /// Waits until all webhooks after `first` and up to `last` are processed. Earlier ones must be
+    /// processed already. Returns the progress.
     pub async fn wait_until_processed(&self, first: u64, last: u64) -> anyhow::Result<Progress> {
         let (count, began) = (last - first, Instant::now());
-        let mut looks = vec![(0.0, 0.0)];
+        let mut samples = vec![(0.0, 0.0)];
         loop {
-            let asked = Instant::now();
+            let started = Instant::now();
             let done = self.env.finished().await?.saturating_sub(first);
-            looks.push((began.elapsed().as_secs_f64(), done as f64));
+            samples.push((began.elapsed().as_secs_f64(), done as f64));
             if done >= count {
-                return Ok(Progress(looks));
+                return Ok(Progress(samples));
             }
-            ensure!(began.elapsed() < DRAINED_WITHIN, "{done} of {count} done: {}", self.tail());
-            // Counting also costs Postgres time: at most a twentieth.
-            tokio::time::sleep((asked.elapsed() * 20).max(Duration::from_millis(20))).await;
+            ensure!(
+                began.elapsed() < DRAINED_WITHIN,
+                "only {done} of {count} webhooks were processed: {}",
+                self.tail()
+            );
+            // Counting uses time of Postgres, here at most a twentieth.
+            tokio::time::sleep((started.elapsed() * 20).max(Duration::from_millis(20))).await;
         }
     }
 
@@ -148,26 +152,26 @@ impl WorkerFixture {
             let done: i64 = sqlx::query_scalar(committed).fetch_one(&self.env.pool).await.ok()?;
             (done as u64 >= last).then_some(())
         };
-        try_eventually("all is committed", DRAINED_WITHIN, all).await
+        try_eventually("all webhooks are committed", DRAINED_WITHIN, all).await
     }
 
-    /// Pauses all agents: deliveries stay in `deliveries`, where each row has the time of its
-    /// commit.
+    /// Pauses all agents, so that deliveries stay in `deliveries`, where each row has the time of
+    /// its transaction.
     pub async fn pause_agents(&self) -> anyhow::Result<()> {
         sqlx::query("update agents set paused_at = now()").execute(&self.env.pool).await?;
         Ok(())
     }
 
-    /// Waits until the outbox is empty, so that the next slice does not pay for this one.
+    /// Waits until the outbox is empty, so that this slice does not affect the next one.
     pub async fn wait_until_sent(&self) -> anyhow::Result<()> {
-        let nothing_left = async || {
+        let is_empty = async || {
             let open: i64 = sqlx::query_scalar("select count(*) from outbox")
                 .fetch_one(&self.env.pool)
                 .await
                 .ok()?;
             (open == 0).then_some(())
         };
-        try_eventually("all is said", DRAINED_WITHIN, nothing_left).await
+        try_eventually("the outbox is empty", DRAINED_WITHIN, is_empty).await
     }
 
     /// Returns the last log lines of the processes.
