@@ -7,11 +7,11 @@
 //! cargo compare --recording day.jsonl --effects before.json                 with one recording for both
 //! ```
 //!
-//! Writes a file of effects, or prints the differences to such a file; exits 1 if there are any.
-//! Without a recording the scenario is sent through this build's ingest and recorded, so changes of
-//! what ingest stores are differences, too. With a recording both builds process the same bytes.
-//! Effects are always those of the recording in a new stream, because those of a live run depend on
-//! the answers that were in time.
+//! Writes a file of effects, or prints the differences to such a file and exits 1 if there are any.
+//! Without a recording the scenario is sent through this build's ingest and recorded, so that
+//! changes of what ingest stores are also differences. With a recording both builds process the
+//! same bytes. The effects come from processing the recording in a new stream, because those of a
+//! live run depend on which answers were in time.
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -31,10 +31,10 @@ use tests::{
 #[derive(Debug, Parser)]
 #[command(name = "cargo compare")]
 struct Options {
-    /// Seed of the scenario.
+    /// Set the seed of the scenario.
     #[arg(long, value_name = "SEED", default_value_t = 7)]
     seed: u64,
-    /// File of the recording: read if it exists, else written.
+    /// Read the recording from this file if it exists, else write it.
     #[arg(long, value_name = "FILE")]
     recording: Option<PathBuf>,
     /// Write the effects to a file.
@@ -65,10 +65,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> anyhow::Result<bool> {
-    // Read first, so that a missing file is reported before the scenario runs.
+    // Read before the scenario runs, so that a missing file is reported at once.
     let before = options.compare.as_deref().map(read).transpose()?;
     if let Some(EffectsFile { seed, .. }) = &before {
-        ensure!(*seed == options.seed, "those are the effects of --seed {seed}");
+        ensure!(*seed == options.seed, "the file has effects of --seed {seed}; use the same seed");
     }
     let scenario = Scenario::of(options.seed)?;
     println!("scenario of seed {}: {} webhooks", options.seed, scenario.stored());
@@ -90,7 +90,7 @@ async fn run(options: Options) -> anyhow::Result<bool> {
         });
     if let Some(file) = options.effects {
         let text = serde_json::to_string_pretty(&EffectsFile { seed: options.seed, effects })?;
-        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(&file, text).with_context(|| format!("failed to write {}", file.display()))?;
     }
     let Some(differences) = differences else { return Ok(true) };
     println!("{}", report(&differences));
@@ -106,6 +106,8 @@ async fn record(scenario: &Scenario, file: Option<&Path>) -> anyhow::Result<Reco
 }
 
 fn read(file: &Path) -> anyhow::Result<EffectsFile> {
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
-    serde_json::from_str(&text?).with_context(|| format!("{} holds no effects", file.display()))
+    let text =
+        fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()));
+    serde_json::from_str(&text?)
+        .with_context(|| format!("{} is not a file of effects", file.display()))
 }

@@ -1,8 +1,8 @@
-//! `cargo demo`: a complete Tidegate on this machine, shown in seven steps.
+//! Demo (`cargo demo`): a complete deployment of Tidegate on this machine, shown in seven steps.
 //!
 //! Starts a private nats-server and Postgres, two ingests, two workers, a simulated Slack and a
 //! sample agent. Each step prints what was sent, answered, stored and posted. Then the demo runs
-//! until Ctrl-C; with `--once` it ends, with exit code 0 only if every step held.
+//! until Ctrl-C. With `--once` it ends, with exit code 0 only if all steps succeeded.
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -19,8 +19,8 @@ use tests::{
     test_env::{App, PAIR, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Show a complete Tidegate on this machine in seven steps. Exits 1 if a step of `--once` does not
-/// hold.
+/// Show a complete deployment of Tidegate on this machine in seven steps. With `--once`, exits 1 if
+/// a step fails.
 #[derive(Parser)]
 struct Args {
     /// End after the last step.
@@ -45,37 +45,38 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> anyhow::Result<bool> {
-    println!("Tidegate: two ingests, two workers, a fake Slack, a sample agent");
+    println!("Tidegate: two ingests, two workers, a simulated Slack, a sample agent");
     println!("building and starting …");
     let started = Instant::now();
     let mut env = TestEnv::start(PAIR).await?;
     env.start_control().await?;
     println!(
-        "up after {:.1} s: a private nats-server and Postgres, schema and stream made",
+        "up after {:.1} s: a private nats-server and Postgres, schema and stream created",
         started.elapsed().as_secs_f64()
     );
 
     let app = env.declare()?;
     let mut steps = Steps { number: 0, failed: 0 };
     steps.take("a signed slash command links a channel", link(&env, &app)).await;
-    steps.take("the message after it is answered by the agent", message(&env, &app)).await;
-    steps.take("a forged signature is refused, and nothing is stored", forged(&env, &app)).await;
-    steps.take("one webhook delivered three times is handled once", three_times(&env, &app)).await;
+    steps.take("the agent answers a message in the linked channel", message(&env, &app)).await;
     steps
-        .take(
-            "a connection made a moment ago works at once, on processes that never saw it",
-            unseen_connection(&env),
-        )
+        .take("a webhook with a forged signature is rejected and not stored", forged(&env, &app))
+        .await;
+    steps
+        .take("a webhook that is sent three times is processed once", three_times(&env, &app))
+        .await;
+    steps
+        .take("a new connection works at once on all running processes", unseen_connection(&env))
         .await;
     steps
         .take(
-            "a stopped connection is answered 404, and Slack asked not to retry",
+            "webhooks of a disabled connection get 404, and Slack is asked not to retry",
             disabled_connection(&env),
         )
         .await;
     steps
         .take(
-            "a worker killed between accept and handling loses nothing",
+            "a worker that is killed before processing loses no webhook",
             killed_worker(&env, &app),
         )
         .await;
@@ -83,16 +84,19 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     println!();
     let held = steps.failed == 0;
     match steps.failed {
-        0 => println!("All {} steps held.", steps.number),
-        failed => println!("{failed} of {} steps did not hold.", steps.number),
+        0 => println!("All {} steps succeeded.", steps.number),
+        failed => println!("{failed} of {} steps failed.", steps.number),
     }
     if !args.once {
-        println!("Still up. POST signed webhooks to {}", env.ingests[0].url(&app));
-        println!("signing secret {} (of this demo only).", app.secret);
+        println!("The demo is still running. POST signed webhooks to {}", env.ingests[0].url(&app));
+        println!("The signing secret is {} (of this demo only).", app.secret);
         println!("The console is at {}", env.controls[0].console("/"));
-        println!("API key {} (of this demo only). Ctrl-C ends it all.", key(&env, "owner", None));
         println!(
-            "To go on with a real workspace: deploy/QUICKSTART.md, tidegate init, tidegate dev --slack"
+            "The API key is {} (of this demo only). Ctrl-C ends the demo.",
+            key(&env, "owner", None)
+        );
+        println!(
+            "To continue with a real workspace: deploy/QUICKSTART.md, tidegate init, tidegate dev --slack"
         );
         tokio::signal::ctrl_c().await?;
     }
@@ -109,10 +113,10 @@ impl Steps {
         self.number += 1;
         println!("\n{}", paint("1", &format!("{}. {title}", self.number)));
         match step.await {
-            Ok(()) => println!("   {}", paint("32", "held")),
+            Ok(()) => println!("   {}", paint("32", "succeeded")),
             Err(error) => {
                 self.failed += 1;
-                println!("   {}", paint("31", &format!("did not hold: {error:#}")));
+                println!("   {}", paint("31", &format!("failed: {error:#}")));
             }
         }
     }
@@ -126,8 +130,8 @@ fn paint(code: &str, text: &str) -> String {
     }
 }
 
-fn line(what: &str, says: impl std::fmt::Display) {
-    println!("   {what:<9} {says}");
+fn line(label: &str, text: impl std::fmt::Display) {
+    println!("   {label:<9} {text}");
 }
 
 async fn link(env: &TestEnv, app: &App) -> anyhow::Result<()> {
@@ -135,8 +139,9 @@ async fn link(env: &TestEnv, app: &App) -> anyhow::Result<()> {
     let webhook =
         Webhook::command(&env.slack, app, CHANNEL, USER, "/lobu", &format!("link {code}"));
     send_accepted(env, app, &webhook).await?;
-    let said = wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
-    ensure!(said.text().starts_with("Linked."), "the person was told {:?}", said.text());
+    let receipt =
+        wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
+    ensure!(receipt.text().starts_with("Linked."), "the person got {:?}", receipt.text());
     let bound = env.binding(app, CHANNEL).await?;
     line("Postgres", format!("{CHANNEL} is bound to agent {}", bound.as_deref().unwrap_or("none")));
     ensure!(bound == Some(agent_id().to_string()), "the channel is not bound");
@@ -146,13 +151,20 @@ async fn link(env: &TestEnv, app: &App) -> anyhow::Result<()> {
 async fn message(env: &TestEnv, app: &App) -> anyhow::Result<()> {
     let webhook = Webhook::message(&env.slack, app, CHANNEL, USER, "is anybody there?");
     send_accepted(env, app, &webhook).await?;
-    let said = wait_for_receipt(env, |receipt| {
+    let receipt = wait_for_receipt(env, |receipt| {
         let is_notice = receipt.text().contains("linked this channel");
         receipt.by == "chat.postMessage" && receipt.to == CHANNEL && !is_notice
     })
     .await?;
-    ensure!(said.text() == "I heard: is anybody there?", "the agent's answer is {:?}", said.text());
-    ensure!(said.token.as_deref() == Some(app.token.as_str()), "it came with another token");
+    ensure!(
+        receipt.text() == "I heard: is anybody there?",
+        "the agent's answer is {:?}",
+        receipt.text()
+    );
+    ensure!(
+        receipt.token.as_deref() == Some(app.token.as_str()),
+        "the answer was posted with another token"
+    );
     Ok(())
 }
 
@@ -162,10 +174,10 @@ async fn forged(env: &TestEnv, app: &App) -> anyhow::Result<()> {
     line("sent      ".trim(), "a message signed with another secret");
     let answer = env.slack.send(&env.ingests[0].url(app), "another secret", &webhook).await?;
     print_answer(&answer);
-    ensure!(answer.status == 401, "it was answered {}", answer.status);
+    ensure!(answer.status == 401, "the webhook was answered {}", answer.status);
     let after = env.stored().await?;
     line("stored", format!("{} webhooks before, {} after", before, after));
-    ensure!(before == after, "it was stored");
+    ensure!(before == after, "the webhook was stored");
     Ok(())
 }
 
@@ -174,33 +186,31 @@ async fn three_times(env: &TestEnv, app: &App) -> anyhow::Result<()> {
     for _ in 0..3 {
         send_accepted(env, app, &webhook).await?;
     }
-    // A message after it in the same conversation: when it is answered, all before it are done.
+    // When a later message of the conversation is answered, the copies are processed.
     let last = Webhook::message(&env.slack, app, CHANNEL, USER, "and then this");
     send_accepted(env, app, &last).await?;
     wait_for_receipt(env, |receipt| receipt.text() == "I heard: and then this").await?;
     wait_for_receipt(env, |receipt| receipt.text() == "I heard: say this once").await?;
-    let said = env.slack.receipts().iter().filter(|r| r.text() == "I heard: say this once").count();
-    let asked = env
-        .agent
-        .requests()
-        .iter()
-        .filter(|asked| asked.question["text"] == "say this once")
-        .count();
-    line("counted", format!("the agent was asked {asked} time, Slack was told {said} time"));
-    ensure!(said == 1 && asked == 1, "it was handled more than once");
+    let posts =
+        env.slack.receipts().iter().filter(|r| r.text() == "I heard: say this once").count();
+    let calls =
+        env.agent.requests().iter().filter(|call| call.question["text"] == "say this once").count();
+    line("counted", format!("agent called {calls} time, answer posted {posts} time"));
+    ensure!(posts == 1 && calls == 1, "the webhook was not processed exactly once");
     Ok(())
 }
 
 async fn unseen_connection(env: &TestEnv) -> anyhow::Result<()> {
     let made = Instant::now();
     let app = env.declare()?;
-    line("made", format!("connection {} in {} ms", app.connection, made.elapsed().as_millis()));
+    line("created", format!("connection {} in {} ms", app.connection, made.elapsed().as_millis()));
     let code = env.create_link_code_by_cli(&app, Surface::Dm)?;
     let webhook =
         Webhook::command(&env.slack, &app, "D0DIRECT", USER, "/lobu", &format!("link {code}"));
     send_accepted(env, &app, &webhook).await?;
-    let said = wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
-    ensure!(said.text().starts_with("Linked."), "the person was told {:?}", said.text());
+    let receipt =
+        wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
+    ensure!(receipt.text().starts_with("Linked."), "the person got {:?}", receipt.text());
     Ok(())
 }
 
@@ -214,7 +224,7 @@ async fn disabled_connection(env: &TestEnv) -> anyhow::Result<()> {
         let answer = env.slack.send(&ingest.url(&app), &app.secret, &webhook).await?;
         print_answer(&answer);
         let no_retry = answer.headers.get("x-slack-no-retry").is_some_and(|value| value == "1");
-        ensure!(answer.status == 404 && no_retry, "it was answered {}", answer.status);
+        ensure!(answer.status == 404 && no_retry, "the webhook was answered {}", answer.status);
     }
     Ok(())
 }
@@ -225,30 +235,34 @@ async fn killed_worker(env: &TestEnv, app: &App) -> anyhow::Result<()> {
     let webhook =
         Webhook::command(&env.slack, app, ELSEWHERE, USER, "/lobu", &format!("link {code}"));
     let owner = env.owner_of(app, ELSEWHERE).await?;
-    // A frozen worker can't handle the next webhook; then it is killed.
+    // Frozen, so that the worker does not process the next webhook before it is killed.
     owner.process.freeze();
     line("frozen", format!("{}, which owns the partition of {ELSEWHERE}", owner.id));
     line("sent", "/lobu link <code>");
     let answer = env.send(app, &webhook).await?;
     print_answer(&answer);
-    ensure!(answer.status == 200, "it was answered {}", answer.status);
+    ensure!(answer.status == 200, "the webhook was answered {}", answer.status);
     ensure!(
         env.find_outcome(&webhook.dedup_key).await.is_none(),
-        "it was handled by a frozen worker"
+        "the frozen worker processed the webhook"
     );
     owner.process.kill();
     let since = Instant::now();
-    line("killed", format!("{} with SIGKILL: accepted, not handled", owner.id));
+    line("killed", format!("{} with SIGKILL: the webhook is accepted and not processed", owner.id));
     let handled = wait_for_outcome(env, &webhook).await?;
-    ensure!(handled != owner.id, "it was handled by the worker that was killed");
-    line("took over", format!("after {:.1} s, by the lease's end", since.elapsed().as_secs_f64()));
-    let said = wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
-    ensure!(said.text().starts_with("Linked."), "the person was told {:?}", said.text());
+    ensure!(handled != owner.id, "the killed worker processed the webhook");
+    line(
+        "took over",
+        format!("after {:.1} s, when the lease had expired", since.elapsed().as_secs_f64()),
+    );
+    let receipt =
+        wait_for_receipt(env, |receipt| webhook.response_url.ends_with(&receipt.to)).await?;
+    ensure!(receipt.text().starts_with("Linked."), "the person got {:?}", receipt.text());
     ensure!(env.binding(app, ELSEWHERE).await?.is_some(), "the channel is not bound");
     Ok(())
 }
 
-/// Sends a webhook and waits until a worker has handled it.
+/// Sends a webhook and waits until a worker has processed it.
 async fn send_accepted(env: &TestEnv, app: &App, webhook: &Webhook) -> anyhow::Result<()> {
     let what = if webhook.what.contains(" link ") { "/lobu link <code>" } else { &webhook.what };
     line("sent", what);
@@ -256,7 +270,7 @@ async fn send_accepted(env: &TestEnv, app: &App, webhook: &Webhook) -> anyhow::R
     print_answer(&answer);
     ensure!(
         answer.status == 200 && answer.body.is_empty(),
-        "it was answered {} {:?}",
+        "the webhook was answered {} {:?}",
         answer.status,
         answer.body
     );
@@ -265,13 +279,15 @@ async fn send_accepted(env: &TestEnv, app: &App, webhook: &Webhook) -> anyhow::R
 }
 
 async fn wait_for_outcome(env: &TestEnv, webhook: &Webhook) -> anyhow::Result<String> {
-    let look = async || env.find_outcome(&webhook.dedup_key).await;
-    let handled = try_eventually("handled", TIMEOUT, look).await.with_context(|| env.logs())?;
+    let find = async || env.find_outcome(&webhook.dedup_key).await;
+    let handled = try_eventually("the webhook is processed", TIMEOUT, find)
+        .await
+        .with_context(|| env.logs())?;
     line(
         "stored",
         format!("SLACK_IN sequence {}, partition {}", handled.sequence, handled.partition),
     );
-    line("handled", format!("by {}", handled.worker));
+    line("processed", format!("by {}", handled.worker));
     Ok(handled.worker)
 }
 
@@ -279,8 +295,8 @@ async fn wait_for_receipt(
     env: &TestEnv,
     wanted: impl Fn(&Receipt) -> bool,
 ) -> anyhow::Result<Receipt> {
-    let look = async || env.slack.receipts().into_iter().find(|receipt| wanted(receipt));
-    let receipt = try_eventually("Slack was told", Duration::from_secs(15), look)
+    let find = async || env.slack.receipts().into_iter().find(|receipt| wanted(receipt));
+    let receipt = try_eventually("the message is posted in Slack", Duration::from_secs(15), find)
         .await
         .with_context(|| env.logs())?;
     line("Slack got", format!("{}: {}", receipt.by, receipt.text()));

@@ -1,5 +1,5 @@
-//! A worker whose handler hangs, panics or succeeds as the message says, and whose decision panics
-//! or ends the process as the message says.
+//! A worker whose handler hangs, panics or succeeds, and whose decision panics or ends the process,
+//! as the text of the message requests.
 
 use shared::slack::InboundPayload;
 use std::{process::ExitCode, time::Duration};
@@ -32,17 +32,17 @@ impl Handler for FaultyHandler {
                 println!("it woke up");
                 HandlerOutcome::completed()
             }
-            Some("panic") => panic!("as it was told"),
+            Some("panic") => panic!("requested by the message"),
             _ => HandlerOutcome::completed(),
         }
     }
 }
 
 fn probe(stage: Stage, body: &[u8]) {
-    let says = |text: &[u8]| body.windows(text.len()).any(|words| words == text);
+    let has = |text: &[u8]| body.windows(text.len()).any(|words| words == text);
     match stage {
-        Stage::Decide if says(b"panic when it is decided") => panic!("as it was told"),
-        Stage::Decide if says(b"end when it is decided") => std::process::abort(),
+        Stage::Decide if has(b"panic when it is decided") => panic!("requested by the message"),
+        Stage::Decide if has(b"end when it is decided") => std::process::abort(),
         _ => {}
     }
 }

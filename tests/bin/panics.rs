@@ -1,5 +1,5 @@
 //! A worker whose stages panic: always at a webhook with the text `panic:<stage>`, and once at some
-//! others.
+//! other webhooks.
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
 };
 use worker::{NoHandler, Stage};
 
-/// One in so many webhooks makes a stage panic once.
+/// A stage panics once at one in this many webhooks.
 const ONE_IN: u64 = 24;
 
 fn probe(stage: Stage, subject: &[u8]) {
@@ -23,12 +23,12 @@ fn probe(stage: Stage, subject: &[u8]) {
         panic!("probe: {name}, always");
     }
     if stage == Stage::Decide {
-        return; // a decision that panics once is a dead letter already
+        return; // a single panic of a decision makes a dead letter
     }
     let mut hasher = DefaultHasher::new();
     (name, subject).hash(&mut hasher);
     let hash = hasher.finish();
-    // The file records the panic for the other workers of this run.
+    // The file records the panic for the other workers of the run.
     if hash.is_multiple_of(ONE_IN) && File::create_new(format!("panicked-{hash:016x}")).is_ok() {
         panic!("probe: {name}, once");
     }

@@ -1,5 +1,5 @@
-//! A simulated Slack for any gateway: sends one webhook, one of every kind, or a load, and checks
-//! the answers as Slack would.
+//! A simulated Slack for any gateway: sends one webhook, one webhook of every kind, or a load, and
+//! checks the answers as Slack does.
 //!
 //! ```text
 //! export SLACK_SIGNING_SECRET=…
@@ -8,9 +8,10 @@
 //! cargo run -p tests --bin slack -- --url … load --rate 50 --seconds 10
 //! ```
 //!
-//! Prints a line per webhook: the answer, its time in ms, and whether Slack would accept it; with
-//! `--json` the same for scripts. Exits 1 if Slack would not accept an answer. Serves a Web API and
-//! `response_url`s, whose URLs are printed: a gateway that is configured with them can post.
+//! Prints a line per webhook: the answer, its time in ms, and whether Slack would accept it. With
+//! `--json` prints the same as JSON. Exits 1 if Slack would not accept an answer. Serves a Web API
+//! and `response_url`s and prints their URLs, so that a gateway that is configured with them can
+//! post.
 
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
@@ -29,14 +30,14 @@ use tests::{
 };
 
 /// Send webhooks to a gateway as Slack does, and check the answers. Exits 1 if Slack would not
-/// accept one.
+/// accept an answer.
 #[derive(Debug, Parser)]
 #[command(name = "slack")]
 struct Options {
-    /// URL for webhooks: of a connection, or the shared one.
+    /// URL for webhooks: of a connection, or the shared route.
     #[arg(long, value_name = "URL")]
     url: reqwest::Url,
-    /// Signing secret that the gateway has.
+    /// Signing secret of the app, as the gateway has it.
     #[arg(
         long,
         env = "SLACK_SIGNING_SECRET",
@@ -62,10 +63,10 @@ struct Options {
 enum Verb {
     /// Send one webhook.
     Send {
-        /// Text of a message.
+        /// Send a message with this text.
         #[arg(long, value_name = "TEXT", conflicts_with = "command")]
         message: Option<String>,
-        /// Slash command, as in "/lobu help".
+        /// Send a slash command, for example "/lobu help".
         #[arg(long, value_name = "COMMAND")]
         command: Option<String>,
         /// Conversation.
@@ -74,7 +75,7 @@ enum Verb {
         /// Author.
         #[arg(long, value_name = "USER", default_value = "U0001USER")]
         user: String,
-        /// Retry as Slack does: at once, after one minute, after five.
+        /// Retry as Slack does: at once, after one minute, after five minutes.
         #[arg(long)]
         retry: bool,
     },
@@ -118,7 +119,7 @@ async fn run(options: Options) -> anyhow::Result<bool> {
     let slack = Slack::start().await?;
     eprintln!("Web API at {}, response_urls at {}", slack.api(), slack.response_origin());
     let app = App {
-        connection: ConnectionId::random()?, // ours only: the address says whose it is
+        connection: ConnectionId::random()?, // not used: the URL names the connection
         org: "example".parse()?,
         secret: options.secret.expose().to_owned(),
         token: "xoxb-example".into(),
@@ -178,7 +179,7 @@ fn line(what: &str, expects: Expects, challenge: &str, attempt: Attempt) -> Line
     Line { what, answer: attempt.answer, wrong }
 }
 
-/// Sends one webhook of every kind with new ids, a copy of the first, and forgeries.
+/// Sends one webhook of every kind with new ids, a message and its copy, and forgeries.
 async fn scenario(options: &Options, slack: &Slack, app: &App) -> anyhow::Result<Vec<Line>> {
     let (url, mut lines) = (options.url.as_str(), Vec::new());
     for fixture in fixtures::all() {
@@ -193,7 +194,7 @@ async fn scenario(options: &Options, slack: &Slack, app: &App) -> anyhow::Result
         lines.push(line(&fixture.shape.name, expects, challenge, attempt));
     }
     let message = Webhook::message(slack, app, "C0001CHAN", "U0001USER", "a message and its copy");
-    for what in ["a message", "the same again"] {
+    for what in ["a message", "a copy of the message"] {
         let attempt = slack.attempt(url, &app.secret, &message, None).await;
         lines.push(line(what, Expects::Taken, "", attempt));
     }
@@ -208,7 +209,7 @@ async fn scenario(options: &Options, slack: &Slack, app: &App) -> anyhow::Result
     Ok(lines)
 }
 
-/// Sets new ids, because a second run must not send copies of the first.
+/// Sets new ids, so that a second run does not send copies of the webhooks of the first run.
 fn own_ids(slack: &Slack, content: &mut Value) {
     let mark = format!("{}{}", unix_now(), slack.unique());
     for (at, start) in
@@ -304,7 +305,7 @@ async fn load(
         );
     } else {
         let ms = |value: Option<f64>| value.map_or("-".into(), |ms| format!("{ms:.1} ms"));
-        println!("sent      {} at {rate} a second", attempts.len());
+        println!("sent      {} at {rate} per second", attempts.len());
         println!(
             "answers   p50 {}, p99 {}, slowest {}",
             ms(at(0.5)),
@@ -314,7 +315,7 @@ async fn load(
         println!("failed    {} {}", failed.len(), reasons.join(", "));
         println!(
             "Slack     {}",
-            if off { "would have switched the app off" } else { "keeps the app on" }
+            if off { "would have disabled the app" } else { "keeps the app enabled" }
         );
     }
     Ok(failed.is_empty())

@@ -1,4 +1,4 @@
-//! Faults of agents and of Slack, copies, and a tenant with much traffic.
+//! Faults of agents and of Slack, duplicate webhooks, and a tenant with much traffic.
 
 use crate::{
     Run,
@@ -21,7 +21,7 @@ use tests::{
     test_env::{App, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Two conversations hang; the others continue at their pace.
+/// The agent takes 8 s and 25 s in two conversations. The others are not delayed.
 pub async fn slow_agent(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let verdict = Runner { repeats: false, ..Runner::default() }
@@ -36,12 +36,12 @@ pub async fn slow_agent(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     let gap = verdict.worst_gap;
-    ensure!(gap < Duration::from_secs(2), "two slow conversations held up all: {verdict}");
+    ensure!(gap < Duration::from_secs(2), "two slow conversations delayed the others: {verdict}");
     held(verdict, [])
 }
 
-/// One message always fails, and the agent of another is unavailable for a while: only the first
-/// becomes a dead letter, after its attempts.
+/// One message always fails, another fails three times. Only the first becomes a dead letter, after
+/// three attempts.
 pub async fn poison(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let verdict = Runner { repeats: false, ..Runner::default() }
@@ -49,21 +49,27 @@ pub async fn poison(_: Run) -> anyhow::Result<Outcome> {
             send_message(env, app, "D9001", "poison").await?;
             send_message(env, app, "D9001", "after the poison").await?;
             send_message(env, app, "D9002", "fail:3 away").await?;
-            let heard = async |text: &str| {
+            let wait_for_answer = async |text: &str| {
                 let wanted = format!("I heard: {text}");
                 try_eventually(text, Duration::from_secs(60), async || {
                     env.slack.receipts().into_iter().find(|receipt| receipt.text() == wanted)
                 })
                 .await
             };
-            heard("fail:3 away").await?;
-            heard("after the poison").await?;
+            wait_for_answer("fail:3 away").await?;
+            wait_for_answer("after the poison").await?;
             Ok(())
         })
         .await?;
     let dead = env.dead_letters().await?;
-    ensure!(dead.len() == 1 && dead[0].attempts == 3, "dead: {dead:?}");
-    held(verdict, [format!("dead after {} tries: {}", dead[0].attempts, dead[0].last_error)])
+    ensure!(
+        dead.len() == 1 && dead[0].attempts == 3,
+        "expected one dead letter after three attempts: {dead:?}"
+    );
+    held(
+        verdict,
+        [format!("dead letter after {} attempts: {}", dead[0].attempts, dead[0].last_error)],
+    )
 }
 
 async fn send_message(
@@ -78,40 +84,41 @@ async fn send_message(
     Ok(webhook)
 }
 
-/// All faults of Slack, some of them after the call took effect. Another workspace has none.
+/// Calls for one workspace get all faults of Slack, some of them after the call took effect. Calls
+/// for another workspace get none.
 pub async fn slack_in_trouble(_: Run) -> anyhow::Result<Outcome> {
     const POST: &str = "chat.postMessage";
     let env = TestEnv::start(SIZE).await?;
     let other = env.connect_as(|new| new.agent = Some(agent_id())).await?;
     let mut slowest = Duration::ZERO;
-    // After a 429 calls are spaced: more load would only wait.
+    // After a 429 calls are spaced, so more load would only wait.
     let pace = Duration::from_secs(1);
     let runner = Runner { pace, drained_within: Duration::from_secs(90), ..Runner::default() };
     let verdict = runner
         .run_in(&env, async |env, app| {
-            let trouble = |fault, times: usize| {
+            let rule = |fault, times: usize| {
                 FaultRule::new(fault).on(POST).with_token(&app.token).times(times)
             };
-            for made in [
-                trouble(Fault::Status(503), 3),
-                trouble(Fault::Says("internal_error".into()), 2),
-                trouble(Fault::Cut, 3),
-                trouble(Fault::Cut, 6).after_the_fact(),
-                trouble(Fault::MidBody, 3).after_the_fact(),
-                trouble(Fault::Status(500), 3).after_the_fact(),
-                trouble(Fault::Says("fatal_error".into()), 2).after_the_fact(),
-                trouble(Fault::Garbage, 2).after_the_fact(),
-                trouble(Fault::Silent, 1),
-                trouble(Fault::RateLimited(1), 1),
+            for rule in [
+                rule(Fault::Status(503), 3),
+                rule(Fault::Says("internal_error".into()), 2),
+                rule(Fault::Cut, 3),
+                rule(Fault::Cut, 6).after_the_fact(),
+                rule(Fault::MidBody, 3).after_the_fact(),
+                rule(Fault::Status(500), 3).after_the_fact(),
+                rule(Fault::Says("fatal_error".into()), 2).after_the_fact(),
+                rule(Fault::Garbage, 2).after_the_fact(),
+                rule(Fault::Silent, 1),
+                rule(Fault::RateLimited(1), 1),
             ] {
-                env.slack.inject_fault(made);
+                env.slack.inject_fault(rule);
             }
             for n in 0..10 {
                 let (text, began) = (format!("untroubled {n}"), Instant::now());
                 send_message(env, &other, "D0001", &text).await?;
-                try_eventually("the other workspace hears", TIMEOUT, async || {
-                    let told = env.slack.receipts();
-                    told.iter().any(|receipt| receipt.text().ends_with(&text)).then_some(())
+                try_eventually("the other workspace gets an answer", TIMEOUT, async || {
+                    let receipts = env.slack.receipts();
+                    receipts.iter().any(|receipt| receipt.text().ends_with(&text)).then_some(())
                 })
                 .await?;
                 slowest = slowest.max(began.elapsed());
@@ -120,9 +127,12 @@ pub async fn slack_in_trouble(_: Run) -> anyhow::Result<Outcome> {
             Ok(())
         })
         .await?;
-    ensure!(slowest < Duration::from_secs(4), "another workspace waited {slowest:?}: {verdict}");
-    ensure!(verdict.repeated == 0, "what Slack had taken was said again: {verdict}");
-    held(verdict, [format!("another workspace waited {:.1} s at most", slowest.as_secs_f64())])
+    ensure!(
+        slowest < Duration::from_secs(4),
+        "an answer in the other workspace took {slowest:?}: {verdict}"
+    );
+    ensure!(verdict.repeated == 0, "messages that Slack had accepted were sent again: {verdict}");
+    held(verdict, [format!("slowest answer in another workspace {:.1} s", slowest.as_secs_f64())])
 }
 
 /// Every webhook is sent five times at once, on both ingests, and again after JetStream's dedup
@@ -147,40 +157,43 @@ pub async fn duplicates(_: Run) -> anyhow::Result<Outcome> {
         env.try_wait_for_outcome(&webhook.dedup_key).await?;
     }
     let before = env.stored().await?;
-    tokio::time::sleep(Duration::from_millis(700)).await; // past the window: there is nothing to see that it is over
+    tokio::time::sleep(Duration::from_millis(700)).await; // the window has no visible end
     for (_, webhook) in &sent {
         ensure_all_accepted(&env, &app, webhook, &mut history).await?;
     }
     let after = env.stored().await?;
-    ensure!(after > before, "no copy got past JetStream's window: nothing was proved");
-    // A last message in each conversation: when it is handled, all before it are handled.
+    ensure!(after > before, "JetStream stored no copy after its window: the test proves nothing");
+    // When the last message of a conversation is processed, all earlier ones are processed.
     for conversation in 0..6 {
         let last = send_message(&env, &app, &format!("D{conversation:04}"), "the last").await?;
         env.try_wait_for_outcome(&last.dedup_key).await?;
     }
-    try_eventually("all is said", TIMEOUT, async || {
-        let told = env.slack.receipts();
-        (told.iter().filter(|receipt| receipt.text().ends_with("the last")).count() == 6)
+    try_eventually("the last messages are answered", TIMEOUT, async || {
+        let receipts = env.slack.receipts();
+        (receipts.iter().filter(|receipt| receipt.text().ends_with("the last")).count() == 6)
             .then_some(())
     })
     .await?;
-    let heard = |text: &str| {
+    let parse_id = |text: &str| {
         let (conversation, place) = text.rsplit(' ').next()?.split_once('/')?;
         Some((conversation.parse().ok()?, place.parse().ok()?))
     };
-    for (said, webhook) in &sent {
+    for (id, webhook) in &sent {
         if env.find_outcome(&webhook.dedup_key).await.is_some() {
-            history.done.push((*said, Duration::ZERO));
+            history.done.push((*id, Duration::ZERO));
         }
     }
     history.posted =
-        env.slack.receipts().iter().filter_map(|receipt| heard(receipt.text())).collect();
+        env.slack.receipts().iter().filter_map(|receipt| parse_id(receipt.text())).collect();
     let asked = env.agent.requests();
     history.agent_calls =
-        asked.iter().filter_map(|a| heard(a.question["text"].as_str()?)).collect();
+        asked.iter().filter_map(|a| parse_id(a.question["text"].as_str()?)).collect();
     let verdict = check(&history);
     ensure!(verdict.holds(false) && verdict.repeated_calls == 0, "{verdict:?}");
-    held(verdict, [format!("{} copies, {} past the window", history.attempts, after - before)])
+    held(
+        verdict,
+        [format!("{} requests, {} stored after the window", history.attempts, after - before)],
+    )
 }
 
 async fn ensure_all_accepted(
@@ -199,22 +212,24 @@ async fn ensure_all_accepted(
     Ok(())
 }
 
-/// Measures a quiet tenant alone, beside one that sends a hundred times as much, and alone again.
-/// Counts the other tenant's replies meanwhile, which shows the order on any machine.
+/// Measures a quiet tenant alone, beside a tenant that sends a hundred times as much, and alone
+/// again. Counts the replies of the other tenant during each wait, which shows the order on any
+/// machine.
 pub async fn noisy_tenant(_: Run) -> anyhow::Result<Outcome> {
     const SOLO: Duration = Duration::from_secs(4);
     const NOISE: Duration = Duration::from_secs(8);
-    /// Alone it takes 20 ms. Beside the other tenant every step waits for its turn on two cores.
+    /// Maximum 90th percentile beside the other tenant. Alone an answer takes 20 ms; beside the
+    /// other tenant each step waits for one of two cores.
     const BUSY_CORES: Duration = Duration::from_millis(300);
-    /// Twice the attempts of two workers for one connection: those with a slot, and those that get
-    /// one meanwhile.
+    /// Twice the number of concurrent attempts of two workers for one connection: attempts that
+    /// have a slot, and attempts that get one during the wait.
     const AHEAD: usize = 32;
     let env = TestEnv::start(Size { ingests: 2, workers: 2, own_postgres: true }).await?;
     let quiet = env.connect_as(|new| new.agent = Some(agent_id())).await?;
     let mut solo = answers(&env, &quiet, "alone", SOLO).await?;
     let (mut beside, mut waiting) = (Vec::new(), 0);
-    // 200 per second, of which two workers handle about half: most messages wait, and the cores do
-    // not.
+    // 200 messages per second, of which two workers process about half: most messages wait for a
+    // slot, not for a core.
     let runner = Runner {
         conversations: 40,
         users: 0,
@@ -232,29 +247,36 @@ pub async fn noisy_tenant(_: Run) -> anyhow::Result<Outcome> {
         .await?;
     ensure_in_time(&verdict)?;
     solo.extend(answers(&env, &quiet, "alone again", SOLO).await?);
-    ensure!(waiting > 300, "only {waiting} of the noisy one waited: nothing was proved");
-    let told = env.slack.calls_of("chat.postMessage");
+    ensure!(
+        waiting > 300,
+        "only {waiting} messages of the noisy tenant waited: the test proves nothing"
+    );
+    let posts = env.slack.calls_of("chat.postMessage");
     let ahead = |wait: &Range<Instant>| {
-        told.iter().filter(|call| call.team != quiet.team && wait.contains(&call.at)).count()
+        posts.iter().filter(|call| call.team != quiet.team && wait.contains(&call.at)).count()
     };
     let ahead = percentile_90(beside.iter().map(ahead));
-    ensure!(ahead <= AHEAD, "{ahead} of the {waiting} of a noisy tenant went before a quiet one's");
+    ensure!(
+        ahead <= AHEAD,
+        "{ahead} answers to the noisy tenant ({waiting} messages waited) preceded an answer to the quiet tenant"
+    );
     let lasted = |wait: &Range<Instant>| wait.end - wait.start;
     let solo = percentile_90(solo.iter().map(lasted));
     let beside = percentile_90(beside.iter().map(lasted));
     let allowed = (2 * solo).max(BUSY_CORES);
     ensure!(
         beside < allowed,
-        "a quiet tenant waited {beside:?} beside a noisy one, {solo:?} alone"
+        "the quiet tenant waited {beside:?} beside the noisy tenant, {solo:?} alone"
     );
     let (solo, beside) = (solo.as_millis(), beside.as_millis());
     let notes = format!(
-        "quiet p90 {solo} ms alone, {beside} ms and {ahead} others' answers beside {waiting} that waited"
+        "quiet p90 {solo} ms alone; {beside} ms and {ahead} other answers beside {waiting} waiting messages"
     );
     held(verdict, [notes])
 }
 
-/// Returns from when to when each message waited for its answer, at two messages per second.
+/// Sends two messages per second. Returns the time range in which each message waited for its
+/// answer.
 async fn answers(
     env: &TestEnv,
     app: &App,
@@ -268,11 +290,11 @@ async fn answers(
         let (text, sent) = (format!("{what} {}", waits.len()), Instant::now());
         send_message(env, app, "D7000", &text).await?;
         let answer = format!("I heard: {text}");
-        let heard = try_eventually("the quiet one hears", TIMEOUT, async || {
+        let call = try_eventually("the quiet tenant gets an answer", TIMEOUT, async || {
             env.slack.call(|call| call.args["text"] == answer)
         })
         .await?;
-        waits.push(sent..heard.at);
+        waits.push(sent..call.at);
     }
     Ok(waits)
 }

@@ -1,4 +1,4 @@
-//! Wrong clocks.
+//! Processes with wrong clocks.
 
 use crate::{
     Run,
@@ -20,8 +20,8 @@ fn missing() -> anyhow::Result<Outcome> {
     Ok(Outcome::Skipped(fake_time::MISSING.into()))
 }
 
-/// One worker's clock is an hour ahead, another's an hour behind: only those of Postgres and the
-/// stream count.
+/// One worker's clock is an hour ahead, another's an hour behind. Only the clocks of Postgres and
+/// the stream matter.
 pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
     if fake_time::settings("+1h").is_none() {
         return missing();
@@ -45,14 +45,14 @@ pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
             env.wait_until_balanced().await
         })
         .await?;
-    ensure!(verdict.rejected == 0, "{} were turned away: {verdict}", verdict.rejected);
+    ensure!(verdict.rejected == 0, "{} requests were rejected: {verdict}", verdict.rejected);
     ensure!(verdict.worst_gap < TAKEN_OVER, "{verdict}");
-    ensure!(verdict.repeated == 0, "what Slack had taken was not found there: {verdict}");
+    ensure!(verdict.repeated == 0, "messages that Slack had accepted were sent again: {verdict}");
     held(verdict, [])
 }
 
-/// One ingest's clock is ten minutes ahead: it rejects current signatures and logs the reason. The
-/// other accepts all.
+/// One ingest's clock is ten minutes ahead: it rejects current signatures. The other ingest accepts
+/// them.
 pub async fn skewed(_: Run) -> anyhow::Result<Outcome> {
     if fake_time::settings("+10m").is_none() {
         return missing();
@@ -73,7 +73,7 @@ pub async fn skewed(_: Run) -> anyhow::Result<Outcome> {
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
     let skewed = &env.ingests[1];
     let answer = env.slack.send(&skewed.url(&app), &app.secret, &webhook).await?;
-    ensure!(answer.status == 401, "ten minutes off, and {answer:?}");
+    ensure!(answer.status == 401, "an ingest whose clock is ten minutes ahead answered {answer:?}");
     let right = env.slack.send(&env.ingests[0].url(&app), &app.secret, &webhook).await?;
     ensure!(right.status == 200, "{right:?}");
     held(verdict, [])

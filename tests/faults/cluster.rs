@@ -1,5 +1,5 @@
-//! A cluster of three nats-servers with every webhook on each: costs of a lost leader, without loss
-//! of accepted webhooks.
+//! Faults of a cluster of three nats-servers, each with every webhook: accepted webhooks are not
+//! lost, and stalls are bounded.
 
 use crate::{
     Run,
@@ -14,7 +14,7 @@ use tests::{
 };
 
 const SERVERS: usize = 3;
-/// An election takes 4 to 9 s, and this machine is slow.
+/// Maximum stall. An election takes 4 to 9 s, longer on a busy machine.
 const GAP_MAX: Duration = Duration::from_secs(20);
 const ELECTED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -41,7 +41,7 @@ fn judge(verdict: Verdict) -> anyhow::Result<Outcome> {
     ensure_in_time(&verdict)?;
     ensure!(verdict.worst_gap < GAP_MAX, "{verdict}");
     let notes = [format!(
-        "{} of {} tries turned away, slowest answer {:.1} s",
+        "{} of {} requests rejected, slowest answer {:.1} s",
         verdict.rejected,
         verdict.attempts,
         verdict.slowest.as_secs_f64()
@@ -63,15 +63,15 @@ pub async fn leader_killed(_: Run) -> anyhow::Result<Outcome> {
     judge(verdict)
 }
 
-/// As in an upgrade: one after the other, each healthy before the next.
+/// Restarts the servers one by one, as an upgrade does. Each is healthy before the next one stops.
 pub async fn lame_ducks(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::on_cluster(SIZE, SERVERS).await?;
     let verdict = runner()
         .run_in(&env, async |env, _| {
             for nats in servers(env) {
                 nats.lame_duck();
-                let gone = nats.process().wait(Duration::from_secs(90)).await;
-                gone.context("a lame duck ends")?;
+                let ended = nats.process().wait(Duration::from_secs(90)).await;
+                ended.context("a server in lame duck mode did not end")?;
                 nats.restart().await?;
                 nats.wait_until_healthy().await?;
                 tokio::time::sleep(CALM).await;
@@ -82,7 +82,7 @@ pub async fn lame_ducks(_: Run) -> anyhow::Result<Outcome> {
     judge(verdict)
 }
 
-/// The server keeps its connections without answers.
+/// The leader is frozen: its connections stay open without answers.
 pub async fn one_frozen(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::on_cluster(SIZE, SERVERS).await?;
     let verdict = runner()

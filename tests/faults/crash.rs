@@ -27,7 +27,7 @@ pub async fn no_fault(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(verdict.rejected == 0, "{} were turned away: {verdict}", verdict.rejected);
+    ensure!(verdict.rejected == 0, "{} requests were rejected: {verdict}", verdict.rejected);
     held(verdict, [])
 }
 
@@ -68,7 +68,7 @@ pub async fn worker_frozen_long(_: Run) -> anyhow::Result<Outcome> {
 
 pub async fn nats_killed(_: Run) -> anyhow::Result<Outcome> {
     let verdict = run_nats_outage(Duration::from_secs(3)).await?;
-    ensure!(verdict.notified > 0, "no command was told that it was not taken: {verdict}");
+    ensure!(verdict.notified > 0, "no user of a command got a notice: {verdict}");
     held(verdict, [])
 }
 
@@ -88,9 +88,9 @@ pub async fn nats_away(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(verdict.notified > 0, "no command was told that it was not taken: {verdict}");
+    ensure!(verdict.notified > 0, "no user of a command got a notice: {verdict}");
     let grown = worst >> 20;
-    ensure!(grown < 64, "an ingest grew by {grown} MiB while NATS was away");
+    ensure!(grown < 64, "an ingest grew by {grown} MiB while NATS was down");
     held(verdict, [format!("ingest grew by {grown} MiB")])
 }
 
@@ -107,7 +107,7 @@ async fn stop_nats(env: &TestEnv, lasting: Duration) -> anyhow::Result<()> {
     env.nats.restart().await
 }
 
-/// Every webhook is accepted, and an unknown connection is rejected.
+/// Ingest accepts every webhook, and rejects an unknown connection.
 pub async fn postgres_away(_: Run) -> anyhow::Result<Outcome> {
     let runner = Runner { drained_within: Duration::from_secs(90), ..Runner::default() };
     let verdict = runner
@@ -140,22 +140,25 @@ pub async fn postgres_away_long(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [])
 }
 
-/// An unknown connection is rejected by the directory, without Postgres.
+/// Checks that ingest rejects an unknown connection by its directory, without Postgres.
 async fn ensure_unknown_is_rejected(env: &TestEnv) -> anyhow::Result<()> {
     let url = env.ingests[0].path(&format!("/api/v1/webhooks/{}", ConnectionId::random()?));
     let answer = reqwest::Client::new().post(url).body("{}").send().await?;
-    ensure!(answer.status() == 404, "an unknown connection got {}", answer.status());
+    ensure!(answer.status() == 404, "an unknown connection was answered {}", answer.status());
     Ok(())
 }
 
 fn ensure_ingest_undisturbed(verdict: &Verdict) -> anyhow::Result<()> {
     ensure_in_time(verdict)?;
-    ensure!(verdict.rejected == 0, "ingest knows no Postgres, and turned away: {verdict}");
+    ensure!(
+        verdict.rejected == 0,
+        "ingest does not use Postgres, but rejected requests: {verdict}"
+    );
     Ok(())
 }
 
-/// As in a cluster: one process after the other; each reports that it is not ready, then has its
-/// grace period.
+/// Restarts the processes one by one, as Kubernetes does. Each reports that it is not ready, then
+/// has its grace period.
 pub async fn rolling_restart(_: Run) -> anyhow::Result<Outcome> {
     let mut env = TestEnv::without_processes(SIZE).await?;
     env.set("TIDEGATE_DRAIN_PERIOD", "1s");
@@ -166,26 +169,26 @@ pub async fn rolling_restart(_: Run) -> anyhow::Result<Outcome> {
             for ingest in &env.ingests {
                 ingest.process.terminate();
                 let status = ingest.process.wait(TIMEOUT).await?;
-                ensure!(status.success(), "an ingest ended by {status}");
+                ensure!(status.success(), "an ingest ended with {status}");
                 ingest.process.restart()?;
                 ingest.wait_until_ready().await?;
             }
             for worker in &env.workers {
                 worker.process.terminate();
                 let status = worker.process.wait(TIMEOUT).await?;
-                ensure!(status.success(), "a worker ended by {status}");
+                ensure!(status.success(), "a worker ended with {status}");
                 worker.process.restart()?;
             }
             env.wait_until_balanced().await
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(verdict.rejected == 0, "{} were turned away: {verdict}", verdict.rejected);
+    ensure!(verdict.rejected == 0, "{} requests were rejected: {verdict}", verdict.rejected);
     held(verdict, [])
 }
 
-/// Five people use each code while Postgres is killed: one wins each code, and every person gets an
-/// answer.
+/// Five people use each link code while Postgres is killed: one person wins each code, and every
+/// person gets an answer.
 pub async fn postgres_killed_mid_claim(_: Run) -> anyhow::Result<Outcome> {
     const CODES: u32 = 20;
     const RACERS: u32 = 5;
@@ -194,7 +197,7 @@ pub async fn postgres_killed_mid_claim(_: Run) -> anyhow::Result<Outcome> {
     let race = LinkCodeRace::new(&env, &app, CODES, RACERS).await?;
     let sending = async {
         for racer in 0..RACERS {
-            for (_, webhook) in race.commands().filter(|(said, _)| said.1 == racer) {
+            for (_, webhook) in race.commands().filter(|(id, _)| id.1 == racer) {
                 let answer = env.send(&app, webhook).await?;
                 ensure!(answer.status == 200 && answer.body.is_empty(), "{answer:?}");
                 tokio::time::sleep(Duration::from_millis(40)).await;
@@ -214,14 +217,14 @@ pub async fn postgres_killed_mid_claim(_: Run) -> anyhow::Result<Outcome> {
     race.wait_for_answers(&env, TIMEOUT).await?;
     let verdict = race.verdict(&env, TIMEOUT).await?;
     ensure!(verdict.holds(true), "{verdict:?}");
-    held(verdict, [format!("{CODES} codes won once each by {} people", CODES * RACERS)])
+    held(verdict, [format!("each of {CODES} codes won once, by {} people", CODES * RACERS)])
 }
 
-/// A worker with a memory limit at its present size: the next larger allocation ends it.
+/// A worker gets a memory limit below its size: the next large allocation ends it.
 pub async fn worker_out_of_memory(_: Run) -> anyhow::Result<Outcome> {
     let prlimit = "/usr/bin/prlimit";
     if !std::path::Path::new(prlimit).is_file() {
-        return Ok(Outcome::Skipped("there is no prlimit here".into()));
+        return Ok(Outcome::Skipped("prlimit is not installed; install util-linux".into()));
     }
     let mut ended = None;
     let verdict = Runner::default()
@@ -233,18 +236,20 @@ pub async fn worker_out_of_memory(_: Run) -> anyhow::Result<Outcome> {
             ensure!(limit.status.success(), "{}", String::from_utf8_lossy(&limit.stderr));
             ended = worker.wait(Duration::from_secs(15)).await.ok();
             if ended.is_none() {
-                worker.kill(); // it got by with what it had
+                worker.kill(); // no allocation failed
             }
             worker.restart()?;
             Ok(())
         })
         .await?;
-    let how =
-        ended.map_or_else(|| "it got by, and was killed".into(), |s| format!("it ended: {s}"));
+    let how = ended.map_or_else(
+        || "no allocation failed; the worker was killed".into(),
+        |s| format!("the worker ended: {s}"),
+    );
     held(verdict, [how])
 }
 
-/// The schema of the next release is migrated while this one runs: additions have no effect.
+/// The schema of the next release is applied while this release runs: additions have no effect.
 pub async fn schema_ahead(_: Run) -> anyhow::Result<Outcome> {
     let verdict = Runner { repeats: false, ..Runner::default() }
         .run(async |env, _| {
@@ -255,19 +260,17 @@ pub async fn schema_ahead(_: Run) -> anyhow::Result<Outcome> {
                 "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                  values (9999, 'next', true, '', 0)",
             ] {
-                sqlx::query(sql).execute(&env.pool).await.context("the next release migrates")?;
+                let applied = sqlx::query(sql).execute(&env.pool).await;
+                applied.context("failed to apply the schema of the next release")?;
             }
             replace_workers(env).await
         })
         .await?;
-    held(
-        verdict,
-        ["there is no release before this one to run: an addition stands for the next".into()],
-    )
+    held(verdict, ["additions to the schema simulate the next release".into()])
 }
 
-/// Postgres is restored to an earlier state: webhooks since then are in the stream and are handled
-/// again.
+/// Postgres is restored to an earlier state: later webhooks are still in the stream and are
+/// processed again.
 pub async fn postgres_restored(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let mut lost = 0;
@@ -277,7 +280,8 @@ pub async fn postgres_restored(_: Run) -> anyhow::Result<Outcome> {
             let idle = env.connect_as(|new| new.agent = Some(agent_id())).await?;
             env.postgres.save().await?;
             let before = count_deliveries(env).await?;
-            // No later webhook in its partitions reveals the loss to the owner.
+            // No later webhook arrives in the partitions of this connection, so none reveals the
+            // loss.
             let forgotten = send_everywhere(env, &idle, "forgotten").await?;
             tokio::time::sleep(CALM).await;
             lost = count_deliveries(env).await? - before;
@@ -289,8 +293,8 @@ pub async fn postgres_restored(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(lost > 0, "nothing was handled in between: nothing was proved");
-    held(verdict, [format!("{lost} deliveries were forgotten, and made again")])
+    ensure!(lost > 0, "no delivery ended between backup and restore: the test proves nothing");
+    held(verdict, [format!("{lost} deliveries were lost and processed again")])
 }
 
 async fn count_deliveries(env: &TestEnv) -> anyhow::Result<i64> {
@@ -298,7 +302,7 @@ async fn count_deliveries(env: &TestEnv) -> anyhow::Result<i64> {
     Ok(sqlx::query_scalar(count).fetch_one(&env.pool).await?)
 }
 
-/// One fault after the other. At most two test environments run at a time.
+/// Injects random faults, one after the other, for the time of `--minutes`.
 pub async fn at_random(mut run: Run) -> anyhow::Result<Outcome> {
     let runner = Runner { drained_within: Duration::from_secs(120), ..Runner::default() };
     let mut injected = Vec::new();

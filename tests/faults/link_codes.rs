@@ -1,4 +1,4 @@
-//! Races of two thousand people for two hundred link codes.
+//! A race of two thousand people for two hundred link codes.
 
 use crate::{
     Run,
@@ -11,14 +11,14 @@ use tests::{link_code_race::LinkCodeRace, test_env::TestEnv};
 
 const CODES: u32 = 200;
 const EACH: u32 = 10;
-/// Concurrent commands: more than people per code, and few enough for this machine to answer in
-/// time.
+/// Number of concurrent commands: more than people per code, but few enough for a small machine to
+/// answer in time.
 const AT_ONCE: usize = 50;
 /// Maximum time from the first command to the last answer.
 const HEARD_WITHIN: Duration = Duration::from_secs(60);
 
 /// Ten people use each code at the same time, beside conversations of the same workspace: one of
-/// them wins, and each of the others gets one answer.
+/// them wins, and each other person gets one answer.
 pub async fn race(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(crate::runner::SIZE).await?;
     let mut race = None;
@@ -41,10 +41,10 @@ pub async fn race(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(slowest < ANSWERED_WITHIN, "a command's answer took {slowest:?}: {verdict}");
-    let race = race.context("the run ended")?;
+    ensure!(slowest < ANSWERED_WITHIN, "the answer to a command took {slowest:?}: {verdict}");
+    let race = race.context("the race did not run")?;
     let raced = race.verdict(&env, HEARD_WITHIN).await?;
-    ensure!(raced.holds(false), "of the race: {raced}\n{raced:?}");
+    ensure!(raced.holds(false), "the race broke a guarantee: {raced}\n{raced:?}");
     let notes = format!(
         "{} of {} people won in {:.0} s, slowest answer {} ms",
         CODES,

@@ -1,5 +1,5 @@
-//! Network links that hang in one or both directions, and a slow Postgres: through a proxy, and
-//! once with a real network link.
+//! Network links that hang in one or both directions, and a slow Postgres, through a proxy, or with
+//! a real network link.
 
 use crate::{
     Run,
@@ -16,13 +16,14 @@ use tests::{
     test_env::{LEASE_TTL, Role, Server, TestEnv, agent_id},
 };
 
-/// Duration of a partition: longer than every ping interval and every lease.
+/// Duration of a network partition: longer than every ping interval and every lease.
 const PARTED: Duration = Duration::from_secs(8);
-/// Duration of a partition that no conversation may wait for.
+/// Duration of a network partition that must not delay conversations for so long.
 const PARTED_LONG: Duration = Duration::from_secs(25);
-/// A NATS client detects a hanging link after two missed pings, which it sends every two seconds.
+/// Time after which a NATS client detects a hanging link: two missed pings, which it sends every
+/// two seconds.
 const NOTICED: Duration = Duration::from_secs(6);
-/// Maximum time of a statement.
+/// Maximum time of a statement of a worker.
 const GIVEN_UP: Duration = Duration::from_secs(7);
 /// Time after which a NATS client has reconnected and reads again.
 const RECONNECTED: Duration = Duration::from_secs(3);
@@ -71,14 +72,14 @@ pub async fn ingest_nats(_: Run) -> anyhow::Result<Outcome> {
     held(half_open(Role::Ingest, Server::Nats, &BOTH, PARTED).await?, [])
 }
 
-/// Its partitions stand still until it reads again, before other workers may claim them.
+/// The partitions of the worker stall until it reads again, before other workers may claim them.
 pub async fn worker_nats(_: Run) -> anyhow::Result<Outcome> {
     let verdict = half_open(Role::Worker, Server::Nats, &BOTH, NOTICED).await?;
     ensure!(verdict.worst_gap < NOTICED + RECONNECTED, "{verdict}");
     held(verdict, [])
 }
 
-/// Its leases are renewed in Postgres, which it still reaches: it has to release them.
+/// The worker still reaches Postgres and could renew its leases, so it has to release them.
 pub async fn worker_nats_long(_: Run) -> anyhow::Result<Outcome> {
     let verdict = half_open(Role::Worker, Server::Nats, &BOTH, PARTED_LONG).await?;
     ensure!(verdict.worst_gap < NOTICED + TAKEN_OVER, "{verdict}");
@@ -91,7 +92,8 @@ pub async fn worker_postgres(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [])
 }
 
-/// As when another server takes the address: existing connections get nothing, new ones work.
+/// Existing connections with Postgres hang and new ones work, as when another server takes over the
+/// address.
 pub async fn postgres_replaced(_: Run) -> anyhow::Result<Outcome> {
     let mut env = TestEnv::without_processes(SIZE).await?;
     let link = env.link_through_proxy(Role::Worker, Server::Postgres).await?;
@@ -111,11 +113,11 @@ pub async fn postgres_replaced(_: Run) -> anyhow::Result<Outcome> {
 pub async fn one_way(mut run: Run) -> anyhow::Result<Outcome> {
     let way = *run.random.pick(&BOTH);
     let verdict = half_open(Role::Worker, Server::Postgres, &[way], PARTED).await?;
-    ensure!(verdict.worst_gap < TAKEN_OVER, "held: {way:?}: {verdict}");
-    held(verdict, [format!("held: {way:?}")])
+    ensure!(verdict.worst_gap < TAKEN_OVER, "held {way:?}: {verdict}");
+    held(verdict, [format!("held {way:?}")])
 }
 
-/// Answers of Postgres to a worker are held repeatedly, then every connection is reset: the worker
+/// The responses of Postgres to a worker are held and the connections reset, repeatedly. The worker
 /// has to find out which commits succeeded.
 pub async fn answers_lost(_: Run) -> anyhow::Result<Outcome> {
     const TIMES: u32 = 24;
@@ -138,7 +140,7 @@ pub async fn answers_lost(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [format!("{unknown} commits had an unknown result")])
 }
 
-/// A worker loses Postgres while it calls agents: its calls end before other workers may repeat
+/// A worker loses Postgres while it calls agents. Its calls end before other workers may repeat
 /// them.
 pub async fn cut_off_in_mid_call(_: Run) -> anyhow::Result<Outcome> {
     let (env, link) = start_with_link(Role::Worker, Server::Postgres).await?;
@@ -154,8 +156,8 @@ pub async fn cut_off_in_mid_call(_: Run) -> anyhow::Result<Outcome> {
         .await?;
     ensure_in_time(&verdict)?;
     let overlapped = env.agent.overlapping_ids();
-    ensure!(overlapped.is_empty(), "asked again while they were being answered: {overlapped:?}");
-    ensure!(verdict.repeated_calls > 0, "no call was under way: nothing was proved");
+    ensure!(overlapped.is_empty(), "the agent was called again before its answer: {overlapped:?}");
+    ensure!(verdict.repeated_calls > 0, "no call was running: the test proves nothing");
     held(verdict, [])
 }
 
@@ -168,8 +170,11 @@ pub async fn cable(_: Run) -> anyhow::Result<Outcome> {
     let mut env = TestEnv::without_processes(SIZE).await?;
     let here = namespace.here();
     let port = |url: &str| url.rsplit(':').next()?.split('/').next()?.parse::<u16>().ok();
-    let slack = Proxy::at(here, port(&env.slack.api()).context("Slack's port")?).await?;
-    let agent = Proxy::at(here, port(&env.agent.url()).context("the agent's port")?).await?;
+    let slack =
+        Proxy::at(here, port(&env.slack.api()).context("the URL of Slack has no port")?).await?;
+    let agent =
+        Proxy::at(here, port(&env.agent.url()).context("the URL of the agent has no port")?)
+            .await?;
     let _links = (
         env.link_through_proxy_at(here, Role::Worker, Server::Nats).await?,
         env.link_through_proxy_at(here, Role::Worker, Server::Postgres).await?,
@@ -184,7 +189,7 @@ pub async fn cable(_: Run) -> anyhow::Result<Outcome> {
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await?;
     let url = format!("http://{here}:{}/", agent.port());
     sqlx::query("update agents set url = $1").bind(url).execute(&env.pool).await?;
-    // `response_url`s are outside the namespace.
+    // No commands, because `response_url`s are not reachable from the namespace.
     let runner = Runner { users: 0, ..Runner::default() };
     let verdict = runner
         .run_with_app(&env, &app, async |env, _| {
@@ -201,8 +206,8 @@ pub async fn cable(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [])
 }
 
-/// Ingest does not use Postgres. Workers slow down, and stop at five seconds per query, until it is
-/// over.
+/// Ingest is not affected. Workers slow down, and stop at five seconds per query, until the fault
+/// ends.
 pub async fn slow_postgres(_: Run) -> anyhow::Result<Outcome> {
     let mut env = TestEnv::without_processes(SIZE).await?;
     env.set("TIDEGATE_LEASE_TTL", "15s");
@@ -212,17 +217,20 @@ pub async fn slow_postgres(_: Run) -> anyhow::Result<Outcome> {
     let verdict = runner
         .run_in(&env, async |_, _| {
             for (query, lasting) in [(500, 6), (5_000, 6)] {
-                link.delay(Duration::from_millis(query / 2)); // there and back
+                link.delay(Duration::from_millis(query / 2)); // in each direction
                 tokio::time::sleep(Duration::from_secs(lasting)).await;
             }
             link.heal();
-            link.reset(); // what waits in it would take as long again
+            link.reset(); // held bytes would arrive late
             tokio::time::sleep(CALM).await;
             Ok(())
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(verdict.rejected == 0, "ingest knows no Postgres, and turned away: {verdict}");
+    ensure!(
+        verdict.rejected == 0,
+        "ingest does not use Postgres, but rejected requests: {verdict}"
+    );
     held(verdict, [])
 }
 

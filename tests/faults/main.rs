@@ -1,5 +1,5 @@
-//! The fault matrix: faults of processes, links and resources under load, and the guarantees that
-//! must hold.
+//! The fault matrix (`cargo faults`): faults of processes, links and resources under load, and the
+//! guarantees that must hold.
 //!
 //! ```text
 //! cargo faults                  faults that every change has to pass
@@ -8,9 +8,9 @@
 //! cargo faults --list
 //! ```
 //!
-//! Prints a line per fault, from the checker: load offered, accepted, applied, lost, out of order,
-//! doubled, worst gap. Exits 1 if a fault does not hold. A seed, which is printed, controls all
-//! random choices.
+//! Prints a line per fault with the result of the checker: messages offered, accepted, applied,
+//! lost, out of order, doubled, worst gap. Exits 1 if a guarantee does not hold. The seed, which is
+//! printed, controls all random choices.
 
 mod link_codes;
 mod clock;
@@ -36,20 +36,20 @@ use std::{
 };
 use tests::fault::Random;
 
-/// Run the fault matrix. Exits 1 if a fault does not hold.
+/// Run the fault matrix. Exits 1 if a guarantee does not hold under a fault.
 #[derive(Debug, Parser)]
 #[command(name = "faults")]
 struct Options {
-    /// Run the long faults, too: a cluster of NATS, a full disk, wrong clocks, random faults.
+    /// Also run the long faults: a cluster of NATS, a full disk, wrong clocks, random faults.
     #[arg(long)]
     nightly: bool,
-    /// Run the fault with this number only, as in 3 or 10a. May be repeated.
+    /// Run only the fault with this number, for example 3 or 10a. May be repeated.
     #[arg(long, value_name = "NUMBER")]
     only: Vec<String>,
-    /// Seed of random choices.
+    /// Set the seed of random choices.
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// Duration of the random faults in minutes.
+    /// Set the duration of the random faults in minutes.
     #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     minutes: u64,
     /// List the faults.
@@ -71,7 +71,7 @@ async fn main() -> ExitCode {
     let options = Options::parse();
     let unknown = options.only.iter().find(|only| !ROWS.iter().any(|row| row.number == **only));
     if let Some(unknown) = unknown {
-        eprintln!("there is no fault {unknown}: --list says which there are");
+        eprintln!("unknown fault {unknown}; use --list to show the numbers");
         return ExitCode::from(64);
     }
     let wanted = |row: &&Row| match options.only.is_empty() {
@@ -90,10 +90,11 @@ async fn main() -> ExitCode {
     let mut report = Vec::new();
     for row in chosen {
         let lasting = Duration::from_secs(60 * options.minutes);
-        // The seed of a row depends on its number only: the same alone and in the matrix.
-        let of_the_row =
+        // The seed of a row depends only on the main seed and the number of the row, so that a row
+        // runs the same alone and in the matrix.
+        let row_seed =
             row.number.bytes().fold(seed, |seed, byte| seed.rotate_left(8) ^ u64::from(byte));
-        let run = Run { random: Random::new(of_the_row), lasting };
+        let run = Run { random: Random::new(row_seed), lasting };
         let (at, outcome) = (Instant::now(), (row.run)(run).await);
         let outcome = outcome.unwrap_or_else(|error| Outcome::Broken(format!("{error:#}")));
         show(row, &outcome, at.elapsed());
@@ -111,7 +112,7 @@ async fn main() -> ExitCode {
     if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints a line when a fault is over.
+/// Prints a line when a fault has run.
 fn show(row: &Row, outcome: &Outcome, took: Duration) {
     let colours = std::io::stderr().is_terminal();
     let paint = |code: &str, text: &str| match colours {

@@ -1,4 +1,4 @@
-//! Changes of an operator under load: a signing secret, and a row that changes without a
+//! Changes by an operator under load: a rotated signing secret, and a row that changes without a
 //! notification.
 
 use crate::{
@@ -21,8 +21,8 @@ use tests::{
     test_env::{App, Ingest, TIMEOUT, TestEnv},
 };
 
-/// A signing secret is replaced. For a while both are valid, and Slack uses both. Then only the new
-/// one is valid, and Slack uses only the new one.
+/// A signing secret is rotated. During an overlap both secrets are valid, and Slack uses both. Then
+/// Slack uses only the new secret, and only it is valid.
 pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
     const NEW: &str = "the-new-signing-secret-of-this-app";
     const OVERLAP: Duration = Duration::from_secs(8);
@@ -52,9 +52,9 @@ pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
                 taken.extend(send_until_rejected(env, app, ingest).await?);
             }
             lasted = began.elapsed();
-            // Between two certain times: before the command began, and once it was in force.
-            ensure!(lasted >= OVERLAP, "the old secret was refused after {lasted:?}");
-            ensure!(lasted < OVERLAP + in_force + CALM, "the old secret was good for {lasted:?}");
+            // The overlap began between the start and the end of the command.
+            ensure!(lasted >= OVERLAP, "the old secret was rejected after {lasted:?}");
+            ensure!(lasted < OVERLAP + in_force + CALM, "the old secret was valid for {lasted:?}");
             for ingest in &env.ingests {
                 let matched = async |secret: &str| {
                     let line =
@@ -62,7 +62,7 @@ pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
                     ingest.metric(&line).await
                 };
                 let (current, previous) = (matched("current").await?, matched("previous").await?);
-                ensure!(current > 0.0 && previous > 0.0, "matched {current} and {previous}");
+                ensure!(current > 0.0 && previous > 0.0, "verified with the current secret {current} times, with the previous one {previous} times");
             }
             Ok(())
         })
@@ -73,11 +73,11 @@ pub async fn secret_rotated(_: Run) -> anyhow::Result<Outcome> {
         env.try_wait_for_outcome(&webhook.dedup_key).await?;
     }
     let seconds = lasted.as_secs_f64();
-    held(verdict, [format!("the old secret was refused {seconds:.1} s after the rotation began")])
+    held(verdict, [format!("the old secret was rejected {seconds:.1} s after the rotation began")])
 }
 
-/// Signs with the old secret until it is rejected, and checks that it stays rejected. Returns the
-/// accepted webhooks.
+/// Sends webhooks signed with the old secret until they are rejected, and checks that they stay
+/// rejected. Returns the accepted webhooks.
 async fn send_until_rejected(
     env: &TestEnv,
     app: &App,
@@ -92,9 +92,11 @@ async fn send_until_rejected(
         match answer.status {
             401 => refused += 1,
             200 if refused == 0 => taken.push(webhook),
-            _ => anyhow::bail!("the old secret got {answer:?} after {refused} refusals"),
+            _ => anyhow::bail!(
+                "a webhook signed with the old secret was answered {answer:?} after {refused} rejections"
+            ),
         }
-        ensure!(began.elapsed() < TIMEOUT, "the old secret is good for ever");
+        ensure!(began.elapsed() < TIMEOUT, "the old secret is not rejected");
     }
     Ok(taken)
 }
@@ -102,7 +104,7 @@ async fn send_until_rejected(
 /// A connection gets another agent without a notification: every decision queries Postgres, so the
 /// change is in force at once.
 pub async fn unannounced_change(_: Run) -> anyhow::Result<Outcome> {
-    /// Earlier decisions keep their agent, and a call may be running.
+    /// Maximum time until the change is in force for all calls: earlier decisions keep their agent.
     const IN_FORCE: Duration = Duration::from_secs(2);
     let env = TestEnv::start(SIZE).await?;
     let newer = Agent::start().await?;
@@ -120,7 +122,7 @@ pub async fn unannounced_change(_: Run) -> anyhow::Result<Outcome> {
             }
             let changed = Instant::now();
             let last = Cell::new((env.agent.requests().len(), Instant::now()));
-            try_eventually("no worker asks the older agent", IN_FORCE + 2 * CALM, async || {
+            try_eventually("no worker calls the older agent", IN_FORCE + 2 * CALM, async || {
                 let (asked, now) = (env.agent.requests().len(), Instant::now());
                 if asked > last.get().0 {
                     last.set((asked, now));
@@ -130,17 +132,22 @@ pub async fn unannounced_change(_: Run) -> anyhow::Result<Outcome> {
             })
             .await?;
             seen_after = last.get().1 - changed;
-            ensure!(seen_after < IN_FORCE, "it was seen after {seen_after:?}");
+            ensure!(seen_after < IN_FORCE, "the change was in force after {seen_after:?}");
             Ok(())
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(verdict.rejected == 0, "{} were turned away: {verdict}", verdict.rejected);
+    ensure!(verdict.rejected == 0, "{} requests were rejected: {verdict}", verdict.rejected);
     let ids =
         |agent: &Agent| agent.requests().into_iter().map(|asked| asked.id).collect::<Vec<_>>();
     let (older, newer) = (ids(&env.agent), ids(&newer));
     let all: BTreeSet<&String> = older.iter().chain(&newer).collect();
     let each_once = all.len() == older.len() + newer.len() && all.len() == verdict.accepted;
-    ensure!(each_once, "{} and {} were asked: {verdict}", older.len(), newer.len());
+    ensure!(
+        each_once,
+        "the agents got {} and {} requests, with repeats: {verdict}",
+        older.len(),
+        newer.len()
+    );
     held(verdict, [format!("in force for all workers after {:.1} s", seen_after.as_secs_f64())])
 }

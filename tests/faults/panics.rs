@@ -1,5 +1,5 @@
 //! Panics in every stage of a worker: once at some webhooks, and always at one webhook per stage,
-//! which the stage gives up.
+//! which then becomes a dead letter or a failed message.
 
 use crate::{
     Run,
@@ -15,19 +15,19 @@ use tests::{
     test_env::{App, Size, TIMEOUT, TestEnv},
 };
 
-/// Stages, and the reason for which each gives up a webhook at which it always panics.
+/// Stages with the reason of the dead letter of a webhook at which the stage always panics.
 const STAGES: [(&str, &str); 3] = [
     ("parse", "its process ended when it was decided"),
     ("decide", "deciding it panicked"),
     ("attempt", "its attempts ended without an outcome"),
 ];
-/// Time in which a webhook at which parsing panics is found, by claims without progress. Its
-/// partition stands still meanwhile.
+/// Maximum stall of a partition until claims without progress identify the webhook at which parsing
+/// panics.
 const FOUND_WITHIN: Duration = Duration::from_secs(10);
 
-/// No worker ends. What panics once takes effect once. What always panics is given up, and later
-/// messages of its conversation are handled. A dead letter that is redriven and panics again stays
-/// one.
+/// No worker ends. A webhook at which a stage panics once takes effect once. A webhook at which a
+/// stage always panics is given up, and later messages of its conversation are processed. A redrive
+/// of it fails.
 pub async fn in_every_stage(_: Run) -> anyhow::Result<Outcome> {
     let mut env =
         TestEnv::without_processes(Size { ingests: 2, workers: 0, own_postgres: true }).await?;
@@ -53,23 +53,26 @@ pub async fn in_every_stage(_: Run) -> anyhow::Result<Outcome> {
             }
             let failed = "select error from outbox_failures";
             let failed =
-                try_eventually("the message that can't be sent is given up", TIMEOUT, async || {
+                try_eventually("the message whose send panics has failed", TIMEOUT, async || {
                     sqlx::query_scalar::<_, String>(failed).fetch_optional(&env.pool).await.ok()?
                 })
                 .await?;
-            ensure!(failed == "the send panicked", "given up: {failed}");
+            ensure!(
+                failed == "the send panicked",
+                "the message failed with another error: {failed}"
+            );
             redrive_again(env).await
         })
         .await?;
     ensure_in_time(&verdict)?;
     ensure!(verdict.worst_gap < FOUND_WITHIN, "{verdict}");
     for worker in &env.workers {
-        ensure!(worker.process.is_running(), "{} ended by a panic", worker.id);
+        ensure!(worker.process.is_running(), "worker {} ended by a panic", worker.id);
     }
     let logs = env.logs();
     let once = |stage: &str| logs.matches(&format!("probe: {stage}, once")).count();
     let counts = ["parse", "attempt", "send"].map(|stage| (stage, once(stage)));
-    ensure!(counts.iter().all(|(_, count)| *count > 0), "too few panics: {counts:?}");
+    ensure!(counts.iter().all(|(_, count)| *count > 0), "a stage had no single panic: {counts:?}");
     let counts: Vec<String> = counts.iter().map(|(stage, n)| format!("{stage} {n}")).collect();
     held(verdict, [format!("panicked once: {}", counts.join(", "))])
 }
@@ -86,12 +89,13 @@ async fn send_message(
     Ok(webhook)
 }
 
-/// The webhook of every stage is a dead letter with its reason, also after a redrive.
+/// Waits until the webhook of each stage is a dead letter with the reason of the stage, before and
+/// after a redrive.
 async fn redrive_again(env: &TestEnv) -> anyhow::Result<()> {
     let args = ["dead-letters", "redrive", "--all", "--yes"];
     for redriven in [false, true] {
         if redriven {
-            // The output reports that some failed again.
+            // The command fails, because all redrives fail.
             let _failed = env.run_tidegate(&args).await;
         }
         for (stage, reason) in STAGES {

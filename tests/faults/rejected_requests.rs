@@ -1,4 +1,4 @@
-//! Requests that ingest rejects under load: invalid ones, and forgeries.
+//! Invalid and forged requests that ingest rejects under load.
 
 use crate::{
     Run,
@@ -19,17 +19,18 @@ use tests::{
     test_env::{App, Ingest, TIMEOUT, TestEnv},
 };
 
-/// Number of rounds at each ingest.
+/// Number of times that each ingest gets the requests.
 const ROUNDS: usize = 6;
-/// Maximum time of nine in ten rejections. The others may wait for a busy machine.
+/// Maximum 90th percentile of the time of a rejection. Others may wait for a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(50);
-/// Maximum growth of an ingest: some bodies at their limit, and the allocator's reserve.
+/// Maximum growth of an ingest in MiB: some bodies of the maximum size, and the reserve of the
+/// allocator.
 const GROWS_MIB: u64 = 64;
 
 /// A well-formed signing secret of no connection.
 const ANOTHER: &str = "00000000000000000000000000000000";
 
-/// Both ingests get every kind of invalid request, and requests just within the limits.
+/// Both ingests get every kind of invalid request, and requests of the maximum size.
 pub async fn bodies(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let resident = || -> anyhow::Result<Vec<u64>> {
@@ -56,14 +57,14 @@ pub async fn bodies(_: Run) -> anyhow::Result<Outcome> {
     ensure_undisturbed(&verdict)?;
     refused.sort_unstable();
     let (most, worst) = (refused[refused.len() * 9 / 10], refused[refused.len() - 1]);
-    ensure!(most < AT_ONCE, "a refusal took {most:?}, the slowest {worst:?}");
+    ensure!(most < AT_ONCE, "nine in ten rejections took up to {most:?}, the slowest {worst:?}");
     ensure_nothing_else_stored(&env, &verdict, taken.len() + odd).await?;
     for webhook in &taken {
         let handled = env.try_wait_for_outcome(&webhook.dedup_key).await?;
         ensure!(handled.outcome == "completed", "{}: {handled:?}", webhook.what);
     }
-    // Slack signed them, so they are kept as dead letters.
-    try_eventually("what nobody understands is dead", TIMEOUT, async || {
+    // Slack signed the unparsable webhooks, so they are kept as dead letters.
+    try_eventually("the unparsable webhooks are dead letters", TIMEOUT, async || {
         (env.dead_letters().await.ok()?.len() == odd).then_some(())
     })
     .await?;
@@ -73,8 +74,10 @@ pub async fn bodies(_: Run) -> anyhow::Result<Outcome> {
     ensure!(grown < GROWS_MIB, "an ingest grew by {grown} MiB");
     let (count, most, worst) = (refused.len(), most.as_millis(), worst.as_millis());
     let notes = [
-        format!("{count} refused, nine in ten within {most} ms, the slowest in {worst} ms"),
-        format!("{odd} signed and not understood are dead; ingest grew by {grown} MiB"),
+        format!("{count} rejected, nine in ten within {most} ms, the slowest in {worst} ms"),
+        format!(
+            "{odd} signed but unparsable webhooks are dead letters; ingest grew by {grown} MiB"
+        ),
     ];
     held(verdict, notes)
 }
@@ -93,8 +96,8 @@ async fn send_malformed(
     requests.extend(malformed::other_bytes(&url, secret, &hello)?);
     let mut took = Vec::new();
     let mut is = |what: &str, answer: &Answer, status| {
-        ensure!(answer.status == status, "{what}: {answer:?} in place of {status}");
-        ensure!(answer.took < QUICK, "{what}: it took {:?}", answer.took);
+        ensure!(answer.status == status, "{what}: answered {answer:?} instead of {status}");
+        ensure!(answer.took < QUICK, "{what}: answered after {:?}", answer.took);
         took.push(answer.took);
         Ok(())
     };
@@ -110,14 +113,14 @@ async fn send_malformed(
     let ahead = unix_now() + GOOD_FOR + 3;
     let ahead = env.slack.send_signed_at(&url, secret, &hello, ahead).await?;
     is("from the future", &ahead, 401)?;
-    // Neither is parsed before its signature is checked.
+    // Bodies are not parsed before the signature is checked.
     for webhook in malformed::not_understood(&env.slack) {
         is(&webhook.what, &env.slack.send(&url, ANOTHER, &webhook).await?, 401)?;
     }
     Ok(took)
 }
 
-/// Sends a body at the size limit, and one of a byte less.
+/// Sends a body of the maximum size, and a body with a byte less. Returns the webhooks.
 async fn send_within_limits(
     env: &TestEnv,
     app: &App,
@@ -134,8 +137,7 @@ async fn send_within_limits(
     Ok(taken)
 }
 
-/// Sends signed webhooks that cannot be parsed: accepted, because Slack signed them. Returns their
-/// number.
+/// Sends signed but unparsable webhooks, which ingest accepts. Returns their number.
 async fn send_unparsable(env: &TestEnv, app: &App, ingest: &Ingest) -> anyhow::Result<usize> {
     let webhooks = malformed::not_understood(&env.slack);
     for webhook in &webhooks {
@@ -145,8 +147,8 @@ async fn send_unparsable(env: &TestEnv, app: &App, ingest: &Ingest) -> anyhow::R
     Ok(webhooks.len())
 }
 
-/// Attackers sign messages and commands, at both ingests and both routes, and replay a real webhook
-/// until it is five minutes old.
+/// Attackers send forged messages and commands to both ingests and both routes, and replay a
+/// genuine webhook until it is five minutes old.
 pub async fn forgeries(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let other = env.connect().await?;
@@ -163,14 +165,14 @@ pub async fn forgeries(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_undisturbed(&verdict)?;
-    let (genuine, copies) = repeated.context("the run ended")?;
+    let (genuine, copies) = repeated.context("no webhook was replayed")?;
     ensure_nothing_else_stored(&env, &verdict, 1).await?;
     let handled = env.try_wait_for_outcome(&genuine.dedup_key).await?;
-    ensure!(handled.outcome == "completed", "the real one: {handled:?}");
+    ensure!(handled.outcome == "completed", "the genuine webhook: {handled:?}");
     let receipts = env.slack.receipts();
     let answers = receipts.iter().filter(|receipt| receipt.text() == "I heard: said once").count();
-    ensure!(answers == 1, "what was repeated was answered {answers} times");
-    // The checker finds calls and posts: Slack never sent any of it.
+    ensure!(answers == 1, "the replayed webhook was answered {answers} times");
+    // The checker finds calls and posts of forged messages, because the load never sent them.
     let traces = "select (select count(*) from processed_keys p join unnest($1::text[]) as u (key)
                                              on p.key = substr(sha256(convert_to(u.key, 'UTF8')), 1, 16))
                        + (select count(*) from deliveries where dedup_key = any($1))
@@ -178,15 +180,15 @@ pub async fn forgeries(_: Run) -> anyhow::Result<Outcome> {
                        + (select count(*) from link_codes where consumed_at is not null)";
     let keys: Vec<&str> = strangers.iter().map(|webhook| webhook.dedup_key.as_str()).collect();
     let traces: i64 = sqlx::query_scalar(traces).bind(&keys).fetch_one(&env.pool).await?;
-    ensure!(traces == 0, "{traces} forged webhooks left something behind");
-    let said = strangers.iter().filter(|webhook| !webhook.response_url.is_empty());
-    let said = said.filter(|w| receipts.iter().any(|r| w.response_url.ends_with(&r.to))).count();
-    ensure!(said == 0, "{said} forged commands were answered");
-    held(verdict, [format!("{tries} forgeries refused, a real one came {copies} times again")])
+    ensure!(traces == 0, "forged webhooks left {traces} rows");
+    let commands = strangers.iter().filter(|webhook| !webhook.response_url.is_empty());
+    let answered =
+        commands.filter(|w| receipts.iter().any(|r| w.response_url.ends_with(&r.to))).count();
+    ensure!(answered == 0, "{answered} forged commands were answered");
+    held(verdict, [format!("{tries} forgeries rejected, {copies} replays had no effect")])
 }
 
-/// Sends every forgery of new webhooks for the attackers' connections. Returns the number of
-/// requests.
+/// Sends every forgery of new webhooks to an ingest. Returns the number of requests.
 async fn send_forgeries(
     env: &TestEnv,
     app: &App,
@@ -198,7 +200,8 @@ async fn send_forgeries(
     let mut tries = 0;
     let shared_url = ingest.path("/slack/events");
     for round in 0..ROUNDS {
-        // In the format of the load, so that the checker recognizes it as never sent.
+        // In the format of the load, so that the checker detects an effect of a message that was
+        // not sent.
         let message = Webhook::message(&env.slack, app, "D9100", "U1", &format!("9100/{round}"));
         let link = format!("link {code}");
         let command = Webhook::command(&env.slack, app, "C9100", "U1", "/lobu", &link);
@@ -214,7 +217,7 @@ async fn send_forgeries(
             tries += tried.len();
             for (what, answer) in tried {
                 ensure!(answer.status == 401 && answer.body.is_empty(), "{what}: {answer:?}");
-                ensure!(answer.took < QUICK, "{what}: it took {:?}", answer.took);
+                ensure!(answer.took < QUICK, "{what}: answered after {:?}", answer.took);
             }
             strangers.push(webhook);
         }
@@ -222,8 +225,8 @@ async fn send_forgeries(
     Ok(tries)
 }
 
-/// Replays a real message: until it is five minutes old it is accepted without effect, then it is
-/// rejected. Returns the number of accepted copies.
+/// Replays a genuine message. Until it is five minutes old it is accepted without effect, then it
+/// is rejected. Returns the message and the number of accepted replays.
 async fn replay_until_old(env: &TestEnv, app: &App) -> anyhow::Result<(Webhook, usize)> {
     let webhook = Webhook::message(&env.slack, app, "D9200", "U1", "said once");
     let signed = unix_now() - GOOD_FOR + 4;
@@ -233,15 +236,20 @@ async fn replay_until_old(env: &TestEnv, app: &App) -> anyhow::Result<(Webhook, 
         env.slack.send_signed_at(&url, &app.secret, &webhook, signed).await
     };
     let (began, mut taken) = (Instant::now(), 0);
-    // 4:59 is the last second in which it can't become too old on the way.
+    // Until 4:59 the message can't become too old during the request.
     while age() < GOOD_FOR {
         let answer = send(taken).await?;
         ensure!(answer.status == 200 || age() > GOOD_FOR, "{answer:?} at an age of {} s", age());
         taken += 1;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    ensure!(began.elapsed() < TIMEOUT && taken > 2, "it was taken {taken} times");
-    try_eventually("it is 5:01 old", TIMEOUT, async || (age() > GOOD_FOR).then_some(())).await?;
+    ensure!(
+        began.elapsed() < TIMEOUT && taken > 2,
+        "the message was accepted {taken} times within {:?}",
+        began.elapsed()
+    );
+    try_eventually("the message is 5:01 old", TIMEOUT, async || (age() > GOOD_FOR).then_some(()))
+        .await?;
     for n in 0..env.ingests.len() {
         let answer = send(n).await?;
         ensure!(answer.status == 401, "{answer:?} at an age of {} s", age());

@@ -1,4 +1,4 @@
-//! Exhausted resources: a disk, and sockets of clients that send nothing or slowly.
+//! Exhausted resources: a full disk, and sockets of clients that send nothing or slowly.
 
 use crate::{
     Run,
@@ -19,41 +19,41 @@ use tests::{
 
 const SIZE: Size = Size { ingests: 2, workers: 2, own_postgres: true };
 
-/// A disk of a given size in MiB.
+/// A tmpfs as the disk of a server. Unmounted when dropped.
 struct Disk<'a>(&'a Path);
 
 impl<'a> Disk<'a> {
     fn mount(at: &'a Path, mib: u32) -> anyhow::Result<Self> {
-        ensure!(rustix::process::geteuid().is_root(), "a disk of its own needs root");
+        ensure!(rustix::process::geteuid().is_root(), "mounting a tmpfs needs root");
         let size = format!("size={mib}m");
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
-        let mounted = mounted.context("`mount` does not run")?;
-        let said = String::from_utf8_lossy(&mounted.stderr).trim().to_owned();
-        ensure!(mounted.status.success(), "no disk of its own: {said}");
+        let mounted = mounted.context("failed to run `mount`")?;
+        let errors = String::from_utf8_lossy(&mounted.stderr).trim().to_owned();
+        ensure!(mounted.status.success(), "failed to mount a tmpfs: {errors}");
         Ok(Self(at))
     }
 
     fn grow(&self, mib: u32) -> anyhow::Result<()> {
         let size = format!("remount,size={mib}m");
         let grown = Command::new("mount").args(["-o", &size]).arg(self.0).status()?;
-        ensure!(grown.success(), "the disk could not grow");
+        ensure!(grown.success(), "failed to grow the tmpfs");
         Ok(())
     }
 }
 
 impl Drop for Disk<'_> {
     fn drop(&mut self) {
-        let _busy_for_a_moment = Command::new("umount").arg("-l").arg(self.0).status();
+        let _best_effort = Command::new("umount").arg("-l").arg(self.0).status();
     }
 }
 
-/// JetStream's disk fills up: Slack gets answers in time, and nothing accepted is lost. After the
-/// disk has grown and the server was restarted, webhooks are accepted again.
+/// The disk of JetStream fills up: Slack gets answers in time, and no accepted webhook is lost.
+/// After the disk is enlarged and the server restarted, webhooks are accepted again.
 pub async fn disk_full(_: Run) -> anyhow::Result<Outcome> {
     let mut env = TestEnv::without_processes(SIZE).await?;
     let store = env.nats.store_dir().to_owned();
-    // Stopped, so that its store can be moved to the disk.
+    // Stopped to move the store to the disk.
     env.nats.kill();
     let aside = store.with_file_name("aside");
     std::fs::rename(&store, &aside)?;
@@ -63,7 +63,7 @@ pub async fn disk_full(_: Run) -> anyhow::Result<Outcome> {
         Err(why) => return Ok(Outcome::Skipped(format!("{why:#}"))),
     };
     let copied = Command::new("cp").arg("-a").arg(aside.join(".")).arg(&store).status()?;
-    ensure!(copied.success(), "the store could not be copied");
+    ensure!(copied.success(), "failed to copy the store to the tmpfs");
     env.nats.restart().await?;
     env.start_processes().await?;
     let mut refused = 0;
@@ -86,18 +86,18 @@ pub async fn disk_full(_: Run) -> anyhow::Result<Outcome> {
                     }
                 }
             }
-            ensure!(refused == 3, "the disk never filled up");
+            ensure!(refused == 3, "the disk did not fill up");
             disk.grow(256)?;
             tokio::time::sleep(CALM).await;
             env.nats.restart().await
         })
         .await?;
     ensure_in_time(&verdict)?;
-    drop(env); // before its disk goes
-    held(verdict, ["a full disk is latched: the disk grew and NATS was started again".into()])
+    drop(env); // before the disk is unmounted
+    held(verdict, ["accepted again only after a restart of NATS on the enlarged disk".into()])
 }
 
-/// Two hundred clients at each ingest send nothing, or single bytes: each is closed in time, and
+/// Two hundred clients at each ingest send nothing or single bytes. Each is closed in time, and
 /// other clients are served.
 pub async fn slow_sockets(_: Run) -> anyhow::Result<Outcome> {
     const EACH: usize = 200;
@@ -108,8 +108,8 @@ pub async fn slow_sockets(_: Run) -> anyhow::Result<Outcome> {
             let webhook = Webhook::message(&env.slack, app, "D9000", "U1", "9000/0");
             let urls: Vec<_> = env.ingests.iter().map(|ingest| ingest.url(app)).collect();
             for _ in 0..2 {
-                let everybody = urls.iter().flat_map(|url| (0..EACH).map(move |n| (url, n)));
-                let closed = everybody.map(async |(url, n)| {
+                let clients = urls.iter().flat_map(|url| (0..EACH).map(move |n| (url, n)));
+                let closed = clients.map(async |(url, n)| {
                     let slow = SLOW_CLIENTS[n % SLOW_CLIENTS.len()];
                     let closed = slow.closed(url, &app.secret, &webhook).await;
                     closed.with_context(|| format!("{slow:?}"))
@@ -123,15 +123,15 @@ pub async fn slow_sockets(_: Run) -> anyhow::Result<Outcome> {
     ensure_nothing_else_stored(&env, &verdict, 0).await?;
     ages.sort_unstable();
     let (first, last) = (ages[0], ages[ages.len() - 1]);
-    ensure!(first >= IDLE_MIN, "one was closed after {first:?}, which is early");
+    ensure!(first >= IDLE_MIN, "a connection was closed too early, after {first:?}");
     held(
         verdict,
         [format!("{} sockets, each closed within {:.1} s", ages.len(), last.as_secs_f64())],
     )
 }
 
-/// Five thousand clients connect and send nothing: the limit holds, memory is bounded, health
-/// answers, and they are closed in time.
+/// Five thousand clients connect and send nothing. Memory is bounded, the health check answers, and
+/// ingest becomes ready again.
 pub async fn flood(_: Run) -> anyhow::Result<Outcome> {
     const IDLE: usize = 5_000;
     let env = TestEnv::start(SIZE).await?;
@@ -158,13 +158,13 @@ pub async fn flood(_: Run) -> anyhow::Result<Outcome> {
             }
             most = idle.len();
             let health = reqwest::get(env.ingests[0].admin("/healthz")).await?;
-            ensure!(health.status().is_success(), "health says {}", health.status());
+            ensure!(health.status().is_success(), "the health check answered {}", health.status());
             Ok(())
         })
         .await?;
     let grown = env.ingests[0].process.resident()?.saturating_sub(before) >> 20;
     ensure!(grown < 256, "an ingest grew by {grown} MiB");
-    try_eventually("it takes part again", TIMEOUT, async || {
+    try_eventually("ingest is ready again", TIMEOUT, async || {
         let ready = reqwest::get(env.ingests[0].admin("/readyz")).await.ok()?;
         ready.status().is_success().then_some(())
     })

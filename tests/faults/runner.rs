@@ -1,4 +1,4 @@
-//! Runs a test environment under load with a fault, and checks the run.
+//! Runner of faults: puts a test environment under load, injects a fault, and checks the run.
 
 use crate::matrix::Outcome;
 use anyhow::{Context, ensure};
@@ -16,9 +16,9 @@ use tests::{
     test_env::{App, LEASE_TTL, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Two ingests, three workers, and servers of its own.
+/// Two ingests, three workers, and a separate Postgres.
 pub const SIZE: Size = Size { ingests: 2, workers: 3, own_postgres: true };
-/// Time after which Slack must have an answer: 2.5 s, and the delay of a busy machine.
+/// Maximum time of an answer to Slack: 2.5 s, and the delay of a busy machine.
 pub const ANSWERED_WITHIN: Duration = Duration::from_millis(3_000);
 /// Maximum time after the load until everything is processed.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 pub const TAKEN_OVER: Duration = Duration::from_secs(LEASE_TTL.as_secs() + 4);
 /// Maximum time of an answer of an undisturbed ingest on a busy machine.
 pub const QUICK: Duration = Duration::from_secs(1);
-/// Maximum standstill of an undisturbed conversation.
+/// Maximum stall of an undisturbed conversation.
 const NO_STALL: Duration = Duration::from_secs(2);
 
 /// Parameters of a run.
@@ -38,7 +38,7 @@ pub struct Runner {
     pub pace: Duration,
     pub text_prefix: &'static str,
     pub balanced: bool,
-    /// Signing secrets, if they change.
+    /// Signing secrets, for tests that change them.
     pub signing: Signing,
     /// True if messages may be sent twice, because a sender was killed or frozen.
     pub repeats: bool,
@@ -62,7 +62,7 @@ impl Default for Runner {
 }
 
 impl Runner {
-    /// Runs in a new environment.
+    /// Runs the load and the fault in a new environment.
     pub async fn run(
         &self,
         inject: impl AsyncFnOnce(&TestEnv, &App) -> anyhow::Result<()>,
@@ -71,7 +71,7 @@ impl Runner {
         self.run_in(&env, inject).await
     }
 
-    /// Runs in an existing environment.
+    /// Runs the load and the fault in an existing environment.
     pub async fn run_in(
         &self,
         env: &TestEnv,
@@ -81,8 +81,8 @@ impl Runner {
         self.run_with_app(env, &app, inject).await
     }
 
-    /// Connects an app with conversations of the first worker, which gets the fault: a connection
-    /// has few partitions.
+    /// Connects an app with conversations in partitions of the first worker, which gets the fault.
+    /// A connection has few partitions.
     async fn app(&self, env: &TestEnv) -> anyhow::Result<App> {
         let first = env.workers.first().map(|worker| worker.id.as_str());
         let owned: Vec<i16> =
@@ -101,7 +101,7 @@ impl Runner {
         env.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id()))).await
     }
 
-    /// Runs with an existing app.
+    /// Runs the load of an existing app and the fault.
     pub async fn run_with_app(
         &self,
         env: &TestEnv,
@@ -117,14 +117,14 @@ impl Runner {
         if self.balanced {
             load = load.ready_only();
         }
-        let striking = async {
+        let fault = async {
             tokio::time::sleep(CALM).await;
             let injected = inject(env, app).await;
             tokio::time::sleep(CALM).await;
             over.store(true, Ordering::Relaxed);
             injected
         };
-        let (sent, injected) = tokio::join!(load.run(&over), striking);
+        let (sent, injected) = tokio::join!(load.run(&over), fault);
         injected?;
         let history = sent.history(env, self.drained_within).await;
         let history = history.with_context(|| keep_logs(env))?;
@@ -134,16 +134,16 @@ impl Runner {
     }
 }
 
-/// Keeps the logs of a failed run and returns their path.
+/// Writes the logs of a failed run to a file and returns a text with its path.
 fn keep_logs(env: &TestEnv) -> String {
     let path = std::env::temp_dir().join(format!("tidegate-faults-{}.log", std::process::id()));
     match std::fs::write(&path, env.logs()) {
         Ok(()) => format!("logs: {}", path.display()),
-        Err(error) => format!("its logs could not be kept: {error}"),
+        Err(error) => format!("failed to write the logs: {error}"),
     }
 }
 
-/// Replaces every worker, as in a new release.
+/// Restarts every worker, as a deploy does.
 pub async fn replace_workers(env: &TestEnv) -> anyhow::Result<()> {
     for worker in &env.workers {
         worker.process.terminate();
@@ -160,7 +160,7 @@ pub fn held(verdict: Verdict, notes: impl IntoIterator<Item = String>) -> anyhow
     let mut all = Vec::new();
     if verdict.repeated + verdict.repeated_calls > 0 {
         all.push(format!(
-            "sent twice {}, asked twice {}",
+            "sent twice {}, called twice {}",
             verdict.repeated, verdict.repeated_calls
         ));
     }
@@ -175,23 +175,24 @@ pub fn held(verdict: Verdict, notes: impl IntoIterator<Item = String>) -> anyhow
     Ok(Outcome::Held(Box::new(verdict), all))
 }
 
-/// Checks that Slack got every answer in time.
+/// Checks that Slack got all answers in time.
 pub fn ensure_in_time(verdict: &Verdict) -> anyhow::Result<()> {
     let slowest = verdict.slowest;
     ensure!(slowest < ANSWERED_WITHIN, "an answer took {slowest:?}: {verdict}");
     Ok(())
 }
 
-/// Checks that the load was not disturbed: accepted at the first attempt, answered quickly, handled
-/// at once.
+/// Checks that the load was not disturbed: accepted at the first attempt, answered quickly,
+/// processed without stalls.
 pub fn ensure_undisturbed(verdict: &Verdict) -> anyhow::Result<()> {
-    ensure!(verdict.rejected == 0, "{} were turned away: {verdict}", verdict.rejected);
+    ensure!(verdict.rejected == 0, "{} requests were rejected: {verdict}", verdict.rejected);
     ensure!(verdict.slowest < QUICK, "an answer took {:?}: {verdict}", verdict.slowest);
-    ensure!(verdict.worst_gap < NO_STALL, "a conversation stood still: {verdict}");
+    ensure!(verdict.worst_gap < NO_STALL, "a conversation stalled: {verdict}");
     Ok(())
 }
 
-/// Checks that the stream holds the accepted messages, `beside` others, and nothing else.
+/// Checks that the stream has the accepted webhooks of the load, `beside` other webhooks, and
+/// nothing else.
 pub async fn ensure_nothing_else_stored(
     env: &TestEnv,
     verdict: &Verdict,
@@ -199,11 +200,11 @@ pub async fn ensure_nothing_else_stored(
 ) -> anyhow::Result<()> {
     let (stored, load) = (env.stored().await?, verdict.accepted + verdict.commands);
     let wanted = (load + beside) as u64;
-    ensure!(stored == wanted, "{stored} are stored, and {load} + {beside} were accepted");
+    ensure!(stored == wanted, "{stored} webhooks are stored, but {load} + {beside} were accepted");
     Ok(())
 }
 
-/// Sends a message to channels in all partitions of the connection and waits until each is handled.
+/// Sends a message to channels in all partitions of the connection. Waits until each is processed.
 pub async fn send_everywhere(env: &TestEnv, app: &App, text: &str) -> anyhow::Result<Vec<Webhook>> {
     let mut sent = Vec::new();
     for n in 0..24 {
@@ -217,13 +218,13 @@ pub async fn send_everywhere(env: &TestEnv, app: &App, text: &str) -> anyhow::Re
     Ok(sent)
 }
 
-/// Sends a webhook until it is accepted, as soon as there is a stream.
+/// Resends a webhook until it is accepted.
 pub async fn send_until_accepted(
     env: &TestEnv,
     app: &App,
     webhook: &Webhook,
 ) -> anyhow::Result<()> {
-    try_eventually("it is taken", TIMEOUT, async || {
+    try_eventually("the webhook is accepted", TIMEOUT, async || {
         let answer = env.send(app, webhook).await.ok()?;
         (answer.status == 200).then_some(())
     })

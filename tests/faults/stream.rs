@@ -1,4 +1,4 @@
-//! Faults of the stream, by an administrator or a failing disk: deleted, truncated, purged.
+//! Faults of the stream, by an administrator or a failed disk: deletion, truncation, purges.
 
 use crate::{
     Run,
@@ -18,24 +18,25 @@ use tests::{
 };
 
 const ALARM: &str = "stream reset detected";
-/// Messages that are handled before the fault and resent after it.
+/// Number of messages that are processed before the fault and resent after it.
 const COPIES: usize = 5;
-/// Time after the stream is restored in which refused webhooks are resent and workers find it.
+/// Maximum time after the stream is restored until rejected webhooks are resent and workers read
+/// the stream.
 const READ_AGAIN: Duration = Duration::from_secs(5);
 
-/// Ingest is stopped, all webhooks in the stream are handled, the stream is deleted, and the
-/// operator's command recreates it. Webhooks that are refused meanwhile are resent. Copies of
-/// handled webhooks are accepted, because only Postgres knows them, and have no second effect.
-/// Webhooks that a stream loses before they are handled are lost.
+/// The stream is closed for new webhooks, all stored webhooks are processed, the stream is deleted,
+/// and the operator's command recreates it. Webhooks that are rejected meanwhile are resent. Copies
+/// of processed webhooks are accepted, because only Postgres has their keys, and have no second
+/// effect. Webhooks that a stream loses before they are processed are lost, so there are none here.
 pub async fn deleted(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let (mut copies, mut away, mut taken_again) = (Vec::new(), Duration::ZERO, Duration::ZERO);
     let runner = Runner { users: 4, repeats: false, ..Runner::default() };
     let verdict = runner
         .run_in(&env, async |env, app| {
-            let say = |text: &str| Webhook::message(&env.slack, app, "D9500", "U1", text);
+            let message = |text: &str| Webhook::message(&env.slack, app, "D9500", "U1", text);
             for n in 0..COPIES {
-                copies.push(say(&format!("before {n}")));
+                copies.push(message(&format!("before {n}")));
                 send_until_accepted(env, app, &copies[n]).await?;
             }
             let closed = Instant::now();
@@ -43,8 +44,8 @@ pub async fn deleted(_: Run) -> anyhow::Result<Outcome> {
             env.wait_until_processed(TIMEOUT).await?;
             env.jetstream().delete_stream(STREAM).await?;
             tokio::time::sleep(CALM).await;
-            let answer = env.send(app, &say("into nothing")).await?;
-            ensure!(answer.status == 503, "without a stream: {answer:?}");
+            let answer = env.send(app, &message("without a stream")).await?;
+            ensure!(answer.status == 503, "ingest without a stream answered {answer:?}");
             env.run_tidegate(&["migrate"]).await?;
             away = closed.elapsed();
             let made = Instant::now();
@@ -52,23 +53,23 @@ pub async fn deleted(_: Run) -> anyhow::Result<Outcome> {
                 send_until_accepted(env, app, copy).await?;
             }
             taken_again = made.elapsed();
-            // Behind them in their conversation: once it is handled, they were handled.
-            let last = say("the last");
+            // When the last message of the conversation is processed, the copies are processed.
+            let last = message("the last");
             send_until_accepted(env, app, &last).await?;
             env.try_wait_for_outcome(&last.dedup_key).await?;
             Ok(())
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(verdict.notified > 0, "no command was told that it was not taken: {verdict}");
-    ensure!(verdict.rejected > 0, "nothing was turned away: {verdict}");
-    ensure!(verdict.worst_gap < away + READ_AGAIN, "away for {away:?}: {verdict}");
-    let (told, asked) = (env.slack.receipts(), env.agent.requests());
+    ensure!(verdict.notified > 0, "no user of a command got a notice: {verdict}");
+    ensure!(verdict.rejected > 0, "no request was rejected: {verdict}");
+    ensure!(verdict.worst_gap < away + READ_AGAIN, "the stream was gone for {away:?}: {verdict}");
+    let (receipts, requests) = (env.slack.receipts(), env.agent.requests());
     for (n, copy) in copies.iter().enumerate() {
         let answer = format!("I heard: before {n}");
-        let told = told.iter().filter(|receipt| receipt.text() == answer).count();
-        let asked = asked.iter().filter(|asked| asked.question["text"] == copy.what).count();
-        ensure!((told, asked) == (1, 1), "{answer}: told {told} times, asked {asked} times");
+        let posts = receipts.iter().filter(|receipt| receipt.text() == answer).count();
+        let calls = requests.iter().filter(|call| call.question["text"] == copy.what).count();
+        ensure!((posts, calls) == (1, 1), "{answer}: {posts} posts, {calls} calls of the agent");
     }
     env.wait_for_log(ALARM).await?;
     let raised = "select count(*) from partition_cursors where generation = 2";
@@ -78,12 +79,14 @@ pub async fn deleted(_: Run) -> anyhow::Result<Outcome> {
     })
     .await?;
     let (away, ms) = (away.as_secs_f64(), taken_again.as_millis());
-    let notes = format!("{away:.1} s away, {COPIES} copies without effect within {ms} ms");
+    let notes = format!(
+        "stream gone for {away:.1} s, {COPIES} copies accepted within {ms} ms without effect"
+    );
     held(verdict, [notes])
 }
 
-/// The stream is restored to an earlier state and gets other messages in place of the lost ones,
-/// past the cursors, before a worker reads it. All lost messages had been handled.
+/// The stream is restored to an earlier state and gets other messages at the lost sequences and
+/// past the cursors, before a worker reads it. All lost messages had been processed.
 pub async fn truncated(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let mut lost = 0;
@@ -93,7 +96,7 @@ pub async fn truncated(_: Run) -> anyhow::Result<Outcome> {
             env.nats.save().await?;
             let before = last_sequence(env).await?;
             tokio::time::sleep(2 * CALM).await;
-            env.change_stream(|stream| stream.max_messages = 1).await?; // nothing more is let in
+            env.change_stream(|stream| stream.max_messages = 1).await?; // closed for new webhooks
             env.wait_until_processed(TIMEOUT).await?;
             let end = last_sequence(env).await?;
             lost = end - before;
@@ -110,13 +113,13 @@ pub async fn truncated(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(lost > 20, "only {lost} messages were lost: nothing was proved");
+    ensure!(lost > 20, "only {lost} messages were lost: the test proves nothing");
     env.wait_for_log(ALARM).await?;
-    held(verdict, [format!("the last {lost} messages were lost, and others came in their place")])
+    held(verdict, [format!("the last {lost} messages were lost and replaced by others")])
 }
 
-/// The same beside running workers, which have read idle partitions up to the end of the stream:
-/// messages at the lost sequences are handled.
+/// The stream is restored to an earlier state beside running workers, which have read idle
+/// partitions up to the end of the stream. New messages at the lost sequences are processed.
 pub async fn truncated_beside_workers(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let mut lost = 0;
@@ -128,11 +131,11 @@ pub async fn truncated_beside_workers(_: Run) -> anyhow::Result<Outcome> {
             env.nats.save().await?;
             let before = last_sequence(env).await?;
             tokio::time::sleep(2 * CALM).await;
-            // Readers that are opened again look up the end.
+            // Readers that are opened again look up the end of the stream.
             env.nats.kill();
             env.nats.restart().await?;
             tokio::time::sleep(CALM).await;
-            env.change_stream(|stream| stream.max_messages = 1).await?; // nothing more is let in
+            env.change_stream(|stream| stream.max_messages = 1).await?; // closed for new webhooks
             env.wait_until_processed(TIMEOUT).await?;
             lost = last_sequence(env).await? - before;
             env.nats.restore().await?;
@@ -141,12 +144,12 @@ pub async fn truncated_beside_workers(_: Run) -> anyhow::Result<Outcome> {
         })
         .await?;
     ensure_in_time(&verdict)?;
-    ensure!(lost > 50, "only {lost} messages were lost: nothing was proved");
+    ensure!(lost > 50, "only {lost} messages were lost: the test proves nothing");
     env.wait_for_log(ALARM).await?;
-    held(verdict, [format!("the last {lost} messages were lost, and others came in their place")])
+    held(verdict, [format!("the last {lost} messages were lost and replaced by others")])
 }
 
-/// Everything committed is purged, and workers are replaced: the missing last message of a
+/// All committed messages are purged, and workers are restarted. The missing last message of a
 /// partition is not a stream reset.
 pub async fn purged(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
@@ -175,8 +178,8 @@ pub async fn purged(_: Run) -> anyhow::Result<Outcome> {
     held(verdict, [])
 }
 
-/// A tenant posts last in its partitions and is deleted with all its webhooks. Workers are
-/// replaced, and other tenants post there.
+/// A tenant that posted last in its partitions is deleted with all its webhooks. Workers are
+/// restarted, and other tenants post in these partitions.
 pub async fn tenant_deleted(_: Run) -> anyhow::Result<Outcome> {
     let env = TestEnv::start(SIZE).await?;
     let runner = Runner { repeats: false, ..Runner::default() };
@@ -199,7 +202,7 @@ pub async fn tenant_deleted(_: Run) -> anyhow::Result<Outcome> {
             .bind(&id)
             .fetch_one(&env.pool)
             .await?;
-            ensure!(left == 0, "{left} rows of a deleted tenant are left");
+            ensure!(left == 0, "{left} rows of the deleted tenant are left");
             Ok(())
         })
         .await?;
@@ -216,6 +219,9 @@ async fn last_sequence(env: &TestEnv) -> anyhow::Result<u64> {
 async fn ensure_no_reset(env: &TestEnv) -> anyhow::Result<()> {
     let raised = "select count(*) from partition_cursors where generation > 1";
     let raised: i64 = sqlx::query_scalar(raised).fetch_one(&env.pool).await?;
-    ensure!(raised == 0 && !env.logs().contains(ALARM), "{raised} partitions read another stream");
+    ensure!(
+        raised == 0 && !env.logs().contains(ALARM),
+        "a stream reset was detected in {raised} partitions"
+    );
     Ok(())
 }

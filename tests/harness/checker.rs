@@ -141,7 +141,7 @@ impl fmt::Display for Verdict {
         let order = self.out_of_order.len() + self.calls_out_of_order.len();
         write!(
             f,
-            "offered {} accepted {} applied {} lost {} unsent {} out of order {order} doubled {} sent twice {} asked twice {} worst gap {:.1} s",
+            "offered {} accepted {} applied {} lost {} unsent {} out of order {order} doubled {} sent twice {} called twice {} worst gap {:.1} s",
             self.offered,
             self.accepted,
             self.applied,
