@@ -258,7 +258,7 @@ fn longest_common<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a String>
     common
 }
 
-/// Formats differences: the first [`SHOWN`] of each kind, and their number.
+/// Formats differences: the first `SHOWN` of each kind, and their number.
 pub fn report(differences: &[Difference]) -> String {
     const SHOWN: usize = 5;
     let mut sorts: BTreeMap<&str, Vec<&Difference>> = BTreeMap::new();

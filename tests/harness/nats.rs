@@ -284,8 +284,9 @@ authorization {{
                     return Some(false);
                 }
                 let greeting = greeting(self.port).await?;
-                let ours = greeting.contains(&format!(r#""server_name":"{}""#, self.server_name));
-                (ours && greeting.contains(r#""jetstream":true"#)).then_some(true)
+                let is_expected =
+                    greeting.contains(&format!(r#""server_name":"{}""#, self.server_name));
+                (is_expected && greeting.contains(r#""jetstream":true"#)).then_some(true)
             })
             .await;
         match ready {

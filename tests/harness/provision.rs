@@ -257,7 +257,7 @@ pub fn actor() -> Actor {
     Actor::Operator("test".parse().expect("a name"))
 }
 
-/// Returns an agent with default settings, except for [`UNLIMITED`].
+/// Returns an agent with default settings, except for an unlimited `max_per_user`.
 pub fn new_agent(org: &OrgId, id: AgentId, url: String) -> anyhow::Result<NewAgent> {
     Ok(NewAgent {
         org: org.clone(),

@@ -26,7 +26,7 @@ pub(super) const RETRIES: [Duration; 3] =
 const HOURLY: (Duration, u32) = (Duration::from_secs(3600), 24);
 /// Period over which failures are counted.
 const HOUR: Duration = Duration::from_secs(3600);
-/// Minimum number of attempts in [`HOUR`] for an app to be disabled.
+/// Minimum number of attempts in an hour for an app to be disabled.
 const JUDGED_FROM: usize = 1_000;
 /// Percentage of failed attempts above which an app is disabled.
 const FAILED_MAX: usize = 95;

@@ -50,7 +50,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// Returns an installation in a workspace, with all scopes of [`SCOPES`].
+    /// Returns an installation in a workspace, with the default scopes.
     pub fn new(app: &str, team: &str, bot_user: &str) -> Self {
         Self {
             app: app.to_owned(),

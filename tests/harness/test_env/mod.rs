@@ -292,13 +292,13 @@ impl TestEnv {
             None => servers.map(Nats::url).collect::<Vec<_>>().join(","),
         };
         let seed = self.nats.keys().file(user).display().to_string();
-        let mut ours = vec![("TIDEGATE_NATS_URL", nats), ("TIDEGATE_NATS_NKEY_FILE", seed)];
+        let mut own = vec![("TIDEGATE_NATS_URL", nats), ("TIDEGATE_NATS_NKEY_FILE", seed)];
         if let Some(name) = postgres {
             let mut url = self.postgres.url_as(name, &self.database);
             if let Some(address) = self.link(role, Server::Postgres) {
                 url = url.replace(&format!("127.0.0.1:{}", self.postgres.port()), address);
             }
-            ours.push(("TIDEGATE_POSTGRES_URL", url));
+            own.push(("TIDEGATE_POSTGRES_URL", url));
         }
         let mut settings = self.settings.clone();
         settings.retain(|(name, _)| match role {
@@ -306,10 +306,10 @@ impl TestEnv {
             Role::Worker | Role::Operator | Role::Owner | Role::Control => true,
         });
         // Settings of a test take precedence.
-        let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value));
-        let ours: Vec<_> =
-            ours.filter(|(name, _)| !settings.iter().any(|(there, _)| there == name)).collect();
-        settings.extend(ours);
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let own: Vec<_> =
+            own.filter(|(name, _)| !settings.iter().any(|(there, _)| there == name)).collect();
+        settings.extend(own);
         settings
     }
 

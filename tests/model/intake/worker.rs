@@ -195,11 +195,11 @@ impl Intake {
 
     /// Reads the cursor row after an unknown result, or a result without a row.
     pub(super) fn read_cursor(&self, s: &mut State, w: usize, batch: &Batch) {
-        let ours = s.workers[w].claim.is_some_and(|claim| claim.epoch == s.rows.epoch)
+        let is_owner = s.workers[w].claim.is_some_and(|claim| claim.epoch == s.rows.epoch)
             || self.is(Mutation::EpochNotComparedAfterUnknown);
-        if ours && s.rows.cursor == batch.to {
+        if is_owner && s.rows.cursor == batch.to {
             self.committed(s, w, batch);
-        } else if ours && s.rows.cursor == batch.from {
+        } else if is_owner && s.rows.cursor == batch.from {
             s.workers[w].phase = Phase::Prepared(batch.clone());
         } else {
             self.give_up(s, w);
