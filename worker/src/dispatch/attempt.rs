@@ -1,8 +1,8 @@
 //! Runs one attempt of a delivery and returns its outcome.
 //!
-//! Called by the scheduler's tasks. An attempt loads the payload, calls the agent or the custom
-//! handler, and classifies the result. It writes to Postgres only changes of the circuit breaker
-//! and the notice that a delivery waits; `outcome_recorder` records the outcome.
+//! Called by the scheduler's tasks. An attempt loads the payload, calls the agent or the team's
+//! own handler, and classifies the result. `outcome_recorder` records outcomes; an attempt itself
+//! records only states of the circuit breaker, waiting notices and merged messages.
 
 use super::{
     agents::{self, Completion},

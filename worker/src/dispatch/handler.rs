@@ -1,10 +1,10 @@
-//! Custom handler: Rust code that handles webhooks in place of agents, behind the same queue.
+//! Interface of a team's own handler: Rust code that handles webhooks in place of agents.
 
 use bytes::Bytes;
 use shared::{domain::OutgoingMessage, slack::InboundPayload, store::Connection, stream::Envelope};
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-/// Limits of a custom handler.
+/// Limits of a team's own handler.
 #[derive(Debug, Clone, Copy)]
 pub struct HandlerSettings {
     /// Maximum number of concurrent attempts, on all workers together.
@@ -96,7 +96,7 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = HandlerOutcome> + Send;
 }
 
-/// Handler type of a worker without a custom handler. Never called.
+/// Handler type of a worker without an own handler. Never called.
 pub struct NoHandler;
 
 impl Handler for NoHandler {

@@ -56,7 +56,7 @@ pub async fn run(
     let slots = handler.as_ref().map_or(ATTEMPTS_MAX, |(_, of)| of.max_concurrent);
     let slots = i32::try_from(slots).unwrap_or(i32::MAX);
     while let Err(error) = context.store.ensure_gateway_slots(slots).await {
-        warn!(error = %ErrorChain(&error), "failed to create slots of the custom handler");
+        warn!(error = %ErrorChain(&error), "failed to create agent slots of handler");
         if stop.run_until_cancelled(tokio::time::sleep(RECORD_INTERVAL)).await.is_none() {
             return;
         }

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neutralizes_broadcasts_in_blocks() {
+    fn neutralizes_broadcasts() {
         let mut message = json!({
             "text": "x",
             "blocks": [
