@@ -110,7 +110,7 @@ impl OutcomeRecorder {
                     let error = ErrorChain(&error).to_string();
                     warn!(%key, error, "attempt outcome rejected by Postgres");
                     match record {
-                        // Only the contents of messages can cause the rejection.
+                        // The contents of the messages are the likely cause.
                         Record::Finished(finished) if !finished.messages.is_empty() => {
                             let delivery = finished.delivery.clone();
                             record = Record::Finished(Arc::new(refused(delivery, error)));

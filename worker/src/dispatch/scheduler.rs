@@ -147,7 +147,7 @@ impl Scheduler {
         }
     }
 
-    /// Waits for running attempts. Releases those that do not end in time, without counting them.
+    /// Waits for running attempts. Releases those that do not end in time.
     async fn drain(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         info!(attempts = self.attempts.len(), "dispatch draining");

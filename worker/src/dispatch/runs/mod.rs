@@ -60,8 +60,8 @@ const TEXT_BYTES_MAX: i64 = 1 << 20;
 pub struct RunSettings {
     /// Age at which a Slack stream is ended and another one is begun.
     pub segment_period: Duration,
-    /// Minimum time between two parts of an answer. Also the average time between the parts of all
-    /// answers of a connection.
+    /// Minimum time between two parts of an answer. Also the minimum average time between parts of
+    /// all answers of a connection.
     pub append_interval: Duration,
     /// Minimum average time between the starts of streams of a connection.
     pub start_interval: Duration,
@@ -258,7 +258,8 @@ fn approval_change(
     ask_change(&context.clients, delivery, &place, ask, policy)
 }
 
-/// Returns the outcome that releases a run when its worker stops.
+/// Returns the outcome that releases a run when its worker stops. The attempt counts: only attempts
+/// after the first look for a stored run.
 pub fn released_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
     released_outcome_after(delivery, Duration::ZERO, "the worker stops".to_owned())
 }
