@@ -141,7 +141,7 @@ async fn continues_after_dead_letter() {
     assert_eq!(wait_for_texts(&env, "D1", 1).await, ["after it"]);
     let dead = env.dead_letters().await.expect("a list");
     assert_eq!(dead.len(), 1, "{dead:?}");
-    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("the agent refused it", 3));
+    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("the agent refused the webhook", 3));
     assert!(dead[0].last_error.contains("422"), "{}", dead[0].last_error);
     assert_eq!(dead[0].body, poison.body, "its bytes are kept");
     let asked = env.agent.requests();
@@ -200,7 +200,7 @@ async fn survives_hang_and_panic_of_handler() {
     })
     .await;
     assert_eq!(dead.dedup_key.as_deref(), Some(panics.dedup_key.as_str()));
-    assert_eq!(dead.reason, "its attempts ended without an outcome");
+    assert_eq!(dead.reason, "attempts ended without an outcome");
     let error: String =
         sqlx::query_scalar("select last_error from delivery_lanes where head <= tail")
             .fetch_one(&env.pool)
