@@ -210,7 +210,7 @@ async fn blocks_private_addresses() {
                 .ok()?
         })
         .await;
-        assert!(why.contains("no address for an agent"), "{why}");
+        assert!(why.contains("is blocked for agents"), "{why}");
     }
     assert!(env.agent.requests().is_empty());
 }

@@ -208,7 +208,7 @@ async fn replaces_invalid_response_url() {
             .ok()?
     })
     .await;
-    assert_eq!(why, "the response_url is not Slack's");
+    assert_eq!(why, "TIDEGATE_RESPONSE_URL_ORIGINS does not allow the response_url");
 }
 
 /// An error about a token changes its own connection only.
