@@ -243,7 +243,7 @@ async fn hides_other_organizations() {
         ("redrive", dead.clone()),
         ("delete-dead-letters", dead),
         ("pause-agent", format!("{}/{agent}", other.org)),
-        ("stop", foreign.clone()),
+        ("disable", foreign.clone()),
         ("pause-sending", foreign.clone()),
         ("cancel", format!("{foreign}.0000000000000001")),
         ("skip", format!("{foreign}.0000000000000001")),
@@ -403,14 +403,14 @@ async fn changes_objects_from_lists() {
         ),
         (
             "/connections",
-            "Stop",
-            "stop",
+            "Disable",
+            "disable",
             "select count(*) from connections where status = 'stopped'",
         ),
         (
             "/connections",
-            "Start",
-            "start",
+            "Enable",
+            "enable",
             "select count(*) from connections where status = 'active'",
         ),
         (

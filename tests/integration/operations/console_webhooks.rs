@@ -56,7 +56,7 @@ async fn finds_webhook_with_timeline() {
         let page = browser.open(&format!("/webhooks?q={reference}")).await;
         assert_eq!(page.status, StatusCode::OK, "{reference}: {}", page.text);
         for step in
-            ["Slack&#39;s request to ack", "Decision", "Waiting", "Attempts", "Call of Slack"]
+            ["Slack&#39;s request to ack", "Decision", "Waiting", "Attempts", "Call to Slack"]
         {
             assert!(page.text.contains(&format!(">{step}<")), "{reference}: {step}: {}", page.text);
         }
@@ -169,7 +169,7 @@ async fn reveals_body_with_audit() {
     let mut operator = Browser::log_in(&env, "operator", None).await;
     let page = operator.get(&path).await;
     assert!(
-        page.try_form(&reveal).is_none() && page.text.contains("switched off"),
+        page.try_form(&reveal).is_none() && page.text.contains("disabled in this deployment"),
         "{}",
         page.text
     );
@@ -207,7 +207,7 @@ async fn works_in_browser() {
         assert!(seen["bars"].as_i64().expect("a number") >= 4, "{seen}");
         assert!(page("revealed").contains(&format!("poison {n}")), "{seen}");
         assert_eq!(page("redriven"), "1 dead letters redriven.");
-        assert_eq!(page("stopped"), "1 connections stopped.");
+        assert_eq!(page("stopped"), "1 connections disabled.");
         assert!(page("foreign").contains("No webhook with this reference"), "{seen}");
         assert_eq!(seen["phone"]["width"], 360, "{seen}");
         assert_eq!(seen["phone"]["back"], "rgb(26, 29, 33)", "{seen}");

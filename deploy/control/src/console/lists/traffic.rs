@@ -1,4 +1,4 @@
-//! Lists of what passes through: webhooks, conversations, dead letters, failed messages, usage.
+//! Lists of traffic: webhooks, conversations, dead letters, failed messages, usage.
 
 use super::{Cell, Loaded, Row, limit, page_of};
 use crate::{
@@ -14,7 +14,7 @@ use shared::{
 };
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Usage that is listed without a filter.
+/// Period of usage that is listed without a filter.
 const USAGE_PERIOD: Duration = Duration::days(1);
 
 /// Returns the organization of a filter, limited to the caller's own.
@@ -263,6 +263,7 @@ fn usage_row(record: HourlyUsage) -> Row {
 /// Returns the time in a field.
 pub fn time_of(fields: &Fields, name: &str) -> Result<Option<OffsetDateTime>, Problem> {
     let parse = |text| OffsetDateTime::parse(text, &Rfc3339);
-    let malformed = |_| Problem::bad_request(format!("{name} must be as 2026-01-31T12:00:00Z"));
+    let malformed =
+        |_| Problem::bad_request(format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
     fields.get(name).map(parse).transpose().map_err(malformed)
 }
