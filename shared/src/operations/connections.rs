@@ -25,8 +25,8 @@ impl Operations {
             let why = "a connection needs a team, an enterprise, or preview_mode";
             return Err(OperationError::Conflict(why.into()));
         }
-        // Webhooks of an app that others share are routed by its own secret: a connection of it comes
-        // from an installation or from an author of all organizations.
+        // Webhooks of an app that others share are routed by its own secret: a connection of it
+        // comes from an installation or from an author of all organizations.
         if let Some(own) = &self.org
             && self.store.is_app_of_others(&new.app, own).await?
         {

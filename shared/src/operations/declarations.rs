@@ -10,8 +10,8 @@ use crate::{
 use async_nats::jetstream;
 
 impl Operations {
-    /// Applies declarations on every ingest, or only computes the plan. `review` gets the plan, after
-    /// its commit.
+    /// Applies declarations on every ingest, or only computes the plan. `review` gets the plan,
+    /// after its commit.
     pub async fn apply_declarations(
         &self,
         js: &jetstream::Context,

@@ -65,8 +65,8 @@ impl Operations {
         }
     }
 
-    /// Records an installation, and returns when every live ingest has the connection. `replaces` is
-    /// the version of a contested connection whose token Slack does not take.
+    /// Records an installation, and returns when every live ingest has the connection. `replaces`
+    /// is the version of a contested connection whose token Slack does not take.
     pub async fn install_connection(
         &self,
         js: &jetstream::Context,
@@ -86,8 +86,8 @@ impl Operations {
         }
     }
 
-    /// Keeps a contested connection, whose token Slack takes, and returns when every live ingest has
-    /// it.
+    /// Keeps a contested connection, whose token Slack takes, and returns when every live ingest
+    /// has it.
     pub async fn keep_installation(
         &self,
         js: &jetstream::Context,

@@ -135,8 +135,8 @@ impl Operations {
         }
     }
 
-    /// Fails unless the author may change the connection. Only authors of all organizations move one
-    /// to another organization.
+    /// Fails unless the author may change the connection. Only authors of all organizations move
+    /// one to another organization.
     async fn require_connection(&self, id: ConnectionId) -> Result<()> {
         let Some(own) = &self.org else { return Ok(()) };
         match self.store.connection_org(id).await? {

@@ -100,7 +100,8 @@ impl Operations {
         }
     }
 
-    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has none.
+    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has
+    /// none.
     pub async fn reveal_webhook(
         &self,
         connection: ConnectionId,

@@ -55,11 +55,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval without notifications after which a listener checks its connection.
 const LISTEN_PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Settings of sessions that plan each statement once. Traffic statements read few rows by index for
-/// any values, and planning takes longer than running them (5 ms and 1 ms). A plan lasts until its
-/// tables are analyzed, and they may have been small or empty when it was made. Sequential scans are
-/// therefore disabled, and the cost of a plan is the number of rows that it reads: otherwise Postgres
-/// joins a small table as a whole instead of by key.
+/// Settings of sessions that plan each statement once. Traffic statements read few rows by index
+/// for any values, and planning takes longer than running them (5 ms and 1 ms). A plan lasts until
+/// its tables are analyzed, and they may have been small or empty when it was made. Sequential
+/// scans are therefore disabled, and the cost of a plan is the number of rows that it reads:
+/// otherwise Postgres joins a small table as a whole instead of by key.
 const PLAN_ONCE: [(&str, &str); 6] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),

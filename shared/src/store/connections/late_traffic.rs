@@ -1,5 +1,5 @@
-//! Traffic of deleted connections: what an interrupted or unfinished deletion left, and what arrived
-//! since.
+//! Traffic of deleted connections: what an interrupted or unfinished deletion left, and what
+//! arrived since.
 
 use crate::domain::ConnectionId;
 use crate::store::{Store, StoreError, inconsistent};
@@ -77,9 +77,9 @@ impl Store {
     }
 
     /// Deletes traffic of deleted connections, also what arrived after the deletion: at most
-    /// [`VISIT_STEPS`] steps per connection, for a page of them after `after`. A connection is visited
-    /// until nothing is found a day after its deletion. Calls `failed` for each connection that fails.
-    /// Returns the number of rows and the next page, `None` after the last.
+    /// [`VISIT_STEPS`] steps per connection, for a page of them after `after`. A connection is
+    /// visited until nothing is found a day after its deletion. Calls `failed` for each connection
+    /// that fails. Returns the number of rows and the next page, `None` after the last.
     pub async fn delete_late_traffic(
         &self,
         after: Option<&(OffsetDateTime, String)>,

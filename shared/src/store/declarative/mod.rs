@@ -106,8 +106,8 @@ pub struct ApplyMode {
 type Outcome = Result<Plan, Vec<ConflictError>>;
 
 impl Store {
-    /// Applies the declarations, or only computes the plan. The traffic of deleted connections stays
-    /// for [`Store::delete_connection`].
+    /// Applies the declarations, or only computes the plan. The traffic of deleted connections
+    /// stays for [`Store::delete_connection`].
     pub async fn apply_declarations(
         &self,
         by: &Actor,

@@ -26,8 +26,9 @@ impl Store {
         Ok(action)
     }
 
-    /// Creates or changes an agent, made of its secret: `secret`, or the one that it has, and of its
-    /// headers and policies, which only a declaration changes. Returns the action, `None` without a difference, or the conflict of a new agent without a secret.
+    /// Creates or changes an agent, made of its secret: `secret`, or the one that it has, and of
+    /// its headers and policies, which only a declaration changes. Returns the action, `None`
+    /// without a difference, or the conflict of a new agent without a secret.
     /// [`StoreError::Missing`] for an unknown organization.
     pub async fn save_agent(
         &self,

@@ -47,7 +47,8 @@ pub struct ConnectionBacklog {
 }
 
 impl ConnectionBacklog {
-    /// Judges the counts. Deliveries cause messages, so that those also fill them. At twice the limit of dead letters, webhooks are ignored.
+    /// Judges the counts. Deliveries cause messages, so that those also fill them. At twice the
+    /// limit of dead letters, webhooks are ignored.
     pub fn judge(&mut self, limits: &BacklogLimits) {
         let (rows, bytes) = (self.dead_letters, self.dead_letter_bytes);
         self.deliveries_full = limits.are_reached(self.deliveries, self.delivery_bytes, 1)

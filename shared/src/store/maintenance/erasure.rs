@@ -1,7 +1,8 @@
 //! Erasure of a person, and of an organization's traces in the audit log.
 //!
-//! Nothing is erased while deliveries or messages of the person are open, because their conversations
-//! wait for them. Their numbers are returned, and the erasure is repeated when there are none.
+//! Nothing is erased while deliveries or messages of the person are open, because their
+//! conversations wait for them. Their numbers are returned, and the erasure is repeated when there
+//! are none.
 
 use crate::domain::{Actor, ConnectionId, OrgId, TeamId, UserId};
 use crate::store::{

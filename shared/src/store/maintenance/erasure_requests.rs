@@ -89,8 +89,8 @@ impl Store {
         Ok(open.bind(id).fetch_one(&self.pool).await?)
     }
 
-    /// Requests an erasure, which workers leave alone for a time. Returns false if one of the target
-    /// is open.
+    /// Requests an erasure, which workers leave alone for a time. Returns false if one of the
+    /// target is open.
     pub async fn request_erasure(
         &self,
         by: &Actor,
