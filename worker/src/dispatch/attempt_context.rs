@@ -67,7 +67,7 @@ impl AttemptContext {
         let save = |store: Store, writes: Vec<RunWrite>| async move {
             match store.save_runs(&writes).await {
                 // A write that Postgres refuses must not hold up the others.
-                Err(error) if error.refuses_contents() && writes.len() > 1 => {
+                Err(error) if error.is_content_rejection() && writes.len() > 1 => {
                     let mut results = Vec::with_capacity(writes.len());
                     for write in writes {
                         results.extend(each_result(1, store.save_runs(&[write]).await));

@@ -333,7 +333,7 @@ impl Store {
             .collect()
     }
 
-    /// Returns those of the ids that no connection has.
+    /// Returns the ids that have no connection.
     pub async fn missing_connections(
         &self,
         ids: &[ConnectionId],
@@ -361,8 +361,8 @@ pub(super) fn settings(row: &PgRow, key: &str) -> Result<ConnectionSettings, Sto
     serde_json::from_value(value).map_err(|why| inconsistent(TABLE, "settings", key, why))
 }
 
-/// Subscription to changes. Notifications may be lost with the connection to Postgres, so that its
-/// user must also poll.
+/// Subscription to changes. Notifications may be lost with the connection to Postgres, so that
+/// callers must also poll.
 pub struct ChangeSubscription(Listener);
 
 impl ChangeSubscription {

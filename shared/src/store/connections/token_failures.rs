@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 
 impl Store {
     /// Counts a rejection of the token of this version. Returns the number of consecutive
-    /// rejections with less than ten minutes between two. Returns 0 for an old version.
+    /// rejections, each within ten minutes of the previous one. Returns 0 for an old version.
     pub async fn count_token_rejection(
         &self,
         connection: ConnectionId,

@@ -24,7 +24,7 @@ pub struct NotificationHead {
     pub connection: String,
     /// Id.
     pub id: i64,
-    /// Whether its time has come.
+    /// True if the next attempt is due.
     pub is_due: bool,
 }
 
@@ -90,7 +90,7 @@ impl Store {
             .collect()
     }
 
-    /// Claims due notifications for the time of a call. Others may have claimed them before.
+    /// Claims due notifications for the time of a call. Skips those that another worker claimed.
     pub async fn claim_notifications(
         &self,
         ids: &[i64],
@@ -153,7 +153,7 @@ impl Store {
         Ok(given_up.fetch_one(&self.pool).await?)
     }
 
-    /// Stops a connection that the backend refuses, unless it was installed again since. Returns
+    /// Stops a connection that the backend rejects, unless it was installed again since. Returns
     /// whether anything changed.
     pub async fn veto_connection(
         &self,
