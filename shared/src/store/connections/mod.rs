@@ -173,7 +173,7 @@ impl Store {
         id: ConnectionId,
     ) -> Result<Option<Connection>, StoreError> {
         let row = sqlx::query(
-            "-- connections.hydrate
+            "-- connections.load
              select c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode,
                     c.status, c.bot_token, c.bot_user_id, c.signing_secret, c.settings, c.version,
                     a.signing_secret as app_signing_secret

@@ -144,7 +144,7 @@ const FINISH: &str = concat!(
 );
 
 const WAITING_NOTICE: &str = concat!(
-    "-- deliveries.tell
+    "-- deliveries.enqueue_waiting_notice
      with told as (
          update delivery_lanes set told_at = now()
           where connection_id = $1 and lane = $2 and worker = $3 and claim = $4
