@@ -221,8 +221,9 @@ pub fn parse_name(text: &str) -> Result<String, String> {
 /// Checks a log filter for [`crate::runtime::telemetry`].
 fn parse_log_filter(text: &str) -> Result<String, String> {
     let checked = tracing_subscriber::EnvFilter::try_new(text);
-    let expected = |_| "expected a filter, as in info or warn,worker=debug".to_owned();
-    checked.map(|_| text.to_owned()).map_err(expected)
+    checked
+        .map(|_| text.to_owned())
+        .map_err(|_| "expected a filter, as in info or warn,worker=debug".into())
 }
 
 /// Maximum of a duration: 100 years. Adding a longer one to a time may overflow.

@@ -1,8 +1,9 @@
 //! Lenient field types for Slack's JSON.
 //!
 //! Slack sends one field in several shapes: `event.channel` and `event.user` are ids, or objects
-//! with one. Each type accepts the known shape and yields no value for any other, so that one odd
-//! field never makes a webhook unreadable. Text is copied only where JSON escapes require it.
+//! with one. Each type accepts the known shape and yields no value for any other, so that one
+//! malformed field never makes a webhook unreadable. Text is copied only where JSON escapes require
+//! it.
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::{borrow::Cow, fmt, marker::PhantomData};

@@ -61,7 +61,7 @@ use sqlx::{
 };
 use std::str::FromStr;
 
-/// Connections for leases. Two, so that one that hangs does not stop renewals.
+/// Connections for leases. Two, so that a hanging one does not stop renewals.
 const LEASE_CONNECTIONS: u32 = 2;
 
 /// Postgres, with the keyrings for its sealed columns.

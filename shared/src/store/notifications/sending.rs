@@ -37,7 +37,7 @@ pub struct DueNotification {
     pub event: String,
     pub data: Value,
     pub at: String,
-    /// Attempts, with this one.
+    /// Number of this attempt.
     pub attempts: i32,
     /// Null if the connection was deleted.
     pub organization: Option<String>,
@@ -46,16 +46,17 @@ pub struct DueNotification {
     pub team: Option<String>,
 }
 
-/// Number of notifications, and the age of the oldest.
+/// Waiting notifications.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-#[allow(missing_docs)] // the summary
 pub struct NotificationStats {
+    /// Number.
     pub waiting: i64,
+    /// Age of the oldest.
     pub oldest: Duration,
 }
 
 impl Store {
-    /// Returns the first notifications of connections after one, at most `limit`.
+    /// Returns the first notification of each connection after `after`, at most `limit`.
     pub async fn notification_heads(
         &self,
         after: &str,

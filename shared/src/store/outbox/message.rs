@@ -105,7 +105,7 @@ impl Store {
         };
         let request: Request<OutgoingMessage> = match serde_json::from_slice(&clear) {
             Ok(request) => request,
-            // A newer release may have written it.
+            // A newer release may have written the request.
             Err(error) => {
                 let why = inconsistent(TABLE, "request", &id.to_string(), error).to_string();
                 return Ok(Err(unreadable(why, true)));

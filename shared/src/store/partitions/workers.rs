@@ -102,8 +102,8 @@ impl Store {
     }
 
     /// Frees all lanes and slots of an ended row, then deletes the row. Interrupted attempts of a
-    /// crashed process count. A process that stopped has finished its attempts: it did not know the
-    /// remaining lanes. Returns the number of lanes.
+    /// crashed process count. A process that stopped has finished its attempts: it never learned of
+    /// the claim of a remaining lane. Returns the number of lanes.
     pub async fn free_worker(&self, id: &str, died: bool) -> Result<u64, StoreError> {
         let (keep, mut lanes) = (if died { None } else { Some(&[][..]) }, 0);
         loop {
