@@ -65,7 +65,7 @@ impl Store {
         .execute(&self.pool)
         .await?;
         // Expired states are deleted an hour later, when the next is created: until then a late
-        // browser is told that its state has expired.
+        // browser sees that its state has expired.
         sqlx::query(
             "-- installs.sweep_states
              delete from install_states where ctid = any (array (
