@@ -79,12 +79,12 @@ pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     let one = Tenants::of([&app]).with_messages();
     let mut asked = [0; 2];
     for asked in &mut asked {
-        let before = log().matches("-- connections.hydrate").count();
+        let before = log().matches("-- connections.load").count();
         let first = fixture.last_sequence().await?;
         let last = fixture.publish([one.envelope(number(), BYTES)].into_iter()).await?;
         fixture.wait_until_processed(first, last).await?;
         fixture.wait_until_sent().await?;
-        *asked = log().matches("-- connections.hydrate").count() - before;
+        *asked = log().matches("-- connections.load").count() - before;
     }
     ensure!(asked[0] > 0, "a cold connection is asked for");
     report.figure("statements for a warm connection", asked[1] as f64, "");

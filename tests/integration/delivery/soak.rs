@@ -281,7 +281,7 @@ fn check_statements(all: &BTreeMap<String, Cost>, figures: &mut Figures) {
     ] {
         assert!(all.contains_key(needed), "{needed} was not sent");
     }
-    let hydration = all.get("connections.hydrate").expect("a connection was read").ms;
+    let hydration = all.get("connections.load").expect("a connection was read").ms;
     figures.add("hydration", format!("{hydration:.2} ms"));
     assert!(hydration < ci_or_full(HYDRATION_MAX_MS.0, HYDRATION_MAX_MS.1), "{hydration} ms");
 }

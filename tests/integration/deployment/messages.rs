@@ -64,8 +64,8 @@ fn names_wrong_arguments() {
             "--connection is malformed (a connection id must be 32 lower-case hex digits): \
              Only select conversations of this connection",
         ),
-        (&["conections"], "unrecognized subcommand 'conections'; a similar one is connections; "),
-        (&["partitions", "--jsn"], "unexpected argument '--jsn' found; a similar one is --json; "),
+        (&["conections"], "unrecognized subcommand 'conections'; similar: connections; "),
+        (&["partitions", "--jsn"], "unexpected argument '--jsn' found; similar: --json; "),
     ] {
         let ran = tidegate(args);
         let said = stderr(&ran);

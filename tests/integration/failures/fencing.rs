@@ -157,7 +157,7 @@ async fn rejects_batch_with_copy() {
         [webhook(&lease, 2, "Ev3"), webhook(&lease, 3, "Ev3")],
     ] {
         let error = commit(&env, lease.token, 1, &batch).await.expect_err("a copy");
-        assert!(error.refuses_contents(), "{error:?}");
+        assert!(error.is_content_rejection(), "{error:?}");
         assert_eq!(count_rows(&env).await, before);
     }
     let state = env.store.settled_cursor(lease.token.partition).await.expect("a cursor");

@@ -124,7 +124,7 @@ async fn checks_readiness_by_program() {
     .await;
     let nobody = format!("127.0.0.1:{}", port::free().expect("a port"));
     let (code, said) = ask(&nobody);
-    assert!(code == Some(1) && said.contains("no answer"), "{code:?} {said}");
+    assert!(code == Some(1) && said.contains("no response"), "{code:?} {said}");
 }
 
 /// One line without text and secrets.

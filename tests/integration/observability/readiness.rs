@@ -43,7 +43,7 @@ async fn worker_names_wrong_keyrings() {
         env.set(setting, &other_ring());
         env.start_worker().await.expect("a worker");
         let worker = env.workers.pop().expect("a worker");
-        let text = format!("{setting} opens none of the values in {column}");
+        let text = format!("{setting} opens no value of {column}");
         wait_for_obstacle(worker.admin("/readyz"), &text).await;
         env.set(setting, &right);
     }

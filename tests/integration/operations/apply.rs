@@ -198,12 +198,13 @@ async fn rejects_conflicting_file() {
     let made = env.store.connection_summaries(None).await.expect("a look");
     let id = format!("team = \"T2\"\nid = \"{}\"", made[1].id);
     assert_eq!(
-        refused(&FILE.replacen("team = \"T1\"", &id, 1), 21, "is of another installation").await,
+        refused(&FILE.replacen("team = \"T1\"", &id, 1), 21, "belongs to another installation")
+            .await,
         1
     );
     let fresh = "team = \"T1\"\nid = \"00ff00ff00ff00ff00ff00ff00ff00ff\"";
     assert_eq!(
-        refused(&FILE.replacen("team = \"T1\"", fresh, 1), 21, "is there already, as").await,
+        refused(&FILE.replacen("team = \"T1\"", fresh, 1), 21, "already exists as").await,
         1
     );
     assert_eq!(refused(&FILE.replace("preview_mode = true", "pre = "), 30, "").await, 1);

@@ -25,7 +25,7 @@ async fn names_place_of_invalid_row() {
         sql.fetch_one(&mut *tx).await.expect("changed");
         tx.commit().await.expect("committed");
         let error = env.store.load_connection(app.connection).await.expect_err("nonsense");
-        let expected = format!("connections.{column} of row {} makes no sense: ", app.connection);
+        let expected = format!("invalid value in connections.{column} of row {}: ", app.connection);
         assert!(error.to_string().starts_with(&expected), "{error}");
     }
     assert!(env.store.load_connection(other.connection).await.expect("read").is_some());

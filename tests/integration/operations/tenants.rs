@@ -500,7 +500,7 @@ impl Tenants {
             // Files of operators.
             "declare the victim's installation":
                 async move { self.apply(&installation) } => "belongs to organization";
-            "declare the victim's connection": async move { self.apply(&with_id) } => "is of another installation";
+            "declare the victim's connection": async move { self.apply(&with_id) } => "another installation";
             "declare the victim's agent": async move { self.apply(&with_agent) } => "has no agent only-theirs";
         }
     }

@@ -69,7 +69,7 @@ impl AttemptContext {
         let save = |store: Store, writes: Vec<RunWrite>| async move {
             match store.save_runs(&writes).await {
                 // A write that Postgres rejects must not fail the others of its batch.
-                Err(error) if error.refuses_contents() && writes.len() > 1 => {
+                Err(error) if error.is_content_rejection() && writes.len() > 1 => {
                     let mut results = Vec::with_capacity(writes.len());
                     for write in writes {
                         results.extend(each_result(1, store.save_runs(&[write]).await));

@@ -39,7 +39,7 @@ impl OutcomeRecorder {
             let finished: Vec<&FinishedDelivery> = finished.iter().map(|f| &**f).collect();
             match store.finish_deliveries(&finished).await {
                 // A delivery that Postgres rejects must not fail the others of its batch.
-                Err(error) if error.refuses_contents() && finished.len() > 1 => {
+                Err(error) if error.is_content_rejection() && finished.len() > 1 => {
                     let mut results = Vec::new();
                     for delivery in finished {
                         let result = store.finish_deliveries(&[delivery]).await;
@@ -106,7 +106,7 @@ impl OutcomeRecorder {
                     info!(%key, "attempt outcome fenced; lane freed before");
                     return Some(after);
                 }
-                Err(error) if error.refuses_contents() => {
+                Err(error) if error.is_content_rejection() => {
                     let error = ErrorChain(&error).to_string();
                     warn!(%key, error, "attempt outcome rejected by Postgres");
                     match record {

@@ -116,7 +116,7 @@ impl Committer<'_> {
                         %partition, sequence = decided[0].1.sequence, length,
                         error = %ErrorChain(&refusal), "failed to commit batch"
                     );
-                    let next = self.halving.on_refused(length, refusal.refuses_duration());
+                    let next = self.halving.on_refused(length, refusal.is_statement_timeout());
                     if next == AfterRefusal::DeadLetter {
                         let error = ErrorChain(&refusal).to_string();
                         return self.give_up(pending, "Postgres refuses its effects", &error).await;
@@ -299,7 +299,7 @@ impl Committer<'_> {
             }
             match commit().await {
                 Ok(CommitOutcome::Committed) => return Some(Ok(())),
-                Err(error) if error.refuses_contents() || error.refuses_duration() => {
+                Err(error) if error.is_content_rejection() || error.is_statement_timeout() => {
                     return Some(Err(error));
                 }
                 Ok(CommitOutcome::NotMatched) => {}

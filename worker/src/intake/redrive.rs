@@ -93,7 +93,7 @@ async fn redrive_one(
         }
         // The dead letter was redriven or deleted meanwhile, or another worker owns the partition.
         Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
-        Err(error) if error.refuses_contents() => {
+        Err(error) if error.is_content_rejection() => {
             Ok(Err(format!("Postgres refuses its effects: {}", ErrorChain(&error))))
         }
         Err(error) => Err(error),

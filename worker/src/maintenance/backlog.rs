@@ -138,7 +138,7 @@ impl Tally {
     fn finish(mut self, limits: &BacklogLimits) -> Vec<ConnectionBacklog> {
         self.keep_last(limits);
         let mut rows: Vec<_> = self.notable.into_values().collect();
-        rows.iter_mut().for_each(|row| row.judge(limits));
+        rows.iter_mut().for_each(|row| row.apply_limits(limits));
         rows
     }
 }

@@ -48,9 +48,9 @@ pub async fn show(
     let (store, org) = (&console.store, session.caller.org.clone());
     let failures = FailureFilter { org: org.clone(), ..FailureFilter::default() };
     let lanes = DeliveryFilter { owner: org.clone(), ..DeliveryFilter::default() };
-    let dead = store.count_some_dead_letters(&failures).await?.0;
-    let failed = store.count_some_outbox_failures(&failures).await?.0;
-    let open = store.count_some_lanes(&lanes).await?;
+    let dead = store.count_dead_letters_bounded(&failures).await?.0;
+    let failed = store.count_outbox_failures_bounded(&failures).await?.0;
+    let open = store.count_lanes_bounded(&lanes).await?;
     let number = |name, value: String, path: &str| Number { name, value, href: path.to_owned() };
     let numbers = vec![
         number("Conversations with open deliveries", open.to_string(), "/conversations"),

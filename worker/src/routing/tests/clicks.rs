@@ -66,7 +66,7 @@ fn decides_approvals() {
 #[test]
 fn delivers_to_agent() {
     let good = json!({ "type": "feedback_buttons", "action_id": "f", "value": "good" });
-    let kept = "delivery: change keep feedback support good; to acme/support s1 interactive";
+    let kept = "delivery: change record feedback support good; to acme/support s1 interactive";
     let direct = json!({ "channel": { "id": "D1" } });
     check(&[
         (click(json!({}), button("go", "1")), &[], TO_APP_FIRST),

@@ -298,7 +298,7 @@ mod tests {
         let intake = DeadLetter {
             id: 8,
             stage: "intake".into(),
-            reason: "undecodable envelope: it has no headers".into(),
+            reason: "undecodable envelope: no headers".into(),
             ..DeadLetter::default()
         };
         insta::assert_snapshot!(render(&dispatch), @r"
@@ -326,7 +326,7 @@ mod tests {
         insta::assert_snapshot!(output::render_table(&COLUMNS, &[dispatch, intake], row), @r"
         id  stage     sequence  connection                        attempts  given up at           reason
         17  dispatch      1234  00000000000000000000000000000007         3  2026-01-31T12:00:00Z  agent rejected the delivery: 422
-         8  intake           0  -                                        0  -                     undecodable envelope: it has no headers
+         8  intake           0  -                                        0  -                     undecodable envelope: no headers
         ");
     }
 

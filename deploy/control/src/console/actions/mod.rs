@@ -244,15 +244,16 @@ async fn count(
     let store = &console.store;
     let (count, newest) = match action.list {
         ListKind::DeadLetters => {
-            let found = store.count_some_dead_letters(&failure_filter(caller, filter)?).await?;
+            let found = store.count_dead_letters_bounded(&failure_filter(caller, filter)?).await?;
             (found.0, Some(found.1))
         }
         ListKind::OutboxFailures => {
-            let found = store.count_some_outbox_failures(&failure_filter(caller, filter)?).await?;
+            let found =
+                store.count_outbox_failures_bounded(&failure_filter(caller, filter)?).await?;
             (found.0, Some(found.1))
         }
         ListKind::Conversations => {
-            (store.count_some_lanes(&lane_filter(caller, filter)?).await?, None)
+            (store.count_lanes_bounded(&lane_filter(caller, filter)?).await?, None)
         }
         _ => {
             let items = matching_items(console, caller, action, filter).await?;
