@@ -52,6 +52,7 @@ fn agent_requests(env: &TestEnv, kind: &str) -> Vec<Value> {
     asked.filter(|question| question["type"] == kind).collect()
 }
 
+/// A command gets the same reply as a slash command and as text, and no command reaches the agent.
 #[tokio::test]
 async fn treats_slash_and_text_alike() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -73,7 +74,8 @@ async fn treats_slash_and_text_alike() {
     assert_eq!(agent_requests(&env, "message").len(), 0, "no command reached the agent");
 }
 
-/// `unlink`, `new` and `clear` take effect, and the agent is notified.
+/// `unlink`, `new` and `clear` take effect, and the agent is notified. `clear` reports a failure of
+/// the agent.
 #[tokio::test]
 async fn unlinks_and_resets_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -107,6 +109,7 @@ async fn unlinks_and_resets_conversation() {
     assert_eq!(send_message(&env, &app, "C1", "U1", "anybody?").await.len(), 0);
 }
 
+/// On an ordinary connection `agents` and `try` list and bind no agent.
 #[tokio::test]
 async fn hides_agents_without_preview() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -118,6 +121,7 @@ async fn hides_agents_without_preview() {
     assert_eq!(env.binding(&app, "C1").await.expect("a look"), None);
 }
 
+/// On a preview connection `agents` lists agents, and `try` binds one to the channel.
 #[tokio::test]
 async fn lists_and_tries_preview_agents() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -134,8 +138,8 @@ async fn lists_and_tries_preview_agents() {
     assert_eq!(said.iter().map(Receipt::text).collect::<Vec<_>>(), ["I heard: hello"]);
 }
 
-/// A message that is a link code binds the conversation on a preview bot; on another bot it is a
-/// message.
+/// On a preview connection a message that is a link code binds the conversation. On another
+/// connection it goes to the agent.
 #[tokio::test]
 async fn accepts_bare_code_in_preview() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -174,7 +178,8 @@ async fn accepts_bare_code_in_preview() {
     assert_eq!(env.binding(&app, "D9").await.expect("a look"), None);
 }
 
-/// Slack sends a mention as `app_mention` and as `message`: the second must not report a used code.
+/// A mention, which Slack sends as `app_mention` and as `message`, uses a link code once and gets
+/// one reply.
 #[tokio::test]
 async fn runs_command_of_mention_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -193,7 +198,8 @@ async fn runs_command_of_mention_once() {
     assert_eq!(linked, 1);
 }
 
-/// People of another company in a shared channel may write there, but not bind it.
+/// A person of another workspace can't bind a shared channel, and the agent does not get the
+/// person's code.
 #[tokio::test]
 async fn rejects_guest_of_shared_channel() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -214,8 +220,8 @@ async fn rejects_guest_of_shared_channel() {
     assert_eq!(agent_requests(&env, "message").len(), 0, "the agent gets no code");
 }
 
-/// Two organizations may have the same agent id: then the command asks. A person who once used a
-/// code is no member.
+/// Only members of the agent's organization bind it by name. If two organizations have the agent
+/// id, the reply asks for one.
 #[tokio::test]
 async fn links_agent_by_name() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -287,6 +293,7 @@ async fn links_agent_by_name() {
     assert_eq!(send_command(&env, &other, "C1", "U1", "link extra").await, refused);
 }
 
+/// A connection limited to direct messages ignores messages and rejects commands of a channel.
 #[tokio::test]
 async fn ignores_disabled_surfaces() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -26,6 +26,7 @@ async fn is_answered(env: &TestEnv, app: &App, text: &str) -> bool {
     env.wait_for_outcome(&webhook.dedup_key).await.outcome == "completed"
 }
 
+/// Twenty webhooks of a connection cause at most five reads of its row.
 #[tokio::test]
 async fn shares_row_between_webhooks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -37,7 +38,8 @@ async fn shares_row_between_webhooks() {
     assert!(hits >= 20.0 && misses <= 5.0, "{hits} hits, {misses} misses");
 }
 
-/// The link for notifications is cut while the connection is disabled without a notification.
+/// A connection that is disabled without a notification answers nothing more, even if the session
+/// that listens for notifications is cut.
 #[tokio::test]
 async fn decides_by_row_not_by_cache() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

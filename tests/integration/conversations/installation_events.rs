@@ -27,7 +27,8 @@ async fn status(env: &TestEnv, app: &App) -> ConnectionStatus {
     found.first().expect("it is there").status
 }
 
-/// In any order of the two events, but not by a late event of an earlier installation.
+/// `app_uninstalled` and `tokens_revoked`, in either order, revoke the connection. Late events of
+/// an earlier installation do not.
 #[tokio::test]
 async fn revokes_removed_app() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -84,8 +85,9 @@ async fn revokes_removed_app() {
     assert_eq!(history.len(), 1, "{history:?}");
 }
 
+/// A binding follows its channel when the channel's id changes.
 #[tokio::test]
-async fn keeps_link_after_rename() {
+async fn keeps_binding_on_rename() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
@@ -103,6 +105,8 @@ async fn keeps_link_after_rename() {
         .await;
 }
 
+/// A new member of the workspace is welcomed once. Bots and deleted users are not, nor is anyone if
+/// the setting is off.
 #[tokio::test]
 async fn greets_new_people_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -33,7 +33,7 @@ async fn execute(env: &TestEnv, statement: &'static str) {
     sqlx::query(statement).execute(&env.pool).await.expect(statement);
 }
 
-/// The code is not consumed.
+/// A code for direct messages is rejected in a channel, and is not consumed by that.
 #[tokio::test]
 async fn rejects_wrong_surface() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -45,6 +45,8 @@ async fn rejects_wrong_surface() {
     assert!(link(&env, &app, "D1", "U1", &code.to_lowercase()).await.starts_with("Linked."));
 }
 
+/// Of 64 people who use one code at the same time, one gets a binding and 63 are told that it is
+/// used.
 #[tokio::test]
 async fn accepts_one_of_64_users() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -65,8 +67,8 @@ async fn count_bindings(env: &TestEnv) -> i64 {
     count.fetch_one(&env.pool).await.expect("a count")
 }
 
-/// Ten people use each code at the same time, each in a channel of their own, over two ingests and
-/// two workers.
+/// Each of 200 codes, used by ten people at the same time in different channels, creates one
+/// binding, over two ingests and two workers.
 #[tokio::test]
 async fn accepts_200_of_2000_users() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -79,7 +81,8 @@ async fn accepts_200_of_2000_users() {
     assert!(verdict.holds(false), "{verdict}");
 }
 
-/// The first answer may have been lost.
+/// The person who used a code gets the same reply to a repeat in the same channel: the first reply
+/// may have been lost.
 #[tokio::test]
 async fn repeats_answer_to_same_user() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -91,6 +94,8 @@ async fn repeats_answer_to_same_user() {
     assert!(link(&env, &app, "C2", "U1", &code).await.contains("already used"));
 }
 
+/// A code of another connection gets the reply to an unknown code, and stays valid on its own
+/// connection.
 #[tokio::test]
 async fn hides_codes_of_other_connections() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -106,7 +111,7 @@ async fn hides_codes_of_other_connections() {
     );
 }
 
-/// Codes of another platform, expired and revoked codes bind nothing. A rejected use does not
+/// Codes of another platform, expired and revoked codes create no binding. A rejected use does not
 /// consume a code.
 #[tokio::test]
 async fn rejects_invalid_codes() {
@@ -141,7 +146,8 @@ async fn rejects_invalid_codes() {
     assert!(!env.try_tidegate(&["link-codes", "revoke", id]).expect("it runs").status.success());
 }
 
-/// The answer does not reveal the limit.
+/// After five wrong codes of a person, or too many of a workspace, a valid code is rejected for a
+/// while with the same reply.
 #[tokio::test]
 async fn limits_guesses() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -172,7 +178,8 @@ async fn limits_guesses() {
     assert_eq!(kept, 2, "what is over was swept away: the person and the workspace are left");
 }
 
-/// A preview connection binds an agent of another organization, and the agent answers.
+/// A preview connection binds an agent of another organization, and the agent answers. An ordinary
+/// connection does not.
 #[tokio::test]
 async fn links_other_organization() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -197,9 +204,10 @@ async fn links_other_organization() {
     assert_eq!(answer.to, "C1");
 }
 
-/// Slack takes a command also where the app is not: in a direct message of two people, for one.
+/// A command in a direct message of two people or in a private channel without the app does not
+/// consume a code.
 #[tokio::test]
-async fn keeps_code_where_app_is_not() {
+async fn keeps_code_where_app_is_absent() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Dm, Surface::Channel]).await.expect("a code");
@@ -226,8 +234,9 @@ async fn keeps_code_where_app_is_not() {
     assert_eq!(count_bindings(&env).await, 1);
 }
 
+/// A new and a removed binding are each posted in the channel once and kept in the history.
 #[tokio::test]
-async fn says_changes_and_keeps_history() {
+async fn announces_and_records_changes() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
@@ -249,8 +258,10 @@ async fn says_changes_and_keeps_history() {
     assert_eq!(history, [(None, "U2"), (Some("sample"), "U1")]);
 }
 
+/// With `link_by = binder` only the person who created a binding and members of the organization
+/// change it.
 #[tokio::test]
-async fn only_those_allowed_change_links() {
+async fn restricts_changes_to_binder() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app =
         env.connect_as(|new| new.settings.link_by = LinkBy::Binder).await.expect("a connection");

@@ -23,6 +23,7 @@ async fn connect_linked(env: &TestEnv, channel: &str) -> App {
     app
 }
 
+/// A message in a channel is answered in its thread, with the bot token of its connection.
 #[tokio::test]
 async fn answers_in_thread() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -43,7 +44,8 @@ async fn answers_in_thread() {
     assert_eq!((asked.len(), asked[0].id.as_str()), (1, webhook.dedup_key.as_str()));
 }
 
-/// Slack sends a mention as `app_mention` and as `message`, each with its own event id.
+/// A mention, which Slack sends as `app_mention` and as `message` with two event ids, calls the
+/// agent once.
 #[tokio::test]
 async fn calls_agent_once_per_mention() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -59,7 +61,8 @@ async fn calls_agent_once_per_mention() {
     assert_eq!(env.agent.requests().len(), 1);
 }
 
-/// Numbers that no `f64` holds and deep nesting, as in the metadata of a message, cost their field.
+/// Numbers out of the range of `f64` and deep nesting, as in the metadata of a message, cost only
+/// their field.
 #[tokio::test]
 async fn answers_despite_odd_values() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -103,6 +106,7 @@ async fn answers_despite_odd_values() {
     env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: still here").await;
 }
 
+/// Messages of bots, own messages, edits and hidden messages reach no agent.
 #[tokio::test]
 async fn ignores_bots() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -131,6 +135,7 @@ async fn ignores_bots() {
     assert!(env.agent.requests().is_empty());
 }
 
+/// Thirty messages of a conversation are answered in the order in which they were accepted.
 #[tokio::test]
 async fn answers_in_order_of_acceptance() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");

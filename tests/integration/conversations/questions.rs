@@ -67,9 +67,10 @@ fn notices(env: &TestEnv) -> Vec<Value> {
         .collect()
 }
 
-/// A person gets one notice. Others, commands and the next minute are not limited.
+/// A person over the limit gets one notice and no answers until the next minute. Other people and
+/// commands are not limited.
 #[tokio::test]
-async fn limits_person_and_tells_once() {
+async fn limits_person_with_one_notice() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect(&env).await;
     wait_for_minute().await;
@@ -97,7 +98,7 @@ async fn limits_person_and_tells_once() {
     wait_for_texts(&env, &["one 1", "one 2", "one 3", "one 7", "two 1"]).await;
 }
 
-/// The limit counts the questions of all partitions of a connection.
+/// The limit counts a person's questions in all partitions of a connection.
 #[tokio::test]
 async fn counts_questions_of_all_channels() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

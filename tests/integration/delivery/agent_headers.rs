@@ -29,8 +29,10 @@ async fn ask(env: &TestEnv, app: &App, text: &str) {
     env.slack.wait_for_receipt("the answer", |r| r.text() == answer).await;
 }
 
+/// Requests carry the agent's headers, old or new during the overlap. Headers are not shown,
+/// exported or logged.
 #[tokio::test]
-async fn are_sent_and_rotated() {
+async fn sends_and_rotates_headers() {
     let env = TestEnv::start(SMALL).await.expect("servers");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     env.agent.require_key(OLD);

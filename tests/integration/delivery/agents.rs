@@ -99,8 +99,8 @@ async fn sends_requests_as_documented() {
     assert!(check_schema("answer", &json!({ "blocks": "x" })).is_err());
 }
 
-/// An agent chooses visibility, thread and blocks of its reply; other fields have no effect. Calls
-/// to agents and Slack use no proxy of the environment.
+/// An agent chooses visibility, thread and blocks of its reply. Calls to agents and Slack ignore
+/// the proxy variables of the environment.
 #[tokio::test]
 async fn posts_reply_as_agent_requests() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -133,8 +133,8 @@ async fn posts_reply_as_agent_requests() {
     assert_eq!(env.slack.receipts().iter().filter(|r| r.to == "C5").count(), 0);
 }
 
-/// Messages of bots reach an agent only if a setting allows them, and two bots that answer each
-/// other stop.
+/// Messages of bots reach an agent only if a setting allows them, and not after three agents'
+/// answers in a row.
 #[tokio::test]
 async fn limits_messages_of_bots() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -215,6 +215,8 @@ async fn blocks_private_addresses() {
     assert!(env.agent.requests().is_empty());
 }
 
+/// The handler of `worker/examples/own_handler.rs` answers messages in place of an agent. Commands
+/// keep their replies.
 #[tokio::test]
 async fn runs_custom_handler() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");

@@ -33,7 +33,8 @@ async fn first_failure(env: &TestEnv) -> String {
     .await
 }
 
-/// The setting allows them to agents of the connection's own organization.
+/// `@channel` in an agent's answer notifies nobody unless the connection's setting `broadcasts` is
+/// on.
 #[tokio::test]
 async fn neutralizes_broadcasts_of_agents() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -62,6 +63,8 @@ async fn neutralizes_broadcasts_of_agents() {
     assert_eq!(told("C3").await.text(), "I heard: hi <!channel>");
 }
 
+/// Texts and blocks over Slack's limits are cut, so that Slack accepts each message at the first
+/// call.
 #[tokio::test]
 async fn shortens_answers_to_slacks_limits() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -86,6 +89,8 @@ async fn shortens_answers_to_slacks_limits() {
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 3, "Slack refused none");
 }
 
+/// An answer with an unpaired surrogate and fields of a wrong type is sent, without a second call
+/// of the agent.
 #[tokio::test]
 async fn reads_answers_with_odd_characters() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -95,8 +100,10 @@ async fn reads_answers_with_odd_characters() {
     assert_eq!(env.agent.requests().len(), 1);
 }
 
+/// A message of files only reaches the agent with its files. A message without text and files is
+/// ignored.
 #[tokio::test]
-async fn asks_with_files_or_not_at_all() {
+async fn sends_files_and_ignores_empty() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let shared = |files: Value| {
@@ -117,6 +124,7 @@ async fn asks_with_files_or_not_at_all() {
     assert_eq!(asked[0].question["files"], json!([file]));
 }
 
+/// The answer to a message that was deleted meanwhile is not posted.
 #[tokio::test]
 async fn drops_answer_to_deleted_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -141,9 +149,9 @@ async fn drops_answer_to_deleted_message() {
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 1);
 }
 
-/// Slack reports no deletion here, and posts a message beside its thread without an error.
+/// A reply that Slack posts into the channel because its thread is deleted is deleted again.
 #[tokio::test]
-async fn withdraws_message_beside_its_thread() {
+async fn withdraws_reply_to_deleted_thread() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let ts = env.slack.ts();
@@ -156,7 +164,7 @@ async fn withdraws_message_beside_its_thread() {
     assert_eq!(env.slack.messages(&app.team, "C1"), [], "nothing stands in the channel");
 }
 
-/// Slack refuses the blocks; the text is sent alone, and nothing is given up.
+/// If Slack refuses the blocks of an answer, its text is sent alone.
 #[tokio::test]
 async fn sends_text_without_refused_blocks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -171,7 +179,8 @@ async fn sends_text_without_refused_blocks() {
     assert_eq!(calls.len(), 2);
 }
 
-/// Slack answers some refusals of a `response_url` with status 200.
+/// A body with `"ok": false` counts as a failure, although the `response_url` answers with status
+/// 200.
 #[tokio::test]
 async fn counts_ok_false_as_failure() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -183,7 +192,8 @@ async fn counts_ok_false_as_failure() {
     assert_eq!(first_failure(&env).await, "invalid_blocks");
 }
 
-/// Slack takes about one message a second per channel, so that answers wait for each other.
+/// Answers keep their order in a channel in which Slack takes one message a second and limits the
+/// rate once.
 #[tokio::test]
 async fn keeps_order_within_channel() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -204,9 +214,9 @@ async fn keeps_order_within_channel() {
     assert_eq!(receipts.iter().map(|receipt| receipt.text()).collect::<Vec<_>>(), expected);
 }
 
-/// A column's type changes while sessions hold statements that were prepared before.
+/// Workers continue when a column's type changes while their sessions hold prepared statements.
 #[tokio::test]
-async fn goes_on_after_column_type_changes() {
+async fn continues_after_column_type_change() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     for n in 0..8 {

@@ -75,8 +75,10 @@ async fn count(env: &TestEnv, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// The first click decides: the agent gets the decision, the buttons go, and repeats and texts
+/// change nothing.
 #[tokio::test]
-async fn click_decides() {
+async fn decides_by_click() {
     let (env, app) = start_env(SMALL).await;
     let options = json!([{ "id": "yes", "label": "Yes <b>", "style": "primary" }, { "id": "no" }]);
     let question = json!({ "id": "deploy-7", "prompt": "Deploy? <!channel>", "options": options });
@@ -118,8 +120,9 @@ async fn click_decides() {
     assert_eq!(count(&env, clear).await, 0, "the question is stored in clear");
 }
 
+/// Of 64 clicks at the same time one, of an allowed person, decides. The others get a notice.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_of_many_clicks_decides() {
+async fn decides_by_one_of_64_clicks() {
     let (env, app) = start_env(PAIR).await;
     let people: Vec<String> = (0..50).map(|n| format!("U{n}")).collect();
     let question = json!({ "id": "a", "prompt": "Deploy?", "allowed": people });
@@ -151,6 +154,8 @@ async fn one_of_many_clicks_decides() {
     );
 }
 
+/// Clicks of people who are not allowed, in another channel, and with an invented id decide
+/// nothing.
 #[tokio::test]
 async fn refuses_foreign_clicks() {
     let (env, app) = start_env(SMALL).await;
@@ -174,6 +179,7 @@ async fn refuses_foreign_clicks() {
     env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: deny by U7").await;
 }
 
+/// After its time a request without a decision loses its buttons, and a click gets a notice.
 #[tokio::test]
 async fn expires_undecided() {
     let (env, app) = start_env(SMALL).await;
@@ -190,9 +196,10 @@ async fn expires_undecided() {
     assert_eq!(count(&env, "select count(*) from approvals where state = 'expired'").await, 1);
 }
 
-/// The worker is killed while the agent writes: people are asked once.
+/// A streamed answer that ends with an approval request posts it once, although the worker is
+/// killed while the agent streams.
 #[tokio::test]
-async fn stream_ends_with_question() {
+async fn asks_once_despite_kill() {
     let (env, app) = start_env(SMALL).await;
     let text = "stream:20:50:8 asks please";
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", text);

@@ -97,6 +97,8 @@ async fn measure_answer(env: &TestEnv, app: &App, channel: &str, text: &str) -> 
     began.elapsed()
 }
 
+/// A large backlog of one agent keeps workers within their memory, delays no other tenant, and is
+/// delivered in order once the agent returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_backlog_of_stopped_agent() {
     let (threads, deep) = ci_or_full((4_000, 400), (1_000_000, 100_000));

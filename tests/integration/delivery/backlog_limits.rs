@@ -61,6 +61,8 @@ async fn wait_for_answer(env: &TestEnv, text: &str) {
     env.slack.wait_for_receipt("the agent answers", |r| r.text() == heard).await;
 }
 
+/// A connection with the maximum of open deliveries gets dead letters without payloads for further
+/// webhooks. Commands and other connections are not affected.
 #[tokio::test]
 async fn bounds_open_deliveries() {
     let env = start().await;
@@ -99,6 +101,7 @@ async fn bounds_open_deliveries() {
     assert!(!env.agent.requests().iter().any(|asked| asked.question["text"] == "beyond"));
 }
 
+/// Over the limit dead letters are stored without payloads, and over twice the limit not at all.
 #[tokio::test]
 async fn bounds_dead_letters() {
     let env = start().await;
@@ -145,7 +148,8 @@ async fn bounds_dead_letters() {
     wait_for_state(&env, &app, "-").await;
 }
 
-/// Messages that wait while sending is paused, and rejected ones, count as deliveries do.
+/// Messages that wait while sending is paused, and rejected messages, count towards the limit like
+/// deliveries.
 #[tokio::test]
 async fn bounds_messages() {
     let env = start().await;
@@ -171,9 +175,9 @@ async fn bounds_messages() {
     wait_for_state(&env, &app, "large").await;
 }
 
-/// Workers decide by the counts of the last round, each by itself: a connection exceeds its limit by
-/// at most what its quota allows in two rounds (deploy/RUNBOOK.md, ConnectionBacklogFull), whatever the number of workers
-/// and partitions.
+/// A connection exceeds its limit by at most what its quota allows in two rounds of counting,
+/// whatever the number of workers and partitions: each worker decides by the counts of the last
+/// round (deploy/RUNBOOK.md, ConnectionBacklogFull).
 #[tokio::test(flavor = "multi_thread")]
 async fn exceeds_limit_by_two_rounds() {
     const LIMIT: usize = 200;

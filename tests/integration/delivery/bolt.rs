@@ -216,11 +216,14 @@ async fn check_unmodified_app(language: Language) {
     assert_eq!(dead, 0);
 }
 
+/// An unmodified Bolt app in Python handles events, commands, clicks and modals behind Tidegate.
 #[tokio::test]
 async fn runs_unmodified_python_app() {
     check_unmodified_app(Language::Python).await;
 }
 
+/// An unmodified Bolt app in JavaScript handles events, commands, clicks and modals behind
+/// Tidegate.
 #[tokio::test]
 async fn runs_unmodified_javascript_app() {
     check_unmodified_app(Language::JavaScript).await;
@@ -302,7 +305,7 @@ fn received_once(bolt: &Bolt, channel: &str) -> Vec<String> {
     heard
 }
 
-/// The body is byte for byte Slack's, with a new signature. Attempts share the header
+/// A forwarded body has Slack's bytes and a new signature. Attempts share the header
 /// `tidegate-delivery`.
 #[tokio::test]
 async fn forwards_signed_original_bytes() {

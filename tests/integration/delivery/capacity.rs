@@ -56,6 +56,8 @@ async fn assert_none_released(env: &TestEnv) {
     assert_eq!(count(env, released).await, 0, "deliveries were claimed without a place");
 }
 
+/// A message of another organization is answered within two seconds, although 16 organizations with
+/// slow agents want more places than a worker has.
 #[tokio::test(flavor = "multi_thread")]
 async fn leaves_places_to_others() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -77,6 +79,8 @@ async fn leaves_places_to_others() {
     assert_none_released(&env).await;
 }
 
+/// A worker claims no delivery of an organization beyond its limit, so that none has to be
+/// released.
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_within_organization_limit() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -34,8 +34,10 @@ async fn values(env: &TestEnv) -> Vec<(String, String)> {
     sqlx::query_as(kept).fetch_all(&env.pool).await.expect("opinions")
 }
 
+/// A click on a button of an agent's message reaches the agent with message, thread and action. Ids
+/// of approval buttons are prefixed.
 #[tokio::test]
-async fn reach_agent_of_message() {
+async fn forwards_click_to_agent() {
     let (env, app) = start_env().await;
     // The id of an approval's button is not the agent's to use.
     let button = |id: &str| {
@@ -71,7 +73,7 @@ async fn reach_agent_of_message() {
     }
 }
 
-/// Both opinions of a person are kept; the last one counts.
+/// Each feedback of a person is stored in order and forwarded to the agent.
 #[tokio::test]
 async fn keeps_and_forwards_feedback() {
     let (env, app) = start_env().await;

@@ -92,7 +92,8 @@ fn interaction(env: &TestEnv, app: &App, more: Value) -> Webhook {
     webhook
 }
 
-/// Whoever has the signing secret of a connection can forge any webhook of it.
+/// Forwarded webhooks are signed with the agent's secret unless `signs_as_slack` is set: the
+/// connection's secret could forge its webhooks.
 #[tokio::test]
 async fn signs_with_secret_of_agent() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -113,6 +114,8 @@ async fn signs_with_secret_of_agent() {
     }
 }
 
+/// An app of another organization gets webhooks only while the setting `foreign_apps` is on, signed
+/// with its own secret.
 #[tokio::test]
 async fn refuses_apps_of_others() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -168,6 +171,7 @@ async fn refuses_apps_of_others() {
     assert_eq!(hello().await, "ignored");
 }
 
+/// A body with a number out of range and deep nesting is forwarded byte for byte.
 #[tokio::test]
 async fn forwards_odd_values_unchanged() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -183,6 +187,7 @@ async fn forwards_odd_values_unchanged() {
     assert_eq!(env.agent.requests().pop().expect("it was forwarded").body, webhook.body);
 }
 
+/// An app whose answer is no JSON or too long is called once, and the person gets a reply.
 #[tokio::test]
 async fn calls_app_once_for_bad_answer() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -208,8 +213,8 @@ async fn calls_app_once_for_bad_answer() {
     assert_eq!(long.requests().len(), 2, "each once");
 }
 
-/// A submission becomes a dead letter, after Slack's request or within it: the person does not wait
-/// without end.
+/// A submission that becomes a dead letter, within Slack's request or after it, shows the failure
+/// in its view.
 #[tokio::test]
 async fn shows_failure_in_submitted_view() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -243,9 +248,10 @@ async fn shows_failure_in_submitted_view() {
     assert_eq!(updates.len(), 1, "not twice: {updates:?}");
 }
 
-/// Bolt answers 404 for a listener that did not acknowledge within 3 s.
+/// A 404 of Bolt after 3 s is reported as a late acknowledgement, not as a missing listener, and
+/// not retried.
 #[tokio::test]
-async fn late_ack_is_no_missing_listener() {
+async fn reports_late_acknowledgement() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let unhandled = r#"{"error":"unhandled request"}"#;
@@ -258,8 +264,9 @@ async fn late_ack_is_no_missing_listener() {
     assert_eq!((late.requests().len(), env.slack.receipts().len()), (1, 1));
 }
 
+/// The answer to a click in a legacy message replaces that message.
 #[tokio::test]
-async fn says_answer_to_legacy_message() {
+async fn relays_answer_to_legacy_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let approved = json!({ "text": "approved" }).to_string();

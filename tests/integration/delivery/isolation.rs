@@ -159,31 +159,37 @@ async fn run_everywhere(agent: &str) {
     run_burst(&env, &places, ci_or_full(3_300, 33_000), agent).await;
 }
 
+/// A slow agent that gets ten messages a second delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_slow_agent_at_even_rate() {
     run_at_even_rate(SLOW).await;
 }
 
+/// A silent agent that gets ten messages a second delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_silent_agent_at_even_rate() {
     run_at_even_rate(SILENT).await;
 }
 
+/// A burst of messages of one channel to a slow agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_slow_agent_in_channel() {
     run_in_channel(SLOW).await;
 }
 
+/// A burst of messages of one channel to a silent agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_silent_agent_in_channel() {
     run_in_channel(SILENT).await;
 }
 
+/// A burst of messages over all partitions to a slow agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_slow_agent_everywhere() {
     run_everywhere(SLOW).await;
 }
 
+/// A burst of messages over all partitions to a silent agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_silent_agent_everywhere() {
     run_everywhere(SILENT).await;

@@ -74,9 +74,10 @@ fn check(env: &TestEnv) -> usize {
     calls.len()
 }
 
-/// JSON answers, streams, and messages that are edited, of different documents.
+/// Slack refuses no call for any of thousands of Markdown documents, sent as JSON answers, streams
+/// and edited messages.
 #[tokio::test]
-async fn any_markdown_is_accepted() {
+async fn sends_any_markdown() {
     let documents: u64 = ci_or_full(10_000, 100_000);
     let (env, app) = start_env().await;
     let began = Instant::now();
@@ -108,8 +109,9 @@ async fn any_markdown_is_accepted() {
     assert!(env.dead_letters().await.expect("dead letters").is_empty());
 }
 
+/// A Markdown table is sent as a table block between Markdown blocks.
 #[tokio::test]
-async fn table_becomes_block() {
+async fn converts_table_to_block() {
     let (env, app) = start_env().await;
     let answer =
         serde_json::json!({ "markdown": "Look:\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\nDone." });

@@ -40,6 +40,7 @@ fn large(env: &TestEnv, app: &App, channel: &str, n: usize, bytes: usize) -> Web
     webhook
 }
 
+/// Ingest and worker stay within their memory limits under many webhooks of the maximum size.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_memory_of_largest_webhooks() {
     let (count, bytes) = ci_or_full((200, 64 << 10), (2_000, BODY_BYTES_MAX));
@@ -83,6 +84,7 @@ async fn bounds_memory_of_largest_webhooks() {
 /// Memory that the open streams of a worker take.
 const STREAMS_BYTES_MAX: u64 = 64 << 20;
 
+/// Many open streamed answers take at most 64 MiB of a worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_memory_of_open_streams() {
     let streams = ci_or_full(60, 1_000);

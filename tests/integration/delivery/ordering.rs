@@ -49,6 +49,7 @@ async fn count_rows(env: &TestEnv, what: &'static str) -> i64 {
     sqlx::query_scalar(query).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// A conversation with 60 waiting messages delays no other one, and keeps its order.
 #[tokio::test]
 async fn isolates_deep_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -80,7 +81,8 @@ async fn isolates_deep_conversation() {
     );
 }
 
-/// Each arrives alone, and the reader has caught up before it.
+/// Webhooks that arrive during a commit are committed together, although each arrives alone and
+/// after the reader has caught up.
 #[tokio::test]
 async fn batches_webhooks_during_commit() {
     const COUNT: usize = 30;
@@ -110,6 +112,7 @@ async fn batches_webhooks_during_commit() {
     assert!(batches <= COUNT / 3, "{batches} batches for {COUNT} webhooks");
 }
 
+/// Messages behind one that the agent fails four times wait for it and follow in order.
 #[tokio::test]
 async fn waits_for_failing_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -131,7 +134,8 @@ async fn waits_for_failing_message() {
     );
 }
 
-/// The sample agent rejects `poison` as the protocol defines.
+/// A message that the agent refuses becomes a dead letter after three attempts, the person gets a
+/// notice, and the next message is delivered.
 #[tokio::test]
 async fn continues_after_dead_letter() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -155,6 +159,7 @@ async fn continues_after_dead_letter() {
     assert_eq!(told.by, "chat.postEphemeral");
 }
 
+/// Messages of a conversation keep their order when the worker of their partition is killed.
 #[tokio::test]
 async fn keeps_order_after_kill() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -180,8 +185,8 @@ async fn keeps_order_after_kill() {
     );
 }
 
-/// The worker continues: a hanging attempt is cancelled, a panic is counted, and only their own
-/// conversations are affected.
+/// A hanging attempt is cancelled, a panicking one becomes a dead letter, and other conversations
+/// are not affected.
 #[tokio::test]
 async fn survives_hang_and_panic_of_handler() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -270,8 +275,9 @@ fn unix_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64() * 1000.0)
 }
 
-/// At most twice the quiet value. Each is measured up to three times, and the best values are
-/// compared, because other load of the machine interferes.
+/// A conversation with half of all traffic at most doubles the 99th percentile of the others. Both
+/// are measured up to three times and their best values compared, because other load of the machine
+/// interferes.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_p99_beside_busy_lane() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -300,8 +306,8 @@ async fn bounds_p99_beside_busy_lane() {
     panic!("quiet {quiet:?}, beside a noisy conversation {noisy:?}\n{}", env.logs());
 }
 
-/// An outage of an agent loses no delivery: its circuit opens, a probe succeeds, and the rest
-/// follows.
+/// During an outage of an agent its circuit opens and few attempts are made. Afterwards every
+/// delivery succeeds.
 #[tokio::test]
 async fn delivers_after_agent_outage() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -332,6 +338,7 @@ fn count_notices(env: &TestEnv, channel: &str) -> usize {
     receipts.iter().filter(|r| r.to == channel && is_notice(r.text())).count()
 }
 
+/// A person with three messages to an unavailable agent gets one notice.
 #[tokio::test]
 async fn sends_one_notice_for_open_circuit() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -357,6 +364,7 @@ async fn sends_one_notice_for_open_circuit() {
     assert_eq!(count_notices(&env, "D20"), 1);
 }
 
+/// A person gets one notice when an agent has not answered for 30 s, and the answer later.
 #[tokio::test]
 async fn sends_notice_for_slow_agent() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -380,7 +388,7 @@ async fn wait_for_outcomes(env: &TestEnv, outcome: &'static str, count: i64) {
     assert_eq!(self::count_rows(env, "lanes").await, 0);
 }
 
-/// One of the lanes is deep.
+/// Deliveries of a deleted agent and of a revoked connection end, also those of a deep lane.
 #[tokio::test]
 async fn ends_undeliverable_deliveries() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -422,7 +430,7 @@ async fn connect_agent(env: &TestEnv, change: impl FnOnce(&mut NewAgent)) -> App
     app
 }
 
-/// The limit is exact and applies to all workers together.
+/// An agent gets exactly `max_concurrent` attempts at once from all workers together.
 #[tokio::test]
 async fn limits_attempts_per_agent() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -439,6 +447,7 @@ async fn limits_attempts_per_agent() {
     assert_eq!(most.into_inner(), 3);
 }
 
+/// An agent that answers after 25 s is called once.
 #[tokio::test]
 async fn calls_slow_agent_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -448,7 +457,7 @@ async fn calls_slow_agent_once() {
     assert_eq!(env.agent.requests().len(), 1);
 }
 
-/// A person is waiting: commands need no agent slot.
+/// A command is answered within three seconds while all slots of the agent are taken.
 #[tokio::test]
 async fn answers_command_without_slot() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

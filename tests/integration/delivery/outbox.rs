@@ -80,7 +80,7 @@ async fn status(env: &TestEnv, app: &App) -> String {
         .expect("a status")
 }
 
-/// Each connection is cut after Slack accepted the message.
+/// Of 1,000 messages whose connection is cut after Slack accepted them, none is lost or sent twice.
 #[tokio::test]
 async fn sends_once_despite_1000_cuts() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -96,6 +96,7 @@ async fn sends_once_despite_1000_cuts() {
     assert_eq!((calls.len(), doubts), (1000, 0), "no call was repeated, no doubt was left");
 }
 
+/// Ambiguous messages that Slack offers no look-up for are sent again once and counted.
 #[tokio::test]
 async fn counts_resends_without_lookup() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -126,6 +127,7 @@ async fn counts_resends_without_lookup() {
     }
 }
 
+/// After each kind of failed call a message is looked up first, so that it is in Slack once.
 #[tokio::test]
 async fn reconciles_before_resend() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -149,6 +151,7 @@ async fn reconciles_before_resend() {
     assert_eq!((count_posts(&env, &app, 2 * faults.len()), doubts), (2 * faults.len(), 0));
 }
 
+/// A message whose worker froze during the call is looked up by another worker, and not sent again.
 #[tokio::test]
 async fn sends_once_after_freeze() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -165,7 +168,8 @@ async fn sends_once_after_freeze() {
     assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), doubts), (1, 1, 0));
 }
 
-/// A `response_url` that is expired, used up or of another origin is replaced by the Web API.
+/// The Web API replaces a `response_url` that is expired or used up. One of another origin gets no
+/// message.
 #[tokio::test]
 async fn replaces_invalid_response_url() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -211,7 +215,8 @@ async fn replaces_invalid_response_url() {
     assert_eq!(why, "the response_url is not Slack's");
 }
 
-/// An error about a token changes its own connection only.
+/// An error about a token changes its own connection only: revoked at once, or in error after
+/// several refusals until the token works again.
 #[tokio::test]
 async fn applies_token_errors() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -241,7 +246,8 @@ async fn applies_token_errors() {
     assert_eq!(count_posts(&env, &doubtful, 1), 1);
 }
 
-/// Each error decides whether the message is kept or given up, and the status of the connection.
+/// Each error of Slack decides whether the message is kept or given up, and the status of the
+/// connection.
 #[tokio::test]
 async fn handles_each_error_of_slack() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -284,7 +290,8 @@ async fn handles_each_error_of_slack() {
     assert_eq!(limited, 3, "a full workspace pauses all that is said there");
 }
 
-/// Slack rejects the text alone, too: the person gets a note with a reference for the operator.
+/// When Slack rejects the text alone, too, the person gets a note with a reference for the
+/// operator.
 #[tokio::test]
 async fn sends_note_for_rejected_reply() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -305,6 +312,7 @@ async fn sends_note_for_rejected_reply() {
     assert!(note.text().contains(reference), "{note:?}");
 }
 
+/// A redirect of a `response_url` is a failure and not followed.
 #[tokio::test]
 async fn ignores_redirect_of_response_url() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -340,6 +348,7 @@ async fn ignores_redirect_of_response_url() {
     assert_eq!(asked.load(Ordering::Relaxed), 1, "the redirect was followed");
 }
 
+/// A message to an archived channel is given up without another call, and other messages are sent.
 #[tokio::test]
 async fn isolates_closed_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -275,6 +275,8 @@ pub async fn log_plans(env: &TestEnv) {
     }
 }
 
+/// No statement of a worker reads more rows or pages than its limit, by plans of small tables and
+/// by plans of full ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_few_rows_per_statement() {
     let size = Size { own_postgres: true, ..SMALL };

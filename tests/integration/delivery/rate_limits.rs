@@ -27,6 +27,8 @@ fn count_posts(env: &TestEnv, app: &App) -> usize {
     env.slack.calls_of(POST).iter().filter(|call| by_bot(call)).count()
 }
 
+/// After a 429 none of four workers calls the method for that workspace too early. Another
+/// workspace is answered at once.
 #[tokio::test]
 async fn shares_limit_between_workers() {
     let env = TestEnv::start(FOUR_WORKERS).await.expect("a test environment");
@@ -62,6 +64,7 @@ async fn shares_limit_between_workers() {
     }
 }
 
+/// Messages of a channel keep their order and the configured interval, so that Slack refuses none.
 #[tokio::test]
 async fn paces_messages_of_channel() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -82,7 +85,8 @@ async fn paces_messages_of_channel() {
     assert_eq!(texts, ["one", "two", "three", "four"].map(|text| format!("I heard: {text}")));
 }
 
-/// First one call per second or less, later without a pause.
+/// After a rate limit a method gets one call per interval at first, and all waiting calls a minute
+/// later.
 #[tokio::test]
 async fn resumes_slowly_after_limit() {
     let servers = Size { ingests: 0, workers: 0, own_postgres: false };

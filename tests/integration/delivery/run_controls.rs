@@ -50,9 +50,10 @@ fn state(message: &Message) -> Option<StreamingState> {
     message.stream.as_ref().map(|stream| stream.state)
 }
 
-/// The next question is answered.
+/// Slack's stop button ends the run, the agent's call and the status. The next question is
+/// answered.
 #[tokio::test]
-async fn button_stops_run() {
+async fn stops_run_by_button() {
     let (env, app) = start_env().await;
     let (question, ts) = ask(&env, &app, "D1", LONG).await;
     wait_for_stream(&env, &app, "D1").await;
@@ -82,8 +83,9 @@ async fn button_stops_run() {
     assert_eq!(env.agent.cancels().len(), 1);
 }
 
+/// The message `!stop` ends the run of its direct message or thread only, and reaches no agent.
 #[tokio::test]
-async fn word_stops_run() {
+async fn stops_run_by_word() {
     let (env, app) = start_env().await;
     let (direct, _) = ask(&env, &app, "D1", LONG).await;
     let (in_channel, ts) = ask(&env, &app, "C1", LONG).await;
@@ -107,9 +109,9 @@ async fn word_stops_run() {
     assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
 }
 
-/// The agent has not answered when the stop comes, or it is not asked yet.
+/// A stop ends a run whose agent has not answered yet, and a question that still waits.
 #[tokio::test]
-async fn stop_before_run_applies() {
+async fn applies_stop_before_run() {
     let (env, app) = start_env().await;
     let (cold, ts) = ask(&env, &app, "D1", "stream:600:100:8:1500 please").await;
     let (waiting, _) = ask(&env, &app, "D1", "and this").await;
@@ -127,8 +129,9 @@ async fn stop_before_run_applies() {
     assert!(env.slack.calls_of("chat.startStream").is_empty(), "the stopped answer began");
 }
 
+/// The deletion of a question ends its run, and the agent gets the reason `deleted`.
 #[tokio::test]
-async fn deletion_of_question_stops_run() {
+async fn stops_run_on_deletion() {
     let (env, app) = start_env().await;
     let (question, ts) = ask(&env, &app, "C1", LONG).await;
     wait_for_stream(&env, &app, "C1").await;
@@ -144,9 +147,10 @@ async fn deletion_of_question_stops_run() {
     assert_eq!(wait_for_cancels(&env, 1).await[0].reason, "deleted");
 }
 
-/// While many answers are streamed, each is stopped by the button.
+/// With many open streamed answers, an agent gets the cancellation within 250 ms of the stop
+/// button.
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_hear_stops_in_time() {
+async fn cancels_runs_in_time() {
     let streams = ci_or_full(60, 1_000);
     let (env, app) = start_env().await;
     let mut questions = Vec::new();

@@ -49,6 +49,7 @@ async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) 
     (app, token)
 }
 
+/// Of eight workers that meet an expired token, one refreshes it, and every message is sent once.
 #[tokio::test]
 async fn refreshes_expired_token_once() {
     let env = TestEnv::start(EIGHT_WORKERS).await.expect("a test environment");
@@ -75,6 +76,7 @@ async fn refreshes_expired_token_once() {
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
 }
 
+/// A token is refreshed before it expires, and the next message uses the new one.
 #[tokio::test]
 async fn refreshes_before_expiry() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -104,8 +106,8 @@ async fn refreshes(env: &TestEnv, app: &App) -> i64 {
     sqlx::query_scalar(generation).bind(id).fetch_one(&env.pool).await.expect("a row")
 }
 
-/// Slack's answer uses up the old refresh token. If Postgres is gone before the new tokens are
-/// written, they are written once it is back, and no other worker uses the old one.
+/// If Postgres is gone when Slack returns new tokens, they are written once it is back, and no
+/// worker uses the old refresh token again.
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_tokens_without_postgres() {
     let size = Size { workers: 0, ..SMALL };
@@ -161,7 +163,7 @@ async fn keeps_tokens_without_postgres() {
     env.slack.wait_for_receipt("it answers with the new token", is_answer).await;
 }
 
-/// A lease whose worker crashed is taken over.
+/// A refresh whose worker crashed is repeated by another worker after its lease.
 #[tokio::test(flavor = "multi_thread")]
 async fn refreshes_after_crash() {
     /// The lease, and the time after which it is taken over.

@@ -124,6 +124,7 @@ fn control_stop_time(settings: &control::Config) -> Duration {
 /// Time for the kernel, the container and the log.
 const MARGIN: Duration = Duration::from_secs(2);
 
+/// The compose file sets valid settings, and its grace periods leave time to drain.
 #[test]
 fn sets_valid_settings_in_compose() {
     let mut seen = BTreeSet::new();
@@ -236,6 +237,7 @@ fn fits_ingest_in_memory_limits() {
     }
 }
 
+/// `max_payload` of NATS is the maximum body plus the maximum headers.
 #[test]
 fn allows_largest_webhook_in_nats() {
     let limits = read(&deploy_folder().join("nats/limits.conf"));
@@ -266,7 +268,7 @@ fn seconds(value: &Value) -> Duration {
 /// Browsers reach the pages of an installation and no other path of the control API, for as long as
 /// a page may take.
 #[test]
-fn publishes_installs_alone() {
+fn publishes_install_pages_only() {
     let (gateway, route) = (manifest("Gateway", "slack"), manifest("HTTPRoute", "installs"));
     assert_eq!(published(&route), ["/install", "/slack/oauth"]);
     assert!(OAUTH_CALLBACK_PATH.starts_with("/slack/oauth/"));
@@ -305,7 +307,7 @@ fn publishes_installs_alone() {
 /// Webhooks pass a gateway that buffers whole requests, limits rates and times, and has the limits
 /// of ingest and of compose's proxy.
 #[test]
-fn edge_has_limits_of_ingest() {
+fn matches_edge_limits_to_ingest() {
     let kinds: BTreeSet<String> =
         manifests().iter().map(|(_, it)| it["kind"].as_str().unwrap_or_default().into()).collect();
     assert!(!kinds.contains("Ingress"), "{kinds:?}");
@@ -348,8 +350,8 @@ fn edge_has_limits_of_ingest() {
     }
 }
 
-/// What is built or checked with is pinned: crates, tools, actions and base images by hash, and CI
-/// refuses crates by license and source.
+/// Crates, tools, actions and base images are pinned by hash, and CI checks licenses and sources of
+/// crates.
 #[test]
 fn pins_supply_chain() {
     let root = deploy_folder().join("..");
@@ -443,7 +445,7 @@ fn containers() -> Vec<(String, Value, Value)> {
     found
 }
 
-/// The grace periods leave time to drain.
+/// The manifests set valid settings, and their grace periods leave time to drain.
 #[test]
 fn sets_valid_settings_in_kubernetes() {
     let tidegate = tidegate_settings();
@@ -509,6 +511,7 @@ fn bounds_probes_and_replicas() {
     assert_eq!(scaled["spec"]["scaleTargetRef"]["name"], "worker");
 }
 
+/// Each component of the collector's pipelines is defined, and traces are sent to its port.
 #[test]
 fn defines_collector_pipelines() {
     let collector = yaml_documents(&deploy_folder().join("observability/collector.yaml")).remove(0);

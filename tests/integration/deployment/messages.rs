@@ -29,9 +29,10 @@ fn stderr(ran: &Output) -> String {
     String::from_utf8(ran.stderr.clone()).expect("text")
 }
 
-/// As in `tidegate connections --help | head -1`.
+/// `--help` into a closed pipe, as in `tidegate connections --help | head -1`, exits with 0 and
+/// prints no error.
 #[test]
-fn help_survives_closed_pipe() {
+fn prints_help_to_closed_pipe() {
     let binaries = Binaries::get().expect("binaries");
     let programs = [&binaries.ingest, &binaries.worker, &binaries.control, &binaries.tidegate];
     for program in programs {
@@ -43,8 +44,9 @@ fn help_survives_closed_pipe() {
     }
 }
 
+/// A command without a subcommand prints its help and exits with 64.
 #[test]
-fn bare_commands_show_help() {
+fn shows_help_for_bare_commands() {
     for args in [&[][..], &["connections"], &["dead-letters"]] {
         let ran = tidegate(args);
         let help = stderr(&ran);
@@ -53,7 +55,7 @@ fn bare_commands_show_help() {
     }
 }
 
-/// The argument is named with the help of the invoked command, not of another one.
+/// An error names the wrong argument with the help of the invoked command, in one line.
 #[test]
 fn names_wrong_arguments() {
     for (args, says) in [
@@ -74,6 +76,8 @@ fn names_wrong_arguments() {
     }
 }
 
+/// An error names the address of an unreachable server and its setting in one line, without the
+/// password.
 #[test]
 fn names_unreachable_servers() {
     for (args, says, setting) in [
@@ -90,7 +94,8 @@ fn names_unreachable_servers() {
     }
 }
 
-/// A failure of Postgres is said once, with the next command, and without a line of its source.
+/// A missing table is reported once, with `tidegate migrate` as the remedy and without a source
+/// line.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_next_command() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -105,9 +110,10 @@ async fn names_next_command() {
     assert!(!said.contains("at line"), "{said}");
 }
 
-/// NATS is away: the emergency command changes Postgres, and says how far it came.
+/// Without NATS `connections disable` changes Postgres, reports that ingests do not know it yet,
+/// and fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn disable_without_nats_says_so() {
+async fn reports_disable_without_nats() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     let app = env.declare().expect("a connection");
     env.nats.kill();
@@ -125,9 +131,9 @@ async fn disable_without_nats_says_so() {
     assert_eq!(status, "stopped");
 }
 
-/// A process whose NATS is wrong names address and settings in its log.
+/// A process with a wrong address or key of NATS logs the address and the setting.
 #[tokio::test]
-async fn log_names_unreachable_nats() {
+async fn logs_unreachable_nats() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     let stranger = nkeys::KeyPair::new_user().seed().expect("a seed");
     let stranger = env.write("stranger.seed", &stranger).expect("written").display().to_string();
@@ -147,9 +153,9 @@ async fn log_names_unreachable_nats() {
     }
 }
 
-/// 64 partitions are one line.
+/// A worker that claims 64 partitions logs fewer than 20 lines.
 #[tokio::test]
-async fn start_of_worker_has_few_lines() {
+async fn logs_few_lines_at_worker_start() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.start_worker().await.expect("a worker");
     let worker = &env.workers[0];

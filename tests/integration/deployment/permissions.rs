@@ -127,9 +127,10 @@ async fn restricts_worker_in_nats() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
-/// Servers publish for a push consumer, and check no permission of whoever created it.
+/// A push consumer with a webhook's subject as its target stores nothing: servers check no
+/// permission of the user who created it.
 #[tokio::test]
-async fn push_consumers_store_no_webhook() {
+async fn stores_nothing_by_push_consumer() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.declare().expect("an entry of the directory");
     let create = async |user, stream: &str, filter: &str| {
@@ -173,6 +174,7 @@ async fn restricts_operator_in_nats() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
+/// NATS rejects a client without a key and one with an unknown key.
 #[tokio::test]
 async fn rejects_unknown_key_in_nats() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -184,7 +186,7 @@ async fn rejects_unknown_key_in_nats() {
     assert!(stranger.is_err(), "with a key of its own");
 }
 
-/// The deployed file alone: the tests' server adds a user.
+/// `nats-server` accepts the deployed permissions without the user that the tests add.
 #[tokio::test]
 async fn loads_deployed_users_in_nats() {
     let run = Arc::new(RunDir::new("users").expect("a run"));
@@ -212,6 +214,8 @@ async fn assert_denied(env: &TestEnv, role: &str, statements: &[&str]) {
     }
 }
 
+/// A worker can't change the schema, delete configuration, or read or change the audit log and API
+/// keys.
 #[tokio::test]
 async fn restricts_worker_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -245,6 +249,7 @@ async fn restricts_worker_in_postgres() {
     assert_denied(&env, "tidegate_worker", &forbidden).await;
 }
 
+/// The operator can't change the schema, leases, workers or existing entries of the audit log.
 #[tokio::test]
 async fn restricts_operator_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -267,7 +272,7 @@ async fn restricts_operator_in_postgres() {
     assert_denied(&env, "tidegate_operator", &forbidden).await;
 }
 
-/// Whoever only looks needs no right to change anything.
+/// The role `tidegate_reader` runs all reading commands and changes nothing.
 #[tokio::test]
 async fn restricts_reader_in_postgres() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -365,6 +370,7 @@ async fn restricts_control_in_nats() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
+/// Postgres has no role for ingest.
 #[tokio::test]
 async fn denies_ingest_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");

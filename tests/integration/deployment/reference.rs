@@ -51,6 +51,7 @@ fn reference() -> String {
     format!("{HEAD}{}", rows.collect::<String>())
 }
 
+/// `deploy/SETTINGS.md` has every setting of the programs with its default and help text.
 #[test]
 fn lists_every_setting() {
     let expected = reference();

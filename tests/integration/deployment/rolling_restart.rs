@@ -74,6 +74,8 @@ async fn send_balanced(
     wrong
 }
 
+/// Clients that send to ready ingests get 200 for every webhook while each ingest is restarted, and
+/// each webhook is stored once.
 #[tokio::test]
 async fn answers_all_during_restart() {
     const CLIENTS: usize = 4;
@@ -134,6 +136,7 @@ async fn drains_before_exit() {
     assert_clean_exit(ingest).await;
 }
 
+/// An ingest that stops answers a request whose body is not complete when it closes its port.
 #[tokio::test]
 async fn answers_open_requests() {
     let (env, app) = start_two_ingests().await;

@@ -27,7 +27,8 @@ const POSTGRES: (&str, &str) = ("TIDEGATE_POSTGRES_URL", "postgres://127.0.0.1:1
 const SIGNING: (&str, &str) = ("TIDEGATE_SIGNING_SECRET_KEYRING", RING);
 const TOKENS: (&str, &str) = ("TIDEGATE_TOKEN_KEYRING", RING);
 
-/// A missing or malformed setting ends the process with one sentence that names it.
+/// A missing or malformed setting ends the process with exit code 64 and one sentence that names
+/// it.
 #[test]
 fn rejects_invalid_settings() {
     let bad_ring = ("TIDEGATE_SIGNING_SECRET_KEYRING", "k1:c2VjcmV0");
@@ -176,9 +177,10 @@ fn rejects_invalid_settings() {
     }
 }
 
-/// Other users of a machine can read arguments, and Kubernetes keeps those of a pod.
+/// A secret as an argument is rejected and not printed: other users of a machine can read
+/// arguments.
 #[test]
-fn secrets_are_no_arguments() {
+fn rejects_secrets_as_arguments() {
     let rotate = ["connections", "rotate-signing-secret", ID, "--secret", "c2VjcmV0"];
     let enable = ["connections", "enable-token-rotation", ID, "--client-id", "1.2"];
     let client = ["--client-secret", "c2VjcmV0", "--refresh-token", "env:RING"];
@@ -202,6 +204,7 @@ fn secrets_are_no_arguments() {
     );
 }
 
+/// `--help` of ingest and worker names their settings and those of logs and traces.
 #[test]
 fn documents_every_setting_in_help() {
     for (program, setting) in [("ingest", "TIDEGATE_HTTP_LISTEN"), ("worker", "TIDEGATE_LEASE_TTL")]
@@ -216,6 +219,7 @@ fn documents_every_setting_in_help() {
     }
 }
 
+/// `keygen` writes valid keys for every user, overwrites none, and separates them by role.
 #[test]
 fn generates_keys_once() {
     let run_dir = tests::run_dir::RunDir::new("keygen").expect("a folder");

@@ -45,48 +45,57 @@ async fn run_alone(fault: Fault) -> Verdict {
     run_under_load(&format!("{fault:?}"), inject).await
 }
 
+/// Without a fault every webhook is processed once and in order.
 #[tokio::test]
 async fn sends_once_without_fault() {
     let verdict = run_under_load("calm", async |_: &TestEnv| tokio::time::sleep(CALM).await).await;
     assert!(verdict.holds(false), "{verdict:?}");
 }
 
+/// Killing a worker under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_worker() {
     run_alone(Fault::KillWorker).await;
 }
 
+/// Freezing a worker under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_frozen_worker() {
     run_alone(Fault::FreezeWorker).await;
 }
 
+/// Stopping a worker under load loses, reorders and repeats nothing.
 #[tokio::test]
 async fn survives_replaced_worker() {
     let verdict = run_alone(Fault::StopWorker).await;
     assert!(verdict.holds(false), "who is told to stop finishes what it says: {verdict:?}");
 }
 
+/// Killing an ingest under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_ingest() {
     run_alone(Fault::KillIngest).await;
 }
 
+/// Killing NATS under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_nats() {
     run_alone(Fault::KillNats).await;
 }
 
+/// Killing Postgres under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_postgres() {
     run_alone(Fault::KillPostgres).await;
 }
 
+/// Freezing Postgres under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_frozen_postgres() {
     run_alone(Fault::FreezePostgres).await;
 }
 
+/// Random faults one after the other, from a printed seed, lose and reorder nothing.
 #[tokio::test]
 async fn survives_random_faults() {
     let set = |name| std::env::var(name).ok();

@@ -60,9 +60,9 @@ async fn ask(env: &TestEnv, app: &App, text: &str) {
         .await;
 }
 
-/// Leases are kept, and a channel's messages have their pace.
+/// Workers with wrong clocks keep their leases, and a channel's messages keep their interval.
 #[tokio::test(flavor = "multi_thread")]
-async fn keep_leases_and_pace() {
+async fn keeps_leases_and_pace() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     let before = epochs(&env).await;
@@ -76,9 +76,10 @@ async fn keep_leases_and_pace() {
     assert_eq!(epochs(&env).await, before, "no partition changed hands");
 }
 
-/// Codes, keys and tokens are valid for their time, also by the clock of another machine.
+/// Link codes, API keys and idempotency keys are valid for their time by Postgres's clock, whatever
+/// the clock of the machine that creates or checks them.
 #[tokio::test(flavor = "multi_thread")]
-async fn keep_validity_of_codes_and_keys() {
+async fn keeps_validity_of_codes_and_keys() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     let link = async |ttl: &str, channel: &str| {
@@ -135,9 +136,9 @@ async fn keep_validity_of_codes_and_keys() {
     .await;
 }
 
-/// A token that is valid for another half hour is not due, whichever worker looks.
+/// A worker with a wrong clock refreshes a due token, and none that is valid for another half hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn refresh_tokens_when_due() {
+async fn refreshes_tokens_when_due() {
     let Some(env) = start().await else { return };
     env.slack.register_client("1.2", "client secret");
     let rotate = async |expires_in: &str| {
@@ -171,9 +172,10 @@ async fn refresh_tokens_when_due() {
     }
 }
 
-/// Retention deletes by Postgres's clock, and ends replaced signing secrets.
+/// Retention and the overlap of signing secrets follow Postgres's clock, whichever worker applies
+/// them.
 #[tokio::test(flavor = "multi_thread")]
-async fn expire_rows_and_secrets() {
+async fn expires_rows_and_secrets() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     let id = app.connection.to_string();
@@ -233,10 +235,10 @@ async fn expire_rows_and_secrets() {
     }
 }
 
-/// Ranges of a replay end now by Postgres's clock. An uninstallation without a time is dated by
-/// Slack's signature, not by an ingest's clock.
+/// The range of a replay ends now by Postgres's clock. An uninstallation without a time is dated by
+/// Slack's signature, not by the ingest's clock.
 #[tokio::test(flavor = "multi_thread")]
-async fn find_webhooks_and_revoke() {
+async fn dates_replays_and_removals() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     ask(&env, &app, "hello").await;

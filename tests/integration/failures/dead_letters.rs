@@ -64,6 +64,8 @@ async fn assert_one_dead_letter(env: &TestEnv, bad: &Webhook, others: &[Webhook]
     dead
 }
 
+/// Messages of the stream that are no envelopes become dead letters with their bytes, and later
+/// webhooks are processed.
 #[tokio::test]
 async fn keeps_undecodable_envelope() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -103,6 +105,7 @@ async fn keeps_undecodable_envelope() {
     );
 }
 
+/// Signed bodies that are no webhook of Slack become dead letters.
 #[tokio::test]
 async fn keeps_unparsable_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -120,6 +123,8 @@ async fn keeps_unparsable_webhook() {
     assert!(dead.iter().all(|one| one.reason == "signed by Slack, but not understood"), "{dead:?}");
 }
 
+/// A dead letter that can't be decrypted is listed and shown, and does not stop the redrive of
+/// others.
 #[tokio::test]
 async fn lists_undecryptable_row() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -160,7 +165,8 @@ async fn lists_undecryptable_row() {
     }
 }
 
-/// A newer release may have written the row. Only webhooks of this connection wait.
+/// A connection whose row can't be read, as one that a newer release wrote, makes only its own
+/// webhooks dead letters.
 #[tokio::test]
 async fn isolates_unreadable_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -195,7 +201,8 @@ async fn isolates_unreadable_connection() {
     assert_eq!(env.wait_for_outcome(&unread.dedup_key).await.outcome, "completed");
 }
 
-/// A violated constraint stands for any rejection by Postgres.
+/// A webhook whose effects Postgres rejects is found by halving its batch, and is the only dead
+/// letter of it.
 #[tokio::test]
 async fn isolates_rejected_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -212,7 +219,8 @@ async fn isolates_rejected_webhook() {
     assert!(refused.expect("metrics") >= 3.0, "it was found by halving the batch");
 }
 
-/// Commits fail while another session locks their table, as in a migration. No webhook is given up.
+/// Commits that fail while another session locks their table, as in a migration, are repeated, and
+/// no webhook is given up.
 #[tokio::test]
 async fn waits_for_locked_table() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -238,6 +246,7 @@ async fn start_faulty_worker() -> (TestEnv, App) {
     (env, app)
 }
 
+/// A webhook whose decision panics is the only dead letter of its batch, and the process continues.
 #[tokio::test]
 async fn isolates_panicking_decision() {
     let (env, app) = start_faulty_worker().await;
@@ -247,7 +256,8 @@ async fn isolates_panicking_decision() {
     assert!(env.workers[0].process.is_running(), "the process goes on");
 }
 
-/// The worker is restarted each time, as by an orchestrator.
+/// A webhook that ends the process is the only dead letter of its batch after at most five
+/// restarts, and again after a redrive.
 #[tokio::test]
 async fn isolates_crashing_webhook() {
     let (env, app) = start_faulty_worker().await;

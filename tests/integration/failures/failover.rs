@@ -9,6 +9,7 @@ use tests::{
     test_env::{LEASE_TTL, PAIR, Role, SMALL, Server, Size, TIMEOUT, TestEnv, agent_id},
 };
 
+/// Another worker processes a webhook that was stored for a worker that is killed.
 #[tokio::test]
 async fn handles_webhook_of_killed_worker() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -27,7 +28,8 @@ async fn handles_webhook_of_killed_worker() {
     assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
 }
 
-/// Lost webhooks are read again without a later webhook and without an expired lease.
+/// After Postgres is restored from a backup, webhooks committed since are read again, without a
+/// later webhook or an expired lease.
 #[tokio::test]
 async fn rereads_after_postgres_restore() {
     let size = Size { ingests: 1, workers: 1, own_postgres: true };
@@ -44,8 +46,8 @@ async fn rereads_after_postgres_restore() {
     assert_eq!(env.agent.requests().len(), 2);
 }
 
-/// Postgres rejects commits, as with a full disk, and workers are killed meanwhile: no webhook is
-/// given up, and attempts are spaced.
+/// While Postgres rejects commits, as with a full disk, and workers are killed, no webhook is given
+/// up and attempts are spaced.
 #[tokio::test]
 async fn retries_failing_commits() {
     const KILLS: usize = 4;
@@ -82,8 +84,8 @@ async fn retries_failing_commits() {
     assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
 }
 
-/// Postgres cancels the statement that records an answer at its timeout, as after a freeze: the
-/// answer is recorded later, and the delivery is not given up.
+/// An answer whose recording Postgres cancels at its timeout, as after a freeze, is recorded later
+/// without another call of the agent.
 #[tokio::test]
 async fn records_outcome_after_timeout() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -107,6 +109,8 @@ async fn records_outcome_after_timeout() {
     assert_eq!(env.agent.requests().len(), 1, "{}", log());
 }
 
+/// A worker frozen past its lease repeats no reply when it continues, finds out that it lost its
+/// partitions, and gets some again.
 #[tokio::test]
 async fn fences_frozen_worker() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -136,6 +140,7 @@ async fn fences_frozen_worker() {
     );
 }
 
+/// A worker that is stopped exits with 0, and another worker owns all partitions afterwards.
 #[tokio::test]
 async fn releases_partitions_on_stop() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -153,6 +158,8 @@ async fn releases_partitions_on_stop() {
     assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
 }
 
+/// While NATS is down events get a 503 and commands a notice within 3 s. Afterwards webhooks are
+/// accepted and processed.
 #[tokio::test]
 async fn recovers_from_nats_outage() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -181,6 +188,7 @@ async fn recovers_from_nats_outage() {
     assert_eq!(env.wait_for_outcome(&event.dedup_key).await.outcome, "ignored");
 }
 
+/// While Postgres is down webhooks are accepted. They are processed once it is back.
 #[tokio::test]
 async fn recovers_from_postgres_outage() {
     let env =
@@ -196,7 +204,7 @@ async fn recovers_from_postgres_outage() {
         .await;
 }
 
-/// Readers are deleted by a person or lost by the server: new ones continue.
+/// Readers of NATS that are deleted are created again, and no webhook is missed.
 #[tokio::test]
 async fn recreates_deleted_readers() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

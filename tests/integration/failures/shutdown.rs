@@ -142,7 +142,8 @@ async fn count_running(env: &TestEnv, worker: &Worker, app: &App) -> i64 {
     .expect("a count")
 }
 
-/// Partitions continue on another worker meanwhile.
+/// A worker that is stopped finishes its calls of agents, each made once, while another worker
+/// continues its partitions within 500 ms.
 #[tokio::test(flavor = "multi_thread")]
 async fn finishes_calls_on_stop() {
     let (env, places) = start_pair().await;
@@ -182,6 +183,7 @@ async fn finishes_calls_on_stop() {
     }
 }
 
+/// After a kill no partition stalls for longer than the lease TTL and a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn moves_partitions_within_ttl() {
     let (env, places) = start_pair().await;
@@ -190,7 +192,7 @@ async fn moves_partitions_within_ttl() {
     assert_stall_at_most(&env, &places, bound, bound, kill).await;
 }
 
-/// A stop does not wait for Postgres.
+/// A worker that is stopped while Postgres is unreachable ends in time and without a panic.
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_without_postgres() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");

@@ -52,7 +52,8 @@ async fn count_requests(env: &TestEnv, text: &str) -> usize {
     env.agent.requests().iter().filter(|asked| asked.question["text"] == text).count()
 }
 
-/// Its sequences start at one, below every cursor.
+/// A recreated stream, whose sequences start at one, is detected, and each of its webhooks is
+/// processed once.
 #[tokio::test]
 async fn handles_recreated_stream() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -79,7 +80,7 @@ async fn handles_recreated_stream() {
     assert_eq!(counted.expect("a figure"), 64.0);
 }
 
-/// The stream is recreated while no worker runs: found when the partition is claimed.
+/// A stream that is recreated while no worker runs is detected when a worker claims the partition.
 #[tokio::test]
 async fn detects_reset_at_claim() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -105,8 +106,8 @@ async fn detects_reset_at_claim() {
     env.wait_for_log(RESET_LOG).await.expect("somebody is told");
 }
 
-/// Messages that the stream dropped before they were read are lost; the rest is handled. That is no
-/// stream reset.
+/// Webhooks that the stream dropped before they were read are lost, the rest is processed, and no
+/// reset is reported.
 #[tokio::test]
 async fn handles_rest_after_lost_start() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -128,8 +129,8 @@ async fn handles_rest_after_lost_start() {
     assert!(!env.logs().contains(RESET_LOG), "{}", env.logs());
 }
 
-/// A truncated stream that was filled again has another message at the sequence of the last
-/// committed one.
+/// A truncated stream with another message at the sequence of the last commit is a reset, and no
+/// webhook is processed twice.
 #[tokio::test]
 async fn detects_truncated_stream() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -163,8 +164,8 @@ async fn detects_truncated_stream() {
     }
 }
 
-/// An idle partition is read up to the end of the stream. When the stream loses that end, new
-/// messages there are read by the same reader.
+/// When the stream loses its end, new messages at those sequences are read, also in an idle
+/// partition.
 #[tokio::test]
 async fn reads_truncated_idle_partition() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

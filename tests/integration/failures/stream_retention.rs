@@ -34,8 +34,8 @@ async fn count_rows(env: &TestEnv, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
 }
 
-/// Waiting deliveries are in Postgres, so their messages may be purged. The ledger records the
-/// purge.
+/// A stream that fills up loses committed webhooks, also those whose deliveries still wait. The
+/// ledger records the purge.
 #[tokio::test]
 async fn purges_committed_history() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -74,7 +74,8 @@ async fn purges_committed_history() {
     assert!(verified.contains("0 missing"), "{verified}");
 }
 
-/// The older half of a connection's committed webhooks goes, at once and whatever the stream holds.
+/// The older half of a connection's committed webhooks is purged once they exceed its share.
+/// Others' are not.
 #[tokio::test]
 async fn purges_over_share() {
     const BODIES: usize = 12;
@@ -113,6 +114,7 @@ async fn purges_over_share() {
     assert!(worker.metric("tidegate_stream_share_purges_total").await.expect("a metric") >= 4.0);
 }
 
+/// Expired rows of each table are deleted, and others stay.
 #[tokio::test]
 async fn deletes_expired_rows() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -11,8 +11,8 @@ use tests::{
     test_env::{App, PAIR, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// The defect that Tidegate removes: a slash command reaches a process without its connection, gets
-/// 404, and is never resent.
+/// A slash command of a connection that no ingest has seen yet is accepted and answered. Before
+/// Tidegate it got a 404 and was lost.
 #[tokio::test]
 async fn handles_unseen_connection() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -34,6 +34,7 @@ async fn handles_unseen_connection() {
     assert_eq!(env.binding(&app, "C1").await.expect("a look").as_deref(), Some("sample"));
 }
 
+/// A connection that is only a row of Postgres is written to the directory by a worker.
 #[tokio::test]
 async fn syncs_unannounced_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -46,6 +47,8 @@ async fn syncs_unannounced_connection() {
     .await;
 }
 
+/// Once `connections disable` returns, every ingest answers 404 without a retry and stores nothing.
+/// `enable` reverses it.
 #[tokio::test]
 async fn answers_404_when_disabled() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -70,6 +73,7 @@ async fn answers_404_when_disabled() {
     }
 }
 
+/// A webhook that was accepted before its connection was disabled has no effect and gets no reply.
 #[tokio::test]
 async fn ignores_webhook_after_disable() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -89,6 +93,7 @@ async fn ignores_webhook_after_disable() {
     assert_eq!(open, 0, "nothing is to be said, now or later");
 }
 
+/// An unknown or malformed connection id gets 404, and nothing is stored.
 #[tokio::test]
 async fn answers_404_when_unknown() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -105,7 +110,8 @@ async fn answers_404_when_unknown() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
-/// Replies wait until the connection is active.
+/// A pending connection answers `url_verification` and stores webhooks. Their replies wait for the
+/// token.
 #[tokio::test]
 async fn answers_handshake_while_pending() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -137,6 +143,7 @@ async fn answers_handshake_while_pending() {
     env.slack.wait_for_receipt("the answer", |told| told.to == "D1").await;
 }
 
+/// A reply that is due while its connection is disabled waits until it is enabled.
 #[tokio::test]
 async fn holds_replies_while_disabled() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -19,7 +19,8 @@ async fn status(env: &TestEnv, ingest: usize, app: &App, secret: &str) -> u16 {
     env.slack.send(&env.ingests[ingest].url(app), secret, &webhook).await.expect("an answer").status
 }
 
-/// The new secret is in force when the command returns.
+/// Once the rotation returns, every ingest accepts the new signing secret, and the old one during
+/// the overlap only.
 #[tokio::test]
 async fn rotates_secret_on_every_ingest() {
     let env = TestEnv::start(Size { ingests: 2, ..INGEST_ONLY }).await.expect("a test environment");
@@ -55,8 +56,8 @@ async fn rotates_secret_on_every_ingest() {
     }
 }
 
-/// During the outage no ingest was notified. A change right afterwards must still be in force when
-/// the command returns.
+/// A connection that is disabled right after an outage of NATS, in which no ingest was notified,
+/// gets no 200 from any ingest once the command returns.
 #[tokio::test]
 async fn disables_right_after_nats_restart() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -87,6 +88,7 @@ async fn disables_right_after_nats_restart() {
     }
 }
 
+/// An ingest that starts while Postgres is down accepts webhooks.
 #[tokio::test]
 async fn starts_ingest_without_postgres() {
     let mut env = TestEnv::start(Size { own_postgres: true, ..INGEST_ONLY })
@@ -98,6 +100,7 @@ async fn starts_ingest_without_postgres() {
     assert_eq!(status(&env, 1, &app, &app.secret).await, 200);
 }
 
+/// An older version of a deleted connection does not replace its tombstone in the directory.
 #[tokio::test]
 async fn rejects_older_write_after_delete() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -115,6 +118,7 @@ async fn rejects_older_write_after_delete() {
     assert_eq!(status(&env, 0, &app, &app.secret).await, 404);
 }
 
+/// A connection whose row is deleted directly in Postgres becomes unknown to ingest.
 #[tokio::test]
 async fn writes_tombstone_for_missing_row() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -130,6 +134,8 @@ async fn writes_tombstone_for_missing_row() {
     .await;
 }
 
+/// On the shared route a webhook goes to the connection of its own workspace, to the preview
+/// connection if there is none, and never to another tenant's.
 #[tokio::test]
 async fn isolates_tenants_on_shared_route() {
     let env = TestEnv::start(Size { ingests: 1, workers: 0, own_postgres: false })
@@ -174,6 +180,8 @@ async fn isolates_tenants_on_shared_route() {
     assert!(answer.status == 200 && answer.body.contains("ephemeral"), "{answer:?}");
 }
 
+/// After its bucket is recreated the directory gets all connections again. Meanwhile ingest keeps
+/// what it knew.
 #[tokio::test]
 async fn restores_recreated_directory() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -193,7 +201,7 @@ async fn restores_recreated_directory() {
     .await;
 }
 
-/// An id may be any word, also one that is a part of keys.
+/// Keys of different installations differ, also for ids that are parts of keys.
 #[test]
 fn separates_keys_of_installations() {
     let words = ["_", "team", "enterprise", "preview", "app", "T1"];

@@ -7,6 +7,7 @@ use tests::{
     test_env::{PAIR, SMALL, TIMEOUT, TestEnv},
 };
 
+/// Three copies of a webhook that are sent at the same time are stored and answered once.
 #[tokio::test]
 async fn handles_copies_once() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -29,7 +30,8 @@ async fn handles_copies_once() {
     assert_eq!(said, 1);
 }
 
-/// JetStream forgets a dedup key after its window. Slack may resend an event for a day.
+/// A copy that comes after the deduplication window of JetStream is stored but not processed: Slack
+/// may resend an event for a day.
 #[tokio::test]
 async fn ignores_copy_after_dedup_window() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

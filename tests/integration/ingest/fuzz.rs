@@ -37,7 +37,7 @@ fn verifies(input: &[u8]) {
     assert!(forged.is_err(), "a signature was guessed");
 }
 
-/// Input: two headers, a line each, and a body.
+/// Signature checks reject any bytes without a panic. Input: two headers, a line each, and a body.
 #[test]
 fn verifies_any_headers_and_body() {
     bolero::check!().with_iterations(INPUTS).for_each(verifies);
@@ -73,7 +73,8 @@ fn classifies(input: &[u8]) {
     assert!(placement.dedup_key.as_str().starts_with(&connection.to_string()));
 }
 
-/// Input: a letter for the media type (`f` is a form, others JSON), and a body.
+/// Classification takes any body without a panic. Input: a letter for the media type (`f` is a
+/// form, others JSON), and a body.
 #[test]
 fn classifies_any_body() {
     // The whole webhooks, and each with a byte cut from its middle.
@@ -105,7 +106,8 @@ fn decodes(input: &[u8]) {
     let _ = Envelope::decode(subject, Some(&headers), Bytes::copy_from_slice(body.as_bytes()));
 }
 
-/// Input: a subject, header lines (`name: value`) up to an empty line, and a body.
+/// Decoding takes any message of the stream without a panic. Input: a subject, header lines (`name:
+/// value`) up to an empty line, and a body.
 #[test]
 fn decodes_any_message() {
     bolero::check!().with_iterations(INPUTS).for_each(decodes);

@@ -28,6 +28,8 @@ fn hello_message(env: &TestEnv, app: &App) -> Webhook {
     Webhook::message(&env.slack, app, "C1", "U1", "hello")
 }
 
+/// Silent and slow clients are closed, not too early, while other webhooks are answered within a
+/// second.
 #[tokio::test]
 async fn closes_silent_and_slow_sockets() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -57,7 +59,7 @@ async fn closes_silent_and_slow_sockets() {
     assert!(slowest < QUICK, "an ordinary webhook took {slowest:?}");
 }
 
-/// Bytes after such a body are not parsed as a request.
+/// A request with two body lengths is rejected, and the bytes after it are not parsed as a request.
 #[tokio::test]
 async fn rejects_ambiguous_body_length() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -88,6 +90,7 @@ async fn rejects_ambiguous_body_length() {
     );
 }
 
+/// Webhook routes answer 405 to other methods, and the public port has no health route.
 #[tokio::test]
 async fn accepts_only_post() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -104,6 +107,7 @@ async fn accepts_only_post() {
     assert_eq!(elsewhere.status().as_u16(), 404, "health is not for the public");
 }
 
+/// A body over the limit is rejected by its declared length, before it is received.
 #[tokio::test]
 async fn rejects_large_body_by_length() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -118,7 +122,7 @@ async fn rejects_large_body_by_length() {
     }
 }
 
-/// Health checks are answered meanwhile.
+/// An HTTP connection over the limit waits for a place, and health checks are answered meanwhile.
 #[tokio::test]
 async fn queues_connections_over_limit() {
     let mut env = TestEnv::without_processes(INGEST_ONLY).await.expect("a test environment");
@@ -151,7 +155,8 @@ async fn queues_connections_over_limit() {
     }
 }
 
-/// Webhooks within the limit are accepted.
+/// A webhook over the limit of requests in flight gets a 503 at once, and those within the limit
+/// are accepted.
 #[tokio::test]
 async fn rejects_webhooks_over_limit() {
     let mut env = TestEnv::without_processes(INGEST_ONLY).await.expect("a test environment");
@@ -197,7 +202,7 @@ async fn rejects_webhooks_over_limit() {
     assert_eq!(env.stored().await.expect("a count"), 6);
 }
 
-/// Slack's own heads are a fiftieth of the limit.
+/// Heads over 64 headers or 32 KiB get 431. Slack's own heads are a fiftieth of that.
 #[tokio::test]
 async fn rejects_large_heads() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -230,7 +235,7 @@ async fn rejects_large_heads() {
     }
 }
 
-/// The body is neither received nor waited for.
+/// A malformed or stale signature gets 401 before the body is received.
 #[tokio::test]
 async fn rejects_bad_signature_by_head() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");

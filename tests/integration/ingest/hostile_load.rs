@@ -46,7 +46,7 @@ async fn begin_body(url: &str, webhook: &Webhook, length: usize, part: usize) ->
     socket
 }
 
-/// Neither claimed nor received bytes of strangers displace a webhook of Slack.
+/// Slow and large bodies of strangers displace no webhook of Slack and take a bounded memory.
 #[tokio::test]
 async fn accepts_beside_slow_bodies() {
     let slow = ci_or_full(300, 2_000);

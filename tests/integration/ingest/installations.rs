@@ -47,6 +47,8 @@ async fn connect(env: &TestEnv, enterprise: Option<&str>, team: Option<&str>) ->
     app.await.expect("a connection")
 }
 
+/// Payloads without an app id, as shortcuts, go to the connection of their workspace or
+/// organization.
 #[tokio::test]
 async fn routes_payload_without_app() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -71,7 +73,7 @@ async fn routes_payload_without_app() {
     assert_eq!(routed_to(&env, &form(&of_org)).await, org);
 }
 
-/// A value that Rust's JSON refuses hides neither app nor installation.
+/// A number out of range or deep nesting in a webhook hides neither its app nor its installation.
 #[tokio::test]
 async fn routes_odd_values() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -100,6 +102,8 @@ async fn routes_odd_values() {
     }
 }
 
+/// A webhook signed with the shared secret does not reach a connection of another app in the same
+/// workspace.
 #[tokio::test]
 async fn routes_app_of_secret_only() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -115,6 +119,8 @@ async fn routes_app_of_secret_only() {
     assert!(answer.status == 200 && answer.body.contains("ephemeral"), "{answer:?}");
 }
 
+/// An event goes to the connection of any installation that it names, and not by its outer team
+/// alone if others are authorized.
 #[tokio::test]
 async fn routes_by_any_installation() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -136,6 +142,7 @@ async fn routes_by_any_installation() {
     assert_eq!(routed_to(&env, &webhook).await, None, "the outer team may be another's");
 }
 
+/// Events about an installation do not go to the preview connection. Messages do.
 #[tokio::test]
 async fn keeps_events_from_preview() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -161,8 +168,10 @@ async fn keeps_events_from_preview() {
     assert_eq!(routed_to(&env, &webhook).await, Some(preview.connection.to_string()));
 }
 
+/// A body that names another app or workspace is answered and counted, but not stored. One that
+/// names neither is stored.
 #[tokio::test]
-async fn ignores_body_of_another() {
+async fn ignores_foreign_body() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let other = App { app: "A0OTHER".into(), ..app.clone() };
@@ -187,6 +196,7 @@ async fn ignores_body_of_another() {
     assert_eq!(env.stored().await.expect("a count"), 2);
 }
 
+/// An unparsable body without an id that Slack resends with other signatures is stored once.
 #[tokio::test]
 async fn stores_odd_body_once() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");

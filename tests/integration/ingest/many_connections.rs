@@ -124,6 +124,8 @@ async fn fill(env: &TestEnv, apps: &[App]) -> usize {
     count
 }
 
+/// Subjects of the stream and memory of nats-server and ingest stay within a limit for each
+/// connection, also after a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_subjects_and_memory() {
     let count = ci_or_full(500, 100_000);

@@ -39,7 +39,8 @@ async fn start_with_quotas(size: Size, settings: [(&str, &str); 4]) -> TestEnv {
     env
 }
 
-/// One tenant signs large bodies as fast as it can.
+/// A tenant that sends large bodies as fast as it can is refused what is over its quota, on both
+/// ingests together. Another tenant's webhooks are accepted.
 #[tokio::test]
 async fn limits_tenant_that_floods() {
     // Without optimization a signature of 1 MiB takes long.
@@ -137,7 +138,8 @@ fn interaction(env: &TestEnv, app: &App, change: impl Fn(&mut Value)) -> Webhook
     }
 }
 
-/// Where Slack shows a body, the person reads why. An event is resent, and Slack marks a click.
+/// Over the quota a command and a submission get a body with the reason. Events and clicks get a
+/// 503, which Slack retries or shows.
 #[tokio::test]
 async fn explains_refusal_by_kind() {
     let env = start_with_quotas(

@@ -76,6 +76,7 @@ fn classified(connection: ConnectionId, fixture: &Fixture) -> (String, String) {
     (format!("{found:?}"), format!("{due:?}"))
 }
 
+/// Each documented webhook gets the installation, kind, partition, lane and dedup key of its row.
 #[test]
 fn classifies_every_shape() {
     let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
@@ -87,6 +88,7 @@ fn classifies_every_shape() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Rows have unique names and a source, and either a Bolt listener or a reason why there is none.
 #[test]
 fn names_every_shape_once_with_a_source() {
     let mut names = std::collections::BTreeSet::new();
@@ -137,6 +139,8 @@ fn counted<'f>(fixtures: impl Iterator<Item = &'f Fixture>) -> BTreeMap<String, 
     kinds
 }
 
+/// Each documented webhook is accepted on its own and the shared route, and stored under its kind
+/// for its installation.
 #[tokio::test]
 async fn accepts_every_shape_on_both_routes() {
     let (all, team) = (fixtures::all(), "T0001TEAM");

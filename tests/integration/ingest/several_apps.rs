@@ -142,7 +142,8 @@ fn meant(body: &[u8]) -> Option<String> {
     body["event"]["text"].as_str().or(body["callback_id"].as_str()).map(str::to_owned)
 }
 
-/// 100 apps with 1,000 workspaces each and 1,000,000 webhooks at full size: none is misrouted.
+/// Webhooks of many apps and workspaces on the shared route are each stored for the connection that
+/// they name.
 #[tokio::test]
 async fn routes_many_apps_apart() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -180,7 +181,8 @@ async fn routes_many_apps_apart() {
     assert_eq!(of_connections.len(), all, "each connection has webhooks");
 }
 
-/// The secret of one app verifies no webhook that names another, on both routes.
+/// The secret of one app verifies no webhook that names another, on both routes. Both secrets of an
+/// app verify during a rotation.
 #[tokio::test]
 async fn verifies_by_named_app() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -220,7 +222,7 @@ async fn verifies_by_named_app() {
     .await;
 }
 
-/// The shared route takes no connection of a declared app with a secret of its own, which did not
+/// The shared route stores nothing for a connection with a signing secret of its own, which did not
 /// sign the webhook.
 #[tokio::test]
 async fn ignores_other_secret() {

@@ -5,6 +5,7 @@ use tests::{
     test_env::{SMALL, TestEnv},
 };
 
+/// Forged signatures and headers get the same 401, and nothing is stored.
 #[tokio::test]
 async fn rejects_forged_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -33,7 +34,7 @@ async fn rejects_forged_webhook() {
     assert_eq!(answer.status, 200, "and the same webhook, signed well, is taken");
 }
 
-/// Too large bodies and other media types are rejected before the body is read.
+/// A body over 1 MiB gets 413, and another media type 415.
 #[tokio::test]
 async fn rejects_unsupported_bodies() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -53,9 +54,10 @@ async fn rejects_unsupported_bodies() {
     assert_eq!(env.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status, 415);
 }
 
-/// An agent whose URL is Tidegate's own would make a loop.
+/// A webhook that Tidegate forwarded gets 508: an agent whose URL is Tidegate's own would make a
+/// loop.
 #[tokio::test]
-async fn refuses_what_tidegate_forwarded() {
+async fn rejects_forwarded_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");

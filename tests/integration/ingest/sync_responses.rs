@@ -59,6 +59,7 @@ async fn exchange(env: &TestEnv, app: &App, webhook: &Webhook, answer: &str) -> 
     (slack.expect("an answer"), word)
 }
 
+/// An answer of the worker in time is the body of Slack's response.
 #[tokio::test]
 async fn relays_answer_in_time() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -72,7 +73,8 @@ async fn relays_answer_in_time() {
     assert!(slack.took < Duration::from_secs(1), "{:?}", slack.took);
 }
 
-/// A submission shows a waiting message, and a menu is empty.
+/// Without an answer a submission shows a waiting message and a menu is empty, within three
+/// seconds.
 #[tokio::test]
 async fn uses_defaults_without_answer() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -96,6 +98,7 @@ async fn uses_defaults_without_answer() {
     assert_eq!(word, "late", "what nobody waits for any more is not called relayed");
 }
 
+/// A second submission of the same view is stored as another webhook.
 #[tokio::test]
 async fn stores_corrected_submission() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -107,6 +110,7 @@ async fn stores_corrected_submission() {
     assert_eq!(env.stored().await.expect("a count"), 2);
 }
 
+/// A submission without an app is answered with an empty body within two seconds.
 #[tokio::test]
 async fn answers_submission_at_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -120,7 +124,7 @@ async fn answers_submission_at_once() {
     assert!(env.slack.receipts().is_empty());
 }
 
-/// A late answer is sent another way.
+/// An answer that is late for Slack's request updates the view, once.
 #[tokio::test]
 async fn sends_late_answer_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -173,6 +177,7 @@ fn legacy_interactions(env: &TestEnv, app: &App) -> [Webhook; 4] {
     ]
 }
 
+/// Answers to dialogs and legacy menus and buttons are relayed in Slack's response.
 #[tokio::test]
 async fn relays_legacy_answers() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -200,6 +205,7 @@ async fn relays_legacy_answers() {
     }
 }
 
+/// Dialogs and legacy menus and buttons without an app get an empty answer within two seconds.
 #[tokio::test]
 async fn answers_legacy_without_app() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -23,6 +23,7 @@ pub fn listed_tests() -> BTreeSet<String> {
     names
 }
 
+/// `ingest` does not depend on sqlx.
 #[test]
 fn keeps_sqlx_out_of_ingest() {
     let ran = Command::new(env!("CARGO"))
@@ -48,6 +49,7 @@ fn keeps_sqlx_out_of_ingest() {
     assert!(!tree.contains("sqlx"), "{tree}");
 }
 
+/// The root of the repository has no visible entries but these.
 #[test]
 fn allows_known_root_entries_only() {
     let ran = Command::new("git")
@@ -106,6 +108,7 @@ fn keeps_routing_free_of_io() {
     }
 }
 
+/// Only the store uses sqlx.
 #[test]
 fn keeps_sql_in_store() {
     for dir in ["shared/src", "ingest/src", "worker/src", "deploy/cli/src", "deploy/control/src"] {
@@ -131,6 +134,7 @@ const CLOCK_READERS: [(&str, &str); 10] = [
     ("deploy/cli/src/signature.rs", "the time of a signature of a test request"),
 ];
 
+/// Only [`CLOCK_READERS`] read the clock of their machine.
 #[test]
 fn reads_clock_in_few_places() {
     let mut found = BTreeSet::new();
@@ -158,6 +162,7 @@ const FOLDERS: [&str; 8] = [
     "operations",
 ];
 
+/// The integration tests are in [`FOLDERS`] and `main.rs`.
 #[test]
 fn groups_tests_in_eight_folders() {
     let (mut folders, mut files) = (BTreeSet::new(), BTreeSet::new());
@@ -250,6 +255,7 @@ fn test_names<'t>(
     names
 }
 
+/// Tests in modules and macros are found with their modules, and other rows are not.
 #[test]
 fn finds_names_of_tests() {
     let text = "macro_rules! cases {\n    ($($n:ident),*) => {$(\n        #[test]\n        fn $n() {}\n    )*};\n}\n\
@@ -262,6 +268,7 @@ fn finds_names_of_tests() {
     assert_eq!(found, [&[("file", "one")], &inner[..]].concat());
 }
 
+/// Names of tests of all crates have at most [`TEST_NAME_MAX`] characters with their modules.
 #[test]
 fn bounds_length_of_test_names() {
     let folders = ["shared", "ingest", "worker", "deploy", "tests"];

@@ -4,6 +4,8 @@
 use serde_json::Value;
 use std::path::Path;
 
+/// Each run of the history has its machine and versions, and its targets are marked as met or
+/// missed correctly.
 #[test]
 fn describes_every_recorded_run() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/history.jsonl");

@@ -24,11 +24,13 @@ fn check_runs(check: impl Fn(History, usize) + std::panic::RefUnwindSafe) {
     });
 }
 
+/// The history of a correct run passes.
 #[test]
 fn accepts_correct_run() {
     check_runs(|history, _| assert!(check(&history).holds(false), "{}", check(&history)));
 }
 
+/// A run of which no message is known to be accepted does not pass.
 #[test]
 fn rejects_run_without_acceptance() {
     assert!(!check(&History::default()).holds(true));
@@ -38,6 +40,7 @@ fn rejects_run_without_acceptance() {
     });
 }
 
+/// A dropped record of processing, posting or sending is reported.
 #[test]
 fn finds_dropped_record() {
     check_runs(|history, at| {
@@ -53,6 +56,7 @@ fn finds_dropped_record() {
     });
 }
 
+/// A webhook processed twice is reported. A message posted twice passes only after a kill.
 #[test]
 fn counts_repeated_records() {
     check_runs(|history, at| {
@@ -72,6 +76,7 @@ fn counts_repeated_records() {
     });
 }
 
+/// Swapped calls or messages of a conversation are reported.
 #[test]
 fn finds_swapped_messages() {
     check_runs(|mut history, at| {
@@ -89,6 +94,7 @@ fn finds_swapped_messages() {
     });
 }
 
+/// A dead letter is not reported as lost, and the run does not pass.
 #[test]
 fn lists_dead_letters() {
     check_runs(|mut history, at| {
@@ -112,6 +118,7 @@ fn allows_effects_of_unknown_results() {
     });
 }
 
+/// A command without an answer or notice does not pass, unless its result is unknown.
 #[test]
 fn requires_answer_or_notice() {
     for (command, holds) in [

@@ -83,6 +83,7 @@ fn mapped_tables(security: &str) -> BTreeMap<String, String> {
     mapped
 }
 
+/// The data map has each table of the migrations and no other.
 #[test]
 fn maps_every_table() {
     let mapped = mapped_tables(&read(&root().join(".github/SECURITY.md")));
@@ -91,6 +92,7 @@ fn maps_every_table() {
     assert_eq!(mapped.keys().cloned().collect::<BTreeSet<_>>(), migrated);
 }
 
+/// The data map has each encrypted column and no other.
 #[test]
 fn maps_every_encrypted_column() {
     let mapped = mapped_tables(&read(&root().join(".github/SECURITY.md")));
@@ -103,6 +105,8 @@ fn maps_every_encrypted_column() {
     assert_eq!(columns, sealed);
 }
 
+/// The data map has each stream and bucket of NATS, each of which is created in one place of the
+/// code.
 #[test]
 fn maps_every_stream_and_bucket() {
     let security = read(&root().join(".github/SECURITY.md"));
@@ -142,6 +146,7 @@ fn anchor(heading: &str) -> String {
     kept.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
 }
 
+/// Links of the documents lead to existing files and headings.
 #[test]
 fn resolves_every_link() {
     let mut links = 0;
@@ -164,6 +169,7 @@ fn resolves_every_link() {
     assert!(links >= 20, "{links}");
 }
 
+/// The README has at most [`WORDS_MAX`] words and [`LINES_MAX`] lines.
 #[test]
 fn bounds_readme_length() {
     let readme = read(&root().join("README.md"));
@@ -172,7 +178,7 @@ fn bounds_readme_length() {
     assert!(lines <= LINES_MAX, "{lines} lines in README.md; at most {LINES_MAX}");
 }
 
-/// CI runs the same script as a person.
+/// The last step of the workflow is `.ci/run`, the script that people run.
 #[test]
 fn runs_script_in_ci() {
     let workflow = read(&root().join(".github/workflows/ci.yml"));
@@ -235,6 +241,7 @@ fn check_toolchain(run: &RunDir, rustup: Option<&str>) -> Output {
         .expect("it runs")
 }
 
+/// `.ci/run` rejects another version of Rust, or installs the pinned one if there is rustup.
 #[test]
 fn rejects_or_replaces_toolchain() {
     let (run, pinned) = (RunDir::new("toolchain").expect("a folder"), pinned_toolchain());

@@ -31,6 +31,7 @@ async fn call(slack: &Slack, method: &str, args: Value) -> Value {
     try_call(slack, method, args).await.expect("an answer")
 }
 
+/// Replies, their metadata and edits can be read back. An unknown thread is an error.
 #[tokio::test]
 async fn keeps_thread_and_metadata() {
     let slack = start_slack().await;
@@ -53,6 +54,7 @@ async fn keeps_thread_and_metadata() {
     assert_eq!(slack.messages("T1", "C1")[1].text, "hi!");
 }
 
+/// `conversations.history` returns pages, the newest message first.
 #[tokio::test]
 async fn pages_history() {
     let slack = start_slack().await;
@@ -77,6 +79,7 @@ async fn pages_history() {
     );
 }
 
+/// Calls without a token, without a scope and with a revoked token get Slack's errors.
 #[tokio::test]
 async fn requires_token_and_scope() {
     let slack = start_slack().await;
@@ -93,7 +96,7 @@ async fn requires_token_and_scope() {
     assert_eq!(call(&slack, "auth.test", json!({})).await["error"], "token_revoked");
 }
 
-/// A refresh token is valid once.
+/// A refresh token is valid once, and an access token for twelve hours.
 #[tokio::test]
 async fn rotates_tokens() {
     let slack = start_slack().await;
@@ -207,6 +210,7 @@ async fn binds_codes_to_requests() {
     assert_eq!(exchange("1.2", "shh", redirect, verifier).await["error"], "invalid_code");
 }
 
+/// A call over the limit gets 429 with `Retry-After`, has no effect, and limits no other channel.
 #[tokio::test]
 async fn limits_per_method_and_workspace() {
     let slack = start_slack().await;
@@ -226,7 +230,7 @@ async fn limits_per_method_and_workspace() {
     assert_eq!(slack.receipts().len(), 3, "what was refused left no receipt");
 }
 
-/// Within three seconds.
+/// A trigger opens one view within three seconds, and an outdated hash is a conflict.
 #[tokio::test]
 async fn opens_one_view_per_trigger() {
     let slack = start_slack().await;
@@ -248,7 +252,7 @@ async fn opens_one_view_per_trigger() {
     assert_eq!(stale["error"], "hash_conflict");
 }
 
-/// Five uses within half an hour.
+/// A `response_url` can be used five times within 30 minutes.
 #[tokio::test]
 async fn limits_uses_of_response_url() {
     let slack = start_slack().await;
@@ -266,7 +270,8 @@ async fn limits_uses_of_response_url() {
     assert_eq!(say(&late).await, 404);
 }
 
-/// The connection is cut after the call took effect.
+/// A message whose connection is cut after the call took effect is kept. Other faults have no
+/// effect.
 #[tokio::test]
 async fn keeps_message_without_answer() {
     let slack = start_slack().await;

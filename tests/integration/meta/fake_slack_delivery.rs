@@ -100,7 +100,7 @@ async fn start_slack() -> (Slack, App, Webhook) {
     (slack, app, webhook)
 }
 
-/// Retries follow at once, after one minute and after five.
+/// A failed delivery is retried at once, after one minute and after five, with the retry headers.
 #[tokio::test]
 async fn retries_three_times() {
     let (slack, app, webhook) = start_slack().await;
@@ -137,6 +137,7 @@ async fn retries_delayed_hourly() {
     assert_eq!((delivery.is_accepted(), delivery.attempts.len()), (false, 28));
 }
 
+/// A delivery follows two redirects, and fails at the third.
 #[tokio::test]
 async fn follows_two_redirects() {
     let (slack, app, webhook) = start_slack().await;
@@ -149,6 +150,7 @@ async fn follows_two_redirects() {
     assert_eq!(gateway.requests().len(), 3 + 3);
 }
 
+/// A response with `x-slack-no-retry` ends the retries.
 #[tokio::test]
 async fn honors_no_retry_header() {
     let (slack, app, webhook) = start_slack().await;
@@ -157,7 +159,7 @@ async fn honors_no_retry_header() {
     assert_eq!((delivery.is_accepted(), delivery.attempts.len()), (false, 1));
 }
 
-/// More than 95 % of the attempts of an hour failed.
+/// An app is disabled once more than 95 % of at least 1,000 attempts of an hour failed.
 #[tokio::test]
 async fn disables_failing_app() {
     let (slack, app, webhook) = start_slack().await;
@@ -179,7 +181,7 @@ async fn disables_failing_app() {
     assert!(slack.deliver(&url, &app.secret, &webhook, false).await.is_accepted());
 }
 
-/// A webhook that was rejected while NATS was down is accepted when Slack resends it, and handled
+/// A webhook that was refused while NATS was down is accepted when Slack resends it, and processed
 /// once.
 #[tokio::test]
 async fn redelivers_after_outage() {

@@ -98,11 +98,13 @@ async fn serves_client(language: Language) {
     assert!(delivered.ack.is_some(), "{}", client.process.log());
 }
 
+/// Slack's JavaScript client receives every kind of envelope, a retry, a refresh and a cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_javascript_client() {
     serves_client(Language::JavaScript).await;
 }
 
+/// Slack's Python client receives every kind of envelope, a retry, a refresh and a cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_python_client() {
     serves_client(Language::Python).await;

@@ -17,6 +17,7 @@ use tests::run_dir::RunDir;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A killed harness leaves no process, directory or shared memory.
 #[tokio::test]
 async fn cleans_up_after_kill() {
     let mut child = ChildHarness::start("servers");
@@ -28,7 +29,7 @@ async fn cleans_up_after_kill() {
     child.assert_nothing_left().await;
 }
 
-/// Frozen and killed servers are removed, too.
+/// A killed harness leaves no frozen or killed server.
 #[tokio::test]
 async fn cleans_up_frozen_servers() {
     for state in ["frozen", "killed"] {
@@ -39,6 +40,7 @@ async fn cleans_up_frozen_servers() {
     }
 }
 
+/// A harness that ends by itself leaves nothing, and waits until its directory is gone.
 #[tokio::test]
 async fn cleans_up_after_exit() {
     let mut child = ChildHarness::start("servers");
@@ -48,6 +50,7 @@ async fn cleans_up_after_exit() {
     child.assert_nothing_left().await;
 }
 
+/// Starts servers and prints what has to be gone after the harness ends.
 #[tokio::test]
 #[ignore = "started by another test, which kills it"]
 async fn holds_servers_until_killed() {
@@ -80,6 +83,7 @@ async fn holds_servers_until_killed() {
     std::io::stdin().read_to_end(&mut nothing).expect("stdin is a pipe");
 }
 
+/// An error about a missing server names the remedy and its variable in one line.
 #[tokio::test]
 async fn reports_missing_server() {
     let run = Arc::new(RunDir::new("missing").expect("a directory for the run"));
@@ -105,6 +109,7 @@ async fn reports_missing_server() {
     assert!(said.starts_with("NATS_SERVER_BIN is no nats-server") && said.lines().count() == 1);
 }
 
+/// A killed server restarts at the same address with its data.
 #[tokio::test]
 async fn restarts_killed_server_with_data() {
     let run = Arc::new(RunDir::new("back").expect("a directory for the run"));
@@ -123,6 +128,7 @@ async fn restarts_killed_server_with_data() {
     postgres.create_database("kept").await.expect_err("it is still there");
 }
 
+/// A frozen Postgres answers nothing until it is thawed.
 #[tokio::test]
 async fn thaws_frozen_server() {
     let run = Arc::new(RunDir::new("frozen").expect("a directory for the run"));
@@ -134,6 +140,7 @@ async fn thaws_frozen_server() {
     postgres.create_database("now").await.expect("a thawed Postgres answers");
 }
 
+/// A process can be frozen, terminated, restarted and killed, and its record is removed.
 #[tokio::test]
 async fn restarts_killed_process() {
     let run = Arc::new(RunDir::new("process").expect("a directory for the run"));

@@ -170,14 +170,16 @@ fn top(dir: &Path, file: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
+/// The first modules of all `crate::` paths are found, except in comments.
 #[test]
 fn finds_imported_modules() {
     let text = "use crate::{a::{b, c}, d, e::f};\nlet x = crate::g::h();\n// crate::comment\n";
     assert_eq!(imported(text), ["a", "d", "e", "g"].map(str::to_owned).into());
 }
 
+/// The modules of each crate import only those that the lists allow.
 #[test]
-fn imports_go_downwards() {
+fn allows_downward_imports_only() {
     let crates = [
         ("shared", SHARED),
         ("ingest", INGEST),

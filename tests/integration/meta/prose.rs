@@ -127,9 +127,9 @@ fn assert_rare(what: &str, places: &[String], all: usize, per: f64, most: f64) {
     assert!(share <= most, "{what}: {share:.2} of {per}, at most {most}:\n{}", places.join("\n"));
 }
 
-/// Doc comments begin with a verb or a noun.
+/// Few doc comments begin with a noun clause instead of a verb or a noun.
 #[test]
-fn begins_doc_comments_plainly() {
+fn bounds_noun_clause_summaries() {
     let (mut all, mut clauses) = (0, Vec::new());
     for source in product() {
         for summary in summaries(source.product()).into_iter().filter(|line| !line.is_empty()) {
@@ -144,6 +144,7 @@ fn begins_doc_comments_plainly() {
     assert_rare("doc comments that are noun clauses", &clauses, all, 100.0, CLAUSES_MAX);
 }
 
+/// Comments have few words of [`MANNERED`].
 #[test]
 fn bounds_mannered_words() {
     let (mut all, mut mannered) = (0, Vec::new());
@@ -159,6 +160,7 @@ fn bounds_mannered_words() {
     assert_rare("mannered words", &mannered, all, 1_000.0, MANNERED_MAX);
 }
 
+/// Few lines have over 100 columns, and no file over 400 lines.
 #[test]
 fn bounds_lines_and_files() {
     let (mut all, mut wide) = (0, Vec::new());
@@ -175,6 +177,7 @@ fn bounds_lines_and_files() {
     assert_rare("lines over 100 columns", &wide, all, 100.0, WIDE_LINES_MAX);
 }
 
+/// The worker has few public modules.
 #[test]
 fn bounds_public_modules_of_worker() {
     let text = std::fs::read_to_string(root().join("worker/src/lib.rs")).expect("a source file");
@@ -183,7 +186,8 @@ fn bounds_public_modules_of_worker() {
     assert!(public.len() <= WORKER_MODULES_MAX, "{public:?}");
 }
 
-/// A registry adds the prefix to each of its names, so a page without labelled names is sufficient.
+/// Metrics begin with `tidegate_`. The registry adds the prefix to every name, so that metrics
+/// without labels are a sufficient sample.
 #[tokio::test]
 async fn prefixes_metric_names() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -198,6 +202,7 @@ async fn prefixes_metric_names() {
     }
 }
 
+/// Summaries and words of comments are found, without unit tests and literals.
 #[test]
 fn finds_summaries_and_prose() {
     let text = "//! What a module is.\n//! Second line.\n\n/// Returns.\n///\n/// Reason.\nfn f() {} // told\n\

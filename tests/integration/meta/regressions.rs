@@ -61,6 +61,7 @@ const DEFECTS: [(&str, &str); 18] = [
     ),
 ];
 
+/// Each test in the list exists.
 #[test]
 fn names_test_of_every_defect() {
     let tests = listed_tests();
@@ -69,6 +70,7 @@ fn names_test_of_every_defect() {
     }
 }
 
+/// Preview mode can be declared in a file, and a link code works on that connection.
 #[tokio::test]
 async fn applies_preview_mode_from_file() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -83,6 +85,7 @@ async fn applies_preview_mode_from_file() {
     assert!(said.text().starts_with("Linked."), "{}", said.text());
 }
 
+/// The person who uses a link code does not get the identity of the person who created it.
 #[tokio::test]
 async fn separates_user_and_creator() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -104,6 +107,7 @@ async fn separates_user_and_creator() {
     assert_eq!(known, 0);
 }
 
+/// Replies to commands are ephemeral and use the `response_url`, also where the bot is no member.
 #[tokio::test]
 async fn answers_privately_as_non_member() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -119,6 +123,7 @@ async fn answers_privately_as_non_member() {
     assert!(told.iter().all(|receipt| receipt.by == "response_url"), "{told:?}");
 }
 
+/// A connection can be declared without an agent.
 #[tokio::test]
 async fn installs_app_without_agent() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -132,6 +137,7 @@ async fn installs_app_without_agent() {
     assert_eq!((found[0].agent.as_ref(), found[0].has_bot_token), (None, true));
 }
 
+/// Of eight concurrent installations of one app in one workspace one makes a connection.
 #[tokio::test]
 async fn merges_concurrent_installations() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");

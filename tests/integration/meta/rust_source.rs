@@ -142,6 +142,7 @@ fn quote(rest: &mut Peekable<Chars<'_>>) {
     }
 }
 
+/// Comments, literals of each kind and code are separated.
 #[test]
 fn separates_comments_and_literals() {
     let source = r####"

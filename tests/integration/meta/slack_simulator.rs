@@ -17,7 +17,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
-/// One webhook of every kind, and a load.
+/// The simulator's scenario, load and single webhooks are satisfied by ingest's answers.
 #[tokio::test]
 async fn accepts_answers_of_ingest() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -40,6 +40,7 @@ async fn accepts_answers_of_ingest() {
     assert_eq!(json(&send)[0]["status"], 200);
 }
 
+/// The simulator fails and reports `connection_failed` if nothing listens at the URL.
 #[tokio::test]
 async fn reports_missing_gateway() {
     let env = TestEnv::without_processes(SMALL).await.expect("servers");

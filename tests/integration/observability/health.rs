@@ -15,7 +15,7 @@ use tests::{
     test_env::{SMALL, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Health and metrics.
+/// A worker is live and ready, and exports its metrics without ids as labels.
 #[tokio::test]
 async fn serves_health_of_worker() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -50,7 +50,7 @@ async fn serves_health_of_worker() {
     assert!(!page.contains(&app.connection.to_string()), "an id is a label");
 }
 
-/// Health and metrics.
+/// Health and metrics of an ingest are on its admin port only, without ids as labels.
 #[tokio::test]
 async fn serves_health_on_separate_port() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -86,7 +86,8 @@ async fn serves_health_on_separate_port() {
     );
 }
 
-/// Each program can check its own running process, as in the image.
+/// `ingest healthcheck` reports the readiness of the running process by its exit code, as in the
+/// image.
 #[tokio::test]
 async fn checks_readiness_by_program() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -127,7 +128,7 @@ async fn checks_readiness_by_program() {
     assert!(code == Some(1) && said.contains("no answer"), "{code:?} {said}");
 }
 
-/// One line without text and secrets.
+/// A webhook has one log line, and no line has its text, secrets or signature, also at level trace.
 #[tokio::test]
 async fn logs_webhook_without_content() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -158,6 +159,7 @@ async fn logs_webhook_without_content() {
     }
 }
 
+/// A full log pipe delays no webhook: lines are dropped and counted, and the process still stops.
 #[tokio::test]
 async fn survives_unread_log() {
     let mut env = TestEnv::start(Size { workers: 0, ..SMALL }).await.expect("a test environment");

@@ -44,6 +44,7 @@ fn shell_words(command: &str) -> Vec<String> {
     words
 }
 
+/// The runbook's commands parse, and its files exist.
 #[test]
 fn shows_valid_commands() {
     let tidegate = &Binaries::get().expect("binaries").tidegate;
@@ -83,6 +84,7 @@ fn shows_valid_commands() {
     assert!(ours > 20 && files > 10, "{ours} {files}");
 }
 
+/// Unknown commands and arguments do not parse.
 #[test]
 fn detects_invalid_commands() {
     let tidegate = &Binaries::get().expect("binaries").tidegate;
@@ -92,7 +94,8 @@ fn detects_invalid_commands() {
     }
 }
 
-/// Every entry has an alert, too.
+/// The runbook has an entry with all parts for each alert and no other, and a test makes each alert
+/// fire.
 #[test]
 fn has_entry_for_every_alert() {
     let alerts = read_page("observability/alerts.yaml");
@@ -122,6 +125,7 @@ fn anchor(heading: &str) -> String {
     kept.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
 }
 
+/// Links of the runbook and the capacity page lead to existing headings.
 #[test]
 fn resolves_every_link() {
     let mut links = 0;

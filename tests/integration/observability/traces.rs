@@ -45,6 +45,8 @@ fn contains_all(received: &Received, words: &[&[u8]]) -> bool {
         .any(|body| words.iter().all(|word| body.windows(word.len()).any(|part| part == *word)))
 }
 
+/// The spans of processing, agent call and reply are linked to the trace of Slack's request, and
+/// hold no text or secret.
 #[tokio::test]
 async fn links_processing_to_request() {
     let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
@@ -103,7 +105,7 @@ async fn links_processing_to_request() {
 
 /// A streamed answer is one span, with the agent's first event and its end.
 #[tokio::test]
-async fn run_is_one_span() {
+async fn records_run_as_one_span() {
     let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
         .await
         .expect("servers");
@@ -123,8 +125,8 @@ async fn run_is_one_span() {
     .await;
 }
 
-/// The SDK reads the variables of OpenTelemetry. A URL for traces precedes the base URL and is used
-/// unchanged.
+/// Traces follow the variables of OpenTelemetry. The URL for traces overrides the base URL and is
+/// used unchanged.
 #[tokio::test]
 async fn reads_opentelemetry_variables() {
     let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })

@@ -56,6 +56,7 @@ fn ledger_sum(env: &TestEnv) -> Value {
     lines.last().expect("a sum").clone()
 }
 
+/// The ledger accounts for processed webhooks and dead letters, also after these are deleted.
 #[tokio::test]
 async fn verifies_complete_ledger() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -72,7 +73,8 @@ async fn verifies_complete_ledger() {
     assert_eq!(table, "64 partitions: 7 committed, 0 no longer in the stream, 0 missing\n");
 }
 
-/// A cursor moved past a webhook that was not committed.
+/// The ledger reports a missing webhook with its partition: a cursor that moved past it without a
+/// commit.
 #[tokio::test]
 async fn finds_missing_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -93,6 +95,7 @@ async fn finds_missing_webhook() {
     assert!(error.contains("missing webhooks: 1"), "{error}");
 }
 
+/// A webhook that no worker has read is lag of its partition, not missing.
 #[tokio::test]
 async fn counts_unread_as_lag() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -145,6 +148,7 @@ async fn needs_no_unused_keyring() {
     assert_eq!(ran.status.code(), Some(64), "{}", output_of(&ran).1);
 }
 
+/// `partitions` lists the owner and the lease of each partition.
 #[tokio::test]
 async fn lists_partition_owners() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -158,6 +162,7 @@ async fn lists_partition_owners() {
     assert!(table.contains("64 partitions: 64 held, 0 free; lag 0"), "{table}");
 }
 
+/// `deliveries list` shows a waiting lane, and `deliveries skip` ends its first delivery.
 #[tokio::test]
 async fn lists_waiting_lanes() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -195,7 +200,7 @@ async fn lists_waiting_lanes() {
     assert!(!heard, "what was skipped is not answered");
 }
 
-/// By connection; bodies are shown on request only.
+/// Dead letters are listed by connection, and their bodies are shown on request only.
 #[tokio::test]
 async fn lists_dead_letters() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -271,7 +276,8 @@ async fn redrives_to_end_of_lane() {
     assert_eq!(ran.status.code(), Some(3));
 }
 
-/// Without confirmation the number of dead letters is printed.
+/// `dead-letters delete` prints the number without `--yes`, and deletes by id, reason or connection
+/// with it.
 #[tokio::test]
 async fn deletes_after_confirmation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -295,7 +301,7 @@ async fn deletes_after_confirmation() {
     assert!(!ran.status.success(), "neither ids nor --all");
 }
 
-/// Bodies are not printed.
+/// `tail` prints webhooks of the selected connection, without bodies.
 #[tokio::test]
 async fn tails_one_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -213,6 +213,8 @@ async fn prepare(env: &TestEnv) -> Prepared {
     }
 }
 
+/// Each changing command adds its entries to the audit log once, without secrets, and pages have
+/// each entry once.
 #[tokio::test]
 async fn records_every_command_once() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -303,8 +305,7 @@ async fn commits_change_with_its_entry() {
     }
 }
 
-/// The commands of the snapshot of `tidegate --help` are the ones above and those that change
-/// nothing.
+/// Each command in the help is a known read or a change that these tests cover.
 #[test]
 fn knows_every_command() {
     let help = root().join("deploy/cli/src/snapshots/tidegate__tests__help.snap");
@@ -328,7 +329,8 @@ fn knows_every_command() {
     }
 }
 
-/// Changes by people in Slack, with the person.
+/// Changes by people in Slack are in the audit log with the person. Commands without an effect are
+/// not.
 #[tokio::test]
 async fn records_changes_in_slack() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

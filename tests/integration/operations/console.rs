@@ -93,7 +93,7 @@ async fn count(env: &TestEnv, sql: &str) -> i64 {
 
 /// Without a session each page leads to the login page and back, and nothing else is answered.
 #[tokio::test]
-async fn needs_session() {
+async fn requires_session() {
     let env = start().await;
     let mut stranger = Browser::new(&env);
     for path in LISTS.iter().chain(&["/webhooks/x", "/actions/redrive?item=1"]) {
@@ -120,7 +120,7 @@ async fn needs_session() {
 
 /// A session ends with its key, by its age, without a request for an hour, and by a click.
 #[tokio::test]
-async fn sessions_end() {
+async fn ends_sessions() {
     let env = start().await;
     for ended_by in [
         "update api_keys set revoked_at = now()",
@@ -284,9 +284,10 @@ async fn walk(browser: &mut Browser, path: &str) -> (Vec<String>, Page) {
     (items, first)
 }
 
-/// Each list answers with its parts, in pages that have each row once, also filtered.
+/// Each list has filters, a count, pages with each row once, and texts for no rows and for errors.
+/// Its page is small and quick.
 #[tokio::test]
-async fn lists_have_all_parts() {
+async fn pages_and_filters_lists() {
     let env = start().await;
     let mut browser = Browser::log_in(&env, "operator", None).await;
     for path in LISTS {
@@ -341,9 +342,9 @@ fn compressed(text: &str) -> usize {
     output.stdout.len()
 }
 
-/// "All that match" changes what was counted, and leaves what came later.
+/// "All that match" changes the rows that were counted, and none that came later.
 #[tokio::test]
-async fn changes_what_was_confirmed() {
+async fn changes_confirmed_rows_only() {
     let env = start().await;
     let app = env.connect().await.expect("a connection");
     seed(&env, &app, 60).await;

@@ -35,7 +35,8 @@ fn event_id(webhook: &Webhook) -> String {
     webhook.dedup_key.as_str().rsplit(':').next().expect("an id").to_owned()
 }
 
-/// A webhook is found by what a person has of it, and its page shows each step.
+/// A webhook is found by event id, permalink, channel and time, person or agent, and its page shows
+/// each step or why it was ignored.
 #[tokio::test]
 async fn finds_webhook_with_timeline() {
     let (env, app) = start().await;
@@ -180,8 +181,8 @@ async fn reveals_body_with_audit() {
     assert_eq!(audits(&env).await, 2, "nothing was revealed");
 }
 
-/// A person uses the console with Chromium, with and without scripts: the policy of the pages allows
-/// what they need, nothing complains, and a phone shows no page wider than itself.
+/// The console works in Chromium with and without scripts, without violations of its policy, and
+/// fits a phone.
 #[tokio::test]
 async fn works_in_browser() {
     let (env, app) = start().await;

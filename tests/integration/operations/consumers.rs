@@ -64,8 +64,9 @@ bot_token = "file:acme.token"
     file.to_str().expect("a path in UTF-8").to_owned()
 }
 
+/// Many commands and large files leave no consumer of NATS, and use at most one at a time.
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_leave_none() {
+async fn leaves_none_after_commands() {
     let (commands, connections) = ci_or_full((20, 300), (200, 10_000));
     // As many deletions as a server allows consumers, and more.
     let deleted = ci_or_full(100, 1_100);

@@ -372,7 +372,8 @@ async fn streams_usage_in_pages() {
     assert_eq!(lines.len(), 2_501);
 }
 
-/// Few responses are streamed at once, and a revoked key reads no further page.
+/// At most eight responses are streamed at once, and a key that is revoked meanwhile reads no
+/// further page.
 #[tokio::test]
 async fn bounds_streamed_responses() {
     let env = start().await;

@@ -70,7 +70,7 @@ async fn configuration(env: &TestEnv, caller: &Caller) -> String {
     text
 }
 
-/// All checks hold, and no operation is left out.
+/// Schemathesis finds no difference between responses and description, and tests every operation.
 #[tokio::test]
 async fn answers_as_described() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");

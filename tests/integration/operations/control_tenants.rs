@@ -300,7 +300,8 @@ async fn assert_hidden(caller: &Caller, request: &Foreign, foreign: &Ids) {
     }
 }
 
-/// The key of an organization gets nothing of another one, whatever it asks for.
+/// Each generated request of an organization's key for a foreign object is answered as for a
+/// missing one, and changes nothing.
 #[tokio::test]
 async fn hides_other_organizations() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");

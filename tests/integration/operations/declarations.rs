@@ -139,7 +139,7 @@ impl Deployment {
 /// The API and the database have the same state, plan, refusals and audit log after each step:
 /// creation, a repeated file, changes, and `--prune` with and without `--yes`.
 #[tokio::test]
-async fn same_by_api_and_database() {
+async fn matches_api_and_database() {
     let changed =
         FILE.replace("max_concurrent = 3", "max_concurrent = 4").replace("T2/U2", "T3/U3");
     let less = changed[..changed.rfind("[[connection]]").expect("two of them")].to_owned();

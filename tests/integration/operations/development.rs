@@ -8,7 +8,8 @@ use tests::{
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// An agent is asked as by a worker. The sample agent verifies no signature, and is told so.
+/// `agents test` calls an agent as a worker does and reports its answer, invalid ones, and that it
+/// accepts a wrong signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn tests_agent_without_deployment() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -42,7 +43,8 @@ async fn tests_agent_without_deployment() {
     }
 }
 
-/// A triggered webhook is Slack's for ingest and worker.
+/// `trigger` sends documented webhooks that ingest accepts, none of them as a duplicate, and names
+/// its mistakes.
 #[tokio::test(flavor = "multi_thread")]
 async fn triggers_documented_webhooks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -101,6 +103,7 @@ async fn warns_of_useless_link_code() {
     }
 }
 
+/// `status` fits on one screen, and fails and names missing processes if none run.
 #[tokio::test(flavor = "multi_thread")]
 async fn shows_status_on_one_screen() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");

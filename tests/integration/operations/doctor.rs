@@ -40,8 +40,8 @@ fn failed_findings(found: &[Value]) -> Vec<String> {
     .collect()
 }
 
-/// A healthy deployment has no finding. A slash command that points at the previous deployment is
-/// one.
+/// `doctor` has no finding for a healthy deployment, and one for a slash command that is sent to
+/// another address.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_wrong_command_url() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -78,7 +78,8 @@ async fn finds_wrong_command_url() {
     );
 }
 
-/// Such a connection loses its webhooks: ingest drops what names another app or workspace.
+/// `doctor` finds a connection whose token is of another app or workspace: ingest would drop its
+/// webhooks.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_connection_of_other_app() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -123,7 +124,7 @@ async fn finds_connection_of_other_app() {
     );
 }
 
-/// An outdated directory, a missing schema and unavailable servers are each found.
+/// `doctor` finds an outdated directory, a missing schema, and unavailable servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_outages_and_old_data() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -202,6 +203,8 @@ async fn enable_tls(env: &TestEnv) -> PathBuf {
     folder
 }
 
+/// The certificate of Postgres is verified if the URL asks for it or the host is not this machine:
+/// another authority or host name is a finding.
 #[tokio::test(flavor = "multi_thread")]
 async fn verifies_certificate_of_postgres() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");

@@ -24,7 +24,8 @@ fn assert_names(fault: &str, findings: &[Value], summary: &str) {
     assert_ne!(named["remedy"], "", "{fault}: {named}");
 }
 
-/// O2, O3, O14 of a review, and what they have in common.
+/// `doctor` names each seeded fault of settings, connections, agents, schema and processes with a
+/// remedy.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_faults_of_deployment() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -151,7 +152,7 @@ async fn names_faults_of_deployment() {
     .await;
 }
 
-/// `--fix` writes what a worker would write, and nothing else.
+/// `doctor --fix` writes outdated entries of the directory as a worker would, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn fixes_stale_directory() {
     let size = Size { ingests: 1, workers: 0, own_postgres: false };
@@ -177,7 +178,7 @@ async fn fixes_stale_directory() {
     assert!(!again.iter().any(|f| f["summary"].to_string().contains("written")), "{again:#?}");
 }
 
-/// O15 of a review: addresses, events and scopes of an app.
+/// `doctor --manifest` names each seeded fault of an app's addresses, events and scopes.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_faults_of_app() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };

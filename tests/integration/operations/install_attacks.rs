@@ -55,6 +55,7 @@ impl Attack {
     }
 }
 
+/// Invented states are rejected and counted, and the installation itself still succeeds.
 #[tokio::test]
 async fn rejects_forged_state() {
     let mut attack = Attack::start().await;
@@ -71,6 +72,7 @@ async fn rejects_forged_state() {
     }
 }
 
+/// A state that was used is rejected, and its code is exchanged once.
 #[tokio::test]
 async fn rejects_replayed_state() {
     let mut attack = Attack::start().await;
@@ -81,7 +83,8 @@ async fn rejects_replayed_state() {
     assert_eq!(attack.setup.env.slack.calls_of("oauth.v2.access").len(), 1);
 }
 
-/// An attacker's code and state in the browser of a victim, who has a cookie of an own installation.
+/// An attacker's code and state are rejected in the browser of a victim who has begun another
+/// installation.
 #[tokio::test]
 async fn rejects_foreign_browser() {
     let mut attack = Attack::start().await;
@@ -95,6 +98,7 @@ async fn rejects_foreign_browser() {
     attack.succeeds().await;
 }
 
+/// Code and state are rejected in a browser without the cookie of the installation.
 #[tokio::test]
 async fn rejects_missing_cookie() {
     let mut attack = Attack::start().await;
@@ -105,6 +109,7 @@ async fn rejects_missing_cookie() {
     attack.succeeds().await;
 }
 
+/// A state is rejected after ten minutes.
 #[tokio::test]
 async fn rejects_expired_state() {
     let mut attack = Attack::start().await;
@@ -116,7 +121,8 @@ async fn rejects_expired_state() {
     attack.refuses(&back, StatusCode::GONE, "Expired").await;
 }
 
-/// The code of one app with the state of another: Slack knows which client it gave the code to.
+/// The code of one app with the state of another fails at Slack, which knows the client of the
+/// code.
 #[tokio::test]
 async fn rejects_code_of_another_app() {
     let mut attack = Attack::start().await;
@@ -128,7 +134,8 @@ async fn rejects_code_of_another_app() {
     attack.fails_at_slack(&mixed, "invalid_code").await;
 }
 
-/// The state of one app in the redirect of another: the tokens would be the other app's.
+/// A code that was granted for one app fails in the installation of another, whose client exchanges
+/// it.
 #[tokio::test]
 async fn rejects_foreign_state() {
     let mut attack = Attack::start().await;
@@ -141,6 +148,7 @@ async fn rejects_foreign_state() {
     attack.fails_at_slack(&back, "invalid_code").await;
 }
 
+/// A used code with a fresh state fails at Slack and changes nothing.
 #[tokio::test]
 async fn rejects_code_used_twice() {
     let mut attack = Attack::start().await;
@@ -199,7 +207,7 @@ async fn rejects_foreign_workspace() {
     assert_eq!((after.org.as_str(), &after.token), ("acme", &before.token));
 }
 
-/// Slack sends no code to an address that the app did not declare, and takes none with another.
+/// Slack returns to declared addresses only, and a state whose address has changed is rejected.
 #[tokio::test]
 async fn rejects_wrong_redirect_uri() {
     let mut attack = Attack::start().await;
@@ -211,7 +219,7 @@ async fn rejects_wrong_redirect_uri() {
     attack.refuses(&back, StatusCode::CONFLICT, "address has changed").await;
 }
 
-/// A code that was given for another challenge: an attacker's code in the victim's own redirect.
+/// A code that was granted for another challenge, or for none, fails at Slack.
 #[tokio::test]
 async fn rejects_wrong_code_verifier() {
     let mut attack = Attack::start().await;
@@ -234,7 +242,8 @@ async fn rejects_wrong_code_verifier() {
     attack.fails_at_slack(&back, "invalid_code_verifier").await;
 }
 
-/// Another site sends the form: a person would install for an organization that the page names.
+/// The form is rejected if another site sends it: a person would install for an organization that
+/// the page names.
 #[tokio::test]
 async fn rejects_foreign_form() {
     let attack = Attack::start().await;
@@ -256,7 +265,8 @@ async fn rejects_foreign_form() {
     assert_eq!(attack.setup.count(states).await, before);
 }
 
-/// Links: unknown, revoked, expired, used for another workspace, of another organization's key.
+/// Links are rejected that are unknown, revoked, used for another workspace, or requested with
+/// another organization's key.
 #[tokio::test]
 async fn rejects_unusable_link() {
     let setup = Setup::start(SERVERS).await;
@@ -294,7 +304,7 @@ async fn rejects_unusable_link() {
     assert_eq!(setup.connections().await.len(), 1, "a used link is good for the same workspace");
 }
 
-/// A link does not install an app that was declared for another organization since.
+/// A link and an open installation are rejected once the app is declared for another organization.
 #[tokio::test]
 async fn rejects_restricted_app() {
     let mut attack = Attack::start().await;

@@ -22,7 +22,8 @@ fn json_lines(printed: &str) -> Vec<Value> {
     printed.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// Afterwards the old keys are removed.
+/// `keys rewrap` re-encrypts every value while messages are answered. Afterwards processes run
+/// without the old keys.
 #[tokio::test]
 async fn reencrypts_during_operation() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");

@@ -13,6 +13,8 @@ async fn count(env: &TestEnv, sql: &'static str, id: &str) -> i64 {
     sqlx::query_scalar(sql).bind(id).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// Rows that are written for a connection after its deletion are deleted, and those of another
+/// stay.
 #[tokio::test]
 async fn deletes_rows_after_deletion() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

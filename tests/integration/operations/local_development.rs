@@ -147,7 +147,8 @@ fn processes_of(folder: &Path) -> Vec<u32> {
     ids.filter(names).collect()
 }
 
-/// A newcomer with an agent: two commands, and a message in Slack.
+/// `init` and `dev --slack` lead to an agent's answer in Slack within two minutes, print no secret,
+/// and leave no process behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn leads_newcomer_to_answer() {
     let laptop = Laptop::new().await;
@@ -189,7 +190,8 @@ async fn leads_newcomer_to_answer() {
     assert_eq!(processes_of(&laptop.state()), [] as [u32; 0]);
 }
 
-/// The second start is quick and keeps everything. However it ends, nothing runs any more.
+/// A second start of `dev` takes less than three seconds and keeps everything. No process outlives
+/// `dev`, even if it is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_in_three_seconds() {
     let laptop = Laptop::new().await;
@@ -225,7 +227,8 @@ async fn restarts_in_three_seconds() {
     assert!(dev.log().matches("ready after").count() == 3, "{}", dev.log());
 }
 
-/// Webhooks survive a refresh, a cut, and an ingest that does not answer.
+/// Webhooks of Socket Mode survive a refresh and a cut and keep their order. Those of an unknown
+/// workspace are not acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_socket_mode() {
     let laptop = Laptop::new().await;
@@ -280,7 +283,7 @@ async fn relays_socket_mode() {
     assert!(dev.log().contains("Socket Mode is off; switch it on"), "{}", dev.log());
 }
 
-/// What a person gets wrong is named with its remedy, and nothing is written.
+/// `init` names a wrong or missing secret with its remedy, and writes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn rejects_wrong_secrets() {
     let laptop = Laptop::new().await;
@@ -319,9 +322,9 @@ async fn rejects_wrong_secrets() {
     assert!(said(&ran).contains("tidegate.toml exists; name another file"), "{}", said(&ran));
 }
 
-/// The address of a gateway that Slack reaches needs no app-level token, and names the connection.
+/// `init --base-url` needs no app-level token, and its manifest has the address of the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn names_connection() {
+async fn prints_webhook_urls() {
     let laptop = Laptop::new().await;
     let ran = laptop.init(&["--base-url", "https://gateway.example.com"]);
     let text = said(&ran);
@@ -359,7 +362,8 @@ sys.stdout.buffer.write(seen)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 "#;
 
-/// A person at a terminal is asked, and what is typed is not shown.
+/// `init` asks for secrets at a terminal, does not show them, and stores them readable by their
+/// owner only.
 #[tokio::test(flavor = "multi_thread")]
 async fn asks_for_secrets() {
     let laptop = Laptop::new().await;
@@ -405,8 +409,8 @@ async fn start_app() -> (String, Arc<Mutex<Vec<Mirrored>>>) {
     (url, seen)
 }
 
-/// An app on a laptop receives what production stores, with Slack's signature, and production does
-/// not notice.
+/// `listen` forwards a connection's webhooks in order and with Slack's signature, without an effect
+/// on production.
 #[tokio::test(flavor = "multi_thread")]
 async fn mirrors_webhooks_in_order() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

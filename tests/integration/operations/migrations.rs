@@ -31,7 +31,7 @@ async fn names_place_of_invalid_row() {
     assert!(env.store.load_connection(other.connection).await.expect("read").is_some());
 }
 
-/// Two concurrent migrations change nothing that the first did not.
+/// Two concurrent migrations of an existing schema succeed and keep its rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn repeats_migration_without_change() {
     let env = std::sync::Arc::new(TestEnv::without_processes(SERVERS).await.expect("servers"));

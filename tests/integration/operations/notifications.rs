@@ -153,7 +153,7 @@ async fn execute(env: &TestEnv, sql: &'static str, app: &App) {
     done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// The backend hears of each kind of event, signed, in the order of the events of a connection.
+/// The backend gets each kind of event, signed, in the order of the events of a connection.
 #[tokio::test]
 async fn notifies_of_each_kind() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -215,8 +215,8 @@ async fn notifies_of_each_kind() {
     assert!(!env.logs().contains(SECRET), "the secret is in no log");
 }
 
-/// A new installation that grants other scopes is told, with the scopes before and after. One that
-/// grants the same is not.
+/// An installation that grants other scopes causes a notification with both lists. One that grants
+/// the same does not.
 #[tokio::test]
 async fn notifies_of_changed_scopes() {
     let setup = Setup::start(SMALL).await;
@@ -240,8 +240,8 @@ async fn notifies_of_changed_scopes() {
     assert_eq!(changes, 1, "{told:?}");
 }
 
-/// A backend that fails gets each notification later, with the same id and in order, and the events
-/// of other connections meanwhile. What is too old is given up, and what is too much is cut.
+/// Notifications to a failing backend are repeated with the same id and in order, while other
+/// connections' are sent. Too old ones are given up, and over a hundred of a connection are cut.
 #[tokio::test]
 async fn repeats_until_confirmed() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

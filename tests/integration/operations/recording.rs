@@ -19,6 +19,7 @@ const SEED: u64 = 7;
 const SCENARIO: &str = "6f5b9e116d27a26910eb3e4deb0578f038a1673b6e8281fa26cbad7e9581819d";
 const RECORDING: &str = "df47859223734a4484bf10802a5d7262d3776d674202d6e641abf87afeb1252c";
 
+/// A seed always gives the same scenario, with the recorded digest and size.
 #[test]
 fn repeats_scenario_of_seed() {
     let (scenario, again, other) = (Scenario::of(SEED), Scenario::of(SEED), Scenario::of(SEED + 1));
@@ -34,6 +35,8 @@ fn repeats_scenario_of_seed() {
     );
 }
 
+/// A recording of the scenario has the effects of its live run in another environment, and the
+/// recorded digest.
 #[tokio::test(flavor = "multi_thread")]
 async fn reproduces_effects_of_scenario() {
     let scenario = Scenario::of(SEED).expect("a scenario");
@@ -119,7 +122,8 @@ fn position_of(recording: &Recording, text: &str) -> usize {
     recording.messages.iter().position(says).expect("a message")
 }
 
-/// A missing or swapped message causes differences.
+/// A recording has the effects of its live run. A missing or swapped message causes exactly the
+/// differences it should.
 #[tokio::test(flavor = "multi_thread")]
 async fn reproduces_effects_exactly() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -185,6 +189,8 @@ fn texts(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
 
+/// Files that are no recording, and recordings of unknown connections, are rejected with their
+/// place.
 #[tokio::test(flavor = "multi_thread")]
 async fn rejects_invalid_recording() {
     let env = TestEnv::without_processes(WORKER_ONLY).await.expect("servers");
@@ -211,6 +217,7 @@ async fn rejects_invalid_recording() {
     assert_eq!(error.to_string(), why);
 }
 
+/// Reports name missing, added and reordered lines with their counts.
 #[test]
 fn reports_differences() {
     let effects = |said: &[&str], bound: &str, webhook: &str| {

@@ -49,7 +49,8 @@ async fn count_rows(env: &TestEnv, query: &'static str) -> i64 {
     sqlx::query_scalar(query).fetch_one(&env.pool).await.expect("a count")
 }
 
-/// Without `--apply` nothing changes.
+/// A replay without `--apply` shows the effects and changes nothing. With it, deliveries are
+/// repeated once per name.
 #[tokio::test(flavor = "multi_thread")]
 async fn previews_before_apply() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -95,7 +96,7 @@ async fn previews_before_apply() {
     assert_eq!(count_rows(&env, live).await, 5, "the live flow is as it was");
 }
 
-/// Another worker continues, and nothing is enqueued a second time.
+/// Another worker continues the replay of a killed one, and enqueues nothing a second time.
 #[tokio::test(flavor = "multi_thread")]
 async fn survives_killed_worker() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");

@@ -77,7 +77,7 @@ async fn use_secrets(env: &TestEnv, app: &App) -> (String, String) {
     (printed, code)
 }
 
-/// In a dump of Postgres, the store of NATS, and logs at level trace.
+/// No secret is in a dump of Postgres, the store of NATS, the metrics, or logs at level trace.
 #[tokio::test]
 async fn hides_secrets_at_rest_and_in_logs() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");

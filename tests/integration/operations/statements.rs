@@ -257,6 +257,7 @@ async fn prepare(env: &TestEnv, sql: String) -> Result<(), sqlx::Error> {
     (&mut *connection).prepare(AssertSqlSafe(sql).into_sql_str()).await.map(drop)
 }
 
+/// Postgres prepares each statement with the migrated schema.
 #[tokio::test]
 async fn prepares_every_statement() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -285,6 +286,7 @@ async fn prepares_every_statement() {
     }
 }
 
+/// Each statement of the store has a name of its own.
 #[test]
 fn names_every_statement_once() {
     let files = store();
@@ -299,6 +301,8 @@ fn names_every_statement_once() {
     }
 }
 
+/// Statements of literals, `concat!`, `format!` and macros are found with their text, and unnamed
+/// ones are reported.
 #[test]
 fn evaluates_macros_of_statements() {
     let library = r#"

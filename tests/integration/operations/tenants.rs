@@ -51,7 +51,8 @@ async fn tables_naming(env: &TestEnv, id: &str) -> Vec<String> {
     found
 }
 
-/// From Postgres, the directory and the stream. Other connections stay.
+/// A deleted connection is gone from Postgres, the directory and the stream. Another connection
+/// stays.
 #[tokio::test]
 async fn deletes_connection_everywhere() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -506,7 +507,7 @@ impl Tenants {
     }
 }
 
-/// In every way of the table: each is refused, and nothing of the victim's is changed or used.
+/// Each attempt of [`Tenants::attempts`] is refused, and changes and uses nothing of the victim's.
 #[tokio::test]
 async fn reaches_no_other_tenant() {
     let tenants = Tenants::start().await;
