@@ -1,4 +1,4 @@
-//! Commands of people, as slash commands and as text.
+//! Commands of people, as slash commands and as messages.
 
 use serde_json::Value;
 use shared::{
@@ -34,13 +34,13 @@ async fn send_message(
     let webhook = Webhook::message(&env.slack, app, channel, user, text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
     env.wait_for_outcome(&webhook.dedup_key).await;
-    // The reply to a later message of the lane comes after all replies to this one.
+    // A later message of the lane is answered after all replies to this one.
     let last = Webhook::message(&env.slack, app, channel, user, "/lobu nonsense");
     env.send(app, &last).await.expect("an answer");
     let over = |said: &[Receipt]| said.iter().any(|r| r.text().starts_with("Unknown command."));
     env.slack.wait_for_receipt("what comes after", |_| over(&env.slack.receipts()[before..])).await;
     let mut said = env.slack.receipts().split_off(before);
-    // What a channel is told of its link may come a little later than the answer to the command.
+    // The announcement of a binding in its channel may be sent after the reply to the command.
     let is_other =
         |text: &str| text.starts_with("Unknown command.") || text.contains("linked this channel");
     said.retain(|receipt| !is_other(receipt.text()));
@@ -263,7 +263,7 @@ async fn links_agent_by_name() {
         send_command(&env, &app, "C2", "U1", &name["/lobu ".len()..]).await.starts_with("Linked.")
     );
 
-    // On an ordinary bot only the tenant's own agents count.
+    // An ordinary connection links agents of its own organization only.
     env.store
         .put_agent(&NewAgent {
             org: app.org.clone(),

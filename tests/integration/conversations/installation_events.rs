@@ -35,12 +35,12 @@ async fn revokes_removed_app() {
     let removed = json!({ "type": "app_uninstalled" });
     for first_is_removal in [true, false] {
         let app = env.connect().await.expect("a connection");
-        let now = unix_now(); // after the installation, which counts in seconds
+        let now = unix_now(); // after the installation, whose time is in seconds
         let revoked = json!({ "type": "tokens_revoked", "tokens": { "oauth": ["U1"], "bot": [app.bot_user] } });
         let words = [event(&env, &app, removed.clone(), now), event(&env, &app, revoked, now)];
         let (first, second) =
             if first_is_removal { (&words[0], &words[1]) } else { (&words[1], &words[0]) };
-        // Both are accepted before either is handled.
+        // Both are accepted before either is processed.
         env.workers[0].process.freeze();
         for webhook in [first, second] {
             assert_eq!(env.send(&app, webhook).await.expect("an answer").status, 200);
@@ -56,7 +56,7 @@ async fn revokes_removed_app() {
         .await;
     }
 
-    // Of the two events one had an effect, and is in the audit log.
+    // One of the two events had an effect and is in the audit log.
     let recorded: Vec<String> = sqlx::query_scalar(
         "select actor from audit_log where action = 'connection.revoke' and org_id is not null",
     )

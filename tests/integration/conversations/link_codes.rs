@@ -1,4 +1,4 @@
-//! A link code binds one conversation, once, where it is allowed.
+//! Link codes: each binds one conversation once, where it is allowed.
 
 use shared::{
     domain::{LinkBy, Platform, Surface},
@@ -11,7 +11,7 @@ use tests::{
     test_env::{App, PAIR, SMALL, TestEnv, actor, agent_id},
 };
 
-/// Maximum time on a machine that builds concurrently.
+/// Maximum time of the race, on a machine that also builds.
 const RACE_TIMEOUT: Duration = Duration::from_secs(120);
 
 async fn send_command(env: &TestEnv, app: &App, channel: &str, user: &str, text: &str) -> String {
@@ -122,7 +122,7 @@ async fn rejects_invalid_codes() {
         let said = link(&env, &app, "C1", user, &code).await;
         assert!(said.contains("invalid or expired"), "{said}");
     };
-    // No release writes another platform yet; one that does must widen the check.
+    // No release writes another platform. One that does has to extend the check.
     execute(&env, "alter table link_codes drop constraint link_codes_platform_check").await;
     execute(&env, "update link_codes set platform = 'telegram'").await;
     refused("U1").await;
@@ -164,7 +164,7 @@ async fn limits_guesses() {
     execute(&env, "update link_code_attempts set until = now() where who like '%/UGUESSER'").await;
     assert!(link(&env, &app, "C1", "UGUESSER", &code).await.starts_with("Linked."));
 
-    // The workspace has a limit, too: many people do not have more attempts.
+    // The workspace has a limit of its own, so that several people do not get more attempts.
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
     execute(&env, "update link_code_attempts set misses = 100, until = now() + interval '1 minute' where who not like '%/U%'").await;
     assert!(link(&env, &app, "C2", "UNEW", &code).await.contains("invalid or expired"));
@@ -272,7 +272,7 @@ async fn restricts_changes_to_binder() {
         let refused = send_command(&env, &app, "C1", "U2", &command).await;
         assert!(refused.starts_with("Only <@U1>"), "{refused}");
     }
-    // A declared member of the organization is an administrator.
+    // A declared member of the organization may change bindings.
     for statement in [
         "insert into user_identities (platform, team_id, platform_user_id, user_id)
          select 'slack', team_id, 'UADMIN', 'ada' from connections where id = $1",

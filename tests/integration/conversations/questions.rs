@@ -1,4 +1,4 @@
-//! Limit of one person's questions.
+//! Limit of one person's questions to an agent.
 
 use serde_json::Value;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tests::{
 };
 
 const MAX_PER_USER: u32 = 3;
-/// Time that a test needs within one minute.
+/// Seconds that a test needs within one minute.
 const NEEDED: u64 = 40;
 
-/// Connects an agent that takes three questions of a person in a minute.
+/// Connects an app whose agent takes three questions of a person in a minute.
 async fn connect(env: &TestEnv) -> App {
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let mut agent = new_agent(&app.org, agent_id(), env.agent.url()).expect("an agent");
@@ -50,7 +50,7 @@ async fn wait_for_texts(env: &TestEnv, expected: &[&str]) {
     .await;
 }
 
-/// Returns the reasons of ignored webhooks by person once there are so many.
+/// Returns person and reason of the ignored webhooks once there are `count`.
 async fn ignored(env: &TestEnv, app: &App, count: usize) -> Vec<(String, String)> {
     eventually(&format!("{count} are ignored"), TIMEOUT, async || {
         let sql = "select user_id, reason from ignored_webhooks where connection_id = $1";
@@ -108,7 +108,7 @@ async fn counts_questions_of_all_channels() {
         let text = format!("message {n}");
         let webhook = Webhook::message(&env.slack, &app, &format!("C{n}"), "U1", &text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
-        // Partitions do not see what others decide at the same moment.
+        // A partition does not see what another one decides at the same time.
         if n < MAX_PER_USER as usize {
             env.wait_for_outcome(&webhook.dedup_key).await;
         }

@@ -1,4 +1,4 @@
-//! Headers of calls to an agent: secret, and rotated with an overlap.
+//! Headers of requests to an agent: sealed at rest, and rotated with an overlap.
 
 use shared::{
     secrets::Secret,
@@ -38,7 +38,7 @@ async fn sends_and_rotates_headers() {
     env.agent.require_key(OLD);
     put(&env, &app, "first", OLD).await;
     ask(&env, &app, "one").await;
-    // The agent knows the new value later than Tidegate.
+    // The agent gets the new value later than Tidegate.
     put(&env, &app, "first", NEW).await;
     put(&env, &app, "another change keeps the overlap", NEW).await;
     let seen = async || {

@@ -1,4 +1,4 @@
-//! Requests to agents and their replies, as in `worker/docs/agents.md`.
+//! Requests to agents and their replies, as documented in `worker/docs/agents.md`.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};

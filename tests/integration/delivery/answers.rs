@@ -1,4 +1,4 @@
-//! Answers of agents: what Slack would refuse, what nobody should get, and what comes too late.
+//! Answers of agents: limits of Slack, broadcasts, deleted messages, and order.
 
 use serde_json::{Value, json};
 use shared::{

@@ -8,7 +8,7 @@ use tests::{
     test_env::{App, PAIR, SMALL, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// People who click at once.
+/// People who click at the same time.
 const CLICKERS: usize = 64;
 
 async fn start_env(size: Size) -> (TestEnv, App) {
@@ -17,7 +17,8 @@ async fn start_env(size: Size) -> (TestEnv, App) {
     (env, app)
 }
 
-/// Asks the agent, who asks people. Returns the message with the buttons.
+/// Sends a message to the agent, which answers with an approval request. Returns the message with
+/// the buttons.
 async fn ask(env: &TestEnv, app: &App, channel: &str, ask: &Value) -> Message {
     let answer = json!({ "text": "It is built.", "ask": ask });
     let text = format!("json {answer}");
@@ -47,7 +48,7 @@ fn click(env: &TestEnv, app: &App, channel: &str, user: &str, on: &Message, n: u
     Webhook::click(&env.slack, app, channel, user, on, buttons(on)[n].clone())
 }
 
-/// Returns what the person who clicked was told.
+/// Returns the ephemeral reply to a click.
 async fn told(env: &TestEnv, click: &Webhook) -> String {
     let path = click.response_url.rsplit('/').next().unwrap_or_default().to_owned();
     let by_url = |r: &tests::slack::Receipt| r.by == "response_url" && r.to.ends_with(&path);
@@ -127,7 +128,7 @@ async fn decides_by_one_of_64_clicks() {
     let people: Vec<String> = (0..50).map(|n| format!("U{n}")).collect();
     let question = json!({ "id": "a", "prompt": "Deploy?", "allowed": people });
     let asked = ask(&env, &app, "C1", &question).await;
-    // The last of them are not allowed to decide.
+    // The last 14 people are not allowed to decide.
     let clicks: Vec<Webhook> =
         (0..CLICKERS).map(|n| click(&env, &app, "C1", &format!("U{n}"), &asked, n % 2)).collect();
     let sent = clicks.iter().map(|click| send(&env, &app, click));

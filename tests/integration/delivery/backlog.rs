@@ -1,5 +1,5 @@
-//! Backlog of one agent: workers stay small, other tenants are not delayed, and it is delivered
-//! when the agent returns.
+//! Backlog of one agent: memory of the workers, delay of other tenants, and delivery when the agent
+//! returns.
 //!
 //! With `TIDEGATE_FULL_SIZE` there are 1,000,000 conversations and 100,000 messages in one more;
 //! release builds in `TIDEGATE_BIN_DIR` are required. Measurements are printed with `--nocapture`.
@@ -54,7 +54,7 @@ async fn count_rows(env: &TestEnv, sql: &'static str) -> usize {
     count as usize
 }
 
-/// Returns the peak memory of each worker in bytes.
+/// Returns the largest peak memory of a worker, in bytes. Fails above the maximum.
 fn peak_memory(env: &TestEnv) -> u64 {
     let peaks = env.workers.iter().map(|worker| worker.process.peak_resident());
     let largest = peaks.map(|peak| peak.expect("it runs")).max().expect("workers");
@@ -67,7 +67,7 @@ fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64())
 }
 
-/// Connects another tenant with channels in a partition of this worker.
+/// Connects another tenant. Returns it with channels in partitions of this worker.
 async fn connect_tenant(env: &TestEnv, worker: &str) -> (App, Vec<String>) {
     let owned: Vec<i16> =
         sqlx::query_scalar("select partition from partition_cursors where owner = $1")
@@ -172,7 +172,7 @@ async fn isolates_backlog_of_stopped_agent() {
     .await;
     agent.set_answer_time(ANSWER_TIMES[1]);
     eventually("all of it is delivered", patiently, async || {
-        // Counting also costs Postgres time.
+        // Counting slows Postgres.
         tokio::time::sleep(Duration::from_millis(ci_or_full(100, 5_000))).await;
         (count_rows(&env, "select count(*) from deliveries").await == 0).then_some(())
     })

@@ -13,7 +13,7 @@ use tests::{
     test_env::{App, SMALL, Size, TestEnv, agent_id},
 };
 
-/// Limit of rows in these tests.
+/// Maximum rows of a connection in these tests.
 const ROWS_MAX: usize = 20;
 /// Two rounds of counting, and the wait of a delivery for its next attempt.
 const WITHIN: Duration = Duration::from_secs(90);
@@ -94,7 +94,7 @@ async fn bounds_open_deliveries() {
     for n in 0..ROWS_MAX {
         wait_for_answer(&env, &format!("kept {n}")).await;
     }
-    // The dead letter is a hundredth of the limit.
+    // The dead letter counts a hundredth of a delivery.
     wait_for_state(&env, &app, "large").await;
     send(&env, &app, "after").await;
     wait_for_answer(&env, "after").await;
@@ -183,7 +183,7 @@ async fn exceeds_limit_by_two_rounds() {
     const LIMIT: usize = 200;
     const PER_SECOND: usize = 60;
     const BURST: usize = 200;
-    /// Interval of rounds, and the round itself on a busy machine.
+    /// Seconds of the interval between rounds and of a round on a busy machine.
     const ROUND: usize = 8;
     const CLIENTS: usize = 16;
     let size = Size { ingests: 2, workers: 3, own_postgres: false };

@@ -24,7 +24,7 @@ async fn forward_to(env: &TestEnv, app: &App, url: String) {
         name: "An app".into(),
         mode: AgentMode::Forward,
         url,
-        secret: Secret::new(app.secret.clone()).expect("not empty"), // the app checks with it
+        secret: Secret::new(app.secret.clone()).expect("not empty"), // the app verifies with it
         timeout: NewAgent::TIMEOUT,
         max_concurrent: NewAgent::MAX_CONCURRENT,
         max_per_user: 1_000_000,
@@ -73,7 +73,7 @@ fn interaction(env: &TestEnv, app: &App, kind: &str, more: Value) -> Webhook {
     webhook
 }
 
-/// Returns the submission of the app's view with this title.
+/// Returns the submission of a view of the app with this title.
 fn submission(env: &TestEnv, app: &App, view: &Value, title: &str) -> Webhook {
     let mut view = view.clone();
     view["team_id"] = app.team.clone().into();
@@ -100,7 +100,7 @@ async fn check_unmodified_app(language: Language) {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, bolt) = start_app(&env, language).await;
 
-    // Events: a message, a mention, and one that the app does not listen for.
+    // Events: a message, a mention, and one without a listener.
     let hello = Webhook::message(&env.slack, &app, "C1", "U1", "hello there");
     assert_eq!(env.send(&app, &hello).await.expect("an answer").status, 200);
     wait_for_text(&env, &format!("{name} heard: hello there")).await;
@@ -118,7 +118,7 @@ async fn check_unmodified_app(language: Language) {
     let expected = if language == Language::Python { "unhandled" } else { "completed" };
     assert_eq!(outcome, expected, "JavaScript takes every event");
 
-    // Commands: acknowledged by a text, by blocks, later; and one that the app does not know.
+    // Commands: acknowledged with a text, with blocks, and later; and one without a listener.
     let path = |webhook: &Webhook| {
         webhook.response_url.rsplit_once("/commands").expect("a path").1.to_owned()
     };
@@ -192,7 +192,7 @@ async fn check_unmodified_app(language: Language) {
     assert_eq!((taken.status, taken.body.as_str()), (200, ""), "an empty answer closes the view");
     wait_for_text(&env, &format!("{name} made a ticket: broken door")).await;
 
-    // Too late for Slack's request: the view is updated instead, with the submitted input.
+    // Too late for Slack's request: the view is updated, with the submitted input.
     bolt.process.freeze();
     let late = submit(&env, &app, &view, "y").await;
     assert!(late.body.contains("Working on it"), "{}", late.body);
@@ -244,7 +244,7 @@ async fn delivers_in_order_after_outage() {
     let started = Instant::now();
     let (down, up) = (Duration::from_secs(3), Duration::from_secs(3) + OUTAGE);
     let (mut is_down, mut pace) = (false, tokio::time::interval(Duration::from_millis(125)));
-    let thread = "1700000000.000100"; // a channel's messages are one conversation by their thread
+    let thread = "1700000000.000100"; // messages of a channel are one conversation in a thread only
     for n in 0.. {
         let at = started.elapsed();
         if at > up + Duration::from_secs(3) {
@@ -296,8 +296,8 @@ async fn delivers_in_order_after_outage() {
     assert_eq!(dead, 0);
 }
 
-/// Returns the texts that an app received in a conversation, without repeats: it was killed, and
-/// may have received one twice.
+/// Returns the texts that an app received in a conversation, without repeats: a killed app may have
+/// received one twice.
 fn received_once(bolt: &Bolt, channel: &str) -> Vec<String> {
     let mut heard = bolt.received_texts(channel);
     let mut known = std::collections::BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Clicks on an agent's own buttons, and opinions on its answers.
+//! Clicks on an agent's own buttons, and feedback on its answers.
 
 use serde_json::{Value, json};
 use tests::{
@@ -17,7 +17,7 @@ async fn send(env: &TestEnv, app: &App, webhook: &Webhook) {
     assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
 }
 
-/// Lets the agent answer with these elements. Returns its message.
+/// Makes the agent answer with this block. Returns its message.
 async fn answer(env: &TestEnv, app: &App, channel: &str, block: &Value) -> Message {
     let answer = json!({ "text": "Here", "blocks": [block] });
     let question = format!("json {answer}");
@@ -39,7 +39,7 @@ async fn values(env: &TestEnv) -> Vec<(String, String)> {
 #[tokio::test]
 async fn forwards_click_to_agent() {
     let (env, app) = start_env().await;
-    // The id of an approval's button is not the agent's to use.
+    // Agents can't use the id of an approval's button.
     let button = |id: &str| {
         json!({ "type": "button", "action_id": id, "value": "0123456789abcdef0123456789abcdef",
                 "text": { "type": "plain_text", "text": "Go" } })

@@ -1,4 +1,4 @@
-//! Mode `forward`: whose secret signs, whose app may listen, and what becomes of an app's answer.
+//! Mode `forward`: signing secrets, apps of other organizations, and answers of apps.
 
 use axum::{Router, extract::State, http::HeaderMap};
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 
 const SECRET: &str = "the app's own secret";
 
-/// An app that answers every webhook alike.
+/// App that gives every webhook the same answer after a delay.
 #[derive(Clone)]
 struct Stub {
     url: String,
@@ -156,7 +156,8 @@ async fn refuses_apps_of_others() {
     assert!(refused.contains("an app of another organization"), "{refused}");
     set(true).await;
     assert!(link().await.starts_with("Linked."), "the code was not used up");
-    // The setting counts when a webhook is decided, too; and the connection's secret is never used.
+    // The setting also applies when a webhook is decided, and the connection's secret is never
+    // used.
     let hello = async || {
         let webhook = Webhook::message(&env.slack, &preview, "C1", "U1", "hello");
         env.send(&preview, &webhook).await.expect("an answer");
@@ -231,7 +232,7 @@ async fn shows_failure_in_submitted_view() {
 
     let app = env.connect_as(answered).await.expect("a connection");
     let away = Stub::start(&env, &app.org, 403, "", Duration::ZERO).await;
-    let retry_for = Some(Duration::from_secs(3)); // Slack's request is open for a shorter time
+    let retry_for = Some(Duration::from_secs(3)); // longer than Slack's request is open
     let agent = NewAgent { retry_for, ..forward_agent(&app.org, away.url.clone()) };
     env.store.put_agent(&agent).await.expect("Postgres");
     let answer = submit(&app, "V1").await;

@@ -1,4 +1,4 @@
-//! Answers in Markdown: no document is refused by Slack for its form, and none notifies a channel.
+//! Answers in Markdown: Slack refuses none for its form, and none notifies a channel.
 
 use futures_util::StreamExt;
 use std::time::{Duration, Instant};
@@ -58,12 +58,13 @@ async fn wait_until_answered(env: &TestEnv) {
 /// Error of workspaces without streams.
 const WITHOUT_STREAMS: &str = "channel_type_not_supported";
 
-/// Returns whether a call writes, and is not the one that finds out that there are no streams.
+/// Returns whether a call posts, updates or streams a message, except those that Slack refused
+/// because it has no streams.
 fn is_written(call: &&Call) -> bool {
     call.method.starts_with("chat.") && call.outcome != Outcome::Refused(WITHOUT_STREAMS.into())
 }
 
-/// Checks that Slack refused no call and that no text notifies anybody.
+/// Checks that Slack refused no call and that no text notifies people. Returns the number of calls.
 fn check(env: &TestEnv) -> usize {
     let calls = env.slack.calls();
     let calls: Vec<&Call> = calls.iter().filter(is_written).collect();

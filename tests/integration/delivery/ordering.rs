@@ -1,4 +1,4 @@
-//! Conversations keep their order and do not delay others.
+//! Order within conversations, and their isolation from each other.
 
 use shared::{domain::ConnectionId, store::NewAgent, stream::Partition};
 use std::{
@@ -13,10 +13,10 @@ use tests::{
     test_env::{App, PAIR, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Time for retries.
+/// Maximum time of several retries.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Connects an app whose conversations belong to the sample agent.
+/// Connects an app with the sample agent.
 async fn connect_with_agent(env: &TestEnv) -> App {
     env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection")
 }
@@ -222,7 +222,7 @@ async fn survives_hang_and_panic_of_handler() {
 /// Channel with half of all traffic.
 const NOISY: &str = "DNOISY";
 
-/// Returns channels of a connection in a partition: none, if the connection does not use it.
+/// Returns channels of a connection in a partition, or none if the connection does not use it.
 fn channels_in(connection: ConnectionId, partition: Partition) -> impl Iterator<Item = String> {
     let all = (0..1_000).map(|n| format!("D{n:06}"));
     all.filter(move |channel| Partition::of(connection, Some(channel)) == partition)
@@ -284,8 +284,8 @@ async fn bounds_p99_beside_busy_lane() {
     let mut apps = vec![connect_with_agent(&env).await];
     let home = Partition::of(apps[0].connection, Some(NOISY));
     while apps.len() < 4 {
-        // A connection uses few partitions: those of this one must include the noisy
-        // conversation's.
+        // A connection uses few partitions. One of them must be the partition of the noisy
+        // conversation.
         let id = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"))
             .find(|id| channels_in(*id, home).next().is_some());
         let app = env.connect_as(|new| {
@@ -322,7 +322,7 @@ async fn delivers_after_agent_outage() {
     })
     .await;
     let asked = env.agent.requests().len();
-    tokio::time::sleep(Duration::from_secs(4)).await; // as long as the agent stays away
+    tokio::time::sleep(Duration::from_secs(4)).await; // the agent fails meanwhile
     let probes = env.agent.requests().len() - asked;
     assert!(probes <= 6, "{probes} attempts within 4 s while the circuit is open");
     assert_eq!(count_rows(&env, "dead").await, 0);

@@ -1,5 +1,4 @@
-//! Messages to Slack are sent once where Slack offers a look-up, and resends are counted where it
-//! does not.
+//! Messages to Slack: sent once where Slack offers a look-up; elsewhere resends are counted.
 
 use axum::{Router, http::StatusCode};
 use futures_util::future::join_all;
@@ -43,13 +42,13 @@ fn channel(n: usize) -> String {
     format!("{}{n:04}", if n.is_multiple_of(2) { "C" } else { "D" })
 }
 
-/// Returns the number of the bot's messages in all of them.
+/// Returns the number of messages of the bot in all conversations.
 fn count_posts(env: &TestEnv, app: &App, conversations: usize) -> usize {
     let of = |n| env.slack.messages(&app.team, &channel(n));
     (0..conversations).flat_map(of).filter(|message| message.bot_id.is_some()).count()
 }
 
-/// Returns the numbers of sent, unsent and resent ambiguous messages.
+/// Returns the numbers of sent messages, of other messages, and of resends.
 async fn count_rows(env: &TestEnv) -> (i64, i64, i64) {
     let row = sqlx::query(
         "select (select count(*) from outbox_log) as sent,
@@ -156,7 +155,7 @@ async fn reconciles_before_resend() {
 async fn sends_once_after_freeze() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
-    // Accepted at once, answered late: the sender is frozen in between.
+    // Slack accepts the message at once and answers late. The sender is frozen in between.
     env.slack.inject_fault(FaultRule::new(Fault::Slow(Duration::from_secs(4))).on(POST).times(1));
     send_messages(&env, &app, 1, "hello").await;
     eventually("Slack has it", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
@@ -176,7 +175,7 @@ async fn replaces_invalid_response_url() {
     let app = env.connect().await.expect("a connection");
     let help = |user: &str| Webhook::command(&env.slack, &app, "C1", user, "/lobu", "help");
 
-    // Too old for Slack.
+    // Too old.
     let old = help("U1");
     env.slack.clock().advance(Duration::from_secs(31 * 60));
     env.send(&app, &old).await.expect("an answer");
@@ -185,7 +184,7 @@ async fn replaces_invalid_response_url() {
     assert_eq!((told.to.as_str(), told.body["user"].as_str()), ("C1", Some("U1")));
     assert!(told.body.get("response_type").is_none(), "{:?}", told.body);
 
-    // Used five times without success.
+    // Used up by five failed calls.
     env.slack.inject_fault(FaultRule::new(Fault::RateLimited(0)).on("response_url").times(9));
     env.send(&app, &help("U2")).await.expect("an answer");
     env.slack
@@ -239,7 +238,7 @@ async fn applies_token_errors() {
     assert_eq!(status(&env, &good).await, "active");
     assert_eq!(count_posts(&env, &good, 1), 1);
 
-    // The message is kept and sent as soon as the token is valid.
+    // The message is sent once the token is valid again.
     let there = Installation::new(&doubtful.app, &doubtful.team, &doubtful.bot_user);
     env.slack.install(&doubtful.token, there);
     becomes(&doubtful, "active").await;
@@ -259,7 +258,7 @@ async fn handles_each_error_of_slack() {
         ("missing_scope", "failed", "active"),
         ("team_access_not_granted", "failed", "active"),
         ("msg_too_long", "failed", "active"),
-        ("no\0word of Slack's", "failed", "active"), // Postgres keeps no NUL in a text
+        ("no\0word of Slack's", "failed", "active"), // Postgres stores no NUL in a text
     ];
     let mut apps = Vec::new();
     for (word, ..) in words {

@@ -1,4 +1,4 @@
-//! Edits, and messages that come while an earlier one is answered.
+//! Edits, and messages that arrive while an earlier one is answered.
 
 use serde_json::{Value, json};
 use shared::{
@@ -89,7 +89,7 @@ async fn replaces_question_on_edit() {
     assert_eq!((&question["trigger"]["kind"], &question["ts"]), (&"edit".into(), &ts.into()));
     assert_eq!((&question["type"], &question["user"]), (&"message".into(), &"U1".into()));
 
-    // It is answered: another edit changes nothing, nor does one of an unknown message.
+    // The question is answered: another edit changes nothing, nor does one of an unknown message.
     send(&env, &app, &edit(&env, &app, &second_ts, "other", "again")).await;
     send(&env, &app, &edit(&env, &app, "1.1", "x", "y")).await;
     let (last, _) = ask(&env, &app, "D1", "U1", "bye").await;

@@ -1,4 +1,4 @@
-//! Slack's rate limits are shared by all workers and affect no other workspace.
+//! Slack's rate limits: shared by all workers, and without effect on other workspaces.
 
 use futures_util::future::join_all;
 use shared::{domain::ConnectionStatus, store::NewConnection, stream::Partition};
@@ -56,7 +56,7 @@ async fn shares_limit_between_workers() {
         (count_posts(&env, &app) == 26).then_some(())
     })
     .await;
-    // One call per worker may have been running at the first 429.
+    // Each worker may have had one call running at the first 429.
     let limited = limited();
     assert!(limited.len() <= FOUR_WORKERS.workers, "{} calls were refused", limited.len());
     for call in &limited {
@@ -93,7 +93,7 @@ async fn resumes_slowly_after_limit() {
     let env = TestEnv::without_processes(servers).await.expect("servers");
     let connection = env.prepare(ConnectionStatus::Active).await.expect("a connection").connection;
     env.store.register_worker("w1", "one", Duration::from_secs(600)).await.expect("registered");
-    // They are not sent, so their payload need not be valid.
+    // Nothing is sent, so the payloads need not be valid.
     for sql in [
         "insert into outbox_lanes (connection_id, lane, partition, head, tail, channel_key, turn, next_at)
          select $1, n, 0, 1, 1, 'C' || n, n, now() from generate_series(1, 4) n",

@@ -9,9 +9,9 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Maximum time from a stop to the agent's notice, for 99 of 100.
+/// Maximum time from a stop to the agent's cancellation, for 99 of 100.
 const STOPPED_WITHIN: Duration = Duration::from_millis(250);
-/// An answer that no test waits for.
+/// Question whose streamed answer outlasts the test.
 const LONG: &str = "stream:600:100:8 please";
 
 async fn start_env() -> (TestEnv, App) {
@@ -69,7 +69,7 @@ async fn stops_run_by_button() {
     let closed = async || (env.agent.running() == 0).then_some(());
     eventually("the call ends", TIMEOUT, closed).await;
     assert_eq!(state(&answers(&env, &app, "D1")[0]), Some(StreamingState::StoppedByUser));
-    // Slack does not end the status.
+    // Slack does not end the status by itself.
     let ended = async || {
         let session = env.slack.session(&app.team, "D1", &ts)?;
         (session.status == "active").then_some(())
@@ -181,7 +181,7 @@ async fn cancels_runs_in_time() {
         took[took.len() / 2],
         took.last()
     );
-    // One of few stops may meet a busy machine.
+    // With few stops one on a busy machine would decide.
     let slowest = ci_or_full(took[took.len() * 9 / 10], p99);
     assert!(slowest <= STOPPED_WITHIN, "{slowest:?}");
 }

@@ -11,7 +11,7 @@ use tests::{
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-/// Maximum lines of a sample, without imports.
+/// Maximum lines of a sample agent, without imports.
 const LINES_MAX: usize = 25;
 
 /// The Python and the JavaScript sample agent verify signatures, stream answers and end cancelled

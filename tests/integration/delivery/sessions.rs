@@ -82,7 +82,7 @@ async fn falls_back_without_sessions() {
     let (again, _) = ask(&env, &app, "C2", "slow:3000 hello").await;
     env.wait_for_outcome(&again.dedup_key).await;
     assert_eq!(env.slack.calls_of("agents.sessions.setStatus").len(), 1);
-    // Slack ends it with the answer.
+    // Slack ends the status with the answer.
     assert_eq!(statuses(&env, "assistant.threads.setStatus", "C1"), ["is thinking…"]);
 
     let plain = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");

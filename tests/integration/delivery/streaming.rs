@@ -1,4 +1,4 @@
-//! Answers that agents stream: parts, segments, refusals, killed workers, deploys.
+//! Streamed answers: parts, segments, refusals of Slack, killed workers, and deploys.
 //!
 //! Durations are 60 times shorter than Slack's and the worker's own.
 
@@ -60,7 +60,7 @@ fn state(message: &Message) -> Option<StreamingState> {
     message.stream.as_ref().map(|stream| stream.state)
 }
 
-/// Returns the text that a person sees: that of an update, which has blocks, or of the stream.
+/// Returns the visible text: that of the blocks of an update, or of the stream.
 fn shown(message: &Message) -> String {
     let blocks = message.blocks.as_array().into_iter().flatten();
     let texts: Vec<&str> = blocks.filter_map(|block| block["text"].as_str()).collect();
@@ -98,7 +98,7 @@ async fn streams_whole_answer_once() {
     let messages = answers(&env, &app, "C1");
     assert_eq!(joined(&messages), expected(text));
     assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
-    // Agents that answer each other stop by it.
+    // Two agents that answer each other are stopped by this count.
     assert_eq!(messages[0].metadata["event_payload"]["hops"], 1);
     let started = &env.slack.calls_of("chat.startStream")[0];
     assert_eq!(started.args["thread_ts"], env.slack.messages(&app.team, "C1")[0].ts);

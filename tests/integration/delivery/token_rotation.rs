@@ -1,4 +1,4 @@
-//! Rotating tokens are refreshed by one worker.
+//! Rotating tokens: each is refreshed by one worker.
 
 use futures_util::future::join_all;
 use shared::secrets::Secret;
@@ -16,7 +16,7 @@ use tests::{
 const EIGHT_WORKERS: Size = Size { ingests: 1, workers: 8, own_postgres: false };
 const SMALL: Size = Size { ingests: 1, workers: 1, own_postgres: false };
 
-/// Connects an app whose token rotates and expires after `expires_in`.
+/// Connects an app with a rotating token that expires after `expires_in`.
 async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) {
     env.slack.register_client("1.2", "client secret");
     let pair = env.slack.install_rotating(Installation::new("A0ROTATES", "T0ROTATES", "UBOT0"));
@@ -29,7 +29,7 @@ async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) 
         })
         .await
         .expect("a connection");
-    // Connecting installed a permanent token; this one rotates.
+    // `connect_as` installed a permanent token; this one rotates.
     let pair = env.slack.install_rotating(Installation::new(&app.app, &app.team, &app.bot_user));
     let expires_in = format!("{}s", expires_in.as_secs());
     let id = app.connection.to_string();
@@ -139,7 +139,8 @@ async fn keeps_tokens_without_postgres() {
     })
     .await;
 
-    // The other worker is the first to reach Postgres. Another due token shows when it has looked.
+    // The other worker reaches Postgres first. Its refresh of another due token shows that it has
+    // looked.
     env.slack.clear_faults();
     links[1 - keeper].heal();
     let (second, _) = connect_rotating(&env, Duration::from_secs(1)).await;
@@ -166,11 +167,11 @@ async fn keeps_tokens_without_postgres() {
 /// A refresh whose worker crashed is repeated by another worker after its lease.
 #[tokio::test(flavor = "multi_thread")]
 async fn refreshes_after_crash() {
-    /// The lease, and the time after which it is taken over.
+    /// Maximum time until the lease has ended and another worker refreshes the token.
     const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(90);
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, _) = connect_rotating(&env, Duration::from_secs(43_200)).await;
-    // What a worker leaves that crashed while it asked Slack.
+    // State after a worker crashed during its call of Slack.
     let crashed =
         "update token_rotations set refresh_at = now(), leased_until = now() + interval '1 s'";
     sqlx::query(crashed).execute(&env.pool).await.expect("Postgres");

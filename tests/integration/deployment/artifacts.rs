@@ -1,4 +1,5 @@
-//! Images are built once each, and alerts concern Tidegate alone and lead to the runbook.
+//! Images, which are built once each, and alerts, which concern Tidegate only and link to the
+//! runbook.
 
 use serde_json::Value;
 use std::{

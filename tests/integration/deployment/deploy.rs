@@ -1,5 +1,5 @@
-//! Files under deploy/ agree with the programs: settings exist and are valid, grace periods fit the
-//! drains, metrics are exported. `deploy/check` validates each file by itself.
+//! Agreement of the files under `deploy/` with the programs: settings exist and are valid, grace
+//! periods fit the drains, metrics are exported. `deploy/check` validates each file by itself.
 
 use clap::CommandFactory;
 use serde_json::Value;
@@ -45,9 +45,9 @@ fn services() -> BTreeMap<String, Value> {
     services.iter().map(|(name, service)| (name.clone(), service.clone())).collect()
 }
 
-/// The settings of an environment, as arguments: the programs are the same for both.
-///
-/// Secrets are stood in for by ones of their kind: files that only an installation has, and what an argument may not hold.
+/// Returns the settings of an environment as arguments, which the programs take for the same
+/// settings. Replaces secrets by values of their kind: an installation has them in files, and they
+/// can't be arguments.
 fn arguments(command: &clap::Command, environment: &[(String, String)]) -> Vec<OsString> {
     static RING: LazyLock<String> = LazyLock::new(|| {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ring");
@@ -77,7 +77,7 @@ fn parse_settings<C: clap::Parser>(environment: &[(String, String)]) -> C {
         .unwrap_or_else(|wrong| panic!("{environment:?}: {wrong:?}"))
 }
 
-/// Variables that the OpenTelemetry SDK reads in ingest and worker; no flags belong to them.
+/// Variables that the OpenTelemetry SDK reads in ingest and worker. They have no flags.
 const SDK_VARIABLES: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -108,7 +108,7 @@ fn tidegate_settings() -> BTreeSet<String> {
     named.filter_map(|rest| rest.split(['=', ']']).next()).map(str::to_owned).collect()
 }
 
-/// Returns the maximum time from SIGTERM to the end of a process, by its settings.
+/// Returns the maximum time from SIGTERM to the end of an ingest.
 fn ingest_stop_time(settings: &ingest::Config) -> Duration {
     settings.drain_period + ingest::FINISH_TIMEOUT
 }
@@ -121,7 +121,7 @@ fn control_stop_time(settings: &control::Config) -> Duration {
     settings.drain_period + control::FINISH_TIMEOUT
 }
 
-/// Time for the kernel, the container and the log.
+/// Time for the kernel, the container runtime and the log.
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// The compose file sets valid settings, and its grace periods leave time to drain.
@@ -260,7 +260,7 @@ fn published(route: &Value) -> Vec<String> {
     matches.map(|of| of["path"]["value"].as_str().expect("a path").to_owned()).collect()
 }
 
-/// Returns a time of a manifest.
+/// Parses a duration of a manifest.
 fn seconds(value: &Value) -> Duration {
     config::parse_duration(value.as_str().expect("text")).expect("a duration")
 }
@@ -388,7 +388,7 @@ fn pins_supply_chain() {
         tools.contains("\nastral-dev-toolchain-cargo-deny=="),
         "cargo-deny is one of the tools"
     );
-    // The whole name of an image may be replaced, and a release does.
+    // Releases replace the whole name of an image.
     let dockerfile = read(&deploy_folder().join("Dockerfile"));
     let from: Vec<&str> =
         dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
@@ -426,7 +426,7 @@ fn config_map() -> Vec<(String, String)> {
         let (name, value) = literal.as_str().and_then(|text| text.split_once('=')).expect("a pair");
         (name.to_owned(), value.to_owned())
     });
-    // A later one replaces an earlier one.
+    // A later literal replaces an earlier one.
     pairs.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
@@ -452,14 +452,14 @@ fn sets_valid_settings_in_kubernetes() {
     for (file, container, pod) in containers() {
         let own = container["env"].as_array().cloned().unwrap_or_default();
         let own = own.iter().map(|variable| {
-            // Values that the cluster provides are pod names.
+            // The cluster provides pod names.
             let value = variable["value"].as_str().unwrap_or("worker-5d9c7");
             (variable["name"].as_str().expect("a name").to_owned(), value.to_owned())
         });
         let own: Vec<_> = own.collect();
         let all = own_settings(config_map().into_iter().chain(own.clone()));
         let grace = pod["terminationGracePeriodSeconds"].as_u64().map(Duration::from_secs);
-        let whole = container.get("image").is_some(); // a patch is not
+        let whole = container.get("image").is_some(); // a patch has no image
         match container["name"].as_str() {
             Some("ingest") if whole => {
                 let ends = ingest_stop_time(&parse_settings(&all)) + MARGIN;
@@ -632,7 +632,7 @@ async fn exports_every_used_metric() {
     named.retain(|name| !recorded.contains(&name.as_str()));
     let missing = RefCell::new(named);
 
-    // The same as `cargo demo`. A metric with labels is exported after its first use.
+    // A metric with labels is exported after its first use.
     let mut env = TestEnv::start(PAIR).await.expect("a test environment");
     env.start_control().await.expect("a control API");
     reqwest::get(env.controls[0].path("/v1/usage")).await.expect("an answer");

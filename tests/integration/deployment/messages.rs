@@ -1,5 +1,5 @@
-//! Messages of the programs at start and of the command line: they name the thing, where it is, and
-//! what to do next.
+//! Messages of the programs at their start and of the command line: they name the thing, its place
+//! and the next step.
 
 use std::{
     io,

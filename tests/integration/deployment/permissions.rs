@@ -1,5 +1,5 @@
-//! Permissions of processes. All tests run with the deployed permissions, so the necessary ones are
-//! there; these tests check that there are no others.
+//! Permissions of processes. All tests run with the deployed permissions, so these tests only check
+//! that there are no others.
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -18,7 +18,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// A client of NATS and the errors of the server.
+/// Client of NATS with the errors that the server reports.
 struct NatsClient {
     client: Client,
     reproaches: Arc<Mutex<Vec<String>>>,
@@ -239,7 +239,7 @@ async fn restricts_worker_in_postgres() {
         "update audit_log set actor = 'mine'",
         "delete from audit_log",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
-        // Nobody has requested an erasure.
+        // No erasure is requested.
         "insert into erasures (id, org_id) values ('mine', 'acme')",
         "select erase_person_from_audit_log('U1', 0, 10)",
         "select erase_organization_from_audit_log('acme', 0, 10)",

@@ -1,5 +1,5 @@
-//! `deploy/QUICKSTART.md`: its commands are run, or a reason is given; the units of systemd start the
-//! programs with what they name.
+//! Commands of `deploy/QUICKSTART.md`, which are run or listed with a reason, and units of systemd,
+//! whose programs start with the files that they name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use tests::{
 
 const UNITS: [&str; 5] = ["nats", "migrate", "ingest", "worker", "control"];
 
-/// Commands that a test runs, with its name. A command is named by its beginning.
+/// Commands that a test runs, by their beginning, with the test.
 const RUN: [(&str, &str); 16] = [
     ("cargo build --workspace --bins", "the harness builds them"),
     ("tidegate init", "local_development::leads_newcomer_to_answer, asks_for_secrets"),
@@ -34,7 +34,7 @@ const RUN: [(&str, &str); 16] = [
     ("sudo -u postgres psql", "this file, with its own Postgres"),
 ];
 
-/// Commands that no test runs, with the reason.
+/// Commands that no test runs, by their beginning, with the reason.
 const NOT_RUN: [(&str, &str); 10] = [
     ("export PATH", "tests call the programs by path"),
     ("python3 deploy/compose/agent.py", "it takes port 8000; agents of tests take free ports"),
@@ -125,7 +125,7 @@ fn verifies_units() {
     assert!(verified.status.success() && said.is_empty(), "{said}");
 }
 
-/// A machine in a folder: what the units read is there, on other ports.
+/// Folder that stands for a machine: it has the files that the units read. Servers use other ports.
 struct Machine {
     run: Arc<RunDir>,
     ports: BTreeMap<&'static str, u16>,
@@ -136,7 +136,7 @@ impl Machine {
         self.run.path().join(path.trim_start_matches('/'))
     }
 
-    /// Returns a text with the paths and ports of this machine.
+    /// Returns a text with the paths and ports of this folder.
     fn moved(&self, text: &str) -> String {
         let etc = self.path("/etc/tidegate").display().to_string();
         let store = self.path("/var/lib/tidegate-nats").display().to_string();

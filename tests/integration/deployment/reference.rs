@@ -1,4 +1,5 @@
-//! `deploy/SETTINGS.md` is made of the programs: every setting, its default and its meaning.
+//! Reference `deploy/SETTINGS.md`, generated from the programs: every setting, its default and its
+//! meaning.
 
 use clap::CommandFactory;
 use std::{

@@ -1,4 +1,4 @@
-//! Stop of an ingest without a failed webhook: it reports that it is not ready, serves while load
+//! Stop of an ingest without a failed webhook: it reports that it is not ready, serves until load
 //! balancers notice, answers open requests, and exits with 0.
 
 use std::{
@@ -14,7 +14,7 @@ use tests::{
     test_env::{App, Ingest, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// No worker: stored webhooks are not handled.
+/// One ingest without a worker: stored webhooks are not processed.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
 const QUICK: Duration = Duration::from_secs(1);
 
@@ -22,7 +22,7 @@ fn hello_message(env: &TestEnv, app: &App) -> Webhook {
     Webhook::message(&env.slack, app, "C1", "U1", "hello")
 }
 
-/// Starts two ingests with a drain of a second.
+/// Starts two ingests with a drain period of a second.
 async fn start_two_ingests() -> (TestEnv, App) {
     let mut env = TestEnv::without_processes(INGEST_ONLY).await.expect("a test environment");
     env.set("TIDEGATE_DRAIN_PERIOD", "1s");
@@ -42,7 +42,8 @@ async fn assert_clean_exit(ingest: &Ingest) {
     assert!(status.success(), "{status}\n{}", ingest.process.log());
 }
 
-/// Sends webhooks in turn to ready ingests, on kept connections, as a load balancer does.
+/// Sends webhooks in turn to ready ingests, on kept connections, as a load balancer does. Returns
+/// the failures.
 async fn send_balanced(
     env: &TestEnv,
     app: &App,

@@ -1,4 +1,4 @@
-//! An invalid setting ends a process at its start with one sentence that names it.
+//! Settings: an invalid one ends a process at its start with one sentence that names it.
 
 use std::process::Command;
 use tests::binaries::Binaries;
@@ -240,7 +240,7 @@ fn generates_keys_once() {
     let (code, said) = keygen(&[]);
     assert!(code == Some(1) && said.contains("signing.keys exists already"), "{said}");
     assert_eq!(keygen(&["--if-missing"]), (Some(0), String::new()));
-    let (code, said) = keygen(&["--key-id", "a-b"]); // no process would read such a ring
+    let (code, said) = keygen(&["--key-id", "a-b"]); // no process would accept such a keyring
     assert!(code == Some(64) && said.contains("letters and digits"), "{said}");
     assert_eq!(read("signing.keys"), signing);
     let split = run_dir.path().join("split");

@@ -1,8 +1,7 @@
-//! Faults under load: no accepted webhook is lost, and every conversation keeps its order.
+//! Faults under load, which lose no accepted webhook and keep every conversation in order.
 //!
-//! Each fault alone, then random faults with a seed (`TIDEGATE_CHAOS_SEED`, printed) for a time
-//! (`TIDEGATE_CHAOS_PERIOD`, `60s` by default). The line of the checker is printed with
-//! `--nocapture`.
+//! Each fault alone, then random faults from a seed (`TIDEGATE_CHAOS_SEED`, printed) for a time
+//! (`TIDEGATE_CHAOS_PERIOD`, `60s` by default). `--nocapture` prints the verdict of the checker.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -20,7 +19,7 @@ const CONVERSATIONS: u32 = 12;
 /// Maximum time after the load until everything is processed.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Runs load during a fault and checks the run.
+/// Runs load during a fault. Fails if the checker finds a violation.
 async fn run_under_load(what: &str, inject: impl AsyncFnOnce(&TestEnv)) -> Verdict {
     let env = TestEnv::start(SIZE).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");

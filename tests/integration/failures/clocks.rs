@@ -1,7 +1,7 @@
-//! Wrong clocks: only the age of a signature is judged by comparing two machines' clocks. All else
-//! is decided by Postgres's clock, by the stream's times, or by Slack's.
+//! Wrong clocks: only the age of a signature is judged by comparing the clocks of two machines.
+//! Everything else follows Postgres's clock, the stream's times, or Slack's.
 //!
-//! Nothing is tested without libfaketime, which `.ci/run` installs.
+//! Without libfaketime, which `.ci/run` installs, these tests pass without testing anything.
 
 use reqwest::StatusCode;
 use shared::domain::Surface;
@@ -16,11 +16,12 @@ use tests::{
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 /// Pace of a channel.
 const PACE: Duration = Duration::from_millis(500);
-/// A round of retention, and the directory's comparison if a notification is lost.
+/// Maximum time of a round of retention, and of the directory's comparison if a notification is
+/// lost.
 const MAINTAINED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Starts processes whose clocks are off: ingests by as much as the age of a signature allows, all
-/// others by an hour. `tidegate` is an hour ahead.
+/// Starts processes with wrong clocks: ingests by as much as the age of a signature allows, all
+/// others by an hour. `tidegate` is an hour ahead. Returns `None` without libfaketime.
 async fn start() -> Option<TestEnv> {
     if fake_time::settings("+1h").is_none() {
         eprintln!("skipped: {}", fake_time::MISSING);
@@ -119,7 +120,7 @@ async fn keeps_validity_of_codes_and_keys() {
     };
     let (long, short) = (create("30m"), create("1s"));
     assert_eq!(ask(&long).await, StatusCode::OK);
-    // A repeated write gets its first response for a day.
+    // A repeated write gets the first response for a day.
     let url = env.controls[0].path(&format!("/v1/organizations/{}/link-codes", app.org));
     let body = serde_json::json!({ "agent": agent_id().as_str(), "surfaces": ["channel"] });
     for is_repeated in [false, true] {
@@ -167,7 +168,7 @@ async fn refreshes_tokens_when_due() {
         .await;
         assert_eq!(refreshed(&later).await, 0, "half an hour is left");
         if n == 0 {
-            worker.process.kill(); // the other one has to look
+            worker.process.kill(); // the other worker has to refresh the next one
         }
     }
 }
@@ -201,7 +202,7 @@ async fn expires_rows_and_secrets() {
         .await;
     };
     deleted().await;
-    // Retention is of the owner of partition 0: the other worker gets a turn, too.
+    // The owner of partition 0 runs retention. The other worker gets its turn.
     let owner = "select owner from partition_cursors where partition = 0";
     let owner: String = sqlx::query_scalar(owner).fetch_one(&env.pool).await.expect("a row");
     let owner = env.workers.iter().find(|worker| worker.id == owner).expect("one of ours");
@@ -254,7 +255,7 @@ async fn dates_replays_and_removals() {
     let mut body: serde_json::Value = serde_json::from_slice(&webhook.body).expect("JSON");
     body.as_object_mut().expect("an object").remove("event_time");
     webhook.body = body.to_string().into_bytes();
-    // The ingest whose clock is behind: by it, the app was removed before it was installed.
+    // By the clock of this ingest, which is behind, the app was removed before it was installed.
     let url = env.ingests[1].url(&app);
     let answer = env.slack.send(&url, &app.secret, &webhook).await.expect("an answer");
     assert_eq!(answer.status, 200);

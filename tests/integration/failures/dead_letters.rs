@@ -1,4 +1,4 @@
-//! Webhooks that can't be handled are kept with a reason and delay nothing.
+//! Dead letters: webhooks that can't be processed are kept with a reason and delay nothing.
 
 use shared::{
     domain::ConnectionId,
@@ -16,7 +16,7 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, actor, agent_id},
 };
 
-/// Several restarts of a worker, each with a wait for the previous lease.
+/// Maximum time of several restarts of a worker, each of which waits for the previous lease.
 const RESTARTS_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longer than two commits take to time out.
 const LOCK_TIME: Duration = Duration::from_secs(13);
@@ -48,7 +48,7 @@ async fn send_batch(env: &TestEnv, app: &App, bad: &str, user: &str) -> (Webhook
 }
 
 /// Checks that the bad webhook is the only dead letter, with its bytes, and that all others were
-/// handled.
+/// processed.
 async fn assert_one_dead_letter(env: &TestEnv, bad: &Webhook, others: &[Webhook]) -> DeadLetter {
     for other in others {
         let handled = async || env.find_outcome(&other.dedup_key).await;
@@ -237,7 +237,7 @@ async fn waits_for_locked_table() {
     assert_eq!(env.dead_letters().await.expect("a list").len(), 0);
 }
 
-/// Starts an environment whose worker panics or ends when a message says so.
+/// Starts an environment whose worker panics or exits when a message asks for it.
 async fn start_faulty_worker() -> (TestEnv, App) {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
     env.start_ingest().await.expect("an ingest");
@@ -277,7 +277,7 @@ async fn isolates_crashing_webhook() {
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
     assert_eq!(dead.reason, "its process ended when it was decided");
     assert!(worker.is_running());
-    // Up to three times with the others, then twice alone.
+    // Up to three times with its batch, then twice alone.
     let until_dead = ends.load(Relaxed);
     assert!(until_dead <= 5, "the process ended {until_dead} times");
 

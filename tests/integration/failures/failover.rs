@@ -1,4 +1,5 @@
-//! Processes that are killed, frozen or stopped: accepted webhooks are handled once by others.
+//! Failover: webhooks accepted before a process is killed, frozen or stopped are processed once by
+//! others.
 
 use futures_util::TryStreamExt;
 use shared::domain::Surface;
@@ -248,7 +249,7 @@ async fn owns_partitions_at_high_latency() {
     let epochs = "select sum(epoch)::bigint from partition_cursors";
     let epochs =
         async || -> i64 { sqlx::query_scalar(epochs).fetch_one(&env.pool).await.expect("a sum") };
-    // At first each statement is prepared, which takes further round trips.
+    // Preparing each statement takes further round trips at first.
     eventually("it keeps its partitions", TIMEOUT * 2, async || {
         let before = epochs().await;
         tokio::time::sleep(2 * LEASE_TTL).await;

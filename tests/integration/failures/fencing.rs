@@ -1,4 +1,4 @@
-//! A worker without a partition's lease changes nothing in it.
+//! Fencing: a worker without a partition's lease changes nothing in it.
 
 use shared::{
     domain::{ConnectionId, Destination, HeaderToken, MediaType, OutgoingMessage, WebhookKind},
@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 const SHORT_TTL: Duration = Duration::from_millis(1);
 
-/// Leases a partition by `first` for a moment and then by `second`.
+/// Leases a partition to `first` for a moment and then to `second`. Returns both leases.
 async fn take_over(env: &TestEnv) -> (Lease, Lease) {
     let first = env.store.claim_partitions("first", 1, &[], SHORT_TTL).await.expect("a claim");
     let first = first.into_iter().next().expect("a lease");
@@ -133,7 +133,7 @@ async fn rejects_other_cursor_or_generation() {
     let batch = [webhook(&lease, 1, "Ev1")];
     assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
     let before = count_rows(&env).await;
-    // Sent again after an unknown result: the cursor has moved.
+    // A repeat after an unknown result: the cursor has moved.
     let again = [webhook(&lease, 1, "Ev1")];
     let outcome = commit(&env, lease.token, 0, &again).await.expect("an answer");
     assert_eq!((outcome, count_rows(&env).await), (CommitOutcome::NotMatched, before.clone()));
@@ -270,7 +270,7 @@ async fn repeats_run_write() {
         assert_eq!(saved, [true]);
     }
 
-    // A worker that stops in time does not count the attempt, but later ones look for its run.
+    // Releasing a lane in time does not count the attempt, but later attempts look for its run.
     let released = env.store.release_delivery_lanes("w", Some(&[]), 10).await.expect("an answer");
     assert_eq!(released, 1);
     let delivery = claim_delivery(&env, &lease).await.expect("a delivery");

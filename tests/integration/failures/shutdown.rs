@@ -1,5 +1,5 @@
-//! Workers that are stopped or killed: their partitions continue elsewhere, and calls that end in
-//! time are not repeated.
+//! Workers that are stopped or killed: other workers continue their partitions, and calls that end
+//! in time are not repeated.
 
 use shared::{domain::WebhookKind, stream::Conversation};
 use std::{
@@ -19,9 +19,9 @@ use tests::{
 const STALL_MAX: Duration = Duration::from_millis(500);
 /// Duration of calls of agents.
 const CALL: Duration = Duration::from_secs(20);
-/// Calls that run when a worker is stopped.
+/// Calls of agents that run when a worker is stopped.
 const CALLS: usize = 16;
-/// Load before a fault, and between two.
+/// Time of load before and after a fault.
 const CALM: Duration = Duration::from_secs(1);
 
 /// Starts two workers, and a tenant with a channel in each partition and a fast agent.
@@ -104,7 +104,7 @@ async fn measure_stall(
     longest_wait(env, places, since).await
 }
 
-/// Injects the fault at the first worker until no partition stalled longer than `bound`, at most
+/// Injects a fault into the first worker until no partition stalls longer than `bound`, at most
 /// three times, because other load of the machine may interfere.
 async fn assert_stall_at_most(
     env: &TestEnv,

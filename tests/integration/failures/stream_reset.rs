@@ -1,4 +1,5 @@
-//! Stream resets: detected, logged, and the new stream read from the time of the last commit.
+//! Stream resets: they are detected and logged, and the new stream is read from the time of the
+//! last commit.
 
 use async_nats::jetstream::{self, context::Context};
 use shared::stream::{self, Partition, STREAM, StreamSize};
@@ -15,7 +16,7 @@ async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> We
     let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
     let taken = async || match env.send(app, &webhook).await {
         Ok(answer) if answer.status == 200 => Some(()),
-        _ => None, // the stream is being made
+        _ => None, // the stream is being created
     };
     eventually("it is taken", TIMEOUT, taken).await;
     webhook
@@ -31,7 +32,7 @@ async fn recreate_stream(env: &TestEnv) {
     stream::provision(&jetstream(env), StreamSize::default()).await.expect("it comes");
 }
 
-/// Deletes all messages up to a sequence, read or not.
+/// Deletes all messages up to a sequence, whether read or not.
 async fn delete_through(env: &TestEnv, through: u64) {
     let stream = jetstream(env).get_stream(STREAM).await.expect("the stream");
     stream.purge().sequence(through + 1).await.expect("it is purged");
@@ -94,7 +95,7 @@ async fn detects_reset_at_claim() {
     worker.terminate();
     worker.wait(TIMEOUT).await.expect("it ends");
     recreate_stream(&env).await;
-    // As long as the old one, so that only the time of creation differs.
+    // The new stream is as long as the old one, so that only the time of creation differs.
     let mut said = Vec::new();
     for n in 0..7 {
         said.push(send_message(&env, &app, "D1", &format!("after {n}")).await);
@@ -143,7 +144,7 @@ async fn detects_truncated_stream() {
     let worker = &env.workers[0].process;
     worker.terminate();
     worker.wait(TIMEOUT).await.expect("it ends");
-    // As if the stream had been restored to its state after the third webhook.
+    // State as if the stream had been restored to an earlier time.
     sqlx::query(
         "update partition_cursors set last_key = 'a webhook of the stream that was', last_stored_at = now() - interval '1 s'
           where messages > 0",
@@ -180,7 +181,7 @@ async fn reads_truncated_idle_partition() {
         let said = send_message(&env, &app, &busy, &format!("lost {n}")).await;
         env.wait_for_outcome(&said.dedup_key).await;
     }
-    // A reader that is opened again looks up the end.
+    // A reader that is opened again looks up the end of the stream.
     env.nats.restart().await.expect("it comes back");
     let said = send_message(&env, &app, &busy, "lost, too").await;
     env.wait_for_outcome(&said.dedup_key).await;

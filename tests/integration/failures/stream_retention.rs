@@ -1,4 +1,5 @@
-//! Retention: committed history is purged for new webhooks, and nothing that is still needed.
+//! Retention of the stream and of tables: committed history is purged, and nothing that is still
+//! needed.
 
 use futures_util::TryStreamExt;
 use shared::stream::{self, Partition, STREAM};
@@ -9,8 +10,8 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Owners of partitions check the stream once a minute; an unavailable agent is probed after the
-/// same time.
+/// Maximum time of a round: owners of partitions check the stream once a minute, and an unavailable
+/// agent is probed after a minute.
 const RETENTION_TIMEOUT: Duration = Duration::from_secs(100);
 
 async fn first_sequence(env: &TestEnv) -> u64 {
@@ -41,7 +42,7 @@ async fn purges_committed_history() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     env.agent.set_failing(true);
-    // The last webhook of a partition stays in the stream: its cursor is recognized by it.
+    // The last webhook of a partition stays in the stream: the cursor is recognized by it.
     let waiting = ["one", "two"].map(|text| Webhook::message(&env.slack, &app, "D1", "U1", text));
     for webhook in &waiting {
         assert_eq!(env.send(&app, webhook).await.expect("an answer").status, 200);
@@ -80,7 +81,8 @@ async fn purges_committed_history() {
 async fn purges_over_share() {
     const BODIES: usize = 12;
     let mut env = TestEnv::without_processes(SMALL).await.expect("a test environment");
-    // An eighth for a partition, and half of that for the newest: 32 KiB, so 2 bodies.
+    // A partition gets an eighth, and half of that is for the newest webhooks: 32 KiB, which are 2
+    // bodies.
     env.set("TIDEGATE_STREAM_MAX_BYTES_PER_CONNECTION", "512KiB");
     env.start_processes().await.expect("processes");
     let (hostile, other) = (env.connect().await, env.connect().await);
@@ -126,7 +128,7 @@ async fn deletes_expired_rows() {
         (count_rows(&env, "select count(*) from outbox_log").await == 1).then_some(())
     })
     .await;
-    // In slots that no day in use has.
+    // In slots that belong to no current day.
     for sql in [
         "insert into outbox_log (slot, outbox_id, connection_id, lane, channel_key, method, dedup_key, attempts,
                                  resend_count, created_at)

@@ -1,4 +1,4 @@
-//! Failures that count towards Slack's limit for an app.
+//! Failures that count towards Slack's limit of an app.
 
 use serde_json::json;
 use tests::{

@@ -1,4 +1,4 @@
-//! Any process accepts webhooks of any connection, from its creation until it is disabled.
+//! Connections: any ingest accepts their webhooks, from their creation until they are disabled.
 
 use shared::{
     directory::Directory,
@@ -18,7 +18,7 @@ async fn handles_unseen_connection() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.prepare(ConnectionStatus::Active).await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
-    // The entry is written, without a wait for ingests to read it.
+    // The entry is written without waiting for ingests to read it.
     let directory =
         Directory::open(&config::jetstream(env.client().clone())).await.expect("the directory");
     let entry = env.store.directory_entry(app.connection).await.expect("a row").expect("there");

@@ -1,4 +1,4 @@
-//! The directory of every ingest is up to date, also during outages.
+//! Directory of every ingest: it is current, also during outages.
 
 use shared::{
     directory::{Directory, DirectoryEntry, app_key, team_key},
@@ -63,7 +63,7 @@ async fn disables_right_after_nats_restart() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     for round in 0..3 {
-        // The reports of the ingests expire meanwhile: no ingest is waited for.
+        // The reports of the ingests expire meanwhile, so that the command waits for none.
         env.nats.kill();
         eventually("the ingests' reports are too old", TIMEOUT, async || {
             let answer = status(&env, 0, &app, &app.secret).await;

@@ -1,4 +1,4 @@
-//! Copies of a webhook are not handled again.
+//! Copies of a webhook, which are processed once.
 
 use std::time::Duration;
 use tests::{
@@ -18,7 +18,7 @@ async fn handles_copies_once() {
         assert_eq!(answer.expect("an answer").status, 200);
     }
     assert_eq!(env.stored().await.expect("a count"), 1);
-    // The reply to a later message of the conversation comes after all replies to this one.
+    // A later message of the conversation is answered after all replies to this one.
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack

@@ -1,8 +1,9 @@
-//! Nothing that comes from outside makes us panic.
+//! Fuzz targets: no input from outside makes a process panic.
 //!
-//! In: the kept corpus below `__fuzz__`, every webhook that Slack documents, and bytes made up by `bolero`. Out: nothing. Under
-//! `cargo test`, on the stable toolchain, each target runs for at least 20,000 inputs and five seconds; for longer with
-//! `BOLERO_RANDOM_TEST_TIME_MS`. Parsers that are private to `worker` have their targets beside them, in files called `fuzz.rs`.
+//! Inputs are the corpus below `__fuzz__`, every webhook that Slack documents, and bytes that
+//! `bolero` generates. Under `cargo test`, on the stable toolchain, each target runs for at least
+//! 20,000 inputs and five seconds; `BOLERO_RANDOM_TEST_TIME_MS` sets a longer time. Parsers that
+//! are private to `worker` have their targets beside them, in files called `fuzz.rs`.
 
 use bytes::Bytes;
 use ingest::{

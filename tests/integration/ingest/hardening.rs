@@ -1,5 +1,5 @@
-//! Requests that Slack never sends use few resources: they are rejected or closed in time, and
-//! Slack's requests are accepted meanwhile.
+//! Requests that Slack never sends: they use few resources and are rejected or closed in time,
+//! while Slack's requests are accepted.
 
 use std::{
     collections::BTreeMap,
@@ -18,9 +18,9 @@ use tests::{
     test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// No worker: stored webhooks are not handled.
+/// One ingest without a worker: stored webhooks are not processed.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
-/// Fast for Slack on a busy machine.
+/// Maximum time of an ordinary answer, on a busy machine.
 const QUICK: Duration = Duration::from_secs(1);
 const MIB: u64 = 1024 * 1024;
 
@@ -149,7 +149,7 @@ async fn queues_connections_over_limit() {
     drop(holders.pop());
     assert_eq!(next.answer(QUICK).await.expect("there is room now").status, 200);
     for mut holder in holders {
-        // The client that left made the room: these are still served.
+        // Only the client that left is closed: these are still served.
         holder.send(&ask()).await.expect("a webhook");
         assert_eq!(holder.answer(QUICK).await.expect("an answer").status, 200);
     }
@@ -166,7 +166,7 @@ async fn rejects_webhooks_over_limit() {
     let ingest = &env.ingests[0];
     let url = ingest.url(&app);
 
-    // A body that is not complete, and so not verified, is not in flight.
+    // A request whose body is incomplete, and so not verified, is not in flight.
     let bytes = request(&url, &app.secret, &hello_message(&env, &app)).expect("a request");
     let mut incomplete = Vec::new();
     for _ in 0..8 {
@@ -214,7 +214,7 @@ async fn rejects_large_heads() {
         more.chain([length.clone()]).collect::<Vec<_>>()
     };
     let long = |bytes: usize| vec![format!("x-long: {}", "x".repeat(bytes)), length.clone()];
-    // Host, media type, the two of the signature, and the length.
+    // The other headers are host, media type, the two of the signature, and the length.
     for (lines, status) in [
         (many(64 - 5), 200),
         (many(64 - 4), 431),
@@ -226,7 +226,7 @@ async fn rejects_large_heads() {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let head = head(&url, &app.secret, &webhook, &lines).expect("a head");
         let mut socket = Socket::open(&url).await.expect("a socket");
-        // The other side may close before all of it is sent.
+        // The ingest may close before all of it is sent.
         let _ = socket.send(&[&head[..], &webhook.body].concat()).await;
         match socket.answer(QUICK).await {
             Ok(answer) => assert_eq!(answer.status, status, "{what}"),
@@ -267,7 +267,7 @@ async fn rejects_bad_signature_by_head() {
             assert_eq!((answer.status, answer.body.as_str()), (401, ""), "{signature} {second}");
         }
     }
-    // Slack's check of the certificate is not signed. It is looked for in small bodies only.
+    // Slack's check of the certificate is not signed. Only small bodies are searched for it.
     for (body, status) in [("ssl_check=1&token=a".to_owned(), 200), ("x".repeat(2000), 401)] {
         let body = if status == 200 { body } else { format!("ssl_check=1&token={body}") };
         let sent = reqwest::Client::new()

@@ -1,5 +1,5 @@
-//! Answers within Slack's three seconds in every state of the stream. A rejected webhook may be
-//! resent without being stored or handled twice.
+//! Answers within Slack's three seconds in every state of the stream. A rejected webhook can be
+//! resent without being stored or processed twice.
 
 use async_nats::jetstream;
 use futures_util::{StreamExt, stream};
@@ -13,10 +13,10 @@ use tests::{
     test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// No worker: stored webhooks are not handled.
+/// One ingest without a worker: stored webhooks are not processed.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
 const SLACK_DEADLINE: Duration = Duration::from_secs(3);
-/// Maximum answer time of a full stream, where another attempt is useless.
+/// Maximum answer time with a full stream, where another attempt is useless.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const MIB: u64 = 1024 * 1024;
 
@@ -63,7 +63,7 @@ fn assert_retry_later(answer: &Answer, within: Duration) {
     assert!(answer.took < within, "{:?}", answer.took);
 }
 
-/// Slack does not resend commands, so the user gets a notice.
+/// Checks that the user of a command gets a notice: Slack does not resend commands.
 fn assert_notice(answer: &Answer, within: Duration) {
     let said: Value = serde_json::from_str(&answer.body).expect("a message");
     let text = said["text"].as_str().expect("a text");
@@ -99,13 +99,14 @@ async fn answers_when_stream_is_full() {
         let errors = said["errors"].as_object().expect("errors by block");
         assert_eq!(errors.keys().collect::<Vec<_>>(), ["multiline"], "the view's input block");
         assert!(answer.took < AT_ONCE, "{:?}", answer.took);
-        // Without a block to show the error at, a 503 makes Slack show an error of its own.
+        // Without an input block for the error, a 503 makes Slack show its own error.
         assert_retry_later(
             &send(&interaction(&env, &app, SUBMISSION, without_inputs)).await,
             AT_ONCE,
         );
 
-        // No answer to a click or to the end of a view reaches its user: a 200 would be wrong.
+        // Slack shows no answer to a click or to the end of a view, so a 200 would hide the
+        // failure.
         for kind in ["block_actions", "view_closed"] {
             let other =
                 interaction(&env, &app, SUBMISSION, |payload| payload["type"] = kind.into());
@@ -160,8 +161,8 @@ async fn answers_while_nats_hangs() {
         .await;
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    // Behind both, in the same queue: after its answer, a second answer to them would have arrived,
-    // too.
+    // The last command is in the same queue behind both: once it is answered, a second answer to
+    // them would have arrived.
     let last = help_command(&env, &app);
     assert_eq!(env.send(&app, &last).await.expect("an answer").status, 200);
     env.slack
@@ -199,7 +200,7 @@ async fn bounds_memory_without_nats() {
         assert_eq!(answer.expect("an answer").status, 503);
         highest = highest.max(ingest.resident().expect("it runs"));
     }
-    // By ingest's clock: with this concurrency the client itself is late.
+    // Measured by ingest: with this concurrency the client itself is late.
     let answered = async |within: &str| {
         let route = "http_route=\"/api/v1/webhooks/{connection}\",status_class=\"5xx\"";
         let line = format!(

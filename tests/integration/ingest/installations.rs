@@ -1,4 +1,4 @@
-//! Tests that a webhook reaches only the connection of its own app and installation.
+//! Routing of webhooks to the connection of their own app and installation only.
 
 use serde_json::{Value, json};
 use shared::stream::STREAM;
@@ -64,7 +64,7 @@ async fn routes_payload_without_app() {
     for (kind, trigger) in [("message_action", "1.2.b"), ("dialog_submission", "1.2.c")] {
         let mut payload = shortcut.clone();
         (payload["type"], payload["trigger_id"]) = (kind.into(), trigger.into());
-        // Nobody answers a dialog here: Slack waits for the end of the window.
+        // Without a worker a dialog waits until its deadline.
         assert_eq!(routed_to(&env, &form(&payload)).await, app, "{kind}");
     }
     let mut of_org = shortcut;
@@ -108,7 +108,7 @@ async fn routes_odd_values() {
 async fn routes_app_of_secret_only() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     let own = connect(&env, None, Some("T1")).await;
-    // A tenant's own app in the same workspace: the shared secret must not reach it.
+    // The shared secret must not verify webhooks of another app in the same workspace.
     let other = env.connect_as(|new| new.team = "T1".parse().ok()).await.expect("another app");
     for (app, expected) in [(&own, Some(own.connection.to_string())), (&other, None)] {
         let webhook = Webhook::message(&env.slack, app, "C1", "U1", "hello");
@@ -188,7 +188,7 @@ async fn ignores_foreign_body() {
         assert_eq!(counted, (n + 1) as f64);
     }
     assert_eq!(env.stored().await.expect("a count"), 0);
-    // A body that names neither passes: its signature is this connection's.
+    // A body that names neither is stored: its signature is this connection's.
     let nobody = form(&json!({ "type": "shortcut", "trigger_id": "1", "user": { "id": "U1" } }));
     assert_eq!(env.send(&app, &nobody).await.expect("an answer").status, 200);
     let own = Webhook::message(&env.slack, &app, "C1", "U1", "hello");

@@ -1,4 +1,4 @@
-//! Tests of partition, lane and dedup key of webhooks about a message, without servers.
+//! Partition, lane and dedup key of webhooks about a message, without servers.
 
 use ingest::{
     classify::{self, Placement},
@@ -137,7 +137,7 @@ fn keeps_clicks_in_lane_of_message() {
     let click = json!({ "type": "block_actions", "channel": { "id": "D1" }, "user": user,
         "container": { "message_ts": "1.1" } });
     is_in(&interaction(click), Some("D1"), Conversation::DirectMessage("D1"));
-    // A menu waits for nothing, since Slack waits for it.
+    // A menu waits for no delivery, because Slack waits for it.
     for kind in ["block_suggestion", "interactive_message"] {
         let menu = json!({ "type": kind, "name": "menu", "channel": channel, "user": user,
             "message_ts": "1.1", "container": { "message_ts": "1.1" } });

@@ -1,4 +1,4 @@
-//! Properties that hold for every webhook.
+//! Properties of signatures, envelopes and placement that hold for every webhook.
 //!
 //! Each property is checked for some thousands of inputs that `bolero` generates. A failure prints
 //! the smallest input and its seed (`BOLERO_RANDOM_SEED`).
@@ -45,7 +45,7 @@ fn check(
     verify(request, [&key(secret)], at(now))
 }
 
-/// Returns the request of a body that Slack signed.
+/// Returns the verified request of a body that Slack signed.
 fn verify_signed(body: &[u8]) -> Verified {
     let now = NOW.to_string();
     check(&sign("secret", &now, body), &now, body, "secret", NOW).expect("well signed")
@@ -71,7 +71,7 @@ fn rejects_any_flipped_bit() {
             if !body.is_empty() {
                 assert!(check(&signature, &timestamp, &flipped(body), "secret", NOW).is_err());
             }
-            // Bytes that are no text do not become a header.
+            // Bytes that are not UTF-8 do not become a header.
             if let Ok(signature) = String::from_utf8(flipped(signature.as_bytes())) {
                 assert!(check(&signature, &timestamp, body, "secret", NOW).is_err(), "{signature}");
             }

@@ -1,4 +1,4 @@
-//! Quotas per connection and workspace: one tenant can't fill what all share.
+//! Quotas per connection and workspace: one tenant can't fill the shared stream.
 //!
 //! `ingest/src/webhook/quota.rs` has the tests of the rates.
 
@@ -17,7 +17,7 @@ use tests::{
     test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// Two ingests share the quotas. No worker: stored webhooks are not handled.
+/// Two ingests that share the quotas, without a worker: stored webhooks are not processed.
 const TWO_INGESTS: Size = Size { ingests: 2, workers: 0, ..SMALL };
 const SLACK_DEADLINE: Duration = Duration::from_secs(3);
 const OVER_QUOTA: &str = "This workspace sends too much at once. Please try again in a moment.";
@@ -43,7 +43,7 @@ async fn start_with_quotas(size: Size, settings: [(&str, &str); 4]) -> TestEnv {
 /// ingests together. Another tenant's webhooks are accepted.
 #[tokio::test]
 async fn limits_tenant_that_floods() {
-    // Without optimization a signature of 1 MiB takes long.
+    // A debug build takes long for a signature of 1 MiB.
     let (body, burst, per_second) =
         ci_or_full((128 * KIB, "1MiB", "64KiB"), (1024 * KIB, "16MiB", "256KiB"));
     let bytes = |setting| parse_bytes(setting).expect("a size");
@@ -87,7 +87,7 @@ async fn limits_tenant_that_floods() {
         let wait: u64 = answer.headers["retry-after"].to_str().expect("text").parse().expect("s");
         assert!((1..=60).contains(&wait), "{wait}");
     }
-    // Each ingest takes whole bodies from its half.
+    // Each ingest accepts whole bodies from its half.
     let most = (bytes(burst) + bytes(per_second) * seconds) / body + 2;
     assert!((4..=most).contains(&(accepted as u64)), "{accepted} accepted, allowed are {most}");
     let stream = env.jetstream().get_stream(STREAM).await.expect("the stream");
@@ -105,7 +105,7 @@ async fn limits_tenant_that_floods() {
     assert!(line.expect("a line").contains(&hostile.connection.to_string()), "{line:?}");
 }
 
-/// Sends events until one is refused, and this webhook at once.
+/// Sends events until one is refused, and then this webhook. Returns its refusal.
 async fn send_over_quota(env: &TestEnv, app: &App, webhook: impl Fn() -> Webhook) -> Answer {
     for _ in 0..20 {
         let event = Webhook::message(&env.slack, app, "C1", "U1", "hello");

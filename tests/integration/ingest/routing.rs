@@ -1,4 +1,4 @@
-//! Every webhook that Slack documents is accepted on both routes and classified as its row says.
+//! Routing and classification of every webhook that Slack documents, as its row says.
 
 use ingest::{classify, signature};
 use shared::{
@@ -42,7 +42,7 @@ fn conversation(shape: &Shape) -> Conversation<'_> {
     }
 }
 
-/// Returns what ingest makes of a webhook and what its row says, as text.
+/// Returns the classification by ingest and the one of the row, as text.
 fn classified(connection: ConnectionId, fixture: &Fixture) -> (String, String) {
     let Fixture { shape, webhook, .. } = fixture;
     let (secret, now) = ("secret", unix_now().to_string());

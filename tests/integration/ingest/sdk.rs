@@ -1,5 +1,5 @@
-//! Slack's own SDK as a second implementation of signatures: ingest accepts what it signs, and
-//! rejects what was changed afterwards.
+//! Slack's own SDK as a second implementation of signatures: ingest accepts webhooks that it signs,
+//! and rejects those changed afterwards.
 
 use tests::{
     fixtures,

@@ -1,4 +1,4 @@
-//! Webhooks that Slack did not sign are rejected.
+//! Signatures: webhooks that Slack did not sign are rejected.
 
 use tests::{
     slack::{forged, unix_now, webhook::Webhook},

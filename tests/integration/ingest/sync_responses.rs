@@ -1,7 +1,7 @@
-//! Submissions of views and requests for options are answered within Slack's request, or with a
-//! default.
+//! Sync responses: submissions of views and requests for options are answered within Slack's
+//! request, or with a default.
 //!
-//! In most of these tests the test is the worker: stream, subjects and ingest are real.
+//! In most of these tests the test acts as the worker: stream, subjects and ingest are real.
 
 use serde_json::{Value, json};
 use shared::stream::STREAM;
@@ -189,7 +189,7 @@ async fn relays_legacy_answers() {
         json!({ "options": [{ "label": "A", "value": "a" }] }),
     ];
     for (webhook, answer) in legacy_interactions(&env, &app).iter().zip(answers) {
-        // The window of the one before is closed, so that the newest is this one's.
+        // The previous request is complete, so that the newest webhook is this one.
         let answer = answer.to_string();
         let stored = env.stored().await.expect("a count");
         let worker = async {

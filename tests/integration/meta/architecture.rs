@@ -1,4 +1,4 @@
-//! Dependencies between crates, layout of the repository, and names of tests.
+//! Architecture: dependencies between crates, layout of the repository, and names of tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -73,7 +73,7 @@ fn allows_known_root_entries_only() {
     assert_eq!(visible, BTreeSet::from(expected));
 }
 
-/// Returns true if the code of a file contains a word.
+/// Returns whether a line of code in a file contains a word.
 fn contains_word(file: &Path, word: &str) -> bool {
     let text = std::fs::read_to_string(file).expect("a source file");
     text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains(word))
@@ -119,8 +119,8 @@ fn keeps_sql_in_store() {
     }
 }
 
-/// Files that read the clock of their machine, with what it is for. Nothing else is decided by it:
-/// stored times are compared by Postgres, and times of the stream with each other.
+/// Files that read the clock of their machine, with the purpose. It decides nothing else: Postgres
+/// compares stored times, and times of the stream are compared with each other.
 const CLOCK_READERS: [(&str, &str); 10] = [
     ("ingest/src/http/routes.rs", "the age of a signature, by the head"),
     ("ingest/src/webhook/pipeline.rs", "the age of a signature; a time for logs and metrics"),
@@ -183,13 +183,13 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// Returns the name at the begin of a line after a keyword.
+/// Returns the name after a keyword at the beginning of a line.
 fn name_after<'l>(line: &'l str, keyword: &str) -> Option<&'l str> {
     let rest = line.trim_start().strip_prefix(keyword)?;
     rest.split([' ', '(', '<']).next()
 }
 
-/// Returns the macros of a source that make tests, with the module in which a macro puts them.
+/// Returns the macros of a source that define tests, each with its module if it has one.
 fn test_macros(text: &str) -> Vec<(&str, Option<&str>)> {
     let (mut found, mut open) = (Vec::new(), None);
     for line in text.lines() {

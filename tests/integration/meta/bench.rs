@@ -1,4 +1,4 @@
-//! History of the benchmark: every run records its measurements, machine and subject. Speed is not
+//! History of the benchmark: every run records its measurements, machine and targets. Speed is not
 //! tested.
 
 use serde_json::Value;

@@ -1,4 +1,5 @@
-//! The checker finds any record that is dropped, repeated, swapped or invented.
+//! Checker of runs under faults: it finds any record that is dropped, repeated, swapped or
+//! invented.
 
 use std::time::Duration;
 use tests::checker::{Acceptance, Command, History, MessageId, check};

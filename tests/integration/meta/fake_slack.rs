@@ -1,4 +1,4 @@
-//! The simulated Slack behaves like Slack: tokens, rate limits, threads, expiry, faults.
+//! Behaviour of the simulated Slack: tokens, rate limits, threads, expiry, and faults.
 
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -158,7 +158,7 @@ async fn installs_with_slack_oauth() {
     assert_eq!(answer.json::<Value>().await.expect("JSON")["team_id"], "T0SDK");
 }
 
-/// Runs a program while the simulated Slack answers. Returns what it printed.
+/// Runs a program while the simulated Slack answers. Returns its output, or its errors if it fails.
 async fn run_blocking(mut command: std::process::Command) -> String {
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it ends");
     let output = output.expect("it runs");

@@ -1,4 +1,5 @@
-//! The simulated Slack delivers as Slack does: retries at once, after one minute, after five.
+//! Delivery by the simulated Slack, with Slack's retries: at once, after one minute, and after
+//! five.
 
 use axum::{
     Router,
@@ -18,7 +19,7 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv},
 };
 
-/// A gateway with a list of answers, the last of which is repeated. Records retry headers.
+/// Gateway with a list of answers, the last of which is repeated. Records retry headers.
 #[derive(Clone, Default)]
 struct ScriptedGateway {
     answers: Arc<Mutex<VecDeque<Answer>>>,

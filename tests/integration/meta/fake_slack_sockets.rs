@@ -1,4 +1,4 @@
-//! Socket Mode of the simulated Slack works with Slack's own clients, unchanged.
+//! Socket Mode of the simulated Slack with Slack's own clients, unchanged.
 
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub fn click(slack: &Slack, app: &App, value: &str) -> Webhook {
     }
 }
 
-/// Every kind of envelope, a retry, a refresh and a cut.
+/// Checks that a client handles every kind of envelope, a retry, a refresh and a cut.
 async fn serves_client(language: Language) {
     let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
     let (slack, app) = (Slack::start().await.expect("a Slack"), app());

@@ -1,4 +1,4 @@
-//! The simulated Slack's streamed messages have the limits and errors that Slack documents, and the
+//! Streamed messages of the simulated Slack: limits and errors as Slack documents them, and the
 //! lifetime that apps report.
 
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Tests, paths, commands and settings in the README and the table of guarantees exist.
+//! Documents: their tests, paths, commands and settings exist.
 
 use crate::meta::architecture::{listed_tests, root, sources};
 use std::{collections::BTreeSet, process::Command};
@@ -125,7 +125,7 @@ fn names_existing_paths() {
     assert!(paths >= 60, "{paths}");
 }
 
-/// Returns whether the command line of an operator parses.
+/// Returns whether arguments of `tidegate` parse.
 fn parses(args: &[&str]) -> bool {
     let tidegate = &Binaries::get().expect("binaries").tidegate;
     // Arguments before --help are parsed first, and rejected if they are unknown.

@@ -1,4 +1,4 @@
-//! Guarantees of the harness: it leaves nothing behind, and an error names what is missing and the
+//! Harness: it leaves no process or file behind, and its errors name what is missing and the
 //! remedy.
 
 use std::ffi::OsString;
@@ -166,10 +166,10 @@ async fn restarts_killed_process() {
     assert_eq!(records.count(), 0, "what is reaped is recorded no longer");
 }
 
-/// Another harness, started by this one.
+/// Harness in a process of its own.
 struct ChildHarness {
     harness: Child,
-    /// Kept open, because it prints when it ends by itself.
+    /// Kept open, because the harness prints when it ends by itself.
     output: BufReader<ChildStdout>,
     dir: PathBuf,
     pids: Vec<u32>,

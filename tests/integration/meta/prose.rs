@@ -1,4 +1,5 @@
-//! Bars on the language and the form of the product's sources. CONTRIBUTING.md has the rules behind them.
+//! Limits on the language and the form of the product's sources. `.github/CONTRIBUTING.md` has the
+//! rules.
 
 use crate::meta::architecture::{root, sources};
 use crate::meta::rust_source::{Token, tokens};
@@ -14,7 +15,8 @@ const PRODUCT: [&str; 6] = [
     "deploy/control/src",
     "deploy/dev/src",
 ];
-/// First words of a doc comment that is a noun clause, and so neither "Returns …" nor "Limits of …".
+/// First words of doc comments that are noun clauses. Others begin like "Returns …" or "Limits of
+/// …".
 const CLAUSE_OPENERS: [&str; 8] =
     ["what", "whose", "who", "how", "whether", "where", "nobody", "somebody"];
 /// Words and phrases that have a plain counterpart.
@@ -37,16 +39,16 @@ const MANNERED: [&str; 17] = [
     "grave",
     "bury",
 ];
-/// Most doc comments that are noun clauses, of a hundred.
+/// Maximum doc comments that are noun clauses, of a hundred.
 const CLAUSES_MAX: f64 = 4.0;
-/// Most mannered words, of a thousand words of comments.
+/// Maximum mannered words, of a thousand words of comments.
 const MANNERED_MAX: f64 = 1.0;
 const COLUMNS: usize = 100;
-/// Most lines with more columns, of a hundred.
+/// Maximum lines with more columns, of a hundred.
 const WIDE_LINES_MAX: f64 = 0.5;
-/// Lines of a file, unit tests included.
+/// Maximum lines of a file, including unit tests.
 const FILE_LINES_MAX: usize = 400;
-/// Public modules of the worker: its interface is what `lib.rs` exports by name.
+/// Maximum public modules of the worker, whose interface is the names that `lib.rs` exports.
 const WORKER_MODULES_MAX: usize = 3;
 
 /// Source file of the product.
@@ -104,7 +106,7 @@ fn summaries(text: &str) -> Vec<&str> {
     found
 }
 
-/// Returns the text of all comments, in lower case, with one space between words and around the whole.
+/// Returns the words of all comments in lower case, separated and surrounded by single spaces.
 fn prose(text: &str) -> String {
     let comments = tokens(text).into_iter().filter_map(|token| match token {
         Token::Comment(comment) => Some(comment),
@@ -121,7 +123,7 @@ fn prose(text: &str) -> String {
     words
 }
 
-/// Fails with the places if they are more than `most` of `all`, which is `per`.
+/// Fails with the places if there are more than `most` for each `per` of `all`.
 fn assert_rare(what: &str, places: &[String], all: usize, per: f64, most: f64) {
     let share = places.len() as f64 * per / all.max(1) as f64;
     assert!(share <= most, "{what}: {share:.2} of {per}, at most {most}:\n{}", places.join("\n"));

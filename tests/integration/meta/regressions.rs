@@ -1,7 +1,7 @@
-//! Defects of the gateway before Tidegate, each with the test that finds it.
+//! Defects of the gateway before Tidegate, each with the test that detects it.
 //!
-//! The defects were read in its source and its issues. Most of the tests are in the modules of
-//! their subject, the others here.
+//! They were found in its source and its issues. Tests without a module of their own subject are
+//! here.
 
 use crate::meta::architecture::listed_tests;
 use shared::domain::Surface;
@@ -12,7 +12,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// The defect and the test.
+/// Defects with their tests.
 const DEFECTS: [(&str, &str); 18] = [
     ("a code used on the wrong surface was burnt", "link_codes::rejects_wrong_surface"),
     (

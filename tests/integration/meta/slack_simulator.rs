@@ -1,4 +1,4 @@
-//! The simulated Slack for developers reports what Slack would.
+//! Program `slack`, the simulated Slack for developers: it reports what Slack would.
 
 use serde_json::Value;
 use std::process::{Command, Output};

@@ -104,11 +104,11 @@ async fn checks_readiness_by_program() {
     let url = env.ingests[0].admin("");
     let admin = url.strip_prefix("http://").expect("an address");
     assert_eq!(ask(admin), (Some(0), String::new()));
-    // As in the image: servers that listen on all addresses are checked at this one.
+    // As in the image: a server on all addresses is checked at the loopback address.
     let everywhere = admin.replace("127.0.0.1", "0.0.0.0");
     assert_eq!(ask(&everywhere), (Some(0), String::new()));
 
-    // Without NATS ingest still answers Slack, and a balancer without ingests can't.
+    // Without NATS ingest still answers Slack, which a balancer without ingests can't.
     env.nats.kill();
     let metric = async || env.ingests[0].metric("tidegate_ingest_nats_connected").await.ok();
     eventually("it knows that NATS is away", TIMEOUT, async || {

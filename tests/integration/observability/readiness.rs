@@ -1,4 +1,4 @@
-//! Readiness of a process that cannot work, although it runs and its servers answer.
+//! Readiness of a process that can't work, although it runs and its servers answer.
 
 use shared::secrets::KeyRing;
 use tests::{

@@ -1,5 +1,4 @@
-//! Commands, files and links of the runbook and the capacity page exist; every alert has an entry,
-//! and every entry an alert.
+//! Runbook and capacity page: commands, files and links exist, and alerts and entries correspond.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +15,7 @@ fn read_page(name: &str) -> String {
     std::fs::read_to_string(root().join("deploy").join(name)).expect("a page")
 }
 
-/// Returns every command: after a prompt, or between backticks with a program's name.
+/// Returns every command: lines after a prompt, and quoted commands of known programs.
 fn shown_commands(page: &str) -> Vec<String> {
     let shown = page.lines().filter_map(|line| line.trim_start().strip_prefix("$ "));
     let spoken = page
@@ -28,7 +27,7 @@ fn shown_commands(page: &str) -> Vec<String> {
     shown.chain(spoken).map(str::to_owned).collect()
 }
 
-/// Returns the words of a command, divided as by a shell, without quotes, up to a pipe.
+/// Splits a command up to a pipe into words, as a shell does, without quotes.
 fn shell_words(command: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
     for c in command.chars() {
@@ -119,7 +118,7 @@ fn has_entry_for_every_alert() {
     }
 }
 
-/// Returns a heading in the form of a link.
+/// Returns the anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()

@@ -1,4 +1,4 @@
-//! Traces from Slack's request to the handling of its webhook, across the stream.
+//! Traces from Slack's request to the processing of its webhook, across the stream.
 
 use axum::{
     Router,
@@ -17,8 +17,8 @@ use tests::{
 
 type Received = Arc<Mutex<Vec<Bytes>>>;
 
-/// Starts a collector that keeps what it gets (OTLP: protobuf, with texts and ids in clear), after
-/// the path and the header `authorization` of the request.
+/// Starts a collector that records path, header `authorization` and body of each request (OTLP:
+/// protobuf, in which texts and ids are readable).
 async fn start_collector() -> (String, Received) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = format!("http://{}", listener.local_addr().expect("an address"));

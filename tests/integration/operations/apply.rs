@@ -1,5 +1,5 @@
-//! Declarations in a file, applied by `tidegate apply`: all or nothing, and in force when it
-//! returns.
+//! Declarations in a file, applied by `tidegate apply`: all or nothing, and in force on every
+//! ingest once it returns.
 
 use shared::{domain::ConnectionStatus, secrets::Secret};
 use tests::{
@@ -10,7 +10,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// A file with one of each; `{signing}` and the like are names of files with secrets.
+/// File with an object of each kind, whose secrets are in other files.
 const FILE: &str = r#"
 [[organization]]
 id = "acme"
@@ -121,7 +121,7 @@ async fn applies_diff_once() {
     env.store.set_connection_status(&actor(), team.id, revoked).await.expect("revoked");
     let (_, plan, _) = apply(&env, &changed, &[]);
     assert!(plan.starts_with("changed: 0"), "{plan}");
-    // Disabling must not hide that it is revoked.
+    // Disabling must not hide that the connection is revoked.
     for verb in ["disable", "enable"] {
         let id = team.id.to_string();
         let ran = env.try_tidegate(&["connections", verb, &id]).expect("it runs");
@@ -192,7 +192,8 @@ async fn rejects_conflicting_file() {
         assert_eq!(refused(&text, line, says).await, 0);
     }
     apply(&env, FILE, &[]);
-    // Another organization can't take over an installation, and an id can't be reassigned.
+    // Another organization can't take over an installation, and an id can't be assigned to another
+    // one.
     let other = FILE.replace("\"acme\"", "\"other\"");
     assert_eq!(refused(&other, 21, "belongs to organization acme").await, 1);
     let made = env.store.connection_summaries(None).await.expect("a look");

@@ -35,7 +35,8 @@ async fn process_messages(env: &TestEnv, app: &App, count: usize) -> Vec<DedupKe
     keys
 }
 
-/// Stores `count` messages that are no envelopes and waits until they are dead letters.
+/// Stores `count` messages that are no envelopes and waits until they are dead letters. Returns
+/// their ids.
 async fn create_dead_letters(env: &TestEnv, app: &App, count: usize) -> Vec<i64> {
     let js = async_nats::jetstream::new(env.client().clone());
     let subject = stream::subject(Partition::of(app.connection, Some("C1")), app.connection);
@@ -188,7 +189,7 @@ async fn lists_waiting_lanes() {
 
     let target = format!("{}/{lane}", app.connection);
     eventually("the first is skipped", TIMEOUT, async || {
-        // While it runs it is not skipped.
+        // A running delivery can't be skipped.
         env.tidegate(&["deliveries", "skip", &target]).ok()
     })
     .await;
@@ -312,7 +313,7 @@ async fn tails_one_connection() {
         let (env, connection) = (Arc::clone(&env), app.connection.to_string());
         move || env.tidegate(&["tail", "--connection", &connection, "--count", "2", "--json"])
     });
-    // It begins with messages after its start, so more are sent until it has enough.
+    // `tail` prints messages stored after its start, so webhooks are sent until it has printed two.
     let sent = Mutex::new(Vec::new());
     eventually("it has printed two", TIMEOUT, async || {
         for app in [&other, &app] {

@@ -1,4 +1,5 @@
-//! The console: sessions, forms, organizations, lists and their actions. Browsers run no scripts.
+//! The console: sessions, forms, organizations, lists and their actions. The client runs no
+//! scripts.
 
 use reqwest::StatusCode;
 use sqlx::AssertSqlSafe;
@@ -30,7 +31,7 @@ const LISTS: [&str; 11] = [
 ];
 /// Maximum bytes of a page with its style, compressed.
 const PAGE_BYTES_MAX: usize = 60_000;
-/// Maximum time of a page. Measured: below 50 ms; tests share the machine.
+/// Maximum time of a page. The measured time is below 50 ms; tests share the machine.
 const PAGE_WITHIN: Duration = Duration::from_secs(2);
 
 async fn start() -> TestEnv {
@@ -39,7 +40,8 @@ async fn start() -> TestEnv {
     env
 }
 
-/// Creates dead letters, failed messages, an open delivery, ended ones, and more of an app.
+/// Creates `count` dead letters, failed messages, open deliveries and ended ones, and other rows of
+/// an app.
 async fn seed(env: &TestEnv, app: &App, count: i64) {
     let (id, org, agent) = (app.connection.to_string(), app.org.to_string(), agent_id());
     for sql in [
@@ -113,7 +115,7 @@ async fn requires_session() {
     let page = stranger.log_in_with(&key(&env, "viewer", None), &to).await;
     assert_eq!(page.location().as_deref(), Some(to.as_str()));
     assert_eq!(stranger.get(&to).await.status, StatusCode::OK);
-    // No address of another site, which would get a person's click.
+    // An address of another site is not a target.
     let page = stranger.log_in_with(&key(&env, "viewer", None), "//evil.example").await;
     assert_eq!(page.location().as_deref(), Some("/"));
 }

@@ -1,4 +1,5 @@
-//! Connections, agents, organizations and bindings by the control API, as the command line does.
+//! Connections, agents, organizations and bindings by the control API, with the effects of the
+//! command line.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -139,7 +140,8 @@ async fn creates_then_deletes() {
     assert_eq!(env.stored().await.expect("a count"), 0, "its webhooks are purged");
 }
 
-/// Starts a control API without other processes. Returns the key of all organizations; `acme` exists.
+/// Starts a control API without other processes and creates `acme`. Returns a caller with the key
+/// of all organizations.
 async fn start_control() -> (TestEnv, Caller) {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
     let mut env = TestEnv::without_processes(size).await.expect("servers");
@@ -195,8 +197,8 @@ async fn ends_pause_with_agent() {
     assert_eq!(count().await, 0);
 }
 
-/// Sends a change while a transaction of another one holds a row, and commits that after the change
-/// waits for it.
+/// Sends a change while another transaction holds a row, and commits that one once the change waits
+/// for it.
 async fn send_during(
     env: &TestEnv,
     caller: &Caller,

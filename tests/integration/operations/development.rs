@@ -1,5 +1,4 @@
-//! Commands for development: an agent is tested without a deployment, a webhook is triggered, and the
-//! state is one screen.
+//! Commands for development: `agents test`, `trigger`, `link-codes create` and `status`.
 
 use serde_json::json;
 use tests::{

@@ -14,7 +14,8 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: true };
 
-/// Runs `tidegate doctor`. Blocks: the simulated Slack needs another thread.
+/// Runs `tidegate doctor`. Returns whether it has no problem except missing processes, and all
+/// findings. Blocks the thread.
 fn run_doctor(env: &TestEnv, args: &[&str]) -> (bool, Vec<Value>) {
     let ran = env.try_tidegate(&[&["doctor", "--json"], args].concat()).expect("it runs");
     let out = String::from_utf8(ran.stdout).expect("text");

@@ -7,7 +7,7 @@ use tests::{
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// Returns summaries with their levels. Blocks: the simulated Slack needs another thread.
+/// Returns the findings of `tidegate doctor`. Blocks the thread.
 fn findings(env: &TestEnv, args: &[&str]) -> Vec<Value> {
     let ran = env.try_tidegate(&[&["doctor", "--json"], args].concat()).expect("it runs");
     let out = String::from_utf8(ran.stdout).expect("text");

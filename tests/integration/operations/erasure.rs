@@ -1,5 +1,5 @@
 //! Export of an organization, and erasure of a person and of an organization, proved by a search in
-//! everything that rests.
+//! all stored data.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -16,7 +16,8 @@ const PERSON: &str = "U7PERSON";
 const DIRECT: &str = "D7PERSON";
 const WORDS: &str = "words of the person who is erased";
 
-/// A person links a channel, mistypes a code, and asks in a direct message; another one asks, too.
+/// Sends webhooks of a person, who links a channel, mistypes a code and asks in a direct message,
+/// and of another person, who asks, too. Waits for the answers.
 async fn talk(env: &TestEnv, app: &App) {
     let code = env.create_link_code_by_cli(app, Surface::Channel).expect("a code");
     let link = format!("link {code}");
@@ -43,7 +44,7 @@ async fn talk(env: &TestEnv, app: &App) {
     }
 }
 
-/// Fails if anything that rests contains one of these texts.
+/// Fails if Postgres, NATS or its files contain one of these texts.
 async fn assert_gone(env: &TestEnv, texts: &[&str]) {
     let (mut dump, messages) = (dump_postgres(env).await, dump_streams(env).await);
     dump += &pg_dump(env).await.unwrap_or_default();
@@ -143,7 +144,7 @@ async fn exports_and_erases_organization() {
 /// Complete blocks of the stream are compressed. A person's webhooks in them are overwritten, too.
 #[tokio::test]
 async fn erases_from_compressed_blocks() {
-    /// More than a block of 8 MiB, of webhooks that nobody answers.
+    /// Webhooks that fill more than a block of 8 MiB. No agent answers them.
     const LARGE: usize = 12;
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.declare().expect("applied");

@@ -8,7 +8,7 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv},
 };
 
-/// Returns the lines of a report by row.
+/// Returns the report of each row.
 fn reports(output: &Output) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()

@@ -172,7 +172,7 @@ async fn installs_organization_on_grid() {
 async fn overlaps_client_secrets() {
     let setup = Setup::start(SMALL).await;
     setup.apply(&[(APP, CLIENT, "second-secret")]);
-    // Slack has the first one for a while.
+    // Slack still has the first secret.
     setup.env.slack.rotate_client_secret(CLIENT, "client-secret");
     assert_eq!(setup.install("acme", &Allowed::in_team("T0NEW")).await.status(), StatusCode::OK);
     let refused = setup.env.slack.calls_of("oauth.v2.access");

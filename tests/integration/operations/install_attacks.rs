@@ -11,7 +11,7 @@ use tests::{
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 const SECOND: &str = "A0SECOND";
 
-/// An installation that a person has allowed: the browser and the address that it opens next.
+/// Installation that a person has allowed, with the browser and the address that it opens next.
 struct Attack {
     setup: Setup,
     browser: Browser,
@@ -29,7 +29,8 @@ impl Attack {
         Self { setup, browser, slack, back }
     }
 
-    /// The address is refused with this status, and no code was exchanged.
+    /// Opens an address. Checks that it is rejected with this status and that no code was
+    /// exchanged.
     async fn refuses(&mut self, url: &str, status: StatusCode, title: &str) {
         let page = self.browser.open(url).await;
         let (found, text) = (page.status(), page.text().await.expect("a page"));
@@ -39,7 +40,7 @@ impl Attack {
         assert!(self.setup.connections().await.is_empty());
     }
 
-    /// Slack refuses the exchange with an error.
+    /// Opens an address. Checks that Slack refuses the exchange with an error.
     async fn fails_at_slack(&mut self, url: &str, error: &str) {
         let page = self.browser.open(url).await;
         let (found, text) = (page.status(), page.text().await.expect("a page"));
@@ -47,7 +48,7 @@ impl Attack {
         assert!(self.setup.connections().await.is_empty());
     }
 
-    /// The installation itself still succeeds.
+    /// Checks that the installation itself still succeeds.
     async fn succeeds(&mut self) {
         let back = self.back.clone();
         assert_eq!(self.browser.open(&back).await.status(), StatusCode::OK);

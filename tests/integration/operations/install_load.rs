@@ -18,12 +18,12 @@ use tests::{
 };
 
 const SERVERS: Size = Size { ingests: 1, workers: 2, own_postgres: false };
-/// Questions of the load at once.
+/// Concurrent questions of the load.
 const LANES: usize = 4;
 
-/// A person mentions the bot in a workspace, and gets the answer, which the newest token sends.
+/// Mentions the bot in a workspace, each time as another person, and waits for the answer.
 async fn ask(setup: &Setup, app: &App, channel: &str, text: &str) {
-    // An agent takes a limited number of questions of one person.
+    // An agent takes a limited number of questions from one person.
     let user = format!("U{channel}");
     let said = format!("<@{}> {text}", app.bot_user);
     let (slack, ts) = (&setup.env.slack, setup.env.slack.ts());
@@ -33,7 +33,7 @@ async fn ask(setup: &Setup, app: &App, channel: &str, text: &str) {
     slack.wait_for_receipt(text, |receipt: &Receipt| receipt.text().contains(text)).await;
 }
 
-/// Asks one question after the other until `ends`. Returns their number.
+/// Asks one question after another until `ends`. Returns their number.
 async fn load(setup: &Setup, app: &App, lane: usize, ends: &AtomicBool) -> usize {
     let mut asked = 0;
     while !ends.load(Ordering::Relaxed) {
@@ -44,7 +44,7 @@ async fn load(setup: &Setup, app: &App, lane: usize, ends: &AtomicBool) -> usize
     asked
 }
 
-/// Lets the token be refreshed by a worker.
+/// Makes a worker refresh the token.
 async fn refresh(setup: &Setup, app: &App) {
     let id = app.connection;
     let generation = format!("select generation from token_rotations where connection_id = '{id}'");
@@ -57,7 +57,7 @@ async fn refresh(setup: &Setup, app: &App) {
     .await;
 }
 
-/// A person removes the app: Slack says so, and the connection is revoked.
+/// Removes the app as a person does, and waits until the connection is revoked.
 async fn remove(setup: &Setup, app: &App) {
     let slack = &setup.env.slack;
     slack.uninstall(APP, &app.team);
@@ -74,7 +74,7 @@ async fn remove(setup: &Setup, app: &App) {
     .await;
 }
 
-/// The rounds of one workspace. Returns its connections, one for all rounds.
+/// Runs the rounds of one workspace. Returns its connections, which should be one.
 async fn live(setup: &Setup, team: &str, rounds: usize) -> BTreeSet<ConnectionId> {
     let mut connections = BTreeSet::new();
     for round in 0..rounds {

@@ -67,7 +67,7 @@ async fn reencrypts_during_operation() {
     let again = env.tidegate(&["keys", "rewrap"]).expect("nothing left to do");
     assert!(again.contains("connections.bot_token: 0\n"), "{again}");
 
-    // Now the old keys are removed. The directory does not need them either.
+    // The old keys are removed. The directory does not need them either.
     for (name, (_, new)) in
         ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYRING"].into_iter().zip(&rings)
     {
@@ -130,7 +130,7 @@ async fn lists_every_encrypted_column() {
             sealed.insert(format!("{table}.{column}"));
         }
     }
-    // Bodies of webhooks are encrypted as bytes.
+    // Bodies of webhooks are stored as encrypted bytes.
     let payloads: Vec<(String, String)> = sqlx::query_as(
         "select table_name::text, column_name::text from information_schema.columns
           where table_schema = 'public' and data_type = 'bytea' and column_name = 'payload'",

@@ -1,4 +1,5 @@
-//! Rows that arrive for a connection after its deletion, and rows that retention has to bound.
+//! Rows that are written for a connection after its deletion, and records that retention has to
+//! bound.
 
 use std::time::Duration;
 use tests::{

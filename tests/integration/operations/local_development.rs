@@ -21,11 +21,11 @@ use tests::{
 
 /// Maximum time of the first start, which may fetch the servers.
 const FIRST_START: Duration = Duration::from_secs(120);
-/// Maximum time of the laptop route of the quickstart after the programs are there.
+/// Maximum time from `init` to an answer, once the programs are built.
 const ROUTE_MAX: Duration = Duration::from_secs(120);
 const APP_TOKEN: &str = "xapp-1-A0NEW-1-secret";
 
-/// A folder in which a person works, with a Slack and an agent.
+/// Folder of a developer, with a simulated Slack and an agent.
 struct Laptop {
     slack: Slack,
     agent: Agent,
@@ -80,7 +80,7 @@ impl Laptop {
         command.output().expect("it runs")
     }
 
-    /// Runs `tidegate init` as a person who has created the app.
+    /// Runs `tidegate init` with the secrets of an app that exists.
     fn init(&self, more: &[&str]) -> Output {
         let (state, url) = (self.state().display().to_string(), self.agent.url());
         let args = ["init", "--name", "Helper", "--agent-url", &url, "--state", &state];
@@ -88,7 +88,7 @@ impl Laptop {
         self.tidegate(&[&args[..], &secrets, more].concat())
     }
 
-    /// Starts `tidegate dev`, and waits until it says that it is ready.
+    /// Starts `tidegate dev` and waits until it is ready.
     async fn dev(&self, more: &[&str]) -> Process {
         let state = self.state().display().to_string();
         let free = "127.0.0.1:0";
@@ -108,7 +108,7 @@ impl Laptop {
         dev
     }
 
-    /// A person writes to the app in a direct message, and is answered.
+    /// Sends a direct message to the app by Socket Mode and waits for the answer.
     async fn ask(&self, text: &str) {
         let message = Webhook::message(&self.slack, &self.app, "D0STEVE", "U0STEVE", text);
         let delivered = self.slack.deliver_by_socket(&self.app.app, &message).await;
@@ -130,13 +130,13 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
 }
 
-/// Returns the seconds of the line `ready after`.
+/// Returns the seconds in the last line `ready after`.
 fn ready_after(log: &str) -> f64 {
     let (_, rest) = log.rsplit_once("ready after ").expect("the line");
     rest.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// Returns the processes that run below a folder.
+/// Returns the processes whose command line names a folder.
 fn processes_of(folder: &Path) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").expect("processes").filter_map(Result::ok);
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -174,7 +174,7 @@ async fn leads_newcomer_to_answer() {
     let took = started.elapsed();
     assert!(took < ROUTE_MAX, "{took:?}");
     eprintln!("the laptop route took {took:.1?}");
-    // The answer of a command is in its acknowledgement, as Slack's HTTP response would have it.
+    // A command is acknowledged, and its reply is sent.
     let command = Webhook::command(&laptop.slack, &laptop.app, "C1", "U0STEVE", "/lobu", "help");
     let delivered = laptop.slack.deliver_by_socket("A0NEW", &command).await;
     assert!(delivered.ack.is_some(), "{}", dev.log());
@@ -270,7 +270,7 @@ async fn relays_socket_mode() {
         dev.log().contains("warning: the app has 2 connections").then_some(())
     })
     .await;
-    // Of a workspace that no connection has, nothing is acknowledged, and it says why.
+    // A webhook of a workspace without a connection is not acknowledged, and the log says why.
     let stranger = App { team: "T0OTHER".into(), ..laptop.app.clone() };
     let command = Webhook::command(&laptop.slack, &stranger, "C1", "U1", "/lobu", "help");
     let delivered = laptop.slack.deliver_by_socket("A0NEW", &command).await;
@@ -337,7 +337,7 @@ async fn prints_webhook_urls() {
     assert!(!laptop.run.path().join(".tidegate/app.token").exists());
 }
 
-/// Types the answers of a person at a terminal.
+/// Program that types secrets at a terminal.
 const TYPIST: &str = r#"
 import os, pty, sys
 
@@ -388,10 +388,10 @@ async fn asks_for_secrets() {
     }
 }
 
-/// Request that an app received: path, headers and body.
+/// Request that an app received: headers and body.
 type Mirrored = (axum::http::HeaderMap, Vec<u8>);
 
-/// Starts an app that answers every request, and keeps it.
+/// Starts an app that answers every request and records it.
 async fn start_app() -> (String, Arc<Mutex<Vec<Mirrored>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&seen);
@@ -446,7 +446,7 @@ async fn mirrors_webhooks_in_order() {
         assert_eq!(header("x-slack-signature"), signed);
     }
     assert_eq!(listen.log().matches("answered 200 OK  taken by the laptop").count(), 9);
-    // Production has answered its own: once each, and nothing of the laptop's.
+    // Production answers each message itself once and gets no answer of the laptop.
     eventually("production answers", TIMEOUT, async || {
         let messages = env.slack.messages(&app.team, "D1");
         let answers = messages.iter().filter(|message| message.bot_id.is_some()).count();

@@ -177,7 +177,7 @@ async fn notifies_of_each_kind() {
     let used = backend.wait_for(&app, "link_code.used").await.json();
     assert_eq!((&used["data"]["channel"], &used["data"]["user"]), (&json!("C1"), &json!("U1")));
 
-    // What causes the rest is written as workers write it.
+    // The test writes the causes of the remaining events as workers do.
     let dead = "insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, reason, attempts)
                 select 'intake', 0, 1, n, '', $1, 'test', 1 from generate_series(1, 50) n";
     execute(&env, dead, &app).await;
@@ -271,7 +271,7 @@ async fn repeats_until_confirmed() {
     .await;
 
     backend.answer_with(500, "");
-    // Switches fast enough that no worker sends one of them meanwhile.
+    // The status switches so fast that no worker sends a notification meanwhile.
     for _ in 0..60 {
         execute(&env, "update connections set status = 'active', installed_at = clock_timestamp() where id = $1", &app).await;
         execute(&env, "update connections set status = 'error' where id = $1", &app).await;

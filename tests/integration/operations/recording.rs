@@ -1,4 +1,5 @@
-//! Recordings of a stream have the same effects in another stream; differences are reported.
+//! Recordings of a stream: they have the same effects in another stream, and differences are
+//! reported.
 
 use shared::domain::{LinkCode, Surface};
 use std::collections::BTreeSet;
@@ -13,8 +14,8 @@ use tests::{
 
 const WORKER_ONLY: Size = Size { ingests: 0, workers: 1, own_postgres: false };
 
-/// Digests of the scenario and its recording. A change of the scenario, or of what ingest stores,
-/// changes them.
+/// Seed of the scenario, with its digest and that of its recording. A change of the scenario, or of
+/// the stored envelopes, changes them.
 const SEED: u64 = 7;
 const SCENARIO: &str = "6f5b9e116d27a26910eb3e4deb0578f038a1673b6e8281fa26cbad7e9581819d";
 const RECORDING: &str = "df47859223734a4484bf10802a5d7262d3776d674202d6e641abf87afeb1252c";
@@ -64,7 +65,7 @@ async fn reproduces_effects_of_scenario() {
     }
 }
 
-/// Connects an app with a link code, the same in every environment.
+/// Connects an app with a link code, with the same ids in every environment.
 async fn connect_fixed_app(env: &TestEnv) -> App {
     let code: LinkCode = CODE.parse().expect("a code");
     let app = env.connect_as(|new| {
@@ -100,7 +101,7 @@ async fn send_webhooks(env: &TestEnv, app: &App) {
     for (n, webhook) in sent.iter().enumerate() {
         assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
         if n < 2 {
-            // The second is late, and everything after it is answered in a bound conversation.
+            // The second use of the code is late. Everything after it is in a bound conversation.
             env.wait_until_processed(TIMEOUT).await.expect("worked off");
             tokio::time::sleep(PAUSE).await;
         }
@@ -150,8 +151,7 @@ async fn reproduces_effects_exactly() {
         (texts("one two three"), texts("four five"))
     );
 
-    // A live run and its recording differ in the requests that Slack waited for, and in nothing
-    // else.
+    // A live run and its recording differ only in the requests that Slack waited for.
     let again = process_again(&recording).await;
     let shown = format!("told {} VNHU13V36", app.team);
     let differences = live.differences(&again);

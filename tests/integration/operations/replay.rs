@@ -1,4 +1,4 @@
-//! Replays of a range of the stream: as a preview, or applied.
+//! Replays of a range of the stream, previewed or applied.
 
 use reqwest::StatusCode;
 use serde_json::Value;

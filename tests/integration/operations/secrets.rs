@@ -10,7 +10,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// Returns all secrets of the environment by name.
+/// Returns the secrets of the environment with their names.
 fn secrets(env: &TestEnv, app: &App) -> Vec<(String, String)> {
     let ring = |name: &str| {
         let ring = env.setting(name).expect("a ring");
@@ -33,8 +33,8 @@ fn secrets(env: &TestEnv, app: &App) -> Vec<(String, String)> {
 
 const ROTATED: &str = "0123456789abcdef-rotated-secret";
 
-/// Uses every secret: links, messages, typing errors, guesses, failures, rotations. Returns the
-/// output, and the code.
+/// Uses every secret: links, messages, wrong codes, failures, rotations. Returns the output of the
+/// commands, and a link code.
 async fn use_secrets(env: &TestEnv, app: &App) -> (String, String) {
     let id = app.connection.to_string();
     let code = env.create_link_code_by_cli(app, Surface::Channel).expect("a code");

@@ -1,4 +1,4 @@
-//! Tenants do not reach each other, and a deleted one leaves nothing behind.
+//! Isolation of tenants from each other, and deletion of one.
 
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ async fn send_and_wait(env: &TestEnv, app: &App, text: &str) {
     env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == expected).await;
 }
 
-/// Returns the tables with a row that names the connection, except its tombstone, the record of
-/// purged messages, the key by which a partition recognizes the stream, and the audit log.
+/// Returns the tables with a row that names the connection, except for its tombstone, records of
+/// purges, the last dedup key of a partition, and the audit log.
 async fn tables_naming(env: &TestEnv, id: &str) -> Vec<String> {
     let tables: Vec<String> = sqlx::query_scalar(
         "select table_name::text from information_schema.tables
@@ -103,7 +103,8 @@ async fn deletes_connection_everywhere() {
     assert!(!env.try_tidegate(&["connections", "show", &id]).expect("it runs").status.success());
 }
 
-/// Tables whose rows of a tenant others must not change. `connections` is compared for all tenants.
+/// Tables in which others must not change rows of a tenant. `connections` is compared for all
+/// tenants.
 const TABLES_OF_TENANT: [&str; 13] = [
     "agents",
     "channel_bindings",
@@ -120,10 +121,10 @@ const TABLES_OF_TENANT: [&str; 13] = [
     "known_channels",
 ];
 
-/// Organizations that do not trust each other. Each attempt is the attacker's.
+/// Connections of a victim and of an attacker, who makes each attempt.
 struct Tenants {
     env: TestEnv,
-    /// An ordinary connection, whose channel `C1` is bound.
+    /// Ordinary connection whose channel `C1` is bound.
     victim: App,
     /// Preview connection of the victim's organization, on the shared app.
     preview: App,
@@ -167,7 +168,8 @@ impl Tenants {
         tenants
     }
 
-    /// Returns everything of the victim that others must not change or cause.
+    /// Returns the state of the victim that others must not change: rows, messages, and requests to
+    /// its agent.
     async fn state(&self) -> Vec<String> {
         let Self { env, victim, preview, .. } = self;
         let owned = [victim.connection.to_string(), victim.org.to_string()];
@@ -195,7 +197,7 @@ impl Tenants {
         state
     }
 
-    /// Sends a webhook. Returns the status, and what became of it.
+    /// Sends a webhook. Returns the status of the response, and the outcome if it was stored.
     async fn send(&self, url: &str, secret: &str, webhook: Webhook) -> String {
         let before = self.env.stored().await.expect("a count");
         let answer = self.env.slack.send(url, secret, &webhook).await.expect("an answer");
@@ -237,7 +239,7 @@ impl Tenants {
         Webhook::command(&self.env.slack, app, "C1", user, "/lobu", text)
     }
 
-    /// Uses a command of the victim's channel. Returns what the person is told.
+    /// Sends a command in channel `C1` of a connection. Returns the reply.
     async fn command(&self, app: &App, user: &str, text: &str) -> String {
         let webhook = self.slash(app, user, text);
         let answer = self.env.send(app, &webhook).await.expect("an answer");
@@ -297,13 +299,13 @@ impl Tenants {
         self.run(&["apply", "-f", file.to_str().expect("UTF-8")])
     }
 
-    /// Runs a statement of a test with the ids of connections or organizations.
+    /// Runs a statement with these ids. Returns the number of affected rows.
     async fn execute(&self, statement: &'static str, ids: &[&str]) -> u64 {
         let query = ids.iter().fold(sqlx::query(statement), |query, id| query.bind(*id));
         query.execute(&self.env.pool).await.expect(statement).rows_affected()
     }
 
-    /// Removes the victim's code. A used one stays, and differs in the state.
+    /// Deletes the unused link codes of the victim. A used one would change the state.
     async fn remove_unused_code(&self) {
         let statement = "delete from link_codes where consumed_at is null and org_id = $1";
         self.execute(statement, &[self.victim.org.as_str()]).await;
@@ -320,7 +322,7 @@ impl Tenants {
         self.run(&[&of_agent[..], &["--connection", &id]].concat())
     }
 
-    /// Such a code can't be created.
+    /// Uses a link code that names the victim's connection, which can only be written directly.
     async fn use_code_for_victim(&self) -> String {
         let Self { attacker, twin, victim, .. } = self;
         let code = self.code(&attacker.org, agent_id(), Some(twin.connection)).await;
@@ -465,7 +467,7 @@ impl Tenants {
             "a command in the victim's team": self.send_own(self.slash(victim, "U1", "unlink")) => dropped;
             "an uninstall of the victim's app": self.send_own(uninstalled(victim)) => dropped;
             "revoked tokens of the victim's app": self.send_own(revoked(victim)) => dropped;
-            // The same, with ids that only look like the victim's.
+            // The same, with ids that equal the victim's.
             "an uninstall without ids": self.send_own(of_nobody) => "200, ignored";
             "the victim's bot as an own one": self.send_own(revoked(attacker)) => "200, ignored";
             "another id for the victim's channel":
@@ -530,7 +532,7 @@ async fn reaches_no_other_tenant() {
         before = state;
     }
     assert!(reached.is_empty(), "{}", reached.join("\n"));
-    // The victim's own webhook does change something that is compared.
+    // A webhook of the victim itself does change the compared state.
     let Tenants { victim, .. } = &tenants;
     let sent = tenants.send_to_victim(&victim.secret, tenants.message(victim)).await;
     assert_eq!(sent, "200, completed");
