@@ -16,7 +16,7 @@ async fn send_command(env: &TestEnv, app: &App, channel: &str, user: &str, text:
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
     let said = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
     assert_eq!(said.body["response_type"], "ephemeral");
     said.text().to_owned()
@@ -38,7 +38,11 @@ async fn send_message(
     let last = Webhook::message(&env.slack, app, channel, user, "/lobu nonsense");
     env.send(app, &last).await.expect("an answer");
     let over = |said: &[Receipt]| said.iter().any(|r| r.text().starts_with("Unknown command."));
-    env.slack.wait_for_receipt("what comes after", |_| over(&env.slack.receipts()[before..])).await;
+    env.slack
+        .wait_for_receipt("the reply to the later command", |_| {
+            over(&env.slack.receipts()[before..])
+        })
+        .await;
     let mut said = env.slack.receipts().split_off(before);
     // The announcement of a binding in its channel may be sent after the reply to the command.
     let is_other =
@@ -70,8 +74,8 @@ async fn treats_slash_and_text_alike() {
     for verb in ["help", "status", "link <code>", "unlink", "new", "clear"] {
         assert!(help.contains(&format!("`/lobu {verb}`")), "{help}");
     }
-    assert!(!help.contains("try"), "that is for preview bots: {help}");
-    assert_eq!(agent_requests(&env, "message").len(), 0, "no command reached the agent");
+    assert!(!help.contains("try"), "`try` is for preview connections: {help}");
+    assert_eq!(agent_requests(&env, "message").len(), 0, "a command reached the agent");
 }
 
 /// `unlink`, `new` and `clear` take effect, and the agent is notified. `clear` reports a failure of
@@ -101,7 +105,7 @@ async fn unlinks_and_resets_conversation() {
     assert_eq!(session("third").await, Some(3));
     env.agent.set_failing(true);
     let said = send_command(&env, &app, "C1", "U1", "clear").await;
-    assert!(said.contains("this session continues"), "no success is claimed: {said}");
+    assert!(said.contains("this session continues"), "the failure is reported: {said}");
     env.agent.set_failing(false);
     assert_eq!(session("fourth").await, Some(3));
     assert!(send_command(&env, &app, "C1", "U1", "unlink").await.starts_with("Unlinked."));
@@ -213,11 +217,11 @@ async fn rejects_guest_of_shared_channel() {
     env.send(&app, &webhook).await.expect("an answer");
     env.wait_for_outcome(&webhook.dedup_key).await;
     assert_eq!(env.binding(&app, "C1").await.expect("a look"), None);
-    let told = env
-        .slack
-        .wait_for_receipt("the guest is told", |r| r.text().starts_with("Only members of this"));
+    let told = env.slack.wait_for_receipt("the guest gets a notice", |r| {
+        r.text().starts_with("Only members of this")
+    });
     assert_eq!(told.await.by, "chat.postEphemeral");
-    assert_eq!(agent_requests(&env, "message").len(), 0, "the agent gets no code");
+    assert_eq!(agent_requests(&env, "message").len(), 0, "the agent got the code");
 }
 
 /// Only members of the agent's organization bind it by name. If two organizations have the agent
@@ -246,14 +250,14 @@ async fn links_agent_by_name() {
     assert_eq!(
         send_command(&env, &app, "C1", "U1", "link sample").await,
         refused,
-        "a member of nothing"
+        "a user without an organization"
     );
     member(app.org.as_str()).await;
     assert!(send_command(&env, &app, "C1", "U1", "link sample").await.starts_with("Linked."));
     assert_eq!(
         send_command(&env, &app, "C1", "U2", "link sample").await,
         refused,
-        "nobody's member"
+        "a person without an identity"
     );
     member(other.org.as_str()).await;
     let said = send_command(&env, &app, "C2", "U1", "link sample").await;

@@ -49,7 +49,7 @@ async fn revokes_removed_app() {
         assert_eq!(env.wait_for_outcome(&first.dedup_key).await.outcome, "installation_event");
         env.wait_for_outcome(&second.dedup_key).await;
         assert_eq!(status(&env, &app).await, ConnectionStatus::Revoked);
-        eventually("ingest refuses it", TIMEOUT, async || {
+        eventually("ingest answers 404", TIMEOUT, async || {
             let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
             (env.send(&app, &webhook).await.ok()?.status == 404).then_some(())
         })
@@ -127,7 +127,9 @@ async fn greets_new_people_once() {
     send_and_wait(&env, &quiet, &event(&env, &quiet, join(person), unix_now())).await;
     let other = json!({ "id": "ULAST" });
     send_and_wait(&env, &app, &event(&env, &app, join(other), unix_now())).await;
-    env.slack.wait_for_receipt("the last is greeted", |r| r.text().contains("<@ULAST>")).await;
+    env.slack
+        .wait_for_receipt("the last member is welcomed", |r| r.text().contains("<@ULAST>"))
+        .await;
     let greeted: Vec<_> =
         env.slack.receipts().into_iter().filter(|r| r.text().starts_with("Welcome")).collect();
     assert_eq!(greeted.len(), 2, "{greeted:?}");

@@ -19,7 +19,7 @@ async fn send_command(env: &TestEnv, app: &App, channel: &str, user: &str, text:
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
     let said = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
     assert_eq!(said.body["response_type"], "ephemeral");
     said.text().to_owned()
@@ -74,10 +74,12 @@ async fn accepts_200_of_2000_users() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let race = LinkCodeRace::new(&env, &app, 200, 10).await.expect("codes");
-    race.run(&env, &app, 100).await.expect("everybody is taken");
-    race.wait_for_answers(&env, RACE_TIMEOUT).await.expect("everybody hears");
-    let verdict =
-        race.verdict(&env, RACE_TIMEOUT).await.expect("one wins each, the others hear so");
+    race.run(&env, &app, 100).await.expect("every command is accepted");
+    race.wait_for_answers(&env, RACE_TIMEOUT).await.expect("everybody gets a reply");
+    let verdict = race
+        .verdict(&env, RACE_TIMEOUT)
+        .await
+        .expect("one wins each code, and the others get a notice");
     assert!(verdict.holds(false), "{verdict}");
 }
 
@@ -107,7 +109,7 @@ async fn hides_codes_of_other_connections() {
     assert_eq!(link(&env, &app, "C1", "U1", "nonsense").await, said);
     assert!(
         link(&env, &other, "C1", "U1", &code).await.starts_with("Linked."),
-        "and it still works where it belongs"
+        "the code is valid on its own connection"
     );
 }
 
@@ -138,9 +140,9 @@ async fn rejects_invalid_codes() {
         listed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let states: Vec<_> = claims.iter().map(|claim| claim["state"].as_str()).collect();
     assert_eq!(states, [Some("open"), Some("used")]);
-    assert!(!listed.contains(&code) && !listed.contains(&other), "a list of codes: {listed}");
+    assert!(!listed.contains(&code) && !listed.contains(&other), "the list shows codes: {listed}");
     let id = claims[0]["id"].as_str().expect("an id");
-    env.tidegate(&["link-codes", "revoke", id]).expect("taken back");
+    env.tidegate(&["link-codes", "revoke", id]).expect("the code is revoked");
     let said = link(&env, &app, "C2", "U4", &other).await;
     assert!(said.contains("invalid or expired"), "{said}");
     assert!(!env.try_tidegate(&["link-codes", "revoke", id]).expect("it runs").status.success());
@@ -175,7 +177,10 @@ async fn limits_guesses() {
         .fetch_one(&env.pool)
         .await
         .expect("a count");
-    assert_eq!(kept, 2, "what is over was swept away: the person and the workspace are left");
+    assert_eq!(
+        kept, 2,
+        "expired attempts are deleted; those of the person and the workspace are left"
+    );
 }
 
 /// A preview connection binds an agent of another organization, and the agent answers. An ordinary
@@ -195,7 +200,10 @@ async fn links_other_organization() {
     };
     let code = env.store.create_link_code(&actor(), &claim).await.expect("a code").reveal();
     let elsewhere = link(&env, &theirs, "C1", "U1", &code).await;
-    assert!(elsewhere.contains("invalid or expired"), "good on preview bots alone: {elsewhere}");
+    assert!(
+        elsewhere.contains("invalid or expired"),
+        "the code is valid on preview connections only: {elsewhere}"
+    );
     assert!(link(&env, &preview, "C1", "U1", &code).await.starts_with("Linked."));
     let webhook = Webhook::message(&env.slack, &preview, "C1", "U1", "hello across");
     env.send(&preview, &webhook).await.expect("an answer");
@@ -218,9 +226,9 @@ async fn keeps_code_where_app_is_absent() {
         let name = format!("channel_name={name}");
         webhook.body = body.replace("channel_name=general", &name).into_bytes();
         env.send(&app, &webhook).await.expect("an answer");
-        let told = env
-            .slack
-            .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to));
+        let told = env.slack.wait_for_receipt("the reply to the command", |r| {
+            webhook.response_url.ends_with(&r.to)
+        });
         told.await.text().to_owned()
     };
     for (channel, name) in [("D7", "directmessage"), ("C7", "privategroup")] {
@@ -249,7 +257,10 @@ async fn announces_and_records_changes() {
             .await
     };
     said_in_channel("<@U1> linked this channel to the agent *Sample agent*.").await;
-    assert!(link(&env, &app, "C1", "U1", &code).await.starts_with("Linked."), "said again");
+    assert!(
+        link(&env, &app, "C1", "U1", &code).await.starts_with("Linked."),
+        "the reply is repeated"
+    );
     assert!(send_command(&env, &app, "C1", "U2", "unlink").await.starts_with("Unlinked."));
     said_in_channel("<@U2> unlinked this channel from its agent.").await;
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 2);
@@ -283,5 +294,8 @@ async fn restricts_changes_to_binder() {
         query.execute(&env.pool).await.expect(statement);
     }
     assert!(send_command(&env, &app, "C1", "UADMIN", "unlink").await.starts_with("Unlinked."));
-    assert!(link(&env, &app, "C1", "U2", &another).await.starts_with("Linked."), "not used up");
+    assert!(
+        link(&env, &app, "C1", "U2", &another).await.starts_with("Linked."),
+        "the rejected use consumed the code"
+    );
 }

@@ -17,7 +17,9 @@ async fn connect_linked(env: &TestEnv, channel: &str) -> App {
     env.send(&app, &webhook).await.expect("an answer");
     let said = env
         .slack
-        .wait_for_receipt("linked", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the link code", |receipt| {
+            webhook.response_url.ends_with(&receipt.to)
+        })
         .await;
     assert!(said.text().starts_with("Linked."), "{}", said.text());
     app
@@ -57,7 +59,7 @@ async fn calls_agent_once_per_mention() {
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    assert_eq!(env.stored().await.expect("a count"), 3, "the link, and both of them");
+    assert_eq!(env.stored().await.expect("a count"), 3, "the link command and both events");
     assert_eq!(env.agent.requests().len(), 1);
 }
 
@@ -93,12 +95,12 @@ async fn answers_despite_odd_values() {
         let expected = format!("I heard: {text}");
         env.slack.wait_for_receipt(text, |receipt| receipt.text() == expected).await;
     }
-    assert_eq!(env.agent.requests().len(), 5, "each once");
+    assert_eq!(env.agent.requests().len(), 5, "each message reaches the agent once");
 
     let mut endless = Webhook::message(&env.slack, &app, "C1", "U1", "endless");
     endless.body = vec![b'['; 1 << 20];
     assert_eq!(env.send(&app, &endless).await.expect("an answer").status, 200);
-    let dead = eventually("it is a dead letter", TIMEOUT, async || {
+    let dead = eventually("the webhook is a dead letter", TIMEOUT, async || {
         env.dead_letters().await.ok()?.into_iter().next()
     });
     assert_eq!(dead.await.reason, "signed by Slack, but not understood");

@@ -82,12 +82,12 @@ async fn limits_person_with_one_notice() {
     let rows = ignored(&env, &app, 3).await;
     assert!(rows.iter().all(|row| *row == ("U1".into(), "too_many_questions".into())), "{rows:?}");
     let is_notice = |r: &tests::slack::Receipt| r.text().starts_with("The limit of 3 ");
-    env.slack.wait_for_receipt("the person hears of the limit", is_notice).await;
+    env.slack.wait_for_receipt("the notice about the limit", is_notice).await;
 
     let status = Webhook::command(&env.slack, &app, "D1", "U1", "/lobu", "status");
     env.send(&app, &status).await.expect("an answer");
     let heard = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
-    env.slack.wait_for_receipt("the person hears the status", heard).await;
+    env.slack.wait_for_receipt("the reply to the command", heard).await;
     let notices = notices(&env);
     assert_eq!(notices.len(), 1, "{notices:?}");
     assert_eq!(notices[0]["user"], "U1");
@@ -117,5 +117,5 @@ async fn counts_questions_of_all_channels() {
     assert_eq!(ignored(&env, &app, 5).await.len(), 5);
     let partitions = "select count(distinct partition) from ignored_webhooks";
     let partitions: i64 = sqlx::query_scalar(partitions).fetch_one(&env.pool).await.expect("rows");
-    assert!(partitions > 1, "the channels are of one partition");
+    assert!(partitions > 1, "the channels are in one partition");
 }

@@ -26,7 +26,7 @@ async fn say(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
 }
 
 async fn first_failure(env: &TestEnv) -> String {
-    eventually("it is given up", TIMEOUT, async || {
+    eventually("the message is given up", TIMEOUT, async || {
         let query = sqlx::query_scalar("select error from outbox_failures");
         query.fetch_optional(&env.pool).await.ok()?
     })
@@ -85,7 +85,7 @@ async fn shortens_answers_to_slacks_limits() {
     let blocks = told("C2").await["blocks"].as_array().expect("blocks").len();
     assert_eq!(blocks, 50);
     let text = told("C3").await["blocks"][0]["text"]["text"].clone();
-    assert!(text.as_str().is_some_and(|text| text.ends_with("x…")), "not the text alone");
+    assert!(text.as_str().is_some_and(|text| text.ends_with("x…")), "the blocks are sent, too");
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 3, "Slack refused none");
 }
 
@@ -161,7 +161,7 @@ async fn withdraws_reply_to_deleted_thread() {
     eventually("the agent is asked", TIMEOUT, async || env.agent.requests().pop()).await;
     env.slack.delete(&app.team, "C1", &ts);
     assert_eq!(first_failure(&env).await, "the thread of the message was deleted");
-    assert_eq!(env.slack.messages(&app.team, "C1"), [], "nothing stands in the channel");
+    assert_eq!(env.slack.messages(&app.team, "C1"), [], "the channel has no messages");
 }
 
 /// If Slack refuses the blocks of an answer, its text is sent alone.

@@ -35,7 +35,7 @@ async fn asking(env: &TestEnv, app: &App, channel: &str) -> Message {
         let messages = env.slack.messages(&app.team, channel);
         messages.into_iter().find(|message| !buttons(message).is_empty())
     };
-    eventually("people are asked", TIMEOUT, found).await
+    eventually("the approval request is posted", TIMEOUT, found).await
 }
 
 fn buttons(message: &Message) -> Vec<Value> {
@@ -52,7 +52,7 @@ fn click(env: &TestEnv, app: &App, channel: &str, user: &str, on: &Message, n: u
 async fn told(env: &TestEnv, click: &Webhook) -> String {
     let path = click.response_url.rsplit('/').next().unwrap_or_default().to_owned();
     let by_url = |r: &tests::slack::Receipt| r.by == "response_url" && r.to.ends_with(&path);
-    let told = env.slack.wait_for_receipt("the person is told", by_url).await;
+    let told = env.slack.wait_for_receipt("the reply to the click", by_url).await;
     assert_eq!(told.body["response_type"], "ephemeral");
     assert_ne!(told.body["replace_original"], true);
     told.text().to_owned()
@@ -118,7 +118,7 @@ async fn decides_by_click() {
     assert!(told(&env, &no).await.starts_with("*Yes &lt;b&gt;* by <@U1>"));
     assert_eq!(decisions(&env).len(), 1);
     let clear = "select count(*) from approvals where content like '%Deploy%'";
-    assert_eq!(count(&env, clear).await, 0, "the question is stored in clear");
+    assert_eq!(count(&env, clear).await, 0, "the question is stored in clear text");
 }
 
 /// Of 64 clicks at the same time one, of an allowed person, decides. The others get a notice.
@@ -146,7 +146,7 @@ async fn decides_by_one_of_64_clicks() {
     assert!(words.iter().all(|(n, words)| words.contains(&named) || denied(words) && *n >= 50));
     let late: std::collections::HashSet<&String> =
         words.iter().map(|(_, words)| words).filter(|words| !denied(words)).collect();
-    assert_eq!(late.len(), 1, "late clicks get the same words: {late:?}");
+    assert_eq!(late.len(), 1, "late clicks get the same reply: {late:?}");
     assert_eq!(decisions(&env).len(), 1);
     assert_eq!(count(&env, "select count(*) from approvals where state = 'decided'").await, 1);
     assert_eq!(

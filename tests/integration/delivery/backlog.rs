@@ -82,8 +82,10 @@ async fn connect_tenant(env: &TestEnv, worker: &str) -> (App, Vec<String>) {
         there.take(8).collect::<Vec<_>>()
     };
     let ids = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"));
-    let (id, channels) =
-        ids.map(|id| (id, channels(id))).find(|(_, there)| !there.is_empty()).expect("endless");
+    let (id, channels) = ids
+        .map(|id| (id, channels(id)))
+        .find(|(_, there)| !there.is_empty())
+        .expect("ids are endless");
     let app = env.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id())));
     (app.await.expect("a connection"), channels)
 }
@@ -119,7 +121,7 @@ async fn isolates_backlog_of_stopped_agent() {
     let began = Instant::now();
     store_messages(&env, &places, threads, deep).await;
     let stored = began.elapsed();
-    eventually("all of it waits", patiently, async || {
+    eventually("all messages wait", patiently, async || {
         let waits = "select coalesce(sum(tail - head + 1), 0)::bigint from delivery_lanes";
         (count_rows(&env, waits).await == all).then_some(())
     })
@@ -140,7 +142,7 @@ async fn isolates_backlog_of_stopped_agent() {
     env.workers[0].process.kill();
     let webhook = Webhook::message(&env.slack, &other, &channels[0], "U1", "after the kill");
     assert_eq!(env.send(&other, &webhook).await.expect("an answer").status, 200);
-    let committed = eventually("it is committed", TIMEOUT, async || {
+    let committed = eventually("the webhook is committed", TIMEOUT, async || {
         sqlx::query_scalar::<_, f64>(
             "select extract(epoch from inserted_at)::float8 from deliveries where dedup_key = $1
              union all
@@ -166,12 +168,12 @@ async fn isolates_backlog_of_stopped_agent() {
         .await
         .expect("a probe");
     let began = Instant::now();
-    eventually("its limit is reached", TIMEOUT, async || {
+    eventually("the agent's limit is reached", TIMEOUT, async || {
         (agent.counts().most >= CALLS_AT_ONCE).then_some(())
     })
     .await;
     agent.set_answer_time(ANSWER_TIMES[1]);
-    eventually("all of it is delivered", patiently, async || {
+    eventually("all messages are delivered", patiently, async || {
         // Counting slows Postgres.
         tokio::time::sleep(Duration::from_millis(ci_or_full(100, 5_000))).await;
         (count_rows(&env, "select count(*) from deliveries").await == 0).then_some(())

@@ -48,7 +48,7 @@ async fn wait_for_state(env: &TestEnv, app: &App, state: &str) {
 
 /// Returns stage, reason, size of the payload and sequence of a dead letter.
 async fn dead_letter(env: &TestEnv, key: &DedupKey) -> (String, String, i32, i64) {
-    eventually("it is a dead letter", WITHIN, async || {
+    eventually("the webhook is a dead letter", WITHIN, async || {
         let sql =
             "select stage, reason, payload_bytes, sequence from dead_letters where dedup_key = $1";
         sqlx::query_as(sql).bind(key.as_str()).fetch_optional(&env.pool).await.ok()?
@@ -84,7 +84,7 @@ async fn bounds_open_deliveries() {
     let status = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "status");
     env.send(&app, &status).await.expect("an answer");
     let heard = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
-    env.slack.wait_for_receipt("the person hears the status", heard).await;
+    env.slack.wait_for_receipt("the reply to the command", heard).await;
     send(&env, &other, "other").await;
 
     env.agent.set_failing(false);
@@ -118,7 +118,7 @@ async fn bounds_dead_letters() {
     insert(ROWS_MAX).await;
     wait_for_state(&env, &app, "full").await;
     let second = send(&env, &app, "poison 2").await;
-    assert_eq!(dead_letter(&env, &second).await.2, 0, "its bytes are kept");
+    assert_eq!(dead_letter(&env, &second).await.2, 0, "the payload is stored");
 
     insert(ROWS_MAX).await;
     eventually("dead letters are ignored", WITHIN, async || {
@@ -141,7 +141,7 @@ async fn bounds_dead_letters() {
         .fetch_one(&env.pool)
         .await
         .expect("a count");
-    assert_eq!(count, 0, "it is ignored");
+    assert_eq!(count, 0, "the dead letter is stored");
 
     let delete = "delete from dead_letters";
     sqlx::query(delete).execute(&env.pool).await.expect("Postgres");

@@ -116,7 +116,7 @@ async fn check_unmodified_app(language: Language) {
     env.send(&app, &reaction).await.expect("an answer");
     let outcome = env.wait_for_outcome(&reaction.dedup_key).await.outcome;
     let expected = if language == Language::Python { "unhandled" } else { "completed" };
-    assert_eq!(outcome, expected, "JavaScript takes every event");
+    assert_eq!(outcome, expected, "Bolt for JavaScript accepts every event");
 
     // Commands: acknowledged with a text, with blocks, and later; and one without a listener.
     let path = |webhook: &Webhook| {
@@ -141,7 +141,9 @@ async fn check_unmodified_app(language: Language) {
     };
     wait_for_text(&env, notice).await;
     command(&env, &app, "/lobu", "help").await;
-    env.slack.wait_for_receipt("Tidegate's own command", |r| r.text().contains("/lobu link")).await;
+    env.slack
+        .wait_for_receipt("the reply to /lobu help", |r| r.text().contains("/lobu link"))
+        .await;
 
     // A click.
     let mut click = interaction(
@@ -183,7 +185,7 @@ async fn check_unmodified_app(language: Language) {
         .iter()
         .filter_map(|o| o["value"].as_str())
         .collect();
-    assert_eq!(names, ["Ada", "Alan"], "in Slack's own request: {}", menu.body);
+    assert_eq!(names, ["Ada", "Alan"], "options in Slack's own request: {}", menu.body);
     let refused = submit(&env, &app, &view, "x").await;
     let errors: Value = serde_json::from_str(&refused.body).expect("JSON");
     assert_eq!(errors["response_action"], "errors", "{}", refused.body);
@@ -268,14 +270,14 @@ async fn delivers_in_order_after_outage() {
                 "channel_type": if channel.starts_with('D') { "im" } else { "channel" } });
             let webhook = Webhook::event(&env.slack, app, &text, inner);
             let answer = env.send(app, &webhook).await.expect("an answer");
-            assert_eq!(answer.status, 200, "accepted, whether the app is there or not");
+            assert_eq!(answer.status, 200, "the webhook is accepted, also while the app is down");
         }
         sent.entry(channel).or_default().push(text);
     }
     let total: usize = sent.values().map(Vec::len).sum();
     assert!(total > 200, "under load: {total}");
     for (_, bolt) in &apps {
-        eventually("the app has heard everything", Duration::from_secs(90), async || {
+        eventually("the app has received everything", Duration::from_secs(90), async || {
             sent.iter()
                 .all(|(channel, texts)| received_once(bolt, channel).len() == texts.len())
                 .then_some(())
@@ -322,7 +324,7 @@ async fn forwards_signed_original_bytes() {
         ("x-slack-retry-num", "1"),
     ];
     env.slack.send_with(&url, &odd, &headers).await.expect("an answer");
-    eventually("it is refused once", TIMEOUT, async || env.agent.requests().pop()).await;
+    eventually("the first attempt is refused", TIMEOUT, async || env.agent.requests().pop()).await;
     env.agent.set_failing(false);
     let outcome = env.wait_for_outcome(&odd.dedup_key).await.outcome;
     assert_eq!(outcome, "completed");
@@ -338,6 +340,6 @@ async fn forwards_signed_original_bytes() {
         assert!(unix_now().abs_diff(timestamp.parse().expect("a number")) < 60, "signed now");
         let signed = tests::slack::sign(&app.secret, &timestamp, &odd.body);
         assert_eq!(header("x-slack-signature"), Some(signed));
-        assert_eq!(header("x-slack-retry-num"), None, "to the app it is no retry");
+        assert_eq!(header("x-slack-retry-num"), None, "the app gets no retry header");
     }
 }

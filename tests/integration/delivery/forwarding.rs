@@ -105,8 +105,9 @@ async fn signs_with_secret_of_agent() {
         tokio::time::sleep(Duration::from_millis(1_200)).await; // workers read an agent once a second
         let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
         env.send(&app, &webhook).await.expect("an answer");
-        let asked =
-            eventually("it is forwarded", TIMEOUT, async || env.agent.requests().get(n).cloned());
+        let asked = eventually("the webhook is forwarded", TIMEOUT, async || {
+            env.agent.requests().get(n).cloned()
+        });
         let asked = asked.await;
         let header = |name: &str| asked.headers[name].to_str().expect("text").to_owned();
         let signature = sign(secret, &header("x-slack-request-timestamp"), &asked.body);
@@ -211,7 +212,7 @@ async fn calls_app_once_for_bad_answer() {
             env.slack.wait_for_receipt("a notice", |r| webhook.response_url.ends_with(&r.to)).await;
         assert!(told.text().contains("its answer can't be shown"), "{told:?}");
     }
-    assert_eq!(long.requests().len(), 2, "each once");
+    assert_eq!(long.requests().len(), 2, "each command reaches the app once");
 }
 
 /// A submission that becomes a dead letter, within Slack's request or after it, shows the failure
@@ -246,7 +247,7 @@ async fn shows_failure_in_submitted_view() {
     let answer = submit(&app, "V2").await;
     assert!(is_failure(&answer), "it is given up while Slack's request is open: {answer}");
     let updates = env.slack.calls_of("views.update");
-    assert_eq!(updates.len(), 1, "not twice: {updates:?}");
+    assert_eq!(updates.len(), 1, "the view is updated once: {updates:?}");
 }
 
 /// A 404 of Bolt after 3 s is reported as a late acknowledgement, not as a missing listener, and

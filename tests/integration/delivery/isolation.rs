@@ -38,8 +38,10 @@ async fn connect_tenant(env: &TestEnv, partitions: &[Partition]) -> (App, Vec<St
         there.take(8).collect::<Vec<_>>()
     };
     let ids = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"));
-    let (id, channels) =
-        ids.map(|id| (id, channels(id))).find(|(_, there)| !there.is_empty()).expect("endless");
+    let (id, channels) = ids
+        .map(|id| (id, channels(id)))
+        .find(|(_, there)| !there.is_empty())
+        .expect("ids are endless");
     let b = env.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id())));
     (b.await.expect("a connection"), channels)
 }
@@ -53,7 +55,7 @@ async fn send_and_wait(
 ) -> Duration {
     let began = Instant::now();
     assert_eq!(env.send(b, webhook).await.expect("an answer").status, 200);
-    env.slack.wait_for_receipt(&format!("B hears of {}", webhook.what), heard).await;
+    env.slack.wait_for_receipt(&format!("B gets a reply to {}", webhook.what), heard).await;
     began.elapsed()
 }
 

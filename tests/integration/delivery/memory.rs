@@ -57,7 +57,7 @@ async fn bounds_memory_of_largest_webhooks() {
         .map(async |n| {
             let (app, channel) = &places[n % places.len()];
             let webhook = large(&env, app, channel, n, bytes);
-            eventually("it is taken", Duration::from_secs(60), async || {
+            eventually("the webhook is accepted", Duration::from_secs(60), async || {
                 let answer = env.send(app, &webhook).await.ok()?;
                 (answer.status == 200).then_some(())
             })

@@ -59,7 +59,7 @@ async fn isolates_deep_conversation() {
     for text in &said {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("all of it is committed", TIMEOUT, async || {
+    eventually("all messages are committed", TIMEOUT, async || {
         (count_rows(&env, "waiting").await == said.len() as i64).then_some(())
     })
     .await;
@@ -67,9 +67,9 @@ async fn isolates_deep_conversation() {
     send_message(&env, &app, "D2", "somebody else").await;
     wait_for_texts(&env, "D2", 1).await;
     let first = wait_for_texts(&env, "D1", 0).await;
-    assert!(first.is_empty(), "the first was still being answered after {:?}", began.elapsed());
+    assert!(first.is_empty(), "the first was answered before, after {:?}", began.elapsed());
     assert_eq!(wait_for_texts(&env, "D1", said.len()).await, said);
-    eventually("nothing waits, and every slot is free", TIMEOUT, async || {
+    eventually("no delivery waits, and every slot is free", TIMEOUT, async || {
         let left = count_rows(&env, "waiting").await + count_rows(&env, "slots").await;
         (left == 0).then_some(())
     })
@@ -89,7 +89,7 @@ async fn batches_webhooks_during_commit() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     send_message(&env, &app, "D1", "first").await;
-    eventually("the partition is known", TIMEOUT, async || env.owner_of(&app, "D1").await.ok())
+    eventually("the partition is owned", TIMEOUT, async || env.owner_of(&app, "D1").await.ok())
         .await;
     let batches = async || {
         let counted = env.workers[0].metric("tidegate_worker_batch_size_count").await;
@@ -121,7 +121,7 @@ async fn waits_for_failing_message() {
     for text in said {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("its lane waits", TIMEOUT, async || {
+    eventually("the lane waits", TIMEOUT, async || {
         (count_rows(&env, "waiting").await == 3).then_some(())
     })
     .await;
@@ -130,7 +130,7 @@ async fn waits_for_failing_message() {
     assert_eq!(
         count_rows(&env, "dead").await,
         0,
-        "the agent was away: that is no fault of the message"
+        "a message to an unavailable agent is no dead letter"
     );
 }
 
@@ -147,12 +147,12 @@ async fn continues_after_dead_letter() {
     assert_eq!(dead.len(), 1, "{dead:?}");
     assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("the agent refused it", 3));
     assert!(dead[0].last_error.contains("422"), "{}", dead[0].last_error);
-    assert_eq!(dead[0].body, poison.body, "its bytes are kept");
+    assert_eq!(dead[0].body, poison.body, "the bytes are stored");
     let asked = env.agent.requests();
     assert_eq!(asked.iter().filter(|asked| asked.id == poison.dedup_key.as_str()).count(), 3);
     let told = env
         .slack
-        .wait_for_receipt("the person is told", |r| {
+        .wait_for_receipt("the person gets a notice", |r| {
             r.text().contains("Ask an administrator about `")
         })
         .await;
@@ -168,7 +168,7 @@ async fn keeps_order_after_kill() {
     for text in &said[..2] {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("its lane waits", TIMEOUT, async || {
+    eventually("the lane waits", TIMEOUT, async || {
         (count_rows(&env, "waiting").await >= 2).then_some(())
     })
     .await;
@@ -200,7 +200,7 @@ async fn survives_hang_and_panic_of_handler() {
     );
     let well = send_message(&env, &app, "D3", "well").await;
     assert_eq!(env.wait_for_outcome(&well.dedup_key).await.outcome, "completed");
-    let dead = eventually("what panics is a dead letter", RETRY_TIMEOUT, async || {
+    let dead = eventually("the panicking delivery is a dead letter", RETRY_TIMEOUT, async || {
         env.dead_letters().await.ok()?.pop()
     })
     .await;
@@ -212,10 +212,14 @@ async fn survives_hang_and_panic_of_handler() {
             .await
             .expect("the other waits");
     assert_eq!(error, "the handler took longer than 300ms");
-    assert!(env.find_outcome(&hangs.dedup_key).await.is_none(), "what hangs is tried again");
+    assert!(
+        env.find_outcome(&hangs.dedup_key).await.is_none(),
+        "the hanging delivery is attempted again"
+    );
     let again = send_message(&env, &app, "D2", "well").await;
     assert_eq!(env.wait_for_outcome(&again.dedup_key).await.outcome, "completed");
-    let logs = env.wait_for_log("cancelled in the middle").await.expect("it says so");
+    let logs =
+        env.wait_for_log("cancelled in the middle").await.expect("the cancellation is logged");
     assert!(!logs.contains("it woke up"), "{logs}");
 }
 
@@ -260,7 +264,7 @@ async fn p99_of_others(env: &TestEnv, apps: &[App], noisy: bool) -> Duration {
     let (sent, ()) = tokio::join!(futures_util::future::join_all(others), noise);
     let sent: Vec<(String, f64)> = sent.into_iter().flatten().collect();
     let done = "select dedup_key, extract(epoch from at)::float8 * 1000 from delivery_log";
-    let done = eventually("the others are done", RETRY_TIMEOUT, async || {
+    let done = eventually("the other conversations are processed", RETRY_TIMEOUT, async || {
         let done: Vec<(String, f64)> = sqlx::query_as(done).fetch_all(&env.pool).await.ok()?;
         let done: HashMap<String, f64> = done.into_iter().collect();
         sent.iter().all(|(key, _)| done.contains_key(key)).then_some(done)
@@ -316,7 +320,7 @@ async fn delivers_after_agent_outage() {
     for n in 0..12 {
         send_message(&env, &app, &format!("D{n}"), "hello").await;
     }
-    eventually("its circuit is open", RETRY_TIMEOUT, async || {
+    eventually("the agent's circuit is open", RETRY_TIMEOUT, async || {
         let open = env.workers[0].metric("tidegate_agent_circuit_breakers_open").await.ok()?;
         (open == 1.0).then_some(())
     })
@@ -347,7 +351,7 @@ async fn sends_one_notice_for_open_circuit() {
     for n in 0..8 {
         send_message(&env, &app, &format!("D{n}"), "hello").await;
     }
-    eventually("its circuit is open", RETRY_TIMEOUT, async || {
+    eventually("the agent's circuit is open", RETRY_TIMEOUT, async || {
         let open = env.workers[0].metric("tidegate_agent_circuit_breakers_open").await.ok()?;
         (open == 1.0).then_some(())
     })
@@ -355,7 +359,7 @@ async fn sends_one_notice_for_open_circuit() {
     for text in ["first", "second", "third"] {
         send_message(&env, &app, "D20", text).await;
     }
-    eventually("the person is told", TIMEOUT, async || {
+    eventually("the person gets a notice", TIMEOUT, async || {
         (count_notices(&env, "D20") > 0).then_some(())
     })
     .await;
@@ -372,7 +376,7 @@ async fn sends_notice_for_slow_agent() {
     let began = Instant::now();
     send_message(&env, &app, "D1", "slow:35000 hello").await;
     let told = async || (count_notices(&env, "D1") > 0).then_some(());
-    eventually("the person is told", Duration::from_secs(34), told).await;
+    eventually("the person gets a notice", Duration::from_secs(34), told).await;
     assert!(began.elapsed() > Duration::from_secs(29), "{:?}", began.elapsed());
     assert_eq!(wait_for_texts(&env, "D1", 1).await, ["slow:35000 hello"]);
     assert_eq!(count_notices(&env, "D1"), 1);
@@ -465,14 +469,18 @@ async fn answers_command_without_slot() {
     for n in 0..8 {
         send_message(&env, &app, &format!("D{n}"), "slow:6000").await;
     }
-    eventually("four are asked", TIMEOUT, async || (env.agent.requests().len() == 4).then_some(()))
-        .await;
+    eventually("four agent slots are taken", TIMEOUT, async || {
+        (env.agent.requests().len() == 4).then_some(())
+    })
+    .await;
     let command = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     let began = Instant::now();
     env.send(&app, &command).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the person hears", |receipt| command.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the command", |receipt| {
+            command.response_url.ends_with(&receipt.to)
+        })
         .await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    assert_eq!(env.agent.requests().len(), 4, "they were still held");
+    assert_eq!(env.agent.requests().len(), 4, "the slots are still taken");
 }

@@ -89,10 +89,14 @@ async fn sends_once_despite_1000_cuts() {
         send_messages(&env, &app, 250, &format!("round {round}")).await;
     }
     let doubts = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
-    assert_eq!(count_posts(&env, &app, 250), 1000, "each once");
+    assert_eq!(count_posts(&env, &app, 250), 1000, "each message is posted once");
     let calls = env.slack.calls_of(POST);
     assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Broken { taken: true, .. })));
-    assert_eq!((calls.len(), doubts), (1000, 0), "no call was repeated, no doubt was left");
+    assert_eq!(
+        (calls.len(), doubts),
+        (1000, 0),
+        "no call was repeated, and no message is ambiguous"
+    );
 }
 
 /// Ambiguous messages that Slack offers no look-up for are sent again once and counted.
@@ -114,8 +118,8 @@ async fn counts_resends_without_lookup() {
         env.send(&app, &help).await.expect("an answer");
     }
     let doubts = wait_until_sent(&env, 30, TIMEOUT).await;
-    assert_eq!(doubts, 30, "every one of them was in doubt, once");
-    assert_eq!(count_posts(&env, &app, 20), 40, "and is there twice");
+    assert_eq!(doubts, 30, "each message was ambiguous once");
+    assert_eq!(count_posts(&env, &app, 20), 40, "each message is in Slack twice");
     let calls = env.slack.calls_of("response_url");
     assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
     for (method, count) in [(POST, 20.0), ("response_url", 10.0)] {
@@ -158,12 +162,12 @@ async fn sends_once_after_freeze() {
     // Slack accepts the message at once and answers late. The sender is frozen in between.
     env.slack.inject_fault(FaultRule::new(Fault::Slow(Duration::from_secs(4))).on(POST).times(1));
     send_messages(&env, &app, 1, "hello").await;
-    eventually("Slack has it", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
+    eventually("Slack accepts the message", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
     let sender = env.owner_of(&app, &channel(0)).await.expect("an owner");
     sender.process.freeze();
     let doubts = wait_until_sent(&env, 1, TIMEOUT).await;
     sender.process.thaw();
-    env.wait_until_balanced().await.expect("the woken one works again");
+    env.wait_until_balanced().await.expect("the thawed worker owns partitions again");
     assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), doubts), (1, 1, 0));
 }
 
@@ -179,8 +183,10 @@ async fn replaces_invalid_response_url() {
     let old = help("U1");
     env.slack.clock().advance(Duration::from_secs(31 * 60));
     env.send(&app, &old).await.expect("an answer");
-    let told =
-        env.slack.wait_for_receipt("told another way", |r| r.by == "chat.postEphemeral").await;
+    let told = env
+        .slack
+        .wait_for_receipt("the message by the Web API", |r| r.by == "chat.postEphemeral")
+        .await;
     assert_eq!((told.to.as_str(), told.body["user"].as_str()), ("C1", Some("U1")));
     assert!(told.body.get("response_type").is_none(), "{:?}", told.body);
 
@@ -188,7 +194,7 @@ async fn replaces_invalid_response_url() {
     env.slack.inject_fault(FaultRule::new(Fault::RateLimited(0)).on("response_url").times(9));
     env.send(&app, &help("U2")).await.expect("an answer");
     env.slack
-        .wait_for_receipt("told another way", |r| {
+        .wait_for_receipt("the message by the Web API", |r| {
             r.by == "chat.postEphemeral" && r.body["user"] == "U2"
         })
         .await;
@@ -204,7 +210,7 @@ async fn replaces_invalid_response_url() {
     assert!(body.contains(ours), "{body}");
     foreign.body = body.replace(ours, theirs).into_bytes();
     env.send(&app, &foreign).await.expect("an answer");
-    let why: String = eventually("given up", TIMEOUT, async || {
+    let why: String = eventually("the message is given up", TIMEOUT, async || {
         sqlx::query_scalar("select error from outbox_failures")
             .fetch_optional(&env.pool)
             .await
@@ -234,7 +240,7 @@ async fn applies_token_errors() {
     becomes(&gone, "revoked").await;
     becomes(&doubtful, "error").await;
     let asked = env.slack.calls_of("auth.test");
-    assert!(asked.len() >= 3, "not before it was confirmed several times: {}", asked.len());
+    assert!(asked.len() >= 3, "the token is checked several times: {}", asked.len());
     assert_eq!(status(&env, &good).await, "active");
     assert_eq!(count_posts(&env, &good, 1), 1);
 
@@ -286,7 +292,7 @@ async fn handles_each_error_of_slack() {
             .fetch_one(&env.pool)
             .await
             .expect("a count");
-    assert_eq!(limited, 3, "a full workspace pauses all that is said there");
+    assert_eq!(limited, 3, "a full workspace pauses all posting methods");
 }
 
 /// When Slack rejects the text alone, too, the person gets a note with a reference for the
@@ -302,7 +308,7 @@ async fn sends_note_for_rejected_reply() {
         told.to == channel(0) && told.text().starts_with("Slack did not accept the answer.")
     });
     let note = note.await;
-    let key: String = eventually("it is given up", TIMEOUT, async || {
+    let key: String = eventually("the message is given up", TIMEOUT, async || {
         let query = "select dedup_key from outbox_failures where error = 'msg_too_long'";
         sqlx::query_scalar(query).fetch_optional(&env.pool).await.ok()?
     })
@@ -338,7 +344,7 @@ async fn ignores_redirect_of_response_url() {
     help.body =
         form_urlencoded::Serializer::new(String::new()).extend_pairs(body).finish().into_bytes();
     env.send(&app, &help).await.expect("an answer");
-    let why: String = eventually("given up", TIMEOUT, async || {
+    let why: String = eventually("the message is given up", TIMEOUT, async || {
         let query = "select error from outbox_failures";
         sqlx::query_scalar(query).fetch_optional(&env.pool).await.ok()?
     })
@@ -356,7 +362,7 @@ async fn isolates_closed_conversation() {
         FaultRule::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"),
     );
     send_messages(&env, &app, 2, "hello").await;
-    eventually("one is said, one is given up", TIMEOUT, async || {
+    eventually("one message is sent, one is given up", TIMEOUT, async || {
         let failed: i64 = sqlx::query_scalar("select count(*) from outbox_failures")
             .fetch_one(&env.pool)
             .await
@@ -364,6 +370,6 @@ async fn isolates_closed_conversation() {
         (failed == 1 && count_rows(&env).await == (1, 1, 0)).then_some(())
     })
     .await;
-    assert_eq!(env.slack.calls_of(POST).len(), 2, "it is not tried again");
+    assert_eq!(env.slack.calls_of(POST).len(), 2, "the message is not attempted again");
     assert_eq!(status(&env, &app).await, "active");
 }

@@ -206,10 +206,10 @@ async fn send_traffic(env: &TestEnv, b: &App) {
             assert_eq!(env.send(b, webhook).await.expect("an answer").status, 200);
         }
         env.slack
-            .wait_for_receipt("the person hears", |r| command.response_url.ends_with(&r.to))
+            .wait_for_receipt("the reply to the command", |r| command.response_url.ends_with(&r.to))
             .await;
         let handled = async || env.find_outcome(&message.dedup_key).await;
-        eventually("the message is handled", TIMEOUT, handled).await;
+        eventually("the message is processed", TIMEOUT, handled).await;
     }
     let streamed = Webhook::message(&env.slack, b, CHANNEL, "U1", "stream:20:50:8 please");
     assert_eq!(env.send(b, &streamed).await.expect("an answer").status, 200);
@@ -308,7 +308,7 @@ async fn check_statements(env: &TestEnv, b: &App, when: &str) {
     send_traffic(env, b).await;
     let began: time::OffsetDateTime =
         sqlx::query_scalar("select now()").fetch_one(&env.pool).await.expect("the time");
-    eventually("some were attempted", REATTEMPTED_WITHIN, async || {
+    eventually("some deliveries are attempted", REATTEMPTED_WITHIN, async || {
         // The circuit opens again, because messages of B fail.
         execute(env, "delete from agent_health").await;
         // A delivery that can't be decrypted is due again a minute after its attempt.

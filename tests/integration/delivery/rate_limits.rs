@@ -43,16 +43,16 @@ async fn shares_limit_between_workers() {
         calls
     };
     let first =
-        eventually("Slack has had enough", TIMEOUT, async || limited().into_iter().next()).await;
+        eventually("Slack limits the rate", TIMEOUT, async || limited().into_iter().next()).await;
 
     // Another workspace is not affected.
     send_message(&env, &other, "C1", "hello").await;
-    eventually("the other is answered", Duration::from_secs(3), async || {
+    eventually("the other workspace is answered", Duration::from_secs(3), async || {
         (count_posts(&env, &other) == 1).then_some(())
     })
     .await;
 
-    eventually("all is said", Duration::from_secs(60), async || {
+    eventually("all are posted", Duration::from_secs(60), async || {
         (count_posts(&env, &app) == 26).then_some(())
     })
     .await;
@@ -77,7 +77,7 @@ async fn paces_messages_of_channel() {
     for text in ["one", "two", "three", "four"] {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("all are said", TIMEOUT, async || (count_posts(&env, &app) == 4).then_some(()))
+    eventually("all are posted", TIMEOUT, async || (count_posts(&env, &app) == 4).then_some(()))
         .await;
     let calls = env.slack.calls_of(POST);
     assert_eq!(calls.len(), 4, "no call was refused");
@@ -121,13 +121,13 @@ async fn resumes_slowly_after_limit() {
         }
     };
     let thirty = Duration::from_secs(30);
-    env.store.record_rate_limit(connection, POST, thirty).await.expect("written down");
+    env.store.record_rate_limit(connection, POST, thirty).await.expect("the limit is recorded");
     let (none, due) = claim().await;
     assert!(none == 0 && due.is_some_and(|due| (25.0..=30.0).contains(&due)), "{due:?}");
 
     over_since(10.0).await;
     assert_eq!(claim().await.0, 1);
-    let due = eventually("the others are visited again", TIMEOUT, async || {
+    let due = eventually("the other lanes are due", TIMEOUT, async || {
         let (rows, due) = claim().await;
         assert_eq!(rows, 0);
         due.filter(|due| *due > 0.1)
@@ -135,5 +135,5 @@ async fn resumes_slowly_after_limit() {
     .await;
     assert!((0.2..=0.65).contains(&due), "1.2 s, halved: {due}");
     over_since(60.0).await;
-    assert_eq!(claim().await.0, 3, "it is forgotten");
+    assert_eq!(claim().await.0, 3, "the limit has expired");
 }

@@ -43,7 +43,7 @@ async fn wait_for_stream(env: &TestEnv, app: &App, channel: &str) {
 
 async fn wait_for_cancels(env: &TestEnv, count: usize) -> Vec<Cancel> {
     let heard = async || Some(env.agent.cancels()).filter(|cancels| cancels.len() >= count);
-    eventually("the agent hears it", TIMEOUT, heard).await
+    eventually("the agent gets the cancellation", TIMEOUT, heard).await
 }
 
 fn state(message: &Message) -> Option<StreamingState> {

@@ -102,7 +102,7 @@ async fn keeps_status_until_stream_ends() {
     let (question, ts) = ask(&env, &app, "D1", "stream:30:100:8 please").await;
     wait_for_session(&env, &app, ("D1", &ts), |session| session.status == "processing").await;
     let rolled = async || (env.slack.calls_of("chat.stopStream").len() >= 2).then_some(());
-    eventually("the answer goes on in another message", TIMEOUT, rolled).await;
+    eventually("the answer continues in another message", TIMEOUT, rolled).await;
     if env.find_outcome(&question.dedup_key).await.is_none() {
         let session = env.slack.session(&app.team, "D1", &ts).expect("a session");
         assert_eq!(session.status, "processing");
@@ -113,7 +113,10 @@ async fn keeps_status_until_stream_ends() {
     let (last, others) = stops.split_last().expect("stops");
     assert!(others.iter().all(|stop| stop.args["session_status"] == "processing"));
     assert_eq!(last.args["session_status"], Value::Null);
-    assert!(env.slack.calls_of("agents.sessions.setStatus").is_empty(), "Slack does it by itself");
+    assert!(
+        env.slack.calls_of("agents.sessions.setStatus").is_empty(),
+        "Slack changes the status of a stream"
+    );
 }
 
 /// Title and prompts of an answer are set for agent apps and for assistant apps.

@@ -222,7 +222,7 @@ async fn run_dump(env: &TestEnv, app: &App, figures: &mut Figures) {
         if tried && began.elapsed() > Duration::from_secs(5) {
             break;
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "no truncation was tried");
+        assert!(began.elapsed() < Duration::from_secs(60), "no truncation was attempted");
     }
     figures.add("slowest answer during a dump", format!("{slowest:?}"));
     assert!(slowest < ANSWERED_WITHIN, "{slowest:?}");

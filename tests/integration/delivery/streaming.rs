@@ -129,7 +129,7 @@ async fn orders_answer_after_stream() {
     ask(&env, &app, "D1", text).await;
     let last = ask(&env, &app, "D1", "and now").await;
     env.wait_for_outcome(&last.dedup_key).await;
-    env.slack.wait_for_receipt("the last", |r| r.text() == "I heard: and now").await;
+    env.slack.wait_for_receipt("the last answer", |r| r.text() == "I heard: and now").await;
     let texts: Vec<String> = answers(&env, &app, "D1").iter().map(shown).collect();
     assert_eq!(texts, ["I heard: hello".into(), expected(text), "I heard: and now".into()]);
 }

@@ -44,7 +44,7 @@ async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) 
         &env.secret_argument(&pair.refresh).expect("a file"),
         &format!("--expires-in={expires_in}"),
     ])
-    .expect("the verb");
+    .expect("token rotation is enabled");
     env.slack.refuse_token(token.expose(), "token_expired");
     (app, token)
 }
@@ -72,7 +72,7 @@ async fn refreshes_expired_token_once() {
     })
     .await;
     let expired = env.slack.calls_of("chat.postMessage").len() - channels.len();
-    assert!(expired >= 2, "several ran into it: {expired}");
+    assert!(expired >= 2, "several calls failed with the expired token: {expired}");
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
 }
 
@@ -81,17 +81,19 @@ async fn refreshes_expired_token_once() {
 async fn refreshes_before_expiry() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, first) = connect_rotating(&env, Duration::from_secs(2)).await;
-    eventually("it is refreshed", TIMEOUT, async || env.slack.calls_of("oauth.v2.access").pop())
-        .await;
+    eventually("the token is refreshed", TIMEOUT, async || {
+        env.slack.calls_of("oauth.v2.access").pop()
+    })
+    .await;
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
-    let fresh = eventually("it is in force", TIMEOUT, async || {
+    let fresh = eventually("the new token is in force", TIMEOUT, async || {
         let connection = env.store.load_connection(app.connection).await.ok()??;
         connection.bot_token.filter(|token| token.expose() != first.expose())
     })
     .await;
     env.send(&app, &webhook).await.expect("an answer");
     let said =
-        env.slack.wait_for_receipt("answered", |receipt| receipt.by == "chat.postMessage").await;
+        env.slack.wait_for_receipt("the answer", |receipt| receipt.by == "chat.postMessage").await;
     assert_eq!(said.token.as_deref(), Some(fresh.expose()));
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
     // An alert watches refreshes that fail.
@@ -133,7 +135,8 @@ async fn keeps_tokens_without_postgres() {
     let has_tokens = |worker: &usize| {
         env.workers[*worker].process.log().contains("failed to record refreshed token")
     };
-    let keeper = eventually("Slack answers", TIMEOUT, async || (0..2).find(has_tokens)).await;
+    let keeper =
+        eventually("Slack returns the new tokens", TIMEOUT, async || (0..2).find(has_tokens)).await;
     eventually("the lease ends", TIMEOUT, async || {
         is_leased().await.filter(|leased: &bool| !leased)
     })
@@ -144,7 +147,7 @@ async fn keeps_tokens_without_postgres() {
     env.slack.clear_faults();
     links[1 - keeper].heal();
     let (second, _) = connect_rotating(&env, Duration::from_secs(1)).await;
-    eventually("the other worker refreshes what is due", TIMEOUT, async || {
+    eventually("the other worker refreshes the due token", TIMEOUT, async || {
         (refreshes(&env, &second).await == 1).then_some(())
     })
     .await;
@@ -161,7 +164,7 @@ async fn keeps_tokens_without_postgres() {
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
     env.send(&app, &webhook).await.expect("an answer");
     let is_answer = |r: &tests::slack::Receipt| r.token.as_deref() == Some(token.expose());
-    env.slack.wait_for_receipt("it answers with the new token", is_answer).await;
+    env.slack.wait_for_receipt("an answer with the new token", is_answer).await;
 }
 
 /// A refresh whose worker crashed is repeated by another worker after its lease.

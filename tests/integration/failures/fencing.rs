@@ -171,7 +171,7 @@ async fn rejects_batch_with_copy() {
 async fn rejects_expired_worker_row() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.store.register_worker("w", "name", SHORT_TTL).await.expect("a row");
-    eventually("it has expired", TIMEOUT, async || {
+    eventually("the worker's row has expired", TIMEOUT, async || {
         let renewed = env.store.renew_worker("w", true, false, Duration::from_secs(60)).await;
         renewed.ok()?.is_none().then_some(())
     })

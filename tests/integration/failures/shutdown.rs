@@ -95,7 +95,7 @@ async fn measure_stall(
     };
     let ((), since) = tokio::join!(send_load(env, places, &over), striking);
     let stored = env.stored().await.expect("a count");
-    eventually("all of it is committed", TIMEOUT, async || {
+    eventually("all webhooks are committed", TIMEOUT, async || {
         let committed = "select sum(messages)::bigint from partition_cursors";
         let committed: i64 = sqlx::query_scalar(committed).fetch_one(&env.pool).await.ok()?;
         (committed as u64 >= stored).then_some(())
@@ -121,13 +121,13 @@ async fn assert_stall_at_most(
         }
         env.wait_until_balanced().await.expect("both own partitions");
         all.push(measure_stall(env, places, lasting, || inject(worker)).await);
-        println!("the longest that a partition stood still: {:?}", all.last());
+        println!("the longest stall of a partition: {:?}", all.last());
         if all.last() <= Some(&bound) {
             return;
         }
         worker.process.wait(TIMEOUT).await.expect("it ends");
     }
-    panic!("partitions stood still for {all:?}");
+    panic!("partitions stalled for {all:?}");
 }
 
 /// Returns the number of an agent's calls that run on a worker.
@@ -159,10 +159,10 @@ async fn finishes_calls_on_stop() {
     .await;
     let told = &env.workers[0];
     let running = count_running(&env, told, &slow).await;
-    assert!(running > 0, "none of the calls is of the worker that is told to stop");
+    assert!(running > 0, "none of the calls is of the worker that is stopped");
     let stood = measure_stall(&env, &places, CALM, || told.process.terminate()).await;
-    println!("{running} calls were running; a partition stood still for {stood:?} at most");
-    assert!(told.process.is_running(), "it waits for its calls");
+    println!("{running} calls were running; the longest stall of a partition: {stood:?}");
+    assert!(told.process.is_running(), "the worker waits for its calls");
 
     let status = told.process.wait(CALL + TIMEOUT).await.expect("it ends");
     assert!(status.success(), "{status}\n{}", told.process.log());

@@ -18,7 +18,7 @@ async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> We
         Ok(answer) if answer.status == 200 => Some(()),
         _ => None, // the stream is being created
     };
-    eventually("it is taken", TIMEOUT, taken).await;
+    eventually("the webhook is accepted", TIMEOUT, taken).await;
     webhook
 }
 
@@ -70,7 +70,7 @@ async fn handles_recreated_stream() {
         env.wait_for_outcome(&said.dedup_key).await;
         assert_eq!(count_requests(&env, &format!("after {n}")).await, 1);
     }
-    env.wait_for_log(RESET_LOG).await.expect("somebody is told");
+    env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
     let raised: i64 =
         sqlx::query_scalar("select count(*) from partition_cursors where generation = 2")
             .fetch_one(&env.pool)
@@ -104,7 +104,7 @@ async fn detects_reset_at_claim() {
     for webhook in &said {
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    env.wait_for_log(RESET_LOG).await.expect("somebody is told");
+    env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
 }
 
 /// Webhooks that the stream dropped before they were read are lost, the rest is processed, and no
@@ -155,12 +155,12 @@ async fn detects_truncated_stream() {
     let after = send_message(&env, &app, "D1", "after").await;
     worker.restart().expect("it starts");
     env.wait_for_outcome(&after.dedup_key).await;
-    env.wait_for_log(RESET_LOG).await.expect("somebody is told");
+    env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
     for n in 0..5 {
         assert_eq!(
             count_requests(&env, &format!("before {n}")).await,
             1,
-            "nothing is called twice"
+            "the agent is called once per message"
         );
     }
 }

@@ -53,19 +53,20 @@ async fn purges_committed_history() {
     .await;
     let other = env.connect().await.expect("another connection");
     fill_stream(&env, &other).await;
-    eventually("the place of the first in the stream is purged", RETENTION_TIMEOUT, async || {
+    eventually("the first webhook is purged from the stream", RETENTION_TIMEOUT, async || {
         (first_sequence(&env).await > 1).then_some(())
     })
     .await;
     env.agent.set_failing(false);
     for webhook in &waiting {
-        let handled = eventually("it is tried again", RETENTION_TIMEOUT, async || {
-            env.find_outcome(&webhook.dedup_key).await
-        });
+        let handled =
+            eventually("the delivery is attempted again", RETENTION_TIMEOUT, async || {
+                env.find_outcome(&webhook.dedup_key).await
+            });
         assert_eq!(handled.await.outcome, "completed");
     }
     env.slack
-        .wait_for_receipt("the answer to the purged", |told| told.text() == "I heard: one")
+        .wait_for_receipt("the answer to the purged webhook", |told| told.text() == "I heard: one")
         .await;
 
     let webhook = Webhook::message(&env.slack, &other, "C1", "U1", "there is room");
@@ -124,7 +125,7 @@ async fn deletes_expired_rows() {
     let young = Webhook::message(&env.slack, &app, "D1", "U1", "hello");
     env.send(&app, &young).await.expect("an answer");
     env.wait_for_outcome(&young.dedup_key).await;
-    eventually("it is told", TIMEOUT, async || {
+    eventually("the answer is sent", TIMEOUT, async || {
         (count_rows(&env, "select count(*) from outbox_log").await == 1).then_some(())
     })
     .await;
@@ -165,7 +166,7 @@ async fn deletes_expired_rows() {
         .await;
         assert!(count_rows(&env, left).await >= 1, "{left}");
     }
-    eventually("lanes in which nothing waits are gone", TIMEOUT * 2, async || {
+    eventually("lanes without deliveries are deleted", TIMEOUT * 2, async || {
         (count_rows(&env, "select count(*) from delivery_lanes").await == 0).then_some(())
     })
     .await;

@@ -28,7 +28,7 @@ async fn handles_unseen_connection() {
     assert_eq!((answer.status, answer.body.as_str()), (200, ""));
     let said = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
     assert_eq!(said.text(), "Linked. *Sample agent* answers here now.");
     assert_eq!(env.binding(&app, "C1").await.expect("a look").as_deref(), Some("sample"));
@@ -39,7 +39,7 @@ async fn handles_unseen_connection() {
 async fn syncs_unannounced_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.prepare(ConnectionStatus::Active).await.expect("a row, and nothing else");
-    eventually("a worker writes the directory", TIMEOUT, async || {
+    eventually("a worker writes the entry", TIMEOUT, async || {
         let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
         let answer = env.send(&app, &webhook).await.ok()?;
         (answer.status == 200).then_some(())
@@ -90,7 +90,7 @@ async fn ignores_webhook_after_disable() {
         .fetch_one(&env.pool)
         .await
         .expect("a count");
-    assert_eq!(open, 0, "nothing is to be said, now or later");
+    assert_eq!(open, 0, "a message waits in the outbox");
 }
 
 /// An unknown or malformed connection id gets 404, and nothing is stored.

@@ -42,7 +42,11 @@ async fn rotates_secret_on_every_ingest() {
     rotate("the second", "1h");
     for ingest in 0..2 {
         assert_eq!(status(&env, ingest, &app, "the second").await, 200);
-        assert_eq!(status(&env, ingest, &app, &app.secret).await, 200, "it is still good");
+        assert_eq!(
+            status(&env, ingest, &app, &app.secret).await,
+            200,
+            "the previous secret is valid during the overlap"
+        );
         let matched = async |secret: &str| {
             let line = format!("tidegate_ingest_signatures_verified_total{{secret=\"{secret}\"}}");
             env.ingests[ingest].metric(&line).await.expect("metrics")
@@ -52,7 +56,7 @@ async fn rotates_secret_on_every_ingest() {
     rotate("the third", "0s");
     for ingest in 0..2 {
         assert_eq!(status(&env, ingest, &app, "the third").await, 200);
-        assert_eq!(status(&env, ingest, &app, "the second").await, 401, "its time is over");
+        assert_eq!(status(&env, ingest, &app, "the second").await, 401, "the overlap has ended");
     }
 }
 
@@ -76,7 +80,7 @@ async fn disables_right_after_nats_restart() {
         let first =
             [status(&env, 0, &app, &app.secret).await, status(&env, 1, &app, &app.secret).await];
         assert!(first.iter().all(|status| [404, 503].contains(status)), "round {round}: {first:?}");
-        eventually("both know", TIMEOUT, async || {
+        eventually("both ingests answer 404", TIMEOUT, async || {
             let both = [
                 status(&env, 0, &app, &app.secret).await,
                 status(&env, 1, &app, &app.secret).await,
@@ -128,7 +132,7 @@ async fn writes_tombstone_for_missing_row() {
         .execute(&env.pool)
         .await
         .expect("deleted");
-    eventually("it is unknown", TIMEOUT, async || {
+    eventually("the connection is unknown", TIMEOUT, async || {
         (status(&env, 0, &app, &app.secret).await == 404).then_some(())
     })
     .await;
@@ -159,7 +163,7 @@ async fn isolates_tenants_on_shared_route() {
     };
     assert_eq!(stored_for(&one.team).await, Some(one.connection.to_string()));
     assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
-    assert_eq!(stored_for("T0STRANGER").await, None, "unrouted, and nobody else's");
+    assert_eq!(stored_for("T0STRANGER").await, None, "an unrouted webhook is not stored");
     let preview = env.connect_as(|new| {
         (new.app, new.team, new.preview_mode) = (shared.parse().expect("an id"), None, true);
     });
@@ -167,7 +171,11 @@ async fn isolates_tenants_on_shared_route() {
     assert_eq!(stored_for("T0STRANGER").await, Some(preview.connection.to_string()));
     assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
     env.tidegate(&["connections", "disable", &two.connection.to_string()]).expect("stopped");
-    assert_eq!(stored_for(&two.team).await, None, "stopped is not the preview's, either");
+    assert_eq!(
+        stored_for(&two.team).await,
+        None,
+        "the preview connection does not get webhooks of a stopped one"
+    );
     let unrouted = Webhook::command(
         &env.slack,
         &App { team: two.team.clone(), ..one.clone() },
@@ -189,9 +197,9 @@ async fn restores_recreated_directory() {
     let js = async_nats::jetstream::new(env.client().clone());
     js.delete_key_value("connections").await.expect("deleted");
     env.tidegate(&["migrate"]).expect("recreated");
-    assert_eq!(status(&env, 0, &app, &app.secret).await, 200, "what was known is not forgotten");
+    assert_eq!(status(&env, 0, &app, &app.secret).await, 200, "ingest keeps the known connections");
     let fresh = env.connect().await.expect("a connection after that");
-    eventually("both are taken", Duration::from_secs(60), async || {
+    eventually("both are accepted", Duration::from_secs(60), async || {
         let both = [
             status(&env, 0, &app, &app.secret).await,
             status(&env, 0, &fresh, &fresh.secret).await,

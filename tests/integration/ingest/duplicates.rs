@@ -22,7 +22,9 @@ async fn handles_copies_once() {
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the later command", |receipt| {
+            after.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
     let said =
@@ -41,7 +43,7 @@ async fn ignores_copy_after_dedup_window() {
 
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &webhook).await.expect("an answer");
-    eventually("JetStream takes the copy for new", TIMEOUT, async || {
+    eventually("JetStream stores the copy", TIMEOUT, async || {
         env.send(&app, &webhook).await.ok()?;
         (env.stored().await.ok()? >= 2).then_some(())
     })
@@ -49,7 +51,9 @@ async fn ignores_copy_after_dedup_window() {
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the later command", |receipt| {
+            after.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
     let said =

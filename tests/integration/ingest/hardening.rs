@@ -73,7 +73,7 @@ async fn rejects_ambiguous_body_length() {
         let answer = socket.answer(QUICK).await.unwrap_or_else(|e| panic!("{framing:?}: {e:#}"));
         assert_eq!(answer.status, malformed.status, "{framing:?}");
         socket.closed(QUICK * 2).await.unwrap_or_else(|error| panic!("{framing:?}: {error:#}"));
-        assert_eq!(socket.unread(), "", "{framing:?}: what came after was answered, too");
+        assert_eq!(socket.unread(), "", "{framing:?}: the bytes after the body were answered");
     }
     for malformed in malformed::other_bytes(&url, &app.secret, &webhook).expect("requests") {
         let answer = malformed.send(&url, QUICK).await.expect("an answer");
@@ -86,7 +86,7 @@ async fn rejects_ambiguous_body_length() {
     assert_eq!(
         socket.answer(QUICK).await.expect("an answer").status,
         200,
-        "and the same webhook, of one length, is taken"
+        "the same webhook with one length is accepted"
     );
 }
 
@@ -104,7 +104,7 @@ async fn accepts_only_post() {
         }
     }
     let elsewhere = client.post(env.ingests[0].path("/readyz")).send().await.expect("an answer");
-    assert_eq!(elsewhere.status().as_u16(), 404, "health is not for the public");
+    assert_eq!(elsewhere.status().as_u16(), 404, "the public port serves health");
 }
 
 /// A body over the limit is rejected by its declared length, before it is received.
@@ -313,7 +313,7 @@ async fn bounds_cost_of_unknown_ids() {
         for _ in 0..10 {
             pace.tick().await;
             let answer = env.send(&app, &hello_message(&env, &app)).await.expect("an answer");
-            assert_eq!(answer.status, 200, "a real one, meanwhile");
+            assert_eq!(answer.status, 200, "an ordinary webhook, meanwhile");
             slowest = slowest.max(answer.took);
         }
         slowest
@@ -330,7 +330,7 @@ async fn bounds_cost_of_unknown_ids() {
     assert_eq!(
         statuses.keys().collect::<Vec<_>>(),
         [&404],
-        "memory knows that there is none: {statuses:?}"
+        "unknown ids are answered with 404: {statuses:?}"
     );
     let reads =
         ingest.metric("tidegate_ingest_directory_cache_misses_total").await.expect("metrics");
@@ -338,8 +338,8 @@ async fn bounds_cost_of_unknown_ids() {
         reads >= 1.0 && reads <= (READS_PER_SECOND * seconds) as f64,
         "{reads} reads in {seconds} s"
     );
-    assert!(slowest < QUICK, "a real webhook took {slowest:?}");
-    assert!(grown < 32 * MIB, "it grew by {} KiB", grown / 1024);
+    assert!(slowest < QUICK, "an ordinary webhook took {slowest:?}");
+    assert!(grown < 32 * MIB, "ingest grew by {} KiB", grown / 1024);
     let newer = env.connect().await.expect("a connection made afterwards");
     assert_eq!(
         env.send(&newer, &hello_message(&env, &newer)).await.expect("an answer").status,

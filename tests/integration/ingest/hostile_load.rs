@@ -31,8 +31,8 @@ async fn send_ordinary(env: &TestEnv, app: &App, period: Duration) {
     for _ in 0..period.as_millis() / 100 {
         pace.tick().await;
         let answer = env.send(app, &hello_message(env, app)).await.expect("an answer");
-        assert_eq!(answer.status, 200, "a real one, meanwhile: {answer:?}");
-        assert!(answer.took < SLACK_DEADLINE, "a real webhook took {:?}", answer.took);
+        assert_eq!(answer.status, 200, "an ordinary webhook, meanwhile: {answer:?}");
+        assert!(answer.took < SLACK_DEADLINE, "an ordinary webhook took {:?}", answer.took);
     }
 }
 
@@ -72,7 +72,7 @@ async fn accepts_beside_slow_bodies() {
     tokio::join!(strangers, send_ordinary(&env, &app, Duration::from_secs(5)));
     let grown = env.ingests[0].process.peak_resident().expect("it runs") - before;
     let most = 16 * MIB + slow as u64 * 32 * KIB + 32 * MIB;
-    assert!(grown < most, "it grew by {} KiB, allowed are {}", grown / KIB, most / KIB);
+    assert!(grown < most, "ingest grew by {} KiB, allowed are {}", grown / KIB, most / KIB);
 }
 
 /// A body in pieces of a byte takes the memory of its bytes, not a buffer for each.
@@ -95,7 +95,7 @@ async fn bounds_memory_of_pieces() {
     futures_util::future::join_all((0..CLIENTS).map(|_| drip())).await;
     let grown = env.ingests[0].process.peak_resident().expect("it runs") - before;
     // With the read buffer of 8 KiB for each byte: 62 MiB.
-    assert!(grown < 24 * MIB, "it grew by {} KiB", grown / KIB);
+    assert!(grown < 24 * MIB, "ingest grew by {} KiB", grown / KIB);
 }
 
 /// Clients send requests and read no response. Each is closed, and memory stays bounded.
@@ -122,5 +122,5 @@ async fn closes_clients_that_never_read() {
     assert!(ages.iter().any(|age| *age >= Duration::from_secs(5)), "{ages:?}");
     let grown = env.ingests[0].process.peak_resident().expect("it runs") - before;
     let most = clients as u64 * 136 * KIB + 16 * MIB;
-    assert!(grown < most, "it grew by {} KiB, allowed are {}", grown / KIB, most / KIB);
+    assert!(grown < most, "ingest grew by {} KiB, allowed are {}", grown / KIB, most / KIB);
 }

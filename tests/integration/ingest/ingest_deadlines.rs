@@ -118,7 +118,11 @@ async fn answers_when_stream_is_full() {
             assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"options":[]}"#));
             assert!(answer.took < AT_ONCE, "{:?}", answer.took);
         }
-        assert_eq!(env.stored().await.expect("a count"), stored, "no room, and yet stored");
+        assert_eq!(
+            env.stored().await.expect("a count"),
+            stored,
+            "a webhook was stored in a full stream"
+        );
 
         env.change_stream(make_room).await.expect("the stream is changed");
         assert_eq!(send(&event).await.status, 200, "there is room");
@@ -154,7 +158,7 @@ async fn answers_while_nats_hangs() {
     assert_notice(&user_told.expect("an answer"), SLACK_DEADLINE);
     env.nats.thaw();
     for webhook in [&event, &command] {
-        eventually("it is taken when sent again", TIMEOUT, async || {
+        eventually("the webhook is accepted when resent", TIMEOUT, async || {
             let answer = env.send(&app, webhook).await.ok()?;
             (answer.status == 200 && answer.body.is_empty()).then_some(())
         })
@@ -166,12 +170,14 @@ async fn answers_while_nats_hangs() {
     let last = help_command(&env, &app);
     assert_eq!(env.send(&app, &last).await.expect("an answer").status, 200);
     env.slack
-        .wait_for_receipt("the last one", |receipt| last.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the last command", |receipt| {
+            last.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
     let answered = receipts.iter().filter(|receipt| command.response_url.ends_with(&receipt.to));
     assert_eq!(answered.count(), 1);
-    assert_eq!(env.stored().await.expect("a count"), 3, "the tries of one webhook are one");
+    assert_eq!(env.stored().await.expect("a count"), 3, "attempts of a webhook are stored once");
 }
 
 /// Without NATS 2,000 webhooks get a 503 in time and take a bounded memory. Resent, each is stored
@@ -188,7 +194,7 @@ async fn bounds_memory_without_nats() {
         (0..WEBHOOKS).map(|_| Webhook::message(&env.slack, &app, "C1", "U1", &text)).collect();
     let before = ingest.resident().expect("it runs");
     env.nats.kill();
-    eventually("ingest knows that NATS is away", TIMEOUT, async || {
+    eventually("ingest detects the outage of NATS", TIMEOUT, async || {
         (env.ingests[0].metric("tidegate_ingest_nats_connected").await.ok()? == 0.0).then_some(())
     })
     .await;
@@ -210,15 +216,15 @@ async fn bounds_memory_without_nats() {
     };
     assert_eq!((answered("3.0").await, answered("+Inf").await), (WEBHOOKS as f64, WEBHOOKS as f64));
     let grown = (highest - before) / 1024;
-    assert!(highest - before < 40 * MIB, "{WEBHOOKS} webhooks made it grow by {grown} KiB");
+    assert!(highest - before < 40 * MIB, "ingest grew by {grown} KiB with {WEBHOOKS} webhooks");
 
     env.nats.restart().await.expect("NATS comes back");
     env.ingests[0].wait_until_ready().await.expect("ingest finds it");
     let count = eventually("the stream is back", TIMEOUT, async || env.stored().await.ok()).await;
-    assert_eq!(count, 0, "answered with a no, kept in memory, and stored all the same");
+    assert_eq!(count, 0, "a rejected webhook was kept in memory and stored");
     let mut resent = stream::iter(&webhooks)
         .map(async |webhook| {
-            eventually("it is taken when sent again", TIMEOUT, async || {
+            eventually("the webhook is accepted when resent", TIMEOUT, async || {
                 let answer = env.send(&app, webhook).await.ok()?;
                 (answer.status == 200).then_some(())
             })
@@ -226,5 +232,9 @@ async fn bounds_memory_without_nats() {
         })
         .buffer_unordered(64);
     while resent.next().await.is_some() {}
-    assert_eq!(env.stored().await.expect("a count"), WEBHOOKS as u64, "each of them, once");
+    assert_eq!(
+        env.stored().await.expect("a count"),
+        WEBHOOKS as u64,
+        "each webhook is stored once"
+    );
 }

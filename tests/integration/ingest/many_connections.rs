@@ -149,7 +149,11 @@ async fn bounds_subjects_and_memory() {
     let with_directory = nats(&env);
     println!("nats-server with {count} connections in the directory: {} MiB", with_directory / MIB);
     let grown = with_directory.saturating_sub(empty);
-    assert!(grown < NATS_NOISE + ENTRY_BYTES_MAX * count as u64, "it grew by {} MiB", grown / MIB);
+    assert!(
+        grown < NATS_NOISE + ENTRY_BYTES_MAX * count as u64,
+        "nats-server grew by {} MiB",
+        grown / MIB
+    );
 
     let began = Instant::now();
     env.start_ingest().await.expect("an ingest");

@@ -162,5 +162,8 @@ fn gives_copies_one_key() {
     }
     let key = |body| place_signed_at(NOW, MediaType::Json, body).dedup_key;
     assert_ne!(key(bodies[0]), key(bodies[1]));
-    assert!(key(bodies[2]).as_str().ends_with(":event:Ev1"), "a bad field costs that field");
+    assert!(
+        key(bodies[2]).as_str().ends_with(":event:Ev1"),
+        "an unreadable field costs that field only"
+    );
 }

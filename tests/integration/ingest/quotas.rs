@@ -30,7 +30,7 @@ async fn start_with_quotas(size: Size, settings: [(&str, &str); 4]) -> TestEnv {
     }
     env.start_processes().await.expect("processes");
     for ingest in &env.ingests {
-        eventually("each counts all", TIMEOUT, async || {
+        eventually("the ingest counts all ingests", TIMEOUT, async || {
             let live = ingest.metric("tidegate_ingest_live_ingests").await.ok()?;
             (live == size.ingests as f64).then_some(())
         })

@@ -22,7 +22,7 @@ async fn rejects_forged_webhook() {
     }
     assert!(
         bodies.windows(2).all(|pair| pair[0] == pair[1]),
-        "the answers tell the causes apart: {bodies:?}"
+        "the answers reveal the cause: {bodies:?}"
     );
     assert_eq!(env.stored().await.expect("a count"), 0);
 
@@ -31,7 +31,7 @@ async fn rejects_forged_webhook() {
         .send_signed_at(&url, &app.secret, &webhook, unix_now() - 240)
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "and the same webhook, signed well, is taken");
+    assert_eq!(answer.status, 200, "the same webhook with a valid signature is accepted");
 }
 
 /// A body over 1 MiB gets 413, and another media type 415.
@@ -45,7 +45,7 @@ async fn rejects_unsupported_bodies() {
     assert_eq!(
         env.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status,
         200,
-        "1 MiB is taken"
+        "1 MiB is accepted"
     );
     webhook.body.push(b' ');
     assert_eq!(env.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status, 413);

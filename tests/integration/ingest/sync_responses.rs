@@ -49,7 +49,7 @@ async fn answer_as_worker(env: &TestEnv, to: &str, answer: &str) -> String {
         .client()
         .request(to.to_owned(), answer.to_owned().into())
         .await
-        .expect("ingest says something");
+        .expect("a reply of ingest");
     String::from_utf8(said.payload.to_vec()).expect("text")
 }
 
@@ -93,9 +93,9 @@ async fn uses_defaults_without_answer() {
         view.took,
         menu.took
     );
-    assert_eq!(env.stored().await.expect("a count"), 2, "both are stored all the same");
+    assert_eq!(env.stored().await.expect("a count"), 2, "both are stored");
     let word = answer_as_worker(&env, &reply_subject(&env).await, "{}").await;
-    assert_eq!(word, "late", "what nobody waits for any more is not called relayed");
+    assert_eq!(word, "late", "an answer after the deadline is not reported as relayed");
 }
 
 /// A second submission of the same view is stored as another webhook.
@@ -193,7 +193,7 @@ async fn relays_legacy_answers() {
         let answer = answer.to_string();
         let stored = env.stored().await.expect("a count");
         let worker = async {
-            eventually("it is stored", TIMEOUT, async || {
+            eventually("the webhook is stored", TIMEOUT, async || {
                 (env.stored().await.ok()? > stored).then_some(())
             })
             .await;

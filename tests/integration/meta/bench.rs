@@ -10,7 +10,7 @@ use std::path::Path;
 fn describes_every_recorded_run() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/history.jsonl");
     let history = std::fs::read_to_string(&path).expect("a history");
-    assert!(history.lines().count() > 0, "a history of no runs");
+    assert!(history.lines().count() > 0, "the history is empty");
     for line in history.lines() {
         let run: Value = serde_json::from_str(line).expect("a run is a line of JSON");
         for field in ["cpu", "kernel", "nats_server", "postgres", "rustc", "commit"] {

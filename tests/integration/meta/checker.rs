@@ -72,7 +72,7 @@ fn counts_repeated_records() {
         assert_eq!(verdict.repeated, 1);
         assert!(
             verdict.holds(true) && !verdict.holds(false),
-            "only a killed process may say something twice"
+            "only a killed process may send a message twice"
         );
     });
 }

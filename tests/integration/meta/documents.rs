@@ -212,7 +212,7 @@ fn pins_one_toolchain() {
         let [tag] = tags[..] else { panic!("{file}: not one {image}") };
         assert_eq!(tag.split('-').next(), Some(pinned.as_str()), "{file}");
     }
-    assert!(!root().join("rust-toolchain.toml").exists(), "a second place that pins");
+    assert!(!root().join("rust-toolchain.toml").exists(), "the toolchain is pinned in two places");
 }
 
 /// Runs `.ci/run toolchain` with a `rustc` that prints the version in `RUSTUP_TOOLCHAIN`, or else

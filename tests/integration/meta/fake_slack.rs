@@ -227,7 +227,7 @@ async fn limits_per_method_and_workspace() {
     assert_eq!(call(&slack, "chat.postMessage", post("C2")).await["ok"], true);
     slack.clock().advance(Duration::from_secs(wait));
     assert_eq!(call(&slack, "chat.postMessage", post("C1")).await["ok"], true);
-    assert_eq!(slack.receipts().len(), 3, "what was refused left no receipt");
+    assert_eq!(slack.receipts().len(), 3, "a refused call leaves no receipt");
 }
 
 /// A trigger opens one view within three seconds, and an outdated hash is a conflict.

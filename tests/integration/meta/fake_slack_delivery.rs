@@ -171,7 +171,7 @@ async fn disables_failing_app() {
         }
         slack.attempt(&url, &app.secret, &webhook, None).await;
     }
-    assert!(!slack.is_switched_off(&url), "95 of 100 are not more than that");
+    assert!(!slack.is_switched_off(&url), "exactly 95 % do not disable the app");
     slack.attempt(&url, &app.secret, &webhook, None).await;
     let delivery = slack.deliver(&url, &app.secret, &webhook, false).await;
     assert!(delivery.switched_off && delivery.attempts.is_empty());
@@ -192,12 +192,12 @@ async fn redelivers_after_outage() {
     let url = env.ingests[0].url(&app);
     env.nats.kill();
     let back = async {
-        eventually("both quick attempts are refused", TIMEOUT, async || {
+        eventually("the first two attempts are refused", TIMEOUT, async || {
             (env.slack.attempts_at(&url) >= 2).then_some(())
         })
         .await;
         env.nats.restart().await.expect("NATS comes back");
-        eventually("webhooks are taken again", TIMEOUT, async || {
+        eventually("webhooks are accepted again", TIMEOUT, async || {
             let other = Webhook::message(&env.slack, &app, "C2", "U1", "hello");
             (env.send(&app, &other).await.ok()?.status == 200).then_some(())
         })

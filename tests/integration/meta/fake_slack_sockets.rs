@@ -51,7 +51,7 @@ async fn serves_client(language: Language) {
     let client = SocketClient::start(language, &slack, TOKEN).await.expect("a client");
     let connected = async |times: usize| {
         let is_hello = |line: &&Value| line["state"] == "connected";
-        eventually("it is connected", TIMEOUT, async || {
+        eventually("the client is connected", TIMEOUT, async || {
             let seen = client.lines().iter().filter(is_hello).count();
             (seen >= times && slack.socket_count(&app.app) == 1).then_some(())
         })

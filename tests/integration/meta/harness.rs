@@ -149,7 +149,8 @@ async fn restarts_killed_process() {
     let shell = Path::new("/bin/sh");
     let process =
         Process::start(&run, "shell", shell, &["-c", script], &envs, None).expect("a shell");
-    eventually("it greets", TIMEOUT, async || (process.log() == "hello\n").then_some(())).await;
+    eventually("the first greeting", TIMEOUT, async || (process.log() == "hello\n").then_some(()))
+        .await;
     process.freeze();
     process.terminate();
     process.wait(Duration::from_millis(200)).await.expect_err("it is frozen");
@@ -157,7 +158,7 @@ async fn restarts_killed_process() {
     let status = process.wait(TIMEOUT).await.expect("it ends");
     assert_eq!(status.code(), Some(7));
     process.restart().expect("a shell");
-    eventually("it greets again", TIMEOUT, async || (process.log().len() == 12).then_some(()))
+    eventually("the second greeting", TIMEOUT, async || (process.log().len() == 12).then_some(()))
         .await;
     assert!(process.is_running());
     process.kill();

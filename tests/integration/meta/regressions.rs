@@ -81,7 +81,10 @@ async fn applies_preview_mode_from_file() {
     let code = env.tidegate(&args).expect("a code for any preview bot");
     let webhook = Webhook::message(&env.slack, &app, "D1", "U1", code.trim());
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env.slack.wait_for_receipt("linked", |receipt| receipt.to == "D1").await;
+    let said = env
+        .slack
+        .wait_for_receipt("the reply to the link code", |receipt| receipt.to == "D1")
+        .await;
     assert!(said.text().starts_with("Linked."), "{}", said.text());
 }
 
@@ -96,8 +99,10 @@ async fn separates_user_and_creator() {
     {
         let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &text);
         env.send(&app, &webhook).await.expect("an answer");
-        let said =
-            env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
+        let said = env
+            .slack
+            .wait_for_receipt("the reply", |r| webhook.response_url.ends_with(&r.to))
+            .await;
         assert!(said.text().starts_with(starts), "{text}: {}", said.text());
     }
     let known: i64 = sqlx::query_scalar("select count(*) from user_identities")
@@ -115,8 +120,10 @@ async fn answers_privately_as_non_member() {
     for text in ["help", "status", "link", "agents", "unlink", "new"] {
         let webhook = Webhook::command(&env.slack, &app, "C0NOMEMBER", "U1", "/lobu", text);
         env.send(&app, &webhook).await.expect("an answer");
-        let said =
-            env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
+        let said = env
+            .slack
+            .wait_for_receipt("the reply", |r| webhook.response_url.ends_with(&r.to))
+            .await;
         assert_eq!(said.body["response_type"], "ephemeral", "{text}");
     }
     let told = env.slack.receipts();

@@ -30,7 +30,7 @@ async fn accepts_answers_of_ingest() {
     assert!(wrong.is_empty() && scenario.status.success(), "{wrong:#?}");
     assert!(
         lines.len() > tests::shapes::all().len() + 4,
-        "one of every sort, a copy and forgeries: {}",
+        "a webhook of each kind, a copy and forgeries: {}",
         lines.len()
     );
     let load = run_slack(url.clone(), &app, &["load", "--rate", "50", "--seconds", "2"]).await;

@@ -65,7 +65,7 @@ async fn serves_health_on_separate_port() {
     let status = async |url: String| reqwest::get(url).await.expect("an answer").status().as_u16();
     assert_eq!(status(ingest.admin("/healthz")).await, 200);
     for path in ["/healthz", "/readyz", "/metrics"] {
-        assert_eq!(status(ingest.path(path)).await, 404, "{path} is not for the public");
+        assert_eq!(status(ingest.path(path)).await, 404, "{path} is on the public port");
     }
     let page = ingest.metrics().await.expect("metrics");
     for line in [
@@ -111,14 +111,14 @@ async fn checks_readiness_by_program() {
     // Without NATS ingest still answers Slack, which a balancer without ingests can't.
     env.nats.kill();
     let metric = async || env.ingests[0].metric("tidegate_ingest_nats_connected").await.ok();
-    eventually("it knows that NATS is away", TIMEOUT, async || {
+    eventually("ingest detects the outage of NATS", TIMEOUT, async || {
         (metric().await == Some(0.0)).then_some(())
     })
     .await;
     assert_eq!(ask(admin), (Some(0), String::new()));
 
     env.ingests[0].process.terminate();
-    eventually("it says that it stops", TIMEOUT, async || {
+    eventually("the ingest is not ready", TIMEOUT, async || {
         let (code, said) = ask(admin);
         (code == Some(1) && said.contains("not ready") && said.contains("503")).then_some(())
     })
@@ -134,7 +134,7 @@ async fn logs_webhook_without_content() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");
     env.set("TIDEGATE_LOG_FILTER", "ingest=trace,shared=trace,info");
     env.set("TIDEGATE_LOG_FORMAT", "json");
-    env.start_ingest().await.expect("an ingest that tells everything");
+    env.start_ingest().await.expect("an ingest at level trace");
     let app = env.connect().await.expect("a connection");
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "the words of a user");
     let url = env.ingests[1].url(&app);

@@ -28,7 +28,7 @@ async fn start_collector() -> (String, Received) {
             let authorization = headers.get("authorization").map(|value| value.as_bytes());
             let kept =
                 [uri.path().as_bytes(), b" ", authorization.unwrap_or_default(), b" ", &body];
-            received.lock().expect("nobody panics here").push(kept.concat().into());
+            received.lock().expect("no panic").push(kept.concat().into());
         };
     let routes = Router::new()
         .route("/v1/traces", post(keep))
@@ -39,7 +39,7 @@ async fn start_collector() -> (String, Received) {
 }
 
 fn contains_all(received: &Received, words: &[&[u8]]) -> bool {
-    let received = received.lock().expect("nobody panics here");
+    let received = received.lock().expect("no panic");
     received
         .iter()
         .any(|body| words.iter().all(|word| body.windows(word.len()).any(|part| part == *word)))
@@ -83,7 +83,7 @@ async fn links_processing_to_request() {
         b"process slack.in.{partition}.{connection}",
         webhook.dedup_key.as_str().as_bytes(),
     ];
-    eventually("the linked trace arrives", TIMEOUT, async || {
+    eventually("the trace of the processing arrives", TIMEOUT, async || {
         contains_all(&received, &processing).then_some(())
     })
     .await;

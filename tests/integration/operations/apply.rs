@@ -73,7 +73,7 @@ async fn applies_diff_once() {
         plan.contains("+ agent acme/helper\n") && plan.contains("    bot_token: set\n"),
         "{plan}"
     );
-    assert!(!plan.contains("clear-"), "a plan tells no secrets: {plan}");
+    assert!(!plan.contains("clear-"), "a plan shows no secrets: {plan}");
     assert_eq!(all().await.len(), 0, "a dry run changes nothing");
 
     let (ok, plan, error) = apply(&env, FILE, &[]);
@@ -97,7 +97,7 @@ async fn applies_diff_once() {
     let (ok, plan, _) = apply(&env, FILE, &[]);
     assert!(ok && plan == "changed: 0, unchanged: 5\napplied on every ingest\n", "{plan}");
     let again = all().await;
-    assert_eq!(again[1].version, team.version, "applied again, nothing is written");
+    assert_eq!(again[1].version, team.version, "the second run writes nothing");
 
     // A new secret, a removed agent and a setting: each is one line.
     env.write("signing.secret", "another-clear-signing-secret").expect("written");
@@ -114,7 +114,7 @@ async fn applies_diff_once() {
             .fetch_all(&env.pool)
             .await
             .expect("rows");
-    assert_eq!(secrets, [(true,), (true,)], "the secret before stays good for a while");
+    assert_eq!(secrets, [(true,), (true,)], "the previous secret stays valid for a while");
 
     // A revoked installation becomes active with a new token only.
     let revoked = ConnectionStatus::Revoked;
@@ -229,8 +229,10 @@ async fn waits_for_every_ingest() {
     let code = code.expect("a code");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    let said =
-        env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
+    let said = env
+        .slack
+        .wait_for_receipt("the reply to the link code", |r| webhook.response_url.ends_with(&r.to))
+        .await;
     assert!(said.text().starts_with("Linked."), "{}", said.text());
 }
 

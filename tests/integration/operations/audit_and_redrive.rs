@@ -44,7 +44,7 @@ async fn create_dead_letters(env: &TestEnv, app: &App, count: usize) -> Vec<i64>
         let body = format!("no envelope {n}").into();
         js.publish(subject.clone(), body).await.expect("sent").await.expect("stored");
     }
-    eventually("all are dead", TIMEOUT, async || {
+    eventually("all are dead letters", TIMEOUT, async || {
         let dead = env.dead_letters().await.ok()?;
         (dead.len() == count).then(|| dead.iter().map(|one| one.id).collect())
     })
@@ -69,7 +69,7 @@ async fn verifies_complete_ledger() {
     });
     assert_eq!(ledger_sum(&env), expected);
     env.tidegate(&["dead-letters", "delete", "--all", "--yes"]).expect("deleted");
-    assert_eq!(ledger_sum(&env), expected, "what was deleted was committed");
+    assert_eq!(ledger_sum(&env), expected, "deleted dead letters count as committed");
     let (table, _) = output_of(&env.try_tidegate(&["ledger", "verify"]).expect("it runs"));
     assert_eq!(table, "64 partitions: 7 committed, 0 no longer in the stream, 0 missing\n");
 }
@@ -198,7 +198,7 @@ async fn lists_waiting_lanes() {
         .wait_for_receipt("the second is answered", |told| told.text() == "I heard: two")
         .await;
     let heard = env.slack.receipts().iter().any(|told| told.text() == "I heard: one");
-    assert!(!heard, "what was skipped is not answered");
+    assert!(!heard, "the skipped message is not answered");
 }
 
 /// Dead letters are listed by connection, and their bodies are shown on request only.
@@ -240,7 +240,7 @@ async fn redrives_to_end_of_lane() {
         webhook
     };
     let first = say("poison").await;
-    let dead = eventually("it is dead", Duration::from_secs(60), async || {
+    let dead = eventually("the delivery is a dead letter", Duration::from_secs(60), async || {
         env.dead_letters().await.ok()?.first().map(|one| (one.id.to_string(), one.attempts))
     })
     .await;
@@ -260,7 +260,7 @@ async fn redrives_to_end_of_lane() {
     assert_eq!(output_of(&ran).1, "would redrive: 1 dead letters; pass --yes to do it\n");
     let redriven = env.tidegate(&["dead-letters", "redrive", &dead.0]);
     assert_eq!(redriven.expect("redriven"), "redriven: 1\n");
-    eventually("it is dead again", Duration::from_secs(60), async || {
+    eventually("the delivery is a dead letter again", Duration::from_secs(60), async || {
         let again = env.dead_letters().await.ok()?;
         again.first().filter(|one| one.id.to_string() != dead.0).map(|_| ())
     })
@@ -315,7 +315,7 @@ async fn tails_one_connection() {
     });
     // `tail` prints messages stored after its start, so webhooks are sent until it has printed two.
     let sent = Mutex::new(Vec::new());
-    eventually("it has printed two", TIMEOUT, async || {
+    eventually("two webhooks are printed", TIMEOUT, async || {
         for app in [&other, &app] {
             let webhook = Webhook::command(&env.slack, app, "C1", "U1", "/lobu", "help me");
             env.send(app, &webhook).await.ok()?;

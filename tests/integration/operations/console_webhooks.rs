@@ -105,7 +105,10 @@ async fn finds_webhook_with_timeline() {
 async fn redrives_from_page() {
     let (env, app) = start().await;
     let (webhook, _) = send(&env, &app, "poison").await;
-    eventually("it is dead", DEAD_WITHIN, async || env.dead_letters().await.ok()?.pop()).await;
+    eventually("the delivery is a dead letter", DEAD_WITHIN, async || {
+        env.dead_letters().await.ok()?.pop()
+    })
+    .await;
     let mut browser = Browser::log_in(&env, "operator", Some(app.org.as_str())).await;
     let overview = browser.get("/").await;
     assert!(overview.text.contains("Tidegate gave up on 1 webhooks"), "{}", overview.text);
@@ -130,7 +133,7 @@ async fn reveals_body_with_audit() {
     env.agent.set_failing(true);
     let (webhook, _) = send(&env, &app, "a secret of a person").await;
     let open = "select count(*) from deliveries";
-    eventually("it is enqueued", TIMEOUT, async || {
+    eventually("the delivery is enqueued", TIMEOUT, async || {
         (sqlx::query_scalar::<_, i64>(open).fetch_one(&env.pool).await.ok()? == 1).then_some(())
     })
     .await;
@@ -194,7 +197,7 @@ async fn works_in_browser() {
         env.tidegate(&["connections", "enable", &app.connection.to_string()]).expect("enabled");
         let (webhook, _) = send(&env, &app, &format!("poison {n}")).await;
         let event = event_id(&webhook);
-        eventually("it is dead", DEAD_WITHIN, async || {
+        eventually("the delivery is a dead letter", DEAD_WITHIN, async || {
             let dead = env.dead_letters().await.ok()?;
             dead.iter().any(|one| one.event_id.as_deref() == Some(&event)).then_some(())
         })

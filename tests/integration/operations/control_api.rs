@@ -312,7 +312,7 @@ async fn links_channel_by_api() {
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &text);
     assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     let bindings = format!("/v1/connections/{}/bindings", app.connection);
-    let binding = eventually("it is linked", TIMEOUT, async || {
+    let binding = eventually("the channel is linked", TIMEOUT, async || {
         let (_, page) = caller.get(&bindings).await;
         page["items"].as_array()?.first().cloned()
     })

@@ -74,7 +74,7 @@ async fn creates_then_deletes() {
     });
     let (status, why) = owner.post("/v1/connections", &foreign).await;
     assert_eq!(status, StatusCode::CONFLICT, "{why}");
-    assert!(!why.to_string().contains("acme"), "the owner is not told: {why}");
+    assert!(!why.to_string().contains("acme"), "the owner is not named: {why}");
 
     let patch = json!({ "agent": null, "settings": { "broadcasts": true } });
     let (status, changed) = owner.send(Method::PATCH, &path, &patch).await;
@@ -88,7 +88,7 @@ async fn creates_then_deletes() {
     let (status, _) = owner.send(Method::PUT, &binding, &json!({ "agent": "none" })).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     let (_, page) = owner.get(&format!("{path}/bindings")).await;
-    assert_eq!(page["items"][0]["bound_by"], "UBOT07", "by the app: {page}");
+    assert_eq!(page["items"][0]["bound_by"], "UBOT07", "bound by the app: {page}");
 
     let rotate = format!("{path}/rotate-signing-secret");
     let new = json!({ "secret": "signing-new", "overlap_seconds": 0 });

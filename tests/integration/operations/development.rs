@@ -118,7 +118,7 @@ async fn shows_status_on_one_screen() {
     assert!(screen.contains("1 active") && screen.lines().count() <= 24, "{screen}");
     drop(env.workers.pop());
     drop(env.ingests.pop());
-    eventually("the processes are missed", TIMEOUT, async || {
+    eventually("the processes are reported as missing", TIMEOUT, async || {
         let (code, _, said) = status(&env);
         (code == Some(1) && said.contains("no ingest runs; partitions without a worker: 64"))
             .then_some(())

@@ -61,7 +61,7 @@ async fn finds_wrong_command_url() {
     let file = env.write("app.json", &manifest).expect("written");
     let look = [&["--manifest", file.to_str().expect("UTF-8")], &reached[..]].concat();
     let (ok, found) = run_doctor(&env, &look);
-    assert!(ok, "our own manifest is good: {found:?}");
+    assert!(ok, "the generated manifest has a finding: {found:?}");
     let right = format!("\"url\": \"https://gw.example.com/api/v1/webhooks/{id}\"");
     assert!(manifest.contains(&right), "{manifest}");
     env.write(

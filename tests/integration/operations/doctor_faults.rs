@@ -142,7 +142,7 @@ async fn names_faults_of_deployment() {
     drop(ingest);
     let worker = env.workers.pop().expect("a worker");
     drop(worker);
-    eventually("the processes are missed", TIMEOUT, async || {
+    eventually("the processes are reported as missing", TIMEOUT, async || {
         let found = findings(&env, &[]);
         let named = |text: &str| {
             found.iter().any(|f| f["summary"].as_str().unwrap_or_default().contains(text))
@@ -170,7 +170,7 @@ async fn fixes_stale_directory() {
     assert!(said("entries written that were older than Postgres: 1"), "{fixed:#?}");
     assert!(said("has all connections of Postgres"), "{fixed:#?}");
     let webhook = tests::slack::webhook::Webhook::message(&env.slack, &app, "D1", "U1", "hello");
-    eventually("the ingest has it", TIMEOUT, async || {
+    eventually("ingest answers 404", TIMEOUT, async || {
         (env.send(&app, &webhook).await.ok()?.status == 404).then_some(())
     })
     .await;

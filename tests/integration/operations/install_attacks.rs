@@ -302,7 +302,7 @@ async fn rejects_unusable_link() {
         let back = setup.env.slack.allow(&slack, &Allowed::in_team(team)).expect("a page");
         assert_eq!(browser.open(&back).await.status().as_u16(), status, "{team}");
     }
-    assert_eq!(setup.connections().await.len(), 1, "a used link is good for the same workspace");
+    assert_eq!(setup.connections().await.len(), 1, "a used link is valid for the same workspace");
 }
 
 /// A link and an open installation are rejected once the app is declared for another organization.

@@ -114,7 +114,7 @@ async fn keeps_teams_apart_under_load() {
     let (asked, all) = tokio::join!(lanes, changes);
     assert!(all.iter().all(|of_team| of_team.len() == 1), "{all:?}");
     let different: BTreeSet<&ConnectionId> = all.iter().flatten().collect();
-    assert_eq!(different.len(), teams, "no two workspaces share one");
+    assert_eq!(different.len(), teams, "two workspaces share a connection");
     assert_eq!(setup.count("select count(*) from connections").await, teams as i64 + 1);
     assert_eq!(setup.count("select count(*) from token_rotations").await, teams as i64 + 1);
     println!("questions of the load: {asked:?}");

@@ -47,7 +47,9 @@ async fn reencrypts_during_operation() {
     let code = env.create_link_code_by_cli(&app, Surface::Channel).expect("a code");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
+    env.slack
+        .wait_for_receipt("the reply to the link code", |r| webhook.response_url.ends_with(&r.to))
+        .await;
     let before = json_lines(&env.tidegate(&["keys", "status", "--json"]).expect("counts"));
     let old = |counts: &[Value]| counts.iter().filter(|c| c["key"] == "k1").count();
     assert!(old(&before) >= 3, "{before:?}");
@@ -106,7 +108,7 @@ async fn lists_every_encrypted_column() {
         app.connection,
     );
     js.publish(subject, "no envelope".into()).await.expect("sent").await.expect("stored");
-    eventually("it is dead", TIMEOUT, async || {
+    eventually("the message is a dead letter", TIMEOUT, async || {
         (!env.dead_letters().await.ok()?.is_empty()).then_some(())
     })
     .await;

@@ -72,7 +72,7 @@ async fn deletes_rows_of_old_deletion() {
     let left = "select (select count(*) from outbox where connection_id = $1)
                      + (select count(*) from outbox_failures where connection_id = $1)
                      + (select count(*) from deleted_connections where id = $1 and emptied_at is null)";
-    eventually("the rows are gone, and the connection is done with", WITHIN, async || {
+    eventually("the rows are deleted, and the connection is marked as empty", WITHIN, async || {
         (count(&env, left, &id).await == 0).then_some(())
     })
     .await;

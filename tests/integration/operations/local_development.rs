@@ -102,7 +102,7 @@ impl Laptop {
             assert!(dev.is_running(), "{}", dev.log());
             (dev.log().matches("ready after").count() > starts).then_some(())
         };
-        try_eventually("it is ready", FIRST_START, ready).await.unwrap_or_else(|error| {
+        try_eventually("tidegate dev is ready", FIRST_START, ready).await.unwrap_or_else(|error| {
             panic!("{error}: {}", dev.log());
         });
         dev
@@ -166,7 +166,7 @@ async fn leads_newcomer_to_answer() {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let dev = laptop.dev(&["--slack"]).await;
-    eventually("it is connected", TIMEOUT, async || {
+    eventually("tidegate dev is connected", TIMEOUT, async || {
         (laptop.slack.socket_count("A0NEW") == 1).then_some(())
     })
     .await;
@@ -218,7 +218,7 @@ async fn restarts_in_three_seconds() {
     let running = processes_of(&laptop.state());
     assert!(running.len() >= 2, "{running:?}");
     dev.kill();
-    eventually("nothing runs any more", TIMEOUT, async || {
+    eventually("all processes have ended", TIMEOUT, async || {
         running.iter().all(|id| !process_exists(*id)).then_some(())
     })
     .await;
@@ -235,7 +235,7 @@ async fn relays_socket_mode() {
     assert!(laptop.init(&["--app-token", "file:app"]).status.success());
     let dev = laptop.dev(&["--slack"]).await;
     let connected = async |count: usize| {
-        eventually("it is connected", TIMEOUT, async || {
+        eventually("tidegate dev is connected", TIMEOUT, async || {
             (laptop.slack.socket_count("A0NEW") >= count).then_some(())
         })
         .await;
@@ -258,7 +258,7 @@ async fn relays_socket_mode() {
     let deliveries = messages.iter().map(|m| laptop.slack.deliver_by_socket("A0NEW", m));
     let delivered = futures_util::future::join_all(deliveries).await;
     assert!(delivered.iter().all(|delivered| delivered.attempts == 1), "{}", dev.log());
-    eventually("the agent has all of them", TIMEOUT, async || {
+    eventually("the agent gets all messages", TIMEOUT, async || {
         let asked = laptop.agent.requests().into_iter();
         let asked =
             asked.filter_map(|request| request.question["text"].as_str().map(str::to_owned));
@@ -419,7 +419,7 @@ async fn mirrors_webhooks_in_order() {
     let connection = app.connection.to_string();
     let args = ["listen", "--connection", &connection, "--forward", &url, "--count", "9"];
     let listen = env.start_tidegate("listen", &args).expect("it starts");
-    eventually("it listens", TIMEOUT, async || {
+    eventually("tidegate listen is ready", TIMEOUT, async || {
         listen.log().contains("answers are shown, not sent").then_some(())
     })
     .await;

@@ -253,7 +253,7 @@ async fn repeats_until_confirmed() {
     execute(&env, "update connections set status = 'revoked' where id = $1", &app).await;
     let other = env.declare().expect("a connection");
     backend.wait_for(&other, "connection.installed").await;
-    eventually("it is repeated", TIMEOUT, async || {
+    eventually("the notification is repeated", TIMEOUT, async || {
         let repeated = backend.lock().iter().filter(|one| one.id == first.id).count();
         (repeated >= 2).then_some(())
     })
@@ -261,7 +261,7 @@ async fn repeats_until_confirmed() {
     assert!(!backend.kinds_of(&app).contains(&"connection.uninstalled".to_owned()));
     backend.answer_with(200, "ok");
     backend.wait_for(&app, "connection.uninstalled").await;
-    eventually("nothing waits", TIMEOUT, async || {
+    eventually("no notification waits", TIMEOUT, async || {
         let rows: i64 = sqlx::query_scalar("select count(*) from notifications")
             .fetch_one(&env.pool)
             .await
@@ -312,7 +312,7 @@ async fn stops_refused_connection() {
     backend.answer_with(200, r#"{"accept":false,"reason":"unpaid"}"#);
     let refused = env.declare().expect("a connection");
     let hello = Webhook::message(&env.slack, &refused, "D1", "U1", "hello");
-    eventually("ingest refuses its webhooks", TIMEOUT, async || {
+    eventually("ingest answers 404", TIMEOUT, async || {
         let answer = env.send(&refused, &hello).await.expect("an answer");
         (answer.status == 404).then_some(())
     })

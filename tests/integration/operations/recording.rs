@@ -161,7 +161,7 @@ async fn reproduces_effects_exactly() {
             || one.what.starts_with(&format!("webhook {id}:action:"));
         assert!(waited_for, "{}", report(&differences));
     }
-    assert!(again.0[&shown][0].starts_with("views.update "), "nobody waits any more: {again:?}");
+    assert!(again.0[&shown][0].starts_with("views.update "), "no request waits: {again:?}");
     assert_eq!(live.without_window_effects(), again.clone().without_window_effects());
 
     let mut tampered = recording.clone();
@@ -211,7 +211,11 @@ async fn rejects_invalid_recording() {
     };
     let file = env.folder("recorded").expect("a folder").join("one.jsonl");
     recording.write(&file).expect("written");
-    assert_eq!(Recording::read(&file).expect("read"), recording, "bytes that are no text");
+    assert_eq!(
+        Recording::read(&file).expect("read"),
+        recording,
+        "the recording keeps bytes that are not UTF-8"
+    );
     let error = recording.put(&env).await.expect_err("nobody's");
     let why = format!("connection {:032x} is not in this environment: declare it first", 9);
     assert_eq!(error.to_string(), why);

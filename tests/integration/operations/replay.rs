@@ -60,7 +60,7 @@ async fn previews_before_apply() {
     env.send(&other, &foreign).await.expect("an answer");
     send_conversations(&env, &app).await;
     let said = "select count(*) from outbox_log";
-    eventually("all is said", Duration::from_secs(20), async || {
+    eventually("all messages are sent", Duration::from_secs(20), async || {
         (count_rows(&env, said).await == 5).then_some(())
     })
     .await;
@@ -74,13 +74,13 @@ async fn previews_before_apply() {
         [call, call, call, "send by response_url"],
         "of this connection alone, in order"
     );
-    assert_eq!(env.agent.requests().len(), 3, "nobody was asked again");
-    assert_eq!(count_rows(&env, said).await, 5, "nothing is said again");
+    assert_eq!(env.agent.requests().len(), 3, "the agent is not called again");
+    assert_eq!(count_rows(&env, said).await, 5, "no message is sent again");
 
     let shown =
         json_lines(&stdout(&run_replay(&env, &app, &["--apply", "--name", "again", "--json"])));
     assert_eq!(shown.len(), 4, "{shown:?}");
-    eventually("what agents answered is said once more", Duration::from_secs(20), async || {
+    eventually("the agents' answers are sent again", Duration::from_secs(20), async || {
         (count_rows(&env, said).await == 8).then_some(())
     })
     .await;
@@ -93,7 +93,7 @@ async fn previews_before_apply() {
     stdout(&run_replay(&env, &app, &["--apply", "--name", "again"]));
     assert_eq!(env.agent.requests().len(), 6, "one name is one replay");
     let live = "select sum(messages)::bigint from partition_cursors";
-    assert_eq!(count_rows(&env, live).await, 5, "the live flow is as it was");
+    assert_eq!(count_rows(&env, live).await, 5, "the live counts are unchanged");
 }
 
 /// Another worker continues the replay of a killed one, and enqueues nothing a second time.
@@ -115,7 +115,7 @@ async fn survives_killed_worker() {
         let (env, app) = (Arc::clone(&env), app.clone());
         move || stdout(&run_replay(&env, &app, &["--apply", "--json"]))
     });
-    let owner: String = eventually("it has begun", Duration::from_secs(20), async || {
+    let owner: String = eventually("the replay runs", Duration::from_secs(20), async || {
         let some = "select worker from replays where worker is not null and state = 'open'";
         sqlx::query_scalar(some).fetch_optional(&env.pool).await.ok()?
     })
@@ -125,7 +125,7 @@ async fn survives_killed_worker() {
     lock.rollback().await.expect("unlocked");
     let shown = json_lines(&replaying.await.expect("it ends"));
     assert_eq!(shown.len(), 6, "{shown:?}");
-    assert!(count_rows(&env, "select epoch from replays").await >= 2, "another went on");
+    assert!(count_rows(&env, "select epoch from replays").await >= 2, "another worker continued");
     let completed = "select count(*) from delivery_log where outcome = 'completed'";
     eventually(
         "each is delivered twice: live, and replayed",

@@ -63,7 +63,11 @@ async fn deletes_connection_everywhere() {
         let webhook =
             Webhook::command(&env.slack, app, "C1", "U1", "/lobu", &format!("link {code}"));
         env.send(app, &webhook).await.expect("an answer");
-        env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
+        env.slack
+            .wait_for_receipt("the reply to the link code", |r| {
+                webhook.response_url.ends_with(&r.to)
+            })
+            .await;
     }
     send_and_wait(&env, &app, "from the one who leaves").await;
     send_and_wait(&env, &other, "from the one who stays").await;
@@ -85,7 +89,7 @@ async fn deletes_connection_everywhere() {
             && said.contains("webhooks in the stream: 2\n"),
         "{said}"
     );
-    let gone = try_eventually("no row names it", TIMEOUT, async || {
+    let gone = try_eventually("no row names the connection", TIMEOUT, async || {
         tables_naming(&env, &id).await.is_empty().then_some(())
     });
     assert!(gone.await.is_ok(), "{:?} name it", tables_naming(&env, &id).await);
@@ -98,7 +102,7 @@ async fn deletes_connection_everywhere() {
         let answer = env.slack.send(&ingest.url(&app), &app.secret, &webhook).await;
         assert_eq!(answer.expect("an answer").status, 404);
     }
-    assert_eq!(env.stored().await.expect("a count"), 2, "the other's are there");
+    assert_eq!(env.stored().await.expect("a count"), 2, "the other connection's webhooks stay");
     send_and_wait(&env, &other, "still here").await;
     assert!(!env.try_tidegate(&["connections", "show", &id]).expect("it runs").status.success());
 }
@@ -158,7 +162,7 @@ impl Tenants {
         let tenants = Self { env, victim, preview, attacker, twin, agent };
         let said = tenants.command(&tenants.victim, "UOWNER", &format!("link {code}")).await;
         assert!(said.starts_with("Linked."), "{said}");
-        eventually("the channel is told", TIMEOUT, async || {
+        eventually("the binding is announced", TIMEOUT, async || {
             let known = "select 1 from known_channels where connection_id = $1
                             and not exists (select from outbox)";
             let known = sqlx::query(known).bind(tenants.victim.connection.to_string());
@@ -246,10 +250,9 @@ impl Tenants {
         if answer.status != 200 {
             return format!("{}, not stored", answer.status);
         }
-        let told = self
-            .env
-            .slack
-            .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to));
+        let told = self.env.slack.wait_for_receipt("the reply to the command", |r| {
+            webhook.response_url.ends_with(&r.to)
+        });
         told.await.text().to_owned()
     }
 
@@ -356,7 +359,7 @@ impl Tenants {
             "user_team": attacker.team, "channel_type": "channel",
             "text": format!("/lobu link {code}") });
         env.send(victim, &self.event(victim, inner)).await.expect("an answer");
-        let told = try_eventually("the guest is told", TIMEOUT, async || {
+        let told = try_eventually("the guest gets a notice", TIMEOUT, async || {
             let mut told = env.slack.receipts();
             told.retain(|r| r.by == "chat.postEphemeral" && r.body["user"] == "UGUEST");
             told.pop().map(|told| told.text().to_owned())
