@@ -17,12 +17,12 @@ const RACE_TIMEOUT: Duration = Duration::from_secs(120);
 async fn send_command(env: &TestEnv, app: &App, channel: &str, user: &str, text: &str) -> String {
     let webhook = Webhook::command(&env.slack, app, channel, user, "/lobu", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    let said = env
+    let reply = env
         .slack
         .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert_eq!(said.body["response_type"], "ephemeral");
-    said.text().to_owned()
+    assert_eq!(reply.body["response_type"], "ephemeral");
+    reply.text().to_owned()
 }
 
 async fn link(env: &TestEnv, app: &App, channel: &str, user: &str, code: &str) -> String {
@@ -39,13 +39,13 @@ async fn rejects_wrong_surface() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Dm]).await.expect("a code");
-    let said = link(&env, &app, "C1", "U1", &code).await;
-    assert!(said.contains("can't be used here"), "{said}");
+    let reply = link(&env, &app, "C1", "U1", &code).await;
+    assert!(reply.contains("can't be used here"), "{reply}");
     assert_eq!(env.binding(&app, "C1").await.expect("a look"), None);
     assert!(link(&env, &app, "D1", "U1", &code.to_lowercase()).await.starts_with("Linked."));
 }
 
-/// Of 64 people who use one code at the same time, one gets a binding and 63 are told that it is
+/// Of 64 people who use one code at the same time, one gets a binding and 63 a notice that it is
 /// used.
 #[tokio::test]
 async fn accepts_one_of_64_users() {
@@ -56,9 +56,17 @@ async fn accepts_one_of_64_users() {
         let (env, app, code) = (&env, &app, &code);
         async move { link(env, app, &format!("C{n}"), &format!("U{n}"), code).await }
     });
-    let said = futures_util::future::join_all(racers).await;
-    assert_eq!(said.iter().filter(|said| said.starts_with("Linked.")).count(), 1, "{said:?}");
-    assert_eq!(said.iter().filter(|said| said.contains("already used")).count(), 63, "{said:?}");
+    let replies = futures_util::future::join_all(racers).await;
+    assert_eq!(
+        replies.iter().filter(|reply| reply.starts_with("Linked.")).count(),
+        1,
+        "{replies:?}"
+    );
+    assert_eq!(
+        replies.iter().filter(|reply| reply.contains("already used")).count(),
+        63,
+        "{replies:?}"
+    );
     assert_eq!(count_bindings(&env).await, 1);
 }
 
@@ -103,10 +111,10 @@ async fn hides_codes_of_other_connections() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, other) = (env.connect().await.expect("one"), env.connect().await.expect("another"));
     let code = env.create_link_code(&other, &[Surface::Channel]).await.expect("a code");
-    let said = link(&env, &app, "C1", "U1", &code).await;
-    assert!(said.contains("invalid or expired"), "{said}");
-    assert_eq!(link(&env, &app, "C1", "U1", "AAAA-BBBB-CCCC").await, said);
-    assert_eq!(link(&env, &app, "C1", "U1", "nonsense").await, said);
+    let reply = link(&env, &app, "C1", "U1", &code).await;
+    assert!(reply.contains("invalid or expired"), "{reply}");
+    assert_eq!(link(&env, &app, "C1", "U1", "AAAA-BBBB-CCCC").await, reply);
+    assert_eq!(link(&env, &app, "C1", "U1", "nonsense").await, reply);
     assert!(
         link(&env, &other, "C1", "U1", &code).await.starts_with("Linked."),
         "the code is valid on its own connection"
@@ -121,8 +129,8 @@ async fn rejects_invalid_codes() {
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
     let refused = async |user: &str| {
-        let said = link(&env, &app, "C1", user, &code).await;
-        assert!(said.contains("invalid or expired"), "{said}");
+        let reply = link(&env, &app, "C1", user, &code).await;
+        assert!(reply.contains("invalid or expired"), "{reply}");
     };
     // No release writes another platform. One that does has to extend the check.
     execute(&env, "alter table link_codes drop constraint link_codes_platform_check").await;
@@ -143,8 +151,8 @@ async fn rejects_invalid_codes() {
     assert!(!listed.contains(&code) && !listed.contains(&other), "the list shows codes: {listed}");
     let id = claims[0]["id"].as_str().expect("an id");
     env.tidegate(&["link-codes", "revoke", id]).expect("the code is revoked");
-    let said = link(&env, &app, "C2", "U4", &other).await;
-    assert!(said.contains("invalid or expired"), "{said}");
+    let reply = link(&env, &app, "C2", "U4", &other).await;
+    assert!(reply.contains("invalid or expired"), "{reply}");
     assert!(!env.try_tidegate(&["link-codes", "revoke", id]).expect("it runs").status.success());
 }
 
@@ -155,13 +163,13 @@ async fn limits_guesses() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
-    let mut said = Vec::new();
+    let mut replies = Vec::new();
     for n in 0..5 {
-        said.push(link(&env, &app, "C1", "UGUESSER", &format!("AAAA-BBBB-CCC{n}")).await);
+        replies.push(link(&env, &app, "C1", "UGUESSER", &format!("AAAA-BBBB-CCC{n}")).await);
     }
-    said.push(link(&env, &app, "C1", "UGUESSER", &code).await);
-    said.dedup();
-    assert_eq!(said.len(), 1, "the right code is answered like the wrong ones: {said:?}");
+    replies.push(link(&env, &app, "C1", "UGUESSER", &code).await);
+    replies.dedup();
+    assert_eq!(replies.len(), 1, "the right code is answered like the wrong ones: {replies:?}");
     assert_eq!(count_bindings(&env).await, 0);
     execute(&env, "update link_code_attempts set until = now() where who like '%/UGUESSER'").await;
     assert!(link(&env, &app, "C1", "UGUESSER", &code).await.starts_with("Linked."));
@@ -226,10 +234,10 @@ async fn keeps_code_where_app_is_absent() {
         let name = format!("channel_name={name}");
         webhook.body = body.replace("channel_name=general", &name).into_bytes();
         env.send(&app, &webhook).await.expect("an answer");
-        let told = env.slack.wait_for_receipt("the reply to the command", |r| {
+        let reply = env.slack.wait_for_receipt("the reply to the command", |r| {
             webhook.response_url.ends_with(&r.to)
         });
-        told.await.text().to_owned()
+        reply.await.text().to_owned()
     };
     for (channel, name) in [("D7", "directmessage"), ("C7", "privategroup")] {
         let refused = link_in(channel, name).await;
@@ -249,20 +257,20 @@ async fn announces_and_records_changes() {
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
     assert!(link(&env, &app, "C1", "U1", &code).await.starts_with("Linked."));
-    let said_in_channel = async |text: &str| {
+    let posted_in_channel = async |text: &str| {
         env.slack
             .wait_for_receipt(text, |r| {
                 r.to == "C1" && r.by == "chat.postMessage" && r.text() == text
             })
             .await
     };
-    said_in_channel("<@U1> linked this channel to the agent *Sample agent*.").await;
+    posted_in_channel("<@U1> linked this channel to the agent *Sample agent*.").await;
     assert!(
         link(&env, &app, "C1", "U1", &code).await.starts_with("Linked."),
         "the reply is repeated"
     );
     assert!(send_command(&env, &app, "C1", "U2", "unlink").await.starts_with("Unlinked."));
-    said_in_channel("<@U2> unlinked this channel from its agent.").await;
+    posted_in_channel("<@U2> unlinked this channel from its agent.").await;
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 2);
     let history = env.store.binding_history(app.connection, 10).await.expect("a history");
     let history: Vec<_> = history.iter().map(|h| (h.agent.as_deref(), h.by.as_str())).collect();

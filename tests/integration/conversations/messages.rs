@@ -15,13 +15,13 @@ async fn connect_linked(env: &TestEnv, channel: &str) -> App {
     let webhook =
         Webhook::command(&env.slack, &app, channel, "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env
+    let reply = env
         .slack
         .wait_for_receipt("the reply to the link code", |receipt| {
             webhook.response_url.ends_with(&receipt.to)
         })
         .await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
     app
 }
 
@@ -33,13 +33,13 @@ async fn answers_in_thread() {
     let ts = format!("{}.000100", unix_now());
     let webhook = Webhook::message_event(&env.slack, &app, "message", "C1", "U1", "hello", &ts);
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env
+    let answer = env
         .slack
         .wait_for_receipt("the answer", |receipt| receipt.text() == "I heard: hello")
         .await;
-    assert_eq!((said.by.as_str(), said.to.as_str()), ("chat.postMessage", "C1"));
+    assert_eq!((answer.by.as_str(), answer.to.as_str()), ("chat.postMessage", "C1"));
     assert_eq!(
-        (&said.body["thread_ts"], said.token.as_deref()),
+        (&answer.body["thread_ts"], answer.token.as_deref()),
         (&json!(ts), Some(app.token.as_str()))
     );
     let asked = env.agent.requests();
@@ -142,8 +142,8 @@ async fn ignores_bots() {
 async fn answers_in_order_of_acceptance() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = connect_linked(&env, "D1").await;
-    let said: Vec<String> = (0..30).map(|n| format!("number {n}")).collect();
-    for text in &said {
+    let texts: Vec<String> = (0..30).map(|n| format!("number {n}")).collect();
+    for text in &texts {
         let webhook = Webhook::message(&env.slack, &app, "D1", "U1", text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     }
@@ -153,8 +153,8 @@ async fn answers_in_order_of_acceptance() {
             .iter()
             .filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned))
             .collect();
-        (answers.len() >= said.len()).then_some(answers)
+        (answers.len() >= texts.len()).then_some(answers)
     })
     .await;
-    assert_eq!(answers, said);
+    assert_eq!(answers, texts);
 }

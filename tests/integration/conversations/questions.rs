@@ -86,8 +86,8 @@ async fn limits_person_with_one_notice() {
 
     let status = Webhook::command(&env.slack, &app, "D1", "U1", "/lobu", "status");
     env.send(&app, &status).await.expect("an answer");
-    let heard = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
-    env.slack.wait_for_receipt("the reply to the command", heard).await;
+    let is_reply = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
+    env.slack.wait_for_receipt("the reply to the command", is_reply).await;
     let notices = notices(&env);
     assert_eq!(notices.len(), 1, "{notices:?}");
     assert_eq!(notices[0]["user"], "U1");

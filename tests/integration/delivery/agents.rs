@@ -70,7 +70,7 @@ async fn sends_requests_as_documented() {
     assert_eq!(asked.len(), 2, "one failed attempt and one success");
     let key = BASE64.decode(secret.trim_start_matches("whsec_")).expect("base64");
     for asked in &asked {
-        check_schema("question", &asked.question).expect("what the schema says");
+        check_schema("question", &asked.question).expect("a value of the schema");
         let header = |name: &str| asked.headers[name].to_str().expect("text").to_owned();
         let id = webhook.dedup_key.as_str();
         assert_eq!(
@@ -94,7 +94,7 @@ async fn sends_requests_as_documented() {
         ("answer", json!({ "text": "hi", "blocks": [], "ephemeral": true, "thread": false })),
         ("error", json!({ "error": "no" })),
     ] {
-        check_schema(part, &good).expect("what the schema says");
+        check_schema(part, &good).expect("a value of the schema");
     }
     assert!(check_schema("answer", &json!({ "blocks": "x" })).is_err());
 }

@@ -19,7 +19,7 @@ fn answered(new: &mut NewConnection) {
     new.agent = Some(agent_id());
 }
 
-async fn say(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
+async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
     let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
     webhook
@@ -46,21 +46,21 @@ async fn neutralizes_broadcasts_of_agents() {
     let allowed = env.connect_as(allowed).await.expect("another");
     let rich = json!({ "blocks": [{ "type": "rich_text", "elements": [{ "type": "rich_text_section",
         "elements": [{ "type": "broadcast", "range": "channel" }] }] }] });
-    say(&env, &app, "C1", "hi <!channel>").await;
-    say(&env, &app, "C2", &format!("json {rich}")).await;
-    say(&env, &allowed, "C3", "hi <!channel>").await;
-    let told = async |channel: &str| {
+    send_message(&env, &app, "C1", "hi <!channel>").await;
+    send_message(&env, &app, "C2", &format!("json {rich}")).await;
+    send_message(&env, &allowed, "C3", "hi <!channel>").await;
+    let posted_in = async |channel: &str| {
         env.slack.wait_for_receipt(channel, |receipt| receipt.to == channel).await
     };
-    let plain = told("C1").await;
+    let plain = posted_in("C1").await;
     assert_eq!(plain.text(), "I heard: hi @channel");
     assert_eq!(
         (&plain.body["unfurl_links"], &plain.body["unfurl_media"]),
         (&json!(false), &json!(false))
     );
-    let element = told("C2").await.body["blocks"][0]["elements"][0]["elements"][0].clone();
+    let element = posted_in("C2").await.body["blocks"][0]["elements"][0]["elements"][0].clone();
     assert_eq!(element, json!({ "type": "text", "text": "@channel" }));
-    assert_eq!(told("C3").await.text(), "I heard: hi <!channel>");
+    assert_eq!(posted_in("C3").await.text(), "I heard: hi <!channel>");
 }
 
 /// Texts and blocks over Slack's limits are cut, so that Slack accepts each message at the first
@@ -76,15 +76,15 @@ async fn shortens_answers_to_slacks_limits() {
         ("C2", json!({ "blocks": vec![section("x"); 51] })),
         ("C3", json!({ "text": "short", "blocks": [section(&"x".repeat(3_001))] })),
     ] {
-        say(&env, &app, channel, &format!("json {answer}")).await;
+        send_message(&env, &app, channel, &format!("json {answer}")).await;
     }
-    let told = async |channel: &str| {
+    let posted_in = async |channel: &str| {
         env.slack.wait_for_receipt(channel, |receipt| receipt.to == channel).await.body
     };
-    assert!(told("C1").await["text"].as_str().is_some_and(|text| text.ends_with("x…")));
-    let blocks = told("C2").await["blocks"].as_array().expect("blocks").len();
+    assert!(posted_in("C1").await["text"].as_str().is_some_and(|text| text.ends_with("x…")));
+    let blocks = posted_in("C2").await["blocks"].as_array().expect("blocks").len();
     assert_eq!(blocks, 50);
-    let text = told("C3").await["blocks"][0]["text"]["text"].clone();
+    let text = posted_in("C3").await["blocks"][0]["text"]["text"].clone();
     assert!(text.as_str().is_some_and(|text| text.ends_with("x…")), "the blocks are sent, too");
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 3, "Slack refused none");
 }
@@ -95,7 +95,8 @@ async fn shortens_answers_to_slacks_limits() {
 async fn reads_answers_with_odd_characters() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
-    say(&env, &app, "C1", r#"json {"text":"cut \ud83d","blocks":null,"ephemeral":"?"}"#).await;
+    send_message(&env, &app, "C1", r#"json {"text":"cut \ud83d","blocks":null,"ephemeral":"?"}"#)
+        .await;
     env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == "cut \u{fffd}").await;
     assert_eq!(env.agent.requests().len(), 1);
 }
@@ -142,7 +143,7 @@ async fn drops_answer_to_deleted_message() {
     env.send(&app, &deletion).await.expect("an answer");
     assert_eq!(env.wait_for_outcome(&deletion.dedup_key).await.outcome, "deletion");
     assert_eq!(env.wait_for_outcome(&question.dedup_key).await.outcome, "message_deleted");
-    say(&env, &app, "D1", "next").await;
+    send_message(&env, &app, "D1", "next").await;
     env.slack
         .wait_for_receipt("the next answer", |receipt| receipt.text() == "I heard: next")
         .await;
@@ -171,7 +172,7 @@ async fn sends_text_without_refused_blocks() {
     let app = env.connect_as(answered).await.expect("a connection");
     let refusal = Fault::Says("invalid_blocks".into());
     env.slack.inject_fault(FaultRule::new(refusal).on("chat.postMessage").times(1));
-    say(&env, &app, "C1", "blocks hello").await;
+    send_message(&env, &app, "C1", "blocks hello").await;
     let posted = env.slack.wait_for_receipt("the text", |receipt| receipt.to == "C1").await;
     assert_eq!((posted.text(), &posted.body["blocks"]), ("I heard: blocks hello", &Value::Null));
     let calls = env.slack.calls_of("chat.postMessage");
@@ -202,7 +203,7 @@ async fn keeps_order_within_channel() {
     env.slack.inject_fault(limited);
     let mut expected = Vec::new();
     for n in 0..8 {
-        let question = say(&env, &app, "C1", &format!("number {n}")).await;
+        let question = send_message(&env, &app, "C1", &format!("number {n}")).await;
         env.wait_for_outcome(&question.dedup_key).await;
         expected.push(format!("I heard: number {n}"));
     }
@@ -220,7 +221,7 @@ async fn continues_after_column_type_change() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     for n in 0..8 {
-        say(&env, &app, &format!("D{n}"), "before").await;
+        send_message(&env, &app, &format!("D{n}"), "before").await;
     }
     let answers = |text: &str| {
         let wanted = format!("I heard: {text}");
@@ -243,7 +244,7 @@ async fn continues_after_column_type_change() {
     assert!(ErrorChain(&error).to_string().contains("cached plan"), "{error}");
     store.connection_summaries(None).await.expect("another session takes its place");
     for n in 0..8 {
-        say(&env, &app, &format!("D{n}"), "after").await;
+        send_message(&env, &app, &format!("D{n}"), "after").await;
     }
     eventually("all are answered", Duration::from_secs(20), async || {
         (answers("after") == 8).then_some(())

@@ -93,9 +93,9 @@ async fn connect_tenant(env: &TestEnv, worker: &str) -> (App, Vec<String>) {
 /// Returns the time until another tenant gets the answer to a message.
 async fn measure_answer(env: &TestEnv, app: &App, channel: &str, text: &str) -> Duration {
     let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
-    let (heard, began) = (format!("I heard: {text}"), Instant::now());
+    let (expected, began) = (format!("I heard: {text}"), Instant::now());
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    env.slack.wait_for_receipt("the answer", |r| r.to == channel && r.text() == heard).await;
+    env.slack.wait_for_receipt("the answer", |r| r.to == channel && r.text() == expected).await;
     began.elapsed()
 }
 

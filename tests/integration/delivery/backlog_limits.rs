@@ -57,8 +57,8 @@ async fn dead_letter(env: &TestEnv, key: &DedupKey) -> (String, String, i32, i64
 }
 
 async fn wait_for_answer(env: &TestEnv, text: &str) {
-    let heard = format!("I heard: {text}");
-    env.slack.wait_for_receipt("the agent answers", |r| r.text() == heard).await;
+    let expected = format!("I heard: {text}");
+    env.slack.wait_for_receipt("the agent answers", |r| r.text() == expected).await;
 }
 
 /// A connection with the maximum of open deliveries gets dead letters without payloads for further
@@ -83,8 +83,8 @@ async fn bounds_open_deliveries() {
     assert_eq!(reason, "the connection has too many open deliveries");
     let status = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "status");
     env.send(&app, &status).await.expect("an answer");
-    let heard = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
-    env.slack.wait_for_receipt("the reply to the command", heard).await;
+    let is_reply = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
+    env.slack.wait_for_receipt("the reply to the command", is_reply).await;
     send(&env, &other, "other").await;
 
     env.agent.set_failing(false);

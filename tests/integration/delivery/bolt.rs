@@ -123,12 +123,12 @@ async fn check_unmodified_app(language: Language) {
         webhook.response_url.rsplit_once("/commands").expect("a path").1.to_owned()
     };
     let echo = command(&env, &app, "/echo", "this").await;
-    let said = wait_for_text(&env, &format!("{name} says: this")).await;
-    assert_eq!((said.by.as_str(), said.to.ends_with(&path(&echo))), ("response_url", true));
+    let reply = wait_for_text(&env, &format!("{name} says: this")).await;
+    assert_eq!((reply.by.as_str(), reply.to.ends_with(&path(&echo))), ("response_url", true));
     command(&env, &app, "/blocks", "").await;
-    let said = wait_for_text(&env, &format!("{name} has blocks")).await;
+    let reply = wait_for_text(&env, &format!("{name} has blocks")).await;
     assert_eq!(
-        (&said.body["response_type"], &said.body["blocks"][0]["type"]),
+        (&reply.body["response_type"], &reply.body["blocks"][0]["type"]),
         (&json!("in_channel"), &json!("section"))
     );
     command(&env, &app, "/later", "").await;
@@ -301,10 +301,10 @@ async fn delivers_in_order_after_outage() {
 /// Returns the texts that an app received in a conversation, without repeats: a killed app may have
 /// received one twice.
 fn received_once(bolt: &Bolt, channel: &str) -> Vec<String> {
-    let mut heard = bolt.received_texts(channel);
+    let mut texts = bolt.received_texts(channel);
     let mut known = std::collections::BTreeSet::new();
-    heard.retain(|text| known.insert(text.clone()));
-    heard
+    texts.retain(|text| known.insert(text.clone()));
+    texts
 }
 
 /// A forwarded body has Slack's bytes and a new signature. Attempts share the header

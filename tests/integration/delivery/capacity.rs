@@ -71,8 +71,8 @@ async fn leaves_places_to_others() {
     for n in 0..10 {
         let (text, began) = (format!("neighbour {n}"), Instant::now());
         send(&env, &neighbour, &text).await;
-        let heard = format!("I heard: {text}");
-        env.slack.wait_for_receipt("the neighbour is answered", |r| r.text() == heard).await;
+        let expected = format!("I heard: {text}");
+        env.slack.wait_for_receipt("the neighbour is answered", |r| r.text() == expected).await;
         let took = began.elapsed();
         assert!(took < ANSWERED_WITHIN, "message {n} of the neighbour was answered after {took:?}");
     }

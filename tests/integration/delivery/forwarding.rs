@@ -136,11 +136,11 @@ async fn refuses_apps_of_others() {
         let text = format!("link {code}");
         let webhook = Webhook::command(&env.slack, &preview, "C1", "U1", "/lobu", &text);
         env.send(&preview, &webhook).await.expect("an answer");
-        let heard = env
+        let reply = env
             .slack
             .wait_for_receipt("the answer", |r| webhook.response_url.ends_with(&r.to))
             .await;
-        heard.text().to_owned()
+        reply.text().to_owned()
     };
     let set = async |allowed: bool| {
         sqlx::query(
@@ -208,9 +208,9 @@ async fn calls_app_once_for_bad_answer() {
     for command in ["/long", "/again"] {
         let webhook = Webhook::command(&env.slack, &app, "C1", "U1", command, "");
         env.send(&app, &webhook).await.expect("an answer");
-        let told =
+        let reply =
             env.slack.wait_for_receipt("a notice", |r| webhook.response_url.ends_with(&r.to)).await;
-        assert!(told.text().contains("its answer can't be shown"), "{told:?}");
+        assert!(reply.text().contains("its answer can't be shown"), "{reply:?}");
     }
     assert_eq!(long.requests().len(), 2, "each command reaches the app once");
 }
@@ -279,9 +279,9 @@ async fn relays_answer_to_legacy_message() {
     let click = interaction(&env, &app, click);
     let answer = env.send(&app, &click).await.expect("an answer");
     if answer.body.is_empty() {
-        let told =
+        let reply =
             env.slack.wait_for_receipt("the answer", |r| click.response_url.ends_with(&r.to)).await;
-        assert_eq!((told.text(), &told.body["replace_original"]), ("approved", &json!(true)));
+        assert_eq!((reply.text(), &reply.body["replace_original"]), ("approved", &json!(true)));
     } else {
         assert!(answer.body.contains("approved"), "{answer:?}");
     }

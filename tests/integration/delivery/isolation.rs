@@ -51,11 +51,11 @@ async fn send_and_wait(
     env: &TestEnv,
     b: &App,
     webhook: &Webhook,
-    heard: impl Fn(&Receipt) -> bool,
+    is_reply: impl Fn(&Receipt) -> bool,
 ) -> Duration {
     let began = Instant::now();
     assert_eq!(env.send(b, webhook).await.expect("an answer").status, 200);
-    env.slack.wait_for_receipt(&format!("B gets a reply to {}", webhook.what), heard).await;
+    env.slack.wait_for_receipt(&format!("B gets a reply to {}", webhook.what), is_reply).await;
     began.elapsed()
 }
 
@@ -75,8 +75,9 @@ async fn send_as_other(
         }
         let text = format!("b {n}");
         let message = Webhook::message(&env.slack, b, channel, "U1", &text);
-        let heard = format!("I heard: {text}");
-        let took = send_and_wait(env, b, &message, |r| r.to == *channel && r.text() == heard).await;
+        let expected = format!("I heard: {text}");
+        let took =
+            send_and_wait(env, b, &message, |r| r.to == *channel && r.text() == expected).await;
         slowest[0] = slowest[0].max(took);
         let command = Webhook::command(&env.slack, b, channel, "U1", "/lobu", "help");
         let took = send_and_wait(env, b, &command, |r| command.response_url.ends_with(&r.to)).await;

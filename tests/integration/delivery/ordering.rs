@@ -31,10 +31,10 @@ async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> We
 async fn wait_for_texts(env: &TestEnv, channel: &str, count: usize) -> Vec<String> {
     eventually(&format!("{count} answers in {channel}"), RETRY_TIMEOUT, async || {
         let receipts = env.slack.receipts();
-        let said = receipts.iter().filter(|receipt| receipt.to == channel);
-        let said: Vec<String> =
-            said.filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned)).collect();
-        (said.len() >= count).then_some(said)
+        let texts = receipts.iter().filter(|receipt| receipt.to == channel);
+        let texts: Vec<String> =
+            texts.filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned)).collect();
+        (texts.len() >= count).then_some(texts)
     })
     .await
 }
@@ -54,13 +54,13 @@ async fn count_rows(env: &TestEnv, what: &'static str) -> i64 {
 async fn isolates_deep_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
-    let mut said = vec!["slow:4000 first".to_owned()];
-    said.extend((0..60).map(|n| format!("number {n}")));
-    for text in &said {
+    let mut sent = vec!["slow:4000 first".to_owned()];
+    sent.extend((0..60).map(|n| format!("number {n}")));
+    for text in &sent {
         send_message(&env, &app, "D1", text).await;
     }
     eventually("all messages are committed", TIMEOUT, async || {
-        (count_rows(&env, "waiting").await == said.len() as i64).then_some(())
+        (count_rows(&env, "waiting").await == sent.len() as i64).then_some(())
     })
     .await;
     let began = Instant::now();
@@ -68,7 +68,7 @@ async fn isolates_deep_conversation() {
     wait_for_texts(&env, "D2", 1).await;
     let first = wait_for_texts(&env, "D1", 0).await;
     assert!(first.is_empty(), "the first was answered before, after {:?}", began.elapsed());
-    assert_eq!(wait_for_texts(&env, "D1", said.len()).await, said);
+    assert_eq!(wait_for_texts(&env, "D1", sent.len()).await, sent);
     eventually("no delivery waits, and every slot is free", TIMEOUT, async || {
         let left = count_rows(&env, "waiting").await + count_rows(&env, "slots").await;
         (left == 0).then_some(())
@@ -76,7 +76,7 @@ async fn isolates_deep_conversation() {
     .await;
     send_message(&env, &app, "D1", "and goes on").await;
     assert_eq!(
-        wait_for_texts(&env, "D1", said.len() + 1).await.last().map(String::as_str),
+        wait_for_texts(&env, "D1", sent.len() + 1).await.last().map(String::as_str),
         Some("and goes on")
     );
 }
@@ -117,8 +117,8 @@ async fn batches_webhooks_during_commit() {
 async fn waits_for_failing_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
-    let said = ["fail:4 first", "second", "third"];
-    for text in said {
+    let sent = ["fail:4 first", "second", "third"];
+    for text in sent {
         send_message(&env, &app, "D1", text).await;
     }
     eventually("the lane waits", TIMEOUT, async || {
@@ -150,13 +150,13 @@ async fn continues_after_dead_letter() {
     assert_eq!(dead[0].body, poison.body, "the bytes are stored");
     let asked = env.agent.requests();
     assert_eq!(asked.iter().filter(|asked| asked.id == poison.dedup_key.as_str()).count(), 3);
-    let told = env
+    let notice = env
         .slack
         .wait_for_receipt("the person gets a notice", |r| {
             r.text().contains("Ask an administrator about `")
         })
         .await;
-    assert_eq!(told.by, "chat.postEphemeral");
+    assert_eq!(notice.by, "chat.postEphemeral");
 }
 
 /// Messages of a conversation keep their order when the worker of their partition is killed.
@@ -164,24 +164,24 @@ async fn continues_after_dead_letter() {
 async fn keeps_order_after_kill() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
-    let said = ["fail:6 first", "second", "third", "fourth"];
-    for text in &said[..2] {
+    let sent = ["fail:6 first", "second", "third", "fourth"];
+    for text in &sent[..2] {
         send_message(&env, &app, "D1", text).await;
     }
     eventually("the lane waits", TIMEOUT, async || {
         (count_rows(&env, "waiting").await >= 2).then_some(())
     })
     .await;
-    send_message(&env, &app, "D1", said[2]).await;
+    send_message(&env, &app, "D1", sent[2]).await;
     let owner = env.owner_of(&app, "D1").await.expect("an owner");
     owner.process.kill();
-    send_message(&env, &app, "D1", said[3]).await;
-    let heard = wait_for_texts(&env, "D1", said.len()).await;
-    let mut once = heard.clone();
+    send_message(&env, &app, "D1", sent[3]).await;
+    let received = wait_for_texts(&env, "D1", sent.len()).await;
+    let mut once = received.clone();
     once.dedup();
     assert_eq!(
-        once, said,
-        "a message that was being sent at the kill may be sent twice: {heard:?}"
+        once, sent,
+        "a message that was being sent at the kill may be sent twice: {received:?}"
     );
 }
 
@@ -375,8 +375,8 @@ async fn sends_notice_for_slow_agent() {
     let app = connect_with_agent(&env).await;
     let began = Instant::now();
     send_message(&env, &app, "D1", "slow:35000 hello").await;
-    let told = async || (count_notices(&env, "D1") > 0).then_some(());
-    eventually("the person gets a notice", Duration::from_secs(34), told).await;
+    let has_notice = async || (count_notices(&env, "D1") > 0).then_some(());
+    eventually("the person gets a notice", Duration::from_secs(34), has_notice).await;
     assert!(began.elapsed() > Duration::from_secs(29), "{:?}", began.elapsed());
     assert_eq!(wait_for_texts(&env, "D1", 1).await, ["slow:35000 hello"]);
     assert_eq!(count_notices(&env, "D1"), 1);

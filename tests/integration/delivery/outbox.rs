@@ -65,8 +65,8 @@ async fn count_rows(env: &TestEnv) -> (i64, i64, i64) {
 
 async fn wait_until_sent(env: &TestEnv, count: i64, within: Duration) -> i64 {
     eventually(&format!("{count} rows are sent"), within, async || {
-        let (sent, other, doubts) = count_rows(env).await;
-        (sent == count && other == 0).then_some(doubts)
+        let (sent, other, resends) = count_rows(env).await;
+        (sent == count && other == 0).then_some(resends)
     })
     .await
 }
@@ -88,12 +88,12 @@ async fn sends_once_despite_1000_cuts() {
     for round in 0..4 {
         send_messages(&env, &app, 250, &format!("round {round}")).await;
     }
-    let doubts = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
+    let resends = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
     assert_eq!(count_posts(&env, &app, 250), 1000, "each message is posted once");
     let calls = env.slack.calls_of(POST);
     assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Broken { taken: true, .. })));
     assert_eq!(
-        (calls.len(), doubts),
+        (calls.len(), resends),
         (1000, 0),
         "no call was repeated, and no message is ambiguous"
     );
@@ -117,8 +117,8 @@ async fn counts_resends_without_lookup() {
         let help = Webhook::command(&env.slack, &app, "C1", &user, "/lobu", "help");
         env.send(&app, &help).await.expect("an answer");
     }
-    let doubts = wait_until_sent(&env, 30, TIMEOUT).await;
-    assert_eq!(doubts, 30, "each message was ambiguous once");
+    let resends = wait_until_sent(&env, 30, TIMEOUT).await;
+    assert_eq!(resends, 30, "each message was ambiguous once");
     assert_eq!(count_posts(&env, &app, 20), 40, "each message is in Slack twice");
     let calls = env.slack.calls_of("response_url");
     assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
@@ -145,13 +145,13 @@ async fn reconciles_before_resend() {
     ];
     for fault in &faults {
         for taken in [true, false] {
-            let trouble = FaultRule::new(fault.clone()).on(POST).times(1);
-            env.slack.inject_fault(if taken { trouble.after_the_fact() } else { trouble });
+            let rule = FaultRule::new(fault.clone()).on(POST).times(1);
+            env.slack.inject_fault(if taken { rule.after_the_fact() } else { rule });
         }
     }
     send_messages(&env, &app, 2 * faults.len(), "hello").await;
-    let doubts = wait_until_sent(&env, 2 * faults.len() as i64, TIMEOUT).await;
-    assert_eq!((count_posts(&env, &app, 2 * faults.len()), doubts), (2 * faults.len(), 0));
+    let resends = wait_until_sent(&env, 2 * faults.len() as i64, TIMEOUT).await;
+    assert_eq!((count_posts(&env, &app, 2 * faults.len()), resends), (2 * faults.len(), 0));
 }
 
 /// A message whose worker froze during the call is looked up by another worker, and not sent again.
@@ -165,10 +165,10 @@ async fn sends_once_after_freeze() {
     eventually("Slack accepts the message", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
     let sender = env.owner_of(&app, &channel(0)).await.expect("an owner");
     sender.process.freeze();
-    let doubts = wait_until_sent(&env, 1, TIMEOUT).await;
+    let resends = wait_until_sent(&env, 1, TIMEOUT).await;
     sender.process.thaw();
     env.wait_until_balanced().await.expect("the thawed worker owns partitions again");
-    assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), doubts), (1, 1, 0));
+    assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), resends), (1, 1, 0));
 }
 
 /// The Web API replaces a `response_url` that is expired or used up. One of another origin gets no
@@ -183,12 +183,12 @@ async fn replaces_invalid_response_url() {
     let old = help("U1");
     env.slack.clock().advance(Duration::from_secs(31 * 60));
     env.send(&app, &old).await.expect("an answer");
-    let told = env
+    let posted = env
         .slack
         .wait_for_receipt("the message by the Web API", |r| r.by == "chat.postEphemeral")
         .await;
-    assert_eq!((told.to.as_str(), told.body["user"].as_str()), ("C1", Some("U1")));
-    assert!(told.body.get("response_type").is_none(), "{:?}", told.body);
+    assert_eq!((posted.to.as_str(), posted.body["user"].as_str()), ("C1", Some("U1")));
+    assert!(posted.body.get("response_type").is_none(), "{:?}", posted.body);
 
     // Used up by five failed calls.
     env.slack.inject_fault(FaultRule::new(Fault::RateLimited(0)).on("response_url").times(9));
@@ -225,30 +225,30 @@ async fn replaces_invalid_response_url() {
 #[tokio::test]
 async fn applies_token_errors() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let gone = env.connect_as(use_sample_agent).await.expect("a connection");
-    let doubtful = env.connect_as(use_sample_agent).await.expect("a connection");
+    let revoked = env.connect_as(use_sample_agent).await.expect("a connection");
+    let failing = env.connect_as(use_sample_agent).await.expect("a connection");
     let good = env.connect_as(use_sample_agent).await.expect("a connection");
-    env.slack.refuse_token(&gone.token, "account_inactive");
-    env.slack.refuse_token(&doubtful.token, "invalid_auth");
-    for app in [&gone, &doubtful, &good] {
+    env.slack.refuse_token(&revoked.token, "account_inactive");
+    env.slack.refuse_token(&failing.token, "invalid_auth");
+    for app in [&revoked, &failing, &good] {
         send_messages(&env, app, 1, "hello").await;
     }
     let becomes = async |app: &App, wanted: &str| {
         eventually(wanted, TIMEOUT, async || (status(&env, app).await == wanted).then_some(()))
             .await;
     };
-    becomes(&gone, "revoked").await;
-    becomes(&doubtful, "error").await;
+    becomes(&revoked, "revoked").await;
+    becomes(&failing, "error").await;
     let asked = env.slack.calls_of("auth.test");
     assert!(asked.len() >= 3, "the token is checked several times: {}", asked.len());
     assert_eq!(status(&env, &good).await, "active");
     assert_eq!(count_posts(&env, &good, 1), 1);
 
     // The message is sent once the token is valid again.
-    let there = Installation::new(&doubtful.app, &doubtful.team, &doubtful.bot_user);
-    env.slack.install(&doubtful.token, there);
-    becomes(&doubtful, "active").await;
-    assert_eq!(count_posts(&env, &doubtful, 1), 1);
+    let there = Installation::new(&failing.app, &failing.team, &failing.bot_user);
+    env.slack.install(&failing.token, there);
+    becomes(&failing, "active").await;
+    assert_eq!(count_posts(&env, &failing, 1), 1);
 }
 
 /// Each error of Slack decides whether the message is kept or given up, and the status of the
@@ -256,7 +256,7 @@ async fn applies_token_errors() {
 #[tokio::test]
 async fn handles_each_error_of_slack() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let words = [
+    let cases = [
         ("team_added_to_org", "pending", "active"),
         ("accesslimited", "pending", "active"),
         ("not_allowed_token_type", "pending", "error"),
@@ -267,15 +267,15 @@ async fn handles_each_error_of_slack() {
         ("no\0word of Slack's", "failed", "active"), // Postgres stores no NUL in a text
     ];
     let mut apps = Vec::new();
-    for (word, ..) in words {
+    for (code, ..) in cases {
         let app = env.connect_as(use_sample_agent).await.expect("a connection");
         env.slack
-            .inject_fault(FaultRule::new(Fault::Says(word.into())).on(POST).with_token(&app.token));
+            .inject_fault(FaultRule::new(Fault::Says(code.into())).on(POST).with_token(&app.token));
         send_messages(&env, &app, 1, "hello").await;
         apps.push(app);
     }
-    for ((word, state, becomes), app) in words.into_iter().zip(&apps) {
-        let (found, error): (String, String) = eventually(word, TIMEOUT, async || {
+    for ((code, state, becomes), app) in cases.into_iter().zip(&apps) {
+        let (found, error): (String, String) = eventually(code, TIMEOUT, async || {
             let query = "select 'failed', error from outbox_failures where connection_id = $1
                          union all
                          select 'pending', last_error from outbox_lanes where connection_id = $1 and last_error <> ''";
@@ -283,8 +283,8 @@ async fn handles_each_error_of_slack() {
             row.fetch_optional(&env.pool).await.ok()?
         })
         .await;
-        assert_eq!((found.as_str(), error), (state, word.replace('\0', "\u{fffd}")));
-        assert_eq!(status(&env, app).await, becomes, "{word}");
+        assert_eq!((found.as_str(), error), (state, code.replace('\0', "\u{fffd}")));
+        assert_eq!(status(&env, app).await, becomes, "{code}");
     }
     let limited: i64 =
         sqlx::query_scalar("select count(*) from slack_rate_limits where connection_id = $1")
@@ -304,8 +304,8 @@ async fn sends_note_for_rejected_reply() {
     let refusals = FaultRule::new(Fault::Says("msg_too_long".into())).on(POST).times(1);
     env.slack.inject_fault(refusals);
     send_messages(&env, &app, 1, "hello").await;
-    let note = env.slack.wait_for_receipt("the note", |told| {
-        told.to == channel(0) && told.text().starts_with("Slack did not accept the answer.")
+    let note = env.slack.wait_for_receipt("the note", |receipt| {
+        receipt.to == channel(0) && receipt.text().starts_with("Slack did not accept the answer.")
     });
     let note = note.await;
     let key: String = eventually("the message is given up", TIMEOUT, async || {

@@ -186,8 +186,8 @@ async fn measure_answer(env: &TestEnv, app: &App, text: &str) -> Duration {
     let began = Instant::now();
     let webhook = Webhook::message(&env.slack, app, "D1", "U1", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    let heard = format!("I heard: {text}");
-    env.slack.wait_for_receipt("the agent answers", |r| r.text() == heard).await;
+    let expected = format!("I heard: {text}");
+    env.slack.wait_for_receipt("the agent answers", |r| r.text() == expected).await;
     began.elapsed()
 }
 

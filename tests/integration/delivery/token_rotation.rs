@@ -57,11 +57,11 @@ async fn refreshes_expired_token_once() {
     let slow = Fault::Slow(Duration::from_secs(1));
     env.slack.inject_fault(FaultRule::new(slow).on("oauth.v2.access"));
     let channels: Vec<String> = (0..32).map(|n| format!("C{n:04}")).collect();
-    let world_ = &env;
+    let env_ref = &env;
     join_all(channels.iter().map(|channel| {
-        let webhook = Webhook::message(&world_.slack, &app, channel, "U1", "hello");
+        let webhook = Webhook::message(&env_ref.slack, &app, channel, "U1", "hello");
         let app = &app;
-        async move { assert_eq!(world_.send(app, &webhook).await.expect("an answer").status, 200) }
+        async move { assert_eq!(env_ref.send(app, &webhook).await.expect("an answer").status, 200) }
     }))
     .await;
     let answered = |channel: &String| {
@@ -92,9 +92,9 @@ async fn refreshes_before_expiry() {
     })
     .await;
     env.send(&app, &webhook).await.expect("an answer");
-    let said =
+    let answer =
         env.slack.wait_for_receipt("the answer", |receipt| receipt.by == "chat.postMessage").await;
-    assert_eq!(said.token.as_deref(), Some(fresh.expose()));
+    assert_eq!(answer.token.as_deref(), Some(fresh.expose()));
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
     // An alert watches refreshes that fail.
     let metric = "tidegate_token_refreshes_total{outcome=\"refreshed\"}";

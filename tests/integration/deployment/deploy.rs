@@ -649,13 +649,13 @@ async fn exports_every_used_metric() {
     let pages: Vec<_> =
         ingests.chain(env.workers.iter().map(|worker| worker.admin("/metrics"))).collect();
     let pages: Vec<_> = pages.into_iter().chain([env.controls[0].admin("/metrics")]).collect();
-    let all_told = try_eventually("every metric is exported", TIMEOUT, async || {
+    let all_exported = try_eventually("every metric is exported", TIMEOUT, async || {
         for page in &pages {
-            let told = exported_names(&reqwest::get(page).await.ok()?.text().await.ok()?);
-            missing.borrow_mut().retain(|name| !told.contains(name));
+            let exported = exported_names(&reqwest::get(page).await.ok()?.text().await.ok()?);
+            missing.borrow_mut().retain(|name| !exported.contains(name));
         }
         missing.borrow().is_empty().then_some(())
     });
-    assert!(all_told.await.is_ok(), "not exported: {missing:?}");
+    assert!(all_exported.await.is_ok(), "not exported: {missing:?}");
     assert_eq!(dashboard["uid"], "tidegate", "the id of the dashboard, which links contain");
 }

@@ -58,7 +58,7 @@ fn shows_help_for_bare_commands() {
 /// An error names the wrong argument with the help of the invoked command, in one line.
 #[test]
 fn names_wrong_arguments() {
-    for (args, says) in [
+    for (args, expected) in [
         (&["agents", "show"][..], "argument <AGENT> is missing: Agent, as <organization>/<agent>"),
         (&["dead-letters", "show", "x"], "<ID> is malformed (invalid digit found in string): "),
         (
@@ -70,9 +70,9 @@ fn names_wrong_arguments() {
         (&["partitions", "--jsn"], "unexpected argument '--jsn' found; a similar one is --json; "),
     ] {
         let ran = tidegate(args);
-        let said = stderr(&ran);
-        assert!(said.starts_with(says), "{args:?}: {said}");
-        assert_eq!((ran.status.code(), said.lines().count()), (Some(64), 1), "{said}");
+        let error = stderr(&ran);
+        assert!(error.starts_with(expected), "{args:?}: {error}");
+        assert_eq!((ran.status.code(), error.lines().count()), (Some(64), 1), "{error}");
     }
 }
 
@@ -80,17 +80,17 @@ fn names_wrong_arguments() {
 /// password.
 #[test]
 fn names_unreachable_servers() {
-    for (args, says, setting) in [
+    for (args, expected, setting) in [
         (&["agents", "list"][..], "failed to connect to Postgres at 127.0.0.1:1", "POSTGRES_URL"),
         (&["migrate", "schema"], "failed to connect to Postgres at 127.0.0.1:1", "POSTGRES_URL"),
         (&["tail"], "failed to connect to NATS at 127.0.0.1:1", "TIDEGATE_NATS_URL"),
         (&["migrate", "stream"], "failed to connect to NATS at 127.0.0.1:1", "TIDEGATE_NATS_URL"),
     ] {
         let ran = tidegate(args);
-        let said = stderr(&ran);
-        assert!(said.contains(says) && said.contains(setting), "{args:?}: {said}");
-        assert_eq!((ran.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let error = stderr(&ran);
+        assert!(error.contains(expected) && error.contains(setting), "{args:?}: {error}");
+        assert_eq!((ran.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }
 
@@ -104,10 +104,10 @@ async fn names_next_command() {
         .await
         .expect("renamed");
     let ran = env.try_tidegate(&["agents", "list"]).expect("it runs");
-    let said = stderr(&ran);
-    assert!(said.contains("run tidegate migrate"), "{said}");
-    assert_eq!(said.matches("does not exist").count(), 1, "{said}");
-    assert!(!said.contains("at line"), "{said}");
+    let error = stderr(&ran);
+    assert!(error.contains("run tidegate migrate"), "{error}");
+    assert_eq!(error.matches("does not exist").count(), 1, "{error}");
+    assert!(!error.contains("at line"), "{error}");
 }
 
 /// Without NATS `connections disable` changes Postgres, reports that ingests do not know it yet,
@@ -119,10 +119,11 @@ async fn reports_disable_without_nats() {
     env.nats.kill();
     let id = app.connection.to_string();
     let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
-    let said = stderr(&ran);
-    let says = format!("connection {id} is disabled in Postgres, but ingests do not know it yet");
-    assert!(said.starts_with(&says) && said.contains(&env.nats.url()[7..]), "{said}");
-    assert_eq!(ran.status.code(), Some(1), "{said}");
+    let error = stderr(&ran);
+    let expected =
+        format!("connection {id} is disabled in Postgres, but ingests do not know it yet");
+    assert!(error.starts_with(&expected) && error.contains(&env.nats.url()[7..]), "{error}");
+    assert_eq!(ran.status.code(), Some(1), "{error}");
     let status: String = sqlx::query_scalar("select status from connections where id = $1")
         .bind(&id)
         .fetch_one(&env.pool)

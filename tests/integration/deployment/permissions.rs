@@ -21,31 +21,31 @@ const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 /// Client of NATS with the errors that the server reports.
 struct NatsClient {
     client: Client,
-    reproaches: Arc<Mutex<Vec<String>>>,
+    errors: Arc<Mutex<Vec<String>>>,
 }
 
 impl NatsClient {
     async fn connect(env: &TestEnv, user: User) -> Self {
-        let reproaches: Arc<Mutex<Vec<String>>> = Arc::default();
-        let heard = Arc::clone(&reproaches);
+        let errors: Arc<Mutex<Vec<String>>> = Arc::default();
+        let received = Arc::clone(&errors);
         let options = env.nats.keys().options(user).expect("a key");
         let options = options.event_callback(move |event| {
-            let heard = Arc::clone(&heard);
+            let received = Arc::clone(&received);
             async move {
                 if let Event::ServerError(error) = event {
-                    heard.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+                    received.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
                 }
             }
         });
         let client = options.connect(env.nats.url()).await.expect("a connection");
-        Self { client, reproaches }
+        Self { client, errors }
     }
 
     async fn assert_denied(&self, doing: &str, subject: &str) {
         let named = format!("{doing} to \"{subject}\"").to_lowercase();
         eventually(&format!("{doing} to {subject} is forbidden"), TIMEOUT, async || {
-            let heard = self.reproaches.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.iter().any(|reproach| reproach.to_lowercase().contains(&named)).then_some(())
+            let received = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            received.iter().any(|error| error.to_lowercase().contains(&named)).then_some(())
         })
         .await;
     }
@@ -60,7 +60,8 @@ impl NatsClient {
 
     async fn assert_no_subscribe(&self, subjects: &[&str]) {
         for subject in subjects {
-            let _unheard = self.client.subscribe(subject.to_string()).await.expect("it is sent");
+            let _subscription =
+                self.client.subscribe(subject.to_string()).await.expect("it is sent");
             self.client.flush().await.expect("it is sent");
             self.assert_denied("subscription", subject).await;
         }
@@ -307,12 +308,12 @@ async fn restricts_reader_in_postgres() {
     ];
     for args in looks {
         let ran = env.try_tidegate(args).expect("it runs");
-        let said = String::from_utf8_lossy(&ran.stderr);
-        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {said}");
+        let stderr = String::from_utf8_lossy(&ran.stderr);
+        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {stderr}");
     }
     let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
-    let said = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.code() == Some(1) && said.contains("permission denied"), "{said}");
+    let stderr = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.code() == Some(1) && stderr.contains("permission denied"), "{stderr}");
 }
 
 /// The control API changes no connection's app, creates no API key or lease, and reads no secret but

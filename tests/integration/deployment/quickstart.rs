@@ -121,8 +121,8 @@ fn verifies_units() {
         eprintln!("not run: systemd-analyze verify: there is no systemd-analyze");
         return;
     };
-    let said = String::from_utf8_lossy(&verified.stderr);
-    assert!(verified.status.success() && said.is_empty(), "{said}");
+    let stderr = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && stderr.is_empty(), "{stderr}");
 }
 
 /// Folder that stands for a machine: it has the files that the units read. Servers use other ports.

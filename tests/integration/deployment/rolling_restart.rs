@@ -84,11 +84,11 @@ async fn answers_all_during_restart() {
     let (turn, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let replace = async {
         for ingest in &env.ingests {
-            let told = Instant::now();
+            let stopped_at = Instant::now();
             ingest.process.terminate();
             assert_clean_exit(ingest).await;
             assert!(
-                told.elapsed() >= Duration::from_secs(1),
+                stopped_at.elapsed() >= Duration::from_secs(1),
                 "the ingest drained for less than a second"
             );
             ingest.process.restart().expect("it starts again");

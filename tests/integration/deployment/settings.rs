@@ -169,9 +169,9 @@ fn rejects_invalid_settings() {
         ("tidegate", &["migrate", "schema"], &[NATS], "TIDEGATE_POSTGRES_URL is not set: "),
         ("tidegate", &["migrate", "stream"], &[POSTGRES], "TIDEGATE_NATS_URL is not set: "),
     ];
-    for (program, args, settings, says) in cases {
+    for (program, args, settings, expected) in cases {
         let (code, stderr) = run(program, args, settings);
-        assert!(stderr.starts_with(says), "{program} {settings:?}: {stderr}");
+        assert!(stderr.starts_with(expected), "{program} {settings:?}: {stderr}");
         assert_eq!((stderr.lines().count(), code), (1, Some(64)), "{program}: {code:?} {stderr}");
         assert!(!stderr.contains("c2VjcmV0"), "it prints a secret: {stderr}");
     }
@@ -192,8 +192,8 @@ fn rejects_secrets_as_arguments() {
     ] {
         let settings = [NATS, SIGNING, TOKENS, POSTGRES, ("RING", RING)];
         let (code, stderr) = run("tidegate", &args, &settings);
-        let says = format!("{flag} is malformed (expected file:<path>, env:<name>, or - for ");
-        assert!(stderr.starts_with(&says) && !stderr.contains("c2VjcmV0"), "{stderr}");
+        let expected = format!("{flag} is malformed (expected file:<path>, env:<name>, or - for ");
+        assert!(stderr.starts_with(&expected) && !stderr.contains("c2VjcmV0"), "{stderr}");
         assert_eq!((stderr.lines().count(), code), (1, Some(64)), "{stderr}");
     }
     let ring = ["keys", "status", "--token-keyring", RING];
@@ -237,11 +237,11 @@ fn generates_keys_once() {
         assert!(read(&format!("nats-{user}.seed")).starts_with("SU"));
         assert!(public.contains(&format!("TIDEGATE_{}_NKEY=U", user.to_uppercase())), "{public}");
     }
-    let (code, said) = keygen(&[]);
-    assert!(code == Some(1) && said.contains("signing.keys exists already"), "{said}");
+    let (code, stderr) = keygen(&[]);
+    assert!(code == Some(1) && stderr.contains("signing.keys exists already"), "{stderr}");
     assert_eq!(keygen(&["--if-missing"]), (Some(0), String::new()));
-    let (code, said) = keygen(&["--key-id", "a-b"]); // no process would accept such a keyring
-    assert!(code == Some(64) && said.contains("letters and digits"), "{said}");
+    let (code, stderr) = keygen(&["--key-id", "a-b"]); // no process would accept such a keyring
+    assert!(code == Some(64) && stderr.contains("letters and digits"), "{stderr}");
     assert_eq!(read("signing.keys"), signing);
     let split = run_dir.path().join("split");
     let out = split.to_str().expect("text");

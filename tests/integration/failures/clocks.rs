@@ -55,9 +55,9 @@ async fn epochs(env: &TestEnv) -> i64 {
 async fn ask(env: &TestEnv, app: &App, text: &str) {
     let webhook = Webhook::message(&env.slack, app, "C1", "U1", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    let heard = format!("I heard: {text}");
+    let expected = format!("I heard: {text}");
     env.slack
-        .wait_for_receipt("the answer", |r| r.by == "chat.postMessage" && r.text() == heard)
+        .wait_for_receipt("the answer", |r| r.by == "chat.postMessage" && r.text() == expected)
         .await;
 }
 

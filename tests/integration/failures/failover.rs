@@ -21,11 +21,11 @@ async fn handles_webhook_of_killed_worker() {
     owner.process.freeze();
     assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     owner.process.kill();
-    let said = env
+    let reply = env
         .slack
         .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
     assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
 }
 
@@ -267,8 +267,8 @@ async fn owns_partitions_at_high_latency() {
         let text = format!("message {n}");
         let webhook = Webhook::message(&env.slack, &app, "C1", "U1", &text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
-        let heard = format!("I heard: {text}");
-        env.slack.wait_for_receipt("the answer", |r| r.text() == heard).await;
+        let expected = format!("I heard: {text}");
+        env.slack.wait_for_receipt("the answer", |r| r.text() == expected).await;
     }
     env.wait_until_balanced().await.expect("it owns all partitions");
 }

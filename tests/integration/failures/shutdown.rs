@@ -157,18 +157,18 @@ async fn finishes_calls_on_stop() {
         (env.agent.requests().len() == CALLS).then_some(())
     })
     .await;
-    let told = &env.workers[0];
-    let running = count_running(&env, told, &slow).await;
+    let stopped = &env.workers[0];
+    let running = count_running(&env, stopped, &slow).await;
     assert!(running > 0, "none of the calls is of the worker that is stopped");
-    let stood = measure_stall(&env, &places, CALM, || told.process.terminate()).await;
-    println!("{running} calls were running; the longest stall of a partition: {stood:?}");
-    assert!(told.process.is_running(), "the worker waits for its calls");
+    let stall = measure_stall(&env, &places, CALM, || stopped.process.terminate()).await;
+    println!("{running} calls were running; the longest stall of a partition: {stall:?}");
+    assert!(stopped.process.is_running(), "the worker waits for its calls");
 
-    let status = told.process.wait(CALL + TIMEOUT).await.expect("it ends");
-    assert!(status.success(), "{status}\n{}", told.process.log());
+    let status = stopped.process.wait(CALL + TIMEOUT).await.expect("it ends");
+    assert!(status.success(), "{status}\n{}", stopped.process.log());
     eventually("every call is answered", CALL + TIMEOUT, async || {
-        let heard = env.slack.receipts().into_iter().filter(|r| r.by == "chat.postMessage");
-        (heard.filter(|r| r.text().contains(&text)).count() >= CALLS).then_some(())
+        let answers = env.slack.receipts().into_iter().filter(|r| r.by == "chat.postMessage");
+        (answers.filter(|r| r.text().contains(&text)).count() >= CALLS).then_some(())
     })
     .await;
     let mut calls = HashMap::new();
@@ -177,7 +177,7 @@ async fn finishes_calls_on_stop() {
     }
     assert_eq!(calls.len(), CALLS);
     assert!(calls.values().all(|count| *count == 1), "a call was repeated: {calls:?}");
-    if stood > STALL_MAX {
+    if stall > STALL_MAX {
         let stop = |worker: &Worker| worker.process.terminate();
         assert_stall_at_most(&env, &places, STALL_MAX, CALM, stop).await;
     }

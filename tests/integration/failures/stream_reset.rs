@@ -60,14 +60,14 @@ async fn handles_recreated_stream() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     for n in 0..5 {
-        let said = send_message(&env, &app, "D1", &format!("before {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("before {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     wait_for_cursors(&env, 5).await;
     recreate_stream(&env).await;
     for n in 0..3 {
-        let said = send_message(&env, &app, "D1", &format!("after {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("after {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
         assert_eq!(count_requests(&env, &format!("after {n}")).await, 1);
     }
     env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
@@ -87,8 +87,8 @@ async fn detects_reset_at_claim() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     for n in 0..5 {
-        let said = send_message(&env, &app, "D1", &format!("before {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("before {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     wait_for_cursors(&env, 5).await;
     let worker = &env.workers[0].process;
@@ -96,12 +96,12 @@ async fn detects_reset_at_claim() {
     worker.wait(TIMEOUT).await.expect("it ends");
     recreate_stream(&env).await;
     // The new stream is as long as the old one, so that only the time of creation differs.
-    let mut said = Vec::new();
+    let mut sent = Vec::new();
     for n in 0..7 {
-        said.push(send_message(&env, &app, "D1", &format!("after {n}")).await);
+        sent.push(send_message(&env, &app, "D1", &format!("after {n}")).await);
     }
     worker.restart().expect("it starts");
-    for webhook in &said {
+    for webhook in &sent {
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
     env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
@@ -136,10 +136,10 @@ async fn handles_rest_after_lost_start() {
 async fn detects_truncated_stream() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
-    let mut said = Vec::new();
+    let mut sent = Vec::new();
     for n in 0..5 {
-        said.push(send_message(&env, &app, "D1", &format!("before {n}")).await);
-        env.wait_for_outcome(&said[n].dedup_key).await;
+        sent.push(send_message(&env, &app, "D1", &format!("before {n}")).await);
+        env.wait_for_outcome(&sent[n].dedup_key).await;
     }
     let worker = &env.workers[0].process;
     worker.terminate();
@@ -174,17 +174,17 @@ async fn reads_truncated_idle_partition() {
     let of = |channel: &str| Partition::of(app.connection, Some(channel));
     let busy = (2..).map(|n| format!("D{n}")).find(|channel| of(channel) != of("D1"));
     let busy = busy.expect("a channel of another partition");
-    let said = send_message(&env, &app, "D1", "before").await;
-    env.wait_for_outcome(&said.dedup_key).await;
+    let sent = send_message(&env, &app, "D1", "before").await;
+    env.wait_for_outcome(&sent.dedup_key).await;
     env.nats.save().await.expect("it comes back");
     for n in 0..10 {
-        let said = send_message(&env, &app, &busy, &format!("lost {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, &busy, &format!("lost {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     // A reader that is opened again looks up the end of the stream.
     env.nats.restart().await.expect("it comes back");
-    let said = send_message(&env, &app, &busy, "lost, too").await;
-    env.wait_for_outcome(&said.dedup_key).await;
+    let sent = send_message(&env, &app, &busy, "lost, too").await;
+    env.wait_for_outcome(&sent.dedup_key).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     env.nats.restore().await.expect("it comes back");
     let after = send_message(&env, &app, "D1", "after").await;
@@ -198,8 +198,8 @@ async fn ignores_purged_history() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     for n in 0..3 {
-        let said = send_message(&env, &app, "D1", &format!("before {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("before {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     let worker = &env.workers[0].process;
     worker.terminate();

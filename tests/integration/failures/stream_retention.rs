@@ -66,7 +66,9 @@ async fn purges_committed_history() {
         assert_eq!(handled.await.outcome, "completed");
     }
     env.slack
-        .wait_for_receipt("the answer to the purged webhook", |told| told.text() == "I heard: one")
+        .wait_for_receipt("the answer to the purged webhook", |receipt| {
+            receipt.text() == "I heard: one"
+        })
         .await;
 
     let webhook = Webhook::message(&env.slack, &other, "C1", "U1", "there is room");

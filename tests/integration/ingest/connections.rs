@@ -26,11 +26,11 @@ async fn handles_unseen_connection() {
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     let answer = env.send(&app, &webhook).await.expect("an answer");
     assert_eq!((answer.status, answer.body.as_str()), (200, ""));
-    let said = env
+    let reply = env
         .slack
         .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert_eq!(said.text(), "Linked. *Sample agent* answers here now.");
+    assert_eq!(reply.text(), "Linked. *Sample agent* answers here now.");
     assert_eq!(env.binding(&app, "C1").await.expect("a look").as_deref(), Some("sample"));
 }
 
@@ -140,7 +140,7 @@ async fn answers_handshake_while_pending() {
     assert!(env.slack.receipts().is_empty(), "nothing is sent without a token");
     set_token(Some(&token)).await;
     env.tidegate(&["connections", "enable", &id]).expect("started");
-    env.slack.wait_for_receipt("the answer", |told| told.to == "D1").await;
+    env.slack.wait_for_receipt("the answer", |receipt| receipt.to == "D1").await;
 }
 
 /// A reply that is due while its connection is disabled waits until it is enabled.
@@ -163,6 +163,8 @@ async fn holds_replies_while_disabled() {
     tokio::time::sleep(std::time::Duration::from_secs(2)).await; // it would be sent within milliseconds
     count(waiting, 1).await.expect("it still waits");
     env.tidegate(&["connections", "enable", &id]).expect("started");
-    env.slack.wait_for_receipt("the reply", |told| told.text() == "I heard: slow:1500 hello").await;
+    env.slack
+        .wait_for_receipt("the reply", |receipt| receipt.text() == "I heard: slow:1500 hello")
+        .await;
     count("select count(*) from outbox_failures", 0).await.expect("nothing was given up");
 }

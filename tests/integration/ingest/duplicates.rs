@@ -27,9 +27,9 @@ async fn handles_copies_once() {
         })
         .await;
     let receipts = env.slack.receipts();
-    let said =
+    let replies =
         receipts.iter().filter(|receipt| webhook.response_url.ends_with(&receipt.to)).count();
-    assert_eq!(said, 1);
+    assert_eq!(replies, 1);
 }
 
 /// A copy that comes after the deduplication window of JetStream is stored but not processed: Slack
@@ -56,7 +56,7 @@ async fn ignores_copy_after_dedup_window() {
         })
         .await;
     let receipts = env.slack.receipts();
-    let said =
+    let replies =
         receipts.iter().filter(|receipt| webhook.response_url.ends_with(&receipt.to)).count();
-    assert_eq!(said, 1);
+    assert_eq!(replies, 1);
 }

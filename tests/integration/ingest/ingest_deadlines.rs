@@ -65,9 +65,9 @@ fn assert_retry_later(answer: &Answer, within: Duration) {
 
 /// Checks that the user of a command gets a notice: Slack does not resend commands.
 fn assert_notice(answer: &Answer, within: Duration) {
-    let said: Value = serde_json::from_str(&answer.body).expect("a message");
-    let text = said["text"].as_str().expect("a text");
-    assert_eq!((answer.status, said["response_type"].as_str()), (200, Some("ephemeral")));
+    let body: Value = serde_json::from_str(&answer.body).expect("a message");
+    let text = body["text"].as_str().expect("a text");
+    assert_eq!((answer.status, body["response_type"].as_str()), (200, Some("ephemeral")));
     assert!(text.contains("try again") && answer.took < within, "{answer:?}");
 }
 
@@ -94,9 +94,9 @@ async fn answers_when_stream_is_full() {
         assert_notice(&send(&help_command(&env, &app)).await, AT_ONCE);
 
         let answer = send(&interaction(&env, &app, SUBMISSION, |_| ())).await;
-        let said: Value = serde_json::from_str(&answer.body).expect("an action");
-        assert_eq!((answer.status, &said["response_action"]), (200, &json!("errors")));
-        let errors = said["errors"].as_object().expect("errors by block");
+        let body: Value = serde_json::from_str(&answer.body).expect("an action");
+        assert_eq!((answer.status, &body["response_action"]), (200, &json!("errors")));
+        let errors = body["errors"].as_object().expect("errors by block");
         assert_eq!(errors.keys().collect::<Vec<_>>(), ["multiline"], "the view's input block");
         assert!(answer.took < AT_ONCE, "{:?}", answer.took);
         // Without an input block for the error, a 503 makes Slack show its own error.
@@ -138,9 +138,10 @@ async fn answers_without_stream() {
     let app = env.connect().await.expect("a connection");
     env.jetstream().delete_stream(STREAM).await.expect("the stream is deleted");
     let (event, command) = (hello_message(&env, &app), help_command(&env, &app));
-    let (told, user_told) = tokio::join!(env.send(&app, &event), env.send(&app, &command));
-    assert_retry_later(&told.expect("an answer"), SLACK_DEADLINE);
-    assert_notice(&user_told.expect("an answer"), SLACK_DEADLINE);
+    let (event_answer, command_answer) =
+        tokio::join!(env.send(&app, &event), env.send(&app, &command));
+    assert_retry_later(&event_answer.expect("an answer"), SLACK_DEADLINE);
+    assert_notice(&command_answer.expect("an answer"), SLACK_DEADLINE);
     env.tidegate(&["migrate"]).expect("the stream is made");
     assert_eq!(env.send(&app, &event).await.expect("an answer").status, 200);
     assert_eq!(env.stored().await.expect("a count"), 1);
@@ -153,9 +154,10 @@ async fn answers_while_nats_hangs() {
     let app = env.connect().await.expect("a connection");
     let (event, command) = (hello_message(&env, &app), help_command(&env, &app));
     env.nats.freeze();
-    let (told, user_told) = tokio::join!(env.send(&app, &event), env.send(&app, &command));
-    assert_retry_later(&told.expect("an answer"), SLACK_DEADLINE);
-    assert_notice(&user_told.expect("an answer"), SLACK_DEADLINE);
+    let (event_answer, command_answer) =
+        tokio::join!(env.send(&app, &event), env.send(&app, &command));
+    assert_retry_later(&event_answer.expect("an answer"), SLACK_DEADLINE);
+    assert_notice(&command_answer.expect("an answer"), SLACK_DEADLINE);
     env.nats.thaw();
     for webhook in [&event, &command] {
         eventually("the webhook is accepted when resent", TIMEOUT, async || {

@@ -1,4 +1,4 @@
-//! Routing and classification of every webhook that Slack documents, as its row says.
+//! Routing and classification of every webhook that Slack documents, as its row states.
 
 use ingest::{classify, signature};
 use shared::{

@@ -45,18 +45,18 @@ async fn reply_subject(env: &TestEnv) -> String {
 }
 
 async fn answer_as_worker(env: &TestEnv, to: &str, answer: &str) -> String {
-    let said = env
+    let reply = env
         .client()
         .request(to.to_owned(), answer.to_owned().into())
         .await
         .expect("a reply of ingest");
-    String::from_utf8(said.payload.to_vec()).expect("text")
+    String::from_utf8(reply.payload.to_vec()).expect("text")
 }
 
 async fn exchange(env: &TestEnv, app: &App, webhook: &Webhook, answer: &str) -> (Answer, String) {
     let worker = async { answer_as_worker(env, &reply_subject(env).await, answer).await };
-    let (slack, word) = tokio::join!(env.send(app, webhook), worker);
-    (slack.expect("an answer"), word)
+    let (slack, result) = tokio::join!(env.send(app, webhook), worker);
+    (slack.expect("an answer"), result)
 }
 
 /// An answer of the worker in time is the body of Slack's response.
@@ -66,9 +66,9 @@ async fn relays_answer_in_time() {
     let app = env.connect().await.expect("a connection");
     let errors =
         json!({ "response_action": "errors", "errors": { "name": "too short" } }).to_string();
-    let (slack, word) =
+    let (slack, result) =
         exchange(&env, &app, &interaction(&env, &app, "view_submission", "1.1.a"), &errors).await;
-    assert_eq!((slack.status, slack.body, word.as_str()), (200, errors, "relayed"));
+    assert_eq!((slack.status, slack.body, result.as_str()), (200, errors, "relayed"));
     assert_eq!(slack.headers["content-type"], "application/json");
     assert!(slack.took < Duration::from_secs(1), "{:?}", slack.took);
 }
@@ -94,8 +94,8 @@ async fn uses_defaults_without_answer() {
         menu.took
     );
     assert_eq!(env.stored().await.expect("a count"), 2, "both are stored");
-    let word = answer_as_worker(&env, &reply_subject(&env).await, "{}").await;
-    assert_eq!(word, "late", "an answer after the deadline is not reported as relayed");
+    let result = answer_as_worker(&env, &reply_subject(&env).await, "{}").await;
+    assert_eq!(result, "late", "an answer after the deadline is not reported as relayed");
 }
 
 /// A second submission of the same view is stored as another webhook.
@@ -136,11 +136,11 @@ async fn sends_late_answer_once() {
         .expect("an answer");
     assert!(answer.body.contains("Working on it"), "{answer:?}");
     env.workers[0].process.thaw();
-    let said = env
+    let update = env
         .slack
         .wait_for_receipt("the view is updated", |receipt| receipt.by == "views.update")
         .await;
-    assert_eq!(said.body["view_id"], "V1");
+    assert_eq!(update.body["view_id"], "V1");
     assert_eq!(env.slack.receipts().len(), 1);
 }
 
@@ -199,9 +199,9 @@ async fn relays_legacy_answers() {
             .await;
             answer_as_worker(&env, &reply_subject(&env).await, &answer).await
         };
-        let (slack, word) = tokio::join!(env.send(&app, webhook), worker);
+        let (slack, result) = tokio::join!(env.send(&app, webhook), worker);
         let slack = slack.expect("an answer");
-        assert_eq!((slack.status, slack.body, word.as_str()), (200, answer, "relayed"));
+        assert_eq!((slack.status, slack.body, result.as_str()), (200, answer, "relayed"));
     }
 }
 

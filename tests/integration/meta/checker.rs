@@ -9,8 +9,8 @@ fn correct_run(conversations: u32, messages: u32) -> History {
     let all: Vec<MessageId> =
         (0..messages).flat_map(|place| (0..conversations).map(move |c| (c, place))).collect();
     History {
-        sent: all.iter().map(|said| (*said, Acceptance::Accepted)).collect(),
-        done: all.iter().map(|said| (*said, Duration::from_millis(5))).collect(),
+        sent: all.iter().map(|message| (*message, Acceptance::Accepted)).collect(),
+        done: all.iter().map(|message| (*message, Duration::from_millis(5))).collect(),
         agent_calls: all.clone(),
         posted: all,
         ..History::default()
@@ -36,7 +36,7 @@ fn accepts_correct_run() {
 fn rejects_run_without_acceptance() {
     assert!(!check(&History::default()).holds(true));
     check_runs(|mut history, _| {
-        history.sent.values_mut().for_each(|fate| *fate = Acceptance::Unknown);
+        history.sent.values_mut().for_each(|acceptance| *acceptance = Acceptance::Unknown);
         assert!(!check(&history).holds(true));
     });
 }
@@ -45,15 +45,15 @@ fn rejects_run_without_acceptance() {
 #[test]
 fn finds_dropped_record() {
     check_runs(|history, at| {
-        let mut undone = history.clone();
-        let (said, _) = undone.done.remove(at);
-        assert_eq!(check(&undone).lost, [said]);
-        let mut untold = history.clone();
-        let said = untold.posted.remove(at);
-        assert_eq!(check(&untold).unsent, [said]);
+        let mut unprocessed = history.clone();
+        let (message, _) = unprocessed.done.remove(at);
+        assert_eq!(check(&unprocessed).lost, [message]);
+        let mut unposted = history.clone();
+        let message = unposted.posted.remove(at);
+        assert_eq!(check(&unposted).unsent, [message]);
         let mut unsent = history;
-        unsent.sent.remove(&said);
-        assert_eq!(check(&unsent).phantom, [said]);
+        unsent.sent.remove(&message);
+        assert_eq!(check(&unsent).phantom, [message]);
     });
 }
 
@@ -66,8 +66,8 @@ fn counts_repeated_records() {
         twice.done.push(done);
         assert_eq!(check(&twice).doubled, [done.0]);
         let mut twice = history;
-        let said = twice.posted[at];
-        twice.posted.push(said);
+        let message = twice.posted[at];
+        twice.posted.push(message);
         let verdict = check(&twice);
         assert_eq!(verdict.repeated, 1);
         assert!(
@@ -85,7 +85,7 @@ fn finds_swapped_messages() {
         let other = history
             .posted
             .iter()
-            .position(|said| said.0 == conversation && said.1 != place)
+            .position(|message| message.0 == conversation && message.1 != place)
             .expect("two at least");
         let mut agent_calls = history.clone();
         agent_calls.agent_calls.swap(at, other);
@@ -99,8 +99,8 @@ fn finds_swapped_messages() {
 #[test]
 fn lists_dead_letters() {
     check_runs(|mut history, at| {
-        let (said, _) = history.done.remove(at);
-        history.dead.push(said);
+        let (message, _) = history.done.remove(at);
+        history.dead.push(message);
         let verdict = check(&history);
         assert!(verdict.lost.is_empty() && !verdict.holds(true));
     });
@@ -110,11 +110,11 @@ fn lists_dead_letters() {
 #[test]
 fn allows_effects_of_unknown_results() {
     check_runs(|history, at| {
-        let said = history.posted[at];
-        for (fate, phantom) in [(Acceptance::Unknown, 0), (Acceptance::Refused, 1)] {
+        let message = history.posted[at];
+        for (acceptance, phantom) in [(Acceptance::Unknown, 0), (Acceptance::Refused, 1)] {
             let mut history = history.clone();
-            history.sent.insert(said, fate);
-            assert_eq!(check(&history).phantom.len(), phantom, "{fate:?}");
+            history.sent.insert(message, acceptance);
+            assert_eq!(check(&history).phantom.len(), phantom, "{acceptance:?}");
         }
     });
 }

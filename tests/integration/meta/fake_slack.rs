@@ -61,19 +61,19 @@ async fn pages_history() {
     for n in 0..5 {
         slack.write("T1", "C1", "U1", &n.to_string(), &format!("{n}.000000"));
     }
-    let (mut heard, mut cursor) = (Vec::new(), String::new());
+    let (mut texts, mut cursor) = (Vec::new(), String::new());
     loop {
         let asked = json!({ "channel": "C1", "limit": 2, "cursor": cursor, "oldest": "0.000000" });
         let page = call(&slack, "conversations.history", asked).await;
         let messages = page["messages"].as_array().expect("messages").clone();
-        heard.extend(messages.iter().map(|m| m["text"].as_str().unwrap_or_default().to_owned()));
+        texts.extend(messages.iter().map(|m| m["text"].as_str().unwrap_or_default().to_owned()));
         match page["response_metadata"]["next_cursor"].as_str() {
             Some(next) if !next.is_empty() => cursor = next.to_owned(),
             _ => break,
         }
     }
     assert_eq!(
-        heard,
+        texts,
         ["4", "3", "2", "1"],
         "newest first, and the oldest only when it is included"
     );
@@ -256,18 +256,18 @@ async fn opens_one_view_per_trigger() {
 #[tokio::test]
 async fn limits_uses_of_response_url() {
     let slack = start_slack().await;
-    let say = async |url: &str| {
-        let said = reqwest::Client::new().post(url).json(&json!({ "text": "hi" }));
-        said.send().await.expect("an answer").status().as_u16()
+    let send = async |url: &str| {
+        let request = reqwest::Client::new().post(url).json(&json!({ "text": "hi" }));
+        request.send().await.expect("an answer").status().as_u16()
     };
     let url = slack.response_url();
     for _ in 0..5 {
-        assert_eq!(say(&url).await, 200);
+        assert_eq!(send(&url).await, 200);
     }
-    assert_eq!(say(&url).await, 404);
+    assert_eq!(send(&url).await, 404);
     let late = slack.response_url();
     slack.clock().advance(Duration::from_secs(30 * 60));
-    assert_eq!(say(&late).await, 404);
+    assert_eq!(send(&late).await, 404);
 }
 
 /// A message whose connection is cut after the call took effect is kept. Other faults have no

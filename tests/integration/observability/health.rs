@@ -119,13 +119,13 @@ async fn checks_readiness_by_program() {
 
     env.ingests[0].process.terminate();
     eventually("the ingest is not ready", TIMEOUT, async || {
-        let (code, said) = ask(admin);
-        (code == Some(1) && said.contains("not ready") && said.contains("503")).then_some(())
+        let (code, stderr) = ask(admin);
+        (code == Some(1) && stderr.contains("not ready") && stderr.contains("503")).then_some(())
     })
     .await;
     let nobody = format!("127.0.0.1:{}", port::free().expect("a port"));
-    let (code, said) = ask(&nobody);
-    assert!(code == Some(1) && said.contains("no answer"), "{code:?} {said}");
+    let (code, stderr) = ask(&nobody);
+    assert!(code == Some(1) && stderr.contains("no answer"), "{code:?} {stderr}");
 }
 
 /// A webhook has one log line, and no line has its text, secrets or signature, also at level trace.

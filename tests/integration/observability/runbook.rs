@@ -18,13 +18,13 @@ fn read_page(name: &str) -> String {
 /// Returns every command: lines after a prompt, and quoted commands of known programs.
 fn shown_commands(page: &str) -> Vec<String> {
     let shown = page.lines().filter_map(|line| line.trim_start().strip_prefix("$ "));
-    let spoken = page
+    let quoted = page
         .lines()
         .filter(|line| !line.trim_start().starts_with("$ "))
         .flat_map(|line| line.split('`').skip(1).step_by(2))
         .filter(|text| ["tidegate ", "k ", "kubectl "].iter().any(|it| text.starts_with(it)))
         .filter(|text| !text.contains('…'));
-    shown.chain(spoken).map(str::to_owned).collect()
+    shown.chain(quoted).map(str::to_owned).collect()
 }
 
 /// Splits a command up to a pipe into words, as a shell does, without quotes.
@@ -70,8 +70,8 @@ fn shows_valid_commands() {
                 // Arguments before --help are parsed first, and rejected if they are unknown.
                 let ran = Command::new(tidegate).args(args).arg("--help").output();
                 let ran = ran.expect("it runs");
-                let said = String::from_utf8_lossy(&ran.stderr);
-                assert!(ran.status.success(), "{command}: {said}");
+                let stderr = String::from_utf8_lossy(&ran.stderr);
+                assert!(ran.status.success(), "{command}: {stderr}");
                 ours += 1;
             }
             "bash" => assert!(root().join(&words[0]).exists(), "{command}"),

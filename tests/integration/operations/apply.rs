@@ -168,10 +168,10 @@ async fn applies_diff_once() {
 async fn rejects_conflicting_file() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     write_secrets(&env);
-    let refused = async |text: &str, line: usize, says: &str| {
+    let refused = async |text: &str, line: usize, expected: &str| {
         let (ok, out, error) = apply(&env, text, &[]);
-        let found = error.contains(&format!("tidegate.toml:{line}: ")) && error.contains(says);
-        assert!(!ok && found && out.is_empty(), "{line} {says}: {out}{error}");
+        let found = error.contains(&format!("tidegate.toml:{line}: ")) && error.contains(expected);
+        assert!(!ok && found && out.is_empty(), "{line} {expected}: {out}{error}");
         assert!(error.ends_with("nothing applied\n"), "{error}");
         let count: i64 = sqlx::query_scalar("select count(*) from organizations")
             .fetch_one(&env.pool)
@@ -179,7 +179,7 @@ async fn rejects_conflicting_file() {
             .expect("a count");
         count
     };
-    for (text, line, says) in [
+    for (text, line, expected) in [
         (FILE.replace("preview_mode", "preview"), 30, "unknown field `preview`"),
         (FILE.replace("preview_mode = true", "team = \"T1\""), 29, "in line 21 already"),
         (
@@ -189,7 +189,7 @@ async fn rejects_conflicting_file() {
         ),
         (FILE.replace("agent = \"helper\"", "agent = \"nobody\""), 21, "has no agent nobody"),
     ] {
-        assert_eq!(refused(&text, line, says).await, 0);
+        assert_eq!(refused(&text, line, expected).await, 0);
     }
     apply(&env, FILE, &[]);
     // Another organization can't take over an installation, and an id can't be assigned to another
@@ -229,11 +229,11 @@ async fn waits_for_every_ingest() {
     let code = code.expect("a code");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env
+    let reply = env
         .slack
         .wait_for_receipt("the reply to the link code", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
 }
 
 /// A change that commits while the file is applied is compared with the file, not undone.

@@ -134,7 +134,7 @@ async fn keeps_app_with_connections() {
 async fn rejects_unusable_app() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     write_secrets(&env);
-    for (old, new, says) in [
+    for (old, new, expected) in [
         (
             "https://control.example/slack/oauth/callback",
             "https://control.example/",
@@ -152,7 +152,10 @@ async fn rejects_unusable_app() {
         ),
     ] {
         let (ok, plan, error) = apply(&env, &FILE.replace(old, new), &[]);
-        assert!(!ok && error.contains(says) && error.contains("nothing applied"), "{plan}{error}");
+        assert!(
+            !ok && error.contains(expected) && error.contains("nothing applied"),
+            "{plan}{error}"
+        );
     }
     let other = CONNECTION.replace("A1", "A2");
     let (ok, _, error) = apply(&env, &format!("{FILE}{other}"), &[]);

@@ -141,9 +141,9 @@ async fn needs_no_unused_keyring() {
     ];
     for args in all {
         let ran = env.try_tidegate(args).expect("it runs");
-        let (_, said) = output_of(&ran);
+        let (_, stderr) = output_of(&ran);
         // 3: nothing found
-        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {said}");
+        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {stderr}");
     }
     let ran = env.try_tidegate(&["keys", "status"]).expect("it runs");
     assert_eq!(ran.status.code(), Some(64), "{}", output_of(&ran).1);
@@ -195,10 +195,10 @@ async fn lists_waiting_lanes() {
     .await;
     env.agent.set_failing(false);
     env.slack
-        .wait_for_receipt("the second is answered", |told| told.text() == "I heard: two")
+        .wait_for_receipt("the second is answered", |receipt| receipt.text() == "I heard: two")
         .await;
-    let heard = env.slack.receipts().iter().any(|told| told.text() == "I heard: one");
-    assert!(!heard, "the skipped message is not answered");
+    let answered = env.slack.receipts().iter().any(|receipt| receipt.text() == "I heard: one");
+    assert!(!answered, "the skipped message is not answered");
 }
 
 /// Dead letters are listed by connection, and their bodies are shown on request only.
@@ -234,12 +234,12 @@ async fn lists_dead_letters() {
 async fn redrives_to_end_of_lane() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
-    let say = async |text: &str| {
+    let send = async |text: &str| {
         let webhook = Webhook::message(&env.slack, &app, "D1", "U1", text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
         webhook
     };
-    let first = say("poison").await;
+    let first = send("poison").await;
     let dead = eventually("the delivery is a dead letter", Duration::from_secs(60), async || {
         env.dead_letters().await.ok()?.first().map(|one| (one.id.to_string(), one.attempts))
     })
@@ -254,7 +254,7 @@ async fn redrives_to_end_of_lane() {
         sqlx::query_as(sql).fetch_one(&env.pool).await.expect("a row")
     };
     let before = fields().await;
-    let second = say("second").await;
+    let second = send("second").await;
     assert_eq!(env.wait_for_outcome(&second.dedup_key).await.outcome, "completed");
     let ran = env.try_tidegate(&["dead-letters", "redrive", "--all"]).expect("it runs");
     assert_eq!(output_of(&ran).1, "would redrive: 1 dead letters; pass --yes to do it\n");
@@ -291,8 +291,8 @@ async fn deletes_after_confirmation() {
     );
     assert_eq!((ran.status.code(), env.dead_letters().await.expect("a list").len()), (Some(1), 3));
     let one = ids[0].to_string();
-    let said = env.tidegate(&["dead-letters", "delete", &one, "--yes"]).expect("discarded");
-    assert_eq!(said, "deleted: 1\n");
+    let printed = env.tidegate(&["dead-letters", "delete", &one, "--yes"]).expect("discarded");
+    assert_eq!(printed, "deleted: 1\n");
     let reason = ["dead-letters", "delete", "--all", "--reason", "another reason", "--yes"];
     assert_eq!(env.try_tidegate(&reason).expect("it runs").status.code(), Some(3), "none");
     let connection = app.connection.to_string();

@@ -1,4 +1,4 @@
-//! Behaviour of the control API as its description says, for generated requests.
+//! Behaviour of the control API as its description states, for generated requests.
 //!
 //! Schemathesis sends valid and invalid requests to each operation, alone and in sequences in which
 //! one uses what another returned, and checks each response against the description.

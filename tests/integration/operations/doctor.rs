@@ -106,10 +106,10 @@ async fn finds_connection_of_other_app() {
         (&other_team, "team", format!("T9{}", &other_team.team[1..]), &other_team.team),
     ] {
         let id = app.connection;
-        let said = format!(
+        let expected = format!(
             "slack: connection {id} is declared for {what} {declared}, and its token is of {what} {actual}"
         );
-        assert!(bad.iter().any(|bad| bad.starts_with(&said)), "{said}: {bad:?}");
+        assert!(bad.iter().any(|bad| bad.starts_with(&expected)), "{expected}: {bad:?}");
     }
 
     env.set("TIDEGATE_SLACK_API_URL", "http://127.0.0.1:1/api/");

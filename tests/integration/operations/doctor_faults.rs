@@ -163,12 +163,12 @@ async fn fixes_stale_directory() {
     sqlx::query(stopped).bind(&id).execute(&env.pool).await.expect("changed without an entry");
     assert_names("stale", &findings(&env, &[]), "entries older than Postgres: 1");
     let fixed = findings(&env, &["--fix"]);
-    let said = |text: &str| {
+    let has_finding = |text: &str| {
         let mut summaries = fixed.iter().filter_map(|finding| finding["summary"].as_str());
         summaries.any(|summary| summary.contains(text))
     };
-    assert!(said("entries written that were older than Postgres: 1"), "{fixed:#?}");
-    assert!(said("has all connections of Postgres"), "{fixed:#?}");
+    assert!(has_finding("entries written that were older than Postgres: 1"), "{fixed:#?}");
+    assert!(has_finding("has all connections of Postgres"), "{fixed:#?}");
     let webhook = tests::slack::webhook::Webhook::message(&env.slack, &app, "D1", "U1", "hello");
     eventually("ingest answers 404", TIMEOUT, async || {
         (env.send(&app, &webhook).await.ok()?.status == 404).then_some(())

@@ -25,9 +25,9 @@ const LANES: usize = 4;
 async fn ask(setup: &Setup, app: &App, channel: &str, text: &str) {
     // An agent takes a limited number of questions from one person.
     let user = format!("U{channel}");
-    let said = format!("<@{}> {text}", app.bot_user);
+    let mention = format!("<@{}> {text}", app.bot_user);
     let (slack, ts) = (&setup.env.slack, setup.env.slack.ts());
-    let webhook = Webhook::message_event(slack, app, "app_mention", channel, &user, &said, &ts);
+    let webhook = Webhook::message_event(slack, app, "app_mention", channel, &user, &mention, &ts);
     let url = setup.env.ingests[0].path("/slack/events");
     assert_eq!(slack.send(&url, SIGNING, &webhook).await.expect("an answer").status, 200, "{text}");
     slack.wait_for_receipt(text, |receipt: &Receipt| receipt.text().contains(text)).await;

@@ -127,8 +127,8 @@ async fn deletes_in_bounded_steps() {
     let left = "select count(*) from audit_log where actor like '%' || $1";
     assert_eq!(count(&env, left, "U0GONE").await, 0);
     let id = app.connection.to_string();
-    let said = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
-    assert!(said.contains("bindings: 12000\n"), "{said}");
+    let printed = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
+    assert!(printed.contains("bindings: 12000\n"), "{printed}");
     env.tidegate(&["erase", "organization", app.org.as_str(), "--yes"]).expect("erased");
     let left = "select count(*) from audit_log where org_id = $1 and object_id like 'x/%'
                    and object_id <> 'x/erased'";

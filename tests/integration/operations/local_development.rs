@@ -126,7 +126,7 @@ impl Laptop {
     }
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
 }
 
@@ -154,7 +154,7 @@ async fn leads_newcomer_to_answer() {
     let laptop = Laptop::new().await;
     let started = Instant::now();
     let init = laptop.init(&["--app-token", "file:app"]);
-    let text = said(&init);
+    let text = output_text(&init);
     assert!(init.status.success(), "{text}");
     for expected in [
         "https://api.slack.com/apps?new_app=1&manifest_json=",
@@ -198,7 +198,11 @@ async fn restarts_in_three_seconds() {
     assert!(laptop.init(&["--app-token", "file:app"]).status.success());
     let dev = laptop.dev(&[]).await;
     let refused = laptop.tidegate(&["dev", "--state", &laptop.state().display().to_string()]);
-    assert!(said(&refused).contains("tidegate dev runs already in"), "{}", said(&refused));
+    assert!(
+        output_text(&refused).contains("tidegate dev runs already in"),
+        "{}",
+        output_text(&refused)
+    );
     dev.signal(rustix::process::Signal::INT);
     dev.wait(TIMEOUT).await.expect("it ends");
     drop(dev);
@@ -214,7 +218,7 @@ async fn restarts_in_three_seconds() {
     let program = &Binaries::get().expect("binaries").tidegate;
     let status = Command::new("/bin/sh").args(["-c", &script]).arg(program).output();
     let status = status.expect("it runs");
-    assert!(said(&status).contains("64 of 64 held"), "{}", said(&status));
+    assert!(output_text(&status).contains("64 of 64 held"), "{}", output_text(&status));
     let running = processes_of(&laptop.state());
     assert!(running.len() >= 2, "{running:?}");
     dev.kill();
@@ -270,7 +274,7 @@ async fn relays_socket_mode() {
         dev.log().contains("warning: the app has 2 connections").then_some(())
     })
     .await;
-    // A webhook of a workspace without a connection is not acknowledged, and the log says why.
+    // A webhook of a workspace without a connection is not acknowledged, and the log has the reason.
     let stranger = App { team: "T0OTHER".into(), ..laptop.app.clone() };
     let command = Webhook::command(&laptop.slack, &stranger, "C1", "U1", "/lobu", "help");
     let delivered = laptop.slack.deliver_by_socket("A0NEW", &command).await;
@@ -298,14 +302,18 @@ async fn rejects_wrong_secrets() {
         (&[], "App-level token (xapp-…) is missing, and there is no terminal to ask; pass"),
     ] {
         let ran = laptop.init(more);
-        assert!(!ran.status.success() && said(&ran).contains(expected), "{}", said(&ran));
+        assert!(
+            !ran.status.success() && output_text(&ran).contains(expected),
+            "{}",
+            output_text(&ran)
+        );
     }
     write("unknown", "xapp-unknown");
     let ran = laptop.init(&["--app-token", "file:unknown"]);
     assert!(
-        said(&ran).contains("Slack refused the app-level token (invalid_auth)"),
+        output_text(&ran).contains("Slack refused the app-level token (invalid_auth)"),
         "{}",
-        said(&ran)
+        output_text(&ran)
     );
     for (signing, bot, expected) in [
         ("file:short", "file:bot", "the signing secret is malformed"),
@@ -314,12 +322,20 @@ async fn rejects_wrong_secrets() {
     ] {
         let args = ["init", "--signing-secret", signing, "--bot-token", bot];
         let ran = laptop.tidegate(&[&args[..], &["--app-token", "file:app"]].concat());
-        assert!(!ran.status.success() && said(&ran).contains(expected), "{}", said(&ran));
+        assert!(
+            !ran.status.success() && output_text(&ran).contains(expected),
+            "{}",
+            output_text(&ran)
+        );
     }
     assert!(!laptop.run.path().join("tidegate.toml").exists());
     write("tidegate.toml", "");
     let ran = laptop.init(&["--app-token", "file:app"]);
-    assert!(said(&ran).contains("tidegate.toml exists; name another file"), "{}", said(&ran));
+    assert!(
+        output_text(&ran).contains("tidegate.toml exists; name another file"),
+        "{}",
+        output_text(&ran)
+    );
 }
 
 /// `init --base-url` needs no app-level token, and its manifest has the address of the connection.
@@ -327,7 +343,7 @@ async fn rejects_wrong_secrets() {
 async fn prints_webhook_urls() {
     let laptop = Laptop::new().await;
     let ran = laptop.init(&["--base-url", "https://gateway.example.com"]);
-    let text = said(&ran);
+    let text = output_text(&ran);
     assert!(ran.status.success(), "{text}");
     let file = std::fs::read_to_string(laptop.run.path().join("tidegate.toml")).expect("a file");
     let mut ids = file.lines().filter_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
@@ -373,7 +389,7 @@ async fn asks_for_secrets() {
     python.args(["init", "--name", "Helper", "--state"]).arg(laptop.state());
     python.envs(laptop.settings()).env("TERM", "xterm").current_dir(laptop.run.path());
     let ran = python.output().expect("python3");
-    let text = said(&ran);
+    let text = output_text(&ran);
     assert!(ran.status.success(), "{text}");
     assert!(text.contains("Slack accepts the tokens: app A0NEW"), "{text}");
     for secret in [&*laptop.app.secret, &*laptop.app.token, APP_TOKEN] {

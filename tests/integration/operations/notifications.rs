@@ -235,9 +235,9 @@ async fn notifies_of_changed_scopes() {
     let (before, after) = (data["before"].to_string(), data["after"].to_string());
     assert!(before.contains("files:read") && !after.contains("files:read"), "{data}");
     assert!(after.contains("chat:write"), "{data}");
-    let told = backend.kinds_of(&app);
-    let changes = told.iter().filter(|kind| *kind == "connection.scopes_changed").count();
-    assert_eq!(changes, 1, "{told:?}");
+    let kinds = backend.kinds_of(&app);
+    let changes = kinds.iter().filter(|kind| *kind == "connection.scopes_changed").count();
+    assert_eq!(changes, 1, "{kinds:?}");
 }
 
 /// Notifications to a failing backend are repeated with the same id and in order, while other

@@ -118,9 +118,9 @@ async fn process_again(recording: &Recording) -> Effects {
 }
 
 fn position_of(recording: &Recording, text: &str) -> usize {
-    let said = format!("\"text\":\"{text}\"");
-    let says = |m: &Recorded| String::from_utf8_lossy(&m.body).contains(&said);
-    recording.messages.iter().position(says).expect("a message")
+    let field = format!("\"text\":\"{text}\"");
+    let has_field = |m: &Recorded| String::from_utf8_lossy(&m.body).contains(&field);
+    recording.messages.iter().position(has_field).expect("a message")
 }
 
 /// A recording has the effects of its live run. A missing or swapped message causes exactly the
@@ -139,15 +139,16 @@ async fn reproduces_effects_exactly() {
     let id = app.connection;
     assert_eq!(live.0[&format!("binding {id} {} D1", app.team)], ["org-1/sample by U1"]);
     assert_eq!(live.0.keys().filter(|name| name.starts_with("claim ")).count(), 1);
-    let told = |effects: &Effects, channel: &str| {
-        let said = effects.0[&format!("told {} {channel}", app.team)].clone();
-        let said =
-            said.into_iter().filter_map(|line| Some(line.split_once("I heard: ")?.1.to_owned()));
-        said.map(|line| line.chars().take_while(|c| c.is_ascii_lowercase()).collect())
+    let answers_in = |effects: &Effects, channel: &str| {
+        let lines = effects.0[&format!("told {} {channel}", app.team)].clone();
+        let lines =
+            lines.into_iter().filter_map(|line| Some(line.split_once("I heard: ")?.1.to_owned()));
+        lines
+            .map(|line| line.chars().take_while(|c| c.is_ascii_lowercase()).collect())
             .collect::<Vec<String>>()
     };
     assert_eq!(
-        (told(&live, "D1"), told(&live, "D2")),
+        (answers_in(&live, "D1"), answers_in(&live, "D2")),
         (texts("one two three"), texts("four five"))
     );
 
@@ -169,7 +170,10 @@ async fn reproduces_effects_exactly() {
     tampered.messages.swap(four, five);
     let missing = tampered.messages.remove(position_of(&tampered, "two"));
     let other = process_again(&tampered).await;
-    assert_eq!((told(&other, "D1"), told(&other, "D2")), (texts("one three"), texts("five four")));
+    assert_eq!(
+        (answers_in(&other, "D1"), answers_in(&other, "D2")),
+        (texts("one three"), texts("five four"))
+    );
     let differences = again.differences(&other);
     let named: BTreeSet<&str> = differences.iter().map(|one| one.what.as_str()).collect();
     let (lost, swapped) = (missing.lane(), recording.messages[four].lane());
@@ -224,13 +228,13 @@ async fn rejects_invalid_recording() {
 /// Reports name missing, added and reordered lines with their counts.
 #[test]
 fn reports_differences() {
-    let effects = |said: &[&str], bound: &str, webhook: &str| {
-        let lines = [("told T1 D1", said), ("binding c T1 D1", &[bound]), (webhook, &["done"])];
+    let effects = |messages: &[&str], bound: &str, webhook: &str| {
+        let lines = [("told T1 D1", messages), ("binding c T1 D1", &[bound]), (webhook, &["done"])];
         let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
         Effects(lines.map(|(name, lines)| (name.to_owned(), owned(lines))).into())
     };
-    let (said, bound, webhook) = (["one", "two", "three"], "org/a by U1", "webhook k");
-    let before = effects(&said, bound, webhook);
+    let (messages, bound, webhook) = (["one", "two", "three"], "org/a by U1", "webhook k");
+    let before = effects(&messages, bound, webhook);
     assert_eq!(report(&before.differences(&before.clone())), "no difference");
     for (after, named) in [
         (
@@ -243,11 +247,11 @@ fn reports_differences() {
             "told T1 D1\n  + two\n1 in all: 1 told",
         ),
         (
-            effects(&said, "org/b by U1", webhook),
+            effects(&messages, "org/b by U1", webhook),
             "binding c T1 D1\n  - org/a by U1\n  + org/b by U1\n1 in all: 1 binding",
         ),
         (
-            effects(&said, bound, "webhook l"),
+            effects(&messages, bound, "webhook l"),
             "webhook k\n  - done\nwebhook l\n  + done\n2 in all: 2 webhook",
         ),
     ] {

@@ -14,19 +14,19 @@ use tests::{
 /// processed.
 async fn send_conversations(env: &TestEnv, app: &App) -> Vec<Webhook> {
     let message = |channel, text| Webhook::message(&env.slack, app, channel, "U1", text);
-    let said = vec![
+    let webhooks = vec![
         message("D1", "one"),
         message("D2", "two"),
         message("D1", "three"),
         Webhook::command(&env.slack, app, "D1", "U1", "/lobu", "help"),
     ];
-    for webhook in &said {
+    for webhook in &webhooks {
         assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
     }
-    for webhook in &said {
+    for webhook in &webhooks {
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    said
+    webhooks
 }
 
 fn json_lines(printed: &str) -> Vec<Value> {
@@ -59,9 +59,9 @@ async fn previews_before_apply() {
     let foreign = Webhook::command(&env.slack, &other, "D1", "U1", "/lobu", "help");
     env.send(&other, &foreign).await.expect("an answer");
     send_conversations(&env, &app).await;
-    let said = "select count(*) from outbox_log";
+    let sent = "select count(*) from outbox_log";
     eventually("all messages are sent", Duration::from_secs(20), async || {
-        (count_rows(&env, said).await == 5).then_some(())
+        (count_rows(&env, sent).await == 5).then_some(())
     })
     .await;
 
@@ -75,13 +75,13 @@ async fn previews_before_apply() {
         "of this connection alone, in order"
     );
     assert_eq!(env.agent.requests().len(), 3, "the agent is not called again");
-    assert_eq!(count_rows(&env, said).await, 5, "no message is sent again");
+    assert_eq!(count_rows(&env, sent).await, 5, "no message is sent again");
 
     let shown =
         json_lines(&stdout(&run_replay(&env, &app, &["--apply", "--name", "again", "--json"])));
     assert_eq!(shown.len(), 4, "{shown:?}");
     eventually("the agents' answers are sent again", Duration::from_secs(20), async || {
-        (count_rows(&env, said).await == 8).then_some(())
+        (count_rows(&env, sent).await == 8).then_some(())
     })
     .await;
     let asked = env.agent.requests();

@@ -83,11 +83,11 @@ async fn deletes_connection_everywhere() {
     let ran = env.try_tidegate(&["connections", "delete", &id]).expect("it runs");
     let error = String::from_utf8(ran.stderr).expect("text");
     assert!(!ran.status.success() && error.contains("--yes"), "{error}");
-    let said = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
+    let printed = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
     assert!(
-        said.contains("bindings: 1\nlink codes: 2\n")
-            && said.contains("webhooks in the stream: 2\n"),
-        "{said}"
+        printed.contains("bindings: 1\nlink codes: 2\n")
+            && printed.contains("webhooks in the stream: 2\n"),
+        "{printed}"
     );
     let gone = try_eventually("no row names the connection", TIMEOUT, async || {
         tables_naming(&env, &id).await.is_empty().then_some(())
@@ -160,8 +160,8 @@ impl Tenants {
         let preview = App { org: victim.org.clone(), ..preview.await.expect("a connection") };
         let code = env.create_link_code(&victim, &[Surface::Channel]).await.expect("a code");
         let tenants = Self { env, victim, preview, attacker, twin, agent };
-        let said = tenants.command(&tenants.victim, "UOWNER", &format!("link {code}")).await;
-        assert!(said.starts_with("Linked."), "{said}");
+        let reply = tenants.command(&tenants.victim, "UOWNER", &format!("link {code}")).await;
+        assert!(reply.starts_with("Linked."), "{reply}");
         eventually("the binding is announced", TIMEOUT, async || {
             let known = "select 1 from known_channels where connection_id = $1
                             and not exists (select from outbox)";
@@ -194,10 +194,10 @@ impl Tenants {
         let rows: Vec<String> =
             rows.bind(&ids[..]).fetch_all(&env.pool).await.expect("connections");
         state.extend(rows);
-        let said = env.slack.calls_of("chat.postMessage").into_iter();
-        let said = said.filter(|call| call.token.as_deref() == Some(&victim.token)).count();
+        let posted = env.slack.calls_of("chat.postMessage").into_iter();
+        let posted = posted.filter(|call| call.token.as_deref() == Some(&victim.token)).count();
         let asked = self.agent.requests().len();
-        state.push(format!("{said} messages with its token, {asked} requests to its agent"));
+        state.push(format!("{posted} messages with its token, {asked} requests to its agent"));
         state
     }
 
@@ -250,10 +250,10 @@ impl Tenants {
         if answer.status != 200 {
             return format!("{}, not stored", answer.status);
         }
-        let told = self.env.slack.wait_for_receipt("the reply to the command", |r| {
+        let reply = self.env.slack.wait_for_receipt("the reply to the command", |r| {
             webhook.response_url.ends_with(&r.to)
         });
-        told.await.text().to_owned()
+        reply.await.text().to_owned()
     }
 
     /// Creates a link code of an organization's agent.
@@ -332,17 +332,17 @@ impl Tenants {
         let ids = [victim, twin].map(|app| app.connection.to_string());
         let statement = "update link_codes set connection_id = $1 where connection_id = $2";
         assert_eq!(self.execute(statement, &[&ids[0], &ids[1]]).await, 1);
-        let said = self.command(victim, "U3", &format!("link {code}")).await;
+        let reply = self.command(victim, "U3", &format!("link {code}")).await;
         let statement = "delete from link_codes where connection_id = $1 and consumed_at is null";
         self.execute(statement, &[&ids[0]]).await;
-        said
+        reply
     }
 
     async fn use_code_of_victim(&self) -> String {
         let code = self.code(&self.victim.org, agent_id(), Some(self.victim.connection)).await;
-        let said = self.command(&self.attacker, "U4", &format!("link {code}")).await;
+        let reply = self.command(&self.attacker, "U4", &format!("link {code}")).await;
         self.remove_unused_code().await;
-        said
+        reply
     }
 
     async fn link_own_app(&self) -> String {
@@ -359,28 +359,28 @@ impl Tenants {
             "user_team": attacker.team, "channel_type": "channel",
             "text": format!("/lobu link {code}") });
         env.send(victim, &self.event(victim, inner)).await.expect("an answer");
-        let told = try_eventually("the guest gets a notice", TIMEOUT, async || {
-            let mut told = env.slack.receipts();
-            told.retain(|r| r.by == "chat.postEphemeral" && r.body["user"] == "UGUEST");
-            told.pop().map(|told| told.text().to_owned())
+        let notice = try_eventually("the guest gets a notice", TIMEOUT, async || {
+            let mut notice = env.slack.receipts();
+            notice.retain(|r| r.by == "chat.postEphemeral" && r.body["user"] == "UGUEST");
+            notice.pop().map(|notice| notice.text().to_owned())
         });
-        let told = told.await.unwrap_or_else(|late| late.to_string());
+        let notice = notice.await.unwrap_or_else(|late| late.to_string());
         self.remove_unused_code().await;
-        told
+        notice
     }
 
     async fn notify_channel(&self) -> String {
         let Self { env, attacker, preview, .. } = self;
         let code = self.code(&attacker.org, agent_id(), None).await;
-        let said = self.command(preview, "U7", &format!("link {code}")).await;
-        if !said.starts_with("Linked.") {
-            return said;
+        let reply = self.command(preview, "U7", &format!("link {code}")).await;
+        if !reply.starts_with("Linked.") {
+            return reply;
         }
         let webhook = Webhook::message(&env.slack, preview, "C1", "U7", "hi <!channel>");
         env.send(preview, &webhook).await.expect("an answer");
-        let heard =
+        let answer =
             env.slack.wait_for_receipt("an answer", |r| r.text().starts_with("I heard: hi"));
-        heard.await.text().to_owned()
+        answer.await.text().to_owned()
     }
 
     async fn send_forwarded(&self) -> String {
