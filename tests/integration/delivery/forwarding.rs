@@ -266,7 +266,7 @@ async fn reports_late_acknowledgement() {
     assert_eq!((late.requests().len(), env.slack.receipts().len()), (1, 1));
 }
 
-/// The answer to a click in a legacy message replaces that message.
+/// The answer to a click in a legacy message is in Slack's response, or replaces the message later.
 #[tokio::test]
 async fn relays_answer_to_legacy_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -160,8 +160,8 @@ fn sets_valid_settings_in_compose() {
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
-/// A process of the compose file has the keys of its role only, no superuser of Postgres, and no port
-/// for other machines. Agents reach neither NATS nor Postgres.
+/// A process of the compose file has the keys of its role only, no superuser of Postgres, and no
+/// port for other machines. Agents reach neither NATS nor Postgres.
 #[test]
 fn separates_roles_in_compose() {
     let names = |list: &Value| -> BTreeSet<String> {

@@ -316,8 +316,8 @@ async fn restricts_reader_in_postgres() {
     assert!(ran.status.code() == Some(1) && stderr.contains("permission denied"), "{stderr}");
 }
 
-/// The control API changes no connection's app, creates no API key or lease, and reads no secret but
-/// sealed ones.
+/// The control API changes no connection's app, creates no API key or lease, and reads no secret
+/// but sealed ones.
 #[tokio::test]
 async fn restricts_control_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");

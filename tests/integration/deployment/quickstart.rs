@@ -146,7 +146,8 @@ impl Machine {
         })
     }
 
-    /// Returns the environment that systemd gives to a unit. Credentials are copied, as systemd does.
+    /// Returns the environment that systemd gives to a unit. Credentials are copied, as systemd
+    /// does.
     fn environment(&self, unit: &str) -> Vec<(String, String)> {
         let folder = self.path(&format!("credentials/{unit}"));
         std::fs::create_dir_all(&folder).expect("a folder");

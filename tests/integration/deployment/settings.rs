@@ -204,9 +204,9 @@ fn rejects_secrets_as_arguments() {
     );
 }
 
-/// `--help` of ingest and worker names their settings and those of logs and traces.
+/// `--help` of ingest and worker shows settings of the program, of logs and of traces.
 #[test]
-fn documents_every_setting_in_help() {
+fn shows_settings_in_help() {
     for (program, setting) in [("ingest", "TIDEGATE_HTTP_LISTEN"), ("worker", "TIDEGATE_LEASE_TTL")]
     {
         let binaries = Binaries::get().expect("binaries");

@@ -145,7 +145,8 @@ fn bodies(id: &str, own: &Ids, foreign: &Ids, in_path: bool) -> Vec<Value> {
         // It needs a key of all organizations (`declarations::rejects_key_of_organization`).
         "applyDeclarations" => {}
         "createInstallLink" => benign(json!({ "app": own.app, "agent": agent })),
-        // Moving an own connection needs a key of all organizations (`install::moves_connection_to_organization`).
+        // Moving an own connection needs a key of all organizations
+        // (`install::moves_connection_to_organization`).
         "moveConnection" => benign(json!({ "organization": own.org, "agent": agent })),
         "createConnection" => {
             let new = |org: &str| json!({ "organization": org, "app": "AMINE", "team": "TMINE", "signing_secret": "mine" });

@@ -1,5 +1,5 @@
-//! Installations, re-installations, removals and token refreshes of many workspaces at once, under a
-//! load of questions.
+//! Installations, re-installations, removals and token refreshes of many workspaces at once, under
+//! a load of questions.
 
 use futures_util::future::join_all;
 use reqwest::StatusCode;

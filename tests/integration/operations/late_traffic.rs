@@ -50,8 +50,8 @@ async fn deletes_rows_after_deletion() {
     assert_eq!(count(&env, left, &other.connection.to_string()).await, 12_061);
 }
 
-/// Traffic of a connection that was deleted days ago, while no worker ran, is deleted. Afterwards the
-/// connection is not visited again.
+/// Traffic of a connection that was deleted days ago, while no worker ran, is deleted. Afterwards
+/// the connection is not visited again.
 #[tokio::test]
 async fn deletes_rows_of_old_deletion() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -78,8 +78,8 @@ async fn deletes_rows_of_old_deletion() {
     .await;
 }
 
-/// No statement of a deletion or erasure changes more rows of a table than a step: it would reach its
-/// timeout each time.
+/// No statement of a deletion or erasure changes more rows of a table than a step: it would reach
+/// its timeout each time.
 #[tokio::test]
 async fn deletes_in_bounded_steps() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };

@@ -1,5 +1,5 @@
-//! `tidegate dev`, `init` and `listen`: a deployment on this machine, a real workspace by Socket Mode,
-//! and webhooks of production on a laptop.
+//! `tidegate dev`, `init` and `listen`: a deployment on this machine, a real workspace by Socket
+//! Mode, and webhooks of production on a laptop.
 
 use serde_json::json;
 use std::{
@@ -274,7 +274,8 @@ async fn relays_socket_mode() {
         dev.log().contains("warning: the app has 2 connections").then_some(())
     })
     .await;
-    // A webhook of a workspace without a connection is not acknowledged, and the log has the reason.
+    // A webhook of a workspace without a connection is not acknowledged, and the log has the
+    // reason.
     let stranger = App { team: "T0OTHER".into(), ..laptop.app.clone() };
     let command = Webhook::command(&laptop.slack, &stranger, "C1", "U1", "/lobu", "help");
     let delivered = laptop.slack.deliver_by_socket("A0NEW", &command).await;
