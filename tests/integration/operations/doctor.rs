@@ -18,7 +18,8 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: true };
 
-/// Runs `tidegate doctor`. Blocks: the simulated Slack needs another thread.
+/// Runs `tidegate doctor`. Returns whether it has no problem except missing processes, and all
+/// findings. Blocks the thread.
 fn run_doctor(env: &TestEnv, args: &[&str]) -> (bool, Vec<Value>) {
     let ran = env.try_tidegate(&[&["doctor", "--json"], args].concat()).expect("it runs");
     let out = String::from_utf8(ran.stdout).expect("text");
@@ -44,8 +45,8 @@ fn failed_findings(found: &[Value]) -> Vec<String> {
     .collect()
 }
 
-/// A healthy deployment has no finding. A slash command that points at the previous deployment is
-/// one.
+/// `doctor` has no finding for a healthy deployment, and one for a slash command that is sent to
+/// another address.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_wrong_command_url() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -64,7 +65,7 @@ async fn finds_wrong_command_url() {
     let file = env.write("app.json", &manifest).expect("written");
     let look = [&["--manifest", file.to_str().expect("UTF-8")], &reached[..]].concat();
     let (ok, found) = run_doctor(&env, &look);
-    assert!(ok, "our own manifest is good: {found:?}");
+    assert!(ok, "the generated manifest has a finding: {found:?}");
     let right = format!("\"url\": \"https://gw.example.com/api/v1/webhooks/{id}\"");
     assert!(manifest.contains(&right), "{manifest}");
     env.write(
@@ -82,7 +83,8 @@ async fn finds_wrong_command_url() {
     );
 }
 
-/// Such a connection loses its webhooks: ingest drops what names another app or workspace.
+/// `doctor` finds a connection whose token is of another app or workspace: ingest would drop its
+/// webhooks.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_connection_of_other_app() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -108,10 +110,10 @@ async fn finds_connection_of_other_app() {
         (&other_team, "team", format!("T9{}", &other_team.team[1..]), &other_team.team),
     ] {
         let id = app.connection;
-        let said = format!(
+        let expected = format!(
             "slack: connection {id} is declared for {what} {declared}, and its token is of {what} {actual}"
         );
-        assert!(bad.iter().any(|bad| bad.starts_with(&said)), "{said}: {bad:?}");
+        assert!(bad.iter().any(|bad| bad.starts_with(&expected)), "{expected}: {bad:?}");
     }
 
     env.set("TIDEGATE_SLACK_API_URL", "http://127.0.0.1:1/api/");
@@ -127,7 +129,7 @@ async fn finds_connection_of_other_app() {
     );
 }
 
-/// An outdated directory, a missing schema and unavailable servers are each found.
+/// `doctor` finds an outdated directory, a missing schema, and unavailable servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_outages_and_old_data() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -206,6 +208,8 @@ async fn enable_tls(env: &TestEnv) -> PathBuf {
     folder
 }
 
+/// The certificate of Postgres is verified if the URL asks for it or the host is not this machine:
+/// another authority or host name is a finding.
 #[tokio::test(flavor = "multi_thread")]
 async fn verifies_certificate_of_postgres() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
