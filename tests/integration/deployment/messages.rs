@@ -114,7 +114,7 @@ async fn disable_without_nats_says_so() {
     let id = app.connection.to_string();
     let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
     let said = stderr(&ran);
-    let says = format!("connection {id} is disabled in Postgres, but ingests do not know it yet");
+    let says = format!("connection {id} is disabled in Postgres, but not on every ingest");
     assert!(said.starts_with(&says) && said.contains(&env.nats.url()[7..]), "{said}");
     assert_eq!(ran.status.code(), Some(1), "{said}");
     let status: String = sqlx::query_scalar("select status from connections where id = $1")
