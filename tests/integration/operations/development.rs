@@ -33,7 +33,7 @@ async fn tests_agent_without_deployment() {
         assert!(asked.headers.contains_key(header), "{header}");
     }
     for (text, problem) in [
-        ("json nonsense", "it is no JSON object"),
+        ("json nonsense", "not a JSON object"),
         ("json {\"text\":1}", "field text has a wrong type"),
         ("poison", "422"),
     ] {

@@ -7,13 +7,13 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
 use tests::{
     eventually::eventually,
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
 };
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: true };
@@ -259,7 +259,8 @@ async fn start_chunking_proxy(target: String) -> u16 {
             }
             let text = String::from_utf8(request).expect("text").to_lowercase();
             let text = text.replace("content-length: 2", "transfer-encoding: chunked");
-            let text = text.replace("\r\n\r\n{}", "\r\nconnection: close\r\n\r\n2\r\n{}\r\n0\r\n\r\n");
+            let text =
+                text.replace("\r\n\r\n{}", "\r\nconnection: close\r\n\r\n2\r\n{}\r\n0\r\n\r\n");
             let mut far = TcpStream::connect(&target).await.expect("ingest");
             far.write_all(text.as_bytes()).await.expect("sent");
             tokio::io::copy(&mut far, &mut near).await.expect("a response");

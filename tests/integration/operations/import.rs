@@ -77,7 +77,7 @@ async fn imports_installations_of_bolt() {
     let first = import(&[]);
     let found = reports(&first);
     assert_eq!(outcomes(&found), expected);
-    assert_eq!(found[2]["note"], "Slack refuses the token: invalid_auth");
+    assert_eq!(found[2]["note"], "Slack rejects the token: invalid_auth");
     assert_eq!(found[3]["note"], "the token belongs to another workspace");
     assert_eq!((&found[4]["row"], &found[4]["note"]), (&json!("5"), &json!("no bot token")));
     for (n, team) in [(0, "T771"), (1, "T772")] {

@@ -161,7 +161,7 @@ async fn leads_newcomer_to_answer() {
         "\"socket_mode_enabled\": true",
         "Slack accepts the tokens: app A0NEW, workspace T0NEW",
         "tidegate dev applies tidegate.toml when it starts",
-        "Run tidegate dev --slack. Then type in Slack: a direct message to Helper, or /lobu help.",
+        "Run tidegate dev --slack. Then send in Slack: a direct message to Helper, or /lobu help.",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
@@ -199,7 +199,7 @@ async fn restarts_in_three_seconds() {
     let dev = laptop.dev(&[]).await;
     let refused = laptop.tidegate(&["dev", "--state", &laptop.state().display().to_string()]);
     assert!(
-        output_text(&refused).contains("tidegate dev runs already in"),
+        output_text(&refused).contains("tidegate dev is already running in"),
         "{}",
         output_text(&refused)
     );
@@ -285,7 +285,7 @@ async fn relays_socket_mode() {
     laptop.slack.switch_sockets_off("A0NEW");
     let status = dev.wait(TIMEOUT).await.expect("it ends");
     assert_eq!(status.code(), Some(1));
-    assert!(dev.log().contains("Socket Mode is off; switch it on"), "{}", dev.log());
+    assert!(dev.log().contains("Socket Mode is disabled; enable it"), "{}", dev.log());
 }
 
 /// `init` names a wrong or missing secret with its remedy, and writes nothing.
@@ -312,14 +312,14 @@ async fn rejects_wrong_secrets() {
     write("unknown", "xapp-unknown");
     let ran = laptop.init(&["--app-token", "file:unknown"]);
     assert!(
-        output_text(&ran).contains("Slack refused the app-level token (invalid_auth)"),
+        output_text(&ran).contains("Slack rejected the app-level token (invalid_auth)"),
         "{}",
         output_text(&ran)
     );
     for (signing, bot, expected) in [
         ("file:short", "file:bot", "the signing secret is malformed"),
         ("file:signing", "file:app", "does not begin with xoxb-"),
-        ("file:signing", "file:revoked", "Slack refused the bot token (invalid_auth)"),
+        ("file:signing", "file:revoked", "Slack rejected the bot token (invalid_auth)"),
     ] {
         let args = ["init", "--signing-secret", signing, "--bot-token", bot];
         let ran = laptop.tidegate(&[&args[..], &["--app-token", "file:app"]].concat());
@@ -333,7 +333,7 @@ async fn rejects_wrong_secrets() {
     write("tidegate.toml", "");
     let ran = laptop.init(&["--app-token", "file:app"]);
     assert!(
-        output_text(&ran).contains("tidegate.toml exists; name another file"),
+        output_text(&ran).contains("tidegate.toml exists; pass another file"),
         "{}",
         output_text(&ran)
     );
@@ -443,7 +443,7 @@ async fn mirrors_webhooks_in_order() {
     let args = ["listen", "--connection", &connection, "--forward", &url, "--count", "9"];
     let listen = env.start_tidegate("listen", &args).expect("it starts");
     eventually("tidegate listen is ready", TIMEOUT, async || {
-        listen.log().contains("answers are shown, not sent").then_some(())
+        listen.log().contains("responses are printed, not sent").then_some(())
     })
     .await;
     let mut bodies = Vec::new();

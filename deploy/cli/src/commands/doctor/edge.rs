@@ -22,7 +22,8 @@ pub(super) async fn check(url: &str, findings: &mut Vec<Finding>) -> anyhow::Res
     findings.push(match sent {
         Ok(response) => refusal(url, response.status().as_u16()),
         Err(error) => {
-            let cause = error.source().map_or_else(|| "no response".to_owned(), ToString::to_string);
+            let cause =
+                error.source().map_or_else(|| "no response".to_owned(), ToString::to_string);
             Finding::problem(
                 COMPONENT,
                 format!("{url} does not answer within 3 s: {cause}"),

@@ -1,6 +1,7 @@
 //! `tidegate doctor`: finds problems of a deployment and of a Slack app, and prints remedies.
 //!
-//! Reads only, except with `--fix`, and asks Slack with the tokens of connections. Exits 1 if a finding is a problem.
+//! Changes nothing without `--fix`. Calls Slack with the tokens of connections. Exits 1 if a
+//! finding is a problem.
 
 mod app;
 mod clock;
@@ -21,7 +22,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use std::{fs, path::PathBuf, time::Duration};
 
-/// Maximum time for a response of a server.
+/// Maximum time for a response of NATS or Postgres.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Arguments of `tidegate doctor`.
@@ -35,7 +36,7 @@ pub struct Doctor {
     /// Send a request to --base-url, and check that it reaches ingest as it was sent.
     #[arg(long, requires = "base_url")]
     probe: bool,
-    /// Repair what is safe to repair: entries of the directory that are older than Postgres.
+    /// Rewrite entries of the directory that are older than Postgres.
     #[arg(long)]
     fix: bool,
     /// Print JSON, one finding per line.
@@ -53,11 +54,11 @@ pub struct Doctor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
-    /// As it should be.
+    /// No problem found.
     Good,
-    /// Works, but a person should look at it.
+    /// Works, but needs attention.
     Warning,
-    /// Does not work, or will stop to work.
+    /// Does not work, or will stop working.
     Problem,
 }
 
@@ -65,10 +66,10 @@ enum Level {
 #[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
-    /// Checked component, as `nats` or `postgres`.
+    /// Checked component, for example `nats` or `postgres`.
     component: &'static str,
     summary: String,
-    /// Remedy. Empty if nothing has to be done.
+    /// Remedy. Empty if the level is `Good`.
     remedy: String,
 }
 
@@ -115,9 +116,8 @@ impl Doctor {
     pub async fn run(self) -> anyhow::Result<()> {
         let mut findings = Vec::new();
         if let Some(file) = &self.manifest {
-            let text = fs::read_to_string(file).with_context(|| {
-                format!("failed to read {}; name the manifest with --manifest", file.display())
-            })?;
+            let text = fs::read_to_string(file)
+                .with_context(|| format!("failed to read {}; check --manifest", file.display()))?;
             findings.extend(app::check(
                 &text,
                 &self.app.slash_command,
