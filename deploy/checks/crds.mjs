@@ -1,10 +1,10 @@
-// Validates what is no part of Kubernetes itself: Gateway, HTTPRoute, ScaledObject, PodMonitor, PrometheusRule, by their published schemas.
+// Validates custom resources (Gateway, HTTPRoute, ScaledObject, PodMonitor, PrometheusRule) against their published schemas.
 //
-// In: a JSON array of objects on standard input. Out: a line for each that is wrong, and for each kind nobody knows. Runs in the folder
-// that has the schemas' packages: deploy/check copies it there.
+// Reads a JSON array of objects from standard input. Prints one line per invalid object or unknown kind, and then exits with 1.
+// deploy/check copies the script to the folder with the packages of the schemas.
 //
-// The schemas allow fields that they do not name, which the API server drops: a misspelt field would have no effect. So the objects record
-// which fields their schema reads, and a field that was not read is wrong.
+// The schemas allow unknown fields, which the API server drops, so a misspelt field would have no effect. So the script records
+// which fields a schema reads, and reports the others as errors.
 
 import { readFileSync } from "node:fs";
 
@@ -14,7 +14,7 @@ const packages = {
   "monitoring.coreos.com/v1": "@kubernetes-models/prometheus-operator",
 };
 
-// Returns an object or array that records the paths of the fields that are read.
+// Returns a proxy of an object or array that adds the paths of fields that are read to `read`.
 function recording(value, path, read) {
   if (value === null || typeof value !== "object") return value;
   return new Proxy(value, {
@@ -26,7 +26,7 @@ function recording(value, path, read) {
   });
 }
 
-// Returns the paths of the fields that were not read. Fields below one are left out.
+// Returns the paths of fields that were not read, without the fields inside them.
 function unread(value, path, read) {
   if (value === null || typeof value !== "object") return [];
   return Object.keys(value).flatMap((key) => {
@@ -44,7 +44,7 @@ for (const object of JSON.parse(readFileSync(0, "utf8"))) {
     if (!models) throw new Error(`no schema for ${object.apiVersion}`);
     const model = await import(`${models}/${object.apiVersion}/${object.kind}`);
     const checked = new model[object.kind](object);
-    // Only now: the model copies what it is made of.
+    // After the constructor, because it copies the object.
     const read = new Set();
     for (const key of Object.keys(object)) checked[key] = recording(object[key], `.${key}`, read);
     checked.validate();

@@ -1,6 +1,7 @@
-"""Rendered manifests on standard input; as JSON, those whose kinds are neither Kubernetes's own nor Envoy Gateway's on standard output.
+"""Prints the custom resources of rendered manifests as a JSON array, for crds.mjs.
 
-Envoy Gateway publishes its schemas in no package registry: its kinds are validated here, by envoy_gateway.json.
+Reads YAML from standard input. Validates objects of Envoy Gateway itself, against envoy_gateway.json, and does not print them: their
+schemas are in no package registry.
 """
 
 import json
@@ -10,21 +11,21 @@ import sys
 import jsonschema
 import yaml
 
-FOREIGN = {"gateway.networking.k8s.io/v1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1"}
+CUSTOM = {"gateway.networking.k8s.io/v1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1"}
 ENVOY = "gateway.envoyproxy.io/v1alpha1"
 
 schemas = json.loads(pathlib.Path(__file__).with_name("envoy_gateway.json").read_text())
 documents = [document for document in yaml.safe_load_all(sys.stdin) if document]
-foreign = [document for document in documents if document["apiVersion"] in FOREIGN]
-if not foreign:
-    sys.exit("no object of a foreign kind was rendered")
-wrong = []
+custom = [document for document in documents if document["apiVersion"] in CUSTOM]
+if not custom:
+    sys.exit("the manifests have no custom resources")
+problems = []
 for document in documents:
     if document["apiVersion"] == ENVOY:
         kind, name = document["kind"], document["metadata"]["name"]
         schema = {"$defs": schemas["$defs"], "$ref": f"#/$defs/{kind}"}
         errors = jsonschema.Draft202012Validator(schema).iter_errors(document["spec"])
-        wrong += [f"{kind} {name}: {error.json_path}: {error.message}" for error in errors]
-if wrong:
-    sys.exit("\n".join(wrong))
-json.dump(foreign, sys.stdout)
+        problems += [f"{kind} {name}: {error.json_path}: {error.message}" for error in errors]
+if problems:
+    sys.exit("\n".join(problems))
+json.dump(custom, sys.stdout)

@@ -1,4 +1,4 @@
-"""Rendered manifests on standard input; the one of this kind and name as JSON on standard output."""
+"""Prints the object of this kind and name as JSON. Reads rendered manifests from standard input."""
 
 import json
 import sys
@@ -11,4 +11,4 @@ for document in yaml.safe_load_all(sys.stdin):
         json.dump(document, sys.stdout)
         break
 else:
-    sys.exit(f"no {kind} {name} was rendered")
+    sys.exit(f"the manifests have no {kind} {name}")

@@ -1,7 +1,7 @@
-"""A sample agent: repeats the message. In any language an agent is one HTTP handler; this one needs no package.
+"""Sample agent that repeats each message. An agent is one HTTP handler, in any language; this one needs no package.
 
-Tidegate POSTs {"type":"message","text":…,…} and sends the "text" of the answer to Slack. It repeats a question whose answer was lost,
-with the same idempotency-key; an agent with effects must store the keys that it has processed.
+Tidegate POSTs {"type":"message","text":…,…} and sends the "text" of the response to Slack. It retries a request whose response was lost
+with the same idempotency-key, so an agent with side effects must store the keys that it has processed.
 """
 
 import json

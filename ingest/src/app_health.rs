@@ -1,9 +1,9 @@
 //! Failure ratio of each Slack app over the last hour, as Slack counts it.
 //!
 //! Slack disables the events of an app in all workspaces when over 95 % of its deliveries failed
-//! within 60 minutes, from 1,000 deliveries per hour on (docs.slack.dev/apis/events-api). Apps over
-//! half of that ratio are counted, and logged once a minute. Readiness does not depend on it: one
-//! ingest less improves nothing.
+//! within 60 minutes, from 1,000 deliveries per hour (docs.slack.dev/apis/events-api). Apps above
+//! half of both limits are counted, and logged once a minute. Readiness does not depend on them:
+//! removing an ingest from the load balancer would not help.
 
 use shared::domain::AppId;
 use std::{
@@ -19,7 +19,7 @@ const MINUTES: usize = 60;
 const MAX_FAILURE_RATIO: f64 = 0.95;
 /// Deliveries per hour below which Slack never disables an app.
 const MIN_DELIVERIES: u64 = 1_000;
-/// Maximum apps that are watched.
+/// Maximum number of apps that are tracked. Further apps are ignored.
 const MAX_APPS: usize = 20_000;
 
 /// Deliveries and failures of all apps in the last hour.
@@ -82,7 +82,7 @@ impl AppHealth {
         }
         minute.deliveries = minute.deliveries.saturating_add(1);
         if success {
-            return; // the ratio did not rise, and adding up an hour reads a kilobyte
+            return; // the ratio did not rise, so the totals are not needed
         }
         minute.failures = minute.failures.saturating_add(1);
         let totals = hour.totals(number);

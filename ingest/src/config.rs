@@ -16,10 +16,10 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 #[derive(Debug, Parser)]
 #[command(name = "ingest", version, after_help = TRACE_SETTINGS)]
 pub struct Config {
-    /// Address and port for Slack's webhooks.
+    /// Address and port of the public HTTP listener.
     #[arg(long, env = "TIDEGATE_HTTP_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub http_listen: SocketAddr,
-    /// Address and port for health and metrics; not for the public.
+    /// Address and port for health and metrics; not public.
     #[arg(
         long,
         env = "TIDEGATE_ADMIN_LISTEN",
@@ -27,8 +27,8 @@ pub struct Config {
         default_value = "0.0.0.0:9090"
     )]
     pub admin_listen: SocketAddr,
-    /// Keyring that unseals signing secrets, as k2:<base64>,k1:<base64>, file:<path> or
-    /// exec:<command>; the same as that of the workers.
+    /// Keyring of signing secrets, as k2:<base64>,k1:<base64>, file:<path> or exec:<command>; the
+    /// same for ingest, workers and control.
     #[arg(
         long,
         env = "TIDEGATE_SIGNING_SECRET_KEYRING",
@@ -37,23 +37,23 @@ pub struct Config {
         hide_env_values = true
     )]
     pub signing_secret_keyring: KeyRing,
-    /// Signing secrets of shared apps that are not declared, newest first, comma-separated, each as
-    /// <app id>:<secret> or <app id>:file:<path>; without any and without declared apps,
-    /// /slack/events is closed.
+    /// Signing secrets of shared apps that are not declared: comma-separated <app id>:<secret> or
+    /// <app id>:file:<path>, newest first. Without any and without declared apps, /slack/events
+    /// responds 404.
     #[arg(
         long,
         env = "TIDEGATE_SHARED_SIGNING_SECRETS",
         value_name = "SECRETS",
         value_delimiter = ',',
-        value_parser = shared_signing_secret,
+        value_parser = parse_shared_signing_secret,
         hide_env_values = true
     )]
     pub shared_signing_secrets: Vec<(AppId, Secret)>,
-    /// Maximum HTTP connections; more wait in the kernel's queue.
+    /// Maximum HTTP connections; others wait in the kernel's accept queue.
     #[arg(long, env = "TIDEGATE_HTTP_MAX_CONNECTIONS", value_name = "N", default_value_t = 2_500,
           value_parser = parse_connections)]
     pub http_max_connections: usize,
-    /// Maximum bytes of bodies that are not verified yet; more are answered 503.
+    /// Maximum bytes of unverified bodies; requests above it get 503.
     #[arg(
         long,
         env = "TIDEGATE_HTTP_MAX_UNVERIFIED_BYTES",
@@ -62,11 +62,11 @@ pub struct Config {
         value_parser = parse_size
     )]
     pub http_max_unverified_bytes: usize,
-    /// Maximum verified webhooks in flight; more are answered 503.
+    /// Maximum verified webhooks in flight; requests above it get 503.
     #[arg(long, env = "TIDEGATE_HTTP_MAX_IN_FLIGHT", value_name = "N", default_value_t = 2_000,
           value_parser = parse_connections)]
     pub http_max_in_flight: usize,
-    /// Maximum bytes of the bodies of webhooks in flight; more are answered 503.
+    /// Maximum body bytes of webhooks in flight; requests above it get 503.
     #[arg(
         long,
         env = "TIDEGATE_HTTP_MAX_IN_FLIGHT_BYTES",
@@ -78,7 +78,7 @@ pub struct Config {
     /// Quotas per connection and workspace.
     #[command(flatten)]
     pub quota: QuotaConfig,
-    /// Time that webhooks are still accepted after SIGTERM, until the load balancer has noticed.
+    /// Time after SIGTERM for which requests are still accepted, so that load balancers can react.
     #[arg(
         long,
         env = "TIDEGATE_DRAIN_PERIOD",
@@ -95,11 +95,11 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
 }
 
-/// Settings of the quotas, which all ingests share. Slack's own maximum is 30,000 events per hour,
+/// Settings of the quotas, which all ingests share. Slack's own limit is 30,000 events per hour,
 /// workspace and app.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct QuotaConfig {
-    /// Webhooks per second of a connection and workspace, of all ingests together.
+    /// Maximum webhooks per second of a connection and workspace, across all ingests.
     #[arg(
         long,
         env = "TIDEGATE_QUOTA_WEBHOOKS_PER_SECOND",
@@ -108,7 +108,7 @@ pub struct QuotaConfig {
         value_parser = parse_rate
     )]
     pub quota_webhooks_per_second: NonZeroU32,
-    /// Maximum webhooks of a connection and workspace at once.
+    /// Maximum burst of webhooks of a connection and workspace.
     #[arg(
         long,
         env = "TIDEGATE_QUOTA_MAX_WEBHOOK_BURST",
@@ -117,7 +117,7 @@ pub struct QuotaConfig {
         value_parser = parse_rate
     )]
     pub quota_max_webhook_burst: NonZeroU32,
-    /// Bytes of bodies per second of a connection and workspace, of all ingests together.
+    /// Maximum body bytes per second of a connection and workspace, across all ingests.
     #[arg(
         long,
         env = "TIDEGATE_QUOTA_BYTES_PER_SECOND",
@@ -126,7 +126,7 @@ pub struct QuotaConfig {
         value_parser = parse_byte_rate
     )]
     pub quota_bytes_per_second: NonZeroU32,
-    /// Maximum bytes of a connection and workspace at once.
+    /// Maximum burst of body bytes of a connection and workspace.
     #[arg(
         long,
         env = "TIDEGATE_QUOTA_MAX_BYTE_BURST",
@@ -149,18 +149,18 @@ impl QuotaConfig {
     }
 }
 
-/// Program, runtime, NATS client, and the tables of lookups, quotas and app health.
+/// Memory of the program, runtime, NATS client, and the tables of lookups, quotas and app health.
 const BASE_BYTES: usize = 48 << 20;
-/// Directory of 100,000 connections.
+/// Memory of a directory with 100,000 connections.
 const DIRECTORY_BYTES: usize = 128 << 20;
-/// Buffers of an HTTP connection: a head, unread responses, and its task.
+/// Memory of an HTTP connection: buffer of the head, unsent responses, and its task.
 const CONNECTION_BYTES: usize = 2 * HEAD_BYTES_MAX + 2 * HEAD_BYTES_MAX + (8 << 10);
 /// Copies of a body in flight: as received, decoded, and sent up to twice to NATS.
 const IN_FLIGHT_COPIES: usize = 4;
 
 impl Config {
-    /// Returns the memory that the settings allow, in bytes. The memory limit of a container is
-    /// above it.
+    /// Returns the maximum memory under these settings, in bytes. The memory limit of a container
+    /// must be higher.
     pub fn memory_max(&self) -> usize {
         BASE_BYTES
             + DIRECTORY_BYTES
@@ -170,18 +170,18 @@ impl Config {
     }
 }
 
-/// Maximum of a rate or burst: a token of a quota lasts for a nanosecond or longer.
+/// Maximum rate or burst: a quota replenishes at most one token per nanosecond.
 const RATE_MAX: u64 = 1_000_000_000;
 
 fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
-    rate(text.parse().map_err(|_| "expected a number")?)
+    parse_positive(text.parse().map_err(|_| "expected a number")?)
 }
 
 fn parse_byte_rate(text: &str) -> Result<NonZeroU32, String> {
-    rate(config::parse_bytes(text)?)
+    parse_positive(config::parse_bytes(text)?)
 }
 
-fn rate(number: u64) -> Result<NonZeroU32, String> {
+fn parse_positive(number: u64) -> Result<NonZeroU32, String> {
     let number = u32::try_from(number.min(RATE_MAX)).ok().and_then(NonZeroU32::new);
     number.ok_or_else(|| "expected more than zero".into())
 }
@@ -195,7 +195,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
 }
 
 /// Parses a signing secret with the app that it belongs to.
-fn shared_signing_secret(setting: &str) -> Result<(AppId, Secret), String> {
+fn parse_shared_signing_secret(setting: &str) -> Result<(AppId, Secret), String> {
     let named = setting.split_once(':').filter(|(app, _)| app.starts_with('A'));
     let (app, secret) = named.ok_or("expected <app id>:<secret> or <app id>:file:<path>")?;
     let app = app.parse().map_err(|error| format!("{error}"))?;
@@ -208,10 +208,10 @@ mod tests {
 
     #[test]
     fn requires_app_of_shared_secret() {
-        let (app, secret) = shared_signing_secret("A012:0af3").expect("both");
+        let (app, secret) = parse_shared_signing_secret("A012:0af3").expect("both");
         assert_eq!((app.as_str(), secret.expose()), ("A012", "0af3"));
         for wrong in ["0af3", "file:/run/secret", "A 1:0af3", "A012:", "A012:file:/nowhere"] {
-            let error = shared_signing_secret(wrong).expect_err(wrong);
+            let error = parse_shared_signing_secret(wrong).expect_err(wrong);
             assert!(!error.contains("0af3"), "{error}");
         }
     }

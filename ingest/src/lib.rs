@@ -6,8 +6,8 @@
 //! directory   connection ids, status and signing secrets, followed from a NATS bucket
 //! ```
 //!
-//! Folders import only downwards. NATS is the only service that ingest needs. No database can get
-//! onto this path: the crate `shared` comes without its feature `store`.
+//! Folders import only downwards. NATS is the only service that ingest needs. Ingest cannot use
+//! Postgres: it depends on the crate `shared` without the feature `store`.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -36,10 +36,10 @@ use webhook::{InFlightLimit, Pipeline, Publisher, Quotas, SyncResponses, Unverif
 
 /// Maximum HTTP connections of the admin listener: Prometheus, the orchestrator and a person.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
-/// Size of the kernel's buffer for unread responses of an HTTP connection, which the kernel
-/// doubles. Responses are small; by default a peer that does not read fills megabytes.
+/// Size of the kernel's send buffer of an HTTP connection, which the kernel doubles. Responses are
+/// small; by default the kernel buffers megabytes for a peer that does not read.
 const SEND_BUFFER_BYTES: u32 = 64 * 1024;
-/// Maximum HTTP connections that wait in the kernel's queue. Linux has a maximum of its own.
+/// Maximum HTTP connections in the kernel's accept queue. Linux caps it at `net.core.somaxconn`.
 const LISTEN_BACKLOG: u32 = 1024;
 
 /// Runs ingest until SIGTERM, drains it and returns the exit code.
@@ -85,7 +85,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     shutdown.spawn_vital("quotas", async move { quotas.0.quotas.report(quotas.1).await });
     shutdown.spawn_vital("sync responses", sync_responses.listen(nats, stop.clone()));
 
-    // Before the directory is complete, a connection would seem unknown.
+    // Before the directory is complete, webhooks of existing connections would get 404.
     tokio::select! {
         () = directory.wait_until_complete() => {}
         () = shutdown.requested() => {}

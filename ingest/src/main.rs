@@ -6,7 +6,7 @@
 use shared::runtime::{Invocation, config, telemetry};
 use std::process::ExitCode;
 
-/// A webhook makes dozens of small allocations and a few of some kilobytes.
+/// Allocator. A webhook makes dozens of small allocations and a few of several kilobytes.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

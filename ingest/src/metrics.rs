@@ -14,14 +14,15 @@ use std::{
     time::Duration,
 };
 
-/// Seconds up to and beyond Slack's deadline of 3 s.
+/// Bucket bounds in seconds, up to and beyond Slack's deadline of 3 s.
 const REQUEST_BUCKETS: [f64; 13] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0];
-/// Seconds. A publish takes under 1 ms on one machine, and some ms with a replicated stream.
+/// Bucket bounds in seconds. A publish takes under 1 ms on one machine, and a few milliseconds with
+/// a replicated stream.
 const PUBLISH_BUCKETS: [f64; 13] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.8, 1.6, 2.5];
 
-/// Maximum number of apps with a label of their own; the label of the others is `other`.
+/// Maximum number of apps with their own label. All others share the label `other`.
 const MAX_LABELLED_APPS: usize = 500;
 const OTHER_APPS: &str = "other";
 
@@ -92,7 +93,7 @@ fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help
 }
 
 impl Metrics {
-    /// Registers all metrics, among them the counters of the directory and the log.
+    /// Registers all metrics, including the counters of the directory and the log.
     pub fn new(cache_misses: Counter, dropped_lines: DroppedLines) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let r = &mut registry;
@@ -129,7 +130,7 @@ impl Metrics {
         );
         let refusals: Family<AppLabels, Counter> =
             metric(r, "ingest_quota_refusals", "Webhooks over the quota of their connection");
-        // Registered at zero, so that the first refusal is a change.
+        // Exported at zero, so that `increase()` counts the first refusal.
         drop(refusals.get_or_create(&AppLabels { app: OTHER_APPS.into() }));
         let requests_in_flight =
             metric(r, "ingest_requests_in_flight", "Verified webhooks that are being processed");
@@ -218,7 +219,7 @@ impl Metrics {
         self.events_withheld.inc();
     }
 
-    /// Records a webhook of an app that was over quota.
+    /// Records a webhook of an app that was refused over quota.
     pub fn record_refusal(&self, app: &AppId) {
         let mut apps = self.labelled_apps.lock().unwrap_or_else(PoisonError::into_inner);
         if apps.len() < MAX_LABELLED_APPS && !apps.contains(app) {

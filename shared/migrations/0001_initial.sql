@@ -17,7 +17,7 @@ create table agents (
     mode            text not null default 'reply' check (mode in ('reply', 'forward')),
     url             text not null,
     secret          text not null,
-    -- Limit of one attempt.
+    -- Timeout of one attempt.
     timeout_ms      integer not null default 60000 check (timeout_ms between 1000 and 600000),
     -- Maximum concurrent attempts over all workers.
     max_concurrent  integer not null default 16 check (max_concurrent between 1 and 1000),
@@ -29,14 +29,14 @@ create table agents (
     keep_for_ms     bigint not null default 259200000 check (keep_for_ms > 0),
     -- Forwarded webhooks are signed with the signing secret of a connection of the same organization.
     signs_as_slack  boolean not null default false,
-    -- Headers of calls, sealed, and those that were replaced: an agent that refuses the new ones gets these for a while.
+    -- Sealed headers of calls, and the previous ones, which an agent that rejects the new ones gets for a while.
     headers                 text,
     headers_previous        text,
     headers_previous_until  timestamptz,
-    -- What an edit of a message does whose answer has not begun: nothing, or the agent gets the new text instead.
+    -- Policy for edits of messages: no effect, or the agent receives the new text unless the answer has begun.
     edits           text not null default 'ignore' check (edits in ('ignore', 'rerun')),
-    -- What a message does while an earlier one of its conversation is answered: it waits, all that wait become one
-    -- question, or it cancels the answer.
+    -- Policy for messages that arrive while an earlier one of their conversation is answered: wait, be answered
+    -- together with other waiting messages, or also cancel the answer.
     overlap         text not null default 'queue' check (overlap in ('queue', 'merge', 'interrupt')),
     -- Set by an operator: no attempt begins, and waiting deliveries do not age.
     paused_at       timestamptz,
@@ -104,12 +104,13 @@ create table agent_health (
 -- One sequence for all rows: a version is newer than every earlier one, even of deleted rows.
 create sequence connection_versions;
 
--- Slack apps. Their webhooks arrive on the shared route, and workspaces install them by OAuth. Signing secrets are sealed
--- with the signing secret keyring, client secrets with the token keyring. A replaced secret stays valid for a while.
+-- Slack apps. Their webhooks arrive on the shared route, and workspaces install them by OAuth. Signing secrets are
+-- sealed with the signing secret keyring, client secrets with the token keyring. A replaced secret stays valid for a
+-- while.
 create table apps (
     id                  text primary key,
     name                text not null default '',
-    -- The organization that may install the app. Null: each.
+    -- The organization that may install the app. Null: any organization.
     org_id              text references organizations (id),
     client_id           text not null,
     client_secret                 text not null,
@@ -120,13 +121,13 @@ create table apps (
     signing_secret_previous_until timestamptz,
     scopes              text[] not null,
     optional_scopes     text[] not null default '{}',
-    -- Address of the control API to which Slack sends the browser back.
+    -- URL of the control API to which Slack redirects the browser.
     redirect_url        text not null,
-    -- Addresses to which a browser may go after an installation: each begins with one of these.
+    -- URLs to which a browser may be redirected after an installation: one of these, or below.
     return_urls         text[] not null default '{}',
     -- Agent of new connections, by its id in the organization that installs the app.
     agent_id            text,
-    -- Whom a person asks who can't install the app.
+    -- Contact for people who can't install the app.
     contact             text not null default '',
     version             bigint not null default nextval('connection_versions'),
     created_at          timestamptz not null default now(),
@@ -170,7 +171,7 @@ create table connections (
     foreign key (org_id, agent_id) references agents (org_id, id),
     check ((signing_secret_previous is null) = (signing_secret_previous_until is null))
 );
--- A workspace is known by its own id, with or without the id of its organization.
+-- A workspace is identified by its own id, with or without the id of its organization.
 create unique index connections_one_per_app_and_team
     on connections (app_id, coalesce(team_id, enterprise_id, ''));
 create index connections_by_agent on connections (org_id, agent_id);
@@ -199,7 +200,7 @@ end $$;
 create trigger connections_notify after insert or update or delete on connections
     for each row execute function connections_notify();
 
--- A change of an app concerns all of its connections: without an id every row is read again.
+-- A change of an app affects all of its connections: an empty notification makes workers read every row again.
 create function apps_notify() returns trigger language plpgsql as $$
 begin
     perform pg_notify('connections', '');
@@ -236,7 +237,7 @@ create table deleted_connections (
     deleted_at  timestamptz not null default now(),
     -- Time at which a worker purged the webhooks from the stream.
     purged_at   timestamptz,
-    -- Time at which a worker found no traffic, a day or more after the deletion: none arrives any more.
+    -- Time at which a worker found no traffic, a day or more after the deletion: no more arrives.
     emptied_at  timestamptz
 );
 create index deleted_connections_unemptied on deleted_connections (deleted_at, id) where emptied_at is null;
@@ -269,14 +270,14 @@ create table token_rotations (
 );
 create index token_rotations_due on token_rotations (refresh_at);
 
--- Links by which a person installs an app for an organization. A link that was used is good for the same workspace only.
+-- Links by which a person installs an app for an organization. A used link is valid only for the same workspace.
 create table install_links (
     link_hash       bytea primary key,
     org_id          text not null references organizations (id) on delete cascade,
     app_id          text not null references apps (id) on delete cascade,
     -- Agent of a new connection. Null: that of the app.
     agent_id        text,
-    -- Where the browser goes afterwards. Null: a page of the control API.
+    -- URL to which the browser is redirected afterwards. Null: a page of the control API.
     return_url      text,
     created_by      text not null default '',
     created_at      timestamptz not null default now(),
@@ -292,7 +293,7 @@ create index install_links_by_org on install_links (org_id, created_at);
 create index install_links_by_app on install_links (app_id);
 create index install_links_by_connection on install_links (connection_id) where connection_id is not null;
 
--- Installations that a browser began, each by one `state` of OAuth. What Slack must repeat is kept as it was sent.
+-- Installations begun in a browser, one per OAuth `state`. `redirect_url` is stored as sent: the exchange repeats it.
 create table install_states (
     state_hash      bytea primary key,
     -- Cookie of the browser.
@@ -306,8 +307,8 @@ create table install_states (
 create index install_states_expires on install_states (expires_at);
 create index install_states_by_link on install_states (link_hash);
 
--- A person removed the app, or Slack says that its tokens are dead: tokens of an installation by OAuth are erased with the
--- status. A rotation that a refresh holds is skipped here, and erased by retention.
+-- Erases the tokens of an installation by OAuth when the connection is revoked: a person removed the app, or Slack
+-- reports that its tokens are invalid. A rotation that a refresh has locked is skipped here, and erased by retention.
 create function connections_erase_tokens() returns trigger
     language plpgsql security definer set search_path from current as $$
 begin
@@ -320,8 +321,8 @@ create trigger connections_erase_tokens before update on connections
     for each row when (new.status = 'revoked' and old.status <> 'revoked' and new.installed_by is not null)
     execute function connections_erase_tokens();
 
--- Deletes rows that reference a connection, at most `most` of each table, so that the deletion of the connection is short.
--- Returns their number.
+-- Deletes rows that reference a connection, at most `most` of each table, so that the deletion of the connection is
+-- short. Returns their number.
 create function delete_connection_references(of_connection text, most integer) returns bigint
     language plpgsql security definer set search_path from current as $$
 declare
@@ -343,8 +344,8 @@ begin
 end $$;
 
 -- Deletes connections that people installed and uninstalled, after the `skip` oldest. Those with many rows take several
--- calls. Returns the number of connections that are deleted or shrank. Workers lack the right to delete connections, and
--- a taken-over worker must not delete those that were uninstalled a moment ago.
+-- calls. Returns the number of connections that were deleted, or lost a step of their rows. Workers lack the right to
+-- delete connections, and a compromised worker must not delete recently uninstalled ones.
 create function delete_uninstalled_connections(keep interval, most integer, skip integer) returns bigint
     language plpgsql security definer set search_path from current as $$
 declare
@@ -428,7 +429,8 @@ create table channel_bindings (
 create index channel_bindings_by_agent on channel_bindings (org_id, agent_id);
 create index channel_bindings_by_channel on channel_bindings (connection_id, channel_id);
 
--- Changes of bindings. A trigger writes them, so that every change is recorded. Without an agent the binding was removed.
+-- Changes of bindings. A trigger writes them, so that every change is recorded. Without an agent the binding was
+-- removed.
 create table channel_binding_history (
     id              bigint generated always as identity primary key,
     at              timestamptz not null default now(),
@@ -458,7 +460,7 @@ create trigger channel_bindings_record
     after insert or delete or update of org_id, agent_id, bound_by on channel_bindings
     for each row execute function channel_bindings_record();
 
--- Private channels and direct messages that a bot is in, known by an event of them or by a message that was sent there.
+-- Private channels and direct messages that a bot is in, known from an event or from a message that was sent there.
 create table known_channels (
     connection_id   text not null,
     channel_id      text not null,
@@ -520,7 +522,7 @@ create table workers (
     name        text not null,
     started_at  timestamptz not null default now(),
     alive_until timestamptz not null,
-    -- Whether the process reaches NATS. One that does not gives its partitions to others.
+    -- True if the process reaches NATS. Otherwise it gives its partitions to others.
     reads       boolean not null default true,
     -- Set when the process stops: it takes no partitions.
     stopping    boolean not null default false
@@ -609,8 +611,8 @@ create table ignored_webhooks (
 create index ignored_webhooks_of on ignored_webhooks (connection_id, at);
 create index ignored_webhooks_by_key on ignored_webhooks (dedup_key);
 
--- Questions of one person to agents within the newest minute, by the stream's time. A partition writes its own rows, and
--- the limit counts those of all partitions. Not logged: a crash of Postgres forgets the counts of a minute.
+-- Questions of one person to agents within the newest minute, by the stream's time. A partition writes its own rows,
+-- and the limit counts those of all partitions. Unlogged: a crash of Postgres loses the counts of one minute.
 create unlogged table user_questions (
     connection_id   text not null,
     user_id         text not null,
@@ -686,7 +688,7 @@ create index dead_letters_of on dead_letters (connection_id, id) include (payloa
 create index dead_letters_by_key on dead_letters (dedup_key);
 create index dead_letters_at on dead_letters (at);
 
--- Connections with much open, as one worker counted last. Intake reads the flags by key.
+-- Connections with a large backlog at the last count, which one worker makes. Intake reads the flags by key.
 create table connection_backlog (
     connection_id       text primary key,
     deliveries          bigint not null,
@@ -697,9 +699,9 @@ create table connection_backlog (
     messages            bigint not null default 0,
     -- A new delivery becomes a dead letter without bytes.
     deliveries_full     boolean not null,
-    -- A new dead letter keeps no bytes.
+    -- A new dead letter is stored without bytes.
     dead_letters_full   boolean not null,
-    -- Dead letters are at twice their limit: what would become one is ignored.
+    -- Dead letters are at twice their limit: a webhook that would become one is ignored.
     ignores             boolean not null
 ) with (fillfactor = 70);
 
@@ -768,7 +770,7 @@ create index audit_log_of on audit_log (object_kind, object_id, id);
 create index audit_log_by_actor on audit_log (actor, id);
 create index audit_log_by_org on audit_log (org_id, id);
 
--- Deletes old rows of the audit log. Workers lack the right to delete them, and a taken-over worker must not delete
+-- Deletes old rows of the audit log. Workers lack the right to delete them, and a compromised worker must not delete
 -- those of the last 30 days.
 create function prune_audit_log(keep interval, most integer) returns bigint
     language plpgsql security definer set search_path from current as $$
@@ -784,8 +786,8 @@ begin
     return pruned;
 end $$;
 
--- Replaces the id of a person in the next `most` rows of the audit log, which nobody may change otherwise. Returns the
--- last of these rows, null without one, and the number of changed rows.
+-- Replaces the id of a person in the next `most` rows of the audit log, which no role may change otherwise. Returns the
+-- id of the last of these rows, null if there is none, and the number of changed rows.
 create function erase_person_from_audit_log(person text, after_id bigint, most integer, out last bigint, out erased bigint)
     language plpgsql security definer set search_path from current as $$
 declare
@@ -807,8 +809,8 @@ begin
     get diagnostics erased = row_count;
 end $$;
 
--- Empties the next `most` rows of the audit log about an organization: who did what to which kind of object, and when,
--- remains. Returns as the function above.
+-- Removes details from the next `most` rows of the audit log about an organization. Author, action, kind of object and
+-- time remain. Returns the same as the function above.
 create function erase_organization_from_audit_log(organization text, after_id bigint, most integer, out last bigint,
                                                   out erased bigint)
     language plpgsql security definer set search_path from current as $$
@@ -825,8 +827,8 @@ begin
     get diagnostics erased = row_count;
 end $$;
 
--- Requests to erase a person or an organization. Workers carry them out, or the command line does. The ids of a person go with the
--- end of the erasure.
+-- Requests to erase a person or an organization, which workers or the command line carry out. The ids of a person are
+-- deleted when the erasure is done.
 create table erasures (
     id              text primary key,
     org_id          text,
@@ -835,7 +837,7 @@ create table erasures (
     -- As in the audit log.
     requested_by    text not null default '',
     state           text not null default 'open' check (state in ('open', 'done')),
-    -- What an open one waits for.
+    -- Reason why the erasure is open.
     note            text not null default '',
     rows            bigint not null default 0,
     webhooks        bigint not null default 0,
@@ -860,7 +862,7 @@ end $$;
 create trigger erasures_forget_person before update on erasures
     for each row when (new.state = 'done') execute function erasures_forget_person();
 
--- Deletes a connection of an organization that is erased. Workers lack the right to delete others.
+-- Deletes a connection of an organization that is being erased. Workers lack the right to delete other connections.
 create function delete_erased_connection(connection text) returns boolean
     language plpgsql security definer set search_path from current as $$
 begin
@@ -874,8 +876,8 @@ begin
     return found;
 end $$;
 
--- Deletes an organization that is erased, with its agents, members and API keys, once it has no connections. Returns whether it was
--- there.
+-- Deletes an organization that is being erased, with its agents, members and API keys, once it has no connections.
+-- Returns whether it existed.
 create function delete_erased_organization(organization text) returns boolean
     language plpgsql security definer set search_path from current as $$
 declare
@@ -975,8 +977,8 @@ create index delivery_lanes_of_worker on delivery_lanes (worker) where worker is
 create index delivery_lanes_empty on delivery_lanes (partition) where head > tail;
 create index delivery_lanes_by_agent on delivery_lanes (org_id, agent_id);
 
--- Runs: deliveries whose agent answers by a stream. A row exists from the head of the agent's response to the end of the
--- delivery. The fence of every write is (worker, claim) of the lane.
+-- Runs: deliveries whose agent answers by a stream. A row exists from the headers of the agent's response to the end of
+-- the delivery. The fence of every write is (worker, claim) of the lane.
 create table runs (
     connection_id   text not null,
     lane            bigint not null,
@@ -1002,7 +1004,7 @@ create table runs (
     text_bytes      bigint not null default 0,
     -- Outcome, once the agent has ended.
     ended           text,
-    -- Question to a person that ends the answer, sealed.
+    -- Sealed question to a person that ends the answer.
     ask             text,
     started_at      timestamptz not null default now(),
     -- Time of the newest part: later failures are counted from it.
@@ -1012,7 +1014,7 @@ create table runs (
 create index runs_by_agent on runs (org_id, agent_id);
 create index runs_started on runs (started_at);
 
--- Parts of an answer, each written before Slack gets it. `payload` is sealed: it contains text.
+-- Parts of an answer, each stored before it is sent to Slack. `payload` is sealed: it contains text.
 create table run_parts (
     connection_id   text not null,
     lane            bigint not null,
@@ -1024,15 +1026,15 @@ create table run_parts (
     primary key (connection_id, lane, position, n)
 ) with (autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02);
 
--- Stops of runs. One applies to the runs of a conversation whose question is older, also to one that begins later. An edit
--- or an interruption applies to the runs of one message.
+-- Requests to end runs. A stop applies to the runs of a conversation whose question is older, even if they begin later.
+-- An edit or an interruption applies to the runs of one message.
 create table run_controls (
     id              bigint generated always as identity primary key,
     connection_id   text not null,
     channel_id      text not null,
     -- Null: all of a direct message.
     thread_ts       text,
-    -- Time of the stop by Slack's clock.
+    -- Time of the request by Slack's clock.
     ts              text not null,
     reason          text not null default 'stop' check (reason in ('stop', 'edit', 'interrupt')),
     message_ts      text,
@@ -1045,7 +1047,7 @@ create index run_controls_at on run_controls (at);
 -- Questions of agents to people, answered by a button. The first click of an allowed person decides, under the lock of
 -- the row. `content` is sealed: the prompt and the options.
 create table approvals (
-    -- Random: the value of the buttons. It identifies, and allows nothing.
+    -- Random. The value of the buttons. Not a credential.
     id              text primary key,
     connection_id   text not null,
     partition       smallint not null,
@@ -1077,7 +1079,7 @@ create index approvals_open on approvals (org_id, agent_id) where state = 'open'
 create index approvals_due on approvals (expires_at) where state = 'open';
 create index approvals_created on approvals (created_at);
 
--- Opinions of people on answers, by Slack's feedback buttons. The last one of a person on a message counts.
+-- Feedback of people on answers, from Slack's feedback buttons. The last value of a person on a message counts.
 create table feedback (
     id              bigint generated always as identity primary key,
     connection_id   text not null,
@@ -1142,7 +1144,7 @@ create index pauses_of_agent on pauses (org_id, agent_id, started_at) where agen
 create index pauses_of_connection on pauses (connection_id, started_at) where connection_id is not null;
 
 -- Replays: a range of a connection's webhooks, decided again by a worker. Without `apply` nothing is called or changed.
--- With it deliveries are enqueued, in lanes and with dedup keys of their own.
+-- With `apply` deliveries are enqueued, in separate lanes and with separate dedup keys.
 create table replays (
     id              text primary key,
     connection_id   text not null,
@@ -1169,7 +1171,7 @@ create table replay_results (
     stored_at   timestamptz not null,
     kind        text not null,
     outcome     text not null,
-    -- Effects that were or would be applied. No text of people.
+    -- Effects that were or would be applied. No message text.
     effects     text[] not null,
     primary key (replay, sequence)
 );
@@ -1185,7 +1187,7 @@ create table outbox (
     position        bigint not null,
     id              bigint generated always as identity unique,
     partition       smallint not null,
-    -- Key of the pace: a channel, or the lane of a message that is posted into none.
+    -- Key of the pacing: the channel, or the lane of a message without a channel.
     channel_key     text not null,
     method          text not null,
     dedup_key       text not null,
@@ -1202,7 +1204,7 @@ create table outbox_lanes (
     tail            bigint not null,
     -- Channel of the head.
     channel_key     text not null,
-    -- Order within a channel, lowest first. Drawn when a message becomes the head.
+    -- Order within a channel, lowest first. Taken from a sequence when a message becomes the head.
     turn            bigint not null,
     attempts        integer not null default 0,
     crashes         integer not null default 0,
@@ -1220,7 +1222,7 @@ create index outbox_lanes_of_channel on outbox_lanes (connection_id, channel_key
 create index outbox_lanes_of_worker on outbox_lanes (worker) where worker is not null;
 create index outbox_lanes_empty on outbox_lanes (partition) where head > tail;
 
--- Pace per channel. `pending` counts the channel's messages: only at 0 nothing waits.
+-- Pacing per channel. `pending` counts the channel's waiting messages.
 create table outbox_channels (
     connection_id   text not null,
     channel_key     text not null,
@@ -1235,7 +1237,7 @@ create table outbox_channels (
 create index outbox_channels_due on outbox_channels (partition, connection_id, next_at) where next_at < 'infinity';
 create index outbox_channels_idle on outbox_channels (partition) where pending = 0;
 
--- Rate limits of Slack per connection and method. After a 429 calls keep an interval, which shrinks again.
+-- Rate limits of Slack per connection and method. After a 429, calls keep a minimum interval, which shrinks over time.
 create table slack_rate_limits (
     connection_id           text not null references connections (id) on delete cascade,
     method                  text not null,
@@ -1282,7 +1284,7 @@ create table outbox_log (
 create index outbox_log_by_key on outbox_log (dedup_key);
 create index outbox_log_of on outbox_log (connection_id);
 
--- Messages that Slack rejected for good, until an operator retries or deletes them.
+-- Messages that Slack rejected permanently, until an operator retries or deletes them.
 create table outbox_failures (
     id              bigint primary key,
     connection_id   text not null,
@@ -1305,7 +1307,7 @@ create index outbox_failures_at on outbox_failures (at);
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Notifications.
 
--- Backend of the operator that is told about events. At most one row. `secret` is sealed with the token keyring.
+-- Backend of the operator that is notified of events. At most one row. `secret` is sealed with the token keyring.
 create table notification_endpoint (
     id      boolean primary key default true check (id),
     url     text not null,
@@ -1327,8 +1329,8 @@ create table notifications (
 );
 create index notifications_of on notifications (connection_id, id);
 
--- Adds a notification, if the backend is told about such events. At most 100 of a connection wait. The last of them says
--- that events are missing.
+-- Adds a notification, if the backend is notified of such events. At most 100 of a connection wait. The last of them
+-- reports that events are missing.
 create function add_notification(of_connection text, kind text, details jsonb) returns void
     language plpgsql security definer set search_path from current as $$
 declare
@@ -1349,7 +1351,7 @@ begin
 end $$;
 revoke all on function add_notification(text, text, jsonb) from public;
 
--- A connection is installed when it gets a token. `scopes` is looked up by name: not every release has the column.
+-- Adds notifications about a connection. It is installed when it gets a token.
 create function connections_add_notification() returns trigger
     language plpgsql security definer set search_path from current as $$
 declare
@@ -1429,7 +1431,7 @@ begin
 end $$;
 
 -- Truncates a slot of a rotating table. Workers lack the right to truncate tables. The lock has a timeout: a running
--- dump holds it, and all inserts would wait behind this function.
+-- dump would block this function, and all inserts would wait behind it.
 create function truncate_slot(family text, slot integer) returns void
     language plpgsql security definer set search_path from current set lock_timeout = '200ms' as $$
 begin

@@ -29,7 +29,8 @@ pub const SIGNING_SECRET_COLUMN: &str = "connections.signing_secret";
 
 /// Column that a signing secret of an app is sealed for.
 pub const APP_SIGNING_SECRET_COLUMN: &str = "apps.signing_secret";
-/// Beginning of the keys of apps.
+
+/// Prefix of the keys of apps.
 const APP_PREFIX: &str = "app.";
 
 /// Value under an app's key.
@@ -98,15 +99,15 @@ pub struct ConnectionRecord {
     /// Receives webhooks of the shared route that match no other connection.
     pub preview_mode: bool,
     /// Valid signing secrets, newest first. Two during a rotation: retention removes the previous
-    /// one by Postgres's clock, which may differ from an ingest's. Empty: those of the
-    /// app.
+    /// one by Postgres's clock, which may differ from an ingest's. If empty, those of the app
+    /// apply.
     pub signing_secrets: Vec<SealedSigningSecret>,
 }
 
 /// Sealed signing secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedSigningSecret {
-    /// Secret, sealed with the signing ring for [`SIGNING_SECRET_COLUMN`] of its connection or
+    /// Secret, sealed with the signing keyring for [`SIGNING_SECRET_COLUMN`] of its connection or
     /// [`APP_SIGNING_SECRET_COLUMN`] of its app.
     pub sealed: SealedValue,
 }
@@ -177,10 +178,10 @@ fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     move |error| DirectoryError { action, source: error.into() }
 }
 
-/// Returns the keys of a bucket that match a pattern, deleted ones included.
+/// Returns the keys of a bucket that match a pattern, including deleted keys.
 ///
-/// The client's `keys` creates a consumer per call. Servers limit their number, and a user who may
-/// create consumers may make the server publish.
+/// The client's `keys` creates a consumer per call. Servers limit the number of consumers, and a
+/// user with permission to create them can make the server publish messages.
 async fn keys(bucket: &kv::Store, pattern: &str) -> Result<Vec<String>, BoxError> {
     let prefix = format!("$KV.{}.", bucket.name);
     let subjects = bucket.stream.info_with_subjects(format!("{prefix}{pattern}")).await?;
@@ -238,7 +239,7 @@ impl Directory {
         self.write(&app_key(id), entry.version(), entry, AppEntry::version).await
     }
 
-    /// Returns the apps with an entry that is no tombstone.
+    /// Returns the apps whose entry is not a tombstone.
     pub async fn apps(&self) -> Result<Vec<AppId>, DirectoryError> {
         let keys = keys(&self.bucket, "app.*").await;
         let keys = keys.map_err(failed("list apps of the directory"))?;
@@ -259,7 +260,7 @@ impl Directory {
 
     /// Returns the ids of all connections with an entry.
     pub async fn connections(&self) -> Result<Vec<ConnectionId>, DirectoryError> {
-        // Ids are single tokens, and the keys of teams are not.
+        // Connection ids are single tokens. Keys of teams and apps are not.
         let keys = keys(&self.bucket, "*").await;
         let keys = keys.map_err(failed("list connections of the directory"))?;
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
@@ -272,8 +273,8 @@ impl Directory {
         Ok((info.created.unix_timestamp_nanos() as i64, info.state.last_sequence))
     }
 
-    /// Waits until every live ingest has applied `revision`. Returns the names of those that have
-    /// not by the deadline.
+    /// Waits until every live ingest has applied `revision`. After `within`, the error names the
+    /// ingests that have not.
     pub async fn wait_until_applied(
         &self,
         revision: u64,
@@ -379,7 +380,7 @@ pub enum DirectoryTimeoutError {
     /// Ingests that have not applied the change.
     #[error("the change is stored, but these ingests have not applied it yet: {}", .0.join(", "))]
     Behind(Vec<String>),
-    /// The bucket did not answer.
+    /// Failure to read the directory.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
 }

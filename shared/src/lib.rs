@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Imports have one direction: `domain` and `secrets` import nothing, `slack`, `stream` and
-//! `runtime` only these two, `directory` also `stream`, `store` all of them, and `operations` also `store`.
+//! `runtime` only these two, `directory` also `stream`, `store` all of them, and `operations` also
+//! `store`.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -1,11 +1,11 @@
 //! Secrets in memory, and their encryption at rest.
 //!
 //! Encrypts secrets for Postgres and the directory with XChaCha20-Poly1305, whose random 192-bit
-//! nonce needs no counter. In a key ring the first key encrypts and every key decrypts, so that
-//! keys rotate without downtime. Row and column are authenticated as associated data: a value that
-//! is copied to another row or column does not decrypt.
+//! nonce needs no counter. In a keyring the first key encrypts and every key decrypts, so that keys
+//! rotate without downtime. Row and column are authenticated as associated data: a value that is
+//! copied to another row or column does not decrypt.
 //!
-//! There are two rings: signing secrets (ingest and worker) and tokens (worker only), so that a
+//! There are two keyrings: signing secrets (ingest and worker) and tokens (worker only), so that a
 //! compromised ingest has no tokens.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -17,17 +17,17 @@ use secrecy::{ExposeSecret, SecretString};
 use std::{fmt, str::FromStr, sync::Arc};
 use zeroize::Zeroizing;
 
-/// Secret in clear. Prints as `Secret(…)`. Wiped on drop.
+/// Plaintext of a secret. Prints as `Secret(…)`. Wiped on drop.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Wraps a clear text. Rejects an empty one: an empty signing secret would verify forgeries.
+    /// Wraps a plaintext. Rejects an empty one: an empty signing secret would verify forgeries.
     pub fn new(clear: String) -> Result<Self, EmptySecretError> {
         if clear.is_empty() { Err(EmptySecretError) } else { Ok(Self(clear.into())) }
     }
 
-    /// Returns the clear text.
+    /// Returns the plaintext.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -56,13 +56,13 @@ pub struct EmptySecretError;
 /// Row and column that a value is sealed for.
 #[derive(Debug, Clone, Copy)]
 pub struct SealContext<'a> {
-    /// Key of the row: id of a connection or agent.
+    /// Key of the row, such as the id of a connection.
     pub owner: &'a str,
     /// Table and column, as `connections.bot_token`.
     pub column: &'static str,
 }
 
-/// Sealed value: `<key id>:<base64 of nonce and ciphertext>`. Unreadable without the ring.
+/// Sealed value: `<key id>:<base64 of nonce and ciphertext>`. Unreadable without the keyring.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct SealedValue(String);
@@ -93,8 +93,8 @@ impl fmt::Debug for SealedValue {
 /// Failure to open a sealed value. Contains no part of the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsealError {
-    /// The ring lacks the key.
-    #[error("key {0:?} is not in the key ring")]
+    /// The keyring lacks the key.
+    #[error("key {0:?} is not in the keyring")]
     UnknownKey(String),
     /// The value is damaged, or sealed for another row or column.
     #[error("failed to open {0}: damaged, or sealed for another row or column")]
@@ -104,16 +104,16 @@ pub enum UnsealError {
 /// Failure to seal a value.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// The ring is the empty one of a command that seals nothing.
-    #[error("the key ring is empty")]
+    /// The keyring has no keys.
+    #[error("the keyring is empty")]
     EmptyRing,
     /// The operating system provided no randomness.
     #[error("the operating system provided no randomness")]
     Randomness(#[from] getrandom::Error),
 }
 
-/// Keys by id, as `k2:<base64 of 32 bytes>,k1:<…>`. The first seals, all open. The default is
-/// empty: it seals and opens nothing.
+/// Keys with ids, parsed from `k2:<base64 of 32 bytes>,k1:<…>`. The first key seals, every key
+/// opens. The default keyring is empty: it seals and opens nothing.
 #[derive(Clone, Default)]
 pub struct KeyRing(Arc<[Key]>);
 
@@ -128,17 +128,17 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-/// Failure to parse a key ring. Contains no part of a key.
+/// Failure to parse a keyring. Contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKeyRingError {
     /// The entry is not `id:key`.
-    #[error("entry {0} of the key ring is not <id>:<base64 key>")]
+    #[error("entry {0} of the keyring is not <id>:<base64 key>")]
     MalformedEntry(usize),
     /// The key is not 32 bytes of base64.
-    #[error("key {0:?} of the key ring is not 32 bytes in base64 (try: openssl rand -base64 32)")]
+    #[error("key {0:?} of the keyring is not 32 bytes in base64 (try: openssl rand -base64 32)")]
     InvalidKey(String),
     /// The id occurs twice.
-    #[error("key id {0:?} occurs twice in the key ring")]
+    #[error("key id {0:?} occurs twice in the keyring")]
     DuplicateId(String),
 }
 
@@ -147,7 +147,7 @@ pub enum InvalidKeyRingError {
 #[error("expected 1 to 64 letters and digits")]
 pub struct KeyIdError;
 
-/// Parses the id of a key, which stands before `:` in rings and sealed values.
+/// Parses the id of a key, which precedes `:` in keyrings and sealed values.
 pub fn key_id(text: &str) -> Result<String, KeyIdError> {
     let valid = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
     valid.then(|| text.to_owned()).ok_or(KeyIdError)
@@ -174,19 +174,19 @@ impl FromStr for KeyRing {
 }
 
 impl KeyRing {
-    /// Returns a ring with one new key, as text for the setting.
+    /// Returns a keyring with one new key, as text for the setting.
     pub fn generate(id: &str) -> Result<String, getrandom::Error> {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(key.as_mut_slice())?;
         Ok(format!("{id}:{}", BASE64.encode(key.as_slice())))
     }
 
-    /// Returns whether the ring has no key.
+    /// Returns whether the keyring has no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns whether the ring has a key of this id.
+    /// Returns whether the keyring has a key with this id.
     pub fn has_key(&self, id: &str) -> bool {
         self.0.iter().any(|key| key.id == id)
     }
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(empty.open(HERE, &sealed).err(), Some(UnsealError::UnknownKey("k1".into())));
     }
 
-    /// A ring that `tidegate keygen` writes is one that processes accept.
+    /// Processes accept the keyrings that `tidegate keygen` writes.
     #[test]
     fn key_ids_are_valid_in_rings() {
         for id in ["k1", "2026", &"k".repeat(64)] {
@@ -357,7 +357,7 @@ mod tests {
         }
     }
 
-    /// The keys of rings and the states of HMACs, which are those of SHA-256. Compiles only if so.
+    /// Checks keys of keyrings and the SHA-256 states inside HMACs, at compile time.
     #[test]
     fn wipes_keys_on_drop() {
         fn is_wiped<T: zeroize::ZeroizeOnDrop>() {}

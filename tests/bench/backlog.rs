@@ -79,14 +79,14 @@ pub async fn hydration(report: &mut Report, full: bool) -> anyhow::Result<()> {
     let one = Tenants::of([&app]).with_messages();
     let mut statements = [0; 2];
     for count in &mut statements {
-        let before = log().matches("-- connections.hydrate").count();
+        let before = log().matches("-- connections.load").count();
         let first = fixture.last_sequence().await?;
         let last = fixture.publish([one.envelope(number(), BYTES)].into_iter()).await?;
         fixture.wait_until_processed(first, last).await?;
         fixture.wait_until_sent().await?;
-        *count = log().matches("-- connections.hydrate").count() - before;
+        *count = log().matches("-- connections.load").count() - before;
     }
-    ensure!(statements[0] > 0, "no statement hydrated the cold connection");
+    ensure!(statements[0] > 0, "no statement loaded the cold connection");
     report.figure("statements for a warm connection", statements[1] as f64, "");
     report.figure("statements for a cold connection", statements[0] as f64, "");
     // A session that has not run the statement yet prepares it first.

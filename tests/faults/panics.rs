@@ -19,7 +19,7 @@ use tests::{
 const STAGES: [(&str, &str); 3] = [
     ("parse", "its process ended when it was decided"),
     ("decide", "deciding it panicked"),
-    ("attempt", "its attempts ended without an outcome"),
+    ("attempt", "attempts ended without an outcome"),
 ];
 /// Maximum stall of a partition until claims without progress identify the webhook at which parsing
 /// panics.

@@ -1,5 +1,5 @@
-//! Integration tests: one program. The folders are the chapters of `tests/GUARANTEES.md`; `meta` tests the
-//! tests themselves, the documents and the simulated Slack.
+//! Integration tests, as one program. The folders are the chapters of `tests/GUARANTEES.md`; `meta`
+//! tests the tests themselves, the documents and the simulated Slack.
 
 /// Acceptance of webhooks.
 mod ingest {

@@ -1,4 +1,4 @@
-"""A sample agent: repeats the message word by word, until it is stopped. Needs the package standardwebhooks."""
+"""Sample agent: streams each message back word by word, until the run is cancelled. Requires standardwebhooks."""
 
 import json
 import os

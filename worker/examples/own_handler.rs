@@ -1,4 +1,4 @@
-//! Worker with its own handler, which repeats each message. Settings are those of `worker`.
+//! Worker with an own handler that repeats each message. Has the settings of `worker`.
 
 use shared::{
     domain::{Destination, OutgoingMessage},

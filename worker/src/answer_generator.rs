@@ -1,4 +1,4 @@
-//! Generator of answers of Slack, agents and apps, for fuzz targets.
+//! Generator of response bodies of Slack, agents and apps, for fuzz targets.
 
 use serde_json::{Map, Value};
 
@@ -19,7 +19,7 @@ const TEXTS: [&str; 24] = [
     "<!channel>", "99999999999999999999",
 ];
 
-/// Converts bytes to JSON with these names and texts.
+/// Converts bytes to JSON that contains only the given names and texts.
 pub fn json(
     bytes: &mut impl Iterator<Item = u8>,
     depth: usize,
@@ -47,8 +47,8 @@ pub fn json(
     }
 }
 
-/// Returns the body of an answer: JSON made of the bytes after one that is not ASCII, or the bytes
-/// themselves.
+/// Returns a response body. If the first byte is not ASCII, the other bytes are converted to JSON;
+/// otherwise the input is the body.
 pub fn body(input: &[u8]) -> Vec<u8> {
     match input {
         [first, rest @ ..] if !first.is_ascii() => {

@@ -1,6 +1,6 @@
-//! Wires a worker: settings, clients, stages, shutdown.
+//! Builds a worker from its settings: clients, stages, shutdown.
 //!
-//! A Rust team with its own handler in place of agents calls [`run`] from its own program; see
+//! A Rust team that has its own handler instead of agents calls [`run`] from its own program; see
 //! `worker/examples/own_handler.rs`.
 
 use crate::{
@@ -31,12 +31,12 @@ use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// Maximum bytes of webhooks that are read and not committed, of all partitions of a worker.
+/// Maximum bytes of webhooks that are read and not committed, over all partitions of a worker.
 const INTAKE_BYTES_MAX: usize = 48 << 20;
 
-/// Runs a worker until SIGTERM or SIGINT. Settings are those of the `worker` binary. With a
-/// handler, all webhooks but installation events and Tidegate's commands go to the handler instead
-/// of an agent.
+/// Runs a worker until SIGTERM or SIGINT. Reads the settings of the `worker` binary. With a
+/// handler, all webhooks except installation events and Tidegate's commands go to the handler
+/// instead of an agent.
 pub fn run<H: Handler>(handler: Option<H>) -> ExitCode {
     start(handler.map(|handler| Arc::new(handler) as AnyHandler), None)
 }
@@ -53,15 +53,15 @@ fn start(handler: Option<AnyHandler>, probe: Option<Probe>) -> ExitCode {
         Ok(Invocation::Healthcheck(healthcheck)) => return healthcheck.run(),
         Err(code) => return code,
     };
-    if let Err(wrong) = config.check() {
-        eprintln!("{wrong}");
+    if let Err(error) = config.check() {
+        eprintln!("{error}");
         return ExitCode::from(config::EX_USAGE);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime
-        .context("failed to start the runtime")
+    let result = runtime
+        .context("failed to start the Tokio runtime")
         .and_then(|runtime| runtime.block_on(run_worker(config, handler, probe)));
-    ended.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         eprintln!("{error:#}");
         ExitCode::FAILURE
     })
@@ -91,12 +91,12 @@ async fn run_worker(
     let decider = Decider::new(store.clone(), options, probe);
     let connections = Arc::new(ConnectionCache::new(store.clone()));
     let slack = Slack::new(config.slack_api_url, config.response_url_origins, store.clone())
-        .context("failed to make an HTTP client for Slack")?;
+        .context("failed to create the HTTP client for Slack")?;
     let agents = AgentClient::new(
         Networks::new(config.agent_allowed_networks),
         config.agent_stream_silence_timeout,
     )
-    .context("failed to make an HTTP client for agents")?;
+    .context("failed to create the HTTP client for agents")?;
     let mut dispatch_metrics = None;
     let metrics = Arc::new(Metrics::new(telemetry.dropped.clone(), |registry| {
         registry.register(
@@ -144,7 +144,7 @@ async fn run_worker(
         access.access(),
     );
     let readiness = Readiness::new(&obstacles, leases.renewal(), access.access(), servers, stop());
-    // The admin server runs until the process exits: a worker that drains is alive.
+    // A worker that drains is alive, so the admin server outlives `stop`.
     #[expect(clippy::disallowed_methods, reason = "runs until the process exits")]
     tokio::spawn(serve_admin(admin, Arc::clone(&context), readiness));
     shutdown.spawn_vital("stream access", access.run(stop()));
@@ -158,7 +158,7 @@ async fn run_worker(
     let maintenance =
         maintenance::run(Arc::clone(&context), js, decider, config.lease_ttl, limits, stop());
     shutdown.spawn_vital("maintenance", maintenance);
-    // The worker's row must outlive the calls that run under it.
+    // The row in `workers` must outlive the calls that run under it.
     let calls_ended = CancellationToken::new();
     let calls = {
         let (context, stop, ended) = (Arc::clone(&context), stop(), calls_ended.clone());
@@ -175,7 +175,7 @@ async fn run_worker(
             max_duration: config.run_timeout,
             max_runs_per_agent: config.agent_max_runs.get(),
         };
-        let metrics = dispatch_metrics.context("metrics are registered once")?;
+        let metrics = dispatch_metrics.context("failed to register the metrics of dispatch")?;
         async move {
             let dispatching = dispatch::run(
                 Arc::clone(&context),
@@ -198,8 +198,9 @@ async fn run_worker(
     Ok(shutdown.drain(config.shutdown_grace_period + BEYOND_GRACE).await)
 }
 
-/// Serves health and metrics until the process exits. `/healthz` needs no other service: an outage
-/// of Postgres must not restart every worker. `/readyz` names what keeps the worker from working.
+/// Serves health checks and metrics until the process exits. `/healthz` depends on no other
+/// service: an outage of Postgres must not restart every worker. `/readyz` lists the obstacles that
+/// keep the worker from working.
 async fn serve_admin(listener: TcpListener, context: Arc<Context>, readiness: Readiness) {
     let readyz = async move || match readiness.obstacles() {
         obstacles if obstacles.is_empty() => (StatusCode::OK, String::new()),

@@ -1,8 +1,8 @@
 //! Coalesces concurrent requests into batched queries.
 //!
-//! Used by dispatch and outbox. While one batch is at Postgres the next one gathers. A request
-//! never waits for others: alone, it is sent at once. Each batch begins after its requests came,
-//! so a result is as fresh as that of a separate query.
+//! Used by dispatch and outbox. While [`BATCHES_MAX`] batches run, the next one fills. Otherwise a
+//! request is sent at once. A batch begins after its requests arrived, so a result is as fresh as
+//! that of a separate query.
 
 use shared::store::{Store, StoreError};
 use std::{future::Future, sync::Arc};
@@ -10,10 +10,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Maximum number of requests in a batch.
 const BATCH_MAX: usize = 128;
-/// Maximum number of batches at Postgres: one runs while the result of the other is in transit.
+/// Maximum number of concurrent batches: one runs while the result of the other is in transit.
 const BATCHES_MAX: usize = 2;
 
-/// Gathers requests of one kind.
+/// Queue of requests of one kind, and the task that runs them in batches.
 pub struct Batcher<Req, Res>(mpsc::UnboundedSender<(Req, oneshot::Sender<Res>)>);
 
 impl<Req: Send + 'static, Res: Send + 'static> Batcher<Req, Res> {
@@ -48,8 +48,8 @@ impl<Req: Send + 'static, Res: Send + 'static> Batcher<Req, Res> {
         Self(sender)
     }
 
-    /// Runs a request in the next batch. Returns `None` if the batch panicked. The number of
-    /// requests that wait is not bounded here.
+    /// Runs a request in the next batch. Returns `None` if the batch panicked. The queue is
+    /// unbounded.
     pub async fn run(&self, request: Req) -> Option<Res> {
         let (sender, result) = oneshot::channel();
         self.0.send((request, sender)).ok()?;
@@ -57,7 +57,7 @@ impl<Req: Send + 'static, Res: Send + 'static> Batcher<Req, Res> {
     }
 }
 
-/// Returns the result of a batch for each of its `count` requests.
+/// Splits the result of a batch into one result for each of its `count` requests.
 pub fn each_result<T>(
     count: usize,
     result: Result<Vec<T>, StoreError>,

@@ -18,10 +18,10 @@ use std::{
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, after_help = TRACE_SETTINGS)]
 pub struct Config {
-    /// Name of this worker among the others; random when unset
+    /// Name of this worker, unique among workers; random when unset
     #[arg(long, env = "TIDEGATE_WORKER_ID", value_name = "NAME", value_parser = config::parse_name)]
     pub worker_id: Option<String>,
-    /// Address of health checks and metrics, as address:port; not public
+    /// Address and port for health and metrics; not for the public
     #[arg(
         long,
         env = "TIDEGATE_ADMIN_LISTEN",
@@ -42,7 +42,7 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_LEASE_TTL", value_name = "DURATION", default_value = "3s",
           value_parser = config::parse_duration)]
     pub lease_ttl: Duration,
-    /// Maximum number of deliveries that run in a team's own handler, of all workers
+    /// Maximum number of deliveries that run at once in a team's own handler, over all workers
     #[arg(long, env = "TIDEGATE_MAX_CONCURRENT_HANDLERS", value_name = "N", default_value = "64")]
     pub max_concurrent_handlers: NonZeroUsize,
     /// Maximum duration of one call of a team's own handler, after which the delivery is retried.
@@ -66,8 +66,7 @@ pub struct Config {
         default_value = "10737418240"
     )]
     pub backlog_max_bytes: NonZeroU64,
-    /// Time in which calls to agents and Slack may end after SIGTERM; partitions are released at
-    /// once
+    /// Time for calls to agents and Slack to end after SIGTERM; partitions are released at once
     #[arg(
         long,
         env = "TIDEGATE_SHUTDOWN_GRACE_PERIOD",
@@ -110,7 +109,8 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_STREAMED_MESSAGE_MAX_AGE", value_name = "DURATION",
           default_value = "240s", value_parser = config::parse_duration)]
     pub streamed_message_max_age: Duration,
-    /// Streamed answers of an agent, on all workers, above which another one keeps its slot
+    /// Maximum number of streamed answers of an agent, over all workers, that occupy no agent slot;
+    /// each further one occupies a slot
     #[arg(long, env = "TIDEGATE_AGENT_MAX_RUNS", value_name = "COUNT", default_value = "1000")]
     pub agent_max_runs: NonZeroU32,
     /// Minimum interval between two parts of streamed answers of a connection: Slack allows about
@@ -118,8 +118,8 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_SLACK_APPEND_MIN_INTERVAL", value_name = "DURATION",
           default_value = "750ms", value_parser = config::parse_duration)]
     pub slack_append_min_interval: Duration,
-    /// Minimum interval between two begins of streamed messages of a connection: Slack allows about
-    /// 20 in a minute. Beyond it, messages are edited
+    /// Minimum interval between the starts of two streamed messages of a connection: Slack allows
+    /// about 20 in a minute. Beyond it, messages are edited
     #[arg(long, env = "TIDEGATE_SLACK_STREAM_MIN_INTERVAL", value_name = "DURATION",
           default_value = "3s", value_parser = config::parse_duration)]
     pub slack_stream_min_interval: Duration,
@@ -127,7 +127,7 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_SLACK_EDIT_MIN_INTERVAL", value_name = "DURATION",
           default_value = "3s", value_parser = config::parse_duration)]
     pub slack_edit_min_interval: Duration,
-    /// Maximum silence of an agent that streams its answer; comments count as life signs
+    /// Maximum time without data from an agent that streams its answer; comments count as data
     #[arg(long, env = "TIDEGATE_AGENT_STREAM_SILENCE_TIMEOUT", value_name = "DURATION",
           default_value = "60s", value_parser = config::parse_duration)]
     pub agent_stream_silence_timeout: Duration,
@@ -145,7 +145,7 @@ pub struct Config {
         value_parser = config::parse_bytes
     )]
     pub stream_max_bytes_per_connection: u64,
-    /// Networks in which agents may be besides public addresses, as 10.1.0.0/16; comma-separated
+    /// Networks that agents may have besides public addresses, as 10.1.0.0/16; comma-separated
     #[arg(
         long,
         env = "TIDEGATE_AGENT_ALLOWED_NETWORKS",
@@ -162,7 +162,7 @@ pub struct Config {
         value_parser = config::parse_duration
     )]
     pub audit_log_retention_period: Duration,
-    /// Time for which the data of an app is kept that people uninstalled; 1d or more.
+    /// Time for which the data of an uninstalled app is kept; 1d or more
     #[arg(
         long,
         env = "TIDEGATE_UNINSTALLED_RETENTION_PERIOD",
@@ -182,12 +182,12 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
 }
 
-/// Shutdown time after the grace period: last writes to Postgres and to the trace collector.
+/// Time after the grace period for the last writes to Postgres and to the trace collector.
 pub const BEYOND_GRACE: Duration = Duration::from_secs(1);
 
 /// Minimum retention of the audit log, which Postgres enforces.
 const AUDIT_LOG_RETENTION_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Minimum of `uninstalled_retention_period`, as in the migration.
+/// Minimum of `uninstalled_retention_period`, which Postgres enforces, too.
 const UNINSTALLED_RETENTION_MIN: Duration = Duration::from_secs(24 * 3600);
 
 /// Minimum lease TTL: a short pause of the process must not lose a lease.
@@ -212,7 +212,7 @@ impl Config {
         let origins = origins.map(|url| ("TIDEGATE_RESPONSE_URL_ORIGINS", url));
         for (name, url) in origins.chain([("TIDEGATE_SLACK_API_URL", &self.slack_api_url)]) {
             anyhow::ensure!(
-                url.scheme() == "https" || (url.scheme() == "http" && self.is_inner(url)),
+                url.scheme() == "https" || (url.scheme() == "http" && self.is_internal(url)),
                 "{name} is unsafe: use https; only a simulator on this machine or in \
                  TIDEGATE_AGENT_ALLOWED_NETWORKS may use http"
             );
@@ -226,7 +226,7 @@ impl Config {
     }
 
     /// Returns whether a URL leads to this machine or to a network of `agent_allowed_networks`.
-    fn is_inner(&self, url: &reqwest::Url) -> bool {
+    fn is_internal(&self, url: &reqwest::Url) -> bool {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let is_named =
             |ip: IpAddr| self.agent_allowed_networks.iter().any(|network| network.contains(&ip));

@@ -1,8 +1,8 @@
 //! Cache of recently used connections, with their tokens.
 //!
 //! Concurrent requests for a connection share one query. A row is dropped when Postgres notifies a
-//! change, and after 30 seconds, since notifications can be lost. Used to call agents and Slack. A
-//! decision that ends a webhook or a message reads Postgres (see
+//! change, and after 30 seconds, since notifications can be lost. Used for calls to agents and
+//! Slack. Decisions that end a webhook or a message read Postgres (see
 //! [`ConnectionCache::read_through`]).
 
 use prometheus_client::{
@@ -25,9 +25,10 @@ use tracing::warn;
 
 /// Time after which a row is read again, in case a notification was lost.
 const CACHED_FOR: Duration = Duration::from_secs(30);
-/// Maximum number of connections in the cache. Expired entries are evicted first.
+/// Maximum number of connections in the cache. Expired entries are evicted first, then arbitrary
+/// ones.
 const CACHED_MAX: usize = 20_000;
-/// Wait before listening again.
+/// Wait before listening for changes again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 pub struct ConnectionCache {
@@ -52,7 +53,7 @@ impl ConnectionCache {
         Self { store, entries: Mutex::default(), requests: Family::default() }
     }
 
-    /// Returns the row in any status, `None` if there is none.
+    /// Returns the connection in any status, or `None` if it does not exist.
     pub async fn connection(
         &self,
         id: ConnectionId,
@@ -69,7 +70,7 @@ impl ConnectionCache {
         row
     }
 
-    /// Returns the row as it is in Postgres now, and caches it.
+    /// Reads the connection from Postgres and caches it.
     pub async fn read_through(
         &self,
         id: ConnectionId,
@@ -78,20 +79,21 @@ impl ConnectionCache {
         self.connection(id).await
     }
 
-    /// Returns the counter of requests: `hit` (from memory), `miss` (by a query), `failed`.
+    /// Returns the counter of requests by result: `hit` (from memory), `miss` (by a query),
+    /// `failed`.
     pub fn requests(&self) -> Family<RequestLabels, Counter> {
         self.requests.clone()
     }
 
-    /// Returns the entry that concurrent requests share.
+    /// Returns the entry of a connection, which concurrent requests share.
     fn entry(&self, id: ConnectionId, now: Instant) -> Arc<CacheEntry> {
         let mut entries = self.entries();
         if entries.len() >= CACHED_MAX {
             entries.retain(|_, entry| now.duration_since(entry.since) < CACHED_FOR);
             while entries.len() >= CACHED_MAX
-                && let Some(oldest) = entries.keys().next().copied()
+                && let Some(any) = entries.keys().next().copied()
             {
-                entries.remove(&oldest);
+                entries.remove(&any);
             }
         }
         if let Some(entry) = entries.get(&id)
@@ -104,14 +106,14 @@ impl ConnectionCache {
         fresh
     }
 
-    /// Drops changed rows as Postgres notifies their changes, until `stop`.
+    /// Drops rows when Postgres notifies a change, until `stop` is cancelled.
     pub async fn subscribe(self: Arc<Self>, stop: CancellationToken) {
         let listening = async {
             loop {
                 if let Err(error) = self.listen().await {
                     warn!(error = %ErrorChain(&error), "failed to listen for connection changes");
                 }
-                // Notifications were missed meanwhile.
+                // Notifications are lost until the next subscription.
                 self.entries().clear();
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }

@@ -53,7 +53,7 @@ pub struct Context {
     pub intake_budget: ByteBudget,
     /// Maximum bytes of a connection's committed webhooks in the stream.
     pub connection_bytes_max: u64,
-    /// Webhooks that intake committed a moment ago, which saves dispatch a query.
+    /// Envelopes that intake committed recently, which save dispatch a query.
     pub payloads: PayloadCache,
     /// Minimum interval between two messages posted to one channel.
     pub channel_min_interval: Duration,
@@ -62,7 +62,7 @@ pub struct Context {
     pub audit_log_retention: Duration,
     /// Time for which the data of uninstalled apps is kept.
     pub uninstalled_retention: Duration,
-    /// Called in each stage; none but in tests.
+    /// Called in each stage. Only tests set one.
     pub probe: Option<Probe>,
 }
 
@@ -97,7 +97,7 @@ impl OwnedPartitions {
 
 /// Maximum bytes in the payload cache; an entry counts its body and headers.
 const PAYLOAD_CACHE_BYTES_MAX: usize = 32 << 20;
-/// Time after which a cached payload is dropped: its lane waits.
+/// Lifetime of a cached payload. A delivery that begins later reads it from Postgres.
 const PAYLOAD_CACHE_TTL: Duration = Duration::from_secs(5);
 
 /// Cache of envelopes by dedup key, oldest evicted first.
@@ -145,17 +145,17 @@ pub struct ByteBudget {
 const BUDGET_UNIT: usize = 1024;
 
 impl ByteBudget {
-    /// Creates a budget of which nothing is in use.
+    /// Creates an unused budget of `max` bytes.
     pub fn new(max: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(max / BUDGET_UNIT)), max }
     }
 
-    /// Waits for room. A request above the limit takes the whole budget.
+    /// Waits for room and returns a permit. A request above the limit takes the whole budget.
     pub async fn acquire(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).acquire_many_owned(self.units(bytes)).await.ok()
     }
 
-    /// Returns a permit if there is room.
+    /// Returns a permit, or `None` if there is no room.
     pub fn try_acquire(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)).ok()
     }

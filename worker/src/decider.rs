@@ -24,7 +24,8 @@ use std::{
 use time::OffsetDateTime;
 
 const SECONDS_PER_DAY: i64 = 86_400;
-/// Maximum difference between a webhook's own time and the time at which it was stored.
+/// Maximum difference between a webhook's own time and the time at which it was stored, in
+/// seconds.
 const OWN_TIME_TOLERANCE: i64 = 2 * SECONDS_PER_DAY;
 
 /// Webhook read from the stream.
@@ -200,9 +201,9 @@ fn query(read: &ReadWebhook, webhook: &Webhook<'_>) -> FactsQuery {
     }
 }
 
-/// Returns the dedup key of a webhook that is given up undecided. The body is not parsed, since
-/// parsing may have ended the process: the day is that of the request, which differs only for a
-/// retry around midnight.
+/// Returns the dedup key of a webhook that becomes a dead letter undecided. The body is not parsed,
+/// since parsing may have crashed the process. The day is that of the request, which differs only
+/// for a retry around midnight.
 pub fn processed_key(read: &ReadWebhook) -> ProcessedKey {
     ProcessedKey::new(dedup_day(read, None), &read.envelope.dedup_key)
 }

@@ -1,13 +1,13 @@
-//! Processes stored webhooks in three durable stages that meet in Postgres.
+//! Processes stored webhooks in three durable stages, connected by tables in Postgres.
 //!
 //! * `intake` reads a partition in order and commits decisions and cursor in batches.
-//! * `dispatch` works the queue of deliveries, fair and in order per conversation: it calls the
-//!   agent and commits the answer.
+//! * `dispatch` claims deliveries, fairly per queue and in order per conversation, calls the agent
+//!   and commits the answer.
 //! * `outbox` sends messages to Slack, in order per conversation, within Slack's rate limits.
 //!
-//! `routing` is the pure function by which intake decides. `maintenance` runs periodic tasks. A
-//! team with its own handler in place of agents implements [`Handler`] and calls [`run`]; see
-//! `worker/examples/own_handler.rs`.
+//! `routing` is the pure function that decides webhooks for intake. `maintenance` runs periodic
+//! tasks. A team that has its own handler instead of agents implements [`Handler`] and calls
+//! [`run`]; see `worker/examples/own_handler.rs`.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// General-purpose allocators are slow for webhooks: dozens of small allocations, made on one
-/// thread and freed on another.
+/// Allocator of the process. The system's allocator is slow for webhooks: dozens of small
+/// allocations, made on one thread and freed on another.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

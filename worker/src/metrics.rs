@@ -1,9 +1,9 @@
-//! Counters and gauges of a worker, for Prometheus.
+//! Metrics of a worker, for Prometheus.
 //!
 //! Names begin with `tidegate_`. Labels come from enums and partition numbers, never from ids.
 //! Gauges per partition are read from the owned partitions when the page is rendered, so that a
 //! released partition leaves no series. Gauges that need Postgres are set by the worker that runs
-//! retention.
+//! the exclusive tasks of `maintenance`.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -25,7 +25,7 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// A commit takes milliseconds; seconds if Postgres is overloaded.
+/// Buckets in seconds. A commit takes milliseconds, or seconds if Postgres is overloaded.
 const COMMIT_BUCKETS: [f64; 11] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
@@ -56,14 +56,14 @@ struct NotificationLabels {
     outcome: &'static str,
 }
 
-/// End of an attempt to refresh a token.
+/// Outcome of an attempt to refresh a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefreshOutcome {
     /// Slack returned new tokens.
     Refreshed,
-    /// Slack did not, and the attempt is repeated.
+    /// Slack returned no tokens; the attempt is repeated.
     Failed,
-    /// The refresh token was used already: only a new installation helps.
+    /// The refresh token was already used: the app must be installed again.
     UsedUp,
 }
 
@@ -108,12 +108,12 @@ pub struct Metrics {
 pub struct PartitionProgress {
     partition: Partition,
     lag: AtomicU64,
-    /// Time at which the oldest pending webhook was stored, in seconds since 1970; 0 without one.
+    /// Time at which the oldest pending webhook was stored, in seconds since 1970, or 0.
     oldest_stored_at: AtomicI64,
 }
 
 impl PartitionProgress {
-    /// Creates the progress of a partition of which nothing is read.
+    /// Creates the progress of a partition before its first read.
     pub fn new(partition: Partition) -> Self {
         Self { partition, lag: AtomicU64::new(0), oldest_stored_at: AtomicI64::new(0) }
     }
@@ -143,14 +143,14 @@ pub enum LeaseTransition {
     Lost,
 }
 
-/// Registers a metric that begins at zero. Returns a clone, which counts together with it.
+/// Registers a metric that begins at zero. Returns a clone that shares its value.
 pub fn metric<M: Metric + Clone + Default>(r: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     r.register(name, help, metric.clone());
     metric
 }
 
-/// Registers an age or duration. Returns a clone, which counts together with it.
+/// Registers a metric in seconds. Returns a clone that shares its value.
 pub fn seconds<M: Metric + Clone>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
     r.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
@@ -163,7 +163,7 @@ impl Metrics {
         let r = &mut registry;
         let leases: Family<TransitionLabels, Counter> =
             metric(r, "partition_lease_transitions", "Partitions claimed, released, lost");
-        // Registered at zero, so that the first lost lease is a change.
+        // Starts at zero, so that `increase` counts the first lost lease.
         drop(leases.get_or_create(&TransitionLabels { transition: "lost" }));
         let batch_sizes = Histogram::new(BATCH_BUCKETS);
         r.register("worker_batch_size", "Webhooks per commit", batch_sizes.clone());
@@ -262,7 +262,7 @@ impl Metrics {
             watched: Mutex::default(),
             registry: Registry::default(),
         };
-        // Registered at zero, so that the first one is a change.
+        // Starts at zero, so that `increase` counts the first event.
         drop(this.notifications.get_or_create(&NotificationLabels { outcome: "given_up" }));
         for outcome in ["refreshed", "failed", "used_up"] {
             drop(this.refreshes.get_or_create(&RefreshLabels { outcome }));
@@ -270,7 +270,7 @@ impl Metrics {
         register(r);
         r.register_collector(Box::new(dropped));
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
-        r.register("build", "The release that runs", Info::new(version));
+        r.register("build", "Running release", Info::new(version));
         Self { registry, ..this }
     }
 
@@ -284,7 +284,7 @@ impl Metrics {
         self.batch_sizes.observe(webhooks as f64);
     }
 
-    /// Counts a batch that Postgres refused for its contents.
+    /// Counts a batch that Postgres refused for its contents or its duration.
     pub fn record_refused_batch(&self) {
         self.batches_refused.inc();
     }
@@ -349,7 +349,7 @@ impl Metrics {
         self.notifications_oldest.set(stats.oldest.as_secs_f64());
     }
 
-    /// Sets the share of the stream's bytes that is used.
+    /// Sets the used share of the stream's bytes.
     pub fn record_stream_usage(&self, bytes: u64, max: u64) {
         self.stream_used.set(bytes as f64 / max.max(1) as f64);
     }
@@ -359,7 +359,7 @@ impl Metrics {
         self.share_purges.inc();
     }
 
-    /// Shows a partition on the page while its progress is alive.
+    /// Shows a partition on the metrics page until its progress is dropped.
     pub fn watch(&self, progress: &Arc<PartitionProgress>) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|progress| progress.strong_count() > 0);

@@ -1,7 +1,7 @@
-//! Readiness of a worker: everything that keeps it from working, with remedies.
+//! Readiness of a worker: the obstacles that keep it from working, with remedies.
 //!
-//! `/readyz` answers 503 with a line per obstacle. Obstacles in Postgres are looked for at
-//! intervals; leases and the access to the stream are known at any time.
+//! `/readyz` answers 503 with a line per obstacle. Postgres is checked for obstacles at intervals;
+//! the state of leases and of the access to the stream is known at any time.
 
 use crate::{
     context::Context,
@@ -12,15 +12,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Interval at which Postgres is asked.
+/// Interval at which Postgres is checked.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval until Postgres has answered.
+/// Interval while there are obstacles.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Obstacles in Postgres. `None` before the first answer.
+/// Obstacles in Postgres. `None` before the first check.
 type Found = Option<Vec<String>>;
 
-/// Readiness. Cheap to clone.
+/// Readiness of this worker. Cheap to clone.
 #[derive(Clone)]
 pub struct Readiness {
     renewal: LeaseRenewal,
@@ -31,7 +31,7 @@ pub struct Readiness {
     stopping: CancellationToken,
 }
 
-/// Task that looks for obstacles in Postgres.
+/// Task that checks Postgres for obstacles.
 pub struct ObstacleProbe {
     context: Arc<Context>,
     found: watch::Sender<Found>,
@@ -42,7 +42,7 @@ impl ObstacleProbe {
         Self { context, found: watch::Sender::default() }
     }
 
-    /// Looks for obstacles until `stop` is cancelled.
+    /// Checks Postgres at intervals until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let probing = async {
             loop {
@@ -70,7 +70,7 @@ impl Readiness {
         Self { renewal, access, found: probe.found.subscribe(), servers, stopping }
     }
 
-    /// Returns what keeps the worker from working. Empty if it is ready.
+    /// Returns the obstacles. Empty if the worker is ready.
     pub fn obstacles(&self) -> Vec<String> {
         let mut obstacles = Vec::new();
         if self.stopping.is_cancelled() {

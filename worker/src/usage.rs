@@ -1,4 +1,5 @@
-//! Counters per connection, added to Postgres once a minute and never within a commit of intake.
+//! Usage counters per connection, added to those in Postgres once a minute, outside the commits of
+//! intake.
 
 use shared::{
     domain::ConnectionId,
@@ -17,10 +18,10 @@ use tracing::warn;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of connections counted between two writes; others are not counted.
 const CONNECTIONS_MAX: usize = 50_000;
-/// Connections per statement.
+/// Maximum number of connections per statement.
 const STEP_CONNECTIONS: usize = 1_000;
 
-/// Counters per connection. Clones share them.
+/// Usage counters per connection. Clones share them.
 #[derive(Clone, Default)]
 pub struct UsageCounters(Arc<Mutex<HashMap<ConnectionId, UsageRow>>>);
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Default)]
 pub struct WorkerLease(Arc<Mutex<Option<Arc<WorkerTerm>>>>);
 
-/// Uninterrupted period under one id.
+/// Uninterrupted period of the lease under one id.
 pub struct WorkerTerm {
     /// Random id in `workers`, never reused.
     pub id: String,
@@ -104,7 +104,7 @@ mod tests {
                         if !lease.end_if_expired() {
                             lease.extend(future);
                         } else if let Some(first) = first {
-                            assert!(first.ended.is_cancelled(), "its tasks go on");
+                            assert!(first.ended.is_cancelled(), "tasks still run");
                         }
                         lease.begin("b".into(), future);
                         lease.extend(future);

@@ -1,13 +1,14 @@
 //! Manifest of a Slack app: every URL, event and scope that its features need. Scopes of other
-//! features are optional: whoever installs the app may decline them.
+//! features are optional: the person who installs the app may decline them.
 //!
-//! `tidegate manifest` prints it, and `tidegate doctor` compares the manifest of an app with it.
+//! `tidegate manifest` prints it, `tidegate init` creates an app from it, and `tidegate doctor`
+//! compares the manifest of an app with it.
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use shared::domain::ConnectionId;
 
-/// Feature of an app. What the features that are switched on need is declared.
+/// Feature of an app. The manifest declares the events and scopes of the enabled features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Feature {
     /// Direct messages with the app.
@@ -16,17 +17,17 @@ pub enum Feature {
     Channels,
     /// Private channels.
     PrivateChannels,
-    /// Direct messages of several people.
+    /// Direct messages among several people.
     GroupMessages,
-    /// Tidegate's slash command.
+    /// Slash command of Tidegate.
     Command,
-    /// Greetings of people who join the workspace.
+    /// Welcome messages to people who join the workspace.
     Greetings,
-    /// Slack's view of agents, with its stop button.
+    /// Slack's agent view with its stop button.
     Agent,
 }
 
-/// Features that are switched on by default.
+/// Features that are enabled by default.
 pub const DEFAULT_FEATURES: [Feature; 6] = [
     Feature::DirectMessages,
     Feature::Channels,
@@ -39,11 +40,11 @@ pub const DEFAULT_FEATURES: [Feature; 6] = [
 /// Event or scope that a feature needs.
 #[derive(Debug, Clone, Copy)]
 struct Need {
-    /// Feature. `None`: every app.
+    /// Feature that needs the event or scope. `None`: every app needs it.
     feature: Option<Feature>,
-    /// Event, if it needs one.
+    /// Bot event to subscribe to.
     event: Option<&'static str>,
-    /// Scope, if it needs one.
+    /// Bot scope to request.
     scope: Option<&'static str>,
     reason: &'static str,
 }
@@ -57,25 +58,25 @@ const fn need(
     Need { feature, event, scope, reason }
 }
 
-/// All needs. `app_mention` is not among them: Slack also sends every mention as `message`.
+/// All needs. `app_mention` is absent because Slack also sends every mention as `message`.
 #[rustfmt::skip]
 const NEEDS: [Need; 12] = [
-    need(None, None, Some("chat:write"), "posts, streams and changes answers and notices"),
+    need(None, None, Some("chat:write"), "posts, streams and edits replies and notices"),
     need(None, Some("app_uninstalled"), None, "ends a connection whose app was removed"),
     need(None, Some("tokens_revoked"), None, "ends a connection whose token was revoked"),
     need(Some(Feature::DirectMessages), Some("message.im"), Some("im:history"), "receives direct messages"),
     need(Some(Feature::Channels), Some("message.channels"), Some("channels:history"), "receives messages in public channels"),
     need(Some(Feature::Channels), Some("channel_id_changed"), Some("channels:read"), "keeps the agent of a channel whose id changes"),
     need(Some(Feature::PrivateChannels), Some("message.groups"), Some("groups:history"), "receives messages in private channels"),
-    need(Some(Feature::GroupMessages), Some("message.mpim"), Some("mpim:history"), "receives messages of several people"),
+    need(Some(Feature::GroupMessages), Some("message.mpim"), Some("mpim:history"), "receives group direct messages"),
     need(Some(Feature::Command), None, Some("commands"), "receives the slash command"),
-    need(Some(Feature::Greetings), Some("team_join"), Some("users:read"), "hears of people who join"),
-    need(Some(Feature::Greetings), None, Some("im:write"), "opens a direct message with them"),
-    need(Some(Feature::Agent), Some("agent_session_stopped"), Some("assistant:write"), "stops an answer by Slack's button"),
+    need(Some(Feature::Greetings), Some("team_join"), Some("users:read"), "reports people who join the workspace"),
+    need(Some(Feature::Greetings), None, Some("im:write"), "opens direct messages with people who join"),
+    need(Some(Feature::Agent), Some("agent_session_stopped"), Some("assistant:write"), "stops a reply with Slack's stop button"),
 ];
 
 impl Feature {
-    /// Returns the name on the command line.
+    /// Returns the name of the feature on the command line.
     fn name(self) -> String {
         clap::ValueEnum::to_possible_value(&self)
             .map(|value| value.get_name().to_owned())
@@ -89,19 +90,19 @@ impl Need {
     }
 }
 
-/// Returns the events of features, in order.
+/// Returns the events that the features need, sorted.
 pub fn events(features: &[Feature]) -> Vec<&'static str> {
     let on = NEEDS.iter().filter(|need| need.is_on(features));
     sorted(on.filter_map(|need| need.event))
 }
 
-/// Returns the scopes of features, in order.
+/// Returns the scopes that the features need, sorted.
 pub fn scopes(features: &[Feature]) -> Vec<&'static str> {
     let on = NEEDS.iter().filter(|need| need.is_on(features));
     sorted(on.filter_map(|need| need.scope))
 }
 
-/// Returns the scopes that only other features need, in order.
+/// Returns the scopes that only other features need, sorted.
 fn optional_scopes(features: &[Feature]) -> Vec<&'static str> {
     let required = scopes(features);
     let off = NEEDS.iter().filter(|need| !need.is_on(features));
@@ -115,7 +116,7 @@ fn sorted(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
     names
 }
 
-/// Returns a line for each event and scope: its feature and reason.
+/// Returns one line per event and scope, with its feature and reason.
 pub fn explain(features: &[Feature]) -> String {
     let mut lines = Vec::new();
     for need in &NEEDS {
@@ -134,13 +135,13 @@ pub fn explain(features: &[Feature]) -> String {
 /// Settings of the app that depend on the deployment.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AppSettings {
-    /// URL at which Slack reaches this deployment, as https://gateway.example.com.
+    /// Public URL of this deployment, for example https://gateway.example.com.
     #[arg(long, env = "TIDEGATE_BASE_URL", value_name = "URL", value_parser = base_url)]
     base_url: Option<String>,
-    /// Connection of the app. Default: the shared app.
+    /// Connection of the app. Default: none, for the shared app.
     #[arg(long)]
     connection: Option<ConnectionId>,
-    /// Slash command, with its slash.
+    /// Slash command, including the slash.
     #[arg(long, env = "TIDEGATE_SLASH_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
     pub slash_command: String,
     /// Features of the app: direct-messages, channels, private-channels, group-messages, command,
@@ -158,7 +159,7 @@ pub struct AppSettings {
 }
 
 impl AppSettings {
-    /// Returns the URL for all webhooks of the app.
+    /// Returns the URL that receives all webhooks of the app.
     pub fn url(&self) -> anyhow::Result<String> {
         let base = self.base_url.as_ref();
         let base =
@@ -170,7 +171,7 @@ impl AppSettings {
     }
 }
 
-/// Parses the public URL of a deployment.
+/// Parses the public URL of a deployment. Removes slashes at its end.
 pub fn base_url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://localhost"));
     let good = host.is_some_and(|host| {
@@ -183,23 +184,23 @@ pub fn base_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Way on which Slack sends webhooks.
+/// Transport by which Slack sends webhooks.
 #[derive(Debug, Clone, Copy)]
 pub enum Delivery<'a> {
-    /// To this URL.
+    /// HTTP requests to this URL.
     Http(&'a str),
-    /// By Socket Mode, which has no URLs.
+    /// Socket Mode, which has no URLs.
     SocketMode,
 }
 
-/// Returns the manifest.
+/// Returns the manifest of an app.
 pub fn build(command: &str, delivery: Delivery<'_>, name: &str, features: &[Feature]) -> Value {
     let url = match delivery {
         Delivery::Http(url) => Some(url),
         Delivery::SocketMode => None,
     };
     let (events, optional) = (events(features), optional_scopes(features));
-    // Slack's field has all scopes, also those that a person may decline.
+    // Slack's field `bot` lists all scopes, including the optional ones.
     let all = sorted(scopes(features).into_iter().chain(optional.iter().copied()));
     let mut manifest = json!({
         "display_information": { "name": name },
@@ -243,7 +244,7 @@ pub fn build(command: &str, delivery: Delivery<'_>, name: &str, features: &[Feat
     manifest
 }
 
-/// Removes the fields of URLs that there are not.
+/// Removes fields that are null, recursively.
 fn remove_nulls(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -255,7 +256,7 @@ fn remove_nulls(value: &mut Value) {
     }
 }
 
-/// Returns the address at which Slack creates an app of a manifest.
+/// Returns the Slack URL that creates an app from a manifest.
 pub fn creation_link(manifest: &Value) -> String {
     let query = form_urlencoded::Serializer::new(String::new())
         .append_pair("new_app", "1")
@@ -269,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn socket_mode_has_no_addresses() {
+    fn omits_urls_in_socket_mode() {
         let manifest = build("/lobu", Delivery::SocketMode, "Lobu", &DEFAULT_FEATURES);
         assert_eq!(manifest["settings"]["socket_mode_enabled"], true);
         assert!(!manifest.to_string().contains("url"), "{manifest}");
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn link_holds_manifest() {
+    fn links_to_manifest() {
         let manifest = build("/lobu", Delivery::SocketMode, "A & B", &DEFAULT_FEATURES);
         let link = creation_link(&manifest);
         let (_, query) = link.split_once('?').expect("a query");
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn declares_what_features_need() {
+    fn declares_needs_of_features() {
         let manifest =
             build("/lobu", Delivery::Http("https://gw"), "Lobu", &[Feature::DirectMessages]);
         assert_eq!(

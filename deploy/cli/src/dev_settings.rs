@@ -1,4 +1,4 @@
-//! Settings of a running `tidegate dev`, which it leaves in a file for shells and for other commands.
+//! File with the settings of a running `tidegate dev`, for shells and for other commands.
 
 use anyhow::Context;
 use dev::run_dir;
@@ -10,8 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Returns the folder of the state: the one that was named, or the default. As root, Postgres runs
-/// as another user, who can't enter root's home.
+/// Returns the folder of the state: `named`, or the default.
+///
+/// The default for root is outside root's home, because Postgres then runs as another user.
 pub fn state_dir(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(named) = named {
         return Ok(std::path::absolute(named)?);
@@ -21,29 +22,29 @@ pub fn state_dir(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     }
     let set = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
-    let data = data.context("no folder for the state; name one with --state, or set HOME")?;
+    let data = data.context("failed to find a folder for the state; pass --state, or set HOME")?;
     Ok(data.join("tidegate-dev"))
 }
 
-/// Returns the file of the settings, which exists while `tidegate dev` runs.
+/// Returns the path of the settings file, which exists while `tidegate dev` runs.
 pub fn file(state_dir: &Path) -> PathBuf {
     state_dir.join("tidegate.env")
 }
 
-/// Reads the settings. Returns `None` if `tidegate dev` does not run.
+/// Reads the settings. Returns `None` if `tidegate dev` is not running.
 pub fn read(state_dir: &Path) -> Option<Vec<(String, String)>> {
     let text = fs::read_to_string(file(state_dir)).ok()?;
     Some(text.lines().filter_map(parse_line).collect())
 }
 
-/// Writes the settings.
+/// Writes the settings. Returns the path of the file.
 pub fn write(state_dir: &Path, settings: &[(String, String)]) -> anyhow::Result<PathBuf> {
     let (path, lines) = (file(state_dir), settings.iter().map(render_line));
     write_private(&path, &lines.collect::<String>())?;
     Ok(path)
 }
 
-/// Writes a file that only its owner reads.
+/// Writes a file that only its owner can read.
 pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));

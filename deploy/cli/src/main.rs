@@ -1,4 +1,4 @@
-//! `tidegate`: the operator's command line.
+//! Command line with which operators migrate, provision, inspect and repair a deployment.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -15,7 +15,7 @@ mod signature;
 mod slack_api;
 mod stream_reader;
 
-/// Exit codes, which the help of every command prints.
+/// Exit codes, as the help of every command prints them.
 const EXIT_CODES: &str =
     "Exit codes: 0 success; 1 failure, or missing --yes; 3 nothing found; 64 wrong usage.";
 
@@ -25,7 +25,7 @@ struct Cli {
     command: commands::Command,
 }
 
-// Written by hand: the derived implementation sets `after_help` of the root alone.
+// Not derived: the derived implementation sets `after_help` of the root command only.
 impl CommandFactory for Cli {
     fn command() -> clap::Command {
         let root = clap::Command::new("tidegate").version(env!("CARGO_PKG_VERSION"));
@@ -55,7 +55,7 @@ async fn main() -> ExitCode {
 mod tests {
     use super::*;
 
-    /// Appends the help of a command and its subcommands, without the settings of the servers.
+    /// Appends the help of a command and its subcommands, without the section "Settings".
     fn append_help(command: &mut clap::Command, text: &mut String) {
         let help = command.render_help().to_string();
         let blocks: Vec<_> =
@@ -81,7 +81,7 @@ mod tests {
         insta::assert_snapshot!("help", text);
     }
 
-    /// Every help begins with an imperative verb and names the exit codes.
+    /// Every help text begins with an imperative verb and lists the exit codes.
     #[test]
     fn begins_help_with_imperative() {
         fn check(command: &clap::Command) {

@@ -1,6 +1,7 @@
 //! Output of commands: lines, JSON lines, tables and the exit code.
 //!
-//! Text that others wrote goes through [`sanitize`], so that it cannot control the terminal.
+//! Commands pass text from Slack, agents and users through [`sanitize`], so that it cannot control
+//! the terminal.
 
 use serde::Serialize;
 use shared::{operations::OperationError, runtime::telemetry::ErrorChain};
@@ -10,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-/// Name of a table column, and true if its cells are numbers, which are aligned to the right.
+/// Name of a table column, and true if its cells are numbers, which are right-aligned.
 pub type Column = (&'static str, bool);
 
 /// Prints a line.
@@ -53,13 +54,13 @@ pub fn render_table<T>(columns: &[Column], items: &[T], row: impl Fn(&T) -> Vec<
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Returns a line per fact: its name and its value.
+/// Returns one line per fact: its name and its value.
 pub fn render_facts(facts: &[(&str, String)]) -> String {
     let lines = facts.iter().map(|(name, fact)| format!("{name:<14}  {fact}"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Prints that a pause or resumption took effect, or that it was not needed.
+/// Prints the result of a pause (`paused`) or resumption. `changed` is false if it had no effect.
 pub fn print_paused(
     subject: &str,
     paused: bool,
@@ -78,7 +79,7 @@ pub fn print_paused(
     Ok(print_line(&format!("{subject} {state}"))?)
 }
 
-/// Error of a command that found nothing to show or to change. The exit code is 3.
+/// Error of a command that found nothing to show or change. The exit code is 3.
 #[derive(Debug)]
 pub struct NotFoundError(String);
 
@@ -90,12 +91,13 @@ impl fmt::Display for NotFoundError {
 
 impl std::error::Error for NotFoundError {}
 
-/// Returns [`NotFoundError`].
+/// Returns a [`NotFoundError`] with this message.
 pub fn not_found<T>(message: impl Into<String>) -> anyhow::Result<T> {
     Err(NotFoundError(message.into()).into())
 }
 
-/// Turns [`OperationError::NotFound`] into [`NotFoundError`] with the command that lists the rows.
+/// Converts [`OperationError::NotFound`] to [`NotFoundError`], naming the command that lists the
+/// rows.
 pub fn require_found<T>(
     result: Result<T, OperationError>,
     list_command: &str,
@@ -108,22 +110,22 @@ pub fn require_found<T>(
     }
 }
 
-/// Returns the text on one line, without control characters.
+/// Returns the text with each control character, line breaks included, replaced by U+FFFD.
 pub fn sanitize(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Returns the sanitized text, or a dash if there is none.
+/// Returns the sanitized text, or a dash if the text is absent or empty.
 pub fn or_dash(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).map_or_else(|| "-".into(), sanitize)
 }
 
-/// Returns the text in an ANSI color if the output is a terminal.
+/// Returns the text in an ANSI color if standard output is a terminal.
 pub fn colorize(color: &str, text: &str) -> String {
     if io::stdout().is_terminal() { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// Replaces the progress line on a terminal.
+/// Replaces the progress line if standard error is a terminal.
 pub fn print_progress(text: &str) {
     if io::stderr().is_terminal() {
         eprint!("\r\x1b[K{text}");
@@ -132,7 +134,7 @@ pub fn print_progress(text: &str) {
 
 /// Prints a warning to standard error.
 pub fn print_warning(text: &str) {
-    // `eprintln!` would panic if the reader closed the pipe.
+    // `eprintln!` panics if the reader has closed the pipe.
     let _ = writeln!(io::stderr(), "warning: {text}");
 }
 
@@ -147,14 +149,14 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // `eprintln!` would panic if the reader closed the pipe.
+            // `eprintln!` panics if the reader has closed the pipe.
             let _ = writeln!(io::stderr(), "{}", ErrorChain(error.as_ref()));
             if error.is::<NotFoundError>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }
 
-/// Returns true if the reader closed the pipe, as in `tidegate tail | head`.
+/// Returns true if the reader has closed the pipe, as in `tidegate tail | head`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -1,4 +1,4 @@
-//! Settings and arguments that several commands take: commands do not import each other.
+//! Settings and arguments that several commands share. Commands do not import each other.
 
 use anyhow::Context;
 use async_nats::jetstream;
@@ -17,22 +17,22 @@ use std::{
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Postgres. Commands that open or seal encrypted columns take keyrings as well.
+/// Settings of Postgres. Commands that encrypt or decrypt columns take keyrings as well.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct StoreSettings {
     #[command(flatten)]
     postgres: PostgresConfig,
-    /// Name under which the audit log records changes. Default: the user of the system.
+    /// Name under which the audit log records changes. Default: USER or LOGNAME.
     #[arg(long, env = "TIDEGATE_OPERATOR_NAME", value_name = "NAME")]
     operator_name: Option<OperatorName>,
 }
 
-/// Name of an operator whose system has no user names.
+/// Name of the operator if neither the setting nor `USER` nor `LOGNAME` is set.
 const UNKNOWN_OPERATOR: &str = "unknown";
 
 impl StoreSettings {
-    /// Returns a store that opens and seals nothing. The first statement connects.
+    /// Returns a store without keyrings. The first statement connects.
     pub fn open(&self) -> anyhow::Result<Store> {
         self.open_with(KeyRings::default())
     }
@@ -42,11 +42,11 @@ impl StoreSettings {
         Ok(Store::new(&self.postgres, rings, PlanMode::PerCall)?)
     }
 
-    /// Returns the operations of this operator on a store.
+    /// Returns the operations on a store, in the name of this operator.
     pub fn operations(&self, store: &Store) -> anyhow::Result<Operations> {
-        let by_system =
+        let user_name =
             || ["USER", "LOGNAME"].iter().find_map(|name| env::var(name).ok()?.parse().ok());
-        let name = match self.operator_name.clone().or_else(by_system) {
+        let name = match self.operator_name.clone().or_else(user_name) {
             Some(name) => name,
             None => UNKNOWN_OPERATOR.parse()?,
         };
@@ -54,7 +54,7 @@ impl StoreSettings {
     }
 }
 
-/// Keyring of signing secrets.
+/// Setting of the keyring of signing secrets.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct SigningKeyring {
@@ -70,13 +70,13 @@ pub struct SigningKeyring {
 }
 
 impl SigningKeyring {
-    /// Returns the ring, without one for tokens.
+    /// Returns the keyring of signing secrets, and an empty one for tokens.
     pub fn rings(&self) -> KeyRings {
         KeyRings { signing: self.signing_secret_keyring.clone(), ..KeyRings::default() }
     }
 }
 
-/// Keyring of tokens, payloads and agents' secrets.
+/// Setting of the keyring of tokens, payloads and agents' secrets.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct TokenKeyring {
@@ -92,13 +92,13 @@ pub struct TokenKeyring {
 }
 
 impl TokenKeyring {
-    /// Returns the ring, without one for signing secrets.
+    /// Returns the keyring of tokens, and an empty one for signing secrets.
     pub fn rings(&self) -> KeyRings {
         KeyRings { tokens: self.token_keyring.clone(), ..KeyRings::default() }
     }
 }
 
-/// Both keyrings.
+/// Settings of both keyrings.
 #[derive(Debug, clap::Args)]
 pub struct Keyrings {
     #[command(flatten)]
@@ -108,7 +108,7 @@ pub struct Keyrings {
 }
 
 impl Keyrings {
-    /// Returns the rings.
+    /// Returns both keyrings.
     pub fn rings(&self) -> KeyRings {
         KeyRings { signing: self.signing.rings().signing, ..self.tokens.rings() }
     }
@@ -116,7 +116,7 @@ impl Keyrings {
 
 /// Parses a secret argument: `file:<path>`, `env:<name>`, or `-` for standard input.
 ///
-/// Rejects the secret itself: other users of a machine can read arguments, and Kubernetes keeps
+/// Rejects a literal secret: other users of the machine can read arguments, and Kubernetes stores
 /// those of a pod.
 pub fn secret(reference: &str) -> Result<Secret, String> {
     let text = match reference.split_once(':') {
@@ -133,10 +133,10 @@ pub fn secret(reference: &str) -> Result<Secret, String> {
     Secret::new(text?.trim_end().to_owned()).map_err(|error| error.to_string())
 }
 
-/// File of the app-level token that `tidegate init` writes, beside the declaration.
+/// Path of the app-level token that `tidegate init` writes, relative to the declaration.
 pub const APP_TOKEN_FILE: &str = ".tidegate/app.token";
 
-/// Asks a person for a secret, which the terminal does not show.
+/// Prompts for a secret without echo. `flag` is the argument that replaces the prompt.
 pub fn prompt_secret(what: &str, flag: &str) -> anyhow::Result<Secret> {
     require_terminal(what, flag)?;
     let typed = dialoguer::Password::new().with_prompt(what).interact();
@@ -144,7 +144,7 @@ pub fn prompt_secret(what: &str, flag: &str) -> anyhow::Result<Secret> {
     Ok(Secret::new(typed.trim().to_owned())?)
 }
 
-/// Asks a person for a text.
+/// Prompts for a text. `flag` is the argument that replaces the prompt.
 pub fn prompt_text(what: &str, flag: &str, default: &str) -> anyhow::Result<String> {
     require_terminal(what, flag)?;
     let mut input = dialoguer::Input::<String>::new().with_prompt(what);
@@ -160,7 +160,7 @@ fn require_terminal(what: &str, flag: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks the form of an app-level token.
+/// Checks that an app-level token begins with `xapp-`.
 pub fn check_app_token(token: &Secret) -> anyhow::Result<()> {
     anyhow::ensure!(
         token.expose().starts_with("xapp-"),
@@ -170,7 +170,7 @@ pub fn check_app_token(token: &Secret) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Time argument: a time, or a duration before now.
+/// Time argument: a point in time, or a duration before now.
 #[derive(Debug, Clone, Copy)]
 pub enum TimeArgument {
     At(OffsetDateTime),
@@ -178,7 +178,8 @@ pub enum TimeArgument {
 }
 
 impl TimeArgument {
-    /// Returns the time. A duration ends now by the clock of Postgres: this machine's may be off.
+    /// Returns the time. A duration is subtracted from the time of Postgres, because this machine's
+    /// clock may be off.
     pub async fn resolve(self, store: &Store) -> anyhow::Result<OffsetDateTime> {
         match self {
             Self::At(time) => Ok(time),
@@ -205,7 +206,7 @@ impl FromStr for TimeArgument {
 /// Maximum time to connect to NATS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// NATS.
+/// Settings of NATS.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct NatsSettings {
@@ -214,12 +215,12 @@ pub struct NatsSettings {
 }
 
 impl NatsSettings {
-    /// Returns JetStream of a connected client.
+    /// Returns a JetStream context whose client is connected.
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
         let client = self.nats.connect("operator").await?;
-        let answered = tokio::time::timeout(CONNECT_TIMEOUT, client.flush()).await;
+        let flushed = tokio::time::timeout(CONNECT_TIMEOUT, client.flush()).await;
         anyhow::ensure!(
-            matches!(answered, Ok(Ok(()))),
+            matches!(flushed, Ok(Ok(()))),
             "failed to connect to NATS at {} within {CONNECT_TIMEOUT:?}; check TIDEGATE_NATS_URL, \
              TIDEGATE_NATS_NKEY_FILE and TIDEGATE_NATS_CA_FILE",
             self.nats.servers()
@@ -227,13 +228,13 @@ impl NatsSettings {
         Ok(config::jetstream(client))
     }
 
-    /// Returns JetStream of a client that may not be connected. The first request notices it.
+    /// Returns a JetStream context whose client may not be connected. The first request then fails.
     pub async fn lazy_jetstream(&self) -> anyhow::Result<jetstream::Context> {
         Ok(config::jetstream(self.nats.connect("operator").await?))
     }
 }
 
-/// Agent on the command line: `<organization>/<agent>`.
+/// Agent argument: `<organization>/<agent>`.
 #[derive(Debug, Clone)]
 pub struct AgentName {
     pub org: OrgId,
@@ -254,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secret_arguments_are_references() {
+    fn rejects_literal_secrets() {
         let path = env::temp_dir().join(format!("tidegate-secret-{}", std::process::id()));
         fs::write(&path, "hunter2\n").expect("written");
         let read = secret(&format!("file:{}", path.display())).expect("a secret");
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn names_agent_with_organization() {
+    fn parses_agent_names() {
         let name: AgentName = "acme/helper".parse().expect("a name");
         assert_eq!((name.org.as_str(), name.agent.as_str()), ("acme", "helper"));
         assert!("helper".parse::<AgentName>().is_err());

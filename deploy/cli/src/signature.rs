@@ -1,4 +1,4 @@
-//! Signatures of requests that the command line sends in place of Tidegate and of Slack.
+//! Signatures of requests that commands send in place of a worker or of Slack.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
@@ -6,14 +6,15 @@ use sha2::Sha256;
 use shared::secrets::Secret;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Returns `v1,<base64>` of Standard Webhooks. `None` if a secret `whsec_<base64>` is malformed.
+/// Returns the signature `v1,<base64>` of Standard Webhooks, or `None` if a secret
+/// `whsec_<base64>` is malformed. `timestamp` is in seconds since 1970.
 pub fn standard_webhooks(secret: &Secret, id: &str, timestamp: u64, body: &[u8]) -> Option<String> {
     let timestamp = timestamp.to_string();
     let tag = tag(&secret.webhook_key()?, &[id.as_bytes(), b".", timestamp.as_bytes(), b".", body]);
     Some(format!("v1,{}", BASE64.encode(tag)))
 }
 
-/// Returns `v0=<hex>`, as Slack signs.
+/// Returns the signature `v0=<hex>` of Slack. `timestamp` is in seconds since 1970.
 pub fn slack(secret: &Secret, timestamp: u64, body: &[u8]) -> String {
     let timestamp = timestamp.to_string();
     let tag = tag(secret.expose().as_bytes(), &[b"v0:", timestamp.as_bytes(), b":", body]);
@@ -26,7 +27,7 @@ fn tag(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-/// Returns the time in seconds since 1970.
+/// Returns the current time in seconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "time of a request")]
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())

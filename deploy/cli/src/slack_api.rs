@@ -1,5 +1,5 @@
-//! Slack's Web API, as far as it tells to which installation a token belongs, and opens connections
-//! of Socket Mode.
+//! Client of Slack's Web API for two purposes: finding the app and installation of a token, and
+//! opening Socket Mode connections.
 
 use anyhow::{Context, bail, ensure};
 use reqwest::{Client, StatusCode, Url, header};
@@ -12,40 +12,42 @@ use std::{fmt, time::Duration};
 
 /// Maximum time of a call.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum bytes of an answer.
+/// Maximum bytes of a response.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
-/// Seconds to wait if Slack names none.
+/// Seconds to wait after a 429 without `Retry-After`.
 const DEFAULT_RETRY_AFTER: u64 = 30;
 
-/// Facts about a token.
+/// App and installation of a bot token.
 #[derive(Debug)]
 pub struct TokenFacts {
     pub installation: Installation,
     pub bot_user: Option<String>,
-    /// App of the token. `None` if the token may not ask for it.
+    /// App of the token. `None` if the token lacks the scope to read it.
     pub app: Option<String>,
 }
 
-/// Result of asking about one token.
-pub enum Answer {
-    Answered(TokenFacts),
+/// Result of looking up one token.
+pub enum TokenLookup {
+    Found(TokenFacts),
     /// Error code of Slack.
-    Refused(String),
+    Rejected(String),
+    /// Reason why the lookup failed.
     Failed(String),
-    /// Slack takes no further call for this time.
+    /// Wait that Slack demands before the next call.
     RateLimited(Duration),
 }
 
-/// Result of asking for a connection of Socket Mode.
+/// Result of requesting a Socket Mode connection.
 pub enum SocketAddress {
-    /// Address with a ticket, which opens one connection.
+    /// WebSocket URL with a ticket for one connection.
     Url(Secret),
     /// Error code of Slack.
-    Refused(String),
+    Rejected(String),
+    /// Reason why the request failed.
     Failed(String),
 }
 
-/// Slack takes no further call for a time.
+/// Rate limit by Slack, with the wait before the next call.
 #[derive(Debug)]
 struct RateLimited(Duration);
 
@@ -57,14 +59,14 @@ impl fmt::Display for RateLimited {
 
 impl std::error::Error for RateLimited {}
 
-/// Client of the methods that name the owner of a token, or open a connection of Socket Mode.
+/// Client of `auth.test`, `bots.info` and `apps.connections.open`.
 pub struct SlackApi {
     http: Client,
     base: Url,
 }
 
 impl SlackApi {
-    /// Returns the Web API at a base URL.
+    /// Returns a client of the Web API at a base URL. Fails unless it is HTTPS or on this machine.
     pub fn new(base: &Url) -> anyhow::Result<Self> {
         let is_loopback = matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         ensure!(
@@ -78,26 +80,26 @@ impl SlackApi {
         }
         let http = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .no_proxy() // a proxy of the environment would see tokens
+            .no_proxy() // a proxy from the environment would see tokens
             .timeout(TIMEOUT)
             .build()
             .context("failed to create the HTTP client")?;
         Ok(Self { http, base })
     }
 
-    /// Asks for the installation of a token (`auth.test`) and for its app (`bots.info`).
-    pub async fn ask(&self, token: &Secret) -> Answer {
-        self.try_ask(token).await.unwrap_or_else(|error| match error.downcast_ref() {
-            Some(RateLimited(time)) => Answer::RateLimited(*time),
-            None => Answer::Failed(format!("{error:#}")),
+    /// Looks up the installation of a bot token (`auth.test`) and its app (`bots.info`).
+    pub async fn look_up_token(&self, token: &Secret) -> TokenLookup {
+        self.try_look_up_token(token).await.unwrap_or_else(|error| match error.downcast_ref() {
+            Some(RateLimited(time)) => TokenLookup::RateLimited(*time),
+            None => TokenLookup::Failed(format!("{error:#}")),
         })
     }
 
-    async fn try_ask(&self, token: &Secret) -> anyhow::Result<Answer> {
+    async fn try_look_up_token(&self, token: &Secret) -> anyhow::Result<TokenLookup> {
         let owner = self.call("auth.test", token, &[]).await?;
         if owner["ok"] != true {
             let code = owner["error"].as_str().unwrap_or("no error code");
-            return Ok(Answer::Refused(code.chars().take(80).collect()));
+            return Ok(TokenLookup::Rejected(code.chars().take(80).collect()));
         }
         let text = |name: &str| owner[name].as_str();
         let form = [("bot", "bot_id"), ("team_id", "team_id")];
@@ -105,7 +107,7 @@ impl SlackApi {
         let bot = self.call("bots.info", token, &form).await?;
         let is_org_wide = owner["is_enterprise_install"] == true;
         let team = text("team_id").filter(|team| !is_org_wide && !team.starts_with('E'));
-        Ok(Answer::Answered(TokenFacts {
+        Ok(TokenLookup::Found(TokenFacts {
             installation: Installation {
                 enterprise: text("enterprise_id").and_then(|id| id.parse().ok()),
                 team: team.and_then(|id| id.parse().ok()),
@@ -115,21 +117,21 @@ impl SlackApi {
         }))
     }
 
-    /// Asks for the address of a new connection of Socket Mode (`apps.connections.open`).
+    /// Requests the URL of a new Socket Mode connection (`apps.connections.open`).
     pub async fn open_socket(&self, token: &Secret) -> anyhow::Result<SocketAddress> {
-        let answer = match self.call("apps.connections.open", token, &[]).await {
-            Ok(answer) => answer,
+        let response = match self.call("apps.connections.open", token, &[]).await {
+            Ok(response) => response,
             Err(error) => return Ok(SocketAddress::Failed(format!("{error:#}"))),
         };
-        if answer["ok"] != true {
-            let code = answer["error"].as_str().unwrap_or("no error code");
-            return Ok(SocketAddress::Refused(code.chars().take(80).collect()));
+        if response["ok"] != true {
+            let code = response["error"].as_str().unwrap_or("no error code");
+            return Ok(SocketAddress::Rejected(code.chars().take(80).collect()));
         }
-        let url = answer["url"].as_str().unwrap_or_default();
+        let url = response["url"].as_str().unwrap_or_default();
         let is_secure = url.starts_with("wss://");
-        // A simulator on this machine has no certificate.
+        // A Slack simulator on this machine has no certificate.
         let is_simulator = url.starts_with("ws://127.0.0.1:") && self.base.scheme() == "http";
-        ensure!(is_secure || is_simulator, "apps.connections.open answered no wss address");
+        ensure!(is_secure || is_simulator, "apps.connections.open returned no wss:// URL");
         Ok(SocketAddress::Url(Secret::new(url.to_owned())?))
     }
 
@@ -139,7 +141,7 @@ impl SlackApi {
         token: &Secret,
         form: &[(&str, &str)],
     ) -> anyhow::Result<Value> {
-        let url = self.base.join(method).context("TIDEGATE_SLACK_API_URL is no base URL")?;
+        let url = self.base.join(method).context("TIDEGATE_SLACK_API_URL is not a base URL")?;
         let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let sent = self
             .http
@@ -157,12 +159,15 @@ impl SlackApi {
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
-            ensure!(body.len() + chunk.len() <= RESPONSE_BYTES_MAX, "the answer is too large");
+            ensure!(
+                body.len() + chunk.len() <= RESPONSE_BYTES_MAX,
+                "the response of {method} exceeds {RESPONSE_BYTES_MAX} bytes"
+            );
             body.extend_from_slice(&chunk);
         }
         match serde_json::from_str(&repair(&body)) {
-            Ok(answer) if response.status().is_success() => Ok(answer),
-            _ => bail!("{method} was answered with {}", response.status()),
+            Ok(parsed) if response.status().is_success() => Ok(parsed),
+            _ => bail!("{method} returned {}", response.status()),
         }
     }
 }

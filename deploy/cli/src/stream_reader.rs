@@ -1,4 +1,4 @@
-//! Access to the stream of webhooks for commands that read or count it.
+//! Access to the stream for commands that read or count webhooks.
 
 use anyhow::Context;
 use async_nats::jetstream::{
@@ -12,14 +12,16 @@ use shared::{
 };
 use std::time::Duration;
 
-/// Returns the stream of webhooks.
+/// Opens the stream of webhooks.
 pub async fn open(js: &jetstream::Context) -> anyhow::Result<Stream> {
     js.get_stream(STREAM).await.with_context(|| {
         format!("failed to open stream {STREAM}; check TIDEGATE_NATS_URL, and run tidegate migrate")
     })
 }
 
-/// Returns the number of webhooks of a partition that the stream holds after a sequence.
+/// Returns the number of webhooks of a partition in the stream after a sequence.
+///
+/// Creates a consumer and deletes it.
 pub async fn count_after(
     stream: &Stream,
     partition: Partition,
@@ -39,13 +41,13 @@ pub async fn count_after(
         })
         .await
         .with_context(|| format!("failed to create a consumer for partition {partition}"))?;
-    // A server allows a stream a bounded number of consumers, which all commands and workers share.
+    // All commands and workers share the maximum number of consumers of the stream.
     let deleted = stream.delete_consumer(&name).await;
     deleted.with_context(|| format!("failed to delete the consumer of partition {partition}"))?;
     Ok(consumer.cached_info().num_pending)
 }
 
-/// Returns a unique consumer name.
+/// Returns a unique name for a consumer of a command.
 pub fn consumer_name(command: &str) -> anyhow::Result<String> {
     Ok(format!("operator-{command}-{}", ConnectionId::random()?))
 }

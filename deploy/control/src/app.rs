@@ -1,4 +1,4 @@
-//! Wires the control API: settings, clients, listeners, shutdown.
+//! Wiring of the control API: settings, clients, listeners, shutdown.
 
 use crate::{
     api::{self, Api, ApiLimits},
@@ -60,7 +60,8 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         key_rate: config.api_key_max_rate,
         key_burst: config.api_key_max_burst,
     };
-    let slack = Slack::new(config.slack_api_url).context("failed to make an HTTP client")?;
+    let slack =
+        Slack::new(config.slack_api_url).context("failed to create HTTP client for Slack")?;
     let installer = Installer::new(store.clone(), js.clone(), slack, Arc::clone(&metrics));
     let installer = Arc::new(installer);
     if let Some(address) = config.console_listen {
@@ -80,7 +81,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let admin_server = server::serve(admin, admin_router, MAX_ADMIN_CONNECTIONS, stop.clone());
     shutdown.spawn_vital("admin server", admin_server);
     shutdown.spawn_vital("probe", probe(store, metrics, is_reachable, stop.clone()));
-    shutdown.spawn_vital("rate limits", Arc::clone(&api).forget_idle_keys(stop.clone()));
+    shutdown.spawn_vital("rate limits", Arc::clone(&api).remove_idle_key_limits(stop.clone()));
     let router = api::router(api).merge(install::router(installer));
     let server = server::serve(listener, router, config.http_max_connections, stop.clone());
     shutdown.spawn_vital("API server", server);
@@ -91,8 +92,8 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(shutdown.drain(FINISH_TIMEOUT).await)
 }
 
-/// Returns the routes of the admin listener. `/healthz` asks nothing outside the process, so that
-/// an outage restarts nothing. `/readyz` fails while Postgres does not answer, and on shutdown.
+/// Returns the routes of the admin listener. `/healthz` checks nothing outside the process, so that
+/// an outage causes no restarts. `/readyz` fails while Postgres is unreachable, and on shutdown.
 fn admin_router(
     api: Arc<Api>,
     is_reachable: Arc<AtomicBool>,
@@ -113,7 +114,7 @@ fn admin_router(
         .route("/metrics", get(metrics))
 }
 
-/// Probes Postgres until `stop`.
+/// Probes Postgres until `stop` is cancelled.
 async fn probe(
     store: Store,
     metrics: Arc<Metrics>,

@@ -15,10 +15,10 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 #[derive(Debug, Parser)]
 #[command(name = "control", version, after_help = TRACE_SETTINGS)]
 pub struct Config {
-    /// Address and port for the API.
+    /// Address and port of the public HTTP listener.
     #[arg(long, env = "TIDEGATE_HTTP_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub http_listen: SocketAddr,
-    /// Address and port for health and metrics; not for the public.
+    /// Address and port for health and metrics; not public.
     #[arg(
         long,
         env = "TIDEGATE_ADMIN_LISTEN",
@@ -26,11 +26,11 @@ pub struct Config {
         default_value = "0.0.0.0:9090"
     )]
     pub admin_listen: SocketAddr,
-    /// Address and port for the console, which people log in to; not for the public. Without it there
-    /// is no console.
+    /// Address and port for the console, which people log in to; not public. Without it there is no
+    /// console.
     #[arg(long, env = "TIDEGATE_CONSOLE_LISTEN", value_name = "ADDR")]
     pub console_listen: Option<SocketAddr>,
-    /// Let operators see bodies of webhooks in the console, each time with an entry in the audit log.
+    /// Let operators see webhook bodies in the console. Each view adds an entry to the audit log.
     #[arg(
         long,
         env = "TIDEGATE_CONSOLE_REVEAL",
@@ -40,7 +40,7 @@ pub struct Config {
     )]
     pub console_reveal: bool,
     /// Keyring of tokens and agents' secrets, as k2:<base64>,k1:<base64>, file:<path> or
-    /// exec:<command>; the same as that of the workers.
+    /// exec:<command>; the same for workers and control.
     #[arg(
         long,
         env = "TIDEGATE_TOKEN_KEYRING",
@@ -49,7 +49,7 @@ pub struct Config {
         hide_env_values = true
     )]
     pub token_keyring: KeyRing,
-    /// Base URL of Slack's Web API. Slack's page on which people allow an app has the same host.
+    /// Base URL of Slack's Web API. Slack's OAuth page has the same host.
     #[arg(
         long,
         env = "TIDEGATE_SLACK_API_URL",
@@ -57,8 +57,8 @@ pub struct Config {
         default_value = "https://slack.com/api/"
     )]
     pub slack_api_url: reqwest::Url,
-    /// Keyring of signing secrets, in the same form; the same as that of the ingests. Without it
-    /// connections can't be created or changed.
+    /// Keyring of signing secrets, as k2:<base64>,k1:<base64>, file:<path> or exec:<command>; the
+    /// same for ingest, workers and control. Without it control creates and changes no connection.
     #[arg(
         long,
         env = "TIDEGATE_SIGNING_SECRET_KEYRING",
@@ -67,21 +67,21 @@ pub struct Config {
         hide_env_values = true
     )]
     pub signing_secret_keyring: Option<KeyRing>,
-    /// Maximum HTTP connections; more wait in the kernel's queue.
+    /// Maximum HTTP connections; others wait in the kernel's accept queue.
     #[arg(long, env = "TIDEGATE_HTTP_MAX_CONNECTIONS", value_name = "N", default_value_t = 1_000,
           value_parser = parse_connections)]
     pub http_max_connections: usize,
-    /// Maximum requests in flight; more are answered 503.
+    /// Maximum requests in flight; requests above it get 503.
     #[arg(long, env = "TIDEGATE_HTTP_MAX_IN_FLIGHT", value_name = "N", default_value_t = 128,
           value_parser = parse_connections)]
     pub http_max_in_flight: usize,
-    /// Maximum requests per second of one API key, of this process; more are answered 429.
+    /// Maximum requests per second of one API key, per process; requests above it get 429.
     #[arg(long, env = "TIDEGATE_API_KEY_MAX_RATE", value_name = "N", default_value = "50")]
     pub api_key_max_rate: NonZeroU32,
-    /// Maximum requests that an API key may send at once after a pause.
+    /// Maximum burst of requests of one API key.
     #[arg(long, env = "TIDEGATE_API_KEY_MAX_BURST", value_name = "N", default_value = "200")]
     pub api_key_max_burst: NonZeroU32,
-    /// Time that requests are still accepted after SIGTERM, until the load balancer has noticed.
+    /// Time after SIGTERM for which requests are still accepted, so that load balancers can react.
     #[arg(
         long,
         env = "TIDEGATE_DRAIN_PERIOD",

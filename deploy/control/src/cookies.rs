@@ -1,8 +1,8 @@
-//! Cookies that browsers send.
+//! Cookies of requests.
 
 use axum::http::{HeaderMap, header};
 
-/// Returns the value of a cookie that is sent once.
+/// Returns the value of a cookie, or `None` if it is missing or sent more than once.
 pub fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     let sent = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let pairs =

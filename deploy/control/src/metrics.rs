@@ -8,7 +8,7 @@ use prometheus_client::{
 use shared::runtime::DroppedLines;
 use std::time::Duration;
 
-/// Seconds.
+/// Bucket bounds in seconds, up to the timeout of requests.
 const REQUEST_BUCKETS: [f64; 12] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
@@ -25,7 +25,7 @@ struct RequestLabels {
 pub enum Rejection {
     /// No valid API key.
     Unauthorized,
-    /// The key sends too many requests.
+    /// The key, or the address at the login, sends too many requests.
     RateLimited,
     /// Too many requests are in flight.
     Overloaded,
@@ -36,18 +36,19 @@ struct RejectionLabels {
     reason: &'static str,
 }
 
-/// End of an installation in a browser.
+/// Outcome of an installation in a browser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InstallOutcome {
     /// The app is connected.
     Installed,
     /// The person did not allow the app.
     Cancelled,
-    /// The state was unknown, used, expired or another browser's.
+    /// The state was unknown, used, expired or of another browser.
     StateRefused,
-    /// The workspace belongs to another organization, or the link was used.
+    /// The workspace belongs to another organization, the link was used, or the app's redirect URL
+    /// changed.
     Refused,
-    /// Slack exchanged no code.
+    /// Slack did not exchange the code for a token.
     ExchangeFailed,
     /// Tidegate could not connect the app.
     Failed,
@@ -134,7 +135,7 @@ impl Metrics {
         for reason in [Rejection::Unauthorized, Rejection::RateLimited, Rejection::Overloaded] {
             let _ = metrics.rejected.get_or_create(&labels(reason));
         }
-        // Registered at zero, so that the first one is a change.
+        // Exported at zero, so that `increase()` counts the first installation.
         for outcome in InstallOutcome::ALL {
             let _ = metrics.installs.get_or_create(&InstallLabels { outcome: outcome.as_str() });
         }
@@ -156,7 +157,7 @@ impl Metrics {
         self.rejected.get_or_create(&labels(reason)).inc();
     }
 
-    /// Records the end of an installation.
+    /// Records the outcome of an installation.
     pub fn record_install(&self, outcome: InstallOutcome) {
         self.installs.get_or_create(&InstallLabels { outcome: outcome.as_str() }).inc();
     }

@@ -1,7 +1,7 @@
-//! HTTP/1.1 server with timeouts, a limit on connections and a graceful end.
+//! HTTP/1.1 server with timeouts, a limit on connections and a graceful shutdown.
 //!
-//! Not `axum::serve`, which sets no timeout: silent sockets, and those of peers that do not read, would
-//! stay open for ever.
+//! Not `axum::serve`: it sets no timeouts, so idle sockets and those of peers that do not read
+//! would stay open forever.
 
 use axum::{
     Router,
@@ -23,13 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
 
-/// Maximum time from one request to the end of the next head, on one connection.
+/// Maximum time to receive the head of the next request on an HTTP connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum time from the stop of a server to its end. Longer than any request takes.
 pub const FINISH_TIMEOUT: Duration = Duration::from_secs(32);
-/// Part of it that is left for the rest of the shutdown.
+/// Part of [`FINISH_TIMEOUT`] that is left for the rest of the shutdown.
 const FINISH_MARGIN: Duration = Duration::from_millis(500);
-/// Wait after a failed accept, most likely for lack of file descriptors.
+/// Wait after a failed accept. The usual cause is a lack of file descriptors.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Serves until `stop` is cancelled, then finishes the requests in progress.
@@ -71,7 +71,7 @@ fn serve_connection(
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
-    // hyper limits reads. A peer that does not read its responses would keep its place for ever.
+    // hyper limits reads only. A peer that does not read its responses would stay connected.
     let socket = IdleTimeoutStream::new(socket, RequestPhase::without_read_timeout());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,12 +1,13 @@
-//! Waits for conditions.
+//! Waiting for conditions.
 //!
-//! All waits of the tests use this module. It checks the state repeatedly, so it misses no change,
-//! and a slow machine costs time instead of a failure.
+//! All waits of the tests use this module. It polls the condition, so a slow machine makes a test
+//! slower, but does not fail it.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-const PAUSE: Duration = Duration::from_millis(20);
+/// Interval between probes.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Calls `probe` until it returns a value.
 ///
@@ -38,14 +39,14 @@ where
 {
     let started = Instant::now();
     loop {
-        // A probe that hangs, as with a frozen server, must not exceed the deadline.
-        let left = deadline.saturating_sub(started.elapsed()).max(PAUSE);
+        // A probe that hangs, for example on a frozen server, must not exceed the deadline.
+        let left = deadline.saturating_sub(started.elapsed()).max(POLL_INTERVAL);
         if let Ok(Some(value)) = tokio::time::timeout(left, probe()).await {
             return Ok(value);
         }
         if started.elapsed() >= deadline {
-            anyhow::bail!("{what}: not so within {deadline:?}");
+            anyhow::bail!("{what}: not reached within {deadline:?}");
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

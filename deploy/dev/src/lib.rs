@@ -1,17 +1,17 @@
 //! Servers on this machine without containers and without root: finds or fetches nats-server and
 //! Postgres, and runs processes that never outlive their parent.
 //!
-//! `tidegate dev`, `cargo demo` and the tests share it.
+//! Used by `tidegate dev`, `cargo demo` and the tests.
 //!
 //! ```text
-//! finder         programs of the servers, installed or fetched
-//! python_wheel   pinned wheels of Python's registry
+//! finder         search for the programs of the servers, installed or fetched
+//! python_wheel   pinned wheels from the Python Package Index
 //! run_dir        private folder of a run, and its reaper
 //! programs       programs on this machine, and their versions
 //! process        child processes
 //! nats, postgres the servers
 //! port           free ports
-//! eventually     waits for conditions
+//! eventually     waiting for conditions
 //! ```
 
 pub mod eventually;

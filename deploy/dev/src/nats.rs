@@ -1,7 +1,7 @@
-//! A nats-server on loopback with the users of a deployment.
+//! Single nats-server on loopback with the users of a deployment.
 //!
-//! The configuration is that of one machine: JetStream syncs every write, and permissions are those
-//! of `deploy/nats/permissions.conf`.
+//! JetStream syncs every write, as a deployment without replicas requires. The permissions are
+//! those of `deploy/nats/permissions.conf`.
 
 use crate::{
     eventually::try_eventually,
@@ -19,35 +19,35 @@ use std::{
 };
 use tokio::net::TcpStream;
 
-/// Permissions of the deployment.
+/// Permissions of a deployment's NATS users.
 pub const PERMISSIONS: &str = include_str!("../../nats/permissions.conf");
 /// Maximum bytes of a message: a body of 1 MiB and its headers.
 pub const MAX_PAYLOAD: u32 = 1_114_112;
-/// Maximum time of a start.
-const READY: Duration = Duration::from_secs(15);
-/// Maximum number of starts: another process may take a port after it was chosen.
+/// Maximum time until the server is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum start attempts. Another process may take the port between its choice and the start.
 const START_ATTEMPTS_MAX: usize = 5;
 
-/// A running nats-server.
+/// Running nats-server.
 #[derive(Debug)]
 pub struct Nats {
     process: Process,
     port: u16,
 }
 
-/// Place and users of a nats-server.
+/// Folder, log and users of a nats-server.
 #[derive(Debug)]
 pub struct Place<'a> {
-    /// Folder of the configuration and the store.
+    /// Folder for the configuration and the store.
     pub dir: &'a Path,
-    /// File of the output.
+    /// Log file.
     pub log: PathBuf,
     /// Public keys of the users, by the variables that the permissions name.
     pub users: &'a [(String, String)],
 }
 
 impl Nats {
-    /// Starts a server and waits until JetStream answers.
+    /// Starts a server and waits until JetStream is ready.
     ///
     /// # Errors
     /// If the server does not start.
@@ -59,7 +59,7 @@ impl Nats {
         let mut attempts = 1;
         loop {
             let nats = Self::launch(run, program, place)?;
-            let answered = async || {
+            let ready = async || {
                 if !nats.process.is_running() {
                     return Some(false);
                 }
@@ -67,10 +67,10 @@ impl Nats {
                 let is_ours = greeting.contains(&format!(r#""server_name":"{}""#, nats.name()));
                 (is_ours && greeting.contains(r#""jetstream":true"#)).then_some(true)
             };
-            match try_eventually("nats-server answers", READY, answered).await {
+            match try_eventually("nats-server is ready", READY_TIMEOUT, ready).await {
                 Ok(true) => return Ok(nats),
                 Ok(false) if attempts < START_ATTEMPTS_MAX => attempts += 1,
-                _ => bail!("nats-server did not start: {}", nats.process.log_tail()),
+                _ => bail!("failed to start nats-server: {}", nats.process.log_tail()),
             }
         }
     }
@@ -87,7 +87,8 @@ impl Nats {
             name(port),
             store.display()
         );
-        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        fs::write(&config, text)
+            .with_context(|| format!("failed to write {}", config.display()))?;
         fs::write(config.with_file_name("permissions.conf"), PERMISSIONS)?;
         let args = ["-c".as_ref(), config.as_os_str()];
         let options = Options { log: Some(place.log.clone()), ..Options::default() };
@@ -99,7 +100,7 @@ impl Nats {
         name(self.port)
     }
 
-    /// Returns `nats://127.0.0.1:…`.
+    /// Returns the URL `nats://127.0.0.1:<port>`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
@@ -112,12 +113,12 @@ impl Nats {
     }
 }
 
-/// Returns the name of a server, which tells it from another that took its port.
+/// Returns the name of a server, which distinguishes it from another server that took its port.
 fn name(port: u16) -> String {
     format!("dev-{}-{port}", std::process::id())
 }
 
-/// Returns the first line of the server on a port.
+/// Returns the first line that a NATS server on a port sends: `INFO` and JSON.
 pub async fn greeting(port: u16) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let stream = TcpStream::connect(address).await.ok()?;

@@ -1,7 +1,7 @@
-//! A Postgres on loopback.
+//! Single Postgres on loopback.
 //!
-//! Postgres refuses root, so root starts it as the user nobody, who owns the data. Shared memory is
-//! inside the data folder.
+//! Postgres does not run as root, so root starts it as user 65534, who owns the data. Dynamic
+//! shared memory is in files in the data folder.
 
 use crate::{
     eventually::try_eventually,
@@ -23,15 +23,15 @@ use std::{
 
 /// User and group for Postgres if this process is root.
 const NOBODY: u32 = 65_534;
-/// Maximum time of a start, with a recovery.
-const READY: Duration = Duration::from_secs(30);
-/// Maximum time of `initdb`.
+/// Maximum time until Postgres is ready, including recovery.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time for `initdb`.
 const INITDB_TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximum time of a stop.
+/// Maximum time for a clean stop. Then Postgres is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of starts: another process may take a port after it was chosen.
+/// Maximum start attempts. Another process may take the port between its choice and the start.
 const START_ATTEMPTS_MAX: usize = 5;
-/// Settings of every Postgres on loopback.
+/// Settings of each Postgres on loopback.
 pub const SETTINGS: [&str; 4] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
@@ -39,7 +39,7 @@ pub const SETTINGS: [&str; 4] = [
     "dynamic_shared_memory_type=mmap",
 ];
 
-/// A running Postgres whose superuser has a password.
+/// Running Postgres whose superuser has a password.
 #[derive(Debug)]
 pub struct Postgres {
     process: Process,
@@ -47,14 +47,16 @@ pub struct Postgres {
     password: String,
 }
 
-/// Returns the user that runs Postgres, if it is not this process's.
+/// Returns the user id that runs Postgres, or `None` if it is the user of this process.
 #[must_use]
 pub fn unprivileged() -> Option<u32> {
     is_root().then_some(NOBODY)
 }
 
-/// Creates a database cluster with the superuser `postgres`. Without a password every user of the
-/// machine may connect as anyone.
+/// Creates a database cluster with the superuser `postgres`.
+///
+/// Without a password, every user of the machine can connect as any role, and `initdb` does not
+/// sync its files.
 ///
 /// # Errors
 /// If `initdb` fails.
@@ -79,9 +81,11 @@ pub async fn create_cluster(
         }
     }
     if let Some(uid) = unprivileged() {
-        chown(data, Some(uid), Some(uid)).context("cannot change owner")?;
+        chown(data, Some(uid), Some(uid))
+            .context("failed to change the owner of a file for Postgres")?;
         if password.is_some() {
-            chown(&file, Some(uid), Some(uid)).context("cannot change owner")?;
+            chown(&file, Some(uid), Some(uid))
+                .context("failed to change the owner of a file for Postgres")?;
         }
     }
     let log = format!("{name}-initdb");
@@ -95,7 +99,7 @@ pub async fn create_cluster(
 }
 
 impl Postgres {
-    /// Starts a Postgres and waits until it answers. Creates its cluster if there is none.
+    /// Starts Postgres and waits until it is ready. Creates its cluster if `data` has none.
     ///
     /// # Errors
     /// If it does not start.
@@ -107,30 +111,30 @@ impl Postgres {
         password: &str,
     ) -> anyhow::Result<Self> {
         if !data.join("PG_VERSION").is_file() {
-            // What an interrupted start left is incomplete.
+            // Removes the incomplete cluster of an interrupted start.
             let _none_yet = fs::remove_dir_all(data);
             let fresh = data.with_extension("new");
             let _none_yet = fs::remove_dir_all(&fresh);
             create_cluster(run, "postgres", bin, &fresh, Some(password)).await?;
-            fs::rename(&fresh, data).context("cannot move the new cluster")?;
+            fs::rename(&fresh, data).context("failed to move the new cluster")?;
         }
-        // The process runs as another user, who may write to no folder of this one.
+        // Postgres may run as another user, who cannot create the log in this user's folder.
         fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut attempts = 1;
         loop {
             let postgres = Self::launch(run, bin, data, log, password)?;
-            let answered = async || {
+            let ready = async || {
                 if !postgres.process.is_running() {
                     return Some(false);
                 }
                 postgres.execute("postgres", "select 1").await.ok()?;
-                // Another Postgres may have taken the port and answered.
+                // The response may be from another Postgres that took the port.
                 Some(postgres.process.is_running())
             };
-            match try_eventually("Postgres answers", READY, answered).await {
+            match try_eventually("Postgres is ready", READY_TIMEOUT, ready).await {
                 Ok(true) => return Ok(postgres),
                 Ok(false) if attempts < START_ATTEMPTS_MAX => attempts += 1,
-                _ => bail!("Postgres did not start: {}", postgres.process.log_tail()),
+                _ => bail!("failed to start Postgres: {}", postgres.process.log_tail()),
             }
         }
     }
@@ -155,10 +159,10 @@ impl Postgres {
         Ok(Self { process, port, password: password.to_owned() })
     }
 
-    /// Executes a script as the superuser.
+    /// Executes an SQL script as the superuser.
     ///
     /// # Errors
-    /// Errors of Postgres.
+    /// If Postgres returns an error.
     pub async fn execute(&self, database: &str, script: &str) -> anyhow::Result<()> {
         let url = self.url("postgres", &self.password, database);
         let mut connection = PgConnection::connect(&url).await?;
@@ -169,7 +173,7 @@ impl Postgres {
     /// Creates a database unless it exists.
     ///
     /// # Errors
-    /// Errors of Postgres.
+    /// If Postgres returns an error.
     pub async fn ensure_database(&self, name: &str) -> anyhow::Result<()> {
         match self.execute("postgres", &format!("create database \"{name}\"")).await {
             Err(error) if !format!("{error:#}").contains("already exists") => Err(error),
@@ -177,13 +181,13 @@ impl Postgres {
         }
     }
 
-    /// Returns `postgres://…/<database>` for a role. Passwords have letters and digits.
+    /// Returns the URL of a database for a role. The password may only have letters and digits.
     #[must_use]
     pub fn url(&self, role: &str, password: &str, database: &str) -> String {
         format!("postgres://{role}:{password}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// Stops Postgres so that the next start has nothing to recover.
+    /// Stops Postgres cleanly, so that the next start needs no recovery.
     pub async fn stop(&self) {
         self.process.signal(Signal::INT);
         let _killed_when_dropped = self.process.wait(STOP_TIMEOUT).await;

@@ -1,9 +1,9 @@
 //! Child processes that can be killed, frozen and restarted.
 //!
-//! A child records its id before it becomes the program (`exec` keeps the id), so the reaper knows
-//! every child that runs. The record is removed before the child is reaped: until then the kernel
-//! does not reuse the id, so no other process is killed. Each child leads a process group: Ctrl-C
-//! reaches the harness only, which ends the children in order.
+//! A child writes its process id to a file before it becomes the program (`exec` keeps the id), so
+//! the reaper knows every running child. The file is removed before the child is reaped: until then
+//! the kernel does not reuse the id, so the reaper kills no other process. Each child leads its own
+//! process group, so Ctrl-C reaches only this process, which stops the children in order.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -19,9 +19,10 @@ use rustix::process::{self as sys, Pid, Signal, WaitId, WaitIdOptions};
 use crate::eventually::try_eventually;
 use crate::run_dir::RunDir;
 
+/// Script that writes its process id to the file `$0` and becomes the program `$1`.
 const RECORD_AND_EXEC: &str = r#"echo $$ > "$0" && exec "$@""#;
 
-/// Variables of the environment that programs get. Others would make runs differ between machines.
+/// Environment variables that children inherit. Others would make runs differ between machines.
 const INHERITED: &[&str] = &[
     "HOME",
     "LANG",
@@ -34,13 +35,13 @@ const INHERITED: &[&str] = &[
     "TMPDIR",
 ];
 
-/// Signal by which the reaper ends a process.
+/// Signals with which the reaper ends a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ending {
     /// SIGKILL.
     #[default]
     Kill,
-    /// SIGQUIT, then SIGKILL: Postgres frees its shared memory.
+    /// SIGQUIT, then SIGKILL, so that Postgres frees its shared memory.
     Quit,
 }
 
@@ -49,13 +50,13 @@ pub enum Ending {
 pub struct Options {
     /// User and group of the process, which needs root. Default: those of this process.
     pub uid: Option<u32>,
-    /// Signal of the reaper.
+    /// Signals of the reaper.
     pub ending: Ending,
     /// File to which the output is appended. Default: `<run>/<name>.log`.
     pub log: Option<PathBuf>,
 }
 
-/// A child of this process. Killed when dropped.
+/// Child process. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -65,15 +66,16 @@ pub struct Process {
     uid: Option<u32>,
     ending: Ending,
     log: PathBuf,
-    life: Mutex<Life>,
+    state: Mutex<ChildState>,
     run: Arc<RunDir>,
 }
 
+/// State of the latest start.
 #[derive(Debug)]
-struct Life {
+struct ChildState {
     child: Child,
     record: PathBuf,
-    over: Option<ExitStatus>,
+    exit_status: Option<ExitStatus>,
 }
 
 impl Process {
@@ -109,7 +111,7 @@ impl Process {
         let Options { uid, ending, log } = options;
         let log = log.unwrap_or_else(|| run.path().join(format!("{name}.log")));
         let args: Vec<OsString> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
-        let life = spawn(run, name, program, &args, envs, uid, ending, &log)?;
+        let state = spawn(run, name, program, &args, envs, uid, ending, &log)?;
         Ok(Self {
             name: name.to_owned(),
             program: program.to_owned(),
@@ -118,7 +120,7 @@ impl Process {
             uid,
             ending,
             log,
-            life: Mutex::new(life),
+            state: Mutex::new(state),
             run: Arc::clone(run),
         })
     }
@@ -126,7 +128,7 @@ impl Process {
     /// Returns the process id of the latest start.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.life().child.id()
+        self.state().child.id()
     }
 
     /// Returns the resident memory in bytes.
@@ -152,22 +154,22 @@ impl Process {
         Ok(kib.with_context(|| format!("{} has ended", self.name))? * 1024)
     }
 
-    /// Returns true if the process has not ended. A frozen process runs.
+    /// Returns true if the process has not ended. A frozen process counts as running.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.life().reap_if_over().is_none()
+        self.state().reap_if_ended().is_none()
     }
 
     /// Sends SIGKILL to the process group and waits until the process is gone.
     pub fn kill(&self) {
-        let mut life = self.life();
-        if life.reap_if_over().is_none() {
-            let _gone_already = sys::kill_process_group(life.id(), Signal::KILL);
-            life.reap();
+        let mut state = self.state();
+        if state.reap_if_ended().is_none() {
+            let _gone_already = sys::kill_process_group(state.pid(), Signal::KILL);
+            state.reap();
         }
     }
 
-    /// Sends SIGTERM; [`Process::wait`] waits for the end.
+    /// Sends SIGTERM. [`Process::wait`] waits for the end.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
@@ -178,32 +180,32 @@ impl Process {
     /// If `deadline` passes first.
     pub async fn wait(&self, deadline: Duration) -> anyhow::Result<ExitStatus> {
         let what = format!("{} ends", self.name);
-        try_eventually(&what, deadline, async || self.life().reap_if_over()).await
+        try_eventually(&what, deadline, async || self.state().reap_if_ended()).await
     }
 
-    /// Sends SIGSTOP and waits until the process is stopped. It keeps its connections without
-    /// answers.
+    /// Sends SIGSTOP and waits until the process is stopped. Its connections stay open, but it does
+    /// not respond.
     pub fn freeze(&self) {
-        let mut life = self.life();
-        if life.reap_if_over().is_none() {
-            let _gone_already = sys::kill_process(life.id(), Signal::STOP);
+        let mut state = self.state();
+        if state.reap_if_ended().is_none() {
+            let _gone_already = sys::kill_process(state.pid(), Signal::STOP);
             let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            let _stands_still = sys::waitid(WaitId::Pid(life.id()), stopped);
+            let _already_ended = sys::waitid(WaitId::Pid(state.pid()), stopped);
         }
     }
 
-    /// Sends SIGCONT.
+    /// Continues a frozen process with SIGCONT.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Starts the same command again, after a kill if it still runs. The log is continued.
+    /// Kills the process if it is running, and starts the same command again. Appends to the log.
     ///
     /// # Errors
     /// If the program cannot be started.
     pub fn restart(&self) -> anyhow::Result<()> {
         self.kill();
-        *self.life() = spawn(
+        *self.state() = spawn(
             &self.run,
             &self.name,
             &self.program,
@@ -225,7 +227,7 @@ impl Process {
     /// Returns the output of all starts.
     #[must_use]
     pub fn log(&self) -> String {
-        // A test may have replaced the log by a pipe, which never ends.
+        // A test may have replaced the log by a pipe, which has no end.
         let bytes = match fs::metadata(&self.log) {
             Ok(log) if log.is_file() => fs::read(&self.log).unwrap_or_default(),
             _ => Vec::new(),
@@ -242,14 +244,14 @@ impl Process {
 
     /// Sends a signal, unless the process has ended.
     pub fn signal(&self, signal: Signal) {
-        let mut life = self.life();
-        if life.reap_if_over().is_none() {
-            let _gone_already = sys::kill_process(life.id(), signal);
+        let mut state = self.state();
+        if state.reap_if_ended().is_none() {
+            let _gone_already = sys::kill_process(state.pid(), signal);
         }
     }
 
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ChildState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,29 +261,30 @@ impl Drop for Process {
     }
 }
 
-impl Life {
-    fn id(&self) -> Pid {
+impl ChildState {
+    fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    fn reap_if_over(&mut self) -> Option<ExitStatus> {
-        if self.over.is_none() {
-            let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            if let Ok(Some(_)) = sys::waitid(WaitId::Pid(self.id()), look) {
+    fn reap_if_ended(&mut self) -> Option<ExitStatus> {
+        if self.exit_status.is_none() {
+            let without_reaping =
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            if let Ok(Some(_)) = sys::waitid(WaitId::Pid(self.pid()), without_reaping) {
                 self.reap();
             }
         }
-        self.over
+        self.exit_status
     }
 
-    /// Waits for the end of a process that has ended or is being killed. Blocks.
+    /// Waits for a child that has ended or been killed, and removes its record. Blocks.
     fn reap(&mut self) {
         let _removed_with_the_run = fs::remove_file(&self.record);
-        self.over = self.child.wait().ok();
+        self.exit_status = self.child.wait().ok();
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one start, described in full, for two callers")]
+#[expect(clippy::too_many_arguments, reason = "two callers, each with all arguments")]
 fn spawn(
     run: &RunDir,
     name: &str,
@@ -291,15 +294,15 @@ fn spawn(
     uid: Option<u32>,
     ending: Ending,
     log: &Path,
-) -> anyhow::Result<Life> {
-    ensure!(program.is_file(), "no program at {}", program.display());
+) -> anyhow::Result<ChildState> {
+    ensure!(program.is_file(), "program {} not found", program.display());
     let out = OpenOptions::new()
         .create(true)
         .append(true)
         .open(log)
-        .with_context(|| format!("cannot write {}", log.display()))?;
+        .with_context(|| format!("failed to write {}", log.display()))?;
     let record = run.pid_file(name, ending == Ending::Quit);
-    File::create(&record).with_context(|| format!("cannot write {}", record.display()))?;
+    File::create(&record).with_context(|| format!("failed to write {}", record.display()))?;
 
     let mut command = Command::new("/bin/sh");
     command.args(["-c", RECORD_AND_EXEC]).arg(&record).arg(program).args(args);
@@ -309,21 +312,22 @@ fn spawn(
     command.current_dir(run.path()).process_group(0);
     command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     if let Some(uid) = uid {
-        // The child writes the record with this identity.
-        std::os::unix::fs::chown(&record, Some(uid), Some(uid)).context("cannot change owner")?;
+        // The child writes its record as this user.
+        std::os::unix::fs::chown(&record, Some(uid), Some(uid))
+            .context("failed to change the owner of the record")?;
         command.uid(uid).gid(uid);
     }
     match command.spawn() {
-        Ok(child) => Ok(Life { child, record, over: None }),
+        Ok(child) => Ok(ChildState { child, record, exit_status: None }),
         Err(error) => {
             let _removed_with_the_run = fs::remove_file(&record);
-            Err(error).with_context(|| format!("cannot start {name}"))
+            Err(error).with_context(|| format!("failed to start {name}"))
         }
     }
 }
 
-/// Returns true if a process of this id runs. A zombie does not run, even if no parent reaps it, as
-/// in a container.
+/// Returns true if a process with this id is running. A zombie is not running, even if no parent
+/// reaps it, as in a container.
 #[must_use]
 pub fn process_exists(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
@@ -331,8 +335,9 @@ pub fn process_exists(pid: u32) -> bool {
     sys::test_kill_process(pid).is_ok() && !zombie()
 }
 
-/// Returns state and parent of a process. They follow its name in parentheses, which may have any
-/// characters.
+/// Returns the state and parent id of a process.
+///
+/// In `/proc/<id>/stat` they follow the name in parentheses, which may contain any characters.
 pub fn stat(id: i32) -> Option<(char, i32)> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();

@@ -7,13 +7,13 @@ use std::{
     process::Command,
 };
 
-/// Returns true if a program runs and has at least this version.
+/// Returns true if a program can be run and has at least this version.
 #[must_use]
 pub fn is_new_enough(program: &Path, needed: (u32, u32)) -> bool {
     version(program).is_some_and(|found| found >= needed)
 }
 
-/// Returns the first two numbers of `program --version`.
+/// Returns the major and minor version that `program --version` prints.
 #[must_use]
 pub fn version(program: &Path) -> Option<(u32, u32)> {
     let output = Command::new(program).arg("--version").output().ok()?;
@@ -24,7 +24,7 @@ pub fn version(program: &Path) -> Option<(u32, u32)> {
     Some((major, parts.next().and_then(|minor| minor.parse().ok()).unwrap_or(0)))
 }
 
-/// Returns the first program of this name along `path`.
+/// Returns the first executable of this name in the folders of `path`.
 #[must_use]
 pub fn on_path(path: &OsStr, program: &str) -> Option<PathBuf> {
     std::env::split_paths(path).map(|dir| dir.join(program)).find(|candidate| {

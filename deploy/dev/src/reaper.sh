@@ -1,7 +1,7 @@
-# Removes the processes and the folder of a run when the harness ends or is killed.
+# Ends the processes of a run and removes its folder when the parent process ends or is killed.
 #
-# $1 is the folder, which this script creates; $2 is the umask. The other end of the pipe on stdin is held by the
-# harness only. The shell has a process group of its own, because it must outlive signals to the harness.
+# $1 is the folder, which this script creates; $2 is the umask. Only the parent holds the other end of the pipe on
+# stdin. The shell has its own process group, so that signals to the parent's group do not end it.
 
 trap '' INT TERM HUP QUIT PIPE
 cd / || exit 1
@@ -15,13 +15,13 @@ while read -r _; do :; done
 
 nap() { sleep 0.02 2>/dev/null || sleep 1; }
 
-# A zombie does not run, even if no parent reaps it, as in a container.
+# A zombie is not running, even if no parent reaps it, as in a container.
 runs() {
     kill -0 "$1" 2>/dev/null || return 1
     case $(cat "/proc/$1/stat" 2>/dev/null) in *') Z '*) return 1 ;; esac
 }
 
-# After the folder is moved, a child that has not recorded itself yet does not start.
+# After this move, a child that has not recorded its process id yet fails to start.
 mv "$dir/pids" "$dir/ending"
 
 pids=''
@@ -35,8 +35,8 @@ for file in "$dir"/ending/*; do
     case $pid in '' | *[!0-9]*) continue ;; esac
     pids="$pids $pid"
     case $file in
-        # Postgres: an immediate shutdown frees its System V shared memory, a kill would not.
-        # A frozen Postgres and its backends must be continued to get the signal.
+        # Postgres: SIGQUIT frees its System V shared memory, SIGKILL does not. A frozen Postgres and
+        # its backends must be continued to receive the signal.
         *.quit)
             children=$(cat "/proc/$pid/task/$pid/children")
             kill -QUIT "$pid"
@@ -46,7 +46,7 @@ for file in "$dir"/ending/*; do
     esac 2>/dev/null
 done
 
-# Postgres gives its backends 5 s.
+# Postgres waits up to 5 s for its backends. SIGKILL follows after about 7 s.
 tries=0
 for pid in $pids; do
     while runs "$pid"; do
@@ -57,7 +57,7 @@ for pid in $pids; do
     done
 done
 
-# A killed Postgres leaves the id of its segment on line 7 of this file.
+# A killed Postgres leaves its shared memory segment, whose id is on line 7 of this file.
 for file in "$dir"/*/data/postmaster.pid; do
     [ -f "$file" ] || continue
     segment=$(sed -n '7s/^ *[0-9][0-9]* *\([0-9][0-9]*\) *$/\1/p' "$file")

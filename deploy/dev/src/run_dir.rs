@@ -1,9 +1,9 @@
-//! Private folder of a run. Nothing of a run outlives the tests.
+//! Private folder of a run, and its reaper. No process or file of a run outlives this process.
 //!
-//! That holds after SIGKILL, too, when no destructor runs. A shell, the reaper, waits for the end
-//! of a pipe that only this process holds. The kernel closes the pipe however this process ends.
-//! Then the reaper ends every process recorded in `pids/` and removes the folder. It also creates
-//! the folder, so that the folder never exists without the reaper.
+//! This holds even after SIGKILL, when no destructor runs. A shell, the reaper, reads from a pipe
+//! whose other end only this process holds. The kernel closes the pipe when this process ends. Then
+//! the reaper ends every process recorded in `pids/` and removes the folder. The reaper also
+//! creates the folder, so that the folder never exists without the reaper.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+/// Script of the reaper.
 const REAPER: &str = include_str!("reaper.sh");
+/// Maximum time that `drop` waits for the reaper.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The folder of one run. The last owner waits in `drop` until it is removed.
+/// Folder of one run. `drop` waits until the folder is removed.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
@@ -28,14 +30,14 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates a new folder for the run `name` and starts its reaper.
+    /// Starts a reaper, which creates a new folder for the run `name`.
     ///
     /// # Errors
     /// If the state root cannot be used or no shell can be started.
     pub fn new(name: &str) -> anyhow::Result<Self> {
         let runs = state_root()?.join("runs");
         make_dir(&runs)?;
-        let random = getrandom::u64().context("no randomness for a directory name")?;
+        let random = getrandom::u64().context("failed to choose a random folder name")?;
         let path = runs.join(format!("{name}-{random:016x}"));
         let mut reaper = Command::new("/bin/sh")
             .args(["-c", REAPER, "tidegate-reaper"])
@@ -46,11 +48,11 @@ impl RunDir {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .context("cannot start /bin/sh, which cleans up after a run")?;
+            .context("failed to start /bin/sh, which cleans up after a run")?;
         let mut ready = String::new();
         let stdout = reaper.stdout.take().context("the reaper's output is a pipe")?;
-        BufReader::new(stdout).read_line(&mut ready).context("the reaper prints nothing")?;
-        ensure!(ready == "ready\n", "cannot make {}", path.display());
+        BufReader::new(stdout).read_line(&mut ready).context("failed to read from the reaper")?;
+        ensure!(ready == "ready\n", "failed to create {}", path.display());
         Ok(Self { path, reaper, count: AtomicU64::new(0) })
     }
 
@@ -66,11 +68,12 @@ impl RunDir {
         self.reaper.id()
     }
 
-    /// Returns a new file name in `pids/`. A process whose file ends in `.quit` gets SIGQUIT first.
+    /// Returns a new path in `pids/`. The reaper sends SIGQUIT first to processes whose file ends
+    /// in `.quit`.
     pub(crate) fn pid_file(&self, name: &str, quit: bool) -> PathBuf {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let ending = if quit { "quit" } else { "kill" };
-        self.path.join("pids").join(format!("{name}.{count}.{ending}"))
+        let extension = if quit { "quit" } else { "kill" };
+        self.path.join("pids").join(format!("{name}.{count}.{extension}"))
     }
 }
 
@@ -84,14 +87,15 @@ impl Drop for RunDir {
     }
 }
 
-/// Returns true if this process runs as root, which Postgres refuses.
+/// Returns true if this process runs as root, as which Postgres does not start.
 #[must_use]
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Returns the folder of runs and fetched servers. As root it is readable for an unprivileged
-/// Postgres; a home folder of mode 0700 is not.
+/// Returns the folder of runs and fetched servers.
+///
+/// For root it is outside root's home, because an unprivileged Postgres must be able to read it.
 ///
 /// # Errors
 /// If there is no home folder, or the folder belongs to another user.
@@ -99,17 +103,19 @@ pub fn state_root() -> anyhow::Result<PathBuf> {
     let root = if is_root() {
         PathBuf::from("/var/tmp/tidegate")
     } else {
-        cache_home().context("no directory for state: set HOME or XDG_CACHE_HOME")?.join("tidegate")
+        cache_home()
+            .context("failed to find a folder for state; set HOME or XDG_CACHE_HOME")?
+            .join("tidegate")
     };
     make_dir(&root)?;
-    // /var/tmp is writable for everybody. Programs are run from this folder, so only its owner may
-    // write.
+    // All users can write to /var/tmp. Programs are run from the folder, so only its owner may
+    // write to it.
     let found = fs::symlink_metadata(&root)?;
     ensure!(
         found.is_dir()
             && found.uid() == rustix::process::geteuid().as_raw()
             && found.mode() & 0o022 == 0,
-        "{} must be a directory that only you can write: remove it",
+        "{} is not a folder that only you can write to; remove it",
         root.display()
     );
     Ok(root)
@@ -120,10 +126,12 @@ fn cache_home() -> Option<PathBuf> {
     set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))
 }
 
-/// Creates a folder independent of the umask: readable for others as root, private otherwise.
+/// Creates a folder with its parents, independent of the umask.
+///
+/// The folder is readable for all users if this process is root, and private otherwise.
 ///
 /// # Errors
-/// If the folder cannot be made.
+/// If the folder cannot be created.
 pub fn make_dir(path: &Path) -> anyhow::Result<()> {
     let mode = if is_root() { 0o755 } else { 0o700 };
     if !path.is_dir() {
@@ -131,26 +139,27 @@ pub fn make_dir(path: &Path) -> anyhow::Result<()> {
             .recursive(true)
             .mode(mode)
             .create(path)
-            .with_context(|| format!("cannot make {}", path.display()))?;
+            .with_context(|| format!("failed to create {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
-            .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+            .with_context(|| format!("failed to set the mode of {}", path.display()))?;
     }
     Ok(())
 }
 
-/// Copies a folder with its content and replaces the target.
+/// Copies a folder with its content. Replaces the target.
 ///
 /// # Errors
 /// If a file cannot be read or written.
 pub async fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
     let (from, to) = (from.to_owned(), to.to_owned());
-    // The load continues meanwhile.
+    // In a blocking thread, so that other tasks continue.
     tokio::task::spawn_blocking(move || {
         if to.exists() {
-            fs::remove_dir_all(&to).with_context(|| format!("cannot remove {}", to.display()))?;
+            fs::remove_dir_all(&to)
+                .with_context(|| format!("failed to remove {}", to.display()))?;
         }
         let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
-        ensure!(copied.success(), "{} could not be copied", from.display());
+        ensure!(copied.success(), "failed to copy {}", from.display());
         Ok(())
     })
     .await?

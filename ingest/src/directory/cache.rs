@@ -70,7 +70,7 @@ impl Connection {
         self.keys_are_of_app
     }
 
-    /// Returns whether a body is this connection's, or names neither app nor installation.
+    /// Returns whether a body belongs to this connection, or names neither app nor installation.
     pub fn may_receive(&self, inbound: &InboundPayload<'_>) -> bool {
         let (enterprise, team) = (self.enterprise.as_ref(), self.team.as_ref());
         let installations = inbound.installations();
@@ -85,7 +85,7 @@ impl Connection {
     }
 }
 
-/// Cache of the whole bucket. Its lock is held for single reads and writes only.
+/// Cache of the whole bucket. The lock is held for single reads and writes only.
 pub(super) struct Cache {
     keyring: KeyRing,
     entries: RwLock<Entries>,
@@ -245,7 +245,7 @@ impl Cache {
         for secret in secrets {
             match self.keyring.open_secret(context, &secret.sealed) {
                 Ok(clear) => keys.push(SigningKey::new(&clear)),
-                // The connection or app stays in the cache; its webhooks get 401.
+                // The connection or app stays in the cache. Its webhooks get 401.
                 Err(error) => warn!(
                     owner = context.owner,
                     %error,

@@ -1,10 +1,10 @@
-//! Follows the directory bucket and limits how long the cache is trusted.
+//! Follows the directory bucket, and limits for how long the cache is trusted.
 //!
 //! Each ingest reports the revision it has applied under a key that expires. A change of a
 //! connection waits until every reported revision includes it. So the cache is trusted only while
-//! the own report is live. After a pause (NATS down, process frozen) a change may have taken effect
-//! without this ingest: it first reports again, then applies the bucket up to its current end, and
-//! only then trusts the cache.
+//! this ingest's report is live. After a gap (NATS down, process frozen) a change may have taken
+//! effect without this ingest: it first reports again, then applies the bucket up to its current
+//! end, and only then trusts the cache.
 
 use super::{Directory, DirectoryUnavailableError, unavailable};
 use shared::stream::{DIRECTORY_BUCKET, INGEST_TTL, ReaderEvent, StreamReader};
@@ -19,7 +19,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum time of one request to NATS.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time by which trust ends before the report expires: the server's clock may run faster.
+/// Time between the end of trust and the expiry of the report: the server's clock may run faster.
 const TRUST_MARGIN: Duration = Duration::from_millis(500);
 const _: () =
     assert!(REPORT_INTERVAL.as_millis() * 3 + TRUST_MARGIN.as_millis() < INGEST_TTL.as_millis());
@@ -78,8 +78,8 @@ impl Directory {
         let _ = timeout(REQUEST_TIMEOUT, delete).await; // on failure the report expires
     }
 
-    /// Counts the live ingests at intervals until `stop` is cancelled. Each has one key in the
-    /// bucket of reports, which expires. The last count is kept while NATS is away.
+    /// Counts the live ingests at intervals until `stop` is cancelled. Each has one key, which
+    /// expires, in the bucket of reports. While NATS is unreachable, the last count is kept.
     pub async fn count_ingests(self, stop: CancellationToken) {
         let count = async || {
             let info = self.0.buckets().await?.ingests.stream.get_info();

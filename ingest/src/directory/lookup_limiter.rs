@@ -1,4 +1,4 @@
-//! Limits on bucket reads, so that made-up ids cause a bounded number.
+//! Limits on bucket reads, so that requests with made-up ids cause a bounded number of them.
 
 use shared::domain::ConnectionId;
 use std::{
@@ -43,7 +43,7 @@ impl LookupLimiter {
         }
     }
 
-    /// Decides whether a key may be read, and counts the read.
+    /// Decides whether a key may be read, and counts an allowed read.
     pub fn check_lookup(&mut self, key: &str, now: Instant) -> LookupDecision {
         let age = now.duration_since(self.window_start);
         if age >= WINDOW {
@@ -64,7 +64,7 @@ impl LookupLimiter {
         LookupDecision::Allowed
     }
 
-    /// Caches that the bucket does not have a key.
+    /// Records that the bucket does not have a key.
     pub fn record_miss(&mut self, key: &str) {
         if self.misses.len() < MAX_MISSES {
             self.misses.insert(key.to_owned());

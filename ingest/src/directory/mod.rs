@@ -1,9 +1,9 @@
 //! Ingest's copy of connections and apps: ids, status and signing secrets.
 //!
 //! Follows the NATS bucket `connections` from its beginning, and is complete before the first
-//! webhook is accepted. A connection that is not in the cache may have been created a moment ago,
-//! so the bucket is read before a webhook is refused. These reads are limited, and a miss is cached
-//! for up to 2 s, so made-up ids stay cheap. While the cache is not trusted (see `follower`), every
+//! webhook is accepted. A connection that is not in the cache may have just been created, so the
+//! bucket is read before a webhook is refused. These reads are limited, and a miss is cached for up
+//! to 2 s, so that made-up ids are cheap. While the cache is not trusted (see `follower`), every
 //! lookup reads the bucket. Postgres is never read.
 
 mod cache;
@@ -76,7 +76,7 @@ struct Buckets {
 pub struct FoundConnection {
     /// The connection.
     pub connection: Arc<Connection>,
-    /// False if the connection may have changed since. No webhook may be stored for it then.
+    /// False if the connection may have changed meanwhile. Its webhooks must not be stored then.
     pub is_current: bool,
 }
 
@@ -165,7 +165,7 @@ impl Directory {
                 let connection = cached.flatten();
                 Ok(connection.map(|connection| FoundConnection { connection, is_current: true }))
             }
-            // Nothing can be stored without the bucket, but a command's user gets an error message.
+            // Without the bucket nothing is stored, but the user of a command gets a notice.
             (Err(_), Some(Some(connection))) => {
                 Ok(Some(FoundConnection { connection, is_current: false }))
             }
@@ -193,8 +193,8 @@ impl Directory {
     }
 
     /// Finds the connection of a webhook on the shared route: the connection of an installation
-    /// that it names, else the app's preview connection. Never returns another organization's
-    /// connection.
+    /// that it names, otherwise the app's preview connection. Never returns the connection of
+    /// another installation.
     pub async fn route(
         &self,
         app: &AppId,
@@ -238,11 +238,11 @@ impl Directory {
         Ok(self.find(id).await?.filter(|found| found.connection.team_key == key))
     }
 
-    /// Reads a connection again after a signature failed: its secret may have just changed.
-    /// Returns `None` if the bucket has nothing newer or the connection was read a moment ago.
+    /// Reads a connection again after a bad signature: its secret may have just changed. Returns
+    /// `None` if the bucket has no newer version or the connection was refreshed a moment ago.
     pub async fn refresh(&self, known: &Connection) -> Option<Arc<Connection>> {
         if let Some(newer) = self.newer(known) {
-            return Some(newer); // another request has just read the bucket
+            return Some(newer); // another request has already read the bucket
         }
         if !self.limiter().allow_refresh(known.id, std::time::Instant::now()) {
             return None;
@@ -256,8 +256,8 @@ impl Directory {
         (cached.version > known.version).then_some(cached)
     }
 
-    /// Reads a key of the bucket into the cache, within the limits. Boxed because it is rare and
-    /// large: a webhook's future is moved about a dozen times.
+    /// Reads a key of the bucket into the cache, within the limits. Boxed because it is rarely
+    /// called and large: a webhook's future is moved about a dozen times.
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), DirectoryUnavailableError>> {
         Box::pin(async move {
             if self.0.client.connection_state() != State::Connected {
@@ -282,8 +282,8 @@ impl Directory {
         })
     }
 
-    /// Accepts the cache in place of a read when the limit is reached. A trusted cache holds every
-    /// announced change; only a connection created this moment may be missing.
+    /// Accepts the cache in place of a read when a limit is reached. Fails if it is not trusted. A
+    /// trusted cache has every announced change; only a connection created just now may be missing.
     fn trust_cache(&self) -> Result<(), DirectoryUnavailableError> {
         if self.is_trusted() { Ok(()) } else { Err(DirectoryUnavailableError) }
     }

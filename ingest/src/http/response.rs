@@ -31,15 +31,15 @@ pub struct HttpResponse {
 /// Body of a response.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ResponseBody {
-    /// No body: Slack would show it to the user of a command.
+    /// No body. Slack would show a body to the user of a command.
     Empty,
     /// Plain text.
     Text(String),
     /// JSON: an ephemeral message, options, or an update of a view.
     Json(Bytes),
-    /// No body, and the header that stops Slack's retries.
+    /// No body, and `X-Slack-No-Retry: 1`, which stops Slack's retries.
     NoRetry,
-    /// No body, and a `Retry-After` header with these seconds.
+    /// No body, and `Retry-After` with these seconds.
     RetryAfter(u64),
 }
 
@@ -53,7 +53,7 @@ const WORKING_ON_IT: &str = concat!(
     r#""title":{"type":"plain_text","text":"One moment"},"#,
     r#""blocks":[{"type":"section","text":{"type":"plain_text","text":"Working on it …"}}]}}"#
 );
-/// Time after which a webhook may be resent, when it is not known.
+/// `Retry-After` of failures of unknown duration.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl HttpResponse {
@@ -73,7 +73,8 @@ impl HttpResponse {
             Verdict::Unanswered(SyncResponseKind::View, ..) => {
                 (200, json(WORKING_ON_IT), Level::WARN, "accepted")
             }
-            // The dialog closes, the message stays; the response_url takes the rest.
+            // An empty body closes a dialog and keeps a message. A worker sends the answer to the
+            // response_url.
             Verdict::Unanswered(SyncResponseKind::Dialog | SyncResponseKind::Message, ..) => {
                 (200, Empty, Level::WARN, "accepted")
             }
@@ -83,7 +84,7 @@ impl HttpResponse {
             Verdict::Stored(..) => (200, Empty, Level::INFO, "accepted"),
             Verdict::Challenge(text) => (200, Text(text.clone()), Level::INFO, "challenge"),
             Verdict::SslCheck => (200, Empty, Level::INFO, "ssl_check"),
-            // The same response for all causes, so that a forger learns nothing.
+            // All causes get the same response, so that a forger learns nothing.
             Verdict::Unverified(BadSignature) => (401, Empty, Level::WARN, "bad_signature"),
             Verdict::Unverified(NoSignature) => (401, Empty, Level::WARN, "no_signature"),
             Verdict::Unverified(NoTimestamp) => (401, Empty, Level::WARN, "no_timestamp"),
@@ -164,8 +165,8 @@ impl HttpResponse {
     }
 }
 
-/// Returns the response to a webhook that is not stored: the text where Slack shows one, otherwise
-/// 503. Slack resends an event, and marks a click or view with an error of its own.
+/// Returns the response to a webhook that is not stored: `text` where Slack shows it, otherwise
+/// 503. After a 503, Slack resends an event, and shows its own error for a click or view.
 fn refusal(place: &NoticePlace, text: &str, wait: Duration) -> (u16, ResponseBody) {
     let body = match place {
         NoticePlace::Command => json!({ "response_type": "ephemeral", "text": text }),
@@ -182,7 +183,7 @@ fn refusal(place: &NoticePlace, text: &str, wait: Duration) -> (u16, ResponseBod
     (200, ResponseBody::Json(body.to_string().into()))
 }
 
-/// Returns a response after which Slack resends an event. Its header has whole seconds, at least 1.
+/// Returns a 503, after which Slack resends an event. `Retry-After` is at least 1 s.
 fn retry_after(wait: Duration) -> (u16, ResponseBody) {
     (503, ResponseBody::RetryAfter(wait.as_millis().div_ceil(1_000).max(1) as u64))
 }

@@ -1,6 +1,6 @@
 //! Routes for webhooks, and routes for health and metrics.
 //!
-//! Every request ends in a [`Verdict`], one log line and one count.
+//! Each POST to a webhook route ends in a [`Verdict`], one log line and one count.
 
 use super::response::HttpResponse;
 use crate::{
@@ -28,7 +28,7 @@ const SHARED_ROUTE: &str = "/slack/events";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Returns the router for webhooks: one route per connection and one for shared apps. Both accept
-/// every kind. Paths are matched by [`target`], which is more lenient than the router.
+/// all kinds of webhooks. [`target`] matches paths, because it is more lenient than the router.
 pub fn router(pipeline: Arc<Pipeline>) -> Router {
     Router::new().fallback(post_webhook).with_state(pipeline)
 }
@@ -62,9 +62,9 @@ pub fn admin_router(pipeline: Arc<Pipeline>) -> Router {
         .with_state(pipeline)
 }
 
-/// Responds 503 with a line per obstacle, and 200 without one. An outage of NATS is no obstacle: it
-/// usually concerns all ingests, and a load balancer without any would answer webhooks itself,
-/// without an error message for a command's user.
+/// Responds 200, or 503 with a line per obstacle. An outage of NATS after the start is not an
+/// obstacle: it usually affects all ingests, and a load balancer without backends would answer
+/// webhooks itself, without an error message for the user of a command.
 async fn get_readiness(State(pipeline): State<Arc<Pipeline>>) -> (StatusCode, String) {
     match obstacles(&pipeline) {
         obstacles if obstacles.is_empty() => (StatusCode::OK, String::new()),
@@ -92,7 +92,7 @@ fn obstacles(pipeline: &Pipeline) -> Vec<String> {
     if pipeline.directory.opens_no_secret() {
         obstacles.push(
             "TIDEGATE_SIGNING_SECRET_KEYRING opens no signing secret of the directory; \
-             set it to the ring of the workers"
+             set it to the keyring of the workers"
                 .to_owned(),
         );
     }
@@ -144,7 +144,7 @@ async fn post_webhook(
     respond(&pipeline, route, &context, &verdict, &span)
 }
 
-/// Creates the span of a request, by OpenTelemetry's conventions for HTTP servers.
+/// Creates the span of a request, following OpenTelemetry's conventions for HTTP servers.
 fn request_span(route: &'static str) -> Span {
     tracing::info_span!(
         target: "tidegate::trace",
@@ -172,7 +172,7 @@ fn respond(
     if let Verdict::Unverified(SignatureError::Stale { skew }) = verdict {
         pipeline.metrics.record_skew(*skew);
     }
-    // Requests that were not verified may not be Slack's, so they do not count for the app.
+    // Unverified requests may not be Slack's, so they do not count for the app.
     if let Some(app) = context.verified_app() {
         pipeline.app_health.record_response(app, status.is_success(), Instant::now());
     }
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepts_sloppy_paths() {
+    fn normalizes_paths() {
         let id = "00ff00ff00ff00ff00ff00ff00ff00ff";
         let connection = Some(Target::Connection(id.parse().ok()));
         for path in [

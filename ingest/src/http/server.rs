@@ -1,6 +1,6 @@
-//! HTTP/1.1 server with timeouts, limits on connections and heads, and a graceful end.
+//! HTTP/1.1 server with timeouts, limits on connections and heads, and a graceful shutdown.
 //!
-//! Not `axum::serve`: it sets no timeout, so slow and silent sockets would stay open forever.
+//! Not `axum::serve`: it sets no timeouts, so idle and slow sockets would stay open forever.
 
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -16,16 +16,16 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
 
-/// Maximum size of a request's head. The buffers of an HTTP connection grow no further than to its
-/// double: while that many bytes of responses are unsent, no further request is answered.
+/// Maximum size of a request's head, in bytes. Each buffer of an HTTP connection grows to at most
+/// twice this size: while that many response bytes are unsent, no further request is answered.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Maximum number of headers of a request. A proxy and Slack together send about 20.
 const MAX_HEADERS: usize = 64;
-/// Maximum time from the stop of a server to its end. Longer than any webhook takes.
+/// Maximum time from the stop of a server to its end. Longer than the processing of any webhook.
 pub const FINISH_TIMEOUT: Duration = Duration::from_secs(6);
-/// Part of it that is left for the rest of the shutdown.
+/// Part of [`FINISH_TIMEOUT`] that is left for the rest of the shutdown.
 const FINISH_MARGIN: Duration = Duration::from_millis(500);
-/// Wait after a failed accept, most likely for lack of file descriptors.
+/// Wait after a failed accept. The usual cause is a lack of file descriptors.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Serves until `stop` is cancelled, then finishes the requests in progress.

@@ -1,12 +1,12 @@
 //! Budgets in bytes for bodies in memory.
 //!
-//! A body that is being received counts against the budget for unverified bodies, by the bytes that
-//! have arrived: a claimed length costs nothing. Small and large bodies have a half each, so that
-//! large bodies of strangers do not displace Slack's, which are small. A verified body counts
-//! against the limits of webhooks in flight instead.
+//! A body that is being received counts against the budget for unverified bodies by the size of its
+//! buffer, which grows as bytes arrive: a `Content-Length` alone costs nothing. Small and large
+//! bodies have half of the budget each, so that large bodies of unknown senders do not displace
+//! Slack's small ones. A verified body counts against the limits of webhooks in flight instead.
 //!
-//! The pieces in which a body arrives are copied into one buffer, and dropped at once: a piece of a
-//! byte keeps the read buffer of 8 KiB that it came in.
+//! Chunks of a body are copied into one buffer and dropped at once: a chunk of one byte would keep
+//! the read buffer of 8 KiB that it arrived in.
 
 use super::Verdict;
 use axum::body::Body;
@@ -14,20 +14,19 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Maximum length of a body that takes from the half for small bodies. Slack's events and commands
-/// are shorter.
+/// Maximum length of a small body. Slack's events and commands are shorter.
 const SMALL_BODY_BYTES: usize = 64 * 1024;
-/// Minimum size of a buffer for a body that arrives in pieces.
+/// Minimum size of a buffer for a body that arrives in several chunks.
 const BUFFER_BYTES_MIN: usize = 1024;
 
-/// Number of bytes that may be taken at the same time.
+/// Limit on the number of bytes in use.
 pub struct ByteBudget {
     free: Semaphore,
     total: usize,
 }
 
 impl ByteBudget {
-    /// Creates a budget.
+    /// Creates a budget of `total` bytes.
     pub fn new(total: usize) -> Self {
         let total = total.min(Semaphore::MAX_PERMITS);
         Self { free: Semaphore::new(total), total }
@@ -38,7 +37,7 @@ impl ByteBudget {
         self.free.try_acquire_many(u32::try_from(bytes).ok()?).ok()
     }
 
-    /// Returns the number of bytes that are taken.
+    /// Returns the number of bytes in use.
     pub fn in_use(&self) -> usize {
         self.total - self.free.available_permits()
     }
@@ -51,17 +50,18 @@ pub struct UnverifiedBudget {
 }
 
 impl UnverifiedBudget {
-    /// Creates a budget, of which a half is for small bodies.
+    /// Creates a budget of `total` bytes, half of it for small bodies.
     pub fn new(total: usize) -> Self {
         Self { small: ByteBudget::new(total / 2), large: ByteBudget::new(total - total / 2) }
     }
 
-    /// Returns the number of bytes that are taken.
+    /// Returns the number of bytes in use.
     pub fn in_use(&self) -> usize {
         self.small.in_use() + self.large.in_use()
     }
 
-    /// Receives a body of a length. Fails if the body ends early or the budget is exhausted.
+    /// Receives a body of exactly `length` bytes. Fails if the body is shorter or longer, or the
+    /// budget is exhausted.
     pub async fn receive(
         &self,
         mut body: Body,
@@ -80,7 +80,7 @@ impl UnverifiedBudget {
             }
             if piece.len() == length {
                 taken.merge(take(length)?);
-                return Ok((piece, taken)); // in one piece, as nearly all: no copy
+                return Ok((piece, taken)); // one chunk, as for nearly all bodies: no copy
             }
             if received > buffer.capacity() {
                 let doubled = received.max(2 * buffer.capacity()).max(BUFFER_BYTES_MIN);
@@ -98,28 +98,28 @@ impl UnverifiedBudget {
     }
 }
 
-/// Limits of verified webhooks: in number, and in bytes of their bodies.
+/// Limits of verified webhooks in flight: their number and their body bytes.
 pub struct InFlightLimit {
     webhooks: Semaphore,
     webhooks_max: usize,
     bytes: ByteBudget,
 }
 
-/// Permit of a webhook in flight, until it is dropped.
+/// Permit of a webhook in flight. Released when dropped.
 pub struct InFlight<'l> {
     _webhook: SemaphorePermit<'l>,
     _bytes: SemaphorePermit<'l>,
 }
 
 impl InFlightLimit {
-    /// Creates limits.
+    /// Creates limits on the number of webhooks and on their body bytes.
     pub fn new(webhooks_max: usize, bytes_max: usize) -> Self {
         let webhooks = Semaphore::new(webhooks_max);
         Self { webhooks, webhooks_max, bytes: ByteBudget::new(bytes_max) }
     }
 
-    /// Admits a webhook with a body of `bytes`, or returns `None` at a limit: rejecting at once is
-    /// better than answering too late.
+    /// Admits a webhook with a body of `bytes`, or returns `None` at a limit. Does not wait: a late
+    /// response is worse than an immediate rejection.
     pub fn admit(&self, bytes: usize) -> Option<InFlight<'_>> {
         let webhook = self.webhooks.try_acquire().ok()?;
         Some(InFlight { _webhook: webhook, _bytes: self.bytes.try_take(bytes)? })
@@ -142,21 +142,21 @@ mod tests {
     use futures_util::{FutureExt, StreamExt, stream};
     use std::{convert::Infallible, future::pending};
 
-    /// Returns a body that arrives in pieces of these lengths.
+    /// Returns a body that arrives in chunks of these lengths.
     fn pieces(lengths: &[usize]) -> Body {
         let pieces: Vec<Result<Bytes, Infallible>> =
             lengths.iter().map(|&length| Ok(vec![b'x'; length].into())).collect();
         Body::from_stream(stream::iter(pieces))
     }
 
-    /// Returns a body of which only a part ever arrives.
+    /// Returns a body of which only the first `length` bytes arrive.
     fn stalled(length: usize) -> Body {
         let part = stream::iter([Ok::<_, Infallible>(Bytes::from(vec![b'x'; length]))]);
         Body::from_stream(part.chain(stream::once(pending())))
     }
 
     #[tokio::test]
-    async fn receives_body_in_any_pieces() {
+    async fn receives_body_in_any_chunks() {
         let budget = UnverifiedBudget::new(1 << 20);
         for lengths in [&[][..], &[7], &[1; 3000], &[1, 4000, 90_000], &[200_000, 1]] {
             let length = lengths.iter().sum();
@@ -177,9 +177,9 @@ mod tests {
         assert_eq!(budget.in_use(), 0);
     }
 
-    /// A claimed length takes nothing; large bodies leave the half for small ones.
+    /// A `Content-Length` alone takes no bytes. Large bodies do not use the half for small ones.
     #[tokio::test]
-    async fn takes_bytes_that_arrived() {
+    async fn counts_received_bytes() {
         const BODY: usize = 100 * 1024;
         let budget = UnverifiedBudget::new(10 * BODY);
         let mut claims: Vec<_> =
@@ -196,7 +196,7 @@ mod tests {
         let small = budget.receive(pieces(&[2000]), 2000).await;
         assert_eq!(small.expect("small bodies have their own half").0.len(), 2000);
         drop(large);
-        assert_eq!(budget.in_use(), 0, "an aborted request gives its bytes back");
+        assert_eq!(budget.in_use(), 0, "an aborted request releases its bytes");
     }
 
     #[test]

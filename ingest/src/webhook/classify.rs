@@ -1,7 +1,7 @@
 //! Classification of verified webhooks.
 //!
-//! Extracts the challenge to echo, kind, partition, lane and dedup key. Never fails: a webhook that
-//! can't be parsed has the kind `unknown` and is stored like all others. docs.slack.dev documents
+//! Extracts challenge, kind, partition, lane and dedup key. Never fails: a webhook that can't be
+//! parsed has the kind `unknown`, and is stored like all others. docs.slack.dev documents
 //! the fields of each kind.
 
 use crate::webhook::signature::Verified;
@@ -11,20 +11,20 @@ use shared::{
     stream::{Conversation, DedupKey, Lane, Partition},
 };
 
-/// Kind of a webhook and its position in the stream.
+/// Kind, partition, lane and dedup key of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// Kind of the webhook.
     pub kind: WebhookKind,
-    /// Partition of its channel.
+    /// Partition of the channel.
     pub partition: Partition,
-    /// Lane of its conversation.
+    /// Lane of the conversation.
     pub lane: Lane,
     /// Idempotency key, shared with Slack's retries.
     pub dedup_key: DedupKey,
 }
 
-/// Returns the challenge of a `url_verification`, which is echoed and not stored.
+/// Returns the challenge of a `url_verification`. It is echoed, and the webhook is not stored.
 pub fn challenge<'a>(inbound: &'a InboundPayload<'_>) -> Option<&'a str> {
     match inbound {
         InboundPayload::Event(body) if body.kind.get() == Some("url_verification") => {
@@ -34,8 +34,8 @@ pub fn challenge<'a>(inbound: &'a InboundPayload<'_>) -> Option<&'a str> {
     }
 }
 
-/// Returns whether Slack reports that it withheld the events of a workspace for a minute because
-/// there were too many. Slack may never send them.
+/// Returns whether a webhook is Slack's notice that it withheld the events of a workspace for a
+/// minute because of their number. Slack may never send these events.
 pub fn is_rate_limit_notice(inbound: &InboundPayload<'_>) -> bool {
     matches!(inbound, InboundPayload::Event(body) if body.kind.get() == Some("app_rate_limited"))
 }
@@ -66,19 +66,19 @@ fn is_options_load(inbound: &InboundPayload<'_>) -> bool {
     sync_response_kind(inbound) == Some(SyncResponseKind::Options)
 }
 
-/// Returns whether a webhook is an event about an installation. Such an event is only for the
-/// connection of that installation.
+/// Returns whether a webhook is an event about an installation. Only the connection of that
+/// installation receives it.
 pub fn is_installation_event(inbound: &InboundPayload<'_>) -> bool {
     matches!(inbound, InboundPayload::Event(body) if body.is_installation_event())
 }
 
-/// Decodes the form of a verified body, if it is one.
+/// Removes the outer encoding of a verified body. Never fails.
 pub fn split(media: MediaType, verified: &Verified) -> BodyParts<'_> {
     BodyParts::split(media, verified.body())
 }
 
-/// Returns the placement of a webhook of a connection. `random_id` makes the dedup key of webhooks
-/// that must never count as duplicates.
+/// Returns the placement of a webhook of a connection. `random_id` is the source of dedup keys of
+/// webhooks that are never duplicates.
 pub fn place_webhook(
     connection: ConnectionId,
     inbound: &InboundPayload<'_>,
@@ -91,7 +91,7 @@ pub fn place_webhook(
         partition: Partition::of(connection, channel),
         lane: Lane::of(connection, conversation),
         dedup_key: dedup_key(connection, inbound, random_id).unwrap_or_else(|| {
-            // Without the time of the signature: Slack signs each retry anew.
+            // Without the signature's timestamp: Slack signs each retry again.
             DedupKey::new(connection, "body", &[verified.body()])
         }),
     }
@@ -116,7 +116,7 @@ fn dedup_key(
         InboundPayload::Command(command) => {
             Some(DedupKey::new(connection, "trigger", &[command.trigger_id.as_bytes()]))
         }
-        // Two requests for options may be equal and are never duplicates.
+        // Two options requests may be equal, but are never duplicates.
         InboundPayload::Interaction(_) if is_options_load(inbound) => {
             Some(DedupKey::new(connection, "options", &[&random_id().to_be_bytes()]))
         }
@@ -145,7 +145,7 @@ fn conversation_of<'a>(inbound: &'a InboundPayload<'_>) -> (Option<&'a str>, Con
             (Some(&command.channel_id), Conversation::Person(&command.channel_id, &command.user_id))
         }
         InboundPayload::Interaction(interaction) => {
-            // A view has no channel; its webhooks share the root view, so partition and lane, too.
+            // A view has no channel. Its webhooks have one root view, so one partition and lane.
             if let Some(view) = &interaction.view.0 {
                 let root = view.root_view_id.get().or_else(|| view.id.get()).unwrap_or_default();
                 return (None, Conversation::View(root));

@@ -1,4 +1,4 @@
-//! Stages of a webhook from its request to the stream.
+//! Stages of a webhook, from the request to the stream.
 
 pub mod classify;
 pub mod publisher;

@@ -1,26 +1,26 @@
-//! Places where Slack shows a notice in place of an answer to a webhook that is not stored.
+//! Places where Slack shows a notice about a webhook that is not stored.
 
 use shared::{
     domain::WebhookKind,
     slack::{BodyParts, InboundPayload, SyncResponseKind, first_dialog_element, first_input_block},
 };
 
-/// Place where the person who acted sees a notice.
+/// Place in a response where Slack shows a notice to the person who acted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoticePlace {
-    /// Ephemeral message, in answer to a command.
+    /// Ephemeral message, in response to a command.
     Command,
     /// Ephemeral message beside a legacy message that was clicked.
     LegacyMessage,
-    /// Empty menu: it has no place for a text.
+    /// Empty options menu, which has no place for a text.
     Options,
     /// Error at this input block of a submitted view, which stays open.
     InputBlock(String),
     /// Error at this element of a submitted legacy dialog, which stays open.
     DialogElement(String),
-    /// None: Slack shows no body in answer to a click, a shortcut, the end of a view or a view
-    /// without inputs. It shows an error of its own if the status is not 200. Events have nobody
-    /// who waits.
+    /// No place. Slack shows no body in response to a click, a shortcut, a closed view or a view
+    /// without inputs, but an error of its own if the status is not 200. No person waits for the
+    /// response to an event.
     Nowhere,
 }
 

@@ -1,8 +1,8 @@
 //! Pipeline of a webhook: the stages in order, for each of the two routes.
 //!
-//! Each stage takes the result of the one before: only a verified body is parsed, and only a
-//! stored webhook is acknowledged. [`RequestContext`] collects what the log and the metrics need,
-//! also of webhooks that fail.
+//! Each stage takes the result of the previous one: only a verified body is stored, and only a
+//! stored webhook is acknowledged. [`RequestContext`] collects facts for logs and metrics, also
+//! those of failed webhooks.
 
 use super::{
     InFlightLimit, NoticePlace, Publisher, Quotas, SyncResponses, UnverifiedBudget, Verdict,
@@ -32,8 +32,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-/// Maximum bytes that are hashed for one webhook that names no app: its length times the number of
-/// apps. What names none is small: shortcuts, legacy interactions, challenges.
+/// Maximum length times number of declared apps, for a webhook that names no app: the keys of all
+/// apps are tried. Such webhooks are small: shortcuts, legacy interactions, challenges.
 const MAX_TRIAL_BYTES: usize = 16 << 20;
 
 /// Shared state of all requests.
@@ -48,7 +48,7 @@ pub struct Pipeline {
     pub metrics: Metrics,
     /// Failure ratio of each app.
     pub app_health: AppHealth,
-    /// Signing keys of shared apps that settings name. Without any, and without declared apps, the
+    /// Signing keys of shared apps from the settings. Without any, and without declared apps, the
     /// shared route is closed.
     pub shared_keys: Vec<(AppId, SigningKey)>,
     /// Budget for bodies that are not verified.
@@ -57,7 +57,7 @@ pub struct Pipeline {
     pub in_flight: InFlightLimit,
     /// Quotas per connection and workspace.
     pub quotas: Quotas,
-    /// Token that is cancelled at shutdown. Responses then close their HTTP connection.
+    /// Token that is cancelled at shutdown. Later responses close their HTTP connection.
     pub stopping: CancellationToken,
     /// Addresses of NATS, for messages.
     pub nats_servers: String,
@@ -65,7 +65,7 @@ pub struct Pipeline {
 
 /// Facts about a request, collected while it is processed.
 pub struct RequestContext {
-    /// Time at which the headers had arrived.
+    /// Time at which the headers arrived.
     pub arrived_at: Instant,
     /// Connection id in the path.
     pub path_connection: Option<ConnectionId>,
@@ -107,7 +107,7 @@ impl Pipeline {
         let found = self.directory.find(id).await.map_err(Verdict::DirectoryUnavailable)?;
         let mut found = found.ok_or(Verdict::UnknownConnection)?;
         context.connection = Some(Arc::clone(&found.connection));
-        // After the lookup: the body of an unknown connection is not read.
+        // After the lookup, so that the body is not read if the connection is unknown.
         let request = request.await?;
         if request.is_ssl_check() {
             return Ok(Verdict::SslCheck);
@@ -185,7 +185,7 @@ impl Pipeline {
         context.verified = true;
         let is_declared = verified.key_index() >= self.shared_keys.len();
         let (newer_keys, rest) = keys.split_at(verified.key_index());
-        let app = rest[0].0; // the index is that of the key that matched
+        let app = rest[0].0; // app of the key that matched
         let of_app = newer_keys.iter().filter(|(other, _)| *other == app);
         self.metrics.record_verified(of_app.count());
         context.shared_app = Some(app.clone());
@@ -196,8 +196,8 @@ impl Pipeline {
                 return Err(unrouted());
             }
             let found = self.directory.route(app, &inbound.installations()).await;
-            // A declared app's secret speaks for the connections that are verified by it, not for one
-            // with another secret.
+            // The secret of a declared app does not verify a connection that has another secret of
+            // its own.
             let is_verified = |connection: &Connection| {
                 !is_declared
                     || connection.uses_keys_of_app()
@@ -216,9 +216,9 @@ impl Pipeline {
         .await
     }
 
-    /// Returns the declared apps whose keys may verify a webhook of the shared route: the one that
-    /// the body names, or all of them if it names none, as shortcuts do. The body is not verified
-    /// yet, and only chooses among keys.
+    /// Returns the declared apps whose keys may verify a webhook of the shared route: the app that
+    /// the body names, or all apps if it names none (shortcuts). The body is not verified yet, and
+    /// only selects the keys to try.
     async fn candidates(
         &self,
         request: &WebhookRequest<'_>,
@@ -248,7 +248,7 @@ impl Pipeline {
     }
 
     /// Stores a verified webhook and waits for its sync response. `find_connection` returns the
-    /// connection it belongs to.
+    /// connection that it belongs to.
     async fn store(
         &self,
         context: &mut RequestContext,
@@ -330,7 +330,7 @@ impl Pipeline {
     }
 }
 
-/// Returns whether webhooks of a connection are stored. Those of a pending one wait in the stream.
+/// Returns whether webhooks of a connection are stored. While it is pending, replies wait.
 fn accepts_webhooks(connection: &Connection) -> bool {
     match connection.status {
         ConnectionStatus::Pending | ConnectionStatus::Active | ConnectionStatus::Error => true,
@@ -338,7 +338,7 @@ fn accepts_webhooks(connection: &Connection) -> bool {
     }
 }
 
-/// Returns an id that does not repeat. It can't fail, and it is no secret.
+/// Returns a random id. Not for secrets: `RandomState` is random enough, and never fails.
 fn random_id() -> u128 {
     use std::hash::{BuildHasher, RandomState};
     let random = |n: u8| u128::from(RandomState::new().hash_one(n));

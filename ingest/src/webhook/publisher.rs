@@ -6,8 +6,8 @@
 //! Workers trust what is stored: they do not verify the signature again. They have neither the
 //! secrets of shared apps, which are a setting of ingest, nor secrets older than a connection's
 //! previous one, and they read webhooks days after their signature (replay, redrive, stream reset).
-//! Genuine webhooks would become dead letters after a rotation. A taken-over ingest, which has the
-//! signing secrets, would pass. The right to publish to `slack.in` is what protects the stream.
+//! Genuine webhooks would become dead letters after a rotation, and a compromised ingest, which has
+//! the signing secrets, would pass. The right to publish to `slack.in` protects the stream.
 
 use async_nats::{
     connection::State,
@@ -17,8 +17,8 @@ use shared::stream::Envelope;
 use std::{error::Error, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// Maximum time from a webhook's arrival to the end of the last attempt. Slack waits 3 s, of which
-/// the network takes a part.
+/// Maximum time from a webhook's arrival to the end of the last attempt. Slack waits 3 s, including
+/// the network.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// Maximum time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
@@ -26,7 +26,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 const _: () = assert!(ATTEMPT_TIMEOUT.as_millis() * 3 <= PUBLISH_TIMEOUT.as_millis());
 
-/// JetStream's errors for a full stream (10077) and a full disk of the server (10023).
+/// JetStream's errors for a full stream (10077) and a full disk (10023).
 const FULL: [ErrorCode; 2] = [ErrorCode::STREAM_STORE_FAILED, ErrorCode::INSUFFICIENT_RESOURCES];
 
 /// Client that publishes envelopes.
@@ -50,7 +50,7 @@ impl From<PublishAck> for Stored {
 }
 
 impl Stored {
-    /// Returns the sequence in the stream; for a duplicate that of the first copy.
+    /// Returns the sequence in the stream. For a duplicate, that of the first copy.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }

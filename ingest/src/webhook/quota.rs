@@ -1,12 +1,12 @@
-//! Quotas of verified webhooks per connection and workspace: number and bytes.
+//! Quotas of verified webhooks per connection and workspace: number and body bytes.
 //!
-//! A quota keeps one tenant from filling what all share: the stream, and the time of ingests and
-//! workers. It is a token bucket above Slack's own maximum of 30,000 events per hour and workspace.
-//! All live ingests share a quota. Each takes as many times a webhook's cost as there are ingests,
-//! so that their number may change at any time.
+//! A quota keeps one connection from exhausting what all share: the stream and the capacity of
+//! ingests and workers. It is a token bucket above Slack's own limit of 30,000 events per hour and
+//! workspace. All live ingests share a quota: each multiplies the cost of a webhook by the number
+//! of ingests, which may change at any time.
 //!
-//! Both tables are bounded, and hold only keys that were used a moment ago: a full bucket is the
-//! same as none.
+//! Both tables are bounded, and have only keys that were used recently: a missing bucket is the
+//! same as a full one.
 
 use crate::directory::Connection;
 use governor::{
@@ -29,31 +29,31 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Maximum number of keys in each table. Webhooks of more connections than that at once are not
-/// counted: a made-up connection does not get here.
+/// Maximum number of keys in each table. While a table is full, quotas are not enforced. Requests
+/// with made-up connections do not fill it, because only verified webhooks are counted.
 const MAX_KEYS: usize = 100_000;
-/// Quotas of a connection that serves several workspaces. Workspaces share them by their hash, so
-/// that signed bodies with made-up workspaces get no more than these.
+/// Number of quotas of a connection that serves several workspaces. Each workspace has one of them
+/// by its hash, so that signed bodies with made-up workspaces get no more.
 const WORKSPACES_PER_CONNECTION: u64 = 64;
 /// Maximum number of connections whose refusals are logged in one interval.
 const MAX_REPORTED: usize = 1_000;
-/// Interval of removing idle keys and of logging refusals.
+/// Interval at which idle keys are removed and refusals are logged.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Limits of a quota, of all ingests together.
+/// Limits of a quota, across all ingests.
 #[derive(Debug, Clone, Copy)]
 pub struct QuotaLimits {
     /// Webhooks per second.
     pub webhooks_per_second: NonZeroU32,
-    /// Webhooks at once after a pause.
+    /// Maximum burst of webhooks.
     pub webhook_burst: NonZeroU32,
-    /// Bytes of bodies per second.
+    /// Body bytes per second.
     pub bytes_per_second: NonZeroU32,
-    /// Bytes at once after a pause.
+    /// Maximum burst of body bytes.
     pub byte_burst: NonZeroU32,
 }
 
-/// Connection, and a number for the workspace.
+/// Connection, and the hash of the workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QuotaKey {
     connection: ConnectionId,
@@ -61,8 +61,8 @@ pub struct QuotaKey {
 }
 
 impl QuotaKey {
-    /// Returns the key of a webhook. Only a connection that serves several workspaces depends on
-    /// the workspace in the body.
+    /// Returns the key of a webhook. The workspace in the body counts only if the connection serves
+    /// several workspaces.
     pub fn of(connection: &Connection, inbound: &InboundPayload<'_>) -> Self {
         let named = || inbound.installations().into_iter().find_map(|named| named.team);
         let workspace = if connection.team.is_some() { None } else { named() };
@@ -112,8 +112,8 @@ impl<C: Clock + Clone> Quotas<C> {
         }
     }
 
-    /// Takes a webhook with a body of `bytes` from its quota, which `live_ingests` share. If the
-    /// quota has no room, returns the time until it has.
+    /// Takes a webhook with a body of `bytes` from its quota, which `live_ingests` share. The error
+    /// is the time until the quota has room.
     pub fn take(&self, key: QuotaKey, bytes: usize, live_ingests: u32) -> Result<(), Duration> {
         if self.webhooks.len() >= MAX_KEYS {
             return Ok(());
@@ -134,7 +134,7 @@ impl<C: Clock + Clone> Quotas<C> {
         taken.map_err(|until| until.wait_time_from(self.clock.now()))
     }
 
-    /// Counts a refusal for the connection.
+    /// Records a refusal for the next report.
     pub fn record_refusal(&self, connection: &Connection, bytes: usize) {
         let mut refused = self.refused();
         if refused.len() < MAX_REPORTED || refused.contains_key(&connection.id) {
@@ -173,8 +173,8 @@ impl<C: Clock + Clone> Quotas<C> {
     }
 }
 
-/// Returns the cost at this ingest of what costs `amount` at all ingests together. At most a whole
-/// burst, so that a body of any allowed size fits into a full quota.
+/// Returns the cost to take at this ingest for `amount`. At most the burst, so that a body of any
+/// allowed size fits into a full quota.
 fn cost(amount: usize, live_ingests: u32, burst: NonZeroU32) -> NonZeroU32 {
     let amount = u32::try_from(amount).unwrap_or(u32::MAX);
     let cost = amount.saturating_mul(live_ingests).max(1);
@@ -188,7 +188,7 @@ mod tests {
 
     const KIB: usize = 1024;
     const HOUR: Duration = Duration::from_secs(3600);
-    /// Slack's maximum of one app in one workspace.
+    /// Slack's limit for one app in one workspace.
     const SLACK_EVENTS_PER_HOUR: u32 = 30_000;
 
     fn limits() -> QuotaLimits {
@@ -219,7 +219,7 @@ mod tests {
         }
     }
 
-    /// Ingests that share quotas and get webhooks at random.
+    /// Ingests that share quotas. Each webhook goes to a random one.
     struct Ingests {
         clock: FakeRelativeClock,
         quotas: Vec<Quotas<FakeRelativeClock>>,
@@ -243,8 +243,8 @@ mod tests {
             self.refused += u32::from(!taken);
         }
 
-        /// Sends Slack's maximum for an hour: `burst` webhooks at a time, at random times in a part
-        /// of the hour. Sizes are those of Slack's events, with an average of 4 KiB.
+        /// Sends Slack's maximum for an hour: `burst` webhooks at a time, at random times within
+        /// the fraction `part` of the hour. Sizes are those of Slack's events, 4 KiB on average.
         fn send_hour(&mut self, burst: u32, part: f64) {
             let bursts = SLACK_EVENTS_PER_HOUR / burst;
             let average = HOUR.mul_f64(part) / bursts;
@@ -263,8 +263,8 @@ mod tests {
         }
     }
 
-    /// 30,000 events an hour, with 1, 3 and 30 ingests: spread over the hour, within a quarter of
-    /// it, and in bursts. 14 days with `TIDEGATE_FULL_SIZE`.
+    /// 30,000 events per hour, with 1, 3 and 30 ingests: spread over the hour, within a quarter of
+    /// it, and in bursts. One hour, or 14 days with `TIDEGATE_FULL_SIZE`.
     #[test]
     fn accepts_slacks_own_maximum() {
         let hours = if std::env::var_os("TIDEGATE_FULL_SIZE").is_some() { 14 * 24 } else { 1 };
@@ -278,7 +278,7 @@ mod tests {
         }
     }
 
-    /// Bodies of 1 MiB as fast as possible, and small ones as fast as possible.
+    /// Floods of bodies of 1 MiB, and of small bodies.
     #[test]
     fn limits_flood_in_number_and_bytes() {
         for count in [1, 3, 16] {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn tenants_do_not_share_quota() {
+    fn connections_do_not_share_quota() {
         let quotas = Quotas::new(limits(), FakeRelativeClock::default());
         while quotas.take(key(1), 100, 1).is_ok() {}
         assert_eq!(quotas.take(key(2), 100, 1), Ok(()));

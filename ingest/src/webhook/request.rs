@@ -1,7 +1,7 @@
-//! Reading of requests within limits of size and time.
+//! Requests, read within limits of size and time.
 //!
-//! What the head alone decides is rejected before the body is read: a length over the limit, a
-//! malformed signature, a stale timestamp.
+//! Requests that the head alone disqualifies are rejected before the body is read: a length over
+//! the limit, a malformed signature, a stale timestamp.
 
 use super::{
     UnverifiedBudget, Verdict,
@@ -22,7 +22,7 @@ use tokio::sync::SemaphorePermit;
 
 /// Maximum time to receive a body. Slack gives up after 3 s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Maximum length of Slack's check of the certificate: `ssl_check=1` and a token. It is not signed.
+/// Maximum length of Slack's certificate check: `ssl_check=1` and a token. It is not signed.
 const SSL_CHECK_BYTES_MAX: usize = 1024;
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-slack-signature");
@@ -45,7 +45,7 @@ pub struct WebhookRequest<'b> {
 }
 
 impl<'b> WebhookRequest<'b> {
-    /// Reads a request to its end. Its body counts against `budget`.
+    /// Reads a request to its end. The body counts against `budget`.
     pub async fn read(
         request: Request<Body>,
         budget: &'b UnverifiedBudget,
@@ -53,11 +53,11 @@ impl<'b> WebhookRequest<'b> {
     ) -> Result<Self, Verdict> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
-        // An agent's URL that is Tidegate's own would make a loop.
+        // An agent URL that points to Tidegate itself would create a loop.
         if headers.contains_key(FORWARDED) {
             return Err(Verdict::Forwarded);
         }
-        // Slack sends a length. Both headers together are a means of request smuggling.
+        // Slack sends `Content-Length`. Both headers together allow request smuggling.
         if headers.contains_key(header::TRANSFER_ENCODING) {
             return Err(Verdict::TransferEncoding);
         }
@@ -82,14 +82,14 @@ impl<'b> WebhookRequest<'b> {
         Ok(Self { media, body, headers, taken: Some(taken) })
     }
 
-    /// Returns whether the body is Slack's check of the certificate, which may be unsigned.
+    /// Returns whether the request is Slack's certificate check, which may be unsigned.
     pub fn is_ssl_check(&self) -> bool {
         self.media == MediaType::Form
             && self.body.len() <= SSL_CHECK_BYTES_MAX
             && matches!(BodyParts::split(self.media, &self.body), BodyParts::SslCheck)
     }
 
-    /// Gives the body's bytes back to the budget for unverified bodies.
+    /// Releases the body's bytes from the budget for unverified bodies.
     pub fn leave_budget(&mut self) {
         self.taken = None;
     }
@@ -110,13 +110,13 @@ impl<'b> WebhookRequest<'b> {
         Some(RetryHeaders { number, reason })
     }
 
-    /// Returns the trace context that a proxy has started.
+    /// Returns the trace context that a proxy has sent.
     pub fn traceparent(&self) -> Option<HeaderToken> {
         single_header(&self.headers, &TRACEPARENT).and_then(HeaderToken::new)
     }
 }
 
-/// Returns the value of a header that is present exactly once. Two values would be ambiguous.
+/// Returns the value of a header that is present exactly once. Several values would be ambiguous.
 fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;

@@ -3,7 +3,7 @@
 //! [`verify`] is the only constructor of [`Verified`]. It does no I/O and takes the time as an
 //! argument. It follows docs.slack.dev (authentication/verifying-requests-from-slack): HMAC-SHA256
 //! over `v0:<timestamp>:<body>`, at most 300 s old or ahead. The timestamp and the body are hashed
-//! as received, before anything parses them.
+//! as received, not as parsed.
 
 pub use crate::directory::SigningKey;
 
@@ -56,8 +56,8 @@ impl Verified {
     }
 }
 
-/// Failed verification. Holds neither the received nor the expected signature: a log with either
-/// would contain a forgery that is valid for five minutes.
+/// Failure to verify a request. Contains neither the received nor the expected signature: in a log,
+/// either could be used for a forgery for five minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureError {
     /// No signature, more than one, or not `v0=` and 64 hex digits.
@@ -69,7 +69,7 @@ pub enum SignatureError {
         /// Difference to the local clock.
         skew: Duration,
     },
-    /// Signature that none of the keys made.
+    /// Signature that matches none of the keys.
     BadSignature,
 }
 
@@ -93,8 +93,9 @@ pub fn verify<'k>(
     })
 }
 
-/// Checks form and age of the headers of a signature. Needs no body, so that a request that can't
-/// be verified is refused before its body is read. Returns both headers and the signature's bytes.
+/// Checks the form of the signature and timestamp headers, and the age. Needs no body, so that a
+/// request that can't be verified is rejected before its body is read. Returns both headers and the
+/// signature's bytes.
 pub fn check_headers<'h>(
     signature: Option<&'h str>,
     timestamp: Option<&'h str>,
@@ -112,7 +113,7 @@ fn check_age(timestamp: &str, now: SystemTime) -> Result<(), SignatureError> {
         return Err(SignatureError::NoTimestamp); // `parse` alone would accept a leading `+`
     }
     let seconds: u64 = timestamp.parse().map_err(|_| SignatureError::NoTimestamp)?;
-    // Whole seconds on both sides: the local milliseconds must not decide.
+    // Whole seconds on both sides: local milliseconds must not change the result.
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let skew = Duration::from_secs(now.abs_diff(seconds));
     if skew <= MAX_SKEW { Ok(()) } else { Err(SignatureError::Stale { skew }) }
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
     use shared::secrets::Secret;
 
-    /// Example of Slack's documentation.
+    /// Example from Slack's documentation.
     const SECRET: &str = "8f742231b10e8888abcd99yyyzzz85a5";
     const TIMESTAMP: &str = "1531420618";
     const SIGNATURE: &str = "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503";
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_example_of_slack() {
+    fn accepts_example_from_slack() {
         assert_eq!(check(SIGNATURE, TIMESTAMP, BODY, 1531420618), Ok(1));
     }
 

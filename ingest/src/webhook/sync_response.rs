@@ -1,10 +1,10 @@
 //! Sync responses: bodies from workers for the webhooks that Slack expects an answer to.
 //!
 //! A request opens a [`Window`]. A worker sends the body as a NATS request to
-//! `slack.reply.<ingest>.<id>`, a subject that only workers may publish to (any client that ingest
-//! calls could publish to an inbox), and is answered `relayed` or `late`. `relayed` is sent if and
-//! only if the waiting request takes the body, also when it closes at the same moment. After any
-//! other answer the worker calls Slack itself.
+//! `slack.reply.<ingest>.<id>`, and ingest replies `relayed` or `late`. Only workers may publish to
+//! this subject; to an inbox, any client that ingest sends a request to could. The reply is
+//! `relayed` if and only if the waiting request takes the body, also if the window closes at the
+//! same moment. After any other reply the worker calls Slack itself.
 
 use async_nats::Client;
 use bytes::Bytes;
@@ -52,7 +52,7 @@ pub struct Window {
 }
 
 impl SyncResponses {
-    /// Creates an empty set. `ingest_name` is one subject token, unique among all ingests.
+    /// Creates an empty set of windows. `ingest_name` is a subject token, unique among all ingests.
     pub fn new(ingest_name: &str) -> Self {
         Self(Arc::new(Inner {
             subject: format!("{REPLY_SUBJECTS}.{ingest_name}"),
@@ -61,8 +61,8 @@ impl SyncResponses {
         }))
     }
 
-    /// Opens a window for a request that arrived at `arrived_at`, and returns its part of the
-    /// envelope.
+    /// Opens a window for a request that arrived at `arrived_at`, and returns it with its form in
+    /// the envelope.
     pub fn open(&self, arrived_at: Instant) -> (Window, Option<SyncResponseWindow>) {
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, body) = oneshot::channel();
@@ -90,7 +90,7 @@ impl SyncResponses {
                                 RESPONSE_LATE
                             };
                             if let Some(worker) = message.reply {
-                                // A worker without an answer handles it like `late`.
+                                // A worker without a reply acts as after `late`.
                                 let _ = client.publish(worker, result.into()).await;
                             }
                         }
@@ -120,7 +120,7 @@ impl Window {
         if let Ok(body) = timeout_at(self.deadline, &mut self.body).await {
             return body.ok();
         }
-        // Rejects bodies from here on. One that came before was answered `relayed`, so it is used.
+        // Rejects later bodies. An earlier one was answered `relayed`, so it is used.
         self.body.close();
         self.body.try_recv().ok()
     }

@@ -29,22 +29,22 @@ pub enum Verdict {
     UnknownConnection,
     /// Verified webhook of a stopped or revoked connection.
     Stopped(WebhookKind),
-    /// Verified webhook of the shared route without a live connection.
+    /// Verified webhook of the shared route without a connection that accepts it.
     Unrouted(WebhookKind),
     /// Verified webhook whose body names another app or installation than the connection's.
     OtherInstallation(WebhookKind),
-    /// Request that Tidegate forwarded to itself as if it were an app.
+    /// Request that Tidegate forwarded to itself as an agent.
     Forwarded,
-    /// Request to the shared route of a deployment without shared signing secrets.
+    /// Request to the shared route of a deployment without shared apps.
     SharedRouteClosed,
     /// Failed lookup of the connection.
     DirectoryUnavailable(DirectoryUnavailableError),
     /// Failed publish, with the place where the person who acted sees a notice.
     NotStored(WebhookKind, NoticePlace, PublishError),
-    /// Webhook over the quota of its connection and workspace, with the same place and the time
-    /// until the quota has room.
+    /// Webhook over the quota of its connection and workspace, with the place of the notice and the
+    /// time until the quota has room.
     OverQuota(WebhookKind, NoticePlace, Duration),
-    /// Body over the size limit.
+    /// Body over the size limit, or longer than its `Content-Length`.
     TooLarge,
     /// Media type other than JSON and form.
     UnsupportedMediaType,
@@ -76,7 +76,7 @@ impl Verdict {
         }
     }
 
-    /// Returns the position of a stored webhook.
+    /// Returns the confirmation of a stored webhook.
     pub fn stored(&self) -> Option<Stored> {
         match self {
             Verdict::Stored(_, stored)

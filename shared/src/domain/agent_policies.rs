@@ -1,4 +1,4 @@
-//! Policies of an agent for edits and for messages that come while it answers.
+//! Policies of an agent for edits and for messages that arrive while it answers.
 
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -8,38 +8,38 @@ use std::str::FromStr;
 pub struct AgentPolicies {
     /// Edits of messages.
     pub edits: EditPolicy,
-    /// Messages that come while an earlier one is answered.
+    /// Messages that arrive while an earlier one is answered.
     pub overlap: OverlapPolicy,
 }
 
-/// What the edit of a message does. Serialized as the words of the column `agents.edits`.
+/// Handling of edits of messages. Serialized as the values of the column `agents.edits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EditPolicy {
-    /// Nothing.
+    /// Edits have no effect.
     #[default]
     Ignore,
-    /// The agent gets the new text, if the answer to the old one has not begun.
+    /// The agent receives the new text, unless the answer to the old text has begun.
     Rerun,
 }
 
-/// What a message does while an earlier one of its conversation is answered. Serialized as the words
-/// of the column `agents.overlap`.
+/// Handling of messages that arrive while an earlier one of their conversation is answered.
+/// Serialized as the values of the column `agents.overlap`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OverlapPolicy {
-    /// It waits for its turn.
+    /// Messages are answered one after another.
     #[default]
     Queue,
-    /// All messages that wait become one question.
+    /// Waiting messages are answered together.
     Merge,
-    /// It cancels the answer. All messages that wait become one question.
+    /// A new message cancels the answer. Waiting messages are answered together.
     Interrupt,
 }
 
 /// Failure to parse a policy.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a policy")]
+#[error("{0:?} is not a policy for edits (ignore, rerun) or overlap (queue, merge, interrupt)")]
 pub struct UnknownPolicyError(String);
 
 impl EditPolicy {

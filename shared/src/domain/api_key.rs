@@ -1,7 +1,7 @@
 //! API keys of the control API and their roles.
 //!
-//! A key is a bearer secret: the prefix `tgk_`, by which scanners of leaked secrets know it, and
-//! 256 random bits. Only the hash of a key is stored, and its beginning is the id of the key.
+//! A key is a bearer secret: the prefix `tgk_`, by which secret scanners recognize it, and 256
+//! random bits. Only the hash of a key is stored. The beginning of the hash is the id of the key.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};

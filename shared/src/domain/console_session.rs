@@ -1,7 +1,7 @@
-//! Sessions of the console: the secret in a browser's cookie, and what is made from it.
+//! Sessions of the console: the secret in a browser's cookie, its hash and its form token.
 //!
-//! Only the hash is stored. The token that each form repeats is made from the secret, so that it
-//! needs no column and is worth nothing in another session.
+//! Only the hash is stored. The form token protects against CSRF. It is derived from the secret, so
+//! that it needs no column and is invalid in other sessions.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 
 const BYTES: usize = 32;
 
-/// Secret of a session: 256 random bits. Leaves this type as a hash, as the token of forms, or by
+/// Secret of a session: 256 random bits. Leaves this type as a hash, as the form token, or by
 /// [`ConsoleSession::reveal`] to the browser.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ConsoleSession([u8; BYTES]);
@@ -37,13 +37,13 @@ impl ConsoleSession {
         ConsoleSessionHash(self.derive(b"tidegate.console-session\0"))
     }
 
-    /// Returns the token that forms of this session repeat.
+    /// Returns the token that forms of this session contain.
     pub fn form_token(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.derive(b"tidegate.console-form\0"))
     }
 
-    /// Returns whether a form repeats the token. Hashes are compared, so that the duration shows
-    /// nothing of the token.
+    /// Returns whether a form's token is that of this session. Compares hashes, so that timing
+    /// reveals nothing about the token.
     pub fn accepts_form(&self, token: &str) -> bool {
         Sha256::digest(token.as_bytes()) == Sha256::digest(self.form_token().as_bytes())
     }

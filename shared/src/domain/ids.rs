@@ -123,8 +123,8 @@ impl std::str::FromStr for ConnectionId {
     type Err = InvalidIdError;
     fn from_str(text: &str) -> Result<Self, InvalidIdError> {
         let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        let one_spelling = text.len() == 32 && text.bytes().all(lower_hex);
-        let bits = one_spelling.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        let is_canonical = text.len() == 32 && text.bytes().all(lower_hex);
+        let bits = is_canonical.then(|| u128::from_str_radix(text, 16).ok()).flatten();
         bits.map(Self)
             .ok_or(InvalidIdError { kind: "a connection id", rule: "32 lower-case hex digits" })
     }

@@ -19,7 +19,7 @@ macro_rules! install_secret {
         pub struct $name([u8; $bytes]);
 
         impl $name {
-            /// Returns a random one. Fails if the operating system provides no randomness.
+            /// Returns a random secret. Fails if the operating system provides no randomness.
             pub fn random() -> Result<Self, getrandom::Error> {
                 let mut bytes = [0; $bytes];
                 getrandom::fill(&mut bytes)?;
@@ -69,8 +69,8 @@ install_secret! {
 }
 
 impl InstallBrowser {
-    /// Returns the code verifier of PKCE for a state. It is made from the cookie and not stored, so
-    /// that only this browser can end what it began.
+    /// Returns the code verifier of PKCE for a state. It is derived from the cookie and not stored,
+    /// so that only the browser that began an installation can complete it.
     pub fn code_verifier(&self, state: &InstallState) -> CodeVerifier {
         let hash = Sha256::new()
             .chain_update(b"tidegate.code-verifier\0")
@@ -85,7 +85,7 @@ impl InstallBrowser {
 pub struct CodeVerifier(String);
 
 impl CodeVerifier {
-    /// Returns the challenge by `S256`.
+    /// Returns the challenge of method `S256`.
     pub fn challenge(&self) -> String {
         URL_SAFE_NO_PAD.encode(Sha256::digest(self.0.as_bytes()))
     }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_what_it_reveals() {
+    fn parses_revealed_secrets() {
         let state = InstallState::random().expect("randomness");
         assert_eq!(state.reveal().parse(), Ok(state.clone()));
         assert_eq!(state.reveal().len(), 22);

@@ -1,11 +1,11 @@
-//! Events that the operator's backend is told about.
+//! Events that the operator's backend is notified of.
 
 use serde::Deserialize;
 
 /// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub enum NotificationEvent {
-    /// A connection got a token. The answer may refuse it.
+    /// A connection got a token. The backend's response may reject the installation.
     #[serde(rename = "connection.installed")]
     Installed,
     /// Slack granted other scopes.

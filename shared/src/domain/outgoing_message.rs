@@ -1,9 +1,9 @@
-//! Messages to Slack: the request of an outbox row, in clear.
+//! Messages to Slack: the decrypted request of an outbox row.
 
 use super::{ChannelId, UserId};
 use serde::{Deserialize, Serialize};
 
-/// Beginning of the action ids of buttons of approvals; their number follows.
+/// Prefix of the action ids of approval buttons. The number of the button follows.
 pub const APPROVAL_ACTION_PREFIX: &str = "tidegate_approval_";
 
 /// Message to Slack.

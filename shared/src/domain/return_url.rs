@@ -1,13 +1,13 @@
-//! Addresses of browsers: where Slack sends one back to, and where it may go after an
+//! URLs that a browser is redirected to: Slack's OAuth callback, and the page after an
 //! installation.
 
 use url::{Host, Url};
 
-/// Path to which Slack sends a browser back.
+/// Path to which Slack redirects a browser.
 pub const OAUTH_CALLBACK_PATH: &str = "/slack/oauth/callback";
 
-/// Parses an address that a browser may be sent to: `https`, or `http` on the same machine, without
-/// user and fragment.
+/// Parses a URL that a browser may be redirected to: `https`, or `http` on the same machine,
+/// without user, password and fragment.
 pub fn parse_web_address(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     let is_local = match url.host()? {
@@ -21,8 +21,7 @@ pub fn parse_web_address(text: &str) -> Option<Url> {
     (is_safe && is_plain).then_some(url)
 }
 
-/// Returns whether an address is allowed: its origin is that of one of `allowed`, and its path is
-/// that one's or below it.
+/// Returns whether a URL has the origin of a URL in `allowed`, and the same path or one below it.
 pub fn is_return_url_allowed(url: &str, allowed: &[String]) -> bool {
     let Some(url) = parse_web_address(url) else { return false };
     allowed.iter().filter_map(|allowed| parse_web_address(allowed)).any(|allowed| {

@@ -48,7 +48,7 @@ impl AgentSettings {
         let is_plain = self.url.bytes().all(|b| b.is_ascii_graphic());
         let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
         require(!host.is_empty() && is_plain, "url must be an http or https address")?;
-        // A password would be stored in clear, and calls of such an address fail.
+        // A password would be stored in plaintext, and calls of such a URL fail.
         require(!host.contains('@'), "url must have no user or password")?;
         require(self.url.len() <= URL_BYTES_MAX, "url must have 2048 characters at most")?;
         require(TIMEOUT_BOUNDS.contains(&self.timeout), "timeout_ms must be 1000 to 600000")?;
@@ -68,10 +68,12 @@ fn require_name(name: &str) -> Result<()> {
     if name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(OperationError::Invalid("name must have 256 characters at most, without controls".into()))
+    Err(OperationError::Invalid(
+        "name must have 256 characters at most, without control characters".into(),
+    ))
 }
 
-/// Returns the conflict of an organization that apps are declared for.
+/// Returns the error for an organization with declared apps.
 pub(super) fn owns_apps(id: &OrgId, apps: i64) -> OperationError {
     OperationError::Conflict(format!(
         "apps are declared for organization {id}: {apps}; remove them with tidegate apply first"

@@ -17,7 +17,7 @@ impl Operations {
         Ok(self.store.create_api_key(&self.actor, new).await?)
     }
 
-    /// Revokes an API key, for all requests from now on.
+    /// Revokes an API key, effective for the next request.
     pub async fn revoke_api_key(&self, id: &str) -> Result<()> {
         self.require_all_orgs()?;
         match self.store.revoke_api_key(&self.actor, id).await? {

@@ -13,7 +13,7 @@ use async_nats::jetstream;
 use std::time::Duration;
 
 impl Operations {
-    /// Creates a connection, on every ingest. Returns its id.
+    /// Creates a connection, and waits until every live ingest has it. Returns its id.
     pub async fn create_connection(
         &self,
         js: &jetstream::Context,
@@ -25,8 +25,8 @@ impl Operations {
             let why = "a connection needs a team, an enterprise, or preview_mode";
             return Err(OperationError::Conflict(why.into()));
         }
-        // Webhooks of an app that others share are routed by its own secret: a connection of it comes
-        // from an installation or from an author of all organizations.
+        // Webhooks of an app that others share are routed by its own secret: a connection of it
+        // comes from an installation or from an author of all organizations.
         if let Some(own) = &self.org
             && self.store.is_app_of_others(&new.app, own).await?
         {
@@ -39,7 +39,7 @@ impl Operations {
         Ok(id)
     }
 
-    /// Changes a connection, on every ingest.
+    /// Changes a connection, and waits until every live ingest has applied the change.
     pub async fn change_connection(
         &self,
         js: &jetstream::Context,
@@ -53,7 +53,7 @@ impl Operations {
         directory::publish(&self.store, js, &[id]).await
     }
 
-    /// Disables or enables a connection, on every ingest.
+    /// Disables or enables a connection, and waits until every live ingest has applied the change.
     pub async fn set_connection_enabled(
         &self,
         js: &jetstream::Context,
@@ -73,8 +73,8 @@ impl Operations {
         Ok(set)
     }
 
-    /// Replaces the signing secret of a connection, on every ingest. The previous one stays valid
-    /// for `overlap`.
+    /// Replaces the signing secret of a connection, and waits until every live ingest has it. The
+    /// previous one stays valid for `overlap`.
     pub async fn rotate_signing_secret(
         &self,
         js: &jetstream::Context,
@@ -104,7 +104,7 @@ impl Operations {
         })
     }
 
-    /// Binds a conversation to an agent, in the name of a person in Slack or of the app.
+    /// Binds a conversation to an agent, on behalf of a person in Slack or of the app.
     pub async fn save_binding(
         &self,
         conversation: &ConversationKey,
@@ -124,7 +124,7 @@ impl Operations {
         match self.store.agent_states(Some(org), Some(agent)).await?.is_empty() {
             true => Err(OperationError::NotFound(missing())),
             false => Err(OperationError::Conflict(
-                "the connection takes no apps of other organizations; allow foreign_apps".into(),
+                "the connection allows no apps of other organizations; enable foreign_apps".into(),
             )),
         }
     }
@@ -146,7 +146,7 @@ impl Operations {
         id: ConnectionId,
     ) -> Result<(DeletedConnection, u64)> {
         self.require_connection(id).await?;
-        // Ingests stop to accept webhooks before anything is deleted.
+        // Ingests stop accepting webhooks before anything is deleted.
         self.store.begin_connection_deletion(&self.actor, id).await?;
         directory::publish(&self.store, js, &[id]).await?;
         if !self.deletes_traffic {

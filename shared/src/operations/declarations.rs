@@ -10,8 +10,8 @@ use crate::{
 use async_nats::jetstream;
 
 impl Operations {
-    /// Applies declarations on every ingest, or only computes the plan. `review` gets the plan, after
-    /// its commit.
+    /// Applies declarations, and waits until every live ingest has them, or only computes the plan.
+    /// Calls `review` with the plan, after its commit.
     pub async fn apply_declarations(
         &self,
         js: &jetstream::Context,
@@ -21,7 +21,7 @@ impl Operations {
     ) -> Result<std::result::Result<Plan, Vec<ConflictError>>> {
         self.require_all_orgs()?;
         self.require_signing_ring()?;
-        // NATS has to be up before Postgres changes: every change has to reach the directory.
+        // NATS must be reachable before Postgres changes: every change must reach the directory.
         if !mode.dry_run {
             Directory::open(js).await?;
         }
@@ -32,7 +32,7 @@ impl Operations {
         };
         review(&plan);
         if plan.is_applied {
-            // Before their connections, whose webhooks they verify.
+            // Apps before connections: the secrets of an app verify its connections' webhooks.
             directory::publish_apps(&self.store, js, &plan.apps, &plan.deleted_apps).await?;
             if self.deletes_traffic {
                 for &deleted in &plan.deleted {
@@ -50,8 +50,9 @@ impl Operations {
         Ok(Ok(plan))
     }
 
-    /// Encrypts all values with the newest key of their keyring, also in the directory. `step` gets
-    /// each column with its steps. Returns the values that did not open.
+    /// Encrypts all values with the newest key of their keyring, also in the directory. After each
+    /// step, calls `step` with the column, the number of written values, and whether the column is
+    /// finished. Returns the values that did not open.
     pub async fn rewrap(
         &self,
         js: &jetstream::Context,

@@ -11,8 +11,8 @@ use async_nats::jetstream;
 use futures_util::TryStreamExt;
 use std::time::Duration;
 
-/// Maximum time for ingests to apply a change. Then an operation fails and names those that have
-/// not.
+/// Maximum time for ingests to apply a change. After it an operation fails and names those that
+/// have not.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Copies connections from Postgres to the directory, and waits until every live ingest has them.
@@ -56,7 +56,7 @@ pub(super) async fn publish_apps(
     Ok(directory.wait_until_applied(revision, APPLY_TIMEOUT).await?)
 }
 
-/// Marks a connection as deleted, and waits until every live ingest has applied that.
+/// Marks a connection as deleted, and waits until every live ingest has applied the change.
 pub(super) async fn publish_tombstone(
     store: &Store,
     js: &jetstream::Context,

@@ -1,4 +1,4 @@
-//! Export and erasure: of a person in a workspace, and of an organization.
+//! Export of an organization, and erasure of an organization or a person in a workspace.
 
 use super::{
     OperationError, Operations, Result,
@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::time::Duration;
 
-/// Interval at which an erasure that was not complete is repeated.
+/// Interval at which an incomplete erasure is repeated.
 pub const ERASURE_INTERVAL: Duration = Duration::from_secs(10);
 /// Time after which workers continue an erasure that a command began.
 const TAKEOVER_AFTER: Duration = Duration::from_secs(60);
@@ -67,8 +67,8 @@ impl Operations {
         Ok(self.store.export_page(org, at).await?)
     }
 
-    /// Requests the erasure of a person or an organization, which a worker carries out. Returns its
-    /// id, or that of one that is open.
+    /// Requests the erasure of a person or an organization, which a worker carries out. Returns the
+    /// id of the request, or of one that is already open.
     pub async fn request_erasure(&self, target: &ErasureTarget) -> Result<String> {
         self.request_erasure_after(target, Duration::ZERO).await
     }
@@ -108,13 +108,13 @@ impl Operations {
         match self.store.request_erasure(&self.actor, &id, target, due_after).await? {
             true => Ok(id),
             false => {
-                let why = "the same erasure was requested at this moment; repeat the request";
+                let why = "the same erasure was requested concurrently; repeat the request";
                 Err(OperationError::Conflict(why.into()))
             }
         }
     }
 
-    /// Carries out an erasure as far as it goes.
+    /// Carries out an erasure as far as possible. An incomplete one is repeated later.
     pub async fn run_erasure(&self, js: &jetstream::Context, erasure: &OpenErasure) -> Result<()> {
         let id = &erasure.id;
         let erased = match &erasure.target {
@@ -143,9 +143,9 @@ impl Operations {
         self.unless_ended(&id, erased).await
     }
 
-    /// Erases an organization with its connections, whose webhooks are overwritten in the stream,
-    /// and what the audit log tells of it beside ids of it, actions and times. Returns the number
-    /// of connections. Workers continue after an interruption.
+    /// Erases an organization with its connections, overwrites their committed webhooks in the
+    /// stream, and removes all but ids, actions and times from its entries in the audit log.
+    /// Returns the number of connections. Workers continue after an interruption.
     pub async fn erase_organization(&self, js: &jetstream::Context, org: &OrgId) -> Result<usize> {
         let target = ErasureTarget::Organization(org.clone());
         let id = self.request_erasure_after(&target, TAKEOVER_AFTER).await?;
@@ -153,7 +153,7 @@ impl Operations {
         self.unless_ended(&id, erased).await
     }
 
-    /// Ignores the failure of an erasure that another process has ended meanwhile.
+    /// Ignores the failure of an erasure that another process has completed meanwhile.
     async fn unless_ended<T: Default>(&self, id: &str, erased: Result<T>) -> Result<T> {
         match erased {
             Err(_) if !self.store.is_erasure_open(id).await? => Ok(T::default()),
@@ -195,7 +195,7 @@ impl Operations {
         for &connection in &connections {
             self.set_connection_enabled(js, connection, false).await.or_else(
                 |error| match error {
-                    // A revoked one accepts nothing either.
+                    // A revoked connection accepts no webhooks, either.
                     OperationError::Conflict(_) => Ok(crate::domain::ConnectionStatus::Revoked),
                     error => Err(error),
                 },
@@ -217,9 +217,11 @@ impl Operations {
     }
 }
 
-/// Overwrites the committed webhooks of a connection in the stream: all, or those with a word.
+/// Overwrites the committed webhooks of a connection in the stream: all, or those that contain
+/// `word`.
 ///
-/// A purge only forgets where messages are. `ledger verify` subtracts what is recorded here.
+/// A purge would only remove messages from the index. `ledger verify` subtracts the removals that
+/// are recorded here.
 async fn erase_webhooks(
     store: &Store,
     js: &jetstream::Context,
@@ -238,7 +240,7 @@ async fn erase_webhooks(
         let (removal, cursor) = store.record_connection_removal(partition, connection).await?;
         let subject = stream::subject(partition, connection);
         let (mut next, mut erased) = (1, 0);
-        // The error of the last step is that there is no further message.
+        // The search fails after the last message. Any other error ends the loop, too.
         while let Ok(message) = webhooks.get_first_raw_message_by_subject(&subject, next).await {
             next = message.sequence + 1;
             if word.is_some_and(|word| !holds_word(&message.payload, word)) {
@@ -257,7 +259,7 @@ async fn erase_webhooks(
     Ok(result)
 }
 
-/// Returns whether bytes hold a word: an id that is no part of a longer one.
+/// Returns whether bytes contain an id that is not part of a longer word.
 fn holds_word(bytes: &[u8], word: &str) -> bool {
     let is_part = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let found = |at: usize| {

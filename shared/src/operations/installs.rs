@@ -1,4 +1,4 @@
-//! Operations on installations: links, and the connections that they make.
+//! Operations on installations: links, and the connections that they create.
 
 use super::{OperationError, Operations, Result, directory};
 use crate::{
@@ -22,7 +22,7 @@ pub enum InstallResult {
     /// The link was revoked, or was used for another workspace.
     LinkUsed,
     /// Another installation of the workspace was recorded since this one began. Its token stays if
-    /// Slack takes it.
+    /// Slack accepts it.
     Contested {
         /// Connection.
         connection: ConnectionId,
@@ -38,7 +38,9 @@ impl Operations {
     /// the app declares.
     pub async fn create_install_link(&self, new: &NewInstallLink) -> Result<(InstallLink, String)> {
         if new.ttl > MAX_INSTALL_LINK_TTL || new.ttl.is_zero() {
-            return Err(OperationError::Invalid("an install link is valid for 30d at most".into()));
+            return Err(OperationError::Invalid(
+                "the lifetime of an install link must be above 0 and at most 30d".into(),
+            ));
         }
         self.require_org(&new.org, || format!("organization {}", new.org))?;
         let missing = || OperationError::NotFound(format!("app {}", new.app));
@@ -65,8 +67,8 @@ impl Operations {
         }
     }
 
-    /// Records an installation, and returns when every live ingest has the connection. `replaces` is
-    /// the version of a contested connection whose token Slack does not take.
+    /// Records an installation, and returns when every live ingest has the connection. `replaces`
+    /// is the version of a contested connection whose token Slack does not take.
     pub async fn install_connection(
         &self,
         js: &jetstream::Context,
@@ -86,8 +88,8 @@ impl Operations {
         }
     }
 
-    /// Keeps a contested connection, whose token Slack takes, and returns when every live ingest has
-    /// it.
+    /// Keeps a contested connection, whose token Slack takes, and returns when every live ingest
+    /// has it.
     pub async fn keep_installation(
         &self,
         js: &jetstream::Context,
@@ -101,7 +103,8 @@ impl Operations {
         Ok(InstallResult::Installed(connection))
     }
 
-    /// Moves a connection to another organization, whose agent it gets. Its bindings stay.
+    /// Moves a connection to another organization and replaces its default agent. Its bindings
+    /// stay.
     pub async fn move_connection(
         &self,
         js: &jetstream::Context,

@@ -17,7 +17,9 @@ impl Operations {
             return Err(OperationError::Invalid("a link code is valid for 1h at most".into()));
         }
         if new.ttl.is_zero() || new.surfaces.is_empty() {
-            return Err(OperationError::Invalid("a link code needs a time and a surface".into()));
+            return Err(OperationError::Invalid(
+                "a link code needs a lifetime and a surface".into(),
+            ));
         }
         self.require_org(&new.org, || format!("agent {}/{}", new.org, new.agent))?;
         if let Some(connection) = new.connection {

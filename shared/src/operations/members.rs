@@ -15,14 +15,14 @@ impl Operations {
     pub async fn save_member(&self, member: &DeclaredMember) -> Result<Option<PlanAction>> {
         self.require_org(&member.org, || format!("organization {}", member.org))?;
         if member.identities.len() > MAX_IDENTITIES {
-            let why = format!("a member has {MAX_IDENTITIES} identities at most");
+            let why = format!("a member may have {MAX_IDENTITIES} identities at most");
             return Err(OperationError::Invalid(why));
         }
         match self.store.save_member(&self.actor, member).await? {
             SavedMember::Saved(action) => Ok(action),
             SavedMember::OtherUser => Err(OperationError::Conflict(format!(
-                "user {} is the same in all organizations: another user has one of these \
-                 identities, or the user has others",
+                "user {} must have the same identities in all organizations, and no identity \
+                 of another user",
                 member.user
             ))),
         }

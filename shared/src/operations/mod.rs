@@ -31,7 +31,7 @@ use crate::{
     store::{LimitedKind, Store, StoreError},
 };
 
-/// Operations of an author, limited to one organization or not.
+/// Operations of an author on all organizations, or on one.
 pub struct Operations {
     store: Store,
     actor: Actor,
@@ -61,7 +61,7 @@ pub enum OperationError {
     #[error(transparent)]
     NotApplied(#[from] DirectoryTimeoutError),
     /// The stream failed.
-    #[error("failed to purge webhooks of the connection from the stream")]
+    #[error("failed to delete webhooks of the connection from the stream")]
     Stream(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -88,7 +88,7 @@ impl Operations {
         Self { deletes_traffic: false, ..self }
     }
 
-    /// Limits the operations to objects of an organization. Others do not exist for it.
+    /// Limits the operations to objects of an organization. Those of others count as missing.
     pub fn within(self, org: Option<OrgId>) -> Self {
         Self { org, ..self }
     }
@@ -101,7 +101,7 @@ impl Operations {
         }
     }
 
-    /// Fails if an organization has as many objects of a kind as it may have.
+    /// Fails if an organization has the maximum number of objects of a kind.
     async fn require_room(&self, org: &OrgId, kind: LimitedKind) -> Result<()> {
         match self.store.has_room(org, kind).await? {
             true => Ok(()),
@@ -118,7 +118,7 @@ impl Operations {
         match self.org {
             None => Ok(()),
             Some(_) => {
-                Err(OperationError::Invalid("the operation concerns all organizations".into()))
+                Err(OperationError::Invalid("the operation affects all organizations".into()))
             }
         }
     }
@@ -135,8 +135,8 @@ impl Operations {
         }
     }
 
-    /// Fails unless the author may change the connection. Only authors of all organizations move one
-    /// to another organization.
+    /// Fails unless the author may change the connection. Only authors of all organizations move
+    /// one to another organization.
     async fn require_connection(&self, id: ConnectionId) -> Result<()> {
         let Some(own) = &self.org else { return Ok(()) };
         match self.store.connection_org(id).await? {

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 /// Replay to create.
 #[derive(Debug, Clone)]
 pub struct ReplayRequest {
-    /// Id. Random without one.
+    /// Id, or `None` for a random one.
     pub id: Option<String>,
     /// Connection of the webhooks.
     pub connection: ConnectionId,
@@ -70,7 +70,9 @@ impl Operations {
     pub async fn create_replay(&self, request: &ReplayRequest) -> Result<(String, bool)> {
         self.require_connection(request.connection).await?;
         if request.from >= request.to {
-            return Err(OperationError::Conflict("the range does not begin before it ends".into()));
+            return Err(OperationError::Conflict(
+                "the start of the range must be before its end".into(),
+            ));
         }
         let id = match &request.id {
             Some(id) => id.clone(),
@@ -100,7 +102,8 @@ impl Operations {
         }
     }
 
-    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has none.
+    /// Returns the bytes of a webhook, after an entry in the audit log. `None` if Postgres has
+    /// none.
     pub async fn reveal_webhook(
         &self,
         connection: ConnectionId,

@@ -1,7 +1,7 @@
-//! Parser of arguments and environment variables, and its messages.
+//! Parser of arguments and environment variables, and its error messages.
 //!
-//! A setting is a flag and an environment variable. A missing or wrong one is reported in one
-//! sentence that names it, what is expected, and never its value, which may be a secret.
+//! A setting is a flag and an environment variable. An error message is one sentence with the name
+//! of the setting and what is expected. It never contains the value, which may be a secret.
 
 use clap::{
     ArgMatches, Parser,
@@ -37,7 +37,7 @@ pub fn parse<C: Parser>() -> Result<C, ExitCode> {
     })
 }
 
-/// Outcome of [`parse_from`] without settings.
+/// Reason why [`parse_from`] returns no settings.
 #[derive(Debug)]
 pub enum SettingsError {
     /// Help or version was requested.
@@ -79,9 +79,9 @@ fn invoked_command<'c>(command: &'c clap::Command, args: &[OsString]) -> &'c cla
     })
 }
 
-/// Returns a setting whose value is hidden in the help, and that an argument holds in clear text.
+/// Returns the name of a setting with hidden values that an argument contains in plaintext.
 fn literal_secret(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
-    // the address of a server without a user is no secret
+    // A server address without a user name is not a secret.
     let is_public = |text: &str| {
         ["file:", "exec:"].iter().any(|prefix| text.starts_with(prefix))
             || text.contains("://") && !text.contains('@')
@@ -108,14 +108,14 @@ fn describe(command: &clap::Command, error: &clap::Error) -> String {
                 Some(ContextValue::Strings(args)) => args.first().cloned().unwrap_or_default(),
                 other => other.map(ToString::to_string).unwrap_or_default(),
             };
-            let (name, help) = named(command, &missing);
+            let (name, help) = name_and_help(command, &missing);
             match missing.starts_with('<') {
                 true => format!("argument {name} is missing: {help}; see {help_command}"),
                 false => format!("{name} is not set: {help}"),
             }
         }
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
-            let (name, help) = named(command, &context(ContextKind::InvalidArg));
+            let (name, help) = name_and_help(command, &context(ContextKind::InvalidArg));
             // The value is omitted because it may be a secret.
             let why = match (error.get(ContextKind::ValidValue), std::error::Error::source(error)) {
                 (Some(ContextValue::Strings(choices)), _) if !choices.is_empty() => {
@@ -136,16 +136,15 @@ fn describe(command: &clap::Command, error: &clap::Error) -> String {
                     ContextValue::String(one) => Some(one.clone()),
                     _ => None,
                 });
-            let similar =
-                similar.map(|name| format!("; a similar one is {name}")).unwrap_or_default();
+            let similar = similar.map(|name| format!("; similar: {name}")).unwrap_or_default();
             format!("{text}{similar}; see {help_command}")
         }
     }
 }
 
 /// Returns the name and the help of an argument that clap shows as `--flag <VALUE>` or `<VALUE>`.
-/// Operators know the environment variable.
-fn named(command: &clap::Command, shown: &str) -> (String, String) {
+/// The name is the environment variable, if there is one: operators know that.
+fn name_and_help(command: &clap::Command, shown: &str) -> (String, String) {
     let name = shown.split_whitespace().next().unwrap_or(shown).trim_end_matches("...");
     let found = command.get_arguments().find(|argument| match name.strip_prefix("--") {
         Some(flag) => argument.get_long() == Some(flag),
@@ -173,7 +172,7 @@ mod tests {
         ttl: Duration,
     }
 
-    fn wrong(args: &[&str]) -> String {
+    fn parse_error(args: &[&str]) -> String {
         match parse_from::<Probe>(args.iter().map(OsString::from)) {
             Err(SettingsError::Invalid(sentence)) => sentence,
             other => panic!("{other:?}"),
@@ -181,32 +180,32 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_no_arguments() {
+    fn rejects_secret_arguments() {
         for url in ["nats://h", "nats://h:4222,tls://i"] {
             let parsed = parse_from::<Probe>(["probe", "--nats-url", url].map(OsString::from));
             assert!(parsed.is_ok(), "{url}: {parsed:?}");
         }
-        let literal = wrong(&["probe", "--nats-url", "nats://h,nats://u:hunter2@h"]);
+        let literal = parse_error(&["probe", "--nats-url", "nats://h,nats://u:hunter2@h"]);
         assert!(literal.starts_with("TIDEGATE_NATS_URL is an argument"), "{literal}");
         assert!(!literal.contains("hunter2"), "{literal}");
     }
 
     #[test]
     fn reports_settings_without_values() {
-        let unset = wrong(&["probe"]);
+        let unset = parse_error(&["probe"]);
         assert!(unset.starts_with("TIDEGATE_NATS_URL is not set: "), "{unset}");
-        let malformed = wrong(&["probe", "--nats-url", "nats://h", "--ttl", "hunter2"]);
+        let malformed = parse_error(&["probe", "--nats-url", "nats://h", "--ttl", "hunter2"]);
         assert!(
             malformed.starts_with("PROBE_TTL is malformed (expected a number with its unit"),
             "{malformed}"
         );
         assert!(!malformed.contains("hunter2"), "{malformed}");
-        let chosen = wrong(&["probe", "--nats-url", "nats://h", "--log-format", "xml"]);
+        let chosen = parse_error(&["probe", "--nats-url", "nats://h", "--log-format", "xml"]);
         assert!(
             chosen.starts_with("TIDEGATE_LOG_FORMAT is malformed (expected text or json): "),
             "{chosen}"
         );
-        for sentence in [unset, malformed, chosen, wrong(&["probe", "--surprise"])] {
+        for sentence in [unset, malformed, chosen, parse_error(&["probe", "--surprise"])] {
             assert_eq!(sentence.lines().count(), 1, "{sentence}");
         }
     }
@@ -238,30 +237,33 @@ mod tests {
 
     #[test]
     fn names_argument_of_command() {
-        let says = |args: &[&str], expected: &str| {
+        let assert_error = |args: &[&str], expected: &str| {
             let args = ["tool"].iter().chain(args).map(OsString::from);
             match parse_from::<Tool>(args) {
                 Err(SettingsError::Invalid(sentence)) => assert_eq!(sentence, expected),
                 other => panic!("{other:?}"),
             }
         };
-        says(&["show"], "argument <ID> is missing: Id of the thing; see tool show --help");
-        says(&["show", "x"], "<ID> is malformed (invalid digit found in string): Id of the thing");
-        says(
+        assert_error(&["show"], "argument <ID> is missing: Id of the thing; see tool show --help");
+        assert_error(
+            &["show", "x"],
+            "<ID> is malformed (invalid digit found in string): Id of the thing",
+        );
+        assert_error(
             &["list", "--connection", "x"],
             "--connection is malformed (invalid digit found in string): \
              Only list those of this connection",
         );
-        says(&["shw"], "unrecognized subcommand 'shw'; a similar one is show; see tool --help");
-        says(
+        assert_error(&["shw"], "unrecognized subcommand 'shw'; similar: show; see tool --help");
+        assert_error(
             &["list", "--conection", "1"],
-            "unexpected argument '--conection' found; a similar one is --connection; \
+            "unexpected argument '--conection' found; similar: --connection; \
              see tool list --help",
         );
     }
 
     #[test]
-    fn bare_command_has_help() {
+    fn prints_help_without_subcommand() {
         match parse_from::<Tool>(["tool".into()]) {
             Err(SettingsError::NoCommand(help)) => {
                 assert!(help.to_string().contains("List things"), "{help}");

@@ -1,4 +1,4 @@
-//! Output of a command that prints a key ring: a client of Vault, KMS or SOPS.
+//! Output of a command that prints a keyring: a client of Vault, KMS or SOPS.
 //!
 //! The command runs once, at the start of the process, without a shell. Time and output are
 //! bounded. Errors name the program, and neither its arguments nor its output, which may be secret.
@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Maximum time of a command. Key services answer within a few seconds.
+/// Maximum run time of a command. Key services respond within a few seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum size of its output: a thousand keys.
+/// Maximum size of the output: about a thousand keys.
 const MAX_OUTPUT_BYTES: u64 = 64 * 1024;
-/// Interval at which the end of the command is looked for.
+/// Interval between checks whether the command has exited.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Runs a command and returns its output. A command is words separated by spaces, or a JSON array
@@ -37,25 +37,25 @@ fn read_within(command: &str, timeout: Duration) -> Result<String, String> {
         .map_err(|error| failed(format!("does not start: {error}")))?;
     let ended = wait(&mut child, timeout);
     if ended.is_err() {
-        // It may have ended meanwhile.
+        // Both fail if the command has exited meanwhile.
         let _ = child.kill();
         let _ = child.wait();
     }
     ended.map_err(failed)
 }
 
-/// Returns the output of a command that succeeded.
+/// Waits for a command and returns its output. Fails unless the command succeeds in time.
 #[expect(clippy::disallowed_methods, reason = "settings are read before anything else runs")]
 fn wait(child: &mut Child, timeout: Duration) -> Result<String, String> {
     let deadline = Instant::now() + timeout;
     let late = || format!("did not end within {timeout:?}");
     let stdout = child.stdout.take().ok_or("has no output")?;
     let (send, receive) = mpsc::channel();
-    // A thread: reads have no timeout. It ends with the pipe.
+    // Reads of a pipe have no timeout. The thread ends when the pipe is closed.
     thread::spawn(move || {
         let mut output = Vec::new();
         let read = stdout.take(MAX_OUTPUT_BYTES + 1).read_to_end(&mut output);
-        // Without a receiver the time is over.
+        // Fails only after the timeout.
         let _ = send.send(read.map(|_| output));
     });
     let output = receive.recv_timeout(timeout).map_err(|_| late())?;
@@ -64,7 +64,7 @@ fn wait(child: &mut Child, timeout: Duration) -> Result<String, String> {
         return Err(format!("printed more than {MAX_OUTPUT_BYTES} bytes"));
     }
     let status = loop {
-        let ended = child.try_wait().map_err(|error| format!("can't be waited for: {error}"))?;
+        let ended = child.try_wait().map_err(|error| format!("has no exit status: {error}"))?;
         match ended {
             Some(status) => break status,
             None if Instant::now() >= deadline => return Err(late()),
@@ -74,7 +74,7 @@ fn wait(child: &mut Child, timeout: Duration) -> Result<String, String> {
     if !status.success() {
         return Err(format!("failed ({status}); run it by hand to see why"));
     }
-    let text = String::from_utf8(output).map_err(|_| "printed no UTF-8".to_owned())?;
+    let text = String::from_utf8(output).map_err(|_| "printed invalid UTF-8".to_owned())?;
     Ok(text.trim().to_owned())
 }
 

@@ -38,7 +38,7 @@ pub struct NatsConfig {
 
 impl fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // an address may contain a password
+        // A URL may contain a password.
         write!(f, "NatsConfig {{ urls: …, nkey_file: {:?} }}", self.nkey_file)
     }
 }
@@ -91,7 +91,7 @@ impl NatsConfig {
     }
 }
 
-/// Logs an event of the client. `servers` are the addresses of the settings.
+/// Logs an event of the client. `servers` are the configured addresses.
 fn log_event(event: &Event, servers: &str) {
     let settings = "TIDEGATE_NATS_URL, TIDEGATE_NATS_NKEY_FILE, TIDEGATE_NATS_CA_FILE";
     match event {
@@ -132,8 +132,8 @@ pub fn jetstream(client: async_nats::Client) -> jetstream::Context {
 /// Connection settings of Postgres.
 #[derive(Clone, clap::Args)]
 pub struct PostgresConfig {
-    /// Postgres, as postgres://user:password@host/database or file:<path>. Without sslmode in it,
-    /// TLS with a verified certificate is required of any host but this machine.
+    /// Postgres, as postgres://user:password@host/database or file:<path>. Unless the URL has an
+    /// sslmode, hosts other than this machine require TLS with a verified certificate.
     #[arg(
         long = "postgres-url",
         env = "TIDEGATE_POSTGRES_URL",
@@ -142,7 +142,7 @@ pub struct PostgresConfig {
         hide_env_values = true
     )]
     pub url: String,
-    /// File with the certificate authority of Postgres, as PEM, beside those of the system.
+    /// File with the certificate authority of Postgres, as PEM, in addition to those of the system.
     #[arg(
         id = "postgres_ca_file",
         long = "postgres-ca-file",
@@ -200,7 +200,7 @@ pub struct TelemetryConfig {
     pub format: LogFormat,
 }
 
-/// Parses the URL of Postgres, `file:<path>` or `exec:<command>`. Rejects URLs of other servers.
+/// Parses the URL of Postgres, or `file:<path>`. Rejects URLs of other servers.
 fn postgres_url(setting: &str) -> Result<String, String> {
     let url = read_secret(setting)?;
     let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
@@ -221,10 +221,12 @@ pub fn parse_name(text: &str) -> Result<String, String> {
 /// Checks a log filter for [`crate::runtime::telemetry`].
 fn parse_log_filter(text: &str) -> Result<String, String> {
     let checked = tracing_subscriber::EnvFilter::try_new(text);
-    checked.map(|_| text.to_owned()).map_err(|_| "expected info, or warn,worker=debug".into())
+    checked
+        .map(|_| text.to_owned())
+        .map_err(|_| "expected a filter, as in info or warn,worker=debug".into())
 }
 
-/// Maximum of a duration: 100 years. Longer ones overflow points in time.
+/// Maximum of a duration: 100 years. Adding a longer one to a time may overflow.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Parses a duration with its unit: `3s`, `250ms`, `1m 30s`.
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn postgres_is_no_other_server() {
+    fn rejects_urls_of_other_servers() {
         for url in ["http://x/y", "nats://h", "host/database", "mysql://h/d", ""] {
             assert!(postgres_url(url).is_err(), "{url}");
         }

@@ -75,7 +75,7 @@ impl Healthcheck {
                 ExitCode::FAILURE
             }
             Err(error) => {
-                eprintln!("{}: no answer: {error}", self.admin_listen);
+                eprintln!("{}: no response: {error}", self.admin_listen);
                 ExitCode::FAILURE
             }
         }

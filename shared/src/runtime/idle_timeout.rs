@@ -1,10 +1,11 @@
 //! Idle timeouts of an HTTP connection, for reads and for writes.
 //!
-//! hyper has one timer for two cases. The headers of a request must arrive within 3 s of its first
-//! byte, those of the first request within 3 s of the accept. Between requests a connection may be
-//! idle for longer than any load balancer keeps it open; otherwise the balancer would send a
-//! webhook into a connection that ingest is closing. A peer that does not read its responses is
-//! closed when a write has made no progress for 5 s.
+//! hyper has one timer for slow headers and idle connections, which need different limits. The
+//! headers of a request must arrive within 3 s of its first byte, those of the first request within
+//! 3 s of the accept. Between requests a connection may be idle for longer than any load balancer
+//! keeps it open; otherwise the balancer would send a webhook into a connection that ingest is
+//! closing. The connection of a peer that does not read its responses is closed when a write has
+//! made no progress for 5 s.
 
 use std::{
     io,
@@ -27,7 +28,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum time between two requests. Load balancers keep idle connections for 60 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Maximum time in which a write makes no progress.
+/// Maximum time for which a write may make no progress.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Phase of a connection: even while it waits for a request, odd while a request is answered.

@@ -1,7 +1,7 @@
 //! Writer of log lines to standard output, on its own thread.
 //!
-//! Standard output may stall (a busy disk, a pipe without a reader), and no webhook may wait for
-//! that. Lines that don't fit in the queue are dropped and counted. The thread writes at most a few
+//! Standard output may stall (a busy disk, a pipe without a reader), and webhooks must not wait for
+//! it. Lines that don't fit in the queue are dropped and counted. The thread writes at most a few
 //! hundred times a second: waking for every line would cost more than the writing.
 
 use prometheus_client::{
@@ -22,7 +22,8 @@ use std::{
 };
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// Maximum number of queued lines: about 2 MB, some tenths of a second of an ingest at its limit.
+/// Maximum number of queued lines: about 2 MB, or a few tenths of a second at ingest's maximum
+/// load.
 const QUEUED_MAX: usize = 8_192;
 /// Maximum bytes per write.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -76,17 +77,18 @@ impl Write for PacedWriter {
         Ok(line.len())
     }
 
-    /// Writes the buffer when the queue is empty. Lines of the following pause go out together.
+    /// Writes the buffer when the queue is empty. Lines of the following pause are written
+    /// together.
     fn flush(&mut self) -> io::Result<()> {
         let _ = self.out.flush(); // failures are counted above
-        #[expect(clippy::disallowed_methods, reason = "a thread of its own")]
+        #[expect(clippy::disallowed_methods, reason = "runs on its own thread")]
         thread::sleep(WRITE_INTERVAL);
         Ok(())
     }
 }
 
-/// Guard that flushes queued lines within a time limit. The library would wait forever for a full
-/// queue without a reader.
+/// Guard that flushes queued lines within a time limit. The library's guard would wait forever if
+/// the queue is full and nothing reads standard output.
 pub(crate) struct LogFlushGuard(Option<WorkerGuard>);
 
 impl Drop for LogFlushGuard {
@@ -97,8 +99,8 @@ impl Drop for LogFlushGuard {
             drop(guard);
             let _ = done.send(()); // the receiver may have timed out
         };
-        // without the thread, nothing is flushed
+        // Nothing is flushed if the thread fails to start.
         let _ = thread::Builder::new().name("log-end".into()).spawn(flush);
-        let _ = wait.recv_timeout(FLUSH_TIMEOUT); // the process ends after the timeout, too
+        let _ = wait.recv_timeout(FLUSH_TIMEOUT); // after the timeout the process ends anyway
     }
 }

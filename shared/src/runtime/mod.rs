@@ -1,6 +1,6 @@
 //! Runtime of a process: settings, logs and traces, shutdown, health check.
 //!
-//! Ingest, worker and the command line use it. It knows neither webhooks nor the store.
+//! All processes use it. Independent of webhooks and the store.
 
 pub mod config;
 pub mod telemetry;

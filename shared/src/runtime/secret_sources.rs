@@ -1,4 +1,4 @@
-//! Sources of secret settings: the text itself, a file, and for key rings the output of a command.
+//! Sources of secret settings: the text itself, a file, and for keyrings the output of a command.
 
 use super::command_output;
 use crate::secrets::{self, InvalidKeyRingError, KeyRing, Secret};
@@ -13,7 +13,7 @@ pub(super) fn read_secret(setting: &str) -> Result<String, String> {
     }
 }
 
-/// Parses a key ring: `k2:<base64>,k1:<base64>`, `file:<path>`, or `exec:<command>`.
+/// Parses a keyring: `k2:<base64>,k1:<base64>`, `file:<path>`, or `exec:<command>`.
 pub fn parse_key_ring(setting: &str) -> Result<KeyRing, String> {
     let text = match setting.strip_prefix("exec:") {
         Some(command) => command_output::read(command)?,
@@ -22,7 +22,7 @@ pub fn parse_key_ring(setting: &str) -> Result<KeyRing, String> {
     text.parse().map_err(|error: InvalidKeyRingError| error.to_string())
 }
 
-/// Parses the id of a new key of a key ring.
+/// Parses the id of a new key of a keyring.
 pub fn key_id(text: &str) -> Result<String, secrets::KeyIdError> {
     secrets::key_id(text)
 }

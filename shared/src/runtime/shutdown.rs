@@ -51,7 +51,7 @@ impl Shutdown {
         &self.token
     }
 
-    /// Waits until the process should stop.
+    /// Waits until a shutdown is requested.
     pub async fn requested(&self) {
         self.token.cancelled().await;
     }
@@ -80,8 +80,8 @@ impl Shutdown {
         });
     }
 
-    /// Stops all tasks and waits up to `grace` for them. Returns success only after a requested and
-    /// complete stop.
+    /// Stops all tasks and waits up to `grace` for them. Returns success only if all tasks finished
+    /// and no vital task ended early.
     pub async fn drain(self, grace: Duration) -> std::process::ExitCode {
         self.token.cancel();
         self.tasks.close();

@@ -1,7 +1,7 @@
 //! Logs and traces.
 //!
 //! Logs go to standard output, one line per event, as text or JSON, written by the thread of
-//! `log_writer`. Traces go to a collector, if the variables of OpenTelemetry name one. A failure is
+//! `log_writer`. Traces go to a collector, if OpenTelemetry's variables name one. A failure is
 //! logged once, where it is handled, with its causes ([`ErrorChain`]). No field contains a token,
 //! secret, code, body or `response_url`.
 //!
@@ -51,7 +51,7 @@ other variables of the OpenTelemetry SDK apply.";
 /// Destination of webhook spans. Contains no ids, unlike the subject itself.
 pub const DESTINATION_TEMPLATE: &str = "slack.in.{partition}.{connection}";
 
-/// Guard of logs and traces. Flushes on drop, so that `main` keeps it to the end.
+/// Guard of logs and traces. Flushes on drop: `main` keeps it until the end.
 #[must_use]
 pub struct TelemetryGuard {
     /// Counter of dropped log lines.
@@ -73,8 +73,8 @@ pub fn has_collector() -> Result<bool, CollectorError> {
     names_collector(|variable| std::env::var(variable).ok())
 }
 
-/// Checks both variables that may name a collector. An empty one counts as unset, as the standard
-/// of OpenTelemetry requires.
+/// Checks both variables that may name a collector. An empty one counts as unset, as the
+/// OpenTelemetry specification requires.
 fn names_collector(value: impl Fn(&str) -> Option<String>) -> Result<bool, CollectorError> {
     let mut named = false;
     for variable in [OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT] {
@@ -99,7 +99,7 @@ pub fn init(
     settings: &TelemetryConfig,
     service: &'static str,
 ) -> Result<TelemetryGuard, TelemetryError> {
-    // The exporter's TLS uses the installed provider. This workspace contains one.
+    // The exporter's TLS uses the crypto provider of the process. Fails if it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Spans go only to the collector. Without a collector they cost nothing.
     let filter = EnvFilter::new(format!("{},{TRACE_TARGET}=off", settings.filter));
@@ -133,8 +133,7 @@ fn provider(service: &'static str) -> Result<SdkTracerProvider, TelemetryError> 
     Ok(provider.with_resource(with_default_name(Resource::builder().build(), service)).build())
 }
 
-/// Returns a resource that has a name. The SDK names one without a name
-/// `unknown_service:<program>`.
+/// Returns the resource with a service name. The SDK's default is `unknown_service:<program>`.
 fn with_default_name(resource: Resource, service: &'static str) -> Resource {
     let name = resource.get(&Key::from_static_str("service.name"));
     if name.is_some_and(|name| !name.as_str().starts_with("unknown_service")) {

@@ -1,6 +1,6 @@
 //! Parsers for events about an installation: fields that only these events have.
 //!
-//! The parsers return nothing for a body that differs from docs.slack.dev/reference/events.
+//! The parsers return no value for a body that differs from docs.slack.dev/reference/events.
 
 use crate::slack::{
     lenient::{Flag, Id, Object, Text, Texts, fields},
@@ -78,6 +78,6 @@ mod tests {
             assert_eq!(join(user), None, "{user}");
         }
         let odd = r#"{"id":"U0","id":"U1","name":"cut \ud83d"}"#;
-        assert_eq!(join(odd).as_deref(), Some("U1"), "an odd field costs that field");
+        assert_eq!(join(odd).as_deref(), Some("U1"), "a malformed field affects no other");
     }
 }

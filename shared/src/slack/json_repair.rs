@@ -1,15 +1,15 @@
-//! Repair of JSON that JavaScript and Python accept and serde_json refuses.
+//! Repair of JSON that JavaScript and Python accept and serde_json rejects.
 //!
-//! All JSON that Slack, agents and apps write passes through [`repair`] before it is parsed, so one
-//! odd value costs that value and not the document. One pass without recursion. serde_json's own
-//! options cost more: `arbitrary_precision` keeps each number as text, and `unbounded_depth` takes
-//! as much stack as the sender wants.
+//! All JSON that Slack, agents and apps write passes through [`repair`] before it is parsed, so
+//! that an unusual value loses only itself and not the document. One pass without recursion.
+//! serde_json's own options cost more: `arbitrary_precision` keeps each number as text, and
+//! `unbounded_depth` lets the sender determine the stack usage.
 
 use memchr::memchr2;
 use std::borrow::Cow;
 
-/// Maximum nesting of arrays and objects. Deeper ones are read as null. serde_json refuses 128; the
-/// difference is for the objects in which Tidegate wraps a value.
+/// Maximum nesting of arrays and objects. Deeper ones are read as null. serde_json rejects 128
+/// levels; the difference is for the objects in which Tidegate wraps a value.
 pub const JSON_DEPTH_MAX: usize = 100;
 /// Largest number that is kept. Above it serde_json and `f64::from_str` round differently.
 const NUMBER_MAX: f64 = 1e308;
@@ -63,7 +63,7 @@ fn repair_values(text: &str) -> Cow<'_, str> {
                 end
             }
             b'[' | b'{' if depth == JSON_DEPTH_MAX => {
-                // Without an end the document is no JSON anyway.
+                // A document with an unterminated value is invalid JSON anyway.
                 let Some(end) = container_end(bytes, at) else { break };
                 replacements.replace(at, end, "null");
                 end
@@ -77,7 +77,7 @@ fn repair_values(text: &str) -> Cow<'_, str> {
                 at + 1
             }
             b'-' | b'0'..=b'9' => {
-                let length = bytes[at..].iter().position(|b| !is_of_number(*b));
+                let length = bytes[at..].iter().position(|b| !is_number_byte(*b));
                 let end = length.map_or(bytes.len(), |length| at + length);
                 if is_out_of_range(&text[at..end]) {
                     replacements.replace(at, end, "null");
@@ -90,7 +90,7 @@ fn repair_values(text: &str) -> Cow<'_, str> {
     replacements.finish()
 }
 
-/// Returns the place after the string that begins before `at`, and whether it has escapes.
+/// Returns the index after the string that begins before `at`, and whether it has escapes.
 fn string_end(bytes: &[u8], mut at: usize) -> (usize, bool) {
     let mut has_escapes = false;
     let next = |at: usize| memchr2(b'"', b'\\', bytes.get(at..)?);
@@ -104,7 +104,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> (usize, bool) {
     (bytes.len(), has_escapes)
 }
 
-/// Returns the place after the array or object that begins at `at`.
+/// Returns the index after the array or object that begins at `at`.
 fn container_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     let mut depth = 0_usize;
     loop {
@@ -122,7 +122,7 @@ fn container_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-fn is_of_number(byte: u8) -> bool {
+fn is_number_byte(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'.' | b'+' | b'-' | b'e' | b'E')
 }
 
@@ -151,7 +151,7 @@ fn replace_lone_surrogates(replacements: &mut Replacements<'_>, mut at: usize, e
     }
 }
 
-/// Returns the UTF-16 unit of an escape `\uXXXX` at this place.
+/// Returns the UTF-16 unit of an escape `\uXXXX` at this index.
 fn unicode_escape(text: &str, at: usize) -> Option<u16> {
     let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
     let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit()); // `parse` would accept a `+`
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(read(&brackets)["y"], 1, "brackets in strings do not count");
     }
 
-    /// No recursion, also where a value does not end.
+    /// Unterminated values cause no recursion, either.
     #[test]
     fn survives_a_million_brackets() {
         const MIB: usize = 1 << 20;
@@ -255,7 +255,7 @@ mod tests {
         assert!(read(&closed).is_array());
     }
 
-    /// JSON stays as it is unless one of the reasons for a repair applies.
+    /// JSON without a reason for a repair stays unchanged.
     #[test]
     fn keeps_all_other_json() {
         bolero::check!()

@@ -1,8 +1,9 @@
 //! Lenient field types for Slack's JSON.
 //!
 //! Slack sends one field in several shapes: `event.channel` and `event.user` are ids, or objects
-//! with one. Each type accepts the known shape and yields no value for any other, so that one odd
-//! field never makes a webhook unreadable. Text is copied only where JSON escapes require it.
+//! with one. Each type accepts the known shape and yields no value for any other, so that one
+//! malformed field never makes a webhook unreadable. Text is copied only where JSON escapes require
+//! it.
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::{borrow::Cow, fmt, marker::PhantomData};
@@ -15,7 +16,7 @@ pub struct Text<'a>(pub Option<Cow<'a, str>>);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Id<'a>(pub Option<Cow<'a, str>>);
 
-/// True for `true` and `"true"`, which Slack both sends. False for any other value.
+/// True for `true` and `"true"`: Slack sends both. False for any other value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flag(pub bool);
 
@@ -161,7 +162,7 @@ impl<'de, T: Fields<'de>> Fields<'de> for Box<T> {
 
 /// Declares structs with a default value and [`Fields`]. The key of a field is its name, or the
 /// text after `=`. The last of equal keys counts, as in JavaScript and Python; a derived
-/// `Deserialize` would refuse the object.
+/// `Deserialize` would reject the object.
 macro_rules! fields {
     (@key $field:ident) => { stringify!($field) };
     (@key $field:ident $key:literal) => { $key };

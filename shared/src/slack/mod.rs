@@ -1,6 +1,6 @@
 //! Lenient parser of Slack's webhooks.
 //!
-//! Ingest classifies webhooks with it, workers decide with it. An unexpected shape of a field is
+//! Ingest classifies webhooks with it, and workers route them. An unexpected shape of a field is
 //! never an error: the field then has no value.
 
 mod installation_events;

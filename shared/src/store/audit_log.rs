@@ -152,7 +152,7 @@ pub(in crate::store) async fn add_audit_entries(
     if entries.is_empty() {
         return Ok(());
     }
-    // No jsonb contains NUL.
+    // A jsonb value can't contain NUL.
     let text = |value: &Option<Value>| {
         value.as_ref().map(|value| value.to_string().replace("\\u0000", "\\ufffd"))
     };
@@ -281,8 +281,8 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Deletes a step of the entries older than `keep`, which is 30 days or more. Returns their
-    /// number.
+    /// Deletes entries older than `keep`, at most a step. Returns their number. Fails if `keep` is
+    /// less than 30 days.
     pub async fn prune_audit_log(&self, keep: Duration) -> Result<u64, StoreError> {
         let pruned: i64 = sqlx::query_scalar(
             "-- audit_log.prune\n select prune_audit_log(make_interval(secs => $1), $2)",

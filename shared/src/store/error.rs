@@ -16,7 +16,7 @@ pub enum StoreError {
     #[error("failed to migrate Postgres")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// A column holds a value that no statement writes.
-    #[error("{table}.{column} of row {row} makes no sense: {why}")]
+    #[error("invalid value in {table}.{column} of row {row}: {why}")]
     Inconsistent {
         /// Table.
         table: &'static str,
@@ -47,7 +47,7 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Returns what Postgres answered with its SQLSTATE and a remedy, or the failure to reach it.
+/// Describes an error of Postgres with its SQLSTATE and a remedy, or the failure to reach Postgres.
 /// sqlx's own text has a line number of Postgres's source.
 fn describe(error: &sqlx::Error) -> String {
     let sqlx::Error::Database(answer) = error else { return ErrorChain(error).to_string() };
@@ -68,7 +68,7 @@ fn describe(error: &sqlx::Error) -> String {
 impl StoreError {
     /// Returns whether Postgres rejected a statement for its contents (SQLSTATE classes 21, 22, 23,
     /// 54), so that sending it again is useless.
-    pub fn refuses_contents(&self) -> bool {
+    pub fn is_content_rejection(&self) -> bool {
         let contents =
             |code: &str| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class));
         self.code().is_some_and(|code| contents(&code))
@@ -76,7 +76,7 @@ impl StoreError {
 
     /// Returns whether Postgres cancelled a statement at its timeout (57014), because of the
     /// statement or a slow server.
-    pub fn refuses_duration(&self) -> bool {
+    pub fn is_statement_timeout(&self) -> bool {
         self.code().as_deref() == Some("57014")
     }
 

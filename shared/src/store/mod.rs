@@ -61,10 +61,10 @@ use sqlx::{
 };
 use std::str::FromStr;
 
-/// Connections for leases. Two, so that one that hangs does not stop renewals.
+/// Connections for leases. Two, so that a hanging one does not stop renewals.
 const LEASE_CONNECTIONS: u32 = 2;
 
-/// Postgres, with the key rings for its sealed columns.
+/// Postgres, with the keyrings for its sealed columns.
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
@@ -73,12 +73,12 @@ pub struct Store {
     rings: KeyRings,
 }
 
-/// Key rings for sealed columns (see [`crate::secrets`]).
+/// Keyrings for sealed columns (see [`crate::secrets`]).
 #[derive(Debug, Clone, Default)]
 pub struct KeyRings {
-    /// Ring for signing secrets.
+    /// Keyring for signing secrets.
     pub signing: KeyRing,
-    /// Ring for tokens, agents' secrets, payloads of webhooks and requests of the outbox.
+    /// Keyring for tokens, agents' secrets, payloads of webhooks and requests of the outbox.
     pub tokens: KeyRing,
 }
 
@@ -111,7 +111,7 @@ impl Store {
 }
 
 /// Returns connect options. TLS is verified unless the URL has an `sslmode` or the host is this
-/// machine: `prefer`, the default of libpq, falls back to clear text and accepts any certificate.
+/// machine: `prefer`, the default of libpq, falls back to plaintext and accepts any certificate.
 fn options(settings: &config::PostgresConfig) -> Result<PgConnectOptions, StoreError> {
     let options = PgConnectOptions::from_str(&settings.url).map_err(|_| StoreError::Url)?;
     let query = settings.url.split_once('?').map_or("", |(_, query)| query);
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tls_is_verified_unless_host_is_local() {
+    fn verifies_tls_unless_host_is_local() {
         for (url, mode) in [
             ("postgres://u:p@db.example/d", PgSslMode::VerifyFull),
             ("postgres://u:p@10.0.0.7:5432/d?application_name=x", PgSslMode::VerifyFull),

@@ -5,7 +5,7 @@
 //! an hour. A statement therefore fails one second after Postgres would have cancelled it. A
 //! connection whose statement or transaction did not finish is closed instead of reused, because
 //! its state is unknown and a query for that state may hang as well. Only the socket of an
-//! abandoned listener remains, without an owner.
+//! abandoned listener may stay open.
 
 use super::StoreError;
 use futures_util::{
@@ -45,21 +45,21 @@ const STATEMENT_CLIENT_TIMEOUT: Duration = Duration::from_secs(6);
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Server-side limit of an idle transaction: a frozen worker must not hold its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "3s";
-/// Idle time after which a connection is pinged before use. So is a connection that was idle when
-/// another failed, because the cause may have affected both. A ping before each use would cost a
-/// round trip per statement.
+/// Idle time after which a connection is pinged before use. A connection that was idle when another
+/// failed is pinged, too, because the cause may have affected both. A ping before each use would
+/// cost a round trip per statement.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
-/// Maximum time of such a ping. When one takes longer, the connections that were idle meanwhile are
-/// closed without a ping: each would take as long, and a pool has many.
+/// Maximum time of a ping. After a timeout, connections that were idle at that time are closed
+/// without a ping: each ping would take as long, and a pool has many connections.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval without notifications after which a listener checks its connection.
 const LISTEN_PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Settings of sessions that plan each statement once. Traffic statements read few rows by index for
-/// any values, and planning takes longer than running them (5 ms and 1 ms). A plan lasts until its
-/// tables are analyzed, and they may have been small or empty when it was made. Sequential scans are
-/// therefore disabled, and the cost of a plan is the number of rows that it reads: otherwise Postgres
-/// joins a small table as a whole instead of by key.
+/// Settings of sessions that plan each statement once. Traffic statements read few rows by index
+/// for any values, and planning takes longer than running them (5 ms and 1 ms). A plan lasts until
+/// its tables are analyzed, and they may have been small or empty when it was made. Sequential
+/// scans are therefore disabled, and the cost of a plan is the number of rows that it reads:
+/// otherwise Postgres joins a small table as a whole instead of by key.
 const PLAN_ONCE: [(&str, &str); 6] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
@@ -81,7 +81,7 @@ pub(super) struct Pool {
 pub enum PlanMode {
     /// Plans for the values of each call, as Postgres decides.
     PerCall,
-    /// Plans once per connection, as [`PLAN_ONCE`] says.
+    /// Plans once per connection, with the settings [`PLAN_ONCE`].
     Once,
 }
 
@@ -205,8 +205,8 @@ impl PooledConnection {
     }
 }
 
-/// Returns whether a column's type changed since the statement was prepared: Postgres refuses it in
-/// this session for ever.
+/// Returns whether a column's type changed since the statement was prepared: Postgres rejects the
+/// statement for the rest of the session.
 fn has_outdated_plan(error: &dyn DatabaseError) -> bool {
     error.code().as_deref() == Some("0A000") && error.message().contains("cached plan")
 }
@@ -290,7 +290,7 @@ async fn with_timeout<T>(
 }
 
 fn timeout_error(limit: Duration) -> Error {
-    Error::Io(io::Error::new(ErrorKind::TimedOut, format!("no answer within {limit:?}")))
+    Error::Io(io::Error::new(ErrorKind::TimedOut, format!("no response within {limit:?}")))
 }
 
 /// Runs one statement per connection use.

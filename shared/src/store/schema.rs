@@ -32,9 +32,9 @@ pub enum Transport {
     Local,
     /// TLS, with the certificate and its host name verified.
     Verified,
-    /// TLS without verification, as `sslmode` demands: an attacker in the network can read it.
+    /// TLS without verification, as `sslmode` permits: an attacker in the network can read it.
     Unverified,
-    /// Clear text, as `sslmode` permits.
+    /// Plaintext, as `sslmode` permits.
     Clear,
 }
 

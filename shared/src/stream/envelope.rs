@@ -76,7 +76,7 @@ pub struct Envelope {
     pub body: Bytes,
 }
 
-/// `X-Slack-RetryHeaders-*` headers. Informational: never used to drop a webhook.
+/// `X-Slack-Retry-*` headers. Informational: never used to drop a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryHeaders {
     /// Number of the retry: 1 to 3, or more with delayed events.
@@ -94,7 +94,7 @@ pub struct SyncResponseWindow {
     pub by_ms: u64,
 }
 
-/// Idempotency key of a webhook: the connection, and what Slack's retries have in common.
+/// Idempotency key of a webhook: the connection, and the parts that Slack's retries share.
 ///
 /// It is the `Nats-Msg-Id` (JetStream drops a copy within 30 min). Its hash is the key of a row in
 /// `processed_keys`, which is kept longer.
@@ -115,7 +115,7 @@ impl DedupKey {
         Self(format!("{connection}:{key_space}:{hash:032x}"))
     }
 
-    /// Returns the key for Slack's id of an event, legible unless the id has unexpected characters.
+    /// Returns the key for Slack's id of an event. Hashes an id with unexpected characters.
     pub fn event(connection: ConnectionId, event_id: &str) -> Self {
         let plain = (1..=64).contains(&event_id.len())
             && event_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -208,35 +208,36 @@ impl Envelope {
         body: Bytes,
     ) -> Result<Self, DecodeError> {
         use DecodeError::{Newer, Undecodable};
-        let headers = headers.ok_or(Undecodable("it has no headers"))?;
+        let headers = headers.ok_or(Undecodable("no headers"))?;
         let text = |name| headers.get(name).map(|value| value.as_str());
         let schema: u16 =
-            parse_number(text(SCHEMA_HEADER)).ok_or(Undecodable("it names no schema"))?;
+            parse_number(text(SCHEMA_HEADER)).ok_or(Undecodable("no schema version"))?;
         if schema > ENVELOPE_SCHEMA {
             return Err(Newer(schema));
         }
         let (partition, connection) =
-            stream::parse_subject(subject).ok_or(Undecodable("its subject is not ours"))?;
-        let word = |name| text(name).and_then(HeaderToken::new);
+            stream::parse_subject(subject).ok_or(Undecodable("unknown subject"))?;
+        let token = |name| text(name).and_then(HeaderToken::new);
         Ok(Self {
             connection,
             partition,
-            kind: parse(text(KIND)).ok_or(Undecodable("its kind is not one of ours"))?,
-            lane: parse(text(LANE)).ok_or(Undecodable("it names no lane"))?,
-            dedup_key: word(DEDUP_KEY_HEADER)
-                .map(|word| DedupKey(word.as_str().to_owned()))
+            kind: parse(text(KIND)).ok_or(Undecodable("unknown kind"))?,
+            lane: parse(text(LANE)).ok_or(Undecodable("no lane"))?,
+            dedup_key: token(DEDUP_KEY_HEADER)
+                .map(|token| DedupKey(token.as_str().to_owned()))
                 .filter(|key| key.0.starts_with(&connection.to_string()))
-                .ok_or(Undecodable("its dedup key is not its connection's"))?,
-            received_at_ms: parse_number(text(RECEIVED_AT)).ok_or(Undecodable("it has no time"))?,
+                .ok_or(Undecodable("dedup key of another connection"))?,
+            received_at_ms: parse_number(text(RECEIVED_AT))
+                .ok_or(Undecodable("no receipt time"))?,
             media: text(CONTENT_TYPE)
                 .and_then(MediaType::from_content_type)
-                .ok_or(Undecodable("its media type is not one of Slack's"))?,
-            signature: word(SIGNATURE).ok_or(Undecodable("it has no signature"))?,
-            timestamp: word(TIMESTAMP).ok_or(Undecodable("it has no signature timestamp"))?,
+                .ok_or(Undecodable("unknown media type"))?,
+            signature: token(SIGNATURE).ok_or(Undecodable("no signature"))?,
+            timestamp: token(TIMESTAMP).ok_or(Undecodable("no signature timestamp"))?,
             retry: parse_number(text(RETRY_NUM))
-                .map(|number| RetryHeaders { number, reason: word(RETRY_REASON) }),
-            traceparent: word(TRACEPARENT),
-            reply: word(REPLY_TO)
+                .map(|number| RetryHeaders { number, reason: token(RETRY_REASON) }),
+            traceparent: token(TRACEPARENT),
+            reply: token(REPLY_TO)
                 .zip(parse_number(text(REPLY_BY)))
                 .map(|(to, by_ms)| SyncResponseWindow { to, by_ms }),
             body,
@@ -268,8 +269,8 @@ mod tests {
             dedup_key: DedupKey::event(connection, "Ev1"),
             received_at_ms: 1_700_000_000_123,
             media: MediaType::Json,
-            signature: HeaderToken::new("v0=00").expect("a word"),
-            timestamp: HeaderToken::new("1700000000").expect("a word"),
+            signature: HeaderToken::new("v0=00").expect("a token"),
+            timestamp: HeaderToken::new("1700000000").expect("a token"),
             retry: Some(RetryHeaders { number: 2, reason: HeaderToken::new("http_timeout") }),
             traceparent: HeaderToken::new(
                 "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
@@ -295,7 +296,7 @@ mod tests {
         };
         let mut newer = sent.headers();
         newer.insert(SCHEMA_HEADER, HeaderValue::from(ENVELOPE_SCHEMA + 1));
-        newer.insert(KIND, "what a newer release calls it");
+        newer.insert(KIND, "kind of a newer release");
         assert_eq!(decode(&sent.subject(), &newer), DecodeError::Newer(ENVELOPE_SCHEMA + 1));
         for (name, value) in [
             (SCHEMA_HEADER, "+1"),

@@ -124,15 +124,16 @@ fn config(replicas: usize, max_bytes: i64) -> Config {
         max_message_size: (BODY_BYTES_MAX + HEADER_BYTES_MAX) as i32,
         duplicate_window: DEDUP_WINDOW,
         allow_direct: true,
-        // An erasure deletes single messages, which overwrites them; only operators and workers have the right.
+        // An erasure deletes single messages, which overwrites them. Only operators and workers
+        // have the right.
         deny_delete: false,
         compression: Some(Compression::S2),
         ..Config::default()
     }
 }
 
-/// Returns the respects in which a stream differs from the required configuration, except for
-/// replicas and size.
+/// Returns the names of the settings of a stream that differ from the required configuration,
+/// except for replicas and size.
 pub fn differences(current: &Config) -> Vec<&'static str> {
     let wanted = config(current.num_replicas, current.max_bytes);
     [
@@ -147,7 +148,7 @@ pub fn differences(current: &Config) -> Vec<&'static str> {
         ("direct reads", current.allow_direct == wanted.allow_direct),
     ]
     .into_iter()
-    .filter_map(|(action, same)| (!same).then_some(action))
+    .filter_map(|(name, same)| (!same).then_some(name))
     .collect()
 }
 

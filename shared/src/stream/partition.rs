@@ -1,6 +1,6 @@
 //! Partitions and lanes of webhooks.
 //!
-//! Ingest assigns a webhook's connection and conversation to a partition below 64 and a lane. The
+//! Ingest derives a partition below 64 and a lane from a webhook's connection and conversation. The
 //! partition depends on connection and channel alone, so that a change of the lanes moves no
 //! conversation to another partition. The hash is implemented here because ordering depends on it:
 //! every release, process and machine must compute the same values.
@@ -57,8 +57,8 @@ impl fmt::Display for Partition {
     }
 }
 
-/// Ordering key of a conversation, 64 bits. Two conversations with the same lane wait for each
-/// other, without other effects.
+/// Ordering key of a conversation, 64 bits. Conversations with the same lane wait for each other. A
+/// collision has no other effect.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(u64);
 
@@ -108,7 +108,7 @@ impl Lane {
         self.0 as i64
     }
 
-    /// Converts a column.
+    /// Converts the value of a column.
     pub fn from_bits(bits: i64) -> Self {
         Self(bits as u64)
     }

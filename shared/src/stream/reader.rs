@@ -20,8 +20,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tracing::{debug, warn};
 
-/// Interval without heartbeats after which the consumer counts as lost. The client waits for two
-/// intervals.
+/// Interval of the server's heartbeats. The client reports a lost consumer after two intervals
+/// without one.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Lifetime of a pull request.
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
@@ -130,13 +130,13 @@ impl StreamReader {
     pub async fn next(&mut self) -> ReaderEvent {
         loop {
             match self.step().await {
-                Ok(followed) => {
+                Ok(event) => {
                     // Creating a consumer does not count as success: otherwise a consumer that can
                     // be created but not read would be retried without backoff.
-                    if !matches!(followed, ReaderEvent::Opened(_)) {
+                    if !matches!(event, ReaderEvent::Opened(_)) {
                         self.failures = 0;
                     }
-                    return followed;
+                    return event;
                 }
                 Err(error) if self.failures == QUIET_FAILURES_MAX => {
                     warn!(reader = %self.name, next = self.next, %error, "failed to read stream");
@@ -156,7 +156,7 @@ impl StreamReader {
         let open = self.consumer.as_mut()?;
         let message = open.messages.next().now_or_never()?;
         match self.accept(message.ok_or("the pull ended".into()).and_then(|m| Ok(m?))) {
-            Ok(followed) => Some(followed),
+            Ok(event) => Some(event),
             Err(error) => {
                 debug!(reader = %self.name, next = self.next, %error, "stream reader closed");
                 self.consumer = None;
@@ -191,21 +191,21 @@ impl StreamReader {
     ) -> Result<ReaderEvent, BoxError> {
         let message = message?;
         let open = self.consumer.as_mut().ok_or("the consumer is closed")?;
-        let (place, delivered) = {
+        let (position, delivered) = {
             let info = message.info()?;
             let (sequence, stored_at) = (info.stream_sequence, info.published);
             (StreamPosition { sequence, stored_at, waiting: info.pending }, info.consumer_sequence)
         };
-        let sequence = place.sequence;
+        let sequence = position.sequence;
         open.delivered += 1;
         if delivered != open.delivered || sequence < self.next {
             return Err(
                 format!("expected delivery {}, received {delivered}", open.delivered).into()
             );
         }
-        open.caught_up = (place.waiting == 0).then_some((sequence, place.stored_at));
+        open.caught_up = (position.waiting == 0).then_some((sequence, position.stored_at));
         self.next = sequence + 1;
-        Ok(ReaderEvent::Message(place, Box::new(message)))
+        Ok(ReaderEvent::Message(position, Box::new(message)))
     }
 
     async fn reopen(&mut self) -> Result<StreamState, BoxError> {
@@ -255,21 +255,21 @@ impl StreamReader {
         }
     }
 
-    /// Returns the end of the stream if no matching message lies between the last returned one and
-    /// there. Both queries go to the leader, the end first: a replica that lags would report too
-    /// much.
+    /// Returns the last sequence and time of the stream if every matching message was returned.
+    /// Queries the leader, the last sequence first: otherwise a message that a lagging replica
+    /// lacks, or that arrives between the queries, would be skipped.
     async fn end_if_idle(
         &self,
         stream: &Stream,
     ) -> Result<Option<(u64, OffsetDateTime)>, BoxError> {
         let state = stream.get_info().await?.state;
         let (end, time) = (state.last_sequence, state.last_timestamp);
-        let ours = match stream.get_last_raw_message_by_subject(&self.filter).await {
+        let last_matching = match stream.get_last_raw_message_by_subject(&self.filter).await {
             Ok(message) => message.sequence,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
             Err(error) => return Err(error.into()),
         };
-        Ok((ours < self.next).then_some((end, time)))
+        Ok((last_matching < self.next).then_some((end, time)))
     }
 }
 

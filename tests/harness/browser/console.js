@@ -35,7 +35,7 @@ async function main() {
   await page.waitForSelector("[role=status]");
   seen.pages.redriven = await page.innerText("[role=status]");
   await page.click("nav >> text=Connections");
-  await page.click("td >> text=Stop");
+  await page.click("td >> text=Disable");
   await page.click("#confirm");
   await page.waitForSelector("[role=status]");
   seen.pages.stopped = await page.innerText("[role=status]");

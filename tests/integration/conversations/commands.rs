@@ -1,4 +1,4 @@
-//! Commands of people, as slash commands and as text.
+//! Commands of people, as slash commands and as messages.
 
 use serde_json::Value;
 use shared::{
@@ -14,12 +14,12 @@ use tests::{
 async fn send_command(env: &TestEnv, app: &App, channel: &str, user: &str, text: &str) -> String {
     let webhook = Webhook::command(&env.slack, app, channel, user, "/lobu", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    let said = env
+    let reply = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert_eq!(said.body["response_type"], "ephemeral");
-    said.text().to_owned()
+    assert_eq!(reply.body["response_type"], "ephemeral");
+    reply.text().to_owned()
 }
 
 /// Sends a message and returns its replies: at most one.
@@ -34,17 +34,22 @@ async fn send_message(
     let webhook = Webhook::message(&env.slack, app, channel, user, text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
     env.wait_for_outcome(&webhook.dedup_key).await;
-    // The reply to a later message of the lane comes after all replies to this one.
+    // A later message of the lane is answered after all replies to this one.
     let last = Webhook::message(&env.slack, app, channel, user, "/lobu nonsense");
     env.send(app, &last).await.expect("an answer");
-    let over = |said: &[Receipt]| said.iter().any(|r| r.text().starts_with("Unknown command."));
-    env.slack.wait_for_receipt("what comes after", |_| over(&env.slack.receipts()[before..])).await;
-    let mut said = env.slack.receipts().split_off(before);
-    // What a channel is told of its link may come a little later than the answer to the command.
+    let over =
+        |replies: &[Receipt]| replies.iter().any(|r| r.text().starts_with("Unknown command."));
+    env.slack
+        .wait_for_receipt("the reply to the later command", |_| {
+            over(&env.slack.receipts()[before..])
+        })
+        .await;
+    let mut replies = env.slack.receipts().split_off(before);
+    // The announcement of a binding in its channel may be sent after the reply to the command.
     let is_other =
         |text: &str| text.starts_with("Unknown command.") || text.contains("linked this channel");
-    said.retain(|receipt| !is_other(receipt.text()));
-    said
+    replies.retain(|receipt| !is_other(receipt.text()));
+    replies
 }
 
 fn agent_requests(env: &TestEnv, kind: &str) -> Vec<Value> {
@@ -52,6 +57,7 @@ fn agent_requests(env: &TestEnv, kind: &str) -> Vec<Value> {
     asked.filter(|question| question["type"] == kind).collect()
 }
 
+/// A command gets the same reply as a slash command and as text, and no command reaches the agent.
 #[tokio::test]
 async fn treats_slash_and_text_alike() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -60,20 +66,21 @@ async fn treats_slash_and_text_alike() {
         ["help", "status", "unlink", "new", "link", "link AAAA-BBBB-CCCC", "agents", "try x"]
     {
         let slash = send_command(&env, &app, "D1", "U1", text).await;
-        let spoken = send_message(&env, &app, "D2", "U1", &format!("/lobu {text}")).await;
-        let spoken: Vec<_> = spoken.iter().map(Receipt::text).collect();
+        let replies = send_message(&env, &app, "D2", "U1", &format!("/lobu {text}")).await;
+        let replies: Vec<_> = replies.iter().map(Receipt::text).collect();
         // Session names differ in their number only.
-        assert_eq!(spoken, [slash.as_str()], "{text}");
+        assert_eq!(replies, [slash.as_str()], "{text}");
     }
     let help = send_command(&env, &app, "D1", "U1", "").await;
     for verb in ["help", "status", "link <code>", "unlink", "new", "clear"] {
         assert!(help.contains(&format!("`/lobu {verb}`")), "{help}");
     }
-    assert!(!help.contains("try"), "that is for preview bots: {help}");
-    assert_eq!(agent_requests(&env, "message").len(), 0, "no command reached the agent");
+    assert!(!help.contains("try"), "`try` is for preview connections: {help}");
+    assert_eq!(agent_requests(&env, "message").len(), 0, "a command reached the agent");
 }
 
-/// `unlink`, `new` and `clear` take effect, and the agent is notified.
+/// `unlink`, `new` and `clear` take effect, and the agent is notified. `clear` reports a failure of
+/// the agent.
 #[tokio::test]
 async fn unlinks_and_resets_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -98,8 +105,8 @@ async fn unlinks_and_resets_conversation() {
     assert_eq!((forget.len(), forget[0]["session"].as_i64()), (1, Some(2)));
     assert_eq!(session("third").await, Some(3));
     env.agent.set_failing(true);
-    let said = send_command(&env, &app, "C1", "U1", "clear").await;
-    assert!(said.contains("this session continues"), "no success is claimed: {said}");
+    let reply = send_command(&env, &app, "C1", "U1", "clear").await;
+    assert!(reply.contains("this session continues"), "the failure is reported: {reply}");
     env.agent.set_failing(false);
     assert_eq!(session("fourth").await, Some(3));
     assert!(send_command(&env, &app, "C1", "U1", "unlink").await.starts_with("Unlinked."));
@@ -107,17 +114,19 @@ async fn unlinks_and_resets_conversation() {
     assert_eq!(send_message(&env, &app, "C1", "U1", "anybody?").await.len(), 0);
 }
 
+/// On an ordinary connection `agents` and `try` list and bind no agent.
 #[tokio::test]
 async fn hides_agents_without_preview() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     for text in ["agents", "try sample", "try"] {
-        let said = send_command(&env, &app, "C1", "U1", text).await;
-        assert!(said.contains("preview") && !said.contains("Sample"), "{text}: {said}");
+        let reply = send_command(&env, &app, "C1", "U1", text).await;
+        assert!(reply.contains("preview") && !reply.contains("Sample"), "{text}: {reply}");
     }
     assert_eq!(env.binding(&app, "C1").await.expect("a look"), None);
 }
 
+/// On a preview connection `agents` lists agents, and `try` binds one to the channel.
 #[tokio::test]
 async fn lists_and_tries_preview_agents() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -130,12 +139,12 @@ async fn lists_and_tries_preview_agents() {
     assert_eq!(menu, "`/lobu try sample` for *Sample agent*");
     assert_eq!(send_command(&env, &app, "C1", "U1", "try nobody").await, menu);
     assert!(send_command(&env, &app, "C1", "U1", "try sample").await.starts_with("Linked."));
-    let said = send_message(&env, &app, "C1", "U1", "hello").await;
-    assert_eq!(said.iter().map(Receipt::text).collect::<Vec<_>>(), ["I heard: hello"]);
+    let replies = send_message(&env, &app, "C1", "U1", "hello").await;
+    assert_eq!(replies.iter().map(Receipt::text).collect::<Vec<_>>(), ["I heard: hello"]);
 }
 
-/// A message that is a link code binds the conversation on a preview bot; on another bot it is a
-/// message.
+/// On a preview connection a message that is a link code binds the conversation. On another
+/// connection it goes to the agent.
 #[tokio::test]
 async fn accepts_bare_code_in_preview() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -153,7 +162,7 @@ async fn accepts_bare_code_in_preview() {
     };
     for (n, before) in ["", "link ", "/link ", "lobu link ", "/lobu link "].into_iter().enumerate()
     {
-        let said = send_message(
+        let replies = send_message(
             &env,
             &preview,
             &format!("D{n}"),
@@ -161,20 +170,21 @@ async fn accepts_bare_code_in_preview() {
             &format!("{before}{}", code().await),
         )
         .await;
-        assert_eq!(said.len(), 1, "{before}");
-        assert!(said[0].text().starts_with("Linked."), "{before}: {}", said[0].text());
+        assert_eq!(replies.len(), 1, "{before}");
+        assert!(replies[0].text().starts_with("Linked."), "{before}: {}", replies[0].text());
     }
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Dm]).await.expect("a code");
     for text in [code.clone(), format!("link {code}"), "lobu is great".into()] {
-        let said = send_message(&env, &app, "D9", "U1", &text).await;
+        let replies = send_message(&env, &app, "D9", "U1", &text).await;
         let expected = format!("I heard: {text}");
-        assert_eq!(said.iter().map(Receipt::text).collect::<Vec<_>>(), [expected.as_str()]);
+        assert_eq!(replies.iter().map(Receipt::text).collect::<Vec<_>>(), [expected.as_str()]);
     }
     assert_eq!(env.binding(&app, "D9").await.expect("a look"), None);
 }
 
-/// Slack sends a mention as `app_mention` and as `message`: the second must not report a used code.
+/// A mention, which Slack sends as `app_mention` and as `message`, uses a link code once and gets
+/// one reply.
 #[tokio::test]
 async fn runs_command_of_mention_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -187,13 +197,17 @@ async fn runs_command_of_mention_once() {
         env.send(&app, &webhook).await.expect("an answer");
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    let said = send_message(&env, &app, "C1", "U1", "/lobu status").await;
-    assert!(said.iter().any(|receipt| receipt.text().contains("linked by <@U1>")), "{said:?}");
+    let replies = send_message(&env, &app, "C1", "U1", "/lobu status").await;
+    assert!(
+        replies.iter().any(|receipt| receipt.text().contains("linked by <@U1>")),
+        "{replies:?}"
+    );
     let linked = env.slack.receipts().iter().filter(|r| r.text().starts_with("Linked.")).count();
     assert_eq!(linked, 1);
 }
 
-/// People of another company in a shared channel may write there, but not bind it.
+/// A person of another workspace can't bind a shared channel, and the agent does not get the
+/// person's code.
 #[tokio::test]
 async fn rejects_guest_of_shared_channel() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -207,15 +221,15 @@ async fn rejects_guest_of_shared_channel() {
     env.send(&app, &webhook).await.expect("an answer");
     env.wait_for_outcome(&webhook.dedup_key).await;
     assert_eq!(env.binding(&app, "C1").await.expect("a look"), None);
-    let told = env
-        .slack
-        .wait_for_receipt("the guest is told", |r| r.text().starts_with("Only members of this"));
-    assert_eq!(told.await.by, "chat.postEphemeral");
-    assert_eq!(agent_requests(&env, "message").len(), 0, "the agent gets no code");
+    let notice = env.slack.wait_for_receipt("the guest gets a notice", |r| {
+        r.text().starts_with("Only members of this")
+    });
+    assert_eq!(notice.await.by, "chat.postEphemeral");
+    assert_eq!(agent_requests(&env, "message").len(), 0, "the agent got the code");
 }
 
-/// Two organizations may have the same agent id: then the command asks. A person who once used a
-/// code is no member.
+/// Only members of the agent's organization bind it by name. If two organizations have the agent
+/// id, the reply asks for one.
 #[tokio::test]
 async fn links_agent_by_name() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -240,24 +254,24 @@ async fn links_agent_by_name() {
     assert_eq!(
         send_command(&env, &app, "C1", "U1", "link sample").await,
         refused,
-        "a member of nothing"
+        "a user without an organization"
     );
     member(app.org.as_str()).await;
     assert!(send_command(&env, &app, "C1", "U1", "link sample").await.starts_with("Linked."));
     assert_eq!(
         send_command(&env, &app, "C1", "U2", "link sample").await,
         refused,
-        "nobody's member"
+        "a person without an identity"
     );
     member(other.org.as_str()).await;
-    let said = send_command(&env, &app, "C2", "U1", "link sample").await;
+    let reply = send_command(&env, &app, "C2", "U1", "link sample").await;
     let name = format!("/lobu link {}/sample", other.org);
-    assert!(said.contains("Several") && said.contains(&name), "{said}");
+    assert!(reply.contains("Several") && reply.contains(&name), "{reply}");
     assert!(
         send_command(&env, &app, "C2", "U1", &name["/lobu ".len()..]).await.starts_with("Linked.")
     );
 
-    // On an ordinary bot only the tenant's own agents count.
+    // An ordinary connection links agents of its own organization only.
     env.store
         .put_agent(&NewAgent {
             org: app.org.clone(),
@@ -287,6 +301,7 @@ async fn links_agent_by_name() {
     assert_eq!(send_command(&env, &other, "C1", "U1", "link extra").await, refused);
 }
 
+/// A connection limited to direct messages ignores messages and rejects commands of a channel.
 #[tokio::test]
 async fn ignores_disabled_surfaces() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -298,9 +313,9 @@ async fn ignores_disabled_surfaces() {
         .await
         .expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
-    let said = send_command(&env, &app, "C1", "U1", &format!("link {code}")).await;
+    let reply = send_command(&env, &app, "C1", "U1", &format!("link {code}")).await;
     assert_eq!(
-        said,
+        reply,
         "This app is disabled in this type of conversation. Use it in a direct message with this app."
     );
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");

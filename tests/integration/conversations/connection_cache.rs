@@ -26,6 +26,7 @@ async fn is_answered(env: &TestEnv, app: &App, text: &str) -> bool {
     env.wait_for_outcome(&webhook.dedup_key).await.outcome == "completed"
 }
 
+/// Twenty webhooks of a connection cause at most five reads of its row.
 #[tokio::test]
 async fn shares_row_between_webhooks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -37,13 +38,16 @@ async fn shares_row_between_webhooks() {
     assert!(hits >= 20.0 && misses <= 5.0, "{hits} hits, {misses} misses");
 }
 
-/// The link for notifications is cut while the connection is disabled without a notification.
+/// A connection that is disabled without a notification answers nothing more, even if the session
+/// that listens for notifications is cut.
 #[tokio::test]
 async fn decides_by_row_not_by_cache() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     assert!(is_answered(&env, &app, "before").await);
-    let pid = eventually("it listens", TIMEOUT, async || listener_pid(&env).await).await;
+    let pid =
+        eventually("the worker listens for changes", TIMEOUT, async || listener_pid(&env).await)
+            .await;
     for sql in [
         "alter table connections disable trigger connections_notify",
         "update connections set status = 'stopped'",
@@ -53,12 +57,12 @@ async fn decides_by_row_not_by_cache() {
     }
     let cut = sqlx::query("select pg_terminate_backend($1)").bind(pid);
     cut.execute(&env.pool).await.expect("cut");
-    assert!(!is_answered(&env, &app, "stopped").await, "the row says so");
+    assert!(!is_answered(&env, &app, "stopped").await, "the row is `stopped`");
     env.store
         .set_connection_status(&actor(), app.connection, ConnectionStatus::Active)
         .await
         .expect("changed");
-    eventually("it is answered again", Duration::from_secs(31), async || {
+    eventually("the connection answers again", Duration::from_secs(31), async || {
         is_answered(&env, &app, "active").await.then_some(())
     })
     .await;

@@ -27,19 +27,20 @@ async fn status(env: &TestEnv, app: &App) -> ConnectionStatus {
     found.first().expect("it is there").status
 }
 
-/// In any order of the two events, but not by a late event of an earlier installation.
+/// `app_uninstalled` and `tokens_revoked`, in either order, revoke the connection. Late events of
+/// an earlier installation do not.
 #[tokio::test]
 async fn revokes_removed_app() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let removed = json!({ "type": "app_uninstalled" });
     for first_is_removal in [true, false] {
         let app = env.connect().await.expect("a connection");
-        let now = unix_now(); // after the installation, which counts in seconds
+        let now = unix_now(); // after the installation, whose time is in seconds
         let revoked = json!({ "type": "tokens_revoked", "tokens": { "oauth": ["U1"], "bot": [app.bot_user] } });
         let words = [event(&env, &app, removed.clone(), now), event(&env, &app, revoked, now)];
         let (first, second) =
             if first_is_removal { (&words[0], &words[1]) } else { (&words[1], &words[0]) };
-        // Both are accepted before either is handled.
+        // Both are accepted before either is processed.
         env.workers[0].process.freeze();
         for webhook in [first, second] {
             assert_eq!(env.send(&app, webhook).await.expect("an answer").status, 200);
@@ -48,14 +49,14 @@ async fn revokes_removed_app() {
         assert_eq!(env.wait_for_outcome(&first.dedup_key).await.outcome, "installation_event");
         env.wait_for_outcome(&second.dedup_key).await;
         assert_eq!(status(&env, &app).await, ConnectionStatus::Revoked);
-        eventually("ingest refuses it", TIMEOUT, async || {
+        eventually("ingest answers 404", TIMEOUT, async || {
             let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
             (env.send(&app, &webhook).await.ok()?.status == 404).then_some(())
         })
         .await;
     }
 
-    // Of the two events one had an effect, and is in the audit log.
+    // One of the two events had an effect and is in the audit log.
     let recorded: Vec<String> = sqlx::query_scalar(
         "select actor from audit_log where action = 'connection.revoke' and org_id is not null",
     )
@@ -84,8 +85,9 @@ async fn revokes_removed_app() {
     assert_eq!(history.len(), 1, "{history:?}");
 }
 
+/// A binding follows its channel when the channel's id changes.
 #[tokio::test]
-async fn keeps_link_after_rename() {
+async fn keeps_binding_on_rename() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
@@ -103,6 +105,8 @@ async fn keeps_link_after_rename() {
         .await;
 }
 
+/// A new member of the workspace is welcomed once. Bots and deleted users are not, nor is anyone if
+/// the setting is off.
 #[tokio::test]
 async fn greets_new_people_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -123,7 +127,9 @@ async fn greets_new_people_once() {
     send_and_wait(&env, &quiet, &event(&env, &quiet, join(person), unix_now())).await;
     let other = json!({ "id": "ULAST" });
     send_and_wait(&env, &app, &event(&env, &app, join(other), unix_now())).await;
-    env.slack.wait_for_receipt("the last is greeted", |r| r.text().contains("<@ULAST>")).await;
+    env.slack
+        .wait_for_receipt("the last member is welcomed", |r| r.text().contains("<@ULAST>"))
+        .await;
     let greeted: Vec<_> =
         env.slack.receipts().into_iter().filter(|r| r.text().starts_with("Welcome")).collect();
     assert_eq!(greeted.len(), 2, "{greeted:?}");

@@ -15,14 +15,17 @@ async fn connect_linked(env: &TestEnv, channel: &str) -> App {
     let webhook =
         Webhook::command(&env.slack, &app, channel, "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env
+    let reply = env
         .slack
-        .wait_for_receipt("linked", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the link code", |receipt| {
+            webhook.response_url.ends_with(&receipt.to)
+        })
         .await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
     app
 }
 
+/// A message in a channel is answered in its thread, with the bot token of its connection.
 #[tokio::test]
 async fn answers_in_thread() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -30,20 +33,21 @@ async fn answers_in_thread() {
     let ts = format!("{}.000100", unix_now());
     let webhook = Webhook::message_event(&env.slack, &app, "message", "C1", "U1", "hello", &ts);
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env
+    let answer = env
         .slack
         .wait_for_receipt("the answer", |receipt| receipt.text() == "I heard: hello")
         .await;
-    assert_eq!((said.by.as_str(), said.to.as_str()), ("chat.postMessage", "C1"));
+    assert_eq!((answer.by.as_str(), answer.to.as_str()), ("chat.postMessage", "C1"));
     assert_eq!(
-        (&said.body["thread_ts"], said.token.as_deref()),
+        (&answer.body["thread_ts"], answer.token.as_deref()),
         (&json!(ts), Some(app.token.as_str()))
     );
     let asked = env.agent.requests();
     assert_eq!((asked.len(), asked[0].id.as_str()), (1, webhook.dedup_key.as_str()));
 }
 
-/// Slack sends a mention as `app_mention` and as `message`, each with its own event id.
+/// A mention, which Slack sends as `app_mention` and as `message` with two event ids, calls the
+/// agent once.
 #[tokio::test]
 async fn calls_agent_once_per_mention() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -55,11 +59,12 @@ async fn calls_agent_once_per_mention() {
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    assert_eq!(env.stored().await.expect("a count"), 3, "the link, and both of them");
+    assert_eq!(env.stored().await.expect("a count"), 3, "the link command and both events");
     assert_eq!(env.agent.requests().len(), 1);
 }
 
-/// Numbers that no `f64` holds and deep nesting, as in the metadata of a message, cost their field.
+/// Numbers out of the range of `f64` and deep nesting, as in the metadata of a message, cost only
+/// their field.
 #[tokio::test]
 async fn answers_despite_odd_values() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -90,12 +95,12 @@ async fn answers_despite_odd_values() {
         let expected = format!("I heard: {text}");
         env.slack.wait_for_receipt(text, |receipt| receipt.text() == expected).await;
     }
-    assert_eq!(env.agent.requests().len(), 5, "each once");
+    assert_eq!(env.agent.requests().len(), 5, "each message reaches the agent once");
 
     let mut endless = Webhook::message(&env.slack, &app, "C1", "U1", "endless");
     endless.body = vec![b'['; 1 << 20];
     assert_eq!(env.send(&app, &endless).await.expect("an answer").status, 200);
-    let dead = eventually("it is a dead letter", TIMEOUT, async || {
+    let dead = eventually("the webhook is a dead letter", TIMEOUT, async || {
         env.dead_letters().await.ok()?.into_iter().next()
     });
     assert_eq!(dead.await.reason, "signed by Slack, but not understood");
@@ -103,6 +108,7 @@ async fn answers_despite_odd_values() {
     env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: still here").await;
 }
 
+/// Messages of bots, own messages, edits and hidden messages reach no agent.
 #[tokio::test]
 async fn ignores_bots() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -131,12 +137,13 @@ async fn ignores_bots() {
     assert!(env.agent.requests().is_empty());
 }
 
+/// Thirty messages of a conversation are answered in the order in which they were accepted.
 #[tokio::test]
 async fn answers_in_order_of_acceptance() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = connect_linked(&env, "D1").await;
-    let said: Vec<String> = (0..30).map(|n| format!("number {n}")).collect();
-    for text in &said {
+    let texts: Vec<String> = (0..30).map(|n| format!("number {n}")).collect();
+    for text in &texts {
         let webhook = Webhook::message(&env.slack, &app, "D1", "U1", text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     }
@@ -146,8 +153,8 @@ async fn answers_in_order_of_acceptance() {
             .iter()
             .filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned))
             .collect();
-        (answers.len() >= said.len()).then_some(answers)
+        (answers.len() >= texts.len()).then_some(answers)
     })
     .await;
-    assert_eq!(answers, said);
+    assert_eq!(answers, texts);
 }

@@ -1,4 +1,4 @@
-//! Limit of one person's questions.
+//! Limit of one person's questions to an agent.
 
 use serde_json::Value;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tests::{
 };
 
 const MAX_PER_USER: u32 = 3;
-/// Time that a test needs within one minute.
+/// Seconds that a test needs within one minute.
 const NEEDED: u64 = 40;
 
-/// Connects an agent that takes three questions of a person in a minute.
+/// Connects an app whose agent takes three questions of a person in a minute.
 async fn connect(env: &TestEnv) -> App {
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let mut agent = new_agent(&app.org, agent_id(), env.agent.url()).expect("an agent");
@@ -50,7 +50,7 @@ async fn wait_for_texts(env: &TestEnv, expected: &[&str]) {
     .await;
 }
 
-/// Returns the reasons of ignored webhooks by person once there are so many.
+/// Returns person and reason of the ignored webhooks once there are `count`.
 async fn ignored(env: &TestEnv, app: &App, count: usize) -> Vec<(String, String)> {
     eventually(&format!("{count} are ignored"), TIMEOUT, async || {
         let sql = "select user_id, reason from ignored_webhooks where connection_id = $1";
@@ -67,9 +67,10 @@ fn notices(env: &TestEnv) -> Vec<Value> {
         .collect()
 }
 
-/// A person gets one notice. Others, commands and the next minute are not limited.
+/// A person over the limit gets one notice and no answers until the next minute. Other people and
+/// commands are not limited.
 #[tokio::test]
-async fn limits_person_and_tells_once() {
+async fn limits_person_with_one_notice() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect(&env).await;
     wait_for_minute().await;
@@ -81,12 +82,12 @@ async fn limits_person_and_tells_once() {
     let rows = ignored(&env, &app, 3).await;
     assert!(rows.iter().all(|row| *row == ("U1".into(), "too_many_questions".into())), "{rows:?}");
     let is_notice = |r: &tests::slack::Receipt| r.text().starts_with("The limit of 3 ");
-    env.slack.wait_for_receipt("the person hears of the limit", is_notice).await;
+    env.slack.wait_for_receipt("the notice about the limit", is_notice).await;
 
     let status = Webhook::command(&env.slack, &app, "D1", "U1", "/lobu", "status");
     env.send(&app, &status).await.expect("an answer");
-    let heard = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
-    env.slack.wait_for_receipt("the person hears the status", heard).await;
+    let is_reply = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
+    env.slack.wait_for_receipt("the reply to the command", is_reply).await;
     let notices = notices(&env);
     assert_eq!(notices.len(), 1, "{notices:?}");
     assert_eq!(notices[0]["user"], "U1");
@@ -97,7 +98,7 @@ async fn limits_person_and_tells_once() {
     wait_for_texts(&env, &["one 1", "one 2", "one 3", "one 7", "two 1"]).await;
 }
 
-/// The limit counts the questions of all partitions of a connection.
+/// The limit counts a person's questions in all partitions of a connection.
 #[tokio::test]
 async fn counts_questions_of_all_channels() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -107,7 +108,7 @@ async fn counts_questions_of_all_channels() {
         let text = format!("message {n}");
         let webhook = Webhook::message(&env.slack, &app, &format!("C{n}"), "U1", &text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
-        // Partitions do not see what others decide at the same moment.
+        // A partition does not see what another one decides at the same time.
         if n < MAX_PER_USER as usize {
             env.wait_for_outcome(&webhook.dedup_key).await;
         }
@@ -116,5 +117,5 @@ async fn counts_questions_of_all_channels() {
     assert_eq!(ignored(&env, &app, 5).await.len(), 5);
     let partitions = "select count(distinct partition) from ignored_webhooks";
     let partitions: i64 = sqlx::query_scalar(partitions).fetch_one(&env.pool).await.expect("rows");
-    assert!(partitions > 1, "the channels are of one partition");
+    assert!(partitions > 1, "the channels are in one partition");
 }

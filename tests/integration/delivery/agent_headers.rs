@@ -1,4 +1,4 @@
-//! Headers of calls to an agent: secret, and rotated with an overlap.
+//! Headers of requests to an agent: sealed at rest, and rotated with an overlap.
 
 use shared::{
     secrets::Secret,
@@ -29,14 +29,16 @@ async fn ask(env: &TestEnv, app: &App, text: &str) {
     env.slack.wait_for_receipt("the answer", |r| r.text() == answer).await;
 }
 
+/// Requests carry the agent's headers, old or new during the overlap. Headers are not shown,
+/// exported or logged.
 #[tokio::test]
-async fn are_sent_and_rotated() {
+async fn sends_and_rotates_headers() {
     let env = TestEnv::start(SMALL).await.expect("servers");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     env.agent.require_key(OLD);
     put(&env, &app, "first", OLD).await;
     ask(&env, &app, "one").await;
-    // The agent knows the new value later than Tidegate.
+    // The agent gets the new value later than Tidegate.
     put(&env, &app, "first", NEW).await;
     put(&env, &app, "another change keeps the overlap", NEW).await;
     let seen = async || {

@@ -1,4 +1,4 @@
-//! Requests to agents and their replies, as in `worker/docs/agents.md`.
+//! Requests to agents and their replies, as documented in `worker/docs/agents.md`.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
@@ -67,10 +67,10 @@ async fn sends_requests_as_documented() {
     wait_for_text(&env, "fail:1 hello").await;
 
     let asked = env.agent.requests();
-    assert_eq!(asked.len(), 2, "once in vain");
+    assert_eq!(asked.len(), 2, "one failed attempt and one success");
     let key = BASE64.decode(secret.trim_start_matches("whsec_")).expect("base64");
     for asked in &asked {
-        check_schema("question", &asked.question).expect("what the schema says");
+        check_schema("question", &asked.question).expect("a value of the schema");
         let header = |name: &str| asked.headers[name].to_str().expect("text").to_owned();
         let id = webhook.dedup_key.as_str();
         assert_eq!(
@@ -94,13 +94,13 @@ async fn sends_requests_as_documented() {
         ("answer", json!({ "text": "hi", "blocks": [], "ephemeral": true, "thread": false })),
         ("error", json!({ "error": "no" })),
     ] {
-        check_schema(part, &good).expect("what the schema says");
+        check_schema(part, &good).expect("a value of the schema");
     }
     assert!(check_schema("answer", &json!({ "blocks": "x" })).is_err());
 }
 
-/// An agent chooses visibility, thread and blocks of its reply; other fields have no effect. Calls
-/// to agents and Slack use no proxy of the environment.
+/// An agent chooses visibility, thread and blocks of its reply. Calls to agents and Slack ignore
+/// the proxy variables of the environment.
 #[tokio::test]
 async fn posts_reply_as_agent_requests() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -119,12 +119,12 @@ async fn posts_reply_as_agent_requests() {
     send_message(&env, &app, "D1", "hello you").await;
     let silent = send_message(&env, &app, "C5", "silent hello").await;
 
-    assert!(thread(&wait_for_text(&env, "hello").await), "in a channel in its thread");
-    assert!(!thread(&wait_for_text(&env, "hello you").await), "in a direct message beside it");
+    assert!(thread(&wait_for_text(&env, "hello").await), "a reply in a channel is in the thread");
     assert!(
-        !thread(&wait_for_text(&env, "loose hello").await),
-        "unless the agent wants it otherwise"
+        !thread(&wait_for_text(&env, "hello you").await),
+        "a reply in a direct message is not in a thread"
     );
+    assert!(!thread(&wait_for_text(&env, "loose hello").await), "the agent chooses no thread");
     let blocks = wait_for_text(&env, "blocks hello").await;
     assert_eq!(blocks.body["blocks"][0]["text"]["text"], "*I heard*");
     let whisper = wait_for_text(&env, "whisper hello").await;
@@ -133,8 +133,8 @@ async fn posts_reply_as_agent_requests() {
     assert_eq!(env.slack.receipts().iter().filter(|r| r.to == "C5").count(), 0);
 }
 
-/// Messages of bots reach an agent only if a setting allows them, and two bots that answer each
-/// other stop.
+/// Messages of bots reach an agent only if a setting allows them, and not after three agents'
+/// answers in a row.
 #[tokio::test]
 async fn limits_messages_of_bots() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -166,11 +166,7 @@ async fn limits_messages_of_bots() {
     assert_eq!(first.body["metadata"]["event_payload"]["hops"], 1);
     assert_eq!(by_bot("U9", "second", Some(2)).await, "completed");
     assert_eq!(wait_for_text(&env, "second").await.body["metadata"]["event_payload"]["hops"], 3);
-    assert_eq!(
-        by_bot("U9", "third", Some(3)).await,
-        "ignored",
-        "three answers in a row are enough"
-    );
+    assert_eq!(by_bot("U9", "third", Some(3)).await, "ignored", "at most three answers in a row");
     assert_eq!(by_bot(&app.bot_user, "ourselves", None).await, "ignored");
 }
 
@@ -202,7 +198,7 @@ async fn blocks_private_addresses() {
         };
         env.store.put_agent(&agent).await.expect("Postgres");
         send_message(&env, &app, "C1", "hello").await;
-        let why: String = eventually("it is refused", TIMEOUT, async || {
+        let why: String = eventually("the address is blocked", TIMEOUT, async || {
             sqlx::query_scalar("select last_error from delivery_lanes where connection_id = $1 and last_error <> ''")
                 .bind(app.connection.to_string())
                 .fetch_optional(&env.pool)
@@ -210,11 +206,13 @@ async fn blocks_private_addresses() {
                 .ok()?
         })
         .await;
-        assert!(why.contains("no address for an agent"), "{why}");
+        assert!(why.contains("is blocked for agents"), "{why}");
     }
     assert!(env.agent.requests().is_empty());
 }
 
+/// The handler of `worker/examples/own_handler.rs` answers messages in place of an agent. Commands
+/// keep their replies.
 #[tokio::test]
 async fn runs_custom_handler() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -224,11 +222,11 @@ async fn runs_custom_handler() {
     let app = env.connect().await.expect("a connection");
     let webhook = send_message(&env, &app, "C1", "hello").await;
     let wanted = format!("hello ({})", webhook.dedup_key);
-    env.slack.wait_for_receipt("the handler's own words", |receipt| receipt.text() == wanted).await;
+    env.slack.wait_for_receipt("the handler's answer", |receipt| receipt.text() == wanted).await;
     let help = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &help).await.expect("an answer");
     env.slack
-        .wait_for_receipt("Tidegate's own business", |r| help.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| help.response_url.ends_with(&r.to))
         .await;
     assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
     assert!(env.agent.requests().is_empty());

@@ -1,4 +1,4 @@
-//! Answers of agents: what Slack would refuse, what nobody should get, and what comes too late.
+//! Answers of agents: limits of Slack, broadcasts, deleted messages, and order.
 
 use serde_json::{Value, json};
 use shared::{
@@ -19,21 +19,22 @@ fn answered(new: &mut NewConnection) {
     new.agent = Some(agent_id());
 }
 
-async fn say(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
+async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> Webhook {
     let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
     webhook
 }
 
 async fn first_failure(env: &TestEnv) -> String {
-    eventually("it is given up", TIMEOUT, async || {
+    eventually("the message is given up", TIMEOUT, async || {
         let query = sqlx::query_scalar("select error from outbox_failures");
         query.fetch_optional(&env.pool).await.ok()?
     })
     .await
 }
 
-/// The setting allows them to agents of the connection's own organization.
+/// `@channel` in an agent's answer notifies nobody unless the connection's setting `broadcasts` is
+/// on.
 #[tokio::test]
 async fn neutralizes_broadcasts_of_agents() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -45,23 +46,25 @@ async fn neutralizes_broadcasts_of_agents() {
     let allowed = env.connect_as(allowed).await.expect("another");
     let rich = json!({ "blocks": [{ "type": "rich_text", "elements": [{ "type": "rich_text_section",
         "elements": [{ "type": "broadcast", "range": "channel" }] }] }] });
-    say(&env, &app, "C1", "hi <!channel>").await;
-    say(&env, &app, "C2", &format!("json {rich}")).await;
-    say(&env, &allowed, "C3", "hi <!channel>").await;
-    let told = async |channel: &str| {
+    send_message(&env, &app, "C1", "hi <!channel>").await;
+    send_message(&env, &app, "C2", &format!("json {rich}")).await;
+    send_message(&env, &allowed, "C3", "hi <!channel>").await;
+    let posted_in = async |channel: &str| {
         env.slack.wait_for_receipt(channel, |receipt| receipt.to == channel).await
     };
-    let plain = told("C1").await;
+    let plain = posted_in("C1").await;
     assert_eq!(plain.text(), "I heard: hi @channel");
     assert_eq!(
         (&plain.body["unfurl_links"], &plain.body["unfurl_media"]),
         (&json!(false), &json!(false))
     );
-    let element = told("C2").await.body["blocks"][0]["elements"][0]["elements"][0].clone();
+    let element = posted_in("C2").await.body["blocks"][0]["elements"][0]["elements"][0].clone();
     assert_eq!(element, json!({ "type": "text", "text": "@channel" }));
-    assert_eq!(told("C3").await.text(), "I heard: hi <!channel>");
+    assert_eq!(posted_in("C3").await.text(), "I heard: hi <!channel>");
 }
 
+/// Texts and blocks over Slack's limits are cut, so that Slack accepts each message at the first
+/// call.
 #[tokio::test]
 async fn shortens_answers_to_slacks_limits() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -73,30 +76,35 @@ async fn shortens_answers_to_slacks_limits() {
         ("C2", json!({ "blocks": vec![section("x"); 51] })),
         ("C3", json!({ "text": "short", "blocks": [section(&"x".repeat(3_001))] })),
     ] {
-        say(&env, &app, channel, &format!("json {answer}")).await;
+        send_message(&env, &app, channel, &format!("json {answer}")).await;
     }
-    let told = async |channel: &str| {
+    let posted_in = async |channel: &str| {
         env.slack.wait_for_receipt(channel, |receipt| receipt.to == channel).await.body
     };
-    assert!(told("C1").await["text"].as_str().is_some_and(|text| text.ends_with("x…")));
-    let blocks = told("C2").await["blocks"].as_array().expect("blocks").len();
+    assert!(posted_in("C1").await["text"].as_str().is_some_and(|text| text.ends_with("x…")));
+    let blocks = posted_in("C2").await["blocks"].as_array().expect("blocks").len();
     assert_eq!(blocks, 50);
-    let text = told("C3").await["blocks"][0]["text"]["text"].clone();
-    assert!(text.as_str().is_some_and(|text| text.ends_with("x…")), "not the text alone");
+    let text = posted_in("C3").await["blocks"][0]["text"]["text"].clone();
+    assert!(text.as_str().is_some_and(|text| text.ends_with("x…")), "the blocks are sent, too");
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 3, "Slack refused none");
 }
 
+/// An answer with an unpaired surrogate and fields of a wrong type is sent, without a second call
+/// of the agent.
 #[tokio::test]
 async fn reads_answers_with_odd_characters() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
-    say(&env, &app, "C1", r#"json {"text":"cut \ud83d","blocks":null,"ephemeral":"?"}"#).await;
+    send_message(&env, &app, "C1", r#"json {"text":"cut \ud83d","blocks":null,"ephemeral":"?"}"#)
+        .await;
     env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == "cut \u{fffd}").await;
     assert_eq!(env.agent.requests().len(), 1);
 }
 
+/// A message of files only reaches the agent with its files. A message without text and files is
+/// ignored.
 #[tokio::test]
-async fn asks_with_files_or_not_at_all() {
+async fn sends_files_and_ignores_empty() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let shared = |files: Value| {
@@ -117,6 +125,7 @@ async fn asks_with_files_or_not_at_all() {
     assert_eq!(asked[0].question["files"], json!([file]));
 }
 
+/// The answer to a message that was deleted meanwhile is not posted.
 #[tokio::test]
 async fn drops_answer_to_deleted_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -134,16 +143,16 @@ async fn drops_answer_to_deleted_message() {
     env.send(&app, &deletion).await.expect("an answer");
     assert_eq!(env.wait_for_outcome(&deletion.dedup_key).await.outcome, "deletion");
     assert_eq!(env.wait_for_outcome(&question.dedup_key).await.outcome, "message_deleted");
-    say(&env, &app, "D1", "next").await;
+    send_message(&env, &app, "D1", "next").await;
     env.slack
         .wait_for_receipt("the next answer", |receipt| receipt.text() == "I heard: next")
         .await;
     assert_eq!(env.slack.calls_of("chat.postMessage").len(), 1);
 }
 
-/// Slack reports no deletion here, and posts a message beside its thread without an error.
+/// A reply that Slack posts into the channel because its thread is deleted is deleted again.
 #[tokio::test]
-async fn withdraws_message_beside_its_thread() {
+async fn withdraws_reply_to_deleted_thread() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let ts = env.slack.ts();
@@ -153,17 +162,17 @@ async fn withdraws_message_beside_its_thread() {
     eventually("the agent is asked", TIMEOUT, async || env.agent.requests().pop()).await;
     env.slack.delete(&app.team, "C1", &ts);
     assert_eq!(first_failure(&env).await, "the thread of the message was deleted");
-    assert_eq!(env.slack.messages(&app.team, "C1"), [], "nothing stands in the channel");
+    assert_eq!(env.slack.messages(&app.team, "C1"), [], "the channel has no messages");
 }
 
-/// Slack refuses the blocks; the text is sent alone, and nothing is given up.
+/// If Slack refuses the blocks of an answer, its text is sent alone.
 #[tokio::test]
 async fn sends_text_without_refused_blocks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let refusal = Fault::Says("invalid_blocks".into());
     env.slack.inject_fault(FaultRule::new(refusal).on("chat.postMessage").times(1));
-    say(&env, &app, "C1", "blocks hello").await;
+    send_message(&env, &app, "C1", "blocks hello").await;
     let posted = env.slack.wait_for_receipt("the text", |receipt| receipt.to == "C1").await;
     assert_eq!((posted.text(), &posted.body["blocks"]), ("I heard: blocks hello", &Value::Null));
     let calls = env.slack.calls_of("chat.postMessage");
@@ -171,7 +180,8 @@ async fn sends_text_without_refused_blocks() {
     assert_eq!(calls.len(), 2);
 }
 
-/// Slack answers some refusals of a `response_url` with status 200.
+/// A body with `"ok": false` counts as a failure, although the `response_url` answers with status
+/// 200.
 #[tokio::test]
 async fn counts_ok_false_as_failure() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -183,7 +193,8 @@ async fn counts_ok_false_as_failure() {
     assert_eq!(first_failure(&env).await, "invalid_blocks");
 }
 
-/// Slack takes about one message a second per channel, so that answers wait for each other.
+/// Answers keep their order in a channel in which Slack takes one message a second and limits the
+/// rate once.
 #[tokio::test]
 async fn keeps_order_within_channel() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -192,7 +203,7 @@ async fn keeps_order_within_channel() {
     env.slack.inject_fault(limited);
     let mut expected = Vec::new();
     for n in 0..8 {
-        let question = say(&env, &app, "C1", &format!("number {n}")).await;
+        let question = send_message(&env, &app, "C1", &format!("number {n}")).await;
         env.wait_for_outcome(&question.dedup_key).await;
         expected.push(format!("I heard: number {n}"));
     }
@@ -204,13 +215,13 @@ async fn keeps_order_within_channel() {
     assert_eq!(receipts.iter().map(|receipt| receipt.text()).collect::<Vec<_>>(), expected);
 }
 
-/// A column's type changes while sessions hold statements that were prepared before.
+/// Workers continue when a column's type changes while their sessions hold prepared statements.
 #[tokio::test]
-async fn goes_on_after_column_type_changes() {
+async fn continues_after_column_type_change() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     for n in 0..8 {
-        say(&env, &app, &format!("D{n}"), "before").await;
+        send_message(&env, &app, &format!("D{n}"), "before").await;
     }
     let answers = |text: &str| {
         let wanted = format!("I heard: {text}");
@@ -233,7 +244,7 @@ async fn goes_on_after_column_type_changes() {
     assert!(ErrorChain(&error).to_string().contains("cached plan"), "{error}");
     store.connection_summaries(None).await.expect("another session takes its place");
     for n in 0..8 {
-        say(&env, &app, &format!("D{n}"), "after").await;
+        send_message(&env, &app, &format!("D{n}"), "after").await;
     }
     eventually("all are answered", Duration::from_secs(20), async || {
         (answers("after") == 8).then_some(())

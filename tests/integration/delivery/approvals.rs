@@ -8,7 +8,7 @@ use tests::{
     test_env::{App, PAIR, SMALL, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// People who click at once.
+/// People who click at the same time.
 const CLICKERS: usize = 64;
 
 async fn start_env(size: Size) -> (TestEnv, App) {
@@ -17,24 +17,25 @@ async fn start_env(size: Size) -> (TestEnv, App) {
     (env, app)
 }
 
-/// Asks the agent, who asks people. Returns the message with the buttons.
+/// Sends a message to the agent, which answers with an approval request. Returns the message with
+/// the buttons.
 async fn ask(env: &TestEnv, app: &App, channel: &str, ask: &Value) -> Message {
     let answer = json!({ "text": "It is built.", "ask": ask });
     let text = format!("json {answer}");
     send(env, app, &Webhook::message(&env.slack, app, channel, "U1", &text)).await;
-    asking(env, app, channel).await
+    wait_for_buttons(env, app, channel).await
 }
 
 async fn send(env: &TestEnv, app: &App, webhook: &Webhook) {
     assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
 }
 
-async fn asking(env: &TestEnv, app: &App, channel: &str) -> Message {
+async fn wait_for_buttons(env: &TestEnv, app: &App, channel: &str) -> Message {
     let found = async || {
         let messages = env.slack.messages(&app.team, channel);
         messages.into_iter().find(|message| !buttons(message).is_empty())
     };
-    eventually("people are asked", TIMEOUT, found).await
+    eventually("the approval request is posted", TIMEOUT, found).await
 }
 
 fn buttons(message: &Message) -> Vec<Value> {
@@ -47,14 +48,14 @@ fn click(env: &TestEnv, app: &App, channel: &str, user: &str, on: &Message, n: u
     Webhook::click(&env.slack, app, channel, user, on, buttons(on)[n].clone())
 }
 
-/// Returns what the person who clicked was told.
-async fn told(env: &TestEnv, click: &Webhook) -> String {
+/// Returns the ephemeral reply to a click.
+async fn reply_to_click(env: &TestEnv, click: &Webhook) -> String {
     let path = click.response_url.rsplit('/').next().unwrap_or_default().to_owned();
     let by_url = |r: &tests::slack::Receipt| r.by == "response_url" && r.to.ends_with(&path);
-    let told = env.slack.wait_for_receipt("the person is told", by_url).await;
-    assert_eq!(told.body["response_type"], "ephemeral");
-    assert_ne!(told.body["replace_original"], true);
-    told.text().to_owned()
+    let reply = env.slack.wait_for_receipt("the reply to the click", by_url).await;
+    assert_eq!(reply.body["response_type"], "ephemeral");
+    assert_ne!(reply.body["replace_original"], true);
+    reply.text().to_owned()
 }
 
 fn decisions(env: &TestEnv) -> Vec<AgentRequest> {
@@ -63,7 +64,7 @@ fn decisions(env: &TestEnv) -> Vec<AgentRequest> {
     requests
 }
 
-async fn rewritten(env: &TestEnv, app: &App, channel: &str, ts: &str) -> Message {
+async fn wait_for_rewrite(env: &TestEnv, app: &App, channel: &str, ts: &str) -> Message {
     let found = async || {
         let messages = env.slack.messages(&app.team, channel);
         messages.into_iter().find(|message| message.ts == ts && message.edited)
@@ -75,8 +76,10 @@ async fn count(env: &TestEnv, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// The first click decides: the agent gets the decision, the buttons go, and repeats and texts
+/// change nothing.
 #[tokio::test]
-async fn click_decides() {
+async fn decides_by_click() {
     let (env, app) = start_env(SMALL).await;
     let options = json!([{ "id": "yes", "label": "Yes <b>", "style": "primary" }, { "id": "no" }]);
     let question = json!({ "id": "deploy-7", "prompt": "Deploy? <!channel>", "options": options });
@@ -100,7 +103,7 @@ async fn click_decides() {
         (&"approval".into(), &first["ts"])
     );
     assert_ne!(of_run["run"], first["run"]);
-    let message = rewritten(&env, &app, "C1", &asked.ts).await;
+    let message = wait_for_rewrite(&env, &app, "C1", &asked.ts).await;
     let text = message.blocks.to_string();
     assert!(buttons(&message).is_empty() && text.contains("*Yes &lt;b&gt;* by <@U1>"), "{text}");
     let audited = "select count(*) from audit_log where action = 'approval.decide'
@@ -112,37 +115,38 @@ async fn click_decides() {
     send(&env, &app, &Webhook::message(&env.slack, &app, "C1", "U1", "yes")).await;
     let no = click(&env, &app, "C1", "U1", &asked, 1);
     send(&env, &app, &no).await;
-    assert!(told(&env, &no).await.starts_with("*Yes &lt;b&gt;* by <@U1>"));
+    assert!(reply_to_click(&env, &no).await.starts_with("*Yes &lt;b&gt;* by <@U1>"));
     assert_eq!(decisions(&env).len(), 1);
     let clear = "select count(*) from approvals where content like '%Deploy%'";
-    assert_eq!(count(&env, clear).await, 0, "the question is stored in clear");
+    assert_eq!(count(&env, clear).await, 0, "the question is stored in clear text");
 }
 
+/// Of 64 clicks at the same time one, of an allowed person, decides. The others get a notice.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_of_many_clicks_decides() {
+async fn decides_by_one_of_64_clicks() {
     let (env, app) = start_env(PAIR).await;
     let people: Vec<String> = (0..50).map(|n| format!("U{n}")).collect();
     let question = json!({ "id": "a", "prompt": "Deploy?", "allowed": people });
     let asked = ask(&env, &app, "C1", &question).await;
-    // The last of them are not allowed to decide.
+    // The last 14 people are not allowed to decide.
     let clicks: Vec<Webhook> =
         (0..CLICKERS).map(|n| click(&env, &app, "C1", &format!("U{n}"), &asked, n % 2)).collect();
     let sent = clicks.iter().map(|click| send(&env, &app, click));
     futures_util::future::join_all(sent).await;
-    let mut words = Vec::new();
+    let mut replies = Vec::new();
     let decided = async || decisions(&env).pop();
     let decided = eventually("a decision", TIMEOUT, decided).await;
     let by = decided.question["user"].as_str().expect("a person").to_owned();
     for (n, click) in clicks.iter().enumerate().filter(|(n, _)| format!("U{n}") != by) {
-        words.push((n, told(&env, click).await));
+        replies.push((n, reply_to_click(&env, click).await));
     }
-    assert_eq!(words.len(), CLICKERS - 1);
-    let denied = |words: &str| words == "You can't decide this request.";
+    assert_eq!(replies.len(), CLICKERS - 1);
+    let denied = |reply: &str| reply == "You can't decide this request.";
     let named = format!("* by <@{by}>, ");
-    assert!(words.iter().all(|(n, words)| words.contains(&named) || denied(words) && *n >= 50));
+    assert!(replies.iter().all(|(n, reply)| reply.contains(&named) || denied(reply) && *n >= 50));
     let late: std::collections::HashSet<&String> =
-        words.iter().map(|(_, words)| words).filter(|words| !denied(words)).collect();
-    assert_eq!(late.len(), 1, "late clicks get the same words: {late:?}");
+        replies.iter().map(|(_, reply)| reply).filter(|reply| !denied(reply)).collect();
+    assert_eq!(late.len(), 1, "late clicks get the same reply: {late:?}");
     assert_eq!(decisions(&env).len(), 1);
     assert_eq!(count(&env, "select count(*) from approvals where state = 'decided'").await, 1);
     assert_eq!(
@@ -151,6 +155,8 @@ async fn one_of_many_clicks_decides() {
     );
 }
 
+/// Clicks of people who are not allowed, in another channel, and with an invented id decide
+/// nothing.
 #[tokio::test]
 async fn refuses_foreign_clicks() {
     let (env, app) = start_env(SMALL).await;
@@ -158,15 +164,18 @@ async fn refuses_foreign_clicks() {
     let asked = ask(&env, &app, "C1", &question).await;
     let foreign = click(&env, &app, "C1", "U1", &asked, 0);
     send(&env, &app, &foreign).await;
-    assert_eq!(told(&env, &foreign).await, "You can't decide this request.");
+    assert_eq!(reply_to_click(&env, &foreign).await, "You can't decide this request.");
     let in_other_channel = click(&env, &app, "C2", "U7", &asked, 0);
     send(&env, &app, &in_other_channel).await;
-    assert_eq!(told(&env, &in_other_channel).await, "This request does not exist any more.");
+    assert_eq!(
+        reply_to_click(&env, &in_other_channel).await,
+        "This request does not exist any more."
+    );
     let mut forged = buttons(&asked)[0].clone();
     forged["value"] = "0123456789abcdef0123456789abcdef".into();
     let forged = Webhook::click(&env.slack, &app, "C1", "U7", &asked, forged);
     send(&env, &app, &forged).await;
-    assert_eq!(told(&env, &forged).await, "This request does not exist any more.");
+    assert_eq!(reply_to_click(&env, &forged).await, "This request does not exist any more.");
     assert_eq!(count(&env, "select count(*) from approvals where state = 'open'").await, 1);
     assert!(decisions(&env).is_empty());
     let allowed = click(&env, &app, "C1", "U7", &asked, 1);
@@ -174,25 +183,27 @@ async fn refuses_foreign_clicks() {
     env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: deny by U7").await;
 }
 
+/// After its time a request without a decision loses its buttons, and a click gets a notice.
 #[tokio::test]
 async fn expires_undecided() {
     let (env, app) = start_env(SMALL).await;
     let question = json!({ "id": "a", "prompt": "Deploy?", "expires": 2 });
     let asked = ask(&env, &app, "D1", &question).await;
     assert_eq!(asked.thread_ts, None);
-    let message = rewritten(&env, &app, "D1", &asked.ts).await;
+    let message = wait_for_rewrite(&env, &app, "D1", &asked.ts).await;
     let expired = "Nobody decided in time. This request has expired.";
     assert!(buttons(&message).is_empty() && message.blocks.to_string().contains(expired));
     let late = click(&env, &app, "D1", "U1", &asked, 0);
     send(&env, &app, &late).await;
-    assert_eq!(told(&env, &late).await, expired);
+    assert_eq!(reply_to_click(&env, &late).await, expired);
     assert!(decisions(&env).is_empty());
     assert_eq!(count(&env, "select count(*) from approvals where state = 'expired'").await, 1);
 }
 
-/// The worker is killed while the agent writes: people are asked once.
+/// A streamed answer that ends with an approval request posts it once, although the worker is
+/// killed while the agent streams.
 #[tokio::test]
-async fn stream_ends_with_question() {
+async fn asks_once_despite_kill() {
     let (env, app) = start_env(SMALL).await;
     let text = "stream:20:50:8 asks please";
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", text);
@@ -201,7 +212,7 @@ async fn stream_ends_with_question() {
     eventually("the answer begins", TIMEOUT, begun).await;
     env.workers[0].process.kill();
     env.workers[0].process.restart().expect("it starts again");
-    let asked = asking(&env, &app, "C1").await;
+    let asked = wait_for_buttons(&env, &app, "C1").await;
     let outcome = env.wait_for_outcome(&webhook.dedup_key).await.outcome;
     assert_eq!((&*asked.text, &*outcome), ("Deploy?", "asked"));
     let stopped = env.slack.calls_of("chat.stopStream").pop().expect("it ends");

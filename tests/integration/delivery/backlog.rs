@@ -1,5 +1,5 @@
-//! Backlog of one agent: workers stay small, other tenants are not delayed, and it is delivered
-//! when the agent returns.
+//! Backlog of one agent: memory of the workers, delay of other tenants, and delivery when the agent
+//! returns.
 //!
 //! With `TIDEGATE_FULL_SIZE` there are 1,000,000 conversations and 100,000 messages in one more;
 //! release builds in `TIDEGATE_BIN_DIR` are required. Measurements are printed with `--nocapture`.
@@ -54,7 +54,7 @@ async fn count_rows(env: &TestEnv, sql: &'static str) -> usize {
     count as usize
 }
 
-/// Returns the peak memory of each worker in bytes.
+/// Returns the largest peak memory of a worker, in bytes. Fails above the maximum.
 fn peak_memory(env: &TestEnv) -> u64 {
     let peaks = env.workers.iter().map(|worker| worker.process.peak_resident());
     let largest = peaks.map(|peak| peak.expect("it runs")).max().expect("workers");
@@ -67,7 +67,7 @@ fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64())
 }
 
-/// Connects another tenant with channels in a partition of this worker.
+/// Connects another tenant. Returns it with channels in partitions of this worker.
 async fn connect_tenant(env: &TestEnv, worker: &str) -> (App, Vec<String>) {
     let owned: Vec<i16> =
         sqlx::query_scalar("select partition from partition_cursors where owner = $1")
@@ -82,8 +82,10 @@ async fn connect_tenant(env: &TestEnv, worker: &str) -> (App, Vec<String>) {
         there.take(8).collect::<Vec<_>>()
     };
     let ids = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"));
-    let (id, channels) =
-        ids.map(|id| (id, channels(id))).find(|(_, there)| !there.is_empty()).expect("endless");
+    let (id, channels) = ids
+        .map(|id| (id, channels(id)))
+        .find(|(_, there)| !there.is_empty())
+        .expect("ids are endless");
     let app = env.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id())));
     (app.await.expect("a connection"), channels)
 }
@@ -91,12 +93,14 @@ async fn connect_tenant(env: &TestEnv, worker: &str) -> (App, Vec<String>) {
 /// Returns the time until another tenant gets the answer to a message.
 async fn measure_answer(env: &TestEnv, app: &App, channel: &str, text: &str) -> Duration {
     let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
-    let (heard, began) = (format!("I heard: {text}"), Instant::now());
+    let (expected, began) = (format!("I heard: {text}"), Instant::now());
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    env.slack.wait_for_receipt("the answer", |r| r.to == channel && r.text() == heard).await;
+    env.slack.wait_for_receipt("the answer", |r| r.to == channel && r.text() == expected).await;
     began.elapsed()
 }
 
+/// A large backlog of one agent keeps workers within their memory, delays no other tenant, and is
+/// delivered in order once the agent returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_backlog_of_stopped_agent() {
     let (threads, deep) = ci_or_full((4_000, 400), (1_000_000, 100_000));
@@ -117,7 +121,7 @@ async fn isolates_backlog_of_stopped_agent() {
     let began = Instant::now();
     store_messages(&env, &places, threads, deep).await;
     let stored = began.elapsed();
-    eventually("all of it waits", patiently, async || {
+    eventually("all messages wait", patiently, async || {
         let waits = "select coalesce(sum(tail - head + 1), 0)::bigint from delivery_lanes";
         (count_rows(&env, waits).await == all).then_some(())
     })
@@ -138,7 +142,7 @@ async fn isolates_backlog_of_stopped_agent() {
     env.workers[0].process.kill();
     let webhook = Webhook::message(&env.slack, &other, &channels[0], "U1", "after the kill");
     assert_eq!(env.send(&other, &webhook).await.expect("an answer").status, 200);
-    let committed = eventually("it is committed", TIMEOUT, async || {
+    let committed = eventually("the webhook is committed", TIMEOUT, async || {
         sqlx::query_scalar::<_, f64>(
             "select extract(epoch from inserted_at)::float8 from deliveries where dedup_key = $1
              union all
@@ -164,13 +168,13 @@ async fn isolates_backlog_of_stopped_agent() {
         .await
         .expect("a probe");
     let began = Instant::now();
-    eventually("its limit is reached", TIMEOUT, async || {
+    eventually("the agent's limit is reached", TIMEOUT, async || {
         (agent.counts().most >= CALLS_AT_ONCE).then_some(())
     })
     .await;
     agent.set_answer_time(ANSWER_TIMES[1]);
-    eventually("all of it is delivered", patiently, async || {
-        // Counting also costs Postgres time.
+    eventually("all messages are delivered", patiently, async || {
+        // Counting slows Postgres.
         tokio::time::sleep(Duration::from_millis(ci_or_full(100, 5_000))).await;
         (count_rows(&env, "select count(*) from deliveries").await == 0).then_some(())
     })

@@ -13,7 +13,7 @@ use tests::{
     test_env::{App, SMALL, Size, TestEnv, agent_id},
 };
 
-/// Limit of rows in these tests.
+/// Maximum rows of a connection in these tests.
 const ROWS_MAX: usize = 20;
 /// Two rounds of counting, and the wait of a delivery for its next attempt.
 const WITHIN: Duration = Duration::from_secs(90);
@@ -48,7 +48,7 @@ async fn wait_for_state(env: &TestEnv, app: &App, state: &str) {
 
 /// Returns stage, reason, size of the payload and sequence of a dead letter.
 async fn dead_letter(env: &TestEnv, key: &DedupKey) -> (String, String, i32, i64) {
-    eventually("it is a dead letter", WITHIN, async || {
+    eventually("the webhook is a dead letter", WITHIN, async || {
         let sql =
             "select stage, reason, payload_bytes, sequence from dead_letters where dedup_key = $1";
         sqlx::query_as(sql).bind(key.as_str()).fetch_optional(&env.pool).await.ok()?
@@ -57,10 +57,12 @@ async fn dead_letter(env: &TestEnv, key: &DedupKey) -> (String, String, i32, i64
 }
 
 async fn wait_for_answer(env: &TestEnv, text: &str) {
-    let heard = format!("I heard: {text}");
-    env.slack.wait_for_receipt("the agent answers", |r| r.text() == heard).await;
+    let expected = format!("I heard: {text}");
+    env.slack.wait_for_receipt("the agent answers", |r| r.text() == expected).await;
 }
 
+/// A connection with the maximum of open deliveries gets dead letters without payloads for further
+/// webhooks. Commands and other connections are not affected.
 #[tokio::test]
 async fn bounds_open_deliveries() {
     let env = start().await;
@@ -81,8 +83,8 @@ async fn bounds_open_deliveries() {
     assert_eq!(reason, "the connection has too many open deliveries");
     let status = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "status");
     env.send(&app, &status).await.expect("an answer");
-    let heard = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
-    env.slack.wait_for_receipt("the person hears the status", heard).await;
+    let is_reply = |r: &tests::slack::Receipt| status.response_url.ends_with(&r.to);
+    env.slack.wait_for_receipt("the reply to the command", is_reply).await;
     send(&env, &other, "other").await;
 
     env.agent.set_failing(false);
@@ -92,13 +94,14 @@ async fn bounds_open_deliveries() {
     for n in 0..ROWS_MAX {
         wait_for_answer(&env, &format!("kept {n}")).await;
     }
-    // The dead letter is a hundredth of the limit.
+    // The dead letter counts a hundredth of a delivery.
     wait_for_state(&env, &app, "large").await;
     send(&env, &app, "after").await;
     wait_for_answer(&env, "after").await;
     assert!(!env.agent.requests().iter().any(|asked| asked.question["text"] == "beyond"));
 }
 
+/// Over the limit dead letters are stored without payloads, and over twice the limit not at all.
 #[tokio::test]
 async fn bounds_dead_letters() {
     let env = start().await;
@@ -115,7 +118,7 @@ async fn bounds_dead_letters() {
     insert(ROWS_MAX).await;
     wait_for_state(&env, &app, "full").await;
     let second = send(&env, &app, "poison 2").await;
-    assert_eq!(dead_letter(&env, &second).await.2, 0, "its bytes are kept");
+    assert_eq!(dead_letter(&env, &second).await.2, 0, "the payload is stored");
 
     insert(ROWS_MAX).await;
     eventually("dead letters are ignored", WITHIN, async || {
@@ -138,14 +141,15 @@ async fn bounds_dead_letters() {
         .fetch_one(&env.pool)
         .await
         .expect("a count");
-    assert_eq!(count, 0, "it is ignored");
+    assert_eq!(count, 0, "the dead letter is stored");
 
     let delete = "delete from dead_letters";
     sqlx::query(delete).execute(&env.pool).await.expect("Postgres");
     wait_for_state(&env, &app, "-").await;
 }
 
-/// Messages that wait while sending is paused, and rejected ones, count as deliveries do.
+/// Messages that wait while sending is paused, and rejected messages, count towards the limit like
+/// deliveries.
 #[tokio::test]
 async fn bounds_messages() {
     let env = start().await;
@@ -171,15 +175,15 @@ async fn bounds_messages() {
     wait_for_state(&env, &app, "large").await;
 }
 
-/// Workers decide by the counts of the last round, each by itself: a connection exceeds its limit by
-/// at most what its quota allows in two rounds (deploy/RUNBOOK.md, ConnectionBacklogFull), whatever the number of workers
-/// and partitions.
+/// A connection exceeds its limit by at most what its quota allows in two rounds of counting,
+/// whatever the number of workers and partitions: each worker decides by the counts of the last
+/// round (deploy/RUNBOOK.md, ConnectionBacklogFull).
 #[tokio::test(flavor = "multi_thread")]
 async fn exceeds_limit_by_two_rounds() {
     const LIMIT: usize = 200;
     const PER_SECOND: usize = 60;
     const BURST: usize = 200;
-    /// Interval of rounds, and the round itself on a busy machine.
+    /// Seconds of the interval between rounds and of a round on a busy machine.
     const ROUND: usize = 8;
     const CLIENTS: usize = 16;
     let size = Size { ingests: 2, workers: 3, own_postgres: false };

@@ -24,7 +24,7 @@ async fn forward_to(env: &TestEnv, app: &App, url: String) {
         name: "An app".into(),
         mode: AgentMode::Forward,
         url,
-        secret: Secret::new(app.secret.clone()).expect("not empty"), // the app checks with it
+        secret: Secret::new(app.secret.clone()).expect("not empty"), // the app verifies with it
         timeout: NewAgent::TIMEOUT,
         max_concurrent: NewAgent::MAX_CONCURRENT,
         max_per_user: 1_000_000,
@@ -73,7 +73,7 @@ fn interaction(env: &TestEnv, app: &App, kind: &str, more: Value) -> Webhook {
     webhook
 }
 
-/// Returns the submission of the app's view with this title.
+/// Returns the submission of a view of the app with this title.
 fn submission(env: &TestEnv, app: &App, view: &Value, title: &str) -> Webhook {
     let mut view = view.clone();
     view["team_id"] = app.team.clone().into();
@@ -100,7 +100,7 @@ async fn check_unmodified_app(language: Language) {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, bolt) = start_app(&env, language).await;
 
-    // Events: a message, a mention, and one that the app does not listen for.
+    // Events: a message, a mention, and one without a listener.
     let hello = Webhook::message(&env.slack, &app, "C1", "U1", "hello there");
     assert_eq!(env.send(&app, &hello).await.expect("an answer").status, 200);
     wait_for_text(&env, &format!("{name} heard: hello there")).await;
@@ -116,19 +116,19 @@ async fn check_unmodified_app(language: Language) {
     env.send(&app, &reaction).await.expect("an answer");
     let outcome = env.wait_for_outcome(&reaction.dedup_key).await.outcome;
     let expected = if language == Language::Python { "unhandled" } else { "completed" };
-    assert_eq!(outcome, expected, "JavaScript takes every event");
+    assert_eq!(outcome, expected, "Bolt for JavaScript accepts every event");
 
-    // Commands: acknowledged by a text, by blocks, later; and one that the app does not know.
+    // Commands: acknowledged with a text, with blocks, and later; and one without a listener.
     let path = |webhook: &Webhook| {
         webhook.response_url.rsplit_once("/commands").expect("a path").1.to_owned()
     };
     let echo = command(&env, &app, "/echo", "this").await;
-    let said = wait_for_text(&env, &format!("{name} says: this")).await;
-    assert_eq!((said.by.as_str(), said.to.ends_with(&path(&echo))), ("response_url", true));
+    let reply = wait_for_text(&env, &format!("{name} says: this")).await;
+    assert_eq!((reply.by.as_str(), reply.to.ends_with(&path(&echo))), ("response_url", true));
     command(&env, &app, "/blocks", "").await;
-    let said = wait_for_text(&env, &format!("{name} has blocks")).await;
+    let reply = wait_for_text(&env, &format!("{name} has blocks")).await;
     assert_eq!(
-        (&said.body["response_type"], &said.body["blocks"][0]["type"]),
+        (&reply.body["response_type"], &reply.body["blocks"][0]["type"]),
         (&json!("in_channel"), &json!("section"))
     );
     command(&env, &app, "/later", "").await;
@@ -141,7 +141,9 @@ async fn check_unmodified_app(language: Language) {
     };
     wait_for_text(&env, notice).await;
     command(&env, &app, "/lobu", "help").await;
-    env.slack.wait_for_receipt("Tidegate's own command", |r| r.text().contains("/lobu link")).await;
+    env.slack
+        .wait_for_receipt("the reply to /lobu help", |r| r.text().contains("/lobu link"))
+        .await;
 
     // A click.
     let mut click = interaction(
@@ -183,7 +185,7 @@ async fn check_unmodified_app(language: Language) {
         .iter()
         .filter_map(|o| o["value"].as_str())
         .collect();
-    assert_eq!(names, ["Ada", "Alan"], "in Slack's own request: {}", menu.body);
+    assert_eq!(names, ["Ada", "Alan"], "options in Slack's own request: {}", menu.body);
     let refused = submit(&env, &app, &view, "x").await;
     let errors: Value = serde_json::from_str(&refused.body).expect("JSON");
     assert_eq!(errors["response_action"], "errors", "{}", refused.body);
@@ -192,7 +194,7 @@ async fn check_unmodified_app(language: Language) {
     assert_eq!((taken.status, taken.body.as_str()), (200, ""), "an empty answer closes the view");
     wait_for_text(&env, &format!("{name} made a ticket: broken door")).await;
 
-    // Too late for Slack's request: the view is updated instead, with the submitted input.
+    // Too late for Slack's request: the view is updated, with the submitted input.
     bolt.process.freeze();
     let late = submit(&env, &app, &view, "y").await;
     assert!(late.body.contains("Working on it"), "{}", late.body);
@@ -216,11 +218,14 @@ async fn check_unmodified_app(language: Language) {
     assert_eq!(dead, 0);
 }
 
+/// An unmodified Bolt app in Python handles events, commands, clicks and modals behind Tidegate.
 #[tokio::test]
 async fn runs_unmodified_python_app() {
     check_unmodified_app(Language::Python).await;
 }
 
+/// An unmodified Bolt app in JavaScript handles events, commands, clicks and modals behind
+/// Tidegate.
 #[tokio::test]
 async fn runs_unmodified_javascript_app() {
     check_unmodified_app(Language::JavaScript).await;
@@ -241,7 +246,7 @@ async fn delivers_in_order_after_outage() {
     let started = Instant::now();
     let (down, up) = (Duration::from_secs(3), Duration::from_secs(3) + OUTAGE);
     let (mut is_down, mut pace) = (false, tokio::time::interval(Duration::from_millis(125)));
-    let thread = "1700000000.000100"; // a channel's messages are one conversation by their thread
+    let thread = "1700000000.000100"; // messages of a channel are one conversation in a thread only
     for n in 0.. {
         let at = started.elapsed();
         if at > up + Duration::from_secs(3) {
@@ -265,14 +270,14 @@ async fn delivers_in_order_after_outage() {
                 "channel_type": if channel.starts_with('D') { "im" } else { "channel" } });
             let webhook = Webhook::event(&env.slack, app, &text, inner);
             let answer = env.send(app, &webhook).await.expect("an answer");
-            assert_eq!(answer.status, 200, "accepted, whether the app is there or not");
+            assert_eq!(answer.status, 200, "the webhook is accepted, also while the app is down");
         }
         sent.entry(channel).or_default().push(text);
     }
     let total: usize = sent.values().map(Vec::len).sum();
     assert!(total > 200, "under load: {total}");
     for (_, bolt) in &apps {
-        eventually("the app has heard everything", Duration::from_secs(90), async || {
+        eventually("the app has received everything", Duration::from_secs(90), async || {
             sent.iter()
                 .all(|(channel, texts)| received_once(bolt, channel).len() == texts.len())
                 .then_some(())
@@ -293,16 +298,16 @@ async fn delivers_in_order_after_outage() {
     assert_eq!(dead, 0);
 }
 
-/// Returns the texts that an app received in a conversation, without repeats: it was killed, and
-/// may have received one twice.
+/// Returns the texts that an app received in a conversation, without repeats: a killed app may have
+/// received one twice.
 fn received_once(bolt: &Bolt, channel: &str) -> Vec<String> {
-    let mut heard = bolt.received_texts(channel);
+    let mut texts = bolt.received_texts(channel);
     let mut known = std::collections::BTreeSet::new();
-    heard.retain(|text| known.insert(text.clone()));
-    heard
+    texts.retain(|text| known.insert(text.clone()));
+    texts
 }
 
-/// The body is byte for byte Slack's, with a new signature. Attempts share the header
+/// A forwarded body has Slack's bytes and a new signature. Attempts share the header
 /// `tidegate-delivery`.
 #[tokio::test]
 async fn forwards_signed_original_bytes() {
@@ -319,7 +324,7 @@ async fn forwards_signed_original_bytes() {
         ("x-slack-retry-num", "1"),
     ];
     env.slack.send_with(&url, &odd, &headers).await.expect("an answer");
-    eventually("it is refused once", TIMEOUT, async || env.agent.requests().pop()).await;
+    eventually("the first attempt is refused", TIMEOUT, async || env.agent.requests().pop()).await;
     env.agent.set_failing(false);
     let outcome = env.wait_for_outcome(&odd.dedup_key).await.outcome;
     assert_eq!(outcome, "completed");
@@ -335,6 +340,6 @@ async fn forwards_signed_original_bytes() {
         assert!(unix_now().abs_diff(timestamp.parse().expect("a number")) < 60, "signed now");
         let signed = tests::slack::sign(&app.secret, &timestamp, &odd.body);
         assert_eq!(header("x-slack-signature"), Some(signed));
-        assert_eq!(header("x-slack-retry-num"), None, "to the app it is no retry");
+        assert_eq!(header("x-slack-retry-num"), None, "the app gets no retry header");
     }
 }

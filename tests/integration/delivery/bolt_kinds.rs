@@ -77,12 +77,14 @@ async fn receives_every_kind(language: Language) {
     assert_eq!(dead, 0);
 }
 
+/// Each documented webhook reaches the listener of its kind in a Python app.
 #[tokio::test]
-async fn python_gets_every_kind() {
+async fn delivers_every_kind_to_python() {
     receives_every_kind(Language::Python).await;
 }
 
+/// Each documented webhook reaches the listener of its kind in a JavaScript app.
 #[tokio::test]
-async fn javascript_gets_every_kind() {
+async fn delivers_every_kind_to_javascript() {
     receives_every_kind(Language::JavaScript).await;
 }

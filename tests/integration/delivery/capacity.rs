@@ -1,5 +1,5 @@
-//! A worker's places for attempts: several organizations with slow agents leave one to others, and
-//! what has no place is not claimed.
+//! Places of a worker for attempts: organizations with slow agents leave some to others, and no
+//! delivery is claimed without one.
 
 use futures_util::{StreamExt, stream};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const SLOW_ORGANIZATIONS: usize = 16;
 const SLOTS: usize = 16;
 /// Background places of a worker that several organizations may hold.
 const OPEN_TO_ALL: usize = 144;
-/// Attempts of one organization on a worker.
+/// Maximum attempts of one organization on a worker.
 const ORGANIZATION_MAX: usize = 128;
 /// Limit of the time from a message of another organization to its answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
@@ -50,12 +50,14 @@ async fn wait_for_running(env: &TestEnv, at_least: usize) {
     .await;
 }
 
-/// Checks that no delivery was claimed without a place, and so released.
+/// Checks that no delivery was claimed without a place and released again.
 async fn assert_none_released(env: &TestEnv) {
     let released = "select count(*) from delivery_lanes where last_error like '%no capacity%'";
     assert_eq!(count(env, released).await, 0, "deliveries were claimed without a place");
 }
 
+/// A message of another organization is answered within two seconds, although 16 organizations with
+/// slow agents want more places than a worker has.
 #[tokio::test(flavor = "multi_thread")]
 async fn leaves_places_to_others() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -69,14 +71,16 @@ async fn leaves_places_to_others() {
     for n in 0..10 {
         let (text, began) = (format!("neighbour {n}"), Instant::now());
         send(&env, &neighbour, &text).await;
-        let heard = format!("I heard: {text}");
-        env.slack.wait_for_receipt("the neighbour is answered", |r| r.text() == heard).await;
+        let expected = format!("I heard: {text}");
+        env.slack.wait_for_receipt("the neighbour is answered", |r| r.text() == expected).await;
         let took = began.elapsed();
         assert!(took < ANSWERED_WITHIN, "message {n} of the neighbour was answered after {took:?}");
     }
     assert_none_released(&env).await;
 }
 
+/// A worker claims no delivery of an organization beyond its limit, so that none has to be
+/// released.
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_within_organization_limit() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -1,4 +1,4 @@
-//! Clicks on an agent's own buttons, and opinions on its answers.
+//! Clicks on an agent's own buttons, and feedback on its answers.
 
 use serde_json::{Value, json};
 use tests::{
@@ -17,7 +17,7 @@ async fn send(env: &TestEnv, app: &App, webhook: &Webhook) {
     assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
 }
 
-/// Lets the agent answer with these elements. Returns its message.
+/// Makes the agent answer with this block. Returns its message.
 async fn answer(env: &TestEnv, app: &App, channel: &str, block: &Value) -> Message {
     let answer = json!({ "text": "Here", "blocks": [block] });
     let question = format!("json {answer}");
@@ -34,10 +34,12 @@ async fn values(env: &TestEnv) -> Vec<(String, String)> {
     sqlx::query_as(kept).fetch_all(&env.pool).await.expect("opinions")
 }
 
+/// A click on a button of an agent's message reaches the agent with message, thread and action. Ids
+/// of approval buttons are prefixed.
 #[tokio::test]
-async fn reach_agent_of_message() {
+async fn forwards_click_to_agent() {
     let (env, app) = start_env().await;
-    // The id of an approval's button is not the agent's to use.
+    // Agents can't use the id of an approval's button.
     let button = |id: &str| {
         json!({ "type": "button", "action_id": id, "value": "0123456789abcdef0123456789abcdef",
                 "text": { "type": "plain_text", "text": "Go" } })
@@ -71,7 +73,7 @@ async fn reach_agent_of_message() {
     }
 }
 
-/// Both opinions of a person are kept; the last one counts.
+/// Each feedback of a person is stored in order and forwarded to the agent.
 #[tokio::test]
 async fn keeps_and_forwards_feedback() {
     let (env, app) = start_env().await;

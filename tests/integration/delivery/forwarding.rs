@@ -1,4 +1,4 @@
-//! Mode `forward`: whose secret signs, whose app may listen, and what becomes of an app's answer.
+//! Mode `forward`: signing secrets, apps of other organizations, and answers of apps.
 
 use axum::{Router, extract::State, http::HeaderMap};
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 
 const SECRET: &str = "the app's own secret";
 
-/// An app that answers every webhook alike.
+/// App that gives every webhook the same answer after a delay.
 #[derive(Clone)]
 struct Stub {
     url: String,
@@ -92,7 +92,8 @@ fn interaction(env: &TestEnv, app: &App, more: Value) -> Webhook {
     webhook
 }
 
-/// Whoever has the signing secret of a connection can forge any webhook of it.
+/// Forwarded webhooks are signed with the agent's secret unless `signs_as_slack` is set: the
+/// connection's secret could forge its webhooks.
 #[tokio::test]
 async fn signs_with_secret_of_agent() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -104,8 +105,9 @@ async fn signs_with_secret_of_agent() {
         tokio::time::sleep(Duration::from_millis(1_200)).await; // workers read an agent once a second
         let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
         env.send(&app, &webhook).await.expect("an answer");
-        let asked =
-            eventually("it is forwarded", TIMEOUT, async || env.agent.requests().get(n).cloned());
+        let asked = eventually("the webhook is forwarded", TIMEOUT, async || {
+            env.agent.requests().get(n).cloned()
+        });
         let asked = asked.await;
         let header = |name: &str| asked.headers[name].to_str().expect("text").to_owned();
         let signature = sign(secret, &header("x-slack-request-timestamp"), &asked.body);
@@ -113,6 +115,8 @@ async fn signs_with_secret_of_agent() {
     }
 }
 
+/// An app of another organization gets webhooks only while the setting `foreign_apps` is on, signed
+/// with its own secret.
 #[tokio::test]
 async fn refuses_apps_of_others() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -132,11 +136,11 @@ async fn refuses_apps_of_others() {
         let text = format!("link {code}");
         let webhook = Webhook::command(&env.slack, &preview, "C1", "U1", "/lobu", &text);
         env.send(&preview, &webhook).await.expect("an answer");
-        let heard = env
+        let reply = env
             .slack
             .wait_for_receipt("the answer", |r| webhook.response_url.ends_with(&r.to))
             .await;
-        heard.text().to_owned()
+        reply.text().to_owned()
     };
     let set = async |allowed: bool| {
         sqlx::query(
@@ -153,7 +157,8 @@ async fn refuses_apps_of_others() {
     assert!(refused.contains("an app of another organization"), "{refused}");
     set(true).await;
     assert!(link().await.starts_with("Linked."), "the code was not used up");
-    // The setting counts when a webhook is decided, too; and the connection's secret is never used.
+    // The setting also applies when a webhook is decided, and the connection's secret is never
+    // used.
     let hello = async || {
         let webhook = Webhook::message(&env.slack, &preview, "C1", "U1", "hello");
         env.send(&preview, &webhook).await.expect("an answer");
@@ -168,6 +173,7 @@ async fn refuses_apps_of_others() {
     assert_eq!(hello().await, "ignored");
 }
 
+/// A body with a number out of range and deep nesting is forwarded byte for byte.
 #[tokio::test]
 async fn forwards_odd_values_unchanged() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -183,6 +189,7 @@ async fn forwards_odd_values_unchanged() {
     assert_eq!(env.agent.requests().pop().expect("it was forwarded").body, webhook.body);
 }
 
+/// An app whose answer is no JSON or too long is called once, and the person gets a reply.
 #[tokio::test]
 async fn calls_app_once_for_bad_answer() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -201,15 +208,15 @@ async fn calls_app_once_for_bad_answer() {
     for command in ["/long", "/again"] {
         let webhook = Webhook::command(&env.slack, &app, "C1", "U1", command, "");
         env.send(&app, &webhook).await.expect("an answer");
-        let told =
+        let reply =
             env.slack.wait_for_receipt("a notice", |r| webhook.response_url.ends_with(&r.to)).await;
-        assert!(told.text().contains("its answer can't be shown"), "{told:?}");
+        assert!(reply.text().contains("its answer can't be shown"), "{reply:?}");
     }
-    assert_eq!(long.requests().len(), 2, "each once");
+    assert_eq!(long.requests().len(), 2, "each command reaches the app once");
 }
 
-/// A submission becomes a dead letter, after Slack's request or within it: the person does not wait
-/// without end.
+/// A submission that becomes a dead letter, within Slack's request or after it, shows the failure
+/// in its view.
 #[tokio::test]
 async fn shows_failure_in_submitted_view() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -226,7 +233,7 @@ async fn shows_failure_in_submitted_view() {
 
     let app = env.connect_as(answered).await.expect("a connection");
     let away = Stub::start(&env, &app.org, 403, "", Duration::ZERO).await;
-    let retry_for = Some(Duration::from_secs(3)); // Slack's request is open for a shorter time
+    let retry_for = Some(Duration::from_secs(3)); // longer than Slack's request is open
     let agent = NewAgent { retry_for, ..forward_agent(&app.org, away.url.clone()) };
     env.store.put_agent(&agent).await.expect("Postgres");
     let answer = submit(&app, "V1").await;
@@ -240,12 +247,13 @@ async fn shows_failure_in_submitted_view() {
     let answer = submit(&app, "V2").await;
     assert!(is_failure(&answer), "it is given up while Slack's request is open: {answer}");
     let updates = env.slack.calls_of("views.update");
-    assert_eq!(updates.len(), 1, "not twice: {updates:?}");
+    assert_eq!(updates.len(), 1, "the view is updated once: {updates:?}");
 }
 
-/// Bolt answers 404 for a listener that did not acknowledge within 3 s.
+/// A 404 of Bolt after 3 s is reported as a late acknowledgement, not as a missing listener, and
+/// not retried.
 #[tokio::test]
-async fn late_ack_is_no_missing_listener() {
+async fn reports_late_acknowledgement() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let unhandled = r#"{"error":"unhandled request"}"#;
@@ -258,8 +266,9 @@ async fn late_ack_is_no_missing_listener() {
     assert_eq!((late.requests().len(), env.slack.receipts().len()), (1, 1));
 }
 
+/// The answer to a click in a legacy message is in Slack's response, or replaces the message later.
 #[tokio::test]
-async fn says_answer_to_legacy_message() {
+async fn relays_answer_to_legacy_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let approved = json!({ "text": "approved" }).to_string();
@@ -270,9 +279,9 @@ async fn says_answer_to_legacy_message() {
     let click = interaction(&env, &app, click);
     let answer = env.send(&app, &click).await.expect("an answer");
     if answer.body.is_empty() {
-        let told =
+        let reply =
             env.slack.wait_for_receipt("the answer", |r| click.response_url.ends_with(&r.to)).await;
-        assert_eq!((told.text(), &told.body["replace_original"]), ("approved", &json!(true)));
+        assert_eq!((reply.text(), &reply.body["replace_original"]), ("approved", &json!(true)));
     } else {
         assert!(answer.body.contains("approved"), "{answer:?}");
     }

@@ -1,4 +1,4 @@
-//! A tenant whose agent is slow or silent delays no other tenant in the same partitions.
+//! Isolation of tenants: one whose agent is slow or silent delays no other in the same partitions.
 //!
 //! A is the tenant with that agent, and each of its messages is a thread of its own; B is the
 //! other. With `TIDEGATE_FULL_SIZE` A sends for 90 s instead of 15, and 33,000 messages instead of
@@ -17,9 +17,9 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// The agent answers after 15 s.
+/// Message that the agent answers after 15 s.
 const SLOW: &str = "slow:15000 x";
-/// The agent never answers: the worker gives each attempt up.
+/// Message that the agent never answers: each attempt times out.
 const SILENT: &str = "slow:600000 x";
 /// Limit of the time from sending a message or command of B to its answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ const AFTERWARDS: usize = 20;
 /// Concurrent messages of A.
 const AT_ONCE: usize = 62;
 
-/// Connects B with channels in these partitions only.
+/// Connects B. Returns it with channels in these partitions.
 async fn connect_tenant(env: &TestEnv, partitions: &[Partition]) -> (App, Vec<String>) {
     let channels = |id: ConnectionId| {
         let all = (0..400).map(|n| format!("D{n:06}"));
@@ -38,8 +38,10 @@ async fn connect_tenant(env: &TestEnv, partitions: &[Partition]) -> (App, Vec<St
         there.take(8).collect::<Vec<_>>()
     };
     let ids = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"));
-    let (id, channels) =
-        ids.map(|id| (id, channels(id))).find(|(_, there)| !there.is_empty()).expect("endless");
+    let (id, channels) = ids
+        .map(|id| (id, channels(id)))
+        .find(|(_, there)| !there.is_empty())
+        .expect("ids are endless");
     let b = env.connect_as(|new| (new.id, new.agent) = (id, Some(agent_id())));
     (b.await.expect("a connection"), channels)
 }
@@ -49,11 +51,11 @@ async fn send_and_wait(
     env: &TestEnv,
     b: &App,
     webhook: &Webhook,
-    heard: impl Fn(&Receipt) -> bool,
+    is_reply: impl Fn(&Receipt) -> bool,
 ) -> Duration {
     let began = Instant::now();
     assert_eq!(env.send(b, webhook).await.expect("an answer").status, 200);
-    env.slack.wait_for_receipt(&format!("B hears of {}", webhook.what), heard).await;
+    env.slack.wait_for_receipt(&format!("B gets a reply to {}", webhook.what), is_reply).await;
     began.elapsed()
 }
 
@@ -73,8 +75,9 @@ async fn send_as_other(
         }
         let text = format!("b {n}");
         let message = Webhook::message(&env.slack, b, channel, "U1", &text);
-        let heard = format!("I heard: {text}");
-        let took = send_and_wait(env, b, &message, |r| r.to == *channel && r.text() == heard).await;
+        let expected = format!("I heard: {text}");
+        let took =
+            send_and_wait(env, b, &message, |r| r.to == *channel && r.text() == expected).await;
         slowest[0] = slowest[0].max(took);
         let command = Webhook::command(&env.slack, b, channel, "U1", "/lobu", "help");
         let took = send_and_wait(env, b, &command, |r| command.response_url.ends_with(&r.to)).await;
@@ -87,7 +90,7 @@ async fn send_as_other(
 /// Connections of A, each with a channel.
 type Places = [(App, String)];
 
-/// Sends as A. Meanwhile and afterwards everything of B is answered in time.
+/// Checks that everything of B is answered in time while `send` sends as A, and afterwards.
 async fn assert_no_delay(env: &TestEnv, places: &Places, count: usize, send: impl AsyncFnOnce()) {
     let partitions: Vec<Partition> =
         places.iter().map(|(app, channel)| Partition::of(app.connection, Some(channel))).collect();
@@ -117,7 +120,7 @@ async fn run_at_even_rate(agent: &str) {
     let a = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let (places, seconds) = ([(a, "C1".to_owned())], ci_or_full(15, 90));
     let count = 10 * seconds;
-    // Of the answered messages the agent took 16 at a time, each for 15 s.
+    // The agent has answered 16 messages for each 15 s.
     let left = if agent == SLOW { count - 16 * (seconds / 15 + 1) } else { count };
     assert_no_delay(&env, &places, left, async || {
         let mut pace = tokio::time::interval(Duration::from_millis(100));
@@ -159,31 +162,37 @@ async fn run_everywhere(agent: &str) {
     run_burst(&env, &places, ci_or_full(3_300, 33_000), agent).await;
 }
 
+/// A slow agent that gets ten messages a second delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_slow_agent_at_even_rate() {
     run_at_even_rate(SLOW).await;
 }
 
+/// A silent agent that gets ten messages a second delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_silent_agent_at_even_rate() {
     run_at_even_rate(SILENT).await;
 }
 
+/// A burst of messages of one channel to a slow agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_slow_agent_in_channel() {
     run_in_channel(SLOW).await;
 }
 
+/// A burst of messages of one channel to a silent agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_silent_agent_in_channel() {
     run_in_channel(SILENT).await;
 }
 
+/// A burst of messages over all partitions to a slow agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_slow_agent_everywhere() {
     run_everywhere(SLOW).await;
 }
 
+/// A burst of messages over all partitions to a silent agent delays no other tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn isolates_silent_agent_everywhere() {
     run_everywhere(SILENT).await;

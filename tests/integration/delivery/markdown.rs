@@ -1,4 +1,4 @@
-//! Answers in Markdown: no document is refused by Slack for its form, and none notifies a channel.
+//! Answers in Markdown: Slack refuses none for its form, and none notifies a channel.
 
 use futures_util::StreamExt;
 use std::time::{Duration, Instant};
@@ -58,12 +58,13 @@ async fn wait_until_answered(env: &TestEnv) {
 /// Error of workspaces without streams.
 const WITHOUT_STREAMS: &str = "channel_type_not_supported";
 
-/// Returns whether a call writes, and is not the one that finds out that there are no streams.
+/// Returns whether a call posts, updates or streams a message, except those that Slack refused
+/// because it has no streams.
 fn is_written(call: &&Call) -> bool {
     call.method.starts_with("chat.") && call.outcome != Outcome::Refused(WITHOUT_STREAMS.into())
 }
 
-/// Checks that Slack refused no call and that no text notifies anybody.
+/// Checks that Slack refused no call and that no text notifies people. Returns the number of calls.
 fn check(env: &TestEnv) -> usize {
     let calls = env.slack.calls();
     let calls: Vec<&Call> = calls.iter().filter(is_written).collect();
@@ -74,9 +75,10 @@ fn check(env: &TestEnv) -> usize {
     calls.len()
 }
 
-/// JSON answers, streams, and messages that are edited, of different documents.
+/// Slack refuses no call for any of thousands of Markdown documents, sent as JSON answers, streams
+/// and edited messages.
 #[tokio::test]
-async fn any_markdown_is_accepted() {
+async fn sends_any_markdown() {
     let documents: u64 = ci_or_full(10_000, 100_000);
     let (env, app) = start_env().await;
     let began = Instant::now();
@@ -108,8 +110,9 @@ async fn any_markdown_is_accepted() {
     assert!(env.dead_letters().await.expect("dead letters").is_empty());
 }
 
+/// A Markdown table is sent as a table block between Markdown blocks.
 #[tokio::test]
-async fn table_becomes_block() {
+async fn converts_table_to_block() {
     let (env, app) = start_env().await;
     let answer =
         serde_json::json!({ "markdown": "Look:\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\nDone." });

@@ -1,4 +1,4 @@
-//! Memory limits of every process with many webhooks of the maximum size.
+//! Memory limits of ingest and worker with many webhooks of the maximum size.
 //!
 //! With `TIDEGATE_FULL_SIZE` there are 2,000 of 1 MiB, which requires release builds
 //! (`TIDEGATE_BIN_DIR`); in CI 200 of 64 KiB, with a smaller limit. Peak memory is printed with
@@ -16,10 +16,10 @@ use tests::{
     test_env::{App, SMALL, TestEnv, agent_id},
 };
 
-/// The agent is slow enough for webhooks to accumulate in the worker.
+/// Answer time of the agent, long enough for webhooks to accumulate in the worker.
 const AGENT_TAKES: Duration = Duration::from_millis(300);
 
-/// Returns a message with a body of this many bytes, or a few less.
+/// Returns a message whose body has `bytes` bytes, or a few less.
 fn large(env: &TestEnv, app: &App, channel: &str, n: usize, bytes: usize) -> Webhook {
     let ts = env.slack.ts();
     let message = |text: &str| {
@@ -40,6 +40,7 @@ fn large(env: &TestEnv, app: &App, channel: &str, n: usize, bytes: usize) -> Web
     webhook
 }
 
+/// Ingest and worker stay within their memory limits under many webhooks of the maximum size.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_memory_of_largest_webhooks() {
     let (count, bytes) = ci_or_full((200, 64 << 10), (2_000, BODY_BYTES_MAX));
@@ -56,7 +57,7 @@ async fn bounds_memory_of_largest_webhooks() {
         .map(async |n| {
             let (app, channel) = &places[n % places.len()];
             let webhook = large(&env, app, channel, n, bytes);
-            eventually("it is taken", Duration::from_secs(60), async || {
+            eventually("the webhook is accepted", Duration::from_secs(60), async || {
                 let answer = env.send(app, &webhook).await.ok()?;
                 (answer.status == 200).then_some(())
             })
@@ -80,9 +81,10 @@ async fn bounds_memory_of_largest_webhooks() {
     assert_eq!(agent.counts().in_order, count);
 }
 
-/// Memory that the open streams of a worker take.
+/// Maximum memory of the open streams of a worker.
 const STREAMS_BYTES_MAX: u64 = 64 << 20;
 
+/// Many open streamed answers take at most 64 MiB of a worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_memory_of_open_streams() {
     let streams = ci_or_full(60, 1_000);

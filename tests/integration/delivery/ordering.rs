@@ -1,4 +1,4 @@
-//! Conversations keep their order and do not delay others.
+//! Order within conversations, and their isolation from each other.
 
 use shared::{domain::ConnectionId, store::NewAgent, stream::Partition};
 use std::{
@@ -13,10 +13,10 @@ use tests::{
     test_env::{App, PAIR, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Time for retries.
+/// Maximum time of several retries.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Connects an app whose conversations belong to the sample agent.
+/// Connects an app with the sample agent.
 async fn connect_with_agent(env: &TestEnv) -> App {
     env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection")
 }
@@ -31,10 +31,10 @@ async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> We
 async fn wait_for_texts(env: &TestEnv, channel: &str, count: usize) -> Vec<String> {
     eventually(&format!("{count} answers in {channel}"), RETRY_TIMEOUT, async || {
         let receipts = env.slack.receipts();
-        let said = receipts.iter().filter(|receipt| receipt.to == channel);
-        let said: Vec<String> =
-            said.filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned)).collect();
-        (said.len() >= count).then_some(said)
+        let texts = receipts.iter().filter(|receipt| receipt.to == channel);
+        let texts: Vec<String> =
+            texts.filter_map(|r| r.text().strip_prefix("I heard: ").map(str::to_owned)).collect();
+        (texts.len() >= count).then_some(texts)
     })
     .await
 }
@@ -49,45 +49,47 @@ async fn count_rows(env: &TestEnv, what: &'static str) -> i64 {
     sqlx::query_scalar(query).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// A conversation with 60 waiting messages delays no other one, and keeps its order.
 #[tokio::test]
 async fn isolates_deep_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
-    let mut said = vec!["slow:4000 first".to_owned()];
-    said.extend((0..60).map(|n| format!("number {n}")));
-    for text in &said {
+    let mut sent = vec!["slow:4000 first".to_owned()];
+    sent.extend((0..60).map(|n| format!("number {n}")));
+    for text in &sent {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("all of it is committed", TIMEOUT, async || {
-        (count_rows(&env, "waiting").await == said.len() as i64).then_some(())
+    eventually("all messages are committed", TIMEOUT, async || {
+        (count_rows(&env, "waiting").await == sent.len() as i64).then_some(())
     })
     .await;
     let began = Instant::now();
     send_message(&env, &app, "D2", "somebody else").await;
     wait_for_texts(&env, "D2", 1).await;
     let first = wait_for_texts(&env, "D1", 0).await;
-    assert!(first.is_empty(), "the first was still being answered after {:?}", began.elapsed());
-    assert_eq!(wait_for_texts(&env, "D1", said.len()).await, said);
-    eventually("nothing waits, and every slot is free", TIMEOUT, async || {
+    assert!(first.is_empty(), "the first was answered before, after {:?}", began.elapsed());
+    assert_eq!(wait_for_texts(&env, "D1", sent.len()).await, sent);
+    eventually("no delivery waits, and every slot is free", TIMEOUT, async || {
         let left = count_rows(&env, "waiting").await + count_rows(&env, "slots").await;
         (left == 0).then_some(())
     })
     .await;
     send_message(&env, &app, "D1", "and goes on").await;
     assert_eq!(
-        wait_for_texts(&env, "D1", said.len() + 1).await.last().map(String::as_str),
+        wait_for_texts(&env, "D1", sent.len() + 1).await.last().map(String::as_str),
         Some("and goes on")
     );
 }
 
-/// Each arrives alone, and the reader has caught up before it.
+/// Webhooks that arrive during a commit are committed together, although each arrives alone and
+/// after the reader has caught up.
 #[tokio::test]
 async fn batches_webhooks_during_commit() {
     const COUNT: usize = 30;
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     send_message(&env, &app, "D1", "first").await;
-    eventually("the partition is known", TIMEOUT, async || env.owner_of(&app, "D1").await.ok())
+    eventually("the partition is owned", TIMEOUT, async || env.owner_of(&app, "D1").await.ok())
         .await;
     let batches = async || {
         let counted = env.workers[0].metric("tidegate_worker_batch_size_count").await;
@@ -110,15 +112,16 @@ async fn batches_webhooks_during_commit() {
     assert!(batches <= COUNT / 3, "{batches} batches for {COUNT} webhooks");
 }
 
+/// Messages behind one that the agent fails four times wait for it and follow in order.
 #[tokio::test]
 async fn waits_for_failing_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
-    let said = ["fail:4 first", "second", "third"];
-    for text in said {
+    let sent = ["fail:4 first", "second", "third"];
+    for text in sent {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("its lane waits", TIMEOUT, async || {
+    eventually("the lane waits", TIMEOUT, async || {
         (count_rows(&env, "waiting").await == 3).then_some(())
     })
     .await;
@@ -127,11 +130,12 @@ async fn waits_for_failing_message() {
     assert_eq!(
         count_rows(&env, "dead").await,
         0,
-        "the agent was away: that is no fault of the message"
+        "a message to an unavailable agent is no dead letter"
     );
 }
 
-/// The sample agent rejects `poison` as the protocol defines.
+/// A message that the agent refuses becomes a dead letter after three attempts, the person gets a
+/// notice, and the next message is delivered.
 #[tokio::test]
 async fn continues_after_dead_letter() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -141,47 +145,48 @@ async fn continues_after_dead_letter() {
     assert_eq!(wait_for_texts(&env, "D1", 1).await, ["after it"]);
     let dead = env.dead_letters().await.expect("a list");
     assert_eq!(dead.len(), 1, "{dead:?}");
-    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("the agent refused it", 3));
+    assert_eq!((dead[0].reason.as_str(), dead[0].attempts), ("the agent refused the webhook", 3));
     assert!(dead[0].last_error.contains("422"), "{}", dead[0].last_error);
-    assert_eq!(dead[0].body, poison.body, "its bytes are kept");
+    assert_eq!(dead[0].body, poison.body, "the bytes are stored");
     let asked = env.agent.requests();
     assert_eq!(asked.iter().filter(|asked| asked.id == poison.dedup_key.as_str()).count(), 3);
-    let told = env
+    let notice = env
         .slack
-        .wait_for_receipt("the person is told", |r| {
+        .wait_for_receipt("the person gets a notice", |r| {
             r.text().contains("Ask an administrator about `")
         })
         .await;
-    assert_eq!(told.by, "chat.postEphemeral");
+    assert_eq!(notice.by, "chat.postEphemeral");
 }
 
+/// Messages of a conversation keep their order when the worker of their partition is killed.
 #[tokio::test]
 async fn keeps_order_after_kill() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
-    let said = ["fail:6 first", "second", "third", "fourth"];
-    for text in &said[..2] {
+    let sent = ["fail:6 first", "second", "third", "fourth"];
+    for text in &sent[..2] {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("its lane waits", TIMEOUT, async || {
+    eventually("the lane waits", TIMEOUT, async || {
         (count_rows(&env, "waiting").await >= 2).then_some(())
     })
     .await;
-    send_message(&env, &app, "D1", said[2]).await;
+    send_message(&env, &app, "D1", sent[2]).await;
     let owner = env.owner_of(&app, "D1").await.expect("an owner");
     owner.process.kill();
-    send_message(&env, &app, "D1", said[3]).await;
-    let heard = wait_for_texts(&env, "D1", said.len()).await;
-    let mut once = heard.clone();
+    send_message(&env, &app, "D1", sent[3]).await;
+    let received = wait_for_texts(&env, "D1", sent.len()).await;
+    let mut once = received.clone();
     once.dedup();
     assert_eq!(
-        once, said,
-        "a message that was being sent at the kill may be sent twice: {heard:?}"
+        once, sent,
+        "a message that was being sent at the kill may be sent twice: {received:?}"
     );
 }
 
-/// The worker continues: a hanging attempt is cancelled, a panic is counted, and only their own
-/// conversations are affected.
+/// A hanging attempt is cancelled, a panicking one becomes a dead letter, and other conversations
+/// are not affected.
 #[tokio::test]
 async fn survives_hang_and_panic_of_handler() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -195,29 +200,33 @@ async fn survives_hang_and_panic_of_handler() {
     );
     let well = send_message(&env, &app, "D3", "well").await;
     assert_eq!(env.wait_for_outcome(&well.dedup_key).await.outcome, "completed");
-    let dead = eventually("what panics is a dead letter", RETRY_TIMEOUT, async || {
+    let dead = eventually("the panicking delivery is a dead letter", RETRY_TIMEOUT, async || {
         env.dead_letters().await.ok()?.pop()
     })
     .await;
     assert_eq!(dead.dedup_key.as_deref(), Some(panics.dedup_key.as_str()));
-    assert_eq!(dead.reason, "its attempts ended without an outcome");
+    assert_eq!(dead.reason, "attempts ended without an outcome");
     let error: String =
         sqlx::query_scalar("select last_error from delivery_lanes where head <= tail")
             .fetch_one(&env.pool)
             .await
             .expect("the other waits");
     assert_eq!(error, "the handler took longer than 300ms");
-    assert!(env.find_outcome(&hangs.dedup_key).await.is_none(), "what hangs is tried again");
+    assert!(
+        env.find_outcome(&hangs.dedup_key).await.is_none(),
+        "the hanging delivery is attempted again"
+    );
     let again = send_message(&env, &app, "D2", "well").await;
     assert_eq!(env.wait_for_outcome(&again.dedup_key).await.outcome, "completed");
-    let logs = env.wait_for_log("cancelled in the middle").await.expect("it says so");
+    let logs =
+        env.wait_for_log("cancelled in the middle").await.expect("the cancellation is logged");
     assert!(!logs.contains("it woke up"), "{logs}");
 }
 
 /// Channel with half of all traffic.
 const NOISY: &str = "DNOISY";
 
-/// Returns channels of a connection in a partition: none, if the connection does not use it.
+/// Returns channels of a connection in a partition, or none if the connection does not use it.
 fn channels_in(connection: ConnectionId, partition: Partition) -> impl Iterator<Item = String> {
     let all = (0..1_000).map(|n| format!("D{n:06}"));
     all.filter(move |channel| Partition::of(connection, Some(channel)) == partition)
@@ -255,7 +264,7 @@ async fn p99_of_others(env: &TestEnv, apps: &[App], noisy: bool) -> Duration {
     let (sent, ()) = tokio::join!(futures_util::future::join_all(others), noise);
     let sent: Vec<(String, f64)> = sent.into_iter().flatten().collect();
     let done = "select dedup_key, extract(epoch from at)::float8 * 1000 from delivery_log";
-    let done = eventually("the others are done", RETRY_TIMEOUT, async || {
+    let done = eventually("the other conversations are processed", RETRY_TIMEOUT, async || {
         let done: Vec<(String, f64)> = sqlx::query_as(done).fetch_all(&env.pool).await.ok()?;
         let done: HashMap<String, f64> = done.into_iter().collect();
         sent.iter().all(|(key, _)| done.contains_key(key)).then_some(done)
@@ -270,16 +279,17 @@ fn unix_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64() * 1000.0)
 }
 
-/// At most twice the quiet value. Each is measured up to three times, and the best values are
-/// compared, because other load of the machine interferes.
+/// A conversation with half of all traffic at most doubles the 99th percentile of the others. Both
+/// are measured up to three times and their best values compared, because other load of the machine
+/// interferes.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_p99_beside_busy_lane() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let mut apps = vec![connect_with_agent(&env).await];
     let home = Partition::of(apps[0].connection, Some(NOISY));
     while apps.len() < 4 {
-        // A connection uses few partitions: those of this one must include the noisy
-        // conversation's.
+        // A connection uses few partitions. One of them must be the partition of the noisy
+        // conversation.
         let id = std::iter::repeat_with(|| ConnectionId::random().expect("randomness"))
             .find(|id| channels_in(*id, home).next().is_some());
         let app = env.connect_as(|new| {
@@ -300,8 +310,8 @@ async fn bounds_p99_beside_busy_lane() {
     panic!("quiet {quiet:?}, beside a noisy conversation {noisy:?}\n{}", env.logs());
 }
 
-/// An outage of an agent loses no delivery: its circuit opens, a probe succeeds, and the rest
-/// follows.
+/// During an outage of an agent its circuit opens and few attempts are made. Afterwards every
+/// delivery succeeds.
 #[tokio::test]
 async fn delivers_after_agent_outage() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -310,13 +320,13 @@ async fn delivers_after_agent_outage() {
     for n in 0..12 {
         send_message(&env, &app, &format!("D{n}"), "hello").await;
     }
-    eventually("its circuit is open", RETRY_TIMEOUT, async || {
+    eventually("the agent's circuit is open", RETRY_TIMEOUT, async || {
         let open = env.workers[0].metric("tidegate_agent_circuit_breakers_open").await.ok()?;
         (open == 1.0).then_some(())
     })
     .await;
     let asked = env.agent.requests().len();
-    tokio::time::sleep(Duration::from_secs(4)).await; // as long as the agent stays away
+    tokio::time::sleep(Duration::from_secs(4)).await; // the agent fails meanwhile
     let probes = env.agent.requests().len() - asked;
     assert!(probes <= 6, "{probes} attempts within 4 s while the circuit is open");
     assert_eq!(count_rows(&env, "dead").await, 0);
@@ -332,6 +342,7 @@ fn count_notices(env: &TestEnv, channel: &str) -> usize {
     receipts.iter().filter(|r| r.to == channel && is_notice(r.text())).count()
 }
 
+/// A person with three messages to an unavailable agent gets one notice.
 #[tokio::test]
 async fn sends_one_notice_for_open_circuit() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -340,7 +351,7 @@ async fn sends_one_notice_for_open_circuit() {
     for n in 0..8 {
         send_message(&env, &app, &format!("D{n}"), "hello").await;
     }
-    eventually("its circuit is open", RETRY_TIMEOUT, async || {
+    eventually("the agent's circuit is open", RETRY_TIMEOUT, async || {
         let open = env.workers[0].metric("tidegate_agent_circuit_breakers_open").await.ok()?;
         (open == 1.0).then_some(())
     })
@@ -348,7 +359,7 @@ async fn sends_one_notice_for_open_circuit() {
     for text in ["first", "second", "third"] {
         send_message(&env, &app, "D20", text).await;
     }
-    eventually("the person is told", TIMEOUT, async || {
+    eventually("the person gets a notice", TIMEOUT, async || {
         (count_notices(&env, "D20") > 0).then_some(())
     })
     .await;
@@ -357,14 +368,15 @@ async fn sends_one_notice_for_open_circuit() {
     assert_eq!(count_notices(&env, "D20"), 1);
 }
 
+/// A person gets one notice when an agent has not answered for 30 s, and the answer later.
 #[tokio::test]
 async fn sends_notice_for_slow_agent() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = connect_with_agent(&env).await;
     let began = Instant::now();
     send_message(&env, &app, "D1", "slow:35000 hello").await;
-    let told = async || (count_notices(&env, "D1") > 0).then_some(());
-    eventually("the person is told", Duration::from_secs(34), told).await;
+    let has_notice = async || (count_notices(&env, "D1") > 0).then_some(());
+    eventually("the person gets a notice", Duration::from_secs(34), has_notice).await;
     assert!(began.elapsed() > Duration::from_secs(29), "{:?}", began.elapsed());
     assert_eq!(wait_for_texts(&env, "D1", 1).await, ["slow:35000 hello"]);
     assert_eq!(count_notices(&env, "D1"), 1);
@@ -380,7 +392,7 @@ async fn wait_for_outcomes(env: &TestEnv, outcome: &'static str, count: i64) {
     assert_eq!(self::count_rows(env, "lanes").await, 0);
 }
 
-/// One of the lanes is deep.
+/// Deliveries of a deleted agent and of a revoked connection end, also those of a deep lane.
 #[tokio::test]
 async fn ends_undeliverable_deliveries() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -422,7 +434,7 @@ async fn connect_agent(env: &TestEnv, change: impl FnOnce(&mut NewAgent)) -> App
     app
 }
 
-/// The limit is exact and applies to all workers together.
+/// An agent gets exactly `max_concurrent` attempts at once from all workers together.
 #[tokio::test]
 async fn limits_attempts_per_agent() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -439,6 +451,7 @@ async fn limits_attempts_per_agent() {
     assert_eq!(most.into_inner(), 3);
 }
 
+/// An agent that answers after 25 s is called once.
 #[tokio::test]
 async fn calls_slow_agent_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -448,7 +461,7 @@ async fn calls_slow_agent_once() {
     assert_eq!(env.agent.requests().len(), 1);
 }
 
-/// A person is waiting: commands need no agent slot.
+/// A command is answered within three seconds while all slots of the agent are taken.
 #[tokio::test]
 async fn answers_command_without_slot() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -456,14 +469,18 @@ async fn answers_command_without_slot() {
     for n in 0..8 {
         send_message(&env, &app, &format!("D{n}"), "slow:6000").await;
     }
-    eventually("four are asked", TIMEOUT, async || (env.agent.requests().len() == 4).then_some(()))
-        .await;
+    eventually("four agent slots are taken", TIMEOUT, async || {
+        (env.agent.requests().len() == 4).then_some(())
+    })
+    .await;
     let command = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     let began = Instant::now();
     env.send(&app, &command).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the person hears", |receipt| command.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the command", |receipt| {
+            command.response_url.ends_with(&receipt.to)
+        })
         .await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    assert_eq!(env.agent.requests().len(), 4, "they were still held");
+    assert_eq!(env.agent.requests().len(), 4, "the slots are still taken");
 }

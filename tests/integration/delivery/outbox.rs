@@ -1,5 +1,4 @@
-//! Messages to Slack are sent once where Slack offers a look-up, and resends are counted where it
-//! does not.
+//! Messages to Slack: sent once where Slack offers a look-up; elsewhere resends are counted.
 
 use axum::{Router, http::StatusCode};
 use futures_util::future::join_all;
@@ -43,13 +42,13 @@ fn channel(n: usize) -> String {
     format!("{}{n:04}", if n.is_multiple_of(2) { "C" } else { "D" })
 }
 
-/// Returns the number of the bot's messages in all of them.
+/// Returns the number of messages of the bot in all conversations.
 fn count_posts(env: &TestEnv, app: &App, conversations: usize) -> usize {
     let of = |n| env.slack.messages(&app.team, &channel(n));
     (0..conversations).flat_map(of).filter(|message| message.bot_id.is_some()).count()
 }
 
-/// Returns the numbers of sent, unsent and resent ambiguous messages.
+/// Returns the numbers of sent messages, of other messages, and of resends.
 async fn count_rows(env: &TestEnv) -> (i64, i64, i64) {
     let row = sqlx::query(
         "select (select count(*) from outbox_log) as sent,
@@ -66,8 +65,8 @@ async fn count_rows(env: &TestEnv) -> (i64, i64, i64) {
 
 async fn wait_until_sent(env: &TestEnv, count: i64, within: Duration) -> i64 {
     eventually(&format!("{count} rows are sent"), within, async || {
-        let (sent, other, doubts) = count_rows(env).await;
-        (sent == count && other == 0).then_some(doubts)
+        let (sent, other, resends) = count_rows(env).await;
+        (sent == count && other == 0).then_some(resends)
     })
     .await
 }
@@ -80,7 +79,7 @@ async fn status(env: &TestEnv, app: &App) -> String {
         .expect("a status")
 }
 
-/// Each connection is cut after Slack accepted the message.
+/// Of 1,000 messages whose connection is cut after Slack accepted them, none is lost or sent twice.
 #[tokio::test]
 async fn sends_once_despite_1000_cuts() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -89,13 +88,18 @@ async fn sends_once_despite_1000_cuts() {
     for round in 0..4 {
         send_messages(&env, &app, 250, &format!("round {round}")).await;
     }
-    let doubts = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
-    assert_eq!(count_posts(&env, &app, 250), 1000, "each once");
+    let resends = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
+    assert_eq!(count_posts(&env, &app, 250), 1000, "each message is posted once");
     let calls = env.slack.calls_of(POST);
     assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Broken { taken: true, .. })));
-    assert_eq!((calls.len(), doubts), (1000, 0), "no call was repeated, no doubt was left");
+    assert_eq!(
+        (calls.len(), resends),
+        (1000, 0),
+        "no call was repeated, and no message is ambiguous"
+    );
 }
 
+/// Ambiguous messages that Slack offers no look-up for are sent again once and counted.
 #[tokio::test]
 async fn counts_resends_without_lookup() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -113,9 +117,9 @@ async fn counts_resends_without_lookup() {
         let help = Webhook::command(&env.slack, &app, "C1", &user, "/lobu", "help");
         env.send(&app, &help).await.expect("an answer");
     }
-    let doubts = wait_until_sent(&env, 30, TIMEOUT).await;
-    assert_eq!(doubts, 30, "every one of them was in doubt, once");
-    assert_eq!(count_posts(&env, &app, 20), 40, "and is there twice");
+    let resends = wait_until_sent(&env, 30, TIMEOUT).await;
+    assert_eq!(resends, 30, "each message was ambiguous once");
+    assert_eq!(count_posts(&env, &app, 20), 40, "each message is in Slack twice");
     let calls = env.slack.calls_of("response_url");
     assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 20);
     for (method, count) in [(POST, 20.0), ("response_url", 10.0)] {
@@ -126,6 +130,7 @@ async fn counts_resends_without_lookup() {
     }
 }
 
+/// After each kind of failed call a message is looked up first, so that it is in Slack once.
 #[tokio::test]
 async fn reconciles_before_resend() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -140,52 +145,56 @@ async fn reconciles_before_resend() {
     ];
     for fault in &faults {
         for taken in [true, false] {
-            let trouble = FaultRule::new(fault.clone()).on(POST).times(1);
-            env.slack.inject_fault(if taken { trouble.after_the_fact() } else { trouble });
+            let rule = FaultRule::new(fault.clone()).on(POST).times(1);
+            env.slack.inject_fault(if taken { rule.after_the_fact() } else { rule });
         }
     }
     send_messages(&env, &app, 2 * faults.len(), "hello").await;
-    let doubts = wait_until_sent(&env, 2 * faults.len() as i64, TIMEOUT).await;
-    assert_eq!((count_posts(&env, &app, 2 * faults.len()), doubts), (2 * faults.len(), 0));
+    let resends = wait_until_sent(&env, 2 * faults.len() as i64, TIMEOUT).await;
+    assert_eq!((count_posts(&env, &app, 2 * faults.len()), resends), (2 * faults.len(), 0));
 }
 
+/// A message whose worker froze during the call is looked up by another worker, and not sent again.
 #[tokio::test]
 async fn sends_once_after_freeze() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
-    // Accepted at once, answered late: the sender is frozen in between.
+    // Slack accepts the message at once and answers late. The sender is frozen in between.
     env.slack.inject_fault(FaultRule::new(Fault::Slow(Duration::from_secs(4))).on(POST).times(1));
     send_messages(&env, &app, 1, "hello").await;
-    eventually("Slack has it", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
+    eventually("Slack accepts the message", TIMEOUT, async || env.slack.calls_of(POST).pop()).await;
     let sender = env.owner_of(&app, &channel(0)).await.expect("an owner");
     sender.process.freeze();
-    let doubts = wait_until_sent(&env, 1, TIMEOUT).await;
+    let resends = wait_until_sent(&env, 1, TIMEOUT).await;
     sender.process.thaw();
-    env.wait_until_balanced().await.expect("the woken one works again");
-    assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), doubts), (1, 1, 0));
+    env.wait_until_balanced().await.expect("the thawed worker owns partitions again");
+    assert_eq!((count_posts(&env, &app, 1), env.slack.calls_of(POST).len(), resends), (1, 1, 0));
 }
 
-/// A `response_url` that is expired, used up or of another origin is replaced by the Web API.
+/// The Web API replaces a `response_url` that is expired or used up. One of another origin gets no
+/// message.
 #[tokio::test]
 async fn replaces_invalid_response_url() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let help = |user: &str| Webhook::command(&env.slack, &app, "C1", user, "/lobu", "help");
 
-    // Too old for Slack.
+    // Too old.
     let old = help("U1");
     env.slack.clock().advance(Duration::from_secs(31 * 60));
     env.send(&app, &old).await.expect("an answer");
-    let told =
-        env.slack.wait_for_receipt("told another way", |r| r.by == "chat.postEphemeral").await;
-    assert_eq!((told.to.as_str(), told.body["user"].as_str()), ("C1", Some("U1")));
-    assert!(told.body.get("response_type").is_none(), "{:?}", told.body);
+    let posted = env
+        .slack
+        .wait_for_receipt("the message by the Web API", |r| r.by == "chat.postEphemeral")
+        .await;
+    assert_eq!((posted.to.as_str(), posted.body["user"].as_str()), ("C1", Some("U1")));
+    assert!(posted.body.get("response_type").is_none(), "{:?}", posted.body);
 
-    // Used five times without success.
+    // Used up by five failed calls.
     env.slack.inject_fault(FaultRule::new(Fault::RateLimited(0)).on("response_url").times(9));
     env.send(&app, &help("U2")).await.expect("an answer");
     env.slack
-        .wait_for_receipt("told another way", |r| {
+        .wait_for_receipt("the message by the Web API", |r| {
             r.by == "chat.postEphemeral" && r.body["user"] == "U2"
         })
         .await;
@@ -201,51 +210,53 @@ async fn replaces_invalid_response_url() {
     assert!(body.contains(ours), "{body}");
     foreign.body = body.replace(ours, theirs).into_bytes();
     env.send(&app, &foreign).await.expect("an answer");
-    let why: String = eventually("given up", TIMEOUT, async || {
+    let why: String = eventually("the message is given up", TIMEOUT, async || {
         sqlx::query_scalar("select error from outbox_failures")
             .fetch_optional(&env.pool)
             .await
             .ok()?
     })
     .await;
-    assert_eq!(why, "the response_url is not Slack's");
+    assert_eq!(why, "TIDEGATE_RESPONSE_URL_ORIGINS does not allow the response_url");
 }
 
-/// An error about a token changes its own connection only.
+/// An error about a token changes its own connection only: revoked at once, or in error after
+/// several refusals until the token works again.
 #[tokio::test]
 async fn applies_token_errors() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let gone = env.connect_as(use_sample_agent).await.expect("a connection");
-    let doubtful = env.connect_as(use_sample_agent).await.expect("a connection");
+    let revoked = env.connect_as(use_sample_agent).await.expect("a connection");
+    let failing = env.connect_as(use_sample_agent).await.expect("a connection");
     let good = env.connect_as(use_sample_agent).await.expect("a connection");
-    env.slack.refuse_token(&gone.token, "account_inactive");
-    env.slack.refuse_token(&doubtful.token, "invalid_auth");
-    for app in [&gone, &doubtful, &good] {
+    env.slack.refuse_token(&revoked.token, "account_inactive");
+    env.slack.refuse_token(&failing.token, "invalid_auth");
+    for app in [&revoked, &failing, &good] {
         send_messages(&env, app, 1, "hello").await;
     }
     let becomes = async |app: &App, wanted: &str| {
         eventually(wanted, TIMEOUT, async || (status(&env, app).await == wanted).then_some(()))
             .await;
     };
-    becomes(&gone, "revoked").await;
-    becomes(&doubtful, "error").await;
+    becomes(&revoked, "revoked").await;
+    becomes(&failing, "error").await;
     let asked = env.slack.calls_of("auth.test");
-    assert!(asked.len() >= 3, "not before it was confirmed several times: {}", asked.len());
+    assert!(asked.len() >= 3, "the token is checked several times: {}", asked.len());
     assert_eq!(status(&env, &good).await, "active");
     assert_eq!(count_posts(&env, &good, 1), 1);
 
-    // The message is kept and sent as soon as the token is valid.
-    let there = Installation::new(&doubtful.app, &doubtful.team, &doubtful.bot_user);
-    env.slack.install(&doubtful.token, there);
-    becomes(&doubtful, "active").await;
-    assert_eq!(count_posts(&env, &doubtful, 1), 1);
+    // The message is sent once the token is valid again.
+    let there = Installation::new(&failing.app, &failing.team, &failing.bot_user);
+    env.slack.install(&failing.token, there);
+    becomes(&failing, "active").await;
+    assert_eq!(count_posts(&env, &failing, 1), 1);
 }
 
-/// Each error decides whether the message is kept or given up, and the status of the connection.
+/// Each error of Slack decides whether the message is kept or given up, and the status of the
+/// connection.
 #[tokio::test]
 async fn handles_each_error_of_slack() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let words = [
+    let cases = [
         ("team_added_to_org", "pending", "active"),
         ("accesslimited", "pending", "active"),
         ("not_allowed_token_type", "pending", "error"),
@@ -253,18 +264,18 @@ async fn handles_each_error_of_slack() {
         ("missing_scope", "failed", "active"),
         ("team_access_not_granted", "failed", "active"),
         ("msg_too_long", "failed", "active"),
-        ("no\0word of Slack's", "failed", "active"), // Postgres keeps no NUL in a text
+        ("no\0word of Slack's", "failed", "active"), // Postgres stores no NUL in a text
     ];
     let mut apps = Vec::new();
-    for (word, ..) in words {
+    for (code, ..) in cases {
         let app = env.connect_as(use_sample_agent).await.expect("a connection");
         env.slack
-            .inject_fault(FaultRule::new(Fault::Says(word.into())).on(POST).with_token(&app.token));
+            .inject_fault(FaultRule::new(Fault::Says(code.into())).on(POST).with_token(&app.token));
         send_messages(&env, &app, 1, "hello").await;
         apps.push(app);
     }
-    for ((word, state, becomes), app) in words.into_iter().zip(&apps) {
-        let (found, error): (String, String) = eventually(word, TIMEOUT, async || {
+    for ((code, state, becomes), app) in cases.into_iter().zip(&apps) {
+        let (found, error): (String, String) = eventually(code, TIMEOUT, async || {
             let query = "select 'failed', error from outbox_failures where connection_id = $1
                          union all
                          select 'pending', last_error from outbox_lanes where connection_id = $1 and last_error <> ''";
@@ -272,8 +283,8 @@ async fn handles_each_error_of_slack() {
             row.fetch_optional(&env.pool).await.ok()?
         })
         .await;
-        assert_eq!((found.as_str(), error), (state, word.replace('\0', "\u{fffd}")));
-        assert_eq!(status(&env, app).await, becomes, "{word}");
+        assert_eq!((found.as_str(), error), (state, code.replace('\0', "\u{fffd}")));
+        assert_eq!(status(&env, app).await, becomes, "{code}");
     }
     let limited: i64 =
         sqlx::query_scalar("select count(*) from slack_rate_limits where connection_id = $1")
@@ -281,10 +292,11 @@ async fn handles_each_error_of_slack() {
             .fetch_one(&env.pool)
             .await
             .expect("a count");
-    assert_eq!(limited, 3, "a full workspace pauses all that is said there");
+    assert_eq!(limited, 3, "a full workspace pauses all posting methods");
 }
 
-/// Slack rejects the text alone, too: the person gets a note with a reference for the operator.
+/// When Slack rejects the text alone, too, the person gets a note with a reference for the
+/// operator.
 #[tokio::test]
 async fn sends_note_for_rejected_reply() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -292,11 +304,11 @@ async fn sends_note_for_rejected_reply() {
     let refusals = FaultRule::new(Fault::Says("msg_too_long".into())).on(POST).times(1);
     env.slack.inject_fault(refusals);
     send_messages(&env, &app, 1, "hello").await;
-    let note = env.slack.wait_for_receipt("the note", |told| {
-        told.to == channel(0) && told.text().starts_with("Slack did not accept the answer.")
+    let note = env.slack.wait_for_receipt("the note", |receipt| {
+        receipt.to == channel(0) && receipt.text().starts_with("Slack did not accept the answer.")
     });
     let note = note.await;
-    let key: String = eventually("it is given up", TIMEOUT, async || {
+    let key: String = eventually("the message is given up", TIMEOUT, async || {
         let query = "select dedup_key from outbox_failures where error = 'msg_too_long'";
         sqlx::query_scalar(query).fetch_optional(&env.pool).await.ok()?
     })
@@ -305,6 +317,7 @@ async fn sends_note_for_rejected_reply() {
     assert!(note.text().contains(reference), "{note:?}");
 }
 
+/// A redirect of a `response_url` is a failure and not followed.
 #[tokio::test]
 async fn ignores_redirect_of_response_url() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -331,7 +344,7 @@ async fn ignores_redirect_of_response_url() {
     help.body =
         form_urlencoded::Serializer::new(String::new()).extend_pairs(body).finish().into_bytes();
     env.send(&app, &help).await.expect("an answer");
-    let why: String = eventually("given up", TIMEOUT, async || {
+    let why: String = eventually("the message is given up", TIMEOUT, async || {
         let query = "select error from outbox_failures";
         sqlx::query_scalar(query).fetch_optional(&env.pool).await.ok()?
     })
@@ -340,6 +353,7 @@ async fn ignores_redirect_of_response_url() {
     assert_eq!(asked.load(Ordering::Relaxed), 1, "the redirect was followed");
 }
 
+/// A message to an archived channel is given up without another call, and other messages are sent.
 #[tokio::test]
 async fn isolates_closed_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -348,7 +362,7 @@ async fn isolates_closed_conversation() {
         FaultRule::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"),
     );
     send_messages(&env, &app, 2, "hello").await;
-    eventually("one is said, one is given up", TIMEOUT, async || {
+    eventually("one message is sent, one is given up", TIMEOUT, async || {
         let failed: i64 = sqlx::query_scalar("select count(*) from outbox_failures")
             .fetch_one(&env.pool)
             .await
@@ -356,6 +370,6 @@ async fn isolates_closed_conversation() {
         (failed == 1 && count_rows(&env).await == (1, 1, 0)).then_some(())
     })
     .await;
-    assert_eq!(env.slack.calls_of(POST).len(), 2, "it is not tried again");
+    assert_eq!(env.slack.calls_of(POST).len(), 2, "the message is not attempted again");
     assert_eq!(status(&env, &app).await, "active");
 }

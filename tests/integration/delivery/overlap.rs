@@ -1,4 +1,4 @@
-//! Edits, and messages that come while an earlier one is answered.
+//! Edits, and messages that arrive while an earlier one is answered.
 
 use serde_json::{Value, json};
 use shared::{
@@ -55,8 +55,10 @@ async fn outcome(env: &TestEnv, webhook: &Webhook) -> String {
     env.wait_for_outcome(&webhook.dedup_key).await.outcome
 }
 
+/// With `edits = rerun` an edit replaces a question whose answer has not begun, also one that
+/// waits. Later edits change nothing.
 #[tokio::test]
-async fn edit_replaces_question() {
+async fn replaces_question_on_edit() {
     let (env, app) = start_env(SMALL, EditPolicy::Rerun, OverlapPolicy::Queue).await;
     let (question, ts) = ask(&env, &app, "D1", "U1", "slow:1500 old").await;
     let (second, second_ts) = ask(&env, &app, "D1", "U1", "older").await;
@@ -87,7 +89,7 @@ async fn edit_replaces_question() {
     assert_eq!((&question["trigger"]["kind"], &question["ts"]), (&"edit".into(), &ts.into()));
     assert_eq!((&question["type"], &question["user"]), (&"message".into(), &"U1".into()));
 
-    // It is answered: another edit changes nothing, nor does one of an unknown message.
+    // The question is answered: another edit changes nothing, nor does one of an unknown message.
     send(&env, &app, &edit(&env, &app, &second_ts, "other", "again")).await;
     send(&env, &app, &edit(&env, &app, "1.1", "x", "y")).await;
     let (last, _) = ask(&env, &app, "D1", "U1", "bye").await;
@@ -95,8 +97,9 @@ async fn edit_replaces_question() {
     assert_eq!(env.agent.requests().len(), asked.len() + 1);
 }
 
+/// An edit does not change a question whose streamed answer has begun.
 #[tokio::test]
-async fn edit_leaves_begun_answer() {
+async fn keeps_begun_answer_on_edit() {
     let (env, app) = start_env(SMALL, EditPolicy::Rerun, OverlapPolicy::Queue).await;
     let (question, ts) = ask(&env, &app, "D1", "U1", "stream:40:50:8 please").await;
     let begun = async || (!env.slack.calls_of("chat.startStream").is_empty()).then_some(());
@@ -114,7 +117,8 @@ fn parts(question: &Value) -> Vec<(String, String, String)> {
     parts.map(|part| (text(part, "user"), text(part, "ts"), text(part, "text"))).collect()
 }
 
-/// Each message is in one question, with its author, in order; also when the worker dies.
+/// With `overlap = merge` waiting messages become one question, with authors and order, also in
+/// repeated attempts.
 #[tokio::test]
 async fn merges_waiting_messages() {
     let (env, app) = start_env(PAIR, EditPolicy::Ignore, OverlapPolicy::Merge).await;
@@ -163,8 +167,9 @@ async fn merges_waiting_messages() {
     assert_eq!(left, 0);
 }
 
+/// With `overlap = interrupt` a new message ends the run of its conversation, and no other one.
 #[tokio::test]
-async fn message_interrupts_run() {
+async fn interrupts_run_on_message() {
     let (env, app) = start_env(SMALL, EditPolicy::Ignore, OverlapPolicy::Interrupt).await;
     let (long, _) = ask(&env, &app, "D1", "U1", "stream:600:100:8 please").await;
     let (other, _) = ask(&env, &app, "C1", "U1", "stream:40:50:8 please").await;

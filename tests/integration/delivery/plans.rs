@@ -1,4 +1,4 @@
-//! Statements of workers read few rows of a filled database.
+//! Costs of the statements of workers in a filled database.
 //!
 //! The statements are those of real workers, with the plans and counts that Postgres logs
 //! (`auto_explain`): first of workers whose plans were made while the tables were small, then of
@@ -16,10 +16,10 @@ use tests::{
 
 /// Maximum number of rows that a statement reads.
 const ROWS_MAX: u64 = 1_000;
-/// Maximum number of pages that a statement reads, with dead rows that are not vacuumed meanwhile.
+/// Maximum number of pages that a statement reads, including dead rows: nothing is vacuumed.
 const PAGES_MAX: u64 = 3_000;
-/// Statements that read more, and the maximum: they count in pages or up to a bound, on one worker
-/// at a time.
+/// Statements that read more, with their maximum rows: they work in pages or count up to a bound,
+/// on one worker at a time.
 const PAGES: [(&str, u64); 8] = [
     ("backlog.count_deliveries", 2 * 20_000),
     ("backlog.count_dead_letters", 2 * 20_000),
@@ -30,7 +30,7 @@ const PAGES: [(&str, u64); 8] = [
     ("connections.missing", 2 * 1_000),
     ("agent_health.count", 2 * 1_000),
 ];
-/// Rows of tables when the first plans are made.
+/// Rows of the tables when the first plans are made.
 const FEW_ROWS: i64 = 200;
 /// Interval of retention.
 const ROUND: Duration = Duration::from_secs(12);
@@ -85,7 +85,7 @@ pub fn costs(log: &str) -> BTreeMap<String, Cost> {
             json.push_str(more);
         }
         // Postgres writes long entries in pieces: those of two sessions may mix, and the last one
-        // may not be complete.
+        // may be incomplete.
         let Ok(plan) = serde_json::from_str::<Value>(&json) else {
             mixed += 1;
             continue;
@@ -115,11 +115,12 @@ pub async fn execute(env: &TestEnv, sql: &'static str) {
     sqlx::raw_sql(sql).execute(&env.pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// Inserts rows as workers write them, with invalid payloads: so many conversations and so many
-/// messages in one more wait for A's agent, in one queue of B's partition; and as much history.
+/// Inserts rows as workers write them, with invalid payloads: `count` conversations, and as many
+/// messages in one of them, wait for A's agent in one queue of B's partition. The logs get `count`
+/// rows each.
 async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
     let partition = Partition::of(b.connection, Some(CHANNEL)).number() as i16;
-    // Each would create agent slots or notify all workers of a connection.
+    // Each row would create agent slots or notify all workers.
     execute(env, "alter table agents disable trigger user").await;
     execute(env, "alter table connections disable trigger user").await;
     for sql in [
@@ -128,7 +129,7 @@ async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
         "insert into connections (id, org_id, app_id, team_id, signing_secret)
          select lpad(to_hex(n), 16, '0') || lpad(to_hex(hashtext($1)), 16, '0'), $1, 'A-' || $1, 'T' || n, '' from generate_series(1, $2) n",
     ] {
-        // A tenth: the directory is notified of each connection.
+        // A tenth of the rows: the directory is notified of each connection.
         let filled = sqlx::query(sql).bind(a.org.as_str()).bind(count / 10);
         let filled = filled.execute(&env.pool).await;
         filled.unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -136,7 +137,7 @@ async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
     execute(env, "alter table agents enable trigger user").await;
     execute(env, "alter table connections enable trigger user").await;
     for sql in [
-        // Its agent is unavailable, and the next probe is far.
+        // The agent is unavailable, and the next probe is an hour away.
         "insert into agent_health (org_id, agent_id, probe_at) select $4, $5, now() + interval '1 h'
           where $1 <> '' and $2 >= 0::smallint and $3 > 0",
         "insert into deliveries (connection_id, lane, position, partition, generation, sequence, org_id, agent_id, session,
@@ -174,7 +175,7 @@ async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
         "insert into run_controls (connection_id, channel_id, thread_ts, ts, at)
          select $1, 'C' || n, '1.1', '2.1', now() - interval '1 h' from generate_series(1, $3) n
           where $2 >= 0::smallint and $4 || $5 <> ''",
-        // A channel that Slack has closed for an hour.
+        // A channel that is paced for an hour.
         "insert into outbox_channels (connection_id, channel_key, partition, pending, next_at, paced_until)
          select $1, 'C1', $2, $3, now() + interval '1 h', now() + interval '1 h' where $4 || $5 <> ''",
         "insert into outbox_lanes (connection_id, lane, partition, head, tail, channel_key, turn, next_at)
@@ -194,7 +195,7 @@ async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
     }
 }
 
-/// Sends messages, commands and a link of B, which are answered.
+/// Sends messages and commands of B, one of which uses a link code, and waits for the replies.
 async fn send_traffic(env: &TestEnv, b: &App) {
     let code = env.create_link_code(b, &[shared::domain::Surface::Dm]).await.expect("a code");
     let link = format!("link {code}");
@@ -205,10 +206,10 @@ async fn send_traffic(env: &TestEnv, b: &App) {
             assert_eq!(env.send(b, webhook).await.expect("an answer").status, 200);
         }
         env.slack
-            .wait_for_receipt("the person hears", |r| command.response_url.ends_with(&r.to))
+            .wait_for_receipt("the reply to the command", |r| command.response_url.ends_with(&r.to))
             .await;
         let handled = async || env.find_outcome(&message.dedup_key).await;
-        eventually("the message is handled", TIMEOUT, handled).await;
+        eventually("the message is processed", TIMEOUT, handled).await;
     }
     let streamed = Webhook::message(&env.slack, b, CHANNEL, "U1", "stream:20:50:8 please");
     assert_eq!(env.send(b, &streamed).await.expect("an answer").status, 200);
@@ -253,15 +254,15 @@ fn check_costs(env: &TestEnv, from: usize, when: &str) {
     }
 }
 
-/// All may have been attempted a moment ago.
+/// Maximum time until deliveries are attempted again: all may have just been attempted.
 const REATTEMPTED_WITHIN: Duration = Duration::from_secs(90);
 
-/// Makes Postgres log the plan of each statement with its costs. Statistics of the tables are set
-/// by the test.
+/// Makes Postgres log the plan and costs of each statement. The tests analyze the tables
+/// themselves.
 pub async fn log_plans(env: &TestEnv) {
     let mut session = env.pool.acquire().await.expect("a session");
     for setting in [
-        "load 'auto_explain'", // or its settings are unknown
+        "load 'auto_explain'", // otherwise its settings are unknown
         "alter system set session_preload_libraries = 'auto_explain'",
         "alter system set auto_explain.log_min_duration = 0",
         "alter system set auto_explain.log_analyze = on",
@@ -275,6 +276,8 @@ pub async fn log_plans(env: &TestEnv) {
     }
 }
 
+/// No statement of a worker reads more rows or pages than its limit, by plans of small tables and
+/// by plans of full ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_few_rows_per_statement() {
     let size = Size { own_postgres: true, ..SMALL };
@@ -288,7 +291,7 @@ async fn reads_few_rows_per_statement() {
 
     let few = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     fill(&env, &few, &b, FEW_ROWS).await;
-    execute(&env, "analyze").await; // sessions plan again
+    execute(&env, "analyze").await; // makes sessions plan again
     send_traffic(&env, &b).await;
     fill(&env, &a, &b, ci_or_full(20_000, 1_000_000)).await;
     check_statements(&env, &b, "plans of small tables").await;
@@ -298,15 +301,15 @@ async fn reads_few_rows_per_statement() {
     check_statements(&env, &b, "plans of full tables").await;
 }
 
-/// Checks the statements while A's agent is unavailable, and while its deliveries are attempted: no
-/// payload can be decrypted.
+/// Checks the statements while A's agent is unavailable, and while its deliveries are attempted,
+/// none of which can be decrypted.
 async fn check_statements(env: &TestEnv, b: &App, when: &str) {
     let from = env.postgres.process().log().len();
     send_traffic(env, b).await;
     let began: time::OffsetDateTime =
         sqlx::query_scalar("select now()").fetch_one(&env.pool).await.expect("the time");
-    eventually("some were attempted", REATTEMPTED_WITHIN, async || {
-        // The circuit opens again, since messages of B fail.
+    eventually("some deliveries are attempted", REATTEMPTED_WITHIN, async || {
+        // The circuit opens again, because messages of B fail.
         execute(env, "delete from agent_health").await;
         // A delivery that can't be decrypted is due again a minute after its attempt.
         let attempted = "select count(*) from delivery_lanes

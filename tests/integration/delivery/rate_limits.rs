@@ -1,4 +1,4 @@
-//! Slack's rate limits are shared by all workers and affect no other workspace.
+//! Slack's rate limits: shared by all workers, and without effect on other workspaces.
 
 use futures_util::future::join_all;
 use shared::{domain::ConnectionStatus, store::NewConnection, stream::Partition};
@@ -27,6 +27,8 @@ fn count_posts(env: &TestEnv, app: &App) -> usize {
     env.slack.calls_of(POST).iter().filter(|call| by_bot(call)).count()
 }
 
+/// After a 429 none of four workers calls the method for that workspace too early. Another
+/// workspace is answered at once.
 #[tokio::test]
 async fn shares_limit_between_workers() {
     let env = TestEnv::start(FOUR_WORKERS).await.expect("a test environment");
@@ -41,20 +43,20 @@ async fn shares_limit_between_workers() {
         calls
     };
     let first =
-        eventually("Slack has had enough", TIMEOUT, async || limited().into_iter().next()).await;
+        eventually("Slack limits the rate", TIMEOUT, async || limited().into_iter().next()).await;
 
     // Another workspace is not affected.
     send_message(&env, &other, "C1", "hello").await;
-    eventually("the other is answered", Duration::from_secs(3), async || {
+    eventually("the other workspace is answered", Duration::from_secs(3), async || {
         (count_posts(&env, &other) == 1).then_some(())
     })
     .await;
 
-    eventually("all is said", Duration::from_secs(60), async || {
+    eventually("all are posted", Duration::from_secs(60), async || {
         (count_posts(&env, &app) == 26).then_some(())
     })
     .await;
-    // One call per worker may have been running at the first 429.
+    // Each worker may have had one call running at the first 429.
     let limited = limited();
     assert!(limited.len() <= FOUR_WORKERS.workers, "{} calls were refused", limited.len());
     for call in &limited {
@@ -62,6 +64,7 @@ async fn shares_limit_between_workers() {
     }
 }
 
+/// Messages of a channel keep their order and the configured interval, so that Slack refuses none.
 #[tokio::test]
 async fn paces_messages_of_channel() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -74,7 +77,7 @@ async fn paces_messages_of_channel() {
     for text in ["one", "two", "three", "four"] {
         send_message(&env, &app, "D1", text).await;
     }
-    eventually("all are said", TIMEOUT, async || (count_posts(&env, &app) == 4).then_some(()))
+    eventually("all are posted", TIMEOUT, async || (count_posts(&env, &app) == 4).then_some(()))
         .await;
     let calls = env.slack.calls_of(POST);
     assert_eq!(calls.len(), 4, "no call was refused");
@@ -82,14 +85,15 @@ async fn paces_messages_of_channel() {
     assert_eq!(texts, ["one", "two", "three", "four"].map(|text| format!("I heard: {text}")));
 }
 
-/// First one call per second or less, later without a pause.
+/// After a rate limit a method gets one call per interval at first, and all waiting calls a minute
+/// later.
 #[tokio::test]
 async fn resumes_slowly_after_limit() {
     let servers = Size { ingests: 0, workers: 0, own_postgres: false };
     let env = TestEnv::without_processes(servers).await.expect("servers");
     let connection = env.prepare(ConnectionStatus::Active).await.expect("a connection").connection;
     env.store.register_worker("w1", "one", Duration::from_secs(600)).await.expect("registered");
-    // They are not sent, so their payload need not be valid.
+    // Nothing is sent, so the payloads need not be valid.
     for sql in [
         "insert into outbox_lanes (connection_id, lane, partition, head, tail, channel_key, turn, next_at)
          select $1, n, 0, 1, 1, 'C' || n, n, now() from generate_series(1, 4) n",
@@ -117,13 +121,13 @@ async fn resumes_slowly_after_limit() {
         }
     };
     let thirty = Duration::from_secs(30);
-    env.store.record_rate_limit(connection, POST, thirty).await.expect("written down");
+    env.store.record_rate_limit(connection, POST, thirty).await.expect("the limit is recorded");
     let (none, due) = claim().await;
     assert!(none == 0 && due.is_some_and(|due| (25.0..=30.0).contains(&due)), "{due:?}");
 
     over_since(10.0).await;
     assert_eq!(claim().await.0, 1);
-    let due = eventually("the others are visited again", TIMEOUT, async || {
+    let due = eventually("the other lanes are due", TIMEOUT, async || {
         let (rows, due) = claim().await;
         assert_eq!(rows, 0);
         due.filter(|due| *due > 0.1)
@@ -131,5 +135,5 @@ async fn resumes_slowly_after_limit() {
     .await;
     assert!((0.2..=0.65).contains(&due), "1.2 s, halved: {due}");
     over_since(60.0).await;
-    assert_eq!(claim().await.0, 3, "it is forgotten");
+    assert_eq!(claim().await.0, 3, "the limit has expired");
 }

@@ -9,9 +9,9 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Maximum time from a stop to the agent's notice, for 99 of 100.
+/// Maximum time from a stop to the agent's cancellation, for 99 of 100.
 const STOPPED_WITHIN: Duration = Duration::from_millis(250);
-/// An answer that no test waits for.
+/// Question whose streamed answer outlasts the test.
 const LONG: &str = "stream:600:100:8 please";
 
 async fn start_env() -> (TestEnv, App) {
@@ -43,16 +43,17 @@ async fn wait_for_stream(env: &TestEnv, app: &App, channel: &str) {
 
 async fn wait_for_cancels(env: &TestEnv, count: usize) -> Vec<Cancel> {
     let heard = async || Some(env.agent.cancels()).filter(|cancels| cancels.len() >= count);
-    eventually("the agent hears it", TIMEOUT, heard).await
+    eventually("the agent gets the cancellation", TIMEOUT, heard).await
 }
 
 fn state(message: &Message) -> Option<StreamingState> {
     message.stream.as_ref().map(|stream| stream.state)
 }
 
-/// The next question is answered.
+/// Slack's stop button ends the run, the agent's call and the status. The next question is
+/// answered.
 #[tokio::test]
-async fn button_stops_run() {
+async fn stops_run_by_button() {
     let (env, app) = start_env().await;
     let (question, ts) = ask(&env, &app, "D1", LONG).await;
     wait_for_stream(&env, &app, "D1").await;
@@ -68,7 +69,7 @@ async fn button_stops_run() {
     let closed = async || (env.agent.running() == 0).then_some(());
     eventually("the call ends", TIMEOUT, closed).await;
     assert_eq!(state(&answers(&env, &app, "D1")[0]), Some(StreamingState::StoppedByUser));
-    // Slack does not end the status.
+    // Slack does not end the status by itself.
     let ended = async || {
         let session = env.slack.session(&app.team, "D1", &ts)?;
         (session.status == "active").then_some(())
@@ -82,8 +83,9 @@ async fn button_stops_run() {
     assert_eq!(env.agent.cancels().len(), 1);
 }
 
+/// The message `!stop` ends the run of its direct message or thread only, and reaches no agent.
 #[tokio::test]
-async fn word_stops_run() {
+async fn stops_run_by_word() {
     let (env, app) = start_env().await;
     let (direct, _) = ask(&env, &app, "D1", LONG).await;
     let (in_channel, ts) = ask(&env, &app, "C1", LONG).await;
@@ -107,9 +109,9 @@ async fn word_stops_run() {
     assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
 }
 
-/// The agent has not answered when the stop comes, or it is not asked yet.
+/// A stop ends a run whose agent has not answered yet, and a question that still waits.
 #[tokio::test]
-async fn stop_before_run_applies() {
+async fn applies_stop_before_run() {
     let (env, app) = start_env().await;
     let (cold, ts) = ask(&env, &app, "D1", "stream:600:100:8:1500 please").await;
     let (waiting, _) = ask(&env, &app, "D1", "and this").await;
@@ -127,8 +129,9 @@ async fn stop_before_run_applies() {
     assert!(env.slack.calls_of("chat.startStream").is_empty(), "the stopped answer began");
 }
 
+/// The deletion of a question ends its run, and the agent gets the reason `deleted`.
 #[tokio::test]
-async fn deletion_of_question_stops_run() {
+async fn stops_run_on_deletion() {
     let (env, app) = start_env().await;
     let (question, ts) = ask(&env, &app, "C1", LONG).await;
     wait_for_stream(&env, &app, "C1").await;
@@ -144,9 +147,10 @@ async fn deletion_of_question_stops_run() {
     assert_eq!(wait_for_cancels(&env, 1).await[0].reason, "deleted");
 }
 
-/// While many answers are streamed, each is stopped by the button.
+/// With many open streamed answers, an agent gets the cancellation within 250 ms of the stop
+/// button.
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_hear_stops_in_time() {
+async fn cancels_runs_in_time() {
     let streams = ci_or_full(60, 1_000);
     let (env, app) = start_env().await;
     let mut questions = Vec::new();
@@ -177,7 +181,7 @@ async fn agents_hear_stops_in_time() {
         took[took.len() / 2],
         took.last()
     );
-    // One of few stops may meet a busy machine.
+    // With few stops one on a busy machine would decide.
     let slowest = ci_or_full(took[took.len() * 9 / 10], p99);
     assert!(slowest <= STOPPED_WITHIN, "{slowest:?}");
 }

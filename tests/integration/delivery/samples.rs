@@ -11,11 +11,13 @@ use tests::{
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-/// Maximum lines of a sample, without imports.
+/// Maximum lines of a sample agent, without imports.
 const LINES_MAX: usize = 25;
 
+/// The Python and the JavaScript sample agent verify signatures, stream answers and end cancelled
+/// runs, in at most 25 lines.
 #[tokio::test]
-async fn verify_stream_and_cancel() {
+async fn verifies_streams_and_cancels() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
     env.set("TIDEGATE_SLACK_APPEND_MIN_INTERVAL", "12ms");
     env.start_processes().await.expect("processes");

@@ -50,6 +50,8 @@ fn statuses(env: &TestEnv, method: &str, channel: &str) -> Vec<Value> {
     calls.into_iter().map(|call| call.args["status"].clone()).collect()
 }
 
+/// A slow agent's session has the status `processing` until its answer. A quick agent sets no
+/// status.
 #[tokio::test]
 async fn shows_status_of_slow_agent() {
     let (env, app) = start_env().await;
@@ -64,7 +66,8 @@ async fn shows_status_of_slow_agent() {
     assert!(env.slack.calls_of("assistant.threads.setStatus").is_empty());
 }
 
-/// What Slack refuses is remembered, and does not delay an answer.
+/// Where Slack refuses sessions the assistant status is used, and none if that is refused, too.
+/// Refusals are remembered and delay no answer.
 #[tokio::test]
 async fn falls_back_without_sessions() {
     let (env, app) = start_env().await;
@@ -79,7 +82,7 @@ async fn falls_back_without_sessions() {
     let (again, _) = ask(&env, &app, "C2", "slow:3000 hello").await;
     env.wait_for_outcome(&again.dedup_key).await;
     assert_eq!(env.slack.calls_of("agents.sessions.setStatus").len(), 1);
-    // Slack ends it with the answer.
+    // Slack ends the status with the answer.
     assert_eq!(statuses(&env, "assistant.threads.setStatus", "C1"), ["is thinking…"]);
 
     let plain = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
@@ -92,14 +95,14 @@ async fn falls_back_without_sessions() {
     assert_eq!(refused.iter().filter(|call| call.team == plain.team).count(), 1);
 }
 
-/// The status holds over the messages of an answer, and until the agent ends.
+/// The status `processing` lasts over all messages of a streamed answer.
 #[tokio::test]
-async fn stream_keeps_status_until_end() {
+async fn keeps_status_until_stream_ends() {
     let (env, app) = start_env().await;
     let (question, ts) = ask(&env, &app, "D1", "stream:30:100:8 please").await;
     wait_for_session(&env, &app, ("D1", &ts), |session| session.status == "processing").await;
     let rolled = async || (env.slack.calls_of("chat.stopStream").len() >= 2).then_some(());
-    eventually("the answer goes on in another message", TIMEOUT, rolled).await;
+    eventually("the answer continues in another message", TIMEOUT, rolled).await;
     if env.find_outcome(&question.dedup_key).await.is_none() {
         let session = env.slack.session(&app.team, "D1", &ts).expect("a session");
         assert_eq!(session.status, "processing");
@@ -110,11 +113,15 @@ async fn stream_keeps_status_until_end() {
     let (last, others) = stops.split_last().expect("stops");
     assert!(others.iter().all(|stop| stop.args["session_status"] == "processing"));
     assert_eq!(last.args["session_status"], Value::Null);
-    assert!(env.slack.calls_of("agents.sessions.setStatus").is_empty(), "Slack does it by itself");
+    assert!(
+        env.slack.calls_of("agents.sessions.setStatus").is_empty(),
+        "Slack changes the status of a stream"
+    );
 }
 
+/// Title and prompts of an answer are set for agent apps and for assistant apps.
 #[tokio::test]
-async fn answer_sets_title_and_prompts() {
+async fn sets_title_and_prompts() {
     let (env, app) = start_env().await;
     let prompts = json!([{ "title": "Why?", "message": "Why so?" }]);
     let answer = json!({ "text": "x", "title": "Plan", "prompts": prompts });
@@ -131,10 +138,10 @@ async fn answer_sets_title_and_prompts() {
     assert_eq!(env.slack.calls_of("assistant.threads.setTitle").len(), 1);
 }
 
-/// In an agent's direct message each message without a thread begins a session: the answers stand
-/// in its thread, and no session waits for another.
+/// In an agent's direct message each message without a thread begins a session: its answers are in
+/// its thread, and sessions do not wait for each other.
 #[tokio::test]
-async fn agent_dm_has_session_per_thread() {
+async fn opens_session_per_thread_in_dm() {
     let (env, app) = start_env().await;
     let send = async |text: &str, thread_ts: Option<&str>| {
         let ts = env.slack.ts();
@@ -164,9 +171,9 @@ async fn agent_dm_has_session_per_thread() {
     assert_eq!(threads, [&first, &second, &second].map(|ts| json!(ts)));
 }
 
-/// Calls for sessions wait for Slack's limits, and no answer waits for them.
+/// Answers do not wait for calls that set a status, even if Slack does not answer these.
 #[tokio::test]
-async fn status_delays_no_answer() {
+async fn delays_no_answer_for_status() {
     let (env, app) = start_env().await;
     env.slack.inject_fault(FaultRule::new(Fault::Silent).on("agents.sessions.setStatus"));
     let began = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! Answers that agents stream: parts, segments, refusals, killed workers, deploys.
+//! Streamed answers: parts, segments, refusals of Slack, killed workers, and deploys.
 //!
 //! Durations are 60 times shorter than Slack's and the worker's own.
 
@@ -60,7 +60,7 @@ fn state(message: &Message) -> Option<StreamingState> {
     message.stream.as_ref().map(|stream| stream.state)
 }
 
-/// Returns the text that a person sees: that of an update, which has blocks, or of the stream.
+/// Returns the visible text: that of the blocks of an update, or of the stream.
 fn shown(message: &Message) -> String {
     let blocks = message.blocks.as_array().into_iter().flatten();
     let texts: Vec<&str> = blocks.filter_map(|block| block["text"].as_str()).collect();
@@ -81,8 +81,10 @@ async fn count(env: &TestEnv, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// A streamed answer is complete in one message, its first text within 300 ms, and its run holds no
+/// agent slot.
 #[tokio::test]
-async fn answer_appears_whole_and_once() {
+async fn streams_whole_answer_once() {
     let (env, app) = start_env(SMALL).await;
     let text = "stream:40:50:8 please";
     let webhook = ask(&env, &app, "C1", text).await;
@@ -96,7 +98,7 @@ async fn answer_appears_whole_and_once() {
     let messages = answers(&env, &app, "C1");
     assert_eq!(joined(&messages), expected(text));
     assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
-    // Agents that answer each other stop by it.
+    // Two agents that answer each other are stopped by this count.
     assert_eq!(messages[0].metadata["event_payload"]["hops"], 1);
     let started = &env.slack.calls_of("chat.startStream")[0];
     assert_eq!(started.args["thread_ts"], env.slack.messages(&app.team, "C1")[0].ts);
@@ -118,21 +120,22 @@ async fn answer_appears_whole_and_once() {
     assert_eq!(count(&env, "select count(*) from run_parts").await, 0);
 }
 
-/// The next question of the conversation waits, and its answer follows.
+/// The next question of a conversation waits for the streamed answer, and is answered after it.
 #[tokio::test]
-async fn next_answer_follows_stream() {
+async fn orders_answer_after_stream() {
     let (env, app) = start_env(SMALL).await;
     ask(&env, &app, "D1", "hello").await;
     let text = "stream:20:50:8 please";
     ask(&env, &app, "D1", text).await;
     let last = ask(&env, &app, "D1", "and now").await;
     env.wait_for_outcome(&last.dedup_key).await;
-    env.slack.wait_for_receipt("the last", |r| r.text() == "I heard: and now").await;
+    env.slack.wait_for_receipt("the last answer", |r| r.text() == "I heard: and now").await;
     let texts: Vec<String> = answers(&env, &app, "D1").iter().map(shown).collect();
     assert_eq!(texts, ["I heard: hello".into(), expected(text), "I heard: and now".into()]);
 }
 
-/// A message ends before Slack ends its stream, and before Slack's maximum size.
+/// A long answer continues in another message before Slack ends the stream or its size limit is
+/// reached.
 #[tokio::test]
 async fn continues_in_next_message() {
     let (env, app) = start_env(SMALL).await;
@@ -149,6 +152,7 @@ async fn continues_in_next_message() {
     }
 }
 
+/// Where Slack refuses streams, the answer is one edited message, and the refusal is remembered.
 #[tokio::test]
 async fn edits_message_without_streams() {
     let (env, app) = start_env(SMALL).await;
@@ -165,9 +169,10 @@ async fn edits_message_without_streams() {
     assert_eq!(env.slack.calls_of("chat.startStream").len(), 1, "refusals are remembered");
 }
 
-/// Answers of Slack are lost, after the call took effect or before: nothing is shown twice.
+/// A lost response of Slack, before or after the call took effect, repeats and loses no part of an
+/// answer.
 #[tokio::test]
-async fn settles_ambiguous_calls() {
+async fn reconciles_ambiguous_calls() {
     let (env, app) = start_env(SMALL).await;
     let text = "stream:40:30:8 please";
     for (n, (method, taken)) in [
@@ -192,9 +197,9 @@ async fn settles_ambiguous_calls() {
     }
 }
 
-/// Each round kills the workers while streams are open.
+/// Workers killed while they stream repeat and lose no part of an answer.
 #[tokio::test]
-async fn killed_workers_repeat_no_part() {
+async fn repeats_no_part_after_kill() {
     const STREAMS: usize = 10;
     let pairs = ci_or_full(20, 1_000);
     let (env, app) = start_env(PAIR).await;
@@ -238,8 +243,9 @@ async fn killed_workers_repeat_no_part() {
     }
 }
 
+/// A run continues over rolling deploys, and its agent never has two requests for it at once.
 #[tokio::test]
-async fn run_outlives_rolling_deploys() {
+async fn continues_run_over_deploys() {
     let (mut env, app) = start_env(PAIR).await;
     let deploys = ci_or_full(2, 5);
     let text = format!("stream:{}:100:8 please", 100 * deploys);

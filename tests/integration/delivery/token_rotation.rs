@@ -1,4 +1,4 @@
-//! Rotating tokens are refreshed by one worker.
+//! Rotating tokens: each is refreshed by one worker.
 
 use futures_util::future::join_all;
 use shared::secrets::Secret;
@@ -16,7 +16,7 @@ use tests::{
 const EIGHT_WORKERS: Size = Size { ingests: 1, workers: 8, own_postgres: false };
 const SMALL: Size = Size { ingests: 1, workers: 1, own_postgres: false };
 
-/// Connects an app whose token rotates and expires after `expires_in`.
+/// Connects an app with a rotating token that expires after `expires_in`.
 async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) {
     env.slack.register_client("1.2", "client secret");
     let pair = env.slack.install_rotating(Installation::new("A0ROTATES", "T0ROTATES", "UBOT0"));
@@ -29,7 +29,7 @@ async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) 
         })
         .await
         .expect("a connection");
-    // Connecting installed a permanent token; this one rotates.
+    // `connect_as` installed a permanent token; this one rotates.
     let pair = env.slack.install_rotating(Installation::new(&app.app, &app.team, &app.bot_user));
     let expires_in = format!("{}s", expires_in.as_secs());
     let id = app.connection.to_string();
@@ -44,11 +44,12 @@ async fn connect_rotating(env: &TestEnv, expires_in: Duration) -> (App, Secret) 
         &env.secret_argument(&pair.refresh).expect("a file"),
         &format!("--expires-in={expires_in}"),
     ])
-    .expect("the verb");
+    .expect("token rotation is enabled");
     env.slack.refuse_token(token.expose(), "token_expired");
     (app, token)
 }
 
+/// Of eight workers that meet an expired token, one refreshes it, and every message is sent once.
 #[tokio::test]
 async fn refreshes_expired_token_once() {
     let env = TestEnv::start(EIGHT_WORKERS).await.expect("a test environment");
@@ -56,11 +57,11 @@ async fn refreshes_expired_token_once() {
     let slow = Fault::Slow(Duration::from_secs(1));
     env.slack.inject_fault(FaultRule::new(slow).on("oauth.v2.access"));
     let channels: Vec<String> = (0..32).map(|n| format!("C{n:04}")).collect();
-    let world_ = &env;
+    let env_ref = &env;
     join_all(channels.iter().map(|channel| {
-        let webhook = Webhook::message(&world_.slack, &app, channel, "U1", "hello");
+        let webhook = Webhook::message(&env_ref.slack, &app, channel, "U1", "hello");
         let app = &app;
-        async move { assert_eq!(world_.send(app, &webhook).await.expect("an answer").status, 200) }
+        async move { assert_eq!(env_ref.send(app, &webhook).await.expect("an answer").status, 200) }
     }))
     .await;
     let answered = |channel: &String| {
@@ -71,26 +72,29 @@ async fn refreshes_expired_token_once() {
     })
     .await;
     let expired = env.slack.calls_of("chat.postMessage").len() - channels.len();
-    assert!(expired >= 2, "several ran into it: {expired}");
+    assert!(expired >= 2, "several calls failed with the expired token: {expired}");
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
 }
 
+/// A token is refreshed before it expires, and the next message uses the new one.
 #[tokio::test]
 async fn refreshes_before_expiry() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, first) = connect_rotating(&env, Duration::from_secs(2)).await;
-    eventually("it is refreshed", TIMEOUT, async || env.slack.calls_of("oauth.v2.access").pop())
-        .await;
+    eventually("the token is refreshed", TIMEOUT, async || {
+        env.slack.calls_of("oauth.v2.access").pop()
+    })
+    .await;
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
-    let fresh = eventually("it is in force", TIMEOUT, async || {
+    let fresh = eventually("the new token is in force", TIMEOUT, async || {
         let connection = env.store.load_connection(app.connection).await.ok()??;
         connection.bot_token.filter(|token| token.expose() != first.expose())
     })
     .await;
     env.send(&app, &webhook).await.expect("an answer");
-    let said =
-        env.slack.wait_for_receipt("answered", |receipt| receipt.by == "chat.postMessage").await;
-    assert_eq!(said.token.as_deref(), Some(fresh.expose()));
+    let answer =
+        env.slack.wait_for_receipt("the answer", |receipt| receipt.by == "chat.postMessage").await;
+    assert_eq!(answer.token.as_deref(), Some(fresh.expose()));
     assert_eq!(env.slack.calls_of("oauth.v2.access").len(), 1);
     // An alert watches refreshes that fail.
     let metric = "tidegate_token_refreshes_total{outcome=\"refreshed\"}";
@@ -104,8 +108,8 @@ async fn refreshes(env: &TestEnv, app: &App) -> i64 {
     sqlx::query_scalar(generation).bind(id).fetch_one(&env.pool).await.expect("a row")
 }
 
-/// Slack's answer uses up the old refresh token. If Postgres is gone before the new tokens are
-/// written, they are written once it is back, and no other worker uses the old one.
+/// If Postgres is gone when Slack returns new tokens, they are written once it is back, and no
+/// worker uses the old refresh token again.
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_tokens_without_postgres() {
     let size = Size { workers: 0, ..SMALL };
@@ -131,17 +135,19 @@ async fn keeps_tokens_without_postgres() {
     let has_tokens = |worker: &usize| {
         env.workers[*worker].process.log().contains("failed to record refreshed token")
     };
-    let keeper = eventually("Slack answers", TIMEOUT, async || (0..2).find(has_tokens)).await;
+    let keeper =
+        eventually("Slack returns the new tokens", TIMEOUT, async || (0..2).find(has_tokens)).await;
     eventually("the lease ends", TIMEOUT, async || {
         is_leased().await.filter(|leased: &bool| !leased)
     })
     .await;
 
-    // The other worker is the first to reach Postgres. Another due token shows when it has looked.
+    // The other worker reaches Postgres first. Its refresh of another due token shows that it has
+    // looked.
     env.slack.clear_faults();
     links[1 - keeper].heal();
     let (second, _) = connect_rotating(&env, Duration::from_secs(1)).await;
-    eventually("the other worker refreshes what is due", TIMEOUT, async || {
+    eventually("the other worker refreshes the due token", TIMEOUT, async || {
         (refreshes(&env, &second).await == 1).then_some(())
     })
     .await;
@@ -158,17 +164,17 @@ async fn keeps_tokens_without_postgres() {
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
     env.send(&app, &webhook).await.expect("an answer");
     let is_answer = |r: &tests::slack::Receipt| r.token.as_deref() == Some(token.expose());
-    env.slack.wait_for_receipt("it answers with the new token", is_answer).await;
+    env.slack.wait_for_receipt("an answer with the new token", is_answer).await;
 }
 
-/// A lease whose worker crashed is taken over.
+/// A refresh whose worker crashed is repeated by another worker after its lease.
 #[tokio::test(flavor = "multi_thread")]
 async fn refreshes_after_crash() {
-    /// The lease, and the time after which it is taken over.
+    /// Maximum time until the lease has ended and another worker refreshes the token.
     const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(90);
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let (app, _) = connect_rotating(&env, Duration::from_secs(43_200)).await;
-    // What a worker leaves that crashed while it asked Slack.
+    // State after a worker crashed during its call of Slack.
     let crashed =
         "update token_rotations set refresh_at = now(), leased_until = now() + interval '1 s'";
     sqlx::query(crashed).execute(&env.pool).await.expect("Postgres");

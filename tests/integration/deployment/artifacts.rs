@@ -1,4 +1,5 @@
-//! Images are built once each, and alerts concern Tidegate alone and lead to the runbook.
+//! Images, which are built once each, and alerts, which concern Tidegate only and link to the
+//! runbook.
 
 use serde_json::Value;
 use std::{
@@ -24,7 +25,8 @@ fn stages() -> BTreeSet<String> {
     stages.map(|(_, stage)| stage.to_owned()).filter(|stage| stage != "build").collect()
 }
 
-/// Two builds of one tag at the same time fail with "already exists".
+/// Each stage of the Dockerfile has one target, tag and compose service that builds it: two builds
+/// of one tag at the same time fail with "already exists".
 #[test]
 fn builds_each_image_once() {
     let bake: Value = serde_json::from_str(&read("bake.json")).expect("JSON");
@@ -35,7 +37,7 @@ fn builds_each_image_once() {
             (&target["context"], &target["dockerfile"]),
             (&".".into(), &"deploy/Dockerfile".into())
         );
-        assert_eq!(target["target"], **name, "a target per stage");
+        assert_eq!(target["target"], **name, "one target per stage");
         for tag in target["tags"].as_array().expect("tags") {
             let tag = tag.as_str().expect("text").to_owned();
             let other = tags.insert(tag, name.clone());
@@ -60,9 +62,9 @@ fn builds_each_image_once() {
     assert_eq!(builders.keys().collect::<Vec<_>>(), tags.keys().collect::<Vec<_>>());
 }
 
-/// A member of the workspace that the build does not see ends it.
+/// The build context includes each member of the workspace, without which the build fails.
 #[test]
-fn images_see_the_whole_workspace() {
+fn includes_whole_workspace_in_images() {
     let manifest = read("../Cargo.toml");
     let members =
         manifest.lines().find_map(|line| line.strip_prefix("members = ")).expect("a list");
@@ -81,8 +83,9 @@ fn alerts() -> Vec<Value> {
     rules.filter(|rule| rule["alert"].is_string()).collect()
 }
 
+/// Each alert links to its entry in the runbook, and has a severity that Alertmanager routes.
 #[test]
-fn alerts_lead_to_the_runbook() {
+fn links_alerts_to_runbook() {
     let runbook = read("RUNBOOK.md");
     let alerts = alerts();
     assert!(alerts.len() > 30, "{}", alerts.len());
@@ -106,9 +109,9 @@ fn alerts_lead_to_the_runbook() {
     assert!(labels["release"].is_string(), "the default selector of operators: {labels}");
 }
 
-/// Metrics that other services may export have a selector.
+/// Metrics that other services may export have a namespace selector in each alert.
 #[test]
-fn alerts_concern_tidegate_alone() {
+fn limits_alerts_to_tidegate() {
     let foreign = ["jetstream_", "kube_", "certmanager_"];
     for alert in alerts() {
         let expression = alert["expr"].as_str().expect("an expression");

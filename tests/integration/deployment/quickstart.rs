@@ -1,5 +1,5 @@
-//! `deploy/QUICKSTART.md`: its commands are run, or a reason is given; the units of systemd start the
-//! programs with what they name.
+//! Commands of `deploy/QUICKSTART.md`, which are run or listed with a reason, and units of systemd,
+//! whose programs start with the files that they name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,11 +14,11 @@ use tests::{
 
 const UNITS: [&str; 5] = ["nats", "migrate", "ingest", "worker", "control"];
 
-/// Commands that a test runs, with its name. A command is named by its beginning.
+/// Commands that a test runs, by their beginning, with the test.
 const RUN: [(&str, &str); 16] = [
     ("cargo build --workspace --bins", "the harness builds them"),
     ("tidegate init", "local_development::leads_newcomer_to_answer, asks_for_secrets"),
-    ("tidegate init --base-url", "local_development::names_connection"),
+    ("tidegate init --base-url", "local_development::prints_webhook_urls"),
     ("tidegate dev --slack", "local_development::leads_newcomer_to_answer"),
     (". ~/.local/share/tidegate-dev", "local_development::restarts_in_three_seconds"),
     ("tidegate status", "local_development::restarts_in_three_seconds"),
@@ -34,7 +34,7 @@ const RUN: [(&str, &str); 16] = [
     ("sudo -u postgres psql", "this file, with its own Postgres"),
 ];
 
-/// Commands that no test runs, with the reason.
+/// Commands that no test runs, by their beginning, with the reason.
 const NOT_RUN: [(&str, &str); 10] = [
     ("export PATH", "tests call the programs by path"),
     ("python3 deploy/compose/agent.py", "it takes port 8000; agents of tests take free ports"),
@@ -56,9 +56,9 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Every command is in one of the lists, and the lists name no other.
+/// Each command of the quickstart is in one of the lists, and the lists name no other command.
 #[test]
-fn runs_or_excuses_every_command() {
+fn covers_every_command() {
     let text = read("deploy/QUICKSTART.md");
     let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
     assert!(commands.len() > 20, "{commands:?}");
@@ -121,11 +121,11 @@ fn verifies_units() {
         eprintln!("not run: systemd-analyze verify: there is no systemd-analyze");
         return;
     };
-    let said = String::from_utf8_lossy(&verified.stderr);
-    assert!(verified.status.success() && said.is_empty(), "{said}");
+    let stderr = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && stderr.is_empty(), "{stderr}");
 }
 
-/// A machine in a folder: what the units read is there, on other ports.
+/// Folder that stands for a machine: it has the files that the units read. Servers use other ports.
 struct Machine {
     run: Arc<RunDir>,
     ports: BTreeMap<&'static str, u16>,
@@ -136,7 +136,7 @@ impl Machine {
         self.run.path().join(path.trim_start_matches('/'))
     }
 
-    /// Returns a text with the paths and ports of this machine.
+    /// Returns a text with the paths and ports of this folder.
     fn moved(&self, text: &str) -> String {
         let etc = self.path("/etc/tidegate").display().to_string();
         let store = self.path("/var/lib/tidegate-nats").display().to_string();
@@ -146,7 +146,8 @@ impl Machine {
         })
     }
 
-    /// Returns the environment that systemd gives to a unit. Credentials are copied, as systemd does.
+    /// Returns the environment that systemd gives to a unit. Credentials are copied, as systemd
+    /// does.
     fn environment(&self, unit: &str) -> Vec<(String, String)> {
         let folder = self.path(&format!("credentials/{unit}"));
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -186,7 +187,8 @@ impl Machine {
     }
 }
 
-/// The commands of the route on one machine, and the programs with what their units give them.
+/// The quickstart's commands for one machine succeed, and each program becomes ready with the
+/// environment of its unit.
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_programs_of_units() {
     let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test

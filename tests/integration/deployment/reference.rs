@@ -1,4 +1,5 @@
-//! `deploy/SETTINGS.md` is made of the programs: every setting, its default and its meaning.
+//! Reference `deploy/SETTINGS.md`, generated from the programs: every setting, its default and its
+//! meaning.
 
 use clap::CommandFactory;
 use std::{
@@ -51,6 +52,7 @@ fn reference() -> String {
     format!("{HEAD}{}", rows.collect::<String>())
 }
 
+/// `deploy/SETTINGS.md` has every setting of the programs with its default and help text.
 #[test]
 fn lists_every_setting() {
     let expected = reference();

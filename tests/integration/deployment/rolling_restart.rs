@@ -1,4 +1,4 @@
-//! Stop of an ingest without a failed webhook: it reports that it is not ready, serves while load
+//! Stop of an ingest without a failed webhook: it reports that it is not ready, serves until load
 //! balancers notice, answers open requests, and exits with 0.
 
 use std::{
@@ -14,7 +14,7 @@ use tests::{
     test_env::{App, Ingest, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// No worker: stored webhooks are not handled.
+/// One ingest without a worker: stored webhooks are not processed.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
 const QUICK: Duration = Duration::from_secs(1);
 
@@ -22,7 +22,7 @@ fn hello_message(env: &TestEnv, app: &App) -> Webhook {
     Webhook::message(&env.slack, app, "C1", "U1", "hello")
 }
 
-/// Starts two ingests with a drain of a second.
+/// Starts two ingests with a drain period of a second.
 async fn start_two_ingests() -> (TestEnv, App) {
     let mut env = TestEnv::without_processes(INGEST_ONLY).await.expect("a test environment");
     env.set("TIDEGATE_DRAIN_PERIOD", "1s");
@@ -42,7 +42,8 @@ async fn assert_clean_exit(ingest: &Ingest) {
     assert!(status.success(), "{status}\n{}", ingest.process.log());
 }
 
-/// Sends webhooks in turn to ready ingests, on kept connections, as a load balancer does.
+/// Sends webhooks in turn to ready ingests, on kept connections, as a load balancer does. Returns
+/// the failures.
 async fn send_balanced(
     env: &TestEnv,
     app: &App,
@@ -62,7 +63,7 @@ async fn send_balanced(
             }
         }
         let Some(ingest) = chosen else {
-            wrong.push("nobody is ready".into());
+            wrong.push("no ingest is ready".into());
             continue;
         };
         match env.slack.send(&ingest.url(app), &app.secret, &hello_message(env, app)).await {
@@ -74,6 +75,8 @@ async fn send_balanced(
     wrong
 }
 
+/// Clients that send to ready ingests get 200 for every webhook while each ingest is restarted, and
+/// each webhook is stored once.
 #[tokio::test]
 async fn answers_all_during_restart() {
     const CLIENTS: usize = 4;
@@ -81,14 +84,17 @@ async fn answers_all_during_restart() {
     let (turn, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let replace = async {
         for ingest in &env.ingests {
-            let told = Instant::now();
+            let stopped_at = Instant::now();
             ingest.process.terminate();
             assert_clean_exit(ingest).await;
-            assert!(told.elapsed() >= Duration::from_secs(1), "nobody had time to find out");
+            assert!(
+                stopped_at.elapsed() >= Duration::from_secs(1),
+                "the ingest drained for less than a second"
+            );
             ingest.process.restart().expect("it starts again");
             ingest.wait_until_ready().await.expect("it is ready again");
             let sent = turn.load(Ordering::Relaxed);
-            eventually("some more were sent", TIMEOUT, async || {
+            eventually("more webhooks are sent", TIMEOUT, async || {
                 (turn.load(Ordering::Relaxed) > sent + 50).then_some(())
             })
             .await;
@@ -100,7 +106,7 @@ async fn answers_all_during_restart() {
     let wrong: Vec<String> = wrong.into_iter().flatten().collect();
     let sent = turn.load(Ordering::Relaxed);
     assert!(wrong.is_empty(), "{} of {sent}: {wrong:#?}", wrong.len());
-    assert_eq!(env.stored().await.expect("a count"), sent as u64, "each of them, once");
+    assert_eq!(env.stored().await.expect("a count"), sent as u64, "each webhook is stored once");
 }
 
 /// An ingest that stops reports that it is not ready, accepts late webhooks, and closes its
@@ -117,23 +123,24 @@ async fn drains_before_exit() {
     assert_eq!((answer.status, answer.headers.get("connection")), (200, None));
 
     ingest.process.terminate();
-    eventually("it says that it is not ready", QUICK / 2, async || {
+    eventually("the ingest is not ready", QUICK / 2, async || {
         (readiness(ingest).await? == 503).then_some(())
     })
     .await;
     assert_eq!(readiness(&env.ingests[1]).await, Some(200));
-    let mut fresh = Socket::open(&url).await.expect("it still lets in who has not heard");
+    let mut fresh = Socket::open(&url).await.expect("a new connection is accepted");
     for socket in [&mut kept, &mut fresh] {
         socket.send(&ask()).await.expect("a webhook");
         let answer = socket.answer(QUICK).await.expect("an answer");
-        assert_eq!(answer.status, 200, "it still takes webhooks");
+        assert_eq!(answer.status, 200, "the ingest still accepts webhooks");
         assert_eq!(answer.headers.get("connection").map(|v| v.as_bytes()), Some(&b"close"[..]));
         socket.closed(TIMEOUT).await.expect("it closes the connection");
     }
-    assert!(ingest.process.is_running(), "it closed them because it ended");
+    assert!(ingest.process.is_running(), "the process ended before it closed the connections");
     assert_clean_exit(ingest).await;
 }
 
+/// An ingest that stops answers a request whose body is not complete when it closes its port.
 #[tokio::test]
 async fn answers_open_requests() {
     let (env, app) = start_two_ingests().await;
@@ -142,11 +149,13 @@ async fn answers_open_requests() {
     let bytes = request(&url, &app.secret, &hello_message(&env, &app)).expect("a request");
     let (most, last) = bytes.split_at(bytes.len() - 1);
     ingest.process.terminate();
-    eventually("it was told", QUICK / 2, async || (readiness(ingest).await? == 503).then_some(()))
-        .await;
+    eventually("the ingest is not ready", QUICK / 2, async || {
+        (readiness(ingest).await? == 503).then_some(())
+    })
+    .await;
     let mut begun = Socket::open(&url).await.expect("a socket");
     begun.send(most).await.expect("all but a byte");
-    eventually("the door is closed", TIMEOUT, async || {
+    eventually("the port is closed", TIMEOUT, async || {
         Socket::open(&url).await.is_err().then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! An invalid setting ends a process at its start with one sentence that names it.
+//! Settings: an invalid one ends a process at its start with one sentence that names it.
 
 use std::process::Command;
 use tests::binaries::Binaries;
@@ -27,7 +27,8 @@ const POSTGRES: (&str, &str) = ("TIDEGATE_POSTGRES_URL", "postgres://127.0.0.1:1
 const SIGNING: (&str, &str) = ("TIDEGATE_SIGNING_SECRET_KEYRING", RING);
 const TOKENS: (&str, &str) = ("TIDEGATE_TOKEN_KEYRING", RING);
 
-/// A missing or malformed setting ends the process with one sentence that names it.
+/// A missing or malformed setting ends the process with exit code 64 and one sentence that names
+/// it.
 #[test]
 fn rejects_invalid_settings() {
     let bad_ring = ("TIDEGATE_SIGNING_SECRET_KEYRING", "k1:c2VjcmV0");
@@ -168,17 +169,18 @@ fn rejects_invalid_settings() {
         ("tidegate", &["migrate", "schema"], &[NATS], "TIDEGATE_POSTGRES_URL is not set: "),
         ("tidegate", &["migrate", "stream"], &[POSTGRES], "TIDEGATE_NATS_URL is not set: "),
     ];
-    for (program, args, settings, says) in cases {
+    for (program, args, settings, expected) in cases {
         let (code, stderr) = run(program, args, settings);
-        assert!(stderr.starts_with(says), "{program} {settings:?}: {stderr}");
+        assert!(stderr.starts_with(expected), "{program} {settings:?}: {stderr}");
         assert_eq!((stderr.lines().count(), code), (1, Some(64)), "{program}: {code:?} {stderr}");
         assert!(!stderr.contains("c2VjcmV0"), "it prints a secret: {stderr}");
     }
 }
 
-/// Other users of a machine can read arguments, and Kubernetes keeps those of a pod.
+/// A secret as an argument is rejected and not printed: other users of a machine can read
+/// arguments.
 #[test]
-fn secrets_are_no_arguments() {
+fn rejects_secrets_as_arguments() {
     let rotate = ["connections", "rotate-signing-secret", ID, "--secret", "c2VjcmV0"];
     let enable = ["connections", "enable-token-rotation", ID, "--client-id", "1.2"];
     let client = ["--client-secret", "c2VjcmV0", "--refresh-token", "env:RING"];
@@ -190,8 +192,8 @@ fn secrets_are_no_arguments() {
     ] {
         let settings = [NATS, SIGNING, TOKENS, POSTGRES, ("RING", RING)];
         let (code, stderr) = run("tidegate", &args, &settings);
-        let says = format!("{flag} is malformed (expected file:<path>, env:<name>, or - for ");
-        assert!(stderr.starts_with(&says) && !stderr.contains("c2VjcmV0"), "{stderr}");
+        let expected = format!("{flag} is malformed (expected file:<path>, env:<name>, or - for ");
+        assert!(stderr.starts_with(&expected) && !stderr.contains("c2VjcmV0"), "{stderr}");
         assert_eq!((stderr.lines().count(), code), (1, Some(64)), "{stderr}");
     }
     let ring = ["keys", "status", "--token-keyring", RING];
@@ -202,8 +204,9 @@ fn secrets_are_no_arguments() {
     );
 }
 
+/// `--help` of ingest and worker shows settings of the program, of logs and of traces.
 #[test]
-fn documents_every_setting_in_help() {
+fn shows_settings_in_help() {
     for (program, setting) in [("ingest", "TIDEGATE_HTTP_LISTEN"), ("worker", "TIDEGATE_LEASE_TTL")]
     {
         let binaries = Binaries::get().expect("binaries");
@@ -216,6 +219,7 @@ fn documents_every_setting_in_help() {
     }
 }
 
+/// `keygen` writes valid keys for every user, overwrites none, and separates them by role.
 #[test]
 fn generates_keys_once() {
     let run_dir = tests::run_dir::RunDir::new("keygen").expect("a folder");
@@ -233,11 +237,11 @@ fn generates_keys_once() {
         assert!(read(&format!("nats-{user}.seed")).starts_with("SU"));
         assert!(public.contains(&format!("TIDEGATE_{}_NKEY=U", user.to_uppercase())), "{public}");
     }
-    let (code, said) = keygen(&[]);
-    assert!(code == Some(1) && said.contains("signing.keys exists already"), "{said}");
+    let (code, stderr) = keygen(&[]);
+    assert!(code == Some(1) && stderr.contains("signing.keys exists, "), "{stderr}");
     assert_eq!(keygen(&["--if-missing"]), (Some(0), String::new()));
-    let (code, said) = keygen(&["--key-id", "a-b"]); // no process would read such a ring
-    assert!(code == Some(64) && said.contains("letters and digits"), "{said}");
+    let (code, stderr) = keygen(&["--key-id", "a-b"]); // no process would accept such a keyring
+    assert!(code == Some(64) && stderr.contains("letters and digits"), "{stderr}");
     assert_eq!(read("signing.keys"), signing);
     let split = run_dir.path().join("split");
     let out = split.to_str().expect("text");

@@ -1,8 +1,7 @@
-//! Faults under load: no accepted webhook is lost, and every conversation keeps its order.
+//! Faults under load, which lose no accepted webhook and keep every conversation in order.
 //!
-//! Each fault alone, then random faults with a seed (`TIDEGATE_CHAOS_SEED`, printed) for a time
-//! (`TIDEGATE_CHAOS_PERIOD`, `60s` by default). The line of the checker is printed with
-//! `--nocapture`.
+//! Each fault alone, then random faults from a seed (`TIDEGATE_CHAOS_SEED`, printed) for a time
+//! (`TIDEGATE_CHAOS_PERIOD`, `60s` by default). `--nocapture` prints the verdict of the checker.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -20,7 +19,7 @@ const CONVERSATIONS: u32 = 12;
 /// Maximum time after the load until everything is processed.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Runs load during a fault and checks the run.
+/// Runs load during a fault. Fails if the checker finds a violation.
 async fn run_under_load(what: &str, inject: impl AsyncFnOnce(&TestEnv)) -> Verdict {
     let env = TestEnv::start(SIZE).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
@@ -45,48 +44,57 @@ async fn run_alone(fault: Fault) -> Verdict {
     run_under_load(&format!("{fault:?}"), inject).await
 }
 
+/// Without a fault every webhook is processed once and in order.
 #[tokio::test]
 async fn sends_once_without_fault() {
     let verdict = run_under_load("calm", async |_: &TestEnv| tokio::time::sleep(CALM).await).await;
     assert!(verdict.holds(false), "{verdict:?}");
 }
 
+/// Killing a worker under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_worker() {
     run_alone(Fault::KillWorker).await;
 }
 
+/// Freezing a worker under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_frozen_worker() {
     run_alone(Fault::FreezeWorker).await;
 }
 
+/// Stopping a worker under load loses, reorders and repeats nothing.
 #[tokio::test]
 async fn survives_replaced_worker() {
     let verdict = run_alone(Fault::StopWorker).await;
-    assert!(verdict.holds(false), "who is told to stop finishes what it says: {verdict:?}");
+    assert!(verdict.holds(false), "a stopped worker finishes its sends: {verdict:?}");
 }
 
+/// Killing an ingest under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_ingest() {
     run_alone(Fault::KillIngest).await;
 }
 
+/// Killing NATS under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_nats() {
     run_alone(Fault::KillNats).await;
 }
 
+/// Killing Postgres under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_killed_postgres() {
     run_alone(Fault::KillPostgres).await;
 }
 
+/// Freezing Postgres under load loses and reorders nothing.
 #[tokio::test]
 async fn survives_frozen_postgres() {
     run_alone(Fault::FreezePostgres).await;
 }
 
+/// Random faults one after the other, from a printed seed, lose and reorder nothing.
 #[tokio::test]
 async fn survives_random_faults() {
     let set = |name| std::env::var(name).ok();

@@ -1,7 +1,7 @@
-//! Wrong clocks: only the age of a signature is judged by comparing two machines' clocks. All else
-//! is decided by Postgres's clock, by the stream's times, or by Slack's.
+//! Wrong clocks: only the age of a signature is judged by comparing the clocks of two machines.
+//! Everything else follows Postgres's clock, the stream's times, or Slack's.
 //!
-//! Nothing is tested without libfaketime, which `.ci/run` installs.
+//! Without libfaketime, which `.ci/run` installs, these tests pass without testing anything.
 
 use reqwest::StatusCode;
 use shared::domain::Surface;
@@ -16,11 +16,12 @@ use tests::{
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 /// Pace of a channel.
 const PACE: Duration = Duration::from_millis(500);
-/// A round of retention, and the directory's comparison if a notification is lost.
+/// Maximum time of a round of retention, and of the directory's comparison if a notification is
+/// lost.
 const MAINTAINED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Starts processes whose clocks are off: ingests by as much as the age of a signature allows, all
-/// others by an hour. `tidegate` is an hour ahead.
+/// Starts processes with wrong clocks: ingests by as much as the age of a signature allows, all
+/// others by an hour. `tidegate` is an hour ahead. Returns `None` without libfaketime.
 async fn start() -> Option<TestEnv> {
     if fake_time::settings("+1h").is_none() {
         eprintln!("skipped: {}", fake_time::MISSING);
@@ -54,15 +55,15 @@ async fn epochs(env: &TestEnv) -> i64 {
 async fn ask(env: &TestEnv, app: &App, text: &str) {
     let webhook = Webhook::message(&env.slack, app, "C1", "U1", text);
     assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-    let heard = format!("I heard: {text}");
+    let expected = format!("I heard: {text}");
     env.slack
-        .wait_for_receipt("the answer", |r| r.by == "chat.postMessage" && r.text() == heard)
+        .wait_for_receipt("the answer", |r| r.by == "chat.postMessage" && r.text() == expected)
         .await;
 }
 
-/// Leases are kept, and a channel's messages have their pace.
+/// Workers with wrong clocks keep their leases, and a channel's messages keep their interval.
 #[tokio::test(flavor = "multi_thread")]
-async fn keep_leases_and_pace() {
+async fn keeps_leases_and_pace() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     let before = epochs(&env).await;
@@ -73,12 +74,13 @@ async fn keep_leases_and_pace() {
     let took = began.elapsed();
     assert!((4 * PACE..TIMEOUT).contains(&took), "five messages took {took:?}");
     env.wait_until_balanced().await.expect("both own partitions");
-    assert_eq!(epochs(&env).await, before, "no partition changed hands");
+    assert_eq!(epochs(&env).await, before, "a partition changed its owner");
 }
 
-/// Codes, keys and tokens are valid for their time, also by the clock of another machine.
+/// Link codes, API keys and idempotency keys are valid for their time by Postgres's clock, whatever
+/// the clock of the machine that creates or checks them.
 #[tokio::test(flavor = "multi_thread")]
-async fn keep_validity_of_codes_and_keys() {
+async fn keeps_validity_of_codes_and_keys() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     let link = async |ttl: &str, channel: &str| {
@@ -90,7 +92,7 @@ async fn keep_validity_of_codes_and_keys() {
         if ttl == "1s" {
             let left = "select count(*) from link_codes
                          where consumed_at is null and expires_at > now()";
-            eventually("it has expired", TIMEOUT, async || {
+            eventually("the code has expired", TIMEOUT, async || {
                 let left: i64 = sqlx::query_scalar(left).fetch_one(&env.pool).await.ok()?;
                 (left == 0).then_some(())
             })
@@ -118,7 +120,7 @@ async fn keep_validity_of_codes_and_keys() {
     };
     let (long, short) = (create("30m"), create("1s"));
     assert_eq!(ask(&long).await, StatusCode::OK);
-    // A repeated write gets its first response for a day.
+    // A repeated write gets the first response for a day.
     let url = env.controls[0].path(&format!("/v1/organizations/{}/link-codes", app.org));
     let body = serde_json::json!({ "agent": agent_id().as_str(), "surfaces": ["channel"] });
     for is_repeated in [false, true] {
@@ -135,9 +137,9 @@ async fn keep_validity_of_codes_and_keys() {
     .await;
 }
 
-/// A token that is valid for another half hour is not due, whichever worker looks.
+/// A worker with a wrong clock refreshes a due token, and none that is valid for another half hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn refresh_tokens_when_due() {
+async fn refreshes_tokens_when_due() {
     let Some(env) = start().await else { return };
     env.slack.register_client("1.2", "client secret");
     let rotate = async |expires_in: &str| {
@@ -166,14 +168,15 @@ async fn refresh_tokens_when_due() {
         .await;
         assert_eq!(refreshed(&later).await, 0, "half an hour is left");
         if n == 0 {
-            worker.process.kill(); // the other one has to look
+            worker.process.kill(); // the other worker has to refresh the next one
         }
     }
 }
 
-/// Retention deletes by Postgres's clock, and ends replaced signing secrets.
+/// Retention and the overlap of signing secrets follow Postgres's clock, whichever worker applies
+/// them.
 #[tokio::test(flavor = "multi_thread")]
-async fn expire_rows_and_secrets() {
+async fn expires_rows_and_secrets() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     let id = app.connection.to_string();
@@ -189,7 +192,7 @@ async fn expire_rows_and_secrets() {
     let rows = "select (select string_agg(user_id, ' ') from user_questions),
                        (select string_agg(reason, ' ') from dead_letters)";
     let deleted = async || {
-        eventually("what has expired is deleted", MAINTAINED_WITHIN, async || {
+        eventually("the expired rows are deleted", MAINTAINED_WITHIN, async || {
             let left: (Option<String>, Option<String>) =
                 sqlx::query_as(rows).fetch_one(&env.pool).await.ok()?;
             let left = (left.0.unwrap_or_default(), left.1.unwrap_or_default());
@@ -199,7 +202,7 @@ async fn expire_rows_and_secrets() {
         .await;
     };
     deleted().await;
-    // Retention is of the owner of partition 0: the other worker gets a turn, too.
+    // The owner of partition 0 runs retention. The other worker gets its turn.
     let owner = "select owner from partition_cursors where partition = 0";
     let owner: String = sqlx::query_scalar(owner).fetch_one(&env.pool).await.expect("a row");
     let owner = env.workers.iter().find(|worker| worker.id == owner).expect("one of ours");
@@ -221,11 +224,15 @@ async fn expire_rows_and_secrets() {
     };
     rotate("the second", "2m");
     for ingest in 0..2 {
-        assert_eq!(status(ingest, &app.secret).await, 200, "two minutes are not over");
+        assert_eq!(
+            status(ingest, &app.secret).await,
+            200,
+            "the overlap of two minutes has not ended"
+        );
     }
     rotate("the third", "1s");
     for ingest in 0..2 {
-        eventually("the second one ends", MAINTAINED_WITHIN, async || {
+        eventually("the second secret ends", MAINTAINED_WITHIN, async || {
             (status(ingest, "the second").await == 401).then_some(())
         })
         .await;
@@ -233,10 +240,10 @@ async fn expire_rows_and_secrets() {
     }
 }
 
-/// Ranges of a replay end now by Postgres's clock. An uninstallation without a time is dated by
-/// Slack's signature, not by an ingest's clock.
+/// The range of a replay ends now by Postgres's clock. An uninstallation without a time is dated by
+/// Slack's signature, not by the ingest's clock.
 #[tokio::test(flavor = "multi_thread")]
-async fn find_webhooks_and_revoke() {
+async fn dates_replays_and_removals() {
     let Some(env) = start().await else { return };
     let app = connect(&env).await;
     ask(&env, &app, "hello").await;
@@ -252,7 +259,7 @@ async fn find_webhooks_and_revoke() {
     let mut body: serde_json::Value = serde_json::from_slice(&webhook.body).expect("JSON");
     body.as_object_mut().expect("an object").remove("event_time");
     webhook.body = body.to_string().into_bytes();
-    // The ingest whose clock is behind: by it, the app was removed before it was installed.
+    // By the clock of this ingest, which is behind, the app was removed before it was installed.
     let url = env.ingests[1].url(&app);
     let answer = env.slack.send(&url, &app.secret, &webhook).await.expect("an answer");
     assert_eq!(answer.status, 200);

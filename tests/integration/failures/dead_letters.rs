@@ -1,4 +1,4 @@
-//! Webhooks that can't be handled are kept with a reason and delay nothing.
+//! Dead letters: webhooks that can't be processed are kept with a reason and delay nothing.
 
 use shared::{
     domain::ConnectionId,
@@ -16,7 +16,7 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, actor, agent_id},
 };
 
-/// Several restarts of a worker, each with a wait for the previous lease.
+/// Maximum time of several restarts of a worker, each of which waits for the previous lease.
 const RESTARTS_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longer than two commits take to time out.
 const LOCK_TIME: Duration = Duration::from_secs(13);
@@ -48,22 +48,24 @@ async fn send_batch(env: &TestEnv, app: &App, bad: &str, user: &str) -> (Webhook
 }
 
 /// Checks that the bad webhook is the only dead letter, with its bytes, and that all others were
-/// handled.
+/// processed.
 async fn assert_one_dead_letter(env: &TestEnv, bad: &Webhook, others: &[Webhook]) -> DeadLetter {
     for other in others {
         let handled = async || env.find_outcome(&other.dedup_key).await;
         let handled =
-            eventually(&format!("{} is handled", other.what), RESTARTS_TIMEOUT, handled).await;
+            eventually(&format!("{} is processed", other.what), RESTARTS_TIMEOUT, handled).await;
         assert_eq!(handled.outcome, "completed", "{}", other.what);
     }
     let mut dead = env.dead_letters().await.expect("a list");
     assert_eq!(dead.len(), 1, "{dead:?}");
     let dead = dead.remove(0);
     assert_eq!(dead.dedup_key.as_deref(), Some(bad.dedup_key.as_str()));
-    assert_eq!(dead.body, bad.body, "its bytes are kept");
+    assert_eq!(dead.body, bad.body, "the bytes are stored");
     dead
 }
 
+/// Messages of the stream that are no envelopes become dead letters with their bytes, and later
+/// webhooks are processed.
 #[tokio::test]
 async fn keeps_undecodable_envelope() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -84,7 +86,7 @@ async fn keeps_undecodable_envelope() {
     assert_eq!(
         env.wait_for_outcome(&webhook.dedup_key).await.outcome,
         "command",
-        "what is behind them goes on"
+        "later webhooks are processed"
     );
     let dead = env.dead_letters().await.expect("a list");
     let found: Vec<_> =
@@ -92,17 +94,18 @@ async fn keeps_undecodable_envelope() {
     assert_eq!(
         found,
         [
-            (2, "undecodable envelope: its kind is not one of ours", &b"half an envelope"[..]),
-            (1, "undecodable envelope: it has no headers", b"no envelope"),
+            (2, "undecodable envelope: unknown kind", &b"half an envelope"[..]),
+            (1, "undecodable envelope: no headers", b"no envelope"),
         ]
     );
     let printed = env.tidegate(&["dead-letters", "list"]).expect("printed");
     assert!(
-        printed.contains("it has no headers") && printed.contains(&app.connection.to_string()),
+        printed.contains("envelope: no headers") && printed.contains(&app.connection.to_string()),
         "{printed}"
     );
 }
 
+/// Signed bodies that are no webhook of Slack become dead letters.
 #[tokio::test]
 async fn keeps_unparsable_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -112,7 +115,7 @@ async fn keeps_unparsable_webhook() {
         webhook.body = body.into();
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200, "{body}");
     }
-    let dead = eventually("all three are dead", TIMEOUT, async || {
+    let dead = eventually("all three are dead letters", TIMEOUT, async || {
         let dead = env.dead_letters().await.ok()?;
         (dead.len() == 3).then_some(dead)
     })
@@ -120,6 +123,8 @@ async fn keeps_unparsable_webhook() {
     assert!(dead.iter().all(|one| one.reason == "signed by Slack, but not understood"), "{dead:?}");
 }
 
+/// A dead letter that can't be decrypted is listed and shown, and does not stop the redrive of
+/// others.
 #[tokio::test]
 async fn lists_undecryptable_row() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -129,7 +134,7 @@ async fn lists_undecryptable_row() {
         webhook.body = format!("[{n}]").into();
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     }
-    let dead = eventually("all three are dead", TIMEOUT, async || {
+    let dead = eventually("all three are dead letters", TIMEOUT, async || {
         let dead = env.dead_letters().await.ok()?;
         (dead.len() == 3).then_some(dead)
     })
@@ -142,13 +147,13 @@ async fn lists_undecryptable_row() {
     let listed = env.tidegate(&["dead-letters", "list"]).expect("printed");
     assert_eq!(listed.matches("not understood").count(), 3, "{listed}");
     let shown = env.tidegate(&["dead-letters", "show", &damaged.to_string()]).expect("printed");
-    assert!(shown.contains("failed to open"), "{shown}");
+    assert!(shown.contains("failed to decrypt"), "{shown}");
 
     let tries = |id: i64| dead.iter().find(|one| one.id == id).map_or(0, |one| one.attempts);
     let filter = FailureFilter::default();
     let asked = env.store.redrive_dead_letters(&actor(), &filter).await.expect("asked");
     assert_eq!(asked.len(), 3);
-    let after = eventually("each had its try", TIMEOUT, async || {
+    let after = eventually("each is attempted", TIMEOUT, async || {
         let after = env.dead_letters().await.ok()?;
         after.iter().all(|one| one.redrive_at.is_none()).then_some(after)
     })
@@ -160,7 +165,8 @@ async fn lists_undecryptable_row() {
     }
 }
 
-/// A newer release may have written the row. Only webhooks of this connection wait.
+/// A connection whose row can't be read, as one that a newer release wrote, makes only its own
+/// webhooks dead letters.
 #[tokio::test]
 async fn isolates_unreadable_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -195,7 +201,8 @@ async fn isolates_unreadable_connection() {
     assert_eq!(env.wait_for_outcome(&unread.dedup_key).await.outcome, "completed");
 }
 
-/// A violated constraint stands for any rejection by Postgres.
+/// A webhook whose effects Postgres rejects is found by halving its batch, and is the only dead
+/// letter of it.
 #[tokio::test]
 async fn isolates_rejected_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -212,7 +219,8 @@ async fn isolates_rejected_webhook() {
     assert!(refused.expect("metrics") >= 3.0, "it was found by halving the batch");
 }
 
-/// Commits fail while another session locks their table, as in a migration. No webhook is given up.
+/// Commits that fail while another session locks their table, as in a migration, are repeated, and
+/// no webhook is given up.
 #[tokio::test]
 async fn waits_for_locked_table() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -229,7 +237,7 @@ async fn waits_for_locked_table() {
     assert_eq!(env.dead_letters().await.expect("a list").len(), 0);
 }
 
-/// Starts an environment whose worker panics or ends when a message says so.
+/// Starts an environment whose worker panics or exits when a message asks for it.
 async fn start_faulty_worker() -> (TestEnv, App) {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
     env.start_ingest().await.expect("an ingest");
@@ -238,16 +246,18 @@ async fn start_faulty_worker() -> (TestEnv, App) {
     (env, app)
 }
 
+/// A webhook whose decision panics is the only dead letter of its batch, and the process continues.
 #[tokio::test]
 async fn isolates_panicking_decision() {
     let (env, app) = start_faulty_worker().await;
     let (bad, others) = send_batch(&env, &app, "panic when it is decided", "U1").await;
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
     assert_eq!(dead.reason, "deciding it panicked");
-    assert!(env.workers[0].process.is_running(), "the process goes on");
+    assert!(env.workers[0].process.is_running(), "the process has ended");
 }
 
-/// The worker is restarted each time, as by an orchestrator.
+/// A webhook that ends the process is the only dead letter of its batch after at most five
+/// restarts, and again after a redrive.
 #[tokio::test]
 async fn isolates_crashing_webhook() {
     let (env, app) = start_faulty_worker().await;
@@ -259,7 +269,7 @@ async fn isolates_crashing_webhook() {
         }
     };
     let (bad, others) = send_batch(&env, &app, "end when it is decided", "U1").await;
-    eventually("it is a dead letter", RESTARTS_TIMEOUT, async || {
+    eventually("the webhook is a dead letter", RESTARTS_TIMEOUT, async || {
         kept_running();
         (!env.dead_letters().await.ok()?.is_empty()).then_some(())
     })
@@ -267,14 +277,14 @@ async fn isolates_crashing_webhook() {
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
     assert_eq!(dead.reason, "its process ended when it was decided");
     assert!(worker.is_running());
-    // Up to three times with the others, then twice alone.
+    // Up to three times with its batch, then twice alone.
     let until_dead = ends.load(Relaxed);
     assert!(until_dead <= 5, "the process ended {until_dead} times");
 
     // The same after a redrive.
     let mark = "update dead_letters set redrive_at = now()";
     sqlx::query(mark).execute(&env.pool).await.expect("what redrive does");
-    eventually("its redrive is given up", RESTARTS_TIMEOUT, async || {
+    eventually("the redrive is given up", RESTARTS_TIMEOUT, async || {
         kept_running();
         let dead = env.dead_letters().await.ok()?.pop()?;
         let reason = "its process ended when it was decided";

@@ -1,4 +1,5 @@
-//! Processes that are killed, frozen or stopped: accepted webhooks are handled once by others.
+//! Failover: webhooks accepted before a process is killed, frozen or stopped are processed once by
+//! others.
 
 use futures_util::TryStreamExt;
 use shared::domain::Surface;
@@ -9,6 +10,7 @@ use tests::{
     test_env::{LEASE_TTL, PAIR, Role, SMALL, Server, Size, TIMEOUT, TestEnv, agent_id},
 };
 
+/// Another worker processes a webhook that was stored for a worker that is killed.
 #[tokio::test]
 async fn handles_webhook_of_killed_worker() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -19,15 +21,16 @@ async fn handles_webhook_of_killed_worker() {
     owner.process.freeze();
     assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     owner.process.kill();
-    let said = env
+    let reply = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
     assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
 }
 
-/// Lost webhooks are read again without a later webhook and without an expired lease.
+/// After Postgres is restored from a backup, webhooks committed since are read again, without a
+/// later webhook or an expired lease.
 #[tokio::test]
 async fn rereads_after_postgres_restore() {
     let size = Size { ingests: 1, workers: 1, own_postgres: true };
@@ -44,8 +47,8 @@ async fn rereads_after_postgres_restore() {
     assert_eq!(env.agent.requests().len(), 2);
 }
 
-/// Postgres rejects commits, as with a full disk, and workers are killed meanwhile: no webhook is
-/// given up, and attempts are spaced.
+/// While Postgres rejects commits, as with a full disk, and workers are killed, no webhook is given
+/// up and attempts are spaced.
 #[tokio::test]
 async fn retries_failing_commits() {
     const KILLS: usize = 4;
@@ -67,23 +70,25 @@ async fn retries_failing_commits() {
     for _ in 0..KILLS {
         let before = refused();
         worker.restart().expect("it starts");
-        eventually("it tries", TIMEOUT, async || (refused() > before).then_some(())).await;
+        eventually("the commit is attempted", TIMEOUT, async || (refused() > before).then_some(()))
+            .await;
         worker.kill();
     }
     let before = refused();
     worker.restart().expect("it starts");
-    eventually("it tries", TIMEOUT, async || (refused() > before).then_some(())).await;
+    eventually("the commit is attempted", TIMEOUT, async || (refused() > before).then_some(()))
+        .await;
     let (before, began) = (refused(), Instant::now());
     tokio::time::sleep(Duration::from_secs(3)).await;
     let tries = refused() - before;
     let most = began.elapsed().as_millis() as usize / 250 + 2;
-    assert!(tries <= most, "{tries} tries in {:?}", began.elapsed());
+    assert!(tries <= most, "{tries} attempts in {:?}", began.elapsed());
     run("drop trigger disk_full on deliveries").await;
     assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
 }
 
-/// Postgres cancels the statement that records an answer at its timeout, as after a freeze: the
-/// answer is recorded later, and the delivery is not given up.
+/// An answer whose recording Postgres cancels at its timeout, as after a freeze, is recorded later
+/// without another call of the agent.
 #[tokio::test]
 async fn records_outcome_after_timeout() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -107,6 +112,8 @@ async fn records_outcome_after_timeout() {
     assert_eq!(env.agent.requests().len(), 1, "{}", log());
 }
 
+/// A worker frozen past its lease repeats no reply when it continues, finds out that it lost its
+/// partitions, and gets some again.
 #[tokio::test]
 async fn fences_frozen_worker() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -118,7 +125,7 @@ async fn fences_frozen_worker() {
     let handled = env.wait_for_outcome(&webhook.dedup_key).await;
     assert_ne!(handled.worker, owner.id);
     owner.process.thaw();
-    eventually("the sleeper finds out", TIMEOUT, async || {
+    eventually("the frozen worker detects the loss", TIMEOUT, async || {
         let log = owner.process.log();
         (log.contains("partition lost") || log.contains("row expired")).then_some(())
     })
@@ -127,7 +134,9 @@ async fn fences_frozen_worker() {
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the later command", |receipt| {
+            after.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
     assert_eq!(
@@ -136,6 +145,7 @@ async fn fences_frozen_worker() {
     );
 }
 
+/// A worker that is stopped exits with 0, and another worker owns all partitions afterwards.
 #[tokio::test]
 async fn releases_partitions_on_stop() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -146,13 +156,15 @@ async fn releases_partitions_on_stop() {
     assert!(status.success(), "{status}\n{}", owner.process.log());
     let times = |words| owner.process.log().matches(words).count();
     let (took, gave) = (times("took a partition"), times("gave a partition back"));
-    assert_eq!(took, gave, "some were left to run out: {}", owner.process.log());
+    assert_eq!(took, gave, "partitions were not released: {}", owner.process.log());
     env.wait_until_balanced().await.expect("the other takes all");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &webhook).await.expect("an answer");
     assert_ne!(env.wait_for_outcome(&webhook.dedup_key).await.worker, owner.id);
 }
 
+/// While NATS is down events get a 503 and commands a notice within 3 s. Afterwards webhooks are
+/// accepted and processed.
 #[tokio::test]
 async fn recovers_from_nats_outage() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -167,13 +179,13 @@ async fn recovers_from_nats_outage() {
     assert!(answer.took < Duration::from_secs(3), "{:?}", answer.took);
     let command = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     let answer = env.send(&app, &command).await.expect("an answer");
-    assert_eq!(answer.status, 200, "nobody sends a command again, so its user is told");
+    assert_eq!(answer.status, 200, "Slack does not resend a command, so the user gets a notice");
     assert!(
         answer.body.contains("try again") && answer.took < Duration::from_secs(3),
         "{answer:?}"
     );
     env.nats.restart().await.expect("NATS comes back");
-    eventually("webhooks are taken again", TIMEOUT, async || {
+    eventually("webhooks are accepted again", TIMEOUT, async || {
         let answer = env.send(&app, &event).await.ok()?;
         (answer.status == 200).then_some(())
     })
@@ -181,6 +193,7 @@ async fn recovers_from_nats_outage() {
     assert_eq!(env.wait_for_outcome(&event.dedup_key).await.outcome, "ignored");
 }
 
+/// While Postgres is down webhooks are accepted. They are processed once it is back.
 #[tokio::test]
 async fn recovers_from_postgres_outage() {
     let env =
@@ -192,11 +205,13 @@ async fn recovers_from_postgres_outage() {
     assert_eq!((answer.status, answer.body.as_str()), (200, ""));
     env.postgres.restart().await.expect("Postgres comes back");
     env.slack
-        .wait_for_receipt("the person hears", |receipt| webhook.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the command", |receipt| {
+            webhook.response_url.ends_with(&receipt.to)
+        })
         .await;
 }
 
-/// Readers are deleted by a person or lost by the server: new ones continue.
+/// Readers of NATS that are deleted are created again, and no webhook is missed.
 #[tokio::test]
 async fn recreates_deleted_readers() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -221,7 +236,7 @@ async fn recreates_deleted_readers() {
         env.send(&app, &webhook).await.expect("an answer");
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    eventually("all of them are read again", TIMEOUT, async || {
+    eventually("every partition is read again", TIMEOUT, async || {
         (readers().await.len() == 64).then_some(())
     })
     .await;
@@ -240,8 +255,8 @@ async fn owns_partitions_at_high_latency() {
     let epochs = "select sum(epoch)::bigint from partition_cursors";
     let epochs =
         async || -> i64 { sqlx::query_scalar(epochs).fetch_one(&env.pool).await.expect("a sum") };
-    // At first each statement is prepared, which takes further round trips.
-    eventually("it keeps its partitions", TIMEOUT * 2, async || {
+    // Preparing each statement takes further round trips at first.
+    eventually("the worker keeps its partitions", TIMEOUT * 2, async || {
         let before = epochs().await;
         tokio::time::sleep(2 * LEASE_TTL).await;
         (epochs().await == before).then_some(())
@@ -252,8 +267,8 @@ async fn owns_partitions_at_high_latency() {
         let text = format!("message {n}");
         let webhook = Webhook::message(&env.slack, &app, "C1", "U1", &text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
-        let heard = format!("I heard: {text}");
-        env.slack.wait_for_receipt("the answer", |r| r.text() == heard).await;
+        let expected = format!("I heard: {text}");
+        env.slack.wait_for_receipt("the answer", |r| r.text() == expected).await;
     }
     env.wait_until_balanced().await.expect("it owns all partitions");
 }

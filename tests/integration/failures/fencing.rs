@@ -1,4 +1,4 @@
-//! A worker without a partition's lease changes nothing in it.
+//! Fencing: a worker without a partition's lease changes nothing in it.
 
 use shared::{
     domain::{ConnectionId, Destination, HeaderToken, MediaType, OutgoingMessage, WebhookKind},
@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 const SHORT_TTL: Duration = Duration::from_millis(1);
 
-/// Leases a partition by `first` for a moment and then by `second`.
+/// Leases a partition to `first` for a moment and then to `second`. Returns both leases.
 async fn take_over(env: &TestEnv) -> (Lease, Lease) {
     let first = env.store.claim_partitions("first", 1, &[], SHORT_TTL).await.expect("a claim");
     let first = first.into_iter().next().expect("a lease");
@@ -102,6 +102,7 @@ async fn count_rows(env: &TestEnv) -> Vec<i64> {
 
 const NO_ROWS: [i64; 6] = [0; 6];
 
+/// Commits with the token of an earlier epoch change nothing, and those with the current one do.
 #[tokio::test]
 async fn rejects_old_epoch() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -124,6 +125,7 @@ async fn rejects_old_epoch() {
     assert_eq!((state.cursor, state.last), (1, Some(last_message(&batch[0].1))));
 }
 
+/// A commit from a cursor that has moved, or of an earlier generation, changes nothing.
 #[tokio::test]
 async fn rejects_other_cursor_or_generation() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -131,7 +133,7 @@ async fn rejects_other_cursor_or_generation() {
     let batch = [webhook(&lease, 1, "Ev1")];
     assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
     let before = count_rows(&env).await;
-    // Sent again after an unknown result: the cursor has moved.
+    // A repeat after an unknown result: the cursor has moved.
     let again = [webhook(&lease, 1, "Ev1")];
     let outcome = commit(&env, lease.token, 0, &again).await.expect("an answer");
     assert_eq!((outcome, count_rows(&env).await), (CommitOutcome::NotMatched, before.clone()));
@@ -143,8 +145,8 @@ async fn rejects_other_cursor_or_generation() {
     assert_eq!(count_rows(&env).await, before);
 }
 
-/// The copy was unknown when the batch was prepared: nothing is committed, and the batch is
-/// prepared again.
+/// A batch with a webhook that is already processed, or twice in it, commits nothing and reports
+/// its contents as the cause.
 #[tokio::test]
 async fn rejects_batch_with_copy() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -157,18 +159,19 @@ async fn rejects_batch_with_copy() {
         [webhook(&lease, 2, "Ev3"), webhook(&lease, 3, "Ev3")],
     ] {
         let error = commit(&env, lease.token, 1, &batch).await.expect_err("a copy");
-        assert!(error.refuses_contents(), "{error:?}");
+        assert!(error.is_content_rejection(), "{error:?}");
         assert_eq!(count_rows(&env).await, before);
     }
     let state = env.store.settled_cursor(lease.token.partition).await.expect("a cursor");
     assert_eq!(state.cursor, 1);
 }
 
+/// A worker whose row has expired claims no deliveries and no messages, and is listed as expired.
 #[tokio::test]
 async fn rejects_expired_worker_row() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.store.register_worker("w", "name", SHORT_TTL).await.expect("a row");
-    eventually("it has expired", TIMEOUT, async || {
+    eventually("the worker's row has expired", TIMEOUT, async || {
         let renewed = env.store.renew_worker("w", true, false, Duration::from_secs(60)).await;
         renewed.ok()?.is_none().then_some(())
     })
@@ -196,7 +199,8 @@ async fn rejects_expired_worker_row() {
     assert_eq!(env.store.expired_workers(16).await.expect("a list"), ["w"]);
 }
 
-/// A process that lost only its lease withdraws its own mark, not that of the new owner.
+/// A process that lost only its lease withdraws its own mark of a suspect webhook, and no other
+/// mark.
 #[tokio::test]
 async fn withdraws_own_mark_only() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -213,8 +217,8 @@ async fn withdraws_own_mark_only() {
     assert_eq!(mark().await, Some(1));
 }
 
-/// A worker that lost a partition purges nothing: in another stream the same sequences are of other
-/// webhooks.
+/// A worker with an earlier epoch or generation records no purge: in another stream the same
+/// sequences are of other webhooks.
 #[tokio::test]
 async fn rejects_purge_of_old_epoch() {
     let env = TestEnv::start(SERVERS).await.expect("servers");
@@ -243,8 +247,8 @@ async fn claim_delivery(env: &TestEnv, lease: &Lease) -> Option<ClaimedDelivery>
     env.store.claim_deliveries(&request).await.expect("an answer").deliveries.pop()
 }
 
-/// A write of a run whose result was lost is repeated without effect. The run ends with its
-/// delivery: a later one has the same position.
+/// A repeated write of a run has no further effect. A run ends with its delivery, so that a later
+/// one can have its position.
 #[tokio::test]
 async fn repeats_run_write() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -266,7 +270,7 @@ async fn repeats_run_write() {
         assert_eq!(saved, [true]);
     }
 
-    // A worker that stops in time does not count the attempt, but later ones look for its run.
+    // Releasing a lane in time does not count the attempt, but later attempts look for its run.
     let released = env.store.release_delivery_lanes("w", Some(&[]), 10).await.expect("an answer");
     assert_eq!(released, 1);
     let delivery = claim_delivery(&env, &lease).await.expect("a delivery");

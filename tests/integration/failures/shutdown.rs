@@ -1,5 +1,5 @@
-//! Workers that are stopped or killed: their partitions continue elsewhere, and calls that end in
-//! time are not repeated.
+//! Workers that are stopped or killed: other workers continue their partitions, and calls that end
+//! in time are not repeated.
 
 use shared::{domain::WebhookKind, stream::Conversation};
 use std::{
@@ -19,9 +19,9 @@ use tests::{
 const STALL_MAX: Duration = Duration::from_millis(500);
 /// Duration of calls of agents.
 const CALL: Duration = Duration::from_secs(20);
-/// Calls that run when a worker is stopped.
+/// Calls of agents that run when a worker is stopped.
 const CALLS: usize = 16;
-/// Load before a fault, and between two.
+/// Time of load before and after a fault.
 const CALM: Duration = Duration::from_secs(1);
 
 /// Starts two workers, and a tenant with a channel in each partition and a fast agent.
@@ -95,7 +95,7 @@ async fn measure_stall(
     };
     let ((), since) = tokio::join!(send_load(env, places, &over), striking);
     let stored = env.stored().await.expect("a count");
-    eventually("all of it is committed", TIMEOUT, async || {
+    eventually("all webhooks are committed", TIMEOUT, async || {
         let committed = "select sum(messages)::bigint from partition_cursors";
         let committed: i64 = sqlx::query_scalar(committed).fetch_one(&env.pool).await.ok()?;
         (committed as u64 >= stored).then_some(())
@@ -104,7 +104,7 @@ async fn measure_stall(
     longest_wait(env, places, since).await
 }
 
-/// Injects the fault at the first worker until no partition stalled longer than `bound`, at most
+/// Injects a fault into the first worker until no partition stalls longer than `bound`, at most
 /// three times, because other load of the machine may interfere.
 async fn assert_stall_at_most(
     env: &TestEnv,
@@ -121,13 +121,13 @@ async fn assert_stall_at_most(
         }
         env.wait_until_balanced().await.expect("both own partitions");
         all.push(measure_stall(env, places, lasting, || inject(worker)).await);
-        println!("the longest that a partition stood still: {:?}", all.last());
+        println!("the longest stall of a partition: {:?}", all.last());
         if all.last() <= Some(&bound) {
             return;
         }
         worker.process.wait(TIMEOUT).await.expect("it ends");
     }
-    panic!("partitions stood still for {all:?}");
+    panic!("partitions stalled for {all:?}");
 }
 
 /// Returns the number of an agent's calls that run on a worker.
@@ -142,7 +142,8 @@ async fn count_running(env: &TestEnv, worker: &Worker, app: &App) -> i64 {
     .expect("a count")
 }
 
-/// Partitions continue on another worker meanwhile.
+/// A worker that is stopped finishes its calls of agents, each made once, while another worker
+/// continues its partitions within 500 ms.
 #[tokio::test(flavor = "multi_thread")]
 async fn finishes_calls_on_stop() {
     let (env, places) = start_pair().await;
@@ -156,18 +157,18 @@ async fn finishes_calls_on_stop() {
         (env.agent.requests().len() == CALLS).then_some(())
     })
     .await;
-    let told = &env.workers[0];
-    let running = count_running(&env, told, &slow).await;
-    assert!(running > 0, "none of the calls is of the worker that is told to stop");
-    let stood = measure_stall(&env, &places, CALM, || told.process.terminate()).await;
-    println!("{running} calls were running; a partition stood still for {stood:?} at most");
-    assert!(told.process.is_running(), "it waits for its calls");
+    let stopped = &env.workers[0];
+    let running = count_running(&env, stopped, &slow).await;
+    assert!(running > 0, "none of the calls is of the worker that is stopped");
+    let stall = measure_stall(&env, &places, CALM, || stopped.process.terminate()).await;
+    println!("{running} calls were running; the longest stall of a partition: {stall:?}");
+    assert!(stopped.process.is_running(), "the worker waits for its calls");
 
-    let status = told.process.wait(CALL + TIMEOUT).await.expect("it ends");
-    assert!(status.success(), "{status}\n{}", told.process.log());
+    let status = stopped.process.wait(CALL + TIMEOUT).await.expect("it ends");
+    assert!(status.success(), "{status}\n{}", stopped.process.log());
     eventually("every call is answered", CALL + TIMEOUT, async || {
-        let heard = env.slack.receipts().into_iter().filter(|r| r.by == "chat.postMessage");
-        (heard.filter(|r| r.text().contains(&text)).count() >= CALLS).then_some(())
+        let answers = env.slack.receipts().into_iter().filter(|r| r.by == "chat.postMessage");
+        (answers.filter(|r| r.text().contains(&text)).count() >= CALLS).then_some(())
     })
     .await;
     let mut calls = HashMap::new();
@@ -176,12 +177,13 @@ async fn finishes_calls_on_stop() {
     }
     assert_eq!(calls.len(), CALLS);
     assert!(calls.values().all(|count| *count == 1), "a call was repeated: {calls:?}");
-    if stood > STALL_MAX {
+    if stall > STALL_MAX {
         let stop = |worker: &Worker| worker.process.terminate();
         assert_stall_at_most(&env, &places, STALL_MAX, CALM, stop).await;
     }
 }
 
+/// After a kill no partition stalls for longer than the lease TTL and a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn moves_partitions_within_ttl() {
     let (env, places) = start_pair().await;
@@ -190,7 +192,7 @@ async fn moves_partitions_within_ttl() {
     assert_stall_at_most(&env, &places, bound, bound, kill).await;
 }
 
-/// A stop does not wait for Postgres.
+/// A worker that is stopped while Postgres is unreachable ends in time and without a panic.
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_without_postgres() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");

@@ -1,4 +1,5 @@
-//! Stream resets: detected, logged, and the new stream read from the time of the last commit.
+//! Stream resets: they are detected and logged, and the new stream is read from the time of the
+//! last commit.
 
 use async_nats::jetstream::{self, context::Context};
 use shared::stream::{self, Partition, STREAM, StreamSize};
@@ -15,9 +16,9 @@ async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) -> We
     let webhook = Webhook::message(&env.slack, app, channel, "U1", text);
     let taken = async || match env.send(app, &webhook).await {
         Ok(answer) if answer.status == 200 => Some(()),
-        _ => None, // the stream is being made
+        _ => None, // the stream is being created
     };
-    eventually("it is taken", TIMEOUT, taken).await;
+    eventually("the webhook is accepted", TIMEOUT, taken).await;
     webhook
 }
 
@@ -31,7 +32,7 @@ async fn recreate_stream(env: &TestEnv) {
     stream::provision(&jetstream(env), StreamSize::default()).await.expect("it comes");
 }
 
-/// Deletes all messages up to a sequence, read or not.
+/// Deletes all messages up to a sequence, whether read or not.
 async fn delete_through(env: &TestEnv, through: u64) {
     let stream = jetstream(env).get_stream(STREAM).await.expect("the stream");
     stream.purge().sequence(through + 1).await.expect("it is purged");
@@ -52,23 +53,24 @@ async fn count_requests(env: &TestEnv, text: &str) -> usize {
     env.agent.requests().iter().filter(|asked| asked.question["text"] == text).count()
 }
 
-/// Its sequences start at one, below every cursor.
+/// A recreated stream, whose sequences start at one, is detected, and each of its webhooks is
+/// processed once.
 #[tokio::test]
 async fn handles_recreated_stream() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     for n in 0..5 {
-        let said = send_message(&env, &app, "D1", &format!("before {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("before {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     wait_for_cursors(&env, 5).await;
     recreate_stream(&env).await;
     for n in 0..3 {
-        let said = send_message(&env, &app, "D1", &format!("after {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("after {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
         assert_eq!(count_requests(&env, &format!("after {n}")).await, 1);
     }
-    env.wait_for_log(RESET_LOG).await.expect("somebody is told");
+    env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
     let raised: i64 =
         sqlx::query_scalar("select count(*) from partition_cursors where generation = 2")
             .fetch_one(&env.pool)
@@ -79,34 +81,34 @@ async fn handles_recreated_stream() {
     assert_eq!(counted.expect("a figure"), 64.0);
 }
 
-/// The stream is recreated while no worker runs: found when the partition is claimed.
+/// A stream that is recreated while no worker runs is detected when a worker claims the partition.
 #[tokio::test]
 async fn detects_reset_at_claim() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     for n in 0..5 {
-        let said = send_message(&env, &app, "D1", &format!("before {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("before {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     wait_for_cursors(&env, 5).await;
     let worker = &env.workers[0].process;
     worker.terminate();
     worker.wait(TIMEOUT).await.expect("it ends");
     recreate_stream(&env).await;
-    // As long as the old one, so that only the time of creation differs.
-    let mut said = Vec::new();
+    // The new stream is as long as the old one, so that only the time of creation differs.
+    let mut sent = Vec::new();
     for n in 0..7 {
-        said.push(send_message(&env, &app, "D1", &format!("after {n}")).await);
+        sent.push(send_message(&env, &app, "D1", &format!("after {n}")).await);
     }
     worker.restart().expect("it starts");
-    for webhook in &said {
+    for webhook in &sent {
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    env.wait_for_log(RESET_LOG).await.expect("somebody is told");
+    env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
 }
 
-/// Messages that the stream dropped before they were read are lost; the rest is handled. That is no
-/// stream reset.
+/// Webhooks that the stream dropped before they were read are lost, the rest is processed, and no
+/// reset is reported.
 #[tokio::test]
 async fn handles_rest_after_lost_start() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -128,21 +130,21 @@ async fn handles_rest_after_lost_start() {
     assert!(!env.logs().contains(RESET_LOG), "{}", env.logs());
 }
 
-/// A truncated stream that was filled again has another message at the sequence of the last
-/// committed one.
+/// A truncated stream with another message at the sequence of the last commit is a reset, and no
+/// webhook is processed twice.
 #[tokio::test]
 async fn detects_truncated_stream() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
-    let mut said = Vec::new();
+    let mut sent = Vec::new();
     for n in 0..5 {
-        said.push(send_message(&env, &app, "D1", &format!("before {n}")).await);
-        env.wait_for_outcome(&said[n].dedup_key).await;
+        sent.push(send_message(&env, &app, "D1", &format!("before {n}")).await);
+        env.wait_for_outcome(&sent[n].dedup_key).await;
     }
     let worker = &env.workers[0].process;
     worker.terminate();
     worker.wait(TIMEOUT).await.expect("it ends");
-    // As if the stream had been restored to its state after the third webhook.
+    // State as if the stream had been restored to an earlier time.
     sqlx::query(
         "update partition_cursors set last_key = 'a webhook of the stream that was', last_stored_at = now() - interval '1 s'
           where messages > 0",
@@ -153,18 +155,18 @@ async fn detects_truncated_stream() {
     let after = send_message(&env, &app, "D1", "after").await;
     worker.restart().expect("it starts");
     env.wait_for_outcome(&after.dedup_key).await;
-    env.wait_for_log(RESET_LOG).await.expect("somebody is told");
+    env.wait_for_log(RESET_LOG).await.expect("the reset is logged");
     for n in 0..5 {
         assert_eq!(
             count_requests(&env, &format!("before {n}")).await,
             1,
-            "nothing is called twice"
+            "the agent is called once per message"
         );
     }
 }
 
-/// An idle partition is read up to the end of the stream. When the stream loses that end, new
-/// messages there are read by the same reader.
+/// When the stream loses its end, new messages at those sequences are read, also in an idle
+/// partition.
 #[tokio::test]
 async fn reads_truncated_idle_partition() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -172,17 +174,17 @@ async fn reads_truncated_idle_partition() {
     let of = |channel: &str| Partition::of(app.connection, Some(channel));
     let busy = (2..).map(|n| format!("D{n}")).find(|channel| of(channel) != of("D1"));
     let busy = busy.expect("a channel of another partition");
-    let said = send_message(&env, &app, "D1", "before").await;
-    env.wait_for_outcome(&said.dedup_key).await;
+    let sent = send_message(&env, &app, "D1", "before").await;
+    env.wait_for_outcome(&sent.dedup_key).await;
     env.nats.save().await.expect("it comes back");
     for n in 0..10 {
-        let said = send_message(&env, &app, &busy, &format!("lost {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, &busy, &format!("lost {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
-    // A reader that is opened again looks up the end.
+    // A reader that is opened again looks up the end of the stream.
     env.nats.restart().await.expect("it comes back");
-    let said = send_message(&env, &app, &busy, "lost, too").await;
-    env.wait_for_outcome(&said.dedup_key).await;
+    let sent = send_message(&env, &app, &busy, "lost, too").await;
+    env.wait_for_outcome(&sent.dedup_key).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     env.nats.restore().await.expect("it comes back");
     let after = send_message(&env, &app, "D1", "after").await;
@@ -196,8 +198,8 @@ async fn ignores_purged_history() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     for n in 0..3 {
-        let said = send_message(&env, &app, "D1", &format!("before {n}")).await;
-        env.wait_for_outcome(&said.dedup_key).await;
+        let sent = send_message(&env, &app, "D1", &format!("before {n}")).await;
+        env.wait_for_outcome(&sent.dedup_key).await;
     }
     let worker = &env.workers[0].process;
     worker.terminate();

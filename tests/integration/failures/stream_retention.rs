@@ -1,4 +1,5 @@
-//! Retention: committed history is purged for new webhooks, and nothing that is still needed.
+//! Retention of the stream and of tables: committed history is purged, and nothing that is still
+//! needed.
 
 use futures_util::TryStreamExt;
 use shared::stream::{self, Partition, STREAM};
@@ -9,8 +10,8 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Owners of partitions check the stream once a minute; an unavailable agent is probed after the
-/// same time.
+/// Maximum time of a round: owners of partitions check the stream once a minute, and an unavailable
+/// agent is probed after a minute.
 const RETENTION_TIMEOUT: Duration = Duration::from_secs(100);
 
 async fn first_sequence(env: &TestEnv) -> u64 {
@@ -34,14 +35,14 @@ async fn count_rows(env: &TestEnv, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
 }
 
-/// Waiting deliveries are in Postgres, so their messages may be purged. The ledger records the
-/// purge.
+/// A stream that fills up loses committed webhooks, also those whose deliveries still wait. The
+/// ledger records the purge.
 #[tokio::test]
 async fn purges_committed_history() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     env.agent.set_failing(true);
-    // The last webhook of a partition stays in the stream: its cursor is recognized by it.
+    // The last webhook of a partition stays in the stream: the cursor is recognized by it.
     let waiting = ["one", "two"].map(|text| Webhook::message(&env.slack, &app, "D1", "U1", text));
     for webhook in &waiting {
         assert_eq!(env.send(&app, webhook).await.expect("an answer").status, 200);
@@ -52,19 +53,22 @@ async fn purges_committed_history() {
     .await;
     let other = env.connect().await.expect("another connection");
     fill_stream(&env, &other).await;
-    eventually("the place of the first in the stream is purged", RETENTION_TIMEOUT, async || {
+    eventually("the first webhook is purged from the stream", RETENTION_TIMEOUT, async || {
         (first_sequence(&env).await > 1).then_some(())
     })
     .await;
     env.agent.set_failing(false);
     for webhook in &waiting {
-        let handled = eventually("it is tried again", RETENTION_TIMEOUT, async || {
-            env.find_outcome(&webhook.dedup_key).await
-        });
+        let handled =
+            eventually("the delivery is attempted again", RETENTION_TIMEOUT, async || {
+                env.find_outcome(&webhook.dedup_key).await
+            });
         assert_eq!(handled.await.outcome, "completed");
     }
     env.slack
-        .wait_for_receipt("the answer to the purged", |told| told.text() == "I heard: one")
+        .wait_for_receipt("the answer to the purged webhook", |receipt| {
+            receipt.text() == "I heard: one"
+        })
         .await;
 
     let webhook = Webhook::message(&env.slack, &other, "C1", "U1", "there is room");
@@ -74,12 +78,14 @@ async fn purges_committed_history() {
     assert!(verified.contains("0 missing"), "{verified}");
 }
 
-/// The older half of a connection's committed webhooks goes, at once and whatever the stream holds.
+/// The older half of a connection's committed webhooks is purged once they exceed its share.
+/// Others' are not.
 #[tokio::test]
 async fn purges_over_share() {
     const BODIES: usize = 12;
     let mut env = TestEnv::without_processes(SMALL).await.expect("a test environment");
-    // An eighth for a partition, and half of that for the newest: 32 KiB, so 2 bodies.
+    // A partition gets an eighth, and half of that is for the newest webhooks: 32 KiB, which are 2
+    // bodies.
     env.set("TIDEGATE_STREAM_MAX_BYTES_PER_CONNECTION", "512KiB");
     env.start_processes().await.expect("processes");
     let (hostile, other) = (env.connect().await, env.connect().await);
@@ -113,6 +119,7 @@ async fn purges_over_share() {
     assert!(worker.metric("tidegate_stream_share_purges_total").await.expect("a metric") >= 4.0);
 }
 
+/// Expired rows of each table are deleted, and others stay.
 #[tokio::test]
 async fn deletes_expired_rows() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -120,11 +127,11 @@ async fn deletes_expired_rows() {
     let young = Webhook::message(&env.slack, &app, "D1", "U1", "hello");
     env.send(&app, &young).await.expect("an answer");
     env.wait_for_outcome(&young.dedup_key).await;
-    eventually("it is told", TIMEOUT, async || {
+    eventually("the answer is sent", TIMEOUT, async || {
         (count_rows(&env, "select count(*) from outbox_log").await == 1).then_some(())
     })
     .await;
-    // In slots that no day in use has.
+    // In slots that belong to no current day.
     for sql in [
         "insert into outbox_log (slot, outbox_id, connection_id, lane, channel_key, method, dedup_key, attempts,
                                  resend_count, created_at)
@@ -161,7 +168,7 @@ async fn deletes_expired_rows() {
         .await;
         assert!(count_rows(&env, left).await >= 1, "{left}");
     }
-    eventually("lanes in which nothing waits are gone", TIMEOUT * 2, async || {
+    eventually("lanes without deliveries are deleted", TIMEOUT * 2, async || {
         (count_rows(&env, "select count(*) from delivery_lanes").await == 0).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! Failures that count towards Slack's limit for an app.
+//! Failures that count towards Slack's limit of an app.
 
 use serde_json::json;
 use tests::{
@@ -8,8 +8,8 @@ use tests::{
 
 const INGEST_ONLY: Size = Size { ingests: 1, workers: 0, own_postgres: false };
 
-/// Slack counts all failures of an app: webhooks without a connection must not disable it for
-/// others.
+/// Webhooks without a connection get 200 and do not count as failures: too many would make Slack
+/// disable the app for all.
 #[tokio::test]
 async fn accepts_unrouted_webhooks() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -39,6 +39,8 @@ async fn accepts_unrouted_webhooks() {
     );
 }
 
+/// An app with half of the failures that Slack allows is logged and counted as at risk, and the
+/// ingest stays ready.
 #[tokio::test]
 async fn warns_at_half_of_failure_limit() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -50,12 +52,12 @@ async fn warns_at_half_of_failure_limit() {
     }
     assert_eq!(env.ingests[0].metric("tidegate_ingest_apps_at_risk").await.expect("metrics"), 1.0);
     let log = env.wait_for_log("half of Slack's failure limit exceeded").await.expect("a warning");
-    assert!(log.contains(&app.app), "the warning names it");
+    assert!(log.contains(&app.app), "the warning names the app");
     let ready = env.ingests[0].wait_until_ready().await;
-    assert!(ready.is_ok(), "an ingest that leaves makes nothing better");
+    assert!(ready.is_ok(), "the ingest stays ready");
 }
 
-/// A stranger's requests must not hide the failures of an app, nor look like them.
+/// Requests without a valid signature neither count as failures of an app nor dilute them.
 #[tokio::test]
 async fn ignores_unverified_requests() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");

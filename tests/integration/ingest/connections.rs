@@ -1,4 +1,4 @@
-//! Any process accepts webhooks of any connection, from its creation until it is disabled.
+//! Connections: any ingest accepts their webhooks, from their creation until they are disabled.
 
 use shared::{
     directory::Directory,
@@ -11,14 +11,14 @@ use tests::{
     test_env::{App, PAIR, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
-/// The defect that Tidegate removes: a slash command reaches a process without its connection, gets
-/// 404, and is never resent.
+/// A slash command of a connection that no ingest has seen yet is accepted and answered. Before
+/// Tidegate it got a 404 and was lost.
 #[tokio::test]
 async fn handles_unseen_connection() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.prepare(ConnectionStatus::Active).await.expect("a connection");
     let code = env.create_link_code(&app, &[Surface::Channel]).await.expect("a code");
-    // The entry is written, without a wait for ingests to read it.
+    // The entry is written without waiting for ingests to read it.
     let directory =
         Directory::open(&config::jetstream(env.client().clone())).await.expect("the directory");
     let entry = env.store.directory_entry(app.connection).await.expect("a row").expect("there");
@@ -26,19 +26,20 @@ async fn handles_unseen_connection() {
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     let answer = env.send(&app, &webhook).await.expect("an answer");
     assert_eq!((answer.status, answer.body.as_str()), (200, ""));
-    let said = env
+    let reply = env
         .slack
-        .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to))
+        .wait_for_receipt("the reply to the command", |r| webhook.response_url.ends_with(&r.to))
         .await;
-    assert_eq!(said.text(), "Linked. *Sample agent* answers here now.");
+    assert_eq!(reply.text(), "Linked. *Sample agent* answers here now.");
     assert_eq!(env.binding(&app, "C1").await.expect("a look").as_deref(), Some("sample"));
 }
 
+/// A connection that is only a row of Postgres is written to the directory by a worker.
 #[tokio::test]
 async fn syncs_unannounced_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.prepare(ConnectionStatus::Active).await.expect("a row, and nothing else");
-    eventually("a worker writes the directory", TIMEOUT, async || {
+    eventually("a worker writes the entry", TIMEOUT, async || {
         let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
         let answer = env.send(&app, &webhook).await.ok()?;
         (answer.status == 200).then_some(())
@@ -46,6 +47,8 @@ async fn syncs_unannounced_connection() {
     .await;
 }
 
+/// Once `connections disable` returns, every ingest answers 404 without a retry and stores nothing.
+/// `enable` reverses it.
 #[tokio::test]
 async fn answers_404_when_disabled() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -70,6 +73,7 @@ async fn answers_404_when_disabled() {
     }
 }
 
+/// A webhook that was accepted before its connection was disabled has no effect and gets no reply.
 #[tokio::test]
 async fn ignores_webhook_after_disable() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -86,9 +90,10 @@ async fn ignores_webhook_after_disable() {
         .fetch_one(&env.pool)
         .await
         .expect("a count");
-    assert_eq!(open, 0, "nothing is to be said, now or later");
+    assert_eq!(open, 0, "a message waits in the outbox");
 }
 
+/// An unknown or malformed connection id gets 404, and nothing is stored.
 #[tokio::test]
 async fn answers_404_when_unknown() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -105,7 +110,8 @@ async fn answers_404_when_unknown() {
     assert_eq!(env.stored().await.expect("a count"), 0);
 }
 
-/// Replies wait until the connection is active.
+/// A pending connection answers `url_verification` and stores webhooks. Their replies wait for the
+/// token.
 #[tokio::test]
 async fn answers_handshake_while_pending() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -134,9 +140,10 @@ async fn answers_handshake_while_pending() {
     assert!(env.slack.receipts().is_empty(), "nothing is sent without a token");
     set_token(Some(&token)).await;
     env.tidegate(&["connections", "enable", &id]).expect("started");
-    env.slack.wait_for_receipt("the answer", |told| told.to == "D1").await;
+    env.slack.wait_for_receipt("the answer", |receipt| receipt.to == "D1").await;
 }
 
+/// A reply that is due while its connection is disabled waits until it is enabled.
 #[tokio::test]
 async fn holds_replies_while_disabled() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -156,6 +163,8 @@ async fn holds_replies_while_disabled() {
     tokio::time::sleep(std::time::Duration::from_secs(2)).await; // it would be sent within milliseconds
     count(waiting, 1).await.expect("it still waits");
     env.tidegate(&["connections", "enable", &id]).expect("started");
-    env.slack.wait_for_receipt("the reply", |told| told.text() == "I heard: slow:1500 hello").await;
+    env.slack
+        .wait_for_receipt("the reply", |receipt| receipt.text() == "I heard: slow:1500 hello")
+        .await;
     count("select count(*) from outbox_failures", 0).await.expect("nothing was given up");
 }

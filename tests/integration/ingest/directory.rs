@@ -1,4 +1,4 @@
-//! The directory of every ingest is up to date, also during outages.
+//! Directory of every ingest: it is current, also during outages.
 
 use shared::{
     directory::{Directory, DirectoryEntry, app_key, team_key},
@@ -19,7 +19,8 @@ async fn status(env: &TestEnv, ingest: usize, app: &App, secret: &str) -> u16 {
     env.slack.send(&env.ingests[ingest].url(app), secret, &webhook).await.expect("an answer").status
 }
 
-/// The new secret is in force when the command returns.
+/// Once the rotation returns, every ingest accepts the new signing secret, and the old one during
+/// the overlap only.
 #[tokio::test]
 async fn rotates_secret_on_every_ingest() {
     let env = TestEnv::start(Size { ingests: 2, ..INGEST_ONLY }).await.expect("a test environment");
@@ -41,7 +42,11 @@ async fn rotates_secret_on_every_ingest() {
     rotate("the second", "1h");
     for ingest in 0..2 {
         assert_eq!(status(&env, ingest, &app, "the second").await, 200);
-        assert_eq!(status(&env, ingest, &app, &app.secret).await, 200, "it is still good");
+        assert_eq!(
+            status(&env, ingest, &app, &app.secret).await,
+            200,
+            "the previous secret is valid during the overlap"
+        );
         let matched = async |secret: &str| {
             let line = format!("tidegate_ingest_signatures_verified_total{{secret=\"{secret}\"}}");
             env.ingests[ingest].metric(&line).await.expect("metrics")
@@ -51,18 +56,18 @@ async fn rotates_secret_on_every_ingest() {
     rotate("the third", "0s");
     for ingest in 0..2 {
         assert_eq!(status(&env, ingest, &app, "the third").await, 200);
-        assert_eq!(status(&env, ingest, &app, "the second").await, 401, "its time is over");
+        assert_eq!(status(&env, ingest, &app, "the second").await, 401, "the overlap has ended");
     }
 }
 
-/// During the outage no ingest was notified. A change right afterwards must still be in force when
-/// the command returns.
+/// A connection that is disabled right after an outage of NATS, in which no ingest was notified,
+/// gets no 200 from any ingest once the command returns.
 #[tokio::test]
 async fn disables_right_after_nats_restart() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     for round in 0..3 {
-        // The reports of the ingests expire meanwhile: no ingest is waited for.
+        // The reports of the ingests expire meanwhile, so that the command waits for none.
         env.nats.kill();
         eventually("the ingests' reports are too old", TIMEOUT, async || {
             let answer = status(&env, 0, &app, &app.secret).await;
@@ -75,7 +80,7 @@ async fn disables_right_after_nats_restart() {
         let first =
             [status(&env, 0, &app, &app.secret).await, status(&env, 1, &app, &app.secret).await];
         assert!(first.iter().all(|status| [404, 503].contains(status)), "round {round}: {first:?}");
-        eventually("both know", TIMEOUT, async || {
+        eventually("both ingests answer 404", TIMEOUT, async || {
             let both = [
                 status(&env, 0, &app, &app.secret).await,
                 status(&env, 1, &app, &app.secret).await,
@@ -87,6 +92,7 @@ async fn disables_right_after_nats_restart() {
     }
 }
 
+/// An ingest that starts while Postgres is down accepts webhooks.
 #[tokio::test]
 async fn starts_ingest_without_postgres() {
     let mut env = TestEnv::start(Size { own_postgres: true, ..INGEST_ONLY })
@@ -98,6 +104,7 @@ async fn starts_ingest_without_postgres() {
     assert_eq!(status(&env, 1, &app, &app.secret).await, 200);
 }
 
+/// An older version of a deleted connection does not replace its tombstone in the directory.
 #[tokio::test]
 async fn rejects_older_write_after_delete() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -115,6 +122,7 @@ async fn rejects_older_write_after_delete() {
     assert_eq!(status(&env, 0, &app, &app.secret).await, 404);
 }
 
+/// A connection whose row is deleted directly in Postgres becomes unknown to ingest.
 #[tokio::test]
 async fn writes_tombstone_for_missing_row() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -124,12 +132,14 @@ async fn writes_tombstone_for_missing_row() {
         .execute(&env.pool)
         .await
         .expect("deleted");
-    eventually("it is unknown", TIMEOUT, async || {
+    eventually("the connection is unknown", TIMEOUT, async || {
         (status(&env, 0, &app, &app.secret).await == 404).then_some(())
     })
     .await;
 }
 
+/// On the shared route a webhook goes to the connection of its own workspace, to the preview
+/// connection if there is none, and never to another tenant's.
 #[tokio::test]
 async fn isolates_tenants_on_shared_route() {
     let env = TestEnv::start(Size { ingests: 1, workers: 0, own_postgres: false })
@@ -153,7 +163,7 @@ async fn isolates_tenants_on_shared_route() {
     };
     assert_eq!(stored_for(&one.team).await, Some(one.connection.to_string()));
     assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
-    assert_eq!(stored_for("T0STRANGER").await, None, "unrouted, and nobody else's");
+    assert_eq!(stored_for("T0STRANGER").await, None, "an unrouted webhook is not stored");
     let preview = env.connect_as(|new| {
         (new.app, new.team, new.preview_mode) = (shared.parse().expect("an id"), None, true);
     });
@@ -161,7 +171,11 @@ async fn isolates_tenants_on_shared_route() {
     assert_eq!(stored_for("T0STRANGER").await, Some(preview.connection.to_string()));
     assert_eq!(stored_for(&two.team).await, Some(two.connection.to_string()));
     env.tidegate(&["connections", "disable", &two.connection.to_string()]).expect("stopped");
-    assert_eq!(stored_for(&two.team).await, None, "stopped is not the preview's, either");
+    assert_eq!(
+        stored_for(&two.team).await,
+        None,
+        "the preview connection does not get webhooks of a stopped one"
+    );
     let unrouted = Webhook::command(
         &env.slack,
         &App { team: two.team.clone(), ..one.clone() },
@@ -174,6 +188,8 @@ async fn isolates_tenants_on_shared_route() {
     assert!(answer.status == 200 && answer.body.contains("ephemeral"), "{answer:?}");
 }
 
+/// After its bucket is recreated the directory gets all connections again. Meanwhile ingest keeps
+/// what it knew.
 #[tokio::test]
 async fn restores_recreated_directory() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -181,9 +197,9 @@ async fn restores_recreated_directory() {
     let js = async_nats::jetstream::new(env.client().clone());
     js.delete_key_value("connections").await.expect("deleted");
     env.tidegate(&["migrate"]).expect("recreated");
-    assert_eq!(status(&env, 0, &app, &app.secret).await, 200, "what was known is not forgotten");
+    assert_eq!(status(&env, 0, &app, &app.secret).await, 200, "ingest keeps the known connections");
     let fresh = env.connect().await.expect("a connection after that");
-    eventually("both are taken", Duration::from_secs(60), async || {
+    eventually("both are accepted", Duration::from_secs(60), async || {
         let both = [
             status(&env, 0, &app, &app.secret).await,
             status(&env, 0, &fresh, &fresh.secret).await,
@@ -193,7 +209,7 @@ async fn restores_recreated_directory() {
     .await;
 }
 
-/// An id may be any word, also one that is a part of keys.
+/// Keys of different installations differ, also for ids that are parts of keys.
 #[test]
 fn separates_keys_of_installations() {
     let words = ["_", "team", "enterprise", "preview", "app", "T1"];

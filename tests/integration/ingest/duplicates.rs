@@ -1,4 +1,4 @@
-//! Copies of a webhook are not handled again.
+//! Copies of a webhook, which are processed once.
 
 use std::time::Duration;
 use tests::{
@@ -7,6 +7,7 @@ use tests::{
     test_env::{PAIR, SMALL, TIMEOUT, TestEnv},
 };
 
+/// Three copies of a webhook that are sent at the same time are stored and answered once.
 #[tokio::test]
 async fn handles_copies_once() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -17,19 +18,22 @@ async fn handles_copies_once() {
         assert_eq!(answer.expect("an answer").status, 200);
     }
     assert_eq!(env.stored().await.expect("a count"), 1);
-    // The reply to a later message of the conversation comes after all replies to this one.
+    // A later message of the conversation is answered after all replies to this one.
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the later command", |receipt| {
+            after.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
-    let said =
+    let replies =
         receipts.iter().filter(|receipt| webhook.response_url.ends_with(&receipt.to)).count();
-    assert_eq!(said, 1);
+    assert_eq!(replies, 1);
 }
 
-/// JetStream forgets a dedup key after its window. Slack may resend an event for a day.
+/// A copy that comes after the deduplication window of JetStream is stored but not processed: Slack
+/// may resend an event for a day.
 #[tokio::test]
 async fn ignores_copy_after_dedup_window() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -39,7 +43,7 @@ async fn ignores_copy_after_dedup_window() {
 
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &webhook).await.expect("an answer");
-    eventually("JetStream takes the copy for new", TIMEOUT, async || {
+    eventually("JetStream stores the copy", TIMEOUT, async || {
         env.send(&app, &webhook).await.ok()?;
         (env.stored().await.ok()? >= 2).then_some(())
     })
@@ -47,10 +51,12 @@ async fn ignores_copy_after_dedup_window() {
     let after = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &after).await.expect("an answer");
     env.slack
-        .wait_for_receipt("the one after", |receipt| after.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the later command", |receipt| {
+            after.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
-    let said =
+    let replies =
         receipts.iter().filter(|receipt| webhook.response_url.ends_with(&receipt.to)).count();
-    assert_eq!(said, 1);
+    assert_eq!(replies, 1);
 }

@@ -1,8 +1,9 @@
-//! Nothing that comes from outside makes us panic.
+//! Fuzz targets: no input from outside makes a process panic.
 //!
-//! In: the kept corpus below `__fuzz__`, every webhook that Slack documents, and bytes made up by `bolero`. Out: nothing. Under
-//! `cargo test`, on the stable toolchain, each target runs for at least 20,000 inputs and five seconds; for longer with
-//! `BOLERO_RANDOM_TEST_TIME_MS`. Parsers that are private to `worker` have their targets beside them, in files called `fuzz.rs`.
+//! Inputs are the corpus below `__fuzz__`, every webhook that Slack documents, and bytes that
+//! `bolero` generates. Under `cargo test`, on the stable toolchain, each target runs for at least
+//! 20,000 inputs and five seconds; `BOLERO_RANDOM_TEST_TIME_MS` sets a longer time. Parsers that
+//! are private to `worker` have their targets beside them, in files called `fuzz.rs`.
 
 use bytes::Bytes;
 use ingest::{
@@ -37,7 +38,7 @@ fn verifies(input: &[u8]) {
     assert!(forged.is_err(), "a signature was guessed");
 }
 
-/// Input: two headers, a line each, and a body.
+/// Signature checks reject any bytes without a panic. Input: two headers, a line each, and a body.
 #[test]
 fn verifies_any_headers_and_body() {
     bolero::check!().with_iterations(INPUTS).for_each(verifies);
@@ -73,7 +74,8 @@ fn classifies(input: &[u8]) {
     assert!(placement.dedup_key.as_str().starts_with(&connection.to_string()));
 }
 
-/// Input: a letter for the media type (`f` is a form, others JSON), and a body.
+/// Classification takes any body without a panic. Input: a letter for the media type (`f` is a
+/// form, others JSON), and a body.
 #[test]
 fn classifies_any_body() {
     // The whole webhooks, and each with a byte cut from its middle.
@@ -105,7 +107,8 @@ fn decodes(input: &[u8]) {
     let _ = Envelope::decode(subject, Some(&headers), Bytes::copy_from_slice(body.as_bytes()));
 }
 
-/// Input: a subject, header lines (`name: value`) up to an empty line, and a body.
+/// Decoding takes any message of the stream without a panic. Input: a subject, header lines (`name:
+/// value`) up to an empty line, and a body.
 #[test]
 fn decodes_any_message() {
     bolero::check!().with_iterations(INPUTS).for_each(decodes);

@@ -1,5 +1,5 @@
-//! Requests that Slack never sends use few resources: they are rejected or closed in time, and
-//! Slack's requests are accepted meanwhile.
+//! Requests that Slack never sends: they use few resources and are rejected or closed in time,
+//! while Slack's requests are accepted.
 
 use std::{
     collections::BTreeMap,
@@ -18,9 +18,9 @@ use tests::{
     test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// No worker: stored webhooks are not handled.
+/// One ingest without a worker: stored webhooks are not processed.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
-/// Fast for Slack on a busy machine.
+/// Maximum time of an ordinary answer, on a busy machine.
 const QUICK: Duration = Duration::from_secs(1);
 const MIB: u64 = 1024 * 1024;
 
@@ -28,6 +28,8 @@ fn hello_message(env: &TestEnv, app: &App) -> Webhook {
     Webhook::message(&env.slack, app, "C1", "U1", "hello")
 }
 
+/// Silent and slow clients are closed, not too early, while other webhooks are answered within a
+/// second.
 #[tokio::test]
 async fn closes_silent_and_slow_sockets() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -57,7 +59,7 @@ async fn closes_silent_and_slow_sockets() {
     assert!(slowest < QUICK, "an ordinary webhook took {slowest:?}");
 }
 
-/// Bytes after such a body are not parsed as a request.
+/// A request with two body lengths is rejected, and the bytes after it are not parsed as a request.
 #[tokio::test]
 async fn rejects_ambiguous_body_length() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -71,7 +73,7 @@ async fn rejects_ambiguous_body_length() {
         let answer = socket.answer(QUICK).await.unwrap_or_else(|e| panic!("{framing:?}: {e:#}"));
         assert_eq!(answer.status, malformed.status, "{framing:?}");
         socket.closed(QUICK * 2).await.unwrap_or_else(|error| panic!("{framing:?}: {error:#}"));
-        assert_eq!(socket.unread(), "", "{framing:?}: what came after was answered, too");
+        assert_eq!(socket.unread(), "", "{framing:?}: the bytes after the body were answered");
     }
     for malformed in malformed::other_bytes(&url, &app.secret, &webhook).expect("requests") {
         let answer = malformed.send(&url, QUICK).await.expect("an answer");
@@ -84,10 +86,11 @@ async fn rejects_ambiguous_body_length() {
     assert_eq!(
         socket.answer(QUICK).await.expect("an answer").status,
         200,
-        "and the same webhook, of one length, is taken"
+        "the same webhook with one length is accepted"
     );
 }
 
+/// Webhook routes answer 405 to other methods, and the public port has no health route.
 #[tokio::test]
 async fn accepts_only_post() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -101,9 +104,10 @@ async fn accepts_only_post() {
         }
     }
     let elsewhere = client.post(env.ingests[0].path("/readyz")).send().await.expect("an answer");
-    assert_eq!(elsewhere.status().as_u16(), 404, "health is not for the public");
+    assert_eq!(elsewhere.status().as_u16(), 404, "the public port serves health");
 }
 
+/// A body over the limit is rejected by its declared length, before it is received.
 #[tokio::test]
 async fn rejects_large_body_by_length() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -118,7 +122,7 @@ async fn rejects_large_body_by_length() {
     }
 }
 
-/// Health checks are answered meanwhile.
+/// An HTTP connection over the limit waits for a place, and health checks are answered meanwhile.
 #[tokio::test]
 async fn queues_connections_over_limit() {
     let mut env = TestEnv::without_processes(INGEST_ONLY).await.expect("a test environment");
@@ -145,13 +149,14 @@ async fn queues_connections_over_limit() {
     drop(holders.pop());
     assert_eq!(next.answer(QUICK).await.expect("there is room now").status, 200);
     for mut holder in holders {
-        // The client that left made the room: these are still served.
+        // Only the client that left is closed: these are still served.
         holder.send(&ask()).await.expect("a webhook");
         assert_eq!(holder.answer(QUICK).await.expect("an answer").status, 200);
     }
 }
 
-/// Webhooks within the limit are accepted.
+/// A webhook over the limit of requests in flight gets a 503 at once, and those within the limit
+/// are accepted.
 #[tokio::test]
 async fn rejects_webhooks_over_limit() {
     let mut env = TestEnv::without_processes(INGEST_ONLY).await.expect("a test environment");
@@ -161,7 +166,7 @@ async fn rejects_webhooks_over_limit() {
     let ingest = &env.ingests[0];
     let url = ingest.url(&app);
 
-    // A body that is not complete, and so not verified, is not in flight.
+    // A request whose body is incomplete, and so not verified, is not in flight.
     let bytes = request(&url, &app.secret, &hello_message(&env, &app)).expect("a request");
     let mut incomplete = Vec::new();
     for _ in 0..8 {
@@ -197,7 +202,7 @@ async fn rejects_webhooks_over_limit() {
     assert_eq!(env.stored().await.expect("a count"), 6);
 }
 
-/// Slack's own heads are a fiftieth of the limit.
+/// Heads over 64 headers or 32 KiB get 431. Slack's own heads are a fiftieth of that.
 #[tokio::test]
 async fn rejects_large_heads() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -209,7 +214,7 @@ async fn rejects_large_heads() {
         more.chain([length.clone()]).collect::<Vec<_>>()
     };
     let long = |bytes: usize| vec![format!("x-long: {}", "x".repeat(bytes)), length.clone()];
-    // Host, media type, the two of the signature, and the length.
+    // The other headers are host, media type, the two of the signature, and the length.
     for (lines, status) in [
         (many(64 - 5), 200),
         (many(64 - 4), 431),
@@ -221,7 +226,7 @@ async fn rejects_large_heads() {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let head = head(&url, &app.secret, &webhook, &lines).expect("a head");
         let mut socket = Socket::open(&url).await.expect("a socket");
-        // The other side may close before all of it is sent.
+        // The ingest may close before all of it is sent.
         let _ = socket.send(&[&head[..], &webhook.body].concat()).await;
         match socket.answer(QUICK).await {
             Ok(answer) => assert_eq!(answer.status, status, "{what}"),
@@ -230,7 +235,7 @@ async fn rejects_large_heads() {
     }
 }
 
-/// The body is neither received nor waited for.
+/// A malformed or stale signature gets 401 before the body is received.
 #[tokio::test]
 async fn rejects_bad_signature_by_head() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -262,7 +267,7 @@ async fn rejects_bad_signature_by_head() {
             assert_eq!((answer.status, answer.body.as_str()), (401, ""), "{signature} {second}");
         }
     }
-    // Slack's check of the certificate is not signed. It is looked for in small bodies only.
+    // Slack's check of the certificate is not signed. Only small bodies are searched for it.
     for (body, status) in [("ssl_check=1&token=a".to_owned(), 200), ("x".repeat(2000), 401)] {
         let body = if status == 200 { body } else { format!("ssl_check=1&token={body}") };
         let sent = reqwest::Client::new()
@@ -308,7 +313,7 @@ async fn bounds_cost_of_unknown_ids() {
         for _ in 0..10 {
             pace.tick().await;
             let answer = env.send(&app, &hello_message(&env, &app)).await.expect("an answer");
-            assert_eq!(answer.status, 200, "a real one, meanwhile");
+            assert_eq!(answer.status, 200, "an ordinary webhook, meanwhile");
             slowest = slowest.max(answer.took);
         }
         slowest
@@ -325,7 +330,7 @@ async fn bounds_cost_of_unknown_ids() {
     assert_eq!(
         statuses.keys().collect::<Vec<_>>(),
         [&404],
-        "memory knows that there is none: {statuses:?}"
+        "unknown ids are answered with 404: {statuses:?}"
     );
     let reads =
         ingest.metric("tidegate_ingest_directory_cache_misses_total").await.expect("metrics");
@@ -333,8 +338,8 @@ async fn bounds_cost_of_unknown_ids() {
         reads >= 1.0 && reads <= (READS_PER_SECOND * seconds) as f64,
         "{reads} reads in {seconds} s"
     );
-    assert!(slowest < QUICK, "a real webhook took {slowest:?}");
-    assert!(grown < 32 * MIB, "it grew by {} KiB", grown / 1024);
+    assert!(slowest < QUICK, "an ordinary webhook took {slowest:?}");
+    assert!(grown < 32 * MIB, "ingest grew by {} KiB", grown / 1024);
     let newer = env.connect().await.expect("a connection made afterwards");
     assert_eq!(
         env.send(&newer, &hello_message(&env, &newer)).await.expect("an answer").status,

@@ -1,5 +1,5 @@
-//! Answers within Slack's three seconds in every state of the stream. A rejected webhook may be
-//! resent without being stored or handled twice.
+//! Answers within Slack's three seconds in every state of the stream. A rejected webhook can be
+//! resent without being stored or processed twice.
 
 use async_nats::jetstream;
 use futures_util::{StreamExt, stream};
@@ -13,10 +13,10 @@ use tests::{
     test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// No worker: stored webhooks are not handled.
+/// One ingest without a worker: stored webhooks are not processed.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
 const SLACK_DEADLINE: Duration = Duration::from_secs(3);
-/// Maximum answer time of a full stream, where another attempt is useless.
+/// Maximum answer time with a full stream, where another attempt is useless.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const MIB: u64 = 1024 * 1024;
 
@@ -63,15 +63,16 @@ fn assert_retry_later(answer: &Answer, within: Duration) {
     assert!(answer.took < within, "{:?}", answer.took);
 }
 
-/// Slack does not resend commands, so the user gets a notice.
+/// Checks that the user of a command gets a notice: Slack does not resend commands.
 fn assert_notice(answer: &Answer, within: Duration) {
-    let said: Value = serde_json::from_str(&answer.body).expect("a message");
-    let text = said["text"].as_str().expect("a text");
-    assert_eq!((answer.status, said["response_type"].as_str()), (200, Some("ephemeral")));
+    let body: Value = serde_json::from_str(&answer.body).expect("a message");
+    let text = body["text"].as_str().expect("a text");
+    assert_eq!((answer.status, body["response_type"].as_str()), (200, Some("ephemeral")));
     assert!(text.contains("try again") && answer.took < within, "{answer:?}");
 }
 
-/// Each kind of webhook has its own answer. Webhooks are accepted again when there is room.
+/// With a full stream each kind of webhook gets its own answer within a second. Webhooks are
+/// accepted again when there is room.
 #[tokio::test]
 async fn answers_when_stream_is_full() {
     const SUBMISSION: &str = "view_submission";
@@ -93,18 +94,19 @@ async fn answers_when_stream_is_full() {
         assert_notice(&send(&help_command(&env, &app)).await, AT_ONCE);
 
         let answer = send(&interaction(&env, &app, SUBMISSION, |_| ())).await;
-        let said: Value = serde_json::from_str(&answer.body).expect("an action");
-        assert_eq!((answer.status, &said["response_action"]), (200, &json!("errors")));
-        let errors = said["errors"].as_object().expect("errors by block");
+        let body: Value = serde_json::from_str(&answer.body).expect("an action");
+        assert_eq!((answer.status, &body["response_action"]), (200, &json!("errors")));
+        let errors = body["errors"].as_object().expect("errors by block");
         assert_eq!(errors.keys().collect::<Vec<_>>(), ["multiline"], "the view's input block");
         assert!(answer.took < AT_ONCE, "{:?}", answer.took);
-        // Without a block to show the error at, a 503 makes Slack show an error of its own.
+        // Without an input block for the error, a 503 makes Slack show its own error.
         assert_retry_later(
             &send(&interaction(&env, &app, SUBMISSION, without_inputs)).await,
             AT_ONCE,
         );
 
-        // No answer to a click or to the end of a view reaches its user: a 200 would be wrong.
+        // Slack shows no answer to a click or to the end of a view, so a 200 would hide the
+        // failure.
         for kind in ["block_actions", "view_closed"] {
             let other =
                 interaction(&env, &app, SUBMISSION, |payload| payload["type"] = kind.into());
@@ -116,7 +118,11 @@ async fn answers_when_stream_is_full() {
             assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"options":[]}"#));
             assert!(answer.took < AT_ONCE, "{:?}", answer.took);
         }
-        assert_eq!(env.stored().await.expect("a count"), stored, "no room, and yet stored");
+        assert_eq!(
+            env.stored().await.expect("a count"),
+            stored,
+            "a webhook was stored in a full stream"
+        );
 
         env.change_stream(make_room).await.expect("the stream is changed");
         assert_eq!(send(&event).await.status, 200, "there is room");
@@ -124,54 +130,60 @@ async fn answers_when_stream_is_full() {
     }
 }
 
-/// Slack gets an answer in time. A migration creates the stream.
+/// Without a stream Slack gets an answer in time. A migration creates the stream, and webhooks are
+/// accepted.
 #[tokio::test]
 async fn answers_without_stream() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     env.jetstream().delete_stream(STREAM).await.expect("the stream is deleted");
     let (event, command) = (hello_message(&env, &app), help_command(&env, &app));
-    let (told, user_told) = tokio::join!(env.send(&app, &event), env.send(&app, &command));
-    assert_retry_later(&told.expect("an answer"), SLACK_DEADLINE);
-    assert_notice(&user_told.expect("an answer"), SLACK_DEADLINE);
+    let (event_answer, command_answer) =
+        tokio::join!(env.send(&app, &event), env.send(&app, &command));
+    assert_retry_later(&event_answer.expect("an answer"), SLACK_DEADLINE);
+    assert_notice(&command_answer.expect("an answer"), SLACK_DEADLINE);
     env.tidegate(&["migrate"]).expect("the stream is made");
     assert_eq!(env.send(&app, &event).await.expect("an answer").status, 200);
     assert_eq!(env.stored().await.expect("a count"), 1);
 }
 
-/// Slack gets an answer in time, and a resent webhook is handled once.
+/// While NATS hangs Slack gets an answer in time. A resent webhook is processed once.
 #[tokio::test]
 async fn answers_while_nats_hangs() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let (event, command) = (hello_message(&env, &app), help_command(&env, &app));
     env.nats.freeze();
-    let (told, user_told) = tokio::join!(env.send(&app, &event), env.send(&app, &command));
-    assert_retry_later(&told.expect("an answer"), SLACK_DEADLINE);
-    assert_notice(&user_told.expect("an answer"), SLACK_DEADLINE);
+    let (event_answer, command_answer) =
+        tokio::join!(env.send(&app, &event), env.send(&app, &command));
+    assert_retry_later(&event_answer.expect("an answer"), SLACK_DEADLINE);
+    assert_notice(&command_answer.expect("an answer"), SLACK_DEADLINE);
     env.nats.thaw();
     for webhook in [&event, &command] {
-        eventually("it is taken when sent again", TIMEOUT, async || {
+        eventually("the webhook is accepted when resent", TIMEOUT, async || {
             let answer = env.send(&app, webhook).await.ok()?;
             (answer.status == 200 && answer.body.is_empty()).then_some(())
         })
         .await;
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    // Behind both, in the same queue: after its answer, a second answer to them would have arrived,
-    // too.
+    // The last command is in the same queue behind both: once it is answered, a second answer to
+    // them would have arrived.
     let last = help_command(&env, &app);
     assert_eq!(env.send(&app, &last).await.expect("an answer").status, 200);
     env.slack
-        .wait_for_receipt("the last one", |receipt| last.response_url.ends_with(&receipt.to))
+        .wait_for_receipt("the reply to the last command", |receipt| {
+            last.response_url.ends_with(&receipt.to)
+        })
         .await;
     let receipts = env.slack.receipts();
     let answered = receipts.iter().filter(|receipt| command.response_url.ends_with(&receipt.to));
     assert_eq!(answered.count(), 1);
-    assert_eq!(env.stored().await.expect("a count"), 3, "the tries of one webhook are one");
+    assert_eq!(env.stored().await.expect("a count"), 3, "attempts of a webhook are stored once");
 }
 
-/// Memory is bounded during the outage, and no webhook is stored twice afterwards.
+/// Without NATS 2,000 webhooks get a 503 in time and take a bounded memory. Resent, each is stored
+/// once.
 #[tokio::test]
 async fn bounds_memory_without_nats() {
     const WEBHOOKS: usize = 2_000;
@@ -184,7 +196,7 @@ async fn bounds_memory_without_nats() {
         (0..WEBHOOKS).map(|_| Webhook::message(&env.slack, &app, "C1", "U1", &text)).collect();
     let before = ingest.resident().expect("it runs");
     env.nats.kill();
-    eventually("ingest knows that NATS is away", TIMEOUT, async || {
+    eventually("ingest detects the outage of NATS", TIMEOUT, async || {
         (env.ingests[0].metric("tidegate_ingest_nats_connected").await.ok()? == 0.0).then_some(())
     })
     .await;
@@ -196,7 +208,7 @@ async fn bounds_memory_without_nats() {
         assert_eq!(answer.expect("an answer").status, 503);
         highest = highest.max(ingest.resident().expect("it runs"));
     }
-    // By ingest's clock: with this concurrency the client itself is late.
+    // Measured by ingest: with this concurrency the client itself is late.
     let answered = async |within: &str| {
         let route = "http_route=\"/api/v1/webhooks/{connection}\",status_class=\"5xx\"";
         let line = format!(
@@ -206,15 +218,15 @@ async fn bounds_memory_without_nats() {
     };
     assert_eq!((answered("3.0").await, answered("+Inf").await), (WEBHOOKS as f64, WEBHOOKS as f64));
     let grown = (highest - before) / 1024;
-    assert!(highest - before < 40 * MIB, "{WEBHOOKS} webhooks made it grow by {grown} KiB");
+    assert!(highest - before < 40 * MIB, "ingest grew by {grown} KiB with {WEBHOOKS} webhooks");
 
     env.nats.restart().await.expect("NATS comes back");
     env.ingests[0].wait_until_ready().await.expect("ingest finds it");
     let count = eventually("the stream is back", TIMEOUT, async || env.stored().await.ok()).await;
-    assert_eq!(count, 0, "answered with a no, kept in memory, and stored all the same");
+    assert_eq!(count, 0, "a rejected webhook was kept in memory and stored");
     let mut resent = stream::iter(&webhooks)
         .map(async |webhook| {
-            eventually("it is taken when sent again", TIMEOUT, async || {
+            eventually("the webhook is accepted when resent", TIMEOUT, async || {
                 let answer = env.send(&app, webhook).await.ok()?;
                 (answer.status == 200).then_some(())
             })
@@ -222,5 +234,9 @@ async fn bounds_memory_without_nats() {
         })
         .buffer_unordered(64);
     while resent.next().await.is_some() {}
-    assert_eq!(env.stored().await.expect("a count"), WEBHOOKS as u64, "each of them, once");
+    assert_eq!(
+        env.stored().await.expect("a count"),
+        WEBHOOKS as u64,
+        "each webhook is stored once"
+    );
 }

@@ -1,4 +1,4 @@
-//! Tests that a webhook reaches only the connection of its own app and installation.
+//! Routing of webhooks to the connection of their own app and installation only.
 
 use serde_json::{Value, json};
 use shared::stream::STREAM;
@@ -47,6 +47,8 @@ async fn connect(env: &TestEnv, enterprise: Option<&str>, team: Option<&str>) ->
     app.await.expect("a connection")
 }
 
+/// Payloads without an app id, as shortcuts, go to the connection of their workspace or
+/// organization.
 #[tokio::test]
 async fn routes_payload_without_app() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -62,7 +64,7 @@ async fn routes_payload_without_app() {
     for (kind, trigger) in [("message_action", "1.2.b"), ("dialog_submission", "1.2.c")] {
         let mut payload = shortcut.clone();
         (payload["type"], payload["trigger_id"]) = (kind.into(), trigger.into());
-        // Nobody answers a dialog here: Slack waits for the end of the window.
+        // Without a worker a dialog waits until its deadline.
         assert_eq!(routed_to(&env, &form(&payload)).await, app, "{kind}");
     }
     let mut of_org = shortcut;
@@ -71,7 +73,7 @@ async fn routes_payload_without_app() {
     assert_eq!(routed_to(&env, &form(&of_org)).await, org);
 }
 
-/// A value that Rust's JSON refuses hides neither app nor installation.
+/// A number out of range or deep nesting in a webhook hides neither its app nor its installation.
 #[tokio::test]
 async fn routes_odd_values() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -100,11 +102,13 @@ async fn routes_odd_values() {
     }
 }
 
+/// A webhook signed with the shared secret does not reach a connection of another app in the same
+/// workspace.
 #[tokio::test]
 async fn routes_app_of_secret_only() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     let own = connect(&env, None, Some("T1")).await;
-    // A tenant's own app in the same workspace: the shared secret must not reach it.
+    // The shared secret must not verify webhooks of another app in the same workspace.
     let other = env.connect_as(|new| new.team = "T1".parse().ok()).await.expect("another app");
     for (app, expected) in [(&own, Some(own.connection.to_string())), (&other, None)] {
         let webhook = Webhook::message(&env.slack, app, "C1", "U1", "hello");
@@ -115,6 +119,8 @@ async fn routes_app_of_secret_only() {
     assert!(answer.status == 200 && answer.body.contains("ephemeral"), "{answer:?}");
 }
 
+/// An event goes to the connection of any installation that it names, and not by its outer team
+/// alone if others are authorized.
 #[tokio::test]
 async fn routes_by_any_installation() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -136,6 +142,7 @@ async fn routes_by_any_installation() {
     assert_eq!(routed_to(&env, &webhook).await, None, "the outer team may be another's");
 }
 
+/// Events about an installation do not go to the preview connection. Messages do.
 #[tokio::test]
 async fn keeps_events_from_preview() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -161,8 +168,10 @@ async fn keeps_events_from_preview() {
     assert_eq!(routed_to(&env, &webhook).await, Some(preview.connection.to_string()));
 }
 
+/// A body that names another app or workspace is answered and counted, but not stored. One that
+/// names neither is stored.
 #[tokio::test]
-async fn ignores_body_of_another() {
+async fn ignores_foreign_body() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let other = App { app: "A0OTHER".into(), ..app.clone() };
@@ -179,7 +188,7 @@ async fn ignores_body_of_another() {
         assert_eq!(counted, (n + 1) as f64);
     }
     assert_eq!(env.stored().await.expect("a count"), 0);
-    // A body that names neither passes: its signature is this connection's.
+    // A body that names neither is stored: its signature is this connection's.
     let nobody = form(&json!({ "type": "shortcut", "trigger_id": "1", "user": { "id": "U1" } }));
     assert_eq!(env.send(&app, &nobody).await.expect("an answer").status, 200);
     let own = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
@@ -187,6 +196,7 @@ async fn ignores_body_of_another() {
     assert_eq!(env.stored().await.expect("a count"), 2);
 }
 
+/// An unparsable body without an id that Slack resends with other signatures is stored once.
 #[tokio::test]
 async fn stores_odd_body_once() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");

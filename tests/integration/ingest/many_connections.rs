@@ -1,5 +1,5 @@
-//! Subjects and memory of nats-server, and memory of an ingest, with many connections that all have
-//! webhooks in the stream, in each of their partitions.
+//! Subjects and memory of nats-server, and memory of an ingest, for many connections with webhooks
+//! in each of their partitions.
 //!
 //! With `TIDEGATE_FULL_SIZE` there are 100,000 connections. The figures are printed with
 //! `--nocapture`; deploy/CAPACITY.md has those of the full size.
@@ -30,13 +30,13 @@ const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 const AT_ONCE: usize = 1_024;
 /// Channels among which a connection finds one for each of its partitions.
 const CHANNELS: usize = 64;
-/// Maximum memory of an ingest, also of a debug build: its share for a directory of 100,000
-/// connections, and the rest of a process without load.
+/// Maximum memory of an ingest, also of a debug build: a directory of 100,000 connections and a
+/// process without load.
 const INGEST_BYTES_MAX: u64 = (128 + 48) << 20;
-/// Maximum memory of nats-server for a subject, and for a connection in the directory.
+/// Maximum memory of nats-server for a subject and for a connection in the directory.
 const SUBJECT_BYTES_MAX: u64 = 1_536;
 const ENTRY_BYTES_MAX: u64 = 2_048;
-/// Memory by which nats-server differs without a cause, mostly for its garbage.
+/// Variation of the memory of nats-server, mostly by its garbage collection.
 const NATS_NOISE: u64 = 96 << 20;
 const FILLED_WITHIN: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
@@ -59,7 +59,7 @@ fn channels() -> Vec<String> {
     let names = (0..CHANNELS).map(|n| format!("C{n:08}"));
     let mut chosen: Vec<String> = Vec::new();
     for name in names {
-        // Two channels are in the same partitions of all connections, or differ for nearly all.
+        // Two channels are in the same partition for all connections, or differ for nearly all.
         let ids = (0..8).map(|_| ConnectionId::random().expect("randomness"));
         let ids: Vec<ConnectionId> = ids.collect();
         let placed = |channel: &str| {
@@ -107,7 +107,7 @@ async fn fill(env: &TestEnv, apps: &[App]) -> usize {
     let store = async |(n, (id, partition))| {
         let envelope: Envelope = envelope(id, partition, n);
         let mut headers = envelope.headers();
-        // Without the key: the deduplication window is not measured here.
+        // Without the dedup key: the deduplication window is not measured.
         headers = headers
             .iter()
             .filter(|(name, _)| name.to_string() != DEDUP_KEY_HEADER)
@@ -124,6 +124,8 @@ async fn fill(env: &TestEnv, apps: &[App]) -> usize {
     count
 }
 
+/// Subjects of the stream and memory of nats-server and ingest stay within a limit for each
+/// connection, also after a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn bounds_subjects_and_memory() {
     let count = ci_or_full(500, 100_000);
@@ -147,7 +149,11 @@ async fn bounds_subjects_and_memory() {
     let with_directory = nats(&env);
     println!("nats-server with {count} connections in the directory: {} MiB", with_directory / MIB);
     let grown = with_directory.saturating_sub(empty);
-    assert!(grown < NATS_NOISE + ENTRY_BYTES_MAX * count as u64, "it grew by {} MiB", grown / MIB);
+    assert!(
+        grown < NATS_NOISE + ENTRY_BYTES_MAX * count as u64,
+        "nats-server grew by {} MiB",
+        grown / MIB
+    );
 
     let began = Instant::now();
     env.start_ingest().await.expect("an ingest");

@@ -1,4 +1,4 @@
-//! Tests of partition, lane and dedup key of webhooks about a message, without servers.
+//! Partition, lane and dedup key of webhooks about a message, without servers.
 
 use ingest::{
     classify::{self, Placement},
@@ -51,6 +51,7 @@ fn is_in(placement: &Placement, channel: Option<&str>, conversation: Conversatio
     assert_eq!((placement.partition, placement.lane), expected, "{conversation:?}");
 }
 
+/// Edits, deletions, reactions, pins and links have the partition and lane of their message.
 #[test]
 fn keeps_events_with_their_message() {
     let message = json!({ "ts": "1.1", "text": "hello" });
@@ -103,6 +104,7 @@ fn separates_sessions_of_agent() {
     is_in(&event(inner), Some("D1"), Conversation::DirectMessage("D1"));
 }
 
+/// Events with `channel_id` and `user_id` have the partition and lane of that channel or user.
 #[test]
 fn reads_channel_id_and_user_id() {
     let file = json!({ "type": "file_shared", "channel_id": "C1", "file_id": "F1", "user_id": "U1",
@@ -114,6 +116,8 @@ fn reads_channel_id_and_user_id() {
     is_in(&event(nowhere), None, Conversation::WithoutChannel("U1"));
 }
 
+/// Clicks have the lane of their message. Requests for options have a lane of the person, because
+/// Slack waits for them.
 #[test]
 fn keeps_clicks_in_lane_of_message() {
     let (channel, user) = (json!({ "id": "C1" }), json!({ "id": "U1" }));
@@ -133,7 +137,7 @@ fn keeps_clicks_in_lane_of_message() {
     let click = json!({ "type": "block_actions", "channel": { "id": "D1" }, "user": user,
         "container": { "message_ts": "1.1" } });
     is_in(&interaction(click), Some("D1"), Conversation::DirectMessage("D1"));
-    // A menu waits for nothing, since Slack waits for it.
+    // A menu waits for no delivery, because Slack waits for it.
     for kind in ["block_suggestion", "interactive_message"] {
         let menu = json!({ "type": kind, "name": "menu", "channel": channel, "user": user,
             "message_ts": "1.1", "container": { "message_ts": "1.1" } });
@@ -143,6 +147,7 @@ fn keeps_clicks_in_lane_of_message() {
     }
 }
 
+/// Copies of a body, signed at different times, have one dedup key. Other bodies have another.
 #[test]
 fn gives_copies_one_key() {
     let bodies = [
@@ -157,5 +162,8 @@ fn gives_copies_one_key() {
     }
     let key = |body| place_signed_at(NOW, MediaType::Json, body).dedup_key;
     assert_ne!(key(bodies[0]), key(bodies[1]));
-    assert!(key(bodies[2]).as_str().ends_with(":event:Ev1"), "a bad field costs that field");
+    assert!(
+        key(bodies[2]).as_str().ends_with(":event:Ev1"),
+        "an unreadable field costs that field only"
+    );
 }

@@ -1,4 +1,4 @@
-//! Properties that hold for every webhook.
+//! Properties of signatures, envelopes and placement that hold for every webhook.
 //!
 //! Each property is checked for some thousands of inputs that `bolero` generates. A failure prints
 //! the smallest input and its seed (`BOLERO_RANDOM_SEED`).
@@ -45,7 +45,7 @@ fn check(
     verify(request, [&key(secret)], at(now))
 }
 
-/// Returns the request of a body that Slack signed.
+/// Returns the verified request of a body that Slack signed.
 fn verify_signed(body: &[u8]) -> Verified {
     let now = NOW.to_string();
     check(&sign("secret", &now, body), &now, body, "secret", NOW).expect("well signed")
@@ -55,7 +55,7 @@ fn connection() -> ConnectionId {
     format!("{:032x}", 7).parse().expect("an id")
 }
 
-/// Of the body, the signature or the timestamp.
+/// A flipped bit of body, signature or timestamp makes the signature invalid.
 #[test]
 fn rejects_any_flipped_bit() {
     bolero::check!().with_iterations(ITERATIONS).with_type::<(Vec<u8>, usize)>().for_each(
@@ -71,7 +71,7 @@ fn rejects_any_flipped_bit() {
             if !body.is_empty() {
                 assert!(check(&signature, &timestamp, &flipped(body), "secret", NOW).is_err());
             }
-            // Bytes that are no text do not become a header.
+            // Bytes that are not UTF-8 do not become a header.
             if let Ok(signature) = String::from_utf8(flipped(signature.as_bytes())) {
                 assert!(check(&signature, &timestamp, body, "secret", NOW).is_err(), "{signature}");
             }
@@ -82,6 +82,7 @@ fn rejects_any_flipped_bit() {
     );
 }
 
+/// A signature by any other secret is rejected as `BadSignature`.
 #[test]
 fn rejects_other_secrets() {
     bolero::check!().with_iterations(ITERATIONS).with_type::<(Vec<u8>, String)>().for_each(
@@ -96,6 +97,7 @@ fn rejects_other_secrets() {
     );
 }
 
+/// A signature is valid for exactly `MAX_SKEW` before and after now.
 #[test]
 fn accepts_skew_of_five_minutes() {
     bolero::check!().with_iterations(ITERATIONS).with_type::<(u32, i16)>().for_each(
@@ -142,7 +144,8 @@ fn assert_round_trip(sent: &Envelope) {
     assert_eq!(format!("{:?}", back.expect("it decodes")), format!("{sent:?}"));
 }
 
-/// A line break in a header value would panic in the client: no id of Slack may become one.
+/// Envelopes with any ids of Slack can be decoded again: a line break in a header would panic in
+/// the client.
 #[test]
 fn round_trips_any_ids() {
     type Ids = (String, String, String, String);
@@ -166,7 +169,8 @@ fn round_trips_any_ids() {
     });
 }
 
-/// The same bytes have the same partition and lane, and a conversation has one partition.
+/// Equal bodies have the same partition, lane and dedup key. All webhooks of a conversation have
+/// one partition and lane.
 #[test]
 fn places_webhooks_consistently() {
     bolero::check!().with_iterations(ITERATIONS).with_type::<(String, String, u8)>().for_each(
@@ -188,6 +192,8 @@ fn places_webhooks_consistently() {
     );
 }
 
+/// Two equal requests for options have different dedup keys, because each waits for an answer of
+/// its own.
 #[test]
 fn separates_options_requests() {
     let body = form_urlencoded::Serializer::new(String::new())
@@ -201,6 +207,7 @@ fn separates_options_requests() {
     assert_ne!(one.dedup_key, two.dedup_key);
 }
 
+/// Every `HeaderToken` is a valid value of a header of NATS.
 #[test]
 fn allows_safe_header_tokens_only() {
     bolero::check!().with_iterations(ITERATIONS).with_type::<String>().for_each(|text| {

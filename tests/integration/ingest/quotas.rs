@@ -1,4 +1,4 @@
-//! Quotas per connection and workspace: one tenant can't fill what all share.
+//! Quotas per connection and workspace: one tenant can't fill the shared stream.
 //!
 //! `ingest/src/webhook/quota.rs` has the tests of the rates.
 
@@ -17,7 +17,7 @@ use tests::{
     test_env::{App, SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// Two ingests share the quotas. No worker: stored webhooks are not handled.
+/// Two ingests that share the quotas, without a worker: stored webhooks are not processed.
 const TWO_INGESTS: Size = Size { ingests: 2, workers: 0, ..SMALL };
 const SLACK_DEADLINE: Duration = Duration::from_secs(3);
 const OVER_QUOTA: &str = "This workspace sends too much at once. Please try again in a moment.";
@@ -30,7 +30,7 @@ async fn start_with_quotas(size: Size, settings: [(&str, &str); 4]) -> TestEnv {
     }
     env.start_processes().await.expect("processes");
     for ingest in &env.ingests {
-        eventually("each counts all", TIMEOUT, async || {
+        eventually("the ingest counts all ingests", TIMEOUT, async || {
             let live = ingest.metric("tidegate_ingest_live_ingests").await.ok()?;
             (live == size.ingests as f64).then_some(())
         })
@@ -39,10 +39,11 @@ async fn start_with_quotas(size: Size, settings: [(&str, &str); 4]) -> TestEnv {
     env
 }
 
-/// One tenant signs large bodies as fast as it can.
+/// A tenant that sends large bodies as fast as it can is refused what is over its quota, on both
+/// ingests together. Another tenant's webhooks are accepted.
 #[tokio::test]
 async fn limits_tenant_that_floods() {
-    // Without optimization a signature of 1 MiB takes long.
+    // A debug build takes long for a signature of 1 MiB.
     let (body, burst, per_second) =
         ci_or_full((128 * KIB, "1MiB", "64KiB"), (1024 * KIB, "16MiB", "256KiB"));
     let bytes = |setting| parse_bytes(setting).expect("a size");
@@ -86,7 +87,7 @@ async fn limits_tenant_that_floods() {
         let wait: u64 = answer.headers["retry-after"].to_str().expect("text").parse().expect("s");
         assert!((1..=60).contains(&wait), "{wait}");
     }
-    // Each ingest takes whole bodies from its half.
+    // Each ingest accepts whole bodies from its half.
     let most = (bytes(burst) + bytes(per_second) * seconds) / body + 2;
     assert!((4..=most).contains(&(accepted as u64)), "{accepted} accepted, allowed are {most}");
     let stream = env.jetstream().get_stream(STREAM).await.expect("the stream");
@@ -104,7 +105,7 @@ async fn limits_tenant_that_floods() {
     assert!(line.expect("a line").contains(&hostile.connection.to_string()), "{line:?}");
 }
 
-/// Sends events until one is refused, and this webhook at once.
+/// Sends events until one is refused, and then this webhook. Returns its refusal.
 async fn send_over_quota(env: &TestEnv, app: &App, webhook: impl Fn() -> Webhook) -> Answer {
     for _ in 0..20 {
         let event = Webhook::message(&env.slack, app, "C1", "U1", "hello");
@@ -137,7 +138,8 @@ fn interaction(env: &TestEnv, app: &App, change: impl Fn(&mut Value)) -> Webhook
     }
 }
 
-/// Where Slack shows a body, the person reads why. An event is resent, and Slack marks a click.
+/// Over the quota a command and a submission get a body with the reason. Events and clicks get a
+/// 503, which Slack retries or shows.
 #[tokio::test]
 async fn explains_refusal_by_kind() {
     let env = start_with_quotas(

@@ -1,4 +1,4 @@
-//! Every webhook that Slack documents is accepted on both routes and classified as its row says.
+//! Routing and classification of every webhook that Slack documents, as its row states.
 
 use ingest::{classify, signature};
 use shared::{
@@ -42,7 +42,7 @@ fn conversation(shape: &Shape) -> Conversation<'_> {
     }
 }
 
-/// Returns what ingest makes of a webhook and what its row says, as text.
+/// Returns the classification by ingest and the one of the row, as text.
 fn classified(connection: ConnectionId, fixture: &Fixture) -> (String, String) {
     let Fixture { shape, webhook, .. } = fixture;
     let (secret, now) = ("secret", unix_now().to_string());
@@ -76,6 +76,7 @@ fn classified(connection: ConnectionId, fixture: &Fixture) -> (String, String) {
     (format!("{found:?}"), format!("{due:?}"))
 }
 
+/// Each documented webhook gets the installation, kind, partition, lane and dedup key of its row.
 #[test]
 fn classifies_every_shape() {
     let connection: ConnectionId = format!("{:032x}", 7).parse().expect("an id");
@@ -87,6 +88,7 @@ fn classifies_every_shape() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Rows have unique names and a source, and either a Bolt listener or a reason why there is none.
 #[test]
 fn names_every_shape_once_with_a_source() {
     let mut names = std::collections::BTreeSet::new();
@@ -137,6 +139,8 @@ fn counted<'f>(fixtures: impl Iterator<Item = &'f Fixture>) -> BTreeMap<String, 
     kinds
 }
 
+/// Each documented webhook is accepted on its own and the shared route, and stored under its kind
+/// for its installation.
 #[tokio::test]
 async fn accepts_every_shape_on_both_routes() {
     let (all, team) = (fixtures::all(), "T0001TEAM");

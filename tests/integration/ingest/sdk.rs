@@ -1,5 +1,5 @@
-//! Slack's own SDK as a second implementation of signatures: ingest accepts what it signs, and
-//! rejects what was changed afterwards.
+//! Slack's own SDK as a second implementation of signatures: ingest accepts webhooks that it signs,
+//! and rejects those changed afterwards.
 
 use tests::{
     fixtures,
@@ -10,7 +10,8 @@ use tests::{
 
 const INGEST_ONLY: Size = Size { ingests: 1, workers: 0, own_postgres: false };
 
-/// A webhook that was changed by a byte after signing is rejected.
+/// Ingest accepts webhooks that Slack's SDK signs, and rejects them if a byte was changed after
+/// signing.
 #[tokio::test]
 async fn accepts_signatures_of_sdk() {
     let sdk = Sdk::get().await.expect("Slack's SDK");
@@ -45,7 +46,7 @@ async fn accepts_signatures_of_sdk() {
     assert_eq!(env.stored().await.expect("a count"), stored, "a changed one was stored");
 }
 
-/// The SDK accepts signatures of the simulated Slack that all other tests use.
+/// Slack's SDK accepts the signatures of the simulated Slack, and rejects those of another secret.
 #[tokio::test]
 async fn verifies_simulated_slack() {
     let sdk = Sdk::get().await.expect("Slack's SDK");

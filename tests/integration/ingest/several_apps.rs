@@ -1,5 +1,5 @@
-//! Webhooks of several apps on the shared route and on own routes: each reaches the connection of
-//! its app and workspace, verified with the secrets of that app.
+//! Webhooks of several apps on the shared route and on routes of connections: each reaches the
+//! connection of its app and workspace, verified with the secrets of that app.
 
 use async_nats::jetstream;
 use futures_util::StreamExt;
@@ -18,7 +18,7 @@ use tests::{
 };
 
 const SERVERS: Size = Size { ingests: 1, workers: 0, own_postgres: false };
-/// Time for the directory to reach the ingests, with 100,000 connections.
+/// Maximum time for the directory to reach an ingest, with 100,000 connections.
 const LOADED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Apps, workspaces of each, webhooks of all, and requests at once.
@@ -44,7 +44,7 @@ fn signing_secret(n: usize) -> String {
     format!("signing-secret-of-app-{n:04}")
 }
 
-/// Id of the connection of an app in a workspace. The workspaces have all apps.
+/// Returns the id of the connection of an app in a workspace. Each workspace has all apps.
 fn connection(app: usize, team: usize) -> ConnectionId {
     format!("{:016x}{:016x}", app + 1, team + 1).parse().expect("an id")
 }
@@ -102,7 +102,8 @@ async fn write_entries(env: &TestEnv, extent: &Extent) {
     .await;
 }
 
-/// The n-th webhook: mostly events, some commands, and shortcuts, which name no app.
+/// Returns the n-th webhook: every tenth is a shortcut, which names no app, and the others are
+/// events.
 fn webhook(env: &TestEnv, n: usize, app: usize, team: usize) -> Webhook {
     let (id, team) = (connection(app, team).to_string(), format!("T{team:06}"));
     match n % 10 {
@@ -142,7 +143,8 @@ fn meant(body: &[u8]) -> Option<String> {
     body["event"]["text"].as_str().or(body["callback_id"].as_str()).map(str::to_owned)
 }
 
-/// 100 apps with 1,000 workspaces each and 1,000,000 webhooks at full size: none is misrouted.
+/// Webhooks of many apps and workspaces on the shared route are each stored for the connection that
+/// they name.
 #[tokio::test]
 async fn routes_many_apps_apart() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -180,7 +182,8 @@ async fn routes_many_apps_apart() {
     assert_eq!(of_connections.len(), all, "each connection has webhooks");
 }
 
-/// The secret of one app verifies no webhook that names another, on both routes.
+/// The secret of one app verifies no webhook that names another, on both routes. Both secrets of an
+/// app verify during a rotation.
 #[tokio::test]
 async fn verifies_by_named_app() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -211,7 +214,7 @@ async fn verifies_by_named_app() {
         assert_eq!(send(&shared, &secret, &webhook(&env, n, 0, 0)).await, 200, "{secret}");
         assert_eq!(send(&own, &secret, &webhook(&env, n + 2, 0, 0)).await, 200, "{secret}");
     }
-    // What is not declared any more verifies nothing.
+    // An app that is no longer declared verifies nothing.
     assert!(declare(&env, 0..1, rotated), "an app is removed");
     let late = webhook(&env, 8, 1, 0);
     eventually("the app is gone", TIMEOUT, async || {
@@ -220,7 +223,7 @@ async fn verifies_by_named_app() {
     .await;
 }
 
-/// The shared route takes no connection of a declared app with a secret of its own, which did not
+/// The shared route stores nothing for a connection with a signing secret of its own, which did not
 /// sign the webhook.
 #[tokio::test]
 async fn ignores_other_secret() {

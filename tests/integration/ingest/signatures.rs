@@ -1,10 +1,11 @@
-//! Webhooks that Slack did not sign are rejected.
+//! Signatures: webhooks that Slack did not sign are rejected.
 
 use tests::{
     slack::{forged, unix_now, webhook::Webhook},
     test_env::{SMALL, TestEnv},
 };
 
+/// Forged signatures and headers get the same 401, and nothing is stored.
 #[tokio::test]
 async fn rejects_forged_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -21,7 +22,7 @@ async fn rejects_forged_webhook() {
     }
     assert!(
         bodies.windows(2).all(|pair| pair[0] == pair[1]),
-        "the answers tell the causes apart: {bodies:?}"
+        "the answers reveal the cause: {bodies:?}"
     );
     assert_eq!(env.stored().await.expect("a count"), 0);
 
@@ -30,10 +31,10 @@ async fn rejects_forged_webhook() {
         .send_signed_at(&url, &app.secret, &webhook, unix_now() - 240)
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "and the same webhook, signed well, is taken");
+    assert_eq!(answer.status, 200, "the same webhook with a valid signature is accepted");
 }
 
-/// Too large bodies and other media types are rejected before the body is read.
+/// A body over 1 MiB gets 413, and another media type 415.
 #[tokio::test]
 async fn rejects_unsupported_bodies() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -44,7 +45,7 @@ async fn rejects_unsupported_bodies() {
     assert_eq!(
         env.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status,
         200,
-        "1 MiB is taken"
+        "1 MiB is accepted"
     );
     webhook.body.push(b' ');
     assert_eq!(env.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status, 413);
@@ -53,9 +54,10 @@ async fn rejects_unsupported_bodies() {
     assert_eq!(env.slack.send(&url, &app.secret, &webhook).await.expect("an answer").status, 415);
 }
 
-/// An agent whose URL is Tidegate's own would make a loop.
+/// A webhook that Tidegate forwarded gets 508: an agent whose URL is Tidegate's own would make a
+/// loop.
 #[tokio::test]
-async fn refuses_what_tidegate_forwarded() {
+async fn rejects_forwarded_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");

@@ -1,7 +1,7 @@
-//! Submissions of views and requests for options are answered within Slack's request, or with a
-//! default.
+//! Sync responses: submissions of views and requests for options are answered within Slack's
+//! request, or with a default.
 //!
-//! In most of these tests the test is the worker: stream, subjects and ingest are real.
+//! In most of these tests the test acts as the worker: stream, subjects and ingest are real.
 
 use serde_json::{Value, json};
 use shared::stream::STREAM;
@@ -45,34 +45,36 @@ async fn reply_subject(env: &TestEnv) -> String {
 }
 
 async fn answer_as_worker(env: &TestEnv, to: &str, answer: &str) -> String {
-    let said = env
+    let reply = env
         .client()
         .request(to.to_owned(), answer.to_owned().into())
         .await
-        .expect("ingest says something");
-    String::from_utf8(said.payload.to_vec()).expect("text")
+        .expect("a reply of ingest");
+    String::from_utf8(reply.payload.to_vec()).expect("text")
 }
 
 async fn exchange(env: &TestEnv, app: &App, webhook: &Webhook, answer: &str) -> (Answer, String) {
     let worker = async { answer_as_worker(env, &reply_subject(env).await, answer).await };
-    let (slack, word) = tokio::join!(env.send(app, webhook), worker);
-    (slack.expect("an answer"), word)
+    let (slack, result) = tokio::join!(env.send(app, webhook), worker);
+    (slack.expect("an answer"), result)
 }
 
+/// An answer of the worker in time is the body of Slack's response.
 #[tokio::test]
 async fn relays_answer_in_time() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
     let errors =
         json!({ "response_action": "errors", "errors": { "name": "too short" } }).to_string();
-    let (slack, word) =
+    let (slack, result) =
         exchange(&env, &app, &interaction(&env, &app, "view_submission", "1.1.a"), &errors).await;
-    assert_eq!((slack.status, slack.body, word.as_str()), (200, errors, "relayed"));
+    assert_eq!((slack.status, slack.body, result.as_str()), (200, errors, "relayed"));
     assert_eq!(slack.headers["content-type"], "application/json");
     assert!(slack.took < Duration::from_secs(1), "{:?}", slack.took);
 }
 
-/// A submission shows a waiting message, and a menu is empty.
+/// Without an answer a submission shows a waiting message and a menu is empty, within three
+/// seconds.
 #[tokio::test]
 async fn uses_defaults_without_answer() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -91,11 +93,12 @@ async fn uses_defaults_without_answer() {
         view.took,
         menu.took
     );
-    assert_eq!(env.stored().await.expect("a count"), 2, "both are stored all the same");
-    let word = answer_as_worker(&env, &reply_subject(&env).await, "{}").await;
-    assert_eq!(word, "late", "what nobody waits for any more is not called relayed");
+    assert_eq!(env.stored().await.expect("a count"), 2, "both are stored");
+    let result = answer_as_worker(&env, &reply_subject(&env).await, "{}").await;
+    assert_eq!(result, "late", "an answer after the deadline is not reported as relayed");
 }
 
+/// A second submission of the same view is stored as another webhook.
 #[tokio::test]
 async fn stores_corrected_submission() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -107,6 +110,7 @@ async fn stores_corrected_submission() {
     assert_eq!(env.stored().await.expect("a count"), 2);
 }
 
+/// A submission without an app is answered with an empty body within two seconds.
 #[tokio::test]
 async fn answers_submission_at_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -120,7 +124,7 @@ async fn answers_submission_at_once() {
     assert!(env.slack.receipts().is_empty());
 }
 
-/// A late answer is sent another way.
+/// An answer that is late for Slack's request updates the view, once.
 #[tokio::test]
 async fn sends_late_answer_once() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -132,11 +136,11 @@ async fn sends_late_answer_once() {
         .expect("an answer");
     assert!(answer.body.contains("Working on it"), "{answer:?}");
     env.workers[0].process.thaw();
-    let said = env
+    let update = env
         .slack
         .wait_for_receipt("the view is updated", |receipt| receipt.by == "views.update")
         .await;
-    assert_eq!(said.body["view_id"], "V1");
+    assert_eq!(update.body["view_id"], "V1");
     assert_eq!(env.slack.receipts().len(), 1);
 }
 
@@ -173,6 +177,7 @@ fn legacy_interactions(env: &TestEnv, app: &App) -> [Webhook; 4] {
     ]
 }
 
+/// Answers to dialogs and legacy menus and buttons are relayed in Slack's response.
 #[tokio::test]
 async fn relays_legacy_answers() {
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
@@ -184,22 +189,23 @@ async fn relays_legacy_answers() {
         json!({ "options": [{ "label": "A", "value": "a" }] }),
     ];
     for (webhook, answer) in legacy_interactions(&env, &app).iter().zip(answers) {
-        // The window of the one before is closed, so that the newest is this one's.
+        // The previous request is complete, so that the newest webhook is this one.
         let answer = answer.to_string();
         let stored = env.stored().await.expect("a count");
         let worker = async {
-            eventually("it is stored", TIMEOUT, async || {
+            eventually("the webhook is stored", TIMEOUT, async || {
                 (env.stored().await.ok()? > stored).then_some(())
             })
             .await;
             answer_as_worker(&env, &reply_subject(&env).await, &answer).await
         };
-        let (slack, word) = tokio::join!(env.send(&app, webhook), worker);
+        let (slack, result) = tokio::join!(env.send(&app, webhook), worker);
         let slack = slack.expect("an answer");
-        assert_eq!((slack.status, slack.body, word.as_str()), (200, answer, "relayed"));
+        assert_eq!((slack.status, slack.body, result.as_str()), (200, answer, "relayed"));
     }
 }
 
+/// Dialogs and legacy menus and buttons without an app get an empty answer within two seconds.
 #[tokio::test]
 async fn answers_legacy_without_app() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

@@ -1,4 +1,4 @@
-//! Dependencies between crates, layout of the repository, and names of tests.
+//! Architecture: dependencies between crates, layout of the repository, and names of tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +23,7 @@ pub fn listed_tests() -> BTreeSet<String> {
     names
 }
 
+/// `ingest` does not depend on sqlx.
 #[test]
 fn keeps_sqlx_out_of_ingest() {
     let ran = Command::new(env!("CARGO"))
@@ -48,6 +49,7 @@ fn keeps_sqlx_out_of_ingest() {
     assert!(!tree.contains("sqlx"), "{tree}");
 }
 
+/// The root of the repository has no visible entries but these.
 #[test]
 fn allows_known_root_entries_only() {
     let ran = Command::new("git")
@@ -71,7 +73,7 @@ fn allows_known_root_entries_only() {
     assert_eq!(visible, BTreeSet::from(expected));
 }
 
-/// Returns true if the code of a file contains a word.
+/// Returns whether a line of code in a file contains a word.
 fn contains_word(file: &Path, word: &str) -> bool {
     let text = std::fs::read_to_string(file).expect("a source file");
     text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains(word))
@@ -106,6 +108,7 @@ fn keeps_routing_free_of_io() {
     }
 }
 
+/// Only the store uses sqlx.
 #[test]
 fn keeps_sql_in_store() {
     for dir in ["shared/src", "ingest/src", "worker/src", "deploy/cli/src", "deploy/control/src"] {
@@ -116,8 +119,8 @@ fn keeps_sql_in_store() {
     }
 }
 
-/// Files that read the clock of their machine, with what it is for. Nothing else is decided by it:
-/// stored times are compared by Postgres, and times of the stream with each other.
+/// Files that read the clock of their machine, with the purpose. It decides nothing else: Postgres
+/// compares stored times, and times of the stream are compared with each other.
 const CLOCK_READERS: [(&str, &str); 10] = [
     ("ingest/src/http/routes.rs", "the age of a signature, by the head"),
     ("ingest/src/webhook/pipeline.rs", "the age of a signature; a time for logs and metrics"),
@@ -131,6 +134,7 @@ const CLOCK_READERS: [(&str, &str); 10] = [
     ("deploy/cli/src/signature.rs", "the time of a signature of a test request"),
 ];
 
+/// Only [`CLOCK_READERS`] read the clock of their machine.
 #[test]
 fn reads_clock_in_few_places() {
     let mut found = BTreeSet::new();
@@ -158,6 +162,7 @@ const FOLDERS: [&str; 8] = [
     "operations",
 ];
 
+/// The integration tests are in [`FOLDERS`] and `main.rs`.
 #[test]
 fn groups_tests_in_eight_folders() {
     let (mut folders, mut files) = (BTreeSet::new(), BTreeSet::new());
@@ -178,13 +183,13 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// Returns the name at the begin of a line after a keyword.
+/// Returns the name after a keyword at the beginning of a line.
 fn name_after<'l>(line: &'l str, keyword: &str) -> Option<&'l str> {
     let rest = line.trim_start().strip_prefix(keyword)?;
     rest.split([' ', '(', '<']).next()
 }
 
-/// Returns the macros of a source that make tests, with the module in which a macro puts them.
+/// Returns the macros of a source that define tests, each with its module if it has one.
 fn test_macros(text: &str) -> Vec<(&str, Option<&str>)> {
     let (mut found, mut open) = (Vec::new(), None);
     for line in text.lines() {
@@ -250,6 +255,7 @@ fn test_names<'t>(
     names
 }
 
+/// Tests in modules and macros are found with their modules, and other rows are not.
 #[test]
 fn finds_names_of_tests() {
     let text = "macro_rules! cases {\n    ($($n:ident),*) => {$(\n        #[test]\n        fn $n() {}\n    )*};\n}\n\
@@ -262,6 +268,7 @@ fn finds_names_of_tests() {
     assert_eq!(found, [&[("file", "one")], &inner[..]].concat());
 }
 
+/// Names of tests of all crates have at most [`TEST_NAME_MAX`] characters with their modules.
 #[test]
 fn bounds_length_of_test_names() {
     let folders = ["shared", "ingest", "worker", "deploy", "tests"];

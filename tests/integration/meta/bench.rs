@@ -1,14 +1,16 @@
-//! History of the benchmark: every run records its measurements, machine and subject. Speed is not
+//! History of the benchmark: every run records its measurements, machine and targets. Speed is not
 //! tested.
 
 use serde_json::Value;
 use std::path::Path;
 
+/// Each run of the history has its machine and versions, and its targets are marked as met or
+/// missed correctly.
 #[test]
 fn describes_every_recorded_run() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/history.jsonl");
     let history = std::fs::read_to_string(&path).expect("a history");
-    assert!(history.lines().count() > 0, "a history of no runs");
+    assert!(history.lines().count() > 0, "the history is empty");
     for line in history.lines() {
         let run: Value = serde_json::from_str(line).expect("a run is a line of JSON");
         for field in ["cpu", "kernel", "nats_server", "postgres", "rustc", "commit"] {

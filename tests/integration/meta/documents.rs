@@ -1,5 +1,5 @@
-//! The data map of SECURITY.md agrees with the schema, the sealed columns and the streams; links
-//! lead to headings; the README stays short.
+//! Documents: the data map of SECURITY.md agrees with the schema, the encrypted columns and the
+//! streams; links lead to headings; the README is short.
 
 use crate::meta::architecture::{root, sources};
 use shared::{
@@ -14,7 +14,8 @@ use std::{
 };
 use tests::run_dir::RunDir;
 
-/// Documents whose links are checked. RUNBOOK.md and CAPACITY.md have a test of their own.
+/// Documents whose links are checked. RUNBOOK.md and CAPACITY.md are checked by
+/// `runbook::resolves_every_link`.
 const DOCUMENTS: [&str; 7] = [
     "README.md",
     "tests/GUARANTEES.md",
@@ -32,7 +33,7 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the cells of the rows of the table under a heading; the table ends with the first other line.
+/// Returns the cells of the rows of the first table under a heading.
 fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
     let (_, chapter) = text.split_once(&format!("\n{heading}\n")).expect("a heading");
     let table = chapter.lines().skip_while(|line| !line.starts_with('|'));
@@ -46,7 +47,8 @@ fn names(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// Returns the tables that the migrations make. Slots of rotating tables are made by a loop and belong to their table.
+/// Returns the tables that the migrations create, without the slots of rotating tables, which a
+/// loop creates.
 fn migrated_tables() -> BTreeSet<String> {
     let folder = root().join("shared/migrations");
     let mut tables = BTreeSet::new();
@@ -69,7 +71,7 @@ fn migrated_tables() -> BTreeSet<String> {
     tables
 }
 
-/// Returns each table of the data map with its cell of sealed columns.
+/// Returns each table of the data map with its cell of encrypted columns.
 fn mapped_tables(security: &str) -> BTreeMap<String, String> {
     let mut mapped = BTreeMap::new();
     for row in rows(security, "### Postgres") {
@@ -83,6 +85,7 @@ fn mapped_tables(security: &str) -> BTreeMap<String, String> {
     mapped
 }
 
+/// The data map has each table of the migrations and no other.
 #[test]
 fn maps_every_table() {
     let mapped = mapped_tables(&read(&root().join(".github/SECURITY.md")));
@@ -91,6 +94,7 @@ fn maps_every_table() {
     assert_eq!(mapped.keys().cloned().collect::<BTreeSet<_>>(), migrated);
 }
 
+/// The data map has each encrypted column and no other.
 #[test]
 fn maps_every_encrypted_column() {
     let mapped = mapped_tables(&read(&root().join(".github/SECURITY.md")));
@@ -103,6 +107,8 @@ fn maps_every_encrypted_column() {
     assert_eq!(columns, sealed);
 }
 
+/// The data map has each stream and bucket of NATS, each of which is created in one place of the
+/// code.
 #[test]
 fn maps_every_stream_and_bucket() {
     let security = read(&root().join(".github/SECURITY.md"));
@@ -136,12 +142,13 @@ fn maps_every_stream_and_bucket() {
     assert_eq!(created.len(), mapped.len(), "{created:?}");
 }
 
-/// Returns a heading as a link names it.
+/// Returns the anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
 }
 
+/// Links of the documents lead to existing files and headings.
 #[test]
 fn resolves_every_link() {
     let mut links = 0;
@@ -164,6 +171,7 @@ fn resolves_every_link() {
     assert!(links >= 20, "{links}");
 }
 
+/// The README has at most [`WORDS_MAX`] words and [`LINES_MAX`] lines.
 #[test]
 fn bounds_readme_length() {
     let readme = read(&root().join("README.md"));
@@ -172,7 +180,7 @@ fn bounds_readme_length() {
     assert!(lines <= LINES_MAX, "{lines} lines in README.md; at most {LINES_MAX}");
 }
 
-/// CI runs the same script as a person.
+/// The last step of the workflow is `.ci/run`, the script that people run.
 #[test]
 fn runs_script_in_ci() {
     let workflow = read(&root().join(".github/workflows/ci.yml"));
@@ -204,11 +212,11 @@ fn pins_one_toolchain() {
         let [tag] = tags[..] else { panic!("{file}: not one {image}") };
         assert_eq!(tag.split('-').next(), Some(pinned.as_str()), "{file}");
     }
-    assert!(!root().join("rust-toolchain.toml").exists(), "a second place that pins");
+    assert!(!root().join("rust-toolchain.toml").exists(), "the toolchain is pinned in two places");
 }
 
-/// Runs the check of the toolchain with a `rustc` that has the version of its variable, or else an old one, and without any
-/// program of this machine but those that the script needs.
+/// Runs `.ci/run toolchain` with a `rustc` that prints the version in `RUSTUP_TOOLCHAIN`, or else
+/// an old one. No other program is in the path except those that the script needs.
 fn check_toolchain(run: &RunDir, rustup: Option<&str>) -> Output {
     let programs = run.path().join(if rustup.is_some() { "with-rustup" } else { "without-rustup" });
     std::fs::create_dir(&programs).expect("a folder");
@@ -235,6 +243,7 @@ fn check_toolchain(run: &RunDir, rustup: Option<&str>) -> Output {
         .expect("it runs")
 }
 
+/// `.ci/run` rejects another version of Rust, or installs the pinned one if there is rustup.
 #[test]
 fn rejects_or_replaces_toolchain() {
     let (run, pinned) = (RunDir::new("toolchain").expect("a folder"), pinned_toolchain());

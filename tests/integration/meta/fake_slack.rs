@@ -1,4 +1,4 @@
-//! The simulated Slack behaves like Slack: tokens, rate limits, threads, expiry, faults.
+//! Behaviour of the simulated Slack: tokens, rate limits, threads, expiry, and faults.
 
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -31,6 +31,7 @@ async fn call(slack: &Slack, method: &str, args: Value) -> Value {
     try_call(slack, method, args).await.expect("an answer")
 }
 
+/// Replies, their metadata and edits can be read back. An unknown thread is an error.
 #[tokio::test]
 async fn keeps_thread_and_metadata() {
     let slack = start_slack().await;
@@ -53,30 +54,32 @@ async fn keeps_thread_and_metadata() {
     assert_eq!(slack.messages("T1", "C1")[1].text, "hi!");
 }
 
+/// `conversations.history` returns pages, the newest message first.
 #[tokio::test]
 async fn pages_history() {
     let slack = start_slack().await;
     for n in 0..5 {
         slack.write("T1", "C1", "U1", &n.to_string(), &format!("{n}.000000"));
     }
-    let (mut heard, mut cursor) = (Vec::new(), String::new());
+    let (mut texts, mut cursor) = (Vec::new(), String::new());
     loop {
         let asked = json!({ "channel": "C1", "limit": 2, "cursor": cursor, "oldest": "0.000000" });
         let page = call(&slack, "conversations.history", asked).await;
         let messages = page["messages"].as_array().expect("messages").clone();
-        heard.extend(messages.iter().map(|m| m["text"].as_str().unwrap_or_default().to_owned()));
+        texts.extend(messages.iter().map(|m| m["text"].as_str().unwrap_or_default().to_owned()));
         match page["response_metadata"]["next_cursor"].as_str() {
             Some(next) if !next.is_empty() => cursor = next.to_owned(),
             _ => break,
         }
     }
     assert_eq!(
-        heard,
+        texts,
         ["4", "3", "2", "1"],
         "newest first, and the oldest only when it is included"
     );
 }
 
+/// Calls without a token, without a scope and with a revoked token get Slack's errors.
 #[tokio::test]
 async fn requires_token_and_scope() {
     let slack = start_slack().await;
@@ -93,7 +96,7 @@ async fn requires_token_and_scope() {
     assert_eq!(call(&slack, "auth.test", json!({})).await["error"], "token_revoked");
 }
 
-/// A refresh token is valid once.
+/// A refresh token is valid once, and an access token for twelve hours.
 #[tokio::test]
 async fn rotates_tokens() {
     let slack = start_slack().await;
@@ -155,7 +158,7 @@ async fn installs_with_slack_oauth() {
     assert_eq!(answer.json::<Value>().await.expect("JSON")["team_id"], "T0SDK");
 }
 
-/// Runs a program while the simulated Slack answers. Returns what it printed.
+/// Runs a program while the simulated Slack answers. Returns its output, or its errors if it fails.
 async fn run_blocking(mut command: std::process::Command) -> String {
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it ends");
     let output = output.expect("it runs");
@@ -207,6 +210,7 @@ async fn binds_codes_to_requests() {
     assert_eq!(exchange("1.2", "shh", redirect, verifier).await["error"], "invalid_code");
 }
 
+/// A call over the limit gets 429 with `Retry-After`, has no effect, and limits no other channel.
 #[tokio::test]
 async fn limits_per_method_and_workspace() {
     let slack = start_slack().await;
@@ -223,10 +227,10 @@ async fn limits_per_method_and_workspace() {
     assert_eq!(call(&slack, "chat.postMessage", post("C2")).await["ok"], true);
     slack.clock().advance(Duration::from_secs(wait));
     assert_eq!(call(&slack, "chat.postMessage", post("C1")).await["ok"], true);
-    assert_eq!(slack.receipts().len(), 3, "what was refused left no receipt");
+    assert_eq!(slack.receipts().len(), 3, "a refused call leaves no receipt");
 }
 
-/// Within three seconds.
+/// A trigger opens one view within three seconds, and an outdated hash is a conflict.
 #[tokio::test]
 async fn opens_one_view_per_trigger() {
     let slack = start_slack().await;
@@ -248,25 +252,26 @@ async fn opens_one_view_per_trigger() {
     assert_eq!(stale["error"], "hash_conflict");
 }
 
-/// Five uses within half an hour.
+/// A `response_url` can be used five times within 30 minutes.
 #[tokio::test]
 async fn limits_uses_of_response_url() {
     let slack = start_slack().await;
-    let say = async |url: &str| {
-        let said = reqwest::Client::new().post(url).json(&json!({ "text": "hi" }));
-        said.send().await.expect("an answer").status().as_u16()
+    let send = async |url: &str| {
+        let request = reqwest::Client::new().post(url).json(&json!({ "text": "hi" }));
+        request.send().await.expect("an answer").status().as_u16()
     };
     let url = slack.response_url();
     for _ in 0..5 {
-        assert_eq!(say(&url).await, 200);
+        assert_eq!(send(&url).await, 200);
     }
-    assert_eq!(say(&url).await, 404);
+    assert_eq!(send(&url).await, 404);
     let late = slack.response_url();
     slack.clock().advance(Duration::from_secs(30 * 60));
-    assert_eq!(say(&late).await, 404);
+    assert_eq!(send(&late).await, 404);
 }
 
-/// The connection is cut after the call took effect.
+/// A message whose connection is cut after the call took effect is kept. Other faults have no
+/// effect.
 #[tokio::test]
 async fn keeps_message_without_answer() {
     let slack = start_slack().await;

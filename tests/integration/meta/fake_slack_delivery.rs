@@ -1,4 +1,5 @@
-//! The simulated Slack delivers as Slack does: retries at once, after one minute, after five.
+//! Delivery by the simulated Slack, with Slack's retries: at once, after one minute, and after
+//! five.
 
 use axum::{
     Router,
@@ -18,11 +19,11 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv},
 };
 
-/// A gateway with a list of answers, the last of which is repeated. Records retry headers.
+/// Gateway with a list of answers, the last of which is repeated. Records retry headers.
 #[derive(Clone, Default)]
 struct ScriptedGateway {
     answers: Arc<Mutex<VecDeque<Answer>>>,
-    heard: Arc<Mutex<Vec<(String, String)>>>,
+    received: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +49,7 @@ impl ScriptedGateway {
     }
 
     fn requests(&self) -> Vec<(String, String)> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn wait_for_requests(&self, count: usize) {
@@ -63,7 +64,7 @@ async fn answer(State(gateway): State<ScriptedGateway>, headers: HeaderMap) -> i
     let text =
         |name| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let retry = (text("x-slack-retry-num"), text("x-slack-retry-reason"));
-    gateway.heard.lock().unwrap_or_else(PoisonError::into_inner).push(retry);
+    gateway.received.lock().unwrap_or_else(PoisonError::into_inner).push(retry);
     let mut answers = gateway.answers.lock().unwrap_or_else(PoisonError::into_inner);
     let answer = match answers.len() {
         1 => answers.front().copied(),
@@ -100,7 +101,7 @@ async fn start_slack() -> (Slack, App, Webhook) {
     (slack, app, webhook)
 }
 
-/// Retries follow at once, after one minute and after five.
+/// A failed delivery is retried at once, after one minute and after five, with the retry headers.
 #[tokio::test]
 async fn retries_three_times() {
     let (slack, app, webhook) = start_slack().await;
@@ -116,10 +117,10 @@ async fn retries_three_times() {
     };
     let (delivery, ()) = tokio::join!(slack.deliver(&url, &app.secret, &webhook, false), moving);
     assert!(delivery.is_accepted());
-    let heard = gateway.requests();
-    let heard: Vec<_> = heard.iter().map(|(n, why)| (n.as_str(), why.as_str())).collect();
+    let requests = gateway.requests();
+    let requests: Vec<_> = requests.iter().map(|(n, why)| (n.as_str(), why.as_str())).collect();
     let again = |n| (n, "http_error");
-    assert_eq!(heard, [("", ""), again("1"), again("2"), again("3")]);
+    assert_eq!(requests, [("", ""), again("1"), again("2"), again("3")]);
 }
 
 /// Events of an app with delayed events are retried every hour for a day.
@@ -128,8 +129,8 @@ async fn retries_delayed_hourly() {
     let (slack, app, webhook) = start_slack().await;
     let (gateway, url) = ScriptedGateway::start(&[Answer::Status(500)]).await;
     let moving = async {
-        for heard in 2..28 {
-            gateway.wait_for_requests(heard).await;
+        for count in 2..28 {
+            gateway.wait_for_requests(count).await;
             slack.clock().advance(Duration::from_secs(3600));
         }
     };
@@ -137,6 +138,7 @@ async fn retries_delayed_hourly() {
     assert_eq!((delivery.is_accepted(), delivery.attempts.len()), (false, 28));
 }
 
+/// A delivery follows two redirects, and fails at the third.
 #[tokio::test]
 async fn follows_two_redirects() {
     let (slack, app, webhook) = start_slack().await;
@@ -149,6 +151,7 @@ async fn follows_two_redirects() {
     assert_eq!(gateway.requests().len(), 3 + 3);
 }
 
+/// A response with `x-slack-no-retry` ends the retries.
 #[tokio::test]
 async fn honors_no_retry_header() {
     let (slack, app, webhook) = start_slack().await;
@@ -157,7 +160,7 @@ async fn honors_no_retry_header() {
     assert_eq!((delivery.is_accepted(), delivery.attempts.len()), (false, 1));
 }
 
-/// More than 95 % of the attempts of an hour failed.
+/// An app is disabled once more than 95 % of at least 1,000 attempts of an hour failed.
 #[tokio::test]
 async fn disables_failing_app() {
     let (slack, app, webhook) = start_slack().await;
@@ -168,7 +171,7 @@ async fn disables_failing_app() {
         }
         slack.attempt(&url, &app.secret, &webhook, None).await;
     }
-    assert!(!slack.is_switched_off(&url), "95 of 100 are not more than that");
+    assert!(!slack.is_switched_off(&url), "exactly 95 % do not disable the app");
     slack.attempt(&url, &app.secret, &webhook, None).await;
     let delivery = slack.deliver(&url, &app.secret, &webhook, false).await;
     assert!(delivery.switched_off && delivery.attempts.is_empty());
@@ -179,7 +182,7 @@ async fn disables_failing_app() {
     assert!(slack.deliver(&url, &app.secret, &webhook, false).await.is_accepted());
 }
 
-/// A webhook that was rejected while NATS was down is accepted when Slack resends it, and handled
+/// A webhook that was refused while NATS was down is accepted when Slack resends it, and processed
 /// once.
 #[tokio::test]
 async fn redelivers_after_outage() {
@@ -189,12 +192,12 @@ async fn redelivers_after_outage() {
     let url = env.ingests[0].url(&app);
     env.nats.kill();
     let back = async {
-        eventually("both quick attempts are refused", TIMEOUT, async || {
+        eventually("the first two attempts are refused", TIMEOUT, async || {
             (env.slack.attempts_at(&url) >= 2).then_some(())
         })
         .await;
         env.nats.restart().await.expect("NATS comes back");
-        eventually("webhooks are taken again", TIMEOUT, async || {
+        eventually("webhooks are accepted again", TIMEOUT, async || {
             let other = Webhook::message(&env.slack, &app, "C2", "U1", "hello");
             (env.send(&app, &other).await.ok()?.status == 200).then_some(())
         })

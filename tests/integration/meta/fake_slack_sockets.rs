@@ -1,4 +1,4 @@
-//! Socket Mode of the simulated Slack works with Slack's own clients, unchanged.
+//! Socket Mode of the simulated Slack with Slack's own clients, unchanged.
 
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub fn click(slack: &Slack, app: &App, value: &str) -> Webhook {
     }
 }
 
-/// Every kind of envelope, a retry, a refresh and a cut.
+/// Checks that a client handles every kind of envelope, a retry, a refresh and a cut.
 async fn serves_client(language: Language) {
     let _ = rustls::crypto::ring::default_provider().install_default(); // again for every test
     let (slack, app) = (Slack::start().await.expect("a Slack"), app());
@@ -51,7 +51,7 @@ async fn serves_client(language: Language) {
     let client = SocketClient::start(language, &slack, TOKEN).await.expect("a client");
     let connected = async |times: usize| {
         let is_hello = |line: &&Value| line["state"] == "connected";
-        eventually("it is connected", TIMEOUT, async || {
+        eventually("the client is connected", TIMEOUT, async || {
             let seen = client.lines().iter().filter(is_hello).count();
             (seen >= times && slack.socket_count(&app.app) == 1).then_some(())
         })
@@ -98,11 +98,13 @@ async fn serves_client(language: Language) {
     assert!(delivered.ack.is_some(), "{}", client.process.log());
 }
 
+/// Slack's JavaScript client receives every kind of envelope, a retry, a refresh and a cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_javascript_client() {
     serves_client(Language::JavaScript).await;
 }
 
+/// Slack's Python client receives every kind of envelope, a retry, a refresh and a cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_python_client() {
     serves_client(Language::Python).await;

@@ -1,4 +1,4 @@
-//! The simulated Slack's streamed messages have the limits and errors that Slack documents, and the
+//! Streamed messages of the simulated Slack: limits and errors as Slack documents them, and the
 //! lifetime that apps report.
 
 use serde_json::{Value, json};
@@ -41,6 +41,7 @@ async fn append(slack: &Slack, ts: &Value, chunks: Value) -> Value {
     call(slack, "chat.appendStream", args).await
 }
 
+/// `chat.startStream` requires a thread, and in a channel a recipient.
 #[tokio::test]
 async fn checks_place_of_stream() {
     let slack = start_slack().await;
@@ -65,6 +66,7 @@ async fn checks_place_of_stream() {
     assert_eq!(call(&slack, "chat.startStream", complete).await["ok"], true);
 }
 
+/// Chunks over Slack's limits and of unknown types get Slack's errors, and valid ones are joined.
 #[tokio::test]
 async fn checks_chunks_of_stream() {
     let slack = start_slack().await;
@@ -89,6 +91,7 @@ async fn checks_chunks_of_stream() {
     assert_eq!(stopped["message"]["streaming_state"], "completed");
 }
 
+/// A stream ends after five minutes. Its message can be updated afterwards, not before.
 #[tokio::test]
 async fn ends_streams_like_slack() {
     let slack = start_slack().await;
@@ -107,6 +110,7 @@ async fn ends_streams_like_slack() {
     assert_eq!(state(), Some(StreamingState::Completed));
 }
 
+/// Status, title and prompts have Slack's errors for each kind of app.
 #[tokio::test]
 async fn checks_sessions() {
     let slack = start_slack().await;
@@ -151,6 +155,7 @@ async fn checks_sessions() {
     assert_eq!(status.as_deref(), Some("not_agent_app"));
 }
 
+/// Blocks over Slack's limits get its errors, and mentions of channels and groups are recognized.
 #[tokio::test]
 async fn checks_blocks() {
     let slack = start_slack().await;

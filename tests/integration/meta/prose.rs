@@ -1,4 +1,5 @@
-//! Bars on the language and the form of the product's sources. CONTRIBUTING.md has the rules behind them.
+//! Limits on the language and the form of the product's sources. `.github/CONTRIBUTING.md` has the
+//! rules.
 
 use crate::meta::architecture::{root, sources};
 use crate::meta::rust_source::{Token, tokens};
@@ -14,7 +15,8 @@ const PRODUCT: [&str; 6] = [
     "deploy/control/src",
     "deploy/dev/src",
 ];
-/// First words of a doc comment that is a noun clause, and so neither "Returns …" nor "Limits of …".
+/// First words of doc comments that are noun clauses. Others begin like "Returns …" or "Limits of
+/// …".
 const CLAUSE_OPENERS: [&str; 8] =
     ["what", "whose", "who", "how", "whether", "where", "nobody", "somebody"];
 /// Words and phrases that have a plain counterpart.
@@ -37,16 +39,16 @@ const MANNERED: [&str; 17] = [
     "grave",
     "bury",
 ];
-/// Most doc comments that are noun clauses, of a hundred.
+/// Maximum doc comments that are noun clauses, of a hundred.
 const CLAUSES_MAX: f64 = 4.0;
-/// Most mannered words, of a thousand words of comments.
+/// Maximum mannered words, of a thousand words of comments.
 const MANNERED_MAX: f64 = 1.0;
 const COLUMNS: usize = 100;
-/// Most lines with more columns, of a hundred.
+/// Maximum lines with more columns, of a hundred.
 const WIDE_LINES_MAX: f64 = 0.5;
-/// Lines of a file, unit tests included.
+/// Maximum lines of a file, including unit tests.
 const FILE_LINES_MAX: usize = 400;
-/// Public modules of the worker: its interface is what `lib.rs` exports by name.
+/// Maximum public modules of the worker, whose interface is the names that `lib.rs` exports.
 const WORKER_MODULES_MAX: usize = 3;
 
 /// Source file of the product.
@@ -104,7 +106,7 @@ fn summaries(text: &str) -> Vec<&str> {
     found
 }
 
-/// Returns the text of all comments, in lower case, with one space between words and around the whole.
+/// Returns the words of all comments in lower case, separated and surrounded by single spaces.
 fn prose(text: &str) -> String {
     let comments = tokens(text).into_iter().filter_map(|token| match token {
         Token::Comment(comment) => Some(comment),
@@ -121,15 +123,15 @@ fn prose(text: &str) -> String {
     words
 }
 
-/// Fails with the places if they are more than `most` of `all`, which is `per`.
+/// Fails with the places if there are more than `most` for each `per` of `all`.
 fn assert_rare(what: &str, places: &[String], all: usize, per: f64, most: f64) {
     let share = places.len() as f64 * per / all.max(1) as f64;
     assert!(share <= most, "{what}: {share:.2} of {per}, at most {most}:\n{}", places.join("\n"));
 }
 
-/// Doc comments begin with a verb or a noun.
+/// Few doc comments begin with a noun clause instead of a verb or a noun.
 #[test]
-fn begins_doc_comments_plainly() {
+fn bounds_noun_clause_summaries() {
     let (mut all, mut clauses) = (0, Vec::new());
     for source in product() {
         for summary in summaries(source.product()).into_iter().filter(|line| !line.is_empty()) {
@@ -144,6 +146,7 @@ fn begins_doc_comments_plainly() {
     assert_rare("doc comments that are noun clauses", &clauses, all, 100.0, CLAUSES_MAX);
 }
 
+/// Comments have few words of [`MANNERED`].
 #[test]
 fn bounds_mannered_words() {
     let (mut all, mut mannered) = (0, Vec::new());
@@ -159,6 +162,7 @@ fn bounds_mannered_words() {
     assert_rare("mannered words", &mannered, all, 1_000.0, MANNERED_MAX);
 }
 
+/// Few lines have over 100 columns, and no file over 400 lines.
 #[test]
 fn bounds_lines_and_files() {
     let (mut all, mut wide) = (0, Vec::new());
@@ -175,6 +179,7 @@ fn bounds_lines_and_files() {
     assert_rare("lines over 100 columns", &wide, all, 100.0, WIDE_LINES_MAX);
 }
 
+/// The worker has few public modules.
 #[test]
 fn bounds_public_modules_of_worker() {
     let text = std::fs::read_to_string(root().join("worker/src/lib.rs")).expect("a source file");
@@ -183,7 +188,8 @@ fn bounds_public_modules_of_worker() {
     assert!(public.len() <= WORKER_MODULES_MAX, "{public:?}");
 }
 
-/// A registry adds the prefix to each of its names, so a page without labelled names is sufficient.
+/// Metrics begin with `tidegate_`. The registry adds the prefix to every name, so that metrics
+/// without labels are a sufficient sample.
 #[tokio::test]
 async fn prefixes_metric_names() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -198,6 +204,7 @@ async fn prefixes_metric_names() {
     }
 }
 
+/// Summaries and words of comments are found, without unit tests and literals.
 #[test]
 fn finds_summaries_and_prose() {
     let text = "//! What a module is.\n//! Second line.\n\n/// Returns.\n///\n/// Reason.\nfn f() {} // told\n\

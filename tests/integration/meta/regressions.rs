@@ -1,7 +1,7 @@
-//! Defects of the gateway before Tidegate, each with the test that finds it.
+//! Defects of the gateway before Tidegate, each with the test that detects it.
 //!
-//! The defects were read in its source and its issues. Most of the tests are in the modules of
-//! their subject, the others here.
+//! They were found in its source and its issues. Tests without a module of their own subject are
+//! here.
 
 use crate::meta::architecture::listed_tests;
 use shared::domain::Surface;
@@ -12,38 +12,41 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// The defect and the test.
+/// Defects with their tests.
 const DEFECTS: [(&str, &str); 18] = [
-    ("a code used on the wrong surface was burnt", "link_codes::rejects_wrong_surface"),
+    ("a use of a code on the wrong surface consumed it", "link_codes::rejects_wrong_surface"),
     (
-        "preview mode had to be edited into the database",
+        "preview mode could be set in the database only",
         "regressions::applies_preview_mode_from_file",
     ),
     (
-        "a link across organizations was written under one and looked up under the other",
+        "a binding across organizations was stored under one and looked up under the other",
         "link_codes::links_other_organization",
     ),
     (
-        "a code could be used on another tenant's bot",
+        "a code could be used on another tenant's connection",
         "link_codes::hides_codes_of_other_connections",
     ),
-    ("any tenant's bot listed and bound its agents", "commands::hides_agents_without_preview"),
     (
-        "whoever used a code was taken for whoever minted it",
+        "commands on any connection listed and bound its agents",
+        "commands::hides_agents_without_preview",
+    ),
+    (
+        "the person who used a code got the identity of its creator",
         "regressions::separates_user_and_creator",
     ),
     ("codes had 31 bits and no limit on guesses", "link_codes::limits_guesses"),
-    ("a code was good on every platform", "link_codes::rejects_invalid_codes"),
+    ("a code was valid on every platform", "link_codes::rejects_invalid_codes"),
     (
-        "an agent was linked by an id that several organizations may have",
+        "an agent was bound by an id that several organizations may have",
         "commands::links_agent_by_name",
     ),
     (
-        "new and clear only said that they did something",
+        "new and clear reported success without an effect",
         "commands::unlinks_and_resets_conversation",
     ),
     (
-        "help and the slash form differed from the text form",
+        "slash commands and text commands had different replies",
         "commands::treats_slash_and_text_alike",
     ),
     (
@@ -51,16 +54,20 @@ const DEFECTS: [(&str, &str); 18] = [
         "regressions::answers_privately_as_non_member",
     ),
     ("an upsert took over another organization's row", "apply::rejects_conflicting_file"),
-    ("an installation needed an agent that nobody made", "regressions::installs_app_without_agent"),
-    ("two installations at once made two rows", "regressions::merges_concurrent_installations"),
-    ("webhooks of Grid and Connect went to the wrong workspace", "routing::classifies_every_shape"),
-    ("one mention came twice", "commands::runs_command_of_mention_once"),
     (
-        "an app that was removed went on being spoken for",
-        "installation_events::revokes_removed_app",
+        "an installation needed an agent that nothing created",
+        "regressions::installs_app_without_agent",
     ),
+    (
+        "two concurrent installations created two rows",
+        "regressions::merges_concurrent_installations",
+    ),
+    ("webhooks of Grid and Connect went to the wrong workspace", "routing::classifies_every_shape"),
+    ("one mention was processed twice", "commands::runs_command_of_mention_once"),
+    ("a removed app kept its active connection", "installation_events::revokes_removed_app"),
 ];
 
+/// Each test in the list exists.
 #[test]
 fn names_test_of_every_defect() {
     let tests = listed_tests();
@@ -69,6 +76,7 @@ fn names_test_of_every_defect() {
     }
 }
 
+/// Preview mode can be declared in a file, and a link code works on that connection.
 #[tokio::test]
 async fn applies_preview_mode_from_file() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -79,10 +87,14 @@ async fn applies_preview_mode_from_file() {
     let code = env.tidegate(&args).expect("a code for any preview bot");
     let webhook = Webhook::message(&env.slack, &app, "D1", "U1", code.trim());
     env.send(&app, &webhook).await.expect("an answer");
-    let said = env.slack.wait_for_receipt("linked", |receipt| receipt.to == "D1").await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    let reply = env
+        .slack
+        .wait_for_receipt("the reply to the link code", |receipt| receipt.to == "D1")
+        .await;
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
 }
 
+/// The person who uses a link code does not get the identity of the person who created it.
 #[tokio::test]
 async fn separates_user_and_creator() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -93,9 +105,11 @@ async fn separates_user_and_creator() {
     {
         let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &text);
         env.send(&app, &webhook).await.expect("an answer");
-        let said =
-            env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
-        assert!(said.text().starts_with(starts), "{text}: {}", said.text());
+        let reply = env
+            .slack
+            .wait_for_receipt("the reply", |r| webhook.response_url.ends_with(&r.to))
+            .await;
+        assert!(reply.text().starts_with(starts), "{text}: {}", reply.text());
     }
     let known: i64 = sqlx::query_scalar("select count(*) from user_identities")
         .fetch_one(&env.pool)
@@ -104,6 +118,7 @@ async fn separates_user_and_creator() {
     assert_eq!(known, 0);
 }
 
+/// Replies to commands are ephemeral and use the `response_url`, also where the bot is no member.
 #[tokio::test]
 async fn answers_privately_as_non_member() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -111,14 +126,17 @@ async fn answers_privately_as_non_member() {
     for text in ["help", "status", "link", "agents", "unlink", "new"] {
         let webhook = Webhook::command(&env.slack, &app, "C0NOMEMBER", "U1", "/lobu", text);
         env.send(&app, &webhook).await.expect("an answer");
-        let said =
-            env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
-        assert_eq!(said.body["response_type"], "ephemeral", "{text}");
+        let reply = env
+            .slack
+            .wait_for_receipt("the reply", |r| webhook.response_url.ends_with(&r.to))
+            .await;
+        assert_eq!(reply.body["response_type"], "ephemeral", "{text}");
     }
-    let told = env.slack.receipts();
-    assert!(told.iter().all(|receipt| receipt.by == "response_url"), "{told:?}");
+    let receipts = env.slack.receipts();
+    assert!(receipts.iter().all(|receipt| receipt.by == "response_url"), "{receipts:?}");
 }
 
+/// A connection can be declared without an agent.
 #[tokio::test]
 async fn installs_app_without_agent() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -132,6 +150,7 @@ async fn installs_app_without_agent() {
     assert_eq!((found[0].agent.as_ref(), found[0].has_bot_token), (None, true));
 }
 
+/// Of eight concurrent installations of one app in one workspace one makes a connection.
 #[tokio::test]
 async fn merges_concurrent_installations() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");

@@ -1,8 +1,8 @@
-//! Scanner of Rust sources: comments, string literals and what is between them.
+//! Scanner of Rust sources: comments, string literals and other tokens.
 
 use std::{iter::Peekable, str::Chars};
 
-/// Part of a source.
+/// Token of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Token {
     /// Comment, with its marks.
@@ -15,7 +15,7 @@ pub enum Token {
     Sign(char),
 }
 
-/// Returns the parts of a source. Character literals and lifetimes are left out.
+/// Returns the tokens of a source, without character literals and lifetimes.
 pub fn tokens(source: &str) -> Vec<Token> {
     let (mut found, mut rest) = (Vec::new(), source.chars().peekable());
     while let Some(c) = rest.next() {
@@ -61,7 +61,7 @@ fn line_comment(rest: &mut Peekable<Chars<'_>>) -> Token {
     Token::Comment(comment)
 }
 
-/// Block comments nest.
+/// Reads a block comment, which may nest.
 fn block_comment(rest: &mut Peekable<Chars<'_>>) -> Token {
     let (mut comment, mut depth, mut before) = (String::from('/'), 0, '/');
     for c in rest.by_ref() {
@@ -93,7 +93,7 @@ fn text(rest: &mut Peekable<Chars<'_>>) -> String {
                 Some('t') => value.push('\t'),
                 Some('r') => value.push('\r'),
                 Some('0') => value.push('\0'),
-                // The line goes on after the white space of the next one.
+                // The literal continues after the white space of the next line.
                 Some('\n') => while rest.next_if(|c| c.is_whitespace()).is_some() {},
                 Some('x') => value.extend(code(rest.by_ref().take(2).collect())),
                 Some('u') => {
@@ -112,7 +112,7 @@ fn code(hex: String) -> Option<char> {
     u32::from_str_radix(&hex, 16).ok().and_then(char::from_u32)
 }
 
-/// Reads a raw literal after its `r`; a raw identifier, as `r#type`, is none.
+/// Reads a raw literal after its `r`. Returns `None` for a raw identifier such as `r#type`.
 fn raw_text(rest: &mut Peekable<Chars<'_>>) -> Option<Token> {
     let mut hashes = String::new();
     while let Some(c) = rest.next_if_eq(&'#') {
@@ -142,6 +142,7 @@ fn quote(rest: &mut Peekable<Chars<'_>>) {
     }
 }
 
+/// Comments, literals of each kind and code are separated.
 #[test]
 fn separates_comments_and_literals() {
     let source = r####"

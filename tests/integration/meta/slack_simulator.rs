@@ -1,4 +1,4 @@
-//! The simulated Slack for developers reports what Slack would.
+//! Program `slack`, the simulated Slack for developers: it reports what Slack would.
 
 use serde_json::Value;
 use std::process::{Command, Output};
@@ -13,11 +13,11 @@ async fn run_slack(url: String, app: &App, args: &'static [&'static str]) -> Out
 }
 
 fn json(output: &Output) -> Value {
-    let said = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
 }
 
-/// One webhook of every kind, and a load.
+/// The simulator's scenario, load and single webhooks are satisfied by ingest's answers.
 #[tokio::test]
 async fn accepts_answers_of_ingest() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -30,7 +30,7 @@ async fn accepts_answers_of_ingest() {
     assert!(wrong.is_empty() && scenario.status.success(), "{wrong:#?}");
     assert!(
         lines.len() > tests::shapes::all().len() + 4,
-        "one of every sort, a copy and forgeries: {}",
+        "a webhook of each kind, a copy and forgeries: {}",
         lines.len()
     );
     let load = run_slack(url.clone(), &app, &["load", "--rate", "50", "--seconds", "2"]).await;
@@ -40,6 +40,7 @@ async fn accepts_answers_of_ingest() {
     assert_eq!(json(&send)[0]["status"], 200);
 }
 
+/// The simulator fails and reports `connection_failed` if nothing listens at the URL.
 #[tokio::test]
 async fn reports_missing_gateway() {
     let env = TestEnv::without_processes(SMALL).await.expect("servers");

@@ -15,7 +15,7 @@ use tests::{
     test_env::{SMALL, Size, TIMEOUT, TestEnv, agent_id},
 };
 
-/// Health and metrics.
+/// A worker is live and ready, and exports its metrics without ids as labels.
 #[tokio::test]
 async fn serves_health_of_worker() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -50,7 +50,7 @@ async fn serves_health_of_worker() {
     assert!(!page.contains(&app.connection.to_string()), "an id is a label");
 }
 
-/// Health and metrics.
+/// Health and metrics of an ingest are on its admin port only, without ids as labels.
 #[tokio::test]
 async fn serves_health_on_separate_port() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -65,7 +65,7 @@ async fn serves_health_on_separate_port() {
     let status = async |url: String| reqwest::get(url).await.expect("an answer").status().as_u16();
     assert_eq!(status(ingest.admin("/healthz")).await, 200);
     for path in ["/healthz", "/readyz", "/metrics"] {
-        assert_eq!(status(ingest.path(path)).await, 404, "{path} is not for the public");
+        assert_eq!(status(ingest.path(path)).await, 404, "{path} is on the public port");
     }
     let page = ingest.metrics().await.expect("metrics");
     for line in [
@@ -86,7 +86,8 @@ async fn serves_health_on_separate_port() {
     );
 }
 
-/// Each program can check its own running process, as in the image.
+/// `ingest healthcheck` reports the readiness of the running process by its exit code, as in the
+/// image.
 #[tokio::test]
 async fn checks_readiness_by_program() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -103,37 +104,37 @@ async fn checks_readiness_by_program() {
     let url = env.ingests[0].admin("");
     let admin = url.strip_prefix("http://").expect("an address");
     assert_eq!(ask(admin), (Some(0), String::new()));
-    // As in the image: servers that listen on all addresses are checked at this one.
+    // As in the image: a server on all addresses is checked at the loopback address.
     let everywhere = admin.replace("127.0.0.1", "0.0.0.0");
     assert_eq!(ask(&everywhere), (Some(0), String::new()));
 
-    // Without NATS ingest still answers Slack, and a balancer without ingests can't.
+    // Without NATS ingest still answers Slack, which a balancer without ingests can't.
     env.nats.kill();
     let metric = async || env.ingests[0].metric("tidegate_ingest_nats_connected").await.ok();
-    eventually("it knows that NATS is away", TIMEOUT, async || {
+    eventually("ingest detects the outage of NATS", TIMEOUT, async || {
         (metric().await == Some(0.0)).then_some(())
     })
     .await;
     assert_eq!(ask(admin), (Some(0), String::new()));
 
     env.ingests[0].process.terminate();
-    eventually("it says that it stops", TIMEOUT, async || {
-        let (code, said) = ask(admin);
-        (code == Some(1) && said.contains("not ready") && said.contains("503")).then_some(())
+    eventually("the ingest is not ready", TIMEOUT, async || {
+        let (code, stderr) = ask(admin);
+        (code == Some(1) && stderr.contains("not ready") && stderr.contains("503")).then_some(())
     })
     .await;
     let nobody = format!("127.0.0.1:{}", port::free().expect("a port"));
-    let (code, said) = ask(&nobody);
-    assert!(code == Some(1) && said.contains("no answer"), "{code:?} {said}");
+    let (code, stderr) = ask(&nobody);
+    assert!(code == Some(1) && stderr.contains("no response"), "{code:?} {stderr}");
 }
 
-/// One line without text and secrets.
+/// A webhook has one log line, and no line has its text, secrets or signature, also at level trace.
 #[tokio::test]
 async fn logs_webhook_without_content() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");
     env.set("TIDEGATE_LOG_FILTER", "ingest=trace,shared=trace,info");
     env.set("TIDEGATE_LOG_FORMAT", "json");
-    env.start_ingest().await.expect("an ingest that tells everything");
+    env.start_ingest().await.expect("an ingest at level trace");
     let app = env.connect().await.expect("a connection");
     let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "the words of a user");
     let url = env.ingests[1].url(&app);
@@ -158,6 +159,7 @@ async fn logs_webhook_without_content() {
     }
 }
 
+/// A full log pipe delays no webhook: lines are dropped and counted, and the process still stops.
 #[tokio::test]
 async fn survives_unread_log() {
     let mut env = TestEnv::start(Size { workers: 0, ..SMALL }).await.expect("a test environment");

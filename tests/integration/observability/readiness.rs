@@ -1,4 +1,4 @@
-//! Readiness of a process that cannot work, although it runs and its servers answer.
+//! Readiness of a process that can't work, although it runs and its servers answer.
 
 use shared::secrets::KeyRing;
 use tests::{
@@ -30,8 +30,9 @@ fn other_ring() -> String {
     KeyRing::generate("k1").expect("a ring")
 }
 
+/// A worker whose keyring opens no value of a column is not ready and names setting and column.
 #[tokio::test]
-async fn worker_names_wrong_keyrings() {
+async fn names_wrong_keyrings_of_worker() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.declare().expect("a connection with secret and token");
     for (setting, column) in [
@@ -43,7 +44,7 @@ async fn worker_names_wrong_keyrings() {
         env.set(setting, &other_ring());
         env.start_worker().await.expect("a worker");
         let worker = env.workers.pop().expect("a worker");
-        let text = format!("{setting} opens none of the values in {column}");
+        let text = format!("{setting} opens no value of {column}");
         wait_for_obstacle(worker.admin("/readyz"), &text).await;
         env.set(setting, &right);
     }
@@ -51,9 +52,10 @@ async fn worker_names_wrong_keyrings() {
     wait_until_ready(env.workers[0].admin("/readyz")).await;
 }
 
-/// A worker with the NATS user of another process connects, and each of its requests times out.
+/// A worker that can't read the stream, as with another process's NATS user, is not ready and owns
+/// no partition.
 #[tokio::test]
-async fn worker_without_stream_owns_nothing() {
+async fn owns_nothing_without_stream() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.start_worker().await.expect("a worker");
     wait_until_ready(env.workers[0].admin("/readyz")).await;
@@ -69,8 +71,10 @@ async fn worker_without_stream_owns_nothing() {
     .await;
 }
 
+/// A worker on an older schema is not ready and names the command, and becomes ready after the
+/// migration.
 #[tokio::test]
-async fn worker_names_old_schema() {
+async fn names_old_schema_of_worker() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     sqlx::query("update _sqlx_migrations set version = version - 1000")
         .execute(&env.pool)
@@ -85,8 +89,10 @@ async fn worker_names_old_schema() {
     wait_until_ready(env.workers[0].admin("/readyz")).await;
 }
 
+/// An ingest with another process's NATS user or a wrong keyring is not ready and names the
+/// setting.
 #[tokio::test]
-async fn ingest_names_obstacles() {
+async fn names_obstacles_of_ingest() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
     env.declare().expect("a connection");
     let seed = env.nats.keys().file(User::Worker).display().to_string();

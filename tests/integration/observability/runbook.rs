@@ -1,5 +1,4 @@
-//! Commands, files and links of the runbook and the capacity page exist; every alert has an entry,
-//! and every entry an alert.
+//! Runbook and capacity page: commands, files and links exist, and alerts and entries correspond.
 
 use std::{
     collections::BTreeSet,
@@ -16,19 +15,19 @@ fn read_page(name: &str) -> String {
     std::fs::read_to_string(root().join("deploy").join(name)).expect("a page")
 }
 
-/// Returns every command: after a prompt, or between backticks with a program's name.
+/// Returns every command: lines after a prompt, and quoted commands of known programs.
 fn shown_commands(page: &str) -> Vec<String> {
     let shown = page.lines().filter_map(|line| line.trim_start().strip_prefix("$ "));
-    let spoken = page
+    let quoted = page
         .lines()
         .filter(|line| !line.trim_start().starts_with("$ "))
         .flat_map(|line| line.split('`').skip(1).step_by(2))
         .filter(|text| ["tidegate ", "k ", "kubectl "].iter().any(|it| text.starts_with(it)))
         .filter(|text| !text.contains('…'));
-    shown.chain(spoken).map(str::to_owned).collect()
+    shown.chain(quoted).map(str::to_owned).collect()
 }
 
-/// Returns the words of a command, divided as by a shell, without quotes, up to a pipe.
+/// Splits a command up to a pipe into words, as a shell does, without quotes.
 fn shell_words(command: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
     for c in command.chars() {
@@ -44,6 +43,7 @@ fn shell_words(command: &str) -> Vec<String> {
     words
 }
 
+/// The runbook's commands parse, and its files exist.
 #[test]
 fn shows_valid_commands() {
     let tidegate = &Binaries::get().expect("binaries").tidegate;
@@ -70,19 +70,20 @@ fn shows_valid_commands() {
                 // Arguments before --help are parsed first, and rejected if they are unknown.
                 let ran = Command::new(tidegate).args(args).arg("--help").output();
                 let ran = ran.expect("it runs");
-                let said = String::from_utf8_lossy(&ran.stderr);
-                assert!(ran.status.success(), "{command}: {said}");
+                let stderr = String::from_utf8_lossy(&ran.stderr);
+                assert!(ran.status.success(), "{command}: {stderr}");
                 ours += 1;
             }
             "bash" => assert!(root().join(&words[0]).exists(), "{command}"),
             "cargo" => assert!(words.starts_with(&["run".into()]), "{command}"),
             "alias" | "helm" | "k" | "kubectl" | "psql" => {}
-            other => panic!("{command}: {other} is checked by nobody"),
+            other => panic!("{command}: no test checks {other}"),
         }
     }
     assert!(ours > 20 && files > 10, "{ours} {files}");
 }
 
+/// Unknown commands and arguments do not parse.
 #[test]
 fn detects_invalid_commands() {
     let tidegate = &Binaries::get().expect("binaries").tidegate;
@@ -92,7 +93,8 @@ fn detects_invalid_commands() {
     }
 }
 
-/// Every entry has an alert, too.
+/// The runbook has an entry with all parts for each alert and no other, and a test makes each alert
+/// fire.
 #[test]
 fn has_entry_for_every_alert() {
     let alerts = read_page("observability/alerts.yaml");
@@ -116,12 +118,13 @@ fn has_entry_for_every_alert() {
     }
 }
 
-/// Returns a heading in the form of a link.
+/// Returns the anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
 }
 
+/// Links of the runbook and the capacity page lead to existing headings.
 #[test]
 fn resolves_every_link() {
     let mut links = 0;

@@ -1,4 +1,4 @@
-//! Traces from Slack's request to the handling of its webhook, across the stream.
+//! Traces from Slack's request to the processing of its webhook, across the stream.
 
 use axum::{
     Router,
@@ -17,8 +17,8 @@ use tests::{
 
 type Received = Arc<Mutex<Vec<Bytes>>>;
 
-/// Starts a collector that keeps what it gets (OTLP: protobuf, with texts and ids in clear), after
-/// the path and the header `authorization` of the request.
+/// Starts a collector that records path, header `authorization` and body of each request (OTLP:
+/// protobuf, in which texts and ids are readable).
 async fn start_collector() -> (String, Received) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = format!("http://{}", listener.local_addr().expect("an address"));
@@ -28,7 +28,7 @@ async fn start_collector() -> (String, Received) {
             let authorization = headers.get("authorization").map(|value| value.as_bytes());
             let kept =
                 [uri.path().as_bytes(), b" ", authorization.unwrap_or_default(), b" ", &body];
-            received.lock().expect("nobody panics here").push(kept.concat().into());
+            received.lock().expect("no panic").push(kept.concat().into());
         };
     let routes = Router::new()
         .route("/v1/traces", post(keep))
@@ -39,12 +39,14 @@ async fn start_collector() -> (String, Received) {
 }
 
 fn contains_all(received: &Received, words: &[&[u8]]) -> bool {
-    let received = received.lock().expect("nobody panics here");
+    let received = received.lock().expect("no panic");
     received
         .iter()
         .any(|body| words.iter().all(|word| body.windows(word.len()).any(|part| part == *word)))
 }
 
+/// The spans of processing, agent call and reply are linked to the trace of Slack's request, and
+/// hold no text or secret.
 #[tokio::test]
 async fn links_processing_to_request() {
     let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
@@ -81,7 +83,7 @@ async fn links_processing_to_request() {
         b"process slack.in.{partition}.{connection}",
         webhook.dedup_key.as_str().as_bytes(),
     ];
-    eventually("the linked trace arrives", TIMEOUT, async || {
+    eventually("the trace of the processing arrives", TIMEOUT, async || {
         contains_all(&received, &processing).then_some(())
     })
     .await;
@@ -103,7 +105,7 @@ async fn links_processing_to_request() {
 
 /// A streamed answer is one span, with the agent's first event and its end.
 #[tokio::test]
-async fn run_is_one_span() {
+async fn records_run_as_one_span() {
     let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })
         .await
         .expect("servers");
@@ -123,8 +125,8 @@ async fn run_is_one_span() {
     .await;
 }
 
-/// The SDK reads the variables of OpenTelemetry. A URL for traces precedes the base URL and is used
-/// unchanged.
+/// Traces follow the variables of OpenTelemetry. The URL for traces overrides the base URL and is
+/// used unchanged.
 #[tokio::test]
 async fn reads_opentelemetry_variables() {
     let mut env = TestEnv::without_processes(Size { ingests: 0, workers: 0, own_postgres: false })

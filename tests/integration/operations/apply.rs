@@ -1,5 +1,5 @@
-//! Declarations in a file, applied by `tidegate apply`: all or nothing, and in force when it
-//! returns.
+//! Declarations in a file, applied by `tidegate apply`: all or nothing, and in force on every
+//! ingest once it returns.
 
 use shared::{domain::ConnectionStatus, secrets::Secret};
 use tests::{
@@ -10,7 +10,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// A file with one of each; `{signing}` and the like are names of files with secrets.
+/// File with an object of each kind, whose secrets are in other files.
 const FILE: &str = r#"
 [[organization]]
 id = "acme"
@@ -73,7 +73,7 @@ async fn applies_diff_once() {
         plan.contains("+ agent acme/helper\n") && plan.contains("    bot_token: set\n"),
         "{plan}"
     );
-    assert!(!plan.contains("clear-"), "a plan tells no secrets: {plan}");
+    assert!(!plan.contains("clear-"), "a plan shows no secrets: {plan}");
     assert_eq!(all().await.len(), 0, "a dry run changes nothing");
 
     let (ok, plan, error) = apply(&env, FILE, &[]);
@@ -97,7 +97,7 @@ async fn applies_diff_once() {
     let (ok, plan, _) = apply(&env, FILE, &[]);
     assert!(ok && plan == "changed: 0, unchanged: 5\napplied on every ingest\n", "{plan}");
     let again = all().await;
-    assert_eq!(again[1].version, team.version, "applied again, nothing is written");
+    assert_eq!(again[1].version, team.version, "the second run writes nothing");
 
     // A new secret, a removed agent and a setting: each is one line.
     env.write("signing.secret", "another-clear-signing-secret").expect("written");
@@ -114,14 +114,14 @@ async fn applies_diff_once() {
             .fetch_all(&env.pool)
             .await
             .expect("rows");
-    assert_eq!(secrets, [(true,), (true,)], "the secret before stays good for a while");
+    assert_eq!(secrets, [(true,), (true,)], "the previous secret stays valid for a while");
 
     // A revoked installation becomes active with a new token only.
     let revoked = ConnectionStatus::Revoked;
     env.store.set_connection_status(&actor(), team.id, revoked).await.expect("revoked");
     let (_, plan, _) = apply(&env, &changed, &[]);
     assert!(plan.starts_with("changed: 0"), "{plan}");
-    // Disabling must not hide that it is revoked.
+    // Disabling must not hide that the connection is revoked.
     for verb in ["disable", "enable"] {
         let id = team.id.to_string();
         let ran = env.try_tidegate(&["connections", verb, &id]).expect("it runs");
@@ -168,10 +168,10 @@ async fn applies_diff_once() {
 async fn rejects_conflicting_file() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     write_secrets(&env);
-    let refused = async |text: &str, line: usize, says: &str| {
+    let refused = async |text: &str, line: usize, expected: &str| {
         let (ok, out, error) = apply(&env, text, &[]);
-        let found = error.contains(&format!("tidegate.toml:{line}: ")) && error.contains(says);
-        assert!(!ok && found && out.is_empty(), "{line} {says}: {out}{error}");
+        let found = error.contains(&format!("tidegate.toml:{line}: ")) && error.contains(expected);
+        assert!(!ok && found && out.is_empty(), "{line} {expected}: {out}{error}");
         assert!(error.ends_with("nothing applied\n"), "{error}");
         let count: i64 = sqlx::query_scalar("select count(*) from organizations")
             .fetch_one(&env.pool)
@@ -179,7 +179,7 @@ async fn rejects_conflicting_file() {
             .expect("a count");
         count
     };
-    for (text, line, says) in [
+    for (text, line, expected) in [
         (FILE.replace("preview_mode", "preview"), 30, "unknown field `preview`"),
         (FILE.replace("preview_mode = true", "team = \"T1\""), 29, "in line 21 already"),
         (
@@ -189,21 +189,23 @@ async fn rejects_conflicting_file() {
         ),
         (FILE.replace("agent = \"helper\"", "agent = \"nobody\""), 21, "has no agent nobody"),
     ] {
-        assert_eq!(refused(&text, line, says).await, 0);
+        assert_eq!(refused(&text, line, expected).await, 0);
     }
     apply(&env, FILE, &[]);
-    // Another organization can't take over an installation, and an id can't be reassigned.
+    // Another organization can't take over an installation, and an id can't be assigned to another
+    // one.
     let other = FILE.replace("\"acme\"", "\"other\"");
     assert_eq!(refused(&other, 21, "belongs to organization acme").await, 1);
     let made = env.store.connection_summaries(None).await.expect("a look");
     let id = format!("team = \"T2\"\nid = \"{}\"", made[1].id);
     assert_eq!(
-        refused(&FILE.replacen("team = \"T1\"", &id, 1), 21, "is of another installation").await,
+        refused(&FILE.replacen("team = \"T1\"", &id, 1), 21, "belongs to another installation")
+            .await,
         1
     );
     let fresh = "team = \"T1\"\nid = \"00ff00ff00ff00ff00ff00ff00ff00ff\"";
     assert_eq!(
-        refused(&FILE.replacen("team = \"T1\"", fresh, 1), 21, "is there already, as").await,
+        refused(&FILE.replacen("team = \"T1\"", fresh, 1), 21, "already exists as").await,
         1
     );
     assert_eq!(refused(&FILE.replace("preview_mode = true", "pre = "), 30, "").await, 1);
@@ -228,9 +230,11 @@ async fn waits_for_every_ingest() {
     let code = code.expect("a code");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    let said =
-        env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
-    assert!(said.text().starts_with("Linked."), "{}", said.text());
+    let reply = env
+        .slack
+        .wait_for_receipt("the reply to the link code", |r| webhook.response_url.ends_with(&r.to))
+        .await;
+    assert!(reply.text().starts_with("Linked."), "{}", reply.text());
 }
 
 /// A change that commits while the file is applied is compared with the file, not undone.

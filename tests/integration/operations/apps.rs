@@ -106,7 +106,7 @@ async fn keeps_app_with_connections() {
     assert!(ok, "{plan}{error}");
     let id = env.store.connection_summaries(None).await.expect("a look")[0].id;
     let loaded = env.store.load_connection(id).await.expect("Postgres").expect("the connection");
-    assert_eq!(loaded.signing_secret.expose(), "clear-signing-secret", "that of its app");
+    assert_eq!(loaded.signing_secret.expose(), "clear-signing-secret", "the secret of the app");
 
     let installed = "update connections set installed_by = 'U1'";
     sqlx::query(installed).execute(&env.pool).await.expect("installed");
@@ -121,7 +121,7 @@ async fn keeps_app_with_connections() {
         assert!(!ok && error.contains(named) && error.contains(&id.to_string()), "{error}");
         assert!(error.contains("pass --yes"), "{error}");
     }
-    assert_eq!(listed(&env)[0]["connections"], 1, "refused, and nothing applied");
+    assert_eq!(listed(&env)[0]["connections"], 1, "rejected, and nothing applied");
     let (ok, plan, error) = apply(&env, without_app, &["--prune", "--yes"]);
     assert!(ok && plan.contains("- app A1\n") && plan.contains(&id.to_string()), "{plan}{error}");
     assert!(env.store.connection_summaries(None).await.expect("a look").is_empty());
@@ -134,7 +134,7 @@ async fn keeps_app_with_connections() {
 async fn rejects_unusable_app() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     write_secrets(&env);
-    for (old, new, says) in [
+    for (old, new, expected) in [
         (
             "https://control.example/slack/oauth/callback",
             "https://control.example/",
@@ -152,7 +152,10 @@ async fn rejects_unusable_app() {
         ),
     ] {
         let (ok, plan, error) = apply(&env, &FILE.replace(old, new), &[]);
-        assert!(!ok && error.contains(says) && error.contains("nothing applied"), "{plan}{error}");
+        assert!(
+            !ok && error.contains(expected) && error.contains("nothing applied"),
+            "{plan}{error}"
+        );
     }
     let other = CONNECTION.replace("A1", "A2");
     let (ok, _, error) = apply(&env, &format!("{FILE}{other}"), &[]);

@@ -35,7 +35,8 @@ async fn process_messages(env: &TestEnv, app: &App, count: usize) -> Vec<DedupKe
     keys
 }
 
-/// Stores `count` messages that are no envelopes and waits until they are dead letters.
+/// Stores `count` messages that are no envelopes and waits until they are dead letters. Returns
+/// their ids.
 async fn create_dead_letters(env: &TestEnv, app: &App, count: usize) -> Vec<i64> {
     let js = async_nats::jetstream::new(env.client().clone());
     let subject = stream::subject(Partition::of(app.connection, Some("C1")), app.connection);
@@ -43,7 +44,7 @@ async fn create_dead_letters(env: &TestEnv, app: &App, count: usize) -> Vec<i64>
         let body = format!("no envelope {n}").into();
         js.publish(subject.clone(), body).await.expect("sent").await.expect("stored");
     }
-    eventually("all are dead", TIMEOUT, async || {
+    eventually("all are dead letters", TIMEOUT, async || {
         let dead = env.dead_letters().await.ok()?;
         (dead.len() == count).then(|| dead.iter().map(|one| one.id).collect())
     })
@@ -56,6 +57,7 @@ fn ledger_sum(env: &TestEnv) -> Value {
     lines.last().expect("a sum").clone()
 }
 
+/// The ledger accounts for processed webhooks and dead letters, also after these are deleted.
 #[tokio::test]
 async fn verifies_complete_ledger() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -67,12 +69,13 @@ async fn verifies_complete_ledger() {
     });
     assert_eq!(ledger_sum(&env), expected);
     env.tidegate(&["dead-letters", "delete", "--all", "--yes"]).expect("deleted");
-    assert_eq!(ledger_sum(&env), expected, "what was deleted was committed");
+    assert_eq!(ledger_sum(&env), expected, "deleted dead letters count as committed");
     let (table, _) = output_of(&env.try_tidegate(&["ledger", "verify"]).expect("it runs"));
     assert_eq!(table, "64 partitions: 7 committed, 0 no longer in the stream, 0 missing\n");
 }
 
-/// A cursor moved past a webhook that was not committed.
+/// The ledger reports a missing webhook with its partition: a cursor that moved past it without a
+/// commit.
 #[tokio::test]
 async fn finds_missing_webhook() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -93,6 +96,7 @@ async fn finds_missing_webhook() {
     assert!(error.contains("missing webhooks: 1"), "{error}");
 }
 
+/// A webhook that no worker has read is lag of its partition, not missing.
 #[tokio::test]
 async fn counts_unread_as_lag() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -137,14 +141,15 @@ async fn needs_no_unused_keyring() {
     ];
     for args in all {
         let ran = env.try_tidegate(args).expect("it runs");
-        let (_, said) = output_of(&ran);
+        let (_, stderr) = output_of(&ran);
         // 3: nothing found
-        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {said}");
+        assert!(matches!(ran.status.code(), Some(0 | 3)), "{args:?}: {stderr}");
     }
     let ran = env.try_tidegate(&["keys", "status"]).expect("it runs");
     assert_eq!(ran.status.code(), Some(64), "{}", output_of(&ran).1);
 }
 
+/// `partitions` lists the owner and the lease of each partition.
 #[tokio::test]
 async fn lists_partition_owners() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -158,6 +163,7 @@ async fn lists_partition_owners() {
     assert!(table.contains("64 partitions: 64 held, 0 free; lag 0"), "{table}");
 }
 
+/// `deliveries list` shows a waiting lane, and `deliveries skip` ends its first delivery.
 #[tokio::test]
 async fn lists_waiting_lanes() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -183,19 +189,19 @@ async fn lists_waiting_lanes() {
 
     let target = format!("{}/{lane}", app.connection);
     eventually("the first is skipped", TIMEOUT, async || {
-        // While it runs it is not skipped.
+        // A running delivery can't be skipped.
         env.tidegate(&["deliveries", "skip", &target]).ok()
     })
     .await;
     env.agent.set_failing(false);
     env.slack
-        .wait_for_receipt("the second is answered", |told| told.text() == "I heard: two")
+        .wait_for_receipt("the second is answered", |receipt| receipt.text() == "I heard: two")
         .await;
-    let heard = env.slack.receipts().iter().any(|told| told.text() == "I heard: one");
-    assert!(!heard, "what was skipped is not answered");
+    let answered = env.slack.receipts().iter().any(|receipt| receipt.text() == "I heard: one");
+    assert!(!answered, "the skipped message is not answered");
 }
 
-/// By connection; bodies are shown on request only.
+/// Dead letters are listed by connection, and their bodies are shown on request only.
 #[tokio::test]
 async fn lists_dead_letters() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -211,7 +217,7 @@ async fn lists_dead_letters() {
     };
     assert_eq!((of(&app).len(), of(&other).len()), (1, 0));
     let shown = env.tidegate(&["dead-letters", "show", &id]).expect("printed");
-    assert!(shown.contains("undecodable envelope: it has no headers"), "{shown}");
+    assert!(shown.contains("undecodable envelope: no headers"), "{shown}");
     assert!(!shown.contains("no envelope 0"), "{shown}");
     let shown = env.tidegate(&["dead-letters", "show", &id, "--body"]).expect("printed");
     assert!(shown.contains("no envelope 0"), "{shown}");
@@ -228,13 +234,13 @@ async fn lists_dead_letters() {
 async fn redrives_to_end_of_lane() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
-    let say = async |text: &str| {
+    let send = async |text: &str| {
         let webhook = Webhook::message(&env.slack, &app, "D1", "U1", text);
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
         webhook
     };
-    let first = say("poison").await;
-    let dead = eventually("it is dead", Duration::from_secs(60), async || {
+    let first = send("poison").await;
+    let dead = eventually("the delivery is a dead letter", Duration::from_secs(60), async || {
         env.dead_letters().await.ok()?.first().map(|one| (one.id.to_string(), one.attempts))
     })
     .await;
@@ -248,13 +254,13 @@ async fn redrives_to_end_of_lane() {
         sqlx::query_as(sql).fetch_one(&env.pool).await.expect("a row")
     };
     let before = fields().await;
-    let second = say("second").await;
+    let second = send("second").await;
     assert_eq!(env.wait_for_outcome(&second.dedup_key).await.outcome, "completed");
     let ran = env.try_tidegate(&["dead-letters", "redrive", "--all"]).expect("it runs");
     assert_eq!(output_of(&ran).1, "would redrive: 1 dead letters; pass --yes to do it\n");
     let redriven = env.tidegate(&["dead-letters", "redrive", &dead.0]);
     assert_eq!(redriven.expect("redriven"), "redriven: 1\n");
-    eventually("it is dead again", Duration::from_secs(60), async || {
+    eventually("the delivery is a dead letter again", Duration::from_secs(60), async || {
         let again = env.dead_letters().await.ok()?;
         again.first().filter(|one| one.id.to_string() != dead.0).map(|_| ())
     })
@@ -271,7 +277,8 @@ async fn redrives_to_end_of_lane() {
     assert_eq!(ran.status.code(), Some(3));
 }
 
-/// Without confirmation the number of dead letters is printed.
+/// `dead-letters delete` prints the number without `--yes`, and deletes by id, reason or connection
+/// with it.
 #[tokio::test]
 async fn deletes_after_confirmation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -284,8 +291,8 @@ async fn deletes_after_confirmation() {
     );
     assert_eq!((ran.status.code(), env.dead_letters().await.expect("a list").len()), (Some(1), 3));
     let one = ids[0].to_string();
-    let said = env.tidegate(&["dead-letters", "delete", &one, "--yes"]).expect("discarded");
-    assert_eq!(said, "deleted: 1\n");
+    let printed = env.tidegate(&["dead-letters", "delete", &one, "--yes"]).expect("discarded");
+    assert_eq!(printed, "deleted: 1\n");
     let reason = ["dead-letters", "delete", "--all", "--reason", "another reason", "--yes"];
     assert_eq!(env.try_tidegate(&reason).expect("it runs").status.code(), Some(3), "none");
     let connection = app.connection.to_string();
@@ -295,7 +302,7 @@ async fn deletes_after_confirmation() {
     assert!(!ran.status.success(), "neither ids nor --all");
 }
 
-/// Bodies are not printed.
+/// `tail` prints webhooks of the selected connection, without bodies.
 #[tokio::test]
 async fn tails_one_connection() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -306,9 +313,9 @@ async fn tails_one_connection() {
         let (env, connection) = (Arc::clone(&env), app.connection.to_string());
         move || env.tidegate(&["tail", "--connection", &connection, "--count", "2", "--json"])
     });
-    // It begins with messages after its start, so more are sent until it has enough.
+    // `tail` prints messages stored after its start, so webhooks are sent until it has printed two.
     let sent = Mutex::new(Vec::new());
-    eventually("it has printed two", TIMEOUT, async || {
+    eventually("two webhooks are printed", TIMEOUT, async || {
         for app in [&other, &app] {
             let webhook = Webhook::command(&env.slack, app, "C1", "U1", "/lobu", "help me");
             env.send(app, &webhook).await.ok()?;

@@ -1,4 +1,4 @@
-//! Every change by the command line and by people in Slack is in the audit log.
+//! Audit log: every change by the command line and by people in Slack has an entry.
 
 use crate::meta::architecture::root;
 use serde_json::Value;
@@ -32,7 +32,7 @@ const READS: [&str; 38] = [
     "dead-letters show",
     "deliveries list",
     "deliveries show",
-    // Changes the directory only, and connections by `apply`.
+    // Changes the directory, and connections by `apply`.
     "dev",
     "doctor",
     "init",
@@ -60,12 +60,12 @@ const READS: [&str; 38] = [
     "outbox failures",
 ];
 
-/// A command that changes something, with its arguments and the actions that the log gets.
 /// Organization without connections.
 const EMPTY_ORG: &str = "empty";
 const ORGANIZATION_ERASED: &[&str] =
     &["erasure.request", "organization.delete", "organization.erase"];
 
+/// Command that changes something, with its arguments and the actions that the log gets.
 struct Verb {
     command: &'static str,
     args: Vec<String>,
@@ -160,14 +160,14 @@ fn verbs(env: &TestEnv, prepared: &Prepared) -> Vec<Verb> {
         verb("keys rewrap", &[], &["keyring.rewrap"]),
         verb("export", &[org], &["organization.export"]),
         verb("erase person", &["T0/U0", "--yes"], &["erasure.request", "person.erase"]),
-        // An erasure of this one would empty the rows that the test reads.
+        // An erasure of the app's organization would empty the rows that the test reads.
         verb("erase organization", &[EMPTY_ORG, "--yes"], ORGANIZATION_ERASED),
         verb("apply", &["-f", changed], &["agent.change"]),
         verb("connections delete", &[id, "--yes"], &["connection.delete"]),
     ]
 }
 
-/// Returns actions and whole rows of the log after an id.
+/// Returns ids, actions and whole rows of the log after an id.
 async fn entries_after(env: &TestEnv, id: i64) -> Vec<(i64, String, String)> {
     let sql = "select id, action, a::text from audit_log a where id > $1 order by id";
     sqlx::query_as(sql).bind(id).fetch_all(&env.pool).await.expect("the log")
@@ -194,7 +194,7 @@ async fn prepare(env: &TestEnv) -> Prepared {
     seed(env, &app).await;
     let file = format!("{}.toml", app.org);
     let text = env.read(&file).expect("the declared file");
-    // The command rotates this secret before.
+    // A command before rotates this secret.
     env.write(&format!("{}.signing", app.org), ROTATED).expect("a file");
     let text = text.replace("\"Sample agent\"", "\"Renamed agent\"");
     let changed = env.write("changed.toml", &text).expect("a file");
@@ -213,6 +213,8 @@ async fn prepare(env: &TestEnv) -> Prepared {
     }
 }
 
+/// Each changing command adds its entries to the audit log once, without secrets, and pages have
+/// each entry once.
 #[tokio::test]
 async fn records_every_command_once() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -282,7 +284,7 @@ async fn commits_change_with_its_entry() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     let prepared = prepare(&env).await;
     for sql in [
-        // States in which the commands have something to change.
+        // States that the commands can change.
         "update connections set sending_paused_at = null",
         "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused'; end $$",
         "create trigger refuse before insert on audit_log execute function refuse()",
@@ -303,8 +305,7 @@ async fn commits_change_with_its_entry() {
     }
 }
 
-/// The commands of the snapshot of `tidegate --help` are the ones above and those that change
-/// nothing.
+/// Each command in the help is a known read or a change that these tests cover.
 #[test]
 fn knows_every_command() {
     let help = root().join("deploy/cli/src/snapshots/tidegate__tests__help.snap");
@@ -313,7 +314,7 @@ fn knows_every_command() {
         help.lines().filter_map(|line| line.strip_prefix("## tidegate ")).collect();
     let source = include_str!("audit_log.rs");
     let changing = |name: &str| source.contains(&format!("verb(\"{name}\"")) || name == "replay";
-    // `import::imports_installations_of_bolt` has a Slack, which this command needs; the tests of
+    // `import::imports_installations_of_bolt` has the Slack that `import` needs; the tests of
     // `install` move a connection.
     let elsewhere = ["connections import", "connections move"];
     let changing = |name: &str| changing(name) || elsewhere.contains(&name);
@@ -328,7 +329,8 @@ fn knows_every_command() {
     }
 }
 
-/// Changes by people in Slack, with the person.
+/// Changes by people in Slack are in the audit log with the person. Commands without an effect are
+/// not.
 #[tokio::test]
 async fn records_changes_in_slack() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");

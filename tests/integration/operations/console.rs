@@ -1,4 +1,5 @@
-//! The console: sessions, forms, organizations, lists and their actions. Browsers run no scripts.
+//! The console: sessions, forms, organizations, lists and their actions. The client runs no
+//! scripts.
 
 use reqwest::StatusCode;
 use sqlx::AssertSqlSafe;
@@ -30,7 +31,7 @@ const LISTS: [&str; 11] = [
 ];
 /// Maximum bytes of a page with its style, compressed.
 const PAGE_BYTES_MAX: usize = 60_000;
-/// Maximum time of a page. Measured: below 50 ms; tests share the machine.
+/// Maximum time of a page. The measured time is below 50 ms; tests share the machine.
 const PAGE_WITHIN: Duration = Duration::from_secs(2);
 
 async fn start() -> TestEnv {
@@ -39,7 +40,8 @@ async fn start() -> TestEnv {
     env
 }
 
-/// Creates dead letters, failed messages, an open delivery, ended ones, and more of an app.
+/// Creates `count` dead letters, failed messages, open deliveries and ended ones, and other rows of
+/// an app.
 async fn seed(env: &TestEnv, app: &App, count: i64) {
     let (id, org, agent) = (app.connection.to_string(), app.org.to_string(), agent_id());
     for sql in [
@@ -93,7 +95,7 @@ async fn count(env: &TestEnv, sql: &str) -> i64 {
 
 /// Without a session each page leads to the login page and back, and nothing else is answered.
 #[tokio::test]
-async fn needs_session() {
+async fn requires_session() {
     let env = start().await;
     let mut stranger = Browser::new(&env);
     for path in LISTS.iter().chain(&["/webhooks/x", "/actions/redrive?item=1"]) {
@@ -113,14 +115,14 @@ async fn needs_session() {
     let page = stranger.log_in_with(&key(&env, "viewer", None), &to).await;
     assert_eq!(page.location().as_deref(), Some(to.as_str()));
     assert_eq!(stranger.get(&to).await.status, StatusCode::OK);
-    // No address of another site, which would get a person's click.
+    // An address of another site is not a target.
     let page = stranger.log_in_with(&key(&env, "viewer", None), "//evil.example").await;
     assert_eq!(page.location().as_deref(), Some("/"));
 }
 
 /// A session ends with its key, by its age, without a request for an hour, and by a click.
 #[tokio::test]
-async fn sessions_end() {
+async fn ends_sessions() {
     let env = start().await;
     for ended_by in [
         "update api_keys set revoked_at = now()",
@@ -243,7 +245,7 @@ async fn hides_other_organizations() {
         ("redrive", dead.clone()),
         ("delete-dead-letters", dead),
         ("pause-agent", format!("{}/{agent}", other.org)),
-        ("stop", foreign.clone()),
+        ("disable", foreign.clone()),
         ("pause-sending", foreign.clone()),
         ("cancel", format!("{foreign}.0000000000000001")),
         ("skip", format!("{foreign}.0000000000000001")),
@@ -284,9 +286,10 @@ async fn walk(browser: &mut Browser, path: &str) -> (Vec<String>, Page) {
     (items, first)
 }
 
-/// Each list answers with its parts, in pages that have each row once, also filtered.
+/// Each list has filters, a count, pages with each row once, and texts for no rows and for errors.
+/// Its page is small and quick.
 #[tokio::test]
-async fn lists_have_all_parts() {
+async fn pages_and_filters_lists() {
     let env = start().await;
     let mut browser = Browser::log_in(&env, "operator", None).await;
     for path in LISTS {
@@ -341,9 +344,9 @@ fn compressed(text: &str) -> usize {
     output.stdout.len()
 }
 
-/// "All that match" changes what was counted, and leaves what came later.
+/// "All that match" changes the rows that were counted, and none that came later.
 #[tokio::test]
-async fn changes_what_was_confirmed() {
+async fn changes_confirmed_rows_only() {
     let env = start().await;
     let app = env.connect().await.expect("a connection");
     seed(&env, &app, 60).await;
@@ -403,14 +406,14 @@ async fn changes_objects_from_lists() {
         ),
         (
             "/connections",
-            "Stop",
-            "stop",
+            "Disable",
+            "disable",
             "select count(*) from connections where status = 'stopped'",
         ),
         (
             "/connections",
-            "Start",
-            "start",
+            "Enable",
+            "enable",
             "select count(*) from connections where status = 'active'",
         ),
         (

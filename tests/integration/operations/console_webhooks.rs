@@ -35,7 +35,8 @@ fn event_id(webhook: &Webhook) -> String {
     webhook.dedup_key.as_str().rsplit(':').next().expect("an id").to_owned()
 }
 
-/// A webhook is found by what a person has of it, and its page shows each step.
+/// A webhook is found by event id, permalink, channel and time, person or agent, and its page shows
+/// each step or why it was ignored.
 #[tokio::test]
 async fn finds_webhook_with_timeline() {
     let (env, app) = start().await;
@@ -56,7 +57,7 @@ async fn finds_webhook_with_timeline() {
         let page = browser.open(&format!("/webhooks?q={reference}")).await;
         assert_eq!(page.status, StatusCode::OK, "{reference}: {}", page.text);
         for step in
-            ["Slack&#39;s request to ack", "Decision", "Waiting", "Attempts", "Call of Slack"]
+            ["Slack&#39;s request to ack", "Decision", "Waiting", "Attempts", "Call to Slack"]
         {
             assert!(page.text.contains(&format!(">{step}<")), "{reference}: {step}: {}", page.text);
         }
@@ -104,7 +105,10 @@ async fn finds_webhook_with_timeline() {
 async fn redrives_from_page() {
     let (env, app) = start().await;
     let (webhook, _) = send(&env, &app, "poison").await;
-    eventually("it is dead", DEAD_WITHIN, async || env.dead_letters().await.ok()?.pop()).await;
+    eventually("the delivery is a dead letter", DEAD_WITHIN, async || {
+        env.dead_letters().await.ok()?.pop()
+    })
+    .await;
     let mut browser = Browser::log_in(&env, "operator", Some(app.org.as_str())).await;
     let overview = browser.get("/").await;
     assert!(overview.text.contains("Tidegate gave up on 1 webhooks"), "{}", overview.text);
@@ -129,7 +133,7 @@ async fn reveals_body_with_audit() {
     env.agent.set_failing(true);
     let (webhook, _) = send(&env, &app, "a secret of a person").await;
     let open = "select count(*) from deliveries";
-    eventually("it is enqueued", TIMEOUT, async || {
+    eventually("the delivery is enqueued", TIMEOUT, async || {
         (sqlx::query_scalar::<_, i64>(open).fetch_one(&env.pool).await.ok()? == 1).then_some(())
     })
     .await;
@@ -169,7 +173,7 @@ async fn reveals_body_with_audit() {
     let mut operator = Browser::log_in(&env, "operator", None).await;
     let page = operator.get(&path).await;
     assert!(
-        page.try_form(&reveal).is_none() && page.text.contains("switched off"),
+        page.try_form(&reveal).is_none() && page.text.contains("disabled in this deployment"),
         "{}",
         page.text
     );
@@ -180,8 +184,8 @@ async fn reveals_body_with_audit() {
     assert_eq!(audits(&env).await, 2, "nothing was revealed");
 }
 
-/// A person uses the console with Chromium, with and without scripts: the policy of the pages allows
-/// what they need, nothing complains, and a phone shows no page wider than itself.
+/// The console works in Chromium with and without scripts, without violations of its policy, and
+/// fits a phone.
 #[tokio::test]
 async fn works_in_browser() {
     let (env, app) = start().await;
@@ -193,7 +197,7 @@ async fn works_in_browser() {
         env.tidegate(&["connections", "enable", &app.connection.to_string()]).expect("enabled");
         let (webhook, _) = send(&env, &app, &format!("poison {n}")).await;
         let event = event_id(&webhook);
-        eventually("it is dead", DEAD_WITHIN, async || {
+        eventually("the delivery is a dead letter", DEAD_WITHIN, async || {
             let dead = env.dead_letters().await.ok()?;
             dead.iter().any(|one| one.event_id.as_deref() == Some(&event)).then_some(())
         })
@@ -207,7 +211,7 @@ async fn works_in_browser() {
         assert!(seen["bars"].as_i64().expect("a number") >= 4, "{seen}");
         assert!(page("revealed").contains(&format!("poison {n}")), "{seen}");
         assert_eq!(page("redriven"), "1 dead letters redriven.");
-        assert_eq!(page("stopped"), "1 connections stopped.");
+        assert_eq!(page("stopped"), "1 connections disabled.");
         assert!(page("foreign").contains("No webhook with this reference"), "{seen}");
         assert_eq!(seen["phone"]["width"], 360, "{seen}");
         assert_eq!(seen["phone"]["back"], "rgb(26, 29, 33)", "{seen}");

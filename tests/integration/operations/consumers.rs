@@ -1,5 +1,5 @@
-//! Commands leave no consumers of NATS, of which a server allows a stream a bounded number: no number
-//! of commands, and no file of any length, keeps another command or a worker from NATS.
+//! Consumers of NATS, of which a server allows a bounded number for a stream: commands leave none,
+//! so that neither many commands nor a long file keep others from NATS.
 //!
 //! With `TIDEGATE_FULL_SIZE` 200 commands run in a row, and a file declares 10,000 connections.
 
@@ -14,10 +14,10 @@ use tests::{
     test_env::{SMALL, Size, TestEnv, agent_id},
 };
 
-/// No worker: its readers are consumers.
+/// One ingest without a worker, whose readers are consumers.
 const INGEST_ONLY: Size = Size { workers: 0, ..SMALL };
 
-/// Returns the consumers of the webhooks and of the directory.
+/// Returns the number of consumers of the webhooks and of the directory.
 async fn consumers(env: &TestEnv) -> usize {
     let mut all = 0;
     for bucket in [None, Some(DIRECTORY_BUCKET), Some(INGESTS_BUCKET)] {
@@ -28,7 +28,7 @@ async fn consumers(env: &TestEnv) -> usize {
     all
 }
 
-/// Returns a file that declares connections.
+/// Writes a file that declares connections. Returns its path.
 fn declarations(env: &TestEnv, connections: usize) -> String {
     let mut text = format!(
         r#"
@@ -64,10 +64,11 @@ bot_token = "file:acme.token"
     file.to_str().expect("a path in UTF-8").to_owned()
 }
 
+/// Many commands and large files leave no consumer of NATS, and use at most one at a time.
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_leave_none() {
+async fn leaves_none_after_commands() {
     let (commands, connections) = ci_or_full((20, 300), (200, 10_000));
-    // As many deletions as a server allows consumers, and more.
+    // More deletions than a server allows consumers.
     let deleted = ci_or_full(100, 1_100);
     let env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
     for (name, text) in [

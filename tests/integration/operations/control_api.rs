@@ -20,7 +20,7 @@ async fn start() -> TestEnv {
     env
 }
 
-/// Paths of the description with their methods.
+/// Returns the paths of the description with their methods.
 async fn operations(env: &TestEnv) -> Vec<(String, String)> {
     let document = reqwest::get(env.controls[0].path("/v1/openapi.json")).await.expect("an answer");
     let document: Value = document.json().await.expect("JSON");
@@ -210,7 +210,8 @@ async fn answers_repeated_writes() {
         .expect("rows");
     let code = first["code"].as_str().expect("a code");
     assert!(!stored.concat().contains(code), "the stored response is sealed");
-    // Many at once, at two processes: one acts, and the others wait or get its response.
+    // Concurrent requests to two processes: one creates a code, and the others wait or get its
+    // response.
     let many = (0..16).map(|n| {
         let url = env.controls[n % 2].path(path);
         let request = owner.http.post(url).bearer_auth(&owner.key).json(&body);
@@ -277,7 +278,7 @@ async fn lists_in_pages() {
             cursor = format!("&cursor={next}");
         }
         assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len(), "{list}: {seen:?}");
-        // The log has the creation of the key as well.
+        // The audit log also has the creation of the key.
         assert!([7, 8].contains(&seen.len()), "{list}: {seen:?}");
     }
     for (wrong, expected) in [
@@ -311,14 +312,14 @@ async fn links_channel_by_api() {
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &text);
     assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 200);
     let bindings = format!("/v1/connections/{}/bindings", app.connection);
-    let binding = eventually("it is linked", TIMEOUT, async || {
+    let binding = eventually("the channel is linked", TIMEOUT, async || {
         let (_, page) = caller.get(&bindings).await;
         page["items"].as_array()?.first().cloned()
     })
     .await;
     assert_eq!((&binding["channel"], &binding["bound_by"]), (&json!("C1"), &json!("U1")));
 
-    // Disabled on every ingest when the request returns.
+    // The connection is disabled on every ingest when the request returns.
     let connection = format!("/v1/connections/{}", app.connection);
     let (status, disabled) = caller.post(&format!("{connection}/disable"), &json!({})).await;
     assert_eq!((status, &disabled["status"]), (StatusCode::OK, &json!("stopped")));
@@ -372,11 +373,12 @@ async fn streams_usage_in_pages() {
     assert_eq!(lines.len(), 2_501);
 }
 
-/// Few responses are streamed at once, and a revoked key reads no further page.
+/// At most eight responses are streamed at once, and a key that is revoked meanwhile reads no
+/// further page.
 #[tokio::test]
 async fn bounds_streamed_responses() {
     let env = start().await;
-    // More than the buffers of the sockets.
+    // More rows than the buffers of the sockets hold.
     let insert = "insert into connection_usage (connection_id, hour, webhooks)
                   select repeat('c', 1000) || n % 97, date_trunc('hour', now()) - n / 97 * interval '1 hour', n
                     from generate_series(1, 40000) n";

@@ -1,4 +1,5 @@
-//! Connections, agents, organizations and bindings by the control API, as the command line does.
+//! Connections, agents, organizations and bindings by the control API, with the effects of the
+//! command line.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -73,7 +74,7 @@ async fn creates_then_deletes() {
     });
     let (status, why) = owner.post("/v1/connections", &foreign).await;
     assert_eq!(status, StatusCode::CONFLICT, "{why}");
-    assert!(!why.to_string().contains("acme"), "the owner is not told: {why}");
+    assert!(!why.to_string().contains("acme"), "the owner is not named: {why}");
 
     let patch = json!({ "agent": null, "settings": { "broadcasts": true } });
     let (status, changed) = owner.send(Method::PATCH, &path, &patch).await;
@@ -87,7 +88,7 @@ async fn creates_then_deletes() {
     let (status, _) = owner.send(Method::PUT, &binding, &json!({ "agent": "none" })).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     let (_, page) = owner.get(&format!("{path}/bindings")).await;
-    assert_eq!(page["items"][0]["bound_by"], "UBOT07", "by the app: {page}");
+    assert_eq!(page["items"][0]["bound_by"], "UBOT07", "bound by the app: {page}");
 
     let rotate = format!("{path}/rotate-signing-secret");
     let new = json!({ "secret": "signing-new", "overlap_seconds": 0 });
@@ -139,7 +140,8 @@ async fn creates_then_deletes() {
     assert_eq!(env.stored().await.expect("a count"), 0, "its webhooks are purged");
 }
 
-/// Starts a control API without other processes. Returns the key of all organizations; `acme` exists.
+/// Starts a control API without other processes and creates `acme`. Returns a caller with the key
+/// of all organizations.
 async fn start_control() -> (TestEnv, Caller) {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
     let mut env = TestEnv::without_processes(size).await.expect("servers");
@@ -195,8 +197,8 @@ async fn ends_pause_with_agent() {
     assert_eq!(count().await, 0);
 }
 
-/// Sends a change while a transaction of another one holds a row, and commits that after the change
-/// waits for it.
+/// Sends a change while another transaction holds a row, and commits that one once the change waits
+/// for it.
 async fn send_during(
     env: &TestEnv,
     caller: &Caller,

@@ -1,4 +1,4 @@
-//! The control API behaves as its description says, for requests that a program makes up.
+//! Behaviour of the control API as its description states, for generated requests.
 //!
 //! Schemathesis sends valid and invalid requests to each operation, alone and in sequences in which
 //! one uses what another returned, and checks each response against the description.
@@ -19,9 +19,10 @@ const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 /// Maximum time of a run.
 const MAX_TIME: Duration = Duration::from_secs(180);
 
-/// Organizations with an agent, a connection, a link code and a replay each. Some requests delete.
+/// Organizations with an agent, a connection, a link code and a replay each. Several, because some
+/// requests delete.
 const ORGANIZATIONS: usize = 4;
-/// Share of the ids that are those of objects.
+/// Share of parameters that are ids of existing objects.
 const EXISTING_SHARE: f32 = 0.7;
 
 /// Returns the configuration: ids of objects, so that requests reach them.
@@ -70,7 +71,7 @@ async fn configuration(env: &TestEnv, caller: &Caller) -> String {
     text
 }
 
-/// All checks hold, and no operation is left out.
+/// Schemathesis finds no difference between responses and description, and tests every operation.
 #[tokio::test]
 async fn answers_as_described() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");

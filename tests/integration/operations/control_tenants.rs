@@ -1,4 +1,5 @@
-//! The key of an organization sees and changes nothing of another one.
+//! Isolation of organizations in the control API: a key sees and changes nothing of another
+//! organization.
 //!
 //! Requests are generated from the description of the API: each operation, with each combination of
 //! ids of own and foreign objects in its path, query and body that has a foreign one.
@@ -13,13 +14,13 @@ use tests::{
 };
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
-/// Requests that the key of an organization makes for objects of others.
+/// Number of requests for objects of other organizations.
 const FOREIGN_REQUESTS: usize = 10_000;
 /// Organizations besides the key's own.
 const OTHERS: usize = 8;
 /// User who is a member of each organization.
 const MEMBER: &str = "steve";
-/// Requests at once.
+/// Concurrent requests.
 const CONCURRENT: usize = 8;
 
 /// Creates objects of each kind that belong to an app's organization.
@@ -144,7 +145,8 @@ fn bodies(id: &str, own: &Ids, foreign: &Ids, in_path: bool) -> Vec<Value> {
         // It needs a key of all organizations (`declarations::rejects_key_of_organization`).
         "applyDeclarations" => {}
         "createInstallLink" => benign(json!({ "app": own.app, "agent": agent })),
-        // Moving an own connection needs a key of all organizations (`install::moves_connection_to_organization`).
+        // Moving an own connection needs a key of all organizations
+        // (`install::moves_connection_to_organization`).
         "moveConnection" => benign(json!({ "organization": own.org, "agent": agent })),
         "createConnection" => {
             let new = |org: &str| json!({ "organization": org, "app": "AMINE", "team": "TMINE", "signing_secret": "mine" });
@@ -241,7 +243,7 @@ fn requests(
     requests
 }
 
-/// Returns the rows that a stranger could have changed.
+/// Returns the rows that the key of another organization could have changed.
 async fn state(env: &TestEnv) -> String {
     let mut state = String::new();
     for table in [
@@ -273,8 +275,8 @@ async fn state(env: &TestEnv) -> String {
     state
 }
 
-/// Sends a request for a foreign object, which must be answered like one for an object that does
-/// not exist, or by an empty list.
+/// Sends a request for a foreign object. Checks that it is answered like one for a missing object,
+/// or by an empty list.
 async fn assert_hidden(caller: &Caller, request: &Foreign, foreign: &Ids) {
     let Foreign { method, path, body } = request;
     let mut sent = caller.request(method.clone(), path);
@@ -293,14 +295,15 @@ async fn assert_hidden(caller: &Caller, request: &Foreign, foreign: &Ids) {
         _ => false,
     };
     assert!(is_hidden, "{method} {path} {body:?}: {status} {text}");
-    // What the request named may be repeated in the error.
+    // The error may repeat ids of the request.
     let named = format!("{path} {}", body.as_ref().map(Value::to_string).unwrap_or_default());
     for id in [&foreign.org, &foreign.connection, &foreign.team] {
         assert!(!text.contains(id) || named.contains(id), "{method} {path}: {text}");
     }
 }
 
-/// The key of an organization gets nothing of another one, whatever it asks for.
+/// Each generated request of an organization's key for a foreign object is answered as for a
+/// missing one, and changes nothing.
 #[tokio::test]
 async fn hides_other_organizations() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -314,7 +317,7 @@ async fn hides_other_organizations() {
         env.create_link_code_by_cli(&app, shared::domain::Surface::Dm).expect("a code");
         all.push(Ids::of(&env, &app, n).await);
     }
-    // Afterwards: `apply` opens the secrets of apps, and these can't be opened.
+    // After `apply`, which opens the secrets of apps: these can't be opened.
     for Ids { app, org, .. } in &all {
         sqlx::query(
             "insert into apps (id, org_id, client_id, client_secret, signing_secret, scopes, redirect_url)
@@ -337,7 +340,7 @@ async fn hides_other_organizations() {
             methods.map(move |(method, operation)| (path.as_str(), method.as_str(), operation))
         })
     };
-    // The same reads of own objects succeed, so that the requests are right.
+    // Reads of own objects succeed, so the generated requests are valid.
     for operation in operations().filter(|(_, method, _)| *method == "get") {
         for request in requests(operation, own, own) {
             let (status, body) = answer(caller.request(Method::GET, &request.path)).await;
@@ -356,8 +359,7 @@ async fn hides_other_organizations() {
     let covered =
         operations().filter(|operation| !requests(*operation, own, &others[0]).is_empty());
     let (covered, of) = (covered.count(), operations().count());
-    // The lists of organizations, of apps and of erasures have no parameter, and declarations are a
-    // file.
+    // The lists of organizations, apps and erasures have no parameter, and declarations are a file.
     assert!(covered + 4 >= of, "{covered} of {of} operations name objects");
     stream::iter(generated.iter().cycle().take(FOREIGN_REQUESTS))
         .for_each_concurrent(CONCURRENT, async |(request, foreign)| {

@@ -1,4 +1,4 @@
-//! `tidegate apply` by the control API: the same file has the same effects as by database.
+//! `tidegate apply` by the control API, with the same effects as by database.
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -11,7 +11,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// A file with one of each.
+/// File with an object of each kind.
 const FILE: &str = r#"
 [[organization]]
 id = "acme"
@@ -58,7 +58,7 @@ url = "https://backend.example/"
 secret = "file:agent.secret"
 "#;
 
-/// A deployment with a control API, and a key of all organizations.
+/// Deployment with a control API, and a key of all organizations.
 struct Deployment {
     env: TestEnv,
     key: PathBuf,
@@ -81,12 +81,12 @@ impl Deployment {
         Self { env, key }
     }
 
-    /// Applies a file by database or by the API: success, output, and errors.
+    /// Applies a file by database or by the API. Returns success, output and errors.
     fn apply(&self, by_api: bool, text: &str, args: &[&str]) -> (bool, String, String) {
         let file = self.env.write("tidegate.toml", text).expect("written");
         let file = file.to_str().expect("UTF-8");
         let ran = if by_api {
-            // Neither database nor keyrings.
+            // Without database and keyrings.
             let mut command = Command::new(&Binaries::get().expect("binaries").tidegate);
             command.env_clear().args([
                 "apply",
@@ -104,7 +104,7 @@ impl Deployment {
         (ran.status.success(), text(ran.stdout), text(ran.stderr))
     }
 
-    /// Returns what is declared, without random ids, versions, times and nonces.
+    /// Returns the declared rows, without random ids, versions, times and nonces.
     async fn state(&self) -> Vec<String> {
         let mut state = Vec::new();
         for sql in [
@@ -139,7 +139,7 @@ impl Deployment {
 /// The API and the database have the same state, plan, refusals and audit log after each step:
 /// creation, a repeated file, changes, and `--prune` with and without `--yes`.
 #[tokio::test]
-async fn same_by_api_and_database() {
+async fn matches_api_and_database() {
     let changed =
         FILE.replace("max_concurrent = 3", "max_concurrent = 4").replace("T2/U2", "T3/U3");
     let less = changed[..changed.rfind("[[connection]]").expect("two of them")].to_owned();

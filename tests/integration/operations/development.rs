@@ -1,5 +1,4 @@
-//! Commands for development: an agent is tested without a deployment, a webhook is triggered, and the
-//! state is one screen.
+//! Commands for development: `agents test`, `trigger`, `link-codes create` and `status`.
 
 use serde_json::json;
 use tests::{
@@ -8,7 +7,8 @@ use tests::{
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// An agent is asked as by a worker. The sample agent verifies no signature, and is told so.
+/// `agents test` calls an agent as a worker does and reports its answer, invalid ones, and that it
+/// accepts a wrong signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn tests_agent_without_deployment() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -20,12 +20,12 @@ async fn tests_agent_without_deployment() {
         let ran = env.try_tidegate(&args).expect("it runs");
         (ran.status.code(), String::from_utf8(ran.stdout).expect("text"))
     };
-    let (code, said) = test("hello");
-    assert_eq!(code, Some(0), "{said}");
+    let (code, output) = test("hello");
+    assert_eq!(code, Some(0), "{output}");
     for text in
         ["good     status     200", "first byte after", "| I heard: hello", "wrong signature"]
     {
-        assert!(said.contains(text), "{text}: {said}");
+        assert!(output.contains(text), "{text}: {output}");
     }
     let asked = agent.requests().remove(0);
     assert_eq!(asked.question["type"], json!("message"));
@@ -33,16 +33,17 @@ async fn tests_agent_without_deployment() {
         assert!(asked.headers.contains_key(header), "{header}");
     }
     for (text, problem) in [
-        ("json nonsense", "it is no JSON object"),
+        ("json nonsense", "not a JSON object"),
         ("json {\"text\":1}", "field text has a wrong type"),
         ("poison", "422"),
     ] {
-        let (code, said) = test(text);
-        assert!(code == Some(1) && said.contains(problem), "{text}: {said}");
+        let (code, output) = test(text);
+        assert!(code == Some(1) && output.contains(problem), "{text}: {output}");
     }
 }
 
-/// A triggered webhook is Slack's for ingest and worker.
+/// `trigger` sends documented webhooks that ingest accepts, none of them as a duplicate, and names
+/// its mistakes.
 #[tokio::test(flavor = "multi_thread")]
 async fn triggers_documented_webhooks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -54,26 +55,26 @@ async fn triggers_documented_webhooks() {
         let args = ["trigger", kind, "--url", &url, "--secret", secret, "--team", &team, "--app"];
         let ran =
             env.try_tidegate(&[&args, &[app.app.as_str()][..], more].concat()).expect("it runs");
-        let said = String::from_utf8([ran.stdout, ran.stderr].concat()).expect("text");
-        (ran.status.code(), said)
+        let output = String::from_utf8([ran.stdout, ran.stderr].concat()).expect("text");
+        (ran.status.code(), output)
     };
     let list = env.tidegate(&["trigger", "--list"]).expect("a list");
     assert!(list.lines().count() > 200 && list.contains("app_mention"), "{list}");
     for kind in ["message_im", "app_mention", "block_actions", "command"] {
         let kind = list.lines().find(|line| line.starts_with(kind)).expect(kind);
         let kind = kind.split_whitespace().next().expect("a name");
-        let (code, said) = trigger(kind, &secret, &[]);
-        assert!(code == Some(0) && said.contains("answered 200"), "{kind}: {said}");
-        let (code, said) = trigger(kind, &secret, &["--text", "again"]);
-        assert!(code == Some(0) && said.contains("answered 200"), "{kind} twice: {said}");
+        let (code, output) = trigger(kind, &secret, &[]);
+        assert!(code == Some(0) && output.contains("answered 200"), "{kind}: {output}");
+        let (code, output) = trigger(kind, &secret, &["--text", "again"]);
+        assert!(code == Some(0) && output.contains("answered 200"), "{kind} twice: {output}");
     }
     let stored = env.stored().await.expect("a count");
     assert_eq!(stored, 8, "none is a duplicate");
     let wrong = env.secret_argument("another").expect("a file");
-    let (code, said) = trigger("app_mention", &wrong, &[]);
-    assert!(code == Some(1) && said.contains("pass the signing secret"), "{said}");
-    let (code, said) = trigger("no_such_kind", &secret, &[]);
-    assert!(code == Some(1) && said.contains("tidegate trigger --list"), "{said}");
+    let (code, output) = trigger("app_mention", &wrong, &[]);
+    assert!(code == Some(1) && output.contains("pass the signing secret"), "{output}");
+    let (code, output) = trigger("no_such_kind", &secret, &[]);
+    assert!(code == Some(1) && output.contains("tidegate trigger --list"), "{output}");
 }
 
 /// A code that no conversation accepts is created with a warning, and printed with its id and end.
@@ -101,6 +102,7 @@ async fn warns_of_useless_link_code() {
     }
 }
 
+/// `status` fits on one screen, and fails and names missing processes if none run.
 #[tokio::test(flavor = "multi_thread")]
 async fn shows_status_on_one_screen() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -110,15 +112,15 @@ async fn shows_status_on_one_screen() {
         let text = |bytes| String::from_utf8(bytes).expect("text");
         (ran.status.code(), text(ran.stdout), text(ran.stderr))
     };
-    let (code, screen, said) = status(&env);
-    assert_eq!(code, Some(0), "{screen}{said}");
+    let (code, screen, output) = status(&env);
+    assert_eq!(code, Some(0), "{screen}{output}");
     assert!(screen.contains("1 live") && screen.contains("64 of 64 held"), "{screen}");
     assert!(screen.contains("1 active") && screen.lines().count() <= 24, "{screen}");
     drop(env.workers.pop());
     drop(env.ingests.pop());
-    eventually("the processes are missed", TIMEOUT, async || {
-        let (code, _, said) = status(&env);
-        (code == Some(1) && said.contains("no ingest runs; partitions without a worker: 64"))
+    eventually("the processes are reported as missing", TIMEOUT, async || {
+        let (code, _, output) = status(&env);
+        (code == Some(1) && output.contains("no ingest runs; partitions without a worker: 64"))
             .then_some(())
     })
     .await;

@@ -11,10 +11,15 @@ use tests::{
     eventually::eventually,
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: true };
 
-/// Runs `tidegate doctor`. Blocks: the simulated Slack needs another thread.
+/// Runs `tidegate doctor`. Returns whether it has no problem except missing processes, and all
+/// findings. Blocks the thread.
 fn run_doctor(env: &TestEnv, args: &[&str]) -> (bool, Vec<Value>) {
     let ran = env.try_tidegate(&[&["doctor", "--json"], args].concat()).expect("it runs");
     let out = String::from_utf8(ran.stdout).expect("text");
@@ -40,8 +45,8 @@ fn failed_findings(found: &[Value]) -> Vec<String> {
     .collect()
 }
 
-/// A healthy deployment has no finding. A slash command that points at the previous deployment is
-/// one.
+/// `doctor` has no finding for a healthy deployment, and one for a slash command that is sent to
+/// another address.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_wrong_command_url() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -60,7 +65,7 @@ async fn finds_wrong_command_url() {
     let file = env.write("app.json", &manifest).expect("written");
     let look = [&["--manifest", file.to_str().expect("UTF-8")], &reached[..]].concat();
     let (ok, found) = run_doctor(&env, &look);
-    assert!(ok, "our own manifest is good: {found:?}");
+    assert!(ok, "the generated manifest has a finding: {found:?}");
     let right = format!("\"url\": \"https://gw.example.com/api/v1/webhooks/{id}\"");
     assert!(manifest.contains(&right), "{manifest}");
     env.write(
@@ -78,7 +83,8 @@ async fn finds_wrong_command_url() {
     );
 }
 
-/// Such a connection loses its webhooks: ingest drops what names another app or workspace.
+/// `doctor` finds a connection whose token is of another app or workspace: ingest would drop its
+/// webhooks.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_connection_of_other_app() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -104,10 +110,10 @@ async fn finds_connection_of_other_app() {
         (&other_team, "team", format!("T9{}", &other_team.team[1..]), &other_team.team),
     ] {
         let id = app.connection;
-        let said = format!(
+        let expected = format!(
             "slack: connection {id} is declared for {what} {declared}, and its token is of {what} {actual}"
         );
-        assert!(bad.iter().any(|bad| bad.starts_with(&said)), "{said}: {bad:?}");
+        assert!(bad.iter().any(|bad| bad.starts_with(&expected)), "{expected}: {bad:?}");
     }
 
     env.set("TIDEGATE_SLACK_API_URL", "http://127.0.0.1:1/api/");
@@ -123,7 +129,7 @@ async fn finds_connection_of_other_app() {
     );
 }
 
-/// An outdated directory, a missing schema and unavailable servers are each found.
+/// `doctor` finds an outdated directory, a missing schema, and unavailable servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn finds_outages_and_old_data() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -202,6 +208,8 @@ async fn enable_tls(env: &TestEnv) -> PathBuf {
     folder
 }
 
+/// The certificate of Postgres is verified if the URL asks for it or the host is not this machine:
+/// another authority or host name is a finding.
 #[tokio::test(flavor = "multi_thread")]
 async fn verifies_certificate_of_postgres() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -236,5 +244,52 @@ async fn verifies_certificate_of_postgres() {
             assert!(finding["summary"].as_str().expect("text").starts_with(summary), "{finding}");
         }
         assert_eq!(ok, level != "problem", "{url}: {found:?}");
+    }
+}
+
+/// Starts a proxy that replaces Content-Length by Transfer-Encoding. Returns its port.
+async fn start_chunking_proxy(target: String) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n{}") {
+                assert_ne!(near.read_buf(&mut request).await.expect("a request"), 0);
+            }
+            let text = String::from_utf8(request).expect("text").to_lowercase();
+            let text = text.replace("content-length: 2", "transfer-encoding: chunked");
+            let text =
+                text.replace("\r\n\r\n{}", "\r\nconnection: close\r\n\r\n2\r\n{}\r\n0\r\n\r\n");
+            let mut far = TcpStream::connect(&target).await.expect("ingest");
+            far.write_all(text.as_bytes()).await.expect("sent");
+            tokio::io::copy(&mut far, &mut near).await.expect("a response");
+        }
+    });
+    port
+}
+
+/// A proxy that sends bodies in chunks makes ingest refuse every webhook of Slack.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_public_url() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.declare().expect("applied");
+    let address = env.ingests[0].path("").trim_start_matches("http://").to_owned();
+    let direct = address.rsplit(':').next().expect("a port").parse().expect("a port");
+    let chunking = start_chunking_proxy(address).await;
+    let id = app.connection.to_string();
+    for (port, connection, level, summary) in [
+        (direct, &id, "good", "reaches ingest unchanged"),
+        (chunking, &id, "problem", "gets bodies in chunks"),
+        (direct, &"0".repeat(32), "problem", "answers 404"),
+        (1, &id, "problem", "does not answer within 3 s"),
+    ] {
+        let base = format!("http://localhost:{port}");
+        let args = ["--probe", "--base-url", &base, "--connection", connection];
+        let (_, found) = run_doctor(&env, &args);
+        let edge = found.iter().find(|finding| finding["component"] == "edge");
+        let edge = edge.expect("a finding about the edge");
+        assert_eq!(edge["level"], level, "{edge}");
+        assert!(edge["summary"].as_str().expect("text").contains(summary), "{edge}");
     }
 }

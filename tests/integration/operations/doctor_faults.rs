@@ -7,7 +7,7 @@ use tests::{
     test_env::{SMALL, Size, TIMEOUT, TestEnv},
 };
 
-/// Returns summaries with their levels. Blocks: the simulated Slack needs another thread.
+/// Returns the findings of `tidegate doctor`. Blocks the thread.
 fn findings(env: &TestEnv, args: &[&str]) -> Vec<Value> {
     let ran = env.try_tidegate(&[&["doctor", "--json"], args].concat()).expect("it runs");
     let out = String::from_utf8(ran.stdout).expect("text");
@@ -24,7 +24,8 @@ fn assert_names(fault: &str, findings: &[Value], summary: &str) {
     assert_ne!(named["remedy"], "", "{fault}: {named}");
 }
 
-/// O2, O3, O14 of a review, and what they have in common.
+/// `doctor` names each seeded fault of settings, connections, agents, schema and processes with a
+/// remedy.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_faults_of_deployment() {
     let mut env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -141,7 +142,7 @@ async fn names_faults_of_deployment() {
     drop(ingest);
     let worker = env.workers.pop().expect("a worker");
     drop(worker);
-    eventually("the processes are missed", TIMEOUT, async || {
+    eventually("the processes are reported as missing", TIMEOUT, async || {
         let found = findings(&env, &[]);
         let named = |text: &str| {
             found.iter().any(|f| f["summary"].as_str().unwrap_or_default().contains(text))
@@ -151,7 +152,7 @@ async fn names_faults_of_deployment() {
     .await;
 }
 
-/// `--fix` writes what a worker would write, and nothing else.
+/// `doctor --fix` writes outdated entries of the directory as a worker would, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn fixes_stale_directory() {
     let size = Size { ingests: 1, workers: 0, own_postgres: false };
@@ -162,14 +163,14 @@ async fn fixes_stale_directory() {
     sqlx::query(stopped).bind(&id).execute(&env.pool).await.expect("changed without an entry");
     assert_names("stale", &findings(&env, &[]), "entries older than Postgres: 1");
     let fixed = findings(&env, &["--fix"]);
-    let said = |text: &str| {
+    let has_finding = |text: &str| {
         let mut summaries = fixed.iter().filter_map(|finding| finding["summary"].as_str());
         summaries.any(|summary| summary.contains(text))
     };
-    assert!(said("entries written that were older than Postgres: 1"), "{fixed:#?}");
-    assert!(said("has all connections of Postgres"), "{fixed:#?}");
+    assert!(has_finding("entries written that were older than Postgres: 1"), "{fixed:#?}");
+    assert!(has_finding("has all connections of Postgres"), "{fixed:#?}");
     let webhook = tests::slack::webhook::Webhook::message(&env.slack, &app, "D1", "U1", "hello");
-    eventually("the ingest has it", TIMEOUT, async || {
+    eventually("ingest answers 404", TIMEOUT, async || {
         (env.send(&app, &webhook).await.ok()?.status == 404).then_some(())
     })
     .await;
@@ -177,7 +178,7 @@ async fn fixes_stale_directory() {
     assert!(!again.iter().any(|f| f["summary"].to_string().contains("written")), "{again:#?}");
 }
 
-/// O15 of a review: addresses, events and scopes of an app.
+/// `doctor --manifest` names each seeded fault of an app's addresses, events and scopes.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_faults_of_app() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };

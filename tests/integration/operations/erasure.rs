@@ -1,5 +1,5 @@
 //! Export of an organization, and erasure of a person and of an organization, proved by a search in
-//! everything that rests.
+//! all stored data.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -16,7 +16,8 @@ const PERSON: &str = "U7PERSON";
 const DIRECT: &str = "D7PERSON";
 const WORDS: &str = "words of the person who is erased";
 
-/// A person links a channel, mistypes a code, and asks in a direct message; another one asks, too.
+/// Sends webhooks of a person, who links a channel, mistypes a code and asks in a direct message,
+/// and of another person, who asks, too. Waits for the answers.
 async fn talk(env: &TestEnv, app: &App) {
     let code = env.create_link_code_by_cli(app, Surface::Channel).expect("a code");
     let link = format!("link {code}");
@@ -43,7 +44,7 @@ async fn talk(env: &TestEnv, app: &App) {
     }
 }
 
-/// Fails if anything that rests contains one of these texts.
+/// Fails if Postgres, NATS or its files contain one of these texts.
 async fn assert_gone(env: &TestEnv, texts: &[&str]) {
     let (mut dump, messages) = (dump_postgres(env).await, dump_streams(env).await);
     dump += &pg_dump(env).await.unwrap_or_default();
@@ -77,15 +78,21 @@ async fn erases_person() {
     let app = env.declare().expect("applied");
     talk(&env, &app).await;
     let (dump, messages) = (dump_postgres(&env).await, dump_streams(&env).await);
-    assert!(dump.contains(PERSON) && dump.contains(DIRECT), "the person is there before");
+    assert!(dump.contains(PERSON) && dump.contains(DIRECT), "the person is stored before");
     let by_program = pg_dump(&env).await;
-    assert!(by_program.is_none_or(|dump| dump.contains(PERSON)), "in the dump of pg_dump, too");
-    assert!(contains(&stream_files(&env).bytes, WORDS), "and in the files");
-    assert!(contains(&messages, WORDS) && contains(&messages, PERSON), "so are the words");
+    assert!(
+        by_program.is_none_or(|dump| dump.contains(PERSON)),
+        "the person is in the dump of pg_dump before"
+    );
+    assert!(contains(&stream_files(&env).bytes, WORDS), "the words are in the files before");
+    assert!(
+        contains(&messages, WORDS) && contains(&messages, PERSON),
+        "the words are stored before"
+    );
     let person = format!("{}/{PERSON}", app.team);
     let without = env.try_tidegate(&["erase", "person", &person]).expect("it runs");
     assert_eq!(without.status.code(), Some(1), "--yes is required");
-    eventually("nothing of the person is open", TIMEOUT, async || {
+    eventually("the person has no open deliveries", TIMEOUT, async || {
         let ran = env.try_tidegate(&["erase", "person", &person, "--yes"]).expect("it runs");
         ran.status.success().then_some(())
     })
@@ -93,7 +100,10 @@ async fn erases_person() {
     assert_gone(&env, &[PERSON, WORDS]).await;
     let (dump, messages) = (dump_postgres(&env).await, dump_streams(&env).await);
     assert!(contains(&messages, "words of another person"), "others stay");
-    assert!(dump.contains("person.erase") && dump.contains("slack-user:"), "the log tells of it");
+    assert!(
+        dump.contains("person.erase") && dump.contains("slack-user:"),
+        "the erasure is logged without the person"
+    );
     env.tidegate(&["ledger", "verify"]).expect("every webhook is accounted for");
 }
 
@@ -143,7 +153,7 @@ async fn exports_and_erases_organization() {
 /// Complete blocks of the stream are compressed. A person's webhooks in them are overwritten, too.
 #[tokio::test]
 async fn erases_from_compressed_blocks() {
-    /// More than a block of 8 MiB, of webhooks that nobody answers.
+    /// Webhooks that fill more than a block of 8 MiB. No agent answers them.
     const LARGE: usize = 12;
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.declare().expect("applied");
@@ -164,7 +174,7 @@ async fn erases_from_compressed_blocks() {
     let last = format!("{WORDS} 3 17999 ");
     assert!(contains(&files.bytes, &last), "a compressed block is read");
     let person = format!("{}/{PERSON}", app.team);
-    eventually("nothing of the person is open", TIMEOUT, async || {
+    eventually("the person has no open deliveries", TIMEOUT, async || {
         let ran = env.try_tidegate(&["erase", "person", &person, "--yes"]).expect("it runs");
         ran.status.success().then_some(())
     })
@@ -229,7 +239,7 @@ async fn erases_by_api() {
     assert!(is_same, "one erasure at a time: {again}");
     wait_until_done(&erasure).await;
     let (status, _) = own.get("/v1/erasures").await;
-    assert_eq!(status, StatusCode::UNAUTHORIZED, "its keys are gone");
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "the organization's keys are deleted");
     wait_for_empty_lanes(&env, &app).await;
     assert_gone(&env, &[PERSON, DIRECT, WORDS, &app.token]).await;
     let left = "select (select count(*) from organizations where id = $1)
@@ -251,5 +261,9 @@ async fn erases_by_api() {
     }
     env.tidegate(&["ledger", "verify"]).expect("every webhook is accounted for");
     let hello = Webhook::message(&env.slack, &other, "D1", "U1", "hello");
-    assert_eq!(env.send(&other, &hello).await.expect("an answer").status, 200, "others go on");
+    assert_eq!(
+        env.send(&other, &hello).await.expect("an answer").status,
+        200,
+        "the other organization works"
+    );
 }

@@ -8,7 +8,7 @@ use tests::{
     test_env::{App, SMALL, TIMEOUT, TestEnv},
 };
 
-/// Returns the lines of a report by row.
+/// Returns the report of each row.
 fn reports(output: &Output) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
@@ -18,9 +18,8 @@ fn outcomes(reports: &[Value]) -> Vec<&str> {
     reports.iter().map(|report| report["outcome"].as_str().expect("an outcome")).collect()
 }
 
-/// Installations of Bolt for JavaScript and Python become connections that answer at once. Each row
-/// is reported. A second import continues: what is there is left alone without a call to Slack, and
-/// what was mended is imported.
+/// Installations of Bolt for JavaScript and Python become connections that answer at once, each
+/// reported by row. A second import leaves these alone and imports rows that were corrected.
 // The simulated Slack answers while the command runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn imports_installations_of_bolt() {
@@ -78,7 +77,7 @@ async fn imports_installations_of_bolt() {
     let first = import(&[]);
     let found = reports(&first);
     assert_eq!(outcomes(&found), expected);
-    assert_eq!(found[2]["note"], "Slack refuses the token: invalid_auth");
+    assert_eq!(found[2]["note"], "Slack rejects the token: invalid_auth");
     assert_eq!(found[3]["note"], "the token belongs to another workspace");
     assert_eq!((&found[4]["row"], &found[4]["note"]), (&json!("5"), &json!("no bot token")));
     for (n, team) in [(0, "T771"), (1, "T772")] {

@@ -172,7 +172,7 @@ async fn installs_organization_on_grid() {
 async fn overlaps_client_secrets() {
     let setup = Setup::start(SMALL).await;
     setup.apply(&[(APP, CLIENT, "second-secret")]);
-    // Slack has the first one for a while.
+    // Slack still has the first secret.
     setup.env.slack.rotate_client_secret(CLIENT, "client-secret");
     assert_eq!(setup.install("acme", &Allowed::in_team("T0NEW")).await.status(), StatusCode::OK);
     let refused = setup.env.slack.calls_of("oauth.v2.access");
@@ -195,9 +195,10 @@ async fn overlaps_client_secrets() {
     setup.mention(&app, "with the newest token").await;
 }
 
-/// Slack sends a browser back without a state after an approval: one click more, and no exchange.
+/// A return from Slack without a state, as after an approval, needs another click, and its code is
+/// not exchanged.
 #[tokio::test]
-async fn needs_click_without_state() {
+async fn requires_click_without_state() {
     let setup = Setup::start(SERVERS).await;
     let link = setup.link("acme", json!({ "app": APP })).await;
     let mut browser = Browser::new();

@@ -11,7 +11,7 @@ use tests::{
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 const SECOND: &str = "A0SECOND";
 
-/// An installation that a person has allowed: the browser and the address that it opens next.
+/// Installation that a person has allowed, with the browser and the address that it opens next.
 struct Attack {
     setup: Setup,
     browser: Browser,
@@ -29,7 +29,8 @@ impl Attack {
         Self { setup, browser, slack, back }
     }
 
-    /// The address is refused with this status, and no code was exchanged.
+    /// Opens an address. Checks that it is rejected with this status and that no code was
+    /// exchanged.
     async fn refuses(&mut self, url: &str, status: StatusCode, title: &str) {
         let page = self.browser.open(url).await;
         let (found, text) = (page.status(), page.text().await.expect("a page"));
@@ -39,7 +40,7 @@ impl Attack {
         assert!(self.setup.connections().await.is_empty());
     }
 
-    /// Slack refuses the exchange with an error.
+    /// Opens an address. Checks that Slack refuses the exchange with an error.
     async fn fails_at_slack(&mut self, url: &str, error: &str) {
         let page = self.browser.open(url).await;
         let (found, text) = (page.status(), page.text().await.expect("a page"));
@@ -47,7 +48,7 @@ impl Attack {
         assert!(self.setup.connections().await.is_empty());
     }
 
-    /// The installation itself still succeeds.
+    /// Checks that the installation itself still succeeds.
     async fn succeeds(&mut self) {
         let back = self.back.clone();
         assert_eq!(self.browser.open(&back).await.status(), StatusCode::OK);
@@ -55,6 +56,7 @@ impl Attack {
     }
 }
 
+/// Invented states are rejected and counted, and the installation itself still succeeds.
 #[tokio::test]
 async fn rejects_forged_state() {
     let mut attack = Attack::start().await;
@@ -71,6 +73,7 @@ async fn rejects_forged_state() {
     }
 }
 
+/// A state that was used is rejected, and its code is exchanged once.
 #[tokio::test]
 async fn rejects_replayed_state() {
     let mut attack = Attack::start().await;
@@ -81,7 +84,8 @@ async fn rejects_replayed_state() {
     assert_eq!(attack.setup.env.slack.calls_of("oauth.v2.access").len(), 1);
 }
 
-/// An attacker's code and state in the browser of a victim, who has a cookie of an own installation.
+/// An attacker's code and state are rejected in the browser of a victim who has begun another
+/// installation.
 #[tokio::test]
 async fn rejects_foreign_browser() {
     let mut attack = Attack::start().await;
@@ -95,6 +99,7 @@ async fn rejects_foreign_browser() {
     attack.succeeds().await;
 }
 
+/// Code and state are rejected in a browser without the cookie of the installation.
 #[tokio::test]
 async fn rejects_missing_cookie() {
     let mut attack = Attack::start().await;
@@ -105,6 +110,7 @@ async fn rejects_missing_cookie() {
     attack.succeeds().await;
 }
 
+/// A state is rejected after ten minutes.
 #[tokio::test]
 async fn rejects_expired_state() {
     let mut attack = Attack::start().await;
@@ -116,7 +122,8 @@ async fn rejects_expired_state() {
     attack.refuses(&back, StatusCode::GONE, "Expired").await;
 }
 
-/// The code of one app with the state of another: Slack knows which client it gave the code to.
+/// The code of one app with the state of another fails at Slack, which knows the client of the
+/// code.
 #[tokio::test]
 async fn rejects_code_of_another_app() {
     let mut attack = Attack::start().await;
@@ -128,7 +135,8 @@ async fn rejects_code_of_another_app() {
     attack.fails_at_slack(&mixed, "invalid_code").await;
 }
 
-/// The state of one app in the redirect of another: the tokens would be the other app's.
+/// A code that was granted for one app fails in the installation of another, whose client exchanges
+/// it.
 #[tokio::test]
 async fn rejects_foreign_state() {
     let mut attack = Attack::start().await;
@@ -141,6 +149,7 @@ async fn rejects_foreign_state() {
     attack.fails_at_slack(&back, "invalid_code").await;
 }
 
+/// A used code with a fresh state fails at Slack and changes nothing.
 #[tokio::test]
 async fn rejects_code_used_twice() {
     let mut attack = Attack::start().await;
@@ -199,7 +208,7 @@ async fn rejects_foreign_workspace() {
     assert_eq!((after.org.as_str(), &after.token), ("acme", &before.token));
 }
 
-/// Slack sends no code to an address that the app did not declare, and takes none with another.
+/// Slack returns to declared addresses only, and a state whose address has changed is rejected.
 #[tokio::test]
 async fn rejects_wrong_redirect_uri() {
     let mut attack = Attack::start().await;
@@ -211,7 +220,7 @@ async fn rejects_wrong_redirect_uri() {
     attack.refuses(&back, StatusCode::CONFLICT, "address has changed").await;
 }
 
-/// A code that was given for another challenge: an attacker's code in the victim's own redirect.
+/// A code that was granted for another challenge, or for none, fails at Slack.
 #[tokio::test]
 async fn rejects_wrong_code_verifier() {
     let mut attack = Attack::start().await;
@@ -234,7 +243,8 @@ async fn rejects_wrong_code_verifier() {
     attack.fails_at_slack(&back, "invalid_code_verifier").await;
 }
 
-/// Another site sends the form: a person would install for an organization that the page names.
+/// The form is rejected if another site sends it: a person would install for an organization that
+/// the page names.
 #[tokio::test]
 async fn rejects_foreign_form() {
     let attack = Attack::start().await;
@@ -256,7 +266,8 @@ async fn rejects_foreign_form() {
     assert_eq!(attack.setup.count(states).await, before);
 }
 
-/// Links: unknown, revoked, expired, used for another workspace, of another organization's key.
+/// Links are rejected that are unknown, revoked, used for another workspace, or requested with
+/// another organization's key.
 #[tokio::test]
 async fn rejects_unusable_link() {
     let setup = Setup::start(SERVERS).await;
@@ -291,10 +302,10 @@ async fn rejects_unusable_link() {
         let back = setup.env.slack.allow(&slack, &Allowed::in_team(team)).expect("a page");
         assert_eq!(browser.open(&back).await.status().as_u16(), status, "{team}");
     }
-    assert_eq!(setup.connections().await.len(), 1, "a used link is good for the same workspace");
+    assert_eq!(setup.connections().await.len(), 1, "a used link is valid for the same workspace");
 }
 
-/// A link does not install an app that was declared for another organization since.
+/// A link and an open installation are rejected once the app is declared for another organization.
 #[tokio::test]
 async fn rejects_restricted_app() {
     let mut attack = Attack::start().await;

@@ -1,5 +1,5 @@
-//! Installations, re-installations, removals and token refreshes of many workspaces at once, under a
-//! load of questions.
+//! Installations, re-installations, removals and token refreshes of many workspaces at once, under
+//! a load of questions.
 
 use futures_util::future::join_all;
 use reqwest::StatusCode;
@@ -18,22 +18,22 @@ use tests::{
 };
 
 const SERVERS: Size = Size { ingests: 1, workers: 2, own_postgres: false };
-/// Questions of the load at once.
+/// Concurrent questions of the load.
 const LANES: usize = 4;
 
-/// A person mentions the bot in a workspace, and gets the answer, which the newest token sends.
+/// Mentions the bot in a workspace, each time as another person, and waits for the answer.
 async fn ask(setup: &Setup, app: &App, channel: &str, text: &str) {
-    // An agent takes a limited number of questions of one person.
+    // An agent takes a limited number of questions from one person.
     let user = format!("U{channel}");
-    let said = format!("<@{}> {text}", app.bot_user);
+    let mention = format!("<@{}> {text}", app.bot_user);
     let (slack, ts) = (&setup.env.slack, setup.env.slack.ts());
-    let webhook = Webhook::message_event(slack, app, "app_mention", channel, &user, &said, &ts);
+    let webhook = Webhook::message_event(slack, app, "app_mention", channel, &user, &mention, &ts);
     let url = setup.env.ingests[0].path("/slack/events");
     assert_eq!(slack.send(&url, SIGNING, &webhook).await.expect("an answer").status, 200, "{text}");
     slack.wait_for_receipt(text, |receipt: &Receipt| receipt.text().contains(text)).await;
 }
 
-/// Asks one question after the other until `ends`. Returns their number.
+/// Asks one question after another until `ends`. Returns their number.
 async fn load(setup: &Setup, app: &App, lane: usize, ends: &AtomicBool) -> usize {
     let mut asked = 0;
     while !ends.load(Ordering::Relaxed) {
@@ -44,7 +44,7 @@ async fn load(setup: &Setup, app: &App, lane: usize, ends: &AtomicBool) -> usize
     asked
 }
 
-/// Lets the token be refreshed by a worker.
+/// Makes a worker refresh the token.
 async fn refresh(setup: &Setup, app: &App) {
     let id = app.connection;
     let generation = format!("select generation from token_rotations where connection_id = '{id}'");
@@ -57,7 +57,7 @@ async fn refresh(setup: &Setup, app: &App) {
     .await;
 }
 
-/// A person removes the app: Slack says so, and the connection is revoked.
+/// Removes the app as a person does, and waits until the connection is revoked.
 async fn remove(setup: &Setup, app: &App) {
     let slack = &setup.env.slack;
     slack.uninstall(APP, &app.team);
@@ -74,7 +74,7 @@ async fn remove(setup: &Setup, app: &App) {
     .await;
 }
 
-/// The rounds of one workspace. Returns its connections, one for all rounds.
+/// Runs the rounds of one workspace. Returns its connections, which should be one.
 async fn live(setup: &Setup, team: &str, rounds: usize) -> BTreeSet<ConnectionId> {
     let mut connections = BTreeSet::new();
     for round in 0..rounds {
@@ -114,7 +114,7 @@ async fn keeps_teams_apart_under_load() {
     let (asked, all) = tokio::join!(lanes, changes);
     assert!(all.iter().all(|of_team| of_team.len() == 1), "{all:?}");
     let different: BTreeSet<&ConnectionId> = all.iter().flatten().collect();
-    assert_eq!(different.len(), teams, "no two workspaces share one");
+    assert_eq!(different.len(), teams, "two workspaces share a connection");
     assert_eq!(setup.count("select count(*) from connections").await, teams as i64 + 1);
     assert_eq!(setup.count("select count(*) from token_rotations").await, teams as i64 + 1);
     println!("questions of the load: {asked:?}");

@@ -22,7 +22,8 @@ fn json_lines(printed: &str) -> Vec<Value> {
     printed.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// Afterwards the old keys are removed.
+/// `keys rewrap` re-encrypts every value while messages are answered. Afterwards processes run
+/// without the old keys.
 #[tokio::test]
 async fn reencrypts_during_operation() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -46,7 +47,9 @@ async fn reencrypts_during_operation() {
     let code = env.create_link_code_by_cli(&app, Surface::Channel).expect("a code");
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", &format!("link {code}"));
     env.send(&app, &webhook).await.expect("an answer");
-    env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
+    env.slack
+        .wait_for_receipt("the reply to the link code", |r| webhook.response_url.ends_with(&r.to))
+        .await;
     let before = json_lines(&env.tidegate(&["keys", "status", "--json"]).expect("counts"));
     let old = |counts: &[Value]| counts.iter().filter(|c| c["key"] == "k1").count();
     assert!(old(&before) >= 3, "{before:?}");
@@ -66,7 +69,7 @@ async fn reencrypts_during_operation() {
     let again = env.tidegate(&["keys", "rewrap"]).expect("nothing left to do");
     assert!(again.contains("connections.bot_token: 0\n"), "{again}");
 
-    // Now the old keys are removed. The directory does not need them either.
+    // The old keys are removed. The directory does not need them either.
     for (name, (_, new)) in
         ["TIDEGATE_SIGNING_SECRET_KEYRING", "TIDEGATE_TOKEN_KEYRING"].into_iter().zip(&rings)
     {
@@ -105,7 +108,7 @@ async fn lists_every_encrypted_column() {
         app.connection,
     );
     js.publish(subject, "no envelope".into()).await.expect("sent").await.expect("stored");
-    eventually("it is dead", TIMEOUT, async || {
+    eventually("the message is a dead letter", TIMEOUT, async || {
         (!env.dead_letters().await.ok()?.is_empty()).then_some(())
     })
     .await;
@@ -129,7 +132,7 @@ async fn lists_every_encrypted_column() {
             sealed.insert(format!("{table}.{column}"));
         }
     }
-    // Bodies of webhooks are encrypted as bytes.
+    // Bodies of webhooks are stored as encrypted bytes.
     let payloads: Vec<(String, String)> = sqlx::query_as(
         "select table_name::text, column_name::text from information_schema.columns
           where table_schema = 'public' and data_type = 'bytea' and column_name = 'payload'",

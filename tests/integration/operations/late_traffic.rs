@@ -1,4 +1,5 @@
-//! Rows that arrive for a connection after its deletion, and rows that retention has to bound.
+//! Rows that are written for a connection after its deletion, and records that retention has to
+//! bound.
 
 use std::time::Duration;
 use tests::{
@@ -13,6 +14,8 @@ async fn count(env: &TestEnv, sql: &'static str, id: &str) -> i64 {
     sqlx::query_scalar(sql).bind(id).fetch_one(&env.pool).await.expect("a count")
 }
 
+/// Rows that are written for a connection after its deletion are deleted, and those of another
+/// stay.
 #[tokio::test]
 async fn deletes_rows_after_deletion() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -47,8 +50,8 @@ async fn deletes_rows_after_deletion() {
     assert_eq!(count(&env, left, &other.connection.to_string()).await, 12_061);
 }
 
-/// Traffic of a connection that was deleted days ago, while no worker ran, is deleted. Afterwards the
-/// connection is not visited again.
+/// Traffic of a connection that was deleted days ago, while no worker ran, is deleted. Afterwards
+/// the connection is not visited again.
 #[tokio::test]
 async fn deletes_rows_of_old_deletion() {
     let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
@@ -69,14 +72,14 @@ async fn deletes_rows_of_old_deletion() {
     let left = "select (select count(*) from outbox where connection_id = $1)
                      + (select count(*) from outbox_failures where connection_id = $1)
                      + (select count(*) from deleted_connections where id = $1 and emptied_at is null)";
-    eventually("the rows are gone, and the connection is done with", WITHIN, async || {
+    eventually("the rows are deleted, and the connection is marked as empty", WITHIN, async || {
         (count(&env, left, &id).await == 0).then_some(())
     })
     .await;
 }
 
-/// No statement of a deletion or erasure changes more rows of a table than a step: it would reach its
-/// timeout each time.
+/// No statement of a deletion or erasure changes more rows of a table than a step: it would reach
+/// its timeout each time.
 #[tokio::test]
 async fn deletes_in_bounded_steps() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -124,8 +127,8 @@ async fn deletes_in_bounded_steps() {
     let left = "select count(*) from audit_log where actor like '%' || $1";
     assert_eq!(count(&env, left, "U0GONE").await, 0);
     let id = app.connection.to_string();
-    let said = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
-    assert!(said.contains("bindings: 12000\n"), "{said}");
+    let printed = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
+    assert!(printed.contains("bindings: 12000\n"), "{printed}");
     env.tidegate(&["erase", "organization", app.org.as_str(), "--yes"]).expect("erased");
     let left = "select count(*) from audit_log where org_id = $1 and object_id like 'x/%'
                    and object_id <> 'x/erased'";

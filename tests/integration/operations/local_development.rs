@@ -1,5 +1,5 @@
-//! `tidegate dev`, `init` and `listen`: a deployment on this machine, a real workspace by Socket Mode,
-//! and webhooks of production on a laptop.
+//! `tidegate dev`, `init` and `listen`: a deployment on this machine, a real workspace by Socket
+//! Mode, and webhooks of production on a laptop.
 
 use serde_json::json;
 use std::{
@@ -21,11 +21,11 @@ use tests::{
 
 /// Maximum time of the first start, which may fetch the servers.
 const FIRST_START: Duration = Duration::from_secs(120);
-/// Maximum time of the laptop route of the quickstart after the programs are there.
+/// Maximum time from `init` to an answer, once the programs are built.
 const ROUTE_MAX: Duration = Duration::from_secs(120);
 const APP_TOKEN: &str = "xapp-1-A0NEW-1-secret";
 
-/// A folder in which a person works, with a Slack and an agent.
+/// Folder of a developer, with a simulated Slack and an agent.
 struct Laptop {
     slack: Slack,
     agent: Agent,
@@ -80,7 +80,7 @@ impl Laptop {
         command.output().expect("it runs")
     }
 
-    /// Runs `tidegate init` as a person who has created the app.
+    /// Runs `tidegate init` with the secrets of an app that exists.
     fn init(&self, more: &[&str]) -> Output {
         let (state, url) = (self.state().display().to_string(), self.agent.url());
         let args = ["init", "--name", "Helper", "--agent-url", &url, "--state", &state];
@@ -88,7 +88,7 @@ impl Laptop {
         self.tidegate(&[&args[..], &secrets, more].concat())
     }
 
-    /// Starts `tidegate dev`, and waits until it says that it is ready.
+    /// Starts `tidegate dev` and waits until it is ready.
     async fn dev(&self, more: &[&str]) -> Process {
         let state = self.state().display().to_string();
         let free = "127.0.0.1:0";
@@ -102,13 +102,13 @@ impl Laptop {
             assert!(dev.is_running(), "{}", dev.log());
             (dev.log().matches("ready after").count() > starts).then_some(())
         };
-        try_eventually("it is ready", FIRST_START, ready).await.unwrap_or_else(|error| {
+        try_eventually("tidegate dev is ready", FIRST_START, ready).await.unwrap_or_else(|error| {
             panic!("{error}: {}", dev.log());
         });
         dev
     }
 
-    /// A person writes to the app in a direct message, and is answered.
+    /// Sends a direct message to the app by Socket Mode and waits for the answer.
     async fn ask(&self, text: &str) {
         let message = Webhook::message(&self.slack, &self.app, "D0STEVE", "U0STEVE", text);
         let delivered = self.slack.deliver_by_socket(&self.app.app, &message).await;
@@ -126,17 +126,17 @@ impl Laptop {
     }
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
 }
 
-/// Returns the seconds of the line `ready after`.
+/// Returns the seconds in the last line `ready after`.
 fn ready_after(log: &str) -> f64 {
     let (_, rest) = log.rsplit_once("ready after ").expect("the line");
     rest.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// Returns the processes that run below a folder.
+/// Returns the processes whose command line names a folder.
 fn processes_of(folder: &Path) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").expect("processes").filter_map(Result::ok);
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -147,25 +147,26 @@ fn processes_of(folder: &Path) -> Vec<u32> {
     ids.filter(names).collect()
 }
 
-/// A newcomer with an agent: two commands, and a message in Slack.
+/// `init` and `dev --slack` lead to an agent's answer in Slack within two minutes, print no secret,
+/// and leave no process behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn leads_newcomer_to_answer() {
     let laptop = Laptop::new().await;
     let started = Instant::now();
     let init = laptop.init(&["--app-token", "file:app"]);
-    let text = said(&init);
+    let text = output_text(&init);
     assert!(init.status.success(), "{text}");
     for expected in [
         "https://api.slack.com/apps?new_app=1&manifest_json=",
         "\"socket_mode_enabled\": true",
         "Slack accepts the tokens: app A0NEW, workspace T0NEW",
         "tidegate dev applies tidegate.toml when it starts",
-        "Run tidegate dev --slack. Then type in Slack: a direct message to Helper, or /lobu help.",
+        "Run tidegate dev --slack. Then send in Slack: a direct message to Helper, or /lobu help.",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let dev = laptop.dev(&["--slack"]).await;
-    eventually("it is connected", TIMEOUT, async || {
+    eventually("tidegate dev is connected", TIMEOUT, async || {
         (laptop.slack.socket_count("A0NEW") == 1).then_some(())
     })
     .await;
@@ -173,7 +174,7 @@ async fn leads_newcomer_to_answer() {
     let took = started.elapsed();
     assert!(took < ROUTE_MAX, "{took:?}");
     eprintln!("the laptop route took {took:.1?}");
-    // The answer of a command is in its acknowledgement, as Slack's HTTP response would have it.
+    // A command is acknowledged, and its reply is sent.
     let command = Webhook::command(&laptop.slack, &laptop.app, "C1", "U0STEVE", "/lobu", "help");
     let delivered = laptop.slack.deliver_by_socket("A0NEW", &command).await;
     assert!(delivered.ack.is_some(), "{}", dev.log());
@@ -189,14 +190,19 @@ async fn leads_newcomer_to_answer() {
     assert_eq!(processes_of(&laptop.state()), [] as [u32; 0]);
 }
 
-/// The second start is quick and keeps everything. However it ends, nothing runs any more.
+/// A second start of `dev` takes less than three seconds and keeps everything. No process outlives
+/// `dev`, even if it is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_in_three_seconds() {
     let laptop = Laptop::new().await;
     assert!(laptop.init(&["--app-token", "file:app"]).status.success());
     let dev = laptop.dev(&[]).await;
     let refused = laptop.tidegate(&["dev", "--state", &laptop.state().display().to_string()]);
-    assert!(said(&refused).contains("tidegate dev runs already in"), "{}", said(&refused));
+    assert!(
+        output_text(&refused).contains("tidegate dev is already running in"),
+        "{}",
+        output_text(&refused)
+    );
     dev.signal(rustix::process::Signal::INT);
     dev.wait(TIMEOUT).await.expect("it ends");
     drop(dev);
@@ -212,11 +218,11 @@ async fn restarts_in_three_seconds() {
     let program = &Binaries::get().expect("binaries").tidegate;
     let status = Command::new("/bin/sh").args(["-c", &script]).arg(program).output();
     let status = status.expect("it runs");
-    assert!(said(&status).contains("64 of 64 held"), "{}", said(&status));
+    assert!(output_text(&status).contains("64 of 64 held"), "{}", output_text(&status));
     let running = processes_of(&laptop.state());
     assert!(running.len() >= 2, "{running:?}");
     dev.kill();
-    eventually("nothing runs any more", TIMEOUT, async || {
+    eventually("all processes have ended", TIMEOUT, async || {
         running.iter().all(|id| !process_exists(*id)).then_some(())
     })
     .await;
@@ -225,14 +231,15 @@ async fn restarts_in_three_seconds() {
     assert!(dev.log().matches("ready after").count() == 3, "{}", dev.log());
 }
 
-/// Webhooks survive a refresh, a cut, and an ingest that does not answer.
+/// Webhooks of Socket Mode survive a refresh and a cut and keep their order. Those of an unknown
+/// workspace are not acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_socket_mode() {
     let laptop = Laptop::new().await;
     assert!(laptop.init(&["--app-token", "file:app"]).status.success());
     let dev = laptop.dev(&["--slack"]).await;
     let connected = async |count: usize| {
-        eventually("it is connected", TIMEOUT, async || {
+        eventually("tidegate dev is connected", TIMEOUT, async || {
             (laptop.slack.socket_count("A0NEW") >= count).then_some(())
         })
         .await;
@@ -255,7 +262,7 @@ async fn relays_socket_mode() {
     let deliveries = messages.iter().map(|m| laptop.slack.deliver_by_socket("A0NEW", m));
     let delivered = futures_util::future::join_all(deliveries).await;
     assert!(delivered.iter().all(|delivered| delivered.attempts == 1), "{}", dev.log());
-    eventually("the agent has all of them", TIMEOUT, async || {
+    eventually("the agent gets all messages", TIMEOUT, async || {
         let asked = laptop.agent.requests().into_iter();
         let asked =
             asked.filter_map(|request| request.question["text"].as_str().map(str::to_owned));
@@ -267,7 +274,8 @@ async fn relays_socket_mode() {
         dev.log().contains("warning: the app has 2 connections").then_some(())
     })
     .await;
-    // Of a workspace that no connection has, nothing is acknowledged, and it says why.
+    // A webhook of a workspace without a connection is not acknowledged, and the log has the
+    // reason.
     let stranger = App { team: "T0OTHER".into(), ..laptop.app.clone() };
     let command = Webhook::command(&laptop.slack, &stranger, "C1", "U1", "/lobu", "help");
     let delivered = laptop.slack.deliver_by_socket("A0NEW", &command).await;
@@ -277,10 +285,10 @@ async fn relays_socket_mode() {
     laptop.slack.switch_sockets_off("A0NEW");
     let status = dev.wait(TIMEOUT).await.expect("it ends");
     assert_eq!(status.code(), Some(1));
-    assert!(dev.log().contains("Socket Mode is off; switch it on"), "{}", dev.log());
+    assert!(dev.log().contains("Socket Mode is disabled; enable it"), "{}", dev.log());
 }
 
-/// What a person gets wrong is named with its remedy, and nothing is written.
+/// `init` names a wrong or missing secret with its remedy, and writes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn rejects_wrong_secrets() {
     let laptop = Laptop::new().await;
@@ -295,36 +303,48 @@ async fn rejects_wrong_secrets() {
         (&[], "App-level token (xapp-…) is missing, and there is no terminal to ask; pass"),
     ] {
         let ran = laptop.init(more);
-        assert!(!ran.status.success() && said(&ran).contains(expected), "{}", said(&ran));
+        assert!(
+            !ran.status.success() && output_text(&ran).contains(expected),
+            "{}",
+            output_text(&ran)
+        );
     }
     write("unknown", "xapp-unknown");
     let ran = laptop.init(&["--app-token", "file:unknown"]);
     assert!(
-        said(&ran).contains("Slack refused the app-level token (invalid_auth)"),
+        output_text(&ran).contains("Slack rejected the app-level token (invalid_auth)"),
         "{}",
-        said(&ran)
+        output_text(&ran)
     );
     for (signing, bot, expected) in [
         ("file:short", "file:bot", "the signing secret is malformed"),
         ("file:signing", "file:app", "does not begin with xoxb-"),
-        ("file:signing", "file:revoked", "Slack refused the bot token (invalid_auth)"),
+        ("file:signing", "file:revoked", "Slack rejected the bot token (invalid_auth)"),
     ] {
         let args = ["init", "--signing-secret", signing, "--bot-token", bot];
         let ran = laptop.tidegate(&[&args[..], &["--app-token", "file:app"]].concat());
-        assert!(!ran.status.success() && said(&ran).contains(expected), "{}", said(&ran));
+        assert!(
+            !ran.status.success() && output_text(&ran).contains(expected),
+            "{}",
+            output_text(&ran)
+        );
     }
     assert!(!laptop.run.path().join("tidegate.toml").exists());
     write("tidegate.toml", "");
     let ran = laptop.init(&["--app-token", "file:app"]);
-    assert!(said(&ran).contains("tidegate.toml exists; name another file"), "{}", said(&ran));
+    assert!(
+        output_text(&ran).contains("tidegate.toml exists; pass another file"),
+        "{}",
+        output_text(&ran)
+    );
 }
 
-/// The address of a gateway that Slack reaches needs no app-level token, and names the connection.
+/// `init --base-url` needs no app-level token, and its manifest has the address of the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn names_connection() {
+async fn prints_webhook_urls() {
     let laptop = Laptop::new().await;
     let ran = laptop.init(&["--base-url", "https://gateway.example.com"]);
-    let text = said(&ran);
+    let text = output_text(&ran);
     assert!(ran.status.success(), "{text}");
     let file = std::fs::read_to_string(laptop.run.path().join("tidegate.toml")).expect("a file");
     let mut ids = file.lines().filter_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
@@ -334,32 +354,39 @@ async fn names_connection() {
     assert!(!laptop.run.path().join(".tidegate/app.token").exists());
 }
 
-/// Types the answers of a person at a terminal.
+/// Types the answers of a person at a terminal, when the program has turned its echo off: earlier
+/// input is discarded. Ends the program after a minute.
 const TYPIST: &str = r#"
-import os, pty, sys
+import os, pty, select, signal, sys, termios, time
 
-secrets = dict(zip(["Signing secret", "Bot token", "App-level token", "URL of the agent"], sys.argv[1:5]))
+answers = dict(zip(["Signing secret", "Bot token", "App-level token", "URL of the agent"], sys.argv[1:5]))
 pid, fd = pty.fork()
 if pid == 0:
     os.execvp(sys.argv[5], sys.argv[5:])
+deadline = time.monotonic() + 60
 seen = b""
 while True:
-    try:
-        read = os.read(fd, 4096)
-    except OSError:
-        break
-    if not read:
-        break
-    seen += read
-    for what, text in list(secrets.items()):
-        if what.encode() in seen.rsplit(b"\n", 1)[-1]:
-            del secrets[what]
+    if time.monotonic() > deadline:
+        os.kill(pid, signal.SIGKILL)
+    if select.select([fd], [], [], 0.02)[0]:
+        try:
+            read = os.read(fd, 4096)
+        except OSError:
+            break
+        if not read:
+            break
+        seen += read
+    for what, text in list(answers.items()):
+        asked = what.encode() in seen.rsplit(b"\n", 1)[-1]
+        if asked and not termios.tcgetattr(fd)[3] & termios.ECHO:
+            del answers[what]
             os.write(fd, text.encode() + b"\r")
 sys.stdout.buffer.write(seen)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 "#;
 
-/// A person at a terminal is asked, and what is typed is not shown.
+/// `init` asks for secrets at a terminal, does not show them, and stores them readable by their
+/// owner only.
 #[tokio::test(flavor = "multi_thread")]
 async fn asks_for_secrets() {
     let laptop = Laptop::new().await;
@@ -369,7 +396,7 @@ async fn asks_for_secrets() {
     python.args(["init", "--name", "Helper", "--state"]).arg(laptop.state());
     python.envs(laptop.settings()).env("TERM", "xterm").current_dir(laptop.run.path());
     let ran = python.output().expect("python3");
-    let text = said(&ran);
+    let text = output_text(&ran);
     assert!(ran.status.success(), "{text}");
     assert!(text.contains("Slack accepts the tokens: app A0NEW"), "{text}");
     for secret in [&*laptop.app.secret, &*laptop.app.token, APP_TOKEN] {
@@ -384,10 +411,10 @@ async fn asks_for_secrets() {
     }
 }
 
-/// Request that an app received: path, headers and body.
+/// Request that an app received: headers and body.
 type Mirrored = (axum::http::HeaderMap, Vec<u8>);
 
-/// Starts an app that answers every request, and keeps it.
+/// Starts an app that answers every request and records it.
 async fn start_app() -> (String, Arc<Mutex<Vec<Mirrored>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&seen);
@@ -405,8 +432,8 @@ async fn start_app() -> (String, Arc<Mutex<Vec<Mirrored>>>) {
     (url, seen)
 }
 
-/// An app on a laptop receives what production stores, with Slack's signature, and production does
-/// not notice.
+/// `listen` forwards a connection's webhooks in order and with Slack's signature, without an effect
+/// on production.
 #[tokio::test(flavor = "multi_thread")]
 async fn mirrors_webhooks_in_order() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -415,8 +442,8 @@ async fn mirrors_webhooks_in_order() {
     let connection = app.connection.to_string();
     let args = ["listen", "--connection", &connection, "--forward", &url, "--count", "9"];
     let listen = env.start_tidegate("listen", &args).expect("it starts");
-    eventually("it listens", TIMEOUT, async || {
-        listen.log().contains("answers are shown, not sent").then_some(())
+    eventually("tidegate listen is ready", TIMEOUT, async || {
+        listen.log().contains("responses are printed, not sent").then_some(())
     })
     .await;
     let mut bodies = Vec::new();
@@ -442,7 +469,7 @@ async fn mirrors_webhooks_in_order() {
         assert_eq!(header("x-slack-signature"), signed);
     }
     assert_eq!(listen.log().matches("answered 200 OK  taken by the laptop").count(), 9);
-    // Production has answered its own: once each, and nothing of the laptop's.
+    // Production answers each message itself once and gets no answer of the laptop.
     eventually("production answers", TIMEOUT, async || {
         let messages = env.slack.messages(&app.team, "D1");
         let answers = messages.iter().filter(|message| message.bot_id.is_some()).count();

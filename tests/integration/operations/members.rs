@@ -1,4 +1,4 @@
-//! Members of organizations by the control API: the same rows as those of `tidegate apply`.
+//! Members of organizations by the control API, in the same rows as those of `tidegate apply`.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Invalid rows are errors that name their place; the schema is that of the migrations.
+//! Migrations and invalid rows, whose errors name their place.
 
 use sqlx::Executor;
 use tests::test_env::{Size, TestEnv};
@@ -11,7 +11,7 @@ async fn names_place_of_invalid_row() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     let (app, other) = (env.declare().expect("one"), env.declare().expect("another"));
     for (column, value) in [
-        // Each is read before those above it.
+        // Each column is read before those above it.
         ("org_id", "'not an id'"),
         ("settings", "'[7]'"),
         ("signing_secret", "'k9:bm90aGluZw=='"),
@@ -25,13 +25,13 @@ async fn names_place_of_invalid_row() {
         sql.fetch_one(&mut *tx).await.expect("changed");
         tx.commit().await.expect("committed");
         let error = env.store.load_connection(app.connection).await.expect_err("nonsense");
-        let expected = format!("connections.{column} of row {} makes no sense: ", app.connection);
+        let expected = format!("invalid value in connections.{column} of row {}: ", app.connection);
         assert!(error.to_string().starts_with(&expected), "{error}");
     }
     assert!(env.store.load_connection(other.connection).await.expect("read").is_some());
 }
 
-/// Two concurrent migrations change nothing that the first did not.
+/// Two concurrent migrations of an existing schema succeed and keep its rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn repeats_migration_without_change() {
     let env = std::sync::Arc::new(TestEnv::without_processes(SERVERS).await.expect("servers"));

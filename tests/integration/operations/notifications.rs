@@ -153,7 +153,7 @@ async fn execute(env: &TestEnv, sql: &'static str, app: &App) {
     done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// The backend hears of each kind of event, signed, in the order of the events of a connection.
+/// The backend gets each kind of event, signed, in the order of the events of a connection.
 #[tokio::test]
 async fn notifies_of_each_kind() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -177,7 +177,7 @@ async fn notifies_of_each_kind() {
     let used = backend.wait_for(&app, "link_code.used").await.json();
     assert_eq!((&used["data"]["channel"], &used["data"]["user"]), (&json!("C1"), &json!("U1")));
 
-    // What causes the rest is written as workers write it.
+    // The test writes the causes of the remaining events as workers do.
     let dead = "insert into dead_letters (stage, partition, generation, sequence, subject, connection_id, reason, attempts)
                 select 'intake', 0, 1, n, '', $1, 'test', 1 from generate_series(1, 50) n";
     execute(&env, dead, &app).await;
@@ -215,8 +215,8 @@ async fn notifies_of_each_kind() {
     assert!(!env.logs().contains(SECRET), "the secret is in no log");
 }
 
-/// A new installation that grants other scopes is told, with the scopes before and after. One that
-/// grants the same is not.
+/// An installation that grants other scopes causes a notification with both lists. One that grants
+/// the same does not.
 #[tokio::test]
 async fn notifies_of_changed_scopes() {
     let setup = Setup::start(SMALL).await;
@@ -235,13 +235,13 @@ async fn notifies_of_changed_scopes() {
     let (before, after) = (data["before"].to_string(), data["after"].to_string());
     assert!(before.contains("files:read") && !after.contains("files:read"), "{data}");
     assert!(after.contains("chat:write"), "{data}");
-    let told = backend.kinds_of(&app);
-    let changes = told.iter().filter(|kind| *kind == "connection.scopes_changed").count();
-    assert_eq!(changes, 1, "{told:?}");
+    let kinds = backend.kinds_of(&app);
+    let changes = kinds.iter().filter(|kind| *kind == "connection.scopes_changed").count();
+    assert_eq!(changes, 1, "{kinds:?}");
 }
 
-/// A backend that fails gets each notification later, with the same id and in order, and the events
-/// of other connections meanwhile. What is too old is given up, and what is too much is cut.
+/// Notifications to a failing backend are repeated with the same id and in order, while other
+/// connections' are sent. Too old ones are given up, and over a hundred of a connection are cut.
 #[tokio::test]
 async fn repeats_until_confirmed() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -253,7 +253,7 @@ async fn repeats_until_confirmed() {
     execute(&env, "update connections set status = 'revoked' where id = $1", &app).await;
     let other = env.declare().expect("a connection");
     backend.wait_for(&other, "connection.installed").await;
-    eventually("it is repeated", TIMEOUT, async || {
+    eventually("the notification is repeated", TIMEOUT, async || {
         let repeated = backend.lock().iter().filter(|one| one.id == first.id).count();
         (repeated >= 2).then_some(())
     })
@@ -261,7 +261,7 @@ async fn repeats_until_confirmed() {
     assert!(!backend.kinds_of(&app).contains(&"connection.uninstalled".to_owned()));
     backend.answer_with(200, "ok");
     backend.wait_for(&app, "connection.uninstalled").await;
-    eventually("nothing waits", TIMEOUT, async || {
+    eventually("no notification waits", TIMEOUT, async || {
         let rows: i64 = sqlx::query_scalar("select count(*) from notifications")
             .fetch_one(&env.pool)
             .await
@@ -271,7 +271,7 @@ async fn repeats_until_confirmed() {
     .await;
 
     backend.answer_with(500, "");
-    // Switches fast enough that no worker sends one of them meanwhile.
+    // The status switches so fast that no worker sends a notification meanwhile.
     for _ in 0..60 {
         execute(&env, "update connections set status = 'active', installed_at = clock_timestamp() where id = $1", &app).await;
         execute(&env, "update connections set status = 'error' where id = $1", &app).await;
@@ -312,7 +312,7 @@ async fn stops_refused_connection() {
     backend.answer_with(200, r#"{"accept":false,"reason":"unpaid"}"#);
     let refused = env.declare().expect("a connection");
     let hello = Webhook::message(&env.slack, &refused, "D1", "U1", "hello");
-    eventually("ingest refuses its webhooks", TIMEOUT, async || {
+    eventually("ingest answers 404", TIMEOUT, async || {
         let answer = env.send(&refused, &hello).await.expect("an answer");
         (answer.status == 404).then_some(())
     })

@@ -1,4 +1,5 @@
-//! Recordings of a stream have the same effects in another stream; differences are reported.
+//! Recordings of a stream: they have the same effects in another stream, and differences are
+//! reported.
 
 use shared::domain::{LinkCode, Surface};
 use std::collections::BTreeSet;
@@ -13,12 +14,13 @@ use tests::{
 
 const WORKER_ONLY: Size = Size { ingests: 0, workers: 1, own_postgres: false };
 
-/// Digests of the scenario and its recording. A change of the scenario, or of what ingest stores,
-/// changes them.
+/// Seed of the scenario, with its digest and that of its recording. A change of the scenario, or of
+/// the stored envelopes, changes them.
 const SEED: u64 = 7;
 const SCENARIO: &str = "6f5b9e116d27a26910eb3e4deb0578f038a1673b6e8281fa26cbad7e9581819d";
 const RECORDING: &str = "df47859223734a4484bf10802a5d7262d3776d674202d6e641abf87afeb1252c";
 
+/// A seed always gives the same scenario, with the recorded digest and size.
 #[test]
 fn repeats_scenario_of_seed() {
     let (scenario, again, other) = (Scenario::of(SEED), Scenario::of(SEED), Scenario::of(SEED + 1));
@@ -34,6 +36,8 @@ fn repeats_scenario_of_seed() {
     );
 }
 
+/// A recording of the scenario has the effects of its live run in another environment, and the
+/// recorded digest.
 #[tokio::test(flavor = "multi_thread")]
 async fn reproduces_effects_of_scenario() {
     let scenario = Scenario::of(SEED).expect("a scenario");
@@ -61,7 +65,7 @@ async fn reproduces_effects_of_scenario() {
     }
 }
 
-/// Connects an app with a link code, the same in every environment.
+/// Connects an app with a link code, with the same ids in every environment.
 async fn connect_fixed_app(env: &TestEnv) -> App {
     let code: LinkCode = CODE.parse().expect("a code");
     let app = env.connect_as(|new| {
@@ -97,7 +101,7 @@ async fn send_webhooks(env: &TestEnv, app: &App) {
     for (n, webhook) in sent.iter().enumerate() {
         assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
         if n < 2 {
-            // The second is late, and everything after it is answered in a bound conversation.
+            // The second use of the code is late. Everything after it is in a bound conversation.
             env.wait_until_processed(TIMEOUT).await.expect("worked off");
             tokio::time::sleep(PAUSE).await;
         }
@@ -114,12 +118,13 @@ async fn process_again(recording: &Recording) -> Effects {
 }
 
 fn position_of(recording: &Recording, text: &str) -> usize {
-    let said = format!("\"text\":\"{text}\"");
-    let says = |m: &Recorded| String::from_utf8_lossy(&m.body).contains(&said);
-    recording.messages.iter().position(says).expect("a message")
+    let field = format!("\"text\":\"{text}\"");
+    let has_field = |m: &Recorded| String::from_utf8_lossy(&m.body).contains(&field);
+    recording.messages.iter().position(has_field).expect("a message")
 }
 
-/// A missing or swapped message causes differences.
+/// A recording has the effects of its live run. A missing or swapped message causes exactly the
+/// differences it should.
 #[tokio::test(flavor = "multi_thread")]
 async fn reproduces_effects_exactly() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -134,20 +139,20 @@ async fn reproduces_effects_exactly() {
     let id = app.connection;
     assert_eq!(live.0[&format!("binding {id} {} D1", app.team)], ["org-1/sample by U1"]);
     assert_eq!(live.0.keys().filter(|name| name.starts_with("claim ")).count(), 1);
-    let told = |effects: &Effects, channel: &str| {
-        let said = effects.0[&format!("told {} {channel}", app.team)].clone();
-        let said =
-            said.into_iter().filter_map(|line| Some(line.split_once("I heard: ")?.1.to_owned()));
-        said.map(|line| line.chars().take_while(|c| c.is_ascii_lowercase()).collect())
+    let answers_in = |effects: &Effects, channel: &str| {
+        let lines = effects.0[&format!("told {} {channel}", app.team)].clone();
+        let lines =
+            lines.into_iter().filter_map(|line| Some(line.split_once("I heard: ")?.1.to_owned()));
+        lines
+            .map(|line| line.chars().take_while(|c| c.is_ascii_lowercase()).collect())
             .collect::<Vec<String>>()
     };
     assert_eq!(
-        (told(&live, "D1"), told(&live, "D2")),
+        (answers_in(&live, "D1"), answers_in(&live, "D2")),
         (texts("one two three"), texts("four five"))
     );
 
-    // A live run and its recording differ in the requests that Slack waited for, and in nothing
-    // else.
+    // A live run and its recording differ only in the requests that Slack waited for.
     let again = process_again(&recording).await;
     let shown = format!("told {} VNHU13V36", app.team);
     let differences = live.differences(&again);
@@ -157,7 +162,7 @@ async fn reproduces_effects_exactly() {
             || one.what.starts_with(&format!("webhook {id}:action:"));
         assert!(waited_for, "{}", report(&differences));
     }
-    assert!(again.0[&shown][0].starts_with("views.update "), "nobody waits any more: {again:?}");
+    assert!(again.0[&shown][0].starts_with("views.update "), "no request waits: {again:?}");
     assert_eq!(live.without_window_effects(), again.clone().without_window_effects());
 
     let mut tampered = recording.clone();
@@ -165,7 +170,10 @@ async fn reproduces_effects_exactly() {
     tampered.messages.swap(four, five);
     let missing = tampered.messages.remove(position_of(&tampered, "two"));
     let other = process_again(&tampered).await;
-    assert_eq!((told(&other, "D1"), told(&other, "D2")), (texts("one three"), texts("five four")));
+    assert_eq!(
+        (answers_in(&other, "D1"), answers_in(&other, "D2")),
+        (texts("one three"), texts("five four"))
+    );
     let differences = again.differences(&other);
     let named: BTreeSet<&str> = differences.iter().map(|one| one.what.as_str()).collect();
     let (lost, swapped) = (missing.lane(), recording.messages[four].lane());
@@ -185,6 +193,8 @@ fn texts(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
 
+/// Files that are no recording, and recordings of unknown connections, are rejected with their
+/// place.
 #[tokio::test(flavor = "multi_thread")]
 async fn rejects_invalid_recording() {
     let env = TestEnv::without_processes(WORKER_ONLY).await.expect("servers");
@@ -205,21 +215,26 @@ async fn rejects_invalid_recording() {
     };
     let file = env.folder("recorded").expect("a folder").join("one.jsonl");
     recording.write(&file).expect("written");
-    assert_eq!(Recording::read(&file).expect("read"), recording, "bytes that are no text");
+    assert_eq!(
+        Recording::read(&file).expect("read"),
+        recording,
+        "the recording keeps bytes that are not UTF-8"
+    );
     let error = recording.put(&env).await.expect_err("nobody's");
     let why = format!("connection {:032x} is not in this environment; declare it first", 9);
     assert_eq!(error.to_string(), why);
 }
 
+/// Reports name missing, added and reordered lines with their counts.
 #[test]
 fn reports_differences() {
-    let effects = |said: &[&str], bound: &str, webhook: &str| {
-        let lines = [("told T1 D1", said), ("binding c T1 D1", &[bound]), (webhook, &["done"])];
+    let effects = |messages: &[&str], bound: &str, webhook: &str| {
+        let lines = [("told T1 D1", messages), ("binding c T1 D1", &[bound]), (webhook, &["done"])];
         let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
         Effects(lines.map(|(name, lines)| (name.to_owned(), owned(lines))).into())
     };
-    let (said, bound, webhook) = (["one", "two", "three"], "org/a by U1", "webhook k");
-    let before = effects(&said, bound, webhook);
+    let (messages, bound, webhook) = (["one", "two", "three"], "org/a by U1", "webhook k");
+    let before = effects(&messages, bound, webhook);
     assert_eq!(report(&before.differences(&before.clone())), "no difference");
     for (after, named) in [
         (
@@ -232,11 +247,11 @@ fn reports_differences() {
             "told T1 D1\n  + two\n1 in all: 1 told",
         ),
         (
-            effects(&said, "org/b by U1", webhook),
+            effects(&messages, "org/b by U1", webhook),
             "binding c T1 D1\n  - org/a by U1\n  + org/b by U1\n1 in all: 1 binding",
         ),
         (
-            effects(&said, bound, "webhook l"),
+            effects(&messages, bound, "webhook l"),
             "webhook k\n  - done\nwebhook l\n  + done\n2 in all: 2 webhook",
         ),
     ] {

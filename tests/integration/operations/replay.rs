@@ -1,4 +1,4 @@
-//! Replays of a range of the stream: as a preview, or applied.
+//! Replays of a range of the stream, previewed or applied.
 
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -14,19 +14,19 @@ use tests::{
 /// processed.
 async fn send_conversations(env: &TestEnv, app: &App) -> Vec<Webhook> {
     let message = |channel, text| Webhook::message(&env.slack, app, channel, "U1", text);
-    let said = vec![
+    let webhooks = vec![
         message("D1", "one"),
         message("D2", "two"),
         message("D1", "three"),
         Webhook::command(&env.slack, app, "D1", "U1", "/lobu", "help"),
     ];
-    for webhook in &said {
+    for webhook in &webhooks {
         assert_eq!(env.send(app, webhook).await.expect("an answer").status, 200);
     }
-    for webhook in &said {
+    for webhook in &webhooks {
         env.wait_for_outcome(&webhook.dedup_key).await;
     }
-    said
+    webhooks
 }
 
 fn json_lines(printed: &str) -> Vec<Value> {
@@ -49,7 +49,8 @@ async fn count_rows(env: &TestEnv, query: &'static str) -> i64 {
     sqlx::query_scalar(query).fetch_one(&env.pool).await.expect("a count")
 }
 
-/// Without `--apply` nothing changes.
+/// A replay without `--apply` shows the effects and changes nothing. With it, deliveries are
+/// repeated once per name.
 #[tokio::test(flavor = "multi_thread")]
 async fn previews_before_apply() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
@@ -58,9 +59,9 @@ async fn previews_before_apply() {
     let foreign = Webhook::command(&env.slack, &other, "D1", "U1", "/lobu", "help");
     env.send(&other, &foreign).await.expect("an answer");
     send_conversations(&env, &app).await;
-    let said = "select count(*) from outbox_log";
-    eventually("all is said", Duration::from_secs(20), async || {
-        (count_rows(&env, said).await == 5).then_some(())
+    let sent = "select count(*) from outbox_log";
+    eventually("all messages are sent", Duration::from_secs(20), async || {
+        (count_rows(&env, sent).await == 5).then_some(())
     })
     .await;
 
@@ -73,14 +74,14 @@ async fn previews_before_apply() {
         [call, call, call, "send by response_url"],
         "of this connection alone, in order"
     );
-    assert_eq!(env.agent.requests().len(), 3, "nobody was asked again");
-    assert_eq!(count_rows(&env, said).await, 5, "nothing is said again");
+    assert_eq!(env.agent.requests().len(), 3, "the agent is not called again");
+    assert_eq!(count_rows(&env, sent).await, 5, "no message is sent again");
 
     let shown =
         json_lines(&stdout(&run_replay(&env, &app, &["--apply", "--name", "again", "--json"])));
     assert_eq!(shown.len(), 4, "{shown:?}");
-    eventually("what agents answered is said once more", Duration::from_secs(20), async || {
-        (count_rows(&env, said).await == 8).then_some(())
+    eventually("the agents' answers are sent again", Duration::from_secs(20), async || {
+        (count_rows(&env, sent).await == 8).then_some(())
     })
     .await;
     let asked = env.agent.requests();
@@ -92,10 +93,10 @@ async fn previews_before_apply() {
     stdout(&run_replay(&env, &app, &["--apply", "--name", "again"]));
     assert_eq!(env.agent.requests().len(), 6, "one name is one replay");
     let live = "select sum(messages)::bigint from partition_cursors";
-    assert_eq!(count_rows(&env, live).await, 5, "the live flow is as it was");
+    assert_eq!(count_rows(&env, live).await, 5, "the live counts are unchanged");
 }
 
-/// Another worker continues, and nothing is enqueued a second time.
+/// Another worker continues the replay of a killed one, and enqueues nothing a second time.
 #[tokio::test(flavor = "multi_thread")]
 async fn survives_killed_worker() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -114,7 +115,7 @@ async fn survives_killed_worker() {
         let (env, app) = (Arc::clone(&env), app.clone());
         move || stdout(&run_replay(&env, &app, &["--apply", "--json"]))
     });
-    let owner: String = eventually("it has begun", Duration::from_secs(20), async || {
+    let owner: String = eventually("the replay runs", Duration::from_secs(20), async || {
         let some = "select worker from replays where worker is not null and state = 'open'";
         sqlx::query_scalar(some).fetch_optional(&env.pool).await.ok()?
     })
@@ -124,7 +125,7 @@ async fn survives_killed_worker() {
     lock.rollback().await.expect("unlocked");
     let shown = json_lines(&replaying.await.expect("it ends"));
     assert_eq!(shown.len(), 6, "{shown:?}");
-    assert!(count_rows(&env, "select epoch from replays").await >= 2, "another went on");
+    assert!(count_rows(&env, "select epoch from replays").await >= 2, "another worker continued");
     let completed = "select count(*) from delivery_log where outcome = 'completed'";
     eventually(
         "each is delivered twice: live, and replayed",

@@ -10,7 +10,7 @@ use tests::{
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
-/// Returns all secrets of the environment by name.
+/// Returns the secrets of the environment with their names.
 fn secrets(env: &TestEnv, app: &App) -> Vec<(String, String)> {
     let ring = |name: &str| {
         let ring = env.setting(name).expect("a ring");
@@ -33,15 +33,15 @@ fn secrets(env: &TestEnv, app: &App) -> Vec<(String, String)> {
 
 const ROTATED: &str = "0123456789abcdef-rotated-secret";
 
-/// Uses every secret: links, messages, typing errors, guesses, failures, rotations. Returns the
-/// output, and the code.
+/// Uses every secret: links, messages, wrong codes, failures, rotations. Returns the output of the
+/// commands, and a link code.
 async fn use_secrets(env: &TestEnv, app: &App) -> (String, String) {
     let id = app.connection.to_string();
     let code = env.create_link_code_by_cli(app, Surface::Channel).expect("a code");
     for text in ["help", "link AAAA-BBBB-CCCC", &format!("link {code}"), "status", "clear", "new"] {
         let webhook = Webhook::command(&env.slack, app, "C1", "U1", "/lobu", text);
         assert_eq!(env.send(app, &webhook).await.expect("an answer").status, 200);
-        env.slack.wait_for_receipt("said", |r| webhook.response_url.ends_with(&r.to)).await;
+        env.slack.wait_for_receipt("the reply", |r| webhook.response_url.ends_with(&r.to)).await;
     }
     for text in ["hello there", "fail:1 once", "poison pill"] {
         let webhook = Webhook::message(&env.slack, app, "C1", "U1", text);
@@ -77,7 +77,7 @@ async fn use_secrets(env: &TestEnv, app: &App) -> (String, String) {
     (printed, code)
 }
 
-/// In a dump of Postgres, the store of NATS, and logs at level trace.
+/// No secret is in a dump of Postgres, the store of NATS, the metrics, or logs at level trace.
 #[tokio::test]
 async fn hides_secrets_at_rest_and_in_logs() {
     let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
@@ -87,7 +87,7 @@ async fn hides_secrets_at_rest_and_in_logs() {
     env.wait_until_balanced().await.expect("settled");
     let app = env.declare().expect("applied");
     let (printed, code) = use_secrets(&env, &app).await;
-    eventually("one is dead", TIMEOUT, async || {
+    eventually("one delivery is a dead letter", TIMEOUT, async || {
         (!env.dead_letters().await.ok()?.is_empty()).then_some(())
     })
     .await;
@@ -106,14 +106,14 @@ async fn hides_secrets_at_rest_and_in_logs() {
 
     // The searched data has the expected content.
     let id = app.connection.to_string();
-    assert!(logs.contains("TRACE") && logs.contains(&id), "the logs tell everything");
-    assert!(dump.contains(&id) && dump.contains("k1:"), "the dump is one");
-    assert!(contains(&store, &id) && contains(&messages, &id), "the store is the stream's");
-    assert!(contains(&messages, "hello there"), "bodies rest as Slack sent them");
+    assert!(logs.contains("TRACE") && logs.contains(&id), "the logs are at level trace");
+    assert!(dump.contains(&id) && dump.contains("k1:"), "the dump has rows");
+    assert!(contains(&store, &id) && contains(&messages, &id), "the store has the stream");
+    assert!(contains(&messages, "hello there"), "bodies are stored as Slack sent them");
 
     for (name, secret) in secrets(&env, &app) {
         let secret = secret.as_str();
-        assert!(secret.len() >= 16, "{name} is looked for by something that is no word");
+        assert!(secret.len() >= 16, "{name} is too short to be searched for");
         let line = logs.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{name} is in the logs");
         assert!(!dump.contains(secret), "{name} is in Postgres");

@@ -1,7 +1,7 @@
-//! Every named statement of the store is one that Postgres takes with the migrated schema.
+//! Statements of the store: Postgres prepares each with the migrated schema.
 //!
-//! The statements are read from the sources: a literal, or what `concat!`, `format!` and the macros of the store make of
-//! literals, that begins with a comment such as `-- outbox.claim`.
+//! They are read from the sources: literals, or texts that `concat!`, `format!` and the macros of
+//! the store make of literals, that begin with a comment such as `-- outbox.claim`.
 
 use crate::meta::architecture::{root, sources};
 use crate::meta::rust_source::{Token, tokens};
@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use std::collections::{BTreeMap, BTreeSet};
 use tests::test_env::{Size, TestEnv};
 
-/// Tables that stand for `{table}` in statements on several tables: a plain one, and a slot of a rotating one.
+/// Values of `{table}` in statements on several tables: a plain one, and a slot of a rotating one.
 const TABLES: [(&str, &[&str]); 2] = [
     ("connections.delete_traffic", &["dead_letters", "delivery_log_0"]),
     ("retention.is_filled", &["processed_keys_0"]),
@@ -32,7 +32,7 @@ fn name_of(sql: &str) -> Option<&str> {
     (is_word(table) && is_word(verb)).then_some(name)
 }
 
-/// Macro of the store with one rule, which makes a literal.
+/// Macro of the store with one rule, which expands to a literal.
 #[derive(Debug, Clone)]
 struct Macro {
     parameters: Vec<String>,
@@ -131,7 +131,8 @@ impl File {
         })
     }
 
-    /// Returns the text that an expression makes, and the index after it. `None` if it makes no text of literals.
+    /// Returns the text of an expression and the index after it, or `None` if the expression is not
+    /// made of literals.
     fn evaluate(
         &self,
         tokens: &[Token],
@@ -235,7 +236,7 @@ fn store() -> Vec<File> {
     files.collect()
 }
 
-/// Returns all statements; one on several tables once for each of [`TABLES`].
+/// Returns all statements. One on several tables is returned for each of [`TABLES`].
 fn statements() -> Vec<Statement> {
     let files = store();
     let mut found = Vec::new();
@@ -257,6 +258,7 @@ async fn prepare(env: &TestEnv, sql: String) -> Result<(), sqlx::Error> {
     (&mut *connection).prepare(AssertSqlSafe(sql).into_sql_str()).await.map(drop)
 }
 
+/// Postgres prepares each statement with the migrated schema.
 #[tokio::test]
 async fn prepares_every_statement() {
     let size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -275,7 +277,7 @@ async fn prepares_every_statement() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // A column, a table and a parameter's type that do not fit are such errors.
+    // Unknown columns and tables and wrong types are errors.
     for sql in [
         "select no_such_column from connections",
         "delete from no_such_table",
@@ -285,6 +287,7 @@ async fn prepares_every_statement() {
     }
 }
 
+/// Each statement of the store has a name of its own.
 #[test]
 fn names_every_statement_once() {
     let files = store();
@@ -299,6 +302,8 @@ fn names_every_statement_once() {
     }
 }
 
+/// Statements of literals, `concat!`, `format!` and macros are found with their text, and unnamed
+/// ones are reported.
 #[test]
 fn evaluates_macros_of_statements() {
     let library = r#"

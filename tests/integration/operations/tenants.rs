@@ -1,4 +1,4 @@
-//! Tenants do not reach each other, and a deleted one leaves nothing behind.
+//! Isolation of tenants from each other, and deletion of one.
 
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ async fn send_and_wait(env: &TestEnv, app: &App, text: &str) {
     env.slack.wait_for_receipt("the answer", |receipt| receipt.text() == expected).await;
 }
 
-/// Returns the tables with a row that names the connection, except its tombstone, the record of
-/// purged messages, the key by which a partition recognizes the stream, and the audit log.
+/// Returns the tables with a row that names the connection, except for its tombstone, records of
+/// purges, the last dedup key of a partition, and the audit log.
 async fn tables_naming(env: &TestEnv, id: &str) -> Vec<String> {
     let tables: Vec<String> = sqlx::query_scalar(
         "select table_name::text from information_schema.tables
@@ -51,7 +51,8 @@ async fn tables_naming(env: &TestEnv, id: &str) -> Vec<String> {
     found
 }
 
-/// From Postgres, the directory and the stream. Other connections stay.
+/// A deleted connection is gone from Postgres, the directory and the stream. Another connection
+/// stays.
 #[tokio::test]
 async fn deletes_connection_everywhere() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
@@ -62,7 +63,11 @@ async fn deletes_connection_everywhere() {
         let webhook =
             Webhook::command(&env.slack, app, "C1", "U1", "/lobu", &format!("link {code}"));
         env.send(app, &webhook).await.expect("an answer");
-        env.slack.wait_for_receipt("linked", |r| webhook.response_url.ends_with(&r.to)).await;
+        env.slack
+            .wait_for_receipt("the reply to the link code", |r| {
+                webhook.response_url.ends_with(&r.to)
+            })
+            .await;
     }
     send_and_wait(&env, &app, "from the one who leaves").await;
     send_and_wait(&env, &other, "from the one who stays").await;
@@ -78,13 +83,13 @@ async fn deletes_connection_everywhere() {
     let ran = env.try_tidegate(&["connections", "delete", &id]).expect("it runs");
     let error = String::from_utf8(ran.stderr).expect("text");
     assert!(!ran.status.success() && error.contains("--yes"), "{error}");
-    let said = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
+    let printed = env.tidegate(&["connections", "delete", &id, "--yes"]).expect("deleted");
     assert!(
-        said.contains("bindings: 1\nlink codes: 2\n")
-            && said.contains("webhooks in the stream: 2\n"),
-        "{said}"
+        printed.contains("bindings: 1\nlink codes: 2\n")
+            && printed.contains("webhooks in the stream: 2\n"),
+        "{printed}"
     );
-    let gone = try_eventually("no row names it", TIMEOUT, async || {
+    let gone = try_eventually("no row names the connection", TIMEOUT, async || {
         tables_naming(&env, &id).await.is_empty().then_some(())
     });
     assert!(gone.await.is_ok(), "{:?} name it", tables_naming(&env, &id).await);
@@ -97,12 +102,13 @@ async fn deletes_connection_everywhere() {
         let answer = env.slack.send(&ingest.url(&app), &app.secret, &webhook).await;
         assert_eq!(answer.expect("an answer").status, 404);
     }
-    assert_eq!(env.stored().await.expect("a count"), 2, "the other's are there");
+    assert_eq!(env.stored().await.expect("a count"), 2, "the other connection's webhooks stay");
     send_and_wait(&env, &other, "still here").await;
     assert!(!env.try_tidegate(&["connections", "show", &id]).expect("it runs").status.success());
 }
 
-/// Tables whose rows of a tenant others must not change. `connections` is compared for all tenants.
+/// Tables in which others must not change rows of a tenant. `connections` is compared for all
+/// tenants.
 const TABLES_OF_TENANT: [&str; 13] = [
     "agents",
     "channel_bindings",
@@ -119,10 +125,10 @@ const TABLES_OF_TENANT: [&str; 13] = [
     "known_channels",
 ];
 
-/// Organizations that do not trust each other. Each attempt is the attacker's.
+/// Connections of a victim and of an attacker, who makes each attempt.
 struct Tenants {
     env: TestEnv,
-    /// An ordinary connection, whose channel `C1` is bound.
+    /// Ordinary connection whose channel `C1` is bound.
     victim: App,
     /// Preview connection of the victim's organization, on the shared app.
     preview: App,
@@ -154,9 +160,9 @@ impl Tenants {
         let preview = App { org: victim.org.clone(), ..preview.await.expect("a connection") };
         let code = env.create_link_code(&victim, &[Surface::Channel]).await.expect("a code");
         let tenants = Self { env, victim, preview, attacker, twin, agent };
-        let said = tenants.command(&tenants.victim, "UOWNER", &format!("link {code}")).await;
-        assert!(said.starts_with("Linked."), "{said}");
-        eventually("the channel is told", TIMEOUT, async || {
+        let reply = tenants.command(&tenants.victim, "UOWNER", &format!("link {code}")).await;
+        assert!(reply.starts_with("Linked."), "{reply}");
+        eventually("the binding is announced", TIMEOUT, async || {
             let known = "select 1 from known_channels where connection_id = $1
                             and not exists (select from outbox)";
             let known = sqlx::query(known).bind(tenants.victim.connection.to_string());
@@ -166,7 +172,8 @@ impl Tenants {
         tenants
     }
 
-    /// Returns everything of the victim that others must not change or cause.
+    /// Returns the state of the victim that others must not change: rows, messages, and requests to
+    /// its agent.
     async fn state(&self) -> Vec<String> {
         let Self { env, victim, preview, .. } = self;
         let owned = [victim.connection.to_string(), victim.org.to_string()];
@@ -187,14 +194,14 @@ impl Tenants {
         let rows: Vec<String> =
             rows.bind(&ids[..]).fetch_all(&env.pool).await.expect("connections");
         state.extend(rows);
-        let said = env.slack.calls_of("chat.postMessage").into_iter();
-        let said = said.filter(|call| call.token.as_deref() == Some(&victim.token)).count();
+        let posted = env.slack.calls_of("chat.postMessage").into_iter();
+        let posted = posted.filter(|call| call.token.as_deref() == Some(&victim.token)).count();
         let asked = self.agent.requests().len();
-        state.push(format!("{said} messages with its token, {asked} requests to its agent"));
+        state.push(format!("{posted} messages with its token, {asked} requests to its agent"));
         state
     }
 
-    /// Sends a webhook. Returns the status, and what became of it.
+    /// Sends a webhook. Returns the status of the response, and the outcome if it was stored.
     async fn send(&self, url: &str, secret: &str, webhook: Webhook) -> String {
         let before = self.env.stored().await.expect("a count");
         let answer = self.env.slack.send(url, secret, &webhook).await.expect("an answer");
@@ -236,18 +243,17 @@ impl Tenants {
         Webhook::command(&self.env.slack, app, "C1", user, "/lobu", text)
     }
 
-    /// Uses a command of the victim's channel. Returns what the person is told.
+    /// Sends a command in channel `C1` of a connection. Returns the reply.
     async fn command(&self, app: &App, user: &str, text: &str) -> String {
         let webhook = self.slash(app, user, text);
         let answer = self.env.send(app, &webhook).await.expect("an answer");
         if answer.status != 200 {
             return format!("{}, not stored", answer.status);
         }
-        let told = self
-            .env
-            .slack
-            .wait_for_receipt("the person hears", |r| webhook.response_url.ends_with(&r.to));
-        told.await.text().to_owned()
+        let reply = self.env.slack.wait_for_receipt("the reply to the command", |r| {
+            webhook.response_url.ends_with(&r.to)
+        });
+        reply.await.text().to_owned()
     }
 
     /// Creates a link code of an organization's agent.
@@ -296,13 +302,13 @@ impl Tenants {
         self.run(&["apply", "-f", file.to_str().expect("UTF-8")])
     }
 
-    /// Runs a statement of a test with the ids of connections or organizations.
+    /// Runs a statement with these ids. Returns the number of affected rows.
     async fn execute(&self, statement: &'static str, ids: &[&str]) -> u64 {
         let query = ids.iter().fold(sqlx::query(statement), |query, id| query.bind(*id));
         query.execute(&self.env.pool).await.expect(statement).rows_affected()
     }
 
-    /// Removes the victim's code. A used one stays, and differs in the state.
+    /// Deletes the unused link codes of the victim. A used one would change the state.
     async fn remove_unused_code(&self) {
         let statement = "delete from link_codes where consumed_at is null and org_id = $1";
         self.execute(statement, &[self.victim.org.as_str()]).await;
@@ -319,24 +325,24 @@ impl Tenants {
         self.run(&[&of_agent[..], &["--connection", &id]].concat())
     }
 
-    /// Such a code can't be created.
+    /// Uses a link code that names the victim's connection, which can only be written directly.
     async fn use_code_for_victim(&self) -> String {
         let Self { attacker, twin, victim, .. } = self;
         let code = self.code(&attacker.org, agent_id(), Some(twin.connection)).await;
         let ids = [victim, twin].map(|app| app.connection.to_string());
         let statement = "update link_codes set connection_id = $1 where connection_id = $2";
         assert_eq!(self.execute(statement, &[&ids[0], &ids[1]]).await, 1);
-        let said = self.command(victim, "U3", &format!("link {code}")).await;
+        let reply = self.command(victim, "U3", &format!("link {code}")).await;
         let statement = "delete from link_codes where connection_id = $1 and consumed_at is null";
         self.execute(statement, &[&ids[0]]).await;
-        said
+        reply
     }
 
     async fn use_code_of_victim(&self) -> String {
         let code = self.code(&self.victim.org, agent_id(), Some(self.victim.connection)).await;
-        let said = self.command(&self.attacker, "U4", &format!("link {code}")).await;
+        let reply = self.command(&self.attacker, "U4", &format!("link {code}")).await;
         self.remove_unused_code().await;
-        said
+        reply
     }
 
     async fn link_own_app(&self) -> String {
@@ -353,28 +359,28 @@ impl Tenants {
             "user_team": attacker.team, "channel_type": "channel",
             "text": format!("/lobu link {code}") });
         env.send(victim, &self.event(victim, inner)).await.expect("an answer");
-        let told = try_eventually("the guest is told", TIMEOUT, async || {
-            let mut told = env.slack.receipts();
-            told.retain(|r| r.by == "chat.postEphemeral" && r.body["user"] == "UGUEST");
-            told.pop().map(|told| told.text().to_owned())
+        let notice = try_eventually("the guest gets a notice", TIMEOUT, async || {
+            let mut notice = env.slack.receipts();
+            notice.retain(|r| r.by == "chat.postEphemeral" && r.body["user"] == "UGUEST");
+            notice.pop().map(|notice| notice.text().to_owned())
         });
-        let told = told.await.unwrap_or_else(|late| late.to_string());
+        let notice = notice.await.unwrap_or_else(|late| late.to_string());
         self.remove_unused_code().await;
-        told
+        notice
     }
 
     async fn notify_channel(&self) -> String {
         let Self { env, attacker, preview, .. } = self;
         let code = self.code(&attacker.org, agent_id(), None).await;
-        let said = self.command(preview, "U7", &format!("link {code}")).await;
-        if !said.starts_with("Linked.") {
-            return said;
+        let reply = self.command(preview, "U7", &format!("link {code}")).await;
+        if !reply.starts_with("Linked.") {
+            return reply;
         }
         let webhook = Webhook::message(&env.slack, preview, "C1", "U7", "hi <!channel>");
         env.send(preview, &webhook).await.expect("an answer");
-        let heard =
+        let answer =
             env.slack.wait_for_receipt("an answer", |r| r.text().starts_with("I heard: hi"));
-        heard.await.text().to_owned()
+        answer.await.text().to_owned()
     }
 
     async fn send_forwarded(&self) -> String {
@@ -464,7 +470,7 @@ impl Tenants {
             "a command in the victim's team": self.send_own(self.slash(victim, "U1", "unlink")) => dropped;
             "an uninstall of the victim's app": self.send_own(uninstalled(victim)) => dropped;
             "revoked tokens of the victim's app": self.send_own(revoked(victim)) => dropped;
-            // The same, with ids that only look like the victim's.
+            // The same, with ids that equal the victim's.
             "an uninstall without ids": self.send_own(of_nobody) => "200, ignored";
             "the victim's bot as an own one": self.send_own(revoked(attacker)) => "200, ignored";
             "another id for the victim's channel":
@@ -500,13 +506,13 @@ impl Tenants {
             // Files of operators.
             "declare the victim's installation":
                 async move { self.apply(&installation) } => "belongs to organization";
-            "declare the victim's connection": async move { self.apply(&with_id) } => "is of another installation";
+            "declare the victim's connection": async move { self.apply(&with_id) } => "another installation";
             "declare the victim's agent": async move { self.apply(&with_agent) } => "has no agent only-theirs";
         }
     }
 }
 
-/// In every way of the table: each is refused, and nothing of the victim's is changed or used.
+/// Each attempt of [`Tenants::attempts`] is refused, and changes and uses nothing of the victim's.
 #[tokio::test]
 async fn reaches_no_other_tenant() {
     let tenants = Tenants::start().await;
@@ -529,7 +535,7 @@ async fn reaches_no_other_tenant() {
         before = state;
     }
     assert!(reached.is_empty(), "{}", reached.join("\n"));
-    // The victim's own webhook does change something that is compared.
+    // A webhook of the victim itself does change the compared state.
     let Tenants { victim, .. } = &tenants;
     let sent = tenants.send_to_victim(&victim.secret, tenants.message(victim)).await;
     assert_eq!(sent, "200, completed");

@@ -18,7 +18,7 @@ const ID_CHARS: usize = 100;
 const OPTIONS_MAX: usize = 5;
 /// Maximum number of people who may decide.
 const ALLOWED_MAX: usize = 50;
-/// Time to decide, without one of the agent.
+/// Time to decide if the agent sets none.
 const EXPIRES_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// Bounds of the time to decide.
 const EXPIRES_BOUNDS: (Duration, Duration) =
@@ -35,8 +35,8 @@ pub struct AgentAsk {
     pub expires_in: Duration,
 }
 
-/// Parses a question. `None` without a prompt. What has a wrong type or is beyond a limit is
-/// dropped.
+/// Parses a question. Returns `None` without a prompt. Fields of a wrong type are ignored; values
+/// beyond a limit are cut.
 pub(super) fn parse_ask(ask: &Value) -> Option<AgentAsk> {
     let prompt: String = ask["prompt"].as_str()?.trim().chars().take(PROMPT_CHARS).collect();
     if prompt.is_empty() {

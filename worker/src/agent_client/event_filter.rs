@@ -6,11 +6,11 @@ use bytes::Bytes;
 /// Maximum bytes of an event, with its field names. Comments do not count.
 pub(super) const EVENT_BYTES_MAX: usize = 64 * 1024;
 
-/// An event has over [`EVENT_BYTES_MAX`] bytes.
+/// Event of more than [`EVENT_BYTES_MAX`] bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EventTooLongError;
 
-/// Filter of one stream. The event that was begun is counted, not kept.
+/// Filter of one stream. Counts the bytes of the current event without keeping them.
 #[derive(Debug, Default)]
 pub(super) struct EventFilter {
     /// Beginning of a character that the next chunk continues: up to three bytes.
@@ -30,7 +30,7 @@ enum Line {
 }
 
 impl EventFilter {
-    /// Returns the bytes with invalid ones replaced by U+FFFD.
+    /// Returns the chunk with invalid UTF-8 replaced by U+FFFD. Fails if an event is too long.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<Bytes, EventTooLongError> {
         let chunk = match self.partial.is_empty() && std::str::from_utf8(&chunk).is_ok() {
             true => chunk,

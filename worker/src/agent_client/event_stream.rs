@@ -1,4 +1,4 @@
-//! Event stream of an agent: server-sent events, bounded, with a limit of silence.
+//! Event stream of an agent: server-sent events with limits of size and silence.
 
 use super::{
     AgentError, FailureKind,
@@ -11,7 +11,7 @@ use shared::{runtime::telemetry::ErrorChain, store::Agent};
 use sse_stream::{Sse, SseByteStream};
 use std::{pin::Pin, time::Duration};
 
-/// Maximum characters of an event's id. A longer one is no id.
+/// Maximum characters of an event's id. A longer id is ignored.
 const ID_CHARS_MAX: usize = 256;
 
 /// Event with the id by which the agent resumes after it.
@@ -36,7 +36,7 @@ struct ReadError {
 }
 
 impl AgentStream {
-    /// Creates the stream of a response. It fails if no byte comes for `silence`.
+    /// Creates the stream of a response. It fails if no byte arrives for `silence`.
     pub(super) fn of_response(
         agent: &Agent,
         response: reqwest::Response,
@@ -63,15 +63,15 @@ impl AgentStream {
         let filtered = chunks.map(move |chunk| {
             filter.push(chunk?).map_err(|_| ReadError {
                 kind: FailureKind::Unusable,
-                reason: format!("an event has over {EVENT_BYTES_MAX} bytes"),
+                reason: format!("an event exceeds {EVENT_BYTES_MAX} bytes"),
             })
         });
         let events = Box::pin(SseByteStream::new(Box::pin(filtered)));
         Self { agent: agent.id.to_string(), events }
     }
 
-    /// Returns the next event that is not ignored; `None` at the end of the response. Can be
-    /// cancelled without a loss.
+    /// Returns the next event that is not ignored, or `None` at the end of the response.
+    /// Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<StreamEvent>, AgentError> {
         while let Some(sse) = self.events.next().await {
             let sse = sse.map_err(|error| self.failure(error))?;
@@ -80,7 +80,10 @@ impl AgentStream {
                 sse.data.as_deref().unwrap_or_default(),
             );
             if event != AgentEvent::Ignored {
-                return Ok(Some(StreamEvent { id: sse.id.filter(|id| is_header(id)), event }));
+                return Ok(Some(StreamEvent {
+                    id: sse.id.filter(|id| is_header_value(id)),
+                    event,
+                }));
             }
         }
         Ok(None)
@@ -100,7 +103,7 @@ impl AgentStream {
 }
 
 /// Returns whether an id can be sent back in a header.
-fn is_header(id: &str) -> bool {
+fn is_header_value(id: &str) -> bool {
     !id.is_empty() && id.len() <= ID_CHARS_MAX && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
@@ -109,7 +112,7 @@ pub(super) mod tests {
     use super::*;
     use futures_util::stream;
 
-    /// Returns the events of chunks, and the failure.
+    /// Returns the events in the chunks, and the failure if there is one.
     pub(crate) async fn events_of(
         agent: &Agent,
         chunks: Vec<Bytes>,

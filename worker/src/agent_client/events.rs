@@ -17,18 +17,18 @@ pub enum AgentEvent {
     Blocks(Vec<Value>),
     /// Question to people. It ends the answer.
     Ask(Box<AgentAsk>),
-    /// What the agent does now, for the status of the thread.
+    /// Current activity of the agent, for the status of the thread.
     Status(String),
     /// Title of the session.
     Title(String),
     /// Questions that the person may ask next.
     Prompts(Vec<Prompt>),
-    /// The agent cannot go on after the last event that Tidegate has: the answer begins anew.
+    /// The agent cannot resume after the last event that Tidegate has: the answer starts over.
     Reset,
     /// The answer is complete.
     Done,
     Failed(AgentFailure),
-    /// Event that this release does not know, or without content.
+    /// Event that is unknown to this release, or without content.
     Ignored,
 }
 
@@ -66,13 +66,13 @@ pub struct AgentFailure {
     pub code: String,
     /// True if another attempt may succeed.
     pub retry: bool,
-    /// Words for the person.
+    /// Text for the person.
     pub say: Option<String>,
 }
 
 /// Maximum characters of a code.
 const CODE_CHARS: usize = 80;
-/// Maximum characters of words for the person.
+/// Maximum characters of the text for the person.
 const SAY_CHARS: usize = 500;
 /// Slack's limit for the title of a session, in characters.
 const TITLE_CHARS: usize = 200;
@@ -137,13 +137,13 @@ pub(super) fn parse_event(name: &str, data: &str) -> AgentEvent {
     }
 }
 
-/// Reads the title of a session, `None` without one.
+/// Normalizes the title of a session. Returns `None` if it is empty.
 pub(super) fn read_title(title: &str) -> Option<String> {
     let title: String = title.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect();
     Some(title.trim().to_owned()).filter(|title| !title.is_empty())
 }
 
-/// Reads suggested prompts, `None` if the value is no list.
+/// Reads suggested prompts. Returns `None` if the value is not a list.
 pub(super) fn read_prompts(prompts: &Value) -> Option<Vec<Prompt>> {
     let prompt = |prompt: &Value| {
         let text = |name: &str, max: usize| -> Option<String> {

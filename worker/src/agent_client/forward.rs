@@ -23,8 +23,7 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_millis(2_900);
 /// Response of an app.
 #[derive(Debug)]
 pub enum ForwardResult {
-    /// Status 2xx, with the body. An empty body also stands for an acknowledgement that came too
-    /// late.
+    /// Status 2xx, with the body.
     Handled(Vec<u8>),
     /// Status 2xx with a body that is too long or ended early.
     HandledUnreadably,
@@ -77,7 +76,7 @@ impl AgentClient {
         let response = read(agent, response, deadline).await;
         match (response.status, &response.body) {
             (200..300, Ok(_)) => Ok(ForwardResult::Handled(response.body.unwrap_or_default())),
-            // The app has handled it, so it must not get it again.
+            // The app handled the webhook and must not get it again.
             (200..300, Err(_)) => Ok(ForwardResult::HandledUnreadably),
             (404, Ok(body)) if is_unhandled_by_bolt(envelope.kind, body) => {
                 Ok(match began.elapsed() >= ACKNOWLEDGE_TIMEOUT {
@@ -110,11 +109,12 @@ mod tests {
 
     #[test]
     fn rejects_404_of_proxy_or_wrong_path() {
-        let said = is_unhandled_by_bolt;
-        assert!(said(WebhookKind::Event, br#"{"error": "unhandled request"}"#));
-        assert!(said(WebhookKind::Event, br#"{"error":"no handler found"}"#));
-        assert!(said(WebhookKind::Command, b"") && !said(WebhookKind::Event, b""));
-        assert!(!said(WebhookKind::Command, b"<html>404 Not Found</html>"));
-        assert!(!said(WebhookKind::Command, br#"{"message":"no Route matched"}"#));
+        let is_unhandled = is_unhandled_by_bolt;
+        assert!(is_unhandled(WebhookKind::Event, br#"{"error": "unhandled request"}"#));
+        assert!(is_unhandled(WebhookKind::Event, br#"{"error":"no handler found"}"#));
+        assert!(is_unhandled(WebhookKind::Command, b""));
+        assert!(!is_unhandled(WebhookKind::Event, b""));
+        assert!(!is_unhandled(WebhookKind::Command, b"<html>404 Not Found</html>"));
+        assert!(!is_unhandled(WebhookKind::Command, br#"{"message":"no Route matched"}"#));
     }
 }

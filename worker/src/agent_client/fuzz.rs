@@ -53,7 +53,8 @@ fn agent() -> Agent {
     }
 }
 
-/// Input: two bytes for kind and status, and the body of an app's response.
+/// Checks the classification of an app's response. The input has a byte for the kind, one for the
+/// status, and the body.
 fn classifies_response(input: &[u8]) {
     let [kind, status, rest @ ..] = input else { return };
     let kinds = [
@@ -79,8 +80,8 @@ fn classifies_any_response_of_an_app() {
     bolero::check!().with_test_time(TIME).for_each(classifies_response);
 }
 
-/// Input: a byte for the length of the chunks, and the bytes of a stream. The events do not depend
-/// on how the bytes are cut, and are bounded.
+/// Checks that the events of a stream are bounded and do not depend on the chunks. The input has a
+/// byte for the length of the chunks, and the bytes of the stream.
 fn reads_stream(input: &[u8]) {
     let [length, bytes @ ..] = input else { return };
     let chunks = |length: usize| bytes.chunks(length).map(bytes::Bytes::copy_from_slice).collect();

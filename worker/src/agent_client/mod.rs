@@ -1,9 +1,9 @@
-//! Client of agents: HTTP endpoints that answer. `worker/docs/agents.md` describes the protocol.
+//! HTTP client of agents. `worker/docs/agents.md` describes the protocol.
 //!
 //! Called by dispatch. An agent gets a request (mode `reply`) or a webhook as Slack sent it (mode
 //! `forward`). A call has the same id in every attempt, since a crash before the commit repeats it.
-//! A failure is classified by its meaning for agent and delivery. Redirects are not followed, and
-//! addresses are checked by [`ssrf_guard`].
+//! A failure is classified by its consequence for agent and delivery. Redirects are not followed,
+//! and addresses are checked by [`ssrf_guard`].
 
 mod ask;
 mod event_filter;
@@ -53,9 +53,9 @@ use tokio::time::Instant;
 
 /// Maximum bytes of a response. Slack's limit for a message is 40,000 characters.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024;
-/// Maximum time of a connection's begin: an agent that accepts none is unavailable.
+/// Timeout for establishing a connection. An agent that accepts none in this time is unavailable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum time of a cancellation.
+/// Timeout of a cancellation.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum characters of an agent's error that are kept.
 const ERROR_CHARS: usize = 200;
@@ -64,9 +64,9 @@ const ERROR_CHARS: usize = 200;
 #[derive(Clone)]
 pub struct AgentClient {
     networks: Networks,
-    /// Client for all allowed addresses.
+    /// HTTPS client for all allowed addresses.
     https: reqwest::Client,
-    /// Client for networks of TIDEGATE_AGENT_ALLOWED_NETWORKS.
+    /// Client with or without TLS, only for networks in TIDEGATE_AGENT_ALLOWED_NETWORKS.
     plain_http: reqwest::Client,
     /// Maximum silence within an event stream.
     silence: Duration,
@@ -91,7 +91,7 @@ pub enum FailureKind {
     Failing,
     /// The answer is invalid: counts against the delivery.
     Unusable,
-    /// The agent refused the delivery in the protocol: it is never going to accept it.
+    /// The agent refused the delivery by the protocol's error: it will never accept it.
     Refused,
 }
 
@@ -122,7 +122,7 @@ impl AgentClient {
             };
             reqwest::Client::builder()
                 .redirect(reqwest::redirect::Policy::none())
-                .no_proxy() // a proxy would resolve names behind the guard's back
+                .no_proxy() // a proxy would resolve names without the guard
                 .dns_resolver(Arc::new(guard))
                 .connect_timeout(CONNECT_TIMEOUT)
                 .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
@@ -191,7 +191,7 @@ impl AgentClient {
         parse_reply(&response.body?).map(Answer::Reply).map_err(|reason| invalid(reason.into()))
     }
 
-    /// Tells an agent that a run was cancelled: POST `cancel` below its address.
+    /// Notifies an agent that a run was cancelled: POST to `cancel` below its URL.
     pub async fn cancel(&self, agent: &Agent, run: &str, reason: &str) -> Result<(), AgentError> {
         let result = self.try_cancel(agent, run, reason).await;
         self.metrics.record(AgentMode::Reply, &result, |()| "cancelled");
@@ -200,7 +200,7 @@ impl AgentClient {
 
     async fn try_cancel(&self, agent: &Agent, run: &str, reason: &str) -> Result<(), AgentError> {
         let mut url: Url =
-            agent.url.parse().map_err(|_| unusable(agent, "its address is no URL"))?;
+            agent.url.parse().map_err(|_| unusable(agent, "its URL is malformed"))?;
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().push("cancel");
         }
@@ -215,8 +215,8 @@ impl AgentClient {
         }
     }
 
-    /// Begins a request with the agent's headers. An agent that refuses those that were declared
-    /// last gets the ones before, as long as they are kept.
+    /// Sends a request with the agent's current headers. If the agent answers 401 or 403, sends it
+    /// again with the previous headers, as long as they are kept.
     async fn begin_with_headers(
         &self,
         agent: &Agent,
@@ -257,7 +257,7 @@ impl AgentClient {
     /// Returns a POST request to the agent if its address is allowed.
     fn post(&self, agent: &Agent, url: &str) -> Result<RequestBuilder, AgentError> {
         let invalid = |reason: String| unusable(agent, &reason);
-        let url: Url = url.parse().map_err(|_| invalid("its address is no URL".into()))?;
+        let url: Url = url.parse().map_err(|_| invalid("its URL is malformed".into()))?;
         let plain_http =
             self.networks.check(&url).map_err(|refused| invalid(refused.to_string()))?;
         let client = if plain_http { &self.plain_http } else { &self.https };
@@ -265,8 +265,7 @@ impl AgentClient {
     }
 }
 
-/// Returns a request with headers whose values are not logged, and with the trace context of the
-/// present span.
+/// Adds headers, whose values are not logged, and the trace context of the current span.
 fn with_headers(request: RequestBuilder, headers: &AgentHeaders) -> RequestBuilder {
     let mut all = HeaderMap::new();
     for (name, value) in headers.iter() {
@@ -303,7 +302,7 @@ async fn read(agent: &Agent, mut response: reqwest::Response, deadline: Instant)
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(agent, error))? {
             if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
-                let reason = format!("its answer has over {RESPONSE_BYTES_MAX} bytes");
+                let reason = format!("its answer exceeds {RESPONSE_BYTES_MAX} bytes");
                 return Err(unusable(agent, &reason));
             }
             body.extend_from_slice(&chunk);
@@ -341,8 +340,8 @@ fn unusable(agent: &Agent, reason: &str) -> AgentError {
     AgentError { kind: FailureKind::Unusable, message, retry_after: None }
 }
 
-/// Classifies a response without a reply. Only an error in the protocol is final: other 4xx may
-/// come from a proxy or a deployment.
+/// Classifies a response without a reply. Only an error in the protocol's form is final: other 4xx
+/// may come from a proxy or a deployment.
 fn refusal(agent: &Agent, response: &Response) -> AgentError {
     let status = response.status;
     let body = response.body.as_deref().unwrap_or_default();

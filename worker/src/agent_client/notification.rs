@@ -9,8 +9,8 @@ use std::time::Duration;
 const RESPONSE_BYTES_MAX: usize = 16 * 1024;
 
 impl AgentClient {
-    /// Sends a notification. `id` is the same in every attempt. Returns the body of the response,
-    /// or the failure for operators.
+    /// Sends a notification. `id` is the same in every attempt. Returns the body of the response.
+    /// The error is a text for operators.
     pub async fn notify(
         &self,
         endpoint: &NotificationEndpoint,
@@ -18,7 +18,7 @@ impl AgentClient {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, String> {
-        let url: Url = endpoint.url.parse().map_err(|_| "its address is no URL".to_owned())?;
+        let url: Url = endpoint.url.parse().map_err(|_| "its URL is malformed".to_owned())?;
         let plain_http = self.networks.check(&url).map_err(|refused| refused.to_string())?;
         let client = if plain_http { &self.plain_http } else { &self.https };
         let now = unix_now();
@@ -41,12 +41,12 @@ impl AgentClient {
             .body(body);
         let mut response = request.send().await.map_err(failed)?;
         if !response.status().is_success() {
-            return Err(format!("it answered {}", response.status().as_u16()));
+            return Err(format!("the backend answered {}", response.status().as_u16()));
         }
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if answer.len() + chunk.len() > RESPONSE_BYTES_MAX {
-                return Err(format!("its answer has over {RESPONSE_BYTES_MAX} bytes"));
+                return Err(format!("its answer exceeds {RESPONSE_BYTES_MAX} bytes"));
             }
             answer.extend_from_slice(&chunk);
         }

@@ -30,8 +30,8 @@ pub struct SessionChange {
     pub prompts: Option<Vec<Prompt>>,
 }
 
-/// Parses a reply. Fields that an agent may not set or that have a wrong type are dropped, null
-/// means absent. Fails if nothing usable is left of a text or blocks.
+/// Parses a reply. Fields that an agent may not set or that have a wrong type are dropped; null
+/// means absent. Fails if the answer is not a JSON object, or has only content of a wrong type.
 pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static str> {
     let answer = repair(answer);
     if answer.trim().is_empty() {
@@ -53,7 +53,9 @@ pub(super) fn parse_reply(answer: &[u8]) -> Result<Option<AgentReply>, &'static 
                 || field("markdown").is_some_and(|text| !text.is_string())
                 || field("blocks").is_some_and(|blocks| !blocks.is_array());
             return match has_wrong_type {
-                true => Err("its answer has text that is no string, or blocks that are no list"),
+                true => {
+                    Err("its answer has text that is not a string or blocks that are not a list")
+                }
                 false => Ok(None),
             };
         }

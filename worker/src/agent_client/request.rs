@@ -1,4 +1,4 @@
-//! Questions to agents: the JSON of a request.
+//! JSON of the requests to agents.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,7 +12,7 @@ pub struct AgentRequest<'a> {
     pub protocol: u8,
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Execution of this question, the same in every attempt.
+    /// Id of the run, the same in every attempt.
     pub run: &'a str,
     pub trigger: Trigger<'a>,
     pub connection: ConnectionId,
@@ -29,7 +29,7 @@ pub struct AgentRequest<'a> {
     pub subject: Subject,
 }
 
-/// Cause of a question that is no message.
+/// Subject of a request that is not a single message.
 #[derive(Debug, Default, Serialize)]
 #[allow(missing_docs)] // the JSON's names
 pub struct Subject {

@@ -1,4 +1,4 @@
-//! Signatures of calls to agents: by Standard Webhooks, and as Slack signs.
+//! Signatures of calls to agents, by Standard Webhooks or in Slack's scheme.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
@@ -51,7 +51,7 @@ mod tests {
         }
     }
 
-    /// Example of Slack's page, which also tests ingest.
+    /// Example of Slack's documentation, which ingest's tests use, too.
     #[test]
     fn signs_forwards_as_slack() {
         let body = b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&\

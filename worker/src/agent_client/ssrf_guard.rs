@@ -1,9 +1,9 @@
 //! Limits agents to public addresses and the networks in TIDEGATE_AGENT_ALLOWED_NETWORKS.
 //!
 //! An organization chooses the URL of its agent, which must not lead into internal networks or to a
-//! cloud's metadata. Addresses are checked when names are resolved, and the checked addresses are
-//! those that are connected to: a name that resolves differently the next time gains nothing. Calls
-//! without TLS are allowed only in the named networks.
+//! cloud's metadata service. Addresses are checked when a name is resolved, and the connection goes
+//! to a checked address, so DNS rebinding has no effect. Calls without TLS are allowed only in the
+//! named networks.
 
 use ipnet::IpNet;
 use reqwest::{
@@ -15,9 +15,9 @@ use std::{
     sync::Arc,
 };
 
-/// Address that no agent may have.
+/// Address, port or URL form that agents may not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}: no address for an agent; TIDEGATE_AGENT_ALLOWED_NETWORKS may allow its network")]
+#[error("{0} is blocked for agents; TIDEGATE_AGENT_ALLOWED_NETWORKS may allow its network")]
 pub struct BlockedAddressError(pub String);
 
 /// Networks that are allowed besides public addresses.
@@ -25,7 +25,7 @@ pub struct BlockedAddressError(pub String);
 pub struct Networks(Arc<[IpNet]>);
 
 impl Networks {
-    /// Allows these networks and public addresses.
+    /// Creates the set of allowed networks. Public addresses are always allowed.
     pub fn new(named: Vec<IpNet>) -> Self {
         Self(named.into())
     }
@@ -50,7 +50,7 @@ impl Networks {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(BlockedAddressError("a URL with a user or password".into()));
         }
-        // Below 1024 are services that are no agents, as SSH and SMTP.
+        // Ports below 1024 belong to other services, such as SSH and SMTP.
         if let Some(port @ ..1024) = url.port().filter(|port| ![80, 443].contains(port)) {
             return Err(BlockedAddressError(format!("port {port}")));
         }
@@ -76,12 +76,12 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     let special = address.is_private()
         || address.is_loopback()
-        || address.is_link_local() // the metadata of clouds, too
+        || address.is_link_local() // includes the metadata services of clouds
         || address.is_multicast()
         || address.is_documentation()
         || a == 0
         || a >= 240 // reserved, broadcast
-        || (a == 100 && (64..128).contains(&b)) // shared by carriers
+        || (a == 100 && (64..128).contains(&b)) // carrier-grade NAT
         || (a == 198 && (b == 18 || b == 19)) // benchmarks
         || (a == 192 && b == 0 && c == 0)
         || (a == 192 && b == 88 && c == 99);
@@ -115,13 +115,13 @@ pub struct GuardedResolver {
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (networks, named_only) = (self.networks.clone(), self.named_only);
-        let called = name.as_str().to_owned();
-        let looking = self.lookup.resolve(name);
+        let host = name.as_str().to_owned();
+        let lookup = self.lookup.resolve(name);
         Box::pin(async move {
             let allowed: Vec<_> =
-                looking.await?.filter(|found| networks.allows(found.ip(), named_only)).collect();
+                lookup.await?.filter(|found| networks.allows(found.ip(), named_only)).collect();
             match allowed.is_empty() {
-                true => Err(BlockedAddressError(called).into()),
+                true => Err(BlockedAddressError(host).into()),
                 false => Ok(Box::new(allowed.into_iter()) as Addrs),
             }
         })

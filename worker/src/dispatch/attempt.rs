@@ -1,8 +1,8 @@
 //! Runs one attempt of a delivery and returns its outcome.
 //!
-//! Called by the scheduler's tasks. An attempt reads the payload, calls the agent or the team's
-//! own handler, and classifies the result. Nothing is recorded here but the state of the circuit
-//! breaker.
+//! Called by the scheduler's tasks. An attempt loads the payload, calls the agent or the team's
+//! own handler, and classifies the result. `outcome_recorder` records outcomes; an attempt itself
+//! records only states of the circuit breaker, waiting notices and merged messages.
 
 use super::{
     agents::{self, Completion},
@@ -39,26 +39,32 @@ use tracing::{Instrument, Span, info, warn};
 /// Wait after Postgres or the worker's row was unavailable, or when the worker had no capacity.
 pub const RELEASE_WAIT: Duration = Duration::from_millis(500);
 
-/// Reason and error of a delivery that is given up after crashes.
+/// Reason and error of a dead letter after [`CRASHES_MAX`] crashes.
 const CRASHED: (&str, &str) =
-    ("its attempts ended without an outcome", "a panic, or a process that died");
+    ("attempts ended without an outcome", "the attempt panicked, or its process died");
+
+/// Reason of a dead letter whose payload cannot be loaded.
+const PAYLOAD_LOST: &str = "the payload is missing or unreadable";
 
 /// Outcome of an attempt, to be recorded.
 pub enum AttemptOutcome {
-    /// The delivery ends, with a change of its conversation if the command asked for one.
+    /// The delivery ends, with a change of its conversation if there is one: a new session, or an
+    /// approval.
     Finished(Box<FinishedDelivery>, Option<Change>),
-    /// The delivery waits.
+    /// The delivery waits for another attempt.
     Postponed(PostponedDelivery),
 }
 
 /// Result of calling the agent or the handler.
 pub enum CallResult {
     Completed(Box<Completion>),
+    /// The agent failed. The duration is the time for which the delivery is retried.
     Failed(AgentError, Duration),
     DeadLetter {
         reason: String,
         error: String,
     },
+    /// The attempt could not be made, and does not count.
     Released {
         after: Duration,
         error: String,
@@ -69,9 +75,9 @@ pub enum CallResult {
 
 /// Result of an attempt.
 #[expect(clippy::large_enum_variant, reason = "returned, never stored")]
-pub enum Attempted {
+pub enum AttemptResult {
     Ended(AttemptOutcome),
-    /// The attempt goes on as a run.
+    /// The attempt continues as a run.
     Streaming(Box<StreamingRun>),
 }
 
@@ -81,26 +87,26 @@ impl CallResult {
     }
 }
 
-/// Runs an attempt. After [`CRASHES_MAX`] crashes the delivery is given up.
+/// Runs an attempt. After [`CRASHES_MAX`] crashes the delivery becomes a dead letter.
 pub async fn run(
     context: &AttemptContext,
     term: &Arc<WorkerTerm>,
     delivery: ClaimedDelivery,
-) -> Attempted {
+) -> AttemptResult {
     let began = Instant::now();
     if delivery.crashes > CRASHES_MAX {
-        // Giving it up with a notice crashed, too.
+        // The attempt that built the failure notice crashed, too: no notice.
         let (reason, error) = CRASHED;
-        return Attempted::Ended(dead_letter(delivery, reason, error.into(), Vec::new(), None));
+        return AttemptResult::Ended(dead_letter(delivery, reason, error.into(), Vec::new(), None));
     }
     let envelope = match payloads::load(context, &delivery).await {
         Ok(envelope) => envelope,
         Err(PayloadError::Wait(after, error)) => {
-            return Attempted::Ended(released_outcome(delivery, after, error));
+            return AttemptResult::Ended(released_outcome(delivery, after, error));
         }
-        Err(PayloadError::Gone(error)) => {
-            let outcome = dead_letter(delivery, "its bytes are gone", error, Vec::new(), None);
-            return Attempted::Ended(outcome);
+        Err(PayloadError::Lost(error)) => {
+            let outcome = dead_letter(delivery, PAYLOAD_LOST, error, Vec::new(), None);
+            return AttemptResult::Ended(outcome);
         }
     };
     let span = span(&delivery, &envelope);
@@ -110,7 +116,7 @@ pub async fn run(
     if let CallResult::Streaming(run) = result {
         // The first event of the stream is a success for the circuit breaker.
         record(context, envelope.connection, kind, "completed", began);
-        return Attempted::Streaming(run);
+        return AttemptResult::Streaming(run);
     }
     let (label, outcome) = outcome_of(context, delivery, &envelope, result).await;
     record(context, envelope.connection, kind, label, began);
@@ -120,7 +126,7 @@ pub async fn run(
         let latency = SystemTime::now().duration_since(received).unwrap_or_default();
         context.metrics.record_latency(latency);
     }
-    Attempted::Ended(outcome)
+    AttemptResult::Ended(outcome)
 }
 
 fn record(
@@ -161,7 +167,7 @@ pub async fn outcome_of(
         }
         CallResult::DeadLetter { reason, error } => (reason, error),
         CallResult::Streaming(_) => {
-            // `run` handles it.
+            // Unreachable: `run` handles streams.
             return ("released", released_outcome(delivery, RELEASE_WAIT, String::new()));
         }
         CallResult::Failed(error, retry_for) => {
@@ -204,7 +210,8 @@ pub async fn outcome_of(
         }
     };
     let notice = notices::build_failure_notice(context, &delivery, envelope).await;
-    // Slack would replace a view that is updated before its open request is answered.
+    // As a sync response if possible: Slack replaces a view that is updated while its request is
+    // open.
     let messages = match notice.as_ref().and_then(agents::failure_response) {
         Some(body) => {
             let late = notice.into_iter().collect();
@@ -251,7 +258,7 @@ async fn call(
         Err(error) => return unavailable(ErrorChain(&error).to_string()),
     };
     if delivery.attempts == 1 && delivery.waited > agent.keep_for {
-        let reason = "it waited too long for its first attempt".to_owned();
+        let reason = "the delivery waited too long for its first attempt".to_owned();
         return CallResult::DeadLetter { reason, error: format!("waited {:?}", delivery.waited) };
     }
     if !term.holds() {
@@ -298,8 +305,8 @@ async fn call_handler(
     }
 }
 
-/// Sends a response into the HTTP request that waits for it. Returns the messages to send instead
-/// if no request waits.
+/// Relays a sync response to the HTTP request that waits for it. Returns the messages to send
+/// instead if no request waits.
 async fn relay_response(
     context: &Context,
     envelope: &Envelope,
@@ -312,7 +319,7 @@ async fn relay_response(
     }
 }
 
-/// Returns the outcome that puts a delivery back. The attempt does not count.
+/// Returns the outcome that releases a delivery. The attempt does not count.
 pub fn released_outcome(
     delivery: ClaimedDelivery,
     after: Duration,
@@ -358,15 +365,15 @@ fn dead_letter(
     AttemptOutcome::Finished(Box::new(finished), None)
 }
 
-/// Returns a random number in 0.0..1.0, 0.0 if the system has no randomness.
+/// Returns a random number in 0.0..1.0, or 0.0 if the system's random source fails.
 fn jitter() -> f64 {
     let mut byte = [0_u8];
     let _ = getrandom::fill(&mut byte);
     f64::from(byte[0]) / 256.0
 }
 
-/// Returns the trace span of an attempt, linked to the request that brought the webhook. The
-/// request does not contain the attempt.
+/// Returns the trace span of an attempt, linked to the span of the webhook's HTTP request. It is no
+/// child of that span, which has ended.
 fn span(delivery: &ClaimedDelivery, envelope: &Envelope) -> Span {
     let span = tracing::info_span!(
         target: "tidegate::trace",

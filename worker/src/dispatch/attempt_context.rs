@@ -1,4 +1,5 @@
-//! Clients and state that the attempts of a worker share: circuit breakers and agents' rows.
+//! Clients and state that all attempts of a worker share, such as circuit breakers and cached
+//! agents.
 
 use super::{
     breaker::{CircuitBreakers, Transition},
@@ -30,19 +31,20 @@ const AGENT_TTL: Duration = Duration::from_secs(1);
 /// Number of cached agents above which expired rows are evicted.
 const AGENTS_MAX: usize = 4_096;
 
-/// Opened payload, or the reason why it cannot be opened.
+/// Decrypted payload, or the reason why decryption failed.
 type LoadedPayload = Result<SealedPayload, String>;
-/// Agents' rows, with the time at which they were read.
+/// Rows of agents, with the time at which they were read.
 type AgentCache = HashMap<(OrgId, AgentId), (Instant, Arc<Agent>)>;
 
+/// Clients and state shared by all attempts of a worker.
 pub struct AttemptContext {
     pub clients: Arc<Context>,
     pub handler: Option<(AnyHandler, HandlerSettings)>,
     pub metrics: DispatchMetrics,
-    /// Loads payloads, many per query.
+    /// Batcher that loads payloads, many per query.
     pub payloads: Batcher<ClaimedDelivery, Result<Option<LoadedPayload>, StoreError>>,
     pub recorder: OutcomeRecorder,
-    /// Writes runs, many per statement.
+    /// Batcher that writes runs, many per statement.
     pub run_writes: Batcher<RunWrite, Result<bool, StoreError>>,
     pub run_settings: RunSettings,
     pub budgets: Budgets,
@@ -66,8 +68,8 @@ impl AttemptContext {
         let payloads = Batcher::new(&context.store, load);
         let save = |store: Store, writes: Vec<RunWrite>| async move {
             match store.save_runs(&writes).await {
-                // A write that Postgres refuses must not hold up the others.
-                Err(error) if error.refuses_contents() && writes.len() > 1 => {
+                // A write that Postgres rejects must not fail the others of its batch.
+                Err(error) if error.is_content_rejection() && writes.len() > 1 => {
                     let mut results = Vec::with_capacity(writes.len());
                     for write in writes {
                         results.extend(each_result(1, store.save_runs(&[write]).await));
@@ -94,7 +96,7 @@ impl AttemptContext {
         }
     }
 
-    /// Records at the circuit breaker that an agent answered.
+    /// Records a success of an agent at its circuit breaker.
     pub async fn record_success(&self, delivery: &ClaimedDelivery) {
         if delivery.agent().is_none() {
             return;
@@ -104,7 +106,7 @@ impl AttemptContext {
         self.record_transition(agent, transition, "").await;
     }
 
-    /// Records at the circuit breaker that an agent failed.
+    /// Records a failure of an agent at its circuit breaker.
     pub async fn record_failure(&self, delivery: &ClaimedDelivery, error: &str) {
         if delivery.agent().is_none() {
             return;
@@ -144,7 +146,7 @@ impl AttemptContext {
         self.breakers().has_answered_within(agent, delivery.age, Clock::now())
     }
 
-    /// Returns an agent's row, at most a second old.
+    /// Returns an agent's row, at most [`AGENT_TTL`] old. `None` if the agent does not exist.
     pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Arc<Agent>>, StoreError> {
         let key = (org.clone(), id.clone());
         if let Some((at, agent)) = self.agents().get(&key)

@@ -1,8 +1,8 @@
 //! Circuit breaker per agent: pure state, kept by each worker in memory.
 //!
-//! A circuit opens after several failures in a row on at least two lanes: one conversation that an
-//! agent cannot handle does not mean that the agent is unavailable. While a circuit is open,
-//! Postgres allows one probe at a time (see `deliveries.claim`). Any success closes it.
+//! A circuit opens after [`FAILURES_TO_OPEN`] failures in a row on at least two lanes: an agent
+//! that fails on one conversation may handle all others. While a circuit is open, Postgres allows
+//! one probe at a time (see `deliveries.claim`). Any success closes it.
 
 use shared::stream::Lane;
 use std::{
@@ -18,7 +18,7 @@ const AGENTS_MAX: usize = 10_000;
 /// Change of a circuit, to be recorded for all workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// The agent fails: only probes are attempted.
+    /// The agent fails: only probes may run.
     Open,
     /// The agent answers again.
     Close,
@@ -37,7 +37,8 @@ struct Circuit {
     opened_at: Option<Instant>,
 }
 
-/// Time within which another worker may not see a circuit that this one opened.
+/// Maximum time until an opened circuit is recorded in Postgres. Until then, a circuit that is not
+/// recorded counts as open.
 const RECORDING_DELAY: Duration = Duration::from_secs(3);
 
 impl CircuitBreakers {
@@ -54,6 +55,7 @@ impl CircuitBreakers {
         (probe || was_open).then_some(Transition::Close)
     }
 
+    /// Records a failure on a lane. `probe` is true if the circuit was open when the attempt began.
     pub fn on_failure(
         &mut self,
         agent: (&str, &str),
@@ -79,8 +81,8 @@ impl CircuitBreakers {
         open.map(|(agent, _)| agent.clone()).collect()
     }
 
-    /// Resets circuits that this worker opened and that are no longer recorded as open: a probe of
-    /// another worker succeeded.
+    /// Resets circuits that this worker opened and that are not in `recorded`, the circuits open in
+    /// Postgres: a probe of another worker succeeded.
     pub fn retain_open(&mut self, recorded: &HashSet<(String, String)>, now: Instant) {
         for (agent, circuit) in &mut self.0 {
             let is_recorded = |at| now.saturating_duration_since(at) > RECORDING_DELAY;

@@ -1,40 +1,40 @@
-//! Handler that a team runs in place of agents, behind the same queue and limits.
+//! Interface of a team's own handler: Rust code that handles webhooks in place of agents.
 
 use bytes::Bytes;
 use shared::{domain::OutgoingMessage, slack::InboundPayload, store::Connection, stream::Envelope};
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-/// Limits of the team's own handler.
+/// Limits of a team's own handler.
 #[derive(Debug, Clone, Copy)]
 pub struct HandlerSettings {
-    /// Maximum number of deliveries that run, of all workers.
+    /// Maximum number of concurrent attempts, on all workers together.
     pub max_concurrent: usize,
-    /// Maximum duration of one delivery.
+    /// Maximum duration of one attempt.
     pub timeout: Duration,
 }
 
-/// Outcome of a handler.
+/// Outcome of one attempt of a handler.
 pub enum HandlerOutcome {
     /// The webhook is handled.
     Completed {
         /// Messages to send to Slack.
         messages: Vec<OutgoingMessage>,
-        /// The sync response, and the messages that replace it if Slack no longer waits.
+        /// Sync response, and the messages to send instead if Slack's request has ended.
         response: Option<(Bytes, Vec<OutgoingMessage>)>,
     },
-    /// A dependency of the handler is unavailable: retry later.
+    /// A dependency of the handler is unavailable. Retried with backoff for 24 hours.
     Retry {
         /// The unavailable dependency.
         cause: String,
     },
-    /// The handler failed on this webhook: retry a few times.
+    /// The handler failed on this webhook. Becomes a dead letter after 10 failures.
     Failed {
         /// Description of the failure.
         error: String,
     },
-    /// The webhook can never be handled: move it to the dead letters.
+    /// The webhook can never be handled. Becomes a dead letter at once.
     DeadLetter {
-        /// Reason, the same text for all webhooks of its kind.
+        /// Reason: a constant text, by which dead letters are grouped.
         reason: String,
         /// Details of this webhook.
         error: String,
@@ -53,20 +53,20 @@ impl HandlerOutcome {
     }
 
     /// Returns the outcome with a sync response: the content of a view or a menu. `late` is sent
-    /// instead if Slack no longer waits.
+    /// instead if Slack's request has ended.
     pub fn respond(response: Bytes, late: Vec<OutgoingMessage>) -> Self {
         Self::Completed { messages: Vec::new(), response: Some((response, late)) }
     }
 }
 
-/// Webhook and connection that a handler gets.
+/// Webhook and connection passed to a handler.
 pub struct HandlerContext<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) envelope: &'a Envelope,
 }
 
 impl HandlerContext<'_> {
-    /// Returns the id of the webhook, the same for every repetition: the key for idempotency.
+    /// Returns the id of the webhook, equal in all attempts. Use it as the idempotency key.
     pub fn id(&self) -> &str {
         self.envelope.dedup_key.as_str()
     }
@@ -76,7 +76,7 @@ impl HandlerContext<'_> {
         self.connection
     }
 
-    /// Returns the webhook as stored: kind, times, and the bytes that Slack signed.
+    /// Returns the webhook as stored: kind, times, and the body that Slack signed.
     pub fn envelope(&self) -> &Envelope {
         self.envelope
     }
@@ -84,9 +84,9 @@ impl HandlerContext<'_> {
 
 /// Handler of webhooks in place of agents.
 ///
-/// Called for all webhooks but installation events and Tidegate's commands, one at a time per
+/// Called for all webhooks except installation events and Tidegate's commands, one at a time per
 /// conversation and in order of acceptance. May be called again for the same webhook, after a crash
-/// or a retry; the returned outcome has its effects once.
+/// or for a retry. The effects of its outcome are committed once.
 pub trait Handler: Send + Sync + 'static {
     /// Handles a webhook. `inbound` is its body as far as Tidegate parses it.
     fn handle(
@@ -96,7 +96,7 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = HandlerOutcome> + Send;
 }
 
-/// Placeholder type for a worker without a handler.
+/// Handler type of a worker without an own handler. Never called.
 pub struct NoHandler;
 
 impl Handler for NoHandler {
@@ -107,12 +107,12 @@ impl Handler for NoHandler {
 
 type HandlerFuture<'a> = Pin<Box<dyn Future<Output = HandlerOutcome> + Send + 'a>>;
 
-/// Handler of any type. Cheap to clone.
+/// Shared trait object of a handler. Cheap to clone.
 pub type AnyHandler = Arc<dyn DynHandler>;
 
-/// [`Handler`] as a trait object.
+/// Object-safe form of [`Handler`].
 pub trait DynHandler: Send + Sync {
-    /// Handles a webhook.
+    /// Handles a webhook, see [`Handler::handle`].
     fn handle<'a>(
         &'a self,
         context: &'a HandlerContext<'a>,

@@ -1,18 +1,18 @@
-//! Dispatch: works the durable queue of deliveries, in order per conversation, fair between queues,
-//! limited per agent.
+//! Dispatch: processes the durable queue of deliveries, in order per conversation, fairly between
+//! queues, and limited per agent.
 //!
 //! Run by `app`. `scheduler` claims due deliveries, `attempt` runs one and returns its outcome,
-//! `outcome_recorder` records it, `agents` converts webhooks and answers, `runs` writes answers that
-//! agents stream, `content` gives answers Slack's form, `sessions` shows their status. `breaker`, `capacity`, `content` and
-//! `retry` are pure. Dispatch meets intake in the table `deliveries` and the outbox in the table
-//! `outbox`.
+//! `outcome_recorder` records it, `agents` converts webhooks and answers, `runs` writes streamed
+//! answers to Slack, `content` converts answers to Slack's format, `sessions` shows the status of
+//! agents. `breaker`, `capacity`, `content` and `retry` are pure. Dispatch shares only the table
+//! `deliveries` with intake, and the table `outbox` with the outbox.
 
 mod agents;
 mod attempt;
 mod attempt_context;
 mod breaker;
 mod handler;
-mod merging;
+mod merged_messages;
 mod metrics;
 mod notices;
 mod outcome_recorder;

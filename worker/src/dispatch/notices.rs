@@ -1,4 +1,4 @@
-//! Notices to the person behind a webhook: the delivery waits, or was given up.
+//! Notices to the author of a webhook that its delivery waits or was given up.
 
 use super::{agents, attempt_context::AttemptContext};
 use crate::routing::{self, Webhook};
@@ -13,12 +13,12 @@ use shared::{
 use std::{pin::pin, time::Duration};
 use tracing::warn;
 
-/// Time after which a person whose request waits gets a notice.
+/// Time that a delivery waits before its author gets a notice.
 pub const NOTICE_AFTER: Duration = Duration::from_secs(30);
-/// Minimum duration of an attempt before its notice: most attempts end within this time.
+/// Minimum duration of an attempt before the notice. Most attempts end within this time.
 const NOTICE_DELAY: Duration = Duration::from_secs(2);
 
-/// Returns the notice for the person whose webhook is given up.
+/// Returns the notice to the author of a webhook that was given up, `None` if nobody gets one.
 pub async fn build_failure_notice(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
@@ -27,8 +27,8 @@ pub async fn build_failure_notice(
     build_notice(context, delivery, envelope, agents::failure_notice).await
 }
 
-/// Awaits an attempt. If the delivery has waited too long meanwhile, enqueues the notice that it
-/// waits.
+/// Runs an attempt. Enqueues the waiting notice once the delivery has waited [`NOTICE_AFTER`] and
+/// the attempt has taken [`NOTICE_DELAY`].
 pub async fn run_with_waiting_notice<T>(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
@@ -46,7 +46,7 @@ pub async fn run_with_waiting_notice<T>(
     }
 }
 
-/// Enqueues the notice that a delivery waits, unless its conversation got one within the hour.
+/// Enqueues the notice that a delivery waits, unless its conversation got one within an hour.
 pub async fn enqueue_waiting_notice(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
@@ -62,15 +62,14 @@ pub async fn enqueue_waiting_notice(
     match context.clients.store.enqueue_waiting_notice(delivery, &message).await {
         Ok(()) => context.clients.wake_outbox.notify_one(),
         Err(error) => {
-            warn!(
-                key = %delivery.dedup_key, error = %ErrorChain(&error), "failed to enqueue notice"
-            );
+            let (key, error) = (&delivery.dedup_key, ErrorChain(&error));
+            warn!(%key, %error, "failed to enqueue waiting notice");
         }
     }
 }
 
-/// Returns a message for the person behind a webhook, `None` if no person addressed the app: apps
-/// get messages that are not addressed to them.
+/// Returns a message to the author of a webhook. `None` if the webhook does not address the app:
+/// apps get all messages of their channels.
 async fn build_notice(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,

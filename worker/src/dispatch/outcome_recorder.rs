@@ -1,7 +1,7 @@
 //! Records the outcomes of attempts in Postgres, many per statement.
 //!
-//! Called by the scheduler's tasks. An outcome is recorded until Postgres confirms it or the
-//! worker's row expires; after that another worker runs the lane.
+//! Called by the scheduler's tasks. A record is retried until Postgres confirms it or the worker's
+//! row expires; then another worker frees the lane.
 
 use super::attempt::{AttemptOutcome, RELEASE_WAIT};
 use crate::{
@@ -17,10 +17,10 @@ use shared::{
 use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
-/// Wait before an outcome is recorded again.
+/// Wait before a failed write to Postgres is retried.
 pub const RECORD_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Writer of outcomes. Owns the batches that end and postpone deliveries.
+/// Recorder of outcomes. Owns the batchers that finish and postpone deliveries.
 pub struct OutcomeRecorder {
     context: Arc<Context>,
     finishing: Batcher<Arc<FinishedDelivery>, Result<bool, StoreError>>,
@@ -38,8 +38,8 @@ impl OutcomeRecorder {
         let finish = |store: Store, finished: Vec<Arc<FinishedDelivery>>| async move {
             let finished: Vec<&FinishedDelivery> = finished.iter().map(|f| &**f).collect();
             match store.finish_deliveries(&finished).await {
-                // A delivery that Postgres refuses must not delay the others of its batch.
-                Err(error) if error.refuses_contents() && finished.len() > 1 => {
+                // A delivery that Postgres rejects must not fail the others of its batch.
+                Err(error) if error.is_content_rejection() && finished.len() > 1 => {
                     let mut results = Vec::new();
                     for delivery in finished {
                         let result = store.finish_deliveries(&[delivery]).await;
@@ -58,8 +58,9 @@ impl OutcomeRecorder {
         Self { context, finishing, postponing }
     }
 
-    /// Records an outcome while the worker's row holds. Returns the time after which the lane is
-    /// due again, `None` if another worker runs it.
+    /// Records an outcome while the worker's row is valid. Returns the time after which the lane is
+    /// due again. `None` if recording failed: the scheduler's next poll or another worker frees the
+    /// lane.
     pub async fn record(&self, term: &WorkerTerm, outcome: AttemptOutcome) -> Option<Duration> {
         let mut record = match outcome {
             AttemptOutcome::Finished(finished, None) => Record::Finished(Arc::new(*finished)),
@@ -102,14 +103,14 @@ impl OutcomeRecorder {
                     return Some(after);
                 }
                 Ok(false) => {
-                    info!(%key, "attempt outcome fenced: the lane was freed before");
+                    info!(%key, "attempt outcome fenced; lane freed before");
                     return Some(after);
                 }
-                Err(error) if error.refuses_contents() => {
+                Err(error) if error.is_content_rejection() => {
                     let error = ErrorChain(&error).to_string();
-                    warn!(%key, error, "attempt outcome refused by Postgres");
+                    warn!(%key, error, "attempt outcome rejected by Postgres");
                     match record {
-                        // Only the messages can be the cause of the refusal.
+                        // The contents of the messages are the likely cause.
                         Record::Finished(finished) if !finished.messages.is_empty() => {
                             let delivery = finished.delivery.clone();
                             record = Record::Finished(Arc::new(refused(delivery, error)));
@@ -128,6 +129,7 @@ impl OutcomeRecorder {
         }
     }
 
+    /// Wakes the outbox and counts dead letters after a record.
     fn follow_up(&self, finished: &FinishedDelivery) {
         if !finished.messages.is_empty() {
             self.context.wake_outbox.notify_one();
@@ -138,7 +140,7 @@ impl OutcomeRecorder {
     }
 }
 
-/// Returns the end of a delivery whose messages Postgres refuses.
+/// Returns the dead letter of a delivery whose messages Postgres rejects.
 fn refused(delivery: ClaimedDelivery, error: String) -> FinishedDelivery {
     let reason = "Postgres refuses its messages".into();
     let outcome = FinishedOutcome::DeadLetter { reason, error };

@@ -1,5 +1,5 @@
-//! Loads the payload of a delivery: from memory if intake committed it a moment ago, otherwise
-//! from Postgres.
+//! Loading of payloads: from memory if this worker's intake has just committed the delivery,
+//! otherwise from Postgres.
 
 use super::{attempt::RELEASE_WAIT, attempt_context::AttemptContext};
 use shared::{
@@ -10,18 +10,18 @@ use shared::{
 use std::time::Duration;
 use tracing::warn;
 
-/// Wait for a missing key or a newer release, which an operator has to provide.
+/// Wait for an encryption key or a newer release that an operator must deploy.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
 
 /// Failure to load a payload.
 pub enum PayloadError {
-    /// Payload that another release, another key or a later attempt may read.
+    /// Unreadable for now. A later attempt, a newer release or another key may read it.
     Wait(Duration, String),
-    /// Payload that was deleted or skipped.
-    Gone(String),
+    /// Deleted, or no valid envelope.
+    Lost(String),
 }
 
-/// Returns the envelope of a delivery.
+/// Loads the envelope of a delivery.
 pub async fn load(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
@@ -31,12 +31,12 @@ pub async fn load(
     }
     let wait = |error: String| PayloadError::Wait(RELEASE_WAIT, error);
     let loaded = context.payloads.run(delivery.clone()).await;
-    let loaded = loaded.ok_or_else(|| wait("reading its bytes failed".into()))?;
+    let loaded = loaded.ok_or_else(|| wait("the batch that loads payloads panicked".into()))?;
     let payload = match loaded.map_err(|error| wait(ErrorChain(&error).to_string()))? {
-        None => return Err(PayloadError::Gone("the delivery was deleted".into())),
+        None => return Err(PayloadError::Lost("the delivery was deleted".into())),
         Some(Ok(payload)) => payload,
         Some(Err(reason)) => {
-            warn!(key = %delivery.dedup_key, reason, "failed to open payload of a delivery");
+            warn!(key = %delivery.dedup_key, reason, "failed to decrypt payload of delivery");
             return Err(PayloadError::Wait(UNREADABLE_WAIT, reason));
         }
     };
@@ -48,6 +48,6 @@ pub async fn load(
         Err(newer @ DecodeError::Newer(_)) => {
             Err(PayloadError::Wait(UNREADABLE_WAIT, newer.to_string()))
         }
-        Err(reason) => Err(PayloadError::Gone(reason.to_string())),
+        Err(reason) => Err(PayloadError::Lost(reason.to_string())),
     }
 }

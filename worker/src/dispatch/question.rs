@@ -1,10 +1,12 @@
-//! Asks an agent in mode `reply`, in the first attempt and in later ones.
+//! Question to an agent in mode `reply`: starts a call or resumes the run of an earlier attempt.
+//!
+//! Called by `attempt`. An answer in JSON completes the attempt; a stream continues as a run.
 
 use super::{
-    agents::{self, AnswerPolicy, Asked, Completion},
+    agents::{self, AnswerPolicy, AskOutcome, Completion},
     attempt::{CallResult, RELEASE_WAIT},
     attempt_context::AttemptContext,
-    merging, retry,
+    merged_messages, retry,
     runs::{self, RunTarget, StreamingRun},
     sessions::SessionKey,
 };
@@ -18,10 +20,10 @@ use shared::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// Wait after which the message of a delivery may have been deleted before its first attempt.
+/// Wait of a delivery above which its message is checked for deletion before the attempt.
 const DELETION_CHECK_AFTER: Duration = Duration::from_secs(1);
 
-/// Asks an agent in mode `reply`, or goes on with the run of an earlier attempt.
+/// Sends a question to an agent, or resumes the run of an earlier attempt.
 pub async fn ask(
     context: &AttemptContext,
     term: &Arc<WorkerTerm>,
@@ -45,19 +47,19 @@ pub async fn ask(
     }
     let mut has_ended = stored.as_ref().is_some_and(|run| run.state.ended.is_some());
     if delivery.waited > DELETION_CHECK_AFTER
-        && let Some(outcome) = agents::unwanted(clients, connection, webhook).await
+        && let Some(outcome) = agents::control_outcome(clients, connection, webhook).await
     {
         if stored.is_none() {
             return CallResult::completed(Completion::unreached(outcome, Vec::new()));
         }
-        has_ended = true; // what is shown of it is ended
+        has_ended = true; // the run only ends its message in Slack
     }
     let mut asked_at = None;
     let message = routing::agent_message(webhook, connection.team.as_ref());
     let active = message.as_ref().map(|message| {
         let (channel, thread_ts) = (message.channel.clone(), message.root_ts().to_owned());
         let key = SessionKey { connection: connection.id, channel, thread_ts };
-        // An earlier attempt may have shown it, whose worker died.
+        // An earlier attempt may have shown a status before its worker died.
         let may_be_shown = stored.is_some() || delivery.crashes > 0;
         context.sessions.begin(key, term, may_be_shown)
     });
@@ -65,14 +67,15 @@ pub async fn ask(
         None
     } else {
         let resume_after = stored.as_ref().and_then(|run| run.state.last_event_id.as_deref());
-        let parts = match merging::parts(context, agent, connection, webhook, delivery).await {
+        let parts = match merged_messages::load(context, agent, connection, webhook, delivery).await
+        {
             Ok(parts) => parts,
             Err(error) => {
                 let error = ErrorChain(&error).to_string();
                 return CallResult::Released { after: RELEASE_WAIT, error };
             }
         };
-        // The same key never stands for other messages.
+        // An idempotency key must always name the same messages.
         let mut request_id = webhook.envelope.dedup_key.as_str().to_owned();
         if parts.len() > 1 {
             request_id.push_str(&format!(":merge:{}", parts.len()));
@@ -87,10 +90,10 @@ pub async fn ask(
             asked_at: asked_at.as_deref(),
         };
         match agents::ask(clients, agent, connection, webhook, run).await {
-            Ok(Asked::Completed(completion)) => {
+            Ok(AskOutcome::Completed(completion)) => {
                 return CallResult::completed(completion);
             }
-            Ok(Asked::Replied(completion, change)) => {
+            Ok(AskOutcome::Replied(completion, change)) => {
                 if let Some(active) = &active {
                     change.title.into_iter().for_each(|title| active.set_title(title));
                     change.prompts.into_iter().for_each(|prompts| active.set_prompts(prompts));
@@ -100,7 +103,7 @@ pub async fn ask(
                 }
                 return CallResult::completed(completion);
             }
-            Ok(Asked::Streaming(stream)) => Some(stream),
+            Ok(AskOutcome::Streaming(stream)) => Some(stream),
             Err(error) => {
                 let retry_for = retry::retry_for(agent.retry_for, agent.mode);
                 return CallResult::Failed(error, retry_for);

@@ -1,53 +1,58 @@
-//! Reaction to a failed attempt: a pure decision.
+//! Decision after a failed attempt: retry or dead letter. Pure.
 
 use crate::agent_client::FailureKind;
 use shared::domain::AgentMode;
 use std::time::Duration;
 
-/// Number of refusals by the agent after which a delivery is given up.
+/// Number of faults after which a delivery that the agent refuses becomes a dead letter.
 const REFUSALS_MAX: i32 = 3;
-/// Number of faults of a delivery after which it is given up.
+/// Number of faults after which any other delivery becomes a dead letter.
 const FAULTS_MAX: i32 = 10;
-/// Number of crashes (attempts that ended by a panic or with their process) after which a delivery
-/// is given up. Five, since an outage can end several processes in a row. The wait after a crash of
-/// the process grows (0, 1, 4, 16 s).
+/// Number of crashes (attempts that panicked, or whose process died) after which a delivery becomes
+/// a dead letter. Five, since an outage can end several processes in a row. The wait after the
+/// crash of a process grows (0, 1, 4, 16 s).
 pub const CRASHES_MAX: i32 = 5;
-/// First wait, doubled for each attempt.
+/// Wait after the first attempt, doubled for each further one.
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
-/// Maximum wait that Tidegate chooses.
+/// Maximum wait before jitter, unless the agent asks for a longer one.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Maximum wait that an agent may ask for.
+/// Maximum wait that an agent can request with `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+/// Default time for which deliveries to agents in mode `reply` are retried.
 const RETRY_REPLY_FOR: Duration = Duration::from_secs(3600);
+/// Default time for which deliveries to agents in mode `forward` are retried.
 const RETRY_FORWARD_FOR: Duration = Duration::from_secs(24 * 3600);
 
+/// Failed attempt of a delivery.
 #[derive(Debug, Clone, Copy)]
 pub struct Failure {
     pub kind: FailureKind,
     /// Number of attempts, including this one.
     pub attempts: i32,
-    /// Number of earlier attempts that failed because of this delivery.
+    /// Number of earlier faults, see [`Failure::is_fault`].
     pub faults: i32,
+    /// Time since the first attempt.
     pub age: Duration,
-    /// Time after the first attempt at which the delivery is given up.
+    /// Maximum age of a delivery that is retried.
     pub retry_for: Duration,
+    /// Wait that the agent requested.
     pub retry_after: Option<Duration>,
-    /// True if the agent answered other deliveries meanwhile.
+    /// True if the agent answered other deliveries since the first attempt.
     pub has_answered_others: bool,
 }
 
-/// Reaction to a failure.
+/// Decision after a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AfterFailure {
-    /// Attempt again after this time.
+    /// Retry after this time.
     Retry(Duration),
-    /// Give the delivery up, for this reason.
+    /// Move the delivery to the dead letters, for this reason.
     DeadLetter(&'static str),
 }
 
 impl Failure {
-    /// Returns whether the attempt failed because of this delivery: the agent refused it, answered
-    /// unusably, or failed on it but answered others.
+    /// Returns whether the delivery itself caused the failure: the agent refused it, gave an
+    /// unusable answer, or failed while it answered other deliveries.
     pub fn is_fault(&self) -> bool {
         match self.kind {
             FailureKind::Refused | FailureKind::Unusable => true,
@@ -57,21 +62,21 @@ impl Failure {
     }
 }
 
-/// Returns the reaction to a failure. `jitter` is in 0.0..1.0.
+/// Returns the decision after a failure. `jitter` is in 0.0..1.0.
 pub fn after_failure(failure: &Failure, jitter: f64) -> AfterFailure {
     let faults = failure.faults + i32::from(failure.is_fault());
     match failure.kind {
         FailureKind::Refused if faults >= REFUSALS_MAX => {
-            AfterFailure::DeadLetter("the agent refused it")
+            AfterFailure::DeadLetter("the agent refused the webhook")
         }
         FailureKind::Unusable if faults >= FAULTS_MAX => {
             AfterFailure::DeadLetter("the agent's answers were unusable")
         }
         FailureKind::Failing if failure.is_fault() && faults >= FAULTS_MAX => {
-            AfterFailure::DeadLetter("the agent failed on it and answered others")
+            AfterFailure::DeadLetter("the agent failed but answered others")
         }
         _ if failure.age > failure.retry_for => {
-            AfterFailure::DeadLetter("the agent was away for too long")
+            AfterFailure::DeadLetter("the agent was unavailable for too long")
         }
         _ => {
             let wait = backoff(failure.attempts, jitter);
@@ -81,7 +86,8 @@ pub fn after_failure(failure: &Failure, jitter: f64) -> AfterFailure {
     }
 }
 
-/// Returns the time for which an agent's deliveries are retried.
+/// Returns the time for which deliveries of an agent are retried: its setting, or the default of
+/// its mode.
 pub fn retry_for(setting: Option<Duration>, mode: AgentMode) -> Duration {
     setting.unwrap_or(match mode {
         AgentMode::Reply => RETRY_REPLY_FOR,
@@ -90,7 +96,7 @@ pub fn retry_for(setting: Option<Duration>, mode: AgentMode) -> Duration {
 }
 
 /// Returns the wait before the next attempt. `jitter` in 0.0..1.0 adds up to a quarter, so that
-/// lanes that failed together are retried apart.
+/// lanes that failed together are not retried together.
 pub fn backoff(attempts: i32, jitter: f64) -> Duration {
     let doublings = attempts.clamp(1, 16).unsigned_abs() - 1;
     let wait = BACKOFF_BASE.saturating_mul(2_u32.saturating_pow(doublings)).min(BACKOFF_MAX);
@@ -130,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_longer_wait_of_agent() {
+    fn honors_retry_after() {
         let asked = |seconds| {
             let retry_after = Some(Duration::from_secs(seconds));
             after_failure(&Failure { retry_after, ..failure(FailureKind::Unavailable, 0) }, 0.0)
@@ -141,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn grows_within_bounds() {
+    fn bounds_backoff() {
         bolero::check!().with_iterations(10_000).with_type::<(i32, u8)>().for_each(
             |&(attempts, jitter)| {
                 let jitter = f64::from(jitter) / 256.0;

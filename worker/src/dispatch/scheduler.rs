@@ -1,13 +1,13 @@
-//! Loop of dispatch: claims due deliveries for the owned partitions and spawns their attempts.
+//! Scheduler of dispatch: claims due deliveries of the owned partitions and spawns their attempts.
 //!
-//! Woken by commits of intake, ends of attempts, due retries, and each second. Attempts are tasks
-//! under the term of the worker's row: when the row expires they are cancelled, and another worker
-//! frees their lanes.
+//! Woken by commits of intake, ends of attempts and due retries, and every second. Attempts are
+//! bound to the term of the worker's row: when the row expires they are cancelled, and another
+//! worker frees their lanes.
 
 use super::{
     attempt::RELEASE_WAIT,
     attempt_context::AttemptContext,
-    capacity::{ATTEMPTS_MAX, AttemptCapacity, Vacancies},
+    capacity::{ATTEMPTS_MAX, AttemptCapacity, ClaimLimits},
     handler::{AnyHandler, HandlerSettings},
     metrics::DispatchMetrics,
     outcome_recorder::RECORD_INTERVAL,
@@ -31,20 +31,20 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Interval at which due deliveries and orphaned lanes are looked for without a wake-up.
+/// Interval of queries for due deliveries and orphaned lanes without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Copies of a payload in memory: its bytes and their parsed form.
+/// Copies of a payload in memory: the bytes and their parsed form.
 const PAYLOAD_COPIES: usize = 2;
-/// Maximum number of claims in a row that visit queues and find nothing to run.
+/// Maximum number of consecutive claims that visit queues but return no delivery.
 const EMPTY_CLAIMS_MAX: u32 = 32;
-/// Wait after so many claims, if queues are left to visit.
+/// Wait after [`EMPTY_CLAIMS_MAX`] such claims, if queues are left to visit.
 const VISIT_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum number of lanes freed by one statement.
 const RELEASE_MAX: i64 = 1_000;
 
 type LaneKey = (ConnectionId, Lane);
 
-/// Dispatches until `stop`, then waits up to `grace` for running attempts and releases the rest.
+/// Runs dispatch until `stop`, then waits up to `grace` for running attempts and releases the rest.
 pub async fn run(
     context: Arc<Context>,
     handler: Option<(AnyHandler, HandlerSettings)>,
@@ -56,7 +56,7 @@ pub async fn run(
     let slots = handler.as_ref().map_or(ATTEMPTS_MAX, |(_, of)| of.max_concurrent);
     let slots = i32::try_from(slots).unwrap_or(i32::MAX);
     while let Err(error) = context.store.ensure_gateway_slots(slots).await {
-        warn!(error = %ErrorChain(&error), "failed to create agent slots of the handler");
+        warn!(error = %ErrorChain(&error), "failed to create agent slots of handler");
         if stop.run_until_cancelled(tokio::time::sleep(RECORD_INTERVAL)).await.is_none() {
             return;
         }
@@ -76,37 +76,37 @@ pub async fn run(
         scheduler.work(&stop).await;
         scheduler.drain(grace).await;
     };
-    let mut watching = JoinSet::new(); // ends with this future
+    let mut watching = JoinSet::new(); // aborts its tasks when it is dropped
     watching.spawn(runs::watch_controls(Arc::clone(&controls)));
-    watching.spawn(sessions::show(Arc::clone(&controls)));
+    watching.spawn(sessions::run_calls(Arc::clone(&controls)));
     working.await;
     watching.abort_all();
-    sessions::finish(&controls).await;
+    sessions::flush(&controls).await;
 }
 
 struct Scheduler {
     context: Arc<AttemptContext>,
     attempts: JoinSet<TaskEnd>,
     running: HashMap<tokio::task::Id, RunningAttempt>,
-    /// Tasks of `attempts` that write an answer which an agent streams.
+    /// Tasks of `attempts` that execute runs.
     runs: HashMap<tokio::task::Id, RunningRun>,
     capacity: AttemptCapacity,
-    /// Times at which retries of this worker become due.
+    /// Times at which lanes postponed by this worker become due.
     due: BTreeSet<Instant>,
     /// Position at which the next claim of each priority begins.
     next: HashMap<Priority, (Partition, Option<QueueKey>)>,
 }
 
-/// Running attempt.
+/// Attempt in progress.
 struct RunningAttempt {
     lane: LaneKey,
     organization: String,
-    /// Bytes of its payload, counted per copy.
+    /// Bytes of all copies of its payload.
     bytes: usize,
     stop: StopTokens,
 }
 
-/// Running run. It uses no capacity of attempts.
+/// Run in progress. Uses no capacity for attempts.
 struct RunningRun {
     lane: LaneKey,
     organization: String,
@@ -147,10 +147,10 @@ impl Scheduler {
         }
     }
 
-    /// Waits for running attempts. Releases those that do not end in time; they do not count.
+    /// Waits for running attempts. Releases those that do not end in time.
     async fn drain(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        info!(attempts = self.attempts.len(), "draining running attempts");
+        info!(attempts = self.attempts.len(), "dispatch draining");
         loop {
             let next = tokio::time::timeout_at(deadline, self.attempts.join_next_with_id()).await;
             match next {
@@ -160,14 +160,14 @@ impl Scheduler {
             }
         }
         let (attempts, runs) = (self.running.len(), self.runs.len());
-        warn!(attempts, runs, "grace period expired; running attempts released");
+        warn!(attempts, runs, "running attempts released after grace period");
         let stops = self.running.values().map(|running| &running.stop);
         for stop in stops.chain(self.runs.values().map(|run| &run.stop)) {
             stop.release.cancel();
         }
         let rest = async { while self.attempts.join_next().await.is_some() {} };
         if tokio::time::timeout(RELEASE_WAIT, rest).await.is_err() {
-            warn!("failed to release all attempts in time");
+            warn!("failed to release attempts in time");
         }
     }
 
@@ -180,15 +180,15 @@ impl Scheduler {
     fn remove_ended(&mut self, ended: Result<(tokio::task::Id, TaskEnd), tokio::task::JoinError>) {
         let id = match &ended {
             Ok((id, _)) => *id,
-            // The next poll frees the lane, since it is not in memory.
+            // The next poll frees the lane, which no longer is in memory.
             Err(panic) => {
-                error!(%panic, "task of an attempt panicked");
+                error!(%panic, "attempt task panicked");
                 panic.id()
             }
         };
         self.runs.remove(&id);
         if let Some(running) = self.running.remove(&id) {
-            self.capacity.free(&running.organization, running.bytes);
+            self.capacity.release(&running.organization, running.bytes);
         }
         match ended {
             Ok((_, TaskEnd::Recorded(after))) => {
@@ -199,7 +199,7 @@ impl Scheduler {
         }
     }
 
-    /// Goes on with an attempt as a run, or puts it back if there are too many.
+    /// Continues an attempt as a run, or releases it if the worker has too many runs.
     fn start_run(&mut self, run: Box<StreamingRun>, term: Arc<WorkerTerm>) {
         let lane = (run.delivery.key.connection, run.delivery.key.lane);
         let (context, stop) = (Arc::clone(&self.context), StopTokens::default());
@@ -221,12 +221,12 @@ impl Scheduler {
             let mut empty = 0;
             while empty < EMPTY_CLAIMS_MAX && !stop.is_cancelled() {
                 self.join_ended();
-                let vacancies = self.capacity.vacancies(priority);
+                let limits = self.capacity.claim_limits(priority);
                 let Some(term) = self.context.clients.worker.term() else { return false };
-                if vacancies.total == 0 {
+                if limits.total == 0 {
                     break;
                 }
-                match self.claim(&term, priority, vacancies).await {
+                match self.claim(&term, priority, limits).await {
                     Some((0, false)) | None => break,
                     Some((0, true)) => empty += 1,
                     Some(_) => empty = 0,
@@ -242,7 +242,7 @@ impl Scheduler {
         &mut self,
         term: &Arc<WorkerTerm>,
         priority: Priority,
-        vacancies: Vacancies,
+        limits: ClaimLimits,
     ) -> Option<(usize, bool)> {
         let mut partitions = self.context.clients.partitions.all();
         if partitions.is_empty() {
@@ -262,14 +262,14 @@ impl Scheduler {
             partitions: &partitions,
             after,
             priority,
-            limit: vacancies.total as i64,
-            organizations: &vacancies.by_organization,
-            other_organizations: vacancies.newcomer,
+            limit: limits.total as i64,
+            organizations: &limits.by_organization,
+            other_organizations: limits.idle_organization,
         };
         let claimed = match self.context.clients.store.claim_deliveries(&request).await {
             Ok(claimed) => claimed,
             Err(error) => {
-                // If the claim succeeded all the same, the next poll frees its lanes.
+                // If Postgres committed the claim, the next poll frees its lanes.
                 warn!(error = %ErrorChain(&error), "failed to claim deliveries");
                 return None;
             }
@@ -295,7 +295,7 @@ impl Scheduler {
         let (context, term) = (Arc::clone(&self.context), Arc::clone(term));
         let stop = StopTokens::default();
         let (organization, bytes) = (delivery.org.clone(), delivery.size * PAYLOAD_COPIES);
-        let has_capacity = self.capacity.take(&organization, bytes);
+        let has_capacity = self.capacity.try_acquire(&organization, bytes);
         let stopped = stop.clone();
         let task = self.attempts.spawn(async move {
             attempt_and_record(&context, term, delivery, has_capacity, &stopped).await
@@ -305,12 +305,12 @@ impl Scheduler {
         }
     }
 
-    /// Frees lanes and slots that name this worker and are not in its memory. Cancels deliveries
-    /// that an operator cancelled, and updates the circuit breakers.
+    /// Frees lanes and slots that Postgres assigns to this worker, but that no task of it holds.
+    /// Cancels attempts of deliveries that an operator cancelled, and updates the circuit breakers.
     async fn release_forgotten(&mut self) {
         let store = &self.context.clients.store;
         let Some(term) = self.context.clients.worker.term() else { return };
-        // Released attempts are not in `running` until they end, which is soon.
+        // An attempt without capacity is in neither map until its task ends, which is soon.
         if self.attempts.len() == self.running.len() + self.runs.len() {
             let attempts = self.running.values().map(|running| running.lane);
             let keep: Vec<LaneKey> =
@@ -318,9 +318,9 @@ impl Scheduler {
             match store.release_delivery_lanes(&term.id, Some(&keep), RELEASE_MAX).await {
                 Ok(0) => {}
                 Ok(lanes) => {
-                    warn!(lanes, "lanes freed after claims with unknown results")
+                    warn!(lanes, "delivery lanes freed after ambiguous claims")
                 }
-                Err(error) => warn!(error = %ErrorChain(&error), "failed to free forgotten lanes"),
+                Err(error) => warn!(error = %ErrorChain(&error), "failed to free orphaned lanes"),
             }
         }
         match store.cancelled_lanes(&term.id).await {

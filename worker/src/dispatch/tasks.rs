@@ -1,7 +1,7 @@
-//! Tasks of the scheduler: one attempt, or one run, and the record of its outcome.
+//! Tasks of the scheduler: each executes one attempt or one run and records its outcome.
 
 use super::{
-    attempt::{self, Attempted, RELEASE_WAIT},
+    attempt::{self, AttemptResult, RELEASE_WAIT},
     attempt_context::AttemptContext,
     runs::{self, StreamingRun},
 };
@@ -11,12 +11,13 @@ use shared::store::ClaimedDelivery;
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-/// Wait of a run for which the worker has no room. The agent is asked again.
+/// Wait of a delivery whose run exceeds the worker's limit. The next attempt asks the agent again.
 const NO_ROOM_WAIT: Duration = Duration::from_secs(10);
 
-/// End of a task.
+/// Result of a task.
 pub enum TaskEnd {
-    /// The outcome is recorded. The lane is due again after this time, if it is known.
+    /// The outcome is recorded, and the lane is due again after this time. `None` if it was not
+    /// recorded.
     Recorded(Option<Duration>),
     /// The agent streams its answer.
     Streaming(Box<StreamingRun>, Arc<WorkerTerm>),
@@ -25,13 +26,14 @@ pub enum TaskEnd {
 /// Signals that end an attempt early.
 #[derive(Clone, Default)]
 pub struct StopTokens {
-    /// The worker stops: the delivery waits, and the attempt does not count.
+    /// The worker stops: the delivery is released.
     pub release: CancellationToken,
     /// An operator cancelled the delivery.
     pub cancel: CancellationToken,
 }
 
-/// Runs an attempt and records its outcome, unless it goes on as a run.
+/// Runs an attempt and records its outcome, unless it continues as a run. Without capacity,
+/// releases the delivery.
 pub async fn attempt_and_record(
     context: &AttemptContext,
     term: Arc<WorkerTerm>,
@@ -40,7 +42,7 @@ pub async fn attempt_and_record(
     stop: &StopTokens,
 ) -> TaskEnd {
     let released = |delivery, error: &str| {
-        Attempted::Ended(attempt::released_outcome(delivery, RELEASE_WAIT, error.to_owned()))
+        AttemptResult::Ended(attempt::released_outcome(delivery, RELEASE_WAIT, error.to_owned()))
     };
     let end = match has_capacity {
         false => released(delivery, "the worker had no capacity"),
@@ -49,24 +51,25 @@ pub async fn attempt_and_record(
             let running = AssertUnwindSafe(attempt::run(context, &term, delivery.clone()));
             tokio::select! {
                 end = running.catch_unwind() => end.unwrap_or_else(|_| {
-                    Attempted::Ended(attempt::panicked_outcome(context, delivery, began))
+                    AttemptResult::Ended(attempt::panicked_outcome(context, delivery, began))
                 }),
-                // Another worker frees its lane.
+                // Another worker frees the lane.
                 _ = term.ended.cancelled() => return TaskEnd::Recorded(None),
                 _ = stop.release.cancelled() => released(delivery, "the worker stops"),
                 _ = stop.cancel.cancelled() => {
-                    Attempted::Ended(attempt::cancelled_outcome(delivery))
+                    AttemptResult::Ended(attempt::cancelled_outcome(delivery))
                 }
             }
         }
     };
     match end {
-        Attempted::Ended(end) => TaskEnd::Recorded(context.recorder.record(&term, end).await),
-        Attempted::Streaming(run) => TaskEnd::Streaming(run, term),
+        AttemptResult::Ended(end) => TaskEnd::Recorded(context.recorder.record(&term, end).await),
+        AttemptResult::Streaming(run) => TaskEnd::Streaming(run, term),
     }
 }
 
-/// Executes a run and records its outcome. Returns the time after which the lane is due again.
+/// Executes a run and records its outcome. Returns the time after which the lane is due again,
+/// `None` if another worker frees it.
 pub async fn run_and_record(
     context: &Arc<AttemptContext>,
     term: &Arc<WorkerTerm>,
@@ -82,7 +85,7 @@ pub async fn run_and_record(
                 Ok(end) => end?,
                 Err(_) => attempt::panicked_outcome(context, delivery, began),
             },
-            _ = term.ended.cancelled() => return None, // another worker frees its lane
+            _ = term.ended.cancelled() => return None, // another worker frees the lane
             _ = stop.release.cancelled() => runs::released_outcome(delivery),
         }
     } else {

@@ -1,11 +1,11 @@
-//! Sizes of batches: pure functions.
+//! Pure functions that size the batches of intake.
 
 /// Maximum number of webhooks in a batch.
 pub const BATCH_WEBHOOKS_MAX: usize = 256;
 /// Maximum bytes of bodies in a batch of several webhooks.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Number of refusals for duration after which a webhook is given up: about a minute, since
-/// Postgres may be slow for all statements.
+/// Number of refusals for duration after which a webhook becomes a dead letter: about a minute,
+/// since Postgres may be slow for all statements.
 const DURATION_REFUSALS_MAX: u32 = 12;
 /// Number of claims without progress after which webhooks are decided one by one.
 pub const CLAIMS_BEFORE_ALONE: i32 = 3;
@@ -31,9 +31,9 @@ pub fn commit_length(may_share: impl IntoIterator<Item = bool>) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub struct BatchHalving {
     limit: usize,
-    prepared_anew: bool,
+    prepared_again: bool,
     alone_too_slow: u32,
-    /// Number of webhooks to decide one by one: the one that ended the process is among them.
+    /// Number of webhooks to decide one by one: the one that crashed the process is among them.
     alone: usize,
 }
 
@@ -47,14 +47,14 @@ pub enum AfterRefusal {
 }
 
 impl BatchHalving {
-    /// Begins with full batches; if `alone`, after a process ended, with as many single webhooks as
+    /// Begins with full batches. If `alone`, after a crash, decides as many webhooks one by one as
     /// a batch may have.
     pub fn new(alone: bool) -> Self {
         let (limit, alone) = if alone { (1, BATCH_WEBHOOKS_MAX) } else { (BATCH_WEBHOOKS_MAX, 0) };
-        Self { limit, prepared_anew: false, alone_too_slow: 0, alone }
+        Self { limit, prepared_again: false, alone_too_slow: 0, alone }
     }
 
-    /// Returns whether webhooks are decided one by one because a process ended.
+    /// Returns whether webhooks are decided one by one after a crash.
     pub fn is_alone(&self) -> bool {
         self.alone > 0
     }
@@ -68,13 +68,13 @@ impl BatchHalving {
     pub fn on_committed(&mut self) {
         let alone = self.alone.saturating_sub(1);
         let limit = if alone > 0 { 1 } else { (self.limit * 2).min(BATCH_WEBHOOKS_MAX) };
-        *self = Self { limit, prepared_anew: false, alone_too_slow: 0, alone };
+        *self = Self { limit, prepared_again: false, alone_too_slow: 0, alone };
     }
 
     /// Halves the limit after a refusal, and returns the reaction.
     pub fn on_refused(&mut self, length: usize, for_duration: bool) -> AfterRefusal {
         self.alone_too_slow += u32::from(for_duration && length <= 1);
-        if !std::mem::replace(&mut self.prepared_anew, true) {
+        if !std::mem::replace(&mut self.prepared_again, true) {
             return AfterRefusal::Prepare;
         }
         if length <= 1 && (!for_duration || self.alone_too_slow >= DURATION_REFUSALS_MAX) {
@@ -91,7 +91,7 @@ impl BatchHalving {
 pub struct PrepareLimit(usize);
 
 impl PrepareLimit {
-    /// Creates the limit of whole batches.
+    /// Creates the limit for full batches.
     pub fn new() -> Self {
         Self(BATCH_WEBHOOKS_MAX)
     }

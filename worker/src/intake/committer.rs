@@ -25,12 +25,12 @@ use shared::{
 use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
-/// Wait before a statement is sent again.
+/// Wait before a statement is retried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Size of the headers of a stored webhook, about.
+/// Approximate size of the headers of a stored webhook.
 const STORED_HEADER_BYTES: usize = 600;
-/// Maximum number of times a webhook is marked before it is decided alone. Each mark that is left
-/// means that the process ended while it decided the webhook.
+/// Maximum number of marks of a webhook. A webhook is marked before it is decided alone. A mark
+/// that remains means that the process crashed while it decided the webhook.
 const SUSPECTED_MAX: i32 = 2;
 
 /// Committer of one partition.
@@ -43,12 +43,12 @@ pub struct Committer<'a> {
     pub(super) halving: BatchHalving,
     pub(super) prepare_limit: PrepareLimit,
     pub(super) shares: ConnectionShares,
-    /// Messages to be purged because their connections hold more than their shares.
+    /// Messages to purge because their connections exceed their shares.
     pub(super) over_share: Vec<OverShare>,
 }
 
 impl Committer<'_> {
-    /// Commits the next batch. Returns `None` if the partition is lost or has to be given back.
+    /// Commits the next batch. Returns `None` if the partition is lost or must be released.
     pub async fn commit_next(&mut self, pending: &mut PendingMessages) -> Option<LastMessage> {
         match pending.first()? {
             PendingMessage::Newer { sequence, schema } => {
@@ -95,7 +95,7 @@ impl Committer<'_> {
                 return None;
             };
             if suspected {
-                // A process that ends from here on did not end because of the decision.
+                // A crash from here on is not caused by the decision.
                 let (store, token) = (&self.context.store, &self.owned.token);
                 if self.retry("clear mark", || store.clear_suspect(token)).await.is_none() {
                     self.withdraw_suspect(batch[0].sequence).await;
@@ -116,7 +116,7 @@ impl Committer<'_> {
                         %partition, sequence = decided[0].1.sequence, length,
                         error = %ErrorChain(&refusal), "failed to commit batch"
                     );
-                    let next = self.halving.on_refused(length, refusal.refuses_duration());
+                    let next = self.halving.on_refused(length, refusal.is_statement_timeout());
                     if next == AfterRefusal::DeadLetter {
                         let error = ErrorChain(&refusal).to_string();
                         return self.give_up(pending, "Postgres refuses its effects", &error).await;
@@ -126,13 +126,14 @@ impl Committer<'_> {
         }
     }
 
-    /// Marks a webhook before it is decided alone. Returns how often it was marked without a commit.
+    /// Marks a webhook before it is decided alone. Returns how often it was marked without a
+    /// commit.
     async fn suspect(&self, sequence: u64) -> Option<i32> {
         let (store, token) = (&self.context.store, &self.owned.token);
         self.retry("mark webhook", || store.suspect_webhook(token, sequence)).await?
     }
 
-    /// Withdraws the mark after the loss of the lease: the process did not end.
+    /// Withdraws the mark after the loss of the lease: the process did not crash.
     async fn withdraw_suspect(&self, sequence: u64) {
         let partition = self.owned.partition();
         if let Err(error) = self.context.store.withdraw_suspect(partition, sequence).await {
@@ -294,11 +295,11 @@ impl Committer<'_> {
         let (partition, token) = (self.owned.partition(), &self.owned.token);
         for attempt in 0.. {
             if attempt > 1 {
-                self.wait_to_retry().await?; // not a lost answer: Postgres fails
+                self.wait_to_retry().await?; // not a lost response, but an outage of Postgres
             }
             match commit().await {
                 Ok(CommitOutcome::Committed) => return Some(Ok(())),
-                Err(error) if error.refuses_contents() || error.refuses_duration() => {
+                Err(error) if error.is_content_rejection() || error.is_statement_timeout() => {
                     return Some(Err(error));
                 }
                 Ok(CommitOutcome::NotMatched) => {}
@@ -323,8 +324,8 @@ impl Committer<'_> {
         None
     }
 
-    /// Repeats a statement until it succeeds. Returns `None` if the partition is lost or given
-    /// back meanwhile. `action` names the statement in the log.
+    /// Repeats a statement until it succeeds. Returns `None` if the partition is lost or released
+    /// meanwhile. `action` names the statement in the log.
     pub async fn retry<T, F>(&self, action: &str, run: impl Fn() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -341,7 +342,7 @@ impl Committer<'_> {
         }
     }
 
-    /// Returns `None` if the partition is lost or given back meanwhile.
+    /// Waits for the retry interval. Returns `None` if the partition is lost or released meanwhile.
     async fn wait_to_retry(&self) -> Option<()> {
         tokio::select! {
             _ = self.owned.lost.cancelled() => None,

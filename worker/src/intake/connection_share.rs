@@ -3,14 +3,14 @@
 //! The stream does not count bytes by subject, so the owner of a partition counts what it commits.
 //! Each connection is counted in halves of its share. When the newer half is full, the older one is
 //! due to be purged: at least half a share of the newest history stays, for replays and for a
-//! restored Postgres. A new owner begins to count anew; it purges what the owner before has left,
-//! too, because a purge begins at the beginning.
+//! restored Postgres. A new owner counts from zero. Its first purge covers the messages of previous
+//! owners, too, because a purge begins at the first message.
 
 use shared::{domain::ConnectionId, stream::PARTITIONS_PER_CONNECTION};
 use std::collections::HashMap;
 
 /// Maximum number of connections that are counted in a partition. Those with the fewest bytes are
-/// forgotten first.
+/// dropped first.
 const MAX_CONNECTIONS: usize = 1_024;
 
 /// Counts of one partition.
@@ -41,7 +41,7 @@ impl ConnectionShares {
         Self { half, counts: HashMap::new() }
     }
 
-    /// Counts a committed message. Returns what is over the share of its connection.
+    /// Counts a committed message. Returns the messages over the share of its connection.
     pub fn record(
         &mut self,
         connection: ConnectionId,
@@ -49,7 +49,7 @@ impl ConnectionShares {
         bytes: usize,
     ) -> Option<OverShare> {
         if self.counts.len() >= MAX_CONNECTIONS && !self.counts.contains_key(&connection) {
-            self.forget_smallest();
+            self.drop_smallest();
         }
         let count = self.counts.entry(connection).or_default();
         count.newer_bytes += bytes as u64;
@@ -61,13 +61,13 @@ impl ConnectionShares {
         older_to.map(|up_to| OverShare { connection, up_to })
     }
 
-    /// Forgets connections up to the average. Those with an older half are above it.
-    fn forget_smallest(&mut self) {
+    /// Drops connections whose bytes do not exceed the average. Keeps those with an older half.
+    fn drop_smallest(&mut self) {
         let sum: u64 = self.counts.values().map(|count| count.newer_bytes).sum();
         let average = sum.div_ceil(self.counts.len() as u64);
         self.counts.retain(|_, count| count.older_to.is_some() || count.newer_bytes > average);
         if self.counts.len() >= MAX_CONNECTIONS {
-            self.counts.clear(); // all are heavy: each keeps at most another share
+            self.counts.clear(); // all are large: each keeps at most another share
         }
     }
 }
@@ -82,8 +82,8 @@ mod tests {
         format!("{n:032x}").parse().expect("valid id")
     }
 
-    /// Whatever is sent, a connection holds at most its share of a partition and one message, and
-    /// keeps half of it.
+    /// A connection holds at most its share of a partition and one message, and keeps half of its
+    /// share.
     #[test]
     fn bounds_bytes_of_connection() {
         for size in [1, 7, 90, 499, 500, 501, 5_000] {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn forgets_small_counts() {
+    fn drops_small_counts() {
         let mut shares = ConnectionShares::new(SHARE);
         let mut purges = 0;
         for n in 0..100_000 {

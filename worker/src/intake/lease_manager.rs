@@ -1,11 +1,11 @@
 //! Owns the partitions of this worker and its row in `workers`, under which lanes run.
 //!
 //! The worker claims up to `ceil(64 / live workers that read)` partitions and renews them every
-//! sixth of the TTL. It looks for free partitions more often, so that a partition that another
-//! worker releases is not read for a moment only. It releases partitions when more workers join,
-//! when only this worker cannot read from NATS, and on shutdown. It loses partitions that it fails to
-//! renew. Postgres decides ownership: every commit is fenced by epoch. The local deadline, counted
-//! from before the renewal was sent, only ends needless work.
+//! sixth of the TTL. It looks for free partitions more often, so that a released partition is
+//! without a reader only briefly. It releases partitions when more workers join, when only this
+//! worker cannot read from NATS, and on shutdown. It loses partitions that it fails to renew.
+//! Postgres decides ownership: every commit is fenced by epoch. The local deadline, counted from
+//! before the renewal was sent, only ends needless work.
 
 use super::{owned_partition::OwnedPartition, partition_reader, stream_access::StreamAccess};
 use crate::{context::Context, decider::Decider, metrics::LeaseTransition};
@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 /// Interval of looking for a free partition.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Maximum time of a turn without a lease, a new connection included.
+/// Timeout of a turn while no partition is held, including a new connection to Postgres.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which a partition that needs a newer release is claimed again: the newer worker may
 /// have stopped.
@@ -100,7 +100,7 @@ impl LeaseManager {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // A free partition may exceed this worker's share: then it looks again at the next tick.
+        // A free partition may exceed this worker's share. Then the next look is after a tick.
         let mut looks = true;
         loop {
             tokio::select! {
@@ -122,7 +122,7 @@ impl LeaseManager {
             match self.renew_in_time(&stop).await {
                 Ok(wanted) => {
                     let _ = self.renewal.send(Some(Instant::now()));
-                    // Its own time: a claim that is cut off may be committed, and held for a TTL.
+                    // Its own timeout: a claim that is cut off may be committed and held for a TTL.
                     let timeout = self.ttl / 2;
                     match tokio::time::timeout(timeout, self.claim(wanted)).await {
                         Ok(Ok(())) => {}
@@ -153,9 +153,10 @@ impl LeaseManager {
         matches!(tokio::time::timeout(self.ttl / 3, free).await, Ok(Ok(true)))
     }
 
-    /// Runs a turn. Returns the number of partitions to claim, or an error, `None` if the time was
-    /// over. A turn that hangs must not extend leases that it did not renew. Without a lease there
-    /// is none to lose: then there is time for a new connection to a Postgres that is far away.
+    /// Runs a turn with a timeout. Returns the number of partitions to claim. The error is `None`
+    /// after the timeout, or if an idle worker stops. A turn that hangs must not extend leases that
+    /// it did not renew. Without partitions there is no lease to lose, so the timeout is long
+    /// enough for a new connection to a distant Postgres.
     async fn renew_in_time(
         &mut self,
         stop: &CancellationToken,
@@ -178,8 +179,8 @@ impl LeaseManager {
         Ok(())
     }
 
-    /// Renews what is held, and releases what ended or exceeds the share. Returns the number of
-    /// partitions to claim.
+    /// Renews the worker's row and its partitions, and releases partitions that ended or exceed the
+    /// share. Returns the number of partitions to claim.
     async fn turn(&mut self, stopping: bool) -> Result<usize, StoreError> {
         let is_connected = self.js.client().connection_state() == State::Connected;
         let reads = is_connected && self.access.works();
@@ -229,7 +230,7 @@ impl LeaseManager {
             Some(since) => {
                 if self.reads_any() {
                     let elapsed = since.elapsed();
-                    warn!(?elapsed, "partitions given up: only this worker cannot read from NATS");
+                    warn!(?elapsed, "partitions released: only this worker cannot read from NATS");
                 }
                 0
             }
@@ -303,7 +304,7 @@ impl LeaseManager {
         Ok(())
     }
 
-    /// Wakes the redrives of partitions that have some due, by one query for all partitions.
+    /// Wakes the redrives of partitions that have due dead letters, with one query for all.
     async fn notify_redrives(&self) -> Result<(), StoreError> {
         let held: Vec<Partition> = self.partitions.keys().copied().collect();
         for partition in self.context.store.partitions_to_redrive(&held).await? {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 /// Partition that this worker owns, shared by the lease manager and the reader.
 pub struct OwnedPartition {
     pub token: FencingToken,
-    /// True if webhooks are decided one by one at first, because a process ended.
+    /// True if webhooks are decided one by one at first, because a process crashed.
     pub alone: bool,
     /// Cancelled to end the reader after the batch in progress.
     pub stop: CancellationToken,

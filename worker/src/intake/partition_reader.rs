@@ -1,9 +1,9 @@
 //! Reads one partition from its cursor and commits what it reads.
 //!
 //! Spawned by the lease manager per partition. Nothing is acknowledged in the stream: Postgres
-//! holds what is committed. A message that is no envelope becomes a dead letter. A webhook of a
-//! newer release makes the worker give the partition back. While Postgres is unavailable the reader
-//! waits. The next batch is prepared when the outcome of the one before is known.
+//! holds the cursor. A message that is not an envelope becomes a dead letter. For a webhook of a
+//! newer release the worker releases the partition. While Postgres is unavailable the reader waits.
+//! The next batch is prepared when the outcome of the previous one is known.
 
 use super::{
     batch::{BatchHalving, PrepareLimit},
@@ -26,18 +26,18 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// Interval at which an idle partition records its progress and checks the size of the stream.
+/// Interval at which the size of the stream is checked, and an idle partition records its progress.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reason for which a reader ended.
 enum EndReason {
-    /// The partition is given back or lost.
+    /// The partition is released or lost.
     Stopped,
     /// The stream was reset.
     Reset(StreamReset),
 }
 
-/// Reads a partition until it is given back or lost.
+/// Reads a partition until it is released or lost.
 pub async fn run(
     context: Arc<Context>,
     js: jetstream::Context,
@@ -127,8 +127,8 @@ async fn read(
     }
 }
 
-/// Records the creation time of a stream before the first commit from it: a later reset is
-/// recognized by this time.
+/// Records the creation time of a stream before the first commit from it, so that a later reset is
+/// detected.
 async fn record_stream(committer: &Committer<'_>, state: &mut CursorState, created_ns: i64) {
     if state.stream_created_ns.is_none() {
         let (store, token) = (&committer.context.store, &committer.owned.token);

@@ -14,15 +14,15 @@ use std::collections::VecDeque;
 use time::OffsetDateTime;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Copies of a body in memory: as read, split, encrypted and sent.
+/// Number of copies of a body in memory: as read, split, encrypted and sent.
 const BODY_COPIES: usize = 4;
 
 /// Queue of pending messages, in stream order.
 pub struct PendingMessages {
     queue: VecDeque<Pending>,
-    /// Message that was read when the byte budget had no room.
+    /// Message that was read but did not fit into the byte budget.
     unread: Option<(StreamPosition, Box<jetstream::Message>)>,
-    /// Stored messages past the last one that was read.
+    /// Number of stored messages past the last one that was read.
     waiting: u64,
     budget: ByteBudget,
 }
@@ -32,15 +32,15 @@ struct Pending {
     _permit: OwnedSemaphorePermit,
 }
 
-/// A pending message, decoded.
+/// Decoded pending message.
 pub enum PendingMessage {
     Webhook(Box<ReadWebhook>),
-    /// A message that is no envelope.
+    /// Message that is not an envelope.
     Undecodable {
         last: LastMessage,
         dead: Box<DeadLetter>,
     },
-    /// A webhook written by a newer release.
+    /// Webhook written by a newer release.
     Newer {
         sequence: u64,
         schema: u16,
@@ -71,7 +71,7 @@ impl PendingMessages {
         self.queue.front().map(|pending| &pending.message)
     }
 
-    /// Returns the webhooks before the first message that is none.
+    /// Returns the webhooks before the first message that is not a webhook.
     pub fn webhooks(&self) -> impl Iterator<Item = &ReadWebhook> + Clone {
         self.queue.iter().map_while(|pending| match &pending.message {
             PendingMessage::Webhook(read) => Some(&**read),
@@ -79,7 +79,7 @@ impl PendingMessages {
         })
     }
 
-    /// Removes the first messages: they are committed.
+    /// Removes the first `count` messages, which are committed.
     pub fn remove(&mut self, count: usize) {
         self.queue.drain(..count);
     }

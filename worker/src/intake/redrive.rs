@@ -1,4 +1,4 @@
-//! Decides dead letters of intake again when an operator asks for it.
+//! Decides dead letters of intake again when an operator requests it.
 //!
 //! Run by the owner of the partition under its fencing token. A redriven webhook is decided even if
 //! it was processed before, and its effects are not in the order of its lane.
@@ -20,10 +20,10 @@ use tracing::{info, warn};
 
 /// Maximum number of dead letters per query.
 const BATCH: i64 = 16;
-/// Maximum number of starts of one redrive: each further start means that a process ended.
+/// Maximum number of starts of one redrive: each further start means that a process crashed.
 const STARTS_MAX: i32 = 2;
 
-/// Redrives dead letters of a partition. Never returns.
+/// Redrives the due dead letters of a partition whenever it is notified. Never returns.
 pub async fn run(context: &Context, owned: &OwnedPartition, decider: &Decider) {
     loop {
         owned.redrive.notified().await;
@@ -59,7 +59,7 @@ async fn redrive_due(
             match redriven {
                 Ok(()) => info!(dead_letter = dead.id, "dead letter redriven"),
                 Err(reason) => {
-                    info!(dead_letter = dead.id, reason, "dead letter not redriven");
+                    info!(dead_letter = dead.id, reason, "failed to redrive dead letter");
                     context.store.record_redrive_failure(dead.id, &reason).await?;
                 }
             }
@@ -70,7 +70,7 @@ async fn redrive_due(
     }
 }
 
-/// Redrives one dead letter. The inner error is the reason for which it stays one.
+/// Redrives one dead letter. The inner error is the reason why it remains one.
 async fn redrive_one(
     context: &Context,
     owned: &OwnedPartition,
@@ -93,7 +93,7 @@ async fn redrive_one(
         }
         // The dead letter was redriven or deleted meanwhile, or another worker owns the partition.
         Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
-        Err(error) if error.refuses_contents() => {
+        Err(error) if error.is_content_rejection() => {
             Ok(Err(format!("Postgres refuses its effects: {}", ErrorChain(&error))))
         }
         Err(error) => Err(error),

@@ -1,8 +1,8 @@
-//! Access to the stream, by requests that NATS answers.
+//! Access to the stream, checked by periodic requests to NATS.
 //!
-//! A connection to NATS alone proves nothing: with the user of another process it is established,
-//! and every request times out. A worker that cannot read must not hold partitions, so the lease
-//! manager gives them back, and the worker is not ready.
+//! A connection to NATS does not prove access: with the NATS user of another process it is
+//! established, and every request times out. A worker that cannot read must not hold partitions, so
+//! the lease manager releases them, and the worker is not ready.
 
 use async_nats::jetstream;
 use shared::{runtime::telemetry::ErrorChain, stream::STREAM};
@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Interval of requests.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Time after which unanswered requests count as missing access. Longer than the election of a
-/// leader in NATS takes, so that no partition moves for it.
+/// Time after which unanswered requests count as missing access. Longer than a leader election in
+/// NATS, so that an election moves no partition.
 const ACCESS_TTL: Duration = Duration::from_secs(12);
 /// Maximum wait for the first result at start.
 const FIRST_RESULT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Last results of requests.
+/// Results of the latest requests.
 #[derive(Debug, Clone, Default)]
 struct Results {
     answered_at: Option<Instant>,
@@ -68,7 +68,7 @@ impl StreamProbe {
 }
 
 impl StreamAccess {
-    /// Returns whether NATS answered a request lately.
+    /// Returns whether NATS answered a request within [`ACCESS_TTL`].
     pub fn works(&self) -> bool {
         self.0.borrow().answered_at.is_some_and(|at| at.elapsed() < ACCESS_TTL)
     }
@@ -82,7 +82,7 @@ impl StreamAccess {
     pub async fn wait_for_first_result(&mut self) {
         let has_result =
             |results: &Results| results.answered_at.is_some() || results.error.is_some();
-        // without a result the access does not work
+        // Without a result, `works` returns false.
         let _ = timeout(FIRST_RESULT_TIMEOUT, self.0.wait_for(has_result)).await;
     }
 }

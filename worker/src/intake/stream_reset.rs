@@ -1,4 +1,4 @@
-//! Detects a stream reset: a stream that was recreated, truncated and filled again, or restored.
+//! Detects stream resets: a stream that was recreated, truncated and filled again, or restored.
 //!
 //! A stream is identified by its creation time and by the last committed message of the partition,
 //! whose dedup key and server time must be at its sequence. A missing message proves nothing, since
@@ -103,14 +103,14 @@ async fn first_since_cursor(
     stream::first_since(&stream, subject_filter(owned.partition()), since, reader).await
 }
 
-/// Returns the evidence of a reset, `None` if the stream is the same.
+/// Returns the evidence of a reset, or `None` if the stream is the same.
 fn reset_evidence(
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
     found: &Evidence,
 ) -> Option<&'static str> {
-    // Before a stream was recorded nothing was read from one.
+    // A stream is recorded before the first commit from it.
     let created_ns = state.stream_created_ns?;
     if created_ns != stream.created_ns {
         Some("the stream was recreated")
@@ -131,12 +131,12 @@ fn reset_evidence(
     }
 }
 
-/// Converts a time to microseconds, the precision of Postgres.
+/// Converts a time to microseconds since 1970, the precision of Postgres.
 fn micros(at: OffsetDateTime) -> i128 {
     at.unix_timestamp_nanos() / 1_000
 }
 
-/// Raises the partition's generation and gives the partition up. The next owner reads the new
+/// Raises the partition's generation and gives up the partition. The next owner reads the new
 /// stream.
 pub async fn bump_generation(
     context: &Context,
@@ -223,9 +223,8 @@ mod tests {
         for (stream, state, found, reset) in [
             (stream(1, 1, 10), known(), key("a"), false),
             (stream(1, 11, 10), known(), Evidence::Nothing, false), // purged
-            // Purged history of an idle partition (W9).
-            (stream(1, 5_001, 5_000), known(), Evidence::Nothing, false),
-            (stream(1, 1, 20), known(), key("b"), true), // truncated and filled again (W4)
+            (stream(1, 5_001, 5_000), known(), Evidence::Nothing, false), // purged while idle
+            (stream(1, 1, 20), known(), key("b"), true),            // truncated, refilled
             (stream(1, 1, 20), known(), key(""), true),
             (stream(1, 1, 20), known(), later, true), // the same webhook, stored again
             (stream(1, 1, 20), before_first_commit(), Evidence::FirstSince(11), false),

@@ -2,8 +2,8 @@
 //!
 //! The owner of a partition purges the partition's subjects up to its cursor. The last committed
 //! message stays, since it identifies the stream. The last 24 hours stay, too, for a restored
-//! Postgres, unless the stream is nearly full. Of a connection over its share of the stream the
-//! older half of its messages goes, whatever its age.
+//! Postgres, unless the stream is nearly full. If a connection exceeds its share of the stream, the
+//! older half of its messages is purged at any age.
 
 use super::{connection_share::OverShare, owned_partition::OwnedPartition};
 use crate::context::Context;
@@ -46,10 +46,10 @@ async fn try_make_room(
     let info = stream.cached_info();
     let (bytes, max) = (info.state.bytes, u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX));
     context.metrics.record_stream_usage(bytes, max);
-    // Sequences of another stream are of other webhooks. Its reader will notice.
+    // In a recreated stream, sequences belong to other webhooks. The reader detects the reset.
     let created = i64::try_from(info.created.unix_timestamp_nanos()).ok();
     if state.stream_created_ns.is_some_and(|ns| created != Some(ns)) {
-        return Err("the stream is another".into());
+        return Err("the stream was recreated".into());
     }
     let Some(last) = state.last.as_ref().filter(|_| bytes > max / 100 * PURGE_PERCENT) else {
         return Ok(());
@@ -68,7 +68,7 @@ async fn try_make_room(
     Ok(())
 }
 
-/// Purges committed messages of a connection that holds more than its share.
+/// Purges committed messages of a connection that exceeds its share.
 pub async fn purge_over_share(
     context: &Context,
     js: &jetstream::Context,
@@ -84,11 +84,11 @@ pub async fn purge_over_share(
     match purge.await {
         Ok(purged) => {
             context.metrics.record_share_purge();
-            warn!(%partition, %connection, up_to, purged, "history over the share purged");
+            warn!(%partition, %connection, up_to, purged, "history over share purged");
         }
         Err(error) => {
             let error = ErrorChain(&*error);
-            warn!(%partition, %connection, %error, "failed to purge history over the share");
+            warn!(%partition, %connection, %error, "failed to purge history over share");
         }
     }
 }
@@ -101,7 +101,7 @@ async fn purge(
     subjects: String,
     below: u64,
 ) -> Result<u64, BoxError> {
-    // The removal is recorded first: purged webhooks must never look lost.
+    // The removal is recorded first: purged webhooks must never appear lost.
     let removal = context.store.record_removal(&owned.token, &subjects, below).await?;
     let removal =
         removal.filter(|_| owned.holds_lease()).ok_or("the partition is no longer held")?;

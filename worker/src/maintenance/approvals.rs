@@ -1,4 +1,4 @@
-//! Expires approvals that nobody decided in time.
+//! Expires approvals that were not decided in time.
 
 use crate::{context::Context, routing};
 use shared::{
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Interval at which expired approvals are looked for.
+/// Interval of looking for expired approvals.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Expires approvals until cancelled.

@@ -1,8 +1,8 @@
 //! Counts the open deliveries, dead letters and messages of each connection for its limits, and the
 //! backlog for the metrics page.
 //!
-//! A round walks the tables by index, a page at a time, so that no statement is long. Its result
-//! is in force until the next round: a connection may exceed its limits by what arrives meanwhile.
+//! A round walks the tables by index, a page at a time, so that no statement runs long. Its result
+//! applies until the next round: a connection may exceed its limits by what arrives meanwhile.
 
 use crate::context::Context;
 use shared::{
@@ -17,14 +17,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Rows of a page.
+/// Maximum number of rows of a page.
 const PAGE_ROWS: i64 = 20_000;
 /// Pause between two pages. A million rows take 13 s and less than a tenth of a core of Postgres.
 const PAGE_INTERVAL: Duration = Duration::from_millis(250);
 /// Minimum interval between the starts of two rounds.
 const ROUND_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Counts until cancelled.
+/// Counts in rounds until cancelled.
 pub async fn run(context: &Context, limits: BacklogLimits, until: CancellationToken) {
     let counting = async {
         loop {
@@ -99,8 +99,8 @@ async fn pause_before<P>(next: &Option<P>) {
     }
 }
 
-/// Counts of a round. Pages are in the order of connections, so that only the last connection and
-/// those near a limit are in memory.
+/// Counts of a round. Pages are in the order of connections, so only the last connection and those
+/// near a limit are kept in memory.
 #[derive(Default)]
 struct Tally {
     total: i64,
@@ -138,7 +138,7 @@ impl Tally {
     fn finish(mut self, limits: &BacklogLimits) -> Vec<ConnectionBacklog> {
         self.keep_last(limits);
         let mut rows: Vec<_> = self.notable.into_values().collect();
-        rows.iter_mut().for_each(|row| row.judge(limits));
+        rows.iter_mut().for_each(|row| row.apply_limits(limits));
         rows
     }
 }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn judges_bytes() {
+    fn limits_bytes() {
         let mut tally = Tally::default();
         tally.add(
             vec![counted("a", 1, 1 << 20), counted("b", 1, 20_000)],

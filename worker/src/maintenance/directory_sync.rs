@@ -1,9 +1,10 @@
 //! Synchronizes ingest's directory with Postgres.
 //!
 //! A process that changes a connection writes the directory entry after its commit. If it crashes
-//! in between, the entry is old. So one worker (the owner of partition 0) projects every change
-//! that Postgres notifies. Every 30 seconds it projects what has a newer version than it has seen,
-//! in pages by version, and looks for entries without a row; apps are compared first. It begins with all connections. Two
+//! in between, the entry is outdated. So one worker (the owner of partition 0) projects changes,
+//! that is, writes entries from rows: each change that Postgres notifies, and, every 30 seconds,
+//! first apps that changed, then connections with a newer version than the last one projected, in
+//! pages by version, then tombstones for entries without a row. It begins with all connections. Two
 //! such workers do no harm, since versions of entries only grow.
 
 use async_nats::jetstream;
@@ -20,7 +21,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-/// Interval at which connections are compared. Longer than a transaction lasts.
+/// Interval at which connections are compared. Longer than any transaction.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum number of connections per query.
 const PAGE: usize = 1_000;
@@ -35,7 +36,7 @@ enum SyncError {
     Directory(#[from] DirectoryError),
 }
 
-/// Synchronizes until cancelled.
+/// Synchronizes the directory until cancelled.
 pub async fn run(store: Store, js: jetstream::Context, until: CancellationToken) {
     let synchronizing = async {
         loop {
@@ -75,7 +76,7 @@ async fn synchronize(store: &Store, js: &jetstream::Context) -> Result<(), SyncE
 #[derive(Default)]
 struct Progress {
     /// Highest version of the comparison before the last. A transaction that had a lower version
-    /// then is committed now.
+    /// then has ended since.
     settled: i64,
     /// Highest version of the last comparison.
     newest: i64,
@@ -87,7 +88,7 @@ struct Progress {
     apps: HashMap<AppId, i64>,
 }
 
-/// Projects apps that changed, and writes tombstones for entries without a row. There are few.
+/// Projects apps that changed, and writes tombstones for entries without a row. There are few apps.
 async fn project_apps(
     store: &Store,
     directory: &Directory,

@@ -1,4 +1,4 @@
-//! Carries out erasures that were requested.
+//! Runs requested erasures.
 
 use crate::context::Context;
 use async_nats::jetstream;
@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Interval at which due erasures are looked for.
+/// Interval of looking for due erasures.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Note of an erasure that failed. The log has the cause.
-const FAILED: &str = "failed, and is repeated";
+/// Note on an erasure that failed. The log has the cause.
+const FAILED: &str = "failed; it is retried";
 
-/// Carries out erasures until cancelled. A repeated one does no harm.
+/// Runs due erasures until cancelled. An erasure is idempotent.
 pub async fn run(context: &Context, js: &jetstream::Context, until: CancellationToken) {
     let erasing = async {
         loop {
@@ -26,9 +26,10 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
                     let operations =
                         Operations::new(context.store.clone(), erasure.requested_by.clone());
                     match operations.run_erasure(js, &erasure).await {
-                        Ok(()) => info!(erasure = id, "erasure carried out"),
+                        Ok(()) => info!(erasure = id, "erasure completed"),
                         Err(error) => {
-                            warn!(erasure = id, error = %ErrorChain(&error), "failed to erase");
+                            let error = ErrorChain(&error);
+                            warn!(erasure = id, %error, "failed to run erasure");
                             let open = Some((FAILED, ERASURE_INTERVAL));
                             if let Err(error) = context.store.record_erasure(id, 0, 0, open).await {
                                 let error = ErrorChain(&error);

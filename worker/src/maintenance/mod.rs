@@ -1,7 +1,8 @@
-//! Periodic tasks: retention, erasures, directory sync, notifications, lanes of expired workers, replays, token refresh.
+//! Periodic tasks: retention, erasures, directory sync, notifications, approvals, backlog counts,
+//! lanes of expired workers, replays, token refresh.
 //!
-//! Run by `app`. Tasks for one worker at a time run on the owner of partition 0; two owners for a
-//! moment do no harm.
+//! Run by `app`. Exclusive tasks run on one worker at a time, the owner of partition 0; two owners
+//! for a moment do no harm.
 
 mod approvals;
 mod backlog;
@@ -23,7 +24,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Interval at which expired workers are looked for.
+/// Interval of looking for expired workers.
 const REAP_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval at which the ownership of partition 0 is checked.
 const LOCK_INTERVAL: Duration = Duration::from_secs(1);
@@ -83,7 +84,7 @@ async fn free_expired_workers(context: &Context, stop: &CancellationToken) {
     }
 }
 
-/// Runs the tasks for one worker at a time while this worker owns partition 0.
+/// Runs the exclusive tasks while this worker owns partition 0.
 async fn run_exclusive(
     context: &Arc<Context>,
     js: &jetstream::Context,

@@ -1,8 +1,9 @@
 //! Sends notifications to the operator's backend.
 //!
-//! Those of a connection are sent one after the other, and those of different connections at the
-//! same time. A failed one is repeated until its event is too old, and holds up those behind it.
-//! The answer to `connection.installed` may refuse the connection, which is then stopped.
+//! Notifications of one connection are sent in order, those of different connections concurrently.
+//! A failed notification is retried until its event is too old, and delays later ones of its
+//! connection. The answer to `connection.installed` may refuse the connection, which is then
+//! stopped.
 
 use crate::context::Context;
 use futures_util::{StreamExt, stream};
@@ -17,39 +18,38 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Interval at which due notifications are looked for.
+/// Interval of looking for due notifications.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which waiting notifications are counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// Maximum connections per query.
+/// Maximum number of connections per query.
 const PAGE: i64 = 256;
-/// Maximum calls at once.
+/// Maximum number of concurrent calls.
 const CONCURRENT: usize = 16;
 /// Time after which another worker may send the same notification; longer than a page of calls.
 const LEASE: Duration = Duration::from_secs(60);
 const _: () = assert!(CALLS_MAX.div_ceil(CONCURRENT) as u64 * TIMEOUT.as_secs() < 60);
-/// Maximum calls per claim.
+/// Maximum number of calls per claim.
 const CALLS_MAX: usize = 64;
-/// Wait after the first failure. Each further one doubles it.
+/// Wait after the first failure. Each further failure doubles it.
 const BACKOFF: Duration = Duration::from_secs(5);
-/// Maximum wait.
+/// Maximum wait after a failure.
 const BACKOFF_MAX: Duration = Duration::from_secs(3600);
-/// Maximum time of a call.
+/// Timeout of a call.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Age of an event after which its notification is given up.
+/// Age of an event after which its notification is given up on.
 const KEEP_FOR: Duration = Duration::from_secs(72 * 3600);
 /// Maximum characters of the backend's reason to refuse a connection.
 const REASON_CHARS: usize = 200;
 /// Event whose answer may refuse the connection.
 const INSTALLED: &str = "connection.installed";
 
-/// Sends until cancelled.
+/// Sends notifications until cancelled.
 pub async fn run(context: &Context, until: CancellationToken) {
     let sending = async {
         let mut counted: Option<Instant> = None;
         loop {
-            let passed = send_due(context).await;
-            if let Err(error) = passed {
+            if let Err(error) = send_due(context).await {
                 warn!(error = %ErrorChain(&error), "failed to query notifications");
             }
             if counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
@@ -67,7 +67,7 @@ pub async fn run(context: &Context, until: CancellationToken) {
     until.run_until_cancelled(sending).await;
 }
 
-/// Sends what is due of all connections.
+/// Sends the due notifications of all connections.
 async fn send_due(context: &Context) -> Result<(), StoreError> {
     let mut after = String::new();
     loop {
@@ -77,7 +77,7 @@ async fn send_due(context: &Context) -> Result<(), StoreError> {
         let is_full = heads.len() as i64 == PAGE;
         let due: Vec<i64> = heads.iter().filter(|head| head.is_due).map(|head| head.id).collect();
         for ids in due.chunks(CALLS_MAX) {
-            // Without an endpoint what waits was deleted.
+            // Without an endpoint, the waiting notifications were deleted.
             let Some(endpoint) = context.store.notification_endpoint().await? else {
                 return Ok(());
             };
@@ -142,7 +142,7 @@ fn body(due: &DueNotification) -> Vec<u8> {
     json!({ "type": due.event, "timestamp": due.at, "data": data }).to_string().into_bytes()
 }
 
-/// Returns the reason for which the backend refuses a connection, if it does.
+/// Returns the backend's reason to refuse a connection, or `None` if it accepts.
 fn refusal(event: &str, answer: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Answer {

@@ -1,6 +1,6 @@
 //! Replays a range of a connection's webhooks: reads them from the stream and decides them again.
 //!
-//! A dry run (the default of `tidegate replay`) records per webhook what would happen. With `apply`
+//! A dry run (the default of `tidegate replay`) records the outcome of each webhook. With `apply`,
 //! deliveries are enqueued at background priority, with their own lanes and dedup keys; other
 //! effects are left out. Another worker continues the replay of a worker that crashed. Decisions
 //! use the current bindings and settings.
@@ -19,10 +19,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Interval at which replays are looked for.
+/// Interval of looking for replays.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Error of a replay whose lease is lost.
-const NOT_OURS: &str = "another worker runs the replay, or it was cancelled";
+const LEASE_LOST: &str = "another worker runs the replay, or it was cancelled";
 
 /// Runs replays, one at a time, until `stop`.
 pub async fn run(
@@ -141,7 +141,7 @@ async fn decide_all(
             },
         };
         if !context.store.record_replay_result(replay, &result).await? {
-            return Err(NOT_OURS.into());
+            return Err(LEASE_LOST.into());
         }
         if at.waiting == 0 && at.sequence >= last {
             return Ok(());
@@ -158,13 +158,13 @@ async fn enqueue(
     if !matches!(&webhook.decision, Decision::Apply(effects) if effects.delivery.is_some()) {
         return Ok(());
     }
-    // The agent would drop a delivery with the original key as a repetition.
+    // The agent would drop a delivery with the original key as a duplicate.
     let key = format!("{}:replay:{}", webhook.envelope.dedup_key, replay.id);
     webhook.envelope.dedup_key = DedupKey::from_stored(key);
     webhook.envelope.lane = webhook.envelope.lane.of_replay(&replay.id);
-    webhook.envelope.reply = None; // that request has ended
+    webhook.envelope.reply = None; // Slack's request has ended
     if !context.store.enqueue_replayed(replay, &webhook).await? {
-        return Err(NOT_OURS.into());
+        return Err(LEASE_LOST.into());
     }
     context.wake_dispatch.notify_one();
     Ok(())

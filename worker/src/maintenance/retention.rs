@@ -1,4 +1,4 @@
-//! Deletes expired rows.
+//! Deletes expired rows and the data of deleted connections.
 
 use crate::context::Context;
 use async_nats::jetstream;
@@ -9,18 +9,18 @@ use tracing::{info, warn};
 
 /// Interval between two rounds.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Interval at which replaced signing secrets are expired: they verify forgeries for as long.
+/// Interval of removing replaced signing secrets. A leaked one verifies forgeries until then.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of steps per round.
 const STEPS_MAX: usize = 100;
 /// Maximum number of uninstalled connections that are deleted per round.
 const UNINSTALLED_MAX: i32 = 100;
-/// Time after the deletion of a connection in which every ingest has its tombstone.
+/// Time after the deletion of a connection until every ingest has its tombstone.
 const TOMBSTONE_TIME: Duration = Duration::from_secs(15);
 /// Maximum number of pages of deleted connections per round.
 const LATE_PAGES_MAX: usize = 10;
 
-/// Deletes until cancelled.
+/// Runs retention in rounds until cancelled.
 pub async fn run(context: &Context, js: &jetstream::Context, until: CancellationToken) {
     let pruning = async {
         let mut late_after = None;
@@ -86,13 +86,13 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
     until.run_until_cancelled(both).await;
 }
 
-/// Deletes uninstalled connections. If they can't be deleted together, deletes each by itself, so that
-/// one does not keep the others.
+/// Deletes uninstalled connections. If they can't be deleted together, deletes them one by one, so
+/// that one failure does not keep the others.
 async fn delete_uninstalled_connections(context: &Context) {
     let kept = context.uninstalled_retention;
-    let delete = async |most, skip| match context
+    let delete = async |limit, skip| match context
         .store
-        .delete_uninstalled_connections(kept, most, skip)
+        .delete_uninstalled_connections(kept, limit, skip)
         .await
     {
         Ok(connections) => {
@@ -120,8 +120,8 @@ async fn delete_uninstalled_connections(context: &Context) {
     }
 }
 
-/// Removes replaced signing secrets soon after their overlap, however long a round of the other
-/// steps takes.
+/// Removes replaced signing secrets soon after their overlap, independently of the other steps,
+/// whose rounds may take long.
 async fn expire_signing_secrets(context: &Context) {
     loop {
         match context.store.expire_signing_secrets().await {
@@ -135,8 +135,8 @@ async fn expire_signing_secrets(context: &Context) {
     }
 }
 
-/// Purges the webhooks of connections that were deleted, after every ingest has their tombstones. A
-/// connection that fails does not keep the others.
+/// Purges the webhooks of deleted connections after every ingest has their tombstones. A failure
+/// for one connection does not affect the others.
 async fn purge_deleted_connections(context: &Context, js: &jetstream::Context) {
     let connections = match context.store.unpurged_connections(TOMBSTONE_TIME).await {
         Ok(connections) => connections,

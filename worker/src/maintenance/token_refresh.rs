@@ -2,12 +2,12 @@
 //!
 //! Any worker refreshes any token that is due. A lease limits this to one worker, and the
 //! generation of the row rejects an old result. Slack's answer uses up the old refresh token, so
-//! that the worker writes the new tokens until Postgres takes them, whatever outage comes between.
+//! the worker repeats the write of the new tokens until Postgres accepts it.
 //!
-//! A lease that ended without a result is of a worker that crashed, or that still has new tokens to
-//! write. So it is taken over only by a worker that has reached Postgres for a while: after an
-//! outage the worker with the new tokens comes first. Slack accepts the previous refresh token for
-//! a short while, which is enough for the refresh of a worker that crashed.
+//! A lease that expired without a result belongs to a worker that crashed, or that still has new
+//! tokens to write. So it is taken over only by a worker that has reached Postgres for
+//! [`TAKEOVER_AFTER`]: after an outage the worker with the new tokens writes first. Slack accepts
+//! the previous refresh token for a short time, which is enough after a crash.
 
 use crate::{
     metrics::{Metrics, RefreshOutcome},
@@ -24,7 +24,7 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Interval at which due tokens are looked for.
+/// Interval of looking for due tokens.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Time after which another worker may refresh the same token; longer than a call.
 const LEASE: Duration = Duration::from_secs(15);
@@ -33,14 +33,14 @@ const _: () = assert!(SEND_TIMEOUT.as_secs() * 2 < LEASE.as_secs()); // two clie
 const BAD_CLIENT_SECRET: &str = "bad_client_secret";
 /// Time for which Postgres has answered a worker before it takes over a lease.
 const TAKEOVER_AFTER: Duration = Duration::from_secs(30);
-/// Maximum interval at which the recording of a refreshed token is repeated. The first is a tenth.
+/// Maximum interval between attempts to record a refreshed token. The first is a tenth of it.
 const RECORD_INTERVAL_MAX: Duration = Duration::from_secs(5);
 // After an outage the new tokens are written before another worker takes over.
 const _: () = assert!(RECORD_INTERVAL_MAX.as_secs() * 2 < TAKEOVER_AFTER.as_secs());
 /// Maximum wait after a failed refresh. Tokens are refreshed with a fifth of their lifetime left,
 /// which is hours for Slack's twelve.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// Maximum lifetime of a token that is believed. Slack's is twelve hours.
+/// Maximum lifetime of a token; a longer one is cut to it. Slack's is twelve hours.
 const LIFETIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Refreshes tokens until `stop`. `now` is notified when Slack rejects a token as expired.
@@ -69,12 +69,12 @@ pub async fn run(
     }
 }
 
-/// Refresher of a worker.
+/// Token refresher of a worker.
 struct Refresher {
     store: Store,
     slack: Slack,
     metrics: Arc<Metrics>,
-    /// Time since which Postgres has answered, as far as this task asked.
+    /// Time since which Postgres has answered every query of this task.
     postgres_since: Option<Instant>,
 }
 
@@ -86,7 +86,7 @@ struct NewTokens {
 }
 
 impl Refresher {
-    /// Refreshes one token that is due. Returns false if none is.
+    /// Refreshes one due token. Returns false if none is due.
     async fn refresh_one(&mut self) -> Result<bool, StoreError> {
         let takes_over = self.postgres_since.is_some_and(|since| since.elapsed() >= TAKEOVER_AFTER);
         let due = self.store.lease_token_refresh(LEASE, takes_over).await?;
@@ -108,17 +108,17 @@ impl Refresher {
             ApiResult::Succeeded(answer) => match read(&answer) {
                 Some(tokens) => {
                     self.metrics.count_refresh(RefreshOutcome::Refreshed);
-                    let in_force = self.record(&due, &tokens).await?;
-                    info!(%connection, in_force, "token refreshed");
+                    let recorded = self.record(&due, &tokens).await?;
+                    info!(%connection, recorded, "token refreshed");
                     return Ok(true);
                 }
                 None => (backoff(&due), "Slack's answer holds no new tokens".to_owned()),
             },
             ApiResult::Refused(Action::ReloadToken, text) => {
                 // Another worker may have refreshed the token: then the generation differs.
-                let in_force =
+                let recorded =
                     self.store.record_token_refresh_failure(&due, BACKOFF_MAX, &text).await?;
-                if in_force {
+                if recorded {
                     self.metrics.count_refresh(RefreshOutcome::UsedUp);
                     error!(%connection, "refresh token used up; the app must be installed again");
                     let reason = "the refresh token is used up: install the app again";
@@ -137,8 +137,8 @@ impl Refresher {
         Ok(true)
     }
 
-    /// Records new tokens, again and again until they expire: nothing else has them. Returns false
-    /// if another worker refreshed the token.
+    /// Records new tokens, with retries until they expire: there is no other copy. Returns false if
+    /// another worker refreshed the token.
     async fn record(
         &mut self,
         due: &DueTokenRefresh,
@@ -167,7 +167,7 @@ impl Refresher {
     }
 }
 
-/// Returns `access_token`, `refresh_token` and `expires_in`.
+/// Reads `access_token`, `refresh_token` and `expires_in`. Returns `None` if one is missing.
 fn read(answer: &serde_json::Value) -> Option<NewTokens> {
     let secret = |name: &str| Secret::new(answer[name].as_str()?.to_owned()).ok();
     let expires_in = Duration::from_secs(answer["expires_in"].as_u64()?).min(LIFETIME_MAX);

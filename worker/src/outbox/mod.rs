@@ -34,19 +34,19 @@ use tracing::{Instrument, Span, error, field, info, warn};
 
 /// Maximum number of running sends in a worker.
 const SENDS_MAX: usize = 128;
-/// Interval at which due messages and orphaned lanes are looked for without a wake-up.
+/// Interval of looking for due messages and orphaned lanes without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum duration of one send.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);
-/// Time after a claim for which a message is not claimed again, since its call may still run.
+/// Time for which a claimed message is not claimed again, since its call may still run.
 const CLAIMED_FOR: Duration = Duration::from_secs(10);
 const _: () = assert!(SEND_TIMEOUT.as_secs() < SEND_DEADLINE.as_secs());
 const _: () = assert!(SEND_DEADLINE.as_secs() < CLAIMED_FOR.as_secs());
 /// Wait before a result is recorded again, or after a send that timed out.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Wait for another release or key that can read a message.
+/// Wait before a message is claimed again that another release or key may be able to read.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
-/// Number of attempts that crashed after which a message is given up.
+/// Number of crashed attempts after which a message is given up on.
 const CRASHES_MAX: i32 = 5;
 /// Maximum number of lanes freed by one statement.
 const RELEASE_MAX: i64 = 1_000;
@@ -64,7 +64,7 @@ struct SendShared {
     recording: Batcher<SendRecord, Result<(), StoreError>>,
 }
 
-/// Sends until `stop`, then waits for running sends.
+/// Sends messages until `stop`, then waits for running sends.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let record = |store: Store, records: Vec<SendRecord>| async move {
         let recorded = store.record_send_results(&records).await;
@@ -75,17 +75,17 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let shared = Arc::new(SendShared { context, token_failures, recording });
     let (mut sends, mut running) = (JoinSet::new(), RunningSends::new());
     let mut polled = Instant::now();
-    // The claim after the last connection begins at the first.
+    // Position at which the next claim begins. `None` is the first connection.
     let mut after = None;
     let mut next_due: Option<Instant> = None;
     let mut poll = true;
     while !stop.is_cancelled() {
         if poll {
             polled = Instant::now();
-            release_forgotten(&shared, &running).await;
+            release_orphaned_lanes(&shared, &running).await;
         }
-        // One round to the last connection, then one over all, for messages that became due
-        // meanwhile.
+        // One round up to the last connection, then one over all connections, for messages that
+        // became due meanwhile.
         let mut rounds = if after.is_none() { 1 } else { 2 };
         while rounds > 0 && sends.len() < SENDS_MAX {
             if after.is_none() {
@@ -158,7 +158,7 @@ async fn claim(
     let claimed = match claimed.await {
         Ok(claimed) => claimed,
         Err(error) => {
-            // If the claim succeeded all the same, the next poll frees its lanes.
+            // If the claim succeeded nevertheless, the next poll frees its lanes.
             warn!(error = %ErrorChain(&error), "failed to claim outbox messages");
             return None;
         }
@@ -179,7 +179,7 @@ async fn claim(
             let sending = AssertUnwindSafe(send(&shared, &term, message)).catch_unwind();
             tokio::select! {
                 // The next poll frees the lane of a send that panicked.
-                sent = sending => if sent.is_err() { error!("task of a send panicked") },
+                sent = sending => if sent.is_err() { error!("send task panicked") },
                 _ = term.ended.cancelled() => {} // another worker frees its lane
             }
             (lane, turn)
@@ -192,12 +192,12 @@ fn remove_ended(sent: Result<(LaneKey, i64), tokio::task::JoinError>, running: &
     match sent {
         Ok((lane, turn)) if running.get(&lane) == Some(&turn) => drop(running.remove(&lane)),
         Ok(_) => {} // the next message of the lane is being sent
-        Err(error) => error!(%error, "task of a send cancelled"),
+        Err(error) => error!(%error, "send task cancelled"),
     }
 }
 
-/// Frees lanes that name this worker and are not in its memory.
-async fn release_forgotten(shared: &SendShared, running: &RunningSends) {
+/// Frees lanes that this worker has claimed in Postgres but does not run.
+async fn release_orphaned_lanes(shared: &SendShared, running: &RunningSends) {
     let Some(term) = shared.context.worker.term() else { return };
     let keep: Vec<LaneKey> = running.keys().copied().collect();
     let released = shared.context.store.release_outbox_lanes(&term.id, Some(&keep), RELEASE_MAX);
@@ -206,7 +206,7 @@ async fn release_forgotten(shared: &SendShared, running: &RunningSends) {
         Ok(lanes) => {
             warn!(lanes, "outbox lanes freed after claims with unknown results")
         }
-        Err(error) => warn!(error = %ErrorChain(&error), "failed to free forgotten outbox lanes"),
+        Err(error) => warn!(error = %ErrorChain(&error), "failed to free orphaned outbox lanes"),
     }
 }
 
@@ -311,7 +311,7 @@ fn span(message: &OutboxMessage) -> Span {
     span
 }
 
-/// Returns the age at which a message is given up: half an hour for a response_url without a
+/// Returns the age at which a message is given up on: half an hour for a response_url without a
 /// fallback, otherwise a day.
 fn max_age(to: &Destination) -> Duration {
     match to {

@@ -16,7 +16,7 @@ const PAGES_MAX: usize = 4;
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 pub enum LookupResult {
-    /// The message is in Slack. The value is its id.
+    /// The message is in Slack. The value is its `ts`.
     Found(String),
     Absent,
     Later(Duration, String),
@@ -47,7 +47,7 @@ pub async fn look_up(
         });
         let answer = match sender.call(method, &body).await {
             Ok(ApiResult::Succeeded(answer)) => answer,
-            // Some apps may call a method once a minute: waiting for it would delay the lane.
+            // Slack lets some apps call a method once a minute: a long wait would delay the lane.
             Ok(ApiResult::RateLimited(after)) | Err(SendOutcome::Untried(after, _)) => {
                 return match message.age < LIMIT_WAIT_MAX && after <= LIMIT_WAIT_MAX {
                     true => LookupResult::Later(after, "the look-up is rate limited".into()),

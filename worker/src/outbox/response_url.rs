@@ -1,5 +1,5 @@
-//! Sends messages to the response_url of a command or click, or by the Web API when the URL is used
-//! up.
+//! Sends messages to the response_url of a command or click, or through the Web API when the URL is
+//! used up.
 
 use super::{
     sender::SendContext,
@@ -66,9 +66,9 @@ pub async fn send(
     };
     let Some(fallback) = fallback else { return SendOutcome::Failed(reason) };
     let Some(message) = without_response_url(message) else {
-        return SendOutcome::Failed(format!("{reason}, and only it can replace a message"));
+        return SendOutcome::Failed(format!("{reason}; only a response_url can replace a message"));
     };
-    info!(outbox = sending.message.id, reason, "response_url used up; sending by the Web API");
+    info!(outbox = sending.message.id, reason, "response_url used up; sending through the Web API");
     sending.mark_resent(ambiguity); // such a message has no mark to look up
     let (channel, user) = (fallback.channel.clone(), fallback.user.clone());
     let to = match sending.message.outgoing.message["response_type"] == "in_channel" {
@@ -81,10 +81,11 @@ pub async fn send(
     }
 }
 
-/// Returns the message for the Web API, `None` if only the response_url can do what it asks.
+/// Returns the message for the Web API, or `None` if it replaces or deletes the original, which
+/// only the response_url can do.
 fn without_response_url(message: &Value) -> Option<Value> {
-    let only_there = |name: &str| message[name] == true;
-    if only_there("replace_original") || only_there("delete_original") {
+    let is_set = |name: &str| message[name] == true;
+    if is_set("replace_original") || is_set("delete_original") {
         return None;
     }
     Some(message.clone())

@@ -1,4 +1,4 @@
-//! Sends one message: by response_url, or by the Web API with the connection's token.
+//! Sends one message: to a response_url, or through the Web API with the connection's token.
 
 use super::{SendShared, response_url, web_api};
 use crate::{
@@ -63,8 +63,7 @@ impl<'a> SendContext<'a> {
         &self.shared.context
     }
 
-    /// Returns the sender with the connection's token. A final failure is read from Postgres, never
-    /// from the cache.
+    /// Returns the sender with the connection's token. A final failure is confirmed in Postgres.
     pub async fn authenticate(self) -> Result<AuthenticatedSender<'a>, SendOutcome> {
         let connections = &self.context().connections;
         let later = |error| SendOutcome::Later(self.backoff(), ErrorChain(&error).to_string());
@@ -88,8 +87,8 @@ impl<'a> SendContext<'a> {
         }
     }
 
-    /// Checks the worker's row, last before a call: nothing of Tidegate's own delays the call after
-    /// it.
+    /// Checks the worker's row. Must be the last step before a call, so that nothing delays the
+    /// call after the check.
     pub fn check_lease(self) -> Result<(), SendOutcome> {
         let lost = || SendOutcome::Untried(NOT_HELD_WAIT, "the worker's row expired".into());
         self.term.holds().then_some(()).ok_or_else(lost)

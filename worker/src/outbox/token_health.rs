@@ -16,10 +16,10 @@ use tracing::warn;
 
 /// Number of refusals in a row, each confirmed by `auth.test`, that set a connection to `error`.
 const FAILURES_MAX: i32 = 3;
-/// Maximum number of connections in memory; above it all are dropped.
+/// Maximum number of connections in memory. At the limit all are dropped.
 const CONNECTIONS_MAX: usize = 10_000;
 
-/// Connections whose token was refused recently. Saves other successes a query.
+/// Connections whose token was refused recently. A success of any other connection needs no query.
 #[derive(Debug, Clone, Default)]
 pub struct TokenFailures(Arc<Mutex<HashSet<ConnectionId>>>);
 
@@ -32,7 +32,7 @@ impl TokenFailures {
         refused.insert(connection);
     }
 
-    fn forget(&self, connection: ConnectionId) -> bool {
+    fn remove(&self, connection: ConnectionId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&connection)
     }
 }
@@ -84,7 +84,7 @@ pub async fn confirm(sender: &AuthenticatedSender<'_>, text: String) -> SendOutc
     SendOutcome::Later(sender.sending.backoff(), text)
 }
 
-/// Records that Slack refused a connection: its status changes.
+/// Changes the status of a connection that Slack refused.
 pub async fn record_refusal(
     sender: &AuthenticatedSender<'_>,
     status: ConnectionStatus,
@@ -104,10 +104,10 @@ pub async fn record_refusal(
     }
 }
 
-/// Records that a token works.
+/// Clears the failures of a token that works.
 pub async fn record_success(sender: &AuthenticatedSender<'_>) {
     let (id, version) = (sender.connection.id, sender.connection.version);
-    let was_refused = sender.sending.shared.token_failures.forget(id);
+    let was_refused = sender.sending.shared.token_failures.remove(id);
     if (was_refused || sender.connection.status == ConnectionStatus::Error)
         && let Err(error) =
             sender.sending.context().store.record_connection_success(id, version).await

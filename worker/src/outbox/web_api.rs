@@ -1,4 +1,4 @@
-//! Sends messages by Slack's Web API and applies Slack's answers.
+//! Sends messages through Slack's Web API and applies Slack's answers.
 
 use super::{
     reconcile::{LookupResult, look_up},
@@ -50,7 +50,7 @@ pub async fn send(
                 Some(Ok(channel)) => {
                     let (store, id) = (&sending.context().store, sender.connection.id);
                     if let Err(error) = store.record_known_channel(id, &channel).await {
-                        warn!(error = %ErrorChain(&error), "failed to record direct message");
+                        warn!(error = %ErrorChain(&error), "failed to record known channel");
                     }
                     let to = Destination::PostMessage { channel, thread_ts: None };
                     Box::pin(send(sender, &to, message, ambiguity)).await
@@ -93,8 +93,8 @@ pub async fn send(
         }
     }
     let channel = body["channel"].as_str();
-    // Claims hold messages of a limited method back, in their order. A lane that waited by itself
-    // could be due a moment after a later one.
+    // Claims hold back the messages of a limited method, in order. A lane with its own wait could
+    // become due after a later one.
     let is_held_by_claims = sending.message.outgoing.to.as_str() == method.as_str();
     let wait = |after: Duration| if is_held_by_claims { after.min(RECHECK_WAIT) } else { after };
     let result = match sender.call(method, &body).await {
@@ -125,8 +125,8 @@ pub async fn send(
     sender.apply_result(result, channel).await
 }
 
-/// Records the message of an approval, so that it can be changed when nobody decides in time. A
-/// failure is not repeated: the buttons then say that it is too late.
+/// Records the message of an approval, so that it can be updated when the approval expires. A
+/// failed record is not retried: a later click is then answered that the approval has expired.
 async fn record_approval(sender: &AuthenticatedSender<'_>, body: &Value, ts: Option<&str>) {
     let buttons = body["blocks"].as_array().into_iter().flatten();
     let buttons = buttons.filter_map(|block| block["elements"].as_array()).flatten();
@@ -141,18 +141,18 @@ async fn record_approval(sender: &AuthenticatedSender<'_>, body: &Value, ts: Opt
     }
 }
 
-/// Deletes a message that Slack posted beside its thread, since the thread's first message was
+/// Deletes a message that Slack posted outside its thread, since the thread's first message was
 /// deleted meanwhile.
 async fn withdraw(sender: &AuthenticatedSender<'_>, answer: &Value) -> SendOutcome {
     let posted = json!({ "channel": answer["channel"], "ts": answer["ts"] });
     if let Ok(ApiResult::Succeeded(_)) = sender.call(Method::DeleteMessage, &posted).await {
         return SendOutcome::Failed("the thread of the message was deleted".into());
     }
-    SendOutcome::Failed("the thread was deleted, and Slack posted the message beside it".into())
+    SendOutcome::Failed("the thread was deleted, and Slack posted the message outside it".into())
 }
 
-/// Sends only the text of a message that was refused for its form. If that is refused, too, posts a
-/// notice with a reference and fails the message.
+/// Sends only the text of a message that Slack refused for its form. If Slack refuses the text,
+/// too, posts a notice with a reference and fails the message.
 async fn send_simpler(
     sender: &AuthenticatedSender<'_>,
     method: Method,
@@ -181,7 +181,7 @@ async fn send_simpler(
     Err(SendOutcome::Failed(code))
 }
 
-/// Returns the message with only its text, `None` if that is empty or no change.
+/// Returns the message with only its text, or `None` if the text is empty or nothing changes.
 pub fn text_alone(body: &Value) -> Option<Value> {
     let text = body["text"].as_str().filter(|text| !text.is_empty())?;
     let short: String = text.chars().take(TEXT_CHARS_MAX).collect();
@@ -268,7 +268,7 @@ impl AuthenticatedSender<'_> {
     }
 }
 
-/// Returns the method that sends a message, and its arguments.
+/// Returns the method that sends a message, with its arguments.
 fn request(to: &Destination, message: Value, mark: &str) -> (Method, Value) {
     let in_thread = |body: &mut Value, thread_ts: &Option<String>| {
         if let Some(ts) = thread_ts {

@@ -1,4 +1,4 @@
-//! Messages of approvals, in the form of Slack. Pure.
+//! Slack messages of approvals. Pure functions.
 
 use super::escape;
 use serde_json::{Value, json};
@@ -13,12 +13,13 @@ pub(super) const EXPIRED: &str = "Nobody decided in time. This request has expir
 pub(super) const NOT_ALLOWED: &str = "You can't decide this request.";
 /// Text for a click on a button without an approval.
 pub(super) const UNKNOWN: &str = "This request does not exist any more.";
-/// Text for a person whose agent asks too much.
-pub(crate) const TOO_MANY: &str = "The agent asks for a decision, but too many of its requests are open. Decide one of them first.";
-/// People who are named in a message.
+/// Text for a person whose agent has too many open requests.
+pub(crate) const TOO_MANY: &str = "The agent asks for a decision, but too many of its requests are \
+    open. Decide one of them first.";
+/// Maximum number of people who are named in a message.
 const NAMED_MAX: usize = 5;
 
-/// Returns the message with the buttons. `until` is in seconds since 1970.
+/// Returns the message with the buttons. `until` is the time of expiry, in seconds since 1970.
 pub(crate) fn asking(id: &str, content: &ApprovalContent, allowed: &[String], until: u64) -> Value {
     let buttons: Vec<Value> = content
         .options
@@ -56,7 +57,7 @@ pub(crate) fn expired(content: &ApprovalContent) -> Value {
     message(content, vec![context(EXPIRED)])
 }
 
-/// Returns who decided what, and when.
+/// Returns the text of a decision: option, person and time.
 pub(super) fn decided_text(decision: &ApprovalDecision) -> String {
     let ApprovalDecision { option, by, at } = decision;
     format!("*{}* by <@{by}>, {}.", escape(&option.label), date(*at))
@@ -74,7 +75,7 @@ fn context(text: &str) -> Value {
     json!({ "type": "context", "elements": [{ "type": "mrkdwn", "text": text }] })
 }
 
-/// Returns a time that Slack shows in the time zone of the reader.
+/// Returns a time, given in seconds since 1970, that Slack shows in the reader's time zone.
 fn date(at: i64) -> String {
     format!("<!date^{at}^{{date_short_pretty}} {{time}}|{at}>")
 }

@@ -3,8 +3,8 @@
 use super::{Webhook, messages};
 use shared::store::{Decision, Facts, IgnoreReason};
 
-/// Returns the decision within the limits that the connection has reached. A delivery becomes a
-/// dead letter without bytes; what would become a dead letter beyond twice their limit is ignored.
+/// Restricts a decision if the connection has reached its limits. A delivery becomes a dead letter
+/// without bytes. A dead letter beyond twice the limit of dead letters is ignored.
 pub(crate) fn limit_backlog(decision: Decision, webhook: &Webhook<'_>, facts: &Facts) -> Decision {
     let limited = match decision {
         Decision::Apply(effects) if facts.backlog.is_full && effects.delivery.is_some() => {

@@ -1,9 +1,10 @@
 //! Decides clicks: on buttons of approvals, which Tidegate posted, and on buttons of an agent's own
 //! messages.
 //!
-//! A button of an approval carries a random id, which only identifies the approval: Postgres says
-//! who may decide, and the first allowed click counts. Every other click in a conversation of an
-//! agent in mode `reply` is a question to that agent; opinions on an answer are kept, too.
+//! A button of an approval carries a random id, which only identifies the approval: the row in
+//! Postgres lists who may decide, and the first allowed click counts. Every other click in a
+//! conversation of an agent in mode `reply` is a question to that agent; feedback on an answer is
+//! also stored.
 
 use super::{Input, approvals};
 use serde_json::json;
@@ -19,9 +20,9 @@ use shared::{
     },
 };
 
-/// Type of Slack's buttons for an opinion on an answer.
+/// Type of Slack's buttons for feedback on an answer.
 const FEEDBACK: &str = "feedback_buttons";
-/// Maximum characters of an opinion that are kept.
+/// Maximum characters of stored feedback.
 const FEEDBACK_CHARS: usize = 100;
 
 /// Ids of a click on a button of a message.
@@ -32,7 +33,8 @@ struct Click {
     team: TeamId,
 }
 
-/// Returns the id of the approval and the number of the button, if a click is on one.
+/// Returns the id of the approval and the number of the clicked button. Returns `None` for other
+/// clicks.
 pub(crate) fn approval_of(interaction: &Interaction<'_>) -> Option<(String, usize)> {
     let action = interaction.actions.0.as_ref()?;
     if interaction.kind.get() != Some("block_actions") {
@@ -44,13 +46,13 @@ pub(crate) fn approval_of(interaction: &Interaction<'_>) -> Option<(String, usiz
     is_id.then(|| (id.to_owned(), option))
 }
 
-/// Returns whether a click is an opinion on an answer.
+/// Returns whether a click is feedback on an answer.
 pub(crate) fn is_feedback(interaction: &Interaction<'_>) -> bool {
     interaction.actions.0.as_ref().and_then(|action| action.kind.get()) == Some(FEEDBACK)
 }
 
-/// Decides a click on a button of an approval.
-pub(super) fn decision(input: &Input<'_>) -> Option<Decision> {
+/// Decides a click on a button of an approval. Returns `None` for other webhooks.
+pub(super) fn decide_approval(input: &Input<'_>) -> Option<Decision> {
     let InboundPayload::Interaction(interaction) = &input.webhook.inbound else { return None };
     let (id, option) = approval_of(interaction)?;
     let Click { channel, message_ts, user, team } = click(input, interaction)?;
@@ -86,7 +88,7 @@ pub(super) fn decision(input: &Input<'_>) -> Option<Decision> {
     Some(Decision::Apply(Box::new(effects)))
 }
 
-/// Decides a click on a button of an agent's own message. `None` for other interactions.
+/// Decides a click on a button of an agent's own message. Returns `None` for other interactions.
 pub(super) fn decide(input: &Input<'_>, interaction: &Interaction<'_>) -> Option<Decision> {
     if interaction.kind.get() != Some("block_actions") {
         return None;
@@ -118,7 +120,7 @@ pub(super) fn decide(input: &Input<'_>, interaction: &Interaction<'_>) -> Option
     Some(decision)
 }
 
-/// Returns the ids of a click on a message, `None` without valid ones.
+/// Returns the ids of a click on a message, or `None` if one is missing or malformed.
 fn click(input: &Input<'_>, interaction: &Interaction<'_>) -> Option<Click> {
     let user = interaction.user.0.as_ref()?;
     let ts = interaction.message_ts_of()?;

@@ -20,7 +20,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Decision> {
     let (body, event) = event(input.webhook)?;
     let (connection, envelope) = (input.connection, input.webhook.envelope);
     let revoke = |why| {
-        // Both by Slack's clock.
+        // Both times are by Slack's clock.
         let signed_at = || envelope.timestamp.as_str().parse().unwrap_or_default();
         let at = body.event_time.0.map_or_else(signed_at, seconds);
         silent(ConversationChange::Revoke { connection: connection.id, at, why })

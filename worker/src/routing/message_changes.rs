@@ -1,4 +1,4 @@
-//! Decides what concerns the run of an earlier message: deletions, edits and stops.
+//! Decides events that change the run of an earlier message: deletions, edits and stops.
 
 use super::{
     Input, event, ignore,
@@ -88,7 +88,7 @@ pub(super) fn stop(input: &Input<'_>) -> Option<Decision> {
         }
         let thread_ts = event.thread_ts.get().filter(is_ts).map(str::to_owned);
         if thread_ts.is_none() && !is_direct(event) {
-            return None; // it begins a conversation, in which nothing runs
+            return None; // begins a conversation, in which nothing runs yet
         }
         (event.ts.get().filter(is_ts)?.to_owned(), thread_ts)
     };

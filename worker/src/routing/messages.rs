@@ -1,9 +1,9 @@
 //! Decides messages to an agent.
 //!
 //! Messages of bots reach an agent only if the connection's settings allow it, and the app's own
-//! messages never: two bots that answer each other would not end. The metadata of an answer counts
-//! the answers that led to it, up to a limit. A mention comes as two events (`app_mention` and
-//! `message`), whose `ts` makes them one trigger.
+//! messages never: two bots could answer each other forever. The metadata of an answer counts the
+//! answers that led to it, up to a limit. A mention comes as two events (`app_mention` and
+//! `message`), which have the same `ts` and so are one trigger.
 
 use super::{Input, Webhook, commands, event, ignore};
 use serde_json::{Value, json};
@@ -37,14 +37,14 @@ pub(crate) struct AgentMessage<'a> {
     pub thread_ts: Option<&'a str>,
     /// True in a direct message with the bot.
     pub in_direct_message: bool,
-    /// False if the message can have no thread.
+    /// False if the message cannot have a thread.
     pub has_thread: bool,
     /// Number of agents' answers that led to the message.
     pub hops: i32,
 }
 
-/// Returns the message in a webhook, for an agent or not, or the click on one. `team` is the
-/// connection's.
+/// Returns the message in a webhook, or the clicked one, whether it is for an agent or not. `team`
+/// is the connection's.
 pub(crate) fn agent_message<'a>(
     webhook: &'a Webhook<'_>,
     team: Option<&TeamId>,
@@ -112,7 +112,7 @@ fn clicked_message<'a>(
 }
 
 impl AgentMessage<'_> {
-    /// Returns the first message of the thread in which a stream answers, also in a direct message.
+    /// Returns the `ts` of the thread in which a stream answers, also in a direct message.
     pub(crate) fn root_ts(&self) -> &str {
         self.thread_ts.unwrap_or(self.ts)
     }
@@ -153,7 +153,7 @@ impl AgentMessage<'_> {
     }
 }
 
-/// Returns the message to an agent in a webhook, or the reason why there is none.
+/// Returns the message in a webhook that an agent may get, or the reason why there is none.
 pub(super) fn read<'a>(input: &Input<'a>) -> Result<AgentMessage<'a>, IgnoreReason> {
     let (_, event) = event(input.webhook).ok_or(IgnoreReason::NotAMessage)?;
     if !is_written(event) {
@@ -222,7 +222,7 @@ pub(crate) fn is_edit_webhook(webhook: &Webhook<'_>) -> bool {
     event(webhook).is_some_and(|(_, event)| is_edit(event))
 }
 
-/// Returns whether a webhook is a message that was written, and not an edit or a click.
+/// Returns whether a webhook is a newly written message, and not an edit or a click.
 pub(crate) fn is_plain_message(webhook: &Webhook<'_>) -> bool {
     event(webhook).is_some_and(|(_, event)| is_written(event))
 }
@@ -304,8 +304,8 @@ fn mentions(text: &str, bot: &str) -> bool {
     text.match_indices("<@").any(|(at, _)| after_mention(&text[at..], bot).is_some())
 }
 
-/// Returns whether an event is a message that was written. Other subtypes are edits, joins and the
-/// like. A mention addresses the bot whatever its subtype is, as `document_mention`.
+/// Returns whether an event is a newly written message. Other subtypes are edits, joins and others.
+/// A mention addresses the bot with other subtypes, too, such as `document_mention`.
 pub(super) fn is_written(event: &Event<'_>) -> bool {
     let written = [None, Some("file_share"), Some("thread_broadcast"), Some("me_message")];
     let subtype = event.subtype.get();

@@ -73,7 +73,7 @@ pub(crate) struct Lookup {
 pub(crate) enum NamedAgentQuery {
     None,
     OfOrganization(OrgId),
-    /// Agents of an id that a person may link by name.
+    /// Agents with an id that a person may link by name.
     Linkable {
         team: TeamId,
         user: UserId,
@@ -83,7 +83,7 @@ pub(crate) enum NamedAgentQuery {
 
 /// Returns the ids of a webhook, for look-ups and logs.
 pub(crate) fn ids(webhook: &Webhook<'_>) -> WebhookIds {
-    // Postgres rejects some texts; no Slack id has such characters.
+    // Postgres rejects some characters, which no Slack id has.
     let valid = |id: Option<&str>| {
         id.filter(|id| (1..=100).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
             .map(str::to_owned)
@@ -183,7 +183,7 @@ fn decide_input(input: &Input<'_>) -> Decision {
         let refusal = questions::refusal(input, input.options.handler_max_per_user, None);
         return refusal.unwrap_or_else(|| deliver_to_worker(input));
     }
-    if let Some(decision) = clicks::decision(input) {
+    if let Some(decision) = clicks::decide_approval(input) {
         return decision;
     }
     if let Some(app) = input.app() {
@@ -222,7 +222,7 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Returns the decision instead if the webhook is a duplicate or the connection is not usable.
+    /// Creates the arguments. The error is the decision on a duplicate or an unusable connection.
     fn new(
         webhook: &'a Webhook<'a>,
         facts: &'a Facts,
@@ -299,8 +299,8 @@ impl<'a> Input<'a> {
         NewDelivery { hops, ..NewDelivery::to_agent(agent, session, self.priority()) }
     }
 
-    /// Delivers the webhook to an agent. While the circuit of the agent is open, a person who
-    /// addressed the app gets a notice.
+    /// Decides to deliver the webhook to an agent. While the agent's circuit breaker is open, the
+    /// person who addressed the app gets a notice.
     fn deliver(&self, agent: &AgentRef, trigger: Option<DedupKey>) -> Decision {
         if let Some(refusal) = questions::refusal(self, agent.max_per_user, trigger.as_ref()) {
             return refusal;
@@ -331,7 +331,7 @@ impl<'a> Input<'a> {
         questions::is_question(self.webhook).then_some(QuestionEffect::Asked)
     }
 
-    /// Applies effects, at most once for all webhooks about one message.
+    /// Decides to apply effects, at most once for all webhooks about one message.
     fn apply(&self, effects: Effects) -> Decision {
         Decision::Apply(Box::new(Effects { trigger: self.lookup.trigger.clone(), ..effects }))
     }
@@ -378,12 +378,12 @@ fn seconds(event_time: u64) -> i64 {
     seconds as i64
 }
 
-/// Ignores a duplicate, which needs no explanation.
+/// Decides to ignore a duplicate, without a record for operators.
 fn ignore(reason: IgnoreReason) -> Decision {
     Decision::Ignore { reason, addressed: false }
 }
 
-/// Delivers a webhook to the worker's own handler or its answers for views.
+/// Decides to deliver a webhook to the worker: to its own handler or its responses for views.
 fn deliver_to_worker(input: &Input<'_>) -> Decision {
     let delivery = Some(NewDelivery::to_gateway(input.priority()));
     let question = input.question();

@@ -25,7 +25,8 @@ pub(crate) fn response_url(command: &Command<'_>) -> Destination {
     }
 }
 
-/// Returns a notice to the person behind a webhook, `None` if the body names no person or place.
+/// Returns a notice to the person behind a webhook, or `None` if the body names no person or
+/// channel.
 /// `team` is the connection's.
 pub(crate) fn notice(
     webhook: &Webhook<'_>,

@@ -1,11 +1,11 @@
-//! Limit of the questions of one person.
+//! Limit of questions per person.
 //!
 //! A question is a message, a command, a click or a shortcut of a person that an agent gets. The
-//! limit is the agent's (`max_per_user`). Counted are the questions of a person on one connection,
-//! to all of its agents, within a minute of the stream's time. The counts are rows that each
-//! partition of the connection writes for itself: what other partitions decide at the same moment
-//! is not counted. Tidegate's commands, submissions and menu look-ups are not limited: a person who
-//! filled in a form opened it before.
+//! limit is the agent's (`max_per_user`). It applies to the questions of a person on one
+//! connection, to all of its agents, within a minute of the stream's time. Each partition of the
+//! connection writes its own counts, so concurrent decisions in other partitions are not counted.
+//! Tidegate's commands, submissions and menu look-ups are not limited: the click that opened a form
+//! was.
 
 use super::{Input, Webhook, event, messages, notice};
 use shared::{
@@ -34,8 +34,8 @@ pub(super) fn is_question(webhook: &Webhook<'_>) -> bool {
     }
 }
 
-/// Returns the decision on a question beyond the limit. The first of a minute tells the person, the
-/// others are ignored.
+/// Returns the decision on a question beyond the limit. The first one in a minute is answered with
+/// a notice, the others are ignored.
 pub(super) fn refusal(
     input: &Input<'_>,
     max_per_user: i32,

@@ -17,7 +17,8 @@ const STATUSES: [u16; 8] = [200, 429, 400, 404, 410, 500, 503, 302];
 const RETRY_AFTER: [&[u8]; 6] =
     [b"", b"30", b"-1", b"99999999999999999999", b"Wed, 21 Oct 2026 07:28:00 GMT", b"\xff"];
 
-/// Converts an input to a response: a byte for the status, one for `Retry-After`, and the body.
+/// Converts an input to a response. The input has a byte for the status, one for `Retry-After`, and
+/// the body.
 fn response(input: &[u8]) -> Option<reqwest::Response> {
     let [status, retry_after, rest @ ..] = input else { return None };
     let status = STATUSES[usize::from(*status) % STATUSES.len()];

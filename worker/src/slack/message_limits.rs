@@ -1,5 +1,5 @@
-//! Slack's limits of the form of a message. A message that exceeds one is shortened, since Slack
-//! would refuse it as a whole.
+//! Slack's size limits of messages. A message that exceeds one is shortened, since Slack would
+//! refuse it as a whole.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ const SECTION_CHARS_MAX: usize = 3_000;
 const FIELD_CHARS_MAX: usize = 2_000;
 const HEADER_CHARS_MAX: usize = 150;
 
-/// Shortens a message to Slack's limits. The reader sees that something is missing.
+/// Shortens a message to Slack's limits. An ellipsis or a note marks what is missing.
 pub fn fit(message: &mut Value) {
     shorten(message.get_mut("text"), TEXT_CHARS_MAX);
     let Some(blocks) = message.get_mut("blocks").and_then(Value::as_array_mut) else { return };

@@ -30,7 +30,7 @@ pub fn postable(message: &Value, mark: Option<&str>) -> Value {
     postable
 }
 
-/// Returns the metadata of an answer with its hops.
+/// Returns the metadata of an answer with its number of hops.
 pub fn hops_metadata(hops: i32) -> Value {
     json!({ "event_type": EVENT_TYPE, "event_payload": { "hops": hops } })
 }

@@ -30,7 +30,7 @@ pub enum Reconciliation {
 }
 
 impl SlackMetrics {
-    /// Registers the counters. Reconciliations begin at zero, so that the first one is a change.
+    /// Registers the counters. Reconciliations start at zero, so that `increase` counts the first.
     pub fn register(&self, registry: &mut Registry) {
         for outcome in ["found", "absent", "resent"] {
             drop(
@@ -73,8 +73,8 @@ impl SlackMetrics {
         self.calls.get_or_create(&CallLabels { method: "response_url", outcome }).inc();
     }
 
-    pub fn record_reconciliation(&self, method: &'static str, settled: Reconciliation) {
-        let outcome = match settled {
+    pub fn record_reconciliation(&self, method: &'static str, result: Reconciliation) {
+        let outcome = match result {
             Reconciliation::Found => "found",
             Reconciliation::Absent => "absent",
             Reconciliation::Resent => "resent",

@@ -1,8 +1,8 @@
 //! Client of Slack's Web API and response_urls.
 //!
-//! Called by outbox, dispatch and token refresh. Results tell what may have happened at Slack.
-//! [`error`] maps Slack's errors to actions. Redirects are not followed, and a response_url must
-//! have an allowed origin, since it came in a webhook's body.
+//! Called by outbox, dispatch and token refresh. Results distinguish calls without an effect from
+//! calls with an unknown one. [`error`] maps Slack's errors to actions. Redirects are not followed,
+//! and a response_url must have an allowed origin, since it came in a webhook's body.
 
 mod error;
 #[cfg(test)]
@@ -97,7 +97,7 @@ impl Method {
         }
     }
 
-    /// Returns whether the arguments are a form: only methods that write accept JSON.
+    /// Returns whether the arguments are sent as a form: only methods that write accept JSON.
     fn uses_form(self) -> bool {
         matches!(self, Method::History | Method::Replies | Method::AuthTest | Method::OauthAccess)
     }
@@ -108,9 +108,10 @@ impl Method {
 pub enum ApiResult {
     /// Slack's answer to a call that succeeded.
     Succeeded(Value),
-    /// Action and code of an error: the call had no effect.
+    /// Action and code of an error. The call had no effect, except perhaps for
+    /// [`Action::Reconcile`].
     Refused(Action, String),
-    /// Rate limit, known to all workers, and the wait.
+    /// Rate limit, recorded for all workers, and the wait.
     RateLimited(Duration),
     /// The request was not sent.
     NotSent(String),
@@ -144,7 +145,7 @@ impl Slack {
             std::iter::once(&api).chain(&response_origins).all(|url| url.scheme() == "https");
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .no_proxy() // a proxy of the environment would see tokens and response_urls
+            .no_proxy() // a proxy set in the environment would see tokens and response_urls
             .https_only(https_only)
             .timeout(SEND_TIMEOUT)
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
@@ -153,7 +154,7 @@ impl Slack {
         Ok(Self { http, api, response_origins, limits, metrics: SlackMetrics::default() })
     }
 
-    /// Waits for a permit to call a method. Returns the time to wait if there is none soon.
+    /// Waits for a permit to call a method. Returns the time to wait if there is none in time.
     pub async fn permit(
         &self,
         connection: shared::domain::ConnectionId,
@@ -217,10 +218,11 @@ impl Slack {
 
     async fn try_post_response_url(&self, url: &str, message: &Value) -> ResponseUrlResult {
         let Ok(url) = Url::parse(url) else {
-            return ResponseUrlResult::Refused("no response_url".into());
+            return ResponseUrlResult::Refused("the response_url is malformed".into());
         };
         if !self.response_origins.iter().any(|origin| origin.origin() == url.origin()) {
-            return ResponseUrlResult::Refused("the response_url is not Slack's".into());
+            let reason = "TIDEGATE_RESPONSE_URL_ORIGINS does not allow the response_url";
+            return ResponseUrlResult::Refused(reason.into());
         }
         let response = match self.http.post(url).json(message).send().await {
             Ok(response) => response,
@@ -254,9 +256,9 @@ impl Slack {
         }
         let text = body(response, RESPONSE_URL_BYTES_MAX).await.unwrap_or_default();
         let text: String = String::from_utf8_lossy(&text).chars().take(80).collect();
-        let over = matches!(status.as_u16(), 404 | 410)
+        let is_used_up = matches!(status.as_u16(), 404 | 410)
             || ["used_url", "expired_url"].iter().any(|word| text.contains(word));
-        match over {
+        match is_used_up {
             true => ResponseUrlResult::UsedUp(format!("{status} {text}")),
             false => ResponseUrlResult::Refused(format!("{status} {text}")),
         }
@@ -301,7 +303,7 @@ async fn read_answer(response: Response) -> ApiResult {
         Err(reason) => return ApiResult::Ambiguous(reason),
     };
     let Ok(answer) = serde_json::from_str::<Value>(&repair(&body)) else {
-        // A server that broke may have processed the call; one that refused it did not.
+        // After a server error the call may have been processed, after a client error it was not.
         return match status.is_client_error() {
             true => ApiResult::Refused(Action::Fail, status.to_string()),
             false => ApiResult::Ambiguous(format!("{status}, not JSON")),
@@ -323,7 +325,7 @@ async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, String> {
         response.chunk().await.map_err(|error| error.without_url().to_string())?
     {
         if body.len() + chunk.len() > max {
-            return Err(format!("Slack answered over {max} bytes"));
+            return Err(format!("Slack's answer exceeds {max} bytes"));
         }
         body.extend_from_slice(&chunk);
     }

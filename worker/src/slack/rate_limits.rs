@@ -2,7 +2,7 @@
 //! limits the method.
 //!
 //! A call needs a [`CallPermit`]. Slack's limits are close to the rate of sequential calls, so this
-//! costs little, and at most one call per worker runs into a limit. A limit is recorded in
+//! costs little, and at most one call per worker exceeds a limit. A limit is recorded in
 //! Postgres, which stops claims and notifies the other workers (see the store's
 //! `outbox::rate_limits`).
 
@@ -25,7 +25,7 @@ use tracing::warn;
 
 /// Maximum wait for a permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Wait before listening again, and when no permit came in time.
+/// Wait before listening for limits again, or before another request for a permit.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Number of gates above which unused ones are dropped.
 const GATES_MAX: usize = 4096;
@@ -75,7 +75,7 @@ impl RateLimits {
         Ok(CallPermit { connection, method, _gate: gate })
     }
 
-    /// Records a limit: here at once, in other workers by notification.
+    /// Applies a limit in this worker and records it for the others.
     pub async fn record_limit(
         &self,
         connection: ConnectionId,

@@ -1,7 +1,7 @@
 //! `tidegate api-keys`: creates, lists and revokes keys of the control API.
 //!
-//! A key is printed once, when it is created: Postgres stores its hash. A key's id is the beginning
-//! of that hash.
+//! A key is printed only when it is created, because Postgres stores only its hash. The id of a key
+//! is a prefix of that hash.
 
 use crate::{output, settings::StoreSettings};
 use shared::{
@@ -25,11 +25,11 @@ const COLUMNS: [output::Column; 7] = [
 /// Commands of `tidegate api-keys`.
 #[derive(Debug, clap::Subcommand)]
 pub enum ApiKeys {
-    /// Create a key, and print it. It can't be printed again.
+    /// Create a key and print it. It cannot be printed again.
     Create(Create),
     /// List keys and their states, newest first.
     List(List),
-    /// Revoke a key. Requests with it fail at once.
+    /// Revoke a key. Requests with the key fail immediately.
     Revoke(Revoke),
 }
 
@@ -39,14 +39,13 @@ pub struct Create {
     /// Role: viewer, operator or owner.
     #[arg(long)]
     role: ApiKeyRole,
-    /// Organization that the key is limited to. Without it the key is for all organizations, which
-    /// requires --all-orgs.
+    /// Organization that the key is limited to. Required unless --all-orgs is passed.
     #[arg(long, required_unless_present = "all_orgs", conflicts_with = "all_orgs")]
     org: Option<OrgId>,
     /// Create a key for all organizations.
     #[arg(long)]
     all_orgs: bool,
-    /// Name of the key for people.
+    /// Display name of the key.
     #[arg(long, default_value = "")]
     name: String,
     /// Lifetime of the key, at most 400d.
@@ -78,7 +77,7 @@ pub struct List {
 /// Arguments of `tidegate api-keys revoke`.
 #[derive(Debug, clap::Args)]
 pub struct Revoke {
-    /// Id that `tidegate api-keys list` prints.
+    /// Id of the key, as tidegate api-keys list prints it.
     id: String,
     #[command(flatten)]
     store: StoreSettings,

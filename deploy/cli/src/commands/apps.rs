@@ -92,7 +92,7 @@ fn organization(app: &AppSummary) -> String {
     app.organization.as_ref().map_or_else(|| "all".into(), OrgId::to_string)
 }
 
-/// Returns the secrets of which a previous one is still valid.
+/// Returns the kinds of secrets whose previous value is still valid, or a dash.
 fn rotating(app: &AppSummary) -> String {
     let secrets = [
         ("client", &app.client_secret_previous_until),

@@ -1,7 +1,6 @@
-//! `tidegate audit-log`: lists changes by people and programs.
+//! `tidegate audit-log`: lists audited changes by people and programs.
 //!
-//! The database role of the command line adds and reads entries, and can neither change nor delete
-//! them.
+//! The database role of operators can add and read entries, but neither change nor delete them.
 
 use crate::{
     output::{self, not_found},
@@ -25,28 +24,29 @@ const COLUMNS: [output::Column; 6] = [
 /// Arguments of `tidegate audit-log`.
 #[derive(Debug, clap::Args)]
 pub struct AuditLog {
-    /// Only list changes by this author, as operator:alice or api-key:<id>.
+    /// Only list changes by this actor, for example operator:alice or api-key:<id>.
     #[arg(long)]
     actor: Option<String>,
-    /// Only list changes with this action, as connection.disable.
+    /// Only list changes with this action, for example connection.disable.
     #[arg(long)]
     action: Option<String>,
-    /// Only list changes of objects of this kind, as connection.
+    /// Only list changes of objects of this kind, for example connection.
     #[arg(long)]
     kind: Option<String>,
-    /// Only list changes of the object with this id, as acme/helper.
+    /// Only list changes of the object with this id, for example acme/helper.
     #[arg(long)]
     object: Option<String>,
     /// Only list changes of objects of this organization.
     #[arg(long)]
     org: Option<OrgId>,
-    /// Earliest time: a duration before now, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
+    /// Earliest time: a duration before now, for example 1h, or a time, for example
+    /// 2026-01-31T12:00:00Z.
     #[arg(long)]
     from: Option<TimeArgument>,
     /// End of the time range, in the same form.
     #[arg(long)]
     to: Option<TimeArgument>,
-    /// Only list changes before the one with this id: the last id of the previous page.
+    /// Only list changes with lower ids than this: the last id of the previous page.
     #[arg(long, value_name = "ID")]
     after: Option<i64>,
     /// Maximum number of changes.
@@ -99,7 +99,7 @@ fn row(entry: &AuditEntry) -> Vec<String> {
     ]
 }
 
-/// Returns the values of both sides, without those that are null.
+/// Returns the values before and after a change, without nulls.
 fn render_change(before: Option<&Value>, after: Option<&Value>) -> String {
     let side = |value: Option<&Value>| {
         let fields = value.and_then(Value::as_object)?;

@@ -11,13 +11,13 @@ use std::str::FromStr;
 /// Commands of `tidegate erase`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Erase {
-    /// Erase a person of a workspace. Exits 1 while something of the person is open.
+    /// Erase a person of a workspace. Exits 1 while data of the person is still being processed.
     Person(Person),
     /// Erase an organization with its connections, their data and their history.
     Organization(Organization),
 }
 
-/// Person in Slack on the command line: `<team>/<user>`.
+/// Slack user argument: `<team>/<user>`.
 #[derive(Debug, Clone)]
 struct SlackPerson {
     team: TeamId,
@@ -36,9 +36,9 @@ impl FromStr for SlackPerson {
 /// Arguments of `tidegate erase person`.
 #[derive(Debug, clap::Args)]
 pub struct Person {
-    /// Person, as <team>/<user>.
+    /// Slack user, as <team>/<user>.
     person: SlackPerson,
-    /// Erase the person. Without this flag nothing is changed.
+    /// Confirm the erasure. Without this flag nothing is changed.
     #[arg(long)]
     yes: bool,
     /// Print JSON.
@@ -53,9 +53,9 @@ pub struct Person {
 /// Arguments of `tidegate erase organization`.
 #[derive(Debug, clap::Args)]
 pub struct Organization {
-    /// Organization.
+    /// Organization id.
     organization: OrgId,
-    /// Erase the organization. Without this flag nothing is changed.
+    /// Confirm the erasure. Without this flag nothing is changed.
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -90,8 +90,8 @@ impl Person {
             return Ok(());
         }
         bail!(
-            "open deliveries: {}, open messages: {}, open webhooks: {}; end the deliveries \
-             (tidegate deliveries cancel), and run this command again",
+            "open deliveries: {}, open messages: {}, open webhooks: {}; cancel the deliveries with \
+             tidegate deliveries cancel, and run this command again",
             erased.rows.open_deliveries,
             erased.rows.open_messages,
             erased.open_webhooks

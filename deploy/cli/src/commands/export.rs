@@ -6,7 +6,7 @@ use shared::{domain::OrgId, store::ExportPosition};
 /// Arguments of `tidegate export`.
 #[derive(Debug, clap::Args)]
 pub struct Export {
-    /// Organization.
+    /// Organization id.
     organization: OrgId,
     #[command(flatten)]
     store: StoreSettings,

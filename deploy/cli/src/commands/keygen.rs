@@ -1,9 +1,8 @@
 //! `tidegate keygen`: generates the keys of a new installation as files that settings can name.
 //!
 //! Writes two keyrings, an nkey seed for each NATS user, and their public keys as an environment
-//! file for NATS servers. Existing files are never overwritten: what a lost key has encrypted is
-//! lost with it. With `--by-role` each process has a folder of its own, with the keys that it needs
-//! and no others.
+//! file for NATS servers. Never overwrites a file: values encrypted with a lost key cannot be
+//! decrypted. With `--by-role`, each process has its own folder with only the keys that it needs.
 
 use crate::output;
 use anyhow::{Context, ensure};
@@ -16,9 +15,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// NATS users.
+/// NATS users with an nkey.
 const USERS: [&str; 4] = ["ingest", "worker", "operator", "control"];
-/// Files in the folder of each role.
+/// Files in the folder of each role, with `--by-role`.
 const ROLES: [(&str, &[&str]); 5] = [
     ("ingest", &["signing.keys", "nats-ingest.seed"]),
     ("worker", &["signing.keys", "token.keys", "nats-worker.seed"]),
@@ -26,23 +25,23 @@ const ROLES: [(&str, &[&str]); 5] = [
     ("control", &["signing.keys", "token.keys", "nats-control.seed"]),
     ("nats", &[PUBLIC_KEYS]),
 ];
-/// Environment file with the public keys that the configuration of NATS names.
+/// Environment file with the public keys that the configuration of NATS refers to.
 const PUBLIC_KEYS: &str = "nats-users.env";
 
 /// Arguments of `tidegate keygen`.
 #[derive(Debug, clap::Args)]
 pub struct Keygen {
-    /// Folder for the files.
+    /// Folder for the files, created if necessary.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Name of the first key of the keyrings.
     #[arg(long, value_name = "NAME", default_value = "k1", value_parser = config::key_id)]
     key_id: String,
-    /// Also copy the keys that each process needs to a folder named ingest, worker, operator,
+    /// Also copy the keys that each process needs to its own folder: ingest, worker, operator,
     /// control or nats.
     #[arg(long)]
     by_role: bool,
-    /// Succeed without changes if the folder has keys.
+    /// Succeed without changes if the folder already has keys.
     #[arg(long)]
     if_missing: bool,
 }
@@ -51,9 +50,9 @@ impl Keygen {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let out = &self.out;
-        let complete = out.join(PUBLIC_KEYS); // written last
+        let complete = out.join(PUBLIC_KEYS); // written after the other keys, before the folders of roles
         if self.if_missing && complete.exists() {
-            return Ok(output::print_line(&format!("{} has keys", out.display()))?);
+            return Ok(output::print_line(&format!("{} already has keys", out.display()))?);
         }
         fs::create_dir_all(out)
             .with_context(|| format!("failed to create folder {}", out.display()))?;
@@ -82,12 +81,13 @@ impl Keygen {
     }
 }
 
+/// Writes a new file. Returns an error if it exists.
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let exists = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
     ensure!(
         !exists,
-        "{} exists already, and keys are never overwritten; name another folder with --out",
+        "{} exists, and keys are never overwritten; pass another folder with --out",
         path.display()
     );
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));

@@ -1,8 +1,9 @@
 //! `tidegate keys`: key rotation of the encrypted columns.
 //!
-//! A keyring is rotated online, in four steps. Every process gets `k1,k2`, so that all can decrypt
-//! with the new key; then `k2,k1`, so that the new key encrypts; then `tidegate keys rewrap`; then
-//! `k2` alone. `tidegate keys status` shows when no value is left under the old key.
+//! A keyring is rotated online, in four steps. First every process gets `k1,k2`, so that all can
+//! decrypt with the new key. Then every process gets `k2,k1`, so that the new key encrypts. Then
+//! `tidegate keys rewrap` re-encrypts all values. When `tidegate keys status` shows no value with
+//! the old key, every process gets `k2` alone.
 
 use crate::{
     output,
@@ -20,8 +21,8 @@ const COLUMNS: [output::Column; 4] =
 pub enum Keys {
     /// Count the encrypted values of each column by key.
     Status(Status),
-    /// Encrypt all values with the newest key of their keyring. Safe while processes run, and to
-    /// repeat.
+    /// Re-encrypt all values with the newest key of their keyring. Safe while processes run, and
+    /// safe to repeat.
     Rewrap(Rewrap),
 }
 
@@ -51,13 +52,14 @@ pub struct Rewrap {
     nats: NatsSettings,
 }
 
+/// Number of values of a column that one key encrypts.
 #[derive(Serialize)]
 struct Count<'a> {
     column: &'a str,
     key: String,
     count: i64,
     newest: bool,
-    /// The ring lacks the key: nothing opens these values.
+    /// True if the keyring lacks the key, so that these values cannot be decrypted.
     missing: bool,
 }
 
@@ -114,7 +116,7 @@ async fn print_status(store: &Store, json: bool) -> anyhow::Result<()> {
 
 fn row(count: &Count) -> Vec<String> {
     let age = match count {
-        Count { missing: true, .. } => "not in the ring",
+        Count { missing: true, .. } => "not in keyring",
         Count { newest: true, .. } => "newest",
         _ => "old",
     };
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_keys_that_ring_lacks() {
+    fn marks_keys_missing_from_keyring() {
         let count = |newest, missing| Count {
             column: "connections.bot_token",
             key: "k1".into(),
@@ -136,6 +138,6 @@ mod tests {
         };
         let ages = [count(true, false), count(false, false), count(false, true)]
             .map(|count| row(&count)[3].clone());
-        assert_eq!(ages, ["newest", "old", "not in the ring"]);
+        assert_eq!(ages, ["newest", "old", "not in keyring"]);
     }
 }

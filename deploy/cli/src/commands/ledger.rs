@@ -1,9 +1,8 @@
 //! `tidegate ledger verify`: checks that every webhook up to the cursors is committed.
 //!
 //! Compares, for each partition, the number of webhooks that intake has committed with the number
-//! that the stream holds up to the cursor, plus those that were purged. If more are stored than
-//! committed, webhooks are missing. If fewer are stored, the stream has deleted some by age, which
-//! is no loss.
+//! that the stream holds up to the cursor plus the number purged. If the second is higher, webhooks
+//! are missing. If it is lower, the stream has deleted committed webhooks by age, which is no loss.
 
 use crate::{
     output,
@@ -16,8 +15,8 @@ use serde::Serialize;
 use shared::store::{LedgerEntry, Store};
 use std::time::Duration;
 
-/// Maximum number of counts of a partition that misses webhooks: a consumer can be on a replica
-/// that lags behind.
+/// Maximum number of counts of a partition with missing webhooks. A count can be wrong because its
+/// consumer is on a replica that lags behind.
 const MAX_COUNTS: usize = 3;
 /// Interval between counts.
 const COUNT_INTERVAL: Duration = Duration::from_millis(500);
@@ -60,9 +59,10 @@ struct Line {
     from: u64,
     cursor: u64,
     committed: u64,
-    /// Absent if the cursor is of another stream than the current one.
+    /// Webhooks in the stream up to the cursor. `None` if the cursor belongs to a former stream.
     stored: Option<u64>,
     purged: u64,
+    /// Webhooks in the stream up to the cursor that are not committed.
     missing: u64,
     /// Committed webhooks that the stream has deleted by age.
     expired: u64,
@@ -96,7 +96,7 @@ impl Line {
             self.from.to_string(),
             self.cursor.to_string(),
             self.committed.to_string(),
-            self.stored.map_or_else(|| "another stream".into(), |stored| stored.to_string()),
+            self.stored.map_or_else(|| "former stream".into(), |stored| stored.to_string()),
             self.purged.to_string(),
             self.missing.to_string(),
         ]
@@ -128,7 +128,7 @@ impl Verify {
         ensure!(
             missing == 0,
             "missing webhooks: {missing}; the stream still holds them: \
-             do not delete it, and read the logs of the workers"
+             do not delete the stream, and check the logs of the workers"
         );
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Verify {
     }
 }
 
-/// Counts every partition, or those of an earlier count that miss webhooks.
+/// Counts all partitions, or only those with missing webhooks in an earlier count.
 async fn count(
     store: &Store,
     stream: &Stream,
@@ -163,7 +163,7 @@ async fn count(
 ) -> anyhow::Result<Vec<Line>> {
     let created_ns = stream.cached_info().created.unix_timestamp_nanos() as i64; // until 2262
     let mut lines = Vec::new();
-    // The ledger is read before the stream: a purge in between only lowers the stream's count.
+    // The ledger is read before the stream, so a purge in between only lowers the stream's count.
     for (n, entry) in store.ledger().await?.iter().enumerate() {
         match before.as_ref().and_then(|lines| lines.get(n)) {
             Some(line) if line.missing == 0 => lines.push(*line),
@@ -179,8 +179,8 @@ async fn count(
     Ok(lines)
 }
 
-/// Returns the number of webhooks that the stream holds between a partition's first sequence and
-/// its cursor. A webhook that arrives between the two requests lowers it.
+/// Returns the number of webhooks in the stream from a partition's first sequence to its cursor. A
+/// webhook that arrives between the two requests lowers the result.
 async fn stored(stream: &Stream, entry: &LedgerEntry) -> anyhow::Result<u64> {
     if entry.cursor <= entry.from {
         return Ok(0);
@@ -196,7 +196,7 @@ mod tests {
     use shared::stream::Partition;
 
     #[test]
-    fn reports_uncommitted_messages() {
+    fn reports_missing_webhooks() {
         let entry = LedgerEntry {
             partition: Partition::try_from(7).expect("below 64"),
             generation: 1,
@@ -215,9 +215,9 @@ mod tests {
         }
         let lines = [Some(8), None].map(|stored| Line::new(&entry, stored));
         insta::assert_snapshot!(output::render_table(&COLUMNS, &lines, Line::row), @r"
-        partition  generation  from  cursor  committed       in stream  purged  missing
-                7           1     0      20         10               8       4        2
-                7           1     0      20         10  another stream       4        0
+        partition  generation  from  cursor  committed      in stream  purged  missing
+                7           1     0      20         10              8       4        2
+                7           1     0      20         10  former stream       4        0
         ");
     }
 }

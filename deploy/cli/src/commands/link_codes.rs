@@ -1,7 +1,7 @@
 //! `tidegate link-codes`: creates, lists and revokes link codes.
 //!
-//! A code is printed once, when it is created: Postgres stores its hash. A code's id is the
-//! beginning of that hash.
+//! A code is printed only when it is created, because Postgres stores only its hash. The id of a
+//! code is a prefix of that hash.
 
 use crate::{output, settings::StoreSettings};
 use shared::{
@@ -22,7 +22,7 @@ const COLUMNS: [output::Column; 7] = [
     ("used by", false),
 ];
 
-/// Number of newest codes among which a code just created is.
+/// Number of newest codes in which `create` searches its new code.
 const NEWEST: i64 = 100;
 
 /// Commands of `tidegate link-codes`.
@@ -32,7 +32,7 @@ pub enum LinkCodes {
     Create(Create),
     /// List link codes and their states, newest first.
     List(List),
-    /// Revoke a link code that was not used.
+    /// Revoke an unused link code.
     Revoke(Revoke),
 }
 
@@ -80,7 +80,7 @@ pub struct List {
 /// Arguments of `tidegate link-codes revoke`.
 #[derive(Debug, clap::Args)]
 pub struct Revoke {
-    /// Id that `tidegate link-codes list` prints.
+    /// Id of the link code, as tidegate link-codes list prints it.
     id: String,
     #[command(flatten)]
     store: StoreSettings,
@@ -117,7 +117,7 @@ impl Create {
         {
             output::print_warning(
                 "no conversation accepts this code: no connection has preview_mode; \
-                 pass --connection, as tidegate connections list prints it",
+                 pass --connection with an id that tidegate connections list prints",
             );
         }
         if self.json {

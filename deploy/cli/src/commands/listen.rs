@@ -1,9 +1,9 @@
 //! `tidegate listen`: mirrors the webhooks of a connection to an app on this machine, in order.
 //!
-//! Reads the stream as `tidegate tail` does, from now on, and sends each webhook to one URL with
-//! Slack's own headers. Nothing of it reaches the deployment: no cursor moves, no effect is
-//! committed, and the app's answers are shown, not sent to Slack. A webhook that the app does not
-//! take is not repeated.
+//! Reads new webhooks from the stream as `tidegate tail` does, and sends each to one URL with
+//! Slack's original headers. The deployment is not affected: no cursor moves, no effect is
+//! committed, and the app's responses are printed, not sent to Slack. A failed webhook is not
+//! resent.
 
 use crate::{output, settings::NatsSettings, stream_reader};
 use anyhow::ensure;
@@ -14,9 +14,9 @@ use shared::{
 };
 use std::time::Duration;
 
-/// Maximum time of an answer. Slack waits 3 s; a debugger takes longer.
+/// Maximum time for a response. Slack waits 3 s, but the app may be paused in a debugger.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximum bytes of an answer that are shown.
+/// Maximum bytes of a response that are printed.
 const SHOWN_BYTES_MAX: usize = 4 << 10;
 
 /// Arguments of `tidegate listen`.
@@ -25,7 +25,7 @@ pub struct Listen {
     /// Connection whose webhooks to mirror.
     #[arg(long)]
     connection: ConnectionId,
-    /// URL of the app, as http://localhost:3000.
+    /// URL of the app, for example http://localhost:3000.
     #[arg(long, value_name = "URL")]
     forward: Url,
     /// Exit after this number of webhooks.
@@ -40,7 +40,7 @@ impl Listen {
     pub async fn run(self) -> anyhow::Result<()> {
         ensure!(
             matches!(self.forward.scheme(), "http" | "https"),
-            "--forward is malformed; write http://localhost:3000"
+            "--forward is not an HTTP URL; pass for example http://localhost:3000"
         );
         tokio::select! {
             done = self.mirror() => done,
@@ -65,7 +65,7 @@ impl Listen {
                     let (subject, headers) = (&message.subject, message.headers.as_ref());
                     match Envelope::decode(subject, headers, message.payload.clone()) {
                         Ok(envelope) => self.forward(&http, position.sequence, envelope).await?,
-                        Err(error) => eprintln!("{}  not decodable: {error}", position.sequence),
+                        Err(error) => eprintln!("{}  failed to decode: {error}", position.sequence),
                     }
                     left -= 1;
                 }
@@ -75,7 +75,7 @@ impl Listen {
                     reader.restart_at(1);
                 }
                 ReaderEvent::Opened(_) => output::print_line(&format!(
-                    "mirroring connection {} to {}; answers are shown, not sent",
+                    "mirroring connection {} to {}; responses are printed, not sent to Slack",
                     self.connection, self.forward
                 ))?,
                 ReaderEvent::CaughtUp(..) => {}
@@ -84,7 +84,7 @@ impl Listen {
         Ok(())
     }
 
-    /// Sends a webhook to the app, and prints its answer.
+    /// Sends a webhook to the app, and prints the response.
     async fn forward(
         &self,
         http: &Client,
@@ -109,7 +109,7 @@ impl Listen {
         }
         let kind = envelope.kind.as_str();
         let sent = request.send().await.map_err(reqwest::Error::without_url);
-        let said = match sent {
+        let result = match sent {
             Ok(mut response) => {
                 let (status, mut body) = (response.status(), Vec::new());
                 while body.len() < SHOWN_BYTES_MAX
@@ -120,9 +120,9 @@ impl Listen {
                 body.truncate(SHOWN_BYTES_MAX);
                 format!("answered {status}  {}", String::from_utf8_lossy(&body))
             }
-            Err(error) => format!("not delivered: {error}"),
+            Err(error) => format!("failed to send: {error}"),
         };
-        let line = format!("{sequence:>10}  {kind:<11}  {}", output::sanitize(said.trim_end()));
+        let line = format!("{sequence:>10}  {kind:<11}  {}", output::sanitize(result.trim_end()));
         Ok(output::print_line(&line)?)
     }
 }

@@ -1,5 +1,5 @@
-//! `tidegate manifest`: prints the manifest of a Slack app for this deployment, and on stderr the
-//! feature and reason of each event and scope.
+//! `tidegate manifest`: prints the manifest of a Slack app for this deployment. Prints the feature
+//! and reason of each event and scope to standard error.
 
 use crate::{
     app_manifest::{self, AppSettings, Delivery},
@@ -14,7 +14,7 @@ pub struct Manifest {
     /// Name of the app.
     #[arg(long, default_value = "Lobu")]
     name: String,
-    /// Receive webhooks by Socket Mode, for tidegate dev --slack.
+    /// Use Socket Mode, for tidegate dev --slack.
     #[arg(long)]
     socket_mode: bool,
 }

@@ -1,8 +1,8 @@
 //! `tidegate migrate`: migrates the schema in Postgres, and the stream and buckets in NATS.
 //!
-//! In production each half runs as its own job: the role that owns the schema has no NATS user, and
-//! the NATS user that creates streams has no Postgres role. `migrate schema` and `migrate stream`
-//! therefore require the settings of one server.
+//! In production each part runs as its own job: the job with the role that owns the schema has no
+//! NATS user, and the job with the NATS user that creates streams has no Postgres role. So
+//! `migrate schema` and `migrate stream` require the settings of only one server.
 
 use crate::{output, settings::NatsSettings};
 use anyhow::Context;
@@ -12,7 +12,7 @@ use shared::{runtime::config::PostgresConfig, store::Store, stream};
 /// Arguments of `tidegate migrate`.
 #[derive(Debug)]
 pub enum Migrate {
-    /// Both halves.
+    /// `tidegate migrate`: both parts.
     Both(Schema, Stream),
     /// `tidegate migrate schema`.
     Schema(Schema),
@@ -44,7 +44,7 @@ pub struct Stream {
     nats: NatsSettings,
 }
 
-// Written by hand: what `migrate` requires is not required of its subcommands.
+// Not derived: arguments that `migrate` requires are not required with a subcommand.
 impl Args for Migrate {
     fn augment_args(command: clap::Command) -> clap::Command {
         let both = Schema::augment_args(Stream::augment_args(command));

@@ -1,4 +1,4 @@
-//! Commands of `tidegate`, a file for each family. They do not import each other.
+//! Commands of `tidegate`, one module per top-level command. They do not import each other.
 
 mod agents;
 mod api_keys;
@@ -36,7 +36,7 @@ pub enum Command {
     Init(Box<init::Init>),
     /// Generate the keys of a new installation: keyrings, and nkeys of the NATS users.
     Keygen(keygen::Keygen),
-    /// Create, change and delete organizations, agents, apps and connections as a file declares.
+    /// Create, change and delete organizations, agents, apps and connections as declared in a file.
     Apply(apply::Apply),
     /// List and show apps.
     #[command(subcommand)]
@@ -53,7 +53,7 @@ pub enum Command {
     Doctor(Box<doctor::Doctor>),
     /// Print the manifest of a Slack app for this deployment.
     Manifest(manifest::Manifest),
-    /// Show by which keys values are encrypted, and encrypt them with the newest.
+    /// Count encrypted values by key, and re-encrypt them with the newest key.
     #[command(subcommand)]
     Keys(keys::Keys),
     /// List, show, redrive and delete dead letters.
@@ -74,7 +74,7 @@ pub enum Command {
     /// Create, list and revoke keys of the control API.
     #[command(subcommand)]
     ApiKeys(api_keys::ApiKeys),
-    /// List changes by people and programs, newest first.
+    /// List audited changes by people and programs, newest first.
     AuditLog(audit_log::AuditLog),
     /// Print an organization as JSON lines: settings, bindings, usage, changes. No secrets.
     Export(export::Export),
@@ -93,12 +93,12 @@ pub enum Command {
     Replays(replay::Replays),
     /// Show the state of this deployment on one screen. Exits 1 if something needs attention.
     Status(status::Status),
-    /// Send a webhook in the shape that Slack documents, signed, to a deployment of your own.
+    /// Send a signed webhook as documented by Slack to your own deployment.
     Trigger(Box<trigger::Trigger>),
-    /// Print webhooks as they are stored, without their bodies, until Ctrl-C.
+    /// Print new webhooks as they are stored, without their bodies, until Ctrl-C.
     Tail(tail::Tail),
-    /// Mirror webhooks of a connection to an app on this machine, in order; its answers are shown,
-    /// not sent.
+    /// Mirror the webhooks of a connection to an app on this machine, in order. Responses are
+    /// printed, not sent to Slack.
     Listen(listen::Listen),
 }
 

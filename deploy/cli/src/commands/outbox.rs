@@ -1,6 +1,6 @@
 //! `tidegate outbox failures`: lists, retries and deletes messages that Slack rejected permanently.
 //!
-//! The text of a message is never printed.
+//! Never prints the text of a message.
 
 use crate::{
     output::{self, not_found},
@@ -76,7 +76,7 @@ pub struct Change {
     /// With --all: only select failures whose error contains this text.
     #[arg(long, requires = "all")]
     error: Option<String>,
-    /// Change the selection. Without this flag only print its size. Not required to retry ids.
+    /// Confirm the change. Without this flag only print the number. Not required to retry ids.
     #[arg(long)]
     yes: bool,
     /// Print JSON.
@@ -134,7 +134,8 @@ fn row(failure: &OutboxFailure) -> Vec<String> {
 }
 
 impl Change {
-    /// Returns the operations and the selection. Fails if it is empty or not confirmed.
+    /// Returns the operations and the selection. Returns an error if the selection is empty or not
+    /// confirmed.
     async fn confirm(
         &self,
         operation: &str,
@@ -156,6 +157,7 @@ impl Change {
         Ok((self.store.operations(&store)?, filter))
     }
 
+    /// Prints the result. Returns an error if a selected failure was not changed.
     fn finish(&self, done: &str, count: usize) -> anyhow::Result<()> {
         if count == 0 {
             return not_found(format!("nothing {done}: another process changed the failures"));
@@ -166,7 +168,10 @@ impl Change {
         }
         output::print_line(&format!("{done}: {count}"))?;
         let missing = self.ids.len().saturating_sub(count);
-        ensure!(self.all || missing == 0, "{missing} of the ids not found");
+        ensure!(
+            self.all || missing == 0,
+            "{missing} of the failures not found; list them with tidegate outbox failures list"
+        );
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! `tidegate partitions`: lists partitions with their owners, cursors and lag.
 //!
-//! `lag` is the number of stored webhooks past the cursor. `deliveries` is the number of deliveries
-//! that wait or run.
+//! `lag` is the number of stored webhooks past the cursor. `deliveries` is the number of waiting
+//! and running deliveries.
 
 use crate::{
     output,
@@ -35,6 +35,7 @@ pub struct Partitions {
     nats: NatsSettings,
 }
 
+/// State and lag of a partition.
 #[derive(Serialize)]
 struct Line {
     #[serde(flatten)]

@@ -1,10 +1,10 @@
 //! `tidegate replay` and `tidegate replays`: process a range of a connection's webhooks again.
 //!
-//! By default a replay is dry: it shows, for each webhook, what would be changed, sent and called.
-//! With `--apply` it enqueues the deliveries, in their own lanes and with their own dedup keys, and
-//! does nothing else. Workers run it under a lease, so it continues if a worker dies. The command
-//! requests the replay, waits for it and prints its results. With the name of an existing replay it
-//! prints the results of that one.
+//! By default a replay is a dry run: for each webhook it records the changes, messages and calls
+//! that processing would cause. With `--apply` it only enqueues the deliveries, in separate lanes
+//! and with separate dedup keys. A worker runs the replay under a lease, so another worker
+//! continues if the first dies. The command requests the replay, waits for it and prints its
+//! results. With the name of an existing replay it prints the results of that replay.
 
 use crate::{
     output::{self, not_found},
@@ -22,7 +22,7 @@ use time::format_description::well_known::Rfc3339;
 
 /// Interval at which the command reads the progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Results per statement.
+/// Maximum results per query.
 const BATCH_SIZE: i64 = 500;
 
 const COLUMNS: [output::Column; 5] = [
@@ -49,7 +49,7 @@ pub struct Replay {
     /// Connection of the webhooks.
     #[arg(long)]
     connection: ConnectionId,
-    /// Start: a duration before now, as in 1h, or a time, as in 2026-01-31T12:00:00Z.
+    /// Start: a duration before now, for example 1h, or a time, for example 2026-01-31T12:00:00Z.
     #[arg(long)]
     from: TimeArgument,
     /// End, in the same form. Default: now.
@@ -58,13 +58,13 @@ pub struct Replay {
     /// Enqueue the deliveries, so that agents receive these webhooks again.
     #[arg(long, conflicts_with = "dry_run")]
     apply: bool,
-    /// Only show what would be done. This is the default.
+    /// Only print what would be done. This is the default.
     #[arg(long)]
     dry_run: bool,
-    /// Name of the replay. An existing one is not repeated. Default: random.
+    /// Name of the replay. The results of an existing replay are printed again. Default: random.
     #[arg(long)]
     name: Option<OrgId>,
-    /// Maximum time to wait for workers. Then the replay is cancelled.
+    /// Maximum time to wait for workers. After that the replay is cancelled.
     #[arg(long, default_value = "1h", value_parser = config::parse_duration)]
     timeout: Duration,
     /// Print JSON, one webhook per line.
@@ -117,7 +117,7 @@ impl Replay {
             Some(to) => to.resolve(&store).await?,
             None => store.now().await?,
         };
-        ensure!(from < to, "--from is after --to; pass an earlier time");
+        ensure!(from < to, "--from is not before --to; pass an earlier time");
         let operations = self.store.operations(&store)?;
         let (connection, apply) = (self.connection, self.apply);
         let id = self.name.as_ref().map(ToString::to_string);
@@ -127,11 +127,11 @@ impl Replay {
             let existing = state(&store, &id).await?;
             ensure!(
                 existing.apply == apply && existing.connection == connection,
-                "replay {id} exists already, of connection {} and {}; pass another --name",
+                "replay {id} exists, for connection {} in mode {}; pass another --name",
                 existing.connection,
                 mode(existing.apply)
             );
-            eprintln!("replay {id} exists already; printing its results");
+            eprintln!("replay {id} exists; printing its results");
         }
         let ended = tokio::select! {
             ended = self.watch(&store, &operations, &id) => ended?,
@@ -158,6 +158,7 @@ impl Replay {
         Ok(())
     }
 
+    /// Waits until the replay ends, and prints its progress. Cancels the replay after the timeout.
     async fn watch(
         &self,
         store: &Store,
@@ -173,7 +174,7 @@ impl Replay {
             if Instant::now() >= deadline {
                 operations.cancel_replay(id).await.or_else(ignore_ended)?;
                 anyhow::bail!(
-                    "replay {id} not done within {} and cancelled; \
+                    "replay {id} not done within {}, and cancelled; \
                      check with tidegate partitions that workers run",
                     humantime::format_duration(self.timeout)
                 );
@@ -189,7 +190,7 @@ impl Replay {
         }
     }
 
-    /// Prints the results and returns their number.
+    /// Prints the results. Returns their number.
     async fn print(&self, store: &Store, id: &str) -> anyhow::Result<usize> {
         let (mut after, mut results) = (0, Vec::new());
         loop {
@@ -213,7 +214,7 @@ impl Replay {
     }
 }
 
-/// Accepts that a replay ended before its cancellation.
+/// Ignores the error of cancelling a replay that has already ended.
 fn ignore_ended(error: OperationError) -> Result<(), OperationError> {
     if matches!(error, OperationError::NotFound(_)) { Ok(()) } else { Err(error) }
 }

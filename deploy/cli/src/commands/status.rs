@@ -1,4 +1,4 @@
-//! `tidegate status`: the state of a deployment on one screen.
+//! `tidegate status`: prints the state of a deployment on one screen.
 
 use crate::{
     output,
@@ -15,7 +15,7 @@ use shared::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Maximum number of agents that are named.
+/// Maximum number of workers or agents that a line lists.
 const NAMED_MAX: usize = 3;
 
 /// Arguments of `tidegate status`.
@@ -86,6 +86,7 @@ impl Status {
 }
 
 impl Facts {
+    /// Reads the facts that are in Postgres.
     async fn read(&mut self, store: &Store) -> anyhow::Result<()> {
         for connection in store.connection_summaries(None).await? {
             *self.connections.entry(connection.status.to_string()).or_default() += 1;
@@ -104,7 +105,7 @@ impl Facts {
         Ok(())
     }
 
-    /// Returns what needs attention.
+    /// Returns the conditions that need attention.
     fn concerns(&self) -> Vec<String> {
         let free = usize::from(PARTITIONS) - self.partitions_held;
         let revoked = self.connections.get(ConnectionStatus::Revoked.as_str()).copied();
@@ -112,7 +113,7 @@ impl Facts {
             (self.live_ingests == 0).then(|| "no ingest runs".to_owned()),
             (free > 0).then(|| format!("partitions without a worker: {free}")),
             (!self.agents_circuit_open.is_empty())
-                .then(|| format!("agents that fail: {}", self.agents_circuit_open.len())),
+                .then(|| format!("failing agents: {}", self.agents_circuit_open.len())),
             revoked.map(|revoked| format!("revoked connections: {revoked}")),
         ]
         .into_iter()
@@ -137,9 +138,9 @@ impl Facts {
             ("ingests", format!("{} live", self.live_ingests)),
             ("workers", format!("{} ({})", self.workers.len(), list(&self.workers))),
             ("partitions", format!("{} of {PARTITIONS} held", self.partitions_held)),
-            ("lag", format!("{} stored webhooks are not committed", self.lag)),
+            ("lag", format!("{} stored webhooks not committed", self.lag)),
             ("deliveries", format!("{} open", self.deliveries)),
-            ("outbox", format!("{} messages to Slack wait", self.outbox_pending)),
+            ("outbox", format!("{} messages to Slack pending", self.outbox_pending)),
             ("dead letters", self.dead_letters.to_string()),
             ("connections", output::or_dash(Some(&connections.join(", ")))),
             (
@@ -178,9 +179,9 @@ mod tests {
         ingests         2 live
         workers         2 (worker-1, worker-2)
         partitions      60 of 64 held
-        lag             12 stored webhooks are not committed
+        lag             12 stored webhooks not committed
         deliveries      3 open
-        outbox          7 messages to Slack wait
+        outbox          7 messages to Slack pending
         dead letters    4
         connections     10 active, 1 revoked
         agents          5; 1 paused (acme/helper); 5 with an open circuit (acme/1, acme/2, acme/3, 2 more)
@@ -188,7 +189,7 @@ mod tests {
         let concerns = facts.concerns().join("; ");
         insta::assert_snapshot!(
             concerns,
-            @"partitions without a worker: 4; agents that fail: 5; revoked connections: 1"
+            @"partitions without a worker: 4; failing agents: 5; revoked connections: 1"
         );
         assert!(
             Facts { live_ingests: 1, partitions_held: 64, ..Facts::default() }

@@ -1,4 +1,4 @@
-//! `tidegate tail`: prints webhooks as they are stored, without their bodies.
+//! `tidegate tail`: prints new webhooks as they are stored, without their bodies.
 
 use crate::{output, settings::NatsSettings, stream_reader};
 use async_nats::jetstream;
@@ -25,6 +25,7 @@ pub struct Tail {
     nats: NatsSettings,
 }
 
+/// Printed line about a webhook. Fields that cannot be decoded are `None`.
 #[derive(Serialize)]
 struct Line {
     time: String,

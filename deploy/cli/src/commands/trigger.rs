@@ -1,7 +1,7 @@
-//! `tidegate trigger`: sends a webhook in a shape that Slack documents, signed, to a deployment.
+//! `tidegate trigger`: sends a signed webhook as documented by Slack to a deployment.
 //!
-//! The shapes are the table under `deploy/cli/shapes`. Ids of the table are replaced by arguments,
-//! and times and ids of the event are new, so that it is no duplicate.
+//! The webhooks are the rows in `deploy/cli/shapes`. Arguments replace the ids of a row. Timestamps
+//! and event ids are new, so that the webhook is not a duplicate.
 
 use crate::{output, settings, signature};
 use anyhow::{Context, bail, ensure};
@@ -20,42 +20,43 @@ const ROWS: [&str; 7] = [
     include_str!("../../shapes/apps.jsonl"),
     include_str!("../../shapes/interactions.jsonl"),
 ];
-/// Maximum time of an answer. Slack waits 3 s.
+/// Maximum time for a response. Slack waits 3 s.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Arguments of `tidegate trigger`.
 #[derive(Debug, clap::Args)]
 pub struct Trigger {
-    /// Kind of the webhook, as --list prints it.
+    /// Name of the webhook, as --list prints it.
     #[arg(required_unless_present = "list")]
     kind: Option<String>,
-    /// List the kinds.
+    /// List the names of the webhooks, and the sources of their shapes.
     #[arg(long)]
     list: bool,
-    /// URL of ingest, as http://localhost:8080/api/v1/webhooks/<connection>.
+    /// URL of the connection, for example
+    /// http://localhost:8080/api/v1/webhooks/<connection>.
     #[arg(long, required_unless_present = "list")]
     url: Option<Url>,
     /// Signing secret of the connection, as file:<path>, env:<name>, or - for standard input.
     #[arg(long, value_parser = settings::secret, required_unless_present = "list")]
     secret: Option<Secret>,
-    /// App of the connection.
+    /// App id of the connection.
     #[arg(long, default_value = "A0001APP")]
     app: String,
-    /// Workspace of the connection.
+    /// Workspace id of the connection.
     #[arg(long, default_value = "T0001TEAM")]
     team: String,
-    /// Channel.
+    /// Channel id.
     #[arg(long, default_value = "C0001CHAN")]
     channel: String,
-    /// User.
+    /// User id.
     #[arg(long, default_value = "U0001USER")]
     user: String,
-    /// Text of the message or command. Default: that of the table.
+    /// Text of the message or command. Default: the text of the row.
     #[arg(long)]
     text: Option<String>,
 }
 
-/// Row of the table, without the columns of the tests.
+/// Row of `deploy/cli/shapes`, without the columns for tests.
 #[derive(Deserialize)]
 struct Row {
     name: String,
@@ -69,7 +70,9 @@ struct Row {
 
 fn rows() -> anyhow::Result<Vec<Row>> {
     let lines = ROWS.iter().flat_map(|rows| rows.lines());
-    lines.map(|line| serde_json::from_str(line).context("the table of shapes is damaged")).collect()
+    lines
+        .map(|line| serde_json::from_str(line).context("malformed row in deploy/cli/shapes"))
+        .collect()
 }
 
 impl Trigger {
@@ -83,7 +86,7 @@ impl Trigger {
             return Ok(());
         };
         let Some(row) = rows.into_iter().find(|row| row.name == *kind) else {
-            bail!("no webhook is called {kind}; list them with tidegate trigger --list");
+            bail!("no webhook is named {kind}; list the names with tidegate trigger --list");
         };
         let now = signature::unix_now();
         let unique = ConnectionId::random()?.to_string();
@@ -115,7 +118,7 @@ impl Trigger {
         Ok(())
     }
 
-    /// Returns content type and body, as Slack sends them.
+    /// Returns the content type and body of the webhook.
     fn body(&self, row: Row, now: u64, unique: &str) -> (&'static str, String) {
         let form = "application/x-www-form-urlencoded";
         let fields = |fields: Map<String, Value>| {
@@ -160,7 +163,7 @@ impl Trigger {
         }
     }
 
-    /// Replaces ids of the table, and makes the webhook a new one.
+    /// Replaces ids by arguments, and timestamps and trigger ids by new ones, recursively.
     fn personalize(&self, value: &mut Value, now: u64, unique: &str) {
         match value {
             Value::Object(fields) => {
@@ -201,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shape_has_a_body() {
+    fn builds_body_of_every_row() {
         let trigger = Trigger {
             kind: None,
             list: true,

@@ -20,9 +20,9 @@ pub enum Webhook {
 /// Arguments of `tidegate webhook show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    /// Slack's event id, the reference in an error message, a dedup key, or <channel>/<ts>.
+    /// Event id, dedup key, reference in an error message, or <channel>/<ts>.
     webhook: String,
-    /// Connection of the webhook. Finds more, and is faster with many connections.
+    /// Connection of the webhook. Also searches processed webhooks, and is faster.
     #[arg(long)]
     connection: Option<ConnectionId>,
     /// Print JSON, one webhook per line.
@@ -50,8 +50,8 @@ impl Show {
         }
         if records.is_empty() {
             let remedy = match self.connection {
-                None => "pass --connection to search processed webhooks, too",
-                Some(_) => "an ignored webhook leaves no row; tidegate replay processes it again",
+                None => "pass --connection to also search processed webhooks",
+                Some(_) => "an ignored webhook has no rows; tidegate replay processes it again",
             };
             let webhook = output::sanitize(&self.webhook);
             return not_found(format!("webhook {webhook} not found; {remedy}"));
@@ -78,7 +78,7 @@ fn render(record: &WebhookRecord) -> String {
     lines.join("\n")
 }
 
-/// Returns the text of a value, or none if it is empty.
+/// Returns the text of a value, or `None` if it is null or empty.
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,

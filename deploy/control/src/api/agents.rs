@@ -31,35 +31,35 @@ resource! {
         timeout_ms: i64,
         max_concurrent: i64,
         max_per_user: i64,
-        /// Null: by mode.
+        /// Null: the default of the mode.
         retry_for_ms: Option<i64>,
         keep_for_ms: i64,
         paused_at: Option<String>,
-        /// Time at which the circuit breaker opened. Null: it is closed.
+        /// Time at which the circuit breaker opened. Null if it is closed.
         circuit_opened_at: Option<String>,
         circuit_error: Option<String>,
-        /// Running attempts.
+        /// Number of running attempts.
         running: i64,
-        /// Waiting deliveries.
+        /// Number of waiting deliveries.
         deliveries: i64,
-        /// Bound conversations.
+        /// Number of bound conversations.
         bindings: i64,
     }
 }
 
-/// Settings of an agent. Those that are left out get their default, except the secret of an
-/// existing agent, which stays.
+/// Settings of an agent. Omitted settings get their defaults, except the secret of an existing
+/// agent, which is kept.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentInput {
-    /// Name for people.
+    /// Display name.
     #[serde(default)]
     #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     name: String,
     /// `reply` (default) or `forward`.
     #[serde(default)]
     mode: Mode,
-    /// Address that webhooks are sent to, without user or password.
+    /// URL that webhooks are sent to, without user or password.
     #[schema(max_length = 2048, pattern = r#"^https?://[!"$-.0->A-~]+([/?#][!-~]*)?$"#)]
     url: String,
     /// Secret that signs requests. Required for a new agent.
@@ -77,7 +77,7 @@ pub struct AgentInput {
     #[serde(default, deserialize_with = "optional_integer")]
     #[schema(minimum = 1, maximum = 1000000)]
     max_per_user: Option<u32>,
-    /// Time from the first attempt after which a delivery is given up. Default: by mode.
+    /// Time after the first attempt until a delivery is given up. The default depends on the mode.
     #[serde(default, deserialize_with = "optional_integer")]
     #[schema(minimum = 1000, maximum = 2592000000.0)]
     retry_for_ms: Option<u64>,
@@ -85,7 +85,8 @@ pub struct AgentInput {
     #[serde(default, deserialize_with = "optional_integer")]
     #[schema(minimum = 1000, maximum = 2592000000.0)]
     keep_for_ms: Option<u64>,
-    /// Webhooks are signed with the signing secret of connections of the same organization.
+    /// Sign webhooks of connections of the same organization with the signing secret of the
+    /// connection.
     #[serde(default)]
     signs_as_slack: bool,
 }
@@ -94,10 +95,10 @@ pub struct AgentInput {
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// One JSON request, one JSON answer.
+    /// JSON request and response.
     #[default]
     Reply,
-    /// The webhook as Slack sent it.
+    /// Webhook as Slack sent it.
     Forward,
 }
 

@@ -21,25 +21,25 @@ pub struct App {
     /// Slack's id of the app.
     id: String,
     name: String,
-    /// Organization that may install it. Null: each.
+    /// Organization that may install the app. Null: any.
     organization: Option<String>,
     client_id: String,
     scopes: Vec<String>,
     /// Scopes that a person may leave out.
     optional_scopes: Vec<String>,
-    /// Address to which Slack sends the browser back.
+    /// URL to which Slack redirects the browser.
     redirect_url: String,
-    /// Addresses below which an install link may send the browser afterwards.
+    /// Base URLs of pages to which an install link may redirect the browser afterwards.
     return_urls: Vec<String>,
     /// Agent of new connections, in their organization.
     agent: Option<String>,
-    /// Whom a person asks who can't install it.
+    /// Contact for people who can't install the app.
     contact: String,
-    /// Connections of the caller's organization, or of all.
+    /// Number of connections of the caller's organization, or of all organizations.
     connections: i64,
-    /// Time until which the previous client secret is used too.
+    /// Time until which the previous client secret is also used.
     client_secret_previous_until: Option<String>,
-    /// Time until which the previous signing secret verifies too.
+    /// Time until which the previous signing secret is also accepted.
     signing_secret_previous_until: Option<String>,
     created_at: String,
     updated_at: String,

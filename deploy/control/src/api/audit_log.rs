@@ -24,15 +24,15 @@ pub struct AuditEntry {
     /// `operator:<name>`, `api-key:<id>`, `slack-user:<team>/<user>`, `slack` or
     /// `backend`.
     actor: String,
-    /// Kind of the object and verb, as `connection.disable`.
+    /// Kind of object and verb, such as `connection.disable`.
     action: String,
     object_kind: String,
     object_id: String,
     organization: Option<String>,
-    /// Changed values before, without secrets.
+    /// Changed values before the change, without secrets.
     #[schema(value_type = Option<Object>)]
     before: Option<serde_json::Value>,
-    /// Changed values after, without secrets.
+    /// Changed values after the change, without secrets.
     #[schema(value_type = Option<Object>)]
     after: Option<serde_json::Value>,
 }
@@ -52,7 +52,7 @@ pub struct Filter {
     /// Only list changes of objects of this organization.
     #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     organization: Option<OrgId>,
-    /// Only list changes by this author.
+    /// Only list changes by this actor.
     #[param(pattern = r"^[^\x00]*$")]
     actor: Option<String>,
     /// Only list changes with this action.
@@ -64,10 +64,10 @@ pub struct Filter {
     /// Only list changes of the object with this id.
     #[param(pattern = r"^[^\x00]*$")]
     object_id: Option<String>,
-    /// Earliest time, as 2026-01-31T12:00:00Z.
+    /// Start of the time range, such as 2026-01-31T12:00:00Z.
     #[param(format = DateTime)]
     from: Option<String>,
-    /// End of the time range, exclusive, in the same form.
+    /// End of the time range, exclusive, in the same format.
     #[param(format = DateTime)]
     to: Option<String>,
 }

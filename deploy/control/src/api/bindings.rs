@@ -43,7 +43,7 @@ pub struct BindingInput {
     /// Agent.
     #[schema(value_type = String, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     agent: AgentId,
-    /// Person in Slack in whose name the conversation is bound. Default: the app.
+    /// Slack user who is recorded as the author of the binding. Default: the app.
     #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     bound_by: Option<UserId>,
 }
@@ -68,7 +68,7 @@ pub async fn list(
     Ok(Json(Page::new(rows, limit, |row| [row.team.clone(), row.channel.clone()])))
 }
 
-/// Bind a conversation to an agent, instead of the previous one. The channel gets no message.
+/// Bind a conversation to an agent, replacing any previous binding. Posts no message.
 #[utoipa::path(
     put, path = "/v1/connections/{connection}/bindings/{team}/{channel}",
     operation_id = "putBinding", tag = "bindings",
@@ -94,7 +94,7 @@ pub async fn put(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Remove the binding of a conversation. The channel gets no message.
+/// Remove the binding of a conversation. Posts no message.
 #[utoipa::path(
     delete, path = "/v1/connections/{connection}/bindings/{team}/{channel}",
     operation_id = "deleteBinding", tag = "bindings",

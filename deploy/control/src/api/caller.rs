@@ -1,4 +1,4 @@
-//! Callers: API keys, roles, rate limits.
+//! Authentication of callers: API keys, roles, rate limits.
 
 use super::{Api, Problem};
 use crate::metrics::Rejection;
@@ -23,21 +23,21 @@ use tokio::time::timeout;
 /// Maximum time of a request. Longer than any operation waits for ingests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum requests of a key in flight, valid or not: one key does not take the share of others.
+/// Maximum requests in flight of one key, valid or not, so that one key does not starve the others.
 const MAX_IN_FLIGHT_OF_KEY: usize = 16;
 
-/// Numbers of requests in flight by key. At most as many keys as requests.
+/// Number of requests in flight by key. Idle keys are removed.
 #[derive(Default)]
 pub struct KeysInFlight(Mutex<HashMap<ApiKeyHash, usize>>);
 
-/// Request of a key in flight.
+/// Permit of a request in flight. Released when dropped.
 struct KeyInFlight<'a> {
     keys: &'a KeysInFlight,
     key: ApiKeyHash,
 }
 
 impl KeysInFlight {
-    /// Admits a request, `None` if the key has too many.
+    /// Admits a request, or returns `None` if the key has too many in flight.
     fn admit(&self, key: ApiKeyHash) -> Option<KeyInFlight<'_>> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(key).or_default();
@@ -61,7 +61,8 @@ impl Drop for KeyInFlight<'_> {
     }
 }
 
-/// Authenticates a request, and limits the number of requests in flight and of each key.
+/// Authenticates a request. Limits the requests in flight of all keys and of each key, the rate of
+/// each key, and the duration.
 pub async fn authenticate(
     State(api): State<Arc<Api>>,
     mut request: Request,
@@ -75,9 +76,9 @@ pub async fn authenticate(
     };
     let uri = request.uri();
     let target = uri.path_and_query().map_or(uri.path(), |target| target.as_str());
-    // No text in Postgres contains NUL.
+    // Postgres does not store NUL in text.
     if target.contains("%00") {
-        return Problem::bad_request("the address must not contain NUL").into_response();
+        return Problem::bad_request("the URL must not contain NUL").into_response();
     }
     let Some(key) = sent_key(request.headers()) else {
         return unauthorized(&api).into_response();
@@ -94,7 +95,7 @@ pub async fn authenticate(
     request.extensions_mut().insert(caller);
     match timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Problem::timeout("the request did not end in time").into_response(),
+        Err(_) => Problem::timeout("the request did not complete in time").into_response(),
     }
 }
 
@@ -125,18 +126,20 @@ async fn identify(api: &Api, key: ApiKeyHash) -> Result<ApiCaller, Problem> {
 
 /// Caller of any role.
 pub struct Viewer(pub ApiCaller);
-/// Caller that may change what runs.
+/// Caller with the role `operator` or higher: may change running work.
 pub struct Operator(pub ApiCaller);
-/// Caller that may change what is declared.
+/// Caller with the role `owner`: may change declared objects.
 pub struct Owner(pub ApiCaller);
 
 fn caller(parts: &Parts, least: ApiKeyRole) -> Result<ApiCaller, Problem> {
-    // Each route is behind `authenticate`.
+    // `authenticate` runs before each route.
     let Some(caller) = parts.extensions.get::<ApiCaller>() else {
         return Err(Problem::unauthorized("no API key"));
     };
     if caller.role < least {
-        return Err(Problem::forbidden(format!("the role must be {least} or higher")));
+        return Err(Problem::forbidden(format!(
+            "the role of the API key must be {least} or higher"
+        )));
     }
     Ok(caller.clone())
 }
@@ -156,7 +159,7 @@ macro_rules! role_extractor {
 role_extractor!(Viewer, Operator, Owner);
 
 /// Returns the organization that a list is limited to: the caller's own, or the requested one.
-/// Other organizations do not exist for a caller of one organization.
+/// For a caller of one organization, others do not exist.
 pub fn org_filter(caller: &ApiCaller, requested: Option<OrgId>) -> Result<Option<OrgId>, Problem> {
     match (&caller.org, requested) {
         (Some(own), Some(other)) if *own != other => Err(unknown_organization(&other)),
@@ -173,6 +176,7 @@ pub fn require_org(caller: &ApiCaller, org: &OrgId) -> Result<(), Problem> {
     }
 }
 
+/// Returns the error for an organization that does not exist for the caller.
 pub fn unknown_organization(org: &OrgId) -> Problem {
     Problem::not_found(format!("organization {org} does not exist"))
 }
@@ -182,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_requests_between_keys() {
+    fn limits_requests_in_flight_per_key() {
         let keys = KeysInFlight::default();
         let random = || ApiKey::random().expect("randomness").hash();
         let (busy, other) = (random(), random());
@@ -190,7 +194,7 @@ mod tests {
         assert!(held.iter().all(Option::is_some));
         assert!(keys.admit(busy).is_none() && keys.admit(other).is_some());
         drop(held);
-        assert!(keys.0.lock().expect("a lock").is_empty(), "nothing is kept of idle keys");
+        assert!(keys.0.lock().expect("a lock").is_empty(), "idle keys are removed");
         assert!(keys.admit(busy).is_some());
     }
 }

@@ -21,12 +21,12 @@ use shared::{
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// Validity of a replaced signing secret if the caller names none.
+/// Default time for which a replaced signing secret stays valid.
 const DEFAULT_OVERLAP_SECONDS: u64 = 24 * 3600;
-/// Remaining validity of a token if the caller names none, as Slack's.
+/// Default remaining validity of a token: that of Slack's new tokens.
 const DEFAULT_TOKEN_SECONDS: u64 = 12 * 3600;
 
-/// Installation of a Slack app to create.
+/// Connection to create: an installation of a Slack app.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionInput {
@@ -45,23 +45,23 @@ pub struct ConnectionInput {
     /// Slack's id of the workspace. Required without an enterprise or `preview_mode`.
     #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     team: Option<TeamId>,
-    /// Takes link codes of all organizations.
+    /// Accept link codes of all organizations.
     #[serde(default)]
     preview_mode: bool,
     /// Signing secret of the app.
     #[schema(write_only, min_length = 1, pattern = r"^[^\x00]*$")]
     signing_secret: String,
-    /// Token of the bot. Without one the connection is pending.
+    /// Bot token. Without one the connection is pending.
     #[schema(write_only, min_length = 1, pattern = r"^[^\x00]*$")]
     bot_token: Option<String>,
-    /// Slack's id of the bot's user.
+    /// Slack's id of the bot user.
     #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     bot_user: Option<UserId>,
     #[serde(default)]
     settings: SettingsInput,
 }
 
-/// Settings that are left out keep their values, or get their defaults.
+/// Settings of a connection. Omitted settings keep their values, or get their defaults.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SettingsInput {
@@ -110,7 +110,7 @@ impl From<SettingsInput> for SettingsChange {
     }
 }
 
-/// Change of a connection. What is left out stays; null removes a value.
+/// Change of a connection. Omitted fields stay unchanged; null removes a value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionPatch {
@@ -118,11 +118,11 @@ pub struct ConnectionPatch {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     agent: Option<Option<AgentId>>,
-    /// Token of the bot. A new one is a new installation: the connection is active.
+    /// Bot token. A new token is a new installation: the connection becomes active.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, write_only, min_length = 1, pattern = r"^[^\x00]*$")]
     bot_token: Option<Option<String>>,
-    /// Slack's id of the bot's user.
+    /// Slack's id of the bot user.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     bot_user: Option<Option<UserId>>,
@@ -143,7 +143,7 @@ pub struct SigningSecretInput {
     overlap_seconds: Option<u64>,
 }
 
-/// Credentials with which workers refresh a token before it expires.
+/// Credentials that workers use to refresh a token before it expires.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRotationInput {
@@ -166,9 +166,9 @@ fn secret(text: String) -> Result<Secret, Problem> {
     Secret::new(text).map_err(|error| Problem::invalid(error.to_string()))
 }
 
-/// Returns a time within the bounds of the description.
+/// Returns a duration of at most 30 days, as the schema requires.
 fn seconds(name: &str, value: Option<u64>, default: u64) -> Result<Duration, Problem> {
-    /// Maximum of all times.
+    /// Maximum of all durations.
     const MAX_SECONDS: u64 = 30 * 24 * 3600;
     match value.unwrap_or(default) {
         value @ 0..=MAX_SECONDS => Ok(Duration::from_secs(value)),
@@ -176,7 +176,7 @@ fn seconds(name: &str, value: Option<u64>, default: u64) -> Result<Duration, Pro
     }
 }
 
-/// Create a connection. Returns when every ingest has it.
+/// Create a connection. Returns when every ingest has applied it.
 #[utoipa::path(
     post, path = "/v1/connections", operation_id = "createConnection", tag = "connections",
     request_body = ConnectionInput,
@@ -205,7 +205,7 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(find(&api, &caller, id).await?.into())))
 }
 
-/// Change a connection. Returns when every ingest has it.
+/// Change a connection. Returns when every ingest has applied it.
 #[utoipa::path(
     patch, path = "/v1/connections/{connection}", operation_id = "changeConnection",
     tag = "connections",
@@ -232,7 +232,7 @@ pub async fn change(
     Ok(Json(find(&api, &caller, id).await?.into()))
 }
 
-/// Delete a connection. Returns when every ingest has it. Workers delete its messages later.
+/// Delete a connection. Returns when every ingest has applied it. Workers delete its data later.
 #[utoipa::path(
     delete, path = "/v1/connections/{connection}", operation_id = "deleteConnection",
     tag = "connections",
@@ -248,7 +248,7 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Replace the signing secret of a connection. The previous one stays valid for a while.
+/// Replace the signing secret of a connection. The previous one stays valid for `overlap_seconds`.
 #[utoipa::path(
     post, path = "/v1/connections/{connection}/rotate-signing-secret",
     operation_id = "rotateSigningSecret", tag = "connections",

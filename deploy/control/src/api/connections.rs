@@ -62,19 +62,19 @@ pub struct Connection {
     /// Cause of `error` or `revoked`.
     reason: String,
     has_bot_token: bool,
-    /// Scopes that Slack granted to an installation by OAuth.
+    /// Scopes that Slack granted to an OAuth installation.
     scopes: Vec<String>,
     /// Person in Slack who installed the app.
     installed_by: Option<String>,
-    /// Slack's id of the bot's user.
+    /// Slack's id of the bot user.
     bot_user: Option<String>,
     settings: Settings,
-    /// Bound conversations.
+    /// Number of bound conversations.
     bindings: i64,
     sending_paused_at: Option<String>,
     installed_at: Option<String>,
     updated_at: Option<String>,
-    /// Path of the connection's webhooks below the address of the ingests.
+    /// Path of the connection's webhooks on ingest.
     webhook_path: String,
 }
 
@@ -160,7 +160,7 @@ pub async fn get(
     Ok(Json(find(&api, &caller, id).await?.into()))
 }
 
-/// Enable a connection. Returns when every ingest has it.
+/// Enable a connection. Returns when every ingest has applied it.
 #[utoipa::path(
     post, path = "/v1/connections/{connection}/enable", operation_id = "enableConnection",
     tag = "connections",
@@ -176,7 +176,8 @@ pub async fn enable(
     Ok(Json(find(&api, &caller, id).await?.into()))
 }
 
-/// Disable a connection: ingest answers its webhooks with 404. Returns when every ingest has it.
+/// Disable a connection: ingest no longer stores its webhooks, and Slack does not resend them.
+/// Returns when every ingest has applied it.
 #[utoipa::path(
     post, path = "/v1/connections/{connection}/disable", operation_id = "disableConnection",
     tag = "connections",
@@ -224,11 +225,11 @@ pub async fn resume_sending(
     Ok(Json(find(&api, &caller, id).await?.into()))
 }
 
-/// Organization that gets a connection.
+/// Destination of a connection.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveInput {
-    /// Organization.
+    /// New organization of the connection.
     #[schema(value_type = String, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     organization: OrgId,
     /// Agent of the organization, for conversations without a binding.
@@ -236,7 +237,8 @@ pub struct MoveInput {
     agent: Option<AgentId>,
 }
 
-/// Move a connection to another organization. Needs a key of all organizations. Bindings stay.
+/// Move a connection to another organization. Requires an API key for all organizations. Bindings
+/// stay.
 #[utoipa::path(
     post, path = "/v1/connections/{connection}/move", operation_id = "moveConnection",
     tag = "connections",
@@ -252,7 +254,7 @@ pub async fn move_to(
 ) -> Result<Json<Connection>, Problem> {
     find(&api, &caller, id).await?;
     if caller.org.is_some() {
-        return Err(Problem::forbidden("the key must be for all organizations"));
+        return Err(Problem::forbidden("the API key must be for all organizations"));
     }
     let MoveInput { organization, agent } = input;
     let operations = api.operations(&caller);

@@ -16,7 +16,7 @@ resource! {
     /// Webhook or delivery that was given up on.
     DeadLetter from Record {
         id: i64,
-        /// `intake`: undecided. `dispatch`: a delivery to an agent.
+        /// `intake`: a webhook that was not routed. `dispatch`: a delivery to an agent.
         stage: String,
         connection: Option<String>,
         /// `<organization>/<agent>`.
@@ -30,7 +30,7 @@ resource! {
         last_error: String,
         attempts: i32,
         at: Option<String>,
-        /// Time of a redrive that has not ended.
+        /// Time of a redrive that has not ended yet.
         redrive_at: Option<String>,
     }
 }
@@ -53,7 +53,7 @@ pub async fn list(
     Ok(Json(Page::new(rows, limit, |row| [row.id.to_string()])))
 }
 
-/// Process dead letters again, after what their conversations received in the meantime.
+/// Process dead letters again, after later webhooks of their conversations.
 ///
 /// Webhooks that intake gave up on are processed later, and are listed until then.
 #[utoipa::path(

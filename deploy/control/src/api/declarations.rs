@@ -1,4 +1,4 @@
-//! Declarations of a file, as `tidegate apply` has it.
+//! Application of a file of declarations, as by `tidegate apply`.
 
 use super::{Problem, Shared, caller::Owner, extract::Json, problem::Failures};
 use axum::extract::State;
@@ -10,9 +10,9 @@ use shared::{
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// Path of the route, whose body may be larger than others.
+/// Path of the route. Its bodies may be larger than those of other routes.
 pub const PATH: &str = "/v1/declarations";
-/// Maximum size of a request. Some thousand connections.
+/// Maximum size of a body in bytes: several thousand connections.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// File to apply.
@@ -21,13 +21,13 @@ pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 pub struct DeclarationsInput {
     /// Organizations, agents, members, apps and connections, in the TOML form of `tidegate apply`.
     file: String,
-    /// Secrets that the file names, by their references, as `env:HELPER_SECRET`.
+    /// Secrets by the references in the file, such as `env:HELPER_SECRET`.
     #[serde(default)]
     secrets: BTreeMap<String, String>,
-    /// Delete what the file does not declare, connections with their data.
+    /// Delete objects that the file does not declare, connections with their data.
     #[serde(default)]
     prune: bool,
-    /// Allow `prune` to delete. Without it a plan that deletes is returned, and not applied.
+    /// Allow `prune` to delete. Without it, a plan that deletes is returned and not applied.
     #[serde(default)]
     confirmed: bool,
     /// Only return what would change.
@@ -35,7 +35,7 @@ pub struct DeclarationsInput {
     dry_run: bool,
 }
 
-/// What was changed, or would be.
+/// Changes that were applied, or would be.
 #[derive(Serialize, ToSchema)]
 pub struct AppliedDeclarations {
     /// False after a dry run, and if the plan deletes something and `confirmed` is missing.
@@ -54,9 +54,9 @@ pub struct AppliedDeclarations {
 pub struct DeclarationStep {
     /// `create`, `change` or `delete`.
     action: String,
-    /// Object, as `agent acme/helper`.
+    /// Object, such as `agent acme/helper`.
     what: String,
-    /// Changed fields. Of secrets only whether they changed.
+    /// Changed fields with their values, such as `mode: reply → forward`. Without secrets.
     fields: Vec<String>,
 }
 
@@ -66,8 +66,8 @@ impl From<StepSummary> for DeclarationStep {
     }
 }
 
-/// Apply a file: all of it or nothing. Requires a key of all organizations. Problems of the file are
-/// answered 409, each with its line in `errors`.
+/// Apply a file, completely or not at all. Requires an API key for all organizations. Problems in
+/// the file are returned with status 409, each with its line in `errors`.
 #[utoipa::path(
     post, path = "/v1/declarations", operation_id = "applyDeclarations", tag = "declarations",
     request_body = DeclarationsInput,
@@ -79,7 +79,7 @@ pub async fn apply(
     Json(input): Json<DeclarationsInput>,
 ) -> Result<Json<AppliedDeclarations>, Problem> {
     if caller.org.is_some() {
-        return Err(Problem::forbidden("the API key must be one of all organizations"));
+        return Err(Problem::forbidden("the API key must be for all organizations"));
     }
     let file = read_declarations(&input.file, &mut |reference| {
         let secret = input.secrets.get(reference).cloned();

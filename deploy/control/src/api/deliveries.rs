@@ -18,7 +18,7 @@ use shared::{
 use utoipa::{IntoParams, ToSchema};
 
 resource! {
-    /// Conversation with deliveries, and the first of them.
+    /// Conversation with open deliveries, and its first delivery.
     Conversation from LaneState {
         connection: String,
         /// Id of the conversation within the connection.
@@ -27,7 +27,7 @@ resource! {
         agent: String,
         /// `running`, `due`, `waiting`, `paused`, `circuit open`, or the connection's status.
         state: String,
-        /// Waiting and running deliveries.
+        /// Number of waiting and running deliveries.
         waiting: i64,
         attempts: i32,
         waiting_since: Option<String>,
@@ -85,9 +85,9 @@ pub struct CancelInput {
 /// Numbers of changed deliveries.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Changed {
-    /// Changed deliveries.
+    /// Number of changed deliveries.
     changed: u64,
-    /// Running deliveries, which their workers end.
+    /// Number of running deliveries that their workers will end.
     requested: u64,
 }
 
@@ -123,7 +123,7 @@ fn parse_lane(text: &str) -> Result<Lane, Problem> {
     text.parse().map_err(|()| Problem::invalid("lane must be 16 lower-case hex digits"))
 }
 
-/// List conversations with deliveries.
+/// List conversations with open deliveries.
 #[utoipa::path(
     get, path = "/v1/deliveries", operation_id = "listDeliveries", tag = "deliveries",
     params(Filter, PageQuery),
@@ -150,7 +150,7 @@ pub async fn list(
     Ok(Json(Page::new(rows, limit, |row| [row.lane.clone(), row.connection.clone()])))
 }
 
-/// Attempt the first delivery of conversations now, without its backoff.
+/// Attempt the first delivery of conversations now, without waiting for its backoff.
 #[utoipa::path(
     post, path = "/v1/deliveries/retry", operation_id = "retryDeliveries", tag = "deliveries",
     request_body = ConversationSelection,
@@ -166,7 +166,7 @@ pub async fn retry(
     Ok(Json(Changed { changed, requested: 0 }))
 }
 
-/// Skip the first delivery of conversations, unless it runs. Creates no dead letter.
+/// Skip the first delivery of conversations, unless it is running. Creates no dead letter.
 #[utoipa::path(
     post, path = "/v1/deliveries/skip", operation_id = "skipDeliveries", tag = "deliveries",
     request_body = ConversationSelection,
@@ -181,7 +181,7 @@ pub async fn skip(
     Ok(Json(api.operations(&caller).skip_deliveries(&filter).await?.into()))
 }
 
-/// Cancel the first delivery of conversations, even if it runs.
+/// Cancel the first delivery of conversations, even if it is running.
 #[utoipa::path(
     post, path = "/v1/deliveries/cancel", operation_id = "cancelDeliveries", tag = "deliveries",
     request_body = CancelInput,

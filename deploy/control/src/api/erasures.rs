@@ -28,7 +28,7 @@ resource! {
         user: Option<String>,
         /// `open` or `done`.
         state: String,
-        /// What an open one waits for.
+        /// Reason for which an open erasure waits.
         note: String,
         /// Number of rows that were deleted or changed.
         rows: i64,
@@ -74,7 +74,7 @@ async fn request(
     Ok((StatusCode::ACCEPTED, Json(find(api, caller, &id).await?)))
 }
 
-/// List erasures, newest first. Requires the role of an owner.
+/// List erasures, newest first. Requires the role `owner`.
 #[utoipa::path(
     get, path = "/v1/erasures", operation_id = "listErasures", tag = "erasures",
     params(PageQuery),
@@ -91,7 +91,7 @@ pub async fn list(
     Ok(Json(Page::new(rows, limit, |row| [row.created_at.clone(), row.id.clone()])))
 }
 
-/// Get an erasure. Requires the role of an owner.
+/// Get an erasure. Requires the role `owner`.
 #[utoipa::path(
     get, path = "/v1/erasures/{erasure}", operation_id = "getErasure", tag = "erasures",
     params(("erasure" = String, Path, description = "Id of the erasure.")),
@@ -105,8 +105,8 @@ pub async fn get(
     Ok(Json(find(&api, &caller, &id).await?))
 }
 
-/// Erase a person of a workspace from Postgres and the stream. A worker carries it out, again until
-/// nothing of the person is open. Requires a key of all organizations.
+/// Erase a person of a workspace from Postgres and the stream. A worker repeats the erasure until
+/// no open work of the person is left. Requires an API key for all organizations.
 #[utoipa::path(
     post, path = "/v1/erasures/people", operation_id = "erasePerson", tag = "erasures",
     request_body = PersonErasureInput,

@@ -17,7 +17,7 @@ use futures_util::stream;
 use shared::{domain::OrgId, store::ExportPosition};
 
 /// Export an organization as JSON lines, `{"kind": …, "row": …}` each: settings, connections,
-/// bindings, link codes, failures, usage and changes. No secrets and no text of people.
+/// bindings, link codes, failures, usage and changes. Without secrets and message texts.
 #[utoipa::path(
     get, path = "/v1/organizations/{organization}/export", operation_id = "exportOrganization",
     tag = "organizations",

@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error};
 
-/// Parameters of the path. An id that no object can have is the same as an unknown one.
+/// Parameters of the path. A malformed id is rejected like an unknown one.
 pub struct Path<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
@@ -18,7 +18,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Path::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Self(value)),
-            Err(_) => Err(Problem::not_found("the path names no object")),
+            Err(_) => Err(Problem::not_found("the path has a malformed id")),
         }
     }
 }
@@ -37,9 +37,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// Returns an integer of JSON, which may be written as `1.0`.
+/// Returns the value of an integer, which may be written as `1.0`.
 fn integer(number: &serde_json::Number) -> Option<i64> {
-    /// Numbers up to here have one integer each.
+    /// Maximum up to which `f64` represents all integers.
     const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
     let float = || number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() <= EXACT_MAX);
     number.as_i64().or_else(|| float().map(|f| f as i64))
@@ -55,7 +55,7 @@ pub fn optional_integer<'de, D: Deserializer<'de>, T: TryFrom<i64>>(
     value.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is out of range")))
 }
 
-/// Deserializes a value that is present: null is a value of its own.
+/// Deserializes a field that is present, so that null differs from a missing field.
 pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<T>>, D::Error> {
@@ -65,7 +65,8 @@ pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 /// Deserializes integers.
 pub fn integers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<i64>, D::Error> {
     let numbers = Vec::<serde_json::Number>::deserialize(deserializer)?;
-    let wrong = |number: &serde_json::Number| D::Error::custom(format!("{number} is no integer"));
+    let wrong =
+        |number: &serde_json::Number| D::Error::custom(format!("{number} is not an integer"));
     numbers.iter().map(|number| integer(number).ok_or_else(|| wrong(number))).collect()
 }
 
@@ -84,7 +85,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         }
         let bytes = Bytes::from_request(request, state).await;
         let bytes = bytes.map_err(|_| Problem::bad_request("failed to read the body"))?;
-        // No text in Postgres contains NUL.
+        // Postgres does not store NUL in text.
         if bytes.windows(6).any(|part| part == b"\\u0000") {
             return Err(Problem::bad_request("texts must not contain NUL"));
         }

@@ -1,4 +1,4 @@
-//! Arguments and results that dead letters and outbox failures share.
+//! Arguments and results of routes for dead letters and outbox failures.
 
 use super::{
     Problem,
@@ -29,7 +29,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Returns the filter of a page.
+    /// Returns the checked filter of a page.
     pub fn checked(self, caller: &ApiCaller, page: &PageQuery) -> Result<FailureFilter, Problem> {
         Ok(FailureFilter {
             ids: None,
@@ -52,7 +52,7 @@ pub struct FailureSelection {
 }
 
 impl FailureSelection {
-    /// Returns the filter of an operation.
+    /// Returns the checked filter of an operation.
     pub fn checked(self) -> Result<FailureFilter, Problem> {
         match self.ids.len() {
             1..=MAX_SELECTED => Ok(FailureFilter { ids: Some(self.ids), ..Default::default() }),
@@ -64,6 +64,6 @@ impl FailureSelection {
 /// Changed objects.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChangedIds {
-    /// Ids of the changed objects. Others did not exist or could not be changed.
+    /// Ids of the changed objects. Other selected objects did not exist or could not be changed.
     pub ids: Vec<i64>,
 }

@@ -22,12 +22,12 @@ use tracing::warn;
 const HEADER: &str = "idempotency-key";
 /// Maximum length of a key in bytes.
 const KEY_BYTES_MAX: usize = 128;
-/// Maximum size of a request's body.
+/// Maximum size of a request's body in bytes, except of declarations.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
-/// Maximum size of a response that is recorded. Responses to writes are smaller.
+/// Maximum size of a recorded response in bytes. Responses to writes are smaller.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 
-/// Bounds the body of a request, and answers repeated writes.
+/// Limits the body of a request, and answers repeated writes with the recorded response.
 pub async fn answer_repeated(
     State(api): State<Arc<Api>>,
     request: Request,
@@ -63,7 +63,7 @@ async fn run(api: &Api, request: Request, next: Next) -> Result<Response, Proble
         ClaimResult::Claimed => {}
         ClaimResult::Recorded { status, body } => return Ok(recorded(status, body)),
         ClaimResult::InProgress => {
-            let why = "a request with this Idempotency-Key has not ended";
+            let why = "a request with this Idempotency-Key is in progress";
             return Err(Problem::conflict(why).retry_after(1));
         }
         ClaimResult::OtherRequest => {
@@ -75,7 +75,7 @@ async fn run(api: &Api, request: Request, next: Next) -> Result<Response, Proble
     let (parts, body) = response.into_parts();
     let status = parts.status;
     let body = to_bytes(body, MAX_RESPONSE_BYTES).await.unwrap_or_default();
-    // What an outage stopped may be repeated, and is safe to repeat.
+    // After a server error, a repeated request must run again.
     let ended = if status.is_server_error() {
         api.store.release_idempotency_key(claim).await
     } else {
@@ -87,7 +87,7 @@ async fn run(api: &Api, request: Request, next: Next) -> Result<Response, Proble
     Ok(Response::from_parts(parts, Body::from(body)))
 }
 
-/// Returns the maximum size of a body. Only those who may send declarations may send more.
+/// Returns the maximum size of a body. Only callers who may apply declarations may send more.
 fn max_body_bytes(parts: &Parts) -> usize {
     let caller = parts.extensions.get::<ApiCaller>();
     let declares = caller.is_some_and(|it| it.org.is_none() && it.role >= ApiKeyRole::Owner);

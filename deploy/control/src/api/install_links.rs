@@ -16,7 +16,7 @@ use shared::{
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// Lifetime of an install link if the caller names none.
+/// Default lifetime of an install link.
 const DEFAULT_TTL_SECONDS: u64 = 24 * 3600;
 
 /// Install link without its secret.
@@ -28,15 +28,15 @@ pub struct InstallLink {
     app: String,
     /// Agent of a new connection. Null: that of the app.
     agent: Option<String>,
-    /// Where the browser goes afterwards.
+    /// URL to which the browser is redirected afterwards.
     return_url: Option<String>,
     created_by: String,
-    /// `open`, `used`, `revoked` or `expired`. A used link installs the same workspace again.
+    /// `open`, `used`, `revoked` or `expired`. A used link can install the same workspace again.
     state: String,
     created_at: String,
     expires_at: String,
     used_at: Option<String>,
-    /// Connection that the link made.
+    /// Connection that was installed by the link.
     connection: Option<String>,
 }
 
@@ -68,8 +68,8 @@ pub struct InstallLinkInput {
     /// Agent of the organization. Default: that of the app.
     #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     agent: Option<AgentId>,
-    /// Where the browser goes afterwards, below one of the app's `return_urls`. It gets the
-    /// parameter `tidegate_connection`. Default: a page of this API.
+    /// URL to which the browser is redirected afterwards, below one of the app's `return_urls`,
+    /// with the query parameter `tidegate_connection`. Default: a page of control.
     #[schema(max_length = 2000)]
     return_url: Option<String>,
     /// Lifetime of the link. Default: 86400.
@@ -78,11 +78,11 @@ pub struct InstallLinkInput {
     ttl_seconds: Option<u64>,
 }
 
-/// New install link. Only this response has its address.
+/// New install link. Only this response contains its URL.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedInstallLink {
     id: String,
-    /// Address that a person opens to install the app.
+    /// URL that a person opens to install the app.
     url: String,
     ttl_seconds: u64,
 }

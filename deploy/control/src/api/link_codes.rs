@@ -16,7 +16,7 @@ use shared::{
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// Lifetime of a link code if the caller names none.
+/// Default lifetime of a link code.
 const DEFAULT_TTL_SECONDS: u64 = 900;
 
 /// Link code without its secret.
@@ -25,7 +25,7 @@ pub struct LinkCode {
     id: String,
     organization: String,
     agent: String,
-    /// `dm` and `channel`.
+    /// Types of conversations that accept the code: `dm`, `channel`.
     surfaces: Vec<String>,
     /// Null: any preview connection.
     connection: Option<String>,
@@ -96,7 +96,7 @@ impl From<SurfaceInput> for Surface {
     }
 }
 
-/// New link code. Only this response has the code.
+/// New link code. Only this response contains the code.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedLinkCode {
     id: String,

@@ -1,4 +1,4 @@
-//! Members of organizations: people who may link its agents by name.
+//! Members of organizations: people who may link the agents by name.
 
 use super::{
     Api, Problem, Shared,
@@ -29,7 +29,7 @@ resource! {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberSettings {
-    /// Identities in Slack. A user has the same ones in all organizations.
+    /// Identities in Slack. A user has the same identities in all organizations.
     #[schema(max_items = 100)]
     slack: Vec<SlackIdentity>,
 }
@@ -72,7 +72,7 @@ pub async fn list(
     Ok(Json(Page::new(rows, limit, |row| [row.id.clone()])))
 }
 
-/// Create a member or replace the identities in Slack.
+/// Create a member, or replace the Slack identities of a member.
 #[utoipa::path(
     put, path = "/v1/organizations/{organization}/members/{member}", operation_id = "putMember",
     tag = "members",

@@ -1,14 +1,14 @@
-//! The API under `/v1`. Its description, `/v1/openapi.json`, is made from the routes.
+//! API under `/v1`. Its OpenAPI document, `/v1/openapi.json`, is generated from the routes.
 //!
 //! ```text
 //! caller        API keys, roles, rate limits
 //! idempotency   bodies, repeated writes
 //! extract, page, problem   arguments, lists, errors
-//! others        routes, a file for each kind of object
+//! others        routes, a file per kind of object
 //! ```
 //!
-//! A key of an organization sees and changes the organization's objects only. Others are answered
-//! as if they did not exist.
+//! A key of an organization reads and changes only objects of that organization. For others, the
+//! response is the same as for missing ones.
 
 mod agents;
 mod apps;
@@ -69,8 +69,8 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Interval at which limits of keys that send nothing are dropped.
-const FORGET_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval at which the rate limits of idle keys are removed.
+const IDLE_KEY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Limits of requests.
 pub struct ApiLimits {
@@ -78,7 +78,7 @@ pub struct ApiLimits {
     pub in_flight: usize,
     /// Maximum requests per second and key.
     pub key_rate: NonZeroU32,
-    /// Maximum requests of a key at once.
+    /// Maximum burst of requests of a key.
     pub key_burst: NonZeroU32,
 }
 
@@ -89,7 +89,7 @@ pub struct Api {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     max_in_flight: usize,
-    /// Responses that are streamed.
+    /// Permits for streamed responses.
     streams: Arc<Semaphore>,
     keys_in_flight: caller::KeysInFlight,
     key_limits: DefaultKeyedRateLimiter<String>,
@@ -118,9 +118,9 @@ impl Api {
         }
     }
 
-    /// Drops the limits of keys that send nothing, until `stop`.
-    pub async fn forget_idle_keys(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(sleep(FORGET_INTERVAL)).await.is_some() {
+    /// Removes the rate limits of idle keys at intervals until `stop` is cancelled.
+    pub async fn remove_idle_key_limits(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(sleep(IDLE_KEY_INTERVAL)).await.is_some() {
             self.key_limits.retain_recent();
             self.key_limits.shrink_to_fit();
         }
@@ -131,7 +131,7 @@ impl Api {
         self.metrics.render(self.max_in_flight - self.in_flight.available_permits())
     }
 
-    /// Returns the operations of a caller.
+    /// Returns the operations of a caller, limited to its organization.
     fn operations(&self, caller: &ApiCaller) -> Operations {
         let actor = Actor::ApiKey(caller.key.clone());
         Operations::new(self.store.clone(), actor).within(caller.org.clone()).leaving_traffic()
@@ -165,7 +165,7 @@ impl Modify for ApiKeyScheme {
     }
 }
 
-/// Returns the routes and their description.
+/// Returns the routes and their OpenAPI document.
 fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(organizations::list))
@@ -253,7 +253,7 @@ async fn measure(State(api): Shared, request: Request, next: Next) -> Response {
     response
 }
 
-/// Makes a resource from the record of the store that has the same fields.
+/// Defines a resource, and its conversion from the record of the store with the same fields.
 macro_rules! resource {
     ($(#[$doc:meta])* $name:ident from $record:ty { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
         $(#[$doc])*
@@ -275,7 +275,7 @@ use resource;
 mod tests {
     use super::*;
 
-    /// Each operation has an id, a summary, and the responses that every route can give.
+    /// Each operation has an id, a summary, and the responses that every route may return.
     #[test]
     fn describes_every_operation() {
         let (_, description) = described();
@@ -297,7 +297,7 @@ mod tests {
         assert!(ids.len() > 30, "{ids:?}");
     }
 
-    /// A second schema of a name would replace the first one in the description.
+    /// A second schema with the same name would replace the first one in the OpenAPI document.
     #[test]
     fn names_each_schema_once() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/api");
@@ -322,7 +322,7 @@ mod tests {
         assert!(names.len() > 10, "{names:?}");
     }
 
-    /// Each handler with a description is a route.
+    /// Each handler with a `utoipa::path` attribute is a route.
     #[test]
     fn routes_every_handler() {
         let own = include_str!("mod.rs");

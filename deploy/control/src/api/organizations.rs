@@ -30,7 +30,7 @@ resource! {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OrganizationSettings {
-    /// Name for people.
+    /// Display name.
     #[serde(default)]
     #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     name: String,

@@ -1,6 +1,6 @@
 //! Pages of lists.
 //!
-//! A page begins after a key, so that rows that come or go meanwhile move no others.
+//! A cursor is the key of the last row, so that inserted or deleted rows do not shift a page.
 
 use super::Problem;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use utoipa::{IntoParams, ToSchema};
 
-/// Items of a page if the caller names no number.
+/// Default number of items of a page.
 const DEFAULT_ITEMS: u16 = 50;
 /// Maximum items of a page.
 pub const MAX_ITEMS: u16 = 200;
-/// Maximum ids that a request selects.
+/// Maximum number of ids in a request.
 pub const MAX_SELECTED: usize = 1_000;
 
 /// Position and size of a page.
@@ -28,7 +28,7 @@ pub struct PageQuery {
 }
 
 impl PageQuery {
-    /// Returns the number of items.
+    /// Returns the maximum number of items.
     pub fn limit(&self) -> Result<i64, Problem> {
         match self.limit.unwrap_or(DEFAULT_ITEMS) {
             limit @ 1..=MAX_ITEMS => Ok(i64::from(limit)),
@@ -48,7 +48,7 @@ impl PageQuery {
         parts.try_into().map(Some).map_err(|_| malformed())
     }
 
-    /// Returns time and id after which the page begins.
+    /// Returns the time and id after which the page begins.
     pub fn after_time(&self) -> Result<Option<[String; 2]>, Problem> {
         let after = self.after::<2>()?;
         let is_time = |at: &str| OffsetDateTime::parse(at, &Rfc3339).is_ok();
@@ -67,7 +67,7 @@ impl PageQuery {
 
 /// Returns the error for a cursor that no page returned.
 pub fn unknown_cursor() -> Problem {
-    Problem::not_found("cursor names no page")
+    Problem::not_found("cursor is unknown; use next of the previous page")
 }
 
 /// Page of a list.
@@ -80,7 +80,7 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// Makes a page of rows, of which one more than `limit` was queried.
+    /// Creates a page from rows, of which one more than `limit` was queried.
     pub fn new<R, const N: usize>(
         mut rows: Vec<R>,
         limit: i64,

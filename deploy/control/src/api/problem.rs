@@ -1,4 +1,4 @@
-//! Errors by RFC 9457: `application/problem+json`.
+//! Errors as RFC 9457 problems: `application/problem+json`.
 
 use axum::{
     Json,
@@ -18,21 +18,20 @@ use utoipa::{
     openapi::{ContentBuilder, Ref, RefOr, Response as Described, ResponseBuilder},
 };
 
-/// Seconds after which a caller may repeat a request that met an outage.
+/// Seconds after which a caller may repeat a request that failed because of an outage.
 const RETRY_AFTER_OUTAGE: u64 = 2;
 
 /// Error of a request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
-    /// URN of the kind of error: `urn:tidegate:problem:` and a word of the table in the
-    /// description.
+    /// URN of the kind of error, such as `urn:tidegate:problem:not-found`.
     #[serde(rename = "type")]
     kind: String,
-    /// Kind of error, for people.
+    /// Kind of error, as text.
     title: &'static str,
     /// HTTP status.
     status: u16,
-    /// This error, for people.
+    /// Explanation of this error.
     detail: String,
     /// Problems of a file, in the order of their lines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -76,7 +75,7 @@ problems! {
     conflict, CONFLICT, "conflict", "Conflict";
     /// The body is too large.
     too_large, PAYLOAD_TOO_LARGE, "too-large", "Body too large";
-    /// The body has another content type.
+    /// The content type of the body is not supported.
     unsupported_media_type, UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type",
         "Unsupported content type";
     /// A value is not allowed.
@@ -107,7 +106,7 @@ impl Problem {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Returns the kind of error and this error, for people.
+    /// Returns the title and the detail.
     pub fn texts(&self) -> (&'static str, &str) {
         (self.title, &self.detail)
     }
@@ -136,7 +135,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Errors that each route may answer.
+/// Errors that every route may return.
 pub struct Failures;
 
 impl IntoResponses for Failures {

@@ -25,12 +25,12 @@ pub struct Replay {
     connection: String,
     from: Option<String>,
     to: Option<String>,
-    /// True if deliveries are enqueued, instead of only recorded.
+    /// True if deliveries are enqueued. False if they are only recorded.
     apply: bool,
     /// `open`, `done`, `failed` or `cancelled`.
     state: String,
     note: String,
-    /// Approximate number of webhooks. Null before a worker has counted them.
+    /// Approximate number of webhooks. Null until a worker has counted them.
     total: Option<i64>,
     /// Number of processed webhooks.
     processed: i64,
@@ -61,10 +61,10 @@ pub struct ReplayInput {
     /// Connection of the webhooks.
     #[schema(value_type = String, pattern = "^[0-9a-f]{32}$")]
     connection: ConnectionId,
-    /// Earliest time of the webhooks, as 2026-01-31T12:00:00Z.
+    /// Start of the time range of the webhooks, such as 2026-01-31T12:00:00Z.
     #[schema(format = DateTime)]
     from: String,
-    /// End of the range, exclusive, in the same form.
+    /// End of the time range, exclusive, in the same format.
     #[schema(format = DateTime)]
     to: String,
     /// Enqueue the deliveries, so that agents receive these webhooks again. Default: only record

@@ -1,4 +1,4 @@
-//! Right to stream a response, which outlives the request's permit, time limit and check of its key.
+//! Permit to stream a response, which outlives the permit, timeout and key check of its request.
 
 use super::{Api, Problem};
 use crate::metrics::Rejection;
@@ -9,12 +9,12 @@ use shared::{
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-/// Maximum number of responses that are streamed at once.
+/// Maximum number of concurrent streamed responses.
 pub const MAX_STREAMS: usize = 8;
 /// Maximum time of a streamed response.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Held while a response is streamed.
+/// Permit of a streamed response. Released when dropped.
 pub struct StreamPermit {
     api: Arc<Api>,
     key: String,
@@ -22,14 +22,14 @@ pub struct StreamPermit {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Failure that ends a streamed response, whose status was sent.
+/// Failure that ends a streamed response after its status was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The response took too long.
     #[error("the response took longer than {} s", STREAM_TIMEOUT.as_secs())]
     Timeout,
-    /// The key was revoked or expired since.
-    #[error("the API key is not valid any more")]
+    /// The key was revoked or expired meanwhile.
+    #[error("the API key is no longer valid")]
     KeyInvalid,
     /// An operation failed.
     #[error(transparent)]
@@ -40,7 +40,7 @@ pub enum StreamError {
 }
 
 impl StreamPermit {
-    /// Fails when too many responses are streamed.
+    /// Acquires a permit. Fails at [`MAX_STREAMS`] streamed responses.
     pub fn acquire(api: &Arc<Api>, caller: &ApiCaller) -> Result<Self, Problem> {
         let permit = Arc::clone(&api.streams).try_acquire_owned();
         let permit = permit.map_err(|_| {
@@ -51,7 +51,7 @@ impl StreamPermit {
         Ok(Self { api: Arc::clone(api), key: caller.key.clone(), deadline, _permit: permit })
     }
 
-    /// Checks the time and the key before the next page.
+    /// Checks the timeout and the key before the next page.
     pub async fn check(&self) -> Result<(), StreamError> {
         if Instant::now() >= self.deadline {
             return Err(StreamError::Timeout);

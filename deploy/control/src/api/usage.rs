@@ -1,4 +1,4 @@
-//! Usage of connections by hour.
+//! Hourly usage of connections.
 
 use super::{
     Problem, Shared,
@@ -42,7 +42,7 @@ resource! {
         ignored: i64,
         deliveries: i64,
         attempts: i64,
-        /// Time of agents.
+        /// Duration of the attempts.
         agent_ms: i64,
         replies: i64,
         failures: i64,
@@ -59,18 +59,19 @@ pub struct Filter {
     /// Only list usage of this connection.
     #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
     connection: Option<ConnectionId>,
-    /// First hour, as 2026-01-31T12:00:00Z.
+    /// Start of the time range, such as 2026-01-31T12:00:00Z.
     #[param(format = DateTime)]
     from: Option<String>,
-    /// End of the hours, exclusive, in the same form.
+    /// End of the time range, exclusive, in the same format.
     #[param(format = DateTime)]
     to: Option<String>,
 }
 
-/// Parses a time of a query.
+/// Parses a time in a query parameter.
 pub fn parse_time(name: &str, text: Option<&str>) -> Result<Option<OffsetDateTime>, Problem> {
     let parse = |text| OffsetDateTime::parse(text, &Rfc3339);
-    let malformed = |_| Problem::bad_request(format!("{name} must be as 2026-01-31T12:00:00Z"));
+    let malformed =
+        |_| Problem::bad_request(format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
     text.map(parse).transpose().map_err(malformed)
 }
 

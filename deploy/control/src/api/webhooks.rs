@@ -1,4 +1,4 @@
-//! Records of single webhooks. Their bodies are never returned.
+//! Records of a webhook. The body is never returned.
 
 use super::{
     Problem, Shared,
@@ -64,7 +64,7 @@ pub async fn find(
     let own = format!("{id}:");
     let mut items = Vec::new();
     for key in api.store.find_webhooks(&query, Some(id)).await? {
-        // A dedup key begins with its connection.
+        // A dedup key begins with the id of the connection.
         if key.starts_with(&own) {
             items.extend(api.store.webhook(&key).await?.map(Webhook::from));
         }

@@ -1,4 +1,4 @@
-//! Charts of hours, as shapes of SVG. An hour without a value is a gap.
+//! Hourly bar charts, as SVG shapes. An hour without a value is a gap.
 
 use time::{Duration, OffsetDateTime};
 
@@ -29,7 +29,7 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// Makes a chart of the hours up to `now` from values by hour.
+    /// Creates a chart of the [`HOURS`] up to `now` from hourly values.
     pub fn new(title: &'static str, now: OffsetDateTime, values: &[(OffsetDateTime, i64)]) -> Self {
         let first = start_of_hour(now) - Duration::hours(HOURS - 1);
         let most = values.iter().map(|(_, value)| *value).max().unwrap_or_default().max(1);
@@ -38,7 +38,7 @@ impl Chart {
             if !(0..HOURS).contains(&n) {
                 return None;
             }
-            // An hour with a value of zero is a line, and no gap.
+            // An hour with the value zero is a line, not a gap.
             let height = (value * HEIGHT / most).max(1);
             let label = format!("{:02}:00 UTC: {value}", hour.hour());
             Some(Bar { x: n * STEP, y: HEIGHT - height, height, label })

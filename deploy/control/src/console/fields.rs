@@ -11,7 +11,7 @@ use std::str::FromStr;
 pub struct Fields(Vec<(String, String)>);
 
 impl Fields {
-    /// Parses fields. Those without a value are left out. No text in Postgres contains NUL.
+    /// Parses fields. Omits those without a value. Fails on NUL, which Postgres does not store.
     pub fn parse(encoded: &[u8]) -> Result<Self, Problem> {
         let pairs = form_urlencoded::parse(encoded).into_owned();
         let pairs: Vec<_> = pairs.filter(|(_, value)| !value.trim().is_empty()).collect();
@@ -34,18 +34,18 @@ impl Fields {
     /// Parses a field.
     pub fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
         let parse = |value: &str| {
-            let wrong = |_| Problem::bad_request(format!("{name} can't be {value}"));
+            let wrong = |_| Problem::bad_request(format!("{name} is malformed: {value}"));
             value.parse().map_err(wrong)
         };
         self.get(name).map(parse).transpose()
     }
 
-    /// Returns the fields except some.
+    /// Returns the fields except those with the given names.
     pub fn without(&self, names: &[&str]) -> Self {
         Self(self.0.iter().filter(|(n, _)| !names.contains(&n.as_str())).cloned().collect())
     }
 
-    /// Returns the fields with another one.
+    /// Returns the fields with one added.
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.0.push((name.to_owned(), value.into()));
         self
@@ -56,7 +56,7 @@ impl Fields {
         &self.0
     }
 
-    /// Returns an address with the fields as its query.
+    /// Returns `path` with the fields as its query.
     pub fn url(&self, path: &str) -> String {
         if self.0.is_empty() {
             return path.to_owned();
@@ -64,7 +64,7 @@ impl Fields {
         format!("{path}?{}", Serializer::new(String::new()).extend_pairs(&self.0).finish())
     }
 
-    /// Returns the position of a page.
+    /// Returns the cursor of a page.
     pub fn page(&self) -> PageQuery {
         PageQuery { cursor: self.get("cursor").map(str::to_owned), limit: None }
     }

@@ -1,17 +1,17 @@
-//! Console: pages by which operators and support people find webhooks and act on what runs.
+//! Console: web pages where operators and support staff find webhooks and manage running work.
 //!
 //! ```text
-//! session   login, cookie, the caller of a request, and what a form must repeat
+//! session   login, cookie, the caller of a request, and the token of forms
 //! shell     frame of all pages, headers, errors
 //! fields    query and form fields
 //! lists     tables with filter, count and pages
-//! webhooks  search, one webhook with its timeline, its body
+//! webhooks  search, one webhook with its timeline and body
 //! actions   confirmation and execution of operations
 //! overview  first page, with charts
 //! ```
 //!
-//! Pages are rendered here and need no script. Queries and operations are those of the API: a
-//! session has the role and organization of the API key that began it.
+//! Pages are rendered on the server and need no scripts. Queries and operations are those of the
+//! API: a session has the role and organization of the API key that began it.
 
 mod actions;
 mod chart;
@@ -56,11 +56,11 @@ pub const MAX_CONNECTIONS: usize = 256;
 const MAX_IN_FLIGHT: usize = 64;
 /// Maximum time of a request. Longer than an operation waits for ingests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum bytes of a form: the ids of a page, selected, and the address of the list.
+/// Maximum size of a form in bytes: the selected ids of a page, and the path of the list.
 const MAX_FORM_BYTES: usize = 64 * 1024;
-/// Maximum login attempts of an address at once. Keys can't be guessed: the limit spares Postgres.
+/// Maximum burst of login attempts of an IP address. Protects Postgres: keys can't be guessed.
 const LOGIN_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
-/// Time after which an address may attempt one more login.
+/// Time after which an IP address gets one more login attempt.
 const LOGIN_INTERVAL: Duration = Duration::from_secs(6);
 
 /// Clients and limits of the console.
@@ -70,14 +70,14 @@ pub struct Console {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     logins: DefaultKeyedRateLimiter<IpAddr>,
-    /// Operators may see bodies.
+    /// True if operators may see bodies.
     reveals: bool,
 }
 
 impl Console {
     /// Creates the console.
     pub fn new(store: Store, js: jetstream::Context, metrics: Arc<Metrics>, reveals: bool) -> Self {
-        // The period is not zero.
+        // `with_period` returns `None` only for a period of zero.
         let quota = Quota::with_period(LOGIN_INTERVAL).unwrap_or(Quota::per_minute(LOGIN_BURST));
         Self {
             store,
@@ -89,7 +89,7 @@ impl Console {
         }
     }
 
-    /// Returns the operations of a caller.
+    /// Returns the operations of a caller, limited to its organization.
     fn operations(&self, caller: &ApiCaller) -> Operations {
         let actor = Actor::ApiKey(caller.key.clone());
         Operations::new(self.store.clone(), actor).within(caller.org.clone()).leaving_traffic()
@@ -131,7 +131,9 @@ async fn limit(State(console): State<Arc<Console>>, request: Request, next: Next
     let response = match console.in_flight.try_acquire() {
         Ok(_permit) => match timeout(REQUEST_TIMEOUT, next.run(request)).await {
             Ok(response) => response,
-            Err(_) => Failure(Problem::timeout("the request did not end in time")).into_response(),
+            Err(_) => {
+                Failure(Problem::timeout("the request did not complete in time")).into_response()
+            }
         },
         Err(_) => {
             console.metrics.record_rejection(Rejection::Overloaded);

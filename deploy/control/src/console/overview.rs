@@ -1,5 +1,4 @@
-//! First page: what is wrong in one sentence each, with a link, numbers of open work, and the last
-//! day by hour.
+//! First page: current problems, totals, and charts of the last day.
 
 use super::{
     Console,
@@ -14,10 +13,10 @@ use axum::{extract::State, http::StatusCode, response::Response};
 use shared::store::{DeliveryFilter, FailureFilter, TroubledAgent, TroubledConnection};
 use std::sync::Arc;
 
-/// Maximum agents, and maximum connections, with a sentence.
+/// Maximum agents, and maximum connections, that are listed as problems.
 const PROBLEMS_MAX: i64 = 20;
 
-/// Sentence about what is wrong.
+/// Problem, as a sentence with a link.
 struct OverviewProblem {
     text: String,
     href: String,
@@ -25,7 +24,7 @@ struct OverviewProblem {
     tone: &'static str,
 }
 
-/// Number with its page.
+/// Total, with the page of its objects.
 struct Number {
     name: &'static str,
     value: String,
@@ -41,7 +40,7 @@ struct OverviewPage {
     numbers: Vec<Number>,
 }
 
-/// Shows the first page.
+/// Returns the first page.
 pub async fn show(
     State(console): State<Arc<Console>>,
     session: Session,
@@ -49,9 +48,9 @@ pub async fn show(
     let (store, org) = (&console.store, session.caller.org.clone());
     let failures = FailureFilter { org: org.clone(), ..FailureFilter::default() };
     let lanes = DeliveryFilter { owner: org.clone(), ..DeliveryFilter::default() };
-    let dead = store.count_some_dead_letters(&failures).await?.0;
-    let failed = store.count_some_outbox_failures(&failures).await?.0;
-    let open = store.count_some_lanes(&lanes).await?;
+    let dead = store.count_dead_letters_bounded(&failures).await?.0;
+    let failed = store.count_outbox_failures_bounded(&failures).await?.0;
+    let open = store.count_lanes_bounded(&lanes).await?;
     let number = |name, value: String, path: &str| Number { name, value, href: path.to_owned() };
     let numbers = vec![
         number("Conversations with open deliveries", open.to_string(), "/conversations"),
@@ -70,7 +69,7 @@ pub async fn show(
         problems.push(OverviewProblem::new(text, "/dead-letters", "Dead letters", "bad"));
     }
     if !failed.is_zero() {
-        let text = format!("Slack rejected {failed} messages for good.");
+        let text = format!("Slack rejected {failed} messages permanently.");
         problems.push(OverviewProblem::new(text, "/outbox-failures", "Outbox failures", "bad"));
     }
     let agents = store.troubled_agents(org.as_ref(), PROBLEMS_MAX).await?;
@@ -103,11 +102,12 @@ impl From<TroubledAgent> for OverviewProblem {
         let href = Fields::default().with("agent", &id).url("/conversations");
         if agent.paused_at.is_some() {
             let since = since(agent.paused_at);
-            let text = format!("Agent {id} is paused since {since}; {open} deliveries wait.");
+            let text = format!("Agent {id} has been paused since {since}; {open} deliveries wait.");
             return Self::new(text, &href, "Conversations", "warn");
         }
         let (since, error) = (since(agent.opened_at), agent.last_error.unwrap_or_default());
-        let text = format!("Agent {id} fails since {since}: {error}. {open} deliveries wait.");
+        let text =
+            format!("Agent {id} has been failing since {since}: {error}. {open} deliveries wait.");
         Self::new(text, &href, "Conversations", "bad")
     }
 }
@@ -126,7 +126,7 @@ impl From<TroubledConnection> for OverviewProblem {
                 Self::new(text, &href, "Connections", "warn")
             }
             _ => {
-                let text = format!("Connection {id} of {org} sends nothing: sending is paused.");
+                let text = format!("Connection {id} of {org}: sending is paused.");
                 Self::new(text, &href, "Connections", "warn")
             }
         }

@@ -1,7 +1,7 @@
 //! Login, the caller of a request, and forms.
 //!
-//! A browser that has no session is sent to the login page and from there back. A form changes
-//! something only if the browser sends it from a page of the console, and with the session's token.
+//! A browser without a session is redirected to the login page, and back after the login. A form is
+//! accepted only if it was sent from the console's origin and has the session's token.
 
 use super::{
     Console,
@@ -23,9 +23,10 @@ use shared::{
 };
 use std::{net::SocketAddr, sync::Arc};
 
-/// Cookie of a session. The prefix makes browsers refuse it from other hosts and without TLS.
+/// Cookie of a session. With this prefix, browsers reject it from other hosts and without TLS.
 const COOKIE: &str = "__Host-tidegate-console";
-/// Attributes of the cookie. `Lax`: links from Slack and alerts bring it, other sites' forms do not.
+/// Attributes of the cookie. `Lax`: it is sent with links from Slack and alerts, but not with forms
+/// of other sites.
 const COOKIE_ATTRIBUTES: &str = "; Path=/; Secure; HttpOnly; SameSite=Lax";
 /// Lifetime of the cookie in seconds: that of a session.
 const COOKIE_SECONDS: u32 = 8 * 3600;
@@ -39,16 +40,16 @@ pub struct Session {
 }
 
 impl Session {
-    /// Returns the token of forms.
+    /// Returns the token that forms must contain.
     pub fn form_token(&self) -> String {
         self.secret.form_token()
     }
 
-    /// Fails unless the role allows a change.
+    /// Fails unless the role allows changes.
     pub fn require_operator(&self) -> Result<(), Problem> {
         match self.is_operator() {
             true => Ok(()),
-            false => Err(Problem::forbidden("the role must be operator or higher")),
+            false => Err(Problem::forbidden("the role of the session must be operator or higher")),
         }
     }
 
@@ -83,7 +84,7 @@ impl FromRequestParts<Arc<Console>> for Session {
                 Err(Redirect::to(&login).into_response())
             }
             Ok(None) => {
-                let problem = Problem::unauthorized("the session is over; log in again");
+                let problem = Problem::unauthorized("the session has ended; log in again");
                 Err(Failure(problem).into_response())
             }
             Err(problem) => Err(Failure(problem).into_response()),
@@ -120,7 +121,8 @@ impl FromRequest<Arc<Console>> for Form {
     }
 }
 
-/// Returns whether a page of the console sent a form, and no other site. The browser names it.
+/// Returns whether a form was sent from the console's origin. Without `Sec-Fetch-Site` and `Origin`
+/// it was not.
 fn is_same_site(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     match (text("sec-fetch-site"), text("origin")) {
@@ -133,7 +135,7 @@ fn is_same_site(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Returns an address of this console, or the first page.
+/// Returns a path of this console, or `/` for anything else.
 pub fn safe_path(path: Option<&str>) -> &str {
     let is_own = |path: &&str| {
         let forbidden = |c: char| c == '\\' || c.is_control();
@@ -155,7 +157,7 @@ fn login_page(status: StatusCode, error: Option<&'static str>, to: &str) -> Resp
     respond(status, &page)
 }
 
-/// Shows the login page.
+/// Returns the login page.
 pub async fn show_login(fields: Fields) -> Response {
     login_page(StatusCode::OK, None, safe_path(fields.get("to")))
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use shared::{operations::OperationError, store::StoreError};
 
-/// Pages of the navigation: address and name.
+/// Pages of the navigation: path and name.
 const PAGES: [(&str, &str); 12] = [
     ("/", "Overview"),
     ("/webhooks", "Webhooks"),
@@ -25,25 +25,25 @@ const PAGES: [(&str, &str); 12] = [
     ("/audit-log", "Audit log"),
 ];
 
-/// Policy of all pages: nothing inline, nothing from elsewhere, no frames.
+/// Content-Security-Policy of all pages: nothing inline or from other origins, no frames.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
                       img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// What all pages show around their content.
+/// Frame around the content of all pages.
 pub struct Shell {
     /// Title.
     pub title: String,
-    /// Address of the page in the navigation.
+    /// Path of the page in the navigation.
     section: &'static str,
     /// Person. `None` on pages without a session.
     pub user: Option<User>,
 }
 
-/// Who is logged in.
+/// Person who is logged in.
 pub struct User {
     /// Key, role and organization.
     pub name: String,
-    /// Token of the form that ends the session.
+    /// Token of the logout form.
     pub token: String,
 }
 
@@ -55,7 +55,7 @@ pub struct NavigationItem {
 }
 
 impl Shell {
-    /// Makes the frame of a page of a session.
+    /// Creates the frame of a page of a session.
     pub fn of(session: &Session, title: impl Into<String>, section: &'static str) -> Self {
         let caller = &session.caller;
         let org = caller.org.as_ref().map_or("all organizations", |org| org.as_str());
@@ -64,7 +64,7 @@ impl Shell {
         Self { title: title.into(), section, user }
     }
 
-    /// Makes the frame of a page without a session.
+    /// Creates the frame of a page without a session.
     pub fn outside(title: impl Into<String>) -> Self {
         Self { title: title.into(), section: "", user: None }
     }
@@ -84,8 +84,8 @@ pub fn respond(status: StatusCode, page: &impl Template) -> Response {
     }
 }
 
-/// Adds the headers of all responses: nothing is cached, framed or executed from elsewhere, and no
-/// address is given to another site.
+/// Adds the headers of all responses: nothing is cached, framed or loaded from other origins, and
+/// other sites get no `Referer`.
 pub async fn add_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
@@ -147,7 +147,7 @@ mod tests {
         assert!(!text.contains("<script>") && !text.contains("<b>"), "{text}");
     }
 
-    /// Nothing in the templates is inline, because the policy would refuse it.
+    /// The templates have nothing inline, because the policy blocks it.
     #[test]
     fn has_nothing_inline() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/templates/console");

@@ -1,20 +1,23 @@
-//! What a browser sends beside the address: cookies, and which site opened a page.
+//! Cookies of a browser that installs an app, and the check of the origin of a form.
 
 use crate::cookies::cookie;
 use axum::http::HeaderMap;
 use shared::domain::{InstallBrowser, InstallLink, parse_web_address};
 
-/// Cookie of the browser. The prefix makes browsers refuse it from other hosts and without TLS.
+/// Cookie that identifies the browser. With this prefix, browsers reject it from other hosts and
+/// without TLS.
 const BROWSER_COOKIE: &str = "__Host-tidegate-install";
-/// Cookie with the secret of the link that the browser used last, for a return without a state.
+/// Cookie with the secret of the link that the browser used last, for a callback without a state.
 const LINK_COOKIE: &str = "__Host-tidegate-link";
-/// Attributes of both. `Lax`: Slack's redirect brings them, other sites' requests do not.
+/// Attributes of both cookies. `Lax`: they are sent with Slack's redirect, but not with forms of
+/// other sites.
 const COOKIE_ATTRIBUTES: &str = "; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=";
-/// Lifetime of the browser's cookie in seconds. Longer than that of a state.
+/// Lifetime of the browser cookie in seconds. Longer than that of a state.
 const BROWSER_COOKIE_SECONDS: u32 = 3600;
-/// Lifetime of the link's cookie in seconds: an admin approves within it.
+/// Lifetime of the link cookie in seconds. An admin has this time for an approval.
 const LINK_COOKIE_SECONDS: u32 = 7 * 24 * 3600;
-/// Returns the `Set-Cookie` headers of a browser that begins an installation by a link.
+
+/// Returns the `Set-Cookie` headers for a browser that begins an installation.
 pub fn cookies(browser: &InstallBrowser, link: &InstallLink) -> [String; 2] {
     [
         (BROWSER_COOKIE, browser.reveal(), BROWSER_COOKIE_SECONDS),
@@ -33,7 +36,8 @@ pub fn known(headers: &HeaderMap) -> Option<InstallBrowser> {
     cookie(headers, BROWSER_COOKIE)?.parse().ok()
 }
 
-/// Returns whether the page of a link sent a form, and no other site. A browser tells it.
+/// Returns whether a form was sent from the origin of `redirect_url`. Without `Sec-Fetch-Site` and
+/// `Origin` it was not.
 pub fn is_same_site(headers: &HeaderMap, redirect_url: &str) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     match (text("sec-fetch-site"), text("origin")) {

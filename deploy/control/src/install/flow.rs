@@ -1,4 +1,4 @@
-//! Requests of a browser that installs an app.
+//! Handlers of the requests of a browser that installs an app.
 
 use super::{
     Installer, browser,
@@ -24,9 +24,9 @@ use shared::{
 use std::sync::Arc;
 use tracing::{info, warn};
 
-/// Maximum times that an installation is compared with another one that ended meanwhile.
+/// Maximum comparisons of an installation with concurrent ones of the same workspace.
 const MAX_COMPARISONS: u32 = 200;
-/// Parameter with the id of the connection, in the address to which the browser goes.
+/// Query parameter of the return URL with the id of the connection.
 const CONNECTION_PARAMETER: &str = "tidegate_connection";
 
 /// Parameters of Slack's redirect.
@@ -39,12 +39,12 @@ pub struct Callback {
 
 type Page = Result<Response, Message>;
 
-/// Shows the page of an install link.
+/// Returns the page of an install link.
 pub async fn start(State(installer): State<Arc<Installer>>, Path(link): Path<String>) -> Response {
     finish(&installer, installer.start_page(&link, false).await)
 }
 
-/// Begins an installation: sends the browser to Slack.
+/// Begins an installation: redirects the browser to Slack.
 pub async fn begin(
     State(installer): State<Arc<Installer>>,
     Path(link): Path<String>,
@@ -53,14 +53,14 @@ pub async fn begin(
     finish(&installer, installer.begin(&link, &headers).await)
 }
 
-/// Ends an installation: Slack sends the browser back.
+/// Completes an installation after Slack has redirected the browser back.
 pub async fn callback(
     State(installer): State<Arc<Installer>>,
     headers: HeaderMap,
     query: Result<Query<Callback>, QueryRejection>,
 ) -> Response {
     let malformed = || {
-        let text = "The address is malformed. Open the install link again.";
+        let text = "The URL is malformed. Open the install link again.";
         Message::new(StatusCode::BAD_REQUEST, "Malformed request", text)
     };
     let page = match query {
@@ -102,7 +102,7 @@ impl Installer {
     async fn app(&self, id: &AppId) -> Result<App, Message> {
         let app = self.store.app(id).await.map_err(unavailable)?;
         app.ok_or_else(|| {
-            let text = "The app is not offered any more.";
+            let text = "The app is no longer available.";
             Message::new(StatusCode::NOT_FOUND, "Unknown app", text)
         })
     }
@@ -124,7 +124,7 @@ impl Installer {
     async fn begin(&self, link: &str, headers: &HeaderMap) -> Page {
         let (link, found, app) = self.open_link(link).await?;
         if !browser::is_same_site(headers, &app.redirect_url) {
-            let text = "Another site opened this page. Open the install link again, and read \
+            let text = "Another site opened this page. Open the install link again, and check \
                         which organization it is for.";
             return Err(Message::new(StatusCode::FORBIDDEN, "Not begun on this page", text));
         }
@@ -140,7 +140,7 @@ impl Installer {
             .await
             .map_err(unavailable)?;
         if !begun {
-            let text = "The link was used too often at once. Try again in ten minutes.";
+            let text = "The link was used too often. Try again in ten minutes.";
             return Err(Message::new(StatusCode::TOO_MANY_REQUESTS, "Too many attempts", text));
         }
         let scopes: Vec<&str> =
@@ -172,11 +172,11 @@ impl Installer {
         let code = callback.code.as_deref().filter(|code| !code.is_empty());
         let code = code.ok_or_else(|| refused_by_person("no code"))?;
         if taken.redirect_url != app.redirect_url {
-            let text = "The app's address has changed since. Open the install link again.";
+            let text = "The app's redirect URL has changed. Open the install link again.";
             let message = Message::new(StatusCode::CONFLICT, "Not completed", text);
             return Err(message.ends(InstallOutcome::Refused));
         }
-        // Both were parsed by `take_state`.
+        // `take_state` has parsed both.
         let (Ok(state), Some(browser)) = (state.parse::<InstallState>(), browser::known(headers))
         else {
             return Err(failed("no state"));
@@ -187,13 +187,13 @@ impl Installer {
         self.install(taken, app, grant).await
     }
 
-    /// Slack's admin pages and approvals send no state. A code alone is never exchanged: it may be
-    /// another person's.
+    /// Handles a callback without a state, as after Slack's admin pages and approvals. A code alone
+    /// is never exchanged: it may be another person's.
     async fn without_state(&self, headers: &HeaderMap) -> Page {
         match browser::last_link(headers) {
             Some(link) => self.start_page(&link, true).await,
             None => {
-                let text = "The app was approved, and is not connected yet. Open the install link \
+                let text = "The app was approved, but is not connected yet. Open the install link \
                             that you were given, and click once more.";
                 Err(Message::new(StatusCode::OK, "One more step", text))
             }
@@ -217,8 +217,8 @@ impl Installer {
                 StateRefusal::Consumed => (
                     StatusCode::CONFLICT,
                     "Already completed",
-                    "This installation has ended already. Open the install link again if the app \
-                     does not answer.",
+                    "This installation was already completed. Open the install link again if the \
+                     app does not answer.",
                 ),
                 StateRefusal::Expired => (
                     StatusCode::GONE,
@@ -271,8 +271,8 @@ impl Installer {
         let operations = Operations::new(self.store.clone(), actor);
         let installed = self.complete(&operations, &new).await.map_err(|error| {
             warn!(error = %ErrorChain(&error), "failed to complete installation");
-            let text = "The app is installed, but could not be connected completely. Try the \
-                        install link again in a minute.";
+            let text = "The app is installed, but not connected. Open the install link again in \
+                        a minute.";
             Message::new(StatusCode::SERVICE_UNAVAILABLE, "Not completed", text)
                 .ask(&app.contact)
                 .ends(InstallOutcome::Failed)
@@ -281,15 +281,15 @@ impl Installer {
             InstallResult::Installed(connection) => connection,
             InstallResult::Contested { .. } => {
                 let text =
-                    "The app is installed several times at once. Open the install link again.";
+                    "The app was installed several times at once. Open the install link again.";
                 let message = Message::new(StatusCode::CONFLICT, "Not completed", text);
                 return Err(message.ends(InstallOutcome::Failed));
             }
             InstallResult::OtherOrganization => {
-                let text = "This workspace is connected with another organization already. Only \
-                            whoever runs this service can move it.";
+                let text = "This workspace is already connected to another organization. Only \
+                            the operator of this service can move it.";
                 let message =
-                    Message::new(StatusCode::CONFLICT, "Connected with another organization", text);
+                    Message::new(StatusCode::CONFLICT, "Connected to another organization", text);
                 return Err(message.ask(&app.contact).ends(InstallOutcome::Refused));
             }
             InstallResult::LinkUsed => {
@@ -310,7 +310,7 @@ impl Installer {
             target.query_pairs_mut().append_pair(CONNECTION_PARAMETER, &id);
             return redirect(target.as_str(), &self.slack.origin());
         }
-        let mut text = format!("{} is connected with your workspace.", name(&app));
+        let mut text = format!("{} is connected to your workspace.", name(&app));
         if !missing.is_empty() {
             text += &format!(" Some features are off, because you did not allow: {missing}.");
         }
@@ -319,8 +319,8 @@ impl Installer {
 }
 
 impl Installer {
-    /// Records an installation. Of installations that end at the same time, one whose token Slack
-    /// takes stays.
+    /// Records an installation. Of concurrent installations of a workspace, one whose token Slack
+    /// accepts is kept.
     async fn complete(
         &self,
         operations: &Operations,
@@ -353,7 +353,7 @@ fn redirect(target: &str, slack: &str) -> Page {
 
 fn refused_by_person(error: &str) -> Message {
     let text = match error {
-        "access_denied" => "You cancelled on Slack's page. Nothing was connected.",
+        "access_denied" => "The installation was cancelled on Slack's page. Nothing was connected.",
         _ => "Slack did not allow the app. Nothing was connected.",
     };
     Message::new(StatusCode::OK, "Not connected", text).ends(InstallOutcome::Cancelled)
@@ -370,9 +370,9 @@ fn exchange_failed(app: &App, error: &ExchangeError) -> Message {
             StatusCode::BAD_GATEWAY,
             format!("Slack refused the installation ({code}). Open the install link again."),
         ),
-        ExchangeError::Unfitting(_) => (
+        ExchangeError::UnexpectedResponse(_) => (
             StatusCode::BAD_GATEWAY,
-            "Slack's answer was for something else. Open the install link again.".to_owned(),
+            "Slack sent an unexpected response. Open the install link again.".to_owned(),
         ),
     };
     Message::new(status, "Not connected", text)

@@ -1,16 +1,16 @@
-//! Installation of apps by OAuth: the page of an install link, Slack's redirect, and what follows.
+//! Installation of apps by OAuth: the page of an install link, Slack's redirect, and the result.
 //!
 //! ```text
 //! flow      requests: start page, begin, callback
-//! browser   cookies, and which site opened a page
-//! pages     what a person sees, and its headers
+//! browser   cookies, and the origin of a form
+//! pages     HTML pages and their headers
 //! slack     client of Slack's OAuth
 //! ```
 //!
-//! A link's page is one click away from Slack. The click makes a `state` that is stored as a hash,
-//! taken once, valid for ten minutes, and bound to a cookie; the code verifier of PKCE is made from
-//! both. A browser that Slack sends back without a state sees the page again: a code alone is never
-//! exchanged.
+//! The button on a link's page leads to Slack. It creates a `state` that is stored as a hash, taken
+//! once, valid for ten minutes, and bound to a cookie. The code verifier of PKCE is derived from
+//! state and cookie. A browser that Slack redirects back without a state gets the page again: a
+//! code alone is never exchanged.
 
 mod browser;
 mod flow;
@@ -40,7 +40,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 /// Maximum requests of browsers in flight. An installation waits for Slack and for the ingests.
 const MAX_IN_FLIGHT: usize = 256;
-/// Maximum time of a request. Longer than two calls of Slack and the wait for ingests.
+/// Maximum time of a request. Longer than two calls to Slack and the wait for ingests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Clients and limits of installations.

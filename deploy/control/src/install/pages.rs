@@ -1,4 +1,4 @@
-//! Pages that a person sees, and their headers.
+//! HTML pages of an installation, and their headers.
 
 use crate::metrics::InstallOutcome;
 use askama::Template;
@@ -9,7 +9,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
 
-/// Style of all pages. The policy of the pages allows exactly this text.
+/// Style of all pages. The Content-Security-Policy allows exactly this text.
 pub const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:34rem;\
     padding:0 1rem;color:#1d1c1d}button{font:inherit;padding:.6rem 1.2rem;border:0;\
     border-radius:.3rem;background:#4a154b;color:#fff;cursor:pointer}";
@@ -21,13 +21,13 @@ pub struct StartPage<'a> {
     pub app: &'a str,
     pub organization: &'a str,
     pub contact: &'a str,
-    /// Secret of the link, from the address of this page.
+    /// Secret of the link, from the URL of this page.
     pub link: &'a str,
-    /// Slack sent the browser here after an approval.
+    /// True if Slack redirected the browser here after an approval.
     pub is_approved: bool,
 }
 
-/// Page that says how an installation ended.
+/// Page with the result of an installation.
 #[derive(Template)]
 #[template(path = "message.html")]
 struct MessagePage<'a> {
@@ -37,7 +37,7 @@ struct MessagePage<'a> {
     continue_to: Option<&'a str>,
 }
 
-/// End of an installation, for a person.
+/// Result of an installation, shown to a person.
 #[derive(Debug)]
 pub struct Message {
     status: StatusCode,
@@ -49,33 +49,33 @@ pub struct Message {
 }
 
 impl Message {
-    /// Makes a page.
+    /// Creates a message.
     pub fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
         let (contact, continue_to, outcome) = (String::new(), None, None);
         Self { status, title, text: text.into(), contact, continue_to, outcome }
     }
 
-    /// Counts the page as the end of an installation.
+    /// Sets the outcome that is counted.
     pub fn ends(self, outcome: InstallOutcome) -> Self {
         Self { outcome: Some(outcome), ..self }
     }
 
-    /// Returns the outcome of the installation that ended with the page.
+    /// Returns the outcome that is counted, if any.
     pub fn outcome(&self) -> Option<InstallOutcome> {
         self.outcome
     }
 
-    /// Names whom the person may ask.
+    /// Adds a contact for questions.
     pub fn ask(self, contact: &str) -> Self {
         Self { contact: contact.to_owned(), ..self }
     }
 
-    /// Adds a link.
+    /// Adds a link to continue at.
     pub fn continue_to(self, target: Option<String>) -> Self {
         Self { continue_to: target, ..self }
     }
 
-    /// Returns the title, by which logs and tests know the page.
+    /// Returns the title, which identifies the page in logs and tests.
     pub fn title(&self) -> &'static str {
         self.title
     }
@@ -92,17 +92,17 @@ impl Message {
     }
 }
 
-/// Renders a page. `slack` is the origin to which its form may lead.
+/// Renders a page. `slack` is the origin to which a form may redirect.
 pub fn respond(status: StatusCode, page: &impl Template, slack: &str) -> Response {
     let Ok(text) = page.render() else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     (status, headers(slack), Html(text)).into_response()
 }
 
-/// Returns the headers of all responses: nothing is cached, framed, executed or loaded, and no
-/// address, which may have a secret, is told to another site.
+/// Returns the headers of all responses: nothing is cached, framed, executed or loaded, and other
+/// sites get no `Referer`, because the URL may contain a secret.
 pub fn headers(slack: &str) -> HeaderMap {
     let style = STANDARD.encode(Sha256::digest(STYLE.as_bytes()));
-    // A browser checks the address to which a form is redirected, too.
+    // A browser also checks the redirect of a form against `form-action`.
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{style}'; form-action 'self' {slack}; \
          frame-ancestors 'none'; base-uri 'none'"

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 /// Timeout of a call.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum bytes of an answer.
-const ANSWER_BYTES_MAX: usize = 256 << 10;
-/// Slack's error for a client secret that it does not know.
+/// Maximum size of a response in bytes.
+const RESPONSE_BYTES_MAX: usize = 256 << 10;
+/// Slack's error for a wrong client secret.
 const BAD_CLIENT_SECRET: &str = "bad_client_secret";
 
 /// Client of Slack.
@@ -24,7 +24,7 @@ pub struct Slack {
     api: Url,
 }
 
-/// What Slack grants for a code.
+/// Installation that Slack grants in exchange for a code.
 #[derive(Debug)]
 pub struct Grant {
     /// Enterprise organization, if any.
@@ -33,13 +33,13 @@ pub struct Grant {
     pub team: Option<TeamId>,
     /// Bot token.
     pub bot_token: Secret,
-    /// User of the bot.
+    /// Bot user.
     pub bot_user: UserId,
     /// Granted scopes.
     pub scopes: Vec<String>,
-    /// Person who installed.
+    /// Person who installed the app.
     pub installer: UserId,
-    /// Token rotation, if the app has it.
+    /// Token rotation, if it is enabled for the app.
     pub rotation: Option<InstallRotation>,
 }
 
@@ -49,11 +49,11 @@ pub enum ExchangeError {
     /// Slack refused the code, with its error.
     #[error("Slack refused the code: {0}")]
     Refused(String),
-    /// Slack's answer is for another app, or lacks something.
-    #[error("Slack's answer does not fit: {0}")]
-    Unfitting(&'static str),
-    /// Slack did not answer, or with an error of its own.
-    #[error("Slack did not answer: {0}")]
+    /// Slack's response is for another app, or incomplete.
+    #[error("unexpected response from Slack: {0}")]
+    UnexpectedResponse(&'static str),
+    /// Slack was unreachable, or did not return its JSON.
+    #[error("failed to call Slack: {0}")]
     Unavailable(String),
 }
 
@@ -96,7 +96,7 @@ impl Slack {
         Ok(Self { http, api })
     }
 
-    /// Returns the address of Slack's page on which a person allows an app.
+    /// Returns the URL of Slack's page on which a person authorizes an app.
     pub fn authorize_url(&self, query: &[(&str, &str)]) -> Option<Url> {
         let mut url = self.api.join("/oauth/v2/authorize").ok()?;
         url.query_pairs_mut().extend_pairs(query);
@@ -108,7 +108,7 @@ impl Slack {
         self.api.origin().ascii_serialization()
     }
 
-    /// Exchanges a code for tokens, with the newest client secret of the app that Slack takes.
+    /// Exchanges a code for tokens, with the newest client secret of the app that Slack accepts.
     pub async fn exchange(
         &self,
         app: &App,
@@ -116,7 +116,7 @@ impl Slack {
         redirect_url: &str,
         verifier: &CodeVerifier,
     ) -> Result<Grant, ExchangeError> {
-        let mut last = ExchangeError::Unfitting("the app has no client secret");
+        let mut last = ExchangeError::UnexpectedResponse("the app has no client secret");
         for secret in &app.client_secrets {
             let form = [
                 ("code", code),
@@ -135,7 +135,7 @@ impl Slack {
         Err(last)
     }
 
-    /// Returns whether Slack takes a token. Without an answer it does: the token may be good.
+    /// Returns whether Slack accepts a token. True without a response, because it may be valid.
     pub async fn accepts(&self, token: &Secret) -> bool {
         let Ok(request) = self.post("auth.test", &[]) else { return true };
         read(request.bearer_auth(token.expose())).await.map_or(true, |answer| answer.ok)
@@ -165,51 +165,51 @@ async fn read(request: reqwest::RequestBuilder) -> Result<Answer, ExchangeError>
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(unavailable)? {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-            return Err(ExchangeError::Unavailable("the answer is too long".into()));
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            return Err(ExchangeError::Unavailable("the response is too long".into()));
         }
         body.extend_from_slice(&chunk);
     }
-    // The error of serde quotes parts of the answer, which has tokens.
+    // The error of serde would quote parts of the response, which has tokens.
     let answer = serde_json::from_str(&repair(&body));
     answer.map_err(|_| ExchangeError::Unavailable(format!("{status}, not Slack's JSON")))
 }
 
-/// Checks an answer. It must be for the app that the installation began with.
+/// Returns the grant of a response. Fails if it is incomplete or not for `app`.
 fn grant(answer: Answer, app: &AppId) -> Result<Grant, ExchangeError> {
-    use ExchangeError::Unfitting;
+    use ExchangeError::UnexpectedResponse;
     if !answer.ok {
         let code = answer.error.unwrap_or_default();
         return Err(ExchangeError::Refused(code.chars().take(80).collect()));
     }
     if answer.app_id.as_ref() != Some(app) {
-        return Err(Unfitting("it is for another app"));
+        return Err(UnexpectedResponse("it is for another app"));
     }
     if answer.token_type.as_deref() != Some("bot") {
-        return Err(Unfitting("it has no bot token"));
+        return Err(UnexpectedResponse("it has no bot token"));
     }
     let enterprise = answer.enterprise.map(|place| place.id);
     let team = answer.team.map(|place| place.id).filter(|_| !answer.is_enterprise_install);
     if team.is_none() && (enterprise.is_none() || !answer.is_enterprise_install) {
-        return Err(Unfitting("it names no workspace"));
+        return Err(UnexpectedResponse("it names no workspace"));
     }
     let secret = |text: Option<String>| text.and_then(|text| Secret::new(text).ok());
-    let bot_token = secret(answer.access_token).ok_or(Unfitting("it has no token"))?;
+    let bot_token = secret(answer.access_token).ok_or(UnexpectedResponse("it has no token"))?;
     let rotation = match (secret(answer.refresh_token), answer.expires_in) {
         (Some(refresh_token), Some(seconds)) => {
             let expires_in = Duration::from_secs(seconds);
             Some(InstallRotation { refresh_token, expires_in })
         }
         (None, None) => None,
-        _ => return Err(Unfitting("it has half a token rotation")),
+        _ => return Err(UnexpectedResponse("it has only one of refresh_token and expires_in")),
     };
     Ok(Grant {
         enterprise,
         team,
         bot_token,
-        bot_user: answer.bot_user_id.ok_or(Unfitting("it names no bot"))?,
+        bot_user: answer.bot_user_id.ok_or(UnexpectedResponse("it names no bot"))?,
         scopes: split(answer.scope.as_deref().unwrap_or_default()),
-        installer: answer.authed_user.ok_or(Unfitting("it names no installer"))?.id,
+        installer: answer.authed_user.ok_or(UnexpectedResponse("it names no installer"))?.id,
         rotation,
     })
 }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_documented_answers() {
+    fn reads_documented_responses() {
         let granted = read_grant(|_| {}).expect("a grant");
         assert_eq!(granted.team.as_ref().map(TeamId::as_str), Some("T1"));
         assert_eq!(granted.rotation.expect("rotation").expires_in.as_secs(), 43_200);
@@ -259,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn rejects_unfitting_answers() {
+    fn rejects_unexpected_responses() {
         let rejects = |change: &dyn Fn(&mut Value)| {
-            matches!(read_grant(|answer| change(answer)), Err(ExchangeError::Unfitting(_)))
+            matches!(read_grant(|answer| change(answer)), Err(ExchangeError::UnexpectedResponse(_)))
         };
         assert!(rejects(&|answer| answer["app_id"] = "A2".into()));
         assert!(rejects(&|answer| answer["app_id"] = Value::Null));

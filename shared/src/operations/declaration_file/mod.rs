@@ -1,5 +1,5 @@
-//! The file of `tidegate apply`, for command line and control API: its declarations, or all of its
-//! problems, each with its line and a remedy. The format is documented in [`schema`].
+//! Parser of the file of `tidegate apply`, for command line and control API. Returns the
+//! declarations, or all problems with their lines and remedies. [`schema`] defines the format.
 
 mod apps;
 mod schema;
@@ -70,7 +70,7 @@ impl DeclarationFile {
 /// Returns the secret that a reference names, `env:<name>` or `file:<path>`, or cause and remedy.
 pub type SecretSource<'a> = &'a mut (dyn FnMut(&str) -> Result<String, String> + Send);
 
-/// Reads a file. Secrets are those that `source` returns for its references.
+/// Parses a file. `source` resolves its references to secrets.
 pub fn read_declarations(
     text: &str,
     source: SecretSource<'_>,
@@ -128,7 +128,7 @@ impl Reader<'_> {
             self.require_organization(&organizations, &agent.organization);
             let item = format!("agent {}/{}", agent.organization.get_ref(), agent.id.get_ref());
             self.require_unique(&mut lines, item, &agent.id.span());
-            self.address(&agent.url);
+            self.check_url(&agent.url);
             let timeout = self.time(agent.timeout, TIMEOUT_BOUNDS, NewAgent::TIMEOUT);
             let retry_for =
                 agent.retry_for.map(|time| self.time(Some(time), KEEP_BOUNDS, NewAgent::KEEP_FOR));
@@ -168,7 +168,7 @@ impl Reader<'_> {
                     "no team or enterprise; add one, or preview_mode = true".into(),
                 );
             }
-            // A workspace is known by its own id, with or without the id of its organization.
+            // A workspace is identified by its own id, with or without the id of its organization.
             let of_organization = || installation.0.map(EnterpriseId::as_str);
             let place = installation.1.map(TeamId::as_str).or_else(of_organization);
             let item =
@@ -234,13 +234,13 @@ impl Reader<'_> {
     }
 
     fn notifications(&mut self, declared: schema::Notifications) -> Option<NotificationEndpoint> {
-        self.address(&declared.url);
+        self.check_url(&declared.url);
         let secret = self.webhook_secret(&declared.secret)?;
         let events = declared.events.unwrap_or_else(|| NotificationEvent::ALL.to_vec());
         Some(NotificationEndpoint::new(declared.url.into_inner(), secret, &events))
     }
 
-    /// Returns the secret of a reference, which has to be usable for signatures.
+    /// Returns the secret of a reference. Reports one that can't sign requests.
     fn webhook_secret(&mut self, reference: &Spanned<String>) -> Option<Secret> {
         let secret = self.secret(reference)?;
         if secret.webhook_key().is_none() {
@@ -304,7 +304,7 @@ impl Reader<'_> {
         parsed
     }
 
-    fn address(&mut self, url: &Spanned<String>) {
+    fn check_url(&mut self, url: &Spanned<String>) {
         let address = url.get_ref();
         let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
         let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());

@@ -1,5 +1,5 @@
-//! TOML schema of the file of `tidegate apply`. `deploy/tidegate.example.toml` is an example with every
-//! key and its meaning.
+//! TOML schema of the file of `tidegate apply`. `deploy/tidegate.example.toml` is an example with
+//! every key and its meaning.
 
 use crate::domain::{
     AgentId, AgentMode, AppId, ConnectionId, ConnectionSettings, EditPolicy, EnterpriseId, LinkBy,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Returns a line per problem. There are two secrets.
+/// Returns a line per problem. Two references to secrets are valid.
 fn problems(text: &str) -> String {
     let mut source = |reference: &str| match reference {
         "file:a.secret" | "env:A_SECRET" => Ok("clear".to_owned()),
@@ -81,7 +81,7 @@ fn documents_every_key() {
 fn reports_line_and_remedy() {
     assert_eq!(problems(GOOD), "");
     let with = |old: &str, new: &str| problems(&GOOD.replacen(old, new, 1));
-    for (found, line, says) in [
+    for (found, line, expected) in [
         (with("app = \"A1\"", "aps = \"A1\""), 13, "unknown field `aps`"),
         (with("team = \"T1\"", "team = 7"), 14, "invalid type"),
         (with("app = \"A1\"", "app = \"my-app\""), 13, "malformed app; write its id"),
@@ -133,10 +133,11 @@ fn reports_line_and_remedy() {
         (with("[[agent]]", "[[agent]"), 5, ""),
     ] {
         let start = format!("{line}: ");
-        assert!(found.starts_with(&start) && found.contains(says), "{line} {says}: {found}");
+        let is_found = found.starts_with(&start) && found.contains(expected);
+        assert!(is_found, "{line} {expected}: {found}");
         assert!(!found.contains("hunter2"), "{found}");
     }
     let several =
         problems("[[connection]]\norganization = \"a\"\napp = \"A1\"\nsigning_secret = \"x\"\n");
-    assert_eq!(several.lines().count(), 2, "all of it at once: {several}");
+    assert_eq!(several.lines().count(), 2, "all problems at once: {several}");
 }

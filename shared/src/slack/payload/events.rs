@@ -35,7 +35,7 @@ fields! {
         pub kind: Text<'a> = "type",
         pub subtype: Text<'a>,
         pub channel: Id<'a>,
-        /// Name of the channel in events about files, pins and metadata.
+        /// Channel in events about files, pins and metadata.
         pub channel_id: Id<'a>,
         pub channel_type: Text<'a>,
         pub user: Id<'a>,
@@ -63,7 +63,7 @@ fields! {
         pub previous_message: First<Item<'a>>,
         /// Ids of an assistant event.
         pub assistant_thread: Object<AssistantThread<'a>>,
-        /// What the person has open. Only messages to an app that is declared an agent have it.
+        /// Items that the person has open. Present only if the Slack app is declared as an agent.
         pub app_context: Object<AppContext<'a>>,
     }
 
@@ -151,7 +151,7 @@ impl Event<'_> {
         self.bot_id.get().or_else(|| self.bot_profile.0.as_ref()?.id.get())
     }
 
-    /// Returns whether a bot wrote a message. It may have neither an id nor a user.
+    /// Returns whether a bot wrote a message. The message may have neither a bot id nor a user.
     pub fn is_by_bot(&self) -> bool {
         self.bot_id.get().is_some()
             || self.bot_profile.0.is_some()
@@ -170,8 +170,8 @@ impl Event<'_> {
             .or(self.ts.get())
     }
 
-    /// Returns the first message of the thread that the event is about. Slack does not tell it for
-    /// a message outside threads.
+    /// Returns the first message of the thread that the event is about. Slack omits it for a
+    /// message outside threads.
     pub fn thread_ts_of(&self) -> Option<&str> {
         let of_assistant = || self.assistant_thread.0.as_ref()?.thread_ts.get();
         let of_messages = || self.messages().find_map(|message| message.thread_ts.get());
@@ -180,8 +180,8 @@ impl Event<'_> {
         thread.or_else(of_messages).or_else(of_item)
     }
 
-    /// Returns the first message of the session that a message in an agent's direct message belongs
-    /// to: there each message without a thread begins one. `None` for other events.
+    /// Returns the first message of the session of a direct message to an agent, where each message
+    /// outside threads begins a session. `None` for other events.
     pub fn session_root(&self) -> Option<&str> {
         let is_to_agent = self.kind.get() == Some("message")
             && self.channel_type.get() == Some("im")

@@ -40,7 +40,8 @@ impl Installation {
     }
 
     /// Returns whether a webhook that names this installation may be for a connection with these
-    /// ids. A workspace of a connection's organization may be, and any for a preview connection.
+    /// ids: also for a workspace of an organization-wide connection, and always for a preview
+    /// connection.
     pub fn may_be_of(&self, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> bool {
         match (&self.team, team) {
             (Some(own), Some(team)) => own == team,
@@ -177,8 +178,7 @@ mod tests {
             let parsed = Installation::new(enterprise, team, false);
             parsed.map_or((None, None), |found| (found.enterprise, found.team))
         };
-        // Named enterprise and team, those of the connection, whether it is exactly that
-        // installation, and whether the webhook may be for the connection.
+        // Ids of the webhook, ids of the connection, expected `is_of`, expected `may_be_of`.
         for (named, connection, is_of, may_be_of) in [
             ((None, Some("T1")), (None, Some("T1")), true, true),
             ((Some("E1"), Some("T1")), (None, Some("T1")), true, true),

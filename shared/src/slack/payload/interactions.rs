@@ -26,7 +26,7 @@ fields! {
         pub actions: First<Action<'a>>,
         /// Message that was clicked or acted on.
         pub message: First<Item<'a>>,
-        /// The same, of a legacy message.
+        /// Legacy message that was clicked.
         pub original_message: First<Item<'a>>,
         pub message_ts: Text<'a>,
     }

@@ -20,7 +20,7 @@ pub(in crate::store) async fn decide_approval(
     click: &ApprovalUse,
 ) -> Result<(ApprovalResult, Option<NewDelivery>), StoreError> {
     let found = sqlx::query(
-        "-- approvals.judge
+        "-- approvals.check
          select state, expires_at > now() as fresh, $4 = any (allowed) as is_allowed, content,
                 decision, decided_by, decided_at, org_id, agent_id, session, run_id
            from approvals

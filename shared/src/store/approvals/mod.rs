@@ -1,8 +1,8 @@
 //! Approvals: questions of agents to people, each decided by one click.
 //!
 //! Dispatch adds a row in the transaction that ends the asking delivery. Intake decides it in the
-//! transaction that moves the cursor, under the lock of the row, so that one click of many counts,
-//! and enqueues the decision for the agent that asked. Maintenance expires what nobody decided.
+//! transaction that moves the cursor, under the lock of the row, so that only one click counts, and
+//! enqueues the decision for the agent that asked. Maintenance expires undecided approvals.
 
 mod decide;
 
@@ -31,7 +31,7 @@ const OPEN_MAX: i64 = 1_000;
 /// Maximum approvals that one step expires.
 const EXPIRED_MAX: i64 = 100;
 
-/// Question of an agent to people, in clear.
+/// Decrypted question of an agent to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalContent {
     /// Text of the question.
@@ -63,12 +63,12 @@ pub struct NewApproval {
     sealed: String,
     allowed: Vec<String>,
     expires_in: Duration,
-    delivery: DeliveryOf,
+    delivery: DeliveryColumns,
 }
 
 /// Columns that an approval takes from the delivery of its run.
 #[derive(Debug, Clone)]
-struct DeliveryOf {
+struct DeliveryColumns {
     partition: i16,
     lane: i64,
     org: String,
@@ -89,7 +89,7 @@ pub struct AskedApproval<'a> {
     pub content: &'a ApprovalContent,
     /// People who may decide. At least one.
     pub allowed: &'a [String],
-    /// Time to decide.
+    /// Time after which the approval expires.
     pub expires_in: Duration,
 }
 
@@ -160,7 +160,7 @@ pub struct DecidedApproval {
     pub by: String,
 }
 
-/// Approval that nobody decided in time.
+/// Approval that was not decided in time.
 #[derive(Debug)]
 pub struct ExpiredApproval {
     /// Conversation.
@@ -200,7 +200,7 @@ impl Store {
             sealed,
             allowed: asked.allowed.to_vec(),
             expires_in: asked.expires_in,
-            delivery: DeliveryOf {
+            delivery: DeliveryColumns {
                 partition: delivery.partition.number() as i16,
                 lane: delivery.key.lane.to_bits(),
                 org: delivery.org.clone(),
@@ -255,8 +255,8 @@ impl Store {
         Ok(())
     }
 
-    /// Expires approvals that nobody decided in time, and enqueues `message` for each whose message
-    /// is known. Returns their number.
+    /// Expires approvals that were not decided in time, and enqueues `message` for each whose
+    /// message is known. Returns their number.
     pub async fn expire_approvals(
         &self,
         message: impl Fn(&ExpiredApproval) -> OutgoingMessage + Send + Sync,
@@ -323,7 +323,7 @@ pub(super) async fn add_approval(
     tx: &mut PgConnection,
     new: &NewApproval,
 ) -> Result<bool, StoreError> {
-    let DeliveryOf { partition, lane, org, agent, session } = &new.delivery;
+    let DeliveryColumns { partition, lane, org, agent, session } = &new.delivery;
     let added = sqlx::query(
         "-- approvals.add
          insert into approvals (id, connection_id, partition, lane, channel_id, org_id, agent_id,

@@ -1,5 +1,5 @@
-//! Slack apps: their secrets, and what installations by OAuth ask for. Operators declare apps
-//! ([`super::declarative`]).
+//! Slack apps: their secrets, and the scopes and URLs of installations by OAuth. Operators declare
+//! apps ([`super::declarative`]).
 
 use super::{Store, StoreError, column, inconsistent, maintenance::json, nullable};
 use crate::{
@@ -57,7 +57,7 @@ pub struct AppSummary {
     pub updated_at: String,
 }
 
-/// App with what an installation needs.
+/// App with the fields for an installation.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct App {

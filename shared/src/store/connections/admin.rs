@@ -141,8 +141,8 @@ impl Store {
         Ok(now)
     }
 
-    /// Moves a connection to another organization, whose agent it gets. [`StoreError::Missing`] for
-    /// an unknown connection, organization or agent.
+    /// Moves a connection to another organization and replaces its default agent.
+    /// [`StoreError::Missing`] for an unknown connection, organization or agent.
     pub async fn move_connection(
         &self,
         by: &Actor,

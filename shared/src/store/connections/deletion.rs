@@ -1,8 +1,8 @@
 //! Deletion of connections in bounded steps.
 //!
-//! Deletion starts with the row of the connection, in one statement. A trigger leaves a tombstone,
-//! because of which intake ignores later webhooks. Steps then delete the traffic by index. An
-//! interrupted deletion can be repeated.
+//! Deletion starts with the row of the connection, in one statement. A trigger inserts a tombstone,
+//! so that intake ignores later webhooks. Steps then delete the traffic by index. An interrupted
+//! deletion can be repeated.
 
 use crate::domain::ConnectionId;
 use crate::store::{Store, StoreError};
@@ -61,7 +61,7 @@ impl Store {
         &self,
         id: ConnectionId,
     ) -> Result<DeletedConnection, StoreError> {
-        // In steps: the deletion of the row is one statement, with all rows that reference it.
+        // In steps, because the deletion of the row deletes all rows that reference it.
         let counts: (i64, i64) = sqlx::query_as(
             "-- connections.count_references
              select (select count(*) from channel_bindings where connection_id = $1),
@@ -86,9 +86,9 @@ impl Store {
         Ok(DeletedConnection { bindings: counts.0, link_codes: counts.1, ..deleted })
     }
 
-    /// Deletes connections that people uninstalled before `keep`, at most `most`, after the `skip`
-    /// oldest. Returns the number of those that are deleted, or shrank because they have many rows.
-    /// Directory sync writes their tombstones, and their traffic goes as late traffic.
+    /// Deletes connections that people uninstalled more than `keep` ago, at most `most`, after the
+    /// `skip` oldest. Returns the number of connections that were deleted, or lost a step of their
+    /// many rows. Directory sync writes their tombstones, and late traffic includes their traffic.
     pub async fn delete_uninstalled_connections(
         &self,
         keep: Duration,
@@ -124,7 +124,7 @@ impl Store {
         step.deliveries = self.delete_lanes(id, LOCK_DELIVERY_LANES, DELETE_DELIVERIES).await?;
         step.outbox = self.delete_lanes(id, LOCK_OUTBOX_LANES, DELETE_OUTBOX).await?;
         step.rows = (step.deliveries + step.outbox) as u64;
-        // Before their replays, which would delete all of them in one statement.
+        // Before their replays, whose deletion would delete all results in one statement.
         step.rows += sqlx::query(
             "-- connections.delete_replay_results
              delete from replay_results where ctid = any (array (

@@ -1,5 +1,5 @@
-//! Traffic of deleted connections: what an interrupted or unfinished deletion left, and what arrived
-//! since.
+//! Traffic of deleted connections: the rest of an interrupted or unfinished deletion, and rows that
+//! were inserted since.
 
 use crate::domain::ConnectionId;
 use crate::store::{Store, StoreError, inconsistent};
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 const LATE_TRAFFIC_PAGE: i64 = 50;
 /// Maximum steps per connection and visit.
 const VISIT_STEPS: usize = 20;
-/// Deleted connections that may have traffic, by time, and whether each has some.
+/// Deleted connections that may have traffic, by time, each with a flag that it has some.
 const LATE_TRAFFIC: &str = "-- deleted_connections.recent
     select d.deleted_at, d.id,
            exists (select from deliveries t where t.connection_id = d.id)
@@ -76,10 +76,10 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes traffic of deleted connections, also what arrived after the deletion: at most
-    /// [`VISIT_STEPS`] steps per connection, for a page of them after `after`. A connection is visited
-    /// until nothing is found a day after its deletion. Calls `failed` for each connection that fails.
-    /// Returns the number of rows and the next page, `None` after the last.
+    /// Deletes traffic of deleted connections, including rows that were inserted later: at most
+    /// [`VISIT_STEPS`] steps per connection, for a page of them after `after`. A connection is
+    /// visited until it has no traffic a day after its deletion. Calls `failed` for each connection
+    /// that fails. Returns the number of rows and the next page, `None` after the last.
     pub async fn delete_late_traffic(
         &self,
         after: Option<&(OffsetDateTime, String)>,

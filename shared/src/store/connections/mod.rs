@@ -173,7 +173,7 @@ impl Store {
         id: ConnectionId,
     ) -> Result<Option<Connection>, StoreError> {
         let row = sqlx::query(
-            "-- connections.hydrate
+            "-- connections.load
              select c.org_id, c.agent_id, c.app_id, c.enterprise_id, c.team_id, c.preview_mode,
                     c.status, c.bot_token, c.bot_user_id, c.signing_secret, c.settings, c.version,
                     a.signing_secret as app_signing_secret
@@ -333,7 +333,7 @@ impl Store {
             .collect()
     }
 
-    /// Returns those of the ids that no connection has.
+    /// Returns the ids that have no connection.
     pub async fn missing_connections(
         &self,
         ids: &[ConnectionId],
@@ -361,8 +361,8 @@ pub(super) fn settings(row: &PgRow, key: &str) -> Result<ConnectionSettings, Sto
     serde_json::from_value(value).map_err(|why| inconsistent(TABLE, "settings", key, why))
 }
 
-/// Subscription to changes. Notifications may be lost with the connection to Postgres, so that its
-/// user must also poll.
+/// Subscription to changes. Notifications may be lost with the connection to Postgres, so that
+/// callers must also poll.
 pub struct ChangeSubscription(Listener);
 
 impl ChangeSubscription {

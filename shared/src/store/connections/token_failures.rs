@@ -9,14 +9,14 @@ use crate::store::{Store, StoreError};
 
 impl Store {
     /// Counts a rejection of the token of this version. Returns the number of consecutive
-    /// rejections with less than ten minutes between two. Returns 0 for an old version.
+    /// rejections, each within ten minutes of the previous one. Returns 0 for an old version.
     pub async fn count_token_rejection(
         &self,
         connection: ConnectionId,
         version: i64,
     ) -> Result<i32, StoreError> {
         let count: Option<i32> = sqlx::query_scalar(
-            "-- refusals.count
+            "-- token_failures.count
              insert into token_failures as r (connection_id, installed_at, consecutive_failures)
              select id, installed_at, 1 from connections where id = $1 and version = $2
              on conflict (connection_id) do update
@@ -44,7 +44,7 @@ impl Store {
         reason: &str,
     ) -> Result<bool, StoreError> {
         let changed = sqlx::query(
-            "-- refusals.refused
+            "-- token_failures.record
              update connections set status = $3, status_reason = $4
               where id = $1 and ($2::bigint is null or version = $2)
                 and status in ('active', 'error') and status <> $3",
@@ -65,7 +65,7 @@ impl Store {
         version: i64,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "-- refusals.works
+            "-- token_failures.clear
              with forgotten as (delete from token_failures where connection_id = $1)
              update connections set status = 'active', status_reason = ''
               where id = $1 and version = $2 and status = 'error'",

@@ -1,4 +1,4 @@
-//! Token rotation of bot tokens: refresh before expiry by one worker at a time.
+//! Rotation of bot tokens: refresh before expiry, by one worker at a time.
 //!
 //! A lease on the row of `token_rotations` separates workers. The update of tokens compares
 //! `generation`, in one statement with the connection's token, so that no older token overwrites a
@@ -175,8 +175,9 @@ impl Store {
         }))
     }
 
-    /// Writes refreshed tokens, unless another worker did. Returns whether they were written. An
-    /// error of the connection ends: another worker may have used the old refresh token, too.
+    /// Writes refreshed tokens, unless another worker did. Returns whether they were written.
+    /// Clears the error status of the connection, which another use of the old refresh token may
+    /// have set.
     pub async fn record_token_refresh(
         &self,
         due: &DueTokenRefresh,
@@ -222,7 +223,7 @@ impl Store {
         after: Duration,
         error: &str,
     ) -> Result<bool, StoreError> {
-        let noted = sqlx::query(
+        let recorded = sqlx::query(
             "-- tokens.failed
              update token_rotations
                 set leased_until = '-infinity', refresh_at = now() + make_interval(secs => $3),
@@ -235,6 +236,6 @@ impl Store {
         .bind(error)
         .execute(&self.pool)
         .await?;
-        Ok(noted.rows_affected() > 0)
+        Ok(recorded.rows_affected() > 0)
     }
 }

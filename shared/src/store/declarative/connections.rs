@@ -22,7 +22,7 @@ use crate::{
 };
 use sqlx::{PgConnection, Row, postgres::PgRow, types::Json};
 
-/// Returns the value of a setting for people.
+/// Function that returns the text of a setting.
 type Shown = fn(&ConnectionSettings) -> String;
 
 /// Validity of a replaced signing secret in hours. The time of Slack's change is unknown.
@@ -317,12 +317,12 @@ fn position_of(
     let by_id = existing.iter().position(|old| Some(old.id) == new.id);
     match (at, by_id) {
         (None, Some(other)) => Err(format!(
-            "connection {} is of another installation ({}): leave its id out, or delete it first",
+            "connection {} belongs to another installation ({}): omit its id, or delete it first",
             existing[other].id,
             existing[other].label()
         )),
         (Some(at), _) if new.id.is_some_and(|id| id != existing[at].id) => {
-            Err(format!("{label} is there already, as {}: say that id, or none", existing[at].id))
+            Err(format!("{label} already exists as {}: write that id, or none", existing[at].id))
         }
         (Some(at), _) if existing[at].org != new.org => Err(format!(
             "{label} belongs to organization {}: delete it first \
@@ -348,7 +348,7 @@ pub(super) struct ExistingConnection {
     pub(super) bot_user: Option<String>,
     pub(super) settings: ConnectionSettings,
     pub(super) rotates: bool,
-    /// A person installed it, and its app is declared.
+    /// True if a person installed the connection and its app is declared.
     pub(super) is_installed: bool,
 }
 

@@ -2,10 +2,10 @@
 //! transaction.
 //!
 //! `tidegate apply` passes all declarations, and gets a [`Plan`] of the differences or a list of
-//! conflicts, in which case nothing is applied. Secrets are compared in clear: sealing gives a
-//! different text each time, and a repeated declaration must change nothing. Undeclared objects are
-//! reported, and deleted only with `prune`. Connections that people installed are declared by their
-//! app.
+//! conflicts, in which case nothing is applied. Secrets are compared as plaintext: sealing gives a
+//! different ciphertext each time, and a repeated declaration must change nothing. Undeclared
+//! objects are reported, and deleted only with `prune`. Connections that people installed are
+//! declared by their app.
 
 mod apps;
 mod connections;
@@ -40,7 +40,7 @@ pub struct Declarations {
     pub agents: Vec<NewAgent>,
     pub apps: Vec<NewApp>,
     pub connections: Vec<DeclaredConnection>,
-    /// Without one the existing endpoint stays, except with `prune`.
+    /// `None` keeps the existing endpoint, except with `prune`.
     pub notifications: Option<NotificationEndpoint>,
 }
 
@@ -91,7 +91,7 @@ pub enum Declared {
     Nothing,
 }
 
-/// Extent of an application.
+/// Mode of applying declarations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ApplyMode {
     /// Undeclared objects are deleted.
@@ -106,8 +106,8 @@ pub struct ApplyMode {
 type Outcome = Result<Plan, Vec<ConflictError>>;
 
 impl Store {
-    /// Applies the declarations, or only computes the plan. The traffic of deleted connections stays
-    /// for [`Store::delete_connection`].
+    /// Applies the declarations, or only computes the plan. Leaves the traffic of deleted
+    /// connections to [`Store::delete_connection`].
     pub async fn apply_declarations(
         &self,
         by: &Actor,
@@ -115,7 +115,7 @@ impl Store {
         mode: ApplyMode,
     ) -> Result<Outcome, StoreError> {
         let mut tx = self.pool.begin().await?;
-        // Serializes applications, and briefly blocks the handling of webhooks.
+        // Serializes calls, and briefly blocks commits that change these tables.
         sqlx::query(
             "-- declared.lock
              lock table organizations, agents, apps, connections in share row exclusive mode",

@@ -26,8 +26,9 @@ impl Store {
         Ok(action)
     }
 
-    /// Creates or changes an agent, made of its secret: `secret`, or the one that it has, and of its
-    /// headers and policies, which only a declaration changes. Returns the action, `None` without a difference, or the conflict of a new agent without a secret.
+    /// Creates or changes the agent that `new` returns. `new` gets `secret`, or the existing secret
+    /// without one, and the existing headers and policies, which only declarations change. Returns
+    /// the action, `None` without a difference, or the conflict of a new agent without a secret.
     /// [`StoreError::Missing`] for an unknown organization.
     pub async fn save_agent(
         &self,
@@ -40,7 +41,7 @@ impl Store {
         if lock_organization(&mut tx, org).await?.is_none() {
             return Err(StoreError::Missing(format!("organization {org}")));
         }
-        // Read under the lock: another change may have replaced it a moment ago.
+        // Read under the lock, because of concurrent changes.
         let before = self.agent_in(&mut *tx, org, id).await?;
         let kept = before.as_ref().map(|agent| (agent.headers.current.clone(), agent.policies));
         let (headers, policies) = kept.unwrap_or_default();
@@ -55,8 +56,8 @@ impl Store {
 }
 
 impl Store {
-    /// Deletes an agent with its bindings and link codes. Waiting deliveries end later. Returns
-    /// the number of connections whose default agent it is, and then changes nothing.
+    /// Deletes an agent with its bindings and link codes, unless it is the default agent of
+    /// connections. Returns the number of these connections. Waiting deliveries end later.
     /// [`StoreError::Missing`] for an unknown agent.
     pub async fn delete_agent(
         &self,

@@ -43,11 +43,11 @@ impl Store {
         }
         let taken = self.existing_connections(&mut tx, Some(Only::Installation(new)), &[]).await?;
         let place = label(&new.app, new.enterprise.as_ref(), new.team.as_ref());
-        // Ids of another organization's connection are not told.
+        // The id of another organization's connection is not disclosed.
         let other = format!("{place} belongs to another organization");
         match taken.first() {
             Some(old) if old.org == new.org => {
-                return Ok(Err(format!("{place} exists, as {}", old.id)));
+                return Ok(Err(format!("{place} already exists as {}", old.id)));
             }
             Some(_) => return Ok(Err(other)),
             None => {}
@@ -56,7 +56,7 @@ impl Store {
             Err(StoreError::Postgres(sqlx::Error::Database(error)))
                 if error.constraint() == Some(ONE_PER_INSTALLATION) =>
             {
-                return Ok(Err(format!("{place} was created meanwhile")));
+                return Ok(Err(format!("{place} was created concurrently")));
             }
             applied => applied?,
         }

@@ -24,8 +24,8 @@ pub struct MemberRecord {
 pub enum SavedMember {
     /// The member is saved: the action, `None` without a difference.
     Saved(Option<PlanAction>),
-    /// A user is the same in all organizations, and another one has this identity, or has other
-    /// identities.
+    /// Another user has one of the identities, or the user has other identities in another
+    /// organization.
     OtherUser,
 }
 
@@ -123,7 +123,7 @@ impl Store {
     }
 }
 
-/// Serializes changes of members, whose identities are those of all organizations.
+/// Serializes changes of members, because organizations share the identities of a user.
 async fn lock_members(tx: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::query("-- members.lock\n select pg_advisory_xact_lock(hashtext('members'))")
         .execute(tx)

@@ -109,7 +109,7 @@ impl Store {
                         bool_or(h.agent_id is not null) as open
                    from visited v left join rooms r on r.org_id = v.org_id
                    left join lateral (
-                       -- By key, as connections: a plan of small tables may read them whole.
+                       -- A lookup by key, as of connections: a plan of small tables may scan them.
                        select * from agents a
                         where a.org_id = v.org_id and a.id = v.agent_id limit 1) a on true
                    left join agent_health h on h.org_id = v.org_id and h.agent_id = v.agent_id
@@ -166,8 +166,7 @@ impl Store {
                             order by l.next_at) as turn
                    from eligible e, lateral (
                        -- Row comparisons in the order of the index: Postgres then reads due lanes
-                       -- from the index
-                       -- instead of sorting all lanes of a queue.
+                       -- from the index instead of sorting all lanes of a queue.
                        select lane, head, next_at from delivery_lanes l
                         where (l.partition, l.priority, l.org_id, l.agent_id, l.connection_id,
                                l.next_at)
@@ -199,7 +198,7 @@ impl Store {
                       where l.lane = f.lane and l.connection_id = f.connection_id
                         and l.next_at <= now()
                         and l.worker is null and l.priority = $6
-                        -- Not by an index: a plan of the empty table may prefer the one by agent.
+                        -- Prevents the index by agent, which a plan of the empty table may prefer.
                         and l.org_id is not distinct from f.org_id
                         and l.agent_id is not distinct from f.agent_id
                         for update skip locked) l),

@@ -27,7 +27,7 @@ pub struct ClaimedDelivery {
     pub key: DeliveryKey,
     /// Worker row.
     pub worker: String,
-    /// Number of the claim: the fence of the attempt's end.
+    /// Number of the claim, which fences the end of the attempt.
     pub claim: i64,
     /// Number of this attempt. The first is 1.
     pub attempts: i32,
@@ -35,7 +35,7 @@ pub struct ClaimedDelivery {
     pub faults: i32,
     /// Earlier attempts without an outcome.
     pub crashes: i32,
-    /// Deliveries that its attempts answer together: this one and those behind it.
+    /// Number of deliveries that the attempts answer together: this one and those behind it.
     pub merged: i32,
     /// Organization of the agent, or [`GATEWAY_ORG`].
     pub org: String,
@@ -66,8 +66,8 @@ pub struct ClaimedDelivery {
 }
 
 impl Store {
-    /// Opens the payloads of claimed deliveries. An unreadable payload is an error of its own, and
-    /// `None` stands for a deleted delivery.
+    /// Opens the payloads of claimed deliveries. The result of a deleted delivery is `None`, that
+    /// of an unreadable payload an error.
     pub async fn load_payloads(
         &self,
         deliveries: &[&ClaimedDelivery],

@@ -7,7 +7,7 @@ use crate::{
 };
 use sqlx::PgConnection;
 
-/// Deliveries of a conversation, from its newest, among which the edited message is looked for.
+/// Number of newest deliveries of a conversation that are searched for the edited message.
 const LOOKBACK: i64 = 1_000;
 
 /// Edit of a message.
@@ -25,13 +25,13 @@ pub struct EditedMessage {
     pub edited_at: String,
 }
 
-/// Drops the answer to the earlier text of a message in the caller's transaction. Returns false if
-/// it has begun, or if no agent gets the message.
+/// Cancels the run of the earlier text of a message in the caller's transaction. Returns false if
+/// the answer has begun, or if the message has no open delivery.
 pub(in crate::store) async fn drop_unanswered(
     tx: &mut PgConnection,
     edit: &EditedMessage,
 ) -> Result<bool, StoreError> {
-    // The lock waits for the end of the delivery, and for the first part of its answer.
+    // Waits for statements that end the delivery or save the first part of its answer.
     let tail: Option<i64> = sqlx::query_scalar(
         "-- deliveries.lock_edited
          select tail from delivery_lanes

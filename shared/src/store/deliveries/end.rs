@@ -1,5 +1,5 @@
-//! Ends of attempts: a finished delivery is deleted and its lane's head raised, a postponed one
-//! waits in its lane.
+//! Ends of attempts. A finished delivery is deleted and the head of its lane raised. A postponed
+//! delivery waits in its lane.
 //!
 //! One statement records many ends. The fence of each is (worker, claim) in the lane row: the end
 //! of an attempt whose lane was freed and claimed again changes nothing.
@@ -33,11 +33,11 @@ pub struct FinishedDelivery {
 /// Outcome of a finished delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishedOutcome {
-    /// The agent accepted it. The value is the outcome in `delivery_log`.
+    /// The agent accepted the delivery. The value is the outcome in `delivery_log`.
     Completed(&'static str),
-    /// Given up.
+    /// The delivery is given up.
     DeadLetter {
-        /// Constant reason.
+        /// Reason, without details of the attempt.
         reason: String,
         /// Failure of the last attempt.
         error: String,
@@ -72,7 +72,7 @@ const FINISH: &str = concat!(
      locked as (
          select u.i, u.connection_id, u.lane, l.attempts, l.first_attempt_at, l.merged
            from (select * from u order by connection_id, lane) u, lateral (
-               -- By key: the index by worker has entries of all its earlier lanes.
+               -- Prevents the index by worker, which has entries of all its earlier lanes.
                select l.attempts, l.first_attempt_at, l.merged from delivery_lanes l
                 where l.lane = u.lane and l.connection_id = u.connection_id
                   and l.worker is not distinct from u.worker and l.claim = u.claim for update) l),
@@ -144,7 +144,7 @@ const FINISH: &str = concat!(
 );
 
 const WAITING_NOTICE: &str = concat!(
-    "-- deliveries.tell
+    "-- deliveries.enqueue_waiting_notice
      with told as (
          update delivery_lanes set told_at = now()
           where connection_id = $1 and lane = $2 and worker = $3 and claim = $4
@@ -159,8 +159,8 @@ const WAITING_NOTICE: &str = concat!(
 );
 
 impl Store {
-    /// Enqueues a notice to the person behind a running delivery that it waits, at most once per
-    /// hour and conversation.
+    /// Enqueues a notice to the author of a running delivery that it waits, at most once per hour
+    /// and conversation.
     pub async fn enqueue_waiting_notice(
         &self,
         delivery: &ClaimedDelivery,
@@ -237,7 +237,7 @@ impl Store {
         }
         let deliveries: Vec<&ClaimedDelivery> = finished.iter().map(|f| &f.delivery).collect();
         let outcomes = finished.iter().map(|item| match &item.outcome {
-            FinishedOutcome::Completed(word) => (*word, None, ""),
+            FinishedOutcome::Completed(outcome) => (*outcome, None, ""),
             FinishedOutcome::DeadLetter { reason, error } => {
                 ("dead_letter", Some(reason.as_str()), error.as_str())
             }

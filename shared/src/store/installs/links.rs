@@ -1,4 +1,4 @@
-//! Install links. A link that was used is good for a re-installation of the same connection only.
+//! Install links. A used link is valid only to install the same connection again.
 
 use crate::domain::{Actor, AgentId, AppId, ConnectionId, InstallHash, InstallLink, OrgId};
 use crate::store::{
@@ -20,7 +20,7 @@ pub struct NewInstallLink {
     pub app: AppId,
     /// Agent of a new connection. `None`: that of the app.
     pub agent: Option<AgentId>,
-    /// Where the browser goes afterwards. Checked by the operation.
+    /// URL to which the browser is redirected afterwards. Checked by the operation.
     pub return_url: Option<String>,
     /// Lifetime.
     pub ttl: Duration,
@@ -45,7 +45,7 @@ pub struct InstallLinkRecord {
     pub connection: Option<ConnectionId>,
 }
 
-/// Install link with what its page and the installation need.
+/// Install link with the fields that its page and the installation need.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct OpenInstallLink {
@@ -55,7 +55,7 @@ pub struct OpenInstallLink {
     pub app: AppId,
     pub agent: Option<AgentId>,
     pub return_url: Option<String>,
-    /// The link was revoked or has expired, or the app is for another organization by now.
+    /// The link was revoked or has expired, or the app is now limited to another organization.
     pub is_closed: bool,
     /// The link was used.
     pub is_used: bool,
@@ -161,7 +161,7 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Revokes a link that was not used. Returns false without one.
+    /// Revokes a link that was not used. Returns false if there is none.
     pub async fn revoke_install_link(
         &self,
         by: &Actor,

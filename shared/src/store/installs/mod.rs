@@ -1,4 +1,4 @@
-//! Installations by OAuth: links, states, and the connections that they make.
+//! Installations by OAuth: links, states, and the connections that they create.
 
 mod links;
 mod record;

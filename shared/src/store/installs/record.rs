@@ -1,9 +1,9 @@
-//! Connections that installations make or renew: row, tokens, link and audit entry in one
+//! Connections that installations create or renew: row, tokens, link and audit entry in one
 //! transaction.
 //!
-//! Installations of one workspace may end at the same time, and Slack keeps the two newest tokens
-//! only. Which token is newest shows in the order of the exchanges: one that began after the stored
-//! one was stored is newer. Otherwise the stored token stays as long as Slack takes it.
+//! Installations of one workspace may end at the same time, and Slack keeps only the two newest
+//! tokens. A token is newer than the stored one if its exchange began after the stored one was
+//! recorded. Otherwise the stored token stays as long as Slack accepts it.
 
 use super::links::OpenInstallLink;
 use crate::store::{
@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 /// Installation that Slack has granted.
 #[derive(Debug)]
 pub struct NewInstallation {
-    /// Link that began it.
+    /// Link that began the installation.
     pub link: OpenInstallLink,
     /// Agent of a new connection.
     pub agent: Option<AgentId>,
@@ -41,7 +41,7 @@ pub struct NewInstallation {
     pub installer: UserId,
     /// Token rotation, if the app has it.
     pub rotation: Option<InstallRotation>,
-    /// Time of Postgres before the exchange.
+    /// Time before the exchange, by Postgres's clock.
     pub began_at: OffsetDateTime,
 }
 
@@ -55,7 +55,7 @@ pub struct InstallRotation {
 }
 
 impl NewInstallation {
-    /// Returns the id by which Slack knows the installation.
+    /// Returns the id that identifies the installation: of the workspace, or of the organization.
     pub fn place(&self) -> &str {
         let of_organization = || self.enterprise.as_ref().map(EnterpriseId::as_str);
         self.team.as_ref().map(TeamId::as_str).or_else(of_organization).unwrap_or_default()
@@ -71,7 +71,7 @@ pub enum RecordedInstallation {
     OtherOrganization,
     /// The link was revoked, or was used for another workspace.
     LinkUsed,
-    /// Another installation was recorded since this one began. Its token stays if Slack takes it.
+    /// Another installation was recorded since this one began. Its token stays if Slack accepts it.
     Contested {
         /// Connection.
         connection: ConnectionId,
@@ -95,8 +95,8 @@ struct Locked {
 }
 
 impl Store {
-    /// Records an installation. `replaces` is the version of a contested row whose token Slack does
-    /// not take.
+    /// Records an installation. `replaces` is the version of a contested row whose token Slack
+    /// rejects.
     pub async fn record_installation(
         &self,
         by: &Actor,
@@ -159,8 +159,8 @@ impl Store {
         Ok(RecordedInstallation::Installed(old.id))
     }
 
-    /// Marks a link as used for a connection whose newer installation stays. Returns false for one
-    /// that was revoked or used for another.
+    /// Marks a link as used for a connection whose newer installation stays. Returns false for a
+    /// link that was revoked, or used for another connection.
     pub async fn use_install_link(
         &self,
         link: &OpenInstallLink,
@@ -172,7 +172,7 @@ impl Store {
         Ok(used)
     }
 
-    /// Inserts the row of a new installation. Returns false if there is one. Waits for a concurrent
+    /// Inserts the row of a new installation. Returns false if it exists. Waits for a concurrent
     /// installation of the same workspace.
     async fn insert_connection(
         &self,
@@ -210,8 +210,8 @@ impl Store {
         let seal = |column, secret: &Secret| {
             self.rings.tokens.seal_secret(SealContext { owner: &owner, column }, secret)
         };
-        // An operator who stopped the connection starts it again. A link's agent replaces the one
-        // of an existing connection; the app's does not.
+        // A stopped connection stays stopped: only an operator enables it. The agent of a link
+        // replaces that of an existing connection. The agent of the app does not.
         sqlx::query(
             "-- installs.write_token
              update connections

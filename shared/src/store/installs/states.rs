@@ -1,4 +1,4 @@
-//! States of OAuth: each begins one installation in one browser, and is taken once.
+//! OAuth states. Each belongs to one installation in one browser, and is taken once.
 
 use super::links::{OpenInstallLink, open_link, open_link_columns};
 use crate::domain::{InstallHash, InstallState};
@@ -17,28 +17,28 @@ const MAX_OPEN_STATES: i64 = 200;
 pub struct TakenState {
     /// Link that began the installation.
     pub link: OpenInstallLink,
-    /// Redirect URL that Slack was sent.
+    /// Redirect URL that was sent to Slack.
     pub redirect_url: String,
-    /// Time of Postgres before the exchange of the code.
+    /// Time before the exchange of the code, by Postgres's clock.
     pub taken_at: OffsetDateTime,
 }
 
-/// Reason for which a state is refused.
+/// Reason why a state is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateRefusal {
-    /// No installation began with it, or it was deleted after its expiry.
+    /// No installation has this state, or the state was deleted after its expiry.
     Unknown,
     /// Another browser began the installation.
     OtherBrowser,
-    /// It was taken already.
+    /// The state was taken already.
     Consumed,
-    /// It has expired.
+    /// The state has expired.
     Expired,
 }
 
 impl Store {
     /// Begins an installation by a link in a browser. Returns false for a link that is not open, or
-    /// began too many.
+    /// that has too many open states.
     pub async fn begin_install(
         &self,
         link: &InstallHash,
@@ -64,8 +64,8 @@ impl Store {
         .bind(MAX_OPEN_STATES)
         .execute(&self.pool)
         .await?;
-        // Expired states are deleted when the next is created, a while later: until then a late
-        // browser hears that its state has expired.
+        // Expired states are deleted an hour later, when the next is created: until then a late
+        // browser sees that its state has expired.
         sqlx::query(
             "-- installs.sweep_states
              delete from install_states where ctid = any (array (
@@ -103,8 +103,9 @@ impl Store {
             return Ok(Err(self.state_refusal(state, browser).await?));
         };
         let hash: Vec<u8> = row.try_get("link_hash")?;
-        let hash = InstallHash::from_stored(&hash)
-            .ok_or_else(|| inconsistent("install_states", "link_hash", &state.id(), "no hash"))?;
+        let hash = InstallHash::from_stored(&hash).ok_or_else(|| {
+            inconsistent("install_states", "link_hash", &state.id(), "not a hash")
+        })?;
         Ok(Ok(TakenState {
             link: open_link(hash, &row)?,
             redirect_url: row.try_get("redirect_url")?,

@@ -1,8 +1,8 @@
 //! Backlog of connections: counts of open deliveries, dead letters and messages, in pages by index.
 //!
 //! One worker counts in rounds. A statement reads at most a page of index entries. Connections with
-//! much get a row in `connection_backlog`, which intake reads by key: beyond the limits a delivery
-//! becomes a dead letter without bytes, and dead letters keep no bytes.
+//! a large backlog get a row in `connection_backlog`, which intake reads by key: beyond the limits
+//! a delivery becomes a dead letter without bytes, and dead letters are stored without bytes.
 
 use crate::store::{Store, StoreError};
 use serde::Serialize;
@@ -19,18 +19,19 @@ pub struct BacklogLimits {
 }
 
 impl BacklogLimits {
-    /// Returns whether rows and bytes have reached a multiple of the limits.
+    /// Returns whether rows or bytes have reached a multiple of the limits.
     pub fn are_reached(&self, rows: i64, bytes: i64, times: i64) -> bool {
         rows >= self.rows.saturating_mul(times) || bytes >= self.bytes.saturating_mul(times)
     }
 
-    /// Returns whether rows or bytes are a hundredth of the limits: operators see the connection.
+    /// Returns whether rows or bytes have reached a hundredth of the limits, from which operators
+    /// see the connection.
     fn are_near(&self, rows: i64, bytes: i64) -> bool {
         rows >= (self.rows / 100).max(1) || bytes >= (self.bytes / 100).max(1)
     }
 }
 
-/// Open deliveries and dead letters of a connection, as counted last.
+/// Open deliveries and dead letters of a connection at the last count.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, FromRow)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct ConnectionBacklog {
@@ -47,8 +48,9 @@ pub struct ConnectionBacklog {
 }
 
 impl ConnectionBacklog {
-    /// Judges the counts. Deliveries cause messages, so that those also fill them. At twice the limit of dead letters, webhooks are ignored.
-    pub fn judge(&mut self, limits: &BacklogLimits) {
+    /// Sets the flags of reached limits. Messages count against the limit of deliveries, which
+    /// cause them. At twice the limit of dead letters, webhooks are ignored.
+    pub fn apply_limits(&mut self, limits: &BacklogLimits) {
         let (rows, bytes) = (self.dead_letters, self.dead_letter_bytes);
         self.deliveries_full = limits.are_reached(self.deliveries, self.delivery_bytes, 1)
             || limits.are_reached(self.messages, 0, 1);
@@ -88,7 +90,7 @@ pub struct OutboxBacklog {
     pub waiting: i64,
     /// Age of the oldest waiting message.
     pub oldest: Duration,
-    /// Messages that Slack rejected for good.
+    /// Messages that Slack rejected permanently.
     pub failures: i64,
 }
 
@@ -353,7 +355,7 @@ impl Store {
     }
 }
 
-/// Maximum rows of the outbox that are counted.
+/// Maximum channels, and rejected messages, that are counted exactly.
 pub const EXACT_MAX: i64 = 10_000;
 
 impl<P> CountedPage<P> {

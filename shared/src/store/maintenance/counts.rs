@@ -1,12 +1,12 @@
 //! Numbers of rows for the lists of the console. Each statement reads a bounded number of rows, so
-//! that a list of millions answers as fast as a short one.
+//! that a count of millions is as fast as a small one.
 
 use crate::domain::{ConnectionId, OrgId};
 use crate::store::{AuditLogFilter, Store, StoreError, UsageFilter};
 use sqlx::{Row, postgres::PgRow};
 use std::fmt;
 
-/// Number of rows, as far as they were counted.
+/// Number of rows up to a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoundedCount(i64);
 
@@ -81,7 +81,7 @@ impl Store {
         BoundedCount::of(query.fetch_one(&self.pool).await?)
     }
 
-    /// Counts rows of usage. The begin of a page does not matter.
+    /// Counts rows of usage. Ignores the start of the page.
     pub async fn count_usage(&self, filter: &UsageFilter) -> Result<BoundedCount, StoreError> {
         let query = sqlx::query(
             "-- usage.count
@@ -100,7 +100,7 @@ impl Store {
         BoundedCount::of(query.fetch_one(&self.pool).await?)
     }
 
-    /// Counts entries of the audit log. The begin of a page does not matter.
+    /// Counts entries of the audit log. Ignores the start of the page.
     pub async fn count_audit_log(
         &self,
         filter: &AuditLogFilter,
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_its_bound() {
+    fn displays_bound() {
         assert_eq!(BoundedCount(10_000).to_string(), "10000");
         assert_eq!(BoundedCount(BoundedCount::READ_MAX).to_string(), "more than 10000");
     }

@@ -1,5 +1,5 @@
 //! State of waiting and running deliveries for operators: lanes with their heads, and the
-//! deliveries behind.
+//! deliveries behind them.
 
 use super::{BoundedCount, json};
 use crate::store::{Store, StoreError, column};
@@ -282,7 +282,7 @@ impl Store {
     }
 
     /// Counts matching lanes, up to a bound.
-    pub async fn count_some_lanes(
+    pub async fn count_lanes_bounded(
         &self,
         filter: &DeliveryFilter,
     ) -> Result<BoundedCount, StoreError> {

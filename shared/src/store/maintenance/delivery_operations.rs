@@ -1,6 +1,6 @@
 //! Operations on deliveries: retry, skip, cancel, and the end of unreachable ones.
 //!
-//! The row of a lane decides about its deliveries. Each operation therefore locks rows of lanes
+//! The row of a lane has the state of its deliveries. Each operation therefore locks rows of lanes
 //! first, in the order of intake, and acts in a second statement, which sees everything that was
 //! enqueued before. Operations visit lanes in bounded steps.
 

@@ -1,7 +1,7 @@
 //! Erasure of a person, and of an organization's traces in the audit log.
 //!
-//! Nothing is erased while deliveries or messages of the person are open, because their conversations
-//! wait for them. Their numbers are returned, and the erasure is repeated when there are none.
+//! Nothing is erased while deliveries or messages of the person are open, because their
+//! conversations wait for them. Their numbers are returned, and the caller repeats the erasure.
 
 use crate::domain::{Actor, ConnectionId, OrgId, TeamId, UserId};
 use crate::store::{
@@ -183,7 +183,7 @@ impl Store {
             open_deliveries: open.try_get("deliveries")?,
             open_messages: open.try_get("messages")?,
         };
-        // Until then the rows tell which direct messages are the person's.
+        // The rows identify the person's direct messages until the erasure is complete.
         if erased.open_deliveries + erased.open_messages > 0 {
             return Ok(erased);
         }
@@ -195,7 +195,7 @@ impl Store {
             "-- erasure.audit_log\n select * from erase_person_from_audit_log($1, $2, $3)";
         erased.rows += self.erase_from_audit_log(by_person, user.as_str()).await?;
         let mut tx = self.pool.begin().await?;
-        // The log does not tell who was erased.
+        // The audit log must not name the erased person.
         let entry = NewAuditEntry::new(AuditAction::PersonErase, ERASED, AuditOrg::None);
         let entry = entry.after(json!({ "rows": erased.rows }));
         add_audit_entries(&mut tx, by, &[entry]).await?;
@@ -203,7 +203,8 @@ impl Store {
         Ok(erased)
     }
 
-    /// Empties the audit log's rows about an organization, and records that. Returns their number.
+    /// Removes details from the audit log's rows about an organization, and adds an entry. Returns
+    /// the number of changed rows.
     pub async fn erase_organization_history(
         &self,
         by: &Actor,
@@ -234,7 +235,7 @@ impl Store {
         }
     }
 
-    /// Deletes the wrong link codes of a connection's people.
+    /// Deletes the counts of wrong link codes on a connection.
     pub async fn erase_link_code_attempts(
         &self,
         connection: ConnectionId,
@@ -249,7 +250,8 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes the row of a connection whose organization is erased. Returns false if it is gone.
+    /// Deletes the row of a connection whose organization is being erased. Returns false if it does
+    /// not exist.
     pub async fn delete_erased_connection(&self, id: ConnectionId) -> Result<bool, StoreError> {
         let deleted = sqlx::query_scalar(
             "-- erasure.delete_connection\n select delete_erased_connection($1)",
@@ -257,7 +259,8 @@ impl Store {
         Ok(deleted.bind(id.to_string()).fetch_one(&self.pool).await?)
     }
 
-    /// Deletes an organization that is erased and has no connections. Returns false if it is gone.
+    /// Deletes an organization that is being erased and has no connections. Returns false if it
+    /// does not exist.
     pub async fn delete_erased_organization(
         &self,
         by: &Actor,

@@ -1,8 +1,8 @@
 //! Requests to erase a person or an organization.
 //!
-//! A request is a row, so that it outlives whoever carries it out. Workers carry out what the
-//! control API requested, and go on with what the command line began. An erasure is repeated until
-//! nothing is left; then the row forgets the person.
+//! A request is a row, so that it survives the process that carries it out. Workers carry out
+//! requests of the control API, and continue those that the command line began. An erasure is
+//! repeated until it is complete; then a trigger removes the person's ids from the row.
 
 use crate::domain::{Actor, OrgId, TeamId, UserId};
 use crate::store::{
@@ -62,7 +62,7 @@ pub struct ErasureRecord {
 }
 
 impl Store {
-    /// Returns the id of an open erasure of a target, which workers leave alone for a time.
+    /// Returns the id of an open erasure of a target, and makes it due for workers after a time.
     pub async fn reopen_erasure(
         &self,
         target: &ErasureTarget,
@@ -89,8 +89,8 @@ impl Store {
         Ok(open.bind(id).fetch_one(&self.pool).await?)
     }
 
-    /// Requests an erasure, which workers leave alone for a time. Returns false if one of the target
-    /// is open.
+    /// Requests an erasure, which is due for workers after a time. Returns false if the target has
+    /// an open erasure.
     pub async fn request_erasure(
         &self,
         by: &Actor,
@@ -116,7 +116,7 @@ impl Store {
         if inserted.rows_affected() == 0 {
             return Ok(false);
         }
-        // The log does not tell which person.
+        // The audit log must not name the person.
         let of = match target {
             ErasureTarget::Organization(org) => AuditOrg::Org(org.clone()),
             ErasureTarget::Person(..) => AuditOrg::None,
@@ -149,7 +149,7 @@ impl Store {
         Ok(Some(OpenErasure { id, target, requested_by }))
     }
 
-    /// Records what an erasure has done. With a note it stays open, and is due again after a time.
+    /// Adds to the numbers of an erasure. With a note it stays open, and is due again after a time.
     pub async fn record_erasure(
         &self,
         id: &str,
@@ -205,7 +205,7 @@ impl Store {
     }
 }
 
-/// Reads an author who can request an erasure.
+/// Parses an author who can request an erasure.
 fn author(text: &str) -> Actor {
     match text.split_once(':') {
         Some(("api-key", id)) => Actor::ApiKey(id.to_owned()),

@@ -9,8 +9,8 @@ use sqlx::Row;
 /// Rows per query.
 const PAGE_ROWS: i64 = 500;
 
-/// Kinds of rows with their statements: `$1` is the organization, `$2` the key of the last row, `$3`
-/// the maximum number of rows. Each returns `key` and `row`, in the order of the keys.
+/// Kinds of rows with their statements: `$1` is the organization, `$2` the key of the last row,
+/// `$3` the maximum number of rows. Each returns `key` and `row`, in the order of the keys.
 const SECTIONS: [(&str, &str); 10] = [
     (
         "organization",

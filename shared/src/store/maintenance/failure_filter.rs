@@ -13,6 +13,6 @@ pub struct FailureFilter {
     pub text: Option<String>,
     /// Organization of the connection.
     pub org: Option<OrgId>,
-    /// Id above all ids, exclusive: the begin of a page.
+    /// Exclusive upper bound of the ids: the start of a page.
     pub below: Option<i64>,
 }

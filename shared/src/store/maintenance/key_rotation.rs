@@ -1,10 +1,10 @@
-//! Key rotation: re-encrypts all sealed columns with the newest key of their ring, without
+//! Key rotation: re-encrypts all sealed columns with the newest key of their keyring, without
 //! downtime.
 //!
 //! `tidegate keys rewrap` calls it in steps. A step reads rows that another key sealed, and
 //! replaces each value only if it did not change meanwhile. A value that does not open is reported
 //! and stays. Text columns hold `<key id>:<base64>`. Bytes begin with the length of the key id and
-//! the id. Only this prefix is compared, so that no payload is read for its key.
+//! the id. Only this prefix is compared, so that no payload is read only to find its key.
 
 use super::sealed_columns::SealedColumn;
 use crate::store::{AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries};
@@ -45,7 +45,7 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// Re-encrypts a step of a column's values, after the row key `after`, which is empty for the
+    /// Re-encrypts one step of a column's values, after the row key `after`, which is empty for the
     /// first step.
     pub async fn rewrap(
         &self,
@@ -102,12 +102,12 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("count")?))).collect()
     }
 
-    /// Returns whether a key is the newest of the column's ring.
+    /// Returns whether a key is the newest of the column's keyring.
     pub fn is_newest(&self, column: &SealedColumn, key: &str) -> bool {
         self.ring_of(column).newest_key_id() == key
     }
 
-    /// Returns whether the column's ring has a key.
+    /// Returns whether the column's keyring has a key.
     pub fn has_key(&self, column: &SealedColumn, key: &str) -> bool {
         self.ring_of(column).has_key(key)
     }

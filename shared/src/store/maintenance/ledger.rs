@@ -1,9 +1,10 @@
 //! Ledger of partitions: numbers of webhooks that intake has committed, for `tidegate ledger
 //! verify`.
 //!
-//! A webhook that the stream holds up to a partition's cursor without a commit would be missing.
-//! Purges write their rows before they act, so that the ledger subtracts them. Expiry in the stream
-//! is not recorded: the stream then holds fewer webhooks than were committed, never more.
+//! Webhooks are missing if the stream holds more of them up to a partition's cursor than were
+//! committed. Purges write their rows before they act, so that the ledger subtracts them. Expiry in
+//! the stream is not recorded: the stream then holds fewer webhooks than were committed, never
+//! more.
 
 use crate::store::{Store, StoreError};
 use crate::{domain::ConnectionId, stream::Partition};
@@ -29,7 +30,7 @@ pub struct LedgerEntry {
 }
 
 impl Store {
-    /// Returns the ledger of all partitions in order, as of one timestamp.
+    /// Returns the ledger of all partitions in order, from one snapshot.
     pub async fn ledger(&self) -> Result<Vec<LedgerEntry>, StoreError> {
         let rows = sqlx::query(
             "-- ledger.list

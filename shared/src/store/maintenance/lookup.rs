@@ -1,8 +1,8 @@
 //! Search for all records of a webhook, for `tidegate webhook show`.
 //!
 //! A search has a dedup key, the last part of one (Slack's event id, or the reference in a failure
-//! notice), or channel and ts. Without a connection the search tries all of them in steps. It then
-//! finds no webhook by the last part of its key that left only the key in `processed_keys`.
+//! notice), or channel and ts. Without a connection the search visits all connections in steps. By
+//! the last part of a key it then misses webhooks whose only record is in `processed_keys`.
 
 use super::json;
 use crate::store::{Store, StoreError, webhooks::ProcessedAs};
@@ -259,7 +259,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Returns all records of a webhook. `None` without any.
+    /// Returns all records of a webhook. `None` if there are none.
     pub async fn webhook(&self, dedup_key: &str) -> Result<Option<WebhookRecord>, StoreError> {
         let key = ProcessedKey::new(0, &DedupKey::from_stored(dedup_key.to_owned()));
         let connection = dedup_key.split(':').next().unwrap_or_default();

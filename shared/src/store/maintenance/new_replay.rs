@@ -29,7 +29,7 @@ pub enum CreatedReplay {
     Created,
     /// A replay with the id exists.
     Exists,
-    /// The connection has as many open replays as it may have.
+    /// The connection has the maximum number of open replays.
     TooMany,
 }
 

@@ -1,5 +1,5 @@
-//! Obstacles that keep a process from working although Postgres answers: an old schema, keyrings
-//! that open nothing. Readiness and `tidegate doctor` name them.
+//! Obstacles that keep a process from working although Postgres responds: an old schema, keyrings
+//! that open nothing. Readiness and `tidegate doctor` report them.
 
 use crate::{
     directory::SIGNING_SECRET_COLUMN,
@@ -28,8 +28,8 @@ pub enum Obstacle {
         /// Newest migration of this release.
         required: i64,
     },
-    /// The ring opens none of the stored values.
-    #[error("{setting} opens none of the values in {column}; set it to the ring that sealed them")]
+    /// The keyring opens none of the stored values.
+    #[error("{setting} opens no value of {column}; set it to the keyring that sealed them")]
     WrongKeyring {
         /// Name of the setting.
         setting: &'static str,
@@ -42,8 +42,7 @@ pub enum Obstacle {
 type Sealed = Vec<(String, String)>;
 
 impl Store {
-    /// Returns what keeps a process with this store from working. Rings that are empty are not
-    /// checked.
+    /// Returns the obstacles of a process with this store. Empty keyrings are not checked.
     pub async fn find_obstacles(&self) -> Result<Vec<Obstacle>, StoreError> {
         let required = Self::newest_migration();
         match self.server_facts().await?.schema {

@@ -1,4 +1,4 @@
-//! Messages that Slack rejected for good: list, retry, deletion.
+//! Messages that Slack rejected permanently: list, retry, deletion.
 //!
 //! One statement enqueues a retried message at the end of its lane and deletes its failure. Its
 //! request stays sealed, because the seal is bound to connection and dedup key, which stay.
@@ -14,7 +14,7 @@ use sqlx::{Postgres, Row, postgres::PgArguments, query::Query};
 /// Maximum messages per step.
 const STEP_MESSAGES: i64 = 1_000;
 
-/// Message that Slack rejected for good. Its text stays sealed.
+/// Message that Slack rejected permanently. Its text stays sealed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct OutboxFailure {
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Counts the matching failures, up to a bound. Returns the newest id, too.
-    pub async fn count_some_outbox_failures(
+    pub async fn count_outbox_failures_bounded(
         &self,
         filter: &FailureFilter,
     ) -> Result<(BoundedCount, i64), StoreError> {

@@ -1,8 +1,8 @@
 //! Webhooks of the last days, newest first: those that ended, those that intake gave up on, and
 //! those that are open.
 //!
-//! Rows of `delivery_log` are found by agent, person or time. Open deliveries have no index by time
-//! and are few by nature: a bounded number of them is read.
+//! Rows of `delivery_log` are found by agent, person or time. Open deliveries have no index by
+//! time. A bounded number of them is read.
 
 use super::{BoundedCount, json};
 use crate::domain::{AgentId, ConnectionId, OrgId};
@@ -10,9 +10,9 @@ use crate::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, postgres::PgArguments, query::Query};
 
-/// Days that a search covers. Before the days of a rotating table recur.
+/// Number of days that a search covers. Less than the slots of `delivery_log`.
 const DAYS: i32 = 7;
-/// Maximum open deliveries that a search reads.
+/// Maximum open lanes that a search reads, with at most 101 deliveries each.
 const OPEN_READ_MAX: i64 = 20_000;
 
 /// Filter of webhooks. `None` matches everything.
@@ -32,11 +32,11 @@ pub struct RecentFilter {
     pub after: Option<(String, String)>,
 }
 
-/// Webhook, as far as Tidegate has processed it.
+/// Webhook with its outcome.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct RecentWebhook {
-    /// Time of the end, or of the begin of an open delivery.
+    /// Time of the end, or of the enqueueing of an open delivery.
     pub at: String,
     pub dedup_key: String,
     pub connection: Option<String>,
@@ -52,8 +52,8 @@ pub struct RecentWebhook {
     pub user: Option<String>,
 }
 
-/// Statement on the matching webhooks. `$1` to `$8`: filter. `$9`: days. `$10`: maximum of each
-/// table. `$11`: maximum open deliveries to read.
+/// Statement on the matching webhooks. `$1` to `$8`: filter. `$9`: days. `$10`: maximum rows of
+/// each table. `$11`: maximum open lanes to read.
 macro_rules! recent_webhooks {
     ($name:literal, $columns:literal) => {
         concat!(

@@ -208,7 +208,7 @@ impl Store {
         Ok(())
     }
 
-    /// Cancels an open replay. Its enqueued deliveries stay. Returns false without such a replay.
+    /// Cancels an open replay. Its enqueued deliveries stay. Returns false if there is none.
     pub async fn cancel_replay(&self, by: &Actor, id: &str) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
         let cancelled = sqlx::query(
@@ -249,7 +249,7 @@ impl Store {
         rows.iter().map(state).collect()
     }
 
-    /// Returns replays after one, newest first, of all organizations or one, at most `limit`.
+    /// Returns replays after `after`, newest first, of all organizations or one, at most `limit`.
     pub async fn replays_page(
         &self,
         org: Option<&OrgId>,

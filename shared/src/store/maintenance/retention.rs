@@ -249,7 +249,8 @@ pub struct PruneStats {
 }
 
 impl Store {
-    /// Deletes a step of every table. Calls `failed` for each table that fails.
+    /// Deletes expired rows, at most one step of every table. Calls `failed` for each table that
+    /// fails.
     pub async fn prune_expired(&self, mut failed: impl FnMut(&str, StoreError)) -> PruneStats {
         let mut stats = PruneStats::default();
         for (table, sql) in PRUNE_STATEMENTS {
@@ -281,15 +282,15 @@ impl Store {
         Ok(expired)
     }
 
-    /// Truncates filled slots of a rotating table that hold no day in use.
+    /// Truncates slots of a rotating table that have rows and hold no day in use.
     async fn truncate_old_slots(
         &self,
         family: &'static str,
         slots: i32,
     ) -> Result<Vec<String>, StoreError> {
-        // Keys are kept 48 h beyond what every partition has read, and a webhook's own day may be
-        // two days off. Logs use Postgres's day, and keep 30 days including today. At least one
-        // slot must be unused, or nothing would be truncated.
+        // Keys are kept 48 h beyond what every partition has read, and a webhook's own day may
+        // differ by two days. Logs use Postgres's day, and keep 30 days including today. At least
+        // one slot must be unused, or nothing would be truncated.
         let (first, last): (i32, i32) = sqlx::query_as(
             "-- retention.days
              select case when $1 = 'processed_keys'

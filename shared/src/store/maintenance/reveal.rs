@@ -1,5 +1,5 @@
-//! Bodies of single webhooks for people who need them. The entry in the audit log is committed
-//! before the body is opened.
+//! Bodies of single webhooks for operators. The entry in the audit log is committed before the body
+//! is opened.
 
 use crate::domain::{Actor, ConnectionId};
 use crate::store::{
@@ -19,7 +19,7 @@ pub struct RevealedWebhook {
 
 impl Store {
     /// Adds an entry to the audit log, then returns the bytes of a webhook of a connection. `None`,
-    /// without an entry, if Postgres has no bytes of it: its delivery is over.
+    /// without an entry, if Postgres has no bytes of it, because its delivery has ended.
     pub async fn reveal_webhook(
         &self,
         by: &Actor,

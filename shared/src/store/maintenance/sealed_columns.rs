@@ -21,7 +21,7 @@ macro_rules! payload_of_another_key {
 pub struct SealedColumn {
     /// Table and column.
     pub name: &'static str,
-    /// True if the signing ring seals it, instead of the token ring.
+    /// True if the signing keyring seals it, instead of the token keyring.
     pub(super) signing: bool,
     /// True if it holds bytes, instead of text.
     pub(super) bytes: bool,
@@ -148,12 +148,12 @@ pub const SEALED_COLUMNS: [SealedColumn; 21] = [
         signing: true,
         bytes: false,
         sealed_for: APP_SIGNING_SECRET_COLUMN,
-        list: "-- rewrap.list_app_signing_secret_previouss
+        list: "-- rewrap.list_previous_app_signing_secrets
             select id as key, id as owner, signing_secret_previous as sealed from apps
              where id > $2 and signing_secret_previous not like $1 || ':%' order by id limit $3",
         write: "-- rewrap.app_signing_secret_previous
             update apps set signing_secret_previous = $3 where id = $1 and signing_secret_previous = $2",
-        count: "-- rewrap.count_app_signing_secret_previouss
+        count: "-- rewrap.count_previous_app_signing_secrets
             select split_part(signing_secret_previous, ':', 1) as key, count(*) as count from apps
              where signing_secret_previous is not null group by 1",
     },
@@ -176,12 +176,12 @@ pub const SEALED_COLUMNS: [SealedColumn; 21] = [
         signing: false,
         bytes: false,
         sealed_for: CLIENT_SECRET_COLUMN,
-        list: "-- rewrap.list_app_client_secret_previouss
+        list: "-- rewrap.list_previous_app_client_secrets
             select id as key, id as owner, client_secret_previous as sealed from apps
              where id > $2 and client_secret_previous not like $1 || ':%' order by id limit $3",
         write: "-- rewrap.app_client_secret_previous
             update apps set client_secret_previous = $3 where id = $1 and client_secret_previous = $2",
-        count: "-- rewrap.count_app_client_secret_previouss
+        count: "-- rewrap.count_previous_app_client_secrets
             select split_part(client_secret_previous, ':', 1) as key, count(*) as count from apps
              where client_secret_previous is not null group by 1",
     },

@@ -1,4 +1,4 @@
-//! Agents and connections that need a person, for the first page of the console.
+//! Agents and connections that need attention, for the first page of the console.
 
 use super::json;
 use crate::domain::OrgId;

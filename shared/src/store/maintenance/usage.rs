@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use time::OffsetDateTime;
 
-/// Increment of a connection's hour.
+/// Usage to add to an hour of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the columns' names; see the migration
 pub struct UsageRow {
@@ -103,7 +103,7 @@ impl Store {
         Ok(rows.fetch_all(&self.pool).await?)
     }
 
-    /// Adds to the current hour of connections.
+    /// Adds usage to the current hour of connections.
     pub async fn add_usage(
         &self,
         rows: &HashMap<ConnectionId, UsageRow>,

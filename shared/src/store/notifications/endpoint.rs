@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgExecutor, Row};
 
 pub(in crate::store) const SECRET_COLUMN: &str = "notification_endpoint.secret";
 const TABLE: &str = "notification_endpoint";
-/// Owner of the sealed secret: there is one row.
+/// Key of the only row, which the secret is sealed for.
 const OWNER: &str = "backend";
 
 /// Backend of the operator that is notified.
@@ -17,7 +17,7 @@ pub struct NotificationEndpoint {
     pub url: String,
     /// Secret that signs notifications.
     pub secret: Secret,
-    /// Names of the events that the backend is told about. Sorted.
+    /// Names of the events that the backend is notified of. Sorted.
     pub events: Vec<String>,
 }
 

@@ -24,7 +24,7 @@ pub struct NotificationHead {
     pub connection: String,
     /// Id.
     pub id: i64,
-    /// Whether its time has come.
+    /// True if the next attempt is due.
     pub is_due: bool,
 }
 
@@ -37,7 +37,7 @@ pub struct DueNotification {
     pub event: String,
     pub data: Value,
     pub at: String,
-    /// Attempts, with this one.
+    /// Number of this attempt.
     pub attempts: i32,
     /// Null if the connection was deleted.
     pub organization: Option<String>,
@@ -46,16 +46,17 @@ pub struct DueNotification {
     pub team: Option<String>,
 }
 
-/// Number of notifications, and the age of the oldest.
+/// Waiting notifications.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-#[allow(missing_docs)] // the summary
 pub struct NotificationStats {
+    /// Number.
     pub waiting: i64,
+    /// Age of the oldest.
     pub oldest: Duration,
 }
 
 impl Store {
-    /// Returns the first notifications of connections after one, at most `limit`.
+    /// Returns the first notification of each connection after `after`, at most `limit`.
     pub async fn notification_heads(
         &self,
         after: &str,
@@ -90,7 +91,7 @@ impl Store {
             .collect()
     }
 
-    /// Claims due notifications for the time of a call. Others may have claimed them before.
+    /// Claims due notifications for the time of a call. Skips those that another worker claimed.
     pub async fn claim_notifications(
         &self,
         ids: &[i64],
@@ -153,7 +154,7 @@ impl Store {
         Ok(given_up.fetch_one(&self.pool).await?)
     }
 
-    /// Stops a connection that the backend refuses, unless it was installed again since. Returns
+    /// Stops a connection that the backend rejects, unless it was installed again since. Returns
     /// whether anything changed.
     pub async fn veto_connection(
         &self,

@@ -19,7 +19,7 @@ const RESERVED: [&str; 14] = [
     "idempotency-key", "last-event-id", "te", "traceparent", "transfer-encoding", "upgrade",
     "user-agent",
 ];
-/// Beginnings of such headers.
+/// Prefixes of such headers.
 const RESERVED_PREFIXES: [&str; 3] = ["webhook-", "tidegate-", "x-slack-"];
 
 /// Headers by lower-case name.
@@ -76,12 +76,12 @@ impl AgentHeaders {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Returns whether there is none.
+    /// Returns whether there are no headers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns all headers as one secret, for comparisons. `None` without any.
+    /// Returns all headers as one secret, for comparisons. `None` if there are none.
     pub(in crate::store) fn joined(&self) -> Option<Secret> {
         let lines = self.0.iter().map(|(name, value)| format!("{name}: {}\n", value.expose()));
         Secret::new(lines.collect()).ok()
@@ -111,7 +111,7 @@ impl fmt::Debug for AgentHeaders {
 pub struct CurrentHeaders {
     /// Headers of calls.
     pub current: AgentHeaders,
-    /// Headers for an agent that refuses the current ones.
+    /// Headers for an agent that rejects the current ones.
     pub previous: Option<AgentHeaders>,
 }
 
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_unusable_headers() {
+    fn rejects_unusable_headers() {
         let name = |name: &str| InvalidHeaderError::Name(name.into());
         let reserved = |name: &str| InvalidHeaderError::Reserved(name.into());
         let value = |name: &str| InvalidHeaderError::Value(name.into());

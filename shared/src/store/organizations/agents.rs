@@ -52,7 +52,7 @@ pub struct Agent {
     pub mode: AgentMode,
     pub url: String,
     pub secret: Secret,
-    /// Limit of one attempt.
+    /// Timeout of one attempt.
     pub timeout: Duration,
     /// Maximum number of concurrent attempts over all workers.
     pub max_concurrent: u16,
@@ -71,7 +71,7 @@ pub struct Agent {
 }
 
 impl NewAgent {
-    /// Default limit of one attempt.
+    /// Default timeout of one attempt.
     pub const TIMEOUT: Duration = Duration::from_secs(60);
     /// Default number of concurrent attempts.
     pub const MAX_CONCURRENT: u16 = 16;

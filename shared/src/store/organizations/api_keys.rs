@@ -1,4 +1,4 @@
-//! API keys: creation, revocation, and the look-up of a caller.
+//! API keys: creation, revocation, and authentication of callers.
 //!
 //! The control API looks a key up for each request and never from a cache, so a revoked key is
 //! rejected at once.
@@ -125,7 +125,7 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Revokes an API key. Returns false without a valid one.
+    /// Revokes an API key. Returns false if it does not exist or is no longer valid.
     pub async fn revoke_api_key(&self, by: &Actor, id: &str) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
         let revoked = sqlx::query(

@@ -1,5 +1,5 @@
-//! Sessions of the console. Each request looks its session up together with the API key that began
-//! it, so a revoked or expired key ends its sessions at once.
+//! Sessions of the console. Each request queries its session together with the API key that began
+//! it, so that a revoked or expired key ends its sessions at once.
 
 use crate::domain::{ApiKeyHash, ConsoleSession, ConsoleSessionHash};
 use crate::store::{ApiCaller, Store, StoreError, column, nullable};
@@ -43,7 +43,7 @@ impl Store {
     }
 
     /// Returns the caller of a session, and records the use at most once a minute. `None` for a
-    /// session that is unknown or over, or whose API key is no longer valid.
+    /// session that is unknown or has ended, or whose API key is no longer valid.
     pub async fn console_caller(
         &self,
         session: &ConsoleSessionHash,

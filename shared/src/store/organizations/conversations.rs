@@ -31,15 +31,15 @@ pub struct BindingChange {
 }
 
 impl Store {
-    /// Returns the state of a conversation. `otherwise` is the default agent without a binding. An
-    /// unknown conversation is in its first session.
+    /// Returns the state of a conversation. `otherwise` is the agent of a conversation without a
+    /// binding. An unknown conversation is in its first session.
     pub async fn conversation_state(
         &self,
         conversation: &ConversationKey,
         otherwise: Option<(&OrgId, &AgentId)>,
     ) -> Result<ConversationState, StoreError> {
         let row = sqlx::query(
-            "-- bindings.chat
+            "-- conversations.state
              select b.bound_by, coalesce(s.number, 1) as session, a.org_id, a.id, a.name, a.mode,
                     a.url, a.secret, a.timeout_ms, a.max_concurrent, a.retry_for_ms, a.keep_for_ms,
                     a.signs_as_slack, a.max_per_user, a.headers, a.edits, a.overlap,

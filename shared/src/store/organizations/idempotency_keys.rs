@@ -2,7 +2,7 @@
 //!
 //! A request claims its key before it acts and records its response afterwards. A process that dies
 //! between the two leaves a claim, which another request may take over after a minute: the write
-//! then happens again. Responses are sealed, because that of a new link code has the code.
+//! then happens again. Responses are sealed, because they may contain a new link code.
 
 use crate::secrets::{SealContext, SealedValue};
 use crate::store::{Store, StoreError, inconsistent};
@@ -25,7 +25,7 @@ pub struct IdempotencyClaim<'a> {
 /// Result of a claim.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ClaimResult {
-    /// The caller acts, and records its response.
+    /// The caller executes the request and records its response.
     Claimed,
     /// The response of the first request.
     Recorded {

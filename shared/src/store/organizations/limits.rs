@@ -1,5 +1,5 @@
-//! Limits of what one organization may create. Agents and connections cost memory and rows of every
-//! process, and open links and codes are searched. `tidegate apply` has no limit.
+//! Limits on the objects that one organization may create. Agents and connections cost memory and
+//! rows, and open links and codes are searched. `tidegate apply` has no limit.
 
 use crate::domain::OrgId;
 use crate::store::{Store, StoreError};
@@ -38,8 +38,8 @@ impl LimitedKind {
 }
 
 impl Store {
-    /// Returns whether an organization has fewer objects of a kind than its limit. Concurrent
-    /// creations may exceed it by their number.
+    /// Returns whether an organization has fewer objects of a kind than the limit. Concurrent
+    /// creations may exceed the limit by their number.
     pub async fn has_room(&self, org: &OrgId, kind: LimitedKind) -> Result<bool, StoreError> {
         let sql = match kind {
             LimitedKind::Agent => {

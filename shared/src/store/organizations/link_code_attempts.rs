@@ -2,7 +2,7 @@
 //!
 //! Attempts are limited exactly per person, whose attempts are serialized, and approximately per
 //! workspace: concurrent attempts may each pass. A code has 60 bits, so that the limits make
-//! guessing hopeless. A person who mistypes waits for at most 15 minutes.
+//! guessing infeasible. A person who mistypes waits for at most 15 minutes.
 
 use crate::store::{LinkCodeUse, StoreError};
 use sqlx::PgConnection;
@@ -27,7 +27,7 @@ pub(super) async fn is_over_limit(
 ) -> Result<bool, StoreError> {
     let (person, team) = keys(code_use);
     sqlx::query(
-        "-- guesses.take_turns
+        "-- link_code_attempts.lock
          select pg_advisory_xact_lock(hashtextextended('guesses ' || $1, 0))",
     )
     .bind(&person)
@@ -35,7 +35,7 @@ pub(super) async fn is_over_limit(
     .await?;
     // A second statement, because it must see rows committed before the lock.
     Ok(sqlx::query_scalar(
-        "-- guesses.exhausted
+        "-- link_code_attempts.is_over_limit
          select exists (select from link_code_attempts
                          where until > now() and ((who = $1 and misses >= $3)
                                                   or (who = $2 and misses >= $4)))",
@@ -55,7 +55,7 @@ pub(super) async fn record_wrong_code(
 ) -> Result<(), StoreError> {
     let (person, team) = keys(code_use);
     sqlx::query(
-        "-- guesses.note
+        "-- link_code_attempts.record
          insert into link_code_attempts as g (who, misses, until)
          select who, 1, now() + interval '15 minutes' from unnest(array[$1, $2]) as who
          on conflict (who) do update
@@ -67,7 +67,7 @@ pub(super) async fn record_wrong_code(
     .execute(&mut *tx)
     .await?;
     sqlx::query(
-        "-- guesses.sweep
+        "-- link_code_attempts.sweep
          delete from link_code_attempts where who in (
              select who from link_code_attempts where until < now() limit $1
                 for update skip locked)",

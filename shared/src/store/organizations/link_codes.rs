@@ -1,8 +1,8 @@
 //! Link codes: creation and single use. [`super::link_code_attempts`] limits wrong codes.
 //!
-//! Consuming checks first and changes later, under the lock of the row, so that a code used in the
-//! wrong conversation stays valid. The row stores its user. A repeated use by the same person in
-//! the same conversation succeeds again, because the first reply may have been lost.
+//! A use locks the row, checks the code and then consumes it, so that a code used in the wrong
+//! conversation stays valid. The row stores its user. A repeated use by the same person in the same
+//! conversation succeeds again, because the first reply may have been lost.
 
 use super::link_code_attempts;
 use crate::store::{
@@ -146,8 +146,8 @@ impl Store {
         let code = LinkCode::random()?;
         let mut tx = self.pool.begin().await?;
         let surfaces: Vec<&str> = new.surfaces.iter().map(|s| s.as_str()).collect();
-        let minted = sqlx::query(
-            "-- claims.mint
+        let created = sqlx::query(
+            "-- link_codes.create
              insert into link_codes (code_hash, org_id, agent_id, platform, surfaces, connection_id,
                                      created_by, expires_at)
              select $1, org_id, id, $4, $5, $6, $7, now() + make_interval(secs => $8)
@@ -168,7 +168,7 @@ impl Store {
         .bind(new.ttl.as_secs_f64())
         .execute(&mut *tx)
         .await?;
-        if minted.rows_affected() == 0 {
+        if created.rows_affected() == 0 {
             let on = |id| format!(", or no connection {id} that accepts its codes");
             let on = new.connection.map(on).unwrap_or_default();
             let NewLinkCode { org, agent, .. } = new;
@@ -183,7 +183,7 @@ impl Store {
         tx.commit().await?;
         // Old codes are deleted when the next is created.
         sqlx::query(
-            "-- claims.sweep
+            "-- link_codes.sweep
              delete from link_codes where ctid = any (array (
                  select ctid from link_codes where expires_at < now() - interval '30 days'
                   limit 1000))",
@@ -196,7 +196,7 @@ impl Store {
     /// Returns the newest link codes, at most `limit`.
     pub async fn link_codes(&self, limit: i64) -> Result<Vec<LinkCodeRecord>, StoreError> {
         let rows = sqlx::query(concat!(
-            "-- claims.list\n select ",
+            "-- link_codes.list\n select ",
             link_code_columns!(),
             " from link_codes order by created_at desc limit $1"
         ))
@@ -206,8 +206,7 @@ impl Store {
         rows.iter().map(link_code_record).collect()
     }
 
-    /// Revokes an open link code, with an organization only one of its own. Returns false without
-    /// one.
+    /// Revokes an open link code, of `org` if given. Returns false if there is none.
     pub async fn revoke_link_code(
         &self,
         by: &Actor,
@@ -216,7 +215,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
         let revoked = sqlx::query(
-            "-- claims.revoke
+            "-- link_codes.revoke
              update link_codes set revoked_at = now(), expires_at = now()
               where substr(encode(code_hash, 'hex'), 1, 16) = $1 and consumed_at is null
                 and expires_at > now() and ($2::text is null or org_id = $2)
@@ -277,7 +276,7 @@ async fn check_and_consume(
 ) -> Result<LinkCodeResult, StoreError> {
     let connection = code_use.connection.to_string();
     let row = sqlx::query(
-        "-- claims.judge
+        "-- link_codes.check
          select c.surfaces, c.org_id, c.agent_id, c.consumed_at is not null as consumed,
                 c.expires_at > now() as fresh, coalesce(nullif(a.name, ''), a.id) as agent_name,
                 coalesce(c.connection_id = $2 and (n.preview_mode or n.org_id = c.org_id),
@@ -330,7 +329,7 @@ async fn check_and_consume(
     }
     // The lock makes this guard redundant.
     let consumed = sqlx::query(
-        "-- claims.consume
+        "-- link_codes.consume
          with used as (
              update link_codes
                 set consumed_at = now(), consumed_by = $6, consumed_connection = $2,

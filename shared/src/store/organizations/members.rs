@@ -13,7 +13,7 @@ pub struct NamedAgent {
     pub org: OrgId,
     /// Id.
     pub agent: AgentId,
-    /// Name, or the id without one.
+    /// Name, or the id if there is none.
     pub name: String,
 }
 

@@ -1,6 +1,6 @@
 //! Pages of organizations, agents, link codes and bindings, in a stable order, for the control API.
 //!
-//! A page begins after a key, so that rows that come or go meanwhile move no others.
+//! A page begins after a key, so that concurrent insertions and deletions do not shift other rows.
 
 use super::link_codes::{LinkCodeRecord, link_code_columns, link_code_record};
 use crate::domain::{AgentId, ConnectionId, OrgId};
@@ -58,7 +58,7 @@ impl Store {
         rows.iter().map(json).collect()
     }
 
-    /// Returns agents after one, of all organizations or one.
+    /// Returns agents after `after`, of all organizations or one.
     pub async fn agents_page(
         &self,
         org: Option<&OrgId>,
@@ -88,7 +88,7 @@ impl Store {
         Ok(agents)
     }
 
-    /// Returns link codes after one, newest first.
+    /// Returns link codes after `after`, newest first.
     pub async fn link_codes_page(
         &self,
         org: Option<&OrgId>,
@@ -96,7 +96,7 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<LinkCodeRecord>, StoreError> {
         let rows = sqlx::query(concat!(
-            "-- claims.page\n select * from (select ",
+            "-- link_codes.page\n select * from (select ",
             link_code_columns!(),
             " from link_codes where $1::text is null or org_id = $1) t
               where $2::text is null or (created_at, id) < ($2::timestamptz, $3)
@@ -111,7 +111,7 @@ impl Store {
         rows.iter().map(link_code_record).collect()
     }
 
-    /// Returns the bindings of a connection after one.
+    /// Returns the bindings of a connection after `after`.
     pub async fn bindings_page(
         &self,
         connection: ConnectionId,

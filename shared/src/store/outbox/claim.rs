@@ -5,8 +5,8 @@
 //! the lane that became due first, and moves the channel's time in the same statement. A channel is
 //! locked only in the version of the claim's snapshot (`xmin`): enqueueing and ending write its
 //! channel afterwards, so that an unseen lane makes the channel due again. The lane is marked
-//! before the call, with the time until which the call may last: a message that is marked after
-//! that time may have been sent. Rows that another worker has locked are skipped.
+//! before the call, with the time until which the call may last: a message that is still marked
+//! after that time may have been sent. Rows that another worker has locked are skipped.
 
 use super::{
     OutboxMessage, UnreadableMessage,

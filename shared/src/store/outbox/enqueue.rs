@@ -54,7 +54,7 @@ macro_rules! enqueue_messages {
 }
 pub(in crate::store) use enqueue_messages;
 
-/// Request of a message in clear.
+/// Decrypted request of a message.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Request<O> {
     #[serde(flatten)]
@@ -89,7 +89,7 @@ impl SealedMessages {
         traceparent: Option<&HeaderToken>,
         outgoing: &OutgoingMessage,
     ) -> Result<(), StoreError> {
-        let traceparent = traceparent.map(|word| word.as_str().to_owned());
+        let traceparent = traceparent.map(|token| token.as_str().to_owned());
         let clear = serde_json::to_vec(&Request { outgoing, traceparent })
             .map_err(|error| inconsistent("outbox", "request", dedup_key.as_str(), error))?;
         let owner = format!("{connection}/{dedup_key}");
@@ -127,7 +127,7 @@ impl SealedMessages {
     }
 }
 
-/// Returns the key that paces a message: its channel, or its lane when it is posted into none.
+/// Returns the key that paces a message: its channel, or its lane if it has no channel.
 fn channel_key(to: &Destination, lane: Lane) -> String {
     match to {
         Destination::PostMessage { channel, .. }

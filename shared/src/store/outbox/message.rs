@@ -48,7 +48,7 @@ pub struct OutboxMessage {
 
 impl OutboxMessage {
     /// Returns the mark that identifies Slack's copy of this message: equal in every attempt, and
-    /// useless to its readers.
+    /// without information for its readers.
     pub fn mark(&self) -> String {
         let text = format!("outbox\0{}\0{}", self.dedup_key, self.id);
         let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
@@ -105,7 +105,7 @@ impl Store {
         };
         let request: Request<OutgoingMessage> = match serde_json::from_slice(&clear) {
             Ok(request) => request,
-            // A newer release may have written it.
+            // A newer release may have written the request.
             Err(error) => {
                 let why = inconsistent(TABLE, "request", &id.to_string(), error).to_string();
                 return Ok(Err(unreadable(why, true)));

@@ -1,8 +1,8 @@
 //! Outbox: messages to Slack, committed with their effects, sent in the order of their lanes.
 //!
 //! Rows of messages never change. The row of their lane has the head, the row of their channel the
-//! pace. Enqueueing and ending use only the newest version of these rows. The fence of every record
-//! is (worker, turn, attempts) in the lane row.
+//! time of the next send. Enqueueing and ending use only the newest version of these rows. The
+//! fence of every record is (worker, turn, attempts) in the lane row.
 
 mod claim;
 mod enqueue;

@@ -1,8 +1,7 @@
 //! Rate limits of Slack per connection and method, shared by all workers.
 //!
-//! A row exists per connection and method that was ever limited. `outbox.claim` checks it in the
-//! statement that takes messages. A notification informs other workers, for messages that they have
-//! already claimed.
+//! A row exists per connection and method that was ever limited. The statement `outbox.claim`
+//! checks it. A notification informs other workers, for messages that they have already claimed.
 
 use crate::domain::ConnectionId;
 use crate::store::{Store, StoreError, pool::Listener};
@@ -46,8 +45,8 @@ pub struct SlackRateLimit {
 }
 
 impl Store {
-    /// Records a 429. Calls wait for `retry_after`, and then keep an interval: twice the one that
-    /// was too short. The interval shrinks over time.
+    /// Records a 429. Calls wait for `retry_after`, and then keep an interval: twice the interval
+    /// that was too short. It shrinks over time.
     pub async fn record_rate_limit(
         &self,
         connection: ConnectionId,
@@ -63,7 +62,7 @@ impl Store {
              on conflict (connection_id, method) do update
                 set blocked_until = greatest(l.blocked_until, excluded.blocked_until),
                     min_interval_seconds = case
-                        -- this call began before the first 429
+                        -- This call began before the first 429.
                         when l.blocked_until > now() then l.min_interval_seconds
                         else least($5, greatest($4, 2 * ",
             interval!(),

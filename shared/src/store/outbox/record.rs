@@ -39,9 +39,9 @@ pub struct SendRecord {
     pub lane: Lane,
     /// Worker row.
     pub worker: String,
-    /// Number of the turn. With worker and attempt the fence of the record.
+    /// Number of the turn. Worker, turn and attempt are the fence of the record.
     pub turn: i64,
-    #[allow(missing_docs)] // Number of the attempt.
+    /// Number of the attempt.
     pub attempts: i32,
     /// Outcome.
     pub outcome: SendOutcome,
@@ -81,7 +81,7 @@ impl Store {
              fenced as (
                  select u.*, l.head, l.channel_key, l.resend_count + u.resent as resends
                    from (select * from u order by connection_id, lane) u, lateral (
-                       -- By key: the index by worker has entries of all its earlier lanes.
+                       -- Prevents the index by worker, which has entries of all its earlier lanes.
                        select l.head, l.channel_key, l.resend_count from outbox_lanes l
                         where l.lane = u.lane and l.connection_id = u.connection_id
                           and l.worker is not distinct from u.worker and l.turn = u.turn
@@ -221,7 +221,7 @@ impl Store {
         Ok(u64::try_from(row.try_get::<i64, _>("freed")?).unwrap_or_default())
     }
 
-    /// Records at a conversation's binding that Slack rejects messages to it.
+    /// Records in the binding of a conversation that Slack rejects messages to it.
     pub async fn record_refused_channel(
         &self,
         connection: ConnectionId,

@@ -45,9 +45,9 @@ impl Store {
         Ok(raised.rows_affected() == 1)
     }
 
-    /// Records that messages of a partition will be purged, for the ledger. `None`, without a
-    /// record, if the partition is no longer held: in another stream the same sequences are of
-    /// webhooks that no worker has read.
+    /// Records that messages of a partition will be purged, for the ledger. Returns the id of the
+    /// record. `None`, without a record, if the partition is no longer held: in another stream the
+    /// same sequences belong to webhooks that no worker has read.
     pub async fn record_removal(
         &self,
         token: &FencingToken,
@@ -71,8 +71,8 @@ impl Store {
             .await?)
     }
 
-    /// Records the number of purged messages. Rows of earlier purges of the same subject are added
-    /// up in this one.
+    /// Records the number of purged messages. Merges the rows of earlier purges of the same subject
+    /// into this one.
     pub async fn record_removed(&self, id: i64, removed: u64) -> Result<(), StoreError> {
         sqlx::query(
             "-- stream_removals.removed

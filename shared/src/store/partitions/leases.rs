@@ -1,9 +1,10 @@
 //! Leases on partitions: claim, renewal, release.
 //!
-//! A claim raises the epoch, the fencing token of every commit. All times are of Postgres, so that
-//! workers' clocks do not matter. Claims skip rows that another worker is claiming. Only claims and
-//! commits write `partition_cursors`. Renewals write `partition_leases`, so that they never wait
-//! for a commit: claims skip locked rows, and what may wait for a commit has no lease session.
+//! A claim raises the epoch, the fencing token of every commit. All times are those of Postgres, so
+//! that workers' clocks do not matter. Claims skip rows that another worker is claiming. Only
+//! claims and commits write `partition_cursors`. Renewals write `partition_leases`, so that they
+//! never wait for a commit. Statements that may wait for a commit do not use the connections for
+//! leases.
 
 use crate::store::{Store, StoreError, partition_of};
 use crate::stream::Partition;
@@ -42,7 +43,7 @@ pub struct Lease {
     pub state: CursorState,
     /// Number of claims since the cursor moved, including this one.
     pub claims: i32,
-    /// True if a webhook is marked: the process before ended while it decided the webhook.
+    /// True if a webhook is marked: the previous process ended while it decided the webhook.
     pub is_suspecting: bool,
 }
 
@@ -136,9 +137,9 @@ impl Store {
         Ok(free.fetch_one(&self.leases).await?)
     }
 
-    /// Renews leases, each with the cursor that Postgres confirmed to its owner. Returns the
-    /// partitions that are still held. A restored Postgres may have an older cursor: the lost
-    /// messages are read again under another lease.
+    /// Renews leases, each with the last cursor that Postgres confirmed. Returns the partitions
+    /// that are still held. A lease with an older cursor in Postgres is not renewed: Postgres was
+    /// restored, and the lost messages are read again under another lease.
     pub async fn renew_partitions(
         &self,
         held: &[(FencingToken, u64)],
@@ -179,8 +180,8 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the cursor of a partition after a current write finished: the outcome of a commit
-    /// with an unknown result.
+    /// Returns the cursor of a partition after a running write has finished. It shows whether a
+    /// commit with an unknown result succeeded.
     pub async fn settled_cursor(&self, partition: Partition) -> Result<CursorState, StoreError> {
         let mut tx = self.pool.begin().await?;
         let sql = format!(
@@ -258,8 +259,8 @@ impl Store {
         row.map(|row| Ok(row.try_get("suspect_count")?)).transpose()
     }
 
-    /// Withdraws the mark of a webhook whose process lost its lease, but goes on. The new owner may
-    /// have marked the same webhook since; its mark stays.
+    /// Withdraws the mark of a webhook whose process lost its lease but still runs. A later mark of
+    /// the same webhook by the new owner stays.
     pub async fn withdraw_suspect(
         &self,
         partition: Partition,

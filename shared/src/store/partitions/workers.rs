@@ -101,9 +101,9 @@ impl Store {
         Ok(())
     }
 
-    /// Frees all lanes and slots of an ended row, then deletes the row. Interrupted runs of a
-    /// crashed process count as attempts. A process that stopped has finished its attempts: the
-    /// lanes left are ones it did not know of. Returns the number of lanes.
+    /// Frees all lanes and slots of an ended row, then deletes the row. Interrupted attempts of a
+    /// crashed process count. A process that stopped has finished its attempts: it never learned of
+    /// the claim of a remaining lane. Returns the number of lanes.
     pub async fn free_worker(&self, id: &str, died: bool) -> Result<u64, StoreError> {
         let (keep, mut lanes) = (if died { None } else { Some(&[][..]) }, 0);
         loop {

@@ -1,4 +1,4 @@
-//! Begin of a run, in its first attempt and in each later one.
+//! Start of a run, in its first attempt and in each later one.
 
 use super::RunKey;
 use crate::store::{ClaimedDelivery, Store, StoreError};
@@ -14,16 +14,16 @@ pub struct NewRun<'a> {
     pub thread_ts: &'a str,
     /// Message that the agent answers.
     pub trigger_ts: &'a str,
-    /// Runs of the agent, on all workers, at which another one keeps its slot.
+    /// Number of the agent's runs, on all workers, from which another run keeps its slot.
     pub max_runs: i64,
 }
 
 /// Begun run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BegunRun {
-    /// Time since its first begin.
+    /// Time since its first start.
     pub age: Duration,
-    /// False if the agent has too many runs: then this one keeps its slot.
+    /// False if the agent has too many runs: this one then keeps its slot.
     pub frees_slot: bool,
 }
 

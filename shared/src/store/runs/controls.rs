@@ -2,7 +2,7 @@
 //! questions.
 //!
 //! Intake writes them with its cursor, whether a run is known or not. Workers read the recent ones
-//! for their runs, and each attempt asks for its own.
+//! for their runs, and each attempt queries its own.
 
 use crate::domain::{ChannelId, ConnectionId};
 use crate::store::{Store, StoreError, column};
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Maximum controls of one query.
 const CONTROLS_MAX: i64 = 10_000;
 
-/// Reason for which a run is to end.
+/// Reason to end a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunControlReason {
     /// A person stopped the agent.
@@ -33,7 +33,7 @@ pub struct RunControl {
     pub channel: String,
     /// Thread. `None`: all of the channel.
     pub thread_ts: Option<String>,
-    /// Time of the event: questions before it. For a deletion, the message.
+    /// Time of the event, which applies to earlier questions. For a deletion, the deleted message.
     pub ts: String,
     /// Message of an edit or an interruption.
     pub message_ts: Option<String>,

@@ -1,9 +1,9 @@
 //! Runs: deliveries whose agent answers by a stream.
 //!
 //! Dispatch uses it. A run belongs to a delivery's lane: the fence of every write is (worker,
-//! claim) in the lane row, so that a worker whose row expired changes nothing. A part of the answer
-//! is a row before Slack gets it. The message in Slack that is being written is a segment; parts of
-//! earlier segments are deleted.
+//! claim) in the lane row, so that a worker whose row expired changes nothing. Each part of the
+//! answer is stored before it is sent to Slack. The message in Slack that is being written is a
+//! segment; parts of earlier segments are deleted.
 
 mod begin;
 mod controls;
@@ -77,7 +77,7 @@ pub struct RunState {
     pub text_bytes: i64,
     /// Outcome, once the agent has ended.
     pub ended: Option<String>,
-    /// Question to a person that ends the answer, for the worker.
+    /// Question to a person that ends the answer, in the worker's format.
     pub ask: Option<Vec<u8>>,
 }
 
@@ -88,7 +88,7 @@ pub struct RunPart {
     pub n: i32,
     /// True if it begins a segment.
     pub begins: bool,
-    /// Content, for the worker.
+    /// Content, in the worker's format.
     pub content: Vec<u8>,
 }
 

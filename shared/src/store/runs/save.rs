@@ -1,4 +1,4 @@
-//! Writes of runs in batches: parts before they are sent, and what Slack confirmed.
+//! Writes of runs in batches: parts before they are sent, and confirmations by Slack.
 
 use super::{RunKey, RunPart, RunState, seal, seal_ask};
 use crate::store::{ClaimedDelivery, Store, StoreError};
@@ -10,7 +10,7 @@ use std::collections::HashSet;
 pub struct RunWrite {
     /// Run.
     pub key: RunKey,
-    /// Worker row and claim of the lane: the fence.
+    /// Worker row. With the claim, the fence of the write.
     pub worker: String,
     /// Number of the claim.
     pub claim: i64,
@@ -59,7 +59,7 @@ impl Store {
              fenced as (
                  select u.*, l.crashes, l.faults
                    from (select * from u order by connection_id, lane) u, lateral (
-                       -- By key: the index by worker has entries of all its earlier lanes.
+                       -- Prevents the index by worker, which has entries of all its earlier lanes.
                        select l.crashes, l.faults from delivery_lanes l
                         where l.lane = u.lane and l.connection_id = u.connection_id
                           and l.worker is not distinct from u.worker and l.claim = u.claim

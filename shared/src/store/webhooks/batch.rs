@@ -225,8 +225,8 @@ impl Store {
         )
     }
 
-    /// Moves a message that is no envelope, or that ended the process, to the dead letters, and the
-    /// cursor past it.
+    /// Moves a message that is not an envelope, or that ended the process, to the dead letters, and
+    /// moves the cursor past it.
     pub async fn commit_dead_letter(
         &self,
         token: &FencingToken,
@@ -290,7 +290,7 @@ struct AppliedChanges {
     replies: Vec<OutgoingMessage>,
     /// Delivery of a decision.
     delivery: Option<NewDelivery>,
-    /// True if the delivery of the effects has no reason any more.
+    /// True if the delivery of the effects is not enqueued.
     drops_delivery: bool,
 }
 

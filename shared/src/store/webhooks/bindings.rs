@@ -8,8 +8,8 @@ use crate::{
 use serde_json::json;
 use sqlx::{PgConnection, Row};
 
-/// Binds a conversation to an agent, by a person or the app itself. Returns false without such an
-/// agent, or if the connection takes no apps of other organizations.
+/// Binds a conversation to an agent, for a person or the app itself. Returns false if there is no
+/// such agent, or if the connection allows no apps of other organizations.
 pub(super) async fn bind(
     tx: &mut PgConnection,
     conversation: &ConversationKey,
@@ -63,8 +63,9 @@ pub(super) async fn unbind(
 }
 
 impl Store {
-    /// Binds a conversation to an agent for an operator, in the name of a person in Slack or of the
-    /// app. Returns false without such an agent. The channel is not told.
+    /// Binds a conversation to an agent for an operator, on behalf of a person in Slack or of the
+    /// app. Returns false if there is no such agent, or if the connection does not allow it. Sends
+    /// no message to the channel.
     pub async fn save_binding(
         &self,
         by: &Actor,
@@ -86,8 +87,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes the binding of a conversation for an operator. Returns false without one. The
-    /// channel is not told.
+    /// Removes the binding of a conversation for an operator. Returns false if there is none. Sends
+    /// no message to the channel.
     pub async fn delete_binding(
         &self,
         by: &Actor,

@@ -1,8 +1,8 @@
 //! Changes of conversations and connections that a webhook causes.
 //!
-//! The transaction of the commit applies them after the fence, so that each happens once. Guards
-//! are inside the statements: a change without anything to change reports that, and its reply is
-//! chosen from the report.
+//! The transaction of the commit applies them together with the fence, so that each happens once.
+//! Guards are inside the statements. A change reports whether it changed anything, which determines
+//! its reply.
 
 use super::bindings::{bind, move_channel, unbind};
 use crate::domain::{
@@ -116,7 +116,7 @@ pub enum ConversationChange {
     },
     /// Adds an approval. Changes nothing if its agent has too many.
     Ask(Box<NewApproval>),
-    /// Records a person's opinion on an answer.
+    /// Records a person's feedback on an answer.
     AddFeedback {
         /// Connection.
         connection: ConnectionId,
@@ -158,7 +158,7 @@ impl ConversationChange {
             ConversationChange::StopRuns { .. } => "stop runs",
             ConversationChange::InterruptRun { .. } => "interrupt a run",
             ConversationChange::Ask(_) => "ask for an approval",
-            ConversationChange::AddFeedback { .. } => "keep feedback",
+            ConversationChange::AddFeedback { .. } => "record feedback",
         }
     }
 }
@@ -176,7 +176,7 @@ pub(in crate::store) async fn apply_change(
     Ok(changed)
 }
 
-/// Returns author and entry of a change. `None` for a change that only keeps records of Slack's.
+/// Returns author and entry of a change. `None` for a change that is not audited.
 fn audit_entry(action: &ConversationChange) -> Option<(Actor, NewAuditEntry)> {
     let of = |action, conversation: &ConversationKey, by: &UserId| {
         let ConversationKey { connection, team, channel } = conversation;
@@ -315,7 +315,7 @@ async fn write_change(
         }
         ConversationChange::Welcome { connection, team, user } => {
             sqlx::query(
-                "-- welcomed_users.note
+                "-- welcomed_users.add
                  insert into welcomed_users (connection_id, team_id, user_id) values ($1, $2, $3)
                      on conflict do nothing",
             )

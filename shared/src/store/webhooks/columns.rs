@@ -16,7 +16,7 @@ pub(super) struct Columns<'a> {
     pub dead: Vec<DeadRow<'a>>,
     pub ignored: Vec<(&'a DecidedWebhook, &'static str)>,
     pub messages: SealedMessages,
-    /// Connections and channels that their bots were not known to be in.
+    /// Connections and channels in which the bot was not known to be.
     pub known_channels: Vec<(ConnectionId, &'a str)>,
     pub questions: Questions,
 }
@@ -150,7 +150,7 @@ fn bind_deliveries<'q>(
         .bind(column(rows, |(w, ..)| w.ids.thread_ts.as_deref().map(replace_nul)))
         .bind(column(rows, |(w, ..)| w.ids.ts.as_deref().map(replace_nul)))
         .bind(column(rows, |(w, ..)| w.ids.user.as_deref().map(replace_nul)))
-        .bind(column(rows, |(w, ..)| w.envelope.traceparent.as_ref().map(|word| word.as_str())))
+        .bind(column(rows, |(w, ..)| w.envelope.traceparent.as_ref().map(|token| token.as_str())))
         .bind(column(rows, |(w, ..)| received_at(w)))
         .bind(column(rows, |(w, ..)| w.stored_at))
         .bind(column(rows, |(.., payload)| payload.as_slice()))

@@ -1,6 +1,6 @@
 //! Dead letters: webhooks and deliveries given up on, with a reason and their sealed payload.
 //!
-//! The commit of intake and the end of a delivery write them, operators list, redrive and delete
+//! The commit of intake and the end of a delivery write them. Operators list, redrive and delete
 //! them. One statement turns a dead letter of dispatch into a delivery at the end of its lane. A
 //! dead letter of intake is marked, and the owner of its partition decides it again.
 
@@ -88,7 +88,7 @@ fn filtered_query<'q>(
 }
 
 impl Store {
-    /// Returns the newest dead letters, at most `limit`. Opens payloads only `with_payload`.
+    /// Returns the newest dead letters, at most `limit`. Opens payloads if `with_payload` is true.
     pub async fn dead_letters(
         &self,
         filter: &FailureFilter,
@@ -126,7 +126,7 @@ impl Store {
     }
 
     /// Counts the matching dead letters, up to a bound. Returns the newest id, too.
-    pub async fn count_some_dead_letters(
+    pub async fn count_dead_letters_bounded(
         &self,
         filter: &FailureFilter,
     ) -> Result<(BoundedCount, i64), StoreError> {
@@ -229,8 +229,8 @@ impl Store {
         .await
     }
 
-    /// Runs a statement in steps, in the order of ids: a worker may mark a row again meanwhile.
-    /// Returns the ids of all changed rows.
+    /// Runs a statement in steps, in the order of ids, so that a row that a worker has handled
+    /// meanwhile is not changed again. Returns the ids of all changed rows.
     async fn change_dead_letters(
         &self,
         by: &Actor,
@@ -277,7 +277,7 @@ impl Store {
         rows.iter().map(|row| self.dead_letter(row)).collect()
     }
 
-    /// Returns those of the partitions that have marked dead letters.
+    /// Returns the partitions in `held` that have marked dead letters.
     pub async fn partitions_to_redrive(
         &self,
         held: &[Partition],

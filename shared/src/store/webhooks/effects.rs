@@ -1,10 +1,8 @@
 //! Decisions on webhooks and their effects: the interface between `routing`, which decides, and the
 //! commit of intake.
 //!
-//! A pure function makes a [`Decision`] from a webhook and the facts in Postgres. The transaction
-//! of the commit applies its changes after the fence, so that each happens once. Guards are inside
-//! the statements: a change without anything to change reports that, and its reply is chosen from
-//! the report.
+//! A pure function derives a [`Decision`] from a webhook and the facts in Postgres. The transaction
+//! of the commit applies its changes together with the fence, so that each happens once.
 
 use super::Change;
 use crate::store::{ApprovalUse, EditedMessage, LinkCodeUse};
@@ -69,7 +67,7 @@ pub enum Decision {
     },
     /// Can never be processed. An operator decides.
     DeadLetter {
-        /// Constant reason.
+        /// Reason, without details.
         reason: &'static str,
         /// Details.
         error: String,
@@ -110,7 +108,7 @@ pub enum IgnoreReason {
     TooLate,
     /// Nothing to change.
     NothingToChange,
-    /// The person sent more questions than the agent takes in a minute.
+    /// The person sent more questions than the agent accepts in a minute.
     TooManyQuestions,
     /// The connection has too many dead letters.
     TooManyDeadLetters,
@@ -153,7 +151,7 @@ pub struct Effects {
     pub messages: Vec<OutgoingMessage>,
     /// Delivery to an agent.
     pub delivery: Option<NewDelivery>,
-    /// Effect on the person's questions of the minute, if the webhook is one.
+    /// Effect on the person's questions of the minute, if the webhook is a question.
     pub question: Option<QuestionEffect>,
     /// Key of the trigger. A second webhook with the same trigger has no effect.
     pub trigger: Option<DedupKey>,
@@ -162,7 +160,7 @@ pub struct Effects {
 }
 
 impl Effects {
-    /// Returns effects without any but the dedup key.
+    /// Returns effects that consist of the dedup key only.
     pub fn new(processed_as: ProcessedAs) -> Self {
         Self {
             consume: None,
@@ -201,9 +199,9 @@ impl Effects {
 /// Effect of a question on the counts of the person who sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuestionEffect {
-    /// An agent gets the question, which counts.
+    /// An agent receives the question, which counts.
     Asked,
-    /// The limit is reached, and the person is told. The question is recorded as ignored.
+    /// The limit is reached, and the person is notified. The question is recorded as ignored.
     Refused,
 }
 
@@ -254,7 +252,7 @@ impl ProcessedAs {
         Self::ALL.iter().find(|row| row.0 == self).map_or("unknown", |row| row.2)
     }
 
-    /// Converts the column.
+    /// Converts the value of the column.
     pub fn from_number(number: i16) -> Option<Self> {
         Self::ALL.iter().find(|row| row.1 == number).map(|row| row.0)
     }
@@ -323,12 +321,12 @@ pub struct AgentRef {
     pub org: OrgId,
     /// Id.
     pub id: AgentId,
-    /// Name, or the id without one.
+    /// Name, or the id if there is none.
     pub name: String,
     /// Mode.
     pub mode: AgentMode,
     /// Maximum questions of one person in a minute.
     pub max_per_user: i32,
-    /// Policies for edits and messages that come meanwhile.
+    /// Policies for edits and for messages that arrive while the agent answers.
     pub policies: AgentPolicies,
 }

@@ -64,7 +64,7 @@ pub struct Facts {
     pub processed: bool,
     /// True if the trigger is processed.
     pub trigger_processed: bool,
-    /// True if the bot is known to be in the channel, by an event or a message sent there.
+    /// True if the bot is known to be in the channel, from an event or a message sent there.
     pub channel_known: bool,
     /// True if the person is a declared member of the connection's organization. Only read if a
     /// setting needs it.
@@ -78,12 +78,12 @@ pub struct Facts {
     pub backlog: BacklogFacts,
 }
 
-/// Limits that a connection has reached, as counted last.
+/// Limits that a connection has reached at the last count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BacklogFacts {
     /// A new delivery becomes a dead letter without bytes.
     pub is_full: bool,
-    /// What would become a dead letter is ignored.
+    /// A webhook that would become a dead letter is ignored.
     pub ignores: bool,
 }
 
@@ -92,9 +92,9 @@ pub struct BacklogFacts {
 pub struct QuestionFacts {
     /// Minute since 1970.
     pub minute: i32,
-    /// Number of questions that agents got.
+    /// Number of questions that agents received.
     pub asked: i64,
-    /// True if the person was told that the limit is reached.
+    /// True if the person was notified that the limit is reached.
     pub is_told: bool,
 }
 
@@ -154,8 +154,8 @@ impl Store {
                         with ordinality
                         as u (connection, team, channel, day, key, trigger, lane, person, minute,
                               n)),
-             -- By key, a row at a time (`limit`, and `offset` below): a plan that was made when the
-             -- tables were small may read them whole.
+             -- Lookups by key, a row at a time (`limit`, and `offset` below): a plan that was made
+             -- when the tables were small may scan them.
              of_connection as materialized (
                  select u.connection, u.n as first, c.*, d.id is not null as deleted, o.id as own_id,
                         o.name as own_name, o.mode as own_mode,
@@ -175,7 +175,7 @@ impl Store {
                    left join lateral (
                        select deliveries_full, ignores from connection_backlog
                         where connection_id = u.connection limit 1) g on true)
-             -- Columns of the connection stand in its first row only.
+             -- Columns of the connection are in its first row only.
              select c.id is not null as known, c.deleted, f.id is not null as first, f.org_id,
                     f.enterprise_id, f.team_id, f.preview_mode, f.status, f.bot_user_id, f.settings,
                     f.own_id, f.own_name, f.own_mode, f.own_max_per_user, f.own_edits,
@@ -363,7 +363,7 @@ fn conversation_facts(
         }),
         None => None,
     };
-    // Also after the mode of a bound agent or the setting of the connection changed.
+    // The mode of a bound agent or the setting of the connection may have changed since.
     let is_allowed = |agent: &AgentRef| {
         let is_own = agent.mode == AgentMode::Reply || agent.org == known.org;
         is_own || known.settings.foreign_apps

@@ -151,7 +151,7 @@ macro_rules! rare_part {
                  insert into known_channels (connection_id, channel_id)
                  select distinct u.connection_id, u.channel_id
                    from fence, unnest($61::text[], $62::text[]) as u (connection_id, channel_id)
-                  order by 1, 2 -- as all statements that insert several
+                  order by 1, 2 -- as in all statements that insert several
                  on conflict do nothing),
              messages as (
                  -- Delivery lanes are locked before outbox lanes, as by the end of a delivery.
@@ -178,9 +178,9 @@ macro_rules! all_parts {
     };
 }
 
-/// Commits of a cursor. Postgres sets up every part of a statement, also without rows: that takes
-/// longer than the rest of a small batch. A batch therefore uses the first statement that has the
-/// parts it needs. Each is a prefix of the next, so that parameters have the same numbers.
+/// Commits of a cursor. Postgres initializes every part of a statement, even without rows, which
+/// takes longer than the rest of a small batch. A batch therefore uses the first statement that has
+/// the parts it needs. Each is a prefix of the next, so that parameters have the same numbers.
 const COMMIT_CURSOR: &str = concat!(
     "-- intake.commit_cursor\n ",
     move_cursor!(),
@@ -211,8 +211,8 @@ fn statement_of(parts: Parts) -> &'static str {
     }
 }
 
-/// Statement of a redrive. Mentions the cursor's parameters, because the statements share their
-/// numbering.
+/// Statement of a redrive. References the cursor's parameters, because the statements share their
+/// numbers.
 const REDRIVE: &str = concat!(
     "-- intake.commit_redriven
      with fence as (

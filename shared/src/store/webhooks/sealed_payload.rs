@@ -1,4 +1,4 @@
-//! Payload of a webhook at rest: headers and body of the stream, sealed with the token ring,
+//! Payload of a webhook at rest: headers and body of the stream, sealed with the token keyring,
 //! because bodies contain people's text and a `response_url` is a secret.
 
 use crate::secrets::{KeyRing, SealContext};

@@ -1,5 +1,5 @@
-//! Approvals: an agent ends its answer with a question to people. The question is committed with
-//! the end of the delivery; the decision is another delivery.
+//! Approvals: questions to people with which agents end their answers. The approval is committed
+//! with the end of the delivery; the decision is a delivery of its own.
 
 use super::message_policy::AnswerPolicy;
 use crate::{
@@ -12,19 +12,19 @@ use shared::{
 };
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Place of a question to people.
+/// Origin of an approval, and the thread where it is posted.
 #[derive(Debug)]
 pub struct AskPlace<'a> {
-    /// Run that asks.
+    /// Run of the agent that asks for the approval.
     pub run: &'a str,
     pub channel: &'a ChannelId,
     pub thread_ts: Option<&'a str>,
-    /// Author of the question that the agent answers.
+    /// Author of the message that the agent answers.
     pub user: &'a str,
 }
 
-/// Returns the change that asks people, with the message that has the buttons. `None` if nobody
-/// could decide.
+/// Returns the change that creates an approval and posts its buttons. `None` if nobody could
+/// decide. Fails if the content cannot be encrypted.
 pub fn ask_change(
     context: &Context,
     delivery: &ClaimedDelivery,
@@ -36,7 +36,7 @@ pub fn ask_change(
         ask.allowed.push(place.user.to_owned());
     }
     if ask.allowed.is_empty() {
-        return Ok(None); // a bot asked
+        return Ok(None); // the author is a bot
     }
     let content = &mut ask.content;
     if !policy.broadcasts {

@@ -1,9 +1,8 @@
-//! Forwards webhooks to a Slack app behind Tidegate and relays its responses to Slack.
+//! Mode `forward`: forwards webhooks to a Slack app behind Tidegate and relays its responses.
 //!
-//! The acknowledgement of a command goes to the response_url. The response to a view submission, a
-//! menu or a legacy interaction goes into Slack's HTTP request, or is sent late. A webhook that the
-//! app accepted (2xx) is never sent again: if its response cannot be relayed, the person gets a
-//! notice.
+//! The response to a command is sent to its `response_url`. The response to a view submission, a
+//! menu or a legacy interaction becomes the sync response, or is sent late. A webhook that the app
+//! accepted (2xx) is never sent again: if its response cannot be relayed, the author gets a notice.
 
 use super::{Completion, late_view_response, message_policy::restrict};
 use crate::{
@@ -23,7 +22,7 @@ const COMPLETED: &str = "completed";
 const UNHANDLED: &str = "unhandled";
 const UNREADABLE: &str = "The app has handled this, but its answer can't be shown.";
 
-/// Forwards a webhook to an app.
+/// Forwards a webhook to an app. Returns the messages and the sync response that follow.
 pub async fn forward(
     agents: &AgentClient,
     agent: &Agent,
@@ -32,7 +31,7 @@ pub async fn forward(
 ) -> Result<Completion, AgentError> {
     let mut completion = match agents.forward(agent, connection, webhook.envelope).await? {
         ForwardResult::Handled(body) => complete_handled(webhook, &body),
-        // Not JSON: the person gets the notice for an unreadable answer.
+        // Invalid JSON, for which the author gets the notice `UNREADABLE`.
         ForwardResult::HandledUnreadably => complete_handled(webhook, b"{"),
         ForwardResult::Unacknowledged => complete_unacknowledged(webhook),
         ForwardResult::Unhandled => complete_unhandled(webhook),
@@ -62,13 +61,13 @@ pub(super) fn complete_handled(webhook: &Webhook<'_>, body: &[u8]) -> Completion
     }
 }
 
-/// Parses an answer of an app. `None` if it is empty or not an object.
+/// Parses a response as JSON. `None` if it is no object, or an empty one.
 fn parse_object(body: &[u8]) -> Option<Value> {
     let answer: Value = serde_json::from_str(&repair(body)).ok()?;
     answer.as_object().is_some_and(|fields| !fields.is_empty()).then_some(answer)
 }
 
-/// Returns the completion of a command. Its acknowledgement is a message.
+/// Returns the completion of a command. The response is a message.
 fn complete_command(command: &Command<'_>, body: &[u8]) -> Completion {
     let message = parse_message(body);
     let out = message.map(|message| OutgoingMessage { to: response_url(command), message });
@@ -81,7 +80,9 @@ fn parse_message(body: &[u8]) -> Option<Value> {
     let text = text.trim_start_matches('\u{feff}').trim();
     match parse_object(body) {
         Some(message) => Some(message),
-        None if text.is_empty() || serde_json::from_str::<Value>(text).is_ok_and(is_nothing) => {
+        None if text.is_empty()
+            || serde_json::from_str::<Value>(text).is_ok_and(is_empty_answer) =>
+        {
             None
         }
         None if text.starts_with(['{', '[']) => {
@@ -91,11 +92,11 @@ fn parse_message(body: &[u8]) -> Option<Value> {
     }
 }
 
-fn is_nothing(answer: Value) -> bool {
+fn is_empty_answer(answer: Value) -> bool {
     answer.is_null() || answer == json!({}) || answer == json!([])
 }
 
-/// Returns the completion of a view submission. An answer that Slack could not read closes the view
+/// Returns the completion of a view submission. A response that is no JSON object closes the view,
 /// like an empty one.
 fn complete_submission(envelope: &Envelope, body: &[u8]) -> Completion {
     let response = parse_object(body);
@@ -110,8 +111,8 @@ fn complete_options(body: &[u8]) -> Completion {
     Completion::with_response(COMPLETED, options.to_string(), Vec::new())
 }
 
-/// Returns the completion of a click on a legacy message. Slack replaces the message by a response,
-/// but through the response_url only if asked to.
+/// Returns the completion of a click on a legacy message. Slack replaces the message by a sync
+/// response, but by a message to the `response_url` only with `replace_original`.
 fn complete_click(interaction: &Interaction<'_>, body: &[u8]) -> Completion {
     let Some(message) = parse_message(body) else {
         return Completion::with_response(COMPLETED, "", Vec::new());
@@ -126,8 +127,8 @@ fn complete_click(interaction: &Interaction<'_>, body: &[u8]) -> Completion {
     Completion::with_response(COMPLETED, message.to_string(), late.into_iter().collect())
 }
 
-/// Returns the completion of a legacy dialog. Without errors the dialog closes. It is closed, too,
-/// when a response is late, so that late errors are a notice.
+/// Returns the completion of a legacy dialog. Without errors the dialog closes. Late errors become
+/// a notice, since the dialog is already closed.
 fn complete_dialog(webhook: &Webhook<'_>, body: &[u8]) -> Completion {
     let response = parse_object(body).unwrap_or_default();
     let errors = response["errors"].as_array().into_iter().flatten();
@@ -140,8 +141,8 @@ fn complete_dialog(webhook: &Webhook<'_>, body: &[u8]) -> Completion {
     Completion::with_response(COMPLETED, response.to_string(), late)
 }
 
-/// Returns the completion of a webhook that the app did not acknowledge in time: it may have handled
-/// it all the same. Slack tells the user of a command as much.
+/// Returns the completion of a webhook that the app did not acknowledge in time, but may have
+/// handled. The author of a command gets a notice, as from Slack.
 fn complete_unacknowledged(webhook: &Webhook<'_>) -> Completion {
     let InboundPayload::Command(command) = &webhook.inbound else {
         return complete_handled(webhook, b"");
@@ -152,8 +153,8 @@ fn complete_unacknowledged(webhook: &Webhook<'_>) -> Completion {
     Completion::with_messages(COMPLETED, vec![out])
 }
 
-/// Returns the completion of a webhook that the app does not listen for, with a notice if a person
-/// waits.
+/// Returns the completion of a webhook for which the app has no listener. Includes a notice if the
+/// author waits for a response.
 fn complete_unhandled(webhook: &Webhook<'_>) -> Completion {
     let envelope = webhook.envelope;
     match &webhook.inbound {
@@ -232,7 +233,7 @@ mod tests {
         click
     }
 
-    /// Returns the response, and the late message.
+    /// Returns the sync response and the late message.
     fn answer(body: &[u8]) -> (Value, Option<Value>) {
         let (now, mut late) = complete_click(&click(), body).response.expect("a response");
         let now = serde_json::from_slice(&now).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Fuzz targets for the responses of apps that are relayed to Slack.
+//! Fuzz target: responses of apps that are relayed to Slack.
 
 use super::{Completion, forward::complete_handled};
 use crate::{answer_generator::body, routing::Webhook};
@@ -16,7 +16,7 @@ const TIME: Duration = Duration::from_secs(5);
 const KINDS: [&str; 5] =
     ["command", "view_submission", "block_suggestion", "dialog_submission", "interactive_message"];
 
-/// Returns the completion of a webhook of this kind that an app answered with `body`.
+/// Returns the completion of a webhook of a kind to which an app responded with `body`.
 fn complete(kind: &str, body: &[u8]) -> Completion {
     let url = "https://hooks.slack.com/actions/1/2";
     let payload = json!({
@@ -52,13 +52,12 @@ fn complete(kind: &str, body: &[u8]) -> Completion {
     complete_handled(&Webhook { envelope: &envelope, inbound: parts.read() }, body)
 }
 
-/// Input: a byte for the kind, and the body of the response.
+/// Checks the relayed response. `input` is a byte for the kind, then the body of the response.
 fn relays_response(input: &[u8]) {
     let Some((&kind, rest)) = input.split_first() else { return };
     let kind = KINDS[usize::from(kind) % KINDS.len()];
     let completion = complete(kind, &body(rest));
     let (now, late) = completion.response.unwrap_or_default();
-    // Slack can read what is relayed to it.
     assert!(now.is_empty() || serde_json::from_slice::<Value>(&now).is_ok(), "{now:?}");
     for sent in completion.messages.iter().chain(&late) {
         assert!(sent.message.is_object(), "{:?}", sent.message);

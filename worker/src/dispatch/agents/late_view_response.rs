@@ -1,9 +1,8 @@
-//! Late response to a view submission: shows by `views.update` what a sync response would have
-//! shown.
+//! Late response to a view submission: replaces the sync response by a call of `views.update`.
 //!
-//! By then a "working on it" view is open. So a response that closes the view shows that the
-//! request is done, a pushed view replaces it, and errors show the submitted view again with its
-//! input and the errors.
+//! By then ingest has replaced the view by one that asks the person to wait. It is updated to a
+//! view "Done" if the response closes the view, to the new view if the response pushes or updates
+//! one, and to the submitted view with its input and the errors if the response has errors.
 
 use serde_json::{Value, json};
 use shared::{
@@ -13,7 +12,7 @@ use shared::{
     stream::Envelope,
 };
 
-/// Returns the view to show, `None` if the submission names no view.
+/// Returns the update of the view, `None` if the submission has no view id.
 pub(super) fn build(submission: &Value, answer: &Value) -> Option<OutgoingMessage> {
     let submitted = &submission["view"];
     let view_id = submitted["id"].as_str()?.to_owned();
@@ -25,7 +24,7 @@ pub(super) fn build(submission: &Value, answer: &Value) -> Option<OutgoingMessag
     Some(OutgoingMessage { to: Destination::UpdateView { view_id }, message: view })
 }
 
-/// Returns the view which shows that a submission could not be delivered.
+/// Returns the update which shows that a submission was not delivered. `None` without a view id.
 pub(super) fn build_failure(submission: &Value, text: &str) -> Option<OutgoingMessage> {
     let view_id = submission["view"]["id"].as_str()?.to_owned();
     Some(OutgoingMessage {
@@ -34,7 +33,7 @@ pub(super) fn build_failure(submission: &Value, text: &str) -> Option<OutgoingMe
     })
 }
 
-/// Returns the payload of a view submission.
+/// Returns the payload of a view submission, null if it is no JSON.
 pub(super) fn parse_submission(envelope: &Envelope) -> Value {
     match BodyParts::split(envelope.media, &envelope.body) {
         BodyParts::Payload(json) => {
@@ -56,7 +55,7 @@ fn modal(title: &str, text: &str) -> Value {
     })
 }
 
-/// Fields of a submitted view that Slack accepts again.
+/// Fields of a submitted view that `views.update` accepts.
 #[rustfmt::skip]
 const ACCEPTED_FIELDS: [&str; 10] = [
     "type", "title", "submit", "close", "callback_id", "private_metadata", "external_id",
@@ -68,7 +67,7 @@ const BLOCKS_MAX: usize = 100;
 fn with_errors(submitted: &Value, errors: &Value) -> Value {
     let mut view = json!({});
     for name in ACCEPTED_FIELDS {
-        // Slack adds fields that the app left out, and rejects an empty `external_id`.
+        // Slack submits empty fields, too, but rejects an empty `external_id`.
         match &submitted[name] {
             Value::Null => {}
             Value::String(text) if text.is_empty() => {}
@@ -96,7 +95,7 @@ fn with_errors(submitted: &Value, errors: &Value) -> Value {
     view
 }
 
-/// Fills the submitted value into an input. Slack reports values under other names than it accepts.
+/// Sets the initial value of an input to the submitted value, which has another name.
 fn fill_in(element: &mut Value, values: &Value) {
     let Some(action) = element["action_id"].as_str() else { return };
     let state = &values[action];
@@ -157,7 +156,7 @@ mod tests {
             view(json!({ "response_action": "errors", "errors": { "title": "too short" } }));
         assert_eq!(shown["callback_id"], "ticket");
         for left_out in ["id", "hash", "bot_id", "state", "external_id"] {
-            assert!(shown.get(left_out).is_none(), "{left_out}: Slack does not take it back");
+            assert!(shown.get(left_out).is_none(), "{left_out}: rejected by views.update");
         }
         assert_eq!(shown["blocks"][0]["element"]["initial_value"], "typed");
         assert_eq!(shown["blocks"][1]["elements"][0]["text"], ":warning: too short");
@@ -177,6 +176,6 @@ mod tests {
             let next = json!({ "type": "modal", "blocks": [] });
             assert_eq!(view(json!({ "response_action": action, "view": next })), next);
         }
-        assert!(build(&Value::Null, &Value::Null).is_none(), "no view, nothing to show");
+        assert!(build(&Value::Null, &Value::Null).is_none(), "no view id");
     }
 }

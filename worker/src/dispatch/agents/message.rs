@@ -1,4 +1,4 @@
-//! Sends messages and the command `clear` to an agent in mode `reply`.
+//! Mode `reply`: sends messages, clicks, decisions and the command `clear` to an agent.
 
 use super::{
     Completion,
@@ -22,41 +22,43 @@ use shared::{
 };
 use tracing::warn;
 
-/// Version of the protocol.
+/// Version of the protocol in `worker/docs/agents.md`.
 const PROTOCOL: u8 = 2;
 
-/// Answer of an agent to a webhook.
-pub enum Asked {
+/// Result of a question to an agent.
+pub enum AskOutcome {
+    /// The delivery ends without a reply of the agent.
     Completed(Completion),
-    /// Answered by JSON, perhaps with a change of the session in Slack.
+    /// The agent replied with JSON, and may change the session in Slack.
     Replied(Completion, SessionChange),
+    /// The agent streams its answer.
     Streaming(AgentStream),
 }
 
-/// Execution of a question.
+/// Run of a question, with the messages it answers.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
+    /// Id of the run, equal in all attempts.
     pub id: &'a str,
-    /// Id of the last event of an earlier attempt.
+    /// Id of the last event that an earlier attempt stored.
     pub resume_after: Option<&'a str>,
     pub delivery: &'a ClaimedDelivery,
     /// Idempotency key of the question.
     pub request_id: &'a str,
-    /// Messages that are answered together; empty for one.
+    /// Merged messages; empty if there is only one message.
     pub parts: &'a [MessagePart],
-    /// Time of the last of them.
+    /// Timestamp of the last merged message.
     pub asked_at: Option<&'a str>,
 }
 
-/// Sends a message or `clear` to an agent. Returns the completion with the agent's reply, or the
-/// stream of the answer.
+/// Sends a question or `clear` to an agent. Returns its reply, or the stream of its answer.
 pub async fn ask(
     context: &Context,
     agent: &Agent,
     connection: &Connection,
     webhook: &Webhook<'_>,
     run: Run<'_>,
-) -> Result<Asked, AgentError> {
+) -> Result<AskOutcome, AgentError> {
     let facts = ConnectionFacts::from(connection);
     if let Some(clear) = routing::clear_command(webhook, &facts, &context.slash_command) {
         let request = AgentRequest {
@@ -76,36 +78,37 @@ pub async fn ask(
             subject: Subject::default(),
         };
         let id = webhook.envelope.dedup_key.as_str();
-        return Ok(Asked::Completed(match context.agents.ask(agent, id, &request, None).await {
+        let completion = match context.agents.ask(agent, id, &request, None).await {
             Ok(_) => {
                 Completion { change: Some(clear.clear_change()), ..Completion::new("completed") }
             }
-            // The person waits: a failure now is better than a success in an hour.
+            // Not retried: the author waits for the result.
             Err(_) => Completion::unreached("completed", vec![clear.clear_failure()]),
-        }));
+        };
+        return Ok(AskOutcome::Completed(completion));
     }
     let Some(message) = routing::agent_message(webhook, connection.team.as_ref()) else {
         let message = "the webhook holds no message for an agent".to_owned();
         return Err(AgentError { kind: FailureKind::Refused, message, retry_after: None });
     };
-    let question = match question(context, connection, webhook, run.parts).await? {
-        Some(question) => question,
-        None => return Ok(Asked::Completed(Completion::unreached("approval_deleted", Vec::new()))),
+    let Some(question) = question(context, connection, webhook, run.parts).await? else {
+        let deleted = Completion::unreached("approval_deleted", Vec::new());
+        return Ok(AskOutcome::Completed(deleted));
     };
     let answer = ask_agent(context, agent, connection, webhook, &message, question, run).await?;
     let reply = match answer {
         Answer::Reply(reply) => reply,
-        Answer::Stream(stream) => return Ok(Asked::Streaming(stream)),
+        Answer::Stream(stream) => return Ok(AskOutcome::Streaming(stream)),
     };
-    let unwanted = match &reply {
-        Some(_) => unwanted(context, connection, webhook).await,
+    let control_outcome = match &reply {
+        Some(_) => control_outcome(context, connection, webhook).await,
         None => None,
     };
     let Some(reply) = reply else {
-        return Ok(Asked::Completed(Completion::new("completed")));
+        return Ok(AskOutcome::Completed(Completion::new("completed")));
     };
-    if let Some(outcome) = unwanted {
-        return Ok(Asked::Completed(Completion::new(outcome)));
+    if let Some(outcome) = control_outcome {
+        return Ok(AskOutcome::Completed(Completion::new(outcome)));
     }
     let AgentReply { message: answer, markdown, ephemeral, thread, ask, session: change } = reply;
     let policy = AnswerPolicy::new(agent, connection);
@@ -131,20 +134,20 @@ pub async fn ask(
             user: message.user,
         };
         let change = ask_change(context, run.delivery, &place, ask, policy);
-        completion.change = change.map_err(not_recorded)?;
+        completion.change = change.map_err(store_unavailable)?;
     }
-    Ok(Asked::Replied(completion, change))
+    Ok(AskOutcome::Replied(completion, change))
 }
 
-/// Parts of a question that depend on its cause.
+/// Fields of a question that depend on its webhook.
 struct Question {
     kind: &'static str,
-    /// Kind of the trigger.
+    /// Value of `trigger.kind`.
     trigger: &'static str,
     subject: Subject,
 }
 
-/// Returns the kind of question in a webhook. `None` if it is a decision that was deleted.
+/// Returns the question in a webhook. `None` if it is a decision on an approval that was deleted.
 async fn question(
     context: &Context,
     connection: &Connection,
@@ -162,7 +165,7 @@ async fn question(
     };
     if let Some((id, _)) = routing::approval_of(interaction) {
         let decided = context.store.decided_approval(connection.id, &id).await;
-        return Ok(decided.map_err(not_recorded)?.map(|decided| {
+        return Ok(decided.map_err(store_unavailable)?.map(|decided| {
             let approval = ApprovalAnswer {
                 id: decided.ask,
                 run: decided.run,
@@ -178,8 +181,8 @@ async fn question(
     Ok(Some(Question { kind, trigger: kind, subject }))
 }
 
-/// Returns the failure of an attempt that needs Postgres.
-fn not_recorded(error: StoreError) -> AgentError {
+/// Returns the failure of an attempt that could not query Postgres.
+fn store_unavailable(error: StoreError) -> AgentError {
     let message = ErrorChain(&error).to_string();
     AgentError { kind: FailureKind::Unavailable, message, retry_after: None }
 }
@@ -214,9 +217,9 @@ async fn ask_agent(
     context.agents.ask(agent, run.request_id, &request, run.resume_after).await
 }
 
-/// Returns the outcome of a message that was deleted, or whose answer was stopped, meanwhile. Nobody
-/// waits for an answer then.
-pub async fn unwanted(
+/// Returns the outcome of a message to which a run control applies: it was deleted or edited, or
+/// its answer was stopped or interrupted. `None` without a control, or if the query fails.
+pub async fn control_outcome(
     context: &Context,
     connection: &Connection,
     webhook: &Webhook<'_>,

@@ -1,14 +1,14 @@
 //! Limits on messages of agents and apps: no broadcasts, no unfurled links.
 //!
-//! A broadcast notifies a whole channel or user group, and agents write what people ask them to. A
-//! connection's setting allows broadcasts to agents of its own organization.
+//! A broadcast notifies a channel or user group, and any person can make an agent write one. A
+//! connection's setting `broadcasts` allows them to agents of its own organization.
 
 use crate::dispatch::content::{plain_markdown, without_broadcasts};
 use serde_json::{Value, json};
 use shared::domain::APPROVAL_ACTION_PREFIX;
 use shared::store::{Agent, Connection};
 
-/// Applies the limits of a connection to a message of an agent.
+/// Applies the limits of a connection to a message of an agent or app.
 pub(super) fn restrict(message: &mut Value, agent: &Agent, connection: &Connection) {
     if !AnswerPolicy::new(agent, connection).broadcasts {
         neutralize(message);
@@ -31,6 +31,7 @@ pub struct AnswerPolicy {
 }
 
 impl AnswerPolicy {
+    /// Returns the limits on an agent's answers in a connection.
     pub fn new(agent: &Agent, connection: &Connection) -> Self {
         Self { broadcasts: connection.settings.broadcasts && agent.org == connection.org }
     }
@@ -44,8 +45,8 @@ impl AnswerPolicy {
     }
 }
 
-/// Changes action ids that are reserved for the buttons of approvals: a click on an agent's own
-/// button never decides.
+/// Renames action ids that are reserved for the buttons of approvals, so that a click on an agent's
+/// own button never decides one.
 fn release_reserved_ids(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(release_reserved_ids),
@@ -61,7 +62,7 @@ fn release_reserved_ids(value: &mut Value) {
     }
 }
 
-/// Replaces broadcasts by plain text, in all texts and rich text elements.
+/// Replaces broadcasts by plain text in all texts and rich text elements of a value.
 fn neutralize(value: &mut Value) {
     match value {
         Value::String(text) if text.contains("<!") => *text = without_broadcasts(text),
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_broadcasts_in_blocks() {
+    fn neutralizes_broadcasts() {
         let mut message = json!({
             "text": "x",
             "blocks": [

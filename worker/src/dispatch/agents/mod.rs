@@ -1,4 +1,4 @@
-//! Converts webhooks to calls of agents, and replies to messages for Slack.
+//! Calls of agents: converts webhooks to requests, and responses to messages for Slack.
 
 mod approvals;
 mod forward;
@@ -12,7 +12,7 @@ mod views;
 
 pub use approvals::{AskPlace, ask_change};
 pub use forward::forward;
-pub use message::{Asked, Run, ask, content, unwanted};
+pub use message::{AskOutcome, Run, ask, content, control_outcome};
 pub use message_policy::AnswerPolicy;
 pub use sync_response::relay;
 pub use views::{answer_view, failure_notice, failure_response};
@@ -22,12 +22,14 @@ use shared::{domain::OutgoingMessage, store::Change};
 
 /// Result of an attempt that succeeded.
 pub struct Completion {
-    /// Outcome for the record of the delivery.
+    /// Outcome to record for the delivery.
     pub outcome: &'static str,
     pub messages: Vec<OutgoingMessage>,
-    /// Sync response, and the messages that replace it if Slack no longer waits.
+    /// Sync response, and the messages to send instead if Slack's request has ended.
     pub response: Option<(Bytes, Vec<OutgoingMessage>)>,
+    /// Change of the conversation: a new session, or an approval.
     pub change: Option<Change>,
+    /// True if the agent answered: a success for its circuit breaker.
     pub reached: bool,
 }
 
@@ -37,11 +39,12 @@ impl Completion {
         Self { outcome, messages: Vec::new(), response: None, change: None, reached: true }
     }
 
-    /// Returns a completion without an answer of the agent.
+    /// Returns a completion for which the agent did not answer.
     pub fn unreached(outcome: &'static str, messages: Vec<OutgoingMessage>) -> Self {
         Self { reached: false, ..Self::with_messages(outcome, messages) }
     }
 
+    /// Returns a completion with messages to send to Slack.
     pub fn with_messages(outcome: &'static str, messages: Vec<OutgoingMessage>) -> Self {
         Self { messages, ..Self::new(outcome) }
     }

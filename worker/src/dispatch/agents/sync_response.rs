@@ -1,16 +1,16 @@
-//! Relays a sync response to the ingest process that holds Slack's HTTP request open.
+//! Relay of sync responses to the ingest process that holds Slack's HTTP request open.
 //!
-//! A response counts as relayed only if ingest confirms it; otherwise it has to be sent another
-//! way. Ingest decides whether the request is still open, since the clocks of workers may be off.
+//! A response counts as relayed only if ingest confirms it; otherwise the caller sends it another
+//! way. Ingest decides whether the request is still open, since clocks of workers may differ.
 
 use bytes::Bytes;
 use shared::stream::{RESPONSE_RELAYED, SyncResponseWindow};
 use std::time::Duration;
 
-/// Maximum wait for the confirmation, longer than Slack's request is open.
+/// Maximum wait for the confirmation. Exceeds the time for which Slack's request is open.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Relays a response. Returns whether it went into Slack's HTTP request.
+/// Relays a response. Returns whether ingest confirmed it.
 pub async fn relay(
     nats: &async_nats::Client,
     window: &SyncResponseWindow,

@@ -1,5 +1,5 @@
-//! Answers views, menus and legacy interactions that no app handles, and builds the notice for a
-//! delivery that is given up.
+//! Default responses to views, menus and legacy interactions that no app handles, and failure
+//! notices of deliveries that were given up.
 
 use super::{Completion, late_view_response};
 use crate::routing::{self, Webhook};
@@ -11,16 +11,15 @@ use shared::{
     store::Connection,
 };
 
-/// Answers an interaction without an app: the view or dialog closes, the menu is empty, the message
-/// stays.
+/// Returns the default response to an interaction: closes a view or dialog, gives a menu no
+/// options, leaves a message unchanged.
 pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
     let InboundPayload::Interaction(interaction) = &webhook.inbound else {
         return Completion::new("completed");
     };
     match interaction.sync_response_kind() {
         Some(SyncResponseKind::View) => {
-            // If the response is late, the open "working on it" view shows that the request is
-            // done.
+            // A late response updates the waiting view to "Done".
             let id = interaction.view.0.as_ref().and_then(|view| view.id.get());
             let submission = json!({ "view": { "id": id } });
             let late = late_view_response::build(&submission, &Value::Null);
@@ -36,7 +35,8 @@ pub fn answer_view(webhook: &Webhook<'_>) -> Completion {
     }
 }
 
-/// Returns the notice that a delivery was given up, with a reference that an operator can look up.
+/// Returns the notice that a delivery was given up. It has a reference by which an operator finds
+/// the webhook.
 pub fn failure_notice(webhook: &Webhook<'_>, connection: &Connection) -> Option<OutgoingMessage> {
     let key = webhook.envelope.dedup_key.as_str();
     let reference = key.rsplit(':').next().unwrap_or(key);
@@ -55,8 +55,8 @@ pub fn failure_notice(webhook: &Webhook<'_>, connection: &Connection) -> Option<
     }
 }
 
-/// Returns the response to Slack's open request that shows a failure, `None` if it is not shown in a
-/// view.
+/// Returns the sync response that shows a failure notice in its view, `None` if the notice is not
+/// for a view.
 pub fn failure_response(notice: &OutgoingMessage) -> Option<Bytes> {
     let Destination::UpdateView { .. } = notice.to else { return None };
     Some(json!({ "response_action": "update", "view": notice.message }).to_string().into())

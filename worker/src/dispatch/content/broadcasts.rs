@@ -1,35 +1,35 @@
-//! Plain text in place of mentions that notify a channel or a user group. Pure.
+//! Removal of broadcasts: mentions that notify a channel or a user group. Pure.
 //!
-//! Slack documents such mentions for its own markup, `<!channel>`, and does not document what
-//! becomes of them in Markdown. So no text leaves that has one in the source, or as what a reader
-//! would see: without emphasis, and with character references resolved.
+//! Slack documents them for its own markup (`<!channel>`), but not how it treats them in Markdown.
+//! So Markdown loses them both in the source and in the rendered text: without emphasis, and with
+//! character references resolved.
 
-/// Character without width that parts a mention.
+/// Zero-width space, inserted to break a mention.
 const BREAK: char = '\u{200b}';
-/// Beginnings of mentions, whatever stands before and after them.
+/// Prefixes of mentions. They are broken anywhere in a text.
 const MENTIONS: [&str; 8] =
     ["!channel", "!here", "!everyone", "!group", "!subteam", "@channel", "@here", "@everyone"];
-/// Characters of the longest mention.
+/// Characters of the longest of [`MENTIONS`].
 const MENTION_CHARS_MAX: usize = 9;
 /// Characters of the longest character reference without its semicolon: `&#x1F4A9`.
 const REFERENCE_CHARS_MAX: usize = 10;
 /// Named references of characters in mentions.
 const NAMED_REFERENCES: [&str; 3] = ["&excl", "&commat", "&Hat"];
 
-/// Removes broadcasts from a text that comes in pieces.
+/// State for the removal of broadcasts from Markdown that arrives in pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Broadcasts {
-    /// End of the text that is seen, in lower case.
+    /// Last characters of the rendered text, in lower case.
     seen: Vec<char>,
-    /// End of the source.
+    /// Last characters of the source.
     source: Vec<char>,
 }
 
 impl Broadcasts {
-    /// Returns the next piece of a text, without broadcasts. A mention that only the pieces form
-    /// together is parted.
+    /// Returns the next piece of a text without broadcasts. Breaks mentions that span several
+    /// pieces, too.
     pub fn remove(&mut self, text: &str) -> String {
-        let text = replaced(text, false);
+        let text = replace_mentions(text, false);
         let mut plain = String::with_capacity(text.len());
         for c in text.chars() {
             if self.completes_mention(c) || (c == ';' && self.is_reference_of_mention()) {
@@ -43,7 +43,7 @@ impl Broadcasts {
     /// Adds a character. Returns whether it completes a mention.
     fn completes_mention(&mut self, c: char) -> bool {
         keep_last(&mut self.source, c, REFERENCE_CHARS_MAX);
-        // Characters that Markdown leaves out.
+        // Markdown does not render these characters.
         if matches!(c, '*' | '_' | '~' | '`' | '\\' | '[') {
             return false;
         }
@@ -56,7 +56,8 @@ impl Broadcasts {
         MENTIONS.iter().any(ends_with)
     }
 
-    /// Returns whether the source ends with a reference of a character that mentions have: `&#64;`.
+    /// Returns whether the source ends with a reference to a character of mentions, such as
+    /// `&#64;`.
     fn is_reference_of_mention(&self) -> bool {
         let Some(at) = self.source.iter().rposition(|c| *c == '&') else { return false };
         let reference: String = self.source[at..].iter().collect();
@@ -85,13 +86,13 @@ pub fn plain_markdown(text: &str) -> String {
     Broadcasts::default().remove(text)
 }
 
-/// Returns mrkdwn text without special mentions. Dates stay, and anything else that begins with
-/// `<!` is escaped.
+/// Returns mrkdwn text without broadcasts. Keeps dates (`<!date^…>`) and escapes anything else that
+/// begins with `<!`.
 pub fn without_broadcasts(text: &str) -> String {
-    replaced(text, true)
+    replace_mentions(text, true)
 }
 
-fn replaced(text: &str, escapes_others: bool) -> String {
+fn replace_mentions(text: &str, escapes_others: bool) -> String {
     let (mut plain, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find("<!") {
         plain.push_str(&rest[..at]);
@@ -127,8 +128,7 @@ pub(super) mod tests {
     use super::*;
     use pulldown_cmark::{Event, Options, Parser, TagEnd};
 
-    /// Returns whether Slack could read a broadcast in Markdown: in its source, or in what a reader
-    /// sees.
+    /// Returns whether Markdown has a broadcast, in its source or in the rendered text.
     pub(crate) fn notifies(markdown: &str) -> bool {
         let has_mention = |text: &str| {
             let text = text.to_lowercase();
@@ -152,7 +152,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn broadcasts_become_plain_text() {
+    fn replaces_broadcasts() {
         for (text, expected) in [
             ("hi <!channel>", "hi @channel"),
             ("<!here|here> and <!everyone>, <!group>", "@here and @everyone, @group"),
@@ -169,7 +169,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn parts_mentions_in_markdown() {
+    fn breaks_mentions_in_markdown() {
         for (text, expected) in [
             ("hi <!channel>", "hi @channe\u{200b}l"),
             ("@here <!subteam^S1|@team>", "@her\u{200b}e @team"),
@@ -198,9 +198,9 @@ pub(super) mod tests {
         }
     }
 
-    /// However a text is cut, it notifies nobody.
+    /// A text has no broadcast, at whatever position it is split.
     #[test]
-    fn parts_mentions_of_cut_text() {
+    fn breaks_split_mentions() {
         let text = "a <!channel> b <!subteam^S1|team> <!here|here> @everyone &#64;here";
         for cut in (0..=text.len()).filter(|at| text.is_char_boundary(*at)) {
             let (first, second) = text.split_at(cut);

@@ -1,8 +1,8 @@
-//! Content of an answer, in the form of Slack's stream chunks.
+//! Chunks: content of an answer in the JSON format of Slack's streams.
 
 use super::{
     broadcasts::plain_markdown,
-    tables::{code, text_of_table},
+    tables::{code_block, text_of_table},
 };
 use crate::agent_client::TaskUpdate;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Slack's limit for a task's texts, in characters.
 const TASK_CHARS_MAX: usize = 256;
 
-/// Piece of an answer. Its JSON is Slack's.
+/// Piece of an answer. Serializes to a chunk of `chat.appendStream`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Chunk {
@@ -22,7 +22,7 @@ pub enum Chunk {
         id: String,
         title: String,
         status: String,
-        /// Slack appends it to the details of the task.
+        /// Text that Slack appends to the details of the task.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         details: String,
     },
@@ -32,6 +32,7 @@ pub enum Chunk {
 }
 
 impl Chunk {
+    /// Returns the chunk of a task, with its texts cut to Slack's limit and without broadcasts.
     pub fn task(task: TaskUpdate) -> Self {
         let short = |text: &str| text.chars().take(TASK_CHARS_MAX).collect();
         Self::TaskUpdate {
@@ -42,7 +43,7 @@ impl Chunk {
         }
     }
 
-    /// Returns the text, empty for other chunks.
+    /// Returns the text of a text chunk, otherwise an empty one.
     pub fn text(&self) -> &str {
         match self {
             Self::MarkdownText { text } => text,
@@ -50,12 +51,13 @@ impl Chunk {
         }
     }
 
+    /// Returns whether a block of the chunk is a table.
     pub fn has_table(&self) -> bool {
         matches!(self, Self::Blocks { blocks } if blocks.iter().any(is_table))
     }
 
-    /// Returns the text to which the chunk is reduced after Slack refused its form: for a block that
-    /// is a table its cells, for other blocks and tasks nothing.
+    /// Returns the chunk as text only, for content whose format Slack refused: tables become their
+    /// cells, other blocks and tasks are dropped.
     pub fn reduced(&self) -> Option<Self> {
         let text = match self {
             Self::MarkdownText { text } => text.clone(),
@@ -64,13 +66,13 @@ impl Chunk {
                 .iter()
                 .map(text_of_table)
                 .filter(|text| !text.is_empty())
-                .map(|text| format!("\n{}", code(&text)))
+                .map(|text| format!("\n{}", code_block(&text)))
                 .collect(),
         };
         (!text.is_empty()).then_some(Self::MarkdownText { text })
     }
 
-    /// Returns the size in bytes that counts for Slack's limit of a message.
+    /// Returns the size in bytes, compared with the maximum size of a segment.
     pub fn size(&self) -> usize {
         match self {
             Self::MarkdownText { text } => text.len(),
@@ -85,7 +87,7 @@ pub fn is_table(block: &Value) -> bool {
     block["type"] == "table"
 }
 
-/// Appends a chunk; text continues the text before it.
+/// Appends a chunk. Joins a text with the text before it.
 pub fn push(chunks: &mut Vec<Chunk>, chunk: Chunk) {
     match (chunks.last_mut(), chunk) {
         (Some(Chunk::MarkdownText { text: before }), Chunk::MarkdownText { text }) => {
@@ -95,7 +97,7 @@ pub fn push(chunks: &mut Vec<Chunk>, chunk: Chunk) {
     }
 }
 
-/// Returns the text of chunks.
+/// Returns the joined text of chunks.
 pub fn text_of(chunks: &[Chunk]) -> String {
     chunks.iter().map(Chunk::text).collect()
 }
@@ -107,7 +109,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn has_slacks_form() {
+    fn serializes_for_slack() {
         let task = Chunk::task(TaskUpdate {
             id: "t1".into(),
             title: "x".repeat(300),

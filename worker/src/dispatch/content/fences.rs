@@ -1,7 +1,7 @@
-//! Code fences of Markdown that is cut into messages: a message that ends within a fence closes it,
-//! and the next one opens it again. Pure.
+//! Code fences of Markdown that is split into messages: a message that ends within a code block
+//! closes its fence, and the next one reopens it. Pure.
 
-/// Maximum characters of a line's beginning that are kept: a fence is at the beginning.
+/// Maximum characters kept of a line. Only its beginning can be a fence.
 const LINE_CHARS_MAX: usize = 100;
 
 /// Open code fence.
@@ -9,17 +9,17 @@ const LINE_CHARS_MAX: usize = 100;
 struct Fence {
     marker: char,
     length: usize,
-    /// Language and the rest of the opening line.
+    /// Info string: the rest of the opening line, such as the language.
     info: String,
 }
 
-/// Position in a text.
+/// State of code fences at a position of a text.
 #[derive(Debug, Clone, Default)]
 pub struct Fences {
     open: Option<Fence>,
-    /// Beginning of the line that has not ended.
+    /// Beginning of the current line.
     line: String,
-    /// True after the beginning of a line.
+    /// True if the current line has text.
     is_in_line: bool,
 }
 
@@ -37,12 +37,12 @@ impl Fences {
         }
     }
 
-    /// Returns whether the text ends within a fence.
+    /// Returns whether the text ends within a code block.
     pub fn is_open(&self) -> bool {
         self.at_end_of_line().is_some()
     }
 
-    /// Returns whether the next text begins a line.
+    /// Returns whether the text ends at the start of a line.
     pub fn is_at_line_start(&self) -> bool {
         !self.is_in_line
     }
@@ -54,7 +54,7 @@ impl Fences {
         format!("{line_end}{}", fence.marker.to_string().repeat(fence.length))
     }
 
-    /// Begins another message. Returns the text that opens the fence again.
+    /// Begins another message. Returns the text that reopens an open fence, empty without one.
     pub fn reopen(&mut self) -> String {
         let open = self.at_end_of_line();
         *self = Self { open, ..Self::default() };
@@ -63,7 +63,7 @@ impl Fences {
         })
     }
 
-    /// Returns the fence that is open if the line ends here.
+    /// Returns the open fence, as if the current line ended here.
     fn at_end_of_line(&self) -> Option<Fence> {
         let line = self.line.trim();
         let marker = line.chars().next().filter(|c| matches!(c, '`' | '~'));
@@ -75,7 +75,7 @@ impl Fences {
                 let closes = marker == open.marker && length >= open.length && info.is_empty();
                 self.open.clone().filter(|_| !closes)
             }
-            None if marker == '`' && info.contains('`') => None, // code within a line
+            None if marker == '`' && info.contains('`') => None, // inline code
             None => Some(Fence { marker, length, info: info.to_owned() }),
         }
     }

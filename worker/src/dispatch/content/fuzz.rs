@@ -1,11 +1,11 @@
-//! Any Markdown becomes messages that Slack accepts and that notify nobody.
+//! Fuzz targets: any Markdown becomes messages within Slack's limits and without broadcasts.
 
 use super::{
     Chunk, Markdown, SegmentPlan, broadcasts::tests::notifies, closing_of, messages, push, render,
 };
 use serde_json::Value;
 
-/// Pieces of which documents consist, besides any text.
+/// Pieces of documents, besides single characters.
 const PIECES: [&str; 32] = [
     "\n",
     "\n\n",
@@ -45,7 +45,7 @@ fn document(steps: &[(u8, u8, char)]) -> String {
     let mut text = String::new();
     for (piece, times, c) in steps.iter().take(60) {
         match PIECES.get(usize::from(*piece % 40)) {
-            // A few are long.
+            // A few pieces are long.
             Some(piece) if *times > 252 => text.push_str(&piece.repeat(1_000)),
             Some(piece) => text.push_str(&piece.repeat(usize::from(*times % 4) + 1)),
             None => text.push(*c),
@@ -90,15 +90,15 @@ fn check(message: &Value) {
 }
 
 #[test]
-fn any_markdown_becomes_messages() {
+fn renders_any_markdown() {
     bolero::check!().with_iterations(1_500).with_type::<Vec<(u8, u8, char)>>().for_each(|steps| {
         messages(&document(steps), &[], false).iter().for_each(check);
     });
 }
 
-/// However the text is cut, and in which parts it is sent.
+/// Documents split at any position, and segments ended at any time.
 #[test]
-fn any_pieces_become_messages() {
+fn renders_any_pieces() {
     type Piece = (Vec<(u8, u8, char)>, bool);
     bolero::check!().with_iterations(200).with_type::<Vec<Piece>>().for_each(|pieces| {
         let (mut markdown, mut plan) = (Markdown::new(false), SegmentPlan::new());
@@ -111,7 +111,7 @@ fn any_pieces_become_messages() {
         let count = pieces.len().min(20);
         for (i, (steps, ends)) in pieces.iter().take(count).enumerate() {
             kept.push_str(&document(steps));
-            let end = if i + 1 == count { kept.len() } else { markdown.readable(&kept) };
+            let end = if i + 1 == count { kept.len() } else { markdown.readable_len(&kept) };
             let chunks = markdown.read(&kept[..end]);
             kept.drain(..end);
             if *ends {

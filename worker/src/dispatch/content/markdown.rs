@@ -1,42 +1,43 @@
-//! Reader of an agent's Markdown, which comes in pieces. Pure.
+//! Converter of Markdown that arrives in pieces. Pure.
 //!
-//! Text goes to Slack as it is, since Slack reads Markdown, with three exceptions. A table becomes a
-//! block, so its lines are kept until it ends. Broadcasts become plain text. And a table that Slack
-//! would refuse becomes code. Only lines that begin with `|` belong to tables: a header without it
-//! is known too late, after it was sent.
+//! Text is not changed, since Slack renders Markdown, with three exceptions. Tables become blocks,
+//! so their lines are held back until the table ends. Tables that Slack would refuse become code
+//! blocks. Broadcasts become plain text. Only lines that begin with `|` belong to tables: a header
+//! without it is recognized by the next line, when it may have been sent.
 
 use super::{
     broadcasts::Broadcasts,
     chunks::{Chunk, push},
     fences::Fences,
-    tables::{Rows, code, convert},
+    tables::{Rows, code_block, convert},
 };
 
-/// Bytes of a table's lines above which they are sent before the table ends.
+/// Bytes of an unfinished table above which its lines are converted before it ends.
 const KEPT_BYTES_MAX: usize = 6_000;
-/// Maximum number of table blocks of an answer: each needs a message of its own. Further tables are
-/// shown as code.
+/// Maximum number of table blocks of an answer, since each needs its own message. Further tables
+/// become code blocks.
 const TABLES_MAX: usize = 10;
 
-/// State between the pieces of a text.
+/// State of the conversion between two pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Markdown {
     fences: Fences,
-    /// `None`: broadcasts are allowed.
+    /// `None` if broadcasts are allowed.
     broadcasts: Option<Broadcasts>,
-    /// Header of a table whose first lines were sent.
+    /// Header of an unfinished table whose first lines were converted.
     header: Option<String>,
+    /// Number of table blocks so far.
     tables: usize,
 }
 
 impl Markdown {
-    /// Returns the state before an answer.
+    /// Returns the state at the beginning of an answer.
     pub fn new(allows_broadcasts: bool) -> Self {
         let broadcasts = (!allows_broadcasts).then(Broadcasts::default);
         Self { broadcasts, ..Self::default() }
     }
 
-    /// Continues after text that was sent.
+    /// Sets the state to the end of a text that was sent.
     pub fn resume(&mut self, sent: &str) {
         self.fences.push(sent);
         if let Some(broadcasts) = &mut self.broadcasts {
@@ -44,14 +45,15 @@ impl Markdown {
         }
     }
 
-    /// Begins the answer anew, in another message.
-    pub fn begin_anew(&mut self) {
+    /// Restarts the answer in another message.
+    pub fn reset(&mut self) {
         self.fences = Fences::default();
         self.header = None;
     }
 
-    /// Returns the length of the next text that can be read: the rest may be a part of a table.
-    pub fn readable(&self, text: &str) -> usize {
+    /// Returns the length in bytes of the text that can be read. The rest may belong to an
+    /// unfinished table.
+    pub fn readable_len(&self, text: &str) -> usize {
         let mut fences = self.fences.clone();
         let (mut table, mut at) = (None, 0);
         for line in text.split_inclusive('\n') {
@@ -62,7 +64,7 @@ impl Markdown {
         }
         let from = table.unwrap_or(text.len());
         match text.len() - from > KEPT_BYTES_MAX {
-            // Its whole lines.
+            // Whole lines of the unfinished table.
             true => {
                 text.rfind('\n').map(|end| end + 1).filter(|end| *end > from).unwrap_or(text.len())
             }
@@ -70,7 +72,7 @@ impl Markdown {
         }
     }
 
-    /// Reads the next text, of which a table at the end may go on in the next one.
+    /// Converts the next piece of text. A table at its end may continue in the next piece.
     pub fn read(&mut self, text: &str) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         let (mut plain, mut rows) = (String::new(), String::new());
@@ -109,7 +111,7 @@ impl Markdown {
                 self.fences.push(&rows);
                 plain.push_str(&rows);
             }
-            Rows::Code => plain.push_str(&code(&source)),
+            Rows::Code => plain.push_str(&code_block(&source)),
             Rows::Tables(tables) => {
                 self.add_text(plain, chunks);
                 self.tables += tables.len();
@@ -131,7 +133,7 @@ impl Markdown {
     }
 }
 
-/// Returns whether a line after `fences` may be a row of a table.
+/// Returns whether a line at the position of `fences` may be a row of a table.
 fn is_row(fences: &Fences, line: &str, is_in_table: bool) -> bool {
     let begins = line.trim_start();
     let may_begin_row = is_in_table && begins.is_empty() && !line.ends_with('\n');
@@ -144,7 +146,7 @@ mod tests {
 
     const TABLE: &str = "| a | b |\n|---|---|\n| 1 | 2 |\n";
 
-    /// Returns what a text becomes: its text, and `T<rows>` for a table.
+    /// Returns the text of each chunk, or `T<number of rows>` for a table.
     fn shape(chunks: &[Chunk]) -> Vec<String> {
         let shape = |chunk: &Chunk| match chunk {
             Chunk::Blocks { blocks } => {
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_become_blocks() {
+    fn converts_tables_to_blocks() {
         assert_eq!(read(&format!("Look:\n{TABLE}\nDone")), ["Look:\n", "T2", "\nDone"]);
         assert_eq!(read(&format!("- x\n  {}", TABLE.replace('\n', "\n  "))), ["- x\n", "T2"]);
         for text in ["a | b", "| a |\n| b |", &format!("```\n{TABLE}```"), &format!("x {TABLE}")] {
@@ -173,7 +175,7 @@ mod tests {
         assert!(many.last().is_some_and(|last| last.contains("```")), "{many:?}");
     }
 
-    /// A table that comes in pieces is read as a whole.
+    /// A table that arrives in pieces becomes one block.
     #[test]
     fn keeps_table_until_it_ends() {
         let text = format!("Look:\n{TABLE}\nDone");
@@ -182,7 +184,7 @@ mod tests {
                 (Markdown::new(false), String::new(), Vec::new());
             for piece in text.as_bytes().chunks(size) {
                 kept.push_str(std::str::from_utf8(piece).expect("ASCII"));
-                let end = markdown.readable(&kept);
+                let end = markdown.readable_len(&kept);
                 markdown.read(&kept[..end]).into_iter().for_each(|chunk| push(&mut chunks, chunk));
                 kept.drain(..end);
             }
@@ -191,13 +193,13 @@ mod tests {
         }
     }
 
-    /// A long table is sent in pieces, each with its header.
+    /// A long table is split, each part with its header.
     #[test]
     fn sends_long_table_in_pieces() {
         let mut markdown = Markdown::new(false);
         let row = format!("| {} | x |\n", "y".repeat(100));
         let text = format!("{TABLE}{}", row.repeat(80));
-        let end = markdown.readable(&text);
+        let end = markdown.readable_len(&text);
         assert!(end > 0 && text[..end].ends_with('\n'));
         let first = markdown.read(&text[..end]);
         let second = markdown.read("| 3 | 4 |\n\n");

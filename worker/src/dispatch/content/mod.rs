@@ -1,8 +1,8 @@
-//! Content of an answer in Slack's form. Pure.
+//! Conversion of answers to messages for Slack. Pure.
 //!
-//! An agent writes Markdown, in pieces or as a whole. [`Markdown`] reads it: tables become blocks,
-//! broadcasts become plain text. [`SegmentPlan`] cuts the content into messages within Slack's
-//! limits, and [`render`] makes one message of it where it is not streamed. Used by `agents` for
+//! Agents write Markdown, whole or in pieces. [`Markdown`] converts it: tables become blocks,
+//! broadcasts become plain text. [`SegmentPlan`] splits the content into messages within Slack's
+//! limits. [`render`] returns the body of a message that is not streamed. Called by `agents` for
 //! JSON answers and by `runs` for streams.
 
 mod broadcasts;

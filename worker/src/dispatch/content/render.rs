@@ -1,5 +1,5 @@
-//! Renders content as one message: what a stream shows, where streams are refused or have ended,
-//! and JSON answers in Markdown. Pure.
+//! Rendering of content as messages: JSON answers in Markdown, and segments whose stream has ended
+//! or was refused. Pure.
 
 use super::{
     chunks::{Chunk, text_of},
@@ -9,12 +9,13 @@ use super::{
 use crate::slack::postable;
 use serde_json::{Value, json};
 
-/// Maximum characters of the text of notifications.
+/// Maximum characters of a message's text, which Slack shows in notifications.
 const TEXT_CHARS_MAX: usize = 300;
 /// Slack's limit of blocks in a message.
 const BLOCKS_MAX: usize = 50;
 
-/// Returns the body of a message with the content of a segment. Tasks become lines of context.
+/// Returns the body of a message with the content of a segment. Tasks become context blocks.
+/// `closing` completes the last text; `mark` is the id in the message's metadata.
 pub fn render(content: &[Chunk], closing: &str, mark: Option<&str>) -> Value {
     let mut blocks: Vec<Value> = Vec::new();
     let mut tasks: Vec<(&str, usize)> = Vec::new();
@@ -62,8 +63,8 @@ pub fn render(content: &[Chunk], closing: &str, mark: Option<&str>) -> Value {
     postable(&message, mark)
 }
 
-/// Returns the messages of a whole answer: its Markdown, then its blocks. The text of each is its
-/// Markdown, for the case that Slack refuses its blocks.
+/// Returns the bodies of the messages of an answer: its Markdown, then its blocks. Each has its
+/// Markdown as text, too, which is sent if Slack refuses the blocks.
 pub fn messages(markdown: &str, blocks: &[Value], allows_broadcasts: bool) -> Vec<Value> {
     let mut chunks = Markdown::new(allows_broadcasts).read(markdown);
     if !blocks.is_empty() {
@@ -89,7 +90,7 @@ pub fn messages(markdown: &str, blocks: &[Value], allows_broadcasts: bool) -> Ve
     parts.map(|part| message(&part.chunks)).collect()
 }
 
-/// Returns whether a text has more than white space, as Slack requires.
+/// Returns whether a text has visible characters, as Slack requires.
 fn has_content(text: &str) -> bool {
     text.chars().any(|c| !c.is_whitespace() && c != '\u{200b}')
 }

@@ -1,7 +1,7 @@
-//! Plan of an answer's segments: which content goes into which message of Slack. Pure.
+//! Plan of segments: splits an answer into messages within Slack's limits. Pure.
 //!
-//! A message of Slack has a maximum size, which is not published, and a stream ends after about 300
-//! seconds even while text comes. So an answer continues in another message before that.
+//! Slack limits the size of a message, but does not document the limit for streams. It ends a
+//! stream after about 300 seconds, even while text arrives; `runs` ends a segment before that.
 
 use super::{
     chunks::{Chunk, is_table, push},
@@ -11,46 +11,46 @@ use std::collections::HashSet;
 
 /// Maximum bytes of a segment.
 pub const SEGMENT_BYTES_MAX: usize = 9_000;
-/// Maximum cards of a segment: tasks and blocks.
+/// Maximum number of cards (tasks and blocks) of a segment.
 pub const SEGMENT_CARDS_MAX: usize = 40;
-/// Maximum cards and texts of a segment. Slack's limit is 50 blocks in a message, and each text
-/// between cards is one.
+/// Maximum number of cards and texts of a segment. Slack's limit is 50 blocks in a message; each
+/// text between cards counts as one.
 const SEGMENT_BLOCKS_MAX: usize = 48;
-/// Bytes that are kept for the text that closes a code fence.
+/// Bytes reserved for the text that closes a code fence.
 const CLOSING_BYTES: usize = 120;
 
-/// Part of an answer: what one call appends.
+/// Part of an answer: the content of one call to Slack.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedPart {
-    /// True if it begins a segment.
+    /// True if the part begins a segment.
     pub begins: bool,
     pub chunks: Vec<Chunk>,
 }
 
-/// Content of the segment that is being planned.
+/// Usage of the current segment.
 #[derive(Debug, Clone, Default)]
 pub struct SegmentPlan {
     bytes: usize,
     cards: usize,
-    /// Texts between cards.
+    /// Number of texts between cards.
     texts: usize,
     /// True if the last block is a text.
     is_in_text: bool,
-    /// True if a block is a table: Slack refuses a second one in a message.
+    /// True if a block is a table. Slack refuses a second one in a message.
     has_table: bool,
     tasks: HashSet<String>,
     fences: Fences,
-    /// The next part begins a segment.
+    /// True if the next part begins a segment.
     begins: bool,
 }
 
 impl SegmentPlan {
-    /// Returns the plan before the first part.
+    /// Returns the plan of an empty answer.
     pub fn new() -> Self {
         Self { begins: true, ..Self::default() }
     }
 
-    /// Returns the plan after the parts of a segment.
+    /// Returns the plan after the content of a segment. The next part continues it if it is open.
     pub fn resume(chunks: &[Chunk], is_open: bool) -> Self {
         let mut plan = Self::new();
         chunks.iter().for_each(|chunk| plan.count(chunk));
@@ -58,23 +58,23 @@ impl SegmentPlan {
         plan
     }
 
-    /// Ends the segment: what is added next begins another one.
+    /// Ends the segment. The next part begins another one.
     pub fn end_segment(&mut self) {
         self.begins = true;
     }
 
-    /// Forgets an open code fence: the answer begins anew.
-    pub fn forget_fences(&mut self) {
+    /// Resets an open code fence, when the answer restarts.
+    pub fn reset_fences(&mut self) {
         self.fences = Fences::default();
     }
 
-    /// Returns the text that completes the segment.
+    /// Returns the text that closes an open code fence at the end of the segment.
     pub fn closing(&self) -> String {
         self.fences.closing()
     }
 
-    /// Adds content. Returns its parts: at most one that continues the segment, and one for each
-    /// segment that it begins.
+    /// Adds content. Returns its parts: at most one that continues the current segment, and one for
+    /// each new segment.
     pub fn add(&mut self, chunks: Vec<Chunk>) -> Vec<PlannedPart> {
         let mut parts = Vec::new();
         for chunk in chunks {
@@ -84,11 +84,11 @@ impl SegmentPlan {
                     for blocks in blocks.chunks(SEGMENT_CARDS_MAX) {
                         let groups = blocks.chunk_by(|_, next| !is_table(next));
                         for blocks in groups {
-                            self.add_whole(Chunk::Blocks { blocks: blocks.to_vec() }, &mut parts);
+                            self.add_unsplit(Chunk::Blocks { blocks: blocks.to_vec() }, &mut parts);
                         }
                     }
                 }
-                task @ Chunk::TaskUpdate { .. } => self.add_whole(task, &mut parts),
+                task @ Chunk::TaskUpdate { .. } => self.add_unsplit(task, &mut parts),
             }
         }
         parts
@@ -106,7 +106,7 @@ impl SegmentPlan {
                 self.end_segment();
                 continue;
             }
-            // A new segment has room for any character.
+            // At least one character, which fits into a new segment.
             let (now, rest) = text.split_at(cut.max(text.chars().next().map_or(0, char::len_utf8)));
             self.append(Chunk::MarkdownText { text: now.to_owned() }, parts);
             text = rest;
@@ -116,7 +116,7 @@ impl SegmentPlan {
         }
     }
 
-    fn add_whole(&mut self, chunk: Chunk, parts: &mut Vec<PlannedPart>) {
+    fn add_unsplit(&mut self, chunk: Chunk, parts: &mut Vec<PlannedPart>) {
         let cards = self.new_cards(&chunk);
         let fits = self.bytes + chunk.size() + CLOSING_BYTES <= SEGMENT_BYTES_MAX
             && self.cards + cards <= SEGMENT_CARDS_MAX
@@ -172,13 +172,13 @@ impl SegmentPlan {
     }
 }
 
-/// Returns the text that completes a message with this content: the end of an open code fence.
+/// Returns the text that closes an open code fence at the end of a message with this content.
 pub fn closing_of(content: &[Chunk]) -> String {
     SegmentPlan::resume(content, true).closing()
 }
 
-/// Returns the length of the text that fits into `room` bytes: up to a paragraph's end, else a
-/// line's, else a space, else any character.
+/// Returns the length of the prefix that fits into `room` bytes. It ends at a paragraph if
+/// possible, else at a line, a space, or any character.
 fn cut(text: &str, room: usize) -> usize {
     if text.len() <= room {
         return text.len();
@@ -227,11 +227,11 @@ mod tests {
         let parts: Vec<PlannedPart> = (0..45).flat_map(|n| plan.add(vec![task(n)])).collect();
         let begins: Vec<usize> = (0..45).filter(|n| parts[*n].begins).collect();
         assert_eq!(begins, [0, SEGMENT_CARDS_MAX]);
-        // A changed task is no other card.
+        // An update of a task adds no card.
         assert!(!plan.add(vec![task(44)])[0].begins);
     }
 
-    /// The text of all parts is the text that was added, and every segment is within the limits.
+    /// The parts have all text that was added, and each segment is within the limits.
     #[test]
     fn keeps_all_text_within_limits() {
         type Step = (u8, u16, bool);

@@ -1,28 +1,28 @@
-//! Tables of Markdown as Slack's table blocks, which Markdown in Slack lacks. Pure.
+//! Conversion of Markdown tables, which Slack does not render, to Slack's table blocks. Pure.
 
 use super::broadcasts::plain_markdown;
 use pulldown_cmark::{Alignment, Event, Options, Parser, Tag, TagEnd};
 use reqwest::Url;
 use serde_json::{Value, json};
 
-/// Slack's limit of a table's rows.
+/// Slack's limit of rows in a table.
 const ROWS_MAX: usize = 100;
-/// Slack's limit of a row's cells.
+/// Slack's limit of cells in a row.
 const CELLS_MAX: usize = 20;
-/// Maximum bytes of a table's rows, as JSON: Slack's limit is 10,000 characters in a message, whose
-/// other content has bytes, too.
+/// Maximum bytes of the rows of a table, as JSON. Slack's limit is 10,000 characters for all tables
+/// of a message.
 const ROWS_BYTES_MAX: usize = 8_000;
 /// Maximum bytes of a link in a cell.
 const LINK_BYTES_MAX: usize = 2_000;
 
-/// Markdown of lines that look like a table.
+/// Conversion of lines that look like a table.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rows {
-    /// No table.
+    /// The lines are no table.
     Text,
-    /// A table that Slack would refuse: to be shown as code.
+    /// The table exceeds Slack's limits, and is shown as a code block.
     Code,
-    /// One table, as several where Slack's limits require it. Each has the header.
+    /// Table blocks: one, or several with the same header if Slack's limits require it.
     Tables(Vec<Value>),
 }
 
@@ -37,7 +37,7 @@ struct Style {
 
 /// Converts lines that look like a table.
 pub fn convert(source: &str) -> Rows {
-    let Some((rows, settings)) = read(source) else { return Rows::Text };
+    let Some((rows, settings)) = parse_table(source) else { return Rows::Text };
     let Some((header, body)) = rows.split_first().filter(|_| settings.len() <= CELLS_MAX) else {
         return Rows::Code;
     };
@@ -58,22 +58,22 @@ pub fn convert(source: &str) -> Rows {
         bytes += size(row);
     }
     if bytes > ROWS_BYTES_MAX {
-        return Rows::Code; // its header alone
+        return Rows::Code; // the header alone is too large
     }
     tables.push(table(&body[from..]));
     Rows::Tables(tables)
 }
 
-/// Reads a table. Returns its rows of cells and the settings of its columns, `None` if the source
-/// is not one table.
-fn read(source: &str) -> Option<(Vec<Value>, Vec<Value>)> {
+/// Parses a table. Returns its rows and the settings of its columns, `None` if the source is not
+/// exactly one table.
+fn parse_table(source: &str) -> Option<(Vec<Value>, Vec<Value>)> {
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
     let (mut rows, mut row, mut cell) = (Vec::new(), Vec::new(), Vec::new());
     let (mut settings, mut style, mut is_in_table) = (None, Style::default(), false);
     for event in Parser::new_ext(source, options) {
         match event {
             Event::Start(Tag::Table(alignments)) if settings.is_none() => {
-                settings = Some(alignments.iter().map(column).collect());
+                settings = Some(alignments.iter().map(column_setting).collect());
                 is_in_table = true;
             }
             Event::End(TagEnd::Table) => is_in_table = false,
@@ -81,7 +81,7 @@ fn read(source: &str) -> Option<(Vec<Value>, Vec<Value>)> {
             Event::End(TagEnd::TableHead | TagEnd::TableRow) => {
                 rows.push(Value::Array(std::mem::take(&mut row)));
             }
-            Event::End(TagEnd::TableCell) => row.push(finish(std::mem::take(&mut cell))),
+            Event::End(TagEnd::TableCell) => row.push(finish_cell(std::mem::take(&mut cell))),
             Event::Start(Tag::Strong) => style.bold += 1,
             Event::End(TagEnd::Strong) => style.bold -= 1,
             Event::Start(Tag::Emphasis) => style.italic += 1,
@@ -89,7 +89,7 @@ fn read(source: &str) -> Option<(Vec<Value>, Vec<Value>)> {
             Event::Start(Tag::Strikethrough) => style.strike += 1,
             Event::End(TagEnd::Strikethrough) => style.strike -= 1,
             Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
-                style.link = link(&dest_url);
+                style.link = accepted_url(&dest_url);
             }
             Event::End(TagEnd::Link | TagEnd::Image) => style.link = None,
             Event::Text(text) => cell.push(element(&text, &style, false)),
@@ -112,14 +112,14 @@ fn is_line_break(html: &str) -> bool {
     name.eq_ignore_ascii_case("br")
 }
 
-/// Returns the address of a link that Slack accepts.
-fn link(address: &str) -> Option<String> {
+/// Returns the URL of a link, `None` if Slack would refuse it.
+fn accepted_url(address: &str) -> Option<String> {
     let url = Url::parse(address).ok()?;
     let is_known = matches!(url.scheme(), "http" | "https" | "mailto");
     (is_known && url.as_str().len() <= LINK_BYTES_MAX).then(|| url.to_string())
 }
 
-fn column(alignment: &Alignment) -> Value {
+fn column_setting(alignment: &Alignment) -> Value {
     let align = match alignment {
         Alignment::None | Alignment::Left => "left",
         Alignment::Center => "center",
@@ -147,9 +147,9 @@ fn element(text: &str, style: &Style, is_code: bool) -> Value {
     element
 }
 
-/// Returns a cell. One without styles and links is plain text, and none is empty: Slack refuses
-/// empty cells.
-fn finish(elements: Vec<Value>) -> Value {
+/// Returns a cell: plain text if it has no styles and links, otherwise rich text. Never empty,
+/// since Slack refuses empty cells.
+fn finish_cell(elements: Vec<Value>) -> Value {
     let text_of = |element: &Value| element["text"].as_str().unwrap_or_default().to_owned();
     let is_plain = |element: &Value| element["type"] == "text" && element["style"].is_null();
     let elements: Vec<Value> =
@@ -159,11 +159,11 @@ fn finish(elements: Vec<Value>) -> Value {
         return json!({ "type": "rich_text", "elements": [section] });
     }
     let text: String = elements.iter().map(text_of).collect();
-    let text = plain_markdown(&text); // what the pieces form together
+    let text = plain_markdown(&text); // mentions that span several elements
     json!({ "type": "raw_text", "text": if text.trim().is_empty() { " ".to_owned() } else { text } })
 }
 
-/// Returns the cells of a table block as lines of text, empty for another block.
+/// Returns the cells of a table block as lines of text. Empty for other blocks.
 pub fn text_of_table(block: &Value) -> String {
     let cell_text = |cell: &Value| match cell["text"].as_str() {
         Some(text) => text.to_owned(),
@@ -187,8 +187,8 @@ pub fn text_of_table(block: &Value) -> String {
     rows.map(line).collect()
 }
 
-/// Returns text as a code block.
-pub fn code(text: &str) -> String {
+/// Returns a Markdown code block. Its fence is longer than any run of backticks in the text.
+pub fn code_block(text: &str) -> String {
     let (mut longest, mut length) = (0, 0);
     for c in text.chars() {
         length = if c == '`' { length + 1 } else { 0 };
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn encloses_code() {
-        assert_eq!(code("a"), "```\na\n```\n");
-        assert_eq!(code("a ```` b\n"), "`````\na ```` b\n`````\n");
+        assert_eq!(code_block("a"), "```\na\n```\n");
+        assert_eq!(code_block("a ```` b\n"), "`````\na ```` b\n`````\n");
     }
 }

@@ -1,8 +1,9 @@
-//! Pace of calls that write answers, per connection and in this worker. Slack limits them per
+//! Budgets of calls that write answers, per connection and worker, since Slack limits calls per
 //! workspace.
 //!
-//! A call that must wait is not lost: its content grows meanwhile. When streams may not begin fast
-//! enough, an answer is a message that is edited.
+//! Each kind of call is limited by the generic cell rate algorithm. A call that waits loses
+//! nothing: more content joins it. If the start of a stream would wait too long, the answer becomes
+//! a message that is edited.
 
 use shared::domain::ConnectionId;
 use std::{
@@ -12,97 +13,100 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Calls that may come at once after a quiet time.
+/// Number of calls that a full budget allows at once.
 const BURST: u32 = 10;
-/// Time for which a feature is not attempted after Slack refused it.
+/// Time for which a feature is not used after Slack refused it.
 const UNSUPPORTED_FOR: Duration = Duration::from_secs(3600);
-/// Connections in memory above which quiet ones are dropped.
+/// Number of budgets in memory above which full ones are evicted.
 const CONNECTIONS_MAX: usize = 4_096;
 
-/// Kind of call with a limit of its own.
+/// Kind of call, each with its own budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Pace {
+pub enum CallKind {
     /// `chat.startStream`.
     Start,
     /// `chat.appendStream`.
     Append,
-    /// Status, title and prompts of sessions.
+    /// Calls for status, title and prompts of sessions.
     Status,
 }
 
-/// Feature that Slack may refuse to a connection.
+/// Slack feature that a connection may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Feature {
+    /// `chat.startStream` and the like.
     Streams,
-    /// `agents.sessions.*`: for apps that are declared agents.
+    /// `agents.sessions.*`, for apps that are declared as agents.
     Sessions,
     /// `assistant.threads.*`.
     AssistantThreads,
 }
 
-/// Slack's errors that say that a connection lacks a feature.
+/// Slack's error codes for a feature that a connection lacks.
 #[rustfmt::skip]
 pub const UNSUPPORTED: [&str; 6] = [
     "feature_disabled", "not_authorized", "not_agent_app", "channel_type_not_supported",
     "missing_scope", "unknown_method",
 ];
 
-/// Paces of all connections.
+/// Call budgets and missing features of all connections.
 #[derive(Debug, Default)]
-pub struct Budgets(Mutex<Paces>);
+pub struct Budgets(Mutex<BudgetState>);
 
 #[derive(Debug, Default)]
-struct Paces {
-    /// Time at which the calls so far are paid.
-    paid_at: HashMap<(ConnectionId, Pace), Instant>,
+struct BudgetState {
+    /// Time at which a budget is full again.
+    full_at: HashMap<(ConnectionId, CallKind), Instant>,
+    /// Time until which a feature is not used.
     unsupported: HashMap<(ConnectionId, Feature), Instant>,
 }
 
 impl Budgets {
-    /// Takes a call. Returns the time to wait if it would be too early.
+    /// Takes a call from a budget, which allows one per `interval` on average. Fails with the time
+    /// to wait if the budget is empty.
     pub fn take(
         &self,
         connection: ConnectionId,
-        pace: Pace,
+        kind: CallKind,
         interval: Duration,
         now: Instant,
     ) -> Result<(), Duration> {
-        let mut paces = self.paces();
-        if paces.paid_at.len() >= CONNECTIONS_MAX {
-            paces.paid_at.retain(|_, paid_at| *paid_at > now);
+        let mut state = self.state();
+        if state.full_at.len() >= CONNECTIONS_MAX {
+            state.full_at.retain(|_, full_at| *full_at > now);
         }
-        let paid_at = paces.paid_at.entry((connection, pace)).or_insert(now);
-        match after_call(*paid_at, interval, now) {
+        let full_at = state.full_at.entry((connection, kind)).or_insert(now);
+        match after_call(*full_at, interval, now) {
             Ok(next) => {
-                *paid_at = next;
+                *full_at = next;
                 Ok(())
             }
             Err(wait) => Err(wait),
         }
     }
 
-    /// Returns whether a connection has a feature, as far as known.
+    /// Returns false if Slack recently refused a feature to a connection.
     pub fn has(&self, connection: ConnectionId, feature: Feature, now: Instant) -> bool {
-        self.paces().unsupported.get(&(connection, feature)).is_none_or(|until| *until <= now)
+        self.state().unsupported.get(&(connection, feature)).is_none_or(|until| *until <= now)
     }
 
-    /// Records that Slack refuses a feature to a connection.
+    /// Records that Slack refused a feature to a connection.
     pub fn record_unsupported(&self, connection: ConnectionId, feature: Feature, now: Instant) {
-        let mut paces = self.paces();
-        paces.unsupported.retain(|_, until| *until > now);
-        if paces.unsupported.len() < CONNECTIONS_MAX {
-            paces.unsupported.insert((connection, feature), now + UNSUPPORTED_FOR);
+        let mut state = self.state();
+        state.unsupported.retain(|_, until| *until > now);
+        if state.unsupported.len() < CONNECTIONS_MAX {
+            state.unsupported.insert((connection, feature), now + UNSUPPORTED_FOR);
         }
     }
 
-    fn paces(&self) -> MutexGuard<'_, Paces> {
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Returns the time at which the calls are paid after one more, or the time to wait for it.
-fn after_call(paid_at: Instant, interval: Duration, now: Instant) -> Result<Instant, Duration> {
-    let next = paid_at.max(now) + interval;
+/// Returns the time at which the budget is full again after a call. Fails with the time to wait.
+fn after_call(full_at: Instant, interval: Duration, now: Instant) -> Result<Instant, Duration> {
+    let next = full_at.max(now) + interval;
     let early = next.saturating_duration_since(now + interval * BURST);
     if early.is_zero() { Ok(next) } else { Err(early) }
 }
@@ -111,18 +115,18 @@ fn after_call(paid_at: Instant, interval: Duration, now: Instant) -> Result<Inst
 mod tests {
     use super::*;
 
-    /// Within any time, no more calls than its intervals and the burst.
+    /// Any period has at most as many calls as it has intervals, plus the burst.
     #[test]
-    fn bounds_calls_in_any_time() {
+    fn bounds_call_rate() {
         let interval = Duration::from_millis(100);
         bolero::check!().with_iterations(2_000).with_type::<Vec<u8>>().for_each(|waits| {
             let (start, mut taken) = (Instant::now(), Vec::new());
-            let (mut now, mut paid_at) = (start, start);
+            let (mut now, mut full_at) = (start, start);
             for wait in waits {
                 now += Duration::from_millis(u64::from(*wait));
-                match after_call(paid_at, interval, now) {
+                match after_call(full_at, interval, now) {
                     Ok(next) => {
-                        paid_at = next;
+                        full_at = next;
                         taken.push(now);
                     }
                     Err(wait) => assert!(wait <= interval),

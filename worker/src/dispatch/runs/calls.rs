@@ -1,8 +1,12 @@
-//! Slack's side of a segment: a stream, or a message that is edited where streams are refused.
+//! Calls to Slack that write a segment: a stream, or a message that is edited if streams are
+//! refused.
+//!
+//! Called by `writer`. Waits for rate limits and for the connection. Ambiguous calls are resolved
+//! here or reported to `writer`, never repeated blindly.
 
 use super::{
-    budget::{Feature, Pace, UNSUPPORTED},
-    writer::{Appended, WriteEnd, Writer},
+    budget::{CallKind, Feature, UNSUPPORTED},
+    writer::{AppendResult, WriteError, Writer},
 };
 use crate::{
     dispatch::content::{Chunk, render, text_of},
@@ -14,29 +18,31 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// Wait before an ambiguous call is settled, since Slack may still process it.
+/// Wait before an ambiguous call is reconciled, since Slack may still process it.
 const AMBIGUITY_WAIT: Duration = Duration::from_secs(2);
 /// Wait after a failure of the connection or its token.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 /// Wait after a call that was not sent.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
-/// Wait for the begin of a stream above which the segment is a message instead.
+/// Maximum wait for the start of a stream. Above it the segment becomes an edited message.
 const START_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Slack's errors about the form of a message.
+/// Slack's error codes for an invalid or too large message.
 #[rustfmt::skip]
 const FORM_ERRORS: [&str; 6] = [
     "invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long", "msg_blocks_too_many",
     "msg_too_long", "invalid_chunks",
 ];
-/// Slack's error that says that the stream has ended.
+/// Slack's error code for a stream that has ended.
 const NOT_STREAMING: &str = "message_not_in_streaming_state";
-/// Slack's error after a person stopped the stream.
+/// Slack's error code for a stream that a person stopped.
 const STOPPED: &str = "stopped_by_user";
 
-/// Result of a call that was neither limited nor refused for its token.
-pub(super) enum Called {
+/// Result of a call, after waits for rate limits and the token.
+pub(super) enum CallOutcome {
     Succeeded(Value),
+    /// Refused, with Slack's error code.
     Refused(String),
+    /// Sent with an unknown result, for a reason.
     Ambiguous(String),
 }
 
@@ -47,13 +53,13 @@ impl Writer {
         budgets.has(id, Feature::Streams, Instant::now())
     }
 
-    /// Begins the segment with its content. Returns the id of the message.
-    pub(super) async fn start_segment(&mut self) -> Result<String, WriteEnd> {
+    /// Begins the segment with its content. Returns the `ts` of its message.
+    pub(super) async fn start_segment(&mut self) -> Result<String, WriteError> {
         loop {
             let called_at = Instant::now();
             let started = match self.state.edited {
                 true => self.post().await?,
-                false => match self.pace(Pace::Start, self.settings.start_interval) {
+                false => match self.take_budget(CallKind::Start, self.settings.start_interval) {
                     Ok(()) => self.start_stream().await?,
                     Err(wait) if wait > START_WAIT_MAX => {
                         self.edit_from_now_on().await?;
@@ -66,7 +72,7 @@ impl Writer {
                 },
             };
             match started {
-                Called::Succeeded(answer) => {
+                CallOutcome::Succeeded(answer) => {
                     let ts = answer["ts"].as_str().unwrap_or_default().to_owned();
                     self.written_at = Some(Instant::now());
                     self.check_thread(&answer, &ts).await?;
@@ -75,38 +81,38 @@ impl Writer {
                     }
                     return Ok(ts);
                 }
-                Called::Ambiguous(reason) => {
-                    warn!(reason, "begin of a segment is ambiguous");
+                CallOutcome::Ambiguous(reason) => {
+                    warn!(reason, "start of segment ambiguous");
                     tokio::time::sleep(AMBIGUITY_WAIT).await;
                     if let Some(ts) = self.find_segment(called_at).await? {
                         return Ok(ts);
                     }
                 }
-                Called::Refused(code) if self.state.edited && self.simplify(&code) => {}
-                Called::Refused(code) if self.state.edited => {
-                    return Err(self.refused("chat.postMessage", &code));
+                CallOutcome::Refused(code) if self.state.edited && self.simplify(&code) => {}
+                CallOutcome::Refused(code) if self.state.edited => {
+                    return Err(self.undeliverable("chat.postMessage", &code));
                 }
-                Called::Refused(code) => {
+                CallOutcome::Refused(code) => {
                     if is_unsupported(&code) {
                         let id = self.delivery.key.connection;
                         let budgets = &self.context.budgets;
                         budgets.record_unsupported(id, Feature::Streams, Instant::now());
                     }
-                    info!(code, "stream refused; the answer is a message that is edited");
+                    info!(code, "stream refused; switching to edited message");
                     self.edit_from_now_on().await?;
                 }
             }
         }
     }
 
-    /// Switches the segment to a message that is edited. Saved before the call, since another worker
-    /// looks for the two in different ways.
-    async fn edit_from_now_on(&mut self) -> Result<(), WriteEnd> {
+    /// Switches the segment to an edited message. Saved before the call, since another worker looks
+    /// up streams and edited messages in different ways.
+    async fn edit_from_now_on(&mut self) -> Result<(), WriteError> {
         self.state.edited = true;
         self.save(Vec::new()).await
     }
 
-    async fn start_stream(&self) -> Result<Called, WriteEnd> {
+    async fn start_stream(&self) -> Result<CallOutcome, WriteError> {
         let target = &self.target;
         let body = json!({
             "channel": target.channel.as_str(), "thread_ts": target.thread_ts,
@@ -116,7 +122,7 @@ impl Writer {
         self.call(Method::StartStream, &body).await
     }
 
-    async fn post(&self) -> Result<Called, WriteEnd> {
+    async fn post(&self) -> Result<CallOutcome, WriteError> {
         let mut body = render(&self.content, &self.closing(), Some(&self.mark()));
         body["channel"] = self.target.channel.as_str().into();
         body["thread_ts"] = self.target.thread_ts.as_str().into();
@@ -124,67 +130,69 @@ impl Writer {
         self.call(Method::PostMessage, &body).await
     }
 
-    /// Deletes a message that Slack posted beside its thread, since the thread was deleted.
-    async fn check_thread(&self, answer: &Value, ts: &str) -> Result<(), WriteEnd> {
+    /// Deletes a message that Slack posted to the channel because its thread was deleted.
+    async fn check_thread(&self, answer: &Value, ts: &str) -> Result<(), WriteError> {
         let is_in_thread = answer["message"]["thread_ts"] == *self.target.thread_ts;
         if !self.state.edited || is_in_thread {
             return Ok(());
         }
         let posted = json!({ "channel": self.target.channel.as_str(), "ts": ts });
         self.call(Method::DeleteMessage, &posted).await?;
-        Err(WriteEnd::Gone("message_deleted"))
+        Err(WriteError::Undeliverable("message_deleted"))
     }
 
-    /// Appends chunks, which are in the content.
+    /// Appends chunks to the segment. `self.content` includes them already.
     pub(super) async fn append_to_segment(
         &mut self,
         chunks: Vec<Chunk>,
-    ) -> Result<Appended, WriteEnd> {
+    ) -> Result<AppendResult, WriteError> {
         if self.state.edited {
             let written = self.written_at.map(|at| at + self.settings.edit_interval);
             tokio::time::sleep_until(written.unwrap_or_else(Instant::now)).await;
             self.update_segment().await?;
-            return Ok(Appended::Confirmed);
+            return Ok(AppendResult::Confirmed);
         }
         let body = json!({
             "channel": self.target.channel.as_str(), "ts": self.state.ts, "chunks": chunks,
         });
-        while let Err(wait) = self.pace(Pace::Append, self.settings.append_interval) {
+        while let Err(wait) = self.take_budget(CallKind::Append, self.settings.append_interval) {
             tokio::time::sleep(wait).await;
         }
         let called = self.call(Method::AppendStream, &body).await?;
         self.written_at = Some(Instant::now());
         match called {
-            Called::Succeeded(_) => Ok(Appended::Confirmed),
-            Called::Ambiguous(reason) => {
-                warn!(reason, "part of an answer is ambiguous");
+            CallOutcome::Succeeded(_) => Ok(AppendResult::Confirmed),
+            CallOutcome::Ambiguous(reason) => {
+                warn!(reason, "part of answer ambiguous");
                 tokio::time::sleep(AMBIGUITY_WAIT).await;
-                Ok(Appended::Unknown)
+                Ok(AppendResult::Unknown)
             }
-            Called::Refused(code) if code == NOT_STREAMING => Ok(Appended::Expired),
-            Called::Refused(code) if code == STOPPED => Err(WriteEnd::Gone("stopped")),
-            Called::Refused(code) if code == "message_not_found" => {
-                Err(self.refused("chat.appendStream", &code))
+            CallOutcome::Refused(code) if code == NOT_STREAMING => Ok(AppendResult::Expired),
+            CallOutcome::Refused(code) if code == STOPPED => {
+                Err(WriteError::Undeliverable("stopped"))
             }
-            Called::Refused(code) => {
-                // The whole segment in another form may be accepted.
-                warn!(code, "part of an answer refused");
-                Ok(Appended::Unknown)
+            CallOutcome::Refused(code) if code == "message_not_found" => {
+                Err(self.undeliverable("chat.appendStream", &code))
+            }
+            CallOutcome::Refused(code) => {
+                // `chat.update` may accept the whole segment in another format.
+                warn!(code, "part of answer refused");
+                Ok(AppendResult::Unknown)
             }
         }
     }
 
-    /// Ends the segment, which Slack has with all of its content.
-    pub(super) async fn stop_segment(&mut self) -> Result<(), WriteEnd> {
+    /// Ends the segment, whose content Slack has confirmed.
+    pub(super) async fn stop_segment(&mut self) -> Result<(), WriteError> {
         self.stop(false).await
     }
 
-    /// Ends the segment, and makes it whole if Slack lacks its last part.
-    pub(super) async fn settle_segment(&mut self) -> Result<(), WriteEnd> {
+    /// Ends the segment whose last part is ambiguous. Updates the message if it lacks that part.
+    pub(super) async fn settle_segment(&mut self) -> Result<(), WriteError> {
         self.stop(true).await
     }
 
-    async fn stop(&mut self, is_ambiguous: bool) -> Result<(), WriteEnd> {
+    async fn stop(&mut self, is_ambiguous: bool) -> Result<(), WriteError> {
         if self.state.edited {
             return match is_ambiguous {
                 true => self.update_segment().await,
@@ -196,14 +204,14 @@ impl Writer {
             "metadata": hops_metadata(self.target.hops),
         });
         let (budgets, id) = (&self.context.budgets, self.delivery.key.connection);
-        // Else Slack shows that the agent has ended.
-        let goes_on =
+        // Without a status, Slack shows that the agent has ended.
+        let continues =
             self.state.ended.is_none() && budgets.has(id, Feature::Sessions, Instant::now());
         let is_suspended =
             self.state.ask.is_some() && budgets.has(id, Feature::Sessions, Instant::now());
         if is_suspended {
-            body["session_status"] = "suspended".into(); // people are asked
-        } else if goes_on {
+            body["session_status"] = "suspended".into(); // waits for an approval
+        } else if continues {
             body["session_status"] = "processing".into();
         }
         let closing = self.closing();
@@ -212,8 +220,8 @@ impl Writer {
         }
         loop {
             match self.call(Method::StopStream, &body).await? {
-                Called::Succeeded(answer) => {
-                    if !goes_on {
+                CallOutcome::Succeeded(answer) => {
+                    if !continues {
                         self.session.ended_by_slack();
                     }
                     let expected = text_of(&self.content) + &closing;
@@ -222,25 +230,29 @@ impl Writer {
                         false => Ok(()),
                     };
                 }
-                Called::Refused(code) if code == NOT_STREAMING => {
+                CallOutcome::Refused(code) if code == NOT_STREAMING => {
                     return self.update_segment().await;
                 }
-                Called::Refused(code) if code == STOPPED => return Err(WriteEnd::Gone("stopped")),
-                Called::Refused(code)
+                CallOutcome::Refused(code) if code == STOPPED => {
+                    return Err(WriteError::Undeliverable("stopped"));
+                }
+                CallOutcome::Refused(code)
                     if is_unsupported(&code) && body["session_status"] != json!(null) =>
                 {
                     budgets.record_unsupported(id, Feature::Sessions, Instant::now());
                     body["session_status"].take();
                 }
-                Called::Refused(code) => return Err(self.refused("chat.stopStream", &code)),
-                // Another stop tells.
-                Called::Ambiguous(_) => tokio::time::sleep(AMBIGUITY_WAIT).await,
+                CallOutcome::Refused(code) => {
+                    return Err(self.undeliverable("chat.stopStream", &code));
+                }
+                // Stopping again shows whether the stream has ended.
+                CallOutcome::Ambiguous(_) => tokio::time::sleep(AMBIGUITY_WAIT).await,
             }
         }
     }
 
-    /// Replaces the message of the segment by its whole content. May be repeated.
-    pub(super) async fn update_segment(&mut self) -> Result<(), WriteEnd> {
+    /// Replaces the message of the segment by its whole content. Idempotent.
+    pub(super) async fn update_segment(&mut self) -> Result<(), WriteError> {
         loop {
             let mut body = render(&self.content, &self.closing(), None);
             body["channel"] = self.target.channel.as_str().into();
@@ -248,16 +260,20 @@ impl Writer {
             let called = self.call(Method::UpdateMessage, &body).await?;
             self.written_at = Some(Instant::now());
             match called {
-                Called::Succeeded(_) => return Ok(()),
-                Called::Ambiguous(_) => tokio::time::sleep(AMBIGUITY_WAIT).await,
-                Called::Refused(code) if self.simplify(&code) => {}
-                Called::Refused(code) => return Err(self.refused("chat.update", &code)),
+                CallOutcome::Succeeded(_) => return Ok(()),
+                CallOutcome::Ambiguous(_) => tokio::time::sleep(AMBIGUITY_WAIT).await,
+                CallOutcome::Refused(code) if self.simplify(&code) => {}
+                CallOutcome::Refused(code) => return Err(self.undeliverable("chat.update", &code)),
             }
         }
     }
 
-    /// Calls a method. Waits for rate limits, the token and a connection to Slack.
-    pub(super) async fn call(&self, method: Method, body: &Value) -> Result<Called, WriteEnd> {
+    /// Calls a method. Waits for rate limits and retries while the token or Slack is unavailable.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        body: &Value,
+    ) -> Result<CallOutcome, WriteError> {
         let clients = &self.context.clients;
         let id = self.delivery.key.connection;
         loop {
@@ -265,9 +281,9 @@ impl Writer {
                 Ok(Some(connection)) if connection.status != ConnectionStatus::Revoked => {
                     connection
                 }
-                Ok(_) => return Err(WriteEnd::Gone("connection_deleted")),
+                Ok(_) => return Err(WriteError::Undeliverable("connection_deleted")),
                 Err(error) => {
-                    warn!(error = %ErrorChain(&error), "failed to load connection of a run");
+                    warn!(error = %ErrorChain(&error), "failed to load connection of run");
                     self.wait(RETRY_WAIT).await?;
                     continue;
                 }
@@ -285,18 +301,20 @@ impl Writer {
                 }
             };
             if !self.term.holds() {
-                return Err(WriteEnd::Lost);
+                return Err(WriteError::Fenced);
             }
             let wait = match clients.slack.call(permit, token, body).await {
-                ApiResult::Succeeded(answer) => return Ok(Called::Succeeded(answer)),
-                ApiResult::Ambiguous(reason) => return Ok(Called::Ambiguous(reason)),
-                ApiResult::Refused(Action::Reconcile, code) => return Ok(Called::Ambiguous(code)),
+                ApiResult::Succeeded(answer) => return Ok(CallOutcome::Succeeded(answer)),
+                ApiResult::Ambiguous(reason) => return Ok(CallOutcome::Ambiguous(reason)),
+                ApiResult::Refused(Action::Reconcile, code) => {
+                    return Ok(CallOutcome::Ambiguous(code));
+                }
                 ApiResult::RateLimited(wait) => wait,
                 ApiResult::NotSent(_) => RETRY_WAIT,
                 ApiResult::Refused(action, code) => {
                     match self.after_refusal(action, &connection).await {
                         Some(wait) => wait,
-                        None => return Ok(Called::Refused(code)),
+                        None => return Ok(CallOutcome::Refused(code)),
                     }
                 }
             };
@@ -304,7 +322,8 @@ impl Writer {
         }
     }
 
-    /// Returns the wait after a refusal of the token, `None` if the call itself was refused.
+    /// Returns the wait before a retry if the connection or token was refused, `None` if the call
+    /// itself was refused.
     async fn after_refusal(&self, action: Action, connection: &Connection) -> Option<Duration> {
         let clients = &self.context.clients;
         match action {
@@ -316,7 +335,7 @@ impl Writer {
                 }
                 Some(CONNECTION_WAIT)
             }
-            // The next message of the outbox changes the state of the connection.
+            // The outbox updates the state of the connection, after its next message.
             Action::Revoke
             | Action::ConfirmToken
             | Action::MarkMisconfigured
@@ -333,33 +352,33 @@ impl Writer {
         }
     }
 
-    async fn wait(&self, time: Duration) -> Result<(), WriteEnd> {
+    async fn wait(&self, time: Duration) -> Result<(), WriteError> {
         tokio::time::sleep(time).await;
-        if self.term.holds() { Ok(()) } else { Err(WriteEnd::Lost) }
+        if self.term.holds() { Ok(()) } else { Err(WriteError::Fenced) }
     }
 
-    fn pace(&self, pace: Pace, interval: Duration) -> Result<(), Duration> {
+    fn take_budget(&self, kind: CallKind, interval: Duration) -> Result<(), Duration> {
         let id = self.delivery.key.connection;
-        self.context.budgets.take(id, pace, interval, Instant::now())
+        self.context.budgets.take(id, kind, interval, Instant::now())
     }
 
-    /// Reduces blocks and tasks to text after a refusal of the form. Returns false if only text was
-    /// left.
+    /// Reduces the content to text after Slack refused its format. Returns false if the error has
+    /// another cause or the content is only text.
     fn simplify(&mut self, code: &str) -> bool {
         let reduced: Vec<Chunk> = self.content.iter().filter_map(Chunk::reduced).collect();
         let is_simpler =
             FORM_ERRORS.contains(&code) && reduced != self.content && !reduced.is_empty();
         if is_simpler {
             self.content = reduced;
-            warn!(run = self.target.run, code, "segment refused for its form; sending its text");
+            warn!(run = self.target.run, code, "segment format refused; sending text only");
         }
         is_simpler
     }
 
-    fn refused(&self, method: &str, code: &str) -> WriteEnd {
+    fn undeliverable(&self, method: &str, code: &str) -> WriteError {
         let run = &self.target.run;
-        warn!(run, method, code, "answer cannot be sent any more");
-        WriteEnd::Gone(match code {
+        warn!(run, method, code, "answer undeliverable");
+        WriteError::Undeliverable(match code {
             "message_not_found" | "thread_not_found" | "cant_update_message" => "message_deleted",
             _ => "refused_by_slack",
         })

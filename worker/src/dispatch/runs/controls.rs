@@ -1,8 +1,8 @@
-//! Controls of this worker's runs: stops, deletions and cancellations by operators.
+//! Run controls that cancel runs of this worker: stops, edits, deletions and interruptions.
 //!
-//! A run registers itself before it asks for its own controls, so that none is missed. Afterwards
-//! one query finds the new controls for all runs. It is made when this worker's intake commits one,
-//! and at an interval, for those of other workers.
+//! A run registers itself before it queries its existing controls, so that none is missed. Then one
+//! query finds the new controls of all runs: when this worker's intake commits a control, and at an
+//! interval for controls that other workers commit.
 
 use super::RunTarget;
 use crate::dispatch::attempt_context::AttemptContext;
@@ -19,11 +19,11 @@ use std::{
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Interval at which controls are looked for without a wake-up.
+/// Interval of queries for controls without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Minimum interval between two queries.
 const QUERY_INTERVAL: Duration = Duration::from_millis(10);
-/// Age up to which a control is new: longer than a commit may take to become visible.
+/// Maximum age of a new control. Exceeds the time until a commit is visible.
 const RECENT: Duration = Duration::from_secs(30);
 
 /// Reason for which a run is cancelled.
@@ -38,7 +38,7 @@ pub enum CancelReason {
 }
 
 impl CancelReason {
-    /// Returns the word for the agent.
+    /// Returns the value of `reason` in the call `/cancel` to the agent.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -50,7 +50,7 @@ impl CancelReason {
         }
     }
 
-    /// Returns the outcome of the delivery.
+    /// Returns the outcome to record for the delivery.
     pub fn outcome(self) -> &'static str {
         match self {
             Self::Stop => "stopped",
@@ -74,7 +74,7 @@ impl From<RunControlReason> for CancelReason {
     }
 }
 
-/// Runs that can be cancelled.
+/// Registered runs of this worker.
 #[derive(Debug, Default)]
 pub struct Controls(Mutex<Registered>);
 
@@ -99,6 +99,7 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// Registers a run.
     pub fn new(
         context: &Arc<AttemptContext>,
         connection: ConnectionId,
@@ -114,7 +115,7 @@ impl Registration {
         Self { id, context: Arc::clone(context), cancelled }
     }
 
-    /// Waits until the run is cancelled.
+    /// Waits until a control cancels the run. Returns the reason.
     pub async fn cancelled(&mut self) -> CancelReason {
         loop {
             let reason = *self.cancelled.borrow_and_update();
@@ -139,7 +140,7 @@ impl Controls {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the connections of the runs.
+    /// Returns the connections of the registered runs.
     fn connections(&self) -> Vec<String> {
         let connections: HashSet<ConnectionId> =
             self.registered().runs.values().map(|run| run.connection).collect();

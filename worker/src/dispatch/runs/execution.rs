@@ -1,10 +1,11 @@
-//! Executes a run in one attempt: reads the agent's events and writes them, until both have ended or
-//! the run is cancelled. Reading goes on while Slack is called, so that a stop is heard at once.
+//! Execution of a run in one attempt: reads the agent's events and writes them to Slack, until all
+//! is written or the run is cancelled. Reads and writes are concurrent, so that a stop takes effect
+//! while a call to Slack is in progress.
 
 use super::{
+    answer_buffer::{self, AnswerBuffer, StreamEnd},
     controls::CancelReason,
-    pending::{self, Pending, StreamEnd},
-    writer::{Batch, WriteEnd, Writer},
+    writer::{Batch, WriteError, Writer},
 };
 use crate::{
     agent_client::{AgentError, AgentStream, FailureKind, StreamEvent},
@@ -17,37 +18,41 @@ use tokio::time::Instant;
 use tracing::info;
 
 /// Result of an execution.
-pub(super) struct Executed {
+pub(super) struct ExecutionResult {
     pub end: RunEnd,
-    /// Time of the last part.
+    /// Time of the last write. `None` without progress in this attempt.
     pub last_progress: Option<Instant>,
-    /// Writer, if it can write.
+    /// Writer, unless a write was abandoned.
     pub writer: Option<Writer>,
 }
 
 /// End of a run in this attempt.
 #[derive(Debug)]
 pub(super) enum RunEnd {
+    /// The answer is complete. The value is the outcome of the delivery.
     Completed(&'static str),
-    /// The agent's stream failed: another attempt goes on.
+    /// The agent's stream failed. Another attempt resumes the run.
     Interrupted(AgentError),
-    Write(WriteEnd),
+    /// The answer cannot be written.
+    Write(WriteError),
 }
 
 impl RunEnd {
+    /// Returns the outcome for logs and traces.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Completed(outcome) | Self::Write(WriteEnd::Gone(outcome)) => outcome,
+            Self::Completed(outcome) | Self::Write(WriteError::Undeliverable(outcome)) => outcome,
             Self::Interrupted(_) => "interrupted",
-            Self::Write(WriteEnd::Lost) => "lost",
+            Self::Write(WriteError::Fenced) => "lost",
         }
     }
 }
 
-type Writing = BoxFuture<'static, (Writer, Result<(), WriteEnd>)>;
+type Writing = BoxFuture<'static, (Writer, Result<(), WriteError>)>;
 
-/// What the writer does next.
+/// Next step of the writer.
 enum Task {
+    /// Resolve what an earlier attempt left.
     Settle,
     Write(Batch),
     EndOldSegment,
@@ -66,7 +71,7 @@ fn start(mut writer: Writer, task: Task) -> Writing {
     })
 }
 
-/// Agent of a run, which hears that the run is cancelled.
+/// Client that reports the cancellation of a run to its agent.
 #[derive(Clone, Copy)]
 pub(super) struct Canceller<'a> {
     pub context: &'a AttemptContext,
@@ -78,47 +83,49 @@ impl<'a> Canceller<'a> {
     fn cancel(self, reason: CancelReason) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let Self { context, agent, run } = self;
-            match context.clients.agents.cancel(agent, run, reason.as_str()).await {
-                Ok(()) => info!(run, reason = reason.as_str(), "run cancelled"),
-                // The agent has lost the connection, too.
+            let reason = reason.as_str();
+            match context.clients.agents.cancel(agent, run, reason).await {
+                Ok(()) => info!(run, reason, "run cancelled"),
+                // Not retried: the agent also sees that its stream is closed.
                 Err(AgentError { message: error, .. }) => {
-                    info!(run, reason = reason.as_str(), error, "run cancelled without the agent");
+                    info!(run, reason, error, "run cancelled; failed to call agent");
                 }
             }
         })
     }
 }
 
-/// Maximum time of a write after the run was cancelled or took too long: Slack may refuse the calls
-/// of a connection for hours.
+/// Maximum duration of writes after a run was cancelled or timed out, since Slack may refuse the
+/// calls of a connection for hours.
 const WRITE_WAIT: Duration = Duration::from_secs(30);
 
-/// Reads the agent's events and writes them until both have ended.
+/// Executes a run until the answer is written, cancelled or interrupted. Without a `stream` it only
+/// writes what an earlier attempt stored.
 pub(super) async fn execute(
-    pending: &mut Pending,
+    buffer: &mut AnswerBuffer,
     writer: Writer,
     mut stream: Option<AgentStream>,
     deadline: Instant,
     mut cancelled: impl Future<Output = CancelReason> + Unpin,
     agent: Canceller<'_>,
     session: &ActiveSession,
-) -> Executed {
+) -> ExecutionResult {
     let (delivery, ended_before) = (writer.delivery.clone(), writer.state.ended.clone());
     let (mut has_answered, mut give_up) = (false, None::<(Instant, &'static str)>);
     let (mut idle, mut writing) = (None::<Writer>, Some(start(writer, Task::Settle)));
     let (mut end, mut last_progress, mut is_finishing) = (None, None, false);
     let (mut is_cancelled, mut cancelling) = (false, None::<BoxFuture<'_, ()>>);
     if stream.is_none() {
-        let outcome = ended_before.as_deref().map_or("completed", pending::outcome_name);
+        let outcome = ended_before.as_deref().map_or("completed", answer_buffer::outcome_name);
         end = Some(StreamEnd::Completed(outcome));
     }
     let (run_end, writer) = loop {
         if let Some(writer) = idle.take() {
             let now = Instant::now();
-            let is_due = pending.is_due(writer.written_at, &writer.settings, end.is_some(), now);
+            let is_due = buffer.is_due(writer.written_at, &writer.settings, end.is_some(), now);
             let task = if is_due {
                 last_progress = Some(now);
-                Some(Task::Write(pending.take(end.as_ref())))
+                Some(Task::Write(buffer.take(end.as_ref())))
             } else if let Some(ended) = &end {
                 match ended {
                     StreamEnd::Failed(error) => {
@@ -143,24 +150,24 @@ pub(super) async fn execute(
             }
         }
         let wake = idle.as_ref().and_then(|writer| {
-            let due = pending.due_at(writer.written_at, &writer.settings, Instant::now());
+            let due = buffer.due_at(writer.written_at, &writer.settings, Instant::now());
             due.into_iter().chain(writer.ends_segment_at()).min()
         });
         let is_open = end.is_none();
         tokio::select! {
-            biased; // a run that is stopped writes nothing more
+            biased; // a cancellation has priority over further writes
             reason = &mut cancelled, if !is_cancelled => {
                 is_cancelled = true;
                 give_up = give_up.or(Some((Instant::now() + WRITE_WAIT, reason.outcome())));
                 if is_open {
-                    (end, stream) = (Some(pending.cancel(reason.outcome())), None);
+                    (end, stream) = (Some(buffer.cancel(reason.outcome())), None);
                     cancelling = Some(agent.cancel(reason));
                 }
             }
             (writer, result) = complete(&mut writing) => {
                 writing = None;
                 if let Err(ended) = result {
-                    if is_open && let WriteEnd::Gone(outcome) = ended {
+                    if is_open && let WriteError::Undeliverable(outcome) = ended {
                         let is_stop = outcome == CancelReason::Stop.outcome();
                         let reason = if is_stop { CancelReason::Stop } else { CancelReason::Deleted };
                         cancelling = Some(agent.cancel(reason));
@@ -170,7 +177,7 @@ pub(super) async fn execute(
                 idle = Some(writer);
             }
             () = complete(&mut cancelling) => cancelling = None,
-            event = next(&mut stream), if is_open && pending.has_room() => {
+            event = next(&mut stream), if is_open && buffer.has_room() => {
                 if !has_answered && matches!(event, Ok(Some(_))) {
                     has_answered = true;
                     info!(target: TRACE_TARGET, "first event received");
@@ -179,18 +186,18 @@ pub(super) async fn execute(
                 end = match event {
                     Ok(Some(event)) => {
                         session.apply(&event.event);
-                        pending.add(event)
+                        buffer.add(event)
                     }
-                    Ok(None) => Some(StreamEnd::Failed(without_done())),
+                    Ok(None) => Some(StreamEnd::Failed(missing_done_error())),
                     Err(error) => Some(StreamEnd::Failed(error)),
                 };
                 if end.is_some() {
-                    stream = None; // ends the call
+                    stream = None; // closes the connection
                 }
             }
             _ = tokio::time::sleep_until(deadline), if is_open => {
                 let reason = CancelReason::Timeout;
-                end = Some(pending.end_with("The agent took too long.", reason.outcome()));
+                end = Some(buffer.end_with("The agent took too long.", reason.outcome()));
                 give_up = give_up.or(Some((Instant::now() + WRITE_WAIT, reason.outcome())));
                 stream = None;
                 cancelling = Some(agent.cancel(reason));
@@ -200,7 +207,7 @@ pub(super) async fn execute(
                 if give_up.is_some() && writing.is_some() =>
             {
                 let outcome = give_up.map_or("cancelled", |(_, outcome)| outcome);
-                break (RunEnd::Write(WriteEnd::Gone(outcome)), None);
+                break (RunEnd::Write(WriteError::Undeliverable(outcome)), None);
             }
         }
     };
@@ -208,10 +215,10 @@ pub(super) async fn execute(
     if let Some(cancelling) = cancelling {
         cancelling.await;
     }
-    Executed { end: run_end, last_progress, writer }
+    ExecutionResult { end: run_end, last_progress, writer }
 }
 
-/// Waits for a task, for ever without one.
+/// Waits for a task. Never returns without one.
 async fn complete<T>(task: &mut Option<BoxFuture<'_, T>>) -> T {
     match task {
         Some(task) => task.await,
@@ -226,7 +233,7 @@ async fn next(stream: &mut Option<AgentStream>) -> Result<Option<StreamEvent>, A
     }
 }
 
-fn without_done() -> AgentError {
+fn missing_done_error() -> AgentError {
     let message = "the agent's stream ended without the event done".to_owned();
     AgentError { kind: FailureKind::Failing, message, retry_after: None }
 }

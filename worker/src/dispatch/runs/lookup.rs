@@ -1,8 +1,8 @@
-//! Looks for the message of a segment whose begin is ambiguous.
+//! Look-up of the message of a segment whose start is ambiguous.
 
 use super::{
-    calls::Called,
-    writer::{WriteEnd, Writer},
+    calls::CallOutcome,
+    writer::{WriteError, Writer},
 };
 use crate::{
     dispatch::content::text_of,
@@ -13,38 +13,38 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// Time after the call in which the message of an ambiguous begin may still appear: the timeout of
-/// the call.
-const BEGIN_SETTLES_WITHIN: Duration = Duration::from_secs(5);
-const _: () = assert!(SEND_TIMEOUT.as_secs() <= BEGIN_SETTLES_WITHIN.as_secs());
+/// Time after the call within which the message of an ambiguous start may still appear: at least
+/// the timeout of the call.
+const START_APPEARS_WITHIN: Duration = Duration::from_secs(5);
+const _: () = assert!(SEND_TIMEOUT.as_secs() <= START_APPEARS_WITHIN.as_secs());
 
 impl Writer {
-    /// Looks for the message of a segment whose begin is ambiguous, until it can no longer appear.
+    /// Looks up the message of the segment until it can no longer appear. Returns its `ts`.
     pub(super) async fn find_segment(
         &mut self,
         called_at: Instant,
-    ) -> Result<Option<String>, WriteEnd> {
+    ) -> Result<Option<String>, WriteError> {
         if let Some(ts) = self.look_up_segment().await? {
             return Ok(Some(ts));
         }
-        tokio::time::sleep_until(called_at + BEGIN_SETTLES_WITHIN).await;
+        tokio::time::sleep_until(called_at + START_APPEARS_WITHIN).await;
         self.look_up_segment().await
     }
 
-    /// Looks for the message of a segment once.
-    async fn look_up_segment(&mut self) -> Result<Option<String>, WriteEnd> {
+    /// Looks up the message of the segment once.
+    async fn look_up_segment(&mut self) -> Result<Option<String>, WriteError> {
         let body = json!({
             "channel": self.target.channel.as_str(), "ts": self.target.thread_ts,
             "oldest": self.target.trigger_ts, "inclusive": true, "limit": 200,
             "include_all_metadata": true,
         });
         let answer = match self.call(Method::Replies, &body).await? {
-            Called::Succeeded(answer) => answer,
-            Called::Refused(code) if code == "thread_not_found" => {
-                return Err(WriteEnd::Gone("message_deleted"));
+            CallOutcome::Succeeded(answer) => answer,
+            CallOutcome::Refused(code) if code == "thread_not_found" => {
+                return Err(WriteError::Undeliverable("message_deleted"));
             }
-            Called::Refused(reason) | Called::Ambiguous(reason) => {
-                warn!(reason, "failed to look up segment; it begins again");
+            CallOutcome::Refused(reason) | CallOutcome::Ambiguous(reason) => {
+                warn!(reason, "failed to look up segment; starting another message");
                 return Ok(None);
             }
         };
@@ -59,7 +59,7 @@ impl Writer {
         Ok(found.and_then(|message| message["ts"].as_str()).map(str::to_owned))
     }
 
-    /// Returns the mark of the segment's message, equal in every attempt.
+    /// Returns the id in the metadata of the segment's message, equal in all attempts.
     pub(super) fn mark(&self) -> String {
         format!("{}-{}", self.target.run, self.state.segment_from)
     }

@@ -1,20 +1,20 @@
-//! Runs: answers that an agent streams, for seconds or hours.
+//! Runs: answers that agents stream, for seconds to hours.
 //!
-//! The scheduler starts a run when an agent answers with an event stream. A run belongs to its
-//! delivery, whose lane it holds, and has freed the agent's slot. What the agent sends is gathered,
-//! stored as a part of the answer, and then sent: `writer` decides, `calls` talks to Slack. The run
-//! ends its delivery like any attempt. If it is interrupted, the next attempt asks the agent again,
-//! with the id of the last event that is stored.
+//! The scheduler starts a run when an agent answers with an event stream. A run holds the lane of
+//! its delivery and frees the agent's slot. `answer_buffer` collects events, `writer` stores them
+//! as parts of the answer and then sends them, through `calls`. A run ends its delivery like any
+//! attempt. If it is interrupted, the next attempt asks the agent again, with the id of the last
+//! stored event.
 
 mod budget;
 mod calls;
 mod controls;
 mod execution;
 mod lookup;
-mod pending;
+mod answer_buffer;
 mod writer;
 
-pub use budget::{Budgets, Feature, Pace, UNSUPPORTED};
+pub use budget::{Budgets, CallKind, Feature, UNSUPPORTED};
 pub use controls::{Controls, watch as watch_controls};
 
 use super::{
@@ -30,9 +30,9 @@ use crate::{
     context::WorkerTerm,
     routing::AgentMessage,
 };
+use answer_buffer::AnswerBuffer;
 use controls::{CancelReason, Registration};
-use execution::{Canceller, Executed, RunEnd, execute};
-use pending::Pending;
+use execution::{Canceller, ExecutionResult, RunEnd, execute};
 use sha2::{Digest, Sha256};
 use shared::{
     domain::{AgentMode, ChannelId, ConnectionId, HeaderToken, TeamId},
@@ -47,47 +47,48 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info, warn};
-use writer::{WriteEnd, Writer};
+use writer::{WriteError, Writer};
 
-/// Maximum number of runs of a worker. One organization gets at most half of them; the last quarter
-/// is for organizations without a run.
+/// Maximum number of runs of a worker. One organization gets at most half of them. The last quarter
+/// is reserved for organizations without a run.
 const RUNS_MAX: usize = 2_048;
-/// Maximum bytes of an answer's text.
+/// Maximum bytes of the text of an answer.
 const TEXT_BYTES_MAX: i64 = 1 << 20;
 
 /// Settings of runs.
 #[derive(Debug, Clone, Copy)]
 pub struct RunSettings {
-    /// Age at which a stream of Slack is ended and another one begun.
+    /// Age at which a Slack stream is ended and another one is begun.
     pub segment_period: Duration,
-    /// Minimum time between two parts of an answer, and of a connection's answers in the mean.
+    /// Minimum time between two parts of an answer. Also the minimum average time between parts of
+    /// all answers of a connection.
     pub append_interval: Duration,
-    /// Minimum time between two begins of a connection's streams in the mean.
+    /// Minimum average time between the starts of streams of a connection.
     pub start_interval: Duration,
     /// Minimum time between two edits of a message.
     pub edit_interval: Duration,
-    /// Maximum time of a run.
+    /// Maximum duration of a run, over all attempts.
     pub max_duration: Duration,
-    /// Number of runs of an agent, on all workers, above which a run keeps its slot.
+    /// Number of runs of an agent, on all workers, at which further ones keep their agent slots.
     pub max_runs_per_agent: u32,
 }
 
-/// Place of an answer.
+/// Question of a run, and the thread of its answer.
 #[derive(Debug, Clone)]
 pub struct RunTarget {
-    /// Id of the run, the same in every attempt.
+    /// Id of the run, equal in all attempts.
     pub run: String,
     pub team: TeamId,
     pub channel: ChannelId,
-    /// Thread of the answer; streams have one in direct messages, too.
+    /// Thread of the answer. Streams require one, also in direct messages.
     pub thread_ts: String,
-    /// Message that the agent answers, or whose button was clicked.
+    /// Message that the agent answers, or with the clicked button.
     pub message_ts: String,
-    /// Time of the question by Slack's clock.
+    /// Timestamp of the question, assigned by Slack.
     pub trigger_ts: String,
     /// Author of the message.
     pub user: String,
-    /// Number of agents that answered each other, this answer included.
+    /// Number of consecutive answers of agents to each other, including this one.
     pub hops: i32,
 }
 
@@ -96,7 +97,7 @@ pub struct StreamingRun {
     pub delivery: ClaimedDelivery,
     pub agent: Arc<Agent>,
     pub target: RunTarget,
-    /// Stream of the agent; `None` if the agent had ended in an earlier attempt.
+    /// Stream of the agent. `None` if only what an earlier attempt stored is to be written.
     pub stream: Option<AgentStream>,
     /// Progress of an earlier attempt.
     pub stored: Option<StoredRun>,
@@ -106,6 +107,7 @@ pub struct StreamingRun {
 }
 
 impl RunTarget {
+    /// Returns the target of the answer to a message.
     pub fn new(run: String, message: &AgentMessage<'_>) -> Self {
         Self {
             run,
@@ -120,20 +122,23 @@ impl RunTarget {
     }
 }
 
-/// Returns whether another run fits beside those of all organizations and of its own.
+/// Returns whether a worker may start another run, given its number of runs of all organizations
+/// and of the same one.
 pub fn has_room(all: usize, of_organization: usize) -> bool {
     let is_newcomer = of_organization == 0;
     all < RUNS_MAX && of_organization < RUNS_MAX / 2 && (is_newcomer || all < RUNS_MAX * 3 / 4)
 }
 
-/// Returns the id of a delivery's run: equal in every attempt, and useless to its readers.
+/// Returns the id of a delivery's run, equal in all attempts. A hash, since agents must not learn
+/// the dedup key from it.
 pub fn run_id(connection: ConnectionId, dedup_key: &DedupKey) -> String {
     let text = format!("run\0{connection}\0{dedup_key}");
     let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
     hash[..12].iter().fold("run_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
 }
 
-/// Executes a run within its trace span. Returns its outcome, `None` if another worker has the lane.
+/// Executes a run within its trace span. Returns the outcome of its attempt, `None` if the worker
+/// lost the lane.
 pub async fn run(
     context: &Arc<AttemptContext>,
     term: &Arc<WorkerTerm>,
@@ -144,7 +149,7 @@ pub async fn run(
     execute_run(context, term, run, cancel).instrument(span).await
 }
 
-/// Returns the trace span of a run, linked to the request that brought the webhook.
+/// Returns the trace span of a run, linked to the span of the webhook's HTTP request.
 fn span(run: &StreamingRun) -> Span {
     let span = tracing::info_span!(
         target: "tidegate::trace",
@@ -169,8 +174,8 @@ async fn execute_run(
     let StreamingRun { delivery, agent, target, stream, stored, policy, session, traceparent } =
         run;
     let session = Arc::new(session);
-    session.set_goes_on(true); // a worker that stops leaves the run to the next one
-    let age = begin(context, term, &delivery, &target).await?;
+    session.set_continues(true); // if the worker stops, another one resumes the run
+    let age = begin_run(context, term, &delivery, &target).await?;
     let settings = context.run_settings;
     let id = target.run.clone();
     let mut registration = Registration::new(context, delivery.key.connection, &target);
@@ -179,13 +184,13 @@ async fn execute_run(
     let (delivery_of, session_of) = (delivery.clone(), Arc::clone(&session));
     let target_of = target.clone();
     let mut writer = Writer::new(context_of, term_of, delivery_of, target_of, settings, session_of);
-    let mut pending = Pending::new(policy);
+    let mut buffer = AnswerBuffer::new(policy);
     if let Some(stored) = stored {
-        // An agent without event ids begins anew.
+        // An agent without event ids restarts its answer.
         let begins_anew = stored.state.last_event_id.is_none() && stored.state.parts > 0;
         let text_bytes = stored.state.text_bytes;
         writer.adopt(stored);
-        pending.resume(begins_anew, text_bytes, &writer.planned_text());
+        buffer.resume(begins_anew, text_bytes, &writer.planned_text());
     }
     let deadline = Instant::now() + settings.max_duration.saturating_sub(age);
     let began = Instant::now();
@@ -197,8 +202,8 @@ async fn execute_run(
         }
     });
     let agent_of = Canceller { context, agent: &agent, run: &id };
-    let Executed { end, last_progress, writer } =
-        execute(&mut pending, writer, stream, deadline, cancelled, agent_of, &session).await;
+    let ExecutionResult { end, last_progress, writer } =
+        execute(&mut buffer, writer, stream, deadline, cancelled, agent_of, &session).await;
     let (seconds, outcome) = (began.elapsed().as_secs(), end.name());
     info!(run = id, seconds, outcome, "run ended");
     info!(target: TRACE_TARGET, outcome, "run ended");
@@ -208,13 +213,13 @@ async fn execute_run(
         let finished = FinishedDelivery { delivery, outcome, messages, traceparent };
         AttemptOutcome::Finished(Box::new(finished), change)
     };
-    session.set_goes_on(matches!(end, RunEnd::Write(WriteEnd::Lost)));
+    session.set_continues(matches!(end, RunEnd::Write(WriteError::Fenced)));
     match end {
         RunEnd::Completed(outcome) => {
             let ask = writer.and_then(|writer| writer.state.ask);
             let ask = ask.and_then(|ask| serde_json::from_slice(&ask).ok());
             let Some(ask) = ask else { return Some(finished(outcome, None)) };
-            match asking(context, &delivery, &target, ask, policy) {
+            match approval_change(context, &delivery, &target, ask, policy) {
                 Ok(change) => Some(finished(outcome, change)),
                 Err(error) => {
                     let (after, error) = (RECORD_INTERVAL, ErrorChain(&error).to_string());
@@ -222,12 +227,12 @@ async fn execute_run(
                 }
             }
         }
-        RunEnd::Write(WriteEnd::Gone(outcome)) => Some(finished(outcome, None)),
-        RunEnd::Write(WriteEnd::Lost) => None,
+        RunEnd::Write(WriteError::Undeliverable(outcome)) => Some(finished(outcome, None)),
+        RunEnd::Write(WriteError::Fenced) => None,
         RunEnd::Interrupted(error) => {
             let outcome = after_failure(context, delivery, &agent, error, last_progress).await;
-            session.set_goes_on(matches!(outcome, AttemptOutcome::Postponed(_)));
-            // No attempt follows that would end the message.
+            session.set_continues(matches!(outcome, AttemptOutcome::Postponed(_)));
+            // No further attempt ends the message.
             if let (AttemptOutcome::Finished(..), Some(mut writer)) = (&outcome, writer) {
                 let _ = writer.end_segment().await;
             }
@@ -236,8 +241,8 @@ async fn execute_run(
     }
 }
 
-/// Returns the change that asks people after the answer.
-fn asking(
+/// Returns the change that creates the approval at the end of an answer.
+fn approval_change(
     context: &AttemptContext,
     delivery: &ClaimedDelivery,
     target: &RunTarget,
@@ -253,7 +258,8 @@ fn asking(
     ask_change(&context.clients, delivery, &place, ask, policy)
 }
 
-/// Returns the outcome that puts a run back when its worker stops.
+/// Returns the outcome that releases a run when its worker stops. The attempt counts: only attempts
+/// after the first look for a stored run.
 pub fn released_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
     released_outcome_after(delivery, Duration::ZERO, "the worker stops".to_owned())
 }
@@ -267,8 +273,8 @@ fn released_outcome_after(
     AttemptOutcome::Postponed(PostponedDelivery { delivery, after, error, counts, fault, crashed })
 }
 
-/// Records the run until Postgres confirms it. Returns its age.
-async fn begin(
+/// Records the run in Postgres, with retries. Returns its age, `None` if the worker lost the lane.
+async fn begin_run(
     context: &AttemptContext,
     term: &WorkerTerm,
     delivery: &ClaimedDelivery,
@@ -298,7 +304,7 @@ async fn begin(
     }
 }
 
-/// Returns the control that applies to a run already.
+/// Returns the reason of an existing control that applies to a run.
 async fn find_control(
     context: &AttemptContext,
     term: &WorkerTerm,
@@ -317,8 +323,7 @@ async fn find_control(
     None
 }
 
-/// Returns the outcome after the agent's stream failed. A run that made progress begins its retries
-/// anew.
+/// Returns the outcome after the agent's stream failed. Progress of the run resets its retries.
 async fn after_failure(
     context: &AttemptContext,
     mut delivery: ClaimedDelivery,
@@ -348,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_room_between_organizations() {
+    fn limits_runs_per_organization() {
         let half = RUNS_MAX / 2;
         assert!(has_room(0, 0) && has_room(half - 1, half - 1));
         assert!(!has_room(half, half), "one organization has its share");

@@ -1,8 +1,9 @@
-//! Writer of one run's answer: each part is in Postgres before Slack gets it, and what Slack
-//! confirmed is recorded.
+//! Writer of the answer of one run: stores each part in Postgres before it is sent to Slack, and
+//! records what Slack confirmed.
 //!
-//! A part that Slack may or may not have is never sent again: its segment is ended and compared
-//! with what it should hold. What is left of an earlier attempt is settled the same way.
+//! An ambiguous part is never sent again. Instead its segment is ended, and its message is compared
+//! with the expected content. Parts that an earlier attempt left unconfirmed are reconciled the
+//! same way.
 
 use super::{RunSettings, RunTarget};
 use crate::{
@@ -23,31 +24,33 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-/// Wait before the outbox is looked at again.
+/// Interval of queries for earlier messages in the outbox.
 const OUTBOX_WAIT: Duration = Duration::from_millis(100);
 
-/// Reason for which a run cannot be written any more.
+/// Failure that ends the writing of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WriteEnd {
-    /// Another worker has the lane.
+pub enum WriteError {
+    /// The worker lost the lane.
     Lost,
-    /// Nobody can read the answer. The value is the outcome of the delivery.
+    /// The answer was stopped, deleted or refused. The value is the outcome of the delivery.
     Gone(&'static str),
 }
 
-/// What the agent sent since the last write.
+/// Content that an agent sent since the last write.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub chunks: Vec<Chunk>,
-    /// True if it begins a segment, as the answer begins anew.
+    /// True if the batch begins a segment, since the answer restarts.
     pub begins: bool,
+    /// Id of the last event of the batch.
     pub last_event_id: Option<String>,
     /// Question to people that ends the answer.
     pub ask: Option<AgentAsk>,
-    /// Outcome, if the agent has ended.
+    /// Outcome of the delivery, if the answer is complete.
     pub ended: Option<&'static str>,
 }
 
+/// Writer of one run. Owns the stored state of the run and the message of the current segment.
 pub struct Writer {
     pub(super) context: Arc<AttemptContext>,
     pub(super) term: Arc<WorkerTerm>,
@@ -57,16 +60,18 @@ pub struct Writer {
     pub(super) session: Arc<ActiveSession>,
     pub(super) state: RunState,
     plan: SegmentPlan,
-    /// Content of the segment, with what is being sent.
+    /// Content of the segment, including the part that is being sent.
     pub(super) content: Vec<Chunk>,
-    /// Parts that wait to be sent, by number.
+    /// Stored parts to be sent, with their numbers.
     queue: VecDeque<(i32, PlannedPart)>,
+    /// Time at which the segment began.
     pub(super) segment_at: Instant,
-    /// Time of the last call that wrote.
+    /// Time of the last call that wrote to Slack.
     pub(super) written_at: Option<Instant>,
 }
 
 impl Writer {
+    /// Returns the writer of a run without stored state.
     pub fn new(
         context: Arc<AttemptContext>,
         term: Arc<WorkerTerm>,
@@ -91,7 +96,7 @@ impl Writer {
         }
     }
 
-    /// Adopts the run of an earlier attempt. [`Writer::settle`] follows.
+    /// Loads the state of an earlier attempt. The caller must call [`Writer::settle`] next.
     pub fn adopt(&mut self, stored: StoredRun) {
         self.state = stored.state;
         self.segment_at = Instant::now().checked_sub(stored.segment_age).unwrap_or(self.segment_at);
@@ -99,7 +104,7 @@ impl Writer {
         for RunPart { n, begins, content } in stored.parts {
             match serde_json::from_slice::<Vec<Chunk>>(&content) {
                 Ok(chunks) => all.push((n, PlannedPart { begins, chunks })),
-                Err(error) => error!(%error, n, "failed to parse part of a run; it is dropped"),
+                Err(error) => error!(%error, n, "failed to parse part of run; part dropped"),
             }
         }
         for (n, part) in &all {
@@ -113,8 +118,8 @@ impl Writer {
         self.queue = all.into_iter().filter(|(n, _)| *n > self.state.sent).collect();
     }
 
-    /// Settles what an earlier attempt left, and sends its parts.
-    pub async fn settle(&mut self) -> Result<(), WriteEnd> {
+    /// Reconciles the segment of an earlier attempt, and sends its remaining parts.
+    pub async fn settle(&mut self) -> Result<(), WriteError> {
         match self.state.segment {
             SegmentState::None => {}
             SegmentState::Starting => {
@@ -136,23 +141,23 @@ impl Writer {
         self.send_queued().await
     }
 
-    /// Returns the text of the segment, with what waits to be sent.
+    /// Returns the text of the segment and of the parts to be sent.
     pub fn planned_text(&self) -> String {
         let queued = self.queue.iter().map(|(_, part)| text_of(&part.chunks));
         text_of(&self.content) + &queued.collect::<String>()
     }
 
-    /// Returns the time at which the segment must be ended.
+    /// Returns the time at which the segment must be ended, `None` unless it is an open stream.
     pub fn ends_segment_at(&self) -> Option<Instant> {
         let is_stream = self.state.segment == SegmentState::Open && !self.state.edited;
         is_stream.then(|| self.segment_at + self.settings.segment_period)
     }
 
-    /// Stores a batch and sends it.
-    pub async fn write(&mut self, batch: Batch) -> Result<(), WriteEnd> {
+    /// Stores a batch and sends it to Slack.
+    pub async fn write(&mut self, batch: Batch) -> Result<(), WriteError> {
         if batch.begins {
             self.plan.end_segment();
-            self.plan.forget_fences();
+            self.plan.reset_fences();
         }
         if self.state.segment == SegmentState::None
             || self.ends_segment_at().is_some_and(|at| at <= Instant::now())
@@ -183,16 +188,16 @@ impl Writer {
         self.send_queued().await
     }
 
-    /// Ends the segment if it is old.
-    pub async fn end_old_segment(&mut self) -> Result<(), WriteEnd> {
+    /// Ends the segment if its time has come, see [`Writer::ends_segment_at`].
+    pub async fn end_old_segment(&mut self) -> Result<(), WriteError> {
         match self.ends_segment_at() {
             Some(at) if at <= Instant::now() => self.end_segment().await,
             _ => Ok(()),
         }
     }
 
-    /// Ends the segment. What follows is another one.
-    pub async fn end_segment(&mut self) -> Result<(), WriteEnd> {
+    /// Ends the segment. The next part begins another one.
+    pub async fn end_segment(&mut self) -> Result<(), WriteError> {
         self.plan.end_segment();
         if self.state.segment == SegmentState::Open {
             self.stop_segment().await?;
@@ -202,7 +207,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn send_queued(&mut self) -> Result<(), WriteEnd> {
+    async fn send_queued(&mut self) -> Result<(), WriteError> {
         while let Some((n, part)) = self.queue.front().cloned() {
             if self.state.segment == SegmentState::Open && part.begins {
                 self.stop_segment().await?;
@@ -218,7 +223,7 @@ impl Writer {
     }
 
     /// Begins a segment with a part.
-    async fn begin(&mut self, n: i32, part: PlannedPart) -> Result<(), WriteEnd> {
+    async fn begin(&mut self, n: i32, part: PlannedPart) -> Result<(), WriteError> {
         if self.state.segment != SegmentState::Starting || self.state.segment_from != n {
             self.prepare_segment(n, &part);
             self.save(Vec::new()).await?;
@@ -229,8 +234,8 @@ impl Writer {
         self.opened(n, ts).await
     }
 
-    /// Begins a segment that an earlier attempt may have begun.
-    async fn begin_again(&mut self, n: i32, part: PlannedPart) -> Result<(), WriteEnd> {
+    /// Begins a segment, unless an earlier attempt has begun it.
+    async fn begin_again(&mut self, n: i32, part: PlannedPart) -> Result<(), WriteError> {
         self.content.clone_from(&part.chunks);
         let sent_by = self.segment_at;
         match self.find_segment(sent_by).await? {
@@ -239,7 +244,7 @@ impl Writer {
         }
     }
 
-    async fn opened(&mut self, n: i32, ts: String) -> Result<(), WriteEnd> {
+    async fn opened(&mut self, n: i32, ts: String) -> Result<(), WriteError> {
         (self.state.ts, self.state.sent) = (Some(ts), n);
         self.state.segment = SegmentState::Open;
         self.segment_at = Instant::now();
@@ -254,36 +259,36 @@ impl Writer {
     }
 
     /// Appends a part to the segment.
-    async fn append(&mut self, n: i32, chunks: Vec<Chunk>) -> Result<(), WriteEnd> {
+    async fn append(&mut self, n: i32, chunks: Vec<Chunk>) -> Result<(), WriteError> {
         self.content.extend(chunks.iter().cloned());
         match self.append_to_segment(chunks).await? {
-            Appended::Confirmed => self.confirm(n, SegmentState::Open).await,
-            Appended::Unknown => self.reconcile(n).await,
-            Appended::Expired => {
+            AppendResult::Confirmed => self.confirm(n, SegmentState::Open).await,
+            AppendResult::Unknown => self.reconcile(n).await,
+            AppendResult::Expired => {
                 self.update_segment().await?;
                 self.confirm(n, SegmentState::None).await
             }
         }
     }
 
-    /// Ends a segment whose last part is ambiguous, and makes it whole.
-    async fn reconcile(&mut self, n: i32) -> Result<(), WriteEnd> {
+    /// Ends a segment whose last part is ambiguous, and completes its message.
+    async fn reconcile(&mut self, n: i32) -> Result<(), WriteError> {
         self.settle_segment().await?;
         self.confirm(n, SegmentState::None).await
     }
 
-    async fn confirm(&mut self, n: i32, segment: SegmentState) -> Result<(), WriteEnd> {
+    async fn confirm(&mut self, n: i32, segment: SegmentState) -> Result<(), WriteError> {
         (self.state.sent, self.state.segment) = (n, segment);
         self.save(Vec::new()).await
     }
 
-    /// Returns the text that completes the segment: the end of an open code fence.
+    /// Returns the text that closes an open code fence at the end of the segment.
     pub(super) fn closing(&self) -> String {
         closing_of(&self.content)
     }
 
-    /// Waits for messages of the conversation that were committed before: replies keep their order.
-    async fn wait_for_outbox(&self) -> Result<(), WriteEnd> {
+    /// Waits until the outbox has sent earlier messages of the conversation, to keep their order.
+    async fn wait_for_outbox(&self) -> Result<(), WriteError> {
         let key = &self.delivery.key;
         loop {
             let store = &self.context.clients.store;
@@ -291,31 +296,31 @@ impl Writer {
                 Ok(false) => return Ok(()),
                 Ok(true) => tokio::time::sleep(OUTBOX_WAIT).await,
                 Err(error) => {
-                    warn!(error = %ErrorChain(&error), "failed to look up waiting messages");
+                    warn!(error = %ErrorChain(&error), "failed to query outbox messages of lane");
                     tokio::time::sleep(RECORD_INTERVAL).await;
                 }
             }
             if !self.term.holds() {
-                return Err(WriteEnd::Lost);
+                return Err(WriteError::Fenced);
             }
         }
     }
 
-    /// Saves the state and new parts until Postgres confirms them.
-    pub(super) async fn save(&self, parts: Vec<RunPart>) -> Result<(), WriteEnd> {
+    /// Saves the state and new parts, with retries. Fails if the worker lost the lane.
+    pub(super) async fn save(&self, parts: Vec<RunPart>) -> Result<(), WriteError> {
         let write = RunWrite::new(&self.delivery, self.state.clone(), parts);
         loop {
             match self.context.run_writes.run(write.clone()).await {
                 Some(Ok(true)) => return Ok(()),
-                Some(Ok(false)) => return Err(WriteEnd::Lost),
+                Some(Ok(false)) => return Err(WriteError::Fenced),
                 Some(Err(error)) => {
                     warn!(error = %ErrorChain(&error), "failed to save run");
                 }
-                None => warn!("batch of runs panicked"),
+                None => warn!("failed to save run: batch panicked"),
             }
             tokio::time::sleep(RECORD_INTERVAL).await;
             if !self.term.holds() {
-                return Err(WriteEnd::Lost);
+                return Err(WriteError::Fenced);
             }
         }
     }
@@ -323,10 +328,10 @@ impl Writer {
 
 /// Result of appending a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Appended {
+pub(super) enum AppendResult {
     Confirmed,
-    /// Slack may have it.
+    /// Ambiguous or refused.
     Unknown,
-    /// Slack ended the stream before.
+    /// Slack had ended the stream before.
     Expired,
 }

@@ -1,6 +1,6 @@
-//! Calls that change what Slack shows of a session.
+//! Calls to Slack that set the status, title and prompts of a session.
 
-use super::board::{SessionCall, SessionCallEnd, SessionKey};
+use super::states::{SessionCall, SessionCallResult, SessionKey};
 use crate::{
     context::WorkerTerm,
     dispatch::{
@@ -15,26 +15,26 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
-/// Time after which the status of a session is set again: Slack ends it after an hour.
+/// Time after which the status of a session is renewed. Slack ends it after an hour.
 pub const PROCESSING_FOR: Duration = Duration::from_secs(45 * 60);
-/// Time after which the status of a thread is set again: Slack ends it after two minutes.
+/// Time after which the status of a thread is renewed. Slack ends it after two minutes.
 const THREAD_STATUS_FOR: Duration = Duration::from_secs(90);
-/// Wait after a call that was not answered.
+/// Wait before a failed or ambiguous call is retried.
 const RETRY_WAIT: Duration = Duration::from_secs(5);
 
-/// Result of a call, apart from limits and failures.
+/// Response of Slack to a call.
 enum Answer {
     Accepted,
     Refused(String),
 }
 
-/// Makes a call, by the methods that the connection has.
+/// Makes a call with the methods that the connection supports.
 pub async fn call(
     context: &AttemptContext,
     term: &WorkerTerm,
     key: &SessionKey,
     wanted: &SessionCall,
-) -> SessionCallEnd {
+) -> SessionCallResult {
     let result = match wanted {
         SessionCall::Prompts(prompts) => {
             let body = json!({ "channel_id": key.channel.as_str(), "prompts": prompts });
@@ -42,7 +42,7 @@ pub async fn call(
         }
         _ => by_sessions_or_threads(context, term, key, wanted).await,
     };
-    result.unwrap_or_else(SessionCallEnd::Retry)
+    result.unwrap_or_else(SessionCallResult::Retry)
 }
 
 async fn by_sessions_or_threads(
@@ -50,7 +50,7 @@ async fn by_sessions_or_threads(
     term: &WorkerTerm,
     key: &SessionKey,
     wanted: &SessionCall,
-) -> Result<SessionCallEnd, Duration> {
+) -> Result<SessionCallResult, Duration> {
     let place = json!({ "channel_id": key.channel.as_str(), "thread_ts": key.thread_ts });
     for feature in [Feature::Sessions, Feature::AssistantThreads] {
         if !context.budgets.has(key.connection, feature, Instant::now()) {
@@ -63,8 +63,8 @@ async fn by_sessions_or_threads(
                 body["status"] = if *is_working { "processing" } else { "active" }.into();
                 (Method::SetSessionStatus, PROCESSING_FOR)
             }
-            SessionCall::Status { is_working, words } => {
-                body["status"] = if *is_working { words.as_str() } else { "" }.into();
+            SessionCall::Status { is_working, text } => {
+                body["status"] = if *is_working { text.as_str() } else { "" }.into();
                 (Method::SetStatus, THREAD_STATUS_FOR)
             }
             SessionCall::Title { title, .. } => {
@@ -72,11 +72,11 @@ async fn by_sessions_or_threads(
                 let method = if is_session { Method::RenameSession } else { Method::SetTitle };
                 (method, Duration::ZERO)
             }
-            SessionCall::Prompts(_) => return Ok(SessionCallEnd::Refused),
+            SessionCall::Prompts(_) => return Ok(SessionCallResult::Refused),
         };
         match send(context, term, key, method, &body).await? {
             Answer::Accepted => {
-                return Ok(SessionCallEnd::Shown { for_time, shows_words: !is_session });
+                return Ok(SessionCallResult::Shown { for_time, shows_text: !is_session });
             }
             Answer::Refused(code) if code == "session_not_found" => {
                 return create_session(context, term, key, wanted, body).await;
@@ -85,53 +85,58 @@ async fn by_sessions_or_threads(
                 context.budgets.record_unsupported(key.connection, feature, Instant::now());
             }
             Answer::Refused(code) => {
-                info!(connection = %key.connection, method = method.as_str(), code, "session refused");
-                return Ok(SessionCallEnd::Refused);
+                let (connection, method) = (key.connection, method.as_str());
+                info!(%connection, method, code, "session call refused");
+                return Ok(SessionCallResult::Refused);
             }
         }
     }
-    Ok(SessionCallEnd::Refused)
+    Ok(SessionCallResult::Refused)
 }
 
-/// Creates a session with its title.
+/// Creates a session with the title in `body`.
 async fn create_session(
     context: &AttemptContext,
     term: &WorkerTerm,
     key: &SessionKey,
     wanted: &SessionCall,
     mut body: Value,
-) -> Result<SessionCallEnd, Duration> {
+) -> Result<SessionCallResult, Duration> {
     let is_working = matches!(wanted, SessionCall::Title { is_working: true, .. });
     body["status"] = if is_working { "processing" } else { "active" }.into();
     Ok(match send(context, term, key, Method::SetSessionStatus, &body).await? {
-        Answer::Accepted => SessionCallEnd::Shown { for_time: Duration::ZERO, shows_words: false },
-        Answer::Refused(_) => SessionCallEnd::Refused,
+        Answer::Accepted => {
+            SessionCallResult::Shown { for_time: Duration::ZERO, shows_text: false }
+        }
+        Answer::Refused(_) => SessionCallResult::Refused,
     })
 }
 
-/// Sets prompts. Slack ignores those of an agent with a thread, and refuses those of an assistant
-/// without one.
+/// Sets prompts, first without a thread: Slack ignores prompts with a thread from an agent, and
+/// refuses prompts without one from an assistant.
 async fn set_prompts(
     context: &AttemptContext,
     term: &WorkerTerm,
     key: &SessionKey,
     mut body: Value,
-) -> Result<SessionCallEnd, Duration> {
+) -> Result<SessionCallResult, Duration> {
     let mut answer = send(context, term, key, Method::SetPrompts, &body).await?;
     if matches!(&answer, Answer::Refused(code) if code == "missing_thread_ts") {
         body["thread_ts"] = key.thread_ts.as_str().into();
         answer = send(context, term, key, Method::SetPrompts, &body).await?;
     }
     Ok(match answer {
-        Answer::Accepted => SessionCallEnd::Shown { for_time: Duration::ZERO, shows_words: false },
+        Answer::Accepted => {
+            SessionCallResult::Shown { for_time: Duration::ZERO, shows_text: false }
+        }
         Answer::Refused(code) => {
             info!(connection = %key.connection, code, "suggested prompts refused");
-            SessionCallEnd::Refused
+            SessionCallResult::Refused
         }
     })
 }
 
-/// Sends a call. Returns the time to wait if it was not made, or not answered.
+/// Sends a call. Fails with the time to wait if it was not made or is ambiguous.
 async fn send(
     context: &AttemptContext,
     term: &WorkerTerm,

@@ -1,23 +1,23 @@
 //! Sessions in Slack: status, title and suggested prompts of conversations with agents.
 //!
-//! An attempt says what should be shown and never waits for it. A task makes the calls, within
-//! Slack's limits: `agents.sessions.*`, and for apps that are not declared agents
-//! `assistant.threads.*`. Where neither works nothing is shown. A status is no promise: a call that
-//! is lost with its worker is made up for by the next attempt.
+//! An attempt sets the desired state and never waits for calls. A task makes them, within Slack's
+//! rate limits: `agents.sessions.*`, or `assistant.threads.*` for apps that are not declared as
+//! agents. If Slack refuses both, nothing is shown. Nothing is stored: after the death of a worker
+//! the next attempt corrects the status.
 
-mod board;
+mod states;
 mod calls;
 
-pub use board::SessionKey;
+pub use states::SessionKey;
 
-use super::{attempt_context::AttemptContext, runs::Pace};
+use super::{attempt_context::AttemptContext, runs::CallKind};
 use crate::{
     agent_client::{AgentEvent, Prompt},
     context::WorkerTerm,
 };
-use board::Board;
 use calls::{PROCESSING_FOR, call};
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use states::SessionStates;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -27,34 +27,34 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
-/// Time after which the status of an agent is shown.
+/// Duration of an attempt after which the status is shown.
 const STATUS_AFTER: Duration = Duration::from_secs(2);
-/// Maximum number of calls at once.
+/// Maximum number of concurrent calls.
 const CALLS_MAX: usize = 64;
-/// Maximum time of the last calls of a worker that stops.
-const FINISH_TIMEOUT: Duration = Duration::from_millis(300);
-/// Wait for the end of one of these calls.
+/// Maximum duration of the last calls when the worker stops.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
+/// Wait if [`CALLS_MAX`] calls are in progress.
 const BUSY_WAIT: Duration = Duration::from_millis(50);
-/// Minimum time between two calls of a connection in the mean. Slack allows about 50 in a minute.
+/// Minimum average time between two calls of a connection. Slack allows about 50 per minute.
 const STATUS_INTERVAL: Duration = Duration::from_millis(1_500);
 
 /// Sessions of this worker's attempts.
 #[derive(Default)]
 pub struct Sessions {
-    board: Mutex<Board<Arc<WorkerTerm>>>,
+    states: Mutex<SessionStates<Arc<WorkerTerm>>>,
     changed: Notify,
 }
 
-/// Session of an attempt. The status ends when it is dropped, unless another attempt goes on.
+/// Session of an attempt. Dropping it ends the status, unless another attempt continues the answer.
 pub struct ActiveSession {
     sessions: Arc<Sessions>,
     key: SessionKey,
-    goes_on: AtomicBool,
+    continues: AtomicBool,
 }
 
 impl Sessions {
-    /// Begins an attempt, whose status is shown if it is slow. `may_be_shown`: Slack may show that of
-    /// an earlier one.
+    /// Begins an attempt. Its status is shown after [`STATUS_AFTER`]. `may_be_shown` is true if
+    /// Slack may still show the status of an earlier attempt.
     pub fn begin(
         self: &Arc<Self>,
         key: SessionKey,
@@ -62,27 +62,27 @@ impl Sessions {
         may_be_shown: bool,
     ) -> ActiveSession {
         let due = Instant::now() + STATUS_AFTER;
-        self.board().begin(&key, Arc::clone(term), due, may_be_shown);
+        self.states().begin(&key, Arc::clone(term), due, may_be_shown);
         self.changed.notify_one();
-        ActiveSession { sessions: Arc::clone(self), key, goes_on: AtomicBool::new(false) }
+        ActiveSession { sessions: Arc::clone(self), key, continues: AtomicBool::new(false) }
     }
 
-    fn board(&self) -> MutexGuard<'_, Board<Arc<WorkerTerm>>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn states(&self) -> MutexGuard<'_, SessionStates<Arc<WorkerTerm>>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ActiveSession {
-    /// Sets whether another attempt goes on with the answer, so that the status stays.
-    pub fn set_goes_on(&self, goes_on: bool) {
-        self.goes_on.store(goes_on, Ordering::Relaxed);
+    /// Sets whether another attempt continues the answer, so that the status remains.
+    pub fn set_continues(&self, continues: bool) {
+        self.continues.store(continues, Ordering::Relaxed);
     }
 
     /// Applies an event that changes the session.
     pub fn apply(&self, event: &AgentEvent) {
         match event {
-            AgentEvent::Status(words) => {
-                self.change(|board| board.set_words(&self.key, words.clone()));
+            AgentEvent::Status(text) => {
+                self.change(|states| states.set_status_text(&self.key, text.clone()));
             }
             AgentEvent::Title(title) => self.set_title(title.clone()),
             AgentEvent::Prompts(prompts) => self.set_prompts(prompts.clone()),
@@ -90,54 +90,56 @@ impl ActiveSession {
         }
     }
 
+    /// Sets the title of the session.
     pub fn set_title(&self, title: String) {
-        self.change(|board| board.set_title(&self.key, title));
+        self.change(|states| states.set_title(&self.key, title));
     }
 
+    /// Sets the suggested prompts of the session.
     pub fn set_prompts(&self, prompts: Vec<Prompt>) {
-        self.change(|board| board.set_prompts(&self.key, prompts));
+        self.change(|states| states.set_prompts(&self.key, prompts));
     }
 
-    /// Records that a stream began: Slack shows that the agent works.
+    /// Records the start of a stream, for which Slack shows that the agent works.
     pub fn stream_began(&self) {
         let renew_at = Instant::now() + PROCESSING_FOR;
-        self.change(|board| board.shown_by_slack(&self.key, true, Some(renew_at)));
+        self.change(|states| states.shown_by_slack(&self.key, true, Some(renew_at)));
     }
 
-    /// Records that Slack ended the status with the stream.
+    /// Records that Slack ended the status at the end of a stream.
     pub fn ended_by_slack(&self) {
-        self.change(|board| board.shown_by_slack(&self.key, false, None));
+        self.change(|states| states.shown_by_slack(&self.key, false, None));
     }
 
-    /// Records that a message is posted, with which Slack ends the status of a thread.
+    /// Records that a message was posted, after which Slack ends the status of a thread.
     pub fn reply_posted(&self) {
-        self.change(|board| board.reply_posted(&self.key));
+        self.change(|states| states.reply_posted(&self.key));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Board<Arc<WorkerTerm>>)) {
-        change(&mut self.sessions.board());
+    fn change(&self, change: impl FnOnce(&mut SessionStates<Arc<WorkerTerm>>)) {
+        change(&mut self.sessions.states());
         self.sessions.changed.notify_one();
     }
 }
 
 impl Drop for ActiveSession {
     fn drop(&mut self) {
-        match self.goes_on.load(Ordering::Relaxed) {
-            true => self.change(|board| board.forget(&self.key)),
-            false => self.change(|board| board.end(&self.key)),
+        match self.continues.load(Ordering::Relaxed) {
+            true => self.change(|states| states.forget(&self.key)),
+            false => self.change(|states| states.end(&self.key)),
         }
     }
 }
 
-/// Ends what is shown, when the worker stops.
-pub async fn finish(context: &AttemptContext) {
-    let (due, _) = context.sessions.board().take_calls(Instant::now(), |_| Ok(()));
+/// Makes the calls that are due when the worker stops, within [`FLUSH_TIMEOUT`].
+pub async fn flush(context: &AttemptContext) {
+    let (due, _) = context.sessions.states().take_calls(Instant::now(), |_| Ok(()));
     let calls = due.iter().map(|(key, term, wanted)| call(context, term, key, wanted));
-    let _ = tokio::time::timeout(FINISH_TIMEOUT, join_all(calls)).await;
+    let _ = tokio::time::timeout(FLUSH_TIMEOUT, join_all(calls)).await;
 }
 
-/// Makes the calls that are due. Never returns.
-pub async fn show(context: Arc<AttemptContext>) {
+/// Makes calls when they are due. Never returns.
+pub async fn run_calls(context: Arc<AttemptContext>) {
     let context = &*context;
     let sessions = &context.sessions;
     let mut calls = FuturesUnordered::new();
@@ -146,11 +148,11 @@ pub async fn show(context: Arc<AttemptContext>) {
         let (mut due, mut next) = (Vec::new(), None);
         if calls.len() < CALLS_MAX {
             let mut room = CALLS_MAX - calls.len();
-            (due, next) = sessions.board().take_calls(now, |connection| {
+            (due, next) = sessions.states().take_calls(now, |connection| {
                 if room == 0 {
                     return Err(BUSY_WAIT);
                 }
-                context.budgets.take(connection, Pace::Status, STATUS_INTERVAL, now)?;
+                context.budgets.take(connection, CallKind::Status, STATUS_INTERVAL, now)?;
                 room -= 1;
                 Ok(())
             });
@@ -163,7 +165,7 @@ pub async fn show(context: Arc<AttemptContext>) {
         }
         tokio::select! {
             Some((key, wanted, end)) = calls.next() => {
-                sessions.board().finish(&key, wanted, end, Instant::now());
+                sessions.states().finish(&key, wanted, end, Instant::now());
             }
             () = sessions.changed.notified() => {}
             () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => {}

@@ -23,7 +23,7 @@ pub(super) fn list(input: &Input<'_>, invocation: &CommandInvocation) -> Effects
     invocation.answer(&menu(input))
 }
 
-/// Runs `try`, which is a keyword in Rust.
+/// Runs `try`, a keyword in Rust.
 pub(super) fn try_agent(
     input: &Input<'_>,
     invocation: CommandInvocation,

@@ -1,4 +1,4 @@
-//! Place and author of a command, and the destination of its answer.
+//! Conversation and author of a command, and the destination of its answer.
 
 use super::{super::messages::AgentMessage, effects};
 use serde_json::json;
@@ -24,7 +24,7 @@ pub(crate) struct CommandInvocation {
 }
 
 impl CommandInvocation {
-    /// Returns the invocation of a slash command, whose answer only its author sees.
+    /// Returns the invocation of a slash command. Only its author sees the answer.
     pub(super) fn of_command(
         connection: &ConnectionFacts,
         command: &Command<'_>,
@@ -66,7 +66,7 @@ impl CommandInvocation {
         Ok(Self { conversation, user, surface, is_guest: false, is_private: false, to })
     }
 
-    /// Returns a text to the author; only the author sees it where Slack allows that.
+    /// Returns a message to the author, which only the author sees where Slack allows it.
     pub(in crate::routing) fn reply(&self, text: &str) -> OutgoingMessage {
         let message = match &self.to {
             Destination::ResponseUrl { .. } => {
@@ -82,8 +82,8 @@ impl CommandInvocation {
         Effects { messages: vec![self.reply(text)], ..effects() }
     }
 
-    /// Returns a change with a text for either result. All people of a channel see the
-    /// announcement of a change.
+    /// Returns a change with a text for either result. Everyone in a channel sees the announcement
+    /// of a change.
     pub(super) fn change(
         self,
         action: ConversationChange,
@@ -102,7 +102,7 @@ impl CommandInvocation {
         Change { action, reply: Box::new(reply) }
     }
 
-    /// Returns the message to a channel that tells what its author did there.
+    /// Returns the message that announces the author's change in a channel.
     pub(super) fn announcement(&self, did: &str) -> Option<OutgoingMessage> {
         let channel =
             Some(&self.conversation.channel).filter(|_| self.surface == Surface::Channel)?;

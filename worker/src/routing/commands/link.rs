@@ -67,7 +67,7 @@ pub(super) fn unlink(invocation: CommandInvocation) -> Effects {
     Effects { changes: vec![change], ..effects() }
 }
 
-/// Returns the reason why a person may not change the link of a conversation, if there is one.
+/// Returns the reason why a person may not change the link of a conversation, or `None`.
 pub(super) fn refusal(input: &Input<'_>, invocation: &CommandInvocation) -> Option<String> {
     let binder = input.facts.conversation.linked_by.as_ref();
     match input.connection.settings.link_by {
@@ -81,7 +81,7 @@ pub(super) fn refusal(input: &Input<'_>, invocation: &CommandInvocation) -> Opti
 }
 
 /// Returns whether the app may be in the conversation of a command. Slack accepts commands in
-/// private conversations of others, where the app hears and says nothing.
+/// private conversations that the app is not in and can neither read nor write.
 pub(super) fn may_be_in(input: &Input<'_>, invocation: &CommandInvocation) -> bool {
     !invocation.is_private
         || input.facts.channel_known
@@ -109,8 +109,8 @@ pub(super) fn parse_code(text: &str) -> Option<LinkCode> {
     plain(text).replace(is_formatting, "").parse().ok()
 }
 
-/// Returns a word as it was meant: without quotes, brackets, emphasis and punctuation around it,
-/// without invisible characters, and with any dash as `-`.
+/// Normalizes a word: removes quotes, brackets, emphasis and punctuation around it and invisible
+/// characters, and converts any dash to `-`.
 pub(super) fn plain(word: &str) -> String {
     let word: String = word
         .replace("&lt;", "")
@@ -167,7 +167,7 @@ fn announcement(agent: &str) -> String {
     format!("linked this channel to the agent *{}*.", escape(agent))
 }
 
-/// Returns the text for a result. Invalid codes share one text, so that it reveals nothing.
+/// Returns the text for a result. Invalid codes share one text, which reveals nothing.
 fn result_text(result: &LinkCodeResult) -> String {
     match result {
         LinkCodeResult::Bound { agent, .. } => linked_text(agent),

@@ -1,6 +1,6 @@
 //! Tidegate's commands, in one table for slash commands and text messages.
 //!
-//! A command answers its author and, where Slack allows that, only its author.
+//! The answer to a command goes to its author and, where Slack allows it, only to its author.
 
 mod text;
 mod invocation;
@@ -30,7 +30,7 @@ enum Subcommand {
     Clear,
 }
 
-/// Rows: subcommand, word, argument, description, and whether it is for preview connections alone.
+/// Rows: subcommand, word, argument, description, and true if it is only for preview connections.
 const TABLE: [(Subcommand, &str, &str, &str, bool); 8] = [
     (Subcommand::Help, "help", "", "lists the commands", false),
     (Subcommand::Status, "status", "", "shows the agent that answers here", false),
@@ -49,8 +49,8 @@ fn find_subcommand(word: &str) -> Option<(Subcommand, usize)> {
     Some((row.0, usize::from(!row.2.is_empty())))
 }
 
-/// Returns the subcommand of a command and its argument. No text is `help`; no known word is an
-/// unknown command. The argument may be a code with spaces.
+/// Parses the text of a command. Returns the subcommand, `None` if it is unknown, and its argument,
+/// which may be a code with spaces. An empty text is `help`.
 fn parse(text: &str) -> (Option<Subcommand>, Option<String>) {
     let mut words = text.split_whitespace().map(link::plain).filter(|word| !word.is_empty());
     let subcommand =

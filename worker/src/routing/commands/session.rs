@@ -35,7 +35,7 @@ pub(super) fn clear(input: &Input<'_>, invocation: &CommandInvocation) -> Effect
 }
 
 impl CommandInvocation {
-    /// Returns the change after the agent confirmed.
+    /// Returns the change to commit when the agent confirmed.
     pub(crate) fn clear_change(self) -> Change {
         self.begin_session(
             "The agent was asked to forget this conversation. A new session starts here.",

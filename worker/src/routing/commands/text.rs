@@ -17,7 +17,7 @@ use super::{
 use serde_json::Value;
 use shared::{slack::repair, store::ConnectionFacts};
 
-/// Returns the command in a message, with its text; `None` if the message is for the agent.
+/// Returns the command in a message, with its text, or `None` if the message is for the agent.
 pub(super) fn command(
     webhook: &Webhook<'_>,
     connection: &ConnectionFacts,
@@ -32,12 +32,12 @@ pub(super) fn command(
     Some((invocation, words))
 }
 
-/// Returns whether another company's person wrote a message. In a channel that is shared with
-/// other companies an author of unknown workspace counts as one.
+/// Returns whether a person of another company wrote a message. In a channel that is shared with
+/// other companies, an author of an unknown workspace counts as such a person.
 fn is_by_guest(body: &Value, connection: &ConnectionFacts) -> bool {
     let is_shared = body["is_ext_shared_channel"] == true;
     if connection.team.is_none() && connection.enterprise.is_some() && !is_shared {
-        return false; // all workspaces of the organization
+        return false; // all workspaces of the organization are its own
     }
     let authorized = &body["authorizations"][0]["team_id"];
     let named = if is_shared || authorized.is_string() { authorized } else { &body["team_id"] };
@@ -65,18 +65,18 @@ fn words(text: &str, name: &str, bot: Option<&str>, is_preview_dm: bool) -> Opti
             return Some(rest.join(" "));
         }
         let (word, arguments) = rest.split_first()?;
-        let (find_subcommand, arguments_max) = find_subcommand(word)?;
-        let has_code = find_subcommand == Subcommand::Link
+        let (subcommand, arguments_max) = find_subcommand(word)?;
+        let has_code = subcommand == Subcommand::Link
             && (code(arguments).is_some() || arguments.iter().any(|word| code(&[word]).is_some()));
         return (arguments.len() <= arguments_max || has_code).then(|| rest.join(" "));
     }
-    let is_link = find_subcommand(first)
-        .is_some_and(|(find_subcommand, _)| find_subcommand == Subcommand::Link);
+    let is_link =
+        find_subcommand(first).is_some_and(|(subcommand, _)| subcommand == Subcommand::Link);
     let code = code(if is_link { rest } else { &words }).filter(|_| is_preview_dm)?;
     Some(format!("link {code}"))
 }
 
-/// Returns the link code that words are, with its dashes: other words may look like one.
+/// Parses words as a link code. Its dashes are required, since other words may look like a code.
 fn code(words: &[&str]) -> Option<String> {
     let code: String = words.iter().map(|word| link::plain(word)).collect();
     (code.contains('-') && link::parse_code(&code).is_some()).then_some(code)
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_are_known_by_any_of_their_teams() {
+    fn detects_guests_by_any_team() {
         let connection = |enterprise: Option<&str>, team: Option<&str>| ConnectionFacts {
             id: "00000000000000000000000000000007".parse().expect("an id"),
             org: "acme".parse().expect("an id"),

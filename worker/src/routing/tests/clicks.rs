@@ -1,4 +1,4 @@
-//! Tests of clicks and edits for agents in mode `reply`.
+//! Tests of clicks, edits and interruptions for agents in mode `reply`.
 
 use super::{setup::*, *};
 use serde_json::Value;
@@ -43,7 +43,7 @@ const ASKS: &str = "approval: option 1 on C0001CHAN/1.2 by T0001TEAM/U0001USER: 
     response_url You can't decide this request.";
 
 #[test]
-fn decide_approvals() {
+fn decides_approvals() {
     let decides = || click(json!({}), button("tidegate_approval_1", ID));
     check(&[
         (decides(), &[], ASKS),
@@ -64,9 +64,9 @@ fn decide_approvals() {
 }
 
 #[test]
-fn reach_agent() {
+fn delivers_to_agent() {
     let good = json!({ "type": "feedback_buttons", "action_id": "f", "value": "good" });
-    let kept = "delivery: change keep feedback support good; to acme/support s1 interactive";
+    let kept = "delivery: change record feedback support good; to acme/support s1 interactive";
     let direct = json!({ "channel": { "id": "D1" } });
     check(&[
         (click(json!({}), button("go", "1")), &[], TO_APP_FIRST),
@@ -85,7 +85,7 @@ fn reach_agent() {
 }
 
 #[test]
-fn edits_reach_agent() {
+fn delivers_edits() {
     let text = |text: &str| json!({ "text": text });
     let reruns = "delivery: if C1/1.2 waits; to acme/support s1 background";
     let ignored = "ignore not_a_message";
@@ -104,7 +104,7 @@ fn edits_reach_agent() {
 }
 
 #[test]
-fn messages_interrupt() {
+fn interrupts_run() {
     let interrupts = "delivery: change interrupt a run; to acme/support s1 background; trigger";
     check(&[
         (im("hi"), &[interrupt], interrupts),

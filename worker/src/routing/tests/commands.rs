@@ -130,7 +130,7 @@ fn answers_text_commands_in_place() {
 }
 
 #[test]
-fn refuses_codes_where_app_may_not_be() {
+fn refuses_codes_where_app_is_absent() {
     let consume = "command: consume in channel T0001TEAM/C0001CHAN by U0001USER";
     let refused = "command: response_url This app isn't known to be in this conversation, \
         so nothing was linked. Add the app here or write it a message, \
@@ -150,7 +150,7 @@ fn refuses_codes_where_app_may_not_be() {
 }
 
 #[test]
-fn events_show_where_the_bot_is() {
+fn finds_channels_of_bot() {
     let new = |body: &Body, tweaks: &[Tweak]| {
         let facts = setup(tweaks).facts;
         with_webhook(body, |webhook| new_channel(webhook, &facts))

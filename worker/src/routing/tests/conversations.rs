@@ -30,17 +30,17 @@ fn replies_without_agent() {
 
 #[test]
 fn sends_notice_of_open_circuit() {
-    let told = |method: &str, to: &str| {
+    let notified = |method: &str, to: &str| {
         format!("delivery: {method} {}; {}", WAITING, to.strip_prefix("delivery: ").expect(to))
     };
     let unlinked_text = format!("notice: chat.postMessage {UNLINKED}; trigger");
     check(&[
-        (im("hi"), &[circuit_open], &told("chat.postEphemeral", TO_AGENT)),
-        (channel("hi"), &[circuit_open, bound], &told("chat.postEphemeral", TO_AGENT)),
+        (im("hi"), &[circuit_open], &notified("chat.postEphemeral", TO_AGENT)),
+        (channel("hi"), &[circuit_open, bound], &notified("chat.postEphemeral", TO_AGENT)),
         (
             slash("/deploy", "now"),
             &[circuit_open, forward],
-            &told("response_url", &TO_APP.replace("background", "interactive")),
+            &notified("response_url", &TO_APP.replace("background", "interactive")),
         ),
         // An app gets all messages: a person who did not address it gets no notice.
         (channel("hi"), &[circuit_open, forward], TO_APP),

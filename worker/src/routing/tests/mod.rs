@@ -1,4 +1,4 @@
-//! Tests of decisions by table: a row is a webhook, the facts, and the decision as one line.
+//! Table tests of decisions: a row is a webhook, the facts, and the decision as one line.
 
 /// Defines a test for each row of a table: a webhook, the facts, and the decision.
 macro_rules! decisions {

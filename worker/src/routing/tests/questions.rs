@@ -1,4 +1,4 @@
-//! Tests of the limit of one person's questions.
+//! Tests of the limit of questions per person.
 
 use super::{setup::*, *};
 
@@ -11,7 +11,7 @@ fn refused(to: &str) -> String {
 
 decisions! {
     delivers_below_limit: im("hi"), [asked_29] => TO_AGENT;
-    tells_person_once: im("hi"), [asked_30]
+    notifies_person_once: im("hi"), [asked_30]
         => format!("{}; trigger", refused("chat.postEphemeral"));
     ignores_after_notice: im("hi"), [asked_30, told] => "ignore too_many_questions, addressed";
     refuses_message_in_channel: channel("hi"), [asked_30]

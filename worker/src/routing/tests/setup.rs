@@ -1,4 +1,4 @@
-//! Webhooks, facts, and decisions as text.
+//! Fixtures: webhooks, facts, and decisions as text.
 
 use crate::routing::*;
 use bytes::Bytes;
@@ -63,8 +63,8 @@ pub(super) fn with_webhook<T>(body: &Body, f: impl FnOnce(&Webhook<'_>) -> T) ->
         dedup_key: DedupKey::event(connection, "Ev1"),
         received_at_ms: 1_700_000_000_123,
         media: body.1,
-        signature: HeaderToken::new("v0=00").expect("a word"),
-        timestamp: HeaderToken::new("1700000000").expect("a word"),
+        signature: HeaderToken::new("v0=00").expect("a token"),
+        timestamp: HeaderToken::new("1700000000").expect("a token"),
         retry: None,
         traceparent: None,
         reply: None,
@@ -268,7 +268,7 @@ pub(super) fn slash(command: &str, text: &str) -> Body {
     slash_in("general", command, text)
 }
 
-/// Returns a slash command in a channel that Slack names so.
+/// Returns a slash command in a channel with this name in Slack.
 pub(super) fn slash_in(channel_name: &str, command: &str, text: &str) -> Body {
     form(&[
         ("channel_name", channel_name),
@@ -314,8 +314,8 @@ fn show_effects(effects: &Effects) -> String {
     );
     parts.extend(decide.as_ref().map(|click| {
         let ApprovalUse { option, channel, message_ts, team, user, .. } = click;
-        let told = show_messages(&(click.reply)(&ApprovalResult::NotAllowed));
-        format!("option {option} on {channel}/{message_ts} by {team}/{user}: {told}")
+        let reply = show_messages(&(click.reply)(&ApprovalResult::NotAllowed));
+        format!("option {option} on {channel}/{message_ts} by {team}/{user}: {reply}")
     }));
     parts.extend(edit.as_ref().map(|edit| format!("if {}/{} waits", edit.channel, edit.ts)));
     for change in changes {

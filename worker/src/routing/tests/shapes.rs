@@ -1,4 +1,4 @@
-//! Tests of the receiver of each webhook that Slack documents.
+//! Test of the receiver of each webhook that Slack documents.
 
 use super::{setup::*, *};
 
@@ -23,7 +23,7 @@ fn receiver(decision: &Decision) -> String {
 }
 
 #[test]
-fn every_shape_reaches_its_receiver() {
+fn delivers_each_shape() {
     let mut wrong = Vec::new();
     for shape in all().iter().filter(|shape| shape.is_stored()) {
         let body = body_of(shape);

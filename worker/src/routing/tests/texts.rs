@@ -8,8 +8,8 @@ const TIME: Duration = Duration::from_secs(5);
 const STARTS: [&str; 8] =
     ["", "/lobu ", "lobu ", "/lobu link ", "link ", "<@U0BOT> ", "<@U0BOT|lobu> /lobu ", "<@"];
 
-/// Input: a byte for the start of the text, one for the surface and the connection, and the rest of
-/// the text.
+/// Checks that no text becomes a dead letter. The input has a byte for the start of the text, one
+/// for the surface and the connection, and the rest of the text.
 fn decides_text(input: &[u8]) {
     let [start, place, rest @ ..] = input else { return };
     let start = STARTS[usize::from(*start) % STARTS.len()];

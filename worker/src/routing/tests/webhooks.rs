@@ -4,7 +4,7 @@ use super::{setup::*, *};
 
 const UNKNOWN: &str = "dead letter: connection is unknown: 00000000000000000000000000000007";
 
-/// The status of the connection, and duplicates.
+/// Status of the connection, and duplicates.
 mod connection {
     use super::*;
 
@@ -22,12 +22,14 @@ mod connection {
         ignores_uninstall_if_revoked: fixture("app_uninstalled"), [revoked]
             => "ignore connection_revoked";
         ignores_if_deleted: im("hi"), [deleted] => "ignore connection_deleted, addressed";
-        ignores_event_if_deleted: fixture("reaction_added"), [deleted] => "ignore connection_deleted";
+        ignores_event_if_deleted: fixture("reaction_added"), [deleted]
+            => "ignore connection_deleted";
         keeps_dead_letter_if_unknown: im("hi"), [unknown] => UNKNOWN;
         ignores_duplicate_if_unknown: im("hi"), [unknown, processed] => "ignore duplicate";
         ignores_duplicate_command: slash("/lobu", "unlink"), [processed] => "ignore duplicate";
         ignores_duplicate_uninstall: fixture("app_uninstalled"), [processed] => "ignore duplicate";
-        ignores_duplicate_view: fixture("view_submission"), [processed, forward] => "ignore duplicate";
+        ignores_duplicate_view: fixture("view_submission"), [processed, forward]
+            => "ignore duplicate";
         ignores_duplicate_for_handler: im("hi"), [processed, own_handler] => "ignore duplicate";
     }
 }
@@ -91,7 +93,7 @@ mod agent {
 }
 
 #[test]
-fn deleted_messages_get_no_answer() {
+fn drops_answers_to_deleted_messages() {
     let dropped = "deletion: change drop the answer to a deleted message";
     let deleted = || {
         event_body(json!({
@@ -113,10 +115,10 @@ fn deleted_messages_get_no_answer() {
 }
 
 #[test]
-fn stops_apply_to_conversation() {
+fn stops_runs_of_conversation() {
     let stopped = "command: change stop runs";
     let by_word = "command: change stop runs; trigger";
-    let said = |channel: &str, text: &str, thread: Option<&str>| {
+    let message = |channel: &str, text: &str, thread: Option<&str>| {
         event_body(json!({
             "type": "message", "channel": channel, "user": "U1", "text": text, "ts": "1.2",
             "thread_ts": thread,
@@ -132,11 +134,11 @@ fn stops_apply_to_conversation() {
         (button(), &[], stopped),
         (button(), &[forward], TO_APP),
         (button(), &[no_agent], "ignore not_a_message"),
-        (said("D1", "!stop", None), &[], by_word),
-        (said("C1", " !stop ", Some("1.1")), &[], by_word),
-        (said("C1", "!stop", None), &[], TO_AGENT),
-        (said("D1", "!stop it", None), &[], TO_AGENT),
-        (said("D1", "!stop", None), &[forward], TO_APP),
+        (message("D1", "!stop", None), &[], by_word),
+        (message("C1", " !stop ", Some("1.1")), &[], by_word),
+        (message("C1", "!stop", None), &[], TO_AGENT),
+        (message("D1", "!stop it", None), &[], TO_AGENT),
+        (message("D1", "!stop", None), &[forward], TO_APP),
     ]);
 }
 
@@ -210,7 +212,7 @@ fn answers_bots_up_to_three_times() {
     ]);
 }
 
-/// Webhooks that an app in mode `forward` and a team's own handler get: all.
+/// Webhooks that an app in mode `forward` and a team's own handler get: all of them.
 mod app {
     use super::*;
 

@@ -1,4 +1,6 @@
-//! `tidegate agents`: lists, shows, tests, pauses and resumes agents. `tidegate apply` declares them.
+//! `tidegate agents`: lists, shows, tests, pauses and resumes agents.
+//!
+//! `tidegate apply` creates, changes and deletes them.
 
 mod test;
 
@@ -28,9 +30,9 @@ pub enum Agents {
     List(List),
     /// Show an agent, without its secret.
     Show(AgentArgs),
-    /// Test an agent: ask a signed question, and show the answer. Needs no deployment.
+    /// Send a signed test question to an agent, and check its answer. Needs no deployment.
     Test(Box<test::Test>),
-    /// Pause an agent: no attempt begins, and deliveries wait and do not expire.
+    /// Pause an agent. No attempt begins; deliveries wait and do not expire.
     Pause(AgentArgs),
     /// Resume an agent.
     Resume(AgentArgs),

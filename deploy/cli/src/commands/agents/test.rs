@@ -1,7 +1,8 @@
-//! `tidegate agents test`: asks an agent a signed question, and checks what a worker would.
+//! `tidegate agents test`: sends a signed question to an agent, and checks the answer as a worker
+//! does.
 //!
-//! Needs no deployment. A second question has a wrong signature, which an agent has to refuse. Unlike
-//! a worker the command calls any address, also one of this machine.
+//! Needs no deployment. A second question has a wrong signature, which the agent must reject.
+//! Unlike a worker, the command calls any address, including loopback.
 
 use crate::{output, settings, signature};
 use anyhow::{Context, ensure};
@@ -11,13 +12,13 @@ use serde_json::{Value, json};
 use shared::{domain::ConnectionId, runtime::config, secrets::Secret, slack::repair};
 use std::time::{Duration, Instant};
 
-/// Maximum bytes of an answer, as for workers.
+/// Maximum bytes of an answer, as in workers.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
-/// Characters of a message above which Slack shortens it.
+/// Maximum characters of a message. Slack truncates longer text.
 const MESSAGE_CHARS_MAX: usize = 40_000;
-/// Blocks of a message that Slack allows.
+/// Maximum blocks of a message.
 const BLOCKS_MAX: usize = 50;
-/// Time after which Tidegate shows that the agent is thinking.
+/// Time without an answer after which Slack shows "is thinking…".
 const QUIET_MAX: Duration = Duration::from_secs(2);
 /// Fields of an answer that Tidegate reads.
 const FIELDS: [&str; 4] = ["text", "blocks", "ephemeral", "thread"];
@@ -30,18 +31,18 @@ pub struct Test {
     /// Secret of the agent, as file:<path>, env:<name>, or - for standard input.
     #[arg(long, value_parser = settings::secret)]
     secret: Secret,
-    /// Question.
+    /// Text of the question.
     #[arg(long, default_value = "Hello! Which questions can you answer?")]
     text: String,
-    /// Maximum time of the answer.
+    /// Maximum time until the answer is complete.
     #[arg(long, default_value = "60s", value_parser = config::parse_duration)]
     timeout: Duration,
-    /// Print JSON, one check per line, then the answer.
+    /// Print JSON: one line per check, then the answer.
     #[arg(long)]
     json: bool,
 }
 
-/// Result of a check.
+/// Severity of a check result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
@@ -61,12 +62,13 @@ fn check(level: Level, check: &'static str, summary: impl Into<String>) -> Check
     Check { level, check, summary: summary.into() }
 }
 
-/// Response of the agent.
+/// Response of an agent.
 struct Response {
     status: u16,
     body: Vec<u8>,
-    /// Time until the head of the response, and until its end.
+    /// Time until the response headers arrived.
     first_byte: Duration,
+    /// Time until the response was complete.
     total: Duration,
 }
 
@@ -96,7 +98,7 @@ impl Test {
         Ok(())
     }
 
-    /// Sends the question, as a worker does in mode `reply`.
+    /// Sends the question as a worker does in mode `reply`.
     async fn ask(&self, http: &Client, secret: &Secret) -> anyhow::Result<Response> {
         let connection = ConnectionId::random()?;
         let id = format!("{connection}:event:Ev0TEST");
@@ -110,7 +112,7 @@ impl Test {
         let signature = signature::standard_webhooks(secret, &id, now, body.as_bytes());
         let signature =
             signature.context("the secret whsec_… is malformed; write whsec_ and base64")?;
-        let asked_at = Instant::now();
+        let sent_at = Instant::now();
         let sent = http
             .post(self.url.clone())
             .header("content-type", "application/json")
@@ -121,17 +123,17 @@ impl Test {
             .body(body)
             .send()
             .await;
-        let failed = || format!("failed to ask the agent at {}; check that it runs", self.url);
+        let failed = || format!("failed to call the agent at {}; check that it runs", self.url);
         let mut response = sent.map_err(reqwest::Error::without_url).with_context(failed)?;
-        let (status, first_byte) = (response.status().as_u16(), asked_at.elapsed());
+        let (status, first_byte) = (response.status().as_u16(), sent_at.elapsed());
         let mut body = Vec::new();
-        // One byte too many is seen by the check.
+        // Reads up to one chunk beyond the limit, so that the check detects an oversized body.
         while body.len() <= ANSWER_BYTES_MAX {
             let chunk = response.chunk().await.map_err(reqwest::Error::without_url);
             let Some(chunk) = chunk.with_context(failed)? else { break };
             body.extend_from_slice(&chunk);
         }
-        Ok(Response { status, body, first_byte, total: asked_at.elapsed() })
+        Ok(Response { status, body, first_byte, total: sent_at.elapsed() })
     }
 
     fn print(&self, checks: &[Check], answer: Option<&Value>) -> anyhow::Result<()> {
@@ -162,7 +164,9 @@ fn check_response(response: &Response) -> Vec<Check> {
         401 | 403 => check(
             Level::Problem,
             "status",
-            format!("{status}: the agent refuses the signature; use one secret on both sides"),
+            format!(
+                "{status}: the agent rejected the signature; use the same secret on both sides"
+            ),
         ),
         300..=399 => {
             check(Level::Problem, "status", format!("{status}: redirects are not followed"))
@@ -178,19 +182,21 @@ fn check_response(response: &Response) -> Vec<Check> {
         total.as_millis()
     );
     checks.push(match *first_byte > QUIET_MAX {
-        true => {
-            check(Level::Warning, "time", format!("{times}: people see \"is thinking…\" meanwhile"))
-        }
+        true => check(
+            Level::Warning,
+            "time",
+            format!("{times}: Slack shows \"is thinking…\" until then"),
+        ),
         false => check(Level::Good, "time", times),
     });
     if body.len() > ANSWER_BYTES_MAX {
-        let summary = format!("the answer has over {ANSWER_BYTES_MAX} bytes, and is not used");
+        let summary = format!("the answer exceeds {ANSWER_BYTES_MAX} bytes and is discarded");
         checks.push(check(Level::Problem, "size", summary));
     }
     checks
 }
 
-/// Returns the answer as Tidegate reads it.
+/// Returns the fields of the answer that a worker uses. Appends the results of its checks.
 fn parse_answer(body: &[u8], checks: &mut Vec<Check>) -> Option<Value> {
     let text = repair(body);
     if text.trim().is_empty() {
@@ -198,7 +204,7 @@ fn parse_answer(body: &[u8], checks: &mut Vec<Check>) -> Option<Value> {
         return None;
     }
     let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(&text) else {
-        let summary = "it is no JSON object; answer {\"text\":\"…\"}";
+        let summary = "the answer is not a JSON object; return {\"text\":\"…\"}";
         checks.push(check(Level::Problem, "answer", summary));
         return None;
     };
@@ -209,7 +215,8 @@ fn parse_answer(body: &[u8], checks: &mut Vec<Check>) -> Option<Value> {
             "blocks" => value.is_array(),
             "ephemeral" | "thread" => value.is_boolean(),
             _ => {
-                let summary = format!("field {name} is ignored; known are {}", FIELDS.join(", "));
+                let summary =
+                    format!("field {name} is ignored; known fields: {}", FIELDS.join(", "));
                 checks.push(check(Level::Warning, "answer", summary));
                 continue;
             }
@@ -228,7 +235,7 @@ fn parse_answer(body: &[u8], checks: &mut Vec<Check>) -> Option<Value> {
         (chars, blocks) if chars > MESSAGE_CHARS_MAX || blocks > BLOCKS_MAX => check(
             Level::Warning,
             "answer",
-            format!("{chars} characters and {blocks} blocks: it is shortened for Slack"),
+            format!("{chars} characters and {blocks} blocks: the message is shortened for Slack"),
         ),
         (chars, blocks) => {
             check(Level::Good, "answer", format!("{chars} characters, {blocks} blocks"))
@@ -237,26 +244,26 @@ fn parse_answer(body: &[u8], checks: &mut Vec<Check>) -> Option<Value> {
     Some(Value::Object(answer))
 }
 
-/// Checks the status of a question with a wrong signature.
+/// Checks the response status of the question with a wrong signature.
 fn check_refusal(status: Option<u16>) -> Check {
     match status {
-        Some(401 | 403) => check(Level::Good, "signature", "a wrong signature is refused"),
+        Some(401 | 403) => check(Level::Good, "signature", "a wrong signature is rejected"),
         Some(200..300) => check(
             Level::Warning,
             "signature",
-            "a question with a wrong signature was answered: anybody can ask this agent; \
+            "a question with a wrong signature was answered: anyone can call this agent; \
              verify webhook-signature",
         ),
         Some(status) => check(
             Level::Warning,
             "signature",
-            format!("a wrong signature was answered with {status}; answer 401"),
+            format!("a wrong signature got status {status}; return 401"),
         ),
-        None => check(Level::Warning, "signature", "a wrong signature was not answered"),
+        None => check(Level::Warning, "signature", "a wrong signature got no response; return 401"),
     }
 }
 
-/// Returns what Slack would show.
+/// Renders the answer as text, as Slack would show it.
 fn render(answer: &Value) -> String {
     let text = answer["text"].as_str().unwrap_or_default();
     let mut lines: Vec<String> = Vec::new();
@@ -265,17 +272,17 @@ fn render(answer: &Value) -> String {
         Some(blocks) => lines.extend(blocks.iter().map(render_block)),
         None => lines.extend(text.lines().map(output::sanitize)),
     }
-    let place = match (answer["ephemeral"] == true, answer["thread"].as_bool()) {
-        (true, _) => "only the author sees it",
+    let visibility = match (answer["ephemeral"] == true, answer["thread"].as_bool()) {
+        (true, _) => "visible only to the author",
         (false, Some(true)) => "in a thread",
-        (false, Some(false)) => "beside the thread",
+        (false, Some(false)) => "outside the thread",
         (false, None) => "in the conversation",
     };
     let shown = lines.iter().flat_map(|line| line.lines()).map(|line| format!("  | {line}"));
-    format!("Slack would show, {place}:\n{}", shown.collect::<Vec<_>>().join("\n"))
+    format!("Slack would show, {visibility}:\n{}", shown.collect::<Vec<_>>().join("\n"))
 }
 
-/// Returns the texts of a block, or its type.
+/// Returns the text of a block, or its type in brackets if it has none.
 fn render_block(block: &Value) -> String {
     let kind = block["type"].as_str().unwrap_or("unknown");
     let text = block.pointer("/text/text").and_then(Value::as_str);
@@ -297,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_answer_as_worker_does() {
+    fn parses_answer_as_worker_does() {
         let (checks, answer) = parsed(r#"{"text":"hi","channel":"C9","thread":null}"#);
         assert_eq!(answer, Some(json!({ "text": "hi" })));
         assert_eq!(checks[0].0, Level::Warning);
@@ -326,7 +333,7 @@ mod tests {
           | [actions]
         ");
         insta::assert_snapshot!(render(&json!({ "text": "hi\u{7}", "ephemeral": true })), @r"
-        Slack would show, only the author sees it:
+        Slack would show, visible only to the author:
           | hi�
         ");
     }

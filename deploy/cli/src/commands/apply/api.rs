@@ -1,5 +1,6 @@
-//! `tidegate apply --api`: the control API applies the file, with a key instead of keyrings and
-//! database.
+//! `tidegate apply --api`: sends the file to the control API, which applies it.
+//!
+//! The command then needs an API key, and no access to Postgres, NATS or keyrings.
 
 use crate::settings;
 use anyhow::{Context, bail, ensure};
@@ -14,23 +15,23 @@ use shared::{
 };
 use std::{collections::BTreeMap, time::Duration};
 
-/// Maximum time of a request. Longer than the API takes.
+/// Maximum time of a request. Exceeds the timeout of the API.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Control API that applies the file.
+/// Settings of the control API that applies the file.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub struct ApiSettings {
-    /// Apply by the control API at this address, instead of database, NATS and keyrings. Secrets that
-    /// the file names are sent to it.
+    /// URL of the control API that applies the file, instead of this command with Postgres, NATS
+    /// and keyrings. It receives the secrets that the file refers to.
     #[arg(long, env = "TIDEGATE_API_URL", value_name = "URL", requires = "api_key")]
     api: Option<Url>,
-    /// Key of an owner of all organizations, as file:<path> or env:<name>.
+    /// API key with role owner for all organizations, as file:<path> or env:<name>.
     #[arg(long, env = "TIDEGATE_API_KEY", value_name = "REF", value_parser = settings::secret, requires = "api")]
     api_key: Option<Secret>,
 }
 
-/// Problem of the file, as the API returns it.
+/// Problem in the file, as the API returns it.
 #[derive(Deserialize)]
 struct ReportedProblem {
     line: usize,
@@ -38,13 +39,13 @@ struct ReportedProblem {
 }
 
 impl ApiSettings {
-    /// Returns address and key, if the API is to be used.
+    /// Returns the URL and key of the API, if both are set.
     pub fn target(&self) -> Option<(&Url, &Secret)> {
         self.api.as_ref().zip(self.api_key.as_ref())
     }
 }
 
-/// Applies a file with its secrets. Returns the plan, or the problems of the file.
+/// Applies a file with its secrets. Returns the plan, or the problems in the file.
 pub async fn apply(
     (base, key): (&Url, &Secret),
     file: &str,
@@ -58,27 +59,31 @@ pub async fn apply(
     let _ = rustls::crypto::ring::default_provider().install_default(); // once in a process
     let http = Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .no_proxy() // a proxy of the environment would see secrets
+        .no_proxy() // a proxy from the environment would see secrets
         .timeout(TIMEOUT)
         .build()
         .context("failed to create the HTTP client")?;
-    let url = base.join("/v1/declarations").context("malformed address of the control API")?;
+    let url =
+        base.join("/v1/declarations").context("malformed URL of the control API; check --api")?;
     let body = json!({
         "file": file, "secrets": secrets, "prune": mode.prune, "confirmed": mode.confirmed,
         "dry_run": mode.dry_run,
     });
     let sent = http.post(url).bearer_auth(key.expose()).json(&body).send().await;
-    let response = sent.with_context(|| format!("failed to reach the control API at {base}"))?;
+    let response =
+        sent.with_context(|| format!("failed to call the control API at {base}; check --api"))?;
     let status = response.status();
-    let answer: Value = response.json().await.context("the control API sent no JSON")?;
+    let reply: Value =
+        response.json().await.context("the response of the control API is not JSON")?;
     if status == StatusCode::OK {
-        return Ok(Ok(serde_json::from_value(answer).context("unknown answer of the API")?));
+        return Ok(Ok(serde_json::from_value(reply)
+            .context("the response of the control API has an unknown form")?));
     }
-    let problems = answer["errors"].clone();
+    let problems = reply["errors"].clone();
     if let Ok(problems) = serde_json::from_value::<Vec<ReportedProblem>>(problems) {
         let problems = problems.into_iter().map(|p| FileProblem { line: p.line, text: p.text });
         return Ok(Err(problems.collect()));
     }
-    let detail = answer["detail"].as_str().unwrap_or("no detail");
-    bail!("the control API answered {}: {detail}", status.as_u16())
+    let detail = reply["detail"].as_str().unwrap_or("no detail");
+    bail!("the control API returned {}: {detail}", status.as_u16())
 }

@@ -1,4 +1,4 @@
-//! Application of a file by this program, with database, NATS and keyrings.
+//! `tidegate apply` without `--api`: applies the file with Postgres, NATS and keyrings.
 
 use crate::settings::{Keyrings, NatsSettings, StoreSettings};
 use clap::{ArgMatches, Args, Command, Error, FromArgMatches};
@@ -7,11 +7,11 @@ use shared::{
     store::{ApplyMode, Plan, PlanSummary},
 };
 
-/// Settings of the database, which `--api` replaces.
+/// Settings of Postgres, NATS and the keyrings. `None` if `--api` is passed.
 #[derive(Debug)]
 pub struct Database(pub Option<DatabaseSettings>);
 
-/// Settings of Postgres, NATS and the keyrings.
+/// Settings with which this command applies a file itself.
 #[derive(Debug, clap::Args)]
 pub struct DatabaseSettings {
     #[command(flatten)]
@@ -23,7 +23,9 @@ pub struct DatabaseSettings {
 }
 
 impl DatabaseSettings {
-    /// Applies a file. `review` gets the plan after its commit.
+    /// Applies a file. Calls `review` with the plan after its commit.
+    ///
+    /// Returns the plan, or the problems in the file.
     pub async fn apply(
         &self,
         file: &DeclarationFile,
@@ -39,7 +41,7 @@ impl DatabaseSettings {
     }
 }
 
-// Written by hand: each setting that is required is so without `--api` only.
+// Not derived: required settings are required only without `--api`.
 impl Args for Database {
     fn augment_args(command: Command) -> Command {
         DatabaseSettings::augment_args(command).mut_args(|arg| match arg.is_required_set() {

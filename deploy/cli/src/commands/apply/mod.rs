@@ -1,8 +1,8 @@
 //! `tidegate apply`: applies the organizations, agents, members, apps and connections of a file.
 //!
 //! Prints a plan as a diff, and returns when every ingest has applied it. The plan is one
-//! transaction: after an error nothing is applied. A second run changes nothing. Rows that the file
-//! does not declare stay, except with `--prune`. The control API applies the same file by the same
+//! transaction: after an error nothing is applied. A second run changes nothing. Without `--prune`,
+//! objects that the file does not declare stay. The control API applies files with the same
 //! operation.
 
 mod api;
@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Maximum number of undeclared objects that a plan names.
+/// Maximum number of undeclared objects that the output lists.
 const KEPT_SHOWN: usize = 20;
 
 /// Arguments of `tidegate apply`.
@@ -31,11 +31,11 @@ pub struct Apply {
     /// File that declares organizations, agents, members, apps and connections.
     #[arg(short, long, value_name = "FILE", default_value = "tidegate.toml")]
     file: PathBuf,
-    /// Only print what would change.
+    /// Print the plan without applying it.
     #[arg(long)]
     dry_run: bool,
-    /// Delete what the file does not declare, connections with their data. Requires --yes if
-    /// something would be deleted.
+    /// Delete objects that the file does not declare, connections with their data. Requires --yes
+    /// to delete.
     #[arg(long)]
     prune: bool,
     /// Allow --prune to delete.
@@ -44,7 +44,7 @@ pub struct Apply {
     /// Print JSON: one line per step, then the summary.
     #[arg(long)]
     json: bool,
-    // Before `api`, whose parser takes the argument that it looks for.
+    // Before `api`: parsing `api` consumes the argument whose presence `database` checks.
     #[command(flatten)]
     database: Database,
     #[command(flatten)]
@@ -56,7 +56,7 @@ impl Apply {
     pub async fn run(self) -> anyhow::Result<()> {
         let shown = self.file.display().to_string();
         let text = fs::read_to_string(&self.file)
-            .with_context(|| format!("failed to read {shown}; name the file with --file"))?;
+            .with_context(|| format!("failed to read {shown}; pass --file"))?;
         let folder = self.file.parent().unwrap_or(&self.file);
         let mut secrets = BTreeMap::new();
         let file = read_declarations(&text, &mut |reference| {
@@ -76,14 +76,14 @@ impl Apply {
                 let print = |plan: &PlanSummary| printed = self.print(plan);
                 database.apply(&file, mode, print).await?
             }
-            (None, None) => bail!("no database; set TIDEGATE_POSTGRES_URL, or pass --api"),
+            (None, None) => bail!("no database is set; set TIDEGATE_POSTGRES_URL, or pass --api"),
         };
         let plan = applied.or_else(|problems| bail!("{}", render(&problems, &shown)))?;
         printed?;
         if !plan.applied && !self.dry_run {
             let deleted = plan.steps.iter().filter(|step| step.action == PlanAction::Delete);
             bail!(
-                "would delete what the file does not declare: {}; pass --yes to do it",
+                "would delete objects that the file does not declare: {}; pass --yes to do it",
                 deleted.count()
             );
         }
@@ -131,17 +131,17 @@ impl Apply {
     }
 }
 
-/// Returns a line per problem.
+/// Returns one line per problem, then `nothing applied`.
 fn render(problems: &[FileProblem], file: &str) -> String {
     let lines = problems.iter().map(|p| format!("{file}:{}: {}", p.line, p.text));
     lines.chain(["nothing applied".to_owned()]).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the secret of a reference. Relative paths are relative to the folder of the file.
+/// Returns the secret of a reference. Paths are relative to the folder of the file.
 fn secret(reference: &str, folder: &Path) -> Result<String, String> {
     match reference.split_once(':') {
         Some(("env", name)) => env::var(name).map_err(|_| {
-            format!("environment variable {name} is not set; set it, or name another")
+            format!("environment variable {name} is not set; set it, or change the reference")
         }),
         Some((_, path)) => {
             fs::read_to_string(folder.join(path)).map(|text| text.trim_end().to_owned()).map_err(

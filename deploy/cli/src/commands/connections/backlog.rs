@@ -1,8 +1,8 @@
-//! Backlog of a connection for operators, if it is near a limit.
+//! Text about the backlog of a connection that is near a limit.
 
 use shared::store::ConnectionBacklog;
 
-/// Returns whether a limit is reached.
+/// Returns `full` if a limit is reached, `large` if one is near, or a dash.
 pub fn state(backlog: Option<&ConnectionBacklog>) -> &'static str {
     match backlog {
         Some(backlog) if backlog.deliveries_full || backlog.dead_letters_full => "full",
@@ -11,7 +11,7 @@ pub fn state(backlog: Option<&ConnectionBacklog>) -> &'static str {
     }
 }
 
-/// Returns the counts and what happens at a limit.
+/// Returns the counts, and the effects of limits that are reached.
 pub fn describe(backlog: Option<&ConnectionBacklog>) -> String {
     let Some(backlog) = backlog else { return "-".into() };
     let mib = |bytes: i64| bytes / (1 << 20);
@@ -23,12 +23,12 @@ pub fn describe(backlog: Option<&ConnectionBacklog>) -> String {
         mib(backlog.dead_letter_bytes),
         backlog.messages,
     );
-    for (is_so, what) in [
+    for (applies, effect) in [
         (backlog.deliveries_full, "; full: new deliveries become dead letters without bytes"),
-        (backlog.dead_letters_full, "; new dead letters keep no bytes"),
-        (backlog.ignores, "; what would become a dead letter is ignored"),
+        (backlog.dead_letters_full, "; new dead letters are stored without bytes"),
+        (backlog.ignores, "; webhooks that would become dead letters are ignored"),
     ] {
-        text.push_str(if is_so { what } else { "" });
+        text.push_str(if applies { effect } else { "" });
     }
     text
 }

@@ -1,6 +1,6 @@
-//! `tidegate connections`: lists, imports, disables, enables and deletes connections, and rotates secrets.
+//! `tidegate connections`: lists, imports, changes and deletes connections, and rotates secrets.
 //!
-//! A command returns when every ingest has applied its change.
+//! Commands that change the directory return when every ingest has applied the change.
 
 mod backlog;
 mod import;
@@ -26,7 +26,7 @@ use std::time::Duration;
 use token_rotation::EnableTokenRotation;
 
 const LIST: &str = "tidegate connections list";
-/// Number of changes of bindings that `show` prints.
+/// Maximum number of binding changes that `show` prints.
 const BINDING_CHANGES_SHOWN: i64 = 20;
 
 const COLUMNS: [output::Column; 8] = [
@@ -49,11 +49,11 @@ pub enum Connections {
     Show(Show),
     /// Create connections from the installations of a Bolt app. Continues an interrupted import.
     Import(Box<Import>),
-    /// Disable a connection: ingest answers its webhooks with 404.
+    /// Disable a connection. Ingest answers its webhooks with 404.
     Disable(Change),
     /// Enable a connection.
     Enable(Change),
-    /// Replace the signing secret of a connection. The previous one stays valid for a while.
+    /// Replace the signing secret of a connection. The previous secret stays valid for --overlap.
     RotateSigningSecret(RotateSigningSecret),
     /// Let workers refresh the bot token of a connection before it expires.
     EnableTokenRotation(EnableTokenRotation),
@@ -118,8 +118,8 @@ pub struct RotateSigningSecret {
     /// New signing secret, as file:<path>, env:<name>, or - for standard input.
     #[arg(long, value_parser = settings::secret)]
     secret: Secret,
-    /// Time for which the previous secret stays valid, by the clock of Postgres. A worker ends it
-    /// within a minute after that.
+    /// Time for which the previous secret stays valid. A worker removes it within a minute after
+    /// that.
     #[arg(long, default_value = "24h", value_parser = config::parse_duration)]
     overlap: Duration,
     #[command(flatten)]
@@ -159,7 +159,7 @@ impl Connections {
 
 impl Change {
     async fn set_enabled(&self, enabled: bool) -> anyhow::Result<()> {
-        // While NATS is away the change is stored in Postgres.
+        // The change is stored in Postgres even if NATS is unavailable.
         let (id, js) = (self.connection, self.nats.lazy_jetstream().await?);
         let operations = self.store.operations(&self.store.open()?)?;
         let set = operations.set_connection_enabled(&js, id, enabled).await;
@@ -167,8 +167,9 @@ impl Change {
             let state = if enabled { "enabled" } else { "disabled" };
             return Err(set.expect_err("matched")).with_context(|| {
                 format!(
-                    "connection {id} is {state} in Postgres, but ingests do not know it yet: \
-                     failed to reach NATS at {}; a worker announces it when NATS is back",
+                    "connection {id} is {state} in Postgres, but not on every ingest: \
+                     failed to reach NATS at {}; a worker repeats the change when NATS is \
+                     available",
                     self.nats.nats.servers()
                 )
             });
@@ -232,7 +233,7 @@ async fn find(store: &Store, id: ConnectionId) -> anyhow::Result<ConnectionSumma
     }
 }
 
-/// Returns the ids that the app is installed in.
+/// Returns the ids of the enterprise and workspace of a connection.
 fn installation(connection: &ConnectionSummary) -> String {
     let enterprise = connection.enterprise.as_ref().map(EnterpriseId::as_str);
     let team = connection.team.as_ref().map(TeamId::as_str);

@@ -1,4 +1,4 @@
-//! `tidegate connections move`.
+//! `tidegate connections move`: moves a connection to another organization.
 
 use super::{Change, LIST};
 use crate::output;
@@ -7,10 +7,10 @@ use shared::domain::{AgentId, OrgId};
 /// Arguments of `tidegate connections move`.
 #[derive(Debug, clap::Args)]
 pub struct Move {
-    /// Organization that gets the connection.
+    /// Organization to move the connection to.
     #[arg(long)]
     org: OrgId,
-    /// Agent of the organization, for conversations without a binding.
+    /// Agent of that organization for conversations without a binding.
     #[arg(long)]
     agent: Option<AgentId>,
     #[command(flatten)]
@@ -18,6 +18,7 @@ pub struct Move {
 }
 
 impl Move {
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let Change { connection: id, store, nats } = self.change;
         let (js, operations) = (nats.jetstream().await?, store.operations(&store.open()?)?);

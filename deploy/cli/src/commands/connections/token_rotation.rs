@@ -1,4 +1,4 @@
-//! `tidegate connections enable-token-rotation`: lets workers refresh a bot token that expires.
+//! `tidegate connections enable-token-rotation`: lets workers refresh an expiring bot token.
 
 use crate::{
     output,

@@ -1,7 +1,7 @@
 //! `tidegate dead-letters`: lists, shows, redrives and deletes dead letters.
 //!
-//! A redriven delivery is enqueued at the tail of its conversation. A webhook that intake gave up
-//! on is processed again by the worker that owns its partition; `redrive` waits for that.
+//! `redrive` enqueues a delivery at the tail of its lane. A webhook that intake gave up on is
+//! processed again by the worker that owns its partition, and `redrive` waits for the result.
 
 mod redrive;
 
@@ -18,7 +18,7 @@ use shared::{
 };
 use std::collections::BTreeSet;
 
-/// Maximum number of ids in a message.
+/// Maximum number of ids that a message lists.
 const MAX_NAMED_IDS: usize = 20;
 
 const COLUMNS: [output::Column; 7] = [
@@ -38,9 +38,9 @@ pub enum DeadLetters {
     List(List),
     /// Show a dead letter, without its body by default.
     Show(Show),
-    /// Process dead letters again, after what their conversations received in the meantime.
+    /// Process dead letters again, after later deliveries of their conversations.
     ///
-    /// Waits until workers have processed the webhooks among them. Exits 1 if one fails again.
+    /// Waits until workers have processed those of stage intake. Exits 1 if one fails again.
     Redrive(Redrive),
     /// Delete dead letters permanently.
     Delete(Delete),
@@ -70,7 +70,7 @@ pub struct List {
 pub struct Show {
     /// Id of the dead letter.
     id: i64,
-    /// Print the body, which contains text that people wrote.
+    /// Print the body, which contains text from users.
     #[arg(long)]
     body: bool,
     /// Print JSON.
@@ -169,7 +169,7 @@ impl Show {
         let filter = FailureFilter { ids: Some(vec![self.id]), ..FailureFilter::default() };
         let store = self.store.open_with(self.keyring.rings())?;
         let found = store.dead_letters(&filter, 1, true).await?;
-        let Some(letter) = found.first() else { return not_found(unknown(&[self.id])) };
+        let Some(letter) = found.first() else { return not_found(missing_message(&[self.id])) };
         let body = self.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
         if self.json {
             return output::print_json(&Details { letter, body });
@@ -185,7 +185,7 @@ impl Show {
 fn render(letter: &DeadLetter) -> String {
     let text = |text: &Option<String>| output::or_dash(text.as_deref());
     let bytes = match &letter.unreadable {
-        Some(reason) => format!("failed to open: {}", output::sanitize(reason)),
+        Some(reason) => format!("failed to decrypt: {}", output::sanitize(reason)),
         None if letter.headers.is_empty() => "only in the stream".into(),
         None => letter.body.len().to_string(),
     };
@@ -223,12 +223,12 @@ impl Selection {
         FailureFilter { ids, connection, text, ..FailureFilter::default() }
     }
 
-    /// Returns the selected ids that are not in the set.
+    /// Returns the selected ids that are not in `found`.
     fn without(&self, found: &BTreeSet<i64>) -> Vec<i64> {
         self.ids.iter().copied().filter(|id| !found.contains(id)).collect()
     }
 
-    /// Counts the selection. Fails if it is empty or not confirmed.
+    /// Counts the selection. Returns an error if it is empty or not confirmed.
     async fn confirm(&self, store: &Store, yes: bool, operation: &str) -> anyhow::Result<()> {
         ensure!(self.all || !self.ids.is_empty(), "no dead letters selected; pass ids or --all");
         let count = store.count_dead_letters(&self.filter()).await?;
@@ -236,7 +236,7 @@ impl Selection {
             return not_found("no dead letters found");
         }
         if count == 0 {
-            return not_found(unknown(&self.ids));
+            return not_found(missing_message(&self.ids));
         }
         ensure!(yes, "would {operation}: {count} dead letters; pass --yes to do it");
         Ok(())
@@ -257,17 +257,17 @@ impl Delete {
         }
         let left_out = self.selection.without(&deleted);
         if !left_out.is_empty() {
-            bail!(unknown(&left_out));
+            bail!(missing_message(&left_out));
         }
         Ok(())
     }
 }
 
-fn unknown(ids: &[i64]) -> String {
-    format!("dead letter {} not found; list them with tidegate dead-letters list", named(ids))
+fn missing_message(ids: &[i64]) -> String {
+    format!("dead letter {} not found; list them with tidegate dead-letters list", join_ids(ids))
 }
 
-fn named(ids: &[i64]) -> String {
+fn join_ids(ids: &[i64]) -> String {
     let mut names: Vec<String> = ids.iter().take(MAX_NAMED_IDS).map(ToString::to_string).collect();
     if ids.len() > MAX_NAMED_IDS {
         names.push(format!("and {} more", ids.len() - MAX_NAMED_IDS));
@@ -298,7 +298,7 @@ mod tests {
         let intake = DeadLetter {
             id: 8,
             stage: "intake".into(),
-            reason: "undecodable envelope: it has no headers".into(),
+            reason: "undecodable envelope: no headers".into(),
             ..DeadLetter::default()
         };
         insta::assert_snapshot!(render(&dispatch), @r"
@@ -326,13 +326,13 @@ mod tests {
         insta::assert_snapshot!(output::render_table(&COLUMNS, &[dispatch, intake], row), @r"
         id  stage     sequence  connection                        attempts  given up at           reason
         17  dispatch      1234  00000000000000000000000000000007         3  2026-01-31T12:00:00Z  agent rejected the delivery: 422
-         8  intake           0  -                                        0  -                     undecodable envelope: it has no headers
+         8  intake           0  -                                        0  -                     undecodable envelope: no headers
         ");
     }
 
     #[test]
-    fn names_at_most_20_ids() {
-        assert!(named(&(1..=20).collect::<Vec<_>>()).ends_with("19, 20"));
-        assert!(named(&(1..=22).collect::<Vec<_>>()).ends_with("20, and 2 more"));
+    fn lists_at_most_20_ids() {
+        assert!(join_ids(&(1..=20).collect::<Vec<_>>()).ends_with("19, 20"));
+        assert!(join_ids(&(1..=22).collect::<Vec<_>>()).ends_with("20, and 2 more"));
     }
 }

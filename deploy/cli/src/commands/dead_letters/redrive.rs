@@ -1,6 +1,6 @@
 //! `tidegate dead-letters redrive`: processes dead letters again and waits for the result.
 
-use super::{Selection, named};
+use super::{Selection, join_ids};
 use crate::{
     output::{self, not_found},
     settings::StoreSettings,
@@ -27,13 +27,14 @@ pub struct Redrive {
     /// Maximum time to wait for workers.
     #[arg(long, default_value = "60s", value_parser = config::parse_duration)]
     timeout: Duration,
-    /// Print JSON: the number of redriven dead letters, and the ids of the others.
+    /// Print JSON: the number of redriven dead letters, and the ids of failed and waiting ones.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     store: StoreSettings,
 }
 
+/// State of a redrive.
 #[derive(Serialize)]
 struct Progress {
     redriven: usize,
@@ -42,6 +43,7 @@ struct Progress {
 }
 
 impl Redrive {
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let (store, deadline) = (self.store.open()?, Instant::now() + self.timeout);
         self.selection.confirm(&store, self.yes || !self.selection.all, "redrive").await?;
@@ -49,7 +51,9 @@ impl Redrive {
         let requested = operations.redrive_dead_letters(&self.selection.filter()).await?;
         let left_out = self.selection.without(&requested.iter().copied().collect());
         if requested.is_empty() {
-            return not_found("nothing to redrive: already being redriven, or without bytes");
+            return not_found(
+                "no dead letters redriven: each is already being redriven, or has no bytes",
+            );
         }
         let progress = loop {
             let progress = progress(&store, &requested).await?;
@@ -71,24 +75,24 @@ impl Redrive {
             waiting.is_empty(),
             "not redriven within {}: {}; check with tidegate partitions that workers run",
             humantime::format_duration(self.timeout),
-            named(waiting)
+            join_ids(waiting)
         );
         ensure!(
             failed.is_empty(),
             "failed again: {}; tidegate dead-letters show prints the reason",
-            named(failed)
+            join_ids(failed)
         );
         ensure!(
             left_out.is_empty(),
             "not redriven: {} (not found, already being redriven, or without bytes)",
-            named(&left_out)
+            join_ids(&left_out)
         );
         Ok(())
     }
 }
 
-/// Returns the progress of a redrive. A deleted row is redriven. A row without a redrive time
-/// failed again.
+/// Returns the progress of a redrive. A dead letter whose row is gone has been redriven. A row
+/// without a redrive time has failed again.
 async fn progress(store: &Store, requested: &[i64]) -> anyhow::Result<Progress> {
     let filter = FailureFilter { ids: Some(requested.to_vec()), ..FailureFilter::default() };
     let left = store.dead_letters(&filter, i64::MAX, false).await?;

@@ -1,6 +1,6 @@
-//! `tidegate deliveries retry`, `skip` and `cancel`.
+//! `tidegate deliveries retry`, `skip` and `cancel`: change the heads of lanes, or whole lanes.
 
-use super::{Filter, find, no_delivery};
+use super::{Filter, find, no_delivery_message};
 use crate::{
     output::{self, not_found},
     settings::StoreSettings,
@@ -11,14 +11,14 @@ use shared::store::{DeliveryCount, DeliveryFilter, Store};
 /// Arguments of `tidegate deliveries retry` and `skip`.
 #[derive(Debug, clap::Args)]
 pub struct Change {
-    /// Conversation as <connection>/<lane>, or dedup key or Slack's event id of a webhook.
+    /// Conversation as <connection>/<lane>, or dedup key or event id of a webhook.
     target: Option<String>,
     #[command(flatten)]
     filter: Filter,
     /// Select all conversations.
     #[arg(long, conflicts_with_all = ["target", "connection", "agent", "lane"])]
     all: bool,
-    /// Change more than one delivery. Without this flag only print the number.
+    /// Confirm a change of more than one delivery. Without this flag only print the number.
     #[arg(long)]
     yes: bool,
     /// Print JSON.
@@ -31,7 +31,7 @@ pub struct Change {
 /// Arguments of `tidegate deliveries cancel`.
 #[derive(Debug, clap::Args)]
 pub struct Cancel {
-    /// Cancel all deliveries of the conversations, not only the first ones.
+    /// Cancel all deliveries of the conversations, not only the first of each.
     #[arg(long)]
     whole_lane: bool,
     #[command(flatten)]
@@ -39,7 +39,8 @@ pub struct Cancel {
 }
 
 impl Change {
-    /// Returns the selection and prints its size. Fails if it is empty or not confirmed.
+    /// Prints the size of the selection and returns it. Returns an error if it is empty or not
+    /// confirmed.
     async fn confirm(
         &self,
         store: &Store,
@@ -57,7 +58,7 @@ impl Change {
             None => self.filter.delivery_filter(),
             Some(target) => match find(store, target, self.filter.connection).await? {
                 Some(found) => found,
-                None => return not_found(no_delivery(target)),
+                None => return not_found(no_delivery_message(target)),
             },
         };
         let of_lane = DeliveryFilter { head: None, ..filter.clone() };
@@ -79,6 +80,7 @@ impl Change {
         Ok(if heads_only { filter } else { of_lane })
     }
 
+    /// Attempts the heads of the selected lanes now.
     pub async fn retry(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         let filter = self.confirm(&store, false, false).await?;
@@ -86,13 +88,15 @@ impl Change {
         self.finish("retried", lanes, 0, "already running")
     }
 
+    /// Skips the heads of the selected lanes that are not running.
     pub async fn skip(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         let filter = self.confirm(&store, false, true).await?;
         let done = self.store.operations(&store)?.skip_deliveries(&filter).await?;
-        self.finish("skipped", done.ended, 0, "it runs; cancel it instead")
+        self.finish("skipped", done.ended, 0, "the delivery is running; cancel it instead")
     }
 
+    /// Prints the result. Returns an error if nothing changed.
     fn finish(
         &self,
         done: &str,
@@ -112,20 +116,21 @@ impl Change {
         }
         output::print_line(&format!("{done}: {ended}"))?;
         if requested > 0 {
-            output::print_line(&format!("running, to be ended by their workers: {requested}"))?;
+            output::print_line(&format!("running, cancellation requested: {requested}"))?;
         }
         Ok(())
     }
 }
 
 impl Cancel {
+    /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let Cancel { change, whole_lane } = self;
         let store = change.store.open()?;
         let filter = change.confirm(&store, whole_lane, !whole_lane).await?;
         let operations = change.store.operations(&store)?;
         let done = operations.cancel_deliveries(&filter, whole_lane).await?;
-        change.finish("cancelled", done.ended, done.requested, "it has ended")
+        change.finish("cancelled", done.ended, done.requested, "the delivery has ended")
     }
 }
 

@@ -1,8 +1,8 @@
-//! `tidegate deliveries`: lists, shows, retries, skips and cancels deliveries, by conversation.
+//! `tidegate deliveries`: lists, shows, retries, skips and cancels deliveries by conversation.
 //!
-//! The deliveries of a conversation are a lane, and only the first one, the head, is attempted.
-//! `retry`, `skip` and `cancel` change heads; `cancel --whole-lane` changes all deliveries. Changes
-//! of more than one delivery require `--yes`.
+//! The open deliveries of a conversation form a lane, and only its head, the first delivery, is
+//! attempted. `retry`, `skip` and `cancel` change heads; `cancel --whole-lane` cancels all
+//! deliveries of a lane. Changes of more than one delivery require `--yes`.
 
 mod change;
 
@@ -41,15 +41,15 @@ const OPEN_COLUMNS: [output::Column; 6] = [
 /// Commands of `tidegate deliveries`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Deliveries {
-    /// List conversations with deliveries, longest delayed first.
+    /// List conversations with open deliveries, longest delayed first.
     List(List),
-    /// Show the deliveries of a conversation.
+    /// Show the open deliveries of a conversation.
     Show(Show),
-    /// Attempt the first delivery of conversations now, without its backoff.
+    /// Attempt the first delivery of each conversation now, without waiting for its backoff.
     Retry(Change),
-    /// Skip the first delivery of conversations, unless it runs. Creates no dead letter.
+    /// Skip the first delivery of each conversation, unless it is running. Creates no dead letter.
     Skip(Change),
-    /// Cancel the first delivery of conversations, even if it runs.
+    /// Cancel the first delivery of each conversation, even if it is running.
     Cancel(Cancel),
 }
 
@@ -58,7 +58,7 @@ pub enum Deliveries {
 pub struct List {
     #[command(flatten)]
     filter: Filter,
-    /// List newest conversations first.
+    /// List the newest conversations first.
     #[arg(long)]
     newest: bool,
     /// Maximum number of conversations.
@@ -74,7 +74,7 @@ pub struct List {
 /// Arguments of `tidegate deliveries show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    /// Conversation as <connection>/<lane>, or dedup key or Slack's event id of a webhook.
+    /// Conversation as <connection>/<lane>, or dedup key or event id of a webhook.
     target: String,
     /// Only search webhooks of this connection.
     #[arg(long)]
@@ -163,14 +163,14 @@ impl Show {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.store.open()?;
         let found = find(&store, &self.target, self.connection).await?;
-        let Some(filter) = found else { return not_found(no_delivery(&self.target)) };
-        // The lane, even if the delivery is not its head.
+        let Some(filter) = found else { return not_found(no_delivery_message(&self.target)) };
+        // Finds the lane even if the delivery is not its head.
         let of_lane = DeliveryFilter { head: None, ..filter };
         let states = store.lane_states(&of_lane, false, 1).await?;
         let (Some(state), Some(connection), Some(lane)) =
             (states.first(), of_lane.connection, of_lane.lane)
         else {
-            return not_found(no_delivery(&self.target));
+            return not_found(no_delivery_message(&self.target));
         };
         let open = store.open_deliveries(connection, lane, i64::from(self.limit)).await?;
         if self.json {
@@ -217,13 +217,13 @@ fn open_row(delivery: &OpenDelivery) -> Vec<String> {
     ]
 }
 
-/// Returns the lane that the target names, with the position if it names a webhook.
+/// Returns the lane of a target, and the position of the delivery if the target is a webhook.
 async fn find(
     store: &Store,
     target: &str,
     connection: Option<ConnectionId>,
 ) -> anyhow::Result<Option<DeliveryFilter>> {
-    if let Some((connection, lane)) = named_lane(target) {
+    if let Some((connection, lane)) = parse_lane_target(target) {
         let (connection, lane) = (Some(connection), Some(lane));
         return Ok(Some(DeliveryFilter { connection, lane, ..DeliveryFilter::default() }));
     }
@@ -240,16 +240,16 @@ async fn find(
     Ok(found.pop())
 }
 
-fn named_lane(target: &str) -> Option<(ConnectionId, Lane)> {
+fn parse_lane_target(target: &str) -> Option<(ConnectionId, Lane)> {
     let (connection, lane) = target.split_once('/')?;
     Some((connection.parse().ok()?, lane.parse().ok()?))
 }
 
-fn no_delivery(target: &str) -> String {
+fn no_delivery_message(target: &str) -> String {
     let target = output::sanitize(target);
     format!(
         "no waiting or running delivery of {target} found; \
-         tidegate webhook show {target} prints what is known of a webhook"
+         if it is a webhook, look it up with tidegate webhook show {target}"
     )
 }
 
@@ -258,12 +258,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lane_with_connection() {
+    fn parses_lane_targets() {
         let id = format!("{:032x}", 7);
         let lane = "00000000000000ff";
-        assert!(named_lane(&format!("{id}/{lane}")).is_some());
+        assert!(parse_lane_target(&format!("{id}/{lane}")).is_some());
         for other in [format!("C1/{lane}"), format!("{id}/1.2"), id] {
-            assert!(named_lane(&other).is_none(), "{other}");
+            assert!(parse_lane_target(&other).is_none(), "{other}");
         }
     }
 

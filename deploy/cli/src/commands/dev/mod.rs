@@ -1,8 +1,8 @@
 //! `tidegate dev`: a complete deployment on this machine, without containers and without root.
 //!
 //! Finds or fetches nats-server and Postgres, migrates them, and runs ingest, worker and control.
-//! The state stays in a folder; nothing runs after the end of the command, however it ends. With
-//! `--slack` it connects to a real workspace by Socket Mode.
+//! The state is kept in a folder. When the command ends, even by SIGKILL, all its processes end.
+//! With `--slack` it receives webhooks from a real workspace by Socket Mode.
 
 mod programs;
 mod servers;
@@ -30,27 +30,28 @@ use std::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Maximum time of an answer of a program on this machine.
+/// Maximum time for a response of a program on this machine.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections to Postgres of the relay.
+/// Maximum Postgres connections of the relay.
 const RELAY_CONNECTIONS: u32 = 4;
 
 /// Arguments of `tidegate dev`.
 #[derive(Debug, clap::Args)]
 pub struct Dev {
-    /// Folder of the state. Default: tidegate-dev in XDG_DATA_HOME; /var/lib/tidegate-dev for root.
+    /// Folder of the state. Default: tidegate-dev in XDG_DATA_HOME or ~/.local/share;
+    /// /var/lib/tidegate-dev for root.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// File to apply at the start. Default: tidegate.toml, if it exists.
+    /// File to apply after the start. Default: tidegate.toml, if it exists.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Address for webhooks. Port 0 is a free one.
+    /// Address for webhooks. Port 0 selects a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     ingest_listen: SocketAddr,
-    /// Address of the control API. Port 0 is a free one.
+    /// Address of the control API. Port 0 selects a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
     control_listen: SocketAddr,
-    /// Receive webhooks of a real workspace by Socket Mode, which needs no public address.
+    /// Receive webhooks of a real workspace by Socket Mode, which needs no public URL.
     #[arg(long)]
     slack: bool,
     /// App-level token for Socket Mode, as file:<path>, env:<name>, or - for standard input.
@@ -74,16 +75,16 @@ impl Dev {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let token = if self.slack { Some(self.token()?) } else { None };
-        let started = Instant::now();
+        let began = Instant::now();
         let state = State::open(self.state.as_deref())?;
         let run = Arc::new(RunDir::new("dev")?);
-        let mut parts = Parts::default();
+        let mut started = Started::default();
         let ran = tokio::select! {
-            ran = self.serve(&run, &state, token, &mut parts, started) => ran,
+            ran = self.serve(&run, &state, token, &mut started, began) => ran,
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
         };
-        parts.stop().await;
+        started.stop().await;
         ran
     }
 
@@ -92,34 +93,34 @@ impl Dev {
         run: &Arc<RunDir>,
         state: &State,
         token: Option<Secret>,
-        parts: &mut Parts,
-        started: Instant,
+        started: &mut Started,
+        began: Instant,
     ) -> anyhow::Result<()> {
         let ingest_listen = free_address(self.ingest_listen, "--ingest-listen")?;
         let control_listen = free_address(self.control_listen, "--control-listen")?;
         let keys = state.path("keys").display().to_string();
         run_tidegate(&["keygen", "--out", &keys, "--if-missing"], Vec::new()).await?;
-        let servers = parts.servers.insert(Servers::start(run, state).await?);
+        let servers = started.servers.insert(Servers::start(run, state).await?);
         let nats_url = servers.nats.url();
         run_tidegate(&["migrate"], state.settings("owner", &nats_url)).await?;
         servers.grant().await?;
         for (name, listen) in
             [("ingest", Some(ingest_listen)), ("worker", None), ("control", Some(control_listen))]
         {
-            parts.programs.push(Program::start(run, state, name, &nats_url, listen)?);
+            started.programs.push(Program::start(run, state, name, &nats_url, listen)?);
         }
         let http = Client::builder().no_proxy().timeout(LOCAL_TIMEOUT).build()?;
-        for program in &parts.programs {
+        for program in &started.programs {
             program.wait_until_ready(&http).await?;
         }
         let operator = state.settings("operator", &nats_url);
         if let Some(file) = self.file_to_apply() {
             let shown = file.display().to_string();
-            let said = run_tidegate(&["apply", "--file", &shown], operator.clone()).await?;
-            output::print_line(said.trim_end())?;
+            let applied = run_tidegate(&["apply", "--file", &shown], operator.clone()).await?;
+            output::print_line(applied.trim_end())?;
         }
         let env_file = state.write_operator_settings(&operator)?;
-        for (name, place) in [
+        for (name, location) in [
             ("webhooks", format!("http://{ingest_listen}/api/v1/webhooks/<connection>")),
             ("control API", format!("http://{control_listen}")),
             ("NATS", nats_url.clone()),
@@ -127,10 +128,10 @@ impl Dev {
             ("logs", state.path("logs").display().to_string()),
             ("settings", format!(". {}", env_file.display())),
         ] {
-            output::print_line(&format!("{name:<12} {place}"))?;
+            output::print_line(&format!("{name:<12} {location}"))?;
         }
-        let took = started.elapsed().as_secs_f64();
-        output::print_line(&format!("ready after {took:.1} s; Ctrl-C ends it"))?;
+        let took = began.elapsed().as_secs_f64();
+        output::print_line(&format!("ready after {took:.1} s; press Ctrl-C to stop"))?;
         let relay = async {
             match token {
                 None => std::future::pending().await,
@@ -142,7 +143,9 @@ impl Dev {
                 }
             }
         };
-        let [ingest, worker, control] = &parts.programs[..] else { bail!("three programs run") };
+        let [ingest, worker, control] = &started.programs[..] else {
+            bail!("expected three programs")
+        };
         tokio::select! {
             ended = ingest.ended() => bail!(ended),
             ended = worker.ended() => bail!(ended),
@@ -151,14 +154,13 @@ impl Dev {
         }
     }
 
-    /// Returns the file to apply. A file that was named must exist.
+    /// Returns the file to apply: `--file`, or `tidegate.toml` if it exists.
     fn file_to_apply(&self) -> Option<PathBuf> {
         let default = PathBuf::from("tidegate.toml");
         self.file.clone().or_else(|| Some(default).filter(|file| file.exists()))
     }
 
-    /// Returns the app-level token: the argument, the file of `tidegate init`, or what a person
-    /// types.
+    /// Returns the app-level token: from the argument, the file of `tidegate init`, or a prompt.
     fn token(&self) -> anyhow::Result<Secret> {
         let file = self.file.clone().unwrap_or_else(|| PathBuf::from("tidegate.toml"));
         let stored = file.parent().unwrap_or(Path::new("")).join(settings::APP_TOKEN_FILE);
@@ -189,14 +191,14 @@ fn open_store(state: &State) -> anyhow::Result<Store> {
     Ok(Store::new(&settings, rings, PlanMode::PerCall)?)
 }
 
-/// What has been started, in the order in which it ends.
+/// Running programs and servers. `stop` ends the programs first.
 #[derive(Default)]
-struct Parts {
+struct Started {
     programs: Vec<Program>,
     servers: Option<Servers>,
 }
 
-impl Parts {
+impl Started {
     async fn stop(self) {
         let mut ending = tokio::task::JoinSet::new();
         for program in self.programs {

@@ -13,17 +13,19 @@ use std::sync::Arc;
 
 /// Name of the database.
 const DATABASE: &str = "tidegate";
-/// What each role may do.
+/// Permissions of each role.
 const ROLES_SQL: &str = include_str!("../../../../postgres/roles.sql");
 
-/// The running servers.
+/// Running nats-server and Postgres.
 pub struct Servers {
     pub nats: Nats,
     pub postgres: Postgres,
 }
 
 impl Servers {
-    /// Finds or fetches the servers, and starts them on the data of the state.
+    /// Finds or fetches the servers, and starts them with the data in the folder of the state.
+    ///
+    /// Creates the database and the roles, and writes a file with the URL of each role.
     pub async fn start(run: &Arc<RunDir>, state: &State) -> anyhow::Result<Self> {
         let (nats, postgres) = tokio::join!(finder::nats_server(run), finder::postgres_bin(run));
         let (nats, postgres, users) = (nats?, postgres?, state.nats_users()?);
@@ -40,21 +42,22 @@ impl Servers {
         servers.grant().await?;
         for role in ROLES {
             let (name, password) = (format!("tidegate_{role}"), state.password(role)?);
-            let set = format!("alter role {name} password '{password}'");
-            servers.postgres.execute(DATABASE, &set).await?;
+            let statement = format!("alter role {name} password '{password}'");
+            servers.postgres.execute(DATABASE, &statement).await?;
             let url = servers.postgres.url(&name, &password, DATABASE);
             write_private(&state.key(&format!("{role}.url")), &url)?;
         }
         Ok(servers)
     }
 
-    /// Grants the permissions of the roles: those of a migration's new tables after it.
+    /// Creates the roles and grants their permissions. Has to run again after a migration, for its
+    /// new tables.
     pub async fn grant(&self) -> anyhow::Result<()> {
         let granted = self.postgres.execute(DATABASE, ROLES_SQL).await;
-        granted.context("failed to grant the permissions of deploy/postgres/roles.sql")
+        granted.context("failed to run deploy/postgres/roles.sql")
     }
 
-    /// Stops both: the next start has nothing to recover.
+    /// Stops both servers cleanly, so that the next start needs no recovery.
     pub async fn stop(self) {
         self.nats.process().terminate();
         self.postgres.stop().await;

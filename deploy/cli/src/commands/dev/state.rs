@@ -1,4 +1,4 @@
-//! Folder in which `tidegate dev` keeps its state: keys, data, logs, and the settings of operators.
+//! Folder of the state of `tidegate dev`: keys, data, logs, and settings for other commands.
 
 use crate::dev_settings::{self, write_private};
 use anyhow::{Context, ensure};
@@ -10,17 +10,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Roles of Postgres with passwords, and the files of their addresses.
+/// Postgres roles with a password and a URL file.
 pub const ROLES: [&str; 4] = ["owner", "worker", "operator", "control"];
 
-/// The folder. No other `tidegate dev` uses it meanwhile.
+/// Locked folder of the state. At most one `tidegate dev` uses a folder.
 pub struct State {
     dir: PathBuf,
     _lock: File,
 }
 
 impl State {
-    /// Opens a folder, and creates it if necessary.
+    /// Opens and locks a folder, and creates it if necessary.
     pub fn open(dir: Option<&Path>) -> anyhow::Result<Self> {
         let dir = dev_settings::state_dir(dir)?;
         run_dir::make_dir(&dir)?;
@@ -35,29 +35,29 @@ impl State {
         let locked = lock.try_lock();
         ensure!(
             !matches!(locked, Err(TryLockError::WouldBlock)),
-            "tidegate dev runs already in {}; end it, or name another folder with --state",
+            "tidegate dev is already running in {}; stop it, or pass another folder with --state",
             dir.display()
         );
         locked.with_context(|| format!("failed to lock {}", path.display()))?;
         Ok(Self { dir, _lock: lock })
     }
 
-    /// Returns the path of a file or folder.
+    /// Returns the path of a file or folder in the folder of the state.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Returns the file of a log.
+    /// Returns the path of a log file.
     pub fn log(&self, name: &str) -> PathBuf {
         self.dir.join("logs").join(format!("{name}.log"))
     }
 
-    /// Returns the path of a key.
+    /// Returns the path of a file in the folder of keys.
     pub fn key(&self, name: &str) -> PathBuf {
         self.dir.join("keys").join(name)
     }
 
-    /// Returns the password of a role of Postgres, which the first call creates.
+    /// Returns the password of a Postgres role. Creates it if necessary.
     pub fn password(&self, role: &str) -> anyhow::Result<String> {
         let path = self.key(&format!("postgres-{role}.password"));
         if !path.is_file() {
@@ -66,7 +66,7 @@ impl State {
         fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))
     }
 
-    /// Returns the public keys of the users of NATS, by variable.
+    /// Returns the public keys of the NATS users, by the variables that the permissions name.
     pub fn nats_users(&self) -> anyhow::Result<Vec<(String, String)>> {
         let path = self.key("nats-users.env");
         let text = fs::read_to_string(&path)
@@ -75,7 +75,7 @@ impl State {
         Ok(pairs.map(|(name, key)| (name.to_owned(), key.to_owned())).collect())
     }
 
-    /// Returns the settings of a role: servers and credentials.
+    /// Returns the settings of a role: URLs of the servers, credentials and keyrings.
     pub fn settings(&self, role: &str, nats_url: &str) -> Vec<(String, String)> {
         let user = if role == "owner" { "operator" } else { role };
         let path = |name: &str| self.key(name).display().to_string();
@@ -92,7 +92,7 @@ impl State {
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Writes the settings of an operator as a file for shells. Returns its path.
+    /// Writes the operator's settings to a file that shells can source. Returns its path.
     pub fn write_operator_settings(
         &self,
         settings: &[(String, String)],
@@ -103,8 +103,8 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // The servers of these settings have ended.
-        let _gone_already = fs::remove_file(dev_settings::file(&self.dir));
+        // The servers that the settings name have stopped.
+        let _may_be_absent = fs::remove_file(dev_settings::file(&self.dir));
     }
 }
 
@@ -117,11 +117,11 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("tidegate-state-{}", std::process::id()));
         let state = State::open(Some(&dir)).expect("a folder");
         let error = State::open(Some(&dir)).err().expect("locked").to_string();
-        assert!(error.contains("name another folder with --state"), "{error}");
+        assert!(error.contains("pass another folder with --state"), "{error}");
         let password = state.password("worker").expect("a password");
         assert_eq!(state.password("worker").expect("the same"), password);
         drop(state);
-        drop(State::open(Some(&dir)).expect("free again"));
+        drop(State::open(Some(&dir)).expect("unlocked"));
         fs::remove_dir_all(&dir).expect("removed");
     }
 }

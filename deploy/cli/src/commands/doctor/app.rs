@@ -1,4 +1,5 @@
-//! Comparison of a Slack app's manifest, as Slack exports it, with what Tidegate requires.
+//! Comparison of a Slack app's exported manifest with the URLs, events and scopes that Tidegate
+//! requires.
 //!
 //! A wrong URL of the slash command is easy to miss: Slack sends the command elsewhere, shows the
 //! user "app did not respond", and does not resend it.
@@ -10,8 +11,8 @@ use std::collections::BTreeSet;
 
 const COMPONENT: &str = "app";
 
-/// Compares a manifest with the slash command, the URL of this deployment, and the features of the
-/// app.
+/// Compares the manifest `text` with the slash command `name`, the webhook URL `url`, and the
+/// features of the app.
 pub(super) fn check(text: &str, name: &str, url: &str, features: &[Feature]) -> Vec<Finding> {
     let Ok(manifest) = serde_json::from_str::<Value>(text) else {
         return vec![Finding::problem(
@@ -76,6 +77,7 @@ pub(super) fn check(text: &str, name: &str, url: &str, features: &[Feature]) -> 
     found
 }
 
+/// Appends a finding if an actual URL differs from the required one.
 fn compare(
     found: &mut Vec<Finding>,
     kind: &str,
@@ -94,6 +96,7 @@ fn compare(
     }
 }
 
+/// Appends findings about scopes and event subscriptions.
 fn subscriptions(manifest: &Value, features: &[Feature], found: &mut Vec<Finding>) {
     let listed = |pointer: &str| -> BTreeSet<&str> {
         let list = manifest.pointer(pointer).and_then(Value::as_array);

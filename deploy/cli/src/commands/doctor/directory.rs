@@ -1,5 +1,5 @@
-//! Checks of the directory: its copies of connections, the ingests that read it, and failed
-//! connections.
+//! Checks of the directory: entries older than Postgres, ingests that lag behind, and connections
+//! that do not work.
 
 use super::Finding;
 use shared::{
@@ -14,8 +14,8 @@ const COMPONENT: &str = "directory";
 /// Maximum number of connections that a finding names.
 const MAX_NAMED: usize = 10;
 
-/// Compares the directory with Postgres, and with what every ingest has applied. With `fix`, first
-/// writes entries that are older than Postgres.
+/// Compares the directory with Postgres, and each ingest with the directory. With `fix`, first
+/// rewrites entries that are older than Postgres.
 pub(super) async fn check(
     directory: &Directory,
     store: &Store,
@@ -68,8 +68,9 @@ pub(super) async fn check(
     }
 }
 
-/// Writes entries that are older than Postgres. Returns their number. Those of deleted connections
-/// are left to a worker, which knows their versions.
+/// Writes entries that are older than Postgres. Returns their number.
+///
+/// Leaves entries of deleted connections to a worker, which knows their versions.
 async fn write_stale(directory: &Directory, store: &Store) -> anyhow::Result<u64> {
     let mut written = 0;
     for (id, version) in store.connection_versions(0, i64::MAX).await? {
@@ -92,8 +93,8 @@ fn entries(stale: &[String]) -> Finding {
     Finding::problem(
         COMPONENT,
         format!("entries older than Postgres: {} ({named})", stale.len()),
-        "run tidegate doctor --fix; a worker repairs them within 30 s: check with tidegate \
-         partitions that one runs",
+        "run tidegate doctor --fix; a running worker repairs them within 30 s: check with \
+         tidegate partitions that workers run",
     )
 }
 
@@ -104,7 +105,7 @@ fn ingests(behind: &[String]) -> Finding {
     Finding::problem(
         COMPONENT,
         format!("ingests that have not applied all entries: {}", behind.join(", ")),
-        "read their logs: they fail to read the directory from NATS",
+        "check their logs: they fail to read the directory from NATS",
     )
 }
 
@@ -113,7 +114,7 @@ fn failed(reason: &str) -> Finding {
     Finding::problem(COMPONENT, format!("failed to compare with Postgres: {reason}"), remedy)
 }
 
-/// Returns a warning if a connection has no token, or Slack rejects it.
+/// Returns a warning if a connection has no token, or Slack has rejected its token.
 fn failed_connection(id: ConnectionId, status: ConnectionStatus, reason: &str) -> Option<Finding> {
     let remedy = match status {
         ConnectionStatus::Pending => {
@@ -143,10 +144,10 @@ mod tests {
         insta::assert_snapshot!(render(&found), @r"
         good     directory has all connections of Postgres
         problem  directory entries older than Postgres: 2 (first, second)
-                           → run tidegate doctor --fix; a worker repairs them within 30 s: check with tidegate partitions that one runs
+                           → run tidegate doctor --fix; a running worker repairs them within 30 s: check with tidegate partitions that workers run
         good     directory every running ingest has applied all entries
         problem  directory ingests that have not applied all entries: first, second
-                           → read their logs: they fail to read the directory from NATS
+                           → check their logs: they fail to read the directory from NATS
         problem  directory failed to compare with Postgres: timed out
                            → check the findings about Postgres and NATS
         ");

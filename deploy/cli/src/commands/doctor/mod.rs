@@ -1,10 +1,12 @@
 //! `tidegate doctor`: finds problems of a deployment and of a Slack app, and prints remedies.
 //!
-//! Reads only, except with `--fix`, and asks Slack with the tokens of connections. Exits 1 if a finding is a problem.
+//! Changes nothing without `--fix`. Calls Slack with the tokens of connections. Exits 1 if a
+//! finding is a problem.
 
 mod app;
 mod clock;
 mod directory;
+mod edge;
 mod nats;
 mod postgres;
 mod processes;
@@ -20,7 +22,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use std::{fs, path::PathBuf, time::Duration};
 
-/// Maximum time for a response of a server.
+/// Maximum time for a response of NATS or Postgres.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Arguments of `tidegate doctor`.
@@ -31,7 +33,10 @@ pub struct Doctor {
     manifest: Option<PathBuf>,
     #[command(flatten)]
     app: AppSettings,
-    /// Repair what is safe to repair: entries of the directory that are older than Postgres.
+    /// Send a request to --base-url, and check that it reaches ingest as it was sent.
+    #[arg(long, requires = "base_url")]
+    probe: bool,
+    /// Rewrite entries of the directory that are older than Postgres.
     #[arg(long)]
     fix: bool,
     /// Print JSON, one finding per line.
@@ -49,11 +54,11 @@ pub struct Doctor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
-    /// As it should be.
+    /// No problem found.
     Good,
-    /// Works, but a person should look at it.
+    /// Works, but needs attention.
     Warning,
-    /// Does not work, or will stop to work.
+    /// Does not work, or will stop working.
     Problem,
 }
 
@@ -61,10 +66,10 @@ enum Level {
 #[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
-    /// Checked component, as `nats` or `postgres`.
+    /// Checked component, for example `nats` or `postgres`.
     component: &'static str,
     summary: String,
-    /// Remedy. Empty if nothing has to be done.
+    /// Remedy. Empty if the level is `Good`.
     remedy: String,
 }
 
@@ -111,15 +116,17 @@ impl Doctor {
     pub async fn run(self) -> anyhow::Result<()> {
         let mut findings = Vec::new();
         if let Some(file) = &self.manifest {
-            let text = fs::read_to_string(file).with_context(|| {
-                format!("failed to read {}; name the manifest with --manifest", file.display())
-            })?;
+            let text = fs::read_to_string(file)
+                .with_context(|| format!("failed to read {}; check --manifest", file.display()))?;
             findings.extend(app::check(
                 &text,
                 &self.app.slash_command,
                 &self.app.url()?,
                 &self.app.features,
             ));
+        }
+        if self.probe {
+            edge::check(&self.app.url()?, &mut findings).await?;
         }
         let store = self.store.open_with(self.slack.rings())?;
         let has_schema = postgres::check(&store, &mut findings).await;

@@ -1,4 +1,4 @@
-//! Checks of NATS. A server that does not respond is a finding after a few seconds.
+//! Checks of NATS. A server that does not respond within [`QUERY_TIMEOUT`] is a finding.
 
 use super::{Finding, QUERY_TIMEOUT, clock, directory, processes};
 use async_nats::{Client, jetstream};
@@ -11,10 +11,12 @@ use shared::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const COMPONENT: &str = "nats";
-/// Share of its maximum size above which the stream is a warning.
+/// Share of the stream's maximum size above which the finding is a warning.
 const NEARLY_FULL: f64 = 0.7;
 
-/// Checks NATS, the stream, the permissions and, if the schema can be queried, the directory.
+/// Checks NATS, the stream and the permissions. With a store, also the directory and the processes.
+///
+/// `store` is `None` if its schema cannot be queried. `fix` applies to the directory.
 pub(super) async fn check(
     settings: &config::NatsConfig,
     store: Option<&Store>,
@@ -111,7 +113,7 @@ fn size(bytes: u64, max_bytes: i64) -> Option<Finding> {
     (share > NEARLY_FULL).then(|| Finding::warning(COMPONENT, summary, remedy))
 }
 
-/// Compares the permissions of this NATS user with those that the commands require.
+/// Compares the permissions of this NATS user with those that commands require.
 async fn permissions(client: &Client) -> Finding {
     let request = client.request("$SYS.REQ.USER.INFO", "".into());
     let Ok(Ok(response)) = tokio::time::timeout(QUERY_TIMEOUT, request).await else {
@@ -131,12 +133,12 @@ fn permission(forbidden: &[String]) -> Finding {
     }
     Finding::problem(
         COMPONENT,
-        format!("this NATS user must not publish to {}", forbidden.join(", ")),
+        format!("this NATS user has no permission to publish to {}", forbidden.join(", ")),
         "allow these subjects for the operator's user in the configuration of NATS",
     )
 }
 
-/// Returns the subjects that the commands publish to and the permissions do not allow.
+/// Returns the subjects that commands publish to and the permissions do not allow.
 fn forbidden(permissions: &serde_json::Value) -> Vec<String> {
     let needed = [
         format!("$JS.API.STREAM.INFO.{STREAM}"),
@@ -191,7 +193,11 @@ mod tests {
 
     #[test]
     fn names_forbidden_subjects() {
-        assert_eq!(forbidden(&serde_json::Value::Null), [""; 0], "no permissions, no limits");
+        assert_eq!(
+            forbidden(&serde_json::Value::Null),
+            [""; 0],
+            "without permissions, all subjects are allowed"
+        );
         let some = serde_json::json!({
             "publish": { "allow": ["$JS.API.>"], "deny": ["$JS.API.STREAM.PURGE.>"] },
         });
@@ -208,7 +214,7 @@ mod tests {
         ");
         let subjects = ["$KV.connections.x".to_owned(), "$JS.API.>".to_owned()];
         insta::assert_snapshot!(render(&[permission(&subjects)]), @r"
-        problem  nats      this NATS user must not publish to $KV.connections.x, $JS.API.>
+        problem  nats      this NATS user has no permission to publish to $KV.connections.x, $JS.API.>
                            → allow these subjects for the operator's user in the configuration of NATS
         ");
         insta::assert_snapshot!(render(&[configuration(&[]), configuration(&["its subjects"])]), @r"

@@ -1,4 +1,4 @@
-//! Checks of Postgres. A server that does not respond is a finding after a few seconds.
+//! Checks of Postgres. A server that does not respond within [`QUERY_TIMEOUT`] is a finding.
 
 use super::{Finding, QUERY_TIMEOUT, clock};
 use shared::{
@@ -7,10 +7,11 @@ use shared::{
 };
 
 const COMPONENT: &str = "postgres";
-/// Minimum version of Postgres, as `server_version_num`.
+/// Minimum version of Postgres, in the form of `server_version_num`.
 const MIN_VERSION: i32 = 140_000;
 
-/// Checks Postgres. Returns true if the schema can be queried.
+/// Checks the clock, TLS, version and schema of Postgres. Returns true if the schema can be
+/// queried.
 pub(super) async fn check(store: &Store, findings: &mut Vec<Finding>) -> bool {
     let requested_at = clock::now_ms();
     let facts = match tokio::time::timeout(QUERY_TIMEOUT, store.server_facts()).await {
@@ -35,7 +36,7 @@ pub(super) async fn check(store: &Store, findings: &mut Vec<Finding>) -> bool {
     facts.schema.is_some_and(|version| version >= required)
 }
 
-/// Checks that the keyrings open stored secrets. Rings that are not set are not checked.
+/// Checks that the keyrings decrypt stored secrets. Skips keyrings that are not set.
 pub(super) async fn check_keyrings(store: &Store, findings: &mut Vec<Finding>) {
     match store.find_obstacles().await {
         Ok(obstacles) => findings.extend(obstacles.iter().map(|obstacle| {
@@ -72,7 +73,7 @@ fn schema(version: Option<i64>, required: i64) -> Finding {
         Some(version) if version > required => Finding::warning(
             COMPONENT,
             format!("schema has version {version}, newer than the required {required}"),
-            "finish the roll-out of the newer release",
+            "finish the rollout of the newer release",
         ),
         Some(version) => Finding::problem(
             COMPONENT,
@@ -94,7 +95,7 @@ mod tests {
         insta::assert_snapshot!(render(&schemas), @r"
         good     postgres  schema has the required version 3
         warning  postgres  schema has version 4, newer than the required 3
-                           → finish the roll-out of the newer release
+                           → finish the rollout of the newer release
         problem  postgres  schema has version 2, older than the required 3
                            → run tidegate migrate
         problem  postgres  schema is missing

@@ -1,5 +1,5 @@
-//! Checks that processes run: ingests that answer Slack, workers that read the partitions, and
-//! agents that answer.
+//! Checks of processes: running ingests, partitions without a worker, failing agents, and dead
+//! letters.
 
 use super::Finding;
 use shared::{
@@ -9,10 +9,11 @@ use shared::{
 };
 
 const COMPONENT: &str = "processes";
-/// Maximum number of agents that are named.
+/// Maximum number of agents with a finding.
 const NAMED_MAX: usize = 10;
 
-/// Counts live ingests, owned partitions, failing agents and dead letters.
+/// Checks that ingests run, that every partition has a worker, that agents respond, and that there
+/// are no dead letters.
 pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut Vec<Finding>) {
     match directory.ingests().await {
         Ok(live) => findings.push(ingests(live.len())),
@@ -37,7 +38,7 @@ pub(super) async fn check(directory: &Directory, store: &Store, findings: &mut V
 
 fn failed(reason: &str) -> Finding {
     let remedy = "check the findings about Postgres and NATS";
-    Finding::problem(COMPONENT, format!("failed to look for processes: {reason}"), remedy)
+    Finding::problem(COMPONENT, format!("failed to check processes: {reason}"), remedy)
 }
 
 fn ingests(live: usize) -> Finding {
@@ -45,7 +46,7 @@ fn ingests(live: usize) -> Finding {
         0 => Finding::problem(
             COMPONENT,
             "no ingest runs: Slack's webhooks are not accepted",
-            "start ingest, and ask its /readyz what it lacks",
+            "start ingest, and read the reason from its /readyz",
         ),
         live => Finding::good(COMPONENT, format!("live ingests: {live}")),
     }
@@ -57,7 +58,7 @@ fn partitions(held: usize, all: usize) -> Finding {
         free => Finding::problem(
             COMPONENT,
             format!("partitions without a worker: {free} of {all}; their webhooks wait"),
-            "start workers, and ask their /readyz what they lack",
+            "start workers, and read the reason from their /readyz",
         ),
     }
 }
@@ -68,15 +69,15 @@ fn agent(agent: &AgentState) -> Option<Finding> {
         return Some(Finding::warning(
             COMPONENT,
             format!("agent {name} is paused; deliveries wait: {}", agent.deliveries),
-            format!("tidegate agents resume {name}"),
+            format!("resume it with tidegate agents resume {name}"),
         ));
     }
     agent.circuit_opened_at.as_ref()?;
-    let error = agent.circuit_error.as_deref().unwrap_or("no error is known");
+    let error = agent.circuit_error.as_deref().unwrap_or("unknown error");
     Some(Finding::warning(
         COMPONENT,
         format!("agent {name} does not answer: {error}; deliveries wait: {}", agent.deliveries),
-        format!("ask it yourself with tidegate agents test {}", agent.url),
+        format!("test it with tidegate agents test {} --secret file:<path>", agent.url),
     ))
 }
 
@@ -118,15 +119,15 @@ mod tests {
         findings.extend(dead_letters(3));
         insta::assert_snapshot!(render(&findings), @r"
         problem  processes no ingest runs: Slack's webhooks are not accepted
-                           → start ingest, and ask its /readyz what it lacks
+                           → start ingest, and read the reason from its /readyz
         good     processes live ingests: 2
         problem  processes partitions without a worker: 4 of 64; their webhooks wait
-                           → start workers, and ask their /readyz what they lack
+                           → start workers, and read the reason from their /readyz
         good     processes every partition has a worker
         warning  processes agent acme/helper does not answer: 503; deliveries wait: 120
-                           → ask it yourself with tidegate agents test https://helper.example/
+                           → test it with tidegate agents test https://helper.example/ --secret file:<path>
         warning  processes agent acme/helper is paused; deliveries wait: 120
-                           → tidegate agents resume acme/helper
+                           → resume it with tidegate agents resume acme/helper
         warning  processes dead letters wait for an operator: 3
                            → read their reasons with tidegate dead-letters list
         ");

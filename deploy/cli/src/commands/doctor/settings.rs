@@ -1,13 +1,13 @@
-//! Settings of `tidegate doctor` that other commands do not take in this form: all are optional.
+//! Settings of `tidegate doctor`. Unlike in other commands, the keyrings are optional.
 
 use reqwest::Url;
 use shared::{runtime::config, secrets::KeyRing, store::KeyRings};
 
-/// Slack, the keyring of the tokens that it is asked about, and that of signing secrets.
+/// URL of Slack's Web API, and the keyrings of tokens and signing secrets.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct SlackSettings {
-    /// Keyring of tokens. Without it connections are not compared with their tokens.
+    /// Keyring of tokens. Without it, connections are not compared with their tokens.
     #[arg(
         long,
         env = "TIDEGATE_TOKEN_KEYRING",
@@ -16,7 +16,7 @@ pub(super) struct SlackSettings {
         hide_env_values = true
     )]
     pub(super) token_keyring: Option<KeyRing>,
-    /// Keyring of signing secrets. Without it doctor does not check that it opens them.
+    /// Keyring of signing secrets. Without it, their decryption is not checked.
     #[arg(
         long,
         env = "TIDEGATE_SIGNING_SECRET_KEYRING",
@@ -36,7 +36,7 @@ pub(super) struct SlackSettings {
 }
 
 impl SlackSettings {
-    /// Returns the rings. Those that are not set are empty.
+    /// Returns both keyrings. A keyring that is not set is empty.
     pub(super) fn rings(&self) -> KeyRings {
         KeyRings {
             signing: self.signing_secret_keyring.clone().unwrap_or_default(),

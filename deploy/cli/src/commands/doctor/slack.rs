@@ -1,11 +1,11 @@
-//! Comparison of connections with what Slack answers about their tokens.
+//! Comparison of connections with the app, installation and bot user of their tokens.
 //!
-//! Ingest answers a webhook whose body names another app or installation than the connection's with
-//! 200 and drops it. So a wrong `app` or `team` in `tidegate.toml` loses every webhook, and Slack
-//! reports no error.
+//! Ingest answers a webhook for another app or installation than the connection's with 200 and
+//! drops it. So a wrong `app` or `team` in `tidegate.toml` loses every webhook, and Slack reports
+//! no error.
 
 use super::{Finding, settings::SlackSettings};
-use crate::slack_api::{Answer, SlackApi, TokenFacts};
+use crate::slack_api::{SlackApi, TokenFacts, TokenLookup};
 use futures_util::{StreamExt, stream};
 use shared::{
     domain::{ConnectionStatus, EnterpriseId, TeamId},
@@ -17,19 +17,19 @@ use std::{fmt, time::Duration};
 use tokio::time::Instant;
 
 const COMPONENT: &str = "slack";
-/// Maximum number of connections that are asked about at the same time.
+/// Maximum number of concurrent token lookups.
 const CONCURRENT_MAX: usize = 16;
-/// Maximum time to ask about all connections.
+/// Maximum time of all token lookups together.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximum number of refused tokens that are named.
+/// Maximum number of rejected tokens with a finding.
 const NAMED_MAX: usize = 10;
 
-/// Compares all usable connections with their tokens. The store has the keyring of tokens.
+/// Compares all usable connections with their tokens. `store` needs the keyring of tokens.
 pub(super) async fn check(settings: &SlackSettings, store: &Store, findings: &mut Vec<Finding>) {
     if settings.token_keyring.is_none() {
         return findings.push(Finding::warning(
             COMPONENT,
-            "connections are not compared with their tokens: there is no keyring",
+            "connections are not compared with their tokens: no keyring is set",
             "set TIDEGATE_TOKEN_KEYRING",
         ));
     }
@@ -40,7 +40,7 @@ pub(super) async fn check(settings: &SlackSettings, store: &Store, findings: &mu
     };
     let connections: Vec<_> = connections.into_iter().filter(is_usable).collect();
     match SlackApi::new(&settings.slack_api_url) {
-        Ok(slack) => findings.extend(render(&ask_about_all(&slack, store, connections).await)),
+        Ok(slack) => findings.extend(render(&look_up_all(&slack, store, connections).await)),
         Err(error) => findings.push(Finding::problem(
             COMPONENT,
             format!("{error:#}"),
@@ -49,36 +49,36 @@ pub(super) async fn check(settings: &SlackSettings, store: &Store, findings: &mu
     }
 }
 
-/// Asks about each connection until the first that Slack does not answer, or the end of the time.
-async fn ask_about_all(
+/// Looks up the tokens of connections, until the first lookup fails or the time ends.
+async fn look_up_all(
     slack: &SlackApi,
     store: &Store,
     connections: Vec<ConnectionSummary>,
-) -> Vec<(ConnectionSummary, Answer)> {
+) -> Vec<(ConnectionSummary, TokenLookup)> {
     let deadline = Instant::now() + TIMEOUT;
-    let mut answers = stream::iter(connections)
+    let mut lookups = stream::iter(connections)
         .map(|connection| async move {
-            let answer = async {
+            let lookup = async {
                 match store.load_bot_token(connection.id).await {
-                    Ok(Some(token)) => match slack.ask(&token).await {
-                        Answer::RateLimited(time) => {
-                            Answer::Failed(format!("rate limited for {time:?}"))
+                    Ok(Some(token)) => match slack.look_up_token(&token).await {
+                        TokenLookup::RateLimited(time) => {
+                            TokenLookup::Failed(format!("rate limited for {time:?}"))
                         }
-                        answer => answer,
+                        lookup => lookup,
                     },
-                    Ok(None) => Answer::Refused("it has no token any more".into()),
-                    Err(error) => Answer::Failed(ErrorChain(&error).to_string()),
+                    Ok(None) => TokenLookup::Rejected("its token was deleted".into()),
+                    Err(error) => TokenLookup::Failed(ErrorChain(&error).to_string()),
                 }
             };
-            let answer = tokio::time::timeout_at(deadline, answer).await;
-            let late = || Answer::Failed(format!("it took over {TIMEOUT:?}"));
-            (connection, answer.unwrap_or_else(|_| late()))
+            let lookup = tokio::time::timeout_at(deadline, lookup).await;
+            let late = || TokenLookup::Failed(format!("not finished within {TIMEOUT:?}"));
+            (connection, lookup.unwrap_or_else(|_| late()))
         })
         .buffer_unordered(CONCURRENT_MAX);
     let mut all = Vec::new();
-    while let Some(answer) = answers.next().await {
-        let is_over = matches!(answer.1, Answer::Failed(_));
-        all.push(answer);
+    while let Some(lookup) = lookups.next().await {
+        let is_over = matches!(lookup.1, TokenLookup::Failed(_));
+        all.push(lookup);
         if is_over {
             break;
         }
@@ -87,28 +87,28 @@ async fn ask_about_all(
 }
 
 /// Returns the findings about connections and their tokens.
-fn render(answers: &[(ConnectionSummary, Answer)]) -> Vec<Finding> {
-    let (mut findings, mut matching, mut refused) = (Vec::new(), 0, 0);
-    for (connection, answer) in answers {
-        match answer {
-            Answer::Answered(facts) => {
+fn render(lookups: &[(ConnectionSummary, TokenLookup)]) -> Vec<Finding> {
+    let (mut findings, mut matching, mut rejected) = (Vec::new(), 0, 0);
+    for (connection, lookup) in lookups {
+        match lookup {
+            TokenLookup::Found(facts) => {
                 let found = mismatches(connection, facts);
                 matching += usize::from(found.is_empty());
                 findings.extend(found);
             }
-            Answer::Refused(code) => {
-                refused += 1;
-                if refused <= NAMED_MAX {
+            TokenLookup::Rejected(code) => {
+                rejected += 1;
+                if rejected <= NAMED_MAX {
                     findings.push(Finding::warning(
                         COMPONENT,
-                        format!("the token of connection {} is of no use: {code}", connection.id),
+                        format!("the token of connection {} is unusable: {code}", connection.id),
                         "install the app again and declare its new token with tidegate apply",
                     ));
                 }
             }
-            // Replaced by a failure above.
-            Answer::RateLimited(_) => {}
-            Answer::Failed(reason) => findings.push(Finding::warning(
+            // `look_up_all` replaces this by `Failed`.
+            TokenLookup::RateLimited(_) => {}
+            TokenLookup::Failed(reason) => findings.push(Finding::warning(
                 COMPONENT,
                 format!("failed to compare connections with their tokens: {reason}"),
                 "check TIDEGATE_TOKEN_KEYRING, and the network path to TIDEGATE_SLACK_API_URL",
@@ -122,7 +122,7 @@ fn render(answers: &[(ConnectionSummary, Answer)]) -> Vec<Finding> {
     findings
 }
 
-/// Returns the findings about one connection. The comparison of installations is that of ingest.
+/// Returns the findings about one connection. Compares installations as ingest does.
 fn mismatches(connection: &ConnectionSummary, facts: &TokenFacts) -> Vec<Finding> {
     let id = connection.id;
     let dropped = "ingest drops the webhooks that Slack sends for it";
@@ -162,7 +162,7 @@ fn mismatches(connection: &ConnectionSummary, facts: &TokenFacts) -> Vec<Finding
     found
 }
 
-/// Ids of an installation, in the words of `tidegate.toml`.
+/// Ids of an installation, named as in `tidegate.toml`.
 struct Ids<'a>(Option<&'a EnterpriseId>, Option<&'a TeamId>);
 
 impl fmt::Display for Ids<'_> {
@@ -209,8 +209,13 @@ mod tests {
         }
     }
 
-    fn answered(app: &str, enterprise: Option<&str>, team: Option<&str>, bot_user: &str) -> Answer {
-        Answer::Answered(TokenFacts {
+    fn token_of(
+        app: &str,
+        enterprise: Option<&str>,
+        team: Option<&str>,
+        bot_user: &str,
+    ) -> TokenLookup {
+        TokenLookup::Found(TokenFacts {
             installation: Installation {
                 enterprise: enterprise.map(|id| id.parse().expect("an id")),
                 team: team.map(|id| id.parse().expect("an id")),
@@ -224,12 +229,12 @@ mod tests {
     fn renders_mismatches() {
         let one = Some("T1");
         let found = render(&[
-            (connection(None, one), answered("A2", None, one, "U1")),
-            (connection(None, one), answered("A1", None, Some("T2"), "U1")),
-            (connection(Some("E1"), None), answered("A1", Some("E2"), None, "U1")),
-            (connection(Some("E1"), one), answered("A1", Some("E1"), Some("T2"), "U2")),
-            (connection(None, one), Answer::Refused("invalid_auth".into())),
-            (connection(None, one), Answer::Failed("connection refused".into())),
+            (connection(None, one), token_of("A2", None, one, "U1")),
+            (connection(None, one), token_of("A1", None, Some("T2"), "U1")),
+            (connection(Some("E1"), None), token_of("A1", Some("E2"), None, "U1")),
+            (connection(Some("E1"), one), token_of("A1", Some("E1"), Some("T2"), "U2")),
+            (connection(None, one), TokenLookup::Rejected("invalid_auth".into())),
+            (connection(None, one), TokenLookup::Failed("connection refused".into())),
         ]);
         insta::assert_snapshot!(render_findings(&found), @r#"
         problem  slack     connection 00000000000000000000000000000007 is declared for app A1, and its token is of app A2: ingest drops the webhooks that Slack sends for it
@@ -242,7 +247,7 @@ mod tests {
                            → declare it for team T2 of enterprise E1 in tidegate.toml, and run tidegate apply
         problem  slack     connection 00000000000000000000000000000007 is declared with bot user U1, and its token is of U2: mentions and its own messages are not recognized
                            → set bot_user = "U2" for it in tidegate.toml, and run tidegate apply
-        warning  slack     the token of connection 00000000000000000000000000000007 is of no use: invalid_auth
+        warning  slack     the token of connection 00000000000000000000000000000007 is unusable: invalid_auth
                            → install the app again and declare its new token with tidegate apply
         warning  slack     failed to compare connections with their tokens: connection refused
                            → check TIDEGATE_TOKEN_KEYRING, and the network path to TIDEGATE_SLACK_API_URL
@@ -250,18 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn accepts_what_ingest_accepts() {
-        let no_app = Answer::Answered(TokenFacts {
+    fn accepts_matching_installations() {
+        let no_app = TokenLookup::Found(TokenFacts {
             installation: Installation { enterprise: None, team: "T1".parse().ok() },
             bot_user: None,
             app: None,
         });
         let found = render(&[
-            (connection(None, Some("T1")), answered("A1", None, Some("T1"), "U1")),
-            (connection(None, Some("T1")), answered("A1", Some("E1"), Some("T1"), "U1")),
-            (connection(Some("E1"), None), answered("A1", Some("E1"), Some("T1"), "U1")),
-            (connection(Some("E1"), None), answered("A1", Some("E1"), None, "U1")),
-            (connection(None, None), answered("A1", None, Some("T9"), "U1")),
+            (connection(None, Some("T1")), token_of("A1", None, Some("T1"), "U1")),
+            (connection(None, Some("T1")), token_of("A1", Some("E1"), Some("T1"), "U1")),
+            (connection(Some("E1"), None), token_of("A1", Some("E1"), Some("T1"), "U1")),
+            (connection(Some("E1"), None), token_of("A1", Some("E1"), None, "U1")),
+            (connection(None, None), token_of("A1", None, Some("T9"), "U1")),
             (connection(None, Some("T1")), no_app),
         ]);
         insta::assert_snapshot!(

@@ -1,11 +1,11 @@
-//! Text of the file that `tidegate init` writes for `tidegate apply`.
+//! Declaration file that `tidegate init` writes for `tidegate apply`.
 
 use shared::domain::{AgentId, AgentMode, AppId, ConnectionId, EnterpriseId, OrgId, TeamId};
 
-/// Folder of the secrets, beside the file.
+/// Folder of the secrets, beside the declaration.
 pub const SECRETS_FOLDER: &str = ".tidegate";
 
-/// Objects to declare.
+/// Organization, agent and connection to declare.
 #[derive(Debug)]
 pub struct Declaration {
     pub organization: OrgId,
@@ -20,9 +20,9 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Returns the file.
+    /// Returns the text of the file.
     pub fn render(&self) -> String {
-        let place = match (&self.team, &self.enterprise) {
+        let installation = match (&self.team, &self.enterprise) {
             (Some(team), _) => format!("team = {}\n", quote(team.as_str())),
             (None, Some(enterprise)) => format!("enterprise = {}\n", quote(enterprise.as_str())),
             (None, None) => String::new(),
@@ -35,8 +35,8 @@ impl Declaration {
              \n[[agent]]\norganization = {organization}\nid = {agent}\nmode = \"{mode}\"\n\
              url = {url}\nsecret = \"file:{SECRETS_FOLDER}/agent.secret\"\n\
              \n[[connection]]\nid = \"{connection}\"\norganization = {organization}\n\
-             agent = {agent}          # answers conversations that no link code has linked\n\
-             app = {app}\n{place}{bot_user}\
+             agent = {agent}          # answers conversations without a binding\n\
+             app = {app}\n{installation}{bot_user}\
              signing_secret = \"file:{SECRETS_FOLDER}/signing.secret\"\n\
              bot_token = \"file:{SECRETS_FOLDER}/bot.token\"\n",
             organization = quote(self.organization.as_str()),
@@ -50,7 +50,7 @@ impl Declaration {
     }
 }
 
-/// Returns a string of TOML. JSON's escapes are TOML's, too.
+/// Returns a TOML string. TOML has the escapes of JSON, but requires one for U+007F.
 fn quote(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renders_every_place() {
+    fn renders_every_installation() {
         let id = "0123456789abcdef0123456789abcdef";
         let mut declaration = Declaration {
             organization: "local".parse().expect("an id"),

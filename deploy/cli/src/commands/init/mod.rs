@@ -1,8 +1,8 @@
-//! `tidegate init`: from no Slack app to a declared connection.
+//! `tidegate init`: guides an operator from no Slack app to a declared connection.
 //!
-//! Prints the manifest of an app and the link that creates it, takes its secrets from files, the
-//! environment or a prompt, asks Slack whose they are, writes the declaration, and applies it to the
-//! deployment of the environment or to a running `tidegate dev`.
+//! Prints the manifest of an app and the link that creates it, reads its secrets from files, the
+//! environment or a prompt, looks up their app and workspace in Slack, writes the declaration, and
+//! applies it to the deployment that the environment names, or to a running `tidegate dev`.
 
 mod declaration;
 
@@ -10,7 +10,7 @@ use crate::{
     app_manifest::{self, DEFAULT_FEATURES, Delivery, base_url, creation_link},
     dev_settings, output,
     settings::{self, APP_TOKEN_FILE},
-    slack_api::{Answer, SlackApi, SocketAddress, TokenFacts},
+    slack_api::{SlackApi, SocketAddress, TokenFacts, TokenLookup},
 };
 use anyhow::{Context, bail, ensure};
 use declaration::{Declaration, SECRETS_FOLDER};
@@ -27,9 +27,9 @@ use std::{
     process::Command,
 };
 
-/// Length of a signing secret: 32 hexadecimal digits.
+/// Number of hexadecimal digits of a signing secret.
 const SIGNING_SECRET_LENGTH: usize = 32;
-/// Agent of a prompt without an answer: deploy/compose/agent.py on this machine.
+/// Default of the prompt for the URL of the agent: deploy/compose/agent.py on this machine.
 const DEFAULT_AGENT_URL: &str = "http://localhost:8000/";
 
 /// Arguments of `tidegate init`.
@@ -41,11 +41,11 @@ pub struct Init {
     /// Name of the app.
     #[arg(long, default_value = "Lobu")]
     name: String,
-    /// Slash command, with its slash.
+    /// Slash command, including the slash.
     #[arg(long, env = "TIDEGATE_SLASH_COMMAND", value_name = "COMMAND", default_value = "/lobu")]
     slash_command: String,
-    /// URL at which Slack reaches this deployment, as https://gateway.example.com. Default: none,
-    /// and Socket Mode.
+    /// Public URL of this deployment, for example https://gateway.example.com. Without it, the app
+    /// uses Socket Mode.
     #[arg(long, env = "TIDEGATE_BASE_URL", value_name = "URL", value_parser = base_url)]
     base_url: Option<String>,
     /// Organization to declare.
@@ -57,7 +57,7 @@ pub struct Init {
     /// URL of the agent. Default: a prompt.
     #[arg(long, value_name = "URL")]
     agent_url: Option<String>,
-    /// Mode of the agent: reply, or forward for an app written with Bolt.
+    /// Mode of the agent: reply, or forward for a Bolt app.
     #[arg(long, value_name = "MODE", default_value = "reply")]
     agent_mode: AgentMode,
     /// Signing secret of the app, as file:<path>, env:<name>, or - for standard input. Default: a
@@ -70,7 +70,7 @@ pub struct Init {
     /// App-level token with connections:write, for Socket Mode, in the same form.
     #[arg(long, value_name = "SECRET", value_parser = settings::secret, conflicts_with = "base_url")]
     app_token: Option<Secret>,
-    /// Folder of the state of tidegate dev. Default: as of tidegate dev.
+    /// Folder of the state of tidegate dev. Default: that of tidegate dev.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Base URL of Slack's Web API.
@@ -94,8 +94,11 @@ impl Init {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let shown = self.file.display();
-        ensure!(!self.file.exists(), "{shown} exists; name another file with --file");
-        ensure!(self.slash_command.starts_with('/'), "--slash-command begins with a slash");
+        ensure!(!self.file.exists(), "{shown} exists; pass another file with --file");
+        ensure!(
+            self.slash_command.starts_with('/'),
+            "--slash-command does not begin with a slash; pass /<name>"
+        );
         let connection = ConnectionId::random()?;
         self.explain(connection)?;
         let secrets = self.secrets()?;
@@ -106,15 +109,16 @@ impl Init {
             None => settings::prompt_text("URL of the agent", "--agent-url", DEFAULT_AGENT_URL)?,
         };
         let app = facts.app.context(
-            "Slack does not tell the app of the bot token; \
-             give the app the scope users:read, and install it again",
+            "Slack did not return the app of the bot token; \
+             add the scope users:read to the app, and install it again",
         )?;
-        let app: AppId = app.parse().context("Slack named a malformed app")?;
-        let place = facts.installation;
-        let named = place.team.as_ref().map(ToString::to_string);
-        let named = named.or_else(|| place.enterprise.as_ref().map(ToString::to_string));
-        let named = named.unwrap_or_default();
-        output::print_line(&format!("Slack accepts the tokens: app {app}, workspace {named}"))?;
+        let app: AppId = app.parse().context("Slack returned a malformed app id")?;
+        let installation = facts.installation;
+        let workspace = installation.team.as_ref().map(ToString::to_string);
+        let workspace =
+            workspace.or_else(|| installation.enterprise.as_ref().map(ToString::to_string));
+        let workspace = workspace.unwrap_or_default();
+        output::print_line(&format!("Slack accepts the tokens: app {app}, workspace {workspace}"))?;
         let declaration = Declaration {
             organization: self.organization.clone(),
             agent: self.agent.clone(),
@@ -122,8 +126,8 @@ impl Init {
             agent_url,
             connection,
             app,
-            team: place.team,
-            enterprise: place.enterprise,
+            team: installation.team,
+            enterprise: installation.enterprise,
             bot_user: facts.bot_user,
         };
         self.write(&declaration, &secrets)?;
@@ -134,13 +138,13 @@ impl Init {
             None => "Run tidegate dev --slack. ".to_owned(),
         };
         Ok(output::print_line(&format!(
-            "{socket_mode}Then type in Slack: a direct message to {}, or {} help.",
+            "{socket_mode}Then send in Slack: a direct message to {}, or {} help.",
             output::sanitize(&self.name),
             self.slash_command
         ))?)
     }
 
-    /// Prints the manifest, the link that creates the app, and where its secrets are.
+    /// Prints the manifest, the link that creates the app, and the places of its secrets in Slack.
     fn explain(&self, connection: ConnectionId) -> anyhow::Result<()> {
         let url = self.base_url.as_ref().map(|base| format!("{base}/api/v1/webhooks/{connection}"));
         let delivery = url.as_deref().map_or(Delivery::SocketMode, Delivery::Http);
@@ -152,15 +156,15 @@ impl Init {
             None => "\n  Basic Information, App-Level Tokens: generate one with connections:write",
         };
         Ok(output::print_line(&format!(
-            "\nCreate the app of this manifest, and choose its workspace:\n\n  {}\n\n\
-             Then install it, and take from its settings:\n\
+            "\nCreate the app from this manifest, and choose its workspace:\n\n  {}\n\n\
+             Then install it, and copy from its settings:\n\
              \x20 Basic Information, App Credentials: the signing secret{app_token}\n\
              \x20 OAuth & Permissions: the bot token\n",
             creation_link(&manifest)
         ))?)
     }
 
-    /// Returns the secrets of the arguments, or asks for them.
+    /// Returns the secrets from the arguments, or prompts for them.
     fn secrets(&self) -> anyhow::Result<Secrets> {
         let take = |given: &Option<Secret>, what: &str, flag: &str| match given {
             Some(secret) => Ok(secret.clone()),
@@ -170,13 +174,13 @@ impl Init {
         let is_hex = signing.expose().bytes().all(|b| b.is_ascii_hexdigit());
         ensure!(
             is_hex && signing.expose().len() == SIGNING_SECRET_LENGTH,
-            "the signing secret is malformed; take the {SIGNING_SECRET_LENGTH} hexadecimal digits \
-             of Basic Information, App Credentials"
+            "the signing secret is malformed; copy the {SIGNING_SECRET_LENGTH} hexadecimal digits \
+             from Basic Information, App Credentials"
         );
         let bot = take(&self.bot_token, "Bot token (xoxb-…)", "--bot-token")?;
         ensure!(
             bot.expose().starts_with("xoxb-"),
-            "the bot token does not begin with xoxb-; take the Bot User OAuth Token of OAuth & \
+            "the bot token does not begin with xoxb-; copy the Bot User OAuth Token from OAuth & \
              Permissions"
         );
         let app = match self.base_url {
@@ -187,7 +191,7 @@ impl Init {
         Ok(Secrets { signing, bot, app })
     }
 
-    /// Writes the declaration, and the secrets to files that only their owner reads.
+    /// Writes the declaration, and the secrets to files that only their owner can read.
     fn write(&self, declaration: &Declaration, secrets: &Secrets) -> anyhow::Result<()> {
         let beside = self.file.parent().unwrap_or(Path::new(""));
         let folder = beside.join(SECRETS_FOLDER);
@@ -208,15 +212,17 @@ impl Init {
             .with_context(|| format!("failed to write {}", self.file.display()))
     }
 
-    /// Applies the file to the deployment of the environment, or to a running `tidegate dev`.
+    /// Applies the file to the deployment that the environment names, or to a running `tidegate
+    /// dev`.
     fn apply(&self) -> anyhow::Result<()> {
-        let of_dev = match env::var_os("TIDEGATE_NATS_URL") {
+        let settings = match env::var_os("TIDEGATE_NATS_URL") {
             Some(_) => Some(Vec::new()),
             None => dev_settings::read(&dev_settings::state_dir(self.state.as_deref())?),
         };
         let shown = self.file.display();
-        let Some(settings) = of_dev else {
-            let line = format!("no deployment runs; tidegate dev applies {shown} when it starts");
+        let Some(settings) = settings else {
+            let line =
+                format!("no deployment is running; tidegate dev applies {shown} when it starts");
             return Ok(output::print_line(&line)?);
         };
         let mut command = Command::new(env::current_exe().context("failed to find this program")?);
@@ -229,28 +235,28 @@ impl Init {
     }
 }
 
-/// Asks Slack whose the tokens are.
+/// Looks up the app and installation of the bot token, and checks the app-level token.
 async fn check(api: &SlackApi, secrets: &Secrets) -> anyhow::Result<TokenFacts> {
-    let facts = match api.ask(&secrets.bot).await {
-        Answer::Answered(facts) => facts,
-        Answer::Refused(code) => bail!(
-            "Slack refused the bot token ({}); install the app, and take the Bot User OAuth Token \
-             of OAuth & Permissions",
+    let facts = match api.look_up_token(&secrets.bot).await {
+        TokenLookup::Found(facts) => facts,
+        TokenLookup::Rejected(code) => bail!(
+            "Slack rejected the bot token ({}); install the app, and copy the Bot User OAuth Token \
+             from OAuth & Permissions",
             output::sanitize(&code)
         ),
-        Answer::Failed(why) => bail!("failed to ask Slack about the bot token: {why}"),
-        Answer::RateLimited(wait) => {
-            bail!("Slack takes no call for {wait:?}; run tidegate init again after that")
+        TokenLookup::Failed(why) => bail!("failed to look up the bot token in Slack: {why}"),
+        TokenLookup::RateLimited(wait) => {
+            bail!("Slack limits the rate of calls; run tidegate init again after {wait:?}")
         }
     };
     let Some(token) = &secrets.app else { return Ok(facts) };
     match api.open_socket(token).await? {
         SocketAddress::Url(_) => Ok(facts),
-        SocketAddress::Refused(code) => bail!(
-            "Slack refused the app-level token ({}); create one with the scope connections:write \
-             under Basic Information, and switch Socket Mode on",
+        SocketAddress::Rejected(code) => bail!(
+            "Slack rejected the app-level token ({}); create one with the scope connections:write \
+             under Basic Information, and enable Socket Mode",
             output::sanitize(&code)
         ),
-        SocketAddress::Failed(why) => bail!("failed to ask Slack about the app-level token: {why}"),
+        SocketAddress::Failed(why) => bail!("failed to check the app-level token in Slack: {why}"),
     }
 }

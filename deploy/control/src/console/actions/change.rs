@@ -1,4 +1,4 @@
-//! Execution of actions by the operations of the API and the command line.
+//! Execution of actions, with the operations of the API and the command line.
 
 use super::{Action, Operation, matching_items};
 use crate::{
@@ -70,14 +70,14 @@ async fn change_lanes(
     Ok(ended.ended + ended.requested)
 }
 
-/// Changes selected objects one after the other. Returns their number.
+/// Changes selected objects one by one. Returns their number.
 pub async fn change_items(
     console: &Console,
     operations: &Operations,
     action: &Action,
     items: &[String],
 ) -> Result<u64, Failure> {
-    let unknown = || Problem::bad_request("a selected row has no such id");
+    let unknown = || Problem::bad_request("a selected row has a malformed id");
     if matches!(action.list, ListKind::DeadLetters | ListKind::OutboxFailures) {
         let ids = items.iter().map(|item| item.parse().map_err(|_| unknown()));
         let ids = Some(ids.collect::<Result<Vec<i64>, Problem>>()?);
@@ -131,7 +131,7 @@ fn parse_conversation(item: &str) -> Option<ConversationKey> {
     parts.next().is_none().then_some(key)
 }
 
-/// Parses `<connection>.<lane>`, with `.<position of the head>` if only that one is meant.
+/// Parses `<connection>.<lane>`, or `<connection>.<lane>.<head>` for one position of the head.
 fn parse_lane(item: &str) -> Option<DeliveryFilter> {
     let mut parts = item.split('.');
     let connection: ConnectionId = parts.next()?.parse().ok()?;

@@ -1,8 +1,8 @@
-//! Actions on rows of a list: first a page that shows how many objects are concerned, then the
+//! Actions on rows of a list: a confirmation with the number of affected objects, then the
 //! operation, then the list again.
 //!
-//! An action concerns the items that a person selected, or all that match the filter of the list.
-//! Of failures those that came after the confirmation are left out.
+//! An action affects the selected items, or all that match the filter of the list. Failures that
+//! were added after the confirmation are left out.
 
 mod change;
 
@@ -23,10 +23,9 @@ use axum::{
 use shared::store::ApiCaller;
 use std::sync::Arc;
 
-/// Maximum items that a person selects, and maximum objects of "all that match" that are changed
-/// one after the other.
+/// Maximum selected items, and maximum objects of "all that match" that are changed one by one.
 const MAX_ITEMS: usize = 200;
-/// Items that a confirmation shows.
+/// Maximum items that a confirmation shows.
 const SHOWN_ITEMS: usize = 20;
 
 /// Operation of an action.
@@ -49,19 +48,19 @@ enum Operation {
 
 /// Action on rows of a list.
 pub struct Action {
-    /// Name in addresses.
+    /// Name in paths.
     pub name: &'static str,
     /// Text of buttons.
     pub label: &'static str,
     list: ListKind,
     operation: Operation,
-    /// What it does, for the confirmation.
+    /// Effect, shown on the confirmation.
     effect: &'static str,
-    /// What was done, after a number.
+    /// Result, shown after the number of changed objects.
     done: &'static str,
-    /// The action can't be reversed.
+    /// True if the action can't be reversed.
     is_final: bool,
-    /// The action is offered for several rows.
+    /// True if the action is offered for several rows.
     is_bulk: bool,
 }
 
@@ -77,58 +76,60 @@ macro_rules! actions {
 
 static ACTIONS: &[Action] = actions! {
     "redrive", "Redrive", DeadLetters, Operation::Redrive, false, true,
-        "Dead letters are processed again, after what their conversations received in the meantime. \
-         Those without bytes are left out.", "dead letters redriven";
+        "Dead letters are processed again, after later webhooks of their conversations. Those \
+         without a body are left out.", "dead letters redriven";
     "delete-dead-letters", "Delete", DeadLetters, Operation::DeleteDeadLetters, true, true,
-        "Dead letters are deleted for good. Their webhooks are never processed.",
+        "Dead letters are deleted permanently. Their webhooks are never processed.",
         "dead letters deleted";
     "resend", "Send again", OutboxFailures, Operation::Resend, false, true,
         "Messages are sent again, after the pending messages of their conversations.",
         "messages enqueued";
     "delete-failures", "Delete", OutboxFailures, Operation::DeleteFailures, true, true,
-        "Messages are deleted for good and never sent.", "messages deleted";
+        "Messages are deleted permanently and never sent.", "messages deleted";
     "retry", "Retry now", Conversations, Operation::Retry, false, true,
         "The first delivery of each conversation is attempted now, without its backoff.",
         "conversations made due";
     "skip", "Skip", Conversations, Operation::Skip, true, true,
         "The first delivery of each conversation ends without an answer and without a dead letter, \
-         unless it runs.", "deliveries skipped";
+         unless it is running.", "deliveries skipped";
     "cancel", "Cancel", Conversations, Operation::Cancel, true, true,
-        "The first delivery of each conversation ends, even if it runs.", "deliveries cancelled";
-    "cancel-all", "Cancel all of the conversation", Conversations, Operation::CancelAll, true, false,
-        "All open deliveries of each conversation end, even if they run.", "deliveries cancelled";
+        "The first delivery of each conversation ends, even if it is running.",
+        "deliveries cancelled";
+    "cancel-all", "Cancel whole conversation", Conversations, Operation::CancelAll, true, false,
+        "All open deliveries of each conversation end, even if they are running.",
+        "deliveries cancelled";
     "pause-agent", "Pause", Agents, Operation::PauseAgent(true), false, true,
         "No attempt begins. Deliveries wait and do not expire.", "agents paused";
     "resume-agent", "Resume", Agents, Operation::PauseAgent(false), false, true,
-        "Attempts begin again.", "agents resumed";
-    "stop", "Stop", Connections, Operation::Enable(false), false, true,
-        "Ingest answers webhooks of the connection with 404, and Slack resends them for a while only.",
-        "connections stopped";
-    "start", "Start", Connections, Operation::Enable(true), false, true,
-        "Ingest accepts webhooks of the connection.", "connections started";
+        "Attempts resume.", "agents resumed";
+    "disable", "Disable", Connections, Operation::Enable(false), false, true,
+        "Ingest no longer stores webhooks of the connection, and Slack does not resend them.",
+        "connections disabled";
+    "enable", "Enable", Connections, Operation::Enable(true), false, true,
+        "Ingest stores webhooks of the connection.", "connections enabled";
     "pause-sending", "Pause sending", Connections, Operation::PauseSending(true), false, true,
         "Nothing is sent to Slack. Messages wait and do not expire.", "connections changed";
     "resume-sending", "Resume sending", Connections, Operation::PauseSending(false), false, true,
         "Waiting messages are sent to Slack.", "connections changed";
     "revoke", "Revoke", LinkCodes, Operation::Revoke, true, false,
-        "The link code can't be used.", "link codes revoked";
+        "The link code can no longer be used.", "link codes revoked";
     "unbind", "Unbind", Bindings, Operation::Unbind, true, false,
-        "The agent no longer answers in the channel, which gets no message.", "bindings removed";
+        "The agent no longer answers in the channel. No message is posted.", "bindings removed";
 };
 
 impl Action {
-    /// Returns the address of the confirmation.
+    /// Returns the path of the confirmation.
     pub fn path(&self) -> String {
         format!("/actions/{}", self.name)
     }
 
-    /// Returns the address of the confirmation for one item.
+    /// Returns the path of the confirmation for one item.
     pub fn url(&self, item: &str, back: &str) -> String {
         Fields::default().with("item", item).with("back", back).url(&self.path())
     }
 }
 
-/// Returns the action of a name.
+/// Returns the action with a name.
 pub fn find(name: &str) -> Option<&'static Action> {
     ACTIONS.iter().find(|action| action.name == name)
 }
@@ -138,7 +139,7 @@ pub fn of_list(list: ListKind) -> impl Iterator<Item = &'static Action> {
     ACTIONS.iter().filter(move |action| action.list == list && action.is_bulk)
 }
 
-/// Returns what an action did, from the address to which it leads.
+/// Returns the result of an action, from the query of the page after it.
 pub fn done_text(fields: &Fields) -> Option<String> {
     let action = find(fields.get("done")?)?;
     let count: u64 = fields.get("count")?.parse().ok()?;
@@ -187,10 +188,10 @@ struct ConfirmPage {
 }
 
 fn action_of(name: &str) -> Result<&'static Action, Problem> {
-    find(name).ok_or_else(|| Problem::not_found("no such action"))
+    find(name).ok_or_else(|| Problem::not_found("the action does not exist"))
 }
 
-/// Shows what an action would do, and to how many objects.
+/// Returns the confirmation of an action, with the number of affected objects.
 pub async fn confirm(
     State(console): State<Arc<Console>>,
     session: Session,
@@ -232,7 +233,8 @@ pub async fn confirm(
     Ok(respond(StatusCode::OK, &page))
 }
 
-/// Counts what matches a filter. Returns the newest id of failures, too.
+/// Counts the objects that match a filter. Returns the count, whether it is zero, and the newest id
+/// of failures.
 async fn count(
     console: &Console,
     caller: &ApiCaller,
@@ -242,15 +244,16 @@ async fn count(
     let store = &console.store;
     let (count, newest) = match action.list {
         ListKind::DeadLetters => {
-            let found = store.count_some_dead_letters(&failure_filter(caller, filter)?).await?;
+            let found = store.count_dead_letters_bounded(&failure_filter(caller, filter)?).await?;
             (found.0, Some(found.1))
         }
         ListKind::OutboxFailures => {
-            let found = store.count_some_outbox_failures(&failure_filter(caller, filter)?).await?;
+            let found =
+                store.count_outbox_failures_bounded(&failure_filter(caller, filter)?).await?;
             (found.0, Some(found.1))
         }
         ListKind::Conversations => {
-            (store.count_some_lanes(&lane_filter(caller, filter)?).await?, None)
+            (store.count_lanes_bounded(&lane_filter(caller, filter)?).await?, None)
         }
         _ => {
             let items = matching_items(console, caller, action, filter).await?;
@@ -260,7 +263,7 @@ async fn count(
     Ok((count.to_string(), count.is_zero(), newest))
 }
 
-/// Returns the objects that match, for actions on one after the other.
+/// Returns the matching objects, for actions that change objects one by one.
 async fn matching_items(
     console: &Console,
     caller: &ApiCaller,
@@ -277,7 +280,7 @@ async fn matching_items(
             let found = console.store.connections_page(org.as_ref(), None, limit).await?;
             found.into_iter().map(|connection| connection.id.to_string()).collect()
         }
-        _ => return Err(Problem::bad_request("the action concerns selected rows only")),
+        _ => return Err(Problem::bad_request("the action is available for selected rows only")),
     };
     match items.len() {
         0..=MAX_ITEMS => Ok(items),
@@ -285,7 +288,7 @@ async fn matching_items(
     }
 }
 
-/// Performs an action, and leads back to the list.
+/// Performs an action, and redirects to the list.
 pub async fn perform(
     State(console): State<Arc<Console>>,
     Path(name): Path<String>,

@@ -1,4 +1,4 @@
-//! Lists with their columns and filters.
+//! Definitions of the lists: columns and filters.
 
 /// Kind of the rows of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct List {
     pub kind: ListKind,
     pub path: &'static str,
     pub title: &'static str,
-    /// Names and labels of the filter's fields, with an example.
+    /// Name, label and example of each field of the filter.
     pub filters: &'static [(&'static str, &'static str, &'static str)],
     pub columns: &'static [&'static str],
     /// Text of a list without rows.
@@ -54,7 +54,11 @@ pub static LISTS: &[List] = &[
         kind: ListKind::Conversations,
         path: "/conversations",
         title: "Conversations with open deliveries",
-        filters: &[("agent", "Agent of the head", "acme/helper"), CONNECTION, ORGANIZATION],
+        filters: &[
+            ("agent", "Agent of the first delivery", "acme/helper"),
+            CONNECTION,
+            ORGANIZATION,
+        ],
         columns: &[
             "State", "Agent", "Channel", "User", "Open", "Attempts", "Since", "Next", "Error",
         ],
@@ -101,14 +105,14 @@ pub static LISTS: &[List] = &[
         columns: &[
             "Code", "State", "Agent", "Surfaces", "Created", "Expires", "By", "Used in", "Used by",
         ],
-        empty: "No link code of the last 30 days exists.",
+        empty: "No link code of the last 30 days.",
     },
     List {
         kind: ListKind::Bindings,
         path: "/bindings",
         title: "Bindings of a connection",
         filters: &[CONNECTION],
-        columns: &["Channel", "Workspace", "Agent", "Bound by", "Bound", "Last error of Slack"],
+        columns: &["Channel", "Workspace", "Agent", "Bound by", "Bound", "Last Slack error"],
         empty: "Choose a connection that has bound conversations.",
     },
     List {
@@ -127,8 +131,8 @@ pub static LISTS: &[List] = &[
         path: "/outbox-failures",
         title: "Outbox failures",
         filters: &[TEXT, CONNECTION, ORGANIZATION],
-        columns: &["Time", "Webhook", "Method", "Channel", "Error of Slack", "Attempts", "Created"],
-        empty: "No message that Slack rejected matches.",
+        columns: &["Time", "Webhook", "Method", "Channel", "Slack error", "Attempts", "Created"],
+        empty: "No rejected message matches.",
     },
     List {
         kind: ListKind::Usage,
@@ -152,7 +156,7 @@ pub static LISTS: &[List] = &[
             "Replies",
             "Failures",
         ],
-        empty: "No usage is recorded in this time.",
+        empty: "No usage is recorded in this period.",
     },
     List {
         kind: ListKind::AuditLog,
@@ -161,8 +165,8 @@ pub static LISTS: &[List] = &[
         filters: &[
             ("actor", "Actor", "operator:alice"),
             ("action", "Action", "connection.disable"),
-            ("object_kind", "Kind of object", "connection"),
-            ("object_id", "Id of object", "acme/helper"),
+            ("object_kind", "Object kind", "connection"),
+            ("object_id", "Object id", "acme/helper"),
             ("from", "From", "2026-01-31T12:00:00Z"),
             ("to", "To", "2026-02-01T00:00:00Z"),
             ORGANIZATION,

@@ -1,5 +1,5 @@
-//! Lists. All have the same parts: filter in the address, count with a bound, pages, an empty
-//! state, and actions on selected rows or on all that match.
+//! Lists. All have the same parts: a filter in the query, a bounded count, pages, an empty state,
+//! and actions on selected rows or on all that match.
 
 mod catalogue;
 mod objects;
@@ -31,22 +31,22 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Makes a value without a link.
+    /// Creates a value without a link.
     pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), ..Self::default() }
     }
 
-    /// Makes a value that may be missing.
+    /// Creates a value that may be missing.
     pub fn optional(text: Option<impl Into<String>>) -> Self {
         text.map(Self::new).unwrap_or_default()
     }
 
-    /// Makes a time, to the second.
+    /// Creates a time, to the second.
     pub fn time(at: Option<&str>) -> Self {
         Self::optional(at.map(time_text))
     }
 
-    /// Makes a value with a link.
+    /// Creates a value with a link.
     pub fn link(text: impl Into<String>, href: String) -> Self {
         Self { text: text.into(), href: Some(href), tone: "" }
     }
@@ -57,7 +57,7 @@ impl Cell {
     }
 }
 
-/// Returns a time of RFC 3339 to the second.
+/// Formats an RFC 3339 time to the second.
 pub fn time_text(at: &str) -> String {
     at.chars().take(19).map(|c| if c == 'T' { ' ' } else { c }).collect()
 }
@@ -100,7 +100,7 @@ pub struct Loaded {
     count: String,
 }
 
-/// Makes a page of records, of which one more than the limit was queried.
+/// Creates a page from records, of which one more than `limit` was queried.
 pub fn page_of<R, const N: usize>(
     records: Vec<R>,
     limit: i64,
@@ -123,7 +123,7 @@ struct FilterField {
 struct Bulk {
     name: &'static str,
     label: &'static str,
-    /// Address of the confirmation for all that match.
+    /// Path of the confirmation for all that match.
     all: String,
 }
 
@@ -132,7 +132,7 @@ struct Bulk {
 struct ListPage {
     shell: Shell,
     path: &'static str,
-    /// Address of this page.
+    /// Path of this page.
     here: String,
     first: String,
     is_first: bool,
@@ -235,7 +235,7 @@ fn page(session: Session, fields: &Fields, list: &'static List, loaded: Loaded) 
     }
 }
 
-/// Returns the number of rows that a page queries: one more than it shows.
+/// Returns the maximum number of rows of a page.
 fn limit(page: &PageQuery) -> Result<i64, Problem> {
     page.limit()
 }

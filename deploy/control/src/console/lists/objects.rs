@@ -1,5 +1,5 @@
-//! Lists of what is declared and of who changed it: agents, connections, apps, link codes,
-//! bindings, audit log.
+//! Lists of declared objects and their changes: agents, connections, apps, link codes, bindings,
+//! audit log.
 
 use super::{Cell, Loaded, Row, limit, page_of, traffic::organization, traffic::time_of};
 use crate::{
@@ -68,9 +68,9 @@ fn connection_row(record: ConnectionSummary) -> Row {
     let id = record.id.to_string();
     let of_connection = Fields::default().with("connection", &id);
     let (tone, action) = match record.status {
-        ConnectionStatus::Active => ("good", Some("stop")),
-        ConnectionStatus::Pending | ConnectionStatus::Stopped => ("warn", Some("start")),
-        ConnectionStatus::Error => ("bad", Some("stop")),
+        ConnectionStatus::Active => ("good", Some("disable")),
+        ConnectionStatus::Pending | ConnectionStatus::Stopped => ("warn", Some("enable")),
+        ConnectionStatus::Error => ("bad", Some("disable")),
         ConnectionStatus::Revoked => ("bad", None),
     };
     let status = match record.reason.as_str() {
@@ -93,7 +93,7 @@ fn connection_row(record: ConnectionSummary) -> Row {
     Row { item: id, cells, actions: action.into_iter().chain([sending]).collect() }
 }
 
-/// Loads apps. Their number has a limit of its own.
+/// Loads apps. There are at most [`MAX_APPS`].
 pub async fn apps(store: &Store, caller: &ApiCaller, fields: &Fields) -> Result<Loaded, Problem> {
     let page = fields.page();
     let (limit, after) = (limit(&page)?, page.after::<1>()?);
@@ -110,7 +110,7 @@ fn app_row(record: AppSummary) -> Row {
     let cells = vec![
         Cell::new(record.id.to_string()),
         Cell::new(record.name),
-        Cell::new(record.organization.map_or("each".into(), |id| id.to_string())),
+        Cell::new(record.organization.map_or("any".into(), |id| id.to_string())),
         Cell::new(record.connections.to_string()),
         Cell::new(record.scopes.join(", ")),
         Cell::new(record.redirect_url),

@@ -1,4 +1,4 @@
-//! Lists of what passes through: webhooks, conversations, dead letters, failed messages, usage.
+//! Lists of traffic: webhooks, conversations, dead letters, failed messages, usage.
 
 use super::{Cell, Loaded, Row, limit, page_of};
 use crate::{
@@ -14,7 +14,7 @@ use shared::{
 };
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Usage that is listed without a filter.
+/// Period of usage that is listed without a filter.
 const USAGE_PERIOD: Duration = Duration::days(1);
 
 /// Returns the organization of a filter, limited to the caller's own.
@@ -131,7 +131,7 @@ pub async fn conversations(
             connection.parse().map_err(|_| unknown_cursor())?,
         )),
     };
-    let number = store.count_some_lanes(&filter).await?;
+    let number = store.count_lanes_bounded(&filter).await?;
     let records = store.lanes_page(&filter, after, limit + 1).await?;
     let key = |record: &LaneState| [record.lane.clone(), record.connection.clone()];
     let (rows, cursor) = page_of(records, limit, key, lane_row);
@@ -171,7 +171,7 @@ pub async fn dead_letters(
 ) -> Result<Loaded, Problem> {
     let (limit, filter) = (limit(&fields.page())?, failure_filter(caller, fields)?);
     let all = FailureFilter { below: None, ..filter.clone() };
-    let (number, _) = store.count_some_dead_letters(&all).await?;
+    let (number, _) = store.count_dead_letters_bounded(&all).await?;
     let records = store.dead_letters(&filter, limit + 1, false).await?;
     let (rows, cursor) = page_of(records, limit, |r: &DeadLetter| [r.id.to_string()], dead_row);
     Ok(Loaded { rows, cursor, count: format!("{number} dead letters") })
@@ -201,7 +201,7 @@ pub async fn outbox_failures(
 ) -> Result<Loaded, Problem> {
     let (limit, filter) = (limit(&fields.page())?, failure_filter(caller, fields)?);
     let all = FailureFilter { below: None, ..filter.clone() };
-    let (number, _) = store.count_some_outbox_failures(&all).await?;
+    let (number, _) = store.count_outbox_failures_bounded(&all).await?;
     let records = store.outbox_failures(&filter, limit + 1).await?;
     let key = |record: &OutboxFailure| [record.id.to_string()];
     let (rows, cursor) = page_of(records, limit, key, failure_row);
@@ -263,6 +263,7 @@ fn usage_row(record: HourlyUsage) -> Row {
 /// Returns the time in a field.
 pub fn time_of(fields: &Fields, name: &str) -> Result<Option<OffsetDateTime>, Problem> {
     let parse = |text| OffsetDateTime::parse(text, &Rfc3339);
-    let malformed = |_| Problem::bad_request(format!("{name} must be as 2026-01-31T12:00:00Z"));
+    let malformed =
+        |_| Problem::bad_request(format!("{name} must be a time such as 2026-01-31T12:00:00Z"));
     fields.get(name).map(parse).transpose().map_err(malformed)
 }

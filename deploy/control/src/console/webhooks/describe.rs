@@ -1,4 +1,4 @@
-//! Texts about a webhook: its state in one sentence, ids, actions, and all of its rows.
+//! Content of the page of a webhook: summary, ids, actions, and all rows.
 
 use super::timeline;
 use crate::console::{
@@ -8,7 +8,7 @@ use crate::console::{
 use serde_json::Value;
 use shared::store::WebhookRecord;
 
-/// Rows of a table about the webhook.
+/// Row of a table about the webhook.
 pub struct Section {
     pub name: String,
     pub values: Vec<(String, String)>,
@@ -19,12 +19,12 @@ fn last<'r>(record: &'r WebhookRecord, section: &str) -> Option<&'r Value> {
     record.rows.get(section)?.as_array()?.last()
 }
 
-/// Returns a text of a row, unless it is empty.
+/// Returns the text in a column of a row, unless it is empty.
 fn text<'r>(row: &'r Value, name: &str) -> Option<&'r str> {
     row[name].as_str().filter(|text| !text.is_empty())
 }
 
-/// Returns whether Postgres has the bytes of a webhook.
+/// Returns whether Postgres has the body of a webhook.
 pub fn has_body(record: &WebhookRecord) -> bool {
     let has_payload = |row: &Value| row["has_payload"] == true;
     record.rows.contains_key("delivery") || last(record, "dead_letter").is_some_and(has_payload)

@@ -1,4 +1,4 @@
-//! One webhook: search, records with a timeline, and its body.
+//! Pages of a webhook: search, records with a timeline, and the body.
 
 mod describe;
 mod reference;
@@ -29,14 +29,14 @@ use shared::{
 use std::{collections::BTreeMap, sync::Arc};
 use timeline::Step;
 
-/// Version of the format of recordings.
+/// Version of the recording format.
 const RECORDING_LAYOUT: u32 = 1;
 /// Origin of the `response_url`s of real webhooks.
 const SLACK_ORIGIN: &str = "https://hooks.slack.com";
 
-/// Returns the address of a webhook's page.
+/// Returns the path of a webhook's page.
 pub fn webhook_path(key: &str) -> String {
-    // In a path a space is no plus.
+    // A form encodes a space as a plus, a path as %20.
     let key: String = byte_serialize(key.as_bytes()).collect();
     format!("/webhooks/{}", key.replace('+', "%20"))
 }
@@ -68,7 +68,7 @@ async fn connection_of(
     require_connection(store, caller, id).await.map(|()| id).map_err(|_| missing())
 }
 
-/// Leads to the only webhook that a reference names, or to a page with all of them.
+/// Redirects to the webhook of a reference, or returns a list unless exactly one matches.
 pub async fn find(
     console: &Console,
     session: Session,
@@ -118,7 +118,7 @@ struct WebhookPage {
     sections: Vec<describe::Section>,
 }
 
-/// Shows a webhook.
+/// Returns the page of a webhook.
 pub async fn show(
     State(console): State<Arc<Console>>,
     session: Session,
@@ -160,7 +160,7 @@ async fn render(
     Ok(respond(StatusCode::OK, &page))
 }
 
-/// Shows a webhook with its body.
+/// Returns the page of a webhook with its body.
 pub async fn reveal(
     State(console): State<Arc<Console>>,
     Path(key): Path<String>,
@@ -173,7 +173,7 @@ pub async fn reveal(
     Ok(render(&console, form.session, &key, None, Some(pretty.unwrap_or(body))).await?)
 }
 
-/// Returns a webhook as a recording, which has its body.
+/// Returns a webhook with its body as a recording.
 pub async fn download(
     State(console): State<Arc<Console>>,
     Path(key): Path<String>,
@@ -190,15 +190,18 @@ pub async fn download(
 async fn open(console: &Console, session: &Session, key: &str) -> Result<RevealedWebhook, Failure> {
     session.require_operator()?;
     if !console.reveals {
-        return Err(Problem::forbidden("bodies are switched off in this deployment").into());
+        return Err(Problem::forbidden(
+            "bodies are disabled in this deployment; see TIDEGATE_CONSOLE_REVEAL",
+        )
+        .into());
     }
     let connection = connection_of(&console.store, &session.caller, key).await?;
     let revealed = console.operations(&session.caller).reveal_webhook(connection, key).await?;
-    let missing = || Problem::not_found("Postgres has no body of this webhook");
+    let missing = || Problem::not_found("the body of this webhook is no longer in Postgres");
     Ok(revealed.ok_or_else(missing)?)
 }
 
-/// Returns a recording of one webhook: a line about the file, and a line for the message.
+/// Returns a recording of one webhook: a header line and a line for the message.
 fn recording(webhook: RevealedWebhook) -> String {
     let RevealedWebhook { subject, payload } = webhook;
     let headers: BTreeMap<String, String> = payload.headers.into_iter().collect();

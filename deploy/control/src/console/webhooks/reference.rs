@@ -1,11 +1,11 @@
-//! References to webhooks as people have them: permalinks of Slack, ids, channel and ts.
+//! References to webhooks: Slack permalinks, ids, or channel and ts.
 
 use shared::store::WebhookQuery;
 
-/// Digits of the fraction of a `ts`, which a permalink has without the point.
+/// Digits of the fraction of a `ts`. A permalink has them without the point.
 const FRACTION_DIGITS: usize = 6;
 
-/// Returns the search that a reference means.
+/// Returns the query for a reference.
 pub fn parse(text: &str) -> WebhookQuery {
     let text = text.trim();
     match message_of_permalink(text) {
@@ -14,7 +14,8 @@ pub fn parse(text: &str) -> WebhookQuery {
     }
 }
 
-/// Returns channel and ts of a link as `https://acme.slack.com/archives/C0123/p1700000000000100`.
+/// Returns channel and ts of a link such as
+/// `https://acme.slack.com/archives/C0123/p1700000000000100`.
 fn message_of_permalink(text: &str) -> Option<(String, String)> {
     let (_, path) = text.split_once("/archives/")?;
     let path = path.split(['?', '#']).next()?;

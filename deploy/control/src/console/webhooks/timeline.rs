@@ -1,6 +1,6 @@
-//! Timeline of a webhook: from Slack's request to each call of Slack, with durations.
+//! Timeline of a webhook: from Slack's request to each call to Slack, with durations.
 //!
-//! Of attempts the first begin and the end are recorded, with their number.
+//! For all attempts together, the first start, the end and the number are recorded.
 
 use serde_json::Value;
 use shared::store::WebhookRecord;
@@ -19,12 +19,12 @@ pub struct Step {
     pub duration: String,
     pub detail: String,
     pub tone: &'static str,
-    /// Place of the bar.
+    /// Position of the bar.
     pub x: i128,
     pub width: i128,
 }
 
-/// Step with its times. Without an end it lasts.
+/// Step before rendering. Without an end it is in progress.
 struct Span {
     name: &'static str,
     from: OffsetDateTime,
@@ -33,7 +33,7 @@ struct Span {
     tone: &'static str,
 }
 
-/// Returns the steps of a webhook in their order.
+/// Returns the steps of a webhook in order of their start.
 pub fn steps(record: &WebhookRecord, now: OffsetDateTime) -> Vec<Step> {
     let spans = spans(record);
     let Some(first) = spans.iter().map(|span| span.from).min() else { return Vec::new() };
@@ -85,21 +85,21 @@ fn spans(record: &WebhookRecord) -> Vec<Span> {
     }
     for row in of("outbox") {
         let detail = format!("{}, waits: {}", text(row, "method"), text(row, "last_error"));
-        add(&mut spans, "Call of Slack", time(row, "created_at"), None, detail, "warn");
+        add(&mut spans, "Call to Slack", time(row, "created_at"), None, detail, "warn");
     }
     for row in of("outbox_log") {
         let detail = format!("{}, {} attempts", text(row, "method"), row["attempts"]);
-        add(&mut spans, "Call of Slack", time(row, "created_at"), time(row, "at"), detail, "good");
+        add(&mut spans, "Call to Slack", time(row, "created_at"), time(row, "at"), detail, "good");
     }
     for row in of("outbox_failure") {
         let detail = format!("{}, rejected: {}", text(row, "method"), text(row, "error"));
-        add(&mut spans, "Call of Slack", time(row, "created_at"), time(row, "at"), detail, "bad");
+        add(&mut spans, "Call to Slack", time(row, "created_at"), time(row, "at"), detail, "bad");
     }
     spans.sort_by_key(|span| span.from);
     spans
 }
 
-/// Adds the steps of a delivery, which waits, runs or has ended.
+/// Adds the steps of an open or ended delivery.
 fn add_delivery(spans: &mut Vec<Span>, row: &Value, is_open: bool) {
     let (received, stored) = (time(row, "received_at"), time(row, "stored_at"));
     let (inserted, begun) = (time(row, "inserted_at"), time(row, "first_attempt_at"));
@@ -108,17 +108,17 @@ fn add_delivery(spans: &mut Vec<Span>, row: &Value, is_open: bool) {
         "partition {}, generation {}, sequence {}",
         row["partition"], row["generation"], row["sequence"]
     );
-    // Clocks of the machines differ: an end before the begin is the begin.
+    // Clocks of machines differ: `steps` moves an end before the start to the start.
     add(spans, "Slack's request to ack", received, stored, place, "");
     let agent = format!("delivery to {}/{}", text(row, "org_id"), text(row, "agent_id"));
     add(spans, "Decision", stored, inserted, agent, "");
     let state = if is_open { text(row, "state") } else { "" };
     add(spans, "Waiting", inserted, begun.or(ended), state.to_owned(), "warn");
     let (attempts, error) = (row["attempts"].as_i64().unwrap_or_default(), row_error(row));
-    let outcome = if is_open { "not over" } else { text(row, "outcome") };
+    let outcome = if is_open { "in progress" } else { text(row, "outcome") };
     let tone = match outcome {
         "completed" => "good",
-        "not over" => "warn",
+        "in progress" => "warn",
         _ => "bad",
     };
     let error = if error.is_empty() { String::new() } else { format!(", {error}") };
@@ -156,7 +156,7 @@ fn time(row: &Value, name: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(row[name].as_str()?, &Rfc3339).ok()
 }
 
-/// Returns a duration for people.
+/// Formats a duration.
 fn duration_text(duration: Duration) -> String {
     let ms = duration.whole_milliseconds().max(0);
     match ms {
@@ -167,7 +167,7 @@ fn duration_text(duration: Duration) -> String {
     }
 }
 
-/// Returns why a webhook was ignored, for people.
+/// Returns a sentence about the reason for which a webhook was ignored.
 pub fn why_ignored(reason: &str) -> String {
     let why = match reason {
         "duplicate" => "it was processed before",
@@ -177,9 +177,9 @@ pub fn why_ignored(reason: &str) -> String {
         "connection_deleted" => "the connection was deleted",
         "no_agent" => "no agent is linked to the conversation",
         "from_bot" => "a bot wrote the message",
-        "not_a_message" => "the event asks nothing of an agent",
-        "surface_disabled" => "the app is switched off in this type of conversation",
-        "too_late" => "it was too late for a reply",
+        "not_a_message" => "the event is not a message to an agent",
+        "surface_disabled" => "the app is disabled in this type of conversation",
+        "too_late" => "it arrived too late for a reply",
         "nothing_to_change" => "there was nothing to change",
         "too_many_questions" => "the person sent too many questions in a minute",
         "too_many_dead_letters" => "the connection has too many dead letters",
@@ -225,7 +225,7 @@ mod tests {
             ("Decision", "1.0 s"),
             ("Waiting", "2.0 s"),
             ("Attempts", "5.0 s"),
-            ("Call of Slack", "1.0 s"),
+            ("Call to Slack", "1.0 s"),
         ];
         assert_eq!(names, expected);
         assert_eq!((steps[3].x, steps[3].width, steps[3].tone), (400, 500, "good"));
@@ -242,10 +242,10 @@ mod tests {
         }));
         let last = steps(&record, now()).pop().expect("a step");
         assert_eq!((last.duration.as_str(), last.tone), ("40.0 s so far", "warn"));
-        assert_eq!(last.detail, "3 attempts, not over, timeout");
+        assert_eq!(last.detail, "3 attempts, in progress, timeout");
     }
 
-    /// A clock that is behind gives no negative bar, and nothing leaves the chart.
+    /// Clock skew causes no negative bars, and no bar leaves the chart.
     #[test]
     fn bars_stay_in_chart() {
         let record = record(json!({
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn says_why_webhook_was_ignored() {
+    fn explains_ignored_webhook() {
         assert_eq!(why_ignored("no_agent"), "Ignored: no agent is linked to the conversation.");
         assert_eq!(why_ignored("new_reason"), "Ignored: new reason.");
     }

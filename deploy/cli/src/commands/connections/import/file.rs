@@ -1,11 +1,11 @@
-//! Installations in the files of Bolt's stores, and in CSV.
+//! Reader of installations from Bolt's file stores, JSON dumps and CSV.
 //!
 //! | Source | Form |
 //! |---|---|
-//! | Bolt for JavaScript, `FileInstallationStore` | files `app-latest`, an object with `bot`, `team`, `enterprise` |
-//! | Bolt for Python, `FileInstallationStore` | files `bot-latest`, an object with `bot_token`, `team_id`, … |
-//! | a dump of a database | an array of such objects, or one per line |
-//! | CSV | a header with Python's names; required: `bot_token` and `team_id` or `enterprise_id` |
+//! | Bolt for JavaScript, `FileInstallationStore` | files `app-latest`: an object with `bot`, `team`, `enterprise` |
+//! | Bolt for Python, `FileInstallationStore` | files `bot-latest`: an object with `bot_token`, `team_id`, … |
+//! | dump of a database | an array of such objects, or one per line |
+//! | CSV | a header with the names of Bolt for Python; required: `bot_token` and `team_id` or `enterprise_id` |
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Deserializer};
@@ -22,14 +22,14 @@ use std::{
 
 /// Maximum bytes of all files together: 100,000 installations of 2 KiB.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Maximum depth of folders: client id, installation.
+/// Maximum depth of subfolders.
 const DEPTH_MAX: usize = 3;
 /// Maximum number of files.
 const FILES_MAX: usize = 200_000;
-/// Names of the files of Bolt's stores that have the newest installation.
+/// Names of the files in which Bolt's stores keep the newest installation.
 const NEWEST: [&str; 2] = ["app-latest", "bot-latest"];
 
-/// Installation of a file.
+/// Installation in a file.
 #[derive(Debug)]
 pub struct Row {
     pub app: Option<AppId>,
@@ -41,22 +41,23 @@ pub struct Row {
     pub expires_at: Option<i64>,
 }
 
-/// Row with its place in the file, or the reason why it is unusable. Never contains a token.
+/// Row of a file, or the reason why it is unusable. The reason never contains a token.
 pub struct ReadRow {
+    /// Number of the row, or path of its file.
     pub place: String,
     pub row: Result<Row, String>,
 }
 
 /// Reads a file, or the newest installations of a folder of Bolt's file stores.
 pub fn read(path: &Path) -> anyhow::Result<Vec<ReadRow>> {
-    let named = || format!("failed to read {}", path.display());
-    if !fs::metadata(path).with_context(named)?.is_dir() {
+    let message = || format!("failed to read {}", path.display());
+    if !fs::metadata(path).with_context(message)?.is_dir() {
         return parse(&read_text(path, BYTES_MAX)?);
     }
-    let (mut rows, mut left) = (Vec::new(), BYTES_MAX);
+    let (mut rows, mut budget) = (Vec::new(), BYTES_MAX);
     for file in newest_files(path)? {
-        let text = read_text(&file, left)?;
-        left = left.saturating_sub(text.len() as u64);
+        let text = read_text(&file, budget)?;
+        budget = budget.saturating_sub(text.len() as u64);
         let place = file.strip_prefix(path).unwrap_or(&file).display().to_string();
         let parsed = parse(&text).with_context(|| format!("failed to parse {place}"))?;
         rows.extend(parsed.into_iter().map(|row| ReadRow { place: place.clone(), ..row }));
@@ -66,11 +67,11 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<ReadRow>> {
 
 fn read_text(path: &Path, max: u64) -> anyhow::Result<String> {
     let size = fs::metadata(path).map_or(0, |found| found.len());
-    ensure!(size <= max, "{} is too large; divide it", path.display());
+    ensure!(size <= max, "{} is too large; split the import", path.display());
     fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
 }
 
-/// Returns the files with the newest installations below a folder, in order.
+/// Returns the files with the newest installations below a folder, sorted.
 fn newest_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let (mut files, mut folders) = (Vec::new(), VecDeque::from([(folder.to_owned(), 0)]));
     while let Some((folder, depth)) = folders.pop_front() {
@@ -83,7 +84,10 @@ fn newest_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
             } else if NEWEST.contains(&name) {
                 files.push(path);
             }
-            ensure!(files.len() + folders.len() <= FILES_MAX, "too many files");
+            ensure!(
+                files.len() + folders.len() <= FILES_MAX,
+                "the folder has over {FILES_MAX} installations; split the import"
+            );
         }
     }
     files.sort();
@@ -94,21 +98,21 @@ fn newest_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn parse(text: &str) -> anyhow::Result<Vec<ReadRow>> {
     match text.trim_start().chars().next() {
         Some('[') => {
-            let values: Vec<Value> = serde_json::from_str(text).map_err(plain)?;
+            let values: Vec<Value> = serde_json::from_str(text).map_err(redacted)?;
             Ok(numbered(values.into_iter().map(from_json)))
         }
         Some('{') => {
             let values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
             let values: Result<Vec<_>, _> = values.collect();
-            Ok(numbered(values.map_err(plain)?.into_iter().map(from_json)))
+            Ok(numbered(values.map_err(redacted)?.into_iter().map(from_json)))
         }
         Some(_) => {
             let mut reader = csv::Reader::from_reader(text.as_bytes());
             ensure!(
                 reader.headers().is_ok_and(|names| names.iter().any(|name| name == "bot_token")),
-                "the file is no JSON, and its first line has no column bot_token"
+                "the file is not JSON, and its first line has no column bot_token"
             );
-            // An error of the reader may quote the row.
+            // The error of the reader may quote the row.
             let rows = reader.deserialize::<PythonRow>();
             Ok(numbered(rows.map(|row| row.map_err(|_| "malformed row".into()).and_then(checked))))
         }
@@ -116,8 +120,8 @@ fn parse(text: &str) -> anyhow::Result<Vec<ReadRow>> {
     }
 }
 
-/// Returns the error without text of the file.
-fn plain(error: serde_json::Error) -> anyhow::Error {
+/// Returns an error that quotes no text of the file.
+fn redacted(error: serde_json::Error) -> anyhow::Error {
     anyhow::anyhow!("malformed JSON in line {}, column {}", error.line(), error.column())
 }
 
@@ -125,7 +129,7 @@ fn numbered(rows: impl Iterator<Item = Result<Row, String>>) -> Vec<ReadRow> {
     rows.enumerate().map(|(n, row)| ReadRow { place: (n + 1).to_string(), row }).collect()
 }
 
-/// Installation as Bolt for Python stores it.
+/// Installation as stored by Bolt for Python.
 #[derive(Deserialize)]
 struct PythonRow {
     #[serde(default)]
@@ -143,7 +147,7 @@ struct PythonRow {
     is_enterprise_install: bool,
 }
 
-/// Reads a number that may be written as text.
+/// Deserializes a number that may be a string.
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -158,7 +162,7 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D:
     })
 }
 
-/// Reads a flag: `true`, `True`, `1`, or nothing.
+/// Deserializes a boolean that may be a number or a string. Null is false.
 fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -175,7 +179,7 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     })
 }
 
-/// Reads an installation as Bolt for JavaScript or for Python stores it.
+/// Parses an installation as stored by Bolt for JavaScript or for Python.
 fn from_json(value: Value) -> Result<Row, String> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let row = if value["bot"].is_object() {
@@ -190,15 +194,15 @@ fn from_json(value: Value) -> Result<Row, String> {
             is_enterprise_install: value["isEnterpriseInstall"] == true,
         }
     } else {
-        // An error of serde may quote the value.
-        serde_json::from_value(value).map_err(|_| "no installation of Bolt".to_owned())?
+        // The error of serde may quote the value.
+        serde_json::from_value(value).map_err(|_| "not an installation of Bolt".to_owned())?
     };
     checked(row)
 }
 
 fn checked(row: PythonRow) -> Result<Row, String> {
     fn id<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<Option<T>, String> {
-        // Bolt for Python writes the missing id of an organization as `none`.
+        // Bolt for Python writes a missing enterprise id as `none`.
         let text = text.filter(|text| !text.is_empty() && text != "none");
         let malformed = |_| format!("{name} is malformed");
         text.map(|text| text.parse().map_err(malformed)).transpose()
@@ -241,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_stores_of_bolt() {
+    fn parses_bolt_stores() {
         let javascript = r#"{
             "team": {"id": "T1", "name": "One"}, "enterprise": {"id": "E1"},
             "user": {"id": "U1", "token": "xoxp-no"}, "tokenType": "bot", "appId": "A1",
@@ -269,13 +273,13 @@ mod tests {
                 "row: A1 E1 - - 1700000000 xoxb-2",
                 "3: no bot token",
                 "4: neither team_id nor enterprise_id",
-                "5: no installation of Bolt",
+                "5: not an installation of Bolt",
             ]
         );
     }
 
     #[test]
-    fn reads_csv() {
+    fn parses_csv() {
         let text = "team_id,note,bot_token,is_enterprise_install,enterprise_id,bot_token_expires_at\n\
                     T1,\"a, b\",xoxb-1,False,none,\n,,xoxb-2,True,E1,1700000000.0\nT 3,,xoxb-3,,,\nT4,,,,,\n";
         assert_eq!(
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_no_token_in_errors() {
+    fn omits_tokens_from_errors() {
         for wrong in ["[{\"bot_token\": \"xoxb-secret\"", "xoxb-secret", "", "a,b\nxoxb-secret,1"] {
             let error = parse(wrong).err().expect(wrong);
             assert!(!format!("{error:#}").contains("secret"), "{error:#}");

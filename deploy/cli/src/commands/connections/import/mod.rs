@@ -1,14 +1,14 @@
 //! `tidegate connections import`: creates connections from the installations of a Bolt app.
 //!
-//! Each token is checked with Slack before anything is stored. A connection that has the token
-//! already is left alone, without a call, so that an interrupted import continues where it was.
+//! Looks up each token in Slack before storing its connection. Skips a connection that already has
+//! the token, without a call, so that an interrupted import continues where it stopped.
 
 mod file;
 
 use crate::{
     output,
     settings::{self, Keyrings, NatsSettings, StoreSettings},
-    slack_api::{Answer, SlackApi},
+    slack_api::{SlackApi, TokenLookup},
 };
 use anyhow::{bail, ensure};
 use async_nats::jetstream;
@@ -25,18 +25,18 @@ use std::{path::PathBuf, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Minimum interval between two tokens. Each takes two calls, and Slack takes some hundred
-/// `auth.test` a minute.
+/// Minimum interval between two tokens. Each takes two calls, and Slack allows a few hundred calls
+/// of `auth.test` per minute.
 const INTERVAL: Duration = Duration::from_millis(400);
-/// Maximum waits for a rate limit or an outage, per token.
-const RETRIES: u32 = 5;
-/// Wait after a call that Slack did not answer.
+/// Maximum attempts to look up a token.
+const ATTEMPTS_MAX: u32 = 5;
+/// Wait after a call that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Arguments of `tidegate connections import`.
 #[derive(Debug, clap::Args)]
 pub struct Import {
-    /// File of installations: JSON of Bolt for JavaScript or Python, or CSV; or the folder of a
+    /// File of installations (JSON of Bolt for JavaScript or Python, or CSV), or folder of a
     /// FileInstallationStore.
     path: PathBuf,
     /// Organization of the connections.
@@ -45,19 +45,19 @@ pub struct Import {
     /// Agent of conversations without a binding.
     #[arg(long)]
     agent: Option<AgentId>,
-    /// Slack's id of the app, if the file does not name it.
+    /// App id, if the file does not contain it.
     #[arg(long)]
     app: Option<AppId>,
     /// Signing secret of the app, as file:<path>, env:<name>, or - for standard input.
     #[arg(long, value_parser = settings::secret)]
     signing_secret: Secret,
-    /// Client id of the app. Required for tokens that rotate.
+    /// Client id of the app. Required if its tokens rotate.
     #[arg(long, requires = "client_secret")]
     client_id: Option<String>,
-    /// Client secret of the app, in the form of the signing secret.
+    /// Client secret of the app, in the same form as the signing secret.
     #[arg(long, value_parser = settings::secret, requires = "client_id")]
     client_secret: Option<Secret>,
-    /// Check each token, and store nothing.
+    /// Check each token without storing anything.
     #[arg(long)]
     dry_run: bool,
     /// Print JSON, one row per line.
@@ -83,17 +83,17 @@ pub struct Import {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Outcome {
-    /// The connection was created, or would be.
+    /// The connection was created, or would be in a real run.
     Created,
-    /// The connection got another token, or would get it.
+    /// The connection got a new token, or would in a real run.
     Changed,
-    /// The connection has the token already.
+    /// The connection already has the token.
     Unchanged,
-    /// The row is unusable, or Slack refuses its token.
+    /// The row is unusable, or Slack rejects its token.
     Failed,
 }
 
-/// Report of a row.
+/// Reported result of a row.
 #[derive(Debug, Serialize)]
 struct Report {
     row: String,
@@ -103,11 +103,11 @@ struct Report {
     note: String,
 }
 
-/// Facts of Slack about a token.
+/// App and bot user of a row's token.
 struct CheckedRow {
     app: AppId,
     bot_user: Option<UserId>,
-    /// True if the token expired, and will be refreshed.
+    /// True if the token has expired. Workers refresh it.
     expired: bool,
 }
 
@@ -115,7 +115,7 @@ impl Import {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<()> {
         let rows = file::read(&self.path)?;
-        ensure!(!rows.is_empty(), "{} holds no installation", self.path.display());
+        ensure!(!rows.is_empty(), "{} contains no installation", self.path.display());
         let store = self.store.open_with(self.keyrings.rings())?;
         let (js, operations) = (self.nats.jetstream().await?, self.store.operations(&store)?);
         let slack = SlackApi::new(&self.slack_api_url)?;
@@ -131,7 +131,7 @@ impl Import {
         }
         match failed {
             0 => Ok(()),
-            _ => bail!("{failed} of {total} rows failed; mend them and run the import again"),
+            _ => bail!("{failed} of {total} rows failed; correct them and run the import again"),
         }
     }
 
@@ -153,7 +153,7 @@ impl Import {
         Ok(output::print_line(format!("{row}: {outcome} {place} {id} {note}").trim_end())?)
     }
 
-    /// Imports a row. Fails if Postgres or NATS does.
+    /// Imports a row. Returns an error only if Postgres or NATS fails.
     async fn import(
         &self,
         read: ReadRow,
@@ -222,7 +222,7 @@ impl Import {
         }
     }
 
-    /// Asks Slack about the token of a row, within Slack's limits. Returns the reason of a failure.
+    /// Looks up the token of a row in Slack, within Slack's rate limits. The error is the reason.
     async fn check(
         &self,
         row: &Row,
@@ -231,11 +231,11 @@ impl Import {
         next: &mut Instant,
     ) -> Result<CheckedRow, String> {
         let mut last = String::new();
-        for _ in 0..RETRIES {
+        for _ in 0..ATTEMPTS_MAX {
             sleep_until(*next).await;
             *next = Instant::now() + INTERVAL;
-            match slack.ask(&row.bot_token).await {
-                Answer::Answered(facts) => {
+            match slack.look_up_token(&row.bot_token).await {
+                TokenLookup::Found(facts) => {
                     let (own, named) = (&facts.installation, (&row.enterprise, &row.team));
                     let is_same = match (&own.team, named.1) {
                         (Some(team), Some(named)) => team == named,
@@ -258,16 +258,20 @@ impl Import {
                         (None, None) => Err("the app is unknown; pass --app".into()),
                     };
                 }
-                Answer::Refused(code) if code == "token_expired" && row.refresh_token.is_some() => {
+                TokenLookup::Rejected(code)
+                    if code == "token_expired" && row.refresh_token.is_some() =>
+                {
                     let app = known_app.ok_or("the app is unknown; pass --app")?;
                     return Ok(CheckedRow { app, bot_user: None, expired: true });
                 }
-                Answer::Refused(code) => return Err(format!("Slack refuses the token: {code}")),
-                Answer::RateLimited(time) => {
+                TokenLookup::Rejected(code) => {
+                    return Err(format!("Slack rejects the token: {code}"));
+                }
+                TokenLookup::RateLimited(time) => {
                     last = "Slack limits the rate of calls".into();
                     sleep(time).await;
                 }
-                Answer::Failed(why) => {
+                TokenLookup::Failed(why) => {
                     last = why;
                     sleep(RETRY_INTERVAL).await;
                 }
@@ -327,9 +331,9 @@ impl Import {
     }
 }
 
-/// Returns the remaining validity of a token: none if the file does not tell, so that it is
-/// refreshed at once.
-#[expect(clippy::disallowed_methods, reason = "the command compares a time of its file")]
+/// Returns the remaining validity of a token. An unknown expiry gives zero, so that workers refresh
+/// the token immediately.
+#[expect(clippy::disallowed_methods, reason = "compares an expiry time with the clock")]
 fn remaining(expires_at: Option<i64>) -> Duration {
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let seconds = expires_at.map_or(0, |at| at.saturating_sub(now));

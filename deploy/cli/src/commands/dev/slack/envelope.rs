@@ -1,37 +1,37 @@
-//! Envelopes of Socket Mode, and the requests and acknowledgements that they become.
+//! Conversion of Socket Mode envelopes to HTTP requests, and of responses to acknowledgements.
 //!
-//! The payload of an envelope is the content of the HTTP request that Slack would send: JSON of an
-//! event, fields of a command, JSON of an interaction. Nothing here does I/O.
+//! The payload of an envelope is the content of the HTTP request that Slack would send: the JSON of
+//! an event, the form fields of a command, or the JSON of an interaction. This module does no I/O.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 use shared::domain::MediaType;
 
-/// Frame of a connection.
+/// Text frame of a Socket Mode connection.
 #[derive(Debug)]
 pub enum Frame {
-    /// The connection works.
+    /// The connection is established. `connections` is the number of connections of the app.
     Hello { connections: u64, app: Option<String> },
-    /// The connection ends.
+    /// Slack ends the connection.
     Disconnect(Ending),
     /// A webhook.
     Envelope(Envelope),
-    /// Nothing that Slack documents.
+    /// A frame of an undocumented type.
     Unknown(String),
 }
 
-/// Reason of Slack to end a connection.
+/// Reason why Slack ends a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The connection ends in about ten seconds, or has to be replaced.
+    /// The connection must be replaced. Slack ends it within about ten seconds.
     Refresh,
-    /// Socket Mode is off.
+    /// Socket Mode is disabled.
     LinkDisabled,
-    /// The app has the most connections that it may have.
+    /// The app has the maximum number of connections.
     TooMany,
 }
 
-/// Webhook in an envelope.
+/// Webhook received by Socket Mode.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Envelope {
     pub id: String,
@@ -53,7 +53,7 @@ pub enum Kind {
 pub struct Request {
     pub media: MediaType,
     pub body: Vec<u8>,
-    /// Number and reason of a retry.
+    /// Retry number and reason.
     pub retry: Option<(u64, String)>,
 }
 
@@ -77,7 +77,7 @@ struct ConnectionInfo {
     app_id: Option<String>,
 }
 
-/// Parses a frame. Returns an error for what is no JSON of a frame.
+/// Parses a frame. Returns an error if the text is not the JSON of a frame.
 pub fn parse(text: &str) -> Result<Frame, serde_json::Error> {
     let raw: RawFrame<'_> = serde_json::from_str(text)?;
     let kind = match raw.kind.as_str() {
@@ -120,8 +120,10 @@ pub fn parse(text: &str) -> Result<Frame, serde_json::Error> {
     }))
 }
 
-/// Returns the acknowledgement of an envelope whose request was answered with success. `None` if it
-/// was not: Slack then repeats an event, and shows the failure of anything else.
+/// Returns the acknowledgement of an envelope, or `None` if the response status is not a success.
+///
+/// Without an acknowledgement Slack resends an event, and shows users that a command or interaction
+/// failed.
 pub fn acknowledge(envelope: &Envelope, status: u16, body: &str) -> Option<String> {
     if !(200..300).contains(&status) {
         return None;
@@ -141,7 +143,7 @@ fn form<'a, V: AsRef<str>>(fields: impl IntoIterator<Item = (&'a str, V)>) -> Ve
     form.finish().into_bytes()
 }
 
-/// Returns the text of a field, as a form has it.
+/// Returns the value of a form field as text.
 fn text_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -165,7 +167,7 @@ mod tests {
         std::str::from_utf8(&envelope.request.body).expect("text")
     }
 
-    /// Byte for byte: the JSON is not parsed, so that nothing of it is lost.
+    /// The JSON is forwarded byte for byte, so that parsing cannot change it.
     #[test]
     fn keeps_json_of_events() {
         let text = r#"{"envelope_id":"e1","type":"events_api","accepts_response_payload":false,
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_commands_into_forms() {
+    fn converts_commands_to_forms() {
         let text = r#"{"envelope_id":"e2","type":"slash_commands","accepts_response_payload":true,
             "payload":{"command":"/lobu","text":"a&b ü","is_enterprise_install":"false","x":null}}"#;
         let command = envelope(text);
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_interactions_into_payloads() {
+    fn converts_interactions_to_forms() {
         let text =
             r#"{"envelope_id":"e3","type":"interactive","payload":{"type":"block_actions"}}"#;
         let click = envelope(text);
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledges_success_alone() {
+    fn acknowledges_only_success() {
         let text = r#"{"envelope_id":"e","type":"slash_commands","accepts_response_payload":true,
             "payload":{}}"#;
         let mut command = envelope(text);
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_hello_and_disconnect() {
+    fn parses_hello_and_disconnect() {
         let hello = r#"{"type":"hello","num_connections":2,"connection_info":{"app_id":"A1"}}"#;
         match parse(hello) {
             Ok(Frame::Hello { connections: 2, app }) => assert_eq!(app.as_deref(), Some("A1")),

@@ -1,4 +1,5 @@
-//! Sends webhooks of Socket Mode through ingest, signed as Slack signs.
+//! Forwarder of Socket Mode webhooks to ingest, with the signatures that Slack's HTTP requests
+//! have.
 
 use super::envelope::{Envelope, Kind, acknowledge};
 use crate::{output, signature};
@@ -12,42 +13,43 @@ use shared::{
 };
 use std::sync::Mutex;
 
-/// Finds the connection of a webhook, and sends it to ingest.
+/// Sender of webhooks to the URL of their connection at ingest.
 pub struct Forwarder {
     store: Store,
     http: Client,
     ingest: Url,
-    /// App of the connections. Some interactions name none.
+    /// App of the Socket Mode connections, for interactions whose payload names none.
     app: Mutex<Option<AppId>>,
 }
 
 impl Forwarder {
+    /// Returns a forwarder to the ingest at a base URL.
     pub fn new(store: Store, http: Client, ingest: Url) -> Self {
         Self { store, http, ingest, app: Mutex::default() }
     }
 
-    /// Remembers the app that Slack names.
+    /// Sets the app of webhooks that name none.
     pub fn set_app(&self, app: &str) {
         if let (Ok(mut own), Ok(app)) = (self.app.lock(), app.parse()) {
             *own = Some(app);
         }
     }
 
-    /// Sends a webhook to ingest. Returns the acknowledgement if ingest took it.
+    /// Sends a webhook to ingest. Returns the acknowledgement if ingest accepted it.
     pub async fn forward(&self, envelope: &Envelope) -> Option<String> {
         let kind = match envelope.kind {
             Kind::Event => "event",
             Kind::Command => "command",
             Kind::Interaction => "interaction",
         };
-        let (said, ack) = match self.send(envelope).await {
+        let (result, ack) = match self.send(envelope).await {
             Ok((status, body)) => {
-                let answered = format!("answered {status}");
-                (answered, acknowledge(envelope, status, &body))
+                let result = format!("answered {status}");
+                (result, acknowledge(envelope, status, &body))
             }
-            Err(error) => (format!("not forwarded: {error:#}"), None),
+            Err(error) => (format!("failed to forward: {error:#}"), None),
         };
-        let _closed_already = output::print_line(&format!("slack        {kind}: {said}"));
+        let _stdout_closed = output::print_line(&format!("slack        {kind}: {result}"));
         ack
     }
 
@@ -77,7 +79,7 @@ impl Forwarder {
         Ok((status, response.text().await.map_err(reqwest::Error::without_url)?))
     }
 
-    /// Returns the connection of a webhook, and its signing secret.
+    /// Returns the connection that a webhook is for, and its signing secret.
     async fn target(
         &self,
         media: MediaType,
@@ -104,8 +106,8 @@ impl Forwarder {
         });
         let places = places.collect::<Vec<_>>().join(", ");
         anyhow::bail!(
-            "no connection of app {app} in workspace {places}; declare it with tidegate init, \
-             or in tidegate.toml and tidegate apply"
+            "no connection of app {app} in workspace {places}; create it with tidegate init, \
+             or declare it in tidegate.toml and run tidegate apply"
         )
     }
 }

@@ -1,9 +1,10 @@
-//! Connection to a real workspace by Socket Mode (docs.slack.dev,
-//! apis/events-api/using-socket-mode).
+//! Relay of webhooks from a real workspace by Socket Mode
+//! (docs.slack.dev/apis/events-api/using-socket-mode).
 //!
-//! An envelope is acknowledged after ingest's answer: what Slack counts as taken is stored. Events
-//! go through ingest one after the other, in Slack's order; commands and interactions, which wait
-//! for an answer of the worker, concurrently. A new connection is opened before an old one ends.
+//! An envelope is acknowledged after ingest has accepted it, so every acknowledged webhook is
+//! stored. Events are forwarded one at a time, in Slack's order; commands and interactions, which
+//! wait for a response from a worker, concurrently. A new connection is opened before Slack ends
+//! the old one.
 
 mod envelope;
 mod forwarder;
@@ -28,26 +29,26 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
 
 type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
-/// Maximum number of events that wait for ingest. Beyond it nothing more is read.
+/// Maximum number of events that wait for ingest. At the maximum no frames are read.
 const EVENTS_MAX: usize = 64;
-/// Maximum number of commands and interactions that wait for their answers.
+/// Maximum number of commands and interactions that wait for their responses.
 const INTERACTIONS_MAX: usize = 32;
-/// Maximum number of acknowledgements that wait for a connection.
+/// Maximum number of acknowledgements that wait to be sent on a connection.
 const ACKS_MAX: usize = EVENTS_MAX + INTERACTIONS_MAX;
-/// Maximum time of a handshake.
+/// Maximum time to connect, with TLS and WebSocket handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of pings.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// Silence after which a connection counts as lost: two pings and a half.
+/// Time without a frame after which a connection counts as lost: two and a half ping intervals.
 const SILENCE_MAX: Duration = Duration::from_secs(75);
-/// Waits before the next attempt to connect.
+/// Waits before the next attempt to connect, by number of failures.
 const BACKOFF: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_secs(1),
     Duration::from_secs(5),
     Duration::from_secs(15),
 ];
-/// Time for which a connection that is being replaced may still bring and acknowledge webhooks.
+/// Time for which a connection that is being replaced may still receive and acknowledge webhooks.
 const REPLACED_MAX: Duration = Duration::from_secs(30);
 
 /// Relay of webhooks from Slack to ingest.
@@ -57,30 +58,31 @@ pub struct Relay {
     token: Secret,
 }
 
-/// News of a connection.
+/// State change of a connection.
 #[derive(Debug, PartialEq, Eq)]
-enum News {
-    /// The connection works.
+enum StateChange {
+    /// The connection is established.
     Open,
-    /// The connection has to be replaced. It may still bring webhooks.
+    /// The connection must be replaced. It may still receive webhooks.
     Replace,
-    /// The connection has ended.
+    /// The connection has ended, for this reason.
     Lost(String),
-    /// Socket Mode is off.
+    /// Socket Mode is disabled.
     Disabled,
-    /// The app has the most connections that it may have.
+    /// The app has the maximum number of connections.
     TooMany,
 }
 
-/// An event and where its acknowledgement goes.
+/// Event, and the channel for its acknowledgement.
 type WaitingEvent = (Envelope, mpsc::Sender<String>);
 
 impl Relay {
+    /// Returns a relay to the ingest at a base URL. `token` is the app-level token.
     pub fn new(store: Store, http: Client, ingest: Url, api: SlackApi, token: Secret) -> Self {
         Self { forwarder: Arc::new(Forwarder::new(store, http, ingest)), api, token }
     }
 
-    /// Relays until Slack refuses the token or Socket Mode.
+    /// Relays webhooks until Slack rejects the token or Socket Mode is disabled.
     pub async fn run(self) -> anyhow::Result<()> {
         let (events, waiting) = mpsc::channel(EVENTS_MAX);
         let mut tasks = JoinSet::new();
@@ -90,47 +92,49 @@ impl Relay {
             let address = self.api.open_socket(&self.token).await?;
             let address = match address {
                 SocketAddress::Url(url) => url,
-                SocketAddress::Refused(code) => bail!("{}", refusal(&code)),
+                SocketAddress::Rejected(code) => bail!("{}", rejection_message(&code)),
                 SocketAddress::Failed(why) => {
-                    say(&format!("failed to open a connection: {why}"));
-                    pause(&mut failures).await;
+                    print_status(&format!("failed to open a connection: {why}"));
+                    back_off(&mut failures).await;
                     continue;
                 }
             };
-            let (tell, mut news) = mpsc::channel(8);
+            let (changes, mut state) = mpsc::channel(8);
             match timeout(CONNECT_TIMEOUT, connect(&address)).await {
                 Ok(Ok(socket)) => {
                     let forwarder = Arc::clone(&self.forwarder);
-                    tasks.spawn(serve(socket, forwarder, events.clone(), tell));
+                    tasks.spawn(serve(socket, forwarder, events.clone(), changes));
                 }
                 Ok(Err(error)) => {
-                    say(&format!("failed to connect: {error:#}"));
-                    pause(&mut failures).await;
+                    print_status(&format!("failed to connect: {error:#}"));
+                    back_off(&mut failures).await;
                     continue;
                 }
                 Err(_) => {
-                    say(&format!("failed to connect within {CONNECT_TIMEOUT:?}"));
-                    pause(&mut failures).await;
+                    print_status(&format!("failed to connect within {CONNECT_TIMEOUT:?}"));
+                    back_off(&mut failures).await;
                     continue;
                 }
             }
             while tasks.try_join_next().is_some() {}
             loop {
-                match news.recv().await {
-                    Some(News::Open) => failures = 0,
-                    Some(News::Replace) => break,
-                    Some(News::Disabled) => bail!(
-                        "Slack ended the connection: Socket Mode is off; \
-                         switch it on in the settings of the app, under Socket Mode"
+                match state.recv().await {
+                    Some(StateChange::Open) => failures = 0,
+                    Some(StateChange::Replace) => break,
+                    Some(StateChange::Disabled) => bail!(
+                        "Slack ended the connection: Socket Mode is disabled; \
+                         enable it in the settings of the app, under Socket Mode"
                     ),
-                    Some(News::TooMany) => {
-                        say("the app has the most connections that Slack allows; end others");
-                        pause(&mut failures).await;
+                    Some(StateChange::TooMany) => {
+                        print_status(
+                            "the app has the maximum number of connections; end the others",
+                        );
+                        back_off(&mut failures).await;
                         break;
                     }
-                    Some(News::Lost(why)) => {
-                        say(&format!("connection lost ({why}); connecting again"));
-                        pause(&mut failures).await;
+                    Some(StateChange::Lost(why)) => {
+                        print_status(&format!("connection lost ({why}); reconnecting"));
+                        back_off(&mut failures).await;
                         break;
                     }
                     None => break,
@@ -140,47 +144,50 @@ impl Relay {
     }
 }
 
-/// Waits before the next attempt: longer after each failure.
-async fn pause(failures: &mut usize) {
+/// Waits before the next attempt, longer after each failure.
+async fn back_off(failures: &mut usize) {
     tokio::time::sleep(BACKOFF[(*failures).min(BACKOFF.len() - 1)]).await;
     *failures += 1;
 }
 
-fn refusal(code: &str) -> String {
+fn rejection_message(code: &str) -> String {
     let remedy = match code {
         "missing_scope" | "not_allowed_token_type" => {
             "create an app-level token with the scope connections:write under Basic Information"
         }
-        _ => "check the app-level token, and that Socket Mode is on in the settings of the app",
+        _ => {
+            "check the app-level token, and that Socket Mode is enabled in the settings of the app"
+        }
     };
-    format!("Slack refused apps.connections.open: {}; {remedy}", output::sanitize(code))
+    format!("Slack rejected apps.connections.open: {}; {remedy}", output::sanitize(code))
 }
 
-fn say(text: &str) {
-    let _closed_already = output::print_line(&format!("slack        {text}"));
+/// Prints a status line of the relay.
+fn print_status(text: &str) {
+    let _stdout_closed = output::print_line(&format!("slack        {text}"));
 }
 
 async fn connect(url: &Secret) -> anyhow::Result<Socket> {
     let connected = tokio_tungstenite::connect_async(url.expose()).await;
-    // The address has a ticket, which errors of the handshake do not repeat.
-    Ok(connected.context("the handshake failed")?.0)
+    // The URL contains a ticket, which errors of the handshake do not quote.
+    Ok(connected.context("WebSocket handshake failed")?.0)
 }
 
-/// Forwards events one after the other.
+/// Forwards events one at a time, in order.
 async fn forward_events(forwarder: Arc<Forwarder>, mut waiting: mpsc::Receiver<WaitingEvent>) {
     while let Some((event, acks)) = waiting.recv().await {
         if let Some(ack) = forwarder.forward(&event).await {
-            let _lost_with_the_connection = acks.send(ack).await;
+            let _connection_closed = acks.send(ack).await;
         }
     }
 }
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. Sends its state changes to `changes`.
 async fn serve(
     mut socket: Socket,
     forwarder: Arc<Forwarder>,
     events: mpsc::Sender<WaitingEvent>,
-    tell: mpsc::Sender<News>,
+    changes: mpsc::Sender<StateChange>,
 ) {
     let (acks, mut waiting_acks) = mpsc::channel::<String>(ACKS_MAX);
     let slots = Arc::new(Semaphore::new(INTERACTIONS_MAX));
@@ -196,7 +203,7 @@ async fn serve(
         };
         let frame = tokio::select! {
             _ = pings.tick() => {
-                let _noticed_by_the_silence = socket.send(Message::Ping("tidegate".into())).await;
+                let _timeout_follows = socket.send(Message::Ping("tidegate".into())).await;
                 continue;
             }
             Some(ack) = waiting_acks.recv() => {
@@ -207,7 +214,7 @@ async fn serve(
             }
             () = replaced => break "replaced".to_owned(),
             read = timeout(SILENCE_MAX, socket.next()) => match read {
-                Err(_) => break format!("no sign of life within {SILENCE_MAX:?}"),
+                Err(_) => break format!("no frame within {SILENCE_MAX:?}"),
                 Ok(None | Some(Ok(Message::Close(_)))) => break "closed by Slack".to_owned(),
                 Ok(Some(Err(error))) => break error.to_string(),
                 Ok(Some(Ok(Message::Text(text)))) => envelope::parse(&text),
@@ -215,35 +222,37 @@ async fn serve(
             },
         };
         match frame {
-            Err(_) => say("a frame that is no JSON was ignored"),
+            Err(_) => print_status("ignored a frame that is not JSON"),
             Ok(Frame::Unknown(kind)) => {
-                say(&format!("a frame of type {} was ignored", output::sanitize(&kind)));
+                print_status(&format!("ignored a frame of type {}", output::sanitize(&kind)));
             }
             Ok(Frame::Hello { connections, app }) => {
                 if let Some(app) = &app {
                     forwarder.set_app(app);
                 }
-                greet(connections, app.as_deref(), &tell).await;
+                report_hello(connections, app.as_deref(), &changes).await;
             }
             Ok(Frame::Disconnect(ending)) => {
-                let news = match ending {
-                    Ending::Refresh => News::Replace,
-                    Ending::LinkDisabled => News::Disabled,
-                    Ending::TooMany => News::TooMany,
+                let change = match ending {
+                    Ending::Refresh => StateChange::Replace,
+                    Ending::LinkDisabled => StateChange::Disabled,
+                    Ending::TooMany => StateChange::TooMany,
                 };
                 replaced_at = Some(tokio::time::Instant::now() + REPLACED_MAX);
-                let _told_already = tell.try_send(news);
+                let _connection_replaced = changes.try_send(change);
             }
             Ok(Frame::Envelope(envelope)) if envelope.kind == Kind::Event => {
-                let _ends_with_the_command = events.send((envelope, acks.clone())).await;
+                let _command_ended = events.send((envelope, acks.clone())).await;
             }
             Ok(Frame::Envelope(envelope)) => match Arc::clone(&slots).try_acquire_owned() {
-                Err(_) => say(&format!("more than {INTERACTIONS_MAX} interactions wait; refused")),
+                Err(_) => print_status(&format!(
+                    "dropped an interaction: {INTERACTIONS_MAX} others are waiting"
+                )),
                 Ok(slot) => {
                     let (forwarder, acks) = (Arc::clone(&forwarder), acks.clone());
                     running.spawn(async move {
                         if let Some(ack) = forwarder.forward(&envelope).await {
-                            let _lost_with_the_connection = acks.send(ack).await;
+                            let _connection_closed = acks.send(ack).await;
                         }
                         drop(slot);
                     });
@@ -251,18 +260,19 @@ async fn serve(
             },
         }
     };
-    let _told_already = tell.try_send(News::Lost(end));
+    let _connection_replaced = changes.try_send(StateChange::Lost(end));
 }
 
-/// Prints that the connection works, and warns of others: Slack sends each webhook to one of them.
-async fn greet(connections: u64, app: Option<&str>, tell: &mpsc::Sender<News>) {
+/// Reports that a connection is established. Warns if the app has several connections, because
+/// Slack sends each webhook to only one of them.
+async fn report_hello(connections: u64, app: Option<&str>, changes: &mpsc::Sender<StateChange>) {
     let app = app.map_or_else(String::new, |app| format!(" as app {}", output::sanitize(app)));
-    say(&format!("connected{app}"));
+    print_status(&format!("connected{app}"));
     if connections > 1 {
-        say(&format!(
+        print_status(&format!(
             "warning: the app has {connections} connections, and Slack sends each webhook to one \
              of them; end the others"
         ));
     }
-    let _told_already = tell.try_send(News::Open);
+    let _connection_replaced = changes.try_send(StateChange::Open);
 }

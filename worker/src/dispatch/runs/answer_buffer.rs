@@ -1,4 +1,4 @@
-//! What an agent sent and is not stored yet. Pure.
+//! Buffer of events that an agent sent and that are not stored yet. Pure.
 
 use super::{RunSettings, TEXT_BYTES_MAX, writer::Batch};
 use crate::{
@@ -11,11 +11,11 @@ use crate::{
 use std::collections::{HashSet, VecDeque};
 use tokio::time::Instant;
 
-/// Bytes above which nothing more is read from the agent.
-const PENDING_BYTES_MAX: usize = 32 * 1024;
-/// Characters that are sent without a wait for more.
+/// Bytes in the buffer above which reading from the agent pauses.
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
+/// Number of characters above which the next write waits less.
 const FULL_CHARS: usize = 256;
-/// Maximum number of tasks of a run; further ones are not shown.
+/// Maximum number of tasks of a run. Further tasks are not shown.
 const TASKS_MAX: usize = 50;
 
 /// End of an agent's stream.
@@ -27,25 +27,28 @@ pub enum StreamEnd {
     Failed(AgentError),
 }
 
-pub struct Pending {
+/// Content of an answer that is to be written, with the state of the whole answer.
+pub struct AnswerBuffer {
     policy: AnswerPolicy,
     markdown: Markdown,
     chunks: Vec<Chunk>,
-    /// False if all content is text of a table that may go on.
+    /// False if the buffer is empty or has only an unfinished table.
     is_readable: bool,
     chars: usize,
     bytes: usize,
-    /// Bytes of text of the whole answer.
+    /// Bytes of the text of the whole answer.
     text_bytes: i64,
     tasks: HashSet<String>,
+    /// True if the next batch begins a segment.
     begins: bool,
     ask: Option<AgentAsk>,
-    /// Ids of events since the last one that is stored, with the text up to them.
+    /// Ids of events after the last stored one, with the value of `text_bytes` after each.
     event_ids: VecDeque<(i64, String)>,
-    has_news: bool,
+    /// True if there is something to store.
+    has_changes: bool,
 }
 
-/// Returns a stored outcome as a constant.
+/// Returns the constant for a stored outcome, `completed` for an unknown one.
 pub fn outcome_name(stored: &str) -> &'static str {
     match stored {
         "agent_failed" => "agent_failed",
@@ -61,7 +64,8 @@ pub fn outcome_name(stored: &str) -> &'static str {
     }
 }
 
-impl Pending {
+impl AnswerBuffer {
+    /// Returns an empty buffer.
     pub fn new(policy: AnswerPolicy) -> Self {
         Self {
             policy,
@@ -75,12 +79,12 @@ impl Pending {
             begins: false,
             ask: None,
             event_ids: VecDeque::new(),
-            has_news: false,
+            has_changes: false,
         }
     }
 
-    /// Continues an earlier attempt, of which `text_bytes` are stored, in the segment with this
-    /// text.
+    /// Continues an earlier attempt with `text_bytes` of stored text, whose last segment has the
+    /// text `segment`. With `begins_anew` the answer restarts in another segment.
     pub fn resume(&mut self, begins_anew: bool, text_bytes: i64, segment: &str) {
         (self.begins, self.text_bytes) = (begins_anew, text_bytes);
         if !begins_anew {
@@ -90,15 +94,15 @@ impl Pending {
 
     /// Returns whether more may be read from the agent.
     pub fn has_room(&self) -> bool {
-        self.bytes < PENDING_BYTES_MAX
+        self.bytes < BUFFER_BYTES_MAX
     }
 
-    /// Adds an event. Returns the end of the stream if it is one.
+    /// Adds an event. Returns the end of the stream if the event ends it.
     pub fn add(&mut self, StreamEvent { id, event }: StreamEvent) -> Option<StreamEnd> {
         let end = self.apply(event);
-        self.has_news |= id.is_some() || end.is_some();
+        self.has_changes |= id.is_some() || end.is_some();
         if let Some(id) = id {
-            // The last one of all with the same text counts.
+            // Of several ids at the same position only the last one is needed.
             self.event_ids.pop_back_if(|(text_bytes, _)| *text_bytes == self.text_bytes);
             self.event_ids.push_back((self.text_bytes, id));
         }
@@ -128,7 +132,7 @@ impl Pending {
             AgentEvent::Reset => {
                 self.clear();
                 self.begins = true;
-                self.markdown.begin_anew();
+                self.markdown.reset();
             }
             AgentEvent::Ask(ask) => {
                 self.ask = Some(*ask);
@@ -154,10 +158,10 @@ impl Pending {
         None
     }
 
-    /// Ends the answer and forgets what is not stored.
+    /// Ends the answer and discards the content of the buffer.
     pub fn cancel(&mut self, outcome: &'static str) -> StreamEnd {
         self.clear();
-        self.has_news = true;
+        self.has_changes = true;
         StreamEnd::Completed(outcome)
     }
 
@@ -166,7 +170,7 @@ impl Pending {
         (self.chars, self.bytes, self.is_readable) = (0, 0, false);
     }
 
-    /// Ends the answer with words for the person.
+    /// Ends the answer with a message to its reader.
     pub fn end_with(&mut self, say: &str, outcome: &'static str) -> StreamEnd {
         let separator = if self.text_bytes > 0 { "\n\n" } else { "" };
         self.add_text(format!("{separator}{say}"));
@@ -180,16 +184,16 @@ impl Pending {
 
     fn add_chunk(&mut self, chunk: Chunk) {
         self.bytes += chunk.size();
-        self.has_news = true;
+        self.has_changes = true;
         push(&mut self.chunks, chunk);
         self.is_readable = match self.chunks.as_slice() {
-            [Chunk::MarkdownText { text }] => self.markdown.readable(text) > 0,
+            [Chunk::MarkdownText { text }] => self.markdown.readable_len(text) > 0,
             _ => true,
         };
     }
 
-    /// Returns the time from which the content is to be written. Without a write before, that is at
-    /// once.
+    /// Returns the time at which the content is due, `now` if nothing was written before. `None` if
+    /// there is nothing to write.
     pub fn due_at(
         &self,
         written_at: Option<Instant>,
@@ -206,6 +210,7 @@ impl Pending {
         Some(written_at.map_or(now, |at| at + wait))
     }
 
+    /// Returns whether to write now. After the end of the stream, whatever is not stored is due.
     pub fn is_due(
         &self,
         written_at: Option<Instant>,
@@ -214,13 +219,13 @@ impl Pending {
         now: Instant,
     ) -> bool {
         match has_ended {
-            true => self.has_news,
+            true => self.has_changes,
             false => self.due_at(written_at, settings, now).is_some_and(|due| due <= now),
         }
     }
 
-    /// Takes the content. A table at its end is left if more of it may come: then the agent resumes
-    /// before it.
+    /// Takes the content as a batch. An unfinished table at its end is left; if the run is
+    /// interrupted, the agent resumes before that table.
     pub fn take(&mut self, end: Option<&StreamEnd>) -> Batch {
         let last = self.chunks.len().saturating_sub(1);
         let is_complete = matches!(end, Some(StreamEnd::Completed(_)));
@@ -229,7 +234,7 @@ impl Pending {
             match chunk {
                 Chunk::MarkdownText { mut text } => {
                     if i == last && !is_complete {
-                        kept = text.split_off(self.markdown.readable(&text));
+                        kept = text.split_off(self.markdown.readable_len(&text));
                     }
                     let read = self.markdown.read(&text);
                     read.into_iter().for_each(|chunk| push(&mut chunks, chunk));
@@ -247,7 +252,7 @@ impl Pending {
             (self.chars, self.bytes) = (kept.chars().count(), kept.len());
             self.chunks.push(Chunk::MarkdownText { text: kept });
         }
-        self.has_news = false;
+        self.has_changes = false;
         Batch {
             chunks,
             begins: std::mem::take(&mut self.begins),
@@ -265,20 +270,20 @@ impl Pending {
 mod tests {
     use super::*;
 
-    fn text(pending: &mut Pending, id: &str, text: &str) {
+    fn text(buffer: &mut AnswerBuffer, id: &str, text: &str) {
         let event = AgentEvent::Text(text.to_owned());
-        assert!(pending.add(StreamEvent { id: Some(id.to_owned()), event }).is_none());
+        assert!(buffer.add(StreamEvent { id: Some(id.to_owned()), event }).is_none());
     }
 
     /// The agent resumes after the last event whose text is stored.
     #[test]
     fn keeps_ids_of_tables_that_go_on() {
-        let mut pending = Pending::new(AnswerPolicy { broadcasts: false });
-        text(&mut pending, "1", "Look:\n");
-        text(&mut pending, "2", "| a |\n|---|\n");
-        let batch = pending.take(None);
+        let mut buffer = AnswerBuffer::new(AnswerPolicy { broadcasts: false });
+        text(&mut buffer, "1", "Look:\n");
+        text(&mut buffer, "2", "| a |\n|---|\n");
+        let batch = buffer.take(None);
         assert_eq!((batch.last_event_id.as_deref(), batch.chunks.len()), (Some("1"), 1));
-        text(&mut pending, "3", "| 1 |\n");
+        text(&mut buffer, "3", "| 1 |\n");
         let settings = RunSettings {
             segment_period: std::time::Duration::ZERO,
             append_interval: std::time::Duration::ZERO,
@@ -288,16 +293,16 @@ mod tests {
             max_runs_per_agent: 0,
         };
         let now = Instant::now();
-        assert!(!pending.is_due(None, &settings, false, now), "a table that may go on is due");
-        text(&mut pending, "4", "\nDone");
-        assert!(pending.is_due(None, &settings, false, now));
-        let batch = pending.take(None);
+        assert!(!buffer.is_due(None, &settings, false, now), "a table that may go on is due");
+        text(&mut buffer, "4", "\nDone");
+        assert!(buffer.is_due(None, &settings, false, now));
+        let batch = buffer.take(None);
         assert_eq!((batch.last_event_id.as_deref(), batch.chunks.len()), (Some("4"), 2));
-        text(&mut pending, "5", "\n| a |\n|---|\n");
+        text(&mut buffer, "5", "\n| a |\n|---|\n");
         let failed =
             AgentError { kind: FailureKind::Failing, message: String::new(), retry_after: None };
-        assert_eq!(pending.take(Some(&StreamEnd::Failed(failed))).last_event_id, None);
-        let batch = pending.take(Some(&StreamEnd::Completed("completed")));
+        assert_eq!(buffer.take(Some(&StreamEnd::Failed(failed))).last_event_id, None);
+        let batch = buffer.take(Some(&StreamEnd::Completed("completed")));
         assert_eq!((batch.last_event_id.as_deref(), batch.chunks.len()), (Some("5"), 1));
     }
 }

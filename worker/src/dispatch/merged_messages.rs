@@ -1,4 +1,7 @@
-//! Messages that wait behind a question, for agents that get them together.
+//! Merging of messages: a message and those that wait behind it in its lane become one question.
+//!
+//! Called by `question` for agents with the overlap policy `merge` or `interrupt`. The first
+//! attempt fixes the set of messages in Postgres, so that later attempts send the same question.
 
 use super::{agents, attempt_context::AttemptContext};
 use crate::{
@@ -14,12 +17,12 @@ use shared::{
 
 /// Maximum number of messages of one question.
 const PARTS_MAX: i64 = 20;
-/// Maximum sealed bytes of the messages behind the first one.
+/// Maximum bytes, encrypted, of the messages after the first one.
 const PARTS_BYTES_MAX: i64 = 64 * 1024;
 
-/// Returns the messages of a question, if they are more than one. The first attempt takes those
-/// that wait; later ones repeat them.
-pub async fn parts(
+/// Returns the messages of a merged question, in order; empty if there is only one. The first
+/// attempt merges the messages that wait, later attempts load the same ones.
+pub async fn load(
     context: &AttemptContext,
     agent: &Agent,
     connection: &Connection,
@@ -49,11 +52,11 @@ pub async fn parts(
         };
         let body = BodyParts::split(envelope.media, &envelope.body);
         let behind = Webhook { envelope: &envelope, inbound: body.read() };
-        if dedup_key != envelope.dedup_key.as_str() || !is_of_conversation(webhook, &behind) {
-            break; // a replayed delivery is answered alone
+        if dedup_key != envelope.dedup_key.as_str() || !is_same_thread(webhook, &behind) {
+            break; // a replayed delivery is not merged
         }
         merged += 1;
-        if agents::unwanted(&context.clients, connection, &behind).await.is_none() {
+        if agents::control_outcome(&context.clients, connection, &behind).await.is_none() {
             parts.extend(part(connection, &behind));
         }
     }
@@ -63,9 +66,9 @@ pub async fn parts(
     Ok(if parts.len() > 1 { parts } else { Vec::new() })
 }
 
-/// Returns whether a message belongs to the same thread: the deliveries of a direct message share
-/// one lane.
-fn is_of_conversation(first: &Webhook<'_>, other: &Webhook<'_>) -> bool {
+/// Returns whether two messages of a lane belong to the same thread. All threads of a direct
+/// message share one lane.
+fn is_same_thread(first: &Webhook<'_>, other: &Webhook<'_>) -> bool {
     let thread = |webhook| {
         let message = routing::agent_message(webhook, None)?;
         let thread = message.thread_ts.filter(|_| message.in_direct_message);
