@@ -7,15 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const HEAD: &str = "# Settings\n\nMade from the programs by a test; \
-    `TIDEGATE_WRITE_REFERENCE=1 cargo it reference::` writes it again. Each setting is also a flag:\n\
+const HEAD: &str = "# Settings\n\nGenerated from the programs by a test; \
+    `TIDEGATE_WRITE_REFERENCE=1 cargo it reference::` regenerates it. Each setting is also a flag:\n\
     `TIDEGATE_HTTP_LISTEN` is `--http-listen`. Keys of `tidegate.toml` are in \
     [tidegate.example.toml](tidegate.example.toml).\n\n\
-    | Setting | Of | Default | Meaning |\n|---|---|---|---|\n";
+    | Setting | Programs | Default | Meaning |\n|---|---|---|---|\n";
 
-/// Setting of one or more programs.
-#[derive(Default)]
-struct Setting {
+/// Row of the table: a setting with the programs in which it has this default and meaning.
+struct Row {
     programs: Vec<String>,
     default: String,
     meaning: String,
@@ -28,26 +27,30 @@ fn file() -> PathBuf {
 fn reference() -> String {
     let commands =
         [ingest::Config::command(), worker::Config::command(), control::Config::command()];
-    let mut settings: BTreeMap<String, Setting> = BTreeMap::new();
+    let mut settings: BTreeMap<String, Vec<Row>> = BTreeMap::new();
     for command in &commands {
         for argument in command.get_arguments() {
             let Some(name) = argument.get_env() else { continue };
-            let setting = settings.entry(name.to_string_lossy().into_owned()).or_default();
-            setting.programs.push(command.get_name().to_owned());
             let values = argument.get_default_values().iter();
             let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
-            setting.default = match values.join(",") {
+            let default = match values.join(",") {
                 text if text.is_empty() => String::new(),
                 text => format!("`{text}`"),
             };
             let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
             let help = help.trim_end_matches('.').replace('|', "\\|");
-            setting.meaning = help.replace('<', "\\<");
+            let meaning = help.replace('<', "\\<");
+            let program = command.get_name().to_owned();
+            let rows = settings.entry(name.to_string_lossy().into_owned()).or_default();
+            match rows.iter_mut().find(|row| row.default == default && row.meaning == meaning) {
+                Some(row) => row.programs.push(program),
+                None => rows.push(Row { programs: vec![program], default, meaning }),
+            }
         }
     }
-    let rows = settings.iter().map(|(name, setting)| {
-        let (programs, Setting { default, meaning, .. }) = (setting.programs.join(", "), setting);
-        format!("| `{name}` | {programs} | {default} | {meaning} |\n")
+    let rows = settings.iter().flat_map(|(name, rows)| rows.iter().map(move |row| (name, row)));
+    let rows = rows.map(|(name, Row { programs, default, meaning })| {
+        format!("| `{name}` | {} | {default} | {meaning} |\n", programs.join(", "))
     });
     format!("{HEAD}{}", rows.collect::<String>())
 }
@@ -63,7 +66,7 @@ fn lists_every_setting() {
     let found = std::fs::read_to_string(file()).expect("deploy/SETTINGS.md");
     assert!(
         found == expected,
-        "deploy/SETTINGS.md is not what the programs have; write it with \
+        "deploy/SETTINGS.md is outdated; regenerate it with \
          TIDEGATE_WRITE_REFERENCE=1 cargo it reference::"
     );
 }

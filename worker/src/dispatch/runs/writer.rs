@@ -31,9 +31,9 @@ const OUTBOX_WAIT: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteError {
     /// The worker lost the lane.
-    Lost,
+    Fenced,
     /// The answer was stopped, deleted or refused. The value is the outcome of the delivery.
-    Gone(&'static str),
+    Undeliverable(&'static str),
 }
 
 /// Content that an agent sent since the last write.
