@@ -28,8 +28,7 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
                     match operations.run_erasure(js, &erasure).await {
                         Ok(()) => info!(erasure = id, "erasure completed"),
                         Err(error) => {
-                            let error = ErrorChain(&error);
-                            warn!(erasure = id, %error, "failed to run erasure");
+                            warn!(erasure = id, error = %ErrorChain(&error), "failed to run erasure");
                             let open = Some((FAILED, ERASURE_INTERVAL));
                             if let Err(error) = context.store.record_erasure(id, 0, 0, open).await {
                                 let error = ErrorChain(&error);
