@@ -93,7 +93,6 @@ const CLI: Order = &[
     ("dev_settings", &[]),
     ("output", &[]),
     ("settings", &[]),
-    ("signature", &[]),
     ("slack_api", &[]),
     ("stream_reader", &[]),
     (
@@ -103,7 +102,6 @@ const CLI: Order = &[
             "dev_settings",
             "output",
             "settings",
-            "signature",
             "slack_api",
             "stream_reader",
         ],
