@@ -226,3 +226,21 @@ async fn asks_once_despite_kill() {
     assert_eq!(messages.iter().filter(|message| message.text == "Deploy?").count(), 1);
     assert_eq!(count(&env, "select count(*) from approvals").await, 1);
 }
+
+/// A request whose contents Postgres rejects makes a dead letter. The agent is asked once.
+#[tokio::test]
+async fn gives_up_rejected_request() {
+    let (env, app) = start_env(SMALL).await;
+    sqlx::query("alter table approvals add constraint no_x check (ask_id <> 'x')")
+        .execute(&env.pool)
+        .await
+        .expect("a constraint");
+    let answer = json!({ "ask": { "id": "x", "prompt": "Deploy?" } });
+    let webhook = Webhook::message(&env.slack, &app, "C1", "U1", &format!("json {answer}"));
+    send(&env, &app, &webhook).await;
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "dead_letter");
+    let dead = env.dead_letters().await.expect("a list");
+    assert_eq!(dead[0].reason, "Postgres refuses its effects");
+    assert_eq!(env.agent.requests().len(), 1);
+    env.wait_for_log("failed to record attempt outcome with its change").await.expect("a log line");
+}
