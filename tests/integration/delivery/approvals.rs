@@ -183,7 +183,8 @@ async fn refuses_foreign_clicks() {
     env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: deny by U7").await;
 }
 
-/// After its time a request without a decision loses its buttons, and a click gets a notice.
+/// After its time a request without a decision loses its buttons, the agent gets the decision
+/// `expired`, and a click gets a notice.
 #[tokio::test]
 async fn expires_undecided() {
     let (env, app) = start_env(SMALL).await;
@@ -196,7 +197,12 @@ async fn expires_undecided() {
     let late = click(&env, &app, "D1", "U1", &asked, 0);
     send(&env, &app, &late).await;
     assert_eq!(reply_to_click(&env, &late).await, expired);
-    assert!(decisions(&env).is_empty());
+    env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: expired by U1").await;
+    let first = &env.agent.requests()[0].question;
+    let told = decisions(&env);
+    let decision = json!({ "id": "a", "run": first["run"], "decision": "expired", "user": null });
+    assert_eq!((told.len(), &told[0].question["approval"]), (1, &decision));
+    assert_eq!(told[0].question["ts"], *asked.ts);
     assert_eq!(count(&env, "select count(*) from approvals where state = 'expired'").await, 1);
 }
 

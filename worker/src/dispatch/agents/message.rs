@@ -129,6 +129,7 @@ pub async fn ask(
     if let Some(ask) = ask {
         let place = AskPlace {
             run: run.id,
+            team: &message.team,
             channel: &message.channel,
             thread_ts: message.thread_of_reply(thread),
             user: message.user,

@@ -251,6 +251,7 @@ fn approval_change(
 ) -> Result<Option<Change>, StoreError> {
     let place = AskPlace {
         run: &target.run,
+        team: &target.team,
         channel: &target.channel,
         thread_ts: Some(&target.thread_ts),
         user: &target.user,
