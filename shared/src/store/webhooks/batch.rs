@@ -79,7 +79,9 @@ impl Store {
         let Decision::Apply(effects) = &webhook.decision else { return Ok(true) };
         let Some(delivery) = &effects.delivery else { return Ok(true) };
         let partition = webhook.envelope.partition;
-        let token = FencingToken { partition, epoch: 0, generation: 1 };
+        // The replay reads the stream of this generation.
+        let generation = self.current_generation(partition).await?;
+        let token = FencingToken { partition, epoch: 0, generation };
         let delivery = NewDelivery {
             priority: Priority::Background,
             has_waiting_notice: false,
@@ -267,7 +269,7 @@ impl Store {
         )
         .bind(from as i64)
         .bind(last.sequence as i64)
-        .bind(&last.key)
+        .bind(replace_nul(&last.key))
         .bind(last.stored_at)
         .bind(replace_nul(&dead.subject))
         .bind(&dead.connection)
