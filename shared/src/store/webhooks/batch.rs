@@ -192,16 +192,21 @@ impl Store {
             let key = ProcessedKey::new(day, trigger);
             columns.keys.push(key, webhook.sequence, ProcessedAs::Trigger);
         }
-        for message in effects.messages.iter().chain(&applied.replies) {
-            columns.messages.push(
-                &self.rings.tokens,
-                token.partition,
-                envelope.lane,
-                envelope.connection,
-                &envelope.dedup_key,
-                envelope.traceparent.as_ref(),
-                message,
-            )?;
+        let mut messages = effects.messages.iter().chain(&applied.replies).peekable();
+        if effects.drops_messages && messages.peek().is_some() {
+            columns.ignored.push((webhook, IgnoreReason::TooManyMessages.as_str()));
+        } else {
+            for message in messages {
+                columns.messages.push(
+                    &self.rings.tokens,
+                    token.partition,
+                    envelope.lane,
+                    envelope.connection,
+                    &envelope.dedup_key,
+                    envelope.traceparent.as_ref(),
+                    message,
+                )?;
+            }
         }
         let decided = effects.delivery.as_ref().filter(|_| !applied.drops_delivery);
         if let Some(delivery) = decided.or(applied.delivery.as_ref()) {
