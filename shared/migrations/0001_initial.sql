@@ -461,12 +461,16 @@ create trigger channel_bindings_record
     for each row execute function channel_bindings_record();
 
 -- Private channels and direct messages that a bot is in, known from an event or from a message that was sent there.
+-- Retention deletes a connection's rows above a maximum, lowest `id` first, here and in `conversation_sessions` and
+-- `welcomed_users`.
 create table known_channels (
     connection_id   text not null,
     channel_id      text not null,
+    id              bigint generated always as identity,
     at              timestamptz not null default now(),
     primary key (connection_id, channel_id)
 );
+create index known_channels_oldest on known_channels (connection_id, id);
 
 -- Messages that people deleted. An answer to one is dropped.
 create table deleted_messages (
@@ -477,24 +481,29 @@ create table deleted_messages (
     primary key (connection_id, channel_id, ts)
 );
 create index deleted_messages_at on deleted_messages (at);
+create index deleted_messages_recent on deleted_messages (connection_id, at);
 
--- Sessions of conversations. Without a row the session is the first.
+-- Sessions of conversations. Without a row the session is the first. A new session gets a new `id`.
 create table conversation_sessions (
     connection_id   text not null references connections (id) on delete cascade,
     team_id         text not null,
     channel_id      text not null,
     number          bigint not null,
+    id              bigint generated always as identity,
     primary key (connection_id, team_id, channel_id)
 );
+create index conversation_sessions_oldest on conversation_sessions (connection_id, id);
 
 -- Welcomed people: each is welcomed once, however often Slack reports them.
 create table welcomed_users (
     connection_id   text not null references connections (id) on delete cascade,
     team_id         text not null,
     user_id         text not null,
+    id              bigint generated always as identity,
     at              timestamptz not null default now(),
     primary key (connection_id, team_id, user_id)
 );
+create index welcomed_users_oldest on welcomed_users (connection_id, id);
 
 create table user_identities (
     platform            text not null check (platform in ('slack')),
@@ -699,6 +708,8 @@ create table connection_backlog (
     messages            bigint not null default 0,
     -- A new delivery becomes a dead letter without bytes.
     deliveries_full     boolean not null,
+    -- Intake enqueues no message.
+    messages_full       boolean not null default false,
     -- A new dead letter is stored without bytes.
     dead_letters_full   boolean not null,
     -- Dead letters are at twice their limit: a webhook that would become one is ignored.
@@ -1043,6 +1054,7 @@ create table run_controls (
 );
 create index run_controls_of on run_controls (connection_id, channel_id, thread_ts);
 create index run_controls_at on run_controls (at);
+create index run_controls_recent on run_controls (connection_id, at);
 
 -- Questions of agents to people, answered by a button. The first click of an allowed person decides, under the lock of
 -- the row. `content` is sealed: the prompt and the options.

@@ -54,7 +54,8 @@ use crate::{runtime::config, secrets::KeyRing};
 use audit_log::{AuditOrg, NewAuditEntry, StepEntry, add_audit_entries};
 pub use pool::PlanMode;
 use pool::Pool;
-use row::{column, inconsistent, nullable, partition_of, replace_nul, timestamp};
+pub use row::replace_nul;
+use row::{column, inconsistent, nullable, partition_of, timestamp};
 use sqlx::{
     ConnectOptions,
     postgres::{PgConnectOptions, PgSslMode},

@@ -67,7 +67,7 @@ pub(super) fn inconsistent(
 }
 
 /// Replaces NUL characters, which no column of Postgres accepts.
-pub(super) fn replace_nul(text: &str) -> Cow<'_, str> {
+pub fn replace_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }
 

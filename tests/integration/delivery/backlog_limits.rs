@@ -1,7 +1,10 @@
-//! Limits of a connection's open deliveries and dead letters.
+//! Limits of a connection's open deliveries, messages, dead letters and rows without an age.
 
 use futures_util::future::join_all;
-use shared::stream::{DedupKey, Partition};
+use shared::{
+    store::CONNECTION_ROWS_MAX,
+    stream::{DedupKey, Partition},
+};
 use std::{
     collections::BTreeSet,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -149,7 +152,7 @@ async fn bounds_dead_letters() {
 }
 
 /// Messages that wait while sending is paused, and rejected messages, count towards the limit like
-/// deliveries.
+/// deliveries. At the limit commands take effect without replies.
 #[tokio::test]
 async fn bounds_messages() {
     let env = start().await;
@@ -170,9 +173,83 @@ async fn bounds_messages() {
     let (stage, reason, bytes, _) = dead_letter(&env, &late).await;
     assert_eq!((&*stage, bytes), ("intake", 0));
     assert_eq!(reason, "the connection has too many open deliveries");
+    let waiting = async || -> i64 {
+        let count = "select count(*) from outbox where connection_id = $1";
+        sqlx::query_scalar(count).bind(&id).fetch_one(&env.pool).await.expect("a count")
+    };
+    let before = waiting().await;
+    for n in 0..ROWS_MAX {
+        let text = if n == 0 { "new" } else { "status" };
+        let command = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", text);
+        assert_eq!(env.send(&app, &command).await.expect("an answer").status, 200);
+        assert_eq!(env.wait_for_outcome(&command.dedup_key).await.outcome, "command");
+        let reason = "select reason from ignored_webhooks where dedup_key = $1";
+        let reason = sqlx::query_scalar(reason).bind(command.dedup_key.as_str());
+        let reason: Option<String> = reason.fetch_optional(&env.pool).await.expect("a row");
+        assert_eq!(reason.as_deref(), Some("too_many_messages"));
+    }
+    assert_eq!(waiting().await, before, "replies are enqueued");
+    let session = "select number from conversation_sessions where connection_id = $1";
+    let session: i64 =
+        sqlx::query_scalar(session).bind(&id).fetch_one(&env.pool).await.expect("a session");
+    assert_eq!(session, 2, "the command has its effect");
     env.tidegate(&["connections", "resume-sending", &id]).expect("resumed");
     wait_for_answer(&env, &format!("waiting {}", ROWS_MAX / 2 - 1)).await;
     wait_for_state(&env, &app, "large").await;
+}
+
+/// A connection keeps its newest channels, people and sessions.
+#[tokio::test]
+async fn bounds_rows_without_age() {
+    const OVER: i64 = 10;
+    let env = start().await;
+    let (app, other) = (connect(&env).await, connect(&env).await);
+    for insert in [
+        "insert into known_channels (connection_id, channel_id)
+         select $1, 'C' || n from generate_series(1, $2) n",
+        "insert into welcomed_users (connection_id, team_id, user_id)
+         select $1, 'T1', 'U' || n from generate_series(1, $2) n",
+        "insert into conversation_sessions (connection_id, team_id, channel_id, number)
+         select $1, 'T1', 'C' || n, 2 from generate_series(1, $2) n",
+    ] {
+        for (app, rows) in [(&app, CONNECTION_ROWS_MAX + OVER), (&other, OVER)] {
+            let insert = sqlx::query(insert).bind(app.connection.to_string()).bind(rows);
+            insert.execute(&env.pool).await.expect("rows");
+        }
+    }
+    // A new session makes the oldest conversation the newest.
+    let renew = "update conversation_sessions set number = 3, id = default where channel_id = 'C1'";
+    sqlx::query(renew).execute(&env.pool).await.expect("renewed");
+    env.workers[0].process.restart().expect("it starts again");
+    for (count, oldest) in [
+        (
+            "select count(*) from known_channels where connection_id = $1",
+            "select channel_id from known_channels where connection_id = $1 order by id limit 1",
+        ),
+        (
+            "select count(*) from welcomed_users where connection_id = $1",
+            "select user_id from welcomed_users where connection_id = $1 order by id limit 1",
+        ),
+        (
+            "select count(*) from conversation_sessions where connection_id = $1",
+            "select channel_id from conversation_sessions where connection_id = $1
+              order by id limit 1",
+        ),
+    ] {
+        let counted = async |app: &App| -> i64 {
+            let count = sqlx::query_scalar(count).bind(app.connection.to_string());
+            count.fetch_one(&env.pool).await.expect("a count")
+        };
+        eventually("the oldest rows are deleted", WITHIN, async || {
+            (counted(&app).await == CONNECTION_ROWS_MAX).then_some(())
+        })
+        .await;
+        assert_eq!(counted(&other).await, OVER, "{count}");
+        let oldest = sqlx::query_scalar(oldest).bind(app.connection.to_string());
+        let oldest: String = oldest.fetch_one(&env.pool).await.expect("a row");
+        let first = if count.contains("sessions") { OVER + 2 } else { OVER + 1 };
+        assert_eq!(oldest[1..], first.to_string(), "{count}");
+    }
 }
 
 /// A connection exceeds its limit by at most what its quota allows in two rounds of counting,

@@ -20,7 +20,7 @@ const ROWS_MAX: u64 = 1_000;
 const PAGES_MAX: u64 = 3_000;
 /// Statements that read more, with their maximum rows: they work in pages or count up to a bound,
 /// on one worker at a time.
-const PAGES: [(&str, u64); 8] = [
+const PAGES: [(&str, u64); 10] = [
     ("backlog.count_deliveries", 2 * 20_000),
     ("backlog.count_dead_letters", 2 * 20_000),
     ("backlog.count_messages", 2 * 20_000),
@@ -29,6 +29,8 @@ const PAGES: [(&str, u64); 8] = [
     ("connections.versions", 2 * 1_000),
     ("connections.missing", 2 * 1_000),
     ("agent_health.count", 2 * 1_000),
+    ("retention.count_capped", 2 * 20_000),
+    ("retention.delete_capped", 2 * 5_000),
 ];
 /// Rows of the tables when the first plans are made.
 const FEW_ROWS: i64 = 200;
@@ -117,7 +119,7 @@ pub async fn execute(env: &TestEnv, sql: &'static str) {
 
 /// Inserts rows as workers write them, with invalid payloads: `count` conversations, and as many
 /// messages in one of them, wait for A's agent in one queue of B's partition. The logs get `count`
-/// rows each.
+/// rows each. Run controls stay recent.
 async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
     let partition = Partition::of(b.connection, Some(CHANNEL)).number() as i16;
     // Each row would create agent slots or notify all workers.
@@ -173,7 +175,10 @@ async fn fill(env: &TestEnv, a: &App, b: &App, count: i64) {
          select $1, n, 1, 1, true, decode(repeat('00', 700), 'hex') from generate_series(1, $3) n
           where $2 >= 0::smallint and $4 || $5 <> ''",
         "insert into run_controls (connection_id, channel_id, thread_ts, ts, at)
-         select $1, 'C' || n, '1.1', '2.1', now() - interval '1 h' from generate_series(1, $3) n
+         select $1, 'C' || n, '1.1', '2.1', now() + interval '1 h' from generate_series(1, $3) n
+          where $2 >= 0::smallint and $4 || $5 <> ''",
+        "insert into deleted_messages (connection_id, channel_id, ts, at)
+         select $1, 'C1', n || '.1', now() + interval '1 h' from generate_series(1, $3) n
           where $2 >= 0::smallint and $4 || $5 <> ''",
         // A channel that is paced for an hour.
         "insert into outbox_channels (connection_id, channel_key, partition, pending, next_at, paced_until)

@@ -75,11 +75,11 @@ async fn keeps_undecodable_envelope() {
     js.publish(subject.clone(), "no envelope".into()).await.expect("sent").await.expect("stored");
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Tidegate-Schema", "1");
-    js.publish_with_headers(subject, headers, "half an envelope".into())
-        .await
-        .expect("sent")
-        .await
-        .expect("stored");
+    for (key, body) in [("half", "half an envelope"), ("a\0key", "a key that Postgres rejects")] {
+        headers.insert("Nats-Msg-Id", key);
+        let sent = js.publish_with_headers(subject.clone(), headers.clone(), body.into()).await;
+        sent.expect("sent").await.expect("stored");
+    }
 
     let webhook = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &webhook).await.expect("an answer");
@@ -94,7 +94,8 @@ async fn keeps_undecodable_envelope() {
     assert_eq!(
         found,
         [
-            (2, "undecodable envelope: unknown kind", &b"half an envelope"[..]),
+            (3, "undecodable envelope: unknown kind", &b"a key that Postgres rejects"[..]),
+            (2, "undecodable envelope: unknown kind", b"half an envelope"),
             (1, "undecodable envelope: no headers", b"no envelope"),
         ]
     );

@@ -273,6 +273,15 @@ async fn repeats_run_write() {
     // Releasing a lane in time does not count the attempt, but later attempts look for its run.
     let released = env.store.release_delivery_lanes("w", Some(&[]), 10).await.expect("an answer");
     assert_eq!(released, 1);
+    let claim = "update outbox_lanes set worker = 'w'";
+    sqlx::query(claim).execute(&env.pool).await.expect("claimed");
+    let released = env.store.release_outbox_lanes("w", Some(&[]), 10).await.expect("an answer");
+    assert_eq!(released, 1);
+    let errors = "select last_error from delivery_lanes union all
+                  select last_error from outbox_lanes";
+    let errors: Vec<String> =
+        sqlx::query_scalar(errors).fetch_all(&env.pool).await.expect("the lanes");
+    assert_eq!(errors, ["", ""], "the worker has not ended");
     let delivery = claim_delivery(&env, &lease).await.expect("a delivery");
     assert_eq!(delivery.attempts, 2);
     let stored = env.store.stored_run((&delivery).into()).await.expect("an answer").expect("a run");

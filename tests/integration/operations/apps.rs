@@ -5,7 +5,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use tests::{
     control_api::Caller,
-    test_env::{Size, TestEnv},
+    eventually::eventually,
+    test_env::{Size, TIMEOUT, TestEnv},
 };
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
@@ -183,4 +184,38 @@ async fn keeps_organization_with_app() {
     let without_app = FILE.split("[[app]]").next().expect("the rest");
     assert!(apply(&env, without_app, &["--prune", "--yes"]).0, "the app is removed");
     env.tidegate(&["erase", "organization", "acme", "--yes"]).expect("erased");
+}
+
+/// A secret that is rotated again while its replaced one is removed keeps the new replaced one.
+#[tokio::test]
+async fn keeps_secret_of_later_rotation() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    write_secrets(&env);
+    let (applied, _, errors) = apply(&env, FILE, &[]);
+    assert!(applied, "{errors}");
+    let expired = "update apps set signing_secret_previous = 'old',
+                                   signing_secret_previous_until = now() - interval '1 s'";
+    sqlx::query(expired).execute(&env.pool).await.expect("expired");
+    let mut rotating = env.pool.begin().await.expect("a transaction");
+    let rotate = "update apps set signing_secret_previous = 'fresh',
+                                  signing_secret_previous_until = now() + interval '1 h'";
+    sqlx::query(rotate).execute(&mut *rotating).await.expect("rotated");
+    let commit = async {
+        eventually("the removal waits for the row", TIMEOUT, async || {
+            let waits = "select exists (select from pg_stat_activity
+                          where wait_event_type = 'Lock' and query like '%app_signing_secrets%'
+                            and datname = current_database())";
+            let waits: bool = sqlx::query_scalar(waits).fetch_one(&env.pool).await.ok()?;
+            waits.then_some(())
+        })
+        .await;
+        rotating.commit().await.expect("committed");
+    };
+    let (removed, ()) = tokio::join!(env.store.expire_signing_secrets(), commit);
+    assert_eq!(removed.expect("an answer"), 0);
+    let kept: Option<String> = sqlx::query_scalar("select signing_secret_previous from apps")
+        .fetch_one(&env.pool)
+        .await
+        .expect("an app");
+    assert_eq!(kept.as_deref(), Some("fresh"));
 }

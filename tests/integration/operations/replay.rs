@@ -96,6 +96,23 @@ async fn previews_before_apply() {
     assert_eq!(count_rows(&env, live).await, 5, "the live counts are unchanged");
 }
 
+/// After a stream reset, replayed deliveries have the generation of the stream they are read from.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_current_generation() {
+    let env = TestEnv::start(SMALL).await.expect("a test environment");
+    let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
+    send_conversations(&env, &app).await;
+    let raise = "update partition_cursors set generation = 3";
+    sqlx::query(raise).execute(&env.pool).await.expect("raised");
+    stdout(&run_replay(&env, &app, &["--apply", "--name", "later"]));
+    let replayed = "select count(*) from delivery_log
+                     where dedup_key like '%:replay:%' and generation = 3";
+    eventually("the replayed deliveries end", Duration::from_secs(20), async || {
+        (count_rows(&env, replayed).await == 3).then_some(())
+    })
+    .await;
+}
+
 /// Another worker continues the replay of a killed one, and enqueues nothing a second time.
 #[tokio::test(flavor = "multi_thread")]
 async fn survives_killed_worker() {

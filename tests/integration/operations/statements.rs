@@ -5,14 +5,17 @@
 
 use crate::meta::architecture::{root, sources};
 use crate::meta::rust_source::{Token, tokens};
+use shared::store::CAPPED_TABLES;
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use std::collections::{BTreeMap, BTreeSet};
 use tests::test_env::{Size, TestEnv};
 
-/// Values of `{table}` in statements on several tables: a plain one, and a slot of a rotating one.
-const TABLES: [(&str, &[&str]); 2] = [
+/// Values of `{table}` in statements on several tables, with a slot of each rotating table.
+const TABLES: [(&str, &[&str]); 4] = [
     ("connections.delete_traffic", &["dead_letters", "delivery_log_0"]),
     ("retention.is_filled", &["processed_keys_0"]),
+    ("retention.count_capped", &CAPPED_TABLES),
+    ("retention.delete_capped", &CAPPED_TABLES),
 ];
 
 /// Named statement of the store.

@@ -7,7 +7,12 @@
 //! Postgres decides ownership: every commit is fenced by epoch. The local deadline, counted from
 //! before the renewal was sent, only ends needless work.
 
-use super::{owned_partition::OwnedPartition, partition_reader, stream_access::StreamAccess};
+use super::{
+    owned_partition::OwnedPartition,
+    partition_reader,
+    stream_access::StreamAccess,
+    turn::{TurnError, run_turn},
+};
 use crate::{context::Context, decider::Decider, metrics::LeaseTransition};
 use async_nats::{connection::State, jetstream};
 use shared::{
@@ -132,8 +137,11 @@ impl LeaseManager {
                         Err(_) => warn!("failed to claim partitions in time"),
                     }
                 }
-                Err(Some(error)) => warn!(error = %ErrorChain(&error), "failed to renew leases"),
-                Err(None) => warn!("failed to renew leases in time"),
+                Err(TurnError::Store(error)) => {
+                    warn!(error = %ErrorChain(&error), "failed to renew leases");
+                }
+                Err(TurnError::Timeout) => warn!("failed to renew leases in time"),
+                Err(TurnError::Stopped) => {}
             }
             looks |= self.partitions.len() > held;
             self.drop_expired();
@@ -153,24 +161,14 @@ impl LeaseManager {
         matches!(tokio::time::timeout(self.ttl / 3, free).await, Ok(Ok(true)))
     }
 
-    /// Runs a turn with a timeout. Returns the number of partitions to claim. The error is `None`
-    /// after the timeout, or if an idle worker stops. A turn that hangs must not extend leases that
-    /// it did not renew. Without partitions there is no lease to lose, so the timeout is long
-    /// enough for a new connection to a distant Postgres.
-    async fn renew_in_time(
-        &mut self,
-        stop: &CancellationToken,
-    ) -> Result<usize, Option<StoreError>> {
+    /// Runs a turn with a timeout. Returns the number of partitions to claim. A turn that hangs must
+    /// not extend leases that it did not renew. Without partitions there is no lease to lose, so the
+    /// timeout is long enough for a new connection to a distant Postgres, and a stop ends the turn.
+    async fn renew_in_time(&mut self, stop: &CancellationToken) -> Result<usize, TurnError> {
         let stopping = stop.is_cancelled();
         let is_idle = self.partitions.is_empty() && !stopping;
         let timeout = if is_idle { CONNECT_TIMEOUT.max(self.ttl / 2) } else { self.ttl / 2 };
-        tokio::select! {
-            turn = tokio::time::timeout(timeout, self.turn(stopping)) => match turn {
-                Ok(turn) => turn.map_err(Some),
-                Err(_) => Err(None),
-            },
-            () = stop.cancelled(), if is_idle => Err(None),
-        }
+        run_turn(self.turn(stopping), timeout, is_idle.then_some(stop)).await
     }
 
     async fn retire(&self, id: &str) -> Result<(), StoreError> {

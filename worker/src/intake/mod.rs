@@ -16,6 +16,7 @@ mod redrive;
 mod stream_access;
 mod stream_reset;
 mod stream_retention;
+mod turn;
 
 pub use lease_manager::{LeaseManager, LeaseRenewal};
 pub use stream_access::{StreamAccess, StreamProbe};

@@ -12,7 +12,7 @@ use super::{
     owned_partition::OwnedPartition,
     pending::{PendingMessages, ReadResult},
     redrive,
-    stream_reset::{self, StreamReset},
+    stream_reset::{self, StreamCheck, StreamReset},
     stream_retention,
 };
 use crate::{context::Context, decider::Decider};
@@ -88,9 +88,10 @@ async fn read(
             ReadResult::Messages => committer.record_progress(&pending),
             ReadResult::Opened(opened) => {
                 let cursor = committer.cursor;
-                let reset = stream_reset::check(js, owned, &opened, &state, cursor).await;
-                if let Some(reset) = reset {
-                    return EndReason::Reset(reset);
+                match stream_reset::check(js, owned, &opened, &state, cursor).await {
+                    StreamCheck::Unchanged => {}
+                    StreamCheck::Reset(reset) => return EndReason::Reset(reset),
+                    StreamCheck::Stopped => return EndReason::Stopped,
                 }
                 record_stream(&committer, &mut state, opened.created_ns).await;
                 continue;

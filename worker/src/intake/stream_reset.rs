@@ -14,7 +14,7 @@ use crate::context::Context;
 use async_nats::jetstream::{self, stream::RawMessageErrorKind};
 use shared::{
     runtime::telemetry::ErrorChain,
-    store::{CursorState, NewGeneration},
+    store::{CursorState, NewGeneration, replace_nul},
     stream::{self, BoxError, DEDUP_KEY_HEADER, STREAM, StreamState, subject_filter},
 };
 use std::time::Duration;
@@ -23,6 +23,15 @@ use tracing::{error, warn};
 
 /// Wait before another attempt.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Result of a comparison of the stream with the one that was read.
+#[derive(Debug, Clone, Copy)]
+pub enum StreamCheck {
+    Unchanged,
+    Reset(StreamReset),
+    /// The partition is to be released meanwhile.
+    Stopped,
+}
 
 #[derive(Debug, Clone, Copy)]
 pub struct StreamReset {
@@ -41,28 +50,35 @@ enum Evidence {
     Nothing,
 }
 
-/// Compares an opened stream with the one that was read. Returns the reset if they differ. Waits
-/// until NATS answers.
+/// Compares an opened stream with the one that was read. Waits until NATS answers or the partition
+/// is to be released.
 pub async fn check(
     js: &jetstream::Context,
     owned: &OwnedPartition,
     stream: &StreamState,
     state: &CursorState,
     cursor: u64,
-) -> Option<StreamReset> {
-    let mut attempt = 0;
-    let found = loop {
-        attempt += 1;
-        match find(js, owned, state, attempt).await {
-            Ok(found) => break found,
-            Err(error) => {
-                warn!(%error, "failed to read the last committed message from the stream")
+) -> StreamCheck {
+    let finding = async {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match find(js, owned, state, attempt).await {
+                Ok(found) => break found,
+                Err(error) => {
+                    warn!(%error, "failed to read the last committed message from the stream")
+                }
             }
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
-        tokio::time::sleep(RETRY_INTERVAL).await;
     };
-    let reason = reset_evidence(stream, state, cursor, &found)?;
-    Some(StreamReset { reason, stream: *stream })
+    let Some(found) = owned.stop.run_until_cancelled(finding).await else {
+        return StreamCheck::Stopped;
+    };
+    match reset_evidence(stream, state, cursor, &found) {
+        Some(reason) => StreamCheck::Reset(StreamReset { reason, stream: *stream }),
+        None => StreamCheck::Unchanged,
+    }
 }
 
 async fn find(
@@ -119,7 +135,8 @@ fn reset_evidence(
     } else {
         match (found, &state.last) {
             (Evidence::Message(key, stored_at), Some(last))
-                if *key != last.key || micros(*stored_at) != micros(last.stored_at) =>
+                if replace_nul(key) != replace_nul(&last.key)
+                    || micros(*stored_at) != micros(last.stored_at) =>
             {
                 Some("another message is at the sequence of the last commit")
             }
@@ -189,7 +206,11 @@ async fn try_bump(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::store::LastMessage;
+    use async_nats::ConnectOptions;
+    use shared::{
+        store::{FencingToken, LastMessage, Lease},
+        stream::Partition,
+    };
 
     fn state(created_ns: Option<i64>, last: Option<(u64, &str)>) -> CursorState {
         let at = OffsetDateTime::UNIX_EPOCH;
@@ -222,6 +243,9 @@ mod tests {
         let known = || state(Some(1), Some((10, "a")));
         for (stream, state, found, reset) in [
             (stream(1, 1, 10), known(), key("a"), false),
+            // Postgres stores no NUL, and the state in memory may have one.
+            (stream(1, 1, 10), state(Some(1), Some((10, "a\u{fffd}"))), key("a\0"), false),
+            (stream(1, 1, 10), state(Some(1), Some((10, "a\0"))), key("a\0"), false),
             (stream(1, 11, 10), known(), Evidence::Nothing, false), // purged
             (stream(1, 5_001, 5_000), known(), Evidence::Nothing, false), // purged while idle
             (stream(1, 1, 20), known(), key("b"), true),            // truncated, refilled
@@ -237,5 +261,25 @@ mod tests {
             let evidence = reset_evidence(&stream, &state, 10, &found);
             assert_eq!(evidence.is_some(), reset, "{stream:?} {found:?}: {evidence:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn stops_check_without_nats() {
+        let client = ConnectOptions::new().retry_on_initial_connect().connect("127.0.0.1:1").await;
+        let js = jetstream::new(client.expect("a client without a connection"));
+        let partition = Partition::try_from(0).expect("0 is a partition");
+        let token = FencingToken { partition, epoch: 1, generation: 1 };
+        let state = state(Some(1), Some((10, "a")));
+        let lease = Lease { token, state: state.clone(), claims: 1, is_suspecting: false };
+        let owned = OwnedPartition::new(&lease, tokio::time::Instant::now());
+        let stream = StreamState { created_ns: 1, first_sequence: 1, last_sequence: 10 };
+        let checking = check(&js, &owned, &stream, &state, 10);
+        let stopping = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            owned.stop.cancel();
+        };
+        let both = async { tokio::join!(checking, stopping).0 };
+        let checked = tokio::time::timeout(RETRY_INTERVAL, both).await.expect("it ends");
+        assert!(matches!(checked, StreamCheck::Stopped), "{checked:?}");
     }
 }

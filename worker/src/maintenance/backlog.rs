@@ -9,7 +9,7 @@ use shared::{
     runtime::telemetry::ErrorChain,
     store::{
         BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedRows,
-        DeadLetterPosition, DeliveryPosition, EXACT_MAX, StoreError,
+        DeliveryPosition, EXACT_MAX, RowPosition, StoreError,
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -53,7 +53,7 @@ async fn count_round(context: &Context, limits: &BacklogLimits) -> Result<(), St
         pause_before(&after).await;
     }
     let deliveries = std::mem::take(&mut tally.total);
-    let mut after = Some(DeadLetterPosition::default());
+    let mut after = Some(RowPosition::default());
     while let Some(position) = after {
         let page = store.count_dead_letter_page(&position, PAGE_ROWS).await?;
         tally.add(page.counts, limits, |row, counted| {
@@ -72,7 +72,7 @@ async fn count_round(context: &Context, limits: &BacklogLimits) -> Result<(), St
         after = page.next;
         pause_before(&after).await;
     }
-    let mut after = Some(DeadLetterPosition::default());
+    let mut after = Some(RowPosition::default());
     while let Some(position) = after {
         let page = store.count_failure_page(&position, PAGE_ROWS).await?;
         tally.add(page.counts, limits, |row, counted| row.messages += counted.rows);

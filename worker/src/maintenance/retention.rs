@@ -1,8 +1,13 @@
-//! Deletes expired rows and the data of deleted connections.
+//! Deletes expired rows, the oldest rows of connections above a maximum, and the data of deleted
+//! connections.
 
 use crate::context::Context;
 use async_nats::jetstream;
-use shared::{operations, runtime::telemetry::ErrorChain, store::PruneStats};
+use shared::{
+    operations,
+    runtime::telemetry::ErrorChain,
+    store::{CAPPED_TABLES, CONNECTION_ROWS_MAX, CountedRows, PruneStats, RowPosition, StoreError},
+};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -19,6 +24,13 @@ const UNINSTALLED_MAX: i32 = 100;
 const TOMBSTONE_TIME: Duration = Duration::from_secs(15);
 /// Maximum number of pages of deleted connections per round.
 const LATE_PAGES_MAX: usize = 10;
+
+/// Interval between two counts of the rows of tables with a maximum per connection.
+const CAP_INTERVAL: Duration = Duration::from_secs(600);
+/// Maximum number of rows of a page of a count.
+const PAGE_ROWS: i64 = 20_000;
+/// Pause between two pages.
+const PAGE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs retention in rounds until cancelled.
 pub async fn run(context: &Context, js: &jetstream::Context, until: CancellationToken) {
@@ -82,8 +94,8 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
             tokio::time::sleep(INTERVAL).await;
         }
     };
-    let both = async { tokio::join!(pruning, expire_signing_secrets(context)) };
-    until.run_until_cancelled(both).await;
+    let all = async { tokio::join!(pruning, expire_signing_secrets(context), cap_rows(context)) };
+    until.run_until_cancelled(all).await;
 }
 
 /// Deletes uninstalled connections. If they can't be deleted together, deletes them one by one, so
@@ -133,6 +145,48 @@ async fn expire_signing_secrets(context: &Context) {
         }
         tokio::time::sleep(SECRETS_INTERVAL).await;
     }
+}
+
+/// Deletes the oldest rows of connections above the maximum, independently of the other steps.
+async fn cap_rows(context: &Context) {
+    loop {
+        for table in CAPPED_TABLES {
+            if let Err(error) = cap_table(context, table).await {
+                warn!(table, error = %ErrorChain(&error), "failed to limit rows of connections");
+            }
+        }
+        tokio::time::sleep(CAP_INTERVAL).await;
+    }
+}
+
+async fn cap_table(context: &Context, table: &'static str) -> Result<(), StoreError> {
+    let (mut after, mut last) = (Some(RowPosition::default()), None::<CountedRows>);
+    while let Some(position) = after {
+        let page = context.store.count_capped_page(table, &position, PAGE_ROWS).await?;
+        for counted in page.counts {
+            match &mut last {
+                Some(last) if last.connection == counted.connection => last.rows += counted.rows,
+                _ => cap_connection(context, table, last.replace(counted)).await?,
+            }
+        }
+        after = page.next;
+        tokio::time::sleep(PAGE_INTERVAL).await;
+    }
+    cap_connection(context, table, last).await
+}
+
+async fn cap_connection(
+    context: &Context,
+    table: &'static str,
+    counted: Option<CountedRows>,
+) -> Result<(), StoreError> {
+    let Some(counted) = counted.filter(|counted| counted.rows > CONNECTION_ROWS_MAX) else {
+        return Ok(());
+    };
+    let (connection, over) = (counted.connection, counted.rows - CONNECTION_ROWS_MAX);
+    let rows = context.store.delete_oldest_rows(table, &connection, over).await?;
+    info!(connection, table, rows, "oldest rows of connection deleted");
+    Ok(())
 }
 
 /// Purges the webhooks of deleted connections after every ingest has their tombstones. A failure

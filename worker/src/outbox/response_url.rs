@@ -34,7 +34,7 @@ pub async fn send(
         "the response_url is half an hour old".to_owned()
     } else {
         if let Err(lost) = sending.check_lease() {
-            return lost;
+            return lost.into();
         }
         sending.mark_resent(ambiguity);
         let slack = &sending.context().slack;

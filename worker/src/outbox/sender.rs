@@ -16,11 +16,31 @@ use std::{sync::Arc, time::Duration};
 use tracing::warn;
 
 /// Wait when the worker's row may have expired.
-const NOT_HELD_WAIT: Duration = Duration::from_millis(250);
+pub const NOT_HELD_WAIT: Duration = Duration::from_millis(250);
+/// Reason of a message that waits because the worker's row may have expired.
+pub const ROW_EXPIRED: &str = "the worker's row expired";
 /// Maximum wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Wait for the token of a connection that is pending or stopped.
 const PENDING_WAIT: Duration = Duration::from_secs(30);
+
+/// Reason for which a call was not made.
+#[derive(Debug)]
+pub enum NotCalled {
+    /// Rate limit, and the wait.
+    RateLimited(Duration),
+    /// The worker's row may have expired. Another worker decides about the message.
+    RowExpired,
+}
+
+impl From<NotCalled> for SendOutcome {
+    fn from(reason: NotCalled) -> Self {
+        match reason {
+            NotCalled::RateLimited(after) => Self::Untried(after, "rate limited".into()),
+            NotCalled::RowExpired => Self::Untried(NOT_HELD_WAIT, ROW_EXPIRED.into()),
+        }
+    }
+}
 
 /// Message that is being sent.
 #[derive(Clone, Copy)]
@@ -89,9 +109,8 @@ impl<'a> SendContext<'a> {
 
     /// Checks the worker's row. Must be the last step before a call, so that nothing delays the
     /// call after the check.
-    pub fn check_lease(self) -> Result<(), SendOutcome> {
-        let lost = || SendOutcome::Untried(NOT_HELD_WAIT, "the worker's row expired".into());
-        self.term.holds().then_some(()).ok_or_else(lost)
+    pub fn check_lease(self) -> Result<(), NotCalled> {
+        self.term.holds().then_some(()).ok_or(NotCalled::RowExpired)
     }
 
     /// Records that an ambiguous message is sent again without a look-up.

@@ -2,7 +2,7 @@
 
 use super::{
     reconcile::{LookupResult, look_up},
-    sender::AuthenticatedSender,
+    sender::{AuthenticatedSender, NotCalled},
     token_health,
 };
 use crate::slack::{Action, ApiResult, Method, Reconciliation, TEXT_CHARS_MAX, postable};
@@ -44,7 +44,7 @@ pub async fn send(
                     answer["channel"]["id"].as_str().map(str::to_owned)
                 }
                 Ok(other) => return sender.apply_result(other, None).await,
-                Err(outcome) => return outcome,
+                Err(reason) => return reason.into(),
             };
             return match opened.map(|channel| channel.parse()) {
                 Some(Ok(channel)) => {
@@ -100,8 +100,8 @@ pub async fn send(
     let result = match sender.call(method, &body).await {
         Ok(ApiResult::RateLimited(after)) => ApiResult::RateLimited(wait(after)),
         Ok(result) => result,
-        Err(SendOutcome::Untried(after, error)) => return SendOutcome::Untried(wait(after), error),
-        Err(outcome) => return outcome,
+        Err(NotCalled::RateLimited(after)) => return NotCalled::RateLimited(wait(after)).into(),
+        Err(reason) => return reason.into(),
     };
     let result = match result {
         ApiResult::Refused(_, code) if FORM_ERRORS.contains(&code.as_str()) => {
@@ -198,10 +198,10 @@ pub fn text_alone(body: &Value) -> Option<Value> {
 
 impl AuthenticatedSender<'_> {
     /// Calls a method when the rate limit allows it and the worker's row is still valid.
-    pub async fn call(&self, method: Method, body: &Value) -> Result<ApiResult, SendOutcome> {
+    pub async fn call(&self, method: Method, body: &Value) -> Result<ApiResult, NotCalled> {
         let slack = &self.sending.context().slack;
-        let busy = |after| SendOutcome::Untried(after, "rate limited".into());
-        let permit = slack.permit(self.connection.id, method).await.map_err(busy)?;
+        let permit = slack.permit(self.connection.id, method).await;
+        let permit = permit.map_err(NotCalled::RateLimited)?;
         self.sending.check_lease()?;
         Ok(slack.call(permit, &self.token, body).await)
     }

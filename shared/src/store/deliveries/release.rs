@@ -35,7 +35,9 @@ impl Store {
                              where r.connection_id = l.connection_id and r.lane = l.lane
                                and r.position = l.head)::integer),
                         -- A live worker never started the attempt of a lane that it does not know.
-                        crashes = l.crashes + $5::integer, last_error = 'the worker ended',
+                        crashes = l.crashes + $5::integer,
+                        last_error = case $5::integer when 1 then 'the worker ended'
+                            else l.last_error end,
                         next_at = now() + make_interval(
                                               secs => $5::integer * trunc(power(4, l.crashes - 1)))
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane

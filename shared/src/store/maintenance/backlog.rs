@@ -2,7 +2,8 @@
 //!
 //! One worker counts in rounds. A statement reads at most a page of index entries. Connections with
 //! a large backlog get a row in `connection_backlog`, which intake reads by key: beyond the limits
-//! a delivery becomes a dead letter without bytes, and dead letters are stored without bytes.
+//! a delivery becomes a dead letter without bytes, intake enqueues no message, and dead letters are
+//! stored without bytes.
 
 use crate::store::{Store, StoreError};
 use serde::Serialize;
@@ -43,17 +44,19 @@ pub struct ConnectionBacklog {
     /// Messages to Slack that wait or were rejected.
     pub messages: i64,
     pub deliveries_full: bool,
+    pub messages_full: bool,
     pub dead_letters_full: bool,
     pub ignores: bool,
 }
 
 impl ConnectionBacklog {
-    /// Sets the flags of reached limits. Messages count against the limit of deliveries, which
+    /// Sets the flags of reached limits. Messages count against the limit of deliveries, too, which
     /// cause them. At twice the limit of dead letters, webhooks are ignored.
     pub fn apply_limits(&mut self, limits: &BacklogLimits) {
         let (rows, bytes) = (self.dead_letters, self.dead_letter_bytes);
-        self.deliveries_full = limits.are_reached(self.deliveries, self.delivery_bytes, 1)
-            || limits.are_reached(self.messages, 0, 1);
+        self.messages_full = limits.are_reached(self.messages, 0, 1);
+        self.deliveries_full =
+            self.messages_full || limits.are_reached(self.deliveries, self.delivery_bytes, 1);
         self.dead_letters_full = limits.are_reached(rows, bytes, 1);
         self.ignores = limits.are_reached(rows, bytes, 2);
     }
@@ -103,11 +106,12 @@ pub struct DeliveryPosition {
     part: i16,
 }
 
-/// Position of the count of dead letters or rejected messages. The default is before all rows.
+/// Position of a count of dead letters, rejected messages or capped rows. The default is before all
+/// rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeadLetterPosition {
-    connection: String,
-    id: i64,
+pub struct RowPosition {
+    pub(super) connection: String,
+    pub(super) id: i64,
 }
 
 /// Position of the count of waiting messages. The default is before all channels.
@@ -188,9 +192,9 @@ impl Store {
     /// Counts a page of dead letters with a connection, `limit` rows, after a position.
     pub async fn count_dead_letter_page(
         &self,
-        after: &DeadLetterPosition,
+        after: &RowPosition,
         limit: i64,
-    ) -> Result<CountedPage<DeadLetterPosition>, StoreError> {
+    ) -> Result<CountedPage<RowPosition>, StoreError> {
         let rows = sqlx::query(
             "-- backlog.count_dead_letters
              with page as materialized (
@@ -245,9 +249,9 @@ impl Store {
     /// Counts a page of rejected messages, `limit` rows, after a position.
     pub async fn count_failure_page(
         &self,
-        after: &DeadLetterPosition,
+        after: &RowPosition,
         limit: i64,
-    ) -> Result<CountedPage<DeadLetterPosition>, StoreError> {
+    ) -> Result<CountedPage<RowPosition>, StoreError> {
         let rows = sqlx::query(
             "-- backlog.count_failures
              with page as materialized (
@@ -290,10 +294,10 @@ impl Store {
              with kept as (
                  insert into connection_backlog as b (connection_id, deliveries, delivery_bytes,
                         dead_letters, dead_letter_bytes, deliveries_full, dead_letters_full,
-                        ignores, messages)
+                        ignores, messages, messages_full)
                  select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[],
                                       $5::bigint[], $6::boolean[], $7::boolean[], $8::boolean[],
-                                      $9::bigint[])
+                                      $9::bigint[], $10::boolean[])
                   order by 1
                  on conflict (connection_id) do update
                     set deliveries = excluded.deliveries,
@@ -302,13 +306,15 @@ impl Store {
                         dead_letter_bytes = excluded.dead_letter_bytes,
                         deliveries_full = excluded.deliveries_full,
                         dead_letters_full = excluded.dead_letters_full,
-                        ignores = excluded.ignores, messages = excluded.messages
+                        ignores = excluded.ignores, messages = excluded.messages,
+                        messages_full = excluded.messages_full
                   where (b.deliveries, b.delivery_bytes, b.dead_letters, b.dead_letter_bytes,
-                         b.deliveries_full, b.dead_letters_full, b.ignores, b.messages)
+                         b.deliveries_full, b.dead_letters_full, b.ignores, b.messages,
+                         b.messages_full)
                         is distinct from (excluded.deliveries, excluded.delivery_bytes,
                          excluded.dead_letters, excluded.dead_letter_bytes,
                          excluded.deliveries_full, excluded.dead_letters_full, excluded.ignores,
-                         excluded.messages))
+                         excluded.messages, excluded.messages_full))
              delete from connection_backlog where connection_id <> all ($1)",
         )
         .bind(column(rows, |row| row.connection_id.clone()))
@@ -320,6 +326,7 @@ impl Store {
         .bind(column(rows, |row| row.dead_letters_full))
         .bind(column(rows, |row| row.ignores))
         .bind(column(rows, |row| row.messages))
+        .bind(column(rows, |row| row.messages_full))
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -365,17 +372,17 @@ impl<P> CountedPage<P> {
 }
 
 /// Returns the page of rows that are counted in the order of connection and id.
-fn pages_by_id(
+pub(super) fn pages_by_id(
     rows: &[sqlx::postgres::PgRow],
     limit: i64,
-) -> Result<CountedPage<DeadLetterPosition>, StoreError> {
+) -> Result<CountedPage<RowPosition>, StoreError> {
     let mut page = CountedPage { counts: Vec::new(), oldest: Duration::ZERO, next: None };
     for row in rows {
         page.counts.push(counted(row)?);
     }
     if let Some(last) = rows.last().filter(|_| page.is_full(limit)) {
         let (connection, id) = (last.try_get("connection_id")?, last.try_get("last")?);
-        page.next = Some(DeadLetterPosition { connection, id });
+        page.next = Some(RowPosition { connection, id });
     }
     Ok(page)
 }

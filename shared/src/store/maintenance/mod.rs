@@ -3,6 +3,7 @@
 
 mod agents;
 mod backlog;
+mod capped_rows;
 mod counts;
 mod deliveries;
 mod delivery_operations;
@@ -28,8 +29,9 @@ mod usage;
 pub use agents::AgentState;
 pub use backlog::{
     BacklogLimits, BacklogStats, ChannelPosition, ConnectionBacklog, CountedPage, CountedRows,
-    DeadLetterPosition, DeliveryPosition, EXACT_MAX, OutboxBacklog,
+    DeliveryPosition, EXACT_MAX, OutboxBacklog, RowPosition,
 };
+pub use capped_rows::{CAPPED_TABLES, CONNECTION_ROWS_MAX};
 pub use counts::BoundedCount;
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;

@@ -232,7 +232,8 @@ const EXPIRE_SECRETS: [&str; 2] = [
      update apps
         set signing_secret_previous = null, signing_secret_previous_until = null
       where id in (select id from apps where signing_secret_previous_until < now()
-                    order by signing_secret_previous_until limit $1)",
+                    order by signing_secret_previous_until limit $1)
+        and signing_secret_previous_until < now()",
 ];
 
 /// Rotating tables and their numbers of slots.

@@ -193,7 +193,9 @@ impl Store {
              freed as (
                  update outbox_lanes l
                     set worker = null, crashes = l.crashes + $5::integer,
-                        last_error = 'the worker ended', ambiguous = true,
+                        last_error = case $5::integer when 1 then 'the worker ended'
+                            else l.last_error end,
+                        ambiguous = true,
                         -- The call may still be running.
                         next_at = greatest(now(), l.sending_until), sending_until = null
                    from orphans o where l.connection_id = o.connection_id and l.lane = o.lane

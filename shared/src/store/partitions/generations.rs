@@ -6,6 +6,7 @@
 
 use super::FencingToken;
 use crate::store::{Store, StoreError};
+use crate::stream::Partition;
 
 /// Start of a partition in another stream.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,18 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(raised.rows_affected() == 1)
+    }
+
+    /// Returns the generation of a partition.
+    pub(in crate::store) async fn current_generation(
+        &self,
+        partition: Partition,
+    ) -> Result<i32, StoreError> {
+        let generation = sqlx::query_scalar(
+            "-- generations.current
+             select generation from partition_cursors where partition = $1",
+        );
+        Ok(generation.bind(partition.number() as i16).fetch_one(&self.pool).await?)
     }
 
     /// Records that messages of a partition will be purged, for the ledger. Returns the id of the

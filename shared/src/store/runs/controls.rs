@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError, column};
 use sqlx::Row;
 use std::time::Duration;
 
-/// Maximum controls of one query.
+/// Maximum controls of a connection, and deleted messages, in one query.
 const CONTROLS_MAX: i64 = 10_000;
 
 /// Reason to end a run.
@@ -92,13 +92,15 @@ impl Store {
     ) -> Result<Vec<RunControl>, StoreError> {
         let rows = sqlx::query(
             "-- run_controls.recent
-             (select connection_id, channel_id, thread_ts, ts, message_ts, reason from run_controls
-               where at > now() - make_interval(secs => $1) and connection_id = any ($3)
-               order by at desc limit $2)
-             union all
-             (select connection_id, channel_id, null, ts, null, 'deleted' from deleted_messages
-               where at > now() - make_interval(secs => $1) and connection_id = any ($3)
-               order by at desc limit $2)",
+             select r.* from unnest($3::text[]) c (id), lateral (
+                 (select connection_id, channel_id, thread_ts, ts, message_ts, reason
+                    from run_controls
+                   where connection_id = c.id and at > now() - make_interval(secs => $1)
+                   order by at desc limit $2)
+                 union all
+                 (select connection_id, channel_id, null, ts, null, 'deleted' from deleted_messages
+                   where connection_id = c.id and at > now() - make_interval(secs => $1)
+                   order by at desc limit $2)) r",
         )
         .bind(within.as_secs_f64())
         .bind(CONTROLS_MAX)

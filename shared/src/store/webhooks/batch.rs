@@ -79,7 +79,9 @@ impl Store {
         let Decision::Apply(effects) = &webhook.decision else { return Ok(true) };
         let Some(delivery) = &effects.delivery else { return Ok(true) };
         let partition = webhook.envelope.partition;
-        let token = FencingToken { partition, epoch: 0, generation: 1 };
+        // The replay reads the stream of this generation.
+        let generation = self.current_generation(partition).await?;
+        let token = FencingToken { partition, epoch: 0, generation };
         let delivery = NewDelivery {
             priority: Priority::Background,
             has_waiting_notice: false,
@@ -215,16 +217,21 @@ impl Store {
             let key = ProcessedKey::new(day, trigger);
             columns.keys.push(key, webhook.sequence, ProcessedAs::Trigger);
         }
-        for message in effects.messages.iter().chain(&applied.replies) {
-            columns.messages.push(
-                &self.rings.tokens,
-                token.partition,
-                envelope.lane,
-                envelope.connection,
-                &envelope.dedup_key,
-                envelope.traceparent.as_ref(),
-                message,
-            )?;
+        let mut messages = effects.messages.iter().chain(&applied.replies).peekable();
+        if effects.drops_messages && messages.peek().is_some() {
+            columns.ignored.push((webhook, IgnoreReason::TooManyMessages.as_str()));
+        } else {
+            for message in messages {
+                columns.messages.push(
+                    &self.rings.tokens,
+                    token.partition,
+                    envelope.lane,
+                    envelope.connection,
+                    &envelope.dedup_key,
+                    envelope.traceparent.as_ref(),
+                    message,
+                )?;
+            }
         }
         let decided = effects.delivery.as_ref().filter(|_| !applied.drops_delivery);
         if let Some(delivery) = decided.or(applied.delivery.as_ref()) {
@@ -292,7 +299,7 @@ impl Store {
         )
         .bind(from as i64)
         .bind(last.sequence as i64)
-        .bind(&last.key)
+        .bind(replace_nul(&last.key))
         .bind(last.stored_at)
         .bind(replace_nul(&dead.subject))
         .bind(&dead.connection)

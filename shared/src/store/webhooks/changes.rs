@@ -227,7 +227,7 @@ async fn write_change(
                  insert into conversation_sessions (connection_id, team_id, channel_id, number)
                  values ($1, $2, $3, 2)
                  on conflict (connection_id, team_id, channel_id) do update
-                    set number = conversation_sessions.number + 1",
+                    set number = conversation_sessions.number + 1, id = default",
             )
             .bind(conversation.connection.to_string())
             .bind(conversation.team.as_str())

@@ -7,7 +7,7 @@
 use super::{
     super::{
         AuditAction, AuditOrg, BoundedCount, FailureFilter, NewAuditEntry, StepEntry, Store,
-        StoreError, partitions::FencingToken, timestamp,
+        StoreError, partitions::FencingToken, replace_nul, timestamp,
     },
     SealedPayload,
 };
@@ -54,10 +54,10 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Returns the row that the payload is sealed for: its dedup key, or its position in the
-    /// stream.
+    /// stream, as stored.
     pub(super) fn sealed_for(&self, token: &FencingToken) -> String {
         let place = || format!("{}#{}/{}", self.subject, token.generation, self.sequence);
-        self.dedup_key.clone().unwrap_or_else(place)
+        replace_nul(&self.dedup_key.clone().unwrap_or_else(place)).into_owned()
     }
 }
 
@@ -314,7 +314,7 @@ impl Store {
               where id = $1",
         )
         .bind(id)
-        .bind(crate::store::replace_nul(error))
+        .bind(replace_nul(error))
         .execute(&self.pool)
         .await?;
         Ok(())

@@ -112,6 +112,9 @@ pub enum IgnoreReason {
     TooManyQuestions,
     /// The connection has too many dead letters.
     TooManyDeadLetters,
+    /// The webhook had its effects, but no message was enqueued: too many of the connection wait or
+    /// were rejected.
+    TooManyMessages,
 }
 
 impl IgnoreReason {
@@ -131,6 +134,7 @@ impl IgnoreReason {
             IgnoreReason::NothingToChange => "nothing_to_change",
             IgnoreReason::TooManyQuestions => "too_many_questions",
             IgnoreReason::TooManyDeadLetters => "too_many_dead_letters",
+            IgnoreReason::TooManyMessages => "too_many_messages",
         }
     }
 }
@@ -149,6 +153,9 @@ pub struct Effects {
     pub changes: Vec<Change>,
     /// Unconditional messages to Slack.
     pub messages: Vec<OutgoingMessage>,
+    /// True if no message or reply is enqueued, since the connection has too many messages that
+    /// wait or were rejected. A webhook that has one is recorded as ignored.
+    pub drops_messages: bool,
     /// Delivery to an agent.
     pub delivery: Option<NewDelivery>,
     /// Effect on the person's questions of the minute, if the webhook is a question.
@@ -168,6 +175,7 @@ impl Effects {
             edit: None,
             changes: Vec::new(),
             messages: Vec::new(),
+            drops_messages: false,
             delivery: None,
             question: None,
             trigger: None,
@@ -186,6 +194,7 @@ impl Effects {
             edit,
             changes,
             messages: _,
+            drops_messages: _,
             delivery: _,
             question: _,
             trigger: _,

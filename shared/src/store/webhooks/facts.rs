@@ -86,6 +86,8 @@ pub struct Facts {
 pub struct BacklogFacts {
     /// A new delivery becomes a dead letter without bytes.
     pub is_full: bool,
+    /// No message is enqueued.
+    pub has_max_messages: bool,
     /// A webhook that would become a dead letter is ignored.
     pub ignores: bool,
 }
@@ -163,7 +165,8 @@ impl Store {
                  select u.connection, u.n as first, c.*, d.id is not null as deleted, o.id as own_id,
                         o.name as own_name, o.mode as own_mode,
                         o.max_per_user as own_max_per_user, o.edits as own_edits,
-                        o.overlap as own_overlap, g.deliveries_full, g.ignores
+                        o.overlap as own_overlap, g.deliveries_full, g.messages_full,
+                        g.ignores
                    from (select connection, min(n) as n from u group by 1) u
                    left join lateral (
                        select id, org_id, enterprise_id, team_id, preview_mode, status, bot_user_id,
@@ -176,7 +179,7 @@ impl Store {
                        select id, name, mode, max_per_user, edits, overlap from agents
                         where org_id = c.org_id and id = c.agent_id limit 1) o on true
                    left join lateral (
-                       select deliveries_full, ignores from connection_backlog
+                       select deliveries_full, messages_full, ignores from connection_backlog
                         where connection_id = u.connection limit 1) g on true)
              -- Columns of the connection are in its first row only.
              select c.id is not null as known, c.deleted, f.id is not null as first, f.org_id,
@@ -188,6 +191,7 @@ impl Store {
                     a.max_per_user as bound_max_per_user, a.edits as bound_edits,
                     a.overlap as bound_overlap, q.asked, q.told,
                     coalesce(c.deliveries_full, false) as is_full,
+                    coalesce(c.messages_full, false) as has_max_messages,
                     coalesce(c.ignores, false) as ignores,
                     exists (select from processed_keys p
                              where p.slot = u.day % 8 and p.partition = $1 and p.day = u.day
@@ -392,7 +396,11 @@ pub(super) fn policies(
 }
 
 fn backlog_facts(row: &PgRow) -> Result<BacklogFacts, StoreError> {
-    Ok(BacklogFacts { is_full: row.try_get("is_full")?, ignores: row.try_get("ignores")? })
+    Ok(BacklogFacts {
+        is_full: row.try_get("is_full")?,
+        has_max_messages: row.try_get("has_max_messages")?,
+        ignores: row.try_get("ignores")?,
+    })
 }
 
 pub(super) fn display_name(

@@ -176,6 +176,7 @@ tweaks! {
     interrupt: |s| policies(s).overlap = OverlapPolicy::Interrupt;
     told: |s| s.facts.questions.is_told = true;
     full: |s| s.facts.backlog.is_full = true;
+    max_messages: |s| s.facts.backlog.has_max_messages = true;
     ignores: |s| s.facts.backlog.ignores = true;
     circuit_open: |s| s.facts.is_notice_due = true;
     app_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
@@ -304,6 +305,7 @@ fn show_effects(effects: &Effects) -> String {
         edit,
         changes,
         messages,
+        drops_messages,
         delivery,
         question,
         trigger,
@@ -336,6 +338,7 @@ fn show_effects(effects: &Effects) -> String {
     if !messages.is_empty() {
         parts.push(show_messages(messages));
     }
+    parts.extend(drops_messages.then(|| "dropped".to_owned()));
     parts.extend(delivery.as_ref().map(|d| {
         let priority =
             if d.priority == Priority::Interactive { "interactive" } else { "background" };

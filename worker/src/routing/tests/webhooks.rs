@@ -280,6 +280,11 @@ fn limits_backlog() {
             &[full, ignores],
             &format!("command: chat.postMessage {BY_DEFAULT}; trigger"),
         ),
+        (
+            im("/lobu status"),
+            &[full, max_messages],
+            &format!("command: chat.postMessage {BY_DEFAULT}; dropped; trigger"),
+        ),
         (im("hi"), &[full, stopped], "ignore connection_stopped, addressed"),
     ]);
 }

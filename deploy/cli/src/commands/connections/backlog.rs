@@ -25,6 +25,7 @@ pub fn describe(backlog: Option<&ConnectionBacklog>) -> String {
     );
     for (applies, effect) in [
         (backlog.deliveries_full, "; full: new deliveries become dead letters without bytes"),
+        (backlog.messages_full, "; replies of commands and notices are dropped"),
         (backlog.dead_letters_full, "; new dead letters are stored without bytes"),
         (backlog.ignores, "; webhooks that would become dead letters are ignored"),
     ] {

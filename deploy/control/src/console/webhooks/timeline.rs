@@ -183,6 +183,7 @@ pub fn why_ignored(reason: &str) -> String {
         "nothing_to_change" => "there was nothing to change",
         "too_many_questions" => "the person sent too many questions in a minute",
         "too_many_dead_letters" => "the connection has too many dead letters",
+        "too_many_messages" => "the connection has too many messages, so its reply was dropped",
         other => return format!("Ignored: {}.", other.replace('_', " ")),
     };
     format!("Ignored: {why}.")
