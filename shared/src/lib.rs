@@ -4,6 +4,7 @@
 //! ```text
 //! domain     ids, kinds, statuses, settings, link codes, messages to Slack
 //! secrets    secrets in memory, and their encryption
+//! signature  signatures of requests to agents and apps
 //! slack      lenient parser of Slack's webhooks
 //! stream     JetStream: envelope, partitions and lanes, configuration, reader without gaps
 //! runtime    process runtime: settings, logs and traces, shutdown, health check
@@ -12,7 +13,7 @@
 //! operations audited changes by people and programs (feature `store`)
 //! ```
 //!
-//! Imports have one direction: `domain` and `secrets` import nothing, `slack`, `stream` and
+//! Imports have one direction: `domain` and `secrets` import nothing, `signature`, `slack`, `stream` and
 //! `runtime` only these two, `directory` also `stream`, `store` all of them, and `operations` also
 //! `store`.
 
@@ -20,6 +21,7 @@
 
 pub mod domain;
 pub mod secrets;
+pub mod signature;
 pub mod slack;
 pub mod stream;
 pub mod runtime;

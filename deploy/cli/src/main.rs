@@ -11,7 +11,6 @@ mod commands;
 mod dev_settings;
 mod output;
 mod settings;
-mod signature;
 mod slack_api;
 mod stream_reader;
 

@@ -13,6 +13,7 @@ type Order = &'static [(&'static str, &'static [&'static str])];
 const SHARED: Order = &[
     ("domain", &[]),
     ("secrets", &[]),
+    ("signature", &["secrets"]),
     ("slack", &["domain"]),
     ("stream", &["domain"]),
     ("runtime", &["domain", "secrets"]),

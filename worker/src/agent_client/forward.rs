@@ -6,10 +6,11 @@
 //! apps drop retries. The header [`FORWARDED_DELIVERY`] identifies a repetition, and lets ingest
 //! refuse a webhook that is forwarded to Tidegate itself.
 
-use super::{AgentClient, AgentError, read, refusal, signature, unix_now};
+use super::{AgentClient, AgentError, read, refusal};
 use serde_json::Value;
 use shared::{
     domain::{AgentMode, WebhookKind},
+    signature,
     slack::repair,
     store::{Agent, Connection},
     stream::{Envelope, FORWARDED_DELIVERY},
@@ -57,7 +58,7 @@ impl AgentClient {
         connection: &Connection,
         envelope: &Envelope,
     ) -> Result<ForwardResult, AgentError> {
-        let (began, now) = (Instant::now(), unix_now());
+        let (began, now) = (Instant::now(), signature::unix_now());
         let secret = match agent.signs_as_slack && agent.org == connection.org {
             true => &connection.signing_secret,
             false => &agent.secret,

@@ -16,7 +16,6 @@ mod metrics;
 mod notification;
 mod reply;
 mod request;
-mod signature;
 mod ssrf_guard;
 
 pub use ask::AgentAsk;
@@ -40,15 +39,12 @@ use serde_json::Value;
 use shared::{
     domain::AgentMode,
     runtime::telemetry::{self, ErrorChain},
+    signature,
     slack::repair,
     store::{Agent, AgentHeaders, CurrentHeaders},
 };
 use ssrf_guard::{BlockedAddressError, GuardedResolver, SystemResolver};
-use std::{
-    error::Error,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{error::Error, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Maximum bytes of a response. Slack's limit for a message is 40,000 characters.
@@ -241,7 +237,7 @@ impl AgentClient {
         url: &str,
         body: Vec<u8>,
     ) -> Result<RequestBuilder, AgentError> {
-        let now = unix_now();
+        let now = signature::unix_now();
         let signature = signature::standard_webhooks(&agent.secret, id, now, &body)
             .ok_or_else(|| unusable(agent, "its secret whsec_… is malformed"))?;
         let request = self.post(agent, url)?;
@@ -373,9 +369,4 @@ fn blocked(error: &reqwest::Error) -> Option<BlockedAddressError> {
         next = error.source();
     }
     None
-}
-
-#[expect(clippy::disallowed_methods, reason = "time of a request to an agent")]
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }

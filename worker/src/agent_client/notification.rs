@@ -1,8 +1,8 @@
 //! Notifications to the operator's backend, signed by Standard Webhooks.
 
-use super::{AgentClient, blocked, signature, unix_now};
+use super::{AgentClient, blocked};
 use reqwest::Url;
-use shared::{runtime::telemetry::ErrorChain, store::NotificationEndpoint};
+use shared::{runtime::telemetry::ErrorChain, signature, store::NotificationEndpoint};
 use std::time::Duration;
 
 /// Maximum bytes of a response.
@@ -21,7 +21,7 @@ impl AgentClient {
         let url: Url = endpoint.url.parse().map_err(|_| "its URL is malformed".to_owned())?;
         let plain_http = self.networks.check(&url).map_err(|refused| refused.to_string())?;
         let client = if plain_http { &self.plain_http } else { &self.https };
-        let now = unix_now();
+        let now = signature::unix_now();
         let signature = signature::standard_webhooks(&endpoint.secret, id, now, &body)
             .ok_or_else(|| "its secret whsec_… is malformed".to_owned())?;
         let failed = |error: reqwest::Error| {

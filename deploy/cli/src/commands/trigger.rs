@@ -3,12 +3,12 @@
 //! The webhooks are the rows in `deploy/cli/shapes`. Arguments replace the ids of a row. Timestamps
 //! and event ids are new, so that the webhook is not a duplicate.
 
-use crate::{output, settings, signature};
+use crate::{output, settings};
 use anyhow::{Context, bail, ensure};
 use reqwest::{Client, Url};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use shared::{domain::ConnectionId, secrets::Secret};
+use shared::{domain::ConnectionId, secrets::Secret, signature};
 use std::time::Duration;
 
 const ROWS: [&str; 7] = [

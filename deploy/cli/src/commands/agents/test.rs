@@ -4,12 +4,12 @@
 //! Needs no deployment. A second question has a wrong signature, which the agent must reject.
 //! Unlike a worker, the command calls any address, including loopback.
 
-use crate::{output, settings, signature};
+use crate::{output, settings};
 use anyhow::{Context, ensure};
 use reqwest::{Client, Url};
 use serde::Serialize;
 use serde_json::{Value, json};
-use shared::{domain::ConnectionId, runtime::config, secrets::Secret, slack::repair};
+use shared::{domain::ConnectionId, runtime::config, secrets::Secret, signature, slack::repair};
 use std::time::{Duration, Instant};
 
 /// Maximum bytes of an answer, as in workers.

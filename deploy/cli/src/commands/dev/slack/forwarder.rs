@@ -2,12 +2,13 @@
 //! have.
 
 use super::envelope::{Envelope, Kind, acknowledge};
-use crate::{output, signature};
+use crate::output;
 use anyhow::Context;
 use reqwest::{Client, Url};
 use shared::{
     domain::{AppId, ConnectionId, MediaType},
     secrets::Secret,
+    signature,
     slack::BodyParts,
     store::Store,
 };
