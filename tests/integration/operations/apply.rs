@@ -62,13 +62,13 @@ fn apply(env: &TestEnv, text: &str, args: &[&str]) -> (bool, String, String) {
 
 /// With `--check-tokens`, a token that Slack rejects or that is of another app or workspace prevents
 /// the application.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")] // the simulated Slack answers while the command runs
 async fn checks_tokens() {
     let env = TestEnv::without_processes(SERVERS).await.expect("servers");
     write_secrets(&env);
     let (ok, _, error) = apply(&env, FILE, &["--check-tokens"]);
     assert!(!ok && error.contains("Slack rejects the bot_token (invalid_auth)"), "{error}");
-    let line = FILE.lines().position(|line| line == "[[connection]]").expect("a connection") + 1;
+    let line = FILE.lines().position(|line| line == "app = \"A1\"").expect("a connection") + 1;
     assert!(error.contains(&format!("tidegate.toml:{line}: ")), "{error}");
     for (app, team, user, wrong) in [
         ("A2", "T1", "UBOT", "app A2"),
