@@ -232,9 +232,13 @@ fn parse_message_id(text: &str) -> Option<MessageId> {
 }
 
 impl Sent {
-    /// Returns the number of accepted messages.
-    pub fn accepted(&self) -> usize {
-        self.messages.values().filter(|(_, acceptance)| *acceptance == Acceptance::Accepted).count()
+    /// Returns true if every accepted message is completed or a dead letter. Messages without an
+    /// answer, which may be stored as well, do not count.
+    fn is_processed(&self, done: &[(MessageId, Duration)], dead: &[MessageId]) -> bool {
+        let processed: BTreeSet<&MessageId> = done.iter().map(|(id, _)| id).chain(dead).collect();
+        self.messages.iter().all(|(id, (_, acceptance))| {
+            *acceptance != Acceptance::Accepted || processed.contains(id)
+        })
     }
 
     /// Waits until every accepted message is completed or a dead letter and the outbox is empty.
@@ -245,7 +249,7 @@ impl Sent {
     pub async fn history(self, env: &TestEnv, within: Duration) -> anyhow::Result<History> {
         let keys: BTreeMap<&str, MessageId> =
             self.messages.iter().map(|(id, (key, _))| (key.as_str(), *id)).collect();
-        let (accepted, slack) = (self.accepted(), &env.slack);
+        let slack = &env.slack;
         let answered = || -> BTreeSet<String> {
             let receipts = slack.receipts().into_iter().filter(|r| r.by == "response_url");
             receipts.map(|receipt| receipt.to).collect()
@@ -285,9 +289,8 @@ impl Sent {
             let waiting = |(command, url): &(Command, String)| {
                 matches!(command, Command::Accepted { .. }) && !is_answered(&answered, url)
             };
-            let finished = done.len() + dead.len() >= accepted
-                && open == 0
-                && !self.commands.iter().any(waiting);
+            let finished =
+                self.is_processed(&done, &dead) && open == 0 && !self.commands.iter().any(waiting);
             finished.then_some((done, dead))
         };
         let drained = try_eventually(
@@ -341,5 +344,24 @@ impl Sent {
             posted: posted.collect(),
             commands: commands.collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_for_accepted_messages() {
+        let message = |place, acceptance| ((0, place), (format!("key {place}"), acceptance));
+        let all = [
+            message(0, Acceptance::Accepted),
+            message(1, Acceptance::Unknown),
+            message(2, Acceptance::Accepted),
+        ];
+        let sent = Sent { messages: all.into(), ..Sent::default() };
+        let stored = [((0, 0), Duration::ZERO), ((0, 1), Duration::ZERO)];
+        assert!(!sent.is_processed(&stored, &[]));
+        assert!(sent.is_processed(&stored, &[(0, 2)]));
     }
 }

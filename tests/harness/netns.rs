@@ -6,6 +6,7 @@
 
 use anyhow::{Context, ensure};
 use std::{
+    net::Ipv4Addr,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU8, Ordering},
@@ -37,14 +38,13 @@ impl Namespace {
         let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let name = format!("tidegate-{process}-{number}");
         let (near, far) = (format!("tg{process}a{number}"), format!("tg{process}b{number}"));
-        // 198.18.0.0/15 is reserved for network tests (RFC 2544).
-        let base = (process % 16_000) * 4 + 4 * u32::from(number) % 64_000;
-        let net = format!("198.18.{}", base / 256 % 256);
-        let (here, there) =
-            (format!("{net}.{}", (base % 256) | 1), format!("{net}.{}", (base % 256) | 2));
-        let namespace = Self { name: name.clone(), near: near.clone(), here: here.clone(), ip };
+        let mut namespace =
+            Self { name: name.clone(), near: near.clone(), here: String::new(), ip };
         namespace.ip(&["netns", "add", &name])?;
         namespace.ip(&["link", "add", &near, "type", "veth", "peer", "name", &far])?;
+        let index = std::fs::read_to_string(format!("/sys/class/net/{near}/ifindex"))?;
+        let [here, there] = addresses(index.trim().parse()?).map(|address| address.to_string());
+        namespace.here.clone_from(&here);
         namespace.ip(&["link", "set", &far, "netns", &name])?;
         namespace.ip(&["addr", "add", &format!("{here}/30"), "dev", &near])?;
         namespace.ip(&["link", "set", &near, "up"])?;
@@ -102,9 +102,31 @@ impl Namespace {
     }
 }
 
+/// Returns the addresses of both ends of a link, from the index of its interface, which no other
+/// interface of this machine has. 198.18.0.0/15 is reserved for network tests (RFC 2544).
+fn addresses(index: u32) -> [Ipv4Addr; 2] {
+    let network = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + index % (1 << 15) * 4;
+    [Ipv4Addr::from(network + 1), Ipv4Addr::from(network + 2)]
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _already_removed = self.ip(&["netns", "del", &self.name]);
         let _removed_with_namespace = self.ip(&["link", "del", &self.near]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn separates_links() {
+        let all: BTreeSet<_> = (1..=1 << 15).flat_map(addresses).collect();
+        assert_eq!(all.len(), 2 << 15);
+        let [first, last] = [1, (1 << 15) - 1].map(|index| addresses(index).map(|a| a.to_string()));
+        assert_eq!(first, ["198.18.0.5", "198.18.0.6"]);
+        assert_eq!(last, ["198.19.255.253", "198.19.255.254"]);
     }
 }

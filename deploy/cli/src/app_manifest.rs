@@ -5,6 +5,7 @@
 //! compares the manifest of an app with it.
 
 use anyhow::Context;
+use reqwest::Url;
 use serde_json::{Value, json};
 use shared::domain::ConnectionId;
 
@@ -173,15 +174,18 @@ impl AppSettings {
 
 /// Parses the public URL of a deployment. Removes slashes at its end.
 pub fn base_url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://localhost"));
-    let good = host.is_some_and(|host| {
-        !host.contains([' ', '?', '#']) && (!host.is_empty() || text != "https://")
-    });
-    if good {
-        Ok(text.trim_end_matches('/').to_owned())
-    } else {
-        Err("expected https://host, because Slack requires HTTPS".into())
-    }
+    let is_base = |url: &Url| {
+        let is_reachable = match url.scheme() {
+            "https" => true,
+            scheme => scheme == "http" && url.host_str() == Some("localhost"),
+        };
+        let has_user = !url.username().is_empty() || url.password().is_some();
+        is_reachable && !has_user && url.query().is_none() && url.fragment().is_none()
+    };
+    // The parser skips extra slashes: it reads https:///events as the host events.
+    let url = Url::parse(text).ok().filter(|url| is_base(url) && !text.contains(":///"));
+    let url = url.ok_or("expected https://host, because Slack requires HTTPS")?;
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 /// Transport by which Slack sends webhooks.
@@ -280,6 +284,35 @@ mod tests {
             build("/lobu", Delivery::Http("https://a.example/x"), "Lobu", &DEFAULT_FEATURES);
         assert_eq!(by_http["settings"]["socket_mode_enabled"], false);
         assert_eq!(by_http.to_string().matches("https://a.example/x").count(), 4);
+    }
+
+    #[test]
+    fn checks_base_url() {
+        for (text, base) in [
+            ("https://gw.example.com", "https://gw.example.com"),
+            ("https://gw.example.com:8443/a//", "https://gw.example.com:8443/a"),
+            ("http://localhost", "http://localhost"),
+            ("http://localhost:8080/", "http://localhost:8080"),
+        ] {
+            assert_eq!(base_url(text).as_deref(), Ok(base), "{text}");
+        }
+        for text in [
+            "http://localhost.evil.com",
+            "http://localhost@evil.com",
+            "http://gw.example.com",
+            "https://user@gw.example.com",
+            "https://",
+            "https:///",
+            "https:///gw.example.com",
+            "https://gw.example.com/?a",
+            "https://gw.example.com/#a",
+            "https://gw example.com",
+            "ftp://localhost",
+            "gw.example.com",
+            "",
+        ] {
+            assert!(base_url(text).is_err(), "{text}");
+        }
     }
 
     #[test]

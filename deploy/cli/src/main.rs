@@ -1,6 +1,7 @@
 //! Command line with which operators migrate, provision, inspect and repair a deployment.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+#![warn(clippy::print_stderr)] // `eprintln!` panics if the reader has closed the pipe
 
 use clap::{Args, CommandFactory, Parser};
 use shared::runtime::config;
@@ -53,6 +54,8 @@ async fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::secrets::{KeyRing, Secret};
+    use std::{any::TypeId, collections::BTreeSet};
 
     /// Appends the help of a command and its subcommands, without the section "Settings".
     fn append_help(command: &mut clap::Command, text: &mut String) {
@@ -78,6 +81,28 @@ mod tests {
         let mut text = String::new();
         append_help(&mut command, &mut text);
         insta::assert_snapshot!("help", text);
+    }
+
+    /// The script that runs commands in a pod refuses secrets as values of exactly these flags.
+    #[test]
+    fn keeps_secrets_out_of_pods() {
+        fn collect(command: &clap::Command, flags: &mut BTreeSet<String>) {
+            for arg in command.get_arguments() {
+                let kind = arg.get_value_parser().type_id();
+                let is_secret = kind == TypeId::of::<Secret>() || kind == TypeId::of::<KeyRing>();
+                if is_secret || arg.is_hide_env_values_set() {
+                    assert!(arg.get_short().is_none(), "{arg}");
+                    flags.insert(format!("--{}", arg.get_long().expect("a flag")));
+                }
+            }
+            command.get_subcommands().for_each(|command| collect(command, flags));
+        }
+        let mut flags = BTreeSet::new();
+        collect(&Cli::command(), &mut flags);
+        let script = include_str!("../../kubernetes/tidegate");
+        let listed = script.split_once("secret_flags=\"").expect("the list").1;
+        let listed = listed.split_once('"').expect("its end").0;
+        assert_eq!(flags.into_iter().collect::<Vec<_>>().join(" "), listed);
     }
 
     /// Every help text begins with an imperative verb and lists the exit codes.

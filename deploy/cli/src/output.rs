@@ -128,14 +128,18 @@ pub fn colorize(color: &str, text: &str) -> String {
 /// Replaces the progress line if standard error is a terminal.
 pub fn print_progress(text: &str) {
     if io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{text}");
+        let _ = write!(io::stderr(), "\r\x1b[K{text}");
     }
+}
+
+/// Prints a line to standard error. Succeeds if the reader has closed the pipe.
+pub fn print_note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Prints a warning to standard error.
 pub fn print_warning(text: &str) {
-    // `eprintln!` panics if the reader has closed the pipe.
-    let _ = writeln!(io::stderr(), "warning: {text}");
+    print_note(&format!("warning: {text}"));
 }
 
 /// Removes the progress line.
@@ -149,8 +153,7 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // `eprintln!` panics if the reader has closed the pipe.
-            let _ = writeln!(io::stderr(), "{}", ErrorChain(error.as_ref()));
+            print_note(&ErrorChain(error.as_ref()).to_string());
             if error.is::<NotFoundError>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }

@@ -14,8 +14,9 @@ use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use std::{
     ffi::OsStr,
-    fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -47,6 +48,15 @@ pub struct Postgres {
     password: String,
 }
 
+/// File with the password of the superuser, removed when dropped.
+struct PasswordFile(PathBuf);
+
+impl Drop for PasswordFile {
+    fn drop(&mut self) {
+        let _not_written = fs::remove_file(&self.0);
+    }
+}
+
 /// Returns the user id that runs Postgres, or `None` if it is the user of this process.
 #[must_use]
 pub fn unprivileged() -> Option<u32> {
@@ -71,29 +81,27 @@ pub async fn create_cluster(
     let mut args = vec!["-D".as_ref(), data.as_os_str()];
     let settings = "--no-locale -U postgres -E UTF8 -A";
     args.extend(settings.split(' ').map(OsStr::new));
-    let file = data.with_extension("password");
+    let file = PasswordFile(data.with_extension("password"));
     match password {
         None => args.extend(["trust", "--no-sync"].map(OsStr::new)),
         Some(password) => {
-            fs::write(&file, password)?;
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
-            args.extend(["scram-sha-256".as_ref(), "--pwfile".as_ref(), file.as_os_str()]);
+            let _none_yet = fs::remove_file(&file.0);
+            let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file.0);
+            opened?.write_all(password.as_bytes())?;
+            args.extend(["scram-sha-256".as_ref(), "--pwfile".as_ref(), file.0.as_os_str()]);
         }
     }
     if let Some(uid) = unprivileged() {
         chown(data, Some(uid), Some(uid))
             .context("failed to change the owner of a file for Postgres")?;
         if password.is_some() {
-            chown(&file, Some(uid), Some(uid))
+            chown(&file.0, Some(uid), Some(uid))
                 .context("failed to change the owner of a file for Postgres")?;
         }
     }
     let log = format!("{name}-initdb");
     let initdb = Process::start(run, &log, &bin.join("initdb"), &args, &[], unprivileged())?;
     let status = initdb.wait(INITDB_TIMEOUT).await?;
-    if password.is_some() {
-        fs::remove_file(&file)?;
-    }
     ensure!(status.success(), "initdb failed: {}", initdb.log_tail());
     Ok(())
 }
@@ -119,7 +127,7 @@ impl Postgres {
             fs::rename(&fresh, data).context("failed to move the new cluster")?;
         }
         // Postgres may run as another user, who cannot create the log in this user's folder.
-        fs::OpenOptions::new().create(true).append(true).open(log)?;
+        OpenOptions::new().create(true).append(true).open(log)?;
         let mut attempts = 1;
         loop {
             let postgres = Self::launch(run, bin, data, log, password)?;
@@ -191,5 +199,32 @@ impl Postgres {
     pub async fn stop(&self) {
         self.process.signal(Signal::INT);
         let _killed_when_dropped = self.process.wait(STOP_TIMEOUT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    /// Only the owner can read the password, and no file is left if `initdb` does not end.
+    #[tokio::test]
+    async fn removes_password_file() {
+        let run = Arc::new(RunDir::new("initdb").expect("a folder"));
+        let (bin, data) = (run.path().join("bin"), run.path().join("data"));
+        make_dir(&bin).expect("a folder");
+        let initdb = bin.join("initdb");
+        fs::write(&initdb, "#!/bin/sh\nsleep 60\n").expect("written");
+        fs::set_permissions(&initdb, fs::Permissions::from_mode(0o755)).expect("executable");
+        let file = data.with_extension("password");
+        let created = create_cluster(&run, "postgres", &bin, &data, Some("hunter2"));
+        let mode = try_eventually("the password is written", READY_TIMEOUT, async || {
+            Some(fs::metadata(&file).ok()?.permissions().mode() & 0o777)
+        });
+        tokio::select! {
+            ended = created => panic!("{ended:?}"),
+            mode = mode => assert_eq!(mode.expect("a file"), 0o600),
+        }
+        assert!(!file.exists());
     }
 }

@@ -168,13 +168,13 @@ fn take_call(
             Some(Ok(there)) => allowed(method, &call.channel, &there),
             None => Ok(()),
         };
-        answer = match (allowed, state.limits.take(&call, now)) {
-            (Err(refused), _) => Err(refused),
-            (Ok(()), Err(seconds)) => {
+        answer = match allowed.map(|()| state.limits.take(&call, now)) {
+            Err(refused) => Err(refused),
+            Ok(Err(seconds)) => {
                 limited = Some(seconds);
                 Err("ratelimited".into())
             }
-            (Ok(()), Ok(())) => perform(slack, &mut state, &call, installation.as_ref()),
+            Ok(Ok(())) => perform(slack, &mut state, &call, installation.as_ref()),
         };
     }
     call.outcome = match (&broken, limited, &answer) {

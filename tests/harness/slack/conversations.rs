@@ -51,13 +51,16 @@ impl Conversations {
     /// Deletes a message and returns true if it existed. Later messages in its thread are posted
     /// outside the thread.
     pub(super) fn delete(&mut self, team: &str, channel: &str, ts: &str) -> bool {
-        self.deleted.insert((team.to_owned(), channel.to_owned(), ts.to_owned()));
         let Some(all) = self.all.get_mut(&(team.to_owned(), channel.to_owned())) else {
             return false;
         };
         let before = all.len();
         all.retain(|message| message.ts != ts);
-        all.len() < before
+        let existed = all.len() < before;
+        if existed {
+            self.deleted.insert((team.to_owned(), channel.to_owned(), ts.to_owned()));
+        }
+        existed
     }
 
     pub(super) fn is_deleted(&self, team: &str, channel: &str, ts: &str) -> bool {

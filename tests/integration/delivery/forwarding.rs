@@ -20,6 +20,8 @@ use tests::{
 use tokio::net::TcpListener;
 
 const SECRET: &str = "the app's own secret";
+/// Time after which Slack accepts no answer in the response to its request.
+const LATE: Duration = Duration::from_millis(3_050);
 
 /// App that gives every webhook the same answer after a delay.
 #[derive(Clone)]
@@ -257,7 +259,7 @@ async fn reports_late_acknowledgement() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
     let unhandled = r#"{"error":"unhandled request"}"#;
-    let late = Stub::start(&env, &app.org, 404, unhandled, Duration::from_millis(3_050)).await;
+    let late = Stub::start(&env, &app.org, 404, unhandled, LATE).await;
     let slow = Webhook::command(&env.slack, &app, "C1", "U1", "/slow", "");
     env.send(&app, &slow).await.expect("an answer");
     assert_eq!(env.wait_for_outcome(&slow.dedup_key).await.outcome, "completed");
@@ -266,23 +268,28 @@ async fn reports_late_acknowledgement() {
     assert_eq!((late.requests().len(), env.slack.receipts().len()), (1, 1));
 }
 
-/// The answer to a click in a legacy message is in Slack's response, or replaces the message later.
+/// The answer to a click in a legacy message is in Slack's response, or replaces the message if it
+/// is late.
 #[tokio::test]
 async fn relays_answer_to_legacy_message() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let app = env.connect_as(answered).await.expect("a connection");
-    let approved = json!({ "text": "approved" }).to_string();
-    Stub::start(&env, &app.org, 200, &approved, Duration::ZERO).await;
-    let click = json!({ "type": "interactive_message", "callback_id": "c", "message_ts": "1.1",
-        "action_ts": "2.2", "attachment_id": "1", "channel": { "id": "C1", "name": "general" },
-        "actions": [{ "name": "approve", "type": "button", "value": "1" }] });
-    let click = interaction(&env, &app, click);
-    let answer = env.send(&app, &click).await.expect("an answer");
-    if answer.body.is_empty() {
-        let reply =
-            env.slack.wait_for_receipt("the answer", |r| click.response_url.ends_with(&r.to)).await;
-        assert_eq!((reply.text(), &reply.body["replace_original"]), ("approved", &json!(true)));
-    } else {
-        assert!(answer.body.contains("approved"), "{answer:?}");
-    }
+    let click = async |after: Duration| {
+        let app = env.connect_as(answered).await.expect("a connection");
+        let approved = json!({ "text": "approved" }).to_string();
+        Stub::start(&env, &app.org, 200, &approved, after).await;
+        let click = json!({ "type": "interactive_message", "callback_id": "c", "message_ts": "1.1",
+            "action_ts": "2.2", "attachment_id": "1", "channel": { "id": "C1", "name": "general" },
+            "actions": [{ "name": "approve", "type": "button", "value": "1" }] });
+        let click = interaction(&env, &app, click);
+        let answer = env.send(&app, &click).await.expect("an answer");
+        (answer, click.response_url)
+    };
+    let (answer, _) = click(Duration::ZERO).await;
+    assert!(answer.body.contains("approved"), "{answer:?}");
+
+    let (answer, response_url) = click(LATE).await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    let reply = env.slack.wait_for_receipt("the answer", |r| response_url.ends_with(&r.to)).await;
+    assert_eq!((reply.text(), &reply.body["replace_original"]), ("approved", &json!(true)));
+    assert_eq!(env.slack.receipts().len(), 1, "an answer is relayed once");
 }

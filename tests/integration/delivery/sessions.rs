@@ -99,14 +99,13 @@ async fn falls_back_without_sessions() {
 #[tokio::test]
 async fn keeps_status_until_stream_ends() {
     let (env, app) = start_env().await;
-    let (question, ts) = ask(&env, &app, "D1", "stream:30:100:8 please").await;
+    let (question, ts) = ask(&env, &app, "D1", "stream:80:100:8 please").await;
     wait_for_session(&env, &app, ("D1", &ts), |session| session.status == "processing").await;
     let rolled = async || (env.slack.calls_of("chat.stopStream").len() >= 2).then_some(());
     eventually("the answer continues in another message", TIMEOUT, rolled).await;
-    if env.find_outcome(&question.dedup_key).await.is_none() {
-        let session = env.slack.session(&app.team, "D1", &ts).expect("a session");
-        assert_eq!(session.status, "processing");
-    }
+    let session = env.slack.session(&app.team, "D1", &ts).expect("a session");
+    assert!(env.find_outcome(&question.dedup_key).await.is_none(), "the answer has ended");
+    assert_eq!(session.status, "processing");
     assert_eq!(env.wait_for_outcome(&question.dedup_key).await.outcome, "completed");
     wait_for_session(&env, &app, ("D1", &ts), |session| session.status == "active").await;
     let stops = env.slack.calls_of("chat.stopStream");

@@ -408,7 +408,7 @@ fn pins_supply_chain() {
 /// Returns the documents under deploy/kubernetes with their file names.
 fn manifests() -> Vec<(String, Value)> {
     let mut found = Vec::new();
-    for folder in ["base", "overlays/dev", "overlays/prod"] {
+    for folder in ["base", "overlays/dev", "overlays/prod", "overlays/shared-app"] {
         let folder = deploy_folder().join("kubernetes").join(folder);
         for entry in std::fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();

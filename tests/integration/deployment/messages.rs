@@ -44,6 +44,20 @@ fn prints_help_to_closed_pipe() {
     }
 }
 
+/// A closed standard error does not end a command.
+#[test]
+fn survives_closed_standard_error() {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    drop(reader);
+    let ran = Command::new(&Binaries::get().expect("binaries").tidegate)
+        .args(["manifest", "--socket-mode"])
+        .stderr(Stdio::from(writer))
+        .output()
+        .expect("it runs");
+    let manifest: Result<serde_json::Value, _> = serde_json::from_slice(&ran.stdout);
+    assert!(ran.status.success() && manifest.is_ok(), "{ran:?}");
+}
+
 /// A command without a subcommand prints its help and exits with 64.
 #[test]
 fn shows_help_for_bare_commands() {
@@ -108,6 +122,27 @@ async fn names_next_command() {
     assert!(error.contains("run tidegate migrate"), "{error}");
     assert_eq!(error.matches("does not exist").count(), 1, "{error}");
     assert!(!error.contains("at line"), "{error}");
+}
+
+/// A list without rows prints no table and exits with 3.
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_empty_lists() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    for list in [
+        &["agents", "list"][..],
+        &["api-keys", "list"],
+        &["apps", "list"],
+        &["audit-log"],
+        &["connections", "list"],
+        &["dead-letters", "list"],
+        &["deliveries", "list"],
+        &["link-codes", "list"],
+        &["outbox", "failures", "list"],
+        &["replays", "list"],
+    ] {
+        let ran = env.try_tidegate(list).expect("it runs");
+        assert_eq!((ran.status.code(), &ran.stdout[..]), (Some(3), &b""[..]), "{list:?}: {ran:?}");
+    }
 }
 
 /// Without NATS `connections disable` changes Postgres, reports that ingests do not know it yet,

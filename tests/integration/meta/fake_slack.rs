@@ -230,6 +230,30 @@ async fn limits_per_method_and_workspace() {
     assert_eq!(slack.receipts().len(), 3, "a refused call leaves no receipt");
 }
 
+/// A failed deletion leaves the thread as it is.
+#[tokio::test]
+async fn keeps_thread_if_deletion_fails() {
+    let slack = start_slack().await;
+    let root = json!({ "channel": "C1", "ts": "1.000001" });
+    assert_eq!(call(&slack, "chat.delete", root).await["error"], "message_not_found");
+    slack.write("T1", "C1", "U1", "hello", "1.000001");
+    let post = json!({ "channel": "C1", "thread_ts": "1.000001", "text": "hi" });
+    let posted = call(&slack, "chat.postMessage", post).await;
+    assert_eq!(posted["message"]["thread_ts"], "1.000001", "{posted}");
+}
+
+/// A call that is refused for its token or scope does not count towards a limit.
+#[tokio::test]
+async fn counts_only_allowed_calls() {
+    let slack = start_slack().await;
+    slack.install(TOKEN, Installation::new("A1", "T1", "UBOT1").without("reactions:write"));
+    slack.limit(vec![Limit::workspace(1, Duration::from_secs(60))]);
+    let refused = call(&slack, "reactions.add", json!({ "channel": "C1" })).await;
+    assert_eq!(refused["error"], "missing_scope");
+    let post = json!({ "channel": "C1", "text": "hi" });
+    assert_eq!(call(&slack, "chat.postMessage", post).await["ok"], true);
+}
+
 /// A trigger opens one view within three seconds, and an outdated hash is a conflict.
 #[tokio::test]
 async fn opens_one_view_per_trigger() {

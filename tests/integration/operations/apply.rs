@@ -4,7 +4,7 @@
 use shared::{domain::ConnectionStatus, secrets::Secret};
 use tests::{
     eventually::eventually,
-    slack::webhook::Webhook,
+    slack::{tokens::Installation, webhook::Webhook},
     test_env::{App, PAIR, Size, TIMEOUT, TestEnv, actor},
 };
 
@@ -60,6 +60,32 @@ fn apply(env: &TestEnv, text: &str, args: &[&str]) -> (bool, String, String) {
     (ran.status.success(), text(ran.stdout), text(ran.stderr))
 }
 
+/// With `--check-tokens`, a token that Slack rejects or that is of another app or workspace prevents
+/// the application.
+#[tokio::test(flavor = "multi_thread")] // the simulated Slack answers while the command runs
+async fn checks_tokens() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    write_secrets(&env);
+    let (ok, _, error) = apply(&env, FILE, &["--check-tokens"]);
+    assert!(!ok && error.contains("Slack rejects the bot_token (invalid_auth)"), "{error}");
+    let line = FILE.lines().position(|line| line == "app = \"A1\"").expect("a connection") + 1;
+    assert!(error.contains(&format!("tidegate.toml:{line}: ")), "{error}");
+    for (app, team, user, wrong) in [
+        ("A2", "T1", "UBOT", "app A2"),
+        ("A1", "T2", "UBOT", "T2"),
+        ("A1", "T1", "UOTHER", "bot_user UOTHER"),
+    ] {
+        env.slack.install("xoxb-clear-token-secret", Installation::new(app, team, user));
+        let (ok, _, error) = apply(&env, FILE, &["--check-tokens"]);
+        let why = format!("the bot_token belongs to {wrong}\nnothing applied\n");
+        assert!(!ok && error.ends_with(&why), "{error}");
+    }
+    assert_eq!(env.store.connection_summaries(None).await.expect("a look").len(), 0);
+    env.slack.install("xoxb-clear-token-secret", Installation::new("A1", "T1", "UBOT"));
+    let (ok, plan, error) = apply(&env, FILE, &["--check-tokens"]);
+    assert!(ok && plan.ends_with("applied on every ingest\n"), "{plan}{error}");
+}
+
 /// A dry run shows the diff, a second run changes nothing, and rows are deleted only with
 /// `--prune`.
 #[tokio::test]
@@ -74,6 +100,7 @@ async fn applies_diff_once() {
         "{plan}"
     );
     assert!(!plan.contains("clear-"), "a plan shows no secrets: {plan}");
+    assert_eq!(plan.matches(" (new id)\n").count(), 2, "the next run chooses the ids: {plan}");
     assert_eq!(all().await.len(), 0, "a dry run changes nothing");
 
     let (ok, plan, error) = apply(&env, FILE, &[]);

@@ -15,7 +15,13 @@ use tests::{
     eventually::{eventually, try_eventually},
     process::{Process, process_exists},
     run_dir::RunDir,
-    slack::{Slack, sign, tokens::Installation, webhook::Webhook},
+    slack::{
+        Slack,
+        fault_injection::{Fault, FaultRule},
+        sign,
+        tokens::Installation,
+        webhook::Webhook,
+    },
     test_env::{App, SMALL, TIMEOUT, TestEnv},
 };
 
@@ -231,8 +237,8 @@ async fn restarts_in_three_seconds() {
     assert!(dev.log().matches("ready after").count() == 3, "{}", dev.log());
 }
 
-/// Webhooks of Socket Mode survive a refresh and a cut and keep their order. Those of an unknown
-/// workspace are not acknowledged.
+/// Webhooks of Socket Mode survive a refresh, a cut and failures of Slack and keep their order.
+/// Those of an unknown workspace are not acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_socket_mode() {
     let laptop = Laptop::new().await;
@@ -251,7 +257,15 @@ async fn relays_socket_mode() {
     for n in 0..6 {
         laptop.ask(&format!("refreshed {n}")).await;
     }
+    // Failures of Slack that pass do not end the command.
+    for fault in [Fault::Says("internal_error".into()), Fault::RateLimited(1)] {
+        laptop.slack.inject_fault(FaultRule::new(fault).on("apps.connections.open").times(1));
+    }
     laptop.slack.cut_sockets("A0NEW");
+    eventually("Slack has limited the rate", TIMEOUT, async || {
+        dev.log().contains("Slack limits the rate of calls; waiting 1s").then_some(())
+    })
+    .await;
     connected(1).await;
     laptop.ask("after a cut").await;
     // Events of one connection keep Slack's order.

@@ -9,8 +9,8 @@ use anyhow::{Context, ensure};
 use nkeys::KeyPair;
 use shared::{runtime::config, secrets::KeyRing};
 use std::{
-    fs::{self, OpenOptions},
-    io::{ErrorKind, Write},
+    fs::{self, File, OpenOptions},
+    io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -41,7 +41,7 @@ pub struct Keygen {
     /// control or nats.
     #[arg(long)]
     by_role: bool,
-    /// Succeed without changes if the folder already has keys.
+    /// Succeed without changes if the folder already has keys, and continue an interrupted run.
     #[arg(long)]
     if_missing: bool,
 }
@@ -50,46 +50,113 @@ impl Keygen {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let out = &self.out;
-        let complete = out.join(PUBLIC_KEYS); // written after the other keys, before the folders of roles
+        create_folder(out)?;
+        // Two runs at the same time would mix their keys.
+        let lock = File::open(out).and_then(|folder| folder.lock().map(|()| folder));
+        let _lock = lock.with_context(|| format!("failed to lock folder {}", out.display()))?;
+        let complete = out.join(PUBLIC_KEYS); // written last
         if self.if_missing && complete.exists() {
             return Ok(output::print_line(&format!("{} already has keys", out.display()))?);
         }
-        fs::create_dir_all(out)
-            .with_context(|| format!("failed to create folder {}", out.display()))?;
         for ring in ["signing.keys", "token.keys"] {
-            write(&out.join(ring), &KeyRing::generate(&self.key_id)?, 0o600)?;
+            self.write(&out.join(ring), &KeyRing::generate(&self.key_id)?, 0o600)?;
         }
         let mut public = String::new();
         for user in USERS {
-            let pair = KeyPair::new_user();
-            write(&out.join(format!("nats-{user}.seed")), &pair.seed()?, 0o600)?;
-            public += &format!("TIDEGATE_{}_NKEY={}\n", user.to_uppercase(), pair.public_key());
+            let file = out.join(format!("nats-{user}.seed"));
+            self.write(&file, &KeyPair::new_user().seed()?, 0o600)?;
+            let key = KeyPair::from_seed(&read(&file)?);
+            let key = key.with_context(|| format!("{} is no nkey seed", file.display()))?;
+            public += &format!("TIDEGATE_{}_NKEY={}\n", user.to_uppercase(), key.public_key());
         }
-        write(&complete, &public, 0o644)?;
         for (role, files) in ROLES.iter().filter(|_| self.by_role) {
             let folder = out.join(role);
-            fs::create_dir(&folder)
-                .with_context(|| format!("failed to create folder {}", folder.display()))?;
+            create_folder(&folder)?;
             for file in *files {
-                fs::copy(out.join(file), folder.join(file))
-                    .with_context(|| format!("failed to copy {file} for {role}"))?;
+                let (text, mode) = match *file {
+                    PUBLIC_KEYS => (public.clone(), 0o644),
+                    file => (read(&out.join(file))?, 0o600),
+                };
+                self.write(&folder.join(file), &text, mode)?;
             }
         }
+        self.write(&complete, &public, 0o644)?;
         let (out, seeds) = (out.display(), USERS.len());
         let line = format!("{out}: two keyrings, {seeds} seeds, {PUBLIC_KEYS}");
         Ok(output::print_line(&line)?)
     }
+
+    /// Writes a new file, completely or not at all. Keeps an existing file with `--if-missing`,
+    /// which continues an interrupted run, and otherwise returns an error.
+    fn write(&self, path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+        if path.exists() {
+            ensure!(
+                self.if_missing,
+                "{} exists, and keys are never overwritten; pass another folder with --out, or \
+                 --if-missing to continue an interrupted run",
+                path.display()
+            );
+            return Ok(());
+        }
+        let new = path.with_added_extension("new");
+        let write = || {
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, path)
+        };
+        write().with_context(|| format!("failed to write {}", path.display()))
+    }
 }
 
-/// Writes a new file. Returns an error if it exists.
-fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let exists = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
-    ensure!(
-        !exists,
-        "{} exists, and keys are never overwritten; pass another folder with --out",
-        path.display()
-    );
-    let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| format!("failed to write {}", path.display()))
+fn create_folder(path: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("failed to create folder {}", path.display()))
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::env;
+
+    /// A run with `--if-missing` completes one that was killed after any file, and keeps its keys.
+    #[test]
+    fn continues_interrupted_run() {
+        let out = env::temp_dir().join(format!("tidegate-keygen-{}", std::process::id()));
+        let run = || {
+            let (out, key_id) = (out.clone(), "k1".to_owned());
+            Keygen { out, key_id, by_role: true, if_missing: true }.run()
+        };
+        run().expect("keys");
+        let names = |role: &(&str, &[&str])| {
+            role.1.iter().map(|file| format!("{}/{file}", role.0)).collect::<Vec<_>>()
+        };
+        let mut files = ["signing.keys", "token.keys"].map(str::to_owned).to_vec();
+        files.extend(USERS.map(|user| format!("nats-{user}.seed")));
+        files.extend(ROLES.iter().flat_map(names));
+        files.push(PUBLIC_KEYS.to_owned());
+        for kept in (0..files.len()).rev() {
+            let keys = |file: &String| read(&out.join(file)).expect("a file");
+            let before: Vec<_> = files[..kept].iter().map(keys).collect();
+            for file in &files[kept..] {
+                fs::remove_file(out.join(file)).expect("removed");
+            }
+            fs::write(out.join(&files[kept]).with_added_extension("new"), "k1:").expect("written");
+            run().expect("completed");
+            assert_eq!(files[..kept].iter().map(keys).collect::<Vec<_>>(), before);
+            for (role, own) in &ROLES {
+                for file in *own {
+                    assert_eq!(read(&out.join(role).join(file)).ok(), read(&out.join(file)).ok());
+                }
+            }
+        }
+        let (out_again, key_id) = (out.clone(), "k1".to_owned());
+        let again = Keygen { out: out_again, key_id, by_role: true, if_missing: false }.run();
+        assert!(again.expect_err("keys exist").to_string().contains("signing.keys exists, "));
+        fs::remove_dir_all(&out).expect("removed");
+    }
 }

@@ -136,6 +136,9 @@ impl Create {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let codes = self.store.open()?.link_codes(i64::from(self.limit)).await?;
+        if codes.is_empty() {
+            return output::not_found("no link codes found");
+        }
         output::print_list(&codes, self.json, &COLUMNS, row)
     }
 }

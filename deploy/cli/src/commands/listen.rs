@@ -65,13 +65,18 @@ impl Listen {
                     let (subject, headers) = (&message.subject, message.headers.as_ref());
                     match Envelope::decode(subject, headers, message.payload.clone()) {
                         Ok(envelope) => self.forward(&http, position.sequence, envelope).await?,
-                        Err(error) => eprintln!("{}  failed to decode: {error}", position.sequence),
+                        Err(error) => output::print_note(&format!(
+                            "{}  failed to decode: {error}",
+                            position.sequence
+                        )),
                     }
                     left -= 1;
                 }
                 ReaderEvent::Opened(state) if state.last_sequence + 1 < reader.next_sequence() => {
                     // The sequences of a recreated stream begin at 1.
-                    eprintln!("stream {STREAM} was recreated; reading it from the beginning");
+                    output::print_note(&format!(
+                        "stream {STREAM} was recreated; reading it from the beginning"
+                    ));
                     reader.restart_at(1);
                 }
                 ReaderEvent::Opened(_) => output::print_line(&format!(

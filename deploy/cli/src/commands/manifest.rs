@@ -26,7 +26,7 @@ impl Manifest {
         let url = if self.socket_mode { None } else { Some(self.app.url()?) };
         let delivery = url.as_deref().map_or(Delivery::SocketMode, Delivery::Http);
         let manifest = app_manifest::build(slash_command, delivery, &self.name, features);
-        eprintln!("{}", app_manifest::explain(features));
+        output::print_note(&app_manifest::explain(features));
         Ok(output::print_line(&serde_json::to_string_pretty(&manifest)?)?)
     }
 }

@@ -131,7 +131,7 @@ impl Replay {
                 existing.connection,
                 mode(existing.apply)
             );
-            eprintln!("replay {id} exists; printing its results");
+            output::print_note(&format!("replay {id} exists; printing its results"));
         }
         let ended = tokio::select! {
             ended = self.watch(&store, &operations, &id) => ended?,

@@ -63,7 +63,9 @@ impl Tail {
                 }
                 ReaderEvent::Opened(state) if state.last_sequence + 1 < reader.next_sequence() => {
                     // The sequences of a recreated stream begin at 1.
-                    eprintln!("stream {STREAM} was recreated; reading it from the beginning");
+                    output::print_note(&format!(
+                        "stream {STREAM} was recreated; reading it from the beginning"
+                    ));
                     reader.restart_at(1);
                 }
                 ReaderEvent::Opened(_) | ReaderEvent::CaughtUp(..) => {}

@@ -201,7 +201,11 @@ impl Store {
         diff.compare_text("status", before.map(|c| c.status.as_str()), Some(status.as_str()));
         let id = match before.map(|c| c.id).or(new.id) {
             Some(id) => id,
-            None => ConnectionId::random()?,
+            None => {
+                let id = ConnectionId::random()?;
+                plan.random.insert(id);
+                id
+            }
         };
         plan.connections.push(id);
         if !diff.add_to_plan(plan, PlanObject::Connection { id, org: new.org.clone(), label }) {

@@ -146,6 +146,7 @@ impl Store {
         let deletes = plan.steps.iter().any(|step| step.action == PlanAction::Delete);
         if mode.dry_run || (deletes && !mode.confirmed) {
             tx.rollback().await?;
+            plan.remove_random_ids();
             return Ok(Ok(plan));
         }
         let entries: Vec<_> = plan.steps.iter().map(PlanStep::audit_entry).collect();

@@ -7,6 +7,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 /// Differences from the declarations, in the order of their application.
 #[derive(Debug, Default)]
@@ -21,12 +22,28 @@ pub struct Plan {
     pub unchanged: usize,
     /// Ids of all declared connections.
     pub connections: Vec<ConnectionId>,
+    /// Random ids of new connections.
+    pub(super) random: HashSet<ConnectionId>,
     /// Ids of deleted connections.
     pub deleted: Vec<ConnectionId>,
     /// Ids of all declared apps.
     pub apps: Vec<AppId>,
     /// Ids of deleted apps.
     pub deleted_apps: Vec<AppId>,
+}
+
+impl Plan {
+    /// Removes random ids from a plan that is not applied: the next run chooses others.
+    pub(super) fn remove_random_ids(&mut self) {
+        for step in &mut self.steps {
+            if let PlanObject::Connection { id, label, .. } = &step.object
+                && self.random.contains(id)
+            {
+                step.what = format!("{label} (new id)");
+            }
+        }
+        self.connections.retain(|id| !self.random.contains(id));
+    }
 }
 
 /// A plan for people and programs.

@@ -7,6 +7,7 @@
 
 mod api;
 mod database;
+mod tokens;
 
 use crate::output;
 use anyhow::{Context, bail};
@@ -21,6 +22,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
 };
+use tokens::TokenCheck;
 
 /// Maximum number of undeclared objects that the output lists.
 const KEPT_SHOWN: usize = 20;
@@ -44,6 +46,8 @@ pub struct Apply {
     /// Print JSON: one line per step, then the summary.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tokens: TokenCheck,
     // Before `api`: parsing `api` consumes the argument whose presence `database` checks.
     #[command(flatten)]
     database: Database,
@@ -65,6 +69,10 @@ impl Apply {
             Ok(secret)
         });
         let file = file.or_else(|problems| bail!("{}", render(&problems, &shown)))?;
+        let wrong = self.tokens.run(&file.declared.connections).await?;
+        if !wrong.is_empty() {
+            bail!("{}", render(&file.locate(wrong), &shown));
+        }
         let mode = ApplyMode { prune: self.prune, confirmed: self.yes, dry_run: self.dry_run };
         let mut printed = Ok(());
         let applied = match (self.api.target(), &self.database.0) {

@@ -244,6 +244,9 @@ fn installation(connection: &ConnectionSummary) -> String {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let connections = self.store.open()?.connection_summaries(None).await?;
+        if connections.is_empty() {
+            return output::not_found("no connections found; declare them with tidegate apply");
+        }
         output::print_list(&connections, self.json, &COLUMNS, row)
     }
 }

@@ -6,7 +6,7 @@ use shared::{
     directory::{Directory, DirectoryEntry, DirectoryTimeoutError},
     domain::{ConnectionId, ConnectionStatus},
     runtime::telemetry::ErrorChain,
-    store::Store,
+    store::{ConnectionSummary, Store},
 };
 use std::{collections::HashMap, time::Duration};
 
@@ -61,10 +61,17 @@ pub(super) async fn check(
         Err(DirectoryTimeoutError::Behind(behind)) => ingests(&behind),
         Err(DirectoryTimeoutError::Directory(error)) => failed(&ErrorChain(&error).to_string()),
     });
-    if let Ok(connections) = store.connection_summaries(None).await {
-        findings.extend(
-            connections.iter().filter_map(|c| failed_connection(c.id, c.status, &c.reason)),
-        );
+    findings.extend(failed_connections(store).await);
+}
+
+/// Returns a warning for each connection that does not work.
+async fn failed_connections(store: &Store) -> Vec<Finding> {
+    match store.connection_summaries(None).await {
+        Ok(connections) => {
+            let failed = |c: &ConnectionSummary| failed_connection(c.id, c.status, &c.reason);
+            connections.iter().filter_map(failed).collect()
+        }
+        Err(error) => vec![Finding::unread_connections(&error)],
     }
 }
 
@@ -135,7 +142,7 @@ fn failed_connection(id: ConnectionId, status: ConnectionStatus, reason: &str) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::doctor::render;
+    use crate::commands::doctor::{render, unreachable_store};
 
     #[test]
     fn renders_findings() {
@@ -164,5 +171,15 @@ mod tests {
                            → install the app again and declare its new token with tidegate apply, or delete the connection
         ");
         assert!(failed_connection(id, ConnectionStatus::Active, "").is_none());
+    }
+
+    #[tokio::test]
+    async fn reports_unread_connections() {
+        let found = failed_connections(&unreachable_store()).await;
+        let found = render(&found);
+        assert!(
+            found.starts_with("problem  postgres  failed to read the connections: "),
+            "{found}"
+        );
     }
 }

@@ -66,6 +66,14 @@ mod tests {
     #[test]
     fn explains_statuses() {
         let findings = [401, 400, 404, 403].map(|status| refusal("https://gw.example/x", status));
-        insta::assert_snapshot!(render(&findings), @"");
+        insta::assert_snapshot!(render(&findings), @r"
+        good     edge      https://gw.example/x reaches ingest unchanged
+        problem  edge      https://gw.example/x gets bodies in chunks: a proxy replaces Content-Length by Transfer-Encoding, which ingest refuses with 400; Slack disables an app whose webhooks fail
+                           → let the proxy read a request before it forwards it, as nginx does with proxy_request_buffering on
+        problem  edge      https://gw.example/x answers 404: no ingest is behind the URL, or the connection is not declared, or the shared app has no signing secret
+                           → route the path to ingest, and check the connection with tidegate connections list
+        problem  edge      https://gw.example/x answers 403 where ingest answers 401
+                           → check the route, the access rules and the logs of the proxy in front of ingest
+        ");
     }
 }

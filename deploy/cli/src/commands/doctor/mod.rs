@@ -20,6 +20,7 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use serde::Serialize;
+use shared::{runtime::telemetry::ErrorChain, store::StoreError};
 use std::{fs, path::PathBuf, time::Duration};
 
 /// Maximum time for a response of NATS or Postgres.
@@ -95,6 +96,12 @@ impl Finding {
         Self { level: Level::Problem, ..Self::warning(component, summary, remedy) }
     }
 
+    /// Returns the problem that no connection could be checked.
+    fn unread_connections(error: &StoreError) -> Self {
+        let summary = format!("failed to read the connections: {}", ErrorChain(error));
+        Self::problem("postgres", summary, "check TIDEGATE_POSTGRES_URL, and run doctor again")
+    }
+
     fn render(&self) -> String {
         let Finding { level, component, summary, remedy } = self;
         let (word, color) = match level {
@@ -151,4 +158,14 @@ impl Doctor {
 #[cfg(test)]
 fn render(findings: &[Finding]) -> String {
     findings.iter().map(Finding::render).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns a store whose Postgres refuses connections.
+#[cfg(test)]
+fn unreachable_store() -> shared::store::Store {
+    let url = "postgres://u@127.0.0.1:1/d".to_owned();
+    let settings =
+        shared::runtime::config::PostgresConfig { url, ca_file: None, max_connections: 1 };
+    shared::store::Store::new(&settings, Default::default(), shared::store::PlanMode::PerCall)
+        .expect("a store")
 }

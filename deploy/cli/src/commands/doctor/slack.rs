@@ -33,7 +33,10 @@ pub(super) async fn check(settings: &SlackSettings, store: &Store, findings: &mu
             "set TIDEGATE_TOKEN_KEYRING",
         ));
     }
-    let connections = store.connection_summaries(None).await.unwrap_or_default();
+    let connections = match store.connection_summaries(None).await {
+        Ok(connections) => connections,
+        Err(error) => return findings.push(Finding::unread_connections(&error)),
+    };
     let is_usable = |c: &ConnectionSummary| {
         let is_live = matches!(c.status, ConnectionStatus::Active | ConnectionStatus::Error);
         is_live && c.has_bot_token
@@ -181,7 +184,7 @@ impl fmt::Display for Ids<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::doctor::render as render_findings;
+    use crate::commands::doctor::{render as render_findings, unreachable_store};
     use serde_json::json;
 
     fn connection(enterprise: Option<&str>, team: Option<&str>) -> ConnectionSummary {
@@ -252,6 +255,22 @@ mod tests {
         warning  slack     failed to compare connections with their tokens: connection refused
                            → check TIDEGATE_TOKEN_KEYRING, and the network path to TIDEGATE_SLACK_API_URL
         "#);
+    }
+
+    #[tokio::test]
+    async fn reports_unread_connections() {
+        let settings = SlackSettings {
+            token_keyring: Some(shared::secrets::KeyRing::default()),
+            signing_secret_keyring: None,
+            slack_api_url: "https://slack.invalid/".parse().expect("a URL"),
+        };
+        let mut findings = Vec::new();
+        check(&settings, &unreachable_store(), &mut findings).await;
+        let found = render_findings(&findings);
+        assert!(
+            found.starts_with("problem  postgres  failed to read the connections: "),
+            "{found}"
+        );
     }
 
     #[test]

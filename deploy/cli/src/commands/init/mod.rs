@@ -258,5 +258,8 @@ async fn check(api: &SlackApi, secrets: &Secrets) -> anyhow::Result<TokenFacts> 
             output::sanitize(&code)
         ),
         SocketAddress::Failed(why) => bail!("failed to check the app-level token in Slack: {why}"),
+        SocketAddress::RateLimited(wait) => {
+            bail!("Slack limits the rate of calls; run tidegate init again after {wait:?}")
+        }
     }
 }

@@ -8,7 +8,7 @@ mod file;
 use crate::{
     output,
     settings::{self, Keyrings, NatsSettings, StoreSettings},
-    slack_api::{SlackApi, TokenLookup},
+    slack_api::{self, SlackApi, TokenLookup},
 };
 use anyhow::{bail, ensure};
 use async_nats::jetstream;
@@ -23,15 +23,7 @@ use shared::{
 };
 use std::{path::PathBuf, time::Duration};
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep, sleep_until};
-
-/// Minimum interval between two tokens. Each takes two calls, and Slack allows a few hundred calls
-/// of `auth.test` per minute.
-const INTERVAL: Duration = Duration::from_millis(400);
-/// Maximum attempts to look up a token.
-const ATTEMPTS_MAX: u32 = 5;
-/// Wait after a call that failed.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+use tokio::time::Instant;
 
 /// Arguments of `tidegate connections import`.
 #[derive(Debug, clap::Args)]
@@ -199,7 +191,9 @@ impl Import {
         {
             return Ok(report(Outcome::Unchanged, Some(id), ""));
         }
-        let checked = match self.check(&row, known_app, slack, next).await {
+        let look_up = async || slack.look_up_token(&row.bot_token).await;
+        let lookup = slack_api::look_up_paced(look_up, next).await;
+        let checked = match check(&row, known_app, lookup) {
             Ok(checked) => checked,
             Err(why) => return Ok(failed(&read.place, place, why)),
         };
@@ -220,64 +214,6 @@ impl Import {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Looks up the token of a row in Slack, within Slack's rate limits. The error is the reason.
-    async fn check(
-        &self,
-        row: &Row,
-        known_app: Option<AppId>,
-        slack: &SlackApi,
-        next: &mut Instant,
-    ) -> Result<CheckedRow, String> {
-        let mut last = String::new();
-        for _ in 0..ATTEMPTS_MAX {
-            sleep_until(*next).await;
-            *next = Instant::now() + INTERVAL;
-            match slack.look_up_token(&row.bot_token).await {
-                TokenLookup::Found(facts) => {
-                    let (own, named) = (&facts.installation, (&row.enterprise, &row.team));
-                    let is_same = match (&own.team, named.1) {
-                        (Some(team), Some(named)) => team == named,
-                        (None, None) => own.enterprise == *named.0,
-                        _ => false,
-                    };
-                    if !is_same {
-                        return Err("the token belongs to another workspace".into());
-                    }
-                    let app = facts.app.and_then(|app| app.parse().ok());
-                    return match (app, known_app) {
-                        (Some(own), Some(named)) if own != named => {
-                            Err(format!("the token belongs to app {own}"))
-                        }
-                        (Some(app), _) | (None, Some(app)) => Ok(CheckedRow {
-                            app,
-                            bot_user: facts.bot_user.and_then(|user| user.parse().ok()),
-                            expired: false,
-                        }),
-                        (None, None) => Err("the app is unknown; pass --app".into()),
-                    };
-                }
-                TokenLookup::Rejected(code)
-                    if code == "token_expired" && row.refresh_token.is_some() =>
-                {
-                    let app = known_app.ok_or("the app is unknown; pass --app")?;
-                    return Ok(CheckedRow { app, bot_user: None, expired: true });
-                }
-                TokenLookup::Rejected(code) => {
-                    return Err(format!("Slack rejects the token: {code}"));
-                }
-                TokenLookup::RateLimited(time) => {
-                    last = "Slack limits the rate of calls".into();
-                    sleep(time).await;
-                }
-                TokenLookup::Failed(why) => {
-                    last = why;
-                    sleep(RETRY_INTERVAL).await;
-                }
-            }
-        }
-        Err(last)
     }
 
     async fn save(
@@ -328,6 +264,42 @@ impl Import {
             operations.enable_token_rotation(&rotation).await?;
         }
         Ok(id)
+    }
+}
+
+/// Compares a row with its token in Slack. The error is the reason why the row fails.
+fn check(row: &Row, known_app: Option<AppId>, lookup: TokenLookup) -> Result<CheckedRow, String> {
+    match lookup {
+        TokenLookup::Found(facts) => {
+            let (own, named) = (&facts.installation, (&row.enterprise, &row.team));
+            let is_same = match (&own.team, named.1) {
+                (Some(team), Some(named)) => team == named,
+                (None, None) => own.enterprise == *named.0,
+                _ => false,
+            };
+            if !is_same {
+                return Err("the token belongs to another workspace".into());
+            }
+            let app = facts.app.and_then(|app| app.parse().ok());
+            match (app, known_app) {
+                (Some(own), Some(named)) if own != named => {
+                    Err(format!("the token belongs to app {own}"))
+                }
+                (Some(app), _) | (None, Some(app)) => Ok(CheckedRow {
+                    app,
+                    bot_user: facts.bot_user.and_then(|user| user.parse().ok()),
+                    expired: false,
+                }),
+                (None, None) => Err("the app is unknown; pass --app".into()),
+            }
+        }
+        TokenLookup::Rejected(code) if code == "token_expired" && row.refresh_token.is_some() => {
+            let app = known_app.ok_or("the app is unknown; pass --app")?;
+            Ok(CheckedRow { app, bot_user: None, expired: true })
+        }
+        TokenLookup::Rejected(code) => Err(format!("Slack rejects the token: {code}")),
+        TokenLookup::RateLimited(_) => Err("Slack limits the rate of calls".into()),
+        TokenLookup::Failed(why) => Err(why),
     }
 }
 

@@ -23,7 +23,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{interval, timeout},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
 
@@ -39,7 +39,8 @@ const ACKS_MAX: usize = EVENTS_MAX + INTERACTIONS_MAX;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of pings.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// Time without a frame after which a connection counts as lost: two and a half ping intervals.
+/// Time without a frame after which a connection counts as lost, and maximum time to send one: two
+/// and a half ping intervals.
 const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// Waits before the next attempt to connect, by number of failures.
 const BACKOFF: [Duration; 4] = [
@@ -98,6 +99,11 @@ impl Relay {
                     back_off(&mut failures).await;
                     continue;
                 }
+                SocketAddress::RateLimited(wait) => {
+                    print_status(&format!("Slack limits the rate of calls; waiting {wait:?}"));
+                    sleep(wait).await;
+                    continue;
+                }
             };
             let (changes, mut state) = mpsc::channel(8);
             match timeout(CONNECT_TIMEOUT, connect(&address)).await {
@@ -146,7 +152,7 @@ impl Relay {
 
 /// Waits before the next attempt, longer after each failure.
 async fn back_off(failures: &mut usize) {
-    tokio::time::sleep(BACKOFF[(*failures).min(BACKOFF.len() - 1)]).await;
+    sleep(BACKOFF[(*failures).min(BACKOFF.len() - 1)]).await;
     *failures += 1;
 }
 
@@ -192,59 +198,58 @@ async fn serve(
     let (acks, mut waiting_acks) = mpsc::channel::<String>(ACKS_MAX);
     let slots = Arc::new(Semaphore::new(INTERACTIONS_MAX));
     let (mut running, mut pings) = (JoinSet::new(), interval(PING_INTERVAL));
-    let mut replaced_at = None;
+    let (mut replaced_at, mut silent_at) = (None, Instant::now() + SILENCE_MAX);
     let end = loop {
         while running.try_join_next().is_some() {}
         let replaced = async {
             match replaced_at {
-                Some(at) => tokio::time::sleep_until(at).await,
+                Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         let frame = tokio::select! {
-            _ = pings.tick() => {
-                let _timeout_follows = socket.send(Message::Ping("tidegate".into())).await;
-                continue;
-            }
-            Some(ack) = waiting_acks.recv() => {
-                match socket.send(Message::text(ack)).await {
-                    Ok(()) => continue,
-                    Err(error) => break error.to_string(),
-                }
-            }
+            _ = pings.tick() => match send(&mut socket, Message::Ping("tidegate".into())).await {
+                Ok(()) => continue,
+                Err(why) => break why,
+            },
+            Some(ack) = waiting_acks.recv() => match send(&mut socket, Message::text(ack)).await {
+                Ok(()) => continue,
+                Err(why) => break why,
+            },
             () = replaced => break "replaced".to_owned(),
-            read = timeout(SILENCE_MAX, socket.next()) => match read {
-                Err(_) => break format!("no frame within {SILENCE_MAX:?}"),
-                Ok(None | Some(Ok(Message::Close(_)))) => break "closed by Slack".to_owned(),
-                Ok(Some(Err(error))) => break error.to_string(),
-                Ok(Some(Ok(Message::Text(text)))) => envelope::parse(&text),
-                Ok(Some(Ok(_))) => continue,
+            () = sleep_until(silent_at) => break format!("no frame within {SILENCE_MAX:?}"),
+            read = socket.next() => match read {
+                None | Some(Ok(Message::Close(_))) => break "closed by Slack".to_owned(),
+                Some(Err(error)) => break error.to_string(),
+                Some(Ok(Message::Text(text))) => Some(envelope::parse(&text)),
+                Some(Ok(_)) => None,
             },
         };
         match frame {
-            Err(_) => print_status("ignored a frame that is not JSON"),
-            Ok(Frame::Unknown(kind)) => {
+            None => {}
+            Some(Err(_)) => print_status("ignored a frame that is not JSON"),
+            Some(Ok(Frame::Unknown(kind))) => {
                 print_status(&format!("ignored a frame of type {}", output::sanitize(&kind)));
             }
-            Ok(Frame::Hello { connections, app }) => {
+            Some(Ok(Frame::Hello { connections, app })) => {
                 if let Some(app) = &app {
                     forwarder.set_app(app);
                 }
                 report_hello(connections, app.as_deref(), &changes).await;
             }
-            Ok(Frame::Disconnect(ending)) => {
+            Some(Ok(Frame::Disconnect(ending))) => {
                 let change = match ending {
                     Ending::Refresh => StateChange::Replace,
                     Ending::LinkDisabled => StateChange::Disabled,
                     Ending::TooMany => StateChange::TooMany,
                 };
-                replaced_at = Some(tokio::time::Instant::now() + REPLACED_MAX);
+                replaced_at = Some(Instant::now() + REPLACED_MAX);
                 let _connection_replaced = changes.try_send(change);
             }
-            Ok(Frame::Envelope(envelope)) if envelope.kind == Kind::Event => {
+            Some(Ok(Frame::Envelope(envelope))) if envelope.kind == Kind::Event => {
                 let _command_ended = events.send((envelope, acks.clone())).await;
             }
-            Ok(Frame::Envelope(envelope)) => match Arc::clone(&slots).try_acquire_owned() {
+            Some(Ok(Frame::Envelope(envelope))) => match Arc::clone(&slots).try_acquire_owned() {
                 Err(_) => print_status(&format!(
                     "dropped an interaction: {INTERACTIONS_MAX} others are waiting"
                 )),
@@ -259,8 +264,17 @@ async fn serve(
                 }
             },
         }
+        silent_at = Instant::now() + SILENCE_MAX; // not before, because ingest may have been slow
     };
     let _connection_replaced = changes.try_send(StateChange::Lost(end));
+}
+
+/// Sends a frame. The error is the reason why the connection is lost.
+async fn send(socket: &mut Socket, frame: Message) -> Result<(), String> {
+    match timeout(SILENCE_MAX, socket.send(frame)).await {
+        Ok(sent) => sent.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no frame sent within {SILENCE_MAX:?}")),
+    }
 }
 
 /// Reports that a connection is established. Warns if the app has several connections, because
@@ -275,4 +289,42 @@ async fn report_hello(connections: u64, app: Option<&str>, changes: &mpsc::Sende
         ));
     }
     let _connection_replaced = changes.try_send(StateChange::Open);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::{
+        runtime::config::PostgresConfig,
+        store::{KeyRings, PlanMode},
+    };
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    /// A connection whose other end is silent is lost, although pings are sent.
+    #[tokio::test(start_paused = true)]
+    async fn loses_silent_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let _silent = listener.accept().await.expect("a connection");
+        let socket =
+            Socket::from_raw_socket(MaybeTlsStream::Plain(stream), Role::Client, None).await;
+        let postgres = PostgresConfig {
+            url: "postgres://u@127.0.0.1/d".into(),
+            ca_file: None,
+            max_connections: 1,
+        };
+        let store = Store::new(&postgres, KeyRings::default(), PlanMode::PerCall).expect("a store");
+        let _ = rustls::crypto::ring::default_provider().install_default(); // once in a process
+        let ingest = "http://127.0.0.1:1/".parse().expect("a URL");
+        let forwarder = Arc::new(Forwarder::new(store, Client::new(), ingest));
+        let (events, _waiting) = mpsc::channel(1);
+        let (changes, mut state) = mpsc::channel(1);
+        let began = Instant::now();
+        let served = timeout(4 * SILENCE_MAX, serve(socket, forwarder, events, changes)).await;
+        assert_eq!((served, began.elapsed().as_secs()), (Ok(()), SILENCE_MAX.as_secs()));
+        let lost = StateChange::Lost("no frame within 75s".into());
+        assert_eq!(state.recv().await, Some(lost));
+    }
 }
