@@ -35,7 +35,7 @@ fn rejects_invalid_settings() {
     let no_file = ("TIDEGATE_TOKEN_KEYRING", "file:/nonexistent/ring");
     let no_url = ("TIDEGATE_POSTGRES_URL", "file:/nonexistent/url");
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case<'_>; 31] = [
+    let cases: [Case<'_>; 32] = [
         ("ingest", &[], &[SIGNING], "TIDEGATE_NATS_URL is not set: "),
         ("ingest", &[], &[NATS], "TIDEGATE_SIGNING_SECRET_KEYRING is not set: "),
         ("ingest", &[], &[NATS, bad_ring], "TIDEGATE_SIGNING_SECRET_KEYRING is malformed"),
