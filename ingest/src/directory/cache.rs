@@ -171,15 +171,22 @@ impl Cache {
         cached.filter(|cached| matches!(cached, CachedConnection::Present(_))).count()
     }
 
-    /// Returns whether the keyring opens none of the signing secrets. False without connections.
+    /// Returns whether the keyring opens none of the signing secrets of connections and apps. False
+    /// without secrets: a connection may use those of its app.
     pub fn opens_no_secret(&self) -> bool {
         let entries = self.read();
-        let mut cached = entries.connections.values().filter_map(|cached| match cached {
-            CachedConnection::Present(connection) => Some(connection),
-            CachedConnection::Deleted { .. } => None,
+        let of_connections = entries.connections.values().filter_map(|cached| match cached {
+            CachedConnection::Present(connection) if !connection.keys_are_of_app => {
+                Some(&connection.keys)
+            }
+            CachedConnection::Present(_) | CachedConnection::Deleted { .. } => None,
         });
-        let Some(first) = cached.next() else { return false };
-        first.keys.is_empty() && cached.all(|connection| connection.keys.is_empty())
+        let of_apps = entries.apps.values().filter_map(|cached| match cached {
+            CachedApp::Present(app) => Some(&app.keys),
+            CachedApp::Deleted { .. } => None,
+        });
+        let mut keys = of_connections.chain(of_apps).peekable();
+        keys.peek().is_some() && keys.all(Vec::is_empty)
     }
 
     /// Applies an entry of the bucket, unless the cache has a newer version.
@@ -279,5 +286,59 @@ impl Cache {
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "00000000000000000000000000000001";
+    const OF_APP: &str = "00000000000000000000000000000002";
+
+    fn ring(id: &str) -> KeyRing {
+        KeyRing::generate(id).expect("randomness").parse().expect("a ring")
+    }
+
+    fn sealed(ring: &KeyRing, owner: &str, column: &'static str) -> SealedSigningSecret {
+        let context = SealContext { owner, column };
+        SealedSigningSecret { sealed: ring.seal(context, b"secret").expect("sealed") }
+    }
+
+    fn apply_connection(cache: &Cache, id: &str, secrets: Vec<SealedSigningSecret>) {
+        let entry = DirectoryEntry::Known(ConnectionRecord {
+            version: 1,
+            status: ConnectionStatus::Active,
+            app: "A1".parse().expect("an id"),
+            enterprise: None,
+            team: "T1".parse().ok(),
+            preview_mode: false,
+            signing_secrets: secrets,
+        });
+        cache.apply(id, &serde_json::to_vec(&entry).expect("JSON"));
+    }
+
+    fn apply_app(cache: &Cache, ring: &KeyRing) {
+        let secrets = vec![sealed(ring, "A1", APP_SIGNING_SECRET_COLUMN)];
+        let entry = AppEntry::Known { version: 1, signing_secrets: secrets };
+        cache.apply("app.A1", &serde_json::to_vec(&entry).expect("JSON"));
+    }
+
+    /// A connection that uses the secrets of its app has none that could fail to open.
+    #[test]
+    fn counts_secrets_of_connections_and_apps() {
+        let (right, wrong) = (ring("k1"), ring("k1"));
+        let cache = Cache::new(right.clone());
+        assert!(!cache.opens_no_secret(), "no secrets");
+        apply_connection(&cache, OF_APP, Vec::new());
+        assert!(!cache.opens_no_secret(), "the connection has no secret of its own");
+        apply_connection(&cache, OWN, vec![sealed(&wrong, OWN, SIGNING_SECRET_COLUMN)]);
+        assert!(cache.opens_no_secret(), "the only secret does not open");
+        apply_app(&cache, &right);
+        assert!(!cache.opens_no_secret(), "the secret of the app opens");
+
+        let cache = Cache::new(right);
+        apply_app(&cache, &wrong);
+        assert!(cache.opens_no_secret(), "the secret of the app does not open");
     }
 }

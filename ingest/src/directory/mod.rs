@@ -130,7 +130,8 @@ impl Directory {
         self.0.cache.connection_count()
     }
 
-    /// Returns whether the keyring opens none of the signing secrets. False without connections.
+    /// Returns whether the keyring opens none of the signing secrets of connections and apps. False
+    /// without secrets.
     pub fn opens_no_secret(&self) -> bool {
         self.0.cache.opens_no_secret()
     }
