@@ -9,6 +9,7 @@ use shared::{
         telemetry::TRACE_SETTINGS,
     },
     secrets::{KeyRing, Secret},
+    stream::BODY_BYTES_MAX,
 };
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
@@ -53,26 +54,26 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_HTTP_MAX_CONNECTIONS", value_name = "N", default_value_t = 2_500,
           value_parser = parse_connections)]
     pub http_max_connections: usize,
-    /// Maximum bytes of unverified bodies; requests above it get 503.
+    /// Maximum bytes of unverified bodies, at least 2MiB; requests above it get 503.
     #[arg(
         long,
         env = "TIDEGATE_HTTP_MAX_UNVERIFIED_BYTES",
         value_name = "BYTES",
         default_value = "64MiB",
-        value_parser = parse_size
+        value_parser = parse_unverified_bytes
     )]
     pub http_max_unverified_bytes: usize,
     /// Maximum verified webhooks in flight; requests above it get 503.
     #[arg(long, env = "TIDEGATE_HTTP_MAX_IN_FLIGHT", value_name = "N", default_value_t = 2_000,
           value_parser = parse_connections)]
     pub http_max_in_flight: usize,
-    /// Maximum body bytes of webhooks in flight; requests above it get 503.
+    /// Maximum body bytes of webhooks in flight, at least 1MiB; requests above it get 503.
     #[arg(
         long,
         env = "TIDEGATE_HTTP_MAX_IN_FLIGHT_BYTES",
         value_name = "BYTES",
         default_value = "32MiB",
-        value_parser = parse_size
+        value_parser = parse_in_flight_bytes
     )]
     pub http_max_in_flight_bytes: usize,
     /// Quotas per connection and workspace.
@@ -190,8 +191,26 @@ fn parse_connections(text: &str) -> Result<usize, String> {
     config::parse_connections(text).map(|number| number as usize)
 }
 
-fn parse_size(text: &str) -> Result<usize, String> {
-    usize::try_from(config::parse_bytes(text)?).map_err(|error| error.to_string())
+/// Minimum of the budget for unverified bodies, half of which is for large ones: a body of the
+/// maximum size must fit.
+const UNVERIFIED_BYTES_MIN: usize = 2 * BODY_BYTES_MAX;
+/// Minimum of the limit of body bytes in flight: a body of the maximum size must fit.
+const IN_FLIGHT_BYTES_MIN: usize = BODY_BYTES_MAX;
+
+fn parse_unverified_bytes(text: &str) -> Result<usize, String> {
+    parse_size(text, UNVERIFIED_BYTES_MIN)
+}
+
+fn parse_in_flight_bytes(text: &str) -> Result<usize, String> {
+    parse_size(text, IN_FLIGHT_BYTES_MIN)
+}
+
+fn parse_size(text: &str, min: usize) -> Result<usize, String> {
+    let size = usize::try_from(config::parse_bytes(text)?).map_err(|error| error.to_string())?;
+    match size < min {
+        true => Err(format!("expected at least {}MiB: a body has up to 1MiB", min >> 20)),
+        false => Ok(size),
+    }
 }
 
 /// Parses a signing secret with the app that it belongs to.
@@ -205,6 +224,17 @@ fn parse_shared_signing_secret(setting: &str) -> Result<(AppId, Secret), String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With less, every body of the maximum size gets 503.
+    #[test]
+    fn requires_room_for_largest_body() {
+        assert_eq!(parse_unverified_bytes("2MiB"), Ok(2 << 20));
+        let error = parse_unverified_bytes("2047KiB").expect_err("too small");
+        assert!(error.contains("at least 2MiB"), "{error}");
+        assert_eq!(parse_in_flight_bytes("1MiB"), Ok(1 << 20));
+        let error = parse_in_flight_bytes("1023KiB").expect_err("too small");
+        assert!(error.contains("at least 1MiB"), "{error}");
+    }
 
     #[test]
     fn requires_app_of_shared_secret() {

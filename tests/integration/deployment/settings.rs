@@ -54,6 +54,12 @@ fn rejects_invalid_settings() {
         (
             "ingest",
             &[],
+            &[NATS, SIGNING, ("TIDEGATE_HTTP_MAX_IN_FLIGHT_BYTES", "512KiB")],
+            "TIDEGATE_HTTP_MAX_IN_FLIGHT_BYTES is malformed (expected at least 1MiB",
+        ),
+        (
+            "ingest",
+            &[],
             &[NATS, SIGNING, ("TIDEGATE_QUOTA_WEBHOOKS_PER_SECOND", "0")],
             "TIDEGATE_QUOTA_WEBHOOKS_PER_SECOND is malformed (expected more than zero)",
         ),
