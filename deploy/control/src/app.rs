@@ -114,7 +114,7 @@ fn admin_router(
         .route("/metrics", get(metrics))
 }
 
-/// Probes Postgres until `stop` is cancelled.
+/// Probes Postgres until `stop` is cancelled. Logs the first result and each change.
 async fn probe(
     store: Store,
     metrics: Arc<Metrics>,
@@ -122,13 +122,17 @@ async fn probe(
     stop: CancellationToken,
 ) {
     let probing = async {
+        let mut known = None;
         loop {
             let answered = store.server_facts().await;
-            let before = is_reachable.swap(answered.is_ok(), Ordering::Relaxed);
+            is_reachable.store(answered.is_ok(), Ordering::Relaxed);
             metrics.record_postgres(answered.is_ok());
+            let has_changed = known.replace(answered.is_ok()) != Some(answered.is_ok());
             match answered {
-                Ok(_) if !before => info!("Postgres reachable"),
-                Err(error) if before => warn!(error = %ErrorChain(&error), "Postgres unreachable"),
+                Ok(_) if has_changed => info!("Postgres reachable"),
+                Err(error) if has_changed => {
+                    warn!(error = %ErrorChain(&error), "Postgres unreachable");
+                }
                 _ => {}
             }
             sleep(PROBE_INTERVAL).await;

@@ -6,7 +6,7 @@ use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use shared::runtime::{IdleTimeoutStream, RequestPhase};
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -38,14 +38,17 @@ pub async fn serve(
     let permits = Arc::new(Semaphore::new(max_connections));
     let graceful = GracefulShutdown::new();
     let accept = async || {
-        let permit = Arc::clone(&permits).acquire_owned().await;
-        (permit, listener.accept().await)
+        let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
+        listener.accept().await.map(|accepted| (permit, accepted))
     };
     while let Some(accepted) = stop.run_until_cancelled(accept()).await {
-        let (Ok(permit), Ok((socket, _))) = accepted else {
-            warn!("failed to accept HTTP connection");
-            sleep(ACCEPT_RETRY_INTERVAL).await;
-            continue;
+        let (permit, (socket, _)) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "failed to accept HTTP connection");
+                sleep(ACCEPT_RETRY_INTERVAL).await;
+                continue;
+            }
         };
         let _ = socket.set_nodelay(true); // a failure only delays responses
         serve_connection(socket, router.clone(), permit, &graceful);

@@ -36,6 +36,14 @@ pub struct Control {
 impl TestEnv {
     /// Starts another control API and waits until it is ready.
     pub async fn start_control(&mut self) -> anyhow::Result<()> {
+        let control = self.spawn_control()?;
+        wait_until_ready("control", &control.admin("/readyz"), &control.process).await?;
+        self.controls.push(control);
+        Ok(())
+    }
+
+    /// Starts a control API.
+    pub fn spawn_control(&self) -> anyhow::Result<Control> {
         let (listen, admin) =
             (format!("127.0.0.1:{}", port::free()?), format!("127.0.0.1:{}", port::free()?));
         let console = format!("127.0.0.1:{}", port::free()?);
@@ -48,10 +56,7 @@ impl TestEnv {
         let process = Process::start(&self.run, &name, program, &[] as &[&str], &settings, None)?;
         let (address, admin) = (format!("http://{listen}"), format!("http://{admin}"));
         let console = format!("http://{console}");
-        let control = Control { process, address, admin, console };
-        wait_until_ready("control", &control.admin("/readyz"), &control.process).await?;
-        self.controls.push(control);
-        Ok(())
+        Ok(Control { process, address, admin, console })
     }
 
     /// Starts another ingest and waits until it is ready.

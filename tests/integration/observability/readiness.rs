@@ -114,3 +114,14 @@ async fn names_obstacles_of_ingest() {
     env.set("TIDEGATE_SIGNING_SECRET_KEYRING", &ring);
     env.start_ingest().await.expect("a ready ingest");
 }
+
+/// A control API that has never reached Postgres logs the reason.
+#[tokio::test]
+async fn logs_unreachable_postgres() {
+    let mut env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let nowhere = "postgres://tidegate_control@127.0.0.1:1/tidegate";
+    env.set("TIDEGATE_POSTGRES_URL", nowhere);
+    let control = env.spawn_control().expect("a control API");
+    env.controls.push(control);
+    env.wait_for_log("Postgres unreachable").await.expect("logged");
+}

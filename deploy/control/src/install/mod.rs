@@ -74,23 +74,45 @@ async fn limit(State(installer): State<Arc<Installer>>, request: Request, next: 
     let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
-    let busy = || {
-        let text = "Please try again in a minute.";
-        let message = Message::new(StatusCode::SERVICE_UNAVAILABLE, "Too many requests", text);
-        message.respond(&installer.slack.origin())
-    };
+    let answer = |message: Message| message.respond(&installer.slack.origin());
     let response = match installer.in_flight.try_acquire() {
-        Ok(_permit) => match timeout(REQUEST_TIMEOUT, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => busy(),
-        },
+        Ok(_permit) => {
+            let answered = within(REQUEST_TIMEOUT, next.run(request)).await;
+            answered.unwrap_or_else(answer)
+        }
         Err(_) => {
             installer.metrics.record_rejection(Rejection::Overloaded);
-            busy()
+            let text = "Please try again in a minute.";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            answer(Message::new(status, "Too many requests", text))
         }
     };
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let status = response.status().as_u16();
     installer.metrics.record_request(method.as_str(), route, status, begun.elapsed());
     response.into_response()
+}
+
+/// Returns a response, or after a time the page for a request that takes too long.
+async fn within(
+    time: Duration,
+    response: impl Future<Output = Response>,
+) -> Result<Response, Message> {
+    timeout(time, response).await.map_err(|_| {
+        let text = "The app may be installed. Open the install link again to find out.";
+        Message::new(StatusCode::GATEWAY_TIMEOUT, "The request took too long", text)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tells_late_from_busy() {
+        let late = within(Duration::from_millis(1), std::future::pending()).await;
+        assert_eq!(late.map(drop).expect_err("too late").title(), "The request took too long");
+        let response = within(REQUEST_TIMEOUT, async { StatusCode::OK.into_response() }).await;
+        assert_eq!(response.expect("in time").status(), StatusCode::OK);
+    }
 }
