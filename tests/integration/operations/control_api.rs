@@ -231,6 +231,32 @@ async fn answers_repeated_writes() {
     );
 }
 
+/// A write whose caller leaves runs to its end, and a repeated write gets its response.
+#[tokio::test]
+async fn completes_write_without_caller() {
+    /// Time after which the caller leaves.
+    const LEAVES_AFTER: Duration = Duration::from_millis(500);
+    let env = start().await;
+    let owner = Caller::create(&env, "owner", None);
+    let write = || {
+        let request = owner.request(Method::PUT, "/v1/organizations/acme");
+        request.json(&json!({ "name": "Example" })).header("idempotency-key", "order-3")
+    };
+    let mut lock = env.pool.begin().await.expect("a transaction");
+    let exclusive = "lock table organizations in exclusive mode";
+    sqlx::query(exclusive).execute(&mut *lock).await.expect("locked");
+    let left = write().timeout(LEAVES_AFTER).send().await;
+    assert!(left.is_err(), "the write waits for the lock");
+    lock.rollback().await.expect("unlocked");
+    let repeated = eventually("the write is recorded", TIMEOUT, async || {
+        let response = write().send().await.expect("a response");
+        (response.status() != StatusCode::CONFLICT).then_some(response)
+    })
+    .await;
+    assert_eq!(repeated.status(), StatusCode::OK);
+    assert_eq!(repeated.headers()["idempotency-replayed"], "true");
+}
+
 /// A key that sends too much is refused, and others are not.
 #[tokio::test]
 async fn limits_rate_of_key() {

@@ -89,6 +89,8 @@ pub struct Api {
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
     max_in_flight: usize,
+    /// Permits for writes with an idempotency key, which continue when their caller leaves.
+    keyed_writes: Semaphore,
     /// Permits for streamed responses.
     streams: Arc<Semaphore>,
     keys_in_flight: caller::KeysInFlight,
@@ -111,6 +113,7 @@ impl Api {
             metrics,
             in_flight: Semaphore::new(limits.in_flight),
             max_in_flight: limits.in_flight,
+            keyed_writes: Semaphore::new(limits.in_flight),
             streams: Arc::new(Semaphore::new(stream_permit::MAX_STREAMS)),
             keys_in_flight: caller::KeysInFlight::default(),
             key_limits: DefaultKeyedRateLimiter::keyed(quota),
