@@ -86,7 +86,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         let bytes = Bytes::from_request(request, state).await;
         let bytes = bytes.map_err(|_| Problem::bad_request("failed to read the body"))?;
         // Postgres does not store NUL in text.
-        if bytes.windows(6).any(|part| part == b"\\u0000") {
+        if has_escaped_nul(&bytes) {
             return Err(Problem::bad_request("texts must not contain NUL"));
         }
         match serde_json::from_slice(&bytes) {
@@ -95,6 +95,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             Err(error) => Err(Problem::bad_request(error.to_string())),
         }
     }
+}
+
+/// Returns whether a JSON text contains `\u0000`, with an odd number of backslashes. An escaped
+/// backslash before `u0000` is no NUL.
+fn has_escaped_nul(json: &[u8]) -> bool {
+    let mut rest = json;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        rest = &rest[at + 1..];
+        if rest.starts_with(b"u0000") {
+            return true;
+        }
+        rest = rest.get(1..).unwrap_or_default();
+    }
+    false
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -123,6 +137,16 @@ mod tests {
         assert_eq!(read(r#"{"ids": [], "ttl": null}"#).expect("integers").ttl, None);
         for wrong in [r#"{"ids": [1.5]}"#, r#"{"ids": [1e300]}"#, r#"{"ids": [], "ttl": 65536}"#] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn finds_escaped_nul() {
+        for nul in [r#"{"a": "\u0000"}"#, r#"{"a": "\\\u0000"}"#, r#"{"a": "x\n\u0000"}"#] {
+            assert!(has_escaped_nul(nul.as_bytes()), "{nul}");
+        }
+        for text in [r#"{"a": "\\u0000"}"#, r#"{"a": "\u0001"}"#, r"\", ""] {
+            assert!(!has_escaped_nul(text.as_bytes()), "{text}");
         }
     }
 }
