@@ -151,21 +151,22 @@ async fn ends_sessions() {
     assert!(!stored.concat().contains(&secret) && !env.logs().contains(&secret));
 }
 
-/// Wrong keys are refused, and an address has few attempts.
+/// Wrong keys are refused, and each key has few attempts. Others may log in from the same address,
+/// such as that of a proxy.
 #[tokio::test]
 async fn limits_login_attempts() {
     let env = start().await;
     let mut browser = Browser::new(&env);
-    let mut statuses = Vec::new();
-    for n in 0..15 {
-        let wrong = format!("tgk_{n:043}");
+    let (mut statuses, wrong) = (Vec::new(), format!("tgk_{:043}", 0));
+    for _ in 0..15 {
         statuses.push(browser.log_in_with(&wrong, "/").await.status.as_u16());
     }
     assert_eq!((statuses[0], statuses[14]), (401, 429), "{statuses:?}");
     assert!(statuses.iter().filter(|status| **status == 401).count() <= 11, "{statuses:?}");
-    let valid = browser.log_in_with(&key(&env, "viewer", None), "/").await;
-    assert_eq!(valid.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(browser.cookie, None);
+    let valid = browser.log_in_with(&key(&env, "viewer", None), "/").await;
+    assert_ne!(valid.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(browser.cookie.is_some(), "another person logs in");
 }
 
 /// A form of another site, without the session's token or of a viewer changes nothing.

@@ -35,7 +35,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use governor::{DefaultKeyedRateLimiter, Quota};
 use shared::{
     domain::Actor,
     operations::Operations,
@@ -43,8 +42,6 @@ use shared::{
 };
 use shell::Failure;
 use std::{
-    net::IpAddr,
-    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -58,10 +55,6 @@ const MAX_IN_FLIGHT: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum size of a form in bytes: the selected ids of a page, and the path of the list.
 const MAX_FORM_BYTES: usize = 64 * 1024;
-/// Maximum burst of login attempts of an IP address. Protects Postgres: keys can't be guessed.
-const LOGIN_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
-/// Time after which an IP address gets one more login attempt.
-const LOGIN_INTERVAL: Duration = Duration::from_secs(6);
 
 /// Clients and limits of the console.
 pub struct Console {
@@ -69,7 +62,7 @@ pub struct Console {
     js: jetstream::Context,
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
-    logins: DefaultKeyedRateLimiter<IpAddr>,
+    logins: session::LoginLimits,
     /// True if operators may see bodies.
     reveals: bool,
 }
@@ -77,14 +70,12 @@ pub struct Console {
 impl Console {
     /// Creates the console.
     pub fn new(store: Store, js: jetstream::Context, metrics: Arc<Metrics>, reveals: bool) -> Self {
-        // `with_period` returns `None` only for a period of zero.
-        let quota = Quota::with_period(LOGIN_INTERVAL).unwrap_or(Quota::per_minute(LOGIN_BURST));
         Self {
             store,
             js,
             metrics,
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
-            logins: DefaultKeyedRateLimiter::keyed(quota.allow_burst(LOGIN_BURST)),
+            logins: session::LoginLimits::default(),
             reveals,
         }
     }

@@ -17,11 +17,16 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Redirect, Response},
 };
+use governor::{DefaultKeyedRateLimiter, Quota};
 use shared::{
-    domain::{ApiKey, ApiKeyRole, ConsoleSession},
+    domain::{ApiKey, ApiKeyHash, ApiKeyRole, ConsoleSession},
     store::ApiCaller,
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 /// Cookie of a session. With this prefix, browsers reject it from other hosts and without TLS.
 const COOKIE: &str = "__Host-tidegate-console";
@@ -30,6 +35,38 @@ const COOKIE: &str = "__Host-tidegate-console";
 const COOKIE_ATTRIBUTES: &str = "; Path=/; Secure; HttpOnly; SameSite=Lax";
 /// Lifetime of the cookie in seconds: that of a session.
 const COOKIE_SECONDS: u32 = 8 * 3600;
+
+/// Maximum login attempts per minute, and in a burst, with one API key.
+const MAX_LOGINS_OF_KEY: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+/// Maximum login attempts per minute, and in a burst, of an IP address. Behind a proxy, all people
+/// share one. Protects Postgres: keys can't be guessed.
+const MAX_LOGINS_OF_PEER: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
+
+/// Limits of login attempts.
+pub struct LoginLimits {
+    of_key: DefaultKeyedRateLimiter<ApiKeyHash>,
+    of_peer: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+impl Default for LoginLimits {
+    fn default() -> Self {
+        Self {
+            of_key: DefaultKeyedRateLimiter::keyed(Quota::per_minute(MAX_LOGINS_OF_KEY)),
+            of_peer: DefaultKeyedRateLimiter::keyed(Quota::per_minute(MAX_LOGINS_OF_PEER)),
+        }
+    }
+}
+
+impl LoginLimits {
+    /// Counts an attempt. Returns false if the key or the address has too many. A malformed key
+    /// counts for the address only, because Postgres is not asked.
+    fn admit(&self, peer: IpAddr, key: Option<&ApiKeyHash>) -> bool {
+        self.of_key.retain_recent();
+        self.of_peer.retain_recent();
+        self.of_peer.check_key(&peer).is_ok()
+            && key.is_none_or(|key| self.of_key.check_key(key).is_ok())
+    }
+}
 
 /// Session of a request.
 #[derive(Debug)]
@@ -174,15 +211,15 @@ pub async fn log_in(
     }
     let fields = Fields::parse(&body)?;
     let to = safe_path(fields.get("to"));
-    console.logins.retain_recent();
-    if console.logins.check_key(&peer.ip()).is_err() {
+    let key = fields.get("key").and_then(|key| key.parse::<ApiKey>().ok()).map(|key| key.hash());
+    if !console.logins.admit(peer.ip(), key.as_ref()) {
         console.metrics.record_rejection(Rejection::RateLimited);
         let error = "Too many attempts. Try again in a minute.";
         return Ok(login_page(StatusCode::TOO_MANY_REQUESTS, Some(error), to));
     }
-    let begun = match fields.get("key").map(str::parse::<ApiKey>) {
-        Some(Ok(key)) => console.store.begin_console_session(&key.hash()).await?,
-        _ => None,
+    let begun = match key {
+        Some(key) => console.store.begin_console_session(&key).await?,
+        None => None,
     };
     let Some(session) = begun else {
         console.metrics.record_rejection(Rejection::Unauthorized);
@@ -228,6 +265,24 @@ mod tests {
             }
             assert_eq!(is_same_site(&headers), accepted, "{pairs:?}");
         }
+    }
+
+    /// People behind one proxy share its address, and each has attempts of their own.
+    #[test]
+    fn limits_logins_per_key_and_address() {
+        let random = || ApiKey::random().expect("randomness").hash();
+        let (limits, proxy) = (LoginLimits::default(), IpAddr::from([10, 0, 0, 1]));
+        let key = random();
+        for _ in 0..MAX_LOGINS_OF_KEY.get() {
+            assert!(limits.admit(proxy, Some(&key)));
+        }
+        assert!(!limits.admit(proxy, Some(&key)), "too many with this key");
+        let most = MAX_LOGINS_OF_PEER.get();
+        let others = (0..2 * most).take_while(|_| limits.admit(proxy, Some(&random()))).count();
+        let expected = (most - MAX_LOGINS_OF_KEY.get() - 1) as usize;
+        assert!(others >= expected, "others may log in: {others}");
+        assert!(others < 2 * most as usize, "too many of this address");
+        assert!(limits.admit(IpAddr::from([10, 0, 0, 2]), Some(&random())));
     }
 
     #[test]
