@@ -8,13 +8,17 @@ use crate::{
 };
 use std::{ops::RangeInclusive, time::Duration};
 
-/// Bounds of an agent's settings.
-const TIMEOUT_BOUNDS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
-const TIME_BOUNDS: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
-const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
-/// Bounds of `max_per_user`.
-const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
+/// Bounds of an agent's `timeout`.
+pub(super) const TIMEOUT_BOUNDS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(600);
+/// Bounds of an agent's `retry_for` and `keep_for`. The retention of the stream does not limit
+/// them: deliveries contain their bytes.
+pub(super) const KEEP_BOUNDS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(14 * 24 * 3600);
+/// Bounds of an agent's `max_concurrent`.
+pub(super) const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
+/// Bounds of an agent's `max_per_user`.
+pub(super) const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
 /// Maximum length of addresses.
 const URL_BYTES_MAX: usize = 2_048;
 /// Maximum length of names in characters.
@@ -44,33 +48,46 @@ impl AgentSettings {
             false => Err(OperationError::Invalid(rule.to_owned())),
         };
         require_name(&self.name)?;
-        let rest = ["https://", "http://"].iter().find_map(|scheme| self.url.strip_prefix(scheme));
-        let is_plain = self.url.bytes().all(|b| b.is_ascii_graphic());
-        let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-        require(!host.is_empty() && is_plain, "url must be an http or https address")?;
-        // A password would be stored in plaintext, and calls of such a URL fail.
-        require(!host.contains('@'), "url must have no user or password")?;
-        require(self.url.len() <= URL_BYTES_MAX, "url must have 2048 characters at most")?;
+        check_url(&self.url).map_err(|rule| OperationError::Invalid(rule.into()))?;
         require(TIMEOUT_BOUNDS.contains(&self.timeout), "timeout_ms must be 1000 to 600000")?;
         let is_bounded = MAX_CONCURRENT_BOUNDS.contains(&self.max_concurrent);
         require(is_bounded, "max_concurrent must be 1 to 1000")?;
         let is_bounded = MAX_PER_USER_BOUNDS.contains(&self.max_per_user);
         require(is_bounded, "max_per_user must be 1 to 1000000")?;
         let times = [Some(self.keep_for), self.retry_for];
-        let are_bounded = times.iter().flatten().all(|time| TIME_BOUNDS.contains(time));
-        require(are_bounded, "retry_for_ms and keep_for_ms must be 1 s to 30 days")?;
+        let are_bounded = times.iter().flatten().all(|time| KEEP_BOUNDS.contains(time));
+        require(are_bounded, "retry_for_ms and keep_for_ms must be 1 s to 14 days")?;
         let is_usable = self.secret.as_ref().is_none_or(|secret| secret.webhook_key().is_some());
         require(is_usable, "secret must be whsec_ and base64 of 24 to 64 bytes, or other text")
     }
 }
 
 fn require_name(name: &str) -> Result<()> {
-    if name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
-        return Ok(());
+    check_name(name).map_err(|rule| OperationError::Invalid(rule.into()))
+}
+
+/// Fails with cause and remedy unless a text may be the name of an organization or agent.
+pub(super) fn check_name(name: &str) -> std::result::Result<(), &'static str> {
+    match name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
+        true => Ok(()),
+        false => Err("malformed name; write 256 characters at most, without control characters"),
     }
-    Err(OperationError::Invalid(
-        "name must have 256 characters at most, without control characters".into(),
-    ))
+}
+
+/// Fails with cause and remedy unless a text is an address that can be called.
+pub(super) fn check_url(url: &str) -> std::result::Result<(), &'static str> {
+    let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+    if host.is_empty() || !url.bytes().all(|b| b.is_ascii_graphic()) {
+        Err("malformed url; write https://host/path")
+    } else if host.contains('@') {
+        // A password would be stored in plaintext, and calls of such a URL fail.
+        Err("user or password in url; remove them, requests are signed with secret")
+    } else if url.len() > URL_BYTES_MAX {
+        Err("url is too long; write 2048 characters at most")
+    } else {
+        Ok(())
+    }
 }
 
 /// Returns the error for an organization with declared apps.
@@ -159,5 +176,36 @@ impl Operations {
         } else {
             self.store.resume_agent(&self.actor, org, agent).await?
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+    fn settings(keep_for: Duration, retry_for: Option<Duration>) -> AgentSettings {
+        AgentSettings {
+            name: String::new(),
+            mode: AgentMode::default(),
+            url: "https://helper.example/".into(),
+            secret: None,
+            timeout: NewAgent::TIMEOUT,
+            max_concurrent: NewAgent::MAX_CONCURRENT,
+            max_per_user: NewAgent::MAX_PER_USER,
+            retry_for,
+            keep_for,
+            signs_as_slack: false,
+        }
+    }
+
+    /// The bounds are those of the file of `tidegate apply`.
+    #[test]
+    fn limits_times_as_file_does() {
+        let most = *KEEP_BOUNDS.end();
+        assert!(settings(most, Some(most)).check().is_ok());
+        assert!(settings(MONTH, None).check().is_err());
+        assert!(settings(most, Some(MONTH)).check().is_err());
     }
 }

@@ -79,11 +79,11 @@ pub struct AgentInput {
     max_per_user: Option<u32>,
     /// Time after the first attempt until a delivery is given up. The default depends on the mode.
     #[serde(default, deserialize_with = "optional_integer")]
-    #[schema(minimum = 1000, maximum = 2592000000.0)]
+    #[schema(minimum = 1000, maximum = 1209600000)]
     retry_for_ms: Option<u64>,
     /// Maximum wait for the first attempt. Default: 72 h.
     #[serde(default, deserialize_with = "optional_integer")]
-    #[schema(minimum = 1000, maximum = 2592000000.0)]
+    #[schema(minimum = 1000, maximum = 1209600000)]
     keep_for_ms: Option<u64>,
     /// Sign webhooks of connections of the same organization with the signing secret of the
     /// connection.

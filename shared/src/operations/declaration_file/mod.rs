@@ -4,6 +4,9 @@
 mod apps;
 mod schema;
 
+use super::agents::{
+    KEEP_BOUNDS, MAX_CONCURRENT_BOUNDS, MAX_PER_USER_BOUNDS, TIMEOUT_BOUNDS, check_name, check_url,
+};
 use crate::{
     domain::{AgentId, AgentPolicies, EnterpriseId, NotificationEvent, OrgId, TeamId, UserId},
     secrets::Secret,
@@ -19,18 +22,6 @@ use std::{
     time::Duration,
 };
 use toml::Spanned;
-
-/// Bounds of an agent's `timeout`.
-const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// Bounds of an agent's `retry_for` and `keep_for`. The retention of the stream does not limit
-/// them: deliveries contain their bytes.
-const KEEP_BOUNDS: (Duration, Duration) =
-    (Duration::from_secs(1), Duration::from_secs(14 * 24 * 3600));
-/// Bounds of an agent's `max_concurrent`.
-const MAX_CONCURRENT_BOUNDS: RangeInclusive<u16> = 1..=1000;
-
-/// Bounds of an agent's `max_per_user`.
-const MAX_PER_USER_BOUNDS: RangeInclusive<u32> = 1..=1_000_000;
 
 /// Problem of the file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +91,7 @@ impl Reader<'_> {
         for organization in file.organization {
             let item = format!("organization {}", organization.id.get_ref());
             self.require_unique(&mut lines, item, &organization.id.span());
+            self.require(check_name(&organization.name), &organization.id.span());
             declared.organizations.push((organization.id.into_inner(), organization.name));
         }
         let organizations: BTreeSet<OrgId> =
@@ -128,7 +120,8 @@ impl Reader<'_> {
             self.require_organization(&organizations, &agent.organization);
             let item = format!("agent {}/{}", agent.organization.get_ref(), agent.id.get_ref());
             self.require_unique(&mut lines, item, &agent.id.span());
-            self.check_url(&agent.url);
+            self.require(check_name(&agent.name), &agent.id.span());
+            self.require(check_url(agent.url.get_ref()), &agent.url.span());
             let timeout = self.time(agent.timeout, TIMEOUT_BOUNDS, NewAgent::TIMEOUT);
             let retry_for =
                 agent.retry_for.map(|time| self.time(Some(time), KEEP_BOUNDS, NewAgent::KEEP_FOR));
@@ -234,7 +227,7 @@ impl Reader<'_> {
     }
 
     fn notifications(&mut self, declared: schema::Notifications) -> Option<NotificationEndpoint> {
-        self.check_url(&declared.url);
+        self.require(check_url(declared.url.get_ref()), &declared.url.span());
         let secret = self.webhook_secret(&declared.secret)?;
         let events = declared.events.unwrap_or_else(|| NotificationEvent::ALL.to_vec());
         Some(NotificationEndpoint::new(declared.url.into_inner(), secret, &events))
@@ -304,15 +297,10 @@ impl Reader<'_> {
         parsed
     }
 
-    fn check_url(&mut self, url: &Spanned<String>) {
-        let address = url.get_ref();
-        let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
-        let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
-        if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
-            self.problem(&url.span(), "malformed url; write https://host/path".into());
-        } else if host.is_some_and(|host| host.contains('@')) {
-            let why = "user or password in url; remove them, requests are signed with secret";
-            self.problem(&url.span(), why.into());
+    /// Reports a rule that does not hold.
+    fn require(&mut self, rule: Result<(), &'static str>, span: &Range<usize>) {
+        if let Err(why) = rule {
+            self.problem(span, why.into());
         }
     }
 
@@ -336,12 +324,13 @@ impl Reader<'_> {
     fn time(
         &mut self,
         text: Option<Spanned<String>>,
-        (least, most): (Duration, Duration),
+        bounds: RangeInclusive<Duration>,
         default: Duration,
     ) -> Duration {
         let Some(text) = text else { return default };
         let time = humantime::parse_duration(text.get_ref()).ok();
-        time.filter(|time| (least..=most).contains(time)).unwrap_or_else(|| {
+        time.filter(|time| bounds.contains(time)).unwrap_or_else(|| {
+            let (least, most) = bounds.into_inner();
             let [least, most] = [least, most].map(humantime::format_duration);
             self.problem(
                 &text.span(),

@@ -81,6 +81,8 @@ fn documents_every_key() {
 fn reports_line_and_remedy() {
     assert_eq!(problems(GOOD), "");
     let with = |old: &str, new: &str| problems(&GOOD.replacen(old, new, 1));
+    let long_url = format!("https://helper.example/{}", "a".repeat(2_048));
+    let with_name = |id: &str| format!("id = \"{id}\"\nname = \"{}\"", "n".repeat(257));
     for (found, line, expected) in [
         (with("app = \"A1\"", "aps = \"A1\""), 13, "unknown field `aps`"),
         (with("team = \"T1\"", "team = 7"), 14, "invalid type"),
@@ -102,6 +104,10 @@ fn reports_line_and_remedy() {
         (with("https://helper.example/", "helper"), 8, "write https://host/path"),
         (with("https://helper", "https://u:hunter2@helper"), 8, "user or password in url"),
         (with("https://helper", "https://hunter2@helper"), 8, "user or password in url"),
+        (with("https://helper.example/", &long_url), 8, "write 2048 characters at most"),
+        (with("id = \"helper\"", &with_name("helper")), 7, "write 256 characters at most"),
+        (with("id = \"acme\"", &with_name("acme")), 3, "write 256 characters at most"),
+        (with("[[connection]]", "keep_for = \"15days\"\n[[connection]]"), 11, "1s to 14days"),
         (
             with("team = \"T1\"", "team = \"T1\"\nsettings = { link_by = \"nobody\" }"),
             15,
