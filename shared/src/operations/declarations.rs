@@ -76,7 +76,8 @@ impl Operations {
         // The directory holds the ciphertexts of signing secrets.
         let versions = self.store.connection_versions(0, i64::MAX).await?;
         let ids: Vec<_> = versions.into_iter().map(|(id, _)| id).collect();
-        directory::publish(&self.store, js, &ids).await?;
+        // A connection that was deleted meanwhile has no secret left.
+        directory::publish_existing(&self.store, js, &ids).await?;
         let apps = self.store.app_entries().await?;
         let apps: Vec<_> = apps.into_iter().map(|(id, _)| id).collect();
         directory::publish_apps(&self.store, js, &apps, &[]).await?;

@@ -21,14 +21,28 @@ pub(super) async fn publish(
     js: &jetstream::Context,
     connections: &[ConnectionId],
 ) -> Result<()> {
-    let directory = Directory::open(js).await?;
-    let mut revision = 0;
-    for &id in connections {
-        let entry = store.directory_entry(id).await?;
-        let missing = || OperationError::NotFound(format!("connection {id}"));
-        revision = revision.max(directory.project(id, &entry.ok_or_else(missing)?).await?);
+    match publish_existing(store, js, connections).await?.first() {
+        None => Ok(()),
+        Some(missing) => Err(OperationError::NotFound(format!("connection {missing}"))),
     }
-    Ok(directory.wait_until_applied(revision, APPLY_TIMEOUT).await?)
+}
+
+/// Does the same, and returns the connections that do not exist. The others are published.
+pub(super) async fn publish_existing(
+    store: &Store,
+    js: &jetstream::Context,
+    connections: &[ConnectionId],
+) -> Result<Vec<ConnectionId>> {
+    let directory = Directory::open(js).await?;
+    let (mut revision, mut missing) = (0, Vec::new());
+    for &id in connections {
+        match store.directory_entry(id).await? {
+            Some(entry) => revision = revision.max(directory.project(id, &entry).await?),
+            None => missing.push(id),
+        }
+    }
+    directory.wait_until_applied(revision, APPLY_TIMEOUT).await?;
+    Ok(missing)
 }
 
 /// Copies apps from Postgres to the directory, marks others as deleted, and waits until every live

@@ -1,13 +1,14 @@
 //! Rotation of keyrings during operation.
 
 use serde_json::Value;
-use shared::{domain::Surface, secrets::KeyRing, store::SEALED_COLUMNS};
-use std::{collections::BTreeSet, sync::Arc};
+use shared::{domain::Surface, operations::Operations, secrets::KeyRing, store::SEALED_COLUMNS};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tests::{
     eventually::eventually,
     slack::webhook::Webhook,
-    test_env::{App, Size, TIMEOUT, TestEnv},
+    test_env::{App, Size, TIMEOUT, TestEnv, actor},
 };
+use tokio::{sync::Notify, time::sleep};
 
 const SERVERS: Size = Size { ingests: 0, workers: 0, own_postgres: false };
 
@@ -82,6 +83,35 @@ async fn reencrypts_during_operation() {
     send_and_wait(&env, &app, "under the new key").await;
     let webhook = Webhook::message(&env.slack, &other, "C1", "U1", "verified");
     assert_eq!(env.send(&other, &webhook).await.expect("an answer").status, 200);
+}
+
+/// A connection that is deleted before its secrets are published does not end the rotation.
+#[tokio::test]
+async fn skips_deleted_connection() {
+    /// Time in which the rotation reads the connections and begins to wait for NATS.
+    const READ_WITHIN: Duration = Duration::from_millis(500);
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let (app, deleted) = (env.declare().expect("one"), env.declare().expect("another"));
+    let js = async_nats::jetstream::new(env.client().clone());
+    let operations = Operations::new(env.store.clone(), actor());
+    let (last, reencrypted) = (SEALED_COLUMNS.last().expect("a column").name, Notify::new());
+    env.nats.freeze();
+    let rewrap = operations.rewrap(&js, |column, _, is_finished| {
+        if column.name == last && is_finished {
+            reencrypted.notify_one();
+        }
+    });
+    let delete = async {
+        reencrypted.notified().await;
+        sleep(READ_WITHIN).await;
+        let delete = sqlx::query("delete from connections where id = $1");
+        delete.bind(deleted.connection.to_string()).execute(&env.pool).await.expect("deleted");
+        env.nats.thaw();
+    };
+    let (unopened, ()) = tokio::join!(rewrap, delete);
+    assert_eq!(unopened.expect("all others are published"), Vec::<String>::new());
+    let left = env.store.directory_entry(app.connection).await.expect("a look");
+    assert!(left.is_some(), "the other connection exists");
 }
 
 /// Every encrypted column is in the list of columns to re-encrypt.
