@@ -45,8 +45,8 @@ pub enum InstallOutcome {
     Cancelled,
     /// The state was unknown, used, expired or of another browser.
     StateRefused,
-    /// The workspace belongs to another organization, the link was used, or the app's redirect URL
-    /// changed.
+    /// The workspace belongs to another organization, the organization has too many, the link was
+    /// used, or the app's redirect URL changed.
     Refused,
     /// Slack did not exchange the code for a token.
     ExchangeFailed,

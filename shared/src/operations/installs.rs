@@ -19,6 +19,8 @@ pub enum InstallResult {
     Installed(ConnectionId),
     /// The workspace belongs to another organization.
     OtherOrganization,
+    /// The organization has the maximum of connections.
+    TooManyConnections,
     /// The link was revoked, or was used for another workspace.
     LinkUsed,
     /// Another installation of the workspace was recorded since this one began. Its token stays if
@@ -81,6 +83,7 @@ impl Operations {
                 Ok(InstallResult::Installed(connection))
             }
             RecordedInstallation::OtherOrganization => Ok(InstallResult::OtherOrganization),
+            RecordedInstallation::TooManyConnections => Ok(InstallResult::TooManyConnections),
             RecordedInstallation::LinkUsed => Ok(InstallResult::LinkUsed),
             RecordedInstallation::Contested { connection, version, token } => {
                 Ok(InstallResult::Contested { connection, version, token })

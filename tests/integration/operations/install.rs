@@ -252,6 +252,29 @@ async fn moves_connection_to_organization() {
     assert_eq!(setup.app().await.org.as_str(), "acme");
 }
 
+/// An organization with the maximum of connections gets no more by installations. An existing one
+/// can be installed again.
+#[tokio::test]
+async fn limits_connections_of_organization() {
+    let setup = Setup::start(SERVERS).await;
+    let old = Allowed::in_team("T0OLD");
+    assert_eq!(setup.install("acme", &old).await.status(), StatusCode::OK);
+    let mut tx = setup.env.pool.begin().await.expect("Postgres");
+    for sql in [
+        "set local session_replication_role = replica",
+        "insert into connections (id, org_id, app_id, team_id)
+         select lpad(to_hex(n), 32, '0'), 'acme', 'A08', 'T' || n from generate_series(2, 100000) n",
+    ] {
+        sqlx::query(sql).execute(&mut *tx).await.expect("rows");
+    }
+    tx.commit().await.expect("committed");
+    let refused = setup.install("acme", &Allowed::in_team("T0NEW")).await;
+    assert_eq!(refused.status(), StatusCode::CONFLICT);
+    assert!(refused.text().await.expect("a page").contains("Too many workspaces"));
+    assert_eq!(setup.install("acme", &old).await.status(), StatusCode::OK);
+    assert_eq!(setup.count("select count(*) from connections").await, 100_000);
+}
+
 /// A person installs with Chromium, with and without scripts: the policy of the pages allows what
 /// they need and nothing complains.
 #[tokio::test]

@@ -292,6 +292,12 @@ impl Installer {
                     Message::new(StatusCode::CONFLICT, "Connected to another organization", text);
                 return Err(message.ask(&app.contact).ends(InstallOutcome::Refused));
             }
+            InstallResult::TooManyConnections => {
+                let text = "The organization has the maximum of connected workspaces. Ask the \
+                            operator of this service.";
+                let message = Message::new(StatusCode::CONFLICT, "Too many workspaces", text);
+                return Err(message.ask(&app.contact).ends(InstallOutcome::Refused));
+            }
             InstallResult::LinkUsed => {
                 let text = "The link was used for another workspace, or was revoked. Ask for a new \
                             one.";

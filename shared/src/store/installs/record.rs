@@ -7,9 +7,11 @@
 
 use super::links::OpenInstallLink;
 use crate::store::{
-    AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries, column,
+    AuditAction, AuditOrg, LimitedKind, NewAuditEntry, Store, StoreError, add_audit_entries,
+    column,
     connections::{BOT_TOKEN_COLUMN, REFRESH_AT, REFRESH_TOKEN, TABLE},
     inconsistent,
+    organizations::count_limited,
 };
 use crate::{
     domain::{Actor, AgentId, ConnectionId, ConnectionStatus, EnterpriseId, OrgId, TeamId, UserId},
@@ -69,6 +71,8 @@ pub enum RecordedInstallation {
     Installed(ConnectionId),
     /// The workspace belongs to another organization.
     OtherOrganization,
+    /// The organization has the maximum of connections, and this one would be new.
+    TooManyConnections,
     /// The link was revoked, or was used for another workspace.
     LinkUsed,
     /// Another installation was recorded since this one began. Its token stays if Slack accepts it.
@@ -132,6 +136,11 @@ impl Store {
         let old = locked(&row)?;
         if old.org != new.link.org {
             return Ok(RecordedInstallation::OtherOrganization); // the drop rolls back
+        }
+        let limited = LimitedKind::Connection;
+        let limit = limited.limit();
+        if is_new && count_limited(&mut *tx, &old.org, limited, limit + 1).await? > limit {
+            return Ok(RecordedInstallation::TooManyConnections);
         }
         if !is_new
             && old.is_newer

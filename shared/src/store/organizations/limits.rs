@@ -3,6 +3,7 @@
 
 use crate::domain::OrgId;
 use crate::store::{Store, StoreError};
+use sqlx::PgExecutor;
 
 /// Kind of object with a limit per organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,30 +42,40 @@ impl Store {
     /// Returns whether an organization has fewer objects of a kind than the limit. Concurrent
     /// creations may exceed the limit by their number.
     pub async fn has_room(&self, org: &OrgId, kind: LimitedKind) -> Result<bool, StoreError> {
-        let sql = match kind {
-            LimitedKind::Agent => {
-                "-- limits.agents
-                 select count(*) from (select from agents where org_id = $1 limit $2) t"
-            }
-            LimitedKind::Connection => {
-                "-- limits.connections
-                 select count(*) from (select from connections where org_id = $1 limit $2) t"
-            }
-            LimitedKind::OpenInstallLink => {
-                "-- limits.install_links
-                 select count(*) from (
-                     select from install_links where org_id = $1 and used_at is null
-                        and revoked_at is null and expires_at > now() limit $2) t"
-            }
-            LimitedKind::OpenLinkCode => {
-                "-- limits.link_codes
-                 select count(*) from (
-                     select from link_codes where org_id = $1 and consumed_at is null
-                        and expires_at > now() limit $2) t"
-            }
-        };
         let limit = kind.limit();
-        let query = sqlx::query_scalar::<_, i64>(sql).bind(org.as_str()).bind(limit);
-        Ok(query.fetch_one(&self.pool).await? < limit)
+        Ok(count_limited(&self.pool, org, kind, limit).await? < limit)
     }
+}
+
+/// Counts the objects of a kind that an organization has, up to `most`.
+pub(in crate::store) async fn count_limited(
+    executor: impl PgExecutor<'_>,
+    org: &OrgId,
+    kind: LimitedKind,
+    most: i64,
+) -> Result<i64, StoreError> {
+    let sql = match kind {
+        LimitedKind::Agent => {
+            "-- limits.agents
+             select count(*) from (select from agents where org_id = $1 limit $2) t"
+        }
+        LimitedKind::Connection => {
+            "-- limits.connections
+             select count(*) from (select from connections where org_id = $1 limit $2) t"
+        }
+        LimitedKind::OpenInstallLink => {
+            "-- limits.install_links
+             select count(*) from (
+                 select from install_links where org_id = $1 and used_at is null
+                    and revoked_at is null and expires_at > now() limit $2) t"
+        }
+        LimitedKind::OpenLinkCode => {
+            "-- limits.link_codes
+             select count(*) from (
+                 select from link_codes where org_id = $1 and consumed_at is null
+                    and expires_at > now() limit $2) t"
+        }
+    };
+    let query = sqlx::query_scalar(sql).bind(org.as_str()).bind(most);
+    Ok(query.fetch_one(executor).await?)
 }

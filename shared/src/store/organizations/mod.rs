@@ -18,6 +18,7 @@ pub use api_keys::{ApiCaller, ApiKeyRecord, NewApiKey};
 pub use conversations::{BindingChange, ConversationState};
 pub use idempotency_keys::{ClaimResult, IdempotencyClaim};
 pub use limits::LimitedKind;
+pub(in crate::store) use limits::count_limited;
 pub(in crate::store) use link_codes::consume_link_code;
 pub use link_codes::{LinkCodeRecord, LinkCodeResult, LinkCodeUse, NewLinkCode, ReplyForLinkCode};
 pub use members::NamedAgent;
