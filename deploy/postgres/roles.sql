@@ -54,7 +54,7 @@ begin
         ('organization_members', 'tidegate_worker',  'select'),
         ('user_identities',     'tidegate_worker',   'select, delete'),
         -- The control API and the command line request erasures; workers carry them out, and request none.
-        ('erasures',            'tidegate_worker',   'select, update (state, note, rows, webhooks, next_at), delete'),
+        ('erasures',            'tidegate_worker',   'select, update (state, note, rows, webhooks, next_at, direct_channels), delete'),
         ('erasures',            'tidegate_control',  'select, insert, update (next_at)'),
         ('agents',              'tidegate_worker',   'select, update (headers_previous, headers_previous_until)'),
         ('apps',                'tidegate_worker',   'select, update (signing_secret_previous, signing_secret_previous_until)'),

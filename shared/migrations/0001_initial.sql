@@ -827,13 +827,15 @@ begin
     get diagnostics erased = row_count;
 end $$;
 
--- Requests to erase a person or an organization, which workers or the command line carry out. The ids of a person are
--- deleted when the erasure is done.
+-- Requests to erase a person or an organization, which workers or the command line carry out. The ids of a person and of
+-- the person's direct messages are deleted when the erasure is done.
 create table erasures (
     id              text primary key,
     org_id          text,
     team_id         text,
     user_id         text,
+    -- Direct messages of the person, found before the rows that identify them were erased.
+    direct_channels text[] not null default '{}',
     -- As in the audit log.
     requested_by    text not null default '',
     state           text not null default 'open' check (state in ('open', 'done')),
@@ -856,6 +858,7 @@ create function erasures_forget_person() returns trigger
 begin
     new.team_id := null;
     new.user_id := null;
+    new.direct_channels := '{}';
     new.ended_at := now();
     return new;
 end $$;

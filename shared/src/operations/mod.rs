@@ -20,7 +20,7 @@ pub use agents::AgentSettings;
 pub use api_keys::MAX_API_KEY_TTL;
 pub use declaration_file::{DeclarationFile, FileProblem, read_declarations};
 pub use directory::purge_webhooks;
-pub use erasure::{ERASURE_INTERVAL, ErasedPerson};
+pub use erasure::{ERASURE_INTERVAL, ErasedOrganization, ErasedPerson};
 pub use installs::{InstallResult, MAX_INSTALL_LINK_TTL};
 pub use link_codes::MAX_LINK_CODE_TTL;
 pub use traffic::ReplayRequest;

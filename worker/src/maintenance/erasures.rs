@@ -26,7 +26,8 @@ pub async fn run(context: &Context, js: &jetstream::Context, until: Cancellation
                     let operations =
                         Operations::new(context.store.clone(), erasure.requested_by.clone());
                     match operations.run_erasure(js, &erasure).await {
-                        Ok(()) => info!(erasure = id, "erasure completed"),
+                        Ok(true) => info!(erasure = id, "erasure completed"),
+                        Ok(false) => info!(erasure = id, "erasure postponed"),
                         Err(error) => {
                             warn!(erasure = id, error = %ErrorChain(&error), "failed to run erasure");
                             let open = Some((FAILED, ERASURE_INTERVAL));

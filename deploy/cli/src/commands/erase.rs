@@ -2,7 +2,7 @@
 
 use crate::{
     output,
-    settings::{NatsSettings, StoreSettings},
+    settings::{NatsSettings, StoreSettings, TokenKeyring},
 };
 use anyhow::{bail, ensure};
 use shared::domain::{OrgId, TeamId, UserId};
@@ -13,7 +13,7 @@ use std::str::FromStr;
 pub enum Erase {
     /// Erase a person of a workspace. Exits 1 while data of the person is still being processed.
     Person(Person),
-    /// Erase an organization with its connections, their data and their history.
+    /// Erase an organization with all its data. Exits 1 while its webhooks are still being processed.
     Organization(Organization),
 }
 
@@ -47,6 +47,8 @@ pub struct Person {
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
+    tokens: TokenKeyring,
+    #[command(flatten)]
     nats: NatsSettings,
 }
 
@@ -78,7 +80,9 @@ impl Person {
     async fn run(self) -> anyhow::Result<()> {
         let SlackPerson { team, user } = &self.person;
         ensure!(self.yes, "would erase person {team}/{user}; pass --yes to do it");
-        let (store, js) = (self.store.open()?, self.nats.jetstream().await?);
+        // Messages to Slack are opened to find those that name the person.
+        let store = self.store.open_with(self.tokens.rings())?;
+        let js = self.nats.jetstream().await?;
         let erased = self.store.operations(&store)?.erase_person(&js, team, user).await?;
         if self.json {
             output::print_json(&erased)?;
@@ -109,7 +113,14 @@ impl Organization {
             );
         }
         let js = self.nats.jetstream().await?;
-        let connections = self.store.operations(&store)?.erase_organization(&js, id).await?;
+        let erased = self.store.operations(&store)?.erase_organization(&js, id).await?;
+        let connections = erased.connections;
+        ensure!(
+            erased.open_webhooks == 0,
+            "connections erased: {connections}, open webhooks of others: {}; workers complete the \
+             erasure once they have processed these",
+            erased.open_webhooks
+        );
         Ok(output::print_line(&format!("organization {id} erased, connections: {connections}"))?)
     }
 }

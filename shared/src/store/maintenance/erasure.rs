@@ -2,10 +2,15 @@
 //!
 //! Nothing is erased while deliveries or messages of the person are open, because their
 //! conversations wait for them. Their numbers are returned, and the caller repeats the erasure.
+//!
+//! The statements run one by one, and each can be repeated: the person's direct messages are stored
+//! with the erasure before rows that identify them are erased.
 
 use crate::domain::{Actor, ConnectionId, OrgId, TeamId, UserId};
+use crate::secrets::{SealContext, SealedValue};
 use crate::store::{
     AuditAction, AuditOrg, NewAuditEntry, Store, StoreError, add_audit_entries, column,
+    inconsistent, outbox::OUTBOX_REQUEST_COLUMN,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -16,6 +21,8 @@ pub const ERASED: &str = "erased";
 
 /// Maximum rows of the audit log per statement.
 const STEP_ROWS: i32 = 5_000;
+/// Maximum messages to Slack that are read and opened at once.
+const STEP_MESSAGES: i64 = 200;
 
 /// Connections of a workspace or organization of Slack.
 macro_rules! connections_of_team {
@@ -25,8 +32,21 @@ macro_rules! connections_of_team {
 }
 
 /// Statements that erase a person: `$1` is the workspace, `$2` the person, `$3` the person's direct
-/// messages with apps.
-const PERSON: [&str; 20] = [
+/// messages with apps. The messages of the person's webhooks come before the rows by which they are
+/// found.
+const PERSON: [&str; 21] = [
+    concat!(
+        "-- erasure.outbox_failures
+         delete from outbox_failures where connection_id in ",
+        connections_of_team!(),
+        " and (channel_key = any ($3) or dedup_key in (
+                 select dedup_key from delivery_log where user_id = $2
+                 union all select dedup_key from ignored_webhooks where user_id = $2
+                 union all select dedup_key from dead_letters where user_id = $2))"
+    ),
+    "-- erasure.installed_by
+     update connections set installed_by = 'erased'
+      where installed_by = $2 and coalesce(team_id, enterprise_id) = $1 and $3::text[] is not null",
     "-- erasure.user_identities
      delete from user_identities where team_id = $1 and platform_user_id = $2 and $3::text[] is not null",
     "-- erasure.welcomed_users
@@ -115,11 +135,6 @@ const PERSON: [&str; 20] = [
         connections_of_team!()
     ),
     concat!(
-        "-- erasure.outbox_failures
-         delete from outbox_failures where $2 <> '' and channel_key = any ($3) and connection_id in ",
-        connections_of_team!()
-    ),
-    concat!(
         "-- erasure.notifications
          delete from notifications where (data ->> 'user' = $2 or data ->> 'channel' = any ($3))
             and connection_id in ",
@@ -135,7 +150,7 @@ pub struct ErasedRows {
     pub rows: u64,
     /// Deliveries of the person that have not ended.
     pub open_deliveries: i64,
-    /// Messages to the person's direct messages that are not sent.
+    /// Messages to the person's direct messages, or that name the person, that are not sent.
     pub open_messages: i64,
 }
 
@@ -148,22 +163,8 @@ impl Store {
         team: &TeamId,
         user: &UserId,
     ) -> Result<ErasedRows, StoreError> {
-        let channels: Vec<String> = sqlx::query_scalar(concat!(
-            "-- erasure.direct_channels
-             select distinct channel_id from (
-                 select channel_id, user_id, connection_id from delivery_log
-                 union all select channel_id, user_id, connection_id from ignored_webhooks
-                 union all select channel_id, user_id, connection_id from dead_letters
-                 union all select channel_id, user_id, connection_id from deliveries
-                 union all select consumed_channel, consumed_user, consumed_connection from link_codes
-                 union all select channel_id, bound_by, connection_id from channel_bindings) t
-              where user_id = $2 and channel_id like 'D%' and connection_id in ",
-            connections_of_team!()
-        ))
-        .bind(team.as_str())
-        .bind(user.as_str())
-        .fetch_all(&self.pool)
-        .await?;
+        let channels = self.store_direct_channels(team, user).await?;
+        let connections = self.team_connections(team).await?;
         let open = sqlx::query(concat!(
             "-- erasure.open
              select (select count(*) from deliveries where user_id = $2 and connection_id in ",
@@ -183,9 +184,16 @@ impl Store {
             open_deliveries: open.try_get("deliveries")?,
             open_messages: open.try_get("messages")?,
         };
-        // The rows identify the person's direct messages until the erasure is complete.
+        if erased.open_messages == 0 {
+            for &connection in &connections {
+                erased.open_messages += self.count_open_messages(connection, user).await?;
+            }
+        }
         if erased.open_deliveries + erased.open_messages > 0 {
             return Ok(erased);
+        }
+        for &connection in &connections {
+            erased.rows += self.erase_failed_messages(connection, user).await?;
         }
         for sql in PERSON {
             let query = sqlx::query(sql).bind(team.as_str()).bind(user.as_str()).bind(&channels);
@@ -201,6 +209,121 @@ impl Store {
         add_audit_entries(&mut tx, by, &[entry]).await?;
         tx.commit().await?;
         Ok(erased)
+    }
+
+    /// Adds the person's direct messages to the open erasure, and returns all that it has: an earlier
+    /// run may have erased the rows that identify some of them.
+    async fn store_direct_channels(
+        &self,
+        team: &TeamId,
+        user: &UserId,
+    ) -> Result<Vec<String>, StoreError> {
+        let stored = sqlx::query_scalar(concat!(
+            "-- erasure.direct_channels
+             with found as (
+                 select distinct channel_id from (
+                     select channel_id, user_id, connection_id from delivery_log
+                     union all select channel_id, user_id, connection_id from ignored_webhooks
+                     union all select channel_id, user_id, connection_id from dead_letters
+                     union all select channel_id, user_id, connection_id from deliveries
+                     union all
+                     select consumed_channel, consumed_user, consumed_connection from link_codes
+                     union all select channel_id, bound_by, connection_id from channel_bindings) t
+                  where user_id = $2 and channel_id like 'D%' and connection_id in ",
+            connections_of_team!(),
+            ")
+             update erasures
+                set direct_channels = array (select unnest(direct_channels)
+                                             union select channel_id from found)
+              where state = 'open' and team_id = $1 and user_id = $2
+             returning direct_channels"
+        ))
+        .bind(team.as_str())
+        .bind(user.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        stored.ok_or_else(|| StoreError::Missing("an open erasure of the person".into()))
+    }
+
+    /// Counts the messages of a connection that name a person and are not sent.
+    async fn count_open_messages(
+        &self,
+        connection: ConnectionId,
+        user: &UserId,
+    ) -> Result<i64, StoreError> {
+        let (mut after, mut open) = ((i64::MIN, 0_i64), 0);
+        loop {
+            let rows: Vec<(i64, i64, String, String)> = sqlx::query_as(
+                "-- erasure.open_messages
+                 select lane, position, dedup_key, request from outbox
+                  where connection_id = $1 and (lane, position) > ($2, $3)
+                  order by lane, position limit $4",
+            )
+            .bind(connection.to_string())
+            .bind(after.0)
+            .bind(after.1)
+            .bind(STEP_MESSAGES)
+            .fetch_all(&self.pool)
+            .await?;
+            for (.., key, request) in &rows {
+                open += i64::from(self.names_person(connection, key, request, user)?);
+            }
+            match rows.last() {
+                Some(&(lane, position, ..)) => after = (lane, position),
+                None => return Ok(open),
+            }
+        }
+    }
+
+    /// Deletes the messages of a connection that name a person and that Slack rejected. Returns
+    /// their number.
+    async fn erase_failed_messages(
+        &self,
+        connection: ConnectionId,
+        user: &UserId,
+    ) -> Result<u64, StoreError> {
+        let (mut after, mut erased) = (i64::MIN, 0);
+        loop {
+            let rows: Vec<(i64, String, String)> = sqlx::query_as(
+                "-- erasure.failed_messages
+                 select id, dedup_key, request from outbox_failures
+                  where connection_id = $1 and id > $2 order by id limit $3",
+            )
+            .bind(connection.to_string())
+            .bind(after)
+            .bind(STEP_MESSAGES)
+            .fetch_all(&self.pool)
+            .await?;
+            let Some(&(last, ..)) = rows.last() else { return Ok(erased) };
+            after = last;
+            let mut ids = Vec::new();
+            for (id, key, request) in &rows {
+                if self.names_person(connection, key, request, user)? {
+                    ids.push(*id);
+                }
+            }
+            let delete = sqlx::query(
+                "-- erasure.delete_failed_messages
+                 delete from outbox_failures where id = any ($1)",
+            );
+            erased += delete.bind(ids).execute(&self.pool).await?.rows_affected();
+        }
+    }
+
+    /// Returns whether the sealed request of a message contains the id of a person. Fails if the
+    /// keyring does not open it.
+    fn names_person(
+        &self,
+        connection: ConnectionId,
+        dedup_key: &str,
+        request: &str,
+        user: &UserId,
+    ) -> Result<bool, StoreError> {
+        let owner = format!("{connection}/{dedup_key}");
+        let context = SealContext { owner: &owner, column: OUTBOX_REQUEST_COLUMN };
+        let opened = self.rings.tokens.open(context, &SealedValue::from_stored(request.into()));
+        let clear = opened.map_err(|why| inconsistent("outbox", "request", &owner, why))?;
+        Ok(holds_word(&clear, user.as_str()))
     }
 
     /// Removes details from the audit log's rows about an organization, and adds an entry. Returns
@@ -304,5 +427,34 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(|row| column(row, "connections", "organization", "id")).collect()
+    }
+}
+
+/// Returns whether bytes contain an id that is not part of a longer word.
+pub fn holds_word(bytes: &[u8], word: &str) -> bool {
+    let is_part = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let found = |at: usize| {
+        let before = at.checked_sub(1).and_then(|at| bytes.get(at));
+        !is_part(before) && !is_part(bytes.get(at + word.len()))
+    };
+    // An encoded separator ends in a digit or letter: `%22U1`.
+    let encoded =
+        |at: usize| at >= 3 && bytes[at - 3] == b'%' && !is_part(bytes.get(at + word.len()));
+    let mut places = bytes.windows(word.len().max(1)).enumerate();
+    places.any(|(at, part)| part == word.as_bytes() && (found(at) || encoded(at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_whole_ids() {
+        for text in ["U1", "user_id=U1&x", "{\"user\":\"U1\"}", "<@U1> hi", "payload=%22U1%22"] {
+            assert!(holds_word(text.as_bytes(), "U1"), "{text}");
+        }
+        for text in ["", "U", "U12", "AU1", "user=U10&", "%22U12"] {
+            assert!(!holds_word(text.as_bytes(), "U1"), "{text}");
+        }
     }
 }

@@ -33,7 +33,7 @@ pub use backlog::{
 pub use counts::BoundedCount;
 pub use deliveries::{DeliveryCount, DeliveryFilter, LaneState, OpenDelivery};
 pub use delivery_operations::EndedDeliveries;
-pub use erasure::{ERASED, ErasedRows};
+pub use erasure::{ERASED, ErasedRows, holds_word};
 pub use erasure_requests::{ErasureRecord, ErasureTarget, OpenErasure};
 pub use export::ExportPosition;
 pub use failure_filter::FailureFilter;

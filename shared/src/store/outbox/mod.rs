@@ -11,7 +11,9 @@ mod rate_limits;
 mod record;
 
 pub use claim::{ClaimPosition, ClaimedMessages};
-pub(in crate::store) use enqueue::{SealedMessages, enqueue_messages};
+pub(in crate::store) use enqueue::{
+    COLUMN as OUTBOX_REQUEST_COLUMN, SealedMessages, enqueue_messages,
+};
 pub use message::{OutboxMessage, UnreadableMessage};
 pub use rate_limits::{RateLimitSubscription, SlackRateLimit};
 pub use record::{SendAmbiguity, SendOutcome, SendRecord};
